@@ -1,0 +1,220 @@
+"""The records that packages hand to one another, and the dimension key of the whole project.
+
+Data goes one way: `Problem -> PromptBatch -> Rollouts -> Graded -> TrainBatch`, then `StageState`
+feeds the next step. Records are frozen; a function takes one and returns a new one. numpy only:
+host packages import this module without pulling in jax.
+
+Dimension key. Every array local, argument and field carries its axes as a suffix:
+
+    P  prompts of a step            L  layers                    Z  pages in the KV pool
+    R  responses of a prompt        D  model width               Y  tokens of a page
+    B  rows (P*R, or packed rows)   F  MLP width                 J  pages of a sequence
+    T  positions of a row           N  query heads               V  vocabulary
+    S  cached positions             K  key/value heads
+                                    G  query heads a KV head (N/K)
+                                    H  head width
+
+A reduced axis loses its letter. Host lists and dicts are plural nouns without a suffix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+FinishReason = Literal["stop", "length"]
+Gold = str | int | float | Sequence[str | int | float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One problem: a question and the answers that count as right.
+
+    Attributes:
+        id: stable and unique in a data set; every table of a run is keyed by it.
+        problem: the question as the data set writes it, without `data.prompt_suffix`.
+        answer: the gold: a string, a number, or a list of alternatives.
+        source: where it comes from, for reports.
+        pass_rate: share of calibration rollouts that solved it, in [0, 1]; None before calibration.
+    """
+
+    id: str
+    problem: str
+    answer: Gold
+    source: str = ""
+    pass_rate: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptBatch:
+    """The prompts of one step, drawn alike by every process.
+
+    Attributes:
+        problem_ids: P ids; one id may occur twice when a batch straddles two epochs.
+        prompts: P prompts as token ids, chat template applied.
+        prompt_texts: the same prompts as text; the reward's train mode reads prompt + response.
+        golds: P golds.
+        draws: how often each id had been drawn before in this run; folded into its sampling seed.
+        epoch: epoch of the batch's first prompt, from 0.
+    """
+
+    problem_ids: tuple[str, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    prompt_texts: tuple[str, ...]
+    golds: tuple[Gold, ...]
+    draws: tuple[int, ...]
+    epoch: int
+
+    def __len__(self) -> int:
+        return len(self.problem_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """One sampled completion.
+
+    Attributes:
+        token_ids: sampled ids, the stop token included.
+        logprobs: natural log of each token's probability under log_softmax(logits / temperature),
+            before any top-k, top-p or min-p mask; in nats, same length as `token_ids`.
+        finish_reason: "stop" when it ended with a stop token, "length" when its budget ended it.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """The sampled responses of a prompt batch.
+
+    Attributes:
+        prompts: the batch that was sampled.
+        responses: [P][R] responses.
+        texts: [P][R] their decoded text, special tokens left out.
+        temperature: the sampling temperature of all of them.
+        max_response_tokens: the budget that held.
+    """
+
+    prompts: PromptBatch
+    responses: tuple[tuple[Response, ...], ...]
+    texts: tuple[tuple[str, ...], ...]
+    temperature: float
+    max_response_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    """Responses with their rewards: what rescue, substitution and packing work on.
+
+    Nested fields are indexed [P][R]. Batch functions return a new record and never change one.
+
+    Attributes:
+        problem_ids: P ids.
+        prompts: P prompts (token ids).
+        golds: P golds.
+        token_ids: response token ids.
+        logprobs: the sampler's log-prob of each response token, nats.
+        texts: decoded responses.
+        finish_reasons: "stop" or "length".
+        reward_PR: terminal rewards in [0, 1], float32.
+        rescued_PR: True where a row came from the rescue sink; all False when not given.
+        temperature_PR: temperature at which a row was sampled (a rescued row keeps its own);
+            None when the caller does not need it.
+    """
+
+    problem_ids: Sequence[str]
+    prompts: Sequence[Any]
+    golds: Sequence[Any]
+    token_ids: Sequence[Sequence[Sequence[int]]]
+    logprobs: Sequence[Sequence[Sequence[float]]]
+    texts: Sequence[Sequence[str]]
+    finish_reasons: Sequence[Sequence[str]]
+    reward_PR: np.ndarray
+    rescued_PR: np.ndarray | None = None
+    temperature_PR: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        reward_PR = np.asarray(self.reward_PR, np.float32)
+        object.__setattr__(self, "reward_PR", reward_PR)
+        rescued_PR = self.rescued_PR
+        rescued_PR = np.zeros(reward_PR.shape, bool) if rescued_PR is None else rescued_PR
+        object.__setattr__(self, "rescued_PR", np.asarray(rescued_PR, bool))
+
+    def __len__(self) -> int:
+        return len(self.problem_ids)
+
+    @property
+    def informative_P(self) -> np.ndarray:
+        """True for groups whose rewards are not all equal."""
+        return self.reward_PR.max(axis=1) != self.reward_PR.min(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatch:
+    """Packed rows, ready for the update.
+
+    Every [B, T] float field is aligned with `models.token_logprobs`: entry t speaks of the
+    prediction of token t+1. Rows beyond the last packed sequence are all padding.
+
+    Attributes:
+        token_BT: int32 token ids, 0 where padded.
+        position_BT: int32, from 0 in each segment.
+        segment_BT: int32, 0 is padding, segments of a row count from 1.
+        weight_BT: float32, what one token's surrogate counts in the loss; 0 outside responses.
+            The aggregation (objective.aggregation) lives in these weights alone, which makes the
+            loss a plain sum and independent of packing.
+        advantage_BT: float32, the sequence's advantage at each response token.
+        old_logp_BT: float32, the sampler's (or stored) log-probs, nats, 0 outside responses.
+        temperature_BT: float32 > 0, temperature of the policy that is trained, 1 where padded.
+        sequences: number of packed sequences.
+        tokens: number of response tokens.
+        padding_share: share of positions that carry no token, in [0, 1].
+    """
+
+    token_BT: np.ndarray
+    position_BT: np.ndarray
+    segment_BT: np.ndarray
+    weight_BT: np.ndarray
+    advantage_BT: np.ndarray
+    old_logp_BT: np.ndarray
+    temperature_BT: np.ndarray
+    sequences: int
+    tokens: int
+    padding_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class StageState:
+    """Where the run stands in its stages; the only thing that feeds the next iteration.
+
+    Attributes:
+        stage: index into `config.stages`, from 0.
+        first_step: global step at which this stage began.
+        steps_done: updates or skipped steps done in this stage.
+        temperature: sampling temperature of this stage.
+        max_response_tokens: response budget of this stage.
+        dropped_ids: problems out of the training set, in the order in which they were dropped.
+        target_diversity: distinct-4-gram of the fixed probe set at the stage's start; None when the
+            temperature rule does not need it.
+        first_entropy: policy entropy (nats) of the stage's first step; None before it.
+        last_entropy: the same of the stage's newest step.
+        decisions: what was decided on entering this stage: dicts of kind, value, reason, table.
+        finished: the last stage is done.
+    """
+
+    stage: int
+    first_step: int
+    steps_done: int
+    temperature: float
+    max_response_tokens: int
+    dropped_ids: tuple[str, ...] = ()
+    target_diversity: float | None = None
+    first_entropy: float | None = None
+    last_entropy: float | None = None
+    decisions: tuple[dict[str, Any], ...] = ()
+    finished: bool = False
