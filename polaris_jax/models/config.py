@@ -1,0 +1,112 @@
+"""The frozen description of a Qwen2, Qwen2.5 or Qwen3 dense checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+RopeType = Literal["default", "linear", "yarn", "llama3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are changed; fields and defaults as in Hugging Face's config.json.
+
+    Attributes:
+        rope_type: "default" (none), "linear", "yarn" or "llama3".
+        factor: stretch of positions, >= 1.
+        original_max_position_embeddings: length in tokens that the checkpoint was trained for;
+            needed by yarn and llama3.
+        attention_factor: yarn only; multiplies cos and sin, so attention scores grow by its square.
+            None means 0.1 ln(factor) + 1.
+        beta_fast: yarn only; dimensions that turn more often than this over the original length
+            keep their frequency.
+        beta_slow: yarn only; dimensions that turn less often than this are fully interpolated.
+        truncate: yarn only; round the border dimensions to whole ones.
+        low_freq_factor: llama3 only.
+        high_freq_factor: llama3 only.
+
+    Source: YaRN, Peng et al. 2023 (arXiv:2309.00071), section 3.
+    """
+
+    rope_type: RopeType = "default"
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in ("default", "linear", "yarn", "llama3"):
+            raise ValueError(
+                f"rope_scaling.rope_type={self.rope_type!r}: expected default, linear, yarn or "
+                "llama3; other schemes are not supported"
+            )
+        if self.factor < 1:
+            raise ValueError(f"rope_scaling.factor={self.factor}: must be at least 1")
+        if self.rope_type in ("yarn", "llama3") and not self.original_max_position_embeddings:
+            raise ValueError(
+                f"rope_scaling.original_max_position_embeddings="
+                f"{self.original_max_position_embeddings}: {self.rope_type} needs the length that "
+                "the checkpoint was trained for (32768 for Qwen3)"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of one dense decoder; hashable, so it is static under jit.
+
+    Attributes:
+        vocab_size: V, rows of the embedding.
+        hidden_size: D.
+        intermediate_size: F.
+        num_layers: L.
+        num_heads: N query heads.
+        num_kv_heads: K key/value heads; divides N.
+        head_dim: H; need not be D / N.
+        rope_theta: base of the rotary frequencies.
+        rms_norm_eps: added to the mean square.
+        max_position_embeddings: positions the checkpoint claims, in tokens.
+        tie_embeddings: the head is the embedding.
+        qkv_bias: Qwen2's bias on the q, k, v projections.
+        qk_norm: Qwen3's RMSNorm over H on q and k.
+        rope_scaling: change of the rotary frequencies, or None.
+        model_type: Hugging Face's name: "qwen2", "qwen3" or "llama".
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    max_position_embeddings: int
+    tie_embeddings: bool
+    qkv_bias: bool
+    qk_norm: bool
+    rope_scaling: RopeScaling | None = None
+    model_type: str = "qwen3"
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim}: rotary embedding needs an even width")
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights, embeddings included."""
+        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        bias = self.head_dim * (self.num_heads + 2 * self.num_kv_heads) * self.qkv_bias
+        norms = 2 * self.hidden_size + 2 * self.head_dim * self.qk_norm
+        layer = attention + bias + norms + 3 * self.hidden_size * self.intermediate_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
+        return self.num_layers * layer + embeddings + self.hidden_size

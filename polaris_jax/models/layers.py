@@ -1,0 +1,101 @@
+"""RMSNorm, rotary positions with their scalings, and the SwiGLU block, as plain functions."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from polaris_jax.models.config import ModelConfig, RopeScaling
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """`x` scaled to unit root mean square over its last axis, times `weight`; computed in fp32.
+
+    Args:
+        x: [..., W].
+        weight: [W].
+        eps: added to the mean square.
+    """
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * jnp.expand_dims(weight, range(x.ndim - 1))
+
+
+def swiglu(x_BTD: Array, gate_DF: Array, up_DF: Array, down_FD: Array) -> Array:
+    """[B, T, D] output of the gated MLP: down(silu(gate(x)) * up(x))."""
+    gate_BTF = jax.nn.silu(jnp.einsum("btd,df->btf", x_BTD, gate_DF))
+    return jnp.einsum("btf,fd->btd", gate_BTF * jnp.einsum("btd,df->btf", x_BTD, up_DF), down_FD)
+
+
+def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
+    """Rotary angle per position for each pair of dimensions, and the factor on cos and sin.
+
+    Returns:
+        (float32 [H/2] radians a token, attention factor). Computed in float64 on the host.
+
+    Source: RoFormer, Su et al. 2021 (arXiv:2104.09864); YaRN (arXiv:2309.00071) sections 3.2-3.4;
+        llama3: the reference code of Llama 3.1.
+    """
+    width = config.head_dim
+    frequency = config.rope_theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+    scaling = config.rope_scaling
+    if scaling is None or scaling.rope_type == "default":
+        return frequency.astype(np.float32), 1.0
+    if scaling.rope_type == "linear":
+        return (frequency / scaling.factor).astype(np.float32), 1.0
+    if scaling.rope_type == "llama3":
+        return _llama3(frequency, scaling).astype(np.float32), 1.0
+    return _yarn(frequency, scaling, config).astype(np.float32), yarn_attention_factor(scaling)
+
+
+def yarn_attention_factor(scaling: RopeScaling) -> float:
+    """The factor on cos and sin: the explicit one, else 0.1 ln(factor) + 1."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    return 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+
+
+def _yarn(frequency: np.ndarray, scaling: RopeScaling, config: ModelConfig) -> np.ndarray:
+    width, original = config.head_dim, scaling.original_max_position_embeddings
+    assert original is not None
+
+    def dimension_of(turns: float) -> float:
+        """The (fractional) pair that makes `turns` turns over the original length."""
+        return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low, high = dimension_of(scaling.beta_fast), dimension_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    if low == high:
+        high += 0.001
+    interpolated_share = np.clip((np.arange(width // 2) - low) / (high - low), 0, 1)
+    return frequency / scaling.factor * interpolated_share + frequency * (1 - interpolated_share)
+
+
+def _llama3(frequency: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    original = scaling.original_max_position_embeddings
+    assert original is not None
+    wavelength = 2 * math.pi / frequency
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep_share = np.clip((original / wavelength - low) / (high - low), 0, 1)
+    return (1 - keep_share) * frequency / scaling.factor + keep_share * frequency
+
+
+def rope_tables(position_BT: Array, config: ModelConfig) -> tuple[Array, Array]:
+    """cos and sin of every position, float32 [B, T, H/2], attention factor included."""
+    frequency, factor = rope_frequencies(config)
+    angle_BTh = position_BT.astype(jnp.float32)[..., None] * jnp.asarray(frequency)[None, None]
+    return jnp.cos(angle_BTh) * factor, jnp.sin(angle_BTh) * factor
+
+
+def apply_rope(x_BTNH: Array, cos_BTh: Array, sin_BTh: Array) -> Array:
+    """`x_BTNH` with each pair (i, i + H/2) rotated by its angle; computed in fp32."""
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos_BTh[:, :, None], sin_BTh[:, :, None]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)

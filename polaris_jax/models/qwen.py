@@ -1,0 +1,266 @@
+"""The one model definition: Qwen2, Qwen2.5 and Qwen3 dense, for trainer and sampler.
+
+`Qwen` is a `flax.nnx.Module` used as an immutable pytree: plain `jax.jit`, `jax.grad`, `tree.map`.
+Layers are stacked on a leading L axis and scanned. What differs between trainer and sampler is the
+`attend` function that `forward` is given: the trainer's looks at the row itself, the sampler's
+writes keys and values into its page pool, which rides in the scan's carry.
+
+Arrays carry logical axis names (`param_axes`); only sharding.py knows the mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from polaris_jax.models import attention as attention_lib
+from polaris_jax.models.config import ModelConfig, RopeScaling
+from polaris_jax.models.layers import apply_rope, rms_norm, rope_tables, swiglu
+
+# attend(layer_index, q_BTNH, k_BTKH, v_BTKH, carry) -> (out_BTNH, carry)
+Attend = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
+Remat = Literal["none", "layer"]
+
+# One declaration a parameter: shape (by dimension letter) and logical axes. Layer parameters get a
+# leading L. Optional ones exist only where ModelConfig says so.
+_LAYER_PARAMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "attn_norm_D": ("D", ("norm",)),
+    "q_DNH": ("DNH", ("embed", "heads", "head_dim")),
+    "k_DKH": ("DKH", ("embed", "kv_heads", "head_dim")),
+    "v_DKH": ("DKH", ("embed", "kv_heads", "head_dim")),
+    "o_NHD": ("NHD", ("heads", "head_dim", "embed")),
+    "q_bias_NH": ("NH", ("heads", "head_dim")),
+    "k_bias_KH": ("KH", ("kv_heads", "head_dim")),
+    "v_bias_KH": ("KH", ("kv_heads", "head_dim")),
+    "q_norm_H": ("H", ("norm",)),
+    "k_norm_H": ("H", ("norm",)),
+    "mlp_norm_D": ("D", ("norm",)),
+    "gate_DF": ("DF", ("embed", "mlp")),
+    "up_DF": ("DF", ("embed", "mlp")),
+    "down_FD": ("FD", ("mlp", "embed")),
+}
+_TOP_PARAMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "embed_VD": ("VD", ("vocab", "embed")),
+    "norm_D": ("D", ("norm",)),
+    "head_VD": ("VD", ("vocab", "embed")),
+}
+
+
+def _has_param(config: ModelConfig, name: str) -> bool:
+    if name.endswith(("bias_NH", "bias_KH")):
+        return config.qkv_bias
+    if name in ("q_norm_H", "k_norm_H"):
+        return config.qk_norm
+    if name == "head_VD":
+        return not config.tie_embeddings
+    return True
+
+
+def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by its path, e.g. `layers/q_DNH` -> (L, D, N, H)."""
+    size = {
+        "V": config.vocab_size,
+        "D": config.hidden_size,
+        "F": config.intermediate_size,
+        "N": config.num_heads,
+        "K": config.num_kv_heads,
+        "H": config.head_dim,
+    }
+    shapes = {n: tuple(size[c] for c in dims) for n, (dims, _) in _TOP_PARAMS.items()}
+    for name, (dims, _) in _LAYER_PARAMS.items():
+        shapes[f"layers/{name}"] = (config.num_layers, *(size[c] for c in dims))
+    return {path: s for path, s in shapes.items() if _has_param(config, path.split("/")[-1])}
+
+
+def param_axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Logical axes of every parameter by its path; sharding.py maps them to mesh axes."""
+    axes = {name: a for name, (_, a) in _TOP_PARAMS.items()}
+    axes |= {f"layers/{name}": ("layers", *a) for name, (_, a) in _LAYER_PARAMS.items()}
+    return {path: axes[path] for path in param_shapes(config)}
+
+
+def model_tree_path(path: tuple[Any, ...]) -> str:
+    """The `param_axes` key of a leaf, from its jax key path."""
+    names = [str(getattr(k, "name", getattr(k, "key", k))) for k in path]
+    return "/".join(n for n in names if n != "value")
+
+
+class Layers(nnx.Module):
+    """Parameters of all layers, stacked on a leading L axis (or of one layer, without it)."""
+
+    def __init__(self, params: dict[str, Array]):
+        for name in _LAYER_PARAMS:
+            setattr(self, name, nnx.Param(params[name]) if name in params else None)
+
+
+class Qwen(nnx.Module):
+    """Weights and forward pass of one decoder; an immutable pytree.
+
+    Build one with `Qwen.init`, `Qwen.from_params`, or `load_pretrained`.
+    """
+
+    def __init__(self, config: ModelConfig, params: dict[str, Array]):
+        self.config = config
+        self.embed_VD = nnx.Param(params["embed_VD"])
+        self.layers = Layers(
+            {p.removeprefix("layers/"): x for p, x in params.items() if p.startswith("layers/")}
+        )
+        self.norm_D = nnx.Param(params["norm_D"])
+        self.head_VD = None if config.tie_embeddings else nnx.Param(params["head_VD"])
+
+    @classmethod
+    def from_params(cls, config: ModelConfig, params: dict[str, Array]) -> Qwen:
+        """A model over the given arrays, keyed like `param_shapes`.
+
+        Raises:
+            ValueError: a missing, unexpected or misshapen parameter, named.
+        """
+        shapes = param_shapes(config)
+        if missing := sorted(shapes.keys() - params.keys()):
+            raise ValueError(f"parameters {missing}: missing for model_type={config.model_type}")
+        if extra := sorted(params.keys() - shapes.keys()):
+            raise ValueError(f"parameters {extra}: unexpected for model_type={config.model_type}")
+        for path, shape in shapes.items():
+            if tuple(params[path].shape) != shape:
+                raise ValueError(f"{path}: shape {tuple(params[path].shape)}, expected {shape}")
+        return cls(config, params)
+
+    @classmethod
+    def init(cls, config: ModelConfig, key: Array, *, dtype: DTypeLike = jnp.float32) -> Qwen:
+        """Random weights: norms 1, biases 0, embeddings std 0.02, matrices std fan_in^-1/2."""
+        params = {}
+        for path, shape in param_shapes(config).items():
+            name = path.split("/")[-1]
+            if "norm" in name:
+                params[path] = jnp.ones(shape, dtype)
+            elif "bias" in name:
+                params[path] = jnp.zeros(shape, dtype)
+            else:
+                fan_in = {"o_NHD": config.num_heads * config.head_dim}.get(name, shape[1])
+                std = 0.02 if name.endswith("VD") else fan_in**-0.5
+                noise = jax.random.normal(jax.random.fold_in(key, _stable_id(path)), shape)
+                params[path] = (noise * std).astype(dtype)
+        return cls.from_params(config, params)
+
+    def params(self) -> dict[str, Array]:
+        """Every parameter by its path, stacked layers; the inverse of `from_params`."""
+        leaves, _ = jax.tree_util.tree_flatten_with_path(self)
+        return {model_tree_path(path): leaf for path, leaf in leaves}
+
+    def with_rope_scaling(self, rope_scaling: RopeScaling | None) -> Qwen:
+        """The same weights under other rotary frequencies."""
+        config = dataclasses.replace(self.config, rope_scaling=rope_scaling)
+        return Qwen.from_params(config, self.params())
+
+    def __call__(
+        self,
+        token_BT: Array,
+        position_BT: Array,
+        segment_BT: Array | None = None,
+        *,
+        attention: attention_lib.Attention = "auto",
+        remat: Remat = "none",
+    ) -> Array:
+        """Final hidden states, normed, [B, T, D]; `unembed` makes logits of them.
+
+        Args:
+            token_BT: token ids in [0, V); ids outside are clamped silently, check on the host.
+            position_BT: rotary positions, from 0 in each segment.
+            segment_BT: 0 is padding, segments count from 1; None: one segment a row.
+            attention: back end, see models.attention.
+            remat: "layer" keeps only each layer's input for the backward pass.
+        """
+
+        def attend(_: Array, q: Array, k: Array, v: Array, carry: None) -> tuple[Array, None]:
+            return attention_lib.attend(q, k, v, segment_BT, backend=attention), carry
+
+        return self.forward(token_BT, position_BT, attend, None, remat=remat)[0]
+
+    def forward(
+        self,
+        token_BT: Array,
+        position_BT: Array,
+        attend: Attend,
+        carry: Any,
+        *,
+        remat: Remat = "none",
+        unroll: bool = False,
+    ) -> tuple[Array, Any]:
+        """Hidden states and the last `carry`, with attention as `attend` does it.
+
+        Args:
+            token_BT: token ids.
+            position_BT: rotary positions.
+            attend: (layer index, q_BTNH, k_BTKH, v_BTKH, carry) -> (out_BTNH, carry), with
+                QK-norm and rotary positions already applied.
+            carry: state that goes from layer to layer (the sampler's page pool), or None.
+            remat: see `__call__`.
+            unroll: a Python loop over layers instead of a scan; on the CPU a scan copies each
+                layer's weights.
+        """
+        x_BTD = self.embed_VD[...][token_BT]
+        cos_BTh, sin_BTh = rope_tables(position_BT, self.config)
+        layer_fn = functools.partial(_layer, self.config, attend, cos_BTh, sin_BTh)
+        if remat == "layer":
+            layer_fn = jax.checkpoint(
+                layer_fn, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=unroll
+            )
+        index_L = jnp.arange(self.config.num_layers)
+        if unroll:
+            for i in range(self.config.num_layers):
+                layer = jax.tree.map(lambda a, i=i: a[i], self.layers)
+                (x_BTD, carry), _ = layer_fn((x_BTD, carry), (index_L[i], layer))
+        else:
+            (x_BTD, carry), _ = jax.lax.scan(layer_fn, (x_BTD, carry), (index_L, self.layers))
+        return rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps), carry
+
+    def unembed(self, hidden_BTD: Array) -> Array:
+        """float32 logits [B, T, V] of hidden states."""
+        head = self.embed_VD if self.head_VD is None else self.head_VD
+        return jnp.einsum("btd,vd->btv", hidden_BTD, head[...], preferred_element_type=jnp.float32)
+
+
+def _layer(
+    config: ModelConfig,
+    attend: Attend,
+    cos_BTh: Array,
+    sin_BTh: Array,
+    state: tuple[Array, Any],
+    xs: tuple[Array, Layers],
+) -> tuple[tuple[Array, Any], None]:
+    x_BTD, carry = state
+    index, p = xs
+    with jax.named_scope("attention"):
+        y_BTD = rms_norm(x_BTD, p.attn_norm_D[...], config.rms_norm_eps)
+        q_BTNH = jnp.einsum("btd,dnh->btnh", y_BTD, p.q_DNH[...])
+        k_BTKH = jnp.einsum("btd,dkh->btkh", y_BTD, p.k_DKH[...])
+        v_BTKH = jnp.einsum("btd,dkh->btkh", y_BTD, p.v_DKH[...])
+        if config.qkv_bias:
+            q_BTNH = q_BTNH + p.q_bias_NH[...][None, None]
+            k_BTKH = k_BTKH + p.k_bias_KH[...][None, None]
+            v_BTKH = v_BTKH + p.v_bias_KH[...][None, None]
+        if config.qk_norm:
+            q_BTNH = rms_norm(q_BTNH, p.q_norm_H[...], config.rms_norm_eps)
+            k_BTKH = rms_norm(k_BTKH, p.k_norm_H[...], config.rms_norm_eps)
+        q_BTNH = apply_rope(q_BTNH, cos_BTh, sin_BTh)
+        k_BTKH = apply_rope(k_BTKH, cos_BTh, sin_BTh)
+        out_BTNH, carry = attend(index, q_BTNH, k_BTKH, v_BTKH, carry)
+        x_BTD = x_BTD + jnp.einsum("btnh,nhd->btd", out_BTNH, p.o_NHD[...])
+    with jax.named_scope("mlp"):
+        y_BTD = rms_norm(x_BTD, p.mlp_norm_D[...], config.rms_norm_eps)
+        x_BTD = x_BTD + swiglu(y_BTD, p.gate_DF[...], p.up_DF[...], p.down_FD[...])
+    return (x_BTD, carry), None
+
+
+def _stable_id(text: str) -> int:
+    """A 31-bit number of a name: keys are folded by name, so a new one leaves the others alone."""
+    return zlib.crc32(text.encode()) & 0x7FFFFFFF

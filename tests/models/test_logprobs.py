@@ -1,0 +1,96 @@
+"""token_logprobs against dense log-softmax, its masks, its chunks and its memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polaris_jax.models import token_logprobs
+from tests.models.test_qwen import QWEN3, make, tokens
+
+
+def dense(model, token_BT, position_BT, segment_BT, temperature):
+    logit = model.unembed(model(token_BT, position_BT, segment_BT))
+    logp_BTV = jax.nn.log_softmax(logit / jnp.asarray(temperature, jnp.float32), axis=-1)
+    chosen = jnp.take_along_axis(logp_BTV[:, :-1], token_BT[:, 1:, None], axis=-1)[..., 0]
+    entropy = -(jnp.exp(logp_BTV) * logp_BTV).sum(-1)
+    return chosen, entropy[:, :-1]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+@pytest.mark.parametrize("temperature", [0.6, 1.5])
+def test_equals_dense_for_any_chunk(chunk, temperature):
+    model = make(QWEN3)
+    token_BT, position_BT = tokens(2, 8)
+    logp, entropy = token_logprobs(
+        model, token_BT, position_BT, None, temperature, chunk_tokens=chunk
+    )
+    want_logp, want_entropy = dense(model, token_BT, position_BT, None, temperature)
+    np.testing.assert_allclose(logp[:, :-1], want_logp, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(entropy[:, :-1], want_entropy, rtol=1e-4, atol=1e-5)
+    assert (logp[:, -1] == 0).all() and (entropy[:, -1] == 0).all()
+    assert logp.dtype == entropy.dtype == jnp.float32
+
+
+def test_zero_at_padding_and_across_segments():
+    model = make(QWEN3)
+    token_BT, position_BT = tokens(1, 8)
+    segment = jnp.array([[1, 1, 1, 2, 2, 0, 0, 0]])
+    logp, entropy = token_logprobs(model, token_BT, position_BT, segment, 1.0)
+    expected = np.array([True, True, False, True, False, False, False, False])
+    assert ((np.asarray(logp)[0] != 0) == expected).all()
+    assert ((np.asarray(entropy)[0] != 0) == expected).all()
+
+
+def test_temperature_a_token():
+    model = make(QWEN3)
+    token_BT, position_BT = tokens(2, 6)
+    temperature = np.array([[0.5], [2.0]], np.float32)
+    got, _ = token_logprobs(model, token_BT, position_BT, None, temperature)
+    for row, value in enumerate([0.5, 2.0]):
+        want, _ = token_logprobs(
+            model, token_BT[row : row + 1], position_BT[row : row + 1], None, value
+        )
+        np.testing.assert_allclose(got[row], want[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.array([[1.0, 0.0, 1.0, 1.0]])])
+def test_temperature_must_be_positive(bad):
+    token_BT, position_BT = tokens(1, 4)
+    with pytest.raises(ValueError, match="temperature"):
+        token_logprobs(make(QWEN3), token_BT, position_BT, None, bad)
+
+
+def test_gradient_equals_dense():
+    model = make(QWEN3)
+    token_BT, position_BT = tokens(2, 8)
+
+    def chunked_loss(model):
+        logp, entropy = token_logprobs(model, token_BT, position_BT, chunk_tokens=3)
+        return (logp[:, :-1] ** 2).sum() + entropy.sum()
+
+    def dense_loss(model):
+        logp, entropy = dense(model, token_BT, position_BT, None, 1.0)
+        return (logp**2).sum() + entropy.sum()
+
+    got, want = jax.grad(chunked_loss)(model), jax.grad(dense_loss)(model)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(b).max() + 1))
+
+
+def test_memory_does_not_hold_all_logits():
+    import dataclasses
+
+    config = dataclasses.replace(QWEN3, vocab_size=4096, num_layers=1)
+    model = make(config)
+    token_BT, position_BT = tokens(1, 1024)
+
+    def loss(model, chunk_tokens):
+        return token_logprobs(model, token_BT, position_BT, chunk_tokens=chunk_tokens)[0].sum()
+
+    def temporary_bytes(chunk):
+        grad = jax.jit(jax.grad(lambda m: loss(m, chunk)))
+        return grad.lower(model).compile().memory_analysis().temp_size_in_bytes
+
+    all_logits_bytes = 1024 * 4096 * 4
+    assert temporary_bytes(32) < all_logits_bytes < temporary_bytes(1024)

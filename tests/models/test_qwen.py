@@ -1,0 +1,188 @@
+"""The decoder's properties: causality, segments, padding, scan against loop, rotary scalings."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polaris_jax.models import (
+    ModelConfig,
+    Qwen,
+    RopeScaling,
+    model_tree_path,
+    param_axes,
+    param_shapes,
+)
+from polaris_jax.models.attention import attend as self_attend
+from polaris_jax.models.layers import rope_frequencies, yarn_attention_factor
+from tests.tolerances import GRADIENT_RTOL
+
+QWEN3 = ModelConfig(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    rope_theta=1e4,
+    rms_norm_eps=1e-6,
+    max_position_embeddings=128,
+    tie_embeddings=True,
+    qkv_bias=False,
+    qk_norm=True,
+)
+QWEN2 = dataclasses.replace(
+    QWEN3, qkv_bias=True, qk_norm=False, tie_embeddings=False, model_type="qwen2"
+)
+CONFIGS = [pytest.param(QWEN3, id="qwen3"), pytest.param(QWEN2, id="qwen2")]
+
+
+def make(config: ModelConfig, seed: int = 0) -> Qwen:
+    model = Qwen.init(config, jax.random.key(seed))
+    # Biases start at 0: give them values, or a test could not see them.
+    return jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), model
+    )
+
+
+def tokens(batch: int, length: int) -> tuple[jax.Array, jax.Array]:
+    token_BT = jax.random.randint(jax.random.key(1), (batch, length), 0, QWEN3.vocab_size)
+    return token_BT, jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_param_paths_shapes_and_axes_agree(config):
+    model = make(config)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(model)
+    shapes = {model_tree_path(path): leaf.shape for path, leaf in leaves}
+    assert shapes == param_shapes(config)
+    assert {p: len(a) for p, a in param_axes(config).items()} == {
+        p: len(s) for p, s in shapes.items()
+    }
+    assert sum(math.prod(s) for s in shapes.values()) == config.num_parameters
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("attention", ["reference", "chunked"])
+def test_causality_by_gradient(config, attention, monkeypatch):
+    monkeypatch.setattr("polaris_jax.models.attention.QUERY_BLOCK_TOKENS", 4)
+    model = make(config)
+    token_BT, position_BT = tokens(1, 10)
+
+    def logit_at(embed_VD, t):
+        # Each position reads its own embedding row, so a gradient row is a position.
+        params = model.params() | {"embed_VD": embed_VD}
+        if config.tie_embeddings:
+            params["head_VD"] = model.params()["embed_VD"]
+        untied = dataclasses.replace(config, tie_embeddings=False)
+        moved = Qwen.from_params(untied, params)
+        hidden = moved(jnp.arange(10)[None], position_BT, attention=attention)
+        return moved.unembed(hidden)[0, t].sum()
+
+    for t in (0, 5, 9):
+        grad_VD = jax.grad(logit_at)(model.params()["embed_VD"], t)
+        reached = np.abs(np.asarray(grad_VD)).sum(axis=1) > 0
+        assert reached[: t + 1].all()
+        assert not reached[t + 1 :].any()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("attention", ["reference", "chunked"])
+def test_packed_segments_equal_separate_rows(config, attention, monkeypatch):
+    monkeypatch.setattr("polaris_jax.models.attention.QUERY_BLOCK_TOKENS", 8)
+    model = make(config)
+    token_BT, position_BT = tokens(2, 9)
+    apart = model(token_BT, position_BT)
+    packed_token = jnp.concatenate([token_BT[:1], token_BT[1:], jnp.zeros((1, 3), int)], axis=1)
+    packed_position = jnp.concatenate([position_BT[:1], position_BT[1:], jnp.arange(3)[None]], 1)
+    segment = jnp.array([[1] * 9 + [2] * 9 + [0] * 3])
+    together = model(packed_token, packed_position, segment, attention=attention)
+    np.testing.assert_allclose(together[0, :9], apart[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(together[0, 9:18], apart[1], rtol=1e-5, atol=1e-5)
+    assert np.isfinite(together).all()
+
+
+def test_scan_unroll_and_remat_agree_in_value_and_gradient():
+    model = make(QWEN3)
+    token_BT, position_BT = tokens(2, 7)
+
+    def loss(model, remat, unroll):
+        def attend(_, q, k, v, carry):
+            return self_attend(q, k, v, None, backend="reference"), carry + 1
+
+        hidden, count = model.forward(
+            token_BT, position_BT, attend, jnp.int32(0), remat=remat, unroll=unroll
+        )
+        return (hidden**2).sum(), count
+
+    (want, count), want_grad = jax.value_and_grad(loss, has_aux=True)(model, "none", False)
+    assert count == QWEN3.num_layers
+    for remat, unroll in [("layer", False), ("none", True), ("layer", True)]:
+        (got, _), grad = jax.value_and_grad(loss, has_aux=True)(model, remat, unroll)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(want_grad), strict=True):
+            assert jnp.abs(a - b).max() <= GRADIENT_RTOL * jnp.abs(b).max()
+
+
+def test_one_compile_for_new_weights():
+    traces = []
+
+    @jax.jit
+    def run(model, token_BT, position_BT):
+        traces.append(1)
+        return model(token_BT, position_BT)
+
+    token_BT, position_BT = tokens(1, 4)
+    for seed in range(3):
+        run(make(QWEN3, seed), token_BT, position_BT)
+    assert len(traces) == 1
+
+
+def test_rope_scaling_changes_frequencies_as_written():
+    base, factor = rope_frequencies(QWEN3)
+    assert factor == 1.0
+    linear = dataclasses.replace(QWEN3, rope_scaling=RopeScaling("linear", 2.0))
+    np.testing.assert_allclose(rope_frequencies(linear)[0], base / 2, rtol=1e-6)
+    yarn = dataclasses.replace(QWEN3, rope_scaling=RopeScaling("yarn", 1.5, 32))
+    scaled, factor = rope_frequencies(yarn)
+    assert factor == pytest.approx(0.1 * math.log(1.5) + 1)
+    # Fast pairs are kept, slow ones interpolated, none beyond the two.
+    assert scaled[0] == pytest.approx(base[0])
+    assert scaled[-1] == pytest.approx(base[-1] / 1.5)
+    assert ((scaled <= base * (1 + 1e-6)) & (scaled >= base / 1.5 * (1 - 1e-6))).all()
+
+
+def test_both_formulas_of_the_attention_factor_come_to_one():
+    # Ours: the explicit factor. vLLM: attn_factor x (0.1 ln f + 1); it is exported as 0.9610.
+    explicit = RopeScaling("yarn", 1.5, 32_768, attention_factor=1.0)
+    assert yarn_attention_factor(explicit) == 1.0
+    assert 0.9610 * yarn_attention_factor(RopeScaling("yarn", 1.5, 32_768)) == pytest.approx(
+        1.0, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"rope_type": "dynamic"}, "rope_type='dynamic'"),
+        ({"rope_type": "yarn", "factor": 2.0}, "original_max_position_embeddings"),
+        ({"rope_type": "linear", "factor": 0.5}, "factor=0.5"),
+    ],
+)
+def test_bad_rope_scaling_is_named(fields, words):
+    with pytest.raises(ValueError, match=words):
+        RopeScaling(**fields)
+
+
+def test_bad_params_are_named():
+    params = make(QWEN3).params()
+    with pytest.raises(ValueError, match=r"norm_D.*missing"):
+        Qwen.from_params(QWEN3, {k: v for k, v in params.items() if k != "norm_D"})
+    with pytest.raises(ValueError, match=r"extra.*unexpected"):
+        Qwen.from_params(QWEN3, params | {"extra": params["norm_D"]})
+    with pytest.raises(ValueError, match=r"norm_D: shape"):
+        Qwen.from_params(QWEN3, params | {"norm_D": jnp.ones(3)})
