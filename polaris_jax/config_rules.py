@@ -1,0 +1,195 @@
+"""The rules of the config: every check that needs no file and no device.
+
+Each rule names the field, the value, the rule and the remedy in one line.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from polaris_jax.config_sections import ConfigError, RunConfig, StageSection
+
+POSITIVE = {
+    "rollout": "prompts_per_step slots page_size decode_steps prefill_chunk",
+    "data": "max_prompt_tokens",
+    "batch": "rows",
+    "objective": "minibatches",
+    "optimizer": "max_grad_norm max_skips eps",
+    "reward": "workers timeout_s memory_limit_bytes",
+    "calibrate": "n temperature batch_prompts",
+    "probe": "start step problems n max_candidates",
+    "checkpoint": "every_steps keep_last grace_s",
+    "evaluate": "n",
+    "distributed": "heartbeat_timeout_s",
+}
+NOT_NEGATIVE = {
+    "rollout": "num_pages max_logp_gap_mean save_every",
+    "batch": "row_len max_resample",
+    "model": "max_position_tokens",
+    "objective": "clip_low clip_high tis_cap kl_coef entropy_coef dual_clip",
+    "optimizer": "learning_rate weight_decay",
+    "calibrate": "max_response_tokens",
+    "probe": "max_response_tokens rgz_tolerance cez_tolerance",
+    "evaluate": "every_steps temperature top_k max_response_tokens",
+    "warmstart": "steps",
+}
+
+
+def validate(config: RunConfig) -> None:
+    """Returns when every rule holds.
+
+    Raises:
+        ConfigError: with field, value, rule and remedy.
+    """
+    _check_signs(config)
+    _check_rollout(config)
+    _check_objective(config)
+    _check_optimizer(config)
+    _require(bool(config.stages), "stages", [], "at least one stage is needed")
+    for index, stage in enumerate(config.stages):
+        _check_stage(config, index, stage)
+    _check_evaluate(config)
+
+
+def _require(ok: bool, path: str, value: Any, rule: str) -> None:
+    if not ok:
+        raise ConfigError(f"{path}={value!r}: {rule}")
+
+
+def _check_signs(config: RunConfig) -> None:
+    for section, names in POSITIVE.items():
+        for name in names.split():
+            value = getattr(getattr(config, section), name)
+            _require(value > 0, f"{section}.{name}", value, "must be above 0")
+    for section, names in NOT_NEGATIVE.items():
+        for name in names.split():
+            value = getattr(getattr(config, section), name)
+            _require(value >= 0, f"{section}.{name}", value, "must not be negative")
+
+
+def _check_rollout(config: RunConfig) -> None:
+    r = config.rollout
+    _require(
+        r.responses_per_prompt >= 2,
+        "rollout.responses_per_prompt",
+        r.responses_per_prompt,
+        "a group baseline needs at least 2 responses; set it to 2 or more, or use "
+        "`polaris evaluate` for single samples",
+    )
+    _require(
+        r.top_p == 1.0,
+        "rollout.top_p",
+        r.top_p,
+        "training rollouts must sample from the whole distribution, or the kept mass enters the "
+        "ratio; set it to 1.0 (evaluate.top_p is free)",
+    )
+    _require(
+        r.top_k == 0,
+        "rollout.top_k",
+        r.top_k,
+        "training rollouts must sample from the whole distribution; set it to 0 "
+        "(evaluate.top_k is free)",
+    )
+
+
+def _check_objective(config: RunConfig) -> None:
+    o, r = config.objective, config.rollout
+    _require(
+        o.dual_clip == 0 or o.dual_clip > 1 + o.clip_high,
+        "objective.dual_clip",
+        o.dual_clip,
+        "must exceed 1 + objective.clip_high, or be 0 to turn it off",
+    )
+    _require(
+        o.minibatches == 1 or o.old_logprobs != "current",
+        "objective.minibatches",
+        o.minibatches,
+        "several updates a batch need fixed old log-probs; set objective.old_logprobs=recompute "
+        "or sampler",
+    )
+    _require(
+        r.prompts_per_step * r.responses_per_prompt % o.minibatches == 0,
+        "objective.minibatches",
+        o.minibatches,
+        "must divide rollout.prompts_per_step x rollout.responses_per_prompt",
+    )
+
+
+def _check_optimizer(config: RunConfig) -> None:
+    opt, share = config.optimizer, config.batch.min_informative
+    _require(0 <= opt.b1 < 1, "optimizer.b1", opt.b1, "must lie in [0, 1)")
+    _require(0 <= opt.b2 < 1, "optimizer.b2", opt.b2, "must lie in [0, 1)")
+    _require(0 <= share <= 1, "batch.min_informative", share, "a share; must lie in [0, 1]")
+
+
+def _check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
+    path = f"stages[{index}]"
+    _require(stage.steps >= 1, f"{path}.steps", stage.steps, "must be at least 1")
+    _require(
+        stage.max_response_tokens >= 1,
+        f"{path}.max_response_tokens",
+        stage.max_response_tokens,
+        "must be at least 1",
+    )
+    _require(
+        stage.temperature > 0,
+        f"{path}.temperature",
+        stage.temperature,
+        "training samples at a temperature above 0; greedy rollouts have no diversity",
+    )
+    _require(
+        0 <= stage.drop_above <= 1,
+        f"{path}.drop_above",
+        stage.drop_above,
+        "must lie in [0, 1]; 1.0 drops nothing",
+    )
+    _require(
+        stage.rope_factor >= 1,
+        f"{path}.rope_factor",
+        stage.rope_factor,
+        "YaRN stretches positions; set it to 1.0 (off) or more",
+    )
+    _require(
+        stage.temperature_rule != "match_diversity" or index > 0,
+        f"{path}.temperature_rule",
+        stage.temperature_rule,
+        "needs a stage before it; use fixed or probe in the first stage",
+    )
+    needed = config.data.max_prompt_tokens + stage.max_response_tokens
+    limit, row_len = config.model.max_position_tokens, config.batch.row_len
+    _require(
+        limit == 0 or needed <= limit,
+        f"{path}.max_response_tokens",
+        stage.max_response_tokens,
+        f"with data.max_prompt_tokens={config.data.max_prompt_tokens} a sequence may reach "
+        f"{needed} positions, over model.max_position_tokens={limit}; lower the budget or "
+        "raise the limit",
+    )
+    _require(
+        row_len == 0 or needed <= row_len,
+        "batch.row_len",
+        row_len,
+        f"a sequence of stage {index} may reach {needed} tokens; set it to 0 or to at least that",
+    )
+
+
+def _check_evaluate(config: RunConfig) -> None:
+    e, limit = config.evaluate, config.model.max_position_tokens
+    _require(0 < e.top_p <= 1, "evaluate.top_p", e.top_p, "must lie in (0, 1]")
+    needed = config.data.max_prompt_tokens + e.max_response_tokens
+    _require(
+        limit == 0 or needed <= limit or e.yarn,
+        "evaluate.max_response_tokens",
+        e.max_response_tokens,
+        f"a sequence may reach {needed} positions, over model.max_position_tokens={limit}; lower "
+        "the budget, raise the limit, or set evaluate.yarn=True",
+    )
+    for name in ("length_edges", "budgets"):
+        edges = getattr(e, name)
+        _require(
+            all(low < high for low, high in itertools.pairwise(edges)),
+            f"evaluate.{name}",
+            edges,
+            "must ascend",
+        )

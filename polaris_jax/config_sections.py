@@ -1,0 +1,240 @@
+"""The config's sections: frozen dataclasses that hold every setting's name, type and default.
+
+A default is written once, here. `polaris_jax.config` builds and checks them; `config_rules` holds
+the rules. Functions elsewhere take their section, never the whole config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+PROMPT_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
+
+
+class ConfigError(ValueError):
+    """A bad config value; its text is one line for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """Which weights, and how the trainer computes with them."""
+
+    path: str = ""  # HF directory, Hub id, or GGUF file; empty: made by the warm start
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; master weights are always float32
+    attention: Literal["auto", "reference", "chunked"] = "auto"
+    remat: Literal["none", "layer"] = "layer"
+    max_position_tokens: int = 0  # prompt + response limit; 0: the checkpoint's own (x YaRN factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArithmeticSection:
+    """Procedural word problems (`data.problems="arithmetic"`)."""
+
+    train: int = 1024
+    held_out: int = 256
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection:
+    problems: str = ""  # jsonl/json/parquet file, HF data set directory/name, or "arithmetic"
+    prompt_suffix: str = PROMPT_SUFFIX
+    max_prompt_tokens: int = 1024
+    arithmetic: ArithmeticSection = ArithmeticSection()
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmstartSection:
+    """Supervised warm start that makes a base model on the spot; steps=0 turns it off."""
+
+    steps: int = 0
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    examples: int = 8192
+    slip_rate: float = 0.3  # share of intermediate results that carry a slip
+    seed: int = 0
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    max_position_tokens: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSection:
+    prompts_per_step: int = 128
+    responses_per_prompt: int = 8
+    top_p: float = 1.0
+    top_k: int = 0
+    slots: int = 64
+    page_size: int = 16
+    num_pages: int = 0  # 0: enough for every slot at full length
+    decode_steps: int = 16  # decode steps a device call
+    prefill_chunk: int = 128  # prompt tokens a prefill call
+    max_logp_gap_mean: float = 0.0  # stop the run above this mean |sampler - trainer|; 0: off
+    save_every: int = 1  # write rollouts/step_N.jsonl every so many steps; 0: never
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSection:
+    steps: int = 100
+    max_response_tokens: int = 39_936
+    temperature: float = 1.4
+    # fixed: `temperature`; probe: the workdir's probe.json; match_diversity: reset at the stage's
+    # start so that diversity regains what it was at the former stage's start
+    temperature_rule: Literal["fixed", "probe", "match_diversity"] = "fixed"
+    reset_optimizer: bool = True
+    drop_above: float = 0.9  # at the stage's end drop problems above; 1.0: off
+    rope_factor: float = 1.0  # YaRN factor during this stage
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSection:
+    row_len: int = 0  # tokens of a packed row; 0: max prompt + max response of the stages
+    rows: int = 8  # packed rows of a microbatch (global)
+    rescue: bool = True
+    substitute: bool = True
+    min_informative: float = 1.0 / 3.0
+    on_scarce: Literal["train", "resample", "skip"] = "train"
+    max_resample: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveSection:
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    dual_clip: float = 3.0  # 0: off
+    old_logprobs: Literal["current", "recompute", "sampler"] = "current"
+    tis_cap: float = 2.0
+    minibatches: int = 1  # optimizer steps a rollout batch
+    aggregation: Literal[
+        "token_mean", "sequence_mean", "sequence_sum_constant", "microbatch_token_mean"
+    ] = "token_mean"
+    std: Literal["std", "off"] = "std"
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    mask_truncated: bool = False
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSection:
+    learning_rate: float = 1e-6
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    max_skips: int = 5  # consecutive non-finite updates before the run stops
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSection:
+    workers: int = 2
+    timeout_s: float = 5.0
+    memory_limit_bytes: int = 1 << 30
+    control: Literal["none", "permute"] = "none"  # permute: shuffle rewards in a group (ablation)
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrateSection:
+    n: int = 8
+    temperature: float = 0.6
+    max_response_tokens: int = 0  # 0: the first stage's
+    preset: Literal["full", "drop_perfect", "aggressive"] = "drop_perfect"
+    batch_prompts: int = 64  # prompts between two saves
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeSection:
+    start: float = 0.1
+    stop: float = 1.7
+    step: float = 0.1
+    problems: int = 64
+    n: int = 16
+    max_response_tokens: int = 0  # 0: the first stage's
+    rgz_tolerance: float = 0.02
+    cez_tolerance: float = 0.10
+    max_candidates: int = 5  # of a stage-end reset
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSection:
+    every_steps: int = 10
+    keep_last: int = 2
+    grace_s: float = 25.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSection:
+    problems: str = ""  # file, or "arithmetic" (its held-out part); empty: none
+    every_steps: int = 0  # during training; 0: off
+    n: int = 8
+    temperature: float = 0.6
+    top_k: int = 0
+    top_p: float = 1.0
+    max_response_tokens: int = 0  # 0: the last stage's
+    length_edges: tuple[int, ...] = (16_384, 32_768)
+    budgets: tuple[int, ...] = ()  # tokens at which the budget curve truncates; (): powers of two
+    seed: int = 0
+    yarn: bool = False  # evaluate under rope.yarn
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSection:
+    data: int = 1
+    fsdp: int = -1  # -1: all devices that the other axes leave
+    context: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnSection:
+    factor: float = 1.5
+    original_max_position_embeddings: int = 32_768
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeSection:
+    yarn: YarnSection = YarnSection()
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricsSection:
+    tensorboard: bool = True
+    wandb: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedSection:
+    heartbeat_timeout_s: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is. See each section; names are the command line's."""
+
+    seed: int = 0
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    warmstart: WarmstartSection = WarmstartSection()
+    rollout: RolloutSection = RolloutSection()
+    stages: tuple[StageSection, ...] = (StageSection(),)
+    batch: BatchSection = BatchSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    reward: RewardSection = RewardSection()
+    calibrate: CalibrateSection = CalibrateSection()
+    probe: ProbeSection = ProbeSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    mesh: MeshSection = MeshSection()
+    rope: RopeSection = RopeSection()
+    metrics: MetricsSection = MetricsSection()
+    distributed: DistributedSection = DistributedSection()
