@@ -1,0 +1,112 @@
+"""Several processes as one run: start-up, small object gathers, and a clean end when a peer dies.
+
+One process a host, started by Slurm, GKE, a TPU pod or launch/local.sh. Every process runs the same
+program; what one of them alone knows (its responses, its signals) goes through `gather_objects`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+T = TypeVar("T")
+
+COORDINATOR = "POLARIS_COORDINATOR"
+NUM_PROCESSES = "POLARIS_NUM_PROCESSES"
+PROCESS_ID = "POLARIS_PROCESS_ID"
+AUTO = "POLARIS_DISTRIBUTED"
+
+
+def initialize(*, heartbeat_timeout_s: int) -> None:
+    """Joins the other processes of this run, when the environment says that there are any.
+
+    `POLARIS_COORDINATOR`, `POLARIS_NUM_PROCESSES` and `POLARIS_PROCESS_ID` name them (launch/local.sh
+    sets these); `POLARIS_DISTRIBUTED=auto` lets jax find them (Slurm, GKE, TPU pods).
+
+    Raises:
+        ValueError: one of the three variables is missing or no number.
+    """
+    if os.environ.get(AUTO) == "auto":
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_timeout_s)
+        return
+    if COORDINATOR not in os.environ:
+        return
+    numbers = {}
+    for name in (NUM_PROCESSES, PROCESS_ID):
+        value = os.environ.get(name, "")
+        if not value.isdigit():
+            raise ValueError(f"{name}={value!r}: with {COORDINATOR} set it must be a number")
+        numbers[name] = int(value)
+    if numbers[NUM_PROCESSES] > 1:
+        jax.distributed.initialize(
+            os.environ[COORDINATOR],
+            numbers[NUM_PROCESSES],
+            numbers[PROCESS_ID],
+            heartbeat_timeout_seconds=heartbeat_timeout_s,
+        )
+
+
+def is_first() -> bool:
+    """True in the process that writes files and prints."""
+    return jax.process_index() == 0
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's JSON-able `value`, in process order, in all of them."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    payload = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.array([payload.size], np.int32)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: payload.size] = payload
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    rows = rows.reshape(jax.process_count(), -1)
+    return [
+        json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.reshape(-1), strict=True)
+    ]
+
+
+def any_process(flag: bool) -> bool:
+    """True in all processes when it is in one of them."""
+    return any(gather_objects(bool(flag)))
+
+
+def first_does(action: Callable[[], None], name: str) -> None:
+    """Runs `action` in the first process while the others wait for its end.
+
+    Args:
+        action: what writes files.
+        name: of the barrier; the same in every process.
+    """
+    if is_first():
+        action()
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def end_after_peer_loss(error: BaseException) -> None:
+    """Ends this process with one line and status 1 when `error` says that a peer is gone.
+
+    Without it the runtime aborts a moment later (status 134) and `finally` blocks do not run. In a
+    single process, or for other errors, it does nothing.
+    """
+    if jax.process_count() == 1:
+        return
+    text = f"{type(error).__name__}: {error}"
+    words = ("gloo", "heartbeat", "connection", "peer", "unavailable", "coordination")
+    if any(word in text.lower() for word in words):
+        first_line = text.splitlines()[0][:200]
+        print(f"error: lost another process of this run ({first_line})", file=sys.stderr)
+        print("rerun the same command: it resumes from the last checkpoint", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)

@@ -1,0 +1,86 @@
+"""What a person sees of a running command: bars on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+# In a pipe a phase prints at most this often: a log of weeks stays readable.
+PLAIN_INTERVAL_S = 10.0
+
+
+class Phase:
+    """One counted piece of work; `advance_to` may be called as often as one likes."""
+
+    def __init__(self, console: Progress, name: str, total: int) -> None:
+        self._console, self._name, self._total = console, name, total
+        self._shown_at_s = time.monotonic()
+        self._bar = None
+
+    def advance_to(self, done: int, note: str = "") -> None:
+        """Shows that `done` of the total is done."""
+        if self._console.rich is not None:
+            self._console.rich.update(self._console.task, completed=done, note=note)
+            return
+        now_s = time.monotonic()
+        if self._console.enabled and now_s - self._shown_at_s >= PLAIN_INTERVAL_S:
+            self._shown_at_s = now_s
+            self._console.line(f"{self._name}: {done}/{self._total} {note}".rstrip())
+
+
+class Progress:
+    """A place for lines and phases; silent in all processes but the first.
+
+    Args:
+        enabled: False prints nothing.
+        stream: where lines go, stdout by default.
+    """
+
+    def __init__(self, *, enabled: bool = True, stream: TextIO | None = None) -> None:
+        self.enabled = enabled
+        self._stream = stream or sys.stdout
+        self.rich = None
+        self.task = None
+
+    def line(self, text: str) -> None:
+        """Prints one line, above a live bar if there is one."""
+        if not self.enabled:
+            return
+        if self.rich is not None:
+            self.rich.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    @contextlib.contextmanager
+    def phase(self, name: str, total: int) -> Iterator[Phase]:
+        """A bar (or rare plain lines) for `total` pieces of work."""
+        if self.enabled and self._stream.isatty() and self.rich is None:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeElapsedColumn,
+            )
+            from rich.progress import Progress as RichProgress
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            with RichProgress(
+                *columns, console=Console(file=self._stream), transient=True
+            ) as self.rich:
+                self.task = self.rich.add_task(name, total=total, note="")
+                try:
+                    yield Phase(self, name, total)
+                finally:
+                    self.rich = self.task = None
+        else:
+            yield Phase(self, name, total)
