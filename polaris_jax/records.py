@@ -171,9 +171,13 @@ class TrainBatch:
         advantage_BT: float32, the sequence's advantage at each response token.
         old_logp_BT: float32, the sampler's (or stored) log-probs, nats, 0 outside responses.
         temperature_BT: float32 > 0, temperature of the policy that is trained, 1 where padded.
-        sequences: number of packed sequences.
-        tokens: number of response tokens.
+        fresh_BT: float32, 1 at response tokens that the present policy sampled at this step and
+            that are no copy; the log-prob gap is measured there. 0 elsewhere.
+        sequences: number of sequences that count in the loss.
+        tokens: number of response tokens that count in the loss.
         padding_share: share of positions that carry no token, in [0, 1].
+        sampler_logp_BT: the sampler's log-probs, where `old_logp_BT` has been recomputed by the
+            trainer; None where `old_logp_BT` still holds them.
     """
 
     token_BT: np.ndarray
@@ -183,9 +187,11 @@ class TrainBatch:
     advantage_BT: np.ndarray
     old_logp_BT: np.ndarray
     temperature_BT: np.ndarray
+    fresh_BT: np.ndarray
     sequences: int
     tokens: int
     padding_share: float
+    sampler_logp_BT: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,199 @@
+"""Sequences into packed rows, with the loss aggregation as one weight a token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from polaris_jax.config_sections import ObjectiveSection
+from polaris_jax.records import Graded, TrainBatch
+
+
+def pack(
+    graded: Graded,
+    *,
+    advantage_PR: np.ndarray,
+    fresh_PR: np.ndarray,
+    row_len: int,
+    rows: int,
+    objective: ObjectiveSection,
+    max_response_tokens: int,
+    temperature: float,
+    selected_PR: np.ndarray | None = None,
+) -> TrainBatch:
+    """All sequences of a batch in packed rows, ready for the update.
+
+    Sequences are placed first-fit-decreasing by length, ties in batch order: the same batch always
+    gives the same rows. A field's entry t speaks of the prediction of token t+1, so a response of
+    n tokens fills the n entries from its prompt's last token on.
+
+    `weight_BT` is the aggregation (`objective.aggregation`), over the response tokens that count:
+    "token_mean" 1 / tokens of the batch; "sequence_mean" 1 / (sequences x own tokens);
+    "sequence_sum_constant" 1 / (sequences x max_response_tokens); "microbatch_token_mean"
+    1 / (tokens of the own microbatch x microbatches), the one that depends on the packing. With
+    `objective.mask_truncated`, responses that their budget ended weigh 0 and leave all counts.
+
+    Args:
+        graded: P groups of R rows.
+        advantage_PR: advantages.
+        fresh_PR: True where the present policy sampled the row and it is no copy.
+        row_len: tokens of a row.
+        rows: rows of a microbatch; the number of rows returned is a multiple of it.
+        objective: aggregation and mask_truncated are read.
+        max_response_tokens: the stage's budget, for "sequence_sum_constant".
+        temperature: of the policy that is trained; holds for every row, a rescued one too.
+        selected_PR: True for the rows to pack (one minibatch); None: all.
+
+    Raises:
+        ValueError: a sequence longer than a row, an empty prompt, log-probs that do not match
+            their tokens, or a shape that does not match; the problem's id is named.
+    """
+    shape = graded.reward_PR.shape
+    selected_PR = np.ones(shape, bool) if selected_PR is None else np.asarray(selected_PR, bool)
+    advantage_PR, fresh_PR = np.asarray(advantage_PR), np.asarray(fresh_PR, bool)
+    for name, values_PR in (
+        ("advantage_PR", advantage_PR),
+        ("fresh_PR", fresh_PR),
+        ("selected_PR", selected_PR),
+    ):
+        if values_PR.shape != shape:
+            raise ValueError(f"{name} has shape {values_PR.shape}: expected {shape} as reward_PR")
+    if rows < 1 or temperature <= 0:
+        raise ValueError(f"rows={rows}, temperature={temperature}: both must be above 0")
+
+    pairs = [(int(p), int(r)) for p, r in np.argwhere(selected_PR)]
+    prompt_tokens, tokens = _token_lists(graded, pairs, row_len=row_len)
+    # Lowercase suffix-free locals below are indexed by sequence (one entry a pair).
+    prompt_len = np.array([len(prompt) for prompt in prompt_tokens], np.int64)
+    response_len = np.array([len(graded.token_ids[p][r]) for p, r in pairs], np.int64)
+    total_len = prompt_len + response_len
+    row, start, segment = _first_fit_decreasing(total_len, row_len)
+    row_count = max(1, -(-(int(row.max(initial=-1)) + 1) // rows)) * rows
+
+    counts = response_len > 0
+    if objective.mask_truncated:
+        counts &= np.array([graded.finish_reasons[p][r] != "length" for p, r in pairs], bool)
+    weight = _weights(
+        objective.aggregation,
+        counted_len=np.where(counts, response_len, 0),
+        microbatch=row // rows,
+        microbatches=row_count // rows,
+        max_response_tokens=max_response_tokens,
+    )
+
+    token_index = _ranges(row * row_len + start, total_len)
+    response_index = _ranges(row * row_len + start + prompt_len - 1, response_len)
+
+    def fill(index: np.ndarray, values: Any, dtype: type, empty: float = 0) -> np.ndarray:
+        field_BT = np.full((row_count, row_len), empty, dtype)
+        field_BT.reshape(-1)[index] = values
+        return field_BT
+
+    def per_response(values: np.ndarray) -> np.ndarray:
+        return fill(response_index, np.repeat(values, response_len), np.float32)
+
+    p_of, r_of = (np.array(pairs, np.int64).reshape(-1, 2)).T
+    return TrainBatch(
+        token_BT=fill(token_index, _flat(tokens, np.int32), np.int32),
+        position_BT=fill(token_index, _ranges(np.zeros_like(total_len), total_len), np.int32),
+        segment_BT=fill(token_index, np.repeat(segment, total_len), np.int32),
+        weight_BT=per_response(weight),
+        advantage_BT=per_response(advantage_PR[p_of, r_of]),
+        old_logp_BT=fill(
+            response_index,
+            _flat([np.asarray(graded.logprobs[p][r]) for p, r in pairs], np.float32),
+            np.float32,
+        ),
+        temperature_BT=fill(token_index, temperature, np.float32, empty=1.0),
+        fresh_BT=per_response(fresh_PR[p_of, r_of]),
+        sequences=int(counts.sum()),
+        tokens=int(response_len[counts].sum()),
+        padding_share=1.0 - float(total_len.sum()) / (row_count * row_len),
+    )
+
+
+def _token_lists(
+    graded: Graded, pairs: list[tuple[int, int]], *, row_len: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Each sequence's prompt, and prompt + response, checked."""
+    prompts_by_group: dict[int, np.ndarray] = {}
+    prompts, tokens = [], []
+    for p, r in pairs:
+        if p not in prompts_by_group:
+            prompts_by_group[p] = np.array(graded.prompts[p], np.int32)
+        prompt_T = prompts_by_group[p]
+        response_T = np.array(graded.token_ids[p][r], np.int32)
+        where = f"problem {graded.problem_ids[p]!r}, response {r}"
+        if not len(prompt_T):
+            raise ValueError(f"{where}: the prompt is empty; nothing predicts its first token")
+        if len(graded.logprobs[p][r]) != len(response_T):
+            raise ValueError(
+                f"{where}: {len(graded.logprobs[p][r])} log-probs for {len(response_T)} tokens"
+            )
+        length = len(prompt_T) + len(response_T)
+        if length > row_len:
+            raise ValueError(
+                f"{where}: prompt {len(prompt_T)} + response {len(response_T)} = {length} tokens "
+                f"exceed row_len={row_len}; raise batch.row_len or lower the stage's "
+                "max_response_tokens"
+            )
+        prompts.append(prompt_T)
+        tokens.append(np.concatenate([prompt_T, response_T]))
+    return prompts, tokens
+
+
+def _first_fit_decreasing(
+    length: np.ndarray, row_len: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, first position and segment number (from 1) of each sequence."""
+    row, start, segment = (np.zeros(len(length), np.int64) for _ in range(3))
+    free = np.full(len(length), row_len, np.int64)  # at most one row a sequence
+    placed = np.zeros(len(length), np.int64)
+    used = 1
+    for i in np.argsort(-length, kind="stable"):
+        r = int(np.argmax(free[:used] >= length[i]))
+        if free[r] < length[i]:
+            r, used = used, used + 1
+        row[i], start[i] = r, row_len - free[r]
+        free[r] -= length[i]
+        placed[r] += 1
+        segment[i] = placed[r]
+    return row, start, segment
+
+
+def _weights(
+    aggregation: str,
+    *,
+    counted_len: np.ndarray,
+    microbatch: np.ndarray,
+    microbatches: int,
+    max_response_tokens: int,
+) -> np.ndarray:
+    """What one response token of each sequence weighs; 0 where the sequence does not count."""
+    sequences = np.count_nonzero(counted_len)
+    if aggregation == "token_mean":
+        denominator = np.full(len(counted_len), counted_len.sum())
+    elif aggregation == "sequence_mean":
+        denominator = sequences * counted_len
+    elif aggregation == "sequence_sum_constant":
+        denominator = np.full(len(counted_len), sequences * max_response_tokens)
+    elif aggregation == "microbatch_token_mean":
+        tokens_by_microbatch = np.bincount(microbatch, counted_len, minlength=microbatches)
+        denominator = tokens_by_microbatch[microbatch] * microbatches
+    else:
+        raise ValueError(
+            f"objective.aggregation={aggregation!r}: expected token_mean, sequence_mean, "
+            "sequence_sum_constant or microbatch_token_mean"
+        )
+    return np.where(counted_len > 0, 1.0 / np.maximum(denominator, 1), 0.0)
+
+
+def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """start[0] .. start[0] + length[0] - 1, then the same of each further entry."""
+    before = np.cumsum(length) - length
+    return np.repeat(start - before, length) + np.arange(int(length.sum()))
+
+
+def _flat(parts: list[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)

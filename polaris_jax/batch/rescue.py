@@ -1,0 +1,197 @@
+"""Rollout rescue: a correct response of an earlier visit for a problem that failed throughout."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from polaris_jax.batch.groups import replace_rows
+from polaris_jax.records import Graded
+
+CORRECT = 1.0  # the grader's reward of a right answer; anything less is not stored
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredResponse:
+    """The newest correct response of one problem.
+
+    Attributes:
+        token_ids: response token ids.
+        logprobs: the sampler's log-prob of each, nats, at `temperature`.
+        text: decoded response.
+        finish_reason: "stop" or "length".
+        step: global step of the visit.
+        stage: stage of the visit.
+        temperature: sampling temperature of the visit.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: str
+    step: int
+    stage: int
+    temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slot:
+    """A `StoredResponse` in 8 bytes a token; tuples of Python numbers take ten times as much."""
+
+    token_ids_T: np.ndarray
+    logp_T: np.ndarray
+    rest: dict[str, Any]
+
+    def unpack(self) -> StoredResponse:
+        return StoredResponse(
+            tuple(self.token_ids_T.tolist()), tuple(self.logp_T.tolist()), **self.rest
+        )
+
+
+class RescueBuffer:
+    """One slot a problem: the newest correct response seen for it in training.
+
+    Within a step call `rescue` first, then `update` with what it returned: a visit is then rescued
+    by earlier steps alone, also where a batch holds one problem twice.
+
+    Source: POLARIS, "Rollout Rescue Mechanism". Differs: stores at every correct visit, where the
+        text, read literally, stores only on a failed one.
+    """
+
+    def __init__(self) -> None:
+        self._slots: dict[Hashable, _Slot] = {}
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, problem_id: object) -> bool:
+        return problem_id in self._slots
+
+    def get(self, problem_id: str) -> StoredResponse | None:
+        """The stored response of a problem; None where its slot is empty."""
+        slot = self._slots.get(_plain(problem_id))
+        return None if slot is None else slot.unpack()
+
+    def update(self, graded: Graded, *, step: int, stage: int, temperature: float) -> int:
+        """Stores each group's correct row of the highest index; returns how many were stored.
+
+        Rescued rows are never stored. A problem that occurs twice keeps the later group's row.
+
+        Args:
+            graded: groups of this step, before substitution.
+            step: global step.
+            stage: stage index.
+            temperature: at which this step's rows were sampled.
+        """
+        rescued_PR = np.asarray(graded.rescued_PR, bool)
+        correct_PR = (graded.reward_PR >= CORRECT) & ~rescued_PR
+        stored = 0
+        for p in np.flatnonzero(correct_PR.any(axis=1)).tolist():
+            r = np.flatnonzero(correct_PR[p]).tolist()[-1]
+            self._slots[_plain(graded.problem_ids[p])] = _Slot(
+                np.array(graded.token_ids[p][r], np.int32),
+                _compact(graded.logprobs[p][r]),
+                {
+                    "text": str(graded.texts[p][r]),
+                    "finish_reason": str(graded.finish_reasons[p][r]),
+                    "step": int(step),
+                    "stage": int(stage),
+                    "temperature": float(temperature),
+                },
+            )
+            stored += 1
+        return stored
+
+    def rescue(
+        self, graded: Graded, *, max_response_tokens: int, rng: np.random.Generator
+    ) -> tuple[Graded, int]:
+        """The batch with one stored response in each group that failed throughout, and the count.
+
+        A group whose rewards are all 0, whose problem has a stored response, and whose stored
+        response fits the budget gets it in place of one uniformly random row: reward 1,
+        `rescued_PR` True, with the log-probs (and, where the record carries temperatures, the
+        temperature) it was sampled with.
+
+        Args:
+            graded: graded groups, accuracy already logged; not changed.
+            max_response_tokens: budget of the present stage; longer stored responses stay out.
+            rng: one `integers(R)` a rescued group, in batch order; no other draw.
+        """
+        rows: dict[tuple[int, int], dict[str, Any]] = {}
+        for p in np.flatnonzero((graded.reward_PR == 0.0).all(axis=1)).tolist():
+            slot = self._slots.get(_plain(graded.problem_ids[p]))
+            if slot is None or len(slot.token_ids_T) > max_response_tokens:
+                continue
+            r = int(rng.integers(graded.reward_PR.shape[1]))
+            rows[p, r] = {
+                "token_ids": _like(graded.token_ids[p][r], slot.token_ids_T),
+                "logprobs": _like(graded.logprobs[p][r], slot.logp_T),
+                "texts": slot.rest["text"],
+                "finish_reasons": slot.rest["finish_reason"],
+                "reward_PR": CORRECT,
+                "rescued_PR": True,
+                "temperature_PR": slot.rest["temperature"],
+            }
+        return replace_rows(graded, rows), len(rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the buffer holds, in plain JSON types; arrays as base64 of their bytes."""
+        return {
+            "slots": [
+                {
+                    "problem_id": problem_id,
+                    "token_ids": _encode(slot.token_ids_T),
+                    "logprobs": _encode(slot.logp_T),
+                    **slot.rest,
+                }
+                for problem_id, slot in self._slots.items()
+            ]
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replaces the contents by those of a `state_dict`, bit for bit."""
+        self._slots = {
+            fields["problem_id"]: _Slot(
+                _decode(fields["token_ids"]),
+                _decode(fields["logprobs"]),
+                {
+                    name: value
+                    for name, value in fields.items()
+                    if name not in ("problem_id", "token_ids", "logprobs")
+                },
+            )
+            for fields in state["slots"]
+        }
+
+
+def _plain(problem_id: Any) -> Hashable:
+    return problem_id.item() if isinstance(problem_id, np.generic) else problem_id
+
+
+def _compact(logprobs: Sequence[float] | np.ndarray) -> np.ndarray:
+    """float32 where that loses nothing (a sampler's log-probs), else float64."""
+    logp_T = np.array(logprobs, np.float64)
+    narrow_T = logp_T.astype(np.float32)
+    return narrow_T if np.array_equal(narrow_T, logp_T) else logp_T
+
+
+def _like(template: Any, values_T: np.ndarray) -> Any:
+    if isinstance(template, np.ndarray):
+        return values_T.copy()
+    return list(values_T.tolist()) if isinstance(template, list) else tuple(values_T.tolist())
+
+
+def _encode(values_T: np.ndarray) -> dict[str, str]:
+    little = values_T.dtype.newbyteorder("<")
+    data = base64.b64encode(values_T.astype(little).tobytes()).decode("ascii")
+    return {"dtype": values_T.dtype.name, "base64": data}
+
+
+def _decode(fields: Mapping[str, str]) -> np.ndarray:
+    dtype = np.dtype(fields["dtype"])
+    data = base64.b64decode(fields["base64"])
+    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
