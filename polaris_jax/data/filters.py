@@ -1,0 +1,103 @@
+"""What keeps a problem out of a data set: duplicates and prompts that are too long.
+
+Malformed rows are refused earlier, where they are read (`problems`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+from polaris_jax.config_sections import PROMPT_SUFFIX
+from polaris_jax.data.prompts import render_prompt
+from polaris_jax.records import Problem
+
+_SUFFIX_WORDS = " ".join(PROMPT_SUFFIX.split()).casefold()
+
+
+def normalized_text(text: str) -> str:
+    """The text in which two problems count as the same.
+
+    Unicode-composed, letter case folded, each run of whitespace one space, the instruction suffix
+    left out. Compatibility characters stay apart: `x²` is not `x2`.
+    """
+    words = " ".join(unicodedata.normalize("NFC", text).split()).casefold()
+    return words.replace(_SUFFIX_WORDS, "").strip()
+
+
+def content_id(problem_text: str) -> str:
+    """A stable id for a problem that brings none: 16 hex digits of its normalised text's hash."""
+    return hashlib.sha256(normalized_text(problem_text).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+    """What `deduplicate` took out or changed.
+
+    Attributes:
+        same_answer: (kept id, dropped id) of duplicates that agree on the answer.
+        other_answer: the same where the answers differ: the first is kept, and one is wrong.
+        renamed: (old id, new id) of problems that shared an id with a different problem.
+    """
+
+    same_answer: tuple[tuple[str, str], ...]
+    other_answer: tuple[tuple[str, str], ...]
+    renamed: tuple[tuple[str, str], ...]
+
+
+def deduplicate(problems: Iterable[Problem]) -> tuple[list[Problem], Duplicates]:
+    """The problems without repeats of a normalised text, ids made unique; order is kept."""
+    kept: dict[str, Problem] = {}
+    ids: set[str] = set()
+    same: list[tuple[str, str]] = []
+    other: list[tuple[str, str]] = []
+    renamed: list[tuple[str, str]] = []
+    for problem in problems:
+        text = normalized_text(problem.problem)
+        if text in kept:
+            first = kept[text]
+            agree = _answer_text(first) == _answer_text(problem)
+            (same if agree else other).append((first.id, problem.id))
+            continue
+        if problem.id in ids:
+            new_id = f"{problem.id}-{content_id(problem.problem)}"
+            renamed.append((problem.id, new_id))
+            problem = dataclasses.replace(problem, id=new_id)
+        ids.add(problem.id)
+        kept[text] = problem
+    return list(kept.values()), Duplicates(tuple(same), tuple(other), tuple(renamed))
+
+
+def _answer_text(problem: Problem) -> list[str]:
+    answer = problem.answer
+    return sorted(map(str, [answer] if isinstance(answer, str | int | float) else answer))
+
+
+def drop_long_prompts(
+    problems: Iterable[Problem], tokenizer: Any, *, suffix: str, max_prompt_tokens: int
+) -> tuple[list[Problem], dict[str, int]]:
+    """The problems whose rendered prompt fits, and the token count of each that does not.
+
+    A prompt is never truncated: half a problem has another answer.
+
+    Args:
+        problems: what to filter; order is kept.
+        tokenizer: counts the tokens, chat template and suffix included.
+        suffix: `data.prompt_suffix`.
+        max_prompt_tokens: the most tokens a prompt may have, inclusive.
+
+    Returns:
+        (kept, {id of a dropped problem: its tokens}).
+    """
+    kept: list[Problem] = []
+    dropped: dict[str, int] = {}
+    for problem in problems:
+        _, ids = render_prompt(tokenizer, problem.problem, suffix=suffix)
+        if len(ids) <= max_prompt_tokens:
+            kept.append(problem)
+        else:
+            dropped[problem.id] = len(ids)
+    return kept, dropped

@@ -1,0 +1,194 @@
+"""Batches of prompts in shuffled epochs, without end, and resumable to the bit.
+
+The order is a pure function of (seed, problems, drops so far, position): grain's index shuffle with
+a new order each epoch. Batches run on over the end of an epoch, so one may hold a problem twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from polaris_jax.config_sections import ConfigError
+from polaris_jax.data.prompts import render_prompt
+from polaris_jax.records import Problem, PromptBatch
+
+
+class PromptLoader(Iterator[PromptBatch]):
+    """An endless iterator of prompt batches.
+
+    Within an epoch every id comes exactly once. `drop` takes problems out and starts a new epoch
+    over the rest; the counts of draws and of epochs go on. Every process of a run that builds the
+    same loader draws the same batches.
+
+    Attributes:
+        batch_size: prompts a batch.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        *,
+        tokenizer: Any,
+        prompt_suffix: str,
+        batch_size: int,
+        seed: int,
+        dropped_ids: Iterable[str] = (),
+    ) -> None:
+        """Starts at the first batch of epoch 0.
+
+        Args:
+            problems: the training set, dropped problems included; ids must be unique.
+            tokenizer: renders the prompts, each at its first draw.
+            prompt_suffix: `data.prompt_suffix`.
+            batch_size: prompts a batch, at least 1; may exceed the number of problems.
+            seed: of the order.
+            dropped_ids: problems that are out from the start.
+
+        Raises:
+            ConfigError: an id occurs twice, or no problem remains.
+            ValueError: `batch_size` below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(
+                f"rollout.prompts_per_step={batch_size}: a batch needs at least 1 prompt"
+            )
+        self.batch_size = batch_size
+        self._problems = list(problems)
+        self._tokenizer = tokenizer
+        self._suffix = prompt_suffix
+        self._seed = int(seed)
+        self._index = {problem.id: i for i, problem in enumerate(self._problems)}
+        if len(self._index) < len(self._problems):
+            ids = [problem.id for problem in self._problems]
+            twice = next(id for i, id in enumerate(ids) if id in ids[:i])
+            raise ConfigError(
+                f"data.problems: id {twice!r} occurs twice; every table of a run is keyed by it, "
+                "so make ids unique (`polaris prepare` does)"
+            )
+        self._rendered: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._draws = [0] * len(self._problems)
+        self._dropped: tuple[str, ...] = ()
+        self._position = 0  # prompts drawn since the last drop
+        self._generation = 0  # drops so far; each has an order of its own
+        self._first_epoch = 0  # of this generation
+        self._start(tuple(dict.fromkeys(dropped_ids)))
+
+    def _start(self, dropped_ids: tuple[str, ...]) -> None:
+        import grain  # imports jax, hence not at the top
+
+        unknown = [id for id in dropped_ids if id not in self._index]
+        if unknown:
+            raise ValueError(f"dropped_ids: {unknown[0]!r} is not among the problems")
+        out = set(dropped_ids)
+        left = [i for i, problem in enumerate(self._problems) if problem.id not in out]
+        if not left:
+            raise ConfigError(
+                f"data.problems: no problem remains of {len(self._problems)} after dropping "
+                f"{len(out)}; raise stages[i].drop_above or bring harder problems"
+            )
+        order_seed = np.random.SeedSequence([self._seed, self._generation]).generate_state(1)[0]
+        self._dropped, self._epoch_size = dropped_ids, len(left)
+        self._order = grain.MapDataset.source(left).shuffle(seed=int(order_seed)).repeat()
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next prompt, from 0; a drop begins a new one."""
+        return self._first_epoch + self._position // self._epoch_size
+
+    @property
+    def dropped_ids(self) -> tuple[str, ...]:
+        """Problems that are out, in the order in which they were dropped."""
+        return self._dropped
+
+    def __len__(self) -> int:
+        """Problems of an epoch."""
+        return self._epoch_size
+
+    def __next__(self) -> PromptBatch:
+        epoch = self.epoch
+        rows: list[tuple[Problem, int]] = []
+        for _ in range(self.batch_size):
+            index = int(cast(int, self._order[self._position]))
+            rows.append((self._problems[index], self._draws[index]))
+            self._draws[index] += 1
+            self._position += 1
+        rendered = [self._render(problem) for problem, _ in rows]
+        return PromptBatch(
+            problem_ids=tuple(problem.id for problem, _ in rows),
+            prompts=tuple(ids for _, ids in rendered),
+            prompt_texts=tuple(text for text, _ in rendered),
+            golds=tuple(problem.answer for problem, _ in rows),
+            draws=tuple(draw for _, draw in rows),
+            epoch=epoch,
+        )
+
+    def _render(self, problem: Problem) -> tuple[str, tuple[int, ...]]:
+        if problem.id not in self._rendered:
+            self._rendered[problem.id] = render_prompt(
+                self._tokenizer, problem.problem, suffix=self._suffix
+            )
+        return self._rendered[problem.id]
+
+    def drop(self, problem_ids: Iterable[str]) -> int:
+        """Takes problems out and starts a new epoch over the rest; returns how many were taken.
+
+        With none to take it changes nothing.
+
+        Raises:
+            ConfigError: no problem would remain.
+            ValueError: an id that is not among the problems.
+        """
+        new = [id for id in dict.fromkeys(problem_ids) if id not in set(self._dropped)]
+        if not new:
+            return 0
+        epochs_begun = -(-self._position // self._epoch_size)
+        self._generation += 1
+        try:
+            self._start((*self._dropped, *new))
+        except ValueError:
+            self._generation -= 1
+            raise
+        self._first_epoch += epochs_begun
+        self._position = 0
+        return len(new)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands, in plain Python types (JSON-able)."""
+        return {
+            "position": self._position,
+            "generation": self._generation,
+            "first_epoch": self._first_epoch,
+            "dropped_ids": list(self._dropped),
+            "draws": list(self._draws),
+            "fingerprint": self._fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where `state_dict` was taken: the same batches follow.
+
+        Raises:
+            ConfigError: the state is of other problems or another seed.
+        """
+        if state["fingerprint"] != self._fingerprint:
+            raise ConfigError(
+                "data.problems: the checkpoint's data order belongs to other problems, another "
+                "suffix or another seed; resume with the data the run began with, or start anew "
+                "with --overwrite"
+            )
+        self._generation = int(state["generation"])
+        self._start(tuple(state["dropped_ids"]))
+        self._position = int(state["position"])
+        self._first_epoch = int(state["first_epoch"])
+        self._draws = [int(count) for count in state["draws"]]
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        rows = [(p.id, p.problem, p.answer) for p in self._problems]
+        text = json.dumps([self._seed, self._suffix, rows], default=list)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
