@@ -138,7 +138,8 @@ def build_config(config: Mapping[str, Any] | ConfigDict) -> RunConfig:
 
 def _build(cls: type, mapping: Any, path: str) -> Any:
     if not isinstance(mapping, Mapping | ConfigDict):
-        raise ConfigError(f"{path or 'config'}={mapping!r}: expected a section with fields")
+        name = path.removesuffix(".") or "config"
+        raise ConfigError(f"{name}={mapping!r}: expected a section with fields")
     hints = typing.get_type_hints(cls)
     for name in mapping:
         if name not in hints:
@@ -147,9 +148,11 @@ def _build(cls: type, mapping: Any, path: str) -> Any:
 
 
 def unknown_field(name: str, known: list[str]) -> str:
-    """The error text for a misspelt field."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"{name}: there is no such field; did you mean {near[0] if near else known[0]}?"
+    """The error text for a misspelt field: the same name in another section, else the nearest."""
+    leaf = name.rsplit(".", 1)[-1]
+    elsewhere = [field for field in config_fields(RunConfig()) if field.endswith(f".{leaf}")]
+    near = elsewhere[:3] or difflib.get_close_matches(name, known, n=1, cutoff=0.0) or known[:1]
+    return f"{name}: there is no such field; did you mean {' or '.join(near)}?"
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

@@ -179,11 +179,11 @@ def _check_evaluate(config: RunConfig) -> None:
     _require(0 < e.top_p <= 1, "evaluate.top_p", e.top_p, "must lie in (0, 1]")
     needed = config.data.max_prompt_tokens + e.max_response_tokens
     _require(
-        limit == 0 or needed <= limit or e.yarn,
+        limit == 0 or needed <= limit or e.yarn != "off",
         "evaluate.max_response_tokens",
         e.max_response_tokens,
         f"a sequence may reach {needed} positions, over model.max_position_tokens={limit}; lower "
-        "the budget, raise the limit, or set evaluate.yarn=True",
+        "the budget, raise the limit, or set evaluate.yarn=on",
     )
     for name in ("length_edges", "budgets"):
         edges = getattr(e, name)

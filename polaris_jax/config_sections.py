@@ -29,16 +29,16 @@ class ModelSection:
 
 @dataclasses.dataclass(frozen=True)
 class ArithmeticSection:
-    """Procedural word problems (`data.problems="arithmetic"`)."""
+    """Procedural word problems, taken when `data.problems` is empty; train=0 turns them off."""
 
-    train: int = 1024
-    held_out: int = 256
+    train: int = 0
+    held_out: int = 0
     seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSection:
-    problems: str = ""  # jsonl/json/parquet file, HF data set directory/name, or "arithmetic"
+    problems: str = ""  # jsonl, json, parquet, HF data set directory or name; empty: see data.arithmetic
     prompt_suffix: str = PROMPT_SUFFIX
     max_prompt_tokens: int = 1024
     arithmetic: ArithmeticSection = ArithmeticSection()
@@ -170,7 +170,7 @@ class CheckpointSection:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSection:
-    problems: str = ""  # file, or "arithmetic" (its held-out part); empty: none
+    problems: str = ""  # as data.problems; empty: data.arithmetic.held_out
     every_steps: int = 0  # during training; 0: off
     n: int = 8
     temperature: float = 0.6
@@ -180,7 +180,7 @@ class EvaluateSection:
     length_edges: tuple[int, ...] = (16_384, 32_768)
     budgets: tuple[int, ...] = ()  # tokens at which the budget curve truncates; (): powers of two
     seed: int = 0
-    yarn: bool = False  # evaluate under rope.yarn
+    yarn: Literal["off", "on", "both"] = "off"  # under rope.yarn, without it, or one after the other
 
 
 @dataclasses.dataclass(frozen=True)

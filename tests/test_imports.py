@@ -1,0 +1,148 @@
+"""Who may import whom, checked over every import of the tree and by loading packages for real."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.import_rules import HOST_ONLY, breaches, imports_of
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def tree(*folders: str) -> dict[str, str]:
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
+
+
+def test_the_tree_keeps_the_rules():
+    sources = tree("polaris_jax", "configs", "benchmarks", "launch")
+    assert len(sources) > 10
+    assert breaches(sources) == []
+
+
+def test_jax_config_is_set_nowhere_in_the_tests_but_conftest():
+    found = [line for line in breaches(tree("tests")) if "jax.config" in line]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "words"),
+    [
+        ("rollout/a.py", "import polaris_jax.train.state", "rollout must not import train"),
+        ("train/a.py", "from polaris_jax import rollout", "train must not import rollout"),
+        ("train/a.py", "from ..rollout import sampler", "train must not import rollout"),
+        ("batch/a.py", "from polaris_jax.models import Qwen", "batch must not import models"),
+        ("data/a.py", "def f():\n    import polaris_jax.models", "data must not import models"),
+        ("reward/a.py", "import polaris_jax.models", "reward must not import models"),
+        ("explore/a.py", "import polaris_jax.models", "explore must not import models"),
+        ("stages/a.py", "import polaris_jax.models", "stages must not import models"),
+        ("metrics/a.py", "import polaris_jax.loop", "only cli imports loop"),
+        ("loop.py", "from polaris_jax.runs import probe", "only cli imports runs"),
+        ("runs/a.py", "from polaris_jax import loop", "only cli imports loop"),
+        ("runs/a.py", "from polaris_jax.cli import flags", "only cli imports cli"),
+        ("models/a.py", "import polaris_jax.train", "models must not import upwards"),
+        ("sharding.py", "import polaris_jax.models", "sharding must not import upwards"),
+        ("config.py", "import polaris_jax.sharding", "config must not import upwards"),
+        ("records.py", "import polaris_jax.batch", "records must not import upwards"),
+        ("__init__.py", "import polaris_jax.records", "__init__ imports nothing"),
+        ("runs/a.py", "from polaris_jax.testing import fakes", "fakes serve tests only"),
+        ("cli/a.py", "from configs import base", "nothing imports configs"),
+        ("cli/a.py", "import importlib\nimportlib.import_module('configs.base')", "configs"),
+        ("rollout/a.py", "import jetstream.engine", "only polaris_jax.rollout.jetstream"),
+        ("models/a.py", "def f():\n    import torch", "torch has no place"),
+        ("metrics/a.py", "from tensorflow import summary", "tensorflow has no place"),
+        ("rollout/jetstream.py", "import seqio", "seqio has no place"),
+        ("reward/a.py", "import jax", "host code must not bring in jax"),
+        ("batch/a.py", "def f():\n    import jax.numpy as jnp", "must not bring in jax"),
+        ("stages/a.py", "from jaxtyping import Array", "must not bring in jax"),
+        ("records.py", "import optax", "must not bring in jax"),
+        ("data/filters.py", "def f():\n    import grain", "must not bring in jax"),
+        ("data/loader.py", "import grain.python", "inside functions"),
+        ("data/loader.py", "def f():\n    import jax", "must not bring in jax"),
+        ("train/a.py", "import jax\njax.config.update('x', 1)", "jax.config is set in cli/"),
+        ("train/a.py", "from jax import config", "jax.config is set in cli/"),
+    ],
+)
+def test_each_rule_bites(path, source, words):
+    found = breaches({f"polaris_jax/{path}": source})
+    assert any(words in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("cli/train.py", "from polaris_jax import loop\nimport jax\njax.config.update('a', 1)"),
+        ("__main__.py", "from polaris_jax.cli import main"),
+        ("runs/probe.py", "from polaris_jax.rollout import Sampler\nimport polaris_jax.explore"),
+        ("loop.py", "from polaris_jax import batch, train, rollout, stages"),
+        ("train/a.py", "import polaris_jax.models, polaris_jax.sharding, polaris_jax.config"),
+        ("evaluate/a.py", "from polaris_jax.rollout import Sampler"),
+        ("rollout/jetstream.py", "def f():\n    from jetstream.engine import engine_api"),
+        ("data/loader.py", "def f():\n    import grain.python as grain"),
+        ("stages/a.py", "from jaxtyping import Float\nfrom polaris_jax.records import Graded"),
+        ("models/qwen.py", "from .layers import rope\nfrom polaris_jax.sharding import x"),
+    ],
+)
+def test_what_the_rules_allow(path, source):
+    assert breaches({f"polaris_jax/{path}": source}) == []
+
+
+def test_a_host_package_may_not_reach_jax_through_others():
+    sources = {
+        "polaris_jax/explore/__init__.py": "from polaris_jax.metrics import mean",
+        "polaris_jax/metrics/__init__.py": "from polaris_jax.metrics import mean",
+        "polaris_jax/metrics/mean.py": "def f():\n    import jax",
+    }
+    assert breaches(sources) == [
+        "polaris_jax/explore/__init__.py: host code reaches jax by "
+        "polaris_jax.explore -> polaris_jax.metrics.mean"
+    ]
+
+
+def test_relative_imports_are_resolved():
+    found = imports_of("polaris_jax/a/__init__.py", "from . import b\nfrom ..c import d")
+    assert [(i.module, i.name) for i in found] == [("polaris_jax.a", "b"), ("polaris_jax.c", "d")]
+    found = imports_of("polaris_jax/a/m.py", "from .b import c")
+    assert [(i.module, i.name) for i in found] == [("polaris_jax.a.b", "c")]
+
+
+def loaded_after(statements: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after `statements`."""
+    script = f"{statements}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+
+
+def test_importing_the_package_is_light():
+    heavy = {"jax", "torch", "tensorflow", "numpy", "transformers", "sympy", "matplotlib"}
+    assert loaded_after("import polaris_jax").isdisjoint(heavy)
+
+
+def test_host_packages_load_no_jax():
+    every_module = """
+import importlib, pkgutil
+for name in {names}:
+    module = importlib.import_module(f"polaris_jax.{{name}}")
+    for found in pkgutil.walk_packages(getattr(module, "__path__", []), module.__name__ + "."):
+        importlib.import_module(found.name)
+import polaris_jax.config
+"""
+    loaded = loaded_after(every_module.format(names=sorted(HOST_ONLY)))
+    assert loaded.isdisjoint({"jax", "jaxlib", "flax", "grain", "torch", "tensorflow"})
+
+
+def test_the_subprocess_check_sees_jax_when_it_is_there():
+    assert "jax" in loaded_after("import jax")
+
+
+def test_no_module_loads_torch_or_tensorflow():
+    names = [p.removesuffix(".py").replace("/", ".") for p in tree("polaris_jax")]
+    modules = [n.removesuffix(".__init__") for n in names if not n.endswith("__main__")]
+    loaded = loaded_after(f"import importlib\nfor n in {modules!r}: importlib.import_module(n)")
+    assert loaded.isdisjoint({"torch", "tensorflow", "seqio"})
