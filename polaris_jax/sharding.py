@@ -1,0 +1,209 @@
+"""The mesh, the tables that map logical axes to it, and the shardings of a pytree.
+
+The one module that knows mesh axes. Models name logical axes (`models.param_axes`); the tables below
+say where each goes. Axes of the mesh:
+
+    data      replicas of the batch; weights and moments are stored split over it too
+    fsdp      splits batch rows, and the storage of weights, gradients and moments
+    context   splits the storage of weights; positions of long rows
+    tensor    splits heads, MLP width and vocabulary
+
+All axes are `Auto`: the compiler propagates shardings (`jax.make_mesh` defaults to explicit axes,
+where a plain gather raises ShardingTypeError).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from polaris_jax.config import ConfigError, MeshSection
+
+MESH_AXES = ("data", "fsdp", "context", "tensor")
+ROW_AXES = ("data", "fsdp")
+
+# Logical axis -> mesh axes, in order of preference. An absent axis is not split.
+Rules = Mapping[str, tuple[str, ...]]
+
+# ZeRO-style: every matrix has an `embed` axis, whose storage is split over all that is not tensor.
+TRAINER_RULES: Rules = {
+    "embed": ("data", "fsdp", "context"),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+}
+# A decode step reads every weight once a token: whole on each replica, split over tensor alone.
+SAMPLER_RULES: Rules = {
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+}
+
+
+def make_mesh(section: MeshSection, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with axes data, fsdp, context, tensor over the devices.
+
+    Args:
+        section: axis sizes; fsdp=-1 takes the devices that the other axes leave.
+        devices: default: all devices of all processes.
+
+    Raises:
+        ConfigError: a size below 1, or the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    for name in MESH_AXES:
+        size = getattr(section, name)
+        if size < 1 and not (name == "fsdp" and size == -1):
+            rule = "must be at least 1" + (", or -1 for the rest" if name == "fsdp" else "")
+            raise ConfigError(f"mesh.{name}={size}: {rule}")
+    others = section.data * section.context * section.tensor
+    fsdp = len(devices) // others if section.fsdp == -1 else section.fsdp
+    if others * fsdp != len(devices):
+        raise ConfigError(
+            f"mesh.fsdp={section.fsdp}: with data={section.data}, context={section.context}, "
+            f"tensor={section.tensor} the mesh needs {others * max(fsdp, 1)} devices and there are "
+            f"{len(devices)}; choose sizes whose product is {len(devices)}, or fsdp=-1"
+        )
+    shape = (section.data, fsdp, section.context, section.tensor)
+    if math.prod(shape) > 1 and devices[0].platform == "tpu":
+        return jax.make_mesh(
+            shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices
+        )
+    grid = np.array(devices, dtype=object).reshape(shape)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a [B, T] array split over data x fsdp."""
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+
+
+def head_sharding(mesh: Mesh, num_heads: int) -> NamedSharding:
+    """[B, T, heads, H] activations: rows over data x fsdp, heads over tensor where it divides."""
+    tensor = "tensor" if num_heads % mesh.shape["tensor"] == 0 else None
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES, None, tensor))
+
+
+def leaf_spec(
+    path: str, shape: tuple[int, ...], axes: tuple[str, ...], *, mesh: Mesh, rules: Rules
+) -> PartitionSpec:
+    """How one parameter is split.
+
+    A mesh axis that does not divide its dimension is left out: that dimension is then split over
+    the axes before it, or whole.
+
+    Args:
+        path: the parameter's name, for errors.
+        shape: its shape.
+        axes: its logical axes, one a dimension.
+        mesh: the mesh.
+        rules: logical axis -> mesh axes.
+
+    Raises:
+        ValueError: axes and shape differ in length, a rule names no mesh axis, or two dimensions
+            of the parameter claim the same mesh axis.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"{path}: shape {shape} has {len(shape)} dimensions, axes {axes} differ")
+    owners: dict[str, str] = {}
+    spec: list[tuple[str, ...] | str | None] = []
+    for axis, size in zip(axes, shape, strict=True):
+        taken: list[str] = []
+        shards = 1
+        for mesh_axis in rules.get(axis, ()):
+            if mesh_axis not in mesh.shape:
+                raise ValueError(
+                    f"{path}: the rule {axis!r} -> {mesh_axis!r} names no axis of the mesh "
+                    f"{tuple(mesh.shape)}"
+                )
+            if mesh_axis in owners:
+                raise ValueError(
+                    f"{path}: logical axes {owners[mesh_axis]!r} and {axis!r} both claim mesh axis "
+                    f"{mesh_axis!r}; an axis can split one dimension only: change the rules"
+                )
+            owners[mesh_axis] = axis
+            if size % (shards * mesh.shape[mesh_axis]) == 0:
+                taken.append(mesh_axis)
+                shards *= mesh.shape[mesh_axis]
+        spec.append(None if not taken else taken[0] if len(taken) == 1 else tuple(taken))
+    return PartitionSpec(*spec)
+
+
+def param_shardings(
+    abstract_model: Any, mesh: Mesh, rules: Rules, *, axes: Mapping[str, tuple[str, ...]]
+) -> Any:
+    """`abstract_model` with a NamedSharding in place of every leaf.
+
+    Args:
+        abstract_model: a pytree of arrays or ShapeDtypeStructs.
+        mesh: the mesh.
+        rules: `TRAINER_RULES` or `SAMPLER_RULES`.
+        axes: logical axes by path, `models.param_axes(config)`.
+
+    Raises:
+        ValueError: see `leaf_spec`; or a leaf without logical axes.
+    """
+
+    def sharding(key_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        path = _path(key_path)
+        if path not in axes:
+            raise ValueError(f"{path}: no logical axes are declared for this parameter")
+        spec = leaf_spec(path, tuple(leaf.shape), tuple(axes[path]), mesh=mesh, rules=rules)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract_model)
+
+
+def _path(key_path: tuple[Any, ...]) -> str:
+    names = [str(getattr(k, "name", getattr(k, "key", k))) for k in key_path]
+    return "/".join(n for n in names if n != "value")
+
+
+def global_array(host: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """A device array of a host array that every process holds alike; each uploads its shards."""
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def private_copies(tree: Any, shardings: Any, *, dtype: Any = None) -> Any:
+    """Copies of a pytree's arrays, placed by `shardings`; no buffer is shared with the source.
+
+    A donated buffer is deleted, and a sampler that shares it dies: so the trainer owns its arrays.
+
+    Args:
+        tree: arrays, on host or device; in several processes alike in each, or already global.
+        shardings: one NamedSharding a leaf.
+        dtype: of the copies; default: the source's.
+    """
+
+    def copy(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return _compiled_copy(sharding)(leaf if dtype is None else leaf.astype(dtype))
+        host = np.asarray(leaf)
+        # np.array copies: on the CPU jax may use a host buffer in place.
+        return jax.make_array_from_callback(
+            host.shape, sharding, lambda index: np.array(host[index], dtype or host.dtype)
+        )
+
+    return jax.tree.map(copy, tree, shardings)
+
+
+def _compiled_copy(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    # jnp.copy: an identity under jit would hand back its input's buffer.
+    return jax.jit(jax.numpy.copy, out_shardings=sharding)

@@ -1,0 +1,133 @@
+"""The per-token loss: clipped surrogate, truncated importance sampling, KL and entropy terms.
+
+Pure functions of [B, T] arrays. Nothing here averages: the caller multiplies by `weight_BT` and
+sums, and the weights carry the aggregation (see records.TrainBatch).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from polaris_jax.config import ObjectiveSection
+
+# exp(20) = 4.9e8: a log-ratio beyond it is a broken row, and inf x 0 would poison the whole sum.
+MAX_LOG_RATIO = 20.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenLoss:
+    """The loss of every token and what made it; all [B, T], float32.
+
+    Attributes:
+        loss_BT: what is multiplied by the weight and summed, nats x advantage.
+        ratio_BT: current over old probability.
+        clipped_low_BT: 1 where advantage < 0 and the lower clip took the gradient away.
+        clipped_high_BT: 1 where advantage > 0 and the upper clip took the gradient away.
+        clipped_dual_BT: 1 where the dual clip took the gradient away.
+        truncated_BT: 1 where the importance weight was cut to `tis_cap`.
+        kl_BT: k3 estimate of KL(current || reference), nats; 0 without a reference.
+    """
+
+    loss_BT: Array
+    ratio_BT: Array
+    clipped_low_BT: Array
+    clipped_high_BT: Array
+    clipped_dual_BT: Array
+    truncated_BT: Array
+    kl_BT: Array
+
+
+def token_loss(
+    logp_BT: Array,
+    objective: ObjectiveSection,
+    *,
+    entropy_BT: Array,
+    old_logp_BT: Array,
+    advantage_BT: Array,
+    reference_logp_BT: Array | None = None,
+) -> TokenLoss:
+    """Each token's loss under `objective`, unweighted.
+
+    Ratio r = exp(logp - old). With advantage A the loss is max(-r A, -clip(r, 1 - clip_low,
+    1 + clip_high) A); where A < 0 it is at most -dual_clip A. To it are added
+    kl_coef x (exp(d) - d - 1) with d = reference - logp, and -entropy_coef x entropy.
+
+    `old_logprobs` decides what r is measured against:
+
+    - current: the policy itself, r = 1 with the gradient A grad(logp). `old_logp_BT` is not read.
+    - recompute: `old_logp_BT`, which the caller took from the trainer before the first minibatch.
+    - sampler: `old_logp_BT` as the sampler reported it. r then carries the mismatch between
+      sampler and trainer (and any lag) besides the policy's own motion, so it is an importance
+      weight and is truncated: r counts as min(r, tis_cap), whose gradient is
+      min(r, tis_cap) A grad(logp) rather than zero. tis_cap=0 turns the cap off.
+
+    With A > 0 the upper clip acts before any cap above 1 + clip_high; the cap bounds the tokens
+    with A < 0, for which PPO bounds nothing. A cap below `dual_clip` leaves the dual clip idle.
+
+    Args:
+        logp_BT: log-prob under the parameters that are differentiated, nats.
+        objective: the options.
+        entropy_BT: entropy of the same distribution, nats.
+        old_logp_BT: log-probs of the policy that r is measured against, nats.
+        advantage_BT: the sequence's advantage at each response token.
+        reference_logp_BT: log-probs of the frozen reference; needed when kl_coef > 0.
+
+    Raises:
+        ValueError: kl_coef > 0 without reference log-probs.
+
+    Source: PPO, Schulman et al. 2017 (arXiv:1707.06347), eq. 7; dual clip, Ye et al. 2020
+        (arXiv:1912.09729), eq. 5; higher upper clip, DAPO, Yu et al. 2025 (arXiv:2503.14476), eq.
+        10; truncated importance weights, Espeholt et al. 2018 (IMPALA, arXiv:1802.01561), section
+        4.1, applied to the sampler-trainer mismatch by Yao et al. 2025 ("Your efficient RL
+        framework secretly brings you off-policy RL training"); k3, Schulman 2020 ("Approximating
+        KL divergence").
+    Differs: Yao et al. multiply PPO's term by the truncated weight of a recomputed old policy over
+        the sampler. Here there is no such recomputation: the sampler is the old policy, and the
+        truncated weight takes the place of the ratio.
+    """
+    if objective.kl_coef > 0 and reference_logp_BT is None:
+        raise ValueError(
+            f"objective.kl_coef={objective.kl_coef}: the KL term needs the log-probs of a "
+            "reference; pass the reference model to the update, or set kl_coef to 0"
+        )
+    if objective.old_logprobs == "current":
+        old_logp_BT = jax.lax.stop_gradient(logp_BT)
+    ratio_BT = jnp.exp(jnp.clip(logp_BT - old_logp_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    weight_BT, truncated_BT = ratio_BT, jnp.zeros_like(ratio_BT)
+    if objective.old_logprobs == "sampler" and objective.tis_cap > 0:
+        # Scaled by a constant instead of cut by a minimum: the gradient survives, at the cap.
+        scale_BT = jnp.minimum(1.0, objective.tis_cap / jax.lax.stop_gradient(ratio_BT))
+        weight_BT = ratio_BT * scale_BT
+        truncated_BT = (scale_BT < 1.0).astype(jnp.float32)
+
+    low, high = 1.0 - objective.clip_low, 1.0 + objective.clip_high
+    clipped_BT = jnp.clip(weight_BT, low, high)
+    loss_BT = jnp.maximum(-weight_BT * advantage_BT, -clipped_BT * advantage_BT)
+    clipped_dual_BT = jnp.zeros_like(ratio_BT)
+    if objective.dual_clip > 0:
+        ceiling_BT = -objective.dual_clip * advantage_BT
+        above_BT = (advantage_BT < 0) & (loss_BT > ceiling_BT)
+        loss_BT = jnp.where(above_BT, ceiling_BT, loss_BT)
+        clipped_dual_BT = above_BT.astype(jnp.float32)
+
+    kl_BT = jnp.zeros_like(ratio_BT)
+    if objective.kl_coef > 0 and reference_logp_BT is not None:
+        gap_BT = jnp.clip(reference_logp_BT - logp_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+        kl_BT = jnp.exp(gap_BT) - gap_BT - 1.0
+        loss_BT = loss_BT + objective.kl_coef * kl_BT
+    if objective.entropy_coef > 0:
+        loss_BT = loss_BT - objective.entropy_coef * entropy_BT
+    return TokenLoss(
+        loss_BT=loss_BT,
+        ratio_BT=ratio_BT,
+        clipped_low_BT=((advantage_BT < 0) & (weight_BT < low)).astype(jnp.float32),
+        clipped_high_BT=((advantage_BT > 0) & (weight_BT > high)).astype(jnp.float32),
+        clipped_dual_BT=clipped_dual_BT,
+        truncated_BT=truncated_BT,
+        kl_BT=kl_BT,
+    )

@@ -1,0 +1,108 @@
+"""What the trainer carries from update to update: a frozen pytree, placed on the mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+
+from polaris_jax.config import OptimizerSection
+from polaris_jax.models import ModelConfig, Qwen, param_axes
+from polaris_jax.sharding import TRAINER_RULES, param_shardings, private_copies, replicated
+from polaris_jax.train.optimizer import make_optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Master weights, moments and counters; every update takes one and returns the next.
+
+    Attributes:
+        params: float32 weights. The update donates them: copy what must outlive it.
+        opt_state: AdamW's moments, float32, split like the weights, and its step count.
+        step: int32, updates applied since the run began (skipped ones not counted).
+        skips_in_a_row: int32, updates skipped for non-finite gradients since the last applied one.
+    """
+
+    params: Qwen
+    opt_state: Any
+    step: Array
+    skips_in_a_row: Array
+
+
+def init_train_state(model: Qwen, optimizer: OptimizerSection, mesh: Mesh) -> TrainState:
+    """A fresh state around float32 copies of `model`'s weights, placed on the mesh.
+
+    The copies share no buffer with `model`. In several processes `model` holds the same values in
+    each, on host or local devices, or is already placed on a mesh of all processes.
+    """
+    shardings = state_shardings(model.config, optimizer, mesh)
+    params = private_copies(model, shardings.params, dtype=jnp.float32)
+    return _fresh(params, optimizer, shardings)
+
+
+def random_train_state(
+    config: ModelConfig, key: Array, *, optimizer: OptimizerSection, mesh: Mesh
+) -> TrainState:
+    """A fresh state around random weights, made in place on the mesh."""
+    shardings = state_shardings(config, optimizer, mesh)
+    make = jax.jit(lambda key: Qwen.init(config, key), out_shardings=shardings.params)
+    return _fresh(make(key), optimizer, shardings)
+
+
+def abstract_train_state(
+    config: ModelConfig, optimizer: OptimizerSection, *, mesh: Mesh
+) -> TrainState:
+    """The state's shapes, dtypes and shardings without its arrays: for restore and AOT compiles."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        _abstract(config, optimizer),
+        state_shardings(config, optimizer, mesh),
+    )
+
+
+def state_shardings(config: ModelConfig, optimizer: OptimizerSection, mesh: Mesh) -> TrainState:
+    """A TrainState with a NamedSharding in place of every leaf: moments are split like weights."""
+    abstract = _abstract(config, optimizer)
+    params = param_shardings(abstract.params, mesh, TRAINER_RULES, axes=param_axes(config))
+
+    def is_model(node: Any) -> bool:
+        return isinstance(node, Qwen)
+
+    rest = jax.tree.map(
+        lambda node: params if is_model(node) else replicated(mesh),
+        dataclasses.replace(abstract, params=None),
+        is_leaf=is_model,
+    )
+    return dataclasses.replace(rest, params=params)
+
+
+def fresh_moments(
+    state: TrainState, optimizer: OptimizerSection, *, shardings: TrainState
+) -> TrainState:
+    """`state` with zero moments, as at a stage change; weights and `step` stay."""
+    init = jax.jit(make_optimizer(optimizer).init, out_shardings=shardings.opt_state)
+    return dataclasses.replace(state, opt_state=init(state.params))
+
+
+def _abstract(config: ModelConfig, optimizer: OptimizerSection) -> TrainState:
+    def init(key: Array) -> TrainState:
+        params = Qwen.init(config, key)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(params, make_optimizer(optimizer).init(params), zero, zero)
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _fresh(params: Qwen, optimizer: OptimizerSection, shardings: TrainState) -> TrainState:
+    def init(params: Qwen) -> tuple[Any, Array, Array]:
+        opt_state = make_optimizer(optimizer).init(params)
+        return opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+
+    out = (shardings.opt_state, shardings.step, shardings.skips_in_a_row)
+    opt_state, step, skips_in_a_row = jax.jit(init, out_shardings=out)(params)
+    return TrainState(params, opt_state, step, skips_in_a_row)
