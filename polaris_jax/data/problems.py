@@ -1,0 +1,252 @@
+"""Problems out of rows: field names, checks, stable ids; and back into a parquet file.
+
+Field names, the first that a row has with a value counts:
+
+    problem   problem, question, prompt (a text, or chat messages: the last user turn)
+    answer    answer, gold, final_answer, ground_truth, reward_model.ground_truth, solution
+    id        id, problem_id, unique_id, uid, index; none: a hash of the normalised text
+
+`answer` is ambiguous in the wild. A text that ends in `#### 42` is a worked solution in GSM8K's
+manner: what follows the mark is the answer. `solution` comes last because most sets keep the
+worked text there: its last `\\boxed{}` is the answer, and a text without one is taken only when it
+is short (one line of at most 60 characters), else the row counts as malformed.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polaris_jax.data.filters import content_id, deduplicate
+from polaris_jax.data.sources import JSON_ANSWERS, DataError, read_rows
+from polaris_jax.records import Gold, Problem
+
+PROBLEM_FIELDS = ("problem", "question", "prompt")
+ANSWER_FIELDS = ("answer", "gold", "final_answer", "ground_truth", "reward_model", "solution")
+ID_FIELDS = ("id", "problem_id", "unique_id", "uid", "index")
+NAMED_ROWS = 20  # malformed rows that a report spells out; all are counted
+_SHORT_SOLUTION_CHARS = 60
+
+
+class RowError(ValueError):
+    """Why one row is no problem."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadReport:
+    """What reading a source kept and what it left out.
+
+    Attributes:
+        source: as it was given.
+        rows: rows seen, blank lines aside.
+        kept: problems returned.
+        counts: rows or problems by reason: `malformed`, `duplicate`,
+            `duplicate_with_other_answer` (left out), `renamed_id` (kept).
+        messages: the first malformed rows and contradictions, each `place: reason`.
+    """
+
+    source: str
+    rows: int
+    kept: int
+    counts: dict[str, int]
+    messages: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report in JSON-able types."""
+        return {**dataclasses.asdict(self), "messages": list(self.messages)}
+
+
+def read_problems(source: str | Path, *, unique: bool = True) -> tuple[list[Problem], ReadReport]:
+    """The problems of a source, checked and without repeats, and a report of the rest.
+
+    Args:
+        source: jsonl, json, parquet or arrow file, a directory of them, or a Hub name.
+        unique: leave out repeats of a normalised text; False keeps every row (benchmarks), and
+            then an id that occurs twice is an error.
+
+    Raises:
+        DataError: the source is missing or unreadable, or no problem is left.
+    """
+    source = str(source)
+    problems: list[Problem] = []
+    messages: list[str] = []
+    counts: collections.Counter[str] = collections.Counter()
+    rows = 0
+    for row in read_rows(source):
+        rows += 1
+        try:
+            if row.error is not None:
+                raise RowError(row.error)
+            problems.append(parse_row(row.fields))
+        except RowError as error:
+            counts["malformed"] += 1
+            messages.append(f"{row.place}: {error}")
+    named = messages[:NAMED_ROWS]
+    if unique:
+        problems, found = deduplicate(problems)
+        counts["duplicate"] = len(found.same_answer) + len(found.other_answer)
+        counts["duplicate_with_other_answer"] = len(found.other_answer)
+        counts["renamed_id"] = len(found.renamed)
+        named += [
+            f"{drop}: same problem as {keep} with another answer; left out"
+            for keep, drop in found.other_answer[:NAMED_ROWS]
+        ]
+    else:
+        _require_unique_ids(source, problems)
+    if not problems:
+        reason = f" (first: {named[0]})" if named else ""
+        raise DataError(
+            f"data.problems={source!r}: no problem in it: {rows} rows, {counts['malformed']} "
+            f"malformed{reason}; each row needs a {'/'.join(PROBLEM_FIELDS)} and an answer"
+        )
+    return problems, ReadReport(
+        source=source,
+        rows=rows,
+        kept=len(problems),
+        counts={reason: count for reason, count in sorted(counts.items()) if count},
+        messages=tuple(named),
+    )
+
+
+def _require_unique_ids(source: str, problems: Sequence[Problem]) -> None:
+    twice = [
+        id for id, n in collections.Counter(problem.id for problem in problems).items() if n > 1
+    ]
+    if twice:
+        raise DataError(
+            f"data.problems={source!r}: id {twice[0]!r} occurs twice; make the ids unique"
+        )
+
+
+def parse_row(fields: Mapping[str, Any]) -> Problem:
+    """The problem that a row states.
+
+    Raises:
+        RowError: no problem text or no usable answer; the reason names the field.
+    """
+    text = _problem_text(fields)
+    given = next((fields[f] for f in ID_FIELDS if _is_id(fields.get(f))), None)
+    pass_rate = fields.get("pass_rate")
+    if pass_rate is not None and not (_is_number(pass_rate) and 0 <= pass_rate <= 1):
+        raise RowError(f"pass_rate={pass_rate!r}: must lie in [0, 1]")
+    source = fields.get("source") or fields.get("data_source") or ""
+    return Problem(
+        id=content_id(text) if given is None else str(given).strip(),
+        problem=text,
+        answer=_answer(fields),
+        source=source if isinstance(source, str) else str(source),
+        pass_rate=None if pass_rate is None else float(pass_rate),
+    )
+
+
+def _is_id(value: Any) -> bool:
+    return (isinstance(value, str) and bool(value.strip())) or (
+        isinstance(value, int) and not isinstance(value, bool)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _problem_text(fields: Mapping[str, Any]) -> str:
+    for name in PROBLEM_FIELDS:
+        value = fields.get(name)
+        if isinstance(value, list):
+            turns = [turn for turn in value if isinstance(turn, Mapping)]
+            users = [turn.get("content") for turn in turns if turn.get("role") == "user"]
+            value = users[-1] if users else None
+            if value is None:
+                raise RowError(f"{name}: a list without a user turn")
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise RowError(f"{name}: expected a text, got {type(value).__name__}")
+        if value.strip():
+            return value.strip()
+    present = [name for name in PROBLEM_FIELDS if name in fields]
+    if present:
+        raise RowError(f"{present[0]}: is empty")
+    raise RowError(f"no {', '.join(PROBLEM_FIELDS)} among its fields ({', '.join(fields)})")
+
+
+def _answer(fields: Mapping[str, Any]) -> Gold:
+    for name in ANSWER_FIELDS:
+        value = fields.get(name)
+        if name == "reward_model" and isinstance(value, Mapping):
+            value = value.get("ground_truth")
+        if value is None or (isinstance(value, str | list) and not value):
+            continue
+        if name == "solution" and isinstance(value, str):
+            value = _from_solution(value)
+        if isinstance(value, list):
+            return tuple(_one_answer(name, item) for item in value)
+        return _one_answer(name, value)
+    present = [name for name in ANSWER_FIELDS if name in fields]
+    if present:
+        raise RowError(f"{present[0]}: is empty")
+    raise RowError(f"no {', '.join(ANSWER_FIELDS)} among its fields ({', '.join(fields)})")
+
+
+def _one_answer(name: str, value: Any) -> str | int | float:
+    if isinstance(value, str):
+        text = value.rpartition("#### ")[2].strip()
+        if not text:
+            raise RowError(f"{name}: is empty")
+        return text
+    if _is_number(value):
+        return value
+    raise RowError(f"{name}={value!r}: expected a text, a finite number or a list of them")
+
+
+def _from_solution(text: str) -> str:
+    """The answer within a worked solution."""
+    boxed = _last_boxed(text)
+    if boxed is not None:
+        return boxed
+    if "#### " in text or (len(text) <= _SHORT_SOLUTION_CHARS and "\n" not in text.strip()):
+        return text
+    raise RowError(
+        "solution: a worked text without \\boxed{}; give the final answer in a field of its own"
+    )
+
+
+def _last_boxed(text: str) -> str | None:
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth = 0
+    begin = start + len("\\boxed{")
+    for end in range(begin - 1, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return text[begin:end]
+    return None
+
+
+def write_problems(problems: Sequence[Problem], path: str | Path) -> None:
+    """Writes a parquet file of id, problem, answer, source and pass_rate.
+
+    Answers are written as JSON, so that types survive: `read_problems` gives the same
+    records back, a list of golds as a tuple. The file appears whole or not at all.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "id": pa.array([p.id for p in problems], pa.string()),
+        "problem": pa.array([p.problem for p in problems], pa.string()),
+        "answer": pa.array([json.dumps(p.answer) for p in problems], pa.string()),
+        "source": pa.array([p.source for p in problems], pa.string()),
+        "pass_rate": pa.array([p.pass_rate for p in problems], pa.float64()),
+    }
+    table = pa.table(columns).replace_schema_metadata(JSON_ANSWERS)
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(table, partial)
+    partial.replace(path)

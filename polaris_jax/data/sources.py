@@ -1,0 +1,213 @@
+"""Rows out of files: jsonl, json, parquet, arrow, a directory of them, or a name on the Hub.
+
+A row that cannot be parsed is handed on as a `Row` with an error, so that one bad line never ends
+a run; what a row must hold is checked in `problems`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from polaris_jax.config_sections import ConfigError
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# Schema metadata of our own parquet files, whose answers are JSON so that types survive.
+JSON_ANSWERS = {b"polaris_answers": b"json"}
+_ROW_KEYS = ("data", "problems", "rows", "examples", "train")
+
+
+class DataError(ConfigError):
+    """A data source that cannot be read at all; its text is one line for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of a source.
+
+    Attributes:
+        place: `file:line` (from 1) or `file:row N`, for messages.
+        fields: the row; empty when `error` is set.
+        error: why the row could not be parsed, or None.
+    """
+
+    place: str
+    fields: Mapping[str, Any]
+    error: str | None = None
+
+
+def resolve_source(source: str) -> tuple[Path, list[Path]]:
+    """The root of a source and its files in reading order.
+
+    In a directory the training split is read where the file names (or folders) tell one from
+    other splits, everything otherwise; a Hub name is downloaded first.
+
+    Args:
+        source: a file, a directory, or a `owner/name` data set on the Hugging Face Hub.
+
+    Raises:
+        DataError: nothing there, no readable file in it, or the Hub cannot be reached.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise DataError(
+                f"data.problems={source!r}: cannot read {path.suffix or 'a file without suffix'}; "
+                f"give one of {', '.join(SUFFIXES)}, a directory or a Hub name"
+            )
+        return path.parent, [path]
+    if not path.exists():
+        looks_like_hub = _HUB_NAME.fullmatch(source) and path.suffix not in SUFFIXES
+        if not looks_like_hub:
+            raise DataError(
+                f"data.problems={source!r}: there is no such file or directory; "
+                "check the path, or give a Hub name as owner/name"
+            )
+        path = download_dataset(source)
+    files = _pick_split(path)
+    if not files:
+        raise DataError(
+            f"data.problems={source!r}: the directory holds no {', '.join(SUFFIXES)} file; "
+            "point to the folder that does"
+        )
+    return path, files
+
+
+def _pick_split(root: Path) -> list[Path]:
+    files = sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix in SUFFIXES
+        and path.is_file()
+        # What `datasets` writes beside the rows.
+        and path.name not in ("dataset_info.json", "dataset_infos.json", "state.json")
+        and path.name != "dataset_dict.json"
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
+    tables = [path for path in files if path.suffix in (".parquet", ".arrow")]
+    files = tables or files
+    train = [path for path in files if "train" in path.relative_to(root).as_posix().lower()]
+    return train or files
+
+
+def download_dataset(name: str) -> Path:
+    """The local copy of a data set on the Hub, downloaded unless it is cached.
+
+    Raises:
+        DataError: no such data set, no access to it, or no network.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name, repo_type="dataset", allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise DataError(
+            f"data.problems={name!r}: there is no such directory here, it is not in the Hub cache "
+            "and the Hugging Face Hub cannot be reached; check the path or the network, or "
+            "download the data set elsewhere and give its directory"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"data.problems={name!r}: there is no such directory here, and as a data set of the "
+            f"Hugging Face Hub it cannot be downloaded ({reason}); check the name"
+        ) from error
+
+
+def read_rows(source: str) -> Iterator[Row]:
+    """Every row of a source, in order; unreadable ones carry an error.
+
+    Raises:
+        DataError: the source is missing, or a whole file is unreadable.
+    """
+    root, files = resolve_source(source)
+    for path in files:
+        place = path.relative_to(root).as_posix()
+        reader = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".arrow": _arrow}
+        yield from reader[path.suffix](path, place)
+
+
+def _row(place: str, value: Any) -> Row:
+    if isinstance(value, Mapping):
+        return Row(place, value)
+    return Row(place, {}, f"expected an object with fields, got {type(value).__name__}")
+
+
+def _jsonl(path: Path, place: str) -> Iterator[Row]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            where = f"{place}:{number}"
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.decode("utf-8-sig"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                yield Row(where, {}, f"not valid JSON ({error})")
+            except RecursionError:
+                yield Row(where, {}, "not valid JSON (nested too deeply)")
+            else:
+                yield _row(where, value)
+
+
+def _json(path: Path, place: str) -> Iterator[Row]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(
+            f"data.problems={str(path)!r}: not valid JSON ({error}); a file with one object a line "
+            "must end in .jsonl"
+        ) from error
+    if isinstance(value, Mapping):
+        lists = [value[key] for key in _ROW_KEYS if isinstance(value.get(key), list)]
+        if not lists:
+            raise DataError(
+                f"data.problems={str(path)!r}: expected a list of objects, or an object with one "
+                f"under {', '.join(_ROW_KEYS)}"
+            )
+        value = lists[0]
+    if not isinstance(value, list):
+        raise DataError(f"data.problems={str(path)!r}: expected a list of objects")
+    for number, item in enumerate(value, 1):
+        yield _row(f"{place}:row {number}", item)
+
+
+def _parquet(path: Path, place: str) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as table:
+            number = 0
+            ours = (table.schema_arrow.metadata or {}).items() >= JSON_ANSWERS.items()
+            for batch in table.iter_batches(batch_size=4096):
+                for fields in batch.to_pylist():
+                    number += 1
+                    if ours:
+                        fields["answer"] = json.loads(fields["answer"])
+                    yield Row(f"{place}:row {number}", fields)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"data.problems={str(path)!r}: not a parquet file ({error})") from error
+
+
+def _arrow(path: Path, place: str) -> Iterator[Row]:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as memory, pa.ipc.open_stream(memory) as batches:
+            number = 0
+            for batch in batches:
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{place}:row {number}", fields)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"data.problems={str(path)!r}: not an arrow stream ({error})") from error

@@ -1,0 +1,67 @@
+"""Benchmark files and the sampling that the recipe evaluates them with."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+from polaris_jax.data.problems import read_problems
+from polaris_jax.data.sources import DataError
+from polaris_jax.records import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A known benchmark.
+
+    Attributes:
+        name: stem of its file.
+        problems: how many it has.
+        k: responses a problem in the recipe's final evaluation (avg@k).
+    """
+
+    name: str
+    problems: int
+    k: int
+
+
+# Source: recipe's final evaluation; AMC23 is 83 problems of AMC12 2022-23, not the 40 of others.
+BENCHMARKS = {
+    b.name: b
+    for b in (
+        Benchmark("aime24", 30, 32),
+        Benchmark("aime25", 30, 32),
+        Benchmark("amc23", 83, 8),
+        Benchmark("minerva", 272, 4),
+        Benchmark("olympiad", 675, 4),
+    )
+}
+
+
+def read_benchmark(path: str | Path) -> list[Problem]:
+    """Every problem of a benchmark file, in its order, repeats included.
+
+    Unlike training data a benchmark must be whole: one row less is another score. Problem texts may
+    bring the instruction suffix with them; `data.prompts.add_suffix` does not add it twice.
+
+    Warns:
+        UserWarning: a file that is named as a known benchmark has another number of problems.
+
+    Raises:
+        DataError: missing file, malformed rows, or an id that occurs twice.
+    """
+    problems, report = read_problems(path, unique=False)
+    if report.counts:
+        raise DataError(
+            f"evaluate.problems={str(path)!r}: {report.counts['malformed']} malformed rows "
+            f"({report.messages[0]}); a benchmark must be whole, mend the file"
+        )
+    known = BENCHMARKS.get(Path(path).stem)
+    if known is not None and known.problems != len(problems):
+        warnings.warn(
+            f"{path} has {len(problems)} problems, {known.name} has {known.problems}: its score "
+            "does not compare with others'",
+            stacklevel=2,
+        )
+    return problems
