@@ -1,0 +1,213 @@
+"""Sets of real numbers as sorted pieces: intervals, unions, complements, inequalities of one name.
+
+`x < 3`, `(-\\infty, 3)` and `\\mathbb{R} \\setminus [3, \\infty)` become the same pieces.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polaris_jax.reward import numeric
+from polaris_jax.reward.parser import Node
+
+MAX_PIECES = 200
+
+# An interval's end: (value, side). side -1: just below the value, +1: just above it. A closed
+# left end is (a, -1), an open one (a, +1); a closed right end is (b, +1), an open one (b, -1).
+End = tuple[Any, int]
+Piece = tuple[End, End]
+
+_REALS = frozenset({"mathbb:R", "R"})
+
+
+class NotASet(ValueError):
+    """The tree is no set of real numbers that we can lay out."""
+
+
+def is_set_like(node: Node) -> bool:
+    """Whether a tree must be read as a set of reals: a union, an interval that is half open."""
+    if node[0] in ("cup", "cap", "setminus"):
+        return True
+    if node[0] == "sym" and node[1] in _REALS:
+        return True
+    return node[0] == "tuple" and node[1:3] != ("(", ")") and len(node[3]) == 2
+
+
+def same_sets(answer: Node, gold: Node) -> bool:
+    """Whether two trees lay out to the same set of reals; False where either does not."""
+    if _name(answer) is not None and _name(gold) is not None and _name(answer) != _name(gold):
+        return False
+    try:
+        ours, theirs = _pieces(answer), _pieces(gold)
+    except NotASet:
+        return False
+    if len(ours) != len(theirs):
+        return False
+    for (low_a, high_a), (low_b, high_b) in zip(ours, theirs, strict=True):
+        if low_a[1] != low_b[1] or high_a[1] != high_b[1]:
+            return False
+        if not (_equal(low_a[0], low_b[0]) and _equal(high_a[0], high_b[0])):
+            return False
+    return True
+
+
+def _name(node: Node) -> str | None:
+    """The one variable that relations are about, or None."""
+    if node[0] == "list":
+        names = {_name(item) for item in node[1]}
+        return names.pop() if len(names) == 1 else None
+    if node[0] != "rel":
+        return None
+    found = [side[1] for side in node[1] if side[0] == "sym"]
+    return found[0] if len(found) == 1 else None
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return a == b or numeric.agree(a, b, 0, numeric.AGREEMENT_DIGITS)
+
+
+def _value(node: Node) -> Any:
+    if numeric.symbols(node):
+        raise NotASet("an end that is no number")
+    value = numeric.constant_value(node)
+    if value is None or numeric.context().im(value[0]) != 0:
+        raise NotASet("an end that is no real number")
+    return numeric.context().re(value[0])
+
+
+def _pieces(node: Node) -> list[Piece]:
+    """Disjoint pieces in ascending order, neighbours merged."""
+    ctx = numeric.context()
+    kind = node[0]
+    if kind == "tuple" and len(node[3]) == 2:
+        low, high = _value(node[3][0]), _value(node[3][1])
+        if not low < high and not (low == high and node[1:3] == ("[", "]")):
+            raise NotASet("ends out of order")
+        left = (low, -1 if node[1] == "[" else 1)
+        right = (high, 1 if node[2] == "]" else -1)
+        return [(_at_infinity(left), _at_infinity(right))]
+    if kind == "set":
+        return _merge([((value, -1), (value, 1)) for value in map(_value, node[1])])
+    if kind == "sym" and node[1] in _REALS:
+        return [((-ctx.inf, 1), (ctx.inf, -1))]
+    if kind == "cup":
+        return _merge(_pieces(node[1]) + _pieces(node[2]))
+    if kind == "cap":
+        return _complement(_merge(_complement(_pieces(node[1])) + _complement(_pieces(node[2]))))
+    if kind == "setminus":
+        outside = _merge(_complement(_pieces(node[1])) + _pieces(node[2]))
+        return _complement(outside)
+    if kind == "list":
+        pieces: list[Piece] = []
+        for item in node[1]:
+            pieces += _pieces(item)
+        return _merge(pieces)
+    if kind == "rel":
+        return _relation_pieces(node)
+    raise NotASet(kind)
+
+
+def _at_infinity(end: End) -> End:
+    """Infinity belongs to no interval, whatever bracket stands beside it."""
+    if numeric.context().isinf(end[0]):
+        return end[0], 1 if end[0] < 0 else -1
+    return end
+
+
+def _merge(pieces: list[Piece]) -> list[Piece]:
+    if len(pieces) > MAX_PIECES:
+        raise NotASet("too many pieces")
+    merged: list[Piece] = []
+    for low, high in sorted(pieces):
+        if merged and low <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return merged
+
+
+def _complement(pieces: list[Piece]) -> list[Piece]:
+    """The rest of the line. An end is the same cut seen from the other side: (a, s) stays (a, s)."""
+    ctx = numeric.context()
+    gaps: list[Piece] = []
+    start: End = (-ctx.inf, 1)
+    for low, high in pieces:
+        if low > start:
+            gaps.append((start, low))
+        start = high
+    if start < (ctx.inf, -1):
+        gaps.append((start, (ctx.inf, -1)))
+    return gaps
+
+
+def _relation_pieces(node: Node) -> list[Piece]:
+    sides, operators = node[1], node[2]
+    if operators == ("in",):
+        return _pieces(sides[1])
+    if len(operators) == 1:
+        return _one_inequality(sides[0], operators[0], sides[1])
+    if len(operators) == 2:
+        both = [_one_inequality(sides[i], operators[i], sides[i + 1]) for i in range(2)]
+        return _complement(_merge(_complement(both[0]) + _complement(both[1])))
+    raise NotASet("a long chain")
+
+
+def _one_inequality(left: Node, operator: str, right: Node) -> list[Piece]:
+    """The solutions of a relation that is linear in one name, |name| included."""
+    ctx = numeric.context()
+    if operator not in ("<", ">", "leq", "geq", "neq"):
+        raise NotASet(operator)
+    modulus = next((s for s in (left, right) if s[0] == "func" and s[1] == "abs"), None)
+    if modulus is not None and not numeric.symbols(right if modulus is left else left):
+        if modulus is right:
+            left, right = right, left
+            operator = {"<": ">", ">": "<", "leq": "geq", "geq": "leq"}.get(operator, operator)
+        upper = _one_inequality(modulus[2][0], operator, right)
+        flipped = {"<": ">", ">": "<", "leq": "geq", "geq": "leq"}.get(operator, operator)
+        lower = _one_inequality(modulus[2][0], flipped, ("neg", right))
+        if operator in ("<", "leq", "neq"):
+            return _complement(_merge(_complement(upper) + _complement(lower)))
+        return _merge(upper + lower)
+    difference = ("add", (left, ("neg", right)))
+    names = numeric.symbols(difference)
+    if numeric.holds(difference, "call"):
+        opaque = [side for side in (left, right) if side[0] == "call"]
+        if len(opaque) != 1 or numeric.symbols(right if opaque[0] is left else left):
+            raise NotASet("a function inside an inequality")
+        difference = _replace(difference, opaque[0])
+        names = {"value"}
+    if len(names) != 1:
+        raise NotASet("not one name")
+    root, slope = _linear_root(difference, names.pop())
+    if operator == "neq":
+        return [((-ctx.inf, 1), (root, -1)), ((root, 1), (ctx.inf, -1))]
+    above = (operator in (">", "geq")) == (slope > 0)
+    closed = operator in ("leq", "geq")
+    if above:
+        return [((root, -1 if closed else 1), (ctx.inf, -1))]
+    return [((-ctx.inf, 1), (root, 1 if closed else -1))]
+
+
+def _replace(node: Any, target: Node) -> Any:
+    if node == target:
+        return ("sym", "value")
+    if isinstance(node, tuple):
+        return tuple(_replace(part, target) for part in node)
+    return node
+
+
+def _linear_root(node: Node, name: str) -> tuple[Any, Any]:
+    ctx = numeric.context()
+    ctx.dps = numeric.BASE_DPS
+    values = []
+    for point in (0, 1, 2, 5):
+        value = numeric.value_at(node, {name: ctx.mpf(point)})
+        if value is None or ctx.im(value[0]) != 0:
+            raise NotASet("no value")
+        values.append(ctx.re(value[0]))
+    slope = values[1] - values[0]
+    if slope == 0 or not (
+        _equal(values[2], values[0] + 2 * slope) and _equal(values[3], values[0] + 5 * slope)
+    ):
+        raise NotASet("not linear")
+    return -values[0] / slope, slope

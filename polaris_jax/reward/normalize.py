@@ -1,0 +1,339 @@
+r"""Text of an answer -> canonical tokens, the form in which answers are first compared.
+
+Spacing, sizes, fonts and dialects go (`\dfrac`, `\left(`, `\,`, `$`, `\text{...}`, Unicode signs);
+what carries meaning stays. Two answers with the same tokens are equal without any mathematics.
+
+A token is a pair (kind, value):
+    num    digits, with at most one point, or `1.5e-3`     let   one letter
+    tlet   one letter out of \text{...}                    word  a lower-case word out of text
+    run    four or more plain letters, or a known word     cmd   a LaTeX command's name
+    op     one sign: + - * / ^ _ ( ) [ ] { } S{ S} | , ; : = < > ! ' % & \\ and names like "leq"
+    begin, end   a matrix environment
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from types import MappingProxyType
+
+from polaris_jax.reward.vocabulary import (
+    FUNCTIONS,
+    GREEK,
+    INVERSE,
+    SEPARATORS,
+    SHORT_WORDS,
+    is_unit_word,
+)
+
+Token = tuple[str, str]
+
+MAX_ANSWER_CHARS = 6000
+MAX_TOKENS = 3000
+MAX_TEXT_DEPTH = 8
+
+
+class Unreadable(ValueError):
+    """The text is no answer that we can read; it may still equal another by its characters."""
+
+
+_UNICODE = MappingProxyType(
+    {
+        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "⋅": r"\cdot ",
+        "·": r"\cdot ", "∙": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/", "π": r"\pi ", "√": r"\sqrt ",
+        "∞": r"\infty ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "≈": r"\approx ",
+        "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ", "∓": r"\mp ",
+        "°": r"^\circ ", "º": r"^\circ ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
+        "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ",
+        "γ": r"\gamma ", "δ": r"\delta ", "λ": r"\lambda ", "μ": r"\mu ", "σ": r"\sigma ",
+        "φ": r"\phi ", "ω": r"\omega ", "ρ": r"\rho ", "τ": r"\tau ", "ε": r"\epsilon ",
+        "Δ": r"\Delta ", "Ω": r"\Omega ", "¼": r"\frac{1}{4}", "½": r"\frac{1}{2}",
+        "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "²": "^{2}", "³": "^{3}",
+        "¹": "^{1}", "⁴": "^{4}", "⁵": "^{5}", "⁶": "^{6}", "⁷": "^{7}", "⁸": "^{8}", "⁹": "^{9}",
+        "⁰": "^{0}", "₀": "_{0}", "₁": "_{1}", "₂": "_{2}", "₃": "_{3}", "₄": "_{4}", "₅": "_{5}",
+        "₆": "_{6}", "₇": "_{7}", "₈": "_{8}", "₉": "_{9}", "€": r"\text{ euro }", "£": r"\pounds ",
+        "’": "'", "′": "'", "″": "''", "“": '"', "”": '"', "∖": r"\setminus ", "→": r"\to ",
+        "⟨": r"\langle ", "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
+        "⌉": r"\rceil ", "，": ",", "。": ".", "：": ":", "；": ";", "∧": r"\wedge ", "…": r"\dots ",
+    }
+)  # fmt: skip
+
+# Commands that change how a formula looks and not what it says.
+_SILENT = frozenset(
+    "left right middle big Big bigl bigr Bigl Bigr bigg Bigg biggl biggr Biggl Biggr displaystyle "
+    "textstyle scriptstyle limits nolimits quad qquad hline boxed fbox rm it bf sf tt large Large "
+    "normalsize small nonumber notag thinspace , ; : ! > / hspace space enspace".split()
+) | {" ", "\n", "\t"}
+
+# Commands whose argument is words.
+_TEXT = frozenset(
+    "text textbf textit textrm textsf texttt textnormal textup textsc mbox hbox mathrm mathbf "
+    "mathit mathsf mathtt mathnormal boldsymbol bm operatorname emph underline pmb rom".split()
+)
+
+_ALIASES = MappingProxyType(
+    {
+        "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom",
+        "choose": "choose", "le": "leq", "leqslant": "leq", "leqq": "leq", "ge": "geq",
+        "geqslant": "geq", "geqq": "geq", "ne": "neq", "to": "to", "rightarrow": "to",
+        "infin": "infty", "varnothing": "emptyset", "empty": "emptyset", "backslash": "setminus",
+        "smallsetminus": "setminus", "simeq": "approx", "sim": "approx", "cong": "approx",
+        "arcsec": "arcsec", "ldots": "dots", "cdots": "dots", "dotsc": "dots", "dotsb": "dots",
+        "varepsilon": "epsilon", "varphi": "phi", "vartheta": "theta", "degree": "circ",
+        "lparen": "(", "rparen": ")", "isin": "in", "land": "wedge", "imath": "i",
+        "overrightarrow": "vec", "overleftrightarrow": "overline", "widehat": "hat",
+        "varpi": "pi", "Reals": "R", "R": "R", "ang": "angle", "implies": "to", "iff": "iff",
+    }
+)  # fmt: skip
+
+_OPS = MappingProxyType(
+    {
+        "times": "*", "cdot": "*", "ast": "*", "div": "/", "leq": "leq", "geq": "geq",
+        "neq": "neq", "lt": "<", "gt": ">", "in": "in", "approx": "approx", "pm": "pm", "mp": "mp",
+        "cup": "cup", "cap": "cap", "setminus": "setminus", "{": "S{", "}": "S}", "lbrace": "S{",
+        "rbrace": "S}", "vert": "|", "lvert": "|", "rvert": "|", "mid": "|", "|": "||",
+        "Vert": "||", "lVert": "||", "rVert": "||", "%": "%", "colon": ":", "prime": "'",
+        "(": "", ")": "", "[": "", "]": "", "\\": "\\\\", "&": "&", "_": "_", "#": "#",
+        "to": "to", "lbrack": "[", "rbrack": "]", "parallel": "||",
+    }
+)  # fmt: skip
+
+_SPLIT_PREFIXES = tuple(
+    sorted(FUNCTIONS | GREEK | {"sqrt", "frac", "infty", "cdot", "times", "lfloor", "lceil"}, key=len, reverse=True)
+)
+_ENVIRONMENTS = frozenset(
+    "pmatrix bmatrix matrix vmatrix Vmatrix Bmatrix smallmatrix array cases aligned align* align "
+    "gathered split".split()
+)
+
+_JOINED = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,\\!|\\,|\\ |[ ~\u2009\u202f])\s{0,3}\d{3})+(?![\d])")
+_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
+_DECIMAL_COMMA = re.compile(r"(?<![\d.,])(0|\d{4,15}),(\d{2,15})(?![\d,])")
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z(\[])")  # `\\\\frac`, escaped once too often
+_REPEATING = re.compile(
+    r"(?<![\d.])(\d{0,20})\.(\d{0,20})\s{0,2}\\(?:overline|bar|dot)\s{0,2}\{?(\d{1,20})\}?"
+)
+_FORMULA = re.compile(r"[=+]|\\(?!text|mbox|mathrm|quad)[A-Za-z]")  # a formula put into \text{}
+_NOT_DIGIT = re.compile(r"\D+")
+_SCAN = re.compile(
+    r"(?P<space>\s+|~|\$)"
+    r"|(?P<num>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,6}(?![\dA-Za-z]))?)"
+    r"|(?P<cmd>\\(?:[A-Za-z]+|.))"
+    r"|(?P<letters>[A-Za-z]+)"
+    r"|(?P<op>!=|<=|>=|==|\*\*|:=|[-+*/^_()\[\]{}|,;:=<>!'%&.?\"])"
+    r"|(?P<other>.)",
+    re.DOTALL,
+)
+_OP_SPELLINGS = MappingProxyType(
+    {"!=": "neq", "<=": "leq", ">=": "geq", "==": "=", "**": "^", ":=": "="}
+)
+_ENVIRONMENT_ARG = re.compile(r"\s*\{([A-Za-z]+\*?)\}(?:\s*\{[lcr|\s]{0,40}\})?")
+_BRACE_ARG = re.compile(r"\s*\{")
+
+
+def readings(text: str) -> list[str]:
+    """The ways to read the commas of an answer: the most usual first, at most three.
+
+    `1,234` may be one number or two; `0,25` and `1000,99` may be decimals of other countries.
+    """
+    text = _REPEATING.sub(_repeating_fraction, text)
+    text = _JOINED.sub(lambda match: _NOT_DIGIT.sub("", match.group()), text)
+    found = [text]
+    if _THOUSANDS.search(text):
+        found.insert(0, _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text))
+    if _DECIMAL_COMMA.search(text):
+        found.append(_DECIMAL_COMMA.sub(r"\1.\2", text))
+    return found
+
+
+def _repeating_fraction(match: re.Match[str]) -> str:
+    r"""`0.1\overline{6}` -> `\frac{15}{90}`."""
+    whole, fixed, repeated = match.groups()
+    head = int(whole + fixed or "0")
+    bottom = 10 ** len(fixed) * (10 ** len(repeated) - 1)
+    top = int((whole + fixed + repeated) or "0") - head
+    return rf"\frac{{{top}}}{{{bottom}}}"
+
+
+def plain_text(text: str) -> str:
+    """The answer in the letters of LaTeX: Unicode signs spelt out, invisible characters gone."""
+    if "\\\\" in text and "begin" not in text:
+        text = _DOUBLED.sub(r"\\", text)
+    if text.isascii():
+        return text.replace("\x00", "").strip()
+    out: list[str] = []
+    for char in text:
+        if char in _UNICODE:
+            out.append(_UNICODE[char])
+        elif char.isascii():
+            out.append(char)
+        elif unicodedata.category(char) in ("Cf", "Cs", "Cc", "Co"):
+            continue
+        else:
+            wide = unicodedata.normalize("NFKC", char)
+            out.append(wide if len(wide) == 1 else char)
+    return "".join(out).replace("\x00", "").strip()
+
+
+def tokens(text: str) -> tuple[Token, ...]:
+    """The canonical tokens of one reading of an answer.
+
+    Raises:
+        Unreadable: too long, too many tokens, or text nested too deep.
+    """
+    found: list[Token] = []
+    _scan(text, found, in_text=False, depth=0)
+    while found and found[-1] in _TRAILING:
+        found.pop()
+    return tuple(found)
+
+
+_TRAILING = frozenset({("op", "."), ("op", ","), ("op", ";"), ("op", ":"), ("op", "?")})
+
+
+def canonical_key(found: tuple[Token, ...]) -> tuple[Token, ...]:
+    """Tokens with the letters of text and of formulas made one."""
+    return tuple(("let", value) if kind == "tlet" else (kind, value) for kind, value in found)
+
+
+def _scan(text: str, found: list[Token], *, in_text: bool, depth: int) -> None:
+    if depth > MAX_TEXT_DEPTH:
+        raise Unreadable("text nested too deep")
+    position = 0
+    while position < len(text):
+        match = _SCAN.match(text, position)
+        if match is None or len(found) > MAX_TOKENS:
+            raise Unreadable("too many tokens")
+        position = match.end()
+        kind, value = match.lastgroup, match.group()
+        if kind == "num":
+            found.append(("num", _canonical_number(value)))
+        elif kind == "letters":
+            after_space = match.start() > 0 and text[match.start() - 1] in " ~}\n"
+            _scan_letters(value, found, in_text=in_text, after_space=after_space)
+        elif kind == "cmd":
+            position = _scan_command(value[1:], text, position, found, in_text, depth)
+        elif kind == "op":
+            found.append(("op", _OP_SPELLINGS.get(value, value)))
+        elif kind == "other":
+            found.append(("let", value))
+
+
+def _canonical_number(value: str) -> str:
+    """`007` -> `7`, `.50` -> `0.50`, `3.` -> `3`: trailing zeros stay, they say the precision."""
+    mantissa, mark, exponent = value.replace("E", "e").partition("e")
+    whole, point, fraction = mantissa.partition(".")
+    whole = whole.lstrip("0") or "0"
+    mantissa = f"{whole}.{fraction}" if point and fraction else whole
+    return f"{mantissa}e{int(exponent)}" if mark else mantissa
+
+
+def _scan_letters(value: str, found: list[Token], *, in_text: bool, after_space: bool) -> None:
+    lower = value.lower()
+    if len(value) == 1:
+        found.append(("tlet" if in_text else "let", value))
+    elif value in INVERSE:
+        found.append(("cmd", INVERSE[value]))
+    elif value in FUNCTIONS and value != "deg" and not (value == "min" and _ends_number(found)):
+        found.append(("cmd", value))
+    elif lower in ("infty", "infinity", "inf", "oo") and lower == value:
+        found.append(("cmd", "infty"))
+    elif value == "pi":
+        found.append(("cmd", "pi"))
+    elif lower in SEPARATORS or in_text:
+        found.append(("word", lower))
+    elif is_unit_word(value) and (_ends_number(found) or (found and found[-1][0] == "word")):
+        found.append(("word", lower))
+    elif lower in SHORT_WORDS or len(value) >= 4:
+        for prefix in ("sqrt", "sin", "cos", "tan", "log"):
+            if value.startswith(prefix) and len(value) <= len(prefix) + 2:
+                found.append(("cmd", prefix))
+                _scan_letters(value[len(prefix) :], found, in_text=False, after_space=False)
+                return
+        found.append(("run", value))
+    else:
+        found.extend(("let", letter) for letter in value)
+
+
+def _ends_number(found: list[Token]) -> bool:
+    return bool(found) and (found[-1][0] == "num" or found[-1][1] in (")", "}"))
+
+
+def _scan_command(
+    name: str, text: str, position: int, found: list[Token], in_text: bool, depth: int
+) -> int:
+    """Appends what a command says; returns where to read on."""
+    name = _ALIASES.get(name, name)
+    if name in _SILENT:
+        if name in ("left", "right") and text[position : position + 1] == ".":
+            position += 1
+        if name in ("boxed", "fbox") and not _BRACE_ARG.match(text, position):
+            return position
+    elif name in _TEXT:
+        opened = _BRACE_ARG.match(text, position)
+        if opened:
+            end = _closing_brace(text, opened.end())
+            content = text[opened.end() : end]
+            _scan(content, found, in_text=not _FORMULA.search(content), depth=depth + 1)
+            position = end + 1
+    elif name in ("begin", "end"):
+        argument = _ENVIRONMENT_ARG.match(text, position)
+        if argument and argument.group(1) in _ENVIRONMENTS:
+            found.append((name, argument.group(1).rstrip("*")))
+            position = argument.end()
+        else:
+            raise Unreadable(f"environment {text[position : position + 20]!r}")
+    elif name in ("mathbb", "mathcal", "mathscr", "mathfrak"):
+        argument = re.compile(r"\s*\{?\s*([A-Za-z])\s*\}?").match(text, position)
+        if argument:
+            found.append(("cmd", f"{name}:{argument.group(1)}"))
+            position = argument.end()
+    elif name == "$":
+        found.append(("op", "dollar"))
+    elif name == "pounds":
+        found.append(("op", "pounds"))
+    elif name in _OPS:
+        if _OPS[name]:
+            found.append(("op", _OPS[name]))
+    elif name == "i":
+        found.append(("let", "i"))
+    elif name.isalpha():
+        _scan_named(name, found)
+    else:
+        found.append(("let", name))
+    return position
+
+
+_COMMANDS = (
+    FUNCTIONS
+    | GREEK
+    | frozenset(
+        "frac sqrt binom choose infty emptyset circ angle triangle vec hat bar tilde dot ddot "
+        "overline lfloor rfloor lceil rceil langle rangle sum prod int lim dots wedge perp cases "
+        "pmod mod bmod equiv forall exists subset subseteq cup star dagger square Box not iff "
+        "arcsec substack over stackrel overset underset underbrace overbrace oint iint R".split()
+    )
+)
+
+
+def _scan_named(name: str, found: list[Token]) -> None:
+    if name not in _COMMANDS:
+        for prefix in _SPLIT_PREFIXES:  # `\cotx`, where a space was lost
+            if name.startswith(prefix):
+                spelt = _ALIASES.get(prefix, prefix)
+                found.append(("op", _OPS[spelt]) if spelt in _OPS else ("cmd", spelt))
+                found.extend(("let", letter) for letter in name[len(prefix) :])
+                return
+    found.append(("cmd", name))
+
+
+def _closing_brace(text: str, start: int) -> int:
+    depth = 1
+    for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        if mark.group() == "{":
+            depth += 1
+        elif mark.group() == "}":
+            depth -= 1
+            if depth == 0:
+                return mark.start()
+    return len(text)

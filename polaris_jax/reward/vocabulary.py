@@ -1,0 +1,133 @@
+"""The words that an answer may hold beside its mathematics: units, number words, scales, names.
+
+Only tables and the two look-ups over them. Every table is a constant; nothing registers itself.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+
+def _aliases(rows: str) -> MappingProxyType[str, str]:
+    """`canonical: alias alias` a line -> alias (and canonical) to canonical."""
+    table: dict[str, str] = {}
+    for row in rows.strip().splitlines():
+        canonical, _, names = row.strip().partition(":")
+        for name in (canonical, *names.split()):
+            table[name] = canonical
+    return MappingProxyType(table)
+
+
+# Two answers conflict only where both carry a unit of this table and the units differ.
+UNITS = _aliases(
+    """
+    mm: millimeter millimeters millimetre millimetres
+    cm: centimeter centimeters centimetre centimetres
+    dm: decimeter decimeters
+    m: meter meters metre metres
+    km: kilometer kilometers kilometre kilometres
+    nm: nanometer nanometers
+    inch: inches in
+    ft: foot feet
+    yd: yard yards
+    mile: miles mi
+    mg: milligram milligrams
+    g: gram grams
+    kg: kilogram kilograms kgs
+    ton: tons tonnes tonne
+    lb: lbs pound pounds
+    oz: ounce ounces
+    ml: milliliter milliliters millilitre millilitres mL
+    l: liter liters litre litres L
+    gallon: gallons gal
+    ms: millisecond milliseconds
+    s: second seconds sec secs
+    min: minute minutes mins
+    h: hour hours hr hrs
+    day: days
+    week: weeks
+    month: months
+    year: years yr yrs
+    mph:
+    kph: kmh
+    hz: hertz Hz
+    khz: kHz
+    ghz: GHz
+    mhz: MHz
+    n: newton newtons N
+    j: joule joules J
+    kj: kJ
+    ev: eV
+    kcal: kilocalories kilocalorie
+    cal: calories calorie
+    w: watt watts W
+    kw: kW
+    v: volt volts V
+    pa: pascal pascals Pa
+    kpa: kPa
+    k: kelvin kelvins K
+    deg: degree degrees deg
+    rad: radian radians
+    mol: mole moles
+    dollar: dollars usd bucks USD
+    cent: cents
+    euro: euros EUR
+    yuan: rmb
+    yen:
+    unit: units
+    """
+)
+
+# A bare `units` says nothing about which: it never conflicts.
+SILENT_UNITS = frozenset({"unit"})
+
+SINGLE_LETTER_UNITS = frozenset("m g s h l L N J W V K A C F")
+
+NUMBER_WORDS = MappingProxyType(
+    {
+        word: value
+        for value, word in enumerate(
+            "zero one two three four five six seven eight nine ten eleven twelve thirteen "
+            "fourteen fifteen sixteen seventeen eighteen nineteen twenty".split()
+        )
+    }
+    | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80}
+    | {"ninety": 90}
+)
+
+SCALES = MappingProxyType(
+    {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+)
+
+PERCENT_WORDS = frozenset({"percent", "pct", "percentage"})
+SEPARATORS = frozenset({"and", "or"})
+
+# Runs of two or three plain letters that are words, not products of variables.
+SHORT_WORDS = frozenset(
+    "yes no odd all red mon tue wed thu fri sat sun jan feb mar apr jun jul aug sep oct nov dec "
+    "am pm none".split()
+)
+
+FUNCTIONS = frozenset(
+    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp gcd lcm "
+    "max min det arg deg Re Im sgn".split()
+)
+INVERSE = MappingProxyType(
+    {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "sqrt": "sqrt", "root": "sqrt"}
+)
+
+GREEK = frozenset(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
+    "rho varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi "
+    "Sigma Upsilon Phi Psi Omega ell hbar Pi pi aleph nabla partial imath jmath".split()
+)
+
+
+def unit_name(word: str) -> str | None:
+    """The canonical unit that a word names, or None."""
+    return UNITS.get(word) or UNITS.get(word.lower())
+
+
+def is_unit_word(word: str) -> bool:
+    """Whether a run of plain letters reads as a unit behind a number: `5 cm`, never `5 m`."""
+    return len(word) >= 2 and unit_name(word) is not None
