@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts
 BASE := $(VENV)/.installed-base
 DEV := $(VENV)/.installed-dev
 GOLDEN := $(VENV)/.installed-golden
