@@ -1,0 +1,246 @@
+"""The run's numbers as files: metrics.jsonl, timing.jsonl, TensorBoard, Weights & Biases.
+
+metrics.jsonl holds only functions of config, data and seed, one line a step, so that a run that was
+killed and resumed leaves the same bytes as one that was not. What depends on the machine or the
+clock goes to timing.jsonl. TensorBoard and W&B follow both files and promise nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import secrets
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from polaris_jax.config_sections import ConfigError
+from polaris_jax.files import write_bytes
+
+METRICS = "metrics.jsonl"
+TIMING = "timing.jsonl"
+TENSORBOARD = "tensorboard"
+WANDB = "wandb"
+NONFINITE = "nonfinite"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean that can still be added to: the sum of its terms and their total weight.
+
+    Attributes:
+        sum: of weight x value; a number or an array without axes.
+        weight: of all terms; 0 for an empty class, whose mean is None.
+    """
+
+    sum: Any
+    weight: Any
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.sum + other.sum, self.weight + other.weight)
+
+    @property
+    def value(self) -> float | None:
+        """sum / weight; None over an empty class."""
+        weight = float(self.weight)
+        return float(self.sum) / weight if weight else None
+
+
+class MetricsWriter:
+    """Writes the metrics of a run's steps.
+
+    A line starts with `step`, its other names are sorted, floats are written by repr: equal numbers
+    give equal bytes. A NaN or an infinity is written as null and its name put into the line's
+    `nonfinite` list, which is there only when it has an entry.
+
+    Args:
+        workdir: gets the files; must exist.
+        tensorboard: also write event files to `tensorboard/`.
+        wandb: also log to Weights & Biases.
+        first_step: the first step that will be written; TensorBoard hides older points from it on.
+        enabled: False writes nothing (every process but the first).
+
+    Raises:
+        ConfigError: `wandb` is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        workdir: Path | str,
+        *,
+        tensorboard: bool = False,
+        wandb: bool = False,
+        first_step: int = 0,
+        enabled: bool = True,
+    ) -> None:
+        if wandb and importlib.util.find_spec("wandb") is None:
+            raise ConfigError(
+                "metrics.wandb=True: the package wandb is not installed; "
+                "pip install 'polaris_jax[wandb]', or set metrics.wandb=False"
+            )
+        self._workdir, self._enabled = Path(workdir), enabled
+        self._files: dict[str, TextIO] = {}
+        self._last_step: int | None = None
+        self._events = self._wandb_run = None
+        if enabled and tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(
+                str(self._workdir / TENSORBOARD), purge_step=first_step, flush_secs=30
+            )
+        if enabled and wandb:
+            self._wandb_run = _start_wandb(self._workdir)
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Appends the step's line to metrics.jsonl; it is on the disk when this returns.
+
+        Args:
+            step: above that of the line before.
+            metrics: names `area/quantity` to Mean, number, text, list or None.
+
+        Raises:
+            ValueError: a step out of order, or a value that is none of these.
+        """
+        if self._last_step is not None and step <= self._last_step:
+            raise ValueError(f"step {step}: already written; the last one is {self._last_step}")
+        self._last_step = step
+        self._append(METRICS, step, metrics, durable=True)
+
+    def write_timing(self, step: int, values: dict[str, Any]) -> None:
+        """Appends the step's line to timing.jsonl: wall clock, throughput, memory, time-outs."""
+        self._append(TIMING, step, values, durable=False)
+
+    def cut_back(self, step: int) -> int:
+        """Drops the lines of `step` and later, and a last line that a kill has torn.
+
+        Returns:
+            How many lines of metrics.jsonl were dropped: steps that are done again.
+        """
+        if not self._enabled:
+            return 0
+        self._close_files()
+        self._last_step = None
+        dropped = 0
+        for name in (METRICS, TIMING):
+            path = self._workdir / name
+            if not path.exists():
+                continue
+            old = path.read_bytes()
+            kept = [raw for raw, line in _whole_lines(old, path) if line["step"] < step]
+            if b"".join(kept) != old:
+                write_bytes(path, b"".join(kept))
+            if name == METRICS:
+                dropped = len(old.splitlines()) - len(kept)
+        return dropped
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        self._close_files()
+        if self._events is not None:
+            self._events.close()
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
+        self._events = self._wandb_run = None
+
+    def _append(self, name: str, step: int, values: dict[str, Any], *, durable: bool) -> None:
+        line = reduce_metrics(values)
+        if not self._enabled:
+            return
+        if name not in self._files:
+            self._files[name] = open(self._workdir / name, "a", encoding="utf-8")  # noqa: SIM115
+        file = self._files[name]
+        file.write(json.dumps({"step": int(step), **line}, allow_nan=False) + "\n")
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+        numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
+        if self._events is not None:
+            for key, number in numbers.items():
+                self._events.add_scalar(key, number, step)
+        if self._wandb_run is not None:
+            self._wandb_run.log({**numbers, "step": int(step)})
+
+    def _close_files(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files = {}
+
+
+def reduce_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as plain JSON values, sorted by name; a non-finite one is None and is named.
+
+    Raises:
+        ValueError: a value that is no metric, by name.
+    """
+    nonfinite: list[str] = []
+    line = {name: _plain(metrics[name], name, nonfinite) for name in sorted(metrics)}
+    if nonfinite:
+        line[NONFINITE] = nonfinite
+    return line
+
+
+def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
+    if isinstance(value, Mean):
+        value = value.value
+    elif hasattr(value, "item"):  # numpy and jax scalars
+        if np.ndim(value):
+            raise ValueError(f"{name}: an array of shape {np.shape(value)}; a metric is one number")
+        value = value.item()
+    if isinstance(value, list | tuple):
+        return [_plain(item, name, nonfinite) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        if name not in nonfinite:
+            nonfinite.append(name)
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"{name}: a {type(value).__name__}; a metric is a number, a text or None")
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl or timing.jsonl; a torn last line is left out.
+
+    Raises:
+        ValueError: another line is no JSON object with a step; file and line are named.
+    """
+    path = Path(path)
+    return [line for _, line in _whole_lines(path.read_bytes(), path)]
+
+
+def _whole_lines(data: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    lines, raws = [], data.splitlines(keepends=True)
+    for i, raw in enumerate(raws):
+        try:
+            line = json.loads(raw)
+            if not isinstance(line, dict) or "step" not in line:
+                raise ValueError("no object with a step")
+            if not raw.endswith(b"\n"):
+                raise ValueError("no line end")
+        except ValueError as error:
+            if i == len(raws) - 1:
+                break
+            raise ValueError(f"{path}:{i + 1}: {error}; mend or delete the line") from None
+        lines.append((raw, line))
+    return lines
+
+
+def _start_wandb(workdir: Path) -> Any:
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    # The id lives in the workdir: a resumed run goes on in its own W&B run, a new one does not.
+    folder = workdir / WANDB
+    folder.mkdir(exist_ok=True)
+    if not (folder / "run_id").exists():
+        write_bytes(folder / "run_id", secrets.token_hex(8).encode())
+    run_id = (folder / "run_id").read_text()
+    config_path = workdir / "run.json"
+    config = json.loads(config_path.read_text()).get("config") if config_path.exists() else None
+    run = wandb.init(
+        project="polaris_jax", dir=str(workdir), id=run_id, resume="allow", config=config
+    )
+    run.define_metric("*", step_metric="step")
+    return run
