@@ -75,6 +75,7 @@ class RolloutSection:
     decode_steps: int = 16  # decode steps a device call
     prefill_chunk: int = 128  # prompt tokens a prefill call
     max_logp_gap_mean: float = 0.0  # stop the run above this mean |sampler - trainer|; 0: off
+    total_tokens: int = 0  # end the run after so many sampled tokens (ablations); 0: off
     save_every: int = 1  # write rollouts/step_N.jsonl every so many steps; 0: never
 
 

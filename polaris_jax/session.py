@@ -20,10 +20,12 @@ from polaris_jax import processes
 from polaris_jax.config import ConfigError, RunConfig, YarnSection
 from polaris_jax.data.arithmetic import arithmetic_problems, supervised_examples
 from polaris_jax.data.problems import read_problems
-from polaris_jax.data.prompts import render_prompt
+from polaris_jax.data.filters import drop_long_prompts
+from polaris_jax.data.prompts import render_example, render_prompt
 from polaris_jax.data.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import ModelConfig, Qwen, RopeScaling, load_pretrained, save_pretrained
 from polaris_jax.models.hf_weights import load_config
+from polaris_jax.models.tokenizer import load_tokenizer
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, Problem, PromptBatch, Response, Rollouts
 from polaris_jax.reward import Grader
@@ -79,13 +81,13 @@ def _make_warmstart(config: RunConfig, path: Path, progress: Progress) -> None:
         qkv_bias=False,
         qk_norm=True,
     )
-    examples = []
-    for problem, completion in supervised_examples(
-        section.examples, seed=section.seed, slip_rate=section.slip_rate
-    ):
-        _, prompt_ids = render_prompt(tokenizer, problem.problem, config.data.prompt_suffix)
-        completion_ids = tokenizer.encode(completion, add_special_tokens=False)
-        examples.append((prompt_ids, [*completion_ids, tokenizer.eos_token_id]))
+    suffix = config.data.prompt_suffix
+    examples = [
+        render_example(tokenizer, problem.problem, completion, suffix=suffix)
+        for problem, completion in supervised_examples(
+            section.examples, seed=section.seed, slip_rate=section.slip_rate
+        )
+    ]
     model = Qwen.init(model_config, jax.random.key(section.seed))
     progress.line(
         f"warm start: {section.steps} supervised steps on {len(examples)} worked solutions, "
@@ -102,6 +104,11 @@ def _make_warmstart(config: RunConfig, path: Path, progress: Progress) -> None:
     partial = path / "warmstart.json.partial"
     partial.write_text(json.dumps({"warmstart": identity}, sort_keys=True))
     os.replace(partial, done)
+
+
+def load_base_tokenizer(config: RunConfig) -> Any:
+    """The tokenizer of the base model, without its weights."""
+    return load_tokenizer(config.model.path) if config.model.path else build_tokenizer()
 
 
 def load_base(config: RunConfig, workdir: Path, progress: Progress) -> tuple[Qwen, Any]:
@@ -163,7 +170,30 @@ def stop_token_ids(tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(i for i in ids if i is not None))
 
 
-def training_problems(config: RunConfig, workdir: Path) -> tuple[list[Problem], str]:
+def read_named(source: str, progress: Progress, *, unique: bool = True) -> list[Problem]:
+    """The problems of a source; rows left out are named and counted on the way."""
+    problems, report = read_problems(source, unique=unique)
+    for message in report.messages:
+        progress.line(f"left out: {message}")
+    if report.counts:
+        counts = ", ".join(f"{count} {name}" for name, count in report.counts.items())
+        progress.line(f"{source}: {report.kept} of {report.rows} rows kept ({counts})")
+    return problems
+
+
+def source_problems(
+    config: RunConfig, workdir: Path, progress: Progress
+) -> tuple[list[Problem], str]:
+    """The problems to calibrate and where they came from: what `prepare` left, else the source."""
+    prepared = workdir / "problems.parquet"
+    if prepared.exists():
+        return read_named(str(prepared), progress), str(prepared)
+    return training_problems(config, workdir / "nothing prepared", progress)
+
+
+def training_problems(
+    config: RunConfig, workdir: Path, progress: Progress
+) -> tuple[list[Problem], str]:
     """The problems to train on and where they came from.
 
     `data.problems` first, else the workdir's curated.parquet, else its problems.parquet, else the
@@ -173,10 +203,10 @@ def training_problems(config: RunConfig, workdir: Path) -> tuple[list[Problem], 
         ConfigError: there is none of these, or no valid problem in it.
     """
     if config.data.problems:
-        return read_problems(config.data.problems)[0], config.data.problems
+        return read_named(config.data.problems, progress), config.data.problems
     for name in ("curated.parquet", "problems.parquet"):
         if (workdir / name).exists():
-            return read_problems(str(workdir / name))[0], str(workdir / name)
+            return read_named(str(workdir / name), progress), str(workdir / name)
     if config.data.arithmetic.train:
         return _arithmetic(config)[0], f"{config.data.arithmetic.train} arithmetic problems"
     raise ConfigError(
@@ -184,14 +214,14 @@ def training_problems(config: RunConfig, workdir: Path) -> tuple[list[Problem], 
     )
 
 
-def evaluation_problems(config: RunConfig) -> list[Problem]:
+def evaluation_problems(config: RunConfig, progress: Progress) -> list[Problem]:
     """The held-out problems: `evaluate.problems`, else the procedural ones.
 
     Raises:
         ConfigError: neither is configured.
     """
     if config.evaluate.problems:
-        return read_problems(config.evaluate.problems)[0]
+        return read_named(config.evaluate.problems, progress, unique=False)
     if config.data.arithmetic.held_out:
         return _arithmetic(config)[1]
     raise ConfigError("evaluate.problems='': no held-out problems; name a file or a data set")
@@ -199,14 +229,42 @@ def evaluation_problems(config: RunConfig) -> list[Problem]:
 
 def _arithmetic(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
     section = config.data.arithmetic
-    return arithmetic_problems(section.train, section.held_out, section.seed)
+    return arithmetic_problems(section.train, section.held_out, seed=section.seed)
+
+
+def fitting(
+    problems: Sequence[Problem], config: RunConfig, *, tokenizer: Any, progress: Progress
+) -> list[Problem]:
+    """The problems whose prompt is within data.max_prompt_tokens; the others are named.
+
+    Raises:
+        ConfigError: none is.
+    """
+    kept, dropped = drop_long_prompts(
+        problems,
+        tokenizer,
+        suffix=config.data.prompt_suffix,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+    )
+    if dropped:
+        longest = max(dropped, key=lambda i: dropped[i])
+        progress.line(
+            f"left out {len(dropped)} problems with prompts over data.max_prompt_tokens="
+            f"{config.data.max_prompt_tokens}, the longest {longest} ({dropped[longest]} tokens)"
+        )
+    if not kept:
+        raise ConfigError(
+            f"data.max_prompt_tokens={config.data.max_prompt_tokens}: no prompt is that short; "
+            "raise it"
+        )
+    return kept
 
 
 def prompt_batch(
     problems: Sequence[Problem], *, tokenizer: Any, prompt_suffix: str, draw: int = 0
 ) -> PromptBatch:
     """The given problems as one batch of prompts, outside of the loader."""
-    rendered = [render_prompt(tokenizer, p.problem, prompt_suffix) for p in problems]
+    rendered = [render_prompt(tokenizer, p.problem, suffix=prompt_suffix) for p in problems]
     return PromptBatch(
         problem_ids=tuple(p.id for p in problems),
         prompts=tuple(tuple(ids) for _, ids in rendered),

@@ -68,6 +68,12 @@ class RescueBuffer:
     def __len__(self) -> int:
         return len(self._slots)
 
+    def __copy__(self) -> RescueBuffer:
+        """A buffer that keeps what this one holds now; slots are shared, they never change."""
+        other = RescueBuffer()
+        other._slots = dict(self._slots)
+        return other
+
     def __contains__(self, problem_id: object) -> bool:
         return problem_id in self._slots
 

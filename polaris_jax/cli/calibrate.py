@@ -1,0 +1,25 @@
+"""How hard each problem is for this model, and the curated training set.
+
+Samples `calibrate.n` responses a problem; leaves difficulty.parquet, curated.parquet,
+difficulty.png and calibrate.json. Rerun it to go on where it stopped.
+
+Example:
+  polaris calibrate --config=configs/polaris_4b.py --workdir=runs/4b
+"""
+
+from __future__ import annotations
+
+from polaris_jax.cli.flags import parse
+from polaris_jax.cli.run import start_jax
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; its exit code."""
+    command = parse("calibrate", argv, doc=__doc__ or "")
+    start_jax(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
+    from polaris_jax.processes import is_first
+    from polaris_jax.progress import Progress
+    from polaris_jax.runs.calibrate import calibrate
+
+    calibrate(command.config, command.workdir, progress=Progress(enabled=is_first()))
+    return 0

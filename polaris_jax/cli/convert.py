@@ -1,0 +1,42 @@
+"""Weights from one format to another: Hugging Face safetensors, GGUF, Orbax checkpoints.
+
+`--from` is a Hugging Face directory or Hub id, a GGUF file, or a checkpoint of `polaris train`
+(its checkpoints/ directory or one step in it). `--format` says what `--to` becomes: hf (default for
+GGUF and Orbax sources) or orbax (default for Hugging Face sources).
+
+Example:
+  polaris convert --from runs/4b/checkpoints --to runs/4b/export
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from polaris_jax.cli.flags import parse
+from polaris_jax.cli.run import start_jax
+from polaris_jax.config import ConfigError
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("from", "", "source", flag_values=values)
+    flags.DEFINE_string("to", "", "target directory, new or empty", flag_values=values)
+    flags.DEFINE_enum("format", "auto", ["auto", "hf", "orbax"], "of --to", flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", "auto", ["auto", "float32", "bfloat16"], "of the weights", flag_values=values
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; its exit code."""
+    own = parse("convert", argv, doc=__doc__ or "", define=_define, takes_config=False).flags
+    for name in ("from", "to"):
+        if not own[name].value:
+            raise ConfigError(f"--{name}: needed")
+    start_jax(heartbeat_timeout_s=100)
+    from polaris_jax.runs.convert import convert
+
+    line = convert(
+        own["from"].value, own["to"].value, form=own["format"].value, dtype=own["dtype"].value
+    )
+    print(line)
+    return 0

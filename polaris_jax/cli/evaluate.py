@@ -1,0 +1,41 @@
+r"""avg@k, pass@k, accuracy by length and by token budget, with and without YaRN.
+
+`--checkpoint=latest` takes the workdir's newest checkpoint, a path any other (Orbax or Hugging
+Face), none the base model. Leaves eval.json, responses.jsonl and eval.png, with `--tag=before` as
+before_eval.json and so on. `--config.evaluate.yarn=both` draws the budget curve with and without
+YaRN. Rerun it to go on where it stopped.
+
+Example:
+  polaris evaluate --config=configs/polaris_4b.py --workdir=runs/4b --checkpoint=latest \
+      --config.evaluate.problems=aime25.jsonl --config.evaluate.n=32
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from polaris_jax.cli.flags import parse
+from polaris_jax.cli.run import start_jax
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("checkpoint", "", "path, or latest; none: base", flag_values=values)
+    flags.DEFINE_string("tag", "", "put before the file names", flag_values=values)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; its exit code."""
+    command = parse("evaluate", argv, doc=__doc__ or "", define=_define)
+    start_jax(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
+    from polaris_jax.processes import is_first
+    from polaris_jax.progress import Progress
+    from polaris_jax.runs.evaluate import evaluate
+
+    evaluate(
+        command.config,
+        command.workdir,
+        progress=Progress(enabled=is_first()),
+        checkpoint=command.flags["checkpoint"].value,
+        tag=command.flags["tag"].value,
+    )
+    return 0

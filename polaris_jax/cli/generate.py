@@ -1,0 +1,79 @@
+"""One prompt to one or n completions, streamed to the terminal.
+
+Example:
+  polaris generate --model runs/4b/export --prompt "What is 7 times 8?" --n 2 --temperature 0.7
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags
+
+from polaris_jax.cli.flags import parse
+from polaris_jax.cli.run import start_jax
+from polaris_jax.config import PROMPT_SUFFIX, ConfigError
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("model", "", "HF directory, Hub id or GGUF file", flag_values=values)
+    flags.DEFINE_string("prompt", "", "the user's text; - reads stdin", flag_values=values)
+    flags.DEFINE_integer("n", 1, "completions", lower_bound=1, flag_values=values)
+    flags.DEFINE_float("temperature", 0.6, "0 is greedy", lower_bound=0.0, flag_values=values)
+    flags.DEFINE_float(
+        "top_p", 1.0, "1 is off", lower_bound=0.0, upper_bound=1.0, flag_values=values
+    )
+    flags.DEFINE_integer("top_k", 0, "0 is off", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("max_tokens", 512, "budget", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of the sampling noise", flag_values=values)
+    flags.DEFINE_string("suffix", PROMPT_SUFFIX, "added to the prompt", flag_values=values)
+    flags.DEFINE_bool("raw", False, "leave out chat template and suffix", flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=values
+    )
+    flags.DEFINE_float("yarn", 1.0, "YaRN factor, 1 is off", lower_bound=1.0, flag_values=values)
+    flags.DEFINE_integer(
+        "yarn_original", 0, "length YaRN stretches; 0: the checkpoint's", flag_values=values
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; its exit code."""
+    own = parse("generate", argv, doc=__doc__ or "", define=_define, takes_config=False).flags
+    prompt = sys.stdin.read() if own["prompt"].value == "-" else own["prompt"].value
+    for name, value in (("model", own["model"].value), ("prompt", prompt)):
+        if not value:
+            raise ConfigError(f"--{name}: needed")
+    start_jax(heartbeat_timeout_s=100)
+    from polaris_jax.runs.generate import generate
+
+    n = own["n"].value
+
+    def on_text(sample: int, text: str) -> None:
+        if n == 1:
+            print(text, end="", flush=True)
+
+    completions = generate(
+        own["model"].value,
+        prompt,
+        n=n,
+        temperature=own["temperature"].value,
+        top_p=own["top_p"].value,
+        top_k=own["top_k"].value,
+        max_tokens=own["max_tokens"].value,
+        seed=own["seed"].value,
+        suffix=own["suffix"].value,
+        raw=own["raw"].value,
+        dtype=own["dtype"].value,
+        yarn_factor=own["yarn"].value,
+        yarn_original_tokens=own["yarn_original"].value,
+        on_text=on_text,
+    )
+    if n > 1:
+        for i, (_, text) in enumerate(completions):
+            print(f"--- {i + 1} of {n}\n{text}")
+    print()
+    tokens = sum(len(r.token_ids) for r, _ in completions)
+    reasons = ", ".join(r.finish_reason for r, _ in completions)
+    print(f"[{tokens} tokens; {reasons}]", file=sys.stderr)
+    return 0

@@ -1,0 +1,24 @@
+"""A temperature sweep: accuracy, diversity, zones, and the temperature to begin with.
+
+Leaves probe.json and probe.png. Rerun it to go on where it stopped.
+
+Example:
+  polaris probe --config=configs/polaris_4b.py --workdir=runs/4b --config.probe.n=16
+"""
+
+from __future__ import annotations
+
+from polaris_jax.cli.flags import parse
+from polaris_jax.cli.run import start_jax
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; its exit code."""
+    command = parse("probe", argv, doc=__doc__ or "")
+    start_jax(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
+    from polaris_jax.processes import is_first
+    from polaris_jax.progress import Progress
+    from polaris_jax.runs.probe import probe
+
+    probe(command.config, command.workdir, progress=Progress(enabled=is_first()))
+    return 0

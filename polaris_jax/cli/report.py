@@ -1,0 +1,22 @@
+"""Every figure of a run as PNG, and one self-contained report.html.
+
+Example:
+  polaris report --config=configs/tiny_cpu.py --workdir=workdirs/demo
+"""
+
+from __future__ import annotations
+
+from polaris_jax.cli.flags import parse
+from polaris_jax.config import ConfigError
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; its exit code."""
+    command = parse("report", argv, doc=__doc__ or "")
+    if not command.workdir.is_dir():
+        raise ConfigError(f"--workdir={command.workdir}: there is no such directory")
+    from polaris_jax.report import make_report
+
+    summary = make_report(command.workdir)
+    print(summary)
+    return 0

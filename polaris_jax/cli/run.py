@@ -1,0 +1,64 @@
+"""How a command ends: exit codes, one line an error, and the settings of the process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from polaris_jax.cli.flags import HelpRequested, print_error
+from polaris_jax.config import ConfigError
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Runs `command` and turns how it ends into an exit code.
+
+    2: a bad argument, config or input. 1: a failure at run time. 130: Ctrl-C. With
+    POLARIS_TRACEBACK=1 errors keep their traceback.
+    """
+    keep_traceback = bool(os.environ.get("POLARIS_TRACEBACK"))
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("orbax").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(orbax|flax|grain|tensorboardX|transformers)\b")
+    try:
+        return command()
+    except HelpRequested as help_text:
+        print(help_text)
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; rerun the same command to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if keep_traceback:
+            raise
+        from polaris_jax.processes import end_after_peer_loss
+
+        end_after_peer_loss(error)
+        print_error(_describe(error))
+        return 2 if isinstance(error, ConfigError | FileNotFoundError | ValueError) else 1
+
+
+def _describe(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, ConfigError) or (isinstance(error, ValueError | RuntimeError) and text):
+        return text
+    if isinstance(error, OSError):
+        return f"{error.filename or ''}: {error.strerror or text}".lstrip(": ")
+    return f"{type(error).__name__}: {text} (POLARIS_TRACEBACK=1 shows where)"
+
+
+def start_jax(*, heartbeat_timeout_s: int) -> None:
+    """Process-wide settings of jax, then the other processes of this run, if there are any."""
+    import jax
+
+    cache = os.environ.get("POLARIS_COMPILE_CACHE")
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    from polaris_jax import processes
+
+    processes.initialize(heartbeat_timeout_s=heartbeat_timeout_s)

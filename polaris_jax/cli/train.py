@@ -1,0 +1,65 @@
+r"""All stages of the recipe, from the workdir's curated problems to a checkpoint.
+
+Resumes by itself: the same command on the same workdir goes on from the last whole checkpoint. A
+workdir of another config is refused, naming the fields that differ; --overwrite starts anew.
+`--stage N --from CKPT` begins at stage N (from 0, as in `config.stages[N]`) with the weights,
+accuracy table and rescue sink of another run's checkpoint. SIGTERM leaves a checkpoint and exits 0,
+Ctrl-C leaves one and exits 130.
+
+Example:
+  polaris train --config=configs/polaris_4b.py --workdir=runs/4b \
+      --config.stages[0].steps=300 --config.rollout.slots=256
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from polaris_jax.cli.flags import parse
+from polaris_jax.cli.run import start_jax
+from polaris_jax.config import ConfigError
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_bool("overwrite", False, "start anew in a used workdir", flag_values=values)
+    flags.DEFINE_integer("stage", -1, "begin at this stage, from 0", flag_values=values)
+    flags.DEFINE_string("from", "", "checkpoint to begin a later stage from", flag_values=values)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; its exit code."""
+    command = parse("train", argv, doc=__doc__ or "", define=_define)
+    stage, source = command.flags["stage"].value, command.flags["from"].value
+    if (stage >= 0) != bool(source):
+        raise ConfigError(
+            f"--stage={stage} --from={source!r}: the two go together; give both or neither"
+        )
+    if source and not Path(source).exists():
+        raise ConfigError(f"--from={source}: there is no such checkpoint")
+    start_jax(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
+    from polaris_jax.loop import train
+    from polaris_jax.processes import is_first
+    from polaris_jax.progress import Progress
+    from polaris_jax.signals import StopRequest
+    from polaris_jax.training_run import StartAt
+
+    progress = Progress(enabled=is_first())
+    start = StartAt(stage, Path(source).absolute()) if source else None
+    with StopRequest() as stop:
+        summary = train(
+            command.config,
+            command.workdir,
+            progress=progress,
+            stop=stop,
+            overwrite=command.flags["overwrite"].value,
+            start=start,
+        )
+    if summary.finished and summary.first_step == summary.last_step:
+        progress.line(f"already complete: {summary.last_step} steps in {command.workdir}")
+        return 0
+    counts = "  ".join(f"{name} {value}" for name, value in sorted(summary.counts.items()))
+    ending = "finished" if summary.finished else "stopped; rerun the same command to go on"
+    progress.line(f"{ending}: {summary.last_step} steps  {counts}")
+    return stop.exit_code

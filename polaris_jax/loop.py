@@ -1,0 +1,181 @@
+"""The whole training algorithm on one screen.
+
+A pass of the loop is one step of the recipe: draw prompts, sample, grade, log accuracy, rescue,
+substitute, update, hand the new weights to the sampler and, when a stage has ended, enter the next.
+`TrainingRun` (training_run.py) holds what outlives a step and writes the run's files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polaris_jax import processes
+from polaris_jax.batch import (
+    Substitution,
+    concat_graded,
+    select_groups,
+    substitute_uninformative,
+)
+from polaris_jax.config import RunConfig
+from polaris_jax.data.loader import PromptLoader
+from polaris_jax.metrics.rollout_stats import rollout_metrics
+from polaris_jax.progress import Progress
+from polaris_jax.records import Graded, StageState
+from polaris_jax.rollout import RolloutAborted, Sampler
+from polaris_jax.signals import StopRequest
+from polaris_jax.stage_entry import enter_stage
+from polaris_jax.stages.controller import StepStats, observe
+from polaris_jax.training_run import StartAt, TrainingRun
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSummary:
+    """How a call of `train` ended: where it began and stopped, and the run's totals by name."""
+
+    first_step: int
+    last_step: int
+    finished: bool
+    counts: dict[str, int]
+
+
+def train(
+    config: RunConfig,
+    workdir: Path,
+    *,
+    progress: Progress,
+    stop: StopRequest,
+    overwrite: bool = False,
+    start: StartAt | None = None,
+) -> TrainSummary:
+    """Runs all stages, or what a resumed run has left of them; leaves everything in `workdir`.
+
+    Args:
+        config: the run.
+        workdir: gets metrics.jsonl, timing.jsonl, stages.json, checkpoints/, rollouts/, run.json.
+        progress: where a person sees it.
+        stop: asks for an early end that leaves a resumable state.
+        overwrite: begin anew in a used workdir.
+        start: begin at a later stage, from a checkpoint.
+
+    Raises:
+        ConfigError: a bad config, before any device is touched.
+        RuntimeError: too many non-finite updates in a row, or too large a log-prob gap.
+    """
+    with TrainingRun(config, workdir, progress=progress, overwrite=overwrite, start=start) as run:
+        stage, state, loader, sampler = run.resumed or enter_stage(
+            run, run.first_stage, run.state, left=run.left
+        )
+        mark = run.mark(stage, loader)  # always that of the present step's beginning
+        first_step = run.step
+        while not stage.finished and not processes.any_process(stop.requested):
+            step = run.step
+            try:
+                graded, metrics = visit(run, sampler, loader, stage, stop)
+                graded, swapped = make_informative(run, graded, sampler, loader, stage, stop)
+            except RolloutAborted:
+                break
+            metrics |= run.count_swaps(swapped)
+            if swapped.action == "train":
+                with run.timer("update"):
+                    state, update_metrics = run.update(state, graded, swapped, stage)
+                    sampler.update_weights(run.published(state))
+                metrics |= update_metrics
+            stats = StepStats(entropy=metrics.get("update/entropy"))
+            stage, stage_ended = observe(stage, stats, config.stages)
+            stage = run.within_tokens(stage)
+            metrics |= run.evaluate(state, sampler, step)
+            run.write_metrics(step, metrics)
+            run.check_health(step, state, metrics)
+            run.step = step + 1
+            if stage_ended:  # one transaction: nothing is saved between the end and the entry
+                stage, state, loader, sampler = enter_stage(
+                    run, stage.stage + 1, state, left=stage, loader=loader, sampler=sampler
+                )
+            mark = run.mark(stage, loader)
+            with run.timer("save"):
+                if stage_ended or run.step % config.checkpoint.every_steps == 0:
+                    run.save(state, mark)
+            run.write_timing(step, sampler)
+        run.save(state, mark)
+        return TrainSummary(first_step, run.step, stage.finished, dict(run.counts))
+
+
+def visit(
+    run: TrainingRun,
+    sampler: Sampler,
+    loader: PromptLoader,
+    stage: StageState,
+    stop: StopRequest,
+    *,
+    attempt: int = 0,
+) -> tuple[Graded, dict[str, Any]]:
+    """One batch of prompts, sampled, graded, logged, and rescued where a group has failed whole.
+
+    Accuracy and all rollout metrics are taken before the rescue.
+    """
+    with run.timer("rollout"):
+        prompts = next(loader)
+        rollouts = run.sample(sampler, prompts, stage, stop, attempt=attempt)
+    with run.timer("grade"):
+        graded = run.grade(rollouts)
+    run.accuracy.record(graded.problem_ids, graded.reward_PR, stage=stage.stage)
+    metrics = rollout_metrics(
+        graded, temperature=stage.temperature, max_response_tokens=stage.max_response_tokens
+    )
+    run.count(sampled_tokens=sum(len(r) for group in graded.token_ids for r in group))
+    run.save_rollouts(graded, attempt=attempt)
+    rescued = 0
+    if run.config.batch.rescue:
+        graded, rescued = run.sink.rescue(
+            graded,
+            max_response_tokens=stage.max_response_tokens,
+            rng=run.rng("rescue", attempt),
+        )
+        run.sink.update(graded, step=run.step, stage=stage.stage, temperature=stage.temperature)
+    run.count(rescued_groups=rescued)
+    return graded, metrics | {"batch/rescued_groups": rescued, "data/epoch": prompts.epoch}
+
+
+def unchanged(graded: Graded) -> Substitution:
+    """The batch as it is; without an informative group there is nothing to learn from it."""
+    informative = int(graded.informative_P.sum())
+    action = "train" if informative else "none"
+    return Substitution(np.arange(len(graded)), informative, 0, 0, action)
+
+
+def make_informative(
+    run: TrainingRun,
+    graded: Graded,
+    sampler: Sampler,
+    loader: PromptLoader,
+    stage: StageState,
+    stop: StopRequest,
+) -> tuple[Graded, Substitution]:
+    """The batch with every uninformative group replaced, drawing more prompts if so configured."""
+    section = run.config.batch
+    if not section.substitute:
+        return graded, unchanged(graded)
+    for attempt in range(1, section.max_resample + 1):
+        swapped, substitution = substitute_uninformative(
+            graded,
+            min_informative=section.min_informative,
+            on_scarce=section.on_scarce,
+            rng=run.rng("substitute", attempt),
+        )
+        if substitution.action != "resample":
+            return swapped, substitution
+        more, _ = visit(run, sampler, loader, stage, stop, attempt=attempt)
+        run.count(resampled_batches=1)
+        pooled = concat_graded([graded, more])
+        informative_first = np.argsort(~pooled.informative_P, kind="stable")
+        graded = select_groups(pooled, informative_first[: len(graded)])
+    return substitute_uninformative(
+        graded,
+        min_informative=section.min_informative,
+        on_scarce="train",
+        rng=run.rng("substitute", 0),
+    )

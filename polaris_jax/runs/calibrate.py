@@ -1,0 +1,107 @@
+"""How hard each problem is for this model, and the curated training set that follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polaris_jax import processes
+from polaris_jax.config import RunConfig, config_fields
+from polaris_jax.data.problems import write_problems
+from polaris_jax.progress import Progress
+from polaris_jax.report.figures import difficulty_figure
+from polaris_jax.runs.policy import open_policy
+from polaris_jax.runs.progress_file import ProgressFile
+from polaris_jax.session import base_model_config, check_positions, source_problems
+from polaris_jax.stages.difficulty import curate, pass_rate_histogram, shape_name
+from polaris_jax.workdir import ensure_workdir, write_json
+
+# Above this mean reward a set is too easy to train on (POLARIS blog, section 1).
+TOO_EASY_MEAN = 0.7
+
+
+def calibrate(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[str, Any]:
+    """n rollouts a problem -> difficulty.parquet, curated.parquet, difficulty.png, calibrate.json.
+
+    A rerun goes on after the last whole batch of prompts.
+
+    Source: POLARIS, section 1 (offline difficulty estimation, targeted filtering).
+    """
+    ensure_workdir(workdir)
+    section = config.calibrate
+    budget = section.max_response_tokens or config.stages[0].max_response_tokens
+    problems, origin = source_problems(config, workdir, progress)
+    check_positions(config, base_model_config(config, workdir, progress), progress)
+    progress.line(f"calibrating {len(problems)} problems from {origin}")
+    identity = {
+        name: value
+        for name, value in config_fields(config).items()
+        if name.split(".")[0] in ("seed", "model", "data", "warmstart", "calibrate", "rope")
+    } | {"problems": len(problems), "budget": budget}
+    path = workdir / "calibrate_progress.jsonl"
+    done = ProgressFile(path, identity, writes=processes.is_first())
+    correct = {row["id"]: row["correct"] for row in done.rows}
+    if correct:
+        progress.line(f"resumed after {len(correct)} problems")
+    waiting = [p for p in problems if p.id not in correct]
+    if waiting:
+        with (
+            open_policy(config, workdir, progress, max_response_tokens=budget) as policy,
+            progress.phase("calibrate", len(problems)) as phase,
+        ):
+            for first in range(0, len(waiting), section.batch_prompts):
+                batch = waiting[first : first + section.batch_prompts]
+                graded = policy.solve(
+                    batch,
+                    n=section.n,
+                    temperature=section.temperature,
+                    max_response_tokens=budget,
+                    seed_parts=(config.seed, "calibrate"),
+                    mode="train",
+                )
+                sums = np.round(graded.reward_PR.sum(axis=1)).astype(int).tolist()
+                done.append(
+                    [{"id": p.id, "correct": s} for p, s in zip(batch, sums, strict=True)]
+                )
+                correct |= {p.id: s for p, s in zip(batch, sums, strict=True)}
+                phase.advance_to(len(correct))
+    rated = [dataclasses.replace(p, pass_rate=correct[p.id] / section.n) for p in problems]
+    rates = [correct[p.id] / section.n for p in problems]
+    keep = set(curate({p.id: r for p, r in zip(problems, rates, strict=True)}, section.preset))
+    curated = [p for p in rated if p.id in keep]
+    histogram = pass_rate_histogram(rates, section.n)
+    summary = {
+        "n": section.n,
+        "temperature": section.temperature,
+        "max_response_tokens": budget,
+        "preset": section.preset,
+        "histogram": [int(count) for count in histogram],
+        "shape": shape_name(histogram),
+        "curated_shape": shape_name(
+            pass_rate_histogram([p.pass_rate or 0.0 for p in curated], section.n)
+        ),
+        "mean": float(np.mean(rates)),
+        "problems": len(problems),
+        "kept": len(curated),
+        "dropped": len(problems) - len(curated),
+    }
+    if processes.is_first():
+        write_problems(rated, workdir / "difficulty.parquet")
+        write_problems(curated, workdir / "curated.parquet")
+        write_json(workdir / "calibrate.json", summary)
+        difficulty_figure(summary, workdir / "difficulty.png")
+    progress.line(
+        f"pass rates: {summary['shape']}, mean {summary['mean']:.1%}; curated "
+        f"({section.preset}): {len(curated)} kept, {summary['dropped']} dropped, "
+        f"{summary['curated_shape']}"
+    )
+    kept_mean = float(np.mean([p.pass_rate for p in curated])) if curated else 1.0
+    if kept_mean > TOO_EASY_MEAN:
+        progress.line(
+            f"warning: the curated set's mean reward is {kept_mean:.2f}, over {TOO_EASY_MEAN}: too "
+            "easy for this model (POLARIS, section 1)"
+        )
+    return summary

@@ -1,0 +1,214 @@
+"""avg@k, pass@k, accuracy by length and by token budget, with and without YaRN."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polaris_jax import processes
+from polaris_jax.config import ConfigError, RunConfig, config_fields
+from polaris_jax.evaluate.budget_curve import budget_curve
+from polaris_jax.evaluate.estimators import avg_at_k, pass_at_k
+from polaris_jax.evaluate.length_groups import length_groups
+from polaris_jax.models import Qwen
+from polaris_jax.progress import Progress
+from polaris_jax.report.figures import evaluation_figure
+from polaris_jax.runs.convert import load_any
+from polaris_jax.runs.policy import open_policy
+from polaris_jax.runs.progress_file import ProgressFile
+from polaris_jax.session import evaluation_problems, load_base, yarn_scaling
+from polaris_jax.workdir import ensure_workdir, write_json
+
+BATCH_PROMPTS = 128
+# Below this budget the blog's own figures are out of reach for lack of tokens alone.
+COMPARABLE_TOKENS = 64 * 1024
+
+
+def evaluate(
+    config: RunConfig,
+    workdir: Path,
+    *,
+    progress: Progress,
+    checkpoint: str = "",
+    tag: str = "",
+) -> dict[str, Any]:
+    """Scores a policy on the held-out problems -> eval.json, responses.jsonl, eval.png.
+
+    The same config and seeds give the same prompts and noise for any weights, so that two
+    evaluations (before and after training) differ by their weights alone. A rerun goes on after
+    the last whole batch.
+
+    Args:
+        config: the run.
+        workdir: gets the files.
+        progress: for a person.
+        checkpoint: "" is the base model, "latest" the workdir's newest checkpoint, else a path.
+        tag: put before the file names, e.g. `before` -> before_eval.json.
+
+    Raises:
+        ConfigError: no held-out problems, or no such checkpoint.
+    """
+    ensure_workdir(workdir)
+    section = config.evaluate
+    budget = section.max_response_tokens or config.stages[-1].max_response_tokens
+    problems = evaluation_problems(config, progress)
+    if config.evaluate.problems and budget < COMPARABLE_TOKENS:
+        progress.line(
+            f"warning: a budget of {budget} tokens is under 64K: not comparable with the POLARIS "
+            "blog's figures"
+        )
+    weights = _weights(config, workdir, checkpoint, progress)
+    prefix = f"{tag}_" if tag else ""
+    results = {}
+    for yarn in {"off": [False], "on": [True], "both": [False, True]}[section.yarn]:
+        rows = _respond(config, workdir, progress, weights, problems, budget, prefix, yarn)
+        results[yarn] = _score(config, rows, budget)
+    summary = dict(results[min(results)])
+    if len(results) == 2:
+        for plain, scaled in zip(
+            summary["budget_curve"], results[True]["budget_curve"], strict=True
+        ):
+            plain["accuracy_yarn"] = scaled["accuracy"]
+        summary["yarn"] = results[True]
+    summary |= {"checkpoint": checkpoint or "base", "yarn_factor": config.rope.yarn.factor}
+    summary["rope"] = section.yarn
+    if processes.is_first():
+        write_json(workdir / f"{prefix}eval.json", summary)
+        evaluation_figure(summary, workdir / f"{prefix}eval.png")
+    progress.line(
+        f"avg@{section.n} {summary['avg@k']:.1%} +- {summary['stderr']:.1%} over "
+        f"{summary['problems']} problems, temperature {section.temperature:g}, up to {budget} tokens"
+    )
+    return summary
+
+
+def _weights(
+    config: RunConfig, workdir: Path, checkpoint: str, progress: Progress
+) -> tuple[Qwen, Any]:
+    base = load_base(config, workdir, progress)
+    if not checkpoint:
+        return base
+    path = workdir / "checkpoints" if checkpoint == "latest" else Path(checkpoint)
+    if not path.exists():
+        raise ConfigError(f"--checkpoint={checkpoint}: {path} does not exist")
+    model, tokenizer = load_any(path)
+    return model, tokenizer or base[1]
+
+
+def _respond(
+    config: RunConfig,
+    workdir: Path,
+    progress: Progress,
+    weights: tuple[Qwen, Any],
+    problems: list[Any],
+    budget: int,
+    prefix: str,
+    yarn: bool,
+) -> list[dict[str, Any]]:
+    """Rows of responses.jsonl, sampled now or found from an earlier call."""
+    section = config.evaluate
+    fingerprint = {p: float(np.abs(np.asarray(x, np.float64)).sum()) for p, x in _probes(weights)}
+    identity = {
+        name: value
+        for name, value in config_fields(config).items()
+        if name.split(".")[0] in ("data", "evaluate", "rope") and "every_steps" not in name
+    } | {"weights": fingerprint, "budget": budget, "yarn": yarn}
+    name = f"{prefix}responses{'_yarn' if yarn else ''}.jsonl"
+    done = ProgressFile(workdir / name, identity, writes=processes.is_first())
+    finished = {row["problem_id"] for row in done.rows}
+    waiting = [p for p in problems if p.id not in finished]
+    if finished:
+        progress.line(f"resumed after {len(finished)} problems")
+    if not waiting:
+        return done.rows
+    factor = config.rope.yarn.factor if yarn else 1.0
+    with (
+        open_policy(
+            config,
+            workdir,
+            progress,
+            max_response_tokens=budget,
+            weights=weights,
+            rope_scaling=yarn_scaling(config.rope.yarn, factor),
+        ) as policy,
+        progress.phase("evaluate", len(problems)) as phase,
+    ):
+        for first in range(0, len(waiting), BATCH_PROMPTS):
+            batch = waiting[first : first + BATCH_PROMPTS]
+            graded = policy.solve(
+                batch,
+                n=section.n,
+                temperature=section.temperature,
+                max_response_tokens=budget,
+                seed_parts=(section.seed, "evaluate"),
+                mode="eval",
+                top_k=section.top_k,
+                top_p=section.top_p,
+            )
+            done.append(
+                [
+                    {
+                        "problem_id": problem.id,
+                        "sample": r,
+                        "reward": float(graded.reward_PR[p, r]),
+                        "tokens": len(graded.token_ids[p][r]),
+                        "finish_reason": graded.finish_reasons[p][r],
+                        "well_formed": "</think>" in graded.texts[p][r]
+                        and "\\boxed{" in graded.texts[p][r],
+                        "text": graded.texts[p][r],
+                    }
+                    for p, problem in enumerate(batch)
+                    for r in range(section.n)
+                ]
+            )
+            phase.advance_to(len(finished) + first + len(batch))
+    return done.rows
+
+
+def _probes(weights: tuple[Qwen, Any]) -> list[tuple[str, Any]]:
+    """A few small parameters, enough to tell one set of weights from another."""
+    params = weights[0].params()
+    return [(p, params[p]) for p in ("norm_D", "layers/attn_norm_D", "layers/mlp_norm_D")]
+
+
+def _score(config: RunConfig, rows: list[dict[str, Any]], budget: int) -> dict[str, Any]:
+    section = config.evaluate
+    by_problem: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_problem.setdefault(row["problem_id"], []).append(row)
+    ids = sorted(by_problem)
+    reward_PR = np.array([[row["reward"] for row in by_problem[i]] for i in ids], np.float32)
+    length_PR = np.array([[row["tokens"] for row in by_problem[i]] for i in ids])
+    accuracy, stderr = avg_at_k(reward_PR)
+    budgets = list(section.budgets) or _powers_of_two(budget)
+    powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= section.n]
+    ended = [row["finish_reason"] == "stop" for row in rows]
+    return {
+        "avg@k": accuracy,
+        "stderr": stderr,
+        "k": section.n,
+        "pass@k": {str(k): pass_at_k(reward_PR, k) for k in powers},
+        "problems": len(ids),
+        "temperature": section.temperature,
+        "top_k": section.top_k,
+        "top_p": section.top_p,
+        "max_response_tokens": budget,
+        "mean_length": float(length_PR.mean()),
+        "ended_share": float(np.mean(ended)),
+        "well_formed_share": float(np.mean([row["well_formed"] for row in rows])),
+        "length_groups": length_groups(reward_PR, length_PR, edges=section.length_edges),
+        "budget_curve": budget_curve(reward_PR, length_PR, budgets=budgets),
+    }
+
+
+def _powers_of_two(budget: int) -> list[int]:
+    """Eighths of the budget: a curve whose last point is the plain score."""
+    return sorted({max(1, budget * i // 8) for i in range(1, 9)})
+
+
+def read_eval(path: Path) -> dict[str, Any]:
+    """An eval.json as written by `evaluate`."""
+    return json.loads(path.read_text())

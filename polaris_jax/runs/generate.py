@@ -1,0 +1,105 @@
+"""One prompt to one or n completions, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from polaris_jax.data.prompts import render_prompt
+from polaris_jax.models import RopeScaling, load_pretrained
+from polaris_jax.records import Response
+from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
+from polaris_jax.session import stop_token_ids
+
+
+def generate(
+    path: str,
+    prompt: str,
+    *,
+    n: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    max_tokens: int,
+    seed: int,
+    suffix: str,
+    raw: bool,
+    dtype: str,
+    yarn_factor: float,
+    yarn_original_tokens: int,
+    on_text: Callable[[int, str], None],
+) -> list[tuple[Response, str]]:
+    """n completions of `prompt` with their texts; `on_text(sample, new text)` as they grow.
+
+    Args:
+        path: HF directory, Hub id or GGUF file.
+        prompt: the user's text.
+        n: completions.
+        temperature: 0 is greedy.
+        top_p: 1 is off.
+        top_k: 0 is off.
+        max_tokens: budget of a completion.
+        seed: of the sampling noise.
+        suffix: appended to the prompt unless it ends so already.
+        raw: leave out the chat template.
+        dtype: compute type.
+        yarn_factor: above 1 stretches positions by YaRN, attention factor 1.
+        yarn_original_tokens: the length that YaRN stretches; 0: the checkpoint's own.
+        on_text: gets text as it is sampled.
+    """
+    model, tokenizer = load_pretrained(path, dtype=dtype)
+    if yarn_factor > 1:
+        original = yarn_original_tokens or model.config.max_position_embeddings
+        model = model.with_rope_scaling(
+            RopeScaling("yarn", yarn_factor, original, attention_factor=1.0)
+        )
+    if raw:
+        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+    else:
+        _, prompt_ids = render_prompt(tokenizer, prompt, suffix)
+    max_len = len(prompt_ids) + max_tokens
+    page_size = 16
+    sampler = Sampler(
+        model,
+        SamplerConfig(
+            slots=min(n, 32),
+            page_size=page_size,
+            num_pages=min(n, 32) * -(-max_len // page_size) + 1,
+            max_len=max_len,
+            decode_steps=4,  # small blocks: text appears as it is sampled
+            prefill_chunk=min(128, max(16, len(prompt_ids))),
+        ),
+    )
+    streams = [_TextStream(tokenizer) for _ in range(n)]
+
+    def on_tokens(_: int, sample: int, token_ids: Sequence[int]) -> None:
+        text = streams[sample].push(token_ids)
+        if text:
+            on_text(sample, text)
+
+    params = SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        n=n,
+        max_tokens=max_tokens,
+        seed=seed,
+        stop_token_ids=stop_token_ids(tokenizer),
+    )
+    responses = sampler.generate([prompt_ids], params, on_tokens=on_tokens)[0]
+    return [(r, tokenizer.decode(r.token_ids, skip_special_tokens=True)) for r in responses]
+
+
+class _TextStream:
+    """Text of a growing token list, in whole characters: what may still change is held back."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self._ids, self._shown = tokenizer, [], 0
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        self._ids.extend(token_ids)
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        new, self._shown = text[self._shown :], len(text)
+        return new

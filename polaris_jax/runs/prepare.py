@@ -1,0 +1,53 @@
+"""Problems from anywhere to the workdir's `problems.parquet`, with a count for every row left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from polaris_jax.config import ConfigError, RunConfig
+from polaris_jax.data.filters import drop_long_prompts
+from polaris_jax.data.problems import read_problems, write_problems
+from polaris_jax.progress import Progress
+from polaris_jax.records import Problem
+from polaris_jax.session import load_base_tokenizer, training_problems
+from polaris_jax.workdir import ensure_workdir, write_json
+
+
+def prepare(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[str, Any]:
+    """Reads, validates, deduplicates and filters; returns what it wrote to prepare.json.
+
+    Raises:
+        ConfigError: no source, or no problem left.
+    """
+    ensure_workdir(workdir)
+    problems, origin, counts = _read(config, workdir, progress)
+    tokenizer = load_base_tokenizer(config)
+    kept, too_long = drop_long_prompts(
+        problems,
+        tokenizer,
+        suffix=config.data.prompt_suffix,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+    )
+    if not kept:
+        raise ConfigError(
+            f"data.max_prompt_tokens={config.data.max_prompt_tokens}: none of the {len(problems)} "
+            f"problems of {origin} has a prompt that short; raise it"
+        )
+    write_problems(kept, workdir / "problems.parquet")
+    summary = counts | {"source": origin, "kept": len(kept), "prompt_too_long": len(too_long)}
+    write_json(workdir / "prepare.json", summary)
+    progress.line(f"prepared {len(kept)} problems from {origin} -> problems.parquet")
+    return summary
+
+
+def _read(
+    config: RunConfig, workdir: Path, progress: Progress
+) -> tuple[list[Problem], str, dict[str, Any]]:
+    if config.data.problems:
+        problems, report = read_problems(config.data.problems)
+        for message in report.messages:
+            progress.line(f"left out: {message}")
+        return problems, config.data.problems, report.as_dict()
+    problems, origin = training_problems(config, workdir / "nothing prepared", progress)
+    return problems, origin, {"rows": len(problems), "counts": {}, "messages": []}

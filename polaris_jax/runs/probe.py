@@ -1,0 +1,117 @@
+"""Accuracy and diversity over temperatures, their zones, and the temperature to begin with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polaris_jax import processes
+from polaris_jax.config import RunConfig, config_fields
+from polaris_jax.evaluate.estimators import avg_at_k
+from polaris_jax.explore import distinct_ngrams, find_zones
+from polaris_jax.progress import Progress
+from polaris_jax.report.figures import probe_figure
+from polaris_jax.runs.policy import open_policy
+from polaris_jax.runs.progress_file import ProgressFile
+from polaris_jax.session import (
+    base_model_config,
+    check_positions,
+    fold_seed,
+    training_problems,
+)
+from polaris_jax.workdir import ensure_workdir, write_json
+
+
+def probe(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[str, Any]:
+    """The temperature sweep on a fixed probe set -> probe.json, probe.png.
+
+    A rerun goes on after the last finished temperature.
+
+    Source: POLARIS, section 2 (temperature zones; initialise at the border where accuracy begins
+        to fall).
+    """
+    ensure_workdir(workdir)
+    section = config.probe
+    budget = section.max_response_tokens or config.stages[0].max_response_tokens
+    problems, origin = training_problems(config, workdir, progress)
+    check_positions(config, base_model_config(config, workdir, progress), progress)
+    order = np.random.default_rng(fold_seed(config.seed, "probe set")).permutation(len(problems))
+    problems = [problems[i] for i in order[: section.problems]]
+    count = int(np.floor((section.stop - section.start) / section.step + 1e-6)) + 1
+    temperatures = [round(section.start + i * section.step, 6) for i in range(count)]
+    progress.line(
+        f"probing {len(temperatures)} temperatures on {len(problems)} problems from {origin}"
+    )
+    identity = {
+        name: value
+        for name, value in config_fields(config).items()
+        if name.split(".")[0] in ("seed", "model", "data", "warmstart", "rope")
+    } | {"n": section.n, "budget": budget, "ids": [p.id for p in problems]}
+    done = ProgressFile(
+        workdir / "probe_progress.jsonl", identity, writes=processes.is_first()
+    )
+    rows = {row["temperature"]: row for row in done.rows}
+    waiting = [t for t in temperatures if t not in rows]
+    if waiting:
+        with (
+            open_policy(config, workdir, progress, max_response_tokens=budget) as policy,
+            progress.phase("probe", len(temperatures)) as phase,
+        ):
+            for temperature in waiting:
+                graded = policy.solve(
+                    problems,
+                    n=section.n,
+                    temperature=temperature,
+                    max_response_tokens=budget,
+                    seed_parts=(config.seed, "probe", f"{temperature:.4f}"),
+                    mode="train",
+                )
+                accuracy, stderr = avg_at_k(graded.reward_PR)
+                row = {
+                    "temperature": temperature,
+                    "accuracy": accuracy,
+                    "stderr": stderr,
+                    "diversity": distinct_ngrams(graded.texts),
+                }
+                done.append([row])
+                rows[temperature] = row
+                phase.advance_to(len(rows), f"T {temperature:g}: {accuracy:.1%}")
+    columns = {
+        name: [rows[t][key] for t in temperatures]
+        for name, key in (
+            ("accuracies", "accuracy"),
+            ("stderrs", "stderr"),
+            ("diversities", "diversity"),
+        )
+    }
+    zones = find_zones(
+        temperatures,
+        columns["accuracies"],
+        stderrs=columns["stderrs"],
+        rgz_tolerance=section.rgz_tolerance,
+        cez_tolerance=section.cez_tolerance,
+    )
+    summary = {
+        "temperatures": temperatures,
+        **columns,
+        "n": section.n,
+        "problems": len(problems),
+        "max_response_tokens": budget,
+        "zones": {
+            name: value
+            for name, value in dataclasses.asdict(zones).items()
+            if name != "initial_temperature"
+        },
+        "initial_temperature": zones.initial_temperature,
+    }
+    if processes.is_first():
+        write_json(workdir / "probe.json", summary)
+        probe_figure(summary, workdir / "probe.png")
+    progress.line(
+        f"robust zone up to {zones.initial_temperature:g}: suggested initial temperature "
+        f"{zones.initial_temperature:g}"
+    )
+    return summary

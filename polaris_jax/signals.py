@@ -1,0 +1,50 @@
+"""SIGTERM and Ctrl-C as a request that the loop answers at the next safe point."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+
+class StopRequest:
+    """Whether, and by which signal, this process has been asked to stop.
+
+    The first signal sets `requested`; the loop then leaves a resumable checkpoint. A second Ctrl-C
+    ends the process at once. Install it after `jax.distributed.initialize`, whose own handler would
+    swallow SIGTERM otherwise.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._former: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """True from the first signal on."""
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 0 after SIGTERM (a preemption is no failure) or without a signal."""
+        return 130 if self.signal == signal.SIGINT else 0
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._former[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+        print(
+            f"{self.signal.name}: stopping at the next safe point with a checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,203 @@
+"""Entering a stage: drop easy problems, choose the temperature, reset the optimizer, resize.
+
+One transaction: everything here happens between two checkpoints and is a function of the state it
+starts from, so a kill in its middle repeats it and comes to the same place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from polaris_jax.config import ConfigError
+from polaris_jax.data.loader import PromptLoader
+from polaris_jax.evaluate.estimators import avg_at_k
+from polaris_jax.explore import Candidate, distinct_ngrams, next_temperature
+from polaris_jax.explore.temperature import candidate_temperatures
+from polaris_jax.models import Qwen
+from polaris_jax.records import StageState
+from polaris_jax.rollout import Sampler
+from polaris_jax.session import fold_seed, grade, make_sampler, prompt_batch, sample, yarn_scaling
+from polaris_jax.train.state import TrainState
+from polaris_jax.training_run import TrainingRun
+
+Entry = tuple[StageState, TrainState, PromptLoader, Sampler]
+
+
+def enter_stage(
+    run: TrainingRun,
+    index: int,
+    state: TrainState,
+    *,
+    left: StageState | None = None,
+    loader: PromptLoader | None = None,
+    sampler: Sampler | None = None,
+) -> Entry:
+    """What the next step works with, in stage `index` or, after the last one, with `finished` set.
+
+    Args:
+        run: the run; its stage records and counts are brought up to date.
+        index: the stage to enter, from 0; `len(config.stages)` ends the run.
+        state: as the former stage left it.
+        left: the stage just ended; None at the run's first.
+        loader: the former stage's.
+        sampler: the former stage's, which measures the temperature candidates.
+    """
+    dropped, decisions = _drop_easy(run, left)
+    if left is not None and run.stage_records:
+        run.stage_records[-1]["last_step"] = run.step - 1
+    if index >= len(run.config.stages):
+        assert left is not None and loader is not None and sampler is not None
+        run.write_stages()
+        return dataclasses.replace(left, finished=True), state, loader, sampler
+    section = run.config.stages[index]
+    temperature, decision = _temperature(run, index, left, sampler)
+    decisions.append(decision)
+
+    scaling = yarn_scaling(run.config.rope.yarn, section.rope_factor)
+    state = _with_rope(state, scaling)
+    if left is not None and section.reset_optimizer:
+        state = run.updater.reset_optimizer(state)
+        decisions.append({"kind": "reset_optimizer", "value": True, "reason": "stage change"})
+    loader = loader or run.make_loader(())
+    loader.drop(dropped)
+    budget = section.max_response_tokens
+    if left is None or sampler is None or budget != left.max_response_tokens or scaling:
+        sampler = make_sampler(run.published(state), run.config, max_response_tokens=budget)
+
+    stage = StageState(
+        stage=index,
+        first_step=run.step,
+        steps_done=0,
+        temperature=temperature,
+        max_response_tokens=budget,
+        dropped_ids=tuple(dropped),
+        decisions=tuple(decisions),
+    )
+    following = run.config.stages[index + 1 : index + 2]
+    if following and following[0].temperature_rule == "match_diversity":
+        measured = measure(run, sampler, stage, temperature)
+        stage = dataclasses.replace(stage, target_diversity=measured.diversity)
+    run.stage_records.append(
+        {
+            "stage": index,
+            "first_step": run.step,
+            "last_step": None,
+            "temperature": temperature,
+            "max_response_tokens": budget,
+            "dropped_ids_count": len(dropped),
+            "decisions": decisions,
+        }
+    )
+    run.write_stages()
+    run.progress.line(
+        f"stage {index}: {section.steps} steps, temperature {temperature:g}, up to {budget} "
+        f"response tokens, {len(dropped)} problems dropped so far"
+    )
+    return stage, state, loader, sampler
+
+
+def _drop_easy(
+    run: TrainingRun, left: StageState | None
+) -> tuple[list[str], list[dict[str, Any]]]:
+    if left is None:
+        return [], []
+    dropped = list(left.dropped_ids)
+    threshold = run.config.stages[left.stage].drop_above
+    if threshold >= 1:
+        return dropped, []
+    easy = run.accuracy.easy_ids(left.stage, drop_above=threshold)
+    easy = [i for i in easy if i not in set(dropped)]
+    if len(dropped) + len(easy) >= len(run.problems):
+        reason = f"all remaining problems pass {threshold:g}; the last set is kept"
+        return dropped, [{"kind": "drop_easy", "value": 0, "reason": reason, "table": []}]
+    run.count(dropped_problems=len(easy))
+    decision = {
+        "kind": "drop_easy",
+        "value": len(easy),
+        "reason": f"mean accuracy of the stage's visits above {threshold:g}",
+        "table": easy,
+    }
+    return dropped + easy, [decision]
+
+
+def _temperature(
+    run: TrainingRun, index: int, left: StageState | None, sampler: Sampler | None
+) -> tuple[float, dict[str, Any]]:
+    section = run.config.stages[index]
+    if section.temperature_rule == "fixed":
+        reason = f"stages[{index}].temperature"
+        return section.temperature, _decision(section.temperature, reason, [])
+    if section.temperature_rule == "probe":
+        path = run.workdir / "probe.json"
+        if not path.exists():
+            raise ConfigError(
+                f"stages[{index}].temperature_rule='probe': {path.name} is not in the workdir; "
+                "run `polaris probe` first, or use temperature_rule=fixed"
+            )
+        value = float(json.loads(path.read_text())["initial_temperature"])
+        return value, _decision(value, "highest probed temperature in the robust zone", [])
+    if left is None or sampler is None or left.target_diversity is None:
+        raise ConfigError(
+            f"stages[{index}].temperature_rule='match_diversity': there is no measured stage "
+            "before it; use fixed or probe where a run begins"
+        )
+    grid = candidate_temperatures(
+        left.temperature,
+        left.first_entropy,
+        left.last_entropy,
+        max_candidates=run.config.probe.max_candidates,
+    )
+    candidates = [measure(run, sampler, left, t) for t in (left.temperature, *grid)]
+    chosen = next_temperature(
+        candidates, current=left.temperature, target_diversity=left.target_diversity
+    )
+    table = [dataclasses.asdict(c) for c in candidates]
+    return chosen.temperature, _decision(chosen.temperature, chosen.reason, table)
+
+
+def _decision(value: float, reason: str, table: list[Any]) -> dict[str, Any]:
+    return {"kind": "temperature", "value": value, "reason": reason, "table": table}
+
+
+def measure(
+    run: TrainingRun, sampler: Sampler, stage: StageState, temperature: float
+) -> Candidate:
+    """Accuracy and diversity at a temperature, on the fixed probe set with the stage's budget."""
+    section = run.config.probe
+    order = np.random.default_rng(fold_seed(run.config.seed, "probe set")).permutation(
+        len(run.problems)
+    )
+    problems = [run.problems[i] for i in order[: section.problems]]
+    rollouts = sample(
+        sampler,
+        prompt_batch(
+            problems, tokenizer=run.tokenizer, prompt_suffix=run.config.data.prompt_suffix
+        ),
+        tokenizer=run.tokenizer,
+        n=section.n,
+        temperature=temperature,
+        max_response_tokens=stage.max_response_tokens,
+        seed_parts=(run.config.seed, "measure", stage.stage, f"{temperature:.4f}"),
+    )
+    graded = grade(run.grader, rollouts, mode="train")
+    accuracy, stderr = avg_at_k(graded.reward_PR)
+    return Candidate(
+        temperature=temperature,
+        accuracy=accuracy,
+        diversity=distinct_ngrams(graded.texts),
+        stderr=stderr,
+    )
+
+
+def _with_rope(state: TrainState, scaling: Any) -> TrainState:
+    """The same numbers under other rotary frequencies, moments included."""
+    return jax.tree.map(
+        lambda x: x.with_rope_scaling(scaling) if isinstance(x, Qwen) else x,
+        state,
+        is_leaf=lambda x: isinstance(x, Qwen),
+    )

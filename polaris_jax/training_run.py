@@ -1,0 +1,488 @@
+"""What outlives a step of training: tables, files, compiled update, and the road back after a kill.
+
+A checkpoint holds the device state (`TrainState`) and the host state of `host_state`: stage,
+accuracy table, rescue sink, loader position, stage records, counts. Everything else of a step is a
+function of these, the config and the data, so a resumed run repeats an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from polaris_jax import processes, workdir as workdir_lib
+from polaris_jax.batch import RescueBuffer, Substitution, fresh_rows, group_advantages, pack, select_groups
+from polaris_jax.checkpoint import Checkpointer
+from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_tokens
+from polaris_jax.data.loader import PromptLoader
+from polaris_jax.evaluate.estimators import avg_at_k
+from polaris_jax.metrics import Mean, MetricsWriter
+from polaris_jax.metrics.throughput import memory_metrics
+from polaris_jax.progress import Progress
+from polaris_jax.records import Graded, PromptBatch, Rollouts, StageState
+from polaris_jax.rollout import Sampler
+from polaris_jax.rollout.weight_sync import local_weights
+from polaris_jax.session import (
+    base_model_config,
+    check_positions,
+    evaluation_problems,
+    fold_seed,
+    grade,
+    load_base,
+    make_grader,
+    make_sampler,
+    prompt_batch,
+    sample,
+    training_problems,
+    yarn_scaling,
+)
+from polaris_jax.sharding import make_mesh
+from polaris_jax.signals import StopRequest
+from polaris_jax.stages.difficulty import AccuracyTable
+from polaris_jax.train.state import TrainState, abstract_train_state, init_train_state
+from polaris_jax.train.update import Updater, merge_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class StartAt:
+    """Begin a run at stage `stage` (from 0) with the weights and tables of `checkpoint`."""
+
+    stage: int
+    checkpoint: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """Everything besides the device state that a resume needs, as it was when a step began."""
+
+    step: int
+    stage: StageState
+    loader: dict[str, Any]
+    stage_records: tuple[dict[str, Any], ...]
+    accuracy: AccuracyTable
+    sink: RescueBuffer
+    counts: dict[str, int]
+
+    def host_state(self) -> dict[str, Any]:
+        """The same as JSON-able values; the inverse is `TrainingRun._load_host_state`."""
+        return {
+            "step": self.step,
+            "stage": dataclasses.asdict(self.stage),
+            "stage_records": list(self.stage_records),
+            "accuracy": self.accuracy.state_dict(),
+            "sink": self.sink.state_dict(),
+            "loader": self.loader,
+            "counts": self.counts,
+        }
+
+
+class TrainingRun:
+    """A run of `polaris train` from open to close; use it as a context manager."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        workdir: Path,
+        *,
+        progress: Progress,
+        overwrite: bool = False,
+        start: StartAt | None = None,
+    ) -> None:
+        self.config, self.workdir, self.progress = config, workdir, progress
+        self._overwrite, self._start = overwrite, start
+        self.step = 0
+        self.first_stage = 0
+        self.left: StageState | None = None
+        self.resumed: tuple[StageState, TrainState, PromptLoader, Sampler] | None = None
+        self.stage_records: list[dict[str, Any]] = []
+        self.counts: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()
+        self._closing = contextlib.ExitStack()
+        self._eval_sampler: Sampler | None = None
+        self._timeouts_seen = 0
+        self._update_tokens_seen = 0
+
+    # ---- opening and closing
+
+    def __enter__(self) -> TrainingRun:
+        config, workdir = self.config, self.workdir
+        self.problems, origin = training_problems(config, workdir, self.progress)
+        self._eval_problems = evaluation_problems(config, self.progress) if config.evaluate.every_steps else []
+        self._claim = self._closing.enter_context(
+            workdir_lib.claim(workdir, config, overwrite=self._overwrite, command="train")
+        )
+        self.progress.line(f"problems: {len(self.problems)} from {origin}")
+        model_config = base_model_config(config, workdir, self.progress)
+        check_positions(config, model_config, self.progress)
+        base, self.tokenizer = load_base(config, workdir, self.progress)
+        self.base_config = base.config
+        self.mesh = make_mesh(config.mesh)
+        self.grader = self._closing.enter_context(make_grader(config))
+        self.accuracy = AccuracyTable(
+            {p.id: p.pass_rate for p in self.problems if p.pass_rate is not None}
+        )
+        self.sink = RescueBuffer()
+        self.updater = Updater(
+            config.objective,
+            config.optimizer,
+            config.model,
+            self.mesh,
+            rows=config.batch.rows,
+            row_len=row_len_tokens(config),
+        )
+        self.checkpointer = Checkpointer(
+            workdir / "checkpoints",
+            keep_last=config.checkpoint.keep_last,
+            config_hash=config_hash(config),
+            architecture=dataclasses.asdict(base.config),
+        )
+        self.reference = base if config.objective.kl_coef else None
+        self.state = init_train_state(base, config.optimizer, self.mesh)
+        self._resume_or_start()
+        self.writer = self._closing.enter_context(
+            contextlib.closing(
+                MetricsWriter(
+                    workdir,
+                    tensorboard=config.metrics.tensorboard,
+                    wandb=config.metrics.wandb,
+                    first_step=self.step,
+                    enabled=processes.is_first(),
+                )
+            )
+        )
+        if processes.is_first():
+            self.writer.cut_back(self.step)
+            workdir_lib.delete_rollouts_from(workdir, self.step)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closing.close()
+
+    def _resume_or_start(self) -> None:
+        latest = self.checkpointer.latest()
+        if latest is not None:
+            self.state, host = self.checkpointer.restore(latest, self.state)
+            self._load_host_state(host)
+            self.progress.line(f"resumed at step {latest}")
+            stage = _stage_from(host["stage"])
+            if stage.steps_done < self.config.stages[stage.stage].steps:
+                stage = dataclasses.replace(stage, finished=False)  # the last stage has grown
+            loader = self.make_loader(stage.dropped_ids)
+            loader.load_state_dict(host["loader"])
+            factor = self.config.stages[stage.stage].rope_factor
+            model = self.published(self.state).with_rope_scaling(
+                yarn_scaling(self.config.rope.yarn, factor)
+            )
+            sampler = make_sampler(
+                model, self.config, max_response_tokens=stage.max_response_tokens
+            )
+            self.write_stages()
+            self.resumed = stage, self.state, loader, sampler
+        elif self._start is not None:
+            source = self._start.checkpoint
+            if not 0 <= self._start.stage < len(self.config.stages):
+                raise ConfigError(
+                    f"--stage={self._start.stage}: the config has stages 0 to "
+                    f"{len(self.config.stages) - 1}"
+                )
+            other = Checkpointer.of(source, architecture=dataclasses.asdict(self.base_config))
+            self.state, host = other.restore(other.latest_or_error(), self.state)
+            self.state = self.updater.reset_optimizer(self.state)
+            self.accuracy.load_state_dict(host["accuracy"])
+            self.sink.load_state_dict(host["sink"])
+            self.first_stage = self._start.stage
+            self.left = _stage_from(host["stage"])
+            self.progress.line(f"starting stage {self.first_stage} from {source}")
+
+    def make_loader(self, dropped_ids: Iterable[str]) -> PromptLoader:
+        """Endless shuffled epochs over all problems but the dropped ones."""
+        return PromptLoader(
+            self.problems,
+            tokenizer=self.tokenizer,
+            prompt_suffix=self.config.data.prompt_suffix,
+            batch_size=self.config.rollout.prompts_per_step,
+            seed=fold_seed(self.config.seed, "loader"),
+            dropped_ids=dropped_ids,
+        )
+
+    # ---- the parts of a step
+
+    def rng(self, name: str, attempt: int) -> np.random.Generator:
+        """The generator of one random choice of this step: the same in a resumed run."""
+        return np.random.default_rng(fold_seed(self.config.seed, self.step, name, attempt))
+
+    def sample(
+        self,
+        sampler: Sampler,
+        prompts: PromptBatch,
+        stage: StageState,
+        stop: StopRequest,
+        *,
+        attempt: int,
+    ) -> Rollouts:
+        """This step's responses at the stage's temperature and budget."""
+        section = self.config.rollout
+        with self.progress.phase(
+            f"step {self.step} rollout", len(prompts) * section.responses_per_prompt
+        ) as phase:
+            return sample(
+                sampler,
+                prompts,
+                tokenizer=self.tokenizer,
+                n=section.responses_per_prompt,
+                temperature=stage.temperature,
+                max_response_tokens=stage.max_response_tokens,
+                seed_parts=(self.config.seed, self.step, attempt),
+                on_progress=lambda done, total, tokens: phase.advance_to(done, f"{tokens} tokens"),
+                should_abort=lambda: stop.requested,
+            )
+
+    def grade(self, rollouts: Rollouts) -> Graded:
+        """The rollouts with their rewards (permuted in each group under reward.control=permute)."""
+        graded = grade(self.grader, rollouts, mode="train")
+        if self.config.reward.control == "permute":
+            reward_PR = self.rng("permute", 0).permuted(graded.reward_PR, axis=1)
+            graded = dataclasses.replace(graded, reward_PR=reward_PR)
+        return graded
+
+    def update(
+        self, state: TrainState, graded: Graded, swapped: Substitution, stage: StageState
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """One optimizer step a minibatch, and their metrics.
+
+        Tokens that are copies (substituted groups) or stored (rescued rows) are left out of the
+        log-prob gap: it compares the sampler with the trainer on what was sampled just now.
+        """
+        config = self.config
+        advantage_PR = group_advantages(
+            graded.reward_PR, scale=config.objective.std, baseline=config.objective.baseline
+        )
+        fresh_PR = fresh_rows(graded, swapped)
+        groups = np.array_split(np.arange(len(graded)), config.objective.minibatches)
+        batches = [
+            pack(
+                select_groups(graded, group),
+                advantage_PR=advantage_PR[group],
+                fresh_PR=fresh_PR[group],
+                row_len=row_len_tokens(config),
+                rows=config.batch.rows,
+                objective=config.objective,
+                max_response_tokens=stage.max_response_tokens,
+                temperature=stage.temperature,
+            )
+            for group in groups
+        ]
+        if config.objective.old_logprobs == "recompute":
+            batches = [self.updater.recompute_logprobs(state.params, b) for b in batches]
+        parts = []
+        for batch in batches:
+            state, metrics = self.updater.update(state, batch, reference=self.reference)
+            parts.append(metrics | {"batch/padding_share": Mean(batch.padding_share, 1.0)})
+        tokens = sum(batch.tokens for batch in batches)
+        self.count(update_tokens=tokens)
+        merged = merge_metrics(parts)
+        self.count(skipped_updates=int(merged["update/skipped"] or 0))
+        return state, merged | {"batch/tokens": tokens}
+
+    def published(self, state: TrainState) -> Any:
+        """The present weights on this process's own device, in the sampler's dtype."""
+        return local_weights(state.params, self.config.model.dtype)
+
+    def evaluate(self, state: TrainState, sampler: Sampler, step: int) -> dict[str, Any]:
+        """avg@n on the held-out problems, every `evaluate.every_steps` steps."""
+        section = self.config.evaluate
+        if not section.every_steps or (step + 1) % section.every_steps:
+            return {}
+        budget = section.max_response_tokens or self.config.stages[-1].max_response_tokens
+        if self._eval_sampler is None:
+            self._eval_sampler = make_sampler(
+                self.published(state), self.config, max_response_tokens=budget
+            )
+        else:
+            self._eval_sampler.update_weights(self.published(state))
+        with self.timer("evaluate"):
+            rollouts = sample(
+                self._eval_sampler,
+                prompt_batch(
+                    self._eval_problems,
+                    tokenizer=self.tokenizer,
+                    prompt_suffix=self.config.data.prompt_suffix,
+                ),
+                tokenizer=self.tokenizer,
+                n=section.n,
+                temperature=section.temperature,
+                max_response_tokens=budget,
+                seed_parts=(section.seed, "evaluate"),
+                top_k=section.top_k,
+                top_p=section.top_p,
+            )
+            graded = grade(self.grader, rollouts, mode="eval")
+        accuracy, _ = avg_at_k(graded.reward_PR)
+        self.progress.line(
+            f"step {step}: avg@{section.n} {accuracy:.1%} on {len(graded)} held-out problems at "
+            f"temperature {section.temperature:g}"
+        )
+        return {f"eval/avg@{section.n}": accuracy}
+
+    def check_health(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
+        """Stops the run on repeated non-finite updates or on a sampler that has gone astray.
+
+        Raises:
+            RuntimeError: names the step, the value and the limit.
+        """
+        skips, limit = int(state.skips_in_a_row), self.config.optimizer.max_skips
+        if skips >= limit:
+            raise RuntimeError(
+                f"step {step}: {skips} updates in a row had a non-finite gradient "
+                f"(optimizer.max_skips={limit}); lower optimizer.learning_rate or look at the "
+                "step's rollouts"
+            )
+        gap, gate = metrics.get("rollout/logp_gap_mean"), self.config.rollout.max_logp_gap_mean
+        gap = gap.value if isinstance(gap, Mean) else gap
+        if gate and gap is not None and gap > gate:
+            raise RuntimeError(
+                f"step {step}: rollout/logp_gap_mean={gap:.4g} nats exceeds "
+                f"rollout.max_logp_gap_mean={gate:g}: the sampler's policy is not the trainer's"
+            )
+
+    # ---- counts, files, checkpoints
+
+    def count(self, **numbers: int) -> None:
+        """Adds to the run's totals."""
+        self.counts.update(numbers)
+
+    def within_tokens(self, stage: StageState) -> StageState:
+        """`stage`, finished when the run has sampled `rollout.total_tokens`."""
+        limit = self.config.rollout.total_tokens
+        spent = limit and self.counts["sampled_tokens"] >= limit
+        return dataclasses.replace(stage, finished=True) if spent else stage
+
+    def count_swaps(self, swapped: Substitution) -> dict[str, Any]:
+        """Counts a batch's substitution; its metrics."""
+        self.count(
+            substituted_groups=swapped.replaced,
+            donors_reused=swapped.reused,
+            steps_without_update=int(swapped.action != "train"),
+        )
+        return {
+            "batch/substituted_groups": swapped.replaced,
+            "batch/donors_reused": swapped.reused,
+        }
+
+    @contextlib.contextmanager
+    def timer(self, name: str) -> Iterator[None]:
+        """Adds the seconds of its body to `time/{name}_s` of this step."""
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - began_s
+
+    def write_metrics(self, step: int, metrics: dict[str, Any]) -> None:
+        """One line of metrics.jsonl: functions of config, data and seed alone."""
+        stage = self.stage_records[-1]
+        line = {"stage": stage["stage"], "data/dropped": stage["dropped_ids_count"]} | metrics
+        self.writer.write(step, line)
+
+        def number(name: str, form: str) -> str:
+            value = metrics.get(name)
+            value = value.value if isinstance(value, Mean) else value
+            return "-" if value is None else format(value, form)
+
+        self.progress.line(
+            f"step {step}: reward {number('rollout/reward_mean', '.3f')}  "
+            f"informative {number('rollout/informative_share', '.0%')}  "
+            f"length {number('rollout/mean_length', '.0f')}  "
+            f"clipped {number('rollout/clip_ratio', '.0%')}  "
+            f"entropy {number('update/entropy', '.3f')}  "
+            f"rescued {number('batch/rescued_groups', 'd')}  "
+            f"substituted {number('batch/substituted_groups', 'd')}"
+        )
+
+    def write_timing(self, step: int, sampler: Sampler) -> None:
+        """One line of timing.jsonl: wall clock, throughput, memory, time-outs."""
+        seconds, self._seconds = self._seconds, Counter()
+        stats, graded = sampler.stats(), self.grader.stats()
+        sampler.reset_stats()
+        line: dict[str, Any] = {f"time/{name}_s": value for name, value in seconds.items()}
+        if seconds["rollout"]:
+            line["throughput/rollout_tokens_per_s"] = stats["response_tokens"] / seconds["rollout"]
+        if seconds["update"] and self.counts["update_tokens"] > self._update_tokens_seen:
+            fresh = self.counts["update_tokens"] - self._update_tokens_seen
+            line["throughput/update_tokens_per_s"] = fresh / seconds["update"]
+        self._update_tokens_seen = self.counts["update_tokens"]
+        for name in ("slot_occupancy", "pages_peak", "preemptions", "prefix_hits", "compiles"):
+            line[f"sampler/{name}"] = stats[name]
+        timeouts = graded["timeouts"] - self._timeouts_seen
+        self._timeouts_seen = graded["timeouts"]
+        line["reward/timeouts"] = timeouts
+        if timeouts and processes.is_first():
+            workdir_lib.mark_nondeterministic(self.workdir)
+        self.writer.write_timing(step, line | memory_metrics())
+
+    def save_rollouts(self, graded: Graded, *, attempt: int) -> None:
+        """This step's responses, as sampled and graded, in rollouts/."""
+        every = self.config.rollout.save_every
+        if not every or self.step % every or not processes.is_first():
+            return
+        rows = [
+            {
+                "problem_id": graded.problem_ids[p],
+                "sample": r,
+                "attempt": attempt,
+                "gold": graded.golds[p],
+                "text": graded.texts[p][r],
+                "tokens": len(graded.token_ids[p][r]),
+                "finish_reason": graded.finish_reasons[p][r],
+                "reward": float(graded.reward_PR[p, r]),
+            }
+            for p in range(len(graded))
+            for r in range(graded.reward_PR.shape[1])
+        ]
+        workdir_lib.write_rollouts(self.workdir, self.step, rows, append=attempt > 0)
+
+    def write_stages(self) -> None:
+        """stages.json, from the records that the checkpoint holds too."""
+        if processes.is_first():
+            workdir_lib.write_json(self.workdir / "stages.json", self.stage_records)
+
+    def mark(self, stage: StageState, loader: PromptLoader) -> Mark:
+        """The host state at the beginning of a step, cheap to take: tables are copied shallowly."""
+        return Mark(
+            step=self.step,
+            stage=stage,
+            loader=loader.state_dict(),
+            stage_records=tuple(dict(record) for record in self.stage_records),
+            accuracy=copy.copy(self.accuracy),
+            sink=copy.copy(self.sink),
+            counts=dict(self.counts),
+        )
+
+    def _load_host_state(self, host: dict[str, Any]) -> None:
+        self.step = host["step"]
+        self.stage_records = host["stage_records"]
+        self.accuracy.load_state_dict(host["accuracy"])
+        self.sink.load_state_dict(host["sink"])
+        self.counts = Counter(host["counts"])
+        self._update_tokens_seen = self.counts["update_tokens"]
+
+    def save(self, state: TrainState, mark: Mark) -> None:
+        """A whole checkpoint of the step whose beginning `mark` is, unless it is there already."""
+        if self.checkpointer.newest_saved != mark.step:
+            self.checkpointer.save(mark.step, state, mark.host_state())
+
+
+def _stage_from(fields: dict[str, Any]) -> StageState:
+    fields = dict(fields)
+    for name in ("dropped_ids", "decisions"):
+        fields[name] = tuple(fields[name])
+    return StageState(**fields)

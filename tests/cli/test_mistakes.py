@@ -1,0 +1,82 @@
+"""Each mistake on the command line is one clear line on stderr and exit code 2."""
+
+import pytest
+
+from polaris_jax.__main__ import main
+
+TINY = "--config=configs/tiny_cpu.py"
+
+
+@pytest.fixture(autouse=True)
+def in_repository(request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train"], "--config: needed"),
+        (["train", TINY], "--workdir: needed"),
+        (["train", "--config=configs/nope.py", "--workdir=W"], "configs/nope.py: there is no such"),
+        (["train", TINY, "--workdir=W", "--config.rolout.slots=3"], "did you mean rollout.slots?"),
+        (["train", TINY, "--workdir=W", "--config.rollout.slot=3"], "did you mean rollout.slots?"),
+        (
+            ["train", TINY, "--workdir=W", "--config.stages[0].step=3"],
+            "did you mean stages[0].steps?",
+        ),
+        (["train", TINY, "--workdir=W", "--config.stages[7].steps=3"], "stages[7].steps: no such"),
+        (["train", TINY, "--workdir=W", "--config.rollout.slots=abc"], "rollout.slots=abc"),
+        (["train", TINY, "--workdir=W", "--config.rollout.top_p=0.9"], "rollout.top_p=0.9"),
+        (["train", TINY, "--workdir=W", "--config.rollout.top_k=5"], "rollout.top_k=5"),
+        (
+            ["train", TINY, "--workdir=W", "--config.rollout.responses_per_prompt=1"],
+            "at least 2 responses",
+        ),
+        (
+            ["train", TINY, "--workdir=W", "--config.stages[0].max_response_tokens=99999"],
+            "over model.max_position_tokens=192",
+        ),
+        (["train", TINY, "--workdir=W", "--wrkdir=x"], "did you mean --workdir?"),
+        (["train", TINY, "--workdir=W", "stray"], "unexpected argument"),
+        (["train", TINY, "--workdir=W", "--stage=1"], "the two go together"),
+        (["train", TINY, "--workdir=W", "--stage=1", "--from=/none"], "no such checkpoint"),
+        (["train", TINY, "--workdir=W", "--config.data.problems=none.jsonl"], "none.jsonl"),
+        (["report", TINY, "--workdir=/none/here"], "no such directory"),
+        (["generate", "--prompt=x"], "--model: needed"),
+        (["generate", "--model=x"], "--prompt: needed"),
+        (["convert", "--from=x"], "--to: needed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:1] + value[-1:]),
+)
+def test_one_line_and_exit_2(args, words, capsys, tmp_path):
+    args = [a.replace("--workdir=W", f"--workdir={tmp_path / 'w'}") for a in args]
+    assert main(args) == 2
+    out, err = capsys.readouterr()
+    assert words in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+
+
+def test_malformed_config_file_is_named(capsys, tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("def get_config(:\n")
+    assert main(["train", f"--config={bad}", f"--workdir={tmp_path}"]) == 2
+    assert str(bad) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["prepare", "calibrate", "probe", "train", "evaluate", "report", "convert", "generate"],
+)
+def test_help_has_an_example(command, capsys):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"polaris {command}" in out and "Example" in out and "Flags:" in out
+
+
+def test_usage_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name}" in out for name in ("prepare", "train", "generate"))
+    assert main([]) == 2
