@@ -1,0 +1,50 @@
+"""What conftest and pyproject promise the rest of the suite."""
+
+import pathlib
+import re
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.conftest import VIRTUAL_DEVICES
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def test_eight_virtual_cpu_devices():
+    assert jax.default_backend() == "cpu"
+    assert jax.device_count() == VIRTUAL_DEVICES
+
+
+def test_rank_promotion_raises():
+    with pytest.raises(ValueError, match="rank"):
+        jnp.ones((2, 3)) + jnp.ones(3)
+
+
+@pytest.mark.parametrize("module", ["polaris_jax.rollout.sampler", "tests.rollout.test_sampler"])
+def test_a_warning_from_our_own_modules_is_an_error(module):
+    with pytest.raises(DeprecationWarning, match="old"):
+        warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module=module)
+
+
+def test_a_warning_from_elsewhere_is_not():
+    with warnings.catch_warnings(record=True):
+        warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module="someone.elses")
+
+
+def test_every_make_target_is_described_and_ci_runs_the_tests():
+    makefile = (ROOT / "Makefile").read_text()
+    described = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    assert {"demo", "demo-seeds", "test", "test-slow", "lint", "bench", "help"} <= described
+    ci = ROOT / ".ci" / "run"
+    assert ci.stat().st_mode & 0o111
+    assert ci.read_text().rstrip().endswith("exec make test")
+
+
+def test_the_running_system_asks_for_neither_torch_nor_tensorflow():
+    for name in ("requirements.txt", "requirements-jetstream.txt", "requirements-smollm2.txt"):
+        lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+        packages = {re.split(r"[<>=!~\[ ]", line)[0].lower() for line in lines if line}
+        assert packages.isdisjoint({"torch", "tensorflow", "seqio", "ray", "vllm"})
