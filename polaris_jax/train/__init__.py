@@ -1,0 +1,23 @@
+"""The policy update on packed rows, its state, and the supervised warm start."""
+
+from polaris_jax.train.objective import TokenLoss, token_loss
+from polaris_jax.train.state import (
+    TrainState,
+    abstract_train_state,
+    init_train_state,
+    random_train_state,
+)
+from polaris_jax.train.update import Updater, merge_metrics
+from polaris_jax.train.warmstart import warm_start
+
+__all__ = [
+    "TokenLoss",
+    "TrainState",
+    "Updater",
+    "abstract_train_state",
+    "init_train_state",
+    "merge_metrics",
+    "random_train_state",
+    "token_loss",
+    "warm_start",
+]

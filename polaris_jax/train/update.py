@@ -50,6 +50,7 @@ FIELDS = (
     "temperature_BT",
     "fresh_BT",
 )
+MAX_UNROLLED_LAYERS = 8
 LOGPROB_FIELDS = ("token_BT", "position_BT", "segment_BT", "temperature_BT")
 
 
@@ -157,7 +158,9 @@ class Updater:
         logp_BT = np.concatenate([np.asarray(part) for part in jax.device_get(parts)])
         in_response_BT = (batch.weight_BT != 0) | (batch.fresh_BT != 0)
         logp_BT = np.where(in_response_BT, logp_BT, 0).astype(np.float32)
-        sampler_logp_BT = batch.old_logp_BT if batch.sampler_logp_BT is None else batch.sampler_logp_BT
+        sampler_logp_BT = (
+            batch.old_logp_BT if batch.sampler_logp_BT is None else batch.sampler_logp_BT
+        )
         return dataclasses.replace(batch, old_logp_BT=logp_BT, sampler_logp_BT=sampler_logp_BT)
 
     def reset_optimizer(self, state: TrainState) -> TrainState:
@@ -250,9 +253,7 @@ def _make_programs(
     return _Programs(
         shardings=shardings,
         zeros=jax.jit(zeros, out_shardings=shardings.params),
-        accumulate=jax.jit(
-            accumulate, donate_argnums=1, out_shardings=(shardings.params, whole)
-        ),
+        accumulate=jax.jit(accumulate, donate_argnums=1, out_shardings=(shardings.params, whole)),
         apply=jax.jit(apply, donate_argnums=0, out_shardings=(shardings, whole)),
         logprobs=jax.jit(lambda params, arrays: logprobs(params, arrays)[0], out_shardings=whole),
     )
@@ -283,7 +284,13 @@ def sharded_logprobs(
         return pin(out, q_sharding), carry
 
     hidden_BTD, _ = model.forward(
-        arrays["token_BT"], arrays["position_BT"], attend, None, remat=section.remat
+        arrays["token_BT"],
+        arrays["position_BT"],
+        attend,
+        None,
+        remat=section.remat,
+        # On the CPU a scan copies each layer's weights; unrolling deep models costs compile time.
+        unroll=mesh.devices.flat[0].platform == "cpu" and config.num_layers <= MAX_UNROLLED_LAYERS,
     )
     return next_token_logprobs(
         model,
