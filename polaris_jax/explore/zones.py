@@ -1,0 +1,189 @@
+"""Temperature zones of an accuracy curve, and the temperature that training starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+Label = Literal["cold", "rgz", "cez", "pcz"]
+
+RGZ_TOLERANCE = 0.02
+CEZ_TOLERANCE = 0.10
+MIN_TEMPERATURES = 3
+ROUNDING = 1e-9  # 0.70 - 0.02 is not 0.68 in binary; a border value counts as inside
+
+
+@dataclasses.dataclass(frozen=True)
+class Zones:
+    """The zones of a sweep; a border is the last probed temperature inside the lower zone.
+
+    Attributes:
+        labels: one a temperature, in ascending order: "cold" (below the plateau), "rgz" (Robust
+            Generation Zone), "cez" (Controlled Exploration Zone), "pcz" (Performance Collapse).
+        rgz: first and last temperature of the RGZ.
+        cez: end of the RGZ and last temperature of the CEZ; None where no temperature is in it.
+        pcz_from: last temperature before the PCZ; None where the sweep does not reach it.
+        initial_temperature: T0, the last temperature of the RGZ.
+    """
+
+    labels: tuple[Label, ...]
+    rgz: tuple[float, float]
+    cez: tuple[float, float] | None
+    pcz_from: float | None
+    initial_temperature: float
+
+
+def find_zones(
+    temperatures: Sequence[float] | np.ndarray,
+    accuracies: Sequence[float] | np.ndarray,
+    *,
+    stderrs: Sequence[float] | np.ndarray | None = None,
+    rgz_tolerance: float = RGZ_TOLERANCE,
+    cez_tolerance: float = CEZ_TOLERANCE,
+) -> Zones:
+    """Cold, robust, exploration and collapse zone of a temperature sweep, and T0.
+
+    The plateau is the best smoothed accuracy (centred mean of 3, 2 at the ends). A temperature is
+    inside a zone when its accuracy, as measured or smoothed, lies within the zone's tolerance of
+    the plateau; a tolerance is never narrower than that temperature's standard error. From the
+    first to the last temperature inside, all belong to the zone: noise invents no further zones.
+
+    Args:
+        temperatures: ascending, distinct, at least 3.
+        accuracies: mean accuracy at each, in [0, 1].
+        stderrs: standard error of each accuracy; None: 0.
+        rgz_tolerance: absolute.
+        cez_tolerance: absolute, at least rgz_tolerance.
+
+    Raises:
+        ValueError: fewer than 3 temperatures, not ascending, lengths that differ, a number that
+            is not finite, tolerances out of order, or no right answer at any temperature.
+
+    Source: POLARIS, "Temperature Zone". Differs: the text names no numbers; tolerances, smoothing
+        and the cold zone are ours. Inside means measured *or* smoothed: the smoothed curve alone
+        rounds off a sharp collapse and would end a zone one step early, the measured one alone
+        loses a border to one unlucky point.
+    """
+    temperatures = np.asarray(temperatures, np.float64)
+    accuracies = np.asarray(accuracies, np.float64)
+    errors = np.zeros(temperatures.shape) if stderrs is None else np.asarray(stderrs, np.float64)
+    _check(temperatures, accuracies, errors, rgz_tolerance, cez_tolerance)
+    labels = zone_labels(
+        accuracies, errors, rgz_tolerance=rgz_tolerance, cez_tolerance=cez_tolerance
+    )
+
+    def of(label: Label) -> list[float]:
+        return [float(t) for t, name in zip(temperatures, labels, strict=True) if name == label]
+
+    robust, exploring = of("rgz"), of("cez")
+    border = robust[-1]
+    last_before_collapse = exploring[-1] if exploring else border
+    return Zones(
+        labels=labels,
+        rgz=(robust[0], border),
+        cez=(border, last_before_collapse) if exploring else None,
+        pcz_from=last_before_collapse if "pcz" in labels else None,
+        initial_temperature=border,
+    )
+
+
+def zone_labels(
+    accuracies: np.ndarray,
+    stderrs: np.ndarray,
+    *,
+    rgz_tolerance: float = RGZ_TOLERANCE,
+    cez_tolerance: float = CEZ_TOLERANCE,
+    measured_only: bool = False,
+) -> tuple[Label, ...]:
+    """The zone of each point of a curve in ascending order of temperature; any length from 1.
+
+    Args:
+        accuracies: of the curve's points.
+        stderrs: their standard errors.
+        rgz_tolerance: as in `find_zones`.
+        cez_tolerance: as in `find_zones`.
+        measured_only: True asks of each point its own accuracy, for a sweep of a few points, where
+            one good neighbour would lift a collapsed point over the border.
+    """
+    smoothed = _smoothed(accuracies)
+    plateau = smoothed.max()
+    # An end's mean halves the fall to it: a sweep that stops where the collapse begins would hide
+    # it. The ends count as measured.
+    either = np.maximum(accuracies, smoothed)
+    either[[0, -1]] = accuracies[[0, -1]]
+    if measured_only:
+        either = accuracies
+
+    def inside(tolerance: float) -> np.ndarray:
+        widened = np.maximum(tolerance, stderrs)
+        return np.flatnonzero(either >= plateau - widened - ROUNDING)
+
+    first, last_robust = inside(rgz_tolerance)[[0, -1]]
+    last_exploring = max(inside(cez_tolerance)[-1], last_robust)
+    labels: list[Label] = []
+    for i in range(len(accuracies)):
+        if i < first:
+            labels.append("cold")
+        elif i <= last_robust:
+            labels.append("rgz")
+        else:
+            labels.append("cez" if i <= last_exploring else "pcz")
+    return tuple(labels)
+
+
+def _smoothed(accuracies: np.ndarray) -> np.ndarray:
+    """Centred mean of 3, of 2 at the ends; a curve of fewer than 3 points as it is."""
+    if len(accuracies) < MIN_TEMPERATURES:
+        return accuracies.copy()
+    total, counts = accuracies.copy(), np.full(len(accuracies), 3.0)
+    total[1:] += accuracies[:-1]
+    total[:-1] += accuracies[1:]
+    counts[[0, -1]] = 2.0
+    return total / counts
+
+
+def _check(
+    temperatures: np.ndarray,
+    accuracies: np.ndarray,
+    errors: np.ndarray,
+    rgz_tolerance: float,
+    cez_tolerance: float,
+) -> None:
+    if temperatures.ndim != 1 or len(temperatures) < MIN_TEMPERATURES:
+        raise ValueError(
+            f"temperatures={temperatures.tolist()}: zones need at least {MIN_TEMPERATURES} "
+            "temperatures; widen the sweep (probe.start, probe.stop) or lower probe.step"
+        )
+    for name, values in (("accuracies", accuracies), ("stderrs", errors)):
+        if values.shape != temperatures.shape:
+            raise ValueError(
+                f"{name} has {values.size} values for {len(temperatures)} temperatures: "
+                "give one each"
+            )
+    for name, values in (
+        ("temperatures", temperatures),
+        ("accuracies", accuracies),
+        ("stderrs", errors),
+    ):
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name}={values.tolist()}: every value must be finite")
+    if (np.diff(temperatures) <= 0).any():
+        raise ValueError(
+            f"temperatures={temperatures.tolist()}: must ascend, each value once; sort the sweep "
+            "and merge repeated temperatures"
+        )
+    if (errors < 0).any():
+        raise ValueError(f"stderrs={errors.tolist()}: must not be negative")
+    if not 0 <= rgz_tolerance <= cez_tolerance:
+        raise ValueError(
+            f"rgz_tolerance={rgz_tolerance}, cez_tolerance={cez_tolerance}: need "
+            "0 <= rgz_tolerance <= cez_tolerance"
+        )
+    if not (accuracies > 0).any():
+        raise ValueError(
+            "accuracies are 0 at every temperature: there is no plateau to find; probe easier "
+            "problems or a larger response budget"
+        )

@@ -1,0 +1,157 @@
+"""Zones on curves whose borders are known."""
+
+import numpy as np
+import pytest
+
+from polaris_jax.explore import find_zones
+
+STEP = 0.05
+GRID = np.round(np.arange(0.2, 1.81, STEP), 2)
+DRAWS = 1_000
+SHARE_WITHIN_ONE_STEP = 0.95
+
+
+def blog_curve(*, flat_to=1.4, slight_to=1.55, fall=0.09, collapse=0.25, cold_to=0.6, base=0.65):
+    """Flat, a slight fall, a collapse: the blog's Qwen3-4B by default."""
+    accuracy = np.full(len(GRID), base)
+    slight = (GRID - flat_to) / (slight_to - flat_to)
+    accuracy = np.where(flat_to + 1e-9 < GRID, base - fall * slight, accuracy)
+    below = base - fall - collapse * (GRID - slight_to) / STEP
+    accuracy = np.where(slight_to + 1e-9 < GRID, below, accuracy)
+    accuracy = np.where(cold_to - 1e-9 > GRID, base - 0.04 * (cold_to - GRID) / STEP, accuracy)
+    return np.clip(accuracy, 0.0, 1.0)
+
+
+def test_the_blogs_qwen3_4b():
+    zones = find_zones(GRID, blog_curve())
+    assert zones.rgz == (0.6, 1.4)
+    assert zones.cez == (1.4, 1.55)
+    assert zones.pcz_from == 1.55
+    assert zones.initial_temperature == 1.4
+    assert dict(zip(GRID.tolist(), zones.labels, strict=True)) == {
+        t: "cold" if t < 0.6 else "rgz" if t <= 1.4 else "cez" if t <= 1.55 else "pcz"
+        for t in GRID.tolist()
+    }
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param({}, id="qwen3-4b"),
+        pytest.param({"collapse": 0.1}, id="gentle-collapse"),
+        pytest.param({"flat_to": 1.0, "slight_to": 1.2, "collapse": 0.15}, id="wide-cez"),
+        pytest.param({"flat_to": 0.7, "slight_to": 0.85, "cold_to": 0.3}, id="r1-distill-7b"),
+    ],
+)
+@pytest.mark.parametrize("with_errors", [False, True], ids=["no-stderr", "stderr"])
+def test_borders_survive_binomial_noise(shape, with_errors):
+    curve = blog_curve(**shape)
+    known = find_zones(GRID, curve)
+    assert known.initial_temperature == shape.get("flat_to", 1.4)
+    assert known.pcz_from == shape.get("slight_to", 1.55)
+    samples = 64 * 32  # problems x responses at each temperature
+    rng = np.random.default_rng(0)
+    within = 0
+    for _ in range(DRAWS):
+        accuracy = rng.binomial(samples, curve) / samples
+        errors = np.sqrt(accuracy * (1 - accuracy) / samples) if with_errors else None
+        zones = find_zones(GRID, accuracy, stderrs=errors)
+        borders = [zones.rgz[0], zones.rgz[1], zones.pcz_from]
+        truth = [known.rgz[0], known.rgz[1], known.pcz_from]
+        within += all(
+            b is not None and abs(b - t) <= STEP + 1e-9 for b, t in zip(borders, truth, strict=True)
+        )
+    assert within >= SHARE_WITHIN_ONE_STEP * DRAWS
+
+
+def test_flat_curve_is_all_plateau():
+    zones = find_zones([0.5, 1.0, 1.5], [0.4, 0.4, 0.4])
+    assert zones.labels == ("rgz",) * 3
+    assert (zones.rgz, zones.cez, zones.pcz_from) == ((0.5, 1.5), None, None)
+    assert zones.initial_temperature == 1.5
+
+
+def test_rising_curve_ends_on_its_plateau():
+    zones = find_zones(GRID[:8], np.linspace(0.1, 0.8, 8))
+    assert zones.initial_temperature == GRID[7]
+    assert zones.labels[0] == "cold"
+    assert zones.pcz_from is None
+
+
+def test_falling_curve_starts_on_its_plateau():
+    zones = find_zones(GRID[:8], np.linspace(0.8, 0.1, 8))
+    assert zones.initial_temperature == GRID[0]
+    assert (zones.labels[0], zones.labels[-1]) == ("rgz", "pcz")
+
+
+def test_cliff_has_no_exploration_zone():
+    zones = find_zones([0.8, 1.0, 1.2, 1.4, 1.6], [0.6, 0.6, 0.6, 0.1, 0.0])
+    assert (zones.cez, zones.pcz_from, zones.initial_temperature) == (None, 1.2, 1.2)
+
+
+def test_sweep_that_ends_where_the_collapse_begins_sees_it():
+    zones = find_zones([1.0, 1.2, 1.4], [0.6, 0.6, 0.45])
+    assert zones.labels == ("rgz", "rgz", "pcz")
+
+
+def test_one_sharp_peak():
+    zones = find_zones([0.2, 0.4, 0.6, 0.8, 1.0], [0.0, 0.0, 0.9, 0.0, 0.0])
+    assert zones.rgz == (0.4, 0.8)  # its smoothed neighbours share the plateau
+
+
+def test_a_value_on_the_border_is_inside():
+    zones = find_zones([1.0, 1.1, 1.2, 1.3, 1.4], [0.7, 0.7, 0.68, 0.60, 0.3])
+    assert zones.labels == ("rgz", "rgz", "rgz", "cez", "pcz")
+
+
+def test_noise_invents_no_zone_inside_the_plateau():
+    accuracy = np.full(len(GRID), 0.6)
+    accuracy[10] = 0.4
+    assert set(find_zones(GRID, accuracy).labels) == {"rgz"}
+
+
+def test_tolerance_is_never_narrower_than_the_standard_error():
+    temperatures, accuracy = [0.8, 1.0, 1.2, 1.4], [0.6, 0.6, 0.6, 0.55]
+    assert find_zones(temperatures, accuracy).labels[-1] == "cez"
+    wide = find_zones(temperatures, accuracy, stderrs=[0.06] * 4)
+    assert wide.labels[-1] == "rgz"
+    assert wide.initial_temperature == 1.4
+
+
+def test_random_curves_give_zones_in_order():
+    rng = np.random.default_rng(1)
+    order = {"cold": 0, "rgz": 1, "cez": 2, "pcz": 3}
+    for _ in range(300):
+        count = int(rng.integers(3, 12))
+        temperatures = np.cumsum(rng.uniform(0.05, 0.2, count))
+        zones = find_zones(temperatures, rng.random(count), stderrs=rng.random(count) * 0.1)
+        ranks = [order[label] for label in zones.labels]
+        assert ranks == sorted(ranks)
+        assert 1 in ranks
+        assert zones.rgz[0] <= zones.rgz[1] == zones.initial_temperature
+        assert (zones.pcz_from is None) == (3 not in ranks)
+        assert (zones.cez is None) == (2 not in ranks)
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "accuracies", "options", "message"),
+    [
+        pytest.param([1.0], [0.5], {}, "at least 3", id="one-point"),
+        pytest.param([1.0, 1.1], [0.5, 0.5], {}, "at least 3", id="two-points"),
+        pytest.param([], [], {}, "at least 3", id="none"),
+        pytest.param([1.0, 1.2, 1.1], [0.5] * 3, {}, "ascend", id="not-ascending"),
+        pytest.param([1.0, 1.0, 1.1], [0.5] * 3, {}, "ascend", id="repeated"),
+        pytest.param([1.0, 1.1, 1.2], [0.5] * 2, {}, "2 values for 3", id="lengths"),
+        pytest.param([1.0, 1.1, 1.2], [0.5, np.nan, 0.5], {}, "finite", id="nan"),
+        pytest.param([1.0, 1.1, 1.2], [0.0] * 3, {}, "0 at every", id="nothing-solved"),
+        pytest.param(
+            [1.0, 1.1, 1.2], [0.5] * 3, {"stderrs": [-1.0] * 3}, "negative", id="negative-error"
+        ),
+        pytest.param(
+            [1.0, 1.1, 1.2], [0.5] * 3, {"cez_tolerance": 0.01}, "rgz_tol", id="tolerances"
+        ),
+    ],
+)
+def test_clear_refusals(temperatures, accuracies, options, message):
+    with pytest.raises(ValueError, match=message):
+        find_zones(temperatures, accuracies, **options)
