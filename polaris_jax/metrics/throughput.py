@@ -1,0 +1,165 @@
+"""Tokens per second, FLOPs of a model, the share of a device's peak, and memory in use.
+
+FLOPs are counted from shapes: XLA's cost analysis counts a loop's body once and a Pallas kernel as
+nothing.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import Protocol
+
+# Dense bfloat16 FLOP/s of one jax device, by a part of its `device_kind` in lower case; the first
+# match counts. A v4 or v5p device is a whole chip (megacore).
+# Source: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e); NVIDIA H100 and H200 data sheets (SXM,
+# without sparsity).
+PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    ("v6 lite", 918e12),
+    ("v6e", 918e12),
+    ("v5 lite", 197e12),
+    ("v5e", 197e12),
+    ("v5p", 459e12),
+    ("v5", 459e12),
+    ("v4", 275e12),
+    ("h100 pcie", 756e12),
+    ("h100 nvl", 835e12),
+    ("h100", 989e12),
+    ("h200 nvl", 835e12),
+    ("h200", 989e12),
+)
+
+
+class Architecture(Protocol):
+    """The sizes that FLOPs depend on; `models.ModelConfig` has them."""
+
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def tie_embeddings(self) -> bool: ...
+
+
+def forward_flops_per_token(model: Architecture, context_tokens: float) -> float:
+    """FLOPs of one token's forward pass.
+
+    Two a weight that is multiplied (the embedding is only looked up; the head is multiplied), and
+    four a query head, head width and key attended to (scores and weighted sum).
+
+    Args:
+        model: the architecture.
+        context_tokens: keys that a token attends to, itself included, on average: (T + 1) / 2 over
+            a causal sequence of T.
+    """
+    # A tied table is looked up and multiplied: it is counted once, as the head.
+    looked_up = 0 if model.tie_embeddings else model.vocab_size * model.hidden_size
+    attention = 4 * model.num_layers * model.num_heads * model.head_dim * context_tokens
+    return 2.0 * (model.num_parameters - looked_up) + attention
+
+
+def train_flops_per_token(
+    model: Architecture, context_tokens: float, *, remat: bool = False
+) -> float:
+    """FLOPs of one token's forward and backward pass (three times the forward: 6 N + attention).
+
+    Args:
+        model: the architecture.
+        context_tokens: as in `forward_flops_per_token`.
+        remat: count the forward pass that rematerialisation repeats (hardware FLOPs). Model FLOPs
+            utilisation leaves it out.
+
+    Source: PaLM, Chowdhery et al. 2022 (arXiv:2204.02311), appendix B. Differs: causal attention
+        is counted at the keys really attended to, half of theirs.
+    """
+    return (4 if remat else 3) * forward_flops_per_token(model, context_tokens)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a device by its `jax.Device.device_kind`; None when unknown."""
+    kind = device_kind.lower()
+    return next((peak for part, peak in PEAK_FLOPS if part in kind), None)
+
+
+def tokens_per_s(tokens: float, seconds: float) -> float | None:
+    """tokens / seconds; None when no time has passed."""
+    return tokens / seconds if seconds > 0 else None
+
+
+def mfu(flops: float, seconds: float, *, device_kind: str, devices: int) -> float | None:
+    """Share of the devices' peak, in [0, 1]; None for devices of unknown peak.
+
+    Args:
+        flops: done by all devices together.
+        seconds: that it took.
+        device_kind: of each device.
+        devices: their number.
+    """
+    peak = peak_flops(device_kind)
+    return flops / seconds / (peak * devices) if peak and seconds > 0 else None
+
+
+def update_throughput(
+    model: Architecture, *, tokens: float, context_tokens: float, seconds: float
+) -> dict[str, float | None]:
+    """`throughput/update_tokens_per_s` and `throughput/update_mfu` over all devices of the run.
+
+    Args:
+        model: the architecture.
+        tokens: all tokens that went through the update, prompts included.
+        context_tokens: mean number of keys a token attends to.
+        seconds: of the update.
+    """
+    import jax
+
+    flops = tokens * train_flops_per_token(model, context_tokens)
+    return {
+        "throughput/update_tokens_per_s": tokens_per_s(tokens, seconds),
+        "throughput/update_mfu": mfu(
+            flops, seconds, device_kind=jax.devices()[0].device_kind, devices=jax.device_count()
+        ),
+    }
+
+
+def memory_metrics() -> dict[str, float | None]:
+    """Memory of this process's host and devices, in bytes; None where the platform does not tell.
+
+    `memory/host_bytes` and `memory/host_peak_bytes` are resident sizes of this process;
+    `memory/device_bytes`, `_peak_bytes` and `_limit_bytes` are of its fullest local device.
+    """
+    import jax
+
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+
+    def fullest(name: str) -> float | None:
+        known = [s[name] for s in stats if name in s]
+        return max(known) if known else None
+
+    return {
+        "memory/host_bytes": _resident_bytes(),
+        "memory/host_peak_bytes": _peak_resident_bytes(),
+        "memory/device_bytes": fullest("bytes_in_use"),
+        "memory/device_peak_bytes": fullest("peak_bytes_in_use"),
+        "memory/device_limit_bytes": fullest("bytes_limit"),
+    }
+
+
+def _resident_bytes() -> int | None:
+    statm = Path("/proc/self/statm")  # Linux alone has it
+    if not statm.exists():
+        return None
+    return int(statm.read_text().split()[1]) * resource.getpagesize()
+
+
+def _peak_resident_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
