@@ -1,0 +1,662 @@
+"""Prefill, insert, generate: the sampler's device programs behind JetStream's verbs.
+
+As in JetStream, prefill yields a prompt's keys and values and no token: the first `generate` takes
+the prompt's last token as its input, so that every token is drawn by the same program. `generate`
+runs up to K steps in one device call; stop tokens and limits end rows on the device.
+
+JetStream's Driver calls `prefill`, `insert`, `generate` (see rollout/jetstream.py). Our scheduler
+calls `prefill_rows` (many prompts at once, straight into pool pages), `copy_pages`, `place` and
+the same `generate`, and reserves the pages itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.rollout import paged_kv
+from polaris_jax.rollout.page_allocator import TRASH_PAGE, PageAllocator
+from polaris_jax.rollout.paged_kv import Pool, pages_for
+from polaris_jax.rollout.sampling import (
+    MAX_STOP_TOKENS,
+    PromptParams,
+    RowParams,
+    draw_tokens,
+    row_keys,
+    row_uniforms,
+)
+
+Layout = Literal["auto", "pages", "window"]
+
+# Matmul rows of CPU XLA agree bit for bit between 2 and 32 rows, not with 1 or above.
+MIN_ROWS = 2
+MIN_BUCKET_ROWS = 32
+# Prompt tokens of one prefill call: enough to fill matmuls, few enough that padding stays small.
+PREFILL_CALL_TOKENS = 512
+MIN_PREFILL_CHUNK = 32
+NO_TOKEN = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """Sizes of the sampler.
+
+    Attributes:
+        slots: sequences decoded at once.
+        page_size: tokens of a page.
+        num_pages: pages of the pool; page 0 is not usable.
+        max_len: prompt + response tokens of a sequence at most.
+        decode_steps: decode steps of one device call.
+        prefill_chunk: tokens of a prompt that one prefill call takes at most.
+        layout: "window" gathers a row's pages once a decode call (fast on a CPU, needs room for a
+            second copy of the live rows' keys and values), "pages" reads pages in every step,
+            "auto" is "window" on a CPU.
+        dtype: of weights and pages ("float32", "bfloat16"); None: the model's own.
+    """
+
+    slots: int = 8
+    page_size: int = 16
+    num_pages: int = 512
+    max_len: int = 1024
+    decode_steps: int = 16
+    prefill_chunk: int = 128
+    layout: Layout = "auto"
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "page_size", "max_len", "decode_steps", "prefill_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.num_pages < 2:
+            raise ValueError(f"num_pages={self.num_pages}: page 0 is not usable; at least 2")
+        if self.layout not in ("auto", "pages", "window"):
+            raise ValueError(f"layout={self.layout!r}: expected auto, pages or window")
+
+
+class Rows(NamedTuple):
+    """What a decode call knows of its rows, each [B].
+
+    Attributes:
+        token_B: the last token, whose keys and values are not yet in the pool.
+        position_B: its position.
+        prompt_len_B: tokens of the prompt; response positions count from here.
+        limit_B: prompt + max_tokens: no token is drawn for this position or beyond.
+        alive_B: False: the row does nothing.
+        params: sampling settings.
+    """
+
+    token_B: Any
+    position_B: Any
+    prompt_len_B: Any
+    limit_B: Any
+    alive_B: Any
+    params: RowParams
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultTokens:
+    """The tokens of one `generate` call, JetStream's layout plus log-probs.
+
+    Attributes:
+        data: int32 [slots, 2K + 1]: K tokens, K validity flags, the response length so far.
+        tokens_idx: columns of the tokens.
+        valid_idx: columns of the flags; 0 where a row had ended.
+        length_idx: column of the lengths, in response tokens.
+        samples_per_slot: 1.
+        logprobs: float32 [slots, K], nats; see `draw_tokens`.
+        count: int32 [slots], new tokens of each slot.
+        alive: bool [slots], rows that go on.
+        steps: decode steps that ran.
+        rows: rows that the device computed in each step.
+    """
+
+    data: np.ndarray
+    tokens_idx: tuple[int, int]
+    valid_idx: tuple[int, int]
+    length_idx: tuple[int, int]
+    samples_per_slot: int
+    logprobs: np.ndarray
+    count: np.ndarray
+    alive: np.ndarray
+    steps: int
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """A prefilled prompt outside of the pool; a pytree.
+
+    Attributes:
+        pages: a pool of its own with pages 1.. in order.
+        token: the prompt's last token, not in `pages` yet.
+        length: prompt tokens, the last one included.
+    """
+
+    pages: Pool
+    token: Any
+    length: Any
+
+
+jax.tree_util.register_dataclass(Prefix, ["pages", "token", "length"], [])
+
+
+class DecodeState:
+    """The pool, its allocator, and the slots: what `generate` goes on from.
+
+    Slot arrays live on the host: they are small, and scheduling changes them between calls.
+    """
+
+    def __init__(self, pool: Pool, config: SamplerConfig):
+        slots = config.slots
+        self.pool = pool
+        self.allocator = PageAllocator(config.num_pages)
+        self.pages: list[list[int]] = [[] for _ in range(slots)]
+        self.table_BJ = np.zeros((slots, pages_for(config.max_len, config.page_size)), np.int32)
+
+        def zeros(dtype: Any) -> np.ndarray:
+            return np.zeros(slots, dtype)
+
+        self.rows = Rows(
+            token_B=zeros(np.int32),
+            position_B=zeros(np.int32),
+            prompt_len_B=zeros(np.int32),
+            limit_B=zeros(np.int32),
+            alive_B=zeros(bool),
+            params=RowParams(
+                temperature_B=zeros(np.float32),
+                top_p_B=zeros(np.float32),
+                top_k_B=zeros(np.int32),
+                min_p_B=zeros(np.float32),
+                seed_B=zeros(np.uint32),
+                sample_B=zeros(np.int32),
+            ),
+        )
+
+    def place(
+        self,
+        slot: int,
+        pages: list[int],
+        *,
+        last_token: int,
+        length: int,
+        prompt_len: int,
+        params: PromptParams,
+        sample: int,
+    ) -> None:
+        """Puts a sequence into a slot: its pages, and `length` tokens of which all but the last
+        are in them."""
+        self.set_pages(slot, pages)
+        rows = self.rows
+        rows.token_B[slot] = last_token
+        rows.position_B[slot] = length - 1
+        rows.prompt_len_B[slot] = prompt_len
+        rows.limit_B[slot] = prompt_len + params.max_tokens
+        rows.alive_B[slot] = True
+        rows.params.temperature_B[slot] = params.temperature
+        rows.params.top_p_B[slot] = params.top_p
+        rows.params.top_k_B[slot] = params.top_k
+        rows.params.min_p_B[slot] = params.min_p
+        rows.params.seed_B[slot] = params.seed
+        rows.params.sample_B[slot] = sample
+
+    def set_pages(self, slot: int, pages: list[int]) -> None:
+        """Makes `pages` the slot's pages, in position order."""
+        self.pages[slot] = pages
+        self.table_BJ[slot, : len(pages)] = pages
+        self.table_BJ[slot, len(pages) :] = TRASH_PAGE
+
+    def clear(self, slot: int) -> None:
+        """Empties a slot; its pages stay as they are."""
+        self.set_pages(slot, [])
+        self.rows.alive_B[slot] = False
+
+    def free(self, slot: int) -> None:
+        """Empties a slot and releases its pages."""
+        self.allocator.release(self.pages[slot])
+        self.clear(slot)
+
+    def tokens_after(self, slot: int, steps: int) -> int:
+        """Tokens that the slot's pages must hold for `steps` more steps."""
+        # The last drawn token is never put into the cache: nothing is drawn after it.
+        position, limit = int(self.rows.position_B[slot]), int(self.rows.limit_B[slot])
+        return min(position + steps, limit - 1)
+
+
+class Engine:
+    """Compiled prefill and decode for one architecture and one set of sizes.
+
+    Weights are an argument of every call: new ones of the same shapes compile nothing anew.
+    """
+
+    def __init__(self, model_config: ModelConfig, config: SamplerConfig):
+        on_cpu = jax.default_backend() == "cpu"
+        layout = config.layout
+        if layout == "auto":
+            layout = "window" if on_cpu else "pages"
+        self.config = config
+        self.model_config = model_config
+        self.row_buckets = row_buckets(config.slots)
+        # A scan over stacked weights copies each layer's slice on a CPU.
+        static = {"num_layers": model_config.num_layers, "unroll": on_cpu or layout == "window"}
+        self._decode = jax.jit(
+            functools.partial(_decode, steps=config.decode_steps, layout=layout, **static),
+            donate_argnums=1,
+        )
+        self._prefill = jax.jit(functools.partial(_prefill, **static), donate_argnums=1)
+        self._copy = jax.jit(
+            functools.partial(paged_kv.copy_pages, num_layers=model_config.num_layers),
+            donate_argnums=0,
+        )
+        self._move = jax.jit(
+            functools.partial(paged_kv.move_pages, num_layers=model_config.num_layers),
+            donate_argnums=0,
+        )
+
+    def init_decode_state(self, dtype: Any = jnp.float32) -> DecodeState:
+        """An empty pool and empty slots; pages are in `dtype`."""
+        return DecodeState(self._new_pool(self.config.num_pages, dtype), self.config)
+
+    def _new_pool(self, num_pages: int, dtype: Any) -> Pool:
+        return paged_kv.init_pool(
+            self.model_config, num_pages=num_pages, page_size=self.config.page_size, dtype=dtype
+        )
+
+    # --- JetStream's verbs ---
+
+    def prefill(
+        self,
+        *,
+        params: Qwen,
+        existing_prefix: Prefix | None = None,
+        padded_tokens: Array | np.ndarray,
+        true_length: int,
+    ) -> Prefix:
+        """The keys and values of a prompt, appended to `existing_prefix` if that is given.
+
+        Args:
+            params: weights.
+            existing_prefix: an already prefilled beginning.
+            padded_tokens: [T] token ids, of which the first `true_length` count.
+            true_length: tokens of the prompt, >= 1.
+        """
+        tokens = [int(t) for t in np.asarray(padded_tokens)[:true_length]]
+        width = pages_for(self.config.max_len, self.config.page_size)
+        if existing_prefix is None:
+            start, pool = 0, self._new_pool(width + 1, params.embed_VD[...].dtype)
+        else:
+            start = int(existing_prefix.length) - 1
+            tokens = [int(existing_prefix.token), *tokens]
+            pool = jax.tree.map(jnp.copy, existing_prefix.pages)
+        job = PrefillJob(tokens[:-1], list(range(1, width + 1)), start)
+        pool = self._run_prefill(params, pool, [job], self.prefill_chunk(len(tokens)))
+        return Prefix(pool, np.int32(tokens[-1]), np.int32(start + len(tokens)))
+
+    def insert(
+        self,
+        prefix: Prefix,
+        decode_state: DecodeState,
+        slot: int,
+        *,
+        params: PromptParams,
+        sample: int = 0,
+    ) -> DecodeState:
+        """The state with the prefix in `slot`; what was there is released.
+
+        Raises:
+            RuntimeError: the pool has too few free pages.
+        """
+        decode_state.free(slot)
+        length = int(prefix.length)
+        pages = decode_state.allocator.allocate(pages_for(length, self.config.page_size))
+        if pages is None:
+            raise RuntimeError(
+                f"slot {slot}: no room for a prefix of {length} tokens, "
+                f"{decode_state.allocator.num_free} pages are free; enlarge num_pages"
+            )
+        to_J = np.zeros(decode_state.table_BJ.shape[1], np.int32)
+        to_J[: len(pages)] = pages
+        decode_state.pool = self._move(decode_state.pool, prefix.pages, to_J)
+        decode_state.place(
+            slot,
+            pages,
+            last_token=int(prefix.token),
+            length=length,
+            prompt_len=length,
+            params=params,
+            sample=sample,
+        )
+        return decode_state
+
+    def generate(
+        self,
+        params: Qwen,
+        decode_state: DecodeState,
+        *,
+        stop_token_ids: Sequence[int] = (),
+        exit_below: int = 1,
+    ) -> tuple[DecodeState, ResultTokens]:
+        """Up to K tokens for every live slot; ended rows stay in their slots until freed.
+
+        Args:
+            params: weights.
+            decode_state: changed in place and returned.
+            stop_token_ids: ids that end a row.
+            exit_below: the call ends early when fewer rows than this are alive.
+
+        Raises:
+            RuntimeError: a live row needs a page and none is free (a scheduler reserves before).
+        """
+        flight = self.launch(
+            params, decode_state, stop_token_ids=stop_token_ids, exit_below=exit_below
+        )
+        return decode_state, self.collect(decode_state, flight)
+
+    def launch(
+        self,
+        params: Qwen,
+        state: DecodeState,
+        *,
+        stop_token_ids: Sequence[int] = (),
+        exit_below: int = 1,
+    ) -> Flight:
+        """`generate`'s first half: the device works while the host does something else."""
+        live = np.flatnonzero(state.rows.alive_B)
+        for slot in live:
+            self.reserve(state, int(slot))
+        bucket = next(b for b in self.row_buckets if b >= len(live))
+        rows, table_BJ = _compact(state, live, bucket)
+        state.pool, packed = self._decode(
+            params, state.pool, rows, table_BJ, pad_stop_ids(stop_token_ids), np.int32(exit_below)
+        )
+        return Flight(live, bucket, packed)
+
+    def reserve(self, state: DecodeState, slot: int) -> None:
+        """Takes the pages that the slot needs for one `generate` call.
+
+        Raises:
+            RuntimeError: none is free.
+        """
+        wanted = pages_for(
+            state.tokens_after(slot, self.config.decode_steps), self.config.page_size
+        )
+        missing = wanted - len(state.pages[slot])
+        if missing <= 0:
+            return
+        pages = state.allocator.allocate(missing)
+        if pages is None:
+            raise RuntimeError(
+                f"slot {slot}: needs {missing} more pages, {state.allocator.num_free} are free; "
+                "enlarge num_pages or use the scheduler, which preempts"
+            )
+        state.set_pages(slot, [*state.pages[slot], *pages])
+
+    def collect(self, state: DecodeState, flight: Flight) -> ResultTokens:
+        """`generate`'s second half: waits for the tokens and brings the slots up to date."""
+        live, steps = flight.live, self.config.decode_steps
+        packed = jax.device_get(flight.packed)
+        slots, rows, count = self.config.slots, state.rows, len(live)
+        data = np.zeros((slots, 2 * steps + 1), np.int32)
+        logprobs = np.zeros((slots, steps), np.float32)
+        counts = np.zeros(slots, np.int32)
+        token_BK = packed.token_BK[:count]
+        counts[live] = packed.count_B[:count]
+        data[live, :steps] = token_BK
+        data[live, steps : 2 * steps] = np.arange(steps)[None] < counts[live][:, None]
+        logprobs[live] = packed.logp_BK[:count]
+        rows.position_B[live] += counts[live]
+        last = np.maximum(counts[live] - 1, 0)[:, None]
+        rows.token_B[live] = np.take_along_axis(token_BK, last, axis=1)[:, 0]
+        rows.alive_B[live] = packed.alive_B[:count]
+        data[live, -1] = rows.position_B[live] + 1 - rows.prompt_len_B[live]
+        return ResultTokens(
+            data=data,
+            tokens_idx=(0, steps),
+            valid_idx=(steps, 2 * steps),
+            length_idx=(2 * steps, 2 * steps + 1),
+            samples_per_slot=1,
+            logprobs=logprobs,
+            count=counts,
+            alive=rows.alive_B.copy(),
+            steps=int(packed.steps),
+            rows=flight.rows,
+        )
+
+    # --- what JetStream's contract lacks ---
+
+    def prefill_chunk(self, longest: int) -> int:
+        """Tokens of a prefill call's rows when the longest prompt has so many."""
+        chunk = min(MIN_PREFILL_CHUNK, self.config.prefill_chunk)
+        while chunk < min(longest, self.config.prefill_chunk):
+            chunk = min(2 * chunk, self.config.prefill_chunk)
+        return chunk
+
+    def prefill_rows(
+        self, params: Qwen, state: DecodeState, jobs: Sequence[PrefillJob], *, chunk: int
+    ) -> None:
+        """Writes the keys and values of several token sequences into their pages of the pool.
+
+        Args:
+            params: weights.
+            state: its pool is changed.
+            jobs: the sequences.
+            chunk: from `prefill_chunk`; one compiled program for each.
+        """
+        state.pool = self._run_prefill(params, state.pool, jobs, chunk)
+
+    def copy_pages(self, state: DecodeState, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies pages (from, to) in every layer."""
+        width = self.config.slots
+        for start in range(0, len(pairs), width):
+            part = pairs[start : start + width]
+            from_to = np.zeros((2, width), np.int32)
+            from_to[:, : len(part)] = np.array(part, np.int32).T
+            state.pool = self._copy(state.pool, from_to[0], from_to[1])
+
+    def warm(self, params: Qwen, state: DecodeState) -> None:
+        """Compiles decode for every row bucket, so that no later call has to."""
+        nobody = np.zeros(0, np.int64)
+        for bucket in self.row_buckets:
+            rows, table_BJ = _compact(state, nobody, bucket)
+            state.pool, _ = self._decode(
+                params, state.pool, rows, table_BJ, pad_stop_ids(()), np.int32(1)
+            )
+
+    def _run_prefill(
+        self, params: Qwen, pool: Pool, jobs: Sequence[PrefillJob], chunk: int
+    ) -> Pool:
+        batch = max(1, PREFILL_CALL_TOKENS // chunk)
+        width = pages_for(self.config.max_len, self.config.page_size)
+        waiting = [(job, 0) for job in jobs if job.tokens]
+        while waiting:
+            token_BT = np.zeros((batch, chunk), np.int32)
+            first_B, count_B = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
+            table_BJ = np.zeros((batch, width), np.int32)
+            unfinished = []
+            for row, (job, done) in enumerate(waiting[:batch]):
+                part = job.tokens[done : done + chunk]
+                token_BT[row, : len(part)] = part
+                first_B[row], count_B[row] = job.start + done, len(part)
+                table_BJ[row, : len(job.pages)] = job.pages
+                if done + chunk < len(job.tokens):
+                    unfinished.append((job, done + chunk))
+            pool = self._prefill(params, pool, token_BT, first_B, count_B, table_BJ)
+            waiting = unfinished + waiting[batch:]
+        return pool
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefillJob:
+    """Tokens whose keys and values go into `pages`, from position `start` on."""
+
+    tokens: Sequence[int]
+    pages: Sequence[int]
+    start: int = 0
+
+
+class Packed(NamedTuple):
+    """What a decode call brings back to the host, rows as in the call."""
+
+    token_BK: Any
+    logp_BK: Any
+    count_B: Any
+    alive_B: Any
+    steps: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Flight:
+    """A decode call whose results the host has not read yet."""
+
+    live: np.ndarray
+    rows: int
+    packed: Packed
+
+
+def row_buckets(slots: int) -> tuple[int, ...]:
+    """Row counts for which decode is compiled, ascending: slots and its quarters down to 32.
+
+    When only few sequences are left, a step costs what they cost.
+    """
+    buckets = [max(slots, MIN_ROWS)]
+    while buckets[0] >= 4 * MIN_BUCKET_ROWS:
+        buckets.insert(0, -(-buckets[0] // 4))
+    return tuple(buckets)
+
+
+def pad_stop_ids(stop_token_ids: Sequence[int]) -> np.ndarray:
+    """int32 [16] stop ids, filled up with -1, so that their number compiles nothing anew.
+
+    Raises:
+        ValueError: more than 16 ids.
+    """
+    if len(stop_token_ids) > MAX_STOP_TOKENS:
+        raise ValueError(
+            f"stop_token_ids: {len(stop_token_ids)} ids, at most {MAX_STOP_TOKENS} are supported"
+        )
+    padded = np.full(MAX_STOP_TOKENS, NO_TOKEN, np.int32)
+    padded[: len(stop_token_ids)] = list(stop_token_ids)
+    return padded
+
+
+def _compact(state: DecodeState, live: np.ndarray, bucket: int) -> tuple[Rows, np.ndarray]:
+    """The live slots' rows, in slot order, padded with dead ones to `bucket`."""
+
+    def take(x: np.ndarray) -> np.ndarray:
+        out = np.zeros((bucket, *x.shape[1:]), x.dtype)
+        out[: len(live)] = x[live]
+        return out
+
+    return jax.tree.map(take, state.rows), take(state.table_BJ)
+
+
+def _prefill(
+    model: Qwen,
+    pool: Pool,
+    token_BT: Array,
+    first_B: Array,
+    count_B: Array,
+    table_BJ: Array,
+    *,
+    num_layers: int,
+    unroll: bool,
+) -> Pool:
+    step_BT = jnp.arange(token_BT.shape[1], dtype=jnp.int32)[None]
+    attend = functools.partial(
+        paged_kv.attend_pages,
+        position_BT=first_B[:, None] + step_BT,
+        live_BT=step_BT < count_B[:, None],
+        table_BJ=table_BJ,
+        num_layers=num_layers,
+    )
+    _, pool = model.forward(token_BT, first_B[:, None] + step_BT, attend, pool, unroll=unroll)
+    return pool
+
+
+def _decode(
+    model: Qwen,
+    pool: Pool,
+    rows: Rows,
+    table_BJ: Array,
+    stop_X: Array,
+    exit_below: Array,
+    *,
+    steps: int,
+    layout: str,
+    num_layers: int,
+    unroll: bool,
+) -> tuple[Pool, Packed]:
+    batch = rows.token_B.shape[0]
+    key_B = row_keys(rows.params)
+    windowed = layout == "window"
+    cache: Any = paged_kv.read_window(pool, table_BJ, num_layers=num_layers) if windowed else pool
+
+    def forward(token_B: Array, position_B: Array, alive_B: Array, cache: Any) -> Any:
+        if windowed:
+            # One window a layer: the unrolled loop's index is a Python list in disguise.
+            layers = list(cache)
+            order = iter(range(num_layers))
+
+            def attend(_: Array, q: Array, k: Array, v: Array, carry: Any) -> tuple[Array, Any]:
+                layer = next(order)
+                out_BNH, layers[layer] = paged_kv.attend_window(
+                    q[:, 0], k[:, 0], v[:, 0], layers[layer], position_B
+                )
+                return out_BNH[:, None], carry
+
+            hidden, _ = model.forward(
+                token_B[:, None], position_B[:, None], attend, None, unroll=True
+            )
+            return hidden, tuple(layers)
+        attend_fn = functools.partial(
+            paged_kv.attend_pages,
+            position_BT=position_B[:, None],
+            live_BT=alive_B[:, None],
+            table_BJ=table_BJ,
+            num_layers=num_layers,
+        )
+        return model.forward(token_B[:, None], position_B[:, None], attend_fn, cache, unroll=unroll)
+
+    def going(state: Any) -> Array:
+        i, _, _, alive_B, *_ = state
+        return (i < steps) & (jnp.sum(alive_B) >= jnp.maximum(exit_below, 1))
+
+    def step(state: Any) -> Any:
+        i, token_B, position_B, alive_B, cache, token_BK, logp_BK = state
+        hidden_BTD, cache = forward(token_B, position_B, alive_B, cache)
+        logit_BV = model.unembed(hidden_BTD)[:, 0]
+        uniform_B = row_uniforms(key_B, position_B + 1 - rows.prompt_len_B)
+        new_B, logp_B = draw_tokens(logit_BV, uniform_B, rows.params)
+        new_B = jnp.where(alive_B, new_B, token_B)
+        token_BK = token_BK.at[:, i].set(new_B)
+        logp_BK = logp_BK.at[:, i].set(jnp.where(alive_B, logp_B, 0.0))
+        position_B = position_B + alive_B
+        ended_B = jnp.any(new_B[:, None] == stop_X[None], axis=-1)
+        alive_B = alive_B & ~ended_B & (position_B + 1 < rows.limit_B)
+        return i + 1, new_B, position_B, alive_B, cache, token_BK, logp_BK
+
+    state = (
+        jnp.int32(0),
+        rows.token_B,
+        rows.position_B,
+        rows.alive_B,
+        cache,
+        jnp.full((batch, steps), NO_TOKEN, jnp.int32),
+        jnp.zeros((batch, steps), jnp.float32),
+    )
+    ran, _, position_B, alive_B, cache, token_BK, logp_BK = jax.lax.while_loop(going, step, state)
+    count_B = position_B - rows.position_B
+    if windowed:
+        pool = paged_kv.write_back(
+            pool, cache, first_B=rows.position_B, count_B=count_B, steps=steps, table_BJ=table_BJ
+        )
+    else:
+        pool = cache
+    return pool, Packed(token_BK, logp_BK, count_B, alive_B, ran)

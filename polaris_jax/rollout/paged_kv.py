@@ -1,0 +1,233 @@
+"""The page pool on the device, and attention over it.
+
+Keys and values lie in two arrays whose pages are laid out as attention reads them: keys
+[L*Z, K, H, Y], values [L*Z, K, Y, H]; layer l's page z is row l*Z + z. Page 0 of each layer is
+trash: dead rows and padding write there, nobody reads it unmasked.
+
+Two ways of attention:
+- pages (`attend_pages`): any number of queries a row; goes over blocks of pages with an online
+  softmax, as many as the furthest row needs. Prefill uses it, and decode on accelerators.
+- window: the pages of every row are gathered once a decode call into contiguous keys and values
+  (`read_window`), K steps run on these, and the pages they touched are written back
+  (`write_back`). On a CPU a step's attention is several times faster than from scattered pages.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from polaris_jax.models.attention import MASKED_SCORE
+from polaris_jax.models.config import ModelConfig
+
+KEY_BLOCK_TOKENS = 128
+
+
+class Pool(NamedTuple):
+    """Pages of all layers."""
+
+    k_ZKHY: Array
+    v_ZKYH: Array
+
+
+class Window(NamedTuple):
+    """Contiguous keys and values of the rows of one layer."""
+
+    k_BKHS: Array
+    v_BKSH: Array
+
+
+def init_pool(config: ModelConfig, *, num_pages: int, page_size: int, dtype: DTypeLike) -> Pool:
+    """A pool of zeros."""
+    rows, heads, width = config.num_layers * num_pages, config.num_kv_heads, config.head_dim
+    return Pool(
+        jnp.zeros((rows, heads, width, page_size), dtype),
+        jnp.zeros((rows, heads, page_size, width), dtype),
+    )
+
+
+def pages_for(tokens: int, page_size: int) -> int:
+    """Pages that hold so many tokens."""
+    return -(-tokens // page_size)
+
+
+def copy_pages(pool: Pool, from_X: Array, to_X: Array, *, num_layers: int) -> Pool:
+    """The pool with pages `from_X` copied to `to_X` in every layer (0 to 0: nothing)."""
+    base_L = jnp.arange(num_layers, dtype=jnp.int32) * (pool.k_ZKHY.shape[0] // num_layers)
+    from_LX, to_LX = base_L[:, None] + from_X[None], base_L[:, None] + to_X[None]
+    return jax.tree.map(lambda x: x.at[to_LX].set(x[from_LX]), pool)
+
+
+def move_pages(pool: Pool, prefix: Pool, to_J: Array, *, num_layers: int) -> Pool:
+    """The pool with another pool's pages 1.. written to `to_J` (0: nowhere) in every layer."""
+    base_L = jnp.arange(num_layers, dtype=jnp.int32) * (pool.k_ZKHY.shape[0] // num_layers)
+
+    def move(x: Array, source: Array) -> Array:
+        source = source.reshape(num_layers, -1, *source.shape[1:])[:, 1:]
+        return x.at[base_L[:, None] + to_J[None]].set(source)
+
+    return jax.tree.map(move, pool, prefix)
+
+
+def attend_pages(
+    layer: Array,
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    pool: Pool,
+    *,
+    position_BT: Array,
+    live_BT: Array,
+    table_BJ: Array,
+    num_layers: int,
+) -> tuple[Array, Pool]:
+    """Writes the new keys and values into their pages, then attends over the row's pages.
+
+    Args:
+        layer: index of the layer.
+        q_BTNH: queries, rotary positions applied.
+        k_BTKH: new keys.
+        v_BTKH: new values.
+        pool: the page pool.
+        position_BT: position of each token; a query sees keys at its position and before.
+        live_BT: False where a token is padding: it writes to the trash page.
+        table_BJ: pages of each row, 0 where it has none.
+        num_layers: L.
+
+    Returns:
+        (out_BTNH, pool). Where `live_BT` is False the output is meaningless.
+    """
+    batch, length, num_heads, width = q_BTNH.shape
+    num_kv, page_size = k_BTKH.shape[2], pool.k_ZKHY.shape[-1]
+    base = layer * (pool.k_ZKHY.shape[0] // num_layers)
+    page_BT = jnp.take_along_axis(table_BJ, position_BT // page_size, axis=1, mode="clip")
+    page_BT, offset_BT = base + jnp.where(live_BT, page_BT, 0), position_BT % page_size
+    pool = Pool(
+        pool.k_ZKHY.at[page_BT, :, :, offset_BT].set(k_BTKH),
+        pool.v_ZKYH.at[page_BT, :, offset_BT].set(v_BTKH),
+    )
+
+    pages = max(1, KEY_BLOCK_TOKENS // page_size)
+    table_BJ = jnp.pad(table_BJ, ((0, 0), (0, -table_BJ.shape[1] % pages)))
+    block_tokens = pages * page_size
+    q_BKGTH = jnp.moveaxis(q_BTNH.reshape(batch, length, num_kv, -1, width), 1, 3)
+    groups = num_heads // num_kv
+
+    def block(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        top, norm, out = state
+        page_BJ = jax.lax.dynamic_slice_in_dim(table_BJ, j * pages, pages, axis=1)
+        k_BJKHY, v_BJKYH = pool.k_ZKHY[base + page_BJ], pool.v_ZKYH[base + page_BJ]
+        score = jnp.einsum(
+            "bkgth,bjkhy->bkgtjy", q_BKGTH, k_BJKHY, preferred_element_type=jnp.float32
+        ).reshape(batch, num_kv, groups, length, block_tokens) * (width**-0.5)
+        key_S = j * block_tokens + jnp.arange(block_tokens)
+        visible_BTS = key_S[None, None] <= position_BT[:, :, None]
+        score = jnp.where(visible_BTS[:, None, None], score, MASKED_SCORE)
+        new_top = jnp.maximum(top, score.max(axis=-1))
+        weight = jnp.exp(score - new_top[..., None])
+        shrink = jnp.exp(top - new_top)
+        gain = jnp.einsum(
+            "bkgtjy,bjkyh->bkgth",
+            weight.astype(v_BJKYH.dtype).reshape(*weight.shape[:-1], pages, page_size),
+            v_BJKYH,
+            preferred_element_type=jnp.float32,
+        )
+        return new_top, norm * shrink + weight.sum(axis=-1), out * shrink[..., None] + gain
+
+    shape = (batch, num_kv, groups, length)
+    state = (
+        jnp.full(shape, MASKED_SCORE, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros((*shape, width), jnp.float32),
+    )
+    furthest = jnp.max(jnp.where(live_BT, position_BT, 0))
+    _, norm, out = jax.lax.fori_loop(0, furthest // block_tokens + 1, block, state)
+    out_BTKGH = jnp.moveaxis(out / norm[..., None], 3, 1).astype(q_BTNH.dtype)
+    return out_BTKGH.reshape(batch, length, num_heads, width), pool
+
+
+def read_window(pool: Pool, table_BJ: Array, *, num_layers: int) -> tuple[Window, ...]:
+    """Each layer's keys and values of all rows, in row order, S = J * Y."""
+    num_pages, (batch, pages) = pool.k_ZKHY.shape[0] // num_layers, table_BJ.shape
+    _, num_kv, width, page_size = pool.k_ZKHY.shape
+
+    def one(layer: int) -> Window:
+        page_BJ = layer * num_pages + table_BJ
+        # Fused with the transposition, the gather would go element by element.
+        k_BJKHY = jax.lax.optimization_barrier(pool.k_ZKHY[page_BJ])
+        return Window(
+            jnp.transpose(k_BJKHY, (0, 2, 3, 1, 4)).reshape(
+                batch, num_kv, width, pages * page_size
+            ),
+            jnp.transpose(pool.v_ZKYH[page_BJ], (0, 2, 1, 3, 4)).reshape(
+                batch, num_kv, pages * page_size, width
+            ),
+        )
+
+    return tuple(one(layer) for layer in range(num_layers))
+
+
+def attend_window(
+    q_BNH: Array, k_BKH: Array, v_BKH: Array, window: Window, position_B: Array
+) -> tuple[Array, Window]:
+    """Writes one token a row at its position, then attends to it and all before it.
+
+    Multiply-and-reduce rather than a batched dot: one query a row makes every product a
+    matrix-vector one, which the CPU's dot runs at half the speed.
+    """
+    batch, num_heads, width = q_BNH.shape
+    num_kv = k_BKH.shape[1]
+    row_B = jnp.arange(batch)
+    k_BKHS = window.k_BKHS.at[row_B, :, :, position_B].set(k_BKH)
+    v_BKSH = window.v_BKSH.at[row_B, :, position_B].set(v_BKH)
+    q_BKGH = q_BNH.astype(jnp.float32).reshape(batch, num_kv, num_heads // num_kv, width)
+    score = jnp.sum(q_BKGH[..., None] * k_BKHS[:, :, None], axis=3)
+    visible_BS = jnp.arange(k_BKHS.shape[-1])[None] <= position_B[:, None]
+    score = jnp.where(visible_BS[:, None, None], score * (width**-0.5), MASKED_SCORE)
+    weight_BKGS = jax.nn.softmax(score, axis=-1)
+    out = jnp.sum(weight_BKGS[..., None] * v_BKSH[:, :, None], axis=3)
+    return out.astype(q_BNH.dtype).reshape(q_BNH.shape), Window(k_BKHS, v_BKSH)
+
+
+def write_back(
+    pool: Pool,
+    windows: tuple[Window, ...],
+    *,
+    first_B: Array,
+    count_B: Array,
+    steps: int,
+    table_BJ: Array,
+) -> Pool:
+    """The pool with the pages of each row's new tokens copied from its window.
+
+    Args:
+        pool: the page pool.
+        windows: one a layer.
+        first_B: first new position.
+        count_B: how many new tokens, at most `steps`.
+        steps: see `count_B`.
+        table_BJ: pages of each row; those of new tokens have no other holder that reads there.
+    """
+    num_pages, page_size = pool.k_ZKHY.shape[0] // len(windows), pool.k_ZKHY.shape[-1]
+    # So many pages can `steps` tokens touch.
+    touched = (steps + page_size - 2) // page_size + 1
+    index_BX = (first_B // page_size)[:, None] + jnp.arange(touched)[None]
+    used_BX = (index_BX * page_size < (first_B + count_B)[:, None]) & (count_B > 0)[:, None]
+    index_BX = jnp.minimum(index_BX, table_BJ.shape[1] - 1)
+    page_BX = jnp.where(used_BX, jnp.take_along_axis(table_BJ, index_BX, axis=1), 0)
+    for layer, window in enumerate(windows):
+        batch, num_kv, width, _ = window.k_BKHS.shape
+        k_BKHJY = window.k_BKHS.reshape(batch, num_kv, width, -1, page_size)
+        v_BKJYH = window.v_BKSH.reshape(batch, num_kv, -1, page_size, width)
+        k_BKHXY = jnp.take_along_axis(k_BKHJY, index_BX[:, None, None, :, None], axis=3)
+        v_BKXYH = jnp.take_along_axis(v_BKJYH, index_BX[:, None, :, None, None], axis=2)
+        row_BX = layer * num_pages + page_BX
+        pool = Pool(
+            pool.k_ZKHY.at[row_BX].set(jnp.transpose(k_BKHXY, (0, 3, 1, 2, 4))),
+            pool.v_ZKYH.at[row_BX].set(jnp.transpose(v_BKXYH, (0, 2, 1, 3, 4))),
+        )
+    return pool
