@@ -1,0 +1,68 @@
+"""What a step's rollouts say, before anything is rescued or substituted."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from polaris_jax.explore.diversity import distinct_ngrams
+from polaris_jax.records import Graded
+from polaris_jax.stages.length import length_stats
+
+CORRECT = 1.0
+
+
+def rollout_metrics(
+    graded: Graded,
+    *,
+    temperature: float,
+    max_response_tokens: int | None = None,
+    diversity: float | None = None,
+) -> dict[str, Any]:
+    """The step's `rollout/*` metrics by name; a mean over an empty class is None.
+
+    Rescued rows, should the record hold any, are left out of every one of them.
+
+    Args:
+        graded: as graded.
+        temperature: of the rollouts.
+        max_response_tokens: their budget, reported beside the clip ratio where it is given.
+        diversity: distinct-4-gram of the rollouts where it is known already; None: counted here.
+
+    Returns:
+        rollout/reward_mean, informative_share, mean_length (tokens) and clip_ratio with
+        _correct and _incorrect, temperature, diversity, max_response_tokens.
+    """
+    own_PR = ~np.asarray(graded.rescued_PR, bool)
+    reward_PR = graded.reward_PR
+    correct_B = reward_PR[own_PR] >= CORRECT
+    tokens_PR = np.array([[len(row) for row in group] for group in graded.token_ids], np.int64)
+    truncated_PR = np.array(
+        [[str(reason) == "length" for reason in group] for group in graded.finish_reasons], bool
+    )
+    lengths = length_stats(
+        tokens_PR.reshape(reward_PR.shape)[own_PR],
+        truncated_PR.reshape(reward_PR.shape)[own_PR],
+        correct_B,
+    )
+    if diversity is None and own_PR.any():
+        diversity = distinct_ngrams(
+            [
+                [text for text, own in zip(texts, own_R, strict=True) if own]
+                for texts, own_R in zip(graded.texts, own_PR, strict=True)
+            ]
+        )
+    highest_P = np.where(own_PR, reward_PR, -np.inf).max(axis=1, initial=-np.inf)
+    lowest_P = np.where(own_PR, reward_PR, np.inf).min(axis=1, initial=np.inf)
+    values: dict[str, Any] = {
+        "reward_mean": float(reward_PR[own_PR].mean(dtype=np.float64)) if own_PR.any() else None,
+        "informative_share": float((highest_P > lowest_P).mean()) if len(reward_PR) else None,
+        **dataclasses.asdict(lengths),
+        "temperature": float(temperature),
+        "diversity": diversity,
+    }
+    if max_response_tokens is not None:
+        values["max_response_tokens"] = int(max_response_tokens)
+    return {f"rollout/{name}": value for name, value in values.items()}

@@ -1,0 +1,38 @@
+"""Stages of a run: controller, difficulty of problems, length of responses (numpy only)."""
+
+from polaris_jax.stages.accuracy_log import AccuracyLog, SkippedLine, read_accuracy_log
+from polaris_jax.stages.controller import (
+    StepStats,
+    initial_state,
+    next_stage,
+    observe,
+    reopened,
+    stage_ended,
+)
+from polaris_jax.stages.difficulty import (
+    AccuracyTable,
+    curate,
+    pass_rate_histogram,
+    shape_name,
+    too_easy,
+)
+from polaris_jax.stages.length import LengthStats, length_stats
+
+__all__ = [
+    "AccuracyLog",
+    "AccuracyTable",
+    "LengthStats",
+    "SkippedLine",
+    "StepStats",
+    "curate",
+    "initial_state",
+    "length_stats",
+    "next_stage",
+    "observe",
+    "pass_rate_histogram",
+    "read_accuracy_log",
+    "reopened",
+    "shape_name",
+    "stage_ended",
+    "too_easy",
+]

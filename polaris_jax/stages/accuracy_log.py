@@ -1,0 +1,107 @@
+"""Reader of the accuracy log that the original's training scripts write."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from polaris_jax.stages.difficulty import DROP_ABOVE, Statistic, decimal_fraction
+
+
+@dataclasses.dataclass(frozen=True)
+class SkippedLine:
+    """A line that could not be used.
+
+    Attributes:
+        line: its number, from 1.
+        reason: what is wrong with it.
+    """
+
+    line: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AccuracyLog:
+    """What a log holds.
+
+    Attributes:
+        scores: problem index -> accuracy of each visit in [0, 1], in the log's order.
+        skipped: lines that were left out.
+        lines: lines that were used.
+    """
+
+    scores: dict[int, tuple[float, ...]]
+    skipped: tuple[SkippedLine, ...]
+    lines: int
+
+    def easy_ids(
+        self, *, drop_above: float = DROP_ABOVE, statistic: Statistic = "stage_mean"
+    ) -> tuple[int, ...]:
+        """Problems whose mean (or newest) accuracy is strictly above `drop_above`, exactly.
+
+        Raises:
+            ValueError: unknown statistic.
+        """
+        if statistic not in ("stage_mean", "last"):
+            raise ValueError(f"statistic={statistic!r}: expected stage_mean or last")
+        limit = decimal_fraction(drop_above)
+        easy = []
+        for index, scores in self.scores.items():
+            taken = scores[-1:] if statistic == "last" else scores
+            total = sum((decimal_fraction(score) for score in taken), Fraction(0))
+            if total > limit * len(taken):
+                easy.append(index)
+        return tuple(easy)
+
+
+def read_accuracy_log(path: str | Path) -> AccuracyLog:
+    """The visits of a log of lines `{"index": [...], "score": [...]}`, one line a step.
+
+    A malformed line is named in `skipped` and left out; empty lines are no lines.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    scores: dict[int, list[float]] = {}
+    skipped: list[SkippedLine] = []
+    lines = 0
+    with open(path, encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            visits = _parse(text)
+            if isinstance(visits, str):
+                skipped.append(SkippedLine(number, visits))
+                continue
+            lines += 1
+            for index, score in visits:
+                scores.setdefault(index, []).append(score)
+    return AccuracyLog({i: tuple(s) for i, s in scores.items()}, tuple(skipped), lines)
+
+
+def _parse(text: str) -> list[tuple[int, float]] | str:
+    """The visits of a line, or what is wrong with it."""
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"not JSON: {error.msg} at column {error.colno}"
+    if not isinstance(record, dict) or not {"index", "score"} <= record.keys():
+        return 'not an object with "index" and "score"'
+    indices, scores = record["index"], record["score"]
+    if not isinstance(indices, list) or not isinstance(scores, list):
+        return '"index" and "score" must be lists'
+    if len(indices) != len(scores):
+        return f"{len(indices)} indices and {len(scores)} scores"
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in indices):
+        return "an index is not an integer"
+    if not all(_is_rate(score) for score in scores):
+        return "a score is not a number in [0, 1]"
+    return [(i, float(score)) for i, score in zip(indices, scores, strict=True)]
+
+
+def _is_rate(score: Any) -> bool:
+    return isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1

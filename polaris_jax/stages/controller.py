@@ -1,0 +1,154 @@
+"""The stage controller: pure functions from one `StageState` to the next."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from polaris_jax.config_sections import StageSection
+from polaris_jax.records import StageState
+
+
+@dataclasses.dataclass(frozen=True)
+class StepStats:
+    """What the controller reads of a step.
+
+    Attributes:
+        entropy: policy entropy of the step's update, nats; None where no update was made.
+    """
+
+    entropy: float | None = None
+
+
+def decision(kind: str, value: Any, reason: str, table: Iterable[Any] = ()) -> dict[str, Any]:
+    """One entry of a stage's decisions in stages.json."""
+    return {"kind": kind, "value": value, "reason": reason, "table": list(table)}
+
+
+def initial_state(
+    stages: Sequence[StageSection],
+    *,
+    stage: int = 0,
+    step: int = 0,
+    temperature: float | None = None,
+    dropped_ids: Iterable[str] = (),
+    target_diversity: float | None = None,
+    decisions: Iterable[dict[str, Any]] = (),
+) -> StageState:
+    """The state at a stage's first step, with nothing before it.
+
+    Args:
+        stages: the config's stages.
+        stage: where to begin, from 0.
+        step: global step.
+        temperature: None: the stage's own.
+        dropped_ids: problems already out of the training set.
+        target_diversity: of the fixed probe set at this point, where a later reset needs it.
+        decisions: what was decided on entering.
+
+    Raises:
+        ValueError: there is no such stage.
+    """
+    if not 0 <= stage < len(stages):
+        raise ValueError(f"stage={stage}: the config has stages 0 to {len(stages) - 1}")
+    section = stages[stage]
+    return StageState(
+        stage=stage,
+        first_step=step,
+        steps_done=0,
+        temperature=section.temperature if temperature is None else float(temperature),
+        max_response_tokens=section.max_response_tokens,
+        dropped_ids=tuple(dict.fromkeys(dropped_ids)),
+        target_diversity=target_diversity,
+        decisions=tuple(decisions),
+    )
+
+
+def stage_ended(state: StageState, stages: Sequence[StageSection]) -> bool:
+    """True where the state's stage has done its steps."""
+    return state.steps_done >= stages[state.stage].steps
+
+
+def observe(
+    state: StageState, stats: StepStats, stages: Sequence[StageSection]
+) -> tuple[StageState, list[dict[str, Any]]]:
+    """The state after one more step, and what that decides: nothing, or that the stage has ended.
+
+    A step without an update (no informative group, or a skipped one) counts as a step and leaves
+    the entropies as they are. The end of the last stage sets `finished`.
+
+    Args:
+        state: before the step.
+        stats: of the step.
+        stages: the config's stages.
+
+    Returns:
+        (state, decisions); decisions is empty unless this step ended the stage.
+
+    Raises:
+        ValueError: the stage had already ended: `next_stage` must come first.
+    """
+    if state.finished or stage_ended(state, stages):
+        raise ValueError(
+            f"stage {state.stage} has done its {stages[state.stage].steps} steps: enter the next "
+            "stage, or end the run, before another step"
+        )
+    first, last = state.first_entropy, state.last_entropy
+    if stats.entropy is not None:
+        last = float(stats.entropy)
+        first = last if first is None else first
+    state = dataclasses.replace(
+        state, steps_done=state.steps_done + 1, first_entropy=first, last_entropy=last
+    )
+    if not stage_ended(state, stages):
+        return state, []
+    state = dataclasses.replace(state, finished=state.stage == len(stages) - 1)
+    steps = stages[state.stage].steps
+    return state, [decision("stage_end", state.stage, f"stage {state.stage} did its {steps} steps")]
+
+
+def next_stage(
+    state: StageState,
+    stages: Sequence[StageSection],
+    *,
+    temperature: float,
+    dropped_ids: Iterable[str],
+    target_diversity: float | None,
+    decisions: Iterable[dict[str, Any]],
+    step: int,
+) -> StageState:
+    """The state at the first step of the stage after `state`'s.
+
+    Args:
+        state: of a stage that has ended.
+        stages: the config's stages.
+        temperature: the new stage's.
+        dropped_ids: problems newly dropped; they follow the ones already out.
+        target_diversity: of the fixed probe set now, where a later reset needs it.
+        decisions: what was decided on entering.
+        step: global step at which the new stage begins.
+
+    Raises:
+        ValueError: the stage has not ended, or there is none after it.
+    """
+    if not stage_ended(state, stages):
+        raise ValueError(
+            f"stage {state.stage} has done {state.steps_done} of {stages[state.stage].steps} "
+            "steps: finish it before entering the next"
+        )
+    return initial_state(
+        stages,
+        stage=state.stage + 1,
+        step=step,
+        temperature=temperature,
+        dropped_ids=(*state.dropped_ids, *dropped_ids),
+        target_diversity=target_diversity,
+        decisions=decisions,
+    )
+
+
+def reopened(state: StageState, stages: Sequence[StageSection]) -> StageState:
+    """A restored state under stages whose last may have grown: finished only if it still is."""
+    last = state.stage == len(stages) - 1
+    return dataclasses.replace(state, finished=last and stage_ended(state, stages))
