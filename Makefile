@@ -14,10 +14,10 @@ GOLDEN := $(VENV)/.installed-golden
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help demo demo-seeds test test-slow lint bench venv
+.PHONY: help demo demo-seeds test test-slow lint bench venv venv-tpu venv-cuda12
 
 help:  ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: $(BASE)  ## the whole recipe at small size: warm start to report.html (about 12 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh $(ARGS)
@@ -42,6 +42,12 @@ bench: $(BASE)  ## every benchmark in benchmarks/, one after the other
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
 
 venv: $(DEV)  ## only make .venv with everything that the tests need
+
+venv-tpu: $(BASE)  ## .venv with jax for TPU
+	$(PIP) --editable '.[tpu]'
+
+venv-cuda12: $(BASE)  ## .venv with jax for NVIDIA GPUs (CUDA 12)
+	$(PIP) --editable '.[cuda12]'
 
 # The interpreter: PYTHON if given, else the first of these that runs and is in range.
 $(BIN)/python:

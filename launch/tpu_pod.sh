@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# One polaris command on every host of a Cloud TPU VM or pod slice.
+#
+#   launch/tpu_pod.sh --name POD --zone ZONE [--project ID] [--dir DIR] --setup
+#   launch/tpu_pod.sh --name POD --zone ZONE [--project ID] [--dir DIR] -- COMMAND ...
+#
+#   --name, --zone, --project   as for `gcloud compute tpus tpu-vm`
+#   --dir DIR    where the checkout lies on the hosts, in the home directory (default polaris_jax)
+#   --setup      copy this checkout's HEAD there and install it with libtpu; alone or before a command
+#   --stop       SIGTERM to a running command on all hosts: it saves and ends
+#   --dry-run    print what would run
+#
+# The workdir must be a path that all hosts see (NFS, Filestore, a mounted bucket). jax finds the
+# other hosts by itself. Rerun the same line after a preemption: the run resumes.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+name="" zone="" project="" folder=polaris_jax setup=0 stop=0
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --name) need_value --name "$@"; name=$2; shift 2 ;;
+    --zone) need_value --zone "$@"; zone=$2; shift 2 ;;
+    --project) need_value --project "$@"; project=$2; shift 2 ;;
+    --dir) need_value --dir "$@"; folder=$2; shift 2 ;;
+    --setup) setup=1; shift ;;
+    --stop) stop=1; shift ;;
+    --dry-run) dry_run=1; shift ;;
+    -h | --help) usage "${BASH_SOURCE[0]}"; exit 0 ;;
+    --) shift; break ;;
+    -*) die "$1: there is no such option (see --help); the polaris command follows --" ;;
+    *) break ;;
+  esac
+done
+[[ -n $name ]] || die "--name is missing: which TPU VM?"
+[[ -n $zone ]] || die "--zone is missing: where is $name?"
+if ((setup == 0 && stop == 0)); then
+  need_command "$@"
+fi
+if [[ $dry_run == 0 ]] && ! command -v gcloud >/dev/null; then
+  die "gcloud is not installed; use --dry-run to see the commands"
+fi
+
+where=(--zone "$zone" ${project:+--project "$project"} --worker=all)
+on_all_hosts() {
+  run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command "$1"
+}
+
+if ((stop == 1)); then
+  on_all_hosts "pkill -TERM -f '[p]ython -m polaris_jax' || true"
+fi
+if ((setup == 1)); then
+  archive="$(mktemp -d)/polaris_jax.tar.gz"
+  trap 'rm -rf "$(dirname "$archive")"' EXIT
+  run git -C "$launch_root" archive --format=tar.gz --output "$archive" HEAD
+  run gcloud compute tpus tpu-vm scp "$archive" "$name:polaris_jax.tar.gz" "${where[@]}"
+  on_all_hosts "mkdir -p $folder && tar -xzf polaris_jax.tar.gz -C $folder && make -C $folder venv-tpu"
+fi
+if [[ $# -gt 0 ]]; then
+  on_all_hosts "cd $folder && POLARIS_DISTRIBUTED=auto .venv/bin/python -m polaris_jax $(shown "$@")"
+fi

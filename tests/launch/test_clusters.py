@@ -1,0 +1,163 @@
+"""The cluster scripts' dry runs: the right command on every host, and clear refusals."""
+
+import os
+import pathlib
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SLURM = ROOT / "launch" / "gpu_slurm.sbatch"
+TPU = ROOT / "launch" / "tpu_pod.sh"
+GKE = ROOT / "launch" / "gke_jobset.yaml"
+
+
+def call(script, *arguments, **more):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("POLARIS_", "SLURM_"))}
+    return subprocess.run(
+        ["bash", str(script), *arguments],
+        env=kept | more,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_slurm_starts_one_process_a_node():
+    job = {"SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_ID": "4100", "SLURM_LAUNCH_NODE": "gpu7"}
+    done = call(SLURM, "--dry-run", "train", "--workdir=/runs/a b", **job)
+    assert done.returncode == 0, done.stderr
+    variables, command = (shlex.split(line.replace("$'", "'")) for line in done.stdout.splitlines())
+    assert "POLARIS_COORDINATOR=gpu7:61444" in variables
+    assert "POLARIS_NUM_PROCESSES=4" in variables
+    assert command[:4] == ["srun", "--nodes=4", "--ntasks=4", "--ntasks-per-node=1"]
+    assert command[-4:] == ["-m", "polaris_jax", "train", "--workdir=/runs/a b"]
+
+
+def test_slurm_gives_a_process_every_gpu_of_its_node(tmp_path):
+    """Runs the real script under a stand-in srun, as node 1 of 2 with 8 GPUs."""
+    for name, body in {
+        "scontrol": 'echo "gpu1"; echo "gpu2"',
+        "srun": "while [[ $1 == --* ]]; do shift; done\n"
+        'SLURM_PROCID=1 SLURM_GPUS_ON_NODE=8 exec "$@"',
+        "python": "env | grep -E '^(POLARIS_|JAX_LOCAL)' | sort; echo \"$@\"",
+    }.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "gpu[1-2]"}
+    done = call(
+        SLURM, "train", "--workdir=w", **job,
+        PATH=f"{tmp_path}:{os.environ['PATH']}", POLARIS_PYTHON=str(tmp_path / "python"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7",
+        "POLARIS_COORDINATOR=gpu1:61441",
+        "POLARIS_NUM_PROCESSES=2",
+        "POLARIS_PROCESS_ID=1",
+        f"POLARIS_PYTHON={tmp_path / 'python'}",
+        "-m polaris_jax train --workdir=w",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dry-run"], "which polaris command?"),
+        (["--nodes=3", "train"], "--nodes=3: there is no such option"),
+        (["train"], "not inside a Slurm job"),
+    ],
+)
+def test_slurm_refusals(arguments, words):
+    done = call(SLURM, *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_slurm_from_another_folder_names_the_remedy(tmp_path):
+    done = call(SLURM, "train", SLURM_SUBMIT_DIR=str(tmp_path))
+    assert done.returncode == 2
+    assert "submit the job from there" in done.stderr
+
+
+def remote_command(line: str) -> str:
+    words = shlex.split(line)
+    assert words[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod"]
+    assert "--worker=all" in words
+    return words[words.index("--command") + 1]
+
+
+def test_tpu_runs_the_command_on_every_host():
+    done = call(
+        TPU, "--name", "pod", "--zone", "z", "--project", "p", "--dry-run",
+        "--", "train", "--workdir=/mnt/a b",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert "--project p" in line
+    remote = remote_command(line)
+    assert remote.startswith("cd polaris_jax && POLARIS_DISTRIBUTED=auto .venv/bin/python")
+    assert shlex.split(remote)[-2:] == ["train", "--workdir=/mnt/a b"]
+
+
+def test_tpu_setup_copies_head_and_installs_with_libtpu():
+    done = call(TPU, "--name", "pod", "--zone", "z", "--setup", "--dir", "src", "--dry-run")
+    archive, copy, install = done.stdout.splitlines()
+    assert archive.startswith("git -C ")
+    assert archive.endswith(" HEAD")
+    assert " tpu-vm scp " in copy
+    assert "make -C src venv-tpu" in remote_command(install)
+    assert "venv-tpu:" in (ROOT / "Makefile").read_text()
+
+
+def test_tpu_stop_does_not_match_its_own_shell():
+    done = call(TPU, "--name", "pod", "--zone", "z", "--stop", "--dry-run")
+    assert "[p]ython -m polaris_jax" in remote_command(done.stdout.splitlines()[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--zone", "z", "--", "train"], "--name is missing"),
+        (["--name", "pod", "--", "train"], "--zone is missing"),
+        (["--name", "pod", "--zone", "z"], "which polaris command?"),
+        (["--name"], "--name needs a value"),
+        (["--nmae", "pod"], "--nmae: there is no such option"),
+    ],
+)
+def test_tpu_refusals(arguments, words):
+    done = call(TPU, *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_jobset_fills_in_to_a_whole_manifest():
+    values = {
+        "NAME": "polaris",
+        "IMAGE": "registry/polaris:1",
+        "CLAIM": "runs",
+        "ACCELERATOR": "tpu-v5p-slice",
+        "TOPOLOGY": "4x4x4",
+        "HOSTS": "16",
+        "CHIPS_A_HOST": "4",
+        "CONFIG": "configs/polaris_4b.py",
+        "WORKDIR": "/runs/a",
+    }
+    text = GKE.read_text()
+    for name, value in values.items():
+        assert f"{name}=" in text.split("apiVersion")[0], f"{name} is not explained at the top"
+        text = text.replace(f"${{{name}}}", value)
+    assert "${" not in text
+    manifest = yaml.safe_load(text)
+    assert manifest["kind"] == "JobSet"
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["parallelism"] == job["completions"] == 16
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"][:4] == [".venv/bin/python", "-m", "polaris_jax", "train"]
+    assert {"name": "POLARIS_DISTRIBUTED", "value": "auto"} in container["env"]
+    assert container["resources"]["limits"]["google.com/tpu"] == 4
+    assert pod["terminationGracePeriodSeconds"] > 25  # checkpoint.grace_s

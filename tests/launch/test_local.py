@@ -1,0 +1,214 @@
+"""launch/local.sh: what it would run, whose end it reports, and how signals travel.
+
+A stand-in for the interpreter plays the processes; the real thing is driven in tests/runs.
+"""
+
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LOCAL = ROOT / "launch" / "local.sh"
+TIMEOUT_S = 60
+
+
+def environment(python: pathlib.Path | str, **more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("POLARIS_")}
+    return kept | {"POLARIS_PYTHON": str(python), "JAX_PLATFORMS": "cpu"} | more
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """Makes an executable that runs `body` (shell) as one process; $1 $2 are `-m polaris_jax`."""
+
+    def make(body: str) -> pathlib.Path:
+        path = tmp_path / "python"
+        path.write_text(f"#!/usr/bin/env bash\nrank=${{POLARIS_PROCESS_ID:-none}}\n{body}\n")
+        path.chmod(0o755)
+        return path
+
+    return make
+
+
+def launch(python, *arguments, **more):
+    return subprocess.run(
+        [str(LOCAL), *arguments],
+        env=environment(python, **more),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def planned(stdout: str) -> list[tuple[dict[str, str], list[str]]]:
+    """(environment, command) of each line of a dry run."""
+    found = []
+    for line in stdout.splitlines():
+        words = shlex.split(line)
+        if words[0] == "env":
+            words = words[1:]
+        variables = {}
+        while re.match(r"[A-Z_]+=", words[0]):
+            name, _, value = words.pop(0).partition("=")
+            variables[name] = value
+        found.append((variables, words))
+    return found
+
+
+def test_one_process_is_the_plain_command(stand_in):
+    python = stand_in("exit 9")
+    done = launch(python, "--dry-run", "--", "train", "--workdir=a b")
+    assert done.returncode == 0
+    assert planned(done.stdout) == [
+        ({}, [str(python), "-m", "polaris_jax", "train", "--workdir=a b"])
+    ]
+
+
+def test_each_rank_learns_its_place(stand_in):
+    python = stand_in("exit 9")
+    done = launch(
+        python, "--processes", "3", "--devices", "2", "--port", "5000", "--dry-run", "--", "train",
+        XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_cpu_enable_fast_math=false",
+    )  # fmt: skip
+    plans = planned(done.stdout)
+    assert [variables["POLARIS_PROCESS_ID"] for variables, _ in plans] == ["0", "1", "2"]
+    for variables, command in plans:
+        assert variables["POLARIS_COORDINATOR"] == "127.0.0.1:5000"
+        assert variables["POLARIS_NUM_PROCESSES"] == "3"
+        flags = variables["XLA_FLAGS"].split()
+        assert flags == [
+            "--xla_cpu_enable_fast_math=false",
+            "--xla_force_host_platform_device_count=2",
+        ]
+        assert command == [str(python), "-m", "polaris_jax", "train"]
+
+
+def test_gpus_are_dealt_evenly(stand_in, tmp_path):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nfor i in 0 1 2 3; do echo GPU $i; done\n")
+    smi.chmod(0o755)
+    machine = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JAX_PLATFORMS": ""}
+    arguments = ("--port", "5000", "--dry-run", "--", "train")
+    done = launch(stand_in("exit 9"), "--processes", "2", *arguments, **machine)
+    shares = [variables["JAX_LOCAL_DEVICE_IDS"] for variables, _ in planned(done.stdout)]
+    assert shares == ["0,1", "2,3"]
+    done = launch(stand_in("exit 9"), "--processes", "3", *arguments, **machine)
+    assert done.returncode == 2
+    assert "does not divide the 4 GPUs" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--processes", "0", "--", "train"], "--processes=0: expected a whole number above 0"),
+        (["--processes", "two", "--", "train"], "--processes=two"),
+        (["--processes"], "--processes needs a value"),
+        (["--proceses", "2", "--", "train"], "--proceses: there is no such option"),
+        (["--processes", "2"], "which polaris command?"),
+    ],
+)
+def test_a_bad_argument_is_one_line_and_status_2(stand_in, arguments, words):
+    done = launch(stand_in("exit 0"), *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_missing_interpreter_names_the_remedy(tmp_path):
+    done = launch(tmp_path / "nothing", "--", "train")
+    assert done.returncode == 2
+    assert "make venv" in done.stderr
+
+
+def test_help_prints_the_head_comment(stand_in):
+    done = launch(stand_in("exit 9"), "--help")
+    assert done.returncode == 0
+    assert "--processes N" in done.stdout
+    assert "set -euo" not in done.stdout
+
+
+def test_all_well_is_status_0_with_marked_lines(stand_in):
+    done = launch(
+        stand_in('echo "out $rank"; echo "err $rank" >&2'),
+        "--processes", "2", "--port", "5000", "--", "train",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == ["[1] err 1", "[1] out 1", "out 0"]
+    assert done.stderr.splitlines() == ["err 0"]
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_the_first_dead_rank_is_named_and_its_status_returned(stand_in, first):
+    body = f"""
+if [[ $rank == {first} ]]; then sleep 0.3; exit 7; fi
+trap 'echo stopped $rank; exit 4' TERM
+for i in $(seq 300); do sleep 0.1; done"""
+    began_s = time.monotonic()
+    done = launch(stand_in(body), "--processes", "3", "--port", "5000", "--", "train")
+    assert done.returncode == 7
+    assert f"process {first} of 3 ended first, with status 7" in done.stderr
+    assert time.monotonic() - began_s < 15
+    others = {str(rank) for rank in range(3) if rank != first}
+    assert set(re.findall(r"stopped (\d)", done.stdout)) == others
+
+
+def test_a_killed_rank_has_its_signals_status(stand_in):
+    body = "if [[ $rank == 1 ]]; then kill -9 $$; fi; for i in $(seq 300); do sleep 0.1; done"
+    done = launch(stand_in(body), "--processes", "2", "--port", "5000", "--", "train")
+    assert done.returncode == 128 + signal.SIGKILL
+    assert done.stderr.splitlines() == [
+        "process 1 of 2 ended first, with status 137; stopping the others"
+    ]
+
+
+def test_a_rank_that_will_not_end_is_killed_after_the_grace(stand_in, tmp_path):
+    body = f"""
+if [[ $rank == 0 ]]; then exit 3; fi
+trap '' TERM; echo $$ > {tmp_path}/stubborn
+for i in $(seq 300); do sleep 0.1; done"""
+    done = launch(
+        stand_in(body), "--processes", "2", "--port", "5000", "--grace", "1", "--", "train"
+    )
+    assert done.returncode == 3
+    pid = int((tmp_path / "stubborn").read_text())
+    deadline_s = time.monotonic() + 5
+    while time.monotonic() < deadline_s and pathlib.Path(f"/proc/{pid}").exists():
+        time.sleep(0.05)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["sigterm", "ctrl-c"]
+)
+def test_a_signal_reaches_every_rank_and_their_status_is_the_scripts(
+    stand_in, tmp_path, sent, status
+):
+    name = sent.name.removeprefix("SIG")
+    body = f"""
+trap 'echo got {name}; exit {status}' {name}
+touch {tmp_path}/ready$rank
+for i in $(seq 300); do sleep 0.1; done"""
+    process = subprocess.Popen(
+        [str(LOCAL), "--processes", "2", "--port", "5000", "--", "train"],
+        env=environment(stand_in(body)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline_s = time.monotonic() + 20
+    while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == status
+    assert sorted(out.splitlines()) == [f"[1] got {name}", f"got {name}"]
+    assert err == ""
