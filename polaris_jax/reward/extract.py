@@ -7,14 +7,20 @@ kilobytes, and this runs in the trainer's own process.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 Mode = Literal["train", "eval"]
 
 THINK_END = "</think>"
 
-# A box command (not `\boxedx`), any other escaped character (so `\{` never counts), or a brace.
-_MARK = re.compile(r"\\{1,3}(?:boxed|fbox)(?![A-Za-z])|\\.|[{}]", re.DOTALL)
+# A fallback past so many boxes that never close is given up: it keeps the scan linear.
+MAX_LOOKED_AT = 32
+
+_COMMAND = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")  # not `\boxedx`
+_BRACE = re.compile(
+    r"\\.|[{}]", re.DOTALL
+)  # an escaped character, so `\{` never counts, or a brace
 _OPEN = re.compile(r"\s{0,8}\{")
 # `\boxed 5`, `\boxed5`: TeX would box one digit, the writer means the number.
 _BARE = re.compile(r"\s{0,8}([-+]?\d[\d.,/]{0,64}|[A-Za-z](?![A-Za-z]))")
@@ -39,33 +45,40 @@ def last_box(text: str, *, fall_back: bool = False) -> str | None:
     Returns:
         The content, stripped. None when there is no box, it is empty, or it does not close.
     """
-    open_starts: list[int] = []  # content start of each open brace; -1 for a plain brace
-    best_start, best = -1, None
-    unclosed_start = -1
-    position, end = 0, len(text)
-    while position < end:
-        mark = _MARK.search(text, position)
-        if mark is None:
-            break
-        position = mark.end()
-        token = mark.group()
-        if token == "{":
-            open_starts.append(-1)
-        elif token == "}":
-            if open_starts:
-                start = open_starts.pop()
-                if start > best_start:
-                    best_start, best = start, text[start : mark.start()]
-        elif token.endswith("boxed") or token.endswith("fbox"):
-            if opened := _OPEN.match(text, position):
-                position = opened.end()
-                open_starts.append(position)
-            elif bare := _BARE.match(text, position):
-                best_start, best = bare.start(1), bare.group(1)
-    unclosed_start = max(open_starts, default=-1)
-    if best is None or (unclosed_start > best_start and not fall_back):
-        return None
-    return best.strip() or None
+    for looked_at, position in enumerate(_box_ends_backwards(text), start=1):
+        if opened := _OPEN.match(text, position):
+            content = _to_closing_brace(text, opened.end())
+            if content is not None:
+                return content.strip() or None
+            if not fall_back:
+                return None
+        elif bare := _BARE.match(text, position):
+            return bare.group(1)
+        if looked_at == MAX_LOOKED_AT:  # each unclosed box costs a scan to the end
+            return None
+    return None
+
+
+def _box_ends_backwards(text: str) -> Iterator[int]:
+    """Ends of the box commands of a text, last first."""
+    end = len(text)
+    while (start := max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))) >= 0:
+        command = _COMMAND.match(text, start)
+        if command is not None:
+            yield command.end()
+        end = start
+
+
+def _to_closing_brace(text: str, start: int) -> str | None:
+    depth = 1
+    for mark in _BRACE.finditer(text, start):
+        if mark.group() == "{":
+            depth += 1
+        elif mark.group() == "}":
+            depth -= 1
+            if depth == 0:
+                return text[start : mark.start()]
+    return None
 
 
 def response_answer(text: str, mode: Mode = "train") -> str | None:
@@ -83,7 +96,7 @@ def response_answer(text: str, mode: Mode = "train") -> str | None:
     check_mode(mode)
     if mode == "eval":
         return last_box(text, fall_back=True)
-    before, mark, after = text.partition(THINK_END)
+    _, mark, after = text.partition(THINK_END)
     if not mark:
         return None
     return last_box(after.partition(THINK_END)[0])

@@ -7,6 +7,7 @@ without a `__main__` guard, from stdin and in notebooks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -30,6 +31,11 @@ START_TIMEOUT_S = 60.0  # a loaded machine may take long to start Python
 MAX_CACHE = 50_000
 MAX_ATTEMPTS = 2  # an answer whose worker died from outside is graded once more
 MAX_FAILED_STARTS = 3
+
+_COUNTS = (
+    "graded", "correct", "no_answer", "quick", "cached", "worked", "too_long",
+    "timeouts", "crashes", "memory", "errors",
+)  # fmt: skip
 
 Pair = tuple[str, tuple[str, ...]]
 
@@ -95,11 +101,10 @@ class _Worker:
     def stop(self, *, gently: bool = False) -> None:
         """Ends and reaps the process and closes both pipes."""
         stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None and stdout is not None
-        try:
+        assert stdin is not None
+        assert stdout is not None
+        with contextlib.suppress(OSError):  # what was still buffered for a dead process
             stdin.close()
-        except OSError:  # what was still buffered for a dead process
-            pass
         if gently:
             try:
                 self.process.wait(timeout=0.5)
@@ -150,11 +155,7 @@ class Grader:
         self._cache: OrderedDict[Pair, bool] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
-        self._stats = dict.fromkeys(
-            ("graded", "correct", "no_answer", "quick", "cached", "worked")
-            + ("timeouts", "crashes", "memory", "too_long"),
-            0,
-        )
+        self._stats: dict[str, int] = dict.fromkeys(_COUNTS, 0)
 
     def __enter__(self) -> Grader:
         return self
@@ -211,7 +212,7 @@ class Grader:
 
     def stats(self) -> dict[str, int]:
         """Counts since the start: graded and correct; by way no_answer, quick, cached, worked,
-        too_long; of the worked ones timeouts, crashes and memory (all graded 0)."""
+        too_long; of the worked ones timeouts, crashes, memory and errors (all graded 0)."""
         return dict(self._stats)
 
     def close(self) -> None:
@@ -221,7 +222,7 @@ class Grader:
         for worker in workers:
             worker.stop(gently=worker.index is None and worker.ready)
 
-    # -- one call -----------------------------------------------------------------------------------
+    # -- one call ----------------------------------------
     def _pair(self, text: str, gold: object, mode: Mode) -> Pair | None:
         golds = gold_texts(gold)
         answer = response_answer(text, mode)
@@ -249,14 +250,16 @@ class Grader:
         if len(self._cache) > MAX_CACHE:
             self._cache.popitem(last=False)
 
-    # -- the pool -----------------------------------------------------------------------------------
+    # -- the pool ----------------------------------------
     def _work(self, pairs: list[Pair]) -> list[bool]:
         """Verdicts of pairs in order; workers that were busy when this is left early are ended."""
         if not pairs:
             return []
         try:
             return self._dispatch(pairs)
-        except BaseException:  # Ctrl-C included: a busy worker's late reply must not meet a new call
+        except (
+            BaseException
+        ):  # Ctrl-C included: a busy worker's late reply must not meet a new call
             for worker in self._workers:
                 worker.stop()
             self._workers = []
@@ -313,7 +316,7 @@ class Grader:
                             left -= 1
                 now_s = time.monotonic()
                 for worker in list(self._workers):
-                    if worker.ready and worker.index is None or now_s < worker.deadline_s:
+                    if (worker.ready and worker.index is None) or now_s < worker.deadline_s:
                         continue
                     index = worker.index
                     replace(worker)
@@ -334,8 +337,8 @@ class Grader:
 
     def _accept(self, pair: Pair, reply: object) -> None:
         self._stats["worked"] += 1
-        if reply == "memory":
-            self._stats["memory"] += 1
+        if reply in ("memory", "error"):
+            self._stats["memory" if reply == "memory" else "errors"] += 1
         else:
             self._remember(pair, reply is True)
 

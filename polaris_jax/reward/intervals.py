@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from polaris_jax.reward import numeric
-from polaris_jax.reward.parser import Node
+from polaris_jax.reward.syntax import Node, holds, symbols
 
 MAX_PIECES = 200
 
@@ -67,7 +67,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _value(node: Node) -> Any:
-    if numeric.symbols(node):
+    if symbols(node):
         raise NotASet("an end that is no number")
     value = numeric.constant_value(node)
     if value is None or numeric.context().im(value[0]) != 0:
@@ -127,7 +127,7 @@ def _merge(pieces: list[Piece]) -> list[Piece]:
 
 
 def _complement(pieces: list[Piece]) -> list[Piece]:
-    """The rest of the line. An end is the same cut seen from the other side: (a, s) stays (a, s)."""
+    """The rest of the line: a cut (a, s) is the same cut seen from its other side."""
     ctx = numeric.context()
     gaps: list[Piece] = []
     start: End = (-ctx.inf, 1)
@@ -158,7 +158,7 @@ def _one_inequality(left: Node, operator: str, right: Node) -> list[Piece]:
     if operator not in ("<", ">", "leq", "geq", "neq"):
         raise NotASet(operator)
     modulus = next((s for s in (left, right) if s[0] == "func" and s[1] == "abs"), None)
-    if modulus is not None and not numeric.symbols(right if modulus is left else left):
+    if modulus is not None and not symbols(right if modulus is left else left):
         if modulus is right:
             left, right = right, left
             operator = {"<": ">", ">": "<", "leq": "geq", "geq": "leq"}.get(operator, operator)
@@ -169,10 +169,10 @@ def _one_inequality(left: Node, operator: str, right: Node) -> list[Piece]:
             return _complement(_merge(_complement(upper) + _complement(lower)))
         return _merge(upper + lower)
     difference = ("add", (left, ("neg", right)))
-    names = numeric.symbols(difference)
-    if numeric.holds(difference, "call"):
+    names = symbols(difference)
+    if holds(difference, "call"):
         opaque = [side for side in (left, right) if side[0] == "call"]
-        if len(opaque) != 1 or numeric.symbols(right if opaque[0] is left else left):
+        if len(opaque) != 1 or symbols(right if opaque[0] is left else left):
             raise NotASet("a function inside an inequality")
         difference = _replace(difference, opaque[0])
         names = {"value"}

@@ -24,6 +24,7 @@ from polaris_jax.reward.vocabulary import (
     SEPARATORS,
     SHORT_WORDS,
     is_unit_word,
+    word_set,
 )
 
 Token = tuple[str, str]
@@ -39,11 +40,14 @@ class Unreadable(ValueError):
 
 _UNICODE = MappingProxyType(
     {
-        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "⋅": r"\cdot ",
+        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ",
+        "⋅": r"\cdot ",
         "·": r"\cdot ", "∙": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/", "π": r"\pi ", "√": r"\sqrt ",
         "∞": r"\infty ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "≈": r"\approx ",
-        "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ", "∓": r"\mp ",
-        "°": r"^\circ ", "º": r"^\circ ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
+        "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ",
+        "∓": r"\mp ",
+        "°": r"^\circ ", "º": r"^\circ ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
+        "ℕ": r"\mathbb{N}",
         "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ",
         "γ": r"\gamma ", "δ": r"\delta ", "λ": r"\lambda ", "μ": r"\mu ", "σ": r"\sigma ",
         "φ": r"\phi ", "ω": r"\omega ", "ρ": r"\rho ", "τ": r"\tau ", "ε": r"\epsilon ",
@@ -54,21 +58,22 @@ _UNICODE = MappingProxyType(
         "₆": "_{6}", "₇": "_{7}", "₈": "_{8}", "₉": "_{9}", "€": r"\text{ euro }", "£": r"\pounds ",
         "’": "'", "′": "'", "″": "''", "“": '"', "”": '"', "∖": r"\setminus ", "→": r"\to ",
         "⟨": r"\langle ", "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
-        "⌉": r"\rceil ", "，": ",", "。": ".", "：": ":", "；": ";", "∧": r"\wedge ", "…": r"\dots ",
+        "⌉": r"\rceil ", "，": ",", "。": ".", "：": ":", "；": ";", "∧": r"\wedge ",
+        "…": r"\dots ",
     }
 )  # fmt: skip
 
 # Commands that change how a formula looks and not what it says.
-_SILENT = frozenset(
+_SILENT = word_set(
     "left right middle big Big bigl bigr Bigl Bigr bigg Bigg biggl biggr Biggl Biggr displaystyle "
     "textstyle scriptstyle limits nolimits quad qquad hline boxed fbox rm it bf sf tt large Large "
-    "normalsize small nonumber notag thinspace , ; : ! > / hspace space enspace".split()
+    "normalsize small nonumber notag thinspace , ; : ! > / hspace space enspace"
 ) | {" ", "\n", "\t"}
 
 # Commands whose argument is words.
-_TEXT = frozenset(
+_TEXT = word_set(
     "text textbf textit textrm textsf texttt textnormal textup textsc mbox hbox mathrm mathbf "
-    "mathit mathsf mathtt mathnormal boldsymbol bm operatorname emph underline pmb rom".split()
+    "mathit mathsf mathtt mathnormal boldsymbol bm operatorname emph underline pmb rom"
 )
 
 _ALIASES = MappingProxyType(
@@ -99,14 +104,20 @@ _OPS = MappingProxyType(
 )  # fmt: skip
 
 _SPLIT_PREFIXES = tuple(
-    sorted(FUNCTIONS | GREEK | {"sqrt", "frac", "infty", "cdot", "times", "lfloor", "lceil"}, key=len, reverse=True)
+    sorted(
+        FUNCTIONS | GREEK | {"sqrt", "frac", "infty", "cdot", "times", "lfloor", "lceil"},
+        key=len,
+        reverse=True,
+    )
 )
-_ENVIRONMENTS = frozenset(
+_ENVIRONMENTS = word_set(
     "pmatrix bmatrix matrix vmatrix Vmatrix Bmatrix smallmatrix array cases aligned align* align "
-    "gathered split".split()
+    "gathered split"
 )
 
-_JOINED = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,\\!|\\,|\\ |[ ~\u2009\u202f])\s{0,3}\d{3})+(?![\d])")
+_JOINED = re.compile(
+    r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,\\!|\\,|\\ |[ ~\u2009\u202f])\s{0,3}\d{3})+(?![\d])"
+)
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])(0|\d{4,15}),(\d{2,15})(?![\d,])")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z(\[])")  # `\\\\frac`, escaped once too often
@@ -240,9 +251,11 @@ def _scan_letters(value: str, found: list[Token], *, in_text: bool, after_space:
         found.append(("cmd", "infty"))
     elif value == "pi":
         found.append(("cmd", "pi"))
-    elif lower in SEPARATORS or in_text:
-        found.append(("word", lower))
-    elif is_unit_word(value) and (_ends_number(found) or (found and found[-1][0] == "word")):
+    elif (
+        lower in SEPARATORS
+        or in_text
+        or (is_unit_word(value) and (_ends_number(found) or (found and found[-1][0] == "word")))
+    ):
         found.append(("word", lower))
     elif lower in SHORT_WORDS or len(value) >= 4:
         for prefix in ("sqrt", "sin", "cos", "tan", "log"):
@@ -307,11 +320,11 @@ def _scan_command(
 _COMMANDS = (
     FUNCTIONS
     | GREEK
-    | frozenset(
+    | word_set(
         "frac sqrt binom choose infty emptyset circ angle triangle vec hat bar tilde dot ddot "
         "overline lfloor rfloor lceil rceil langle rangle sum prod int lim dots wedge perp cases "
         "pmod mod bmod equiv forall exists subset subseteq cup star dagger square Box not iff "
-        "arcsec substack over stackrel overset underset underbrace overbrace oint iint R".split()
+        "arcsec substack over stackrel overset underset underbrace overbrace oint iint R"
     )
 )
 

@@ -1,42 +1,19 @@
-"""Canonical tokens -> a small syntax tree. The only reader of answers: nothing is ever evaluated
-as code, and depth, size and number of digits are bounded while parsing.
-
-A node is a tuple whose first entry names it:
-    ("num", Fraction, decimals | None)      decimals: digits behind the point as written
-    ("sym", name)  ("const", "pi"|"e"|"i"|"inf")  ("words", (word, ...))
-    ("add", nodes)  ("mul", nodes)  ("div", a, b)  ("pow", a, b)  ("neg", a)  ("pm", sign, a)
-    ("fact", a)  ("func", name, nodes)  ("call", name, nodes)  ("decor", name, a)
-    ("based", digits, base)  ("ratio", nodes)  ("unit", a, name)  ("percent", a)
-    ("tuple", open, close, nodes)  ("set", nodes)  ("list", nodes)  ("groups", lists)
-    ("cup", a, b)  ("cap", a, b)  ("setminus", a, b)  ("matrix", kind, rows)
-    ("rel", sides, operators)
-Trees are hashable, so structural equality is `==`.
+"""Canonical tokens -> a syntax tree. The only reader of answers: nothing is ever evaluated as code,
+and depth, size and number of digits are bounded while parsing.
 """
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
 
+from polaris_jax.reward.cursor import END
 from polaris_jax.reward.normalize import Token, Unreadable
-from polaris_jax.reward.vocabulary import (
-    FUNCTIONS,
-    GREEK,
-    NUMBER_WORDS,
-    PERCENT_WORDS,
-    SCALES,
-    SEPARATORS,
-    SINGLE_LETTER_UNITS,
-    unit_name,
-)
+from polaris_jax.reward.syntax import Node, number, product, render, signed, tree_depth
+from polaris_jax.reward.units import RELATIONS, UnitCursor
+from polaris_jax.reward.vocabulary import FUNCTIONS, NUMBER_WORDS, SEPARATORS
 
-Node = tuple[Any, ...]
+MAX_TREE_DEPTH = 120
 
-MAX_DEPTH = 60
-MAX_DIGITS = 2000
-MAX_EXPONENT = 10_000  # of scientific notation
-
-_RELATIONS = frozenset({"=", "<", ">", "leq", "geq", "neq", "in", "approx"})
 _CLOSERS = {"(": (")", "]"), "[": (")", "]"), "S{": ("S}",), "{": ("}",)}
 _STARTS_ATOM = frozenset({"(", "[", "{", "S{", "|", "dollar", "pounds"})
 _CALLED = frozenset({"f", "g", "h", "F", "G", "H"})
@@ -46,7 +23,6 @@ _DECORATIONS = frozenset(
 _UNSUPPORTED = frozenset({"sum", "prod", "int", "lim", "cases", "over", "forall", "exists"})
 _CONSTANTS = {"e": "e", "i": "i", "pi": "pi"}
 _PREFIX_FUNCTIONS = FUNCTIONS - {"deg"} | {"arcsec"}
-_END: Token = ("end-of-answer", "")
 
 
 def parse(tokens: tuple[Token, ...]) -> Node:
@@ -57,63 +33,15 @@ def parse(tokens: tuple[Token, ...]) -> Node:
     """
     parser = _Parser(tokens)
     node = parser.answer()
-    if parser.peek() != _END:
+    if parser.peek() != END:
         raise Unreadable(f"left over: {parser.peek()}")
+    if tree_depth(node) > MAX_TREE_DEPTH:
+        raise Unreadable("nested too deep")
     return node
 
 
-def number(literal: str) -> Node:
-    """The node of a numeric literal, exact. Raises Unreadable past the digit limits."""
-    if len(literal) > MAX_DIGITS:
-        raise Unreadable("a number of too many digits")
-    mantissa, _, exponent = literal.partition("e")
-    if exponent and abs(int(exponent)) > MAX_EXPONENT:
-        raise Unreadable("an exponent beyond every bound")
-    whole, _, fraction = mantissa.partition(".")
-    value = Fraction(int(whole + fraction), 10 ** len(fraction))
-    decimals = len(fraction) if "." in mantissa or exponent else None
-    if exponent:
-        value *= Fraction(10) ** int(exponent)
-        decimals = (decimals or 0) - int(exponent)
-    return ("num", value, decimals)
-
-
-class _Parser:
+class _Parser(UnitCursor):
     """Recursive descent with one token of look-ahead (a second one for mixed numbers)."""
-
-    def __init__(self, tokens: tuple[Token, ...]) -> None:
-        self.tokens = list(tokens)
-        self.position = 0
-        self.depth = 0
-        self.bars = 0  # open absolute values
-
-    # -- tokens ---------------------------------------------------------------------------------
-    def peek(self, ahead: int = 0) -> Token:
-        index = self.position + ahead
-        return self.tokens[index] if index < len(self.tokens) else _END
-
-    def next(self) -> Token:
-        token = self.peek()
-        self.position += 1
-        return token
-
-    def is_op(self, *values: str, ahead: int = 0) -> bool:
-        kind, value = self.peek(ahead)
-        return kind == "op" and value in values
-
-    def is_cmd(self, *values: str) -> bool:
-        kind, value = self.peek()
-        return kind == "cmd" and value in values
-
-    def expect(self, *values: str) -> str:
-        if not self.is_op(*values):
-            raise Unreadable(f"expected one of {values}, found {self.peek()}")
-        return self.next()[1]
-
-    def enter(self) -> None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable("nested too deep")
 
     # -- structure ------------------------------------------------------------------------------
     def answer(self) -> Node:
@@ -146,7 +74,7 @@ class _Parser:
     def relation(self) -> Node:
         self.enter()
         sides, operators = [self.ratio()], []
-        while self.peek()[0] == "op" and self.peek()[1] in _RELATIONS:
+        while self.peek()[0] == "op" and self.peek()[1] in RELATIONS:
             operators.append(self.next()[1])
             sides.append(self.ratio())
         self.depth -= 1
@@ -170,9 +98,9 @@ class _Parser:
     def expression(self) -> Node:
         self.enter()
         sign = self.sign()
-        terms = [_signed(sign, self.term())]
+        terms = [signed(sign, self.term())]
         while self.is_op("+", "-", "pm", "mp"):
-            terms.append(_signed(self.sign(), self.term()))
+            terms.append(signed(self.sign(), self.term()))
         self.depth -= 1
         return terms[0] if len(terms) == 1 else ("add", tuple(terms))
 
@@ -191,10 +119,10 @@ class _Parser:
         while True:
             if self.is_op("*"):
                 self.next()
-                node = _product(node, _signed(self.sign(), self.factor()))
+                node = product(node, signed(self.sign(), self.factor()))
             elif self.is_op("/"):
                 self.next()
-                node = ("div", node, _signed(self.sign(), self.factor()))
+                node = ("div", node, signed(self.sign(), self.factor()))
             elif self.is_cmd("choose", "pmod", "bmod", "mod", "wedge"):
                 raise Unreadable(self.peek()[1])
             elif (suffixed := self.suffix(node)) is not None:
@@ -202,7 +130,7 @@ class _Parser:
             elif self.starts_factor():
                 if self.peek()[0] == "num" and node[0] == "num":
                     raise Unreadable("two numbers side by side")
-                node = _product(node, self.factor())
+                node = product(node, self.factor())
             else:
                 return node
 
@@ -274,27 +202,9 @@ class _Parser:
             else:
                 return node
 
-    def degree_sign(self) -> bool:
-        after = 1
-        while self.is_op("{", ahead=after):
-            after += 1
-        return self.peek(after) == ("cmd", "circ")
-
-    def degree_unit(self) -> str:
-        """Passes `^\\circ`, `^{\\circ}` or `\\circ`, and the letter of a temperature scale."""
-        braces = 0
-        while not self.is_cmd("circ"):
-            braces += self.next()[1] == "{"
-        self.next()
-        for _ in range(braces):
-            self.expect("}")
-        if self.peek()[0] in ("let", "tlet") and self.peek()[1] in "CF":
-            return f"deg{self.next()[1]}"
-        return "deg"
-
     def subscript(self, node: Node) -> Node:
         start = self.position
-        self.argument(signed=False)
+        self.argument(with_sign=False)
         label = " ".join(value for kind, value in self.tokens[start : self.position]).strip("{ }")
         if node[0] == "num" and label.isdigit():
             return ("based", str(node[1]), label)
@@ -306,13 +216,13 @@ class _Parser:
             return ("based", render(node), label)
         raise Unreadable("a subscript on an expression")
 
-    def argument(self, *, signed: bool = True, split: bool = False) -> Node:
+    def argument(self, *, with_sign: bool = True, split: bool = False) -> Node:
         """What `^`, `\\frac` and the like take: a group, or one token.
 
         split: a number gives up its first digit only, as TeX reads `\\frac12`.
         """
         self.enter()
-        sign = self.sign() if signed and self.is_op("-", "+") else "+"
+        sign = self.sign() if with_sign and self.is_op("-", "+") else "+"
         kind, value = self.peek()
         if self.is_op("{"):
             self.next()
@@ -323,7 +233,7 @@ class _Parser:
                     items.append(self.relation())
                 node = ("list", tuple(items))
             self.expect("}")
-        elif kind == "num" and split and len(value) > 1:
+        elif kind == "num" and split and len(value) > 1 and value.isdigit():
             self.tokens[self.position] = ("num", value[1:])
             node = number(value[0])
         elif kind == "num":
@@ -333,7 +243,7 @@ class _Parser:
         else:
             node = self.atom()
         self.depth -= 1
-        return _signed(sign, node)
+        return signed(sign, node)
 
     def fraction(self) -> Node:
         self.next()
@@ -377,7 +287,7 @@ class _Parser:
         words = [value.lower()]
         while self.peek()[0] in ("run", "word") and self.peek()[1] not in SEPARATORS:
             words.append(self.next()[1].lower())
-        return ("words", tuple(words))
+        return ("words", " ".join(words))
 
     def words(self) -> Node:
         value = self.next()[1]
@@ -386,7 +296,7 @@ class _Parser:
         words = [value]
         while self.peek()[0] in ("word", "run") and self.peek()[1] not in SEPARATORS:
             words.append(self.next()[1].lower())
-        return ("words", tuple(words))
+        return ("words", " ".join(words))
 
     def group(self) -> Node:
         self.enter()
@@ -461,19 +371,17 @@ class _Parser:
             return ("decor", name, self.decorated())
         if name in _UNSUPPORTED:
             raise Unreadable(name)
-        if name in GREEK and self.is_op("("):
-            return ("sym", name)
         return ("sym", name)
 
     def decorated(self) -> Node:
         """What a hat or an angle sign stands on: a group, or the letters that follow."""
         if self.is_op("{"):
-            return self.argument(signed=False)
+            return self.argument(with_sign=False)
         letters: list[Node] = []
         while self.peek()[0] in ("let", "tlet"):
             letters.append(("sym", self.next()[1]))
         if not letters:
-            return self.argument(signed=False)
+            return self.argument(with_sign=False)
         return letters[0] if len(letters) == 1 else ("mul", tuple(letters))
 
     def root(self) -> Node:
@@ -534,11 +442,11 @@ class _Parser:
             or (self.peek()[0] == "cmd" and self.peek()[1] in _PREFIX_FUNCTIONS)
             or self.is_op("(", "[", "S{")
         ):
-            node = _product(node, self.factor())
+            node = product(node, self.factor())
         if self.is_op("/") and self.peek(1)[0] == "num":
             self.next()
             node = ("div", node, self.factor())
-        return _signed(sign, node)
+        return signed(sign, node)
 
     def matrix(self) -> Node:
         self.enter()
@@ -566,109 +474,3 @@ class _Parser:
         self.bars = bars
         family = "determinant" if kind == "vmatrix" else "matrix"
         return ("matrix", family, tuple(rows))
-
-    # -- what stands behind a value ---------------------------------------------------------------
-    def suffix(self, node: Node) -> Node | None:
-        """Percent, scale words and units behind a value; None where there is none."""
-        kind, value = self.peek()
-        if kind == "op" and value == "%":
-            self.next()
-            return ("percent", node)
-        if kind == "word" and value in PERCENT_WORDS:
-            self.next()
-            return ("percent", node)
-        if kind == "word" and value in SCALES:
-            self.next()
-            return _product(node, ("num", Fraction(10 ** SCALES[value]), None))
-        if node[0] == "words" or value in ("am", "pm"):  # `12 pm` is no length of 12
-            return None
-        start = self.position
-        if (kind in ("word", "run") and value not in SEPARATORS) or self.unit_letter():
-            name = self.unit()
-            if name is not None and self.ends_item():
-                return ("unit", node, name)
-            self.position = start
-        return None
-
-    def unit_letter(self) -> bool:
-        return self.peek()[0] == "tlet" and self.peek()[1] in SINGLE_LETTER_UNITS
-
-    def ends_item(self) -> bool:
-        kind, value = self.peek()
-        return (
-            (kind, value) == _END
-            or (kind == "word" and value in SEPARATORS)
-            or (kind == "op" and value in _RELATIONS)
-            or (kind == "op" and value in (",", ";", ")", "]", "}", "S}", "+", "-", "&", ":"))
-            or kind == "end"
-        )
-
-    def unit(self) -> str | None:
-        """Passes unit words with their powers; their canonical name, "" for words of no unit."""
-        parts: list[str] = []
-        inverse, power_next, known = 1, 1, True
-        while True:
-            kind, value = self.peek()
-            if kind in ("word", "run", "tlet") and value not in SEPARATORS:
-                self.next()
-                word = value.lower() if kind != "tlet" else value
-                if word in ("square", "sq", "squared", "cubic", "cubed"):
-                    power = 2 if word.startswith("sq") else 3
-                    if word.endswith("ed") and parts:
-                        parts[-1] = f"{parts[-1].partition('^')[0]}^{power * inverse}"
-                    else:
-                        power_next = power
-                    continue
-                if word == "per":
-                    inverse = -1
-                    continue
-                name = unit_name(value)
-                known = known and name is not None
-                power = power_next
-                if self.is_op("^"):
-                    self.next()
-                    exponent = self.argument()
-                    power = _small_int(exponent)
-                parts.append(f"{name}^{power * inverse}")
-                power_next = 1
-            elif self.is_op("^") and parts:
-                self.next()
-                parts[-1] = f"{parts[-1].partition('^')[0]}^{_small_int(self.argument()) * inverse}"
-            elif self.is_op("/") and self.peek(1)[0] in ("word", "run", "tlet"):
-                self.next()
-                inverse = -1
-            elif self.is_op("*", ".") and self.peek(1)[0] in ("word", "tlet"):
-                self.next()
-            elif self.is_op("."):
-                self.next()
-            else:
-                return " ".join(sorted(parts)) if known else ""
-
-
-def _small_int(node: Node) -> int:
-    sign = 1
-    if node[0] == "neg":
-        sign, node = -1, node[1]
-    if node[0] == "num" and node[1].denominator == 1 and abs(node[1]) < 100:
-        return sign * int(node[1])
-    raise Unreadable("the power of a unit")
-
-
-def _signed(sign: str, node: Node) -> Node:
-    if sign == "+":
-        return node
-    return ("neg", node) if sign == "-" else ("pm", sign, node)
-
-
-def _product(left: Node, right: Node) -> Node:
-    head = left[1] if left[0] == "mul" else (left,)
-    return ("mul", (*head, right))
-
-
-def render(node: Node) -> str:
-    """A short, stable spelling of a node: names of subscripted and decorated symbols."""
-    if node[0] in ("sym", "const"):
-        return str(node[1])
-    if node[0] == "num":
-        return str(node[1])
-    return "(" + " ".join(render(part) if isinstance(part, tuple) else str(part) for part in node) + ")"

@@ -10,13 +10,13 @@ from fractions import Fraction
 from typing import Any
 
 from polaris_jax.reward import numeric
+from polaris_jax.reward.exact import Undecidable, exact_value
 from polaris_jax.reward.intervals import is_set_like, same_sets
-from polaris_jax.reward.numeric import Undecidable
-from polaris_jax.reward.parser import Node
+from polaris_jax.reward.syntax import Node, holds, symbols
 from polaris_jax.reward.vocabulary import SILENT_UNITS
 
 MAX_ITEMS = 200
-MAX_PAIRS = 4000  # comparisons of two unordered collections
+MAX_PAIRS = 2500  # comparisons of two unordered collections
 FULL_PRECISION_DIGITS = 12  # a decimal of so many digits is a float's print of an exact value
 _ORDERS = frozenset({"<", ">", "leq", "geq"})
 _COLLECTIONS = frozenset({"set", "tuple", "list", "cup", "cap", "setminus", "matrix", "rel"})
@@ -61,8 +61,10 @@ def _unwrapped(node: Node) -> Node:
     """A structure without the unit behind it: `(3, 4) \\text{ cm}`."""
     while node[0] == "unit" and node[1][0] in (*_COLLECTIONS, "based", "ratio", "words"):
         node = node[1]
-    if node[0] == "rel" and node[2] == ("in",) and node[1][1][0] == "unit":
+    if node[0] == "rel" and node[2] == ("in",):
         return ("rel", (node[1][0], _unwrapped(node[1][1])), node[2])
+    if node[0] in ("cup", "cap", "setminus"):
+        return (node[0], _unwrapped(node[1]), _unwrapped(node[2]))
     return node
 
 
@@ -81,7 +83,7 @@ def _choose(node: Any, upper: bool) -> Any:
 
 def _spread(node: Node) -> Node:
     """A tree in which each item with a plus-minus has become two items."""
-    if not numeric.holds(node, "pm"):
+    if not holds(node, "pm"):
         return node
     if node[0] in ("list", "set"):
         items: list[Node] = []
@@ -94,7 +96,7 @@ def _spread(node: Node) -> Node:
 
 
 def _both(item: Node) -> tuple[Node, ...]:
-    if not numeric.holds(item, "pm"):
+    if not holds(item, "pm"):
         return (item,)
     return (_choose(item, True), _choose(item, False))
 
@@ -106,16 +108,16 @@ def same_scalar(answer: Node, gold: Node) -> bool:
     """Whether two expressions have one value, under the policies on units, percent and decimals."""
     if _units_conflict(answer, gold):
         return False
-    percent_answer, percent_gold = numeric.holds(answer, "percent"), numeric.holds(gold, "percent")
+    percent_answer, percent_gold = holds(answer, "percent"), holds(gold, "percent")
     if percent_answer and not percent_gold:
         answer = ("div", answer, ("num", Fraction(100), None))
     try:
-        left, right = numeric.exact_value(answer), numeric.exact_value(gold)
+        left, right = exact_value(answer), exact_value(gold)
     except Undecidable:
         return False
     if left is not None and right is not None:
         return left == right or _rounds_to(answer, left, gold, right)
-    if numeric.symbols(answer) or numeric.symbols(gold):
+    if symbols(answer) or symbols(gold):
         return numeric.same_function(answer, gold)
     if numeric.same_constant(answer, gold):
         return True
@@ -157,7 +159,7 @@ def _last_place(node: Node) -> tuple[Fraction, int] | None:
     if node[0] == "mul" and len(node[1]) == 2 and node[1][1][0] == "pow":
         literal, power = _bare(node[1][0]), node[1][1]
         try:
-            base, exponent = numeric.exact_value(power[1]), numeric.exact_value(power[2])
+            base, exponent = exact_value(power[1]), exact_value(power[2])
         except Undecidable:
             return None
         if base != 10 or exponent is None or exponent.denominator != 1 or abs(exponent) > 400:
@@ -338,8 +340,8 @@ def _named_value(node: Node) -> tuple[Node, Node] | None:
         return sides[0], sides[-1]
     if len(sides) == 2 and _is_name(sides[1]):
         return sides[1], sides[0]
-    if len(sides) >= 2 and not numeric.symbols(node):  # a computation: `2 + 3 = 5`
-        return ("words", ()), sides[-1]
+    if len(sides) >= 2 and not symbols(node):  # a computation: `2 + 3 = 5`
+        return ("words", ""), sides[-1]
     return None
 
 

@@ -8,6 +8,11 @@ from __future__ import annotations
 from types import MappingProxyType
 
 
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
 def _aliases(rows: str) -> MappingProxyType[str, str]:
     """`canonical: alias alias` a line -> alias (and canonical) to canonical."""
     table: dict[str, str] = {}
@@ -81,45 +86,41 @@ UNITS = _aliases(
 # A bare `units` says nothing about which: it never conflicts.
 SILENT_UNITS = frozenset({"unit"})
 
-SINGLE_LETTER_UNITS = frozenset("m g s h l L N J W V K A C F")
+SINGLE_LETTER_UNITS = word_set("m g s h l L N J W V K A C F")
 
+_NUMBERS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen twenty"
+)
 NUMBER_WORDS = MappingProxyType(
-    {
-        word: value
-        for value, word in enumerate(
-            "zero one two three four five six seven eight nine ten eleven twelve thirteen "
-            "fourteen fifteen sixteen seventeen eighteen nineteen twenty".split()
-        )
-    }
+    {word: value for value, word in enumerate(_NUMBERS.split())}
     | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80}
     | {"ninety": 90}
 )
 
-SCALES = MappingProxyType(
-    {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-)
+SCALES = MappingProxyType({"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12})
 
 PERCENT_WORDS = frozenset({"percent", "pct", "percentage"})
 SEPARATORS = frozenset({"and", "or"})
 
 # Runs of two or three plain letters that are words, not products of variables.
-SHORT_WORDS = frozenset(
+SHORT_WORDS = word_set(
     "yes no odd all red mon tue wed thu fri sat sun jan feb mar apr jun jul aug sep oct nov dec "
-    "am pm none".split()
+    "am pm none"
 )
 
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp gcd lcm "
-    "max min det arg deg Re Im sgn".split()
+FUNCTIONS = word_set(
+    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp gcd "
+    "lcm max min det arg deg Re Im sgn"
 )
 INVERSE = MappingProxyType(
     {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "sqrt": "sqrt", "root": "sqrt"}
 )
 
-GREEK = frozenset(
+GREEK = word_set(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
     "rho varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi "
-    "Sigma Upsilon Phi Psi Omega ell hbar Pi pi aleph nabla partial imath jmath".split()
+    "Sigma Upsilon Phi Psi Omega ell hbar Pi pi aleph nabla partial imath jmath"
 )
 
 

@@ -1,8 +1,8 @@
 """The grading process: JSON lines in, JSON lines out, one answer at a time.
 
 Started by `Grader` as `python -m polaris_jax.reward.worker TIMEOUT_S MEMORY_LIMIT_BYTES`. A request
-is `[answer, [gold, ...]]`, a reply is `true`, `false` or `"memory"`; the first line out is
-`"ready"`. It ends when stdin closes. It kills itself if one answer takes TIMEOUT_S and a second
+is `[answer, [gold, ...]]`, a reply is `true`, `false`, `"memory"` or `"error"`; the first line out
+is `"ready"`. It ends when stdin closes. It kills itself if one answer takes TIMEOUT_S and a second
 more: then the parent, which would have killed it, is gone.
 """
 
@@ -39,8 +39,8 @@ def main(timeout_s: float, memory_limit_bytes: int) -> None:
             reply: bool | str = answers_match(answer, golds)
         except MemoryError:
             reply = "memory"
-        except RecursionError:
-            reply = False
+        except Exception:  # noqa: BLE001 - a bad answer is reward 0, counted, never the end of a step
+            reply = "error"
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         replies.write(json.dumps(reply) + "\n")
         replies.flush()

@@ -1,0 +1,129 @@
+"""What stands behind a value: degree and percent signs, scale words, units with their powers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from polaris_jax.reward.cursor import END, Cursor
+from polaris_jax.reward.normalize import Unreadable
+from polaris_jax.reward.syntax import Node, product
+from polaris_jax.reward.vocabulary import (
+    PERCENT_WORDS,
+    SCALES,
+    SEPARATORS,
+    SINGLE_LETTER_UNITS,
+    unit_name,
+)
+
+RELATIONS = frozenset({"=", "<", ">", "leq", "geq", "neq", "in", "approx"})
+
+
+class UnitCursor(Cursor):
+    """A cursor that can read units."""
+
+    def suffix(self, node: Node) -> Node | None:
+        """Percent, scale words and units behind a value; None where there is none."""
+        kind, value = self.peek()
+        if kind == "op" and value == "%":
+            self.next()
+            return ("percent", node)
+        if kind == "word" and value in PERCENT_WORDS:
+            self.next()
+            return ("percent", node)
+        if kind == "word" and value in SCALES:
+            self.next()
+            return product(node, ("num", Fraction(10 ** SCALES[value]), None))
+        if node[0] == "words" or value in ("am", "pm"):  # `12 pm` is no length of 12
+            return None
+        start = self.position
+        if (kind in ("word", "run") and value not in SEPARATORS) or self.unit_letter():
+            name = self.unit()
+            if name is not None and self.ends_item():
+                return ("unit", node, name)
+            self.position = start
+        return None
+
+    def unit_letter(self) -> bool:
+        return self.peek()[0] == "tlet" and self.peek()[1] in SINGLE_LETTER_UNITS
+
+    def ends_item(self) -> bool:
+        kind, value = self.peek()
+        return (
+            (kind, value) == END
+            or (kind == "word" and value in SEPARATORS)
+            or (kind == "op" and value in RELATIONS)
+            or (kind == "op" and value in (",", ";", ")", "]", "}", "S}", "+", "-", "&", ":"))
+            or kind == "end"
+        )
+
+    def unit(self) -> str | None:
+        """Passes unit words with their powers; their canonical name, "" for words of no unit."""
+        parts: list[str] = []
+        inverse, power_next, known = 1, 1, True
+        while True:
+            kind, value = self.peek()
+            if kind in ("word", "run", "tlet") and value not in SEPARATORS:
+                self.next()
+                word = value.lower() if kind != "tlet" else value
+                if word in ("square", "sq", "squared", "cubic", "cubed"):
+                    power = 2 if word.startswith("sq") else 3
+                    if word.endswith("ed") and parts:
+                        parts[-1] = f"{parts[-1].partition('^')[0]}^{power * inverse}"
+                    else:
+                        power_next = power
+                    continue
+                if word == "per":
+                    inverse = -1
+                    continue
+                name = unit_name(value)
+                known = known and name is not None
+                power = power_next
+                if self.is_op("^"):
+                    self.next()
+                    power = self.unit_power()
+                parts.append(f"{name}^{power * inverse}")
+                power_next = 1
+            elif self.is_op("^") and parts:
+                self.next()
+                parts[-1] = f"{parts[-1].partition('^')[0]}^{self.unit_power() * inverse}"
+            elif self.is_op("/") and self.peek(1)[0] in ("word", "run", "tlet"):
+                self.next()
+                inverse = -1
+            elif (self.is_op("*", ".") and self.peek(1)[0] in ("word", "tlet")) or self.is_op("."):
+                self.next()
+            else:
+                return " ".join(sorted(parts)) if known else ""
+
+    def degree_sign(self) -> bool:
+        after = 1
+        while self.is_op("{", ahead=after):
+            after += 1
+        return self.peek(after) == ("cmd", "circ")
+
+    def degree_unit(self) -> str:
+        """Passes `^\\circ`, `^{\\circ}` or `\\circ`, and the letter of a temperature scale."""
+        braces = 0
+        while not self.is_cmd("circ"):
+            braces += self.next()[1] == "{"
+        self.next()
+        for _ in range(braces):
+            self.expect("}")
+        if self.peek()[0] in ("let", "tlet") and self.peek()[1] in "CF":
+            return f"deg{self.next()[1]}"
+        return "deg"
+
+    def unit_power(self) -> int:
+        """Passes `2`, `-1`, `{2}` or `{-1}`."""
+        grouped = self.is_op("{")
+        if grouped:
+            self.next()
+        sign = 1
+        if self.is_op("-"):
+            self.next()
+            sign = -1
+        kind, value = self.next()
+        if kind != "num" or not value.isdigit() or len(value) > 2:
+            raise Unreadable("the power of a unit")
+        if grouped:
+            self.expect("}")
+        return sign * int(value)
