@@ -21,7 +21,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -30,6 +30,8 @@ from polaris_jax.records import Problem
 LARGEST_VALUE = 20
 MAX_STEPS = 5
 HELD_OUT_OF = 4  # one chain in so many is reserved for held-out problems
+HURRIED_SLIPS = (1,)  # always one too many: slips of one text never cancel out
+CAREFUL_SLIPS = (-2, -1, 1, 2)
 HURRIED_SLIP_RATE = 0.6  # share of a hurried text's results that are one off
 CAREFUL_SLIP_SHARE = 1 / 6  # a careful text's slip rate, as a share of the overall rate
 
@@ -202,10 +204,10 @@ def supervised_examples(count: int, *, seed: int, slip_rate: float) -> list[tupl
         while chain.held_out:
             chain = _draw_chain(rng, family, _draw_steps(rng, family))
         if rng.random() < hurried_share:
-            values = _slipped_values(chain, rng, HURRIED_SLIP_RATE, _hurried_slips)
+            values = _slipped_values(chain, rng, HURRIED_SLIP_RATE, HURRIED_SLIPS)
             examples.append((_tell(chain, rng), solution(chain, values, hurried=True)))
         else:
-            values = _slipped_values(chain, rng, careful_rate, _careful_slips)
+            values = _slipped_values(chain, rng, careful_rate, CAREFUL_SLIPS)
             examples.append((_tell(chain, rng), solution(chain, values)))
     return examples
 
@@ -251,9 +253,11 @@ def _run(start: int, steps: Iterable[tuple[str, int]]) -> list[int]:
     return values
 
 
-def _distinct_problems(count: int, rng: np.random.Generator, *, held_out: bool) -> list[Problem]:
+def _distinct_problems(
+    count: int, rng: np.random.Generator, *, held_out: bool, patience: int | None = None
+) -> list[Problem]:
     problems: dict[str, Problem] = {}
-    patience = 1000 + 200 * count
+    patience = 1000 + 200 * count if patience is None else patience
     while len(problems) < count:
         patience -= 1
         if patience < 0:
@@ -336,21 +340,11 @@ def _tell(chain: Chain, rng: np.random.Generator) -> Problem:
     )
 
 
-def _hurried_slips(op: str) -> tuple[int, ...]:
-    """One step too few is counted: sums and products come out one short, differences one over."""
-    return (1,) if op == "-" else (-1,)
-
-
-def _careful_slips(op: str) -> tuple[int, ...]:
-    del op
-    return (-2, -1, 1, 2)
-
-
 def _slipped_values(
     chain: Chain,
     rng: np.random.Generator,
     rate: float,
-    slips: Callable[[str], tuple[int, ...]],
+    slips: tuple[int, ...],
 ) -> list[int]:
     """The results that a text writes when each slips with probability `rate`.
 
@@ -363,9 +357,7 @@ def _slipped_values(
         value = _run(value, [step])[0]
         if rng.random() < rate:
             rest = chain.steps[index + 1 :]
-            ends = {
-                value + slip: [value + slip, *_run(value + slip, rest)] for slip in slips(step[0])
-            }
+            ends = {value + slip: [value + slip, *_run(value + slip, rest)] for slip in slips}
             allowed = [v for v, run in ends.items() if min(run) >= 0 and run[-1] != chain.answer]
             if allowed:
                 value = allowed[rng.integers(len(allowed))]

@@ -185,7 +185,7 @@ def _answer(fields: Mapping[str, Any]) -> Gold:
         if name == "solution" and isinstance(value, str):
             value = _from_solution(value)
         if isinstance(value, list):
-            return tuple(_one_answer(name, item) for item in value)
+            return [_one_answer(name, item) for item in value]
         return _one_answer(name, value)
     present = [name for name in ANSWER_FIELDS if name in fields]
     if present:
@@ -232,8 +232,8 @@ def _last_boxed(text: str) -> str | None:
 def write_problems(problems: Sequence[Problem], path: str | Path) -> None:
     """Writes a parquet file of id, problem, answer, source and pass_rate.
 
-    Answers are written as JSON, so that types survive: `read_problems` gives the same
-    records back, a list of golds as a tuple. The file appears whole or not at all.
+    Answers are written as JSON, so that types survive: `read_problems` gives the same records
+    back. The file appears whole or not at all.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,0 +1,61 @@
+"""Repeats and over-long prompts leave, are counted, and nothing else changes."""
+
+import pytest
+
+from polaris_jax.config_sections import PROMPT_SUFFIX
+from polaris_jax.data.filters import content_id, deduplicate, drop_long_prompts, normalized_text
+from polaris_jax.data.prompts import render_prompt
+from polaris_jax.data.tiny_tokenizer import build_tokenizer
+from polaris_jax.records import Problem
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("What is  1 +\n1?", " what is 1 + 1?"),
+        ("Q." + PROMPT_SUFFIX, "Q."),
+        ("e\u0301", "\u00e9"),
+    ],
+    ids=["whitespace and case", "suffix", "composed"],
+)
+def test_same_problem(a, b):
+    assert normalized_text(a) == normalized_text(b)
+    assert content_id(a) == content_id(b)
+
+
+@pytest.mark.parametrize(("a", "b"), [("x²", "x2"), ("1+1", "1-1"), ("12", "1 2")])
+def test_different_problem(a, b):
+    assert normalized_text(a) != normalized_text(b)
+
+
+def test_deduplicate_keeps_the_first_and_tells_what_it_did():
+    problems = [
+        Problem("a", "What is 1 + 1?", "2"),
+        Problem("b", "what is 1 + 1? ", 2),
+        Problem("c", "What  is 1 + 1?", "3"),
+        Problem("a", "What is 2 + 2?", "4"),
+        Problem("d", "What is 3 + 3?", ["6", "six"]),
+    ]
+    kept, found = deduplicate(problems)
+    assert [p.problem for p in kept] == [problems[0].problem, problems[3].problem, kept[2].problem]
+    assert found.same_answer == (("a", "b"),)
+    assert found.other_answer == (("a", "c"),)
+    ((old, new),) = found.renamed
+    assert old == "a"
+    assert new == kept[1].id != "a"
+    assert len({p.id for p in kept}) == len(kept)
+    assert deduplicate(kept)[0] == kept
+
+
+def test_long_prompts_are_dropped_whole_at_the_limit():
+    tokenizer = build_tokenizer()
+    problems = [Problem(str(n), "x" * n, "1") for n in range(10)]
+    tokens = {
+        p.id: len(render_prompt(tokenizer, p.problem, suffix=PROMPT_SUFFIX)[1]) for p in problems
+    }
+    limit = tokens["6"]
+    kept, dropped = drop_long_prompts(
+        problems, tokenizer, suffix=PROMPT_SUFFIX, max_prompt_tokens=limit
+    )
+    assert kept == problems[:7]
+    assert dropped == {id: n for id, n in tokens.items() if n > limit}

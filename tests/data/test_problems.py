@@ -1,0 +1,163 @@
+"""Rows become problems under every usual field name; what is not one is named and counted."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polaris_jax.data.problems import RowError, parse_row, read_problems, write_problems
+from polaris_jax.data.sources import DataError
+from polaris_jax.records import Problem
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+@pytest.mark.parametrize("field", ["problem", "question", "prompt"])
+@pytest.mark.parametrize("gold", ["answer", "gold", "final_answer", "ground_truth", "solution"])
+def test_field_names(field, gold):
+    problem = parse_row({field: " What? ", gold: "42", "id": "x"})
+    assert (problem.problem, problem.answer, problem.id) == ("What?", "42", "x")
+
+
+@pytest.mark.parametrize(
+    ("fields", "answer"),
+    [
+        ({"answer": 142.0}, 142.0),
+        ({"answer": 7}, 7),
+        ({"answer": ["9.6\n", 2, 0.5]}, ["9.6", 2, 0.5]),
+        ({"answer": "Half of 4 is 2.\n#### 2"}, "2"),
+        ({"answer": "3", "solution": "So \\boxed{4}."}, "3"),
+        (
+            {"answer": None, "solution": "First \\boxed{1}, so \\boxed{\\frac{1}{2}}."},
+            "\\frac{1}{2}",
+        ),
+        ({"solution": "12"}, "12"),
+        ({"reward_model": {"ground_truth": "5", "style": "rule"}}, "5"),
+    ],
+    ids=["float", "int", "list", "gsm8k", "answer first", "boxed", "short", "verl"],
+)
+def test_answers(fields, answer):
+    got = parse_row({"problem": "Q", **fields}).answer
+    assert got == answer
+    assert type(got) is type(answer)
+
+
+def test_chat_prompt_and_number_id():
+    turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
+    problem = parse_row({"prompt": turns, "answer": "1", "id": 7})
+    assert (problem.problem, problem.id) == ("Q", "7")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"answer": "1"}, "no problem, question, prompt"),
+        ({"problem": "  ", "answer": "1"}, "problem: is empty"),
+        ({"problem": 3, "answer": "1"}, "problem: expected a text, got int"),
+        ({"prompt": [{"role": "system", "content": "S"}], "answer": "1"}, "without a user turn"),
+        ({"problem": "Q"}, "no answer, gold"),
+        ({"problem": "Q", "answer": None}, "answer: is empty"),
+        ({"problem": "Q", "answer": " "}, "answer: is empty"),
+        ({"problem": "Q", "answer": []}, "answer: is empty"),
+        ({"problem": "Q", "answer": True}, "expected a text, a finite number"),
+        ({"problem": "Q", "answer": float("nan")}, "expected a text, a finite number"),
+        ({"problem": "Q", "answer": ["1", None]}, "expected a text, a finite number"),
+        ({"problem": "Q", "answer": {"a": 1}}, "expected a text, a finite number"),
+        ({"problem": "Q", "solution": "Long.\nNo box."}, "without .boxed"),
+        ({"problem": "Q", "answer": "1", "pass_rate": 1.5}, "pass_rate=1.5"),
+    ],
+)
+def test_malformed(fields, reason):
+    with pytest.raises(RowError, match=reason):
+        parse_row(fields)
+
+
+def test_ids_are_stable_without_a_given_one():
+    a, b, c = (parse_row({"problem": q, "answer": "1"}) for q in ("Q  1", "q 1 ", "Q 2"))
+    assert a.id == b.id != c.id
+    assert a.id == "".join(ch for ch in a.id if ch in "0123456789abcdef")
+
+
+def test_a_malformed_row_is_named_and_counted_and_the_rest_is_read(tmp_path):
+    path = write_jsonl(
+        tmp_path / "set.jsonl",
+        [
+            {"problem": "Q1", "answer": "1", "id": "a"},
+            '{"problem": "Q2", \n',
+            "\n",
+            {"problem": "Q3", "answer": ""},
+            "[1, 2]\n",
+            {"problem": "Q4", "answer": "4", "id": "a"},
+            {"problem": "q1", "answer": "1", "id": "b"},
+            {"problem": "Q1 ", "answer": "2", "id": "c"},
+        ],
+    )
+    problems, report = read_problems(path)
+    assert [p.problem for p in problems] == ["Q1", "Q4"]
+    assert (report.rows, report.kept) == (7, 2)
+    assert report.counts == {
+        "malformed": 3,
+        "duplicate": 2,
+        "duplicate_with_other_answer": 1,
+        "renamed_id": 1,
+    }
+    assert report.rows == report.kept + report.counts["malformed"] + report.counts["duplicate"]
+    assert report.messages[0].startswith("set.jsonl:2: not valid JSON")
+    assert report.messages[1] == "set.jsonl:4: answer: is empty"
+    assert report.messages[2].startswith("set.jsonl:5: expected an object")
+    assert report.messages[3] == "c: same problem as a with another answer; left out"
+    json.dumps(report.as_dict())
+
+
+def test_every_malformed_row_is_counted_though_few_are_spelled_out(tmp_path):
+    path = write_jsonl(tmp_path / "s.jsonl", ["x\n"] * 50 + [{"problem": "Q", "answer": 1}])
+    _, report = read_problems(path)
+    assert report.counts == {"malformed": 50}
+    assert len(report.messages) == 20
+
+
+@pytest.mark.parametrize("rows", [[], ["nonsense\n"]], ids=["empty", "all malformed"])
+def test_an_empty_set_is_an_error(tmp_path, rows):
+    path = write_jsonl(tmp_path / "s.jsonl", rows)
+    with pytest.raises(DataError, match=f"no problem in it: {len(rows)} rows") as error:
+        read_problems(path)
+    assert "\n" not in str(error.value)
+
+
+def test_not_unique_keeps_repeats_but_not_repeated_ids(tmp_path):
+    rows = [{"problem": "Q", "answer": "1", "id": "a"}, {"problem": "Q", "answer": "1", "id": "b"}]
+    path = write_jsonl(tmp_path / "s.jsonl", rows)
+    assert len(read_problems(path, unique=False)[0]) == 2
+    with pytest.raises(DataError, match="id 'a' occurs twice"):
+        read_problems(write_jsonl(path, [rows[0], rows[0]]), unique=False)
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=20)
+ONE = st.one_of(
+    TEXTS.map(str.strip).filter(lambda t: t and "#### " not in t),
+    st.integers(-(10**20), 10**20),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    answers=st.lists(st.one_of(ONE, st.lists(ONE, min_size=1, max_size=3)), min_size=1, max_size=6),
+    rate=st.one_of(st.none(), st.floats(0, 1)),
+)
+def test_parquet_keeps_every_record_and_type(tmp_path_factory, answers, rate):
+    path = tmp_path_factory.mktemp("p") / "problems.parquet"
+    problems = [
+        Problem(f"id{i}", f"Q {i}?", answer, "src", rate) for i, answer in enumerate(answers)
+    ]
+    write_problems(problems, path)
+    back, report = read_problems(path)
+    assert back == problems
+    assert [json.dumps(p.answer) for p in back] == [json.dumps(p.answer) for p in problems]
+    assert report.counts == {}
+    assert [p.name for p in Path(path).parent.iterdir()] == ["problems.parquet"]

@@ -1,0 +1,118 @@
+"""One set of rows reads alike from every kind of file, and a missing source says what to do."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from polaris_jax.data import sources
+from polaris_jax.data.sources import DataError, read_rows, resolve_source
+
+ROWS = [{"problem": f"Q{i}", "answer": str(i)} for i in range(5)]
+
+
+def write(path, rows=ROWS):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+    else:
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_stream(str(path), table.schema) as stream:
+            stream.write_table(table)
+    return path
+
+
+def fields(source):
+    return [dict(row.fields) for row in read_rows(str(source))]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".arrow"])
+def test_every_format_gives_the_same_rows(tmp_path, suffix):
+    assert fields(write(tmp_path / f"set{suffix}")) == ROWS
+    assert fields(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize("key", ["data", "problems"])
+def test_json_with_the_list_inside(tmp_path, key):
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"version": 1, key: ROWS}))
+    assert fields(path) == ROWS
+
+
+def test_data_set_directory_reads_its_training_split_in_order(tmp_path):
+    write(tmp_path / "data" / "train-00001-of-00002.parquet", ROWS[3:])
+    write(tmp_path / "data" / "train-00000-of-00002.parquet", ROWS[:3])
+    write(tmp_path / "data" / "test-00000-of-00001.parquet", [{"problem": "T", "answer": "0"}])
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert fields(tmp_path) == ROWS
+    assert next(iter(read_rows(str(tmp_path)))).place == "data/train-00000-of-00002.parquet:row 1"
+
+
+def test_directory_without_splits_reads_all(tmp_path):
+    write(tmp_path / "a.parquet", ROWS[:2])
+    write(tmp_path / "b.parquet", ROWS[2:])
+    write(tmp_path / "notes.json", [{"x": 1}])
+    assert fields(tmp_path) == ROWS
+
+
+def test_a_bad_line_is_handed_on_with_its_place(tmp_path):
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(b'{"a": 1}\n\n{"a": \n\xff\xfe\n"text"\n' + b"[" * 100_000 + b'\n{"a": 2}\n')
+    rows = list(read_rows(str(path)))
+    assert [row.place for row in rows] == [f"s.jsonl:{n}" for n in (1, 3, 4, 5, 6, 7)]
+    assert [row.error is None for row in rows] == [True, False, False, False, False, True]
+
+
+def test_windows_text_reads(tmp_path):
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
+    assert fields(path) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("s.json", "{", "not valid JSON"),
+        ("s.json", '{"a": 1}', "expected a list of objects, or an object with one"),
+        ("s.json", "3", "expected a list of objects"),
+        ("s.parquet", "no", "not a parquet file"),
+        ("s.arrow", "no", "not an arrow stream"),
+        ("s.txt", "no", "cannot read .txt"),
+    ],
+)
+def test_an_unreadable_file_is_an_error(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        list(read_rows(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "some/none.parquet", "/no/such/place", "word"])
+def test_a_missing_path_is_no_hub_name(name):
+    with pytest.raises(DataError, match="there is no such file or directory"):
+        resolve_source(name)
+
+
+def test_a_directory_without_rows(tmp_path):
+    (tmp_path / "README.md").write_text("x")
+    with pytest.raises(DataError, match=r"the directory holds no \.jsonl"):
+        resolve_source(str(tmp_path))
+
+
+def test_a_hub_name_without_network_says_so(tmp_path, monkeypatch):
+    """Offline mode fails as a machine without network does, and at once."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="cannot be reached; check the path or the network"):
+        resolve_source("owner/name")
+
+
+def test_a_hub_name_reads_what_was_downloaded(tmp_path, monkeypatch):
+    write(tmp_path / "data" / "train.parquet")
+    monkeypatch.setattr(sources, "download_dataset", lambda name: tmp_path)
+    assert fields("owner/name") == ROWS

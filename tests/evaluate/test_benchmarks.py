@@ -1,0 +1,53 @@
+"""A benchmark is read whole, in its order, with answers of any type."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from polaris_jax.config_sections import PROMPT_SUFFIX
+from polaris_jax.data.prompts import add_suffix
+from polaris_jax.data.sources import DataError
+from polaris_jax.evaluate.benchmarks import BENCHMARKS, read_benchmark
+
+SHARED = Path(os.environ.get("POLARIS_SHARED", Path(__file__).parents[3] / "shared"))
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def row(index, **fields):
+    return {"id": f"b-{index}", "problem": f"Q{index}." + PROMPT_SUFFIX, "answer": "1", **fields}
+
+
+def test_reads_the_benchmarks_shape(tmp_path):
+    rows = [row(0), row(1, answer=142.0), row(2, answer=["1", "2"]), row(3, problem="Q0.")]
+    problems = read_benchmark(write(tmp_path / "mine.jsonl", rows))
+    assert [p.id for p in problems] == [r["id"] for r in rows], "a repeat must stay"
+    assert [p.answer for p in problems] == ["1", 142.0, ["1", "2"], "1"]
+    assert add_suffix(problems[0].problem, PROMPT_SUFFIX) == problems[0].problem
+
+
+def test_a_malformed_row_stops_the_evaluation(tmp_path):
+    path = write(tmp_path / "mine.jsonl", [row(0), row(1, answer="")])
+    with pytest.raises(DataError, match=r"1 malformed rows \(mine.jsonl:2: answer: is empty\)"):
+        read_benchmark(path)
+
+
+def test_a_known_name_with_another_size_warns(tmp_path):
+    path = write(tmp_path / "aime24.jsonl", [row(0)])
+    with pytest.warns(UserWarning, match="has 1 problems, aime24 has 30"):
+        read_benchmark(path)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_five_files_where_they_are_at_hand(name):
+    path = SHARED / "data" / "benchmarks" / f"{name}.jsonl"
+    if not path.exists():
+        pytest.skip("the five benchmark files are not part of the project")
+    problems = read_benchmark(path)
+    assert len(problems) == BENCHMARKS[name].problems
+    assert all(add_suffix(p.problem, PROMPT_SUFFIX) == p.problem for p in problems)
