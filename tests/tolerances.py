@@ -6,3 +6,24 @@ GRADIENT_RTOL = 1e-5
 
 # Advantages are computed in float64 and stored in float32, with |advantage| below 8.
 ADVANTAGE_ATOL = 1e-6
+
+# Share of slipped results among about 9,000 correlated draws (binomial deviation 0.005 at 0.3,
+# about twice that because a text keeps its hand) and a slip that is not allowed now and then.
+SLIP_RATE_ATOL = 0.03
+
+# The per-token loss in float32 against numpy in float64: a dozen roundings, ratios up to 20.
+OBJECTIVE_RTOL = 2e-5
+
+# A mean or a ratio of small integers in float64, computed twice in another order.
+CLOSED_FORM_ATOL = 1e-12
+
+# Design bound for eight devices against one: max|d params| <= 0.05 x learning rate x steps. Adam
+# turns a gradient of rounding size into a step of up to the learning rate; such entries are rare.
+SHARDED_PARAMS_LR_SHARE = 0.05
+
+# bfloat16 keeps 8 bits: activations and their gradients differ by about 2^-8 an operation, and a
+# leaf's largest entry by a few of them.
+BF16_GRADIENT_RTOL = 0.1
+
+# The same log-prob by two fp32 programs (packed or not): sums of some hundred terms near 1.
+LOGPROB_ATOL = 1e-5
