@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Any, Self
+from typing import Any
 
 import jax.monitoring
 
@@ -19,7 +19,8 @@ class CompileCounter:
         self._thread: int | None = None
         self_reference = weakref.ref(self)
 
-        def listen(event: str, _: float, **__: Any) -> None:
+        def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
+            del duration_secs, kwargs
             counter = self_reference()
             if counter is not None and event == COMPILE_EVENT:
                 counter._saw_compile()
@@ -31,7 +32,7 @@ class CompileCounter:
         if self._thread == threading.get_ident():
             self.count += 1
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> CompileCounter:
         self._thread = threading.get_ident()
         return self
 

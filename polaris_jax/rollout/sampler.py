@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class Sampler:
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[Any] | np.ndarray],
         params: SamplingParams | None = None,
         *,
         on_progress: OnProgress | None = None,
@@ -115,7 +116,7 @@ class Sampler:
             )
         self._model = sampler_weights(model, self._dtype)
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, int | float]:
         """What happened since the last `reset_stats`.
 
         prompt_tokens, response_tokens; tokens_per_s: response tokens over seconds in `generate`;
@@ -233,7 +234,9 @@ class Sampler:
                 scheduler.finish(sample)
                 self._state.clear(slot)
 
-    def _checked(self, index: int, prompt: Sequence[int], row: PromptParams) -> tuple[int, ...]:
+    def _checked(
+        self, index: int, prompt: Sequence[Any] | np.ndarray, row: PromptParams
+    ) -> tuple[int, ...]:
         tokens = np.asarray(prompt)
         vocab = self._model.config.vocab_size
         if tokens.size == 0:

@@ -20,6 +20,9 @@ from jax import Array
 MAX_STOP_TOKENS = 16
 MAX_SEED = 2**32 - 1
 
+Number = float | int
+PerPrompt = Sequence[Any] | np.ndarray
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
@@ -39,13 +42,13 @@ class SamplingParams:
     the lower id.
     """
 
-    temperature: float | Sequence[float] = 1.0
-    top_p: float | Sequence[float] = 1.0
-    top_k: int | Sequence[int] = 0
-    min_p: float | Sequence[float] = 0.0
+    temperature: Number | PerPrompt = 1.0
+    top_p: Number | PerPrompt = 1.0
+    top_k: int | PerPrompt = 0
+    min_p: Number | PerPrompt = 0.0
     n: int = 1
-    max_tokens: int | Sequence[int] = 256
-    seed: int | Sequence[int] = 0
+    max_tokens: int | PerPrompt = 256
+    seed: int | PerPrompt = 0
     stop_token_ids: Sequence[int] = ()
 
 
