@@ -6,7 +6,6 @@ from polaris_jax.stages.controller import (
     initial_state,
     next_stage,
     observe,
-    reopened,
     stage_ended,
 )
 from polaris_jax.stages.difficulty import (
@@ -31,7 +30,6 @@ __all__ = [
     "observe",
     "pass_rate_histogram",
     "read_accuracy_log",
-    "reopened",
     "shape_name",
     "stage_ended",
     "too_easy",

@@ -146,9 +146,3 @@ def next_stage(
         target_diversity=target_diversity,
         decisions=decisions,
     )
-
-
-def reopened(state: StageState, stages: Sequence[StageSection]) -> StageState:
-    """A restored state under stages whose last may have grown: finished only if it still is."""
-    last = state.stage == len(stages) - 1
-    return dataclasses.replace(state, finished=last and stage_ended(state, stages))
