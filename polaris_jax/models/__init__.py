@@ -1,6 +1,7 @@
 """Qwen2, Qwen2.5 and Qwen3 dense models, their log-probs, and their weights on disk."""
 
 from polaris_jax.models.config import ModelConfig, RopeScaling
+from polaris_jax.models.hf_weights import load_config, load_pretrained, save_pretrained
 from polaris_jax.models.logprobs import next_token_logprobs, token_logprobs
 from polaris_jax.models.qwen import Qwen, model_tree_path, param_axes, param_shapes
 
@@ -8,9 +9,12 @@ __all__ = [
     "ModelConfig",
     "Qwen",
     "RopeScaling",
+    "load_config",
+    "load_pretrained",
     "model_tree_path",
     "next_token_logprobs",
     "param_axes",
     "param_shapes",
+    "save_pretrained",
     "token_logprobs",
 ]
