@@ -27,3 +27,6 @@ BF16_GRADIENT_RTOL = 0.1
 
 # The same log-prob by two fp32 programs (packed or not): sums of some hundred terms near 1.
 LOGPROB_ATOL = 1e-5
+
+# A loss weight is one division rounded to float32; a sum of them averages that out.
+WEIGHT_RTOL = 1e-6
