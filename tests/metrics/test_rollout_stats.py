@@ -1,0 +1,99 @@
+"""The rollout metrics: names, values, empty classes, and blindness to rescued rows."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from polaris_jax.batch import RescueBuffer
+from polaris_jax.metrics.rollout_stats import rollout_metrics
+from polaris_jax.records import Graded
+
+
+def graded_of(reward_PR, *, lengths=None, reasons=None, texts=None):
+    reward_PR = np.array(reward_PR, np.float32)
+    prompts, responses = reward_PR.shape
+    lengths = [[2] * responses] * prompts if lengths is None else lengths
+    return Graded(
+        problem_ids=tuple(f"q{p}" for p in range(prompts)),
+        prompts=((1,),) * prompts,
+        golds=("1",) * prompts,
+        token_ids=tuple(tuple((5,) * n for n in group) for group in lengths),
+        logprobs=tuple(tuple((-1.0,) * n for n in group) for group in lengths),
+        texts=texts or tuple(("a b c d",) * responses for _ in range(prompts)),
+        finish_reasons=reasons or tuple(("stop",) * responses for _ in range(prompts)),
+        reward_PR=reward_PR,
+    )
+
+
+def test_names_and_values_by_hand():
+    graded = graded_of(
+        [[1, 0], [0, 0], [1, 1]],
+        lengths=[[10, 20], [30, 40], [50, 60]],
+        reasons=(("stop", "length"), ("stop", "length"), ("length", "stop")),
+        texts=(("a b c d", "a b c d"), ("a b c d", "e f g h"), ("", "")),
+    )
+    assert rollout_metrics(graded, temperature=1.4, max_response_tokens=60) == {
+        "rollout/reward_mean": 0.5,
+        "rollout/informative_share": pytest.approx(1 / 3),
+        "rollout/mean_length": 35.0,
+        "rollout/mean_length_correct": 40.0,
+        "rollout/mean_length_incorrect": 30.0,
+        "rollout/clip_ratio": 0.5,
+        "rollout/clip_ratio_correct": pytest.approx(1 / 3),
+        "rollout/clip_ratio_incorrect": pytest.approx(2 / 3),
+        "rollout/temperature": 1.4,
+        "rollout/diversity": pytest.approx((0.5 + 1.0 + 0.0) / 3),
+        "rollout/max_response_tokens": 60,
+    }
+
+
+def test_an_empty_class_is_none_and_never_nan():
+    metrics = rollout_metrics(graded_of([[1, 1]]), temperature=1.0)
+    assert metrics["rollout/mean_length_incorrect"] is None
+    assert metrics["rollout/clip_ratio_incorrect"] is None
+    assert "rollout/max_response_tokens" not in metrics
+    empty = rollout_metrics(graded_of(np.zeros((0, 4))), temperature=1.0)
+    assert empty.pop("rollout/temperature") == 1.0
+    assert set(empty.values()) == {None}
+
+
+def test_values_are_plain_numbers():
+    metrics = rollout_metrics(graded_of([[1, 0]]), temperature=np.float32(1.0))
+    assert {type(value) for value in metrics.values()} == {float}
+
+
+def test_a_known_diversity_is_taken_as_it_is():
+    metrics = rollout_metrics(graded_of([[1, 0]]), temperature=1.0, diversity=0.25)
+    assert metrics["rollout/diversity"] == 0.25
+
+
+def test_a_stop_on_the_last_allowed_token_is_not_clipped():
+    graded = graded_of([[1, 0]], lengths=[[4, 4]], reasons=(("stop", "length"),))
+    assert rollout_metrics(graded, temperature=1.0, max_response_tokens=4)[
+        "rollout/clip_ratio"
+    ] == pytest.approx(0.5)
+
+
+def test_a_rescued_row_never_enters():
+    own = graded_of([[0, 0], [1, 0]], lengths=[[2, 4], [6, 8]])
+    sink = RescueBuffer()
+    sink.update(
+        graded_of([[0, 1]], lengths=[[9, 9]], texts=(("x", "e e e e e e"),)),
+        step=0,
+        stage=0,
+        temperature=0.1,
+    )
+    rescued, count = sink.rescue(own, max_response_tokens=9, rng=np.random.default_rng(0))
+    assert count == 1
+    (row,) = np.flatnonzero(rescued.rescued_PR[0])
+    kept = 1 - row
+    metrics = rollout_metrics(rescued, temperature=1.4)
+    assert metrics["rollout/reward_mean"] == pytest.approx(1 / 3)
+    assert metrics["rollout/informative_share"] == 0.5
+    assert metrics["rollout/mean_length"] == pytest.approx(([2, 4][kept] + 6 + 8) / 3)
+    assert metrics["rollout/temperature"] == 1.4
+    # The stored text repeats one 4-gram, which would show in the first group.
+    bare = dataclasses.replace(rescued, rescued_PR=np.zeros((2, 2), bool))
+    assert metrics["rollout/diversity"] == pytest.approx((1.0 + 0.5) / 2)
+    assert rollout_metrics(bare, temperature=1.4)["rollout/diversity"] != pytest.approx(0.75)

@@ -1,0 +1,72 @@
+"""The original's accuracy log: what counts, and what is named and skipped."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from polaris_jax.stages import SkippedLine, read_accuracy_log
+
+SHARED = Path(os.environ.get("POLARIS_SHARED", Path(__file__).parents[3] / "shared"))
+ORIGINAL = SHARED / "data" / "accuracy_log.jsonl"
+
+
+def write(path, *lines):
+    texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_text("\n".join(texts) + "\n")
+    return path
+
+
+def test_malformed_lines_are_named_and_the_rest_is_read(tmp_path):
+    log = read_accuracy_log(
+        write(
+            tmp_path / "log.jsonl",
+            {"index": [7, 7, 7, 7], "score": [0.5]},
+            {"index": [1, 2], "score": [0.25, 1.0]},
+            "{not json",
+            "",
+            [1, 2],
+            {"index": [1], "accuracy": [1.0]},
+            {"index": 1, "score": 1.0},
+            {"index": ["1"], "score": [1.0]},
+            {"index": [3], "score": [1.5]},
+            {"index": [3], "score": [True]},
+            {"index": [2, 2], "score": [0.75, 1], "extra": 0},
+        )
+    )
+    assert log.scores == {1: (0.25,), 2: (1.0, 0.75, 1.0)}
+    assert log.lines == 2
+    assert [skipped.line for skipped in log.skipped] == [1, 3, 5, 6, 7, 8, 9, 10]
+    assert log.skipped[0] == SkippedLine(1, "4 indices and 1 scores")
+    assert all(skipped.reason for skipped in log.skipped)
+
+
+def test_statistics_and_the_strict_limit(tmp_path):
+    visits = [(1, 1.0), (1, 0.8), (2, 1.0), (2, 0.9), (3, 0.9), (4, 0.5), (4, 1.0)]
+    log = read_accuracy_log(
+        write(
+            tmp_path / "log.jsonl",
+            *({"index": [index], "score": [score]} for index, score in visits),
+        )
+    )
+    assert log.easy_ids() == (2,)  # 1 has exactly 0.9, as decimals
+    assert log.easy_ids(statistic="last") == (4,)
+    assert log.easy_ids(drop_above=0.7) == (1, 2, 3, 4)
+    with pytest.raises(ValueError, match="statistic='max'"):
+        log.easy_ids(statistic="max")
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_accuracy_log(tmp_path / "none.jsonl")
+
+
+@pytest.mark.skipif(not ORIGINAL.exists(), reason="the original's log is not in this checkout")
+def test_the_originals_log():
+    log = read_accuracy_log(ORIGINAL)
+    assert log.skipped == (SkippedLine(1, "32 indices and 8 scores"),)
+    assert (log.lines, len(log.scores)) == (516, 4_032)
+    assert sum(map(len, log.scores.values())) == 4_128
+    assert len(log.easy_ids(statistic="stage_mean")) == 958
+    assert len(log.easy_ids(statistic="last")) == 966

@@ -1,0 +1,111 @@
+"""The stage controller is a pure function of what it is given."""
+
+import dataclasses
+
+import pytest
+
+from polaris_jax.config_sections import StageSection
+from polaris_jax.stages import StepStats, initial_state, next_stage, observe, stage_ended
+
+STAGES = (
+    StageSection(steps=3, max_response_tokens=100, temperature=1.4),
+    StageSection(steps=2, max_response_tokens=200, temperature=1.45),
+    StageSection(steps=1, max_response_tokens=300, temperature=1.5),
+)
+
+
+def steps(state, *entropies, stages=STAGES):
+    decisions = []
+    for entropy in entropies:
+        state, decisions = observe(state, StepStats(entropy=entropy), stages)
+    return state, decisions
+
+
+def enter(state, **options):
+    arguments = {
+        "temperature": 1.45,
+        "dropped_ids": (),
+        "target_diversity": None,
+        "decisions": (),
+        "step": 3,
+    }
+    return next_stage(state, STAGES, **(arguments | options))
+
+
+def test_first_state_takes_the_stages_own_settings():
+    state = initial_state(STAGES)
+    assert (state.stage, state.first_step, state.steps_done) == (0, 0, 0)
+    assert (state.temperature, state.max_response_tokens) == (1.4, 100)
+    assert (state.dropped_ids, state.decisions, state.finished) == ((), (), False)
+    assert (state.first_entropy, state.last_entropy, state.target_diversity) == (None, None, None)
+
+
+def test_a_run_can_begin_at_a_later_stage():
+    state = initial_state(STAGES, stage=1, step=40, temperature=1.6, dropped_ids=["a", "b", "a"])
+    assert (state.stage, state.first_step, state.temperature) == (1, 40, 1.6)
+    assert (state.max_response_tokens, state.dropped_ids) == (200, ("a", "b"))
+    with pytest.raises(ValueError, match="stages 0 to 2"):
+        initial_state(STAGES, stage=3)
+
+
+def test_a_stage_ends_with_its_last_step_and_only_then_decides():
+    state = initial_state(STAGES)
+    for done in (1, 2):
+        state, decisions = observe(state, StepStats(0.5), STAGES)
+        assert (state.steps_done, decisions) == (done, [])
+        assert not stage_ended(state, STAGES)
+    state, decisions = observe(state, StepStats(0.5), STAGES)
+    assert stage_ended(state, STAGES)
+    assert not state.finished
+    assert [set(d) for d in decisions] == [{"kind", "value", "reason", "table"}]
+    assert (decisions[0]["kind"], decisions[0]["value"]) == ("stage_end", 0)
+
+
+def test_observe_changes_nothing_it_is_given():
+    state = initial_state(STAGES)
+    before = dataclasses.replace(state)
+    results = [observe(state, StepStats(0.5), STAGES) for _ in range(2)]
+    assert state == before
+    assert results[0] == results[1]
+
+
+def test_entropies_are_those_of_the_stages_first_and_newest_update():
+    state, _ = steps(initial_state(STAGES), None, 0.8, 0.6)
+    assert (state.first_entropy, state.last_entropy) == (0.8, 0.6)
+    state, _ = steps(initial_state(STAGES), 0.9, 0.7, None)
+    assert (state.first_entropy, state.last_entropy) == (0.9, 0.7)
+
+
+def test_next_stage_starts_afresh_and_keeps_what_was_dropped():
+    state, _ = steps(initial_state(STAGES, dropped_ids=["a"]), 0.9, 0.7, 0.5)
+    decisions = [{"kind": "drop_easy", "value": 2, "reason": "", "table": []}]
+    entered = enter(
+        state, dropped_ids=["c", "a", "b"], target_diversity=0.4, decisions=decisions, step=7
+    )
+    assert entered.dropped_ids == ("a", "c", "b")
+    assert (entered.stage, entered.first_step, entered.steps_done) == (1, 7, 0)
+    assert (entered.temperature, entered.max_response_tokens) == (1.45, 200)
+    assert (entered.first_entropy, entered.last_entropy) == (None, None)
+    assert (entered.target_diversity, entered.decisions) == (0.4, tuple(decisions))
+
+
+def test_the_run_finishes_with_its_last_stage_and_never_steps_on():
+    state, _ = steps(initial_state(STAGES), 0.9, 0.7, 0.5)
+    state, _ = steps(enter(state), 0.5, 0.4)
+    assert not state.finished
+    state, decisions = steps(enter(state, step=5), 0.4)
+    assert state.finished
+    assert decisions[0]["value"] == 2
+    with pytest.raises(ValueError, match="has done its 1 steps"):
+        steps(state, 0.4)
+    with pytest.raises(ValueError, match="stages 0 to 2"):
+        enter(state)
+
+
+def test_no_step_between_two_stages_and_no_entry_before_the_end():
+    state, _ = steps(initial_state(STAGES), 0.9, 0.7)
+    with pytest.raises(ValueError, match="2 of 3"):
+        enter(state)
+    state, _ = steps(state, 0.5)
+    with pytest.raises(ValueError, match="enter the next"):
+        steps(state, 0.5)

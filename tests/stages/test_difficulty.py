@@ -1,0 +1,194 @@
+"""Accuracy table, easy drop, curation and shapes."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from polaris_jax.stages import (
+    AccuracyTable,
+    curate,
+    pass_rate_histogram,
+    shape_name,
+    too_easy,
+)
+
+
+def visit(right, seen):
+    return [[1.0] * right + [0.0] * (seen - right)]
+
+
+def table_of(*visits, **options):
+    """A table of (id, right, seen, stage) visits of 8 or any other number of responses."""
+    table = AccuracyTable(**options)
+    for problem_id, right, seen, stage in visits:
+        table.record([problem_id], visit(right, seen), stage=stage)
+    return table
+
+
+def test_drop_is_strict_36_of_40_stays_and_37_goes():
+    five = [8, 8, 8, 8]
+    table = table_of(
+        *(("stays", right, 8, 0) for right in (*five, 4)),
+        *(("goes", right, 8, 0) for right in (*five, 5)),
+    )
+    assert table.counts("stays", 0) == (36, 40)
+    assert table.counts("goes", 0) == (37, 40)
+    assert table.easy_ids(0) == ("goes",)
+
+
+@pytest.mark.parametrize("limit", ["0.1", "0.3", "0.7", "0.9", "0.95"])
+def test_the_limit_is_its_decimal_and_not_the_double_next_to_it(limit):
+    seen = 2_000
+    border = round(float(limit) * seen)
+    for right in (border - 1, border, border + 1):
+        easy = table_of(("q", right, seen, 0)).easy_ids(0, drop_above=float(limit))
+        assert bool(easy) == (right > border)
+
+
+def test_limit_1_drops_nothing():
+    assert table_of(("q", 8, 8, 0)).easy_ids(0, drop_above=1.0) == ()
+
+
+def test_mean_over_the_stage_and_last_visit_are_two_statistics():
+    table = table_of(("a", 0, 8, 0), ("a", 8, 8, 0), ("b", 8, 8, 0), ("b", 8, 8, 0), ("b", 7, 8, 0))
+    assert table.easy_ids(0, statistic="stage_mean") == ("b",)  # 23 of 24
+    assert table.easy_ids(0, statistic="last") == ("a",)
+    with pytest.raises(ValueError, match="statistic='median'"):
+        table.easy_ids(0, statistic="median")
+
+
+def test_only_the_stage_just_ended_counts():
+    table = table_of(("easy before", 8, 8, 0), ("easy now", 0, 8, 0), ("easy now", 8, 8, 1))
+    assert table.easy_ids(1) == ("easy now",)
+    assert table.easy_ids(0) == ("easy before",)
+    assert table.easy_ids(2) == ()
+
+
+def test_calibration_shows_but_never_counts():
+    table = table_of(("visited", 4, 8, 0), calibration={"visited": 1.0, "unvisited": 1.0})
+    assert table.easy_ids(0) == ()  # neither the seed of a visited problem nor an unvisited one
+    assert table.pass_rates() == {"visited": 0.5, "unvisited": 1.0}
+    table.record(["visited"], visit(8, 8), stage=1)
+    assert table.pass_rates()["visited"] == 1.0
+    assert table.easy_ids(1) == ("visited",)
+
+
+def test_a_problem_twice_in_a_batch_has_two_visits_in_order():
+    table = AccuracyTable()
+    table.record(["q", "r", "q"], [[1, 1], [1, 0], [0, 0]], stage=0)
+    assert table.counts("q", 0) == (2, 4)
+    assert table.easy_ids(0, statistic="last") == ()
+
+
+def test_order_of_easy_ids_is_that_of_first_visits():
+    table = table_of(*((i, 8, 8, 0) for i in "cabac"))
+    assert table.easy_ids(0) == ("c", "a", "b")
+
+
+def test_restored_table_counts_a_repeated_step_once():
+    table = table_of(("q", 8, 8, 0), calibration={"q": 0.5})
+    saved = json.loads(json.dumps(table.state_dict()))
+    table.record(["q"], visit(0, 8), stage=0)  # a step that the kill undoes
+    for restored in (table, AccuracyTable(), table_of(("x", 1, 8, 3))):
+        restored.load_state_dict(saved)
+        restored.record(["q"], visit(0, 8), stage=0)
+        assert restored.counts("q", 0) == (8, 16)
+        assert restored.pass_rates() == {"q": 0.5}
+        assert restored.state_dict() == table.state_dict()
+
+
+def test_state_keeps_order_and_last_visits():
+    rng = np.random.default_rng(0)
+    table = AccuracyTable()
+    for stage in (0, 0, 1):
+        ids = [f"p{i}" for i in rng.integers(0, 9, 12)]
+        table.record(ids, rng.integers(0, 2, (12, 4)).astype(np.float32), stage=stage)
+    other = AccuracyTable()
+    other.load_state_dict(json.loads(json.dumps(table.state_dict())))
+    for stage in (0, 1):
+        for statistic in ("stage_mean", "last"):
+            options = {"drop_above": 0.4, "statistic": statistic}
+            assert other.easy_ids(stage, **options) == table.easy_ids(stage, **options)
+    assert other.pass_rates() == table.pass_rates()
+
+
+def test_a_copy_is_a_snapshot():
+    table = table_of(("q", 8, 8, 0))
+    before = copy.copy(table)
+    table.record(["q"], visit(0, 8), stage=0)
+    assert before.counts("q", 0) == (8, 8)
+    assert table.counts("q", 0) == (8, 16)
+
+
+def test_records_arrays_of_ids_as_plain_json():
+    table = AccuracyTable()
+    table.record(np.array(["q"]), np.array([[1.0, 0.0]], np.float32), stage=np.int64(0))
+    assert json.loads(json.dumps(table.state_dict()))["visits"] == [[0, [["q", 1, 2, 1, 2]]]]
+
+
+def test_ids_and_groups_must_match():
+    with pytest.raises(ValueError, match="2 problem ids"):
+        AccuracyTable().record(["a", "b"], [[1.0]], stage=0)
+
+
+RATES = {f"k{k}": k / 8 for k in range(9)}
+
+
+@pytest.mark.parametrize(
+    ("preset", "kept"),
+    [
+        pytest.param("full", range(9), id="full"),
+        pytest.param("drop_perfect", range(8), id="drop-8-of-8"),
+        pytest.param("aggressive", range(5), id="keep-up-to-4-of-8"),
+    ],
+)
+def test_presets(preset, kept):
+    assert curate(RATES, preset) == tuple(f"k{k}" for k in kept)
+
+
+def test_curation_defaults_to_drop_perfect_and_refuses_nonsense():
+    assert curate(RATES) == curate(RATES, "drop_perfect")
+    with pytest.raises(ValueError, match="preset='hard'"):
+        curate(RATES, "hard")
+    with pytest.raises(ValueError, match="'q': pass rate"):
+        curate({"q": float("nan")})
+
+
+def test_histogram_counts_every_problem_once():
+    assert pass_rate_histogram(RATES.values(), 8).tolist() == [1] * 9
+    assert pass_rate_histogram([23 / 24, 1 / 24, 0.5], 8).tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 1]
+    assert pass_rate_histogram([], 2).tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        pass_rate_histogram([1.5], 8)
+
+
+@pytest.mark.parametrize(
+    ("histogram", "name"),
+    [
+        pytest.param([40, 18, 10, 7, 6, 5, 5, 5, 4], "mirrored J", id="hard"),
+        pytest.param([4, 5, 5, 5, 6, 7, 10, 18, 40], "J", id="easy"),
+        pytest.param([35, 5, 3, 2, 2, 2, 3, 8, 40], "U", id="both-ends"),
+        pytest.param([10] * 9, "flat", id="uniform"),
+        pytest.param([0] * 9, "empty", id="no-problem"),
+        pytest.param([9, 0], "mirrored J", id="one-rollout-a-problem"),
+    ],
+)
+def test_shapes(histogram, name):
+    assert shape_name(histogram) == name
+    mirrored = {"J": "mirrored J", "mirrored J": "J"}
+    assert shape_name(histogram[::-1]) == mirrored.get(name, name)
+
+
+def test_dropping_the_solved_turns_a_j_into_its_mirror():
+    histogram = np.array([25, 12, 8, 6, 5, 5, 6, 8, 60])
+    assert shape_name(histogram) == "J"
+    histogram[8] = 0
+    assert shape_name(histogram) == "mirrored J"
+
+
+def test_a_mean_above_seven_tenths_is_too_easy():
+    assert not too_easy([0.7, 0.7])
+    assert too_easy([0.7, 0.75])
+    assert not too_easy([])
