@@ -1,11 +1,12 @@
-"""POLARIS on Qwen3-1.7B in two stages of 39,936 and 48,128 response tokens.
+r"""POLARIS on Qwen3-1.7B in two stages of 39,936 and 48,128 response tokens.
 
     polaris prepare   --config=configs/polaris_1p7b.py --workdir=runs/1p7b \
         --config.data.problems=POLARIS-Project/Polaris-Dataset-53K
     polaris calibrate --config=configs/polaris_1p7b.py --workdir=runs/1p7b
     launch/gpu_slurm.sbatch --config=configs/polaris_1p7b.py --workdir=runs/1p7b
 
-Numbers: the recipe's (the split of steps is ours). The released 1.7B scripts drop no easy problems: stages[i].drop_above=1.0 reproduces them.
+Numbers: the recipe's (the split of steps is ours). The released 1.7B scripts drop no easy
+problems: stages[i].drop_above=1.0 reproduces them.
 No AIME figure of this configuration is ours: it has not been run here.
 """
 

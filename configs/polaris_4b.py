@@ -1,11 +1,12 @@
-"""POLARIS-4B: Qwen3-4B in three stages of 39,936, 48,128 and 52,224 response tokens.
+r"""POLARIS-4B: Qwen3-4B in three stages of 39,936, 48,128 and 52,224 response tokens.
 
     polaris prepare   --config=configs/polaris_4b.py --workdir=runs/4b \
         --config.data.problems=POLARIS-Project/Polaris-Dataset-53K
     polaris calibrate --config=configs/polaris_4b.py --workdir=runs/4b
     launch/gpu_slurm.sbatch --config=configs/polaris_4b.py --workdir=runs/4b
 
-Numbers: the recipe's (about 700 steps over the three stages; the share of each is ours). Stages 2 and 3 pass the checkpoint's own 40,960 positions without YaRN: warned once.
+Numbers: the recipe's (about 700 steps over the three stages; the share of each is ours). Stages 2
+and 3 pass the checkpoint's own 40,960 positions without YaRN: warned once.
 No AIME figure of this configuration is ours: it has not been run here.
 """
 

@@ -1,11 +1,12 @@
-"""POLARIS-7B: DeepSeek-R1-Distill-Qwen-7B in three stages of 15,360 to 31,744 response tokens.
+r"""POLARIS-7B: DeepSeek-R1-Distill-Qwen-7B in three stages of 15,360 to 31,744 response tokens.
 
     polaris prepare   --config=configs/polaris_7b.py --workdir=runs/7b \
         --config.data.problems=POLARIS-Project/Polaris-Dataset-53K
     polaris calibrate --config=configs/polaris_7b.py --workdir=runs/7b
     launch/gpu_slurm.sbatch --config=configs/polaris_7b.py --workdir=runs/7b
 
-Numbers: the recipe's (the split of steps is ours). The released 7B scripts drop no easy problems: stages[i].drop_above=1.0 reproduces them.
+Numbers: the recipe's (the split of steps is ours). The released 7B scripts drop no easy problems:
+stages[i].drop_above=1.0 reproduces them.
 No AIME figure of this configuration is ours: it has not been run here.
 """
 

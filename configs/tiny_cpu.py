@@ -50,7 +50,9 @@ def get_config() -> ConfigDict:
 
     config.stages = [
         stage(steps=24, max_response_tokens=72, temperature=1.0, temperature_rule="probe"),
-        stage(steps=24, max_response_tokens=96, temperature=1.1, temperature_rule="match_diversity"),
+        stage(
+            steps=24, max_response_tokens=96, temperature=1.1, temperature_rule="match_diversity"
+        ),
     ]
     config.batch.row_len = 512
     config.batch.rows = 8

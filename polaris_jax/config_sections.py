@@ -38,7 +38,9 @@ class ArithmeticSection:
 
 @dataclasses.dataclass(frozen=True)
 class DataSection:
-    problems: str = ""  # jsonl, json, parquet, HF data set directory or name; empty: see data.arithmetic
+    problems: str = (
+        ""  # jsonl, json, parquet, HF data set directory or name; empty: see data.arithmetic
+    )
     prompt_suffix: str = PROMPT_SUFFIX
     max_prompt_tokens: int = 1024
     arithmetic: ArithmeticSection = ArithmeticSection()
@@ -89,6 +91,7 @@ class StageSection:
     temperature_rule: Literal["fixed", "probe", "match_diversity"] = "fixed"
     reset_optimizer: bool = True
     drop_above: float = 0.9  # at the stage's end drop problems above; 1.0: off
+    drop_statistic: Literal["stage_mean", "last"] = "stage_mean"
     rope_factor: float = 1.0  # YaRN factor during this stage
 
 
@@ -181,7 +184,9 @@ class EvaluateSection:
     length_edges: tuple[int, ...] = (16_384, 32_768)
     budgets: tuple[int, ...] = ()  # tokens at which the budget curve truncates; (): powers of two
     seed: int = 0
-    yarn: Literal["off", "on", "both"] = "off"  # under rope.yarn, without it, or one after the other
+    yarn: Literal["off", "on", "both"] = (
+        "off"  # under rope.yarn, without it, or one after the other
+    )
 
 
 @dataclasses.dataclass(frozen=True)

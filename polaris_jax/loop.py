@@ -22,6 +22,7 @@ from polaris_jax.batch import (
 )
 from polaris_jax.config import RunConfig
 from polaris_jax.data.loader import PromptLoader
+from polaris_jax.metrics import value_of
 from polaris_jax.metrics.rollout_stats import rollout_metrics
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, StageState
@@ -84,7 +85,7 @@ def train(
                     state, update_metrics = run.update(state, graded, swapped, stage)
                     sampler.update_weights(run.published(state))
                 metrics |= update_metrics
-            stats = StepStats(entropy=metrics.get("update/entropy"))
+            stats = StepStats(entropy=value_of(metrics.get("update/entropy")))
             stage, stage_ended = observe(stage, stats, config.stages)
             stage = run.within_tokens(stage)
             metrics |= run.evaluate(state, sampler, step)

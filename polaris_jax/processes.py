@@ -26,8 +26,8 @@ AUTO = "POLARIS_DISTRIBUTED"
 def initialize(*, heartbeat_timeout_s: int) -> None:
     """Joins the other processes of this run, when the environment says that there are any.
 
-    `POLARIS_COORDINATOR`, `POLARIS_NUM_PROCESSES` and `POLARIS_PROCESS_ID` name them (launch/local.sh
-    sets these); `POLARIS_DISTRIBUTED=auto` lets jax find them (Slurm, GKE, TPU pods).
+    `POLARIS_COORDINATOR`, `POLARIS_NUM_PROCESSES` and `POLARIS_PROCESS_ID` name them
+    (launch/local.sh sets these); `POLARIS_DISTRIBUTED=auto` lets jax find them (Slurm, GKE, pods).
 
     Raises:
         ValueError: one of the three variables is missing or no number.

@@ -19,8 +19,8 @@ import numpy as np
 from polaris_jax import processes
 from polaris_jax.config import ConfigError, RunConfig, YarnSection
 from polaris_jax.data.arithmetic import arithmetic_problems, supervised_examples
-from polaris_jax.data.problems import read_problems
 from polaris_jax.data.filters import drop_long_prompts
+from polaris_jax.data.problems import read_problems
 from polaris_jax.data.prompts import render_example, render_prompt
 from polaris_jax.data.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import ModelConfig, Qwen, RopeScaling, load_pretrained, save_pretrained

@@ -15,9 +15,8 @@ import numpy as np
 
 from polaris_jax.config import ConfigError
 from polaris_jax.data.loader import PromptLoader
-from polaris_jax.evaluate.estimators import avg_at_k
-from polaris_jax.explore import Candidate, distinct_ngrams, next_temperature
-from polaris_jax.explore.temperature import candidate_temperatures
+from polaris_jax.explore import Candidate, next_temperature
+from polaris_jax.explore.temperature import candidate_temperatures, measure_candidate
 from polaris_jax.models import Qwen
 from polaris_jax.records import StageState
 from polaris_jax.rollout import Sampler
@@ -51,7 +50,9 @@ def enter_stage(
     if left is not None and run.stage_records:
         run.stage_records[-1]["last_step"] = run.step - 1
     if index >= len(run.config.stages):
-        assert left is not None and loader is not None and sampler is not None
+        assert left is not None  # as the loop calls it
+        assert loader is not None
+        assert sampler is not None
         run.write_stages()
         return dataclasses.replace(left, finished=True), state, loader, sampler
     section = run.config.stages[index]
@@ -101,16 +102,18 @@ def enter_stage(
     return stage, state, loader, sampler
 
 
-def _drop_easy(
-    run: TrainingRun, left: StageState | None
-) -> tuple[list[str], list[dict[str, Any]]]:
+def _drop_easy(run: TrainingRun, left: StageState | None) -> tuple[list[str], list[dict[str, Any]]]:
     if left is None:
         return [], []
     dropped = list(left.dropped_ids)
     threshold = run.config.stages[left.stage].drop_above
     if threshold >= 1:
         return dropped, []
-    easy = run.accuracy.easy_ids(left.stage, drop_above=threshold)
+    easy = run.accuracy.easy_ids(
+        left.stage,
+        drop_above=threshold,
+        statistic=run.config.stages[left.stage].drop_statistic,
+    )
     easy = [i for i in easy if i not in set(dropped)]
     if len(dropped) + len(easy) >= len(run.problems):
         reason = f"all remaining problems pass {threshold:g}; the last set is kept"
@@ -150,23 +153,24 @@ def _temperature(
         left.temperature,
         left.first_entropy,
         left.last_entropy,
-        max_candidates=run.config.probe.max_candidates,
+        run.config.probe.max_candidates,
     )
     candidates = [measure(run, sampler, left, t) for t in (left.temperature, *grid)]
     chosen = next_temperature(
-        candidates, current=left.temperature, target_diversity=left.target_diversity
+        candidates,
+        current=left.temperature,
+        target_diversity=left.target_diversity,
+        rgz_tolerance=run.config.probe.rgz_tolerance,
+        cez_tolerance=run.config.probe.cez_tolerance,
     )
-    table = [dataclasses.asdict(c) for c in candidates]
-    return chosen.temperature, _decision(chosen.temperature, chosen.reason, table)
+    return chosen.temperature, _decision(chosen.temperature, chosen.reason, list(chosen.table))
 
 
 def _decision(value: float, reason: str, table: list[Any]) -> dict[str, Any]:
     return {"kind": "temperature", "value": value, "reason": reason, "table": table}
 
 
-def measure(
-    run: TrainingRun, sampler: Sampler, stage: StageState, temperature: float
-) -> Candidate:
+def measure(run: TrainingRun, sampler: Sampler, stage: StageState, temperature: float) -> Candidate:
     """Accuracy and diversity at a temperature, on the fixed probe set with the stage's budget."""
     section = run.config.probe
     order = np.random.default_rng(fold_seed(run.config.seed, "probe set")).permutation(
@@ -185,13 +189,7 @@ def measure(
         seed_parts=(run.config.seed, "measure", stage.stage, f"{temperature:.4f}"),
     )
     graded = grade(run.grader, rollouts, mode="train")
-    accuracy, stderr = avg_at_k(graded.reward_PR)
-    return Candidate(
-        temperature=temperature,
-        accuracy=accuracy,
-        diversity=distinct_ngrams(graded.texts),
-        stderr=stderr,
-    )
+    return measure_candidate(temperature, graded.texts, graded.reward_PR)
 
 
 def _with_rope(state: TrainState, scaling: Any) -> TrainState:

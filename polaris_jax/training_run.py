@@ -16,16 +16,23 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from polaris_jax import processes, workdir as workdir_lib
-from polaris_jax.batch import RescueBuffer, Substitution, fresh_rows, group_advantages, pack, select_groups
+from polaris_jax import processes
+from polaris_jax import workdir as workdir_lib
+from polaris_jax.batch import (
+    RescueBuffer,
+    Substitution,
+    fresh_rows,
+    group_advantages,
+    pack,
+    select_groups,
+)
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_tokens
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.evaluate.estimators import avg_at_k
-from polaris_jax.metrics import Mean, MetricsWriter
+from polaris_jax.metrics import Mean, MetricsWriter, value_of
 from polaris_jax.metrics.throughput import memory_metrics
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, PromptBatch, Rollouts, StageState
@@ -47,8 +54,9 @@ from polaris_jax.session import (
 )
 from polaris_jax.sharding import make_mesh
 from polaris_jax.signals import StopRequest
+from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
-from polaris_jax.train.state import TrainState, abstract_train_state, init_train_state
+from polaris_jax.train.state import TrainState, init_train_state
 from polaris_jax.train.update import Updater, merge_metrics
 
 
@@ -116,9 +124,13 @@ class TrainingRun:
     def __enter__(self) -> TrainingRun:
         config, workdir = self.config, self.workdir
         self.problems, origin = training_problems(config, workdir, self.progress)
-        self._eval_problems = evaluation_problems(config, self.progress) if config.evaluate.every_steps else []
+        self._eval_problems = (
+            evaluation_problems(config, self.progress) if config.evaluate.every_steps else []
+        )
         self._claim = self._closing.enter_context(
-            workdir_lib.claim(workdir, config, overwrite=self._overwrite, command="train")
+            workdir_lib.claim(
+                workdir, config, overwrite=self._overwrite, primary=processes.is_first()
+            )
         )
         self.progress.line(f"problems: {len(self.problems)} from {origin}")
         model_config = base_model_config(config, workdir, self.progress)
@@ -160,7 +172,9 @@ class TrainingRun:
             )
         )
         if processes.is_first():
-            self.writer.cut_back(self.step)
+            redone = self.writer.cut_back(self.step)
+            if redone:
+                self.progress.line(f"{redone} steps are done again")
             workdir_lib.delete_rollouts_from(workdir, self.step)
         return self
 
@@ -173,9 +187,7 @@ class TrainingRun:
             self.state, host = self.checkpointer.restore(latest, self.state)
             self._load_host_state(host)
             self.progress.line(f"resumed at step {latest}")
-            stage = _stage_from(host["stage"])
-            if stage.steps_done < self.config.stages[stage.stage].steps:
-                stage = dataclasses.replace(stage, finished=False)  # the last stage has grown
+            stage = self._reopened(_stage_from(host["stage"]))
             loader = self.make_loader(stage.dropped_ids)
             loader.load_state_dict(host["loader"])
             factor = self.config.stages[stage.stage].rope_factor
@@ -202,6 +214,11 @@ class TrainingRun:
             self.first_stage = self._start.stage
             self.left = _stage_from(host["stage"])
             self.progress.line(f"starting stage {self.first_stage} from {source}")
+
+    def _reopened(self, stage: StageState) -> StageState:
+        """A finished run goes on where the config now gives its last stage more steps."""
+        finished = stage.finished and stage_ended(stage, self.config.stages)
+        return self.within_tokens(dataclasses.replace(stage, finished=finished))
 
     def make_loader(self, dropped_ids: Iterable[str]) -> PromptLoader:
         """Endless shuffled epochs over all problems but the dropped ones."""
@@ -326,7 +343,7 @@ class TrainingRun:
                 top_p=section.top_p,
             )
             graded = grade(self.grader, rollouts, mode="eval")
-        accuracy, _ = avg_at_k(graded.reward_PR)
+        accuracy = avg_at_k(graded.reward_PR).value
         self.progress.line(
             f"step {step}: avg@{section.n} {accuracy:.1%} on {len(graded)} held-out problems at "
             f"temperature {section.temperature:g}"
@@ -347,7 +364,7 @@ class TrainingRun:
                 "step's rollouts"
             )
         gap, gate = metrics.get("rollout/logp_gap_mean"), self.config.rollout.max_logp_gap_mean
-        gap = gap.value if isinstance(gap, Mean) else gap
+        gap = value_of(gap)
         if gate and gap is not None and gap > gate:
             raise RuntimeError(
                 f"step {step}: rollout/logp_gap_mean={gap:.4g} nats exceeds "
@@ -394,8 +411,7 @@ class TrainingRun:
         self.writer.write(step, line)
 
         def number(name: str, form: str) -> str:
-            value = metrics.get(name)
-            value = value.value if isinstance(value, Mean) else value
+            value = value_of(metrics.get(name))
             return "-" if value is None else format(value, form)
 
         self.progress.line(

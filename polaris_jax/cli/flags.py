@@ -108,7 +108,9 @@ def _flag_lines(values: flags.FlagValues) -> str:
         default = "" if flag.default in (None, "", False) else f" (default {flag.default})"
         lines.append(f"  --{name:<14} {' '.join(flag.help.split())}{default}")
     if "config" in values:
-        lines.insert(1, "  --config.A.B=V   overrides a field, --config.stages[0].A=V one of a stage")
+        lines.insert(
+            1, "  --config.A.B=V   overrides a field, --config.stages[0].A=V one of a stage"
+        )
     return "\n".join(lines)
 
 
@@ -134,7 +136,7 @@ def _config_value(argv: list[str]) -> str:
 
 
 def _override_of(argv: list[str], message: str) -> str:
-    """The override that an error is about: the one whose field the message names, else the first."""
+    """The override that an error is about: the one that the message names, else the first."""
     overrides = [a.partition("=")[0] for a in argv if a.startswith("--config.")]
     for override in overrides:
         if override.split(".")[-1].split("[")[0] in message:

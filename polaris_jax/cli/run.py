@@ -19,6 +19,8 @@ def run_command(command: Callable[[], int]) -> int:
     POLARIS_TRACEBACK=1 errors keep their traceback.
     """
     keep_traceback = bool(os.environ.get("POLARIS_TRACEBACK"))
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("orbax").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(orbax|flax|grain|tensorboardX|transformers)\b")

@@ -50,6 +50,11 @@ class Mean:
         return float(self.sum) / weight if weight else None
 
 
+def value_of(metric: Any) -> Any:
+    """The number that a metric reduces to; None for a mean over nothing."""
+    return metric.value if isinstance(metric, Mean) else metric
+
+
 class MetricsWriter:
     """Writes the metrics of a run's steps.
 

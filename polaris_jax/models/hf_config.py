@@ -1,124 +1,306 @@
-"""Hugging Face's config.json to `ModelConfig` and back, in the spelling of transformers 4 and 5."""
+"""Hugging Face's config.json, both ways, in the spellings of transformers 4 and 5.
+
+Version 4 writes `rope_theta`, `rope_scaling` and `torch_dtype`; version 5 writes `rope_parameters`
+and `dtype`. Both are read; `config_json` writes both, so that either version loads it.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
-from polaris_jax.config_sections import ConfigError
-from polaris_jax.models.config import ModelConfig, RopeScaling
-from polaris_jax.models.layers import yarn_attention_factor
+from polaris_jax.models.config import ModelConfig, RopeScaling, RopeType
 
+CONFIG_FILE = "config.json"
 ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
 }
-_ROPE_FIELDS = (
+# transformers' own defaults, for fields that a config.json leaves out.
+_DEFAULT_ROPE_THETA = 10_000.0
+_DEFAULT_RMS_NORM_EPS = 1e-6
+_DEFAULT_QWEN3_HEAD_DIM = 128
+# Entries of a rope dictionary that are read, or that say nothing about frequencies here:
+# attn_factor is vLLM's, and transformers ignores it.
+_ROPE_FIELDS = {
+    "rope_type",
+    "type",
+    "rope_theta",
     "factor",
     "original_max_position_embeddings",
     "attention_factor",
+    "attn_factor",
     "beta_fast",
     "beta_slow",
+    "mscale",
+    "mscale_all_dim",
     "truncate",
     "low_freq_factor",
     "high_freq_factor",
-)
-_ROPE_THETA = 10_000.0  # what an absent rope_theta means
+    "partial_rotary_factor",
+    "finetuned",
+}
 
 
-def config_from_hf(fields: Mapping[str, Any], *, source: str = "config.json") -> ModelConfig:
-    """The `ModelConfig` that a config.json describes.
-
-    Args:
-        fields: the parsed file; `rope_theta` + `rope_scaling` (transformers 4) and
-            `rope_parameters` (5) are both read.
-        source: named in errors.
+def load_config_json(directory: str | Path) -> dict[str, Any]:
+    """The config.json of a checkpoint directory, as it stands.
 
     Raises:
-        ConfigError: an architecture, an option or a rotary scaling that is not supported.
+        FileNotFoundError: there is none.
+        ValueError: it is no JSON object.
+    """
+    path = Path(directory) / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            2, f"no {CONFIG_FILE} here; a checkpoint directory needs one", str(directory)
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: holds a {type(fields).__name__}, expected a JSON object")
+    return fields
+
+
+def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> ModelConfig:
+    """The architecture that a config.json describes.
+
+    Args:
+        fields: its content.
+        where: its name in errors.
+
+    Raises:
+        ValueError: an architecture or a feature that this model does not have, or a missing field.
+
+    Differs: a Llama checkpoint is a Qwen2 without bias here, and stays `model_type="llama"`.
     """
     model_type = fields.get("model_type")
     if model_type not in ARCHITECTURES:
-        raise ConfigError(
-            f"{source}: model_type={model_type!r}: expected one of {', '.join(ARCHITECTURES)}"
+        raise ValueError(
+            f"{where}: model_type={model_type!r}: this architecture is not known; expected one of "
+            f"{', '.join(ARCHITECTURES)} (dense, text only)"
         )
-    for name, wanted in (("hidden_act", "silu"), ("mlp_bias", False)):
-        if fields.get(name, wanted) != wanted:
-            raise ConfigError(f"{source}: {name}={fields[name]!r}: only {wanted!r} is supported")
-    if fields.get("use_sliding_window") or "sliding_attention" in fields.get("layer_types", ()):
-        raise ConfigError(f"{source}: use_sliding_window=true: only full attention is supported")
-    bias = bool(fields.get("attention_bias", model_type == "qwen2"))
-    if model_type != "qwen2" and bias:
-        raise ConfigError(
-            f"{source}: attention_bias=true with model_type={model_type}: only Qwen2's bias on "
-            "q, k, v is supported"
+    named = fields.get("architectures") or [ARCHITECTURES[model_type]]
+    if ARCHITECTURES[model_type] not in named:
+        raise ValueError(
+            f"{where}: architectures={named}: expected {ARCHITECTURES[model_type]} for "
+            f"model_type={model_type}"
         )
-    missing = [n for n in ("hidden_size", "num_attention_heads", "vocab_size") if n not in fields]
-    if missing:
-        raise ConfigError(f"{source}: {missing[0]} is missing")
-    heads = int(fields["num_attention_heads"])
-    rope_theta, scaling = rope_from_hf(fields, source=source)
+    _refuse_unsupported(fields, model_type, where)
+
+    def need(name: str) -> int:
+        value = fields.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{where}: {name}={value!r}: needed, a whole number above 0")
+        return value
+
+    num_heads = need("num_attention_heads")
+    if fields.get("num_key_value_heads") is None and model_type == "llama":
+        num_kv_heads = num_heads
+    else:
+        num_kv_heads = need("num_key_value_heads")
+    if fields.get("head_dim") is not None:
+        head_dim = need("head_dim")
+    elif model_type == "qwen3" and "head_dim" not in fields:
+        head_dim = _DEFAULT_QWEN3_HEAD_DIM
+    else:
+        head_dim = need("hidden_size") // num_heads
+    max_positions = need("max_position_embeddings")
     return ModelConfig(
-        vocab_size=int(fields["vocab_size"]),
-        hidden_size=int(fields["hidden_size"]),
-        intermediate_size=int(fields["intermediate_size"]),
-        num_layers=int(fields["num_hidden_layers"]),
-        num_heads=heads,
-        num_kv_heads=int(fields.get("num_key_value_heads") or heads),
-        head_dim=int(fields.get("head_dim") or int(fields["hidden_size"]) // heads),
-        rope_theta=rope_theta,
-        rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
-        max_position_embeddings=int(fields.get("max_position_embeddings", 32_768)),
+        vocab_size=need("vocab_size"),
+        hidden_size=need("hidden_size"),
+        intermediate_size=need("intermediate_size"),
+        num_layers=need("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        rope_theta=float(_rope_theta(fields)),
+        rms_norm_eps=float(fields.get("rms_norm_eps", _DEFAULT_RMS_NORM_EPS)),
+        max_position_embeddings=max_positions,
         tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
-        qkv_bias=bias,
+        qkv_bias=model_type == "qwen2",
         qk_norm=model_type == "qwen3",
-        rope_scaling=scaling,
-        model_type=str(model_type),
+        rope_scaling=parse_rope_scaling(
+            _rope_fields(fields),
+            max_position_embeddings=fields.get("original_max_position_embeddings", max_positions),
+            where=where,
+        ),
+        model_type=model_type,
     )
 
 
-def rope_from_hf(
-    fields: Mapping[str, Any], *, source: str = "config.json"
-) -> tuple[float, RopeScaling | None]:
-    """(rope_theta, scaling or None) in either spelling."""
-    parameters = fields.get("rope_parameters") or {}
-    theta = fields.get("rope_theta", parameters.get("rope_theta", _ROPE_THETA))
-    given = fields.get("rope_scaling") or parameters
-    length = fields.get("max_position_embeddings")
-    return float(theta), rope_scaling_from_hf(given, max_positions=length, source=source)
+def _refuse_unsupported(fields: Mapping[str, Any], model_type: str, where: str) -> None:
+    if (activation := fields.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise ValueError(f"{where}: hidden_act={activation!r}: only silu is supported")
+    if fields.get("quantization_config"):
+        method = fields["quantization_config"].get("quant_method", "?")
+        raise ValueError(
+            f"{where}: quantization_config.quant_method={method!r}: quantised safetensors are not "
+            "supported; take the unquantised checkpoint, or a GGUF file"
+        )
+    for name in ("attention_bias", "mlp_bias"):
+        if model_type != "qwen2" and fields.get(name):
+            raise ValueError(f"{where}: {name}=true: not supported for model_type={model_type}")
+    layer_types = fields.get("layer_types")
+    if layer_types is not None:
+        sliding = sorted(set(layer_types) - {"full_attention"})
+        if sliding:
+            raise ValueError(
+                f"{where}: layer_types has {', '.join(map(repr, sliding))}: only full_attention is "
+                "supported"
+            )
+    elif fields.get("use_sliding_window"):
+        raise ValueError(
+            f"{where}: use_sliding_window=true: sliding-window attention is not supported; set it "
+            "to false where the checkpoint works without it"
+        )
 
 
-def rope_scaling_from_hf(
-    given: Mapping[str, Any] | None, *, max_positions: int | None = None, source: str = ""
+def _rope_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The dictionary that counts: like transformers 5, `rope_scaling` goes before."""
+    rope = dict(fields.get("rope_scaling") or fields.get("rope_parameters") or {})
+    if "full_attention" in rope:  # transformers 5, where layer types have their own
+        rope = dict(rope["full_attention"])
+    if fields.get("partial_rotary_factor") is not None:
+        rope.setdefault("partial_rotary_factor", fields["partial_rotary_factor"])
+    return rope
+
+
+def _rope_theta(fields: Mapping[str, Any]) -> float:
+    in_parameters = (fields.get("rope_parameters") or {}).get("rope_theta")
+    own = _rope_fields(fields).get("rope_theta", in_parameters)
+    return own if own is not None else fields.get("rope_theta", _DEFAULT_ROPE_THETA)
+
+
+def parse_rope_scaling(
+    rope: Mapping[str, Any] | None, *, max_position_embeddings: int, where: str = "rope_scaling"
 ) -> RopeScaling | None:
-    """The scaling that Hugging Face's dict describes; None where it changes nothing.
+    """The rotary scaling that a `rope_scaling` or `rope_parameters` dictionary describes, or None.
 
-    An absent `attention_factor` stays absent: it means 0.1 ln(factor) + 1. An absent
-    `original_max_position_embeddings` means `max_positions`, as in transformers.
+    Args:
+        rope: as in config.json; `type` is the old spelling of `rope_type`.
+        max_position_embeddings: taken for a missing original length, as transformers does.
+        where: name in errors.
 
     Raises:
-        ConfigError: a scheme that is not supported.
+        ValueError: a scheme that is not supported, or a missing or impossible field.
     """
-    if not given:
+    if not rope:
         return None
-    kind = given.get("rope_type", given.get("type", "default"))
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if "mrope" in (kind, rope.get("type")) or rope.get("mrope_section"):
+        raise ValueError(
+            f"{where}: rope type 'mrope' (multimodal positions): only text models are supported; "
+            "take the text checkpoint"
+        )
+    if kind not in get_args(RopeType):
+        reason = " (its frequencies depend on the batch's longest row)" if kind == "dynamic" else ""
+        raise ValueError(
+            f"{where}: rope_type={kind!r}: not supported{reason}; expected one of "
+            f"{', '.join(get_args(RopeType))}"
+        )
+    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise ValueError(
+            f"{where}: partial_rotary_factor={rope['partial_rotary_factor']}: only 1 is supported"
+        )
+    if unknown := sorted(rope.keys() - _ROPE_FIELDS):
+        warnings.warn(f"{where}: {', '.join(unknown)}: unknown, left out of account", stacklevel=2)
     if kind == "default":
         return None
-    known = {name: given[name] for name in _ROPE_FIELDS if given.get(name) is not None}
-    if "mscale" in given or "mscale_all_dim" in given:
-        raise ConfigError(f"{source}: rope_scaling.mscale: DeepSeek's variant is not supported")
-    if kind in ("yarn", "llama3"):
-        known.setdefault("original_max_position_embeddings", max_positions)
-    try:
-        return RopeScaling(rope_type=kind, **known)
-    except ValueError as error:
-        raise ConfigError(f"{source}: {error}".lstrip(": ")) from None
+    original = rope.get("original_max_position_embeddings") or max_position_embeddings
+    factor = rope.get("factor")
+    if factor is None and kind == "yarn":
+        factor = max_position_embeddings / original
+    if not isinstance(factor, int | float):
+        raise ValueError(f"{where}: factor={factor!r}: {kind} needs a number of at least 1")
+    if kind == "linear":
+        return RopeScaling("linear", float(factor))
+    if kind == "llama3":
+        return RopeScaling(
+            "llama3",
+            float(factor),
+            int(original),
+            low_freq_factor=_number(rope, "low_freq_factor", where),
+            high_freq_factor=_number(rope, "high_freq_factor", where),
+        )
+    attention_factor = rope.get("attention_factor")
+    if attention_factor is None and rope.get("mscale") and rope.get("mscale_all_dim"):
+        over, under = rope["mscale"], rope["mscale_all_dim"]
+        attention_factor = _log_factor(factor, over) / _log_factor(factor, under)
+    return RopeScaling(
+        "yarn",
+        float(factor),
+        int(original),
+        attention_factor=None if attention_factor is None else float(attention_factor),
+        beta_fast=float(rope.get("beta_fast") or 32),
+        beta_slow=float(rope.get("beta_slow") or 1),
+        truncate=bool(rope.get("truncate", True)),
+    )
 
 
-def config_to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
-    """A config.json that transformers 4 and 5, and vLLM, load to the same model."""
+def _number(rope: Mapping[str, Any], name: str, where: str) -> float:
+    if not isinstance(rope.get(name), int | float):
+        raise ValueError(f"{where}: {name}={rope.get(name)!r}: llama3 needs a number")
+    return float(rope[name])
+
+
+def _log_factor(factor: float, scale: float = 1.0) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def rope_json(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """The `rope_scaling` entry that transformers 4 and 5 and vLLM all read alike; None for none.
+
+    `attention_factor` is explicit. vLLM multiplies its `attn_factor` by 0.1 ln(factor) + 1, so that
+    entry carries the quotient: 0.9610 for an attention factor of 1 at 1.5.
+    """
+    if scaling is None or scaling.rope_type == "default":
+        return None
+    rope: dict[str, Any] = {
+        "rope_type": scaling.rope_type,
+        "type": scaling.rope_type,
+        "factor": float(scaling.factor),
+    }
+    if scaling.rope_type != "linear":
+        rope["original_max_position_embeddings"] = scaling.original_max_position_embeddings
+    if scaling.rope_type == "llama3":
+        rope["low_freq_factor"] = float(scaling.low_freq_factor)
+        rope["high_freq_factor"] = float(scaling.high_freq_factor)
+    if scaling.rope_type == "yarn":
+        usual = _log_factor(scaling.factor)
+        explicit = scaling.attention_factor
+        rope["attention_factor"] = float(usual if explicit is None else explicit)
+        rope["attn_factor"] = rope["attention_factor"] / usual
+        rope["beta_fast"], rope["beta_slow"] = float(scaling.beta_fast), float(scaling.beta_slow)
+        if not scaling.truncate:
+            rope["truncate"] = False
+    return rope
+
+
+def config_json(
+    config: ModelConfig, *, dtype: str, token_ids: Mapping[str, int | None] | None = None
+) -> dict[str, Any]:
+    """The content of a config.json that transformers 4 and 5 load as this architecture.
+
+    Args:
+        config: the architecture.
+        dtype: of the weights, e.g. "bfloat16".
+        token_ids: `bos_token_id`, `eos_token_id`, `pad_token_id`, where known.
+
+    Differs: under YaRN `max_position_embeddings` is written as factor x original length, because
+        transformers 4 takes the quotient of the two for the factor and ignores the written one.
+    """
+    scaling = config.rope_scaling
+    rope = rope_json(scaling)
+    max_positions = config.max_position_embeddings
+    if scaling is not None and scaling.rope_type == "yarn":
+        max_positions = round(scaling.factor * (scaling.original_max_position_embeddings or 0))
     fields: dict[str, Any] = {
         "architectures": [ARCHITECTURES[config.model_type]],
         "model_type": config.model_type,
@@ -130,48 +312,24 @@ def config_to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
+        "max_position_embeddings": max_positions,
+        "tie_word_embeddings": config.tie_embeddings,
         "rope_theta": config.rope_theta,
-        "rope_scaling": _rope_to_hf(config.rope_scaling),
+        "rope_scaling": rope,
         "rope_parameters": {
-            "rope_type": "default",
-            **(_rope_to_hf(config.rope_scaling) or {}),
+            **(rope or {"rope_type": "default"}),
             "rope_theta": config.rope_theta,
         },
-        "tie_word_embeddings": config.tie_embeddings,
+        "attention_dropout": 0.0,
+        "use_cache": True,
         "torch_dtype": dtype,
         "dtype": dtype,
-        "use_cache": True,
     }
+    if config.model_type == "qwen3":
+        fields["attention_bias"] = False
     if config.model_type == "llama":
         fields |= {"attention_bias": False, "mlp_bias": False}
     else:
-        fields |= {"use_sliding_window": False}
-    if config.model_type == "qwen3":
-        fields |= {"attention_bias": False}
-    return fields
-
-
-def _rope_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
-    if scaling is None or scaling.rope_type == "default":
-        return None
-    fields: dict[str, Any] = {"rope_type": scaling.rope_type, "factor": scaling.factor}
-    if scaling.original_max_position_embeddings is not None:
-        fields["original_max_position_embeddings"] = scaling.original_max_position_embeddings
-    if scaling.rope_type == "yarn":
-        factor = yarn_attention_factor(scaling)
-        implied = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
-        fields |= {
-            "attention_factor": factor,
-            "attn_factor": factor / implied,  # vLLM multiplies it by the implied factor
-            "beta_fast": scaling.beta_fast,
-            "beta_slow": scaling.beta_slow,
-            "truncate": scaling.truncate,
-        }
-    if scaling.rope_type == "llama3":
-        fields |= {
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-        }
-    return fields
+        fields |= {"use_sliding_window": False, "sliding_window": None}
+    return fields | {name: i for name, i in (token_ids or {}).items() if i is not None}

@@ -321,7 +321,9 @@ def write_tensors(
     for i, file in enumerate(files):
         os.replace(directory / f"part-{i}.safetensors.partial", directory / file)
     if len(files) > 1:
-        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        weight_map = {
+            name: file for file, shard in zip(files, shards, strict=True) for name in shard
+        }
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 

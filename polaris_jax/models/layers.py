@@ -65,7 +65,9 @@ def _yarn(frequency: np.ndarray, scaling: RopeScaling, config: ModelConfig) -> n
 
     def dimension_of(turns: float) -> float:
         """The (fractional) pair that makes `turns` turns over the original length."""
-        return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+        return (
+            width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+        )
 
     low, high = dimension_of(scaling.beta_fast), dimension_of(scaling.beta_slow)
     if scaling.truncate:

@@ -63,9 +63,7 @@ def calibrate(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[s
                     mode="train",
                 )
                 sums = np.round(graded.reward_PR.sum(axis=1)).astype(int).tolist()
-                done.append(
-                    [{"id": p.id, "correct": s} for p, s in zip(batch, sums, strict=True)]
-                )
+                done.append([{"id": p.id, "correct": s} for p, s in zip(batch, sums, strict=True)])
                 correct |= {p.id: s for p, s in zip(batch, sums, strict=True)}
                 phase.advance_to(len(correct))
     rated = [dataclasses.replace(p, pass_rate=correct[p.id] / section.n) for p in problems]

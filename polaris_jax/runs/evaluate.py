@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from polaris_jax import processes
 from polaris_jax.config import ConfigError, RunConfig, config_fields
-from polaris_jax.evaluate.budget_curve import budget_curve
+from polaris_jax.evaluate.budget_curve import budget_curve, default_budgets
 from polaris_jax.evaluate.estimators import avg_at_k, pass_at_k
 from polaris_jax.evaluate.length_groups import length_groups
 from polaris_jax.models import Qwen
@@ -79,8 +79,9 @@ def evaluate(
         write_json(workdir / f"{prefix}eval.json", summary)
         evaluation_figure(summary, workdir / f"{prefix}eval.png")
     progress.line(
-        f"avg@{section.n} {summary['avg@k']:.1%} +- {summary['stderr']:.1%} over "
-        f"{summary['problems']} problems, temperature {section.temperature:g}, up to {budget} tokens"
+        f"{tag or checkpoint or 'base'}: avg@{section.n} {summary['avg@k']:.1%} "
+        f"+- {summary['stderr'] or 0:.1%} over {summary['problems']} problems, temperature "
+        f"{section.temperature:g}, up to {budget} tokens"
     )
     return summary
 
@@ -182,15 +183,15 @@ def _score(config: RunConfig, rows: list[dict[str, Any]], budget: int) -> dict[s
     ids = sorted(by_problem)
     reward_PR = np.array([[row["reward"] for row in by_problem[i]] for i in ids], np.float32)
     length_PR = np.array([[row["tokens"] for row in by_problem[i]] for i in ids])
-    accuracy, stderr = avg_at_k(reward_PR)
-    budgets = list(section.budgets) or _powers_of_two(budget)
+    average = avg_at_k(reward_PR)
+    budgets = section.budgets or default_budgets(budget)
     powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= section.n]
     ended = [row["finish_reason"] == "stop" for row in rows]
     return {
-        "avg@k": accuracy,
-        "stderr": stderr,
+        "avg@k": average.value,
+        "stderr": average.stderr,
         "k": section.n,
-        "pass@k": {str(k): pass_at_k(reward_PR, k) for k in powers},
+        "pass@k": {str(k): pass_at_k(reward_PR, k).value for k in powers},
         "problems": len(ids),
         "temperature": section.temperature,
         "top_k": section.top_k,
@@ -199,16 +200,12 @@ def _score(config: RunConfig, rows: list[dict[str, Any]], budget: int) -> dict[s
         "mean_length": float(length_PR.mean()),
         "ended_share": float(np.mean(ended)),
         "well_formed_share": float(np.mean([row["well_formed"] for row in rows])),
-        "length_groups": length_groups(reward_PR, length_PR, edges=section.length_edges),
-        "budget_curve": budget_curve(reward_PR, length_PR, budgets=budgets),
+        "length_groups": [
+            dataclasses.asdict(group)
+            for group in length_groups(length_PR, reward_PR, edges=section.length_edges)
+        ],
+        "budget_curve": [
+            dataclasses.asdict(point)
+            for point in budget_curve(length_PR, reward_PR, budgets=budgets)
+        ],
     }
-
-
-def _powers_of_two(budget: int) -> list[int]:
-    """Eighths of the budget: a curve whose last point is the plain score."""
-    return sorted({max(1, budget * i // 8) for i in range(1, 9)})
-
-
-def read_eval(path: Path) -> dict[str, Any]:
-    """An eval.json as written by `evaluate`."""
-    return json.loads(path.read_text())

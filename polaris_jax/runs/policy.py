@@ -22,9 +22,7 @@ from polaris_jax.session import grade, load_base, make_grader, make_sampler, pro
 class Policy:
     """Samples and grades problems under fixed settings; made by `open_policy`."""
 
-    def __init__(
-        self, config: RunConfig, sampler: Sampler, tokenizer: Any, grader: Grader
-    ) -> None:
+    def __init__(self, config: RunConfig, sampler: Sampler, tokenizer: Any, grader: Grader) -> None:
         self._config, self._sampler = config, sampler
         self._tokenizer, self._grader = tokenizer, grader
 

@@ -1,4 +1,4 @@
-"""Problems from anywhere to the workdir's `problems.parquet`, with a count for every row left out."""
+"""Problems from anywhere to the workdir's `problems.parquet`, every row left out counted."""
 
 from __future__ import annotations
 

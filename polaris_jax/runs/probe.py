@@ -10,8 +10,8 @@ import numpy as np
 
 from polaris_jax import processes
 from polaris_jax.config import RunConfig, config_fields
-from polaris_jax.evaluate.estimators import avg_at_k
-from polaris_jax.explore import distinct_ngrams, find_zones
+from polaris_jax.explore import find_zones
+from polaris_jax.explore.temperature import measure_candidate
 from polaris_jax.progress import Progress
 from polaris_jax.report.figures import probe_figure
 from polaris_jax.runs.policy import open_policy
@@ -50,9 +50,7 @@ def probe(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[str, 
         for name, value in config_fields(config).items()
         if name.split(".")[0] in ("seed", "model", "data", "warmstart", "rope")
     } | {"n": section.n, "budget": budget, "ids": [p.id for p in problems]}
-    done = ProgressFile(
-        workdir / "probe_progress.jsonl", identity, writes=processes.is_first()
-    )
+    done = ProgressFile(workdir / "probe_progress.jsonl", identity, writes=processes.is_first())
     rows = {row["temperature"]: row for row in done.rows}
     waiting = [t for t in temperatures if t not in rows]
     if waiting:
@@ -69,16 +67,12 @@ def probe(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[str, 
                     seed_parts=(config.seed, "probe", f"{temperature:.4f}"),
                     mode="train",
                 )
-                accuracy, stderr = avg_at_k(graded.reward_PR)
-                row = {
-                    "temperature": temperature,
-                    "accuracy": accuracy,
-                    "stderr": stderr,
-                    "diversity": distinct_ngrams(graded.texts),
-                }
+                row = dataclasses.asdict(
+                    measure_candidate(temperature, graded.texts, graded.reward_PR)
+                )
                 done.append([row])
                 rows[temperature] = row
-                phase.advance_to(len(rows), f"T {temperature:g}: {accuracy:.1%}")
+                phase.advance_to(len(rows), f"T {temperature:g}: {row['accuracy']:.1%}")
     columns = {
         name: [rows[t][key] for t in temperatures]
         for name, key in (
