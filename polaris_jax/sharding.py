@@ -1,7 +1,7 @@
 """The mesh, the tables that map logical axes to it, and the shardings of a pytree.
 
-The one module that knows mesh axes. Models name logical axes (`models.param_axes`); the tables below
-say where each goes. Axes of the mesh:
+The one module that knows mesh axes. Models name logical axes (`models.param_axes`); the tables
+below say where each goes. Axes of the mesh:
 
     data      replicas of the batch; weights and moments are stored split over it too
     fsdp      splits batch rows, and the storage of weights, gradients and moments

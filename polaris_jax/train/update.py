@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -141,7 +141,7 @@ class Updater:
         placed = self._placed_reference(reference, config, programs)
         total = programs.zeros()
         sums = []
-        for arrays in self._microbatches(batch, (*FIELDS, "sampler_logp_BT")):
+        for arrays in self._microbatches(batch):
             total, partial = programs.accumulate(state.params, total, arrays, placed)
             sums.append(partial)
         state, step = programs.apply(state, total)
@@ -183,7 +183,9 @@ class Updater:
                 "vocabulary; the tokenizer belongs to another model"
             )
 
-    def _microbatches(self, batch: TrainBatch, fields: Sequence[str]) -> Any:
+    def _microbatches(
+        self, batch: TrainBatch, fields: Sequence[str] = (*FIELDS, "sampler_logp_BT")
+    ) -> Iterator[Arrays]:
         sharding = batch_sharding(self.mesh)
         for first in range(0, batch.token_BT.shape[0], self.rows):
             arrays = {}

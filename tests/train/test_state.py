@@ -1,0 +1,69 @@
+"""The train state: private copies, placement, and its abstract twin."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polaris_jax.config import MeshSection
+from polaris_jax.models import Qwen
+from polaris_jax.sharding import make_mesh
+from polaris_jax.train.state import (
+    abstract_train_state,
+    init_train_state,
+    random_train_state,
+)
+from tests.train.cases import (
+    OPTIMIZER,
+    QWEN3,
+    make_graded,
+    make_model,
+    make_updater,
+    one_device_mesh,
+    pack_case,
+)
+
+
+def test_updates_leave_the_source_model_alone():
+    model = make_model()
+    before = jax.tree.map(lambda x: np.array(x, copy=True), model)
+    state = init_train_state(model, OPTIMIZER, one_device_mesh())
+    updater = make_updater()
+    for _ in range(2):
+        state, _ = updater.update(state, pack_case(make_graded()))
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(model), strict=True):
+        assert not b.is_deleted()
+        assert (np.asarray(b) == a).all()
+
+
+def test_the_donated_state_is_gone():
+    state = init_train_state(make_model(), OPTIMIZER, one_device_mesh())
+    make_updater().update(state, pack_case(make_graded()))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_bfloat16_weights_become_float32_masters():
+    model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_model())
+    state = init_train_state(model, OPTIMIZER, one_device_mesh())
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(model), strict=True):
+        assert a.dtype == jnp.float32
+        assert (np.asarray(a) == np.asarray(b, np.float32)).all()
+
+
+@pytest.mark.parametrize("section", [MeshSection(), MeshSection(data=2, tensor=2)], ids=str)
+def test_abstract_state_tells_shape_dtype_and_place(section):
+    mesh = make_mesh(section)
+    state = init_train_state(make_model(), OPTIMIZER, mesh)
+    abstract = abstract_train_state(QWEN3, OPTIMIZER, mesh=mesh)
+    assert jax.tree.structure(abstract) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(abstract), jax.tree.leaves(state), strict=True):
+        assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
+
+
+def test_random_state_equals_init_and_is_made_in_place():
+    mesh = make_mesh(MeshSection(data=2))
+    state = random_train_state(QWEN3, jax.random.key(3), optimizer=OPTIMIZER, mesh=mesh)
+    want = Qwen.init(QWEN3, jax.random.key(3))
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert int(state.step) == int(state.skips_in_a_row) == 0

@@ -1,0 +1,316 @@
+"""The update: its gradient under any packing, its options, its skips, and one compile."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from polaris_jax.batch import concat_graded, select_groups
+from polaris_jax.config import ModelSection, ObjectiveSection, OptimizerSection
+from polaris_jax.models import RopeScaling, token_logprobs
+from polaris_jax.train.state import init_train_state
+from polaris_jax.train.update import Updater, merge_metrics
+from tests.tolerances import BF16_GRADIENT_RTOL, GRADIENT_RTOL, LOGPROB_ATOL
+from tests.train.cases import (
+    FP32,
+    OPTIMIZER,
+    QWEN2,
+    QWEN3,
+    ROW_LEN,
+    TEMPERATURE,
+    accumulated_gradient,
+    make_graded,
+    make_model,
+    make_updater,
+    max_leaf_difference,
+    one_device_mesh,
+    pack_case,
+    plain_gradient,
+    values,
+)
+
+
+def sampled_by(model, graded):
+    """`graded` with the log-probs that `model` gives, as an exact sampler would report them."""
+    logprobs = []
+    for p, group in enumerate(graded.token_ids):
+        rows = []
+        for response in group:
+            tokens = np.array([[*graded.prompts[p], *response]])
+            positions = np.arange(tokens.shape[1])[None]
+            logp, _ = token_logprobs(model, tokens, positions, None, TEMPERATURE)
+            rows.append(np.asarray(logp)[0, len(graded.prompts[p]) - 1 : -1].tolist())
+        logprobs.append(rows)
+    return dataclasses.replace(graded, logprobs=logprobs)
+
+
+@pytest.mark.parametrize("config", [QWEN3, QWEN2], ids=["qwen3", "qwen2"])
+def test_gradient_equals_the_plain_unpacked_one(config):
+    model, graded = make_model(config), make_graded()
+    got = accumulated_gradient(make_updater(), model, pack_case(graded))
+    assert max_leaf_difference(got, plain_gradient(model, graded), relative=True) <= GRADIENT_RTOL
+
+
+@pytest.mark.parametrize(
+    ("row_len", "rows", "remat"),
+    [(48, 8, "layer"), (64, 2, "none"), (33, 1, "none"), (256, 4, "none")],
+)
+def test_permuting_and_repacking_leaves_the_gradient(row_len, rows, remat):
+    model, graded = make_model(), make_graded()
+    want = accumulated_gradient(make_updater(), model, pack_case(graded))
+    order = np.random.default_rng(row_len).permutation(len(graded))
+    other = pack_case(select_groups(graded, order), row_len=row_len, rows=rows)
+    section = ModelSection(dtype="float32", remat=remat)
+    updater = make_updater(row_len=row_len, rows=rows, model=section)
+    got = accumulated_gradient(updater, model, other)
+    assert max_leaf_difference(got, want, relative=True) <= GRADIENT_RTOL
+
+
+def test_microbatch_token_mean_alone_depends_on_packing():
+    graded = make_graded()
+
+    def gradient(aggregation, rows):
+        objective = ObjectiveSection(aggregation=aggregation)
+        updater = make_updater(objective, rows=rows)
+        return accumulated_gradient(updater, make_model(), pack_case(graded, objective, rows=rows))
+
+    for aggregation in ("token_mean", "sequence_mean", "sequence_sum_constant"):
+        gap = max_leaf_difference(gradient(aggregation, 2), gradient(aggregation, 8), relative=True)
+        assert gap <= GRADIENT_RTOL, aggregation
+    packed = max_leaf_difference(
+        gradient("microbatch_token_mean", 2), gradient("microbatch_token_mean", 8), relative=True
+    )
+    assert packed > 100 * GRADIENT_RTOL
+
+
+def test_bfloat16_compute_keeps_float32_masters_and_gradients():
+    model, batch = make_model(), pack_case(make_graded())
+    updater = make_updater(model=ModelSection(dtype="bfloat16", remat="layer"))
+    got = accumulated_gradient(updater, model, batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {np.dtype("float32")}
+    want = accumulated_gradient(make_updater(), model, batch)
+    assert 0 < max_leaf_difference(got, want, relative=True) <= BF16_GRADIENT_RTOL
+    state = init_train_state(model, OPTIMIZER, one_device_mesh())
+    state, _ = updater.update(state, batch)
+    floats = [x for x in jax.tree.leaves(state) if np.issubdtype(x.dtype, np.floating)]
+    assert {x.dtype for x in floats} == {np.dtype("float32")}
+
+
+def test_on_policy_update_has_ratio_one_no_clips_and_no_gap():
+    model = make_model()
+    batch = pack_case(sampled_by(model, make_graded()))
+    state = init_train_state(model, OPTIMIZER, one_device_mesh())
+    _, metrics = make_updater().update(state, batch)
+    got = values(metrics)
+    assert got["update/ratio_mean"] == 1.0
+    for name in ("low", "high", "dual"):
+        assert got[f"update/clip_fraction_{name}"] == 0.0
+    assert got["rollout/logp_gap_max"] <= LOGPROB_ATOL
+    assert got["update/skipped"] == 0.0
+
+
+def test_metrics_match_numpy():
+    model, batch = make_model(), pack_case(make_graded())
+    batch.fresh_BT[::2] = 0
+    objective = ObjectiveSection(old_logprobs="sampler")
+    state = init_train_state(model, OPTIMIZER, one_device_mesh())
+    _, metrics = make_updater(objective).update(state, batch)
+    logp, entropy = token_logprobs(
+        model, batch.token_BT, batch.position_BT, batch.segment_BT, batch.temperature_BT
+    )
+    counted, fresh = batch.weight_BT != 0, batch.fresh_BT != 0
+    ratio = np.exp(np.asarray(logp) - batch.old_logp_BT)
+    low = (ratio < 0.8) & (batch.advantage_BT < 0)
+    high = (ratio > 1.28) & (batch.advantage_BT > 0)
+    gap = np.abs(np.asarray(logp) - batch.old_logp_BT)[fresh]
+    got = values(metrics)
+    want = {
+        "update/entropy": np.asarray(entropy)[counted].mean(),
+        "update/ratio_mean": ratio[counted].mean(),
+        "update/clip_fraction_low": low[counted].mean(),
+        "update/clip_fraction_high": high[counted].mean(),
+        "update/tis_fraction": (ratio > 2)[counted].mean(),
+        "rollout/logp_gap_mean": gap.mean(),
+        "rollout/logp_gap_max": gap.max(),
+    }
+    for name, value in want.items():
+        assert got[name] == pytest.approx(value, rel=1e-4), name
+    assert metrics["update/entropy"].weight == batch.tokens == counted.sum()
+
+
+def test_no_fresh_token_gives_no_gap():
+    batch = pack_case(make_graded())
+    batch.fresh_BT[:] = 0
+    state = init_train_state(make_model(), OPTIMIZER, one_device_mesh())
+    _, metrics = make_updater().update(state, batch)
+    got = values(metrics)
+    assert got["rollout/logp_gap_mean"] is None and got["rollout/logp_gap_max"] is None
+
+
+def test_recompute_is_on_policy_at_first_and_keeps_the_gap_to_the_sampler():
+    objective = ObjectiveSection(old_logprobs="recompute", minibatches=2)
+    model, batch = make_model(), pack_case(make_graded())
+    updater = make_updater(objective)
+    state = init_train_state(model, OPTIMIZER, one_device_mesh())
+    recomputed = updater.recompute_logprobs(state.params, batch)
+    assert (recomputed.sampler_logp_BT == batch.old_logp_BT).all()
+    assert (recomputed.old_logp_BT[batch.weight_BT == 0] == 0).all()
+    parts = []
+    for _ in range(2):
+        state, metrics = updater.update(state, recomputed)
+        parts.append(metrics)
+    first, second = map(values, parts)
+    assert first["update/ratio_mean"] == pytest.approx(1.0, abs=LOGPROB_ATOL)
+    assert abs(second["update/ratio_mean"] - 1.0) > 10 * LOGPROB_ATOL
+    gap = np.abs(recomputed.old_logp_BT - batch.old_logp_BT)[batch.fresh_BT != 0]
+    for part in (first, second):
+        assert part["rollout/logp_gap_mean"] == pytest.approx(gap.mean(), rel=1e-5)
+    merged = values(merge_metrics(parts))
+    mean = (first["update/entropy"] + second["update/entropy"]) / 2
+    assert merged["update/entropy"] == pytest.approx(mean)
+    assert merged["update/skipped"] == 0.0
+
+
+def test_kl_pulls_to_the_reference_and_is_zero_at_it():
+    model, other = make_model(), make_model(seed=1)
+    batch = pack_case(make_graded())
+    batch.advantage_BT[:] = 0
+    updater = make_updater(ObjectiveSection(kl_coef=0.5))
+    mesh = one_device_mesh()
+    _, metrics = updater.update(init_train_state(model, OPTIMIZER, mesh), batch, reference=model)
+    assert values(metrics)["update/kl"] == pytest.approx(0.0, abs=LOGPROB_ATOL)
+    state, kls = init_train_state(model, OPTIMIZER, mesh), []
+    for _ in range(6):
+        state, metrics = updater.update(state, batch, reference=other)
+        kls.append(values(metrics)["update/kl"])
+    assert all(later < earlier for earlier, later in itertools.pairwise(kls))
+    with pytest.raises(ValueError, match=r"objective.kl_coef=0.5.*reference"):
+        updater.update(state, batch)
+
+
+def test_entropy_bonus_raises_entropy():
+    batch = pack_case(make_graded())
+    batch.advantage_BT[:] = 0
+    state = init_train_state(make_model(), OPTIMIZER, one_device_mesh())
+    updater, entropies = make_updater(ObjectiveSection(entropy_coef=0.1)), []
+    for _ in range(4):
+        state, metrics = updater.update(state, batch)
+        entropies.append(values(metrics)["update/entropy"])
+    assert all(a < b for a, b in itertools.pairwise(entropies))
+
+
+def test_a_non_finite_gradient_changes_nothing_but_the_counters():
+    mesh, updater = one_device_mesh(), make_updater()
+    good, bad = pack_case(make_graded()), pack_case(make_graded())
+    bad.advantage_BT[0, :] = np.where(bad.weight_BT[0] != 0, np.inf, 0)
+    state, _ = updater.update(init_train_state(make_model(), OPTIMIZER, mesh), good)
+    before = jax.device_get(state)
+    for skips in (1, 2):
+        state, metrics = updater.update(state, bad)
+        assert metrics["update/skipped"] == 1.0
+        assert int(state.skips_in_a_row) == skips and int(state.step) == 1
+    after = jax.device_get(state)
+    for name in ("params", "opt_state"):
+        pairs = zip(
+            jax.tree.leaves(getattr(before, name)),
+            jax.tree.leaves(getattr(after, name)),
+            strict=True,
+        )
+        assert all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+    state, metrics = updater.update(state, good)
+    assert metrics["update/skipped"] == 0.0
+    assert int(state.skips_in_a_row) == 0 and int(state.step) == 2
+
+
+def test_the_gradient_is_clipped_to_the_global_norm():
+    batch = pack_case(make_graded())
+    tight = dataclasses.replace(OPTIMIZER, max_grad_norm=1e-3, weight_decay=0.0)
+    updater = make_updater(optimizer=tight)
+    state = init_train_state(make_model(), tight, one_device_mesh())
+    state, metrics = updater.update(state, batch)
+    norm = values(metrics)["update/grad_norm"]
+    assert norm > 0.01
+    # After one step the first moment is (1 - b1) x the clipped gradient.
+    moments = jax.tree.leaves(state.opt_state[0].mu)
+    got = np.sqrt(sum(float((m.astype(np.float64) ** 2).sum()) for m in map(np.asarray, moments)))
+    assert got / (1 - tight.b1) == pytest.approx(1e-3, rel=1e-5)
+
+
+def test_nothing_compiles_after_the_first_update_whatever_the_number_of_microbatches():
+    compiles = []
+
+    def listener(event, duration, **_):
+        if "backend_compile" in event:
+            compiles.append(event)
+
+    graded = make_graded()
+    mesh = one_device_mesh()
+    updater = Updater(ObjectiveSection(), OPTIMIZER, FP32, mesh, rows=2, row_len=ROW_LEN)
+    state = init_train_state(make_model(), OPTIMIZER, mesh)
+    batches = [pack_case(graded, rows=2), pack_case(select_groups(graded, np.arange(2)), rows=2)]
+    batches.append(pack_case(concat_graded([graded, make_graded(1)]), rows=2))
+    assert len({b.token_BT.shape[0] for b in batches}) == 3
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    state, _ = updater.update(state, batches[0])
+    first = len(compiles)
+    assert first == 3  # the zero accumulator, accumulate, apply
+    for batch in batches:
+        state, _ = updater.update(state, batch)
+    jax.monitoring.unregister_event_duration_listener(listener)
+    assert len(compiles) == first
+
+
+def test_reset_optimizer_keeps_weights_and_counters():
+    updater = make_updater()
+    state = init_train_state(make_model(), OPTIMIZER, one_device_mesh())
+    state, _ = updater.update(state, pack_case(make_graded()))
+    reset = updater.reset_optimizer(state)
+    assert max_leaf_difference(reset.params, state.params, relative=False) == 0.0
+    assert int(reset.step) == 1
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(reset.opt_state))
+    updater.update(reset, pack_case(make_graded()))
+
+
+def test_another_rotary_scaling_is_another_program_of_the_same_updater():
+    def yarn(state):
+        scaling = RopeScaling("yarn", 2.0, original_max_position_embeddings=16)
+        is_model = lambda x: isinstance(x, type(model))  # noqa: E731
+        return jax.tree.map(
+            lambda x: x.with_rope_scaling(scaling) if is_model(x) else x, state, is_leaf=is_model
+        )
+
+    model, batch, updater = make_model(), pack_case(make_graded()), make_updater()
+    state = init_train_state(model, OPTIMIZER, one_device_mesh())
+    state, plain = updater.update(state, batch)
+    state, scaled = updater.update(yarn(state), batch)
+    assert state.params.config.rope_scaling is not None
+    assert values(scaled)["update/entropy"] != values(plain)["update/entropy"]
+
+
+def test_a_batch_of_another_shape_or_vocabulary_is_refused():
+    updater, graded = make_updater(), make_graded()
+    state = init_train_state(make_model(), OPTIMIZER, one_device_mesh())
+    with pytest.raises(ValueError, match=r"batch.row_len"):
+        updater.update(state, pack_case(graded, row_len=64))
+    with pytest.raises(ValueError, match=r"multiple of 8 rows"):
+        updater.update(state, pack_case(select_groups(graded, np.arange(2)), rows=3))
+    foreign = pack_case(graded)
+    foreign.token_BT[0, 0] = 64
+    with pytest.raises(ValueError, match=r"must lie in \[0, 64\)"):
+        updater.update(state, foreign)
+
+
+def test_weight_decay_acts_on_every_parameter():
+    batch = pack_case(make_graded())
+    moved = {}
+    for decay in (0.0, 0.5):
+        optimizer = OptimizerSection(learning_rate=1e-3, weight_decay=decay)
+        state = init_train_state(make_model(), optimizer, one_device_mesh())
+        state, _ = make_updater(optimizer=optimizer).update(state, batch)
+        moved[decay] = state.params.params()
+    before = make_model().params()
+    for path, start in before.items():
+        gap = np.asarray(moved[0.0][path]) - np.asarray(moved[0.5][path])
+        np.testing.assert_allclose(gap, 1e-3 * 0.5 * np.asarray(start), atol=1e-6, err_msg=path)

@@ -1,0 +1,84 @@
+"""The warm start: it learns, packs without leaking, and repeats bit for bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polaris_jax.config import WarmstartSection
+from polaris_jax.models import token_logprobs
+from polaris_jax.train import warmstart
+from polaris_jax.train.warmstart import warm_start
+from tests.tolerances import LOGPROB_ATOL
+from tests.train.cases import QWEN3, make_model
+
+SECTION = WarmstartSection(steps=12, batch_size=8, learning_rate=1e-2, seed=0)
+
+
+def copy_examples(count=64, seed=0):
+    """The completion repeats the prompt's one letter: learnt in a few steps."""
+    rng = np.random.default_rng(seed)
+    letters = rng.integers(1, 8, count)
+    lengths = rng.integers(2, 12, count)
+    return [([int(x)] * 3, [int(x)] * int(n)) for x, n in zip(letters, lengths, strict=True)]
+
+
+def test_the_loss_falls_and_the_source_stays():
+    model, losses = make_model(), []
+    before = jax.tree.map(lambda x: np.array(x, copy=True), model)
+    trained = warm_start(
+        model, copy_examples(), SECTION, on_step=lambda step, loss: losses.append((step, loss))
+    )
+    assert [step for step, _ in losses] == list(range(SECTION.steps))
+    assert losses[-1][1] < 0.5 * losses[0][1]
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(model), strict=True):
+        assert (np.asarray(b) == a).all()
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype("float32")}
+
+
+def test_it_repeats_bit_for_bit_and_follows_the_seed():
+    def leaves(seed):
+        section = WarmstartSection(steps=3, batch_size=8, seed=seed)
+        trained = warm_start(make_model(), copy_examples(), section)
+        return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(trained)]
+
+    assert leaves(0) == leaves(0)
+    assert leaves(0) != leaves(1)
+
+
+def test_the_first_loss_is_the_plain_mean_over_completion_tokens():
+    model, examples, losses = make_model(), copy_examples(8), []
+    warm_start(
+        model,
+        examples,
+        WarmstartSection(steps=1, batch_size=8),
+        on_step=lambda _, loss: losses.append(loss),
+    )
+    total, count = 0.0, 0
+    for prompt, completion in examples:
+        tokens = np.array([[*prompt, *completion]])
+        logp, _ = token_logprobs(model, tokens, np.arange(tokens.shape[1])[None])
+        total -= float(np.asarray(logp)[0, len(prompt) - 1 : -1].sum())
+        count += len(completion)
+    assert losses[0] == pytest.approx(total / count, abs=LOGPROB_ATOL)
+
+
+def test_an_epoch_visits_every_example_once():
+    plans = list(warmstart._batches(copy_examples(64), WarmstartSection(steps=16, batch_size=8)))
+    for epoch in (plans[:8], plans[8:]):
+        assert sorted(np.concatenate(epoch)) == list(range(64))
+    assert (np.concatenate(plans[:8]) != np.concatenate(plans[8:])).any()
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (copy_examples(4), r"warmstart.batch_size=8: there are 4 examples"),
+        ([*copy_examples(8), ([1], [])], r"example 8: the completion is empty"),
+        ([*copy_examples(8), ([1], [QWEN3.vocab_size])], r"example 8: token ids 0 to 64"),
+    ],
+    ids=["too-few", "empty", "vocabulary"],
+)
+def test_bad_examples_are_named(examples, message):
+    with pytest.raises(ValueError, match=message):
+        warm_start(make_model(), examples, SECTION)
