@@ -245,20 +245,11 @@ class Engine:
         self.model_config = model_config
         self.row_buckets = row_buckets(config.slots)
         # A scan over stacked weights copies each layer's slice on a CPU.
-        static = {"num_layers": model_config.num_layers, "unroll": on_cpu or layout == "window"}
-        self._decode = jax.jit(
-            functools.partial(_decode, steps=config.decode_steps, layout=layout, **static),
-            donate_argnums=1,
-        )
-        self._prefill = jax.jit(functools.partial(_prefill, **static), donate_argnums=1)
-        self._copy = jax.jit(
-            functools.partial(paged_kv.copy_pages, num_layers=model_config.num_layers),
-            donate_argnums=0,
-        )
-        self._move = jax.jit(
-            functools.partial(paged_kv.move_pages, num_layers=model_config.num_layers),
-            donate_argnums=0,
-        )
+        self._static = {
+            "num_layers": model_config.num_layers,
+            "unroll": on_cpu or layout == "window",
+        }
+        self._layout = layout
 
     def init_decode_state(self, dtype: Any = jnp.float32) -> DecodeState:
         """An empty pool and empty slots; pages are in `dtype`."""
@@ -323,7 +314,9 @@ class Engine:
             )
         to_J = np.zeros(decode_state.table_BJ.shape[1], np.int32)
         to_J[: len(pages)] = pages
-        decode_state.pool = self._move(decode_state.pool, prefix.pages, to_J)
+        decode_state.pool = _move_pages(
+            decode_state.pool, prefix.pages, to_J, num_layers=self.model_config.num_layers
+        )
         decode_state.place(
             slot,
             pages,
@@ -372,10 +365,8 @@ class Engine:
         for slot in live:
             self.reserve(state, int(slot))
         bucket = next(b for b in self.row_buckets if b >= len(live))
-        rows, table_BJ = _compact(state, live, bucket)
-        state.pool, packed = self._decode(
-            params, state.pool, rows, table_BJ, pad_stop_ids(stop_token_ids), np.int32(exit_below)
-        )
+        stop_X = pad_stop_ids(stop_token_ids)
+        state.pool, packed = self._decode(params, state, live, bucket, stop_X, exit_below)
         return Flight(live, bucket, packed)
 
     def reserve(self, state: DecodeState, slot: int) -> None:
@@ -458,16 +449,35 @@ class Engine:
             part = pairs[start : start + width]
             from_to = np.zeros((2, width), np.int32)
             from_to[:, : len(part)] = np.array(part, np.int32).T
-            state.pool = self._copy(state.pool, from_to[0], from_to[1])
+            state.pool = _copy_pages(state.pool, *from_to, num_layers=self.model_config.num_layers)
 
     def warm(self, params: Qwen, state: DecodeState) -> None:
         """Compiles decode for every row bucket, so that no later call has to."""
-        nobody = np.zeros(0, np.int64)
+        nobody, stop_X = np.zeros(0, np.int64), pad_stop_ids(())
         for bucket in self.row_buckets:
-            rows, table_BJ = _compact(state, nobody, bucket)
-            state.pool, _ = self._decode(
-                params, state.pool, rows, table_BJ, pad_stop_ids(()), np.int32(1)
-            )
+            state.pool, _ = self._decode(params, state, nobody, bucket, stop_X, 1)
+
+    def _decode(
+        self,
+        params: Qwen,
+        state: DecodeState,
+        live: np.ndarray,
+        bucket: int,
+        stop_X: np.ndarray,
+        exit_below: int,
+    ) -> tuple[Pool, Packed]:
+        rows, table_BJ = _compact(state, live, bucket)
+        return _decode(
+            params,
+            state.pool,
+            rows,
+            table_BJ,
+            stop_X,
+            np.int32(exit_below),
+            steps=self.config.decode_steps,
+            layout=self._layout,
+            **self._static,
+        )
 
     def _run_prefill(
         self, params: Qwen, pool: Pool, jobs: Sequence[PrefillJob], chunk: int
@@ -487,7 +497,7 @@ class Engine:
                 table_BJ[row, : len(job.pages)] = job.pages
                 if done + chunk < len(job.tokens):
                     unfinished.append((job, done + chunk))
-            pool = self._prefill(params, pool, token_BT, first_B, count_B, table_BJ)
+            pool = _prefill(params, pool, token_BT, first_B, count_B, table_BJ, **self._static)
             waiting = unfinished + waiting[batch:]
         return pool
 
@@ -557,6 +567,11 @@ def _compact(state: DecodeState, live: np.ndarray, bucket: int) -> tuple[Rows, n
     return jax.tree.map(take, state.rows), take(state.table_BJ)
 
 
+_copy_pages = jax.jit(paged_kv.copy_pages, static_argnames="num_layers", donate_argnums=0)
+_move_pages = jax.jit(paged_kv.move_pages, static_argnames="num_layers", donate_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnames=("num_layers", "unroll"), donate_argnums=1)
 def _prefill(
     model: Qwen,
     pool: Pool,
@@ -580,6 +595,9 @@ def _prefill(
     return pool
 
 
+@functools.partial(
+    jax.jit, static_argnames=("steps", "layout", "num_layers", "unroll"), donate_argnums=1
+)
 def _decode(
     model: Qwen,
     pool: Pool,
