@@ -1,0 +1,135 @@
+"""A run of seconds: a base model that answers well-formed but at random, and flags for `train`.
+
+The base is trained on the spot to write `<think>x</think>` and one of four digits in a box, so
+that groups mix right and wrong answers from the first step on and updates have something to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from polaris_jax.checkpoint import Checkpointer
+from polaris_jax.config import WarmstartSection
+from polaris_jax.data.prompts import render_example
+from polaris_jax.data.tiny_tokenizer import build_tokenizer
+from polaris_jax.models import ModelConfig, Qwen, save_pretrained
+from polaris_jax.train.warmstart import warm_start
+
+ROOT = Path(__file__).resolve().parents[1]
+SUFFIX = " Answer."
+PROBLEMS = 12
+
+
+def make_base(directory: Path) -> tuple[Path, Path]:
+    """(model directory, problems.jsonl)."""
+    tokenizer = build_tokenizer()
+    config = ModelConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        rope_theta=1e4,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=64,
+        tie_embeddings=True,
+        qkv_bias=False,
+        qk_norm=True,
+    )
+    texts = [f"Start with {i}." for i in range(PROBLEMS)]
+    pick = random.Random(0)
+    examples = [
+        render_example(
+            tokenizer,
+            pick.choice(texts),
+            f"<think>{pick.randrange(10)}</think>\n\\boxed{{{pick.randrange(1, 5)}}}",
+            suffix=SUFFIX,
+        )
+        for _ in range(256)
+    ]
+    section = WarmstartSection(steps=80, batch_size=32, learning_rate=1e-2)
+    model = warm_start(Qwen.init(config, jax.random.key(0)), examples, section)
+    base = directory / "base"
+    save_pretrained(model, base, tokenizer=tokenizer)
+    rows = [
+        {"id": f"p{i}", "problem": text, "answer": str(1 + i % 4)} for i, text in enumerate(texts)
+    ]
+    problems = directory / "problems.jsonl"
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return base, problems
+
+
+def flags(base: Path, problems: Path, *more: str) -> list[str]:
+    """The command line of a micro run, without --workdir."""
+    fields = {
+        "model.path": base,
+        "model.max_position_tokens": 64,
+        "data.problems": problems,
+        "data.prompt_suffix": SUFFIX,
+        "data.max_prompt_tokens": 20,
+        "warmstart.steps": 0,
+        "rollout.prompts_per_step": 6,
+        "rollout.responses_per_prompt": 4,
+        "rollout.slots": 24,
+        "rollout.page_size": 8,
+        "rollout.decode_steps": 8,
+        "rollout.prefill_chunk": 32,
+        "stages[0].steps": 5,
+        "stages[0].temperature_rule": "fixed",
+        "stages[0].max_response_tokens": 12,
+        "stages[1].steps": 4,
+        "stages[1].max_response_tokens": 16,
+        "probe.problems": 4,
+        "probe.n": 4,
+        "probe.max_candidates": 2,
+        "batch.row_len": 128,
+        "batch.rows": 2,
+        "optimizer.learning_rate": 3e-3,
+        "checkpoint.every_steps": 2,
+        "reward.workers": 1,
+        "evaluate.max_response_tokens": 16,
+    }
+    lines = [f"--config={ROOT / 'configs' / 'tiny_cpu.py'}"]
+    return [*lines, *(f"--config.{name}={value}" for name, value in fields.items()), *more]
+
+
+def start_train(workdir: Path, line: list[str], **environment: str) -> subprocess.Popen[str]:
+    """`polaris train` in a process of its own; its output goes to a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "polaris_jax", "train", *line, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> str:
+    """The output of a run that must end well."""
+    out, _ = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, out
+    return out
+
+
+def final_leaves(workdir: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest whole checkpoint, by name."""
+    import orbax.checkpoint as ocp
+
+    step = Checkpointer(workdir / "checkpoints").latest()
+    assert step is not None
+    path = workdir / "checkpoints" / str(step) / "arrays"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+        tree = orbax.restore(path)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in leaves}

@@ -1,0 +1,142 @@
+"""A run that is killed, stopped and torn ends with the bytes of one that was not."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.micro_run import final_leaves, finish, flags, make_base, start_train
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    """The uninterrupted run that others are held against."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    out = finish(start_train(workdir, flags(*base)))
+    assert "finished: 9 steps" in out
+    return workdir
+
+
+def steps_written(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(workdir: Path, process, steps: int, timeout_s: float = 240) -> None:
+    """Returns once `steps` steps are written, or the process has ended."""
+    deadline = time.monotonic() + timeout_s
+    while steps_written(workdir) < steps and process.poll() is None:
+        assert time.monotonic() < deadline, f"no step {steps} within {timeout_s} s"
+        time.sleep(0.01)
+
+
+def assert_same_run(workdir: Path, whole: Path) -> None:
+    for name in ("metrics.jsonl", "stages.json"):
+        assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
+    got, want = final_leaves(workdir), final_leaves(whole)
+    assert got.keys() == want.keys()
+    for name in want:
+        assert got[name].tobytes() == want[name].tobytes(), name
+    rollouts = sorted(p.name for p in (whole / "rollouts").iterdir())
+    assert sorted(p.name for p in (workdir / "rollouts").iterdir()) == rollouts
+
+
+def test_a_run_learns_counts_and_says_what_it_did(whole):
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(9))
+    assert [line["stage"] for line in lines] == [0] * 5 + [1] * 4
+    for name in (
+        "rollout/reward_mean",
+        "rollout/informative_share",
+        "rollout/mean_length",
+        "rollout/clip_ratio",
+        "rollout/temperature",
+        "rollout/diversity",
+        "rollout/logp_gap_mean",
+        "rollout/logp_gap_max",
+        "batch/rescued_groups",
+        "batch/substituted_groups",
+        "batch/donors_reused",
+        "batch/padding_share",
+        "batch/tokens",
+        "update/loss",
+        "update/grad_norm",
+        "update/entropy",
+        "update/clip_fraction_low",
+        "update/clip_fraction_high",
+        "update/ratio_mean",
+        "update/skipped",
+        "data/dropped",
+        "data/epoch",
+    ):
+        assert all(name in line for line in lines), name
+    # One update a batch with current log-probs: on-policy, so the ratio is 1 and nothing clips.
+    assert all(line["update/ratio_mean"] == 1.0 for line in lines)
+    assert all(line["update/clip_fraction_high"] == 0.0 for line in lines)
+    assert max(line["rollout/logp_gap_mean"] for line in lines) < 1e-4
+    assert np.mean([line["rollout/reward_mean"] for line in lines]) > 0.05
+    stages = json.loads((whole / "stages.json").read_text())
+    assert [s["stage"] for s in stages] == [0, 1]
+    assert [(s["first_step"], s["last_step"]) for s in stages] == [(0, 4), (5, 8)]
+    assert stages[1]["temperature"] > stages[0]["temperature"]
+    kinds = {d["kind"] for d in stages[1]["decisions"]}
+    assert {"temperature", "drop_easy", "reset_optimizer"} <= kinds
+    timing = [json.loads(line) for line in (whole / "timing.jsonl").read_text().splitlines()]
+    assert {"time/rollout_s", "time/grade_s", "time/update_s", "time/save_s"} <= timing[1].keys()
+    # After the second step of a stage nothing compiles.
+    assert all(timing[i]["sampler/compiles"] == 0 for i in (2, 3, 4, 7, 8))
+
+
+def interrupted(base, workdir: Path, whole: Path, *, kills: int, seed: int) -> None:
+    pick = random.Random(seed)
+    goals = sorted(pick.sample(range(1, 9), kills))
+    for goal in goals:
+        process = start_train(workdir, flags(*base))
+        wait_for(workdir, process, goal)
+        time.sleep(pick.uniform(0, 0.8))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    out = finish(start_train(workdir, flags(*base)))
+    resumed = [line for line in out.splitlines() if line.startswith("resumed at step")]
+    assert len(resumed) == 1
+    assert int(resumed[0].split()[-1]) > 0
+    assert_same_run(workdir, whole)
+
+
+def test_two_kills_change_nothing(base, whole, tmp_path):
+    interrupted(base, tmp_path / "run", whole, kills=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_five_kills_change_nothing(base, whole, tmp_path, seed):
+    interrupted(base, tmp_path / "run", whole, kills=5, seed=seed)
+
+
+def test_signals_leave_a_resumable_state(base, whole, tmp_path):
+    workdir = tmp_path / "run"
+    for number, goal, code in ((signal.SIGTERM, 1, 0), (signal.SIGINT, 6, 130)):
+        process = start_train(workdir, flags(*base))
+        wait_for(workdir, process, goal)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == code, out
+        assert "Traceback" not in out
+    finish(start_train(workdir, flags(*base)))
+    assert_same_run(workdir, whole)
+    # The same command once more has nothing to do.
+    assert "already complete" in finish(start_train(workdir, flags(*base)))
+    # Another config is refused, with the field that differs.
+    other = start_train(workdir, flags(*base, "--config.optimizer.learning_rate=1e-3"))
+    out, _ = other.communicate(timeout=60)
+    assert other.returncode == 2
+    assert "optimizer.learning_rate" in out
