@@ -1,34 +1,85 @@
-"""Tokenizers from disk, without torch."""
+"""The tokenizer of a checkpoint: from its directory, or from a GGUF file's metadata."""
 
 from __future__ import annotations
 
-import logging
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from polaris_jax.config_sections import ConfigError
+from polaris_jax.models.sources import GGUF_SUFFIX, resolve
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+# Any one of these holds a vocabulary.
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """The `transformers` tokenizer of a Hugging Face directory.
+    """The tokenizer of an HF directory, Hub id or GGUF file.
+
+    `tokenizer.json` is taken as it stands: the classes that tokenizer_config.json may name rebuild
+    the pre-tokenizer by their own rules (R1-Distill-Qwen names Llama's over Qwen's vocabulary).
 
     Raises:
-        ConfigError: the directory has no tokenizer, or one that cannot be read.
+        FileNotFoundError: no tokenizer there.
+        ValueError: a GGUF tokenizer of a kind that is not supported.
     """
-    path = Path(path)
-    if not any((path / name).exists() for name in TOKENIZER_FILES):
-        raise ConfigError(
-            f"model.path={str(path)!r}: no tokenizer in it (looked for "
-            f"{', '.join(TOKENIZER_FILES)}); copy the base model's tokenizer files there"
+    place = resolve(path)
+    if place.suffix == GGUF_SUFFIX:
+        from polaris_jax.models.gguf import gguf_tokenizer
+
+        return gguf_tokenizer(place)
+    if not has_tokenizer(place):
+        raise FileNotFoundError(
+            2,
+            f"no tokenizer here (none of {', '.join(_VOCABULARIES)}); copy the base model's "
+            "tokenizer files into it",
+            str(path),
         )
-    # Its remark that torch is missing is no news here.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"model.path={str(path)!r}: unreadable tokenizer: {reason}") from error
+        if (place / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(str(place))
+        return AutoTokenizer.from_pretrained(str(place))
+    except (ValueError, OSError, ImportError) as error:
+        raise ValueError(f"{path}: the tokenizer does not load ({error})") from error
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a checkpoint directory brings a tokenizer."""
+    return any((directory / name).is_file() for name in _VOCABULARIES)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies a checkpoint directory's tokenizer files, byte for byte."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if (source / "additional_chat_templates").is_dir():
+        shutil.copytree(
+            source / "additional_chat_templates",
+            target / "additional_chat_templates",
+            dirs_exist_ok=True,
+        )
+
+
+def token_ids(tokenizer: PreTrainedTokenizerFast | None) -> Mapping[str, int | None]:
+    """The special ids that config.json carries; empty without a tokenizer."""
+    if tokenizer is None:
+        return {}
+    return {
+        name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
