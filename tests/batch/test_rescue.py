@@ -22,7 +22,7 @@ def group(rewards, *, problem_id="q", mark=0, tokens=3):
         "rows": [
             {
                 "tokens": (100 * mark + r,) * tokens,
-                "logprobs": (-0.1 * (r + 1),) * tokens,
+                "logprobs": (-0.1 * (r + 1) - mark,) * tokens,
                 "text": f"{mark}/{r}",
                 "finish_reason": "length" if r % 2 else "stop",
                 "reward": reward,
@@ -46,7 +46,7 @@ def test_stores_the_correct_row_of_the_highest_index_with_everything_about_it():
     assert len(sink) == 1
     stored = sink.get("q")
     assert stored.token_ids == (502,) * 3
-    assert stored.logprobs == (-0.1 * 3,) * 3  # not rounded to float32
+    assert stored.logprobs == (-0.1 * 3 - 5,) * 3  # not rounded to float32
     assert (stored.text, stored.finish_reason) == ("5/2", "stop")
     assert (stored.step, stored.stage, stored.temperature) == (3, 1, 1.4)
     assert sink.get("other") is None
@@ -80,7 +80,7 @@ def test_rescues_a_failed_group_with_the_stored_row_as_it_was_sampled():
     assert graded.reward_PR.sum() == graded.reward_PR[0, r] == 1.0
     assert graded.reward_PR.dtype == np.float32
     assert graded.token_ids[0][r] == (901,) * 3
-    assert graded.logprobs[0][r] == (-0.2,) * 3
+    assert graded.logprobs[0][r] == (-0.1 * 2 - 9,) * 3
     assert (graded.texts[0][r], graded.finish_reasons[0][r]) == ("9/1", "length")
     assert graded.temperature_PR[0, r] == 1.4
     assert graded.temperature_PR[0, 1 - r] == 1.0
