@@ -1,0 +1,301 @@
+"""The figures of single commands: calibrate's histogram, probe's sweep, evaluate's scores.
+
+Each takes what its command leaves as JSON and a path for the PNG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from polaris_jax.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    TOKENS,
+    legend,
+    panels,
+    rates,
+)
+
+ZONES = {
+    "cold": ("#DCE9F2", "cold"),
+    "rgz": ("#DDF0E8", "robust generation"),
+    "cez": ("#FBEFD3", "controlled exploration"),
+    "pcz": ("#F8DDD0", "performance collapse"),
+}
+
+
+def difficulty_figure(summary: Mapping[str, Any], path: Path) -> None:
+    """The histogram of pass rates that calibration found, perfect problems set apart.
+
+    Args:
+        summary: calibrate.json.
+        path: of the PNG.
+    """
+    counts, n = summary["histogram"], summary["n"]
+    total = max(1, sum(counts))
+    removed = _removed_bins(summary)
+    with panels(path, f"Problem difficulty for this model: {summary['shape']}") as (axes,):
+        for correct, count in enumerate(counts):
+            gone = correct in removed
+            color = GREY if gone else BLUE
+            axes.bar(
+                correct,
+                count,
+                width=0.82,
+                color=color,
+                hatch="///" if gone else None,
+                edgecolor="white",
+                alpha=0.65 if gone else 1.0,
+            )
+            axes.annotate(
+                f"{count}\n{count / total:.0%}",
+                (correct, count),
+                ha="center",
+                va="bottom",
+                fontsize=8,
+                color="#555555",
+            )
+        axes.set_xticks(range(len(counts)), [f"{k}/{n}" for k in range(len(counts))])
+        axes.set_ylim(0, 1.2 * max(1, *counts))
+        axes.set_xlabel(f"correct responses of {n} (hard to easy)")
+        axes.set_ylabel("problems")
+        axes.grid(axis="x", visible=False)
+        kept = f"{summary['kept']} of {summary['problems']} problems kept"
+        axes.set_title(
+            f"{kept}; {summary['dropped']} dropped (grey)",
+            fontsize=10,
+            fontweight="normal",
+            color="#555555",
+        )
+
+
+def _removed_bins(summary: Mapping[str, Any]) -> set[int]:
+    n = summary["n"]
+    above = {"full": n, "drop_perfect": n - 1, "aggressive": n // 2}
+    limit = above.get(summary.get("preset", "drop_perfect"), n - 1)
+    return {correct for correct in range(n + 1) if correct > limit}
+
+
+def probe_figure(summary: Mapping[str, Any], path: Path) -> None:
+    """Accuracy and diversity against temperature, the zones shaded, the suggestion marked.
+
+    Args:
+        summary: probe.json.
+        path: of the PNG.
+    """
+    temperatures = np.asarray(summary["temperatures"], float)
+    chosen = summary.get("initial_temperature")
+    labels = summary.get("zones", {}).get("labels") or []
+    with panels(path, "Temperature zones", rows=2) as (top, bottom):
+        for axes in (top, bottom):
+            _shade_zones(axes, temperatures, labels, name=axes is top)
+            if chosen is not None:
+                axes.axvline(chosen, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+        errors = [0.0 if e is None else e for e in summary.get("stderrs") or [0.0] * len(labels)]
+        top.errorbar(
+            temperatures,
+            summary["accuracies"],
+            yerr=errors or None,
+            color=BLUE,
+            marker="o",
+            capsize=3,
+            label="accuracy ± standard error",
+        )
+        highest = max(a + e for a, e in zip(summary["accuracies"], errors, strict=True))
+        rates(top, "accuracy")
+        top.set_ylim(0, min(1.02, 1.3 * highest + 0.02))
+        if chosen is not None:
+            top.annotate(
+                f"suggested T = {chosen:g}",
+                (chosen, 0.04),
+                xytext=(5, 0),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                fontsize=9,
+                color=INK,
+            )
+        bottom.plot(
+            temperatures, summary["diversities"], color=ORANGE, marker="s", label="diversity"
+        )
+        bottom.set_ylabel("distinct 4-grams / all")
+        bottom.set_ylim(bottom=0)
+        bottom.set_xlabel("sampling temperature")
+        legend(top, loc="lower left")
+        legend(bottom, loc="upper left")
+
+
+def _shade_zones(axes: Axes, temperatures: np.ndarray, labels: list[str], *, name: bool) -> None:
+    if len(labels) != len(temperatures):
+        return
+    middles = (temperatures[1:] + temperatures[:-1]) / 2
+    margin = 0.5 * (temperatures[1] - temperatures[0])
+    edges = np.concatenate([[temperatures[0] - margin], middles, [temperatures[-1] + margin]])
+    start = 0
+    for i in range(1, len(labels) + 1):
+        if i < len(labels) and labels[i] == labels[start]:
+            continue
+        color, text = ZONES[labels[start]]
+        axes.axvspan(edges[start], edges[i], color=color, zorder=0, linewidth=0)
+        if name:
+            width = (edges[i] - edges[start]) / (edges[-1] - edges[0])
+            axes.annotate(
+                text if width > 0.2 else text.replace(" ", "\n"),
+                ((edges[start] + edges[i]) / 2, 0.97),
+                ha="center",
+                va="top",
+                xycoords=("data", "axes fraction"),
+                fontsize=8,
+                color="#555555",
+            )
+        start = i
+    axes.set_xlim(edges[0], edges[-1])
+    axes.grid(visible=False, axis="x")
+
+
+def evaluation_figure(
+    summary: Mapping[str, Any], path: Path, *, before: Mapping[str, Any] | None = None
+) -> None:
+    """Scores on held-out problems: avg@k, pass@k, by length, and against the token budget.
+
+    Args:
+        summary: an eval.json.
+        path: of the PNG.
+        before: the same of the checkpoint that training started from, drawn beside it.
+    """
+    title = f"Held-out score at temperature {summary['temperature']:g}"
+    with panels(path, title, rows=2, columns=2, share_x=False) as (average, passes, groups, budget):
+        runs = [("after training", summary, BLUE)]
+        if before is not None:
+            runs.insert(0, ("before", before, GREY))
+        elif summary.get("checkpoint") in (None, "", "base"):
+            runs = [("base model", summary, BLUE)]
+        _average_panel(average, runs)
+        _pass_panel(passes, runs)
+        _length_panel(groups, runs)
+        _budget_panel(budget, runs)
+
+
+Runs = list[tuple[str, Mapping[str, Any], str]]
+
+
+def _average_panel(axes: Axes, runs: Runs) -> None:
+    for position, (name, run, color) in enumerate(runs):
+        error = run.get("stderr") or 0.0
+        axes.bar(
+            position,
+            run["avg@k"],
+            width=0.6,
+            color=color,
+            yerr=error,
+            capsize=4,
+            error_kw={"ecolor": INK, "elinewidth": 1.2},
+            label=name,
+        )
+        axes.annotate(
+            f"{run['avg@k']:.1%}",
+            (position, run["avg@k"] + error),
+            ha="center",
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=9,
+        )
+    rates(axes, "accuracy")
+    axes.set_ylim(0, 1.1)
+    axes.set_xlim(-0.75, len(runs) - 0.25)
+    axes.set_xticks(range(len(runs)), [name for name, _, _ in runs])
+    axes.grid(axis="x", visible=False)
+    last = runs[-1][1]
+    axes.set_title(f"avg@{last['k']}, {last['problems']} problems", fontsize=10)
+
+
+def _pass_panel(axes: Axes, runs: Runs) -> None:
+    for (name, run, color), marker in zip(runs, MARKERS, strict=False):
+        points = sorted((int(k), value) for k, value in run.get("pass@k", {}).items())
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=name)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks([k for k, _ in points], [str(k) for k, _ in points])
+            axes.minorticks_off()
+    rates(axes, "pass@k")
+    axes.set_xlabel("k (responses a problem)")
+    axes.set_title("pass@k", fontsize=10)
+    if len(runs) > 1:
+        legend(axes, loc="lower right")
+
+
+def _length_panel(axes: Axes, runs: Runs) -> None:
+    width = 0.8 / len(runs)
+    for offset, (name, run, color) in enumerate(runs):
+        groups = run.get("length_groups") or []
+        for position, group in enumerate(groups):
+            accuracy = group["accuracy"]
+            x = position + (offset - (len(runs) - 1) / 2) * width
+            count = group_count(group)
+            axes.bar(
+                x,
+                accuracy or 0.0,
+                width=0.92 * width,
+                color=color,
+                label=name if position == 0 else None,
+            )
+            axes.annotate(
+                "none" if not count else f"n={count}",
+                (x, accuracy or 0.0),
+                ha="center",
+                xytext=(0, 2),
+                textcoords="offset points",
+                fontsize=7,
+                color="#555555",
+            )
+        axes.set_xticks(range(len(groups)), [group["name"] for group in groups])
+    rates(axes, "accuracy")
+    axes.set_ylim(0, 1.1)
+    axes.set_xlabel("response length, tokens")
+    axes.set_title("by length of the response", fontsize=10)
+    axes.grid(axis="x", visible=False)
+
+
+def group_count(group: Mapping[str, Any]) -> int:
+    """Responses of a length group."""
+    return int(group["responses"] if "responses" in group else group["count"])
+
+
+def _budget_panel(axes: Axes, runs: Runs) -> None:
+    colors = {GREY: (GREY, PURPLE), BLUE: (BLUE, RED)}
+    for (name, run, color), marker in zip(runs, MARKERS, strict=False):
+        points = run.get("budget_curve") or []
+        budgets = [p["budget"] for p in points]
+        plain, scaled = colors.get(color, (GREEN, SKY))
+        axes.plot(budgets, [p["accuracy"] for p in points], color=plain, marker=marker, label=name)
+        yarn = [
+            (p["budget"], p["accuracy_yarn"]) for p in points if p.get("accuracy_yarn") is not None
+        ]
+        if yarn:
+            axes.plot(
+                *zip(*yarn, strict=True),
+                color=scaled,
+                marker=marker,
+                linestyle="--",
+                label=f"{name}, YaRN",
+            )
+        if budgets:
+            axes.set_xscale("log", base=2)
+            ticks = budgets if len(budgets) < 8 else budgets[::2]
+            axes.set_xticks(ticks, [TOKENS(b) for b in ticks], rotation=30)
+            axes.minorticks_off()
+    rates(axes, "accuracy")
+    axes.set_xlabel("token budget (responses cut there)")
+    axes.set_title("against the budget", fontsize=10)
+    legend(axes, loc="upper left")

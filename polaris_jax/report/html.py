@@ -1,0 +1,181 @@
+"""report.html: one file that needs no other, figures inside as base64."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from polaris_jax.report.figures import group_count
+from polaris_jax.report.run_files import RunFiles
+from polaris_jax.report.summary import ReportSummary, share
+
+STYLE = """
+:root { color-scheme: light; }
+body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; color: #222; background: #fff;
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .25rem; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; padding-bottom: .3rem;
+  border-bottom: 1px solid #ddd; }
+.facts { color: #666; font-size: .9rem; margin: 0 0 1.5rem; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .35rem 1rem .35rem 0; vertical-align: top; }
+thead th { border-bottom: 2px solid #bbb; font-weight: 600; white-space: nowrap; }
+tbody tr + tr > * { border-top: 1px solid #eee; }
+tbody th { font-weight: 600; white-space: nowrap; }
+td ul { margin: 0; padding-left: 1.1rem; }
+figure { margin: 1.5rem 0; }
+figure img { max-width: 100%; height: auto; display: block; }
+figcaption { color: #555; font-size: .9rem; margin-top: .35rem; max-width: 46rem; }
+details { margin-top: .75rem; } summary { cursor: pointer; color: #0072B2; }
+code, pre { font: .85rem/1.45 ui-monospace, Menlo, Consolas, monospace; }
+pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; }
+"""
+
+
+def write_html(
+    summary: ReportSummary, run: RunFiles, captions: Sequence[str], *, title: str
+) -> None:
+    """Writes `summary.html`.
+
+    Args:
+        summary: the report's rows, stages and figures.
+        run: the files of the run, for the tables.
+        captions: one sentence a figure of `summary.figures`.
+        title: of the page.
+    """
+    parts = [
+        f"<h1>{_text(title)}</h1>",
+        f'<p class="facts">{_text(_facts(run))}</p>',
+        _table((), [[_head(name), _text(value)] for name, value in summary.rows]),
+        *_evaluations(run),
+        *_stages(summary),
+        "<h2>Figures</h2>",
+    ]
+    for path, caption in zip(summary.figures, captions, strict=True):
+        parts.append(_figure(path, caption))
+    if summary.absent:
+        parts.append("<h2>Not in this report</h2>")
+        parts.append(_table((), [[_head(what), _text(why)] for what, why in summary.absent]))
+    parts += _configuration(run)
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+    summary.html.write_text(page, encoding="utf-8")
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _head(value: Any) -> str:
+    return f"<th>{_text(value)}</th>"
+
+
+def _table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are HTML already; one that is not marked up as <th> becomes a <td>."""
+    names = "".join(_head(name) for name in header)
+    head = f"<thead><tr>{names}</tr></thead>" if names else ""
+    body = "".join(
+        "<tr>"
+        + "".join(cell if cell.startswith("<th>") else f"<td>{cell}</td>" for cell in row)
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _facts(run: RunFiles) -> str:
+    if run.run is None:
+        return "run.json is absent: config, versions and commit are unknown"
+    versions = run.run.get("versions", {})
+    starts = run.run.get("starts") or [{}]
+    named = [f"{name} {versions[name]}" for name in ("polaris_jax", "jax") if name in versions]
+    devices = run.run.get("devices")
+    facts = [
+        f"commit {run.run.get('commit') or 'unknown'}",
+        *named,
+        str(devices) if devices else "",
+        f"begun {starts[0]['time']}" if "time" in starts[0] else "",
+        f"started {len(starts)} times" if len(starts) > 1 else "",
+        "" if run.run.get("deterministic", True) else "not deterministic: a grading timed out",
+    ]
+    return " · ".join(fact for fact in facts if fact)
+
+
+def _evaluations(run: RunFiles) -> list[str]:
+    scores = [("before RL", run.before), ("after RL", run.evaluation), *run.others.items()]
+    present = [(name, score) for name, score in scores if score is not None]
+    if not present:
+        return []
+    tokens = sorted({int(k) for _, score in present for k in score.get("pass@k", {})})
+    rows = []
+    for name, score in present:
+        error = score.get("stderr")
+        groups = score.get("length_groups") or []
+        lengths = ", ".join(
+            f"{_text(g['name'])}: {share(g['accuracy'])} (n={group_count(g)})" for g in groups
+        )
+        rows.append(
+            [
+                _head(name),
+                f"{share(score['avg@k'])}" + (f" ± {error:.1%}" if error is not None else ""),
+                *(share(score.get("pass@k", {}).get(str(k))) for k in tokens),
+                f"{score['temperature']:g}",
+                _text(score["max_response_tokens"]),
+                lengths,
+            ]
+        )
+    header = ["", f"avg@{present[-1][1]['k']}", *(f"pass@{k}" for k in tokens)]
+    header += ["temperature", "budget", "accuracy by length in tokens"]
+    return ["<h2>Held-out evaluation</h2>", _table(header, rows)]
+
+
+def _stages(summary: ReportSummary) -> list[str]:
+    if not summary.stages:
+        return []
+    rows = []
+    for stage in summary.stages:
+        decisions = "".join(f"<li>{_text(d)}</li>" for d in stage.decisions)
+        rows.append(
+            [
+                _head(stage.stage),
+                _text(stage.steps),
+                f"{stage.temperature:.3g}",
+                _text(stage.max_response_tokens),
+                f"{share(stage.reward_first)} &rarr; {share(stage.reward_last)}",
+                _text(stage.rescued),
+                _text(stage.substituted),
+                _text(stage.dropped_so_far),
+                f"<ul>{decisions}</ul>" if decisions else "",
+            ]
+        )
+    header = ("stage", "steps", "temperature", "budget", "reward, first and last quarter")
+    header += ("rescued", "substituted", "dropped before it", "decisions on entry")
+    return ["<h2>Stages</h2>", _table(header, rows)]
+
+
+def _figure(path: Path, caption: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return (
+        f'<figure id="{_text(path.stem)}"><img alt="{_text(caption)}" '
+        f'src="data:image/png;base64,{data}"><figcaption>{_text(caption)}</figcaption></figure>'
+    )
+
+
+def _configuration(run: RunFiles) -> list[str]:
+    config = (run.run or {}).get("config")
+    if not config:
+        return []
+    lines = "\n".join(f"{name} = {value!r}" for name, value in sorted(config.items()))
+    return [
+        "<h2>Configuration</h2>",
+        f"<details><summary>{len(config)} fields</summary><pre>{_text(lines)}</pre></details>",
+    ]

@@ -1,0 +1,98 @@
+"""What a run directory holds, read as far as it is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from polaris_jax.metrics import read_metrics
+
+BEFORE_TAG = "before"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """The files of a run; None or empty where one is absent.
+
+    Attributes:
+        metrics: lines of metrics.jsonl, one a step.
+        timing: lines of timing.jsonl.
+        stages: records of stages.json.
+        run: run.json.
+        calibrate, probe, prepare: what these commands left.
+        evaluation: eval.json, the score after training.
+        before: before_eval.json, the score of the weights that training started from.
+        others: further tagged evaluations, by tag.
+        absent: {file name: why it gives nothing}.
+    """
+
+    metrics: list[dict[str, Any]]
+    timing: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
+    run: dict[str, Any] | None
+    prepare: dict[str, Any] | None
+    calibrate: dict[str, Any] | None
+    probe: dict[str, Any] | None
+    evaluation: dict[str, Any] | None
+    before: dict[str, Any] | None
+    others: dict[str, dict[str, Any]]
+    absent: dict[str, str]
+
+
+def read_run(run_dir: Path) -> RunFiles:
+    """Everything readable in `run_dir`; a damaged file counts as absent, with the reason.
+
+    Raises:
+        FileNotFoundError: `run_dir` is no directory.
+    """
+    if not run_dir.is_dir():
+        raise FileNotFoundError(2, "there is no such run directory", str(run_dir))
+    absent: dict[str, str] = {}
+
+    def lines(name: str) -> list[dict[str, Any]]:
+        path = run_dir / name
+        if not path.exists():
+            absent[name] = "not there"
+            return []
+        try:
+            found = read_metrics(path)
+        except ValueError as error:
+            absent[name] = f"damaged: {error}"
+            return []
+        if not found:
+            absent[name] = "empty"
+        return found
+
+    def document(name: str) -> Any:
+        path = run_dir / name
+        if not path.exists():
+            absent[name] = "not there"
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            absent[name] = f"damaged: {error}"
+            return None
+
+    tagged = {
+        path.name.removesuffix("_eval.json"): document(path.name)
+        for path in sorted(run_dir.glob("*_eval.json"))
+    }
+    before = tagged.pop(BEFORE_TAG, None)
+    if not (run_dir / f"{BEFORE_TAG}_eval.json").exists():
+        absent[f"{BEFORE_TAG}_eval.json"] = "not there"
+    return RunFiles(
+        metrics=lines("metrics.jsonl"),
+        timing=lines("timing.jsonl"),
+        stages=document("stages.json") or [],
+        run=document("run.json"),
+        prepare=document("prepare.json"),
+        calibrate=document("calibrate.json"),
+        probe=document("probe.json"),
+        evaluation=document("eval.json"),
+        before=before,
+        others={tag: value for tag, value in tagged.items() if value is not None},
+        absent=absent,
+    )

@@ -1,0 +1,157 @@
+"""How every figure looks: palette, axes, stage marks, and saving.
+
+Figures are plain matplotlib `Figure` objects: no pyplot, so no global state and no display.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+# Okabe and Ito's palette: told apart under the common forms of colour blindness.
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+RED, PURPLE, SKY, GREY, INK = "#D55E00", "#CC79A7", "#56B4E9", "#7A7A7A", "#222222"
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+WIDTH_INCHES = 8.0
+PANEL_INCHES = 2.5
+DPI = 150
+SMOOTH_FROM = 16  # from so many points on, a running mean is drawn over faint raw points
+
+RC: dict[Any, Any] = {
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "patch.linewidth": 0,
+}
+
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g}%")
+TOKENS = FuncFormatter(lambda value, _: short_number(value))
+
+
+def short_number(value: float) -> str:
+    """12.3K for 12,300; the plain number below 10,000."""
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "K")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if suffix == 'K' else limit):.3g}{suffix}"
+    return f"{value:g}"
+
+
+@contextlib.contextmanager
+def panels(
+    path: Path, title: str, *, rows: int = 1, columns: int = 1, share_x: bool = True
+) -> Iterator[list[Axes]]:
+    """The axes of a new figure, row by row; saved to `path` as PNG when the block ends."""
+    with mpl.rc_context(RC):
+        height = 1.1 + PANEL_INCHES * rows
+        if rows == 1:
+            height = 3.9
+        figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex="col" if share_x else "none", squeeze=False)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
+        yield list(grid.reshape(-1))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+def numbers(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    """Column `name` of metric lines as floats; nan where it is null or missing."""
+    values = [row.get(name) for row in rows]
+    return np.array([np.nan if v is None else float(v) for v in values], np.float64)
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred mean over `width` points, shorter at the ends; nan entries do not count."""
+    known = np.isfinite(values)
+    kernel = np.ones(width)
+    sums = np.convolve(np.where(known, values, 0.0), kernel, "same")
+    counts = np.convolve(known.astype(float), kernel, "same")
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+
+
+def curve(
+    axes: Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    *,
+    label: str,
+    color: str,
+    dashed: bool = False,
+) -> None:
+    """A line over steps; with many points a running mean over the faint raw line."""
+    known = np.isfinite(values)
+    if not known.any():
+        return
+    if known.sum() < SMOOTH_FROM:
+        axes.plot(steps[known], values[known], color=color, label=label, marker="o", ms=3.5)
+        return
+    width = max(3, len(values) // 20 | 1)
+    axes.plot(steps[known], values[known], color=color, alpha=0.28, linewidth=1.0)
+    smooth = running_mean(values, width)
+    axes.plot(steps[known], smooth[known], color=color, label=label)
+
+
+def mark_stages(all_axes: Sequence[Axes], stages: Sequence[dict[str, Any]], last_step: int) -> None:
+    """Shades every second stage, draws its border, and names the stages above the first panel."""
+    for index, stage in enumerate(stages):
+        first = stage["first_step"]
+        end = stages[index + 1]["first_step"] if index + 1 < len(stages) else last_step + 1
+        for axes in all_axes:
+            if index % 2:
+                axes.axvspan(first - 0.5, end - 0.5, color="#F3F1EA", zorder=0, linewidth=0)
+            if index:
+                axes.axvline(first - 0.5, color=GREY, linewidth=1.0, linestyle=(0, (4, 3)))
+        all_axes[0].annotate(
+            f"stage {stage['stage']} · T {stage['temperature']:.3g}\n"
+            f"{short_number(stage['max_response_tokens'])} tokens",
+            xy=(max(first - 0.5, 0), 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 3),
+            textcoords="offset points",
+            fontsize=8,
+            color="#555555",
+            va="bottom",
+        )
+    for axes in all_axes:
+        axes.set_xlim(-0.5, last_step + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def rates(axes: Axes, label: str) -> None:
+    """The y axis as a share from 0 to 100%."""
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.set_ylabel(label)
+
+
+def legend(axes: Axes, **placement: Any) -> None:
+    """A legend when the axes have something to name."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        axes.legend(handles, labels, **placement)

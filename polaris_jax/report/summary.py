@@ -1,0 +1,187 @@
+"""The run in numbers: the rows that `polaris report` prints and the tables of report.html."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from polaris_jax.report.run_files import RunFiles
+
+DASH = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRow:
+    """One stage: what it was set to and what came of it."""
+
+    stage: int
+    steps: str
+    temperature: float
+    max_response_tokens: int
+    reward_first: float | None
+    reward_last: float | None
+    rescued: int
+    substituted: int
+    dropped_so_far: int
+    decisions: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSummary:
+    """What a report holds; printed, it is the run's closing table.
+
+    Attributes:
+        rows: (name, value) pairs of the table.
+        stages: one row a stage.
+        figures: paths of the PNGs, in the report's order.
+        absent: (what, why) of figures left out and files not found.
+        html: path of report.html.
+    """
+
+    rows: tuple[tuple[str, str], ...]
+    stages: tuple[StageRow, ...]
+    figures: tuple[Path, ...]
+    absent: tuple[tuple[str, str], ...]
+    html: Path
+
+    def __str__(self) -> str:
+        pairs = [*self.rows, ("report", str(self.html))]
+        width = max(len(name) for name, _ in pairs)
+        return "\n".join(f"{name.ljust(width)}  {value}" for name, value in pairs)
+
+
+def summary_rows(run: RunFiles, stages: Sequence[StageRow]) -> tuple[tuple[str, str], ...]:
+    """(name, value) of everything a reader wants first; what is unknown is left out."""
+    rows: list[tuple[str, str]] = []
+    rows += evaluation_rows(run)
+    if run.calibrate:
+        c = run.calibrate
+        rows.append(("difficulty", f"{c['shape']}; {c['kept']} of {c['problems']} problems kept"))
+    if run.probe and run.probe.get("initial_temperature") is not None:
+        rows.append(("probed temperature", f"{run.probe['initial_temperature']:g}"))
+    for stage in stages:
+        rows.append(
+            (
+                f"stage {stage.stage}",
+                f"steps {stage.steps}, temperature {stage.temperature:.3g}, up to "
+                f"{stage.max_response_tokens} tokens, reward {share(stage.reward_first)} -> "
+                f"{share(stage.reward_last)}",
+            )
+        )
+    if run.metrics:
+        rescued, substituted = total(run.metrics, "rescued"), total(run.metrics, "substituted")
+        rows.append(("groups rescued", str(rescued)))
+        rows.append(("groups substituted", str(substituted)))
+        rows.append(("problems dropped", str(dropped(run))))
+        skipped = sum(int(line.get("update/skipped") or 0) for line in run.metrics)
+        if skipped:
+            rows.append(("updates skipped", str(skipped)))
+    speeds = [
+        f"{name} {speed:,.0f} tokens/s"
+        for name in ("rollout", "update")
+        if (speed := mean_speed(run.timing, name)) is not None
+    ]
+    if speeds:
+        rows.append(("speed", ", ".join(speeds)))
+    return tuple(rows)
+
+
+def evaluation_rows(run: RunFiles) -> list[tuple[str, str]]:
+    """avg@k before and after training, and the gain where both are known."""
+    rows = []
+    scores = [("before", run.before), ("after", run.evaluation)]
+    for name, score in scores:
+        if score is not None:
+            rows.append((f"avg@{score['k']} {name} RL", score_text(score)))
+    for tag, score in run.others.items():
+        rows.append((f"avg@{score['k']} {tag}", score_text(score)))
+    if run.before is not None and run.evaluation is not None:
+        gain = run.evaluation["avg@k"] - run.before["avg@k"]
+        errors = [score.get("stderr") or 0.0 for score in (run.before, run.evaluation)]
+        error = math.hypot(*errors)
+        rows.append(("gain", f"{100 * gain:+.1f} ± {100 * error:.1f} points"))
+    return rows
+
+
+def score_text(score: dict[str, Any]) -> str:
+    """`41.5% ± 1.9% of 256 problems at temperature 1, up to 96 tokens`."""
+    error = score.get("stderr")
+    spread = f" ± {error:.1%}" if error is not None else ""
+    return (
+        f"{score['avg@k']:.1%}{spread} of {score['problems']} problems at temperature "
+        f"{score['temperature']:g}, up to {score['max_response_tokens']} tokens"
+    )
+
+
+def stage_rows(run: RunFiles) -> tuple[StageRow, ...]:
+    """The stages of stages.json with the metrics of their steps."""
+    rows = []
+    for index, record in enumerate(run.stages):
+        following = run.stages[index + 1]["first_step"] if index + 1 < len(run.stages) else None
+        lines = [
+            line
+            for line in run.metrics
+            if line["step"] >= record["first_step"]
+            and (following is None or line["step"] < following)
+        ]
+        last = record.get("last_step")
+        last = lines[-1]["step"] if last is None and lines else last
+        rewards = [r for line in lines if (r := line.get("rollout/reward_mean")) is not None]
+        window = max(1, len(rewards) // 4)
+        rows.append(
+            StageRow(
+                stage=record["stage"],
+                steps=f"{record['first_step']} to {DASH if last is None else last}",
+                temperature=record["temperature"],
+                max_response_tokens=record["max_response_tokens"],
+                reward_first=_mean(rewards[:window]),
+                reward_last=_mean(rewards[-window:]),
+                rescued=total(lines, "rescued"),
+                substituted=total(lines, "substituted"),
+                dropped_so_far=record["dropped_ids_count"],
+                decisions=tuple(decision_text(d) for d in record.get("decisions", [])),
+            )
+        )
+    return tuple(rows)
+
+
+def decision_text(decision: dict[str, Any]) -> str:
+    """`temperature = 1.2: lowest candidate that reaches the target`."""
+    value = decision.get("value")
+    value = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{decision['kind']} = {value}: {decision.get('reason', '')}".rstrip(": ")
+
+
+def total(lines: Sequence[dict[str, Any]], kind: str) -> int:
+    """Groups of `kind` ("rescued" or "substituted") over all lines."""
+    return sum(int(line.get(f"batch/{kind}_groups") or 0) for line in lines)
+
+
+def dropped(run: RunFiles) -> int:
+    """Easy problems dropped by the end of the run, those of the last stage's end included."""
+    counts = [record["dropped_ids_count"] for record in run.stages]
+    counts += [int(line.get("data/dropped") or 0) for line in run.metrics[-1:]]
+    return max(counts, default=0)
+
+
+def mean_speed(timing: Sequence[dict[str, Any]], phase: str) -> float | None:
+    """Tokens a second of a phase over the whole run: all its tokens by all its seconds."""
+    tokens = seconds = 0.0
+    for line in timing:
+        speed, spent = line.get(f"throughput/{phase}_tokens_per_s"), line.get(f"time/{phase}_s")
+        if speed is not None and spent:
+            tokens += speed * spent
+            seconds += spent
+    return tokens / seconds if seconds else None
+
+
+def share(value: float | None) -> str:
+    """A rate as per cent, or a dash."""
+    return DASH if value is None else f"{value:.1%}"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
