@@ -26,8 +26,8 @@ APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 def chain_of(problem):
     """An independent reading of an id: family, start, steps."""
     family, text = problem.id.split(":")
-    start, rest = re.match(r"(\d+)(.*)", text).groups()
-    return family, int(start), [(op, int(n)) for op, n in re.findall(r"([-+*])(\d+)", rest)]
+    start = re.split(r"[-+*]", text)[0]
+    return family, int(start), [(op, int(n)) for op, n in re.findall(r"([-+*])(\d+)", text)]
 
 
 def read_steps(completion):
@@ -124,7 +124,7 @@ def test_slips_are_as_frequent_as_asked_and_the_chain_follows_them(rate):
         assert all(abs(error) <= 2 for error in errors)
         for (*_, result), (before, *_) in itertools.pairwise(steps):
             assert before == result, "a step must go on from what was written"
-        answer = re.search(r"\\boxed\{(\d+)\}$", text)[1]
+        (answer,) = re.findall(r"\\boxed\{(\d+)\}$", text)
         assert answer == str(steps[-1][-1])
         assert (answer == problem.answer) == (not any(errors)), "a slipped text is a wrong text"
         slipped += sum(error != 0 for error in errors)

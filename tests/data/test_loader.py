@@ -40,12 +40,12 @@ def as_json(state):
     return json.loads(json.dumps(state))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_epochs_resumes_and_drops(data):
     """A random life of a loader: draws, resumes in a fresh process, drops."""
     count = data.draw(st.integers(1, 12), label="problems")
-    batch_size = data.draw(st.integers(1, 9), label="batch")
+    batch_size = data.draw(st.integers(1, 6), label="batch")
     seed = data.draw(st.integers(0, 2**31), label="seed")
     loader = make_loader(count, batch_size=batch_size, seed=seed)
     left = {f"p{i}" for i in range(count)}
@@ -55,10 +55,10 @@ def test_epochs_resumes_and_drops(data):
         if action == "resume":
             fresh = make_loader(count, batch_size=batch_size, seed=seed)
             fresh.load_state_dict(as_json(loader.state_dict()))
-            ahead = [next(loader) for _ in range(3)]
+            ahead = [next(loader) for _ in range(2)]
             replayed = make_loader(count, batch_size=batch_size, seed=seed)
             replayed.load_state_dict(as_json(fresh.state_dict()))
-            assert [next(replayed) for _ in range(3)] == ahead
+            assert [next(replayed) for _ in range(2)] == ahead
             loader = fresh
         elif action == "drop":
             out = data.draw(st.sets(st.sampled_from(sorted(left)), max_size=len(left) - 1))

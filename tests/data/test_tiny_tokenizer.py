@@ -54,12 +54,12 @@ def test_problems_and_solutions_are_words_and_single_digits():
 
 
 def test_prompts_and_responses_are_short():
-    train, held_out = arithmetic_problems(500, 100, seed=0)
+    train, held_out = arithmetic_problems(300, 100, seed=0)
     prompts = [
         len(render_prompt(TOKENIZER, p.problem, suffix=PROMPT_SUFFIX)[1]) for p in train + held_out
     ]
     assert max(prompts) <= 50
-    examples = supervised_examples(2000, seed=0, slip_rate=0.3)
+    examples = supervised_examples(600, seed=0, slip_rate=0.3)
     lengths = [
         len(render_example(TOKENIZER, p.problem, text, suffix=PROMPT_SUFFIX)[1])
         for p, text in examples

@@ -57,6 +57,7 @@ def test_pass_at_k_is_unbiased():
     p, k = 0.3, 4
     reward_PR = (np.random.default_rng(0).random((4000, 6)) < p).astype(np.float32)
     estimate = pass_at_k(reward_PR, k)
+    assert estimate.stderr is not None
     assert abs(estimate.value - (1 - (1 - p) ** k)) < 4 * estimate.stderr
     assert 0 < estimate.stderr < 0.01
 
