@@ -167,7 +167,8 @@ def make_informative(
             on_scarce=section.on_scarce,
             rng=run.rng("substitute", attempt),
         )
-        if substitution.action != "resample":
+        scarce = substitution.action in ("resample", "none") and section.on_scarce == "resample"
+        if not scarce:
             return swapped, substitution
         more, _ = visit(run, sampler, loader, stage, stop, attempt=attempt)
         run.count(resampled_batches=1)
