@@ -160,7 +160,7 @@ def _tokenised(text: str) -> list[tuple[Token, ...]]:
             tokenised = tokens(reading)
         except Unreadable:
             continue
-        if any(kind != "op" for kind, _ in tokenised):
+        if any(kind != "op" or value == "S{" for kind, value in tokenised):
             found.append(tokenised)
     return found
 

@@ -203,8 +203,25 @@ _TRAILING = frozenset({("op", "."), ("op", ","), ("op", ";"), ("op", ":"), ("op"
 
 
 def canonical_key(found: tuple[Token, ...]) -> tuple[Token, ...]:
-    """Tokens with the letters of text and of formulas made one."""
-    return tuple(("let", value) if kind == "tlet" else (kind, value) for kind, value in found)
+    """Tokens with text's letters as plain ones and `^{2}` as `^2`: what makes equal characters."""
+    key: list[Token] = []
+    index = 0
+    while index < len(found):
+        kind, value = found[index]
+        single = found[index : index + 3]
+        if key and key[-1] in _SCRIPTS and (kind, value) == ("op", "{") and _is_single(single):
+            kind, value = single[1]
+            index += 2
+        key.append(("let" if kind == "tlet" else kind, value))
+        index += 1
+    return tuple(key)
+
+
+_SCRIPTS = frozenset({("op", "^"), ("op", "_")})
+
+
+def _is_single(group: tuple[Token, ...]) -> bool:
+    return len(group) == 3 and group[1][0] in ("num", "let", "tlet") and group[2] == ("op", "}")
 
 
 def _scan(text: str, found: list[Token], *, in_text: bool, depth: int) -> None:
@@ -254,7 +271,10 @@ def _scan_letters(value: str, found: list[Token], *, in_text: bool, after_space:
     elif (
         lower in SEPARATORS
         or in_text
-        or (is_unit_word(value) and (_ends_number(found) or (found and found[-1][0] == "word")))
+        or (
+            is_unit_word(value)
+            and (_ends_number(found) or (found and found[-1][0] in ("word", "run")))
+        )
     ):
         found.append(("word", lower))
     elif lower in SHORT_WORDS or len(value) >= 4:

@@ -10,7 +10,7 @@ from polaris_jax.reward.cursor import END
 from polaris_jax.reward.normalize import Token, Unreadable
 from polaris_jax.reward.syntax import Node, number, product, render, signed, tree_depth
 from polaris_jax.reward.units import RELATIONS, UnitCursor
-from polaris_jax.reward.vocabulary import FUNCTIONS, NUMBER_WORDS, SEPARATORS
+from polaris_jax.reward.vocabulary import FUNCTIONS, NUMBER_WORDS, SCALES, SEPARATORS, unit_name
 
 MAX_TREE_DEPTH = 120
 
@@ -260,9 +260,7 @@ class _Parser(UnitCursor):
             if value in _CALLED and self.is_op("("):
                 return ("call", value, self.parenthesised())
             return ("const", _CONSTANTS[value]) if value in _CONSTANTS else ("sym", value)
-        if kind == "run":
-            return self.run()
-        if kind == "word":
+        if kind in ("word", "run"):
             return self.words()
         if kind == "begin":
             return self.matrix()
@@ -281,17 +279,12 @@ class _Parser(UnitCursor):
             return ("func", "abs", (node,))
         raise Unreadable(f"unexpected {value!r}")
 
-    def run(self) -> Node:
-        """Four letters or more: words when they stand alone, a product inside a formula."""
-        value = self.next()[1]
-        words = [value.lower()]
-        while self.peek()[0] in ("run", "word") and self.peek()[1] not in SEPARATORS:
-            words.append(self.next()[1].lower())
-        return ("words", " ".join(words))
-
     def words(self) -> Node:
-        value = self.next()[1]
-        if value in NUMBER_WORDS and self.peek()[0] not in ("word", "run", "let", "tlet"):
+        """A number word, or the words up to the next thing that is none."""
+        value = self.next()[1].lower()
+        kind, follower = self.peek()
+        counts = kind not in ("word", "run", "let", "tlet")
+        if value in NUMBER_WORDS and (counts or follower in SCALES or unit_name(follower)):
             return ("num", Fraction(NUMBER_WORDS[value]), None)
         words = [value]
         while self.peek()[0] in ("word", "run") and self.peek()[1] not in SEPARATORS:

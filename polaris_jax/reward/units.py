@@ -27,12 +27,12 @@ class UnitCursor(Cursor):
         if kind == "op" and value == "%":
             self.next()
             return ("percent", node)
-        if kind == "word" and value in PERCENT_WORDS:
+        if kind in ("word", "run") and value.lower() in PERCENT_WORDS:
             self.next()
             return ("percent", node)
-        if kind == "word" and value in SCALES:
+        if kind in ("word", "run") and value.lower() in SCALES:
             self.next()
-            return product(node, ("num", Fraction(10 ** SCALES[value]), None))
+            return product(node, ("num", Fraction(10 ** SCALES[value.lower()]), None))
         if node[0] == "words" or value in ("am", "pm"):  # `12 pm` is no length of 12
             return None
         start = self.position

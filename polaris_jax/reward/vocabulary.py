@@ -106,7 +106,7 @@ SEPARATORS = frozenset({"and", "or"})
 # Runs of two or three plain letters that are words, not products of variables.
 SHORT_WORDS = word_set(
     "yes no odd all red mon tue wed thu fri sat sun jan feb mar apr jun jul aug sep oct nov dec "
-    "am pm none"
+    "am pm none pct"
 )
 
 FUNCTIONS = word_set(

@@ -1,0 +1,366 @@
+"""The pool of grading processes: order, deadlines, deaths, limits, and the places it runs in."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polaris_jax.reward import Grader
+from polaris_jax.reward import grader as grader_module
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The true worker loop around an `answers_match` that misbehaves on command.
+STUB = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from polaris_jax.reward import equivalence, worker
+
+def answers_match(answer, golds):
+    if "hang" in answer:
+        while True:
+            pass
+    if "sleep" in answer:
+        time.sleep(3600)
+    if "die" in answer:
+        os._exit(3)
+    if "fill" in answer:
+        return bool(bytearray(1 << 34))
+    if "raise" in answer:
+        raise KeyError(answer)
+    if "modules" in answer:
+        return not {{"jax", "numpy", "sympy", "torch"}} & set(sys.modules)
+    return answer.strip("x") in golds
+
+equivalence.answers_match = answers_match
+worker.main({timeout_s}, {memory})
+"""
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(timeout_s: float, memory_limit_bytes: int) -> list[str]:
+        text = STUB.format(root=str(ROOT), timeout_s=timeout_s, memory=memory_limit_bytes)
+        return [sys.executable, "-c", text]
+
+    monkeypatch.setattr(grader_module, "worker_command", command)
+
+
+def boxed(*answers: str) -> list[str]:
+    return [rf"</think> \boxed{{{answer}}}" for answer in answers]
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition, seconds: float) -> bool:
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return bool(condition())
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_rewards_come_in_order() -> None:
+    answers = [r"\frac{10}{2}", "5", "6", r"\sqrt{25}", "x", "2+3", "7"]
+    with Grader(workers=2) as grader:
+        rewards = grader.score([*boxed(*answers), "no box"], ["5"] * 8)
+    assert rewards.dtype == np.float32
+    assert rewards.tolist() == [1, 1, 0, 1, 0, 1, 0, 0]
+
+
+def test_golds_of_every_kind_and_eval_mode() -> None:
+    texts = [r"\boxed{\frac{284}{2}}", r"\boxed{\frac{1}{2}}", r"\boxed{2}", r"\boxed{1}"]
+    with Grader(workers=1) as grader:
+        rewards = grader.score(texts, [142.0, ["1\n", "0.5"], np.int64(2), None], mode="eval")
+    assert rewards.tolist() == [1, 1, 1, 0]
+
+
+def test_no_answers_at_all() -> None:
+    with Grader(workers=1) as grader:
+        assert grader.score([], []).shape == (0,)
+
+
+def test_plain_numbers_start_no_worker_and_take_no_time() -> None:
+    texts = [rf"think </think> so \boxed{{{n % 7}}}" for n in range(256)]
+    with Grader() as grader:
+        start_s = time.perf_counter()
+        rewards = grader.score(texts, [n % 5 for n in range(256)])
+        assert time.perf_counter() - start_s < 0.5  # 3 ms without the annotation hook
+        assert rewards.tolist() == [float(n % 7 == n % 5) for n in range(256)]
+        assert grader.stats()["quick"] == 256
+        assert not grader._workers
+
+
+def test_the_quick_way_and_the_workers_agree() -> None:
+    from polaris_jax.reward import answers_match
+    from polaris_jax.reward.equivalence import gold_texts, quick_verdict
+
+    texts = ["5", "5.0", "-5", "05", "5.50", "11/2", "x", "x+1", "(5)", "", "0", "-0", "1e3"]
+    for answer in texts:
+        for gold in texts:
+            quick = quick_verdict(answer, gold_texts(gold)) if gold_texts(gold) else False
+            assert quick is None or quick == answers_match(answer, gold), (answer, gold)
+
+
+def test_repeated_answers_are_graded_once(stub: None) -> None:
+    with Grader(workers=2) as grader:
+        grader.score(boxed("x5", "x5", "x6", "x5"), ["5"] * 4)
+        grader.score(boxed("x5", "x6"), ["5"] * 2)
+        stats = grader.stats()
+    assert (stats["worked"], stats["cached"], stats["graded"]) == (2, 4, 6)
+
+
+@pytest.mark.parametrize("kind", ["hang", "sleep"])
+def test_a_hanging_answer_costs_that_answer(stub: None, kind: str) -> None:
+    answers = ["x5", kind, "x6", f"{kind}2", "xx5"]
+    with Grader(workers=2, timeout_s=0.5) as grader:
+        start_s = time.monotonic()
+        rewards = grader.score(boxed(*answers), ["5"] * 5)
+        took_s = time.monotonic() - start_s
+        assert rewards.tolist() == [1, 0, 0, 0, 1]
+        assert 0.5 <= took_s < 8.0  # 2 hangs side by side, and the starts of 4 processes
+        assert grader.stats()["timeouts"] == 2
+        assert grader.score(boxed("xxx5"), ["5"]).tolist() == [1]
+
+
+def test_a_dying_worker_is_replaced_and_its_answer_tried_twice(stub: None) -> None:
+    with Grader(workers=1) as grader:
+        assert grader.score(boxed("x5", "die", "xx5"), ["5"] * 3).tolist() == [1, 0, 1]
+        assert grader.stats()["crashes"] == 1
+
+
+def test_an_error_in_a_worker_is_counted_and_it_lives_on(stub: None) -> None:
+    with Grader(workers=1) as grader:
+        grader.score(boxed("x5"), ["5"])
+        pid = grader._workers[0].process.pid
+        assert grader.score(boxed("raise", "xx5"), ["5"] * 2).tolist() == [0, 1]
+        assert grader.stats()["errors"] == 1
+        assert grader._workers[0].process.pid == pid
+
+
+def test_memory_is_bounded(stub: None) -> None:
+    with Grader(workers=1, memory_limit_bytes=1 << 28) as grader:
+        assert grader.score(boxed("fill", "x5"), ["5"] * 2).tolist() == [0, 1]
+        assert grader.stats()["memory"] == 1
+
+
+def test_a_worker_killed_from_outside_while_idle_or_busy(stub: None) -> None:
+    with Grader(workers=1, timeout_s=20.0) as grader:
+        grader.score(boxed("x5"), ["5"])
+        os.kill(grader._workers[0].process.pid, signal.SIGKILL)
+        assert grader.score(boxed("xx5"), ["5"]).tolist() == [1]
+        victim = grader._workers[0].process.pid
+        os.kill(victim, signal.SIGSTOP)
+        threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
+        assert grader.score(boxed("xxx5"), ["5"]).tolist() == [1]
+        assert grader.stats()["crashes"] == 0
+
+
+def test_workers_hold_no_jax_though_the_parent_does(stub: None) -> None:
+    import jax  # noqa: F401
+
+    assert "jax" in sys.modules
+    with Grader(workers=1) as grader:
+        assert grader.score(boxed("modules"), ["5"]).tolist() == [1]
+
+
+def test_close_leaves_no_process_and_no_file(stub: None) -> None:
+    before = open_files()
+    for _ in range(3):
+        with Grader(workers=2, timeout_s=0.3) as grader:
+            grader.score(boxed("x5", "hang", "xx6", "die"), ["5"] * 4)
+            grader.score(boxed("x7"), ["7"])
+            pids = [worker.process.pid for worker in grader._workers]
+            assert pids
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert open_files() == before
+    grader.close()
+    with pytest.raises(ValueError, match="closed"):
+        grader.score(boxed("5"), ["5"])
+
+
+def test_threads_take_turns() -> None:
+    rewards: dict[int, list[float]] = {}
+    with Grader(workers=2) as grader:
+
+        def score(index: int) -> None:
+            texts = boxed(rf"\frac{{{2 * index}}}{{2}}", f"{index}+1")
+            rewards[index] = grader.score(texts, [index, index]).tolist()
+
+        threads = [threading.Thread(target=score, args=(index,)) for index in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert rewards == {index: [1.0, 0.0] for index in range(8)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"workers": 0}, "workers=0"),
+        ({"timeout_s": 0.0}, "timeout_s=0"),
+        ({"timeout_s": float("inf")}, "timeout_s=inf"),
+        ({"memory_limit_bytes": 1000}, "memory_limit_bytes=1000"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Grader(**arguments)
+
+
+def test_lengths_and_modes_are_checked() -> None:
+    with Grader() as grader:
+        with pytest.raises(ValueError, match="1 texts and 2 golds"):
+            grader.score(["a"], ["1", "2"])
+        with pytest.raises(ValueError, match="mode='both'"):
+            grader.score(["a"], ["1"], mode="both")  # type: ignore[arg-type]
+
+
+def test_workers_that_cannot_start_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no such grader')"]
+    monkeypatch.setattr(grader_module, "worker_command", lambda *_: command)
+    with Grader(workers=1) as grader, pytest.raises(RuntimeError, match="no such grader"):
+        grader.score(boxed(r"\frac12"), ["5"])
+
+
+# -- where it runs --------------------------------------------------------------------------------
+
+SCORE = r"""
+from polaris_jax.reward import Grader
+def main():
+    grader = Grader(workers=2)
+    rewards = grader.score([r"</think>\boxed{\frac{10}{2}}", r"</think>\boxed{2\cdot 3}"], [5, 5])
+    print(rewards.tolist())
+    grader.close()
+"""
+PLACES = {
+    "a script without a guard": SCORE + "main()",
+    "a thread": SCORE + "import threading\nt = threading.Thread(target=main)\nt.start()\nt.join()",
+    "a notebook's cell": "import threading\ncell = " + repr(SCORE + "main()") + "\n"
+    "t = threading.Thread(target=exec, args=(cell, {'__name__': '__main__'}))\nt.start()\nt.join()",
+    "an event loop": SCORE + "import asyncio\nasync def run():\n    main()\nasyncio.run(run())",
+    "a script that forgets to close": SCORE.replace("grader.close()", "pass") + "main()",
+}
+
+
+def _run(arguments: list[str], directory: Path, text: str | None = None):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        input=text,
+        capture_output=True,
+        text=True,
+        cwd=directory,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_works_from(place: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(PLACES[place])
+    (tmp_path / "json.py").write_text("raise SystemExit('a file of the user was imported')")
+    (tmp_path / "elsewhere").mkdir()
+    ran = _run(["-P", str(script)], tmp_path)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[1.0, 0.0]\n", "")
+
+
+def test_works_from_stdin(tmp_path: Path) -> None:
+    ran = _run(["-"], tmp_path, text=SCORE + "main()\n")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[1.0, 0.0]\n", "")
+
+
+PARENT = """
+import sys, time
+from polaris_jax.reward import grader as module
+stub = {stub!r}
+module.worker_command = lambda *_: [sys.executable, "-c", stub]
+grader = module.Grader(workers=2, timeout_s={timeout_s})
+grader.score([r"</think>\\boxed{{x5}}", r"</think>\\boxed{{xx5}}"], ["5", "5"])
+print(*[worker.process.pid for worker in grader._workers], flush=True)
+{then}
+"""
+
+
+def _parent(tmp_path: Path, timeout_s: float, then: str) -> tuple[subprocess.Popen, list[int]]:
+    stub = STUB.format(root=str(ROOT), timeout_s=timeout_s, memory=0)
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT.format(stub=stub, timeout_s=timeout_s, then=textwrap.dedent(then)))
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    return process, [int(pid) for pid in process.stdout.readline().split()]
+
+
+def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
+    process, pids = _parent(tmp_path, 1.0, "time.sleep(60)")
+    assert pids
+    assert all(alive(pid) for pid in pids)
+    process.kill()
+    process.communicate()
+    assert wait_until(lambda: not any(alive(pid) for pid in pids), 5.0)
+
+
+def test_a_parent_killed_in_the_middle_leaves_no_hanging_orphan(tmp_path: Path) -> None:
+    hang = 'grader.score([r"</think>\\boxed{hang}"] * 1, ["5"])'
+    process, pids = _parent(tmp_path, 1.5, hang)
+    time.sleep(0.3)
+    process.kill()
+    process.communicate()
+    assert wait_until(lambda: not any(alive(pid) for pid in pids), 8.0)
+
+
+def test_ctrl_c_ends_the_parent_alone_and_quietly(tmp_path: Path) -> None:
+    hang = 'grader.score([r"</think>\\boxed{hang}"], ["5"])'
+    process, pids = _parent(tmp_path, 30.0, hang)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)  # as a terminal would, were they in its group
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT or process.returncode == 130
+    assert error.count("KeyboardInterrupt") == 1
+    assert wait_until(lambda: not any(alive(pid) for pid in pids), 5.0)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_answers_leak_nothing(stub: None) -> None:
+    with Grader(workers=2, timeout_s=0.05) as grader:
+        grader.score(boxed("x0"), ["0"])
+        before = open_files()
+        for block in range(10):
+            answers = [
+                f"hang{block}-{index}" if index % 100 == 0 else f"x{index}"
+                for index in range(10_000)
+            ]
+            golds = [str(index) for index in range(10_000)]
+            expected = [float(index % 100 != 0) for index in range(10_000)]
+            grader._cache.clear()
+            assert grader.score(boxed(*answers), golds).tolist() == expected
+            assert open_files() <= before + 2  # at most one worker more than at the start
+        assert grader.stats()["timeouts"] == 1000
