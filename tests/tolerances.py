@@ -30,3 +30,33 @@ LOGPROB_ATOL = 1e-5
 
 # A loss weight is one division rounded to float32; a sum of them averages that out.
 WEIGHT_RTOL = 1e-6
+
+# Sampler against trainer in fp32: another order of sums in attention and head, logits up to 30.
+SAMPLER_LOGPROB_ATOL = 1e-4
+
+# One sampler on another schedule (rows, pages, preemption): measured up to 1.3e-5 above 32 rows and
+# where a preempted row is prefilled rather than decoded; logits here reach 30, half of that is an
+# ulp's walk through two layers.
+SCHEDULE_LOGPROB_ATOL = 2e-5
+
+# Two tokens whose scores (running probability against the uniform, or greedy logits) lie this close
+# may swap by rounding; such swaps stay under this share of all tokens.
+NEAR_TIE = 1e-4
+NEAR_TIE_SHARE = 1e-4
+
+# Attention over pages against dense attention: softmax of unit-size scores, fp32.
+ATTENTION_ATOL = 2e-6
+
+# One multiplication fused with its neighbour, or not: one unit in the last place of float32.
+FUSED_RTOL = 2.5e-7
+
+# Logits against transformers in fp32, |a-b| <= ATOL + RTOL |b|: the design's bound; two fp32
+# programs on models of this size differ by some 1e-6.
+PARITY_ATOL = 1e-4
+PARITY_RTOL = 1e-4
+
+# How many parity tolerances a feature must move the logits by, or the parity test could not see it.
+PARITY_SENSITIVITY = 100
+
+# SmolLM2's logits (up to about 40) against transformers: 30 layers of fp32 sums in another order.
+SMOLLM2_LOGIT_ATOL = 1e-3
