@@ -140,6 +140,8 @@ class RewardSection:
     workers: int = 2
     timeout_s: float = 5.0
     memory_limit_bytes: int = 1 << 30
+    # train: the answer must follow </think>; eval: the last box anywhere, for models without tags
+    mode: Literal["train", "eval"] = "train"
     control: Literal["none", "permute"] = "none"  # permute: shuffle rewards in a group (ablation)
 
 

@@ -188,7 +188,7 @@ def measure(run: TrainingRun, sampler: Sampler, stage: StageState, temperature: 
         max_response_tokens=stage.max_response_tokens,
         seed_parts=(run.config.seed, "measure", stage.stage, f"{temperature:.4f}"),
     )
-    graded = grade(run.grader, rollouts, mode="train")
+    graded = grade(run.grader, rollouts, mode=run.config.reward.mode)
     return measure_candidate(temperature, graded.texts, graded.reward_PR)
 
 

@@ -265,7 +265,7 @@ class TrainingRun:
 
     def grade(self, rollouts: Rollouts) -> Graded:
         """The rollouts with their rewards (permuted in each group under reward.control=permute)."""
-        graded = grade(self.grader, rollouts, mode="train")
+        graded = grade(self.grader, rollouts, mode=self.config.reward.mode)
         if self.config.reward.control == "permute":
             reward_PR = self.rng("permute", 0).permuted(graded.reward_PR, axis=1)
             graded = dataclasses.replace(graded, reward_PR=reward_PR)

@@ -60,7 +60,7 @@ def calibrate(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[s
                     temperature=section.temperature,
                     max_response_tokens=budget,
                     seed_parts=(config.seed, "calibrate"),
-                    mode="train",
+                    mode=config.reward.mode,
                 )
                 sums = np.round(graded.reward_PR.sum(axis=1)).astype(int).tolist()
                 done.append([{"id": p.id, "correct": s} for p, s in zip(batch, sums, strict=True)])

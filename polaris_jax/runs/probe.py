@@ -65,7 +65,7 @@ def probe(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[str, 
                     temperature=temperature,
                     max_response_tokens=budget,
                     seed_parts=(config.seed, "probe", f"{temperature:.4f}"),
-                    mode="train",
+                    mode=config.reward.mode,
                 )
                 row = dataclasses.asdict(
                     measure_candidate(temperature, graded.texts, graded.reward_PR)
