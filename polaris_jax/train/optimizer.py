@@ -65,7 +65,7 @@ def guarded_step(
         (params, opt_state, gradient norm before the clip, skipped). When skipped, parameters and
         moments are those that came in, bit for bit.
     """
-    norm = optax.global_norm(grads)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     finite = jnp.isfinite(norm)
     clipped = clip_by_norm(grads, norm, max_norm=max_grad_norm)
     updates, new_opt_state = transform.update(clipped, opt_state, params)

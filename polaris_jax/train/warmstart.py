@@ -6,6 +6,7 @@ same. Deterministic by seed, bit for bit on one machine.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -61,10 +62,16 @@ def warm_start(
     row_len = _best_row_len(examples, plans)
     packed = [_first_fit_decreasing(examples, plan, row_len) for plan in plans]
     rows = max(len(rows) for rows in packed)
-    step_fn, opt_state, params = _make_step(model, section)
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), model)
+    opt_state = _optimizer(section.learning_rate, section.steps).init(params)
     for step, bins in enumerate(packed):
-        arrays = _arrays(examples, bins, rows=rows, row_len=row_len)
-        params, opt_state, loss = step_fn(params, opt_state, arrays)
+        params, opt_state, loss = _step(
+            params,
+            opt_state,
+            arrays=_arrays(examples, bins, rows=rows, row_len=row_len),
+            learning_rate=section.learning_rate,
+            steps=section.steps,
+        )
         if on_step is not None:
             on_step(step, float(loss))
     return params
@@ -159,29 +166,31 @@ def _arrays(
     }
 
 
-def _make_step(model: Qwen, section: WarmstartSection) -> tuple[Callable[..., Any], Any, Qwen]:
-    """(compiled step, fresh optimizer state, private float32 copy of the weights)."""
-    warmup = max(1, round(WARMUP_SHARE * section.steps))
+def _optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    warmup = max(1, round(WARMUP_SHARE * steps))
 
-    def learning_rate(step: Any) -> Any:
+    def schedule(step: Any) -> Any:
         ramp = jnp.minimum((step + 1) / warmup, 1.0)
-        return section.learning_rate * ramp * 0.5 * (1 + jnp.cos(math.pi * step / section.steps))
+        return learning_rate * ramp * 0.5 * (1 + jnp.cos(math.pi * step / steps))
 
-    transform = optax.adamw(learning_rate, b1=BETAS[0], b2=BETAS[1], weight_decay=WEIGHT_DECAY)
+    return optax.adamw(schedule, b1=BETAS[0], b2=BETAS[1], weight_decay=WEIGHT_DECAY)
 
-    def step_fn(params: Qwen, opt_state: Any, arrays: dict[str, Array]) -> tuple[Qwen, Any, Array]:
-        loss, grads = jax.value_and_grad(_cross_entropy)(params, arrays)
-        params, opt_state, _, _ = guarded_step(
-            grads,
-            params,
-            opt_state=opt_state,
-            transform=transform,
-            max_grad_norm=MAX_GRAD_NORM,
-        )
-        return params, opt_state, loss
 
-    params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), model)
-    return jax.jit(step_fn, donate_argnums=(0, 1)), transform.init(params), params
+@functools.partial(
+    jax.jit, static_argnames=("learning_rate", "steps"), donate_argnames=("params", "opt_state")
+)
+def _step(
+    params: Qwen, opt_state: Any, *, arrays: dict[str, Array], learning_rate: float, steps: int
+) -> tuple[Qwen, Any, Array]:
+    loss, grads = jax.value_and_grad(_cross_entropy)(params, arrays)
+    params, opt_state, _, _ = guarded_step(
+        grads,
+        params,
+        opt_state=opt_state,
+        transform=_optimizer(learning_rate, steps),
+        max_grad_norm=MAX_GRAD_NORM,
+    )
+    return params, opt_state, loss
 
 
 def _cross_entropy(params: Qwen, arrays: dict[str, Array]) -> Array:

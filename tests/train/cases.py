@@ -9,7 +9,7 @@ import numpy as np
 
 from polaris_jax.batch import group_advantages, pack
 from polaris_jax.config import MeshSection, ModelSection, ObjectiveSection, OptimizerSection
-from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.models import ModelConfig, Qwen, token_logprobs
 from polaris_jax.records import Graded, TrainBatch
 from polaris_jax.sharding import make_mesh, private_copies
 from polaris_jax.train.update import Updater
@@ -33,6 +33,7 @@ QWEN2 = dataclasses.replace(
     QWEN3, qkv_bias=True, qk_norm=False, tie_embeddings=False, model_type="qwen2"
 )
 ROW_LEN = 48
+MAX_TOKENS = 33  # of a sequence
 ROWS = 8
 TEMPERATURE = 1.3
 FP32 = ModelSection(dtype="float32", remat="none")
@@ -111,24 +112,35 @@ def make_updater(
     )
 
 
-def plain_gradient(model: Qwen, graded: Graded) -> Qwen:
-    """Gradient of the on-policy token mean, one unpacked sequence after another, dense softmax."""
-    advantage_PR = group_advantages(graded.reward_PR)
-    tokens = sum(len(r) for group in graded.token_ids for r in group)
+logprobs = jax.jit(token_logprobs)
 
-    def loss(model, token_T, prompt_len, advantage):
+
+@jax.jit
+def _sequence_gradient(model, token_T, is_response_T, advantage):
+    def loss(model):
         position_BT = jnp.arange(len(token_T))[None]
         logit_BTV = model.unembed(model(token_T[None], position_BT)) / TEMPERATURE
         logp_TV = jax.nn.log_softmax(logit_BTV[0], axis=-1)
         logp_T = jnp.take_along_axis(logp_TV[:-1], token_T[1:, None], axis=-1)[:, 0]
-        return -advantage * logp_T[prompt_len - 1 :].sum() / tokens
+        return -advantage * (logp_T * is_response_T[1:]).sum()
 
+    return jax.grad(loss)(model)
+
+
+def plain_gradient(model: Qwen, graded: Graded) -> Qwen:
+    """Gradient of the on-policy token mean, one unpacked sequence after another, dense softmax."""
+    advantage_PR = group_advantages(graded.reward_PR)
+    tokens = sum(len(r) for group in graded.token_ids for r in group)
     total = jax.tree.map(jnp.zeros_like, model)
     for p, group in enumerate(graded.token_ids):
         for r, response in enumerate(group):
             prompt = graded.prompts[p]
-            token_T = jnp.asarray([*prompt, *response])
-            grads = jax.grad(loss)(model, token_T, len(prompt), float(advantage_PR[p, r]))
+            end = len(prompt) + len(response)
+            token_T = np.zeros(MAX_TOKENS, np.int32)  # one shape; what follows cannot be seen
+            token_T[:end] = [*prompt, *response]
+            is_response_T = np.zeros(MAX_TOKENS, np.float32)
+            is_response_T[len(prompt) : end] = 1 / tokens
+            grads = _sequence_gradient(model, token_T, is_response_T, float(advantage_PR[p, r]))
             total = jax.tree.map(jnp.add, total, grads)
     return total
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from polaris_jax.config import WarmstartSection
-from polaris_jax.models import token_logprobs
 from polaris_jax.train import warmstart
 from polaris_jax.train.warmstart import warm_start
 from tests.tolerances import LOGPROB_ATOL
-from tests.train.cases import QWEN3, make_model
+from tests.train.cases import QWEN3, logprobs, make_model
 
 SECTION = WarmstartSection(steps=12, batch_size=8, learning_rate=1e-2, seed=0)
 
@@ -54,13 +53,16 @@ def test_the_first_loss_is_the_plain_mean_over_completion_tokens():
         WarmstartSection(steps=1, batch_size=8),
         on_step=lambda _, loss: losses.append(loss),
     )
-    total, count = 0.0, 0
-    for prompt, completion in examples:
-        tokens = np.array([[*prompt, *completion]])
-        logp, _ = token_logprobs(model, tokens, np.arange(tokens.shape[1])[None])
-        total -= float(np.asarray(logp)[0, len(prompt) - 1 : -1].sum())
-        count += len(completion)
-    assert losses[0] == pytest.approx(total / count, abs=LOGPROB_ATOL)
+    length = max(len(prompt) + len(completion) for prompt, completion in examples)
+    token_BT, is_completion_BT = np.zeros((8, length), np.int32), np.zeros((8, length), bool)
+    for row, (prompt, completion) in enumerate(examples):
+        end = len(prompt) + len(completion)
+        token_BT[row, :end] = [*prompt, *completion]
+        is_completion_BT[row, len(prompt) : end] = True
+    position_BT = np.broadcast_to(np.arange(length), token_BT.shape)
+    logp_BT, _ = logprobs(model, token_BT, position_BT)  # causal: what follows does not matter
+    want = -np.asarray(logp_BT)[:, :-1][is_completion_BT[:, 1:]].mean()
+    assert losses[0] == pytest.approx(want, abs=LOGPROB_ATOL)
 
 
 def test_an_epoch_visits_every_example_once():
