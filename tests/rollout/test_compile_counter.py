@@ -1,0 +1,44 @@
+"""Compilations are counted inside the block, for this thread, and the listener goes with it."""
+
+import gc
+import threading
+
+import jax
+import jax.numpy as jnp
+from jax._src import monitoring
+
+from polaris_jax.rollout.compile_counter import CompileCounter
+
+
+def compile_something(size: int) -> None:
+    jax.jit(lambda x: 2 * x + size)(jnp.zeros(size)).block_until_ready()
+
+
+def test_only_the_block_counts():
+    counter = CompileCounter()
+    compile_something(3)
+    assert counter.count == 0
+    argument = jnp.zeros(5)
+    fresh = jax.jit(lambda x: 3 * x)
+    with counter:
+        fresh(argument)
+        fresh(argument)
+    assert counter.count == 1
+
+
+def test_other_threads_do_not_count():
+    counter = CompileCounter()
+    with counter:
+        thread = threading.Thread(target=compile_something, args=(7,))
+        thread.start()
+        thread.join()
+    assert counter.count == 0
+
+
+def test_the_listener_goes_with_the_counter():
+    before = len(monitoring.get_event_duration_listeners())
+    counter = CompileCounter()
+    assert len(monitoring.get_event_duration_listeners()) == before + 1
+    del counter
+    gc.collect()
+    assert len(monitoring.get_event_duration_listeners()) == before

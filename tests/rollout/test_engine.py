@@ -1,0 +1,143 @@
+"""Device programs: memory beside the pool, row buckets, JetStream's verbs without JetStream."""
+
+import jax
+import numpy as np
+import pytest
+
+from polaris_jax.rollout import SamplerConfig, engine
+from polaris_jax.rollout.engine import Engine, pad_stop_ids, row_buckets
+from polaris_jax.rollout.sampling import PromptParams
+from tests.rollout.rollout_cases import CONFIG, dense_logits, random_prompts, small_model
+
+SIZES = {"slots": 4, "page_size": 4, "max_len": 32, "decode_steps": 4, "prefill_chunk": 32}
+GREEDY = PromptParams(0.0, 1.0, 0, 0.0, max_tokens=32, seed=0)
+
+
+def compiled_memory(program: str, num_pages: int, layout: str):
+    made = Engine(CONFIG, SamplerConfig(num_pages=num_pages, layout=layout, **SIZES))
+    state = made.init_decode_state()
+    model = small_model()
+    if program == "decode":
+        rows, table_BJ = engine._compact(state, np.zeros(0, int), 4)
+        lowered = engine._decode.lower(
+            model,
+            state.pool,
+            rows,
+            table_BJ,
+            pad_stop_ids(()),
+            np.int32(1),
+            steps=4,
+            layout=layout,
+            **made._static,
+        )
+    else:
+        token_BT, row_B = np.zeros((4, 32), np.int32), np.zeros(4, np.int32)
+        table_BJ = np.zeros((4, 8), np.int32)
+        lowered = engine._prefill.lower(
+            model, state.pool, token_BT, row_B, row_B, table_BJ, **made._static
+        )
+    return lowered.compile().memory_analysis()
+
+
+@pytest.mark.parametrize(
+    ("program", "layout"), [("decode", "window"), ("decode", "pages"), ("prefill", "pages")]
+)
+def test_temporaries_do_not_grow_with_the_pool(program, layout):
+    small, large = (compiled_memory(program, pages, layout) for pages in (64, 4096))
+    assert large.argument_size_in_bytes > 8 * small.argument_size_in_bytes
+    assert large.temp_size_in_bytes <= 1.05 * small.temp_size_in_bytes
+    # Donated: the pool's bytes are not there twice.
+    grown = large.argument_size_in_bytes - small.argument_size_in_bytes
+    assert large.alias_size_in_bytes - small.alias_size_in_bytes >= grown
+
+
+@pytest.mark.parametrize(
+    ("slots", "buckets"), [(1, (2,)), (2, (2,)), (64, (64,)), (128, (32, 128)), (256, (64, 256))]
+)
+def test_row_buckets(slots, buckets):
+    assert row_buckets(slots) == buckets
+
+
+def test_more_stop_ids_than_the_capacity_are_refused():
+    assert pad_stop_ids(()).tolist() == [-1] * 16
+    with pytest.raises(ValueError, match="17 ids, at most 16"):
+        pad_stop_ids(range(17))
+
+
+def test_verbs_give_the_greedy_continuation():
+    made = Engine(CONFIG, SamplerConfig(num_pages=33, **SIZES))
+    model, state = small_model(), made.init_decode_state()
+    prompts = random_prompts(2, longest=12)
+    for slot, prompt in enumerate(prompts):
+        padded = np.zeros(16, np.int32)
+        padded[: len(prompt)] = prompt
+        prefix = made.prefill(params=model, padded_tokens=padded, true_length=len(prompt))
+        state = made.insert(prefix, state, slot, params=GREEDY)
+    state, result = made.generate(model, state)
+    assert result.count.tolist() == [4, 4, 0, 0]
+    assert result.data[:, -1].tolist() == [4, 4, 0, 0]
+    for slot, prompt in enumerate(prompts):
+        tokens = list(prompt)
+        for token in result.data[slot, :4]:
+            assert int(np.argmax(dense_logits(model, tokens))) == token
+            tokens.append(int(token))
+    for slot in range(2):
+        state.free(slot)
+    assert state.allocator.num_used == 0
+
+
+def test_a_prefix_can_be_continued():
+    made = Engine(CONFIG, SamplerConfig(num_pages=33, **SIZES))
+    model, prompt = small_model(), random_prompts(1, seed=3, longest=20)[0] + [5, 6, 7]
+    whole = made.prefill(params=model, padded_tokens=np.array(prompt), true_length=len(prompt))
+    begun = made.prefill(params=model, padded_tokens=np.array(prompt[:2]), true_length=2)
+    rest = made.prefill(
+        params=model,
+        existing_prefix=begun,
+        padded_tokens=np.array(prompt[2:]),
+        true_length=len(prompt) - 2,
+    )
+    assert int(rest.length) == int(whole.length) == len(prompt)
+    outputs = []
+    for prefix in (whole, rest):
+        state = made.insert(prefix, made.init_decode_state(), 0, params=GREEDY)
+        outputs.append(made.generate(model, state)[1].data[0])
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_insert_replaces_and_releases_what_was_there():
+    made = Engine(CONFIG, SamplerConfig(num_pages=9, **SIZES))
+    model, state = small_model(), made.init_decode_state()
+    prefix = made.prefill(params=model, padded_tokens=np.arange(30) % 7, true_length=30)
+    for _ in range(3):
+        state = made.insert(prefix, state, 0, params=GREEDY)
+    assert state.allocator.num_used == 8
+    with pytest.raises(RuntimeError, match="no room for a prefix of 30 tokens, 0 pages are free"):
+        made.insert(prefix, state, 1, params=GREEDY)
+
+
+def test_generate_says_when_a_row_needs_a_page_and_none_is_free():
+    made = Engine(CONFIG, SamplerConfig(num_pages=3, **SIZES))
+    model, state = small_model(), made.init_decode_state()
+    prefix = made.prefill(params=model, padded_tokens=np.arange(8), true_length=8)
+    state = made.insert(prefix, state, 0, params=GREEDY)
+    with pytest.raises(RuntimeError, match="needs 1 more pages, 0 are free"):
+        made.generate(model, state)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("slots", 0), ("page_size", 0), ("num_pages", 1), ("decode_steps", 0), ("layout", "dense")],
+)
+def test_sizes_out_of_range_are_named(field, value):
+    with pytest.raises(ValueError, match=f"{field}={value!r}"):
+        SamplerConfig(**{field: value})
+
+
+def test_the_prefill_chunk_follows_the_longest_prompt():
+    made = Engine(CONFIG, SamplerConfig(prefill_chunk=128))
+    assert [made.prefill_chunk(n) for n in (0, 1, 32, 33, 64, 100, 500)] == [
+        32, 32, 32, 64, 64, 128, 128,
+    ]  # fmt: skip
+    assert Engine(CONFIG, SamplerConfig(prefill_chunk=8)).prefill_chunk(100) == 8
+    assert jax.default_backend() == "cpu"

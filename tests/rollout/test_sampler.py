@@ -1,0 +1,358 @@
+"""The sampler's promises: definitions, independence of the schedule, no leak, one compile."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from polaris_jax.models import RopeScaling, token_logprobs
+from polaris_jax.records import Response
+from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
+from polaris_jax.rollout.compile_counter import CompileCounter
+from tests.rollout.rollout_cases import (
+    CONFIG,
+    dense_logits,
+    differing_tokens,
+    random_prompts,
+    small_model,
+)
+from tests.tolerances import NEAR_TIE_SHARE, SAMPLER_LOGPROB_ATOL, SCHEDULE_LOGPROB_ATOL
+
+ROOMY = SamplerConfig(slots=16, page_size=16, num_pages=128, max_len=64, decode_steps=8)
+PROMPTS = random_prompts(10)
+TEMPERATURES = (1.0, 0.6, 1.5, 0.0, 1.0, 1.2, 0.8, 1.0, 1.4, 1.0)
+SEEDS = tuple(range(100, 110))
+STOPS = (7, 9)
+PARAMS = SamplingParams(
+    temperature=TEMPERATURES,
+    top_k=(0, 0, 0, 0, 5, 0, 0, 0, 8, 0),
+    top_p=(1.0,) * 6 + (0.9, 1.0, 0.8, 1.0),
+    n=3,
+    max_tokens=(30, 12, 25, 30, 1, 7, 30, 30, 2, 30),
+    seed=SEEDS,
+    stop_token_ids=STOPS,
+)
+
+
+def only(params: SamplingParams, keep: list[int]) -> SamplingParams:
+    """The settings of some prompts, in the order given."""
+    changes = {
+        f.name: tuple(getattr(params, f.name)[i] for i in keep)
+        for f in dataclasses.fields(params)
+        if f.name not in ("n", "stop_token_ids") and np.ndim(getattr(params, f.name))
+    }
+    return dataclasses.replace(params, **changes)
+
+
+@functools.cache
+def reference() -> list[list[Response]]:
+    return Sampler(small_model(), ROOMY).generate(PROMPTS, PARAMS)
+
+
+def same_rollouts(actual, expected, keep=tuple(range(10))) -> float:
+    """Largest log-prob difference; tokens agree but for near ties, which are counted."""
+    parted, largest = differing_tokens(
+        expected,
+        actual,
+        model=small_model(),
+        prompts=[PROMPTS[i] for i in keep],
+        temperatures=[TEMPERATURES[i] for i in keep],
+        seeds=[SEEDS[i] for i in keep],
+    )
+    assert parted <= NEAR_TIE_SHARE * sum(len(r.token_ids) for g in expected for r in g)
+    return largest
+
+
+# --- what a response is ---
+
+
+def test_logprobs_are_the_trainers():
+    for prompt, group, temperature in zip(PROMPTS, reference(), TEMPERATURES, strict=True):
+        for response in group:
+            tokens = [*prompt, *response.token_ids]
+            token_BT = np.zeros((1, 64), np.int32)
+            token_BT[0, : len(tokens)] = tokens
+            logp_BT, _ = token_logprobs(
+                small_model(),
+                token_BT,
+                np.arange(64)[None],
+                (np.arange(64) < len(tokens)).astype(np.int32)[None],
+                temperature=np.float32(temperature or 1.0),
+            )
+            logp_T = np.asarray(logp_BT)[0, len(prompt) - 1 : len(tokens) - 1]
+            np.testing.assert_allclose(response.logprobs, logp_T, atol=SAMPLER_LOGPROB_ATOL)
+
+
+def test_greedy_equals_dense_recomputation():
+    prompts = random_prompts(4, seed=5)
+    groups = Sampler(small_model(), ROOMY).generate(
+        prompts, SamplingParams(temperature=0.0, max_tokens=20, n=2)
+    )
+    for prompt, group in zip(prompts, groups, strict=True):
+        assert group[0] == group[1]
+        tokens = list(prompt)
+        for token in group[0].token_ids:
+            assert int(np.argmax(dense_logits(small_model(), tokens))) == token
+            tokens.append(token)
+
+
+def test_responses_end_where_they_should():
+    for p, group in enumerate(reference()):
+        assert len(group) == PARAMS.n
+        for response in group:
+            *before, last = response.token_ids
+            assert not set(before) & set(STOPS)
+            stopped = last in STOPS
+            assert response.finish_reason == ("stop" if stopped else "length")
+            assert stopped or len(response.token_ids) == PARAMS.max_tokens[p]
+            assert len(response.token_ids) == len(response.logprobs) <= PARAMS.max_tokens[p]
+
+
+def test_a_stop_on_the_last_allowed_token_is_a_stop():
+    group = reference()[0]
+    first = group[0].token_ids[0]
+    params = dataclasses.replace(only(PARAMS, [0]), max_tokens=1, n=1, stop_token_ids=(first,))
+    response = Sampler(small_model(), ROOMY).generate(PROMPTS[:1], params)[0][0]
+    assert response.token_ids == (first,)
+    assert response.finish_reason == "stop"
+
+
+def test_no_stop_ids_means_none_and_their_number_compiles_nothing():
+    sampler = Sampler(small_model(), ROOMY)
+    sampler.generate(PROMPTS[:1], SamplingParams(max_tokens=4))
+    compiles = sampler.stats()["compiles"]
+    for stops in [(), (3,), tuple(range(16))]:
+        group = sampler.generate(PROMPTS[:1], SamplingParams(max_tokens=9, stop_token_ids=stops))[0]
+        assert stops or len(group[0].token_ids) == 9
+    assert sampler.stats()["compiles"] == compiles
+
+
+def test_yarn_reaches_the_sampler():
+    scaling = RopeScaling("yarn", factor=4.0, original_max_position_embeddings=16)
+    model = small_model().with_rope_scaling(scaling)
+    prompt = random_prompts(1, seed=8, longest=40)[0] + [1] * 20
+    response = Sampler(model, ROOMY).generate([prompt], SamplingParams(max_tokens=10, seed=3))[0][0]
+    tokens = [*prompt, *response.token_ids]
+    for model_, same in ((model, True), (small_model(), False)):
+        logits = [dense_logits(model_, tokens[: len(prompt) + i]) for i in range(10)]
+        logps = [
+            x[t] - np.log(np.exp(x).sum()) for x, t in zip(logits, response.token_ids, strict=True)
+        ]
+        assert np.allclose(logps, response.logprobs, atol=SAMPLER_LOGPROB_ATOL) == same
+
+
+# --- independence of the schedule ---
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+@pytest.mark.parametrize("page_size", [4, 16])
+def test_slots_and_pages_do_not_matter(slots, page_size):
+    config = dataclasses.replace(ROOMY, slots=slots, page_size=page_size)
+    actual = Sampler(small_model(), config).generate(PROMPTS, PARAMS)
+    # Between 2 and 32 rows a CPU's matmuls agree bit for bit.
+    assert same_rollouts(actual, reference()) == 0.0
+
+
+def test_one_slot_works():
+    actual = Sampler(small_model(), dataclasses.replace(ROOMY, slots=1)).generate(PROMPTS, PARAMS)
+    assert same_rollouts(actual, reference()) == 0.0
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_decode_steps_do_not_matter(steps):
+    config = dataclasses.replace(ROOMY, decode_steps=steps)
+    actual = Sampler(small_model(), config).generate(PROMPTS, PARAMS)
+    assert same_rollouts(actual, reference()) == 0.0
+
+
+@pytest.mark.parametrize(("page_size", "num_pages"), [(4, 24), (16, 7)])
+def test_forced_preemption_does_not_matter(page_size, num_pages):
+    config = dataclasses.replace(ROOMY, page_size=page_size, num_pages=num_pages)
+    sampler = Sampler(small_model(), config)
+    actual = sampler.generate(PROMPTS, PARAMS)
+    assert sampler.stats()["preemptions"] > 0
+    assert same_rollouts(actual, reference()) <= SCHEDULE_LOGPROB_ATOL
+    assert sampler.stats()["pages_used"] == 0
+
+
+def test_order_and_company_do_not_matter():
+    sampler = Sampler(small_model(), ROOMY)
+    order = [int(i) for i in np.random.default_rng(0).permutation(10)]
+    actual = sampler.generate([PROMPTS[i] for i in order], only(PARAMS, order))
+    assert same_rollouts(actual, [reference()[i] for i in order], order) <= SCHEDULE_LOGPROB_ATOL
+    for i in (0, 4, 7):
+        alone = sampler.generate([PROMPTS[i]], only(PARAMS, [i]))
+        assert same_rollouts(alone, [reference()[i]], [i]) <= SCHEDULE_LOGPROB_ATOL
+
+
+def test_both_layouts_agree():
+    config = dataclasses.replace(ROOMY, layout="pages")
+    actual = Sampler(small_model(), config).generate(PROMPTS, PARAMS)
+    assert same_rollouts(actual, reference()) <= SCHEDULE_LOGPROB_ATOL
+
+
+@pytest.mark.slow
+def test_many_rows_agree_with_few():
+    config = dataclasses.replace(ROOMY, slots=128, num_pages=1024)
+    params = dataclasses.replace(PARAMS, n=13)
+    many = Sampler(small_model(), config).generate(PROMPTS, params)
+    few = Sampler(small_model(), ROOMY).generate(PROMPTS, params)
+    assert same_rollouts(many, few) <= SCHEDULE_LOGPROB_ATOL
+
+
+def test_equal_prompts_with_equal_seeds_give_equal_responses():
+    params = SamplingParams(n=2, max_tokens=12, seed=[4, 5, 4])
+    first, other, again = Sampler(small_model(), ROOMY).generate([PROMPTS[0]] * 3, params)
+    assert first == again
+    assert first != other
+    assert first[0] != first[1]
+
+
+# --- pages, prefills, compiles, weights ---
+
+
+def test_a_prompt_is_prefilled_once_for_its_samples():
+    sampler = Sampler(small_model(), dataclasses.replace(ROOMY, slots=3))
+    sampler.generate(PROMPTS[:2], SamplingParams(n=8, max_tokens=10))
+    stats = sampler.stats()
+    assert stats["prefix_hits"] == 14
+    assert stats["prompt_tokens"] == sum(map(len, PROMPTS[:2]))
+    assert stats["response_tokens"] == 160
+    assert 0 < stats["slot_occupancy"] <= 1
+    assert stats["tokens_per_s"] > 0
+    assert 0 < stats["pages_peak"] <= 127
+    sampler.reset_stats()
+    assert sampler.stats()["response_tokens"] == 0
+
+
+def test_500_random_requests_leave_no_page_behind():
+    rng = np.random.default_rng(0)
+    config = SamplerConfig(slots=16, page_size=4, num_pages=60, max_len=40, decode_steps=8)
+    sampler, done = Sampler(small_model(), config), 0
+    while done < 500:
+        count = int(rng.integers(1, 30))
+        n = int(rng.choice([1, 1, 2, 8]))
+        params = SamplingParams(
+            temperature=rng.choice([0.0, 0.7, 1.5], count),
+            n=n,
+            max_tokens=rng.integers(1, 21, count),
+            seed=rng.integers(0, 1000, count),
+            stop_token_ids=(3,),
+        )
+        sampler.generate(random_prompts(count, seed=done, longest=20), params)
+        assert sampler.stats()["pages_used"] == 0
+        done += count * n
+    assert sampler.stats()["preemptions"] > 0
+
+
+def test_one_compile_over_changing_temperatures_and_weights():
+    sampler = Sampler(small_model(), ROOMY)
+    sampler.generate(PROMPTS, PARAMS)
+    other = small_model(1)
+    sampler.update_weights(other)
+    with CompileCounter() as compiles:
+        for temperature in (0.0, 0.9, 1.4):
+            changed = dataclasses.replace(PARAMS, temperature=temperature, top_k=0, n=5)
+            sampler.generate(PROMPTS, changed)
+            sampler.update_weights(small_model())
+            sampler.update_weights(other)
+    assert compiles.count == 0
+
+
+def test_new_weights_are_used_and_nothing_of_the_old_survives():
+    sampler = Sampler(small_model(), ROOMY)
+    sampler.generate(PROMPTS, PARAMS)
+    assert sampler.update_weights(small_model(1)) is None
+    assert sampler.stats()["pages_used"] == 0
+    fresh = Sampler(small_model(1), ROOMY).generate(PROMPTS, PARAMS)
+    assert sampler.generate(PROMPTS, PARAMS) == fresh
+    assert fresh != reference()
+
+
+def test_weights_of_another_architecture_are_refused():
+    other = small_model().with_rope_scaling(RopeScaling("linear", factor=2.0))
+    with pytest.raises(ValueError, match="build a new Sampler"):
+        Sampler(small_model(), ROOMY).update_weights(other)
+
+
+def test_weights_do_not_change_while_requests_are_live():
+    sampler = Sampler(small_model(), ROOMY)
+    refusals = []
+
+    def on_progress(done, total, tokens):
+        for call in (
+            lambda: sampler.update_weights(small_model(1)),
+            lambda: sampler.generate(PROMPTS[:1]),
+        ):
+            with pytest.raises(RuntimeError) as caught:
+                call()
+            refusals.append(str(caught.value))
+
+    actual = sampler.generate(PROMPTS, PARAMS, on_progress=on_progress)
+    assert actual == reference()
+    assert any("live" in r for r in refusals) and any("already" in r for r in refusals)
+
+
+# --- callbacks ---
+
+
+def test_callbacks_tell_everything_once():
+    told: dict[tuple[int, int], list[int]] = {}
+    progress = []
+    groups = Sampler(small_model(), ROOMY).generate(
+        PROMPTS,
+        PARAMS,
+        on_tokens=lambda p, s, new: told.setdefault((p, s), []).extend(new),
+        on_progress=lambda *news: progress.append(news),
+    )
+    for p, group in enumerate(groups):
+        for s, response in enumerate(group):
+            assert tuple(told[p, s]) == response.token_ids
+    assert progress == sorted(progress)
+    assert progress[-1] == (30, 30, sum(len(r.token_ids) for g in groups for r in g))
+
+
+def test_an_abort_releases_everything_and_the_next_call_works():
+    sampler = Sampler(small_model(), ROOMY)
+    polls = iter([False, False, True])
+    with pytest.raises(RolloutAborted, match="of 30 responses"):
+        sampler.generate(PROMPTS, PARAMS, should_abort=lambda: next(polls))
+    assert sampler.stats()["pages_used"] == 0
+    assert sampler.generate(PROMPTS, PARAMS) == reference()
+
+
+# --- refusals, before anything runs ---
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "message"),
+    [
+        ([[1], []], {}, "prompt 1: empty"),
+        ([[1], [2, 61]], {}, r"prompt 1: token id 61 is outside of \[0, 61\)"),
+        ([[-1]], {}, "prompt 0: token id -1"),
+        ([[1.5]], {}, "prompt 0: must be a flat sequence of integer"),
+        ([[1]], {"max_tokens": 0}, "prompt 0: max_tokens=0"),
+        ([[1], [1] * 50], {"max_tokens": 15}, "prompt 1: 50 .*max_tokens=15 = 65, over max_len=64"),
+        ([[1] * 30], {"max_tokens": 19}, "prompt 0: 30 .*max_tokens=19 = 49, over the pool's 48"),
+        ([[1]], {"stop_token_ids": (61,)}, "stop_token_ids: id 61"),
+        ([[1]], {"stop_token_ids": tuple(range(17))}, "17 ids, at most 16"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_the_numbers(prompts, params, message):
+    sampler = Sampler(small_model(), dataclasses.replace(ROOMY, num_pages=4))
+    settings = {"max_tokens": 5} | params
+    with pytest.raises(ValueError, match=message):
+        sampler.generate(prompts, SamplingParams(**settings))
+    assert sampler.stats()["compiles"] == 0
+
+
+def test_no_prompts_give_no_responses():
+    assert Sampler(small_model(), ROOMY).generate([], SamplingParams()) == []
+
+
+def test_the_pool_is_usable_to_its_last_page():
+    config = dataclasses.replace(ROOMY, num_pages=4)
+    groups = Sampler(small_model(), config).generate([[1] * 30], SamplingParams(max_tokens=18, n=3))
+    assert [len(r.token_ids) for r in groups[0]] == [18, 18, 18]
+    assert CONFIG.vocab_size == 61
