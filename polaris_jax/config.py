@@ -148,10 +148,15 @@ def _build(cls: type, mapping: Any, path: str) -> Any:
 
 
 def unknown_field(name: str, known: list[str]) -> str:
-    """The error text for a misspelt field: the same name in another section, else the nearest."""
+    """The error text for a misspelt field: a very near one of the same section, else the same name
+    in another section, else the nearest."""
     leaf = name.rsplit(".", 1)[-1]
     elsewhere = [field for field in config_fields(RunConfig()) if field.endswith(f".{leaf}")]
-    near = elsewhere[:3] or difflib.get_close_matches(name, known, n=1, cutoff=0.0) or known[:1]
+    parent = name.removesuffix(leaf)
+    siblings = [field.removeprefix(parent) for field in known if field.startswith(parent)]
+    very_near = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.8)
+    near = [parent + field for field in very_near] or elsewhere[:3]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.0) or known[:1]
     return f"{name}: there is no such field; did you mean {' or '.join(near)}?"
 
 

@@ -1,0 +1,32 @@
+"""Rows of a long command survive a kill and never mix with those of other settings."""
+
+import json
+
+from polaris_jax.runs.progress_file import ProgressFile
+
+
+def test_rows_come_back_and_a_torn_line_goes(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    ProgressFile(path, {"n": 8}, writes=True).append([{"id": "a"}, {"id": "b"}])
+    with path.open("a") as file:
+        file.write('{"id": "c')
+    again = ProgressFile(path, {"n": 8}, writes=True)
+    assert again.rows == [{"id": "a"}, {"id": "b"}]
+    again.append([{"id": "c"}])
+    assert [json.loads(line) for line in path.read_text().splitlines()[1:]] == again.rows
+
+
+def test_other_settings_are_set_aside_whole(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    ProgressFile(path, {"n": 8}, writes=True).append([{"id": "a"}])
+    old = path.read_bytes()
+    assert ProgressFile(path, {"n": 16}, writes=True).rows == []
+    assert (tmp_path / "rows.jsonl.other-settings").read_bytes() == old
+
+
+def test_a_reader_leaves_the_file_alone(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    reader = ProgressFile(path, {"n": 8}, writes=False)
+    reader.append([{"id": "a"}])
+    assert not path.exists()
+    assert reader.rows == [{"id": "a"}]
