@@ -1,4 +1,4 @@
-"""The grader's verdicts against sympy's on generated expressions: rewritten ones, perturbed ones."""
+"""Verdicts against sympy's on generated expressions: rewritten ones, perturbed ones."""
 
 import random
 

@@ -90,8 +90,14 @@ EQUAL = {
     ],
     "matrices": [
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}"),
-        (r"\begin{pmatrix} 1/2 & 0.5 \\ x & 2x \end{pmatrix}", r"\begin{pmatrix}\frac12&\frac12\\x&x+x\end{pmatrix}"),
-        (r"\left[\begin{array}{cc}1 & 2\\3 & 4\end{array}\right]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+        (
+            r"\begin{pmatrix} 1/2 & 0.5 \\ x & 2x \end{pmatrix}",
+            r"\begin{pmatrix}\frac12&\frac12\\x&x+x\end{pmatrix}",
+        ),
+        (
+            r"\left[\begin{array}{cc}1 & 2\\3 & 4\end{array}\right]",
+            r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+        ),
         ("(1,2)", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     ],
     "equations": [

@@ -174,6 +174,15 @@ def test_a_worker_killed_from_outside_while_idle_or_busy(stub: None) -> None:
         assert grader.stats()["crashes"] == 0
 
 
+def test_workers_ignore_ctrl_c(stub: None) -> None:
+    with Grader(workers=1) as grader:
+        grader.score(boxed("x5"), ["5"])
+        pid = grader._workers[0].process.pid
+        os.kill(pid, signal.SIGINT)
+        assert grader.score(boxed("xx5"), ["5"]).tolist() == [1]
+        assert grader._workers[0].process.pid == pid
+
+
 def test_workers_hold_no_jax_though_the_parent_does(stub: None) -> None:
     import jax  # noqa: F401
 

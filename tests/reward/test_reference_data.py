@@ -87,7 +87,7 @@ def test_golds_of_other_problems_do_not_match() -> None:
     for name in ("problems/math_train", "benchmarks/olympiad", "benchmarks/minerva"):
         pool = [g[0] if isinstance(g, list) else g for g in golds(name)]
         involved = [g for g in pool if not re.fullmatch(r"-?\d+", g)]
-        pairs += [(source.choice(pool), source.choice(involved)) for _ in range(7000)]
+        pairs += [(source.choice(pool), source.choice(involved)) for _ in range(2000)]
     shape = re.compile(r"[\s${}]|\\text|\\[dt]frac|\\frac|\\left|\\right")
     matched = [
         (answer, gold)
@@ -95,7 +95,7 @@ def test_golds_of_other_problems_do_not_match() -> None:
         if right and shape.sub("", answer) != shape.sub("", gold)
     ]
     # What is left are pairs that do say the same: 0.75 and 3/4, 80 and 80 degrees, k=6 and 6.
-    assert len(matched) <= 40, matched
+    assert len(matched) <= 12, matched
 
 
 def test_whole_responses() -> None:
