@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 # In a pipe a phase prints at most this often: a log of weeks stays readable.
 PLAIN_INTERVAL_S = 10.0
@@ -42,8 +42,8 @@ class Progress:
     def __init__(self, *, enabled: bool = True, stream: TextIO | None = None) -> None:
         self.enabled = enabled
         self._stream = stream or sys.stdout
-        self.rich = None
-        self.task = None
+        self.rich: Any = None
+        self.task: Any = None
 
     def line(self, text: str) -> None:
         """Prints one line, above a live bar if there is one."""

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -380,7 +380,7 @@ def sample(
     return Rollouts(prompts, tuple(map(tuple, groups)), texts, temperature, max_response_tokens)
 
 
-def grade(grader: Grader, rollouts: Rollouts, *, mode: str) -> Graded:
+def grade(grader: Grader, rollouts: Rollouts, *, mode: Literal["train", "eval"]) -> Graded:
     """The rollouts with their rewards; each process grades its own share of the prompts.
 
     Args:

@@ -11,11 +11,12 @@ import contextlib
 import copy
 import dataclasses
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from polaris_jax import processes
@@ -113,7 +114,7 @@ class TrainingRun:
         self.resumed: tuple[StageState, TrainState, PromptLoader, Sampler] | None = None
         self.stage_records: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: dict[str, float] = defaultdict(float)
         self._closing = contextlib.ExitStack()
         self._eval_sampler: Sampler | None = None
         self._timeouts_seen = 0
@@ -176,6 +177,8 @@ class TrainingRun:
             if redone:
                 self.progress.line(f"{redone} steps are done again")
             workdir_lib.delete_rollouts_from(workdir, self.step)
+            devices = Counter(device.device_kind for device in jax.devices())
+            workdir_lib.note(workdir, devices=devices, processes=jax.process_count())
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -307,7 +310,7 @@ class TrainingRun:
         tokens = sum(batch.tokens for batch in batches)
         self.count(update_tokens=tokens)
         merged = merge_metrics(parts)
-        self.count(skipped_updates=int(merged["update/skipped"] or 0))
+        self.count(skipped_updates=int(value_of(merged["update/skipped"]) or 0))
         return state, merged | {"batch/tokens": tokens}
 
     def published(self, state: TrainState) -> Any:
@@ -426,7 +429,7 @@ class TrainingRun:
 
     def write_timing(self, step: int, sampler: Sampler) -> None:
         """One line of timing.jsonl: wall clock, throughput, memory, time-outs."""
-        seconds, self._seconds = self._seconds, Counter()
+        seconds, self._seconds = self._seconds, defaultdict(float)
         stats, graded = sampler.stats(), self.grader.stats()
         sampler.reset_stats()
         line: dict[str, Any] = {f"time/{name}_s": value for name, value in seconds.items()}

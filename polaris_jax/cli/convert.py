@@ -30,13 +30,11 @@ def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     own = parse("convert", argv, doc=__doc__ or "", define=_define, takes_config=False).flags
     for name in ("from", "to"):
-        if not own[name].value:
+        if not own[name]:
             raise ConfigError(f"--{name}: needed")
     start_jax(heartbeat_timeout_s=100)
     from polaris_jax.runs.convert import convert
 
-    line = convert(
-        own["from"].value, own["to"].value, form=own["format"].value, dtype=own["dtype"].value
-    )
+    line = convert(own["from"], own["to"], form=own["format"], dtype=own["dtype"])
     print(line)
     return 0

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         command.config,
         command.workdir,
         progress=Progress(enabled=is_first()),
-        checkpoint=command.flags["checkpoint"].value,
-        tag=command.flags["tag"].value,
+        checkpoint=command.flags["checkpoint"],
+        tag=command.flags["tag"],
     )
     return 0

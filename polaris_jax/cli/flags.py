@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -27,12 +28,12 @@ class Command:
     Attributes:
         config: checked; defaults where the command takes no --config.
         workdir: where the command's files lie; the present directory where it takes none.
-        flags: the command's own flags as attributes.
+        flags: the command's own flags, by name.
     """
 
     config: RunConfig
     workdir: Path
-    flags: flags.FlagValues
+    flags: dict[str, Any]
 
 
 def parse(
@@ -88,14 +89,15 @@ def parse(
         raise ConfigError(_one_line(error)) from None
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r}: unexpected argument; flags look like --name=value")
+    own = {flag: values[flag].value for flag in values}
     if not takes_config:
-        return Command(RunConfig(), Path.cwd(), values)
-    if values["config"].value is None:
+        return Command(RunConfig(), Path.cwd(), own)
+    if own["config"] is None:
         raise ConfigError("--config: needed; name a file like configs/tiny_cpu.py")
-    if not values["workdir"].value:
+    if not own["workdir"]:
         raise ConfigError("--workdir: needed; name a directory for the run's files")
-    config = build_config(values["config"].value)
-    return Command(config, Path(os.path.expanduser(values["workdir"].value)).absolute(), values)
+    config = build_config(own["config"])
+    return Command(config, Path(os.path.expanduser(own["workdir"])).absolute(), own)
 
 
 def _flag_lines(values: flags.FlagValues) -> str:
@@ -157,10 +159,10 @@ def _unknown_config_field(argv: list[str], message: str) -> str:
     return " ".join(message.split())
 
 
-def _field_names(config: object, prefix: str) -> list[str]:
+def _field_names(config: Any, prefix: str) -> list[str]:
     names: list[str] = []
-    for key in config:  # type: ignore[attr-defined]
-        value = config[key]  # type: ignore[index]
+    for key in config:
+        value = config[key]
         path = f"{prefix}{key}"
         if hasattr(value, "items"):
             names += _field_names(value, f"{path}.")

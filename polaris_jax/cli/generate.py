@@ -40,33 +40,33 @@ def _define(values: flags.FlagValues) -> None:
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     own = parse("generate", argv, doc=__doc__ or "", define=_define, takes_config=False).flags
-    prompt = sys.stdin.read() if own["prompt"].value == "-" else own["prompt"].value
-    for name, value in (("model", own["model"].value), ("prompt", prompt)):
+    prompt = sys.stdin.read() if own["prompt"] == "-" else own["prompt"]
+    for name, value in (("model", own["model"]), ("prompt", prompt)):
         if not value:
             raise ConfigError(f"--{name}: needed")
     start_jax(heartbeat_timeout_s=100)
     from polaris_jax.runs.generate import generate
 
-    n = own["n"].value
+    n = own["n"]
 
     def on_text(sample: int, text: str) -> None:
         if n == 1:
             print(text, end="", flush=True)
 
     completions = generate(
-        own["model"].value,
+        own["model"],
         prompt,
         n=n,
-        temperature=own["temperature"].value,
-        top_p=own["top_p"].value,
-        top_k=own["top_k"].value,
-        max_tokens=own["max_tokens"].value,
-        seed=own["seed"].value,
-        suffix=own["suffix"].value,
-        raw=own["raw"].value,
-        dtype=own["dtype"].value,
-        yarn_factor=own["yarn"].value,
-        yarn_original_tokens=own["yarn_original"].value,
+        temperature=own["temperature"],
+        top_p=own["top_p"],
+        top_k=own["top_k"],
+        max_tokens=own["max_tokens"],
+        seed=own["seed"],
+        suffix=own["suffix"],
+        raw=own["raw"],
+        dtype=own["dtype"],
+        yarn_factor=own["yarn"],
+        yarn_original_tokens=own["yarn_original"],
         on_text=on_text,
     )
     if n > 1:

@@ -31,7 +31,7 @@ def _define(values: flags.FlagValues) -> None:
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     command = parse("train", argv, doc=__doc__ or "", define=_define)
-    stage, source = command.flags["stage"].value, command.flags["from"].value
+    stage, source = command.flags["stage"], command.flags["from"]
     if (stage >= 0) != bool(source):
         raise ConfigError(
             f"--stage={stage} --from={source!r}: the two go together; give both or neither"
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
             command.workdir,
             progress=progress,
             stop=stop,
-            overwrite=command.flags["overwrite"].value,
+            overwrite=command.flags["overwrite"],
             start=start,
         )
     if summary.finished and summary.first_step == summary.last_step:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from polaris_jax.models.attention import Attention
 from polaris_jax.models.qwen import Qwen, Remat
@@ -46,7 +47,7 @@ def token_logprobs(
     Raises:
         ValueError: a temperature <= 0.
     """
-    if not isinstance(temperature, jax.core.Tracer) and np.any(np.asarray(temperature) <= 0):
+    if not isinstance(temperature, Tracer) and np.any(np.asarray(temperature) <= 0):
         raise ValueError(
             f"temperature={temperature}: log-probs need a temperature above 0; greedy sampling "
             "reports its log-probs at temperature 1"

@@ -95,7 +95,25 @@ def model_tree_path(path: tuple[Any, ...]) -> str:
 
 
 class Layers(nnx.Module):
-    """Parameters of all layers, stacked on a leading L axis (or of one layer, without it)."""
+    """Parameters of all layers, stacked on a leading L axis (or of one layer, without it).
+
+    Those that the architecture lacks are None.
+    """
+
+    attn_norm_D: nnx.Param
+    q_DNH: nnx.Param
+    k_DKH: nnx.Param
+    v_DKH: nnx.Param
+    o_NHD: nnx.Param
+    q_bias_NH: nnx.Param
+    k_bias_KH: nnx.Param
+    v_bias_KH: nnx.Param
+    q_norm_H: nnx.Param
+    k_norm_H: nnx.Param
+    mlp_norm_D: nnx.Param
+    gate_DF: nnx.Param
+    up_DF: nnx.Param
+    down_FD: nnx.Param
 
     def __init__(self, params: dict[str, Array]):
         for name in _LAYER_PARAMS:

@@ -96,7 +96,7 @@ def calibrate(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[s
         f"({section.preset}): {len(curated)} kept, {summary['dropped']} dropped, "
         f"{summary['curated_shape']}"
     )
-    kept_mean = float(np.mean([p.pass_rate for p in curated])) if curated else 1.0
+    kept_mean = float(np.mean([p.pass_rate or 0.0 for p in curated])) if curated else 1.0
     if kept_mean > TOO_EASY_MEAN:
         progress.line(
             f"warning: the curated set's mean reward is {kept_mean:.2f}, over {TOO_EASY_MEAN}: too "

@@ -56,7 +56,7 @@ def generate(
     if raw:
         prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
     else:
-        _, prompt_ids = render_prompt(tokenizer, prompt, suffix)
+        _, prompt_ids = render_prompt(tokenizer, prompt, suffix=suffix)
     max_len = len(prompt_ids) + max_tokens
     page_size = 16
     sampler = Sampler(

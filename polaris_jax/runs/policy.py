@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ class Policy:
         temperature: float,
         max_response_tokens: int,
         seed_parts: Sequence[Any],
-        mode: str,
+        mode: Literal["train", "eval"],
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> Graded:

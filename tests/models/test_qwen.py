@@ -71,7 +71,7 @@ def test_param_paths_shapes_and_axes_agree(config):
 def test_causality_by_gradient(config, attention, monkeypatch):
     monkeypatch.setattr("polaris_jax.models.attention.QUERY_BLOCK_TOKENS", 4)
     model = make(config)
-    token_BT, position_BT = tokens(1, 10)
+    _, position_BT = tokens(1, 10)
 
     def logit_at(embed_VD, t):
         # Each position reads its own embedding row, so a gradient row is a position.

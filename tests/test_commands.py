@@ -1,0 +1,140 @@
+"""Every command once, in order, in one workdir, on a base model of seconds."""
+
+import json
+
+import numpy as np
+import pytest
+
+from polaris_jax.__main__ import main
+from polaris_jax.data.problems import read_problems
+from polaris_jax.models import load_pretrained
+from tests.micro_run import flags, make_base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def line(base):
+    # All eight virtual devices: the rows of an update are split over them.
+    more = [
+        "--config.mesh.fsdp=8",
+        "--config.batch.rows=8",
+        "--config.stages[0].steps=1",
+        "--config.stages[1].steps=1",
+        "--config.probe.start=0.5",
+        "--config.probe.stop=1.5",
+        "--config.probe.step=0.5",
+        "--config.calibrate.batch_prompts=6",
+        f"--config.evaluate.problems={base[1]}",
+        "--config.evaluate.every_steps=2",
+        "--config.evaluate.n=4",
+    ]
+    return flags(*base, *more)
+
+
+@pytest.fixture(scope="module")
+def workdir(line, tmp_path_factory):
+    """A workdir in which prepare, calibrate, probe, evaluate, train and evaluate have run."""
+    workdir = tmp_path_factory.mktemp("commands") / "run"
+    where = f"--workdir={workdir}"
+    for command in (
+        ["prepare"],
+        ["calibrate"],
+        ["probe"],
+        ["evaluate", "--tag=before"],
+        ["train"],
+        ["evaluate", "--checkpoint=latest", "--config.evaluate.yarn=both"],
+        ["report"],
+    ):
+        assert main([command[0], *line, where, *command[1:]]) == 0, command
+    return workdir
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_prepare_and_calibrate(workdir):
+    prepared, difficulty = (
+        read_problems(workdir / name)[0] for name in ("problems.parquet", "difficulty.parquet")
+    )
+    assert [p.id for p in prepared] == [p.id for p in difficulty]
+    assert read(workdir / "prepare.json")["kept"] == len(prepared) == 12
+    summary = read(workdir / "calibrate.json")
+    assert sum(summary["histogram"]) == 12
+    rates = [p.pass_rate for p in difficulty]
+    assert np.mean(rates) == pytest.approx(summary["mean"])
+    curated = read_problems(workdir / "curated.parquet")[0]
+    assert [p.id for p in curated] == [p.id for p in difficulty if p.pass_rate < 1]
+    assert (workdir / "difficulty.png").stat().st_size > 1000
+
+
+def test_probe(workdir):
+    summary = read(workdir / "probe.json")
+    assert summary["temperatures"] == [0.5, 1.0, 1.5]
+    assert summary["initial_temperature"] in summary["temperatures"]
+    assert len(summary["zones"]["labels"]) == 3
+    assert (workdir / "probe.png").stat().st_size > 1000
+
+
+def test_train_over_eight_devices(workdir):
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    assert "eval/avg@4" in lines[1]
+    assert "eval/avg@4" not in lines[0]
+    assert max(x["rollout/logp_gap_mean"] or 0 for x in lines) < 1e-4
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_evaluate(workdir):
+    before, after = read(workdir / "before_eval.json"), read(workdir / "eval.json")
+    assert before["checkpoint"] == "base"
+    assert after["checkpoint"] == "latest"
+    for summary in (before, after):
+        assert summary["problems"] == 12
+        assert summary["budget_curve"][-1]["accuracy"] == pytest.approx(summary["avg@k"])
+        assert summary["pass@k"]["1"] == pytest.approx(summary["avg@k"])
+        assert summary["pass@k"]["4"] >= summary["pass@k"]["1"]
+    assert after["budget_curve"][-1]["accuracy_yarn"] == pytest.approx(after["yarn"]["avg@k"])
+    rows = [json.loads(x) for x in (workdir / "responses.jsonl").read_text().splitlines()[1:]]
+    assert np.mean([row["reward"] for row in rows]) == pytest.approx(after["avg@k"])
+
+
+def test_a_rerun_has_nothing_left_to_do(workdir, line, capsys):
+    for command in ("calibrate", "probe"):
+        before = (workdir / f"{command}.json").read_bytes()
+        assert main([command, *line, f"--workdir={workdir}"]) == 0
+        assert (workdir / f"{command}.json").read_bytes() == before
+    assert main(["train", *line, f"--workdir={workdir}"]) == 0
+    assert "already complete" in capsys.readouterr().out
+
+
+def test_report(workdir):
+    html = (workdir / "report.html").read_text()
+    assert html.count("data:image/png;base64,") >= 8
+    assert "src=" in html
+    assert 'src="http' not in html
+
+
+def test_start_at_a_later_stage(workdir, line, tmp_path, capsys):
+    start = ["--stage=1", f"--from={workdir / 'checkpoints'}"]
+    assert main(["train", *line, f"--workdir={tmp_path / 'later'}", *start]) == 0
+    assert "starting stage 1" in capsys.readouterr().out
+    stages = read(tmp_path / "later" / "stages.json")
+    assert [s["stage"] for s in stages] == [1]
+
+
+def test_convert_and_generate(workdir, tmp_path, capsys):
+    export, back, again = (str(tmp_path / name) for name in ("hf", "orbax", "hf2"))
+    assert main(["convert", "--from", str(workdir / "checkpoints"), "--to", export]) == 0
+    assert main(["convert", "--from", export, "--to", back]) == 0
+    assert main(["convert", "--from", back, "--to", again]) == 0
+    one, two = (load_pretrained(path)[0].params() for path in (export, again))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert main(["convert", "--from", export, "--to", export]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert main(["generate", "--model", export, "--prompt", "Start with 3.", "--n", "2"]) == 0
+    assert "1 of 2" in capsys.readouterr().out
