@@ -34,10 +34,9 @@ WEIGHT_RTOL = 1e-6
 # Sampler against trainer in fp32: another order of sums in attention and head, logits up to 30.
 SAMPLER_LOGPROB_ATOL = 1e-4
 
-# One sampler on another schedule (rows, pages, preemption): measured up to 1.3e-5 above 32 rows and
-# where a preempted row is prefilled rather than decoded; logits here reach 30, half of that is an
-# ulp's walk through two layers.
-SCHEDULE_LOGPROB_ATOL = 2e-5
+# One sampler on another schedule (rows, pages, preemption), the design's bound; measured 2.4e-6
+# between 8 and 16 rows, 4.8e-6 where a preempted row is prefilled instead of decoded.
+SCHEDULE_LOGPROB_ATOL = 1e-5
 
 # Two tokens whose scores (running probability against the uniform, or greedy logits) lie this close
 # may swap by rounding; such swaps stay under this share of all tokens.
