@@ -50,7 +50,7 @@ def reward_figure(lines: Lines, stages: Lines, path: Path) -> bool:
         return False
     steps = _steps(lines)
     with panels(path, "Reward of training rollouts", rows=2) as (top, bottom):
-        curve(top, steps, numbers(lines, "rollout/reward_mean"), label="mean reward", color=BLUE)
+        curve(top, lines, "rollout/reward_mean", label="mean reward", color=BLUE)
         for name in sorted({n for line in lines for n in line if n.startswith("eval/avg@")}):
             values = numbers(lines, name)
             known = np.isfinite(values)
@@ -63,13 +63,12 @@ def reward_figure(lines: Lines, stages: Lines, path: Path) -> bool:
                 label=f"held-out {name.removeprefix('eval/')}",
             )
         rates(top, "reward")
-        share = numbers(lines, "rollout/informative_share")
-        curve(bottom, steps, share, label="groups with unequal rewards", color=GREEN)
-        rates(bottom, "informative share")
+        curve(bottom, lines, "rollout/informative_share", label="informative", color=GREEN)
+        rates(bottom, "groups with unequal rewards")
         bottom.set_xlabel("step")
         mark_stages([top, bottom], stages, int(steps[-1]))
-        legend(top, loc="lower right")
-        legend(bottom, loc="lower left")
+        legend(top)
+        legend(bottom)
     return True
 
 
@@ -84,7 +83,7 @@ def length_figure(lines: Lines, stages: Lines, path: Path) -> bool:
             ("rollout/mean_length_correct", "correct", BLUE),
             ("rollout/mean_length_incorrect", "incorrect", ORANGE),
         ):
-            curve(top, steps, numbers(lines, name), label=label, color=color)
+            curve(top, lines, name, label=label, color=color)
         _budget_line(top, stages, int(steps[-1]))
         top.set_ylabel("tokens (mean)")
         top.set_ylim(bottom=0)
@@ -94,7 +93,7 @@ def length_figure(lines: Lines, stages: Lines, path: Path) -> bool:
             ("rollout/clip_ratio_correct", "correct", BLUE),
             ("rollout/clip_ratio_incorrect", "incorrect", ORANGE),
         ):
-            curve(bottom, steps, numbers(lines, name), label=label, color=color)
+            curve(bottom, lines, name, label=label, color=color)
         rates(bottom, "cut by the budget")
         highest = max(
             0.05,
@@ -106,8 +105,8 @@ def length_figure(lines: Lines, stages: Lines, path: Path) -> bool:
         bottom.set_ylim(0, min(1.02, 1.15 * highest))
         bottom.set_xlabel("step")
         mark_stages([top, bottom], stages, int(steps[-1]))
-        legend(top, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        legend(bottom, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        legend(top)
+        legend(bottom)
     return True
 
 
@@ -131,10 +130,10 @@ def exploration_figure(lines: Lines, stages: Lines, path: Path) -> bool:
         return False
     steps = _steps(lines)
     with panels(path, "Exploration", rows=3) as (top, middle, bottom):
-        curve(top, steps, numbers(lines, "update/entropy"), label="entropy", color=PURPLE)
+        curve(top, lines, "update/entropy", label="entropy", color=PURPLE)
         top.set_ylabel("entropy, nats a token")
         top.set_ylim(bottom=0)
-        curve(middle, steps, numbers(lines, "rollout/diversity"), label="diversity", color=ORANGE)
+        curve(middle, lines, "rollout/diversity", label="diversity", color=ORANGE)
         middle.set_ylabel("distinct 4-grams / all")
         bottom.step(steps, numbers(lines, "rollout/temperature"), where="mid", color=RED)
         bottom.set_ylabel("temperature")
@@ -156,7 +155,7 @@ def batch_figure(lines: Lines, stages: Lines, path: Path) -> bool:
         swapped = np.nan_to_num(numbers(lines, "batch/substituted_groups"))
         reused = np.nan_to_num(numbers(lines, "batch/donors_reused"))
         middle.bar(steps, swapped, width=0.9, color=SKY, label="substituted")
-        middle.bar(steps, reused, width=0.9, color=BLUE, label="of these by a donor used twice")
+        middle.bar(steps, reused, width=0.9, color=BLUE, label="by a donor\nused twice")
         middle.set_ylabel("groups substituted")
         bottom.step(steps, numbers(lines, "data/dropped"), where="mid", color=RED)
         bottom.set_ylabel("problems dropped")
@@ -166,7 +165,7 @@ def batch_figure(lines: Lines, stages: Lines, path: Path) -> bool:
             panel.set_ylim(top=max(1.0, 1.15 * panel.get_ylim()[1]))
             panel.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         mark_stages(axes, stages, int(steps[-1]))
-        legend(middle, loc="upper right")
+        legend(middle)
     return True
 
 
@@ -176,28 +175,35 @@ def update_figure(lines: Lines, stages: Lines, path: Path) -> bool:
         return False
     steps = _steps(lines)
     with panels(path, "Policy updates", rows=3) as (top, middle, bottom):
-        curve(top, steps, numbers(lines, "update/loss"), label="loss", color=BLUE)
+        curve(top, lines, "update/loss", label="loss", color=BLUE)
         top.set_ylabel("loss")
-        curve(middle, steps, numbers(lines, "update/grad_norm"), label="norm", color=INK)
+        curve(middle, lines, "update/grad_norm", label="norm", color=INK)
         skipped = numbers(lines, "update/skipped") > 0
         if skipped.any():
-            middle.plot(steps[skipped], np.zeros(skipped.sum()), "x", color=RED, label="skipped")
+            middle.plot(
+                steps[skipped],
+                np.zeros(skipped.sum()),
+                "x",
+                color=RED,
+                label="skipped",
+                clip_on=False,
+            )
         middle.set_ylabel("gradient norm")
         middle.set_ylim(bottom=0)
         for name, label, color in (
             ("update/clip_fraction_low", "clipped low", ORANGE),
             ("update/clip_fraction_high", "clipped high", SKY),
         ):
-            curve(bottom, steps, numbers(lines, name), label=label, color=color)
+            curve(bottom, lines, name, label=label, color=color)
         rates(bottom, "tokens clipped")
         fractions = [numbers(lines, f"update/clip_fraction_{side}") for side in ("low", "high")]
         highest = float(np.nanmax(np.append(np.concatenate(fractions), 0.0)))
         bottom.set_ylim(0, max(0.01, min(1.02, 1.2 * highest)))
         bottom.set_xlabel("step")
         mark_stages([top, middle, bottom], stages, int(steps[-1]))
-        legend(bottom, loc="upper right")
+        legend(bottom)
         if skipped.any():
-            legend(middle, loc="upper right")
+            legend(middle)
     return True
 
 
@@ -215,7 +221,7 @@ def logprob_gap_figure(lines: Lines, stages: Lines, path: Path) -> bool:
         axes.set_ylabel("|difference| of log-probs, nats")
         axes.set_xlabel("step")
         mark_stages([axes], stages, int(steps[-1]))
-        legend(axes, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        legend(axes)
     return True
 
 
@@ -245,7 +251,7 @@ def time_figure(lines: Lines, stages: Lines, path: Path) -> bool:
             ("throughput/rollout_tokens_per_s", "rollout", BLUE),
             ("throughput/update_tokens_per_s", "update", GREEN),
         ):
-            curve(middle, steps, numbers(lines, name), label=label, color=color)
+            curve(middle, lines, name, label=label, color=color)
         middle.set_ylabel("tokens / second")
         middle.set_ylim(bottom=0)
         middle.yaxis.set_major_formatter(TOKENS)
@@ -254,11 +260,11 @@ def time_figure(lines: Lines, stages: Lines, path: Path) -> bool:
             ("memory/device_bytes", "device", PURPLE),
             ("memory/device_peak_bytes", "device peak", SKY),
         ):
-            curve(bottom, steps, numbers(lines, name) / GIB, label=label, color=color)
+            curve(bottom, lines, name, unit=GIB, label=label, color=color)
         bottom.set_ylabel("memory, GiB")
         bottom.set_ylim(bottom=0)
         bottom.set_xlabel("step")
         mark_stages([top, middle, bottom], stages, int(steps[-1]))
         for axes in (top, middle, bottom):
-            legend(axes, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            legend(axes)
     return True

@@ -89,32 +89,54 @@ def numbers(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Centred mean over `width` points, shorter at the ends; nan entries do not count."""
     known = np.isfinite(values)
-    kernel = np.ones(width)
-    sums = np.convolve(np.where(known, values, 0.0), kernel, "same")
-    counts = np.convolve(known.astype(float), kernel, "same")
+
+    def summed(terms: np.ndarray) -> np.ndarray:
+        # not mode="same": it is as long as the kernel where that is the longer one
+        first = (width - 1) // 2
+        return np.convolve(terms, np.ones(width))[first : first + len(terms)]
+
+    sums, counts = summed(np.where(known, values, 0.0)), summed(known.astype(float))
     return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
 def curve(
     axes: Axes,
-    steps: np.ndarray,
-    values: np.ndarray,
+    lines: Sequence[dict[str, Any]],
+    name: str,
     *,
     label: str,
     color: str,
-    dashed: bool = False,
+    unit: float = 1.0,
 ) -> None:
-    """A line over steps; with many points a running mean over the faint raw line."""
+    """Metric `name` over steps; with many points a running mean over the faint raw line.
+
+    The mean stops at stage borders: a jump there is the recipe's doing and stays a jump.
+
+    Args:
+        axes: to draw on.
+        lines: of metrics.jsonl or timing.jsonl.
+        name: of the metric; nothing is drawn where no line has it.
+        label: for the legend.
+        color: of the line.
+        unit: that values are divided by.
+    """
+    steps, values = numbers(lines, "step"), numbers(lines, name) / unit
     known = np.isfinite(values)
     if not known.any():
         return
     if known.sum() < SMOOTH_FROM:
         axes.plot(steps[known], values[known], color=color, label=label, marker="o", ms=3.5)
         return
-    width = max(3, len(values) // 20 | 1)
     axes.plot(steps[known], values[known], color=color, alpha=0.28, linewidth=1.0)
-    smooth = running_mean(values, width)
-    axes.plot(steps[known], smooth[known], color=color, label=label)
+    stages = np.nan_to_num(numbers(lines, "stage"))
+    width = max(3, len(values) // 20 | 1)
+    for index, stage in enumerate(np.unique(stages)):
+        inside = stages == stage
+        smooth = running_mean(values[inside], width)
+        shown = known[inside]
+        axes.plot(
+            steps[inside][shown], smooth[shown], color=color, label=label if index == 0 else None
+        )
 
 
 def mark_stages(all_axes: Sequence[Axes], stages: Sequence[dict[str, Any]], last_step: int) -> None:
@@ -151,7 +173,8 @@ def rates(axes: Axes, label: str) -> None:
 
 
 def legend(axes: Axes, **placement: Any) -> None:
-    """A legend when the axes have something to name."""
+    """A legend, where the axes have something to name; to their right unless placed otherwise."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        axes.legend(handles, labels, **placement)
+        outside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        axes.legend(handles, labels, **(placement or outside))

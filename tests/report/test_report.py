@@ -1,0 +1,255 @@
+"""A run directory becomes figures, one self-contained page and a table, whatever is missing."""
+
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from polaris_jax.report import make_report
+from polaris_jax.report.figures import difficulty_figure, evaluation_figure, probe_figure
+from polaris_jax.report.run_files import read_run
+from polaris_jax.report.style import running_mean, short_number
+from polaris_jax.report.summary import mean_speed, stage_rows, summary_rows
+from tests.report.synthetic import CALIBRATE, PROBE, evaluation, write_run
+
+PNG = b"\x89PNG\r\n\x1a\n"
+FIGURES = {
+    "evaluation": "eval.json",
+    "difficulty": "calibrate.json",
+    "probe": "probe.json",
+    "reward": "metrics.jsonl",
+    "length": "metrics.jsonl",
+    "exploration": "metrics.jsonl",
+    "batch": "metrics.jsonl",
+    "update": "metrics.jsonl",
+    "logprob_gap": "metrics.jsonl",
+    "time": "timing.jsonl",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run_dir = write_run(tmp_path_factory.mktemp("report") / "run")
+    return run_dir, make_report(run_dir)
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch):
+    """A run whose figures are built but not painted: painting is most of a report's time."""
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: path.write_bytes(PNG))
+    return write_run(tmp_path / "run")
+
+
+class Page(HTMLParser):
+    """Open tags, and every address that the page would fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.addresses, self.texts = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_every_figure_is_there_and_inside_the_page(finished):
+    run_dir, summary = finished
+    assert {path.stem for path in summary.figures} == set(FIGURES)
+    page = Page(summary.html.read_text())
+    assert page.open == []
+    inside = [base64.b64decode(a.split(",")[1]) for a in page.addresses]
+    assert all(a.startswith("data:image/png;base64,") for a in page.addresses)
+    assert inside == [path.read_bytes() for path in summary.figures]
+    assert all(image.startswith(PNG) for image in inside)
+    assert summary.html == run_dir / "report.html"
+    assert "http" not in summary.html.read_text()
+
+
+def test_nothing_is_named_absent_in_a_whole_run(finished):
+    assert finished[1].absent == ()
+
+
+def test_the_table_says_what_the_demo_promises(finished):
+    text = str(finished[1])
+    for pattern in (
+        r"avg@8 before RL +36\.0% ± 1\.9% of 256 problems at temperature 1, up to 96 tokens",
+        r"avg@8 after RL +68\.0%",
+        r"gain +\+32\.0 ± 2\.7 points",
+        r"stage 0 +steps 0 to 23, temperature 1, up to 72 tokens, reward",
+        r"stage 1 +steps 24 to 47, temperature 1\.1, up to 96 tokens, reward",
+        r"groups rescued +\d+",
+        r"groups substituted +\d+",
+        r"problems dropped +31",
+        r"updates skipped +1",
+        r"speed +rollout [\d,]+ tokens/s, update [\d,]+ tokens/s",
+        r"report +.*report\.html",
+    ):
+        assert re.search(pattern, text), pattern
+
+
+def test_counts_are_those_of_the_metrics(finished):
+    run_dir, summary = finished
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = dict(summary.rows)
+    for kind in ("rescued", "substituted"):
+        by_stage = [
+            sum(x[f"batch/{kind}_groups"] for x in lines if x["stage"] == s) for s in (0, 1)
+        ]
+        assert rows[f"groups {kind}"] == str(sum(by_stage))
+        assert [getattr(stage, kind) for stage in summary.stages] == by_stage
+
+
+def test_what_a_run_writes_is_text_not_markup(finished):
+    page = finished[1].html.read_text()
+    assert "reaches &lt;the&gt; target" in page
+    assert "<the>" not in page
+
+
+@pytest.mark.parametrize("name", sorted({*FIGURES.values(), "stages.json", "run.json"}))
+@pytest.mark.parametrize("fault", ["missing", "damaged"])
+def test_a_file_that_gives_nothing_is_named_and_its_figures_left_out(run_dir, name, fault):
+    if fault == "missing":
+        (run_dir / name).unlink()
+    else:
+        (run_dir / name).write_text("{broken\n{broken\n")
+    summary = make_report(run_dir)
+    gone = {figure for figure, source in FIGURES.items() if source == name}
+    assert {path.stem for path in summary.figures} == set(FIGURES) - gone
+    word = "not there" if fault == "missing" else "damaged"
+    named = [f"{what}: {why}" for what, why in summary.absent]
+    assert len(named) == max(1, len(gone))
+    assert all(name in line and word in line for line in named)
+    page = Page(summary.html.read_text())
+    assert page.open == []
+    assert any(name in text for text in page.texts)
+
+
+def test_an_empty_directory_gives_a_page_that_says_so(tmp_path):
+    summary = make_report(tmp_path)
+    assert summary.figures == ()
+    assert {what.removeprefix("figure ") for what, _ in summary.absent} >= set(FIGURES)
+    assert summary.html.exists()
+    assert str(summary) == f"report  {summary.html}"
+
+
+def test_no_directory_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such run directory"):
+        make_report(tmp_path / "nothing")
+
+
+def test_a_second_report_drops_the_figures_it_no_longer_has(run_dir):
+    make_report(run_dir)
+    (run_dir / "probe.json").unlink()
+    make_report(run_dir)
+    assert not (run_dir / "figures" / "probe.png").exists()
+
+
+def test_a_run_cut_off_after_one_step(run_dir):
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        first = (run_dir / name).read_text().splitlines()[0]
+        (run_dir / name).write_text(first + '\n{"step": 1, "torn')
+    stages = json.loads((run_dir / "stages.json").read_text())[:1]
+    stages[0]["last_step"] = None
+    (run_dir / "stages.json").write_text(json.dumps(stages))
+    summary = make_report(run_dir)
+    assert {path.stem for path in summary.figures} == set(FIGURES)
+    assert [stage.steps for stage in summary.stages] == ["0 to 0"]
+
+
+def test_metrics_that_are_null_throughout_leave_their_figure_out(run_dir):
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {"rollout/logp_gap_mean": None, "rollout/logp_gap_max": None}
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = make_report(run_dir)
+    assert ("figure logprob_gap", "metrics.jsonl: holds none of its metrics") in summary.absent
+
+
+def test_without_a_score_before_training_no_gain_is_claimed(run_dir):
+    (run_dir / "before_eval.json").unlink()
+    summary = make_report(run_dir)
+    assert "gain" not in dict(summary.rows)
+    assert ("before_eval.json", "not there") in summary.absent
+
+
+def test_further_evaluations_are_listed_by_their_tag(run_dir):
+    shutil.copy(run_dir / "eval.json", run_dir / "greedy_eval.json")
+    run = read_run(run_dir)
+    assert list(run.others) == ["greedy"]
+    assert "avg@8 greedy" in dict(summary_rows(run, stage_rows(run)))
+
+
+def test_speed_is_all_tokens_by_all_seconds():
+    timing = [
+        {"time/rollout_s": 1.0, "throughput/rollout_tokens_per_s": 100.0},
+        {"time/rollout_s": 3.0, "throughput/rollout_tokens_per_s": 200.0},
+        {"time/rollout_s": 5.0, "throughput/rollout_tokens_per_s": None},
+    ]
+    assert mean_speed(timing, "rollout") == (100 + 600) / 4
+    assert mean_speed(timing, "update") is None
+
+
+def test_a_running_mean_ignores_what_is_unknown():
+    values = np.array([1.0, np.nan, 3.0, 5.0])
+    np.testing.assert_array_equal(running_mean(values, 3), [1.0, 2.0, 4.0, 4.0])
+    assert np.isnan(running_mean(np.full(3, np.nan), 3)).all()
+
+
+def test_a_stage_shorter_than_the_mean_is_wide():
+    np.testing.assert_array_equal(running_mean(np.array([2.0, 4.0]), 7), [3.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(96, "96"), (9_999, "9999"), (39_936, "39.9K"), (53_248, "53.2K"), (2.5e6, "2.5M")],
+)
+def test_short_numbers(value, text):
+    assert short_number(value) == text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accuracies": [0.0] * 7},
+        {"stderrs": [None] * 7},
+        {"zones": {"labels": ["rgz"] * 7, "rgz": [0.4, 1.6], "cez": None, "pcz_from": None}},
+        {"initial_temperature": None},
+        {"zones": {}},
+    ],
+    ids=["all-zero", "no-errors", "one-zone", "no-choice", "no-zones"],
+)
+def test_odd_sweeps_are_built(run_dir, change):
+    probe_figure(PROBE | change, run_dir / "probe.png")
+    assert (run_dir / "probe.png").exists()
+
+
+@pytest.mark.parametrize("preset", ["full", "drop_perfect", "aggressive"])
+def test_histograms_are_built_for_every_preset(run_dir, preset):
+    for histogram in (CALIBRATE["histogram"], [0] * 9):
+        summary = CALIBRATE | {"histogram": histogram, "preset": preset}
+        difficulty_figure(summary, run_dir / "difficulty.png")
+
+
+def test_an_evaluation_stands_alone_too(tmp_path):
+    score = evaluation(0.4) | {"checkpoint": "base", "stderr": None, "budget_curve": []}
+    evaluation_figure(score, tmp_path / "eval.png")
+    assert (tmp_path / "eval.png").read_bytes().startswith(PNG)
+
+
+def test_equal_numbers_give_equal_pictures(tmp_path):
+    for name in ("a.png", "b.png"):
+        difficulty_figure(CALIBRATE, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
