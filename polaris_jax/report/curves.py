@@ -24,6 +24,7 @@ from polaris_jax.report.style import (
     SKY,
     TOKENS,
     curve,
+    from_zero,
     legend,
     mark_stages,
     numbers,
@@ -85,8 +86,7 @@ def length_figure(lines: Lines, stages: Lines, path: Path) -> bool:
         ):
             curve(top, lines, name, label=label, color=color)
         _budget_line(top, stages, int(steps[-1]))
-        top.set_ylabel("tokens (mean)")
-        top.set_ylim(bottom=0)
+        from_zero(top, "tokens (mean)")
         top.yaxis.set_major_formatter(TOKENS)
         for name, label, color in (
             ("rollout/clip_ratio", "all", INK),
@@ -131,8 +131,7 @@ def exploration_figure(lines: Lines, stages: Lines, path: Path) -> bool:
     steps = _steps(lines)
     with panels(path, "Exploration", rows=3) as (top, middle, bottom):
         curve(top, lines, "update/entropy", label="entropy", color=PURPLE)
-        top.set_ylabel("entropy, nats a token")
-        top.set_ylim(bottom=0)
+        from_zero(top, "entropy, nats a token")
         curve(middle, lines, "rollout/diversity", label="diversity", color=ORANGE)
         middle.set_ylabel("distinct 4-grams / all")
         bottom.step(steps, numbers(lines, "rollout/temperature"), where="mid", color=RED)
@@ -188,8 +187,7 @@ def update_figure(lines: Lines, stages: Lines, path: Path) -> bool:
                 label="skipped",
                 clip_on=False,
             )
-        middle.set_ylabel("gradient norm")
-        middle.set_ylim(bottom=0)
+        from_zero(middle, "gradient norm")
         for name, label, color in (
             ("update/clip_fraction_low", "clipped low", ORANGE),
             ("update/clip_fraction_high", "clipped high", SKY),
@@ -246,14 +244,13 @@ def time_figure(lines: Lines, stages: Lines, path: Path) -> bool:
             if seconds.any():
                 top.bar(steps, seconds, bottom=floor, width=0.92, color=color, label=name)
                 floor += seconds
-        top.set_ylabel("seconds a step")
+        from_zero(top, "seconds a step")
         for name, label, color in (
             ("throughput/rollout_tokens_per_s", "rollout", BLUE),
             ("throughput/update_tokens_per_s", "update", GREEN),
         ):
             curve(middle, lines, name, label=label, color=color)
-        middle.set_ylabel("tokens / second")
-        middle.set_ylim(bottom=0)
+        from_zero(middle, "tokens / second")
         middle.yaxis.set_major_formatter(TOKENS)
         for name, label, color in (
             ("memory/host_bytes", "host", ORANGE),
@@ -261,8 +258,7 @@ def time_figure(lines: Lines, stages: Lines, path: Path) -> bool:
             ("memory/device_peak_bytes", "device peak", SKY),
         ):
             curve(bottom, lines, name, unit=GIB, label=label, color=color)
-        bottom.set_ylabel("memory, GiB")
-        bottom.set_ylim(bottom=0)
+        from_zero(bottom, "memory, GiB")
         bottom.set_xlabel("step")
         mark_stages([top, middle, bottom], stages, int(steps[-1]))
         for axes in (top, middle, bottom):

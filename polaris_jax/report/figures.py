@@ -103,24 +103,27 @@ def probe_figure(summary: Mapping[str, Any], path: Path) -> None:
             _shade_zones(axes, temperatures, labels, name=axes is top)
             if chosen is not None:
                 axes.axvline(chosen, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
-        errors = [0.0 if e is None else e for e in summary.get("stderrs") or [0.0] * len(labels)]
+        stderrs = summary.get("stderrs") or [None] * len(temperatures)
+        errors = [0.0 if error is None else error for error in stderrs]
         top.errorbar(
             temperatures,
             summary["accuracies"],
-            yerr=errors or None,
+            yerr=errors,
             color=BLUE,
             marker="o",
             capsize=3,
-            label="accuracy ± standard error",
+            label="accuracy ±\nstandard error",
         )
         highest = max(a + e for a, e in zip(summary["accuracies"], errors, strict=True))
         rates(top, "accuracy")
-        top.set_ylim(0, min(1.02, 1.3 * highest + 0.02))
+        top.set_ylim(0, min(1.02, 1.1 * highest + 0.02))
         if chosen is not None:
+            on_the_right = chosen > temperatures.mean()
             top.annotate(
                 f"suggested T = {chosen:g}",
                 (chosen, 0.04),
-                xytext=(5, 0),
+                xytext=(-5 if on_the_right else 5, 0),
+                ha="right" if on_the_right else "left",
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
                 fontsize=9,
@@ -132,8 +135,8 @@ def probe_figure(summary: Mapping[str, Any], path: Path) -> None:
         bottom.set_ylabel("distinct 4-grams / all")
         bottom.set_ylim(bottom=0)
         bottom.set_xlabel("sampling temperature")
-        legend(top, loc="lower left")
-        legend(bottom, loc="upper left")
+        legend(top)
+        legend(bottom)
 
 
 def _shade_zones(axes: Axes, temperatures: np.ndarray, labels: list[str], *, name: bool) -> None:
@@ -152,9 +155,9 @@ def _shade_zones(axes: Axes, temperatures: np.ndarray, labels: list[str], *, nam
             width = (edges[i] - edges[start]) / (edges[-1] - edges[0])
             axes.annotate(
                 text if width > 0.2 else text.replace(" ", "\n"),
-                ((edges[start] + edges[i]) / 2, 0.97),
+                ((edges[start] + edges[i]) / 2, 1.02),
                 ha="center",
-                va="top",
+                va="bottom",
                 xycoords=("data", "axes fraction"),
                 fontsize=8,
                 color="#555555",

@@ -172,6 +172,12 @@ def rates(axes: Axes, label: str) -> None:
     axes.set_ylabel(label)
 
 
+def from_zero(axes: Axes, label: str) -> None:
+    """The y axis from 0 with some room above the highest point."""
+    axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
+    axes.set_ylabel(label)
+
+
 def legend(axes: Axes, **placement: Any) -> None:
     """A legend, where the axes have something to name; to their right unless placed otherwise."""
     handles, labels = axes.get_legend_handles_labels()

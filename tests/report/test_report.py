@@ -225,11 +225,12 @@ def test_short_numbers(value, text):
     [
         {"accuracies": [0.0] * 7},
         {"stderrs": [None] * 7},
+        {"stderrs": None, "zones": {}},
         {"zones": {"labels": ["rgz"] * 7, "rgz": [0.4, 1.6], "cez": None, "pcz_from": None}},
         {"initial_temperature": None},
         {"zones": {}},
     ],
-    ids=["all-zero", "no-errors", "one-zone", "no-choice", "no-zones"],
+    ids=["all-zero", "null-errors", "no-errors", "one-zone", "no-choice", "no-zones"],
 )
 def test_odd_sweeps_are_built(run_dir, change):
     probe_figure(PROBE | change, run_dir / "probe.png")
