@@ -1,0 +1,313 @@
+"""Checkpoints in and out: bit for bit, sharded, streamed, and every defect named."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors.numpy import load_file, save_file
+
+from polaris_jax.data.tiny_tokenizer import build_tokenizer
+from polaris_jax.models import (
+    Qwen,
+    load_config,
+    load_pretrained,
+    param_shapes,
+    save_pretrained,
+)
+from polaris_jax.models.hf_config import parse_config
+from polaris_jax.models.hf_weights import stream_convert
+from polaris_jax.models.presets import PRESETS
+from polaris_jax.models.safetensors_files import INDEX_FILE, write_safetensors
+from polaris_jax.models.tokenizer import load_tokenizer
+from tests.fixtures.parity_cases import (
+    ARCHITECTURES,
+    config_fields,
+    tensors,
+    write_checkpoint,
+)
+
+BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+LLAMA_FIELDS = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "rope_theta": 1e4,
+    "rope_scaling": None,
+}
+
+
+def random_model(name: str, dtype: str = "float32", rope: str = "yarn") -> Qwen:
+    config = parse_config(config_fields(BY_NAME[name], rope))
+    model = Qwen.init(config, jax.random.key(0), dtype=jnp.dtype(dtype))
+    key = jax.random.key(1)
+    return jax.tree.map(lambda x: x + jax.random.normal(key, x.shape).astype(x.dtype), model)
+
+
+def assert_same_bits(a: Qwen, b: Qwen) -> None:
+    assert a.params().keys() == b.params().keys()
+    for path, value in a.params().items():
+        other = b.params()[path]
+        assert value.dtype == other.dtype, path
+        assert np.asarray(value).tobytes() == np.asarray(other).tobytes(), path
+
+
+def edit(directory: Path, **changes: np.ndarray | None) -> None:
+    """Sets or removes (None) tensors of a one-file checkpoint; `__` stands for a dot."""
+    file = directory / "model.safetensors"
+    values = load_file(file)
+    for name, value in changes.items():
+        values.pop(name.replace("__", "."), None)
+        if value is not None:
+            values[name.replace("__", ".")] = value
+    save_file(values, file)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", list(BY_NAME))
+def test_export_then_import_is_bit_for_bit(name, dtype, tmp_path):
+    model = random_model(name, dtype)
+    save_pretrained(model, tmp_path, max_shard_bytes=6_000)
+    assert (tmp_path / INDEX_FILE).exists()
+    again, tokenizer = load_pretrained(tmp_path, dtype=dtype)
+    assert tokenizer is None
+    assert_same_bits(model, again)
+    kept, _ = load_pretrained(tmp_path, dtype="auto")
+    assert_same_bits(model, kept)
+
+
+@pytest.mark.parametrize("name", list(BY_NAME))
+def test_export_has_the_tensors_that_were_imported(name, tmp_path):
+    """Names, shapes and bits of the files are Hugging Face's, not only self-consistent."""
+    source = write_checkpoint(tmp_path / "source", BY_NAME[name], "plain")
+    model, _ = load_pretrained(source)
+    save_pretrained(model, tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    want = tensors(BY_NAME[name])
+    assert written.keys() == want.keys()
+    for key, value in want.items():
+        np.testing.assert_array_equal(written[key], value)
+
+
+def test_dtypes_convert_by_rounding_to_nearest(tmp_path):
+    source = write_checkpoint(tmp_path / "source", BY_NAME["qwen2_tied"], "plain")
+    half, _ = load_pretrained(source, dtype="bfloat16")
+    stored = tensors(BY_NAME["qwen2_tied"])["model.embed_tokens.weight"]
+    want = stored.astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(np.asarray(half.params()["embed_VD"]), want)
+    stream_convert(source, tmp_path / "half", dtype="bfloat16")
+    assert json.loads((tmp_path / "half/config.json").read_text())["torch_dtype"] == "bfloat16"
+    converted, _ = load_pretrained(tmp_path / "half", dtype="auto")
+    assert_same_bits(half, converted)
+    wide, _ = load_pretrained(tmp_path / "half")
+    np.testing.assert_array_equal(np.asarray(wide.params()["embed_VD"]), want.astype(np.float32))
+    with pytest.raises(ValueError, match=r"dtype='int8'.*bfloat16"):
+        load_pretrained(source, dtype="int8")
+
+
+@pytest.mark.parametrize("limit", [1, 5_000, 10**9], ids=["tensor_a_file", "some", "one_file"])
+def test_shards_hold_no_more_than_asked(limit, tmp_path):
+    model = random_model("qwen3")
+    save_pretrained(model, tmp_path, max_shard_bytes=limit)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    count = 0
+    for file in files:
+        values = load_file(file)
+        count += len(values)
+        assert len(values) == 1 or sum(v.nbytes for v in values.values()) <= limit
+    assert count == len(tensors(BY_NAME["qwen3"]))
+    assert (len(files) == 1) == (limit == 10**9)
+    assert not list(tmp_path.glob("*.partial"))
+    # An export over another one leaves none of its files behind.
+    save_pretrained(model, tmp_path)
+    assert [f.name for f in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_shardings_read_only_their_slices(tmp_path):
+    model = random_model("qwen2")
+    save_pretrained(model, tmp_path)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("x", "y"))
+    specs = {"layers/q_DNH": PartitionSpec(None, "x", "y"), "embed_VD": PartitionSpec(("x", "y"))}
+    shardings = {
+        path: NamedSharding(mesh, specs.get(path, PartitionSpec()))
+        for path in param_shapes(model.config)
+    }
+    sharded, _ = load_pretrained(tmp_path, shardings=shardings)
+    assert_same_bits(model, sharded)
+    assert sharded.params()["layers/q_DNH"].sharding == shardings["layers/q_DNH"]
+    assert sharded.params()["embed_VD"].addressable_shards[0].data.shape == (16, 32)
+    save_pretrained(sharded, tmp_path / "out")
+    assert_same_bits(model, load_pretrained(tmp_path / "out")[0])
+
+
+def test_the_writer_holds_one_tensor_at_a_time(tmp_path):
+    shape, count = (1024, 256), 32  # 1 MiB each
+    names = [f"t{i}" for i in range(count)]
+    made = ((name, lambda: np.ones(shape, np.float32)) for name in names)
+    tracemalloc.start()
+    write_safetensors(tmp_path, dict.fromkeys(names, shape), np.dtype(np.float32), made)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+    assert (tmp_path / "model.safetensors").stat().st_size > count << 20
+
+
+def test_llama_without_bias_loads_and_is_a_qwen2_with_zero_bias(tmp_path):
+    architecture = BY_NAME["qwen2_tied"]
+    write_checkpoint(tmp_path, architecture, "plain")
+    values = load_file(tmp_path / "model.safetensors")
+    for name, value in values.items():
+        if name.endswith("bias"):
+            value[...] = 0
+    save_file(values, tmp_path / "model.safetensors")
+    qwen2, _ = load_pretrained(tmp_path)
+    biases = {n.replace(".", "__"): None for n in values if n.endswith("bias")}
+    edit(tmp_path, **biases)
+    fields = config_fields(architecture, "plain") | LLAMA_FIELDS
+    theta = fields.pop("rope_parameters")["rope_theta"]
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"rope_theta": theta}))
+    llama, _ = load_pretrained(tmp_path)
+    token_BT, position_BT = jnp.arange(9)[None], jnp.arange(9)[None]
+    np.testing.assert_array_equal(llama(token_BT, position_BT), qwen2(token_BT, position_BT))
+    save_pretrained(llama, tmp_path / "out")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["architectures"] == ["LlamaForCausalLM"]
+    assert_same_bits(llama, load_pretrained(tmp_path / "out")[0])
+
+
+def test_a_tied_checkpoint_may_store_its_head_again_but_not_another(tmp_path):
+    write_checkpoint(tmp_path, BY_NAME["qwen2_tied"], "plain")
+    model, _ = load_pretrained(tmp_path)
+    head = tensors(BY_NAME["qwen2_tied"])["model.embed_tokens.weight"]
+    edit(tmp_path, lm_head__weight=head)
+    assert_same_bits(model, load_pretrained(tmp_path)[0])
+    edit(tmp_path, lm_head__weight=head + 1)
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs.*tie_word_embeddings"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model__norm__weight": None}, r"model\.norm\.weight is missing"),
+        ({"model__layers__1__mlp__up_proj__weight": None}, r"layers\.1\.mlp\.up_proj\.weight"),
+        ({"model__layers__2__x": np.ones(2, np.float32)}, r"model\.layers\.2\.x is unexpected"),
+        ({"model__norm__weight": np.ones(5, np.float32)}, r"model\.norm\.weight has shape \(5,\)"),
+        ({"model__norm__weight": np.ones(32, np.int8)}, r"model\.norm\.weight has dtype I8"),
+    ],
+    ids=["missing", "missing_layer", "unexpected", "shape", "dtype"],
+)
+def test_defects_are_named(changes, words, tmp_path):
+    write_checkpoint(tmp_path, BY_NAME["qwen2_tied"], "plain")
+    edit(tmp_path, **changes)
+    with pytest.raises(ValueError, match=words):
+        load_pretrained(tmp_path)
+
+
+def test_old_rotary_buffers_are_passed_over(tmp_path):
+    write_checkpoint(tmp_path, BY_NAME["qwen2_tied"], "plain")
+    edit(tmp_path, model__layers__0__self_attn__rotary_emb__inv_freq=np.ones(8, np.float32))
+    load_pretrained(tmp_path)
+
+
+def test_an_untied_config_without_head_says_what_to_do(tmp_path):
+    write_checkpoint(tmp_path, BY_NAME["qwen2_tied"], "plain")
+    fields = config_fields(BY_NAME["qwen2_tied"], "plain") | {"tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"lm_head\.weight is missing.*tie_word_embeddings"):
+        load_pretrained(tmp_path)
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    directory = write_checkpoint(tmp_path / "a", BY_NAME["qwen2"], "plain")
+    shard = directory / "model-00002-of-00003.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model-00002-of-00003\.safetensors: damaged"):
+        load_pretrained(directory)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="download it again"):
+        load_pretrained(directory)
+    shard.write_bytes(whole)
+    index = directory / INDEX_FILE
+    fields = json.loads(index.read_text())
+    fields["weight_map"]["model.extra"] = shard.name
+    index.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"model\.extra, which no file holds"):
+        load_pretrained(directory)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="not an index"):
+        load_pretrained(directory)
+    index.unlink()
+    with pytest.raises(FileNotFoundError, match="3 safetensors files"):
+        load_pretrained(directory)
+    for file in directory.glob("*.safetensors"):
+        file.unlink()
+    (directory / "pytorch_model.bin").touch()
+    with pytest.raises(FileNotFoundError, match=r"\.bin files are not read"):
+        load_pretrained(directory)
+
+
+def test_paths_that_are_nothing_are_clear_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint directory"):
+        load_config(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no such checkpoint directory"):
+        load_config("missing.gguf")
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(ValueError, match=r"no \.gguf"):
+        load_config(tmp_path / "file.txt")
+
+
+def test_a_hub_id_without_network_is_one_clear_line():
+    with pytest.raises(ValueError, match="Hub cannot be reached") as error:
+        load_pretrained("Qwen/no-such-model-of-ours")
+    assert "'Qwen/no-such-model-of-ours'" in str(error.value)
+    assert "name its directory" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_tokenizer_goes_with_the_weights(tmp_path):
+    model, tokenizer = random_model("qwen3"), build_tokenizer()
+    save_pretrained(model, tmp_path / "a", tokenizer)
+    fields = json.loads((tmp_path / "a/config.json").read_text())
+    assert fields["eos_token_id"] == tokenizer.eos_token_id
+    stream_convert(tmp_path / "a", tmp_path / "b")
+    text = "<|im_start|>user\n12 + 7 = ?<|im_end|>\n<think>"
+    for place in ("a", "b"):
+        _, again = load_pretrained(tmp_path / place)
+        assert again.encode(text) == tokenizer.encode(text)
+        assert again.chat_template == tokenizer.chat_template
+        assert again.eos_token == tokenizer.eos_token
+    assert json.loads((tmp_path / "b/config.json").read_text()) == fields
+    a, b = ((tmp_path / x / "model.safetensors").read_bytes() for x in "ab")
+    assert a == b
+
+
+def test_missing_and_broken_tokenizers_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no tokenizer here"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="tokenizer does not load"):
+        load_tokenizer(tmp_path)
+
+
+def test_converting_onto_itself_is_refused(tmp_path):
+    write_checkpoint(tmp_path, BY_NAME["qwen2_tied"], "plain")
+    with pytest.raises(ValueError, match="source itself"):
+        stream_convert(tmp_path, tmp_path)
+    load_pretrained(tmp_path)
+
+
+def test_presets_have_the_tensors_of_their_checkpoints():
+    from polaris_jax.models.hf_names import hf_shapes
+
+    shapes = hf_shapes(PRESETS["qwen3-4b"])
+    assert len(shapes) == 398  # as the model page counts them
+    assert shapes["model.layers.35.self_attn.q_proj.weight"] == (4096, 2560)
+    assert shapes["model.layers.0.self_attn.o_proj.weight"] == (2560, 4096)
+    assert shapes["model.layers.0.mlp.down_proj.weight"] == (2560, 9728)
+    assert len(hf_shapes(PRESETS["r1-distill-qwen-7b"])) == 339
