@@ -54,8 +54,9 @@ def load_tokenizer(path: str | Path) -> Any:
         if (place / "tokenizer.json").is_file():
             return PreTrainedTokenizerFast.from_pretrained(str(place))
         return AutoTokenizer.from_pretrained(str(place))
-    except (ValueError, OSError, ImportError) as error:
-        raise ValueError(f"{path}: the tokenizer does not load ({error})") from error
+    except Exception as error:  # `tokenizers` raises bare Exceptions for a file it cannot read
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path}: the tokenizer does not load ({reason})") from error
 
 
 def has_tokenizer(directory: Path) -> bool:

@@ -230,6 +230,19 @@ def test_smollm2_tokenizer_gives_the_stored_ids(smollm2):
     assert text.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
 
 
+@pytest.mark.slow
+def test_smollm2_as_a_directory_gives_transformers_the_stored_logits(tmp_path):
+    pytest.importorskip("torch", reason="live comparison; `pip install .[golden]` brings torch")
+    from tests.fixtures.make_parity import torch_logits
+
+    stream_convert(smollm2_file(), tmp_path, max_shard_bytes=200_000_000)
+    with np.load(FIXTURES / "smollm2_logits.npz") as stored:
+        logit_TV = torch_logits(tmp_path, stored["ids_1"][None].astype(np.int64))
+        np.testing.assert_array_equal(logit_TV.argmax(-1), stored["top1_1"])
+        got, want = logit_TV[-1][stored["top_ids_1"]], stored["top_logits_1"]
+        np.testing.assert_allclose(got, want, rtol=0, atol=SMOLLM2_LOGIT_ATOL)
+
+
 def test_qwen_tokenizer_equals_the_checkpoint_own_one(tmp_path):
     """The vocabulary of R1-Distill-Qwen through a GGUF file gives the ids of its tokenizer.json."""
     shared = Path(os.environ.get("POLARIS_SHARED", Path(__file__).parents[3] / "shared"))

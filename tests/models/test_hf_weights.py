@@ -290,9 +290,11 @@ def test_tokenizer_goes_with_the_weights(tmp_path):
 def test_missing_and_broken_tokenizers_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no tokenizer here"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="tokenizer does not load"):
-        load_tokenizer(tmp_path)
+    for broken in ("", "{}", '{"added_tokens": [], "model": {"type": "none"}}'):
+        (tmp_path / "tokenizer.json").write_text(broken)
+        with pytest.raises(ValueError, match="tokenizer does not load") as error:
+            load_tokenizer(tmp_path)
+        assert "\n" not in str(error.value)
 
 
 def test_converting_onto_itself_is_refused(tmp_path):
