@@ -21,8 +21,9 @@ def get_config() -> ConfigDict:
     """Two stages with more budget and more heat, on two CPU cores."""
     config = default_config()
 
-    config.warmstart.steps = 300
-    config.data.arithmetic.train = 768
+    config.warmstart.steps = 450
+    config.warmstart.slip_rate = 0.35
+    config.data.arithmetic.train = 320
     config.data.arithmetic.held_out = 256
     config.data.max_prompt_tokens = 64
     config.model.dtype = "float32"
@@ -41,27 +42,27 @@ def get_config() -> ConfigDict:
     config.calibrate.n = 8
     config.calibrate.temperature = 0.6
     config.calibrate.batch_prompts = 128
-    config.probe.start = 0.4
-    config.probe.stop = 1.6
+    config.probe.start = 0.2
+    config.probe.stop = 1.4
     config.probe.step = 0.2
     config.probe.problems = 64
     config.probe.n = 8
     config.probe.max_candidates = 3
 
     config.stages = [
-        stage(steps=24, max_response_tokens=72, temperature=1.0, temperature_rule="probe"),
+        stage(steps=24, max_response_tokens=56, temperature=1.0, temperature_rule="probe"),
         stage(
-            steps=24, max_response_tokens=96, temperature=1.1, temperature_rule="match_diversity"
+            steps=24, max_response_tokens=72, temperature=1.1, temperature_rule="match_diversity"
         ),
     ]
-    config.batch.row_len = 512
-    config.batch.rows = 8
-    config.optimizer.learning_rate = 1e-4
+    config.batch.row_len = 256
+    config.batch.rows = 16
+    config.optimizer.learning_rate = 2e-4
     config.checkpoint.every_steps = 10
 
     config.evaluate.n = 8
-    config.evaluate.temperature = 1.0
-    config.evaluate.max_response_tokens = 96
-    config.evaluate.length_edges = (32, 64)
+    config.evaluate.temperature = 0.6
+    config.evaluate.max_response_tokens = 72
+    config.evaluate.length_edges = (24, 40)
     config.rope.yarn.original_max_position_embeddings = 128
     return config.lock()

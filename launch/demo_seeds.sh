@@ -29,7 +29,7 @@ for seed in 0 1 2; do
   off=(--config.batch.rescue=False --config.batch.substitute=False
     --config.stages[0].temperature_rule=fixed --config.stages[0].temperature=1.0
     --config.stages[1].temperature_rule=fixed --config.stages[1].temperature=1.0
-    --config.stages[0].max_response_tokens=96 --config.stages[0].drop_above=1.0
+    --config.stages[0].max_response_tokens=72 --config.stages[0].drop_above=1.0
     --config.stages[0].steps=1 --config.stages[1].steps=400 --config.stages[1].reset_optimizer=False
     --config.rollout.total_tokens="$tokens")
   run train "$plain" "$seed" "${off[@]}"
