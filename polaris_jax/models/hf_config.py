@@ -293,8 +293,9 @@ def config_json(
         dtype: of the weights, e.g. "bfloat16".
         token_ids: `bos_token_id`, `eos_token_id`, `pad_token_id`, where known.
 
-    Differs: under YaRN `max_position_embeddings` is written as factor x original length, because
-        transformers 4 takes the quotient of the two for the factor and ignores the written one.
+    Differs: under YaRN `max_position_embeddings` is written as factor x original length: some
+        releases of transformers 4 (4.51) take the quotient of the two for the factor, not the one
+        that is written.
     """
     scaling = config.rope_scaling
     rope = rope_json(scaling)

@@ -170,7 +170,7 @@ def test_export_names_the_attention_factor_for_both_readers():
 
 
 def test_yarn_export_gives_transformers_4_its_factor():
-    # It takes max_position_embeddings / original for the factor.
+    # 4.51 takes max_position_embeddings / original for the factor, not the one that is written.
     config = parse_config(QWEN3_4B | {"rope_scaling": YARN})
     assert config.max_position_embeddings == 40_960
     written = config_json(config, dtype="float32")
