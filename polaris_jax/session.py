@@ -33,6 +33,7 @@ from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, Sampling
 from polaris_jax.train.warmstart import warm_start
 
 WARMSTART_DIR = "base_model"
+TOKENIZER = "tokenizer"  # beside the checkpoints that it belongs to
 
 
 def fold_seed(*parts: Any) -> int:
@@ -113,7 +114,13 @@ def load_base_tokenizer(config: RunConfig) -> Any:
 
 def load_base(config: RunConfig, workdir: Path, progress: Progress) -> tuple[Qwen, Any]:
     """The fp32 base model and its tokenizer."""
-    return load_pretrained(base_path(config, workdir, progress), dtype="float32")
+    return load_with_tokenizer(base_path(config, workdir, progress), dtype="float32")
+
+
+def load_with_tokenizer(path: str, *, dtype: str) -> tuple[Qwen, Any]:
+    """`load_pretrained` where the tokenizer is needed: without one it raises."""
+    model, tokenizer = load_pretrained(path, dtype=dtype)
+    return model, load_tokenizer(path) if tokenizer is None else tokenizer
 
 
 def base_model_config(config: RunConfig, workdir: Path, progress: Progress) -> ModelConfig:

@@ -56,7 +56,7 @@ def enter_stage(
         run.write_stages()
         return dataclasses.replace(left, finished=True), state, loader, sampler
     section = run.config.stages[index]
-    temperature, decision = _temperature(run, index, left, sampler)
+    temperature, decision = _temperature(run, index, state, left=left, sampler=sampler)
     decisions.append(decision)
 
     scaling = yarn_scaling(run.config.rope.yarn, section.rope_factor)
@@ -129,7 +129,12 @@ def _drop_easy(run: TrainingRun, left: StageState | None) -> tuple[list[str], li
 
 
 def _temperature(
-    run: TrainingRun, index: int, left: StageState | None, sampler: Sampler | None
+    run: TrainingRun,
+    index: int,
+    state: TrainState,
+    *,
+    left: StageState | None,
+    sampler: Sampler | None,
 ) -> tuple[float, dict[str, Any]]:
     section = run.config.stages[index]
     if section.temperature_rule == "fixed":
@@ -144,10 +149,16 @@ def _temperature(
             )
         value = float(json.loads(path.read_text())["initial_temperature"])
         return value, _decision(value, "highest probed temperature in the robust zone", [])
-    if left is None or sampler is None or left.target_diversity is None:
+    if left is not None and left.stage == index:
+        return left.temperature, _decision(left.temperature, "the checkpoint's own", [])
+    if left is None or left.target_diversity is None:
         raise ConfigError(
             f"stages[{index}].temperature_rule='match_diversity': there is no measured stage "
             "before it; use fixed or probe where a run begins"
+        )
+    if sampler is None:  # a stage begun from another run's checkpoint
+        sampler = make_sampler(
+            run.published(state), run.config, max_response_tokens=left.max_response_tokens
         )
     grid = candidate_temperatures(
         left.temperature,

@@ -40,6 +40,7 @@ from polaris_jax.records import Graded, PromptBatch, Rollouts, StageState
 from polaris_jax.rollout import Sampler
 from polaris_jax.rollout.weight_sync import local_weights
 from polaris_jax.session import (
+    TOKENIZER,
     base_model_config,
     check_positions,
     evaluation_problems,
@@ -177,6 +178,9 @@ class TrainingRun:
             if redone:
                 self.progress.line(f"{redone} steps are done again")
             workdir_lib.delete_rollouts_from(workdir, self.step)
+            tokenizer_dir = workdir / "checkpoints" / TOKENIZER
+            if not tokenizer_dir.exists():  # what makes a checkpoint convertible on its own
+                self.tokenizer.save_pretrained(str(tokenizer_dir))
             devices = Counter(device.device_kind for device in jax.devices())
             workdir_lib.note(workdir, devices=devices, processes=jax.process_count())
         return self

@@ -16,6 +16,7 @@ from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig, Qwen, RopeScaling, load_pretrained, save_pretrained
 from polaris_jax.models.hf_weights import stream_convert
 from polaris_jax.models.tokenizer import load_tokenizer
+from polaris_jax.session import TOKENIZER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,7 @@ def is_orbax(path: Path) -> bool:
 def load_any(path: Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:
     """Model and tokenizer of a checkpoint, HF directory or GGUF file.
 
-    The tokenizer of a checkpoint is the one beside it (`tokenizer/` or the workdir's base model),
-    or None.
+    The tokenizer of a checkpoint is the one beside it (`tokenizer/`), or None.
 
     Raises:
         ConfigError: there is no whole checkpoint.
@@ -53,13 +53,8 @@ def load_any(path: Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:
     abstract = jax.eval_shape(lambda key: Qwen.init(config, key), jax.random.key(0))
     restored, _ = checkpointer.restore(step, _Params(abstract), partial=True)
     model = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), restored.params)
-    for candidate in (
-        checkpointer.directory / "tokenizer",
-        checkpointer.directory.parent / "base_model",
-    ):
-        if candidate.is_dir():
-            return model, load_tokenizer(str(candidate))
-    return model, None
+    beside = checkpointer.directory / TOKENIZER
+    return model, load_tokenizer(str(beside)) if beside.is_dir() else None
 
 
 def _architecture(step_dir: Path) -> ModelConfig:
@@ -102,5 +97,5 @@ def convert(source: str, target: str, *, form: str, dtype: str) -> str:
     architecture = json.loads(json.dumps(dataclasses.asdict(model.config)))
     Checkpointer(out, architecture=architecture).save(0, _Params(model), {})
     if tokenizer is not None:
-        tokenizer.save_pretrained(out / "tokenizer")
+        tokenizer.save_pretrained(out / TOKENIZER)
     return f"{source} -> {target} (Orbax checkpoint, step 0)"

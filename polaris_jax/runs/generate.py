@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from polaris_jax.data.prompts import render_prompt
-from polaris_jax.models import RopeScaling, load_pretrained
+from polaris_jax.models import RopeScaling
 from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from polaris_jax.session import stop_token_ids
+from polaris_jax.session import load_with_tokenizer, stop_token_ids
 
 
 def generate(
@@ -47,7 +47,7 @@ def generate(
         yarn_original_tokens: the length that YaRN stretches; 0: the checkpoint's own.
         on_text: gets text as it is sampled.
     """
-    model, tokenizer = load_pretrained(path, dtype=dtype)
+    model, tokenizer = load_with_tokenizer(path, dtype=dtype)
     if yarn_factor > 1:
         original = yarn_original_tokens or model.config.max_position_embeddings
         model = model.with_rope_scaling(
