@@ -118,12 +118,20 @@ class TrainingRun:
         self._seconds: dict[str, float] = defaultdict(float)
         self._closing = contextlib.ExitStack()
         self._eval_sampler: Sampler | None = None
-        self._timeouts_seen = 0
+        self._graded_before: Counter[str] = Counter()
         self._update_tokens_seen = 0
 
     # ---- opening and closing
 
     def __enter__(self) -> TrainingRun:
+        try:
+            self._open()
+        except BaseException:
+            self._closing.close()  # the workdir's lock, the grader's workers
+            raise
+        return self
+
+    def _open(self) -> None:
         config, workdir = self.config, self.workdir
         self.problems, origin = training_problems(config, workdir, self.progress)
         self._eval_problems = (
@@ -183,7 +191,6 @@ class TrainingRun:
                 self.tokenizer.save_pretrained(str(tokenizer_dir))
             devices = Counter(device.device_kind for device in jax.devices())
             workdir_lib.note(workdir, devices=devices, processes=jax.process_count())
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._closing.close()
@@ -434,7 +441,7 @@ class TrainingRun:
     def write_timing(self, step: int, sampler: Sampler) -> None:
         """One line of timing.jsonl: wall clock, throughput, memory, time-outs."""
         seconds, self._seconds = self._seconds, defaultdict(float)
-        stats, graded = sampler.stats(), self.grader.stats()
+        stats, graded = sampler.stats(), Counter(self.grader.stats())
         sampler.reset_stats()
         line: dict[str, Any] = {f"time/{name}_s": value for name, value in seconds.items()}
         if seconds["rollout"]:
@@ -445,9 +452,12 @@ class TrainingRun:
         self._update_tokens_seen = self.counts["update_tokens"]
         for name in ("slot_occupancy", "pages_peak", "preemptions", "prefix_hits", "compiles"):
             line[f"sampler/{name}"] = stats[name]
-        timeouts = graded["timeouts"] - self._timeouts_seen
-        self._timeouts_seen = graded["timeouts"]
+        graded.subtract(self._graded_before)
+        self._graded_before.update(graded)
+        shares = processes.gather_objects({name: graded[name] for name in ("graded", "timeouts")})
+        timeouts = sum(share["timeouts"] for share in shares)
         line["reward/timeouts"] = timeouts
+        line["reward/graded_by_process"] = [share["graded"] for share in shares]
         if timeouts and processes.is_first():
             workdir_lib.mark_nondeterministic(self.workdir)
         self.writer.write_timing(step, line | memory_metrics())

@@ -28,12 +28,12 @@ SUFFIX = " Answer."
 PROBLEMS = 12
 
 
-def make_base(directory: Path) -> tuple[Path, Path]:
+def make_base(directory: Path, *, hidden_size: int = 32) -> tuple[Path, Path]:
     """(model directory, problems.jsonl)."""
     tokenizer = build_tokenizer()
     config = ModelConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_layers=2,
         num_heads=2,

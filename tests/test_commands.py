@@ -1,6 +1,7 @@
 """Every command once, in order, in one workdir, on a base model of seconds."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -138,3 +139,56 @@ def test_convert_and_generate(workdir, tmp_path, capsys):
     assert "not empty" in capsys.readouterr().err
     assert main(["generate", "--model", export, "--prompt", "Start with 3.", "--n", "2"]) == 0
     assert "1 of 2" in capsys.readouterr().out
+
+
+def refused(args, capsys) -> str:
+    """The one line of a command that must end with exit code 2."""
+    capsys.readouterr()
+    assert main(args) == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in out + err
+    return err
+
+
+def test_bad_inputs_are_one_line(base, line, tmp_path, capsys):
+    where = f"--workdir={tmp_path / 'run'}"
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    assert "empty.jsonl" in refused(
+        ["train", *line, where, f"--config.data.problems={empty}"], capsys
+    )
+    bare = tmp_path / "bare"
+    shutil.copytree(base[0], bare)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (bare / name).unlink(missing_ok=True)
+    assert "tokenizer" in refused(["train", *line, where, f"--config.model.path={bare}"], capsys)
+    missing = f"--config.model.path={tmp_path / 'nowhere'}"
+    assert "nowhere" in refused(["train", *line, where, missing], capsys)
+    (tmp_path / "file").write_text("")
+    blocked = f"--workdir={tmp_path / 'file' / 'run'}"
+    assert "file" in refused(["train", *line, blocked], capsys)
+    none = ["evaluate", *line, where, "--checkpoint=latest"]
+    assert "does not exist" in refused(none, capsys)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(workdir, line, tmp_path, capsys):
+    other, _ = make_base(tmp_path, hidden_size=48)
+    start = ["--stage=1", f"--from={workdir / 'checkpoints'}", f"--config.model.path={other}"]
+    text = refused(["train", *line, f"--workdir={tmp_path / 'run'}", *start], capsys)
+    assert "another architecture" in text
+    assert "hidden_size" in text
+
+
+def test_a_malformed_row_is_named_and_counted_and_the_run_goes_on(line, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    good = [json.dumps({"problem": f"Start with {i}.", "answer": i}) for i in range(3)]
+    rows.write_text("\n".join([good[0], "{not json", json.dumps({"problem": "x"}), *good[1:]]))
+    where = tmp_path / "run"
+    assert main(["prepare", *line, f"--workdir={where}", f"--config.data.problems={rows}"]) == 0
+    out = capsys.readouterr().out
+    assert "rows.jsonl:2" in out
+    assert "rows.jsonl:3" in out
+    summary = read(where / "prepare.json")
+    assert summary["counts"]["malformed"] == 2
+    assert summary["kept"] == 3
