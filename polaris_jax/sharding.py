@@ -139,9 +139,10 @@ def leaf_spec(
                     f"{mesh_axis!r}; an axis can split one dimension only: change the rules"
                 )
             owners[mesh_axis] = axis
-            if size % (shards * mesh.shape[mesh_axis]) == 0:
+            ways = mesh.shape[mesh_axis]
+            if ways > 1 and size % (shards * ways) == 0:
                 taken.append(mesh_axis)
-                shards *= mesh.shape[mesh_axis]
+                shards *= ways
         spec.append(None if not taken else taken[0] if len(taken) == 1 else tuple(taken))
     return PartitionSpec(*spec)
 

@@ -34,6 +34,9 @@ from tests.train.cases import (
 )
 
 STEPS = 3
+# eps above the gradients' rounding (1e-8): below it Adam makes whole steps out of rounding, and one
+# entry in some ten thousand then differs by up to the learning rate, on any two programs.
+SMOOTH = dataclasses.replace(OPTIMIZER, eps=1e-6)
 DATA2_FSDP4 = MeshSection(data=2, fsdp=4)
 
 
@@ -89,9 +92,9 @@ def test_an_axis_that_does_not_divide_is_left_out():
     assert spec == PartitionSpec("data", None)
 
 
-def run(mesh, config, objective=None):
-    updater = make_updater(objective, mesh=mesh)
-    state = init_train_state(make_model(config), OPTIMIZER, mesh)
+def run(mesh, config):
+    updater = make_updater(mesh=mesh, optimizer=SMOOTH)
+    state = init_train_state(make_model(config), SMOOTH, mesh)
     for step in range(STEPS):
         state, metrics = updater.update(state, pack_case(make_graded(step)))
     return state, metrics
@@ -102,20 +105,19 @@ def run(mesh, config, objective=None):
     [
         pytest.param(DATA2_FSDP4, QWEN3, id="data2-fsdp4-qwen3"),
         pytest.param(DATA2_FSDP4, QWEN2, id="data2-fsdp4-qwen2"),
-        pytest.param(MeshSection(data=1, fsdp=4, tensor=2), QWEN3, id="fsdp4-tensor2"),
-        pytest.param(MeshSection(data=2, fsdp=2, context=2), QWEN3, id="data2-fsdp2-context2"),
+        pytest.param(MeshSection(fsdp=2, context=2, tensor=2), QWEN3, id="fsdp2-context2-tensor2"),
     ],
 )
 def test_eight_devices_give_the_parameters_of_one(section, config):
     mesh = make_mesh(section)
     model, batch = make_model(config), pack_case(make_graded())
-    one = accumulated_gradient(make_updater(), model, batch)
-    many = accumulated_gradient(make_updater(mesh=mesh), model, batch)
+    one = accumulated_gradient(make_updater(optimizer=SMOOTH), model, batch)
+    many = accumulated_gradient(make_updater(mesh=mesh, optimizer=SMOOTH), model, batch)
     assert max_leaf_difference(many, one, relative=True) <= GRADIENT_RTOL
 
     got, _ = run(mesh, config)
     want, _ = run(one_device_mesh(), config)
-    bound = SHARDED_PARAMS_LR_SHARE * OPTIMIZER.learning_rate * STEPS
+    bound = SHARDED_PARAMS_LR_SHARE * SMOOTH.learning_rate * STEPS
     assert max_leaf_difference(got.params, want.params, relative=False) <= bound
 
 
@@ -138,8 +140,8 @@ def test_rows_that_do_not_divide_over_the_mesh_are_refused():
 
 def test_one_mesh_serves_many_batch_shapes_without_recompiling():
     mesh = make_mesh(DATA2_FSDP4)
-    updater = make_updater(mesh=mesh)
-    state = init_train_state(make_model(), OPTIMIZER, mesh)
+    updater = make_updater(mesh=mesh, optimizer=SMOOTH)
+    state = init_train_state(make_model(), SMOOTH, mesh)
     state, _ = updater.update(state, pack_case(make_graded()))
     compiles = []
 
@@ -149,7 +151,7 @@ def test_one_mesh_serves_many_batch_shapes_without_recompiling():
 
     jax.monitoring.register_event_duration_secs_listener(listener)
     for prompts in (2, 12):
-        graded = dataclasses.replace(make_graded(prompts, prompts=prompts))
+        graded = make_graded(prompts, prompts=prompts)
         state, _ = updater.update(state, pack_case(graded))
     jax.monitoring.unregister_event_duration_listener(listener)
     assert not compiles

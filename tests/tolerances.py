@@ -17,8 +17,8 @@ OBJECTIVE_RTOL = 2e-5
 # A mean or a ratio of small integers in float64, computed twice in another order.
 CLOSED_FORM_ATOL = 1e-12
 
-# Design bound for eight devices against one: max|d params| <= 0.05 x learning rate x steps. Adam
-# turns a gradient of rounding size into a step of up to the learning rate; such entries are rare.
+# Eight devices against one, or two processes: max|d params| <= 0.05 x learning rate x steps, where
+# Adam's eps lies above the rounding of the gradients.
 SHARDED_PARAMS_LR_SHARE = 0.05
 
 # bfloat16 keeps 8 bits: activations and their gradients differ by about 2^-8 an operation, and a

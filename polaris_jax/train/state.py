@@ -85,13 +85,13 @@ def fresh_moments(
     state: TrainState, optimizer: OptimizerSection, *, shardings: TrainState
 ) -> TrainState:
     """`state` with zero moments, as at a stage change; weights and `step` stay."""
-    init = jax.jit(make_optimizer(optimizer).init, out_shardings=shardings.opt_state)
+    init: Any = jax.jit(make_optimizer(optimizer).init, out_shardings=shardings.opt_state)
     return dataclasses.replace(state, opt_state=init(state.params))
 
 
 def _abstract(config: ModelConfig, optimizer: OptimizerSection) -> TrainState:
     def init(key: Array) -> TrainState:
-        params = Qwen.init(config, key)
+        params: Any = Qwen.init(config, key)
         zero = jnp.zeros((), jnp.int32)
         return TrainState(params, make_optimizer(optimizer).init(params), zero, zero)
 
@@ -99,7 +99,7 @@ def _abstract(config: ModelConfig, optimizer: OptimizerSection) -> TrainState:
 
 
 def _fresh(params: Qwen, optimizer: OptimizerSection, shardings: TrainState) -> TrainState:
-    def init(params: Qwen) -> tuple[Any, Array, Array]:
+    def init(params: Any) -> tuple[Any, Array, Array]:
         opt_state = make_optimizer(optimizer).init(params)
         return opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
 
