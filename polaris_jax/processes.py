@@ -10,17 +10,20 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 
-T = TypeVar("T")
+from polaris_jax.peer_loss import Guard, tells_of_peer_loss
 
 COORDINATOR = "POLARIS_COORDINATOR"
 NUM_PROCESSES = "POLARIS_NUM_PROCESSES"
 PROCESS_ID = "POLARIS_PROCESS_ID"
 AUTO = "POLARIS_DISTRIBUTED"
+MIN_GATHER_BYTES = 1024
+
+_guard: Guard | None = None  # from `initialize` on, where there are other processes
 
 
 def initialize(*, heartbeat_timeout_s: int) -> None:
@@ -32,7 +35,9 @@ def initialize(*, heartbeat_timeout_s: int) -> None:
     Raises:
         ValueError: one of the three variables is missing or no number.
     """
+    global _guard
     if os.environ.get(AUTO) == "auto":
+        _guard = Guard()
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_timeout_s)
         return
     if COORDINATOR not in os.environ:
@@ -44,6 +49,7 @@ def initialize(*, heartbeat_timeout_s: int) -> None:
             raise ValueError(f"{name}={value!r}: with {COORDINATOR} set it must be a number")
         numbers[name] = int(value)
     if numbers[NUM_PROCESSES] > 1:
+        _guard = Guard()
         jax.distributed.initialize(
             os.environ[COORDINATOR],
             numbers[NUM_PROCESSES],
@@ -65,7 +71,9 @@ def gather_objects(value: Any) -> list[Any]:
 
     payload = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.array([payload.size], np.int32)))
-    padded = np.zeros(int(sizes.max()), np.uint8)
+    # A power of two: every new size is a new program to compile.
+    room = max(MIN_GATHER_BYTES, 1 << (int(sizes.max()) - 1).bit_length())
+    padded = np.zeros(room, np.uint8)
     padded[: payload.size] = payload
     rows = np.asarray(multihost_utils.process_allgather(padded))
     rows = rows.reshape(jax.process_count(), -1)
@@ -97,16 +105,20 @@ def first_does(action: Callable[[], None], name: str) -> None:
 def end_after_peer_loss(error: BaseException) -> None:
     """Ends this process with one line and status 1 when `error` says that a peer is gone.
 
-    Without it the runtime aborts a moment later (status 134) and `finally` blocks do not run. In a
-    single process, or for other errors, it does nothing.
+    In a single process, or for other errors, it does nothing.
     """
-    if jax.process_count() == 1:
-        return
-    text = f"{type(error).__name__}: {error}"
-    words = ("gloo", "heartbeat", "connection", "peer", "unavailable", "coordination")
-    if any(word in text.lower() for word in words):
-        first_line = text.splitlines()[0][:200]
-        print(f"error: lost another process of this run ({first_line})", file=sys.stderr)
-        print("rerun the same command: it resumes from the last checkpoint", file=sys.stderr)
+    if _guard is not None and tells_of_peer_loss(error):
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        _guard.end(first_line)
+
+
+def leave(status: int) -> None:
+    """Ends this process at once with `status`, if it is one of several; else does nothing.
+
+    For failures: an orderly exit waits minutes for the others, which wait for this process in turn.
+    They see it gone and end too.
+    """
+    if _guard is not None:
+        sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(status)

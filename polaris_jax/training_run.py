@@ -33,6 +33,7 @@ from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_tokens
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.evaluate.estimators import avg_at_k
+from polaris_jax.mark import Mark, stage_from
 from polaris_jax.metrics import Mean, MetricsWriter, value_of
 from polaris_jax.metrics.throughput import memory_metrics
 from polaris_jax.progress import Progress
@@ -44,6 +45,7 @@ from polaris_jax.session import (
     base_model_config,
     check_positions,
     evaluation_problems,
+    fitting,
     fold_seed,
     grade,
     load_base,
@@ -58,6 +60,7 @@ from polaris_jax.sharding import make_mesh
 from polaris_jax.signals import StopRequest
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
+from polaris_jax.step_records import rollout_rows, step_text, timing_line
 from polaris_jax.train.state import TrainState, init_train_state
 from polaris_jax.train.update import Updater, merge_metrics
 
@@ -68,31 +71,6 @@ class StartAt:
 
     stage: int
     checkpoint: Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Mark:
-    """Everything besides the device state that a resume needs, as it was when a step began."""
-
-    step: int
-    stage: StageState
-    loader: dict[str, Any]
-    stage_records: tuple[dict[str, Any], ...]
-    accuracy: AccuracyTable
-    sink: RescueBuffer
-    counts: dict[str, int]
-
-    def host_state(self) -> dict[str, Any]:
-        """The same as JSON-able values; the inverse is `TrainingRun._load_host_state`."""
-        return {
-            "step": self.step,
-            "stage": dataclasses.asdict(self.stage),
-            "stage_records": list(self.stage_records),
-            "accuracy": self.accuracy.state_dict(),
-            "sink": self.sink.state_dict(),
-            "loader": self.loader,
-            "counts": self.counts,
-        }
 
 
 class TrainingRun:
@@ -146,6 +124,13 @@ class TrainingRun:
         model_config = base_model_config(config, workdir, self.progress)
         check_positions(config, model_config, self.progress)
         base, self.tokenizer = load_base(config, workdir, self.progress)
+        self.problems = fitting(
+            self.problems, config, tokenizer=self.tokenizer, progress=self.progress
+        )
+        if self._eval_problems:
+            self._eval_problems = fitting(
+                self._eval_problems, config, tokenizer=self.tokenizer, progress=self.progress
+            )
         self.base_config = base.config
         self.mesh = make_mesh(config.mesh)
         self.grader = self._closing.enter_context(make_grader(config))
@@ -201,7 +186,7 @@ class TrainingRun:
             self.state, host = self.checkpointer.restore(latest, self.state)
             self._load_host_state(host)
             self.progress.line(f"resumed at step {latest}")
-            stage = self._reopened(_stage_from(host["stage"]))
+            stage = self._reopened(stage_from(host["stage"]))
             loader = self.make_loader(stage.dropped_ids)
             loader.load_state_dict(host["loader"])
             factor = self.config.stages[stage.stage].rope_factor
@@ -226,7 +211,7 @@ class TrainingRun:
             self.accuracy.load_state_dict(host["accuracy"])
             self.sink.load_state_dict(host["sink"])
             self.first_stage = self._start.stage
-            self.left = _stage_from(host["stage"])
+            self.left = stage_from(host["stage"])
             self.progress.line(f"starting stage {self.first_stage} from {source}")
 
     def _reopened(self, stage: StageState) -> StageState:
@@ -312,6 +297,10 @@ class TrainingRun:
             )
             for group in groups
         ]
+        batches = [batch for batch in batches if batch.tokens]
+        if not batches:  # objective.mask_truncated has masked every response
+            self.count(steps_without_update=1)
+            return state, {}
         if config.objective.old_logprobs == "recompute":
             batches = [self.updater.recompute_logprobs(state.params, b) for b in batches]
         parts = []
@@ -423,41 +412,18 @@ class TrainingRun:
         stage = self.stage_records[-1]
         line = {"stage": stage["stage"], "data/dropped": stage["dropped_ids_count"]} | metrics
         self.writer.write(step, line)
-
-        def number(name: str, form: str) -> str:
-            value = value_of(metrics.get(name))
-            return "-" if value is None else format(value, form)
-
-        self.progress.line(
-            f"step {step}: reward {number('rollout/reward_mean', '.3f')}  "
-            f"informative {number('rollout/informative_share', '.0%')}  "
-            f"length {number('rollout/mean_length', '.0f')}  "
-            f"clipped {number('rollout/clip_ratio', '.0%')}  "
-            f"entropy {number('update/entropy', '.3f')}  "
-            f"rescued {number('batch/rescued_groups', 'd')}  "
-            f"substituted {number('batch/substituted_groups', 'd')}"
-        )
+        self.progress.line(step_text(step, metrics))
 
     def write_timing(self, step: int, sampler: Sampler) -> None:
         """One line of timing.jsonl: wall clock, throughput, memory, time-outs."""
         seconds, self._seconds = self._seconds, defaultdict(float)
         stats, graded = sampler.stats(), Counter(self.grader.stats())
         sampler.reset_stats()
-        line: dict[str, Any] = {f"time/{name}_s": value for name, value in seconds.items()}
-        if seconds["rollout"]:
-            line["throughput/rollout_tokens_per_s"] = stats["response_tokens"] / seconds["rollout"]
-        if seconds["update"] and self.counts["update_tokens"] > self._update_tokens_seen:
-            fresh = self.counts["update_tokens"] - self._update_tokens_seen
-            line["throughput/update_tokens_per_s"] = fresh / seconds["update"]
+        timeouts = graded["timeouts"] - self._timeouts_seen
+        update_tokens = self.counts["update_tokens"] - self._update_tokens_seen
+        self._timeouts_seen = graded["timeouts"]
         self._update_tokens_seen = self.counts["update_tokens"]
-        for name in ("slot_occupancy", "pages_peak", "preemptions", "prefix_hits", "compiles"):
-            line[f"sampler/{name}"] = stats[name]
-        graded.subtract(self._graded_before)
-        self._graded_before.update(graded)
-        shares = processes.gather_objects({name: graded[name] for name in ("graded", "timeouts")})
-        timeouts = sum(share["timeouts"] for share in shares)
-        line["reward/timeouts"] = timeouts
-        line["reward/graded_by_process"] = [share["graded"] for share in shares]
+        line = timing_line(seconds, stats, update_tokens=update_tokens, timeouts=timeouts)
         if timeouts and processes.is_first():
             workdir_lib.mark_nondeterministic(self.workdir)
         self.writer.write_timing(step, line | memory_metrics())
@@ -467,20 +433,7 @@ class TrainingRun:
         every = self.config.rollout.save_every
         if not every or self.step % every or not processes.is_first():
             return
-        rows = [
-            {
-                "problem_id": graded.problem_ids[p],
-                "sample": r,
-                "attempt": attempt,
-                "gold": graded.golds[p],
-                "text": graded.texts[p][r],
-                "tokens": len(graded.token_ids[p][r]),
-                "finish_reason": graded.finish_reasons[p][r],
-                "reward": float(graded.reward_PR[p, r]),
-            }
-            for p in range(len(graded))
-            for r in range(graded.reward_PR.shape[1])
-        ]
+        rows = rollout_rows(graded, attempt=attempt)
         workdir_lib.write_rollouts(self.workdir, self.step, rows, append=attempt > 0)
 
     def write_stages(self) -> None:
@@ -512,10 +465,3 @@ class TrainingRun:
         """A whole checkpoint of the step whose beginning `mark` is, unless it is there already."""
         if self.checkpointer.newest_saved != mark.step:
             self.checkpointer.save(mark.step, state, mark.host_state())
-
-
-def _stage_from(fields: dict[str, Any]) -> StageState:
-    fields = dict(fields)
-    for name in ("dropped_ids", "decisions"):
-        fields[name] = tuple(fields[name])
-    return StageState(**fields)

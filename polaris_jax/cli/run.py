@@ -31,7 +31,7 @@ def run_command(command: Callable[[], int]) -> int:
         return 0
     except KeyboardInterrupt:
         print("interrupted; rerun the same command to go on", file=sys.stderr)
-        return 130
+        return _failed(130)
     except BrokenPipeError:
         return 1
     except Exception as error:
@@ -41,7 +41,16 @@ def run_command(command: Callable[[], int]) -> int:
 
         end_after_peer_loss(error)
         print_error(_describe(error))
-        return 2 if isinstance(error, ConfigError | FileNotFoundError | ValueError) else 1
+        bad_input = isinstance(error, ConfigError | FileNotFoundError | ValueError)
+        return _failed(2 if bad_input else 1)
+
+
+def _failed(status: int) -> int:
+    """`status`; one of several processes ends right here, without waiting for the others."""
+    from polaris_jax.processes import leave
+
+    leave(status)
+    return status
 
 
 def _describe(error: Exception) -> str:
