@@ -36,7 +36,7 @@ MODEL = ModelConfig(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="rollout speed of the demo's model")
     for name, default in (
         ("slots", 128),
         ("prompts", 32),

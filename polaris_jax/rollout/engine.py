@@ -12,9 +12,8 @@ the same `generate`, and reserves the pages itself.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +21,11 @@ import numpy as np
 from jax import Array
 
 from polaris_jax.models import ModelConfig, Qwen
-from polaris_jax.rollout import paged_kv
-from polaris_jax.rollout.page_allocator import TRASH_PAGE, PageAllocator
+from polaris_jax.rollout import paged_kv, programs
+from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig, compact
 from polaris_jax.rollout.paged_kv import Pool, pages_for
-from polaris_jax.rollout.sampling import (
-    MAX_STOP_TOKENS,
-    PromptParams,
-    RowParams,
-    draw_tokens,
-    row_keys,
-    row_uniforms,
-)
-
-Layout = Literal["auto", "pages", "window"]
+from polaris_jax.rollout.programs import NO_TOKEN, Packed
+from polaris_jax.rollout.sampling import MAX_STOP_TOKENS, PromptParams
 
 # Matmul rows of CPU XLA agree bit for bit between 2 and 32 rows, not with 1 or above.
 MIN_ROWS = 2
@@ -42,63 +33,6 @@ MIN_BUCKET_ROWS = 32
 # Prompt tokens of one prefill call: enough to fill matmuls, few enough that padding stays small.
 PREFILL_CALL_TOKENS = 512
 MIN_PREFILL_CHUNK = 32
-NO_TOKEN = -1
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerConfig:
-    """Sizes of the sampler.
-
-    Attributes:
-        slots: sequences decoded at once.
-        page_size: tokens of a page.
-        num_pages: pages of the pool; page 0 is not usable.
-        max_len: prompt + response tokens of a sequence at most.
-        decode_steps: decode steps of one device call.
-        prefill_chunk: tokens of a prompt that one prefill call takes at most.
-        layout: "window" gathers a row's pages once a decode call (fast on a CPU, needs room for a
-            second copy of the live rows' keys and values), "pages" reads pages in every step,
-            "auto" is "window" on a CPU.
-        dtype: of weights and pages ("float32", "bfloat16"); None: the model's own.
-    """
-
-    slots: int = 8
-    page_size: int = 16
-    num_pages: int = 512
-    max_len: int = 1024
-    decode_steps: int = 16
-    prefill_chunk: int = 128
-    layout: Layout = "auto"
-    dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("slots", "page_size", "max_len", "decode_steps", "prefill_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.num_pages < 2:
-            raise ValueError(f"num_pages={self.num_pages}: page 0 is not usable; at least 2")
-        if self.layout not in ("auto", "pages", "window"):
-            raise ValueError(f"layout={self.layout!r}: expected auto, pages or window")
-
-
-class Rows(NamedTuple):
-    """What a decode call knows of its rows, each [B].
-
-    Attributes:
-        token_B: the last token, whose keys and values are not yet in the pool.
-        position_B: its position.
-        prompt_len_B: tokens of the prompt; response positions count from here.
-        limit_B: prompt + max_tokens: no token is drawn for this position or beyond.
-        alive_B: False: the row does nothing.
-        params: sampling settings.
-    """
-
-    token_B: Any
-    position_B: Any
-    prompt_len_B: Any
-    limit_B: Any
-    alive_B: Any
-    params: RowParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,88 +80,6 @@ class Prefix:
 
 
 jax.tree_util.register_dataclass(Prefix, ["pages", "token", "length"], [])
-
-
-class DecodeState:
-    """The pool, its allocator, and the slots: what `generate` goes on from.
-
-    Slot arrays live on the host: they are small, and scheduling changes them between calls.
-    """
-
-    def __init__(self, pool: Pool, config: SamplerConfig):
-        slots = config.slots
-        self.pool = pool
-        self.allocator = PageAllocator(config.num_pages)
-        self.pages: list[list[int]] = [[] for _ in range(slots)]
-        self.table_BJ = np.zeros((slots, pages_for(config.max_len, config.page_size)), np.int32)
-
-        def zeros(dtype: Any) -> np.ndarray:
-            return np.zeros(slots, dtype)
-
-        self.rows = Rows(
-            token_B=zeros(np.int32),
-            position_B=zeros(np.int32),
-            prompt_len_B=zeros(np.int32),
-            limit_B=zeros(np.int32),
-            alive_B=zeros(bool),
-            params=RowParams(
-                temperature_B=zeros(np.float32),
-                top_p_B=zeros(np.float32),
-                top_k_B=zeros(np.int32),
-                min_p_B=zeros(np.float32),
-                seed_B=zeros(np.uint32),
-                sample_B=zeros(np.int32),
-            ),
-        )
-
-    def place(
-        self,
-        slot: int,
-        pages: list[int],
-        *,
-        last_token: int,
-        length: int,
-        prompt_len: int,
-        params: PromptParams,
-        sample: int,
-    ) -> None:
-        """Puts a sequence into a slot: its pages, and `length` tokens of which all but the last
-        are in them."""
-        self.set_pages(slot, pages)
-        rows = self.rows
-        rows.token_B[slot] = last_token
-        rows.position_B[slot] = length - 1
-        rows.prompt_len_B[slot] = prompt_len
-        rows.limit_B[slot] = prompt_len + params.max_tokens
-        rows.alive_B[slot] = True
-        rows.params.temperature_B[slot] = params.temperature
-        rows.params.top_p_B[slot] = params.top_p
-        rows.params.top_k_B[slot] = params.top_k
-        rows.params.min_p_B[slot] = params.min_p
-        rows.params.seed_B[slot] = params.seed
-        rows.params.sample_B[slot] = sample
-
-    def set_pages(self, slot: int, pages: list[int]) -> None:
-        """Makes `pages` the slot's pages, in position order."""
-        self.pages[slot] = pages
-        self.table_BJ[slot, : len(pages)] = pages
-        self.table_BJ[slot, len(pages) :] = TRASH_PAGE
-
-    def clear(self, slot: int) -> None:
-        """Empties a slot; its pages stay as they are."""
-        self.set_pages(slot, [])
-        self.rows.alive_B[slot] = False
-
-    def free(self, slot: int) -> None:
-        """Empties a slot and releases its pages."""
-        self.allocator.release(self.pages[slot])
-        self.clear(slot)
-
-    def tokens_after(self, slot: int, steps: int) -> int:
-        """Tokens that the slot's pages must hold for `steps` more steps."""
-        # The last drawn token is never put into the cache: nothing is drawn after it.
-        position, limit = int(self.rows.position_B[slot]), int(self.rows.limit_B[slot])
-        return min(position + steps, limit - 1)
 
 
 class Engine:
@@ -314,7 +166,7 @@ class Engine:
             )
         to_J = np.zeros(decode_state.table_BJ.shape[1], np.int32)
         to_J[: len(pages)] = pages
-        decode_state.pool = _move_pages(
+        decode_state.pool = programs.move_pages(
             decode_state.pool, prefix.pages, to_J, num_layers=self.model_config.num_layers
         )
         decode_state.place(
@@ -449,7 +301,9 @@ class Engine:
             part = pairs[start : start + width]
             from_to = np.zeros((2, width), np.int32)
             from_to[:, : len(part)] = np.array(part, np.int32).T
-            state.pool = _copy_pages(state.pool, *from_to, num_layers=self.model_config.num_layers)
+            state.pool = programs.copy_pages(
+                state.pool, *from_to, num_layers=self.model_config.num_layers
+            )
 
     def warm(self, params: Qwen, state: DecodeState) -> None:
         """Compiles decode for every row bucket, so that no later call has to."""
@@ -466,8 +320,8 @@ class Engine:
         stop_X: np.ndarray,
         exit_below: int,
     ) -> tuple[Pool, Packed]:
-        rows, table_BJ = _compact(state, live, bucket)
-        return _decode(
+        rows, table_BJ = compact(state, live, bucket)
+        return programs.decode(
             params,
             state.pool,
             rows,
@@ -497,7 +351,9 @@ class Engine:
                 table_BJ[row, : len(job.pages)] = job.pages
                 if done + chunk < len(job.tokens):
                     unfinished.append((job, done + chunk))
-            pool = _prefill(params, pool, token_BT, first_B, count_B, table_BJ, **self._static)
+            pool = programs.prefill(
+                params, pool, token_BT, first_B, count_B, table_BJ, **self._static
+            )
             waiting = unfinished + waiting[batch:]
         return pool
 
@@ -509,16 +365,6 @@ class PrefillJob:
     tokens: Sequence[int]
     pages: Sequence[int]
     start: int = 0
-
-
-class Packed(NamedTuple):
-    """What a decode call brings back to the host, rows as in the call."""
-
-    token_BK: Any
-    logp_BK: Any
-    count_B: Any
-    alive_B: Any
-    steps: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -554,127 +400,3 @@ def pad_stop_ids(stop_token_ids: Sequence[int]) -> np.ndarray:
     padded = np.full(MAX_STOP_TOKENS, NO_TOKEN, np.int32)
     padded[: len(stop_token_ids)] = list(stop_token_ids)
     return padded
-
-
-def _compact(state: DecodeState, live: np.ndarray, bucket: int) -> tuple[Rows, np.ndarray]:
-    """The live slots' rows, in slot order, padded with dead ones to `bucket`."""
-
-    def take(x: np.ndarray) -> np.ndarray:
-        out = np.zeros((bucket, *x.shape[1:]), x.dtype)
-        out[: len(live)] = x[live]
-        return out
-
-    return jax.tree.map(take, state.rows), take(state.table_BJ)
-
-
-_copy_pages = jax.jit(paged_kv.copy_pages, static_argnames="num_layers", donate_argnums=0)
-_move_pages = jax.jit(paged_kv.move_pages, static_argnames="num_layers", donate_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnames=("num_layers", "unroll"), donate_argnums=1)
-def _prefill(
-    model: Qwen,
-    pool: Pool,
-    token_BT: Array,
-    first_B: Array,
-    count_B: Array,
-    table_BJ: Array,
-    *,
-    num_layers: int,
-    unroll: bool,
-) -> Pool:
-    step_BT = jnp.arange(token_BT.shape[1], dtype=jnp.int32)[None]
-    attend = functools.partial(
-        paged_kv.attend_pages,
-        position_BT=first_B[:, None] + step_BT,
-        live_BT=step_BT < count_B[:, None],
-        table_BJ=table_BJ,
-        num_layers=num_layers,
-    )
-    _, pool = model.forward(token_BT, first_B[:, None] + step_BT, attend, pool, unroll=unroll)
-    return pool
-
-
-@functools.partial(
-    jax.jit, static_argnames=("steps", "layout", "num_layers", "unroll"), donate_argnums=1
-)
-def _decode(
-    model: Qwen,
-    pool: Pool,
-    rows: Rows,
-    table_BJ: Array,
-    stop_X: Array,
-    exit_below: Array,
-    *,
-    steps: int,
-    layout: str,
-    num_layers: int,
-    unroll: bool,
-) -> tuple[Pool, Packed]:
-    batch = rows.token_B.shape[0]
-    key_B = row_keys(rows.params)
-    windowed = layout == "window"
-    cache: Any = paged_kv.read_window(pool, table_BJ, num_layers=num_layers) if windowed else pool
-
-    def forward(token_B: Array, position_B: Array, alive_B: Array, cache: Any) -> Any:
-        if windowed:
-            # One window a layer: the unrolled loop's index is a Python list in disguise.
-            layers = list(cache)
-            order = iter(range(num_layers))
-
-            def attend(_: Array, q: Array, k: Array, v: Array, carry: Any) -> tuple[Array, Any]:
-                layer = next(order)
-                out_BNH, layers[layer] = paged_kv.attend_window(
-                    q[:, 0], k[:, 0], v[:, 0], layers[layer], position_B
-                )
-                return out_BNH[:, None], carry
-
-            hidden, _ = model.forward(
-                token_B[:, None], position_B[:, None], attend, None, unroll=True
-            )
-            return hidden, tuple(layers)
-        attend_fn = functools.partial(
-            paged_kv.attend_pages,
-            position_BT=position_B[:, None],
-            live_BT=alive_B[:, None],
-            table_BJ=table_BJ,
-            num_layers=num_layers,
-        )
-        return model.forward(token_B[:, None], position_B[:, None], attend_fn, cache, unroll=unroll)
-
-    def going(state: Any) -> Array:
-        i, _, _, alive_B, *_ = state
-        return (i < steps) & (jnp.sum(alive_B) >= jnp.maximum(exit_below, 1))
-
-    def step(state: Any) -> Any:
-        i, token_B, position_B, alive_B, cache, token_BK, logp_BK = state
-        hidden_BTD, cache = forward(token_B, position_B, alive_B, cache)
-        logit_BV = model.unembed(hidden_BTD)[:, 0]
-        uniform_B = row_uniforms(key_B, position_B + 1 - rows.prompt_len_B)
-        new_B, logp_B = draw_tokens(logit_BV, uniform_B, rows.params)
-        new_B = jnp.where(alive_B, new_B, token_B)
-        token_BK = token_BK.at[:, i].set(new_B)
-        logp_BK = logp_BK.at[:, i].set(jnp.where(alive_B, logp_B, 0.0))
-        position_B = position_B + alive_B
-        ended_B = jnp.any(new_B[:, None] == stop_X[None], axis=-1)
-        alive_B = alive_B & ~ended_B & (position_B + 1 < rows.limit_B)
-        return i + 1, new_B, position_B, alive_B, cache, token_BK, logp_BK
-
-    state = (
-        jnp.int32(0),
-        rows.token_B,
-        rows.position_B,
-        rows.alive_B,
-        cache,
-        jnp.full((batch, steps), NO_TOKEN, jnp.int32),
-        jnp.zeros((batch, steps), jnp.float32),
-    )
-    ran, _, position_B, alive_B, cache, token_BK, logp_BK = jax.lax.while_loop(going, step, state)
-    count_B = position_B - rows.position_B
-    if windowed:
-        pool = paged_kv.write_back(
-            pool, cache, first_B=rows.position_B, count_B=count_B, steps=steps, table_BJ=table_BJ
-        )
-    else:
-        pool = cache
-    return pool, Packed(token_BK, logp_BK, count_B, alive_B, ran)

@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from polaris_jax.models import Qwen
-from polaris_jax.rollout.engine import DecodeState, Engine, Prefix, SamplerConfig
+from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
+from polaris_jax.rollout.engine import Engine, Prefix
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.sampling import PromptParams
 

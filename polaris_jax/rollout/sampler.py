@@ -11,7 +11,8 @@ import numpy as np
 from polaris_jax.models import Qwen
 from polaris_jax.records import Response
 from polaris_jax.rollout.compile_counter import CompileCounter
-from polaris_jax.rollout.engine import Engine, PrefillJob, ResultTokens, SamplerConfig, pad_stop_ids
+from polaris_jax.rollout.decode_state import SamplerConfig
+from polaris_jax.rollout.engine import Engine, PrefillJob, ResultTokens, pad_stop_ids
 from polaris_jax.rollout.sampling import PromptParams, SamplingParams, per_prompt
 from polaris_jax.rollout.scheduler import Admission, Plan, Prompt, Scheduler
 from polaris_jax.rollout.scheduler import Sequence as Sample

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from polaris_jax.rollout import SamplerConfig, engine
+from polaris_jax.rollout import SamplerConfig, programs
+from polaris_jax.rollout.decode_state import compact
 from polaris_jax.rollout.engine import Engine, pad_stop_ids, row_buckets
 from polaris_jax.rollout.sampling import PromptParams
 from tests.rollout.rollout_cases import CONFIG, dense_logits, random_prompts, small_model
@@ -18,8 +19,8 @@ def compiled_memory(program: str, num_pages: int, layout: str):
     state = made.init_decode_state()
     model = small_model()
     if program == "decode":
-        rows, table_BJ = engine._compact(state, np.zeros(0, int), 4)
-        lowered = engine._decode.lower(
+        rows, table_BJ = compact(state, np.zeros(0, int), 4)
+        lowered = programs.decode.lower(
             model,
             state.pool,
             rows,
@@ -33,7 +34,7 @@ def compiled_memory(program: str, num_pages: int, layout: str):
     else:
         token_BT, row_B = np.zeros((4, 32), np.int32), np.zeros(4, np.int32)
         table_BJ = np.zeros((4, 8), np.int32)
-        lowered = engine._prefill.lower(
+        lowered = programs.prefill.lower(
             model, state.pool, token_BT, row_B, row_B, table_BJ, **made._static
         )
     return lowered.compile().memory_analysis()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 
@@ -68,20 +69,27 @@ def same_rollouts(actual, expected, keep=tuple(range(10))) -> float:
 
 
 def test_logprobs_are_the_trainers():
-    for prompt, group, temperature in zip(PROMPTS, reference(), TEMPERATURES, strict=True):
-        for response in group:
-            tokens = [*prompt, *response.token_ids]
-            token_BT = np.zeros((1, 64), np.int32)
-            token_BT[0, : len(tokens)] = tokens
-            logp_BT, _ = token_logprobs(
-                small_model(),
-                token_BT,
-                np.arange(64)[None],
-                (np.arange(64) < len(tokens)).astype(np.int32)[None],
-                temperature=np.float32(temperature or 1.0),
-            )
-            logp_T = np.asarray(logp_BT)[0, len(prompt) - 1 : len(tokens) - 1]
-            np.testing.assert_allclose(response.logprobs, logp_T, atol=SAMPLER_LOGPROB_ATOL)
+    rows = [
+        (prompt, response, temperature or 1.0)
+        for prompt, group, temperature in zip(PROMPTS, reference(), TEMPERATURES, strict=True)
+        for response in group
+    ]
+    token_BT = np.zeros((len(rows), 64), np.int32)
+    segment_BT = np.zeros((len(rows), 64), np.int32)
+    for row, (prompt, response, _) in enumerate(rows):
+        tokens = [*prompt, *response.token_ids]
+        token_BT[row, : len(tokens)] = tokens
+        segment_BT[row, : len(tokens)] = 1
+    logp_BT, _ = jax.jit(token_logprobs)(
+        small_model(),
+        token_BT,
+        np.broadcast_to(np.arange(64), token_BT.shape),
+        segment_BT,
+        np.array([[temperature] for _, _, temperature in rows], np.float32),
+    )
+    for row, (prompt, response, _) in enumerate(rows):
+        logp_T = np.asarray(logp_BT)[row, len(prompt) - 1 :][: len(response.token_ids)]
+        np.testing.assert_allclose(response.logprobs, logp_T, atol=SAMPLER_LOGPROB_ATOL)
 
 
 def test_greedy_equals_dense_recomputation():

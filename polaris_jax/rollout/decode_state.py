@@ -1,0 +1,164 @@
+"""The sampler's sizes, and what it goes on from: the pool, its allocator, and the slots."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from polaris_jax.rollout.page_allocator import TRASH_PAGE, PageAllocator
+from polaris_jax.rollout.paged_kv import Pool, pages_for
+from polaris_jax.rollout.sampling import PromptParams, RowParams
+
+Layout = Literal["auto", "pages", "window"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """Sizes of the sampler.
+
+    Attributes:
+        slots: sequences decoded at once.
+        page_size: tokens of a page.
+        num_pages: pages of the pool; page 0 is not usable.
+        max_len: prompt + response tokens of a sequence at most.
+        decode_steps: decode steps of one device call.
+        prefill_chunk: tokens of a prompt that one prefill call takes at most.
+        layout: "window" gathers a row's pages once a decode call (fast on a CPU, needs room for a
+            second copy of the live rows' keys and values), "pages" reads pages in every step,
+            "auto" is "window" on a CPU.
+        dtype: of weights and pages ("float32", "bfloat16"); None: the model's own.
+    """
+
+    slots: int = 8
+    page_size: int = 16
+    num_pages: int = 512
+    max_len: int = 1024
+    decode_steps: int = 16
+    prefill_chunk: int = 128
+    layout: Layout = "auto"
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "page_size", "max_len", "decode_steps", "prefill_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.num_pages < 2:
+            raise ValueError(f"num_pages={self.num_pages}: page 0 is not usable; at least 2")
+        if self.layout not in ("auto", "pages", "window"):
+            raise ValueError(f"layout={self.layout!r}: expected auto, pages or window")
+
+
+class Rows(NamedTuple):
+    """What a decode call knows of its rows, each [B].
+
+    Attributes:
+        token_B: the last token, whose keys and values are not yet in the pool.
+        position_B: its position.
+        prompt_len_B: tokens of the prompt; response positions count from here.
+        limit_B: prompt + max_tokens: no token is drawn for this position or beyond.
+        alive_B: False: the row does nothing.
+        params: sampling settings.
+    """
+
+    token_B: Any
+    position_B: Any
+    prompt_len_B: Any
+    limit_B: Any
+    alive_B: Any
+    params: RowParams
+
+
+class DecodeState:
+    """The pool, its allocator, and the slots: what `generate` goes on from.
+
+    Slot arrays live on the host: they are small, and scheduling changes them between calls.
+    """
+
+    def __init__(self, pool: Pool, config: SamplerConfig):
+        slots = config.slots
+        self.pool = pool
+        self.allocator = PageAllocator(config.num_pages)
+        self.pages: list[list[int]] = [[] for _ in range(slots)]
+        self.table_BJ = np.zeros((slots, pages_for(config.max_len, config.page_size)), np.int32)
+
+        def zeros(dtype: Any) -> np.ndarray:
+            return np.zeros(slots, dtype)
+
+        self.rows = Rows(
+            token_B=zeros(np.int32),
+            position_B=zeros(np.int32),
+            prompt_len_B=zeros(np.int32),
+            limit_B=zeros(np.int32),
+            alive_B=zeros(bool),
+            params=RowParams(
+                temperature_B=zeros(np.float32),
+                top_p_B=zeros(np.float32),
+                top_k_B=zeros(np.int32),
+                min_p_B=zeros(np.float32),
+                seed_B=zeros(np.uint32),
+                sample_B=zeros(np.int32),
+            ),
+        )
+
+    def place(
+        self,
+        slot: int,
+        pages: list[int],
+        *,
+        last_token: int,
+        length: int,
+        prompt_len: int,
+        params: PromptParams,
+        sample: int,
+    ) -> None:
+        """Puts a sequence into a slot: its pages, and `length` tokens of which all but the last
+        are in them."""
+        self.set_pages(slot, pages)
+        rows = self.rows
+        rows.token_B[slot] = last_token
+        rows.position_B[slot] = length - 1
+        rows.prompt_len_B[slot] = prompt_len
+        rows.limit_B[slot] = prompt_len + params.max_tokens
+        rows.alive_B[slot] = True
+        rows.params.temperature_B[slot] = params.temperature
+        rows.params.top_p_B[slot] = params.top_p
+        rows.params.top_k_B[slot] = params.top_k
+        rows.params.min_p_B[slot] = params.min_p
+        rows.params.seed_B[slot] = params.seed
+        rows.params.sample_B[slot] = sample
+
+    def set_pages(self, slot: int, pages: list[int]) -> None:
+        """Makes `pages` the slot's pages, in position order."""
+        self.pages[slot] = pages
+        self.table_BJ[slot, : len(pages)] = pages
+        self.table_BJ[slot, len(pages) :] = TRASH_PAGE
+
+    def clear(self, slot: int) -> None:
+        """Empties a slot; its pages stay as they are."""
+        self.set_pages(slot, [])
+        self.rows.alive_B[slot] = False
+
+    def free(self, slot: int) -> None:
+        """Empties a slot and releases its pages."""
+        self.allocator.release(self.pages[slot])
+        self.clear(slot)
+
+    def tokens_after(self, slot: int, steps: int) -> int:
+        """Tokens that the slot's pages must hold for `steps` more steps."""
+        # The last drawn token is never put into the cache: nothing is drawn after it.
+        position, limit = int(self.rows.position_B[slot]), int(self.rows.limit_B[slot])
+        return min(position + steps, limit - 1)
+
+
+def compact(state: DecodeState, live: np.ndarray, bucket: int) -> tuple[Rows, np.ndarray]:
+    """The live slots' rows, in slot order, padded with dead ones to `bucket`."""
+
+    def take(x: np.ndarray) -> np.ndarray:
+        out = np.zeros((bucket, *x.shape[1:]), x.dtype)
+        out[: len(live)] = x[live]
+        return out
+
+    return jax.tree.map(take, state.rows), take(state.table_BJ)
