@@ -417,14 +417,19 @@ class TrainingRun:
     def write_timing(self, step: int, sampler: Sampler) -> None:
         """One line of timing.jsonl: wall clock, throughput, memory, time-outs."""
         seconds, self._seconds = self._seconds, defaultdict(float)
-        stats, graded = sampler.stats(), Counter(self.grader.stats())
+        stats = sampler.stats()
         sampler.reset_stats()
-        timeouts = graded["timeouts"] - self._timeouts_seen
+        graded = Counter(self.grader.stats())
+        grading = graded - self._graded_before
         update_tokens = self.counts["update_tokens"] - self._update_tokens_seen
-        self._timeouts_seen = graded["timeouts"]
+        self._graded_before = graded
         self._update_tokens_seen = self.counts["update_tokens"]
-        line = timing_line(seconds, stats, update_tokens=update_tokens, timeouts=timeouts)
-        if timeouts and processes.is_first():
+        shares = processes.gather_objects(dict(grading))
+        grading = sum((Counter(share) for share in shares), Counter())
+        line = timing_line(seconds, stats, update_tokens=update_tokens, grading=grading)
+        line["reward/graded_by_process"] = [share.get("graded", 0) for share in shares]
+        line["reward/graded_by_process"] = processes.gather_objects(grading["graded"])
+        if grading["timeouts"] and processes.is_first():
             workdir_lib.mark_nondeterministic(self.workdir)
         self.writer.write_timing(step, line | memory_metrics())
 

@@ -15,7 +15,13 @@ from polaris_jax.progress import Progress
 from polaris_jax.report.figures import difficulty_figure
 from polaris_jax.runs.policy import open_policy
 from polaris_jax.runs.progress_file import ProgressFile
-from polaris_jax.session import base_model_config, check_positions, source_problems
+from polaris_jax.session import (
+    base_model_config,
+    check_positions,
+    fitting,
+    load_base_tokenizer,
+    source_problems,
+)
 from polaris_jax.stages.difficulty import curate, pass_rate_histogram, shape_name
 from polaris_jax.workdir import ensure_workdir, write_json
 
@@ -34,6 +40,8 @@ def calibrate(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[s
     section = config.calibrate
     budget = section.max_response_tokens or config.stages[0].max_response_tokens
     problems, origin = source_problems(config, workdir, progress)
+    tokenizer = load_base_tokenizer(config)
+    problems = fitting(problems, config, tokenizer=tokenizer, progress=progress)
     check_positions(config, base_model_config(config, workdir, progress), progress)
     progress.line(f"calibrating {len(problems)} problems from {origin}")
     identity = {

@@ -19,7 +19,7 @@ from polaris_jax.report.figures import evaluation_figure
 from polaris_jax.runs.convert import load_any
 from polaris_jax.runs.policy import open_policy
 from polaris_jax.runs.progress_file import ProgressFile
-from polaris_jax.session import evaluation_problems, load_base, yarn_scaling
+from polaris_jax.session import evaluation_problems, fitting, load_base, yarn_scaling
 from polaris_jax.workdir import ensure_workdir, write_json
 
 BATCH_PROMPTS = 128
@@ -61,6 +61,7 @@ def evaluate(
             "blog's figures"
         )
     weights = _weights(config, workdir, checkpoint, progress)
+    problems = fitting(problems, config, tokenizer=weights[1], progress=progress)
     prefix = f"{tag}_" if tag else ""
     results = {}
     for yarn in {"off": [False], "on": [True], "both": [False, True]}[section.yarn]:

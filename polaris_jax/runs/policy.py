@@ -56,14 +56,6 @@ class Policy:
         )
         return grade(self._grader, rollouts, mode=mode)
 
-    def fitting(self, problems: Sequence[Problem]) -> list[Problem]:
-        """The problems whose prompt is within data.max_prompt_tokens; the rest is left out."""
-        batch = prompt_batch(
-            problems, tokenizer=self._tokenizer, prompt_suffix=self._config.data.prompt_suffix
-        )
-        limit = self._config.data.max_prompt_tokens
-        return [p for p, ids in zip(problems, batch.prompts, strict=True) if len(ids) <= limit]
-
 
 @contextlib.contextmanager
 def open_policy(

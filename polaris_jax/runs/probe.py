@@ -19,7 +19,9 @@ from polaris_jax.runs.progress_file import ProgressFile
 from polaris_jax.session import (
     base_model_config,
     check_positions,
+    fitting,
     fold_seed,
+    load_base_tokenizer,
     training_problems,
 )
 from polaris_jax.workdir import ensure_workdir, write_json
@@ -37,6 +39,8 @@ def probe(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[str, 
     section = config.probe
     budget = section.max_response_tokens or config.stages[0].max_response_tokens
     problems, origin = training_problems(config, workdir, progress)
+    tokenizer = load_base_tokenizer(config)
+    problems = fitting(problems, config, tokenizer=tokenizer, progress=progress)
     check_positions(config, base_model_config(config, workdir, progress), progress)
     order = np.random.default_rng(fold_seed(config.seed, "probe set")).permutation(len(problems))
     problems = [problems[i] for i in order[: section.problems]]

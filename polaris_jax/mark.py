@@ -1,0 +1,44 @@
+"""The host side of a checkpoint: what a resume needs besides the device state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from polaris_jax.batch import RescueBuffer
+from polaris_jax.records import StageState
+from polaris_jax.stages.difficulty import AccuracyTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """Host state as it was when a step began; cheap to take, since tables are copied shallowly."""
+
+    step: int
+    stage: StageState
+    loader: dict[str, Any]
+    stage_records: tuple[dict[str, Any], ...]
+    accuracy: AccuracyTable
+    sink: RescueBuffer
+    counts: dict[str, int]
+
+    def host_state(self) -> dict[str, Any]:
+        """The same as JSON-able values, for `Checkpointer.save`."""
+        return {
+            "step": self.step,
+            "stage": dataclasses.asdict(self.stage),
+            "stage_records": list(self.stage_records),
+            "accuracy": self.accuracy.state_dict(),
+            "sink": self.sink.state_dict(),
+            "loader": self.loader,
+            "counts": self.counts,
+        }
+
+
+def stage_from(fields: Mapping[str, Any]) -> StageState:
+    """A `StageState` from what `Mark.host_state` made of it."""
+    restored = dict(fields)
+    for name in ("dropped_ids", "decisions"):
+        restored[name] = tuple(restored[name])
+    return StageState(**restored)

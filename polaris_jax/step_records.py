@@ -1,0 +1,72 @@
+"""What a step of training leaves on disk and on the screen, as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from polaris_jax.metrics import value_of
+from polaris_jax.records import Graded
+
+GRADER_STATS = ("graded", "timeouts", "crashes")
+SAMPLER_STATS = ("slot_occupancy", "pages_peak", "preemptions", "prefix_hits", "compiles")
+
+
+def rollout_rows(graded: Graded, *, attempt: int) -> list[dict[str, Any]]:
+    """Rows of rollouts/step_N.jsonl: every response as sampled and graded."""
+    return [
+        {
+            "problem_id": graded.problem_ids[p],
+            "sample": r,
+            "attempt": attempt,
+            "gold": graded.golds[p],
+            "text": graded.texts[p][r],
+            "tokens": len(graded.token_ids[p][r]),
+            "finish_reason": graded.finish_reasons[p][r],
+            "reward": float(graded.reward_PR[p, r]),
+        }
+        for p in range(len(graded))
+        for r in range(graded.reward_PR.shape[1])
+    ]
+
+
+def timing_line(
+    seconds: Mapping[str, float],
+    stats: Mapping[str, float],
+    *,
+    update_tokens: int,
+    grading: Mapping[str, int],
+) -> dict[str, Any]:
+    """A step's timing.jsonl line: seconds a phase, tokens a second, the sampler's counts.
+
+    Args:
+        seconds: by phase.
+        stats: `Sampler.stats()` of this step alone.
+        update_tokens: response tokens of this step's update.
+        grading: `Grader.stats()` of this step alone, summed over processes.
+    """
+    line: dict[str, Any] = {f"time/{name}_s": value for name, value in seconds.items()}
+    if seconds.get("rollout"):
+        line["throughput/rollout_tokens_per_s"] = stats["response_tokens"] / seconds["rollout"]
+    if seconds.get("update") and update_tokens:
+        line["throughput/update_tokens_per_s"] = update_tokens / seconds["update"]
+    line |= {f"sampler/{name}": stats[name] for name in SAMPLER_STATS}
+    return line | {f"reward/{name}": grading[name] for name in GRADER_STATS}
+
+
+def step_text(step: int, metrics: Mapping[str, Any]) -> str:
+    """The line that a person reads after a step."""
+
+    def number(name: str, form: str) -> str:
+        value = value_of(metrics.get(name))
+        return "-" if value is None else format(value, form)
+
+    return (
+        f"step {step}: reward {number('rollout/reward_mean', '.3f')}  "
+        f"informative {number('rollout/informative_share', '.0%')}  "
+        f"length {number('rollout/mean_length', '.0f')}  "
+        f"clipped {number('rollout/clip_ratio', '.0%')}  "
+        f"entropy {number('update/entropy', '.3f')}  "
+        f"rescued {number('batch/rescued_groups', 'd')}  "
+        f"substituted {number('batch/substituted_groups', 'd')}"
+    )
