@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     """Two stages with more budget and more heat, on two CPU cores."""
     config = default_config()
 
-    config.warmstart.steps = 450
+    config.warmstart.steps = 600
+    config.warmstart.batch_size = 32
     config.warmstart.slip_rate = 0.35
     config.data.arithmetic.train = 320
     config.data.arithmetic.held_out = 256
