@@ -284,9 +284,10 @@ def gguf_tokenizer(file: Path | GgufFile) -> PreTrainedTokenizerFast:
 def _backend(tokens: list[str], merges: list[str], *, pre: str | None, where: str) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+    pairs = [merge.partition(" ") for merge in merges]
     model = models.BPE(
         vocab={token: i for i, token in enumerate(tokens)},
-        merges=[tuple(merge.split(" ", 1)) for merge in merges],
+        merges=[(first, second) for first, _, second in pairs],
         ignore_merges=pre in _WHOLE_WORDS_PRE,
     )
     backend = Tokenizer(model)

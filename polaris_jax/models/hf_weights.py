@@ -194,8 +194,8 @@ def _load_param(
     dtype: np.dtype,
     sharding: Sharding | None,
 ) -> Array:
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        """The part of the stacked parameter that one device holds."""
+    def read(index: Any) -> np.ndarray:
+        """The part of the stacked parameter that one device holds; `index` is a tuple of slices."""
         if not path.startswith("layers/"):
             return from_hf(path, weights.read(hf_name(path)), config)[index].astype(dtype)
         layers = range(shape[0])[index[0]]

@@ -243,6 +243,7 @@ def test_smollm2_as_a_directory_gives_transformers_the_stored_logits(tmp_path):
         np.testing.assert_allclose(got, want, rtol=0, atol=SMOLLM2_LOGIT_ATOL)
 
 
+@pytest.mark.slow
 def test_qwen_tokenizer_equals_the_checkpoint_own_one(tmp_path):
     """The vocabulary of R1-Distill-Qwen through a GGUF file gives the ids of its tokenizer.json."""
     shared = Path(os.environ.get("POLARIS_SHARED", Path(__file__).parents[3] / "shared"))
