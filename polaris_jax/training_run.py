@@ -21,6 +21,7 @@ import numpy as np
 
 from polaris_jax import processes
 from polaris_jax import workdir as workdir_lib
+from polaris_jax.base_model import base_model_config, check_positions, load_base, yarn_scaling
 from polaris_jax.batch import (
     RescueBuffer,
     Substitution,
@@ -42,19 +43,15 @@ from polaris_jax.rollout import Sampler
 from polaris_jax.rollout.weight_sync import local_weights
 from polaris_jax.session import (
     TOKENIZER,
-    base_model_config,
-    check_positions,
     evaluation_problems,
     fitting,
     fold_seed,
     grade,
-    load_base,
     make_grader,
     make_sampler,
     prompt_batch,
     sample,
     training_problems,
-    yarn_scaling,
 )
 from polaris_jax.sharding import make_mesh
 from polaris_jax.signals import StopRequest
@@ -428,7 +425,6 @@ class TrainingRun:
         grading = sum((Counter(share) for share in shares), Counter())
         line = timing_line(seconds, stats, update_tokens=update_tokens, grading=grading)
         line["reward/graded_by_process"] = [share.get("graded", 0) for share in shares]
-        line["reward/graded_by_process"] = processes.gather_objects(grading["graded"])
         if grading["timeouts"] and processes.is_first():
             workdir_lib.mark_nondeterministic(self.workdir)
         self.writer.write_timing(step, line | memory_metrics())
