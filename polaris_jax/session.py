@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,22 +15,17 @@ import jax
 import numpy as np
 
 from polaris_jax import processes
-from polaris_jax.config import ConfigError, RunConfig, YarnSection
-from polaris_jax.data.arithmetic import arithmetic_problems, supervised_examples
+from polaris_jax.config import ConfigError, RunConfig
+from polaris_jax.data.arithmetic import arithmetic_problems
 from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import read_problems
-from polaris_jax.data.prompts import render_example, render_prompt
-from polaris_jax.data.tiny_tokenizer import build_tokenizer
-from polaris_jax.models import ModelConfig, Qwen, RopeScaling, load_pretrained, save_pretrained
-from polaris_jax.models.hf_weights import load_config
-from polaris_jax.models.tokenizer import load_tokenizer
+from polaris_jax.data.prompts import render_prompt
+from polaris_jax.models import Qwen
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, Problem, PromptBatch, Response, Rollouts
 from polaris_jax.reward import Grader
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
-from polaris_jax.train.warmstart import warm_start
 
-WARMSTART_DIR = "base_model"
 TOKENIZER = "tokenizer"  # beside the checkpoints that it belongs to
 
 
@@ -40,132 +33,6 @@ def fold_seed(*parts: Any) -> int:
     """A 31-bit seed from a run seed, a step, an id, ...: the same parts give the same seed."""
     text = json.dumps([str(part) for part in parts])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
-
-
-def base_path(config: RunConfig, workdir: Path, progress: Progress) -> str:
-    """Where the base weights lie; the warm start makes them when the config asks for one.
-
-    Raises:
-        ConfigError: neither `model.path` nor a warm start is configured.
-    """
-    if config.model.path:
-        return config.model.path
-    if config.warmstart.steps == 0:
-        raise ConfigError(
-            "model.path='': no weights; name a Hugging Face directory, a Hub id or a GGUF file, "
-            "or set warmstart.steps to make a small model on the spot"
-        )
-    path = workdir / WARMSTART_DIR
-    processes.first_does(lambda: _make_warmstart(config, path, progress), "warm start")
-    return str(path)
-
-
-def _make_warmstart(config: RunConfig, path: Path, progress: Progress) -> None:
-    """Trains the small base model by supervision, unless it is already there and whole."""
-    section, done = config.warmstart, path / "warmstart.json"
-    identity = json.loads(json.dumps(dataclasses.asdict(section)))
-    if done.exists() and json.loads(done.read_text())["warmstart"] == identity:
-        return
-    tokenizer = build_tokenizer()
-    model_config = ModelConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=section.hidden_size,
-        intermediate_size=section.intermediate_size,
-        num_layers=section.num_layers,
-        num_heads=section.num_heads,
-        num_kv_heads=section.num_kv_heads,
-        head_dim=section.head_dim,
-        rope_theta=1e4,
-        rms_norm_eps=1e-6,
-        max_position_embeddings=section.max_position_tokens,
-        tie_embeddings=True,
-        qkv_bias=False,
-        qk_norm=True,
-    )
-    suffix = config.data.prompt_suffix
-    examples = [
-        render_example(tokenizer, problem.problem, completion, suffix=suffix)
-        for problem, completion in supervised_examples(
-            section.examples, seed=section.seed, slip_rate=section.slip_rate
-        )
-    ]
-    model = Qwen.init(model_config, jax.random.key(section.seed))
-    progress.line(
-        f"warm start: {section.steps} supervised steps on {len(examples)} worked solutions, "
-        f"{model_config.num_parameters:,} parameters"
-    )
-    with progress.phase("warm start", section.steps) as phase:
-        model = warm_start(
-            model,
-            examples,
-            section,
-            on_step=lambda step, loss: phase.advance_to(step + 1, f"loss {loss:.3f}"),
-        )
-    save_pretrained(model, path, tokenizer=tokenizer)
-    partial = path / "warmstart.json.partial"
-    partial.write_text(json.dumps({"warmstart": identity}, sort_keys=True))
-    os.replace(partial, done)
-
-
-def load_base_tokenizer(config: RunConfig) -> Any:
-    """The tokenizer of the base model, without its weights."""
-    return load_tokenizer(config.model.path) if config.model.path else build_tokenizer()
-
-
-def load_base(config: RunConfig, workdir: Path, progress: Progress) -> tuple[Qwen, Any]:
-    """The fp32 base model and its tokenizer."""
-    return load_with_tokenizer(base_path(config, workdir, progress), dtype="float32")
-
-
-def load_with_tokenizer(path: str, *, dtype: str) -> tuple[Qwen, Any]:
-    """`load_pretrained` where the tokenizer is needed: without one it raises."""
-    model, tokenizer = load_pretrained(path, dtype=dtype)
-    return model, load_tokenizer(path) if tokenizer is None else tokenizer
-
-
-def base_model_config(config: RunConfig, workdir: Path, progress: Progress) -> ModelConfig:
-    """The base model's architecture, read without its weights."""
-    return load_config(base_path(config, workdir, progress))
-
-
-def yarn_scaling(yarn: YarnSection, factor: float) -> RopeScaling | None:
-    """The run's rotary scaling at `factor`; None at 1 (no change)."""
-    if factor == 1.0:
-        return None
-    return RopeScaling(
-        rope_type="yarn",
-        factor=factor,
-        original_max_position_embeddings=yarn.original_max_position_embeddings,
-        attention_factor=yarn.attention_factor,
-        beta_fast=yarn.beta_fast,
-        beta_slow=yarn.beta_slow,
-    )
-
-
-def check_positions(config: RunConfig, model: ModelConfig, progress: Progress) -> None:
-    """Checks every stage's prompt + budget against the position limit, before weights are read.
-
-    Raises:
-        ConfigError: a stage exceeds the limit: `model.max_position_tokens`, or, when that is 0,
-            the checkpoint's own positions times the stage's rope_factor.
-    """
-    for i, stage in enumerate(config.stages):
-        needed = config.data.max_prompt_tokens + stage.max_response_tokens
-        own = int(model.max_position_embeddings * stage.rope_factor)
-        if needed <= own:
-            continue
-        if needed > (config.model.max_position_tokens or own):
-            raise ConfigError(
-                f"stages[{i}].max_response_tokens={stage.max_response_tokens}: with "
-                f"data.max_prompt_tokens={config.data.max_prompt_tokens} a sequence may reach "
-                f"{needed} positions, over the checkpoint's {own}; lower the budget, raise "
-                f"stages[{i}].rope_factor, or set model.max_position_tokens={needed} to go beyond"
-            )
-        progress.line(
-            f"warning: stages[{i}] may reach {needed} positions, past the checkpoint's {own} "
-            "without YaRN; model.max_position_tokens allows it"
-        )
-        return
 
 
 def stop_token_ids(tokenizer: Any) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from polaris_jax.base_model import yarn_scaling
 from polaris_jax.config import ConfigError
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.explore import Candidate, next_temperature
@@ -20,7 +21,7 @@ from polaris_jax.explore.temperature import candidate_temperatures, measure_cand
 from polaris_jax.models import Qwen
 from polaris_jax.records import StageState
 from polaris_jax.rollout import Sampler
-from polaris_jax.session import fold_seed, grade, make_sampler, prompt_batch, sample, yarn_scaling
+from polaris_jax.session import fold_seed, grade, make_sampler, prompt_batch, sample
 from polaris_jax.train.state import TrainState
 from polaris_jax.training_run import TrainingRun
 

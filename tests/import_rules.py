@@ -22,6 +22,7 @@ RANKS = {
     "cli": CLI,
     "loop": COMPOSITIONS,
     "runs": COMPOSITIONS,
+    "base_model": COMPOSITIONS,
     "session": COMPOSITIONS,
     "stage_entry": COMPOSITIONS,
     "training_run": COMPOSITIONS,

@@ -9,19 +9,14 @@ from typing import Any
 import numpy as np
 
 from polaris_jax import processes
+from polaris_jax.base_model import base_model_config, check_positions, load_base_tokenizer
 from polaris_jax.config import RunConfig, config_fields
 from polaris_jax.data.problems import write_problems
 from polaris_jax.progress import Progress
 from polaris_jax.report.figures import difficulty_figure
 from polaris_jax.runs.policy import open_policy
 from polaris_jax.runs.progress_file import ProgressFile
-from polaris_jax.session import (
-    base_model_config,
-    check_positions,
-    fitting,
-    load_base_tokenizer,
-    source_problems,
-)
+from polaris_jax.session import fitting, source_problems
 from polaris_jax.stages.difficulty import curate, pass_rate_histogram, shape_name
 from polaris_jax.workdir import ensure_workdir, write_json
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from polaris_jax import processes
+from polaris_jax.base_model import load_base, yarn_scaling
 from polaris_jax.config import ConfigError, RunConfig, config_fields
 from polaris_jax.evaluate.budget_curve import budget_curve, default_budgets
 from polaris_jax.evaluate.estimators import avg_at_k, pass_at_k
@@ -19,7 +20,7 @@ from polaris_jax.report.figures import evaluation_figure
 from polaris_jax.runs.convert import load_any
 from polaris_jax.runs.policy import open_policy
 from polaris_jax.runs.progress_file import ProgressFile
-from polaris_jax.session import evaluation_problems, fitting, load_base, yarn_scaling
+from polaris_jax.session import evaluation_problems, fitting
 from polaris_jax.workdir import ensure_workdir, write_json
 
 BATCH_PROMPTS = 128

@@ -10,13 +10,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from polaris_jax.base_model import load_base
 from polaris_jax.config import RunConfig
 from polaris_jax.models import Qwen, RopeScaling
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, Problem
 from polaris_jax.reward import Grader
 from polaris_jax.rollout import Sampler
-from polaris_jax.session import grade, load_base, make_grader, make_sampler, prompt_batch, sample
+from polaris_jax.session import grade, make_grader, make_sampler, prompt_batch, sample
 
 
 class Policy:

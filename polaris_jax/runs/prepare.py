@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from polaris_jax.base_model import load_base_tokenizer
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import read_problems, write_problems
 from polaris_jax.progress import Progress
 from polaris_jax.records import Problem
-from polaris_jax.session import load_base_tokenizer, training_problems
+from polaris_jax.session import training_problems
 from polaris_jax.workdir import ensure_workdir, write_json
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from polaris_jax import processes
+from polaris_jax.base_model import base_model_config, check_positions, load_base_tokenizer
 from polaris_jax.config import RunConfig, config_fields
 from polaris_jax.explore import find_zones
 from polaris_jax.explore.temperature import measure_candidate
@@ -16,14 +17,7 @@ from polaris_jax.progress import Progress
 from polaris_jax.report.figures import probe_figure
 from polaris_jax.runs.policy import open_policy
 from polaris_jax.runs.progress_file import ProgressFile
-from polaris_jax.session import (
-    base_model_config,
-    check_positions,
-    fitting,
-    fold_seed,
-    load_base_tokenizer,
-    training_problems,
-)
+from polaris_jax.session import fitting, fold_seed, training_problems
 from polaris_jax.workdir import ensure_workdir, write_json
 
 
