@@ -20,6 +20,7 @@ from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import WarmstartSection
 from polaris_jax.data.prompts import render_example
 from polaris_jax.data.tiny_tokenizer import build_tokenizer
+from polaris_jax.manifest import read_manifest
 from polaris_jax.models import ModelConfig, Qwen, save_pretrained
 from polaris_jax.train.warmstart import warm_start
 
@@ -123,13 +124,13 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> str:
 
 
 def final_leaves(workdir: Path) -> dict[str, np.ndarray]:
-    """Every array of the newest whole checkpoint, by name."""
-    import orbax.checkpoint as ocp
-
-    step = Checkpointer(workdir / "checkpoints").latest()
+    """Every array of the newest whole checkpoint, by name; however many processes saved it."""
+    checkpointer = Checkpointer(workdir / "checkpoints")
+    step = checkpointer.latest()
     assert step is not None
-    path = workdir / "checkpoints" / str(step) / "arrays"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-        tree = orbax.restore(path)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in leaves}
+    arrays = read_manifest(workdir / "checkpoints" / str(step))["arrays"]
+    abstract = {
+        name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (dtype, shape) in arrays.items()
+    }
+    restored, _ = checkpointer.restore(step, abstract)
+    return {name: np.asarray(leaf) for name, leaf in restored.items()}
