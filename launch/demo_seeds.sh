@@ -15,6 +15,10 @@ run() {
   .venv/bin/python -m polaris_jax "$command" --config=configs/tiny_cpu.py --workdir="$workdir" \
     --config.seed="$seed" --config.warmstart.seed="$seed" "$@"
 }
+# What a rerun finds in place stays as it is.
+take() {
+  [[ -e $2/$(basename "$1") ]] || cp -r "$1" "$2/"
+}
 for seed in 0 1 2; do
   polaris=$root/polaris-$seed
   plain=$root/plain-$seed
@@ -23,8 +27,10 @@ for seed in 0 1 2; do
 
   tokens=$(.venv/bin/python launch/demo_seeds.py tokens "$polaris")
   mkdir -p "$plain" "$control"
-  cp -r --update=none "$polaris/base_model" "$plain/"
-  cp -r --update=none "$polaris/base_model" "$polaris/curated.parquet" "$polaris/probe.json" "$control/"
+  take "$polaris/base_model" "$plain"
+  for name in base_model curated.parquet probe.json; do
+    take "$polaris/$name" "$control"
+  done
 
   off=(--config.batch.rescue=False --config.batch.substitute=False
     --config.stages[0].temperature_rule=fixed --config.stages[0].temperature=1.0

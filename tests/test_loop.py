@@ -104,7 +104,7 @@ def interrupted(base, workdir: Path, whole: Path, *, kills: int, seed: int) -> N
         wait_for(workdir, process, goal)
         time.sleep(pick.uniform(0, 0.8))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
     out = finish(start_train(workdir, flags(*base)))
     resumed = [line for line in out.splitlines() if line.startswith("resumed at step")]
     assert len(resumed) == 1
