@@ -29,7 +29,7 @@ from polaris_jax.records import Graded, StageState
 from polaris_jax.rollout import RolloutAborted, Sampler
 from polaris_jax.signals import StopRequest
 from polaris_jax.stage_entry import enter_stage
-from polaris_jax.stages.controller import StepStats, observe
+from polaris_jax.stages.controller import StepStats, observe, stage_ended
 from polaris_jax.training_run import StartAt, TrainingRun
 
 
@@ -67,14 +67,29 @@ def train(
         RuntimeError: too many non-finite updates in a row, or too large a log-prob gap.
     """
     with TrainingRun(config, workdir, progress=progress, overwrite=overwrite, start=start) as run:
-        stage, state, loader, sampler = run.resumed or enter_stage(
-            run, run.first_stage, run.state, left=run.left
-        )
-        mark = run.mark(stage, loader)  # always that of the present step's beginning
         first_step = run.step
+        if run.resumed is None:
+            stage, state, loader, sampler = enter_stage(
+                run, run.first_stage, run.state, left=run.left
+            )
+        else:
+            stage, state, loader, sampler = run.resumed
+        mark = run.mark(stage, loader)  # always of a step's end: what an abandoned one falls to
         while not stage.finished and not processes.any_process(stop.requested):
             step = run.step
             try:
+                if stage_ended(stage, config.stages):  # one transaction, repeated after a stop
+                    stage, state, loader, sampler = enter_stage(
+                        run,
+                        stage.stage + 1,
+                        state,
+                        left=stage,
+                        loader=loader,
+                        sampler=sampler,
+                        stop=stop,
+                    )
+                    mark = run.mark(stage, loader)
+                    run.save(state, mark, replace=True)
                 graded, metrics = visit(run, sampler, loader, stage, stop)
                 graded, swapped = make_informative(run, graded, sampler, loader, stage, stop)
             except RolloutAborted:
@@ -86,19 +101,18 @@ def train(
                     sampler.update_weights(run.published(state))
                 metrics |= update_metrics
             stats = StepStats(entropy=value_of(metrics.get("update/entropy")))
-            stage, stage_ended = observe(stage, stats, config.stages)
+            stage, _ = observe(stage, stats, config.stages)
             stage = run.within_tokens(stage)
             metrics |= run.evaluate(state, sampler, step)
             run.write_metrics(step, metrics)
             run.check_health(step, state, metrics)
             run.step = step + 1
-            if stage_ended:  # one transaction: nothing is saved between the end and the entry
-                stage, state, loader, sampler = enter_stage(
-                    run, stage.stage + 1, state, left=stage, loader=loader, sampler=sampler
-                )
+            ended = stage.finished or stage_ended(stage, config.stages)
+            if ended:
+                run.close_stage_record(step)
             mark = run.mark(stage, loader)
             with run.timer("save"):
-                if stage_ended or run.step % config.checkpoint.every_steps == 0:
+                if run.step % config.checkpoint.every_steps == 0 and not ended:
                     run.save(state, mark)
             run.write_timing(step, sampler)
         run.save(state, mark)

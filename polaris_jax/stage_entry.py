@@ -22,6 +22,7 @@ from polaris_jax.models import Qwen
 from polaris_jax.records import StageState
 from polaris_jax.rollout import Sampler
 from polaris_jax.session import fold_seed, grade, make_sampler, prompt_batch, sample
+from polaris_jax.signals import StopRequest
 from polaris_jax.train.state import TrainState
 from polaris_jax.training_run import TrainingRun
 
@@ -36,28 +37,25 @@ def enter_stage(
     left: StageState | None = None,
     loader: PromptLoader | None = None,
     sampler: Sampler | None = None,
+    stop: StopRequest | None = None,
 ) -> Entry:
-    """What the next step works with, in stage `index` or, after the last one, with `finished` set.
+    """What the first step of stage `index` works with.
 
     Args:
         run: the run; its stage records and counts are brought up to date.
-        index: the stage to enter, from 0; `len(config.stages)` ends the run.
+        index: the stage to enter, from 0.
         state: as the former stage left it.
         left: the stage just ended; None at the run's first.
         loader: the former stage's.
         sampler: the former stage's, which measures the temperature candidates.
+        stop: asks to abandon the measuring.
+
+    Raises:
+        RolloutAborted: `stop` did; the stage can be entered again from the same state.
     """
     dropped, decisions = _drop_easy(run, left)
-    if left is not None and run.stage_records:
-        run.stage_records[-1]["last_step"] = run.step - 1
-    if index >= len(run.config.stages):
-        assert left is not None  # as the loop calls it
-        assert loader is not None
-        assert sampler is not None
-        run.write_stages()
-        return dataclasses.replace(left, finished=True), state, loader, sampler
     section = run.config.stages[index]
-    temperature, decision = _temperature(run, index, state, left=left, sampler=sampler)
+    temperature, decision = _temperature(run, index, state, left=left, sampler=sampler, stop=stop)
     decisions.append(decision)
 
     scaling = yarn_scaling(run.config.rope.yarn, section.rope_factor)
@@ -82,7 +80,7 @@ def enter_stage(
     )
     following = run.config.stages[index + 1 : index + 2]
     if following and following[0].temperature_rule == "match_diversity":
-        measured = measure(run, sampler, stage, temperature)
+        measured = measure(run, sampler, stage, temperature, stop=stop)
         stage = dataclasses.replace(stage, target_diversity=measured.diversity)
     run.stage_records.append(
         {
@@ -136,6 +134,7 @@ def _temperature(
     *,
     left: StageState | None,
     sampler: Sampler | None,
+    stop: StopRequest | None,
 ) -> tuple[float, dict[str, Any]]:
     section = run.config.stages[index]
     if section.temperature_rule == "fixed":
@@ -167,7 +166,7 @@ def _temperature(
         left.last_entropy,
         run.config.probe.max_candidates,
     )
-    candidates = [measure(run, sampler, left, t) for t in (left.temperature, *grid)]
+    candidates = [measure(run, sampler, left, t, stop=stop) for t in (left.temperature, *grid)]
     chosen = next_temperature(
         candidates,
         current=left.temperature,
@@ -182,7 +181,14 @@ def _decision(value: float, reason: str, table: list[Any]) -> dict[str, Any]:
     return {"kind": "temperature", "value": value, "reason": reason, "table": table}
 
 
-def measure(run: TrainingRun, sampler: Sampler, stage: StageState, temperature: float) -> Candidate:
+def measure(
+    run: TrainingRun,
+    sampler: Sampler,
+    stage: StageState,
+    temperature: float,
+    *,
+    stop: StopRequest | None,
+) -> Candidate:
     """Accuracy and diversity at a temperature, on the fixed probe set with the stage's budget."""
     section = run.config.probe
     order = np.random.default_rng(fold_seed(run.config.seed, "probe set")).permutation(
@@ -199,6 +205,7 @@ def measure(run: TrainingRun, sampler: Sampler, stage: StageState, temperature: 
         temperature=temperature,
         max_response_tokens=stage.max_response_tokens,
         seed_parts=(run.config.seed, "measure", stage.stage, f"{temperature:.4f}"),
+        should_abort=None if stop is None else lambda: stop.requested,
     )
     graded = grade(run.grader, rollouts, mode=run.config.reward.mode)
     return measure_candidate(temperature, graded.texts, graded.reward_PR)

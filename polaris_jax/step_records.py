@@ -8,6 +8,21 @@ from typing import Any
 from polaris_jax.metrics import value_of
 from polaris_jax.records import Graded
 
+# Null in the metrics of a step without an update.
+UPDATE_METRICS = (
+    "rollout/logp_gap_mean",
+    "rollout/logp_gap_max",
+    "batch/padding_share",
+    "batch/tokens",
+    "update/loss",
+    "update/grad_norm",
+    "update/entropy",
+    "update/clip_fraction_low",
+    "update/clip_fraction_high",
+    "update/clip_fraction_dual",
+    "update/ratio_mean",
+    "update/skipped",
+)
 GRADER_STATS = ("graded", "timeouts", "crashes")
 SAMPLER_STATS = ("slot_occupancy", "pages_peak", "preemptions", "prefix_hits", "compiles")
 

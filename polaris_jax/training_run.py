@@ -57,7 +57,7 @@ from polaris_jax.sharding import make_mesh
 from polaris_jax.signals import StopRequest
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
-from polaris_jax.step_records import rollout_rows, step_text, timing_line
+from polaris_jax.step_records import UPDATE_METRICS, rollout_rows, step_text, timing_line
 from polaris_jax.train.state import TrainState, init_train_state
 from polaris_jax.train.update import Updater, merge_metrics
 
@@ -407,8 +407,8 @@ class TrainingRun:
     def write_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """One line of metrics.jsonl: functions of config, data and seed alone."""
         stage = self.stage_records[-1]
-        line = {"stage": stage["stage"], "data/dropped": stage["dropped_ids_count"]} | metrics
-        self.writer.write(step, line)
+        line = {"stage": stage["stage"], "data/dropped": stage["dropped_ids_count"]}
+        self.writer.write(step, dict.fromkeys(UPDATE_METRICS) | line | metrics)
         self.progress.line(step_text(step, metrics))
 
     def write_timing(self, step: int, sampler: Sampler) -> None:
@@ -437,6 +437,11 @@ class TrainingRun:
         rows = rollout_rows(graded, attempt=attempt)
         workdir_lib.write_rollouts(self.workdir, self.step, rows, append=attempt > 0)
 
+    def close_stage_record(self, last_step: int) -> None:
+        """Notes in stages.json at which step the present stage ended."""
+        self.stage_records[-1]["last_step"] = last_step
+        self.write_stages()
+
     def write_stages(self) -> None:
         """stages.json, from the records that the checkpoint holds too."""
         if processes.is_first():
@@ -462,7 +467,7 @@ class TrainingRun:
         self.counts = Counter(host["counts"])
         self._update_tokens_seen = self.counts["update_tokens"]
 
-    def save(self, state: TrainState, mark: Mark) -> None:
-        """A whole checkpoint of the step whose beginning `mark` is, unless it is there already."""
-        if self.checkpointer.newest_saved != mark.step:
+    def save(self, state: TrainState, mark: Mark, *, replace: bool = False) -> None:
+        """A whole checkpoint of `mark`'s step, unless (or, with `replace`, even if) it is there."""
+        if replace or self.checkpointer.newest_saved != mark.step:
             self.checkpointer.save(mark.step, state, mark.host_state())

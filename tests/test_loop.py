@@ -124,7 +124,11 @@ def test_five_kills_change_nothing(base, whole, tmp_path, seed):
 
 def test_signals_leave_a_resumable_state(base, whole, tmp_path):
     workdir = tmp_path / "run"
-    for number, goal, code in ((signal.SIGTERM, 1, 0), (signal.SIGINT, 6, 130)):
+    for number, goal, code in (
+        (signal.SIGTERM, 1, 0),
+        (signal.SIGTERM, 5, 0),  # about when stage 1 is entered
+        (signal.SIGINT, 7, 130),
+    ):
         process = start_train(workdir, flags(*base))
         wait_for(workdir, process, goal)
         process.send_signal(number)
