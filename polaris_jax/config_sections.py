@@ -86,7 +86,8 @@ class StageSection:
     steps: int = 100
     max_response_tokens: int = 39_936
     temperature: float = 1.4
-    # fixed: `temperature`; probe: the workdir's probe.json; match_diversity: reset at the stage's
+    # fixed: `temperature`; probe: the workdir's probe.json (without one `temperature`, with a
+    # warning); match_diversity: reset at the stage's
     # start so that diversity regains what it was at the former stage's start
     temperature_rule: Literal["fixed", "probe", "match_diversity"] = "fixed"
     reset_optimizer: bool = True

@@ -143,10 +143,12 @@ def _temperature(
     if section.temperature_rule == "probe":
         path = run.workdir / "probe.json"
         if not path.exists():
-            raise ConfigError(
-                f"stages[{index}].temperature_rule='probe': {path.name} is not in the workdir; "
-                "run `polaris probe` first, or use temperature_rule=fixed"
+            run.progress.line(
+                f"warning: no {path.name} in the workdir (`polaris probe` makes it); stage {index} "
+                f"begins at stages[{index}].temperature={section.temperature:g}"
             )
+            reason = f"stages[{index}].temperature, since the workdir has no {path.name}"
+            return section.temperature, _decision(section.temperature, reason, [])
         value = float(json.loads(path.read_text())["initial_temperature"])
         return value, _decision(value, "highest probed temperature in the robust zone", [])
     if left is not None and left.stage == index:

@@ -128,6 +128,15 @@ def test_start_at_a_later_stage(workdir, line, tmp_path, capsys):
     assert [s["stage"] for s in stages] == [1]
 
 
+def test_without_a_probe_the_stage_says_what_it_begins_at(line, tmp_path, capsys):
+    rule = "--config.stages[0].temperature_rule=probe"
+    assert main(["train", *line, f"--workdir={tmp_path / 'run'}", rule]) == 0
+    assert "no probe.json" in capsys.readouterr().out
+    stages = read(tmp_path / "run" / "stages.json")
+    assert stages[0]["temperature"] == 1.0
+    assert "no probe.json" in stages[0]["decisions"][0]["reason"]
+
+
 def test_convert_and_generate(workdir, tmp_path, capsys):
     export, back, again = (str(tmp_path / name) for name in ("hf", "orbax", "hf2"))
     assert main(["convert", "--from", str(workdir / "checkpoints"), "--to", export]) == 0
