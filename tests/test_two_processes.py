@@ -57,12 +57,15 @@ def alone(base, tmp_path_factory):
 class Pair:
     """`launch/local.sh --processes 2 -- train ...` and the two processes that it started."""
 
-    def __init__(self, base, workdir: Path, *, devices: int = 1, mesh: str = "fsdp=2") -> None:
+    def __init__(
+        self, base, workdir: Path, *, devices: int = 1, mesh: str = "fsdp=2", rows: int = 2
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.workdir = workdir
         fields = [f"--config.mesh.{field}" for field in mesh.split()]
+        fields.append(f"--config.batch.rows={rows}")
         self.launcher = subprocess.Popen(
             [
                 *(ROOT / "launch" / "local.sh", "--processes", "2", "--devices", str(devices)),
@@ -192,7 +195,7 @@ def test_when_the_coordinator_is_killed_the_other_ends_too(base, tmp_path):
 @pytest.mark.slow
 def test_two_processes_of_two_devices(base, alone, tmp_path):
     workdir = tmp_path / "run"
-    with Pair(base, workdir, devices=2, mesh="data=2 fsdp=2") as pair:
+    with Pair(base, workdir, devices=2, mesh="data=2 fsdp=2", rows=4) as pair:
         status, out, err = pair.outcome()
     assert status == 0, out + err
     assert_same_tokens(workdir, alone)
