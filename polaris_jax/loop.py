@@ -30,6 +30,7 @@ from polaris_jax.rollout import RolloutAborted, Sampler
 from polaris_jax.signals import StopRequest
 from polaris_jax.stage_entry import enter_stage
 from polaris_jax.stages.controller import StepStats, observe, stage_ended
+from polaris_jax.step_rules import check_health
 from polaris_jax.training_run import StartAt, TrainingRun
 
 
@@ -88,6 +89,7 @@ def train(
                         sampler=sampler,
                         stop=stop,
                     )
+                    sampler.reset_stats()  # the probes' tokens are no rollout's
                     mark = run.mark(stage, loader)
                     run.save(state, mark, replace=True)
                 graded, metrics = visit(run, sampler, loader, stage, stop)
@@ -103,9 +105,9 @@ def train(
             stats = StepStats(entropy=value_of(metrics.get("update/entropy")))
             stage, _ = observe(stage, stats, config.stages)
             stage = run.within_tokens(stage)
-            metrics |= run.evaluate(state, sampler, step)
+            metrics |= run.evaluate(state, step)
             run.write_metrics(step, metrics)
-            run.check_health(step, state, metrics)
+            check_health(step, int(state.skips_in_a_row), metrics, config)
             run.step = step + 1
             ended = stage.finished or stage_ended(stage, config.stages)
             if ended:

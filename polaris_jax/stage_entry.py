@@ -10,20 +10,17 @@ import dataclasses
 import json
 from typing import Any
 
-import jax
 import numpy as np
 
-from polaris_jax.base_model import yarn_scaling
 from polaris_jax.config import ConfigError
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.explore import Candidate, next_temperature
 from polaris_jax.explore.temperature import candidate_temperatures, measure_candidate
-from polaris_jax.models import Qwen
 from polaris_jax.records import StageState
 from polaris_jax.rollout import Sampler
 from polaris_jax.session import fold_seed, grade, make_sampler, prompt_batch, sample
 from polaris_jax.signals import StopRequest
-from polaris_jax.train.state import TrainState
+from polaris_jax.train.state import TrainState, with_rope_scaling
 from polaris_jax.training_run import TrainingRun
 
 Entry = tuple[StageState, TrainState, PromptLoader, Sampler]
@@ -58,15 +55,16 @@ def enter_stage(
     temperature, decision = _temperature(run, index, state, left=left, sampler=sampler, stop=stop)
     decisions.append(decision)
 
-    scaling = yarn_scaling(run.config.rope.yarn, section.rope_factor)
-    state = _with_rope(state, scaling)
+    state = with_rope_scaling(state, run.rope_scaling(index))
     if left is not None and section.reset_optimizer:
         state = run.updater.reset_optimizer(state)
         decisions.append({"kind": "reset_optimizer", "value": True, "reason": "stage change"})
     loader = loader or run.make_loader(())
     loader.drop(dropped)
     budget = section.max_response_tokens
-    if left is None or sampler is None or budget != left.max_response_tokens or scaling:
+    resized = left is None or budget != left.max_response_tokens
+    rescaled = left is None or run.rope_scaling(index) != run.rope_scaling(left.stage)
+    if sampler is None or resized or rescaled:
         sampler = make_sampler(run.published(state), run.config, max_response_tokens=budget)
 
     stage = StageState(
@@ -160,7 +158,9 @@ def _temperature(
         )
     if sampler is None:  # a stage begun from another run's checkpoint
         sampler = make_sampler(
-            run.published(state), run.config, max_response_tokens=left.max_response_tokens
+            run.published(with_rope_scaling(state, run.rope_scaling(left.stage))),
+            run.config,
+            max_response_tokens=left.max_response_tokens,
         )
     grid = candidate_temperatures(
         left.temperature,
@@ -211,12 +211,3 @@ def measure(
     )
     graded = grade(run.grader, rollouts, mode=run.config.reward.mode)
     return measure_candidate(temperature, graded.texts, graded.reward_PR)
-
-
-def _with_rope(state: TrainState, scaling: Any) -> TrainState:
-    """The same numbers under other rotary frequencies, moments included."""
-    return jax.tree.map(
-        lambda x: x.with_rope_scaling(scaling) if isinstance(x, Qwen) else x,
-        state,
-        is_leaf=lambda x: isinstance(x, Qwen),
-    )

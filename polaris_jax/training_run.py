@@ -25,18 +25,15 @@ from polaris_jax.base_model import base_model_config, check_positions, load_base
 from polaris_jax.batch import (
     RescueBuffer,
     Substitution,
-    fresh_rows,
-    group_advantages,
-    pack,
-    select_groups,
 )
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_tokens
 from polaris_jax.data.loader import PromptLoader
-from polaris_jax.evaluate.estimators import avg_at_k
+from polaris_jax.held_out import HeldOut
 from polaris_jax.mark import Mark, stage_from
 from polaris_jax.metrics import Mean, MetricsWriter, value_of
 from polaris_jax.metrics.throughput import memory_metrics
+from polaris_jax.models import RopeScaling
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, PromptBatch, Rollouts, StageState
 from polaris_jax.rollout import Sampler
@@ -49,7 +46,6 @@ from polaris_jax.session import (
     grade,
     make_grader,
     make_sampler,
-    prompt_batch,
     sample,
     training_problems,
 )
@@ -58,7 +54,8 @@ from polaris_jax.signals import StopRequest
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.step_records import UPDATE_METRICS, rollout_rows, step_text, timing_line
-from polaris_jax.train.state import TrainState, init_train_state
+from polaris_jax.step_rules import pack_minibatches
+from polaris_jax.train.state import TrainState, init_train_state, with_rope_scaling
 from polaris_jax.train.update import Updater, merge_metrics
 
 
@@ -92,27 +89,24 @@ class TrainingRun:
         self.counts: Counter[str] = Counter()
         self._seconds: dict[str, float] = defaultdict(float)
         self._closing = contextlib.ExitStack()
-        self._eval_sampler: Sampler | None = None
+        self._held_out: HeldOut | None = None
         self._graded_before: Counter[str] = Counter()
         self._update_tokens_seen = 0
 
     # ---- opening and closing
 
     def __enter__(self) -> TrainingRun:
-        try:
-            self._open()
-        except BaseException:
-            self._closing.close()  # the workdir's lock, the grader's workers
-            raise
+        with contextlib.ExitStack() as opening:  # lets go of lock and workers if opening fails
+            self._open(opening)
+            self._closing = opening.pop_all()
         return self
 
-    def _open(self) -> None:
+    def _open(self, opening: contextlib.ExitStack) -> None:
         config, workdir = self.config, self.workdir
         self.problems, origin = training_problems(config, workdir, self.progress)
-        self._eval_problems = (
-            evaluation_problems(config, self.progress) if config.evaluate.every_steps else []
-        )
-        self._claim = self._closing.enter_context(
+        scored = bool(config.evaluate.every_steps)
+        held_out = evaluation_problems(config, self.progress) if scored else []
+        self._claim = opening.enter_context(
             workdir_lib.claim(
                 workdir, config, overwrite=self._overwrite, primary=processes.is_first()
             )
@@ -124,13 +118,12 @@ class TrainingRun:
         self.problems = fitting(
             self.problems, config, tokenizer=self.tokenizer, progress=self.progress
         )
-        if self._eval_problems:
-            self._eval_problems = fitting(
-                self._eval_problems, config, tokenizer=self.tokenizer, progress=self.progress
-            )
         self.base_config = base.config
         self.mesh = make_mesh(config.mesh)
-        self.grader = self._closing.enter_context(make_grader(config))
+        self.grader = opening.enter_context(make_grader(config))
+        if scored:
+            held_out = fitting(held_out, config, tokenizer=self.tokenizer, progress=self.progress)
+            self._held_out = HeldOut(config, held_out, tokenizer=self.tokenizer, grader=self.grader)
         self.accuracy = AccuracyTable(
             {p.id: p.pass_rate for p in self.problems if p.pass_rate is not None}
         )
@@ -152,7 +145,7 @@ class TrainingRun:
         self.reference = base if config.objective.kl_coef else None
         self.state = init_train_state(base, config.optimizer, self.mesh)
         self._resume_or_start()
-        self.writer = self._closing.enter_context(
+        self.writer = opening.enter_context(
             contextlib.closing(
                 MetricsWriter(
                     workdir,
@@ -186,12 +179,11 @@ class TrainingRun:
             stage = self._reopened(stage_from(host["stage"]))
             loader = self.make_loader(stage.dropped_ids)
             loader.load_state_dict(host["loader"])
-            factor = self.config.stages[stage.stage].rope_factor
-            model = self.published(self.state).with_rope_scaling(
-                yarn_scaling(self.config.rope.yarn, factor)
-            )
+            self.state = with_rope_scaling(self.state, self.rope_scaling(stage.stage))
             sampler = make_sampler(
-                model, self.config, max_response_tokens=stage.max_response_tokens
+                self.published(self.state),
+                self.config,
+                max_response_tokens=stage.max_response_tokens,
             )
             self.write_stages()
             self.resumed = stage, self.state, loader, sampler
@@ -270,35 +262,12 @@ class TrainingRun:
     def update(
         self, state: TrainState, graded: Graded, swapped: Substitution, stage: StageState
     ) -> tuple[TrainState, dict[str, Any]]:
-        """One optimizer step a minibatch, and their metrics.
-
-        Tokens that are copies (substituted groups) or stored (rescued rows) are left out of the
-        log-prob gap: it compares the sampler with the trainer on what was sampled just now.
-        """
-        config = self.config
-        advantage_PR = group_advantages(
-            graded.reward_PR, scale=config.objective.std, baseline=config.objective.baseline
-        )
-        fresh_PR = fresh_rows(graded, swapped)
-        groups = np.array_split(np.arange(len(graded)), config.objective.minibatches)
-        batches = [
-            pack(
-                select_groups(graded, group),
-                advantage_PR=advantage_PR[group],
-                fresh_PR=fresh_PR[group],
-                row_len=row_len_tokens(config),
-                rows=config.batch.rows,
-                objective=config.objective,
-                max_response_tokens=stage.max_response_tokens,
-                temperature=stage.temperature,
-            )
-            for group in groups
-        ]
-        batches = [batch for batch in batches if batch.tokens]
-        if not batches:  # objective.mask_truncated has masked every response
+        """One optimizer step a minibatch, and their metrics; none where every token is masked."""
+        batches = pack_minibatches(graded, swapped, stage, self.config)
+        if not batches:
             self.count(steps_without_update=1)
             return state, {}
-        if config.objective.old_logprobs == "recompute":
+        if self.config.objective.old_logprobs == "recompute":
             batches = [self.updater.recompute_logprobs(state.params, b) for b in batches]
         parts = []
         for batch in batches:
@@ -314,62 +283,23 @@ class TrainingRun:
         """The present weights on this process's own device, in the sampler's dtype."""
         return local_weights(state.params, self.config.model.dtype)
 
-    def evaluate(self, state: TrainState, sampler: Sampler, step: int) -> dict[str, Any]:
+    def evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         """avg@n on the held-out problems, every `evaluate.every_steps` steps."""
         section = self.config.evaluate
-        if not section.every_steps or (step + 1) % section.every_steps:
+        if self._held_out is None or (step + 1) % section.every_steps:
             return {}
-        budget = section.max_response_tokens or self.config.stages[-1].max_response_tokens
-        if self._eval_sampler is None:
-            self._eval_sampler = make_sampler(
-                self.published(state), self.config, max_response_tokens=budget
-            )
-        else:
-            self._eval_sampler.update_weights(self.published(state))
         with self.timer("evaluate"):
-            rollouts = sample(
-                self._eval_sampler,
-                prompt_batch(
-                    self._eval_problems,
-                    tokenizer=self.tokenizer,
-                    prompt_suffix=self.config.data.prompt_suffix,
-                ),
-                tokenizer=self.tokenizer,
-                n=section.n,
-                temperature=section.temperature,
-                max_response_tokens=budget,
-                seed_parts=(section.seed, "evaluate"),
-                top_k=section.top_k,
-                top_p=section.top_p,
-            )
-            graded = grade(self.grader, rollouts, mode="eval")
-        accuracy = avg_at_k(graded.reward_PR).value
+            accuracy = self._held_out.score(self.published(state))
         self.progress.line(
-            f"step {step}: avg@{section.n} {accuracy:.1%} on {len(graded)} held-out problems at "
-            f"temperature {section.temperature:g}"
+            f"step {step}: avg@{section.n} {accuracy:.1%} on {len(self._held_out)} held-out "
+            f"problems at temperature {section.temperature:g}"
         )
         return {f"eval/avg@{section.n}": accuracy}
 
-    def check_health(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
-        """Stops the run on repeated non-finite updates or on a sampler that has gone astray.
-
-        Raises:
-            RuntimeError: names the step, the value and the limit.
-        """
-        skips, limit = int(state.skips_in_a_row), self.config.optimizer.max_skips
-        if skips >= limit:
-            raise RuntimeError(
-                f"step {step}: {skips} updates in a row had a non-finite gradient "
-                f"(optimizer.max_skips={limit}); lower optimizer.learning_rate or look at the "
-                "step's rollouts"
-            )
-        gap, gate = metrics.get("rollout/logp_gap_mean"), self.config.rollout.max_logp_gap_mean
-        gap = value_of(gap)
-        if gate and gap is not None and gap > gate:
-            raise RuntimeError(
-                f"step {step}: rollout/logp_gap_mean={gap:.4g} nats exceeds "
-                f"rollout.max_logp_gap_mean={gate:g}: the sampler's policy is not the trainer's"
-            )
+    def rope_scaling(self, stage: int) -> RopeScaling | None:
+        """The rotary scaling of a stage: YaRN by its factor; at factor 1 the checkpoint's own."""
+        factor = self.config.stages[stage].rope_factor
+        return yarn_scaling(self.config.rope.yarn, factor) or self.base_config.rope_scaling
 
     # ---- counts, files, checkpoints
 

@@ -23,6 +23,7 @@ RANKS = {
     "loop": COMPOSITIONS,
     "runs": COMPOSITIONS,
     "base_model": COMPOSITIONS,
+    "held_out": COMPOSITIONS,
     "session": COMPOSITIONS,
     "stage_entry": COMPOSITIONS,
     "training_run": COMPOSITIONS,

@@ -90,6 +90,8 @@ def flags(base: Path, problems: Path, *more: str) -> list[str]:
         "stages[0].max_response_tokens": 12,
         "stages[1].steps": 4,
         "stages[1].max_response_tokens": 16,
+        "stages[1].rope_factor": 1.5,  # a resume inside stage 1 must find its scaling again
+        "rope.yarn.original_max_position_embeddings": 32,
         "probe.problems": 4,
         "probe.n": 4,
         "probe.max_candidates": 2,

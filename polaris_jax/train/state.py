@@ -11,7 +11,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from polaris_jax.config import OptimizerSection
-from polaris_jax.models import ModelConfig, Qwen, param_axes
+from polaris_jax.models import ModelConfig, Qwen, RopeScaling, param_axes
 from polaris_jax.sharding import TRAINER_RULES, param_shardings, private_copies, replicated
 from polaris_jax.train.optimizer import make_optimizer
 
@@ -106,3 +106,12 @@ def _fresh(params: Qwen, optimizer: OptimizerSection, shardings: TrainState) -> 
     out = (shardings.opt_state, shardings.step, shardings.skips_in_a_row)
     opt_state, step, skips_in_a_row = jax.jit(init, out_shardings=out)(params)
     return TrainState(params, opt_state, step, skips_in_a_row)
+
+
+def with_rope_scaling(state: TrainState, rope_scaling: RopeScaling | None) -> TrainState:
+    """The same numbers under other rotary frequencies: parameters and moments carry the config."""
+    return jax.tree.map(
+        lambda x: x.with_rope_scaling(rope_scaling) if isinstance(x, Qwen) else x,
+        state,
+        is_leaf=lambda x: isinstance(x, Qwen),
+    )

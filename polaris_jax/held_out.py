@@ -1,0 +1,52 @@
+"""The held-out score that a run takes of itself while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from polaris_jax.config import RunConfig
+from polaris_jax.evaluate.estimators import avg_at_k
+from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.records import Problem
+from polaris_jax.reward import Grader
+from polaris_jax.rollout import Sampler
+from polaris_jax.session import grade, make_sampler, prompt_batch, sample
+
+
+class HeldOut:
+    """Scores weights on fixed problems with fixed noise; its sampler lasts as long as it can."""
+
+    def __init__(
+        self, config: RunConfig, problems: Sequence[Problem], *, tokenizer: Any, grader: Grader
+    ) -> None:
+        self._config, self._tokenizer, self._grader = config, tokenizer, grader
+        self._prompts = prompt_batch(
+            problems, tokenizer=tokenizer, prompt_suffix=config.data.prompt_suffix
+        )
+        self._sampler: tuple[ModelConfig, Sampler] | None = None
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def score(self, model: Qwen) -> float:
+        """avg@n of `model` under `config.evaluate`, in [0, 1]."""
+        section = self._config.evaluate
+        budget = section.max_response_tokens or self._config.stages[-1].max_response_tokens
+        if self._sampler is not None and self._sampler[0] == model.config:
+            self._sampler[1].update_weights(model)
+        else:  # the first time, and where a stage has changed the rotary scaling
+            sampler = make_sampler(model, self._config, max_response_tokens=budget)
+            self._sampler = model.config, sampler
+        rollouts = sample(
+            self._sampler[1],
+            self._prompts,
+            tokenizer=self._tokenizer,
+            n=section.n,
+            temperature=section.temperature,
+            max_response_tokens=budget,
+            seed_parts=(section.seed, "evaluate"),
+            top_k=section.top_k,
+            top_p=section.top_p,
+        )
+        return avg_at_k(grade(self._grader, rollouts, mode="eval").reward_PR).value
