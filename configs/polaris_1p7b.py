@@ -7,6 +7,7 @@ r"""POLARIS on Qwen3-1.7B in two stages of 39,936 and 48,128 response tokens.
 
 Numbers: the recipe's (the split of steps is ours). The released 1.7B scripts drop no easy
 problems: stages[i].drop_above=1.0 reproduces them.
+What is not set here is a default of `polaris_jax/config_sections.py`, which are the recipe's.
 No AIME figure of this configuration is ours: it has not been run here.
 """
 
@@ -19,18 +20,11 @@ def get_config() -> ConfigDict:
     """Qwen3-1.7B, two stages."""
     config = default_config()
     config.model.path = "Qwen/Qwen3-1.7B"
-    config.model.dtype = "bfloat16"
     config.model.max_position_tokens = 49152
     config.stages = [
         stage(steps=400, max_response_tokens=39936, temperature=1.5),
         stage(steps=300, max_response_tokens=48128, temperature=1.55),
     ]
-    config.rollout.prompts_per_step = 128
-    config.rollout.responses_per_prompt = 8
-    config.data.max_prompt_tokens = 1024
-    config.optimizer.learning_rate = 1e-6
-    config.checkpoint.every_steps = 10
     config.evaluate.every_steps = 10
-    config.evaluate.n = 8
     config.evaluate.temperature = 1.2
     return config.lock()

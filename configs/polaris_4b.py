@@ -7,6 +7,7 @@ r"""POLARIS-4B: Qwen3-4B in three stages of 39,936, 48,128 and 52,224 response t
 
 Numbers: the recipe's (about 700 steps over the three stages; the share of each is ours). Stages 2
 and 3 pass the checkpoint's own 40,960 positions without YaRN: warned once.
+What is not set here is a default of `polaris_jax/config_sections.py`, which are the recipe's.
 No AIME figure of this configuration is ours: it has not been run here.
 """
 
@@ -19,19 +20,12 @@ def get_config() -> ConfigDict:
     """Qwen3-4B, three stages."""
     config = default_config()
     config.model.path = "Qwen/Qwen3-4B"
-    config.model.dtype = "bfloat16"
     config.model.max_position_tokens = 53248
     config.stages = [
         stage(steps=300, max_response_tokens=39936, temperature=1.4),
         stage(steps=200, max_response_tokens=48128, temperature=1.45),
         stage(steps=200, max_response_tokens=52224, temperature=1.5),
     ]
-    config.rollout.prompts_per_step = 128
-    config.rollout.responses_per_prompt = 8
-    config.data.max_prompt_tokens = 1024
-    config.optimizer.learning_rate = 1e-6
-    config.checkpoint.every_steps = 10
     config.evaluate.every_steps = 10
-    config.evaluate.n = 8
     config.evaluate.temperature = 1.2
     return config.lock()
