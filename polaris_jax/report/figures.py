@@ -270,6 +270,16 @@ def _length_panel(axes: Axes, runs: Runs) -> None:
     axes.grid(axis="x", visible=False)
 
 
+def _apart(budgets: list[int]) -> list[int]:
+    """The budgets whose labels do not touch on a log axis, the last one among them."""
+    step = (budgets[-1] / budgets[0]) ** (1 / 8)
+    kept = [budgets[-1]]
+    for budget in reversed(budgets):
+        if kept[-1] / budget >= max(step, 1.3):
+            kept.append(budget)
+    return kept[::-1]
+
+
 def group_count(group: Mapping[str, Any]) -> int:
     """Responses of a length group."""
     return int(group["responses"] if "responses" in group else group["count"])
@@ -295,7 +305,7 @@ def _budget_panel(axes: Axes, runs: Runs) -> None:
             )
         if budgets:
             axes.set_xscale("log", base=2)
-            ticks = budgets if len(budgets) < 8 else budgets[::2]
+            ticks = _apart(budgets)
             axes.set_xticks(ticks, [TOKENS(b) for b in ticks], rotation=30)
             axes.minorticks_off()
     rates(axes, "accuracy")

@@ -26,7 +26,8 @@ th, td { text-align: left; padding: .35rem 1rem .35rem 0; vertical-align: top; }
 thead th { border-bottom: 2px solid #bbb; font-weight: 600; white-space: nowrap; }
 tbody tr + tr > * { border-top: 1px solid #eee; }
 tbody th { font-weight: 600; white-space: nowrap; }
-td ul { margin: 0; padding-left: 1.1rem; }
+h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
+h3 + ul { margin: 0; padding-left: 1.1rem; max-width: 52rem; overflow-wrap: anywhere; }
 figure { margin: 1.5rem 0; }
 figure img { max-width: 100%; height: auto; display: block; }
 figcaption { color: #555; font-size: .9rem; margin-top: .35rem; max-width: 46rem; }
@@ -141,9 +142,11 @@ def _evaluations(run: RunFiles) -> list[str]:
 def _stages(summary: ReportSummary) -> list[str]:
     if not summary.stages:
         return []
-    rows = []
+    rows, entries = [], []
     for stage in summary.stages:
-        decisions = "".join(f"<li>{_text(d)}</li>" for d in stage.decisions)
+        if stage.decisions:
+            decisions = "".join(f"<li>{_text(d)}</li>" for d in stage.decisions)
+            entries.append(f"<h3>On entering stage {_text(stage.stage)}</h3><ul>{decisions}</ul>")
         rows.append(
             [
                 _head(stage.stage),
@@ -154,12 +157,11 @@ def _stages(summary: ReportSummary) -> list[str]:
                 _text(stage.rescued),
                 _text(stage.substituted),
                 _text(stage.dropped_so_far),
-                f"<ul>{decisions}</ul>" if decisions else "",
             ]
         )
     header = ("stage", "steps", "temperature", "budget", "reward, first and last quarter")
-    header += ("rescued", "substituted", "dropped before it", "decisions on entry")
-    return ["<h2>Stages</h2>", _table(header, rows)]
+    header += ("rescued", "substituted", "dropped before it")
+    return ["<h2>Stages</h2>", _table(header, rows), *entries]
 
 
 def _figure(path: Path, caption: str) -> str:
