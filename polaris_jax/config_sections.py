@@ -22,7 +22,7 @@ class ModelSection:
 
     path: str = ""  # HF directory, Hub id, or GGUF file; empty: made by the warm start
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; master weights are always float32
-    attention: Literal["auto", "reference", "chunked"] = "auto"
+    attention: Literal["auto", "reference", "chunked", "splash", "triton", "cudnn"] = "auto"
     remat: Literal["none", "layer"] = "layer"
     max_position_tokens: int = 0  # prompt + response limit; 0: the checkpoint's own (x YaRN factor)
 

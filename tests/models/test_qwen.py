@@ -69,7 +69,7 @@ def test_param_paths_shapes_and_axes_agree(config):
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("attention", ["reference", "chunked"])
 def test_causality_by_gradient(config, attention, monkeypatch):
-    monkeypatch.setattr("polaris_jax.models.attention.QUERY_BLOCK_TOKENS", 4)
+    monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", 4)
     model = make(config)
     _, position_BT = tokens(1, 10)
 
@@ -93,7 +93,7 @@ def test_causality_by_gradient(config, attention, monkeypatch):
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("attention", ["reference", "chunked"])
 def test_packed_segments_equal_separate_rows(config, attention, monkeypatch):
-    monkeypatch.setattr("polaris_jax.models.attention.QUERY_BLOCK_TOKENS", 8)
+    monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", 8)
     model = make(config)
     token_BT, position_BT = tokens(2, 9)
     apart = model(token_BT, position_BT)

@@ -1,0 +1,91 @@
+"""Which back end a run takes, and what is refused before anything compiles."""
+
+from typing import get_args, get_type_hints
+
+import pytest
+
+from polaris_jax.config_sections import ModelSection
+from polaris_jax.models.attention import Attention, resolve_attention
+
+QWEN3_4B = {
+    "length": 53_248,
+    "head_dim": 128,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "context_shards": 1,
+    "dtype": "bfloat16",
+    "one_segment_a_row": False,
+}
+
+
+def resolve(backend, platform, **changes):
+    return resolve_attention(backend, platform=platform, **(QWEN3_4B | changes))
+
+
+def test_the_config_offers_the_same_choices():
+    assert get_args(get_type_hints(ModelSection)["attention"]) == get_args(Attention)
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "expected"),
+    [
+        ("cpu", {"length": 200}, "reference"),
+        ("cpu", {"length": 512}, "chunked"),
+        ("cpu", {}, "chunked"),
+        ("cpu", {"context_shards": 4}, "chunked"),
+        ("tpu", {}, "splash"),
+        ("tpu", {"context_shards": 8}, "splash"),
+        ("tpu", {"head_dim": 64}, "chunked"),
+        ("gpu", {}, "triton"),
+        ("cuda", {}, "triton"),
+        ("gpu", {"one_segment_a_row": True}, "cudnn"),
+        ("gpu", {"one_segment_a_row": True, "dtype": "float32"}, "chunked"),
+        ("gpu", {"context_shards": 2}, "chunked"),
+        ("gpu", {"head_dim": 256}, "chunked"),
+    ],
+)
+def test_auto(platform, changes, expected):
+    assert resolve("auto", platform, **changes) == expected
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_pure_jax_runs_everywhere(backend, platform):
+    assert resolve(backend, platform, context_shards=2, dtype="float32") == backend
+
+
+@pytest.mark.parametrize(
+    ("backend", "platform", "changes", "words"),
+    [
+        ("splash", "cpu", {}, "model.attention=splash: it runs on a tpu, and this is a cpu; set"),
+        ("splash", "cuda", {}, "runs on a tpu, and this is a gpu"),
+        ("triton", "tpu", {}, "runs on a gpu, and this is a tpu"),
+        ("cudnn", "cpu", {"one_segment_a_row": True}, "runs on a gpu, and this is a cpu"),
+        ("splash", "tpu", {"head_dim": 64}, "head_dim=64: .*multiples of 128; set chunked"),
+        (
+            "auto",
+            "tpu",
+            {"context_shards": 32},
+            "attention=auto, resolved to splash: batch.row_len",
+        ),
+        (
+            "splash",
+            "tpu",
+            {"context_shards": 32},
+            "row_len=53248: each of 2 x mesh.context .* multiple of 8192, such as 57344",
+        ),
+        ("chunked", "cpu", {"context_shards": 3}, "multiple of 2 x mesh.context = 6"),
+        ("triton", "gpu", {"context_shards": 2}, "mesh.context=2: .*set chunked"),
+        ("cudnn", "gpu", {"context_shards": 2, "one_segment_a_row": True}, "mesh.context=2: "),
+        ("triton", "gpu", {"dtype": "float32"}, "model.dtype=float32: .*bfloat16"),
+        ("triton", "gpu", {"head_dim": 256}, "head_dim=256: .*at most 128"),
+        ("cudnn", "gpu", {}, "no segment ids, and rows are packed; set triton or chunked"),
+        ("cudnn", "gpu", {"one_segment_a_row": True, "dtype": "float32"}, "model.dtype=float32"),
+        ("cudnn", "gpu", {"one_segment_a_row": True, "head_dim": 100}, "multiples of 8 up to 128"),
+        ("reference", "cpu", {"num_kv_heads": 5}, "32 query heads must be a multiple of 5"),
+        ("flash", "cpu", {}, "model.attention='flash': expected one of auto, reference"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_remedy(backend, platform, changes, words):
+    with pytest.raises(ValueError, match=words):
+        resolve(backend, platform, **changes)

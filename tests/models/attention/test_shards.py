@@ -1,0 +1,81 @@
+"""How rows are dealt to context shards."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polaris_jax.models.attention import ContextShard, row_order
+from polaris_jax.models.attention.chunked import visible_tiles
+from polaris_jax.models.attention.shards import run_start
+from polaris_jax.models.attention.splash import splash_kernel
+
+ROW_TOKENS = 53_248
+# Causal work of the busiest shard over the idlest, less one: the bound of a balanced layout.
+IMBALANCE = 0.05
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "zigzag"])
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_the_order_is_a_permutation(layout, shards):
+    order = row_order(64, shards, layout)
+    assert order.dtype == np.int32
+    np.testing.assert_array_equal(np.sort(order), np.arange(64))
+
+
+def test_zigzag_gives_each_shard_an_early_and_a_late_chunk():
+    assert row_order(8, 2, "zigzag").tolist() == [0, 1, 6, 7, 2, 3, 4, 5]
+    assert row_order(8, 2, "contiguous").tolist() == list(range(8))
+    assert row_order(7, 1, "zigzag").tolist() == list(range(7))
+    assert ContextShard("a", 2, "zigzag").pieces == 2
+    assert ContextShard("a", 1, "zigzag").pieces == ContextShard("a", 2, "contiguous").pieces == 1
+
+
+def test_a_row_that_does_not_divide_is_refused_with_the_next_that_does():
+    with pytest.raises(ValueError, match=r"batch\.row_len=12: zigzag .* multiple of 8, such as 16"):
+        row_order(12, 4, "zigzag")
+    with pytest.raises(ValueError, match=r"multiple of 3, such as 9"):
+        row_order(8, 3, "contiguous")
+
+
+def test_runs_start_at_their_first_position():
+    segment_BS = jnp.array([[1, 1, 2, 2, 2, 0], [3, 3, 3, 4, 0, 0]])
+    assert run_start(segment_BS).tolist() == [[0, 0, 2, 2, 2, 5], [0, 0, 0, 3, 4, 4]]
+
+
+def pairs_a_shard(shards: int, layout: str, block: int) -> np.ndarray:
+    """Pairs of tiles that `chunked` computes in each shard of a full row of one segment."""
+    pieces = ContextShard("", shards, layout).pieces
+    order = row_order(ROW_TOKENS, shards, layout).reshape(shards, pieces, -1)
+
+    def pairs(piece: np.ndarray) -> int:
+        tiles = [piece[i : i + block] for i in range(0, len(piece), block)]
+        bounds = [visible_tiles(tile, np.zeros_like(tile), block) for tile in tiles]
+        return sum(int(last - first) for first, last in bounds)
+
+    return np.array([sum(pairs(piece) for piece in shard) for shard in order])
+
+
+@pytest.mark.parametrize("shards", [2, 4, 8])
+def test_zigzag_shards_do_the_same_causal_work(shards):
+    work = pairs_a_shard(shards, "zigzag", 512)
+    assert work.max() / work.min() - 1 < IMBALANCE
+    contiguous = pairs_a_shard(shards, "contiguous", 512)
+    # The last of c contiguous shards does (2c - 1) / c times the mean.
+    assert contiguous.max() / contiguous.mean() == pytest.approx(
+        (2 * shards - 1) / shards, rel=0.05
+    )
+
+
+def test_splash_shards_do_the_same_causal_work():
+    shards = 4
+    kernel = splash_kernel(2, 8192, shards, "zigzag")
+    tables = {
+        "forward": kernel.fwd_mask_info,
+        "dq": kernel.dq_mask_info,
+        "dkv": kernel.dkv_mask_info,
+    }
+    for name, table in tables.items():
+        tiles = np.asarray(table.block_mask)[0].reshape(shards, -1)
+        work = (tiles > 0).sum(axis=1)
+        assert work.min() > 0, name
+        assert work.max() / work.min() - 1 < IMBALANCE, name
