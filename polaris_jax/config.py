@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from polaris_jax.config_rules import validate
+from polaris_jax.config_rules import row_unit_tokens, validate
 from polaris_jax.config_sections import (
     PROMPT_SUFFIX,
     ArithmeticSection,
@@ -77,6 +77,7 @@ __all__ = [
     "default_config",
     "lock",
     "row_len_tokens",
+    "row_unit_tokens",
     "stage",
     "unknown_field",
     "validate",
@@ -185,9 +186,13 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def row_len_tokens(config: RunConfig) -> int:
-    """Tokens of a packed row: batch.row_len, or the longest sequence any stage allows."""
+    """Tokens of a packed row: batch.row_len, or the longest sequence any stage allows.
+
+    The latter is raised to a multiple of what mesh.context and mesh.tensor split a row into.
+    """
     longest = max(stage.max_response_tokens for stage in config.stages)
-    return config.batch.row_len or config.data.max_prompt_tokens + longest
+    unit = row_unit_tokens(config.mesh.context, config.mesh.tensor)
+    return config.batch.row_len or -(-(config.data.max_prompt_tokens + longest) // unit) * unit
 
 
 def config_fields(config: RunConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Each rule names the field, the value, the rule and the remedy in one line.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 from polaris_jax.config_sections import ConfigError, RunConfig, StageSection
@@ -13,7 +14,6 @@ from polaris_jax.config_sections import ConfigError, RunConfig, StageSection
 POSITIVE = {
     "rollout": "prompts_per_step slots page_size decode_steps prefill_chunk",
     "data": "max_prompt_tokens",
-    "batch": "rows",
     "objective": "minibatches",
     "optimizer": "max_grad_norm max_skips eps",
     "reward": "workers timeout_s memory_limit_bytes",
@@ -25,7 +25,7 @@ POSITIVE = {
 }
 NOT_NEGATIVE = {
     "rollout": "num_pages max_logp_gap_mean save_every total_tokens",
-    "batch": "row_len max_resample",
+    "batch": "row_len rows max_resample",
     "model": "max_position_tokens",
     "objective": "clip_low clip_high tis_cap kl_coef entropy_coef dual_clip",
     "optimizer": "learning_rate weight_decay",
@@ -49,7 +49,17 @@ def validate(config: RunConfig) -> None:
     _require(bool(config.stages), "stages", [], "at least one stage is needed")
     for index, stage in enumerate(config.stages):
         _check_stage(config, index, stage)
+    _check_row_len(config)
     _check_evaluate(config)
+
+
+def row_unit_tokens(context: int, tensor: int) -> int:
+    """Packed rows are multiples of so many tokens: every device gets equal parts of a row.
+
+    A row's tokens are split over mesh.context (in twice as many chunks, see `models.row_order`) and
+    mesh.tensor.
+    """
+    return math.lcm(2 * context if context > 1 else 1, context * tensor)
 
 
 def _require(ok: bool, path: str, value: Any, rule: str) -> None:
@@ -171,6 +181,20 @@ def _check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
         "batch.row_len",
         row_len,
         f"a sequence of stage {index} may reach {needed} tokens; set it to 0 or to at least that",
+    )
+
+
+def _check_row_len(config: RunConfig) -> None:
+    mesh, row_len = config.mesh, config.batch.row_len
+    if mesh.context < 1 or mesh.tensor < 1:
+        return  # the mesh itself refuses these
+    unit = row_unit_tokens(mesh.context, mesh.tensor)
+    _require(
+        row_len % unit == 0,
+        "batch.row_len",
+        row_len,
+        f"with mesh.context={mesh.context} and mesh.tensor={mesh.tensor} it must be a multiple of "
+        f"{unit}; set it to {-(-row_len // unit) * unit}, or to 0",
     )
 
 

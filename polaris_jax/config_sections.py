@@ -23,7 +23,8 @@ class ModelSection:
     path: str = ""  # HF directory, Hub id, or GGUF file; empty: made by the warm start
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; master weights are always float32
     attention: Literal["auto", "reference", "chunked", "splash", "triton", "cudnn"] = "auto"
-    remat: Literal["none", "layer"] = "layer"
+    # kept for the backward pass: everything, each layer's input, or that in host memory
+    remat: Literal["none", "layer", "layer_offload"] = "layer"
     max_position_tokens: int = 0  # prompt + response limit; 0: the checkpoint's own (x YaRN factor)
 
 
@@ -98,8 +99,10 @@ class StageSection:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSection:
-    row_len: int = 0  # tokens of a packed row; 0: max prompt + max response of the stages
-    rows: int = 8  # packed rows of a microbatch (global)
+    # tokens of a packed row; 0: max prompt + max response of the stages, raised to what the mesh
+    # divides
+    row_len: int = 0
+    rows: int = 0  # packed rows of a microbatch (global); 0: one for each data x fsdp shard
     rescue: bool = True
     substitute: bool = True
     min_informative: float = 1.0 / 3.0
@@ -134,6 +137,10 @@ class OptimizerSection:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     max_skips: int = 5  # consecutive non-finite updates before the run stops
+    # bfloat16 halves the moments' memory and departs from the recipe: the second is rounded
+    # stochastically, or it would never fall
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    moments_in_host_memory: bool = False  # between updates; fetched for each, 8 B a parameter
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from polaris_jax.config import ConfigError
 from polaris_jax.peer_loss import Guard, tells_of_peer_loss
 
 COORDINATOR = "POLARIS_COORDINATOR"
@@ -85,6 +86,38 @@ def gather_objects(value: Any) -> list[Any]:
 def any_process(flag: bool) -> bool:
     """True in all processes when it is in one of them."""
     return any(gather_objects(bool(flag)))
+
+
+def agree(facts: Mapping[str, str]) -> None:
+    """Returns when every process of the run says the same; call it before anything compiles.
+
+    Args:
+        facts: short JSON-able texts by name: what must be alike for one program to run in all.
+
+    Raises:
+        ConfigError: names the first fact that differs and the processes that hold each value.
+    """
+    told = disagreement(gather_objects(dict(facts)))
+    if told:
+        raise ConfigError(told)
+
+
+def disagreement(facts_by_process: Sequence[Mapping[str, str]]) -> str:
+    """One line on the first fact in which processes differ; empty when none does."""
+    for name in facts_by_process[0]:
+        holders: dict[str, list[int]] = {}
+        for process, facts in enumerate(facts_by_process):
+            holders.setdefault(str(facts.get(name)), []).append(process)
+        if len(holders) > 1:
+            values = "; ".join(
+                f"{value} in process {', '.join(map(str, holding))}"
+                for value, holding in holders.items()
+            )
+            return (
+                f"{name} differs between the processes of this run: {values}; start all of them "
+                "with one command, one checkout and the same files"
+            )
+    return ""
 
 
 def first_does(action: Callable[[], None], name: str) -> None:

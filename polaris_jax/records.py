@@ -176,6 +176,8 @@ class TrainBatch:
         sequences: number of sequences that count in the loss.
         tokens: number of response tokens that count in the loss.
         padding_share: share of positions that carry no token, in [0, 1].
+        attention_imbalance: attention cost (sum of squared lengths) of each microbatch's costliest
+            shard over the mean of its shards, summed over microbatches; 1 where all work alike.
         sampler_logp_BT: the sampler's log-probs, where `old_logp_BT` has been recomputed by the
             trainer; None where `old_logp_BT` still holds them.
     """
@@ -191,6 +193,7 @@ class TrainBatch:
     sequences: int
     tokens: int
     padding_share: float
+    attention_imbalance: float = 1.0
     sampler_logp_BT: np.ndarray | None = None
 
 

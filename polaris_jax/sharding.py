@@ -3,10 +3,10 @@
 The one module that knows mesh axes. Models name logical axes (`models.param_axes`); the tables
 below say where each goes. Axes of the mesh:
 
-    data      replicas of the batch; weights and moments are stored split over it too
+    data      splits batch rows; weights and moments are stored split over it too
     fsdp      splits batch rows, and the storage of weights, gradients and moments
-    context   splits the storage of weights; positions of long rows
-    tensor    splits heads, MLP width and vocabulary
+    context   splits the tokens of a row, the vocabulary, and the storage of weights
+    tensor    splits heads, MLP width, vocabulary, and tokens outside of the matrix products
 
 All axes are `Auto`: the compiler propagates shardings (`jax.make_mesh` defaults to explicit axes,
 where a plain gather raises ShardingTypeError).
@@ -24,16 +24,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.config import ConfigError, MeshSection
 
-MESH_AXES = ("data", "fsdp", "context", "tensor")
+CONTEXT, TENSOR = "context", "tensor"
+MESH_AXES = ("data", "fsdp", CONTEXT, TENSOR)
 ROW_AXES = ("data", "fsdp")
+TOKEN_AXES = (CONTEXT, TENSOR)
 
 # Logical axis -> mesh axes, in order of preference. An absent axis is not split.
 Rules = Mapping[str, tuple[str, ...]]
 
-# ZeRO-style: every matrix has an `embed` axis, whose storage is split over all that is not tensor.
+# ZeRO-style: every matrix has an `embed` axis (a vocabulary's table: a `table` axis), whose storage
+# is split over all that does not split the other one.
 TRAINER_RULES: Rules = {
     "embed": ("data", "fsdp", "context"),
-    "vocab": ("tensor",),
+    "vocab": ("context", "tensor"),
+    "table": ("data", "fsdp"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
@@ -86,19 +90,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a [B, T] array split over data x fsdp."""
-    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
+    """Rows of a [B, T] array split over data x fsdp, tokens over context x tensor."""
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES, TOKEN_AXES))
+
+
+def wide_axes(mesh: Mesh, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the axes that have more than one device."""
+    return tuple(name for name in names if mesh.shape[name] > 1)
+
+
+def in_host_memory(shardings: Any) -> Any:
+    """The same shardings, of arrays that lie in the pinned memory of each device's host."""
+    return jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), shardings)
+
+
+def on_device(shardings: Any) -> Any:
+    """The same shardings, of arrays in the devices' own memory."""
+    return jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings)
 
 
 def row_shards(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)
-
-
-def head_sharding(mesh: Mesh, num_heads: int) -> NamedSharding:
-    """[B, T, heads, H] activations: rows over data x fsdp, heads over tensor where it divides."""
-    tensor = "tensor" if num_heads % mesh.shape["tensor"] == 0 else None
-    return NamedSharding(mesh, PartitionSpec(ROW_AXES, None, tensor))
 
 
 def leaf_spec(

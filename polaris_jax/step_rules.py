@@ -14,9 +14,23 @@ from polaris_jax.records import Graded, StageState, TrainBatch
 
 
 def pack_minibatches(
-    graded: Graded, swapped: Substitution, stage: StageState, config: RunConfig
+    graded: Graded,
+    swapped: Substitution,
+    stage: StageState,
+    config: RunConfig,
+    *,
+    rows: int,
+    shards: int,
 ) -> list[TrainBatch]:
     """Packed rows, a `TrainBatch` a minibatch; one without a token that counts is left out.
+
+    Args:
+        graded: the batch.
+        swapped: what was substituted in it.
+        stage: temperature and budget.
+        config: objective and row length.
+        rows: rows of a microbatch.
+        shards: parts into which these are split over the mesh.
 
     Tokens that are copies (substituted groups) or stored (rescued rows) are not fresh: the log-prob
     gap compares the sampler with the trainer on what was sampled just now.
@@ -32,7 +46,9 @@ def pack_minibatches(
             advantage_PR=advantage_PR[group],
             fresh_PR=fresh_PR[group],
             row_len=row_len_tokens(config),
-            rows=config.batch.rows,
+            rows=rows,
+            shards=shards,
+            one_a_row=config.model.attention == "cudnn",
             objective=objective,
             max_response_tokens=stage.max_response_tokens,
             temperature=stage.temperature,

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import polaris_jax
 from polaris_jax import processes
 from polaris_jax import workdir as workdir_lib
 from polaris_jax.base_model import base_model_config, check_positions, load_base, yarn_scaling
@@ -29,6 +30,7 @@ from polaris_jax.batch import (
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_tokens
 from polaris_jax.data.loader import PromptLoader
+from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.held_out import HeldOut
 from polaris_jax.mark import Mark, stage_from
 from polaris_jax.metrics import Mean, MetricsWriter, value_of
@@ -104,6 +106,14 @@ class TrainingRun:
     def _open(self, opening: contextlib.ExitStack) -> None:
         config, workdir = self.config, self.workdir
         self.problems, origin = training_problems(config, workdir, self.progress)
+        processes.agree(
+            {
+                "config": config_hash(config),
+                "polaris_jax": polaris_jax.__version__,
+                "jax": jax.__version__,
+                "problem set": problem_set_hash(self.problems),
+            }
+        )
         scored = bool(config.evaluate.every_steps)
         held_out = evaluation_problems(config, self.progress) if scored else []
         self._claim = opening.enter_context(
@@ -263,7 +273,10 @@ class TrainingRun:
         self, state: TrainState, graded: Graded, swapped: Substitution, stage: StageState
     ) -> tuple[TrainState, dict[str, Any]]:
         """One optimizer step a minibatch, and their metrics; none where every token is masked."""
-        batches = pack_minibatches(graded, swapped, stage, self.config)
+        updater = self.updater
+        batches = pack_minibatches(
+            graded, swapped, stage, self.config, rows=updater.rows, shards=updater.shards
+        )
         if not batches:
             self.count(steps_without_update=1)
             return state, {}
@@ -272,7 +285,13 @@ class TrainingRun:
         parts = []
         for batch in batches:
             state, metrics = self.updater.update(state, batch, reference=self.reference)
-            parts.append(metrics | {"batch/padding_share": Mean(batch.padding_share, 1.0)})
+            parts.append(
+                metrics
+                | {
+                    "batch/padding_share": Mean(batch.padding_share, 1.0),
+                    "batch/attention_imbalance": Mean(batch.attention_imbalance, 1.0),
+                }
+            )
         tokens = sum(batch.tokens for batch in batches)
         self.count(update_tokens=tokens)
         merged = merge_metrics(parts)

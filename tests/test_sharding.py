@@ -1,6 +1,7 @@
 """The mesh, the rule tables, and the update on eight devices against one."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -19,24 +20,29 @@ from polaris_jax.sharding import (
     param_shardings,
 )
 from polaris_jax.train.state import init_train_state
-from tests.tolerances import GRADIENT_RTOL, SHARDED_PARAMS_LR_SHARE
+from tests.tolerances import GRADIENT_RTOL, LOGPROB_ATOL, LOSS_RTOL, SHARDED_PARAMS_LR_SHARE
 from tests.train.cases import (
     OPTIMIZER,
     QWEN2,
     QWEN3,
+    ROW_LEN,
     accumulated_gradient,
+    logprobs,
     make_graded,
     make_model,
     make_updater,
     max_leaf_difference,
     one_device_mesh,
     pack_case,
+    values,
 )
 
 STEPS = 3
 # eps above the gradients' rounding (1e-8): below it Adam makes whole steps out of rounding, and one
 # entry in some ten thousand then differs by up to the learning rate, on any two programs.
 SMOOTH = dataclasses.replace(OPTIMIZER, eps=1e-6)
+QWEN3_8_HEADS = dataclasses.replace(QWEN3, num_heads=8, num_kv_heads=8)
+QWEN2_8_HEADS = dataclasses.replace(QWEN2, num_heads=8, num_kv_heads=8)
 DATA2_FSDP4 = MeshSection(data=2, fsdp=4)
 
 
@@ -100,25 +106,69 @@ def run(mesh, config):
     return state, metrics
 
 
+# Every way to make 8 of the four axes; those of FAST in the default suite.
+FACTORISATIONS = [
+    sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(sizes) == 8
+]
+FAST = {(2, 4, 1, 1), (1, 2, 2, 2), (1, 1, 8, 1), (1, 1, 2, 4)}
+
+
 @pytest.mark.parametrize(
-    ("section", "config"),
+    "sizes",
     [
-        pytest.param(DATA2_FSDP4, QWEN3, id="data2-fsdp4-qwen3"),
-        pytest.param(DATA2_FSDP4, QWEN2, id="data2-fsdp4-qwen2"),
-        pytest.param(MeshSection(fsdp=2, context=2, tensor=2), QWEN3, id="fsdp2-context2-tensor2"),
+        pytest.param(
+            sizes,
+            id="data{}-fsdp{}-context{}-tensor{}".format(*sizes),
+            marks=() if sizes in FAST else pytest.mark.slow,
+        )
+        for sizes in FACTORISATIONS
     ],
 )
-def test_eight_devices_give_the_parameters_of_one(section, config):
-    mesh = make_mesh(section)
+def test_eight_devices_give_the_parameters_of_one(sizes):
+    """Loss, gradient and three updates; with both tied and untied tables, biases and QK-norms."""
+    config = QWEN3_8_HEADS if sizes[2] > 1 else QWEN2_8_HEADS
+    mesh = make_mesh(MeshSection(*sizes))
     model, batch = make_model(config), pack_case(make_graded())
     one = accumulated_gradient(make_updater(optimizer=SMOOTH), model, batch)
     many = accumulated_gradient(make_updater(mesh=mesh, optimizer=SMOOTH), model, batch)
     assert max_leaf_difference(many, one, relative=True) <= GRADIENT_RTOL
 
-    got, _ = run(mesh, config)
-    want, _ = run(one_device_mesh(), config)
+    got, got_metrics = run(mesh, config)
+    want, want_metrics = run(one_device_mesh(), config)
     bound = SHARDED_PARAMS_LR_SHARE * SMOOTH.learning_rate * STEPS
     assert max_leaf_difference(got.params, want.params, relative=False) <= bound
+    got_values, want_values = values(got_metrics), values(want_metrics)
+    for name in ("update/loss", "update/entropy", "update/grad_norm"):
+        assert got_values[name] == pytest.approx(want_values[name], rel=LOSS_RTOL), name
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 4, 2), (2, 2, 1, 2)], ids=str)
+def test_recomputed_logprobs_come_back_in_row_order(sizes):
+    model, batch = make_model(QWEN3), pack_case(make_graded())
+    got = make_updater(mesh=make_mesh(MeshSection(*sizes))).recompute_logprobs(
+        init_train_state(model, OPTIMIZER, make_mesh(MeshSection(*sizes))).params, batch
+    )
+    want, _ = logprobs(
+        model, batch.token_BT, batch.position_BT, batch.segment_BT, batch.temperature_BT
+    )
+    np.testing.assert_allclose(
+        got.old_logp_BT, np.asarray(want) * batch.fresh_BT, rtol=0, atol=LOGPROB_ATOL
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "row_len", "words"),
+    [
+        (MeshSection(tensor=4), ROW_LEN, "mesh.tensor=4: must divide the model's num_kv_heads=2"),
+        (MeshSection(context=8), 40, "batch.row_len=40.*mesh.context=8.*a multiple of 16"),
+    ],
+    ids=["heads", "tokens"],
+)
+def test_a_mesh_that_does_not_fit_the_model_is_refused(section, row_len, words):
+    updater = make_updater(mesh=make_mesh(section), row_len=row_len)
+    state = init_train_state(make_model(QWEN3), OPTIMIZER, make_mesh(section))
+    with pytest.raises(ConfigError, match=words):
+        updater.update(state, pack_case(make_graded(), row_len=row_len))
 
 
 def test_each_device_holds_an_eighth_of_weights_and_moments():

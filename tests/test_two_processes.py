@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -232,3 +233,36 @@ def test_a_refused_workdir_ends_both(base, alone, tmp_path):
     assert status == 2, out + err
     assert "seed=7 there" in err
     assert "Traceback" not in out + err
+
+
+@pytest.mark.slow
+def test_processes_with_different_configs_end_before_anything_is_written(base, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pair = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "polaris_jax", "train"),
+                *line(base, "--config.mesh.fsdp=2", f"--config.seed={rank}"),
+                f"--workdir={tmp_path / 'run'}",
+            ],
+            env={
+                **os.environ,
+                "XLA_FLAGS": "",
+                "JAX_PLATFORMS": "cpu",
+                "POLARIS_COORDINATOR": f"127.0.0.1:{port}",
+                "POLARIS_NUM_PROCESSES": "2",
+                "POLARIS_PROCESS_ID": str(rank),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in pair:
+        _, err = process.communicate(timeout=RUN_TIMEOUT_S)
+        assert process.returncode == 2, err
+        assert "config differs between the processes of this run" in err
+    assert not (tmp_path / "run" / "run.json").exists()

@@ -4,6 +4,9 @@
 # entry of the tensor (max|dg| <= 1e-5 max|g|).
 GRADIENT_RTOL = 1e-5
 
+# A sum over all tokens (loss, entropy, gradient norm) by two fp32 programs: the gradient's bound.
+LOSS_RTOL = 1e-5
+
 # Advantages are computed in float64 and stored in float32, with |advantage| below 8.
 ADVANTAGE_ATOL = 1e-6
 

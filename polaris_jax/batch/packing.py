@@ -21,12 +21,19 @@ def pack(
     max_response_tokens: int,
     temperature: float,
     selected_PR: np.ndarray | None = None,
+    shards: int = 1,
+    one_a_row: bool = False,
 ) -> TrainBatch:
     """All sequences of a batch in packed rows, ready for the update.
 
     Sequences are placed first-fit-decreasing by length, ties in batch order: the same batch always
-    gives the same rows. A field's entry t speaks of the prediction of token t+1, so a response of
-    n tokens fills the n entries from its prompt's last token on.
+    gives the same rows. Rows of like attention cost (the sum of squared lengths) then share a
+    microbatch, and within it each shard gets like sums: devices wait for the slowest of a
+    microbatch, and rows of equally many tokens differ in cost by their sequences' lengths. (Under
+    "microbatch_token_mean", where the packing enters the loss, rows stay as they were filled.)
+
+    A field's entry t speaks of the prediction of token t+1, so a response of n tokens fills the n
+    entries from its prompt's last token on.
 
     `weight_BT` is the aggregation (`objective.aggregation`), over the response tokens that count:
     "token_mean" 1 / tokens of the batch; "sequence_mean" 1 / (sequences x own tokens);
@@ -44,6 +51,8 @@ def pack(
         max_response_tokens: the stage's budget, for "sequence_sum_constant".
         temperature: of the policy that is trained; holds for every row, a rescued one too.
         selected_PR: True for the rows to pack (one minibatch); None: all.
+        shards: parts into which a microbatch's rows are split, in order; divides `rows`.
+        one_a_row: a row for each sequence, for attention back ends without segment ids.
 
     Raises:
         ValueError: a sequence longer than a row, an empty prompt, log-probs that do not match
@@ -61,6 +70,8 @@ def pack(
             raise ValueError(f"{name} has shape {values_PR.shape}: expected {shape} as reward_PR")
     if rows < 1 or temperature <= 0:
         raise ValueError(f"rows={rows}, temperature={temperature}: both must be above 0")
+    if shards < 1 or rows % shards:
+        raise ValueError(f"shards={shards}: must divide rows={rows}")
 
     pairs = [(int(p), int(r)) for p, r in np.argwhere(selected_PR)]
     prompt_tokens, tokens = _token_lists(graded, pairs, row_len=row_len)
@@ -68,8 +79,15 @@ def pack(
     prompt_len = np.array([len(prompt) for prompt in prompt_tokens], np.int64)
     response_len = np.array([len(graded.token_ids[p][r]) for p, r in pairs], np.int64)
     total_len = prompt_len + response_len
-    row, start, segment = _first_fit_decreasing(total_len, row_len)
+    room = np.full_like(total_len, row_len) if one_a_row else total_len
+    row, start, segment = _first_fit_decreasing(room, row_len)
     row_count = max(1, -(-(int(row.max(initial=-1)) + 1) // rows)) * rows
+    cost = np.bincount(row, total_len.astype(np.float64) ** 2, minlength=row_count)
+    place = np.arange(row_count)
+    if objective.aggregation != "microbatch_token_mean":  # there the packing enters the loss
+        place = _balanced(cost, rows=rows, shards=shards)
+    row = place[row]
+    cost_MS = cost[np.argsort(place)].reshape(row_count // rows, shards, -1).sum(axis=2)
 
     counts = response_len > 0
     if objective.mask_truncated:
@@ -110,6 +128,7 @@ def pack(
         sequences=int(counts.sum()),
         tokens=int(response_len[counts].sum()),
         padding_share=1.0 - float(total_len.sum()) / (row_count * row_len),
+        attention_imbalance=float(cost_MS.max(axis=1).sum() * shards / max(cost_MS.sum(), 1.0)),
     )
 
 
@@ -160,6 +179,17 @@ def _first_fit_decreasing(
         placed[r] += 1
         segment[i] = placed[r]
     return row, start, segment
+
+
+def _balanced(cost: np.ndarray, *, rows: int, shards: int) -> np.ndarray:
+    """The new index of every row: most costly first, a microbatch's rows dealt to and fro."""
+    order = np.argsort(-cost, kind="stable")
+    turn, column = np.divmod(np.arange(len(cost)) % rows, shards)
+    column = np.where(turn % 2, shards - 1 - column, column)
+    first = np.arange(len(cost)) // rows * rows
+    place = np.empty(len(cost), np.int64)
+    place[order] = first + column * (rows // shards) + turn
+    return place
 
 
 def _weights(

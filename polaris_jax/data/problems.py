@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,14 @@ def _last_boxed(text: str) -> str | None:
         if depth == 0:
             return text[begin:end]
     return None
+
+
+def problem_set_hash(problems: Iterable[Problem]) -> str:
+    """16 hex digits of the problems' ids, texts and answers, in order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for problem in problems:
+        digest.update(json.dumps([problem.id, problem.problem, problem.answer]).encode())
+    return digest.hexdigest()
 
 
 def write_problems(problems: Sequence[Problem], path: str | Path) -> None:

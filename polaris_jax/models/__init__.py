@@ -1,11 +1,37 @@
 """Qwen2, Qwen2.5 and Qwen3 dense models, their log-probs, and their weights on disk."""
 
+from polaris_jax.models.attention import (
+    Attention,
+    ContextShard,
+    attend,
+    resolve_attention,
+    row_order,
+)
 from polaris_jax.models.config import ModelConfig, RopeScaling
 from polaris_jax.models.hf_weights import load_config, load_pretrained, save_pretrained
-from polaris_jax.models.logprobs import next_token_logprobs, token_logprobs
-from polaris_jax.models.qwen import Qwen, model_tree_path, param_axes, param_shapes
+from polaris_jax.models.logprobs import (
+    next_token_logprobs,
+    target_logprobs,
+    token_logprobs,
+)
+from polaris_jax.models.qwen import (
+    Around,
+    Layers,
+    Qwen,
+    model_tree_path,
+    param_axes,
+    param_shapes,
+)
 
 __all__ = [
+    "Around",
+    "Attention",
+    "ContextShard",
+    "Layers",
+    "attend",
+    "resolve_attention",
+    "row_order",
+    "target_logprobs",
     "ModelConfig",
     "Qwen",
     "RopeScaling",

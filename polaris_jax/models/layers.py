@@ -25,10 +25,20 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return normed.astype(x.dtype) * jnp.expand_dims(weight, range(x.ndim - 1))
 
 
+def project(x_BTD: Array, weight: Array) -> Array:
+    """[B, T, ...]: `x_BTD` times `weight`, [D, ...].
+
+    As one product of two matrices: on the CPU the gradient of the einsum over B and T takes twice
+    as long (4,096 tokens, 128 x 384, forward and backward of `swiglu`: 54 ms against 26).
+    """
+    batch, length, width = x_BTD.shape
+    y = jnp.matmul(x_BTD.reshape(batch * length, width), weight.reshape(width, -1))
+    return y.reshape(batch, length, *weight.shape[1:])
+
+
 def swiglu(x_BTD: Array, gate_DF: Array, up_DF: Array, down_FD: Array) -> Array:
     """[B, T, D] output of the gated MLP: down(silu(gate(x)) * up(x))."""
-    gate_BTF = jax.nn.silu(jnp.einsum("btd,df->btf", x_BTD, gate_DF))
-    return jnp.einsum("btf,fd->btd", gate_BTF * jnp.einsum("btd,df->btf", x_BTD, up_DF), down_FD)
+    return project(jax.nn.silu(project(x_BTD, gate_DF)) * project(x_BTD, up_DF), down_FD)
 
 
 def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:

@@ -1,6 +1,14 @@
-"""Log-probs and entropies of the next token without ever holding [B, T, V]."""
+"""Log-probs and entropies of the next token without ever holding [B, T, V].
+
+`target_logprobs` goes over chunks of tokens, forward and backward. Its backward pass is written
+out: a chunk's logits are made once more, and the head's gradient is summed over chunks in the
+head's own dtype, so a float32 head keeps a float32 sum under bfloat16 hidden states.
+"""
 
 from __future__ import annotations
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +19,9 @@ from jax.core import Tracer
 from polaris_jax.models.attention import Attention
 from polaris_jax.models.qwen import Qwen, Remat
 
-CHUNK_TOKENS = 128
+CHUNK_TOKENS = 512
+# Residuals of the backward pass: inputs, then (log-normaliser, entropy) of each token.
+Residuals = tuple[Array, Array, Array, Array, Array, Array]
 
 
 def token_logprobs(
@@ -36,10 +46,10 @@ def token_logprobs(
         token_BT: token ids in [0, V).
         position_BT: rotary positions, from 0 in each segment.
         segment_BT: 0 is padding, segments count from 1; None: one segment a row.
-        temperature: > 0; a scalar, or broadcastable to [B, T].
+        temperature: > 0; a scalar, or broadcastable to [B, T]. Not differentiated.
         attention: back end, see models.attention.
         remat: "layer" keeps only each layer's input for the backward pass.
-        chunk_tokens: positions whose logits are held at once, forward and backward.
+        chunk_tokens: tokens whose logits are held at once, forward and backward.
 
     Returns:
         (logp_BT, entropy_BT), float32, nats.
@@ -71,37 +81,180 @@ def next_token_logprobs(
 ) -> tuple[Array, Array]:
     """`token_logprobs` from hidden states that are already there."""
     batch, length = token_BT.shape
-    temperature_BT = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), (batch, length))
     target_BT = jnp.pad(token_BT[:, 1:], ((0, 0), (0, 1)))
     valid_BT = jnp.broadcast_to(jnp.arange(length)[None] < length - 1, (batch, length))
     if segment_BT is not None:
         next_BT = jnp.pad(segment_BT[:, 1:], ((0, 0), (0, 1)))
         valid_BT = valid_BT & (segment_BT > 0) & (segment_BT == next_BT)
+    logp_BT, entropy_BT = target_logprobs(
+        model.head_weight(),
+        hidden_BTD,
+        target_BT,
+        jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), (batch, length)),
+        chunk_tokens=chunk_tokens,
+    )
+    return jnp.where(valid_BT, logp_BT, 0.0), jnp.where(valid_BT, entropy_BT, 0.0)
 
-    chunk = min(chunk_tokens, length)
-    chunks = -(-length // chunk)
 
-    def in_chunks(x: Array) -> Array:
-        width = chunks * chunk - length
-        x = jnp.pad(x, ((0, 0), (0, width)) + ((0, 0),) * (x.ndim - 2), mode="edge")
-        return x.reshape(batch, chunks, chunk, *x.shape[2:]).swapaxes(0, 1)
+def target_logprobs(
+    head_VD: Array,
+    hidden_BTD: Array,
+    target_BT: Array,
+    temperature_BT: Array,
+    *,
+    chunk_tokens: int = CHUNK_TOKENS,
+    vocab_axes: tuple[str, ...] = (),
+) -> tuple[Array, Array]:
+    """Log-prob of `target_BT` and the entropy, under softmax(hidden head^T / temperature).
 
-    @jax.checkpoint
-    def one_chunk(args: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        hidden, target, temperature = args
-        logit_BTV = model.unembed(hidden) / temperature[..., None]
-        norm_BT = jax.nn.logsumexp(logit_BTV, axis=-1)
-        chosen_BT = jnp.take_along_axis(logit_BTV, target[..., None], axis=-1)[..., 0]
-        prob_BTV = jnp.exp(logit_BTV - norm_BT[..., None])
-        return chosen_BT - norm_BT, norm_BT - jnp.sum(prob_BTV * logit_BTV, axis=-1)
+    With `vocab_axes` (inside shard_map) every device holds its own tokens and its own slice of the
+    vocabulary: a chunk's hidden states are gathered over these axes, each device makes the logits
+    of its slice, and the sums are scattered back to the tokens' owners.
+
+    Args:
+        head_VD: the head, or this device's slice of its rows; it is cast to the hidden states'
+            dtype for the matrix products, and its gradient is summed in its own.
+        hidden_BTD: final hidden states.
+        target_BT: token ids in [0, V), of the whole vocabulary.
+        temperature_BT: > 0, float32; not differentiated.
+        chunk_tokens: tokens of this device whose logits are held at once.
+        vocab_axes: names of the mesh axes that split the vocabulary.
+
+    Returns:
+        (logp_BT, entropy_BT), float32, nats.
+    """
+    batch, length, width = hidden_BTD.shape
+    tokens = batch * length
+    chunk = min(chunk_tokens, tokens)
+    chunks = -(-tokens // chunk)
+
+    def in_chunks(x: Array, *rest: int) -> Array:
+        x = x.reshape(tokens, *rest)
+        x = jnp.pad(x, ((0, chunks * chunk - tokens),) + ((0, 0),) * len(rest), mode="edge")
+        return x.reshape(chunks, chunk, *rest)
 
     with jax.named_scope("logprobs"):
-        logp, entropy = jax.lax.map(
-            one_chunk, (in_chunks(hidden_BTD), in_chunks(target_BT), in_chunks(temperature_BT))
+        logp_XC, entropy_XC = _chunked(
+            vocab_axes,
+            head_VD,
+            in_chunks(hidden_BTD, width),
+            in_chunks(target_BT),
+            in_chunks(temperature_BT),
         )
 
-    def whole(x: Array) -> Array:
-        x_BT = x.swapaxes(0, 1).reshape(batch, chunks * chunk)[:, :length]
-        return jnp.where(valid_BT, x_BT, 0.0)
+    def whole(x_XC: Array) -> Array:
+        return x_XC.reshape(-1)[:tokens].reshape(batch, length)
 
-    return whole(logp), whole(entropy)
+    return whole(logp_XC), whole(entropy_XC)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(
+    vocab_axes: tuple[str, ...],
+    head_VD: Array,
+    hidden_XCD: Array,
+    target_XC: Array,
+    temperature_XC: Array,
+) -> tuple[Array, Array]:
+    return _forward(vocab_axes, head_VD, hidden_XCD, target_XC, temperature_XC)[0]
+
+
+def _forward(
+    vocab_axes: tuple[str, ...],
+    head_VD: Array,
+    hidden_XCD: Array,
+    target_XC: Array,
+    temperature_XC: Array,
+) -> tuple[tuple[Array, Array], Residuals]:
+    """Chunks X of C tokens each, one after the other."""
+    shards = _Shards(vocab_axes, head_VD.shape[0])
+    weight_VD = head_VD.astype(hidden_XCD.dtype)
+
+    def one(args: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        hidden_CD, target_C, temperature_C = (shards.gather(x) for x in args)
+        logit_CV = _logits(hidden_CD, weight_VD, temperature_C)
+        top_C = shards.max(jnp.max(logit_CV, axis=-1))
+        shifted_CV = logit_CV - top_C[:, None]
+        mass_CV = jnp.exp(shifted_CV)
+        mass_C = shards.sum(jnp.sum(mass_CV, axis=-1))
+        moment_C = shards.sum(jnp.sum(mass_CV * shifted_CV, axis=-1))
+        chosen_C = shards.sum(shards.at_target(logit_CV, target_C))
+        norm_C = shards.own(top_C) + jnp.log(mass_C)
+        return chosen_C - norm_C, jnp.log(mass_C) - moment_C / mass_C, norm_C
+
+    logp_XC, entropy_XC, norm_XC = jax.lax.map(one, (hidden_XCD, target_XC, temperature_XC))
+    saved = (head_VD, hidden_XCD, target_XC, temperature_XC, norm_XC, entropy_XC)
+    return (logp_XC, entropy_XC), saved
+
+
+def _backward(
+    vocab_axes: tuple[str, ...], saved: Residuals, cotangents: tuple[Array, Array]
+) -> tuple[Array, Array, Any, None]:
+    head_VD, hidden_XCD, *_ = saved
+    shards = _Shards(vocab_axes, head_VD.shape[0])
+    weight_VD = head_VD.astype(hidden_XCD.dtype)
+
+    def one(grad_VD: Array, args: tuple[Array, ...]) -> tuple[Array, Array]:
+        hidden_CD, target_C, temperature_C, norm_C, entropy_C, to_logp_C, to_entropy_C = (
+            shards.gather(x) for x in args
+        )
+        log_CV = _logits(hidden_CD, weight_VD, temperature_C) - norm_C[:, None]
+        # d logp / d logit = 1[target] - p;  d entropy / d logit = -p (log p + entropy).
+        slope_CV = to_logp_C[:, None] + to_entropy_C[:, None] * (log_CV + entropy_C[:, None])
+        grad_CV = -jnp.exp(log_CV) * slope_CV
+        grad_CV = grad_CV + jnp.where(shards.is_target(target_C), to_logp_C[:, None], 0.0)
+        grad_CV = (grad_CV / temperature_C[:, None]).astype(hidden_CD.dtype)
+        grad_VD = grad_VD + jnp.einsum(
+            "cv,cd->vd", grad_CV, hidden_CD, preferred_element_type=grad_VD.dtype
+        )
+        back_CD = jnp.einsum(
+            "cv,vd->cd", grad_CV, weight_VD, preferred_element_type=hidden_CD.dtype
+        )
+        return grad_VD, shards.sum(back_CD)
+
+    grad_VD, grad_XCD = jax.lax.scan(one, jnp.zeros_like(head_VD), (*saved[1:], *cotangents))
+    return grad_VD, grad_XCD, np.zeros(saved[2].shape, jax.dtypes.float0), None
+
+
+_chunked.defvjp(_forward, _backward)
+
+
+def _logits(hidden_CD: Array, weight_VD: Array, temperature_C: Array) -> Array:
+    logit_CV = jnp.einsum("cd,vd->cv", hidden_CD, weight_VD, preferred_element_type=jnp.float32)
+    return logit_CV / temperature_C[:, None]
+
+
+class _Shards:
+    """What changes when the vocabulary is split: nothing without axes."""
+
+    def __init__(self, axes: tuple[str, ...], rows: int):
+        self._axes, self._rows = axes, rows
+
+    def gather(self, x: Array) -> Array:
+        """The chunks of all devices along the first dimension."""
+        return jax.lax.all_gather(x, self._axes, axis=0, tiled=True) if self._axes else x
+
+    def sum(self, x: Array) -> Array:
+        """Summed over the vocabulary's slices, this device's tokens only."""
+        return jax.lax.psum_scatter(x, self._axes, tiled=True) if self._axes else x
+
+    def max(self, x: Array) -> Array:
+        return jax.lax.pmax(x, self._axes) if self._axes else x
+
+    def own(self, x: Array) -> Array:
+        """This device's tokens of a gathered array."""
+        if not self._axes:
+            return x
+        size = x.shape[0] // jax.lax.axis_size(self._axes)
+        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self._axes) * size, size)
+
+    def is_target(self, target_C: Array) -> Array:
+        """[C, V] True at each token's target, where it lies in this slice."""
+        first = jax.lax.axis_index(self._axes) * self._rows if self._axes else 0
+        return (target_C - first)[:, None] == jnp.arange(self._rows)[None]
+
+    def at_target(self, logit_CV: Array, target_C: Array) -> Array:
+        """The target's logit, 0 where another slice holds it."""
+        if not self._axes:
+            return jnp.take_along_axis(logit_CV, target_C[:, None], axis=-1)[:, 0]
+        return jnp.sum(jnp.where(self.is_target(target_C), logit_CV, 0.0), axis=-1)

@@ -20,15 +20,40 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from polaris_jax.models import attention as attention_lib
 from polaris_jax.models.config import ModelConfig, RopeScaling
-from polaris_jax.models.layers import apply_rope, rms_norm, rope_tables, swiglu
+from polaris_jax.models.layers import apply_rope, project, rms_norm, rope_tables, swiglu
 
 # attend(layer_index, q_BTNH, k_BTKH, v_BTKH, carry) -> (out_BTNH, carry)
 Attend = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
-Remat = Literal["none", "layer"]
+# What is kept for the backward pass: everything; each layer's input; that, in host memory.
+Remat = Literal["none", "layer", "layer_offload"]
+LAYER_INPUT = "layer_input"
+
+
+class Around:
+    """What a sharded trainer does around a layer's matrix products; this one does nothing.
+
+    `models` knows no mesh: a subclass gathers weights that are stored split, and moves activations
+    between "each device its own tokens" (residual stream, norms) and "each device its own heads"
+    (inside attention and MLP).
+    """
+
+    def weights(self, layer: Layers) -> Layers:
+        """The layer's parameters as the products take them."""
+        return layer
+
+    def enter(self, x_BTD: Array) -> Array:
+        """A block's input, normed: own tokens -> the tokens that this device's heads work on."""
+        return x_BTD
+
+    def leave(self, x_BTD: Array) -> Array:
+        """A block's output: partial sums over this device's heads -> own tokens."""
+        return x_BTD
+
 
 # One declaration a parameter: shape (by dimension letter) and logical axes. Layer parameters get a
 # leading L. Optional ones exist only where ModelConfig says so.
@@ -49,9 +74,9 @@ _LAYER_PARAMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "down_FD": ("FD", ("mlp", "embed")),
 }
 _TOP_PARAMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "embed_VD": ("VD", ("vocab", "embed")),
+    "embed_VD": ("VD", ("vocab", "table")),
     "norm_D": ("D", ("norm",)),
-    "head_VD": ("VD", ("vocab", "embed")),
+    "head_VD": ("VD", ("vocab", "table")),
 }
 
 
@@ -226,12 +251,37 @@ class Qwen(nnx.Module):
                 layer's weights.
         """
         x_BTD = self.embed_VD[...][token_BT]
+        return self.run_layers(x_BTD, position_BT, attend, carry, remat=remat, unroll=unroll)
+
+    def run_layers(
+        self,
+        x_BTD: Array,
+        position_BT: Array,
+        attend: Attend,
+        carry: Any,
+        *,
+        remat: Remat = "none",
+        unroll: bool = False,
+        around: Around | None = None,
+    ) -> tuple[Array, Any]:
+        """`forward` from embedded tokens.
+
+        Args:
+            x_BTD: embeddings of this device's tokens.
+            position_BT: rotary positions of the tokens that `attend` gets, i.e. after
+                `around.enter`.
+            attend: see `forward`.
+            carry: see `forward`.
+            remat: see `__call__`.
+            unroll: see `forward`.
+            around: what happens around a layer's products when they are split over devices.
+        """
         cos_BTh, sin_BTh = rope_tables(position_BT, self.config)
-        layer_fn = functools.partial(_layer, self.config, attend, cos_BTh, sin_BTh)
-        if remat == "layer":
-            layer_fn = jax.checkpoint(
-                layer_fn, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=unroll
-            )
+        layer_fn = functools.partial(
+            _layer, self.config, attend, cos_BTh, sin_BTh, around or Around()
+        )
+        if remat != "none":
+            layer_fn = jax.checkpoint(layer_fn, policy=_policy(remat), prevent_cse=unroll)
         index_L = jnp.arange(self.config.num_layers)
         if unroll:
             for i in range(self.config.num_layers):
@@ -239,12 +289,17 @@ class Qwen(nnx.Module):
                 (x_BTD, carry), _ = layer_fn((x_BTD, carry), (index_L[i], layer))
         else:
             (x_BTD, carry), _ = jax.lax.scan(layer_fn, (x_BTD, carry), (index_L, self.layers))
-        return rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps), carry
+        norm_D = self.norm_D[...].astype(x_BTD.dtype)
+        return rms_norm(x_BTD, norm_D, self.config.rms_norm_eps), carry
 
     def unembed(self, hidden_BTD: Array) -> Array:
         """float32 logits [B, T, V] of hidden states."""
-        head = self.embed_VD if self.head_VD is None else self.head_VD
-        return jnp.einsum("btd,vd->btv", hidden_BTD, head[...], preferred_element_type=jnp.float32)
+        head_VD = self.head_weight()
+        return jnp.einsum("btd,vd->btv", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
+
+    def head_weight(self) -> Array:
+        """The head's rows, [V, D]: the embedding's where they are tied."""
+        return (self.embed_VD if self.head_VD is None else self.head_VD)[...]
 
 
 def _layer(
@@ -252,16 +307,20 @@ def _layer(
     attend: Attend,
     cos_BTh: Array,
     sin_BTh: Array,
+    around: Around,
     state: tuple[Array, Any],
     xs: tuple[Array, Layers],
 ) -> tuple[tuple[Array, Any], None]:
     x_BTD, carry = state
+    x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
     index, p = xs
+    with jax.named_scope("weights"):
+        p = around.weights(p)
     with jax.named_scope("attention"):
-        y_BTD = rms_norm(x_BTD, p.attn_norm_D[...], config.rms_norm_eps)
-        q_BTNH = jnp.einsum("btd,dnh->btnh", y_BTD, p.q_DNH[...])
-        k_BTKH = jnp.einsum("btd,dkh->btkh", y_BTD, p.k_DKH[...])
-        v_BTKH = jnp.einsum("btd,dkh->btkh", y_BTD, p.v_DKH[...])
+        y_BTD = around.enter(rms_norm(x_BTD, p.attn_norm_D[...], config.rms_norm_eps))
+        q_BTNH = project(y_BTD, p.q_DNH[...])
+        k_BTKH = project(y_BTD, p.k_DKH[...])
+        v_BTKH = project(y_BTD, p.v_DKH[...])
         if config.qkv_bias:
             q_BTNH = q_BTNH + p.q_bias_NH[...][None, None]
             k_BTKH = k_BTKH + p.k_bias_KH[...][None, None]
@@ -272,11 +331,25 @@ def _layer(
         q_BTNH = apply_rope(q_BTNH, cos_BTh, sin_BTh)
         k_BTKH = apply_rope(k_BTKH, cos_BTh, sin_BTh)
         out_BTNH, carry = attend(index, q_BTNH, k_BTKH, v_BTKH, carry)
-        x_BTD = x_BTD + jnp.einsum("btnh,nhd->btd", out_BTNH, p.o_NHD[...])
+        out_BTX = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
+        o_XD = p.o_NHD[...].reshape(-1, config.hidden_size)
+        x_BTD = x_BTD + around.leave(project(out_BTX, o_XD))
     with jax.named_scope("mlp"):
-        y_BTD = rms_norm(x_BTD, p.mlp_norm_D[...], config.rms_norm_eps)
-        x_BTD = x_BTD + swiglu(y_BTD, p.gate_DF[...], p.up_DF[...], p.down_FD[...])
+        y_BTD = around.enter(rms_norm(x_BTD, p.mlp_norm_D[...], config.rms_norm_eps))
+        z_BTD = swiglu(y_BTD, p.gate_DF[...], p.up_DF[...], p.down_FD[...])
+        x_BTD = x_BTD + around.leave(z_BTD)
     return (x_BTD, carry), None
+
+
+def _policy(remat: Remat) -> Callable[..., Any]:
+    if remat == "layer":
+        return jax.checkpoint_policies.nothing_saveable
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
 
 
 def _stable_id(text: str) -> int:

@@ -12,7 +12,13 @@ from jax.sharding import Mesh
 
 from polaris_jax.config import OptimizerSection
 from polaris_jax.models import ModelConfig, Qwen, RopeScaling, param_axes
-from polaris_jax.sharding import TRAINER_RULES, param_shardings, private_copies, replicated
+from polaris_jax.sharding import (
+    TRAINER_RULES,
+    in_host_memory,
+    param_shardings,
+    private_copies,
+    replicated,
+)
 from polaris_jax.train.optimizer import make_optimizer
 
 
@@ -23,7 +29,8 @@ class TrainState:
 
     Attributes:
         params: float32 weights. The update donates them: copy what must outlive it.
-        opt_state: AdamW's moments, float32, split like the weights, and its step count.
+        opt_state: AdamW's moments, split like the weights (in host memory with
+            `optimizer.moments_in_host_memory`), and its step count.
         step: int32, updates applied since the run began (skipped ones not counted).
         skips_in_a_row: int32, updates skipped for non-finite gradients since the last applied one.
     """
@@ -69,12 +76,13 @@ def state_shardings(config: ModelConfig, optimizer: OptimizerSection, mesh: Mesh
     """A TrainState with a NamedSharding in place of every leaf: moments are split like weights."""
     abstract = _abstract(config, optimizer)
     params = param_shardings(abstract.params, mesh, TRAINER_RULES, axes=param_axes(config))
+    moments = in_host_memory(params) if optimizer.moments_in_host_memory else params
 
     def is_model(node: Any) -> bool:
         return isinstance(node, Qwen)
 
     rest = jax.tree.map(
-        lambda node: params if is_model(node) else replicated(mesh),
+        lambda node: moments if is_model(node) else replicated(mesh),
         dataclasses.replace(abstract, params=None),
         is_leaf=is_model,
     )

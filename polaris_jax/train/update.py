@@ -9,60 +9,28 @@ packing enters the result.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from polaris_jax.config import ModelSection, ObjectiveSection, OptimizerSection
 from polaris_jax.metrics import Mean
-from polaris_jax.models import ModelConfig, Qwen, next_token_logprobs
-from polaris_jax.models.attention import attend as attention
+from polaris_jax.models import ModelConfig, Qwen
 from polaris_jax.records import TrainBatch
-from polaris_jax.sharding import (
-    batch_sharding,
-    global_array,
-    head_sharding,
-    private_copies,
-    replicated,
-    row_shards,
+from polaris_jax.sharding import batch_sharding, global_array, private_copies, row_shards
+from polaris_jax.train.programs import (
+    FIELDS,
+    LOGPROB_FIELDS,
+    Arrays,
+    UpdatePrograms,
+    update_programs,
 )
-from polaris_jax.train.objective import token_loss
-from polaris_jax.train.optimizer import guarded_step, make_optimizer
-from polaris_jax.train.state import TrainState, fresh_moments, state_shardings
+from polaris_jax.train.state import TrainState, fresh_moments
 
-Arrays = dict[str, Array]
 Metrics = dict[str, Mean | float | None]
-
-# TrainBatch fields that go to the device.
-FIELDS = (
-    "token_BT",
-    "position_BT",
-    "segment_BT",
-    "weight_BT",
-    "advantage_BT",
-    "old_logp_BT",
-    "temperature_BT",
-    "fresh_BT",
-)
-MAX_UNROLLED_LAYERS = 8
-LOGPROB_FIELDS = ("token_BT", "position_BT", "segment_BT", "temperature_BT")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Programs:
-    """The compiled functions for one model configuration."""
-
-    shardings: TrainState
-    zeros: Callable[[], Qwen]
-    accumulate: Callable[..., tuple[Qwen, Arrays]]
-    apply: Callable[[TrainState, Qwen], tuple[TrainState, Arrays]]
-    logprobs: Callable[[Qwen, Arrays], Array]
 
 
 class Updater:
@@ -76,7 +44,7 @@ class Updater:
         optimizer: AdamW's constants and the gradient clip.
         model: compute dtype, attention back end, rematerialisation.
         mesh: from `sharding.make_mesh`.
-        rows: packed rows of a microbatch, over all devices.
+        rows: packed rows of a microbatch, over all devices; 0: one for each data x fsdp shard.
         row_len: tokens of a row.
 
     Raises:
@@ -93,14 +61,16 @@ class Updater:
         rows: int,
         row_len: int,
     ) -> None:
-        if rows % row_shards(mesh):
+        self.shards = row_shards(mesh)
+        rows = rows or self.shards
+        if rows % self.shards:
             raise ValueError(
                 f"batch.rows={rows}: the rows of a microbatch are split over mesh.data x mesh.fsdp "
-                f"= {row_shards(mesh)} parts; set it to a multiple of {row_shards(mesh)}"
+                f"= {self.shards} parts; set it to 0 or a multiple of {self.shards}"
             )
         self.objective, self.optimizer, self.model, self.mesh = objective, optimizer, model, mesh
         self.rows, self.row_len = rows, row_len
-        self._programs: dict[ModelConfig, _Programs] = {}
+        self._programs: dict[ModelConfig, UpdatePrograms] = {}
         self._reference: tuple[Qwen, Qwen] | None = None  # as given, as placed
 
     def update(
@@ -130,7 +100,19 @@ class Updater:
             ValueError: a batch of another shape, a token id outside the vocabulary, or a missing
                 reference.
         """
-        config = state.params.config
+        programs = self._programs_for(state.params.config)
+        total, sums = self.gradient(state.params, batch, reference=reference)
+        state, step = programs.apply(state, total)
+        return state, _metrics(jax.device_get(sums), jax.device_get(step), self.objective)
+
+    def gradient(
+        self, params: Qwen, batch: TrainBatch, *, reference: Qwen | None = None
+    ) -> tuple[Qwen, list[Arrays]]:
+        """The loss's float32 gradient over the whole batch, and each microbatch's metric sums.
+
+        Arguments and errors: see `update`.
+        """
+        config = params.config
         self._check(batch, config)
         if self.objective.kl_coef > 0 and reference is None:
             raise ValueError(
@@ -139,13 +121,11 @@ class Updater:
             )
         programs = self._programs_for(config)
         placed = self._placed_reference(reference, config, programs)
-        total = programs.zeros()
-        sums = []
-        for arrays in self._microbatches(batch):
-            total, partial = programs.accumulate(state.params, total, arrays, placed)
+        total, sums = programs.zeros(), []
+        for arrays in self._microbatches(batch, programs):
+            total, partial = programs.accumulate(params, total, arrays, placed)
             sums.append(partial)
-        state, step = programs.apply(state, total)
-        return state, _metrics(jax.device_get(sums), jax.device_get(step), self.objective)
+        return total, sums
 
     def recompute_logprobs(self, params: Qwen, batch: TrainBatch) -> TrainBatch:
         """`batch` with `old_logp_BT` under `params`; the sampler's go to `sampler_logp_BT`."""
@@ -153,9 +133,12 @@ class Updater:
         programs = self._programs_for(params.config)
         parts = [
             programs.logprobs(params, arrays)
-            for arrays in self._microbatches(batch, LOGPROB_FIELDS)
+            for arrays in self._microbatches(batch, programs, LOGPROB_FIELDS)
         ]
         logp_BT = np.concatenate([np.asarray(part) for part in jax.device_get(parts)])
+        order = programs.sharded.token_order()
+        if order is not None:
+            logp_BT = logp_BT[:, np.argsort(order)]
         in_response_BT = (batch.weight_BT != 0) | (batch.fresh_BT != 0)
         logp_BT = np.where(in_response_BT, logp_BT, 0).astype(np.float32)
         sampler_logp_BT = (
@@ -184,20 +167,21 @@ class Updater:
             )
 
     def _microbatches(
-        self, batch: TrainBatch, fields: Sequence[str] = (*FIELDS, "sampler_logp_BT")
+        self, batch: TrainBatch, programs: UpdatePrograms, fields: Sequence[str] = FIELDS
     ) -> Iterator[Arrays]:
+        order = programs.sharded.token_order()
         sharding = batch_sharding(self.mesh)
         for first in range(0, batch.token_BT.shape[0], self.rows):
+            rows = slice(first, first + self.rows)
             arrays = {}
             for name in fields:
-                value = getattr(batch, name)
-                if name == "sampler_logp_BT" and value is None:
-                    value = batch.old_logp_BT
-                arrays[name] = global_array(value[first : first + self.rows], sharding)
+                values_BT = _field(batch, name)[rows]
+                values_BT = values_BT if order is None else values_BT[:, order]
+                arrays[name] = global_array(values_BT, sharding)
             yield arrays
 
     def _placed_reference(
-        self, reference: Qwen | None, config: ModelConfig, programs: _Programs
+        self, reference: Qwen | None, config: ModelConfig, programs: UpdatePrograms
     ) -> Qwen | None:
         if reference is None or self.objective.kl_coef == 0:
             return None
@@ -208,143 +192,26 @@ class Updater:
             self._reference = known
         return known[1]
 
-    def _programs_for(self, config: ModelConfig) -> _Programs:
+    def _programs_for(self, config: ModelConfig) -> UpdatePrograms:
         if config not in self._programs:
-            self._programs[config] = _make_programs(
-                config, self.objective, self.optimizer, self.model, self.mesh
+            self._programs[config] = update_programs(
+                config,
+                self.objective,
+                self.optimizer,
+                self.model,
+                self.mesh,
+                row_len=self.row_len,
             )
         return self._programs[config]
 
 
-def _make_programs(
-    config: ModelConfig,
-    objective: ObjectiveSection,
-    optimizer: OptimizerSection,
-    model: ModelSection,
-    mesh: Mesh,
-) -> _Programs:
-    """The jitted functions; every output's sharding is stated, so that none compiles twice."""
-    shardings = state_shardings(config, optimizer, mesh)
-    logprobs = functools.partial(sharded_logprobs, section=model, mesh=mesh)
-    transform = make_optimizer(optimizer)
-
-    def zeros() -> Qwen:
-        shapes = jax.eval_shape(lambda key: Qwen.init(config, key), jax.random.key(0))
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
-
-    def accumulate(
-        params: Qwen, total: Qwen, arrays: Arrays, reference: Qwen | None
-    ) -> tuple[Qwen, Arrays]:
-        loss = functools.partial(_loss, objective=objective, logprobs=logprobs)
-        grads, sums = jax.grad(loss, has_aux=True)(params, arrays, reference)
-        return jax.tree.map(jnp.add, total, grads), sums
-
-    def apply(state: TrainState, total: Qwen) -> tuple[TrainState, Arrays]:
-        params, opt_state, norm, skipped = guarded_step(
-            total,
-            state.params,
-            opt_state=state.opt_state,
-            transform=transform,
-            max_grad_norm=optimizer.max_grad_norm,
-        )
-        skips = jnp.where(skipped, state.skips_in_a_row + 1, 0)
-        step = state.step + jnp.where(skipped, 0, 1)
-        return TrainState(params, opt_state, step, skips), {"grad_norm": norm, "skipped": skipped}
-
-    whole = replicated(mesh)
-    return _Programs(
-        shardings=shardings,
-        zeros=jax.jit(zeros, out_shardings=shardings.params),
-        accumulate=jax.jit(accumulate, donate_argnums=1, out_shardings=(shardings.params, whole)),
-        apply=jax.jit(apply, donate_argnums=0, out_shardings=(shardings, whole)),
-        logprobs=jax.jit(lambda params, arrays: logprobs(params, arrays)[0], out_shardings=whole),
-    )
-
-
-def sharded_logprobs(
-    params: Qwen, arrays: Arrays, *, section: ModelSection, mesh: Mesh
-) -> tuple[Array, Array]:
-    """(logp_BT, entropy_BT) as `models.token_logprobs` gives them, computed over the mesh.
-
-    Args:
-        params: weights of any float dtype; cast to `section.dtype` here.
-        arrays: token_BT, position_BT, segment_BT, temperature_BT.
-        section: compute dtype, attention back end, rematerialisation.
-        mesh: activations are pinned to it by rows and heads, so that the compiler gathers one
-            layer's weights at a time and not the activations.
-    """
-    model = jax.tree.map(lambda x: x.astype(section.dtype), params)
-    config = model.config
-    segment_BT = arrays["segment_BT"]
-    pin = jax.lax.with_sharding_constraint
-    q_sharding = head_sharding(mesh, config.num_heads)
-    kv_sharding = head_sharding(mesh, config.num_kv_heads)
-
-    def attend(_: Array, q: Array, k: Array, v: Array, carry: None) -> tuple[Array, None]:
-        q, k, v = pin(q, q_sharding), pin(k, kv_sharding), pin(v, kv_sharding)
-        out = attention(q, k, v, segment_BT, backend=section.attention)
-        return pin(out, q_sharding), carry
-
-    hidden_BTD, _ = model.forward(
-        arrays["token_BT"],
-        arrays["position_BT"],
-        attend,
-        None,
-        remat=section.remat,
-        # On the CPU a scan copies each layer's weights; unrolling deep models costs compile time.
-        unroll=mesh.devices.flat[0].platform == "cpu" and config.num_layers <= MAX_UNROLLED_LAYERS,
-    )
-    return next_token_logprobs(
-        model,
-        pin(hidden_BTD, batch_sharding(mesh)),
-        arrays["token_BT"],
-        segment_BT,
-        arrays["temperature_BT"],
-    )
-
-
-def _loss(
-    params: Qwen,
-    arrays: Arrays,
-    reference: Qwen | None,
-    *,
-    objective: ObjectiveSection,
-    logprobs: Callable[[Qwen, Arrays], tuple[Array, Array]],
-) -> tuple[Array, Arrays]:
-    """A microbatch's share of the loss, and the sums that metrics are made of."""
-    logp_BT, entropy_BT = logprobs(params, arrays)
-    reference_logp_BT = None
-    if reference is not None:
-        reference_logp_BT = jax.lax.stop_gradient(logprobs(reference, arrays)[0])
-    weight_BT = arrays["weight_BT"]
-    out = token_loss(
-        logp_BT,
-        objective,
-        entropy_BT=entropy_BT,
-        old_logp_BT=arrays["old_logp_BT"],
-        advantage_BT=arrays["advantage_BT"],
-        reference_logp_BT=reference_logp_BT,
-    )
-    # where, not only the product: 0 x inf of a masked token would poison the sum.
-    loss = jnp.sum(jnp.where(weight_BT != 0, weight_BT * out.loss_BT, 0.0))
-    is_counted_BT = (weight_BT != 0).astype(jnp.float32)
-    present_BT = arrays["old_logp_BT"] if objective.old_logprobs == "recompute" else logp_BT
-    gap_BT = jnp.abs(present_BT - arrays["sampler_logp_BT"]) * arrays["fresh_BT"]
-    sums = {
-        "loss": loss,
-        "tokens": jnp.sum(is_counted_BT),
-        "entropy": jnp.sum(entropy_BT * is_counted_BT),
-        "ratio": jnp.sum(out.ratio_BT * is_counted_BT),
-        "kl": jnp.sum(out.kl_BT * is_counted_BT),
-        "clipped_low": jnp.sum(out.clipped_low_BT * is_counted_BT),
-        "clipped_high": jnp.sum(out.clipped_high_BT * is_counted_BT),
-        "clipped_dual": jnp.sum(out.clipped_dual_BT * is_counted_BT),
-        "truncated": jnp.sum(out.truncated_BT * is_counted_BT),
-        "fresh": jnp.sum(arrays["fresh_BT"]),
-        "gap": jnp.sum(gap_BT),
-        "gap_max": jnp.max(gap_BT),
-    }
-    return loss, jax.tree.map(jax.lax.stop_gradient, sums)
+def _field(batch: TrainBatch, name: str) -> np.ndarray:
+    """[rows, row_len] of what `FIELDS` names."""
+    if name == "target_BT":
+        return np.pad(batch.token_BT[:, 1:], ((0, 0), (0, 1)))
+    if name == "sampler_logp_BT" and batch.sampler_logp_BT is None:
+        return batch.old_logp_BT
+    return getattr(batch, name)
 
 
 def _metrics(

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import time
 from collections import Counter
 
@@ -11,7 +12,7 @@ import pytest
 from polaris_jax.batch import pack, select_groups
 from polaris_jax.config_sections import ObjectiveSection
 from tests.batch.batches import random_groups, to_graded
-from tests.tolerances import WEIGHT_RTOL
+from tests.tolerances import CLOSED_FORM_ATOL, WEIGHT_RTOL
 
 AGGREGATIONS = (
     "token_mean",
@@ -261,3 +262,38 @@ def test_256_sequences_pack_in_time():
         packed(graded, ones, ones.astype(bool), row_len=512, rows=8)
         took_s.append(time.process_time() - start)
     assert min(took_s) < 0.05
+
+
+def test_rows_of_like_attention_cost_share_a_microbatch_and_shards_work_alike():
+    """Long and short sequences, 2 shards of 2 rows: dealt blindly, one shard did all the work."""
+    rng = np.random.default_rng(3)
+    graded = to_graded(random_groups(rng, max_tokens=BUDGET, prompts=12, responses=4))
+    ones = np.ones(graded.reward_PR.shape)
+    batch = packed(graded, ones, ones.astype(bool), rows=4, shards=2)
+    cost_R = np.array([sum(n**2 for r, _, n in segments(batch) if r == row) for row in range(
+        len(batch.token_BT))])  # fmt: skip
+    cost_MSR = cost_R.reshape(-1, 2, 2)
+    # Microbatches descend: none holds a row that costs more than one of the microbatch before.
+    for before, after in itertools.pairwise(cost_MSR):
+        assert before.min() >= after.max()
+    cost_MS = cost_MSR.sum(axis=2)
+    assert batch.attention_imbalance == pytest.approx(
+        2 * cost_MS.max(axis=1).sum() / cost_MS.sum(), rel=CLOSED_FORM_ATOL
+    )
+    # To and fro: a shard's excess is at most the spread of one row.
+    spread_M = cost_MSR.max(axis=(1, 2)) - cost_MSR.min(axis=(1, 2))
+    assert (np.abs(cost_MS[:, 0] - cost_MS[:, 1]) <= spread_M).all()
+    naive_MS = np.sort(cost_R)[::-1].reshape(-1, 2, 2).sum(axis=2)  # in order, not to and fro
+    assert cost_MS.max(axis=1).sum() < naive_MS.max(axis=1).sum()
+
+
+def test_shards_must_divide_the_rows():
+    graded, advantage_PR, fresh_PR = case(0)
+    with pytest.raises(ValueError, match="shards=2: must divide rows=3"):
+        packed(graded, advantage_PR, fresh_PR, shards=2)
+
+
+def test_one_sequence_a_row():
+    batch = packed(*case(1), one_a_row=True)
+    assert batch.segment_BT.max() == 1
+    assert sorted(contents(batch)) == sorted(contents(packed(*case(1))))

@@ -12,6 +12,7 @@ from polaris_jax.config import MeshSection, ModelSection, ObjectiveSection, Opti
 from polaris_jax.models import ModelConfig, Qwen, token_logprobs
 from polaris_jax.records import Graded, TrainBatch
 from polaris_jax.sharding import make_mesh, private_copies
+from polaris_jax.train.state import state_shardings
 from polaris_jax.train.update import Updater
 
 QWEN3 = ModelConfig(
@@ -147,12 +148,8 @@ def plain_gradient(model: Qwen, graded: Graded) -> Qwen:
 
 def accumulated_gradient(updater: Updater, model: Qwen, batch: TrainBatch) -> Qwen:
     """What the updater hands to the optimizer, before the clip."""
-    programs = updater._programs_for(model.config)
-    model = private_copies(model, programs.shardings.params)
-    total = programs.zeros()
-    for arrays in updater._microbatches(batch):
-        total, _ = programs.accumulate(model, total, arrays, None)
-    return total
+    shardings = state_shardings(model.config, OPTIMIZER, updater.mesh)
+    return updater.gradient(private_copies(model, shardings.params), batch)[0]
 
 
 def values(metrics) -> dict[str, float | None]:

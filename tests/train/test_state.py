@@ -1,5 +1,7 @@
 """The train state: private copies, placement, and its abstract twin."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,3 +70,20 @@ def test_random_state_equals_init_and_is_made_in_place():
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=FUSED_RTOL)
     assert int(state.step) == int(state.skips_in_a_row) == 0
+
+
+def test_moments_in_host_memory_change_where_they_lie_and_nothing_else():
+    section = dataclasses.replace(OPTIMIZER, moments_in_host_memory=True)
+    mesh = make_mesh(MeshSection(fsdp=2), jax.devices()[:2])
+    results = {}
+    for optimizer in (OPTIMIZER, section):
+        state = init_train_state(make_model(), optimizer, mesh)
+        updater = make_updater(mesh=mesh, optimizer=optimizer)
+        for step in range(2):
+            state, _ = updater.update(state, pack_case(make_graded(step)))
+        results[optimizer.moments_in_host_memory] = state
+    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(results[True].opt_state[0].mu)}
+    assert kinds == {"pinned_host"}
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(results[True].params)} == {"device"}
+    for a, b in zip(jax.tree.leaves(results[True]), jax.tree.leaves(results[False]), strict=True):
+        assert (np.asarray(a) == np.asarray(b)).all()

@@ -1,0 +1,209 @@
+"""The compiled functions of an update, for one architecture, mesh and row length.
+
+Every output's sharding is stated, so that none compiles twice; gradients, parameters and state are
+donated where a new one takes their place. Nothing here needs a device: on a topology's mesh the
+same functions lower and compile ahead of time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+
+from polaris_jax.config import ModelSection, ObjectiveSection, OptimizerSection
+from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.sharding import MESH_AXES, batch_sharding, on_device, replicated, wide_axes
+from polaris_jax.train.objective import token_loss
+from polaris_jax.train.optimizer import guarded_step, make_optimizer
+from polaris_jax.train.sharded_model import (
+    ShardedModel,
+    local_logprobs,
+    reduce_gradients,
+    sharded_model,
+)
+from polaris_jax.train.state import TrainState, abstract_train_state, state_shardings
+
+Arrays = dict[str, Array]
+
+INT_FIELDS = ("token_BT", "target_BT", "position_BT", "segment_BT")
+LOGPROB_FIELDS = (*INT_FIELDS, "temperature_BT")
+# What goes to the device, [rows, row_len] each: TrainBatch's fields and the next tokens.
+FIELDS = (
+    *LOGPROB_FIELDS,
+    "weight_BT",
+    "advantage_BT",
+    "old_logp_BT",
+    "fresh_BT",
+    "sampler_logp_BT",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdatePrograms:
+    """Jitted functions and what they take.
+
+    Attributes:
+        sharded: how the model runs on the mesh.
+        shardings: a NamedSharding for every leaf of the state.
+        zeros: () -> a float32 gradient accumulator.
+        accumulate: (params, accumulator, arrays, reference or None) -> (accumulator, sums). The
+            accumulator is donated.
+        apply: (state, accumulator) -> (state, step metrics). The state is donated.
+        logprobs: (params, arrays) -> logp_BT, whole on every device.
+    """
+
+    sharded: ShardedModel
+    shardings: TrainState
+    zeros: Callable[[], Qwen]
+    accumulate: Callable[..., tuple[Qwen, Arrays]]
+    apply: Callable[[TrainState, Qwen], tuple[TrainState, Arrays]]
+    logprobs: Callable[[Qwen, Arrays], Array]
+
+
+def update_programs(
+    config: ModelConfig,
+    objective: ObjectiveSection,
+    optimizer: OptimizerSection,
+    model: ModelSection,
+    mesh: Mesh,
+    *,
+    row_len: int,
+) -> UpdatePrograms:
+    """The functions of an update.
+
+    Raises:
+        ConfigError: see `sharded_model`.
+    """
+    sharded = sharded_model(config, model, mesh, row_len=row_len)
+    shardings = state_shardings(config, optimizer, mesh)
+    specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
+    reference_specs = specs if objective.kl_coef > 0 else PartitionSpec()
+    tokens, whole = batch_sharding(mesh).spec, replicated(mesh)
+    transform = make_optimizer(optimizer)
+    everywhere = wide_axes(mesh, MESH_AXES)
+
+    def zeros() -> Qwen:
+        shapes = jax.eval_shape(lambda key: Qwen.init(config, key), jax.random.key(0))
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
+
+    def accumulate(
+        params: Qwen, total: Qwen, arrays: Arrays, reference: Qwen | None
+    ) -> tuple[Qwen, Arrays]:
+        def loss(params: Qwen) -> tuple[Array, Arrays]:
+            return local_loss(params, arrays, reference, objective=objective, sharded=sharded)
+
+        grads, sums = jax.grad(loss, has_aux=True)(params)
+        with jax.named_scope("reduce_gradients"):
+            grads = reduce_gradients(grads, sharded)
+        return jax.tree.map(jnp.add, total, grads), _over_devices(sums, everywhere)
+
+    def apply(state: TrainState, total: Qwen) -> tuple[TrainState, Arrays]:
+        if optimizer.moments_in_host_memory:
+            fetched = jax.device_put(state.opt_state, on_device(shardings.opt_state))
+            state = dataclasses.replace(state, opt_state=fetched)
+        params, opt_state, norm, skipped = guarded_step(
+            total,
+            state.params,
+            opt_state=state.opt_state,
+            transform=transform,
+            max_grad_norm=optimizer.max_grad_norm,
+        )
+        skips = jnp.where(skipped, state.skips_in_a_row + 1, 0)
+        step = state.step + jnp.where(skipped, 0, 1)
+        return TrainState(params, opt_state, step, skips), {"grad_norm": norm, "skipped": skipped}
+
+    def logprobs(params: Qwen, arrays: Arrays) -> Array:
+        return local_logprobs(params, arrays, sharded)[0]
+
+    def on_mesh(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
+        # Unchecked: the rules for replication do not know the attention kernels.
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+
+    return UpdatePrograms(
+        sharded=sharded,
+        shardings=shardings,
+        zeros=jax.jit(zeros, out_shardings=shardings.params),
+        accumulate=jax.jit(
+            on_mesh(accumulate, (specs, specs, tokens, reference_specs), (specs, PartitionSpec())),
+            donate_argnums=1,
+            out_shardings=(shardings.params, whole),
+        ),
+        apply=jax.jit(apply, donate_argnums=0, out_shardings=(shardings, whole)),
+        logprobs=jax.jit(on_mesh(logprobs, (specs, tokens), tokens), out_shardings=whole),
+    )
+
+
+def abstract_arguments(
+    config: ModelConfig, optimizer: OptimizerSection, *, mesh: Mesh, rows: int, row_len: int
+) -> tuple[TrainState, Qwen, Arrays]:
+    """(state, gradient accumulator, arrays of a microbatch) as shapes with shardings."""
+    state = abstract_train_state(config, optimizer, mesh=mesh)
+    sharding = batch_sharding(mesh)
+    arrays: Any = {
+        name: jax.ShapeDtypeStruct(
+            (rows, row_len), jnp.int32 if name in INT_FIELDS else jnp.float32, sharding=sharding
+        )
+        for name in FIELDS
+    }
+    return state, state.params, arrays
+
+
+def _over_devices(sums: Arrays, axes: tuple[str, ...]) -> Arrays:
+    if not axes:
+        return sums
+    return {
+        name: jax.lax.pmax(x, axes) if name.endswith("_max") else jax.lax.psum(x, axes)
+        for name, x in sums.items()
+    }
+
+
+def local_loss(
+    params: Qwen,
+    arrays: Arrays,
+    reference: Qwen | None,
+    *,
+    objective: ObjectiveSection,
+    sharded: ShardedModel,
+) -> tuple[Array, Arrays]:
+    """This device's share of a microbatch's loss, and the sums that metrics are made of."""
+    logp_BT, entropy_BT = local_logprobs(params, arrays, sharded)
+    reference_logp_BT = None
+    if reference is not None:
+        reference_logp_BT = jax.lax.stop_gradient(local_logprobs(reference, arrays, sharded)[0])
+    weight_BT = arrays["weight_BT"]
+    out = token_loss(
+        logp_BT,
+        objective,
+        entropy_BT=entropy_BT,
+        old_logp_BT=arrays["old_logp_BT"],
+        advantage_BT=arrays["advantage_BT"],
+        reference_logp_BT=reference_logp_BT,
+    )
+    # where, not only the product: 0 x inf of a masked token would poison the sum.
+    loss = jnp.sum(jnp.where(weight_BT != 0, weight_BT * out.loss_BT, 0.0))
+    is_counted_BT = (weight_BT != 0).astype(jnp.float32)
+    present_BT = arrays["old_logp_BT"] if objective.old_logprobs == "recompute" else logp_BT
+    gap_BT = jnp.abs(present_BT - arrays["sampler_logp_BT"]) * arrays["fresh_BT"]
+    sums = {
+        "loss": loss,
+        "tokens": jnp.sum(is_counted_BT),
+        "entropy": jnp.sum(entropy_BT * is_counted_BT),
+        "ratio": jnp.sum(out.ratio_BT * is_counted_BT),
+        "kl": jnp.sum(out.kl_BT * is_counted_BT),
+        "clipped_low": jnp.sum(out.clipped_low_BT * is_counted_BT),
+        "clipped_high": jnp.sum(out.clipped_high_BT * is_counted_BT),
+        "clipped_dual": jnp.sum(out.clipped_dual_BT * is_counted_BT),
+        "truncated": jnp.sum(out.truncated_BT * is_counted_BT),
+        "fresh": jnp.sum(arrays["fresh_BT"]),
+        "gap": jnp.sum(gap_BT),
+        "gap_max": jnp.max(gap_BT),
+    }
+    return loss, jax.tree.map(jax.lax.stop_gradient, sums)

@@ -1,0 +1,370 @@
+"""Log-probs of packed rows over the whole mesh: the model inside `jax.shard_map`.
+
+Each device holds a shard of every parameter and its own tokens of its own rows, [B, T] here being
+the local shape. What moves, and when:
+
+    parameters      a layer's matrices are cast to the compute dtype and gathered over the axes that
+                    only store them, as the layer runs; their gradients come back as a float32
+                    reduce-scatter. Heads and MLP width stay split over `tensor`.
+    activations     the residual stream and the norms work on own tokens; a block gathers its input
+                    over `tensor` and scatters its partial sums back (Korthikanti et al. 2022,
+                    "Reducing activation recomputation in large transformer models", section 4.2).
+    keys, values    are gathered over `context` layer by layer; queries stay. Rows are laid out in
+                    zigzag order, so that every context shard has the same causal work.
+    vocabulary      split over `context` and `tensor`; see `models.target_logprobs`.
+
+Nothing here is summed over the batch: a caller differentiates its own share of the loss and then
+calls `reduce_gradients`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
+
+from polaris_jax.config import ConfigError, ModelSection, row_unit_tokens
+from polaris_jax.models import (
+    Around,
+    Attention,
+    ContextShard,
+    Layers,
+    ModelConfig,
+    Qwen,
+    attend,
+    model_tree_path,
+    param_axes,
+    param_shapes,
+    resolve_attention,
+    row_order,
+    target_logprobs,
+)
+from polaris_jax.sharding import (
+    CONTEXT,
+    MESH_AXES,
+    TENSOR,
+    TOKEN_AXES,
+    TRAINER_RULES,
+    leaf_spec,
+    wide_axes,
+)
+
+Arrays = dict[str, Array]
+# (dimension, mesh axes) of each gather that makes a stored parameter whole for its layer.
+Gathers = tuple[tuple[int, tuple[str, ...]], ...]
+
+MAX_UNROLLED_LAYERS = 8
+EMBED_CHUNK_TOKENS = 2048
+CONTEXT_LAYOUT = "zigzag"
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardedModel:
+    """How one architecture runs on one mesh; static under jit.
+
+    Attributes:
+        config: the architecture.
+        mesh: from `sharding.make_mesh`.
+        row_len: tokens of a packed row, whole.
+        dtype: of the computation; parameters and their gradients are float32.
+        attention: the resolved back end.
+        remat: see `Qwen.run_layers`.
+        specs: PartitionSpec of every parameter by its path.
+    """
+
+    config: ModelConfig
+    mesh: Mesh
+    row_len: int
+    dtype: str
+    attention: Attention
+    remat: str
+    specs: tuple[tuple[str, PartitionSpec], ...]
+
+    @property
+    def platform(self) -> str:
+        """Of the mesh's devices, which need not be here."""
+        return self.mesh.devices.flat[0].platform
+
+    def spec(self, path: str) -> PartitionSpec:
+        """How the parameter is stored."""
+        return dict(self.specs)[path]
+
+    def axes(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the mesh axes that have more than one device."""
+        return wide_axes(self.mesh, names)
+
+    def token_order(self) -> np.ndarray | None:
+        """int32 [row_len], the row's index at each place of the layout; None: as it is."""
+        shards = self.mesh.shape[CONTEXT]
+        return row_order(self.row_len, shards, CONTEXT_LAYOUT) if shards > 1 else None
+
+
+def sharded_model(
+    config: ModelConfig, section: ModelSection, mesh: Mesh, *, row_len: int
+) -> ShardedModel:
+    """The plan for one architecture, mesh and row length, checked.
+
+    Raises:
+        ConfigError: a mesh axis that does not divide what it splits, or an attention back end that
+            does not fit platform or shapes.
+    """
+    _check_mesh(config, section, mesh, row_len=row_len)
+    platform = mesh.devices.flat[0].platform
+    try:
+        attention = resolve_attention(
+            section.attention,
+            platform=platform,
+            length=row_len,
+            head_dim=config.head_dim,
+            num_heads=config.num_heads // mesh.shape[TENSOR],
+            num_kv_heads=config.num_kv_heads // mesh.shape[TENSOR],
+            context_shards=mesh.shape[CONTEXT],
+            dtype=section.dtype,
+            one_segment_a_row=section.attention == "cudnn",
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    shapes, axes = param_shapes(config), param_axes(config)
+    specs = tuple(
+        (path, leaf_spec(path, shapes[path], axes[path], mesh=mesh, rules=TRAINER_RULES))
+        for path in sorted(shapes)
+    )
+    return ShardedModel(config, mesh, row_len, section.dtype, attention, section.remat, specs)
+
+
+def _check_mesh(config: ModelConfig, section: ModelSection, mesh: Mesh, *, row_len: int) -> None:
+    tensor, context = mesh.shape[TENSOR], mesh.shape[CONTEXT]
+    for name in ("num_heads", "num_kv_heads", "intermediate_size"):
+        size = getattr(config, name)
+        if size % tensor:
+            raise ConfigError(
+                f"mesh.tensor={tensor}: must divide the model's {name}={size}; choose a divisor"
+            )
+    unit = row_unit_tokens(context, tensor)
+    if row_len % unit:
+        raise ConfigError(
+            f"batch.row_len={row_len}: the tokens of a row are split over mesh.context={context} "
+            f"(twice as many parts, for balance) and mesh.tensor={tensor}; choose a multiple of "
+            f"{unit}, or 0"
+        )
+    if section.remat == "layer_offload" and mesh.devices.flat[0].platform == "cpu":
+        raise ConfigError(
+            "model.remat='layer_offload': there is no other memory than the host's on a CPU; use "
+            "layer or none"
+        )
+
+
+def local_logprobs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> tuple[Array, Array]:
+    """(logp_BT, entropy_BT) of this device's tokens, float32, nats; inside shard_map.
+
+    What `models.token_logprobs` says of an entry holds, apart from its zeros: the caller masks.
+
+    Args:
+        params: this device's shard of each parameter, float32.
+        arrays: token_BT, target_BT, position_BT, segment_BT, temperature_BT of this device's
+            tokens, in `sharded.token_order`.
+        sharded: the plan.
+    """
+    vocab_axes = _axes_of(sharded.spec("embed_VD")[0])
+    with jax.named_scope("embed"):
+        table_VD = _table(params.embed_VD[...], "embed_VD", sharded)
+        x_BTD = _embed((vocab_axes, sharded.dtype, table_VD.shape[0]), table_VD, arrays["token_BT"])
+    context, tensor = sharded.axes((CONTEXT,)), sharded.axes((TENSOR,))
+    segment_BS = _in_row_order(_gather_tokens(arrays["segment_BT"], context + tensor), sharded)
+    position_BT = _gather_tokens(arrays["position_BT"], tensor)
+    shard = ContextShard(CONTEXT, sharded.mesh.shape[CONTEXT], CONTEXT_LAYOUT) if context else None
+
+    def attention(_: Array, q: Array, k: Array, v: Array, carry: None) -> tuple[Array, None]:
+        k, v = (_in_row_order(_gather_tokens(x, context), sharded) for x in (k, v))
+        out = attend(q, k, v, segment_BS, backend=sharded.attention, context=shard)
+        return out, carry
+
+    hidden_BTD, _ = params.run_layers(
+        x_BTD,
+        position_BT,
+        attention,
+        None,
+        remat=sharded.remat,  # pyright: ignore[reportArgumentType]
+        # On the CPU a scan copies each layer's weights; unrolling deep models costs compile time.
+        unroll=sharded.platform == "cpu" and sharded.config.num_layers <= MAX_UNROLLED_LAYERS,
+        around=_Gathered(sharded),
+    )
+    head = "embed_VD" if sharded.config.tie_embeddings else "head_VD"
+    return target_logprobs(
+        _table(params.head_weight(), head, sharded),
+        hidden_BTD,
+        arrays["target_BT"],
+        arrays["temperature_BT"],
+        vocab_axes=vocab_axes,
+    )
+
+
+def reduce_gradients(grads: Qwen, sharded: ShardedModel) -> Qwen:
+    """This device's shard of the whole gradient, from the gradient of its own share of the loss."""
+
+    def reduce(key_path: tuple[Any, ...], grad: Array) -> Array:
+        held = {a for part in sharded.spec(model_tree_path(key_path)) for a in _axes_of(part)}
+        rest = sharded.axes(tuple(a for a in MESH_AXES if a not in held))
+        return jax.lax.psum(grad, rest) if rest else grad
+
+    return jax.tree_util.tree_map_with_path(reduce, grads)
+
+
+class _Gathered(Around):
+    """Whole weights for a layer's products, and the passage between tokens and heads."""
+
+    def __init__(self, sharded: ShardedModel):
+        self._sharded = sharded
+        self._tensor = sharded.axes((TENSOR,))
+
+    def weights(self, layer: Layers) -> Layers:
+        def gather(key_path: tuple[Any, ...], w: Array) -> Array:
+            spec = self._sharded.spec(f"layers/{model_tree_path(key_path)}")
+            # A layer's slice has no L; heads and MLP width stay split.
+            gathers = _gathers(spec[1:], keep=(TENSOR,))
+            return _gather_weight(gathers, self._sharded.dtype, w)
+
+        return jax.tree_util.tree_map_with_path(gather, layer)
+
+    def enter(self, x_BTD: Array) -> Array:
+        return _gather_tokens(x_BTD, self._tensor)
+
+    def leave(self, x_BTD: Array) -> Array:
+        if not self._tensor:
+            return x_BTD
+        return jax.lax.psum_scatter(x_BTD, self._tensor, scatter_dimension=1, tiled=True)
+
+
+def _table(table_VD: Array, path: str, sharded: ShardedModel) -> Array:
+    """A vocabulary table with whole rows: values of the compute dtype in float32.
+
+    The pair of casts costs nothing (the compiler folds it); it makes the table's gradient, a sum
+    over all tokens, float32.
+    """
+    gathers = _gathers(sharded.spec(path), keep=TOKEN_AXES)
+    return _gather_weight(gathers, sharded.dtype, table_VD).astype(jnp.float32)
+
+
+def _axes_of(part: Any) -> tuple[str, ...]:
+    """The mesh axes of one dimension of a PartitionSpec."""
+    return () if part is None else (part,) if isinstance(part, str) else tuple(part)
+
+
+def _gathers(spec: Any, *, keep: tuple[str, ...]) -> Gathers:
+    parts = (
+        (dim, tuple(a for a in _axes_of(part) if a not in keep)) for dim, part in enumerate(spec)
+    )
+    return tuple((dim, axes) for dim, axes in parts if axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather_weight(gathers: Gathers, dtype: DTypeLike, w: Array) -> Array:
+    w = w.astype(dtype)
+    for dim, axes in gathers:
+        w = jax.lax.all_gather(w, axes, axis=dim, tiled=True)
+    return w
+
+
+def _gather_weight_forward(gathers: Gathers, dtype: DTypeLike, w: Array) -> tuple[Array, None]:
+    return _gather_weight(gathers, dtype, w), None
+
+
+def _gather_weight_backward(
+    gathers: Gathers, dtype: DTypeLike, _: None, grad: Array
+) -> tuple[Array]:
+    # Devices' gradients are summed in float32, whatever the dtype of the product.
+    grad = grad.astype(jnp.float32)
+    for dim, axes in reversed(gathers):
+        grad = jax.lax.psum_scatter(grad, axes, scatter_dimension=dim, tiled=True)
+    return (grad,)
+
+
+_gather_weight.defvjp(_gather_weight_forward, _gather_weight_backward)
+
+
+def _gather_tokens(x: Array, axes: tuple[str, ...]) -> Array:
+    """[B, T, ...] of all devices along `axes`, in the layout's order."""
+    return jax.lax.all_gather(x, axes, axis=1, tiled=True) if axes else x
+
+
+def _in_row_order(x: Array, sharded: ShardedModel) -> Array:
+    """A whole row's [B, S, ...] from the layout's order to the row's: whole chunks move."""
+    shards = sharded.mesh.shape[CONTEXT]
+    if shards == 1:
+        return x
+    order = row_order(2 * shards, shards, CONTEXT_LAYOUT)
+    chunks = x.reshape(x.shape[0], 2 * shards, -1, *x.shape[2:])
+    return chunks[:, np.argsort(order)].reshape(x.shape)
+
+
+# Static: axes that split the vocabulary, dtype of the result, rows of this device's slice.
+EmbedStatic = tuple[tuple[str, ...], str, int]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _embed(static: EmbedStatic, table_VD: Array, token_BT: Array) -> Array:
+    """[B, T, D] rows of a table whose rows are split over axes of the mesh.
+
+    Tokens go in chunks: each is gathered over the axes, every device looks up those in its slice,
+    and the sums are scattered back.
+    """
+    axes, dtype, rows = static
+    if not axes:
+        return table_VD[token_BT].astype(dtype)
+
+    def one(token_C: Array) -> Array:
+        row_C, held_C = _rows_held(axes, rows, token_C)
+        found_CD = jnp.where(held_C[:, None], table_VD[row_C], 0.0).astype(dtype)
+        return jax.lax.psum_scatter(found_CD, axes, tiled=True)
+
+    found_XCD = jax.lax.map(one, _token_chunks(token_BT))
+    width = table_VD.shape[1]
+    return found_XCD.reshape(-1, width)[: token_BT.size].reshape(*token_BT.shape, width)
+
+
+def _embed_forward(static: EmbedStatic, table_VD: Array, token_BT: Array) -> tuple[Array, Array]:
+    return _embed(static, table_VD, token_BT), token_BT
+
+
+def _embed_backward(static: EmbedStatic, token_BT: Array, grad_BTD: Array) -> tuple[Array, Any]:
+    axes, _, rows = static
+    grad_VD = jnp.zeros((rows, grad_BTD.shape[-1]), jnp.float32)
+    no_gradient = np.zeros(token_BT.shape, jax.dtypes.float0)
+    if not axes:
+        return grad_VD.at[token_BT].add(grad_BTD.astype(jnp.float32)), no_gradient
+
+    def one(grad_VD: Array, args: tuple[Array, Array]) -> tuple[Array, None]:
+        token_C, grad_CD = args
+        row_C, held_C = _rows_held(axes, rows, token_C)
+        grad_CD = jax.lax.all_gather(grad_CD, axes, axis=0, tiled=True)
+        own_CD = jnp.where(held_C[:, None], grad_CD, 0.0).astype(jnp.float32)
+        return grad_VD.at[row_C].add(own_CD), None
+
+    grad_VD, _ = jax.lax.scan(one, grad_VD, (_token_chunks(token_BT), _token_chunks(grad_BTD)))
+    return grad_VD, no_gradient
+
+
+_embed.defvjp(_embed_forward, _embed_backward)
+
+
+def _rows_held(vocab_axes: tuple[str, ...], rows: int, token_C: Array) -> tuple[Array, Array]:
+    """All devices' tokens of a chunk as rows of this device's slice, and whether they lie in it."""
+    token_C = jax.lax.all_gather(token_C, vocab_axes, axis=0, tiled=True)
+    row_C = token_C - jax.lax.axis_index(vocab_axes) * rows
+    return jnp.clip(row_C, 0, rows - 1), (row_C >= 0) & (row_C < rows)
+
+
+def _token_chunks(x_BTx: Array) -> Array:
+    """[B, T, ...] as [X, C, ...] chunks, the last filled up with zeros."""
+    rest = x_BTx.shape[2:]
+    tokens = x_BTx.shape[0] * x_BTx.shape[1]
+    chunk = min(EMBED_CHUNK_TOKENS, tokens)
+    x = jnp.pad(x_BTx.reshape(tokens, *rest), ((0, -tokens % chunk),) + ((0, 0),) * len(rest))
+    return x.reshape(-1, chunk, *rest)
