@@ -92,8 +92,10 @@ def resolve_attention(
     if backend != "auto":
         return check(backend)
     if platform == "gpu":
-        legal = [choice for choice in GPU_PREFERENCE if not any(objections(choice))]
-        return check(legal[0] if legal else "chunked")
+        for choice in GPU_PREFERENCE:
+            if not any(objections(choice)):
+                return choice
+        return check("chunked")
     if platform == "tpu":
         return check("splash" if head_dim % TPU_LANES == 0 else "chunked")
     return check(portable(length))
@@ -122,8 +124,8 @@ def _splash_objections(length: int, head_dim: int, context_shards: int) -> Itera
 def _triton_objections(head_dim: int, dtype: DTypeLike) -> Iterator[str]:
     if jnp.dtype(dtype).itemsize != 2:
         yield (
-            f"model.dtype={jnp.dtype(dtype).name}: its tiles of keys and values fit a GPU's shared "
-            "memory in 16 bits only; set model.dtype=bfloat16, or chunked"
+            f"model.dtype={jnp.dtype(dtype).name}: the kernel would multiply in TF32 and, at heads "
+            "of 128, overrun a GPU's shared memory; set model.dtype=bfloat16, or chunked"
         )
     if head_dim > TRITON_HEAD_DIM_MAX:
         yield f"head_dim={head_dim}: the kernel takes at most {TRITON_HEAD_DIM_MAX}; set chunked"
