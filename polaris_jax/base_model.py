@@ -5,20 +5,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, Sharding
 
 from polaris_jax import processes
 from polaris_jax.config import ConfigError, RunConfig, YarnSection
 from polaris_jax.data.arithmetic import supervised_examples
 from polaris_jax.data.prompts import render_example
 from polaris_jax.data.tiny_tokenizer import build_tokenizer
-from polaris_jax.models import ModelConfig, Qwen, RopeScaling, load_pretrained, save_pretrained
-from polaris_jax.models.hf_weights import load_config
+from polaris_jax.models import (
+    ModelConfig,
+    Qwen,
+    RopeScaling,
+    load_config,
+    load_pretrained,
+    param_axes,
+    param_shapes,
+    save_pretrained,
+)
 from polaris_jax.models.tokenizer import load_tokenizer
 from polaris_jax.progress import Progress
+from polaris_jax.sharding import TRAINER_RULES, param_shardings
 from polaris_jax.train.warmstart import warm_start
 
 WARMSTART_DIR = "base_model"
@@ -94,14 +106,36 @@ def load_base_tokenizer(config: RunConfig) -> Any:
     return load_tokenizer(config.model.path) if config.model.path else build_tokenizer()
 
 
-def load_base(config: RunConfig, workdir: Path, progress: Progress) -> tuple[Qwen, Any]:
-    """The fp32 base model and its tokenizer."""
-    return load_with_tokenizer(base_path(config, workdir, progress), dtype="float32")
+def load_base(
+    config: RunConfig, workdir: Path, progress: Progress, *, mesh: Mesh | None = None
+) -> tuple[Qwen, Any]:
+    """The fp32 base model and its tokenizer.
+
+    Args:
+        config: the run.
+        workdir: where the warm start lies.
+        progress: for the warm start's lines.
+        mesh: split the weights over it as the trainer does, each process reading its own parts;
+            None: whole on each process's default device.
+    """
+    path = base_path(config, workdir, progress)
+    shardings = None
+    if mesh is not None:
+        model_config = load_config(path)
+        abstract = {
+            name: jax.ShapeDtypeStruct(shape, jnp.float32)
+            for name, shape in param_shapes(model_config).items()
+        }
+        axes = param_axes(model_config)
+        shardings = param_shardings(abstract, mesh, TRAINER_RULES, axes=axes)
+    return load_with_tokenizer(path, dtype="float32", shardings=shardings)
 
 
-def load_with_tokenizer(path: str, *, dtype: str) -> tuple[Qwen, Any]:
+def load_with_tokenizer(
+    path: str, *, dtype: str, shardings: Mapping[str, Sharding] | None = None
+) -> tuple[Qwen, Any]:
     """`load_pretrained` where the tokenizer is needed: without one it raises."""
-    model, tokenizer = load_pretrained(path, dtype=dtype)
+    model, tokenizer = load_pretrained(path, dtype=dtype, shardings=shardings)
     return model, load_tokenizer(path) if tokenizer is None else tokenizer
 
 

@@ -10,26 +10,31 @@ Several processes call `save`, `latest` and `restore` together, on a disk that t
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from polaris_jax import manifest, processes
 from polaris_jax.config_sections import ConfigError
 from polaris_jax.files import PARTIAL, sync_directory, write_bytes
+from polaris_jax.host_state import canonical_json, plain
+from polaris_jax.orbax_arrays import (
+    StreamedArray,
+    as_committed_as,
+    named_leaves,
+    open_arrays,
+    save_args,
+)
+from polaris_jax.orbax_arrays import orbax as _orbax
 
 T = TypeVar("T")
 
@@ -71,7 +76,7 @@ class Checkpointer:
             raise ConfigError(f"checkpoint.keep_last={keep_last}: must be at least 1")
         self.directory = Path(directory).absolute()
         self._keep_last, self._only = keep_last, only
-        self._config_hash, self._architecture = config_hash, _plain(architecture)
+        self._config_hash, self._architecture = config_hash, plain(architecture)
         self._warn = warn or (lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
         self._verified: set[int] = set()
         self._torn: set[int] = set()
@@ -139,7 +144,8 @@ class Checkpointer:
 
         Args:
             step: its name, >= 0.
-            arrays: pytree of jax.Array, sharded in any way; every process passes its own view.
+            arrays: pytree of jax.Array, sharded in any way; every process passes its own view. Or,
+                in a single process, of `StreamedArray`, of which a part is in memory at a time.
             host: JSON-able state, the same in all processes; numpy scalars become plain numbers,
                 tuples come back as lists.
 
@@ -148,15 +154,16 @@ class Checkpointer:
             CheckpointError: the disk refused (full, say). Older checkpoints stay as they were, and
                 nothing is left that hinders another try.
         """
-        leaves = _named_leaves(arrays)
+        leaves = named_leaves(arrays)
+        streamed = any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
         for path, leaf in leaves.items():
-            if not isinstance(leaf, jax.Array):
+            if not isinstance(leaf, StreamedArray if streamed else jax.Array):
                 raise ValueError(
                     f"checkpoint {step}: {path} is a {type(leaf).__name__}; arrays hold jax.Array "
                     "alone, other state goes into host"
                 )
         partial = self.directory / f"{step}{PARTIAL}"
-        host_bytes = _canonical_json(host, step)
+        host_bytes = canonical_json(host, f"checkpoint {step}")
         try:
             self._write(step, partial, leaves, host_bytes)
         except (OSError, ValueError, RuntimeError) as error:
@@ -190,8 +197,10 @@ class Checkpointer:
             self._prune(step)
 
         processes.first_does(prepare, f"checkpoint {step} prepared")
-        with _orbax() as orbax:
-            orbax.save(partial / ARRAYS, args=ocp.args.PyTreeSave(leaves))
+        streamed = any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
+        with _orbax(streamed=streamed) as orbax:
+            args = ocp.args.PyTreeSave(leaves, save_args=save_args(leaves))
+            orbax.save(partial / ARRAYS, args=args)
         if processes.is_first():
             write_bytes(partial / HOST, host)
         names = _from_first(lambda: manifest.list_files(partial))
@@ -217,7 +226,7 @@ class Checkpointer:
         reason = _from_first(lambda: None if step in self._verified else self._fault(step))
         if reason is not None:
             raise CheckpointError(f"checkpoint {step} in {self.directory} is not whole: {reason}")
-        leaves = _named_leaves(abstract)
+        leaves = named_leaves(abstract)
         self._check_architecture(step, leaves, partial=partial)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         restore_args = {
@@ -244,8 +253,37 @@ class Checkpointer:
                 f"checkpoint {step} in {self.directory} cannot be read: {_cause(error)[0]}"
             ) from error
         self._newest_saved = step
-        ordered = [_as_committed_as(leaf, restored[path]) for path, leaf in leaves.items()]
+        ordered = [as_committed_as(leaf, restored[path]) for path, leaf in leaves.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), ordered), host
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What the manifest of `step` says: config_hash, architecture, arrays by name.
+
+        Raises:
+            CheckpointError: it is not whole.
+        """
+        try:
+            return manifest.read_manifest(self._path(step))
+        except ValueError as error:
+            where = f"checkpoint {step} in {self.directory}"
+            raise CheckpointError(f"{where} is not whole: {error}") from error
+
+    def host(self, step: int) -> dict[str, Any]:
+        """The host state of `step`, without its arrays."""
+        return json.loads((self._path(step) / HOST).read_bytes())
+
+    def open_arrays(self, step: int, names: list[str]) -> dict[str, Any]:
+        """Arrays of `step` by name, opened and not read: tensorstores, for reading part by part.
+
+        Raises:
+            CheckpointError: one cannot be opened.
+        """
+        try:
+            return open_arrays(self._path(step) / ARRAYS, names)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} cannot be read: {_cause(error)[0]}"
+            ) from error
 
     def _check_architecture(self, step: int, leaves: dict[str, Any], *, partial: bool) -> None:
         facts = manifest.read_manifest(self._path(step))
@@ -333,47 +371,9 @@ class Checkpointer:
         )
 
 
-@contextlib.contextmanager
-def _orbax() -> Iterator[ocp.Checkpointer]:
-    """Orbax's synchronous checkpointer, silent: what it logs of a failure it also raises."""
-    # Uncompressed zarr3: compression saves 8% of float32 weights at twice the time (135M parameters
-    # and their moments, 1.6 GB: 5.9 s with, 3.0 s without).
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
-
-    def not_orbax(record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(not_orbax)
-    try:
-        yield ocp.Checkpointer(handler)
-    finally:
-        logger.removeFilter(not_orbax)
-
-
 def _from_first(function: Callable[[], T]) -> T:
     """The first process's answer, in all of them; the others read no file."""
     return processes.gather_objects(function() if processes.is_first() else None)[0]
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by "/"-joined path, in the tree's order."""
-    leaves: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        keys = [getattr(k, "name", getattr(k, "key", getattr(k, "idx", k))) for k in path]
-        name = "/".join(str(k) for k in keys if k != "value")
-        if name in leaves:
-            raise ValueError(f"checkpoint: two arrays are named {name}")
-        leaves[name] = leaf
-    return leaves
-
-
-def _as_committed_as(like: Any, array: jax.Array) -> jax.Array:
-    # Orbax commits every array to its devices. One that was free to move must stay so, or the next
-    # jit over a larger mesh refuses it (and one over the same mesh compiles anew).
-    if isinstance(like, jax.Array) and not getattr(like, "committed", True):
-        return jnp.asarray(np.asarray(array))
-    return array
 
 
 def _shape_and_dtype(leaf: Any) -> list[Any]:
@@ -390,40 +390,6 @@ def _spelt(shape_and_dtype: list[Any] | None) -> str:
 def _shortened(items: list[str]) -> str:
     more = len(items) - MAX_FIELDS_SHOWN
     return ", ".join(items[:MAX_FIELDS_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _plain(value: Any) -> Any:
-    """As it comes back from JSON, so that a saved dict equals a present one."""
-    return json.loads(json.dumps(value, default=_number, sort_keys=True))
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} is no JSON")
-
-
-def _canonical_json(host: dict[str, Any], step: int) -> bytes:
-    try:
-        _check_keys(host, "host")
-        # NaN is let through: Python reads it back, and a state that has one must still be saved.
-        text = json.dumps(host, sort_keys=True, separators=(",", ":"), default=_number)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"checkpoint {step}: host state cannot be saved: {error}") from error
-    return text.encode()
-
-
-def _check_keys(value: Any, path: str) -> None:
-    # json turns the key 1 into "1" without a word: the state would come back changed.
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"{path} has the key {key!r}; JSON keys are strings")
-            _check_keys(item, f"{path}.{key}")
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            if isinstance(item, dict | list | tuple):
-                _check_keys(item, f"{path}[{i}]")
 
 
 def _cause(error: BaseException) -> tuple[str, int]:

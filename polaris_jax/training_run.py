@@ -124,12 +124,12 @@ class TrainingRun:
         self.progress.line(f"problems: {len(self.problems)} from {origin}")
         model_config = base_model_config(config, workdir, self.progress)
         check_positions(config, model_config, self.progress)
-        base, self.tokenizer = load_base(config, workdir, self.progress)
+        self.mesh = make_mesh(config.mesh)
+        base, self.tokenizer = load_base(config, workdir, self.progress, mesh=self.mesh)
         self.problems = fitting(
             self.problems, config, tokenizer=self.tokenizer, progress=self.progress
         )
         self.base_config = base.config
-        self.mesh = make_mesh(config.mesh)
         self.grader = opening.enter_context(make_grader(config))
         if scored:
             held_out = fitting(held_out, config, tokenizer=self.tokenizer, progress=self.progress)
@@ -153,7 +153,8 @@ class TrainingRun:
             architecture=dataclasses.asdict(base.config),
         )
         self.reference = base if config.objective.kl_coef else None
-        self.state = init_train_state(base, config.optimizer, self.mesh)
+        keep_base = self.reference is not None
+        self.state = init_train_state(base, config.optimizer, self.mesh, take=not keep_base)
         self._resume_or_start()
         self.writer = opening.enter_context(
             contextlib.closing(

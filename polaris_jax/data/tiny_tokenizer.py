@@ -11,19 +11,13 @@ from typing import TYPE_CHECKING
 
 from polaris_jax.config_sections import PROMPT_SUFFIX
 from polaris_jax.data import arithmetic
+from polaris_jax.data.chat_templates import CHATML
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK_START, THINK_END = "<think>", "</think>"
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 # A segmentation's score is the sum of its tokens': few long tokens win over many bytes.
 _WORD_SCORE, _BYTE_SCORE = -1.0, -2.0
@@ -53,7 +47,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=TURN_END,
         pad_token=END_OF_TEXT,
         additional_special_tokens=[TURN_START],
-        chat_template=CHAT_TEMPLATE,
+        chat_template=CHATML,
         clean_up_tokenization_spaces=False,
         model_max_length=1_000_000,
     )

@@ -6,13 +6,14 @@ but needs torch for it.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polaris_jax.models.config import ModelConfig
 from polaris_jax.models.hf_config import parse_rope_scaling
+from polaris_jax.models.safetensors_files import Index
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -62,7 +63,7 @@ _CONTROL, _USER_DEFINED = 3, 4
 class GgufFile:
     """One open GGUF file; tensors are mapped, so the object is small whatever the model."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: os.PathLike[str]) -> None:
         """Reads the metadata.
 
         Raises:
@@ -172,8 +173,10 @@ class GgufFile:
         """float32: what tensors are dequantised to."""
         return np.dtype(np.float32)
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, index: Index = None) -> np.ndarray:
         """A tensor in Hugging Face's layout, float32, Q and K rows back in their order.
+
+        Rows that `index` leaves out are not dequantised, save where Q and K are permuted.
 
         Raises:
             ValueError: a quantisation that `gguf` cannot undo.
@@ -181,17 +184,20 @@ class GgufFile:
         from gguf import dequantize
 
         stored = self._tensors[_gguf_name(name)]
+        permuted = self._arch in _PERMUTED and name.rsplit(".", 1)[0].endswith(("q_proj", "k_proj"))
+        rows = slice(None) if permuted or index is None else index[0]
         try:
-            value = dequantize(stored.data, stored.tensor_type)
+            value = dequantize(stored.data[rows], stored.tensor_type)
         except NotImplementedError as error:
             raise ValueError(
                 f"{self.path}: {stored.name} is {stored.tensor_type.name}, which the gguf library "
                 "does not dequantise; take another quantisation"
             ) from error
-        if self._arch in _PERMUTED and name.rsplit(".", 1)[0].endswith(("q_proj", "k_proj")):
+        if permuted:
             kind = "head_count" if ".q_proj" in name else "head_count_kv"
-            return unpermute(value, int(self._need(f"attention.{kind}")))
-        return value
+            value = unpermute(value, int(self._need(f"attention.{kind}")))
+            return value if index is None else value[index]
+        return value if index is None else value[(slice(None), *index[1:])]
 
 
 def unpermute(value: np.ndarray, num_heads: int) -> np.ndarray:
@@ -232,7 +238,7 @@ def _decimal(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def gguf_tokenizer(file: Path | GgufFile) -> PreTrainedTokenizerFast:
+def gguf_tokenizer(file: os.PathLike[str] | GgufFile) -> PreTrainedTokenizerFast:
     """The tokenizer in a GGUF file's metadata.
 
     Raises:

@@ -10,10 +10,12 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, get_args
 
+from etils import epath
+
 from polaris_jax.models.config import ModelConfig, RopeScaling, RopeType
+from polaris_jax.models.sources import matching
 
 CONFIG_FILE = "config.json"
 ARCHITECTURES = {
@@ -47,17 +49,19 @@ _ROPE_FIELDS = {
 }
 
 
-def load_config_json(directory: str | Path) -> dict[str, Any]:
+def load_config_json(directory: epath.PathLike) -> dict[str, Any]:
     """The config.json of a checkpoint directory, as it stands.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is no JSON object.
     """
-    path = Path(directory) / CONFIG_FILE
+    path = epath.Path(directory) / CONFIG_FILE
     if not path.is_file():
+        half = matching(path.parent, "*.safetensors")
+        why = "; its export was cut short: make it again" if half else ""
         raise FileNotFoundError(
-            2, f"no {CONFIG_FILE} here; a checkpoint directory needs one", str(directory)
+            2, f"no {CONFIG_FILE} here; a checkpoint directory needs one{why}", str(directory)
         )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

@@ -71,10 +71,46 @@ def hf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def from_hf(path: str, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """One layer's tensor in our axes, e.g. [N*H, D] -> q [D, N, H]; a view."""
-    theirs, ours = _axes(path).replace("-", ""), path.rsplit("_", 1)[-1]
-    apart = tensor.reshape([_sizes(config)[letter] for letter in theirs])
-    return apart.transpose([theirs.index(letter) for letter in ours])
+    """One layer's tensor, or whole units of its axes, in our axes: [N*H, D] -> q [D, N, H]; a view.
+
+    Where the file merges two axes (N*H), a part of the tensor holds whole inner ones (H).
+    """
+    sizes, ours = _sizes(config), path.rsplit("_", 1)[-1]
+    apart: list[int] = []
+    for merged, size in zip(_axes(path).split("-"), tensor.shape, strict=True):
+        inner = [sizes[letter] for letter in merged[1:]]
+        apart += [size // math.prod(inner), *inner]
+    theirs = _axes(path).replace("-", "")
+    return tensor.reshape(apart).transpose([theirs.index(letter) for letter in ours])
+
+
+def hf_part(
+    path: str, index: tuple[slice, ...], config: ModelConfig
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Which part of the file's tensor a part of one layer's parameter needs.
+
+    Args:
+        path: the parameter.
+        index: a slice for each of its axes (without the layers axis).
+        config: the architecture.
+
+    Returns:
+        (index into the file's tensor, index into `from_hf` of that part). The second one is whole
+        but where inner axes (H of N*H) are split: then whole inner ones are read.
+    """
+    sizes, ours = _sizes(config), path.rsplit("_", 1)[-1]
+    wanted = {
+        letter: slice(*part.indices(sizes[letter])[:2])
+        for letter, part in zip(ours, index, strict=True)
+    }
+    theirs: list[slice] = []
+    rest = dict(wanted)
+    for merged in _axes(path).split("-"):
+        inner = math.prod(sizes[letter] for letter in merged[1:])
+        outer = wanted[merged[0]]
+        theirs.append(slice(outer.start * inner, outer.stop * inner))
+        rest[merged[0]] = slice(None)
+    return tuple(theirs), tuple(rest[letter] for letter in ours)
 
 
 def to_hf(path: str, value: np.ndarray) -> np.ndarray:

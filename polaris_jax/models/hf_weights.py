@@ -1,21 +1,26 @@
 """Checkpoints of Hugging Face's layout, in and out, tensor by tensor.
 
-Reading fills one stacked parameter at a time, or, given shardings, only the slices that this
-process's devices hold. Writing takes one tensor at a time off the devices.
+Reading fills one stacked parameter at a time, a layer at a time, and, given shardings, only with
+what this process's devices hold. Writing takes one tensor at a time, from the devices or from
+another checkpoint.
+
+A directory is whole when it has a config.json: that is removed before anything else is touched and
+written after everything else. A kill in between leaves tensors that no reader takes for a
+checkpoint; a failure leaves nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
-import shutil
+import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
@@ -28,52 +33,31 @@ from polaris_jax.models.hf_config import (
     parse_config,
     parse_rope_scaling,
 )
-from polaris_jax.models.hf_names import (
-    EMBEDDING,
-    HEAD,
-    from_hf,
-    hf_name,
-    hf_shapes,
-    hf_tensors,
-    to_hf,
-)
-from polaris_jax.models.qwen import Qwen, param_shapes
-from polaris_jax.models.safetensors_files import (
-    DTYPES,
+from polaris_jax.models.hf_names import EMBEDDING, hf_shapes, hf_tensors, to_hf
+from polaris_jax.models.placing import place_params
+from polaris_jax.models.qwen import Qwen
+from polaris_jax.models.safetensors_files import DTYPES, INDEX_FILE, Index, SafetensorsReader
+from polaris_jax.models.safetensors_writer import (
     MAX_SHARD_BYTES,
-    SafetensorsReader,
     write_safetensors,
+    write_small_json,
 )
-from polaris_jax.models.sources import GGUF_SUFFIX, resolve
-from polaris_jax.models.tokenizer import copy_tokenizer, has_tokenizer, load_tokenizer, token_ids
+from polaris_jax.models.sources import GGUF_SUFFIX, matching, resolve
+from polaris_jax.models.tokenizer import (
+    copy_tokenizer,
+    has_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    token_ids,
+)
+from polaris_jax.models.weights import Weights, check_weights, tensor_blocks
 
-# Left in checkpoints by old versions; the model computes them.
-_IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
-_GENERATION_FILE = "generation_config.json"
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 RopeSpec = RopeScaling | Mapping[str, Any]
+AnyPath = str | os.PathLike[str]
 
 
-class Weights(Protocol):
-    """Tensors of a checkpoint by their Hugging Face names."""
-
-    def names(self) -> set[str]:
-        """Names of all tensors."""
-        ...
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape."""
-        ...
-
-    def dtype(self, name: str) -> np.dtype:
-        """A tensor's dtype as `read` gives it."""
-        ...
-
-    def read(self, name: str) -> np.ndarray:
-        """A tensor's values."""
-        ...
-
-
-def load_config(path: str | Path) -> ModelConfig:
+def load_config(path: AnyPath) -> ModelConfig:
     """The architecture of an HF directory, Hub id or GGUF file, without its weights.
 
     Raises:
@@ -87,7 +71,7 @@ def load_config(path: str | Path) -> ModelConfig:
 
 
 def load_pretrained(
-    path: str | Path,
+    path: AnyPath,
     dtype: str = "float32",
     rope_scaling: RopeSpec | None = None,
     *,
@@ -101,6 +85,7 @@ def load_pretrained(
         rope_scaling: as in HF's config.json, in place of the checkpoint's own; None keeps that,
             {"rope_type": "default"} takes it away.
         shardings: where each parameter goes, keyed like `param_shapes`; None: the default device.
+            With shardings over several processes all call, and each reads its own parts.
 
     Returns:
         (model, tokenizer); the tokenizer is None where the directory has none (`load_tokenizer`
@@ -119,11 +104,8 @@ def load_pretrained(
                 rope_scaling, max_position_embeddings=config.max_position_embeddings
             )
         config = dataclasses.replace(config, rope_scaling=rope_scaling)
-    target = weights.dtype(EMBEDDING) if dtype == "auto" else _dtype(dtype)
-    params = {
-        name: _load_param(name, shape, config, weights, target, (shardings or {}).get(name))
-        for name, shape in param_shapes(config).items()
-    }
+    target = weights.dtype(EMBEDDING) if dtype == "auto" else dtype_named(dtype)
+    params = place_params(config, weights, target, shardings)
     if isinstance(weights, GgufFile):
         tokenizer = gguf_tokenizer(weights)
     else:
@@ -131,8 +113,8 @@ def load_pretrained(
     return Qwen.from_params(config, params), tokenizer
 
 
-def open_checkpoint(place: Path) -> tuple[ModelConfig, Weights]:
-    """Architecture and tensors of a directory or GGUF file, names and shapes checked.
+def open_checkpoint(place: epath.Path) -> tuple[ModelConfig, Weights]:
+    """Architecture and tensors of a directory or GGUF file, names, shapes and dtypes checked.
 
     Raises:
         FileNotFoundError, ValueError: as `load_pretrained`.
@@ -143,78 +125,25 @@ def open_checkpoint(place: Path) -> tuple[ModelConfig, Weights]:
     else:
         config = parse_config(load_config_json(place), where=str(place / CONFIG_FILE))
         weights = SafetensorsReader(place)
-    _check_tensors(config, weights, str(place))
+    check_weights(config, weights, str(place))
     return config, weights
 
 
-def _check_tensors(config: ModelConfig, weights: Weights, where: str) -> None:
-    shapes, names = hf_shapes(config), weights.names()
-    if missing := [name for name in shapes if name not in names]:
-        hint = "the checkpoint is not whole, or its config.json belongs to another"
-        if missing == [HEAD]:
-            hint = "if it is the embedding, set tie_word_embeddings to true in config.json"
-        raise ValueError(f"{where}: tensor {_listed(missing)} is missing; {hint}")
-    extra = sorted(n for n in names - shapes.keys() if not n.endswith(_IGNORED_SUFFIXES))
-    if config.tie_embeddings and HEAD in extra:
-        # Many tied checkpoints store the head once more.
-        extra.remove(HEAD)
-        if not np.array_equal(weights.read(HEAD), weights.read(EMBEDDING)):
-            raise ValueError(
-                f"{where}: {HEAD} differs from {EMBEDDING} though config.json ties them; set "
-                "tie_word_embeddings to false"
-            )
-    if extra:
-        raise ValueError(
-            f"{where}: tensor {_listed(extra)} is unexpected for model_type={config.model_type}; "
-            "its config.json does not describe these weights"
-        )
-    for name, shape in shapes.items():
-        if weights.shape(name) != shape:
-            raise ValueError(
-                f"{where}: {name} has shape {weights.shape(name)}, but config.json says {shape}"
-            )
+def dtype_named(name: str) -> np.dtype:
+    """The dtype of parameters that `name` means.
 
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" (and {len(names) - 5} more)" if len(names) > 5 else "")
-
-
-def _dtype(name: str) -> np.dtype:
+    Raises:
+        ValueError: another name than float32, bfloat16 or float16.
+    """
     known = {str(dtype): dtype for dtype in DTYPES.values() if dtype.itemsize < 8}
     if str(name) not in known:
         raise ValueError(f"dtype={name!r}: expected one of {', '.join(known)} or auto")
     return known[str(name)]
 
 
-def _load_param(
-    path: str,
-    shape: tuple[int, ...],
-    config: ModelConfig,
-    weights: Weights,
-    dtype: np.dtype,
-    sharding: Sharding | None,
-) -> Array:
-    def read(index: Any) -> np.ndarray:
-        """The part of the stacked parameter that one device holds; `index` is a tuple of slices."""
-        if not path.startswith("layers/"):
-            return from_hf(path, weights.read(hf_name(path)), config)[index].astype(dtype)
-        layers = range(shape[0])[index[0]]
-        part = None
-        for i, layer in enumerate(layers):
-            value = from_hf(path, weights.read(hf_name(path, layer)), config)[index[1:]]
-            if part is None:
-                part = np.empty((len(layers), *value.shape), dtype)
-            part[i] = value
-        return np.empty((0,), dtype) if part is None else part
-
-    if sharding is None:
-        return jnp.asarray(read(tuple(slice(None) for _ in shape)))
-    return jax.make_array_from_callback(shape, sharding, read)
-
-
 def save_pretrained(
     model: Qwen,
-    path: str | Path,
+    path: AnyPath,
     tokenizer: Any = None,
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -229,36 +158,30 @@ def save_pretrained(
         path: made when it is not there; files of the same names are replaced.
         tokenizer: saved beside the weights, and its special ids go into config.json.
         max_shard_bytes: largest safetensors file.
+
+    Raises:
+        OSError: the disk is full or not writable; what was written is removed again.
     """
-    params, target = model.params(), Path(path)
-    dtype = np.dtype(params["embed_VD"].dtype)
-    write = jax.process_index() == 0
-
-    def tensors() -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-        for name, (path, layer) in hf_tensors(model.config).items():
-            yield name, lambda p=path, i=layer: to_hf(p, _on_host(params[p], i))
-
-    if write:
-        target.mkdir(parents=True, exist_ok=True)
-        _remove_weights(target)
-    write_safetensors(
-        target,
-        hf_shapes(model.config),
-        dtype,
-        tensors(),
-        max_shard_bytes=max_shard_bytes,
-        write=write,
-    )
-    if write:
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(target))
-        fields = config_json(model.config, dtype=str(dtype), token_ids=token_ids(tokenizer))
-        _write_json(target / CONFIG_FILE, fields)
+    weights, write = ModelWeights(model), jax.process_index() == 0
+    target = epath.Path(path)
+    with contextlib.ExitStack() as stack:
+        if write:
+            stack.enter_context(export_into(target))
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, target)
+        export(
+            model.config,
+            weights,
+            target,
+            ids=token_ids(tokenizer),
+            max_shard_bytes=max_shard_bytes,
+            write=write,
+        )
 
 
 def stream_convert(
-    source: str | Path,
-    target: str | Path,
+    source: AnyPath,
+    target: AnyPath,
     *,
     dtype: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -268,7 +191,7 @@ def stream_convert(
     Args:
         source: HF directory, Hub id or GGUF file.
         target: made when it is not there.
-        dtype: of the written weights; None keeps the source's (float32 for a GGUF file).
+        dtype: of the written weights; None keeps each tensor's own (float32 for a GGUF file).
         max_shard_bytes: largest safetensors file.
 
     Returns:
@@ -276,58 +199,155 @@ def stream_convert(
 
     Raises:
         FileNotFoundError, ValueError: as `load_pretrained`.
+        OSError: the disk is full or not writable; what was written is removed again.
     """
-    place, out = resolve(source), Path(target)
+    place, out = resolve(source), epath.Path(target)
     config, weights = open_checkpoint(place)
-    written = weights.dtype(EMBEDDING) if dtype in (None, "auto") else _dtype(str(dtype))
-    if out.resolve() == place.resolve():
+    written = None if dtype in (None, "auto") else dtype_named(str(dtype))
+    if os.path.realpath(out) == os.path.realpath(place):
         raise ValueError(f"{target}: is the source itself; name another directory")
-    out.mkdir(parents=True, exist_ok=True)
-    _remove_weights(out)
-    shapes = hf_shapes(config)
-    tensors = (
-        (name, lambda n=name: weights.read(n).astype(written, copy=False)) for name in shapes
-    )
-    write_safetensors(out, shapes, written, tensors, max_shard_bytes=max_shard_bytes)
-    ids: Mapping[str, int | None]
-    if isinstance(weights, GgufFile):
-        tokenizer = gguf_tokenizer(weights)
-        tokenizer.save_pretrained(str(out))
-        ids = token_ids(tokenizer)
-    else:
-        copy_tokenizer(place, out)
-        original = load_config_json(place)
-        ids = {n: original.get(n) for n in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        if (place / _GENERATION_FILE).is_file():
-            shutil.copyfile(place / _GENERATION_FILE, out / _GENERATION_FILE)
-    _write_json(out / CONFIG_FILE, config_json(config, dtype=str(written), token_ids=ids))
+    with export_into(out):
+        ids = bring_tokenizer(place, weights, out)
+        export(config, weights, out, dtype=written, ids=ids, max_shard_bytes=max_shard_bytes)
     return config
 
 
-def _remove_weights(directory: Path) -> None:
-    """Removes what an earlier export left, whose shards could pass for this one's."""
-    for pattern in ("model*.safetensors", "model.safetensors.index.json", "*.safetensors.partial"):
-        for path in directory.glob(pattern):
+def bring_tokenizer(place: epath.Path, weights: Weights, out: epath.Path) -> dict[str, int | None]:
+    """Puts a source's tokenizer into a directory; the special ids of its config.json.
+
+    Args:
+        place: an HF directory or GGUF file.
+        weights: as opened there.
+        out: exists.
+    """
+    if isinstance(weights, GgufFile):
+        tokenizer = gguf_tokenizer(weights)
+        save_tokenizer(tokenizer, out)
+        return dict(token_ids(tokenizer))
+    copy_tokenizer(place, out)
+    original = load_config_json(place)
+    return {name: original.get(name) for name in _TOKEN_IDS}
+
+
+def export(
+    config: ModelConfig,
+    weights: Weights,
+    target: epath.Path,
+    *,
+    ids: Mapping[str, int | None],
+    dtype: np.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    write: bool = True,
+) -> None:
+    """Writes weights, index and config.json into a directory, in this order.
+
+    Args:
+        config: the architecture.
+        weights: checked ones; a block of them is in memory at a time.
+        target: from `export_into`.
+        ids: special token ids for config.json.
+        dtype: of the written weights; None keeps each tensor's own.
+        max_shard_bytes: largest safetensors file.
+        write: False only makes the tensors: what all processes but the first do.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    specs = {
+        name: (shape, dtype or weights.dtype(name)) for name, shape in hf_shapes(config).items()
+    }
+    index = write_safetensors(
+        target,
+        specs,
+        lambda name: tensor_blocks(weights, name, specs[name][1]),
+        max_shard_bytes=max_shard_bytes,
+        write=write,
+    )
+    if write:
+        if index is not None:
+            write_small_json(target / INDEX_FILE, index)
+        fields = config_json(config, dtype=str(specs[EMBEDDING][1]), token_ids=ids)
+        write_small_json(target / CONFIG_FILE, fields)
+
+
+@contextlib.contextmanager
+def export_into(directory: epath.Path) -> Iterator[None]:
+    """A directory for an export: made if need be, an earlier export's config.json and weights gone.
+
+    What the body wrote into it goes too if the body fails; what else was there stays.
+    """
+    made = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    before = {path.name for path in directory.iterdir()}
+    _remove_weights(directory)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in directory.iterdir():
+                if path.name not in before:
+                    path.rmtree() if path.is_dir() else path.unlink()
+            _remove_weights(directory)
+            if made:
+                directory.rmtree()
+        raise
+
+
+def _remove_weights(directory: epath.Path) -> None:
+    """Removes an earlier export: first config.json, without which the rest is no checkpoint."""
+    for pattern in (CONFIG_FILE, INDEX_FILE, "model*.safetensors"):
+        for path in matching(directory, pattern):
             path.unlink()
 
 
-def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+class ModelWeights:
+    """The tensors of a model on its devices; whole on every process, one at a time."""
+
+    def __init__(self, model: Qwen) -> None:
+        self._params, self._tensors = model.params(), hf_tensors(model.config)
+        self._shapes = hf_shapes(model.config)
+
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> np.dtype:
+        """The parameter's dtype."""
+        return np.dtype(self._params[self._tensors[name][0]].dtype)
+
+    def read(self, name: str, index: Index = None) -> np.ndarray:
+        """A tensor's values; with several processes all must ask for the same."""
+        path, layer = self._tensors[name]
+        param = self._params[path]
+        if layer is None and index is not None and path.endswith("_VD"):
+            return _on_host(param, index[0].start, index[0].stop - index[0].start)[:, *index[1:]]
+        value = _on_host(param) if layer is None else _on_host(param, layer, 1)[0]
+        tensor = to_hf(path, value)
+        return tensor if index is None else tensor[index]
 
 
-def _on_host(param: Array, layer: int | None) -> np.ndarray:
-    """A parameter, or one layer of it, as a numpy array; whole on every process."""
+def _on_host(param: Array, start: int = 0, count: int | None = None) -> np.ndarray:
+    """A parameter, or `count` entries of its first axis, as a numpy array."""
     replicated = None
     if isinstance(param.sharding, NamedSharding):
         replicated = NamedSharding(param.sharding.mesh, PartitionSpec())
-    if layer is not None:
-        param = jax.jit(_one_layer, out_shardings=replicated)(param, layer)
-    elif replicated is not None:
-        param = jax.jit(lambda x: x, out_shardings=replicated)(param)
-    return np.asarray(param)
+    on_cpu = all(device.platform == "cpu" for device in param.sharding.device_set)
+    if replicated is None and (count is None or on_cpu):
+        whole = np.asarray(param)  # on the CPU a view
+        return whole if count is None else whole[start : start + count]
+    size = param.shape[0] if count is None else count
+    return np.asarray(_entries(replicated)(param, start, size))
 
 
-def _one_layer(stacked: Array, layer: Array) -> Array:
-    return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
+@functools.lru_cache(maxsize=64)
+def _entries(sharding: Sharding | None) -> Callable[[Array, int, int], Array]:
+    """`count` entries of an array's first axis from `start`, compiled once for a shape."""
+
+    def entries(param: Array, start: Array, count: int) -> Array:
+        return jax.lax.dynamic_slice_in_dim(param, start, count)
+
+    return jax.jit(entries, static_argnums=2, out_shardings=sharding)

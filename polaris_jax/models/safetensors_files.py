@@ -1,23 +1,28 @@
-"""Safetensors on disk, tensor by tensor: sharded reading through the index, streamed writing.
+"""Safetensors files in: the byte ranges that are asked for, tensor by tensor.
 
-Neither way holds more than one tensor (the reader) or one shard's table of contents (the writer).
+A file is 8 bytes of header length, a JSON header (name -> dtype, shape, offsets), then the raw
+tensors. The header is read here and not by the `safetensors` package, which keeps a whole file
+mapped (its pages count as this process's memory), refuses a header for one unknown dtype without
+naming the tensor, and opens local files only.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+import math
+from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from etils import epath
+
+from polaris_jax.models.sources import is_remote, matching
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-# Hugging Face's default.
-MAX_SHARD_BYTES = 5_000_000_000
+# Larger than any real header (a million tensors); the format's own limit.
+_MAX_HEADER_BYTES = 100_000_000
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -25,22 +30,32 @@ DTYPES: dict[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# An index into a tensor: one slice a dimension, without steps; None is all of it.
+Index = tuple[slice, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """Where one tensor lies: dtype as the file names it, offset in bytes from the file's start."""
+
+    path: epath.Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
 
 
 class SafetensorsReader:
-    """The tensors of a checkpoint directory; files stay open (mapped) while the reader lives."""
+    """The tensors of a checkpoint directory; no file stays open or mapped between reads."""
 
-    def __init__(self, directory: Path) -> None:
-        """Opens every file that the index names, or the single file.
+    def __init__(self, directory: epath.Path) -> None:
+        """Reads the header of every file that the index names, or of the single file.
 
         Raises:
             FileNotFoundError: no weights here, or a file of the index is missing.
             ValueError: a damaged file or index, or a tensor that the index names and no file has.
         """
         files, indexed = _files_of(directory)
-        self._files = {}
-        self._home: dict[str, str] = {}
+        self._stored: dict[str, _Stored] = {}
         for name in files:
             path = directory / name
             if not path.is_file():
@@ -48,11 +63,10 @@ class SafetensorsReader:
                     2, f"missing, though {INDEX_FILE} names it; download it again", str(path)
                 )
             try:
-                self._files[name] = safe_open(path, framework="np")
-            except (SafetensorError, OSError) as error:
+                self._stored |= _read_header(path)
+            except (ValueError, OSError) as error:
                 raise ValueError(f"{path}: damaged ({error}); download it again") from error
-            self._home |= dict.fromkeys(self._files[name].keys(), name)
-        if absent := sorted(indexed - self._home.keys()):
+        if absent := sorted(indexed - self._stored.keys()):
             raise ValueError(
                 f"{directory / INDEX_FILE}: names {_some(absent)}, which no file holds; download "
                 "the checkpoint again"
@@ -60,11 +74,11 @@ class SafetensorsReader:
 
     def names(self) -> set[str]:
         """Names of all tensors."""
-        return set(self._home)
+        return set(self._stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the file's header."""
-        return tuple(self._files[self._home[name]].get_slice(name).get_shape())
+        return self._stored[name].shape
 
     def dtype(self, name: str) -> np.dtype:
         """A tensor's dtype, from the file's header.
@@ -72,26 +86,102 @@ class SafetensorsReader:
         Raises:
             ValueError: it is none of DTYPES, e.g. an 8-bit float.
         """
-        stored = self._files[self._home[name]].get_slice(name).get_dtype()
-        if stored not in DTYPES:
+        stored = self._stored[name]
+        if stored.dtype not in DTYPES:
             raise ValueError(
-                f"{self._home[name]}: {name} has dtype {stored}; expected one of "
+                f"{stored.path}: {name} has dtype {stored.dtype}; expected one of "
                 f"{', '.join(DTYPES)}; take the unquantised checkpoint"
             )
-        return DTYPES[stored]
+        return DTYPES[stored.dtype]
 
-    def read(self, name: str) -> np.ndarray:
-        """A tensor's values, as stored."""
-        self.dtype(name)
-        return self._files[self._home[name]].get_tensor(name)
+    def read(self, name: str, index: Index = None) -> np.ndarray:
+        """A tensor's values as stored, or the part at `index`; local files are mapped, not copied.
+
+        The result is read-only and lives on the file: copy what must outlive a change of it. Of a
+        local file only the pages of the part are touched; of a remote one, its whole rows are read.
+        """
+        stored, dtype = self._stored[name], self.dtype(name)
+        shape = stored.shape
+        if not shape or 0 in shape:
+            index, rows = None, slice(0, 1)
+            shape, row_items = (1, *shape), math.prod(shape)
+        else:
+            rows = slice(*index[0].indices(shape[0])[:2]) if index else slice(0, shape[0])
+            row_items = math.prod(shape[1:])
+        count = (rows.stop - rows.start) * row_items
+        offset = stored.offset + rows.start * row_items * dtype.itemsize
+        if count == 0:
+            flat = np.empty(0, dtype)
+        elif not is_remote(stored.path):
+            raw = np.memmap(stored.path, np.uint8, "r", offset, (count * dtype.itemsize,))
+            flat = np.asarray(raw).view(dtype)
+        else:
+            flat = np.frombuffer(_read_range(stored.path, offset, count * dtype.itemsize), dtype)
+        part = flat.reshape(rows.stop - rows.start, *shape[1:])
+        if len(stored.shape) != len(shape):
+            return part.reshape(stored.shape)
+        return part if index is None else part[(slice(None), *index[1:])]
 
 
-def _files_of(directory: Path) -> tuple[list[str], set[str]]:
+def _read_range(path: epath.Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"{path}: has no {size} bytes at {offset}; it changed while it was read")
+    return data
+
+
+def _read_header(path: epath.Path) -> dict[str, _Stored]:
+    """The tensors of a file, every offset checked against its size.
+
+    Raises:
+        ValueError: not a whole safetensors file; the text is the reason.
+    """
+    size = path.stat().length
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            raise ValueError(f"its {size} bytes do not hold the header of {length} that it claims")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise ValueError(f"its header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    header.pop("__metadata__", None)
+    tensors, spans = {}, []
+    for name, entry in header.items():
+        dtype, shape, begin, end = _fields(name, entry)
+        if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+            raise ValueError(f"{name} {dtype}{list(shape)} has {end - begin} bytes")
+        tensors[name] = _Stored(path, dtype, shape, 8 + length + begin)
+        spans.append((begin, end))
+    wanted = max((end for _, end in spans), default=0)
+    if size - 8 - length != wanted:
+        raise ValueError(f"it has {size} bytes, and its header wants {8 + length + wanted}")
+    if any(a_end > b for (_, a_end), (b, _) in zip(sorted(spans), sorted(spans)[1:], strict=False)):
+        raise ValueError("its tensors overlap")
+    return tensors
+
+
+def _fields(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, begin, end]
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(f"the entry of {name} lacks dtype, shape or data_offsets") from None
+    if not all(isinstance(n, int) and n >= 0 for n in numbers) or begin > end:
+        raise ValueError(f"the entry of {name} has an impossible shape or offset")
+    return str(dtype), tuple(shape), begin, end
+
+
+def _files_of(directory: epath.Path) -> tuple[list[str], set[str]]:
     """File names, and the tensors that an index promises."""
     index = directory / INDEX_FILE
     if index.is_file():
         try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            weight_map = json.loads(index.read_text())["weight_map"]
             return sorted(set(weight_map.values())), set(weight_map)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -99,14 +189,14 @@ def _files_of(directory: Path) -> tuple[list[str], set[str]]:
             ) from error
     if (directory / SINGLE_FILE).is_file():
         return [SINGLE_FILE], set()
-    found = sorted(path.name for path in directory.glob("*.safetensors"))
+    found = [path.name for path in matching(directory, "*.safetensors")]
     if len(found) == 1:
         return found, set()
     if found:
         raise FileNotFoundError(
             2, f"missing, though there are {len(found)} safetensors files", str(index)
         )
-    others = [path.name for path in directory.glob("*.bin")]
+    others = matching(directory, "*.bin")
     hint = "; PyTorch .bin files are not read: convert them to safetensors" if others else ""
     raise FileNotFoundError(2, f"no {SINGLE_FILE} and no {INDEX_FILE} here{hint}", str(directory))
 
@@ -114,91 +204,3 @@ def _files_of(directory: Path) -> tuple[list[str], set[str]]:
 def _some(names: list[str]) -> str:
     """A few of many names, for an error."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def write_safetensors(
-    directory: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    dtype: np.dtype,
-    tensors: Iterable[tuple[str, Callable[[], np.ndarray]]],
-    *,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    write: bool = True,
-) -> None:
-    """Writes tensors as one file, or as shards with an index, one tensor in memory at a time.
-
-    A file appears under its name only when it is whole; the index comes last.
-
-    Args:
-        directory: exists.
-        shapes: shape of every tensor; its order is the order in the files.
-        dtype: of all tensors.
-        tensors: (name, function that makes the values), in the same order.
-        max_shard_bytes: most bytes of tensors in a file; a larger tensor gets a file of its own.
-        write: False makes every tensor and writes nothing: what the other processes do.
-    """
-    sizes = {name: int(np.prod(shape)) * dtype.itemsize for name, shape in shapes.items()}
-    shards: list[list[str]] = [[]]
-    for name, size in sizes.items():
-        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > max_shard_bytes:
-            shards.append([])
-        shards[-1].append(name)
-    stream = iter(tensors)
-    weight_map: dict[str, str] = {}
-    for i, names in enumerate(shards):
-        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        file = SINGLE_FILE if len(shards) == 1 else file
-        weight_map |= dict.fromkeys(names, file)
-        values = (_checked(next(stream), name, shapes[name], dtype) for name in names)
-        if write:
-            _write_file(directory / file, {n: shapes[n] for n in names}, sizes, dtype, values)
-        else:
-            for _ in values:
-                pass
-    if not write:
-        return
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        partial = directory / f"{INDEX_FILE}.partial"
-        partial.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(partial, directory / INDEX_FILE)
-
-
-def _checked(
-    item: tuple[str, Callable[[], np.ndarray]], name: str, shape: tuple[int, ...], dtype: np.dtype
-) -> np.ndarray:
-    made_for, make = item
-    value = make()
-    if made_for != name or value.shape != shape or value.dtype != dtype:
-        raise ValueError(
-            f"{name}: the writer was given {made_for} {value.dtype}{value.shape}, expected "
-            f"{dtype}{shape}"
-        )
-    return np.ascontiguousarray(value)
-
-
-def _write_file(
-    path: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    sizes: Mapping[str, int],
-    dtype: np.dtype,
-    values: Iterable[np.ndarray],
-) -> None:
-    # The format: 8 bytes of header length, a JSON header padded to 8 bytes, then the raw tensors.
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + sizes[name]
-        header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "wb") as out:
-        out.write(len(text).to_bytes(8, "little"))
-        out.write(text)
-        for value in values:
-            out.write(value.reshape(-1).view(np.uint8).data)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(partial, path)

@@ -1,9 +1,12 @@
-"""Where a checkpoint lies: a local directory, a GGUF file, or a Hub id that is fetched first."""
+"""Where a checkpoint lies: a directory (also gs://, s3://), a GGUF file, or a Hub id to fetch."""
 
 from __future__ import annotations
 
+import fnmatch
+import os
 import re
-from pathlib import Path
+
+from etils import epath
 
 GGUF_SUFFIX = ".gguf"
 # Weights, configuration and tokenizer; not the PyTorch, ONNX and GGUF copies beside them.
@@ -11,30 +14,45 @@ _WANTED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
-def resolve(path: str | Path) -> Path:
-    """The local directory or GGUF file of `path`; a Hub id's snapshot is downloaded or cached.
+def resolve(path: str | os.PathLike[str]) -> epath.Path:
+    """The directory or GGUF file of `path`; a Hub id's snapshot is downloaded or cached.
 
     Raises:
         FileNotFoundError: it is neither here nor a Hub id.
         ValueError: a file that is no GGUF, or a Hub id that cannot be fetched; the text says why
             and what to do.
     """
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return local
-    if local.is_file():
-        if local.suffix != GGUF_SUFFIX:
+    name = os.fspath(path)
+    place = epath.Path(path) if is_remote(path) else epath.Path(path).expanduser()
+    if place.is_dir():
+        return place
+    if place.is_file():
+        if place.suffix != GGUF_SUFFIX:
             raise ValueError(
                 f"{path}: a file, but no {GGUF_SUFFIX}; name the checkpoint's directory"
             )
-        return local
-    name = str(path)
-    if not _HUB_ID.fullmatch(name) or local.suffix == GGUF_SUFFIX:
+        if is_remote(path):
+            raise ValueError(f"{path}: GGUF files are mapped, so copy it to a local disk first")
+        return place
+    if not _HUB_ID.fullmatch(name) or place.suffix == GGUF_SUFFIX:
         raise FileNotFoundError(2, "no such checkpoint directory or GGUF file", name)
     return _fetch(name)
 
 
-def _fetch(hub_id: str) -> Path:
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names an object store (gs://, s3://): no mapping, no rename, no fsync."""
+    return "://" in os.fspath(path)
+
+
+def matching(directory: epath.Path, pattern: str) -> list[epath.Path]:
+    """The entries of a directory whose names match, sorted (a glob would read its own path too)."""
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
+    return sorted(found, key=lambda path: path.name)
+
+
+def _fetch(hub_id: str) -> epath.Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -51,7 +69,7 @@ def _fetch(hub_id: str) -> Path:
         "directory"
     )
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_WANTED))
+        return epath.Path(snapshot_download(hub_id, allow_patterns=_WANTED))
     except (GatedRepoError, RepositoryNotFoundError, HFValidationError) as error:
         raise ValueError(
             f"model {hub_id!r}: no such directory here, and the Hugging Face Hub does not give it "

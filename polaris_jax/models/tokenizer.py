@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polaris_jax.models.sources import GGUF_SUFFIX, resolve
+from etils import epath
+
+from polaris_jax.models.safetensors_writer import created
+from polaris_jax.models.sources import GGUF_SUFFIX, is_remote, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -22,11 +25,14 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
 )
+# Goes with them: the ids that end a response, and the sampling that its makers recommend.
+_GENERATION_FILE = "generation_config.json"
+_TEMPLATES = "additional_chat_templates"
 # Any one of these holds a vocabulary.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
-def load_tokenizer(path: str | Path) -> Any:
+def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     """The tokenizer of an HF directory, Hub id or GGUF file.
 
     `tokenizer.json` is taken as it stands: the classes that tokenizer_config.json may name rebuild
@@ -48,6 +54,10 @@ def load_tokenizer(path: str | Path) -> Any:
             "tokenizer files into it",
             str(path),
         )
+    if is_remote(place):
+        with tempfile.TemporaryDirectory() as local:
+            copy_tokenizer(place, epath.Path(local))
+            return load_tokenizer(local)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
@@ -59,22 +69,35 @@ def load_tokenizer(path: str | Path) -> Any:
         raise ValueError(f"{path}: the tokenizer does not load ({reason})") from error
 
 
-def has_tokenizer(directory: Path) -> bool:
+def has_tokenizer(directory: epath.Path) -> bool:
     """Whether a checkpoint directory brings a tokenizer."""
     return any((directory / name).is_file() for name in _VOCABULARIES)
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies a checkpoint directory's tokenizer files, byte for byte."""
-    for name in TOKENIZER_FILES:
+def copy_tokenizer(source: epath.Path, target: epath.Path) -> None:
+    """Copies a directory's tokenizer files and generation_config.json, byte for byte."""
+    for name in (*TOKENIZER_FILES, _GENERATION_FILE):
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    if (source / "additional_chat_templates").is_dir():
-        shutil.copytree(
-            source / "additional_chat_templates",
-            target / "additional_chat_templates",
-            dirs_exist_ok=True,
-        )
+            _copy(source / name, target / name)
+    if (source / _TEMPLATES).is_dir():
+        (target / _TEMPLATES).mkdir(exist_ok=True)
+        for file in (source / _TEMPLATES).iterdir():
+            _copy(file, target / _TEMPLATES / file.name)
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    with created(target) as out:
+        out.write(source.read_bytes())
+
+
+def save_tokenizer(tokenizer: Any, target: epath.Path) -> None:
+    """Writes a tokenizer's files into a directory that exists."""
+    if not is_remote(target):
+        tokenizer.save_pretrained(os.fspath(target))
+        return
+    with tempfile.TemporaryDirectory() as local:
+        tokenizer.save_pretrained(local)
+        copy_tokenizer(epath.Path(local), target)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast | None) -> Mapping[str, int | None]:

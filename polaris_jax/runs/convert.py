@@ -1,40 +1,46 @@
-"""Weights from one format to another: Hugging Face safetensors, GGUF, Orbax checkpoints."""
+"""Weights from one format to another: Hugging Face safetensors, GGUF, Orbax checkpoints.
+
+Every source is read and every target written a tensor at a time; no form of the model is ever whole
+in memory. A target is whole when it has its last file: config.json in a Hugging Face directory,
+MANIFEST.json in a checkpoint; readers refuse one without. A failure leaves no target at all.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+from etils import epath
 
 from polaris_jax import manifest
 from polaris_jax.checkpoint import Checkpointer
+from polaris_jax.checkpoint_weights import CheckpointWeights, save_weights
 from polaris_jax.config import ConfigError
-from polaris_jax.models import ModelConfig, Qwen, RopeScaling, load_pretrained, save_pretrained
-from polaris_jax.models.hf_weights import stream_convert
-from polaris_jax.models.tokenizer import load_tokenizer
+from polaris_jax.models import ModelConfig, Qwen, load_pretrained
+from polaris_jax.models.hf_weights import (
+    bring_tokenizer,
+    dtype_named,
+    export,
+    export_into,
+    open_checkpoint,
+)
+from polaris_jax.models.placing import place_params
+from polaris_jax.models.safetensors_writer import MAX_SHARD_BYTES
+from polaris_jax.models.sources import is_remote, resolve
+from polaris_jax.models.tokenizer import copy_tokenizer, has_tokenizer, load_tokenizer, token_ids
+from polaris_jax.models.weights import Weights
 from polaris_jax.session import TOKENIZER
 
 
-@dataclasses.dataclass(frozen=True)
-class _Params:
-    """The part of a checkpoint that is weights; paths match `TrainState.params`."""
-
-    params: Qwen
-
-
-jax.tree_util.register_dataclass(_Params)
-
-
-def is_orbax(path: Path) -> bool:
+def is_orbax(path: os.PathLike[str]) -> bool:
     """True for a checkpoint of ours: a step directory, or a directory that holds some."""
-    if not path.is_dir() or (path / "config.json").exists():
+    place = epath.Path(path)
+    if is_remote(path) or not place.is_dir() or (place / "config.json").exists():
         return False
-    inside = [path, path / "checkpoints", *path.iterdir()]
-    return any((p / manifest.MANIFEST).exists() for p in inside) or (path / "checkpoints").is_dir()
+    inside = [place, place / "checkpoints", *place.iterdir()]
+    return any((p / manifest.MANIFEST).exists() for p in inside) or (place / "checkpoints").is_dir()
 
 
 def load_any(path: Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:
@@ -47,27 +53,27 @@ def load_any(path: Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:
     """
     if not is_orbax(path):
         return load_pretrained(str(path), dtype=dtype)
-    checkpointer = Checkpointer.of(path)
-    step = checkpointer.latest_or_error()
-    config = _architecture(checkpointer.directory / str(step))
-    abstract = jax.eval_shape(lambda key: Qwen.init(config, key), jax.random.key(0))
-    restored, _ = checkpointer.restore(step, _Params(abstract), partial=True)
-    model = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), restored.params)
-    beside = checkpointer.directory / TOKENIZER
-    return model, load_tokenizer(str(beside)) if beside.is_dir() else None
+    weights, beside = _open_orbax(path)
+    params = place_params(weights.config, weights, dtype_named(dtype))
+    tokenizer = load_tokenizer(beside) if beside.is_dir() else None
+    return Qwen.from_params(weights.config, params), tokenizer
 
 
-def _architecture(step_dir: Path) -> ModelConfig:
-    fields = manifest.read_manifest(step_dir)["architecture"]
-    if fields is None:
-        raise ConfigError(f"checkpoint {step_dir}: it does not say which architecture it is of")
-    fields = dict(fields)
-    if fields["rope_scaling"] is not None:
-        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-    return ModelConfig(**fields)
+def _open_orbax(path: os.PathLike[str]) -> tuple[CheckpointWeights, epath.Path]:
+    """The newest whole step's weights, and where its tokenizer would lie."""
+    checkpointer = Checkpointer.of(os.fspath(path))
+    weights = CheckpointWeights(checkpointer, checkpointer.latest_or_error())
+    return weights, epath.Path(checkpointer.directory / TOKENIZER)
 
 
-def convert(source: str, target: str, *, form: str, dtype: str) -> str:
+def convert(
+    source: str,
+    target: str,
+    *,
+    form: str,
+    dtype: str,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> str:
     """Writes `target`; returns a line that says what was done.
 
     Args:
@@ -75,27 +81,53 @@ def convert(source: str, target: str, *, form: str, dtype: str) -> str:
         target: a directory that is new or empty.
         form: "hf", "orbax" or "auto": the other one than the source's.
         dtype: of the written weights; "auto" keeps the source's.
+        max_shard_bytes: largest safetensors file.
 
     Raises:
         ConfigError: the target is in use, or the source is not there.
+        FileNotFoundError, ValueError: a defect of the source, named; nothing is written then.
+        CheckpointError, OSError: the disk is full or not writable; nothing is left.
     """
-    path, out = Path(source), Path(target)
+    out = epath.Path(target)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--to={target}: it is there and not empty; name a new directory")
-    from_orbax = is_orbax(path)
+    from_orbax = is_orbax(Path(source))
+    place = epath.Path(source) if from_orbax else resolve(source)
     if form == "auto":
-        form = "orbax" if path.is_dir() and not from_orbax else "hf"
-    if form == "hf" and not from_orbax:
-        stream_convert(source, target, dtype=None if dtype == "auto" else dtype)
-        return f"{source} -> {target} (Hugging Face)"
-    model, tokenizer = load_any(path if path.exists() else Path(source), dtype="float32")
-    if dtype != "auto":
-        model = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), model)
-    if form == "hf":
-        save_pretrained(model, target, tokenizer=tokenizer)
-        return f"{source} -> {target} (Hugging Face, {jax.tree.leaves(model)[0].dtype})"
-    architecture = json.loads(json.dumps(dataclasses.asdict(model.config)))
-    Checkpointer(out, architecture=architecture).save(0, _Params(model), {})
-    if tokenizer is not None:
-        tokenizer.save_pretrained(out / TOKENIZER)
-    return f"{source} -> {target} (Orbax checkpoint, step 0)"
+        form = "orbax" if place.is_dir() and not from_orbax else "hf"
+    if form == "orbax" and is_remote(target):
+        raise ConfigError(f"--to={target}: checkpoints are written to file systems; name a path")
+    config, weights, tokenizer_from = _open(place, from_orbax)
+    kind = None if dtype == "auto" else dtype_named(dtype)
+    with export_into(out):
+        if form == "hf":
+            ids = _bring(weights, tokenizer_from, out)
+            export(config, weights, out, dtype=kind, ids=ids, max_shard_bytes=max_shard_bytes)
+            return f"{source} -> {target} (Hugging Face)"
+        beside = out / TOKENIZER
+        beside.mkdir()
+        ids = _bring(weights, tokenizer_from, beside)
+        if not any(beside.iterdir()):
+            beside.rmdir()
+        checkpointer = Checkpointer(Path(out), architecture=dataclasses.asdict(config))
+        save_weights(checkpointer, config, weights, dtype=kind, token_ids=ids)
+        return f"{source} -> {target} (Orbax checkpoint, step 0)"
+
+
+def _open(place: epath.Path, from_orbax: bool) -> tuple[ModelConfig, Weights, epath.Path]:
+    """Architecture, tensors, and where the tokenizer comes from."""
+    if from_orbax:
+        weights, beside = _open_orbax(place)
+        return weights.config, weights, beside
+    return *open_checkpoint(place), place
+
+
+def _bring(weights: Weights, source: epath.Path, out: epath.Path) -> dict[str, int | None]:
+    """Puts the source's tokenizer into `out`; the special ids that belong to it."""
+    if not isinstance(weights, CheckpointWeights):
+        return bring_tokenizer(source, weights, out)
+    if source.is_dir():
+        copy_tokenizer(source, out)
+    if weights.token_ids or not (source.is_dir() and has_tokenizer(source)):
+        return weights.token_ids
+    return dict(token_ids(load_tokenizer(source)))

@@ -41,15 +41,33 @@ class TrainState:
     skips_in_a_row: Array
 
 
-def init_train_state(model: Qwen, optimizer: OptimizerSection, mesh: Mesh) -> TrainState:
+def init_train_state(
+    model: Qwen, optimizer: OptimizerSection, mesh: Mesh, *, take: bool = False
+) -> TrainState:
     """A fresh state around float32 copies of `model`'s weights, placed on the mesh.
 
     The copies share no buffer with `model`. In several processes `model` holds the same values in
     each, on host or local devices, or is already placed on a mesh of all processes.
+
+    Args:
+        model: the weights.
+        optimizer: the optimizer's settings.
+        mesh: the trainer's.
+        take: where the weights are float32 and placed on the mesh as the trainer wants them, the
+            state takes the arrays themselves: no second model in memory. The first update then
+            deletes them, so the caller must not keep `model`.
     """
     shardings = state_shardings(model.config, optimizer, mesh)
+    if take and _is_placed(model, shardings.params):
+        return _fresh(model, optimizer, shardings)
     params = private_copies(model, shardings.params, dtype=jnp.float32)
     return _fresh(params, optimizer, shardings)
+
+
+def _is_placed(model: Qwen, shardings: Qwen) -> bool:
+    """Whether every weight is float32 under its sharding."""
+    pairs = zip(jax.tree.leaves(model), jax.tree.leaves(shardings), strict=True)
+    return all(leaf.dtype == jnp.float32 and leaf.sharding == s for leaf, s in pairs)
 
 
 def random_train_state(

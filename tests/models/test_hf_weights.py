@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
@@ -23,7 +24,8 @@ from polaris_jax.models import (
 from polaris_jax.models.hf_config import parse_config
 from polaris_jax.models.hf_weights import stream_convert
 from polaris_jax.models.presets import PRESETS
-from polaris_jax.models.safetensors_files import INDEX_FILE, write_safetensors
+from polaris_jax.models.safetensors_files import INDEX_FILE
+from polaris_jax.models.safetensors_writer import write_safetensors
 from polaris_jax.models.tokenizer import load_tokenizer
 from tests.fixtures.parity_cases import (
     ARCHITECTURES,
@@ -31,6 +33,7 @@ from tests.fixtures.parity_cases import (
     tensors,
     write_checkpoint,
 )
+from tests.models.object_store import mount
 
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 LLAMA_FIELDS = {
@@ -144,12 +147,11 @@ def test_shardings_read_only_their_slices(tmp_path):
     assert_same_bits(model, load_pretrained(tmp_path / "out")[0])
 
 
-def test_the_writer_holds_one_tensor_at_a_time(tmp_path):
+def test_the_writer_holds_one_block_at_a_time(tmp_path):
     shape, count = (1024, 256), 32  # 1 MiB each
-    names = [f"t{i}" for i in range(count)]
-    made = ((name, lambda: np.ones(shape, np.float32)) for name in names)
+    specs = {f"t{i}": (shape, np.dtype(np.float32)) for i in range(count)}
     tracemalloc.start()
-    write_safetensors(tmp_path, dict.fromkeys(names, shape), np.dtype(np.float32), made)
+    write_safetensors(epath.Path(tmp_path), specs, lambda _: iter([np.ones(shape, np.float32)]))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 << 20
@@ -302,6 +304,63 @@ def test_converting_onto_itself_is_refused(tmp_path):
     with pytest.raises(ValueError, match="source itself"):
         stream_convert(tmp_path, tmp_path)
     load_pretrained(tmp_path)
+
+
+def test_an_object_store_is_read_and_written_without_a_rename(tmp_path, monkeypatch):
+    mount(monkeypatch, tmp_path / "store")
+    model, tokenizer = random_model("qwen3", "bfloat16"), build_tokenizer()
+    save_pretrained(model, "gs://bucket/a", tokenizer, max_shard_bytes=6_000)
+    assert (tmp_path / "store/bucket/a" / INDEX_FILE).is_file()
+    again, tokenizer_again = load_pretrained("gs://bucket/a", dtype="auto")
+    assert_same_bits(model, again)
+    assert tokenizer_again.encode("12 + 7") == tokenizer.encode("12 + 7")
+    mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
+    split = NamedSharding(mesh, PartitionSpec(None, "x"))
+    shardings = {"layers/q_DNH": split, "layers/gate_DF": split}
+    assert_same_bits(model, load_pretrained("gs://bucket/a", "auto", shardings=shardings)[0])
+    stream_convert("gs://bucket/a", "gs://bucket/b")
+    assert_same_bits(model, load_pretrained("gs://bucket/b", dtype="auto")[0])
+    stream_convert("gs://bucket/a", tmp_path / "local[1]")
+    assert_same_bits(model, load_pretrained(tmp_path / "local[1]", dtype="auto")[0])
+    with pytest.raises(FileNotFoundError, match="gs://bucket/c"):
+        load_pretrained("gs://bucket/c")
+
+
+def test_a_tensor_may_lie_at_any_byte(tmp_path):
+    """The format asks for no alignment; arrays of the file then have none."""
+    write_checkpoint(tmp_path, BY_NAME["qwen2_tied"], "plain")
+    want, _ = load_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].rstrip() + b" " * 3
+    header += b" " * (len(header) % 2 == 0)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    assert_same_bits(want, load_pretrained(tmp_path)[0])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: b"", "do not hold the header"),
+        (lambda data: (1 << 60).to_bytes(8, "little") + data[8:], "do not hold the header"),
+        (lambda data: data[:8] + b"x" + data[9:], "not JSON"),
+        (lambda data: data[:-1], "its header wants"),
+        (lambda data: data + b"x", "its header wants"),
+        (lambda data: data.replace(b'"shape":[64,', b'"shape":[63,', 1), "bytes"),
+        (lambda data: data.replace(b'"shape"', b'"shapf"', 1), "lacks dtype, shape"),
+        (lambda data: data.replace(b'"data_offsets":[0,', b'"data_offsets":[-,', 1), "not JSON"),
+    ],
+    ids=["empty", "length", "json", "short", "long", "shape", "entry", "offset"],
+)
+def test_damage_in_a_file_is_one_line(damage, words, tmp_path):
+    write_checkpoint(tmp_path, BY_NAME["qwen2_tied"], "plain")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=words) as error:
+        load_pretrained(tmp_path)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_presets_have_the_tensors_of_their_checkpoints():

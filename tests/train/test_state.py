@@ -63,6 +63,24 @@ def test_abstract_state_tells_shape_dtype_and_place(section):
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
 
 
+def test_a_placed_model_is_taken_and_not_copied():
+    mesh = make_mesh(MeshSection(data=2, tensor=2))
+    placed = init_train_state(make_model(), OPTIMIZER, mesh).params
+
+    def buffers(model):
+        return [leaf.unsafe_buffer_pointer() for x in jax.tree.leaves(model) for leaf in parts(x)]
+
+    def parts(leaf):
+        return [shard.data for shard in leaf.addressable_shards]
+
+    taken = init_train_state(placed, OPTIMIZER, mesh, take=True)
+    assert buffers(taken.params) == buffers(placed)
+    copied = init_train_state(placed, OPTIMIZER, mesh)
+    assert not set(buffers(copied.params)) & set(buffers(placed))
+    elsewhere = init_train_state(placed, OPTIMIZER, one_device_mesh(), take=True)
+    assert not set(buffers(elsewhere.params)) & set(buffers(placed))
+
+
 def test_random_state_equals_init_and_is_made_in_place():
     mesh = make_mesh(MeshSection(data=2))
     state = random_train_state(QWEN3, jax.random.key(3), optimizer=OPTIMIZER, mesh=mesh)
