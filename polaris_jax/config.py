@@ -85,7 +85,14 @@ __all__ = [
 
 # Fields that do not change what a run computes: free to differ between a run and its resume.
 FREE_SECTIONS = ("metrics", "checkpoint", "evaluate", "distributed", "mesh")
-FREE_FIELDS = ("reward.workers", "rollout.save_every")
+FREE_FIELDS = (
+    "reward.workers",
+    "rollout.save_every",
+    "rollout.data",
+    "rollout.tensor",
+    "rollout.attention",
+    "rollout.reserve",
+)
 
 
 def default_config() -> ConfigDict:

@@ -12,7 +12,7 @@ from typing import Any
 from polaris_jax.config_sections import ConfigError, RunConfig, StageSection
 
 POSITIVE = {
-    "rollout": "prompts_per_step slots page_size decode_steps prefill_chunk",
+    "rollout": "prompts_per_step slots page_size decode_steps prefill_chunk tensor",
     "data": "max_prompt_tokens",
     "objective": "minibatches",
     "optimizer": "max_grad_norm max_skips eps",
@@ -24,7 +24,7 @@ POSITIVE = {
     "distributed": "heartbeat_timeout_s",
 }
 NOT_NEGATIVE = {
-    "rollout": "num_pages max_logp_gap_mean save_every total_tokens",
+    "rollout": "num_pages max_logp_gap_mean save_every total_tokens data",
     "batch": "row_len rows max_resample",
     "model": "max_position_tokens",
     "objective": "clip_low clip_high tis_cap kl_coef entropy_coef dual_clip",
@@ -100,6 +100,25 @@ def _check_rollout(config: RunConfig) -> None:
         r.top_k,
         "training rollouts must sample from the whole distribution; set it to 0 "
         "(evaluate.top_k is free)",
+    )
+    _require(
+        r.data == 0 or r.slots % r.data == 0,
+        "rollout.slots",
+        r.slots,
+        f"each of rollout.data={r.data} shards has as many; choose a multiple of it",
+    )
+    _require(
+        r.num_pages == 0 or r.num_pages >= 2 * max(1, r.data),
+        "rollout.num_pages",
+        r.num_pages,
+        f"each of {max(1, r.data)} data shards needs at least 2, as its first is not usable; "
+        "raise it, or set it to 0",
+    )
+    _require(
+        0 <= r.reserve < 1,
+        "rollout.reserve",
+        r.reserve,
+        "a share of device memory; must lie in [0, 1)",
     )
 
 

@@ -74,7 +74,12 @@ class RolloutSection:
     top_k: int = 0
     slots: int = 64
     page_size: int = 16
-    num_pages: int = 0  # 0: enough for every slot at full length
+    num_pages: int = 0  # 0: every slot at full length, or as far as device memory goes
+    reserve: float = 0.1  # with num_pages=0, share of device memory left free beside the pool
+    data: int = 0  # the sampler's mesh on a process's devices; 0: all (1 on a CPU)
+    tensor: int = 1  # devices that share one copy of the sampler's weights
+    # decode's attention: xla anywhere, ragged on TPU, pallas_gpu on GPU; auto: the platform's own
+    attention: Literal["auto", "xla", "ragged", "pallas_gpu"] = "auto"
     decode_steps: int = 16  # decode steps a device call
     prefill_chunk: int = 128  # prompt tokens a prefill call
     max_logp_gap_mean: float = 0.0  # stop the run above this mean |sampler - trainer|; 0: off

@@ -49,4 +49,5 @@ class HeldOut:
             top_k=section.top_k,
             top_p=section.top_p,
         )
+        self._sampler[1].release()  # the next update has use for the room
         return avg_at_k(grade(self._grader, rollouts, mode="eval").reward_PR).value

@@ -97,10 +97,11 @@ def train(
             except RolloutAborted:
                 break
             metrics |= run.count_swaps(swapped)
+            sampler.release_pool()  # new weights void it, and the update has use for the room
             if swapped.action == "train":
                 with run.timer("update"):
                     state, update_metrics = run.update(state, graded, swapped, stage)
-                    sampler.update_weights(run.published(state))
+                    sampler.update_weights(state.params)
                 metrics |= update_metrics
             stats = StepStats(entropy=value_of(metrics.get("update/entropy")))
             stage, _ = observe(stage, stats, config.stages)

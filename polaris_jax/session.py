@@ -25,6 +25,7 @@ from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, Problem, PromptBatch, Response, Rollouts
 from polaris_jax.reward import Grader
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
+from polaris_jax.sharding import make_sampler_mesh
 
 TOKENIZER = "tokenizer"  # beside the checkpoints that it belongs to
 
@@ -150,20 +151,28 @@ def prompt_batch(
 
 
 def make_sampler(model: Qwen, config: RunConfig, *, max_response_tokens: int) -> Sampler:
-    """A sampler with room for prompts of `data.max_prompt_tokens` and this budget."""
+    """A sampler with room for prompts of `data.max_prompt_tokens` and this budget.
+
+    Args:
+        model: sharded in any way; in several processes all make theirs together.
+        config: the run.
+        max_response_tokens: the longest budget that will be asked for.
+    """
     section = config.rollout
-    max_len = config.data.max_prompt_tokens + max_response_tokens
-    pages_of_a_row = -(-max_len // section.page_size)
     return Sampler(
         model,
         SamplerConfig(
             slots=section.slots,
             page_size=section.page_size,
-            num_pages=section.num_pages or section.slots * pages_of_a_row + 1,
-            max_len=max_len,
+            num_pages=section.num_pages,
+            max_len=config.data.max_prompt_tokens + max_response_tokens,
             decode_steps=section.decode_steps,
             prefill_chunk=section.prefill_chunk,
+            attention=section.attention,
+            dtype=config.model.dtype,
+            reserve=section.reserve,
         ),
+        mesh=make_sampler_mesh(jax.local_devices(), data=section.data, tensor=section.tensor),
     )
 
 

@@ -65,7 +65,9 @@ def enter_stage(
     resized = left is None or budget != left.max_response_tokens
     rescaled = left is None or run.rope_scaling(index) != run.rope_scaling(left.stage)
     if sampler is None or resized or rescaled:
-        sampler = make_sampler(run.published(state), run.config, max_response_tokens=budget)
+        if sampler is not None:
+            sampler.release()
+        sampler = make_sampler(state.params, run.config, max_response_tokens=budget)
 
     stage = StageState(
         stage=index,
@@ -158,7 +160,7 @@ def _temperature(
         )
     if sampler is None:  # a stage begun from another run's checkpoint
         sampler = make_sampler(
-            run.published(with_rope_scaling(state, run.rope_scaling(left.stage))),
+            with_rope_scaling(state, run.rope_scaling(left.stage)).params,
             run.config,
             max_response_tokens=left.max_response_tokens,
         )

@@ -66,6 +66,8 @@ def timing_line(
         line["throughput/rollout_tokens_per_s"] = stats["response_tokens"] / seconds["rollout"]
     if seconds.get("update") and update_tokens:
         line["throughput/update_tokens_per_s"] = update_tokens / seconds["update"]
+    line["time/weight_sync_s"] = stats["weight_sync_s"]
+    line["throughput/weight_sync_bytes"] = stats["weight_sync_bytes"]
     line |= {f"sampler/{name}": stats[name] for name in SAMPLER_STATS}
     return line | {f"reward/{name}": grading[name] for name in GRADER_STATS}
 

@@ -39,7 +39,6 @@ from polaris_jax.models import RopeScaling
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, PromptBatch, Rollouts, StageState
 from polaris_jax.rollout import Sampler
-from polaris_jax.rollout.weight_sync import local_weights
 from polaris_jax.session import (
     TOKENIZER,
     evaluation_problems,
@@ -192,7 +191,7 @@ class TrainingRun:
             loader.load_state_dict(host["loader"])
             self.state = with_rope_scaling(self.state, self.rope_scaling(stage.stage))
             sampler = make_sampler(
-                self.published(self.state),
+                self.state.params,
                 self.config,
                 max_response_tokens=stage.max_response_tokens,
             )
@@ -299,17 +298,13 @@ class TrainingRun:
         self.count(skipped_updates=int(value_of(merged["update/skipped"]) or 0))
         return state, merged | {"batch/tokens": tokens}
 
-    def published(self, state: TrainState) -> Any:
-        """The present weights on this process's own device, in the sampler's dtype."""
-        return local_weights(state.params, self.config.model.dtype)
-
     def evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         """avg@n on the held-out problems, every `evaluate.every_steps` steps."""
         section = self.config.evaluate
         if self._held_out is None or (step + 1) % section.every_steps:
             return {}
         with self.timer("evaluate"):
-            accuracy = self._held_out.score(self.published(state))
+            accuracy = self._held_out.score(state.params)
         self.progress.line(
             f"step {step}: avg@{section.n} {accuracy:.1%} on {len(self._held_out)} held-out "
             f"problems at temperature {section.temperature:g}"

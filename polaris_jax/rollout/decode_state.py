@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from polaris_jax.rollout.kv_layouts import Attention
 from polaris_jax.rollout.page_allocator import TRASH_PAGE, PageAllocator
-from polaris_jax.rollout.paged_kv import Pool, pages_for
+from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.sampling import PromptParams, RowParams
 
 Layout = Literal["auto", "pages", "window"]
@@ -19,17 +20,24 @@ Layout = Literal["auto", "pages", "window"]
 class SamplerConfig:
     """Sizes of the sampler.
 
+    `slots` and `num_pages` are those of the whole sampler; on a mesh each data shard has its part.
+
     Attributes:
         slots: sequences decoded at once.
         page_size: tokens of a page.
-        num_pages: pages of the pool; page 0 is not usable.
+        num_pages: pages of the pool; the first of each data shard is not usable. 0: what the device
+            memory has room for, at most enough for every slot at `max_len` (on a CPU: that).
         max_len: prompt + response tokens of a sequence at most.
         decode_steps: decode steps of one device call.
         prefill_chunk: tokens of a prompt that one prefill call takes at most.
         layout: "window" gathers a row's pages once a decode call (fast on a CPU, needs room for a
             second copy of the live rows' keys and values), "pages" reads pages in every step,
             "auto" is "window" on a CPU.
+        attention: back end, see `kv_layouts`; "auto" is the platform's own kernel where there is
+            one. All but "xla" imply the layout "pages".
         dtype: of weights and pages ("float32", "bfloat16"); None: the model's own.
+        reserve: with num_pages=0, the share of device memory that stays free beside the pool, in
+            [0, 1): room for the temporaries of prefill and decode.
     """
 
     slots: int = 8
@@ -39,16 +47,27 @@ class SamplerConfig:
     decode_steps: int = 16
     prefill_chunk: int = 128
     layout: Layout = "auto"
+    attention: Attention = "auto"
     dtype: str | None = None
+    reserve: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("slots", "page_size", "max_len", "decode_steps", "prefill_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.num_pages < 2:
-            raise ValueError(f"num_pages={self.num_pages}: page 0 is not usable; at least 2")
+        if self.num_pages < 2 and self.num_pages != 0:
+            raise ValueError(
+                f"num_pages={self.num_pages}: page 0 is not usable; at least 2, or 0 to derive it"
+            )
         if self.layout not in ("auto", "pages", "window"):
             raise ValueError(f"layout={self.layout!r}: expected auto, pages or window")
+        if not 0 <= self.reserve < 1:
+            raise ValueError(f"reserve={self.reserve}: a share; must lie in [0, 1)")
+
+    @property
+    def pages_of_a_row(self) -> int:
+        """J, pages of the longest sequence."""
+        return pages_for(self.max_len, self.page_size)
 
 
 class Rows(NamedTuple):
@@ -72,17 +91,25 @@ class Rows(NamedTuple):
 
 
 class DecodeState:
-    """The pool, its allocator, and the slots: what `generate` goes on from.
+    """The pool, its allocators, and the slots: what `generate` goes on from.
 
-    Slot arrays live on the host: they are small, and scheduling changes them between calls.
+    Slot arrays live on the host: they are small, and scheduling changes them between calls. Data
+    shard d has the slots from d * slots / data on, pages of its own (numbered from 0 in each
+    shard), and an allocator for them.
+
+    Attributes:
+        pool: the pages on the device; None while it is released.
+        num_pages: of all data shards together.
     """
 
-    def __init__(self, pool: Pool, config: SamplerConfig):
+    def __init__(self, pool: Any, config: SamplerConfig, *, num_pages: int, data: int = 1):
         slots = config.slots
         self.pool = pool
-        self.allocator = PageAllocator(config.num_pages)
+        self.num_pages = num_pages
+        self.allocators = [PageAllocator(num_pages // data) for _ in range(data)]
+        self._slots_a_shard = slots // data
         self.pages: list[list[int]] = [[] for _ in range(slots)]
-        self.table_BJ = np.zeros((slots, pages_for(config.max_len, config.page_size)), np.int32)
+        self.table_BJ = np.zeros((slots, config.pages_of_a_row), np.int32)
 
         def zeros(dtype: Any) -> np.ndarray:
             return np.zeros(slots, dtype)
@@ -102,6 +129,10 @@ class DecodeState:
                 sample_B=zeros(np.int32),
             ),
         )
+
+    def allocator(self, slot: int) -> PageAllocator:
+        """That of the slot's data shard."""
+        return self.allocators[slot // self._slots_a_shard]
 
     def place(
         self,
@@ -143,7 +174,7 @@ class DecodeState:
 
     def free(self, slot: int) -> None:
         """Empties a slot and releases its pages."""
-        self.allocator.release(self.pages[slot])
+        self.allocator(slot).release(self.pages[slot])
         self.clear(slot)
 
     def tokens_after(self, slot: int, steps: int) -> int:
@@ -153,12 +184,13 @@ class DecodeState:
         return min(position + steps, limit - 1)
 
 
-def compact(state: DecodeState, live: np.ndarray, bucket: int) -> tuple[Rows, np.ndarray]:
-    """The live slots' rows, in slot order, padded with dead ones to `bucket`."""
+def compact(state: DecodeState, index_B: np.ndarray) -> tuple[Rows, np.ndarray]:
+    """The rows of the given slots; dead ones where the index is -1."""
+    live_B = index_B >= 0
 
     def take(x: np.ndarray) -> np.ndarray:
-        out = np.zeros((bucket, *x.shape[1:]), x.dtype)
-        out[: len(live)] = x[live]
+        out = np.zeros((len(index_B), *x.shape[1:]), x.dtype)
+        out[live_B] = x[index_B[live_B]]
         return out
 
     return jax.tree.map(take, state.rows), take(state.table_BJ)

@@ -19,19 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
+from polaris_jax import sharding
 from polaris_jax.models import ModelConfig, Qwen
-from polaris_jax.rollout import paged_kv, programs
+from polaris_jax.rollout import programs
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig, compact
-from polaris_jax.rollout.paged_kv import Pool, pages_for
+from polaris_jax.rollout.paged_kv import pages_for
+from polaris_jax.rollout.program_spec import prefill_rows_a_call, program_spec, row_buckets
 from polaris_jax.rollout.programs import NO_TOKEN, Packed
 from polaris_jax.rollout.sampling import MAX_STOP_TOKENS, PromptParams
 
-# Matmul rows of CPU XLA agree bit for bit between 2 and 32 rows, not with 1 or above.
-MIN_ROWS = 2
-MIN_BUCKET_ROWS = 32
-# Prompt tokens of one prefill call: enough to fill matmuls, few enough that padding stays small.
-PREFILL_CALL_TOKENS = 512
 MIN_PREFILL_CHUNK = 32
 
 
@@ -48,8 +46,8 @@ class ResultTokens:
         logprobs: float32 [slots, K], nats; see `draw_tokens`.
         count: int32 [slots], new tokens of each slot.
         alive: bool [slots], rows that go on.
-        steps: decode steps that ran.
-        rows: rows that the device computed in each step.
+        steps: decode steps that ran, on the data shard that went on longest.
+        rows: rows that the devices computed in each step.
     """
 
     data: np.ndarray
@@ -74,7 +72,7 @@ class Prefix:
         length: prompt tokens, the last one included.
     """
 
-    pages: Pool
+    pages: Any
     token: Any
     length: Any
 
@@ -83,34 +81,36 @@ jax.tree_util.register_dataclass(Prefix, ["pages", "token", "length"], [])
 
 
 class Engine:
-    """Compiled prefill and decode for one architecture and one set of sizes.
+    """Compiled prefill and decode for one architecture, one set of sizes and one mesh.
 
     Weights are an argument of every call: new ones of the same shapes compile nothing anew.
     """
 
-    def __init__(self, model_config: ModelConfig, config: SamplerConfig):
-        on_cpu = jax.default_backend() == "cpu"
-        layout = config.layout
-        if layout == "auto":
-            layout = "window" if on_cpu else "pages"
+    def __init__(self, model_config: ModelConfig, config: SamplerConfig, mesh: Mesh | None = None):
         self.config = config
         self.model_config = model_config
-        self.row_buckets = row_buckets(config.slots)
-        # A scan over stacked weights copies each layer's slice on a CPU.
-        self._static = {
-            "num_layers": model_config.num_layers,
-            "unroll": on_cpu or layout == "window",
-        }
-        self._layout = layout
+        self.data = sharding.slot_shards(mesh)
+        self.spec = program_spec(model_config, config, mesh)
+        self.slots_a_shard = config.slots // self.data
+        self.row_buckets = row_buckets(self.slots_a_shard)
+        self._programs = programs.compiled(self.spec)
 
     def init_decode_state(self, dtype: Any = jnp.float32) -> DecodeState:
         """An empty pool and empty slots; pages are in `dtype`."""
-        return DecodeState(self._new_pool(self.config.num_pages, dtype), self.config)
+        pages = self.config.num_pages
+        pool = self.new_pool(pages, dtype)
+        return DecodeState(pool, self.config, num_pages=pages, data=self.data)
 
-    def _new_pool(self, num_pages: int, dtype: Any) -> Pool:
-        return paged_kv.init_pool(
-            self.model_config, num_pages=num_pages, page_size=self.config.page_size, dtype=dtype
+    def new_pool(self, num_pages: int, dtype: Any) -> Any:
+        """A pool of zeros, `num_pages` over all data shards."""
+        abstract = self.spec.layout.abstract_pool(
+            self.model_config,
+            num_pages=num_pages // self.data * self.data,
+            page_size=self.config.page_size,
+            dtype=dtype,
         )
+        where = None if self.spec.mesh is None else programs.pool_sharding(self.spec)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=where), abstract)
 
     # --- JetStream's verbs ---
 
@@ -129,17 +129,23 @@ class Engine:
             existing_prefix: an already prefilled beginning.
             padded_tokens: [T] token ids, of which the first `true_length` count.
             true_length: tokens of the prompt, >= 1.
+
+        Raises:
+            ValueError: on a mesh with several data shards, which prefixes outside of the pool are
+                not made for.
         """
+        if self.data > 1:
+            raise ValueError(f"data={self.data}: JetStream's verbs run on one data shard")
         tokens = [int(t) for t in np.asarray(padded_tokens)[:true_length]]
-        width = pages_for(self.config.max_len, self.config.page_size)
+        width = self.config.pages_of_a_row
         if existing_prefix is None:
-            start, pool = 0, self._new_pool(width + 1, params.embed_VD[...].dtype)
+            start, pool = 0, self.new_pool(width + 1, params.embed_VD[...].dtype)
         else:
             start = int(existing_prefix.length) - 1
             tokens = [int(existing_prefix.token), *tokens]
             pool = jax.tree.map(jnp.copy, existing_prefix.pages)
         job = PrefillJob(tokens[:-1], list(range(1, width + 1)), start)
-        pool = self._run_prefill(params, pool, [job], self.prefill_chunk(len(tokens)))
+        pool = self._run_prefill(params, pool, [[job]], self.prefill_chunk(len(tokens)))
         return Prefix(pool, np.int32(tokens[-1]), np.int32(start + len(tokens)))
 
     def insert(
@@ -158,17 +164,16 @@ class Engine:
         """
         decode_state.free(slot)
         length = int(prefix.length)
-        pages = decode_state.allocator.allocate(pages_for(length, self.config.page_size))
+        allocator = decode_state.allocator(slot)
+        pages = allocator.allocate(pages_for(length, self.config.page_size))
         if pages is None:
             raise RuntimeError(
                 f"slot {slot}: no room for a prefix of {length} tokens, "
-                f"{decode_state.allocator.num_free} pages are free; enlarge num_pages"
+                f"{allocator.num_free} pages are free; enlarge num_pages"
             )
         to_J = np.zeros(decode_state.table_BJ.shape[1], np.int32)
         to_J[: len(pages)] = pages
-        decode_state.pool = programs.move_pages(
-            decode_state.pool, prefix.pages, to_J, num_layers=self.model_config.num_layers
-        )
+        decode_state.pool = self._programs.move_pages(decode_state.pool, prefix.pages, to_J)
         decode_state.place(
             slot,
             pages,
@@ -186,7 +191,7 @@ class Engine:
         decode_state: DecodeState,
         *,
         stop_token_ids: Sequence[int] = (),
-        exit_below: int = 1,
+        exit_below: int | Sequence[int] = 1,
     ) -> tuple[DecodeState, ResultTokens]:
         """Up to K tokens for every live slot; ended rows stay in their slots until freed.
 
@@ -194,7 +199,8 @@ class Engine:
             params: weights.
             decode_state: changed in place and returned.
             stop_token_ids: ids that end a row.
-            exit_below: the call ends early when fewer rows than this are alive.
+            exit_below: a data shard ends the call early when fewer of its rows are alive; one
+                number for all, or one a shard.
 
         Raises:
             RuntimeError: a live row needs a page and none is free (a scheduler reserves before).
@@ -210,16 +216,20 @@ class Engine:
         state: DecodeState,
         *,
         stop_token_ids: Sequence[int] = (),
-        exit_below: int = 1,
+        exit_below: int | Sequence[int] = 1,
     ) -> Flight:
         """`generate`'s first half: the device works while the host does something else."""
         live = np.flatnonzero(state.rows.alive_B)
         for slot in live:
             self.reserve(state, int(slot))
-        bucket = next(b for b in self.row_buckets if b >= len(live))
+        parts = np.split(live, np.searchsorted(live, self.slots_a_shard * np.arange(1, self.data)))
+        bucket = next(b for b in self.row_buckets if b >= max(map(len, parts)))
+        index_B = np.full(self.data * bucket, -1)
+        for shard, part in enumerate(parts):
+            index_B[shard * bucket :][: len(part)] = part
         stop_X = pad_stop_ids(stop_token_ids)
-        state.pool, packed = self._decode(params, state, live, bucket, stop_X, exit_below)
-        return Flight(live, bucket, packed)
+        state.pool, packed = self._decode(params, state, index_B, stop_X, exit_below)
+        return Flight(index_B, packed)
 
     def reserve(self, state: DecodeState, slot: int) -> None:
         """Takes the pages that the slot needs for one `generate` call.
@@ -233,31 +243,34 @@ class Engine:
         missing = wanted - len(state.pages[slot])
         if missing <= 0:
             return
-        pages = state.allocator.allocate(missing)
+        allocator = state.allocator(slot)
+        pages = allocator.allocate(missing)
         if pages is None:
             raise RuntimeError(
-                f"slot {slot}: needs {missing} more pages, {state.allocator.num_free} are free; "
+                f"slot {slot}: needs {missing} more pages, {allocator.num_free} are free; "
                 "enlarge num_pages or use the scheduler, which preempts"
             )
         state.set_pages(slot, [*state.pages[slot], *pages])
 
     def collect(self, state: DecodeState, flight: Flight) -> ResultTokens:
         """`generate`'s second half: waits for the tokens and brings the slots up to date."""
-        live, steps = flight.live, self.config.decode_steps
+        steps = self.config.decode_steps
         packed = jax.device_get(flight.packed)
-        slots, rows, count = self.config.slots, state.rows, len(live)
+        slots, rows = self.config.slots, state.rows
+        at_B = np.flatnonzero(flight.index_B >= 0)
+        live = flight.index_B[at_B]
         data = np.zeros((slots, 2 * steps + 1), np.int32)
         logprobs = np.zeros((slots, steps), np.float32)
         counts = np.zeros(slots, np.int32)
-        token_BK = packed.token_BK[:count]
-        counts[live] = packed.count_B[:count]
+        token_BK = packed.token_BK[at_B]
+        counts[live] = packed.count_B[at_B]
         data[live, :steps] = token_BK
         data[live, steps : 2 * steps] = np.arange(steps)[None] < counts[live][:, None]
-        logprobs[live] = packed.logp_BK[:count]
+        logprobs[live] = packed.logp_BK[at_B]
         rows.position_B[live] += counts[live]
         last = np.maximum(counts[live] - 1, 0)[:, None]
         rows.token_B[live] = np.take_along_axis(token_BK, last, axis=1)[:, 0]
-        rows.alive_B[live] = packed.alive_B[:count]
+        rows.alive_B[live] = packed.alive_B[at_B]
         data[live, -1] = rows.position_B[live] + 1 - rows.prompt_len_B[live]
         return ResultTokens(
             data=data,
@@ -268,8 +281,8 @@ class Engine:
             logprobs=logprobs,
             count=counts,
             alive=rows.alive_B.copy(),
-            steps=int(packed.steps),
-            rows=flight.rows,
+            steps=int(packed.steps.max()),
+            rows=len(flight.index_B),
         )
 
     # --- what JetStream's contract lacks ---
@@ -282,79 +295,75 @@ class Engine:
         return chunk
 
     def prefill_rows(
-        self, params: Qwen, state: DecodeState, jobs: Sequence[PrefillJob], *, chunk: int
+        self,
+        params: Qwen,
+        state: DecodeState,
+        jobs_by_shard: Sequence[Sequence[PrefillJob]],
+        *,
+        chunk: int,
     ) -> None:
         """Writes the keys and values of several token sequences into their pages of the pool.
 
         Args:
             params: weights.
             state: its pool is changed.
-            jobs: the sequences.
+            jobs_by_shard: the sequences of each data shard.
             chunk: from `prefill_chunk`; one compiled program for each.
         """
-        state.pool = self._run_prefill(params, state.pool, jobs, chunk)
+        state.pool = self._run_prefill(params, state.pool, jobs_by_shard, chunk)
 
-    def copy_pages(self, state: DecodeState, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copies pages (from, to) in every layer."""
-        width = self.config.slots
-        for start in range(0, len(pairs), width):
-            part = pairs[start : start + width]
-            from_to = np.zeros((2, width), np.int32)
-            from_to[:, : len(part)] = np.array(part, np.int32).T
-            state.pool = programs.copy_pages(
-                state.pool, *from_to, num_layers=self.model_config.num_layers
-            )
+    def copy_pages(
+        self, state: DecodeState, pairs_by_shard: Sequence[Sequence[tuple[int, int]]]
+    ) -> None:
+        """Copies pages (from, to) of each data shard in every layer."""
+        width = self.slots_a_shard
+        for start in range(0, max(map(len, pairs_by_shard)), width):
+            from_to = np.zeros((2, self.data, width), np.int32)
+            for shard, pairs in enumerate(pairs_by_shard):
+                part = pairs[start : start + width]
+                if part:
+                    from_to[:, shard, : len(part)] = np.array(part, np.int32).T
+            state.pool = self._programs.copy_pages(state.pool, *from_to.reshape(2, -1))
 
     def warm(self, params: Qwen, state: DecodeState) -> None:
         """Compiles decode for every row bucket, so that no later call has to."""
-        nobody, stop_X = np.zeros(0, np.int64), pad_stop_ids(())
         for bucket in self.row_buckets:
-            state.pool, _ = self._decode(params, state, nobody, bucket, stop_X, 1)
+            nobody = np.full(self.data * bucket, -1)
+            state.pool, _ = self._decode(params, state, nobody, pad_stop_ids(()), 1)
 
     def _decode(
         self,
         params: Qwen,
         state: DecodeState,
-        live: np.ndarray,
-        bucket: int,
+        index_B: np.ndarray,
         stop_X: np.ndarray,
-        exit_below: int,
-    ) -> tuple[Pool, Packed]:
-        rows, table_BJ = compact(state, live, bucket)
-        return programs.decode(
-            params,
-            state.pool,
-            rows,
-            table_BJ,
-            stop_X,
-            np.int32(exit_below),
-            steps=self.config.decode_steps,
-            layout=self._layout,
-            **self._static,
-        )
+        exit_below: int | Sequence[int],
+    ) -> tuple[Any, Packed]:
+        rows, table_BJ = compact(state, index_B)
+        exit_below_D = np.broadcast_to(np.array(exit_below, np.int32), (self.data,))
+        return self._programs.decode(params, state.pool, rows, table_BJ, stop_X, exit_below_D)
 
     def _run_prefill(
-        self, params: Qwen, pool: Pool, jobs: Sequence[PrefillJob], chunk: int
-    ) -> Pool:
-        batch = max(1, PREFILL_CALL_TOKENS // chunk)
-        width = pages_for(self.config.max_len, self.config.page_size)
-        waiting = [(job, 0) for job in jobs if job.tokens]
-        while waiting:
-            token_BT = np.zeros((batch, chunk), np.int32)
-            first_B, count_B = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
-            table_BJ = np.zeros((batch, width), np.int32)
-            unfinished = []
-            for row, (job, done) in enumerate(waiting[:batch]):
-                part = job.tokens[done : done + chunk]
-                token_BT[row, : len(part)] = part
-                first_B[row], count_B[row] = job.start + done, len(part)
-                table_BJ[row, : len(job.pages)] = job.pages
-                if done + chunk < len(job.tokens):
-                    unfinished.append((job, done + chunk))
-            pool = programs.prefill(
-                params, pool, token_BT, first_B, count_B, table_BJ, **self._static
-            )
-            waiting = unfinished + waiting[batch:]
+        self, params: Qwen, pool: Any, jobs_by_shard: Sequence[Sequence[PrefillJob]], chunk: int
+    ) -> Any:
+        batch = prefill_rows_a_call(chunk)
+        total, width = self.data * batch, self.config.pages_of_a_row
+        waiting = [[(job, 0) for job in jobs if job.tokens] for jobs in jobs_by_shard]
+        while any(waiting):
+            token_BT = np.zeros((total, chunk), np.int32)
+            first_B, count_B = np.zeros(total, np.int32), np.zeros(total, np.int32)
+            table_BJ = np.zeros((total, width), np.int32)
+            for shard, queue in enumerate(waiting):
+                unfinished = []
+                for row, (job, done) in enumerate(queue[:batch], start=shard * batch):
+                    part = job.tokens[done : done + chunk]
+                    token_BT[row, : len(part)] = part
+                    first_B[row], count_B[row] = job.start + done, len(part)
+                    table_BJ[row, : len(job.pages)] = job.pages
+                    if done + chunk < len(job.tokens):
+                        unfinished.append((job, done + chunk))
+                waiting[shard] = unfinished + queue[batch:]
+            pool = self._programs.prefill(params, pool, token_BT, first_B, count_B, table_BJ)
         return pool
 
 
@@ -371,20 +380,8 @@ class PrefillJob:
 class Flight:
     """A decode call whose results the host has not read yet."""
 
-    live: np.ndarray
-    rows: int
+    index_B: np.ndarray  # slot of each row, -1 for none
     packed: Packed
-
-
-def row_buckets(slots: int) -> tuple[int, ...]:
-    """Row counts for which decode is compiled, ascending: slots and its quarters down to 32.
-
-    When only few sequences are left, a step costs what they cost.
-    """
-    buckets = [max(slots, MIN_ROWS)]
-    while buckets[0] >= 4 * MIN_BUCKET_ROWS:
-        buckets.insert(0, -(-buckets[0] // 4))
-    return tuple(buckets)
 
 
 def pad_stop_ids(stop_token_ids: Sequence[int]) -> np.ndarray:

@@ -14,7 +14,8 @@ Two ways of attention:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,22 +56,42 @@ def pages_for(tokens: int, page_size: int) -> int:
     return -(-tokens // page_size)
 
 
-def copy_pages(pool: Pool, from_X: Array, to_X: Array, *, num_layers: int) -> Pool:
+def copy_pages(
+    pool: Any, from_X: Array, to_X: Array, *, num_layers: int, page_axis: int = 0
+) -> Any:
     """The pool with pages `from_X` copied to `to_X` in every layer (0 to 0: nothing)."""
-    base_L = jnp.arange(num_layers, dtype=jnp.int32) * (pool.k_ZKHY.shape[0] // num_layers)
-    from_LX, to_LX = base_L[:, None] + from_X[None], base_L[:, None] + to_X[None]
-    return jax.tree.map(lambda x: x.at[to_LX].set(x[from_LX]), pool)
+    base_L = first_pages(pool, num_layers=num_layers, page_axis=page_axis)
+    at_from = (slice(None),) * page_axis + (base_L[:, None] + from_X[None],)
+    at_to = (slice(None),) * page_axis + (base_L[:, None] + to_X[None],)
+    return jax.tree.map(lambda x: x.at[at_to].set(x[at_from]), pool)
 
 
-def move_pages(pool: Pool, prefix: Pool, to_J: Array, *, num_layers: int) -> Pool:
+def move_pages(pool: Any, prefix: Any, to_J: Array, *, num_layers: int, page_axis: int = 0) -> Any:
     """The pool with another pool's pages 1.. written to `to_J` (0: nowhere) in every layer."""
-    base_L = jnp.arange(num_layers, dtype=jnp.int32) * (pool.k_ZKHY.shape[0] // num_layers)
+    base_L = first_pages(pool, num_layers=num_layers, page_axis=page_axis)
+    at_to = (slice(None),) * page_axis + (base_L[:, None] + to_J[None],)
 
     def move(x: Array, source: Array) -> Array:
-        source = source.reshape(num_layers, -1, *source.shape[1:])[:, 1:]
-        return x.at[base_L[:, None] + to_J[None]].set(source)
+        before, after = source.shape[:page_axis], source.shape[page_axis + 1 :]
+        source = source.reshape(*before, num_layers, -1, *after)
+        pages = (slice(None),) * (page_axis + 1) + (slice(1, None),)
+        return x.at[at_to].set(source[pages])
 
     return jax.tree.map(move, pool, prefix)
+
+
+def first_pages(pool: Any, *, num_layers: int, page_axis: int = 0) -> Array:
+    """Index of each layer's page 0, int32 [L]."""
+    rows = jax.tree.leaves(pool)[0].shape[page_axis]
+    return jnp.arange(num_layers, dtype=jnp.int32) * (rows // num_layers)
+
+
+def page_of_tokens(
+    table_BJ: Array, position_BT: Array, live_BT: Array, page_size: int
+) -> tuple[Array, Array]:
+    """(page, offset in it) of each token within a layer; the trash page for padding."""
+    page_BT = jnp.take_along_axis(table_BJ, position_BT // page_size, axis=1, mode="clip")
+    return jnp.where(live_BT, page_BT, 0), position_BT % page_size
 
 
 def attend_pages(
@@ -101,16 +122,52 @@ def attend_pages(
     Returns:
         (out_BTNH, pool). Where `live_BT` is False the output is meaningless.
     """
-    batch, length, num_heads, width = q_BTNH.shape
     num_kv, page_size = k_BTKH.shape[2], pool.k_ZKHY.shape[-1]
     base = layer * (pool.k_ZKHY.shape[0] // num_layers)
-    page_BT = jnp.take_along_axis(table_BJ, position_BT // page_size, axis=1, mode="clip")
-    page_BT, offset_BT = base + jnp.where(live_BT, page_BT, 0), position_BT % page_size
+    page_BT, offset_BT = page_of_tokens(table_BJ, position_BT, live_BT, page_size)
+    page_BT = base + page_BT
     pool = Pool(
         pool.k_ZKHY.at[page_BT, :, :, offset_BT].set(k_BTKH),
         pool.v_ZKYH.at[page_BT, :, offset_BT].set(v_BTKH),
     )
 
+    def read(page_BJ: Array) -> tuple[Array, Array]:
+        return pool.k_ZKHY[base + page_BJ], pool.v_ZKYH[base + page_BJ]
+
+    out_BTNH = attend_blocks(
+        q_BTNH,
+        read,
+        num_kv=num_kv,
+        page_size=page_size,
+        position_BT=position_BT,
+        live_BT=live_BT,
+        table_BJ=table_BJ,
+    )
+    return out_BTNH, pool
+
+
+def attend_blocks(
+    q_BTNH: Array,
+    read: Callable[[Array], tuple[Array, Array]],
+    *,
+    num_kv: int,
+    page_size: int,
+    position_BT: Array,
+    live_BT: Array,
+    table_BJ: Array,
+) -> Array:
+    """Attention over a row's pages by blocks of pages, with an online softmax.
+
+    Args:
+        q_BTNH: queries, rotary positions applied.
+        read: the keys k_BJKHY and values v_BJKYH of the given pages of this layer.
+        num_kv: K.
+        page_size: Y.
+        position_BT: as in `attend_pages`.
+        live_BT: as there.
+        table_BJ: as there.
+    """
+    batch, length, num_heads, width = q_BTNH.shape
     pages = max(1, KEY_BLOCK_TOKENS // page_size)
     table_BJ = jnp.pad(table_BJ, ((0, 0), (0, -table_BJ.shape[1] % pages)))
     block_tokens = pages * page_size
@@ -120,7 +177,7 @@ def attend_pages(
     def block(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         top, norm, out = state
         page_BJ = jax.lax.dynamic_slice_in_dim(table_BJ, j * pages, pages, axis=1)
-        k_BJKHY, v_BJKYH = pool.k_ZKHY[base + page_BJ], pool.v_ZKYH[base + page_BJ]
+        k_BJKHY, v_BJKYH = read(page_BJ)
         score = jnp.einsum(
             "bkgth,bjkhy->bkgtjy", q_BKGTH, k_BJKHY, preferred_element_type=jnp.float32
         ).reshape(batch, num_kv, groups, length, block_tokens) * (width**-0.5)
@@ -147,7 +204,7 @@ def attend_pages(
     furthest = jnp.max(jnp.where(live_BT, position_BT, 0))
     _, norm, out = jax.lax.fori_loop(0, furthest // block_tokens + 1, block, state)
     out_BTKGH = jnp.moveaxis(out / norm[..., None], 3, 1).astype(q_BTNH.dtype)
-    return out_BTKGH.reshape(batch, length, num_heads, width), pool
+    return out_BTKGH.reshape(batch, length, num_heads, width)
 
 
 def read_window(pool: Pool, table_BJ: Array, *, num_layers: int) -> tuple[Window, ...]:
@@ -196,11 +253,11 @@ def attend_window(
 def write_back(
     pool: Pool,
     windows: tuple[Window, ...],
-    *,
     first_B: Array,
     count_B: Array,
-    steps: int,
     table_BJ: Array,
+    *,
+    steps: int,
 ) -> Pool:
     """The pool with the pages of each row's new tokens copied from its window.
 
@@ -209,8 +266,8 @@ def write_back(
         windows: one a layer.
         first_B: first new position.
         count_B: how many new tokens, at most `steps`.
-        steps: see `count_B`.
         table_BJ: pages of each row; those of new tokens have no other holder that reads there.
+        steps: see `count_B`.
     """
     num_pages, page_size = pool.k_ZKHY.shape[0] // len(windows), pool.k_ZKHY.shape[-1]
     # So many pages can `steps` tokens touch.

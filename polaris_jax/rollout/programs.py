@@ -1,7 +1,12 @@
 """The compiled programs: prefill a chunk of prompts, decode up to K steps, copy pages.
 
-Samplers of equal shapes share them. Weights are an argument: new ones compile nothing anew. The
+Samplers of equal specs share them. Weights are an argument: new ones compile nothing anew. The
 pool is donated.
+
+On a mesh every array of rows, and the pool's axis of pages, goes over all data shards; each shard
+works on its own part, and its decode loop ends when its own rows have ended. Heads are split over
+tensor: attention runs on each shard's own (kernels see local shapes), the rest is left to the
+compiler. On one device nothing of this is there.
 """
 
 from __future__ import annotations
@@ -13,17 +18,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from polaris_jax import sharding
 from polaris_jax.models import Qwen
 from polaris_jax.rollout import paged_kv
 from polaris_jax.rollout.decode_state import Rows
-from polaris_jax.rollout.paged_kv import Pool
+from polaris_jax.rollout.program_spec import ProgramSpec
 from polaris_jax.rollout.sampling import draw_tokens, row_keys, row_uniforms
 
 NO_TOKEN = -1
+WINDOW_HEAD_AXIS = 1
+QUERY_HEAD_AXIS = 2
 
 
 class Packed(NamedTuple):
-    """What a decode call brings back to the host, rows as in the call."""
+    """What a decode call brings back to the host, rows as in the call; `steps` a data shard."""
 
     token_BK: Any
     logp_BK: Any
@@ -32,64 +40,152 @@ class Packed(NamedTuple):
     steps: Any
 
 
-copy_pages = jax.jit(paged_kv.copy_pages, static_argnames="num_layers", donate_argnums=0)
-move_pages = jax.jit(paged_kv.move_pages, static_argnames="num_layers", donate_argnums=0)
+class Programs(NamedTuple):
+    """Jitted functions of one spec; the pool comes second where there are weights, else first.
+
+    prefill(model, pool, token_BT, first_B, count_B, table_BJ) -> pool
+    decode(model, pool, rows, table_BJ, stop_X, exit_below_D) -> (pool, Packed)
+    copy_pages(pool, from_X, to_X) -> pool
+    move_pages(pool, prefix_pool, to_J) -> pool
+    """
+
+    prefill: Any
+    decode: Any
+    copy_pages: Any
+    move_pages: Any
 
 
-@functools.partial(jax.jit, static_argnames=("num_layers", "unroll"), donate_argnums=1)
-def prefill(
+@functools.cache
+def compiled(spec: ProgramSpec) -> Programs:
+    """The programs of a spec; equal specs get the same ones."""
+    layout, mesh = spec.layout, spec.mesh
+    pages = {"num_layers": spec.num_layers, "page_axis": layout.page_axis}
+    z = layout.page_axis
+
+    def jitted(fn: Any, *, pool_at: int, in_axes: Any, out_axes: Any) -> Any:
+        fn = sharding.over_slots(fn, mesh, in_axes=in_axes, out_axes=out_axes)
+        if mesh is None:
+            return jax.jit(fn, donate_argnums=pool_at)
+        # Without them the pool's sharding is the compiler's, and the next call compiles anew.
+        pool_out, row_out = pool_sharding(spec), sharding.slot_sharding(mesh)
+        whole = out_axes == z
+        out = pool_out if whole else (pool_out, row_out)
+        return jax.jit(fn, donate_argnums=pool_at, out_shardings=out)
+
+    return Programs(
+        prefill=jitted(
+            functools.partial(_prefill, spec=spec),
+            pool_at=1,
+            in_axes=(None, z, 0, 0, 0, 0),
+            out_axes=z,
+        ),
+        decode=jitted(
+            functools.partial(_decode, spec=spec),
+            pool_at=1,
+            in_axes=(None, z, 0, 0, None, 0),
+            out_axes=(z, 0),
+        ),
+        copy_pages=jitted(
+            functools.partial(paged_kv.copy_pages, **pages),
+            pool_at=0,
+            in_axes=(z, 0, 0),
+            out_axes=z,
+        ),
+        move_pages=jitted(
+            functools.partial(paged_kv.move_pages, **pages),
+            pool_at=0,
+            in_axes=(z, z, 0),
+            out_axes=z,
+        ),
+    )
+
+
+def pool_sharding(spec: ProgramSpec) -> jax.sharding.NamedSharding:
+    """Where the pool's arrays lie on the spec's mesh."""
+    assert spec.mesh is not None
+    return sharding.pool_sharding(
+        spec.mesh, page_axis=spec.layout.page_axis, head_axis=spec.layout.head_axis
+    )
+
+
+def _attend(spec: ProgramSpec, *, one_query: bool, **rows: Array) -> Any:
+    """The layout's attention as `Qwen.forward` wants it, each tensor shard on its own heads."""
+    layout = spec.layout
+    attend = layout.attend_one if one_query else layout.attend
+    names = tuple(rows)
+
+    def local(layer: Array, q: Array, k: Array, v: Array, pool: Any, *values: Array) -> Any:
+        settings = dict(zip(names, values, strict=True))
+        return attend(layer, q, k, v, pool, num_layers=spec.num_layers, **settings)
+
+    n, h = QUERY_HEAD_AXIS, layout.head_axis
+    split = sharding.over_heads(
+        local,
+        spec.mesh,
+        in_axes=(None, n, n, n, h, *(None for _ in names)),
+        out_axes=(n, h),
+    )
+    return lambda layer, q, k, v, pool: split(layer, q, k, v, pool, *rows.values())
+
+
+def _prefill(
     model: Qwen,
-    pool: Pool,
+    pool: Any,
     token_BT: Array,
     first_B: Array,
     count_B: Array,
     table_BJ: Array,
     *,
-    num_layers: int,
-    unroll: bool,
-) -> Pool:
+    spec: ProgramSpec,
+) -> Any:
     step_BT = jnp.arange(token_BT.shape[1], dtype=jnp.int32)[None]
-    attend = functools.partial(
-        paged_kv.attend_pages,
+    attend = _attend(
+        spec,
+        one_query=False,
         position_BT=first_B[:, None] + step_BT,
         live_BT=step_BT < count_B[:, None],
         table_BJ=table_BJ,
-        num_layers=num_layers,
     )
-    _, pool = model.forward(token_BT, first_B[:, None] + step_BT, attend, pool, unroll=unroll)
+    _, pool = model.forward(token_BT, first_B[:, None] + step_BT, attend, pool, unroll=spec.unroll)
     return pool
 
 
-@functools.partial(
-    jax.jit, static_argnames=("steps", "layout", "num_layers", "unroll"), donate_argnums=1
-)
-def decode(
+def _decode(
     model: Qwen,
-    pool: Pool,
+    pool: Any,
     rows: Rows,
     table_BJ: Array,
     stop_X: Array,
-    exit_below: Array,
+    exit_below_D: Array,
     *,
-    steps: int,
-    layout: str,
-    num_layers: int,
-    unroll: bool,
-) -> tuple[Pool, Packed]:
-    batch = rows.token_B.shape[0]
+    spec: ProgramSpec,
+) -> tuple[Any, Packed]:
+    batch, steps, mesh = rows.token_B.shape[0], spec.steps, spec.mesh
+    num_layers = spec.num_layers
+    exit_below = jnp.maximum(exit_below_D[0], 1)
     key_B = row_keys(rows.params)
-    windowed = layout == "window"
-    cache: Any = paged_kv.read_window(pool, table_BJ, num_layers=num_layers) if windowed else pool
+    w, z = WINDOW_HEAD_AXIS, spec.layout.head_axis
+    cache: Any = pool
+    if spec.window:
+        cache = sharding.over_heads(
+            functools.partial(paged_kv.read_window, num_layers=num_layers),
+            mesh,
+            in_axes=(z, None),
+            out_axes=w,
+        )(pool, table_BJ)
+    attend_window = sharding.over_heads(
+        paged_kv.attend_window, mesh, in_axes=(1, 1, 1, w, None), out_axes=(1, w)
+    )
 
     def forward(token_B: Array, position_B: Array, alive_B: Array, cache: Any) -> Any:
-        if windowed:
+        if spec.window:
             # One window a layer: the unrolled loop's index is a Python list in disguise.
             layers = list(cache)
             order = iter(range(num_layers))
 
             def attend(_: Array, q: Array, k: Array, v: Array, carry: Any) -> tuple[Array, Any]:
                 layer = next(order)
-                out_BNH, layers[layer] = paged_kv.attend_window(
+                out_BNH, layers[layer] = attend_window(
                     q[:, 0], k[:, 0], v[:, 0], layers[layer], position_B
                 )
                 return out_BNH[:, None], carry
@@ -98,25 +194,27 @@ def decode(
                 token_B[:, None], position_B[:, None], attend, None, unroll=True
             )
             return hidden, tuple(layers)
-        attend_fn = functools.partial(
-            paged_kv.attend_pages,
+        attend_fn = _attend(
+            spec,
+            one_query=True,
             position_BT=position_B[:, None],
             live_BT=alive_B[:, None],
             table_BJ=table_BJ,
-            num_layers=num_layers,
         )
-        return model.forward(token_B[:, None], position_B[:, None], attend_fn, cache, unroll=unroll)
+        return model.forward(
+            token_B[:, None], position_B[:, None], attend_fn, cache, unroll=spec.unroll
+        )
 
     def going(state: Any) -> Array:
         i, _, _, alive_B, *_ = state
-        return (i < steps) & (jnp.sum(alive_B) >= jnp.maximum(exit_below, 1))
+        return (i < steps) & (jnp.sum(alive_B) >= exit_below)
 
     def step(state: Any) -> Any:
         i, token_B, position_B, alive_B, cache, token_BK, logp_BK = state
         hidden_BTD, cache = forward(token_B, position_B, alive_B, cache)
-        logit_BV = model.unembed(hidden_BTD)[:, 0]
+        logit_BV = sharding.rows_of_logits(model.unembed(hidden_BTD)[:, 0], mesh)
         uniform_B = row_uniforms(key_B, position_B + 1 - rows.prompt_len_B)
-        new_B, logp_B = draw_tokens(logit_BV, uniform_B, rows.params)
+        new_B, logp_B = sharding.whole(draw_tokens(logit_BV, uniform_B, rows.params), mesh)
         new_B = jnp.where(alive_B, new_B, token_B)
         token_BK = token_BK.at[:, i].set(new_B)
         logp_BK = logp_BK.at[:, i].set(jnp.where(alive_B, logp_B, 0.0))
@@ -136,10 +234,14 @@ def decode(
     )
     ran, _, position_B, alive_B, cache, token_BK, logp_BK = jax.lax.while_loop(going, step, state)
     count_B = position_B - rows.position_B
-    if windowed:
-        pool = paged_kv.write_back(
-            pool, cache, first_B=rows.position_B, count_B=count_B, steps=steps, table_BJ=table_BJ
+    if spec.window:
+        write_back = sharding.over_heads(
+            functools.partial(paged_kv.write_back, steps=steps),
+            mesh,
+            in_axes=(z, w, None, None, None),
+            out_axes=z,
         )
+        pool = write_back(pool, cache, rows.position_B, count_B, table_BJ)
     else:
         pool = cache
-    return pool, Packed(token_BK, logp_BK, count_B, alive_B, ran)
+    return pool, Packed(token_BK, logp_BK, count_B, alive_B, ran[None])

@@ -113,10 +113,27 @@ class Plan:
 
 
 class Scheduler:
-    """Slots, pages and the queue of one rollout."""
+    """Slots, pages and the queue of one rollout on one data shard.
 
-    def __init__(self, allocator: PageAllocator, *, slots: int, page_size: int, decode_steps: int):
+    Args:
+        allocator: of the shard's pages.
+        slots: of the shard.
+        page_size: tokens of a page.
+        decode_steps: steps of a decode call at most.
+        first_slot: number of the shard's first slot among all.
+    """
+
+    def __init__(
+        self,
+        allocator: PageAllocator,
+        *,
+        slots: int,
+        page_size: int,
+        decode_steps: int,
+        first_slot: int = 0,
+    ):
         self._allocator = allocator
+        self._first_slot = first_slot
         self._page_size = page_size
         self._steps = decode_steps
         self._slots: list[Sequence | None] = [None] * slots
@@ -161,7 +178,7 @@ class Scheduler:
         """Gives every live sequence the pages of the next decode call, then admits waiting ones."""
         grown, preempted = self._grow()
         admitted: list[Admission] = []
-        free_slots = [i for i, s in enumerate(self._slots) if s is None]
+        free_slots = [self._first_slot + i for i, s in enumerate(self._slots) if s is None]
         live = len(self._slots) - len(free_slots)
         for slot in free_slots:
             if not self._queue:
@@ -184,7 +201,7 @@ class Scheduler:
     def finish(self, sequence: Sequence) -> None:
         """Takes a sequence out of its slot and releases its pages."""
         assert sequence.slot is not None
-        self._slots[sequence.slot] = None
+        self._slots[sequence.slot - self._first_slot] = None
         sequence.slot = None
         self._allocator.release(sequence.pages)
         sequence.pages = []
@@ -268,7 +285,7 @@ class Scheduler:
             pages = kept[:full] + pages
             self.prefix_hits += 1
         sequence.pages, sequence.slot = pages, slot
-        self._slots[slot] = sequence
+        self._slots[slot - self._first_slot] = sequence
         if not sequence.begun:
             sequence.begun = True
             prompt.to_begin -= 1

@@ -1,50 +1,159 @@
-"""From the trainer's parameters to the sampler's weights."""
+"""From the trainer's parameters to the sampler's weights: another dtype, another sharding.
+
+The trainer's are float32 and split over all devices of all processes; the sampler's are in its own
+dtype, whole on each data shard of each process, split over tensor alone. On a mesh the leaves go
+one by one, each cast and resharded by one jitted function, and the old weight of a leaf is freed
+before the new one is made: beside both sets of weights there is room for one leaf only.
+
+Across processes the target is one mesh over all of them, with each process's sampler mesh as its
+part; afterwards a process keeps the shards on its own devices as arrays of its own mesh, so that no
+collective runs while it samples.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from polaris_jax.models import Qwen
+from polaris_jax.models import Qwen, param_axes
+from polaris_jax.sharding import SAMPLER_RULES, param_shardings, process_meshes, replicated
 
 
-def sampler_weights(model: Qwen, dtype: DTypeLike) -> Qwen:
-    """The same weights in `dtype`, in arrays of their own, by one jitted function.
+@dataclasses.dataclass(frozen=True)
+class SyncReport:
+    """What a sync cost this process.
+
+    Attributes:
+        bytes: of new weights written to this process's devices, each copy counted.
+        seconds: wall clock until they were there.
+    """
+
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: SyncReport) -> SyncReport:
+        return SyncReport(self.bytes + other.bytes, self.seconds + other.seconds)
+
+
+def sync_weights(
+    params: Qwen, dtype: DTypeLike, mesh: Mesh | None, *, old: Qwen | None = None
+) -> tuple[Qwen, SyncReport]:
+    """The sampler's weights, in arrays of their own, from the trainer's parameters.
 
     The copy is on purpose: the trainer donates its parameters to the next update, which deletes
     them under a sampler that shares them.
+
+    Args:
+        params: on this process's devices, or sharded in any way over those of all processes.
+        dtype: of the sampler's weights.
+        mesh: the sampler's on this process, or None for jax's default device.
+        old: the weights that these replace; their memory is freed.
     """
-    return _cast(model, jnp.dtype(dtype))
+    began_s = time.perf_counter()
+    dtype = jnp.dtype(dtype)
+    if mesh is None and _on_one_device(params):
+        if old is not None:
+            _delete(old)
+        weights = _cast_all(params, dtype)
+    else:
+        weights = _resharded(params, dtype, mesh, old)
+    jax.block_until_ready(weights)
+    written = sum(
+        shard.data.nbytes for x in jax.tree.leaves(weights) for shard in x.addressable_shards
+    )
+    return weights, SyncReport(written, time.perf_counter() - began_s)
+
+
+def weight_shardings(params: Qwen, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where each weight lies on the sampler's mesh, by path."""
+    axes = param_axes(params.config)
+    leaves = params.params()
+    return param_shardings(leaves, mesh, SAMPLER_RULES, axes=axes)
+
+
+@functools.cache
+def cast_to(dtype: np.dtype, where: Sharding) -> Any:
+    """Jitted: an array in `dtype` and sharded as `where`, never sharing its input's memory."""
+    # jnp.copy: an identity under jit would hand back its input's buffer.
+    return jax.jit(lambda x: jnp.copy(x.astype(dtype)), out_shardings=where)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _cast(model: Qwen, dtype: jnp.dtype) -> Qwen:
-    return jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), model)
+def _cast_all(params: Qwen, dtype: np.dtype) -> Qwen:
+    return jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), params)
 
 
-def local_weights(params: Qwen, dtype: DTypeLike) -> Qwen:
-    """The trainer's parameters in `dtype`, whole, on this process's first own device.
-
-    One jitted cast-and-gather over the trainer's mesh, then the local replica: no collective runs
-    after it, so each process can sample on its own.
-
-    Args:
-        params: sharded in any way over the mesh of all processes.
-        dtype: of the sampler's weights.
-    """
-    leaf = jax.tree.leaves(params)[0]
-    if len(leaf.sharding.device_set) == 1:
-        return sampler_weights(params, dtype)
-    whole = _gather(params, jnp.dtype(dtype), NamedSharding(leaf.sharding.mesh, PartitionSpec()))
-    return jax.tree.map(lambda x: x.addressable_data(0), whole)
+def _on_one_device(params: Qwen) -> bool:
+    here = jax.local_devices()[0]
+    return all(
+        not isinstance(x, jax.Array) or x.sharding.device_set == {here}
+        for x in jax.tree.leaves(params)
+    )
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _gather(params: Qwen, dtype: jnp.dtype, everywhere: NamedSharding) -> Qwen:
-    return jax.tree.map(
-        lambda x: jax.lax.with_sharding_constraint(x.astype(dtype), everywhere), params
+def _delete(weights: Any) -> None:
+    for leaf in jax.tree.leaves(weights):
+        leaf.delete()
+
+
+def _resharded(params: Qwen, dtype: np.dtype, mesh: Mesh | None, old: Qwen | None) -> Qwen:
+    leaves = params.params()
+    old_leaves = {} if old is None else old.params()
+    shared = process_meshes(mesh) if jax.process_count() > 1 else mesh
+    if shared is None:
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        targets: dict[str, Any] = dict.fromkeys(leaves, here)
+    else:
+        targets = dict(weight_shardings(params, shared))
+    new = {}
+    for path, leaf in leaves.items():
+        if path in old_leaves:
+            _delete(old_leaves[path])
+        moved = _moved(leaf, dtype, targets[path])
+        # One leaf at a time: the temporaries of two would add up.
+        new[path] = jax.block_until_ready(_local(moved, targets[path], mesh))
+    return Qwen.from_params(params.config, new)
+
+
+def _moved(leaf: Any, dtype: np.dtype, target: Sharding) -> jax.Array:
+    """The leaf at `target`, cast where it was."""
+    if not isinstance(leaf, jax.Array):
+        return jax.device_put(np.array(leaf, dtype), target)
+    source = leaf.sharding
+    if _device_order(source) == _device_order(target):
+        return cast_to(dtype, target)(leaf)
+    if leaf.is_fully_addressable or source.device_set == target.device_set:
+        return jax.device_put(cast_to(dtype, source)(leaf), target)
+    # The sampler leaves devices of the trainer out: only whole copies come over in one step.
+    assert isinstance(source, NamedSharding)
+    return cast_to(dtype, replicated(source.mesh))(leaf)
+
+
+def _device_order(where: Sharding) -> list[Any]:
+    if isinstance(where, NamedSharding):
+        return list(where.mesh.devices.flat)
+    return sorted(where.device_set, key=lambda device: device.id)
+
+
+def _local(x: jax.Array, target: Sharding, mesh: Mesh | None) -> jax.Array:
+    """What this process's sampler holds of a global array, as an array of its own mesh."""
+    if x.is_fully_addressable:
+        return x
+    by_device = {shard.device: shard.data for shard in x.addressable_shards}
+    if mesh is None:
+        return by_device[jax.local_devices()[0]]
+    assert isinstance(target, NamedSharding)
+    where = NamedSharding(mesh, target.spec)
+    if x.is_fully_replicated:
+        return jax.device_put(x.addressable_data(0), where)
+    return jax.make_array_from_single_device_arrays(
+        x.shape, where, [by_device[device] for device in mesh.devices.flat]
     )

@@ -7,9 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-
 from polaris_jax.base_model import load_base
 from polaris_jax.config import RunConfig
 from polaris_jax.models import Qwen, RopeScaling
@@ -81,8 +78,6 @@ def open_policy(
     model, tokenizer = weights or load_base(config, workdir, progress)
     if rope_scaling is not None:
         model = model.with_rope_scaling(rope_scaling)
-    dtype = jnp.dtype(config.model.dtype)
-    model = jax.tree.map(lambda x: x.astype(dtype), model)
     sampler = make_sampler(model, config, max_response_tokens=max_response_tokens)
     with make_grader(config) as grader:
         yield Policy(config, sampler, tokenizer, grader)

@@ -6,7 +6,8 @@ import pytest
 
 from polaris_jax.rollout import SamplerConfig, programs
 from polaris_jax.rollout.decode_state import compact
-from polaris_jax.rollout.engine import Engine, pad_stop_ids, row_buckets
+from polaris_jax.rollout.engine import Engine, pad_stop_ids
+from polaris_jax.rollout.program_spec import row_buckets
 from polaris_jax.rollout.sampling import PromptParams
 from tests.rollout.rollout_cases import CONFIG, dense_logits, random_prompts, small_model
 
@@ -18,25 +19,16 @@ def compiled_memory(program: str, num_pages: int, layout: str):
     made = Engine(CONFIG, SamplerConfig(num_pages=num_pages, layout=layout, **SIZES))
     state = made.init_decode_state()
     model = small_model()
+    compiled = programs.compiled(made.spec)
     if program == "decode":
-        rows, table_BJ = compact(state, np.zeros(0, int), 4)
-        lowered = programs.decode.lower(
-            model,
-            state.pool,
-            rows,
-            table_BJ,
-            pad_stop_ids(()),
-            np.int32(1),
-            steps=4,
-            layout=layout,
-            **made._static,
+        rows, table_BJ = compact(state, np.full(4, -1))
+        lowered = compiled.decode.lower(
+            model, state.pool, rows, table_BJ, pad_stop_ids(()), np.ones(1, np.int32)
         )
     else:
         token_BT, row_B = np.zeros((4, 32), np.int32), np.zeros(4, np.int32)
         table_BJ = np.zeros((4, 8), np.int32)
-        lowered = programs.prefill.lower(
-            model, state.pool, token_BT, row_B, row_B, table_BJ, **made._static
-        )
+        lowered = compiled.prefill.lower(model, state.pool, token_BT, row_B, row_B, table_BJ)
     return lowered.compile().memory_analysis()
 
 
@@ -84,7 +76,7 @@ def test_verbs_give_the_greedy_continuation():
             tokens.append(int(token))
     for slot in range(2):
         state.free(slot)
-    assert state.allocator.num_used == 0
+    assert state.allocators[0].num_used == 0
 
 
 def test_a_prefix_can_be_continued():
@@ -112,7 +104,7 @@ def test_insert_replaces_and_releases_what_was_there():
     prefix = made.prefill(params=model, padded_tokens=np.arange(30) % 7, true_length=30)
     for _ in range(3):
         state = made.insert(prefix, state, 0, params=GREEDY)
-    assert state.allocator.num_used == 8
+    assert state.allocators[0].num_used == 8
     with pytest.raises(RuntimeError, match="no room for a prefix of 30 tokens, 0 pages are free"):
         made.insert(prefix, state, 1, params=GREEDY)
 

@@ -6,19 +6,19 @@ import numpy as np
 
 from polaris_jax.models import Qwen
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout.weight_sync import sampler_weights
+from polaris_jax.rollout.weight_sync import sync_weights
 from tests.rollout.rollout_cases import CONFIG, small_model
 
 
 def test_weights_are_cast_and_the_structure_stays():
-    cast = sampler_weights(small_model(), jnp.bfloat16)
+    cast, _ = sync_weights(small_model(), jnp.bfloat16, None)
     assert jax.tree.structure(cast) == jax.tree.structure(small_model())
     assert {x.dtype for x in jax.tree.leaves(cast)} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_the_trainers_arrays_may_be_deleted():
     model = Qwen.init(CONFIG, jax.random.key(3))
-    copy = sampler_weights(model, jnp.float32)
+    copy, _ = sync_weights(model, jnp.float32, None)
     expected = [np.asarray(x) for x in jax.tree.leaves(model)]
     for leaf in jax.tree.leaves(model):
         leaf.delete()

@@ -1,0 +1,104 @@
+"""What the full-size configs take after a colon: a pod to run on, or `tiny`.
+
+    --config=configs/polaris_4b.py:v5p:2x2x4    Qwen3-4B on 16 v5p chips
+    --config=configs/polaris_4b.py:tiny         the same stages with a model that a laptop trains
+
+A pod sets the mesh, the sampler's mesh and its page pool; every number of the recipe stays.
+`polaris plan` shows what each of them leaves free. `tiny` is a smoke test of a config's shape: two
+steps a stage, a small model made on the spot, arithmetic problems.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Pod:
+    """How a pod is divided.
+
+    Attributes:
+        context: mesh.context, parts of a row of the trainer; mesh.fsdp takes the other devices.
+        tensor: rollout.tensor, devices that share one copy of the sampler's weights.
+        slots: rollout.slots of one process (the chips of one host).
+        page_size: rollout.page_size, in tokens.
+    """
+
+    context: int
+    tensor: int
+    slots: int
+    page_size: int = 64
+
+
+# Hosts hold 4 chips of v5p, v6e and v5e pods (8 where a whole v6e or v5e host is the slice), 8 GPUs.
+PODS = {
+    "v5p:2x2x1": Pod(context=1, tensor=1, slots=128),
+    "v5p:2x2x4": Pod(context=1, tensor=1, slots=128),
+    "v5p:4x4x2": Pod(context=1, tensor=1, slots=128),
+    "v6e:2x4": Pod(context=4, tensor=2, slots=64),
+    "v6e:4x8": Pod(context=2, tensor=4, slots=64),
+    "v6e:8x8": Pod(context=2, tensor=4, slots=64),
+    "v5e:4x8": Pod(context=8, tensor=4, slots=32),
+    "v5e:8x16": Pod(context=4, tensor=4, slots=32),
+    "v5e:16x16": Pod(context=4, tensor=4, slots=32),
+    "h100:8": Pod(context=1, tensor=1, slots=256),
+    "h100:32": Pod(context=1, tensor=1, slots=256),
+}
+
+
+def aim(config: ConfigDict, target: str) -> ConfigDict:
+    """`config` for `target`: a key of PODS, `tiny`, or empty for no change.
+
+    Raises:
+        ValueError: another target.
+    """
+    if not target:
+        return config
+    if target == "tiny":
+        return _shrunk(config)
+    if target not in PODS:
+        raise ValueError(
+            f"--config=...:{target}: no such target; take one of {', '.join(PODS)}, or tiny"
+        )
+    pod = PODS[target]
+    config.mesh.context = pod.context
+    config.rollout.tensor = pod.tensor
+    config.rollout.slots = pod.slots
+    config.rollout.page_size = pod.page_size
+    return config
+
+
+def _shrunk(config: ConfigDict) -> ConfigDict:
+    """Every length, count and width down; stages, rules, objective and optimizer as they are."""
+    config.model.path = ""
+    config.model.dtype = "float32"
+    config.model.max_position_tokens = 192
+    config.warmstart.steps = 40
+    config.warmstart.batch_size = 16
+    config.warmstart.hidden_size = 64
+    config.warmstart.intermediate_size = 128
+    config.warmstart.num_layers = 2
+    config.warmstart.head_dim = 16
+    config.data.problems = ""
+    config.data.arithmetic.train = 16
+    config.data.arithmetic.held_out = 8
+    config.data.max_prompt_tokens = 64
+    config.rollout.prompts_per_step = 4
+    config.rollout.responses_per_prompt = 4
+    config.rollout.slots = 16
+    config.rollout.page_size = 16
+    config.rollout.prefill_chunk = 64
+    config.calibrate.n = 2
+    config.calibrate.batch_prompts = 8
+    config.probe.start, config.probe.stop, config.probe.step = 0.4, 1.2, 0.4
+    config.probe.problems, config.probe.n = 4, 2
+    for index, entry in enumerate(config.stages):
+        entry.steps = 2
+        entry.max_response_tokens = 24 + 8 * index
+    config.checkpoint.every_steps = 2
+    config.evaluate.every_steps = 0
+    config.evaluate.n = 2
+    config.evaluate.max_response_tokens = 24
+    config.evaluate.length_edges = (12, 20)
+    config.rope.yarn.original_max_position_embeddings = 64
+    return config

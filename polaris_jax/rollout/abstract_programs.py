@@ -1,0 +1,173 @@
+"""The sampler's programs with abstract arguments: to lower and compile where no device is.
+
+What `polaris plan` and ahead-of-time tests compile is what the sampler runs: the same jitted
+functions, on any mesh of `sharding.make_sampler_mesh`, topology devices too. Nothing is allocated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
+
+from polaris_jax import sharding
+from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.models.qwen import param_shapes
+from polaris_jax.rollout import programs, weight_sync
+from polaris_jax.rollout.decode_state import Rows, SamplerConfig
+from polaris_jax.rollout.program_spec import (
+    ProgramSpec,
+    prefill_rows_a_call,
+    program_spec,
+    row_buckets,
+)
+from polaris_jax.rollout.sampling import MAX_STOP_TOKENS, RowParams
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractProgram:
+    """A jitted function and abstract arguments with shardings.
+
+    Attributes:
+        name: "decode", "prefill", "weight_sync/PATH".
+        fn: the jitted function; donation is part of it.
+        args: ShapeDtypeStructs.
+    """
+
+    name: str
+    fn: Any
+    args: tuple[Any, ...]
+
+    def lower(self) -> jax.stages.Lowered:
+        """The lowered program; `.compile()` it for its memory and cost."""
+        return self.fn.lower(*self.args)
+
+
+def decode_program(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh) -> AbstractProgram:
+    """A decode call of `config.decode_steps` steps over all slots.
+
+    Args:
+        model_config: the architecture.
+        config: sizes; `num_pages` must be given.
+        mesh: the sampler's.
+
+    Raises:
+        ValueError: sizes that the mesh or the back end does not allow.
+    """
+    spec = program_spec(model_config, config, mesh)
+    data = sharding.slot_shards(mesh)
+    rows = data * row_buckets(config.slots // data)[-1]
+
+    def a_row(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+        return _split(mesh, (rows, *shape), dtype)
+
+    abstract_rows = Rows(
+        token_B=a_row(),
+        position_B=a_row(),
+        prompt_len_B=a_row(),
+        limit_B=a_row(),
+        alive_B=a_row(dtype=bool),
+        params=RowParams(
+            temperature_B=a_row(dtype=np.float32),
+            top_p_B=a_row(dtype=np.float32),
+            top_k_B=a_row(),
+            min_p_B=a_row(dtype=np.float32),
+            seed_B=a_row(dtype=np.uint32),
+            sample_B=a_row(),
+        ),
+    )
+    args = (
+        abstract_weights(model_config, _dtype(config), mesh),
+        _abstract_pool(model_config, config, spec),
+        abstract_rows,
+        a_row(config.pages_of_a_row),
+        jax.ShapeDtypeStruct((MAX_STOP_TOKENS,), np.int32, sharding=sharding.replicated(mesh)),
+        _split(mesh, (data,), np.int32),
+    )
+    return AbstractProgram("decode", programs.compiled(spec).decode, args)
+
+
+def prefill_program(
+    model_config: ModelConfig, config: SamplerConfig, mesh: Mesh, *, chunk: int | None = None
+) -> AbstractProgram:
+    """A prefill call with rows of `chunk` tokens (default: `config.prefill_chunk`).
+
+    Raises:
+        ValueError: as `decode_program`.
+    """
+    spec = program_spec(model_config, config, mesh)
+    chunk = config.prefill_chunk if chunk is None else chunk
+    rows = sharding.slot_shards(mesh) * prefill_rows_a_call(chunk)
+    args = (
+        abstract_weights(model_config, _dtype(config), mesh),
+        _abstract_pool(model_config, config, spec),
+        _split(mesh, (rows, chunk), np.int32),
+        _split(mesh, (rows,), np.int32),
+        _split(mesh, (rows,), np.int32),
+        _split(mesh, (rows, config.pages_of_a_row), np.int32),
+    )
+    return AbstractProgram("prefill", programs.compiled(spec).prefill, args)
+
+
+def weight_sync_programs(params: Qwen, dtype: DTypeLike, mesh: Mesh) -> list[AbstractProgram]:
+    """The programs of one weight sync, which run one after the other.
+
+    Args:
+        params: the trainer's, as ShapeDtypeStructs with NamedShardings over the mesh's devices in
+            the mesh's order.
+        dtype: of the sampler's weights.
+        mesh: the sampler's; over several processes: of all their devices.
+    """
+    shardings = weight_sync.weight_shardings(params, mesh)
+    return [
+        AbstractProgram(
+            f"weight_sync/{path}", weight_sync.cast_to(jnp.dtype(dtype), shardings[path]), (leaf,)
+        )
+        for path, leaf in params.params().items()
+    ]
+
+
+def abstract_weights(model_config: ModelConfig, dtype: DTypeLike, mesh: Mesh) -> Qwen:
+    """The sampler's weights as ShapeDtypeStructs with shardings."""
+    leaves = {
+        path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+        for path, shape in param_shapes(model_config).items()
+    }
+    shardings = weight_sync.weight_shardings(Qwen.from_params(model_config, leaves), mesh)
+    return Qwen.from_params(
+        model_config,
+        {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
+            for path, leaf in leaves.items()
+        },
+    )
+
+
+def _dtype(config: SamplerConfig) -> str:
+    if config.dtype is None:
+        raise ValueError("dtype=None: without a model there is no dtype to take over; name one")
+    return config.dtype
+
+
+def _abstract_pool(model_config: ModelConfig, config: SamplerConfig, spec: ProgramSpec) -> Any:
+    if not config.num_pages:
+        raise ValueError("num_pages=0: without a device there is no memory to ask; give a number")
+    data = sharding.slot_shards(spec.mesh)
+    pool = spec.layout.abstract_pool(
+        model_config,
+        num_pages=config.num_pages // data * data,
+        page_size=config.page_size,
+        dtype=_dtype(config),
+    )
+    where = programs.pool_sharding(spec)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), pool)
+
+
+def _split(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    where: NamedSharding = sharding.slot_sharding(mesh)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)

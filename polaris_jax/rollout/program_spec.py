@@ -1,0 +1,109 @@
+"""What the sampler's programs are compiled for: sizes checked against model, mesh and platform."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jax.sharding import Mesh
+
+from polaris_jax import sharding
+from polaris_jax.config import ConfigError
+from polaris_jax.models import ModelConfig
+from polaris_jax.rollout.decode_state import SamplerConfig
+from polaris_jax.rollout.kv_layouts import KVLayout, choose_layout
+
+# Matmul rows of CPU XLA agree bit for bit between 2 and 32 rows, not with 1 or above.
+MIN_ROWS = 2
+MIN_BUCKET_ROWS = 32
+# Prompt tokens of one prefill call: enough to fill matmuls, few enough that padding stays small.
+PREFILL_CALL_TOKENS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramSpec:
+    """What the programs are compiled for, beside array shapes.
+
+    Attributes:
+        num_layers: L.
+        steps: K, decode steps of a call at most.
+        window: decode on a contiguous copy of the rows' pages; see `paged_kv`.
+        unroll: layers by a Python loop; a scan over stacked weights copies each layer's on a CPU.
+        layout: of the pool.
+        mesh: the sampler's, or None for jax's default device.
+    """
+
+    num_layers: int
+    steps: int
+    window: bool
+    unroll: bool
+    layout: KVLayout
+    mesh: Mesh | None
+
+
+def program_spec(
+    model_config: ModelConfig, config: SamplerConfig, mesh: Mesh | None
+) -> ProgramSpec:
+    """What the programs of these sizes are compiled for, checked against model, mesh and platform.
+
+    Raises:
+        ConfigError: heads, MLP width or slots that the mesh does not divide; a back end that does
+            not serve the platform or the sizes.
+    """
+    data, tensor = sharding.slot_shards(mesh), sharding.head_shards(mesh)
+    for name in ("num_heads", "num_kv_heads", "intermediate_size"):
+        size = getattr(model_config, name)
+        if size % tensor:
+            raise ConfigError(
+                f"rollout.tensor={tensor}: must divide the model's {name}={size}; choose a divisor "
+                "of both"
+            )
+    if config.slots % data:
+        raise ConfigError(
+            f"rollout.slots={config.slots}: must be a multiple of the sampler mesh's data={data}; "
+            "change rollout.slots or rollout.data"
+        )
+    if config.num_pages and config.num_pages // data < 2:
+        raise ConfigError(
+            f"rollout.num_pages={config.num_pages}: each of {data} data shards needs at least 2"
+        )
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    layout = choose_layout(
+        config.attention,
+        device.platform,
+        model_config,
+        page_size=config.page_size,
+        rows=row_buckets(config.slots // data)[-1],
+        pages=config.pages_of_a_row,
+    )
+    on_cpu = device.platform == "cpu"
+    window = config.layout == "window" or (config.layout == "auto" and on_cpu)
+    if layout.name != "xla":
+        if config.layout == "window":
+            raise ConfigError(f"layout='window': only attention='xla' has it, not {layout.name!r}")
+        window = False
+    # A scan over stacked weights copies each layer's slice on a CPU.
+    return ProgramSpec(
+        num_layers=model_config.num_layers,
+        steps=config.decode_steps,
+        window=window,
+        unroll=on_cpu or window,
+        layout=layout,
+        mesh=mesh,
+    )
+
+
+def prefill_rows_a_call(chunk: int) -> int:
+    """Rows of a prefill call of one data shard."""
+    return max(1, PREFILL_CALL_TOKENS // chunk)
+
+
+def row_buckets(slots: int) -> tuple[int, ...]:
+    """Row counts for which decode is compiled, ascending: slots and its quarters down to 32.
+
+    When only few sequences are left, a step costs what they cost.
+    """
+    buckets = [max(slots, MIN_ROWS)]
+    while buckets[0] >= 4 * MIN_BUCKET_ROWS:
+        buckets.insert(0, -(-buckets[0] // 4))
+    return tuple(buckets)

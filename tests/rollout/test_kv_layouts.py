@@ -1,0 +1,182 @@
+"""Each layout of the pool gives dense attention, kernels run as plain jax; what is refused."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas.ops.tpu.ragged_paged_attention.kernel import (
+    ref_ragged_paged_attention,
+)
+
+from polaris_jax.config import ConfigError
+from polaris_jax.models.presets import PRESETS
+from polaris_jax.models.attention import attend as dense_attend
+from polaris_jax.rollout import paged_kv
+from polaris_jax.rollout.kv_layouts import (
+    PALLAS_GPU,
+    RAGGED,
+    SMEM_BYTES,
+    XLA,
+    attend_pallas_gpu,
+    attend_ragged,
+    choose_layout,
+    smem_bytes,
+)
+from polaris_jax.rollout.paged_kv import pages_for
+from tests.rollout.rollout_cases import CONFIG
+from tests.tolerances import ATTENTION_ATOL
+
+LAYERS, BATCH, LENGTH, CHUNK, PAGE = 2, 3, 21, 8, 16
+RAGGED_ON_CPU = dataclasses.replace(
+    RAGGED,
+    attend=functools.partial(attend_ragged, kernel=ref_ragged_paged_attention),
+    attend_one=functools.partial(attend_ragged, kernel=ref_ragged_paged_attention),
+)
+GPU_ON_CPU = dataclasses.replace(
+    PALLAS_GPU, attend_one=functools.partial(attend_pallas_gpu, interpret=True)
+)
+LAYOUTS = [
+    pytest.param(XLA, id="xla"),
+    pytest.param(RAGGED_ON_CPU, id="ragged"),
+    pytest.param(GPU_ON_CPU, id="pallas_gpu"),
+]
+QWEN3_4B = PRESETS["qwen3-4b"]
+
+
+@functools.cache
+def qkv():
+    keys = jax.random.split(jax.random.key(0), 3)
+    heads = (CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.num_kv_heads)
+    return [
+        jax.random.normal(key, (BATCH, LENGTH, n, CONFIG.head_dim))
+        for key, n in zip(keys, heads, strict=True)
+    ]
+
+
+def noisy_pool(layout, num_pages):
+    """What lies in the pool before must not matter."""
+    abstract = layout.abstract_pool(CONFIG, num_pages=num_pages, page_size=PAGE, dtype="float32")
+    return jax.tree.map(lambda x: jnp.full(x.shape, 7.0, x.dtype), abstract)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_prefill_then_decode_equal_dense_attention(layout):
+    q, k, v = qkv()
+    expected = dense_attend(q, k, v, None, backend="reference")
+    pages = pages_for(LENGTH, PAGE)
+    table_BJ = 1 + np.random.default_rng(0).permutation(BATCH * pages).reshape(BATCH, pages)
+    table_BJ = jnp.asarray(table_BJ, jnp.int32)
+    pool, parts = noisy_pool(layout, BATCH * pages + 1), []
+    prefilled = 16  # two chunks, the rest token by token
+    for start in range(0, LENGTH):
+        width = CHUNK if start < prefilled else 1
+        if start < prefilled and start % CHUNK:
+            continue
+        attend = layout.attend if width > 1 else layout.attend_one
+        position_BT = jnp.broadcast_to(jnp.arange(start, start + width), (BATCH, width))
+        out, pool = attend(
+            jnp.int32(1),
+            *(x[:, start : start + width] for x in (q, k, v)),
+            pool,
+            position_BT=position_BT,
+            live_BT=jnp.ones((BATCH, width), bool),
+            table_BJ=table_BJ,
+            num_layers=LAYERS,
+        )
+        parts.append(out)
+    actual = jnp.concatenate(parts, axis=1)
+    np.testing.assert_allclose(actual, expected, atol=ATTENTION_ATOL)
+    for leaf in jax.tree.leaves(pool):  # layer 0
+        untouched = np.moveaxis(np.asarray(leaf), layout.page_axis, 0)[: BATCH * pages + 1]
+        assert np.all(untouched == 7.0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_padding_at_the_end_of_a_row_changes_nothing(layout):
+    q, k, v = (x[:, :CHUNK] for x in qkv())
+    expected = dense_attend(q, k, v, None, backend="reference")
+    position_BT = jnp.broadcast_to(jnp.arange(CHUNK), (BATCH, CHUNK))
+    count = 5
+    out, pool = layout.attend(
+        jnp.int32(0),
+        q,
+        k,
+        v,
+        noisy_pool(layout, BATCH + 1),
+        position_BT=position_BT,
+        live_BT=position_BT < count,
+        table_BJ=jnp.arange(1, BATCH + 1, dtype=jnp.int32)[:, None],
+        num_layers=LAYERS,
+    )
+    np.testing.assert_allclose(out[:, :count], expected[:, :count], atol=ATTENTION_ATOL)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pages_are_copied_and_moved_in_every_layer(layout):
+    pool = noisy_pool(layout, 4)
+    pool = jax.tree.map(lambda x: x + jnp.arange(x.size).reshape(x.shape), pool)
+    copied = paged_kv.copy_pages(
+        pool, jnp.array([1]), jnp.array([3]), num_layers=LAYERS, page_axis=layout.page_axis
+    )
+    moved = paged_kv.move_pages(
+        noisy_pool(layout, 4),
+        pool,
+        jnp.array([2, 0, 1]),
+        num_layers=LAYERS,
+        page_axis=layout.page_axis,
+    )
+    for before, after, there in zip(*map(jax.tree.leaves, (pool, copied, moved)), strict=True):
+        old, new, other = (
+            np.moveaxis(np.asarray(x), layout.page_axis, 0) for x in (before, after, there)
+        )
+        for layer in range(LAYERS):
+            first = 4 * layer
+            np.testing.assert_array_equal(new[first + 3], old[first + 1])
+            np.testing.assert_array_equal(new[first : first + 3], old[first : first + 3])
+            np.testing.assert_array_equal(other[first + 2], old[first + 1])
+            np.testing.assert_array_equal(other[first + 1], old[first + 3])
+
+
+def choose(attention="auto", platform="tpu", config=QWEN3_4B, **sizes):
+    return choose_layout(
+        attention, platform, config, **({"page_size": 64, "rows": 64, "pages": 832} | sizes)
+    ).name
+
+
+def test_auto_takes_the_platforms_own_kernel():
+    assert choose() == "ragged"
+    assert choose(platform="gpu") == choose(platform="cuda") == "pallas_gpu"
+    assert choose(platform="cpu") == "xla"
+    assert choose(config=CONFIG) == "xla"  # head_dim 16
+    assert choose(platform="gpu", page_size=24) == "xla"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention": "ragged", "platform": "cpu"}, "rollout.attention='ragged': a TPU kernel"),
+        ({"attention": "pallas_gpu"}, "'pallas_gpu': a GPU kernel, the devices are tpu"),
+        ({"attention": "ragged", "config": CONFIG}, "needs head_dim=128, the model has 16"),
+        ({"attention": "dense"}, "rollout.attention='dense': expected auto"),
+        (
+            {"rows": 256, "page_size": 16, "pages": 3328},
+            "page_size=16: .* 256 slots x 3328 pages x 4 bytes = 3409924 bytes .* 1048576 .*"
+            "page_size=64",
+        ),
+        (
+            {"attention": "pallas_gpu", "platform": "gpu", "page_size": 24},
+            "page_size=24: .*power of 2",
+        ),
+    ],
+)
+def test_what_a_back_end_cannot_serve_is_refused_with_the_numbers(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        choose(**settings)
+
+
+def test_the_suggested_page_size_fits():
+    assert smem_bytes(256, 3328) >= SMEM_BYTES > smem_bytes(256, 832)
+    assert choose(rows=256, page_size=64, pages=832) == "ragged"
