@@ -12,8 +12,8 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention.kernel import (
 )
 
 from polaris_jax.config import ConfigError
-from polaris_jax.models.presets import PRESETS
 from polaris_jax.models.attention import attend as dense_attend
+from polaris_jax.models.presets import PRESETS
 from polaris_jax.rollout import paged_kv
 from polaris_jax.rollout.kv_layouts import (
     PALLAS_GPU,
@@ -71,7 +71,7 @@ def test_prefill_then_decode_equal_dense_attention(layout):
     table_BJ = jnp.asarray(table_BJ, jnp.int32)
     pool, parts = noisy_pool(layout, BATCH * pages + 1), []
     prefilled = 16  # two chunks, the rest token by token
-    for start in range(0, LENGTH):
+    for start in range(LENGTH):
         width = CHUNK if start < prefilled else 1
         if start < prefilled and start % CHUNK:
             continue
@@ -100,7 +100,7 @@ def test_padding_at_the_end_of_a_row_changes_nothing(layout):
     expected = dense_attend(q, k, v, None, backend="reference")
     position_BT = jnp.broadcast_to(jnp.arange(CHUNK), (BATCH, CHUNK))
     count = 5
-    out, pool = layout.attend(
+    out, _ = layout.attend(
         jnp.int32(0),
         q,
         k,

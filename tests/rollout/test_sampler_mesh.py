@@ -4,13 +4,10 @@ import dataclasses
 import functools
 
 import jax
-import numpy as np
 import pytest
 
-from polaris_jax.config import ConfigError
 from polaris_jax.models import Qwen
-from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout.run import deal
+from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.sharding import make_sampler_mesh
 from tests.rollout.rollout_cases import CONFIG, differing_tokens, random_prompts
 from tests.tolerances import NEAR_TIE_SHARE, SCHEDULE_LOGPROB_ATOL
