@@ -2,16 +2,31 @@
 
 import dataclasses
 import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+from polaris_jax.config import ConfigError
 from polaris_jax.models import Qwen
-from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
+from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
+from polaris_jax.rollout.run import deal
 from polaris_jax.sharding import make_sampler_mesh
-from tests.rollout.rollout_cases import CONFIG, differing_tokens, random_prompts
+from tests.rollout.rollout_cases import (
+    CONFIG,
+    differing_tokens,
+    random_prompts,
+    small_model,
+)
 from tests.tolerances import NEAR_TIE_SHARE, SCHEDULE_LOGPROB_ATOL
 
+ROOT = Path(__file__).parents[2]
 WIDE = dataclasses.replace(
     CONFIG, vocab_size=64, intermediate_size=64, num_heads=16, num_kv_heads=8, head_dim=8
 )
@@ -27,10 +42,10 @@ PARAMS = SamplingParams(
 )
 SIZES = SamplerConfig(slots=16, page_size=4, num_pages=16 * 11, max_len=40, decode_steps=4)
 MESHES = [
-    pytest.param(8, 1, id="8x1"),
+    pytest.param(8, 1, id="8x1", marks=pytest.mark.slow),
     pytest.param(4, 2, id="4x2"),
     pytest.param(2, 4, id="2x4"),
-    pytest.param(1, 8, id="1x8"),
+    pytest.param(1, 8, id="1x8", marks=pytest.mark.slow),
 ]
 
 
@@ -82,3 +97,86 @@ def test_tokens_and_log_probs_are_those_of_one_device(data, tensor):
     sampler.reset_stats()
     assert sampler.generate(PROMPTS, PARAMS) == actual
     assert sampler.stats()["compiles"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "tensor"), [(2, 2), (1, 1)], ids=["2x2", "1x1"])
+def test_two_processes_sync_together_and_sample_alone(data, tensor):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("two_process_sync.py")
+    words = [sys.executable, str(script), str(port)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pair = [
+        subprocess.Popen(
+            [*words, str(rank), str(data), str(tensor)], stdout=subprocess.PIPE, text=True, env=env
+        )
+        for rank in range(2)
+    ]
+    reports = [json.loads(p.communicate(timeout=500)[0].splitlines()[-1]) for p in pair]
+    expected = Sampler(small_model(), SamplerConfig(slots=4, num_pages=40, max_len=48)).generate(
+        random_prompts(5, longest=20), SamplingParams(max_tokens=12)
+    )
+    for rank, report in enumerate(reports):
+        assert report["tokens"] == [list(group[0].token_ids) for group in expected]
+        for got, group in zip(report["logprobs"], expected, strict=True):
+            np.testing.assert_allclose(got, group[0].logprobs, atol=SCHEDULE_LOGPROB_ATOL)
+        assert report["addressable"]
+        assert report["local"] == [rank]
+        assert report["share"] == tensor
+
+
+def test_samples_are_dealt_by_tokens_and_by_nothing_else():
+    assert deal([5, 5, 5, 5], 2) == [0, 1, 0, 1]
+    assert deal([9, 1, 1, 1, 9], 2) == [0, 1, 1, 1, 1]
+    assert deal([], 3) == []
+    costs = np.random.default_rng(0).integers(1, 100, 400).tolist()
+    loads = np.bincount(deal(costs, 8), weights=costs)
+    assert loads.max() - loads.min() <= 100
+
+
+def test_the_samples_of_one_prompt_use_every_shard():
+    params = SamplingParams(n=8, max_tokens=10, seed=3)
+    sampler = Sampler(wide_model(), SIZES, mesh=mesh(4, 2))
+    (group,) = sampler.generate(PROMPTS[:1], params)
+    (expected,) = Sampler(wide_model(), SIZES).generate(PROMPTS[:1], params)
+    assert [r.token_ids for r in group] == [r.token_ids for r in expected]
+    # Two samples on each of four shards: prefilled once there, taken over once.
+    assert sampler.stats()["prefix_hits"] == 4
+    assert all(a.peak_used for a in sampler._state.allocators)
+
+
+def test_an_abort_releases_the_pages_of_every_shard():
+    sampler = Sampler(wide_model(), SIZES, mesh=mesh(4, 2))
+    polls = iter([False, False, True])
+    with pytest.raises(RolloutAborted):
+        sampler.generate(PROMPTS, PARAMS, should_abort=lambda: next(polls))
+    assert sampler.stats()["pages_used"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "tensor", "message"),
+    [
+        ({}, 2, 3, "rollout.tensor=3: must be at least 1 and divide the 8 devices"),
+        ({}, 16, 1, "rollout.data=16: .* needs 16 devices and a process has 8"),
+        ({}, 5, 2, "rollout.data=5: .* needs 10 devices .* at most 4"),
+        ({"slots": 6}, 4, 1, "rollout.slots=6: must be a multiple of .* data=4"),
+        ({"num_pages": 6}, 4, 1, "rollout.num_pages=6: each of 4 data shards needs at least 2"),
+        ({}, 1, 4, "rollout.tensor=4: must divide the model's num_kv_heads=2"),
+    ],
+)
+def test_what_does_not_divide_is_refused_with_the_numbers(changes, data, tensor, message):
+    with pytest.raises(ConfigError, match=message):
+        Sampler(small_model(), dataclasses.replace(SIZES, **changes), mesh=mesh(data, tensor))
+
+
+def test_a_process_takes_all_its_accelerators_and_one_cpu():
+    class Chip:
+        platform = "tpu"
+
+    assert dict(make_sampler_mesh(jax.devices()).shape) == {"data": 1, "tensor": 1}
+    assert dict(make_sampler_mesh(jax.devices(), tensor=2).shape) == {"data": 1, "tensor": 2}
+    chips = [Chip() for _ in range(4)]
+    assert dict(make_sampler_mesh(chips).shape) == {"data": 4, "tensor": 1}
+    assert dict(make_sampler_mesh(chips, tensor=2).shape) == {"data": 2, "tensor": 2}
