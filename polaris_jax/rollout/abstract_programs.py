@@ -134,18 +134,14 @@ def weight_sync_programs(params: Qwen, dtype: DTypeLike, mesh: Mesh) -> list[Abs
 
 def abstract_weights(model_config: ModelConfig, dtype: DTypeLike, mesh: Mesh) -> Qwen:
     """The sampler's weights as ShapeDtypeStructs with shardings."""
-    leaves = {
+    leaves: dict[str, Any] = {
         path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
         for path, shape in param_shapes(model_config).items()
     }
     shardings = weight_sync.weight_shardings(Qwen.from_params(model_config, leaves), mesh)
-    return Qwen.from_params(
-        model_config,
-        {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
-            for path, leaf in leaves.items()
-        },
-    )
+    for path, leaf in leaves.items():
+        leaves[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
+    return Qwen.from_params(model_config, leaves)
 
 
 def _dtype(config: SamplerConfig) -> str:

@@ -42,14 +42,14 @@ GPU_MIN_DOT = 16
 class RaggedPool(NamedTuple):
     """Pages of all layers; C = 2K: key and value of each KV head in turn."""
 
-    kv_ZYCH: Array
+    kv_ZYCH: Any
 
 
 class HeadMajorPool(NamedTuple):
     """Pages of all layers, KV heads outermost."""
 
-    k_KZYH: Array
-    v_KZYH: Array
+    k_KZYH: Any
+    v_KZYH: Any
 
 
 @dataclasses.dataclass(frozen=True)

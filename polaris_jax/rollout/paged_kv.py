@@ -31,8 +31,8 @@ KEY_BLOCK_TOKENS = 128
 class Pool(NamedTuple):
     """Pages of all layers."""
 
-    k_ZKHY: Array
-    v_ZKYH: Array
+    k_ZKHY: Any
+    v_ZKYH: Any
 
 
 class Window(NamedTuple):

@@ -212,6 +212,8 @@ def _decode(
     def step(state: Any) -> Any:
         i, token_B, position_B, alive_B, cache, token_BK, logp_BK = state
         hidden_BTD, cache = forward(token_B, position_B, alive_B, cache)
+        # Else the rows' split of the draw spreads to all activations, with more collectives.
+        hidden_BTD = sharding.whole(hidden_BTD, mesh)
         logit_BV = sharding.rows_of_logits(model.unembed(hidden_BTD)[:, 0], mesh)
         uniform_B = row_uniforms(key_B, position_B + 1 - rows.prompt_len_B)
         new_B, logp_B = sharding.whole(draw_tokens(logit_BV, uniform_B, rows.params), mesh)

@@ -134,11 +134,12 @@ def _moved(leaf: Any, dtype: np.dtype, target: Sharding) -> jax.Array:
         return jax.device_put(cast_to(dtype, source)(leaf), target)
     # The sampler leaves devices of the trainer out: only whole copies come over in one step.
     assert isinstance(source, NamedSharding)
+    assert isinstance(source.mesh, Mesh)
     return cast_to(dtype, replicated(source.mesh))(leaf)
 
 
 def _device_order(where: Sharding) -> list[Any]:
-    if isinstance(where, NamedSharding):
+    if isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh):
         return list(where.mesh.devices.flat)
     return sorted(where.device_set, key=lambda device: device.id)
 
