@@ -43,6 +43,7 @@ def parse(
     doc: str,
     define: Define | None = None,
     takes_config: bool = True,
+    takes_workdir: bool = True,
 ) -> Command:
     """The parsed, checked command line.
 
@@ -52,6 +53,7 @@ def parse(
         doc: what --help prints, with an example.
         define: declares the command's own flags.
         takes_config: whether --config and --workdir belong to it.
+        takes_workdir: False: --config alone belongs to it.
 
     Raises:
         ConfigError: any mistake in the arguments or in the config.
@@ -63,7 +65,8 @@ def parse(
         config_flags.DEFINE_config_file(
             "config", help_string="config file (configs/*.py)", flag_values=values, sys_argv=argv
         )
-        flags.DEFINE_string("workdir", "", "where the run's files lie", flag_values=values)
+        if takes_workdir:
+            flags.DEFINE_string("workdir", "", "where the run's files lie", flag_values=values)
     if define is not None:
         define(values)
     if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv):
@@ -94,6 +97,8 @@ def parse(
         return Command(RunConfig(), Path.cwd(), own)
     if own["config"] is None:
         raise ConfigError("--config: needed; name a file like configs/tiny_cpu.py")
+    if not takes_workdir:
+        return Command(build_config(own["config"]), Path.cwd(), own)
     if not own["workdir"]:
         raise ConfigError("--workdir: needed; name a directory for the run's files")
     config = build_config(own["config"])

@@ -1,0 +1,139 @@
+"""One program compiled for devices that are not there, and what the compiler says about it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from polaris_jax.plan.hlo import Traffic, program_traffic
+
+LOCK_NAME = "polaris_plan_libtpu.lock"
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program of the product and the arguments that it would be called with.
+
+    Attributes:
+        name: for tables.
+        fn: jitted, donation and output shardings set.
+        args: ShapeDtypeStructs with shardings; nothing is allocated.
+        kwargs: static ones.
+    """
+
+    name: str
+    fn: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler reports for one device. Bytes.
+
+    Attributes:
+        name: the program's.
+        argument, output, temporary, alias, code: as in `memory_analysis()`; alias is the part of
+            the output that takes a donated argument's place.
+        host: arguments and outputs that lie in host memory.
+        peak: the most that is live at once, None where the platform does not tell. A TPU's
+            compiler refuses by it; it may be far below `total` (arguments that end early), and
+            knows nothing of what else is resident.
+        compile_s: seconds.
+        traffic: bytes moved, loops counted in full.
+        refusal: the compiler's own words when it refused; all else is 0 then.
+    """
+
+    name: str
+    argument: int = 0
+    output: int = 0
+    temporary: int = 0
+    alias: int = 0
+    code: int = 0
+    host: int = 0
+    peak: int | None = None
+    compile_s: float = 0.0
+    traffic: Traffic | None = None
+    refusal: str = ""
+
+    @property
+    def total(self) -> int:
+        """Everything added up: what `fit` judges by, the pessimistic figure."""
+        return self.argument + self.output - self.alias + self.temporary + self.code
+
+
+def compile_program(program: Program, *, devices: int, dynamic_trips: float = 1.0) -> Compiled:
+    """`program` compiled for its arguments' devices.
+
+    A refusal for memory is a result, not an error: it is what a plan asks for.
+
+    Args:
+        program: what to compile.
+        devices: in its mesh.
+        dynamic_trips: see `hlo.program_traffic`.
+    """
+    began = time.perf_counter()
+    lowered = program.fn.lower(*program.args, **program.kwargs)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        text = " ".join(str(error).split())
+        if "RESOURCE_EXHAUSTED" not in text and "xceed" not in text:
+            raise
+        return Compiled(program.name, refusal=text[:300], compile_s=time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    memory: Any = compiled.memory_analysis()
+    return Compiled(
+        name=program.name,
+        argument=memory.argument_size_in_bytes,
+        output=memory.output_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        alias=memory.alias_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        host=memory.host_argument_size_in_bytes
+        + memory.host_output_size_in_bytes
+        - memory.host_alias_size_in_bytes,
+        peak=getattr(memory, "peak_memory_in_bytes", None) or None,
+        compile_s=seconds,
+        traffic=program_traffic(
+            compiled.as_text(), devices=devices, dynamic_trips=dynamic_trips
+        ),
+    )
+
+
+@contextlib.contextmanager
+def only_libtpu_user(say: Callable[[str], None]) -> Iterator[None]:
+    """Waits until no other plan on this machine holds libtpu: it serves one process at a time.
+
+    Args:
+        say: told when there is something to wait for.
+    """
+    path = Path(os.environ.get("POLARIS_PLAN_LOCK", Path(tempfile.gettempdir()) / LOCK_NAME))
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another plan holds libtpu, which serves one process at a time; waiting ({path})")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that one device holds of a pytree of ShapeDtypeStructs with shardings."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        size = leaf.dtype.itemsize
+        for dim in shape:
+            size *= dim
+        total += size
+    return total

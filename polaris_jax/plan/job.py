@@ -1,0 +1,250 @@
+"""What is planned: an architecture, a stage's lengths, and the settings that a search varies."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from polaris_jax.config import ConfigError, MeshSection, RunConfig, row_len_tokens
+from polaris_jax.models import ModelConfig, RopeScaling
+from polaris_jax.models.hf_config import parse_config
+from polaris_jax.models.presets import PRESETS, preset
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How a job is laid out on a topology; what `--search` varies.
+
+    Attributes:
+        mesh: the trainer's, every size explicit.
+        rows: packed rows of a microbatch, over all devices.
+        sampler_tensor: devices that share one copy of the sampler's weights and pool.
+    """
+
+    mesh: MeshSection
+    rows: int
+    sampler_tensor: int = 1
+
+    @property
+    def row_shards(self) -> int:
+        """Into how many parts the rows of a microbatch are split."""
+        return self.mesh.data * self.mesh.fsdp
+
+    def __str__(self) -> str:
+        m = self.mesh
+        return (
+            f"mesh data {m.data} x fsdp {m.fsdp} x context {m.context} x tensor {m.tensor}, "
+            f"{self.rows} rows, sampler tensor {self.sampler_tensor}"
+        )
+
+    def flags(self) -> str:
+        """The overrides that give this setting."""
+        m = self.mesh
+        return (
+            f"--config.mesh.data={m.data} --config.mesh.fsdp={m.fsdp} "
+            f"--config.mesh.context={m.context} --config.mesh.tensor={m.tensor} "
+            f"--config.batch.rows={self.rows} --sampler_tensor={self.sampler_tensor}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What does not change with the topology.
+
+    Attributes:
+        config: of the run.
+        model: the architecture, with the stage's rotary scaling.
+        stage: its index, from 0.
+        row_len: tokens of a packed row.
+        max_len: prompt + response tokens of a sequence in this stage.
+        mean_response_tokens: expected, for the estimates.
+        mean_prompt_tokens: expected, for the estimates.
+    """
+
+    config: RunConfig
+    model: ModelConfig
+    stage: int
+    row_len: int
+    max_len: int
+    mean_response_tokens: float
+    mean_prompt_tokens: float
+
+    @property
+    def max_response_tokens(self) -> int:
+        return self.config.stages[self.stage].max_response_tokens
+
+    @property
+    def responses(self) -> int:
+        """Responses of one step."""
+        rollout = self.config.rollout
+        return rollout.prompts_per_step * rollout.responses_per_prompt
+
+
+MEAN_PROMPT_TOKENS = 300  # of the recipe's problems, template and suffix included
+MEAN_RESPONSE_TOKENS = 20_000  # the blog's curves end near it
+
+
+def make_job(config: RunConfig, *, stage: int | None, mean_response_tokens: float) -> Job:
+    """The job of one stage.
+
+    Args:
+        config: of the run.
+        stage: from 0; None: the one with the longest responses.
+        mean_response_tokens: 0: 20,000, or half of the stage's budget where that is less.
+
+    Raises:
+        ConfigError: no such stage, a mean over the budget, or an architecture that is not here.
+    """
+    count = len(config.stages)
+    if stage is None:
+        stage = max(range(count), key=lambda i: config.stages[i].max_response_tokens)
+    if not 0 <= stage < count:
+        raise ConfigError(
+            f"--stage={stage}: stages count from 0 and the config has {count}; name 0 to {count - 1}"
+        )
+    section = config.stages[stage]
+    budget = section.max_response_tokens
+    mean = mean_response_tokens or min(MEAN_RESPONSE_TOKENS, budget / 2)
+    if not 0 < mean <= budget:
+        raise ConfigError(
+            f"--mean_response_tokens={mean:g}: must lie above 0 and at most at the stage's "
+            f"max_response_tokens={budget}"
+        )
+    model = architecture(config)
+    if section.rope_factor > 1:
+        yarn = config.rope.yarn
+        scaling = RopeScaling(
+            rope_type="yarn",
+            factor=section.rope_factor,
+            original_max_position_embeddings=yarn.original_max_position_embeddings,
+            attention_factor=yarn.attention_factor,
+        )
+        model = dataclasses.replace(model, rope_scaling=scaling)
+    return Job(
+        config=config,
+        model=model,
+        stage=stage,
+        row_len=row_len_tokens(config),
+        max_len=config.data.max_prompt_tokens + budget,
+        mean_response_tokens=mean,
+        mean_prompt_tokens=min(MEAN_PROMPT_TOKENS, config.data.max_prompt_tokens),
+    )
+
+
+def architecture(config: RunConfig) -> ModelConfig:
+    """The sizes of `model.path` without its weights: a preset's name, or a local config.json.
+
+    Without a path, the warm start's small model.
+
+    Raises:
+        ConfigError: neither.
+    """
+    path = config.model.path
+    if not path and config.warmstart.steps:
+        return _warmstart_model(config)
+    directory = Path(path).expanduser()
+    file = directory / "config.json"
+    if path and file.is_file():
+        return parse_config(json.loads(file.read_text()), where=str(file))
+    try:
+        return preset(path)
+    except ValueError:
+        raise ConfigError(
+            f"model.path={path!r}: a plan needs the architecture only, and this is neither a "
+            f"directory with config.json nor one of {', '.join(PRESETS)}"
+        ) from None
+
+
+def _warmstart_model(config: RunConfig) -> ModelConfig:
+    from polaris_jax.data.tiny_tokenizer import build_tokenizer
+
+    section = config.warmstart
+    return ModelConfig(
+        vocab_size=len(build_tokenizer()),
+        hidden_size=section.hidden_size,
+        intermediate_size=section.intermediate_size,
+        num_layers=section.num_layers,
+        num_heads=section.num_heads,
+        num_kv_heads=section.num_kv_heads,
+        head_dim=section.head_dim,
+        rope_theta=1e4,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=section.max_position_tokens,
+        tie_embeddings=True,
+        qkv_bias=False,
+        qk_norm=True,
+    )
+
+
+def config_setting(config: RunConfig, *, devices: int, sampler_tensor: int) -> Setting:
+    """The setting that a config asks for on so many devices.
+
+    Raises:
+        ConfigError: the mesh does not multiply to them, the rows do not divide over it, or the
+            sampler's tensor size does not divide them.
+    """
+    mesh = config.mesh
+    others = mesh.data * mesh.context * mesh.tensor
+    fsdp = devices // others if mesh.fsdp == -1 else mesh.fsdp
+    if others * fsdp != devices:
+        raise ConfigError(
+            f"mesh.fsdp={mesh.fsdp}: with data={mesh.data}, context={mesh.context}, "
+            f"tensor={mesh.tensor} the mesh needs {others * max(fsdp, 1)} devices and the topology "
+            f"has {devices}; choose sizes whose product is {devices}, or fsdp=-1"
+        )
+    setting = Setting(dataclasses.replace(mesh, fsdp=fsdp), config.batch.rows, sampler_tensor)
+    if setting.rows % setting.row_shards:
+        raise ConfigError(
+            f"batch.rows={setting.rows}: the rows of a microbatch are split over mesh.data x "
+            f"mesh.fsdp = {setting.row_shards} parts; set it to a multiple of {setting.row_shards}"
+        )
+    if sampler_tensor < 1 or devices % sampler_tensor:
+        raise ConfigError(f"--sampler_tensor={sampler_tensor}: must divide {devices} devices")
+    return setting
+
+
+def search_settings(model: ModelConfig, *, devices: int, local_devices: int) -> list[Setting]:
+    """The settings that a search tries: powers of two, one or more rows a shard.
+
+    `data` stays 1: it splits what fsdp splits.
+    """
+    found = []
+    for tensor in _powers(model.num_kv_heads):
+        for context in _powers(16):
+            fsdp, rest = divmod(devices, context * tensor)
+            if rest or not fsdp:
+                continue
+            mesh = MeshSection(data=1, fsdp=fsdp, context=context, tensor=tensor)
+            for rows in (fsdp, 2 * fsdp, 4 * fsdp):
+                for sampler in _powers(min(model.num_kv_heads, local_devices)):
+                    if local_devices % sampler == 0:
+                        found.append(Setting(mesh, rows, sampler))
+    return found
+
+
+def distance(a: Setting, b: Setting) -> float:
+    """How far two settings are apart: doublings along each axis; the sampler's weigh half."""
+
+    def doublings(x: float, y: float) -> float:
+        return abs(math.log2(x / y))
+
+    return (
+        doublings(a.mesh.context, b.mesh.context)
+        + 2 * doublings(a.mesh.tensor, b.mesh.tensor)
+        + doublings(a.rows / a.row_shards, b.rows / b.row_shards)
+        + 0.5 * doublings(a.sampler_tensor, b.sampler_tensor)
+    )
+
+
+def _powers(limit: int) -> list[int]:
+    return [1 << i for i in range(limit.bit_length()) if 1 << i <= limit]
+
+
+def local_device_count(devices: Sequence[Any]) -> int:
+    """Devices of one process."""
+    first = devices[0].process_index
+    return sum(device.process_index == first for device in devices)

@@ -1,0 +1,261 @@
+"""Compiles what a setting needs, once each, and turns it into a verdict and estimates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from polaris_jax.plan import flops, programs
+from polaris_jax.plan.chips import Chip
+from polaris_jax.plan.compile import Compiled, Program, compile_program
+from polaris_jax.plan.fit import BUDGET, Fit, Residency, Sizes, judge
+from polaris_jax.plan.hlo import Traffic
+from polaris_jax.plan.job import Job, Setting, local_device_count
+from polaris_jax.plan.roofline import (
+    Efficiency,
+    Estimate,
+    UpdateWork,
+    estimate_step,
+    live_context,
+    truncated_exponential,
+)
+from polaris_jax.plan.topologies import Topology
+
+# Blocks over which attention loops whose count the compiler does not know (skipped blocks).
+ATTENTION_BLOCK_TOKENS = 512
+DECODE_BLOCK_TOKENS = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Assessment:
+    """Everything a plan says of one setting.
+
+    Attributes:
+        setting: the layout.
+        compiled: the programs, in the order of a step.
+        flops: of each of them, a device, by name; counted from shapes.
+        fit: the verdict.
+        refusals: the compiler's words where it refused a program.
+        slots: of one data shard.
+        estimate: of a step; None where something was refused.
+    """
+
+    setting: Setting
+    compiled: tuple[Compiled, ...]
+    flops: dict[str, float]
+    fit: Fit | None
+    refusals: tuple[str, ...]
+    slots: int
+    estimate: Estimate | None
+
+    @property
+    def fits(self) -> bool:
+        return self.fit is not None and self.fit.fits and not self.refusals
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it does not fit; empty when it does."""
+        return self.refusals + (self.fit.breaches if self.fit else ())
+
+
+class Planner:
+    """Assesses settings of one job on one topology; programs are compiled once each."""
+
+    def __init__(
+        self,
+        job: Job,
+        topology: Topology,
+        devices: Sequence[Any],
+        chip: Chip,
+        *,
+        residency: Residency = Residency(),
+        efficiency: Efficiency = Efficiency(),
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.job, self.topology, self.devices, self.chip = job, topology, devices, chip
+        self.residency, self.efficiency, self.say = residency, efficiency, say
+        self._done: dict[Any, Any] = {}
+
+    def assess(self, setting: Setting) -> Assessment:
+        """The verdict on one setting."""
+        made = self._once(("update", setting.mesh, setting.rows), self._update, setting)
+        update, accumulate, apply = made
+        sync = self._once(("sync", setting.mesh, setting.sampler_tensor), self._sync, setting)
+        slots = self.slots(setting)
+        sampling = self._once(("sampler", setting.sampler_tensor), self._sampler, setting)
+        sampler, decode, prefill, page, beside = sampling
+        compiled = (accumulate, apply, *sync, prefill, decode)
+        refusals = tuple(
+            f"{c.name}: the compiler refused it: {c.refusal}" for c in compiled if c.refusal
+        )
+        sizes = Sizes(
+            params=update.params_bytes,
+            moments=update.moments_bytes,
+            weights=sampler.weights_bytes,
+            accumulate=accumulate.total,
+            apply=apply.total,
+            sync_temporary=max(c.temporary + c.code for c in sync),
+            page=page,
+            sampling=beside,
+        )
+        pages_per_row = -(-self.job.max_len // self.job.config.rollout.page_size)
+        fit = judge(
+            sizes,
+            hbm_bytes=self.chip.hbm_bytes,
+            pages_per_row=pages_per_row,
+            data_shards=len(self.devices) // setting.sampler_tensor,
+            asked_pages=self._per_shard(self.job.config.rollout.num_pages, setting),
+            residency=self.residency,
+            max_pages=slots * pages_per_row + 1,
+        )
+        estimate = None
+        if not refusals and fit.pages > 1:
+            estimate = self._estimate(setting, fit, sampler, compiled, sizes, slots)
+        return Assessment(
+            setting, compiled, self._flops(setting, sampler, slots), fit, refusals, slots, estimate
+        )
+
+    def least_bytes(self, setting: Setting) -> int:
+        """What the update holds at least, without compiling: parameters, moments and gradients in
+        float32, and the sampler's weights."""
+        model, count = self.job.model, len(self.devices)
+        width = 2 if self.job.config.model.dtype == "bfloat16" else 4
+        return int(model.num_parameters * (16 / count + width / setting.sampler_tensor))
+
+    def may_fit(self, setting: Setting) -> bool:
+        """False where what is resident alone is over the budget."""
+        return self.least_bytes(setting) <= BUDGET * self.chip.hbm_bytes
+
+    def slots(self, setting: Setting) -> int:
+        """Slots of one data shard: `rollout.slots` are one process's."""
+        return max(1, self._per_shard(self.job.config.rollout.slots, setting))
+
+    def _per_shard(self, of_a_process: int, setting: Setting) -> int:
+        shards = max(1, local_device_count(self.devices) // setting.sampler_tensor)
+        return -(-of_a_process // shards)
+
+    def _once(self, key: Any, make: Callable[[Setting], Any], setting: Setting) -> Any:
+        if key not in self._done:
+            self._done[key] = make(setting)
+        return self._done[key]
+
+    def _compile(self, program: Program, dynamic_trips: float) -> Compiled:
+        done = compile_program(
+            program, devices=len(self.devices), dynamic_trips=dynamic_trips
+        )
+        what = "refused" if done.refusal else f"{done.total / (1 << 30):.2f} GiB a device"
+        self.say(f"compiled {program.name} in {done.compile_s:.1f} s: {what}")
+        return done
+
+    def _update(self, setting: Setting) -> Any:
+        made = programs.update_set(self.job, setting, self.devices)
+        blocks = self.job.row_len / ATTENTION_BLOCK_TOKENS / 2
+        accumulate = self._compile(made.accumulate, max(1.0, blocks))
+        return made, accumulate, self._compile(made.apply, 1.0)
+
+    def _sync(self, setting: Setting) -> list[Compiled]:
+        update = self._once(("update", setting.mesh, setting.rows), self._update, setting)[0]
+        steps = programs.sync_programs(self.job, update.params, setting, self.devices)
+        return [self._compile(step, 1.0) for step in steps]
+
+    def _sampler(self, setting: Setting) -> Any:
+        """(programs, decode, prefill, bytes a page, bytes beside the pool).
+
+        The compiler pads pages to its tiles, so a page's bytes are the slope between two pools.
+        """
+        slots, page_size = self.slots(setting), self.job.config.rollout.page_size
+        few = max(2, -(-self.job.max_len // page_size) + 1)
+        context = live_context(self._lengths(), self.job.mean_prompt_tokens)
+        trips = max(1.0, context / DECODE_BLOCK_TOKENS)
+
+        def with_pages(pages: int) -> programs.SamplerSet:
+            return programs.sampler_set(self.job, setting, self.devices, slots=slots, pages=pages)
+
+        made = with_pages(few)
+        decode, prefill = self._compile(made.decode, trips), self._compile(made.prefill, 1.0)
+        more = self._compile(with_pages(2 * few).decode, trips)
+        page = max(float(made.page_bytes), (more.total - decode.total) / few)
+        beside = max(0, int(max(decode.total, prefill.total) - few * page))
+        return made, decode, prefill, page, beside
+
+    def _lengths(self) -> Any:
+        return truncated_exponential(self.job.mean_response_tokens, self.job.max_response_tokens)
+
+    def _flops(self, setting: Setting, sampler: programs.SamplerSet, slots: int) -> dict[str, float]:
+        model, config, count = self.job.model, self.job.config, len(self.devices)
+        context = live_context(self._lengths(), self.job.mean_prompt_tokens)
+        shared = setting.sampler_tensor
+        return {
+            "update: gradients": flops.update_flops(
+                model,
+                rows=setting.rows,
+                row_len=self.job.row_len,
+                remat=config.model.remat != "none",
+            )
+            / count,
+            "update: optimizer": flops.apply_flops(model) / count,
+            "prefill": flops.prefill_flops(
+                model, tokens=sampler.prefill_tokens, context_tokens=config.rollout.prefill_chunk / 2
+            )
+            / shared,
+            "decode": flops.decode_flops(
+                model, slots=slots, steps=config.rollout.decode_steps, context_tokens=context
+            )
+            / shared,
+        }
+
+    def _estimate(
+        self,
+        setting: Setting,
+        fit: Fit,
+        sampler: programs.SamplerSet,
+        compiled: tuple[Compiled, ...],
+        sizes: Sizes,
+        slots: int,
+    ) -> Estimate:
+        job, count = self.job, len(self.devices)
+        config, page_size = job.config, job.config.rollout.page_size
+        lengths = self._lengths()
+        accumulate, apply, *sync, _, decode = compiled
+        batch_tokens = job.responses * (job.mean_prompt_tokens + lengths.mean)
+        row_tokens = setting.rows * job.row_len * (1 - self.efficiency.padding)
+        microbatches = max(1.0, batch_tokens / row_tokens)
+        hbm = microbatches * _hbm(accumulate) + _hbm(apply)
+        links = microbatches * self._link_s(accumulate) + self._link_s(apply)
+        context = live_context(lengths, job.mean_prompt_tokens)
+        shards = count // setting.sampler_tensor
+        by_pages = int((fit.pages - 1) * page_size // context)
+        sequences = min(max(1, min(by_pages, slots)) * shards, job.responses)
+        return estimate_step(
+            job.model,
+            self.chip,
+            lengths,
+            devices=count,
+            responses=job.responses,
+            prompts=config.rollout.prompts_per_step,
+            prompt_tokens=job.mean_prompt_tokens,
+            update=UpdateWork(hbm, links, config.objective.old_logprobs == "recompute"),
+            weights_bytes=sizes.weights,
+            kv_token_bytes=sampler.page_bytes / page_size * setting.sampler_tensor,
+            sequences=sequences,
+            step_collective_s=self._link_s(decode) / config.rollout.decode_steps,
+            sync_s=sum(
+                max(self._link_s(c), _hbm(c) / self.chip.hbm_bytes_per_s) for c in sync
+            ),
+            efficiency=self.efficiency,
+        )
+
+    def _link_s(self, compiled: Compiled) -> float:
+        """Seconds that one device's links need for a program's collectives."""
+        seconds, chip = 0.0, self.chip
+        for collective in compiled.traffic.collectives if compiled.traffic else ():
+            far = chip.near and collective.group > chip.near
+            speed = chip.far_link_bytes_per_s if far else chip.link_bytes_per_s
+            seconds += collective.wire_bytes / speed
+        return seconds
+
+
+def _hbm(compiled: Compiled) -> float:
+    traffic: Traffic | None = compiled.traffic
+    return traffic.hbm_bytes + traffic.kernel_bytes if traffic else 0.0

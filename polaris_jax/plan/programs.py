@@ -1,0 +1,119 @@
+"""The product's own programs and the arguments they are called with: the one place that knows them.
+
+Shapes and shardings only; nothing is allocated and no device is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from polaris_jax.plan.compile import Program, device_bytes
+from polaris_jax.plan.job import Job, Setting
+from polaris_jax.rollout import SamplerConfig
+from polaris_jax.rollout.abstract_programs import (
+    AbstractProgram,
+    decode_program,
+    prefill_program,
+    weight_sync_programs,
+)
+from polaris_jax.sharding import make_mesh, make_sampler_mesh
+from polaris_jax.train.programs import abstract_arguments, update_programs
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateSet:
+    """An update's programs, and the bytes a device of what they go on from."""
+
+    accumulate: Program
+    apply: Program
+    params_bytes: int
+    moments_bytes: int
+    params: Any  # abstract, for the weight sync
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSet:
+    """A sampler's programs for one pool.
+
+    Attributes:
+        decode, prefill: the programs.
+        weights_bytes: of the sampler's weights, a device.
+        page_bytes: of one page a device, all layers, without the padding of tiles.
+        prefill_tokens: of a prefill call in one data shard.
+    """
+
+    decode: Program
+    prefill: Program
+    weights_bytes: int
+    page_bytes: int
+    prefill_tokens: int
+
+
+def update_set(job: Job, setting: Setting, devices: Sequence[Any]) -> UpdateSet:
+    """The gradient and optimizer programs of an update."""
+    mesh, config = make_mesh(setting.mesh, devices), job.config
+    made = update_programs(
+        job.model, config.objective, config.optimizer, config.model, mesh, row_len=job.row_len
+    )
+    state, accumulator, arrays = abstract_arguments(
+        job.model, config.optimizer, mesh=mesh, rows=setting.rows, row_len=job.row_len
+    )
+    reference = state.params if config.objective.kl_coef > 0 else None
+    return UpdateSet(
+        accumulate=Program(
+            "update: gradients", made.accumulate, (state.params, accumulator, arrays, reference)
+        ),
+        apply=Program("update: optimizer", made.apply, (state, accumulator)),
+        params_bytes=device_bytes(state.params),
+        moments_bytes=device_bytes(state.opt_state),
+        params=state.params,
+    )
+
+
+def sync_programs(job: Job, params: Any, setting: Setting, devices: Sequence[Any]) -> list[Program]:
+    """The steps of the weight sync, run one after the other."""
+    mesh = _sampler_mesh(setting, devices)
+    return [_program(p) for p in weight_sync_programs(params, job.config.model.dtype, mesh)]
+
+
+def sampler_set(
+    job: Job, setting: Setting, devices: Sequence[Any], *, slots: int, pages: int
+) -> SamplerSet:
+    """The sampler's programs with so many slots and pages in each data shard.
+
+    They span the whole topology; no collective crosses data shards, so a sampler of one process's
+    devices has the same bytes a device.
+    """
+    rollout, mesh = job.config.rollout, _sampler_mesh(setting, devices)
+    shards = mesh.shape["data"]
+    sizes = SamplerConfig(
+        slots=slots * shards,
+        page_size=rollout.page_size,
+        num_pages=pages * shards,
+        max_len=job.max_len,
+        decode_steps=rollout.decode_steps,
+        prefill_chunk=rollout.prefill_chunk,
+        dtype=job.config.model.dtype,
+    )
+    decode = _program(decode_program(job.model, sizes, mesh))
+    prefill = _program(prefill_program(job.model, sizes, mesh))
+    token_BT = prefill.args[2]
+    return SamplerSet(
+        decode=decode,
+        prefill=prefill,
+        weights_bytes=device_bytes(decode.args[0]),
+        page_bytes=device_bytes(decode.args[1]) // pages,
+        prefill_tokens=token_BT.shape[0] * token_BT.shape[1] // shards,
+    )
+
+
+def _sampler_mesh(setting: Setting, devices: Sequence[Any]) -> Mesh:
+    return make_sampler_mesh(devices, data=0, tensor=setting.sampler_tensor)
+
+
+def _program(abstract: AbstractProgram) -> Program:
+    return Program(abstract.name, abstract.fn, abstract.args)

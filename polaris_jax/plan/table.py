@@ -1,0 +1,249 @@
+"""A plan as text, as JSON and as rows of a markdown table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from polaris_jax.plan.compile import Compiled
+from polaris_jax.plan.planner import Assessment, Planner
+
+GIB = 1 << 30
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB: two decimals, small ones two digits."""
+    value = size / GIB
+    return f"{value:.2f}" if value >= 0.095 or value == 0 else f"{value:.2g}"
+
+
+def plan_json(planner: Planner, assessment: Assessment) -> dict[str, Any]:
+    """Everything of one assessment, JSON-able."""
+    job, topology = planner.job, planner.topology
+    return {
+        "topology": topology.name,
+        "devices": len(planner.devices),
+        "chip": dataclasses.asdict(planner.chip),
+        "model": job.config.model.path or "warm start",
+        "parameters": job.model.num_parameters,
+        "stage": job.stage,
+        "row_len": job.row_len,
+        "max_len": job.max_len,
+        "fits": assessment.fits,
+        "reasons": list(assessment.reasons),
+        "setting": dataclasses.asdict(assessment.setting),
+        "flags": assessment.setting.flags(),
+        "residency": dataclasses.asdict(planner.residency),
+        "programs": [
+            _program_json(compiled, assessment.flops) for compiled in assessment.compiled
+        ],
+        "fit": None
+        if assessment.fit is None
+        else {
+            "budget_bytes": assessment.fit.budget,
+            "pages": assessment.fit.pages,
+            "full_rows": assessment.fit.full_rows,
+            "slots": assessment.slots,
+            "phases": [
+                {"name": p.name, "total": p.total, "parts": dict(p.parts)}
+                for p in assessment.fit.phases
+            ],
+        },
+        "assumptions": {
+            "mean_response_tokens": job.mean_response_tokens,
+            "mean_prompt_tokens": job.mean_prompt_tokens,
+            **dataclasses.asdict(planner.efficiency),
+        },
+        "estimate": None
+        if assessment.estimate is None
+        else dataclasses.asdict(assessment.estimate),
+    }
+
+
+def _program_json(compiled: Compiled, flops: Mapping[str, float]) -> dict[str, Any]:
+    fields = {f.name: getattr(compiled, f.name) for f in dataclasses.fields(compiled)}
+    traffic = fields.pop("traffic")
+    return {
+        **fields,
+        "total": compiled.total,
+        "flops": flops.get(compiled.name),
+        "hbm_bytes": traffic.hbm_bytes if traffic else None,
+        "kernel_bytes": traffic.kernel_bytes if traffic else None,
+        "dynamic_loops": traffic.dynamic_loops if traffic else None,
+        "bounded_loops": traffic.bounded_loops if traffic else None,
+        "collectives": [
+            {**dataclasses.asdict(c), "wire_bytes": c.wire_bytes}
+            for c in (traffic.collectives if traffic else ())
+        ],
+    }
+
+
+def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in columns as wide as their widest cell."""
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def plan_text(plan: Mapping[str, Any]) -> str:
+    """The printed plan, from `plan_json`."""
+    hbm = plan["chip"]["hbm_bytes"]
+    head = (
+        f"{plan['model']} ({plan['parameters'] / 1e9:.3f} B parameters), stage {plan['stage']}, "
+        f"rows of {plan['row_len']:,} tokens, on {plan['topology']}: {plan['devices']} devices of "
+        f"{gib(hbm)} GiB\n{_setting_line(plan['setting'])}"
+    )
+    parts = [head, "Programs, a device (GiB; FLOPs from shapes, loops counted in full):"]
+    parts.append(_programs(plan["programs"], hbm))
+    parts.append("Collectives, a device, one execution (ring bytes on the wire):")
+    parts.append(_collectives(plan["programs"]))
+    if plan["fit"]:
+        parts.append(_phases(plan))
+    parts.append(_verdict(plan))
+    if plan["estimate"]:
+        parts.append(_estimate(plan))
+    return "\n\n".join(parts)
+
+
+def _setting_line(setting: Mapping[str, Any]) -> str:
+    m = setting["mesh"]
+    return (
+        f"mesh data {m['data']} x fsdp {m['fsdp']} x context {m['context']} x tensor "
+        f"{m['tensor']}, {setting['rows']} rows a microbatch, sampler tensor "
+        f"{setting['sampler_tensor']}"
+    )
+
+
+def _programs(items: Sequence[Mapping[str, Any]], hbm: int) -> str:
+    header = "program arguments temporaries outputs aliased total of_HBM peak TFLOP HBM_GB wire_GB"
+    rows = []
+    for p in items:
+        if p["refusal"]:
+            rows.append([p["name"], "refused", *[""] * 9])
+            continue
+        wire = sum(c["wire_bytes"] for c in p["collectives"])
+        rows.append(
+            [
+                p["name"],
+                *(gib(p[key]) for key in ("argument", "temporary", "output", "alias", "total")),
+                f"{p['total'] / hbm:.0%}",
+                gib(p["peak"]) if p["peak"] else "-",
+                f"{p['flops'] / 1e12:.3g}" if p["flops"] else "-",
+                f"{(p['hbm_bytes'] + p['kernel_bytes']) / 1e9:.3g}",
+                f"{wire / 1e9:.3g}",
+            ]
+        )
+    return grid([word.replace("_", " ") for word in header.split()], rows)
+
+
+def _collectives(items: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [p["name"], c["kind"], str(c["group"]), f"{c['executed']:.0f}", _mb(c["wire_bytes"])]
+        for p in items
+        for c in p["collectives"]
+    ]
+    if not rows:
+        return "none"
+    return grid(["program", "kind", "group", "executed", "MB"], rows)
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:,.1f}"
+
+
+def _phases(plan: Mapping[str, Any]) -> str:
+    hbm, fit = plan["chip"]["hbm_bytes"], plan["fit"]
+    rows = []
+    for phase in fit["phases"]:
+        rows.append([phase["name"], gib(phase["total"]), f"{phase['total'] / hbm:.0%}"])
+        rows += [[f"  {name}", gib(size), ""] for name, size in phase["parts"].items()]
+    return f"Resident in each phase, GiB a device (budget {gib(fit['budget_bytes'])}):\n" + grid(
+        ["phase", "GiB", "of HBM"], rows
+    )
+
+
+def _verdict(plan: Mapping[str, Any]) -> str:
+    if not plan["fits"]:
+        reasons = "\n".join(f"  {reason}" for reason in plan["reasons"])
+        return f"DOES NOT FIT\n{reasons}"
+    fit = plan["fit"]
+    shards = plan["devices"] // plan["setting"]["sampler_tensor"]
+    return (
+        f"FITS: the largest phase takes {_largest_share(plan):.0%} of the HBM; KV pool {fit['pages']:,} "
+        f"pages a data shard ({shards} of them), {fit['full_rows']} sequences of full length "
+        f"({plan['max_len']:,} tokens) at once; {fit['slots']} slots a data shard"
+    )
+
+
+def _largest_share(plan: Mapping[str, Any]) -> float:
+    return max(p["total"] for p in plan["fit"]["phases"]) / plan["chip"]["hbm_bytes"]
+
+
+def _estimate(plan: Mapping[str, Any]) -> str:
+    e, a = plan["estimate"], plan["assumptions"]
+    return (
+        f"ESTIMATES of one step, not measured (mean response {a['mean_response_tokens']:,.0f} "
+        f"tokens, update at {a['mfu']:.0%} MFU, decode at {a['bandwidth']:.0%} of the bandwidth):\n"
+        f"  rollout {e['rollout_s']:,.0f} s: {e['sequences']} sequences at once, "
+        f"{e['decode_steps']:,.0f} decode steps; keys and values {e['kv_s']:,.0f} s, weights "
+        f"{e['weights_s']:,.0f} s, arithmetic {e['decode_compute_s']:,.0f} s, collectives "
+        f"{e['decode_collective_s']:,.1f} s, prefill {e['prefill_s']:,.1f} s\n"
+        f"  update {e['update_s']:,.0f} s: arithmetic {e['update_compute_s']:,.0f} s, memory "
+        f"{e['update_hbm_s']:,.0f} s, collectives {e['update_collective_s']:,.0f} s "
+        f"({e['update_mfu']:.0%} MFU)\n"
+        f"  weight sync {e['sync_s']:.2f} s\n"
+        f"  step {e['step_s']:,.0f} s, {e['tokens_per_s']:,.0f} response tokens/s, "
+        f"{e['tokens_per_s_device']:,.0f} a device"
+    )
+
+
+MARKDOWN_HEADER = (
+    "| config | pod | devices | mesh (fsdp x context x tensor), rows | sampler tensor | "
+    "update GiB (of HBM) | sampling without pool GiB | pool GiB a device | full rows | "
+    "gradient collectives, GB on the wire | rollout s | update s | tokens/s a device |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def markdown_row(name: str, plan: Mapping[str, Any]) -> str:
+    """One row of docs/results/plan.md, from `plan_json`."""
+    mesh, setting = plan["setting"]["mesh"], plan["setting"]
+    cells = [
+        name,
+        plan["topology"],
+        str(plan["devices"]),
+        f"{mesh['fsdp']} x {mesh['context']} x {mesh['tensor']}, {setting['rows']}",
+        str(setting["sampler_tensor"]),
+    ]
+    if not plan["fits"]:
+        reason = plan["reasons"][0]
+        near = plan.get("nearest")
+        advice = f"; nearest that fits: {near}" if near else ""
+        return "| " + " | ".join([*cells, f"does not fit: {reason}{advice}", *[""] * 7]) + " |"
+    phases = {p["name"]: p for p in plan["fit"]["phases"]}
+    update = max(phases[n]["total"] for n in phases if n.startswith("update"))
+    pool = phases["sampling"]["parts"]["KV pool"]
+    gradients = next(p for p in plan["programs"] if p["name"] == "update: gradients")
+    kinds: dict[str, float] = {}
+    for c in gradients["collectives"]:
+        kinds[c["kind"]] = kinds.get(c["kind"], 0.0) + c["wire_bytes"]
+    wire = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in kinds.items() if size > 5e7)
+    e = plan["estimate"]
+    cells += [
+        f"{gib(update)} ({update / plan['chip']['hbm_bytes']:.0%})",
+        gib(phases["sampling"]["total"] - pool),
+        gib(pool),
+        str(plan["fit"]["full_rows"]),
+        wire or "none",
+        f"{e['rollout_s']:,.0f}",
+        f"{e['update_s']:,.0f}",
+        f"{e['tokens_per_s_device']:,.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |"

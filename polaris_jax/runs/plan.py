@@ -1,0 +1,192 @@
+"""Whether a config fits a topology, what a step would take, and what to change where it does not."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from polaris_jax.config import ConfigError, RunConfig
+from polaris_jax.plan.compile import only_libtpu_user
+from polaris_jax.plan.fit import Residency
+from polaris_jax.plan.job import (
+    Job,
+    Setting,
+    config_setting,
+    local_device_count,
+    make_job,
+    search_settings,
+)
+from polaris_jax.plan.planner import Assessment, Planner
+from polaris_jax.plan.roofline import Efficiency
+from polaris_jax.plan.search import nearest, search
+from polaris_jax.plan.table import plan_json
+from polaris_jax.plan.topologies import Topology, devices, larger_topologies
+
+MAX_LARGER = 3  # larger pods of the family tried when nothing on this one fits
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """What the command line adds to a config.
+
+    Attributes:
+        stage: from 0; None: the one with the longest responses.
+        mean_response_tokens: for the estimates; 0: see `make_job`.
+        sampler_tensor: devices that share the sampler's weights; 0: the fewest that fit.
+        hbm_gib: of a device; 0: the chip's.
+        residency: what stays where between the phases.
+        efficiency: shares of the chip's figures.
+        search: list all settings that fit.
+    """
+
+    stage: int | None = None
+    mean_response_tokens: float = 0.0
+    sampler_tensor: int = 0
+    hbm_gib: float = 0.0
+    residency: Residency = Residency()
+    efficiency: Efficiency = Efficiency()
+    search: bool = False
+
+
+def plan(
+    config: RunConfig, topology: Topology, options: PlanOptions, *, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The plan as JSON-able data; `fits` is the verdict.
+
+    Where the config's setting does not fit, `nearest` says which does: on the same topology, else
+    on a larger one of the family. With `options.search`, `settings` lists all that fit.
+
+    Args:
+        config: checked.
+        topology: parsed.
+        options: see there.
+        say: told of every compile.
+
+    Raises:
+        ConfigError: a setting that cannot be: a mesh that does not multiply to the devices, rows
+            that do not divide.
+    """
+    job = make_job(
+        config, stage=options.stage, mean_response_tokens=options.mean_response_tokens
+    )
+    alone = topology.platform == "tpu"
+    with only_libtpu_user(say) if alone else contextlib.nullcontext():
+        planner = _planner(job, topology, options, say)
+        local = local_device_count(planner.devices)
+        if options.search:
+            return _search(planner, local)
+        assessment = _of_config(planner, config, options, local)
+        found = plan_json(planner, assessment)
+        if not assessment.fits:
+            found["nearest"] = _advice(planner, assessment, options, say)
+        return found
+
+
+def _planner(
+    job: Job, topology: Topology, options: PlanOptions, say: Callable[[str], None]
+) -> Planner:
+    there = devices(topology)
+    chip = topology.chip(len(there))
+    if options.hbm_gib:
+        chip = dataclasses.replace(chip, hbm_bytes=int(options.hbm_gib * (1 << 30)))
+    return Planner(
+        job,
+        topology,
+        there,
+        chip,
+        residency=options.residency,
+        efficiency=options.efficiency,
+        say=say,
+    )
+
+
+def _of_config(
+    planner: Planner, config: RunConfig, options: PlanOptions, local: int
+) -> Assessment:
+    """The config's own setting, with the fewest devices a sampler that fit."""
+    count, kv_heads = len(planner.devices), planner.job.model.num_kv_heads
+    if options.sampler_tensor:
+        sizes = [options.sampler_tensor]
+    else:
+        sizes = [t for t in (1, 2, 4, 8) if local % t == 0 and kv_heads % t == 0]
+    first: Assessment | None = None
+    for size in sizes:
+        setting = config_setting(config, devices=count, sampler_tensor=size)
+        if first is not None and not planner.may_fit(setting):
+            continue
+        assessment = planner.assess(setting)
+        if assessment.fits:
+            return assessment
+        first = first or assessment
+    if first is None:
+        raise ConfigError(f"--topology={planner.topology.name}: no sampler fits its {local} devices")
+    return first
+
+
+def _advice(
+    planner: Planner, assessment: Assessment, options: PlanOptions, say: Callable[[str], None]
+) -> str:
+    """The nearest setting that fits, as one line."""
+    base = assessment.setting
+    asked = planner.job.config.rollout.num_pages
+    fit = assessment.fit
+    if asked and fit is not None and not assessment.refusals:
+        free = dataclasses.replace(
+            planner.job.config,
+            rollout=dataclasses.replace(planner.job.config.rollout, num_pages=0),
+        )
+        planner = _planner(
+            dataclasses.replace(planner.job, config=free), planner.topology, options, say
+        )
+        again = planner.assess(base)
+        if again.fits and again.fit is not None:
+            shards = max(1, local_device_count(planner.devices) // base.sampler_tensor)
+            return f"--config.rollout.num_pages={again.fit.pages * shards} (0: as many as fit)"
+    found = _nearest_on(planner, base)
+    if found is not None:
+        return f"{found.setting} ({found.setting.flags()})"
+    for larger in larger_topologies(planner.topology)[:MAX_LARGER]:
+        try:
+            other = _planner(planner.job, larger, options, say)
+        except ConfigError as error:
+            say(f"{larger.name}: {error}")
+            continue
+        found = _nearest_on(other, base)
+        if found is not None:
+            return f"--topology={larger.name}, {found.setting} ({found.setting.flags()})"
+    return f"none on {planner.topology.name} or the next {MAX_LARGER} larger pods"
+
+
+def _nearest_on(planner: Planner, base: Setting) -> Assessment | None:
+    local = local_device_count(planner.devices)
+    settings = search_settings(
+        planner.job.model, devices=len(planner.devices), local_devices=local
+    )
+    needs_less = [s for s in settings if _asks_no_more(s, base)]
+    return nearest(base, needs_less, may_fit=planner.may_fit, assess=planner.assess)
+
+
+def _asks_no_more(setting: Setting, base: Setting) -> bool:
+    """Whether a setting asks a device for no more than `base` along any axis."""
+    a, b = setting.mesh, base.mesh
+    return (
+        a.context * a.tensor >= b.context * b.tensor
+        and setting.rows / setting.row_shards <= base.rows / base.row_shards
+        and setting.sampler_tensor >= base.sampler_tensor
+    )
+
+
+def _search(planner: Planner, local: int) -> dict[str, Any]:
+    found = search(planner, local_devices=local)
+    if not found:
+        return {
+            "topology": planner.topology.name,
+            "fits": False,
+            "reasons": ["no setting fits"],
+            "settings": [],
+        }
+    best = plan_json(planner, found[0])
+    best["settings"] = [plan_json(planner, assessment) for assessment in found]
+    return best
