@@ -31,7 +31,7 @@ from polaris_jax.models import (
 from polaris_jax.models.tokenizer import load_tokenizer
 from polaris_jax.progress import Progress
 from polaris_jax.sharding import TRAINER_RULES, param_shardings
-from polaris_jax.train.warmstart import warm_start
+from polaris_jax.train.warmstart import warm_start, warmstart_model_config
 
 WARMSTART_DIR = "base_model"
 
@@ -61,21 +61,7 @@ def _make_warmstart(config: RunConfig, path: Path, progress: Progress) -> None:
     if done.exists() and json.loads(done.read_text()) == identity:
         return
     tokenizer = build_tokenizer()
-    model_config = ModelConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=section.hidden_size,
-        intermediate_size=section.intermediate_size,
-        num_layers=section.num_layers,
-        num_heads=section.num_heads,
-        num_kv_heads=section.num_kv_heads,
-        head_dim=section.head_dim,
-        rope_theta=1e4,
-        rms_norm_eps=1e-6,
-        max_position_embeddings=section.max_position_tokens,
-        tie_embeddings=True,
-        qkv_bias=False,
-        qk_norm=True,
-    )
+    model_config = warmstart_model_config(section, vocab_size=len(tokenizer))
     suffix = config.data.prompt_suffix
     examples = [
         render_example(tokenizer, problem.problem, completion, suffix=suffix)

@@ -35,6 +35,7 @@ RANKS = {
     "records": BASE,
 }
 COMPOSED_ONLY_BY_CLI = {"cli", "loop", "runs"}
+PLAN_READERS = {"runs", "cli"}  # what is planned must not know the planner
 FORBIDDEN_PAIRS = {("rollout", "train"), ("train", "rollout")} | {
     (host, "models") for host in ("batch", "reward", "data", "explore", "stages")
 }
@@ -146,6 +147,8 @@ def _structure_rules(here: str, target: str) -> Iterator[str]:
         yield f"{source_part} must not import {target_part} ({target})"
     if target_part in COMPOSED_ONLY_BY_CLI and source_part not in ("cli", "__main__"):
         yield f"only cli imports {target_part} ({target})"
+    if target_part == "plan" and source_part not in PLAN_READERS:
+        yield f"only runs and cli import plan ({target})"
     if target_part == "testing":
         yield f"fakes serve tests only ({target})"
     source_rank = RANKS.get(source_part, PACKAGES)

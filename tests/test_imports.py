@@ -47,6 +47,8 @@ def test_jax_config_is_set_nowhere_in_the_tests_but_conftest():
         ("sharding.py", "import polaris_jax.models", "sharding must not import upwards"),
         ("config.py", "import polaris_jax.sharding", "config must not import upwards"),
         ("records.py", "import polaris_jax.batch", "records must not import upwards"),
+        ("train/a.py", "import polaris_jax.plan.fit", "only runs and cli import plan"),
+        ("loop.py", "from polaris_jax import plan", "only runs and cli import plan"),
         ("__init__.py", "import polaris_jax.records", "__init__ imports nothing"),
         ("runs/a.py", "from polaris_jax.testing import fakes", "fakes serve tests only"),
         ("cli/a.py", "from configs import base", "nothing imports configs"),

@@ -35,13 +35,6 @@ def _define(values: flags.FlagValues) -> None:
         lower_bound=0.0,
         flag_values=values,
     )
-    flags.DEFINE_integer(
-        "sampler_tensor",
-        0,
-        "devices that share the sampler's weights; 0: the fewest that fit",
-        lower_bound=0,
-        flag_values=values,
-    )
     flags.DEFINE_enum(
         "pool", "freed", ["freed", "kept"], "the KV pool during the update", flag_values=values
     )
@@ -79,7 +72,6 @@ def main(argv: list[str]) -> int:
     options = PlanOptions(
         stage=own["stage"],
         mean_response_tokens=own["mean_response_tokens"],
-        sampler_tensor=own["sampler_tensor"],
         hbm_gib=own["hbm_gib"],
         residency=Residency(own["pool"], own["state"]),
         efficiency=Efficiency(mfu=own["mfu"], bandwidth=own["bandwidth"]),

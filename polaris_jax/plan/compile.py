@@ -16,6 +16,7 @@ import jax
 
 from polaris_jax.plan.hlo import Traffic, program_traffic
 
+HOST_MEMORY = "pinned_host"
 LOCK_NAME = "polaris_plan_libtpu.lock"
 
 
@@ -104,9 +105,7 @@ def compile_program(program: Program, *, devices: int, dynamic_trips: float = 1.
         - memory.host_alias_size_in_bytes,
         peak=getattr(memory, "peak_memory_in_bytes", None) or None,
         compile_s=seconds,
-        traffic=program_traffic(
-            compiled.as_text(), devices=devices, dynamic_trips=dynamic_trips
-        ),
+        traffic=program_traffic(compiled.as_text(), devices=devices, dynamic_trips=dynamic_trips),
     )
 
 
@@ -128,9 +127,12 @@ def only_libtpu_user(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes that one device holds of a pytree of ShapeDtypeStructs with shardings."""
+    """Bytes that one device holds of a pytree of ShapeDtypeStructs with shardings; leaves in host
+    memory are left out."""
     total = 0
     for leaf in jax.tree.leaves(tree):
+        if leaf.sharding is not None and leaf.sharding.memory_kind == HOST_MEMORY:
+            continue
         shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
         size = leaf.dtype.itemsize
         for dim in shape:

@@ -38,8 +38,8 @@ class Sizes:
         weights: the sampler's.
         accumulate: the total of the update's gradient program: weights, accumulator and batch in.
         apply: the total of the optimizer's program: state and gradients in.
-        sync_temporary: the most that one step of the weight sync needs beside what goes in and
-            comes out.
+        sync_step: the most that one leaf's step of the weight sync needs: its new weight and
+            temporaries. The old weight of a leaf is freed first.
         page: one page of the pool, all layers, as the compiler lays it out.
         sampling: the larger of the decode and prefill programs' totals, without the pool.
     """
@@ -49,7 +49,7 @@ class Sizes:
     weights: int
     accumulate: int
     apply: int
-    sync_temporary: int
+    sync_step: int
     page: float
     sampling: int
 
@@ -165,9 +165,8 @@ def _phases(sizes: Sizes, pool: int, residency: Residency) -> tuple[Phase, ...]:
             "weight sync",
             (
                 ("master weights and moments", sizes.state),
-                ("old sampler weights", sizes.weights),
-                ("new sampler weights", sizes.weights),
-                ("temporaries", sizes.sync_temporary),
+                weights,
+                ("one leaf and temporaries", sizes.sync_step),
                 *kept_pool,
             ),
         ),

@@ -27,8 +27,6 @@ def prefill_flops(model: ModelConfig, *, tokens: int, context_tokens: float) -> 
     return tokens * (forward_flops_per_token(model, context_tokens) - head)
 
 
-def decode_flops(
-    model: ModelConfig, *, slots: int, steps: int, context_tokens: float
-) -> float:
+def decode_flops(model: ModelConfig, *, slots: int, steps: int, context_tokens: float) -> float:
     """FLOPs of a decode call in which every slot draws `steps` tokens."""
     return slots * steps * forward_flops_per_token(model, context_tokens)

@@ -16,10 +16,10 @@ BITS = {
     "s4": 4,
     "u4": 4,
     "f4e2m1fn": 4,
-    **{name: 8 for name in ("s8", "u8", "f8e4m3fn", "f8e5m2", "f8e4m3", "f8e4m3b11fnuz")},
-    **{name: 16 for name in ("s16", "u16", "f16", "bf16")},
-    **{name: 32 for name in ("s32", "u32", "f32")},
-    **{name: 64 for name in ("s64", "u64", "f64", "c64")},
+    **dict.fromkeys(("s8", "u8", "f8e4m3fn", "f8e5m2", "f8e4m3", "f8e4m3b11fnuz"), 8),
+    **dict.fromkeys(("s16", "u16", "f16", "bf16"), 16),
+    **dict.fromkeys(("s32", "u32", "f32"), 32),
+    **dict.fromkeys(("s64", "u64", "f64", "c64"), 64),
     "c128": 128,
 }
 HBM_SPACE = 0  # S(1) is a TPU's VMEM, S(2) its semaphores, S(5) host memory, S(6) its SMEM

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from polaris_jax.config import ConfigError, MeshSection, RunConfig, row_len_tokens
+from polaris_jax.data.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import ModelConfig, RopeScaling
 from polaris_jax.models.hf_config import parse_config
 from polaris_jax.models.presets import PRESETS, preset
+from polaris_jax.train.warmstart import warmstart_model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Setting:
         return (
             f"--config.mesh.data={m.data} --config.mesh.fsdp={m.fsdp} "
             f"--config.mesh.context={m.context} --config.mesh.tensor={m.tensor} "
-            f"--config.batch.rows={self.rows} --sampler_tensor={self.sampler_tensor}"
+            f"--config.batch.rows={self.rows} --config.rollout.tensor={self.sampler_tensor}"
         )
 
 
@@ -145,7 +147,7 @@ def architecture(config: RunConfig) -> ModelConfig:
     """
     path = config.model.path
     if not path and config.warmstart.steps:
-        return _warmstart_model(config)
+        return warmstart_model_config(config.warmstart, vocab_size=len(build_tokenizer()))
     directory = Path(path).expanduser()
     file = directory / "config.json"
     if path and file.is_file():
@@ -159,33 +161,17 @@ def architecture(config: RunConfig) -> ModelConfig:
         ) from None
 
 
-def _warmstart_model(config: RunConfig) -> ModelConfig:
-    from polaris_jax.data.tiny_tokenizer import build_tokenizer
-
-    section = config.warmstart
-    return ModelConfig(
-        vocab_size=len(build_tokenizer()),
-        hidden_size=section.hidden_size,
-        intermediate_size=section.intermediate_size,
-        num_layers=section.num_layers,
-        num_heads=section.num_heads,
-        num_kv_heads=section.num_kv_heads,
-        head_dim=section.head_dim,
-        rope_theta=1e4,
-        rms_norm_eps=1e-6,
-        max_position_embeddings=section.max_position_tokens,
-        tie_embeddings=True,
-        qkv_bias=False,
-        qk_norm=True,
-    )
-
-
-def config_setting(config: RunConfig, *, devices: int, sampler_tensor: int) -> Setting:
+def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Setting:
     """The setting that a config asks for on so many devices.
+
+    Args:
+        config: of the run.
+        devices: of the topology.
+        local_devices: of one process, over which a sampler lies.
 
     Raises:
         ConfigError: the mesh does not multiply to them, the rows do not divide over it, or the
-            sampler's tensor size does not divide them.
+            sampler does not lie on all of a process's devices.
     """
     mesh = config.mesh
     others = mesh.data * mesh.context * mesh.tensor
@@ -196,14 +182,24 @@ def config_setting(config: RunConfig, *, devices: int, sampler_tensor: int) -> S
             f"tensor={mesh.tensor} the mesh needs {others * max(fsdp, 1)} devices and the topology "
             f"has {devices}; choose sizes whose product is {devices}, or fsdp=-1"
         )
-    setting = Setting(dataclasses.replace(mesh, fsdp=fsdp), config.batch.rows, sampler_tensor)
+    tensor, data = config.rollout.tensor, config.rollout.data
+    rows = config.batch.rows or mesh.data * fsdp
+    setting = Setting(dataclasses.replace(mesh, fsdp=fsdp), rows, tensor)
     if setting.rows % setting.row_shards:
         raise ConfigError(
             f"batch.rows={setting.rows}: the rows of a microbatch are split over mesh.data x "
             f"mesh.fsdp = {setting.row_shards} parts; set it to a multiple of {setting.row_shards}"
         )
-    if sampler_tensor < 1 or devices % sampler_tensor:
-        raise ConfigError(f"--sampler_tensor={sampler_tensor}: must divide {devices} devices")
+    if tensor < 1 or local_devices % tensor:
+        raise ConfigError(
+            f"rollout.tensor={tensor}: must be at least 1 and divide the {local_devices} devices of a "
+            "process"
+        )
+    if data and data * tensor != local_devices:
+        raise ConfigError(
+            f"rollout.data={data}: a plan lays the sampler over all {local_devices} devices of a "
+            f"process; set it to 0 or to {local_devices // tensor}"
+        )
     return setting
 
 

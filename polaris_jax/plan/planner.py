@@ -78,7 +78,13 @@ class Planner:
         self._done: dict[Any, Any] = {}
 
     def assess(self, setting: Setting) -> Assessment:
-        """The verdict on one setting."""
+        """The verdict on one setting; what the product refuses to build is a refusal too."""
+        try:
+            return self._assess(setting)
+        except ValueError as error:
+            return Assessment(setting, (), {}, None, (str(error),), self.slots(setting), None)
+
+    def _assess(self, setting: Setting) -> Assessment:
         made = self._once(("update", setting.mesh, setting.rows), self._update, setting)
         update, accumulate, apply = made
         sync = self._once(("sync", setting.mesh, setting.sampler_tensor), self._sync, setting)
@@ -95,7 +101,7 @@ class Planner:
             weights=sampler.weights_bytes,
             accumulate=accumulate.total,
             apply=apply.total,
-            sync_temporary=max(c.temporary + c.code for c in sync),
+            sync_step=max(c.output - c.alias + c.temporary + c.code for c in sync),
             page=page,
             sampling=beside,
         )
@@ -141,9 +147,7 @@ class Planner:
         return self._done[key]
 
     def _compile(self, program: Program, dynamic_trips: float) -> Compiled:
-        done = compile_program(
-            program, devices=len(self.devices), dynamic_trips=dynamic_trips
-        )
+        done = compile_program(program, devices=len(self.devices), dynamic_trips=dynamic_trips)
         what = "refused" if done.refusal else f"{done.total / (1 << 30):.2f} GiB a device"
         self.say(f"compiled {program.name} in {done.compile_s:.1f} s: {what}")
         return done
@@ -156,7 +160,7 @@ class Planner:
 
     def _sync(self, setting: Setting) -> list[Compiled]:
         update = self._once(("update", setting.mesh, setting.rows), self._update, setting)[0]
-        steps = programs.sync_programs(self.job, update.params, setting, self.devices)
+        steps = programs.sync_programs(self.job, update.params, setting)
         return [self._compile(step, 1.0) for step in steps]
 
     def _sampler(self, setting: Setting) -> Any:
@@ -182,7 +186,9 @@ class Planner:
     def _lengths(self) -> Any:
         return truncated_exponential(self.job.mean_response_tokens, self.job.max_response_tokens)
 
-    def _flops(self, setting: Setting, sampler: programs.SamplerSet, slots: int) -> dict[str, float]:
+    def _flops(
+        self, setting: Setting, sampler: programs.SamplerSet, slots: int
+    ) -> dict[str, float]:
         model, config, count = self.job.model, self.job.config, len(self.devices)
         context = live_context(self._lengths(), self.job.mean_prompt_tokens)
         shared = setting.sampler_tensor
@@ -196,7 +202,9 @@ class Planner:
             / count,
             "update: optimizer": flops.apply_flops(model) / count,
             "prefill": flops.prefill_flops(
-                model, tokens=sampler.prefill_tokens, context_tokens=config.rollout.prefill_chunk / 2
+                model,
+                tokens=sampler.prefill_tokens,
+                context_tokens=config.rollout.prefill_chunk / 2,
             )
             / shared,
             "decode": flops.decode_flops(
@@ -239,10 +247,9 @@ class Planner:
             weights_bytes=sizes.weights,
             kv_token_bytes=sampler.page_bytes / page_size * setting.sampler_tensor,
             sequences=sequences,
+            room_for=by_pages * shards,
             step_collective_s=self._link_s(decode) / config.rollout.decode_steps,
-            sync_s=sum(
-                max(self._link_s(c), _hbm(c) / self.chip.hbm_bytes_per_s) for c in sync
-            ),
+            sync_s=sum(max(self._link_s(c), _hbm(c) / self.chip.hbm_bytes_per_s) for c in sync),
             efficiency=self.efficiency,
         )
 

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from polaris_jax.plan.compile import Program, device_bytes
@@ -74,9 +75,11 @@ def update_set(job: Job, setting: Setting, devices: Sequence[Any]) -> UpdateSet:
     )
 
 
-def sync_programs(job: Job, params: Any, setting: Setting, devices: Sequence[Any]) -> list[Program]:
+def sync_programs(job: Job, params: Any, setting: Setting) -> list[Program]:
     """The steps of the weight sync, run one after the other."""
-    mesh = _sampler_mesh(setting, devices)
+    # The trainer's order of devices: one jitted function reshards from mesh to mesh.
+    trainer = jax.tree.leaves(params)[0].sharding.mesh
+    mesh = _sampler_mesh(setting, list(trainer.devices.flat))
     return [_program(p) for p in weight_sync_programs(params, job.config.model.dtype, mesh)]
 
 
@@ -97,6 +100,7 @@ def sampler_set(
         max_len=job.max_len,
         decode_steps=rollout.decode_steps,
         prefill_chunk=rollout.prefill_chunk,
+        attention=rollout.attention,
         dtype=job.config.model.dtype,
     )
     decode = _program(decode_program(job.model, sizes, mesh))
@@ -112,7 +116,8 @@ def sampler_set(
 
 
 def _sampler_mesh(setting: Setting, devices: Sequence[Any]) -> Mesh:
-    return make_sampler_mesh(devices, data=0, tensor=setting.sampler_tensor)
+    tensor = setting.sampler_tensor
+    return make_sampler_mesh(devices, data=len(devices) // tensor, tensor=tensor)
 
 
 def _program(abstract: AbstractProgram) -> Program:

@@ -99,6 +99,7 @@ class Estimate:
         update_compute_s, update_hbm_s, update_collective_s: the update's three bounds.
         update_s: the largest of them.
         sequences: decoded at once, over all devices.
+        room_for: sequences that the pools hold at once at their mean length.
         decode_steps: from the first to the last token of a step's rollouts.
         kv_s, weights_s: reading keys and values, reading weights.
         decode_compute_s: arithmetic of the same tokens.
@@ -117,6 +118,7 @@ class Estimate:
     update_collective_s: float
     update_s: float
     sequences: int
+    room_for: int
     decode_steps: float
     kv_s: float
     weights_s: float
@@ -161,6 +163,7 @@ def estimate_step(
     weights_bytes: float,
     kv_token_bytes: float,
     sequences: int,
+    room_for: int,
     step_collective_s: float,
     sync_s: float,
     efficiency: Efficiency = Efficiency(),
@@ -179,6 +182,7 @@ def estimate_step(
         weights_bytes: the sampler's weights on one device.
         kv_token_bytes: keys and values of one token, over all devices that share it.
         sequences: decoded at once, over all devices.
+        room_for: sequences that the pools hold at once at their mean length.
         step_collective_s: collectives of one decode step.
         sync_s: the weight sync.
         efficiency: shares of the chip's figures.
@@ -196,9 +200,7 @@ def estimate_step(
     kv_s = tokens * context * kv_token_bytes / devices / bandwidth
     weights_s = steps * weights_bytes / bandwidth
     decode_compute_s = tokens * forward_flops_per_token(model, context) / speed
-    prefill_s = (
-        prompts * prompt_tokens * forward_flops_per_token(model, prompt_tokens / 2) / speed
-    )
+    prefill_s = prompts * prompt_tokens * forward_flops_per_token(model, prompt_tokens / 2) / speed
     decode_collective_s = steps * step_collective_s
     rollout_s = max(kv_s + weights_s, decode_compute_s) + decode_collective_s + prefill_s
     step_s = rollout_s + update_s + sync_s
@@ -208,6 +210,7 @@ def estimate_step(
         update_collective_s=update.collective_s,
         update_s=update_s,
         sequences=sequences,
+        room_for=room_for,
         decode_steps=steps,
         kv_s=kv_s,
         weights_s=weights_s,

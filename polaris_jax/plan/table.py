@@ -35,9 +35,7 @@ def plan_json(planner: Planner, assessment: Assessment) -> dict[str, Any]:
         "setting": dataclasses.asdict(assessment.setting),
         "flags": assessment.setting.flags(),
         "residency": dataclasses.asdict(planner.residency),
-        "programs": [
-            _program_json(compiled, assessment.flops) for compiled in assessment.compiled
-        ],
+        "programs": [_program_json(compiled, assessment.flops) for compiled in assessment.compiled],
         "fit": None
         if assessment.fit is None
         else {
@@ -100,16 +98,50 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         f"rows of {plan['row_len']:,} tokens, on {plan['topology']}: {plan['devices']} devices of "
         f"{gib(hbm)} GiB\n{_setting_line(plan['setting'])}"
     )
-    parts = [head, "Programs, a device (GiB; FLOPs from shapes, loops counted in full):"]
-    parts.append(_programs(plan["programs"], hbm))
-    parts.append("Collectives, a device, one execution (ring bytes on the wire):")
-    parts.append(_collectives(plan["programs"]))
+    steps = merged(plan["programs"])
+    parts = [
+        head,
+        "Programs, a device (GiB; FLOPs from shapes, loops counted in full):\n"
+        + _programs(steps, hbm),
+        "Collectives, a device, one execution (ring bytes on the wire):\n" + _collectives(steps),
+    ]
     if plan["fit"]:
         parts.append(_phases(plan))
     parts.append(_verdict(plan))
     if plan["estimate"]:
         parts.append(_estimate(plan))
     return "\n\n".join(parts)
+
+
+def merged(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The programs with those that run one after the other as one (`weight_sync/PATH`): memory of
+    the largest, traffic of all."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for item in items:
+        groups.setdefault(item["name"].split("/")[0], []).append(item)
+    found = []
+    for name, parts in groups.items():
+        largest = dict(max(parts, key=lambda part: part["total"]))
+        if len(parts) > 1:
+            largest["name"] = f"{name} ({len(parts)} steps, the largest)"
+            largest["refusal"] = next((p["refusal"] for p in parts if p["refusal"]), "")
+            for key in ("hbm_bytes", "kernel_bytes"):
+                largest[key] = sum(part[key] or 0 for part in parts)
+            largest["collectives"] = _by_kind([c for part in parts for c in part["collectives"]])
+        found.append(largest)
+    return found
+
+
+def _by_kind(collectives: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    total: dict[tuple[str, int], dict[str, Any]] = {}
+    for c in collectives:
+        key = (c["kind"], c["group"])
+        if key not in total:
+            total[key] = dict(c)
+            continue
+        for name in ("executed", "payload_bytes", "wire_bytes"):
+            total[key][name] += c[name]
+    return list(total.values())
 
 
 def _setting_line(setting: Mapping[str, Any]) -> str:
@@ -191,7 +223,8 @@ def _estimate(plan: Mapping[str, Any]) -> str:
     return (
         f"ESTIMATES of one step, not measured (mean response {a['mean_response_tokens']:,.0f} "
         f"tokens, update at {a['mfu']:.0%} MFU, decode at {a['bandwidth']:.0%} of the bandwidth):\n"
-        f"  rollout {e['rollout_s']:,.0f} s: {e['sequences']} sequences at once, "
+        f"  rollout {e['rollout_s']:,.0f} s: {e['sequences']} sequences at once (the pools hold "
+        f"{e['room_for']} of mean length), "
         f"{e['decode_steps']:,.0f} decode steps; keys and values {e['kv_s']:,.0f} s, weights "
         f"{e['weights_s']:,.0f} s, arithmetic {e['decode_compute_s']:,.0f} s, collectives "
         f"{e['decode_collective_s']:,.1f} s, prefill {e['prefill_s']:,.1f} s\n"

@@ -71,7 +71,9 @@ def parse_topology(text: str) -> Topology:
     wanted = (1,) if kind not in TPU_KINDS else (2,) if kind in ("v5e", "v6e") else (3,)
     if len(dims) != len(parts) or len(dims) not in wanted or min(dims) < 1:
         axes = {1: "N", 2: "AxB", 3: "AxBxC"}[wanted[0]]
-        raise ConfigError(f"--topology={text}: the shape of {kind} is {axes}, e.g. {_example(kind)}")
+        raise ConfigError(
+            f"--topology={text}: the shape of {kind} is {axes}, e.g. {_example(kind)}"
+        )
     if kind in GPU_KINDS and dims[0] > GPUS_PER_HOST and dims[0] % GPUS_PER_HOST:
         raise ConfigError(
             f"--topology={text}: whole hosts of {GPUS_PER_HOST} GPUs; name a multiple of "
@@ -111,9 +113,7 @@ def devices(topology: Topology) -> Sequence[Any]:
 
     try:
         if topology.platform == "tpu":
-            return topologies.get_topology_desc(
-                platform="tpu", topology_name=topology.name
-            ).devices
+            return topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
         target = resources.files("polaris_jax.plan") / "targets" / f"{topology.kind}.txtpb"
         return topologies.get_topology_desc(
             topology.kind,

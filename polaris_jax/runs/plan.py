@@ -34,7 +34,6 @@ class PlanOptions:
     Attributes:
         stage: from 0; None: the one with the longest responses.
         mean_response_tokens: for the estimates; 0: see `make_job`.
-        sampler_tensor: devices that share the sampler's weights; 0: the fewest that fit.
         hbm_gib: of a device; 0: the chip's.
         residency: what stays where between the phases.
         efficiency: shares of the chip's figures.
@@ -43,7 +42,6 @@ class PlanOptions:
 
     stage: int | None = None
     mean_response_tokens: float = 0.0
-    sampler_tensor: int = 0
     hbm_gib: float = 0.0
     residency: Residency = Residency()
     efficiency: Efficiency = Efficiency()
@@ -68,16 +66,15 @@ def plan(
         ConfigError: a setting that cannot be: a mesh that does not multiply to the devices, rows
             that do not divide.
     """
-    job = make_job(
-        config, stage=options.stage, mean_response_tokens=options.mean_response_tokens
-    )
+    job = make_job(config, stage=options.stage, mean_response_tokens=options.mean_response_tokens)
     alone = topology.platform == "tpu"
     with only_libtpu_user(say) if alone else contextlib.nullcontext():
         planner = _planner(job, topology, options, say)
         local = local_device_count(planner.devices)
         if options.search:
             return _search(planner, local)
-        assessment = _of_config(planner, config, options, local)
+        setting = config_setting(config, devices=len(planner.devices), local_devices=local)
+        assessment = planner.assess(setting)
         found = plan_json(planner, assessment)
         if not assessment.fits:
             found["nearest"] = _advice(planner, assessment, options, say)
@@ -100,29 +97,6 @@ def _planner(
         efficiency=options.efficiency,
         say=say,
     )
-
-
-def _of_config(
-    planner: Planner, config: RunConfig, options: PlanOptions, local: int
-) -> Assessment:
-    """The config's own setting, with the fewest devices a sampler that fit."""
-    count, kv_heads = len(planner.devices), planner.job.model.num_kv_heads
-    if options.sampler_tensor:
-        sizes = [options.sampler_tensor]
-    else:
-        sizes = [t for t in (1, 2, 4, 8) if local % t == 0 and kv_heads % t == 0]
-    first: Assessment | None = None
-    for size in sizes:
-        setting = config_setting(config, devices=count, sampler_tensor=size)
-        if first is not None and not planner.may_fit(setting):
-            continue
-        assessment = planner.assess(setting)
-        if assessment.fits:
-            return assessment
-        first = first or assessment
-    if first is None:
-        raise ConfigError(f"--topology={planner.topology.name}: no sampler fits its {local} devices")
-    return first
 
 
 def _advice(
@@ -161,9 +135,7 @@ def _advice(
 
 def _nearest_on(planner: Planner, base: Setting) -> Assessment | None:
     local = local_device_count(planner.devices)
-    settings = search_settings(
-        planner.job.model, devices=len(planner.devices), local_devices=local
-    )
+    settings = search_settings(planner.job.model, devices=len(planner.devices), local_devices=local)
     needs_less = [s for s in settings if _asks_no_more(s, base)]
     return nearest(base, needs_less, may_fit=planner.may_fit, assess=planner.assess)
 

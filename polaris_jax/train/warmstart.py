@@ -34,6 +34,30 @@ ROW_MULTIPLE_TOKENS = 32
 ATTENTION_BREAK_EVEN_TOKENS = 460
 
 
+def warmstart_model_config(section: WarmstartSection, *, vocab_size: int) -> ModelConfig:
+    """The architecture that a warm start makes: a small Qwen3 with tied embeddings.
+
+    Args:
+        section: its sizes.
+        vocab_size: of the tokenizer.
+    """
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=section.hidden_size,
+        intermediate_size=section.intermediate_size,
+        num_layers=section.num_layers,
+        num_heads=section.num_heads,
+        num_kv_heads=section.num_kv_heads,
+        head_dim=section.head_dim,
+        rope_theta=1e4,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=section.max_position_tokens,
+        tie_embeddings=True,
+        qkv_bias=False,
+        qk_norm=True,
+    )
+
+
 def warm_start(
     model: Qwen,
     examples: Sequence[Example],

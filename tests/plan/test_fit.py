@@ -14,7 +14,7 @@ SIZES = Sizes(
     weights=8 * GIB,
     accumulate=40 * GIB,
     apply=9 * GIB,
-    sync_temporary=GIB,
+    sync_step=GIB,
     page=GIB / 16,
     sampling=10 * GIB,
 )
@@ -33,7 +33,7 @@ def test_the_phases_add_up():
     assert totals == {
         "update: gradients": (40 + 4 + 8) * GIB,
         "update: optimizer": (9 + 8) * GIB,
-        "weight sync": (6 + 8 + 8 + 1) * GIB,
+        "weight sync": (6 + 8 + 1) * GIB,
         "sampling": (10 + 74 + 6) * GIB,
     }
     assert fit.fits
@@ -70,7 +70,9 @@ def test_no_more_pages_than_the_slots_can_fill():
         ),
         pytest.param({"apply": 83 * GIB}, ["update: optimizer: 91.00 GiB"], id="the optimizer"),
         pytest.param(
-            {"weights": 42 * GIB}, ["weight sync: 91.00 GiB"], id="two sets of sampler weights"
+            {"weights": 37 * GIB, "sync_step": 48 * GIB, "accumulate": GIB},
+            ["weight sync: 91.00 GiB"],
+            id="the weight sync",
         ),
         pytest.param(
             {"sampling": 82 * GIB},

@@ -72,21 +72,28 @@ def with_mesh(rows, **mesh):
 
 
 def test_the_rest_of_the_devices_go_to_fsdp():
-    setting = config_setting(with_mesh(8, context=2), devices=16, sampler_tensor=1)
+    setting = config_setting(with_mesh(8, context=2), devices=16, local_devices=4)
     assert setting.mesh == MeshSection(1, 8, 2, 1)
 
 
+def with_sampler(**rollout):
+    config = with_mesh(16)
+    return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, **rollout))
+
+
 @pytest.mark.parametrize(
-    ("config", "sampler", "words"),
+    ("config", "words"),
     [
-        (with_mesh(8), 1, "batch.rows=8: the rows"),
-        (with_mesh(8, context=3), 1, "mesh.fsdp=-1: with data=1, context=3"),
-        (with_mesh(16), 3, "--sampler_tensor=3"),
+        (with_mesh(8), "batch.rows=8: the rows"),
+        (with_mesh(8, context=3), "mesh.fsdp=-1: with data=1, context=3"),
+        (with_sampler(tensor=3), "rollout.tensor=3: must be at least 1 and divide the 4 devices"),
+        (with_sampler(tensor=8), "rollout.tensor=8"),
+        (with_sampler(tensor=2, data=1), "rollout.data=1: a plan lays the sampler over all 4"),
     ],
 )
-def test_settings_that_cannot_be(config, sampler, words):
+def test_settings_that_cannot_be(config, words):
     with pytest.raises(ConfigError) as error:
-        config_setting(config, devices=16, sampler_tensor=sampler)
+        config_setting(config, devices=16, local_devices=4)
     assert words in str(error.value)
 
 

@@ -71,6 +71,7 @@ def estimate(**kwargs):
         "weights_bytes": 1e9,
         "kv_token_bytes": 1e5,
         "sequences": 32,
+        "room_for": 32,
         "step_collective_s": 0.0,
         "sync_s": 0.5,
         "efficiency": Efficiency(mfu=0.5, bandwidth=0.5),
@@ -83,9 +84,7 @@ def test_decode_reads_weights_once_a_step_and_every_live_key_once_a_token():
     assert found.decode_steps == 2000  # 64 responses, 32 at once
     assert math.isclose(found.weights_s, 2000 * 1e9 / 0.5e12)
     assert math.isclose(found.kv_s, 64_000 * 500 * 1e5 / 4 / 0.5e12)
-    assert math.isclose(
-        found.rollout_s, max(found.weights_s + found.kv_s, found.decode_compute_s)
-    )
+    assert math.isclose(found.rollout_s, max(found.weights_s + found.kv_s, found.decode_compute_s))
 
 
 def test_the_longest_response_sets_a_floor():

@@ -1,0 +1,192 @@
+"""docs/results/plan.md: every full-size recipe on every pod, and what must be refused.
+
+usage: plan_pods.py [--root=workdirs/plan] [--out=docs/results/plan.md] [--only=WORD]
+
+Each case is one `polaris plan`, one after the other (libtpu serves one process at a time). A case
+whose plan.json lies in --root is not compiled again: delete the file to have it redone. Exit code 1
+when a case does not turn out as the recipe needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from polaris_jax.plan.table import MARKDOWN_HEADER, markdown_row
+
+ROOT = Path(__file__).resolve().parents[1]
+FITS = 0  # no number of full-length rows is asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row of the tables.
+
+    Attributes:
+        config: a file of configs/, without .py.
+        topology: as `polaris plan` takes it.
+        context: mesh.context.
+        tensor: rollout.tensor.
+        rows: batch.rows; 0: one a shard.
+        rows_at_least: full-length rows that must fit at once; None: it must be refused.
+        flags: more flags.
+    """
+
+    config: str
+    topology: str
+    context: int = 1
+    tensor: int = 1
+    rows: int = 0
+    rows_at_least: int | None = FITS
+    flags: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        parts = [self.config.removeprefix("polaris_"), self.topology.replace(":", "_")]
+        parts += [f"c{self.context}", f"t{self.tensor}", *([f"r{self.rows}"] if self.rows else [])]
+        return "_".join([*parts, *[f.split(".")[-1].replace("=", "") for f in self.flags]])
+
+    def command(self, out: Path) -> list[str]:
+        flags = [
+            f"--config={ROOT / 'configs' / f'{self.config}.py'}",
+            f"--topology={self.topology}",
+            f"--config.mesh.context={self.context}",
+            f"--config.rollout.tensor={self.tensor}",
+            f"--config.batch.rows={self.rows}",
+            *self.flags,
+        ]
+        return [sys.executable, "-m", "polaris_jax", "plan", *flags, f"--out={out}"]
+
+
+MUST_FIT = (
+    Case("polaris_4b", "v5p:2x2x4", rows_at_least=128),
+    Case("polaris_4b", "v5p:2x2x4", context=4),
+    Case("polaris_4b", "v5p:4x4x2", rows_at_least=256),
+    Case("polaris_4b", "v6e:4x8", context=2, tensor=2, rows_at_least=80),
+    Case("polaris_4b", "v6e:8x8", context=2, tensor=2, rows_at_least=160),
+    Case("polaris_4b", "v5e:8x16", context=4, tensor=4, rows_at_least=160),
+    Case("polaris_4b", "v5e:16x16", context=4, tensor=4, rows_at_least=320),
+    Case("polaris_4b", "h100:8", rows_at_least=48),
+    Case("polaris_4b", "h100:32", rows_at_least=200),
+    Case("polaris_7b", "v5p:2x2x4"),
+    Case("polaris_7b", "h100:8"),
+    Case("polaris_1p7b", "v5p:2x2x4"),
+    Case("polaris_1p7b", "h100:8"),
+)
+BEYOND = (
+    Case("polaris_4b", "v5p:2x2x1"),
+    Case("polaris_4b", "v6e:2x4", context=4, tensor=2),
+    Case("polaris_4b", "v5e:4x8", context=8, tensor=4),
+)
+MUST_REFUSE = (
+    Case("polaris_4b", "v5e:2x2", rows_at_least=None),
+    Case("polaris_4b", "v5e:16x16", tensor=4, rows_at_least=None),
+    Case("polaris_4b", "h100:8", rows=64, rows_at_least=None),
+    Case(
+        "polaris_4b",
+        "v5p:2x2x4",
+        rows_at_least=None,
+        flags=("--config.rollout.num_pages=400000",),
+    ),
+    Case("polaris_4b", "v5p:2x2x4", rows_at_least=None, flags=("--config.rollout.slots=1024",)),
+)
+
+
+def run(case: Case, root: Path) -> dict[str, Any]:
+    """The case's plan, compiled unless it is there already."""
+    out = root / f"{case.name}.json"
+    if not out.exists():
+        print(f"== {case.name}", flush=True)
+        part = out.with_suffix(".part")
+        done = subprocess.run(case.command(part), check=False)
+        if done.returncode not in (0, 1) or not part.exists():
+            raise RuntimeError(f"{case.name}: polaris plan ended with exit code {done.returncode}")
+        part.rename(out)
+    return json.loads(out.read_text())
+
+
+def shortfall(case: Case, plan: dict[str, Any]) -> str:
+    """How a plan differs from what the recipe needs; empty: it does not."""
+    if case.rows_at_least is None:
+        return f"{case.name}: fits, though it must be refused" if plan["fits"] else ""
+    if not plan["fits"]:
+        return f"{case.name}: does not fit: {plan['reasons'][0]}"
+    rows = plan["fit"]["full_rows"]
+    if rows < case.rows_at_least:
+        return f"{case.name}: {rows} full-length rows, {case.rows_at_least} are needed"
+    return ""
+
+
+def markdown(tables: Sequence[tuple[str, Sequence[tuple[Case, dict[str, Any]]]]]) -> str:
+    """The whole document."""
+    lines = [
+        "# What fits which pod, by ahead-of-time compilation",
+        "",
+        f"{date.today()}, commit `{_commit()}`; made by `python launch/plan_pods.py` on "
+        f"{platform.machine()} without an accelerator: {', '.join(_versions())}.",
+        "",
+        "NOTHING here ran on a TPU or GPU. Bytes are what the compilers report for the product's own "
+        "programs, added up over what is resident in each phase and judged against 90% of the HBM. "
+        "Seconds and tokens/s are ESTIMATES from public figures of the chips: update at 40% MFU, "
+        "decode at 60% of the bandwidth, mean response 20,000 tokens (or half the budget), lengths "
+        "exponential up to the budget. The KV pool is freed during the update; master weights and "
+        "moments stay on the devices. GPU compilers set no limit and leave out cuDNN's workspace, "
+        "CUDA's context and NCCL's buffers.",
+    ]
+    for title, rows in tables:
+        lines += ["", f"## {title}", "", MARKDOWN_HEADER]
+        lines += [markdown_row(case.config.removeprefix("polaris_"), plan) for case, plan in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _commit() -> str:
+    shown = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return shown.stdout.strip() or "unknown"
+
+
+def _versions() -> Iterator[str]:
+    for name in ("jax", "libtpu", "jax-cuda12-plugin"):
+        try:
+            yield f"{name} {version(name)}"
+        except PackageNotFoundError:
+            yield f"no {name}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=ROOT / "workdirs" / "plan")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "plan.md")
+    parser.add_argument("--only", default="", help="cases whose name holds this word")
+    args = parser.parse_args()
+    args.root.mkdir(parents=True, exist_ok=True)
+    tables, missed = [], []
+    for title, cases in (
+        ("Must fit", MUST_FIT),
+        ("Beyond", BEYOND),
+        ("Must be refused, with the nearest setting that fits", MUST_REFUSE),
+    ):
+        rows = [(case, run(case, args.root)) for case in cases if args.only in case.name]
+        missed += [line for case, plan in rows if (line := shortfall(case, plan))]
+        tables.append((title, rows))
+    args.out.write_text(markdown(tables))
+    print("\n".join([str(args.out), *missed]))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

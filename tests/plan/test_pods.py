@@ -1,0 +1,100 @@
+"""Compiles for real chips: a two-layer cut of Qwen3-4B at full row length, all else as it is.
+
+Compile time and temporaries do not depend on the number of layers: they are scanned.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from polaris_jax.models.hf_config import config_json
+from polaris_jax.models.presets import preset
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LAYERS = 2
+
+# libtpu serves one process at a time: the command holds a file lock, the group keeps xdist's
+# workers from waiting on it.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("libtpu")]
+
+
+def needs(module, extra):
+    missing = importlib.util.find_spec(module) is None
+    return pytest.mark.skipif(missing, reason=f"needs pip install 'polaris_jax[{extra}]'")
+
+
+TPU, GPU = needs("libtpu", "tpu"), needs("jax_cuda12_plugin", "cuda12")
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """A directory with the config.json of the cut model."""
+    directory = tmp_path_factory.mktemp("cut")
+    model = dataclasses.replace(preset("qwen3-4b"), num_layers=LAYERS)
+    (directory / "config.json").write_text(json.dumps(config_json(model, dtype="bfloat16")))
+    return directory
+
+
+def plan(cut, tmp_path, *args):
+    out = tmp_path / "plan.json"
+    result = subprocess.run(
+        [sys.executable, "-m", "polaris_jax", "plan", f"--out={out}"]
+        + [f"--config={ROOT / 'configs' / 'polaris_4b.py'}", f"--config.model.path={cut}"]
+        + ["--config.batch.rows=0", *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode in (0, 1), result.stderr[-2000:]
+    return result, json.loads(out.read_text())
+
+
+def gradients(found):
+    return next(p for p in found["programs"] if p["name"] == "update: gradients")
+
+
+@pytest.mark.parametrize(
+    ("topology", "context"),
+    [
+        pytest.param("v5p:2x2x1", 1, marks=TPU, id="v5p"),
+        pytest.param("v6e:2x4", 4, marks=TPU, id="v6e context 4"),
+        pytest.param("h100:8", 1, marks=GPU, id="h100"),
+    ],
+)
+def test_rows_of_53248_tokens_fit(cut, tmp_path, topology, context):
+    tensor = "--config.rollout.tensor=2" if topology.startswith("v6e") else ""
+    args = [f"--topology={topology}", f"--config.mesh.context={context}"]
+    _, found = plan(cut, tmp_path, *args, *([tensor] if tensor else []))
+    assert found["fits"], found["reasons"]
+    assert found["row_len"] == 53_248
+    assert found["fit"]["full_rows"] >= found["devices"]
+    program = gradients(found)
+    assert program["kernel_bytes"] > 0  # attention by the platform's own kernel
+    kinds = {c["kind"] for c in program["collectives"]}
+    assert "all-gather" in kinds
+    assert kinds & {"reduce-scatter", "all-reduce+slice"}
+
+
+@TPU
+def test_a_pool_that_the_compiler_would_take_alone_is_refused_beside_the_state(cut, tmp_path):
+    """v5e: 10 GiB of pool compile; with the state and temporaries they are over the budget."""
+    args = ["--topology=v5e:2x2", "--config.mesh.context=4", "--config.rollout.tensor=4"]
+    result, found = plan(cut, tmp_path, *args, "--config.rollout.num_pages=8000000")
+    assert result.returncode == 1
+    assert any("pool" in reason or "sampling" in reason for reason in found["reasons"])
+    assert found["nearest"]
+
+
+@GPU
+def test_eight_rows_a_device_are_refused_though_the_gpu_compiler_takes_them(cut, tmp_path):
+    result, found = plan(cut, tmp_path, "--topology=h100:8", "--config.batch.rows=64")
+    assert result.returncode == 1
+    assert not gradients(found)["refusal"]
+    assert "update: gradients" in found["reasons"][0]
+    assert "--config.batch.rows=" in found["nearest"]

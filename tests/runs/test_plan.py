@@ -1,0 +1,143 @@
+"""`polaris plan` from the command line to its verdict, on virtual CPU devices."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from polaris_jax.__main__ import main
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TINY = [
+    f"--config={ROOT / 'configs' / 'tiny_cpu.py'}",
+    "--config.warmstart.num_layers=1",
+    "--config.warmstart.hidden_size=32",
+    "--config.warmstart.intermediate_size=64",
+    "--config.warmstart.head_dim=8",
+    "--config.rollout.slots=8",
+    "--config.rollout.decode_steps=2",
+    "--config.data.max_prompt_tokens=8",
+    "--config.stages[0].max_response_tokens=24",
+    "--config.stages[1].max_response_tokens=24",
+    "--config.batch.row_len=64",
+    "--config.batch.rows=8",
+    "--config.mesh.fsdp=-1",
+]
+PROGRAMS = ["update: gradients", "update: optimizer", "weight_sync", "prefill", "decode"]
+
+
+def plan(out, *args):
+    """(exit code, plan.json) of the command, in this process."""
+    code = main(["plan", *TINY, f"--out={out / 'plan.json'}", *args])
+    return code, json.loads((out / "plan.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The command as a user calls it, in a process that knows nothing of virtual devices."""
+    out = tmp_path_factory.mktemp("plan") / "plan.json"
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    result = subprocess.run(
+        [sys.executable, "-m", "polaris_jax", "plan", *TINY, "--topology=cpu:8"]
+        + ["--config.mesh.context=2", "--config.rollout.tensor=2", f"--out={out}"],
+        env=env | {"PYTHONPATH": str(ROOT)},
+        cwd=out.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout, json.loads(out.read_text())
+
+
+def program(found, name):
+    return next(p for p in found["programs"] if p["name"] == name)
+
+
+def test_every_program_of_a_step_is_compiled_for_the_mesh(done):
+    _, found = done
+    names = [p["name"].split("/")[0] for p in found["programs"]]
+    assert list(dict.fromkeys(names)) == PROGRAMS
+    assert (found["devices"], found["setting"]["mesh"]["fsdp"]) == (8, 4)
+    for compiled in found["programs"]:
+        assert compiled["argument"] > 0
+        assert compiled["hbm_bytes"] > 0
+
+
+def test_state_is_split_over_the_devices(done):
+    """A float32 parameter is 4 bytes: the update's program takes two sets of an eighth each.
+
+    The small vocabulary does not divide by all axes, so that its table is split less.
+    """
+    _, found = done
+    gradients = program(found, "update: gradients")
+    parts = found["fit"]["phases"][0]["parts"]
+    eighth = 4 * found["parameters"] / 8
+    assert 2 * eighth <= gradients["argument"] <= 4 * eighth + 40_000
+    assert 2 * eighth <= parts["moments"] <= 4 * eighth
+    assert gradients["alias"] >= eighth  # the accumulator is donated
+
+
+def test_gradients_are_scattered_and_weights_gathered(done):
+    _, found = done
+    kinds = {c["kind"] for c in program(found, "update: gradients")["collectives"]}
+    assert {"all-gather", "reduce-scatter"} <= kinds
+
+
+def test_only_tensor_shards_talk_while_decoding(done):
+    _, found = done
+    assert {c["group"] for c in program(found, "decode")["collectives"]} == {2}
+
+
+def test_what_is_printed_says_what_it_is(done):
+    text, _ = done
+    for words in ("FITS", "ESTIMATES", "not measured", "reduce-scatter", "of HBM", "weight_sync"):
+        assert words in text
+
+
+def test_the_pool_takes_what_is_left_up_to_full_slots(done):
+    _, found = done
+    # 2 slots in each of 4 data shards, 2 pages of 16 tokens a sequence, and page 0.
+    assert (found["fit"]["slots"], found["fit"]["pages"]) == (2, 5)
+    assert found["fit"]["full_rows"] == 8
+
+
+def test_a_pool_over_the_memory_is_refused_and_the_largest_named(tmp_path, capsys):
+    code, found = plan(
+        tmp_path, "--topology=cpu:2", "--hbm_gib=0.01", "--config.rollout.num_pages=200000"
+    )
+    assert code == 1
+    assert not found["fits"]
+    error = capsys.readouterr().err
+    assert "the KV pool: 100000 pages a data shard" in error
+    assert "nearest that fits: --config.rollout.num_pages=" in error
+
+
+def test_a_setting_that_does_not_fit_names_one_that_does(tmp_path, capsys):
+    """Eight rows a device are too many for this much memory; fewer are not."""
+    args = ["--topology=cpu:1", "--config.batch.row_len=512"]
+    _, large = plan(tmp_path, *args)
+    _, small = plan(tmp_path, *args, "--config.batch.rows=1")
+
+    def update_bytes(found):
+        return found["fit"]["phases"][0]["total"]
+
+    between = (update_bytes(large) + update_bytes(small)) / 2 / 0.9 / 2**30
+    code, found = plan(tmp_path, *args, f"--hbm_gib={between:.9f}")
+    assert code == 1
+    assert "update: gradients" in found["reasons"][0]
+    assert "--config.batch.rows=" in found["nearest"]
+    assert "nearest that fits" in capsys.readouterr().err
+
+
+def test_search_lists_what_fits_best_first(tmp_path, capsys):
+    code, found = plan(tmp_path, "--topology=cpu:2", "--search")
+    assert code == 0
+    seconds = [s["estimate"]["step_s"] for s in found["settings"]]
+    assert seconds == sorted(seconds)
+    meshes = {tuple(s["setting"]["mesh"].values()) for s in found["settings"]}
+    assert {(1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 2)} <= meshes
+    assert "--config.mesh.context=2" in capsys.readouterr().out
