@@ -28,6 +28,9 @@ class Residency:
     state: Literal["device", "host"] = "device"
 
 
+COLOCATED = Residency()
+
+
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """Bytes a device.
@@ -100,7 +103,7 @@ def judge(
     pages_per_row: int,
     data_shards: int,
     asked_pages: int = 0,
-    residency: Residency = Residency(),
+    residency: Residency = COLOCATED,
     max_pages: int = 0,
 ) -> Fit:
     """The phases of a step against the memory of a device.

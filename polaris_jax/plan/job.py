@@ -106,7 +106,8 @@ def make_job(config: RunConfig, *, stage: int | None, mean_response_tokens: floa
         stage = max(range(count), key=lambda i: config.stages[i].max_response_tokens)
     if not 0 <= stage < count:
         raise ConfigError(
-            f"--stage={stage}: stages count from 0 and the config has {count}; name 0 to {count - 1}"
+            f"--stage={stage}: stages count from 0 and the config has {count}; name 0 to "
+            f"{count - 1}"
         )
     section = config.stages[stage]
     budget = section.max_response_tokens
@@ -192,8 +193,8 @@ def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Se
         )
     if tensor < 1 or local_devices % tensor:
         raise ConfigError(
-            f"rollout.tensor={tensor}: must be at least 1 and divide the {local_devices} devices of a "
-            "process"
+            f"rollout.tensor={tensor}: must be at least 1 and divide the {local_devices} devices "
+            "of a process"
         )
     if data and data * tensor != local_devices:
         raise ConfigError(

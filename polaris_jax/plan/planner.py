@@ -9,10 +9,11 @@ from typing import Any
 from polaris_jax.plan import flops, programs
 from polaris_jax.plan.chips import Chip
 from polaris_jax.plan.compile import Compiled, Program, compile_program
-from polaris_jax.plan.fit import BUDGET, Fit, Residency, Sizes, judge
+from polaris_jax.plan.fit import BUDGET, COLOCATED, Fit, Residency, Sizes, judge
 from polaris_jax.plan.hlo import Traffic
 from polaris_jax.plan.job import Job, Setting, local_device_count
 from polaris_jax.plan.roofline import (
+    ASSUMED,
     Efficiency,
     Estimate,
     UpdateWork,
@@ -69,8 +70,8 @@ class Planner:
         devices: Sequence[Any],
         chip: Chip,
         *,
-        residency: Residency = Residency(),
-        efficiency: Efficiency = Efficiency(),
+        residency: Residency = COLOCATED,
+        efficiency: Efficiency = ASSUMED,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.job, self.topology, self.devices, self.chip = job, topology, devices, chip

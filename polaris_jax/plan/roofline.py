@@ -30,6 +30,9 @@ class Efficiency:
     padding: float = 0.03
 
 
+ASSUMED = Efficiency()
+
+
 @dataclasses.dataclass(frozen=True)
 class Lengths:
     """Moments of the response length, tokens: an exponential cut off at the budget.
@@ -166,7 +169,7 @@ def estimate_step(
     room_for: int,
     step_collective_s: float,
     sync_s: float,
-    efficiency: Efficiency = Efficiency(),
+    efficiency: Efficiency = ASSUMED,
 ) -> Estimate:
     """The seconds of one step.
 

@@ -35,7 +35,8 @@ def search(planner: Planner, *, local_devices: int) -> list[Assessment]:
 
 def rank(assessment: Assessment) -> tuple[float, float]:
     """What a better setting has less of: estimated seconds, then memory."""
-    assert assessment.estimate is not None and assessment.fit is not None
+    assert assessment.estimate is not None
+    assert assessment.fit is not None
     largest = max(phase.total for phase in assessment.fit.phases[:3])
     return (assessment.estimate.step_s, float(largest))
 

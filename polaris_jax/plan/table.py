@@ -208,8 +208,8 @@ def _verdict(plan: Mapping[str, Any]) -> str:
     fit = plan["fit"]
     shards = plan["devices"] // plan["setting"]["sampler_tensor"]
     return (
-        f"FITS: the largest phase takes {_largest_share(plan):.0%} of the HBM; KV pool {fit['pages']:,} "
-        f"pages a data shard ({shards} of them), {fit['full_rows']} sequences of full length "
+        f"FITS: the largest phase takes {_largest_share(plan):.0%} of the HBM; KV pool "
+        f"{fit['pages']:,} pages a data shard ({shards} of them), {fit['full_rows']} sequences of full length "
         f"({plan['max_len']:,} tokens) at once; {fit['slots']} slots a data shard"
     )
 

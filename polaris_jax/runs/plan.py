@@ -1,4 +1,4 @@
-"""Whether a config fits a topology, what a step would take, and what to change where it does not."""
+"""Whether a config fits a topology, what a step would take, and what to change if it does not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.plan.compile import only_libtpu_user
-from polaris_jax.plan.fit import Residency
+from polaris_jax.plan.fit import COLOCATED, Residency
 from polaris_jax.plan.job import (
     Job,
     Setting,
@@ -19,7 +19,7 @@ from polaris_jax.plan.job import (
     search_settings,
 )
 from polaris_jax.plan.planner import Assessment, Planner
-from polaris_jax.plan.roofline import Efficiency
+from polaris_jax.plan.roofline import ASSUMED, Efficiency
 from polaris_jax.plan.search import nearest, search
 from polaris_jax.plan.table import plan_json
 from polaris_jax.plan.topologies import Topology, devices, larger_topologies
@@ -43,8 +43,8 @@ class PlanOptions:
     stage: int | None = None
     mean_response_tokens: float = 0.0
     hbm_gib: float = 0.0
-    residency: Residency = Residency()
-    efficiency: Efficiency = Efficiency()
+    residency: Residency = COLOCATED
+    efficiency: Efficiency = ASSUMED
     search: bool = False
 
 

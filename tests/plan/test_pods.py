@@ -43,9 +43,11 @@ def cut(tmp_path_factory):
 def plan(cut, tmp_path, *args):
     out = tmp_path / "plan.json"
     result = subprocess.run(
-        [sys.executable, "-m", "polaris_jax", "plan", f"--out={out}"]
-        + [f"--config={ROOT / 'configs' / 'polaris_4b.py'}", f"--config.model.path={cut}"]
-        + ["--config.batch.rows=0", *args],
+        [
+            *(sys.executable, "-m", "polaris_jax", "plan", f"--out={out}"),
+            *(f"--config={ROOT / 'configs' / 'polaris_4b.py'}", f"--config.model.path={cut}"),
+            *("--config.batch.rows=0", *args),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

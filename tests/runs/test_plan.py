@@ -41,8 +41,10 @@ def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("plan") / "plan.json"
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     result = subprocess.run(
-        [sys.executable, "-m", "polaris_jax", "plan", *TINY, "--topology=cpu:8"]
-        + ["--config.mesh.context=2", "--config.rollout.tensor=2", f"--out={out}"],
+        [
+            *(sys.executable, "-m", "polaris_jax", "plan", *TINY, "--topology=cpu:8"),
+            *("--config.mesh.context=2", "--config.rollout.tensor=2", f"--out={out}"),
+        ],
         env=env | {"PYTHONPATH": str(ROOT)},
         cwd=out.parent,
         capture_output=True,
