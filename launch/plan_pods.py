@@ -135,12 +135,12 @@ def markdown(tables: Sequence[tuple[str, Sequence[tuple[Case, dict[str, Any]]]]]
         f"{platform.machine()} without an accelerator: {', '.join(_versions())}.",
         "",
         "NOTHING here ran on a TPU or GPU. Bytes are what the compilers report for the product's "
-        "own programs, added up over what is resident in each phase and judged against 90% of the HBM. "
-        "Seconds and tokens/s are ESTIMATES from public figures of the chips: update at 40% MFU, "
-        "decode at 60% of the bandwidth, mean response 20,000 tokens (or half the budget), lengths "
-        "exponential up to the budget. The KV pool is freed during the update; master weights and "
-        "moments stay on the devices. GPU compilers set no limit and leave out cuDNN's workspace, "
-        "CUDA's context and NCCL's buffers.",
+        "own programs, added up over what is resident in each phase and judged against 90% of "
+        "the HBM. Seconds and tokens/s are ESTIMATES from public figures of the chips: update at "
+        "40% MFU, decode at 60% of the bandwidth, mean response 20,000 tokens (or half the "
+        "budget), lengths exponential up to the budget. The KV pool is freed during the update; "
+        "master weights and moments stay on the devices. GPU compilers set no limit and leave out "
+        "cuDNN's workspace, CUDA's context and NCCL's buffers.",
     ]
     for title, rows in tables:
         lines += ["", f"## {title}", "", MARKDOWN_HEADER]

@@ -78,14 +78,20 @@ class Planner:
         self.residency, self.efficiency, self.say = residency, efficiency, say
         self._done: dict[Any, Any] = {}
 
-    def assess(self, setting: Setting) -> Assessment:
-        """The verdict on one setting; what the product refuses to build is a refusal too."""
+    def assess(self, setting: Setting, *, num_pages: int | None = None) -> Assessment:
+        """The verdict on one setting; what the product refuses to build is a refusal too.
+
+        Args:
+            setting: the layout.
+            num_pages: in place of the config's `rollout.num_pages`.
+        """
+        asked = self.job.config.rollout.num_pages if num_pages is None else num_pages
         try:
-            return self._assess(setting)
+            return self._assess(setting, asked)
         except ValueError as error:
             return Assessment(setting, (), {}, None, (str(error),), self.slots(setting), None)
 
-    def _assess(self, setting: Setting) -> Assessment:
+    def _assess(self, setting: Setting, num_pages: int) -> Assessment:
         made = self._once(("update", setting.mesh, setting.rows), self._update, setting)
         update, accumulate, apply = made
         sync = self._once(("sync", setting.mesh, setting.sampler_tensor), self._sync, setting)
@@ -112,7 +118,7 @@ class Planner:
             hbm_bytes=self.chip.hbm_bytes,
             pages_per_row=pages_per_row,
             data_shards=len(self.devices) // setting.sampler_tensor,
-            asked_pages=self._per_shard(self.job.config.rollout.num_pages, setting),
+            asked_pages=self._per_shard(num_pages, setting),
             residency=self.residency,
             max_pages=slots * pages_per_row + 1,
         )
@@ -133,6 +139,22 @@ class Planner:
     def may_fit(self, setting: Setting) -> bool:
         """False where what is resident alone is over the budget."""
         return self.least_bytes(setting) <= BUDGET * self.chip.hbm_bytes
+
+    def update_fits(self, setting: Setting) -> bool:
+        """Whether the update alone is within the budget, beside a share of the sampler's weights
+        as small as `setting` makes it; compiles no sampler."""
+        try:
+            made, accumulate, apply = self._once(
+                ("update", setting.mesh, setting.rows), self._update, setting
+            )
+        except ValueError:
+            return False
+        if accumulate.refusal or apply.refusal:
+            return False
+        width = 2 if self.job.config.model.dtype == "bfloat16" else 4
+        weights = self.job.model.num_parameters * width / setting.sampler_tensor
+        needed = max(accumulate.total + made.moments_bytes, apply.total) + weights
+        return needed <= BUDGET * self.chip.hbm_bytes
 
     def slots(self, setting: Setting) -> int:
         """Slots of one data shard: `rollout.slots` are one process's."""
@@ -170,7 +192,8 @@ class Planner:
         The compiler pads pages to its tiles, so a page's bytes are the slope between two pools.
         """
         slots, page_size = self.slots(setting), self.job.config.rollout.page_size
-        few = max(2, -(-self.job.max_len // page_size) + 1)
+        few = max(4, -(-self.job.max_len // page_size) + 1)
+        less = few // 2
         context = live_context(self._lengths(), self.job.mean_prompt_tokens)
         trips = max(1.0, context / DECODE_BLOCK_TOKENS)
 
@@ -179,8 +202,8 @@ class Planner:
 
         made = with_pages(few)
         decode, prefill = self._compile(made.decode, trips), self._compile(made.prefill, 1.0)
-        more = self._compile(with_pages(2 * few).decode, trips)
-        page = max(float(made.page_bytes), (more.total - decode.total) / few)
+        smaller = self._compile(with_pages(less).decode, trips)
+        page = max(float(made.page_bytes), (decode.total - smaller.total) / (few - less))
         beside = max(0, int(max(decode.total, prefill.total) - few * page))
         return made, decode, prefill, page, beside
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
 from polaris_jax.plan.job import Setting, distance, search_settings
 from polaris_jax.plan.planner import Assessment, Planner
 
-MAX_TRIED = 24  # settings compiled in search of the nearest that fits
+MAX_TRIED = 12  # settings compiled in search of the nearest that fits
 
 
 def search(planner: Planner, *, local_devices: int) -> list[Assessment]:
@@ -41,27 +42,40 @@ def rank(assessment: Assessment) -> tuple[float, float]:
     return (assessment.estimate.step_s, float(largest))
 
 
+class Assessor(Protocol):
+    """What `nearest` needs of a planner."""
+
+    def may_fit(self, setting: Setting) -> bool: ...
+    def update_fits(self, setting: Setting) -> bool: ...
+    def assess(self, setting: Setting) -> Assessment: ...
+
+
 def nearest(
-    base: Setting,
-    settings: Iterable[Setting],
-    *,
-    may_fit: Callable[[Setting], bool],
-    assess: Callable[[Setting], Assessment],
-    limit: int = MAX_TRIED,
+    base: Setting, settings: Iterable[Setting], *, planner: Assessor, limit: int = MAX_TRIED
 ) -> Assessment | None:
     """The setting nearest to `base` that fits, or None.
+
+    The leanest one is asked first: where its update does not fit, none does.
 
     Args:
         base: what does not fit.
         settings: the candidates.
-        may_fit: False: not worth a compile.
-        assess: compiles.
+        planner: compiles.
         limit: candidates compiled at most.
     """
-    candidates = sorted((s for s in settings if may_fit(s)), key=lambda s: distance(base, s))
-    for setting in candidates[:limit]:
-        if setting != base:
-            assessment = assess(setting)
+    candidates = [s for s in settings if s != base and planner.may_fit(s)]
+    if not candidates or not planner.update_fits(min(candidates, key=_appetite)):
+        return None
+    for setting in sorted(candidates, key=lambda s: distance(base, s))[:limit]:
+        if planner.update_fits(setting):
+            assessment = planner.assess(setting)
             if assessment.fits:
                 return assessment
     return None
+
+
+def _appetite(setting: Setting) -> tuple[float, ...]:
+    """Smaller for a setting that asks less of a device."""
+    mesh = setting.mesh
+    rows = setting.rows / setting.row_shards
+    return (rows, -mesh.context, -mesh.tensor, -setting.sampler_tensor)

@@ -101,8 +101,8 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     steps = merged(plan["programs"])
     parts = [
         head,
-        "Programs, a device (GiB; FLOPs from shapes, loops counted in full):\n"
-        + _programs(steps, hbm),
+        "Programs, a device (GiB; FLOPs from shapes, loops counted in full; of kernels all "
+        "operands, though a paged one reads its pages only):\n" + _programs(steps, hbm),
         "Collectives, a device, one execution (ring bytes on the wire):\n" + _collectives(steps),
     ]
     if plan["fit"]:
@@ -154,11 +154,14 @@ def _setting_line(setting: Mapping[str, Any]) -> str:
 
 
 def _programs(items: Sequence[Mapping[str, Any]], hbm: int) -> str:
-    header = "program arguments temporaries outputs aliased total of_HBM peak TFLOP HBM_GB wire_GB"
+    header = (
+        "program arguments temporaries outputs aliased total of_HBM peak TFLOP HBM_GB kernels_GB "
+        "wire_GB"
+    )
     rows = []
     for p in items:
         if p["refusal"]:
-            rows.append([p["name"], "refused", *[""] * 9])
+            rows.append([p["name"], "refused", *[""] * 10])
             continue
         wire = sum(c["wire_bytes"] for c in p["collectives"])
         rows.append(
@@ -168,7 +171,8 @@ def _programs(items: Sequence[Mapping[str, Any]], hbm: int) -> str:
                 f"{p['total'] / hbm:.0%}",
                 gib(p["peak"]) if p["peak"] else "-",
                 f"{p['flops'] / 1e12:.3g}" if p["flops"] else "-",
-                f"{(p['hbm_bytes'] + p['kernel_bytes']) / 1e9:.3g}",
+                f"{p['hbm_bytes'] / 1e9:.3g}",
+                f"{p['kernel_bytes'] / 1e9:.3g}" if p["kernel_bytes"] else "-",
                 f"{wire / 1e9:.3g}",
             ]
         )
@@ -209,8 +213,8 @@ def _verdict(plan: Mapping[str, Any]) -> str:
     shards = plan["devices"] // plan["setting"]["sampler_tensor"]
     return (
         f"FITS: the largest phase takes {_largest_share(plan):.0%} of the HBM; KV pool "
-        f"{fit['pages']:,} pages a data shard ({shards} of them), {fit['full_rows']} sequences of full length "
-        f"({plan['max_len']:,} tokens) at once; {fit['slots']} slots a data shard"
+        f"{fit['pages']:,} pages a data shard ({shards} of them), {fit['full_rows']} sequences "
+        f"of full length ({plan['max_len']:,} tokens) at once; {fit['slots']} slots a data shard"
     )
 
 

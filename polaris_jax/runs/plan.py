@@ -104,20 +104,11 @@ def _advice(
 ) -> str:
     """The nearest setting that fits, as one line."""
     base = assessment.setting
-    asked = planner.job.config.rollout.num_pages
-    fit = assessment.fit
-    if asked and fit is not None and not assessment.refusals:
-        free = dataclasses.replace(
-            planner.job.config,
-            rollout=dataclasses.replace(planner.job.config.rollout, num_pages=0),
-        )
-        planner = _planner(
-            dataclasses.replace(planner.job, config=free), planner.topology, options, say
-        )
-        again = planner.assess(base)
-        if again.fits and again.fit is not None:
+    if planner.job.config.rollout.num_pages and not assessment.refusals:
+        left = planner.assess(base, num_pages=0)
+        if left.fits and left.fit is not None:
             shards = max(1, local_device_count(planner.devices) // base.sampler_tensor)
-            return f"--config.rollout.num_pages={again.fit.pages * shards} (0: as many as fit)"
+            return f"--config.rollout.num_pages={left.fit.pages * shards} (0: as many as fit)"
     found = _nearest_on(planner, base)
     if found is not None:
         return f"{found.setting} ({found.setting.flags()})"
@@ -137,7 +128,7 @@ def _nearest_on(planner: Planner, base: Setting) -> Assessment | None:
     local = local_device_count(planner.devices)
     settings = search_settings(planner.job.model, devices=len(planner.devices), local_devices=local)
     needs_less = [s for s in settings if _asks_no_more(s, base)]
-    return nearest(base, needs_less, may_fit=planner.may_fit, assess=planner.assess)
+    return nearest(base, needs_less, planner=planner)
 
 
 def _asks_no_more(setting: Setting, base: Setting) -> bool:
