@@ -54,7 +54,8 @@ def plan(
     """The plan as JSON-able data; `fits` is the verdict.
 
     Where the config's setting does not fit, `nearest` says which does: on the same topology, else
-    on a larger one of the family. With `options.search`, `settings` lists all that fit.
+    on a larger one of the family (a refusal of the product itself says what to change). With
+    `options.search`, `settings` lists all that fit.
 
     Args:
         config: checked.
@@ -74,9 +75,9 @@ def plan(
         if options.search:
             return _search(planner, local)
         setting = config_setting(config, devices=len(planner.devices), local_devices=local)
-        assessment = planner.assess(setting)
+        assessment = planner.assess(setting, strict=True)
         found = plan_json(planner, assessment)
-        if not assessment.fits:
+        if assessment.fit is not None and not assessment.fits:
             found["nearest"] = _advice(planner, assessment, options, say)
         return found
 

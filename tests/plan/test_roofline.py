@@ -24,14 +24,14 @@ CHIP = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("mean", [500.0, 20_000.0, 26_112.0, 40_000.0, 52_000.0])
+@pytest.mark.parametrize("mean", [500.0, 20_000.0, 40_000.0])
 def test_moments_of_the_cut_exponential(mean):
     longest = 52_224
     lengths = truncated_exponential(mean, longest)
-    x = (np.arange(20_000) + 0.5) / 20_000
+    x = (np.arange(4_000) + 0.5) / 4_000
     # The rate is not given out: find it from the density's mean, independently.
     low, high = -600.0, 600.0
-    for _ in range(100):
+    for _ in range(60):
         rate = (low + high) / 2
         weight = np.exp(-rate * (x - (rate < 0)))
         low, high = (rate, high) if (weight @ x) / weight.sum() > mean / longest else (low, rate)
