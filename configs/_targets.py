@@ -30,7 +30,7 @@ class Pod:
     page_size: int = 64
 
 
-# Hosts hold 4 chips of v5p, v6e and v5e pods (8 where a whole v6e or v5e host is the slice), 8 GPUs.
+# A host holds 4 chips of a pod (8 where one v6e or v5e host is the whole slice), or 8 GPUs.
 PODS = {
     "v5p:2x2x1": Pod(context=1, tensor=1, slots=128),
     "v5p:2x2x4": Pod(context=1, tensor=1, slots=128),

@@ -3,7 +3,14 @@ r"""POLARIS on Qwen3-1.7B in two stages of 39,936 and 48,128 response tokens.
     polaris prepare   --config=configs/polaris_1p7b.py --workdir=runs/1p7b \
         --config.data.problems=POLARIS-Project/Polaris-Dataset-53K
     polaris calibrate --config=configs/polaris_1p7b.py --workdir=runs/1p7b
-    launch/gpu_slurm.sbatch --config=configs/polaris_1p7b.py --workdir=runs/1p7b
+    sbatch --nodes=4 launch/gpu_slurm.sbatch train \
+        --config=configs/polaris_1p7b.py:h100:32 --workdir=runs/1p7b
+    launch/tpu_pod.sh --name POD --zone ZONE -- train \
+        --config=configs/polaris_1p7b.py:v5p:2x2x4 --workdir=/mnt/runs/1p7b
+    polaris train --config=configs/polaris_1p7b.py:tiny --workdir=runs/tiny
+
+What may stand after the colon: configs/_targets.py, which has a mesh for each pod that it names
+(`polaris plan` shows how they fit) and `tiny`, a smoke test for any CPU.
 
 Numbers: the recipe's (the split of steps is ours). The released 1.7B scripts drop no easy
 problems: stages[i].drop_above=1.0 reproduces them.
@@ -11,13 +18,19 @@ What is not set here is a default of `polaris_jax/config_sections.py`, which are
 No AIME figure of this configuration is ours: it has not been run here.
 """
 
+import runpy
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from polaris_jax.config import default_config, stage
 
+# The file beside this one, from whatever directory this one is loaded.
+aim = runpy.run_path(str(Path(__file__).with_name("_targets.py")))["aim"]
 
-def get_config() -> ConfigDict:
-    """Qwen3-1.7B, two stages."""
+
+def get_config(target: str = "") -> ConfigDict:
+    """Qwen3-1.7B, two stages. `target`: a pod or `tiny`, see configs/_targets.py."""
     config = default_config()
     config.model.path = "Qwen/Qwen3-1.7B"
     config.model.max_position_tokens = 49152
@@ -27,4 +40,4 @@ def get_config() -> ConfigDict:
     ]
     config.evaluate.every_steps = 10
     config.evaluate.temperature = 1.2
-    return config.lock()
+    return aim(config, target).lock()

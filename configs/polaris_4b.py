@@ -3,7 +3,14 @@ r"""POLARIS-4B: Qwen3-4B in three stages of 39,936, 48,128 and 52,224 response t
     polaris prepare   --config=configs/polaris_4b.py --workdir=runs/4b \
         --config.data.problems=POLARIS-Project/Polaris-Dataset-53K
     polaris calibrate --config=configs/polaris_4b.py --workdir=runs/4b
-    launch/gpu_slurm.sbatch --config=configs/polaris_4b.py --workdir=runs/4b
+    sbatch --nodes=4 launch/gpu_slurm.sbatch train \
+        --config=configs/polaris_4b.py:h100:32 --workdir=runs/4b
+    launch/tpu_pod.sh --name POD --zone ZONE -- train \
+        --config=configs/polaris_4b.py:v5p:2x2x4 --workdir=/mnt/runs/4b
+    polaris train --config=configs/polaris_4b.py:tiny --workdir=runs/tiny
+
+What may stand after the colon: configs/_targets.py, which has a mesh for each pod that it names
+(`polaris plan` shows how they fit) and `tiny`, a smoke test for any CPU.
 
 Numbers: the recipe's (about 700 steps over the three stages; the share of each is ours). Stages 2
 and 3 pass the checkpoint's own 40,960 positions without YaRN: warned once.
@@ -11,13 +18,19 @@ What is not set here is a default of `polaris_jax/config_sections.py`, which are
 No AIME figure of this configuration is ours: it has not been run here.
 """
 
+import runpy
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from polaris_jax.config import default_config, stage
 
+# The file beside this one, from whatever directory this one is loaded.
+aim = runpy.run_path(str(Path(__file__).with_name("_targets.py")))["aim"]
 
-def get_config() -> ConfigDict:
-    """Qwen3-4B, three stages."""
+
+def get_config(target: str = "") -> ConfigDict:
+    """Qwen3-4B, three stages. `target`: a pod or `tiny`, see configs/_targets.py."""
     config = default_config()
     config.model.path = "Qwen/Qwen3-4B"
     config.model.max_position_tokens = 53248
@@ -28,4 +41,4 @@ def get_config() -> ConfigDict:
     ]
     config.evaluate.every_steps = 10
     config.evaluate.temperature = 1.2
-    return config.lock()
+    return aim(config, target).lock()

@@ -2,20 +2,23 @@
 
 import importlib.util
 import pathlib
+import runpy
 
 import pytest
 
-from polaris_jax.config import build_config
+from polaris_jax.config import build_config, config_fields
 
-CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = sorted(FOLDER.glob("[!_]*.py"))
+TARGETS = runpy.run_path(str(FOLDER / "_targets.py"))
 
 
-def load(name):
+def load(name, *target):
     path = next(p for p in CONFIGS if p.stem == name)
     spec = importlib.util.spec_from_file_location(f"config_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module.get_config(*target)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -60,3 +63,30 @@ def test_the_recipes_numbers(name):
     assert (config.rope.yarn.factor, config.rope.yarn.attention_factor) == (1.5, 1.0)
     assert config.rope.yarn.original_max_position_embeddings == 32_768
     assert config.batch.min_informative == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("pod", TARGETS["PODS"])
+@pytest.mark.parametrize("name", RECIPE)
+def test_a_pod_changes_only_how_the_work_is_divided(name, pod):
+    plain, aimed = (
+        config_fields(build_config(load(name))),
+        config_fields(build_config(load(name, pod))),
+    )
+    changed = {field for field in plain if plain[field] != aimed[field]}
+    assert changed <= {
+        "mesh.context", "rollout.tensor", "rollout.slots", "rollout.page_size", "batch.row_len"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPE)
+def test_tiny_keeps_stages_rules_and_objective(name):
+    plain, tiny = build_config(load(name)), build_config(load(name, "tiny"))
+    assert [s.temperature for s in tiny.stages] == [s.temperature for s in plain.stages]
+    assert all(s.steps == 2 and s.max_response_tokens <= 40 for s in tiny.stages)
+    assert (tiny.objective, tiny.optimizer) == (plain.objective, plain.optimizer)
+    assert tiny.model.path == ""
+
+
+def test_an_unknown_target_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r":v9z: no such target; take one of v5p:2x2x1.*or tiny"):
+        load("polaris_4b", "v9z")

@@ -134,7 +134,7 @@ def target_logprobs(
         return x.reshape(chunks, chunk, *rest)
 
     with jax.named_scope("logprobs"):
-        logp_XC, entropy_XC = _chunked(
+        results: Any = _chunked(
             vocab_axes,
             head_VD,
             in_chunks(hidden_BTD, width),
@@ -145,7 +145,7 @@ def target_logprobs(
     def whole(x_XC: Array) -> Array:
         return x_XC.reshape(-1)[:tokens].reshape(batch, length)
 
-    return whole(logp_XC), whole(entropy_XC)
+    return whole(results[0]), whole(results[1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

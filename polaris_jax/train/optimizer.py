@@ -45,9 +45,9 @@ def _in_bfloat16(adamw: optax.GradientTransformation) -> optax.GradientTransform
     def init(params: Any) -> Any:
         return _floats(lambda x, _: x.astype(jnp.bfloat16), adamw.init(params))
 
-    def update(grads: Any, opt_state: Any, params: Any = None) -> tuple[Any, Any]:
-        wide = _floats(lambda x, _: x.astype(jnp.float32), opt_state)
-        updates, wide = adamw.update(grads, wide, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        wide: Any = _floats(lambda x, _: x.astype(jnp.float32), state)
+        updates, wide = adamw.update(updates, wide, params)
         key = jax.random.fold_in(jax.random.key(0), wide[0].count)
         return updates, _floats(
             lambda x, i: round_stochastically(x, jax.random.fold_in(key, i)), wide

@@ -175,7 +175,8 @@ def local_logprobs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> tuple
     vocab_axes = _axes_of(sharded.spec("embed_VD")[0])
     with jax.named_scope("embed"):
         table_VD = _table(params.embed_VD[...], "embed_VD", sharded)
-        x_BTD = _embed((vocab_axes, sharded.dtype, table_VD.shape[0]), table_VD, arrays["token_BT"])
+        static = (vocab_axes, sharded.dtype, table_VD.shape[0])
+        x_BTD: Any = _embed(static, table_VD, arrays["token_BT"])
     context, tensor = sharded.axes((CONTEXT,)), sharded.axes((TENSOR,))
     segment_BS = _in_row_order(_gather_tokens(arrays["segment_BT"], context + tensor), sharded)
     position_BT = _gather_tokens(arrays["position_BT"], tensor)
@@ -249,7 +250,8 @@ def _table(table_VD: Array, path: str, sharded: ShardedModel) -> Array:
     over all tokens, float32.
     """
     gathers = _gathers(sharded.spec(path), keep=TOKEN_AXES)
-    return _gather_weight(gathers, sharded.dtype, table_VD).astype(jnp.float32)
+    whole_VD: Any = _gather_weight(gathers, sharded.dtype, table_VD)
+    return whole_VD.astype(jnp.float32)
 
 
 def _axes_of(part: Any) -> tuple[str, ...]:
