@@ -19,7 +19,7 @@ AUTO_CHUNKED_FROM_TOKENS = 256
 # The fused GPU kernels, fastest first; `chunked` is what is left.
 GPU_PREFERENCE: Sequence[Attention] = ("cudnn", "triton", "chunked")
 PLATFORM = {"splash": "tpu", "triton": "gpu", "cudnn": "gpu"}
-TPU_LANES = 128
+SPLASH_HEAD_DIM = 64  # half a TPU's lanes: 64 and 128 compile
 CUDNN_HEAD_DIM_MAX = 128  # of every GPU; Hopper takes 256
 
 
@@ -97,7 +97,7 @@ def resolve_attention(
                 return choice
         return check("chunked")
     if platform == "tpu":
-        return check("splash" if head_dim % TPU_LANES == 0 else "chunked")
+        return check("splash" if head_dim % SPLASH_HEAD_DIM == 0 else "chunked")
     return check(portable(length))
 
 
@@ -107,10 +107,10 @@ def portable(length: int) -> Attention:
 
 
 def _splash_objections(length: int, head_dim: int, context_shards: int) -> Iterator[str]:
-    if head_dim % TPU_LANES:
+    if head_dim % SPLASH_HEAD_DIM:
         yield (
-            f"head_dim={head_dim}: the kernel takes multiples of {TPU_LANES}; set chunked for this "
-            "model"
+            f"head_dim={head_dim}: the kernel is known to take multiples of {SPLASH_HEAD_DIM}; set "
+            "chunked for this model"
         )
     chunk = 2 * context_shards * SPLASH_BLOCK_TOKENS_MIN
     if context_shards > 1 and length % chunk:

@@ -35,7 +35,8 @@ def test_the_config_offers_the_same_choices():
         ("cpu", {"context_shards": 4}, "chunked"),
         ("tpu", {}, "splash"),
         ("tpu", {"context_shards": 8}, "splash"),
-        ("tpu", {"head_dim": 64}, "chunked"),
+        ("tpu", {"head_dim": 64}, "splash"),
+        ("tpu", {"head_dim": 80}, "chunked"),
         ("gpu", {}, "triton"),
         ("cuda", {}, "triton"),
         ("gpu", {"one_segment_a_row": True}, "cudnn"),
@@ -61,7 +62,7 @@ def test_pure_jax_runs_everywhere(backend, platform):
         ("splash", "cuda", {}, "runs on a tpu, and this is a gpu"),
         ("triton", "tpu", {}, "runs on a gpu, and this is a tpu"),
         ("cudnn", "cpu", {"one_segment_a_row": True}, "runs on a gpu, and this is a cpu"),
-        ("splash", "tpu", {"head_dim": 64}, "head_dim=64: .*multiples of 128; set chunked"),
+        ("splash", "tpu", {"head_dim": 80}, "head_dim=80: .*multiples of 64; set chunked"),
         (
             "auto",
             "tpu",
