@@ -208,8 +208,11 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(source, tmp_path, capsys):
 
 @pytest.fixture
 def large_source(tmp_path):
-    """A checkpoint with an embedding of 256 kB."""
-    return write_random(tmp_path / "large", dataclasses.replace(TINY, vocab_size=4000))
+    """A checkpoint with an embedding of 256 kB, and a small file that is copied before it."""
+    config = dataclasses.replace(TINY, vocab_size=4000)
+    directory = write_random(tmp_path / "large", config)
+    (directory / "generation_config.json").write_text('{"top_k": 20}')
+    return directory
 
 
 @pytest.fixture
