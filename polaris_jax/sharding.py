@@ -294,7 +294,8 @@ def over_slots(fn: Callable[..., Any], mesh: Mesh | None, *, in_axes: Any, out_a
     return jax.shard_map(
         fn,
         mesh=mesh,
-        axis_names={"data"},
+        # TPU kernels ask for no axis to be left to the compiler, not even one of size 1.
+        axis_names={"data"} if head_shards(mesh) > 1 else {"data", "tensor"},
         in_specs=_specs(in_axes, "data"),
         out_specs=_specs(out_axes, "data"),
         check_vma=False,

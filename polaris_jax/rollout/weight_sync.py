@@ -107,7 +107,8 @@ def _delete(weights: Any) -> None:
 def _resharded(params: Qwen, dtype: np.dtype, mesh: Mesh | None, old: Qwen | None) -> Qwen:
     leaves = params.params()
     old_leaves = {} if old is None else old.params()
-    shared = process_meshes(mesh) if jax.process_count() > 1 else mesh
+    across = any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in leaves.values())
+    shared = process_meshes(mesh) if across else mesh
     if shared is None:
         here = SingleDeviceSharding(jax.local_devices()[0])
         targets: dict[str, Any] = dict.fromkeys(leaves, here)
