@@ -17,6 +17,7 @@ import jax
 from polaris_jax.plan.hlo import Traffic, program_traffic
 
 HOST_MEMORY = "pinned_host"
+FINAL_TEXT = ".after_codegen.txt"
 LOCK_NAME = "polaris_plan_libtpu.lock"
 
 
@@ -72,7 +73,9 @@ class Compiled:
         return self.argument + self.output - self.alias + self.temporary + self.code
 
 
-def compile_program(program: Program, *, devices: int, dynamic_trips: float = 1.0) -> Compiled:
+def compile_program(
+    program: Program, *, devices: int, platform: str, dynamic_trips: float = 1.0
+) -> Compiled:
     """`program` compiled for its arguments' devices.
 
     A refusal for memory is a result, not an error: it is what a plan asks for.
@@ -80,17 +83,18 @@ def compile_program(program: Program, *, devices: int, dynamic_trips: float = 1.
     Args:
         program: what to compile.
         devices: in its mesh.
+        platform: theirs: tpu, gpu or cpu.
         dynamic_trips: see `hlo.program_traffic`.
     """
     began = time.perf_counter()
     lowered = program.fn.lower(*program.args, **program.kwargs)
     try:
-        compiled = lowered.compile()
+        compiled, text = _compiled(lowered, on_tpu=platform == "tpu")
     except jax.errors.JaxRuntimeError as error:
-        text = " ".join(str(error).split())
-        if "RESOURCE_EXHAUSTED" not in text and "xceed" not in text:
+        message = " ".join(str(error).split())
+        if "RESOURCE_EXHAUSTED" not in message and "xceed" not in message:
             raise
-        return Compiled(program.name, refusal=text[:300], compile_s=time.perf_counter() - began)
+        return Compiled(program.name, refusal=message[:300], compile_s=time.perf_counter() - began)
     seconds = time.perf_counter() - began
     memory: Any = compiled.memory_analysis()
     return Compiled(
@@ -105,8 +109,26 @@ def compile_program(program: Program, *, devices: int, dynamic_trips: float = 1.
         - memory.host_alias_size_in_bytes,
         peak=getattr(memory, "peak_memory_in_bytes", None) or None,
         compile_s=seconds,
-        traffic=program_traffic(compiled.as_text(), devices=devices, dynamic_trips=dynamic_trips),
+        traffic=program_traffic(text, devices=devices, dynamic_trips=dynamic_trips),
     )
+
+
+def _compiled(lowered: Any, *, on_tpu: bool) -> tuple[Any, str]:
+    """The executable and its HLO text.
+
+    A TPU's is what libtpu writes down itself: `as_text()` reads libtpu's program with jaxlib's own
+    XLA, which refuses some of its newer instructions (async-update with several operands).
+    """
+    if not on_tpu:
+        compiled = lowered.compile()
+        return compiled, compiled.as_text()
+    with tempfile.TemporaryDirectory() as directory:
+        options = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        found = sorted(Path(directory).glob(f"*{FINAL_TEXT}"))
+        if not found:
+            raise RuntimeError(f"libtpu wrote no *{FINAL_TEXT}: this plan needs another version")
+        return compiled, max(found, key=lambda path: path.stat().st_size).read_text()
 
 
 @contextlib.contextmanager
