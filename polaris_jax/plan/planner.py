@@ -179,7 +179,12 @@ class Planner:
         return self._done[key]
 
     def _compile(self, program: Program, dynamic_trips: float) -> Compiled:
-        done = compile_program(program, devices=len(self.devices), dynamic_trips=dynamic_trips)
+        done = compile_program(
+            program,
+            devices=len(self.devices),
+            platform=self.topology.platform,
+            dynamic_trips=dynamic_trips,
+        )
         what = "refused" if done.refusal else f"{done.total / (1 << 30):.2f} GiB a device"
         self.say(f"compiled {program.name} in {done.compile_s:.1f} s: {what}")
         return done
