@@ -34,7 +34,8 @@ def get_config() -> ConfigDict:
     config.data.arithmetic.train = 256
     config.data.arithmetic.held_out = 64
     config.data.max_prompt_tokens = 96
-    config.data.prompt_suffix = " Think step by step and write the final number as \\boxed{number}."
+    # Of four wordings tried at temperature 1 this one had most answers boxed (26%; 5 to 15%).
+    config.data.prompt_suffix = " Give only the final number, like this: \\boxed{7}"
     config.reward.mode = "eval"
 
     config.rollout.prompts_per_step = 8
@@ -42,16 +43,16 @@ def get_config() -> ConfigDict:
     config.rollout.slots = 32
     config.rollout.decode_steps = 16
     config.rollout.prefill_chunk = 96
-    config.stages = [stage(steps=30, max_response_tokens=96, temperature=1.0)]
+    config.stages = [stage(steps=30, max_response_tokens=48, temperature=1.0)]
     config.batch.row_len = 256
     config.batch.rows = 4
-    config.optimizer.learning_rate = 1e-5
+    config.optimizer.learning_rate = 2e-5
     config.checkpoint.every_steps = 5
     config.checkpoint.keep_last = 1
     config.evaluate.n = 4
     config.evaluate.temperature = 1.0
-    config.evaluate.max_response_tokens = 96
-    config.evaluate.length_edges = (32, 64)
+    config.evaluate.max_response_tokens = 48
+    config.evaluate.length_edges = (16, 32)
     config.probe.stop = 1.3
     config.probe.problems = 16
     config.probe.n = 4
