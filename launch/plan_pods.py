@@ -33,50 +33,46 @@ class Case:
 
     Attributes:
         config: a file of configs/, without .py.
-        topology: as `polaris plan` takes it.
-        context: mesh.context.
-        tensor: rollout.tensor.
-        rows: batch.rows; 0: one a shard.
+        topology: as `polaris plan` takes it; the config's own division of that pod is planned.
         rows_at_least: full-length rows that must fit at once; None: it must be refused.
-        flags: more flags.
+        flags: what differs from that division.
+        target: what the config takes after its colon.
     """
 
     config: str
     topology: str
-    context: int = 1
-    tensor: int = 1
-    rows: int = 0
     rows_at_least: int | None = FITS
     flags: tuple[str, ...] = ()
+    target: str | None = None
 
     @property
     def name(self) -> str:
-        parts = [self.config.removeprefix("polaris_"), self.topology.replace(":", "_")]
-        parts += [f"c{self.context}", f"t{self.tensor}", *([f"r{self.rows}"] if self.rows else [])]
-        return "_".join([*parts, *[f.split(".")[-1].replace("=", "") for f in self.flags]])
+        parts = (self.config.removeprefix("polaris_"), self.topology.replace(":", "_"))
+        return "_".join([*parts, *[f.split(".", 1)[-1].replace("=", "_") for f in self.flags]])
+
+    @property
+    def label(self) -> str:
+        changes = [flag.removeprefix("--config.") for flag in self.flags]
+        return ", ".join([self.config.removeprefix("polaris_"), *changes])
 
     def command(self, out: Path) -> list[str]:
-        flags = [
-            f"--config={ROOT / 'configs' / f'{self.config}.py'}",
-            f"--topology={self.topology}",
-            f"--config.mesh.context={self.context}",
-            f"--config.rollout.tensor={self.tensor}",
-            f"--config.batch.rows={self.rows}",
-            *self.flags,
-        ]
+        target = self.topology if self.target is None else self.target
+        file = ROOT / "configs" / f"{self.config}.py"
+        config = f"--config={file}:{target}" if target else f"--config={file}"
+        flags = [config, f"--topology={self.topology}", *self.flags]
         return [sys.executable, "-m", "polaris_jax", "plan", *flags, f"--out={out}"]
 
 
 MUST_FIT = (
-    Case("polaris_4b", "v5p:2x2x4", rows_at_least=128),
-    Case("polaris_4b", "v5p:2x2x4", context=4),
-    Case("polaris_4b", "v5p:4x4x2", rows_at_least=256),
-    Case("polaris_4b", "v6e:4x8", context=2, tensor=2, rows_at_least=80),
-    Case("polaris_4b", "v6e:8x8", context=2, tensor=2, rows_at_least=160),
-    Case("polaris_4b", "v5e:8x16", context=4, tensor=4, rows_at_least=160),
-    Case("polaris_4b", "v5e:16x16", context=4, tensor=4, rows_at_least=320),
-    Case("polaris_4b", "h100:8", rows_at_least=48),
-    Case("polaris_4b", "h100:32", rows_at_least=200),
+    Case("polaris_4b", "v5p:2x2x4", 128),
+    Case("polaris_4b", "v5p:2x2x4", 128, ("--config.mesh.context=4",)),
+    Case("polaris_4b", "v5p:4x4x2", 256),
+    Case("polaris_4b", "v6e:4x8", 80),
+    Case("polaris_4b", "v6e:8x8", 160),
+    Case("polaris_4b", "v5e:8x16", 160),
+    Case("polaris_4b", "v5e:16x16", 320),
+    Case("polaris_4b", "h100:8", 48),
+    Case("polaris_4b", "h100:32", 200),
     Case("polaris_7b", "v5p:2x2x4"),
     Case("polaris_7b", "h100:8"),
     Case("polaris_1p7b", "v5p:2x2x4"),
@@ -84,20 +80,20 @@ MUST_FIT = (
 )
 BEYOND = (
     Case("polaris_4b", "v5p:2x2x1"),
-    Case("polaris_4b", "v6e:2x4", context=4, tensor=2),
-    Case("polaris_4b", "v5e:4x8", context=8, tensor=4),
+    Case("polaris_4b", "v6e:2x4"),
+    Case("polaris_4b", "v5e:4x8"),
 )
 MUST_REFUSE = (
-    Case("polaris_4b", "v5e:2x2", rows_at_least=None),
-    Case("polaris_4b", "v5e:16x16", tensor=4, rows_at_least=None),
-    Case("polaris_4b", "h100:8", rows=64, rows_at_least=None),
+    Case("polaris_4b", "v5e:2x2", None, target=""),
+    Case("polaris_4b", "v5e:16x16", None, ("--config.mesh.context=1",)),
+    Case("polaris_4b", "h100:8", None, ("--config.batch.rows=64",)),
+    Case("polaris_4b", "v5p:2x2x4", None, ("--config.rollout.num_pages=400000",)),
     Case(
         "polaris_4b",
         "v5p:2x2x4",
-        rows_at_least=None,
-        flags=("--config.rollout.num_pages=400000",),
+        None,
+        ("--config.rollout.slots=1024", "--config.rollout.page_size=16"),
     ),
-    Case("polaris_4b", "v5p:2x2x4", rows_at_least=None, flags=("--config.rollout.slots=1024",)),
 )
 
 
@@ -144,7 +140,7 @@ def markdown(tables: Sequence[tuple[str, Sequence[tuple[Case, dict[str, Any]]]]]
     ]
     for title, rows in tables:
         lines += ["", f"## {title}", "", MARKDOWN_HEADER]
-        lines += [markdown_row(case.config.removeprefix("polaris_"), plan) for case, plan in rows]
+        lines += [markdown_row(case.label, plan) for case, plan in rows]
     return "\n".join(lines) + "\n"
 
 
