@@ -1,0 +1,87 @@
+"""TRL's side of `benchmarks/update.py`; run by the interpreter of an environment with trl.
+
+    python benchmarks/peers/trl_side.py WEIGHTS STEPS THREADS
+
+GRPOTrainer's own loss and torch's AdamW on one padded batch. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import case as step_case
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from trl import GRPOConfig, GRPOTrainer
+
+
+def main() -> None:
+    weights, steps, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(threads)
+    began = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
+    rows = step_case.PROMPTS * step_case.RESPONSES
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        train_dataset=Dataset.from_dict({"prompt": ["a"] * rows}),
+        processing_class=PreTrainedTokenizerFast.from_pretrained(weights),
+        args=GRPOConfig(
+            output_dir="/tmp/trl_benchmark",
+            per_device_train_batch_size=rows,
+            num_generations=step_case.RESPONSES,
+            max_completion_length=step_case.MAX_RESPONSE_TOKENS,
+            temperature=step_case.TEMPERATURE,
+            beta=0.0,
+            epsilon=step_case.CLIP_LOW,
+            epsilon_high=step_case.CLIP_HIGH,
+            loss_type="dapo",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+        ),
+    )
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=step_case.LEARNING_RATE,
+        betas=step_case.BETAS,
+        eps=step_case.EPS,
+        weight_decay=step_case.WEIGHT_DECAY,
+    )
+    the_case = step_case.make_case()
+    inputs = {k: torch.from_numpy(v) for k, v in step_case.padded(the_case).items()}
+    inputs["num_items_in_batch"] = inputs["completion_mask"].sum()
+    model.train()
+    seconds, losses = [], []
+    for _ in range(step_case.WARM_STEPS + steps):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        loss = trainer._compute_loss(model, inputs)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), step_case.MAX_GRAD_NORM)
+        optimizer.step()
+        seconds.append(time.perf_counter() - start)
+        losses.append(float(loss))
+    print(
+        json.dumps(
+            {
+                "side": "trl",
+                "seconds": seconds[step_case.WARM_STEPS :],
+                "loss": losses[0],
+                "start_s": time.perf_counter() - began - sum(seconds[step_case.WARM_STEPS :]),
+                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
