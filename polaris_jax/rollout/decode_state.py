@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from polaris_jax.rollout.kv_layouts import Attention
+from polaris_jax.rollout.layout_choice import Attention
 from polaris_jax.rollout.page_allocator import TRASH_PAGE, PageAllocator
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.sampling import PromptParams, RowParams

@@ -1,6 +1,7 @@
-"""How pages lie in the pool, by attention back end, and what each back end can serve.
+"""How pages lie in the pool, by attention back end.
 
-    xla         paged_kv.Pool; reference on every platform, the only one on a CPU
+    xla         paged_kv.Pool; reference on every platform, the only one on a CPU. On a TPU it has
+                the pages of `ragged`: with the others the compiler makes copies of the pool
     ragged      TPU: jax's `ragged_paged_attention`; keys and values of a head side by side
     pallas_gpu  GPU: jax's Pallas `paged_attention`; KV heads outermost
 
@@ -13,30 +14,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from polaris_jax.config import ConfigError
 from polaris_jax.models.config import ModelConfig
 from polaris_jax.rollout import paged_kv
 from polaris_jax.rollout.paged_kv import pages_for
 
-Attention = Literal["auto", "xla", "ragged", "pallas_gpu"]
-
-# Scalar memory of a TPU core, into which `ragged_paged_attention` fetches the whole page table.
-SMEM_BYTES = 1 << 20
 # What one step of a kernel's inner loop covers.
 RAGGED_BLOCK_TOKENS = 512
 RAGGED_BLOCK_QUERIES = 32
 RAGGED_VMEM_BYTES = 64 << 20
 GPU_BLOCK_TOKENS = 64
 GPU_SPLITS = 16
-# Rows of the smallest matrix that a GPU's tensor cores take.
-GPU_MIN_DOT = 16
 
 
 class RaggedPool(NamedTuple):
@@ -110,11 +104,9 @@ def attend_ragged(
         kernel: a stand-in with the arguments of `ragged_paged_attention`, for tests.
     """
     batch, length, num_heads, width = q_BTNH.shape
-    rows, page_size, heads2, _ = pool.kv_ZYCH.shape
+    rows, page_size = pool.kv_ZYCH.shape[:2]
     base = layer * (rows // num_layers)
-    page_BT, offset_BT = paged_kv.page_of_tokens(table_BJ, position_BT, live_BT, page_size)
-    kv_BTCH = jnp.stack([k_BTKH, v_BTKH], axis=3).reshape(batch, length, heads2, width)
-    pool = RaggedPool(pool.kv_ZYCH.at[base + page_BT, offset_BT].set(kv_BTCH))
+    pool = _write_ragged(base, k_BTKH, v_BTKH, pool, position_BT, live_BT, table_BJ)
     # Padding may reach beyond the last page of a row.
     table_BJ = jnp.pad(table_BJ, ((0, 0), (0, pages_for(length - 1, page_size))))
     if kernel is None:
@@ -138,9 +130,53 @@ def attend_ragged(
     return out.reshape(q_BTNH.shape), pool
 
 
-def smem_bytes(rows: int, pages: int) -> int:
-    """Scalar memory of a `ragged` decode call: page table, lengths, query offsets."""
-    return 4 * (rows * pages + 2 * rows + 1)
+def attend_token_major(
+    layer: Array,
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    pool: RaggedPool,
+    *,
+    position_BT: Array,
+    live_BT: Array,
+    table_BJ: Array,
+    num_layers: int,
+) -> tuple[Array, RaggedPool]:
+    """`paged_kv.attend_pages` on the pages of `ragged`, without a kernel."""
+    rows, page_size, heads2, _ = pool.kv_ZYCH.shape
+    base = layer * (rows // num_layers)
+    pool = _write_ragged(base, k_BTKH, v_BTKH, pool, position_BT, live_BT, table_BJ)
+
+    def read(page_BJ: Array) -> tuple[Array, Array]:
+        kv_BJYCH = pool.kv_ZYCH[base + page_BJ]
+        k_BJYKH, v_BJYKH = kv_BJYCH[..., 0::2, :], kv_BJYCH[..., 1::2, :]
+        return jnp.transpose(k_BJYKH, (0, 1, 3, 4, 2)), jnp.swapaxes(v_BJYKH, 2, 3)
+
+    out_BTNH = paged_kv.attend_blocks(
+        q_BTNH,
+        read,
+        num_kv=heads2 // 2,
+        page_size=page_size,
+        position_BT=position_BT,
+        live_BT=live_BT,
+        table_BJ=table_BJ,
+    )
+    return out_BTNH, pool
+
+
+def _write_ragged(
+    base: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    pool: RaggedPool,
+    position_BT: Array,
+    live_BT: Array,
+    table_BJ: Array,
+) -> RaggedPool:
+    page_size, heads2, width = pool.kv_ZYCH.shape[1:]
+    page_BT, offset_BT = paged_kv.page_of_tokens(table_BJ, position_BT, live_BT, page_size)
+    kv_BTCH = jnp.stack([k_BTKH, v_BTKH], axis=3).reshape(*k_BTKH.shape[:2], heads2, width)
+    return RaggedPool(pool.kv_ZYCH.at[base + page_BT, offset_BT].set(kv_BTCH))
 
 
 # --- pallas_gpu ---
@@ -236,7 +272,7 @@ def _write_head_major(
     )
 
 
-# --- the choice ---
+# --- the layouts ---
 
 XLA = KVLayout(
     "xla",
@@ -254,6 +290,9 @@ RAGGED = KVLayout(
     attend=attend_ragged,
     attend_one=attend_ragged,
 )
+TOKEN_MAJOR = dataclasses.replace(
+    RAGGED, name="xla", attend=attend_token_major, attend_one=attend_token_major
+)
 PALLAS_GPU = KVLayout(
     "pallas_gpu",
     page_axis=1,
@@ -262,93 +301,3 @@ PALLAS_GPU = KVLayout(
     attend=attend_head_major,
     attend_one=attend_pallas_gpu,
 )
-RAGGED_HEAD_DIM = 128
-
-
-def choose_layout(
-    attention: Attention,
-    platform: str,
-    config: ModelConfig,
-    *,
-    page_size: int,
-    rows: int,
-    pages: int,
-) -> KVLayout:
-    """The layout of a back end; `auto` is the platform's kernel where the model's shape allows it.
-
-    Args:
-        attention: the back end asked for.
-        platform: of the devices: "cpu", "tpu", "gpu" (or "cuda").
-        config: the architecture.
-        page_size: Y.
-        rows: of the largest decode call of a data shard.
-        pages: J, pages of the longest sequence.
-
-    Raises:
-        ConfigError: a back end that the platform, the model or these sizes do not allow.
-    """
-    on_gpu = platform in ("gpu", "cuda", "rocm")
-    if attention == "auto":
-        if platform == "tpu" and config.head_dim == RAGGED_HEAD_DIM:
-            attention = "ragged"
-        elif on_gpu and _is_power_of_2(page_size) and _is_power_of_2(config.head_dim):
-            attention = "pallas_gpu"
-        else:
-            attention = "xla"
-    if attention == "ragged":
-        _check_ragged(platform, config, page_size=page_size, rows=rows, pages=pages)
-        return RAGGED
-    if attention == "pallas_gpu":
-        _check_pallas_gpu(on_gpu, platform, config, page_size)
-        return PALLAS_GPU
-    if attention != "xla":
-        raise ConfigError(
-            f"rollout.attention={attention!r}: expected auto, xla, ragged (TPU) or pallas_gpu (GPU)"
-        )
-    return XLA
-
-
-def _check_ragged(
-    platform: str, config: ModelConfig, *, page_size: int, rows: int, pages: int
-) -> None:
-    if platform != "tpu":
-        raise ConfigError(
-            f"rollout.attention='ragged': a TPU kernel, the devices are {platform}; use auto"
-        )
-    if config.head_dim != RAGGED_HEAD_DIM:
-        raise ConfigError(
-            f"rollout.attention='ragged': needs head_dim={RAGGED_HEAD_DIM}, the model has "
-            f"{config.head_dim}; use xla"
-        )
-    needed = smem_bytes(rows, pages)
-    if needed >= SMEM_BYTES:
-        tokens, fitting = pages * page_size, 2 * page_size
-        while fitting < tokens and smem_bytes(rows, pages_for(tokens, fitting)) >= SMEM_BYTES:
-            fitting *= 2
-        raise ConfigError(
-            f"rollout.page_size={page_size}: the page table of {rows} slots x {pages} pages x 4 "
-            f"bytes = {needed} bytes (with lengths) does not fit the {SMEM_BYTES} bytes of scalar "
-            f"memory of rollout.attention='ragged'; use rollout.page_size={fitting}, fewer slots "
-            "a data shard, or xla"
-        )
-
-
-def _check_pallas_gpu(on_gpu: bool, platform: str, config: ModelConfig, page_size: int) -> None:
-    if not on_gpu:
-        raise ConfigError(
-            f"rollout.attention='pallas_gpu': a GPU kernel, the devices are {platform}; use auto"
-        )
-    for name, value in (("page_size", page_size), ("head_dim", config.head_dim)):
-        if not _is_power_of_2(value):
-            raise ConfigError(
-                f"{name}={value}: rollout.attention='pallas_gpu' needs a power of 2; use xla"
-            )
-    if config.head_dim < GPU_MIN_DOT:
-        raise ConfigError(
-            f"head_dim={config.head_dim}: rollout.attention='pallas_gpu' needs at least "
-            f"{GPU_MIN_DOT}; use xla"
-        )
-
-
-def _is_power_of_2(n: int) -> bool:
-    return n > 0 and n & (n - 1) == 0

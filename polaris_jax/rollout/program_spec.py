@@ -11,7 +11,8 @@ from polaris_jax import sharding
 from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig
 from polaris_jax.rollout.decode_state import SamplerConfig
-from polaris_jax.rollout.kv_layouts import KVLayout, choose_layout
+from polaris_jax.rollout.kv_layouts import XLA, KVLayout
+from polaris_jax.rollout.layout_choice import choose_layout
 
 # Matmul rows of CPU XLA agree bit for bit between 2 and 32 rows, not with 1 or above.
 MIN_ROWS = 2
@@ -78,9 +79,12 @@ def program_spec(
     )
     on_cpu = device.platform == "cpu"
     window = config.layout == "window" or (config.layout == "auto" and on_cpu)
-    if layout.name != "xla":
+    if layout is not XLA:
         if config.layout == "window":
-            raise ConfigError(f"layout='window': only attention='xla' has it, not {layout.name!r}")
+            raise ConfigError(
+                f"layout='window': not on a {device.platform} with attention={layout.name!r}; use "
+                "pages"
+            )
         window = False
     # A scan over stacked weights copies each layer's slice on a CPU.
     return ProgramSpec(

@@ -1,4 +1,4 @@
-"""Each layout of the pool gives dense attention, kernels run as plain jax; what is refused."""
+"""Each layout of the pool gives dense attention, kernels run as plain jax."""
 
 import dataclasses
 import functools
@@ -11,19 +11,15 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention.kernel import (
     ref_ragged_paged_attention,
 )
 
-from polaris_jax.config import ConfigError
 from polaris_jax.models.attention import attend as dense_attend
-from polaris_jax.models.presets import PRESETS
 from polaris_jax.rollout import paged_kv
 from polaris_jax.rollout.kv_layouts import (
     PALLAS_GPU,
     RAGGED,
-    SMEM_BYTES,
+    TOKEN_MAJOR,
     XLA,
     attend_pallas_gpu,
     attend_ragged,
-    choose_layout,
-    smem_bytes,
 )
 from polaris_jax.rollout.paged_kv import pages_for
 from tests.rollout.rollout_cases import CONFIG
@@ -53,10 +49,10 @@ def jitted(layout):
 
 LAYOUTS = [
     pytest.param(jitted(XLA), id="xla"),
+    pytest.param(jitted(TOKEN_MAJOR), id="token_major"),
     pytest.param(RAGGED_ON_CPU, id="ragged"),  # its reference reads a count on the host
     pytest.param(jitted(GPU_ON_CPU), id="pallas_gpu"),
 ]
-QWEN3_4B = PRESETS["qwen3-4b"]
 
 
 @functools.cache
@@ -151,45 +147,3 @@ def test_pages_are_copied_and_moved_in_every_layer(layout):
             np.testing.assert_array_equal(new[first : first + 3], old[first : first + 3])
             np.testing.assert_array_equal(other[first + 2], old[first + 1])
             np.testing.assert_array_equal(other[first + 1], old[first + 3])
-
-
-def choose(attention="auto", platform="tpu", config=QWEN3_4B, **sizes):
-    return choose_layout(
-        attention, platform, config, **({"page_size": 64, "rows": 64, "pages": 832} | sizes)
-    ).name
-
-
-def test_auto_takes_the_platforms_own_kernel():
-    assert choose() == "ragged"
-    assert choose(platform="gpu") == choose(platform="cuda") == "pallas_gpu"
-    assert choose(platform="cpu") == "xla"
-    assert choose(config=CONFIG) == "xla"  # head_dim 16
-    assert choose(platform="gpu", page_size=24) == "xla"
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"attention": "ragged", "platform": "cpu"}, "rollout.attention='ragged': a TPU kernel"),
-        ({"attention": "pallas_gpu"}, "'pallas_gpu': a GPU kernel, the devices are tpu"),
-        ({"attention": "ragged", "config": CONFIG}, "needs head_dim=128, the model has 16"),
-        ({"attention": "dense"}, "rollout.attention='dense': expected auto"),
-        (
-            {"rows": 256, "page_size": 16, "pages": 3328},
-            "page_size=16: .* 256 slots x 3328 pages x 4 bytes = 3409924 bytes .* 1048576 .*"
-            "page_size=64",
-        ),
-        (
-            {"attention": "pallas_gpu", "platform": "gpu", "page_size": 24},
-            "page_size=24: .*power of 2",
-        ),
-    ],
-)
-def test_what_a_back_end_cannot_serve_is_refused_with_the_numbers(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        choose(**settings)
-
-
-def test_the_suggested_page_size_fits():
-    assert smem_bytes(256, 3328) >= SMEM_BYTES > smem_bytes(256, 832)
-    assert choose(rows=256, page_size=64, pages=832) == "ragged"

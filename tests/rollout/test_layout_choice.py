@@ -1,0 +1,52 @@
+"""The platform's own kernel by default; what a back end cannot serve is refused."""
+
+import pytest
+
+from polaris_jax.config import ConfigError
+from polaris_jax.models.presets import PRESETS
+from polaris_jax.rollout.layout_choice import SMEM_BYTES, choose_layout, smem_bytes
+from tests.rollout.rollout_cases import CONFIG
+
+QWEN3_4B = PRESETS["qwen3-4b"]
+
+
+def choose(attention="auto", platform="tpu", config=QWEN3_4B, **sizes):
+    return choose_layout(
+        attention, platform, config, **({"page_size": 64, "rows": 64, "pages": 832} | sizes)
+    ).name
+
+
+def test_auto_takes_the_platforms_own_kernel():
+    assert choose() == "ragged"
+    assert choose(platform="gpu") == choose(platform="cuda") == "pallas_gpu"
+    assert choose(platform="cpu") == "xla"
+    assert choose(config=CONFIG) == "xla"  # head_dim 16
+    assert choose(platform="gpu", page_size=24) == "xla"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention": "ragged", "platform": "cpu"}, "rollout.attention='ragged': a TPU kernel"),
+        ({"attention": "pallas_gpu"}, "'pallas_gpu': a GPU kernel, the devices are tpu"),
+        ({"attention": "ragged", "config": CONFIG}, "needs head_dim=128, the model has 16"),
+        ({"attention": "dense"}, "rollout.attention='dense': expected auto"),
+        (
+            {"rows": 256, "page_size": 16, "pages": 3328},
+            "page_size=16: .* 256 slots x 3328 pages x 4 bytes = 3409924 bytes .* 1048576 .*"
+            "page_size=64",
+        ),
+        (
+            {"attention": "pallas_gpu", "platform": "gpu", "page_size": 24},
+            "page_size=24: .*power of 2",
+        ),
+    ],
+)
+def test_what_a_back_end_cannot_serve_is_refused_with_the_numbers(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        choose(**settings)
+
+
+def test_the_suggested_page_size_fits():
+    assert smem_bytes(256, 3328) >= SMEM_BYTES > smem_bytes(256, 832)
+    assert choose(rows=256, page_size=64, pages=832) == "ragged"
