@@ -1,13 +1,23 @@
 """Parameters go onto devices by layers and by shards; a process reads its own parts alone."""
 
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from polaris_jax.config import MeshSection
 from polaris_jax.models import ModelConfig, param_axes, param_shapes, placing
 from polaris_jax.models.hf_names import from_hf, hf_name, hf_part, hf_shapes
+from polaris_jax.models.hf_weights import export, export_into
 from polaris_jax.models.placing import place_params
 from polaris_jax.models.weights import param_reader
 from polaris_jax.sharding import TRAINER_RULES, make_mesh, param_shardings
@@ -33,10 +43,10 @@ F32 = np.dtype(np.float32)
 class Counting:
     """Weights of distinct numbers that count the entries that are read of each tensor."""
 
-    def __init__(self):
+    def __init__(self, config=CONFIG):
         self.tensors, self.read_entries = {}, {}
         start = 0
-        for name, shape in hf_shapes(CONFIG).items():
+        for name, shape in hf_shapes(config).items():
             size = int(np.prod(shape))
             self.tensors[name] = np.arange(start, start + size, dtype=np.float32).reshape(shape)
             start += size
@@ -139,6 +149,36 @@ def test_a_process_reads_the_parts_of_its_own_devices_alone(monkeypatch):
     for name in (hf_name("layers/q_DNH", 0), "model.embed_tokens.weight"):
         assert weights.read_entries[name] == weights.tensors[name].size / 2, name
     assert len(weights.read_entries) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_read_half_each(tmp_path):
+    config = dataclasses.replace(CONFIG, qkv_bias=False)  # a true Qwen3
+    weights = Counting(config)
+    with export_into(epath.Path(tmp_path)):
+        export(config, weights, epath.Path(tmp_path), ids={})
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    child = Path(__file__).with_name("load_in_two_processes.py")
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, child, address, str(i), tmp_path],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        for i in range(2)
+    ]
+    outcomes = [process.communicate(timeout=600) for process in children]
+    for (out, err), process in zip(outcomes, children, strict=True):
+        assert process.returncode == 0, err
+        said = json.loads(out.splitlines()[-1])
+        assert said["equal"]
+        for name in ("model.embed_tokens.weight", hf_name("layers/gate_DF", 2)):
+            assert said["entries"][name] == weights.tensors[name].size / 2, name
 
 
 @pytest.mark.parametrize("staging_bytes", [0, 1 << 30], ids=["by layers", "staged"])
