@@ -24,7 +24,7 @@ from tests.rollout.rollout_cases import (
     random_prompts,
     small_model,
 )
-from tests.tolerances import NEAR_TIE_SHARE, SCHEDULE_LOGPROB_ATOL
+from tests.tolerances import NEAR_TIE_SHARE, SAMPLER_LOGPROB_ATOL, SCHEDULE_LOGPROB_ATOL
 
 ROOT = Path(__file__).parents[2]
 WIDE = dataclasses.replace(
@@ -89,7 +89,9 @@ def test_tokens_and_log_probs_are_those_of_one_device(data, tensor):
     stats = sampler.stats()
     assert stats["preemptions"] > 0
     assert stats["pages_used"] == 0
-    assert log_prob_difference(actual) <= SCHEDULE_LOGPROB_ATOL
+    # Heads and MLP split over devices: partial sums in another order, as in another program.
+    bound = SAMPLER_LOGPROB_ATOL if tensor > 1 else SCHEDULE_LOGPROB_ATOL
+    assert log_prob_difference(actual) <= bound
 
     # Once more after an update: same shapes, so nothing is compiled.
     sampler.release_pool()
