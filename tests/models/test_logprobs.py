@@ -1,6 +1,12 @@
 """token_logprobs against dense log-softmax, its masks, its chunks and its memory."""
 
 import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -94,3 +100,23 @@ def test_memory_does_not_hold_all_logits():
 
     all_logits_bytes = 256 * 32_768 * 4
     assert temporary_bytes(16) < all_logits_bytes < temporary_bytes(256)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("libtpu")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install 'polaris_jax[tpu]'"
+)
+def test_the_head_of_a_53248_token_row_needs_under_a_gib_and_a_half_on_a_v5p():
+    """Gradients counted as outputs; all its logits would take 32 GB."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("compile_head.py")],
+        env=os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1])["temporaries"] < 1.5 * (1 << 30)

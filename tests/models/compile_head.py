@@ -1,0 +1,64 @@
+"""Compiles log-probs + backward of one long row's head for a v5p that is not here; prints JSON.
+
+    python tests/models/compile_head.py [chunk_tokens]
+
+Qwen3-4B's head: float32 master, bfloat16 compute, one row of 53,248 tokens on one device.
+"""
+
+import fcntl
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from polaris_jax.models.logprobs import CHUNK_TOKENS, target_logprobs
+
+TOKENS, VOCAB, HIDDEN = 53_248, 151_936, 2560
+
+
+def main() -> None:
+    chunk = int(sys.argv[1]) if len(sys.argv) > 1 else CHUNK_TOKENS
+    with open(Path(tempfile.gettempdir()) / "polaris-libtpu.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
+        mesh = Mesh(np.array(topology.devices[:1]), ("one",))
+        here = NamedSharding(mesh, PartitionSpec())
+
+        def array(dtype, *shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=here)
+
+        def gradients(head_VD, hidden_BTD, target_BT, temperature_BT, weight_BT):
+            def loss(head_VD, hidden_BTD):
+                logp_BT, entropy_BT = target_logprobs(
+                    head_VD, hidden_BTD, target_BT, temperature_BT, chunk_tokens=chunk
+                )
+                return jnp.sum(logp_BT * weight_BT), jnp.mean(entropy_BT)
+
+            return jax.grad(loss, argnums=(0, 1), has_aux=True)(head_VD, hidden_BTD)
+
+        program = (
+            jax.jit(gradients, out_shardings=here)
+            .lower(
+                array(jnp.float32, VOCAB, HIDDEN),
+                array(jnp.bfloat16, 1, TOKENS, HIDDEN),
+                array(jnp.int32, 1, TOKENS),
+                array(jnp.float32, 1, TOKENS),
+                array(jnp.float32, 1, TOKENS),
+            )
+            .compile()
+        )
+    print(json.dumps({"temporaries": program.memory_analysis().temp_size_in_bytes}))
+
+
+if __name__ == "__main__":
+    main()
