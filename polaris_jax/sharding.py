@@ -196,8 +196,12 @@ def _path(key_path: tuple[Any, ...]) -> str:
 
 
 def global_array(host: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """A device array of a host array that every process holds alike; each uploads its shards."""
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    """A device array of a host array that every process holds alike; each uploads its shards.
+
+    The one place where a step's data goes up: allowed under a transfer guard.
+    """
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def private_copies(tree: Any, shardings: Any, *, dtype: Any = None) -> Any:

@@ -279,3 +279,15 @@ def test_a_batch_of_another_shape_or_vocabulary_is_refused():
     foreign.token_BT[0, 0] = 64
     with pytest.raises(ValueError, match=r"must lie in \[0, 64\)"):
         updater.update(state, foreign)
+
+
+def test_the_steady_state_moves_nothing_to_or_from_the_host_by_accident():
+    """Batches go up and metrics come down by explicit calls; all else stays on the devices."""
+    updater = make_updater()
+    state = init_train_state(make_model(), OPTIMIZER, one_device_mesh())
+    state, _ = updater.update(state, pack_case(make_graded()))
+    with jax.transfer_guard("disallow"):
+        with pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
+            jax.jit(lambda x: x + 1)(np.ones(3))  # the guard is awake
+        state, metrics = updater.update(state, pack_case(make_graded(1)))
+    assert values(metrics)["update/skipped"] == 0.0
