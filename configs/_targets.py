@@ -73,19 +73,16 @@ def _shrunk(config: ConfigDict) -> ConfigDict:
     config.model.path = ""
     config.model.dtype = "float32"
     config.model.max_position_tokens = 192
-    config.warmstart.steps = 40
-    config.warmstart.batch_size = 16
-    config.warmstart.hidden_size = 64
-    config.warmstart.intermediate_size = 128
+    # Enough for some right answers at the recipe's temperatures, so that updates are made too.
+    config.warmstart.steps = 250
+    config.warmstart.batch_size = 32
     config.warmstart.num_layers = 2
-    config.warmstart.head_dim = 16
     config.data.problems = ""
-    config.data.arithmetic.train = 16
+    config.data.arithmetic.train = 64
     config.data.arithmetic.held_out = 8
     config.data.max_prompt_tokens = 64
-    config.rollout.prompts_per_step = 4
-    config.rollout.responses_per_prompt = 4
-    config.rollout.slots = 16
+    config.rollout.prompts_per_step = 8
+    config.rollout.slots = 64
     config.rollout.page_size = 16
     config.rollout.prefill_chunk = 64
     config.calibrate.n = 2
@@ -94,11 +91,11 @@ def _shrunk(config: ConfigDict) -> ConfigDict:
     config.probe.problems, config.probe.n = 4, 2
     for index, entry in enumerate(config.stages):
         entry.steps = 2
-        entry.max_response_tokens = 24 + 8 * index
+        entry.max_response_tokens = 56 + 8 * index
     config.checkpoint.every_steps = 2
     config.evaluate.every_steps = 0
     config.evaluate.n = 2
-    config.evaluate.max_response_tokens = 24
-    config.evaluate.length_edges = (12, 20)
+    config.evaluate.max_response_tokens = 56
+    config.evaluate.length_edges = (24, 40)
     config.rope.yarn.original_max_position_embeddings = 64
     return config

@@ -82,7 +82,7 @@ def test_a_pod_changes_only_how_the_work_is_divided(name, pod):
 def test_tiny_keeps_stages_rules_and_objective(name):
     plain, tiny = build_config(load(name)), build_config(load(name, "tiny"))
     assert [s.temperature for s in tiny.stages] == [s.temperature for s in plain.stages]
-    assert all(s.steps == 2 and s.max_response_tokens <= 40 for s in tiny.stages)
+    assert all(s.steps == 2 and s.max_response_tokens <= 72 for s in tiny.stages)
     assert (tiny.objective, tiny.optimizer) == (plain.objective, plain.optimizer)
     assert tiny.model.path == ""
 
