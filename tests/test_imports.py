@@ -20,6 +20,8 @@ def tree(*folders: str) -> dict[str, str]:
 def test_the_tree_keeps_the_rules():
     sources = tree("polaris_jax", "configs", "benchmarks", "launch")
     assert len(sources) > 10
+    # TRL's side of a benchmark runs in an environment of its own and imports what TRL does.
+    assert "import torch" in sources.pop("benchmarks/peers/trl_side.py")
     assert breaches(sources) == []
 
 
