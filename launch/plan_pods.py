@@ -1,6 +1,6 @@
 """docs/results/plan.md: every full-size recipe on every pod, and what must be refused.
 
-usage: plan_pods.py [--root=workdirs/plan] [--out=docs/results/plan.md] [--only=WORD]
+usage: plan_pods.py [--root=workdirs/plan] [--out=docs/results/plan.md] [--only=WORD] [--present]
 
 Each case is one `polaris plan`, one after the other (libtpu serves one process at a time). A case
 whose plan.json lies in --root is not compiled again: delete the file to have it redone. Exit code 1
@@ -168,18 +168,29 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=ROOT / "workdirs" / "plan")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "plan.md")
     parser.add_argument("--only", default="", help="cases whose name holds this word")
+    parser.add_argument(
+        "--present", action="store_true", help="compile nothing: the cases that are there"
+    )
     args = parser.parse_args()
     args.root.mkdir(parents=True, exist_ok=True)
-    tables, missed = [], []
+    tables, missed, absent = [], [], []
     for title, cases in (
         ("Must fit", MUST_FIT),
         ("Beyond", BEYOND),
         ("Must be refused, with the nearest setting that fits", MUST_REFUSE),
     ):
-        rows = [(case, run(case, args.root)) for case in cases if args.only in case.name]
+        chosen = [case for case in cases if args.only in case.name]
+        if args.present:
+            absent += [case for case in chosen if not (args.root / f"{case.name}.json").exists()]
+            chosen = [case for case in chosen if case not in absent]
+        rows = [(case, run(case, args.root)) for case in chosen]
         missed += [line for case, plan in rows if (line := shortfall(case, plan))]
         tables.append((title, rows))
-    args.out.write_text(markdown(tables))
+    text = markdown(tables)
+    if absent:
+        names = "; ".join(f"{case.label} on {case.topology}" for case in absent)
+        text += f"\n## Not compiled yet\n\n{names}.\n"
+    args.out.write_text(text)
     print("\n".join([str(args.out), *missed]))
     return 1 if missed else 0
 
