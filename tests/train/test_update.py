@@ -287,7 +287,7 @@ def test_the_steady_state_moves_nothing_to_or_from_the_host_by_accident():
     state = init_train_state(make_model(), OPTIMIZER, one_device_mesh())
     state, _ = updater.update(state, pack_case(make_graded()))
     with jax.transfer_guard("disallow"):
-        with pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
+        with pytest.raises(Exception, match=r"[Dd]isallowed host-to-device transfer"):
             jax.jit(lambda x: x + 1)(np.ones(3))  # the guard is awake
         state, metrics = updater.update(state, pack_case(make_graded(1)))
     assert values(metrics)["update/skipped"] == 0.0
