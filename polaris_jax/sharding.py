@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.config import ConfigError, MeshSection
@@ -82,10 +83,10 @@ def make_mesh(section: MeshSection, devices: Sequence[Any] | None = None) -> Mes
         )
     shape = (section.data, fsdp, section.context, section.tensor)
     if math.prod(shape) > 1 and devices[0].platform == "tpu":
-        return jax.make_mesh(
-            shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices
-        )
-    grid = np.array(devices, dtype=object).reshape(shape)
+        # Split axes: 16 x 2 on a torus of 4 x 8 needs one of them cut, which make_mesh refuses.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices, dtype=object).reshape(shape)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 

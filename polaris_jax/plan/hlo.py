@@ -36,6 +36,7 @@ _FREE = {
     *("call", "conditional", "opt-barrier", "partition-id", "replica-id", "domain"),
     *("async-start", "async-update", "async-done", "add-dependency", "get-dimension-size"),
 }
+_FUSIONS = ("fusion", "fusion-start")
 _SLICES = ("dynamic-slice", "slice")
 _THROUGH = ("bitcast", "convert", "copy", "reshape", "get-tuple-element", "transpose")
 
@@ -129,16 +130,16 @@ class _Walk:
             opcode = instruction.opcode
             if opcode == "while":
                 self._visit_loop(computation, instruction, times)
-            elif opcode == "fusion":
-                # TPU writes some collectives inside a fusion.
-                self.visit(self._called(instruction, "calls"), times, in_fusion=True)
-            elif opcode in ("call", "async-start"):
-                name = "to_apply" if instruction.called("to_apply") else "calls"
-                if instruction.called(name):
-                    self.visit(self._called(instruction, name), times, in_fusion=in_fusion)
+            elif opcode == "call":
+                self.visit(self._called(instruction, "to_apply"), times, in_fusion=in_fusion)
             elif opcode == "conditional":
                 for branch in _branches(instruction):
                     self.visit(self.module.computations[branch], times, in_fusion=in_fusion)
+            elif instruction.called("calls") and not opcode.endswith(("-update", "-done")):
+                # A TPU writes some collectives inside a fusion, and fusions that run beside others
+                # as `fusion-start`; what such a start runs is named again by its end.
+                inside = in_fusion or opcode != "async-start"
+                self.visit(self._called(instruction, "calls"), times, in_fusion=inside)
             base = opcode.removesuffix("-start")
             if base in COLLECTIVES and not opcode.endswith("-done"):
                 self._count_collective(computation, instruction, base, times)
@@ -178,7 +179,7 @@ class _Walk:
 
     def _count_memory(self, computation: Computation, node: Instruction, times: float) -> None:
         opcode = node.opcode
-        if opcode in _FREE or opcode.endswith("-done"):
+        if opcode in _FREE or opcode.endswith(("-done", "-update")):
             return
         if opcode == "custom-call":
             # AllocateBuffer and the like move nothing; a kernel has operands.
@@ -186,7 +187,7 @@ class _Walk:
                 size = _operand_bytes(computation, node) + _hbm(node.shapes)
                 self.kernel_bytes += times * size
             return
-        if opcode == "fusion":
+        if opcode in _FUSIONS:
             size = self._fusion_bytes(computation, node)
         elif opcode in ("dynamic-slice", "gather", "slice"):
             size = 2 * _hbm(node.shapes)
@@ -215,7 +216,8 @@ class _Walk:
                 whole = min(whole, sum(part.bytes for part in parts if part is not None))
             size += whole
         written = sum(updated.values())
-        kept = _hbm(node.shapes)
+        # The result of a start repeats its operands before what is new.
+        kept = _hbm(node.shapes if node.opcode == "fusion" else inner.root.shapes)
         for name in updated:
             kept -= _hbm(inner.by_name[name].shapes)
         return size + max(kept, 0) + 2 * written
@@ -261,7 +263,7 @@ def _uses(
             yield user.shapes[0] if user.operands[0] == name else None
         elif opcode in _THROUGH or opcode.endswith("-done"):
             yield from _uses(module, computation, user.name, element)
-        elif opcode == "fusion":
+        elif opcode in _FUSIONS:
             inner = module.computations[user.called("calls") or ""]
             for index, operand in enumerate(user.operands):
                 if operand == name:

@@ -28,6 +28,8 @@ _SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+# A line may begin with a brace inside an attribute that spans several (a kernel's metadata).
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"^ *([\w\-]+)\(")
 _TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
@@ -91,7 +93,7 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        return next((i for i in self.instructions if i.is_root), self.instructions[-1])
+        return next(i for i in self.instructions if i.is_root)
 
     @functools.cached_property
     def parameters(self) -> Mapping[int, Instruction]:
@@ -110,7 +112,7 @@ def parse_module(text: str) -> Module:
     """The computations of `compiled.as_text()`.
 
     Raises:
-        ValueError: the text has no entry computation.
+        ValueError: the text has no entry computation, or a computation has no root.
     """
     computations: dict[str, Computation] = {}
     entry, name, lines = None, None, []
@@ -120,7 +122,9 @@ def parse_module(text: str) -> Module:
             if header:
                 name, lines = header.group(2), []
                 entry = name if header.group(1) else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
+            if not any(instruction.is_root for instruction in lines):
+                raise ValueError(f"HLO computation %{name}: no ROOT instruction was read in it")
             computations[name] = Computation(name, tuple(lines))
             name = None
         else:

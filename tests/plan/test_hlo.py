@@ -67,6 +67,41 @@ ENTRY %main (p: f32[100]) -> {result} {{
     assert found.wire_bytes == passes * whole * 3 / 4
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(
+            "  ROOT %o = f32[400]{0} fusion(%p), kind=kCustom, calls=%inside", id="fusion"
+        ),
+        pytest.param(
+            "  %s = ((f32[100]{0}), f32[400]{0}, u32[]) fusion-start(%p), calls=%inside\n"
+            "  %u = ((f32[100]{0}), f32[400]{0}, u32[]) fusion-update(%s), calls=%inside\n"
+            "  ROOT %o = f32[400]{0} fusion-done(%u), calls=%inside",
+            id="fusion beside others",
+        ),
+        pytest.param(
+            "  %s = ((f32[100]{0}), f32[400]{0}, u32[]) async-start(%p), calls=%inside\n"
+            "  ROOT %o = f32[400]{0} async-done(%s), calls=%inside",
+            id="async",
+        ),
+    ],
+)
+def test_a_collective_inside_something_that_is_called_counts_once(body):
+    text = f"""%inside (x: f32[100]) -> f32[400] {{
+  %x = f32[100]{{0}} parameter(0)
+  ROOT %g = f32[400]{{0}} all-gather(%x), dimensions={{0}}, replica_groups={{{{0,1,2,3}}}}
+}}
+
+ENTRY %main (p: f32[100]) -> f32[400] {{
+  %p = f32[100]{{0}} parameter(0)
+{body}
+}}
+"""
+    traffic = program_traffic(text, devices=4)
+    assert by_kind(traffic) == {("all-gather", 4): (1, 1600)}
+    assert traffic.hbm_bytes == 400 + 1600
+
+
 def sliced_reduce(reader):
     return f"""{HEAD}
 %take (a: f32[100], i: s32[]) -> f32[25] {{

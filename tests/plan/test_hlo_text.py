@@ -101,6 +101,30 @@ def test_bytes_of_a_shape(shape, size):
     assert shape.bytes == size
 
 
+def test_an_attribute_of_several_lines_does_not_end_a_computation():
+    """As the metadata of a Pallas kernel is written."""
+    text = """ENTRY %main (a: f32[2]) -> f32[2] {
+  %a = f32[2]{0} parameter(0)
+  %k = f32[2]{0} custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={
+"xprof_metadata":"{}"
+}}, metadata={op_name="kernel"}
+  ROOT %n = f32[2]{0} negate(%k)
+}, execution_thread="main"
+"""
+    module = parse_module(text)
+    assert [i.opcode for i in module.computations["main"].instructions] == [
+        "parameter",
+        "custom-call",
+        "negate",
+    ]
+
+
+def test_a_computation_read_in_part_is_refused():
+    text = "ENTRY %main (a: f32[2]) -> f32[2] {\n  %a = f32[2]{0} parameter(0)\n}\n"
+    with pytest.raises(ValueError, match="%main: no ROOT"):
+        parse_module(text)
+
+
 def test_text_without_an_entry_is_refused():
     with pytest.raises(ValueError, match="without an ENTRY"):
         parse_module("HloModule nothing")

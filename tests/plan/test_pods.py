@@ -6,7 +6,9 @@ Compile time and temporaries do not depend on the number of layers: they are sca
 import dataclasses
 import importlib.util
 import json
+import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -59,6 +61,34 @@ def plan(cut, tmp_path, *args):
 
 def gradients(found):
     return next(p for p in found["programs"] if p["name"] == "update: gradients")
+
+
+PODS = runpy.run_path(str(ROOT / "configs" / "_targets.py"))["PODS"]
+MESHES = """
+import sys
+from polaris_jax.config import MeshSection
+from polaris_jax.plan.compile import only_libtpu_user
+from polaris_jax.plan.topologies import devices, parse_topology
+from polaris_jax.sharding import make_mesh
+
+with only_libtpu_user(print):
+    for pod in sys.argv[1:]:
+        name, context = pod.rsplit("/", 1)
+        found = devices(parse_topology(name))
+        mesh = make_mesh(MeshSection(context=int(context)), found)
+        assert mesh.shape["context"] == int(context)
+        assert sorted(d.id for d in mesh.devices.flat) == sorted(d.id for d in found)
+"""
+
+
+@TPU
+def test_every_tpu_pod_of_the_configs_has_its_mesh():
+    pods = [f"{name}/{pod.context}" for name, pod in PODS.items() if name.startswith("v")]
+    assert len(pods) >= 8
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", MESHES, *pods]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
