@@ -24,6 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from polaris_jax import manifest, processes
+from polaris_jax.architecture import differing_arrays, differing_fields, shape_and_dtype
 from polaris_jax.config_sections import ConfigError
 from polaris_jax.files import PARTIAL, sync_directory, write_bytes
 from polaris_jax.host_state import canonical_json, plain
@@ -42,7 +43,6 @@ ARRAYS = "arrays"
 HOST = "host.json"
 REPLACED = ".replaced"  # the old directory of a step while a new one takes its place
 DELETED = ".deleted"  # on its way out; a kill may leave it behind
-MAX_FIELDS_SHOWN = 6
 
 
 class CheckpointError(RuntimeError):
@@ -186,7 +186,7 @@ class Checkpointer:
                 "step": step,
                 "config_hash": self._config_hash,
                 "architecture": self._architecture,
-                "arrays": {path: _shape_and_dtype(leaf) for path, leaf in leaves.items()},
+                "arrays": {path: shape_and_dtype(leaf) for path, leaf in leaves.items()},
             }
             manifest.write_manifest(partial, facts, files)
             manifest.sync_folders(partial)
@@ -288,24 +288,13 @@ class Checkpointer:
     def _check_architecture(self, step: int, leaves: dict[str, Any], *, partial: bool) -> None:
         facts = manifest.read_manifest(self._path(step))
         saved, present = facts["architecture"], self._architecture
-        where = f"checkpoint {step} in {self.directory} is of another architecture"
-        remedy = "use the model it was made from, or another workdir"
-        if saved is not None and present is not None and saved != present:
-            names = sorted(saved.keys() | present.keys())
-            differing = [
-                f"{name}={saved.get(name)!r} there, {present.get(name)!r} here"
-                for name in names
-                if saved.get(name) != present.get(name)
-            ]
-            raise ConfigError(f"{where}: {_shortened(differing)}; {remedy}")
-        differing = []
-        for path in sorted(facts["arrays"].keys() | leaves.keys()):
-            there = facts["arrays"].get(path)
-            here = _shape_and_dtype(leaves[path]) if path in leaves else None
-            if there != here and not (partial and here is None):
-                differing.append(f"{path} is {_spelt(there)} there, {_spelt(here)} here")
-        if differing:
-            raise ConfigError(f"{where}: {_shortened(differing)}; {remedy}")
+        told = differing_fields(saved, present) if saved is not None and present is not None else ""
+        told = told or differing_arrays(facts["arrays"], leaves, partial=partial)
+        if told:
+            raise ConfigError(
+                f"checkpoint {step} in {self.directory} is of another architecture: {told}; use "
+                "the model it was made from, or another workdir"
+            )
 
     # ---- the directory
 
@@ -374,22 +363,6 @@ class Checkpointer:
 def _from_first(function: Callable[[], T]) -> T:
     """The first process's answer, in all of them; the others read no file."""
     return processes.gather_objects(function() if processes.is_first() else None)[0]
-
-
-def _shape_and_dtype(leaf: Any) -> list[Any]:
-    return [str(leaf.dtype), list(leaf.shape)]
-
-
-def _spelt(shape_and_dtype: list[Any] | None) -> str:
-    if shape_and_dtype is None:
-        return "absent"
-    dtype, shape = shape_and_dtype
-    return f"{dtype}[{','.join(map(str, shape))}]"
-
-
-def _shortened(items: list[str]) -> str:
-    more = len(items) - MAX_FIELDS_SHOWN
-    return ", ".join(items[:MAX_FIELDS_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _cause(error: BaseException) -> tuple[str, int]:

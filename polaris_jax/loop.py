@@ -99,7 +99,7 @@ def train(
             metrics |= run.count_swaps(swapped)
             sampler.release_pool()  # new weights void it, and the update has use for the room
             if swapped.action == "train":
-                with run.timer("update"):
+                with run.clock.timer("update"):
                     state, update_metrics = run.update(state, graded, swapped, stage)
                     sampler.update_weights(state.params)
                 metrics |= update_metrics
@@ -114,7 +114,7 @@ def train(
             if ended:
                 run.close_stage_record(step)
             mark = run.mark(stage, loader)
-            with run.timer("save"):
+            with run.clock.timer("save"):
                 if run.step % config.checkpoint.every_steps == 0 and not ended:
                     run.save(state, mark)
             run.write_timing(step, sampler)
@@ -135,10 +135,10 @@ def visit(
 
     Accuracy and all rollout metrics are taken before the rescue.
     """
-    with run.timer("rollout"):
+    with run.clock.timer("rollout"):
         prompts = next(loader)
         rollouts = run.sample(sampler, prompts, stage, stop, attempt=attempt)
-    with run.timer("grade"):
+    with run.clock.timer("grade"):
         graded = run.grade(rollouts)
     run.accuracy.record(graded.problem_ids, graded.reward_PR, stage=stage.stage)
     metrics = rollout_metrics(

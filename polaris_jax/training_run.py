@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,7 @@ import polaris_jax
 from polaris_jax import processes
 from polaris_jax import workdir as workdir_lib
 from polaris_jax.base_model import base_model_config, check_positions, load_base, yarn_scaling
-from polaris_jax.batch import (
-    RescueBuffer,
-    Substitution,
-)
+from polaris_jax.batch import RescueBuffer, Substitution
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_tokens
 from polaris_jax.data.loader import PromptLoader
@@ -34,7 +30,6 @@ from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.held_out import HeldOut
 from polaris_jax.mark import Mark, stage_from
 from polaris_jax.metrics import Mean, MetricsWriter, value_of
-from polaris_jax.metrics.throughput import memory_metrics
 from polaris_jax.models import RopeScaling
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, PromptBatch, Rollouts, StageState
@@ -54,7 +49,8 @@ from polaris_jax.sharding import make_mesh
 from polaris_jax.signals import StopRequest
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
-from polaris_jax.step_records import UPDATE_METRICS, rollout_rows, step_text, timing_line
+from polaris_jax.step_clock import StepClock
+from polaris_jax.step_records import UPDATE_METRICS, rollout_rows, step_text
 from polaris_jax.step_rules import pack_minibatches
 from polaris_jax.train.state import TrainState, init_train_state, with_rope_scaling
 from polaris_jax.train.update import Updater, merge_metrics
@@ -88,11 +84,9 @@ class TrainingRun:
         self.resumed: tuple[StageState, TrainState, PromptLoader, Sampler] | None = None
         self.stage_records: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
-        self._seconds: dict[str, float] = defaultdict(float)
+        self.clock = StepClock()
         self._closing = contextlib.ExitStack()
         self._held_out: HeldOut | None = None
-        self._graded_before: Counter[str] = Counter()
-        self._update_tokens_seen = 0
 
     # ---- opening and closing
 
@@ -303,7 +297,7 @@ class TrainingRun:
         section = self.config.evaluate
         if self._held_out is None or (step + 1) % section.every_steps:
             return {}
-        with self.timer("evaluate"):
+        with self.clock.timer("evaluate"):
             accuracy = self._held_out.score(state.params)
         self.progress.line(
             f"step {step}: avg@{section.n} {accuracy:.1%} on {len(self._held_out)} held-out "
@@ -340,15 +334,6 @@ class TrainingRun:
             "batch/donors_reused": swapped.reused,
         }
 
-    @contextlib.contextmanager
-    def timer(self, name: str) -> Iterator[None]:
-        """Adds the seconds of its body to `time/{name}_s` of this step."""
-        began_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[name] += time.perf_counter() - began_s
-
     def write_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """One line of metrics.jsonl: functions of config, data and seed alone."""
         stage = self.stage_records[-1]
@@ -358,21 +343,10 @@ class TrainingRun:
 
     def write_timing(self, step: int, sampler: Sampler) -> None:
         """One line of timing.jsonl: wall clock, throughput, memory, time-outs."""
-        seconds, self._seconds = self._seconds, defaultdict(float)
-        stats = sampler.stats()
-        sampler.reset_stats()
-        graded = Counter(self.grader.stats())
-        grading = graded - self._graded_before
-        update_tokens = self.counts["update_tokens"] - self._update_tokens_seen
-        self._graded_before = graded
-        self._update_tokens_seen = self.counts["update_tokens"]
-        shares = processes.gather_objects(dict(grading))
-        grading = sum((Counter(share) for share in shares), Counter())
-        line = timing_line(seconds, stats, update_tokens=update_tokens, grading=grading)
-        line["reward/graded_by_process"] = [share.get("graded", 0) for share in shares]
-        if grading["timeouts"] and processes.is_first():
+        line = self.clock.line(sampler, self.grader, update_tokens=self.counts["update_tokens"])
+        if line["reward/timeouts"] and processes.is_first():
             workdir_lib.mark_nondeterministic(self.workdir)
-        self.writer.write_timing(step, line | memory_metrics())
+        self.writer.write_timing(step, line)
 
     def save_rollouts(self, graded: Graded, *, attempt: int) -> None:
         """This step's responses, as sampled and graded, in rollouts/."""
@@ -410,7 +384,7 @@ class TrainingRun:
         self.accuracy.load_state_dict(host["accuracy"])
         self.sink.load_state_dict(host["sink"])
         self.counts = Counter(host["counts"])
-        self._update_tokens_seen = self.counts["update_tokens"]
+        self.clock.begin_at(self.counts["update_tokens"])
 
     def save(self, state: TrainState, mark: Mark, *, replace: bool = False) -> None:
         """A whole checkpoint of `mark`'s step, unless (or, with `replace`, even if) it is there."""

@@ -12,12 +12,12 @@ from typing import Any
 from polaris_jax.reward import numeric
 from polaris_jax.reward.exact import Undecidable, exact_value
 from polaris_jax.reward.intervals import is_set_like, same_sets
+from polaris_jax.reward.rounding import rounds_approximately, rounds_to
 from polaris_jax.reward.syntax import Node, holds, symbols
 from polaris_jax.reward.vocabulary import SILENT_UNITS
 
 MAX_ITEMS = 200
 MAX_PAIRS = 2500  # comparisons of two unordered collections
-FULL_PRECISION_DIGITS = 12  # a decimal of so many digits is a float's print of an exact value
 _ORDERS = frozenset({"<", ">", "leq", "geq"})
 _COLLECTIONS = frozenset({"set", "tuple", "list", "cup", "cap", "setminus", "matrix", "rel"})
 _FLIPPED = {"<": ">", ">": "<", "leq": "geq", "geq": "leq", "neq": "neq"}
@@ -116,12 +116,12 @@ def same_scalar(answer: Node, gold: Node) -> bool:
     except Undecidable:
         return False
     if left is not None and right is not None:
-        return left == right or _rounds_to(answer, left, gold, right)
+        return left == right or rounds_to(answer, left, gold, right)
     if symbols(answer) or symbols(gold):
         return numeric.same_function(answer, gold)
     if numeric.same_constant(answer, gold):
         return True
-    return _rounds_approximately(answer, left, gold, right)
+    return rounds_approximately(answer, left, gold, right)
 
 
 def _units(node: Any) -> set[str]:
@@ -140,65 +140,6 @@ def _units_conflict(answer: Node, gold: Node) -> bool:
     ours = {unit.removesuffix("^1") for unit in _units(answer)}
     theirs = {unit.removesuffix("^1") for unit in _units(gold)}
     return bool(ours and theirs and ours.isdisjoint(theirs))
-
-
-def _bare(node: Node) -> Node:
-    """The literal under units, percent and sign."""
-    while node[0] in ("unit", "percent", "neg"):
-        node = node[1]
-    return node
-
-
-def _last_place(node: Node) -> tuple[Fraction, int] | None:
-    """The unit in the last place of a decimal literal and its significant digits, or None.
-
-    `2.50`, `1.5e-3` and `2.88 * 10^16` are decimal literals; `250` and `5/2` are not.
-    """
-    node = _bare(node)
-    scale = Fraction(1)
-    if node[0] == "mul" and len(node[1]) == 2 and node[1][1][0] == "pow":
-        literal, power = _bare(node[1][0]), node[1][1]
-        try:
-            base, exponent = exact_value(power[1]), exact_value(power[2])
-        except Undecidable:
-            return None
-        if base != 10 or exponent is None or exponent.denominator != 1 or abs(exponent) > 400:
-            return None
-        scale = Fraction(10) ** int(exponent)
-        node = literal
-    if node[0] != "num" or node[2] is None or abs(node[2]) > 500:
-        return None
-    place = Fraction(1) / Fraction(10) ** node[2]
-    return place * scale, len(str(abs(node[1] / place).numerator))
-
-
-def _rounds_to(answer: Node, left: Fraction, gold: Node, right: Fraction) -> bool:
-    places = _last_place(gold)
-    if places is not None and places[1] >= 3:
-        return abs(left - right) * 2 <= places[0]
-    written = _last_place(answer)
-    if places is None and written is not None and right.denominator != 1:
-        return written[1] >= FULL_PRECISION_DIGITS and abs(left - right) <= written[0]
-    return False
-
-
-def _rounds_approximately(
-    answer: Node, left: Fraction | None, gold: Node, right: Fraction | None
-) -> bool:
-    """The same rule where one side is irrational."""
-    literal, exact = (gold, answer) if right is not None else (answer, gold)
-    places = _last_place(literal)
-    other = numeric.constant_value(exact)
-    if places is None or other is None or (left is None) == (right is None):
-        return False
-    known = right if right is not None else left
-    needed = 3 if right is not None else FULL_PRECISION_DIGITS
-    if known is None or places[1] < needed:
-        return False
-    ctx = numeric.context()
-    value = ctx.mpf(known.numerator) / known.denominator
-    allowed = ctx.mpf(places[0].numerator) / places[0].denominator / (2 if needed == 3 else 1)
-    return bool(abs(other[0] - value) <= allowed)
 
 
 # -- collections ----------------------------------------------------------------------------------
@@ -379,9 +320,11 @@ def _same_equation(answer: Node, gold: Node) -> bool:
         return False
     if any(side[0] in ("tuple", "set", "list", "matrix") for side in answer[1] + gold[1]):
         return _same_sequence(answer[1], gold[1])
-    ours = ("add", (answer[1][0], ("neg", answer[1][1])))
-    theirs = ("add", (gold[1][0], ("neg", gold[1][1])))
-    return numeric.proportional(ours, theirs)
+    return numeric.proportional(_left_minus_right(answer), _left_minus_right(gold))
+
+
+def _left_minus_right(relation: Node) -> Node:
+    return ("add", (relation[1][0], ("neg", relation[1][1])))
 
 
 def _same_chain(answer: Node, gold: Node) -> bool:
@@ -396,8 +339,7 @@ def _same_chain(answer: Node, gold: Node) -> bool:
     if turned == gold[2] and _same_sequence(answer[1][::-1], gold[1]):
         return True
     if len(gold[2]) == 1 and gold[2][0] in _FLIPPED:
-        ours = ("add", (answer[1][0], ("neg", answer[1][1])))
-        theirs = ("add", (gold[1][0], ("neg", gold[1][1])))
+        ours, theirs = _left_minus_right(answer), _left_minus_right(gold)
         if answer[2] == gold[2] and numeric.proportional(ours, theirs, positive=True):
             return True
         return turned == gold[2] and numeric.proportional(("neg", ours), theirs, positive=True)

@@ -1,0 +1,60 @@
+"""Wall clock of a training step: seconds a phase, and what sampler and graders did meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from polaris_jax import processes
+from polaris_jax.metrics.throughput import memory_metrics
+from polaris_jax.reward import Grader
+from polaris_jax.rollout import Sampler
+from polaris_jax.step_records import timing_line
+
+
+class StepClock:
+    """Collects what timing.jsonl tells of a step; each line starts the next one from zero."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._graded: Counter[str] = Counter()
+        self._update_tokens = 0
+
+    @contextlib.contextmanager
+    def timer(self, name: str) -> Iterator[None]:
+        """Adds the seconds of its body to `time/{name}_s` of this step."""
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - began_s
+
+    def begin_at(self, update_tokens: int) -> None:
+        """A resumed run has trained on so many tokens before."""
+        self._update_tokens = update_tokens
+
+    def line(self, sampler: Sampler, grader: Grader, *, update_tokens: int) -> dict[str, Any]:
+        """A line of timing.jsonl; every process of the run calls it together.
+
+        Args:
+            sampler: its counts are set to zero.
+            grader: of this process.
+            update_tokens: response tokens that the run has trained on so far.
+        """
+        stats = sampler.stats()
+        sampler.reset_stats()
+        graded = Counter(grader.stats())
+        shares = processes.gather_objects(dict(graded - self._graded))
+        line = timing_line(
+            self._seconds,
+            stats,
+            update_tokens=update_tokens - self._update_tokens,
+            grading=sum((Counter(share) for share in shares), Counter()),
+        )
+        line["reward/graded_by_process"] = [share.get("graded", 0) for share in shares]
+        self._seconds = defaultdict(float)
+        self._graded, self._update_tokens = graded, update_tokens
+        return line | memory_metrics()
