@@ -47,6 +47,8 @@ async def drive(driver_module, driver, prompts):
         tokens = []
         async for samples in channel:
             tokens += samples[0].token_ids
+        while not channel.done():  # set a moment after the last sample: the loop must live so long
+            await asyncio.sleep(0.01)
         outputs.append(tokens)
     return outputs
 
