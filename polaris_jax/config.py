@@ -90,6 +90,8 @@ FREE_FIELDS = (
     "rollout.save_every",
     "rollout.data",
     "rollout.tensor",
+    "rollout.devices",
+    "rollout.trainer_state",
     "rollout.attention",
     "rollout.reserve",
 )

@@ -78,6 +78,9 @@ class RolloutSection:
     reserve: float = 0.1  # with num_pages=0, share of device memory left free beside the pool
     data: int = 0  # the sampler's mesh on a process's devices; 0: all (1 on a CPU)
     tensor: int = 1  # devices that share one copy of the sampler's weights
+    devices: int = 0  # of each process, the last so many sample alone, the others train; 0: shared
+    # master weights and moments while sampling; host: pinned memory, fetched for each update
+    trainer_state: Literal["device", "host"] = "device"
     # decode's attention: xla anywhere, ragged on TPU, pallas_gpu on GPU; auto: the platform's own
     attention: Literal["auto", "xla", "ragged", "pallas_gpu"] = "auto"
     decode_steps: int = 16  # decode steps a device call

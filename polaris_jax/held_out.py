@@ -18,9 +18,16 @@ class HeldOut:
     """Scores weights on fixed problems with fixed noise; its sampler lasts as long as it can."""
 
     def __init__(
-        self, config: RunConfig, problems: Sequence[Problem], *, tokenizer: Any, grader: Grader
+        self,
+        problems: Sequence[Problem],
+        config: RunConfig,
+        *,
+        tokenizer: Any,
+        grader: Grader,
+        devices: Sequence[Any],
     ) -> None:
         self._config, self._tokenizer, self._grader = config, tokenizer, grader
+        self._devices = devices
         self._prompts = prompt_batch(
             problems, tokenizer=tokenizer, prompt_suffix=config.data.prompt_suffix
         )
@@ -36,7 +43,9 @@ class HeldOut:
         if self._sampler is not None and self._sampler[0] == model.config:
             self._sampler[1].update_weights(model)
         else:  # the first time, and where a stage has changed the rotary scaling
-            sampler = make_sampler(model, self._config, max_response_tokens=budget)
+            sampler = make_sampler(
+                model, self._config, max_response_tokens=budget, devices=self._devices
+            )
             self._sampler = model.config, sampler
         rollouts = sample(
             self._sampler[1],

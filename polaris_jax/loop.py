@@ -75,6 +75,7 @@ def train(
             )
         else:
             stage, state, loader, sampler = run.resumed
+        state = run.updater.park(state)
         mark = run.mark(stage, loader)  # always of a step's end: what an abandoned one falls to
         while not stage.finished and not processes.any_process(stop.requested):
             step = run.step
@@ -102,6 +103,7 @@ def train(
                 with run.clock.timer("update"):
                     state, update_metrics = run.update(state, graded, swapped, stage)
                     sampler.update_weights(state.params)
+                    state = run.updater.park(state)
                 metrics |= update_metrics
             stats = StepStats(entropy=value_of(metrics.get("update/entropy")))
             stage, _ = observe(stage, stats, config.stages)

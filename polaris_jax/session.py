@@ -150,15 +150,23 @@ def prompt_batch(
     )
 
 
-def make_sampler(model: Qwen, config: RunConfig, *, max_response_tokens: int) -> Sampler:
+def make_sampler(
+    model: Qwen,
+    config: RunConfig,
+    *,
+    max_response_tokens: int,
+    devices: Sequence[Any] | None = None,
+) -> Sampler:
     """A sampler with room for prompts of `data.max_prompt_tokens` and this budget.
 
     Args:
         model: sharded in any way; in several processes all make theirs together.
         config: the run.
         max_response_tokens: the longest budget that will be asked for.
+        devices: of this process, that it may use; None: all.
     """
     section = config.rollout
+    devices = jax.local_devices() if devices is None else devices
     return Sampler(
         model,
         SamplerConfig(
@@ -172,7 +180,7 @@ def make_sampler(model: Qwen, config: RunConfig, *, max_response_tokens: int) ->
             dtype=config.model.dtype,
             reserve=section.reserve,
         ),
-        mesh=make_sampler_mesh(jax.local_devices(), data=section.data, tensor=section.tensor),
+        mesh=make_sampler_mesh(devices, data=section.data, tensor=section.tensor),
     )
 
 

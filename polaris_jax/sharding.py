@@ -90,6 +90,31 @@ def make_mesh(section: MeshSection, devices: Sequence[Any] | None = None) -> Mes
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
+def split_devices(sampler_devices: int) -> tuple[list[Any], list[Any]]:
+    """The trainer's devices, of all processes, and this process's sampler's.
+
+    Args:
+        sampler_devices: so many devices of each process, its last, sample and do nothing else; 0:
+            every device does both.
+
+    Raises:
+        ConfigError: none of a process's devices is left to train on.
+    """
+    everywhere, here = jax.devices(), jax.local_devices()
+    if sampler_devices == 0:
+        return everywhere, here
+    if not 0 < sampler_devices < len(here):
+        raise ConfigError(
+            f"rollout.devices={sampler_devices}: a process has {len(here)} devices and at least "
+            "one must train; set it to 0 (shared) or below that number"
+        )
+    by_process: dict[int, list[Any]] = {}
+    for device in everywhere:
+        by_process.setdefault(device.process_index, []).append(device)
+    trainer = [d for p in sorted(by_process) for d in by_process[p][:-sampler_devices]]
+    return trainer, here[-sampler_devices:]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
@@ -113,6 +138,22 @@ def in_host_memory(shardings: Any) -> Any:
 def on_device(shardings: Any) -> Any:
     """The same shardings, of arrays in the devices' own memory."""
     return jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings)
+
+
+def moved(tree: Any, shardings: Any) -> Any:
+    """A pytree's arrays at `shardings`; those that lay elsewhere are deleted there, one by one.
+
+    For moves between a device's memory and its host's: the devices stay the same.
+    """
+
+    def move(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        if leaf.sharding == sharding:
+            return leaf
+        new = jax.block_until_ready(jax.device_put(leaf, sharding))
+        leaf.delete()
+        return new
+
+    return jax.tree.map(move, tree, shardings)
 
 
 def row_shards(mesh: Mesh) -> int:

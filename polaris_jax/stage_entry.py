@@ -18,7 +18,7 @@ from polaris_jax.explore import Candidate, next_temperature
 from polaris_jax.explore.temperature import candidate_temperatures, measure_candidate
 from polaris_jax.records import StageState
 from polaris_jax.rollout import Sampler
-from polaris_jax.session import fold_seed, grade, make_sampler, prompt_batch, sample
+from polaris_jax.session import fold_seed, grade, prompt_batch, sample
 from polaris_jax.signals import StopRequest
 from polaris_jax.train.state import TrainState, with_rope_scaling
 from polaris_jax.training_run import TrainingRun
@@ -67,7 +67,7 @@ def enter_stage(
     if sampler is None or resized or rescaled:
         if sampler is not None:
             sampler.release()
-        sampler = make_sampler(state.params, run.config, max_response_tokens=budget)
+        sampler = run.make_sampler(state, budget)
 
     stage = StageState(
         stage=index,
@@ -159,11 +159,8 @@ def _temperature(
             "before it; use fixed or probe where a run begins"
         )
     if sampler is None:  # a stage begun from another run's checkpoint
-        sampler = make_sampler(
-            with_rope_scaling(state, run.rope_scaling(left.stage)).params,
-            run.config,
-            max_response_tokens=left.max_response_tokens,
-        )
+        former = with_rope_scaling(state, run.rope_scaling(left.stage))
+        sampler = run.make_sampler(former, left.max_response_tokens)
     grid = candidate_temperatures(
         left.temperature,
         left.first_entropy,

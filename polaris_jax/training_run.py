@@ -45,7 +45,7 @@ from polaris_jax.session import (
     sample,
     training_problems,
 )
-from polaris_jax.sharding import make_mesh
+from polaris_jax.sharding import make_mesh, split_devices
 from polaris_jax.signals import StopRequest
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
@@ -117,7 +117,8 @@ class TrainingRun:
         self.progress.line(f"problems: {len(self.problems)} from {origin}")
         model_config = base_model_config(config, workdir, self.progress)
         check_positions(config, model_config, self.progress)
-        self.mesh = make_mesh(config.mesh)
+        trainer_devices, self.sampler_devices = split_devices(config.rollout.devices)
+        self.mesh = make_mesh(config.mesh, trainer_devices)
         base, self.tokenizer = load_base(config, workdir, self.progress, mesh=self.mesh)
         self.problems = fitting(
             self.problems, config, tokenizer=self.tokenizer, progress=self.progress
@@ -126,7 +127,13 @@ class TrainingRun:
         self.grader = opening.enter_context(make_grader(config))
         if scored:
             held_out = fitting(held_out, config, tokenizer=self.tokenizer, progress=self.progress)
-            self._held_out = HeldOut(config, held_out, tokenizer=self.tokenizer, grader=self.grader)
+            self._held_out = HeldOut(
+                held_out,
+                config,
+                tokenizer=self.tokenizer,
+                grader=self.grader,
+                devices=self.sampler_devices,
+            )
         self.accuracy = AccuracyTable(
             {p.id: p.pass_rate for p in self.problems if p.pass_rate is not None}
         )
@@ -138,6 +145,7 @@ class TrainingRun:
             self.mesh,
             rows=config.batch.rows,
             row_len=row_len_tokens(config),
+            parks=config.rollout.trainer_state == "host",
         )
         self.checkpointer = Checkpointer(
             workdir / "checkpoints",
@@ -184,11 +192,7 @@ class TrainingRun:
             loader = self.make_loader(stage.dropped_ids)
             loader.load_state_dict(host["loader"])
             self.state = with_rope_scaling(self.state, self.rope_scaling(stage.stage))
-            sampler = make_sampler(
-                self.state.params,
-                self.config,
-                max_response_tokens=stage.max_response_tokens,
-            )
+            sampler = self.make_sampler(self.state, stage.max_response_tokens)
             self.write_stages()
             self.resumed = stage, self.state, loader, sampler
         elif self._start is not None:
@@ -221,6 +225,15 @@ class TrainingRun:
             batch_size=self.config.rollout.prompts_per_step,
             seed=fold_seed(self.config.seed, "loader"),
             dropped_ids=dropped_ids,
+        )
+
+    def make_sampler(self, state: TrainState, max_response_tokens: int) -> Sampler:
+        """A sampler of the state's weights, on the devices that sample."""
+        return make_sampler(
+            state.params,
+            self.config,
+            max_response_tokens=max_response_tokens,
+            devices=self.sampler_devices,
         )
 
     # ---- the parts of a step
@@ -274,6 +287,7 @@ class TrainingRun:
         if not batches:
             self.count(steps_without_update=1)
             return state, {}
+        state = self.updater.fetch(state)
         if self.config.objective.old_logprobs == "recompute":
             batches = [self.updater.recompute_logprobs(state.params, b) for b in batches]
         parts = []

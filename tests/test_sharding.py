@@ -18,6 +18,7 @@ from polaris_jax.sharding import (
     leaf_spec,
     make_mesh,
     param_shardings,
+    split_devices,
 )
 from polaris_jax.train.state import init_train_state
 from tests.tolerances import GRADIENT_RTOL, LOGPROB_ATOL, LOSS_RTOL, SHARDED_PARAMS_LR_SHARE
@@ -67,6 +68,15 @@ def test_fsdp_takes_the_rest_and_axes_are_auto():
 def test_sizes_that_do_not_fit_are_refused(section, field):
     with pytest.raises(ConfigError, match=field):
         make_mesh(section)
+
+
+def test_devices_are_shared_or_split():
+    everywhere = jax.devices()
+    assert split_devices(0) == (everywhere, everywhere)
+    assert split_devices(3) == (everywhere[:5], everywhere[5:])
+    for count in (8, 9, -1):
+        with pytest.raises(ConfigError, match=f"rollout.devices={count}: a process has 8"):
+            split_devices(count)
 
 
 def test_two_dimensions_on_one_mesh_axis_collide():

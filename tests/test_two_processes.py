@@ -59,19 +59,18 @@ class Pair:
     """`launch/local.sh --processes 2 -- train ...` and the two processes that it started."""
 
     def __init__(
-        self, base, workdir: Path, *, devices: int = 1, mesh: str = "fsdp=2", rows: int = 2
+        self, base, workdir: Path, *, devices: int = 1, fields: str = "mesh.fsdp=2", rows: int = 2
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.workdir = workdir
-        fields = [f"--config.mesh.{field}" for field in mesh.split()]
-        fields.append(f"--config.batch.rows={rows}")
+        overrides = [f"--config.{field}" for field in (*fields.split(), f"batch.rows={rows}")]
         self.launcher = subprocess.Popen(
             [
                 *(ROOT / "launch" / "local.sh", "--processes", "2", "--devices", str(devices)),
                 *("--port", str(self.port), "--", "train"),
-                *line(base, *fields, f"--workdir={workdir}"),
+                *line(base, *overrides, f"--workdir={workdir}"),
             ],
             cwd=ROOT,
             env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
@@ -196,7 +195,19 @@ def test_when_the_coordinator_is_killed_the_other_ends_too(base, tmp_path):
 @pytest.mark.slow
 def test_two_processes_of_two_devices(base, alone, tmp_path):
     workdir = tmp_path / "run"
-    with Pair(base, workdir, devices=2, mesh="data=2 fsdp=2", rows=4) as pair:
+    with Pair(base, workdir, devices=2, fields="mesh.data=2 mesh.fsdp=2", rows=4) as pair:
+        status, out, err = pair.outcome()
+    assert status == 0, out + err
+    assert_same_tokens(workdir, alone)
+    assert_same_parameters(workdir, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [0, 1], ids=["shared devices", "devices apart"])
+def test_the_trainers_state_may_wait_in_host_memory(base, alone, tmp_path, apart):
+    workdir = tmp_path / "run"
+    fields = f"mesh.fsdp={4 - 2 * apart} rollout.devices={apart} rollout.trainer_state=host"
+    with Pair(base, workdir, devices=2, fields=fields, rows=4) as pair:
         status, out, err = pair.outcome()
     assert status == 0, out + err
     assert_same_tokens(workdir, alone)

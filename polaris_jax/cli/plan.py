@@ -38,9 +38,6 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "pool", "freed", ["freed", "kept"], "the KV pool during the update", flag_values=values
     )
-    flags.DEFINE_enum(
-        "state", "device", ["device", "host"], "the state while sampling", flag_values=values
-    )
     flags.DEFINE_float(
         "hbm_gib", 0.0, "of a device; 0: the chip's", lower_bound=0.0, flag_values=values
     )
@@ -73,7 +70,7 @@ def main(argv: list[str]) -> int:
         stage=own["stage"],
         mean_response_tokens=own["mean_response_tokens"],
         hbm_gib=own["hbm_gib"],
-        residency=Residency(own["pool"], own["state"]),
+        residency=Residency(own["pool"], command.config.rollout.trainer_state),
         efficiency=Efficiency(mfu=own["mfu"], bandwidth=own["bandwidth"]),
         search=own["search"],
     )

@@ -174,6 +174,11 @@ def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Se
         ConfigError: the mesh does not multiply to them, the rows do not divide over it, or the
             sampler does not lie on all of a process's devices.
     """
+    if config.rollout.devices:
+        raise ConfigError(
+            f"rollout.devices={config.rollout.devices}: a plan knows devices that train and sample "
+            "in turn; set it to 0, or plan trainer and sampler as pods of their own"
+        )
     mesh = config.mesh
     others = mesh.data * mesh.context * mesh.tensor
     fsdp = devices // others if mesh.fsdp == -1 else mesh.fsdp

@@ -24,7 +24,14 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from polaris_jax.models import Qwen, param_axes
-from polaris_jax.sharding import SAMPLER_RULES, param_shardings, process_meshes, replicated
+from polaris_jax.sharding import (
+    SAMPLER_RULES,
+    in_host_memory,
+    on_device,
+    param_shardings,
+    process_meshes,
+    replicated,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +59,8 @@ def sync_weights(
     them under a sampler that shares them.
 
     Args:
-        params: on this process's devices, or sharded in any way over those of all processes.
+        params: on this process's devices or in their host's memory, or sharded in any way over
+            those of all processes.
         dtype: of the sampler's weights.
         mesh: the sampler's on this process, or None for jax's default device.
         old: the weights that these replace; their memory is freed.
@@ -94,9 +102,14 @@ def _cast_all(params: Qwen, dtype: np.dtype) -> Qwen:
 def _on_one_device(params: Qwen) -> bool:
     here = jax.local_devices()[0]
     return all(
-        not isinstance(x, jax.Array) or x.sharding.device_set == {here}
+        not isinstance(x, jax.Array)
+        or (x.sharding.device_set == {here} and not _is_parked(x.sharding))
         for x in jax.tree.leaves(params)
     )
+
+
+def _is_parked(where: Sharding) -> bool:
+    return where.memory_kind == in_host_memory(where).memory_kind
 
 
 def _delete(weights: Any) -> None:
@@ -129,6 +142,9 @@ def _moved(leaf: Any, dtype: np.dtype, target: Sharding) -> jax.Array:
     if not isinstance(leaf, jax.Array):
         return jax.device_put(np.array(leaf, dtype), target)
     source = leaf.sharding
+    if _is_parked(source):  # only this leaf comes to the device; the parked one stays
+        source = on_device(source)
+        leaf = jax.device_put(leaf, source)
     if _device_order(source) == _device_order(target):
         return cast_to(dtype, target)(leaf)
     if leaf.is_fully_addressable or source.device_set == target.device_set:

@@ -107,6 +107,17 @@ def state_shardings(config: ModelConfig, optimizer: OptimizerSection, mesh: Mesh
     return dataclasses.replace(rest, params=params)
 
 
+def parked_shardings(shardings: TrainState) -> TrainState:
+    """`state_shardings` with weights and moments in host memory; the counters stay."""
+    model_shardings = in_host_memory(shardings.params)
+    opt_state = jax.tree.map(
+        lambda node: model_shardings if isinstance(node, Qwen) else node,
+        shardings.opt_state,
+        is_leaf=lambda node: isinstance(node, Qwen),
+    )
+    return dataclasses.replace(shardings, params=model_shardings, opt_state=opt_state)
+
+
 def fresh_moments(
     state: TrainState, optimizer: OptimizerSection, *, shardings: TrainState
 ) -> TrainState:

@@ -20,7 +20,7 @@ from polaris_jax.config import ModelSection, ObjectiveSection, OptimizerSection
 from polaris_jax.metrics import Mean
 from polaris_jax.models import ModelConfig, Qwen
 from polaris_jax.records import TrainBatch
-from polaris_jax.sharding import batch_sharding, global_array, private_copies, row_shards
+from polaris_jax.sharding import batch_sharding, global_array, moved, private_copies, row_shards
 from polaris_jax.train.programs import (
     FIELDS,
     LOGPROB_FIELDS,
@@ -28,7 +28,7 @@ from polaris_jax.train.programs import (
     UpdatePrograms,
     update_programs,
 )
-from polaris_jax.train.state import TrainState, fresh_moments
+from polaris_jax.train.state import TrainState, fresh_moments, parked_shardings
 
 Metrics = dict[str, Mean | float | None]
 
@@ -44,6 +44,7 @@ class Updater:
         optimizer: AdamW's constants and the gradient clip.
         model: compute dtype, attention back end, rematerialisation.
         mesh: from `sharding.make_mesh`.
+        parks: `park` moves the state into host memory; False: it leaves it where it is.
         rows: packed rows of a microbatch, over all devices; 0: one for each data x fsdp shard.
         row_len: tokens of a row.
 
@@ -60,6 +61,7 @@ class Updater:
         *,
         rows: int,
         row_len: int,
+        parks: bool = False,
     ) -> None:
         self.shards = row_shards(mesh)
         rows = rows or self.shards
@@ -69,7 +71,7 @@ class Updater:
                 f"= {self.shards} parts; set it to 0 or a multiple of {self.shards}"
             )
         self.objective, self.optimizer, self.model, self.mesh = objective, optimizer, model, mesh
-        self.rows, self.row_len = rows, row_len
+        self.rows, self.row_len, self._parks = rows, row_len, parks
         self._programs: dict[ModelConfig, UpdatePrograms] = {}
         self._reference: tuple[Qwen, Qwen] | None = None  # as given, as placed
 
@@ -146,10 +148,26 @@ class Updater:
         )
         return dataclasses.replace(batch, old_logp_BT=logp_BT, sampler_logp_BT=sampler_logp_BT)
 
+    def park(self, state: TrainState) -> TrainState:
+        """`state` as it lies between updates; with `parks` its device memory is free then.
+
+        The state given is consumed.
+        """
+        return moved(state, self._between_updates(state.params.config)) if self._parks else state
+
+    def fetch(self, state: TrainState) -> TrainState:
+        """`state` on the devices, as an update takes it; the state given is consumed."""
+        shardings = self._programs_for(state.params.config).shardings
+        return moved(state, shardings) if self._parks else state
+
     def reset_optimizer(self, state: TrainState) -> TrainState:
         """`state` with zero moments, as at a stage change; weights and counters stay."""
-        shardings = self._programs_for(state.params.config).shardings
+        shardings = self._between_updates(state.params.config)
         return fresh_moments(state, self.optimizer, shardings=shardings)
+
+    def _between_updates(self, config: ModelConfig) -> TrainState:
+        shardings = self._programs_for(config).shardings
+        return parked_shardings(shardings) if self._parks else shardings
 
     def _check(self, batch: TrainBatch, config: ModelConfig) -> None:
         count, length = batch.token_BT.shape

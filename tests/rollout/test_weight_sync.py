@@ -15,8 +15,10 @@ from polaris_jax.rollout.weight_sync import sync_weights
 from polaris_jax.sharding import (
     SAMPLER_AXES,
     TRAINER_RULES,
+    in_host_memory,
     make_mesh,
     make_sampler_mesh,
+    moved,
     param_shardings,
     private_copies,
 )
@@ -132,3 +134,26 @@ def test_a_bfloat16_sampler_takes_float32_weights():
     assert len(response.token_ids) == 5
     assert max(response.logprobs) <= 0
     assert sampler.stats()["weight_sync_bytes"] == 2 * 2 * CONFIG.num_parameters
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_weights_come_from_host_memory_and_from_other_devices(tensor):
+    mesh = make_sampler_mesh(jax.devices()[4:6], data=2 // tensor, tensor=tensor)
+    params = trainer_params(MeshSection(fsdp=4), devices=jax.devices()[:4])
+    where = jax.tree.map(lambda x: x.sharding, params)
+    parked = moved(params, in_host_memory(where))
+    weights, _ = sync_weights(parked, jnp.bfloat16, mesh)
+    assert same_values(weights, jnp.bfloat16)
+    for leaf in jax.tree.leaves(weights):
+        assert leaf.sharding.device_set == set(mesh.devices.flat)
+        assert leaf.sharding.memory_kind == "device"
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(parked)} == {"pinned_host"}
+    assert same_values(parked)
+
+
+def test_one_device_takes_parked_weights():
+    model = jax.tree.map(jnp.copy, small_model())
+    parked = moved(model, in_host_memory(jax.tree.map(lambda x: x.sharding, model)))
+    weights, _ = sync_weights(parked, jnp.float32, None)
+    assert same_values(weights)
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(weights)} == {"device"}

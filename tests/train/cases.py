@@ -101,6 +101,7 @@ def make_updater(
     model=FP32,
     row_len=ROW_LEN,
     rows=ROWS,
+    parks=False,
 ) -> Updater:
     """An updater that tests share: it holds nothing but compiled programs."""
     return Updater(
@@ -110,6 +111,7 @@ def make_updater(
         mesh or one_device_mesh(),
         rows=rows,
         row_len=row_len,
+        parks=parks,
     )
 
 

@@ -105,3 +105,35 @@ def test_moments_in_host_memory_change_where_they_lie_and_nothing_else():
     assert {x.sharding.memory_kind for x in jax.tree.leaves(results[True].params)} == {"device"}
     for a, b in zip(jax.tree.leaves(results[True]), jax.tree.leaves(results[False]), strict=True):
         assert (np.asarray(a) == np.asarray(b)).all()
+
+
+def test_a_parked_state_leaves_the_devices_and_comes_back_bit_for_bit():
+    mesh = make_mesh(MeshSection(fsdp=2), jax.devices()[:2])
+    updater = make_updater(mesh=mesh, parks=True)
+    state = init_train_state(make_model(), OPTIMIZER, mesh)
+    before = [np.array(x) for x in jax.tree.leaves(state)]
+    shardings = [x.sharding for x in jax.tree.leaves(state)]
+
+    parked = updater.park(state)
+    moments = parked.opt_state[0]
+    for leaf in jax.tree.leaves((parked.params, moments.mu, moments.nu)):
+        assert leaf.sharding.memory_kind == "pinned_host"
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert updater.park(parked).params.embed_VD[...] is parked.params.embed_VD[...]
+
+    fetched = updater.fetch(parked)
+    assert [x.sharding for x in jax.tree.leaves(fetched)] == shardings
+    for leaf, value in zip(jax.tree.leaves(fetched), before, strict=True):
+        np.testing.assert_array_equal(leaf, value)
+
+    fresh = updater.reset_optimizer(updater.park(fetched))
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(fresh.opt_state[0].mu)} == {
+        "pinned_host"
+    }
+
+
+def test_a_state_stays_where_it_is_unless_it_is_to_be_parked():
+    updater = make_updater()
+    state = init_train_state(make_model(), OPTIMIZER, one_device_mesh())
+    assert updater.park(state) is state
+    assert updater.fetch(state) is state
