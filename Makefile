@@ -14,7 +14,7 @@ GOLDEN := $(VENV)/.installed-golden
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help demo demo-seeds test test-slow lint bench venv venv-tpu venv-cuda12
+.PHONY: help demo demo-seeds test test-slow lint bench bench-gpu venv venv-tpu venv-cuda12
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -38,8 +38,13 @@ lint: $(DEV)  ## ruff, formatting, type checker, shell scripts
 	scripts=$$(find launch .ci -name '*.sh' -o -name '*.sbatch' -o -path '.ci/run'); \
 	  if [ -n "$$scripts" ]; then $(BIN)/shellcheck -x $$scripts; fi
 
-bench: $(BASE)  ## every benchmark in benchmarks/, one after the other
-	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+bench: $(BASE)  ## every benchmark that runs on a CPU, one after the other
+	for file in benchmarks/*.py; do \
+	  [ "$$file" = benchmarks/gpu.py ] || { echo "== $$file"; $(BIN)/python "$$file" $(ARGS); }; \
+	done
+
+bench-gpu: venv-cuda12  ## decode, update and attention of Qwen3-4B's shape on one GPU
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 venv: $(DEV)  ## only make .venv with everything that the tests need
 

@@ -146,9 +146,11 @@ def _median(runs: list[dict[str, Any]]) -> float:
 
 
 def _comparison(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    ours = runs["polaris_jax"]
     lines = [
-        "64 responses, 10,742 real tokens, Qwen3 of 15.2M parameters, vocabulary 8,192, float32. "
-        f"Medians over {len(next(iter(runs.values())))} processes a side, taking turns.",
+        f"64 responses, {ours[0]['real_tokens']:,} real tokens, Qwen3 of "
+        f"{ours[0]['parameters'] / 1e6:.1f}M parameters, vocabulary 8,192, float32. "
+        f"Medians over {len(ours)} processes a side, taking turns.",
         "",
         "| side | seconds a step | spread | peak GiB | load and compile s | loss of step 1 |",
         "|---|---|---|---|---|---|",
@@ -161,7 +163,6 @@ def _comparison(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
             f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f} to "
             f"{max(seconds):.2f} | {peak:.2f} | {start:.1f} | {side[0]['loss']:.4g} |"
         )
-    ours = runs["polaris_jax"]
     for name, side in runs.items():
         if name != "polaris_jax":
             # Pair by pair: what slows the machine slows both sides of a turn.

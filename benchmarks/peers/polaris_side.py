@@ -106,10 +106,8 @@ def main() -> None:
     lengths = np.array(
         [len(p) + len(r) for p, r in zip(the_case.prompts, the_case.responses, strict=True)]
     )
-    matmul_parameters = config.num_parameters - config.vocab_size * config.hidden_size * (
-        1 if config.tie_embeddings else 2
-    )
-    # See benchmarks/update.py: the embedding table, here the head too, is not counted.
+    # See benchmarks/update.py: the embedding table is not counted, a head of its own is.
+    matmul_parameters = config.num_parameters - config.vocab_size * config.hidden_size
     flops = 6 * matmul_parameters * int(lengths.sum()) + 6 * config.num_layers * (
         config.num_heads * config.head_dim * int((lengths.astype(np.int64) ** 2).sum())
     )
@@ -124,6 +122,7 @@ def main() -> None:
                 "padding_share": batch.padding_share,
                 "real_tokens": the_case.real_tokens,
                 "model_flops": flops,
+                "parameters": config.num_parameters,
                 "row_len": args.row_len,
                 "rows": args.rows,
             }
