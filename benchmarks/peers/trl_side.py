@@ -49,6 +49,7 @@ def main() -> None:
             report_to=[],
         ),
     )
+    trainer.current_gradient_accumulation_steps = 1  # what its train() would set
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=step_case.LEARNING_RATE,

@@ -5,12 +5,10 @@
 Qwen3-4B's head: float32 master, bfloat16 compute, one row of 53,248 tokens on one device.
 """
 
-import fcntl
 import json
 import os
 import sys
-import tempfile
-from pathlib import Path
+from functools import partial
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -22,14 +20,14 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.models.logprobs import CHUNK_TOKENS, target_logprobs
+from polaris_jax.plan.compile import only_libtpu_user
 
 TOKENS, VOCAB, HIDDEN = 53_248, 151_936, 2560
 
 
 def main() -> None:
     chunk = int(sys.argv[1]) if len(sys.argv) > 1 else CHUNK_TOKENS
-    with open(Path(tempfile.gettempdir()) / "polaris-libtpu.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with only_libtpu_user(partial(print, file=sys.stderr)):
         topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
         mesh = Mesh(np.array(topology.devices[:1]), ("one",))
         here = NamedSharding(mesh, PartitionSpec())

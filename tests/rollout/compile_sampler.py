@@ -7,13 +7,13 @@ Its own process, because libtpu and a fresh backend are wanted; one at a time, b
 one process of a machine.
 """
 
+import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import sys
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -26,6 +26,7 @@ from jax.experimental import topologies
 from polaris_jax.config import MeshSection
 from polaris_jax.models import Qwen, param_axes, param_shapes
 from polaris_jax.models.presets import preset
+from polaris_jax.plan.compile import only_libtpu_user
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.abstract_programs import (
     decode_program,
@@ -111,9 +112,11 @@ def report_sync(devices, platform: str, tensor: int) -> None:
 
 def main() -> None:
     platform, topology, *rest = sys.argv[1:]
-    with open(Path(tempfile.gettempdir()) / "polaris-libtpu.lock", "w") as lock:
-        if platform == "tpu":
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with (
+        only_libtpu_user(partial(print, file=sys.stderr))
+        if platform == "tpu"
+        else contextlib.nullcontext()
+    ):
         devices = devices_of(platform, topology, rest[0] if rest else None)
         kinds = ["decode", "prefill", "decode-xla"]
         report(devices, platform, 1, kinds)

@@ -10,11 +10,12 @@ wanted; one at a time, because libtpu serves one process of a machine.
 """
 
 import argparse
-import fcntl
+import contextlib
 import json
 import os
-import tempfile
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -27,6 +28,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.models.attention import ContextShard, attend
+from polaris_jax.plan.compile import only_libtpu_user
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 32, 8, 128
 TPU = "v5p:2x2x1"
@@ -98,9 +100,11 @@ def main() -> None:
     parser.add_argument("--one_segment", action="store_true")
     parser.add_argument("--shards", type=int, default=1)
     args = parser.parse_args()
-    with open(Path(tempfile.gettempdir()) / "polaris-libtpu.lock", "w") as lock:
-        if args.platform == "tpu":
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with (
+        only_libtpu_user(partial(print, file=sys.stderr))
+        if args.platform == "tpu"
+        else contextlib.nullcontext()
+    ):
         devices = devices_of(args.platform, args.target)
         for length in args.lengths:
             line = compiled(
