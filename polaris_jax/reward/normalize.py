@@ -17,6 +17,7 @@ import re
 import unicodedata
 from types import MappingProxyType
 
+from polaris_jax.reward.extract import closing_brace
 from polaris_jax.reward.vocabulary import (
     FUNCTIONS,
     GREEK,
@@ -305,7 +306,8 @@ def _scan_command(
     elif name in _TEXT:
         opened = _BRACE_ARG.match(text, position)
         if opened:
-            end = _closing_brace(text, opened.end())
+            end = closing_brace(text, opened.end())
+            end = len(text) if end is None else end
             content = text[opened.end() : end]
             _scan(content, found, in_text=not _FORMULA.search(content), depth=depth + 1)
             position = end + 1
@@ -358,15 +360,3 @@ def _scan_named(name: str, found: list[Token]) -> None:
                 found.extend(("let", letter) for letter in name[len(prefix) :])
                 return
     found.append(("cmd", name))
-
-
-def _closing_brace(text: str, start: int) -> int:
-    depth = 1
-    for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
-        if mark.group() == "{":
-            depth += 1
-        elif mark.group() == "}":
-            depth -= 1
-            if depth == 0:
-                return mark.start()
-    return len(text)

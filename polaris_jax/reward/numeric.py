@@ -16,10 +16,12 @@ import mpmath
 from mpmath.libmp import NoConvergence
 
 from polaris_jax.reward.exact import Undecidable
-from polaris_jax.reward.syntax import Node, render, symbols
+from polaris_jax.reward.syntax import Node, holds, render, symbols
 
 MAX_MAGNITUDE_BITS = 60_000  # of the exponent range of an approximate value
 MAX_SYMBOLS = 16
+MAX_STEPS = 20_000  # nodes computed for one value: sums over many terms end here
+MAX_TERMS = 2000
 BASE_DPS = 50
 POSITIVE_POINTS = 3
 SIGNED_POINTS = 3
@@ -47,8 +49,12 @@ class Evaluator:
         self.ctx = ctx
         self.values = values
         self.magnitude_bits = 0
+        self.steps = 0
 
     def __call__(self, node: Node) -> Any:
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise Undecidable("a computation of too many steps")
         value = self.compute(node)
         if self.ctx.isinf(value):
             return value
@@ -91,9 +97,26 @@ class Evaluator:
             return self.gamma(self(node[1]) + 1)
         if kind == "func":
             return self.function(node[1], node[2])
+        if kind in ("sum", "prod"):
+            return self.accumulated(kind, *node[1:])
         if kind == "call":
             return self.unknown_function(node[1], node[2])
         raise Undecidable(f"no value: {kind}")
+
+    def accumulated(self, kind: str, index: str, first: Node, last: Node, body: Node) -> Any:
+        """A finite sum or product between integer bounds."""
+        ctx = self.ctx
+        start, end = self.real(self(first)), self.real(self(last))
+        if not (ctx.isint(start) and ctx.isint(end)) or end - start > MAX_TERMS:
+            raise Undecidable(f"a {kind} that is too long or has no integer bounds")
+        outer = self.values
+        total = ctx.mpf(0 if kind == "sum" else 1)
+        for count in range(int(start), int(end) + 1):
+            self.values = {**outer, index: ctx.mpf(count)}
+            term = self(body)
+            total = total + term if kind == "sum" else total * term
+        self.values = outer
+        return total
 
     def power(self, base: Any, exponent: Any) -> Any:
         ctx = self.ctx
@@ -235,12 +258,26 @@ def same_constant(a: Node, b: Node) -> bool:
     return agree(left[0], right[0], digits, dps - 20)
 
 
-def sample(names: set[str], point: int) -> dict[str, Any]:
+def _bounds(node: Any) -> set[str]:
+    """Names that stand in the bounds of a sum or product: they are integers."""
+    found: set[str] = set()
+    if isinstance(node, tuple):
+        if node and node[0] in ("sum", "prod"):
+            found |= symbols(node[2:4])
+        for part in node:
+            found |= _bounds(part)
+    return found
+
+
+def sample(names: set[str], point: int, integers: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The values of the symbols at one of the fixed random points, the first ones positive."""
     ctx = context()
     values: dict[str, Any] = {}
     for name in names:
         source = random.Random(f"{name}:{point}")
+        if name in integers:
+            values[name] = ctx.mpf(3 * point + source.randint(2, 4))
+            continue
         value = ctx.mpf(source.randrange(10**18, 24 * 10**17)) / 10**18
         if source.random() < 0.5:
             value = value / 3
@@ -272,9 +309,10 @@ def same_function(a: Node, b: Node) -> bool:
         return False
     ctx = context()
     ctx.dps = BASE_DPS
+    integers = frozenset(_bounds(a) | _bounds(b)) if holds((a, b), "sum", "prod") else frozenset()
     counted = 0
     for point in range(POSITIVE_POINTS + SIGNED_POINTS):
-        values = sample(names, point)
+        values = sample(names, point, integers)
         left, right = value_at(a, values), value_at(b, values)
         if left is None or right is None:
             continue

@@ -5,6 +5,7 @@ Only tables and the two look-ups over them. Every table is a constant; nothing r
 
 from __future__ import annotations
 
+from fractions import Fraction
 from types import MappingProxyType
 
 
@@ -81,6 +82,22 @@ UNITS = _aliases(
     yen:
     unit: units
     """
+)
+
+# What a unit measures and its size: `lenient` comparison converts within a dimension.
+UNIT_SCALES = MappingProxyType(
+    {
+        name: (dimension, Fraction(size))
+        for dimension, row in {
+            "length": "m 1 km 1000 dm 1/10 cm 1/100 mm 1/1000 nm 1/1000000000 inch 127/5000 "
+            "ft 381/1250 yd 1143/1250 mile 201168/125",
+            "mass": "g 1 kg 1000 mg 1/1000 ton 1000000",
+            "volume": "l 1 ml 1/1000",
+            "time": "s 1 ms 1/1000 min 60 h 3600 day 86400 week 604800",
+            "money": "dollar 1 cent 1/100",
+        }.items()
+        for name, size in zip(row.split()[::2], row.split()[1::2], strict=True)
+    }
 )
 
 # A bare `units` says nothing about which: it never conflicts.
