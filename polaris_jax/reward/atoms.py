@@ -7,11 +7,12 @@ from fractions import Fraction
 
 from polaris_jax.reward.functions import PREFIX_FUNCTIONS, FunctionReader
 from polaris_jax.reward.normalize import Unreadable
+from polaris_jax.reward.number_words import spelt_number
 from polaris_jax.reward.syntax import Node, number
-from polaris_jax.reward.vocabulary import NUMBER_WORDS, SCALES, SEPARATORS, unit_name
+from polaris_jax.reward.vocabulary import FUNCTION_NAMES, SEPARATORS, unit_name
 
 _CLOSERS = {"(": (")", "]"), "[": (")", "]"), "S{": ("S}",), "{": ("}",)}
-_CALLED = frozenset({"f", "g", "h", "F", "G", "H"})
+MAX_NUMBER_WORDS = 12
 _DECORATIONS = frozenset(
     {"vec", "hat", "bar", "tilde", "dot", "ddot", "overline", "angle", "triangle", "mathring"}
 )
@@ -35,7 +36,7 @@ class AtomReader(FunctionReader):
             return number(value)
         if kind in ("let", "tlet"):
             self.next()
-            if value in _CALLED and self.is_op("("):
+            if value in FUNCTION_NAMES and self.is_op("("):
                 return ("call", value, self.parenthesised())
             return ("const", _CONSTANTS[value]) if value in _CONSTANTS else ("sym", value)
         if kind in ("word", "run"):
@@ -58,16 +59,41 @@ class AtomReader(FunctionReader):
         raise Unreadable(f"unexpected {value!r}")
 
     def words(self) -> Node:
-        """A number word, or the words up to the next thing that is none."""
-        value = self.next()[1].lower()
-        kind, follower = self.peek()
-        counts = kind not in ("word", "run", "let", "tlet")
-        if value in NUMBER_WORDS and (counts or follower in SCALES or unit_name(follower)):
-            return ("num", Fraction(NUMBER_WORDS[value]), None)
-        words = [value]
+        """A number in words, or the words up to the next thing that is none."""
+        if (value := self.number_in_words()) is not None:
+            return ("num", value, None)
+        words = [self.next()[1].lower()]
         while self.peek()[0] in ("word", "run") and self.peek()[1] not in SEPARATORS:
             words.append(self.next()[1].lower())
         return ("words", " ".join(words))
+
+    def number_in_words(self) -> Fraction | None:
+        """Passes `twenty-one` or `two thirds` where no other word follows but a unit."""
+        words: list[str] = []
+        end = self.position
+        while end < len(self.tokens) and len(words) < MAX_NUMBER_WORDS:
+            kind, value = self.tokens[end]
+            if kind in ("word", "run"):
+                words.append(value.lower())
+            elif (kind, value) != ("op", "-") or not words:
+                break
+            end += 1
+        number = spelt_number(words)
+        while words and number is None:
+            words.pop()
+            number = spelt_number(words)
+        if not words:
+            return None
+        start, left = self.position, len(words)
+        while left:
+            left -= self.next()[0] != "op"
+        kind, follower = self.peek()
+        if kind in ("word", "run", "let", "tlet") and not (
+            follower in SEPARATORS or unit_name(follower)
+        ):
+            self.position = start
+            return None
+        return number
 
     def group(self) -> Node:
         self.enter()

@@ -35,11 +35,10 @@ from polaris_jax.reward.normalize import (
     Token,
     Unreadable,
     canonical_key,
-    plain_text,
-    readings,
     tokens,
 )
 from polaris_jax.reward.policy import Policy, policy_named
+from polaris_jax.reward.spelling import plain_text, readings
 from polaris_jax.reward.times import same_time
 from polaris_jax.reward.verdict import Verdict
 from polaris_jax.reward.words import same_words

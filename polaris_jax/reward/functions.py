@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 
 from polaris_jax.reward.normalize import Unreadable
-from polaris_jax.reward.syntax import Node, product, signed
+from polaris_jax.reward.syntax import Node, product, signed, substitute
 from polaris_jax.reward.units import UnitCursor
 from polaris_jax.reward.vocabulary import FUNCTIONS
 
@@ -129,4 +129,7 @@ class FunctionReader(UnitCursor, ABC):
         index, start = first[1]
         if index[0] not in ("sym", "const") or index[1] in ("pi", "inf"):
             raise Unreadable(f"a {name} over no index")
-        return (name, index[1], start, last, self.term())
+        body = self.term()
+        if index[0] == "const":  # `i` counts here, and is no imaginary unit
+            body = substitute(body, index, ("sym", index[1]))
+        return (name, index[1], start, last, body)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from polaris_jax.reward import numeric
+from polaris_jax.reward.evaluator import context, value_at
 from polaris_jax.reward.relations import FLIPPED, is_exclusion
 from polaris_jax.reward.syntax import Node, holds, substitute, symbols
 
@@ -71,14 +72,14 @@ def _value(node: Node) -> Any:
     if symbols(node):
         raise NotASet("an end that is no number")
     value = numeric.constant_value(node)
-    if value is None or numeric.context().im(value[0]) != 0:
+    if value is None or context().im(value[0]) != 0:
         raise NotASet("an end that is no real number")
-    return numeric.context().re(value[0])
+    return context().re(value[0])
 
 
 def _pieces(node: Node) -> list[Piece]:
     """Disjoint pieces in ascending order, neighbours merged."""
-    ctx = numeric.context()
+    ctx = context()
     kind = node[0]
     if kind == "tuple" and len(node[3]) == 2:
         low, high = _value(node[3][0]), _value(node[3][1])
@@ -112,7 +113,7 @@ def _pieces(node: Node) -> list[Piece]:
 
 def _at_infinity(end: End) -> End:
     """Infinity belongs to no interval, whatever bracket stands beside it."""
-    if numeric.context().isinf(end[0]):
+    if context().isinf(end[0]):
         return end[0], 1 if end[0] < 0 else -1
     return end
 
@@ -136,7 +137,7 @@ def _common(parts: list[list[Piece]]) -> list[Piece]:
 
 def _complement(pieces: list[Piece]) -> list[Piece]:
     """The rest of the line: a cut (a, s) is the same cut seen from its other side."""
-    ctx = numeric.context()
+    ctx = context()
     gaps: list[Piece] = []
     start: End = (-ctx.inf, 1)
     for low, high in pieces:
@@ -161,7 +162,7 @@ def _relation_pieces(node: Node) -> list[Piece]:
 
 def _one_inequality(left: Node, operator: str, right: Node) -> list[Piece]:
     """The solutions of a relation that is linear in one name, |name| included."""
-    ctx = numeric.context()
+    ctx = context()
     if operator not in ("<", ">", "leq", "geq", "neq"):
         raise NotASet(operator)
     modulus = next((s for s in (left, right) if s[0] == "func" and s[1] == "abs"), None)
@@ -195,11 +196,11 @@ def _one_inequality(left: Node, operator: str, right: Node) -> list[Piece]:
 
 
 def _linear_root(node: Node, name: str) -> tuple[Any, Any]:
-    ctx = numeric.context()
+    ctx = context()
     ctx.dps = numeric.BASE_DPS
     values = []
     for point in (0, 1, 2, 5):
-        value = numeric.value_at(node, {name: ctx.mpf(point)})
+        value = value_at(node, {name: ctx.mpf(point)})
         if value is None or ctx.im(value[0]) != 0:
             raise NotASet("no value")
         values.append(ctx.re(value[0]))

@@ -7,10 +7,11 @@ from __future__ import annotations
 from polaris_jax.reward.atoms import AtomReader
 from polaris_jax.reward.cursor import END
 from polaris_jax.reward.normalize import Token, Unreadable
+from polaris_jax.reward.number_words import spelt_number
 from polaris_jax.reward.relations import is_inequality
 from polaris_jax.reward.syntax import Node, number, product, render, signed, tree_depth
 from polaris_jax.reward.units import RELATIONS
-from polaris_jax.reward.vocabulary import SEPARATORS
+from polaris_jax.reward.vocabulary import CURRENCIES, SEPARATORS, unit_name
 
 MAX_TREE_DEPTH = 120
 _STARTS_ATOM = frozenset({"(", "[", "{", "S{", "|", "dollar", "pounds"})
@@ -175,6 +176,9 @@ class _Parser(AtomReader):
         if self.is_op("dollar", "pounds"):
             name = {"dollar": "dollar", "pounds": "pound sterling"}[self.next()[1]]
             node: Node = ("unit", self.factor(), name)
+        elif self.peek(1)[0] == "num" and unit_name(self.peek()[1]) in CURRENCIES:
+            name = str(unit_name(self.next()[1]))
+            node = ("unit", self.factor(), name)
         else:
             node = self.postfix(self.atom())
         self.depth -= 1
@@ -211,6 +215,8 @@ class _Parser(AtomReader):
         start = self.position
         self.argument(with_sign=False)
         label = " ".join(value for kind, value in self.tokens[start : self.position]).strip("{ }")
+        if node[0] == "num" and (base := spelt_number(label.split())) is not None:
+            label = str(base)
         if node[0] == "num" and label.isdigit():
             return ("based", str(node[1]), label)
         if node[0] in ("sym", "decor", "const"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from polaris_jax.reward import numeric
 from polaris_jax.reward.syntax import Node, symbols
+from polaris_jax.reward.vocabulary import FUNCTION_NAMES
 
 _ORDERS = frozenset({"<", ">", "leq", "geq"})
 FLIPPED = {"<": ">", ">": "<", "leq": "geq", "geq": "leq", "neq": "neq"}
@@ -21,7 +22,12 @@ def is_name(node: Node) -> bool:
         capitals = all(h[0] == "sym" and len(h[1]) == 1 and h[1].isupper() for h in heads)
         if capitals:
             return True
-        return len(heads) == 2 and heads[0][0] == "sym" and heads[1][0] in ("tuple",)
+        if len(heads) != 2:
+            return False
+        inverse = heads[0][0] in ("pow", "decor") and heads[0][-1 if heads[0][0] == "decor" else 1]
+        if inverse and inverse[0] == "sym" and inverse[1] in FUNCTION_NAMES:  # `f^{-1}(x)`, `f'(x)`
+            return heads[1][0] == "sym"
+        return heads[0][0] == "sym" and heads[1][0] == "tuple"
     if kind == "ratio":
         return all(is_name(part) for part in node[1])
     if kind == "tuple":
@@ -41,6 +47,8 @@ def named_value(node: Node) -> tuple[Node, Node] | None:
         return sides[0], sides[-1]
     if len(sides) == 2 and is_name(sides[1]):
         return sides[1], sides[0]
+    if operators == ("approx",):  # `5\\sqrt2 \\approx 7.07`
+        return ("words", ""), sides[0]
     if len(sides) >= 2 and not symbols(node):  # a computation: `2 + 3 = 5`
         return ("words", ""), sides[-1]
     return None

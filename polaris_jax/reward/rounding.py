@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from polaris_jax.reward import numeric
+from polaris_jax.reward.evaluator import context
 from polaris_jax.reward.exact import Undecidable, exact_value
 from polaris_jax.reward.policy import Policy
 from polaris_jax.reward.syntax import Node
@@ -80,6 +81,6 @@ def rounds_approximately(
     other = numeric.constant_value(exact)
     if tolerance is None or known is None or other is None:
         return False
-    ctx = numeric.context()
+    ctx = context()
     value = ctx.mpf(known.numerator) / known.denominator
     return bool(abs(other[0] - value) <= ctx.mpf(tolerance.numerator) / tolerance.denominator)

@@ -76,7 +76,8 @@ def _units(node: Any) -> set[str]:
         if isinstance(item, tuple) and item:
             if item[0] == "unit":
                 found.add(item[2].removesuffix("^1"))
-            stack.extend(item)
+            if item[0] != "func":  # the degrees of a sine are not the answer's
+                stack.extend(item)
     return found - SILENT_UNITS
 
 

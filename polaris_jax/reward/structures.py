@@ -10,6 +10,7 @@ from typing import Any
 
 from polaris_jax.reward import numeric
 from polaris_jax.reward.intervals import is_set_like, same_sets
+from polaris_jax.reward.matrices import worked_out
 from polaris_jax.reward.policy import Policy
 from polaris_jax.reward.relations import (
     FLIPPED,
@@ -32,6 +33,12 @@ _COLLECTIONS = frozenset(
 )
 _NO_SCALARS = _COLLECTIONS | {"ratio", "words", "based", "decor"}
 _ROUND = ("(", ")")
+_REALS = ("sym", "mathbb:R")
+_SETS_IN_WORDS: dict[str, Node] = {
+    **dict.fromkeys(("no solution", "no solutions", "no real solution"), ("set", ())),
+    **dict.fromkeys(("no real solutions", "empty set", "the empty set"), ("set", ())),
+    **dict.fromkeys(("all real numbers", "all reals", "real numbers"), _REALS),
+}
 
 
 def compare(answer: Node, gold: Node, policy: Policy) -> Verdict:
@@ -111,11 +118,29 @@ def _unwrapped(node: Node) -> Node:
     """A structure without the unit behind it: `(3, 4) \\text{ cm}`."""
     while node[0] == "unit" and node[1][0] in (*_COLLECTIONS, "based", "ratio", "words"):
         node = node[1]
+    node = worked_out(node)
+    if node[0] == "words" and node[1] in _SETS_IN_WORDS:
+        return _SETS_IN_WORDS[node[1]]
+    if node[0] == "list":  # `k\\pi, k \\in \\mathbb{Z}` says what k is, and lists one thing
+        items = tuple(item for item in node[1] if not _is_range(item))
+        return node if len(items) == len(node[1]) or not items else _list_of(items)
     if node[0] == "rel" and node[2] == ("in",):
         return ("rel", (node[1][0], _unwrapped(node[1][1])), node[2])
     if node[0] in ("cup", "cap", "setminus"):
         return (node[0], _unwrapped(node[1]), _unwrapped(node[2]))
     return node
+
+
+def _is_range(node: Node) -> bool:
+    return (
+        node[0] == "rel"
+        and node[2] == ("in",)
+        and node[1][1] in (("sym", "mathbb:Z"), ("sym", "mathbb:N"))
+    )
+
+
+def _list_of(items: tuple[Node, ...]) -> Node:
+    return items[0] if len(items) == 1 else ("list", items)
 
 
 # -- plus-minus -----------------------------------------------------------------------------------
@@ -205,10 +230,13 @@ def _same_list(answer: Node, gold: Node, policy: Policy) -> bool:
     if other[0] == "tuple" and other[1:3] == _ROUND and policy.brackets_may_be_dropped:
         entries = values(collection[1])
         pair = (entries, other[3]) if theirs is None else (values(other[3]), theirs)
-        return _same_sequence(*pair, policy)
+        if _same_sequence(*pair, policy):
+            return True
     if _same_solutions(answer, gold):
         return True
     if other[0] == "rel" and policy.names_may_be_dropped:
+        if other[2] == ("in",) and other[1][1][0] == "set":
+            return _same_multiset(other[1][1][1], collection[1], policy)
         named = named_value(other)  # `(p, q) = (3, 2)` against `p = 3, q = 2`
         if named is not None and named[0][0] == "tuple" and named[1][0] == "tuple":
             pairs = zip(named[0][3], named[1][3], strict=False)

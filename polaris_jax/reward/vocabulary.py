@@ -100,6 +100,8 @@ UNIT_SCALES = MappingProxyType(
     }
 )
 
+CURRENCIES = frozenset({"dollar", "euro", "yuan", "yen", "lb"})  # these may stand before a number
+
 # A bare `units` says nothing about which: it never conflicts.
 SILENT_UNITS = frozenset({"unit"})
 
@@ -118,12 +120,13 @@ NUMBER_WORDS = MappingProxyType(
 SCALES = MappingProxyType({"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12})
 
 PERCENT_WORDS = frozenset({"percent", "pct", "percentage"})
+FUNCTION_NAMES = frozenset({"f", "g", "h", "F", "G", "H"})  # `f(x)` is a value, not a product
 SEPARATORS = frozenset({"and", "or"})
 
 # Runs of two or three plain letters that are words, not products of variables.
 SHORT_WORDS = word_set(
     "yes no odd all red mon tue wed thu fri sat sun jan feb mar apr jun jul aug sep oct nov dec "
-    "am pm none pct"
+    "am pm none pct one two six ten usd eur"
 )
 
 FUNCTIONS = word_set(
