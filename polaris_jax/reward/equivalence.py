@@ -144,6 +144,34 @@ def explain(answer: object, gold: object, *, preset: str = "default") -> Explana
     return found
 
 
+# Layers in the order in which they are asked; those of a line belong to one comparison of trees.
+_LADDER = (
+    ("empty",),
+    ("text",),
+    ("length",),
+    ("number",),
+    ("unreadable",),
+    ("tokens",),
+    ("words",),
+    ("time",),
+    ("tree",),
+    ("units", "percent", "exact", "rounding", "numeric", "structure"),
+)
+
+
+def explain_path(answer: str, gold: str, *, preset: str = "default") -> str:
+    """Lines for a person: normal forms, the layers that were asked, verdict and reason."""
+    found = explain(answer, gold, preset=preset)
+    lines = [f"answer   {found.answer}", f"gold     {found.gold}"]
+    for layers in _LADDER:
+        if found.layer in layers:
+            lines.append(f"{found.layer:<12} {'equal' if found.equal else 'not equal'}")
+            break
+        if layers[0] not in ("empty", "length", "unreadable"):
+            lines.append(f"{layers[0]:<12} undecided")
+    return "\n".join([*lines, f"because  {found.reason}"] if found.reason else lines)
+
+
 def quick_verdict(answer: str, golds: tuple[str, ...]) -> Explanation | None:
     """What the first layer alone says, or None where it needs the later ones.
 

@@ -22,6 +22,7 @@ MIN_POINTS = 2
 # Agreement of two values computed with 50 digits: far above their rounding, far below what two
 # different expressions of an answer's size leave by chance.
 AGREEMENT_DIGITS = 25
+SPARE_DIGITS = 15  # of rounding that functions and quotients may add to that of the largest term
 
 
 def constant_value(node: Node, dps: int = BASE_DPS) -> tuple[Any, int] | None:
@@ -50,6 +51,21 @@ def agree(a: Any, b: Any, magnitude_digits: int, digits: int) -> bool:
         return True
     noise = ctx.mpf(10) ** (magnitude_digits - ctx.dps + 8)
     return bool(difference <= noise and max(abs(a), abs(b)) <= noise * 10)
+
+
+def _agree_at(left: tuple[Any, int], right: tuple[Any, int]) -> bool:
+    """Whether two values at a point are one: within rounding of the largest magnitude on the way.
+
+    A relative bound alone would take x^30 + 0.001 for x^30 where x is large.
+    """
+    ctx = context()
+    magnitude_digits = max(left[1], right[1])
+    if not agree(left[0], right[0], magnitude_digits, AGREEMENT_DIGITS):
+        return False
+    if ctx.isinf(left[0]):
+        return True
+    rounding = ctx.mpf(10) ** (magnitude_digits - ctx.dps + SPARE_DIGITS)
+    return bool(abs(left[0] - right[0]) <= rounding)
 
 
 def same_constant(a: Node, b: Node) -> bool:
@@ -118,7 +134,7 @@ def same_function(a: Node, b: Node) -> bool:
         right = value_at(b, values, real_throughout=signed)
         if left is None or right is None:
             continue
-        if not agree(left[0], right[0], max(left[1], right[1]), AGREEMENT_DIGITS):
+        if not _agree_at(left, right):
             return False
         counted += 1
     return counted >= MIN_POINTS

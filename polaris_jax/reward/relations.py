@@ -63,6 +63,12 @@ def values(items: tuple[Node, ...]) -> tuple[Node, ...]:
     return tuple(found)
 
 
+def names_of(items: tuple[Node, ...]) -> set[Node] | None:
+    """The names that all the items give values to, or None where one names nothing."""
+    named = [named_value(item) if item[0] == "rel" else None for item in items]
+    return None if None in named else {name for name, _ in filter(None, named)}
+
+
 def names_differ(ours: Node, theirs: Node) -> bool:
     """Whether two single names are two different ones."""
     return ours[0] == theirs[0] == "sym" and ours != theirs

@@ -20,7 +20,7 @@ def compare_scalars(answer: Node, gold: Node, policy: Policy) -> Verdict:
     """Whether two expressions have one value, under the policies on units, percent and decimals."""
     if refusal := _units_refusal(answer, gold, policy):
         return Verdict(False, "units", refusal)
-    if policy.units_are_converted:
+    if policy.units_are_converted and _units(answer) and _units(gold):
         answer, gold = _converted(answer), _converted(gold)
     percent = holds(answer, "percent"), holds(gold, "percent")
     if percent == (False, True) and not policy.plain_for_percent and not policy.ratio_for_percent:

@@ -19,6 +19,7 @@ from polaris_jax.reward.relations import (
     left_minus_right,
     named_value,
     names_differ,
+    names_of,
     proportional_inequalities,
     values,
 )
@@ -223,7 +224,8 @@ def _same_list(answer: Node, gold: Node, policy: Policy) -> bool:
     if ours is not None and theirs is not None:
         if _same_multiset(ours, theirs, policy):
             return True
-        if policy.names_may_be_dropped and _same_multiset(values(ours), values(theirs), policy):
+        may_drop = policy.names_may_be_dropped and not _name_the_same(ours, theirs)
+        if may_drop and _same_multiset(values(ours), values(theirs), policy):
             return True
         return "set" not in (answer[0], gold[0]) and _same_solutions(answer, gold)
     collection, other = (answer, gold) if theirs is None else (gold, answer)
@@ -245,6 +247,12 @@ def _same_list(answer: Node, gold: Node, policy: Policy) -> bool:
         if named is not None and named[1][0] in ("set", "list"):
             return _same_multiset(named[1][1], collection[1], policy)
     return False
+
+
+def _name_the_same(answers: tuple[Node, ...], golds: tuple[Node, ...]) -> bool:
+    """Whether both lists give values to the same several names: then a value keeps its name."""
+    named = [names_of(answers), names_of(golds)]
+    return named[0] is not None and named[0] == named[1] and len(named[0]) > 1
 
 
 def _same_solutions(answer: Node, gold: Node) -> bool:
