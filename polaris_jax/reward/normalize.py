@@ -103,8 +103,9 @@ _SCAN = re.compile(
 _OP_SPELLINGS = MappingProxyType(
     {"!=": "neq", "<=": "leq", ">=": "geq", "==": "=", "**": "^", ":=": "="}
 )
-_ENVIRONMENT_ARG = re.compile(r"\s*\{([A-Za-z]+\*?)\}(?:\s*\{[lcr|\s]{0,40}\})?")
-_BRACE_ARG = re.compile(r"\s*\{")
+_ENVIRONMENT_ARG = re.compile(r"\s{0,8}\{([A-Za-z]{1,16}\*?)\}(?:\s{0,8}\{[lcr|\s]{0,40}\})?")
+_ONE_LETTER = re.compile(r"\s{0,8}\{?\s{0,8}([A-Za-z])\s{0,8}\}?")
+_BRACE_ARG = re.compile(r"\s{0,8}\{")
 
 
 def tokens(text: str) -> tuple[Token, ...]:
@@ -244,7 +245,7 @@ def _scan_command(
         else:
             raise Unreadable(f"environment {text[position : position + 20]!r}")
     elif name in ("mathbb", "mathcal", "mathscr", "mathfrak"):
-        argument = re.compile(r"\s*\{?\s*([A-Za-z])\s*\}?").match(text, position)
+        argument = _ONE_LETTER.match(text, position)
         if argument:
             found.append(("cmd", f"{name}:{argument.group(1)}"))
             position = argument.end()
