@@ -1,5 +1,6 @@
 """The pool of grading processes: order, deadlines, deaths, limits, and the places it runs in."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -360,6 +361,56 @@ def test_ctrl_c_ends_the_parent_alone_and_quietly(tmp_path: Path) -> None:
     assert wait_until(lambda: not any(alive(pid) for pid in pids), 5.0)
 
 
+def test_a_call_in_an_event_loop() -> None:
+    async def score_all(grader: Grader) -> list:
+        calls = [grader.score_async(boxed(rf"\frac{{{2 * n}}}{{2}}"), [n]) for n in range(6)]
+        return await asyncio.gather(*calls)
+
+    with Grader(workers=2) as grader:
+        found = asyncio.run(score_all(grader))
+    assert [rewards.tolist() for rewards in found] == [[1.0]] * 6
+
+
+def test_layers_add_up_to_what_was_graded() -> None:
+    answers = ["5", "6", r"\frac{10}{2}", r"\sqrt{26}", "5 cm", "x" * 7000]
+    with Grader(workers=1) as grader:
+        grades = grader.grade([*boxed(*answers), "no box"], ["5"] * 7)
+        stats = grader.stats()
+    layers = ["text", "number", "exact", "numeric", "exact", "length", "empty"]
+    assert [grade.layer for grade in grades] == layers
+    assert [grade.reward for grade in grades] == [1, 0, 1, 0, 1, 0, 0]
+    assert all((grade.reason == "") == (grade.reward == 1.0) for grade in grades)
+    counted = {name: n for name, n in stats.items() if name.startswith("layer/")}
+    assert sum(counted.values()) == stats["graded"] == 7
+    assert counted["layer/exact"] == 2
+
+
+def test_presets_reach_the_workers() -> None:
+    for preset, reward in (("strict", 0.0), ("default", 1.0)):
+        with Grader(workers=1, preset=preset) as grader:
+            assert grader.score(boxed(r"5\text{ cm}"), ["5"]).tolist() == [reward]
+    with pytest.raises(ValueError, match="preset='loose'"):
+        Grader(preset="loose")
+
+
+def test_without_a_cache_every_pair_is_worked(stub: None) -> None:
+    with Grader(workers=1, cache=False) as grader:
+        for _ in range(3):
+            grader.score(boxed("x5"), ["5"])
+        assert grader.stats()["worked"] == 3
+
+
+def test_a_stopped_worker_blocks_no_request(stub: None) -> None:
+    """The golds fill the pipe of a worker that does not read: the deadline holds all the same."""
+    golds = [str(index) * 1500 for index in range(64)]
+    with Grader(workers=1, timeout_s=1.0) as grader:
+        grader.score(boxed("x5"), ["5"])
+        os.kill(grader._pool.workers[0].process.pid, signal.SIGSTOP)
+        assert grader.score(boxed("x7"), [golds]).tolist() == [0.0]
+        assert grader.stats()["timeouts"] == 1
+        assert grader.score(boxed("xx5"), [["5", *golds]]).tolist() == [1.0]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_hundred_thousand_answers_leak_nothing(stub: None) -> None:
@@ -367,6 +418,7 @@ def test_a_hundred_thousand_answers_leak_nothing(stub: None) -> None:
     with Grader(workers=2, timeout_s=0.1) as grader:
         grader.score(boxed("x0"), ["0"])
         before = open_files()
+        resident_bytes: list[int] = []
         for block in range(10):
             answers = [
                 f"hang{block}-{index}" if index % 100 == 0 else f"x{index}"
@@ -377,6 +429,9 @@ def test_a_hundred_thousand_answers_leak_nothing(stub: None) -> None:
             rewards = grader.score(boxed(*answers), [str(index) for index in range(10_000)])
             assert not rewards[::100].any()
             assert open_files() <= before + 2  # at most one worker more than at the start
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            resident_bytes.append(pages * os.sysconf("SC_PAGE_SIZE"))
+        assert resident_bytes[-1] < resident_bytes[1] + (1 << 26)
         stats = grader.stats()
     # So short a deadline hits an honest answer now and then on a loaded machine: counted, all.
     assert stats["timeouts"] >= hangs
