@@ -10,11 +10,12 @@ of its tables, and nothing else. Differs from the recipe's sympy: `simplify` has
 and fails on equals; agreement at random points is decided in under a millisecond. The tests hold
 it against sympy on generated expressions.
 
-Policies:
+Policies (of the default preset; `policy` has the stricter and the more lenient one):
     Units       an answer may add or drop a unit; two known units must be the same.
     Percent     gold 5% accepts 5% and 5, not 0.05; gold 5 refuses 5%; gold 0.05 accepts 5%.
     Decimals    exact unless gold is a decimal of 3 or more digits, to which an answer may round;
                 a decimal of 12 or more digits stands for the fraction or root that it prints.
+    Fractions   need not be reduced.
     Order       counts in (a, b), not in {a, b} nor in a bare list; a bare list keeps repetitions.
     Names       `x = 5` is 5; two different single names are not the same; no renaming.
     Equations   equal when one is a multiple of the other; inequalities when they are one set.
