@@ -14,10 +14,10 @@ GOLDEN := $(VENV)/.installed-golden
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help demo demo-seeds test test-slow lint bench bench-gpu venv venv-tpu venv-cuda12
+.PHONY: help demo demo-seeds test test-slow lint bench bench-gpu bench-grader venv venv-tpu venv-cuda12
 
 help:  ## this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(BASE)  ## the whole recipe at small size: warm start to report.html (about 12 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh $(ARGS)
@@ -38,13 +38,17 @@ lint: $(DEV)  ## ruff, formatting, type checker, shell scripts
 	scripts=$$(find launch .ci -name '*.sh' -o -name '*.sbatch' -o -path '.ci/run'); \
 	  if [ -n "$$scripts" ]; then $(BIN)/shellcheck -x $$scripts; fi
 
-bench: $(BASE)  ## every benchmark that runs on a CPU, one after the other
+bench: $(BASE)  ## every benchmark of a CPU that needs no other data, one after the other
 	for file in benchmarks/*.py; do \
-	  [ "$$file" = benchmarks/gpu.py ] || { echo "== $$file"; $(BIN)/python "$$file" $(ARGS); }; \
+	  case "$$file" in benchmarks/gpu.py|benchmarks/grader.py) continue;; esac; \
+	  echo "== $$file"; $(BIN)/python "$$file" $(ARGS); \
 	done
 
 bench-gpu: venv-cuda12  ## decode, update and attention of Qwen3-4B's shape on one GPU
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+bench-grader: $(BASE)  ## the math grader beside math-verify and sympy: answers/s, labelled accuracy
+	$(BIN)/python benchmarks/grader.py $(ARGS)
 
 venv: $(DEV)  ## only make .venv with everything that the tests need
 

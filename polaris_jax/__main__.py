@@ -13,6 +13,7 @@ COMMANDS = {
     "probe": "temperature sweep, zones, the temperature to begin with",
     "train": "all stages of the recipe; resumes by itself",
     "evaluate": "avg@k, pass@k, accuracy by length and by token budget",
+    "grade": "responses against gold answers, with the reason of each verdict",
     "plan": "does a config fit a pod; compiles without one",
     "report": "every figure of a run and one report.html",
     "convert": "Hugging Face, GGUF and Orbax checkpoints into one another",

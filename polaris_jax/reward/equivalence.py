@@ -10,11 +10,12 @@ of its tables, and nothing else. Differs from the recipe's sympy: `simplify` has
 and fails on equals; agreement at random points is decided in under a millisecond. The tests hold
 it against sympy on generated expressions.
 
-Policies:
+Policies (of the default preset; `policy` has the stricter and the more lenient one):
     Units       an answer may add or drop a unit; two known units must be the same.
     Percent     gold 5% accepts 5% and 5, not 0.05; gold 5 refuses 5%; gold 0.05 accepts 5%.
     Decimals    exact unless gold is a decimal of 3 or more digits, to which an answer may round;
                 a decimal of 12 or more digits stands for the fraction or root that it prints.
+    Fractions   need not be reduced.
     Order       counts in (a, b), not in {a, b} nor in a bare list; a bare list keeps repetitions.
     Names       `x = 5` is 5; two different single names are not the same; no renaming.
     Equations   equal when one is a multiple of the other; inequalities when they are one set.
@@ -28,21 +29,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from polaris_jax.reward.normalize import (
     MAX_ANSWER_CHARS,
     Token,
     Unreadable,
     canonical_key,
-    plain_text,
-    readings,
     tokens,
 )
+from polaris_jax.reward.policy import Policy, policy_named
+from polaris_jax.reward.spelling import plain_text, readings
+from polaris_jax.reward.times import same_time
+from polaris_jax.reward.verdict import Verdict
+from polaris_jax.reward.words import same_words
 
 MAX_GOLDS = 64
+MAX_FORM_CHARS = 200
 _PLAIN_NUMBER = re.compile(r"[+-]?(\d{1,40})(?:\.(\d{1,40}))?")
-_CHOICES = frozenset("ABCDEFGHIJ")
 
 
 def gold_texts(gold: object) -> tuple[str, ...]:
@@ -83,13 +87,31 @@ def gold_texts(gold: object) -> tuple[str, ...]:
 def _unboxed(text: str) -> str:
     text = text.strip()
     if "\\boxed" in text or "\\fbox" in text:
-        from polaris_jax.reward.extract import last_box
+        from polaris_jax.reward.free import boxed_list
 
-        return last_box(text) or ""
+        return boxed_list(text) or ""
     return text
 
 
-def answers_match(answer: object, gold: object) -> bool:
+class Explanation(NamedTuple):
+    """The path that a pair took.
+
+    Attributes:
+        equal: the verdict.
+        layer: the one that decided: empty, text, number, length, tokens, words, time, tree, exact,
+            rounding, numeric, units, percent, structure, unreadable.
+        reason: why not, in a line; "" for equal ones.
+        answer, gold: the normal forms compared, cut to MAX_FORM_CHARS.
+    """
+
+    equal: bool
+    layer: str
+    reason: str
+    answer: str
+    gold: str
+
+
+def answers_match(answer: object, gold: object, *, preset: str = "default") -> bool:
     """Whether an answer equals any of the gold alternatives, by the policies of this module.
 
     Bounded in time and memory for any input, but not by a deadline: `Grader` adds that.
@@ -97,60 +119,122 @@ def answers_match(answer: object, gold: object) -> bool:
     Args:
         answer: what stood in the box; a number is taken as its text.
         gold: a string, a number, None or a sequence of them.
+        preset: "strict", "default" or "lenient", as in `policy`.
 
     Raises:
-        TypeError: answer or gold is of another type.
+        TypeError: answer or gold is of another type. ValueError: another preset.
     """
-    answers = gold_texts(answer)
-    if len(answers) != 1:
-        return False
-    return any(_match(answers[0], text) for text in gold_texts(gold))
+    return explain(answer, gold, preset=preset).equal
 
 
-def quick_verdict(answer: str, golds: tuple[str, ...]) -> bool | None:
-    """The verdict of the first layer alone, or None where it needs the later ones.
+def explain(answer: object, gold: object, *, preset: str = "default") -> Explanation:
+    """The verdict of `answers_match` with the layer that decided, normal forms and the reason.
 
-    The same rule that `answers_match` applies first, so a caller may decide these at once.
+    Of several golds the first equal one is shown, else the last.
     """
-    verdicts = [_quick(answer, gold) for gold in golds]
-    if any(verdict is True for verdict in verdicts):
-        return True
-    return None if None in verdicts else False
+    policy = policy_named(preset)
+    answers, golds = gold_texts(answer), gold_texts(gold)
+    if len(answers) != 1 or not golds:
+        return Explanation(False, "empty", "no gold" if answers else "no answer", "", "")
+    found = None
+    for text in golds:
+        found = _compare(answers[0], text, policy)
+        if found.equal:
+            break
+    assert found is not None
+    return found
 
 
-def _quick(answer: str, gold: str) -> bool | None:
+# Layers in the order in which they are asked; those of a line belong to one comparison of trees.
+_LADDER = (
+    ("empty",),
+    ("text",),
+    ("length",),
+    ("number",),
+    ("unreadable",),
+    ("tokens",),
+    ("words",),
+    ("time",),
+    ("tree",),
+    ("units", "percent", "exact", "rounding", "numeric", "structure"),
+)
+
+
+def explain_path(answer: str, gold: str, *, preset: str = "default") -> str:
+    """Lines for a person: normal forms, the layers that were asked, verdict and reason."""
+    found = explain(answer, gold, preset=preset)
+    lines = [f"answer   {found.answer}", f"gold     {found.gold}"]
+    for layers in _LADDER:
+        if found.layer in layers:
+            lines.append(f"{found.layer:<12} {'equal' if found.equal else 'not equal'}")
+            break
+        if layers[0] not in ("empty", "length", "unreadable"):
+            lines.append(f"{layers[0]:<12} undecided")
+    return "\n".join([*lines, f"because  {found.reason}"] if found.reason else lines)
+
+
+def quick_verdict(answer: str, golds: tuple[str, ...]) -> Explanation | None:
+    """What the first layer alone says, or None where it needs the later ones.
+
+    The same rule that `explain` applies first under every preset, so a caller may decide these at
+    once.
+    """
+    found = [_quick(answer, gold) for gold in golds]
+    equal = next((one for one in found if one is not None and one.equal), None)
+    return equal if equal is not None or None in found or not found else found[-1]
+
+
+def _shown(equal: bool, layer: str, reason: str, answer: str, gold: str) -> Explanation:
+    return Explanation(equal, layer, reason, answer[:MAX_FORM_CHARS], gold[:MAX_FORM_CHARS])
+
+
+def _quick(answer: str, gold: str) -> Explanation | None:
     if not answer or not gold:
-        return False
+        return _shown(False, "empty", "no answer" if gold else "no gold", answer, gold)
     if answer == gold:
-        return True if len(answer) > 1 or answer.isalnum() else None
+        told = len(answer) > 1 or answer.isalnum()
+        return _shown(True, "text", "", answer, gold) if told else None
     if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
-        return False
+        reason = f"more than {MAX_ANSWER_CHARS} characters"
+        return _shown(False, "length", reason, answer, gold)
     ours, theirs = _plain_number(answer), _plain_number(gold)
     if ours is None or theirs is None:
         return None
     if ours == theirs:
-        return True
-    return None if "." in gold else False
+        return _shown(True, "number", "", answer, gold)
+    return None if "." in gold else _shown(False, "number", "another number", answer, gold)
 
 
 def _plain_number(text: str) -> Fraction | None:
     return Fraction(text) if _PLAIN_NUMBER.fullmatch(text) else None
 
 
-def _match(answer: str, gold: str) -> bool:
-    verdict = _quick(answer, gold)
-    if verdict is not None:
-        return verdict
+def _compare(answer: str, gold: str, policy: Policy) -> Explanation:
+    if (quick := _quick(answer, gold)) is not None:
+        return quick
     ours, theirs = _tokenised(answer), _tokenised(gold)
-    for found in ours:
-        for expected in theirs:
-            if canonical_key(found) == canonical_key(expected):
-                return True
-    for found in ours:
-        for expected in theirs:
-            if _same_words(found, expected) or _match_trees(found, expected):
-                return True
-    return False
+    if not ours or not theirs:
+        reason = f"{'gold' if ours else 'the answer'} holds nothing that can be read"
+        return _shown(False, "unreadable", reason, answer, gold)
+    pairs = [(found, expected) for found in ours for expected in theirs]
+    verdict, shown = Verdict(False, "unreadable"), pairs[0]
+    for found, expected in pairs:
+        if canonical_key(found) == canonical_key(expected):
+            verdict, shown = Verdict(True, "tokens"), (found, expected)
+            break
+    else:
+        for found, expected in pairs:
+            verdict = _compare_meaning(found, expected, policy)
+            shown = found, expected
+            if verdict.equal:
+                break
+    return _shown(*verdict, _spelt(shown[0]), _spelt(shown[1]))
+
+
+def _spelt(found: tuple[Token, ...]) -> str:
+    """Canonical tokens as one line."""
+    parts = (f"\\{value}" if kind == "cmd" else value for kind, value in found[:MAX_FORM_CHARS])
+    return " ".join(parts)
 
 
 def _tokenised(text: str) -> list[tuple[Token, ...]]:
@@ -165,35 +249,23 @@ def _tokenised(text: str) -> list[tuple[Token, ...]]:
     return found
 
 
-def _same_words(answer: tuple[Token, ...], gold: tuple[Token, ...]) -> bool:
-    """Words beside words, case and brackets aside; a choice letter in any dress."""
-    ours, theirs = _letters(answer), _letters(gold)
-    if ours is None or theirs is None:
-        return False
-    if len(theirs) == 1 and theirs in _CHOICES:
-        return ours.upper() == theirs
-    wordy = any(kind in ("word", "run") for kind, _ in (*answer, *gold))
-    return wordy and ours.lower() == theirs.lower()
-
-
-def _letters(found: tuple[Token, ...]) -> str | None:
-    """The letters of tokens that hold nothing else, brackets and points aside; else None."""
-    letters: list[str] = []
-    for kind, value in found:
-        if kind in ("let", "tlet", "word", "run"):
-            letters.append(value)
-        elif kind != "op" or value not in ("(", ")", ".", "{", "}", "-"):
-            return None
-    return " ".join(letters) if any(kind == "word" for kind, _ in found) else "".join(letters)
-
-
-def _match_trees(answer: tuple[Token, ...], gold: tuple[Token, ...]) -> bool:
+def _compare_meaning(answer: tuple[Token, ...], gold: tuple[Token, ...], policy: Policy) -> Verdict:
+    if same_words(answer, gold, policy):
+        return Verdict(True, "words")
+    if (verdict := same_time(answer, gold)) is not None:
+        return Verdict(verdict, "time", "" if verdict else "another time")
     # Here and not at the top: an answer that the first layers settle loads no mathematics.
     from polaris_jax.reward.parser import parse
-    from polaris_jax.reward.structures import same
+    from polaris_jax.reward.structures import compare
 
+    trees: list[Any] = []
+    for side, found in (("the answer", answer), ("gold", gold)):
+        try:
+            trees.append(parse(found))
+        except (Unreadable, RecursionError) as error:  # the latter under a caller deep already
+            reason = f"{side}: {error}" if isinstance(error, Unreadable) else f"{side}: too deep"
+            return Verdict(False, "unreadable", reason)
     try:
-        trees: list[Any] = [parse(answer), parse(gold)]
-        return same(trees[0], trees[1])
-    except (Unreadable, RecursionError):  # the latter only under a caller that is deep already
-        return False
+        return compare(trees[0], trees[1], policy)
+    except RecursionError:
+        return Verdict(False, "unreadable", "nested too deep")

@@ -6,11 +6,12 @@ kilobytes, and this runs in the trainer's own process.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
-Mode = Literal["train", "eval"]
+Mode = Literal["train", "eval", "free"]
 
 THINK_END = "</think>"
 
@@ -27,11 +28,12 @@ _BARE = re.compile(r"\s{0,8}([-+]?\d[\d.,/]{0,64}|[A-Za-z](?![A-Za-z]))")
 
 
 def check_mode(mode: str) -> None:
-    """Raises ValueError unless `mode` is "train" or "eval"."""
+    """Raises ValueError unless `mode` is "train", "eval" or "free"."""
     if mode not in get_args(Mode):
         raise ValueError(
             f"mode={mode!r}: a response is graded as 'train' (prompt + response, answer after "
-            "</think>) or 'eval' (the response alone); pass one of them."
+            "</think>), 'eval' (the response alone) or 'free' (another system's answer); pass one "
+            "of them."
         )
 
 
@@ -45,31 +47,46 @@ def last_box(text: str, *, fall_back: bool = False) -> str | None:
     Returns:
         The content, stripped. None when there is no box, it is empty, or it does not close.
     """
-    for looked_at, position in enumerate(_box_ends_backwards(text), start=1):
-        if opened := _OPEN.match(text, position):
-            content = _to_closing_brace(text, opened.end())
-            if content is not None:
-                return content.strip() or None
-            if not fall_back:
-                return None
-        elif bare := _BARE.match(text, position):
-            return bare.group(1)
-        if looked_at == MAX_LOOKED_AT:  # each unclosed box costs a scan to the end
-            return None
+    for box in boxes_backwards(text):
+        if box.content is not None or not fall_back:
+            return box.content or None
     return None
 
 
-def _box_ends_backwards(text: str) -> Iterator[int]:
-    """Ends of the box commands of a text, last first."""
+class Box(NamedTuple):
+    """A box of a text: where its command starts and it ends; content None: it never closes."""
+
+    start: int
+    end: int
+    content: str | None
+
+
+def boxes_backwards(text: str) -> Iterator[Box]:
+    """The boxes of a text, last first, and no more than MAX_LOOKED_AT of them."""
+    boxes = _box_commands_backwards(text)
+    for start, position in itertools.islice(boxes, MAX_LOOKED_AT):
+        if opened := _OPEN.match(text, position):
+            end = closing_brace(text, opened.end())
+            if end is None:
+                yield Box(start, len(text), None)
+            else:
+                yield Box(start, end + 1, text[opened.end() : end].strip())
+        elif bare := _BARE.match(text, position):
+            yield Box(start, bare.end(), bare.group(1))
+
+
+def _box_commands_backwards(text: str) -> Iterator[tuple[int, int]]:
+    """Starts and ends of the box commands of a text, last first."""
     end = len(text)
     while (start := max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))) >= 0:
         command = _COMMAND.match(text, start)
         if command is not None:
-            yield command.end()
+            yield start, command.end()
         end = start
 
 
-def _to_closing_brace(text: str, start: int) -> str | None:
+def closing_brace(text: str, start: int) -> int | None:
+    """Where the brace closes that was opened before `start`; None where it never does."""
     depth = 1
     for mark in _BRACE.finditer(text, start):
         if mark.group() == "{":
@@ -77,7 +94,7 @@ def _to_closing_brace(text: str, start: int) -> str | None:
         elif mark.group() == "}":
             depth -= 1
             if depth == 0:
-                return text[start : mark.start()]
+                return mark.start()
     return None
 
 
@@ -88,7 +105,8 @@ def response_answer(text: str, mode: Mode = "train") -> str | None:
         text: prompt + response in train mode, the response alone in eval mode.
         mode: "train" needs `</think>` and reads between the first and the second one (or the
             end); a last box that never closes is no answer. "eval" reads the last whole box
-            anywhere.
+            anywhere. "free" reads boxes as a list, else "the answer is", else the last formula or
+            number: for other systems' answers, never in training.
 
     Raises:
         ValueError: another mode.
@@ -96,6 +114,10 @@ def response_answer(text: str, mode: Mode = "train") -> str | None:
     check_mode(mode)
     if mode == "eval":
         return last_box(text, fall_back=True)
+    if mode == "free":
+        from polaris_jax.reward.free import free_answer
+
+        return free_answer(text)
     _, mark, after = text.partition(THINK_END)
     if not mark:
         return None

@@ -1,119 +1,59 @@
-"""A pool of killable grading processes: one hanging answer costs that answer, never the step.
+"""Rewards from killable processes: a hanging answer costs that answer, never the step.
 
-Workers are programs (`sys.executable -m polaris_jax.reward.worker`) talked to over pipes, not
-multiprocessing children: those import the main script again, and JAX with it, and die in scripts
-without a `__main__` guard, from stdin and in notebooks.
+What needs no mathematics is decided here, what was seen before comes from a bounded cache, the rest
+goes to the pool.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import selectors
-import subprocess
-import sys
+import asyncio
 import threading
-import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from polaris_jax.reward.equivalence import gold_texts, quick_verdict
+from polaris_jax.reward.cache import VerdictCache
+from polaris_jax.reward.equivalence import Explanation, gold_texts, quick_verdict
 from polaris_jax.reward.extract import Mode, check_mode, response_answer
 from polaris_jax.reward.normalize import MAX_ANSWER_CHARS
+from polaris_jax.reward.policy import policy_named
+from polaris_jax.reward.pool import FAILURES, WorkerPool
+from polaris_jax.reward.worker_process import Pair
 
-START_TIMEOUT_S = 60.0  # a loaded machine may take long to start Python
-MAX_CACHE = 50_000
-MAX_ATTEMPTS = 2  # an answer whose worker died from outside is graded once more
-MAX_FAILED_STARTS = 3
+MAX_CACHED_PAIRS = 50_000
+MAX_CACHED_CHARS = 1 << 25  # some 32 to 130 MiB
 
 _COUNTS = (
     "graded", "correct", "no_answer", "quick", "cached", "worked", "too_long",
     "timeouts", "crashes", "memory", "errors",
 )  # fmt: skip
-
-Pair = tuple[str, tuple[str, ...]]
-
-
-def worker_command(timeout_s: float, memory_limit_bytes: int) -> list[str]:
-    """The command line of a worker; -P keeps files of the current directory out of its imports."""
-    arguments = [str(timeout_s), str(memory_limit_bytes)]
-    return [sys.executable, "-P", "-m", "polaris_jax.reward.worker", *arguments]
+_NO_ANSWER = Explanation(False, "empty", "no answer", "", "")
+_NO_GOLD = Explanation(False, "empty", "no gold", "", "")
+_TOO_LONG = Explanation(False, "length", f"more than {MAX_ANSWER_CHARS} characters", "", "")
+# The count of `Grader.stats` that a failure of the pool goes to.
+_COUNTED_AS = {"timeout": "timeouts", "crash": "crashes", "memory": "memory", "error": "errors"}
 
 
-def _worker_environment() -> dict[str, str]:
-    """The parent's environment, with this very package importable in the child."""
-    import polaris_jax
+class Grade(NamedTuple):
+    """One response, graded.
 
-    root = str(Path(polaris_jax.__file__).resolve().parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    path = root if not inherited else os.pathsep.join([root, inherited])
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    Attributes:
+        reward: 1.0 or 0.0.
+        answer: what was extracted, or None.
+        layer: what decided: one of `Explanation.layer`, or "timeout", "memory", "crash", "error".
+        reason: why not, in a line; "" where the reward is 1.
+        answer_form, gold_form: the normal forms compared, cut short.
+    """
 
-
-class _Worker:
-    """One child process: idle, starting, or busy with one pair under a deadline."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_worker_environment(),
-            start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone
-        )
-        self.ready = False
-        self.index: int | None = None  # of the pair it is busy with
-        self.deadline_s = time.monotonic() + START_TIMEOUT_S
-        self.buffer = b""
-
-    @property
-    def output(self) -> Any:
-        return self.process.stdout
-
-    def send(self, index: int, pair: Pair, timeout_s: float) -> bool:
-        """Whether the request went out; False if the process is dead."""
-        line = json.dumps([pair[0], list(pair[1])]).encode() + b"\n"
-        try:
-            assert self.process.stdin is not None
-            self.process.stdin.write(line)
-            self.process.stdin.flush()
-        except (BrokenPipeError, OSError):
-            return False
-        self.index = index
-        self.deadline_s = time.monotonic() + timeout_s
-        return True
-
-    def receive(self) -> list[Any] | None:
-        """Whole replies read so far; None when the process has closed its end."""
-        chunk = os.read(self.output.fileno(), 65536)
-        if not chunk:
-            return None
-        *lines, self.buffer = (self.buffer + chunk).split(b"\n")
-        return [json.loads(line) for line in lines]
-
-    def stop(self, *, gently: bool = False) -> None:
-        """Ends and reaps the process and closes both pipes."""
-        stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        with contextlib.suppress(OSError):  # what was still buffered for a dead process
-            stdin.close()
-        if gently:
-            try:
-                self.process.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:
-                gently = False
-        if not gently:
-            self.process.kill()
-        self.process.wait()
-        stdout.close()
+    reward: float
+    answer: str | None
+    layer: str
+    reason: str
+    answer_form: str
+    gold_form: str
 
 
 class Grader:
@@ -128,15 +68,24 @@ class Grader:
         timeout_s: deadline of one answer in seconds, above 0; past it the answer gets 0 and its
             process is killed and replaced.
         memory_limit_bytes: address space of one worker; 0 for none.
+        preset: "strict", "default" (as training does) or "lenient", as in `policy`.
+        cache: False grades every pair anew.
 
     Raises:
         ValueError: an argument out of range.
 
-    A call takes at most about `ceil(answers / workers) * timeout_s`, were every answer to hang.
+    A call takes at most about `ceil(hanging / workers) * (timeout_s + start)` for its hanging
+    answers, start being the seconds in which a worker is replaced, and the work on the others.
     """
 
     def __init__(
-        self, workers: int = 2, timeout_s: float = 5.0, memory_limit_bytes: int = 1 << 30
+        self,
+        workers: int = 2,
+        timeout_s: float = 5.0,
+        memory_limit_bytes: int = 1 << 30,
+        *,
+        preset: str = "default",
+        cache: bool = True,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers={workers}: grading needs at least 1; set reward.workers=1")
@@ -147,15 +96,13 @@ class Grader:
                 f"memory_limit_bytes={memory_limit_bytes}: a worker needs {1 << 26} to load; "
                 "raise it, or pass 0 for no limit"
             )
-        self._count = workers
-        self._timeout_s = timeout_s
-        self._memory_limit_bytes = memory_limit_bytes
-        self._workers: list[_Worker] = []
-        self._failed_starts = 0
-        self._cache: OrderedDict[Pair, bool] = OrderedDict()
-        self._lock = threading.Lock()
+        policy_named(preset)
+        self._pool = WorkerPool(workers, timeout_s, memory_limit_bytes, preset)
+        self._cache = VerdictCache(MAX_CACHED_PAIRS if cache else 0, MAX_CACHED_CHARS)
+        self._lock = threading.RLock()
         self._closed = False
         self._stats: dict[str, int] = dict.fromkeys(_COUNTS, 0)
+        self._layers: Counter[str] = Counter()
 
     def __enter__(self) -> Grader:
         return self
@@ -178,14 +125,26 @@ class Grader:
         """Rewards in the order of the texts, float32, each 0 or 1.
 
         Args:
-            texts: prompt + response each in train mode, the response alone in eval mode.
+            texts: prompt + response each in train mode, the response alone otherwise.
             golds: a gold answer for each text: a string, a number, None or alternatives.
-            mode: "train" or "eval", as in `score_response`.
+            mode: "train", "eval" or "free", as in `score_response`.
 
         Raises:
             ValueError: lengths that differ, another mode, or a closed Grader.
             RuntimeError: workers die before they are ready.
         """
+        return np.array([grade.reward for grade in self.grade(texts, golds, mode)], np.float32)
+
+    async def score_async(
+        self, texts: Sequence[str], golds: Sequence[object], mode: Mode = "train"
+    ) -> np.ndarray:
+        """`score` in a thread, for callers in an event loop."""
+        return await asyncio.to_thread(self.score, texts, golds, mode)
+
+    def grade(
+        self, texts: Sequence[str], golds: Sequence[object], mode: Mode = "train"
+    ) -> list[Grade]:
+        """`score` with the extracted answer, the deciding layer and the reason of each reward."""
         check_mode(mode)
         if len(texts) != len(golds):
             raise ValueError(
@@ -194,164 +153,70 @@ class Grader:
         with self._lock:
             if self._closed:
                 raise ValueError("this Grader is closed; make a new one")
-            rewards = np.zeros(len(texts), np.float32)
+            answers = [response_answer(text, mode) for text in texts]
+            found: list[Explanation | None] = []
             waiting: OrderedDict[Pair, list[int]] = OrderedDict()
-            for index, (text, gold) in enumerate(zip(texts, golds, strict=True)):
-                pair = self._pair(text, gold, mode)
-                verdict = None if pair is None else self._known_verdict(pair)
-                if pair is not None and verdict is None:
+            for index, (answer, gold) in enumerate(zip(answers, golds, strict=True)):
+                known, pair = self._at_once(answer, gold_texts(gold))
+                found.append(known)
+                if pair is not None:
                     waiting.setdefault(pair, []).append(index)
-                rewards[index] = float(verdict or False)
             pairs = list(waiting)
-            for pair, verdict in zip(pairs, self._work(pairs), strict=True):
-                rewards[waiting[pair]] = float(verdict)
+            for pair, verdict in zip(pairs, self._pool.work(pairs), strict=True):
+                self._record(pair, verdict)
+                for index in waiting[pair]:
+                    found[index] = verdict
                 self._stats["cached"] += len(waiting[pair]) - 1
+            grades = [
+                Grade(float(one.equal), answer, *one[1:])
+                for answer, one in zip(answers, found, strict=True)
+                if one is not None
+            ]
             self._stats["graded"] += len(texts)
-            self._stats["correct"] += int(rewards.sum())
-            return rewards
+            self._stats["correct"] += sum(grade.reward == 1.0 for grade in grades)
+            self._layers.update(grade.layer for grade in grades)
+            return grades
 
     def stats(self) -> dict[str, int]:
-        """Counts since the start: graded and correct; by way no_answer, quick, cached, worked,
-        too_long; of the worked ones timeouts, crashes, memory and errors (all graded 0)."""
-        return dict(self._stats)
+        """Counts since the start.
+
+        graded and correct; by way no_answer, quick, cached, worked, too_long; of the worked ones
+        timeouts, crashes, memory and errors (all graded 0); `layer/NAME` by the layer that decided,
+        which add up to graded.
+        """
+        return {**self._stats, **{f"layer/{name}": n for name, n in self._layers.items()}}
 
     def close(self) -> None:
-        """Ends the workers. A second call does nothing."""
-        self._closed = True
-        workers, self._workers = self._workers, []
-        for worker in workers:
-            worker.stop(gently=worker.index is None and worker.ready)
+        """Ends the workers, once a call in another thread has returned. A second does nothing."""
+        with self._lock:
+            self._closed = True
+            self._pool.close()
 
     # -- one call ----------------------------------------
-    def _pair(self, text: str, gold: object, mode: Mode) -> Pair | None:
-        golds = gold_texts(gold)
-        answer = response_answer(text, mode)
+    def _at_once(
+        self, answer: str | None, golds: tuple[str, ...]
+    ) -> tuple[Explanation | None, Pair | None]:
+        """A verdict that needs no worker, or the pair that does."""
         if answer is None or not golds:
             self._stats["no_answer"] += 1
-            return None
-        if len(answer) > MAX_ANSWER_CHARS and answer not in golds:
+            return (_NO_GOLD if answer else _NO_ANSWER), None
+        if (verdict := quick_verdict(answer, golds)) is not None:
+            too_long = verdict.layer == "length"
+            self._stats["too_long" if too_long else "quick"] += 1
+            return verdict, None
+        golds = tuple(gold for gold in golds if len(gold) <= MAX_ANSWER_CHARS)
+        if len(answer) > MAX_ANSWER_CHARS or not golds:
             self._stats["too_long"] += 1
-            return None
-        return answer, golds
-
-    def _known_verdict(self, pair: Pair) -> bool | None:
-        verdict = quick_verdict(*pair)
-        if verdict is not None:
-            self._stats["quick"] += 1
-            return verdict
-        if pair in self._cache:
+            return _TOO_LONG, None
+        if (verdict := self._cache.get((answer, golds))) is not None:
             self._stats["cached"] += 1
-            self._cache.move_to_end(pair)
-            return self._cache[pair]
-        return None
+            return verdict, None
+        return None, (answer, golds)
 
-    def _remember(self, pair: Pair, verdict: bool) -> None:
-        self._cache[pair] = verdict
-        if len(self._cache) > MAX_CACHE:
-            self._cache.popitem(last=False)
-
-    # -- the pool ----------------------------------------
-    def _work(self, pairs: list[Pair]) -> list[bool]:
-        """Verdicts of pairs in order; workers that were busy when this is left early are ended."""
-        if not pairs:
-            return []
-        try:
-            return self._dispatch(pairs)
-        except (
-            BaseException
-        ):  # Ctrl-C included: a busy worker's late reply must not meet a new call
-            for worker in self._workers:
-                worker.stop()
-            self._workers = []
-            raise
-
-    def _dispatch(self, pairs: list[Pair]) -> list[bool]:
-        verdicts = [False] * len(pairs)
-        queue = deque(range(len(pairs)))
-        attempts = [0] * len(pairs)
-        left = len(pairs)
-        with selectors.DefaultSelector() as selector:
-            for worker in self._workers:
-                selector.register(worker.output, selectors.EVENT_READ, worker)
-
-            def replace(worker: _Worker) -> None:
-                selector.unregister(worker.output)
-                self._workers.remove(worker)
-                worker.stop()
-
-            while left:
-                while len(self._workers) < min(self._count, left):
-                    worker = _Worker(worker_command(self._timeout_s, self._memory_limit_bytes))
-                    self._workers.append(worker)
-                    selector.register(worker.output, selectors.EVENT_READ, worker)
-                for worker in list(self._workers):
-                    if queue and worker.ready and worker.index is None:
-                        index = queue.popleft()
-                        attempts[index] += 1
-                        if not worker.send(index, pairs[index], self._timeout_s):
-                            attempts[index] -= 1
-                            queue.appendleft(index)
-                            replace(worker)
-                for worker in self._next_events(selector):
-                    replies = worker.receive()
-                    if replies is None:
-                        index = worker.index
-                        replace(worker)
-                        if index is None:
-                            self._count_failed_start(worker)
-                        elif attempts[index] < MAX_ATTEMPTS:
-                            queue.appendleft(index)
-                        else:
-                            self._stats["crashes"] += 1
-                            left -= 1
-                        continue
-                    for reply in replies:
-                        if reply == "ready":
-                            worker.ready = True
-                            self._failed_starts = 0
-                        elif worker.index is not None:
-                            self._accept(pairs[worker.index], reply)
-                            verdicts[worker.index] = reply is True
-                            worker.index = None
-                            left -= 1
-                now_s = time.monotonic()
-                for worker in list(self._workers):
-                    if (worker.ready and worker.index is None) or now_s < worker.deadline_s:
-                        continue
-                    index = worker.index
-                    replace(worker)
-                    if index is None:
-                        self._count_failed_start(worker)
-                    else:
-                        self._stats["timeouts"] += 1
-                        self._stats["worked"] += 1
-                        left -= 1
-        return verdicts
-
-    def _next_events(self, selector: selectors.BaseSelector) -> list[_Worker]:
-        waiting = [w.deadline_s for w in self._workers if not w.ready or w.index is not None]
-        if not waiting:
-            return []
-        pause_s = max(0.0, min(waiting) - time.monotonic())
-        return [key.data for key, _ in selector.select(pause_s)]
-
-    def _accept(self, pair: Pair, reply: object) -> None:
-        self._stats["worked"] += 1
-        if reply in ("memory", "error"):
-            self._stats["memory" if reply == "memory" else "errors"] += 1
+    def _record(self, pair: Pair, verdict: Explanation) -> None:
+        """Counts a worker's verdict; one that a deadline or a limit forced is not remembered."""
+        if verdict.layer in FAILURES:
+            self._stats[_COUNTED_AS[verdict.layer]] += 1
         else:
-            self._remember(pair, reply is True)
-
-    def _count_failed_start(self, worker: _Worker) -> None:
-        if worker.ready:  # an idle worker that someone killed
-            return
-        self._failed_starts += 1
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            command = worker_command(self._timeout_s, self._memory_limit_bytes)
-            check = subprocess.run(
-                command, input="", capture_output=True, text=True, env=_worker_environment()
-            )
-            reason = (check.stderr.strip().splitlines() or [f"exit status {check.returncode}"])[-1]
-            raise RuntimeError(
-                f"a grading worker ended {self._failed_starts} times before it was ready: {reason}"
-            )
+            self._cache.put(pair, verdict)
+        self._stats["worked"] += verdict.layer != "crash"

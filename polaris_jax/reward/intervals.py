@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from polaris_jax.reward import numeric
-from polaris_jax.reward.syntax import Node, holds, symbols
+from polaris_jax.reward.evaluator import context, value_at
+from polaris_jax.reward.relations import FLIPPED, is_exclusion
+from polaris_jax.reward.syntax import Node, holds, substitute, symbols
 
 MAX_PIECES = 200
 
@@ -53,7 +55,7 @@ def same_sets(answer: Node, gold: Node) -> bool:
 
 def _name(node: Node) -> str | None:
     """The one variable that relations are about, or None."""
-    if node[0] == "list":
+    if node[0] in ("list", "both"):
         names = {_name(item) for item in node[1]}
         return names.pop() if len(names) == 1 else None
     if node[0] != "rel":
@@ -70,14 +72,14 @@ def _value(node: Node) -> Any:
     if symbols(node):
         raise NotASet("an end that is no number")
     value = numeric.constant_value(node)
-    if value is None or numeric.context().im(value[0]) != 0:
+    if value is None or context().im(value[0]) != 0:
         raise NotASet("an end that is no real number")
-    return numeric.context().re(value[0])
+    return context().re(value[0])
 
 
 def _pieces(node: Node) -> list[Piece]:
     """Disjoint pieces in ascending order, neighbours merged."""
-    ctx = numeric.context()
+    ctx = context()
     kind = node[0]
     if kind == "tuple" and len(node[3]) == 2:
         low, high = _value(node[3][0]), _value(node[3][1])
@@ -93,15 +95,17 @@ def _pieces(node: Node) -> list[Piece]:
     if kind == "cup":
         return _merge(_pieces(node[1]) + _pieces(node[2]))
     if kind == "cap":
-        return _complement(_merge(_complement(_pieces(node[1])) + _complement(_pieces(node[2]))))
+        return _common([_pieces(node[1]), _pieces(node[2])])
     if kind == "setminus":
         outside = _merge(_complement(_pieces(node[1])) + _pieces(node[2]))
         return _complement(outside)
-    if kind == "list":
-        pieces: list[Piece] = []
-        for item in node[1]:
-            pieces += _pieces(item)
-        return _merge(pieces)
+    if kind in ("list", "both"):
+        parts = [_pieces(item) for item in node[1]]
+        if kind == "both" or all(is_exclusion(item) for item in node[1]):
+            common = _common(parts)
+            if common:  # `x < 1 and x > 5` can only mean both parts of a union
+                return common
+        return _merge([piece for part in parts for piece in part])
     if kind == "rel":
         return _relation_pieces(node)
     raise NotASet(kind)
@@ -109,7 +113,7 @@ def _pieces(node: Node) -> list[Piece]:
 
 def _at_infinity(end: End) -> End:
     """Infinity belongs to no interval, whatever bracket stands beside it."""
-    if numeric.context().isinf(end[0]):
+    if context().isinf(end[0]):
         return end[0], 1 if end[0] < 0 else -1
     return end
 
@@ -126,9 +130,14 @@ def _merge(pieces: list[Piece]) -> list[Piece]:
     return merged
 
 
+def _common(parts: list[list[Piece]]) -> list[Piece]:
+    """The intersection of some sets."""
+    return _complement(_merge([piece for part in parts for piece in _complement(_merge(part))]))
+
+
 def _complement(pieces: list[Piece]) -> list[Piece]:
     """The rest of the line: a cut (a, s) is the same cut seen from its other side."""
-    ctx = numeric.context()
+    ctx = context()
     gaps: list[Piece] = []
     start: End = (-ctx.inf, 1)
     for low, high in pieces:
@@ -147,26 +156,24 @@ def _relation_pieces(node: Node) -> list[Piece]:
     if len(operators) == 1:
         return _one_inequality(sides[0], operators[0], sides[1])
     if len(operators) == 2:
-        both = [_one_inequality(sides[i], operators[i], sides[i + 1]) for i in range(2)]
-        return _complement(_merge(_complement(both[0]) + _complement(both[1])))
+        return _common([_one_inequality(sides[i], operators[i], sides[i + 1]) for i in range(2)])
     raise NotASet("a long chain")
 
 
 def _one_inequality(left: Node, operator: str, right: Node) -> list[Piece]:
     """The solutions of a relation that is linear in one name, |name| included."""
-    ctx = numeric.context()
+    ctx = context()
     if operator not in ("<", ">", "leq", "geq", "neq"):
         raise NotASet(operator)
     modulus = next((s for s in (left, right) if s[0] == "func" and s[1] == "abs"), None)
     if modulus is not None and not symbols(right if modulus is left else left):
         if modulus is right:
             left, right = right, left
-            operator = {"<": ">", ">": "<", "leq": "geq", "geq": "leq"}.get(operator, operator)
+            operator = FLIPPED[operator]
         upper = _one_inequality(modulus[2][0], operator, right)
-        flipped = {"<": ">", ">": "<", "leq": "geq", "geq": "leq"}.get(operator, operator)
-        lower = _one_inequality(modulus[2][0], flipped, ("neg", right))
+        lower = _one_inequality(modulus[2][0], FLIPPED[operator], ("neg", right))
         if operator in ("<", "leq", "neq"):
-            return _complement(_merge(_complement(upper) + _complement(lower)))
+            return _common([upper, lower])
         return _merge(upper + lower)
     difference = ("add", (left, ("neg", right)))
     names = symbols(difference)
@@ -174,7 +181,7 @@ def _one_inequality(left: Node, operator: str, right: Node) -> list[Piece]:
         opaque = [side for side in (left, right) if side[0] == "call"]
         if len(opaque) != 1 or symbols(right if opaque[0] is left else left):
             raise NotASet("a function inside an inequality")
-        difference = _replace(difference, opaque[0])
+        difference = substitute(difference, opaque[0], ("sym", "value"))
         names = {"value"}
     if len(names) != 1:
         raise NotASet("not one name")
@@ -188,20 +195,12 @@ def _one_inequality(left: Node, operator: str, right: Node) -> list[Piece]:
     return [((-ctx.inf, 1), (root, 1 if closed else -1))]
 
 
-def _replace(node: Any, target: Node) -> Any:
-    if node == target:
-        return ("sym", "value")
-    if isinstance(node, tuple):
-        return tuple(_replace(part, target) for part in node)
-    return node
-
-
 def _linear_root(node: Node, name: str) -> tuple[Any, Any]:
-    ctx = numeric.context()
+    ctx = context()
     ctx.dps = numeric.BASE_DPS
     values = []
     for point in (0, 1, 2, 5):
-        value = numeric.value_at(node, {name: ctx.mpf(point)})
+        value = value_at(node, {name: ctx.mpf(point)})
         if value is None or ctx.im(value[0]) != 0:
             raise NotASet("no value")
         values.append(ctx.re(value[0]))

@@ -14,9 +14,9 @@ A token is a pair (kind, value):
 from __future__ import annotations
 
 import re
-import unicodedata
 from types import MappingProxyType
 
+from polaris_jax.reward.extract import closing_brace
 from polaris_jax.reward.vocabulary import (
     FUNCTIONS,
     GREEK,
@@ -37,31 +37,6 @@ MAX_TEXT_DEPTH = 8
 class Unreadable(ValueError):
     """The text is no answer that we can read; it may still equal another by its characters."""
 
-
-_UNICODE = MappingProxyType(
-    {
-        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ",
-        "⋅": r"\cdot ",
-        "·": r"\cdot ", "∙": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/", "π": r"\pi ", "√": r"\sqrt ",
-        "∞": r"\infty ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "≈": r"\approx ",
-        "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ",
-        "∓": r"\mp ",
-        "°": r"^\circ ", "º": r"^\circ ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
-        "ℕ": r"\mathbb{N}",
-        "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ",
-        "γ": r"\gamma ", "δ": r"\delta ", "λ": r"\lambda ", "μ": r"\mu ", "σ": r"\sigma ",
-        "φ": r"\phi ", "ω": r"\omega ", "ρ": r"\rho ", "τ": r"\tau ", "ε": r"\epsilon ",
-        "Δ": r"\Delta ", "Ω": r"\Omega ", "¼": r"\frac{1}{4}", "½": r"\frac{1}{2}",
-        "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "²": "^{2}", "³": "^{3}",
-        "¹": "^{1}", "⁴": "^{4}", "⁵": "^{5}", "⁶": "^{6}", "⁷": "^{7}", "⁸": "^{8}", "⁹": "^{9}",
-        "⁰": "^{0}", "₀": "_{0}", "₁": "_{1}", "₂": "_{2}", "₃": "_{3}", "₄": "_{4}", "₅": "_{5}",
-        "₆": "_{6}", "₇": "_{7}", "₈": "_{8}", "₉": "_{9}", "€": r"\text{ euro }", "£": r"\pounds ",
-        "’": "'", "′": "'", "″": "''", "“": '"', "”": '"', "∖": r"\setminus ", "→": r"\to ",
-        "⟨": r"\langle ", "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
-        "⌉": r"\rceil ", "，": ",", "。": ".", "：": ":", "；": ";", "∧": r"\wedge ",
-        "…": r"\dots ",
-    }
-)  # fmt: skip
 
 # Commands that change how a formula looks and not what it says.
 _SILENT = word_set(
@@ -115,17 +90,7 @@ _ENVIRONMENTS = word_set(
     "gathered split"
 )
 
-_JOINED = re.compile(
-    r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,\\!|\\,|\\ |[ ~\u2009\u202f])\s{0,3}\d{3})+(?![\d])"
-)
-_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
-_DECIMAL_COMMA = re.compile(r"(?<![\d.,])(0|\d{4,15}),(\d{2,15})(?![\d,])")
-_DOUBLED = re.compile(r"\\\\(?=[A-Za-z(\[])")  # `\\\\frac`, escaped once too often
-_REPEATING = re.compile(
-    r"(?<![\d.])(\d{0,20})\.(\d{0,20})\s{0,2}\\(?:overline|bar|dot)\s{0,2}\{?(\d{1,20})\}?"
-)
 _FORMULA = re.compile(r"[=+]|\\(?!text|mbox|mathrm|quad)[A-Za-z]")  # a formula put into \text{}
-_NOT_DIGIT = re.compile(r"\D+")
 _SCAN = re.compile(
     r"(?P<space>\s+|~|\$)"
     r"|(?P<num>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,6}(?![\dA-Za-z]))?)"
@@ -138,52 +103,9 @@ _SCAN = re.compile(
 _OP_SPELLINGS = MappingProxyType(
     {"!=": "neq", "<=": "leq", ">=": "geq", "==": "=", "**": "^", ":=": "="}
 )
-_ENVIRONMENT_ARG = re.compile(r"\s*\{([A-Za-z]+\*?)\}(?:\s*\{[lcr|\s]{0,40}\})?")
-_BRACE_ARG = re.compile(r"\s*\{")
-
-
-def readings(text: str) -> list[str]:
-    """The ways to read the commas of an answer: the most usual first, at most three.
-
-    `1,234` may be one number or two; `0,25` and `1000,99` may be decimals of other countries.
-    """
-    text = _REPEATING.sub(_repeating_fraction, text)
-    text = _JOINED.sub(lambda match: _NOT_DIGIT.sub("", match.group()), text)
-    found = [text]
-    if _THOUSANDS.search(text):
-        found.insert(0, _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text))
-    if _DECIMAL_COMMA.search(text):
-        found.append(_DECIMAL_COMMA.sub(r"\1.\2", text))
-    return found
-
-
-def _repeating_fraction(match: re.Match[str]) -> str:
-    r"""`0.1\overline{6}` -> `\frac{15}{90}`."""
-    whole, fixed, repeated = match.groups()
-    head = int(whole + fixed or "0")
-    bottom = 10 ** len(fixed) * (10 ** len(repeated) - 1)
-    top = int((whole + fixed + repeated) or "0") - head
-    return rf"\frac{{{top}}}{{{bottom}}}"
-
-
-def plain_text(text: str) -> str:
-    """The answer in the letters of LaTeX: Unicode signs spelt out, invisible characters gone."""
-    if "\\\\" in text and "begin" not in text:
-        text = _DOUBLED.sub(r"\\", text)
-    if text.isascii():
-        return text.replace("\x00", "").strip()
-    out: list[str] = []
-    for char in text:
-        if char in _UNICODE:
-            out.append(_UNICODE[char])
-        elif char.isascii():
-            out.append(char)
-        elif unicodedata.category(char) in ("Cf", "Cs", "Cc", "Co"):
-            continue
-        else:
-            wide = unicodedata.normalize("NFKC", char)
-            out.append(wide if len(wide) == 1 else char)
-    return "".join(out).replace("\x00", "").strip()
+_ENVIRONMENT_ARG = re.compile(r"\s{0,8}\{([A-Za-z]{1,16}\*?)\}(?:\s{0,8}\{[lcr|\s]{0,40}\})?")
+_ONE_LETTER = re.compile(r"\s{0,8}\{?\s{0,8}([A-Za-z])\s{0,8}\}?")
+_BRACE_ARG = re.compile(r"\s{0,8}\{")
 
 
 def tokens(text: str) -> tuple[Token, ...]:
@@ -196,9 +118,12 @@ def tokens(text: str) -> tuple[Token, ...]:
     _scan(text, found, in_text=False, depth=0)
     while found and found[-1] in _TRAILING:
         found.pop()
+    if len(found) > 1 and found[0][1].lower() in _ABOUT:
+        found.pop(0)
     return tuple(found)
 
 
+_ABOUT = frozenset({"approx", "approximately", "about", "around", "roughly"})
 _TRAILING = frozenset({("op", "."), ("op", ","), ("op", ";"), ("op", ":"), ("op", "?")})
 
 
@@ -268,6 +193,8 @@ def _scan_letters(value: str, found: list[Token], *, in_text: bool, after_space:
         found.append(("cmd", "infty"))
     elif value == "pi":
         found.append(("cmd", "pi"))
+    elif in_text and lower == "to" and _ends_number(found):  # `3 \\text{ to } 4`, a ratio
+        found.append(("op", ":"))
     elif (
         lower in SEPARATORS
         or in_text
@@ -305,7 +232,8 @@ def _scan_command(
     elif name in _TEXT:
         opened = _BRACE_ARG.match(text, position)
         if opened:
-            end = _closing_brace(text, opened.end())
+            end = closing_brace(text, opened.end())
+            end = len(text) if end is None else end
             content = text[opened.end() : end]
             _scan(content, found, in_text=not _FORMULA.search(content), depth=depth + 1)
             position = end + 1
@@ -317,7 +245,7 @@ def _scan_command(
         else:
             raise Unreadable(f"environment {text[position : position + 20]!r}")
     elif name in ("mathbb", "mathcal", "mathscr", "mathfrak"):
-        argument = re.compile(r"\s*\{?\s*([A-Za-z])\s*\}?").match(text, position)
+        argument = _ONE_LETTER.match(text, position)
         if argument:
             found.append(("cmd", f"{name}:{argument.group(1)}"))
             position = argument.end()
@@ -358,15 +286,3 @@ def _scan_named(name: str, found: list[Token]) -> None:
                 found.extend(("let", letter) for letter in name[len(prefix) :])
                 return
     found.append(("cmd", name))
-
-
-def _closing_brace(text: str, start: int) -> int:
-    depth = 1
-    for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
-        if mark.group() == "{":
-            depth += 1
-        elif mark.group() == "}":
-            depth -= 1
-            if depth == 0:
-                return mark.start()
-    return len(text)

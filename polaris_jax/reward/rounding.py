@@ -5,10 +5,12 @@ from __future__ import annotations
 from fractions import Fraction
 
 from polaris_jax.reward import numeric
+from polaris_jax.reward.evaluator import context
 from polaris_jax.reward.exact import Undecidable, exact_value
+from polaris_jax.reward.policy import Policy
 from polaris_jax.reward.syntax import Node
 
-FULL_PRECISION_DIGITS = 12  # a decimal of so many digits is a float's print of an exact value
+FLOAT_DIGITS = 12  # a decimal of so many digits is a float's print: right to one in the last place
 
 
 def _bare(node: Node) -> Node:
@@ -41,38 +43,44 @@ def _last_place(node: Node) -> tuple[Fraction, int] | None:
     return place * scale, len(str(abs(node[1] / place).numerator))
 
 
-def rounds_to(answer: Node, left: Fraction, gold: Node, right: Fraction) -> bool:
-    """Whether two rational values are one, rounded as the gold, or a full-precision answer, is.
+def _tolerance(node: Node, least_digits: int | None) -> Fraction | None:
+    """How far from a decimal literal the value lies that it was rounded from; None: it is exact."""
+    places = _last_place(node)
+    if places is None or least_digits is None or places[1] < least_digits:
+        return None
+    return places[0] if places[1] >= FLOAT_DIGITS else places[0] / 2
+
+
+def rounds_to(answer: Node, left: Fraction, gold: Node, right: Fraction, policy: Policy) -> bool:
+    """Whether two rational values are one, rounded as the gold, or a long enough answer, is.
 
     Args:
         answer: as written.
         left: its value.
         gold: as written.
         right: its value.
+        policy: says how many digits are enough.
     """
-    places = _last_place(gold)
-    if places is not None and places[1] >= 3:
-        return abs(left - right) * 2 <= places[0]
-    written = _last_place(answer)
-    if places is None and written is not None and right.denominator != 1:
-        return written[1] >= FULL_PRECISION_DIGITS and abs(left - right) <= written[0]
-    return False
+    if _last_place(gold) is not None:
+        tolerance = _tolerance(gold, policy.gold_digits)
+        return tolerance is not None and abs(left - right) <= tolerance
+    tolerance = _tolerance(answer, policy.answer_digits)
+    return tolerance is not None and right.denominator != 1 and abs(left - right) <= tolerance
 
 
 def rounds_approximately(
-    answer: Node, left: Fraction | None, gold: Node, right: Fraction | None
+    answer: Node, left: Fraction | None, gold: Node, right: Fraction | None, policy: Policy
 ) -> bool:
     """`rounds_to` where one side is irrational: its value is None."""
+    if (left is None) == (right is None):
+        return False
     literal, exact = (gold, answer) if right is not None else (answer, gold)
-    places = _last_place(literal)
-    other = numeric.constant_value(exact)
-    if places is None or other is None or (left is None) == (right is None):
-        return False
+    least_digits = policy.gold_digits if right is not None else policy.answer_digits
+    tolerance = _tolerance(literal, least_digits)
     known = right if right is not None else left
-    needed = 3 if right is not None else FULL_PRECISION_DIGITS
-    if known is None or places[1] < needed:
+    other = numeric.constant_value(exact)
+    if tolerance is None or known is None or other is None:
         return False
-    ctx = numeric.context()
+    ctx = context()
     value = ctx.mpf(known.numerator) / known.denominator
-    allowed = ctx.mpf(places[0].numerator) / places[0].denominator / (2 if needed == 3 else 1)
-    return bool(abs(other[0] - value) <= allowed)
+    return bool(abs(other[0] - value) <= ctx.mpf(tolerance.numerator) / tolerance.denominator)

@@ -1,66 +1,130 @@
-"""Equality of whole answers: numbers with percent and units, lists, sets, intervals, relations.
+"""Equality of whole answers: numbers, lists, sets, tuples, matrices, ratios, relations.
 
-`same(answer, gold)` takes two syntax trees. It is not symmetric: gold decides what precision, unit
-or percent sign an answer may drop (the policies are in `equivalence`).
+`same(answer, gold, policy)` takes two syntax trees. It is not symmetric: gold decides what
+precision, unit or percent sign an answer may drop (`policy` says which of these are allowed).
 """
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import Any
 
 from polaris_jax.reward import numeric
-from polaris_jax.reward.exact import Undecidable, exact_value
 from polaris_jax.reward.intervals import is_set_like, same_sets
-from polaris_jax.reward.rounding import rounds_approximately, rounds_to
-from polaris_jax.reward.syntax import Node, holds, symbols
-from polaris_jax.reward.vocabulary import SILENT_UNITS
+from polaris_jax.reward.matrices import worked_out
+from polaris_jax.reward.policy import Policy
+from polaris_jax.reward.relations import (
+    FLIPPED,
+    is_inequality,
+    is_name,
+    left_minus_right,
+    named_value,
+    names_differ,
+    names_of,
+    proportional_inequalities,
+    values,
+)
+from polaris_jax.reward.scalars import compare_scalars, same_scalar
+from polaris_jax.reward.syntax import Node, holds
+from polaris_jax.reward.verdict import Verdict
 
 MAX_ITEMS = 200
 MAX_PAIRS = 2500  # comparisons of two unordered collections
-_ORDERS = frozenset({"<", ">", "leq", "geq"})
-_COLLECTIONS = frozenset({"set", "tuple", "list", "cup", "cap", "setminus", "matrix", "rel"})
-_FLIPPED = {"<": ">", ">": "<", "leq": "geq", "geq": "leq", "neq": "neq"}
+_COLLECTIONS = frozenset(
+    {"set", "tuple", "list", "both", "cup", "cap", "setminus", "matrix", "rel"}
+)
+_NO_SCALARS = _COLLECTIONS | {"ratio", "words", "based", "decor"}
+_ROUND = ("(", ")")
+_REALS = ("sym", "mathbb:R")
+_SETS_IN_WORDS: dict[str, Node] = {
+    **dict.fromkeys(("no solution", "no solutions", "no real solution"), ("set", ())),
+    **dict.fromkeys(("no real solutions", "empty set", "the empty set"), ("set", ())),
+    **dict.fromkeys(("all real numbers", "all reals", "real numbers"), _REALS),
+}
 
 
-def same(answer: Node, gold: Node) -> bool:
-    """Whether an answer's tree says what gold's tree says."""
+def compare(answer: Node, gold: Node, policy: Policy) -> Verdict:
+    """Whether an answer's tree says what gold's tree says, by which layer, and why not."""
+    ours, theirs = _spread(_unwrapped(answer)), _spread(_unwrapped(gold))
+    if ours == theirs:
+        return Verdict(True, "tree")
+    if ours[0] not in _NO_SCALARS and theirs[0] not in _NO_SCALARS:
+        return compare_scalars(ours, theirs, policy)
+    if same(ours, theirs, policy):
+        return Verdict(True, "structure")
+    return Verdict(False, "structure", _difference(ours, theirs))
+
+
+def same(answer: Node, gold: Node, policy: Policy) -> bool:
+    """`compare` without the reason."""
     if answer == gold:
         return True
     answer, gold = _spread(_unwrapped(answer)), _spread(_unwrapped(gold))
     if answer == gold:
         return True
-    if "list" in (answer[0], gold[0]):
-        return _same_list(answer, gold)
-    if answer[0] == "rel" or gold[0] == "rel":
-        return _same_relation(answer, gold)
-    if answer[0] == "set" and len(answer[1]) == 1 and gold[0] not in _COLLECTIONS:
-        return answer[1][0][0] != "rel" and same(answer[1][0], gold)
-    if gold[0] == "set" and len(gold[1]) == 1 and answer[0] not in _COLLECTIONS:
-        return same(answer, gold[1][0])
-    if {answer[0], gold[0]} == {"set", "tuple"} or {answer[0], gold[0]} == {"set"}:
-        return answer[0] == gold[0] and _same_set(answer[1], gold[1])
+    kinds = (answer[0], gold[0])
+    if "list" in kinds or "both" in kinds:
+        return _same_list(answer, gold, policy)
+    if "rel" in kinds:
+        return _same_relation(answer, gold, policy)
+    if policy.brackets_may_be_dropped and kinds != ("set", "set"):
+        if answer[0] == "set" and len(answer[1]) == 1 and gold[0] not in _COLLECTIONS:
+            return answer[1][0][0] != "rel" and same(answer[1][0], gold, policy)
+        if gold[0] == "set" and len(gold[1]) == 1 and answer[0] not in _COLLECTIONS:
+            return same(answer, gold[1][0], policy)
+    if set(kinds) == {"set", "tuple"} or set(kinds) == {"set"}:
+        return answer[0] == gold[0] and _same_set(answer[1], gold[1], policy)
     if is_set_like(gold) or is_set_like(answer):
-        if answer[0] == gold[0] == "tuple":
-            return answer[1:3] == gold[1:3] and _same_sequence(answer[3], gold[3])
+        if kinds == ("tuple", "tuple"):
+            return answer[1:3] == gold[1:3] and _same_sequence(answer[3], gold[3], policy)
         return same_sets(answer, gold)
-    if answer[0] == "tuple" or gold[0] == "tuple":
-        if answer[0] == gold[0]:
-            return answer[1:3] == gold[1:3] and _same_sequence(answer[3], gold[3])
-        return _vector(answer) is not None and _same_sequence(_vector(answer), _vector(gold))
-    if answer[0] == "matrix" or gold[0] == "matrix":
-        return _same_matrix(answer, gold)
-    if answer[0] == "ratio" or gold[0] == "ratio":
-        return answer[0] == gold[0] and _same_ratio(answer[1], gold[1])
-    if answer[0] in ("words", "based") or gold[0] in ("words", "based"):
+    if "tuple" in kinds:
+        if kinds == ("tuple", "tuple"):
+            return answer[1:3] == gold[1:3] and _same_sequence(answer[3], gold[3], policy)
+        if not policy.brackets_may_be_dropped or _vector(answer) is None:
+            return False
+        return _same_sequence(_vector(answer), _vector(gold), policy)
+    if "matrix" in kinds:
+        return _same_matrix(answer, gold, policy)
+    if "ratio" in kinds:
+        return answer[0] == gold[0] and _same_ratio(answer[1], gold[1], policy)
+    if kinds[0] in ("words", "based") or kinds[1] in ("words", "based"):
         return False
-    return same_scalar(answer, gold)
+    return same_scalar(answer, gold, policy)
+
+
+def _difference(answer: Node, gold: Node) -> str:
+    """One line on where two trees part."""
+    if answer[0] != gold[0]:
+        return f"the answer is a {_kind(answer)}, gold a {_kind(gold)}"
+    if answer[0] == "tuple" and answer[1:3] != gold[1:3]:
+        return f"brackets {''.join(answer[1:3])} against {''.join(gold[1:3])}"
+    items = {"tuple": 3, "matrix": 2}.get(answer[0], 1)
+    if answer[0] in _COLLECTIONS | {"ratio"} and isinstance(answer[items], tuple):
+        ours, theirs = len(answer[items]), len(gold[items])
+        if ours != theirs:
+            return f"{ours} parts against {theirs}"
+        return f"a part of the {_kind(gold)} differs"
+    return f"another {_kind(gold)}"
+
+
+def _kind(node: Node) -> str:
+    if node[0] not in _NO_SCALARS:
+        return "value"
+    names = {"rel": "relation", "both": "list", "decor": "symbol", "based": "numeral with a base"}
+    names |= dict.fromkeys(("cup", "cap", "setminus"), "union or difference")
+    return names.get(node[0]) or str(node[0])
 
 
 def _unwrapped(node: Node) -> Node:
     """A structure without the unit behind it: `(3, 4) \\text{ cm}`."""
     while node[0] == "unit" and node[1][0] in (*_COLLECTIONS, "based", "ratio", "words"):
         node = node[1]
+    node = worked_out(node)
+    if node[0] == "words" and node[1] in _SETS_IN_WORDS:
+        return _SETS_IN_WORDS[node[1]]
+    if node[0] == "list":  # `k\\pi, k \\in \\mathbb{Z}` says what k is, and lists one thing
+        items = tuple(item for item in node[1] if not _is_range(item))
+        return node if len(items) == len(node[1]) or not items else _list_of(items)
     if node[0] == "rel" and node[2] == ("in",):
         return ("rel", (node[1][0], _unwrapped(node[1][1])), node[2])
     if node[0] in ("cup", "cap", "setminus"):
@@ -68,7 +132,19 @@ def _unwrapped(node: Node) -> Node:
     return node
 
 
-# -- plus-minus ---------------------------------------------------------------------------------
+def _is_range(node: Node) -> bool:
+    return (
+        node[0] == "rel"
+        and node[2] == ("in",)
+        and node[1][1] in (("sym", "mathbb:Z"), ("sym", "mathbb:N"))
+    )
+
+
+def _list_of(items: tuple[Node, ...]) -> Node:
+    return items[0] if len(items) == 1 else ("list", items)
+
+
+# -- plus-minus -----------------------------------------------------------------------------------
 
 
 def _choose(node: Any, upper: bool) -> Any:
@@ -90,7 +166,7 @@ def _spread(node: Node) -> Node:
         for item in node[1]:
             items.extend(_both(item))
         return (node[0], tuple(items))
-    if node[0] == "rel" and set(node[2]) == {"="} and _is_name(node[1][0]):
+    if node[0] == "rel" and set(node[2]) == {"="} and is_name(node[1][0]):
         return _spread(node[1][-1])
     return ("list", _both(node))
 
@@ -101,57 +177,18 @@ def _both(item: Node) -> tuple[Node, ...]:
     return (_choose(item, True), _choose(item, False))
 
 
-# -- scalars --------------------------------------------------------------------------------------
-
-
-def same_scalar(answer: Node, gold: Node) -> bool:
-    """Whether two expressions have one value, under the policies on units, percent and decimals."""
-    if _units_conflict(answer, gold):
-        return False
-    percent_answer, percent_gold = holds(answer, "percent"), holds(gold, "percent")
-    if percent_answer and not percent_gold:
-        answer = ("div", answer, ("num", Fraction(100), None))
-    try:
-        left, right = exact_value(answer), exact_value(gold)
-    except Undecidable:
-        return False
-    if left is not None and right is not None:
-        return left == right or rounds_to(answer, left, gold, right)
-    if symbols(answer) or symbols(gold):
-        return numeric.same_function(answer, gold)
-    if numeric.same_constant(answer, gold):
-        return True
-    return rounds_approximately(answer, left, gold, right)
-
-
-def _units(node: Any) -> set[str]:
-    found: set[str] = set()
-    stack = [node]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, tuple) and item:
-            if item[0] == "unit" and item[2]:
-                found.add(item[2])
-            stack.extend(item)
-    return found - {f"{unit}^1" for unit in SILENT_UNITS}
-
-
-def _units_conflict(answer: Node, gold: Node) -> bool:
-    ours = {unit.removesuffix("^1") for unit in _units(answer)}
-    theirs = {unit.removesuffix("^1") for unit in _units(gold)}
-    return bool(ours and theirs and ours.isdisjoint(theirs))
-
-
 # -- collections ----------------------------------------------------------------------------------
 
 
-def _same_sequence(answers: tuple[Node, ...] | None, golds: tuple[Node, ...] | None) -> bool:
+def _same_sequence(
+    answers: tuple[Node, ...] | None, golds: tuple[Node, ...] | None, policy: Policy
+) -> bool:
     if answers is None or golds is None or len(answers) != len(golds) or len(golds) > MAX_ITEMS:
         return False
-    return all(same(answer, gold) for answer, gold in zip(answers, golds, strict=True))
+    return all(same(answer, gold, policy) for answer, gold in zip(answers, golds, strict=True))
 
 
-def _same_multiset(answers: tuple[Node, ...], golds: tuple[Node, ...]) -> bool:
+def _same_multiset(answers: tuple[Node, ...], golds: tuple[Node, ...], policy: Policy) -> bool:
     if len(answers) != len(golds) or len(golds) > MAX_ITEMS:
         return False
     rest = list(answers)
@@ -164,62 +201,73 @@ def _same_multiset(answers: tuple[Node, ...], golds: tuple[Node, ...]) -> bool:
     if len(waiting) ** 2 > MAX_PAIRS:
         return False
     for gold in waiting:
-        match = next((answer for answer in rest if same(answer, gold)), None)
+        match = next((answer for answer in rest if same(answer, gold, policy)), None)
         if match is None:
             return False
         rest.remove(match)
     return True
 
 
-def _same_set(answers: tuple[Node, ...], golds: tuple[Node, ...]) -> bool:
+def _same_set(answers: tuple[Node, ...], golds: tuple[Node, ...], policy: Policy) -> bool:
     """Sets as sets: an element written twice counts once."""
     if max(len(answers), len(golds)) > MAX_ITEMS or len(answers) * len(golds) > MAX_PAIRS:
-        return _same_multiset(answers, golds)
-    return all(any(same(a, g) for a in answers) for g in golds) and all(
-        any(same(a, g) for g in golds) for a in answers
+        return _same_multiset(answers, golds, policy)
+    return all(any(same(a, g, policy) for a in answers) for g in golds) and all(
+        any(same(a, g, policy) for g in golds) for a in answers
     )
 
 
-def _same_list(answer: Node, gold: Node) -> bool:
-    ours = answer[1] if answer[0] in ("list", "set") else None
-    theirs = gold[1] if gold[0] in ("list", "set") else None
+def _same_list(answer: Node, gold: Node, policy: Policy) -> bool:
+    lists = ("list", "both", "set") if policy.brackets_may_be_dropped else ("list", "both")
+    ours = answer[1] if answer[0] in lists else None
+    theirs = gold[1] if gold[0] in lists else None
     if ours is not None and theirs is not None:
-        if _same_multiset(ours, theirs):
+        if _same_multiset(ours, theirs, policy):
             return True
-        return _same_multiset(_values(ours), _values(theirs))
-    collection = answer if theirs is None else gold
-    other = gold if theirs is None else answer
-    if other[0] == "tuple":
-        return other[1:3] == ("(", ")") and (
-            _same_sequence(_values(answer[3] if answer[0] == "tuple" else answer[1]), gold[1])
-            if theirs is not None
-            else _same_sequence(_values(answer[1]), gold[3])
-        )
-    if all(_is_inequality(item) for item in collection[1]):
-        return same_sets(answer, gold)
-    if other[0] == "rel":  # `(p, q) = (3, 2)` against `p = 3, q = 2`
-        named = _named_value(other)
+        may_drop = policy.names_may_be_dropped and not _name_the_same(ours, theirs)
+        if may_drop and _same_multiset(values(ours), values(theirs), policy):
+            return True
+        return "set" not in (answer[0], gold[0]) and _same_solutions(answer, gold)
+    collection, other = (answer, gold) if theirs is None else (gold, answer)
+    if other[0] == "tuple" and other[1:3] == _ROUND and policy.brackets_may_be_dropped:
+        entries = values(collection[1])
+        pair = (entries, other[3]) if theirs is None else (values(other[3]), theirs)
+        if _same_sequence(*pair, policy):
+            return True
+    if _same_solutions(answer, gold):
+        return True
+    if other[0] == "rel" and policy.names_may_be_dropped:
+        if other[2] == ("in",) and other[1][1][0] == "set":
+            return _same_multiset(other[1][1][1], collection[1], policy)
+        named = named_value(other)  # `(p, q) = (3, 2)` against `p = 3, q = 2`
         if named is not None and named[0][0] == "tuple" and named[1][0] == "tuple":
             pairs = zip(named[0][3], named[1][3], strict=False)
             spelt = tuple(("rel", (name, value), ("=",)) for name, value in pairs)
-            return _same_multiset(spelt, collection[1])
+            return _same_multiset(spelt, collection[1], policy)
         if named is not None and named[1][0] in ("set", "list"):
-            return _same_multiset(named[1][1], collection[1])
+            return _same_multiset(named[1][1], collection[1], policy)
     return False
 
 
-def _values(items: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Items with the names of `x = 1` gone."""
-    values: list[Node] = []
-    for item in items:
-        named = _named_value(item) if item[0] == "rel" else None
-        values.append(item if named is None else named[1])
-    return tuple(values)
+def _name_the_same(answers: tuple[Node, ...], golds: tuple[Node, ...]) -> bool:
+    """Whether both lists give values to the same several names: then a value keeps its name."""
+    named = [names_of(answers), names_of(golds)]
+    return named[0] is not None and named[0] == named[1] and len(named[0]) > 1
+
+
+def _same_solutions(answer: Node, gold: Node) -> bool:
+    """Whether two sides are one set of reals, where one of them lists inequalities."""
+    listed = [node[1] for node in (answer, gold) if node[0] in ("list", "both")]
+    return all(
+        is_inequality(item) or (item[0] == "rel" and item[2] == ("neq",))
+        for items in listed
+        for item in items
+    ) and same_sets(answer, gold)
 
 
 def _vector(node: Node) -> tuple[Node, ...] | None:
     """The entries of a tuple in round brackets or of a matrix of one row or column."""
-    if node[0] == "tuple" and node[1:3] == ("(", ")"):
+    if node[0] == "tuple" and node[1:3] == _ROUND:
         return node[3]
     if node[0] == "matrix" and node[1] == "matrix":
         if len(node[2]) == 1:
@@ -229,19 +277,19 @@ def _vector(node: Node) -> tuple[Node, ...] | None:
     return None
 
 
-def _same_matrix(answer: Node, gold: Node) -> bool:
+def _same_matrix(answer: Node, gold: Node, policy: Policy) -> bool:
     if answer[0] != gold[0] or answer[1] != gold[1] or len(answer[2]) != len(gold[2]):
         return False
     rows = zip(answer[2], gold[2], strict=True)
-    return all(_same_sequence(ours, theirs) for ours, theirs in rows)
+    return all(_same_sequence(ours, theirs, policy) for ours, theirs in rows)
 
 
-def _same_ratio(answers: tuple[Node, ...], golds: tuple[Node, ...]) -> bool:
+def _same_ratio(answers: tuple[Node, ...], golds: tuple[Node, ...], policy: Policy) -> bool:
     """`2:4` is `1:2`: cross products agree."""
     if len(answers) != len(golds):
         return False
     return all(
-        same_scalar(("mul", (answers[0], gold)), ("mul", (answer, golds[0])))
+        same_scalar(("mul", (answers[0], gold)), ("mul", (answer, golds[0])), policy)
         for answer, gold in zip(answers[1:], golds[1:], strict=True)
     )
 
@@ -249,98 +297,45 @@ def _same_ratio(answers: tuple[Node, ...], golds: tuple[Node, ...]) -> bool:
 # -- relations ------------------------------------------------------------------------------------
 
 
-def _is_name(node: Node) -> bool:
-    """Whether a left-hand side only names the value: x, x_1, AB, f(x), (p, q), some words."""
-    kind = node[0]
-    if kind in ("sym", "words", "call", "decor"):
-        return True
-    if kind == "const":
-        return node[1] in ("e", "i")
-    if kind == "mul":
-        heads = node[1]
-        capitals = all(h[0] == "sym" and len(h[1]) == 1 and h[1].isupper() for h in heads)
-        if capitals:
-            return True
-        return len(heads) == 2 and heads[0][0] == "sym" and heads[1][0] in ("tuple",)
-    if kind == "ratio":
-        return all(_is_name(part) for part in node[1])
-    if kind == "tuple":
-        return all(_is_name(part) for part in node[3])
-    return False
-
-
-def _named_value(node: Node) -> tuple[Node, Node] | None:
-    """(name, value) of `x = 5`, `f(x) = ... = 5` or `5 = x`; None for a true equation."""
-    sides, operators = node[1], node[2]
-    if "approx" in operators[1:]:
-        cut = 1 + operators[1:].index("approx")
-        sides, operators = sides[: cut + 1], operators[:cut]
-    if any(operator not in ("=", "approx") for operator in operators):
-        return None
-    if _is_name(sides[0]):
-        return sides[0], sides[-1]
-    if len(sides) == 2 and _is_name(sides[1]):
-        return sides[1], sides[0]
-    if len(sides) >= 2 and not symbols(node):  # a computation: `2 + 3 = 5`
-        return ("words", ""), sides[-1]
-    return None
-
-
-def _is_inequality(node: Node) -> bool:
-    return node[0] == "rel" and all(operator in _ORDERS for operator in node[2])
-
-
-def _same_relation(answer: Node, gold: Node) -> bool:
-    ours = _named_value(answer) if answer[0] == "rel" else None
-    theirs = _named_value(gold) if gold[0] == "rel" else None
+def _same_relation(answer: Node, gold: Node, policy: Policy) -> bool:
+    ours = named_value(answer) if answer[0] == "rel" else None
+    theirs = named_value(gold) if gold[0] == "rel" else None
     if answer[0] == "rel" and gold[0] == "rel":
         if ours is not None and theirs is not None:
-            if _names_differ(ours[0], theirs[0]):
+            if names_differ(ours[0], theirs[0]):
                 return False
-            return same(ours[1], theirs[1]) or _same_equation(answer, gold)
+            same_names = policy.names_may_be_dropped or ours[0] == theirs[0]
+            if same_names and same(ours[1], theirs[1], policy):
+                return True
+            return _same_equation(answer, gold, policy)
         if answer[2] == gold[2] == ("=",):
-            return _same_equation(answer, gold)
-        if _same_chain(answer, gold):
-            return True
-        return same_sets(answer, gold)
+            return _same_equation(answer, gold, policy)
+        return _same_chain(answer, gold, policy) or same_sets(answer, gold)
     if ours is not None:
-        return same(ours[1], gold)
+        return policy.names_may_be_dropped and same(ours[1], gold, policy)
     if theirs is not None:
-        return same(answer, theirs[1])
+        return policy.names_may_be_dropped and same(answer, theirs[1], policy)
     return same_sets(answer, gold)
 
 
-def _names_differ(ours: Node, theirs: Node) -> bool:
-    return ours[0] == theirs[0] == "sym" and ours != theirs
-
-
-def _same_equation(answer: Node, gold: Node) -> bool:
+def _same_equation(answer: Node, gold: Node, policy: Policy) -> bool:
     """Whether two equations have the same solutions because one is a multiple of the other."""
     if len(answer[1]) != 2 or len(gold[1]) != 2 or answer[2] != ("=",) or gold[2] != ("=",):
         return False
     if any(side[0] in ("tuple", "set", "list", "matrix") for side in answer[1] + gold[1]):
-        return _same_sequence(answer[1], gold[1])
-    return numeric.proportional(_left_minus_right(answer), _left_minus_right(gold))
+        return _same_sequence(answer[1], gold[1], policy)
+    return numeric.proportional(left_minus_right(answer), left_minus_right(gold))
 
 
-def _left_minus_right(relation: Node) -> Node:
-    return ("add", (relation[1][0], ("neg", relation[1][1])))
-
-
-def _same_chain(answer: Node, gold: Node) -> bool:
+def _same_chain(answer: Node, gold: Node, policy: Policy) -> bool:
     """Chains of inequalities side by side, read from either end."""
     if len(answer[2]) != len(gold[2]):
         return False
-    if answer[2] == gold[2] and _same_sequence(answer[1], gold[1]):
+    if answer[2] == gold[2] and _same_sequence(answer[1], gold[1], policy):
         return True
-    if any(operator not in _FLIPPED for operator in answer[2]):
+    if any(operator not in FLIPPED for operator in answer[2]):
         return False
-    turned = tuple(_FLIPPED[operator] for operator in reversed(answer[2]))
-    if turned == gold[2] and _same_sequence(answer[1][::-1], gold[1]):
+    turned = tuple(FLIPPED[operator] for operator in reversed(answer[2]))
+    if turned == gold[2] and _same_sequence(answer[1][::-1], gold[1], policy):
         return True
-    if len(gold[2]) == 1 and gold[2][0] in _FLIPPED:
-        ours, theirs = _left_minus_right(answer), _left_minus_right(gold)
-        if answer[2] == gold[2] and numeric.proportional(ours, theirs, positive=True):
-            return True
-        return turned == gold[2] and numeric.proportional(("neg", ours), theirs, positive=True)
-    return False
+    return proportional_inequalities(answer, gold)

@@ -6,9 +6,9 @@ A node is a tuple whose first entry names it:
     ("add", nodes)  ("mul", nodes)  ("div", a, b)  ("pow", a, b)  ("neg", a)  ("pm", sign, a)
     ("fact", a)  ("func", name, nodes)  ("call", name, nodes)  ("decor", name, a)
     ("based", digits, base)  ("ratio", nodes)  ("unit", a, name)  ("percent", a)
-    ("tuple", open, close, nodes)  ("set", nodes)  ("list", nodes)  ("groups", lists)
+    ("tuple", open, close, nodes)  ("set", nodes)  ("list", nodes)  ("both", inequalities)
     ("cup", a, b)  ("cap", a, b)  ("setminus", a, b)  ("matrix", kind, rows)
-    ("rel", sides, operators)
+    ("rel", sides, operators)  ("sum" | "prod", index's name, first, last, body)
 Trees are hashable, so structural equality is `==`.
 """
 
@@ -67,6 +67,15 @@ def render(node: Node) -> str:
     )
 
 
+def substitute(node: Any, target: Node, replacement: Node) -> Any:
+    """The tree with every occurrence of a node replaced."""
+    if node == target:
+        return replacement
+    if isinstance(node, tuple):
+        return tuple(substitute(part, target, replacement) for part in node)
+    return node
+
+
 def symbols(node: Any) -> set[str]:
     """Names of the free symbols of a tree; words and decorated letters are symbols too."""
     found: set[str] = set()
@@ -81,6 +90,9 @@ def symbols(node: Any) -> set[str]:
             found.add(render(item))
         elif item[0] == "call":
             stack.extend(item[2])
+        elif item[0] in ("sum", "prod"):
+            found |= symbols(item[4]) - {item[1]}
+            stack.extend(item[2:4])
         elif item[0] not in ("num", "const"):
             stack.extend(item)
     return found

@@ -24,6 +24,9 @@ class UnitCursor(Cursor):
     def suffix(self, node: Node) -> Node | None:
         """Percent, scale words and units behind a value; None where there is none."""
         kind, value = self.peek()
+        if (kind, value) == ("op", "dollar") and node[0] in ("num", "neg"):  # `5\\$`
+            self.next()
+            return ("unit", node, "dollar")
         if kind == "op" and value == "%":
             self.next()
             return ("percent", node)

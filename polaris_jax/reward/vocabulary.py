@@ -5,6 +5,7 @@ Only tables and the two look-ups over them. Every table is a constant; nothing r
 
 from __future__ import annotations
 
+from fractions import Fraction
 from types import MappingProxyType
 
 
@@ -83,6 +84,24 @@ UNITS = _aliases(
     """
 )
 
+# What a unit measures and its size: `lenient` comparison converts within a dimension.
+UNIT_SCALES = MappingProxyType(
+    {
+        name: (dimension, Fraction(size))
+        for dimension, row in {
+            "length": "m 1 km 1000 dm 1/10 cm 1/100 mm 1/1000 nm 1/1000000000 inch 127/5000 "
+            "ft 381/1250 yd 1143/1250 mile 201168/125",
+            "mass": "g 1 kg 1000 mg 1/1000 ton 1000000",
+            "volume": "l 1 ml 1/1000",
+            "time": "s 1 ms 1/1000 min 60 h 3600 day 86400 week 604800",
+            "money": "dollar 1 cent 1/100",
+        }.items()
+        for name, size in zip(row.split()[::2], row.split()[1::2], strict=True)
+    }
+)
+
+CURRENCIES = frozenset({"dollar", "euro", "yuan", "yen", "lb"})  # these may stand before a number
+
 # A bare `units` says nothing about which: it never conflicts.
 SILENT_UNITS = frozenset({"unit"})
 
@@ -101,12 +120,13 @@ NUMBER_WORDS = MappingProxyType(
 SCALES = MappingProxyType({"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12})
 
 PERCENT_WORDS = frozenset({"percent", "pct", "percentage"})
+FUNCTION_NAMES = frozenset({"f", "g", "h", "F", "G", "H"})  # `f(x)` is a value, not a product
 SEPARATORS = frozenset({"and", "or"})
 
 # Runs of two or three plain letters that are words, not products of variables.
 SHORT_WORDS = word_set(
     "yes no odd all red mon tue wed thu fri sat sun jan feb mar apr jun jul aug sep oct nov dec "
-    "am pm none pct"
+    "am pm none pct one two six ten usd eur"
 )
 
 FUNCTIONS = word_set(

@@ -67,7 +67,10 @@ def test_malformed_config_file_is_named(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["prepare", "calibrate", "probe", "train", "evaluate", "report", "convert", "generate"],
+    [
+        *("prepare", "calibrate", "probe", "train", "evaluate"),
+        *("report", "convert", "generate", "grade"),
+    ],
 )
 def test_help_has_an_example(command, capsys):
     assert main([command, "--help"]) == 0

@@ -1,5 +1,6 @@
 """The pool of grading processes: order, deadlines, deaths, limits, and the places it runs in."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.reward import Grader
-from polaris_jax.reward import grader as grader_module
+from polaris_jax.reward import pool as pool_module
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +24,7 @@ import os, sys, time
 sys.path.insert(0, {root!r})
 from polaris_jax.reward import equivalence, worker
 
-def answers_match(answer, golds):
+def explain(answer, golds, preset):
     if "hang" in answer:
         while True:
             pass
@@ -32,25 +33,27 @@ def answers_match(answer, golds):
     if "die" in answer:
         os._exit(3)
     if "fill" in answer:
-        return bool(bytearray(1 << 34))
+        bytearray(1 << 34)
     if "raise" in answer:
         raise KeyError(answer)
     if "modules" in answer:
-        return not {{"jax", "numpy", "sympy", "torch"}} & set(sys.modules)
-    return answer.strip("x") in golds
+        equal = not {{"jax", "numpy", "sympy", "torch"}} & set(sys.modules)
+    else:
+        equal = answer.strip("x") in golds
+    return equal, "stub", "", "", ""
 
-equivalence.answers_match = answers_match
-worker.main({timeout_s}, {memory})
+equivalence.explain = explain
+worker.main({timeout_s}, {memory}, "default")
 """
 
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(timeout_s: float, memory_limit_bytes: int) -> list[str]:
+    def command(timeout_s: float, memory_limit_bytes: int, preset: str) -> list[str]:
         text = STUB.format(root=str(ROOT), timeout_s=timeout_s, memory=memory_limit_bytes)
         return [sys.executable, "-c", text]
 
-    monkeypatch.setattr(grader_module, "worker_command", command)
+    monkeypatch.setattr(pool_module, "worker_command", command)
 
 
 def boxed(*answers: str) -> list[str]:
@@ -106,7 +109,7 @@ def test_plain_numbers_start_no_worker_and_take_no_time() -> None:
         assert time.perf_counter() - start_s < 0.5  # 3 ms without the annotation hook
         assert rewards.tolist() == [float(n % 7 == n % 5) for n in range(256)]
         assert grader.stats()["quick"] == 256
-        assert not grader._workers
+        assert not grader._pool.workers
 
 
 def test_the_quick_way_and_the_workers_agree() -> None:
@@ -116,8 +119,8 @@ def test_the_quick_way_and_the_workers_agree() -> None:
     texts = ["5", "5.0", "-5", "05", "5.50", "11/2", "x", "x+1", "(5)", "", "0", "-0", "1e3"]
     for answer in texts:
         for gold in texts:
-            quick = quick_verdict(answer, gold_texts(gold)) if gold_texts(gold) else False
-            assert quick is None or quick == answers_match(answer, gold), (answer, gold)
+            quick = quick_verdict(answer, gold_texts(gold)) if gold_texts(gold) else None
+            assert quick is None or quick.equal == answers_match(answer, gold), (answer, gold)
 
 
 def test_repeated_answers_are_graded_once(stub: None) -> None:
@@ -150,10 +153,10 @@ def test_a_dying_worker_is_replaced_and_its_answer_tried_twice(stub: None) -> No
 def test_an_error_in_a_worker_is_counted_and_it_lives_on(stub: None) -> None:
     with Grader(workers=1) as grader:
         grader.score(boxed("x5"), ["5"])
-        pid = grader._workers[0].process.pid
+        pid = grader._pool.workers[0].process.pid
         assert grader.score(boxed("raise", "xx5"), ["5"] * 2).tolist() == [0, 1]
         assert grader.stats()["errors"] == 1
-        assert grader._workers[0].process.pid == pid
+        assert grader._pool.workers[0].process.pid == pid
 
 
 def test_memory_is_bounded(stub: None) -> None:
@@ -165,9 +168,9 @@ def test_memory_is_bounded(stub: None) -> None:
 def test_a_worker_killed_from_outside_while_idle_or_busy(stub: None) -> None:
     with Grader(workers=1, timeout_s=20.0) as grader:
         grader.score(boxed("x5"), ["5"])
-        os.kill(grader._workers[0].process.pid, signal.SIGKILL)
+        os.kill(grader._pool.workers[0].process.pid, signal.SIGKILL)
         assert grader.score(boxed("xx5"), ["5"]).tolist() == [1]
-        victim = grader._workers[0].process.pid
+        victim = grader._pool.workers[0].process.pid
         os.kill(victim, signal.SIGSTOP)
         threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
         assert grader.score(boxed("xxx5"), ["5"]).tolist() == [1]
@@ -177,10 +180,10 @@ def test_a_worker_killed_from_outside_while_idle_or_busy(stub: None) -> None:
 def test_workers_ignore_ctrl_c(stub: None) -> None:
     with Grader(workers=1) as grader:
         grader.score(boxed("x5"), ["5"])
-        pid = grader._workers[0].process.pid
+        pid = grader._pool.workers[0].process.pid
         os.kill(pid, signal.SIGINT)
         assert grader.score(boxed("xx5"), ["5"]).tolist() == [1]
-        assert grader._workers[0].process.pid == pid
+        assert grader._pool.workers[0].process.pid == pid
 
 
 def test_workers_hold_no_jax_though_the_parent_does(stub: None) -> None:
@@ -197,7 +200,7 @@ def test_close_leaves_no_process_and_no_file(stub: None) -> None:
         with Grader(workers=2, timeout_s=0.3) as grader:
             grader.score(boxed("x5", "hang", "xx6", "die"), ["5"] * 4)
             grader.score(boxed("x7"), ["7"])
-            pids = [worker.process.pid for worker in grader._workers]
+            pids = [worker.process.pid for worker in grader._pool.workers]
             assert pids
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert open_files() == before
@@ -246,7 +249,7 @@ def test_lengths_and_modes_are_checked() -> None:
 
 def test_workers_that_cannot_start_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such grader')"]
-    monkeypatch.setattr(grader_module, "worker_command", lambda *_: command)
+    monkeypatch.setattr(pool_module, "worker_command", lambda *_: command)
     with Grader(workers=1) as grader, pytest.raises(RuntimeError, match="no such grader"):
         grader.score(boxed(r"\frac12"), ["5"])
 
@@ -301,11 +304,12 @@ def test_works_from_stdin(tmp_path: Path) -> None:
 PARENT = """
 import sys, time
 from polaris_jax.reward import grader as module
+from polaris_jax.reward import pool
 stub = {stub!r}
-module.worker_command = lambda *_: [sys.executable, "-c", stub]
+pool.worker_command = lambda *_: [sys.executable, "-c", stub]
 grader = module.Grader(workers=2, timeout_s={timeout_s})
 grader.score([r"</think>\\boxed{{x5}}", r"</think>\\boxed{{xx5}}"], ["5", "5"])
-print(*[worker.process.pid for worker in grader._workers], flush=True)
+print(*[worker.process.pid for worker in grader._pool.workers], flush=True)
 {then}
 """
 
@@ -357,6 +361,56 @@ def test_ctrl_c_ends_the_parent_alone_and_quietly(tmp_path: Path) -> None:
     assert wait_until(lambda: not any(alive(pid) for pid in pids), 5.0)
 
 
+def test_a_call_in_an_event_loop() -> None:
+    async def score_all(grader: Grader) -> list:
+        calls = [grader.score_async(boxed(rf"\frac{{{2 * n}}}{{2}}"), [n]) for n in range(6)]
+        return await asyncio.gather(*calls)
+
+    with Grader(workers=2) as grader:
+        found = asyncio.run(score_all(grader))
+    assert [rewards.tolist() for rewards in found] == [[1.0]] * 6
+
+
+def test_layers_add_up_to_what_was_graded() -> None:
+    answers = ["5", "6", r"\frac{10}{2}", r"\sqrt{26}", "5 cm", "x" * 7000]
+    with Grader(workers=1) as grader:
+        grades = grader.grade([*boxed(*answers), "no box"], ["5"] * 7)
+        stats = grader.stats()
+    layers = ["text", "number", "exact", "numeric", "exact", "length", "empty"]
+    assert [grade.layer for grade in grades] == layers
+    assert [grade.reward for grade in grades] == [1, 0, 1, 0, 1, 0, 0]
+    assert all((grade.reason == "") == (grade.reward == 1.0) for grade in grades)
+    counted = {name: n for name, n in stats.items() if name.startswith("layer/")}
+    assert sum(counted.values()) == stats["graded"] == 7
+    assert counted["layer/exact"] == 2
+
+
+def test_presets_reach_the_workers() -> None:
+    for preset, reward in (("strict", 0.0), ("default", 1.0)):
+        with Grader(workers=1, preset=preset) as grader:
+            assert grader.score(boxed(r"5\text{ cm}"), ["5"]).tolist() == [reward]
+    with pytest.raises(ValueError, match="preset='loose'"):
+        Grader(preset="loose")
+
+
+def test_without_a_cache_every_pair_is_worked(stub: None) -> None:
+    with Grader(workers=1, cache=False) as grader:
+        for _ in range(3):
+            grader.score(boxed("x5"), ["5"])
+        assert grader.stats()["worked"] == 3
+
+
+def test_a_stopped_worker_blocks_no_request(stub: None) -> None:
+    """The golds fill the pipe of a worker that does not read: the deadline holds all the same."""
+    golds = [str(index) * 1500 for index in range(64)]
+    with Grader(workers=1, timeout_s=1.0) as grader:
+        grader.score(boxed("x5"), ["5"])
+        os.kill(grader._pool.workers[0].process.pid, signal.SIGSTOP)
+        assert grader.score(boxed("x7"), [golds]).tolist() == [0.0]
+        assert grader.stats()["timeouts"] == 1
+        assert grader.score(boxed("xx5"), [["5", *golds]]).tolist() == [1.0]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_hundred_thousand_answers_leak_nothing(stub: None) -> None:
@@ -364,6 +418,7 @@ def test_a_hundred_thousand_answers_leak_nothing(stub: None) -> None:
     with Grader(workers=2, timeout_s=0.1) as grader:
         grader.score(boxed("x0"), ["0"])
         before = open_files()
+        resident_bytes: list[int] = []
         for block in range(10):
             answers = [
                 f"hang{block}-{index}" if index % 100 == 0 else f"x{index}"
@@ -374,6 +429,9 @@ def test_a_hundred_thousand_answers_leak_nothing(stub: None) -> None:
             rewards = grader.score(boxed(*answers), [str(index) for index in range(10_000)])
             assert not rewards[::100].any()
             assert open_files() <= before + 2  # at most one worker more than at the start
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            resident_bytes.append(pages * os.sysconf("SC_PAGE_SIZE"))
+        assert resident_bytes[-1] < resident_bytes[1] + (1 << 26)
         stats = grader.stats()
     # So short a deadline hits an honest answer now and then on a loaded machine: counted, all.
     assert stats["timeouts"] >= hangs

@@ -1,14 +1,20 @@
 """Answers made to run code, to hang, to fill memory or to break the parser: all plainly wrong."""
 
+import importlib
 import json
 import os
+import pkgutil
 import random
+import re
 import subprocess
 import sys
+import time
+from collections import deque
 from pathlib import Path
 
 import pytest
 
+from polaris_jax import reward
 from polaris_jax.reward import Grader
 
 # One pair without a deadline: far above the worst seen (0.3 s), far below a hang.
@@ -41,6 +47,23 @@ HOSTILE = {
     "huge sine": r"\sin(10^{10^{10}})",
     "huge exponent": "1e99999999999",
     "tiny exponent": "1e-999999",
+    "nested sums": r"\sum_{i=1}^{1000}\sum_{j=1}^{1000}\sum_{k=1}^{1000} ijk",
+    "a sum of powers": r"\sum_{k=1}^{1000} k^{k^{k}}",
+    "a product": r"\prod_{k=1}^{2000} k!",
+    "a sum to a symbol": r"\sum_{k=1}^{n^{n^n}} k",
+    "a sum over nothing": r"\sum_{=}^{} ",
+    "a matrix power": r"\begin{pmatrix}1&1\\1&0\end{pmatrix}^{10^9}",
+    "matrices in a row": r"\begin{pmatrix}x&1\\1&y\end{pmatrix}" * 60,
+    "a matrix of ten thousand": r"\begin{pmatrix}"
+    + r"\\".join(["1&" * 99 + "1"] * 100)
+    + r"\end{pmatrix}",
+    "number words": "one hundred and " * 300,
+    "hyphens": "twenty-" * 700,
+    "ordinals": "5th" * 1900,
+    "months": "May 5, " * 700,
+    "colons": "1:" * 2900,
+    "braces deep": "{" * 10**6,
+    "five megabytes of digits": "7" * 5_000_000,
     "digits": "9" * 5000,
     "a megabyte of digits": "1" * 1_000_000,
     "a megabyte of braces": "{" * 500_000 + "}" * 500_000,
@@ -149,6 +172,38 @@ def test_hostile_texts_are_wrong_and_quick(name: str, measured: dict) -> None:
     longest_s, others = measured[name]
     assert not others
     assert longest_s < LONGEST_S
+
+
+def patterns() -> list[tuple[str, re.Pattern[str]]]:
+    """Every regular expression of the package's modules."""
+    found = []
+    for module in pkgutil.iter_modules(reward.__path__):
+        loaded = importlib.import_module(f"polaris_jax.reward.{module.name}")
+        for name, value in vars(loaded).items():
+            if isinstance(value, re.Pattern):
+                found.append((f"{module.name}.{name}", value))
+    return found
+
+
+def bombs() -> list[str]:
+    """Long repeats of each short piece that a pattern may take, and a tail that it may not."""
+    pieces = [
+        " ", "\n", "1", "1,", "1.", "1,111", ".", "-", "a", "ab ", "\\", "{", "}", "\\text{", "$",
+        "\\[", "\\boxed", "^", "^{", "5th", "e5", "%", "the answer is ", ". ", "\n \n", "<|",
+        "1 111", "1{,}111", "0.1\\overline{", "\\\\", "so ", ",",
+    ]  # fmt: skip
+    return [piece * (80_000 // len(piece)) + "\x01" for piece in pieces]
+
+
+def test_no_pattern_explodes() -> None:
+    names = [name for name, _ in patterns()]
+    assert len(names) > 15
+    for name, pattern in patterns():
+        for text in bombs():
+            start_s = time.process_time()
+            deque(pattern.finditer(text), maxlen=0)
+            took_s = time.process_time() - start_s
+            assert took_s < 5.0, (name, text[:10], took_s)  # some ms; a square of 80,000: 10 s
 
 
 def test_nothing_was_executed(measured: dict) -> None:

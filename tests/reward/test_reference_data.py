@@ -81,21 +81,28 @@ def test_every_gold_equals_itself_in_any_dress(name: str) -> None:
     assert not failures
 
 
+def plain(text: str) -> str:
+    """The text without what carries no value, by substitutions that know nothing of the grader."""
+    text = re.sub(r"\\times\s*10\^", "e", text)
+    text = re.sub(r"\\[dt]?frac|\\text|\\left|\\right|[\s${}]", "", text)
+    return re.sub(r"^[a-zA-Z]=|\\circ$|\^\\circ$|cm$", "", text)
+
+
 def test_golds_of_other_problems_do_not_match() -> None:
     source = random.Random(0)
     pairs = []
-    for name in ("problems/math_train", "benchmarks/olympiad", "benchmarks/minerva"):
-        pool = [g[0] if isinstance(g, list) else g for g in golds(name)]
-        involved = [g for g in pool if not re.fullmatch(r"-?\d+", g)]
-        pairs += [(source.choice(pool), source.choice(involved)) for _ in range(2000)]
-    shape = re.compile(r"[\s${}]|\\text|\\[dt]frac|\\frac|\\left|\\right")
-    matched = [
+    for name in (*PROBLEM_FILES, *(f"benchmarks/{name}" for name in BENCHMARKS)):
+        pool = [gold if isinstance(gold, list) else [gold] for gold in golds(name)]
+        for _ in range(20_000 // 7 + 1):
+            answer, gold = source.sample(pool, 2)
+            pairs.append((str(answer[0]), gold))
+    assert len(pairs) >= 20_000
+    false = [
         (answer, gold)
-        for (answer, gold), right in zip(pairs, judge(pairs), strict=True)
-        if right and shape.sub("", answer) != shape.sub("", gold)
+        for (answer, gold), equal in zip(pairs, judge(pairs), strict=True)
+        if equal and plain(answer) not in [plain(str(text)) for text in gold]
     ]
-    # What is left are pairs that do say the same: 0.75 and 3/4, 80 and 80 degrees, k=6 and 6.
-    assert len(matched) <= 12, matched
+    assert false == []
 
 
 def test_whole_responses() -> None:
@@ -113,6 +120,16 @@ def test_labelled_plain_expressions() -> None:
     assert len(wrong) <= 0.05 * len(bare), wrong
 
 
+def test_labelled_texts_in_free_mode() -> None:
+    found = Counter()
+    for row in rows("grader/math_verify_cases"):
+        if not row["bare"]:
+            equal = bool(score_response(row["answer"], row["gold"], mode="free"))
+            found[row["expected"], equal] += 1
+    assert found[True, True] >= 0.8 * (found[True, True] + found[True, False])
+    assert found[False, True] <= 1
+
+
 def test_other_problems_answers_stay_wrong_and_dressed_golds_right() -> None:
     pairs = rows("grader/original_verdicts")
     verdicts = judge([(row["answer"], row["gold"]) for row in pairs])
@@ -127,5 +144,6 @@ def test_other_problems_answers_stay_wrong_and_dressed_golds_right() -> None:
         if right and not row["original_verdict"]
     )
     assert won["math_train/mismatch"] == won["math500/plus1"] == 0
+    # docs/results has a line on each: the original is wrong on them, or gold and answer are odd.
     assert set(lost) <= {"hand", "hand2", "math500/unit", "math500/xeq", "mathverify_tests"}, lost
-    assert sum(lost.values()) <= 20, lost
+    assert sum(lost.values()) <= 16, lost

@@ -1,0 +1,213 @@
+"""The smallest whole parts of an answer: numbers, letters, words, groups, brackets, matrices."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from fractions import Fraction
+
+from polaris_jax.reward.functions import PREFIX_FUNCTIONS, FunctionReader
+from polaris_jax.reward.normalize import Unreadable
+from polaris_jax.reward.number_words import spelt_number
+from polaris_jax.reward.syntax import Node, number
+from polaris_jax.reward.vocabulary import FUNCTION_NAMES, SEPARATORS, unit_name
+
+_CLOSERS = {"(": (")", "]"), "[": (")", "]"), "S{": ("S}",), "{": ("}",)}
+MAX_NUMBER_WORDS = 12
+_DECORATIONS = frozenset(
+    {"vec", "hat", "bar", "tilde", "dot", "ddot", "overline", "angle", "triangle", "mathring"}
+)
+_UNSUPPORTED = frozenset({"int", "lim", "cases", "forall", "exists"})
+_CONSTANTS = {"e": "e", "i": "i", "pi": "pi"}
+
+
+class AtomReader(FunctionReader):
+    """A cursor that reads atoms; lists of relations are the parser's."""
+
+    @abstractmethod
+    def separator(self) -> bool: ...
+
+    @abstractmethod
+    def fraction(self) -> Node: ...
+
+    def atom(self) -> Node:
+        kind, value = self.peek()
+        if kind == "num":
+            self.next()
+            return number(value)
+        if kind in ("let", "tlet"):
+            self.next()
+            if value in FUNCTION_NAMES and self.is_op("("):
+                return ("call", value, self.parenthesised())
+            return ("const", _CONSTANTS[value]) if value in _CONSTANTS else ("sym", value)
+        if kind in ("word", "run"):
+            return self.words()
+        if kind == "begin":
+            return self.matrix()
+        if kind == "cmd":
+            return self.command(value)
+        if value == "{":
+            return self.group()
+        if value in ("(", "[", "S{"):
+            return self.bracketed()
+        if value == "|":
+            self.next()
+            self.bars += 1
+            node = self.expression()
+            self.expect("|")
+            self.bars -= 1
+            return ("func", "abs", (node,))
+        raise Unreadable(f"unexpected {value!r}")
+
+    def words(self) -> Node:
+        """A number in words, or the words up to the next thing that is none."""
+        if (value := self.number_in_words()) is not None:
+            return ("num", value, None)
+        words = [self.next()[1].lower()]
+        while self.peek()[0] in ("word", "run") and self.peek()[1] not in SEPARATORS:
+            words.append(self.next()[1].lower())
+        return ("words", " ".join(words))
+
+    def number_in_words(self) -> Fraction | None:
+        """Passes `twenty-one` or `two thirds` where no other word follows but a unit."""
+        words: list[str] = []
+        end = self.position
+        while end < len(self.tokens) and len(words) < MAX_NUMBER_WORDS:
+            kind, value = self.tokens[end]
+            if kind in ("word", "run"):
+                words.append(value.lower())
+            elif (kind, value) != ("op", "-") or not words:
+                break
+            end += 1
+        number = spelt_number(words)
+        while words and number is None:
+            words.pop()
+            number = spelt_number(words)
+        if not words:
+            return None
+        start, left = self.position, len(words)
+        while left:
+            left -= self.next()[0] != "op"
+        kind, follower = self.peek()
+        if kind in ("word", "run", "let", "tlet") and not (
+            follower in SEPARATORS or unit_name(follower)
+        ):
+            self.position = start
+            return None
+        return number
+
+    def group(self) -> Node:
+        self.enter()
+        self.expect("{")
+        if self.is_op("}"):
+            self.next()
+            raise Unreadable("an empty group")
+        items = [self.relation()]
+        while self.separator():
+            items.append(self.relation())
+        self.expect("}")
+        self.depth -= 1
+        return items[0] if len(items) == 1 else ("set", tuple(items))
+
+    def bracketed(self) -> Node:
+        self.enter()
+        bars, self.bars = self.bars, 0
+        opener = self.next()[1]
+        closers = _CLOSERS[opener]
+        items: list[Node] = []
+        builder = opener == "S{" and self.set_builder_head()
+        if not self.is_op(*closers):
+            items.append(self.relation())
+            while self.separator() or self.is_op(";"):
+                if self.is_op(";"):
+                    self.next()
+                items.append(self.relation())
+        closer = self.expect(*closers)
+        self.depth -= 1
+        self.bars = bars
+        if opener == "S{":
+            if builder:
+                return items[0] if len(items) == 1 else ("list", tuple(items))
+            return ("set", tuple(items))
+        if not items:
+            raise Unreadable("empty brackets")
+        if len(items) == 1:
+            if (opener, closer) in (("(", ")"), ("[", "]")):
+                return items[0]
+            raise Unreadable("an interval of one end")
+        return ("tuple", opener, closer, tuple(items))
+
+    def set_builder_head(self) -> bool:
+        r"""Passes `x :`, `x \mid` or `x \in \mathbb{R} :` after a brace; False if there is none."""
+        ahead = 1
+        if self.peek(1) == ("op", "in") and self.peek(2)[1] in ("mathbb:R", "R"):
+            ahead = 3
+        if self.peek()[0] != "let" or not self.is_op(":", "|", ahead=ahead):
+            return False
+        self.position += ahead + 1
+        return True
+
+    def parenthesised(self) -> tuple[Node, ...]:
+        self.expect("(")
+        items = [self.relation()]
+        while self.is_op(",", ";"):
+            self.next()
+            items.append(self.relation())
+        self.expect(")")
+        return tuple(items)
+
+    def command(self, name: str) -> Node:
+        if name == "frac":
+            return self.fraction()
+        self.next()
+        if name == "sqrt":
+            return self.root()
+        if name == "binom":
+            return (
+                "func",
+                "binom",
+                (self.argument(split=True), self.argument(split=True)),
+            )
+        if name in ("lfloor", "lceil", "langle"):
+            return self.delimited(name)
+        if name in PREFIX_FUNCTIONS:
+            return self.function(name)
+        if name == "pi":
+            return ("const", "pi")
+        if name == "infty":
+            return ("const", "inf")
+        if name == "emptyset":
+            return ("set", ())
+        if name in _DECORATIONS:
+            return ("decor", name, self.decorated())
+        if name in ("sum", "prod"):
+            return self.big_operator(name)
+        if name in _UNSUPPORTED:
+            raise Unreadable(name)
+        return ("sym", name)
+
+    def matrix(self) -> Node:
+        self.enter()
+        bars, self.bars = self.bars, 0
+        kind = self.next()[1]
+        if kind in ("cases", "aligned", "align", "gathered", "split"):
+            raise Unreadable(kind)
+        rows: list[tuple[Node, ...]] = []
+        row: list[Node] = []
+        while True:
+            if self.peek()[0] == "end":
+                break
+            row.append(self.relation())
+            if self.is_op("&"):
+                self.next()
+                continue
+            rows.append(tuple(row))
+            row = []
+            if not self.is_op("\\\\"):
+                break
+            self.next()
+        if self.next()[0] != "end" or row or not rows or len({len(r) for r in rows}) != 1:
+            raise Unreadable("a ragged matrix")
+        self.depth -= 1
+        self.bars = bars
+        family = "determinant" if kind == "vmatrix" else "matrix"
+        return ("matrix", family, tuple(rows))

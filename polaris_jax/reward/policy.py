@@ -1,0 +1,77 @@
+"""What counts as equal beyond equal values: three presets, `strict`, `default` and `lenient`.
+
+Training uses `default`. Each field is one decision; `docs/grading.md` shows them side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import MappingProxyType
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """The decisions that a mathematician could take either way.
+
+    Attributes:
+        name: of the preset.
+        units_may_be_dropped: an answer may add or leave out a unit, a currency or a degree sign.
+        units_are_converted: 300 cm equals 3 m; otherwise two known units must be the same.
+        plain_for_percent: gold 5% accepts 5.
+        percent_for_ratio: gold 0.05 accepts 5%. Gold 5 never does.
+        ratio_for_percent: gold 5% accepts 0.05.
+        gold_digits: a gold decimal of so many significant digits or more accepts what rounds to it;
+            None: only its exact value.
+        answer_digits: an answer's decimal of so many significant digits or more may stand for a
+            gold that is a fraction or irrational; None: never.
+        names_may_be_dropped: `x = 5` equals 5.
+        brackets_may_be_dropped: `{1, 2}` equals `1, 2`, and `(1, 2)` the column of 1 and 2.
+        case_counts: a choice letter must be a capital where gold is one.
+        yes_is_true: `yes` equals `true`, `no` equals `false`.
+    """
+
+    name: str
+    units_may_be_dropped: bool = True
+    units_are_converted: bool = False
+    plain_for_percent: bool = True
+    percent_for_ratio: bool = True
+    ratio_for_percent: bool = False
+    gold_digits: int | None = 3
+    answer_digits: int | None = 12  # a float's print of an exact value
+    names_may_be_dropped: bool = True
+    brackets_may_be_dropped: bool = True
+    case_counts: bool = False
+    yes_is_true: bool = False
+
+
+STRICT = Policy(
+    "strict",
+    units_may_be_dropped=False,
+    plain_for_percent=False,
+    percent_for_ratio=False,
+    gold_digits=None,
+    answer_digits=None,
+    names_may_be_dropped=False,
+    brackets_may_be_dropped=False,
+    case_counts=True,
+)
+DEFAULT = Policy("default")
+LENIENT = Policy(
+    "lenient",
+    units_are_converted=True,
+    ratio_for_percent=True,
+    gold_digits=2,
+    answer_digits=4,
+    yes_is_true=True,
+)
+PRESETS = MappingProxyType({policy.name: policy for policy in (STRICT, DEFAULT, LENIENT)})
+
+
+def policy_named(preset: str) -> Policy:
+    """The preset of that name. Raises ValueError at another."""
+    if preset not in PRESETS:
+        raise ValueError(
+            f"preset={preset!r}: answers are compared as {', '.join(map(repr, PRESETS))}; "
+            "pass one of them"
+        )
+    return PRESETS[preset]

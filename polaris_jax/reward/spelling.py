@@ -1,0 +1,97 @@
+r"""Text of an answer -> the same text in plain LaTeX, in each way that its commas can be read.
+
+Unicode signs become commands, invisible characters go, thousands and repeating decimals become
+plain numbers. Nothing here knows what an expression is.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from types import MappingProxyType
+
+_UNICODE = MappingProxyType(
+    {
+        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ",
+        "⋅": r"\cdot ",
+        "·": r"\cdot ", "∙": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/", "π": r"\pi ", "√": r"\sqrt ",
+        "∞": r"\infty ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "≈": r"\approx ",
+        "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ",
+        "∓": r"\mp ",
+        "°": r"^\circ ", "º": r"^\circ ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
+        "ℕ": r"\mathbb{N}",
+        "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ",
+        "γ": r"\gamma ", "δ": r"\delta ", "λ": r"\lambda ", "μ": r"\mu ", "σ": r"\sigma ",
+        "φ": r"\phi ", "ω": r"\omega ", "ρ": r"\rho ", "τ": r"\tau ", "ε": r"\epsilon ",
+        "Δ": r"\Delta ", "Ω": r"\Omega ", "¼": r"\frac{1}{4}", "½": r"\frac{1}{2}",
+        "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "²": "^{2}", "³": "^{3}",
+        "¹": "^{1}", "⁴": "^{4}", "⁵": "^{5}", "⁶": "^{6}", "⁷": "^{7}", "⁸": "^{8}", "⁹": "^{9}",
+        "⁰": "^{0}", "₀": "_{0}", "₁": "_{1}", "₂": "_{2}", "₃": "_{3}", "₄": "_{4}", "₅": "_{5}",
+        "₆": "_{6}", "₇": "_{7}", "₈": "_{8}", "₉": "_{9}", "€": r"\text{ euro }", "£": r"\pounds ",
+        "’": "'", "′": "'", "″": "''", "“": '"', "”": '"', "∖": r"\setminus ", "→": r"\to ",
+        "⟨": r"\langle ", "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
+        "⌉": r"\rceil ", "，": ",", "。": ".", "：": ":", "；": ";", "∧": r"\wedge ",
+        "…": r"\dots ",
+    }
+)  # fmt: skip
+
+_JOINED = re.compile(
+    r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,\\!|\\,|\\ |[ ~\u2009\u202f])\s{0,3}\d{3})+(?![\d])"
+)
+_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
+_DECIMAL_COMMA = re.compile(r"(?<![\d.,])(0|\d{4,15}),(\d{2,15})(?![\d,])")
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z(\[])")  # `\\\\frac`, escaped once too often
+_REPEATING = re.compile(
+    r"(?<![\d.])(\d{0,20})\.(\d{0,20})\s{0,2}\\(?:overline|bar|dot)\s{0,2}\{?(\d{1,20})\}?"
+)
+_NOT_DIGIT = re.compile(r"\D+")
+# `5th`, `5` and th in text, raised or not: the place is the number.
+_ORDINAL = re.compile(
+    r"(?<=\d)\s?(?:\^\s?\{\\(?:text|mathrm)\{(?:st|nd|rd|th)\}\}|\^\s?\{(?:st|nd|rd|th)\}"
+    r"|\^?\s?\\(?:text|mathrm)\{\s?(?:st|nd|rd|th)\}|(?:st|nd|rd|th)(?![A-Za-z]))"
+)
+
+
+def readings(text: str) -> list[str]:
+    """The ways to read the commas of an answer: the most usual first, at most three.
+
+    `1,234` may be one number or two; `0,25` and `1000,99` may be decimals of other countries.
+    """
+    text = _ORDINAL.sub("", text)
+    text = _REPEATING.sub(_repeating_fraction, text)
+    text = _JOINED.sub(lambda match: _NOT_DIGIT.sub("", match.group()), text)
+    found = [text]
+    if _THOUSANDS.search(text):
+        found.insert(0, _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text))
+    if _DECIMAL_COMMA.search(text):
+        found.append(_DECIMAL_COMMA.sub(r"\1.\2", text))
+    return found
+
+
+def _repeating_fraction(match: re.Match[str]) -> str:
+    r"""`0.1\overline{6}` -> `\frac{15}{90}`."""
+    whole, fixed, repeated = match.groups()
+    head = int(whole + fixed or "0")
+    bottom = 10 ** len(fixed) * (10 ** len(repeated) - 1)
+    top = int((whole + fixed + repeated) or "0") - head
+    return rf"\frac{{{top}}}{{{bottom}}}"
+
+
+def plain_text(text: str) -> str:
+    """The answer in the letters of LaTeX: Unicode signs spelt out, invisible characters gone."""
+    if "\\\\" in text and "begin" not in text:
+        text = _DOUBLED.sub(r"\\", text)
+    if text.isascii():
+        return text.replace("\x00", "").strip()
+    out: list[str] = []
+    for char in text:
+        if char in _UNICODE:
+            out.append(_UNICODE[char])
+        elif char.isascii():
+            out.append(char)
+        elif unicodedata.category(char) in ("Cf", "Cs", "Cc", "Co"):
+            continue
+        else:
+            wide = unicodedata.normalize("NFKC", char)
+            out.append(wide if len(wide) == 1 else char)
+    return "".join(out).replace("\x00", "").strip()

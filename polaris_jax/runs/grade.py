@@ -1,0 +1,212 @@
+"""A file of responses graded row by row into another file: streamed, resumable, explained."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from polaris_jax.config import ConfigError
+from polaris_jax.data.problems import read_problems
+from polaris_jax.progress import Progress
+from polaris_jax.reward import Grader
+from polaris_jax.reward.extract import Mode
+
+BATCH_ROWS = 1000
+TEXT_FIELDS = ("text", "response", "completion", "output", "answer")
+GOLD_FIELDS = ("gold", "answer", "final_answer", "ground_truth", "expected_answer")
+
+
+@dataclasses.dataclass(frozen=True)
+class GradeOptions:
+    """How rows are read and graded.
+
+    Attributes:
+        text_field: of the response; "": the first of TEXT_FIELDS that the first row has.
+        gold_field: of the gold answer; "": the first of GOLD_FIELDS.
+        problems: a problem file that has the golds, looked up by `problem_id`; "": the rows do.
+        mode: "train", "eval" or "free".
+        preset: "strict", "default" or "lenient".
+        workers, timeout_s, memory_limit_bytes: of the Grader.
+    """
+
+    text_field: str = ""
+    gold_field: str = ""
+    problems: str = ""
+    mode: Mode = "eval"
+    preset: str = "default"
+    workers: int = 2
+    timeout_s: float = 5.0
+    memory_limit_bytes: int = 1 << 30
+
+
+@dataclasses.dataclass
+class GradeSummary:
+    """Counts over the whole output file, the rows of earlier calls included."""
+
+    rows: int = 0
+    resumed: int = 0
+    correct: int = 0
+    layers: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Counts a row of the output."""
+        self.rows += 1
+        self.correct += row["reward"] == 1.0
+        self.layers[f"{row['layer']} {'equal' if row['reward'] else 'not equal'}"] += 1
+
+    def table(self) -> str:
+        """Rows by the layer that decided, most frequent first."""
+        share = f" ({self.correct / self.rows:.1%})" if self.rows else ""
+        lines = [f"{self.rows} rows, {self.correct} correct{share}"]
+        for name, count in sorted(self.layers.items(), key=lambda item: (-item[1], item[0])):
+            layer, _, verdict = name.partition(" ")
+            lines.append(f"  {layer:<12}{verdict:<12}{count:>8}")
+        return "\n".join(lines)
+
+
+def grade_file(
+    source: Path, out: Path, options: GradeOptions, *, progress: Progress
+) -> GradeSummary:
+    """Grades each row of a JSON-lines file; a rerun goes on after the last finished row.
+
+    The first line of `out` says what it was made from; then a line a row of the input: its fields
+    without the text, and row, reward, answer, gold, layer, reason, answer_form, gold_form.
+
+    Raises:
+        ConfigError: a file, line or field that is not there or not readable.
+    """
+    head = json.dumps({"identity": _identity(source, options)}, sort_keys=True)
+    summary = _resume(out, head)
+    if summary.resumed:
+        progress.line(f"resumed after {summary.resumed} rows")
+    golds = None
+    if options.problems:
+        golds = {problem.id: problem.answer for problem in read_problems(options.problems)[0]}
+    rows = itertools.islice(_rows(source, options, golds), summary.resumed, None)
+    with (
+        Grader(
+            options.workers,
+            options.timeout_s,
+            options.memory_limit_bytes,
+            preset=options.preset,
+        ) as grader,
+        out.open("a") as file,
+    ):
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
+            texts, answers = [row.text for row in batch], [row.gold for row in batch]
+            for row, grade in zip(batch, grader.grade(texts, answers, options.mode), strict=True):
+                found = row.others | {"row": row.number, "gold": row.gold} | grade._asdict()
+                file.write(json.dumps(found) + "\n")
+                summary.add(found)
+            file.flush()
+            os.fsync(file.fileno())
+            progress.line(f"graded {summary.rows} rows")
+    return summary
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    number: int
+    text: str
+    gold: Any
+    others: dict[str, Any]
+
+
+def _identity(source: Path, options: GradeOptions) -> dict[str, Any]:
+    """What the output depends on: the input's bytes and how they are read and compared."""
+    names = ("text_field", "gold_field", "mode", "preset", "timeout_s", "memory_limit_bytes")
+    found = {name: getattr(options, name) for name in names}
+    for name, path in (("input", source), ("problems", Path(options.problems or os.devnull))):
+        with path.open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _resume(out: Path, head: str) -> GradeSummary:
+    """Counts the finished rows of an output of the same identity; sets another one aside."""
+    summary = GradeSummary()
+    if out.exists():
+        with out.open("rb+") as file:
+            if file.readline() == head.encode() + b"\n":
+                _count(file, summary)
+                summary.resumed = summary.rows
+                return summary
+        if out.stat().st_size:
+            os.replace(out, out.with_name(out.name + ".other-settings"))
+    out.write_text(head + "\n")
+    return summary
+
+
+def _count(file: BinaryIO, summary: GradeSummary) -> None:
+    """Adds up whole rows and cuts off a torn last one."""
+    end = file.tell()
+    for line in file:
+        if not line.endswith(b"\n"):
+            break
+        summary.add(json.loads(line))
+        end += len(line)
+    file.truncate(end)
+
+
+def _rows(source: Path, options: GradeOptions, golds: dict[str, Any] | None) -> Iterator[_Row]:
+    text_field, gold_field = options.text_field, options.gold_field
+    with source.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            row = _parsed(source, number, line)
+            if set(row) == {"identity"}:  # the first line of evaluate's responses.jsonl
+                continue
+            text_field = text_field or _first_of(TEXT_FIELDS, row, "--text_field", source, number)
+            if golds is None:
+                others = [name for name in GOLD_FIELDS if name != text_field]
+                gold_field = gold_field or _first_of(others, row, "--gold_field", source, number)
+                gold = _field(row, gold_field, source, number)
+            else:
+                key = str(_field(row, "problem_id", source, number))
+                if key not in golds:
+                    raise ConfigError(f"{source}, line {number}: no problem {key!r} in --problems")
+                gold = golds[key]
+            text = _field(row, text_field, source, number)
+            if not isinstance(text, str):
+                raise ConfigError(
+                    f"{source}, line {number}: {text_field} is {type(text).__name__}; "
+                    "a response is a string"
+                )
+            kept = {name: value for name, value in row.items() if name not in (text_field,)}
+            yield _Row(number, text, gold, kept)
+
+
+def _parsed(source: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{source}, line {number}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise ConfigError(f"{source}, line {number}: {type(row).__name__}; a row is a JSON object")
+    return row
+
+
+def _field(row: dict[str, Any], name: str, source: Path, number: int) -> Any:
+    if name not in row:
+        raise ConfigError(
+            f"{source}, line {number}: no field {name!r}; there are {', '.join(sorted(row))}"
+        )
+    return row[name]
+
+
+def _first_of(names: Any, row: dict[str, Any], flag: str, source: Path, number: int) -> str:
+    found = next((name for name in names if name in row), None)
+    if found is None:
+        raise ConfigError(
+            f"{flag}: needed, {source}, line {number} has none of {', '.join(names)}; "
+            f"there are {', '.join(sorted(row))}"
+        )
+    return found

@@ -1,0 +1,147 @@
+"""`polaris grade`: rows in order, resumed where it stopped, and the mistakes one can make."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from polaris_jax.__main__ import main
+from polaris_jax.progress import Progress
+from polaris_jax.runs import grade as grade_module
+from polaris_jax.runs.grade import GradeOptions, grade_file
+
+PAIRS = [("\\boxed{5}", "5"), ("\\boxed{\\frac{2}{4}}", "0.5"), ("\\boxed{6}", "7"), ("none", "1")]
+REWARDS = [1.0, 1.0, 0.0, 0.0]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    rows = [{"id": i, "text": text, "gold": gold} for i, (text, gold) in enumerate(PAIRS)]
+    return write(tmp_path / "responses.jsonl", rows)
+
+
+def graded(path: Path) -> list[dict]:
+    head, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert set(head) == {"identity"}
+    return rows
+
+
+def quiet() -> Progress:
+    return Progress(enabled=False)
+
+
+def test_rows_come_in_order_and_say_why(source: Path, tmp_path: Path) -> None:
+    summary = grade_file(source, tmp_path / "out.jsonl", GradeOptions(), progress=quiet())
+    rows = graded(tmp_path / "out.jsonl")
+    assert [row["reward"] for row in rows] == REWARDS
+    assert [row["id"] for row in rows] == [0, 1, 2, 3]
+    assert rows[1]["layer"] == "exact"
+    assert rows[1]["answer"] == "\\frac{2}{4}"
+    assert rows[2]["reason"] == "another number"
+    assert rows[3]["answer"] is None
+    assert (summary.rows, summary.correct) == (4, 2)
+    assert "4 rows, 2 correct (50.0%)" in summary.table()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_a_rerun_goes_on_after_the_last_whole_row(
+    source: Path, tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    monkeypatch.setattr(grade_module, "BATCH_ROWS", 2)
+    grade_file(source, out, GradeOptions(), progress=quiet())
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[: 1 + cut]) + lines[1 + cut][:9])
+    summary = grade_file(source, out, GradeOptions(), progress=quiet())
+    assert (summary.resumed, summary.rows, summary.correct) == (cut, 4, 2)
+    assert out.read_bytes() == whole
+
+
+def test_an_output_of_other_settings_is_set_aside(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    grade_file(source, out, GradeOptions(), progress=quiet())
+    before = out.read_bytes()
+    grade_file(source, out, GradeOptions(preset="strict"), progress=quiet())
+    assert (tmp_path / "out.jsonl.other-settings").read_bytes() == before
+    assert len(graded(out)) == 4
+
+
+def test_golds_of_a_problem_file_by_id(tmp_path: Path) -> None:
+    problems = write(
+        tmp_path / "problems.jsonl",
+        [{"id": "a", "problem": "1+1?", "answer": "2"}, {"id": "b", "problem": "?", "answer": "3"}],
+    )
+    rows = [{"problem_id": "b", "text": "\\boxed{3}"}, {"problem_id": "a", "text": "\\boxed{3}"}]
+    source = write(tmp_path / "responses.jsonl", [{"identity": {"n": 1}}, *rows])
+    out = tmp_path / "out.jsonl"
+    grade_file(source, out, GradeOptions(problems=str(problems)), progress=quiet())
+    assert [row["reward"] for row in graded(out)] == [1.0, 0.0]
+
+
+def test_the_command_prints_its_table(source: Path, tmp_path: Path, capsys) -> None:
+    assert main(["grade", f"--input={source}", f"--out={tmp_path / 'o.jsonl'}"]) == 0
+    assert "4 rows, 2 correct" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        ([r"\frac{2}{4}", "0.5"], ["exact", "equal"]),
+        (["-5", "3"], ["not equal", "another number"]),
+        (["5 cm", "5 kg"], ["units differ: cm and kg"]),
+    ],
+)
+def test_explain_prints_the_path(pair: list[str], words: list[str], capsys) -> None:
+    assert main(["grade", "--explain", *pair]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "line 1: not JSON"),
+        ("[1]", "line 1: list; a row is a JSON object"),
+        ('{"text": "x"}', "--gold_field: needed"),
+        ('{"gold": "x"}', "--text_field: needed"),
+        ('{"text": 5, "gold": "x"}', "text is int"),
+        ('{"text": "x", "gold": "1"}\n{"text": "x"}', "line 2: no field 'gold'"),
+    ],
+)
+def test_bad_rows_are_named(text: str, words: str, tmp_path: Path, capsys) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(text + "\n")
+    assert main(["grade", f"--input={source}", f"--out={tmp_path / 'o.jsonl'}"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "--input: needed"),
+        (["--input=none.jsonl", "--out=o"], "--input=none.jsonl: there is no such file"),
+        (["--input=S"], "--out: needed"),
+        (["--input=S", "--out=S"], "it is the input"),
+        (["--input=S", "--out=/none/here/o"], "in a directory that exists"),
+        (["--input=S", "--out=o", "--problems=none"], "--problems=none: there is no such file"),
+        (["--input=S", "--out=o", "--mode=both"], "mode"),
+        (["--input=S", "--out=o", "--presett=strict"], "did you mean --preset?"),
+        (["--input=S", "--out=o", "--workers=0"], "workers"),
+        (["--explain", "5"], "needs an answer and a gold"),
+    ],
+    ids=lambda value: " ".join(value[-1:]) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(args, words, source: Path, capsys) -> None:
+    assert main(["grade", *(arg.replace("=S", f"={source}") for arg in args)]) == 2
+    out, error = capsys.readouterr()
+    assert words in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in out + error
