@@ -33,6 +33,7 @@ from polaris_jax.orbax_arrays import (
     named_leaves,
     open_arrays,
     save_args,
+    within_reach,
 )
 from polaris_jax.orbax_arrays import orbax as _orbax
 from polaris_jax.ownership import TakenOver
@@ -77,6 +78,11 @@ class Checkpointer:
         if keep_last < 1:
             raise ConfigError(f"checkpoint.keep_last={keep_last}: must be at least 1")
         self.directory = as_place(directory)
+        if str(self.directory).startswith("s3://") and jax.process_count() > 1:
+            raise ConfigError(
+                f"checkpoint {self.directory}: one process alone reads and writes s3://; use gs:// "
+                "or a disk that all processes share"
+            )
         self._folders = StepFolders(self.directory)
         self._keep_last, self._only, self._may_write = keep_last, only, may_write
         self._config_hash, self._architecture = config_hash, plain(architecture)
@@ -214,7 +220,8 @@ class Checkpointer:
         streamed = any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
         with _orbax(saving=True, streamed=streamed) as orbax:
             args = ocp.args.PyTreeSave(leaves, save_args=save_args(leaves))
-            orbax.save(data / ARRAYS, args=args)
+            with within_reach(data / ARRAYS, saving=True) as place:
+                orbax.save(place, args=args)
         if processes.is_first():
             write_bytes(data / HOST, host)
         names = _from_first(lambda: [f"{folder}{name}" for name in manifest.list_files(data)])
@@ -259,8 +266,9 @@ class Checkpointer:
             partial_restore=partial,
         )
         try:
-            with _orbax() as orbax:
-                restored = orbax.restore(self._folders.data(step) / ARRAYS, args=args)
+            arrays = self._folders.data(step) / ARRAYS
+            with _orbax() as orbax, within_reach(arrays, saving=False) as place:
+                restored = orbax.restore(place, args=args)
             host = self.host(step)
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(

@@ -13,6 +13,8 @@ import dataclasses
 import itertools
 import logging
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
+
+from polaris_jax.files import files_below
 
 # Arrays above this size are cut, into chunks of at most this size where their shape allows.
 CHUNK_BYTES = 64 << 20
@@ -144,6 +148,33 @@ def orbax(*, saving: bool = False, streamed: bool = False) -> Iterator[ocp.Check
         yield ocp.Checkpointer(handler, temporary_path_class=in_place)
     finally:
         logger.removeFilter(not_orbax)
+
+
+@contextlib.contextmanager
+def within_reach(directory: epath.Path, *, saving: bool) -> Iterator[epath.Path]:
+    """Where orbax reads or writes `directory`: the place itself, or a local copy of an s3:// one.
+
+    Orbax 0.12 takes s3:// for a relative path. The copy is one process's, and needs local disk for
+    all arrays.
+    """
+    if not str(directory).startswith("s3://"):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = epath.Path(folder) / directory.name
+        if not saving:
+            _copy_folder(directory, local)
+        yield local
+        if saving:
+            _copy_folder(local, directory)
+
+
+def _copy_folder(source: epath.Path, target: epath.Path) -> None:
+    for path in files_below(source):
+        place = target / str(path.relative_to(source))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as old, place.open("wb") as new:
+            shutil.copyfileobj(old, new, 1 << 24)
 
 
 def save_args(leaves: Mapping[str, Any]) -> dict[str, ocp.SaveArgs]:

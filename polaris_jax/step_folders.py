@@ -1,7 +1,7 @@
 """The folders of a directory of checkpoints, one a step: whole, begun, damaged, or on the way out.
 
 A step counts by its manifest alone, whose single put is the commit: nothing is renamed. A step that
-is saved again gets its new data into a folder of their own inside, `again-TOKEN/`, and then a new
+is saved again gets its new data into a folder of their own inside, `data-TOKEN/`, and then a new
 manifest in the place of the old one: until that moment the old data count, from it on the new. In
 an object store all data lie in such folders, so that a run that has been taken over never writes
 where its successor does.
@@ -21,7 +21,7 @@ from polaris_jax import manifest
 from polaris_jax.files import delete, is_remote, sync_directory, write_bytes
 
 DATA = "data"  # in the manifest: the folder inside the step's that holds the data; "": itself
-AGAIN = "again-"
+TOKEN = "data-"
 UNFINISHED = ".unfinished"
 _EARLIER_LEFT = (".partial", ".replaced", ".deleted")  # by a kill of version 0.1
 
@@ -58,7 +58,7 @@ class StepFolders:
         """Why a step is not whole, in one phrase, as `manifest.fault`; None when it is."""
         if not self.path(step).is_dir():
             return "there is no such directory"
-        others = ".*" if self._mark(step).exists() else f"{AGAIN}.*"
+        others = ".*" if self._mark(step).exists() else f"{TOKEN}.*"
         return manifest.fault(self.path(step), checksums=checksums, others=others)
 
     # ---- writing
@@ -79,7 +79,7 @@ class StepFolders:
         write_bytes(self._mark(step), b"")
         if not keep:
             delete(path)
-        folder = f"{AGAIN}{secrets.token_hex(4)}/" if keep or is_remote(path) else ""
+        folder = f"{TOKEN}{secrets.token_hex(4)}/" if keep or is_remote(path) else ""
         (path / folder).mkdir(parents=True, exist_ok=True)
         return folder
 

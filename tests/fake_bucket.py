@@ -24,6 +24,11 @@ from etils.epath import backend, gpath, stat_utils
 from polaris_jax import files
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        pass  # a client that was killed, or has read enough
+
+
 class Bucket:
     """All buckets of a store, by `BUCKET/NAME`.
 
@@ -37,7 +42,7 @@ class Bucket:
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.on_change: Callable[[str, str], None] = lambda change, name: None
         self._lock, self._generation = threading.RLock(), 0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
@@ -83,13 +88,15 @@ def environment(bucket: Bucket) -> dict[str, str]:
         "TENSORSTORE_GCS_HTTP_URL": bucket.url,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "test",
         "STORAGE_EMULATOR_HOST": bucket.url,
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it would ask another server of Google's
     }
 
 
 def mount(monkeypatch: pytest.MonkeyPatch, bucket: Bucket) -> None:
-    """Lets epath's `gs://` mean `bucket` for the length of a test."""
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", _EpathDoor(bucket))
-    monkeypatch.setitem(files._STORES, "gs", ("json", "gcs"))  # gcsfs need not be installed
+    """Lets epath's `gs://` and `s3://` mean `bucket` for the length of a test."""
+    for scheme in ("gs", "s3"):
+        monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, scheme, _EpathDoor(bucket))
+        monkeypatch.setitem(files._STORES, scheme, ("json", ""))  # gcsfs need not be installed
 
 
 class _Upload(io.BytesIO):
@@ -166,7 +173,7 @@ class _EpathDoor(backend._OsPathBackend):
 
 
 def _name(path) -> str:
-    return os.fspath(path).removeprefix("gs://").rstrip("/")
+    return os.fspath(path).partition("://")[2].rstrip("/")
 
 
 def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:

@@ -127,7 +127,17 @@ def test_a_run_that_was_taken_over_neither_commits_nor_sweeps(bucket):
     newer.save(4, tree(40), {"whose": "newer"})
     with pytest.raises(TakenOver):
         older.save(6, tree(6), {})
-    bucket.put("bucket/run/checkpoints/4/again-00000000/arrays/d/late", b"of the older run")
+    bucket.put("bucket/run/checkpoints/4/data-00000000/arrays/d/late", b"of the older run")
     fresh = Checkpointer(CHECKPOINTS, warn=pytest.fail)
     assert fresh.latest() == 4
     assert same(fresh.restore(4, tree(0))[0], tree(40))
+
+
+def test_s3_goes_by_a_local_copy(bucket):
+    saver = Checkpointer("s3://bucket/run/checkpoints", warn=pytest.fail)
+    saver.save(2, tree(2), {"n": 2})
+    fresh = Checkpointer("s3://bucket/run/checkpoints", warn=pytest.fail)
+    assert fresh.latest() == 2
+    restored, host = fresh.restore(2, tree(0))
+    assert same(restored, tree(2))
+    assert host == {"n": 2}
