@@ -10,8 +10,8 @@
 #   --stop       SIGTERM to a running command on all hosts: it saves and ends
 #   --dry-run    print what would run
 #
-# The workdir must be a path that all hosts see (NFS, Filestore, a mounted bucket). jax finds the
-# other hosts by itself. Rerun the same line after a preemption: the run resumes.
+# The workdir must be a path that all hosts see: gs://BUCKET/PATH (after `pip install '.[gcs]'` on the
+# hosts), or a shared disk (NFS, Filestore). jax finds the other hosts by itself. Rerun the same line after a preemption: the run resumes.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh, Sharding
 
 from polaris_jax import processes
@@ -18,6 +17,7 @@ from polaris_jax.config import ConfigError, RunConfig, YarnSection
 from polaris_jax.data.arithmetic import supervised_examples
 from polaris_jax.data.prompts import render_example
 from polaris_jax.data.tiny_tokenizer import build_tokenizer
+from polaris_jax.files import write_bytes
 from polaris_jax.models import (
     ModelConfig,
     Qwen,
@@ -36,7 +36,7 @@ from polaris_jax.train.warmstart import warm_start, warmstart_model_config
 WARMSTART_DIR = "base_model"
 
 
-def base_path(config: RunConfig, workdir: Path, progress: Progress) -> str:
+def base_path(config: RunConfig, workdir: epath.Path, progress: Progress) -> str:
     """Where the base weights lie; the warm start makes them when the config asks for one.
 
     Raises:
@@ -54,7 +54,7 @@ def base_path(config: RunConfig, workdir: Path, progress: Progress) -> str:
     return str(path)
 
 
-def _make_warmstart(config: RunConfig, path: Path, progress: Progress) -> None:
+def _make_warmstart(config: RunConfig, path: epath.Path, progress: Progress) -> None:
     """Trains the small base model by supervision, unless it is already there and whole."""
     section, done = config.warmstart, path / "warmstart.json"
     identity = dataclasses.asdict(section) | {"prompt_suffix": config.data.prompt_suffix}
@@ -82,9 +82,7 @@ def _make_warmstart(config: RunConfig, path: Path, progress: Progress) -> None:
             on_step=lambda step, loss: phase.advance_to(step + 1, f"loss {loss:.3f}"),
         )
     save_pretrained(model, path, tokenizer=tokenizer)
-    partial = path / "warmstart.json.partial"
-    partial.write_text(json.dumps(identity, sort_keys=True))
-    os.replace(partial, done)
+    write_bytes(done, json.dumps(identity, sort_keys=True).encode())
 
 
 def load_base_tokenizer(config: RunConfig) -> Any:
@@ -93,7 +91,7 @@ def load_base_tokenizer(config: RunConfig) -> Any:
 
 
 def load_base(
-    config: RunConfig, workdir: Path, progress: Progress, *, mesh: Mesh | None = None
+    config: RunConfig, workdir: epath.Path, progress: Progress, *, mesh: Mesh | None = None
 ) -> tuple[Qwen, Any]:
     """The fp32 base model and its tokenizer.
 
@@ -125,7 +123,7 @@ def load_with_tokenizer(
     return model, load_tokenizer(path) if tokenizer is None else tokenizer
 
 
-def base_model_config(config: RunConfig, workdir: Path, progress: Progress) -> ModelConfig:
+def base_model_config(config: RunConfig, workdir: epath.Path, progress: Progress) -> ModelConfig:
     """The base model's architecture, read without its weights."""
     return load_config(base_path(config, workdir, progress))
 

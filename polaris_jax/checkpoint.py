@@ -1,23 +1,22 @@
 """Everything that a resume needs, saved and restored together.
 
 A checkpoint is a directory named by its step: `arrays/` (orbax, written by all processes),
-`host.json` and, last, `MANIFEST.json` (see `manifest`). It is written as `STEP.partial` and renamed
-when it is complete, so a directory named by a number is whole unless something damaged it later;
-`latest` reads every byte before it trusts one.
+`host.json` and, last, `MANIFEST.json` (see `manifest`); `step_folders` says how it is written,
+replaced and deleted on a disk or in an object store. `latest` reads every byte before it trusts
+one.
 
-Several processes call `save`, `latest` and `restore` together, on a disk that they share.
+Several processes call `save`, `latest` and `restore` together, on a disk or store that they share.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -26,7 +25,7 @@ import orbax.checkpoint as ocp
 from polaris_jax import manifest, processes
 from polaris_jax.architecture import differing_arrays, differing_fields, shape_and_dtype
 from polaris_jax.config_sections import ConfigError
-from polaris_jax.files import PARTIAL, sync_directory, write_bytes
+from polaris_jax.files import AnyPath, as_place, sync_directory, write_bytes
 from polaris_jax.host_state import canonical_json, plain
 from polaris_jax.orbax_arrays import (
     StreamedArray,
@@ -34,15 +33,16 @@ from polaris_jax.orbax_arrays import (
     named_leaves,
     open_arrays,
     save_args,
+    within_reach,
 )
 from polaris_jax.orbax_arrays import orbax as _orbax
+from polaris_jax.ownership import TakenOver
+from polaris_jax.step_folders import DATA, StepFolders
 
 T = TypeVar("T")
 
 ARRAYS = "arrays"
 HOST = "host.json"
-REPLACED = ".replaced"  # the old directory of a step while a new one takes its place
-DELETED = ".deleted"  # on its way out; a kill may leave it behind
 
 
 class CheckpointError(RuntimeError):
@@ -59,23 +59,32 @@ class Checkpointer:
         architecture: what makes two models' weights incompatible, as a JSON-able dict; recorded on
             save and compared on restore. None records and compares nothing.
         only: look at no other step than this one.
+        may_write: asked by the first process before it writes and before it commits; it raises
+            TakenOver where another run owns the directory, and nothing is touched then.
         warn: told of every checkpoint that is passed over; stderr by default.
     """
 
     def __init__(
         self,
-        directory: Path | str,
+        directory: AnyPath,
         *,
         keep_last: int = 2,
         config_hash: str = "",
         architecture: dict[str, Any] | None = None,
         only: int | None = None,
+        may_write: Callable[[], None] = lambda: None,
         warn: Callable[[str], None] | None = None,
     ) -> None:
         if keep_last < 1:
             raise ConfigError(f"checkpoint.keep_last={keep_last}: must be at least 1")
-        self.directory = Path(directory).absolute()
-        self._keep_last, self._only = keep_last, only
+        self.directory = as_place(directory)
+        if str(self.directory).startswith("s3://") and jax.process_count() > 1:
+            raise ConfigError(
+                f"checkpoint {self.directory}: one process alone reads and writes s3://; use gs:// "
+                "or a disk that all processes share"
+            )
+        self._folders = StepFolders(self.directory)
+        self._keep_last, self._only, self._may_write = keep_last, only, may_write
         self._config_hash, self._architecture = config_hash, plain(architecture)
         self._warn = warn or (lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
         self._verified: set[int] = set()
@@ -83,13 +92,13 @@ class Checkpointer:
         self._newest_saved: int | None = None
 
     @classmethod
-    def of(cls, path: Path | str, **options: Any) -> Checkpointer:
+    def of(cls, path: AnyPath, **options: Any) -> Checkpointer:
         """The checkpointer of what a user names: a workdir, its checkpoints/, or one step in it.
 
         Raises:
             ConfigError: there is no such directory.
         """
-        path = Path(path).absolute()
+        path = as_place(path)
         if not path.is_dir():
             raise ConfigError(f"checkpoint {path}: no such directory")
         if path.name.isdigit():
@@ -104,7 +113,7 @@ class Checkpointer:
     def steps(self) -> list[int]:
         """Steps that look whole by manifest, names and sizes, ascending; checksums are not read."""
         found = [s for s in self._candidates() if s not in self._torn]
-        return [s for s in found if manifest.fault(self._path(s), checksums=False) is None]
+        return [s for s in found if self._folders.fault(s, checksums=False) is None]
 
     def latest(self) -> int | None:
         """The newest whole step, every byte of it verified; None when there is none.
@@ -127,6 +136,8 @@ class Checkpointer:
 
     def _latest(self) -> int | None:
         for step in reversed(self._candidates()):
+            if self._folders.begun(step):
+                continue
             reason = self._fault(step)
             if reason is None:
                 self._newest_saved = step
@@ -140,7 +151,7 @@ class Checkpointer:
     def save(self, step: int, arrays: Any, host: dict[str, Any]) -> None:
         """Writes a whole checkpoint of `step`, then deletes those beyond `keep_last`.
 
-        A checkpoint of the same step is replaced.
+        A checkpoint of the same step is replaced; it stays whole until the new one is.
 
         Args:
             step: its name, >= 0.
@@ -153,6 +164,7 @@ class Checkpointer:
             ValueError: a leaf that is no jax.Array, or host state that is no JSON.
             CheckpointError: the disk refused (full, say). Older checkpoints stay as they were, and
                 nothing is left that hinders another try.
+            TakenOver: another run owns the directory.
         """
         leaves = named_leaves(arrays)
         streamed = any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
@@ -162,24 +174,28 @@ class Checkpointer:
                     f"checkpoint {step}: {path} is a {type(leaf).__name__}; arrays hold jax.Array "
                     "alone, other state goes into host"
                 )
-        partial = self.directory / f"{step}{PARTIAL}"
         host_bytes = canonical_json(host, f"checkpoint {step}")
         try:
-            self._write(step, partial, leaves, host_bytes)
+            self._write(step, leaves, host_bytes)
+        except TakenOver:
+            raise  # what lies there is the other run's
         except (OSError, ValueError, RuntimeError) as error:
             # The other processes of a run wait for this one, and end when it does.
             if processes.is_first():
-                shutil.rmtree(partial, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    self._folders.clear(step)
             raise CheckpointError(self._save_failure(step, error)) from error
         self._torn.discard(step)
         self._verified.add(step)
         self._newest_saved = step
 
-    def _write(self, step: int, partial: Path, leaves: dict[str, Any], host: bytes) -> None:
-        def prepare() -> None:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            partial.mkdir()
+    def _write(self, step: int, leaves: dict[str, Any], host: bytes) -> None:
+        folders, path = self._folders, self._folders.path(step)
+
+        def begin() -> str:
+            self._may_write()
+            whole = step not in self._torn and folders.fault(step, checksums=False) is None
+            return folders.begin(step, keep=whole)
 
         def commit() -> None:
             facts = {
@@ -187,25 +203,30 @@ class Checkpointer:
                 "config_hash": self._config_hash,
                 "architecture": self._architecture,
                 "arrays": {path: shape_and_dtype(leaf) for path, leaf in leaves.items()},
+                DATA: folder,
             }
-            manifest.write_manifest(partial, facts, files)
-            manifest.sync_folders(partial)
-            self._put_in_place(step, partial)
-            reason = manifest.fault(self._path(step), checksums=False)
+            manifest.sync_folders(path)
+            self._may_write()
+            manifest.write_manifest(path, facts, files)
+            sync_directory(self.directory)
+            reason = folders.fault(step, checksums=False)
             if reason is not None:
                 raise CheckpointError(f"checkpoint {step} does not read back: {reason}")
+            folders.clear(step)
             self._prune(step)
 
-        processes.first_does(prepare, f"checkpoint {step} prepared")
+        folder = _from_first(begin)
+        data = path / folder
         streamed = any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
-        with _orbax(streamed=streamed) as orbax:
+        with _orbax(saving=True, streamed=streamed) as orbax:
             args = ocp.args.PyTreeSave(leaves, save_args=save_args(leaves))
-            orbax.save(partial / ARRAYS, args=args)
+            with within_reach(data / ARRAYS, saving=True) as place:
+                orbax.save(place, args=args)
         if processes.is_first():
-            write_bytes(partial / HOST, host)
-        names = _from_first(lambda: manifest.list_files(partial))
+            write_bytes(data / HOST, host)
+        names = _from_first(lambda: [f"{folder}{name}" for name in manifest.list_files(data)])
         mine = names[jax.process_index() :: jax.process_count()]
-        shares = processes.gather_objects(manifest.sync_and_sum(partial, mine))
+        shares = processes.gather_objects(manifest.sync_and_sum(path, mine))
         files = {name: entry for share in shares for name, entry in share.items()}
         processes.first_does(commit, f"checkpoint {step} committed")
 
@@ -245,9 +266,10 @@ class Checkpointer:
             partial_restore=partial,
         )
         try:
-            with _orbax() as orbax:
-                restored = orbax.restore(self._path(step) / ARRAYS, args=args)
-            host = json.loads((self._path(step) / HOST).read_bytes())
+            arrays = self._folders.data(step) / ARRAYS
+            with _orbax() as orbax, within_reach(arrays, saving=False) as place:
+                restored = orbax.restore(place, args=args)
+            host = self.host(step)
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} cannot be read: {_cause(error)[0]}"
@@ -263,14 +285,14 @@ class Checkpointer:
             CheckpointError: it is not whole.
         """
         try:
-            return manifest.read_manifest(self._path(step))
+            return manifest.read_manifest(self._folders.path(step))
         except ValueError as error:
             where = f"checkpoint {step} in {self.directory}"
             raise CheckpointError(f"{where} is not whole: {error}") from error
 
     def host(self, step: int) -> dict[str, Any]:
         """The host state of `step`, without its arrays."""
-        return json.loads((self._path(step) / HOST).read_bytes())
+        return json.loads((self._folders.data(step) / HOST).read_bytes())
 
     def open_arrays(self, step: int, names: list[str]) -> dict[str, Any]:
         """Arrays of `step` by name, opened and not read: tensorstores, for reading part by part.
@@ -279,14 +301,14 @@ class Checkpointer:
             CheckpointError: one cannot be opened.
         """
         try:
-            return open_arrays(self._path(step) / ARRAYS, names)
+            return open_arrays(self._folders.data(step) / ARRAYS, names)
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} cannot be read: {_cause(error)[0]}"
             ) from error
 
     def _check_architecture(self, step: int, leaves: dict[str, Any], *, partial: bool) -> None:
-        facts = manifest.read_manifest(self._path(step))
+        facts = manifest.read_manifest(self._folders.path(step))
         saved, present = facts["architecture"], self._architecture
         told = differing_fields(saved, present) if saved is not None and present is not None else ""
         told = told or differing_arrays(facts["arrays"], leaves, partial=partial)
@@ -299,55 +321,22 @@ class Checkpointer:
     # ---- the directory
 
     def _candidates(self) -> list[int]:
-        if not self.directory.is_dir():
-            return []
-        pattern = re.compile(rf"(\d+)(?:{re.escape(REPLACED)})?")
-        matches = (pattern.fullmatch(p.name) for p in self.directory.iterdir() if p.is_dir())
-        steps = sorted({int(match[1]) for match in matches if match})
-        return [s for s in steps if self._only in (None, s)]
-
-    def _path(self, step: int) -> Path:
-        path = self.directory / str(step)
-        replaced = self.directory / f"{step}{REPLACED}"
-        return replaced if replaced.is_dir() and not path.is_dir() else path
+        return [s for s in self._folders.steps() if self._only in (None, s)]
 
     def _fault(self, step: int) -> str | None:
-        if not self._path(step).is_dir():
-            return "there is no such directory"
-        reason = manifest.fault(self._path(step))
+        reason = self._folders.fault(step)
         if reason is None:
             self._verified.add(step)
         else:
             self._torn.add(step)
         return reason
 
-    def _put_in_place(self, step: int, partial: Path) -> None:
-        path = self.directory / str(step)
-        replaced = self.directory / f"{step}{REPLACED}"
-        if path.exists():
-            os.rename(path, replaced)  # `_path` finds it there until the new one stands
-        os.rename(partial, path)
-        sync_directory(self.directory)
-        shutil.rmtree(replaced, ignore_errors=True)
-
     def _prune(self, newest: int) -> None:
         # What fails here fails after the new checkpoint is whole: the next save tries again.
         older = [s for s in self.steps() if s < newest]
-        for step in older[: max(0, len(older) + 1 - self._keep_last)]:
-            doomed = self.directory / f"{step}{DELETED}"
-            os.rename(self.directory / str(step), doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-
-    def _sweep(self) -> None:
-        """Removes what a kill left behind; only while saving, when this run owns the directory."""
-        for path in self.directory.iterdir():
-            step = path.name.split(".")[0]
-            if not step.isdigit() or not path.is_dir():
-                continue
-            if path.suffix == REPLACED and not (self.directory / step).is_dir():
-                os.rename(path, self.directory / step)
-            elif path.suffix in (PARTIAL, DELETED, REPLACED):
-                shutil.rmtree(path)
+        with contextlib.suppress(OSError):
+            for step in older[: max(0, len(older) + 1 - self._keep_last)]:
+                self._folders.delete(step)
 
     def _save_failure(self, step: int, error: BaseException) -> str:
         text, number = _cause(error)

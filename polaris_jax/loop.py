@@ -8,10 +8,10 @@ substitute, update, hand the new weights to the sampler and, when a stage has en
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from polaris_jax import processes
 from polaris_jax.batch import (
@@ -46,7 +46,7 @@ class TrainSummary:
 
 def train(
     config: RunConfig,
-    workdir: Path,
+    workdir: epath.Path,
     *,
     progress: Progress,
     stop: StopRequest,

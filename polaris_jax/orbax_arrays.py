@@ -13,8 +13,9 @@ import dataclasses
 import itertools
 import logging
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from etils import epath
+
+from polaris_jax.files import files_below
 
 # Arrays above this size are cut, into chunks of at most this size where their shape allows.
 CHUNK_BYTES = 64 << 20
@@ -115,10 +119,12 @@ def chunks(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[tuple[sli
 
 
 @contextlib.contextmanager
-def orbax(*, streamed: bool = False) -> Iterator[ocp.Checkpointer]:
+def orbax(*, saving: bool = False, streamed: bool = False) -> Iterator[ocp.Checkpointer]:
     """Orbax's synchronous checkpointer, silent: what it logs of a failure it also raises.
 
     Args:
+        saving: writes straight to the place, which holds a file `commit_success.txt` in the end,
+            instead of renaming a directory.
         streamed: to save `StreamedArray`s, and nothing else.
     """
     # Uncompressed zarr3: compression saves 8% of float32 weights at twice the time (135M parameters
@@ -138,9 +144,37 @@ def orbax(*, streamed: bool = False) -> Iterator[ocp.Checkpointer]:
         handler = ocp.PyTreeCheckpointHandler(
             use_ocdbt=True, use_zarr3=True, use_compression=False, **kinds
         )
-        yield ocp.Checkpointer(handler)
+        in_place = ocp.path.atomicity.CommitFileTemporaryPath if saving else None
+        yield ocp.Checkpointer(handler, temporary_path_class=in_place)
     finally:
         logger.removeFilter(not_orbax)
+
+
+@contextlib.contextmanager
+def within_reach(directory: epath.Path, *, saving: bool) -> Iterator[epath.Path]:
+    """Where orbax reads or writes `directory`: the place itself, or a local copy of an s3:// one.
+
+    Orbax 0.12 takes s3:// for a relative path. The copy is one process's, and needs local disk for
+    all arrays.
+    """
+    if not str(directory).startswith("s3://"):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = epath.Path(folder) / directory.name
+        if not saving:
+            _copy_folder(directory, local)
+        yield local
+        if saving:
+            _copy_folder(local, directory)
+
+
+def _copy_folder(source: epath.Path, target: epath.Path) -> None:
+    for path in files_below(source):
+        place = target / str(path.relative_to(source))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as old, place.open("wb") as new:
+            shutil.copyfileobj(old, new, 1 << 24)
 
 
 def save_args(leaves: Mapping[str, Any]) -> dict[str, ocp.SaveArgs]:
@@ -166,13 +200,13 @@ def _cut(shape: tuple[int, ...], itemsize: int) -> ocp.SaveArgs:
     return ocp.SaveArgs(chunk_byte_size=rows[-1] * row_bytes)
 
 
-def open_arrays(directory: Path, names: list[str]) -> dict[str, ts.TensorStore]:
+def open_arrays(directory: epath.Path, names: list[str]) -> dict[str, ts.TensorStore]:
     """Arrays of a checkpoint by name, opened and not read: `array[index].read().result()` reads.
 
     Raises:
         ValueError: an array that is not there, or cannot be opened.
     """
-    base = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{directory.absolute()}/"}}
+    base = {"driver": "ocdbt", "base": storage(directory)}
     context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
     opening = {
         name: ts.open(
@@ -184,6 +218,15 @@ def open_arrays(directory: Path, names: list[str]) -> dict[str, ts.TensorStore]:
         for name in names
     }
     return {name: future.result() for name, future in opening.items()}
+
+
+def storage(directory: epath.Path) -> dict[str, str]:
+    """What tensorstore calls a directory on a disk or in a store."""
+    scheme, _, rest = str(directory).rpartition("://")
+    if not scheme:
+        return {"driver": "file", "path": f"{directory.absolute()}/"}
+    bucket, _, path = rest.partition("/")
+    return {"driver": {"gs": "gcs"}.get(scheme, scheme), "bucket": bucket, "path": f"{path}/"}
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

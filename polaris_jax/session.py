@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from etils import epath
 
 from polaris_jax import processes
 from polaris_jax.config import ConfigError, RunConfig
@@ -57,7 +57,7 @@ def read_named(source: str, progress: Progress, *, unique: bool = True) -> list[
 
 
 def source_problems(
-    config: RunConfig, workdir: Path, progress: Progress
+    config: RunConfig, workdir: epath.Path, progress: Progress
 ) -> tuple[list[Problem], str]:
     """The problems to calibrate and where they came from: what `prepare` left, else the source."""
     prepared = workdir / "problems.parquet"
@@ -67,7 +67,7 @@ def source_problems(
 
 
 def training_problems(
-    config: RunConfig, workdir: Path, progress: Progress
+    config: RunConfig, workdir: epath.Path, progress: Progress
 ) -> tuple[list[Problem], str]:
     """The problems to train on and where they came from.
 

@@ -12,11 +12,11 @@ import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 import polaris_jax
 from polaris_jax import processes
@@ -31,6 +31,7 @@ from polaris_jax.held_out import HeldOut
 from polaris_jax.mark import Mark, stage_from
 from polaris_jax.metrics import Mean, MetricsWriter, value_of
 from polaris_jax.models import RopeScaling
+from polaris_jax.models.tokenizer import has_tokenizer, save_tokenizer
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, PromptBatch, Rollouts, StageState
 from polaris_jax.rollout import Sampler
@@ -61,7 +62,7 @@ class StartAt:
     """Begin a run at stage `stage` (from 0) with the weights and tables of `checkpoint`."""
 
     stage: int
-    checkpoint: Path
+    checkpoint: epath.Path
 
 
 class TrainingRun:
@@ -70,7 +71,7 @@ class TrainingRun:
     def __init__(
         self,
         config: RunConfig,
-        workdir: Path,
+        workdir: epath.Path,
         *,
         progress: Progress,
         overwrite: bool = False,
@@ -152,6 +153,7 @@ class TrainingRun:
             keep_last=config.checkpoint.keep_last,
             config_hash=config_hash(config),
             architecture=dataclasses.asdict(base.config),
+            may_write=self._claim.check,
         )
         self.reference = base if config.objective.kl_coef else None
         keep_base = self.reference is not None
@@ -174,8 +176,9 @@ class TrainingRun:
                 self.progress.line(f"{redone} steps are done again")
             workdir_lib.delete_rollouts_from(workdir, self.step)
             tokenizer_dir = workdir / "checkpoints" / TOKENIZER
-            if not tokenizer_dir.exists():  # what makes a checkpoint convertible on its own
-                self.tokenizer.save_pretrained(str(tokenizer_dir))
+            if not has_tokenizer(tokenizer_dir):  # what makes a checkpoint convertible on its own
+                tokenizer_dir.mkdir(parents=True, exist_ok=True)
+                save_tokenizer(self.tokenizer, tokenizer_dir)
             devices = Counter(device.device_kind for device in jax.devices())
             workdir_lib.note(workdir, devices=devices, processes=jax.process_count())
 
@@ -352,6 +355,7 @@ class TrainingRun:
         """One line of metrics.jsonl: functions of config, data and seed alone."""
         stage = self.stage_records[-1]
         line = {"stage": stage["stage"], "data/dropped": stage["dropped_ids_count"]}
+        self._claim.check()
         self.writer.write(step, dict.fromkeys(UPDATE_METRICS) | line | metrics)
         self.progress.line(step_text(step, metrics))
 
@@ -367,6 +371,7 @@ class TrainingRun:
         every = self.config.rollout.save_every
         if not every or self.step % every or not processes.is_first():
             return
+        self._claim.check()
         rows = rollout_rows(graded, attempt=attempt)
         workdir_lib.write_rollouts(self.workdir, self.step, rows, append=attempt > 0)
 
@@ -378,6 +383,7 @@ class TrainingRun:
     def write_stages(self) -> None:
         """stages.json, from the records that the checkpoint holds too."""
         if processes.is_first():
+            self._claim.check()
             workdir_lib.write_json(self.workdir / "stages.json", self.stage_records)
 
     def mark(self, stage: StageState, loader: PromptLoader) -> Mark:

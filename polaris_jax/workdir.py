@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import re
-import shutil
+import secrets
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
+
+from etils import epath
 
 from polaris_jax.config import (
     ConfigError,
@@ -30,7 +30,16 @@ from polaris_jax.config import (
     config_fields,
     config_hash,
 )
-from polaris_jax.files import PARTIAL, write_bytes, write_json
+from polaris_jax.files import (
+    PARTIAL,
+    AnyPath,
+    as_place,
+    delete,
+    is_remote,
+    write_bytes,
+    write_json,
+)
+from polaris_jax.ownership import NoOwnership, Ownership, take
 
 __all__ = [
     "Claim",
@@ -46,7 +55,6 @@ __all__ = [
 
 ROLLOUTS = "rollouts"
 RECORD = "run.json"
-LOCK = ".lock"
 ABSENT = "absent"
 # What training leaves, as patterns of names; for a folder, the pattern of what is ours inside it.
 # --overwrite deletes these and nothing else: what other commands and people left stays.
@@ -55,7 +63,7 @@ _MADE_BY_TRAINING: dict[str, str | None] = {
     r"metrics\.jsonl": None,
     r"timing\.jsonl": None,
     r"stages\.json": None,
-    r"checkpoints": r"\d+(\.partial|\.replaced|\.deleted)?",
+    r"checkpoints": r"\d+(\.[a-z]+)*",
     r"rollouts": r"step_\d+\.jsonl(\.partial)?",
     r"tensorboard": r"events\.out\.tfevents\..*",
     r"wandb": r"run_id|run-.*|offline-run-.*|latest-run|debug.*\.log",
@@ -80,15 +88,21 @@ class Claim:
         status: "new" when the command begins here, "resume" when it has begun before.
     """
 
-    def __init__(self, status: Literal["new", "resume"], lock: TextIO | None) -> None:
+    def __init__(self, status: Literal["new", "resume"], ownership: Ownership) -> None:
         self.status = status
-        self._lock = lock
+        self._ownership = ownership
+
+    def check(self) -> None:
+        """Returns while the workdir is ours; asked before every write of a step.
+
+        Raises:
+            TakenOver: another run has claimed it since (in an object store; see `ownership`).
+        """
+        self._ownership.check()
 
     def release(self) -> None:
-        """Lets others in. The end of the process, by whatever means, does it too."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Lets others in."""
+        self._ownership.release()
 
     def __enter__(self) -> Claim:
         return self
@@ -97,23 +111,25 @@ class Claim:
         self.release()
 
 
-def ensure_workdir(workdir: Path | str) -> Path:
+def ensure_workdir(workdir: AnyPath) -> epath.Path:
     """The workdir, made when missing; a file can be written into it.
 
     Raises:
         ConfigError: it cannot.
     """
+    place = as_place(workdir)
+    probe = place / f".writable-{secrets.token_hex(4)}"
     try:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+        place.mkdir(parents=True, exist_ok=True)
+        write_bytes(probe, b"")
+        probe.unlink()
     except OSError as error:
         raise _unwritable(workdir, error) from None
-    return Path(workdir)
+    return place
 
 
 def claim(
-    workdir: Path | str,
+    workdir: AnyPath,
     config: RunConfig,
     *,
     command: str = "train",
@@ -136,55 +152,51 @@ def claim(
         ConfigError: the directory cannot be written, a training runs in it, or it holds one of
             another config, with the fields that differ.
     """
-    workdir = Path(workdir)
+    workdir = as_place(workdir)
     if not primary:
-        return Claim("resume" if (workdir / RECORD).exists() else "new", None)
+        return Claim("resume" if (workdir / RECORD).exists() else "new", NoOwnership())
     ensure_workdir(workdir)
     try:
-        lock = open(workdir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+        ownership = take(workdir, command)
     except OSError as error:
         raise _unwritable(workdir, error) from None
     try:
-        _lock(lock, workdir, command)
+        record = None if overwrite else _fitting_record(workdir, config)
+        ownership.announce()
         if overwrite:
             _delete_made_by_training(workdir)
-        record = _read_record(workdir)
-        if record is None:
-            _refuse_orphans(workdir)
-        else:
-            _refuse_other_config(workdir, record, config)
         _write_record(workdir, command, config, record)
     except OSError as error:
-        lock.close()
+        ownership.release()
         raise _unwritable(workdir, error) from None
     except ConfigError:
-        lock.close()
+        ownership.release()
         raise
-    return Claim("new" if record is None else "resume", lock)
+    return Claim("new" if record is None else "resume", ownership)
 
 
-def note(workdir: Path | str, **facts: Any) -> None:
+def note(workdir: AnyPath, **facts: Any) -> None:
     """Adds facts (devices, say) to run.json."""
-    path = Path(workdir) / RECORD
+    path = as_place(workdir) / RECORD
     write_json(path, {**json.loads(path.read_text()), **facts})
 
 
-def mark_nondeterministic(workdir: Path | str) -> None:
+def mark_nondeterministic(workdir: AnyPath) -> None:
     """Records in run.json that the clock has had a say: an answer's grading has timed out."""
-    if json.loads((Path(workdir) / RECORD).read_text())["deterministic"]:
+    if json.loads((as_place(workdir) / RECORD).read_text())["deterministic"]:
         note(workdir, deterministic=False)
 
 
 # ---- rollouts/
 
 
-def rollouts_path(workdir: Path | str, step: int) -> Path:
+def rollouts_path(workdir: AnyPath, step: int) -> epath.Path:
     """Where the responses of a step lie."""
-    return Path(workdir) / ROLLOUTS / f"step_{step:06d}.jsonl"
+    return as_place(workdir) / ROLLOUTS / f"step_{step:06d}.jsonl"
 
 
 def write_rollouts(
-    workdir: Path | str, step: int, rows: Iterable[dict[str, Any]], *, append: bool = False
+    workdir: AnyPath, step: int, rows: Iterable[dict[str, Any]], *, append: bool = False
 ) -> None:
     """Puts a step's responses into rollouts/, one JSON object a line, without timestamps.
 
@@ -201,9 +213,9 @@ def write_rollouts(
     write_bytes(path, old + "".join(lines).encode())
 
 
-def delete_rollouts_from(workdir: Path | str, step: int) -> int:
+def delete_rollouts_from(workdir: AnyPath, step: int) -> int:
     """Deletes the rollouts of `step` and later, which a resumed run makes again; their number."""
-    folder, deleted = Path(workdir) / ROLLOUTS, 0
+    folder, deleted = as_place(workdir) / ROLLOUTS, 0
     for path in folder.iterdir() if folder.is_dir() else ():
         match = re.fullmatch(rf"step_(\d+)\.jsonl({re.escape(PARTIAL)})?", path.name)
         if match and (int(match[1]) >= step or match[2]):
@@ -215,35 +227,23 @@ def delete_rollouts_from(workdir: Path | str, step: int) -> int:
 # ---- claiming
 
 
-def _lock(lock: TextIO, workdir: Path, command: str) -> None:
-    # The kernel drops the lock with the process: none is left over after a kill.
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        owner = lock.read().strip() or "another process"
-        raise ConfigError(
-            f"workdir={workdir}: `polaris {command}` already runs in it ({owner}); "
-            "wait for it, end it, or choose another --workdir"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"workdir={workdir}: its disk knows no file locks ({error.strerror}); "
-            "choose a --workdir on another disk"
-        ) from None
-    with contextlib.suppress(OSError):  # a full disk: the lock holds without its owner's name
-        lock.truncate(0)
-        lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
-
-
-def _unwritable(workdir: Path | str, error: OSError) -> ConfigError:
+def _unwritable(workdir: AnyPath, error: OSError) -> ConfigError:
     return ConfigError(
         f"workdir={workdir}: cannot be written ({error.strerror}); choose another --workdir"
     )
 
 
-def _read_record(workdir: Path) -> dict[str, Any] | None:
+def _fitting_record(workdir: epath.Path, config: RunConfig) -> dict[str, Any] | None:
+    """What run.json says of the same run's earlier starts; None when this is the first."""
+    record = _read_record(workdir)
+    if record is None:
+        _refuse_orphans(workdir)
+    else:
+        _refuse_other_config(workdir, record, config)
+    return record
+
+
+def _read_record(workdir: epath.Path) -> dict[str, Any] | None:
     path = workdir / RECORD
     if not path.exists():
         return None
@@ -260,7 +260,7 @@ def _read_record(workdir: Path) -> dict[str, Any] | None:
     return record
 
 
-def _refuse_orphans(workdir: Path) -> None:
+def _refuse_orphans(workdir: epath.Path) -> None:
     # Results without a record: to resume them could mix two configs without a word.
     folder, metrics = workdir / "checkpoints", workdir / "metrics.jsonl"
     steps = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
@@ -272,7 +272,7 @@ def _refuse_orphans(workdir: Path) -> None:
             )
 
 
-def _refuse_other_config(workdir: Path, record: dict[str, Any], config: RunConfig) -> None:
+def _refuse_other_config(workdir: epath.Path, record: dict[str, Any], config: RunConfig) -> None:
     remedy = "choose another --workdir, or use --overwrite to begin anew"
     recorded, present = record["config"], _plain(config_fields(config))
     differing = []
@@ -293,7 +293,7 @@ def _refuse_other_config(workdir: Path, record: dict[str, Any], config: RunConfi
 
 
 def _write_record(
-    workdir: Path, command: str, config: RunConfig, record: dict[str, Any] | None
+    workdir: epath.Path, command: str, config: RunConfig, record: dict[str, Any] | None
 ) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     start = {"time": now, "argv": sys.argv[1:], "commit": _commit(), "host": socket.gethostname()}
@@ -341,20 +341,14 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _delete_made_by_training(workdir: Path) -> None:
+def _delete_made_by_training(workdir: epath.Path) -> None:
     for pattern, inside in _MADE_BY_TRAINING.items():
         for path in [p for p in workdir.iterdir() if re.fullmatch(pattern, p.name)]:
             if inside is None:
-                _delete(path)
+                delete(path)
                 continue
             for item in [p for p in path.iterdir() if re.fullmatch(inside, p.name)]:
-                _delete(item)
-            with contextlib.suppress(OSError):  # something of someone else's is in it: it stays
-                path.rmdir()
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+                delete(item)
+            if not is_remote(path):  # a store has no empty folders
+                with contextlib.suppress(OSError):  # something of someone else's is in it: it stays
+                    os.rmdir(path)

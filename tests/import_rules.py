@@ -32,6 +32,7 @@ RANKS = {
     "config": BASE,
     "config_rules": BASE,
     "config_sections": BASE,
+    "files": BASE,
     "records": BASE,
 }
 COMPOSED_ONLY_BY_CLI = {"cli", "loop", "runs"}

@@ -6,13 +6,14 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from polaris_jax.config import ConfigError, RunConfig, build_config, default_config, unknown_field
+from polaris_jax.files import as_place, is_remote
 
 Define = Callable[[flags.FlagValues], None]
 
@@ -32,7 +33,7 @@ class Command:
     """
 
     config: RunConfig
-    workdir: Path
+    workdir: epath.Path
     flags: dict[str, Any]
 
 
@@ -94,15 +95,18 @@ def parse(
         raise ConfigError(f"{rest[1]!r}: unexpected argument; flags look like --name=value")
     own = {flag: values[flag].value for flag in values}
     if not takes_config:
-        return Command(RunConfig(), Path.cwd(), own)
+        return Command(RunConfig(), as_place("."), own)
     if own["config"] is None:
         raise ConfigError("--config: needed; name a file like configs/tiny_cpu.py")
+    config = build_config(own["config"])
+    for path in (config.model.path, config.data.problems, config.evaluate.problems):
+        if is_remote(path):
+            as_place(path)  # what it needs is installed: said before any device is touched
     if not takes_workdir:
-        return Command(build_config(own["config"]), Path.cwd(), own)
+        return Command(config, as_place("."), own)
     if not own["workdir"]:
         raise ConfigError("--workdir: needed; name a directory for the run's files")
-    config = build_config(own["config"])
-    return Command(config, Path(os.path.expanduser(own["workdir"])).absolute(), own)
+    return Command(config, as_place(own["workdir"]), own)
 
 
 def _flag_lines(values: flags.FlagValues) -> str:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from polaris_jax.cli.flags import parse
 from polaris_jax.config import ConfigError
+from polaris_jax.files import as_place, write_bytes
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError("--topology: needed; name one like v5p:2x2x4, v6e:8x8 or h100:8")
     from polaris_jax.plan.topologies import parse_topology
 
-    topology = parse_topology(own["topology"])
+    topology, out = parse_topology(own["topology"]), as_place(own["out"])
     _before_jax(topology)
     from polaris_jax.plan.fit import Residency
     from polaris_jax.plan.roofline import Efficiency
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         search=own["search"],
     )
     found = plan(command.config, topology, options, say=_say)
-    Path(own["out"]).write_text(json.dumps(found, indent=1) + "\n")
+    write_bytes(out, (json.dumps(found, indent=1) + "\n").encode())
     if "programs" in found:
         print(plan_text(found))
     for place, other in enumerate(found.get("settings", ()), 1):

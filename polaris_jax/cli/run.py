@@ -21,6 +21,7 @@ def run_command(command: Callable[[], int]) -> int:
     keep_traceback = bool(os.environ.get("POLARIS_TRACEBACK"))
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("EPATH_USE_TF", "0")  # gs:// by gcsfs, also where TensorFlow is installed
     logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("orbax").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(orbax|flax|grain|tensorboardX|transformers)\b")

@@ -13,13 +13,12 @@ Example:
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from polaris_jax.cli.flags import parse
 from polaris_jax.cli.run import start_jax
 from polaris_jax.config import ConfigError
+from polaris_jax.files import as_place
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             f"--stage={stage} --from={source!r}: the two go together; give both or neither"
         )
-    if source and not Path(source).exists():
+    if source and not as_place(source).exists():
         raise ConfigError(f"--from={source}: there is no such checkpoint")
     start_jax(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
     from polaris_jax.loop import train
@@ -46,7 +45,7 @@ def main(argv: list[str]) -> int:
     from polaris_jax.training_run import StartAt
 
     progress = Progress(enabled=is_first())
-    start = StartAt(stage, Path(source).absolute()) if source else None
+    start = StartAt(stage, as_place(source)) if source else None
     with StopRequest() as stop:
         summary = train(
             command.config,

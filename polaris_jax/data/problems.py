@@ -17,14 +17,16 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import io
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from polaris_jax.data.filters import content_id, deduplicate
 from polaris_jax.data.sources import JSON_ANSWERS, DataError, read_rows
+from polaris_jax.files import AnyPath, write_bytes
 from polaris_jax.records import Gold, Problem
 
 PROBLEM_FIELDS = ("problem", "question", "prompt")
@@ -62,7 +64,7 @@ class ReadReport:
         return {**dataclasses.asdict(self), "messages": list(self.messages)}
 
 
-def read_problems(source: str | Path, *, unique: bool = True) -> tuple[list[Problem], ReadReport]:
+def read_problems(source: AnyPath, *, unique: bool = True) -> tuple[list[Problem], ReadReport]:
     """The problems of a source, checked and without repeats, and a report of the rest.
 
     Args:
@@ -73,7 +75,7 @@ def read_problems(source: str | Path, *, unique: bool = True) -> tuple[list[Prob
     Raises:
         DataError: the source is missing or unreadable, or no problem is left.
     """
-    source = str(source)
+    source = os.fspath(source)
     problems: list[Problem] = []
     messages: list[str] = []
     counts: collections.Counter[str] = collections.Counter()
@@ -238,7 +240,7 @@ def problem_set_hash(problems: Iterable[Problem]) -> str:
     return digest.hexdigest()
 
 
-def write_problems(problems: Sequence[Problem], path: str | Path) -> None:
+def write_problems(problems: Sequence[Problem], path: AnyPath) -> None:
     """Writes a parquet file of id, problem, answer, source and pass_rate.
 
     Answers are written as JSON, so that types survive: `read_problems` gives the same records
@@ -255,7 +257,6 @@ def write_problems(problems: Sequence[Problem], path: str | Path) -> None:
         "pass_rate": pa.array([p.pass_rate for p in problems], pa.float64()),
     }
     table = pa.table(columns).replace_schema_metadata(JSON_ANSWERS)
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial)
-    partial.replace(path)
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    write_bytes(path, out.getvalue())

@@ -10,10 +10,12 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from polaris_jax.config_sections import ConfigError
+from polaris_jax.files import as_place, files_below, is_remote
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -41,19 +43,20 @@ class Row:
     error: str | None = None
 
 
-def resolve_source(source: str) -> tuple[Path, list[Path]]:
+def resolve_source(source: str) -> tuple[epath.Path, list[epath.Path]]:
     """The root of a source and its files in reading order.
 
     In a directory the training split is read where the file names (or folders) tell one from
     other splits, everything otherwise; a Hub name is downloaded first.
 
     Args:
-        source: a file, a directory, or a `owner/name` data set on the Hugging Face Hub.
+        source: a file or directory (also gs://, s3://), or a data set `owner/name` on the Hugging
+            Face Hub.
 
     Raises:
         DataError: nothing there, no readable file in it, or the Hub cannot be reached.
     """
-    path = Path(source).expanduser()
+    path = as_place(source)
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise DataError(
@@ -78,12 +81,11 @@ def resolve_source(source: str) -> tuple[Path, list[Path]]:
     return path, files
 
 
-def _pick_split(root: Path) -> list[Path]:
+def _pick_split(root: epath.Path) -> list[epath.Path]:
     files = sorted(
         path
-        for path in root.rglob("*")
+        for path in files_below(root)
         if path.suffix in SUFFIXES
-        and path.is_file()
         # What `datasets` writes beside the rows.
         and path.name not in ("dataset_info.json", "dataset_infos.json", "state.json")
         and path.name != "dataset_dict.json"
@@ -95,7 +97,7 @@ def _pick_split(root: Path) -> list[Path]:
     return train or files
 
 
-def download_dataset(name: str) -> Path:
+def download_dataset(name: str) -> epath.Path:
     """The local copy of a data set on the Hub, downloaded unless it is cached.
 
     Raises:
@@ -105,7 +107,7 @@ def download_dataset(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(
+        return epath.Path(
             snapshot_download(
                 name, repo_type="dataset", allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]
             )
@@ -143,7 +145,7 @@ def _row(place: str, value: Any) -> Row:
     return Row(place, {}, f"expected an object with fields, got {type(value).__name__}")
 
 
-def _jsonl(path: Path, place: str) -> Iterator[Row]:
+def _jsonl(path: epath.Path, place: str) -> Iterator[Row]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{place}:{number}"
@@ -159,9 +161,9 @@ def _jsonl(path: Path, place: str) -> Iterator[Row]:
                 yield _row(where, value)
 
 
-def _json(path: Path, place: str) -> Iterator[Row]:
+def _json(path: epath.Path, place: str) -> Iterator[Row]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(
             f"data.problems={str(path)!r}: not valid JSON ({error}); a file with one object a line "
@@ -181,12 +183,12 @@ def _json(path: Path, place: str) -> Iterator[Row]:
         yield _row(f"{place}:row {number}", item)
 
 
-def _parquet(path: Path, place: str) -> Iterator[Row]:
+def _parquet(path: epath.Path, place: str) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as table:
+        with path.open("rb") as file, pq.ParquetFile(file) as table:
             number = 0
             ours = (table.schema_arrow.metadata or {}).items() >= JSON_ANSWERS.items()
             for batch in table.iter_batches(batch_size=4096):
@@ -199,11 +201,12 @@ def _parquet(path: Path, place: str) -> Iterator[Row]:
         raise DataError(f"data.problems={str(path)!r}: not a parquet file ({error})") from error
 
 
-def _arrow(path: Path, place: str) -> Iterator[Row]:
+def _arrow(path: epath.Path, place: str) -> Iterator[Row]:
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as memory, pa.ipc.open_stream(memory) as batches:
+        file = path.open("rb") if is_remote(path) else pa.memory_map(str(path))
+        with file, pa.ipc.open_stream(file) as batches:
             number = 0
             for batch in batches:
                 for fields in batch.to_pylist():

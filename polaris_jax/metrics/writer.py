@@ -11,19 +11,19 @@ import dataclasses
 import importlib.util
 import json
 import math
-import os
 import secrets
-from pathlib import Path
-from typing import Any, TextIO
+import tempfile
+from typing import Any
 
 import numpy as np
+from etils import epath
 
 from polaris_jax.config_sections import ConfigError
-from polaris_jax.files import write_bytes
+from polaris_jax.files import AnyPath, append_bytes, as_place, is_remote, write_bytes
+from polaris_jax.metrics.events import EventFiles
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
-TENSORBOARD = "tensorboard"
 WANDB = "wandb"
 NONFINITE = "nonfinite"
 
@@ -75,7 +75,7 @@ class MetricsWriter:
 
     def __init__(
         self,
-        workdir: Path | str,
+        workdir: AnyPath,
         *,
         tensorboard: bool = False,
         wandb: bool = False,
@@ -87,16 +87,11 @@ class MetricsWriter:
                 "metrics.wandb=True: the package wandb is not installed; "
                 "pip install 'polaris_jax[wandb]', or set metrics.wandb=False"
             )
-        self._workdir, self._enabled = Path(workdir), enabled
-        self._files: dict[str, TextIO] = {}
+        self._workdir, self._enabled = as_place(workdir), enabled
         self._last_step: int | None = None
         self._events = self._wandb_run = None
         if enabled and tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(
-                str(self._workdir / TENSORBOARD), purge_step=first_step, flush_secs=30
-            )
+            self._events = EventFiles(self._workdir, first_step=first_step)
         if enabled and wandb:
             self._wandb_run = _start_wandb(self._workdir)
 
@@ -127,7 +122,6 @@ class MetricsWriter:
         """
         if not self._enabled:
             return 0
-        self._close_files()
         self._last_step = None
         dropped = 0
         for name in (METRICS, TIMING):
@@ -143,8 +137,7 @@ class MetricsWriter:
         return dropped
 
     def close(self) -> None:
-        """Flushes and closes everything."""
-        self._close_files()
+        """Flushes and closes TensorBoard and W&B; the files hold every line already."""
         if self._events is not None:
             self._events.close()
         if self._wandb_run is not None:
@@ -155,24 +148,13 @@ class MetricsWriter:
         line = reduce_metrics(values)
         if not self._enabled:
             return
-        if name not in self._files:
-            self._files[name] = open(self._workdir / name, "a", encoding="utf-8")  # noqa: SIM115
-        file = self._files[name]
-        file.write(json.dumps({"step": int(step), **line}, allow_nan=False) + "\n")
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
+        text = json.dumps({"step": int(step), **line}, allow_nan=False) + "\n"
+        append_bytes(self._workdir / name, text.encode(), durable=durable)
         numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
         if self._events is not None:
-            for key, number in numbers.items():
-                self._events.add_scalar(key, number, step)
+            self._events.add(step, numbers)
         if self._wandb_run is not None:
             self._wandb_run.log({**numbers, "step": int(step)})
-
-    def _close_files(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files = {}
 
 
 def reduce_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -206,17 +188,17 @@ def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
     raise ValueError(f"{name}: a {type(value).__name__}; a metric is a number, a text or None")
 
 
-def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl or timing.jsonl; a torn last line is left out.
 
     Raises:
         ValueError: another line is no JSON object with a step; file and line are named.
     """
-    path = Path(path)
+    path = as_place(path)
     return [line for _, line in _whole_lines(path.read_bytes(), path)]
 
 
-def _whole_lines(data: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _whole_lines(data: bytes, path: epath.Path) -> list[tuple[bytes, dict[str, Any]]]:
     lines, raws = [], data.splitlines(keepends=True)
     for i, raw in enumerate(raws):
         try:
@@ -233,7 +215,7 @@ def _whole_lines(data: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return lines
 
 
-def _start_wandb(workdir: Path) -> Any:
+def _start_wandb(workdir: epath.Path) -> Any:
     import wandb  # pyright: ignore[reportMissingImports]
 
     # The id lives in the workdir: a resumed run goes on in its own W&B run, a new one does not.
@@ -244,8 +226,7 @@ def _start_wandb(workdir: Path) -> Any:
     run_id = (folder / "run_id").read_text()
     config_path = workdir / "run.json"
     config = json.loads(config_path.read_text()).get("config") if config_path.exists() else None
-    run = wandb.init(
-        project="polaris_jax", dir=str(workdir), id=run_id, resume="allow", config=config
-    )
+    local = tempfile.mkdtemp() if is_remote(workdir) else str(workdir)  # its own log, not ours
+    run = wandb.init(project="polaris_jax", dir=local, id=run_id, resume="allow", config=config)
     run.define_metric("*", step_metric="step")
     return run

@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 from etils import epath
 
+from polaris_jax.files import matching
 from polaris_jax.models.config import ModelConfig, RopeScaling, RopeType
-from polaris_jax.models.sources import matching
 
 CONFIG_FILE = "config.json"
 ARCHITECTURES = {

@@ -24,6 +24,7 @@ from etils import epath
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from polaris_jax.files import matching
 from polaris_jax.models.config import ModelConfig, RopeScaling
 from polaris_jax.models.gguf import GgufFile, gguf_tokenizer
 from polaris_jax.models.hf_config import (
@@ -42,7 +43,7 @@ from polaris_jax.models.safetensors_writer import (
     write_safetensors,
     write_small_json,
 )
-from polaris_jax.models.sources import GGUF_SUFFIX, matching, resolve
+from polaris_jax.models.sources import GGUF_SUFFIX, resolve
 from polaris_jax.models.tokenizer import (
     copy_tokenizer,
     has_tokenizer,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 
 from etils import epath
+
+from polaris_jax.files import as_place, is_remote
 
 GGUF_SUFFIX = ".gguf"
 # Weights, configuration and tokenizer; not the PyTorch, ONNX and GGUF copies beside them.
@@ -23,7 +24,7 @@ def resolve(path: str | os.PathLike[str]) -> epath.Path:
             and what to do.
     """
     name = os.fspath(path)
-    place = epath.Path(path) if is_remote(path) else epath.Path(path).expanduser()
+    place = as_place(path)
     if place.is_dir():
         return place
     if place.is_file():
@@ -37,19 +38,6 @@ def resolve(path: str | os.PathLike[str]) -> epath.Path:
     if not _HUB_ID.fullmatch(name) or place.suffix == GGUF_SUFFIX:
         raise FileNotFoundError(2, "no such checkpoint directory or GGUF file", name)
     return _fetch(name)
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names an object store (gs://, s3://): no mapping, no rename, no fsync."""
-    return "://" in os.fspath(path)
-
-
-def matching(directory: epath.Path, pattern: str) -> list[epath.Path]:
-    """The entries of a directory whose names match, sorted (a glob would read its own path too)."""
-    if not directory.is_dir():
-        return []
-    found = [path for path in directory.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
-    return sorted(found, key=lambda path: path.name)
 
 
 def _fetch(hub_id: str) -> epath.Path:

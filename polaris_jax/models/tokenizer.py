@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from polaris_jax.files import is_remote
 from polaris_jax.models.safetensors_writer import created
-from polaris_jax.models.sources import GGUF_SUFFIX, is_remote, resolve
+from polaris_jax.models.sources import GGUF_SUFFIX, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -6,11 +6,11 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from polaris_jax.config import ConfigError, MeshSection, RunConfig, row_len_tokens
 from polaris_jax.data.tiny_tokenizer import build_tokenizer
+from polaris_jax.files import as_place
 from polaris_jax.models import ModelConfig, RopeScaling
 from polaris_jax.models.hf_config import parse_config
 from polaris_jax.models.presets import PRESETS, preset
@@ -149,7 +149,7 @@ def architecture(config: RunConfig) -> ModelConfig:
     path = config.model.path
     if not path and config.warmstart.steps:
         return warmstart_model_config(config.warmstart, vocab_size=len(build_tokenizer()))
-    directory = Path(path).expanduser()
+    directory = as_place(path)
     file = directory / "config.json"
     if path and file.is_file():
         return parse_config(json.loads(file.read_text()), where=str(file))

@@ -7,10 +7,10 @@ returns False, drawing nothing, where the lines hold none of its metrics.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from matplotlib.ticker import MaxNLocator
 
 from polaris_jax.report.style import (
@@ -33,7 +33,7 @@ from polaris_jax.report.style import (
 )
 
 Lines = Sequence[dict[str, Any]]
-Curves = Callable[[Lines, Sequence[dict[str, Any]], Path], bool]
+Curves = Callable[[Lines, Sequence[dict[str, Any]], epath.Path], bool]
 GIB = 2**30
 
 
@@ -45,7 +45,7 @@ def _steps(lines: Lines) -> np.ndarray:
     return np.array([line["step"] for line in lines], np.int64)
 
 
-def reward_figure(lines: Lines, stages: Lines, path: Path) -> bool:
+def reward_figure(lines: Lines, stages: Lines, path: epath.Path) -> bool:
     """Mean reward, the informative share, and held-out accuracy during training."""
     if not _has(lines, "rollout/reward_mean"):
         return False
@@ -73,7 +73,7 @@ def reward_figure(lines: Lines, stages: Lines, path: Path) -> bool:
     return True
 
 
-def length_figure(lines: Lines, stages: Lines, path: Path) -> bool:
+def length_figure(lines: Lines, stages: Lines, path: epath.Path) -> bool:
     """Response lengths by outcome, and the share that the budget cut."""
     if not _has(lines, "rollout/mean_length"):
         return False
@@ -124,7 +124,7 @@ def _budget_line(axes: Any, stages: Lines, last_step: int) -> None:
         )
 
 
-def exploration_figure(lines: Lines, stages: Lines, path: Path) -> bool:
+def exploration_figure(lines: Lines, stages: Lines, path: epath.Path) -> bool:
     """Entropy, diversity and temperature: what the stage controller reacts to."""
     if not _has(lines, "update/entropy", "rollout/diversity"):
         return False
@@ -141,7 +141,7 @@ def exploration_figure(lines: Lines, stages: Lines, path: Path) -> bool:
     return True
 
 
-def batch_figure(lines: Lines, stages: Lines, path: Path) -> bool:
+def batch_figure(lines: Lines, stages: Lines, path: epath.Path) -> bool:
     """What the recipe changed in each batch: rescued, substituted, and easy problems dropped."""
     if not _has(lines, "batch/rescued_groups", "batch/substituted_groups"):
         return False
@@ -168,7 +168,7 @@ def batch_figure(lines: Lines, stages: Lines, path: Path) -> bool:
     return True
 
 
-def update_figure(lines: Lines, stages: Lines, path: Path) -> bool:
+def update_figure(lines: Lines, stages: Lines, path: epath.Path) -> bool:
     """Loss, gradient norm and clipping of the optimizer steps; skipped ones marked."""
     if not _has(lines, "update/loss", "update/grad_norm"):
         return False
@@ -205,7 +205,7 @@ def update_figure(lines: Lines, stages: Lines, path: Path) -> bool:
     return True
 
 
-def logprob_gap_figure(lines: Lines, stages: Lines, path: Path) -> bool:
+def logprob_gap_figure(lines: Lines, stages: Lines, path: epath.Path) -> bool:
     """How far the sampler's log-probs lie from the trainer's, on freshly sampled tokens."""
     names = ("rollout/logp_gap_mean", "rollout/logp_gap_max")
     if not _has(lines, *names):
@@ -232,7 +232,7 @@ PHASES = (
 )
 
 
-def time_figure(lines: Lines, stages: Lines, path: Path) -> bool:
+def time_figure(lines: Lines, stages: Lines, path: epath.Path) -> bool:
     """Where the seconds of a step went, tokens a second, and memory."""
     if not _has(lines, *(f"time/{name}_s" for name, _ in PHASES)):
         return False

@@ -6,10 +6,10 @@ Each takes what its command leaves as JSON and a path for the PNG.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from matplotlib.axes import Axes
 
 from polaris_jax.report.style import (
@@ -36,7 +36,7 @@ ZONES = {
 }
 
 
-def difficulty_figure(summary: Mapping[str, Any], path: Path) -> None:
+def difficulty_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
     """The histogram of pass rates that calibration found, perfect problems set apart.
 
     Args:
@@ -88,7 +88,7 @@ def _removed_bins(summary: Mapping[str, Any]) -> set[int]:
     return {correct for correct in range(n + 1) if correct > limit}
 
 
-def probe_figure(summary: Mapping[str, Any], path: Path) -> None:
+def probe_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
     """Accuracy and diversity against temperature, the zones shaded, the suggestion marked.
 
     Args:
@@ -168,7 +168,7 @@ def _shade_zones(axes: Axes, temperatures: np.ndarray, labels: list[str], *, nam
 
 
 def evaluation_figure(
-    summary: Mapping[str, Any], path: Path, *, before: Mapping[str, Any] | None = None
+    summary: Mapping[str, Any], path: epath.Path, *, before: Mapping[str, Any] | None = None
 ) -> None:
     """Scores on held-out problems: avg@k, pass@k, by length, and against the token budget.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from polaris_jax.files import write_bytes
 from polaris_jax.report.figures import group_count
 from polaris_jax.report.run_files import RunFiles
 from polaris_jax.report.summary import ReportSummary, share
@@ -69,7 +71,7 @@ def write_html(
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
-    summary.html.write_text(page, encoding="utf-8")
+    write_bytes(summary.html, page.encode())
 
 
 def _text(value: Any) -> str:
@@ -164,7 +166,7 @@ def _stages(summary: ReportSummary) -> list[str]:
     return ["<h2>Stages</h2>", _table(header, rows), *entries]
 
 
-def _figure(path: Path, caption: str) -> str:
+def _figure(path: epath.Path, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return (
         f'<figure id="{_text(path.stem)}"><img alt="{_text(caption)}" '

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
+from etils import epath
+
+from polaris_jax.files import AnyPath, as_place
 from polaris_jax.report.curves import (
     Curves,
     batch_figure,
@@ -73,7 +75,7 @@ CURVES: tuple[tuple[str, Curves, str, str], ...] = (
 )
 
 
-def make_report(run_dir: Path | str) -> ReportSummary:
+def make_report(run_dir: AnyPath) -> ReportSummary:
     """The run in figures/*.png and report.html, both in `run_dir`, and in the rows it returns.
 
     A file that is absent leaves its figures out; they are named in `absent`.
@@ -81,14 +83,14 @@ def make_report(run_dir: Path | str) -> ReportSummary:
     Raises:
         FileNotFoundError: `run_dir` is no directory.
     """
-    run_dir = Path(run_dir)
+    run_dir = as_place(run_dir)
     run = read_run(run_dir)
     folder = run_dir / "figures"
-    paths: list[Path] = []
+    paths: list[epath.Path] = []
     captions: list[str] = []
     absent: list[tuple[str, str]] = []
 
-    def add(name: str, caption: str, source: str, draw: Callable[[Path], bool]) -> None:
+    def add(name: str, caption: str, source: str, draw: Callable[[epath.Path], bool]) -> None:
         path = folder / f"{name}.png"
         if source not in run.absent and draw(path):
             paths.append(path)
@@ -113,13 +115,13 @@ def make_report(run_dir: Path | str) -> ReportSummary:
         absent=tuple(absent),
         html=run_dir / "report.html",
     )
-    write_html(summary, run, captions, title=f"POLARIS run: {run_dir.resolve().name}")
+    write_html(summary, run, captions, title=f"POLARIS run: {run_dir.name}")
     return summary
 
 
 def _add_command_figures(run: RunFiles, add: Callable[..., None]) -> None:
     def drawing(figure: Callable[..., None], summary: object, **more: object) -> Callable:
-        def draw(path: Path) -> bool:
+        def draw(path: epath.Path) -> bool:
             figure(summary, path, **more)
             return True
 

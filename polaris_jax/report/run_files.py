@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from polaris_jax.files import matching
 from polaris_jax.metrics import read_metrics
 
 BEFORE_TAG = "before"
@@ -41,7 +43,7 @@ class RunFiles:
     absent: dict[str, str]
 
 
-def read_run(run_dir: Path) -> RunFiles:
+def read_run(run_dir: epath.Path) -> RunFiles:
     """Everything readable in `run_dir`; a damaged file counts as absent, with the reason.
 
     Raises:
@@ -71,14 +73,14 @@ def read_run(run_dir: Path) -> RunFiles:
             absent[name] = "not there"
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(path.read_bytes())
         except ValueError as error:
             absent[name] = f"damaged: {error}"
             return None
 
     tagged = {
         path.name.removesuffix("_eval.json"): document(path.name)
-        for path in sorted(run_dir.glob("*_eval.json"))
+        for path in matching(run_dir, "*_eval.json")
     }
     before = tagged.pop(BEFORE_TAG, None)
     if not (run_dir / f"{BEFORE_TAG}_eval.json").exists():

@@ -6,15 +6,18 @@ Figures are plain matplotlib `Figure` objects: no pyplot, so no global state and
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from polaris_jax.files import write_bytes
 
 # Okabe and Ito's palette: told apart under the common forms of colour blindness.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
@@ -23,6 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 WIDTH_INCHES = 8.0
 PANEL_INCHES = 2.5
+
 DPI = 150
 SMOOTH_FROM = 16  # from so many points on, a running mean is drawn over faint raw points
 
@@ -65,7 +69,7 @@ def short_number(value: float) -> str:
 
 @contextlib.contextmanager
 def panels(
-    path: Path, title: str, *, rows: int = 1, columns: int = 1, share_x: bool = True
+    path: epath.Path, title: str, *, rows: int = 1, columns: int = 1, share_x: bool = True
 ) -> Iterator[list[Axes]]:
     """The axes of a new figure, row by row; saved to `path` as PNG when the block ends."""
     with mpl.rc_context(RC):
@@ -77,7 +81,9 @@ def panels(
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
         yield list(grid.reshape(-1))
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
+        write_bytes(path, out.getvalue())
 
 
 def numbers(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:

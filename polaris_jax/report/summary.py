@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from polaris_jax.report.run_files import RunFiles
 
@@ -43,9 +44,9 @@ class ReportSummary:
 
     rows: tuple[tuple[str, str], ...]
     stages: tuple[StageRow, ...]
-    figures: tuple[Path, ...]
+    figures: tuple[epath.Path, ...]
     absent: tuple[tuple[str, str], ...]
-    html: Path
+    html: epath.Path
 
     def __str__(self) -> str:
         pairs = [*self.rows, ("report", str(self.html))]

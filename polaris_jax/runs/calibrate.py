@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from polaris_jax import processes
 from polaris_jax.base_model import base_model_config, check_positions, load_base_tokenizer
@@ -24,7 +24,7 @@ from polaris_jax.workdir import ensure_workdir, write_json
 TOO_EASY_MEAN = 0.7
 
 
-def calibrate(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[str, Any]:
+def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
     """n rollouts a problem -> difficulty.parquet, curated.parquet, difficulty.png, calibrate.json.
 
     A rerun goes on after the last whole batch of prompts.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -18,6 +17,7 @@ from polaris_jax import manifest
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint_weights import CheckpointWeights, save_weights
 from polaris_jax.config import ConfigError
+from polaris_jax.files import AnyPath, as_place
 from polaris_jax.models import ModelConfig, Qwen, load_pretrained
 from polaris_jax.models.hf_weights import (
     bring_tokenizer,
@@ -28,22 +28,22 @@ from polaris_jax.models.hf_weights import (
 )
 from polaris_jax.models.placing import place_params
 from polaris_jax.models.safetensors_writer import MAX_SHARD_BYTES
-from polaris_jax.models.sources import is_remote, resolve
+from polaris_jax.models.sources import resolve
 from polaris_jax.models.tokenizer import copy_tokenizer, has_tokenizer, load_tokenizer, token_ids
 from polaris_jax.models.weights import Weights
 from polaris_jax.session import TOKENIZER
 
 
-def is_orbax(path: os.PathLike[str]) -> bool:
+def is_orbax(path: AnyPath) -> bool:
     """True for a checkpoint of ours: a step directory, or a directory that holds some."""
-    place = epath.Path(path)
-    if is_remote(path) or not place.is_dir() or (place / "config.json").exists():
+    place = as_place(path)
+    if not place.is_dir() or (place / "config.json").exists():
         return False
     inside = [place, place / "checkpoints", *place.iterdir()]
     return any((p / manifest.MANIFEST).exists() for p in inside) or (place / "checkpoints").is_dir()
 
 
-def load_any(path: Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:
+def load_any(path: epath.Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:
     """Model and tokenizer of a checkpoint, HF directory or GGUF file.
 
     The tokenizer of a checkpoint is the one beside it (`tokenizer/`), or None.
@@ -88,15 +88,13 @@ def convert(
         FileNotFoundError, ValueError: a defect of the source, named; nothing is written then.
         CheckpointError, OSError: the disk is full or not writable; nothing is left.
     """
-    out = epath.Path(target)
+    out = as_place(target)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--to={target}: it is there and not empty; name a new directory")
-    from_orbax = is_orbax(Path(source))
-    place = epath.Path(source) if from_orbax else resolve(source)
+    from_orbax = is_orbax(source)
+    place = as_place(source) if from_orbax else resolve(source)
     if form == "auto":
         form = "orbax" if place.is_dir() and not from_orbax else "hf"
-    if form == "orbax" and is_remote(target):
-        raise ConfigError(f"--to={target}: checkpoints are written to file systems; name a path")
     config, weights, tokenizer_from = _open(place, from_orbax)
     kind = None if dtype == "auto" else dtype_named(dtype)
     with export_into(out):
@@ -109,7 +107,7 @@ def convert(
         ids = _bring(weights, tokenizer_from, beside)
         if not any(beside.iterdir()):
             beside.rmdir()
-        checkpointer = Checkpointer(Path(out), architecture=dataclasses.asdict(config))
+        checkpointer = Checkpointer(out, architecture=dataclasses.asdict(config))
         save_weights(checkpointer, config, weights, dtype=kind, token_ids=ids)
         return f"{source} -> {target} (Orbax checkpoint, step 0)"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from polaris_jax import processes
 from polaris_jax.base_model import load_base, yarn_scaling
@@ -14,6 +14,7 @@ from polaris_jax.config import ConfigError, RunConfig, config_fields
 from polaris_jax.evaluate.budget_curve import budget_curve, default_budgets
 from polaris_jax.evaluate.estimators import avg_at_k, pass_at_k
 from polaris_jax.evaluate.length_groups import length_groups
+from polaris_jax.files import as_place
 from polaris_jax.models import Qwen
 from polaris_jax.progress import Progress
 from polaris_jax.report.figures import evaluation_figure
@@ -30,7 +31,7 @@ COMPARABLE_TOKENS = 64 * 1024
 
 def evaluate(
     config: RunConfig,
-    workdir: Path,
+    workdir: epath.Path,
     *,
     progress: Progress,
     checkpoint: str = "",
@@ -89,12 +90,12 @@ def evaluate(
 
 
 def _weights(
-    config: RunConfig, workdir: Path, checkpoint: str, progress: Progress
+    config: RunConfig, workdir: epath.Path, checkpoint: str, progress: Progress
 ) -> tuple[Qwen, Any]:
     base = load_base(config, workdir, progress)
     if not checkpoint:
         return base
-    path = workdir / "checkpoints" if checkpoint == "latest" else Path(checkpoint)
+    path = workdir / "checkpoints" if checkpoint == "latest" else as_place(checkpoint)
     if not path.exists():
         raise ConfigError(f"--checkpoint={checkpoint}: {path} does not exist")
     model, tokenizer = load_any(path)
@@ -103,7 +104,7 @@ def _weights(
 
 def _respond(
     config: RunConfig,
-    workdir: Path,
+    workdir: epath.Path,
     progress: Progress,
     weights: tuple[Qwen, Any],
     problems: list[Any],

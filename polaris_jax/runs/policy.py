@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
+
+from etils import epath
 
 from polaris_jax.base_model import load_base
 from polaris_jax.config import RunConfig
@@ -58,7 +59,7 @@ class Policy:
 @contextlib.contextmanager
 def open_policy(
     config: RunConfig,
-    workdir: Path,
+    workdir: epath.Path,
     progress: Progress,
     *,
     max_response_tokens: int,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from polaris_jax.base_model import load_base_tokenizer
 from polaris_jax.config import ConfigError, RunConfig
@@ -15,7 +16,7 @@ from polaris_jax.session import training_problems
 from polaris_jax.workdir import ensure_workdir, write_json
 
 
-def prepare(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[str, Any]:
+def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
     """Reads, validates, deduplicates and filters; returns what it wrote to prepare.json.
 
     Raises:
@@ -43,7 +44,7 @@ def prepare(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[str
 
 
 def _read(
-    config: RunConfig, workdir: Path, progress: Progress
+    config: RunConfig, workdir: epath.Path, progress: Progress
 ) -> tuple[list[Problem], str, dict[str, Any]]:
     if config.data.problems:
         problems, report = read_problems(config.data.problems)

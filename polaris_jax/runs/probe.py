@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from polaris_jax import processes
 from polaris_jax.base_model import base_model_config, check_positions, load_base_tokenizer
@@ -21,7 +21,7 @@ from polaris_jax.session import fitting, fold_seed, training_problems
 from polaris_jax.workdir import ensure_workdir, write_json
 
 
-def probe(config: RunConfig, workdir: Path, *, progress: Progress) -> dict[str, Any]:
+def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
     """The temperature sweep on a fixed probe set -> probe.json, probe.png.
 
     A rerun goes on after the last finished temperature.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
+
+from polaris_jax.files import AnyPath, append_bytes, as_place, write_bytes
 
 
 class ProgressFile:
@@ -15,7 +15,7 @@ class ProgressFile:
     set aside whole, the latter is cut off.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], *, writes: bool) -> None:
+    def __init__(self, path: AnyPath, identity: dict[str, Any], *, writes: bool) -> None:
         """Opens or starts the file.
 
         Args:
@@ -23,30 +23,23 @@ class ProgressFile:
             identity: the settings that its rows depend on.
             writes: False in processes that only read.
         """
-        self.path, self._writes = path, writes
+        self.path, self._writes = as_place(path), writes
         self.rows: list[dict[str, Any]] = []
         head = json.dumps({"identity": json.loads(json.dumps(identity))}, sort_keys=True)
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
         if lines and lines[0].decode() == head:
             self.rows = [json.loads(line) for line in lines[1:]]
             if writes:
-                _write(path, b"\n".join(lines) + b"\n")
+                write_bytes(self.path, b"\n".join(lines) + b"\n")
         elif writes:
             if lines:
-                os.replace(path, path.with_name(path.name + ".other-settings"))
-            _write(path, head.encode() + b"\n")
+                aside = self.path.with_name(self.path.name + ".other-settings")
+                write_bytes(aside, self.path.read_bytes())
+            write_bytes(self.path, head.encode() + b"\n")
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Adds finished rows, on disk before it returns."""
         self.rows += rows
         if self._writes:
-            with self.path.open("a") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                file.flush()
-                os.fsync(file.fileno())
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            append_bytes(self.path, "".join(lines).encode())

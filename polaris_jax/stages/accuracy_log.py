@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
+from polaris_jax.files import AnyPath, as_place
 from polaris_jax.stages.difficulty import DROP_ABOVE, Statistic, decimal_fraction
 
 
@@ -58,7 +58,7 @@ class AccuracyLog:
         return tuple(easy)
 
 
-def read_accuracy_log(path: str | Path) -> AccuracyLog:
+def read_accuracy_log(path: AnyPath) -> AccuracyLog:
     """The visits of a log of lines `{"index": [...], "score": [...]}`, one line a step.
 
     A malformed line is named in `skipped` and left out; empty lines are no lines.
@@ -69,7 +69,7 @@ def read_accuracy_log(path: str | Path) -> AccuracyLog:
     scores: dict[int, list[float]] = {}
     skipped: list[SkippedLine] = []
     lines = 0
-    with open(path, encoding="utf-8") as file:
+    with as_place(path).open() as file:
         for number, text in enumerate(file, start=1):
             if not text.strip():
                 continue

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from etils.epath import backend, gpath
 
+from polaris_jax import files
+
 
 def mount(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     """Lets `gs://NAME` mean `root/NAME` for the length of a test."""
@@ -50,3 +52,4 @@ def mount(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
         replace = rename
 
     monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Store())
+    monkeypatch.setitem(files._STORES, "gs", ("json", "gcs"))  # gcsfs need not be installed

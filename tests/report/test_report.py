@@ -41,7 +41,7 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def run_dir(tmp_path, monkeypatch):
     """A run whose figures are built but not painted: painting is most of a report's time."""
-    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: path.write_bytes(PNG))
+    monkeypatch.setattr(Figure, "savefig", lambda _, out, **__: out.write(PNG))
     return write_run(tmp_path / "run")
 
 
