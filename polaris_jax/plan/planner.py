@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from polaris_jax.config import ConfigError
 from polaris_jax.plan import flops, programs
 from polaris_jax.plan.chips import Chip
 from polaris_jax.plan.compile import Compiled, Program, compile_program
@@ -79,25 +78,17 @@ class Planner:
         self.residency, self.efficiency, self.say = residency, efficiency, say
         self._done: dict[Any, Any] = {}
 
-    def assess(
-        self, setting: Setting, *, num_pages: int | None = None, strict: bool = False
-    ) -> Assessment:
+    def assess(self, setting: Setting, *, num_pages: int | None = None) -> Assessment:
         """The verdict on one setting; what the product refuses to build is a refusal too.
 
         Args:
             setting: the layout.
             num_pages: in place of the config's `rollout.num_pages`.
-            strict: a setting that is no setting (a mesh that does not divide) raises.
-
-        Raises:
-            ConfigError: see `strict`.
         """
         asked = self.job.config.rollout.num_pages if num_pages is None else num_pages
         try:
             return self._assess(setting, asked)
         except ValueError as error:
-            if strict and isinstance(error, ConfigError):
-                raise
             return Assessment(setting, (), {}, None, (str(error),), self.slots(setting), None)
 
     def _assess(self, setting: Setting, num_pages: int) -> Assessment:

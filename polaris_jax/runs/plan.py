@@ -75,7 +75,7 @@ def plan(
         if options.search:
             return _search(planner, local)
         setting = config_setting(config, devices=len(planner.devices), local_devices=local)
-        assessment = planner.assess(setting, strict=True)
+        assessment = planner.assess(setting)
         found = plan_json(planner, assessment)
         if assessment.fit is not None and not assessment.fits:
             found["nearest"] = _advice(planner, assessment, options, say)
