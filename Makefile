@@ -82,5 +82,5 @@ $(DEV): $(BASE)
 	touch $@
 
 $(GOLDEN): $(DEV)
-	$(PIP) --editable '.[golden,tpu]'
+	$(PIP) --editable '.[golden,tpu,gcs]'
 	touch $@
