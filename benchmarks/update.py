@@ -54,7 +54,8 @@ def main() -> None:
     parser.add_argument("--skip_large", action="store_true", help="only the comparison")
     parser.add_argument("--out", default="", help="also write a Markdown file")
     args = parser.parse_args()
-    lines: list[str] = [_head(args)]
+    report = _Report(args.out)
+    report.add([_head(args)])
     with tempfile.TemporaryDirectory() as folder:
         weights = _write_weights(Path(folder) / "weights")
         sides = _sides(args, weights)
@@ -62,14 +63,24 @@ def main() -> None:
         for _ in range(args.repeat):
             for name, command in sides.items():
                 runs[name].append(_run(command))
-        lines += _comparison(runs)
+        report.add(_comparison(runs))
     if not args.skip_large:
-        lines += _large(args)
-        lines += _sizes(args)
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.out:
-        Path(args.out).write_text(text)
+        report.add(_large(args))
+        report.add(_sizes(args))
+
+
+class _Report:
+    """Printed and written part by part: what is measured stays, whatever comes after."""
+
+    def __init__(self, out: str) -> None:
+        self._out, self._text = out, ""
+
+    def add(self, lines: list[str]) -> None:
+        part = "\n".join(lines) + "\n"
+        print(part, flush=True)
+        self._text += part
+        if self._out:
+            Path(self._out).write_text(self._text)
 
 
 def _ours(args: argparse.Namespace, *more: str) -> list[str]:
