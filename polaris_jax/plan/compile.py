@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -19,6 +18,7 @@ from polaris_jax.plan.hlo import Traffic, program_traffic
 HOST_MEMORY = "pinned_host"
 FINAL_TEXT = ".after_codegen.txt"
 LOCK_NAME = "polaris_plan_libtpu.lock"
+_held: list[TextIO] = []  # the lock's file, open as long as this process lives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,21 +131,24 @@ def _compiled(lowered: Any, *, on_tpu: bool) -> tuple[Any, str]:
         return compiled, max(found, key=lambda path: path.stat().st_size).read_text()
 
 
-@contextlib.contextmanager
-def only_libtpu_user(say: Callable[[str], None]) -> Iterator[None]:
-    """Waits until no other plan on this machine holds libtpu: it serves one process at a time.
+def hold_libtpu(say: Callable[[str], None]) -> None:
+    """Waits until no other plan on this machine holds libtpu; from then on this process does.
+
+    It serves one process at a time and stays with it to its end, so the lock does too.
 
     Args:
         say: told when there is something to wait for.
     """
+    if _held:
+        return
     path = Path(os.environ.get("POLARIS_PLAN_LOCK", Path(tempfile.gettempdir()) / LOCK_NAME))
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another plan holds libtpu, which serves one process at a time; waiting ({path})")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"another plan holds libtpu, which serves one process at a time; waiting ({path})")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    _held.append(file)
 
 
 def device_bytes(tree: Any) -> int:

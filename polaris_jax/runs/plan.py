@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from polaris_jax.config import ConfigError, RunConfig
-from polaris_jax.plan.compile import only_libtpu_user
+from polaris_jax.plan.compile import hold_libtpu
 from polaris_jax.plan.fit import COLOCATED, Residency
 from polaris_jax.plan.job import (
     Job,
@@ -68,18 +67,18 @@ def plan(
             that do not divide.
     """
     job = make_job(config, stage=options.stage, mean_response_tokens=options.mean_response_tokens)
-    alone = topology.platform == "tpu"
-    with only_libtpu_user(say) if alone else contextlib.nullcontext():
-        planner = _planner(job, topology, options, say)
-        local = local_device_count(planner.devices)
-        if options.search:
-            return _search(planner, local)
-        setting = config_setting(config, devices=len(planner.devices), local_devices=local)
-        assessment = planner.assess(setting)
-        found = plan_json(planner, assessment)
-        if assessment.fit is not None and not assessment.fits:
-            found["nearest"] = _advice(planner, assessment, options, say)
-        return found
+    if topology.platform == "tpu":
+        hold_libtpu(say)
+    planner = _planner(job, topology, options, say)
+    local = local_device_count(planner.devices)
+    if options.search:
+        return _search(planner, local)
+    setting = config_setting(config, devices=len(planner.devices), local_devices=local)
+    assessment = planner.assess(setting)
+    found = plan_json(planner, assessment)
+    if assessment.fit is not None and not assessment.fits:
+        found["nearest"] = _advice(planner, assessment, options, say)
+    return found
 
 
 def _planner(

@@ -20,41 +20,41 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.models.logprobs import CHUNK_TOKENS, target_logprobs
-from polaris_jax.plan.compile import only_libtpu_user
+from polaris_jax.plan.compile import hold_libtpu
 
 TOKENS, VOCAB, HIDDEN = 53_248, 151_936, 2560
 
 
 def main() -> None:
     chunk = int(sys.argv[1]) if len(sys.argv) > 1 else CHUNK_TOKENS
-    with only_libtpu_user(partial(print, file=sys.stderr)):
-        topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
-        mesh = Mesh(np.array(topology.devices[:1]), ("one",))
-        here = NamedSharding(mesh, PartitionSpec())
+    hold_libtpu(partial(print, file=sys.stderr))
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
+    mesh = Mesh(np.array(topology.devices[:1]), ("one",))
+    here = NamedSharding(mesh, PartitionSpec())
 
-        def array(dtype, *shape: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=here)
+    def array(dtype, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=here)
 
-        def gradients(head_VD, hidden_BTD, target_BT, temperature_BT, weight_BT):
-            def loss(head_VD, hidden_BTD):
-                logp_BT, entropy_BT = target_logprobs(
-                    head_VD, hidden_BTD, target_BT, temperature_BT, chunk_tokens=chunk
-                )
-                return jnp.sum(logp_BT * weight_BT), jnp.mean(entropy_BT)
-
-            return jax.grad(loss, argnums=(0, 1), has_aux=True)(head_VD, hidden_BTD)
-
-        program = (
-            jax.jit(gradients, out_shardings=here)
-            .lower(
-                array(jnp.float32, VOCAB, HIDDEN),
-                array(jnp.bfloat16, 1, TOKENS, HIDDEN),
-                array(jnp.int32, 1, TOKENS),
-                array(jnp.float32, 1, TOKENS),
-                array(jnp.float32, 1, TOKENS),
+    def gradients(head_VD, hidden_BTD, target_BT, temperature_BT, weight_BT):
+        def loss(head_VD, hidden_BTD):
+            logp_BT, entropy_BT = target_logprobs(
+                head_VD, hidden_BTD, target_BT, temperature_BT, chunk_tokens=chunk
             )
-            .compile()
+            return jnp.sum(logp_BT * weight_BT), jnp.mean(entropy_BT)
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(head_VD, hidden_BTD)
+
+    program = (
+        jax.jit(gradients, out_shardings=here)
+        .lower(
+            array(jnp.float32, VOCAB, HIDDEN),
+            array(jnp.bfloat16, 1, TOKENS, HIDDEN),
+            array(jnp.int32, 1, TOKENS),
+            array(jnp.float32, 1, TOKENS),
+            array(jnp.float32, 1, TOKENS),
         )
+        .compile()
+    )
     print(json.dumps({"temporaries": program.memory_analysis().temp_size_in_bytes}))
 
 

@@ -1,14 +1,18 @@
 """One program compiled for virtual devices: its bytes, and the lock that keeps libtpu to one."""
 
-import threading
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polaris_jax.plan.compile import Program, compile_program, device_bytes, only_libtpu_user
+from polaris_jax.plan.compile import Program, compile_program, device_bytes
 
+ROOT = Path(__file__).parents[2]
 MESH = Mesh(np.array(jax.devices()[:4]), ("x",))
 
 
@@ -33,19 +37,32 @@ def test_a_donated_argument_is_not_counted_twice():
     assert not done.refusal
 
 
-def test_a_second_plan_waits_and_says_so(monkeypatch, tmp_path):
-    monkeypatch.setenv("POLARIS_PLAN_LOCK", str(tmp_path / "lock"))
-    said, entered = [], threading.Event()
+HOLD = """
+import sys
+from pathlib import Path
+from polaris_jax.plan.compile import hold_libtpu
 
-    def second():
-        with only_libtpu_user(said.append):
-            entered.set()
+def say(text):
+    print(text, flush=True)
 
-    with only_libtpu_user(said.append):
-        thread = threading.Thread(target=second)
-        thread.start()
-        assert not entered.wait(0.3)
-    thread.join(10)
-    assert entered.is_set()
-    assert len(said) == 1
-    assert "another plan holds libtpu" in said[0]
+hold_libtpu(say)
+hold_libtpu(say)  # it is held already
+say("held")
+sys.stdin.read()
+"""
+
+
+def test_a_second_plan_waits_until_the_first_has_ended_and_says_so(tmp_path):
+    env = os.environ | {"POLARIS_PLAN_LOCK": str(tmp_path / "lock"), "PYTHONPATH": str(ROOT)}
+
+    def start():
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, "-c", HOLD], env=env, text=True, **pipes)
+
+    with start() as first, start() as second:
+        said = {process: process.stdout.readline().strip() for process in (first, second)}
+        waiting, holding = sorted((first, second), key=lambda process: said[process] == "held")
+        assert said[holding] == "held"
+        assert "another plan holds libtpu" in said[waiting]
+        holding.communicate()
+        assert waiting.communicate()[0].strip() == "held"

@@ -67,17 +67,17 @@ PODS = runpy.run_path(str(ROOT / "configs" / "_targets.py"))["PODS"]
 MESHES = """
 import sys
 from polaris_jax.config import MeshSection
-from polaris_jax.plan.compile import only_libtpu_user
+from polaris_jax.plan.compile import hold_libtpu
 from polaris_jax.plan.topologies import devices, parse_topology
 from polaris_jax.sharding import make_mesh
 
-with only_libtpu_user(print):
-    for pod in sys.argv[1:]:
-        name, context = pod.rsplit("/", 1)
-        found = devices(parse_topology(name))
-        mesh = make_mesh(MeshSection(context=int(context)), found)
-        assert mesh.shape["context"] == int(context)
-        assert sorted(d.id for d in mesh.devices.flat) == sorted(d.id for d in found)
+hold_libtpu(print)
+for pod in sys.argv[1:]:
+    name, context = pod.rsplit("/", 1)
+    found = devices(parse_topology(name))
+    mesh = make_mesh(MeshSection(context=int(context)), found)
+    assert mesh.shape["context"] == int(context)
+    assert sorted(d.id for d in mesh.devices.flat) == sorted(d.id for d in found)
 """
 
 

@@ -7,7 +7,6 @@ Its own process, because libtpu and a fresh backend are wanted; one at a time, b
 one process of a machine.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -26,7 +25,7 @@ from jax.experimental import topologies
 from polaris_jax.config import MeshSection
 from polaris_jax.models import Qwen, param_axes, param_shapes
 from polaris_jax.models.presets import preset
-from polaris_jax.plan.compile import only_libtpu_user
+from polaris_jax.plan.compile import hold_libtpu
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.abstract_programs import (
     decode_program,
@@ -112,17 +111,14 @@ def report_sync(devices, platform: str, tensor: int) -> None:
 
 def main() -> None:
     platform, topology, *rest = sys.argv[1:]
-    with (
-        only_libtpu_user(partial(print, file=sys.stderr))
-        if platform == "tpu"
-        else contextlib.nullcontext()
-    ):
-        devices = devices_of(platform, topology, rest[0] if rest else None)
-        kinds = ["decode", "prefill", "decode-xla"]
-        report(devices, platform, 1, kinds)
-        report(devices, platform, 4, kinds[:2])
-        report_sync(devices, platform, 1)
-        report_sync(devices, platform, 4)
+    if platform == "tpu":
+        hold_libtpu(partial(print, file=sys.stderr))
+    devices = devices_of(platform, topology, rest[0] if rest else None)
+    kinds = ["decode", "prefill", "decode-xla"]
+    report(devices, platform, 1, kinds)
+    report(devices, platform, 4, kinds[:2])
+    report_sync(devices, platform, 1)
+    report_sync(devices, platform, 4)
 
 
 if __name__ == "__main__":

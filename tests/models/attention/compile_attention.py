@@ -10,7 +10,6 @@ wanted; one at a time, because libtpu serves one process of a machine.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -28,7 +27,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.models.attention import ContextShard, attend
-from polaris_jax.plan.compile import only_libtpu_user
+from polaris_jax.plan.compile import hold_libtpu
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 32, 8, 128
 TPU = "v5p:2x2x1"
@@ -100,17 +99,14 @@ def main() -> None:
     parser.add_argument("--one_segment", action="store_true")
     parser.add_argument("--shards", type=int, default=1)
     args = parser.parse_args()
-    with (
-        only_libtpu_user(partial(print, file=sys.stderr))
-        if args.platform == "tpu"
-        else contextlib.nullcontext()
-    ):
-        devices = devices_of(args.platform, args.target)
-        for length in args.lengths:
-            line = compiled(
-                devices, args.back_end, length, packed=not args.one_segment, shards=args.shards
-            )
-            print(json.dumps({"platform": args.platform} | line), flush=True)
+    if args.platform == "tpu":
+        hold_libtpu(partial(print, file=sys.stderr))
+    devices = devices_of(args.platform, args.target)
+    for length in args.lengths:
+        line = compiled(
+            devices, args.back_end, length, packed=not args.one_segment, shards=args.shards
+        )
+        print(json.dumps({"platform": args.platform} | line), flush=True)
 
 
 if __name__ == "__main__":
