@@ -147,7 +147,7 @@ def visit(
         graded, temperature=stage.temperature, max_response_tokens=stage.max_response_tokens
     )
     run.count(sampled_tokens=sum(len(r) for group in graded.token_ids for r in group))
-    run.save_rollouts(graded, attempt=attempt)
+    run.files.write_rollouts(run.step, graded, attempt=attempt)
     rescued = 0
     if run.config.batch.rescue:
         graded, rescued = run.sink.rescue(

@@ -93,7 +93,7 @@ def enter_stage(
             "decisions": decisions,
         }
     )
-    run.write_stages()
+    run.files.write_stages(run.stage_records)
     run.progress.line(
         f"stage {index}: {section.steps} steps, temperature {temperature:g}, up to {budget} "
         f"response tokens, {len(dropped)} problems dropped so far"

@@ -29,14 +29,13 @@ from polaris_jax.data.loader import PromptLoader
 from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.held_out import HeldOut
 from polaris_jax.mark import Mark, stage_from
-from polaris_jax.metrics import Mean, MetricsWriter, value_of
+from polaris_jax.metrics import Mean, value_of
 from polaris_jax.models import RopeScaling
-from polaris_jax.models.tokenizer import has_tokenizer, save_tokenizer
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, PromptBatch, Rollouts, StageState
 from polaris_jax.rollout import Sampler
+from polaris_jax.run_files import RunFiles
 from polaris_jax.session import (
-    TOKENIZER,
     evaluation_problems,
     fitting,
     fold_seed,
@@ -51,7 +50,7 @@ from polaris_jax.signals import StopRequest
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.step_clock import StepClock
-from polaris_jax.step_records import UPDATE_METRICS, rollout_rows, step_text
+from polaris_jax.step_records import UPDATE_METRICS, step_text
 from polaris_jax.step_rules import pack_minibatches
 from polaris_jax.train.state import TrainState, init_train_state, with_rope_scaling
 from polaris_jax.train.update import Updater, merge_metrics
@@ -159,28 +158,21 @@ class TrainingRun:
         keep_base = self.reference is not None
         self.state = init_train_state(base, config.optimizer, self.mesh, take=not keep_base)
         self._resume_or_start()
-        self.writer = opening.enter_context(
+        self.files = opening.enter_context(
             contextlib.closing(
-                MetricsWriter(
+                RunFiles(
                     workdir,
-                    tensorboard=config.metrics.tensorboard,
-                    wandb=config.metrics.wandb,
+                    config,
+                    self._claim,
                     first_step=self.step,
-                    enabled=processes.is_first(),
+                    tokenizer=self.tokenizer,
                 )
             )
         )
-        if processes.is_first():
-            redone = self.writer.cut_back(self.step)
-            if redone:
-                self.progress.line(f"{redone} steps are done again")
-            workdir_lib.delete_rollouts_from(workdir, self.step)
-            tokenizer_dir = workdir / "checkpoints" / TOKENIZER
-            if not has_tokenizer(tokenizer_dir):  # what makes a checkpoint convertible on its own
-                tokenizer_dir.mkdir(parents=True, exist_ok=True)
-                save_tokenizer(self.tokenizer, tokenizer_dir)
-            devices = Counter(device.device_kind for device in jax.devices())
-            workdir_lib.note(workdir, devices=devices, processes=jax.process_count())
+        if self.files.redone:
+            self.progress.line(f"{self.files.redone} steps are done again")
+        if self.resumed is not None:
+            self.files.write_stages(self.stage_records)
 
     def __exit__(self, *error: object) -> None:
         self._closing.close()
@@ -196,7 +188,6 @@ class TrainingRun:
             loader.load_state_dict(host["loader"])
             self.state = with_rope_scaling(self.state, self.rope_scaling(stage.stage))
             sampler = self.make_sampler(self.state, stage.max_response_tokens)
-            self.write_stages()
             self.resumed = stage, self.state, loader, sampler
         elif self._start is not None:
             source = self._start.checkpoint
@@ -352,39 +343,21 @@ class TrainingRun:
         }
 
     def write_metrics(self, step: int, metrics: dict[str, Any]) -> None:
-        """One line of metrics.jsonl: functions of config, data and seed alone."""
+        """The step's line of metrics.jsonl, and what a person sees of it."""
         stage = self.stage_records[-1]
         line = {"stage": stage["stage"], "data/dropped": stage["dropped_ids_count"]}
-        self._claim.check()
-        self.writer.write(step, dict.fromkeys(UPDATE_METRICS) | line | metrics)
+        self.files.write_metrics(step, dict.fromkeys(UPDATE_METRICS) | line | metrics)
         self.progress.line(step_text(step, metrics))
 
     def write_timing(self, step: int, sampler: Sampler) -> None:
-        """One line of timing.jsonl: wall clock, throughput, memory, time-outs."""
+        """The step's line of timing.jsonl."""
         line = self.clock.line(sampler, self.grader, update_tokens=self.counts["update_tokens"])
-        if line["reward/timeouts"] and processes.is_first():
-            workdir_lib.mark_nondeterministic(self.workdir)
-        self.writer.write_timing(step, line)
-
-    def save_rollouts(self, graded: Graded, *, attempt: int) -> None:
-        """This step's responses, as sampled and graded, in rollouts/."""
-        every = self.config.rollout.save_every
-        if not every or self.step % every or not processes.is_first():
-            return
-        self._claim.check()
-        rows = rollout_rows(graded, attempt=attempt)
-        workdir_lib.write_rollouts(self.workdir, self.step, rows, append=attempt > 0)
+        self.files.write_timing(step, line)
 
     def close_stage_record(self, last_step: int) -> None:
         """Notes in stages.json at which step the present stage ended."""
         self.stage_records[-1]["last_step"] = last_step
-        self.write_stages()
-
-    def write_stages(self) -> None:
-        """stages.json, from the records that the checkpoint holds too."""
-        if processes.is_first():
-            self._claim.check()
-            workdir_lib.write_json(self.workdir / "stages.json", self.stage_records)
+        self.files.write_stages(self.stage_records)
 
     def mark(self, stage: StageState, loader: PromptLoader) -> Mark:
         """The host state at the beginning of a step, cheap to take: tables are copied shallowly."""

@@ -26,5 +26,17 @@ if os.environ.get("POLARIS_TYPECHECK", "1") != "0":
     install_import_hook("polaris_jax", "tests.array_checks.check_arrays")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An object store of the test's own, behind gs://."""
+    from tests import fake_bucket
+
+    bucket = fake_bucket.Bucket()
+    fake_bucket.mount(monkeypatch, bucket)
+    yield bucket
+    bucket.close()

@@ -21,6 +21,7 @@ RANKS = {
     "__main__": CLI,
     "cli": CLI,
     "loop": COMPOSITIONS,
+    "run_files": COMPOSITIONS,
     "runs": COMPOSITIONS,
     "base_model": COMPOSITIONS,
     "held_out": COMPOSITIONS,

@@ -7,15 +7,6 @@ import pytest
 
 from polaris_jax import files
 from polaris_jax.config import ConfigError
-from tests import fake_bucket
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    bucket = fake_bucket.Bucket()
-    fake_bucket.mount(monkeypatch, bucket)
-    yield bucket
-    bucket.close()
 
 
 def test_a_local_place_is_absolute_and_a_store_stays_as_named(bucket, monkeypatch, tmp_path):

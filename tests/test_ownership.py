@@ -7,17 +7,8 @@ import pytest
 from polaris_jax import workdir as workdir_lib
 from polaris_jax.config import ConfigError, build_config, default_config
 from polaris_jax.ownership import TakenOver
-from tests import fake_bucket
 
 WORKDIR = "gs://bucket/run"
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    bucket = fake_bucket.Bucket()
-    fake_bucket.mount(monkeypatch, bucket)
-    yield bucket
-    bucket.close()
 
 
 def test_the_newest_run_wins_and_the_older_one_is_told(bucket):
