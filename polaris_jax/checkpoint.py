@@ -1,9 +1,9 @@
 """Everything that a resume needs, saved and restored together.
 
 A checkpoint is a directory named by its step: `arrays/` (orbax, written by all processes),
-`host.json` and, last, `MANIFEST.json` (see `manifest`); `step_folders` says how it is written,
-replaced and deleted on a disk or in an object store. `latest` reads every byte before it trusts
-one.
+`host.json` and the arrays that it speaks of, `host.bin`, and, last, `MANIFEST.json` (see
+`manifest`); `step_folders` says how it is written, replaced and deleted on a disk or in an object
+store. `latest` reads every byte before it trusts one.
 
 Several processes call `save`, `latest` and `restore` together, on a disk or store that they share.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import sys
@@ -20,13 +19,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from polaris_jax import manifest, processes
 from polaris_jax.architecture import differing_arrays, differing_fields, shape_and_dtype
 from polaris_jax.config_sections import ConfigError
 from polaris_jax.files import AnyPath, as_place, sync_directory, write_bytes
-from polaris_jax.host_state import canonical_json, plain
+from polaris_jax.host_state import canonical_json, plain, read_host
 from polaris_jax.orbax_arrays import (
     StreamedArray,
     as_committed_as,
@@ -43,6 +43,7 @@ T = TypeVar("T")
 
 ARRAYS = "arrays"
 HOST = "host.json"
+HOST_ARRAYS = "host.bin"
 
 
 class CheckpointError(RuntimeError):
@@ -157,8 +158,8 @@ class Checkpointer:
             step: its name, >= 0.
             arrays: pytree of jax.Array, sharded in any way; every process passes its own view. Or,
                 in a single process, of `StreamedArray`, of which a part is in memory at a time.
-            host: JSON-able state, the same in all processes; numpy scalars become plain numbers,
-                tuples come back as lists.
+            host: JSON-able state, the same in all processes, which may hold numpy arrays; numpy
+                scalars become plain numbers, tuples come back as lists.
 
         Raises:
             ValueError: a leaf that is no jax.Array, or host state that is no JSON.
@@ -174,9 +175,9 @@ class Checkpointer:
                     f"checkpoint {step}: {path} is a {type(leaf).__name__}; arrays hold jax.Array "
                     "alone, other state goes into host"
                 )
-        host_bytes = canonical_json(host, f"checkpoint {step}")
+        host_text, host_arrays = canonical_json(host, f"checkpoint {step}")
         try:
-            self._write(step, leaves, host_bytes)
+            self._write(step, leaves, host_text, host_arrays)
         except TakenOver:
             raise  # what lies there is the other run's
         except (OSError, ValueError, RuntimeError) as error:
@@ -189,7 +190,9 @@ class Checkpointer:
         self._verified.add(step)
         self._newest_saved = step
 
-    def _write(self, step: int, leaves: dict[str, Any], host: bytes) -> None:
+    def _write(
+        self, step: int, leaves: dict[str, Any], host: bytes, host_arrays: list[np.ndarray]
+    ) -> None:
         folders, path = self._folders, self._folders.path(step)
 
         def begin() -> str:
@@ -224,6 +227,10 @@ class Checkpointer:
                 orbax.save(place, args=args)
         if processes.is_first():
             write_bytes(data / HOST, host)
+            if host_arrays:
+                with (data / HOST_ARRAYS).open("wb") as file:
+                    for array in host_arrays:
+                        file.write(array.data)
         names = _from_first(lambda: [f"{folder}{name}" for name in manifest.list_files(data)])
         mine = names[jax.process_index() :: jax.process_count()]
         shares = processes.gather_objects(manifest.sync_and_sum(path, mine))
@@ -291,8 +298,9 @@ class Checkpointer:
             raise CheckpointError(f"{where} is not whole: {error}") from error
 
     def host(self, step: int) -> dict[str, Any]:
-        """The host state of `step`, without its arrays."""
-        return json.loads((self._folders.data(step) / HOST).read_bytes())
+        """The host state of `step`, without the arrays of the devices."""
+        data = self._folders.data(step)
+        return read_host((data / HOST).read_bytes(), lambda: (data / HOST_ARRAYS).open("rb"))
 
     def open_arrays(self, step: int, names: list[str]) -> dict[str, Any]:
         """Arrays of `step` by name, opened and not read: tensorstores, for reading part by part.

@@ -1,11 +1,19 @@
-"""The host state of a checkpoint as JSON that comes back as it was."""
+"""The host state of a checkpoint: JSON that comes back as it was, and the bytes of its arrays.
+
+An array's place in the JSON holds its dtype, shape and offset in a binary file beside it: the
+rescue sink of a long run is gigabytes, which as text would be half as much again, and slow.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import IO, Any
 
 import numpy as np
+
+ARRAY = "__array__"  # [dtype, shape, offset in bytes]
 
 
 def plain(value: Any) -> Any:
@@ -19,29 +27,82 @@ def _number(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
-def canonical_json(host: dict[str, Any], name: str) -> bytes:
-    """Host state as JSON; equal states give equal bytes.
+def canonical_json(host: dict[str, Any], name: str) -> tuple[bytes, list[np.ndarray]]:
+    """Host state as JSON, and the arrays that lie beside it; equal states give equal bytes.
 
     Args:
-        host: dicts with string keys, lists, plain values, numpy scalars.
+        host: dicts with string keys, lists, plain values, numpy scalars and arrays of numbers.
         name: of what it belongs to, for errors.
+
+    Returns:
+        (JSON text, arrays in the order of their offsets, little-endian).
 
     Raises:
         ValueError: it is no JSON.
     """
+    arrays: list[np.ndarray] = []
+    offset = 0
+
+    def beside(value: Any) -> Any:
+        nonlocal offset
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+            return _number(value)
+        fields = [value.dtype.name, list(value.shape), offset]
+        arrays.append(np.ascontiguousarray(value, value.dtype.newbyteorder("<")))
+        offset += value.nbytes
+        return {ARRAY: fields}
+
     try:
         _check_keys(host, "host")
         # NaN is let through: Python reads it back, and a state that has one must still be saved.
-        text = json.dumps(host, sort_keys=True, separators=(",", ":"), default=_number)
+        text = json.dumps(host, sort_keys=True, separators=(",", ":"), default=beside)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: host state cannot be saved: {error}") from error
-    return text.encode()
+    return text.encode(), arrays
+
+
+def read_host(text: bytes, open_arrays: Callable[[], IO[bytes]]) -> dict[str, Any]:
+    """What `canonical_json` was given, tuples as lists.
+
+    Args:
+        text: the JSON.
+        open_arrays: opens the file of the arrays, one after the other; called if there are any.
+    """
+    places: list[dict[str, Any]] = []
+
+    def note(fields: dict[str, Any]) -> dict[str, Any]:
+        if ARRAY in fields:
+            places.append(fields)
+        return fields
+
+    host = json.loads(text, object_hook=note)
+    if not places:
+        return host
+    with open_arrays() as file:
+        for fields in sorted(places, key=lambda fields: fields[ARRAY][2]):
+            name, shape, offset = fields[ARRAY]
+            dtype = np.dtype(name)
+            file.seek(offset)
+            data = file.read(dtype.itemsize * math.prod(shape))
+            array = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+            fields[ARRAY] = array
+    return _placed(host)
+
+
+def _placed(value: Any) -> Any:
+    if isinstance(value, dict):
+        if ARRAY in value:
+            return value[ARRAY]
+        return {name: _placed(item) for name, item in value.items()}
+    return [_placed(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_keys(value: Any, path: str) -> None:
     # json turns the key 1 into "1" without a word: the state would come back changed.
     if isinstance(value, dict):
         for key, item in value.items():
+            if key == ARRAY:
+                raise TypeError(f"{path} has the key {key!r}, which marks an array")
             if not isinstance(key, str):
                 raise TypeError(f"{path} has the key {key!r}; JSON keys are strings")
             _check_keys(item, f"{path}.{key}")

@@ -24,13 +24,13 @@ class Mark:
     counts: dict[str, int]
 
     def host_state(self) -> dict[str, Any]:
-        """The same as JSON-able values, for `Checkpointer.save`."""
+        """The same as JSON-able values and arrays, for `Checkpointer.save`."""
         return {
             "step": self.step,
             "stage": dataclasses.asdict(self.stage),
             "stage_records": list(self.stage_records),
             "accuracy": self.accuracy.state_dict(),
-            "sink": self.sink.state_dict(),
+            "sink": self.sink.array_state(),
             "loader": self.loader,
             "counts": self.counts,
         }

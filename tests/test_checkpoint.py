@@ -148,6 +148,32 @@ def test_host_state_may_hold_numpy_scalars_and_comes_back_plain(saver):
     assert back == {"i": 2**40, "f": float(np.float32(0.1)), "b": True, "t": [1, [2]]}
 
 
+def test_host_state_may_hold_arrays_and_they_come_back_bit_for_bit(saver):
+    arrays = {
+        "i": np.arange(7, dtype=np.int32),
+        "big endian": np.arange(3, dtype=">f8") / 3,
+        "columns": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "empty": np.zeros((0, 4), np.int64),
+        "scalar": np.array(True),
+    }
+    saver.save(3, {"w": jnp.ones(2)}, {"rows": [{"x": x} for x in arrays.values()], "n": 1})
+    _, back = saver.restore(3, {"w": jnp.ones(2)})
+    assert back["n"] == 1
+    for saved, read in zip(arrays.values(), back["rows"], strict=True):
+        assert read["x"].dtype == saved.dtype.newbyteorder("=")
+        assert read["x"].shape == saved.shape
+        assert np.array_equal(read["x"], saved)
+        assert read["x"].flags.writeable  # memory of its own
+
+
+def test_a_flipped_bit_in_the_arrays_of_the_host_state_is_found(saver):
+    saver.save(3, {"w": jnp.ones(2)}, {"x": np.zeros(8, np.int32)})
+    path = saver.directory / "3" / "host.bin"
+    assert path.stat().length == 32
+    path.write_bytes(b"\1" + path.read_bytes()[1:])
+    assert Checkpointer(saver.directory, warn=lambda text: None).latest() is None
+
+
 def test_equal_host_states_give_equal_bytes(saver):
     for step, host in enumerate(({"a": 1, "b": [2.5]}, {"b": [2.5], "a": 1})):
         saver.save(step, {"w": jnp.ones(2)}, host)
@@ -160,9 +186,10 @@ def test_equal_host_states_give_equal_bytes(saver):
     [
         ({"table": {1: 2}}, r"host\.table has the key 1"),
         ({"rows": [{"x": {None: 1}}]}, r"host\.rows\[0\]\.x has the key None"),
-        ({"array": np.zeros(2)}, "ndarray"),
+        ({"array": np.array(["a"])}, "ndarray"),
+        ({"x": {"__array__": 1}}, r"host\.x has the key '__array__', which marks an array"),
     ],
-    ids=["int key", "None key", "array"],
+    ids=["int key", "None key", "array of texts", "key of an array"],
 )
 def test_host_state_that_would_not_come_back_is_refused_before_anything_is_written(
     saver, host, words

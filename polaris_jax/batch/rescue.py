@@ -12,6 +12,7 @@ import numpy as np
 from polaris_jax.batch.groups import replace_rows
 from polaris_jax.records import Graded
 
+_ARRAYS = ("token_ids", "logprobs")
 CORRECT = 1.0  # the grader's reward of a right answer; anything less is not stored
 
 
@@ -146,12 +147,20 @@ class RescueBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the buffer holds, in plain JSON types; arrays as base64 of their bytes."""
+        state = self.array_state()
+        for fields in state["slots"]:
+            for name in _ARRAYS:
+                fields[name] = _encode(fields[name])
+        return state
+
+    def array_state(self) -> dict[str, Any]:
+        """The same with numpy arrays in it, none of them copied: what a checkpoint takes."""
         return {
             "slots": [
                 {
                     "problem_id": problem_id,
-                    "token_ids": _encode(slot.token_ids_T),
-                    "logprobs": _encode(slot.logp_T),
+                    "token_ids": slot.token_ids_T,
+                    "logprobs": slot.logp_T,
                     **slot.rest,
                 }
                 for problem_id, slot in self._slots.items()
@@ -159,7 +168,7 @@ class RescueBuffer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replaces the contents by those of a `state_dict`, bit for bit."""
+        """Replaces the contents by those of a `state_dict` or `array_state`, bit for bit."""
         self._slots = {
             fields["problem_id"]: _Slot(
                 _decode(fields["token_ids"]),
@@ -167,7 +176,7 @@ class RescueBuffer:
                 {
                     name: value
                     for name, value in fields.items()
-                    if name not in ("problem_id", "token_ids", "logprobs")
+                    if name not in ("problem_id", *_ARRAYS)
                 },
             )
             for fields in state["slots"]
@@ -197,7 +206,9 @@ def _encode(values_T: np.ndarray) -> dict[str, str]:
     return {"dtype": values_T.dtype.name, "base64": data}
 
 
-def _decode(fields: Mapping[str, str]) -> np.ndarray:
+def _decode(fields: Mapping[str, str] | np.ndarray) -> np.ndarray:
+    if isinstance(fields, np.ndarray):
+        return fields
     dtype = np.dtype(fields["dtype"])
     data = base64.b64decode(fields["base64"])
     return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)

@@ -209,6 +209,9 @@ def test_state_is_plain_json_and_comes_back_bit_for_bit():
     other.load_state_dict(json.loads(text))
     assert len(other) == len(sink) > 3
     assert json.dumps(other.state_dict()) == text
+    third = RescueBuffer()
+    third.load_state_dict(sink.array_state())
+    assert json.dumps(third.state_dict()) == text
     for entry in sink.state_dict()["slots"]:
         assert other.get(entry["problem_id"]) == sink.get(entry["problem_id"])
 
