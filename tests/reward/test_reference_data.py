@@ -147,3 +147,40 @@ def test_other_problems_answers_stay_wrong_and_dressed_golds_right() -> None:
     # docs/results has a line on each: the original is wrong on them, or gold and answer are odd.
     assert set(lost) <= {"hand", "hand2", "math500/unit", "math500/xeq", "mathverify_tests"}, lost
     assert sum(lost.values()) <= 16, lost
+
+
+TABLE = ROOT / "docs" / "results" / "2026-11-24_grader_disagreements.md"
+ROW = re.compile(r"^\| (.+?) \| (.+?) \| (\w+) \| (.+) \|$")
+HEADS = {"## We refuse": True, "## We accept": False}  # the original's verdict
+
+
+def cell(text: str) -> str:
+    """A text as a cell of the table shows it, but for white space."""
+    return "".join(text.replace("\n", "⏎").replace("|", "\\|").split()) or "(empty)"
+
+
+def reasons() -> dict[tuple[str, str, bool], str]:
+    found, accepted = {}, None
+    for line in TABLE.read_text().splitlines():
+        for head, verdict in HEADS.items():
+            accepted = verdict if line.startswith(head) else accepted
+        row = ROW.match(line)
+        if accepted is None or row is None or row[1] == "answer":
+            continue
+        answer, gold = ("".join(c.strip("`").split()) for c in (row[1].strip(), row[2].strip()))
+        found[answer, gold, accepted] = row[4].strip()
+    return found
+
+
+def test_each_disagreement_with_the_original_has_its_reason_in_the_table() -> None:
+    pairs = rows("grader/original_verdicts")
+    ours = judge([(row["answer"], row["gold"]) for row in pairs])
+    differing = {
+        (cell(row["answer"]), cell(row["gold"]), row["original_verdict"])
+        for row, verdict in zip(pairs, ours, strict=True)
+        if verdict != row["original_verdict"]
+    }
+    explained = reasons()
+    assert differing - set(explained) == set()
+    assert set(explained) - differing == set()
+    assert all(len(reason) > 15 for reason in explained.values())
