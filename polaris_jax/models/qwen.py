@@ -5,7 +5,7 @@ Layers are stacked on a leading L axis and scanned. What differs between trainer
 `attend` function that `forward` is given: the trainer's looks at the row itself, the sampler's
 writes keys and values into its page pool, which rides in the scan's carry.
 
-Arrays carry logical axis names (`param_axes`); only sharding.py knows the mesh.
+Arrays carry logical axis names (`param_axes`); only `sharding` knows the mesh.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def param_axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """Logical axes of every parameter by its path; sharding.py maps them to mesh axes."""
+    """Logical axes of every parameter by its path; `sharding` maps them to mesh axes."""
     axes = {name: a for name, (_, a) in _TOP_PARAMS.items()}
     axes |= {f"layers/{name}": ("layers", *a) for name, (_, a) in _LAYER_PARAMS.items()}
     return {path: axes[path] for path in param_shapes(config)}

@@ -1,0 +1,108 @@
+"""The trainer's mesh and the shardings of its batches.
+
+Axes of the mesh:
+
+    data      splits batch rows; weights and moments are stored split over it too
+    fsdp      splits batch rows, and the storage of weights, gradients and moments
+    context   splits the tokens of a row, the vocabulary, and the storage of weights
+    tensor    splits heads, MLP width, vocabulary, and tokens outside of the matrix products
+
+All axes are `Auto`: the compiler propagates shardings (`jax.make_mesh` defaults to explicit axes,
+where a plain gather raises ShardingTypeError).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from polaris_jax.config import ConfigError, MeshSection
+
+CONTEXT, TENSOR = "context", "tensor"
+MESH_AXES = ("data", "fsdp", CONTEXT, TENSOR)
+ROW_AXES = ("data", "fsdp")
+TOKEN_AXES = (CONTEXT, TENSOR)
+
+
+def make_mesh(section: MeshSection, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with axes data, fsdp, context, tensor over the devices.
+
+    Args:
+        section: axis sizes; fsdp=-1 takes the devices that the other axes leave.
+        devices: default: all devices of all processes.
+
+    Raises:
+        ConfigError: a size below 1, or the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    for name in MESH_AXES:
+        size = getattr(section, name)
+        if size < 1 and not (name == "fsdp" and size == -1):
+            rule = "must be at least 1" + (", or -1 for the rest" if name == "fsdp" else "")
+            raise ConfigError(f"mesh.{name}={size}: {rule}")
+    others = section.data * section.context * section.tensor
+    fsdp = len(devices) // others if section.fsdp == -1 else section.fsdp
+    if others * fsdp != len(devices):
+        raise ConfigError(
+            f"mesh.fsdp={section.fsdp}: with data={section.data}, context={section.context}, "
+            f"tensor={section.tensor} the mesh needs {others * max(fsdp, 1)} devices and there are "
+            f"{len(devices)}; choose sizes whose product is {len(devices)}, or fsdp=-1"
+        )
+    shape = (section.data, fsdp, section.context, section.tensor)
+    if math.prod(shape) > 1 and devices[0].platform == "tpu":
+        # Split axes: 16 x 2 on a torus of 4 x 8 needs one of them cut, which make_mesh refuses.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices, dtype=object).reshape(shape)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def split_devices(sampler_devices: int) -> tuple[list[Any], list[Any]]:
+    """The trainer's devices, of all processes, and this process's sampler's.
+
+    Args:
+        sampler_devices: so many devices of each process, its last, sample and do nothing else; 0:
+            every device does both.
+
+    Raises:
+        ConfigError: none of a process's devices is left to train on.
+    """
+    everywhere, here = jax.devices(), jax.local_devices()
+    if sampler_devices == 0:
+        return everywhere, here
+    if not 0 < sampler_devices < len(here):
+        raise ConfigError(
+            f"rollout.devices={sampler_devices}: a process has {len(here)} devices and at least "
+            "one must train; set it to 0 (shared) or below that number"
+        )
+    by_process: dict[int, list[Any]] = {}
+    for device in everywhere:
+        by_process.setdefault(device.process_index, []).append(device)
+    trainer = [d for p in sorted(by_process) for d in by_process[p][:-sampler_devices]]
+    return trainer, here[-sampler_devices:]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a [B, T] array split over data x fsdp, tokens over context x tensor."""
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES, TOKEN_AXES))
+
+
+def wide_axes(mesh: Mesh, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the axes that have more than one device."""
+    return tuple(name for name in names if mesh.shape[name] > 1)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
