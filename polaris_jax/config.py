@@ -91,6 +91,7 @@ FREE_FIELDS = (
     "rollout.data",
     "rollout.tensor",
     "rollout.devices",
+    "rollout.processes",
     "rollout.trainer_state",
     "rollout.attention",
     "rollout.reserve",

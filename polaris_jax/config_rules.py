@@ -102,6 +102,12 @@ def _check_rollout(config: RunConfig) -> None:
         "(evaluate.top_k is free)",
     )
     _require(
+        r.processes >= 1,
+        "rollout.processes",
+        r.processes,
+        "so many processes share one sampler; set it to 1, or to a divisor of the run's processes",
+    )
+    _require(
         r.data == 0 or r.slots % r.data == 0,
         "rollout.slots",
         r.slots,

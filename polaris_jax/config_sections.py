@@ -78,6 +78,7 @@ class RolloutSection:
     reserve: float = 0.1  # with num_pages=0, share of device memory left free beside the pool
     data: int = 0  # the sampler's mesh on a process's devices; 0: all (1 on a CPU)
     tensor: int = 1  # devices that share one copy of the sampler's weights
+    processes: int = 1  # so many share one sampler: for a model too large for one host
     devices: int = 0  # of each process, the last so many sample alone, the others train; 0: shared
     # master weights and moments while sampling; host: pinned memory, fetched for each update
     trainer_state: Literal["device", "host"] = "device"

@@ -25,7 +25,7 @@ from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, Problem, PromptBatch, Response, Rollouts
 from polaris_jax.reward import Grader
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
-from polaris_jax.sharding import make_sampler_mesh
+from polaris_jax.sharding import make_sampler_mesh, split_devices
 
 TOKENIZER = "tokenizer"  # beside the checkpoints that it belongs to
 
@@ -163,10 +163,10 @@ def make_sampler(
         model: sharded in any way; in several processes all make theirs together.
         config: the run.
         max_response_tokens: the longest budget that will be asked for.
-        devices: of this process, that it may use; None: all.
+        devices: that it may use; None: all of its processes.
     """
     section = config.rollout
-    devices = jax.local_devices() if devices is None else devices
+    devices = split_devices(0, section.processes)[1] if devices is None else devices
     return Sampler(
         model,
         SamplerConfig(
@@ -210,11 +210,11 @@ def sample(
 ) -> Rollouts:
     """n responses for every prompt, sampled by all processes together.
 
-    Process i samples prompts i, i + count, ...; responses are gathered once at the end, so that no
-    collective runs while anyone decodes.
+    Sampler i takes prompts i, i + count, ...; responses are gathered once at the end, so that no
+    collective crosses samplers while they decode. The processes of one sampler ask the same of it.
 
     Args:
-        sampler: over this process's own devices.
+        sampler: of this process, or of a few.
         prompts: the whole batch, the same in every process.
         tokenizer: decodes the texts.
         n: responses a prompt.
@@ -229,7 +229,7 @@ def sample(
     Raises:
         RolloutAborted: `should_abort` said so in some process.
     """
-    count, index = jax.process_count(), jax.process_index()
+    (index, count), members = sampler.share, sampler.members
     mine = range(index, len(prompts), count)
     params = SamplingParams(
         temperature=temperature,
@@ -251,15 +251,17 @@ def sample(
             )
     except RolloutAborted:
         aborted = True
-    if count > 1:
+    if jax.process_count() > 1:
+        speaks = jax.process_index() == members[0]
         payload = [[(r.token_ids, r.logprobs, r.finish_reason) for r in g] for g in groups]
-        shares = processes.gather_objects({"aborted": aborted, "groups": payload})
+        told = {"aborted": aborted, "groups": payload if speaks else []}
+        shares = processes.gather_objects(told)
         aborted = any(share["aborted"] for share in shares)
     if aborted:
         raise RolloutAborted("the rollout was abandoned on a signal")
     if count > 1:
         by_prompt: list[Any] = [None] * len(prompts)
-        for i, share in enumerate(shares):
+        for i, share in enumerate(shares[:: len(members)]):
             by_prompt[i::count] = [
                 [Response(tuple(t), tuple(lp), reason) for t, lp, reason in group]
                 for group in share["groups"]

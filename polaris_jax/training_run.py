@@ -117,7 +117,9 @@ class TrainingRun:
         self.progress.line(f"problems: {len(self.problems)} from {origin}")
         model_config = base_model_config(config, workdir, self.progress)
         check_positions(config, model_config, self.progress)
-        trainer_devices, self.sampler_devices = split_devices(config.rollout.devices)
+        trainer_devices, self.sampler_devices = split_devices(
+            config.rollout.devices, config.rollout.processes
+        )
         self.mesh = make_mesh(config.mesh, trainer_devices)
         base, self.tokenizer = load_base(config, workdir, self.progress, mesh=self.mesh)
         self.problems = fitting(

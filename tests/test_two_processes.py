@@ -215,15 +215,20 @@ def test_the_trainers_state_may_wait_in_host_memory(base, alone, tmp_path, apart
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_stops_both_with_a_checkpoint(base, alone, tmp_path):
+@pytest.mark.parametrize(
+    "fields",
+    ["mesh.fsdp=2", "mesh.fsdp=2 rollout.processes=2 rollout.data=2"],
+    ids=["a sampler each", "one sampler"],
+)
+def test_sigterm_to_one_stops_both_with_a_checkpoint(base, alone, tmp_path, fields):
     workdir = tmp_path / "run"
-    with Pair(base, workdir) as pair:
+    with Pair(base, workdir, fields=fields) as pair:
         pair.wait_for_steps(2)  # so that a checkpoint is there
         os.kill(pair.pid(1), signal.SIGTERM)
         status, out, err = pair.outcome()
     assert status == 0, out + err
     assert "stopped; rerun" in out
-    with Pair(base, workdir) as pair:
+    with Pair(base, workdir, fields=fields) as pair:
         status, out, err = pair.outcome()
     assert status == 0, out + err
     assert "resumed at step" in out

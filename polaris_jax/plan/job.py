@@ -168,7 +168,7 @@ def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Se
     Args:
         config: of the run.
         devices: of the topology.
-        local_devices: of one process, over which a sampler lies.
+        local_devices: over which a sampler lies: of one process, or of those that share it.
 
     Raises:
         ConfigError: the mesh does not multiply to them, the rows do not divide over it, or the
@@ -199,12 +199,12 @@ def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Se
     if tensor < 1 or local_devices % tensor:
         raise ConfigError(
             f"rollout.tensor={tensor}: must be at least 1 and divide the {local_devices} devices "
-            "of a process"
+            "of a sampler"
         )
     if data and data * tensor != local_devices:
         raise ConfigError(
-            f"rollout.data={data}: a plan lays the sampler over all {local_devices} devices of a "
-            f"process; set it to 0 or to {local_devices // tensor}"
+            f"rollout.data={data}: a plan lays a sampler over all its {local_devices} devices; "
+            f"set it to 0 or to {local_devices // tensor}"
         )
     return setting
 
@@ -246,7 +246,15 @@ def _powers(limit: int) -> list[int]:
     return [1 << i for i in range(limit.bit_length()) if 1 << i <= limit]
 
 
-def local_device_count(devices: Sequence[Any]) -> int:
-    """Devices of one process."""
-    first = devices[0].process_index
-    return sum(device.process_index == first for device in devices)
+def sampler_device_count(devices: Sequence[Any], config: RunConfig) -> int:
+    """Devices that a sampler lies over: those of `rollout.processes` processes.
+
+    Raises:
+        ConfigError: the topology's processes do not divide into samplers.
+    """
+    processes, members = len({d.process_index for d in devices}), config.rollout.processes
+    if processes % members:
+        raise ConfigError(
+            f"rollout.processes={members}: the topology has {processes} processes; choose a divisor"
+        )
+    return len(devices) // processes * members

@@ -11,7 +11,7 @@ from polaris_jax.plan.chips import Chip
 from polaris_jax.plan.compile import Compiled, Program, compile_program
 from polaris_jax.plan.fit import BUDGET, COLOCATED, Fit, Residency, Sizes, judge
 from polaris_jax.plan.hlo import Traffic
-from polaris_jax.plan.job import Job, Setting, local_device_count
+from polaris_jax.plan.job import Job, Setting, sampler_device_count
 from polaris_jax.plan.roofline import (
     ASSUMED,
     Efficiency,
@@ -157,12 +157,12 @@ class Planner:
         return needed <= BUDGET * self.chip.hbm_bytes
 
     def slots(self, setting: Setting) -> int:
-        """Slots of one data shard: `rollout.slots` are one process's."""
+        """Slots of one data shard: `rollout.slots` are one sampler's."""
         return max(1, self._per_shard(self.job.config.rollout.slots, setting))
 
-    def _per_shard(self, of_a_process: int, setting: Setting) -> int:
-        shards = max(1, local_device_count(self.devices) // setting.sampler_tensor)
-        return -(-of_a_process // shards)
+    def _per_shard(self, of_a_sampler: int, setting: Setting) -> int:
+        devices = sampler_device_count(self.devices, self.job.config)
+        return -(-of_a_sampler // max(1, devices // setting.sampler_tensor))
 
     def _once(self, key: Any, make: Callable[[Setting], Any], setting: Setting) -> Any:
         if key not in self._done:

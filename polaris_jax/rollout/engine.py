@@ -112,6 +112,10 @@ class Engine:
         where = None if self.spec.mesh is None else programs.pool_sharding(self.spec)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=where), abstract)
 
+    def _up(self, tree: Any, *, axis: int | None = 0) -> Any:
+        """Host arrays as the programs take them."""
+        return sharding.on_members(tree, self.spec.mesh, axis=axis)
+
     # --- JetStream's verbs ---
 
     def prefill(
@@ -323,7 +327,8 @@ class Engine:
                 part = pairs[start : start + width]
                 if part:
                     from_to[:, shard, : len(part)] = np.array(part, np.int32).T
-            state.pool = self._programs.copy_pages(state.pool, *from_to.reshape(2, -1))
+            pairs = self._up(tuple(from_to.reshape(2, -1)))
+            state.pool = self._programs.copy_pages(state.pool, *pairs)
 
     def warm(self, params: Qwen, state: DecodeState) -> None:
         """Compiles decode for every row bucket, so that no later call has to."""
@@ -341,6 +346,8 @@ class Engine:
     ) -> tuple[Any, Packed]:
         rows, table_BJ = compact(state, index_B)
         exit_below_D = np.broadcast_to(np.array(exit_below, np.int32), (self.data,))
+        rows, table_BJ, exit_below_D = self._up((rows, table_BJ, exit_below_D))
+        stop_X = self._up(stop_X, axis=None)
         return self._programs.decode(params, state.pool, rows, table_BJ, stop_X, exit_below_D)
 
     def _run_prefill(
@@ -363,7 +370,8 @@ class Engine:
                     if done + chunk < len(job.tokens):
                         unfinished.append((job, done + chunk))
                 waiting[shard] = unfinished + queue[batch:]
-            pool = self._programs.prefill(params, pool, token_BT, first_B, count_B, table_BJ)
+            rows = self._up((token_BT, first_B, count_B, table_BJ))
+            pool = self._programs.prefill(params, pool, *rows)
         return pool
 
 

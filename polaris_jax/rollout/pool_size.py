@@ -13,7 +13,7 @@ from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig
 from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.program_spec import program_spec
-from polaris_jax.sharding import head_shards, slot_shards
+from polaris_jax.sharding import greatest, head_shards, slot_shards
 
 
 def page_bytes(
@@ -38,7 +38,7 @@ def pool_pages(
     """
     if config.num_pages:
         return config.num_pages
-    devices = jax.local_devices()[:1] if mesh is None else list(mesh.devices.flat)
+    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     pages = pages_with_room(
         [device.memory_stats() for device in devices],
         page_bytes=page_bytes(model_config, config, mesh, dtype),
@@ -46,7 +46,7 @@ def pool_pages(
         slots=config.slots // slot_shards(mesh),
         reserve=config.reserve,
     )
-    return pages * slot_shards(mesh)
+    return -greatest(-pages, mesh) * slot_shards(mesh)
 
 
 def pages_with_room(

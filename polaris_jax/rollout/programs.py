@@ -67,7 +67,7 @@ def compiled(spec: ProgramSpec) -> Programs:
         if mesh is None:
             return jax.jit(fn, donate_argnums=pool_at)
         # Without them the pool's sharding is the compiler's, and the next call compiles anew.
-        pool_out, row_out = pool_sharding(spec), sharding.slot_sharding(mesh)
+        pool_out, row_out = pool_sharding(spec), sharding.to_members(mesh)
         whole = out_axes == z
         out = pool_out if whole else (pool_out, row_out)
         return jax.jit(fn, donate_argnums=pool_at, out_shardings=out)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from polaris_jax import sharding
 from polaris_jax.models import Qwen
 from polaris_jax.records import Response
 from polaris_jax.rollout.compile_counter import CompileCounter
@@ -189,6 +190,16 @@ class Sampler:
             self._state.pool = self._engine.new_pool(self._state.num_pages, self._dtype)
         return self._state
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """(which of the run's samplers this one is, how many there are)."""
+        return sharding.sampler_share(self._mesh)
+
+    @property
+    def members(self) -> list[int]:
+        """The processes that share this sampler; they call it together, with the same arguments."""
+        return sharding.member_processes(self._mesh)
+
     def stats(self) -> dict[str, int | float]:
         """What happened since the last `reset_stats`.
 
@@ -238,9 +249,11 @@ class Sampler:
         with self._compiles:
             if not self._warm:
                 engine.warm(model, state)
+                sharding.greatest(0, self._mesh)  # compiles it
                 self._warm = True
         while any(scheduler.busy for scheduler in schedulers):
-            if should_abort is not None and should_abort():
+            asked = should_abort is not None and should_abort()
+            if sharding.greatest(int(asked), self._mesh):
                 raise RolloutAborted(
                     f"rollout aborted with {run.num_done} of {run.num_total} responses done"
                 )

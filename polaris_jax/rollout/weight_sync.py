@@ -1,13 +1,13 @@
 """From the trainer's parameters to the sampler's weights: another dtype, another sharding.
 
 The trainer's are float32 and split over all devices of all processes; the sampler's are in its own
-dtype, whole on each data shard of each process, split over tensor alone. On a mesh the leaves go
+dtype, whole on each data shard of each sampler, split over tensor alone. On a mesh the leaves go
 one by one, each cast and resharded by one jitted function, and the old weight of a leaf is freed
 before the new one is made: beside both sets of weights there is room for one leaf only.
 
-Across processes the target is one mesh over all of them, with each process's sampler mesh as its
-part; afterwards a process keeps the shards on its own devices as arrays of its own mesh, so that no
-collective runs while it samples.
+Across processes the target is one mesh over all of them, with each sampler's mesh as its part;
+afterwards a sampler keeps the shards on its own devices as arrays of its own mesh, so that no
+collective crosses samplers while they run.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from jax.typing import DTypeLike
 from polaris_jax.models import Qwen, param_axes
 from polaris_jax.sharding import (
     SAMPLER_RULES,
+    global_array,
     in_host_memory,
     on_device,
     param_shardings,
@@ -120,8 +121,8 @@ def _delete(weights: Any) -> None:
 def _resharded(params: Qwen, dtype: np.dtype, mesh: Mesh | None, old: Qwen | None) -> Qwen:
     leaves = params.params()
     old_leaves = {} if old is None else old.params()
-    across = any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in leaves.values())
-    shared = process_meshes(mesh) if across else mesh
+    global_ = any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in leaves.values())
+    shared = process_meshes(mesh) if global_ else mesh
     if shared is None:
         here = SingleDeviceSharding(jax.local_devices()[0])
         targets: dict[str, Any] = dict.fromkeys(leaves, here)
@@ -139,6 +140,10 @@ def _resharded(params: Qwen, dtype: np.dtype, mesh: Mesh | None, old: Qwen | Non
 
 def _moved(leaf: Any, dtype: np.dtype, target: Sharding) -> jax.Array:
     """The leaf at `target`, cast where it was."""
+    ours_alone = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+    if ours_alone and not target.is_fully_addressable:  # alike in all processes
+        assert isinstance(target, NamedSharding)
+        return global_array(np.array(leaf, dtype), target)
     if not isinstance(leaf, jax.Array):
         return jax.device_put(np.array(leaf, dtype), target)
     source = leaf.sharding
@@ -170,8 +175,10 @@ def _local(x: jax.Array, target: Sharding, mesh: Mesh | None) -> jax.Array:
         return by_device[jax.local_devices()[0]]
     assert isinstance(target, NamedSharding)
     where = NamedSharding(mesh, target.spec)
-    if x.is_fully_replicated:
+    if x.is_fully_replicated and where.is_fully_addressable:
         return jax.device_put(x.addressable_data(0), where)
+    if not all(device in by_device for device in where.addressable_devices):
+        return global_array(np.asarray(x.addressable_data(0)), where)
     return jax.make_array_from_single_device_arrays(
-        x.shape, where, [by_device[device] for device in mesh.devices.flat]
+        x.shape, where, [by_device[device] for device in where.addressable_devices]
     )

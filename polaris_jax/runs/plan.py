@@ -13,8 +13,8 @@ from polaris_jax.plan.job import (
     Job,
     Setting,
     config_setting,
-    local_device_count,
     make_job,
+    sampler_device_count,
     search_settings,
 )
 from polaris_jax.plan.planner import Assessment, Planner
@@ -70,7 +70,7 @@ def plan(
     if topology.platform == "tpu":
         hold_libtpu(say)
     planner = _planner(job, topology, options, say)
-    local = local_device_count(planner.devices)
+    local = sampler_device_count(planner.devices, config)
     if options.search:
         return _search(planner, local)
     setting = config_setting(config, devices=len(planner.devices), local_devices=local)
@@ -107,7 +107,9 @@ def _advice(
     if planner.job.config.rollout.num_pages and not assessment.refusals:
         left = planner.assess(base, num_pages=0)
         if left.fits and left.fit is not None:
-            shards = max(1, local_device_count(planner.devices) // base.sampler_tensor)
+            shards = max(
+                1, sampler_device_count(planner.devices, planner.job.config) // base.sampler_tensor
+            )
             return f"--config.rollout.num_pages={left.fit.pages * shards} (0: as many as fit)"
     found = _nearest_on(planner, base)
     if found is not None:
@@ -125,7 +127,7 @@ def _advice(
 
 
 def _nearest_on(planner: Planner, base: Setting) -> Assessment | None:
-    local = local_device_count(planner.devices)
+    local = sampler_device_count(planner.devices, planner.job.config)
     settings = search_settings(planner.job.model, devices=len(planner.devices), local_devices=local)
     needs_less = [s for s in settings if _asks_no_more(s, base)]
     return nearest(base, needs_less, planner=planner)

@@ -15,7 +15,6 @@ from polaris_jax.sharding.mesh import (
     make_mesh,
     replicated,
     row_shards,
-    split_devices,
     wide_axes,
 )
 from polaris_jax.sharding.parameters import (
@@ -32,19 +31,30 @@ from polaris_jax.sharding.parameters import (
 )
 from polaris_jax.sharding.sampler import (
     SAMPLER_AXES,
+    greatest,
     head_shards,
     make_sampler_mesh,
+    member_processes,
+    on_members,
     over_heads,
     over_slots,
     pool_sharding,
     process_meshes,
     rows_of_logits,
+    sampler_share,
     slot_sharding,
     slot_shards,
+    split_devices,
+    to_members,
     whole,
 )
 
 __all__ = [
+    "greatest",
+    "member_processes",
+    "on_members",
+    "sampler_share",
+    "to_members",
     "CONTEXT",
     "MESH_AXES",
     "ROW_AXES",

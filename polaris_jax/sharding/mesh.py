@@ -63,31 +63,6 @@ def make_mesh(section: MeshSection, devices: Sequence[Any] | None = None) -> Mes
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
-def split_devices(sampler_devices: int) -> tuple[list[Any], list[Any]]:
-    """The trainer's devices, of all processes, and this process's sampler's.
-
-    Args:
-        sampler_devices: so many devices of each process, its last, sample and do nothing else; 0:
-            every device does both.
-
-    Raises:
-        ConfigError: none of a process's devices is left to train on.
-    """
-    everywhere, here = jax.devices(), jax.local_devices()
-    if sampler_devices == 0:
-        return everywhere, here
-    if not 0 < sampler_devices < len(here):
-        raise ConfigError(
-            f"rollout.devices={sampler_devices}: a process has {len(here)} devices and at least "
-            "one must train; set it to 0 (shared) or below that number"
-        )
-    by_process: dict[int, list[Any]] = {}
-    for device in everywhere:
-        by_process.setdefault(device.process_index, []).append(device)
-    trainer = [d for p in sorted(by_process) for d in by_process[p][:-sampler_devices]]
-    return trainer, here[-sampler_devices:]
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())

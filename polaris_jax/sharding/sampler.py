@@ -7,6 +7,7 @@ weights, heads and the pool's KV heads.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,16 +16,56 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.config import ConfigError
-from polaris_jax.sharding.mesh import TENSOR
+from polaris_jax.sharding.mesh import TENSOR, replicated
+from polaris_jax.sharding.parameters import global_array
 
 SAMPLER_AXES = ("data", TENSOR)
+
+
+def split_devices(sampler_devices: int, processes: int = 1) -> tuple[list[Any], list[Any]]:
+    """The trainer's devices, of all processes, and those of this process's sampler.
+
+    Args:
+        sampler_devices: so many devices of each process, its last, sample and do nothing else; 0:
+            every device does both.
+        processes: so many processes, in their order, share a sampler.
+
+    Raises:
+        ConfigError: none of a process's devices is left to train on, or the processes do not
+            divide into samplers.
+    """
+    here, count = len(jax.local_devices()), jax.process_count()
+    if sampler_devices and not 0 < sampler_devices < here:
+        raise ConfigError(
+            f"rollout.devices={sampler_devices}: a process has {here} devices and at least one "
+            "must train; set it to 0 (shared) or below that number"
+        )
+    if processes < 1 or count % processes:
+        raise ConfigError(
+            f"rollout.processes={processes}: the run has {count} processes; choose a divisor"
+        )
+    by_process = _by_process()
+    first = jax.process_index() // processes * processes
+    members = [by_process[p] for p in range(first, first + processes)]
+    sampler = [d for devices in members for d in devices[-sampler_devices:]]
+    if not sampler_devices:
+        return jax.devices(), sampler
+    return [d for p in sorted(by_process) for d in by_process[p][:-sampler_devices]], sampler
+
+
+def _by_process() -> dict[int, list[Any]]:
+    found: dict[int, list[Any]] = {}
+    for device in jax.devices():
+        found.setdefault(device.process_index, []).append(device)
+    return found
 
 
 def make_sampler_mesh(devices: Sequence[Any], *, data: int = 0, tensor: int = 1) -> Mesh:
     """The sampler's mesh, axes data and tensor, over the first data x tensor devices.
 
     Args:
-        devices: of one process (or, for planning, of a topology).
+        devices: of one process, or of those that share a sampler, process by process (or, for
+            planning, of a topology).
         data: shards of slots and pool; 0: as many as the devices allow, and 1 on a CPU, whose
             devices share the same cores.
         tensor: devices that share one copy of the weights.
@@ -36,14 +77,14 @@ def make_sampler_mesh(devices: Sequence[Any], *, data: int = 0, tensor: int = 1)
     if tensor < 1 or count % tensor:
         raise ConfigError(
             f"rollout.tensor={tensor}: must be at least 1 and divide the {count} devices of a "
-            "process"
+            "sampler"
         )
     if data == 0:
         data = 1 if devices[0].platform == "cpu" else count // tensor
     if data < 0 or data * tensor > count:
         raise ConfigError(
             f"rollout.data={data}: with rollout.tensor={tensor} the sampler needs {data * tensor} "
-            f"devices and a process has {count}; set it to 0 (all) or to at most {count // tensor}"
+            f"devices and has {count}; set it to 0 (all) or to at most {count // tensor}"
         )
     grid = np.array(list(devices)[: data * tensor], dtype=object).reshape(data, tensor)
     return Mesh(grid, SAMPLER_AXES, axis_types=(AxisType.Auto,) * 2)
@@ -140,22 +181,83 @@ def whole(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
-def process_meshes(mesh: Mesh | None) -> Mesh:
-    """One mesh over all processes whose part on each is that process's sampler mesh.
+def member_processes(mesh: Mesh | None) -> list[int]:
+    """The processes whose devices the sampler's mesh lies over."""
+    if not jax.distributed.is_initialized():
+        return [0]  # also where the mesh is of a topology that is planned for
+    if mesh is None:
+        return [jax.process_index()]
+    return sorted({device.process_index for device in mesh.devices.flat})
 
-    Data shards of all processes follow one another; none shares a tensor group with another.
+
+def sampler_share(mesh: Mesh | None) -> tuple[int, int]:
+    """(which of the run's samplers this one is, how many there are)."""
+    members = len(member_processes(mesh))
+    return jax.process_index() // members, jax.process_count() // members
+
+
+def on_members(tree: Any, mesh: Mesh | None, *, axis: int | None = 0) -> Any:
+    """Host arrays as programs on the mesh take them.
+
+    Where it lies over one process, as they are; over several, as global arrays: each of them holds
+    the same host arrays and uploads its part.
 
     Args:
-        mesh: the sampler's on this process, alike in all of them; None: each one's first device.
+        tree: of numpy arrays.
+        mesh: the sampler's.
+        axis: which goes over all slots; None: every device gets the whole.
     """
-    mine = jax.local_devices()
-    used = mine[:1] if mesh is None else list(mesh.devices.flat)
-    places = [mine.index(device) for device in used]
-    by_process: dict[int, list[Any]] = {}
-    for device in jax.devices():
-        by_process.setdefault(device.process_index, []).append(device)
-    tensor = head_shards(mesh)
+    if len(member_processes(mesh)) == 1:
+        return tree
+    assert mesh is not None
+    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "data")
+    where = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda x: global_array(np.asarray(x), where), tree)
+
+
+def to_members(mesh: Mesh) -> NamedSharding:
+    """Of a program's results for the host: by slots; where several processes read them, whole."""
+    return slot_sharding(mesh) if len(member_processes(mesh)) == 1 else replicated(mesh)
+
+
+def greatest(value: int, mesh: Mesh | None) -> int:
+    """The greatest of the values that the members of a sampler hold, in all of them.
+
+    They call it together; an int32. It is how they agree where what they know may differ.
+    """
+    if len(member_processes(mesh)) == 1:
+        return value
+    assert mesh is not None
+    where = NamedSharding(mesh, PartitionSpec(SAMPLER_AXES))
+    mine = np.array([value], np.int32)
+    values_X = jax.make_array_from_callback((mesh.size,), where, lambda _: mine)
+    return int(np.asarray(_maximum(mesh)(values_X)))
+
+
+@functools.cache
+def _maximum(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(jax.numpy.max, out_shardings=replicated(mesh))
+
+
+def process_meshes(mesh: Mesh | None) -> Mesh:
+    """One mesh over all samplers of the run, whose parts are their meshes.
+
+    Data shards of all samplers follow one another; none shares a tensor group with another.
+
+    Args:
+        mesh: this process's sampler's, alike in all of them; None: each process's first device.
+    """
+    by_process, members = _by_process(), member_processes(mesh)
+    used = jax.local_devices()[:1] if mesh is None else list(mesh.devices.flat)
+    places = [
+        (device.process_index - members[0], by_process[device.process_index].index(device))
+        for device in used
+    ]
     grid = np.array(
-        [[by_process[p][i] for i in places] for p in sorted(by_process)], dtype=object
-    ).reshape(-1, tensor)
+        [
+            [by_process[first + p][i] for p, i in places]
+            for first in range(0, jax.process_count(), len(members))
+        ],
+        dtype=object,
+    ).reshape(-1, head_shards(mesh))
     return Mesh(grid, SAMPLER_AXES, axis_types=(AxisType.Auto,) * 2)

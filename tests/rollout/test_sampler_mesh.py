@@ -15,6 +15,7 @@ import pytest
 
 from polaris_jax.config import ConfigError
 from polaris_jax.models import Qwen
+from polaris_jax.records import Response
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.run import deal
 from polaris_jax.sharding import make_sampler_mesh
@@ -101,14 +102,12 @@ def test_tokens_and_log_probs_are_those_of_one_device(data, tensor):
     assert sampler.stats()["compiles"] == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("data", "tensor"), [(2, 2), (1, 1)], ids=["2x2", "1x1"])
-def test_two_processes_sync_together_and_sample_alone(data, tensor):
+def two_processes(script: str, data: int, tensor: int) -> list[dict]:
+    """What each of two processes reports that run a script of this folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = Path(__file__).with_name("two_process_sync.py")
-    words = [sys.executable, str(script), str(port)]
+    words = [sys.executable, str(Path(__file__).with_name(script)), str(port)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     pair = [
         subprocess.Popen(
@@ -116,7 +115,13 @@ def test_two_processes_sync_together_and_sample_alone(data, tensor):
         )
         for rank in range(2)
     ]
-    reports = [json.loads(p.communicate(timeout=500)[0].splitlines()[-1]) for p in pair]
+    return [json.loads(p.communicate(timeout=500)[0].splitlines()[-1]) for p in pair]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "tensor"), [(2, 2), (1, 1)], ids=["2x2", "1x1"])
+def test_two_processes_sync_together_and_sample_alone(data, tensor):
+    reports = two_processes("two_process_sync.py", data, tensor)
     expected = Sampler(small_model(), SamplerConfig(slots=4, num_pages=40, max_len=48)).generate(
         random_prompts(5, longest=20), SamplingParams(max_tokens=12)
     )
@@ -127,6 +132,25 @@ def test_two_processes_sync_together_and_sample_alone(data, tensor):
         assert report["addressable"]
         assert report["local"] == [rank]
         assert report["share"] == tensor
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "tensor"), [(1, 4), (2, 2)], ids=["1x4", "2x2"])
+def test_two_processes_share_a_sampler(data, tensor):
+    reports = two_processes("two_process_sampler.py", data, tensor)
+    for report in reports:
+        assert report["same"]
+        assert report["compiles"] == 0
+        assert report["ended"] == "aborted"
+        assert report["pages"] == 90 * data
+        assert (report["used"], report["share"], report["members"]) == (0, [0, 1], [0, 1])
+    assert reports[0]["tokens"] == reports[1]["tokens"]
+    assert reports[0]["logprobs"] == reports[1]["logprobs"]
+    actual = [
+        [Response(tuple(t), tuple(lp), "") for t, lp in zip(*group, strict=True)]
+        for group in zip(reports[0]["tokens"], reports[0]["logprobs"], strict=True)
+    ]
+    assert log_prob_difference(actual) <= SAMPLER_LOGPROB_ATOL
 
 
 def test_samples_are_dealt_by_tokens_and_by_nothing_else():
