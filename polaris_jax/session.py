@@ -176,6 +176,8 @@ def make_sampler(
             max_len=config.data.max_prompt_tokens + max_response_tokens,
             decode_steps=section.decode_steps,
             prefill_chunk=section.prefill_chunk,
+            prefill_budget=section.prefill_budget,
+            prefix_cache=section.prefix_cache,
             attention=section.attention,
             dtype=config.model.dtype,
             reserve=section.reserve,
@@ -241,6 +243,8 @@ def sample(
         stop_token_ids=stop_token_ids(tokenizer),
     )
     aborted, groups = False, []
+    # A resumed run begins here with an empty cache, and must compute what this one does.
+    sampler.drop_prefixes()
     try:
         if len(mine):
             groups = sampler.generate(
@@ -252,7 +256,9 @@ def sample(
     except RolloutAborted:
         aborted = True
     if count > 1:
-        payload = [[(r.token_ids, r.logprobs, r.finish_reason) for r in g] for g in groups]
+        payload = [
+            [(r.token_ids, r.logprobs, r.finish_reason, r.versions) for r in g] for g in groups
+        ]
         shares = processes.gather_objects({"aborted": aborted, "groups": payload})
         aborted = any(share["aborted"] for share in shares)
     if aborted:
@@ -261,7 +267,10 @@ def sample(
         by_prompt: list[Any] = [None] * len(prompts)
         for i, share in enumerate(shares):
             by_prompt[i::count] = [
-                [Response(tuple(t), tuple(lp), reason) for t, lp, reason in group]
+                [
+                    Response(tuple(t), tuple(lp), reason, tuple(map(tuple, versions)))
+                    for t, lp, reason, versions in group
+                ]
                 for group in share["groups"]
             ]
         groups = by_prompt
