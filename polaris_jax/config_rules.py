@@ -24,7 +24,7 @@ POSITIVE = {
     "distributed": "heartbeat_timeout_s",
 }
 NOT_NEGATIVE = {
-    "rollout": "num_pages max_logp_gap_mean save_every total_tokens data devices",
+    "rollout": "num_pages prefill_budget max_logp_gap_mean save_every total_tokens data devices",
     "batch": "row_len rows max_resample",
     "model": "max_position_tokens",
     "objective": "clip_low clip_high tis_cap kl_coef entropy_coef dual_clip",

@@ -86,6 +86,8 @@ class RolloutSection:
     attention: Literal["auto", "xla", "ragged", "pallas_gpu"] = "auto"
     decode_steps: int = 16  # decode steps a device call
     prefill_chunk: int = 128  # prompt tokens a prefill call
+    prefill_budget: int = 8192  # prompt tokens between two decode calls; 0: no limit
+    prefix_cache: bool = True  # full pages serve later prompts that begin alike
     max_logp_gap_mean: float = 0.0  # stop the run above this mean |sampler - trainer|; 0: off
     total_tokens: int = 0  # end the run after so many sampled tokens (ablations); 0: off
     save_every: int = 1  # write rollouts/step_N.jsonl every so many steps; 0: never

@@ -81,11 +81,14 @@ class Response:
         logprobs: natural log of each token's probability under log_softmax(logits / temperature),
             before any top-k, top-p or min-p mask; in nats, same length as `token_ids`.
         finish_reason: "stop" when it ended with a stop token, "length" when its budget ended it.
+        versions: (version, tokens) pairs in order: how many tokens each version of the sampler's
+            weights gave. Its first weights are version 0, each update adds 1. Not compared.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    versions: tuple[tuple[int, int], ...] = dataclasses.field(default=(), compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

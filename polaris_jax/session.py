@@ -176,6 +176,8 @@ def make_sampler(
             max_len=config.data.max_prompt_tokens + max_response_tokens,
             decode_steps=section.decode_steps,
             prefill_chunk=section.prefill_chunk,
+            prefill_budget=section.prefill_budget,
+            prefix_cache=section.prefix_cache,
             attention=section.attention,
             dtype=config.model.dtype,
             reserve=section.reserve,
@@ -241,6 +243,8 @@ def sample(
         stop_token_ids=stop_token_ids(tokenizer),
     )
     aborted, groups = False, []
+    # A resumed run begins here with an empty cache, and must compute what this one does.
+    sampler.drop_prefixes()
     try:
         if len(mine):
             groups = sampler.generate(
@@ -252,10 +256,12 @@ def sample(
     except RolloutAborted:
         aborted = True
     if jax.process_count() > 1:
-        speaks = jax.process_index() == members[0]
-        payload = [[(r.token_ids, r.logprobs, r.finish_reason) for r in g] for g in groups]
-        told = {"aborted": aborted, "groups": payload if speaks else []}
-        shares = processes.gather_objects(told)
+        payload = []
+        if jax.process_index() == members[0]:  # one speaks for a sampler
+            payload = [
+                [(r.token_ids, r.logprobs, r.finish_reason, r.versions) for r in g] for g in groups
+            ]
+        shares = processes.gather_objects({"aborted": aborted, "groups": payload})
         aborted = any(share["aborted"] for share in shares)
     if aborted:
         raise RolloutAborted("the rollout was abandoned on a signal")
@@ -263,7 +269,10 @@ def sample(
         by_prompt: list[Any] = [None] * len(prompts)
         for i, share in enumerate(shares[:: len(members)]):
             by_prompt[i::count] = [
-                [Response(tuple(t), tuple(lp), reason) for t, lp, reason in group]
+                [
+                    Response(tuple(t), tuple(lp), reason, tuple(map(tuple, versions)))
+                    for t, lp, reason, versions in group
+                ]
                 for group in share["groups"]
             ]
         groups = by_prompt

@@ -25,7 +25,15 @@ UPDATE_METRICS = (
     "update/skipped",
 )
 GRADER_STATS = ("graded", "timeouts", "crashes")
-SAMPLER_STATS = ("slot_occupancy", "pages_peak", "preemptions", "prefix_hits", "compiles")
+SAMPLER_STATS = (
+    "slot_occupancy",
+    "pages_peak",
+    "preemptions",
+    "prefix_hits",
+    "prefix_query_tokens",
+    "prefix_hit_tokens",
+    "compiles",
+)
 
 
 def rollout_rows(graded: Graded, *, attempt: int) -> list[dict[str, Any]]:

@@ -30,6 +30,10 @@ class SamplerConfig:
         max_len: prompt + response tokens of a sequence at most.
         decode_steps: decode steps of one device call.
         prefill_chunk: tokens of a prompt that one prefill call takes at most.
+        prefill_budget: prompt tokens that are prefilled between two decode calls at most; a longer
+            prompt takes several while other rows decode. 0: no limit.
+        prefix_cache: full pages of former sequences serve later ones that begin alike, until the
+            weights change.
         layout: "window" gathers a row's pages once a decode call (fast on a CPU, needs room for a
             second copy of the live rows' keys and values), "pages" reads pages in every step,
             "auto" is "window" on a CPU.
@@ -46,6 +50,8 @@ class SamplerConfig:
     max_len: int = 1024
     decode_steps: int = 16
     prefill_chunk: int = 128
+    prefill_budget: int = 8192
+    prefix_cache: bool = True
     layout: Layout = "auto"
     attention: Attention = "auto"
     dtype: str | None = None
@@ -55,6 +61,8 @@ class SamplerConfig:
         for name in ("slots", "page_size", "max_len", "decode_steps", "prefill_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.prefill_budget < 0:
+            raise ValueError(f"prefill_budget={self.prefill_budget}: must be at least 0 (no limit)")
         if self.num_pages < 2 and self.num_pages != 0:
             raise ValueError(
                 f"num_pages={self.num_pages}: page 0 is not usable; at least 2, or 0 to derive it"

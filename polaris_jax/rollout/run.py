@@ -1,24 +1,32 @@
-"""The requests of one `generate` call: dealt to data shards, told to the caller as they grow."""
+"""The prompts of one call: dealt to data shards, told to the caller as they grow and end."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 from polaris_jax.records import Response
 from polaris_jax.rollout.sampling import PromptParams
-from polaris_jax.rollout.scheduler import Prompt
-from polaris_jax.rollout.scheduler import Sequence as Sample
+from polaris_jax.rollout.sequences import Prompt
+from polaris_jax.rollout.sequences import Sequence as Sample
 
 OnProgress = Callable[[int, int, int], None]
 OnTokens = Callable[[int, int, list[int]], None]
+Ended = tuple[int, int, Response]
 
 
-def deal(costs: Sequence[int], shards: int) -> list[int]:
+def deal(costs: Sequence[int], shards: int, loads: Sequence[int] | None = None) -> list[int]:
     """A shard for each request, in order, by the tokens it may take: the least loaded so far.
 
     A function of the requests alone; ties go to the lower shard.
+
+    Args:
+        costs: tokens of each request.
+        shards: how many there are.
+        loads: tokens that each shard has before; None: none has any.
     """
-    loads, dealt = [0] * shards, []
+    loads, dealt = list(loads or [0] * shards), []
     for cost in costs:
         shard = min(range(shards), key=lambda s: (loads[s], s))
         loads[shard] += cost
@@ -26,52 +34,92 @@ def deal(costs: Sequence[int], shards: int) -> list[int]:
     return dealt
 
 
-class Run:
-    """The requests of one `generate` call and what has come of them."""
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A prompt with those of its samples that one data shard decodes.
+
+    Attributes:
+        prompt: the prompt, as that shard's scheduler knows it.
+        samples: some or all of its samples.
+        cost: tokens that they are expected to take, the prompt's included.
+    """
+
+    prompt: Prompt
+    samples: list[Sample]
+    cost: int
+
+
+class Request:
+    """Prompts that were submitted together, and what has come of them.
+
+    Attributes:
+        parts: longest expected first, then in the order of the prompts.
+        num_total: responses in all.
+        num_prompt_tokens: of its prompts, each counted once.
+        num_done: responses that have ended.
+        num_tokens: response tokens so far.
+        aborted: no more comes of it.
+    """
 
     def __init__(
         self,
-        prompts: list[tuple[int, ...]],
-        rows: list[PromptParams],
+        prompts: Sequence[tuple[int, ...]],
+        rows: Sequence[PromptParams],
         n: int,
-        stop_ids: frozenset[int],
+        stop_ids: Sequence[int] = (),
         *,
-        shards: int,
-        on_progress: OnProgress | None,
-        on_tokens: OnTokens | None,
+        expected_tokens: Sequence[float] | None = None,
+        shards: int = 1,
+        on_progress: OnProgress | None = None,
+        on_tokens: OnTokens | None = None,
     ):
-        self.requests: list[tuple[int, Prompt, list[Sample]]] = []
+        """See `Sampler.submit`; the driver adds the ages of earlier requests to its samples'."""
+        expected = [row.max_tokens for row in rows] if expected_tokens is None else expected_tokens
+        order = list(range(len(prompts)))
+        if expected_tokens is not None:
+            order.sort(key=lambda i: -expected_tokens[i])
         # Fewer prompts than shards: the samples of one go to several.
-        parts = min(n, -(-shards // max(1, len(prompts))))
-        for index, (tokens, row) in enumerate(zip(prompts, rows, strict=True)):
-            for part in range(parts):
-                own = range(n * part // parts, n * (part + 1) // parts)
-                prompt = Prompt(index, tokens, row, to_begin=len(own))
-                samples = [Sample(prompt, sample, age=index * n + sample) for sample in own]
-                self.requests.append((0, prompt, samples))
-        costs = [
-            len(p.tokens) + len(samples) * p.params.max_tokens for _, p, samples in self.requests
-        ]
-        self.requests = [
-            (shard, prompt, samples)
-            for shard, (_, prompt, samples) in zip(deal(costs, shards), self.requests, strict=True)
-        ]
-        self.longest_prompt = max((len(p) for p in prompts), default=1)
+        cuts = min(n, -(-shards // max(1, len(prompts))))
+        ages = itertools.count()
+        self.parts: list[Part] = []
+        for index in order:
+            for cut in range(cuts):
+                own = range(n * cut // cuts, n * (cut + 1) // cuts)
+                prompt = Prompt(index, tuple(prompts[index]), rows[index], to_begin=len(own))
+                samples = [Sample(prompt, sample, age=next(ages)) for sample in own]
+                cost = len(prompt.tokens) + round(len(own) * expected[index])
+                self.parts.append(Part(prompt, samples, cost))
+        self.stop_ids = frozenset(stop_ids)
         self.num_total = n * len(prompts)
+        self.num_prompt_tokens = sum(map(len, prompts))
+        self.num_done = self.num_tokens = 0
+        self.aborted = False
         self._num_prompts = len(prompts)
-        self.num_done = 0
-        self.num_tokens = 0
-        self._stop_ids = stop_ids
         self._on_progress = on_progress
         self._on_tokens = on_tokens
         self._news: list[tuple[int, int, list[int]]] = []
+        self._ended: list[Sample] = []
 
-    def note(self, sample: Sample, new: list[int], ended: bool) -> None:
-        """Counts new tokens and keeps them for the caller."""
+    @property
+    def done(self) -> bool:
+        """Nothing of it is live or waiting."""
+        return self.aborted or self.num_done == self.num_total
+
+    def take(
+        self, sample: Sample, tokens: list[int], logprobs: list[float], *, version: int
+    ) -> bool:
+        """Gives a sample its next tokens, up to the one that ends it; True when it has ended."""
+        stop = next((i for i, token in enumerate(tokens) if token in self.stop_ids), None)
+        new = tokens if stop is None else tokens[: stop + 1]
+        sample.add(new, logprobs[: len(new)], version)
+        ended = stop is not None or len(sample.tokens) >= sample.prompt.params.max_tokens
         self.num_tokens += len(new)
         self.num_done += ended
         if self._on_tokens is not None:
             self._news.append((sample.prompt.index, sample.sample, new))
+        if ended:
+            self._ended.append(sample)
+        return ended
 
     def deliver(self) -> None:
         """Tells the caller what has come since the last time."""
@@ -82,15 +130,24 @@ class Run:
         if self._on_progress is not None:
             self._on_progress(self.num_done, self.num_total, self.num_tokens)
 
+    def take_ended(self) -> list[Ended]:
+        """(prompt index, sample index, response) of what has ended since the last time."""
+        ended, self._ended = self._ended, []
+        return [(s.prompt.index, s.sample, self._response(s)) for s in ended]
+
     def responses(self) -> list[list[Response]]:
         """All responses, [prompt][sample]."""
-        groups: list[list[Response]] = [[] for _ in range(self._num_prompts)]
-        for _, prompt, samples in self.requests:
-            groups[prompt.index] += [self._response(sample) for sample in samples]
-        return groups
+        groups: list[dict[int, Response]] = [{} for _ in range(self._num_prompts)]
+        for part in self.parts:
+            for sample in part.samples:
+                groups[part.prompt.index][sample.sample] = self._response(sample)
+        return [[group[sample] for sample in sorted(group)] for group in groups]
 
     def _response(self, sample: Sample) -> Response:
-        stopped = sample.tokens[-1] in self._stop_ids
+        stopped = sample.tokens[-1] in self.stop_ids
         return Response(
-            tuple(sample.tokens), tuple(sample.logprobs), "stop" if stopped else "length"
+            tuple(sample.tokens),
+            tuple(sample.logprobs),
+            "stop" if stopped else "length",
+            tuple(sample.versions),
         )

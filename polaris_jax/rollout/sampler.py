@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,23 +15,29 @@ from polaris_jax.models import Qwen
 from polaris_jax.records import Response
 from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
-from polaris_jax.rollout.engine import Engine, PrefillJob, ResultTokens, pad_stop_ids
+from polaris_jax.rollout.driver import Driver
+from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.pool_size import pool_pages
-from polaris_jax.rollout.run import OnProgress, OnTokens, Run
-from polaris_jax.rollout.sampling import PromptParams, SamplingParams, per_prompt
-from polaris_jax.rollout.scheduler import Admission, Plan, Scheduler
+from polaris_jax.rollout.request_checks import checked_expected, checked_prompt, checked_stop_ids
+from polaris_jax.rollout.run import Ended, OnProgress, OnTokens, Request
+from polaris_jax.rollout.sampling import SamplingParams, per_prompt
 from polaris_jax.rollout.weight_sync import SyncReport, sync_weights
+
+Prompts = Sequence[Sequence[Any] | np.ndarray]
 
 
 class RolloutAborted(RuntimeError):
-    """`should_abort` said so; every page has been released."""
+    """`should_abort` said so; every page of the request has been released."""
 
 
 class Sampler:
     """A paged, continuously batching sampler over one set of weights.
 
     Tokens are a function of weights, prompts and sampling settings alone: not of slots, page size,
-    order, company or preemption.
+    order, company, preemption or what was sampled before. Not for several threads at once.
+
+    `generate` and `stream` serve a caller that waits. To embed the sampler in a loop of one's own,
+    `submit` requests, call `step` while it says that there is more to do, and `poll` each request.
     """
 
     def __init__(
@@ -55,17 +61,22 @@ class Sampler:
         self._model_config = model.config
         self._model: Qwen | None = None
         self._state: DecodeState | None = None
+        self._driver: Driver | None = None
+        self._num_pages = 0
         self._compiles = CompileCounter()
-        self._warm = False
-        self._busy = False
+        self._paused = False
+        self.version = -1
         self.reset_stats()
         self._take(model)
 
+    # --- for callers that wait ---
+
     def generate(
         self,
-        prompts: Sequence[Sequence[Any] | np.ndarray],
+        prompts: Prompts,
         params: SamplingParams | None = None,
         *,
+        expected_tokens: Sequence[float] | None = None,
         on_progress: OnProgress | None = None,
         on_tokens: OnTokens | None = None,
         should_abort: Callable[[], bool] | None = None,
@@ -75,6 +86,8 @@ class Sampler:
         Args:
             prompts: token ids.
             params: how to sample.
+            expected_tokens: response tokens that each prompt's samples are expected to take; the
+                longest begin first. Changes no token. None: in the order of the prompts.
             on_progress: called between device calls with (responses done, responses in all,
                 response tokens so far).
             on_tokens: called with (prompt index, sample index, new token ids) as they come.
@@ -83,69 +96,114 @@ class Sampler:
         Raises:
             ValueError: a prompt or setting that cannot be served, before anything runs.
             RolloutAborted: `should_abort` returned True; all pages are released.
-            RuntimeError: called from one of its own callbacks.
+            RuntimeError: called from one of its own callbacks, or while the sampler is paused.
         """
-        if self._busy:
-            raise RuntimeError("this sampler is generating already; use another one")
-        if self._model is None:
-            raise RuntimeError("this sampler has no weights: call update_weights first")
-        params = params or SamplingParams()
-        rows = per_prompt(params, len(prompts))
-        stop_ids = self._checked_stop_ids(params.stop_token_ids)
-        state = self._ready_state()
-        tokens = [
-            self._checked(i, p, row) for i, (p, row) in enumerate(zip(prompts, rows, strict=True))
-        ]
-        run = Run(
-            tokens,
-            rows,
-            params.n,
-            frozenset(stop_ids),
-            shards=self._engine.data,
-            on_progress=on_progress,
-            on_tokens=on_tokens,
-        )
-        schedulers = [
-            Scheduler(
-                allocator,
-                slots=self._engine.slots_a_shard,
-                page_size=self.config.page_size,
-                decode_steps=self.config.decode_steps,
-                first_slot=shard * self._engine.slots_a_shard,
-            )
-            for shard, allocator in enumerate(state.allocators)
-        ]
-        for shard, prompt, samples in run.requests:
-            schedulers[shard].add(prompt, samples)
-        began = time.perf_counter()
-        self._busy = True
+        request = self._request(prompts, params, expected_tokens, on_progress, on_tokens)
+        for _ in self._drive(request, should_abort):
+            pass
+        return request.responses()
+
+    def stream(
+        self,
+        prompts: Prompts,
+        params: SamplingParams | None = None,
+        *,
+        expected_tokens: Sequence[float] | None = None,
+        on_progress: OnProgress | None = None,
+        should_abort: Callable[[], bool] | None = None,
+    ) -> Iterator[Ended]:
+        """(prompt index, sample index, response) as they end; the same responses as `generate`.
+
+        Arguments and errors are those of `generate`. Whoever stops early aborts the rest. Between
+        two responses the sampler may be paused, get new weights, and be resumed.
+        """
+        request = self._request(prompts, params, expected_tokens, on_progress, None)
+        return self._drive(request, should_abort)
+
+    # --- for a loop of one's own ---
+
+    def submit(
+        self,
+        prompts: Prompts,
+        params: SamplingParams | None = None,
+        *,
+        expected_tokens: Sequence[float] | None = None,
+        on_progress: OnProgress | None = None,
+        on_tokens: OnTokens | None = None,
+    ) -> Request:
+        """Queues prompts behind those of earlier requests; `step` gets them on.
+
+        Arguments are those of `generate`.
+
+        Raises:
+            ValueError: a prompt or setting that cannot be served.
+            RuntimeError: called from one of the sampler's own callbacks, or it has no weights.
+        """
+        request = self._request(prompts, params, expected_tokens, on_progress, on_tokens)
+        self._ready_driver().submit(request)
+        return request
+
+    def step(self) -> bool:
+        """One device call of at most `decode_steps` tokens a row; True while requests are live.
+
+        Does nothing while the sampler is paused.
+
+        Raises:
+            RuntimeError: called from one of its own callbacks, or there are no weights.
+        """
+        if self._paused or not self._busy:
+            return self._busy
+        self._check_callable()
+        driver = self._ready_driver()
+        began_s = time.perf_counter()
         try:
-            self._drive(self._model, state, schedulers, run, stop_ids, should_abort)
+            driver.step(self._model, version=self.version)
         finally:
-            self._busy = False
-            for slot in range(self.config.slots):
-                state.clear(slot)
-            self._seconds += time.perf_counter() - began
-            for scheduler in schedulers:
-                scheduler.drop_all()
-                self._preemptions += scheduler.preemptions
-                self._prefix_hits += scheduler.prefix_hits
-            self._response_tokens += run.num_tokens
-        self._prompt_tokens += sum(len(t) for t in tokens)
-        return run.responses()
+            self._seconds += time.perf_counter() - began_s
+            if driver.failed:
+                driver.abort_all()
+                self._driver = self._state = None
+        return self._busy
+
+    def poll(self, request: Request) -> list[Ended]:
+        """(prompt index, sample index, response) of what has ended since the last call."""
+        return request.take_ended()
+
+    def abort(self, request: Request) -> None:
+        """Drops what is live or waiting of a request; ended responses can still be polled.
+
+        From a callback it takes effect at the end of the step.
+        """
+        if self._driver is not None:
+            self._driver.abort(request)
+
+    def pause(self) -> None:
+        """Nothing is admitted or decoded until `resume`; the weights may change meanwhile.
+
+        From a callback it takes effect at the end of the step.
+        """
+        self._paused = True
+
+    def resume(self) -> None:
+        """Goes on after `pause`."""
+        self._paused = False
+
+    # --- weights and memory ---
 
     def update_weights(self, model: Qwen) -> None:
         """Takes new weights of the same shapes; nothing cached from the old ones survives.
+
+        While the sampler is paused requests may be live: they go on under the new weights, their
+        keys and values computed anew. `Response.versions` tells which weights gave which token.
 
         Args:
             model: sharded in any way, over other processes too (all of them must call then).
 
         Raises:
-            RuntimeError: requests are live.
+            RuntimeError: requests are live and the sampler is not paused, or a step is running.
             ValueError: a model of another architecture.
         """
-        if self._busy:
-            raise RuntimeError("weights cannot change while requests are live; wait for generate")
+        self._check_still("weights cannot change")
         if model.config != self._model_config:
             raise ValueError(
                 f"model.config={model.config}: this sampler was built for {self._model_config}; "
@@ -153,18 +211,20 @@ class Sampler:
             )
         self._take(model)
 
-    def _take(self, model: Qwen) -> None:
-        self._model, report = sync_weights(model, self._dtype, self._mesh, old=self._model)
-        self._synced += report
+    def drop_prefixes(self) -> None:
+        """Forgets the pages that earlier sequences left; what follows is computed from nothing."""
+        if self._driver is not None:
+            self._driver.drop_prefixes()
 
     def release_pool(self) -> None:
-        """Frees the memory of the KV pages; the next `generate` makes them anew.
+        """Frees the memory of the KV pages; the next `step` makes them anew.
 
         Raises:
-            RuntimeError: requests are live.
+            RuntimeError: requests are live and the sampler is not paused, or a step is running.
         """
-        if self._busy:
-            raise RuntimeError("the pool is in use while requests are live; wait for generate")
+        self._check_still("the pool cannot go")
+        if self._driver is not None:
+            self._driver.void()
         if self._state is not None and self._state.pool is not None:
             for leaf in jax.tree.leaves(self._state.pool):
                 leaf.delete()
@@ -174,21 +234,14 @@ class Sampler:
         """Frees pool and weights; `update_weights` makes it usable again.
 
         Raises:
-            RuntimeError: requests are live.
+            RuntimeError: requests are live and the sampler is not paused, or a step is running.
         """
         self.release_pool()
         for leaf in jax.tree.leaves(self._model):
             leaf.delete()
         self._model = None
 
-    def _ready_state(self) -> DecodeState:
-        """The slots, with a pool; its size is chosen once, so that a new one compiles nothing."""
-        if self._state is None:
-            pages = pool_pages(self._model_config, self.config, self._mesh, self._dtype)
-            self._state = DecodeState(None, self.config, num_pages=pages, data=self._engine.data)
-        if self._state.pool is None:
-            self._state.pool = self._engine.new_pool(self._state.num_pages, self._dtype)
-        return self._state
+    # --- what happened ---
 
     @property
     def share(self) -> tuple[int, int]:
@@ -203,23 +256,31 @@ class Sampler:
     def stats(self) -> dict[str, int | float]:
         """What happened since the last `reset_stats`.
 
-        prompt_tokens, response_tokens; tokens_per_s: response tokens over seconds in `generate`;
-        slot_occupancy: share of slot-steps that made a token, in [0, 1]; pages_used now and
-        pages_peak; preemptions; prefix_hits: samples that took a prefilled prompt over; compiles:
-        XLA compilations in `generate`; weight_sync_bytes written to this process's devices and
-        weight_sync_s that it took.
+        prompt_tokens of submitted prompts; response_tokens; tokens_per_s: response tokens over
+        seconds in `step`; slot_occupancy: share of slot-steps that made a token, in [0, 1];
+        pages_used now and pages_peak; pages_idle: unused ones that hold a prefix; preemptions;
+        prefix_hits: samples that took over a prompt that another had prefilled; prefix_query_tokens
+        that admitted sequences needed in their pages; prefix_hit_tokens: those that were there
+        already; compiles: XLA compilations in `step`; weight_sync_bytes written to this process's
+        devices and weight_sync_s that it took.
         """
+        driver = self._driver
+        schedulers = [] if driver is None else driver.schedulers
         allocators = [] if self._state is None else self._state.allocators
-        slot_steps = self._steps * self.config.slots
+        tokens = 0 if driver is None else driver.response_tokens
+        slot_steps = 0 if driver is None else driver.steps * self.config.slots
         return {
-            "prompt_tokens": self._prompt_tokens,
-            "response_tokens": self._response_tokens,
-            "tokens_per_s": self._response_tokens / self._seconds if self._seconds else 0.0,
-            "slot_occupancy": self._response_tokens / slot_steps if slot_steps else 0.0,
+            "prompt_tokens": 0 if driver is None else driver.prompt_tokens,
+            "response_tokens": tokens,
+            "tokens_per_s": tokens / self._seconds if self._seconds else 0.0,
+            "slot_occupancy": tokens / slot_steps if slot_steps else 0.0,
             "pages_used": sum(a.num_used for a in allocators),
             "pages_peak": sum(a.peak_used for a in allocators),
-            "preemptions": self._preemptions,
-            "prefix_hits": self._prefix_hits,
+            "pages_idle": sum(a.num_idle for a in allocators),
+            "preemptions": sum(s.preemptions for s in schedulers),
+            "prefix_hits": sum(s.prefix_hits for s in schedulers),
+            "prefix_query_tokens": sum(s.prefix_query_tokens for s in schedulers),
+            "prefix_hit_tokens": sum(s.prefix_hit_tokens for s in schedulers),
             "compiles": self._compiles.count,
             "weight_sync_bytes": self._synced.bytes,
             "weight_sync_s": self._synced.seconds,
@@ -227,150 +288,112 @@ class Sampler:
 
     def reset_stats(self) -> None:
         """Sets every count of `stats` to 0."""
-        self._prompt_tokens = self._response_tokens = self._steps = 0
-        self._preemptions = self._prefix_hits = 0
         self._seconds = 0.0
         self._compiles.count = 0
         self._synced = SyncReport()
+        if self._driver is not None:
+            self._driver.reset_counts()
         for allocator in [] if self._state is None else self._state.allocators:
             allocator.peak_used = allocator.num_used
 
-    def _drive(
-        self,
-        model: Qwen,
-        state: DecodeState,
-        schedulers: list[Scheduler],
-        run: Run,
-        stop_ids: tuple[int, ...],
-        should_abort: Callable[[], bool] | None,
-    ) -> None:
-        engine = self._engine
-        chunk = engine.prefill_chunk(run.longest_prompt - 1)
-        with self._compiles:
-            if not self._warm:
-                engine.warm(model, state)
-                sharding.greatest(0, self._mesh)  # compiles it
-                self._warm = True
-        while any(scheduler.busy for scheduler in schedulers):
-            asked = should_abort is not None and should_abort()
-            if sharding.greatest(int(asked), self._mesh):
-                raise RolloutAborted(
-                    f"rollout aborted with {run.num_done} of {run.num_total} responses done"
-                )
-            with self._compiles:
-                plans = [scheduler.schedule() for scheduler in schedulers]
-                self._apply(model, state, plans, chunk)
-                flight = engine.launch(
-                    model,
-                    state,
-                    stop_token_ids=stop_ids,
-                    exit_below=[self._exit_below(scheduler) for scheduler in schedulers],
-                )
-            # The device works on; the tokens of the call before go to the caller meanwhile.
-            run.deliver()
-            result = engine.collect(state, flight)
-            self._steps += result.steps
-            for scheduler in schedulers:
-                self._absorb(state, scheduler, run, result)
-        run.deliver()
+    @property
+    def _busy(self) -> bool:
+        return self._driver is not None and (self._driver.busy or self._driver.in_step)
 
-    def _exit_below(self, scheduler: Scheduler) -> int:
-        """When sequences wait, a call ends early once a quarter of the slots is free."""
-        if not scheduler.waiting:
-            return 1
-        return max(1, len(scheduler.live) - max(1, self._engine.slots_a_shard // 4) + 1)
+    def _check_callable(self) -> None:
+        if self._driver is not None and self._driver.in_step:
+            raise RuntimeError("this sampler is generating already; use another one")
+        if self._model is None:
+            raise RuntimeError("this sampler has no weights: call update_weights first")
 
-    def _apply(self, model: Qwen, state: DecodeState, plans: list[Plan], chunk: int) -> None:
-        """Brings the device's slots and pages to the plans, one a data shard."""
-        for plan in plans:
-            for slot, _ in plan.preempted:
-                state.clear(slot)
-            for sample in plan.grown:
-                assert sample.slot is not None
-                state.set_pages(sample.slot, sample.pages)
-            for admission in plan.admitted:
-                _place(state, admission)
-
-        def prefill(shared: bool) -> None:
-            jobs = [
-                [_prefill_job(a) for a in plan.admitted if (a.start > 0) == shared]
-                for plan in plans
-            ]
-            self._engine.prefill_rows(model, state, jobs, chunk=chunk)
-
-        # First whole prompts, then copies of their last pages, then what follows shared pages.
-        prefill(False)
-        self._engine.copy_pages(state, [[a.copy for a in p.admitted if a.copy] for p in plans])
-        prefill(True)
-
-    def _absorb(
-        self, state: DecodeState, scheduler: Scheduler, run: Run, result: ResultTokens
-    ) -> None:
-        for sample in scheduler.live:
-            slot = sample.slot
-            assert slot is not None
-            count = result.count[slot]
-            new = result.data[slot, :count].tolist()
-            sample.tokens += new
-            sample.logprobs += result.logprobs[slot, :count].tolist()
-            ended = not result.alive[slot]
-            run.note(sample, new, ended)
-            if ended:
-                scheduler.finish(sample)
-                state.clear(slot)
-
-    def _checked(
-        self, index: int, prompt: Sequence[Any] | np.ndarray, row: PromptParams
-    ) -> tuple[int, ...]:
-        tokens = np.asarray(prompt)
-        vocab = self._model_config.vocab_size
-        if tokens.size == 0:
-            raise ValueError(f"prompt {index}: empty; give it at least one token")
-        if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-            raise ValueError(f"prompt {index}: must be a flat sequence of integer token ids")
-        if tokens.min() < 0 or tokens.max() >= vocab:
-            bad = int(tokens[(tokens < 0) | (tokens >= vocab)][0])
-            raise ValueError(f"prompt {index}: token id {bad} is outside of [0, {vocab})")
-        needed = tokens.size + row.max_tokens
-        numbers = f"prompt {index}: {tokens.size} prompt tokens + max_tokens={row.max_tokens}"
-        if needed > self.config.max_len:
-            raise ValueError(f"{numbers} = {needed}, over max_len={self.config.max_len}")
-        state = self._ready_state()
-        room = state.allocators[0].num_usable * self.config.page_size
-        if needed > room:
-            raise ValueError(
-                f"{numbers} = {needed}, over the pool's {room} tokens ({state.num_pages} "
-                f"pages of {self.config.page_size} over {self._engine.data} data shards, page 0 of "
-                "each not usable); enlarge num_pages"
+    def _check_still(self, what: str) -> None:
+        if self._busy and not self._paused:
+            raise RuntimeError(
+                f"{what} while requests are live; pause the sampler, or wait for their end"
             )
-        return tuple(tokens.tolist())
+        if self._driver is not None and self._driver.in_step:
+            raise RuntimeError(f"{what} in a callback; do it after the step has ended")
 
-    def _checked_stop_ids(self, stop_token_ids: Sequence[int]) -> tuple[int, ...]:
+    def _take(self, model: Qwen) -> None:
+        if self._driver is not None:
+            self._driver.void()
+        self._model, report = sync_weights(model, self._dtype, self._mesh, old=self._model)
+        self._synced += report
+        self.version += 1
+
+    def _ready_driver(self) -> Driver:
+        """The slots, with a pool; its size is chosen once, so that a new one compiles nothing."""
+        if not self._num_pages:
+            self._num_pages = pool_pages(self._model_config, self.config, self._mesh, self._dtype)
+        if self._state is None:
+            self._state = DecodeState(
+                None, self.config, num_pages=self._num_pages, data=self._engine.data
+            )
+        if self._driver is None:
+            self._driver = Driver(self._engine, self._state, self._compiles)
+        if self._state.pool is None:
+            self._state.pool = self._engine.new_pool(self._num_pages, self._dtype)
+        return self._driver
+
+    def _request(
+        self,
+        prompts: Prompts,
+        params: SamplingParams | None,
+        expected_tokens: Sequence[float] | None,
+        on_progress: OnProgress | None,
+        on_tokens: OnTokens | None,
+    ) -> Request:
+        """A request that can be served; not submitted yet."""
+        self._check_callable()
+        params = params or SamplingParams()
+        rows = per_prompt(params, len(prompts))
         vocab = self._model_config.vocab_size
-        stop_ids = tuple(int(i) for i in stop_token_ids)
-        for i in stop_ids:
-            if not 0 <= i < vocab:
-                raise ValueError(f"stop_token_ids: id {i} is outside of [0, {vocab})")
-        pad_stop_ids(stop_ids)
-        return stop_ids
+        stop_ids = checked_stop_ids(params.stop_token_ids, vocab_size=vocab)
+        checked_expected(expected_tokens, len(prompts))
+        self._ready_driver()
+        tokens = [
+            checked_prompt(
+                index,
+                prompt,
+                row,
+                vocab_size=vocab,
+                max_len=self.config.max_len,
+                page_size=self.config.page_size,
+                num_pages=self._num_pages,
+                shards=self._engine.data,
+            )
+            for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+        ]
+        return Request(
+            tokens,
+            rows,
+            params.n,
+            stop_ids,
+            expected_tokens=expected_tokens,
+            shards=self._engine.data,
+            on_progress=on_progress,
+            on_tokens=on_tokens,
+        )
 
-
-def _place(state: DecodeState, admission: Admission) -> None:
-    sample = admission.sequence
-    prompt = sample.prompt
-    assert sample.slot is not None
-    state.place(
-        sample.slot,
-        sample.pages,
-        last_token=(sample.tokens or prompt.tokens)[-1],
-        length=sample.length,
-        prompt_len=len(prompt.tokens),
-        params=prompt.params,
-        sample=sample.sample,
-    )
-
-
-def _prefill_job(admission: Admission) -> PrefillJob:
-    sample = admission.sequence
-    cached = [*sample.prompt.tokens, *sample.tokens][admission.start : -1]
-    return PrefillJob(cached, sample.pages, admission.start)
+    def _drive(self, request: Request, should_abort: Callable[[], bool] | None) -> Iterator[Ended]:
+        """Steps until the request has ended; what ended of it after each step."""
+        self._ready_driver().submit(request)
+        try:
+            while not request.done:
+                if self._paused:
+                    raise RuntimeError("this sampler is paused: call resume first")
+                asked = should_abort is not None and should_abort()
+                if sharding.greatest(int(asked), self._mesh):
+                    raise RolloutAborted(
+                        f"rollout aborted with {request.num_done} of {request.num_total} "
+                        "responses done"
+                    )
+                self.step()
+                yield from self.poll(request)
+            if request.aborted:
+                raise RolloutAborted(
+                    f"the request was aborted with {request.num_done} of {request.num_total} "
+                    "responses done"
+                )
+        finally:
+            self.abort(request)

@@ -1,119 +1,37 @@
 """Who is decoded next and with which pages: host only, a function of the requests alone.
 
-First come, first served. When pages run out, prompts that are only kept for later samples are let
-go, then the youngest sequence is preempted: its pages are released and it is computed again later.
-The oldest sequence always gets on, so there is no deadlock. Nothing here looks at a clock.
+Sequences are admitted in the order of their age, which the caller gives (longest expected first,
+then first come first served). Between two decode calls at most `prefill_budget` tokens are
+prefilled, so a long prompt may take several calls while others decode. When pages run out, prompts
+that are only kept for later samples are let go, then the youngest sequence is preempted: its pages
+are released and it is computed again later. The oldest sequence always gets on, so there is no
+deadlock. Nothing here looks at a clock.
 
 The samples of a prompt share its full pages; the page in which the prompt ends is copied, since
-each sample goes on writing there.
+each sample goes on writing there. With a prefix cache a sequence also begins with the full pages
+that any former sequence of the same beginning has left. A page is shared only with what is
+prefilled after it: in an earlier plan, or in an earlier wave of the same one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
+import itertools
+import sys
 from collections.abc import Sequence as Seq
 
 from polaris_jax.rollout.page_allocator import PageAllocator
 from polaris_jax.rollout.paged_kv import pages_for
-from polaris_jax.rollout.sampling import PromptParams
+from polaris_jax.rollout.prefix_cache import PrefixCache
+from polaris_jax.rollout.sequences import Plan, PrefillPart, Prompt, Sequence, needed_pages
 
+__all__ = ["Plan", "Prompt", "Scheduler", "Sequence"]
 
-@dataclasses.dataclass(eq=False)
-class Prompt:
-    """A prompt and, while samples of it have not begun, its prefilled pages.
-
-    Attributes:
-        index: its place in the caller's list.
-        tokens: token ids.
-        params: its sampling settings.
-        to_begin: samples that were never admitted.
-        pages: pages that hold all tokens but the last, kept by a reference of their own.
-    """
-
-    index: int
-    tokens: tuple[int, ...]
-    params: PromptParams
-    to_begin: int
-    pages: list[int] | None = None
-
-    @property
-    def cached(self) -> int:
-        """Tokens that a prefill puts into pages: the last one is the first decode step's input."""
-        return len(self.tokens) - 1
-
-
-@dataclasses.dataclass(eq=False)
-class Sequence:
-    """One sample of a prompt on its way.
-
-    Attributes:
-        prompt: what it continues.
-        sample: index among the prompt's samples.
-        age: admission order; the smaller, the older.
-        tokens: response token ids so far.
-        logprobs: their log-probs.
-        slot: where it is decoded, or None.
-        pages: its pages in position order.
-        begun: it has been admitted before.
-    """
-
-    prompt: Prompt
-    sample: int
-    age: int
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[float] = dataclasses.field(default_factory=list)
-    slot: int | None = None
-    pages: list[int] = dataclasses.field(default_factory=list)
-    begun: bool = False
-
-    @property
-    def length(self) -> int:
-        """Prompt and response tokens so far."""
-        return len(self.prompt.tokens) + len(self.tokens)
-
-    @property
-    def limit(self) -> int:
-        """Prompt tokens + max_tokens."""
-        return len(self.prompt.tokens) + self.prompt.params.max_tokens
-
-    def tokens_after(self, steps: int) -> int:
-        """Tokens in the cache after `steps` more decode steps; the last drawn one never enters."""
-        return min(self.length - 1 + steps, self.limit - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Admission:
-    """A sequence that enters a slot.
-
-    Attributes:
-        sequence: it; `slot` and `pages` are set.
-        start: its cached tokens before this position come from the prompt's shared pages.
-        copy: (from, to) page to copy before anything is written, or None.
-    """
-
-    sequence: Sequence
-    start: int
-    copy: tuple[int, int] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What the device has to do before the next decode call.
-
-    Attributes:
-        preempted: (slot, sequence) pairs that leave.
-        grown: live sequences whose pages changed.
-        admitted: sequences that enter.
-    """
-
-    preempted: list[tuple[int, Sequence]]
-    grown: list[Sequence]
-    admitted: list[Admission]
+BEFORE, FIRST, SECOND = -1, 0, 1  # when a page is written: in an earlier plan, or in which wave
 
 
 class Scheduler:
-    """Slots, pages and the queue of one rollout on one data shard.
+    """Slots, pages and the queue of one data shard.
 
     Args:
         allocator: of the shard's pages.
@@ -121,6 +39,14 @@ class Scheduler:
         page_size: tokens of a page.
         decode_steps: steps of a decode call at most.
         first_slot: number of the shard's first slot among all.
+        prefill_budget: tokens prefilled between two decode calls at most; 0: no limit.
+        cache: of the same allocator; None: only samples of one prompt share pages.
+
+    Attributes:
+        preemptions: sequences that were sent back to the queue.
+        prefix_hits: samples that took over a prompt that another sample had prefilled.
+        prefix_query_tokens: tokens that admitted sequences needed in their pages.
+        prefix_hit_tokens: those of them that were there already.
     """
 
     def __init__(
@@ -131,22 +57,36 @@ class Scheduler:
         page_size: int,
         decode_steps: int,
         first_slot: int = 0,
+        prefill_budget: int = 0,
+        cache: PrefixCache | None = None,
     ):
         self._allocator = allocator
+        self._cache = cache
         self._first_slot = first_slot
         self._page_size = page_size
         self._steps = decode_steps
+        self._prefill_budget = prefill_budget
         self._slots: list[Sequence | None] = [None] * slots
         self._queue: list[tuple[int, Sequence]] = []
         self._prompts: list[Prompt] = []
         self._expired: list[int] = []
-        self.preemptions = 0
-        self.prefix_hits = 0
+        self._written: dict[int, int] = {}  # wave of the pages that the present plan prefills
+        self.reset_counts()
+
+    def reset_counts(self) -> None:
+        """Sets every count to 0."""
+        self.preemptions = self.prefix_hits = 0
+        self.prefix_query_tokens = self.prefix_hit_tokens = 0
 
     @property
     def live(self) -> list[Sequence]:
         """Sequences in slots, oldest first."""
         return sorted((s for s in self._slots if s is not None), key=lambda s: s.age)
+
+    @property
+    def decoding(self) -> list[Sequence]:
+        """Live sequences with nothing left to prefill, oldest first."""
+        return [s for s in self.live if s.decodes]
 
     @property
     def waiting(self) -> int:
@@ -164,7 +104,7 @@ class Scheduler:
         Raises:
             ValueError: the prompt and its response can never fit into the pool.
         """
-        wanted = pages_for(len(prompt.tokens) + prompt.params.max_tokens, self._page_size)
+        wanted = needed_pages(prompt, self._page_size)
         if wanted > self._allocator.num_usable:
             raise ValueError(
                 f"prompt {prompt.index}: needs {wanted} pages, the pool has "
@@ -176,35 +116,70 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """Gives every live sequence the pages of the next decode call, then admits waiting ones."""
-        grown, preempted = self._grow()
-        admitted: list[Admission] = []
-        free_slots = [self._first_slot + i for i, s in enumerate(self._slots) if s is None]
-        live = len(self._slots) - len(free_slots)
-        for slot in free_slots:
+        self._written = {}
+        plan = self._grow()
+        budget = self._prefill_budget or sys.maxsize
+        for sequence in self.live:
+            if not sequence.decodes:
+                budget -= self._prefill(sequence, plan, budget, wave=FIRST)
+        for slot, occupant in enumerate(self._slots, self._first_slot):
+            if occupant is not None:
+                continue
             if not self._queue:
                 break
             sequence = self._queue[0][1]
             # A page of reserve for each live sequence keeps it from being preempted at once.
-            admission = self._admit(sequence, slot, reserve=live)
-            if admission is None and live == 0:
-                admission = self._admit_alone(sequence, slot)
-            if admission is None:
+            live = sum(s is not None for s in self._slots)
+            tokens = self._admit(sequence, slot, plan, budget, reserve=live)
+            if tokens is None and live == 0:
+                self._make_room(sequence.prompt)
+                tokens = self._admit(sequence, slot, plan, budget, reserve=0)
+                if tokens is None:
+                    self._let_go(sequence.prompt)
+                    tokens = self._admit(sequence, slot, plan, budget, reserve=0)
+                assert tokens is not None, "a request that fits the pool fits when it is alone"
+            if tokens is None:
                 break
             heapq.heappop(self._queue)
-            admitted.append(admission)
-            live += 1
+            budget -= tokens
         # Only now: a page freed earlier could be given away before it was copied from.
         self._allocator.release(self._expired)
         self._expired = []
-        return Plan(preempted, grown, admitted)
+        return plan
 
     def finish(self, sequence: Sequence) -> None:
-        """Takes a sequence out of its slot and releases its pages."""
+        """Takes a sequence out of its slot and releases its pages; full ones stay findable."""
         assert sequence.slot is not None
+        self._remember(sequence)
         self._slots[sequence.slot - self._first_slot] = None
-        sequence.slot = None
+        sequence.slot = sequence.prefill_at = None
         self._allocator.release(sequence.pages)
         sequence.pages = []
+        if sequence.prompt.filler is sequence:
+            sequence.prompt.filler = None
+
+    def abort(self, prompt: Prompt, sequences: Seq[Sequence]) -> list[int]:
+        """Forgets a prompt and its samples; the slots that they leave."""
+        left = []
+        for sequence in sequences:
+            if sequence.slot is not None:
+                left.append(sequence.slot)
+                self.finish(sequence)
+        gone = set(map(id, sequences))
+        self._queue = [item for item in self._queue if id(item[1]) not in gone]
+        heapq.heapify(self._queue)
+        self._let_go(prompt)
+        self._prompts = [p for p in self._prompts if p is not prompt]
+        return left
+
+    def preempt_all(self) -> list[int]:
+        """Sends every live sequence back to the queue and forgets all pages; the slots left."""
+        left = [self._preempt()[0] for _ in self.live]
+        for prompt in self._prompts:
+            self._let_go(prompt)
+        if self._cache is not None:
+            self._cache.clear()
+        return left
 
     def drop_all(self) -> None:
         """Releases everything; nothing is live or waiting afterwards."""
@@ -215,7 +190,7 @@ class Scheduler:
         self._allocator.release(self._expired)
         self._expired, self._queue, self._prompts = [], [], []
 
-    def _grow(self) -> tuple[list[Sequence], list[tuple[int, Sequence]]]:
+    def _grow(self) -> Plan:
         grown: list[Sequence] = []
         preempted: list[tuple[int, Sequence]] = []
         for sequence in self.live:
@@ -230,7 +205,7 @@ class Scheduler:
                     break
                 if not self._let_go_youngest():
                     preempted.append(self._preempt())
-        return [s for s in grown if s.slot is not None], preempted
+        return Plan(preempted, [s for s in grown if s.decodes])
 
     def _preempt(self) -> tuple[int, Sequence]:
         """Sends the youngest live sequence back to the queue."""
@@ -255,50 +230,93 @@ class Scheduler:
             self._allocator.release(prompt.pages)
             prompt.pages = None
 
-    def _admit_alone(self, sequence: Sequence, slot: int) -> Admission | None:
-        """Admits the head of the queue when nobody is live: everything kept makes way for it."""
-        for prompt in reversed(self._prompts):
-            if prompt is not sequence.prompt:
-                self._let_go(prompt)
-        admission = self._admit(sequence, slot, reserve=0)
-        if admission is None:
-            self._let_go(sequence.prompt)
-            admission = self._admit(sequence, slot, reserve=0)
-        assert admission is not None, "a request that fits the pool fits when it is alone"
-        return admission
+    def _make_room(self, prompt: Prompt) -> None:
+        """Lets every kept prompt go but this one."""
+        for other in reversed(self._prompts):
+            if other is not prompt:
+                self._let_go(other)
 
-    def _admit(self, sequence: Sequence, slot: int, *, reserve: int) -> Admission | None:
-        prompt = sequence.prompt
-        kept = prompt.pages
-        full = prompt.cached // self._page_size if kept is not None else 0
-        own = pages_for(sequence.tokens_after(self._steps), self._page_size) - full
-        if self._allocator.num_free < own + reserve:
+    def _admit(
+        self, sequence: Sequence, slot: int, plan: Plan, budget: int, *, reserve: int
+    ) -> int | None:
+        """Gives the sequence a slot, pages and as much prefill as the budget allows; its tokens.
+
+        None, and no change, where pages or budget are missing, or another sample of its prompt is
+        still at the prefill.
+        """
+        prompt, wanted = sequence.prompt, sequence.length - 1
+        if prompt.filler is not None:
             return None
+        whole = prompt.pages if not sequence.tokens else None
+        shared = self._found(sequence) if whole is None else whole[: wanted // self._page_size]
+        start = len(shared) * self._page_size if whole is None else wanted
+        own = pages_for(sequence.tokens_after(self._steps), self._page_size) - len(shared)
+        idle = sum(self._allocator.references(page) == 0 for page in shared)
+        if self._allocator.num_free - idle < own + reserve or (budget < 1 and start < wanted):
+            return None
+        self._allocator.share(shared)
         pages = self._allocator.allocate(own)
         assert pages is not None
-        copy, start = None, 0
-        if kept is not None:
-            start = prompt.cached
-            self._allocator.share(kept[:full])
-            if len(kept) > full:
-                copy = (kept[full], pages[0])
-            pages = kept[:full] + pages
+        if whole is not None:
+            if len(whole) > len(shared):
+                plan.copies.append((whole[-1], pages[0]))
             self.prefix_hits += 1
-        sequence.pages, sequence.slot = pages, slot
+        self.prefix_query_tokens += wanted
+        self.prefix_hit_tokens += start
+        sequence.pages, sequence.slot = [*shared, *pages], slot
         self._slots[slot - self._first_slot] = sequence
         if not sequence.begun:
             sequence.begun = True
             prompt.to_begin -= 1
-        self._keep_or_expire(prompt, pages)
-        return Admission(sequence, start, copy)
+        plan.admitted.append(sequence)
+        sequence.prefill_at = start
+        waits = any(self._written.get(page) == FIRST for page in shared)
+        return self._prefill(sequence, plan, budget, wave=SECOND if waits else FIRST)
 
-    def _keep_or_expire(self, prompt: Prompt, pages: list[int]) -> None:
+    def _found(self, sequence: Sequence) -> list[int]:
+        """The pages that hold the beginning of the sequence and are written early enough."""
+        full, kept = (sequence.length - 1) // self._page_size, sequence.prompt.pages or []
+        pages = kept[: min(full, sequence.prompt.cached // self._page_size)]
+        if self._cache is not None:
+            known = self._cache.find(sequence.page_keys(full * self._page_size, self._page_size))
+            pages = max(pages, known, key=len)
+        return list(
+            itertools.takewhile(lambda page: self._written.get(page, BEFORE) < SECOND, pages)
+        )
+
+    def _prefill(self, sequence: Sequence, plan: Plan, budget: int, *, wave: int) -> int:
+        """Plans the next part of the sequence's prefill; its tokens."""
+        start, end = sequence.cached, sequence.length - 1
+        stop = min(end, start + budget)
+        if stop > start:
+            plan.waves[wave].append(PrefillPart(sequence, start, stop))
+            first, last = start // self._page_size, pages_for(stop, self._page_size)
+            self._written.update(dict.fromkeys(sequence.pages[first:last], wave))
+        sequence.prefill_at = stop if stop < end else None
+        self._remember(sequence)
+        if sequence.decodes:
+            plan.started.append(sequence)
+            self._keep_or_expire(sequence)
+        elif sequence.prompt.pages is None and sequence.prompt.filler is None:
+            sequence.prompt.filler = sequence
+        return stop - start
+
+    def _remember(self, sequence: Sequence) -> None:
+        """Makes the full pages of a sequence findable."""
+        if self._cache is not None:
+            keys = sequence.page_keys(sequence.cached, self._page_size)
+            for key, page in zip(keys, sequence.pages, strict=False):
+                self._cache.add(key, page)
+
+    def _keep_or_expire(self, sequence: Sequence) -> None:
+        prompt = sequence.prompt
+        if prompt.filler is sequence:
+            prompt.filler = None
         if prompt.to_begin == 0:
             if prompt.pages is not None:
                 self._expired += prompt.pages
                 prompt.pages = None
-            if prompt in self._prompts:
-                self._prompts.remove(prompt)
+            self._prompts = [p for p in self._prompts if p is not prompt]
         elif prompt.pages is None and prompt.cached > 0:
-            prompt.pages = pages[: pages_for(prompt.cached, self._page_size)]
+            prompt.pages = sequence.pages[: pages_for(prompt.cached, self._page_size)]
             self._allocator.share(prompt.pages)

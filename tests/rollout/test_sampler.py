@@ -363,3 +363,49 @@ def test_the_pool_is_usable_to_its_last_page():
     groups = Sampler(small_model(), config).generate([[1] * 30], SamplingParams(max_tokens=18, n=3))
     assert [len(r.token_ids) for r in groups[0]] == [18, 18, 18]
     assert CONFIG.vocab_size == 61
+
+
+# --- prefixes ---
+
+
+def shared_prompts() -> list[list[int]]:
+    """Two that share 32 tokens, one of them twice, and two that share nothing."""
+    rng = np.random.default_rng(11)
+    begin = rng.integers(0, CONFIG.vocab_size, 33).tolist()
+    first, second = [*begin, 1, 2, 3], [*begin, 5]
+    return [first, second, first, *random_prompts(2, seed=12)]
+
+
+@pytest.mark.parametrize("budget", [8192, 5])
+def test_the_prefix_cache_changes_no_token(budget):
+    prompts = shared_prompts()
+    params = SamplingParams(temperature=1.2, n=3, max_tokens=16, seed=[1, 2, 3, 4, 5])
+    config = dataclasses.replace(ROOMY, page_size=4, num_pages=256, prefill_budget=budget)
+    with_cache = Sampler(small_model(), config)
+    without = Sampler(small_model(), dataclasses.replace(config, prefix_cache=False))
+    expected = without.generate(prompts, params)
+    for _ in range(2):
+        parted, largest = differing_tokens(
+            expected,
+            with_cache.generate(prompts, params),
+            model=small_model(),
+            prompts=prompts,
+            temperatures=[1.2] * 5,
+            seeds=params.seed,
+        )
+        assert parted == 0
+        assert largest <= SCHEDULE_LOGPROB_ATOL
+    cached, plain = with_cache.stats(), without.stats()
+    assert plain["pages_idle"] == 0 < cached["pages_idle"]
+    assert plain["prefix_query_tokens"] * 2 == cached["prefix_query_tokens"]
+    # In the second round all prompts are there but for their last pages.
+    assert cached["prefix_hit_tokens"] > cached["prefix_query_tokens"] * 0.8
+    with_cache.update_weights(small_model(1))
+    assert with_cache.stats()["pages_idle"] == 0
+    fresh = Sampler(small_model(1), config).generate(prompts, params)
+    assert with_cache.generate(prompts, params) == fresh
+    with_cache.release_pool()
+    assert with_cache.stats()["pages_idle"] == 0
+    assert with_cache.generate(prompts, params) == fresh
+    with_cache.drop_prefixes()
+    assert with_cache.stats()["pages_idle"] == 0

@@ -1,0 +1,271 @@
+"""The one loop of the sampler: plan, prefill, decode, hand on what came.
+
+`submit` queues a request, `step` runs one decode call for all that are queued. Whatever the caller
+does between two steps (submit, abort, preempt for new weights), every sequence ends with the tokens
+that it would have had alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from polaris_jax.rollout.compile_counter import CompileCounter
+from polaris_jax.rollout.decode_state import DecodeState
+from polaris_jax.rollout.engine import PrefillJob, ResultTokens
+from polaris_jax.rollout.prefix_cache import PrefixCache
+from polaris_jax.rollout.run import Request, deal
+from polaris_jax.rollout.sampling import MAX_STOP_TOKENS
+from polaris_jax.rollout.scheduler import Scheduler
+from polaris_jax.rollout.sequences import Plan
+from polaris_jax.rollout.sequences import Sequence as Sample
+
+
+class Driver:
+    """Requests on their way through one engine.
+
+    Args:
+        engine: the device programs: `launch`, `collect`, `prefill_rows`, `prefill_chunk`,
+            `copy_pages`, `warm`.
+        state: its slots, pages and pool.
+        compiles: counts what is compiled meanwhile.
+
+    Attributes:
+        schedulers: one a data shard.
+        steps: decode steps that ran.
+        prompt_tokens: of submitted prompts, each counted once.
+        response_tokens: tokens that samples were given.
+        failed: a step was broken off by anything but a callback; nothing here can be relied on.
+    """
+
+    def __init__(self, engine: Any, state: DecodeState, compiles: CompileCounter):
+        config, shards = engine.config, engine.data
+        self._engine = engine
+        self._state = state
+        self._compiles = compiles
+        self._warm = False
+        self._caches = [PrefixCache(a) if config.prefix_cache else None for a in state.allocators]
+        budget = config.prefill_budget and max(1, config.prefill_budget // shards)
+        self.schedulers = [
+            Scheduler(
+                allocator,
+                slots=engine.slots_a_shard,
+                page_size=config.page_size,
+                decode_steps=config.decode_steps,
+                first_slot=shard * engine.slots_a_shard,
+                prefill_budget=budget,
+                cache=cache,
+            )
+            for shard, (allocator, cache) in enumerate(
+                zip(state.allocators, self._caches, strict=True)
+            )
+        ]
+        self._requests: list[Request] = []
+        self._request_of: dict[int, Request] = {}
+        self._shard_of: dict[int, int] = {}
+        self._next_age = 0
+        self._longest = 0
+        self._in_step = False
+        self.failed = False
+        self._to_abort: list[Request] = []
+        self.reset_counts()
+
+    def reset_counts(self) -> None:
+        """Sets every count to 0."""
+        self.steps = self.prompt_tokens = self.response_tokens = 0
+        for scheduler in self.schedulers:
+            scheduler.reset_counts()
+
+    @property
+    def busy(self) -> bool:
+        """Requests are live."""
+        return bool(self._requests)
+
+    @property
+    def in_step(self) -> bool:
+        """A `step` is running: the question comes from one of its callbacks."""
+        return self._in_step
+
+    def submit(self, request: Request) -> None:
+        """Queues a request behind all others."""
+        loads = [0] * len(self.schedulers)
+        for live in self._requests:
+            for part in live.parts:
+                loads[self._shard_of[id(part.prompt)]] += part.cost
+        shards = deal([part.cost for part in request.parts], len(loads), loads)
+        for part, shard in zip(request.parts, shards, strict=True):
+            self._request_of[id(part.prompt)] = request
+            for sample in part.samples:
+                sample.age += self._next_age
+            self._shard_of[id(part.prompt)] = shard
+            self.schedulers[shard].add(part.prompt, part.samples)
+            self._longest = max(self._longest, len(part.prompt.tokens))
+        self._next_age += request.num_total
+        self.prompt_tokens += request.num_prompt_tokens
+        if not request.done:
+            self._requests.append(request)
+
+    def step(self, model: Any, *, version: int) -> None:
+        """One plan and one decode call of at most K steps; the requests get what came of it.
+
+        Callbacks are called while the device works, with what the step before gave; those of a
+        request that has ended are called once more at the end.
+
+        Args:
+            model: weights.
+            version: theirs; noted with each token.
+        """
+        engine, state = self._engine, self._state
+        self._in_step = self.failed = True
+        try:
+            with self._compiles:
+                if not self._warm:
+                    engine.warm(model, state)
+                    self._warm = True
+                plans = [scheduler.schedule() for scheduler in self.schedulers]
+                self._apply(model, plans)
+                flight = None
+                if any(scheduler.decoding for scheduler in self.schedulers):
+                    flight = engine.launch(
+                        model,
+                        state,
+                        stop_token_ids=self._stop_ids(),
+                        exit_below=[self._exit_below(s) for s in self.schedulers],
+                    )
+            try:
+                self._deliver(self._requests)
+            finally:
+                if flight is not None:
+                    self._absorb(engine.collect(state, flight), version)
+                self.failed = False
+                ended = [request for request in self._requests if request.done]
+                for request in ended:
+                    self._forget(request)
+            self._deliver(ended)
+        finally:
+            self._in_step = False
+            aborted, self._to_abort = self._to_abort, []
+            for request in aborted:
+                self.abort(request)
+
+    def abort(self, request: Request) -> None:
+        """Drops what is live or waiting of a request; within a step, when the step has ended."""
+        if request.done or request not in self._requests:
+            return
+        if self._in_step:
+            self._to_abort.append(request)
+            return
+        for part in request.parts:
+            shard = self._shard_of[id(part.prompt)]
+            for slot in self.schedulers[shard].abort(part.prompt, part.samples):
+                self._state.clear(slot)
+        request.aborted = True
+        self._forget(request)
+
+    def abort_all(self) -> None:
+        """Drops every request."""
+        for request in self._requests:
+            request.aborted = True
+        self._requests = []
+
+    def void(self) -> None:
+        """Forgets all keys and values: live sequences will be computed again."""
+        for scheduler in self.schedulers:
+            for slot in scheduler.preempt_all():
+                self._state.clear(slot)
+
+    def drop_prefixes(self) -> None:
+        """Forgets the pages of former sequences; those of live ones stay."""
+        for cache in self._caches:
+            if cache is not None:
+                cache.clear()
+
+    def _forget(self, request: Request) -> None:
+        self._requests = [r for r in self._requests if r is not request]
+        for part in request.parts:
+            del self._request_of[id(part.prompt)], self._shard_of[id(part.prompt)]
+        if not self._requests:
+            self._longest = 0
+
+    def _deliver(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            request.deliver()
+
+    def _stop_ids(self) -> list[int]:
+        """As many stop ids of the live requests as a call takes, the oldest requests' first.
+
+        Only to end rows early: which token ends whose response is decided in `Request.take`.
+        """
+        ids = dict.fromkeys(i for request in self._requests for i in sorted(request.stop_ids))
+        return list(ids)[:MAX_STOP_TOKENS]
+
+    def _exit_below(self, scheduler: Scheduler) -> int:
+        """When sequences wait, a call ends early once a quarter of the slots is free."""
+        if not scheduler.waiting:
+            return 1
+        return max(1, len(scheduler.decoding) - max(1, self._engine.slots_a_shard // 4) + 1)
+
+    def _apply(self, model: Any, plans: list[Plan]) -> None:
+        """Brings the device's slots and pages to the plans, one a data shard."""
+        engine, state = self._engine, self._state
+        for plan in plans:
+            for slot, _ in plan.preempted:
+                state.clear(slot)
+            for sample in plan.grown:
+                assert sample.slot is not None
+                state.set_pages(sample.slot, sample.pages)
+            for sample in plan.started:
+                self._place(sample)
+        # What to pad rows to is a function of the live requests, not of earlier ones.
+        chunk = engine.prefill_chunk(self._longest - 1)
+        for wave in range(2):
+            jobs = [
+                [
+                    PrefillJob(
+                        part.sequence.history(part.start, part.stop),
+                        part.sequence.pages,
+                        part.start,
+                    )
+                    for part in plan.waves[wave]
+                ]
+                for plan in plans
+            ]
+            if any(jobs):
+                engine.prefill_rows(model, state, jobs, chunk=chunk)
+        if any(plan.copies for plan in plans):
+            engine.copy_pages(state, [plan.copies for plan in plans])
+
+    def _place(self, sample: Sample) -> None:
+        prompt = sample.prompt
+        assert sample.slot is not None
+        self._state.place(
+            sample.slot,
+            sample.pages,
+            last_token=(sample.tokens or prompt.tokens)[-1],
+            length=sample.length,
+            prompt_len=len(prompt.tokens),
+            params=prompt.params,
+            sample=sample.sample,
+        )
+
+    def _absorb(self, result: ResultTokens, version: int) -> None:
+        self.steps += result.steps
+        for scheduler in self.schedulers:
+            for sample in scheduler.decoding:
+                slot = sample.slot
+                assert slot is not None
+                count = result.count[slot]
+                request = self._request_of[id(sample.prompt)]
+                before = request.num_tokens
+                ended = request.take(
+                    sample,
+                    result.data[slot, :count].tolist(),
+                    result.logprobs[slot, :count].tolist(),
+                    version=version,
+                )
+                self.response_tokens += request.num_tokens - before
+                if ended:
+                    scheduler.finish(sample)
+                    self._state.clear(slot)
+                elif not result.alive[slot]:  # at another request's stop token
+                    self._place(sample)

@@ -1,0 +1,72 @@
+"""Which pages hold which tokens: a prompt that begins like a former sequence takes its pages over.
+
+Only full pages are found again. A page's key is a digest of the key of the page before it and of
+its own tokens, so equal keys mean equal tokens from the sequence's first on. Pages stay findable
+while nobody reads them, until the pool wants them for something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from polaris_jax.rollout.page_allocator import PageAllocator
+
+KEY_BYTES = 16  # two different prefixes among 2^40 share a key with probability below 2^-48
+FIRST_KEY = bytes(KEY_BYTES)
+
+
+def extend_keys(keys: list[bytes], tokens: Sequence[int], page_size: int) -> None:
+    """Appends the keys of the full pages of `tokens` that `keys` does not hold yet.
+
+    Args:
+        keys: those of the first pages of the same tokens.
+        tokens: a sequence from its first token on.
+        page_size: tokens of a page.
+    """
+    for page in range(len(keys), len(tokens) // page_size):
+        own = np.array(tokens[page * page_size : (page + 1) * page_size], np.int32)
+        before = keys[-1] if keys else FIRST_KEY
+        keys.append(hashlib.blake2b(before + own.tobytes(), digest_size=KEY_BYTES).digest())
+
+
+class PrefixCache:
+    """The findable pages of one allocator."""
+
+    def __init__(self, allocator: PageAllocator):
+        self._allocator = allocator
+        self._page_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
+        allocator.on_evict = self._evicted
+
+    def __len__(self) -> int:
+        return len(self._page_of)
+
+    def find(self, keys: Sequence[bytes]) -> list[int]:
+        """The pages of the longest known beginning of `keys`; no reference is taken."""
+        pages: list[int] = []
+        for key in keys:
+            page = self._page_of.get(key)
+            if page is None:
+                break
+            pages.append(page)
+        return pages
+
+    def add(self, key: bytes, page: int) -> None:
+        """Makes a full, referenced page findable, unless another page holds the same tokens."""
+        if key in self._page_of or page in self._key_of:
+            return
+        self._allocator.keep(page)
+        self._page_of[key], self._key_of[page] = page, key
+
+    def clear(self) -> None:
+        """Nothing is found any more: the weights have changed, or the pool is gone."""
+        for page in self._key_of:
+            self._allocator.forget(page)
+        self._page_of.clear()
+        self._key_of.clear()
+
+    def _evicted(self, page: int) -> None:
+        del self._page_of[self._key_of.pop(page)]

@@ -1,0 +1,300 @@
+"""The sampler's host side without a model: an engine whose tokens can be computed beforehand.
+
+A token is a pure function of prompt, seed, sample and position. A page remembers for every position
+the token and a chain: a number made of the weights, the token, and the chain of the position before
+it *as it was found in the pages when it was written*. So whoever reads a page too early, too late,
+or one of other weights carries a wrong chain on, and the next decode step sees it.
+"""
+
+import dataclasses
+import zlib
+from typing import Any
+
+import numpy as np
+
+from polaris_jax.rollout.compile_counter import CompileCounter
+from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
+from polaris_jax.rollout.driver import Driver
+from polaris_jax.rollout.engine import ResultTokens
+from polaris_jax.rollout.paged_kv import pages_for
+from polaris_jax.rollout.run import Request
+from polaris_jax.rollout.sampling import PromptParams
+from tests.rollout.schedule_checks import check_schedule
+
+VOCAB = 97
+STOPS = (3, 5)
+MASK = (1 << 61) - 1
+
+
+def settings(max_tokens: int, seed: int = 0) -> PromptParams:
+    """Settings of one prompt."""
+    return PromptParams(1.0, 1.0, 0, 0.0, max_tokens, seed)
+
+
+def token_at(prompt: tuple[int, ...], seed: int, sample: int, position: int) -> int:
+    """The token at a position of the response, counted from 0."""
+    return zlib.crc32(repr((prompt, seed, sample, position)).encode()) % VOCAB
+
+
+def expected_tokens(
+    prompt: tuple[int, ...], seed: int, sample: int, *, max_tokens: int, stops: tuple[int, ...]
+) -> list[int]:
+    """The whole response."""
+    tokens: list[int] = []
+    while len(tokens) < max_tokens and not (tokens and tokens[-1] in stops):
+        tokens.append(token_at(prompt, seed, sample, len(tokens)))
+    return tokens
+
+
+def link(before: int, token: int) -> int:
+    """The chain of a position, from that of the position before it."""
+    return (before * 1_000_003 + token + 1) & MASK
+
+
+def chain_start(model: int) -> int:
+    """What the chain of a sequence begins with under some weights."""
+    return 7919 * (model + 1)
+
+
+class FakePool:
+    """[shard][page][offset] (token, chain) of each position; lists, as they are read one by one."""
+
+    def __init__(self, shards: int, pages: int, page_size: int):
+        self.shards = [[[(-1, -1)] * page_size for _ in range(pages)] for _ in range(shards)]
+
+
+@dataclasses.dataclass
+class FakeFlight:
+    index: list[int]
+    tokens: dict[int, list[int]]
+    alive: dict[int, bool]
+    steps: int
+
+
+class FakeEngine:
+    """The part of `Engine` that the driver calls; the model is a number."""
+
+    def __init__(self, config: SamplerConfig, shards: int = 1):
+        self.config, self.data = config, shards
+        self.slots_a_shard = config.slots // shards
+        self.prefilled_tokens = 0
+        self.most_prefilled = 0  # in a step, by one shard
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        self._in_step = [0] * self.data
+
+    def new_pool(self) -> FakePool:
+        return FakePool(self.data, self.config.num_pages // self.data, self.config.page_size)
+
+    def prefill_chunk(self, longest: int) -> int:
+        return longest
+
+    def warm(self, model: Any, state: DecodeState) -> None:
+        assert isinstance(state.pool, FakePool)
+
+    def prefill_rows(self, model: int, state: DecodeState, jobs_by_shard: Any, *, chunk: int):
+        assert len(jobs_by_shard) == self.data
+        size = self.config.page_size
+        for shard, jobs in enumerate(jobs_by_shard):
+            pages = state.pool.shards[shard]
+            # All of them first: rows of one call do not see what the others write.
+            chains = [
+                pages[job.pages[(job.start - 1) // size]][(job.start - 1) % size][1]
+                if job.start
+                else chain_start(model)
+                for job in jobs
+            ]
+            for job, chain in zip(jobs, chains, strict=True):
+                assert job.tokens
+                for at, token in enumerate(job.tokens, job.start):
+                    assert job.pages[at // size] != 0
+                    chain = link(chain, token)
+                    pages[job.pages[at // size]][at % size] = (token, chain)
+                self.prefilled_tokens += len(job.tokens)
+                self._in_step[shard] += len(job.tokens)
+        self.most_prefilled = max(self.most_prefilled, *self._in_step)
+
+    def copy_pages(self, state: DecodeState, pairs_by_shard: Any) -> None:
+        for pages, pairs in zip(state.pool.shards, pairs_by_shard, strict=True):
+            found = [list(pages[source]) for source, _ in pairs]
+            for (_, target), values in zip(pairs, found, strict=True):
+                assert target != 0
+                pages[target] = values
+
+    def launch(
+        self, model: int, state: DecodeState, *, stop_token_ids: Any, exit_below: Any
+    ) -> FakeFlight:
+        assert len(stop_token_ids) <= 16
+        live = [int(slot) for slot in np.flatnonzero(state.rows.alive_B)]
+        flight = FakeFlight(live, {}, {}, 0)
+        for shard in range(self.data):
+            own = [slot for slot in live if slot // self.slots_a_shard == shard]
+            rows = {slot: self._read(model, state, shard, slot) for slot in own}
+            alive = set(own)
+            steps = 0
+            while steps < self.config.decode_steps and len(alive) >= max(1, exit_below[shard]):
+                steps += 1
+                for slot in sorted(alive):
+                    new = self._decode_one(state, shard, slot, rows[slot])
+                    position = len(rows[slot][0]) - 1
+                    if new in stop_token_ids or position + 1 >= state.rows.limit_B[slot]:
+                        alive.discard(slot)
+            for slot in own:
+                start = int(state.rows.position_B[slot]) + 1
+                flight.tokens[slot] = rows[slot][0][start:]
+                flight.alive[slot] = slot in alive
+            flight.steps = max(flight.steps, steps)
+        return flight
+
+    def _read(self, model: int, state: DecodeState, shard: int, slot: int) -> tuple[list, list]:
+        """(history with the last token, chain of all but the last), checked against each other."""
+        rows, size, pages = state.rows, self.config.page_size, state.pages[slot]
+        position = int(rows.position_B[slot])
+        wanted = pages_for(state.tokens_after(slot, self.config.decode_steps), size)
+        assert len(pages) >= wanted, "no page for the tokens of this call"
+        used = [state.pool.shards[shard][page] for page in pages]
+        entries = [entry for page in used for entry in page][:position]
+        history = [token for token, _ in entries]
+        chain = chain_start(model)
+        for token, found in entries:
+            chain = link(chain, token)
+            assert found == chain, "a page was read before it was written"
+        return [*history, int(rows.token_B[slot])], [chain]
+
+    def _decode_one(self, state: DecodeState, shard: int, slot: int, row: tuple[list, list]) -> int:
+        history, chain = row
+        size, params = self.config.page_size, state.rows.params
+        at, prompt_len = len(history) - 1, int(state.rows.prompt_len_B[slot])
+        page = state.pages[slot][at // size]
+        assert page != 0
+        chain[0] = link(chain[0], history[-1])
+        state.pool.shards[shard][page][at % size] = (history[-1], chain[0])
+        new = token_at(
+            tuple(history[:prompt_len]),
+            int(params.seed_B[slot]),
+            int(params.sample_B[slot]),
+            len(history) - prompt_len,
+        )
+        history.append(new)
+        return new
+
+    def collect(self, state: DecodeState, flight: FakeFlight) -> ResultTokens:
+        steps, slots, rows = self.config.decode_steps, self.config.slots, state.rows
+        data = np.zeros((slots, 2 * steps + 1), np.int32)
+        counts = np.zeros(slots, np.int32)
+        for slot in flight.index:
+            new = flight.tokens[slot]
+            counts[slot] = len(new)
+            data[slot, : len(new)] = new
+            if new:
+                rows.token_B[slot] = new[-1]
+            rows.position_B[slot] += len(new)
+            rows.alive_B[slot] = flight.alive[slot]
+        return ResultTokens(
+            data=data,
+            tokens_idx=(0, steps),
+            valid_idx=(steps, 2 * steps),
+            length_idx=(2 * steps, 2 * steps + 1),
+            samples_per_slot=1,
+            logprobs=-data[:, :steps].astype(np.float32),
+            count=counts,
+            alive=rows.alive_B.copy(),
+            steps=flight.steps,
+            rows=len(flight.index),
+        )
+
+
+class FakeSampler:
+    """A driver on a fake engine, every invariant checked after every action."""
+
+    def __init__(self, config: SamplerConfig, shards: int = 1):
+        self.engine = FakeEngine(config, shards)
+        self.state = DecodeState(
+            self.engine.new_pool(), config, num_pages=config.num_pages, data=shards
+        )
+        self.driver = Driver(self.engine, self.state, CompileCounter())
+        self.model = 0
+        self.paused = False
+        self.requests: list[tuple[Request, dict[tuple[int, int], list[int]]]] = []
+        self.answers: list[dict[tuple[int, int], list[int]]] = []
+        self.blocks = 0
+
+    @property
+    def scheduler(self):
+        return self.driver.schedulers[0]
+
+    def submit(self, prompts, rows, n=1, *, stops=(), expected=None, **callbacks) -> Request:
+        request = Request(
+            prompts,
+            rows,
+            n,
+            stops,
+            expected_tokens=expected,
+            shards=self.engine.data,
+            **callbacks,
+        )
+        wanted = {
+            (index, sample): expected_tokens(
+                tuple(prompt), row.seed, sample, max_tokens=row.max_tokens, stops=tuple(stops)
+            )
+            for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+            for sample in range(n)
+        }
+        self.driver.submit(request)
+        self.requests.append((request, wanted))
+        self.answers.append({})
+        self.check()
+        return request
+
+    def step(self) -> None:
+        if self.paused:
+            return
+        self.engine.begin_step()
+        self.driver.step(self.model, version=self.model)
+        self.blocks += 1
+        self.poll()
+        self.check()
+
+    def poll(self) -> None:
+        """Every response comes once and is the one that prompt, seed and sample give."""
+        for (request, wanted), answers in zip(self.requests, self.answers, strict=True):
+            for index, sample, response in request.take_ended():
+                assert (index, sample) not in answers, "a response came twice"
+                answers[index, sample] = list(response.token_ids)
+                assert list(response.token_ids) == wanted[index, sample]
+                assert len(response.logprobs) == len(response.token_ids)
+
+    def abort(self, request: Request) -> None:
+        self.driver.abort(request)
+        self.check()
+
+    def update_weights(self) -> None:
+        self.model += 1
+        self.driver.void()
+        self.check()
+
+    def release_pool(self) -> None:
+        self.driver.void()
+        self.state.pool = self.engine.new_pool()
+        self.check()
+
+    def check(self) -> None:
+        for scheduler in self.driver.schedulers:
+            check_schedule(scheduler)
+            for sequence in scheduler.decoding:
+                assert self.state.pages[sequence.slot] == sequence.pages
+        decoding = {s.slot for scheduler in self.driver.schedulers for s in scheduler.decoding}
+        assert set(np.flatnonzero(self.state.rows.alive_B).tolist()) <= decoding
+
+    def run(self, limit: int = 20_000) -> None:
+        """Until nothing is left; then no page is held and every response has come."""
+        self.paused = False
+        while self.driver.busy:
+            self.step()
+            assert self.blocks < limit, "no progress"
+        for scheduler in self.driver.schedulers:
+            assert scheduler._allocator.num_used == 0
+        for (request, wanted), answers in zip(self.requests, self.answers, strict=True):
+            assert request.done
+            assert request.aborted or answers.keys() == wanted.keys()
