@@ -80,7 +80,8 @@ class Response:
         token_ids: sampled ids, the stop token included.
         logprobs: natural log of each token's probability under log_softmax(logits / temperature),
             before any top-k, top-p or min-p mask; in nats, same length as `token_ids`.
-        finish_reason: "stop" when it ended with a stop token, "length" when its budget ended it.
+        finish_reason: "stop" when a stop token or string ended it, "length" when its budget did.
+        prompt_logprobs: the same of the prompt's tokens from its second on; None: not asked for.
         versions: (version, tokens) pairs in order: how many tokens each version of the sampler's
             weights gave. Its first weights are version 0, each update adds 1. Not compared.
     """
@@ -88,6 +89,7 @@ class Response:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    prompt_logprobs: tuple[float, ...] | None = None
     versions: tuple[tuple[int, int], ...] = dataclasses.field(default=(), compare=False)
 
 

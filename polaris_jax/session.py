@@ -270,7 +270,7 @@ def sample(
         for i, share in enumerate(shares[:: len(members)]):
             by_prompt[i::count] = [
                 [
-                    Response(tuple(t), tuple(lp), reason, tuple(map(tuple, versions)))
+                    Response(tuple(t), tuple(lp), reason, versions=tuple(map(tuple, versions)))
                     for t, lp, reason, versions in group
                 ]
                 for group in share["groups"]

@@ -14,6 +14,7 @@ from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.engine import PrefillJob, ResultTokens
 from polaris_jax.rollout.prefix_cache import PrefixCache
+from polaris_jax.rollout.prompt_logprobs import prompt_logprobs
 from polaris_jax.rollout.run import Request, deal
 from polaris_jax.rollout.sampling import MAX_STOP_TOKENS
 from polaris_jax.rollout.scheduler import Scheduler
@@ -122,6 +123,7 @@ class Driver:
                 if not self._warm:
                     engine.warm(model, state)
                     self._warm = True
+                self._score_prompts(model)
                 plans = [scheduler.schedule() for scheduler in self.schedulers]
                 self._apply(model, plans)
                 flight = None
@@ -186,6 +188,13 @@ class Driver:
             del self._request_of[id(part.prompt)], self._shard_of[id(part.prompt)]
         if not self._requests:
             self._longest = 0
+
+    def _score_prompts(self, model: Any) -> None:
+        for request in self._requests:
+            if request.scores_prompts and request.prompt_logprobs is None:
+                request.prompt_logprobs = prompt_logprobs(
+                    model, request.prompts, request.temperatures
+                )
 
     def _deliver(self, requests: Sequence[Request]) -> None:
         for request in requests:

@@ -1,15 +1,78 @@
-"""What a sampler can serve: every refusal of a prompt, before anything runs."""
+"""What a sampler can serve: every refusal of a request, before anything runs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.engine import pad_stop_ids
-from polaris_jax.rollout.sampling import PromptParams
+from polaris_jax.rollout.run import OnProgress, OnTokens, Request
+from polaris_jax.rollout.sampling import PromptParams, SamplingParams, per_prompt
+
+Prompts = Sequence[Sequence[Any] | np.ndarray]
+
+
+def checked_request(
+    prompts: Prompts,
+    params: SamplingParams,
+    *,
+    expected_tokens: Sequence[float] | None,
+    on_progress: OnProgress | None,
+    on_tokens: OnTokens | None,
+    config: SamplerConfig,
+    vocab_size: int,
+    num_pages: int,
+    shards: int,
+) -> Request:
+    """A request that can be served.
+
+    Args:
+        prompts: token ids.
+        params: how to sample.
+        expected_tokens: see `Sampler.generate`, and the callbacks too.
+        on_progress: see there.
+        on_tokens: see there.
+        config: the sampler's sizes.
+        vocab_size: V.
+        num_pages: pages of all data shards.
+        shards: data shards.
+
+    Raises:
+        ValueError: a prompt or setting that cannot be served, with the prompt's index.
+    """
+    rows = per_prompt(params, len(prompts))
+    stop_ids = checked_stop_ids(params.stop_token_ids, vocab_size=vocab_size)
+    strings = checked_stop_strings(params.stop_strings, params.decode)
+    checked_expected(expected_tokens, len(prompts))
+    tokens = [
+        checked_prompt(
+            index,
+            prompt,
+            row,
+            vocab_size=vocab_size,
+            config=config,
+            num_pages=num_pages,
+            shards=shards,
+        )
+        for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+    ]
+    return Request(
+        tokens,
+        rows,
+        params.n,
+        stop_ids,
+        stop_strings=strings,
+        decode=params.decode,
+        scores_prompts=params.prompt_logprobs,
+        expected_tokens=expected_tokens,
+        shards=shards,
+        on_progress=on_progress,
+        on_tokens=on_tokens,
+    )
 
 
 def checked_prompt(
@@ -18,8 +81,7 @@ def checked_prompt(
     row: PromptParams,
     *,
     vocab_size: int,
-    max_len: int,
-    page_size: int,
+    config: SamplerConfig,
     num_pages: int,
     shards: int,
 ) -> tuple[int, ...]:
@@ -30,8 +92,7 @@ def checked_prompt(
         prompt: token ids.
         row: its settings.
         vocab_size: V.
-        max_len: tokens of a sequence at most.
-        page_size: tokens of a page.
+        config: the sampler's sizes.
         num_pages: pages of all data shards.
         shards: data shards.
 
@@ -48,13 +109,14 @@ def checked_prompt(
         raise ValueError(f"prompt {index}: token id {bad} is outside of [0, {vocab_size})")
     needed = tokens.size + row.max_tokens
     numbers = f"prompt {index}: {tokens.size} prompt tokens + max_tokens={row.max_tokens}"
-    if needed > max_len:
-        raise ValueError(f"{numbers} = {needed}, over max_len={max_len}")
-    room = (num_pages // shards - 1) * page_size
+    if needed > config.max_len:
+        raise ValueError(f"{numbers} = {needed}, over max_len={config.max_len}")
+    room = (num_pages // shards - 1) * config.page_size
     if needed > room:
         raise ValueError(
             f"{numbers} = {needed}, over the pool's {room} tokens ({num_pages} pages of "
-            f"{page_size} over {shards} data shards, page 0 of each not usable); enlarge num_pages"
+            f"{config.page_size} over {shards} data shards, page 0 of each not usable); "
+            "enlarge num_pages"
         )
     return tuple(tokens.tolist())
 
@@ -71,6 +133,27 @@ def checked_stop_ids(stop_token_ids: Sequence[int], *, vocab_size: int) -> tuple
             raise ValueError(f"stop_token_ids: id {i} is outside of [0, {vocab_size})")
     pad_stop_ids(stop_ids)
     return stop_ids
+
+
+def checked_stop_strings(
+    stop_strings: Sequence[str] | None, decode: Callable[[list[int]], str] | None
+) -> tuple[str, ...]:
+    """The stop strings.
+
+    Raises:
+        ValueError: one string in place of several, an empty one, or nothing to decode with.
+    """
+    strings = () if stop_strings is None else tuple(stop_strings)
+    if isinstance(stop_strings, str) or not all(isinstance(s, str) and s for s in strings):
+        raise ValueError(
+            f"stop_strings={stop_strings!r}: must be a sequence of non-empty strings, such as "
+            "('</answer>',)"
+        )
+    if strings and decode is None:
+        raise ValueError(
+            f"stop_strings={strings}: need decode=, the text of token ids; give tokenizer.decode"
+        )
+    return strings
 
 
 def checked_expected(expected_tokens: Sequence[float] | None, num_prompts: int) -> None:

@@ -10,6 +10,7 @@ from polaris_jax.records import Response
 from polaris_jax.rollout.sampling import PromptParams
 from polaris_jax.rollout.sequences import Prompt
 from polaris_jax.rollout.sequences import Sequence as Sample
+from polaris_jax.rollout.stop_strings import Decode, completing_token
 
 OnProgress = Callable[[int, int, int], None]
 OnTokens = Callable[[int, int, list[int]], None]
@@ -59,6 +60,10 @@ class Request:
         num_done: responses that have ended.
         num_tokens: response tokens so far.
         aborted: no more comes of it.
+        prompts: token ids.
+        temperatures: one a prompt.
+        scores_prompts: somebody asks for the log-probs of the prompts' own tokens.
+        prompt_logprobs: these, once they are computed.
     """
 
     def __init__(
@@ -68,6 +73,9 @@ class Request:
         n: int,
         stop_ids: Sequence[int] = (),
         *,
+        stop_strings: Sequence[str] = (),
+        decode: Decode | None = None,
+        scores_prompts: bool = False,
         expected_tokens: Sequence[float] | None = None,
         shards: int = 1,
         on_progress: OnProgress | None = None,
@@ -90,6 +98,12 @@ class Request:
                 cost = len(prompt.tokens) + round(len(own) * expected[index])
                 self.parts.append(Part(prompt, samples, cost))
         self.stop_ids = frozenset(stop_ids)
+        self.prompts = tuple(prompts)
+        self.temperatures = [row.temperature for row in rows]
+        self.scores_prompts = scores_prompts
+        self.prompt_logprobs: list[tuple[float, ...]] | None = None
+        self._stop_strings = tuple(stop_strings)
+        self._decode = decode if stop_strings else None
         self.num_total = n * len(prompts)
         self.num_prompt_tokens = sum(map(len, prompts))
         self.num_done = self.num_tokens = 0
@@ -109,10 +123,11 @@ class Request:
         self, sample: Sample, tokens: list[int], logprobs: list[float], *, version: int
     ) -> bool:
         """Gives a sample its next tokens, up to the one that ends it; True when it has ended."""
-        stop = next((i for i, token in enumerate(tokens) if token in self.stop_ids), None)
-        new = tokens if stop is None else tokens[: stop + 1]
-        sample.add(new, logprobs[: len(new)], version)
-        ended = stop is not None or len(sample.tokens) >= sample.prompt.params.max_tokens
+        count = self._count_to_stop(sample, tokens)
+        sample.stopped = count is not None
+        new = tokens[:count]
+        sample.add(new, logprobs[:count], version)
+        ended = sample.stopped or len(sample.tokens) >= sample.prompt.params.max_tokens
         self.num_tokens += len(new)
         self.num_done += ended
         if self._on_tokens is not None:
@@ -120,6 +135,16 @@ class Request:
         if ended:
             self._ended.append(sample)
         return ended
+
+    def _count_to_stop(self, sample: Sample, tokens: list[int]) -> int | None:
+        """How many of a sample's next tokens go up to its first stop; None where there is none."""
+        count = next((i for i, t in enumerate(tokens, 1) if t in self.stop_ids), None)
+        if self._decode is None or not tokens:
+            return count
+        before = len(sample.tokens)
+        grown = [*sample.tokens, *tokens[:count]]
+        at = completing_token(grown, before, self._stop_strings, self._decode)
+        return count if at is None else at + 1 - before
 
     def deliver(self) -> None:
         """Tells the caller what has come since the last time."""
@@ -144,10 +169,11 @@ class Request:
         return [[group[sample] for sample in sorted(group)] for group in groups]
 
     def _response(self, sample: Sample) -> Response:
-        stopped = sample.tokens[-1] in self.stop_ids
+        scores = self.prompt_logprobs
         return Response(
             tuple(sample.tokens),
             tuple(sample.logprobs),
-            "stop" if stopped else "length",
-            tuple(sample.versions),
+            "stop" if sample.stopped else "length",
+            prompt_logprobs=None if scores is None else scores[sample.prompt.index],
+            versions=tuple(sample.versions),
         )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from polaris_jax import sharding
@@ -18,12 +16,10 @@ from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.pool_size import pool_pages
-from polaris_jax.rollout.request_checks import checked_expected, checked_prompt, checked_stop_ids
+from polaris_jax.rollout.request_checks import Prompts, checked_request
 from polaris_jax.rollout.run import Ended, OnProgress, OnTokens, Request
-from polaris_jax.rollout.sampling import SamplingParams, per_prompt
+from polaris_jax.rollout.sampling import SamplingParams
 from polaris_jax.rollout.weight_sync import SyncReport, sync_weights
-
-Prompts = Sequence[Sequence[Any] | np.ndarray]
 
 
 class RolloutAborted(RuntimeError):
@@ -345,34 +341,17 @@ class Sampler:
     ) -> Request:
         """A request that can be served; not submitted yet."""
         self._check_callable()
-        params = params or SamplingParams()
-        rows = per_prompt(params, len(prompts))
-        vocab = self._model_config.vocab_size
-        stop_ids = checked_stop_ids(params.stop_token_ids, vocab_size=vocab)
-        checked_expected(expected_tokens, len(prompts))
         self._ready_driver()
-        tokens = [
-            checked_prompt(
-                index,
-                prompt,
-                row,
-                vocab_size=vocab,
-                max_len=self.config.max_len,
-                page_size=self.config.page_size,
-                num_pages=self._num_pages,
-                shards=self._engine.data,
-            )
-            for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
-        ]
-        return Request(
-            tokens,
-            rows,
-            params.n,
-            stop_ids,
+        return checked_request(
+            prompts,
+            params or SamplingParams(),
             expected_tokens=expected_tokens,
-            shards=self._engine.data,
             on_progress=on_progress,
             on_tokens=on_tokens,
+            config=self.config,
+            vocab_size=self._model_config.vocab_size,
+            num_pages=self._num_pages,
+            shards=self._engine.data,
         )
 
     def _drive(self, request: Request, should_abort: Callable[[], bool] | None) -> Iterator[Ended]:

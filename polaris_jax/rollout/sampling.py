@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ PerPrompt = Sequence[Any] | np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How to sample; every field but `n` and `stop_token_ids` may be one value a prompt.
+    """How to sample; each field from `temperature` to `seed` but `n` may be one value a prompt.
 
     Attributes:
         temperature: >= 0; 0 is argmax, its log-probs are reported at temperature 1.
@@ -37,6 +37,10 @@ class SamplingParams:
         max_tokens: response tokens at most, the stop token included.
         seed: in [0, 2^32).
         stop_token_ids: ids that end a response (at most 16); () means none.
+        stop_strings: texts that end a response, with the token that completes the first of them.
+        decode: text of token ids, which `stop_strings` are looked for in; a piece of a response
+            must decode to its piece of the text, but for the first characters.
+        prompt_logprobs: also give the log-probs of the prompt's own tokens, at `temperature`.
 
     Filters act in the order top-k, min-p, top-p, on the distribution at `temperature`; ties go to
     the lower id.
@@ -50,6 +54,9 @@ class SamplingParams:
     max_tokens: int | PerPrompt = 256
     seed: int | PerPrompt = 0
     stop_token_ids: Sequence[int] = ()
+    stop_strings: Sequence[str] | None = None
+    decode: Callable[[list[int]], str] | None = None
+    prompt_logprobs: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Sequence:
         slot: where it is decoded, or None.
         pages: its pages in position order.
         begun: it has been admitted before.
+        stopped: a stop token or string has ended it.
         prefill_at: the position that its prefill goes on from; None when nothing is left of it.
     """
 
@@ -63,6 +64,7 @@ class Sequence:
     slot: int | None = None
     pages: list[int] = dataclasses.field(default_factory=list)
     begun: bool = False
+    stopped: bool = False
     prefill_at: int | None = None
 
     @property

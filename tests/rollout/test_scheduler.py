@@ -138,6 +138,15 @@ def test_no_more_than_the_budget_is_prefilled_between_two_decode_calls(budget):
     sampler.run()
 
 
+@pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
+def test_a_prompt_that_takes_several_calls_is_prefilled_once_for_its_samples(cache):
+    sampler = world(slots=8, prefill_budget=5, num_pages=200, prefix_cache=cache)
+    sampler.submit([tuple(range(32)), tuple(range(40, 60))], [settings(30)] * 2, 4)
+    sampler.run()
+    assert sampler.engine.prefilled_tokens == 31 + 19
+    assert sampler.scheduler.prefix_hits == 6
+
+
 def test_without_a_budget_every_slot_is_filled_at_once():
     sampler = world(slots=4, num_pages=200, prefill_budget=0)
     sampler.submit([prompt_of(np.random.default_rng(i), 40) for i in range(4)], [settings(9)] * 4)
