@@ -115,7 +115,7 @@ class DecodeState:
         self.pool = pool
         self.num_pages = num_pages
         self.allocators = [PageAllocator(num_pages // data) for _ in range(data)]
-        self._slots_a_shard = slots // data
+        self._slots_a_shard, self._max_len = slots // data, config.max_len
         self.pages: list[list[int]] = [[] for _ in range(slots)]
         self.table_BJ = np.zeros((slots, config.pages_of_a_row), np.int32)
 
@@ -160,7 +160,8 @@ class DecodeState:
         rows.token_B[slot] = last_token
         rows.position_B[slot] = length - 1
         rows.prompt_len_B[slot] = prompt_len
-        rows.limit_B[slot] = prompt_len + params.max_tokens
+        # JetStream asks for more than fits, and frees a slot some calls after its row should end.
+        rows.limit_B[slot] = min(prompt_len + params.max_tokens, self._max_len)
         rows.alive_B[slot] = True
         rows.params.temperature_B[slot] = params.temperature
         rows.params.top_p_B[slot] = params.top_p

@@ -98,6 +98,17 @@ def test_a_prefix_can_be_continued():
     np.testing.assert_array_equal(*outputs)
 
 
+def test_a_row_that_nobody_frees_ends_at_max_len():
+    """JetStream asks for max_tokens beyond what fits, and takes a row out some calls too late."""
+    made = Engine(CONFIG, SamplerConfig(num_pages=9, **SIZES))
+    model, state = small_model(), made.init_decode_state()
+    prefix = made.prefill(params=model, padded_tokens=np.arange(6), true_length=6)
+    state = made.insert(prefix, state, 0, params=GREEDY)
+    counts = [int(made.generate(model, state)[1].count[0]) for _ in range(8)]
+    assert counts == [4, 4, 4, 4, 4, 4, 2, 0]
+    assert not state.rows.alive_B.any()
+
+
 def test_insert_replaces_and_releases_what_was_there():
     made = Engine(CONFIG, SamplerConfig(num_pages=9, **SIZES))
     model, state = small_model(), made.init_decode_state()
