@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from peers.sampling import tables
+from peers.sampling import environments, tables
 from peers.sampling.driver import OURS, Process, Side
 from peers.sampling.environments import PeerFailed, last_line
 from peers.sampling.sides import sides_of
@@ -144,6 +144,16 @@ def test_a_side_that_hangs_is_given_up(tmp_path):
             process.ask([])
     finally:
         process.end()
+
+
+@pytest.mark.slow
+def test_a_system_that_cannot_be_installed_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "PACKAGES", {"tunix": (str(tmp_path / "nothing"),)})
+    with pytest.raises(PeerFailed, match="not installed: .*nothing"):
+        environments.interpreter("tunix", tmp_path)
+    (tmp_path / "tunix" / "ready").touch()  # whole from here on: nothing is installed again
+    python = environments.interpreter("tunix", tmp_path)
+    assert pathlib.Path(python).is_relative_to(tmp_path)
 
 
 def test_last_line_skips_blank_ones():
