@@ -149,7 +149,7 @@ def test_a_side_that_hangs_is_given_up(tmp_path):
 @pytest.mark.slow
 def test_a_system_that_cannot_be_installed_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "PACKAGES", {"tunix": (str(tmp_path / "nothing"),)})
-    with pytest.raises(PeerFailed, match="not installed: .*nothing"):
+    with pytest.raises(PeerFailed, match=r"not installed: .*nothing"):
         environments.interpreter("tunix", tmp_path)
     (tmp_path / "tunix" / "ready").touch()  # whole from here on: nothing is installed again
     python = environments.interpreter("tunix", tmp_path)
@@ -177,6 +177,7 @@ def test_tables_of_sides_that_ran_and_failed():
     compared = "\n".join(tables.ratios([ours, slow, gone]))
     assert "polaris_jax / slow: 1.00 times the tokens/s (2.00, 1.00, 1.00)." in compared
     assert "gone" not in compared
+    assert tables.ratios([slow, ours]) == []  # nothing of ours to compare
 
 
 def test_same_tokens_names_a_difference():

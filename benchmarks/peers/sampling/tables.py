@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .driver import Side
+from .driver import OURS, Side
 from .workloads import Workload, lengths
 
 
@@ -96,10 +96,12 @@ def table(results: Sequence[Result]) -> list[str]:
 
 
 def ratios(results: Sequence[Result]) -> list[str]:
-    """The first side's rate over each other's, by rounds: what slows the machine slows both."""
+    """Our first side's rate over the others', by rounds: what slows the machine slows both."""
     lines = []
-    first = results[0]
-    for other in results[1:]:
+    first, *others = results
+    if first.side.system != OURS:
+        return []
+    for other in others:
         pairs = [a / b for a, b in zip(first.rates, other.rates, strict=False)]
         if pairs:
             lines += [
