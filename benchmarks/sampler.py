@@ -1,89 +1,231 @@
-"""Rollout speed: response tokens a second of the demo's model and group sizes, on this machine.
+"""Rollout speed beside other systems: useful response tokens a second over long-tailed lengths.
 
-    python benchmarks/sampler.py [--slots 128] [--prompts 32] [--n 8] [--top_k 0]
+    python benchmarks/sampler.py [--workloads S1,S2,S3,S4] [--sides polaris_jax,vllm,...]
+        [--rounds 3] [--out FILE]
 
-Lengths are drawn between 40 and 100 response tokens as in the demo. Prints one JSON line a
-repetition: wall clock and CPU seconds, because a shared machine makes the former meaningless.
+S1: a random Qwen3 of 15.7M parameters, 16 prompts x 8. S2: SmolLM2-135M, 8 prompts x 4. S3: a long
+prefix that all prompts share, with and without our prefix cache. S4: 256 requests over a page pool
+for all of them and for a quarter.
+
+Float32, 2 threads, temperature 1, chosen tokens' log-probs returned, stop ids ignored. Every sample
+has a length of its own and is a request of its own; equal prompts come 8 (4) times, and what a side
+makes of that is its business. A side that cannot end a request alone runs a batch to its longest
+one, and only the tokens asked for count. Weights are the same files. New prompts every round; sides
+take turns and start at another one every round; a waiting side is stopped. Loading and the first
+call, which compiles, are apart.
+
+Waste is 1 - useful tokens / rows computed, summed over decode steps. The log-prob error is the
+largest difference to our trainer's log-probs over a few responses: it shows that a side ran the
+same model. Each system gets an environment of its own under --environments (gigabytes: PyPI's
+torch), unless --NAME_python names an interpreter; one that cannot be installed or fails is printed
+with its last line of error.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
+import contextlib
+import dataclasses
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
 
-import jax
-import numpy as np
+from peers.sampling import environments, tables
+from peers.sampling.driver import OURS, Process, Side
+from peers.sampling.environments import PeerFailed
+from peers.sampling.sides import PEERS, sides_of
+from peers.sampling.tables import Result
+from peers.sampling.workloads import WORKLOADS, Request, Workload, requests, shrunk
+from update import MATMUL
 
-from polaris_jax.models import ModelConfig, Qwen
-from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-
-MODEL = ModelConfig(
-    vocab_size=200,
-    hidden_size=128,
-    intermediate_size=384,
-    num_layers=4,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    rope_theta=1e4,
-    rms_norm_eps=1e-6,
-    max_position_embeddings=512,
-    tie_embeddings=True,
-    qkv_bias=False,
-    qk_norm=True,
-)
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="rollout speed of the demo's model")
-    for name, default in (
-        ("slots", 128),
-        ("prompts", 32),
-        ("n", 8),
-        ("top_k", 0),
-        ("page_size", 16),
-        ("decode_steps", 16),
-        ("max_len", 176),
-        ("repeat", 3),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    args = _arguments()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    sys.path.insert(0, str(ROOT))
+    from peers.sampling import ours
+
+    report = _Report(args.out)
+    report.add(_head(args))
+    pythons = _interpreters(args)
+    broken = False
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.workloads.split(","):
+            workload = shrunk(WORKLOADS[name]) if args.tiny else WORKLOADS[name]
+            report.add(tables.title(workload, ours.MODELS[workload.model]))
+            weights = ours.write_weights(workload.model, Path(folder))
+            vocab = ours.vocab_size(weights)
+            rounds = [requests(workload, number, vocab) for number in range(args.rounds + 1)]
+            try:
+                sides = sides_of(workload, rounds[0], ours.config_fields())
+            except LookupError as error:
+                report.add([f"Left out: {error.args[0]}.", ""])
+                continue
+            sides = [side for side in sides if side.system in args.sides.split(",")]
+            results, matmul = _measure(args, workload, weights, rounds, sides, pythons)
+            for result in results:
+                if result.rounds:
+                    examples = result.rounds[-1]["examples"]
+                    result.logprob_error = ours.logprob_error(weights, examples, workload.max_len)
+            report.add(_part(workload, results, matmul))
+            broken |= any(r.failure for r in results if r.side.system == OURS)
+    sys.exit(1 if broken else 0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="useful response tokens a second")
+    systems = (OURS, *dict.fromkeys(side.system for side in PEERS))
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="separated by commas")
+    parser.add_argument("--sides", default=",".join(systems), help="systems, separated by commas")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    for system in systems[1:]:
+        parser.add_argument(f"--{system}_python", default="", help="an interpreter that has it")
+    parser.add_argument(
+        "--environments", type=Path, default=ROOT / "workdirs" / "bench_environments"
+    )
+    parser.add_argument("--timeout_s", type=float, default=1800, help="of one answer of a side")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test; figures mean nothing")
+    parser.add_argument("--out", default="", help="also write a Markdown file, part by part")
     args = parser.parse_args()
-    pages = -(-args.max_len // args.page_size)
-    sampler = Sampler(
-        Qwen.init(MODEL, jax.random.key(0)),
-        SamplerConfig(
-            slots=args.slots,
-            page_size=args.page_size,
-            num_pages=args.slots * pages + 1,
-            max_len=args.max_len,
-            decode_steps=args.decode_steps,
-        ),
-    )
-    rng = np.random.default_rng(0)
-    prompts = [rng.integers(0, 200, size).tolist() for size in rng.integers(30, 70, args.prompts)]
-    params = SamplingParams(
-        n=args.n,
-        top_k=args.top_k,
-        max_tokens=rng.integers(40, 101, args.prompts).tolist(),
-        seed=list(range(args.prompts)),
-    )
-    for repetition in range(args.repeat + 1):
-        sampler.reset_stats()
-        cpu_s, began = time.process_time(), time.perf_counter()
-        sampler.generate(prompts, params)
-        stats = sampler.stats()
-        report = {
-            "repetition": "with compilation" if repetition == 0 else repetition,
-            "wall_s": round(time.perf_counter() - began, 3),
-            "cpu_s": round(time.process_time() - cpu_s, 3),
-            "response_tokens": stats["response_tokens"],
-            "tokens_per_s": round(stats["tokens_per_s"]),
-            "tokens_per_cpu_s": round(stats["response_tokens"] / (time.process_time() - cpu_s)),
-            "slot_occupancy": round(stats["slot_occupancy"], 3),
-            "compiles": stats["compiles"],
-        }
-        print(json.dumps(report), flush=True)
+    for flag, given, known in (
+        ("workloads", args.workloads, tuple(WORKLOADS)),
+        ("sides", args.sides, systems),
+    ):
+        for name in given.split(","):
+            if name not in known:
+                parser.error(f"--{flag}: {name!r}; expected some of {', '.join(known)}")
+    if args.rounds < 1:
+        parser.error(f"--rounds={args.rounds}: at least 1")
+    return args
+
+
+def _interpreters(args: argparse.Namespace) -> dict[str, str | PeerFailed]:
+    """An interpreter for each system asked for, or why there is none."""
+    found: dict[str, str | PeerFailed] = {}
+    for system in args.sides.split(","):
+        if system == OURS:
+            found[system] = sys.executable
+            continue
+        try:
+            given = getattr(args, f"{system}_python")
+            found[system] = given or environments.interpreter(system, args.environments)
+        except PeerFailed as error:
+            found[system] = error
+    return found
+
+
+def _measure(
+    args: argparse.Namespace,
+    workload: Workload,
+    weights: Path,
+    rounds: Sequence[Sequence[Request]],
+    sides: Sequence[Side],
+    pythons: dict[str, str | PeerFailed],
+) -> tuple[list[Result], list[float]]:
+    """Every side on every round but the first, which compiles; the matmul rate of each round."""
+    job = {
+        "weights": str(weights),
+        "threads": args.threads,
+        "slots": workload.num_requests,
+        "max_len": workload.max_len,
+        "longest_prompt": workload.longest_prompt,
+    }
+    lines = [[dataclasses.asdict(request) for request in part] for part in rounds]
+    results = [Result(side) for side in sides]
+    running: dict[str, Process] = {}
+    matmul: list[float] = []
+    try:
+        for result in results:
+            with _noting_failure(result, running):
+                python = pythons[result.side.system]
+                if isinstance(python, PeerFailed):
+                    raise python
+                result.version = environments.version(python, result.side.system)
+                process = Process(result.side, python, job, timeout_s=args.timeout_s)
+                running[result.name] = process
+                result.load_s = process.load_s
+                result.first_s = process.ask(lines[0])["seconds"]
+        for number, asked in enumerate(lines[1:]):
+            matmul.append(_matmul_rate(args.threads))
+            first = number % len(results)
+            for result in (*results[first:], *results[:first]):
+                if result.name in running:
+                    with _noting_failure(result, running):
+                        result.rounds.append(running[result.name].ask(asked))
+                        print(
+                            f"{result.name}, round {number}: {result.rates[-1]:,.0f} tokens/s",
+                            file=sys.stderr,
+                            flush=True,
+                        )
+    finally:
+        for process in running.values():
+            process.end()
+    return results, matmul
+
+
+@contextlib.contextmanager
+def _noting_failure(result: Result, running: dict[str, Process]) -> Iterator[None]:
+    try:
+        yield
+    except PeerFailed as error:
+        result.failure = str(error)
+        if result.name in running:
+            running.pop(result.name).end()
+
+
+def _matmul_rate(threads: int) -> float:
+    command = [sys.executable, "-c", MATMUL, str(threads)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _part(workload: Workload, results: list[Result], matmul: list[float]) -> list[str]:
+    rates = ", ".join(f"{rate / 1e9:.0f}" for rate in matmul)
+    lines = [
+        *tables.table(results),
+        *tables.ratios(results),
+        *tables.own_counts(results),
+        f"Matmul rate of this machine before each round, 2048^3: {rates} GFLOP/s.",
+        "",
+    ]
+    if workload.name in ("S3", "S4"):
+        lines += tables.same_tokens(results)
+    return lines
+
+
+def _head(args: argparse.Namespace) -> list[str]:
+    asked = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return [
+        "# Rollout speed",
+        "",
+        f"{date.today()}, commit `{commit or 'unknown'}`, {args.threads} threads of "
+        f"{os.cpu_count()} ({platform.machine()}), Python {platform.python_version()}, medians of "
+        f"{args.rounds} rounds{', TINY: figures mean nothing' if args.tiny else ''}. Made by "
+        "`benchmarks/sampler.py`.",
+        "",
+    ]
+
+
+class _Report:
+    """Printed and written part by part: what is measured stays, whatever comes after."""
+
+    def __init__(self, out: str) -> None:
+        self._out, self._text = out, ""
+
+    def add(self, lines: list[str]) -> None:
+        part = "\n".join(lines) + "\n"
+        print(part, end="", flush=True)
+        self._text += part
+        if self._out:
+            Path(self._out).write_text(self._text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""Side processes from the outside: start, ask, let wait, end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .environments import PeerFailed, last_line
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+OURS = "polaris_jax"
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One line of a table.
+
+    Attributes:
+        name: of the line.
+        system: `OURS`, or a name of `environments.PACKAGES`.
+        settings: what the side's script makes of it.
+    """
+
+    name: str
+    system: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def script(self) -> Path:
+        """Run by the system's interpreter."""
+        return HERE / f"{self.system.removesuffix('_jax')}_side.py"
+
+
+class Process:
+    """A side that has loaded; while nobody asks, all its processes are stopped and take no CPU."""
+
+    def __init__(self, side: Side, python: str, job: dict[str, Any], *, timeout_s: float):
+        """Starts and loads.
+
+        Raises:
+            PeerFailed: it ended or did not answer in time.
+        """
+        self.side = side
+        self._timeout_s = timeout_s
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `end`
+        threads = str(job["threads"])
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": str(ROOT) if side.system == OURS else "",
+        }
+        self._child = subprocess.Popen(
+            [python, "-u", str(side.script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            self.load_s = float(self.ask({**job, "settings": side.settings})["load_s"])
+        except BaseException:
+            self.end()
+            raise
+
+    def ask(self, line: Any) -> dict[str, Any]:
+        """The answer to one line.
+
+        Raises:
+            PeerFailed: it ended or did not answer in time.
+        """
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._signal(signal.SIGCONT)
+        try:
+            self._child.stdin.write(json.dumps(line) + "\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            raise PeerFailed(self._last_words()) from None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._child.stdout, selectors.EVENT_READ)
+            if not selector.select(self._timeout_s):
+                raise PeerFailed(f"no answer within {self._timeout_s:.0f} s")
+        answer = self._child.stdout.readline()
+        if not answer:
+            raise PeerFailed(self._last_words())
+        self._signal(signal.SIGSTOP)
+        return json.loads(answer)
+
+    def end(self) -> None:
+        """Kills the side and what it started."""
+        self._signal(signal.SIGKILL)
+        self._child.wait()
+        self._log.close()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, number)
+
+    def _last_words(self) -> str:
+        code = self._child.wait()
+        self._log.seek(0)
+        return f"ended with {code}: {last_line(self._log.read())}"

@@ -1,0 +1,103 @@
+"""A side of `benchmarks/sampler.py` as a process: one JSON line in, one JSON line out.
+
+A side's script hands `serve` a function from the job (the first line) to a function that samples a
+list of requests. Whatever the side's libraries print goes to stderr. Standard library only: this
+runs in every side's own environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Sampled(NamedTuple):
+    """What a side made of the requests, in their order.
+
+    Attributes:
+        tokens: token ids of each response, cut to the length asked for.
+        logprobs: of the chosen tokens, in nats.
+        details: figures of the side's own, e.g. `row_waste`.
+    """
+
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+    details: dict[str, Any]
+
+
+Generate = Callable[[list[dict[str, Any]]], Sampled]
+EXAMPLES = 4  # responses that are sent back whole, for the check of their log-probs
+
+
+def pin(threads: int) -> list[int]:
+    """Keeps this process to so many CPUs, where the platform can, and says which."""
+    if not hasattr(os, "sched_setaffinity"):
+        return list(range(threads))
+    cpus = sorted(os.sched_getaffinity(0))[:threads]
+    os.sched_setaffinity(0, cpus)
+    return cpus
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process and of the largest of its children."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+
+
+def serve(load: Callable[[dict[str, Any]], Generate]) -> None:
+    """Loads once, then answers each line of requests with a line of figures, until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(line: dict[str, Any]) -> None:
+        answers.write(json.dumps(line) + "\n")
+        answers.flush()
+
+    job = json.loads(sys.stdin.readline())
+    began_s = time.perf_counter()
+    generate = load(job)
+    answer({"load_s": time.perf_counter() - began_s})
+    for line in sys.stdin:
+        requests = json.loads(line)
+        cpu_s, began_s = time.process_time(), time.perf_counter()
+        sampled = generate(requests)
+        seconds, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_s
+        _check(requests, sampled)
+        some = range(0, len(requests), max(1, len(requests) // EXAMPLES))
+        answer(
+            {
+                "seconds": seconds,
+                "cpu_s": cpu_s,
+                "useful_tokens": sum(len(tokens) for tokens in sampled.tokens),
+                "peak_bytes": peak_bytes(),
+                "digest": hashlib.sha256(json.dumps(sampled.tokens).encode()).hexdigest(),
+                "mean_logprob": sum(map(sum, sampled.logprobs)) / sum(map(len, sampled.logprobs)),
+                "examples": [
+                    {
+                        "prompt": requests[i]["prompt"],
+                        "tokens": sampled.tokens[i],
+                        "logprobs": sampled.logprobs[i],
+                    }
+                    for i in some
+                ],
+                **sampled.details,
+            }
+        )
+
+
+def _check(requests: list[dict[str, Any]], sampled: Sampled) -> None:
+    asked = [request["tokens"] for request in requests]
+    for what, found in (("tokens", sampled.tokens), ("log-probs", sampled.logprobs)):
+        if [len(x) for x in found] != asked:
+            raise RuntimeError(
+                f"{what}: {[len(x) for x in found][:8]}... where {asked[:8]}... were asked for"
+            )

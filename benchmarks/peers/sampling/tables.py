@@ -1,0 +1,137 @@
+"""The Markdown that `benchmarks/sampler.py` prints of a workload."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from .driver import OURS, Side
+from .workloads import Workload, lengths
+
+
+@dataclasses.dataclass
+class Result:
+    """What a side did on one workload.
+
+    Attributes:
+        side: which.
+        version: of its system.
+        load_s: imports, weights and whatever is compiled before the first request.
+        first_s: the first call, which compiles the rest; not among the rounds.
+        rounds: the side's answers, one a round.
+        logprob_error: largest difference to the trainer's log-probs over a few responses, in nats.
+        failure: the last line of what went wrong, or "".
+    """
+
+    side: Side
+    version: str = ""
+    load_s: float = 0.0
+    first_s: float = 0.0
+    rounds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    logprob_error: float | None = None
+    failure: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the side."""
+        return self.side.name
+
+    @property
+    def rates(self) -> list[float]:
+        """Useful response tokens a second, one a round."""
+        return [r["useful_tokens"] / r["seconds"] for r in self.rounds]
+
+    def median(self, key: str) -> float | None:
+        """Median of a figure over the rounds; None where the side does not know it."""
+        found = [r[key] for r in self.rounds if key in r]
+        return statistics.median(found) if found else None
+
+
+def title(workload: Workload, model: str) -> list[str]:
+    """What the workload is."""
+    dealt = lengths(workload)
+    first, last = workload.prompt_tokens
+    prefix = f"{workload.shared_prefix} shared and " if workload.shared_prefix else ""
+    return [
+        f"## {workload.name}: {model}, {workload.prompts} prompts x {workload.samples}",
+        "",
+        f"Prompts of {prefix}{first} to {last} tokens; forced lengths, lognormal of median "
+        f"{workload.median:g} and sigma {workload.sigma}, {min(dealt)} to {max(dealt)} tokens, "
+        f"{sum(dealt):,} in all. One static batch would waste "
+        f"{1 - sum(dealt) / (len(dealt) * max(dealt)):.0%}.",
+        "",
+    ]
+
+
+def table(results: Sequence[Result]) -> list[str]:
+    """One line a side that ran, then the sides that failed."""
+    lines = [
+        "| side | version | useful tokens/s | spread | tokens/CPU s | peak GiB | waste | load s | "
+        "first call s | log-prob error |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        if not result.rounds:
+            continue
+        rates, waste = result.rates, result.median("row_waste")
+        cpu = statistics.median(r["useful_tokens"] / r["cpu_s"] for r in result.rounds)
+        peak = max(r["peak_bytes"] for r in result.rounds) / 2**30
+        error = result.logprob_error
+        lines.append(
+            f"| {result.name} | {result.version} | {statistics.median(rates):,.0f} | "
+            f"{min(rates):,.0f} to {max(rates):,.0f} | {cpu:,.0f} | {peak:.2f} | "
+            f"{'unknown' if waste is None else f'{waste:.1%}'} | {result.load_s:.1f} | "
+            f"{result.first_s:.1f} | {'unknown' if error is None else f'{error:.1e}'} |"
+        )
+    lines.append("")
+    for result in results:
+        if result.failure:
+            lines += [
+                f"{result.name}: failed after {len(result.rounds)} rounds: {result.failure}",
+                "",
+            ]
+    return lines
+
+
+def ratios(results: Sequence[Result]) -> list[str]:
+    """Our first side's rate over the others', by rounds: what slows the machine slows both."""
+    lines = []
+    first, *others = results
+    if first.side.system != OURS:
+        return []
+    for other in others:
+        pairs = [a / b for a, b in zip(first.rates, other.rates, strict=False)]
+        if pairs:
+            lines += [
+                f"{first.name} / {other.name}: {statistics.median(pairs):.2f} times the tokens/s "
+                f"({', '.join(f'{p:.2f}' for p in pairs)}).",
+                "",
+            ]
+    return lines
+
+
+def own_counts(results: Sequence[Result]) -> list[str]:
+    """Our sampler's own counts in the last round."""
+    lines = []
+    for result in results:
+        if result.rounds and "stats" in result.rounds[-1]:
+            stats = {
+                name: f"{value:.3f}" if isinstance(value, float) else value
+                for name, value in result.rounds[-1]["stats"].items()
+                if not name.startswith("weight_sync")
+            }
+            lines += [
+                f"{result.name}, last round: {', '.join(f'{k} {v}' for k, v in stats.items())}.",
+                "",
+            ]
+    return lines
+
+
+def same_tokens(results: Sequence[Result]) -> list[str]:
+    """Whether sides with the same seeds drew the same tokens in every round."""
+    digests = [[r["digest"] for r in result.rounds] for result in results if result.rounds]
+    if len(digests) < 2:
+        return []
+    return [f"Same tokens: {'yes' if all(d == digests[0] for d in digests) else 'NO'}.", ""]

@@ -1,0 +1,54 @@
+"""vLLM's CPU build as a side of `benchmarks/sampler.py`. Settings: `block_size`, `kv_gib`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import side
+
+
+def load(job: dict[str, Any]) -> side.Generate:
+    cpus, settings = side.pin(job["threads"]), job["settings"]
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cpus))
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(settings["kv_gib"])
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        job["weights"],
+        skip_tokenizer_init=True,
+        dtype="float32",
+        max_model_len=job["max_len"],
+        max_num_seqs=job["slots"],
+        block_size=settings["block_size"],
+        **settings.get("engine", {}),
+    )
+
+    def generate(requests: list[dict[str, Any]]) -> side.Sampled:
+        params = [
+            SamplingParams(
+                temperature=1.0,
+                max_tokens=request["tokens"],
+                min_tokens=request["tokens"],
+                ignore_eos=True,
+                detokenize=False,
+                logprobs=0,  # the chosen token's alone
+            )
+            for request in requests
+        ]
+        prompts = [{"prompt_token_ids": request["prompt"]} for request in requests]
+        outputs = [out.outputs[0] for out in llm.generate(prompts, params, use_tqdm=False)]
+        tokens = [list(out.token_ids) for out in outputs]
+        logprobs = [
+            [step[token].logprob for step, token in zip(out.logprobs, out.token_ids, strict=True)]
+            for out in outputs
+        ]
+        return side.Sampled(tokens, logprobs, {})
+
+    return generate
+
+
+if __name__ == "__main__":
+    side.serve(load)

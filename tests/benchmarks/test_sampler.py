@@ -1,0 +1,211 @@
+"""The rollout benchmark: what it asks of every side, how it takes failures, and a run in small."""
+
+import dataclasses
+import math
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+
+import pytest
+from peers.sampling import environments, tables
+from peers.sampling.driver import OURS, Process, Side
+from peers.sampling.environments import PeerFailed, last_line
+from peers.sampling.sides import sides_of
+from peers.sampling.tables import Result
+from peers.sampling.workloads import WORKLOADS, lengths, requests, shrunk
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+VOCAB = 8192
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_lengths_are_long_tailed_and_clipped(name):
+    workload = WORKLOADS[name]
+    dealt, (least, most) = lengths(workload), workload.response_tokens
+    assert len(dealt) == workload.num_requests
+    assert least <= min(dealt)
+    assert max(dealt) <= most
+    # The median of n lognormal draws has a standard error of 1.25 sigma / sqrt(n) in logarithms.
+    error = 1.25 * workload.sigma / math.sqrt(len(dealt))
+    assert abs(math.log(statistics.median(dealt) / workload.median)) < 4 * error
+    assert max(dealt) > 3 * workload.median
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_rounds_share_lengths_and_nothing_else(name):
+    workload = WORKLOADS[name]
+    first, second = (requests(workload, number, VOCAB) for number in (1, 2))
+    assert first == requests(workload, 1, VOCAB)
+    assert sorted(r.tokens for r in first) == sorted(r.tokens for r in second)
+    assert [r.tokens for r in first] != [r.tokens for r in second]
+    assert not {tuple(r.prompt) for r in first} & {tuple(r.prompt) for r in second}
+    assert len({tuple(r.prompt) for r in first}) == workload.prompts
+    assert len({r.seed for r in first}) == len(first)
+    least, most = workload.prompt_tokens
+    for request in first:
+        assert least <= len(request.prompt) - workload.shared_prefix <= most
+        assert min(request.prompt) > 0
+        assert max(request.prompt) < VOCAB
+        assert len(request.prompt) + request.tokens <= workload.max_len
+    prefixes = {tuple(r.prompt[: workload.shared_prefix]) for r in first}
+    assert len(prefixes) == 1
+
+
+def test_the_small_pool_holds_a_quarter_of_the_requests():
+    workload = WORKLOADS["S4"]
+    example = requests(workload, 0, VOCAB)
+    whole, quarter = sides_of(workload, example, set())
+    assert whole.settings == {}
+    tokens = sum(len(r.prompt) + r.tokens for r in example)
+    held = (quarter.settings["num_pages"] - 1) * 16
+    assert 0.25 <= held / tokens < 0.3  # half a page is lost in each request
+
+
+def test_the_prefix_workload_is_left_out_without_a_prefix_cache():
+    workload = WORKLOADS["S3"]
+    with pytest.raises(LookupError, match="prefix_cache"):
+        sides_of(workload, [], {"slots"})
+    on, off = sides_of(workload, [], {"slots", "prefix_cache"})
+    assert (on.settings["prefix_cache"], off.settings["prefix_cache"]) == (True, False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScriptSide(Side):
+    """A side whose script is a file of the test."""
+
+    path: pathlib.Path = pathlib.Path()
+
+    @property
+    def script(self) -> pathlib.Path:
+        return self.path
+
+
+def script_side(tmp_path: pathlib.Path, generate: str) -> ScriptSide:
+    path = tmp_path / "made_up_side.py"
+    path.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks/peers/sampling')!r})\n"
+        "import side\n"
+        "def load(job):\n"
+        "    print('chatter')\n"
+        f"    return lambda requests: {generate}\n"
+        "side.serve(load)\n"
+    )
+    return ScriptSide("made up", "made_up", {}, path)
+
+
+ONES = "[[1] * r['tokens'] for r in requests], [[-1.0] * r['tokens'] for r in requests]"
+JOB = {"threads": 1}
+
+
+def test_a_side_answers_with_its_figures(tmp_path):
+    side = script_side(tmp_path, f"side.Sampled({ONES}, {{'row_waste': 0.25}})")
+    process = Process(side, sys.executable, JOB, timeout_s=60)
+    try:
+        asked = [dataclasses.asdict(r) for r in requests(shrunk(WORKLOADS["S1"]), 0, VOCAB)]
+        answer = process.ask(asked)
+        assert answer["useful_tokens"] == sum(r["tokens"] for r in asked)
+        assert answer["mean_logprob"] == -1.0
+        assert answer["row_waste"] == 0.25
+        assert answer["examples"][0]["prompt"] == asked[0]["prompt"]
+        # It is stopped while it waits; without that this waits until the test's time is over.
+        seen = os.waitid(os.P_PID, process._child.pid, os.WSTOPPED | os.WNOWAIT)
+        assert seen is not None
+        assert seen.si_status == signal.SIGSTOP
+    finally:
+        process.end()
+
+
+@pytest.mark.parametrize(
+    ("generate", "words"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        (f"side.Sampled({ONES.replace('[1]', '[1, 1]')}, {{}})", "were asked for"),
+    ],
+    ids=["raises", "other-lengths"],
+)
+def test_a_side_that_fails_says_its_last_line(tmp_path, generate, words):
+    process = Process(script_side(tmp_path, generate), sys.executable, JOB, timeout_s=60)
+    try:
+        with pytest.raises(PeerFailed, match=words):
+            process.ask([{"prompt": [1], "tokens": 2, "seed": 0}])
+    finally:
+        process.end()
+
+
+def test_a_side_that_hangs_is_given_up(tmp_path):
+    side = script_side(tmp_path, "__import__('time').sleep(60)")
+    process = Process(side, sys.executable, JOB, timeout_s=60)
+    process._timeout_s = 0.2
+    try:
+        with pytest.raises(PeerFailed, match="no answer within"):
+            process.ask([])
+    finally:
+        process.end()
+
+
+@pytest.mark.slow
+def test_a_system_that_cannot_be_installed_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "PACKAGES", {"tunix": (str(tmp_path / "nothing"),)})
+    with pytest.raises(PeerFailed, match=r"not installed: .*nothing"):
+        environments.interpreter("tunix", tmp_path)
+    (tmp_path / "tunix" / "ready").touch()  # whole from here on: nothing is installed again
+    python = environments.interpreter("tunix", tmp_path)
+    assert pathlib.Path(python).is_relative_to(tmp_path)
+
+
+def test_last_line_skips_blank_ones():
+    assert last_line("first\n  second  \n\n") == "second"
+    assert last_line("\n") == "it said nothing"
+
+
+def answer(seconds: float, **more: object) -> dict:
+    common = {"useful_tokens": 100, "cpu_s": 2.0, "peak_bytes": 2**30, "digest": "a"}
+    return {"seconds": seconds, **common, **more}
+
+
+def test_tables_of_sides_that_ran_and_failed():
+    ours = Result(Side(OURS, OURS), rounds=[answer(s, row_waste=0.125) for s in (1.0, 2.0, 4.0)])
+    slow = Result(Side("slow", "vllm"), rounds=[answer(s) for s in (2.0, 2.0, 4.0)])
+    gone = Result(Side("gone", "tunix"), failure="ended with 1: OSError: no such thing")
+    text = "\n".join(tables.table([ours, slow, gone]))
+    assert "| polaris_jax |  | 50 | 25 to 100 | 50 | 1.00 | 12.5% |" in text
+    assert "| slow |  | 50 | 25 to 50 | 50 | 1.00 | unknown |" in text
+    assert "gone: failed after 0 rounds: ended with 1: OSError: no such thing" in text
+    compared = "\n".join(tables.ratios([ours, slow, gone]))
+    assert "polaris_jax / slow: 1.00 times the tokens/s (2.00, 1.00, 1.00)." in compared
+    assert "gone" not in compared
+    assert tables.ratios([slow, ours]) == []  # nothing of ours to compare
+
+
+def test_same_tokens_names_a_difference():
+    results = [
+        Result(Side(str(i), OURS), rounds=[answer(1.0, digest=d)]) for i, d in enumerate("ab")
+    ]
+    assert tables.same_tokens(results)[0] == "Same tokens: NO."
+    assert tables.same_tokens([results[0], results[0]])[0] == "Same tokens: yes."
+
+
+@pytest.mark.slow
+def test_a_run_in_small(tmp_path):
+    out = tmp_path / "report.md"
+    command = [sys.executable, "benchmarks/sampler.py", "--tiny", "--rounds=1", f"--out={out}"]
+    ran = subprocess.run(
+        [*command, "--workloads=S1", f"--sides={OURS},tunix", f"--tunix_python={sys.executable}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    text = out.read_text()
+    assert text == ran.stdout
+    assert "TINY: figures mean nothing" in text
+    row = next(line for line in text.splitlines() if line.startswith(f"| {OURS} |"))
+    waste, error = row.split(" | ")[6], row.split(" | ")[-1].removesuffix(" |")
+    assert 0 < float(waste.removesuffix("%")) < 100
+    assert float(error) < 1e-4
+    assert "tunix, 4 sorted batches: failed after 0 rounds" in text
+    assert "No module named 'tunix'" in text
