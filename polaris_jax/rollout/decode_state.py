@@ -13,7 +13,7 @@ from polaris_jax.rollout.page_allocator import TRASH_PAGE, PageAllocator
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.sampling import PromptParams, RowParams
 
-Layout = Literal["auto", "pages", "window"]
+Layout = Literal["auto", "pages", "staged"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,9 @@ class SamplerConfig:
         max_len: prompt + response tokens of a sequence at most.
         decode_steps: decode steps of one device call.
         prefill_chunk: tokens of a prompt that one prefill call takes at most.
-        layout: "window" gathers a row's pages once a decode call (fast on a CPU, needs room for a
-            second copy of the live rows' keys and values), "pages" reads pages in every step,
-            "auto" is "window" on a CPU.
+        layout: how decode goes about the pool: "pages" writes each step's keys and values into
+            their pages, "staged" once a call (see `staged_kv`; fast on a CPU), "auto" is "staged"
+            on a CPU.
         attention: back end, see `kv_layouts`; "auto" is the platform's own kernel where there is
             one. All but "xla" imply the layout "pages".
         dtype: of weights and pages ("float32", "bfloat16"); None: the model's own.
@@ -59,8 +59,8 @@ class SamplerConfig:
             raise ValueError(
                 f"num_pages={self.num_pages}: page 0 is not usable; at least 2, or 0 to derive it"
             )
-        if self.layout not in ("auto", "pages", "window"):
-            raise ValueError(f"layout={self.layout!r}: expected auto, pages or window")
+        if self.layout not in ("auto", "pages", "staged"):
+            raise ValueError(f"layout={self.layout!r}: expected auto, pages or staged")
         if not 0 <= self.reserve < 1:
             raise ValueError(f"reserve={self.reserve}: a share; must lie in [0, 1)")
 

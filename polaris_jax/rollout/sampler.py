@@ -16,6 +16,7 @@ from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
 from polaris_jax.rollout.engine import Engine, PrefillJob, ResultTokens, pad_stop_ids
 from polaris_jax.rollout.pool_size import pool_pages
+from polaris_jax.rollout.programs import Model
 from polaris_jax.rollout.run import OnProgress, OnTokens, Run
 from polaris_jax.rollout.sampling import PromptParams, SamplingParams, per_prompt
 from polaris_jax.rollout.scheduler import Admission, Plan, Scheduler
@@ -52,7 +53,7 @@ class Sampler:
         self._dtype = self.config.dtype or model.embed_VD[...].dtype
         self._engine = Engine(model.config, self.config, self._mesh)
         self._model_config = model.config
-        self._model: Qwen | None = None
+        self._model: Model | None = None
         self._state: DecodeState | None = None
         self._compiles = CompileCounter()
         self._warm = False
@@ -153,7 +154,9 @@ class Sampler:
         self._take(model)
 
     def _take(self, model: Qwen) -> None:
-        self._model, report = sync_weights(model, self._dtype, self._mesh, old=self._model)
+        self._model, report = sync_weights(
+            model, self._dtype, self._mesh, old=self._model, fused=self._engine.spec.fused
+        )
         self._synced += report
 
     def release_pool(self) -> None:
@@ -226,7 +229,7 @@ class Sampler:
 
     def _drive(
         self,
-        model: Qwen,
+        model: Model,
         state: DecodeState,
         schedulers: list[Scheduler],
         run: Run,
@@ -267,7 +270,7 @@ class Sampler:
             return 1
         return max(1, len(scheduler.live) - max(1, self._engine.slots_a_shard // 4) + 1)
 
-    def _apply(self, model: Qwen, state: DecodeState, plans: list[Plan], chunk: int) -> None:
+    def _apply(self, model: Model, state: DecodeState, plans: list[Plan], chunk: int) -> None:
         """Brings the device's slots and pages to the plans, one a data shard."""
         for plan in plans:
             for slot, _ in plan.preempted:
