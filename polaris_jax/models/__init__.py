@@ -1,5 +1,6 @@
 """Qwen2, Qwen2.5 and Qwen3 dense models, their log-probs, and their weights on disk."""
 
+from polaris_jax.models.around import Around
 from polaris_jax.models.attention import (
     Attention,
     ContextShard,
@@ -15,7 +16,6 @@ from polaris_jax.models.logprobs import (
     token_logprobs,
 )
 from polaris_jax.models.qwen import (
-    Around,
     Layers,
     Qwen,
     model_tree_path,

@@ -24,35 +24,15 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from polaris_jax.models import attention as attention_lib
+from polaris_jax.models.around import Around
 from polaris_jax.models.config import ModelConfig, RopeScaling
-from polaris_jax.models.layers import apply_rope, project, rms_norm, rope_tables, swiglu
+from polaris_jax.models.layers import apply_rope, rms_norm, rope_tables
 
 # attend(layer_index, q_BTNH, k_BTKH, v_BTKH, carry) -> (out_BTNH, carry)
 Attend = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
 # What is kept for the backward pass: everything; each layer's input; that, in host memory.
 Remat = Literal["none", "layer", "layer_offload"]
 LAYER_INPUT = "layer_input"
-
-
-class Around:
-    """What a sharded trainer does around a layer's matrix products; this one does nothing.
-
-    `models` knows no mesh: a subclass gathers weights that are stored split, and moves activations
-    between "each device its own tokens" (residual stream, norms) and "each device its own heads"
-    (inside attention and MLP).
-    """
-
-    def weights(self, layer: Layers) -> Layers:
-        """The layer's parameters as the products take them."""
-        return layer
-
-    def enter(self, x_BTD: Array) -> Array:
-        """A block's input, normed: own tokens -> the tokens that this device's heads work on."""
-        return x_BTD
-
-    def leave(self, x_BTD: Array) -> Array:
-        """A block's output: partial sums over this device's heads -> own tokens."""
-        return x_BTD
 
 
 # One declaration a parameter: shape (by dimension letter) and logical axes. Layer parameters get a
@@ -276,21 +256,18 @@ class Qwen(nnx.Module):
             unroll: see `forward`.
             around: what happens around a layer's products when they are split over devices.
         """
-        cos_BTh, sin_BTh = rope_tables(position_BT, self.config)
-        layer_fn = functools.partial(
-            _layer, self.config, attend, cos_BTh, sin_BTh, around or Around()
+        return run_layers(
+            self.config,
+            self.layers,
+            self.norm_D[...],
+            x_BTD,
+            position_BT,
+            attend,
+            carry,
+            remat=remat,
+            unroll=unroll,
+            around=around,
         )
-        if remat != "none":
-            layer_fn = jax.checkpoint(layer_fn, policy=_policy(remat), prevent_cse=unroll)
-        index_L = jnp.arange(self.config.num_layers)
-        if unroll:
-            for i in range(self.config.num_layers):
-                layer = jax.tree.map(lambda a, i=i: a[i], self.layers)
-                (x_BTD, carry), _ = layer_fn((x_BTD, carry), (index_L[i], layer))
-        else:
-            (x_BTD, carry), _ = jax.lax.scan(layer_fn, (x_BTD, carry), (index_L, self.layers))
-        norm_D = self.norm_D[...].astype(x_BTD.dtype)
-        return rms_norm(x_BTD, norm_D, self.config.rms_norm_eps), carry
 
     def unembed(self, hidden_BTD: Array) -> Array:
         """float32 logits [B, T, V] of hidden states."""
@@ -300,6 +277,41 @@ class Qwen(nnx.Module):
     def head_weight(self) -> Array:
         """The head's rows, [V, D]: the embedding's where they are tied."""
         return (self.embed_VD if self.head_VD is None else self.head_VD)[...]
+
+
+def run_layers(
+    config: ModelConfig,
+    layers: Layers,
+    norm_D: Array,
+    x_BTD: Array,
+    position_BT: Array,
+    attend: Attend,
+    carry: Any,
+    *,
+    remat: Remat = "none",
+    unroll: bool = False,
+    around: Around | None = None,
+) -> tuple[Array, Any]:
+    """`Qwen.run_layers` over stacked layers that need not be a `Qwen`'s.
+
+    Args:
+        config: the architecture.
+        layers: stacked; matrices may be None where `around` makes the products itself.
+        norm_D: the final norm.
+        x_BTD: see `Qwen.run_layers`, as all that follows.
+    """
+    cos_BTh, sin_BTh = rope_tables(position_BT, config)
+    layer_fn = functools.partial(_layer, config, attend, cos_BTh, sin_BTh, around or Around())
+    if remat != "none":
+        layer_fn = jax.checkpoint(layer_fn, policy=_policy(remat), prevent_cse=unroll)
+    index_L = jnp.arange(config.num_layers)
+    if unroll:
+        for i in range(config.num_layers):
+            layer = jax.tree.map(lambda a, i=i: a[i], layers)
+            (x_BTD, carry), _ = layer_fn((x_BTD, carry), (index_L[i], layer))
+    else:
+        (x_BTD, carry), _ = jax.lax.scan(layer_fn, (x_BTD, carry), (index_L, layers))
+    return rms_norm(x_BTD, norm_D.astype(x_BTD.dtype), config.rms_norm_eps), carry
 
 
 def _layer(
@@ -318,9 +330,7 @@ def _layer(
         p = around.weights(p)
     with jax.named_scope("attention"):
         y_BTD = around.enter(rms_norm(x_BTD, p.attn_norm_D[...], config.rms_norm_eps))
-        q_BTNH = project(y_BTD, p.q_DNH[...])
-        k_BTKH = project(y_BTD, p.k_DKH[...])
-        v_BTKH = project(y_BTD, p.v_DKH[...])
+        q_BTNH, k_BTKH, v_BTKH = around.qkv(index, p, y_BTD)
         if config.qkv_bias:
             q_BTNH = q_BTNH + p.q_bias_NH[...][None, None]
             k_BTKH = k_BTKH + p.k_bias_KH[...][None, None]
@@ -331,13 +341,10 @@ def _layer(
         q_BTNH = apply_rope(q_BTNH, cos_BTh, sin_BTh)
         k_BTKH = apply_rope(k_BTKH, cos_BTh, sin_BTh)
         out_BTNH, carry = attend(index, q_BTNH, k_BTKH, v_BTKH, carry)
-        out_BTX = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
-        o_XD = p.o_NHD[...].reshape(-1, config.hidden_size)
-        x_BTD = x_BTD + around.leave(project(out_BTX, o_XD))
+        x_BTD = x_BTD + around.leave(around.attention_output(index, p, out_BTNH))
     with jax.named_scope("mlp"):
         y_BTD = around.enter(rms_norm(x_BTD, p.mlp_norm_D[...], config.rms_norm_eps))
-        z_BTD = swiglu(y_BTD, p.gate_DF[...], p.up_DF[...], p.down_FD[...])
-        x_BTD = x_BTD + around.leave(z_BTD)
+        x_BTD = x_BTD + around.leave(around.mlp(index, p, y_BTD))
     return (x_BTD, carry), None
 
 

@@ -13,7 +13,7 @@ from polaris_jax.rollout.page_allocator import TRASH_PAGE, PageAllocator
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.sampling import PromptParams, RowParams
 
-Layout = Literal["auto", "pages", "window"]
+Layout = Literal["auto", "pages", "staged"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,9 @@ class SamplerConfig:
             prompt takes several while other rows decode. 0: no limit.
         prefix_cache: full pages of former sequences serve later ones that begin alike, until the
             weights change.
-        layout: "window" gathers a row's pages once a decode call (fast on a CPU, needs room for a
-            second copy of the live rows' keys and values), "pages" reads pages in every step,
-            "auto" is "window" on a CPU.
+        layout: how decode goes about the pool: "pages" writes each step's keys and values into
+            their pages, "staged" once a call (see `staged_kv`; fast on a CPU), "auto" is "staged"
+            on a CPU.
         attention: back end, see `kv_layouts`; "auto" is the platform's own kernel where there is
             one. All but "xla" imply the layout "pages".
         dtype: of weights and pages ("float32", "bfloat16"); None: the model's own.
@@ -67,8 +67,8 @@ class SamplerConfig:
             raise ValueError(
                 f"num_pages={self.num_pages}: page 0 is not usable; at least 2, or 0 to derive it"
             )
-        if self.layout not in ("auto", "pages", "window"):
-            raise ValueError(f"layout={self.layout!r}: expected auto, pages or window")
+        if self.layout not in ("auto", "pages", "staged"):
+            raise ValueError(f"layout={self.layout!r}: expected auto, pages or staged")
         if not 0 <= self.reserve < 1:
             raise ValueError(f"reserve={self.reserve}: a share; must lie in [0, 1)")
 

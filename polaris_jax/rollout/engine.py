@@ -22,12 +22,12 @@ from jax import Array
 from jax.sharding import Mesh
 
 from polaris_jax import sharding
-from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.models import ModelConfig
 from polaris_jax.rollout import programs
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig, compact
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.program_spec import prefill_rows_a_call, program_spec, row_buckets
-from polaris_jax.rollout.programs import NO_TOKEN, Packed
+from polaris_jax.rollout.programs import NO_TOKEN, Model, Packed
 from polaris_jax.rollout.sampling import MAX_STOP_TOKENS, PromptParams
 
 MIN_PREFILL_CHUNK = 32
@@ -121,7 +121,7 @@ class Engine:
     def prefill(
         self,
         *,
-        params: Qwen,
+        params: Model,
         existing_prefix: Prefix | None = None,
         padded_tokens: Array | np.ndarray,
         true_length: int,
@@ -143,7 +143,7 @@ class Engine:
         tokens = [int(t) for t in np.asarray(padded_tokens)[:true_length]]
         width = self.config.pages_of_a_row
         if existing_prefix is None:
-            start, pool = 0, self.new_pool(width + 1, params.embed_VD[...].dtype)
+            start, pool = 0, self.new_pool(width + 1, params.norm_D[...].dtype)
         else:
             start = int(existing_prefix.length) - 1
             tokens = [int(existing_prefix.token), *tokens]
@@ -191,7 +191,7 @@ class Engine:
 
     def generate(
         self,
-        params: Qwen,
+        params: Model,
         decode_state: DecodeState,
         *,
         stop_token_ids: Sequence[int] = (),
@@ -216,7 +216,7 @@ class Engine:
 
     def launch(
         self,
-        params: Qwen,
+        params: Model,
         state: DecodeState,
         *,
         stop_token_ids: Sequence[int] = (),
@@ -227,6 +227,8 @@ class Engine:
         for slot in live:
             self.reserve(state, int(slot))
         parts = np.split(live, np.searchsorted(live, self.slots_a_shard * np.arange(1, self.data)))
+        # Longest first: neighbours of like length share a tile in `staged_kv`.
+        parts = [p[np.argsort(-state.rows.position_B[p], kind="stable")] for p in parts]
         bucket = next(b for b in self.row_buckets if b >= max(map(len, parts)))
         index_B = np.full(self.data * bucket, -1)
         for shard, part in enumerate(parts):
@@ -300,7 +302,7 @@ class Engine:
 
     def prefill_rows(
         self,
-        params: Qwen,
+        params: Model,
         state: DecodeState,
         jobs_by_shard: Sequence[Sequence[PrefillJob]],
         *,
@@ -330,7 +332,7 @@ class Engine:
             pairs = self._up(tuple(from_to.reshape(2, -1)))
             state.pool = self._programs.copy_pages(state.pool, *pairs)
 
-    def warm(self, params: Qwen, state: DecodeState) -> None:
+    def warm(self, params: Model, state: DecodeState) -> None:
         """Compiles decode for every row bucket, so that no later call has to."""
         for bucket in self.row_buckets:
             nobody = np.full(self.data * bucket, -1)
@@ -338,7 +340,7 @@ class Engine:
 
     def _decode(
         self,
-        params: Qwen,
+        params: Model,
         state: DecodeState,
         index_B: np.ndarray,
         stop_X: np.ndarray,
@@ -351,7 +353,7 @@ class Engine:
         return self._programs.decode(params, state.pool, rows, table_BJ, stop_X, exit_below_D)
 
     def _run_prefill(
-        self, params: Qwen, pool: Any, jobs_by_shard: Sequence[Sequence[PrefillJob]], chunk: int
+        self, params: Model, pool: Any, jobs_by_shard: Sequence[Sequence[PrefillJob]], chunk: int
     ) -> Any:
         batch = prefill_rows_a_call(chunk)
         total, width = self.data * batch, self.config.pages_of_a_row

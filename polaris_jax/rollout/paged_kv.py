@@ -4,12 +4,9 @@ Keys and values lie in two arrays whose pages are laid out as attention reads th
 [L*Z, K, H, Y], values [L*Z, K, Y, H]; layer l's page z is row l*Z + z. Page 0 of each layer is
 trash: dead rows and padding write there, nobody reads it unmasked.
 
-Two ways of attention:
-- pages (`attend_pages`): any number of queries a row; goes over blocks of pages with an online
-  softmax, as many as the furthest row needs. Prefill uses it, and decode on accelerators.
-- window: the pages of every row are gathered once a decode call into contiguous keys and values
-  (`read_window`), K steps run on these, and the pages they touched are written back
-  (`write_back`). On a CPU a step's attention is several times faster than from scattered pages.
+Attention here (`attend_pages`) takes any number of queries a row and goes over blocks of pages with
+an online softmax, as many as the furthest row needs. Prefill uses it, and decode on accelerators;
+decode on a CPU is in `staged_kv`.
 """
 
 from __future__ import annotations
@@ -33,13 +30,6 @@ class Pool(NamedTuple):
 
     k_ZKHY: Any
     v_ZKYH: Any
-
-
-class Window(NamedTuple):
-    """Contiguous keys and values of the rows of one layer."""
-
-    k_BKHS: Array
-    v_BKSH: Array
 
 
 def init_pool(config: ModelConfig, *, num_pages: int, page_size: int, dtype: DTypeLike) -> Pool:
@@ -205,86 +195,3 @@ def attend_blocks(
     _, norm, out = jax.lax.fori_loop(0, furthest // block_tokens + 1, block, state)
     out_BTKGH = jnp.moveaxis(out / norm[..., None], 3, 1).astype(q_BTNH.dtype)
     return out_BTKGH.reshape(batch, length, num_heads, width)
-
-
-def read_window(pool: Pool, table_BJ: Array, *, num_layers: int) -> tuple[Window, ...]:
-    """Each layer's keys and values of all rows, in row order, S = J * Y."""
-    num_pages, (batch, pages) = pool.k_ZKHY.shape[0] // num_layers, table_BJ.shape
-    _, num_kv, width, page_size = pool.k_ZKHY.shape
-
-    def one(layer: int) -> Window:
-        page_BJ = layer * num_pages + table_BJ
-        # Fused with the transposition, the gather would go element by element.
-        k_BJKHY = jax.lax.optimization_barrier(pool.k_ZKHY[page_BJ])
-        return Window(
-            jnp.transpose(k_BJKHY, (0, 2, 3, 1, 4)).reshape(
-                batch, num_kv, width, pages * page_size
-            ),
-            jnp.transpose(pool.v_ZKYH[page_BJ], (0, 2, 1, 3, 4)).reshape(
-                batch, num_kv, pages * page_size, width
-            ),
-        )
-
-    return tuple(one(layer) for layer in range(num_layers))
-
-
-def attend_window(
-    q_BNH: Array, k_BKH: Array, v_BKH: Array, window: Window, position_B: Array
-) -> tuple[Array, Window]:
-    """Writes one token a row at its position, then attends to it and all before it.
-
-    Multiply-and-reduce rather than a batched dot: one query a row makes every product a
-    matrix-vector one, which the CPU's dot runs at half the speed.
-    """
-    batch, num_heads, width = q_BNH.shape
-    num_kv = k_BKH.shape[1]
-    row_B = jnp.arange(batch)
-    k_BKHS = window.k_BKHS.at[row_B, :, :, position_B].set(k_BKH)
-    v_BKSH = window.v_BKSH.at[row_B, :, position_B].set(v_BKH)
-    q_BKGH = q_BNH.astype(jnp.float32).reshape(batch, num_kv, num_heads // num_kv, width)
-    score = jnp.sum(q_BKGH[..., None] * k_BKHS[:, :, None], axis=3)
-    visible_BS = jnp.arange(k_BKHS.shape[-1])[None] <= position_B[:, None]
-    score = jnp.where(visible_BS[:, None, None], score * (width**-0.5), MASKED_SCORE)
-    weight_BKGS = jax.nn.softmax(score, axis=-1)
-    out = jnp.sum(weight_BKGS[..., None] * v_BKSH[:, :, None], axis=3)
-    return out.astype(q_BNH.dtype).reshape(q_BNH.shape), Window(k_BKHS, v_BKSH)
-
-
-def write_back(
-    pool: Pool,
-    windows: tuple[Window, ...],
-    first_B: Array,
-    count_B: Array,
-    table_BJ: Array,
-    *,
-    steps: int,
-) -> Pool:
-    """The pool with the pages of each row's new tokens copied from its window.
-
-    Args:
-        pool: the page pool.
-        windows: one a layer.
-        first_B: first new position.
-        count_B: how many new tokens, at most `steps`.
-        table_BJ: pages of each row; those of new tokens have no other holder that reads there.
-        steps: see `count_B`.
-    """
-    num_pages, page_size = pool.k_ZKHY.shape[0] // len(windows), pool.k_ZKHY.shape[-1]
-    # So many pages can `steps` tokens touch.
-    touched = (steps + page_size - 2) // page_size + 1
-    index_BX = (first_B // page_size)[:, None] + jnp.arange(touched)[None]
-    used_BX = (index_BX * page_size < (first_B + count_B)[:, None]) & (count_B > 0)[:, None]
-    index_BX = jnp.minimum(index_BX, table_BJ.shape[1] - 1)
-    page_BX = jnp.where(used_BX, jnp.take_along_axis(table_BJ, index_BX, axis=1), 0)
-    for layer, window in enumerate(windows):
-        batch, num_kv, width, _ = window.k_BKHS.shape
-        k_BKHJY = window.k_BKHS.reshape(batch, num_kv, width, -1, page_size)
-        v_BKJYH = window.v_BKSH.reshape(batch, num_kv, -1, page_size, width)
-        k_BKHXY = jnp.take_along_axis(k_BKHJY, index_BX[:, None, None, :, None], axis=3)
-        v_BKXYH = jnp.take_along_axis(v_BKJYH, index_BX[:, None, :, None, None], axis=2)
-        row_BX = layer * num_pages + page_BX
-        pool = Pool(
-            pool.k_ZKHY.at[row_BX].set(jnp.transpose(k_BKHXY, (0, 3, 1, 2, 4))),
-            pool.v_ZKYH.at[row_BX].set(jnp.transpose(v_BKXYH, (0, 2, 1, 3, 4))),
-        )
-    return pool

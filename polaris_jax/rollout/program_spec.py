@@ -28,16 +28,18 @@ class ProgramSpec:
     Attributes:
         num_layers: L.
         steps: K, decode steps of a call at most.
-        window: decode on a contiguous copy of the rows' pages; see `paged_kv`.
+        staged: decode leaves the pool alone until a call's end; see `staged_kv`.
         unroll: layers by a Python loop; a scan over stacked weights copies each layer's on a CPU.
+        fused: the sampler's weights are `FusedWeights`.
         layout: of the pool.
         mesh: the sampler's, or None for jax's default device.
     """
 
     num_layers: int
     steps: int
-    window: bool
+    staged: bool
     unroll: bool
+    fused: bool
     layout: KVLayout
     mesh: Mesh | None
 
@@ -78,20 +80,21 @@ def program_spec(
         pages=config.pages_of_a_row,
     )
     on_cpu = device.platform == "cpu"
-    window = config.layout == "window" or (config.layout == "auto" and on_cpu)
+    staged = config.layout == "staged" or (config.layout == "auto" and on_cpu)
     if layout is not XLA:
-        if config.layout == "window":
+        if config.layout == "staged":
             raise ConfigError(
-                f"layout='window': not on a {device.platform} with attention={layout.name!r}; use "
+                f"layout='staged': not on a {device.platform} with attention={layout.name!r}; use "
                 "pages"
             )
-        window = False
+        staged = False
     # A scan over stacked weights copies each layer's slice on a CPU.
     return ProgramSpec(
         num_layers=model_config.num_layers,
         steps=config.decode_steps,
-        window=window,
-        unroll=on_cpu or window,
+        staged=staged,
+        unroll=on_cpu,
+        fused=on_cpu and mesh is None,
         layout=layout,
         mesh=mesh,
     )

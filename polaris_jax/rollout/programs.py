@@ -20,14 +20,18 @@ from jax import Array
 
 from polaris_jax import sharding
 from polaris_jax.models import Qwen
-from polaris_jax.rollout import paged_kv
+from polaris_jax.rollout import paged_kv, staged_kv
 from polaris_jax.rollout.decode_state import Rows
+from polaris_jax.rollout.fused_weights import FusedWeights
 from polaris_jax.rollout.program_spec import ProgramSpec
 from polaris_jax.rollout.sampling import draw_tokens, row_keys, row_uniforms
 
 NO_TOKEN = -1
-WINDOW_HEAD_AXIS = 1
+STAGED_HEAD_AXIS = 2
 QUERY_HEAD_AXIS = 2
+
+# On a CPU without a mesh the sampler holds its weights in the latter form.
+Model = Qwen | FusedWeights
 
 
 class Packed(NamedTuple):
@@ -128,8 +132,47 @@ def _attend(spec: ProgramSpec, *, one_query: bool, **rows: Array) -> Any:
     return lambda layer, q, k, v, pool: split(layer, q, k, v, pool, *rows.values())
 
 
+def _new_staged(pool: Any, batch: int, spec: ProgramSpec) -> staged_kv.Staged:
+    z, h = spec.layout.head_axis, STAGED_HEAD_AXIS
+    new = functools.partial(
+        staged_kv.new_staged, batch=batch, num_layers=spec.num_layers, steps=spec.steps
+    )
+    return sharding.over_heads(new, spec.mesh, in_axes=(z,), out_axes=h)(pool)
+
+
+def _attend_staged(spec: ProgramSpec, pool: Any, step: Array, rows: Rows, table_BJ: Array) -> Any:
+    """`staged_kv.attend_staged` as `Qwen.forward` wants it; the pool is only read."""
+    cached_B = jnp.where(rows.alive_B, rows.position_B, 0)
+    h = STAGED_HEAD_AXIS
+    split = sharding.over_heads(
+        functools.partial(staged_kv.attend_staged, num_layers=spec.num_layers),
+        spec.mesh,
+        in_axes=(None, 1, 1, 1, h, spec.layout.head_axis, None, None, None),
+        out_axes=(1, h),
+    )
+
+    def attend(layer: Array, q: Array, k: Array, v: Array, staged: Any) -> tuple[Array, Any]:
+        out_BNH, staged = split(
+            layer, q[:, 0], k[:, 0], v[:, 0], staged, pool, step, cached_B, table_BJ
+        )
+        return out_BNH[:, None], staged
+
+    return attend
+
+
+def _write_staged(
+    spec: ProgramSpec, pool: Any, staged: Any, first_B: Array, count_B: Array, table_BJ: Array
+) -> Any:
+    z = spec.layout.head_axis
+    write = functools.partial(staged_kv.write_staged, num_layers=spec.num_layers)
+    split = sharding.over_heads(
+        write, spec.mesh, in_axes=(z, STAGED_HEAD_AXIS, None, None, None), out_axes=z
+    )
+    return split(pool, staged, first_B, count_B, table_BJ)
+
+
 def _prefill(
-    model: Qwen,
+    model: Model,
     pool: Any,
     token_BT: Array,
     first_B: Array,
@@ -151,7 +194,7 @@ def _prefill(
 
 
 def _decode(
-    model: Qwen,
+    model: Model,
     pool: Any,
     rows: Rows,
     table_BJ: Array,
@@ -161,46 +204,23 @@ def _decode(
     spec: ProgramSpec,
 ) -> tuple[Any, Packed]:
     batch, steps, mesh = rows.token_B.shape[0], spec.steps, spec.mesh
-    num_layers = spec.num_layers
     exit_below = jnp.maximum(exit_below_D[0], 1)
     key_B = row_keys(rows.params)
-    w, z = WINDOW_HEAD_AXIS, spec.layout.head_axis
     cache: Any = pool
-    if spec.window:
-        cache = sharding.over_heads(
-            functools.partial(paged_kv.read_window, num_layers=num_layers),
-            mesh,
-            in_axes=(z, None),
-            out_axes=w,
-        )(pool, table_BJ)
-    attend_window = sharding.over_heads(
-        paged_kv.attend_window, mesh, in_axes=(1, 1, 1, w, None), out_axes=(1, w)
-    )
+    if spec.staged:
+        cache = _new_staged(pool, batch, spec)
 
-    def forward(token_B: Array, position_B: Array, alive_B: Array, cache: Any) -> Any:
-        if spec.window:
-            # One window a layer: the unrolled loop's index is a Python list in disguise.
-            layers = list(cache)
-            order = iter(range(num_layers))
-
-            def attend(_: Array, q: Array, k: Array, v: Array, carry: Any) -> tuple[Array, Any]:
-                layer = next(order)
-                out_BNH, layers[layer] = attend_window(
-                    q[:, 0], k[:, 0], v[:, 0], layers[layer], position_B
-                )
-                return out_BNH[:, None], carry
-
-            hidden, _ = model.forward(
-                token_B[:, None], position_B[:, None], attend, None, unroll=True
+    def forward(i: Array, token_B: Array, position_B: Array, alive_B: Array, cache: Any) -> Any:
+        if spec.staged:
+            attend_fn = _attend_staged(spec, pool, i, rows, table_BJ)
+        else:
+            attend_fn = _attend(
+                spec,
+                one_query=True,
+                position_BT=position_B[:, None],
+                live_BT=alive_B[:, None],
+                table_BJ=table_BJ,
             )
-            return hidden, tuple(layers)
-        attend_fn = _attend(
-            spec,
-            one_query=True,
-            position_BT=position_B[:, None],
-            live_BT=alive_B[:, None],
-            table_BJ=table_BJ,
-        )
         return model.forward(
             token_B[:, None], position_B[:, None], attend_fn, cache, unroll=spec.unroll
         )
@@ -211,7 +231,7 @@ def _decode(
 
     def step(state: Any) -> Any:
         i, token_B, position_B, alive_B, cache, token_BK, logp_BK = state
-        hidden_BTD, cache = forward(token_B, position_B, alive_B, cache)
+        hidden_BTD, cache = forward(i, token_B, position_B, alive_B, cache)
         # Else the rows' split of the draw spreads to all activations, with more collectives.
         hidden_BTD = sharding.whole(hidden_BTD, mesh)
         logit_BV = sharding.rows_of_logits(model.unembed(hidden_BTD)[:, 0], mesh)
@@ -236,14 +256,8 @@ def _decode(
     )
     ran, _, position_B, alive_B, cache, token_BK, logp_BK = jax.lax.while_loop(going, step, state)
     count_B = position_B - rows.position_B
-    if spec.window:
-        write_back = sharding.over_heads(
-            functools.partial(paged_kv.write_back, steps=steps),
-            mesh,
-            in_axes=(z, w, None, None, None),
-            out_axes=z,
-        )
-        pool = write_back(pool, cache, rows.position_B, count_B, table_BJ)
+    if spec.staged:
+        pool = _write_staged(spec, pool, cache, rows.position_B, count_B, table_BJ)
     else:
         pool = cache
     return pool, Packed(token_BK, logp_BK, count_B, alive_B, ran[None])

@@ -16,6 +16,7 @@ from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.pool_size import pool_pages
+from polaris_jax.rollout.programs import Model
 from polaris_jax.rollout.request_checks import Prompts, checked_request
 from polaris_jax.rollout.run import Ended, OnProgress, OnTokens, Request
 from polaris_jax.rollout.sampling import SamplingParams
@@ -55,7 +56,7 @@ class Sampler:
         self._dtype = self.config.dtype or model.embed_VD[...].dtype
         self._engine = Engine(model.config, self.config, self._mesh)
         self._model_config = model.config
-        self._model: Qwen | None = None
+        self._model: Model | None = None
         self._state: DecodeState | None = None
         self._driver: Driver | None = None
         self._num_pages = 0
@@ -313,7 +314,9 @@ class Sampler:
     def _take(self, model: Qwen) -> None:
         if self._driver is not None:
             self._driver.void()
-        self._model, report = sync_weights(model, self._dtype, self._mesh, old=self._model)
+        self._model, report = sync_weights(
+            model, self._dtype, self._mesh, old=self._model, fused=self._engine.spec.fused
+        )
         self._synced += report
         self.version += 1
 

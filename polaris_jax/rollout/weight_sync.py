@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from polaris_jax.models import Qwen, param_axes
+from polaris_jax.rollout.fused_weights import FusedWeights, fuse
 from polaris_jax.sharding import (
     SAMPLER_RULES,
     global_array,
@@ -52,8 +53,13 @@ class SyncReport:
 
 
 def sync_weights(
-    params: Qwen, dtype: DTypeLike, mesh: Mesh | None, *, old: Qwen | None = None
-) -> tuple[Qwen, SyncReport]:
+    params: Qwen,
+    dtype: DTypeLike,
+    mesh: Mesh | None,
+    *,
+    old: Qwen | FusedWeights | None = None,
+    fused: bool = False,
+) -> tuple[Any, SyncReport]:
     """The sampler's weights, in arrays of their own, from the trainer's parameters.
 
     The copy is on purpose: the trainer donates its parameters to the next update, which deletes
@@ -65,15 +71,22 @@ def sync_weights(
         dtype: of the sampler's weights.
         mesh: the sampler's on this process, or None for jax's default device.
         old: the weights that these replace; their memory is freed.
+        fused: make them `FusedWeights`; on one device only.
     """
     began_s = time.perf_counter()
     dtype = jnp.dtype(dtype)
     if mesh is None and _on_one_device(params):
         if old is not None:
             _delete(old)
-        weights = _cast_all(params, dtype)
+        weights: Any = _cast_all(params, dtype, fused)
     else:
+        if isinstance(old, FusedWeights):
+            _delete(old)
+            old = None
         weights = _resharded(params, dtype, mesh, old)
+        if fused:
+            stacked, weights = weights, _cast_all(weights, dtype, fused)
+            _delete(stacked)
     jax.block_until_ready(weights)
     written = sum(
         shard.data.nbytes for x in jax.tree.leaves(weights) for shard in x.addressable_shards
@@ -95,9 +108,10 @@ def cast_to(dtype: np.dtype, where: Sharding) -> Any:
     return jax.jit(lambda x: jnp.copy(x.astype(dtype)), out_shardings=where)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _cast_all(params: Qwen, dtype: np.dtype) -> Qwen:
-    return jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), params)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _cast_all(params: Qwen, dtype: np.dtype, fused: bool) -> Qwen | FusedWeights:
+    cast = jax.tree.map(lambda x: x.astype(dtype), params)
+    return jax.tree.map(jnp.copy, fuse(cast) if fused else cast)
 
 
 def _on_one_device(params: Qwen) -> bool:

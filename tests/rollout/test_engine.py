@@ -33,7 +33,7 @@ def compiled_memory(program: str, num_pages: int, layout: str):
 
 
 @pytest.mark.parametrize(
-    ("program", "layout"), [("decode", "window"), ("decode", "pages"), ("prefill", "pages")]
+    ("program", "layout"), [("decode", "staged"), ("decode", "pages"), ("prefill", "pages")]
 )
 def test_temporaries_do_not_grow_with_the_pool(program, layout):
     small, large = (compiled_memory(program, pages, layout) for pages in (64, 4096))

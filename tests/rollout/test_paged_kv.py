@@ -1,4 +1,4 @@
-"""Attention over pages and over windows equals dense attention over the same keys and values."""
+"""Attention over pages equals dense attention over the same keys and values."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 
 from polaris_jax.models.attention import attend as dense_attend
 from polaris_jax.rollout import paged_kv
-from polaris_jax.rollout.paged_kv import Pool, Window, pages_for
+from polaris_jax.rollout.paged_kv import Pool, pages_for
 from tests.rollout.rollout_cases import CONFIG
 from tests.tolerances import ATTENTION_ATOL
 
@@ -72,52 +72,6 @@ def test_chunks_over_pages_equal_dense_attention(page_size):
     np.testing.assert_allclose(actual, expected, atol=ATTENTION_ATOL)
     untouched = pool.k_ZKHY[:num_pages]  # layer 0
     assert float(jnp.abs(untouched - 7.0).max()) == 0.0
-
-
-@pytest.mark.parametrize("page_size", [4, 16])
-def test_windows_give_the_pages_tokens_and_write_them_back(page_size):
-    q, k, v = qkv()
-    expected = dense_attend(q, k, v, None, backend="reference")
-    table_BJ, num_pages = scattered_table(page_size, width=pages_for(40, page_size))
-    pool, known = noisy_pool(page_size, num_pages), 14
-    position_BT = np.broadcast_to(np.arange(known), (BATCH, known))
-    for layer in range(LAYERS):
-        _, pool = attend_pages(
-            jnp.int32(layer),
-            q[:, :known],
-            k[:, :known],
-            v[:, :known],
-            pool,
-            position_BT=position_BT,
-            live_BT=np.ones((BATCH, known), bool),
-            table_BJ=table_BJ,
-        )
-    windows = list(paged_kv.read_window(pool, table_BJ, num_layers=LAYERS))
-    step = jax.jit(paged_kv.attend_window)
-    for at in range(known, LENGTH):
-        position_B = np.full(BATCH, at, np.int32)
-        for layer in range(LAYERS):
-            out, windows[layer] = step(q[:, at], k[:, at], v[:, at], windows[layer], position_B)
-            np.testing.assert_allclose(out, expected[:, at], atol=ATTENTION_ATOL)
-    count_B = np.array([LENGTH - known, 3, 0], np.int32)
-    pool = paged_kv.write_back(
-        pool,
-        tuple(windows),
-        first_B=np.full(BATCH, known, np.int32),
-        count_B=count_B,
-        steps=LENGTH - known,
-        table_BJ=table_BJ,
-    )
-    again = paged_kv.read_window(pool, table_BJ, num_layers=LAYERS)
-    for layer in range(LAYERS):
-        for row in range(BATCH):
-            upto = known + int(count_B[row])
-            assert_same_tokens(again[layer], windows[layer], row, upto)
-
-
-def assert_same_tokens(a: Window, b: Window, row: int, upto: int) -> None:
-    np.testing.assert_array_equal(a.k_BKHS[row, ..., :upto], b.k_BKHS[row, ..., :upto])
-    np.testing.assert_array_equal(a.v_BKSH[row, :, :upto], b.v_BKSH[row, :, :upto])
 
 
 def test_copied_pages_carry_every_layer_and_leave_the_rest():

@@ -170,7 +170,8 @@ def test_one_slot_works():
 def test_decode_steps_do_not_matter(steps):
     config = dataclasses.replace(ROOMY, decode_steps=steps)
     actual = Sampler(small_model(), config).generate(PROMPTS, PARAMS)
-    assert same_rollouts(actual, reference()) == 0.0
+    # Where a call ends decides what is summed as staged and what as pages.
+    assert same_rollouts(actual, reference()) <= SCHEDULE_LOGPROB_ATOL
 
 
 @pytest.mark.parametrize(("page_size", "num_pages"), [(4, 24), (16, 7)])

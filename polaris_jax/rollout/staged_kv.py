@@ -1,0 +1,229 @@
+"""Decode attention on a CPU: pages are read in place, a call's new keys and values lie beside them.
+
+The pool does not change while a call runs. What its up to T steps add is staged in arrays of the
+call, [L, B, K, H, T] and [L, B, K, T, H], attended to as one more block, and written into the pages
+once at the end.
+
+Pages are read by tiles of rows and blocks of pages with an online softmax. A tile goes as far as
+its own furthest row, so rows should come ordered by length: then attention costs what is live.
+
+The products of one query with a block are sums of explicit terms, one a head dimension or one a
+token. As one loop over contiguous numbers they become vector code, which neither a batched dot (a
+call a row and head) nor multiply-and-reduce (a scalar loop) does: 43 ms against 75 and more of CPU
+time, 8 layers, 128 rows of 210 tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from polaris_jax.models.attention import MASKED_SCORE
+from polaris_jax.rollout.paged_kv import Pool
+
+TILE_ROWS = 32
+BLOCK_TOKENS = 64
+
+
+class Staged(NamedTuple):
+    """Keys and values of a call's steps, all layers."""
+
+    k_LBKHT: Array
+    v_LBKTH: Array
+
+
+class _Softmax(NamedTuple):
+    """An online softmax: the top score, the weights' sum and the weighted values under it."""
+
+    top_BKG: Array
+    norm_BKG: Array
+    out_BKGH: Array
+
+
+def new_staged(pool: Pool, *, batch: int, num_layers: int, steps: int) -> Staged:
+    """Zeros for `steps` steps of `batch` rows, in the pool's dtype."""
+    _, num_kv, width, _ = pool.k_ZKHY.shape
+    dtype = pool.k_ZKHY.dtype
+    return Staged(
+        jnp.zeros((num_layers, batch, num_kv, width, steps), dtype),
+        jnp.zeros((num_layers, batch, num_kv, steps, width), dtype),
+    )
+
+
+def attend_staged(
+    layer: Array,
+    q_BNH: Array,
+    k_BKH: Array,
+    v_BKH: Array,
+    staged: Staged,
+    pool: Pool,
+    step: Array,
+    cached_B: Array,
+    table_BJ: Array,
+    *,
+    num_layers: int,
+) -> tuple[Array, Staged]:
+    """Stages one token a row, then attends to the row's pages and to what is staged so far.
+
+    Args:
+        layer: index of the layer.
+        q_BNH: queries, rotary positions applied.
+        k_BKH: new keys.
+        v_BKH: new values.
+        staged: the call's keys and values, whose steps before `step` are there.
+        pool: the page pool.
+        step: of the call, from 0.
+        cached_B: tokens of each row in its pages.
+        table_BJ: pages of each row.
+        num_layers: L.
+
+    Returns:
+        (out_BNH, staged).
+    """
+    batch, _, width = q_BNH.shape
+    num_kv = k_BKH.shape[1]
+    staged = Staged(
+        jax.lax.dynamic_update_slice(
+            staged.k_LBKHT, k_BKH[None, ..., None], (layer, 0, 0, 0, step)
+        ),
+        jax.lax.dynamic_update_slice(
+            staged.v_LBKTH, v_BKH[None, :, :, None], (layer, 0, 0, step, 0)
+        ),
+    )
+    q_BKGH = q_BNH.astype(jnp.float32).reshape(batch, num_kv, -1, width) * (width**-0.5)
+    new = _absorb_staged(q_BKGH, staged.k_LBKHT[layer], staged.v_LBKTH[layer], step)
+    base = layer * (pool.k_ZKHY.shape[0] // num_layers)
+    done = _absorb_pages(q_BKGH, pool, new, base, cached_B, table_BJ)
+    out_BKGH = done.out_BKGH / done.norm_BKG[..., None]
+    return out_BKGH.astype(q_BNH.dtype).reshape(q_BNH.shape), staged
+
+
+def write_staged(
+    pool: Pool,
+    staged: Staged,
+    first_B: Array,
+    count_B: Array,
+    table_BJ: Array,
+    *,
+    num_layers: int,
+) -> Pool:
+    """The pool with each row's staged tokens in its pages.
+
+    Args:
+        pool: the page pool.
+        staged: the call's keys and values.
+        first_B: position of a row's first staged token.
+        count_B: how many of its tokens count.
+        table_BJ: pages of each row; those of new tokens have no other holder that reads there.
+        num_layers: L.
+    """
+    num_pages, page_size = pool.k_ZKHY.shape[0] // num_layers, pool.k_ZKHY.shape[-1]
+    steps = staged.k_LBKHT.shape[-1]
+    # So many pages can `steps` tokens touch.
+    touched = (steps + page_size - 2) // page_size + 1
+    index_BX = (first_B // page_size)[:, None] + jnp.arange(touched)[None]
+    used_BX = (index_BX * page_size < (first_B + count_B)[:, None]) & (count_B > 0)[:, None]
+    at_BX = jnp.minimum(index_BX, table_BJ.shape[1] - 1)
+    page_BX = jnp.where(used_BX, jnp.take_along_axis(table_BJ, at_BX, axis=1), 0)
+    step_BXY = (
+        index_BX[..., None] * page_size + jnp.arange(page_size)[None, None] - first_B[:, None, None]
+    )
+    new_BXY = (step_BXY >= 0) & (step_BXY < count_B[:, None, None])
+    step_BXY = jnp.clip(step_BXY, 0, steps - 1)
+
+    def one(layer: Array, pool: Pool) -> Pool:
+        row_BX = layer * num_pages + page_BX
+        k_BXKHY = jnp.take_along_axis(
+            staged.k_LBKHT[layer][:, None], step_BXY[:, :, None, None], axis=-1
+        )
+        v_BXKYH = jnp.take_along_axis(
+            staged.v_LBKTH[layer][:, None], step_BXY[:, :, None, :, None], axis=-2
+        )
+        k_BXKHY = jnp.where(new_BXY[:, :, None, None], k_BXKHY, pool.k_ZKHY[row_BX])
+        v_BXKYH = jnp.where(new_BXY[:, :, None, :, None], v_BXKYH, pool.v_ZKYH[row_BX])
+        return Pool(pool.k_ZKHY.at[row_BX].set(k_BXKHY), pool.v_ZKYH.at[row_BX].set(v_BXKYH))
+
+    return jax.lax.fori_loop(0, num_layers, one, pool)
+
+
+def tile_rows(batch: int) -> int:
+    """Rows of a tile: the largest divisor of `batch` up to `TILE_ROWS`."""
+    return max(n for n in range(1, min(batch, TILE_ROWS) + 1) if batch % n == 0)
+
+
+def _absorb_staged(q_BKGH: Array, k_BKHT: Array, v_BKTH: Array, step: Array) -> _Softmax:
+    """The softmax over the staged tokens up to `step`, at least one."""
+    score_BKGT = _sum(q_BKGH[..., h, None] * k_BKHT[:, :, None, h] for h in range(q_BKGH.shape[-1]))
+    visible_T = jnp.arange(k_BKHT.shape[-1]) <= step
+    score_BKGT = jnp.where(visible_T[None, None, None], score_BKGT, MASKED_SCORE)
+    top_BKG = score_BKGT.max(axis=-1)
+    weight_BKGT = jax.lax.optimization_barrier(jnp.exp(score_BKGT - top_BKG[..., None]))
+    out_BKGH = _sum(
+        weight_BKGT[..., t, None] * v_BKTH[:, :, None, t] for t in range(v_BKTH.shape[2])
+    )
+    return _Softmax(top_BKG, weight_BKGT.sum(axis=-1), out_BKGH)
+
+
+def _absorb_pages(
+    q_BKGH: Array, pool: Pool, state: _Softmax, base: Array, cached_B: Array, table_BJ: Array
+) -> _Softmax:
+    """`state` with the tokens in the rows' pages, tile by tile of rows."""
+    batch, rows = len(q_BKGH), tile_rows(len(q_BKGH))
+    pages = max(1, BLOCK_TOKENS // pool.k_ZKHY.shape[-1])
+    table_BJ = jnp.pad(table_BJ, ((0, 0), (0, -table_BJ.shape[1] % pages)))
+
+    def tile(values: tuple[Array, _Softmax, Array, Array]) -> _Softmax:
+        q, state, cached_B, table_BJ = values
+        furthest = jnp.max(cached_B)
+        blocks = -(-furthest // (pages * pool.k_ZKHY.shape[-1]))
+
+        def block(j: Array, state: _Softmax) -> _Softmax:
+            page_BP = jax.lax.dynamic_slice_in_dim(table_BJ, j * pages, pages, axis=1)
+            return _absorb_block(q, pool, state, base + page_BP, cached_B, j)
+
+        return jax.lax.fori_loop(0, blocks, block, state)
+
+    tiles = jax.tree.map(
+        lambda x: x.reshape(batch // rows, rows, *x.shape[1:]), (q_BKGH, state, cached_B, table_BJ)
+    )
+    done = jax.lax.map(tile, tiles)
+    return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), done)
+
+
+def _absorb_block(
+    q_BKGH: Array, pool: Pool, state: _Softmax, page_BP: Array, cached_B: Array, block: Array
+) -> _Softmax:
+    pages, page_size = page_BP.shape[1], pool.k_ZKHY.shape[-1]
+    k_BKPHY = jnp.moveaxis(pool.k_ZKHY[page_BP], 1, 2)
+    v_BKPYH = jnp.moveaxis(pool.v_ZKYH[page_BP], 1, 2)
+    score_BKGPY = _sum(
+        q_BKGH[..., h, None, None] * k_BKPHY[:, :, None, :, h] for h in range(q_BKGH.shape[-1])
+    )
+    key_PY = (block * pages + jnp.arange(pages))[:, None] * page_size + jnp.arange(page_size)[None]
+    visible_BPY = key_PY[None] < cached_B[:, None, None]
+    score_BKGPY = jnp.where(visible_BPY[:, None, None], score_BKGPY, MASKED_SCORE)
+    # Else the scores are computed again wherever they are used.
+    score_BKGPY = jax.lax.optimization_barrier(score_BKGPY)
+    top_BKG = jnp.maximum(state.top_BKG, score_BKGPY.max(axis=(-1, -2)))
+    weight_BKGPY = jax.lax.optimization_barrier(jnp.exp(score_BKGPY - top_BKG[..., None, None]))
+    shrink_BKG = jnp.exp(state.top_BKG - top_BKG)
+    gain_BKGH = _sum(
+        weight_BKGPY[..., p, y, None] * v_BKPYH[:, :, None, p, y]
+        for p in range(pages)
+        for y in range(page_size)
+    )
+    return _Softmax(
+        top_BKG,
+        state.norm_BKG * shrink_BKG + weight_BKGPY.sum(axis=(-1, -2)),
+        state.out_BKGH * shrink_BKG[..., None] + gain_BKGH,
+    )
+
+
+def _sum(terms: Iterable[Array]) -> Array:
+    return functools.reduce(operator.add, terms)
