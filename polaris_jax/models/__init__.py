@@ -8,6 +8,7 @@ from polaris_jax.models.attention import (
     row_order,
 )
 from polaris_jax.models.config import ModelConfig, RopeScaling
+from polaris_jax.models.counted_tokens import HeadLoop, counted_logprobs, counted_loss
 from polaris_jax.models.hf_weights import load_config, load_pretrained, save_pretrained
 from polaris_jax.models.logprobs import (
     next_token_logprobs,
@@ -27,8 +28,11 @@ __all__ = [
     "Around",
     "Attention",
     "ContextShard",
+    "HeadLoop",
     "Layers",
     "attend",
+    "counted_logprobs",
+    "counted_loss",
     "resolve_attention",
     "row_order",
     "target_logprobs",

@@ -11,7 +11,8 @@ the local shape. What moves, and when:
                     "Reducing activation recomputation in large transformer models", section 4.2).
     keys, values    are gathered over `context` layer by layer; queries stay. Rows are laid out in
                     zigzag order, so that every context shard has the same causal work.
-    vocabulary      split over `context` and `tensor`; see `models.target_logprobs`.
+    vocabulary      split over `context` and `tensor`; see `models.counted_loss`. Its head runs at
+                    tokens that count alone.
 
 Nothing here is summed over the batch: a caller differentiates its own share of the loss and then
 calls `reduce_gradients`.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,16 +37,18 @@ from polaris_jax.models import (
     Around,
     Attention,
     ContextShard,
+    HeadLoop,
     Layers,
     ModelConfig,
     Qwen,
     attend,
+    counted_logprobs,
+    counted_loss,
     model_tree_path,
     param_axes,
     param_shapes,
     resolve_attention,
     row_order,
-    target_logprobs,
 )
 from polaris_jax.sharding import (
     CONTEXT,
@@ -162,16 +166,68 @@ def _check_mesh(config: ModelConfig, section: ModelSection, mesh: Mesh, *, row_l
 
 
 def local_logprobs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> tuple[Array, Array]:
-    """(logp_BT, entropy_BT) of this device's tokens, float32, nats; inside shard_map.
+    """(logp_BT, entropy_BT) of this device's counted tokens, float32, nats; inside shard_map.
 
-    What `models.token_logprobs` says of an entry holds, apart from its zeros: the caller masks.
+    What `models.token_logprobs` says of an entry holds; 0 at tokens that do not count. Not
+    differentiable.
 
     Args:
         params: this device's shard of each parameter, float32.
         arrays: token_BT, target_BT, position_BT, segment_BT, temperature_BT of this device's
-            tokens, in `sharded.token_order`.
+            tokens, in `sharded.token_order`; weight_BT and fresh_BT: a token counts, in the loss or
+            in the log-prob gap, where one of them is not 0.
         sharded: the plan.
     """
+    return counted_logprobs(*_head_inputs(params, arrays, sharded), loop=_head_loop(sharded))
+
+
+def local_token_losses(
+    params: Qwen,
+    arrays: Arrays,
+    sharded: ShardedModel,
+    *,
+    terms: Arrays,
+    token_loss: Callable[[Array, Array, Arrays], Array],
+) -> tuple[Array, Array, Array]:
+    """The sum of `token_loss` over this device's counted tokens, differentiable in `params`, and
+    what `local_logprobs` gives, without a gradient.
+
+    Args:
+        params: see `local_logprobs`.
+        arrays: see `local_logprobs`.
+        sharded: the plan.
+        terms: see `models.counted_loss`.
+        token_loss: see `models.counted_loss`.
+    """
+    inputs = _head_inputs(params, arrays, sharded)
+    return counted_loss(*inputs, terms, token_loss=token_loss, loop=_head_loop(sharded))
+
+
+def _head_loop(sharded: ShardedModel) -> HeadLoop:
+    # All devices of the mesh in step, not only those that share the vocabulary: the slowest holds
+    # the others up at the next gather of a weight in any case.
+    return HeadLoop(
+        vocab_axes=_axes_of(sharded.spec("embed_VD")[0]), lockstep_axes=sharded.axes(MESH_AXES)
+    )
+
+
+HeadInputs = tuple[Array, Array, Array, Array, Array]
+
+
+def _head_inputs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> HeadInputs:
+    """head_VD, hidden_BTD, target_BT, temperature_BT, counted_BT of this device's tokens."""
+    head = "embed_VD" if sharded.config.tie_embeddings else "head_VD"
+    return (
+        _table(params.head_weight(), head, sharded),
+        _local_hidden(params, arrays, sharded),
+        arrays["target_BT"],
+        arrays["temperature_BT"],
+        (arrays["weight_BT"] != 0) | (arrays["fresh_BT"] != 0),
+    )
+
+
+def _local_hidden(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> Array:
+    """Final hidden states [B, T, D] of this device's tokens."""
     vocab_axes = _axes_of(sharded.spec("embed_VD")[0])
     with jax.named_scope("embed"):
         table_VD = _table(params.embed_VD[...], "embed_VD", sharded)
@@ -197,14 +253,7 @@ def local_logprobs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> tuple
         unroll=sharded.platform == "cpu" and sharded.config.num_layers <= MAX_UNROLLED_LAYERS,
         around=_Gathered(sharded),
     )
-    head = "embed_VD" if sharded.config.tie_embeddings else "head_VD"
-    return target_logprobs(
-        _table(params.head_weight(), head, sharded),
-        hidden_BTD,
-        arrays["target_BT"],
-        arrays["temperature_BT"],
-        vocab_axes=vocab_axes,
-    )
+    return hidden_BTD
 
 
 def reduce_gradients(grads: Qwen, sharded: ShardedModel) -> Qwen:
