@@ -11,6 +11,7 @@ from polaris_jax.models.config import ModelConfig, RopeScaling
 from polaris_jax.models.counted_tokens import HeadLoop, counted_logprobs, counted_loss
 from polaris_jax.models.hf_weights import load_config, load_pretrained, save_pretrained
 from polaris_jax.models.logprobs import (
+    CHUNK_TOKENS,
     next_token_logprobs,
     target_logprobs,
     token_logprobs,
@@ -25,6 +26,7 @@ from polaris_jax.models.qwen import (
 )
 
 __all__ = [
+    "CHUNK_TOKENS",
     "Around",
     "Attention",
     "ContextShard",

@@ -284,8 +284,7 @@ class Qwen(nnx.Module):
             layer_fn = jax.checkpoint(layer_fn, policy=_policy(remat), prevent_cse=unroll)
         index_L = jnp.arange(self.config.num_layers)
         if unroll:
-            for i in range(self.config.num_layers):
-                layer = jax.tree.map(lambda a, i=i: a[i], self.layers)
+            for i, layer in enumerate(_unstacked(self.layers, self.config.num_layers)):
                 (x_BTD, carry), _ = layer_fn((x_BTD, carry), (index_L[i], layer))
         else:
             (x_BTD, carry), _ = jax.lax.scan(layer_fn, (x_BTD, carry), (index_L, self.layers))
@@ -339,6 +338,14 @@ def _layer(
         z_BTD = swiglu(y_BTD, p.gate_DF[...], p.up_DF[...], p.down_FD[...])
         x_BTD = x_BTD + around.leave(z_BTD)
     return (x_BTD, carry), None
+
+
+def _unstacked(layers: Layers, count: int) -> list[Layers]:
+    """Each layer's parameters. Split and not indexed: the gradient of a split is one concatenation,
+    that of `count` indices a sum of `count` stacks."""
+    leaves, treedef = jax.tree.flatten(layers)
+    parts = [jax.lax.split(leaf, (1,) * count, axis=0) for leaf in leaves]
+    return [treedef.unflatten([part[0] for part in layer]) for layer in zip(*parts, strict=True)]
 
 
 def _policy(remat: Remat) -> Callable[..., Any]:

@@ -34,6 +34,7 @@ from jax.typing import DTypeLike
 
 from polaris_jax.config import ConfigError, ModelSection, row_unit_tokens
 from polaris_jax.models import (
+    CHUNK_TOKENS,
     Around,
     Attention,
     ContextShard,
@@ -59,13 +60,15 @@ from polaris_jax.sharding import (
     leaf_spec,
     wide_axes,
 )
+from polaris_jax.train.split_embedding import embed_tokens
 
 Arrays = dict[str, Array]
 # (dimension, mesh axes) of each gather that makes a stored parameter whole for its layer.
 Gathers = tuple[tuple[int, tuple[str, ...]], ...]
 
 MAX_UNROLLED_LAYERS = 8
-EMBED_CHUNK_TOKENS = 2048
+# A CPU's caches hold the logits of few tokens: 128 take a quarter less time than 512 (V = 8,192).
+CPU_HEAD_CHUNK_TOKENS = 128
 CONTEXT_LAYOUT = "zigzag"
 
 
@@ -207,7 +210,9 @@ def _head_loop(sharded: ShardedModel) -> HeadLoop:
     # All devices of the mesh in step, not only those that share the vocabulary: the slowest holds
     # the others up at the next gather of a weight in any case.
     return HeadLoop(
-        vocab_axes=_axes_of(sharded.spec("embed_VD")[0]), lockstep_axes=sharded.axes(MESH_AXES)
+        chunk_tokens=CPU_HEAD_CHUNK_TOKENS if sharded.platform == "cpu" else CHUNK_TOKENS,
+        vocab_axes=_axes_of(sharded.spec("embed_VD")[0]),
+        lockstep_axes=sharded.axes(MESH_AXES),
     )
 
 
@@ -232,7 +237,7 @@ def _local_hidden(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> Array:
     with jax.named_scope("embed"):
         table_VD = _table(params.embed_VD[...], "embed_VD", sharded)
         static = (vocab_axes, sharded.dtype, table_VD.shape[0])
-        x_BTD: Any = _embed(static, table_VD, arrays["token_BT"])
+        x_BTD: Any = embed_tokens(static, table_VD, arrays["token_BT"])
     context, tensor = sharded.axes((CONTEXT,)), sharded.axes((TENSOR,))
     segment_BS = _in_row_order(_gather_tokens(arrays["segment_BT"], context + tensor), sharded)
     position_BT = _gather_tokens(arrays["position_BT"], tensor)
@@ -353,69 +358,3 @@ def _in_row_order(x: Array, sharded: ShardedModel) -> Array:
     order = row_order(2 * shards, shards, CONTEXT_LAYOUT)
     chunks = x.reshape(x.shape[0], 2 * shards, -1, *x.shape[2:])
     return chunks[:, np.argsort(order)].reshape(x.shape)
-
-
-# Static: axes that split the vocabulary, dtype of the result, rows of this device's slice.
-EmbedStatic = tuple[tuple[str, ...], str, int]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _embed(static: EmbedStatic, table_VD: Array, token_BT: Array) -> Array:
-    """[B, T, D] rows of a table whose rows are split over axes of the mesh.
-
-    Tokens go in chunks: each is gathered over the axes, every device looks up those in its slice,
-    and the sums are scattered back.
-    """
-    axes, dtype, rows = static
-    if not axes:
-        return table_VD[token_BT].astype(dtype)
-
-    def one(token_C: Array) -> Array:
-        row_C, held_C = _rows_held(axes, rows, token_C)
-        found_CD = jnp.where(held_C[:, None], table_VD[row_C], 0.0).astype(dtype)
-        return jax.lax.psum_scatter(found_CD, axes, tiled=True)
-
-    found_XCD = jax.lax.map(one, _token_chunks(token_BT))
-    width = table_VD.shape[1]
-    return found_XCD.reshape(-1, width)[: token_BT.size].reshape(*token_BT.shape, width)
-
-
-def _embed_forward(static: EmbedStatic, table_VD: Array, token_BT: Array) -> tuple[Array, Array]:
-    return _embed(static, table_VD, token_BT), token_BT
-
-
-def _embed_backward(static: EmbedStatic, token_BT: Array, grad_BTD: Array) -> tuple[Array, Any]:
-    axes, _, rows = static
-    grad_VD = jnp.zeros((rows, grad_BTD.shape[-1]), jnp.float32)
-    no_gradient = np.zeros(token_BT.shape, jax.dtypes.float0)
-    if not axes:
-        return grad_VD.at[token_BT].add(grad_BTD.astype(jnp.float32)), no_gradient
-
-    def one(grad_VD: Array, args: tuple[Array, Array]) -> tuple[Array, None]:
-        token_C, grad_CD = args
-        row_C, held_C = _rows_held(axes, rows, token_C)
-        grad_CD = jax.lax.all_gather(grad_CD, axes, axis=0, tiled=True)
-        own_CD = jnp.where(held_C[:, None], grad_CD, 0.0).astype(jnp.float32)
-        return grad_VD.at[row_C].add(own_CD), None
-
-    grad_VD, _ = jax.lax.scan(one, grad_VD, (_token_chunks(token_BT), _token_chunks(grad_BTD)))
-    return grad_VD, no_gradient
-
-
-_embed.defvjp(_embed_forward, _embed_backward)
-
-
-def _rows_held(vocab_axes: tuple[str, ...], rows: int, token_C: Array) -> tuple[Array, Array]:
-    """All devices' tokens of a chunk as rows of this device's slice, and whether they lie in it."""
-    token_C = jax.lax.all_gather(token_C, vocab_axes, axis=0, tiled=True)
-    row_C = token_C - jax.lax.axis_index(vocab_axes) * rows
-    return jnp.clip(row_C, 0, rows - 1), (row_C >= 0) & (row_C < rows)
-
-
-def _token_chunks(x_BTx: Array) -> Array:
-    """[B, T, ...] as [X, C, ...] chunks, the last filled up with zeros."""
-    rest = x_BTx.shape[2:]
-    tokens = x_BTx.shape[0] * x_BTx.shape[1]
-    chunk = min(EMBED_CHUNK_TOKENS, tokens)
-    x = jnp.pad(x_BTx.reshape(tokens, *rest), ((0, -tokens % chunk),) + ((0, 0),) * len(rest))
-    return x.reshape(-1, chunk, *rest)
