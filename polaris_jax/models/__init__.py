@@ -9,8 +9,10 @@ from polaris_jax.models.attention import (
     row_order,
 )
 from polaris_jax.models.config import ModelConfig, RopeScaling
+from polaris_jax.models.counted_tokens import HeadLoop, counted_logprobs, counted_loss
 from polaris_jax.models.hf_weights import load_config, load_pretrained, save_pretrained
 from polaris_jax.models.logprobs import (
+    CHUNK_TOKENS,
     next_token_logprobs,
     target_logprobs,
     token_logprobs,
@@ -24,11 +26,15 @@ from polaris_jax.models.qwen import (
 )
 
 __all__ = [
+    "CHUNK_TOKENS",
     "Around",
     "Attention",
     "ContextShard",
+    "HeadLoop",
     "Layers",
     "attend",
+    "counted_logprobs",
+    "counted_loss",
     "resolve_attention",
     "row_order",
     "target_logprobs",

@@ -38,7 +38,30 @@ def project(x_BTD: Array, weight: Array) -> Array:
 
 def swiglu(x_BTD: Array, gate_DF: Array, up_DF: Array, down_FD: Array) -> Array:
     """[B, T, D] output of the gated MLP: down(silu(gate(x)) * up(x))."""
-    return project(jax.nn.silu(project(x_BTD, gate_DF)) * project(x_BTD, up_DF), down_FD)
+    return project(gated(project(x_BTD, gate_DF), project(x_BTD, up_DF)), down_FD)
+
+
+@jax.custom_vjp
+def gated(gate: Array, up: Array) -> Array:
+    """silu(gate) * up, elementwise.
+
+    The backward pass keeps the two inputs and nothing between: jax's own keeps the sigmoid and the
+    silu too, half as much memory again, each written and read once more.
+    """
+    return jax.nn.silu(gate) * up
+
+
+def _gated_forward(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
+    return gated(gate, up), (gate, up)
+
+
+def _gated_backward(kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    gate, up = kept
+    share = jax.nn.sigmoid(gate)
+    return grad * up * (share * (1 + gate * (1 - share))), grad * (gate * share)
+
+
+gated.defvjp(_gated_forward, _gated_backward)
 
 
 def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:

@@ -18,6 +18,7 @@ from jax.core import Tracer
 
 from polaris_jax.models.attention import Attention
 from polaris_jax.models.qwen import Qwen, Remat
+from polaris_jax.models.vocab_shards import VocabShards, scaled_logits
 
 CHUNK_TOKENS = 512
 # Residuals of the backward pass: inputs, then (log-normaliser, entropy) of each token.
@@ -167,12 +168,12 @@ def _forward(
     temperature_XC: Array,
 ) -> tuple[tuple[Array, Array], Residuals]:
     """Chunks X of C tokens each, one after the other."""
-    shards = _Shards(vocab_axes, head_VD.shape[0])
+    shards = VocabShards(vocab_axes, head_VD.shape[0])
     weight_VD = head_VD.astype(hidden_XCD.dtype)
 
     def one(args: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         hidden_CD, target_C, temperature_C = (shards.gather(x) for x in args)
-        logit_CV = _logits(hidden_CD, weight_VD, temperature_C)
+        logit_CV = scaled_logits(hidden_CD, weight_VD, temperature_C)
         top_C = shards.max(jnp.max(logit_CV, axis=-1))
         shifted_CV = logit_CV - top_C[:, None]
         mass_CV = jnp.exp(shifted_CV)
@@ -191,14 +192,14 @@ def _backward(
     vocab_axes: tuple[str, ...], saved: Residuals, cotangents: tuple[Array, Array]
 ) -> tuple[Array, Array, Any, None]:
     head_VD, hidden_XCD, *_ = saved
-    shards = _Shards(vocab_axes, head_VD.shape[0])
+    shards = VocabShards(vocab_axes, head_VD.shape[0])
     weight_VD = head_VD.astype(hidden_XCD.dtype)
 
     def one(grad_VD: Array, args: tuple[Array, ...]) -> tuple[Array, Array]:
         hidden_CD, target_C, temperature_C, norm_C, entropy_C, to_logp_C, to_entropy_C = (
             shards.gather(x) for x in args
         )
-        log_CV = _logits(hidden_CD, weight_VD, temperature_C) - norm_C[:, None]
+        log_CV = scaled_logits(hidden_CD, weight_VD, temperature_C) - norm_C[:, None]
         # d logp / d logit = 1[target] - p;  d entropy / d logit = -p (log p + entropy).
         slope_CV = to_logp_C[:, None] + to_entropy_C[:, None] * (log_CV + entropy_C[:, None])
         grad_CV = -jnp.exp(log_CV) * slope_CV
@@ -217,44 +218,3 @@ def _backward(
 
 
 _chunked.defvjp(_forward, _backward)
-
-
-def _logits(hidden_CD: Array, weight_VD: Array, temperature_C: Array) -> Array:
-    logit_CV = jnp.einsum("cd,vd->cv", hidden_CD, weight_VD, preferred_element_type=jnp.float32)
-    return logit_CV / temperature_C[:, None]
-
-
-class _Shards:
-    """What changes when the vocabulary is split: nothing without axes."""
-
-    def __init__(self, axes: tuple[str, ...], rows: int):
-        self._axes, self._rows = axes, rows
-
-    def gather(self, x: Array) -> Array:
-        """The chunks of all devices along the first dimension."""
-        return jax.lax.all_gather(x, self._axes, axis=0, tiled=True) if self._axes else x
-
-    def sum(self, x: Array) -> Array:
-        """Summed over the vocabulary's slices, this device's tokens only."""
-        return jax.lax.psum_scatter(x, self._axes, tiled=True) if self._axes else x
-
-    def max(self, x: Array) -> Array:
-        return jax.lax.pmax(x, self._axes) if self._axes else x
-
-    def own(self, x: Array) -> Array:
-        """This device's tokens of a gathered array."""
-        if not self._axes:
-            return x
-        size = x.shape[0] // jax.lax.axis_size(self._axes)
-        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self._axes) * size, size)
-
-    def is_target(self, target_C: Array) -> Array:
-        """[C, V] True at each token's target, where it lies in this slice."""
-        first = jax.lax.axis_index(self._axes) * self._rows if self._axes else 0
-        return (target_C - first)[:, None] == jnp.arange(self._rows)[None]
-
-    def at_target(self, logit_CV: Array, target_C: Array) -> Array:
-        """The target's logit, 0 where another slice holds it."""
-        if not self._axes:
-            return jnp.take_along_axis(logit_CV, target_C[:, None], axis=-1)[:, 0]
-        return jnp.sum(jnp.where(self.is_target(target_C), logit_CV, 0.0), axis=-1)

@@ -306,8 +306,7 @@ def run_layers(
         layer_fn = jax.checkpoint(layer_fn, policy=_policy(remat), prevent_cse=unroll)
     index_L = jnp.arange(config.num_layers)
     if unroll:
-        for i in range(config.num_layers):
-            layer = jax.tree.map(lambda a, i=i: a[i], layers)
+        for i, layer in enumerate(_unstacked(layers, config.num_layers)):
             (x_BTD, carry), _ = layer_fn((x_BTD, carry), (index_L[i], layer))
     else:
         (x_BTD, carry), _ = jax.lax.scan(layer_fn, (x_BTD, carry), (index_L, layers))
@@ -346,6 +345,14 @@ def _layer(
         y_BTD = around.enter(rms_norm(x_BTD, p.mlp_norm_D[...], config.rms_norm_eps))
         x_BTD = x_BTD + around.leave(around.mlp(index, p, y_BTD))
     return (x_BTD, carry), None
+
+
+def _unstacked(layers: Layers, count: int) -> list[Layers]:
+    """Each layer's parameters. Split and not indexed: the gradient of a split is one concatenation,
+    that of `count` indices a sum of `count` stacks."""
+    leaves, treedef = jax.tree.flatten(layers)
+    parts = [jax.lax.split(leaf, (1,) * count, axis=0) for leaf in leaves]
+    return [treedef.unflatten([part[0] for part in layer]) for layer in zip(*parts, strict=True)]
 
 
 def _policy(remat: Remat) -> Callable[..., Any]:

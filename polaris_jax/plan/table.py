@@ -102,7 +102,9 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     parts = [
         head,
         "Programs, a device (GiB; FLOPs from shapes, loops counted in full; of kernels all "
-        "operands, though a paged one reads its pages only):\n" + _programs(steps, hbm),
+        "operands, though a paged one reads its pages only):\n"
+        + _programs(steps, hbm)
+        + _early_ends(steps),
         "Collectives, a device, one execution (ring bytes on the wire):\n" + _collectives(steps),
     ]
     if plan["fit"]:
@@ -177,6 +179,15 @@ def _programs(items: Sequence[Mapping[str, Any]], hbm: int) -> str:
             ]
         )
     return grid([word.replace("_", " ") for word in header.split()], rows)
+
+
+def _early_ends(items: Sequence[Mapping[str, Any]]) -> str:
+    """The loops of which the worst case is counted: a gradient's head ends with the last token that
+    counts, a decode call with the last live sequence."""
+    found = [f"{p['name']} {p['bounded_loops']}" for p in items if p["bounded_loops"]]
+    if not found:
+        return ""
+    return f"\nLoops that may end early, here counted to their last round: {', '.join(found)}"
 
 
 def _collectives(items: Sequence[Mapping[str, Any]]) -> str:

@@ -19,11 +19,12 @@ from jax.sharding import Mesh, PartitionSpec
 from polaris_jax.config import ModelSection, ObjectiveSection, OptimizerSection
 from polaris_jax.models import ModelConfig, Qwen
 from polaris_jax.sharding import MESH_AXES, batch_sharding, on_device, replicated, wide_axes
-from polaris_jax.train.objective import token_loss
+from polaris_jax.train.objective import TokenLoss, token_loss
 from polaris_jax.train.optimizer import guarded_step, make_optimizer
 from polaris_jax.train.sharded_model import (
     ShardedModel,
     local_logprobs,
+    local_token_losses,
     reduce_gradients,
     sharded_model,
 )
@@ -32,14 +33,12 @@ from polaris_jax.train.state import TrainState, abstract_train_state, state_shar
 Arrays = dict[str, Array]
 
 INT_FIELDS = ("token_BT", "target_BT", "position_BT", "segment_BT")
-LOGPROB_FIELDS = (*INT_FIELDS, "temperature_BT")
+LOGPROB_FIELDS = (*INT_FIELDS, "temperature_BT", "weight_BT", "fresh_BT")
 # What goes to the device, [rows, row_len] each: TrainBatch's fields and the next tokens.
 FIELDS = (
     *LOGPROB_FIELDS,
-    "weight_BT",
     "advantage_BT",
     "old_logp_BT",
-    "fresh_BT",
     "sampler_logp_BT",
 )
 
@@ -55,7 +54,7 @@ class UpdatePrograms:
         accumulate: (params, accumulator, arrays, reference or None) -> (accumulator, sums). The
             accumulator is donated.
         apply: (state, accumulator) -> (state, step metrics). The state is donated.
-        logprobs: (params, arrays) -> logp_BT, whole on every device.
+        logprobs: (params, arrays) -> logp_BT, 0 where no token counts; whole on every device.
     """
 
     sharded: ShardedModel
@@ -174,21 +173,30 @@ def local_loss(
     sharded: ShardedModel,
 ) -> tuple[Array, Arrays]:
     """This device's share of a microbatch's loss, and the sums that metrics are made of."""
-    logp_BT, entropy_BT = local_logprobs(params, arrays, sharded)
-    reference_logp_BT = None
+    terms = {name: arrays[name] for name in ("weight_BT", "old_logp_BT", "advantage_BT")}
     if reference is not None:
-        reference_logp_BT = jax.lax.stop_gradient(local_logprobs(reference, arrays, sharded)[0])
-    weight_BT = arrays["weight_BT"]
-    out = token_loss(
-        logp_BT,
-        objective,
-        entropy_BT=entropy_BT,
-        old_logp_BT=arrays["old_logp_BT"],
-        advantage_BT=arrays["advantage_BT"],
-        reference_logp_BT=reference_logp_BT,
+        terms["reference_logp_BT"] = local_logprobs(reference, arrays, sharded)[0]
+
+    def parts(logp: Array, entropy: Array, terms: Arrays) -> TokenLoss:
+        return token_loss(
+            logp,
+            objective,
+            entropy_BT=entropy,
+            old_logp_BT=terms["old_logp_BT"],
+            advantage_BT=terms["advantage_BT"],
+            reference_logp_BT=terms.get("reference_logp_BT"),
+        )
+
+    def weighted(logp: Array, entropy: Array, terms: Arrays) -> Array:
+        weight = terms["weight_BT"]
+        # where, not only the product: 0 x inf of a masked token would poison the sum.
+        return jnp.where(weight != 0, weight * parts(logp, entropy, terms).loss_BT, 0.0)
+
+    loss, logp_BT, entropy_BT = local_token_losses(
+        params, arrays, sharded, terms=terms, token_loss=weighted
     )
-    # where, not only the product: 0 x inf of a masked token would poison the sum.
-    loss = jnp.sum(jnp.where(weight_BT != 0, weight_BT * out.loss_BT, 0.0))
+    out = parts(logp_BT, entropy_BT, terms)  # of the same numbers, for the metrics
+    weight_BT = arrays["weight_BT"]
     is_counted_BT = (weight_BT != 0).astype(jnp.float32)
     present_BT = arrays["old_logp_BT"] if objective.old_logprobs == "recompute" else logp_BT
     gap_BT = jnp.abs(present_BT - arrays["sampler_logp_BT"]) * arrays["fresh_BT"]

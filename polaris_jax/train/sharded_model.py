@@ -11,7 +11,8 @@ the local shape. What moves, and when:
                     "Reducing activation recomputation in large transformer models", section 4.2).
     keys, values    are gathered over `context` layer by layer; queries stay. Rows are laid out in
                     zigzag order, so that every context shard has the same causal work.
-    vocabulary      split over `context` and `tensor`; see `models.target_logprobs`.
+    vocabulary      split over `context` and `tensor`; see `models.counted_loss`. Its head runs at
+                    tokens that count alone.
 
 Nothing here is summed over the batch: a caller differentiates its own share of the loss and then
 calls `reduce_gradients`.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,19 +34,22 @@ from jax.typing import DTypeLike
 
 from polaris_jax.config import ConfigError, ModelSection, row_unit_tokens
 from polaris_jax.models import (
+    CHUNK_TOKENS,
     Around,
     Attention,
     ContextShard,
+    HeadLoop,
     Layers,
     ModelConfig,
     Qwen,
     attend,
+    counted_logprobs,
+    counted_loss,
     model_tree_path,
     param_axes,
     param_shapes,
     resolve_attention,
     row_order,
-    target_logprobs,
 )
 from polaris_jax.sharding import (
     CONTEXT,
@@ -55,13 +60,15 @@ from polaris_jax.sharding import (
     leaf_spec,
     wide_axes,
 )
+from polaris_jax.train.split_embedding import embed_tokens
 
 Arrays = dict[str, Array]
 # (dimension, mesh axes) of each gather that makes a stored parameter whole for its layer.
 Gathers = tuple[tuple[int, tuple[str, ...]], ...]
 
 MAX_UNROLLED_LAYERS = 8
-EMBED_CHUNK_TOKENS = 2048
+# A CPU's caches hold the logits of few tokens: 128 take a quarter less time than 512 (V = 8,192).
+CPU_HEAD_CHUNK_TOKENS = 128
 CONTEXT_LAYOUT = "zigzag"
 
 
@@ -162,21 +169,75 @@ def _check_mesh(config: ModelConfig, section: ModelSection, mesh: Mesh, *, row_l
 
 
 def local_logprobs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> tuple[Array, Array]:
-    """(logp_BT, entropy_BT) of this device's tokens, float32, nats; inside shard_map.
+    """(logp_BT, entropy_BT) of this device's counted tokens, float32, nats; inside shard_map.
 
-    What `models.token_logprobs` says of an entry holds, apart from its zeros: the caller masks.
+    What `models.token_logprobs` says of an entry holds; 0 at tokens that do not count. Not
+    differentiable.
 
     Args:
         params: this device's shard of each parameter, float32.
         arrays: token_BT, target_BT, position_BT, segment_BT, temperature_BT of this device's
-            tokens, in `sharded.token_order`.
+            tokens, in `sharded.token_order`; weight_BT and fresh_BT: a token counts, in the loss or
+            in the log-prob gap, where one of them is not 0.
         sharded: the plan.
     """
+    return counted_logprobs(*_head_inputs(params, arrays, sharded), loop=_head_loop(sharded))
+
+
+def local_token_losses(
+    params: Qwen,
+    arrays: Arrays,
+    sharded: ShardedModel,
+    *,
+    terms: Arrays,
+    token_loss: Callable[[Array, Array, Arrays], Array],
+) -> tuple[Array, Array, Array]:
+    """The sum of `token_loss` over this device's counted tokens, differentiable in `params`, and
+    what `local_logprobs` gives, without a gradient.
+
+    Args:
+        params: see `local_logprobs`.
+        arrays: see `local_logprobs`.
+        sharded: the plan.
+        terms: see `models.counted_loss`.
+        token_loss: see `models.counted_loss`.
+    """
+    inputs = _head_inputs(params, arrays, sharded)
+    return counted_loss(*inputs, terms, token_loss=token_loss, loop=_head_loop(sharded))
+
+
+def _head_loop(sharded: ShardedModel) -> HeadLoop:
+    # All devices of the mesh in step, not only those that share the vocabulary: the slowest holds
+    # the others up at the next gather of a weight in any case.
+    return HeadLoop(
+        chunk_tokens=CPU_HEAD_CHUNK_TOKENS if sharded.platform == "cpu" else CHUNK_TOKENS,
+        vocab_axes=_axes_of(sharded.spec("embed_VD")[0]),
+        lockstep_axes=sharded.axes(MESH_AXES),
+    )
+
+
+HeadInputs = tuple[Array, Array, Array, Array, Array]
+
+
+def _head_inputs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> HeadInputs:
+    """head_VD, hidden_BTD, target_BT, temperature_BT, counted_BT of this device's tokens."""
+    head = "embed_VD" if sharded.config.tie_embeddings else "head_VD"
+    return (
+        _table(params.head_weight(), head, sharded),
+        _local_hidden(params, arrays, sharded),
+        arrays["target_BT"],
+        arrays["temperature_BT"],
+        (arrays["weight_BT"] != 0) | (arrays["fresh_BT"] != 0),
+    )
+
+
+def _local_hidden(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> Array:
+    """Final hidden states [B, T, D] of this device's tokens."""
     vocab_axes = _axes_of(sharded.spec("embed_VD")[0])
     with jax.named_scope("embed"):
         table_VD = _table(params.embed_VD[...], "embed_VD", sharded)
         static = (vocab_axes, sharded.dtype, table_VD.shape[0])
-        x_BTD: Any = _embed(static, table_VD, arrays["token_BT"])
+        x_BTD: Any = embed_tokens(static, table_VD, arrays["token_BT"])
     context, tensor = sharded.axes((CONTEXT,)), sharded.axes((TENSOR,))
     segment_BS = _in_row_order(_gather_tokens(arrays["segment_BT"], context + tensor), sharded)
     position_BT = _gather_tokens(arrays["position_BT"], tensor)
@@ -197,14 +258,7 @@ def local_logprobs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> tuple
         unroll=sharded.platform == "cpu" and sharded.config.num_layers <= MAX_UNROLLED_LAYERS,
         around=_Gathered(sharded),
     )
-    head = "embed_VD" if sharded.config.tie_embeddings else "head_VD"
-    return target_logprobs(
-        _table(params.head_weight(), head, sharded),
-        hidden_BTD,
-        arrays["target_BT"],
-        arrays["temperature_BT"],
-        vocab_axes=vocab_axes,
-    )
+    return hidden_BTD
 
 
 def reduce_gradients(grads: Qwen, sharded: ShardedModel) -> Qwen:
@@ -304,69 +358,3 @@ def _in_row_order(x: Array, sharded: ShardedModel) -> Array:
     order = row_order(2 * shards, shards, CONTEXT_LAYOUT)
     chunks = x.reshape(x.shape[0], 2 * shards, -1, *x.shape[2:])
     return chunks[:, np.argsort(order)].reshape(x.shape)
-
-
-# Static: axes that split the vocabulary, dtype of the result, rows of this device's slice.
-EmbedStatic = tuple[tuple[str, ...], str, int]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _embed(static: EmbedStatic, table_VD: Array, token_BT: Array) -> Array:
-    """[B, T, D] rows of a table whose rows are split over axes of the mesh.
-
-    Tokens go in chunks: each is gathered over the axes, every device looks up those in its slice,
-    and the sums are scattered back.
-    """
-    axes, dtype, rows = static
-    if not axes:
-        return table_VD[token_BT].astype(dtype)
-
-    def one(token_C: Array) -> Array:
-        row_C, held_C = _rows_held(axes, rows, token_C)
-        found_CD = jnp.where(held_C[:, None], table_VD[row_C], 0.0).astype(dtype)
-        return jax.lax.psum_scatter(found_CD, axes, tiled=True)
-
-    found_XCD = jax.lax.map(one, _token_chunks(token_BT))
-    width = table_VD.shape[1]
-    return found_XCD.reshape(-1, width)[: token_BT.size].reshape(*token_BT.shape, width)
-
-
-def _embed_forward(static: EmbedStatic, table_VD: Array, token_BT: Array) -> tuple[Array, Array]:
-    return _embed(static, table_VD, token_BT), token_BT
-
-
-def _embed_backward(static: EmbedStatic, token_BT: Array, grad_BTD: Array) -> tuple[Array, Any]:
-    axes, _, rows = static
-    grad_VD = jnp.zeros((rows, grad_BTD.shape[-1]), jnp.float32)
-    no_gradient = np.zeros(token_BT.shape, jax.dtypes.float0)
-    if not axes:
-        return grad_VD.at[token_BT].add(grad_BTD.astype(jnp.float32)), no_gradient
-
-    def one(grad_VD: Array, args: tuple[Array, Array]) -> tuple[Array, None]:
-        token_C, grad_CD = args
-        row_C, held_C = _rows_held(axes, rows, token_C)
-        grad_CD = jax.lax.all_gather(grad_CD, axes, axis=0, tiled=True)
-        own_CD = jnp.where(held_C[:, None], grad_CD, 0.0).astype(jnp.float32)
-        return grad_VD.at[row_C].add(own_CD), None
-
-    grad_VD, _ = jax.lax.scan(one, grad_VD, (_token_chunks(token_BT), _token_chunks(grad_BTD)))
-    return grad_VD, no_gradient
-
-
-_embed.defvjp(_embed_forward, _embed_backward)
-
-
-def _rows_held(vocab_axes: tuple[str, ...], rows: int, token_C: Array) -> tuple[Array, Array]:
-    """All devices' tokens of a chunk as rows of this device's slice, and whether they lie in it."""
-    token_C = jax.lax.all_gather(token_C, vocab_axes, axis=0, tiled=True)
-    row_C = token_C - jax.lax.axis_index(vocab_axes) * rows
-    return jnp.clip(row_C, 0, rows - 1), (row_C >= 0) & (row_C < rows)
-
-
-def _token_chunks(x_BTx: Array) -> Array:
-    """[B, T, ...] as [X, C, ...] chunks, the last filled up with zeros."""
-    rest = x_BTx.shape[2:]
-    tokens = x_BTx.shape[0] * x_BTx.shape[1]
-    chunk = min(EMBED_CHUNK_TOKENS, tokens)
-    x = jnp.pad(x_BTx.reshape(tokens, *rest), ((0, -tokens % chunk),) + ((0, 0),) * len(rest))
-    return x.reshape(-1, chunk, *rest)

@@ -141,8 +141,6 @@ class Updater:
         order = programs.sharded.token_order()
         if order is not None:
             logp_BT = logp_BT[:, np.argsort(order)]
-        in_response_BT = (batch.weight_BT != 0) | (batch.fresh_BT != 0)
-        logp_BT = np.where(in_response_BT, logp_BT, 0).astype(np.float32)
         sampler_logp_BT = (
             batch.old_logp_BT if batch.sampler_logp_BT is None else batch.sampler_logp_BT
         )

@@ -17,7 +17,7 @@ from polaris_jax.models import (
     param_shapes,
 )
 from polaris_jax.models.attention import attend as self_attend
-from polaris_jax.models.layers import rope_frequencies, yarn_attention_factor
+from polaris_jax.models.layers import gated, rope_frequencies, yarn_attention_factor
 from tests.tolerances import GRADIENT_RTOL
 
 QWEN3 = ModelConfig(
@@ -104,6 +104,19 @@ def test_packed_segments_equal_separate_rows(config, attention, monkeypatch):
     np.testing.assert_allclose(together[0, :9], apart[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(together[0, 9:18], apart[1], rtol=1e-5, atol=1e-5)
     assert np.isfinite(together).all()
+
+
+def test_the_gate_has_the_gradient_of_its_definition_and_keeps_its_inputs_alone():
+    gate, up, weight = jax.random.normal(jax.random.key(0), (3, 5, 64)) * 4
+
+    def gradients(function):
+        return jax.grad(lambda *args: jnp.sum(weight * function(*args)), argnums=(0, 1))(gate, up)
+
+    plain = gradients(lambda gate, up: jax.nn.silu(gate) * up)
+    for got, want in zip(gradients(gated), plain, strict=True):
+        np.testing.assert_allclose(got, want, rtol=GRADIENT_RTOL, atol=GRADIENT_RTOL)
+    _, pull = jax.vjp(gated, gate, up)
+    assert sum(leaf.size for leaf in jax.tree.leaves(pull)) == gate.size + up.size
 
 
 def test_scan_unroll_and_remat_agree_in_value_and_gradient():

@@ -89,6 +89,14 @@ def test_gradients_are_scattered_and_weights_gathered(done):
     assert {"all-gather", "reduce-scatter"} <= kinds
 
 
+def test_the_head_is_counted_at_every_token_and_that_is_said(done):
+    """Its loop ends with the last response token; a plan takes the rows as full of them."""
+    text, found = done
+    gradients = program(found, "update: gradients")
+    assert gradients["bounded_loops"] == 1
+    assert "counted to their last round: update: gradients 1" in text
+
+
 def test_only_tensor_shards_talk_while_decoding(done):
     _, found = done
     assert {c["group"] for c in program(found, "decode")["collectives"]} == {2}
