@@ -155,8 +155,6 @@ class Scheduler:
         sequence.slot = sequence.prefill_at = None
         self._allocator.release(sequence.pages)
         sequence.pages = []
-        if sequence.prompt.filler is sequence:
-            sequence.prompt.filler = None
 
     def abort(self, prompt: Prompt, sequences: Seq[Sequence]) -> list[int]:
         """Forgets a prompt and its samples; the slots that they leave."""
@@ -241,12 +239,10 @@ class Scheduler:
     ) -> int | None:
         """Gives the sequence a slot, pages and as much prefill as the budget allows; its tokens.
 
-        None, and no change, where pages or budget are missing, or another sample of its prompt is
-        still at the prefill.
+        None, and no change, where pages or budget are missing. While a sample is prefilling the
+        prompt for the others, the budget is used up, so they wait.
         """
         prompt, wanted = sequence.prompt, sequence.length - 1
-        if prompt.filler is not None:
-            return None
         whole = prompt.pages if not sequence.tokens else None
         shared = self._found(sequence) if whole is None else whole[: wanted // self._page_size]
         start = len(shared) * self._page_size if whole is None else wanted
@@ -297,8 +293,6 @@ class Scheduler:
         if sequence.decodes:
             plan.started.append(sequence)
             self._keep_or_expire(sequence)
-        elif sequence.prompt.pages is None and sequence.prompt.filler is None:
-            sequence.prompt.filler = sequence
         return stop - start
 
     def _remember(self, sequence: Sequence) -> None:
@@ -310,8 +304,6 @@ class Scheduler:
 
     def _keep_or_expire(self, sequence: Sequence) -> None:
         prompt = sequence.prompt
-        if prompt.filler is sequence:
-            prompt.filler = None
         if prompt.to_begin == 0:
             if prompt.pages is not None:
                 self._expired += prompt.pages

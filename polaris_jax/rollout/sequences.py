@@ -19,7 +19,6 @@ class Prompt:
         params: its sampling settings.
         to_begin: samples that were never admitted.
         pages: pages that hold all tokens but the last, kept by a reference of their own.
-        filler: the sample that is prefilling the prompt for the others, or None.
         keys: of its full pages, as far as they were asked for.
     """
 
@@ -28,7 +27,6 @@ class Prompt:
     params: PromptParams
     to_begin: int
     pages: list[int] | None = None
-    filler: Sequence | None = None
     keys: list[bytes] = dataclasses.field(default_factory=list)
 
     @property

@@ -13,7 +13,7 @@ def check_schedule(scheduler: Scheduler) -> None:
 
     Raises:
         AssertionError: pages are lost, shared without a reference or twice in one sequence; a
-            sequence is in two places or in none; a prompt waits for a prefill that nobody does.
+            sequence is in two places or in none.
     """
     live = [s for s in scheduler._slots if s is not None]
     waiting = [s for _, s in scheduler._queue]
@@ -29,11 +29,6 @@ def check_schedule(scheduler: Scheduler) -> None:
         assert sequence.slot is None
         assert sequence.prefill_at is None
         assert not sequence.pages
-    for prompt in scheduler._prompts:
-        if prompt.filler is not None:
-            assert any(s is prompt.filler for s in live)
-            assert not prompt.filler.decodes
-            assert prompt.filler.prompt is prompt
     assert not scheduler._expired
     held = Counter(p for s in live for p in s.pages)
     held += Counter(p for prompt in scheduler._prompts for p in prompt.pages or ())

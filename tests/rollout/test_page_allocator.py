@@ -68,6 +68,27 @@ def test_a_free_page_is_neither_shared_nor_released():
         allocator.share(pages)
 
 
+def test_kept_pages_make_way_last_of_a_sequence_first_and_can_be_shared_until_then():
+    allocator = PageAllocator(5)
+    evicted = []
+    allocator.on_evict = evicted.append
+    pages = allocator.allocate(3)
+    for page in pages:
+        allocator.keep(page)
+    allocator.release(pages)
+    assert (allocator.num_used, allocator.num_free, allocator.num_idle) == (0, 4, 3)
+    allocator.allocate(2)  # the one that is free, then the idle sequence's last
+    assert evicted == [pages[2]]
+    allocator.share(pages[:1])
+    assert (allocator.num_used, allocator.num_idle) == (3, 1)
+    with pytest.raises(ValueError, match="is free"):
+        allocator.keep(pages[1])
+    allocator.forget(pages[1])
+    assert (allocator.num_free, allocator.num_idle) == (1, 0)
+    with pytest.raises(ValueError, match="is free"):
+        allocator.share(pages[1:2])
+
+
 def test_a_pool_needs_a_page_beside_the_trash_page():
     with pytest.raises(ValueError, match="at least 2"):
         PageAllocator(1)

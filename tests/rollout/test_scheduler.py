@@ -249,6 +249,14 @@ def test_a_prompt_that_begins_like_another_takes_its_full_pages_over():
     assert sampler.scheduler.prefix_query_tokens == 11 + 12 + 10
 
 
+def test_the_same_page_behind_another_beginning_is_another_page():
+    sampler = world()
+    first, second = [1, 2, 3, 4], [5, 6, 7, 8]
+    assert prefilled(sampler, [*first, *second, 9], settings(3)) == 8
+    assert prefilled(sampler, [*second, *first, 9], settings(3)) == 8
+    assert prefilled(sampler, [*second, *second, 9], settings(3)) == 4
+
+
 def test_the_next_turn_takes_prompt_and_response_over():
     sampler = world()
     first = tuple(range(9))
