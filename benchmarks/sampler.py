@@ -71,6 +71,9 @@ def main() -> None:
                 report.add([f"Left out: {error.args[0]}.", ""])
                 continue
             sides = [side for side in sides if side.system in args.sides.split(",")]
+            if not sides:
+                report.add([f"Left out: none of its sides is among --sides={args.sides}.", ""])
+                continue
             results, matmul = _measure(args, workload, weights, rounds, sides, pythons)
             for result in results:
                 if result.rounds:
