@@ -28,6 +28,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the sides are ended too
     os.environ["JAX_PLATFORMS"] = "cpu"
     sys.path.insert(0, str(ROOT))
     from peers.sampling import ours
@@ -69,6 +71,9 @@ def main() -> None:
                 report.add([f"Left out: {error.args[0]}.", ""])
                 continue
             sides = [side for side in sides if side.system in args.sides.split(",")]
+            if not sides:
+                report.add([f"Left out: none of its sides is among --sides={args.sides}.", ""])
+                continue
             results, matmul = _measure(args, workload, weights, rounds, sides, pythons)
             for result in results:
                 if result.rounds:
