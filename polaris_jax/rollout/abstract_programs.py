@@ -61,7 +61,7 @@ def decode_program(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh)
     """
     spec = program_spec(model_config, config, mesh)
     data = sharding.slot_shards(mesh)
-    rows = data * row_buckets(config.slots // data)[-1]
+    rows = data * row_buckets(config.slots // data, fine=spec.staged)[-1]
 
     def a_row(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
         return _split(mesh, (rows, *shape), dtype)

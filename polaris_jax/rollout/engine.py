@@ -92,7 +92,7 @@ class Engine:
         self.data = sharding.slot_shards(mesh)
         self.spec = program_spec(model_config, config, mesh)
         self.slots_a_shard = config.slots // self.data
-        self.row_buckets = row_buckets(self.slots_a_shard)
+        self.row_buckets = row_buckets(self.slots_a_shard, fine=self.spec.staged)
         self._programs = programs.compiled(self.spec)
 
     def init_decode_state(self, dtype: Any = jnp.float32) -> DecodeState:
@@ -204,7 +204,7 @@ class Engine:
             decode_state: changed in place and returned.
             stop_token_ids: ids that end a row.
             exit_below: a data shard ends the call early when fewer of its rows are alive; one
-                number for all, or one a shard.
+                number for all, or one a shard. It also ends once its rows fit a smaller bucket.
 
         Raises:
             RuntimeError: a live row needs a page and none is free (a scheduler reserves before).
@@ -234,7 +234,10 @@ class Engine:
         for shard, part in enumerate(parts):
             index_B[shard * bucket :][: len(part)] = part
         stop_X = pad_stop_ids(stop_token_ids)
-        state.pool, packed = self._decode(params, state, index_B, stop_X, exit_below)
+        smaller = max((b for b in self.row_buckets if b < bucket), default=0)
+        # Once its rows fit the next smaller bucket, a shard's call ends to go on there.
+        exit_below_D = np.maximum(np.array(exit_below, np.int32), smaller + 1)
+        state.pool, packed = self._decode(params, state, index_B, stop_X, exit_below_D)
         return Flight(index_B, packed)
 
     def reserve(self, state: DecodeState, slot: int) -> None:
@@ -344,10 +347,10 @@ class Engine:
         state: DecodeState,
         index_B: np.ndarray,
         stop_X: np.ndarray,
-        exit_below: int | Sequence[int],
+        exit_below: int | np.ndarray,
     ) -> tuple[Any, Packed]:
         rows, table_BJ = compact(state, index_B)
-        exit_below_D = np.broadcast_to(np.array(exit_below, np.int32), (self.data,))
+        exit_below_D = np.broadcast_to(np.asarray(exit_below, np.int32), (self.data,))
         rows, table_BJ, exit_below_D = self._up((rows, table_BJ, exit_below_D))
         stop_X = self._up(stop_X, axis=None)
         return self._programs.decode(params, state.pool, rows, table_BJ, stop_X, exit_below_D)

@@ -13,10 +13,13 @@ from polaris_jax.models import ModelConfig
 from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.kv_layouts import XLA, KVLayout
 from polaris_jax.rollout.layout_choice import choose_layout
+from polaris_jax.rollout.staged_kv import TILE_ROWS
 
 # Matmul rows of CPU XLA agree bit for bit between 2 and 32 rows, not with 1 or above.
 MIN_ROWS = 2
 MIN_BUCKET_ROWS = 32
+MIN_FINE_SLOTS = 16
+ROW_MULTIPLE = 8
 # Prompt tokens of one prefill call: enough to fill matmuls, few enough that padding stays small.
 PREFILL_CALL_TOKENS = 512
 
@@ -76,7 +79,7 @@ def program_spec(
         device.platform,
         model_config,
         page_size=config.page_size,
-        rows=row_buckets(config.slots // data)[-1],
+        rows=row_buckets(config.slots // data, fine=False)[-1],
         pages=config.pages_of_a_row,
     )
     on_cpu = device.platform == "cpu"
@@ -105,12 +108,25 @@ def prefill_rows_a_call(chunk: int) -> int:
     return max(1, PREFILL_CALL_TOKENS // chunk)
 
 
-def row_buckets(slots: int) -> tuple[int, ...]:
-    """Row counts for which decode is compiled, ascending: slots and its quarters down to 32.
+def row_buckets(slots: int, *, fine: bool) -> tuple[int, ...]:
+    """Row counts for which decode is compiled, ascending: a step costs what its bucket costs.
 
-    When only few sequences are left, a step costs what they cost.
+    Args:
+        slots: of a data shard.
+        fine: on a CPU, where time follows the rows and a program compiles in seconds: powers of 2
+            and one and a half times them, from 4 up; at most 16 slots are one bucket, because up to
+            there a step's time is mostly that of reading the weights. Else slots and
+            quarters down to 32.
     """
-    buckets = [max(slots, MIN_ROWS)]
-    while buckets[0] >= 4 * MIN_BUCKET_ROWS:
-        buckets.insert(0, -(-buckets[0] // 4))
-    return tuple(buckets)
+    if not fine:
+        buckets = [max(slots, MIN_ROWS)]
+        while buckets[0] >= 4 * MIN_BUCKET_ROWS:
+            buckets.insert(0, -(-buckets[0] // 4))
+        return tuple(buckets)
+    if slots <= MIN_FINE_SLOTS:
+        return (max(slots, MIN_ROWS),)
+    # Beyond a tile the rows must divide into some.
+    most = slots if slots <= TILE_ROWS else -(-slots // ROW_MULTIPLE) * ROW_MULTIPLE
+    powers = [4 << i for i in range(most.bit_length())]
+    sizes = sorted({*powers, *(3 * p // 2 for p in powers if p > 4)})
+    return (*(size for size in sizes if size < most), most)

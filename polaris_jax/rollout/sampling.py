@@ -158,9 +158,17 @@ def draw_tokens(logit_BV: Array, uniform_B: Array, params: RowParams) -> tuple[A
     top_B = jnp.max(scaled_BV, axis=-1)
     mass_BV = jnp.exp(scaled_BV - top_B[:, None])
     norm_B = jnp.sum(mass_BV, axis=-1)
-    kept_BV = _filtered(scaled_BV, mass_BV, params)
-    token_B = jnp.where(
-        greedy_B, jnp.argmax(scaled_BV, axis=-1), _inverse_cdf(kept_BV, uniform_B)
+    # What no row asks for is not computed.
+    filters = (params.top_k_B > 0) | (params.top_p_B < 1) | (params.min_p_B > 0)
+    token_B = jax.lax.cond(
+        jnp.any(filters & ~greedy_B),
+        lambda: _inverse_cdf(_filtered(scaled_BV, mass_BV, params), uniform_B),
+        lambda: _inverse_cdf(mass_BV, uniform_B),
+    )
+    token_B = jax.lax.cond(
+        jnp.any(greedy_B),
+        lambda: jnp.where(greedy_B, jnp.argmax(scaled_BV, axis=-1), token_B),
+        lambda: token_B,
     ).astype(jnp.int32)
     chosen_B = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)[:, 0]
     return token_B, chosen_B - top_B - jnp.log(norm_B)

@@ -159,15 +159,14 @@ def tile_rows(batch: int) -> int:
 
 def _absorb_staged(q_BKGH: Array, k_BKHT: Array, v_BKTH: Array, step: Array) -> _Softmax:
     """The softmax over the staged tokens up to `step`, at least one."""
-    score_BKGT = _sum(q_BKGH[..., h, None] * k_BKHT[:, :, None, h] for h in range(q_BKGH.shape[-1]))
-    visible_T = jnp.arange(k_BKHT.shape[-1]) <= step
-    score_BKGT = jnp.where(visible_T[None, None, None], score_BKGT, MASKED_SCORE)
-    top_BKG = score_BKGT.max(axis=-1)
-    weight_BKGT = jax.lax.optimization_barrier(jnp.exp(score_BKGT - top_BKG[..., None]))
-    out_BKGH = _sum(
-        weight_BKGT[..., t, None] * v_BKTH[:, :, None, t] for t in range(v_BKTH.shape[2])
+    shape = q_BKGH.shape
+    nothing = _Softmax(
+        jnp.full(shape[:-1], MASKED_SCORE, jnp.float32),
+        jnp.zeros(shape[:-1], jnp.float32),
+        jnp.zeros(shape, jnp.float32),
     )
-    return _Softmax(top_BKG, weight_BKGT.sum(axis=-1), out_BKGH)
+    visible_T = jnp.arange(k_BKHT.shape[-1]) <= step
+    return _absorb(q_BKGH, k_BKHT[:, None], v_BKTH[:, None], visible_T[None, None], nothing)
 
 
 def _absorb_pages(
@@ -200,19 +199,34 @@ def _absorb_block(
     q_BKGH: Array, pool: Pool, state: _Softmax, page_BP: Array, cached_B: Array, block: Array
 ) -> _Softmax:
     pages, page_size = page_BP.shape[1], pool.k_ZKHY.shape[-1]
-    k_BKPHY = jnp.moveaxis(pool.k_ZKHY[page_BP], 1, 2)
-    v_BKPYH = jnp.moveaxis(pool.v_ZKYH[page_BP], 1, 2)
+    key_PY = (block * pages + jnp.arange(pages))[:, None] * page_size + jnp.arange(page_size)[None]
+    visible_BPY = key_PY[None] < cached_B[:, None, None]
+    k_BPKHY, v_BPKYH = _read(pool.k_ZKHY, page_BP), _read(pool.v_ZKYH, page_BP)
+    return _absorb(q_BKGH, k_BPKHY, v_BPKYH, visible_BPY, state)
+
+
+def _read(pages_Z: Array, page_BP: Array) -> Array:
+    """[B, P, ...] pages, each copied as one row of numbers; with more axes it takes longer."""
+    flat = pages_Z.reshape(len(pages_Z), -1)
+    read = flat.at[page_BP.reshape(-1)].get(mode="promise_in_bounds")
+    return read.reshape(*page_BP.shape, *pages_Z.shape[1:])
+
+
+def _absorb(
+    q_BKGH: Array, k_BPKHY: Array, v_BPKYH: Array, visible_BPY: Array, state: _Softmax
+) -> _Softmax:
+    """`state` with a block of pages."""
+    k_BKPHY, v_BKPYH = jnp.moveaxis(k_BPKHY, 1, 2), jnp.moveaxis(v_BPKYH, 1, 2)
     score_BKGPY = _sum(
         q_BKGH[..., h, None, None] * k_BKPHY[:, :, None, :, h] for h in range(q_BKGH.shape[-1])
     )
-    key_PY = (block * pages + jnp.arange(pages))[:, None] * page_size + jnp.arange(page_size)[None]
-    visible_BPY = key_PY[None] < cached_B[:, None, None]
     score_BKGPY = jnp.where(visible_BPY[:, None, None], score_BKGPY, MASKED_SCORE)
     # Else the scores are computed again wherever they are used.
     score_BKGPY = jax.lax.optimization_barrier(score_BKGPY)
     top_BKG = jnp.maximum(state.top_BKG, score_BKGPY.max(axis=(-1, -2)))
     weight_BKGPY = jax.lax.optimization_barrier(jnp.exp(score_BKGPY - top_BKG[..., None, None]))
     shrink_BKG = jnp.exp(state.top_BKG - top_BKG)
+    _, _, pages, page_size, _ = v_BKPYH.shape
     gain_BKGH = _sum(
         weight_BKGPY[..., p, y, None] * v_BKPYH[:, :, None, p, y]
         for p in range(pages)

@@ -9,6 +9,7 @@ from polaris_jax.rollout.decode_state import compact
 from polaris_jax.rollout.engine import Engine, pad_stop_ids
 from polaris_jax.rollout.program_spec import row_buckets
 from polaris_jax.rollout.sampling import PromptParams
+from polaris_jax.rollout.staged_kv import TILE_ROWS, tile_rows
 from tests.rollout.rollout_cases import CONFIG, dense_logits, random_prompts, small_model
 
 SIZES = {"slots": 4, "page_size": 4, "max_len": 32, "decode_steps": 4, "prefill_chunk": 32}
@@ -47,8 +48,40 @@ def test_temporaries_do_not_grow_with_the_pool(program, layout):
 @pytest.mark.parametrize(
     ("slots", "buckets"), [(1, (2,)), (2, (2,)), (64, (64,)), (128, (32, 128)), (256, (64, 256))]
 )
-def test_row_buckets(slots, buckets):
-    assert row_buckets(slots) == buckets
+def test_row_buckets_of_accelerators(slots, buckets):
+    assert row_buckets(slots, fine=False) == buckets
+
+
+@pytest.mark.parametrize(
+    ("slots", "buckets"),
+    [
+        (1, (2,)),
+        (16, (16,)),
+        (17, (4, 8, 12, 16, 17)),
+        (32, (4, 8, 12, 16, 24, 32)),
+        (37, (4, 8, 12, 16, 24, 32, 40)),
+        (128, (4, 8, 12, 16, 24, 32, 48, 64, 96, 128)),
+    ],
+)
+def test_fine_row_buckets(slots, buckets):
+    assert row_buckets(slots, fine=True) == buckets
+    assert all(tile_rows(b) >= 8 for b in buckets if b > TILE_ROWS)
+
+
+def test_a_call_ends_once_its_rows_fit_a_smaller_bucket():
+    sizes = SIZES | {"slots": 20, "decode_steps": 8}
+    made = Engine(CONFIG, SamplerConfig(num_pages=161, **sizes))
+    model, state = small_model(), made.init_decode_state()
+    prefix = made.prefill(params=model, padded_tokens=np.arange(5), true_length=5)
+    for slot in range(10):
+        limit = 3 if slot < 2 else 6
+        params = PromptParams(0.0, 1.0, 0, 0.0, max_tokens=limit, seed=0)
+        state = made.insert(prefix, state, slot, params=params)
+    state, first = made.generate(model, state)
+    assert (first.rows, first.steps) == (12, 3)
+    state, second = made.generate(model, state)
+    assert (second.rows, second.steps) == (8, 3)
+    assert not second.alive.any()
 
 
 def test_more_stop_ids_than_the_capacity_are_refused():
