@@ -27,6 +27,7 @@ UPDATE_METRICS = (
 GRADER_STATS = ("graded", "timeouts", "crashes")
 SAMPLER_STATS = (
     "slot_occupancy",
+    "row_waste",
     "pages_peak",
     "preemptions",
     "prefix_hits",

@@ -12,7 +12,7 @@ from typing import Any
 
 from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import DecodeState
-from polaris_jax.rollout.engine import PrefillJob, ResultTokens
+from polaris_jax.rollout.engine_records import PrefillJob, ResultTokens
 from polaris_jax.rollout.prefix_cache import PrefixCache
 from polaris_jax.rollout.prompt_logprobs import prompt_logprobs
 from polaris_jax.rollout.run import Request, deal
@@ -34,6 +34,7 @@ class Driver:
     Attributes:
         schedulers: one a data shard.
         steps: decode steps that ran.
+        row_steps: rows that the devices computed, summed over the steps.
         prompt_tokens: of submitted prompts, each counted once.
         response_tokens: tokens that samples were given.
         failed: a step was broken off by anything but a callback; nothing here can be relied on.
@@ -73,7 +74,7 @@ class Driver:
 
     def reset_counts(self) -> None:
         """Sets every count to 0."""
-        self.steps = self.prompt_tokens = self.response_tokens = 0
+        self.steps = self.row_steps = self.prompt_tokens = self.response_tokens = 0
         for scheduler in self.schedulers:
             scheduler.reset_counts()
 
@@ -259,6 +260,7 @@ class Driver:
 
     def _absorb(self, result: ResultTokens, version: int) -> None:
         self.steps += result.steps
+        self.row_steps += result.rows * result.steps
         for scheduler in self.schedulers:
             for sample in scheduler.decoding:
                 slot = sample.slot

@@ -21,7 +21,8 @@ import numpy as np
 
 from polaris_jax.models import Qwen
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
-from polaris_jax.rollout.engine import Engine, Prefix
+from polaris_jax.rollout.engine import Engine
+from polaris_jax.rollout.engine_records import Prefix
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.sampling import PromptParams
 

@@ -255,6 +255,7 @@ class Sampler:
 
         prompt_tokens of submitted prompts; response_tokens; tokens_per_s: response tokens over
         seconds in `step`; slot_occupancy: share of slot-steps that made a token, in [0, 1];
+        row_steps that the devices computed, and row_waste: the share of them that made no token;
         pages_used now and pages_peak; pages_idle: unused ones that hold a prefix; preemptions;
         prefix_hits: samples that took over a prompt that another had prefilled; prefix_query_tokens
         that admitted sequences needed in their pages; prefix_hit_tokens: those that were there
@@ -266,11 +267,14 @@ class Sampler:
         allocators = [] if self._state is None else self._state.allocators
         tokens = 0 if driver is None else driver.response_tokens
         slot_steps = 0 if driver is None else driver.steps * self.config.slots
+        row_steps = 0 if driver is None else driver.row_steps
         return {
             "prompt_tokens": 0 if driver is None else driver.prompt_tokens,
             "response_tokens": tokens,
             "tokens_per_s": tokens / self._seconds if self._seconds else 0.0,
             "slot_occupancy": tokens / slot_steps if slot_steps else 0.0,
+            "row_steps": row_steps,
+            "row_waste": 1 - tokens / row_steps if row_steps else 0.0,
             "pages_used": sum(a.num_used for a in allocators),
             "pages_peak": sum(a.peak_used for a in allocators),
             "pages_idle": sum(a.num_idle for a in allocators),

@@ -15,7 +15,7 @@ import numpy as np
 from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
 from polaris_jax.rollout.driver import Driver
-from polaris_jax.rollout.engine import ResultTokens
+from polaris_jax.rollout.engine_records import ResultTokens
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.run import Request
 from polaris_jax.rollout.sampling import PromptParams

@@ -228,6 +228,9 @@ def test_a_prompt_is_prefilled_once_for_its_samples():
     assert stats["prompt_tokens"] == sum(map(len, PROMPTS[:2]))
     assert stats["response_tokens"] == 160
     assert 0 < stats["slot_occupancy"] <= 1
+    # 16 samples of 10 tokens on 3 slots: the last round has a free one, which is computed too.
+    assert stats["row_steps"] >= 160
+    assert stats["row_waste"] == 1 - 160 / stats["row_steps"]
     assert stats["tokens_per_s"] > 0
     assert 0 < stats["pages_peak"] <= 127
     sampler.reset_stats()

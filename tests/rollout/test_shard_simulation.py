@@ -18,7 +18,7 @@ import pytest
 from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
 from polaris_jax.rollout.driver import Driver
-from polaris_jax.rollout.engine import ResultTokens
+from polaris_jax.rollout.engine_records import ResultTokens
 from polaris_jax.rollout.run import Request
 from tests.rollout.fake_engine import settings
 
