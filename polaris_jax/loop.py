@@ -139,9 +139,10 @@ def visit(
     """
     with run.clock.timer("rollout"):
         prompts = next(loader)
-        rollouts = run.sample(sampler, prompts, stage, stop, attempt=attempt)
+        rollouts, ahead = run.sample(sampler, prompts, stage, stop, attempt=attempt)
     with run.clock.timer("grade"):
-        graded = run.grade(rollouts)
+        graded = run.grade(rollouts, ahead)  # what ended early is graded by now
+    run.lengths.record(graded.problem_ids, graded.token_ids)
     run.accuracy.record(graded.problem_ids, graded.reward_PR, stage=stage.stage)
     metrics = rollout_metrics(
         graded, temperature=stage.temperature, max_response_tokens=stage.max_response_tokens

@@ -9,6 +9,7 @@ from typing import Any
 from polaris_jax.batch import RescueBuffer
 from polaris_jax.records import StageState
 from polaris_jax.stages.difficulty import AccuracyTable
+from polaris_jax.stages.lengths import LengthTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Mark:
     loader: dict[str, Any]
     stage_records: tuple[dict[str, Any], ...]
     accuracy: AccuracyTable
+    lengths: LengthTable
     sink: RescueBuffer
     counts: dict[str, int]
 
@@ -33,6 +35,7 @@ class Mark:
             "sink": self.sink.array_state(),
             "loader": self.loader,
             "counts": self.counts,
+            "lengths": self.lengths.state_dict(),
         }
 
 

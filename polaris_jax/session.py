@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,6 +21,7 @@ from polaris_jax.data.arithmetic import arithmetic_problems
 from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import read_problems
 from polaris_jax.data.prompts import render_prompt
+from polaris_jax.grade_ahead import GradeAhead
 from polaris_jax.models import Qwen
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, Problem, PromptBatch, Response, Rollouts
@@ -207,6 +209,8 @@ def sample(
     seed_parts: Sequence[Any],
     top_k: int = 0,
     top_p: float = 1.0,
+    expected_tokens: Sequence[float] | None = None,
+    ahead: GradeAhead | None = None,
     on_progress: Callable[[int, int, int], None] | None = None,
     should_abort: Callable[[], bool] | None = None,
 ) -> Rollouts:
@@ -225,6 +229,8 @@ def sample(
         seed_parts: folded with problem id and draw into each prompt's seed.
         top_k: 0 is off.
         top_p: 1 is off.
+        expected_tokens: of a response to each prompt of the batch; the longest begin first.
+        ahead: gets each group that this process is to grade when its last response has ended.
         on_progress: (responses done, responses in all, tokens).
         should_abort: polled between device calls.
 
@@ -242,17 +248,24 @@ def sample(
         seed=[fold_seed(*seed_parts, prompts.problem_ids[i], prompts.draws[i]) for i in mine],
         stop_token_ids=stop_token_ids(tokenizer),
     )
-    aborted, groups = False, []
+    aborted = False
+    groups: list[Any] = [[] for _ in mine]
+    own_texts: dict[int, tuple[str, ...]] = {}
     # A resumed run begins here with an empty cache, and must compute what this one does.
     sampler.drop_prefixes()
     try:
-        if len(mine):
-            groups = sampler.generate(
-                [prompts.prompts[i] for i in mine],
-                params,
-                on_progress=on_progress,
-                should_abort=should_abort,
-            )
+        stream = sampler.stream(
+            [prompts.prompts[i] for i in mine],
+            params,
+            expected_tokens=None if expected_tokens is None else [expected_tokens[i] for i in mine],
+            on_progress=on_progress,
+            should_abort=should_abort,
+        )
+        for own, group in _whole_groups(stream, n):
+            groups[own], i = group, mine[own]
+            own_texts[i] = _texts(group, tokenizer)
+            if ahead is not None and i in _graded_here(prompts):
+                ahead.add(i, _gradable(prompts, i, own_texts[i], mode=ahead.mode), prompts.golds[i])
     except RolloutAborted:
         aborted = True
     if jax.process_count() > 1:
@@ -277,31 +290,66 @@ def sample(
             ]
         groups = by_prompt
     texts = tuple(
-        tuple(tokenizer.decode(r.token_ids, skip_special_tokens=True) for r in g) for g in groups
+        own_texts[i] if i in own_texts else _texts(group, tokenizer)
+        for i, group in enumerate(groups)
     )
     return Rollouts(prompts, tuple(map(tuple, groups)), texts, temperature, max_response_tokens)
 
 
-def grade(grader: Grader, rollouts: Rollouts, *, mode: Literal["train", "eval"]) -> Graded:
+def _texts(group: Sequence[Response], tokenizer: Any) -> tuple[str, ...]:
+    return tuple(tokenizer.decode(r.token_ids, skip_special_tokens=True) for r in group)
+
+
+def _whole_groups(
+    stream: Iterable[tuple[int, int, Response]], n: int
+) -> Iterator[tuple[int, list[Response]]]:
+    """(prompt index, its n responses) in the order in which groups become whole."""
+    parts: dict[int, dict[int, Response]] = defaultdict(dict)
+    for prompt, sample_index, response in stream:
+        parts[prompt][sample_index] = response
+        if len(parts[prompt]) == n:
+            group = parts.pop(prompt)
+            yield prompt, [group[r] for r in range(n)]
+
+
+def _graded_here(prompts: PromptBatch) -> range:
+    """The prompts whose responses this process grades."""
+    return range(jax.process_index(), len(prompts), jax.process_count())
+
+
+def _gradable(prompts: PromptBatch, index: int, texts: Sequence[str], *, mode: str) -> list[str]:
+    """What the grader reads of a group: in "train" mode the prompt with each response."""
+    prefix = prompts.prompt_texts[index] if mode == "train" else ""
+    return [prefix + text for text in texts]
+
+
+def grade(
+    grader: Grader,
+    rollouts: Rollouts,
+    *,
+    mode: Literal["train", "eval"],
+    ahead: GradeAhead | None = None,
+) -> Graded:
     """The rollouts with their rewards; each process grades its own share of the prompts.
 
     Args:
         grader: this process's workers.
         rollouts: the whole batch.
         mode: "train" reads prompt + response, "eval" the response alone.
+        ahead: has graded some of this process's share, or is at it.
     """
-    count, index = jax.process_count(), jax.process_index()
-    prompts = rollouts.prompts
-    texts, golds = [], []
-    for i in range(index, len(prompts), count):
-        prefix = prompts.prompt_texts[i] if mode == "train" else ""
-        texts += [prefix + text for text in rollouts.texts[i]]
-        golds += [prompts.golds[i]] * len(rollouts.texts[i])
+    prompts, mine = rollouts.prompts, _graded_here(rollouts.prompts)
     width = len(rollouts.texts[0])
-    rewards = [float(r) for r in grader.score(texts, golds, mode=mode)]
+    by_group = {} if ahead is None else ahead.rewards()
+    rest = [i for i in mine if i not in by_group]
+    texts = [t for i in rest for t in _gradable(prompts, i, rollouts.texts[i], mode=mode)]
+    golds = [prompts.golds[i] for i in rest for _ in rollouts.texts[i]]
+    graded_now = grader.score(texts, golds, mode=mode).reshape(-1, width)
+    by_group |= {i: row.tolist() for i, row in zip(rest, graded_now, strict=True)}
     reward_PR = np.zeros((len(prompts), width), np.float32)
-    for i, share in enumerate(processes.gather_objects(rewards)):
-        reward_PR[i::count] = np.array(share, np.float32).reshape(-1, width)
+    shares = processes.gather_objects([by_group[i] for i in mine])
+    for i, share in enumerate(shares):
+        reward_PR[i :: len(shares)] = np.array(share, np.float32).reshape(-1, width)
     return Graded(
         problem_ids=prompts.problem_ids,
         prompts=prompts.prompts,

@@ -27,6 +27,7 @@ from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_tokens
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.data.problems import problem_set_hash
+from polaris_jax.grade_ahead import GradeAhead
 from polaris_jax.held_out import HeldOut
 from polaris_jax.mark import Mark, stage_from
 from polaris_jax.metrics import Mean, value_of
@@ -49,6 +50,7 @@ from polaris_jax.sharding import make_mesh, split_devices
 from polaris_jax.signals import StopRequest
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
+from polaris_jax.stages.lengths import LengthTable
 from polaris_jax.step_clock import StepClock
 from polaris_jax.step_records import UPDATE_METRICS, step_text
 from polaris_jax.step_rules import pack_minibatches
@@ -139,6 +141,7 @@ class TrainingRun:
         self.accuracy = AccuracyTable(
             {p.id: p.pass_rate for p in self.problems if p.pass_rate is not None}
         )
+        self.lengths = LengthTable()
         self.sink = RescueBuffer()
         self.updater = Updater(
             config.objective,
@@ -201,8 +204,7 @@ class TrainingRun:
             other = Checkpointer.of(source, architecture=dataclasses.asdict(self.base_config))
             self.state, host = other.restore(other.latest_or_error(), self.state)
             self.state = self.updater.reset_optimizer(self.state)
-            self.accuracy.load_state_dict(host["accuracy"])
-            self.sink.load_state_dict(host["sink"])
+            self._load_tables(host)
             self.first_stage = self._start.stage
             self.left = stage_from(host["stage"])
             self.progress.line(f"starting stage {self.first_stage} from {source}")
@@ -246,13 +248,12 @@ class TrainingRun:
         stop: StopRequest,
         *,
         attempt: int,
-    ) -> Rollouts:
-        """This step's responses at the stage's temperature and budget."""
-        section = self.config.rollout
-        with self.progress.phase(
-            f"step {self.step} rollout", len(prompts) * section.responses_per_prompt
-        ) as phase:
-            return sample(
+    ) -> tuple[Rollouts, GradeAhead]:
+        """This step's responses at the stage's temperature and budget, being graded already."""
+        section, ahead = self.config.rollout, GradeAhead(self.grader, self.config.reward.mode)
+        responses = len(prompts) * section.responses_per_prompt
+        with ahead, self.progress.phase(f"step {self.step} rollout", responses) as phase:
+            rollouts = sample(
                 sampler,
                 prompts,
                 tokenizer=self.tokenizer,
@@ -260,13 +261,18 @@ class TrainingRun:
                 temperature=stage.temperature,
                 max_response_tokens=stage.max_response_tokens,
                 seed_parts=(self.config.seed, self.step, attempt),
+                expected_tokens=self.lengths.expected(
+                    prompts.problem_ids, limit=stage.max_response_tokens
+                ),
+                ahead=ahead,
                 on_progress=lambda done, total, tokens: phase.advance_to(done, f"{tokens} tokens"),
                 should_abort=lambda: stop.requested,
             )
+        return rollouts, ahead
 
-    def grade(self, rollouts: Rollouts) -> Graded:
+    def grade(self, rollouts: Rollouts, ahead: GradeAhead) -> Graded:
         """The rollouts with their rewards (permuted in each group under reward.control=permute)."""
-        graded = grade(self.grader, rollouts, mode=self.config.reward.mode)
+        graded = grade(self.grader, rollouts, mode=self.config.reward.mode, ahead=ahead)
         if self.config.reward.control == "permute":
             reward_PR = self.rng("permute", 0).permuted(graded.reward_PR, axis=1)
             graded = dataclasses.replace(graded, reward_PR=reward_PR)
@@ -369,6 +375,7 @@ class TrainingRun:
             loader=loader.state_dict(),
             stage_records=tuple(dict(record) for record in self.stage_records),
             accuracy=copy.copy(self.accuracy),
+            lengths=copy.copy(self.lengths),
             sink=copy.copy(self.sink),
             counts=dict(self.counts),
         )
@@ -376,10 +383,15 @@ class TrainingRun:
     def _load_host_state(self, host: dict[str, Any]) -> None:
         self.step = host["step"]
         self.stage_records = host["stage_records"]
-        self.accuracy.load_state_dict(host["accuracy"])
-        self.sink.load_state_dict(host["sink"])
+        self._load_tables(host)
         self.counts = Counter(host["counts"])
         self.clock.begin_at(self.counts["update_tokens"])
+
+    def _load_tables(self, host: dict[str, Any]) -> None:
+        self.accuracy.load_state_dict(host["accuracy"])
+        self.sink.load_state_dict(host["sink"])
+        if "lengths" in host:  # checkpoints of earlier versions have none
+            self.lengths.load_state_dict(host["lengths"])
 
     def save(self, state: TrainState, mark: Mark, *, replace: bool = False) -> None:
         """A whole checkpoint of `mark`'s step, unless (or, with `replace`, even if) it is there."""

@@ -1,0 +1,61 @@
+"""How long each problem's responses were, so that the next visit can begin with the longest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class LengthTable:
+    """Mean response tokens of every problem's newest visit.
+
+    Record each visit once, as sampled: before rescue and substitution.
+    """
+
+    def __init__(self) -> None:
+        self._means: dict[str, float] = {}
+
+    def __copy__(self) -> LengthTable:
+        """A snapshot that later records do not reach."""
+        other = LengthTable()
+        other._means = dict(self._means)
+        return other
+
+    def record(
+        self, problem_ids: Sequence[str], token_ids: Sequence[Sequence[Sequence[int]]]
+    ) -> None:
+        """Notes the responses of a visit.
+
+        Args:
+            problem_ids: P ids.
+            token_ids: [P][R] responses.
+        """
+        for problem_id, group in zip(problem_ids, token_ids, strict=True):
+            self._means[problem_id] = math.fsum(map(len, group)) / len(group)
+
+    def expected(self, problem_ids: Sequence[str], *, limit: int) -> list[float] | None:
+        """Tokens that a response to each problem will take.
+
+        A problem that was never visited counts as the mean of those that were.
+
+        Args:
+            problem_ids: P ids.
+            limit: tokens of a response at most.
+
+        Returns:
+            One number in [0, limit] a problem, or None where none of them was ever visited.
+        """
+        known = [self._means[i] for i in problem_ids if i in self._means]
+        if not known:
+            return None
+        mean = math.fsum(known) / len(known)
+        return [min(float(limit), self._means.get(i, mean)) for i in problem_ids]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the table holds, in plain JSON types."""
+        return {"means": [[i, mean] for i, mean in self._means.items()]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replaces the contents by those of a `state_dict`."""
+        self._means = {i: float(mean) for i, mean in state["means"]}
