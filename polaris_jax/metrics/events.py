@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -24,8 +26,7 @@ class EventFiles:
     """
 
     def __init__(self, workdir: epath.Path, *, first_step: int) -> None:
-        from tensorboardX import SummaryWriter
-
+        SummaryWriter = _summary_writer()
         self._folder = workdir / TENSORBOARD
         self._local = tempfile.TemporaryDirectory() if is_remote(workdir) else None
         where = self._local.name if self._local is not None else str(self._folder)
@@ -50,3 +51,16 @@ class EventFiles:
         self._writer.flush()
         for file in epath.Path(self._local.name).iterdir():
             write_bytes(self._folder / file.name, file.read_bytes())
+
+
+def _summary_writer() -> Any:
+    """tensorboardX's class; where torch is installed it would import that too, for its tensors."""
+    kept_out = "torch" not in sys.modules
+    if kept_out:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if kept_out:
+            del sys.modules["torch"]
+    return SummaryWriter

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polaris_jax.models import Around, ModelConfig, Qwen
+from polaris_jax.models import Around, Attention, ModelConfig, Qwen, attend
 from polaris_jax.models.layers import project
 from polaris_jax.models.qwen import Attend, Layers, run_layers
 
@@ -29,7 +29,7 @@ MATRICES = ("q_DNH", "k_DKH", "v_DKH", "o_NHD", "gate_DF", "up_DF", "down_FD")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FusedWeights:
-    """A model for decoding; an immutable pytree with `Qwen`'s `forward` and `unembed`.
+    """A model for decoding; an immutable pytree with what `Qwen` has for a forward pass.
 
     Attributes:
         config: the architecture.
@@ -52,6 +52,27 @@ class FusedWeights:
     head_DV: Array
     embed_VD: Array | None
     config: ModelConfig = dataclasses.field(metadata={"static": True})
+
+    def __call__(
+        self,
+        token_BT: Array,
+        position_BT: Array,
+        segment_BT: Array | None = None,
+        *,
+        attention: Attention = "auto",
+        remat: str = "none",
+    ) -> Array:
+        """`Qwen.__call__`, forward only."""
+        del remat
+
+        def attend_row(_: Array, q: Array, k: Array, v: Array, carry: None) -> tuple[Array, None]:
+            return attend(q, k, v, segment_BT, backend=attention), carry
+
+        return self.forward(token_BT, position_BT, attend_row, None)[0]
+
+    def head_weight(self) -> Array:
+        """`Qwen.head_weight`: [V, D]."""
+        return self.head_DV.T
 
     def forward(
         self,

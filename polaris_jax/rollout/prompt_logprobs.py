@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polaris_jax.models import Qwen, token_logprobs
+from polaris_jax.models import token_logprobs
 from polaris_jax.rollout.program_spec import PREFILL_CALL_TOKENS
+from polaris_jax.rollout.programs import Model
 
 SHORTEST_ROW = 32
 
 
 def prompt_logprobs(
-    model: Qwen, prompts: Sequence[Sequence[int]], temperatures: Sequence[float]
+    model: Model, prompts: Sequence[Sequence[int]], temperatures: Sequence[float]
 ) -> list[tuple[float, ...]]:
     """For each prompt, log p(token t | tokens before t) for t = 1 .. length - 1, in nats.
 
@@ -53,7 +55,7 @@ def _row_width(length: int) -> int:
 
 @jax.jit
 def _logprobs(
-    model: Qwen, token_BT: jax.Array, segment_BT: jax.Array, temperature_BT: jax.Array
+    model: Any, token_BT: jax.Array, segment_BT: jax.Array, temperature_BT: jax.Array
 ) -> jax.Array:
     position_BT = jnp.broadcast_to(jnp.arange(token_BT.shape[1]), token_BT.shape)
     return token_logprobs(model, token_BT, position_BT, segment_BT, temperature_BT)[0]

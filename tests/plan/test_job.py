@@ -88,7 +88,7 @@ def with_sampler(**rollout):
         (with_mesh(8, context=3), "mesh.fsdp=-1: with data=1, context=3"),
         (with_sampler(tensor=3), "rollout.tensor=3: must be at least 1 and divide the 4 devices"),
         (with_sampler(tensor=8), "rollout.tensor=8"),
-        (with_sampler(tensor=2, data=1), "rollout.data=1: a plan lays the sampler over all 4"),
+        (with_sampler(tensor=2, data=1), "rollout.data=1: a plan lays a sampler over all its 4"),
     ],
 )
 def test_settings_that_cannot_be(config, words):

@@ -70,7 +70,7 @@ def test_a_pool_in_use_is_not_released():
 
     def on_progress(*_):
         for call in (sampler.release_pool, sampler.release):
-            with pytest.raises(RuntimeError, match="in use"):
+            with pytest.raises(RuntimeError, match="the pool cannot go while requests are live"):
                 call()
             refusals.append(call)
 

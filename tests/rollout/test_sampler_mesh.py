@@ -185,7 +185,7 @@ def test_an_abort_releases_the_pages_of_every_shard():
     ("changes", "data", "tensor", "message"),
     [
         ({}, 2, 3, "rollout.tensor=3: must be at least 1 and divide the 8 devices"),
-        ({}, 16, 1, "rollout.data=16: .* needs 16 devices and a process has 8"),
+        ({}, 16, 1, "rollout.data=16: .* needs 16 devices and has 8"),
         ({}, 5, 2, "rollout.data=5: .* needs 10 devices .* at most 4"),
         ({"slots": 6}, 4, 1, "rollout.slots=6: must be a multiple of .* data=4"),
         ({"num_pages": 6}, 4, 1, "rollout.num_pages=6: each of 4 data shards needs at least 2"),
