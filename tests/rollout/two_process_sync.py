@@ -22,6 +22,7 @@ import numpy as np  # noqa: E402
 from polaris_jax.config import MeshSection  # noqa: E402
 from polaris_jax.models import param_axes  # noqa: E402
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams  # noqa: E402
+from polaris_jax.rollout.fused_weights import FusedWeights  # noqa: E402
 from polaris_jax.sharding import (  # noqa: E402
     TRAINER_RULES,
     make_mesh,
@@ -43,7 +44,9 @@ def main() -> None:
     # A different number of calls in each: a collective in there would hang.
     for _ in range(1 + rank):
         groups = sampler.generate(random_prompts(5, longest=20), SamplingParams(max_tokens=12))
-    leaf = sampler._model.layers.q_DNH[...]
+    weights = sampler._model
+    fused = isinstance(weights, FusedWeights)  # one device: matrices of their own
+    leaf = weights.qkv_DX[0] if fused else weights.layers.q_DNH[...]
     print(
         json.dumps(
             {
