@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 
 import pytest
 
@@ -45,6 +46,12 @@ def launch(python, *arguments, **more):
         timeout=TIMEOUT_S,
         check=False,
     )
+
+
+def when_there(folder: pathlib.Path, ranks: Iterable[str]) -> str:
+    """Shell that waits until each of `ranks` has left its mark, `ready<rank>`, in `folder`."""
+    marks = " && ".join(f"-e {folder}/ready{rank}" for rank in ranks)
+    return f"until [[ {marks} ]]; do sleep 0.05; done"
 
 
 def planned(stdout: str) -> list[tuple[dict[str, str], list[str]]]:
@@ -145,17 +152,18 @@ def test_all_well_is_status_0_with_marked_lines(stand_in):
 
 
 @pytest.mark.parametrize("first", [0, 1, 2])
-def test_the_first_dead_rank_is_named_and_its_status_returned(stand_in, first):
+def test_the_first_dead_rank_is_named_and_its_status_returned(stand_in, tmp_path, first):
+    others = {str(rank) for rank in range(3) if rank != first}
     body = f"""
-if [[ $rank == {first} ]]; then sleep 0.3; exit 7; fi
+if [[ $rank == {first} ]]; then {when_there(tmp_path, others)}; exit 7; fi
 trap 'echo stopped $rank; exit 4' TERM
+touch {tmp_path}/ready$rank
 for i in $(seq 300); do sleep 0.1; done"""
     began_s = time.monotonic()
     done = launch(stand_in(body), "--processes", "3", "--port", "5000", "--", "train")
     assert done.returncode == 7
     assert f"process {first} of 3 ended first, with status 7" in done.stderr
-    assert time.monotonic() - began_s < 15
-    others = {str(rank) for rank in range(3) if rank != first}
+    assert time.monotonic() - began_s < 25  # far below the 30 s that the others would go on
     assert set(re.findall(r"stopped (\d)", done.stdout)) == others
 
 
@@ -170,8 +178,8 @@ def test_a_killed_rank_has_its_signals_status(stand_in):
 
 def test_a_rank_that_will_not_end_is_killed_after_the_grace(stand_in, tmp_path):
     body = f"""
-if [[ $rank == 0 ]]; then exit 3; fi
-trap '' TERM; echo $$ > {tmp_path}/stubborn
+if [[ $rank == 0 ]]; then {when_there(tmp_path, "1")}; exit 3; fi
+trap '' TERM; echo $$ > {tmp_path}/stubborn; touch {tmp_path}/ready1
 for i in $(seq 300); do sleep 0.1; done"""
     done = launch(
         stand_in(body), "--processes", "2", "--port", "5000", "--grace", "1", "--", "train"
