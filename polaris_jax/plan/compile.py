@@ -89,7 +89,7 @@ def compile_program(
     began = time.perf_counter()
     lowered = program.fn.lower(*program.args, **program.kwargs)
     try:
-        compiled, text = _compiled(lowered, on_tpu=platform == "tpu")
+        compiled, text = compile_with_text(lowered, on_tpu=platform == "tpu")
     except jax.errors.JaxRuntimeError as error:
         message = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in message and "xceed" not in message:
@@ -113,7 +113,7 @@ def compile_program(
     )
 
 
-def _compiled(lowered: Any, *, on_tpu: bool) -> tuple[Any, str]:
+def compile_with_text(lowered: Any, *, on_tpu: bool) -> tuple[Any, str]:
     """The executable and its HLO text.
 
     A TPU's is what libtpu writes down itself: `as_text()` reads libtpu's program with jaxlib's own
