@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 
@@ -18,7 +18,9 @@ from polaris_jax.plan.hlo import Traffic, program_traffic
 HOST_MEMORY = "pinned_host"
 FINAL_TEXT = ".after_codegen.txt"
 LOCK_NAME = "polaris_plan_libtpu.lock"
-_held: list[TextIO] = []  # the lock's file, open as long as this process lives
+# The lock's descriptor, closed by the kernel alone: Python's own end comes before libtpu lets go of
+# its lock file, and the next process would be refused.
+_held: list[int] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +144,7 @@ def hold_libtpu(say: Callable[[str], None]) -> None:
     if _held:
         return
     path = Path(os.environ.get("POLARIS_PLAN_LOCK", Path(tempfile.gettempdir()) / LOCK_NAME))
-    file = path.open("a")
+    file = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
