@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL, ROWS, CONTEXT_TOKENS = "Qwen3-4B", 64, 16_384
 HOSTS = ("v5p:2x2x1", "v6e:2x2")
 TENSORS = (1, 4)
-PAGES = (2_000, 4_000)  # of a data shard
+PAGES = (1_000, 2_000)  # of a data shard; a v6e with the weights of tensor 1 takes no more
 COLUMNS = (
     *("chip", "tensor", "needed: weights", "needed: KV"),
     *("moved: weights", "moved: KV", "moved: other", "moved / needed", "with filters"),
@@ -63,7 +63,7 @@ def measure(host: str, tensor: int, pages: int) -> dict[str, Any]:
     compiled, text = compile_with_text(program.lower(), on_tpu=True)
     memory: Any = compiled.memory_analysis()
     counted = partial(
-        decode_bytes, text, program.args, config=config, data=data, context_tokens=CONTEXT_TOKENS
+        decode_bytes, text, program.args, config=config, mesh=mesh, context_tokens=CONTEXT_TOKENS
     )
     plain, filtered = counted(), counted(branch="most")
     gathers = [

@@ -76,7 +76,12 @@ class Compiled:
 
 
 def compile_program(
-    program: Program, *, devices: int, platform: str, dynamic_trips: float = 1.0
+    program: Program,
+    *,
+    devices: int,
+    platform: str,
+    dynamic_trips: float = 1.0,
+    read: Callable[[str], None] = lambda text: None,
 ) -> Compiled:
     """`program` compiled for its arguments' devices.
 
@@ -87,6 +92,7 @@ def compile_program(
         devices: in its mesh.
         platform: theirs: tpu, gpu or cpu.
         dynamic_trips: see `hlo.program_traffic`.
+        read: is given the compiled text.
     """
     began = time.perf_counter()
     lowered = program.fn.lower(*program.args, **program.kwargs)
@@ -98,6 +104,7 @@ def compile_program(
             raise
         return Compiled(program.name, refusal=message[:300], compile_s=time.perf_counter() - began)
     seconds = time.perf_counter() - began
+    read(text)
     memory: Any = compiled.memory_analysis()
     return Compiled(
         name=program.name,

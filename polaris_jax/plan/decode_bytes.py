@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from polaris_jax.plan.compile import device_bytes
 from polaris_jax.plan.hlo_ledger import OTHER, Branch, Ledger, Line, main_loop_ledger, owned_bytes
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.kv_layouts import RAGGED_BLOCK_TOKENS
+from polaris_jax.rollout.program_spec import program_spec
+from polaris_jax.sharding import slot_shards
 
 WEIGHTS, KV = "weights", "KV"
 
@@ -64,17 +66,19 @@ def decode_bytes(
     args: tuple[Any, ...],
     *,
     config: SamplerConfig,
-    data: int,
+    mesh: Mesh,
     context_tokens: int,
     branch: Branch = "least",
 ) -> DecodeBytes:
-    """The bytes of one step of a decode program that was compiled for a kernel.
+    """The bytes of one step of a compiled decode program.
+
+    Without a kernel, loops over pages whose end is known at run time only count one turn.
 
     Args:
         text: of the compiled program.
         args: those of `abstract_programs.decode_program`.
         config: the sizes that it was made for.
-        data: data shards of its mesh.
+        mesh: the sampler's.
         context_tokens: live tokens of each row.
         branch: "least" draws without top-k, top-p and min-p and without a greedy row; "most" with.
 
@@ -86,10 +90,11 @@ def decode_bytes(
     leaves = jax.tree.leaves(args)
     first, last = (len(jax.tree.leaves(part)) for part in (weights, (weights, pool)))
     owners = {i: WEIGHTS if i < first else KV for i in range(last)}
-    layers = weights.config.num_layers
+    layers, data = weights.config.num_layers, slot_shards(mesh)
     rows_here = rows.token_B.shape[0] // data
     pool_tokens = layers * (config.num_pages // data) * config.page_size
-    block = max(1, RAGGED_BLOCK_TOKENS // config.page_size) * config.page_size
+    block = program_spec(weights.config, config, mesh).layout.block_tokens
+    block = max(1, block // config.page_size) * config.page_size
     read_tokens = rows_here * -(-context_tokens // block) * block
     ledger = main_loop_ledger(
         text, owners=owners, kernel_share={KV: read_tokens / pool_tokens}, branch=branch

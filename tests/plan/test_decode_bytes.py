@@ -20,6 +20,7 @@ from tests.rollout.rollout_cases import CONFIG
 ROOT = Path(__file__).resolve().parents[2]
 
 
+MESH = make_sampler_mesh(jax.devices()[:1])
 CONTEXT_TOKENS = 64
 
 
@@ -29,14 +30,13 @@ def small():
     config = SamplerConfig(
         slots=4, page_size=4, num_pages=65, max_len=64, decode_steps=3, dtype="float32"
     )
-    mesh = make_sampler_mesh(jax.devices()[:1])
-    program = decode_program(dataclasses.replace(CONFIG, num_layers=1), config, mesh)
+    program = decode_program(dataclasses.replace(CONFIG, num_layers=1), config, MESH)
     return program.lower().compile().as_text(), program.args, config
 
 
 def test_a_step_compiled_here_reads_every_weight(small):
     text, args, config = small
-    found = decode_bytes(text, args, config=config, data=1, context_tokens=CONTEXT_TOKENS)
+    found = decode_bytes(text, args, config=config, mesh=MESH, context_tokens=CONTEXT_TOKENS)
     model, leaves = args[0].config, jax.tree.leaves(args[0])
     assert found.weights == sum(leaf.size * 4 for leaf in leaves)
     # A CPU's program copies each layer's slice of the stacks and reads the copy.
@@ -48,7 +48,7 @@ def test_a_step_compiled_here_reads_every_weight(small):
 def test_a_program_of_other_arguments_is_refused(small):
     text, args, config = small
     with pytest.raises(ValueError, match="parameters for"):
-        decode_bytes(text, args[:3], config=config, data=1, context_tokens=CONTEXT_TOKENS)
+        decode_bytes(text, args[:3], config=config, mesh=MESH, context_tokens=CONTEXT_TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ class TestOnChips:
 
     def test_the_pool_is_updated_in_place_and_temporaries_do_not_know_its_size(self, on_chips):
         for chip, tensor, pages in on_chips:
-            one, other = on_chips[chip, tensor, pages], on_chips[chip, tensor, 2_000]
+            one, other = on_chips[chip, tensor, pages], on_chips[chip, tensor, 1_000]
             assert one["alias_bytes"] >= one["pool_bytes"]
             assert one["temporary_bytes"] == other["temporary_bytes"]
 
