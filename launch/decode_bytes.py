@@ -82,7 +82,9 @@ def measure(host: str, tensor: int, pages: int) -> dict[str, Any]:
         "ratio": plain.ratio,
         "ratio_without_kv": plain.ratio_without_kv,
         "ratio_with_filters": filtered.ratio,
-        "kernels": sum(line.times for line in plain.lines if line.kernel),
+        "pool_kernels": sum(
+            line.times for line in plain.lines if line.kernel and line.owned.get(KV)
+        ),
         "largest_all_gather_bytes": max((c.largest_bytes for c in gathers), default=0),
         "all_gather_bytes_a_step": sum(c.payload_bytes for c in gathers) / config.decode_steps,
         "lines": list(_lines(plain)),

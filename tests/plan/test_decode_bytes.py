@@ -84,7 +84,7 @@ class TestOnChips:
             (chip, tensor) for chip in ("v5p", "v6e") for tensor in (1, 4)
         }
         for one in on_chips.values():
-            assert one["kernels"] == 36  # a layer each
+            assert one["pool_kernels"] == 36  # a layer each
             assert 1 <= one["ratio"] <= 1.4
             assert one["ratio_with_filters"] <= 1.4
             # Long contexts hide the rest: it has a bound of its own.

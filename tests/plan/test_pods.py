@@ -114,7 +114,8 @@ def test_rows_of_53248_tokens_fit(cut, tmp_path, topology, context):
     step = found["decode_step"]
     assert step["weight_bytes"] <= step["moved_bytes"]["weights"]
     assert step["live_bytes"] <= step["moved_bytes"]["KV"]
-    assert step["ratio"] < 1.4
+    # Two layers only: logits weigh more here than in the whole model (test_decode_bytes.py).
+    assert step["ratio"] < 1.6
 
 
 @TPU
