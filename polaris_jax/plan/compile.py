@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 
@@ -18,7 +18,9 @@ from polaris_jax.plan.hlo import Traffic, program_traffic
 HOST_MEMORY = "pinned_host"
 FINAL_TEXT = ".after_codegen.txt"
 LOCK_NAME = "polaris_plan_libtpu.lock"
-_held: list[TextIO] = []  # the lock's file, open as long as this process lives
+# The lock's descriptor, closed by the kernel alone: Python's own end comes before libtpu lets go of
+# its lock file, and the next process would be refused.
+_held: list[int] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,12 @@ class Compiled:
 
 
 def compile_program(
-    program: Program, *, devices: int, platform: str, dynamic_trips: float = 1.0
+    program: Program,
+    *,
+    devices: int,
+    platform: str,
+    dynamic_trips: float = 1.0,
+    read: Callable[[str], None] = lambda text: None,
 ) -> Compiled:
     """`program` compiled for its arguments' devices.
 
@@ -85,17 +92,19 @@ def compile_program(
         devices: in its mesh.
         platform: theirs: tpu, gpu or cpu.
         dynamic_trips: see `hlo.program_traffic`.
+        read: is given the compiled text.
     """
     began = time.perf_counter()
     lowered = program.fn.lower(*program.args, **program.kwargs)
     try:
-        compiled, text = _compiled(lowered, on_tpu=platform == "tpu")
+        compiled, text = compile_with_text(lowered, on_tpu=platform == "tpu")
     except jax.errors.JaxRuntimeError as error:
         message = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in message and "xceed" not in message:
             raise
         return Compiled(program.name, refusal=message[:300], compile_s=time.perf_counter() - began)
     seconds = time.perf_counter() - began
+    read(text)
     memory: Any = compiled.memory_analysis()
     return Compiled(
         name=program.name,
@@ -113,7 +122,7 @@ def compile_program(
     )
 
 
-def _compiled(lowered: Any, *, on_tpu: bool) -> tuple[Any, str]:
+def compile_with_text(lowered: Any, *, on_tpu: bool) -> tuple[Any, str]:
     """The executable and its HLO text.
 
     A TPU's is what libtpu writes down itself: `as_text()` reads libtpu's program with jaxlib's own
@@ -142,7 +151,7 @@ def hold_libtpu(say: Callable[[str], None]) -> None:
     if _held:
         return
     path = Path(os.environ.get("POLARIS_PLAN_LOCK", Path(tempfile.gettempdir()) / LOCK_NAME))
-    file = path.open("a")
+    file = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -32,6 +32,8 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _END = re.compile(r"^\}(, execution_thread=.*)?$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"^ *([\w\-]+)\(")
+_INDEX = re.compile(r"^, index=(\d+)")
+_ORIGIN = re.compile(r'op_name="([^"]*)"')
 _TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
 
 
@@ -68,6 +70,27 @@ class Instruction:
         """The computation named by an attribute such as `calls`, `body`, `condition`."""
         found = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
         return found.group(1) if found else None
+
+    @property
+    def index(self) -> int | None:
+        """Which element a get-tuple-element takes."""
+        found = _INDEX.search(self.attributes)
+        return int(found.group(1)) if found else None
+
+    @property
+    def origin(self) -> str:
+        """The source's name of what it does (`op_name`); empty where the compiler tells none."""
+        found = _ORIGIN.search(self.attributes)
+        return found.group(1) if found else ""
+
+    @property
+    def branches(self) -> list[str]:
+        """The computations of a conditional, in the order of its operands after the first."""
+        listed = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
+        if listed:
+            return re.findall(r"%?([\w.\-]+)", listed.group(1))
+        names = [self.called(f"{side}_computation") for side in ("true", "false")]
+        return [name for name in names if name]
 
 
 @dataclasses.dataclass(frozen=True)

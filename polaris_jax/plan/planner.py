@@ -9,6 +9,7 @@ from typing import Any
 from polaris_jax.plan import flops, programs
 from polaris_jax.plan.chips import Chip
 from polaris_jax.plan.compile import Compiled, Program, compile_program
+from polaris_jax.plan.decode_bytes import DecodeBytes, decode_bytes
 from polaris_jax.plan.fit import BUDGET, COLOCATED, Fit, Residency, Sizes, judge
 from polaris_jax.plan.hlo import Traffic
 from polaris_jax.plan.job import Job, Setting, sampler_device_count
@@ -22,6 +23,7 @@ from polaris_jax.plan.roofline import (
     truncated_exponential,
 )
 from polaris_jax.plan.topologies import Topology
+from polaris_jax.rollout.program_spec import program_spec
 
 # Blocks over which attention loops whose count the compiler does not know (skipped blocks).
 ATTENTION_BLOCK_TOKENS = 512
@@ -40,6 +42,8 @@ class Assessment:
         refusals: the compiler's words where it refused a program.
         slots: of one data shard.
         estimate: of a step; None where something was refused.
+        decode_step: the HBM bytes of a decode step with every slot at the mean live length; None
+            where something was refused, or without an attention kernel.
     """
 
     setting: Setting
@@ -49,6 +53,7 @@ class Assessment:
     refusals: tuple[str, ...]
     slots: int
     estimate: Estimate | None
+    decode_step: DecodeBytes | None = None
 
     @property
     def fits(self) -> bool:
@@ -97,7 +102,7 @@ class Planner:
         sync = self._once(("sync", setting.mesh, setting.sampler_tensor), self._sync, setting)
         slots = self.slots(setting)
         sampling = self._once(("sampler", setting.sampler_tensor), self._sampler, setting)
-        sampler, decode, prefill, page, beside = sampling
+        sampler, decode, prefill, page, beside, decode_step = sampling
         compiled = (accumulate, apply, *sync, prefill, decode)
         refusals = tuple(
             f"{c.name}: the compiler refused it: {c.refusal}" for c in compiled if c.refusal
@@ -126,7 +131,14 @@ class Planner:
         if not refusals and fit.pages > 1:
             estimate = self._estimate(setting, fit, sampler, compiled, sizes, slots)
         return Assessment(
-            setting, compiled, self._flops(setting, sampler, slots), fit, refusals, slots, estimate
+            setting,
+            compiled,
+            self._flops(setting, sampler, slots),
+            fit,
+            refusals,
+            slots,
+            estimate,
+            decode_step,
         )
 
     def least_bytes(self, setting: Setting) -> int:
@@ -169,12 +181,18 @@ class Planner:
             self._done[key] = make(setting)
         return self._done[key]
 
-    def _compile(self, program: Program, dynamic_trips: float) -> Compiled:
+    def _compile(
+        self,
+        program: Program,
+        dynamic_trips: float,
+        read: Callable[[str], None] = lambda text: None,
+    ) -> Compiled:
         done = compile_program(
             program,
             devices=len(self.devices),
             platform=self.topology.platform,
             dynamic_trips=dynamic_trips,
+            read=read,
         )
         what = "refused" if done.refusal else f"{done.total / (1 << 30):.2f} GiB a device"
         self.say(f"compiled {program.name} in {done.compile_s:.1f} s: {what}")
@@ -192,7 +210,7 @@ class Planner:
         return [self._compile(step, 1.0) for step in steps]
 
     def _sampler(self, setting: Setting) -> Any:
-        """(programs, decode, prefill, bytes a page, bytes beside the pool).
+        """(programs, decode, prefill, bytes a page, bytes beside the pool, bytes of a step).
 
         The compiler pads pages to its tiles, so a page's bytes are the slope between two pools.
         """
@@ -206,11 +224,17 @@ class Planner:
             return programs.sampler_set(self.job, setting, self.devices, slots=slots, pages=pages)
 
         made = with_pages(few)
-        decode, prefill = self._compile(made.decode, trips), self._compile(made.prefill, 1.0)
+        steps: list[DecodeBytes | None] = []
+
+        def read(text: str) -> None:
+            steps.append(_decode_step(text, made, round(context)))
+
+        decode = self._compile(made.decode, trips, read)
+        prefill = self._compile(made.prefill, 1.0)
         smaller = self._compile(with_pages(less).decode, trips)
         page = max(float(made.page_bytes), (decode.total - smaller.total) / (few - less))
         beside = max(0, int(max(decode.total, prefill.total) - few * page))
-        return made, decode, prefill, page, beside
+        return made, decode, prefill, page, beside, steps[0] if steps else None
 
     def _lengths(self) -> Any:
         return truncated_exponential(self.job.mean_response_tokens, self.job.max_response_tokens)
@@ -290,6 +314,14 @@ class Planner:
             speed = chip.far_link_bytes_per_s if far else chip.link_bytes_per_s
             seconds += collective.wire_bytes / speed
         return seconds
+
+
+def _decode_step(text: str, made: programs.SamplerSet, context_tokens: int) -> DecodeBytes | None:
+    """The bytes of a step; None without a kernel, whose reads are known from shapes."""
+    args, sizes, mesh = made.decode.args, made.sizes, made.mesh
+    if not program_spec(args[0].config, sizes, mesh).layout.block_tokens:
+        return None
+    return decode_bytes(text, args, config=sizes, mesh=mesh, context_tokens=context_tokens)
 
 
 def _hbm(compiled: Compiled) -> float:

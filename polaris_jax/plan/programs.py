@@ -45,6 +45,8 @@ class SamplerSet:
         weights_bytes: of the sampler's weights, a device.
         page_bytes: of one page a device, all layers, without the padding of tiles.
         prefill_tokens: of a prefill call in one data shard.
+        sizes: the sampler's.
+        mesh: the sampler's.
     """
 
     decode: Program
@@ -52,6 +54,8 @@ class SamplerSet:
     weights_bytes: int
     page_bytes: int
     prefill_tokens: int
+    sizes: SamplerConfig
+    mesh: Mesh
 
 
 def update_set(job: Job, setting: Setting, devices: Sequence[Any]) -> UpdateSet:
@@ -112,6 +116,8 @@ def sampler_set(
         weights_bytes=device_bytes(decode.args[0]),
         page_bytes=device_bytes(decode.args[1]) // pages,
         prefill_tokens=token_BT.shape[0] * token_BT.shape[1] // shards,
+        sizes=sizes,
+        mesh=mesh,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from polaris_jax.plan.compile import Compiled
+from polaris_jax.plan.decode_bytes import DecodeBytes
 from polaris_jax.plan.planner import Assessment, Planner
 
 GIB = 1 << 30
@@ -48,6 +49,9 @@ def plan_json(planner: Planner, assessment: Assessment) -> dict[str, Any]:
                 for p in assessment.fit.phases
             ],
         },
+        "decode_step": None
+        if assessment.decode_step is None
+        else _decode_step_json(assessment.decode_step),
         "assumptions": {
             "mean_response_tokens": job.mean_response_tokens,
             "mean_prompt_tokens": job.mean_prompt_tokens,
@@ -56,6 +60,17 @@ def plan_json(planner: Planner, assessment: Assessment) -> dict[str, Any]:
         "estimate": None
         if assessment.estimate is None
         else dataclasses.asdict(assessment.estimate),
+    }
+
+
+def _decode_step_json(step: DecodeBytes) -> dict[str, Any]:
+    return {
+        "rows": step.rows,
+        "context_tokens": step.context_tokens,
+        "weight_bytes": step.weights,
+        "live_bytes": step.live,
+        "moved_bytes": step.moved,
+        "ratio": step.ratio,
     }
 
 
@@ -107,6 +122,8 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         + _early_ends(steps),
         "Collectives, a device, one execution (ring bytes on the wire):\n" + _collectives(steps),
     ]
+    if plan["decode_step"]:
+        parts.append(_decode_step(plan["decode_step"]))
     if plan["fit"]:
         parts.append(_phases(plan))
     parts.append(_verdict(plan))
@@ -199,6 +216,16 @@ def _collectives(items: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "none"
     return grid(["program", "kind", "group", "executed", "MB"], rows)
+
+
+def _decode_step(step: Mapping[str, Any]) -> str:
+    moved = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in step["moved_bytes"].items())
+    return (
+        f"A decode step, {step['rows']} rows of {step['context_tokens']:,} live tokens, moves in "
+        f"HBM a device, GB: {moved}; that is {step['ratio']:.3f} times its weights "
+        f"({step['weight_bytes'] / 1e9:.3g}) and live keys and values "
+        f"({step['live_bytes'] / 1e9:.3g})"
+    )
 
 
 def _mb(size: float) -> str:

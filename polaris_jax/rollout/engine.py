@@ -141,6 +141,51 @@ class Engine:
         )
         return decode_state
 
+    def insert_samples(
+        self,
+        prefix: Prefix,
+        decode_state: DecodeState,
+        slots: Sequence[int],
+        *,
+        params: PromptParams,
+    ) -> DecodeState:
+        """The state with one sample of the prefix in each of `slots`, of one data shard.
+
+        They share the prefix's full pages; of the last, which they write on, each has a copy.
+
+        Raises:
+            RuntimeError: the pool has too few free pages.
+        """
+        for slot in slots:
+            decode_state.free(slot)
+        first, *others = slots
+        self.insert(prefix, decode_state, first, params=params)
+        length, pages = int(prefix.length), decode_state.pages[first]
+        # The prompt's last token is written by the first decode step.
+        full = (length - 1) // self.config.page_size
+        copies: list[list[tuple[int, int]]] = [[] for _ in range(self.data)]
+        for sample, slot in enumerate(others, start=1):
+            allocator = decode_state.allocator(slot)
+            own = allocator.allocate(len(pages) - full)
+            if own is None:
+                raise RuntimeError(
+                    f"slot {slot}: no room for sample {sample} of a prefix of {length} tokens, "
+                    f"{allocator.num_free} pages are free; enlarge num_pages"
+                )
+            allocator.share(pages[:full])
+            copies[slot // self.slots_a_shard] += zip(pages[full:], own, strict=True)
+            decode_state.place(
+                slot,
+                [*pages[:full], *own],
+                last_token=int(prefix.token),
+                length=length,
+                prompt_len=length,
+                params=params,
+                sample=sample,
+            )
+        self.copy_pages(decode_state, copies)
+        return decode_state
+
     def generate(
         self,
         params: Model,

@@ -88,6 +88,7 @@ def jetstream_engine(
     tokenizer: Any,
     params: PromptParams | None = None,
     stop_token_ids: tuple[int, ...] = (),
+    samples_per_slot: int = 1,
 ) -> Any:
     """A `jetstream.engine.engine_api.Engine` over our engine.
 
@@ -95,18 +96,24 @@ def jetstream_engine(
     tokens beyond a request's max_tokens: it looks at the length once a call.
 
     Args:
-        model: what `load_params` returns.
+        model: what `load_params()` returns, until it is given other weights.
         config: sizes; the pool must hold `slots` sequences of `max_len`, since JetStream knows no
-            preemption.
+            preemption. `slots` counts sequences: JetStream sees `slots / samples_per_slot` of them.
         tokenizer: what `build_tokenizer` returns: bos_id, pad_id, eos_id, stop_tokens, encode and
             decode as in `jetstream.engine.tokenizer_api.Tokenizer`.
         params: how every request is sampled (JetStream has no settings a request); greedy if None.
         stop_token_ids: ids that end a row on the device.
+        samples_per_slot: samples of every request, which JetStream's slot holds side by side.
 
     Raises:
-        ValueError: the pool is too small.
+        ValueError: the pool is too small; `slots` is no multiple of `samples_per_slot`.
         ModuleNotFoundError: google-jetstream is not installed.
     """
+    if samples_per_slot < 1 or config.slots % samples_per_slot:
+        raise ValueError(
+            f"samples_per_slot={samples_per_slot}: must be at least 1 and divide slots="
+            f"{config.slots}, the sequences decoded at once; change either"
+        )
     needed = config.slots * pages_for(config.max_len, config.page_size) + 1
     if config.num_pages < needed:
         raise ValueError(
@@ -117,7 +124,22 @@ def jetstream_engine(
         params = PromptParams(
             temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, max_tokens=config.max_len, seed=0
         )
-    return _engine_class()(model, config, tokenizer, params, stop_token_ids)
+    return _engine_class()(model, config, tokenizer, params, stop_token_ids, samples_per_slot)
+
+
+def _check_same_shapes(old: Qwen, new: Qwen) -> None:
+    if new.config != old.config:
+        raise ValueError(
+            f"load_params: weights of another architecture, {new.config}; the engine was compiled "
+            f"for {old.config}: make an engine of its own for them"
+        )
+    for path, leaf in old.params().items():
+        other = new.params()[path]
+        if other.dtype != leaf.dtype:
+            raise ValueError(
+                f"load_params: {path} is {other.dtype}, the engine was compiled for {leaf.dtype}; "
+                "cast the weights"
+            )
 
 
 @functools.cache
@@ -135,12 +157,14 @@ def _engine_class() -> type:
             tokenizer: Any,
             params: PromptParams,
             stop_token_ids: tuple[int, ...],
+            samples_per_slot: int,
         ):
             self._model = model
             self._config = config
             self._tokenizer = tokenizer
             self._params = params
             self._stop_token_ids = stop_token_ids
+            self._samples = samples_per_slot
             self._engine = Engine(model.config, config)
             self._mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
 
@@ -160,7 +184,9 @@ def _engine_class() -> type:
             )
 
         def insert(self, prefix: Prefix, decode_state: DecodeState, slot: int) -> DecodeState:
-            return self._engine.insert(prefix, decode_state, slot, params=self._params)
+            first = slot * self._samples
+            slots = range(first, first + self._samples)
+            return self._engine.insert_samples(prefix, decode_state, slots, params=self._params)
 
         def generate(self, params: Qwen, decode_state: DecodeState) -> tuple[DecodeState, Any]:
             live = np.flatnonzero(decode_state.rows.alive_B)
@@ -178,11 +204,22 @@ def _engine_class() -> type:
                 tokens_idx=result.tokens_idx,
                 valid_idx=result.valid_idx,
                 length_idx=result.length_idx,
-                samples_per_slot=result.samples_per_slot,
+                samples_per_slot=self._samples,
             )
 
-        def load_params(self, *args: Any, **kwargs: Any) -> Qwen:
-            del args, kwargs
+        def load_params(self, params: Qwen | None = None) -> Qwen:
+            """What `prefill` and `generate` take as `params`: the weights given last.
+
+            Args:
+                params: weights to go on with, of the same architecture and dtype: nothing is
+                    compiled anew. Prefixes and slots keep the keys and values of the old ones.
+
+            Raises:
+                ValueError: weights of another architecture or dtype.
+            """
+            if params is not None:
+                _check_same_shapes(self._model, params)
+                self._model = params
             return self._model
 
         def get_prefix_destination_sharding(self) -> Any:
@@ -201,11 +238,11 @@ def _engine_class() -> type:
 
         @property
         def max_concurrent_decodes(self) -> int:
-            return self._config.slots
+            return self._config.slots // self._samples
 
         @property
         def samples_per_slot(self) -> int:
-            return 1
+            return self._samples
 
         @property
         def max_prefill_length(self) -> int:

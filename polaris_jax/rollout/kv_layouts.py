@@ -57,6 +57,8 @@ class KVLayout:
         shapes: (KV heads, head width, L*Z, Y) -> the pool with shapes in place of arrays.
         attend: as `paged_kv.attend_pages`, for any number of queries a row.
         attend_one: the same where every row has one query.
+        block_tokens: keys that one step of the kernel's inner loop covers: of a row's last block
+            it reads all. 0: no kernel.
     """
 
     name: str
@@ -65,6 +67,7 @@ class KVLayout:
     shapes: Callable[[int, int, int, int], Any]
     attend: Callable[..., tuple[Array, Any]]
     attend_one: Callable[..., tuple[Array, Any]]
+    block_tokens: int = 0
 
     def abstract_pool(
         self, config: ModelConfig, *, num_pages: int, page_size: int, dtype: DTypeLike
@@ -289,9 +292,14 @@ RAGGED = KVLayout(
     shapes=lambda k, h, z, y: RaggedPool((z, y, 2 * k, h)),
     attend=attend_ragged,
     attend_one=attend_ragged,
+    block_tokens=RAGGED_BLOCK_TOKENS,
 )
 TOKEN_MAJOR = dataclasses.replace(
-    RAGGED, name="xla", attend=attend_token_major, attend_one=attend_token_major
+    RAGGED,
+    name="xla",
+    attend=attend_token_major,
+    attend_one=attend_token_major,
+    block_tokens=0,
 )
 PALLAS_GPU = KVLayout(
     "pallas_gpu",
@@ -300,4 +308,5 @@ PALLAS_GPU = KVLayout(
     shapes=lambda k, h, z, y: HeadMajorPool((k, z, y, h), (k, z, y, h)),
     attend=attend_head_major,
     attend_one=attend_pallas_gpu,
+    block_tokens=GPU_BLOCK_TOKENS,
 )

@@ -1,8 +1,10 @@
-"""Compiles log-probs + backward of one long row's head for a v5p that is not here; prints JSON.
+"""Compiles the update's head, forward + backward, of one long row for a v5p that is not here.
 
     python tests/models/compile_head.py [chunk_tokens]
 
-Qwen3-4B's head: float32 master, bfloat16 compute, one row of 53,248 tokens on one device.
+`counted_loss` of Qwen3-4B's head: float32 master, bfloat16 compute, one row of 53,248 tokens on one
+device, with a loss of the log-prob and the entropy. Prints JSON: bytes of temporaries, and of the
+outputs, which the gradients are among.
 """
 
 import json
@@ -19,7 +21,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polaris_jax.models.logprobs import CHUNK_TOKENS, target_logprobs
+from polaris_jax.models import HeadLoop, counted_loss
+from polaris_jax.models.logprobs import CHUNK_TOKENS
 from polaris_jax.plan.compile import hold_libtpu
 
 TOKENS, VOCAB, HIDDEN = 53_248, 151_936, 2560
@@ -35,14 +38,19 @@ def main() -> None:
     def array(dtype, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=here)
 
-    def gradients(head_VD, hidden_BTD, target_BT, temperature_BT, weight_BT):
-        def loss(head_VD, hidden_BTD):
-            logp_BT, entropy_BT = target_logprobs(
-                head_VD, hidden_BTD, target_BT, temperature_BT, chunk_tokens=chunk
-            )
-            return jnp.sum(logp_BT * weight_BT), jnp.mean(entropy_BT)
+    def token_loss(logp, entropy, terms):
+        return terms["weight_BT"] * jnp.exp(logp - terms["old_logp_BT"]) - 0.01 * entropy
 
-        return jax.grad(loss, argnums=(0, 1), has_aux=True)(head_VD, hidden_BTD)
+    def gradients(head_VD, hidden_BTD, target_BT, temperature_BT, counted_BT, terms):
+        def loss(head_VD, hidden_BTD):
+            total, logp_BT, entropy_BT = counted_loss(
+                *(head_VD, hidden_BTD, target_BT, temperature_BT, counted_BT, terms),
+                token_loss=token_loss,
+                loop=HeadLoop(chunk),
+            )
+            return total, (logp_BT, entropy_BT)
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(head_VD, hidden_BTD)
 
     program = (
         jax.jit(gradients, out_shardings=here)
@@ -51,11 +59,17 @@ def main() -> None:
             array(jnp.bfloat16, 1, TOKENS, HIDDEN),
             array(jnp.int32, 1, TOKENS),
             array(jnp.float32, 1, TOKENS),
-            array(jnp.float32, 1, TOKENS),
+            array(jnp.bool, 1, TOKENS),
+            {name: array(jnp.float32, 1, TOKENS) for name in ("weight_BT", "old_logp_BT")},
         )
         .compile()
     )
-    print(json.dumps({"temporaries": program.memory_analysis().temp_size_in_bytes}))
+    memory = program.memory_analysis()
+    print(
+        json.dumps(
+            {"temporaries": memory.temp_size_in_bytes, "outputs": memory.output_size_in_bytes}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -68,6 +68,28 @@ ENTRY %main (p: f32[100]) -> {result} {{
 
 
 @pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        pytest.param("{{0,1},{2,3},{4,5},{6,7}}", 2, id="listed"),
+        pytest.param("[2,4]<=[8]", 4, id="iota"),
+        pytest.param("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4, id="an axis"),
+        pytest.param("mesh['data'=2,'tensor'=4] {'data','tensor'}", 8, id="axes"),
+        pytest.param("mesh['axis_0'=8], device_ids=([2,4]T(1,0)) {'axis_0':(2)2}", 2, id="a part"),
+        pytest.param("{}", 8, id="all"),
+    ],
+)
+def test_how_many_devices_take_part(groups, size):
+    text = f"""
+ENTRY %main (p: f32[100]) -> f32[100] {{
+  %p = f32[100]{{0}} parameter(0)
+  ROOT %c = f32[100]{{0}} collective-broadcast(%p), channel_id=1, replica_groups={groups}
+}}
+"""
+    (found,) = program_traffic(text, devices=8).collectives
+    assert (found.group, found.largest_bytes) == (size, 400)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         pytest.param(

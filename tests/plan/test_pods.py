@@ -111,6 +111,11 @@ def test_rows_of_53248_tokens_fit(cut, tmp_path, topology, context):
     kinds = {c["kind"] for c in program["collectives"]}
     assert "all-gather" in kinds
     assert kinds & {"reduce-scatter", "all-reduce+slice"}
+    step = found["decode_step"]
+    assert step["weight_bytes"] <= step["moved_bytes"]["weights"]
+    assert step["live_bytes"] <= step["moved_bytes"]["KV"]
+    # Two layers only: logits weigh more here than in the whole model (test_decode_bytes.py).
+    assert step["ratio"] < 1.6
 
 
 @TPU

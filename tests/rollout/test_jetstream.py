@@ -1,31 +1,39 @@
 """JetStream's own Driver over our engine, in a process of its own (it patches and logs)."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from polaris_jax.models import Qwen, param_shapes
 from polaris_jax.rollout import SamplerConfig
-from tests.rollout.rollout_cases import small_model
+from polaris_jax.rollout.sampling import PromptParams
+from tests.rollout.rollout_cases import CONFIG, small_model
 
 SCRIPT = Path(__file__).with_name("drive_jetstream.py")
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("decode_steps", "mode"),
+    ("decode_steps", "mode", "samples"),
     [
-        (1, "disaggregated"),
-        pytest.param(1, "interleaved", marks=pytest.mark.slow),
-        pytest.param(4, "disaggregated", marks=pytest.mark.slow),
+        pytest.param(1, "disaggregated", 2, id="two samples a slot"),
+        pytest.param(1, "disaggregated", 1, id="greedy", marks=pytest.mark.slow),
+        pytest.param(1, "interleaved", 1, id="interleaved", marks=pytest.mark.slow),
+        pytest.param(4, "disaggregated", 1, id="four steps a call", marks=pytest.mark.slow),
+        pytest.param(4, "disaggregated", 4, id="one slot of four samples", marks=pytest.mark.slow),
     ],
 )
-def test_the_driver_gets_the_tokens_that_our_scheduler_gets(decode_steps, mode):
+def test_the_driver_gets_the_tokens_that_our_scheduler_gets(decode_steps, mode, samples):
     ended = subprocess.run(
-        [sys.executable, str(SCRIPT), str(decode_steps), mode],
+        [sys.executable, str(SCRIPT), str(decode_steps), mode, str(samples)],
         capture_output=True,
         text=True,
         timeout=240,
@@ -37,7 +45,9 @@ def test_the_driver_gets_the_tokens_that_our_scheduler_gets(decode_steps, mode):
     assert lines, ended.stdout[-2000:] + ended.stderr[-2000:]
     report = json.loads(lines[0].removeprefix("REPORT "))
     assert report["driver"] == report["ours"]
-    assert sum(map(len, report["ours"])) > 60
+    rows = [tokens for group in report["ours"] for tokens in group]
+    assert len(rows) == 7 * samples
+    assert sum(map(len, rows)) > 60 * samples
     assert report["is_engine"]
     assert report["stand_ins_left"] == []
     assert report["root_level_kept"]
@@ -57,3 +67,71 @@ def test_a_pool_that_would_need_preemption_is_refused():
 
 def test_jetstream_is_installed():
     assert importlib.util.find_spec("jetstream") is not None
+
+
+def make_engine(*, samples_per_slot=1, model=None):
+    from polaris_jax.rollout.jetstream import jetstream_engine
+
+    return jetstream_engine(
+        model or small_model(),
+        SamplerConfig(slots=4, page_size=4, num_pages=65, max_len=64, decode_steps=2),
+        tokenizer=None,
+        params=PromptParams(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, max_tokens=20, seed=3),
+        samples_per_slot=samples_per_slot,
+    )
+
+
+def generate(engine, state, prompt, *, slot, calls=4):
+    """[samples, tokens] of a prompt in a slot, by JetStream's verbs."""
+    params = engine.load_params()
+    prefix = engine.prefill(params=params, padded_tokens=np.array(prompt), true_length=len(prompt))
+    state = engine.insert(prefix, state, slot=slot)
+    parts = []
+    for _ in range(calls):
+        state, result = engine.generate(params, state)
+        data = result.get_result_at_slot(slot)
+        assert data.tokens.shape == (engine.samples_per_slot, 2)
+        parts.append(np.where(data.valid, data.tokens, -1))
+    return np.concatenate(parts, axis=1)
+
+
+def test_samples_of_a_slot_share_its_prefix_and_give_the_pages_back():
+    engine = make_engine(samples_per_slot=2)
+    assert (engine.max_concurrent_decodes, engine.samples_per_slot) == (2, 2)
+    state = engine.init_decode_state()
+    prompt = list(range(3, 14))  # 10 written tokens: two full pages of 4, and one of two copies
+    found = generate(engine, state, prompt, slot=1, calls=1)
+    assert state.pages[2][:2] == state.pages[3][:2]
+    assert state.allocator(2).references(state.pages[2][0]) == 2
+    assert not set(state.pages[2][2:]) & set(state.pages[3][2:])
+    assert len({tuple(row) for row in found.tolist()}) == 2
+    engine.insert(
+        engine.prefill(params=engine.load_params(), padded_tokens=np.array([5]), true_length=1),
+        state,
+        slot=1,
+    )
+    assert state.allocator(2).num_used == 2  # a page for each of the new samples
+
+
+def test_new_weights_are_taken_over_and_others_refused():
+    engine = make_engine()
+    other = jax.tree.map(lambda x: np.asarray(x)[..., ::-1].copy(), small_model())
+    prompt = [5, 9, 2, 7]
+    old = generate(engine, engine.init_decode_state(), prompt, slot=0)
+    assert engine.load_params(other) is other
+    assert engine.load_params() is other
+    new = generate(engine, engine.init_decode_state(), prompt, slot=0)
+    fresh = make_engine(model=other)
+    np.testing.assert_array_equal(new, generate(fresh, fresh.init_decode_state(), prompt, slot=0))
+    assert (new != old).any()
+    with pytest.raises(ValueError, match="embed_VD is bfloat16"):
+        engine.load_params(jax.tree.map(lambda x: x.astype(jnp.bfloat16), other))
+    deep = dataclasses.replace(CONFIG, num_layers=3)
+    deeper = Qwen.from_params(deep, {p: np.zeros(s) for p, s in param_shapes(deep).items()})
+    with pytest.raises(ValueError, match="another architecture"):
+        engine.load_params(deeper)
+
+
+def test_slots_that_do_not_hold_whole_groups_of_samples_are_refused():
+    with pytest.raises(ValueError, match="samples_per_slot=3: must be at least 1 and divide"):
+        make_engine(samples_per_slot=3)

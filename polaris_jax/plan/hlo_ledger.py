@@ -1,0 +1,202 @@
+"""What one turn of a program's main loop moves in HBM, by instruction, and whose bytes they are.
+
+A decode call is one loop over steps. What stands outside of it runs once a call; what stands in it
+once a step, times the trips of the loops inside (layers). Every read is traced back to the argument
+that it is of, through loops, fusions, copies and updates in place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from polaris_jax.plan.hlo_memory import FREE, THROUGH, is_kernel, moves
+from polaris_jax.plan.hlo_text import Computation, Instruction, Module, loop_trips, parse_module
+
+OTHER = "other"
+# Of a conditional's branches: the one that moves least, or most.
+Branch = Literal["least", "most"]
+_SAME_BUFFER = (
+    *(*THROUGH, "slice", "dynamic-slice", "dynamic-update-slice", "scatter", "opt-barrier"),
+    *("copy-start", "copy-done", "async-update", "async-done", "fusion-update", "fusion-done"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One instruction.
+
+    Attributes:
+        name: its name.
+        opcode: its opcode.
+        origin: what it was made of in the program's source, where the compiler tells.
+        times: how often it runs.
+        owned: HBM bytes of all its runs, by owner.
+        kernel: a custom call.
+    """
+
+    name: str
+    opcode: str
+    origin: str
+    times: float
+    owned: Mapping[str, float]
+    kernel: bool
+
+    @property
+    def total(self) -> float:
+        return sum(self.owned.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """Lines that move something.
+
+    Attributes:
+        turn: of one turn of the main loop.
+        outside: of what one execution runs beside it.
+        turns: the main loop's trips, at most.
+        parameters: of the program.
+    """
+
+    turn: tuple[Line, ...]
+    outside: tuple[Line, ...]
+    turns: int
+    parameters: int
+
+
+def owned_bytes(lines: Iterable[Line]) -> dict[str, float]:
+    """Bytes by owner."""
+    found: dict[str, float] = {}
+    for line in lines:
+        for owner, size in line.owned.items():
+            found[owner] = found.get(owner, 0.0) + size
+    return found
+
+
+def main_loop_ledger(
+    text: str,
+    *,
+    owners: Mapping[int, str],
+    kernel_share: Mapping[str, float],
+    branch: Branch = "least",
+) -> Ledger:
+    """The ledger of a compiled program whose work is one loop.
+
+    Args:
+        text: of the compiled program.
+        owners: whose an entry parameter is, by its number; all others are "other".
+        kernel_share: by owner, the part of an operand that a kernel reads (it may be above 1);
+            operands of others count whole.
+        branch: which branch of a conditional runs.
+
+    Raises:
+        ValueError: the entry has no loop, or its number of trips is not in the text.
+    """
+    walk = _Walk(parse_module(text), owners, kernel_share, branch)
+    entry = _Frame(walk.module.computations[walk.module.entry])
+    loops = [node for node in entry.computation.instructions if node.opcode == "while"]
+    bodies = {node.name: walk.lines(entry.inside(walk.module, node, "body"), 1.0) for node in loops}
+    if not loops:
+        raise ValueError("the program has no loop at its top: is it a decode call?")
+    main = max(loops, key=lambda node: sum(line.total for line in bodies[node.name]))
+    trips = loop_trips(walk.module, entry.computation, main).count
+    if trips is None:
+        raise ValueError(f"%{main.name}: its number of turns is known at run time only")
+    outside = walk.lines(entry, 1.0, without=main.name)
+    return Ledger(
+        turn=tuple(bodies[main.name]),
+        outside=tuple(outside),
+        turns=trips,
+        parameters=len(entry.computation.parameters),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+    """A computation and where it is called from: `given` are its parameters in the caller."""
+
+    computation: Computation
+    caller: _Frame | None = None
+    given: tuple[str, ...] = ()
+
+    def inside(self, module: Module, node: Instruction, key: str) -> _Frame:
+        """What `node`, which stands here, calls."""
+        return _Frame(module.computations[node.called(key) or ""], self, node.operands)
+
+    def branches(self, module: Module, node: Instruction) -> list[_Frame]:
+        return [
+            _Frame(module.computations[name], self, (node.operands[1 + i],))
+            for i, name in enumerate(node.branches)
+        ]
+
+
+class _Walk:
+    def __init__(
+        self,
+        module: Module,
+        owners: Mapping[int, str],
+        kernel_share: Mapping[str, float],
+        branch: Branch,
+    ) -> None:
+        self.module, self.owners = module, owners
+        self.kernel_share, self.branch = kernel_share, branch
+
+    def lines(self, frame: _Frame, times: float, *, without: str = "") -> list[Line]:
+        found: list[Line] = []
+        for node in frame.computation.instructions:
+            if node.name == without:
+                continue
+            if node.opcode == "while":
+                count = loop_trips(self.module, frame.computation, node).count
+                body = frame.inside(self.module, node, "body")
+                # A count that the text does not tell is none of the decode programs' own.
+                found += self.lines(body, times * (1 if count is None else count))
+            elif node.opcode == "call":
+                found += self.lines(frame.inside(self.module, node, "to_apply"), times)
+            elif node.opcode == "async-start":
+                found += self.lines(frame.inside(self.module, node, "calls"), times)
+            elif node.opcode == "conditional":
+                parts = [self.lines(f, times) for f in frame.branches(self.module, node)]
+                choose = min if self.branch == "least" else max
+                found += choose(parts, key=lambda part: sum(line.total for line in part))
+            elif node.opcode not in FREE:
+                line = self._line(frame, node, times)
+                if line.total:
+                    found.append(line)
+        return found
+
+    def _line(self, frame: _Frame, node: Instruction, times: float) -> Line:
+        moved, kernel = moves(self.module, frame.computation, node), is_kernel(node)
+        owned: dict[str, float] = {}
+        for name, size in (*moved.reads, *moved.updates):
+            number = self._argument(frame, name, None)
+            owner = OTHER if number is None else self.owners.get(number, OTHER)
+            part = size * self.kernel_share.get(owner, 1.0) if kernel else size
+            owned[owner] = owned.get(owner, 0.0) + times * part
+        owned[OTHER] = owned.get(OTHER, 0.0) + times * moved.written
+        return Line(node.name, node.opcode, node.origin, times, owned, kernel)
+
+    def _argument(self, frame: _Frame, name: str, element: int | None) -> int | None:
+        """The entry parameter that a result is, or is a part or changed copy of."""
+        node = frame.computation.by_name.get(name)
+        if node is None:
+            return None
+        if node.opcode == "parameter":
+            number = int(node.arguments)
+            if frame.caller is None:
+                return number
+            return self._argument(frame.caller, frame.given[number], element)
+        if node.opcode == "get-tuple-element":
+            return self._argument(frame, node.operands[0], node.index)
+        if node.opcode == "tuple" and element is not None:
+            return self._argument(frame, node.operands[element], None)
+        if node.opcode == "while":  # an argument that a loop hands on stays in its place
+            return self._argument(frame, node.operands[0], element)
+        if node.opcode in _SAME_BUFFER:
+            return self._argument(frame, node.operands[0], element)
+        key = "to_apply" if node.opcode == "call" else "calls"
+        if node.opcode in ("call", "fusion", "fusion-start", "async-start"):
+            inner = frame.inside(self.module, node, key)
+            return self._argument(inner, inner.computation.root.name, element)
+        return None
