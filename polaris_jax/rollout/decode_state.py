@@ -40,6 +40,9 @@ class SamplerConfig:
         attention: back end, see `kv_layouts`; "auto" is the platform's own kernel where there is
             one. All but "xla" imply the layout "pages".
         dtype: of weights and pages ("float32", "bfloat16"); None: the model's own.
+        dispatch_ahead: the driver gives the device its next call before it has read the last one's
+            tokens, where pages allow and nothing waits for a slot; None: on accelerators, since on
+            a CPU host and device are the same cores.
         reserve: with num_pages=0, the share of device memory that stays free beside the pool, in
             [0, 1): room for the temporaries of prefill and decode.
     """
@@ -55,6 +58,7 @@ class SamplerConfig:
     layout: Layout = "auto"
     attention: Attention = "auto"
     dtype: str | None = None
+    dispatch_ahead: bool | None = None
     reserve: float = 0.1
 
     def __post_init__(self) -> None:

@@ -26,7 +26,8 @@ class Driver:
     """Requests on their way through one engine.
 
     Args:
-        engine: the device programs: `launch`, `collect`, `prefill_rows`, `copy_pages`, `warm`.
+        engine: the device programs: `launch`, `launch_behind`, `collect`, `prefill_rows`,
+            `copy_pages`, `warm`.
         state: its slots, pages and pool.
         compiles: counts what is compiled meanwhile.
 
@@ -65,6 +66,8 @@ class Driver:
         self._request_of: dict[int, Request] = {}
         self._shard_of: dict[int, int] = {}
         self._next_age = 0
+        self._flight: tuple[Any, int] | None = None  # a call that is on its way, its weights
+        self._revived = False  # a row that is dead for the call on its way
         self._in_step = False
         self.failed = False
         self._to_abort: list[Request] = []
@@ -107,6 +110,8 @@ class Driver:
     def step(self, model: Any, *, version: int) -> None:
         """One plan and one decode call of at most K steps; the requests get what came of it.
 
+        An engine that dispatches ahead gets the next call, too, before this one's tokens are read,
+        where nothing waits for a slot and pages are there; the next `step` then has no plan.
         Callbacks are called while the device works, with what the step before gave; those of a
         request that has ended are called once more at the end.
 
@@ -122,22 +127,21 @@ class Driver:
                     engine.warm(model, state)
                     self._warm = True
                 self._score_prompts(model)
-                self._spread()
-                plans = [scheduler.schedule() for scheduler in self.schedulers]
-                self._apply(model, plans)
-                flight = None
-                if any(scheduler.decoding for scheduler in self.schedulers):
-                    flight = engine.launch(
-                        model,
-                        state,
-                        stop_token_ids=self._stop_ids(),
-                        exit_below=[self._exit_below(s) for s in self.schedulers],
+                flight, self._flight = self._flight, None
+                if flight is None:
+                    self._spread()
+                    self._apply(model, [scheduler.schedule() for scheduler in self.schedulers])
+                    flight = self._launch(model, version)
+                if flight is not None and engine.dispatches_ahead and self._may_go_on():
+                    behind = engine.launch_behind(
+                        model, state, flight[0], stop_token_ids=self._stop_ids()
                     )
+                    self._flight = behind, version
             try:
                 self._deliver(self._requests)
             finally:
                 if flight is not None:
-                    self._absorb(engine.collect(state, flight), version)
+                    self._absorb(engine.collect(state, flight[0]), flight[1])
                 self.failed = False
                 ended = [request for request in self._requests if request.done]
                 for request in ended:
@@ -171,6 +175,7 @@ class Driver:
 
     def void(self) -> None:
         """Forgets all keys and values: live sequences will be computed again."""
+        self._flight = None
         for scheduler in self.schedulers:
             for slot in scheduler.preempt_all():
                 self._state.clear(slot)
@@ -185,6 +190,34 @@ class Driver:
         self._requests = [r for r in self._requests if r is not request]
         for part in request.parts:
             del self._request_of[id(part.prompt)], self._shard_of[id(part.prompt)]
+
+    def _launch(self, model: Any, version: int) -> tuple[Any, int] | None:
+        """A decode call for what decodes, if anything does."""
+        self._revived = False
+        if not any(scheduler.decoding for scheduler in self.schedulers):
+            return None
+        flight = self._engine.launch(
+            model,
+            self._state,
+            stop_token_ids=self._stop_ids(),
+            exit_below=[self._exit_below(s) for s in self.schedulers],
+        )
+        return flight, version
+
+    def _may_go_on(self) -> bool:
+        """Every row has the pages of the call on its way and of one more, and some gets so far."""
+        steps = self._engine.config.decode_steps
+        live = [sequence for scheduler in self.schedulers for sequence in scheduler.live]
+        if self._revived or not any(s.length + steps < s.limit for s in live):
+            return False
+        for scheduler in self.schedulers:
+            grown = scheduler.grow_ahead(2 * steps)
+            if grown is None:
+                return False
+            for sequence in grown:
+                assert sequence.slot is not None
+                self._state.set_pages(sequence.slot, sequence.pages)
+        return True
 
     def _spread(self) -> None:
         """Hands what waits for a slot on to shards that have one free, first in line first."""
@@ -294,3 +327,4 @@ class Driver:
                     self._state.clear(slot)
                 elif not result.alive[slot]:  # at another request's stop token
                     self._place(sample)
+                    self._revived = True

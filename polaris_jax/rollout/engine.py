@@ -26,9 +26,10 @@ from polaris_jax.rollout import programs
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig, compact
 from polaris_jax.rollout.engine_records import Flight, PrefillJob, Prefix, ResultTokens
 from polaris_jax.rollout.paged_kv import pages_for
+from polaris_jax.rollout.prefill_calls import prefill_call, prefill_calls
 from polaris_jax.rollout.program_spec import prefill_shape, program_spec, row_buckets
-from polaris_jax.rollout.programs import NO_TOKEN, Model, Packed
-from polaris_jax.rollout.sampling import MAX_STOP_TOKENS, PromptParams
+from polaris_jax.rollout.programs import Model, Packed
+from polaris_jax.rollout.sampling import PromptParams, pad_stop_ids
 
 
 class Engine:
@@ -45,6 +46,10 @@ class Engine:
         self.slots_a_shard = config.slots // self.data
         self.row_buckets = row_buckets(self.slots_a_shard, fine=self.spec.staged)
         self.prefill_shape = prefill_shape(config.prefill_chunk, fine=self.spec.staged)
+        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        on_accelerator = device.platform != "cpu"
+        asked = config.dispatch_ahead
+        self.dispatches_ahead = on_accelerator if asked is None else asked
         self._programs = programs.compiled(self.spec)
 
     def init_decode_state(self, dtype: Any = jnp.float32) -> DecodeState:
@@ -230,11 +235,38 @@ class Engine:
         index_B = np.full(self.data * bucket, -1)
         for shard, part in enumerate(parts):
             index_B[shard * bucket :][: len(part)] = part
-        stop_X = pad_stop_ids(stop_token_ids)
+        return self._fly(params, state, index_B, stop_token_ids, exit_below)
+
+    def launch_behind(
+        self,
+        params: Model,
+        state: DecodeState,
+        flight: Flight,
+        *,
+        stop_token_ids: Sequence[int] = (),
+    ) -> Flight:
+        """A call that goes on where `flight` ends, before anybody has read that.
+
+        The slots must hold pages for both calls.
+        """
+        return self._fly(params, state, flight.index_B, stop_token_ids, 1, behind=flight)
+
+    def _fly(
+        self,
+        params: Model,
+        state: DecodeState,
+        index_B: np.ndarray,
+        stop_token_ids: Sequence[int],
+        exit_below: int | Sequence[int],
+        *,
+        behind: Flight | None = None,
+    ) -> Flight:
+        bucket = len(index_B) // self.data
         smaller = max((b for b in self.row_buckets if b < bucket), default=0)
         # Once its rows fit the next smaller bucket, a shard's call ends to go on there.
         exit_below_D = np.maximum(np.array(exit_below, np.int32), smaller + 1)
-        state.pool, packed = self._decode(params, state, index_B, stop_X, exit_below_D)
+        stop_X = pad_stop_ids(stop_token_ids)
+        state.pool, packed = self._decode(params, state, index_B, stop_X, exit_below_D, behind)
         return Flight(index_B, packed)
 
     def reserve(self, state: DecodeState, slot: int) -> None:
@@ -263,7 +295,10 @@ class Engine:
         steps = self.config.decode_steps
         packed = jax.device_get(flight.packed)
         slots, rows = self.config.slots, state.rows
-        at_B = np.flatnonzero(flight.index_B >= 0)
+        # Rows that were dead when the call began, and slots left since, are not its business.
+        ran_B = (packed.count_B > 0) | packed.alive_B
+        held_B = [slot >= 0 and bool(state.pages[slot]) for slot in flight.index_B]
+        at_B = np.flatnonzero(ran_B & np.array(held_B))
         live = flight.index_B[at_B]
         data = np.zeros((slots, 2 * steps + 1), np.int32)
         logprobs = np.zeros((slots, steps), np.float32)
@@ -326,9 +361,10 @@ class Engine:
 
     def warm(self, params: Model, state: DecodeState) -> None:
         """Compiles decode and prefill for every number of rows, so that no later call has to."""
-        for bucket in self.prefill_shape.row_buckets:
-            nothing = [[] for _ in range(self.data)]
-            state.pool = self._prefill_call(params, state.pool, nothing, bucket)
+        chunk, width = self.prefill_shape.chunk, self.config.pages_of_a_row
+        for rows in self.prefill_shape.row_buckets:
+            call = prefill_call([[]] * self.data, rows=rows, chunk=chunk, pages_of_a_row=width)
+            state.pool = self._programs.prefill(params, state.pool, *self._up(call))
         for bucket in self.row_buckets:
             nobody = np.full(self.data * bucket, -1)
             state.pool, _ = self._decode(params, state, nobody, pad_stop_ids(()), 1)
@@ -340,63 +376,25 @@ class Engine:
         index_B: np.ndarray,
         stop_X: np.ndarray,
         exit_below: int | np.ndarray,
+        behind: Flight | None = None,
     ) -> tuple[Any, Packed]:
         rows, table_BJ = compact(state, index_B)
         exit_below_D = np.broadcast_to(np.asarray(exit_below, np.int32), (self.data,))
         rows, table_BJ, exit_below_D = self._up((rows, table_BJ, exit_below_D))
+        if behind is not None:
+            last = behind.packed
+            rows = rows._replace(
+                token_B=last.token_B, position_B=last.position_B, alive_B=last.alive_B
+            )
+        if self.dispatches_ahead:
+            rows = sharding.on_slots(rows, self.spec.mesh)
         stop_X = self._up(stop_X, axis=None)
         return self._programs.decode(params, state.pool, rows, table_BJ, stop_X, exit_below_D)
 
     def _run_prefill(
         self, params: Model, pool: Any, jobs_by_shard: Sequence[Sequence[PrefillJob]]
     ) -> Any:
-        """The pool after all jobs, in calls of as many rows as fit what is left.
-
-        In each layer a call writes the keys and values of all its rows before any row attends, so a
-        sequence may go on in the next row, and a row may read pages that one before it writes.
-        """
-        chunk, buckets = self.prefill_shape
-        waiting = [
-            [
-                PrefillJob(job.tokens[i : i + chunk], job.pages, job.start + i)
-                for job in jobs
-                for i in range(0, len(job.tokens), chunk)
-            ]
-            for jobs in jobs_by_shard
-        ]
-        while most := max(map(len, waiting)):
-            rows = max((b for b in buckets if b <= most), default=buckets[0])
-            pool = self._prefill_call(params, pool, [queue[:rows] for queue in waiting], rows)
-            waiting = [queue[rows:] for queue in waiting]
+        width = self.config.pages_of_a_row
+        for call in prefill_calls(jobs_by_shard, self.prefill_shape, pages_of_a_row=width):
+            pool = self._programs.prefill(params, pool, *self._up(call))
         return pool
-
-    def _prefill_call(
-        self, params: Model, pool: Any, rows_by_shard: Sequence[Sequence[PrefillJob]], rows: int
-    ) -> Any:
-        """The pool after one call with so many rows a data shard, of a chunk at most each."""
-        total = self.data * rows
-        token_BT = np.zeros((total, self.prefill_shape.chunk), np.int32)
-        first_B, count_B = np.zeros(total, np.int32), np.zeros(total, np.int32)
-        table_BJ = np.zeros((total, self.config.pages_of_a_row), np.int32)
-        for shard, jobs in enumerate(rows_by_shard):
-            for row, job in enumerate(jobs, start=shard * rows):
-                token_BT[row, : len(job.tokens)] = job.tokens
-                first_B[row], count_B[row] = job.start, len(job.tokens)
-                table_BJ[row, : len(job.pages)] = job.pages
-        arrays = self._up((token_BT, first_B, count_B, table_BJ))
-        return self._programs.prefill(params, pool, *arrays)
-
-
-def pad_stop_ids(stop_token_ids: Sequence[int]) -> np.ndarray:
-    """int32 [16] stop ids, filled up with -1, so that their number compiles nothing anew.
-
-    Raises:
-        ValueError: more than 16 ids.
-    """
-    if len(stop_token_ids) > MAX_STOP_TOKENS:
-        raise ValueError(
-            f"stop_token_ids: {len(stop_token_ids)} ids, at most {MAX_STOP_TOKENS} are supported"
-        )
-    padded = np.full(MAX_STOP_TOKENS, NO_TOKEN, np.int32)
-    padded[: len(stop_token_ids)] = list(stop_token_ids)
-    return padded

@@ -24,9 +24,8 @@ from polaris_jax.rollout import paged_kv, staged_kv
 from polaris_jax.rollout.decode_state import Rows
 from polaris_jax.rollout.fused_weights import FusedWeights
 from polaris_jax.rollout.program_spec import ProgramSpec
-from polaris_jax.rollout.sampling import draw_tokens, row_keys, row_uniforms
+from polaris_jax.rollout.sampling import NO_TOKEN, draw_tokens, row_keys, row_uniforms
 
-NO_TOKEN = -1
 STAGED_HEAD_AXIS = 2
 QUERY_HEAD_AXIS = 2
 
@@ -35,11 +34,16 @@ Model = Qwen | FusedWeights
 
 
 class Packed(NamedTuple):
-    """What a decode call brings back to the host, rows as in the call; `steps` a data shard."""
+    """What a decode call brings back to the host, rows as in the call; `steps` a data shard.
+
+    With `token_B` (the last token), `position_B` and `alive_B` another call can go on at once.
+    """
 
     token_BK: Any
     logp_BK: Any
     count_B: Any
+    token_B: Any
+    position_B: Any
     alive_B: Any
     steps: Any
 
@@ -254,10 +258,12 @@ def _decode(
         jnp.full((batch, steps), NO_TOKEN, jnp.int32),
         jnp.zeros((batch, steps), jnp.float32),
     )
-    ran, _, position_B, alive_B, cache, token_BK, logp_BK = jax.lax.while_loop(going, step, state)
+    ran, token_B, position_B, alive_B, cache, token_BK, logp_BK = jax.lax.while_loop(
+        going, step, state
+    )
     count_B = position_B - rows.position_B
     if spec.staged:
         pool = _write_staged(spec, pool, cache, rows.position_B, count_B, table_BJ)
     else:
         pool = cache
-    return pool, Packed(token_BK, logp_BK, count_B, alive_B, ran[None])
+    return pool, Packed(token_BK, logp_BK, count_B, token_B, position_B, alive_B, ran[None])

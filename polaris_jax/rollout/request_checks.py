@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.rollout.decode_state import SamplerConfig
-from polaris_jax.rollout.engine import pad_stop_ids
 from polaris_jax.rollout.run import OnProgress, OnTokens, Request
-from polaris_jax.rollout.sampling import PromptParams, SamplingParams, per_prompt
+from polaris_jax.rollout.sampling import PromptParams, SamplingParams, pad_stop_ids, per_prompt
 
 Prompts = Sequence[Sequence[Any] | np.ndarray]
 

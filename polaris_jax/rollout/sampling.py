@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 MAX_STOP_TOKENS = 16
+NO_TOKEN = -1
 MAX_SEED = 2**32 - 1
 
 Number = float | int
@@ -111,6 +112,21 @@ def _check(index: int, row: PromptParams) -> None:
     for name, ok, rule in rules:
         if not ok:
             raise ValueError(f"prompt {index}: {name}={getattr(row, name)}: must be {rule}")
+
+
+def pad_stop_ids(stop_token_ids: Sequence[int]) -> np.ndarray:
+    """int32 [16] stop ids, filled up with -1, so that their number compiles nothing anew.
+
+    Raises:
+        ValueError: more than 16 ids.
+    """
+    if len(stop_token_ids) > MAX_STOP_TOKENS:
+        raise ValueError(
+            f"stop_token_ids: {len(stop_token_ids)} ids, at most {MAX_STOP_TOKENS} are supported"
+        )
+    padded = np.full(MAX_STOP_TOKENS, NO_TOKEN, np.int32)
+    padded[: len(stop_token_ids)] = list(stop_token_ids)
+    return padded
 
 
 class RowParams(NamedTuple):

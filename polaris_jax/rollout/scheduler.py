@@ -163,6 +163,28 @@ class Scheduler:
         self._expired = []
         return plan
 
+    def grow_ahead(self, steps: int) -> list[Sequence] | None:
+        """Gives every live sequence the pages of its next `steps` steps, at nobody's expense.
+
+        Returns:
+            The sequences whose pages changed; None where something waits or prefills, no sequence
+            can get that far, or pages are missing.
+        """
+        live = self.live
+        if self._queue or not all(s.decodes for s in live):
+            return None
+        missing = [
+            (s, pages_for(s.tokens_after(steps), self._page_size) - len(s.pages)) for s in live
+        ]
+        grown = [(s, count) for s, count in missing if count > 0]
+        if sum(count for _, count in grown) > self._allocator.num_free:
+            return None
+        for sequence, count in grown:
+            pages = self._allocator.allocate(count)
+            assert pages is not None
+            sequence.pages = [*sequence.pages, *pages]
+        return [s for s, _ in grown]
+
     def finish(self, sequence: Sequence) -> None:
         """Takes a sequence out of its slot and releases its pages; full ones stay findable."""
         assert sequence.slot is not None

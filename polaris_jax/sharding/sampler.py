@@ -215,6 +215,15 @@ def on_members(tree: Any, mesh: Mesh | None, *, axis: int | None = 0) -> Any:
     return jax.tree.map(lambda x: global_array(np.asarray(x), where), tree)
 
 
+def on_slots(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays of rows, from the host or a program, all laid out as the slots are.
+
+    A program compiles anew for arrays that lie otherwise; these always lie alike.
+    """
+    where = jax.devices()[0] if mesh is None else slot_sharding(mesh)
+    return jax.device_put(tree, where)
+
+
 def to_members(mesh: Mesh) -> NamedSharding:
     """Of a program's results for the host: by slots; where several processes read them, whole."""
     return slot_sharding(mesh) if len(member_processes(mesh)) == 1 else replicated(mesh)

@@ -77,6 +77,8 @@ class FakeEngine:
     def __init__(self, config: SamplerConfig, shards: int = 1):
         self.config, self.data = config, shards
         self.slots_a_shard = config.slots // shards
+        self.dispatches_ahead = bool(config.dispatch_ahead)
+        self.launched_behind = 0
         self.prefilled_tokens = 0
         self.most_prefilled = 0  # in a step, by one shard
         self.begin_step()
@@ -119,12 +121,43 @@ class FakeEngine:
     def launch(
         self, model: int, state: DecodeState, *, stop_token_ids: Any, exit_below: Any
     ) -> FakeFlight:
+        position_B, token_B = state.rows.position_B, state.rows.token_B
+        begin = {
+            int(slot): (int(position_B[slot]), int(token_B[slot]))
+            for slot in np.flatnonzero(state.rows.alive_B)
+        }
+        return self._run(model, state, begin, stop_token_ids, exit_below)
+
+    def launch_behind(
+        self, model: int, state: DecodeState, flight: FakeFlight, *, stop_token_ids: Any
+    ) -> FakeFlight:
+        """Begins at what the flight holds; the host's rows are those from before it."""
+        self.launched_behind += 1
+        begin = {}
+        for slot in (slot for slot in flight.index if flight.alive[slot]):
+            new, before = flight.tokens[slot], int(state.rows.position_B[slot])
+            token = new[-1] if new else int(state.rows.token_B[slot])
+            begin[slot] = before + len(new), token
+        behind = self._run(model, state, begin, stop_token_ids, [1] * self.data)
+        for slot in flight.index:
+            behind.tokens.setdefault(slot, [])
+            behind.alive.setdefault(slot, False)
+        return dataclasses.replace(behind, index=flight.index)
+
+    def _run(
+        self,
+        model: int,
+        state: DecodeState,
+        begin: dict[int, tuple[int, int]],
+        stop_token_ids: Any,
+        exit_below: Any,
+    ) -> FakeFlight:
         assert len(stop_token_ids) <= 16
-        live = [int(slot) for slot in np.flatnonzero(state.rows.alive_B)]
+        live = list(begin)
         flight = FakeFlight(live, {}, {}, 0)
         for shard in range(self.data):
             own = [slot for slot in live if slot // self.slots_a_shard == shard]
-            rows = {slot: self._read(model, state, shard, slot) for slot in own}
+            rows = {slot: self._read(model, state, shard, slot, *begin[slot]) for slot in own}
             alive = set(own)
             steps = 0
             while steps < self.config.decode_steps and len(alive) >= max(1, exit_below[shard]):
@@ -135,26 +168,26 @@ class FakeEngine:
                     if new in stop_token_ids or position + 1 >= state.rows.limit_B[slot]:
                         alive.discard(slot)
             for slot in own:
-                start = int(state.rows.position_B[slot]) + 1
-                flight.tokens[slot] = rows[slot][0][start:]
+                flight.tokens[slot] = rows[slot][0][begin[slot][0] + 1 :]
                 flight.alive[slot] = slot in alive
             flight.steps = max(flight.steps, steps)
         return flight
 
-    def _read(self, model: int, state: DecodeState, shard: int, slot: int) -> tuple[list, list]:
+    def _read(
+        self, model: int, state: DecodeState, shard: int, slot: int, position: int, token: int
+    ) -> tuple[list, list]:
         """(history with the last token, chain of all but the last), checked against each other."""
         rows, size, pages = state.rows, self.config.page_size, state.pages[slot]
-        position = int(rows.position_B[slot])
-        wanted = pages_for(state.tokens_after(slot, self.config.decode_steps), size)
-        assert len(pages) >= wanted, "no page for the tokens of this call"
+        last = min(position + self.config.decode_steps, int(rows.limit_B[slot]) - 1)
+        assert len(pages) >= pages_for(last, size), "no page for the tokens of this call"
         used = [state.pool.shards[shard][page] for page in pages]
         entries = [entry for page in used for entry in page][:position]
-        history = [token for token, _ in entries]
+        history = [seen for seen, _ in entries]
         chain = chain_start(model)
-        for token, found in entries:
-            chain = link(chain, token)
+        for seen, found in entries:
+            chain = link(chain, seen)
             assert found == chain, "a page was read before it was written"
-        return [*history, int(rows.token_B[slot])], [chain]
+        return [*history, token], [chain]
 
     def _decode_one(self, state: DecodeState, shard: int, slot: int, row: tuple[list, list]) -> int:
         history, chain = row
@@ -179,6 +212,8 @@ class FakeEngine:
         counts = np.zeros(slots, np.int32)
         for slot in flight.index:
             new = flight.tokens[slot]
+            if not state.pages[slot] or not (new or flight.alive[slot]):
+                continue
             counts[slot] = len(new)
             data[slot, : len(new)] = new
             if new:

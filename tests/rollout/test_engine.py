@@ -5,10 +5,11 @@ import pytest
 
 from polaris_jax.rollout import SamplerConfig, programs
 from polaris_jax.rollout.decode_state import compact
-from polaris_jax.rollout.engine import Engine, pad_stop_ids
+from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.engine_records import PrefillJob
+from polaris_jax.rollout.prefill_calls import prefill_calls
 from polaris_jax.rollout.program_spec import row_buckets
-from polaris_jax.rollout.sampling import PromptParams
+from polaris_jax.rollout.sampling import PromptParams, pad_stop_ids
 from polaris_jax.rollout.staged_kv import TILE_ROWS, tile_rows
 from tests.rollout.rollout_cases import CONFIG, dense_logits, random_prompts, small_model
 
@@ -180,16 +181,15 @@ def test_prefill_calls_are_as_large_as_what_is_left(prefill_chunk, rows):
     few, many = made.prefill_shape.row_buckets
     assert (made.prefill_shape.chunk, few, many) == (rows, 128 // rows, 512 // rows)
     tokens = [int(x) for x in np.random.default_rng(0).integers(0, 64, 700)]
-    asked = []
-    original = made._prefill_call
-    made._prefill_call = lambda *args: asked.append(args[-1]) or original(*args)
     jobs = [
         PrefillJob(tokens, list(range(1, 176))),
         PrefillJob(tokens[8:10], [1, 2, 200], start=8),
     ]
-    made.prefill_rows(model, state, [jobs])
     total = -(-len(tokens) // rows) + 1
-    assert asked == [many, *[few] * -(-(total - many) // few)]
+    calls = list(prefill_calls([jobs], made.prefill_shape, pages_of_a_row=256))
+    assert [len(c.count_B) for c in calls] == [many, *[few] * -(-(total - many) // few)]
+    assert sum(int(c.count_B.sum()) for c in calls) == len(tokens) + 2
+    made.prefill_rows(model, state, [jobs])
     alone = made.init_decode_state()
     for job in (jobs[0], PrefillJob(tokens[:10], [300, 301, 302])):
         for i in range(0, len(job.tokens), rows):

@@ -369,6 +369,28 @@ def test_the_pool_is_usable_to_its_last_page():
     assert CONFIG.vocab_size == 61
 
 
+def test_calls_dispatched_ahead_give_the_same_and_compile_nothing_more():
+    # Another id than those of the first request ends rows on the device that must go on.
+    mine = SamplingParams(max_tokens=30, seed=5, n=2, stop_token_ids=STOPS)
+    others = SamplingParams(max_tokens=30, seed=6, n=2, stop_token_ids=(11, 12, 13, 14))
+    answers = []
+    for ahead in (False, True):
+        sampler = Sampler(small_model(), dataclasses.replace(ROOMY, dispatch_ahead=ahead))
+        sampler.generate(PROMPTS[:4], mine)
+        sampler.reset_stats()
+        requests = [sampler.submit(PROMPTS[:4], p) for p in (mine, others)]
+        while sampler.step():
+            pass
+        answers.append([request.responses() for request in requests])
+        assert sampler.stats()["compiles"] == 0
+        assert sampler.stats()["pages_used"] == 0
+    for plain, ahead in zip(*answers, strict=True):
+        for group, other in zip(plain, ahead, strict=True):
+            assert [r.token_ids for r in group] == [r.token_ids for r in other]
+            for x, y in zip(group, other, strict=True):
+                np.testing.assert_allclose(x.logprobs, y.logprobs, atol=SCHEDULE_LOGPROB_ATOL)
+
+
 # --- prefixes ---
 
 

@@ -326,3 +326,48 @@ def test_what_waits_goes_on_at_whichever_shard_has_a_slot():
     sampler.run()
     # 164 + 8 tokens over 4 slots; alone the first shard would take 2 x 40 steps.
     assert sampler.driver.steps <= 52
+
+
+def ahead(num_pages=80, **fields):
+    return FakeSampler(
+        SamplerConfig(
+            slots=4, page_size=4, num_pages=num_pages, max_len=64, decode_steps=4,
+            dispatch_ahead=True, **fields,
+        )
+    )  # fmt: skip
+
+
+def test_the_next_call_is_on_its_way_before_the_last_is_read():
+    sampler = ahead()
+    sampler.submit([(1, 2)], [settings(40)], 4)
+    sampler.step()
+    assert sampler.engine.launched_behind == 1
+    sampler.run()
+    # 40 tokens are 10 calls; the last two end all rows, so nothing goes on behind them.
+    assert (sampler.blocks, sampler.engine.launched_behind) == (10, 9)
+
+
+def test_nothing_is_launched_behind_where_somebody_waits_or_pages_lack():
+    waiting, short = ahead(), ahead(num_pages=12)
+    waiting.submit([(1, 2)], [settings(8)], 5)
+    waiting.step()
+    assert waiting.engine.launched_behind == 0
+    waiting.run()
+    # 11 pages: four rows of 5 tokens hold 8, and 4 tokens more each want 12.
+    short.submit([(1, 2)], [settings(10)], 4)
+    short.step()
+    assert short.engine.launched_behind == 0
+    short.run()
+
+
+def test_a_call_on_its_way_is_let_go_where_its_rows_are():
+    sampler = ahead()
+    first = sampler.submit([(1, 2)], [settings(40)], 2)
+    sampler.submit([(3, 4)], [settings(40)], 2)
+    sampler.step()
+    sampler.abort(first)
+    # The newcomer gets the slots, once the call on its way has ended.
+    sampler.submit([(5, 6, 7)], [settings(30)], 2)
+    sampler.step()
+    sampler.update_weights()
+    sampler.run()

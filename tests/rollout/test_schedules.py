@@ -51,6 +51,7 @@ def fake_samplers(draw) -> FakeSampler:
         decode_steps=draw(st.integers(1, 8)),
         prefill_budget=draw(st.sampled_from([0, 1, 3, 16])),
         prefix_cache=draw(st.booleans()),
+        dispatch_ahead=draw(st.booleans()),
     )
     return FakeSampler(config, shards)
 
@@ -124,8 +125,13 @@ def params_of(act: Submit) -> SamplingParams:
 class RealRun:
     """A sampler with few pages, and what it has been asked for."""
 
-    def __init__(self, budget: int, prefix_cache: bool):
-        config = SamplerConfig(**SIZES, prefill_budget=budget, prefix_cache=prefix_cache)
+    def __init__(self, budget: int, prefix_cache: bool, dispatch_ahead: bool):
+        config = SamplerConfig(
+            **SIZES,
+            prefill_budget=budget,
+            prefix_cache=prefix_cache,
+            dispatch_ahead=dispatch_ahead,
+        )
         self.sampler = Sampler(small_model(), config)
         self.asked: list[tuple] = []
 
@@ -180,25 +186,32 @@ class RealRun:
         assert parted <= 1 + tokens // 10_000
 
 
-def check_real(budget: int, prefix_cache: bool, schedule: list[Submit | Act]) -> None:
-    run = RealRun(budget, prefix_cache)
+def check_real(
+    budget: int, prefix_cache: bool, dispatch_ahead: bool, schedule: list[Submit | Act]
+) -> None:
+    run = RealRun(budget, prefix_cache, dispatch_ahead)
     for act in schedule:
         run.act(act)
     run.check()
 
 
-REAL = (st.sampled_from([0, 3, 16]), st.booleans(), schedules(CONFIG.vocab_size, 8))
+REAL = (
+    st.sampled_from([0, 3, 16]),
+    st.booleans(),
+    st.booleans(),
+    schedules(CONFIG.vocab_size, 8),
+)
 
 
 @cases(10)
 @hypothesis.given(*REAL)
-def test_10_schedules_on_the_engine(budget, prefix_cache, schedule):
-    check_real(budget, prefix_cache, schedule)
+def test_10_schedules_on_the_engine(budget, prefix_cache, dispatch_ahead, schedule):
+    check_real(budget, prefix_cache, dispatch_ahead, schedule)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @cases(200)
 @hypothesis.given(*REAL)
-def test_200_schedules_on_the_engine(budget, prefix_cache, schedule):
-    check_real(budget, prefix_cache, schedule)
+def test_200_schedules_on_the_engine(budget, prefix_cache, dispatch_ahead, schedule):
+    check_real(budget, prefix_cache, dispatch_ahead, schedule)

@@ -47,6 +47,7 @@ class CountingEngine:
     def __init__(self, config: SamplerConfig, shards: int):
         self.config, self.data = config, shards
         self.slots_a_shard = config.slots // shards
+        self.dispatches_ahead = False
         self.time = 0.0
 
     def warm(self, model: Any, state: Any) -> None:

@@ -6,6 +6,7 @@ Prints one JSON line: tokens and log-probs, the compilations of a second round, 
 and the pool's size where memory is left to decide.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -43,7 +44,8 @@ def main() -> None:
     trainer = make_mesh(MeshSection(fsdp=4))
     where = param_shardings(wide_model(), trainer, TRAINER_RULES, axes=param_axes(WIDE))
     mesh = make_sampler_mesh(split_devices(0, 2)[1], data=data, tensor=tensor)
-    sampler = Sampler(host, SIZES, mesh=mesh)  # alike in both, on the host
+    config = dataclasses.replace(SIZES, dispatch_ahead=data > 1)
+    sampler = Sampler(host, config, mesh=mesh)  # weights alike in both, on the host
     first = sampler.generate(PROMPTS, PARAMS)
     sampler.release_pool()
     sampler.update_weights(private_copies(host, where))  # the trainer's, over both

@@ -1,0 +1,53 @@
+"""The rules that end a run whose numbers cannot be trusted."""
+
+import json
+
+import pytest
+
+from polaris_jax.config import build_config, default_config
+from polaris_jax.step_rules import check_health
+from tests.micro_run import flags, make_base, start_train
+
+
+def config(*, gate: float = 0.0, max_skips: int = 3):
+    tree = default_config()
+    tree.rollout.max_logp_gap_mean = gate
+    tree.optimizer.max_skips = max_skips
+    return build_config(tree)
+
+
+def test_a_gap_above_the_gate_ends_the_run_and_one_below_does_not():
+    check_health(4, 0, {"rollout/logp_gap_mean": 0.019}, config(gate=0.02))
+    words = r"step 4: rollout/logp_gap_mean=0.021 nats exceeds rollout.max_logp_gap_mean=0.02"
+    with pytest.raises(RuntimeError, match=words):
+        check_health(4, 0, {"rollout/logp_gap_mean": 0.021}, config(gate=0.02))
+
+
+@pytest.mark.parametrize("metrics", [{}, {"rollout/logp_gap_mean": None}])
+def test_a_step_without_fresh_tokens_has_no_gap_to_judge(metrics):
+    check_health(0, 0, metrics, config(gate=1e-9))
+
+
+def test_without_a_gate_no_gap_is_too_large():
+    check_health(0, 0, {"rollout/logp_gap_mean": 5.0}, config(gate=0.0))
+
+
+def test_updates_skipped_in_a_row_end_the_run():
+    check_health(7, 2, {}, config())
+    with pytest.raises(RuntimeError, match="step 7: 3 updates in a row had a non-finite gradient"):
+        check_health(7, 3, {}, config())
+
+
+@pytest.mark.slow
+def test_the_gate_fires_in_a_run(tmp_path):
+    """Rounding alone is above this gate: the first step is the last, and it is written."""
+    base, problems = make_base(tmp_path)
+    gate = "--config.rollout.max_logp_gap_mean=1e-12"
+    process = start_train(tmp_path / "run", flags(base, problems, gate))
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, out
+    assert "Traceback" not in out
+    assert "exceeds rollout.max_logp_gap_mean=1e-12: the sampler's policy is not" in out
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0]
+    assert 1e-12 < lines[0]["rollout/logp_gap_mean"] < 1e-4
