@@ -22,7 +22,7 @@ from polaris_jax.rollout import programs, weight_sync
 from polaris_jax.rollout.decode_state import Rows, SamplerConfig
 from polaris_jax.rollout.program_spec import (
     ProgramSpec,
-    prefill_rows_a_call,
+    prefill_shape,
     program_spec,
     row_buckets,
 )
@@ -93,16 +93,16 @@ def decode_program(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh)
 
 
 def prefill_program(
-    model_config: ModelConfig, config: SamplerConfig, mesh: Mesh, *, chunk: int | None = None
+    model_config: ModelConfig, config: SamplerConfig, mesh: Mesh
 ) -> AbstractProgram:
-    """A prefill call with rows of `chunk` tokens (default: `config.prefill_chunk`).
+    """The largest prefill call.
 
     Raises:
         ValueError: as `decode_program`.
     """
     spec = program_spec(model_config, config, mesh)
-    chunk = config.prefill_chunk if chunk is None else chunk
-    rows = sharding.slot_shards(mesh) * prefill_rows_a_call(chunk)
+    chunk, row_buckets = prefill_shape(config.prefill_chunk, fine=spec.staged)
+    rows = sharding.slot_shards(mesh) * row_buckets[-1]
     args = (
         abstract_weights(model_config, _dtype(config), mesh),
         _abstract_pool(model_config, config, spec),

@@ -26,8 +26,7 @@ class Driver:
     """Requests on their way through one engine.
 
     Args:
-        engine: the device programs: `launch`, `collect`, `prefill_rows`, `prefill_chunk`,
-            `copy_pages`, `warm`.
+        engine: the device programs: `launch`, `collect`, `prefill_rows`, `copy_pages`, `warm`.
         state: its slots, pages and pool.
         compiles: counts what is compiled meanwhile.
 
@@ -66,7 +65,6 @@ class Driver:
         self._request_of: dict[int, Request] = {}
         self._shard_of: dict[int, int] = {}
         self._next_age = 0
-        self._longest = 0
         self._in_step = False
         self.failed = False
         self._to_abort: list[Request] = []
@@ -101,7 +99,6 @@ class Driver:
                 sample.age += self._next_age
             self._shard_of[id(part.prompt)] = shard
             self.schedulers[shard].add(part.prompt, part.samples)
-            self._longest = max(self._longest, len(part.prompt.tokens))
         self._next_age += request.num_total
         self.prompt_tokens += request.num_prompt_tokens
         if not request.done:
@@ -125,6 +122,7 @@ class Driver:
                     engine.warm(model, state)
                     self._warm = True
                 self._score_prompts(model)
+                self._spread()
                 plans = [scheduler.schedule() for scheduler in self.schedulers]
                 self._apply(model, plans)
                 flight = None
@@ -187,8 +185,27 @@ class Driver:
         self._requests = [r for r in self._requests if r is not request]
         for part in request.parts:
             del self._request_of[id(part.prompt)], self._shard_of[id(part.prompt)]
-        if not self._requests:
-            self._longest = 0
+
+    def _spread(self) -> None:
+        """Hands what waits for a slot on to shards that have one free, first in line first."""
+        while True:
+            target = max(self.schedulers, key=lambda s: s.free_slots())
+            if not target.free_slots():
+                return
+            spare = [
+                (sample.age, shard, sample)
+                for shard, scheduler in enumerate(self.schedulers)
+                if (sample := scheduler.oldest_to_spare()) is not None
+            ]
+            if not spare:
+                return
+            _, shard, sample = min(spare)
+            self.schedulers[shard].withdraw(sample)
+            request = self._request_of[id(sample.prompt)]
+            part = request.split(sample)
+            self._request_of[id(part.prompt)] = request
+            self._shard_of[id(part.prompt)] = self.schedulers.index(target)
+            target.add(part.prompt, part.samples)
 
     def _score_prompts(self, model: Any) -> None:
         for request in self._requests:
@@ -226,22 +243,19 @@ class Driver:
                 state.set_pages(sample.slot, sample.pages)
             for sample in plan.started:
                 self._place(sample)
-        # What to pad rows to is a function of the live requests, not of earlier ones.
-        chunk = engine.prefill_chunk(self._longest - 1)
-        for wave in range(2):
-            jobs = [
-                [
-                    PrefillJob(
-                        part.sequence.history(part.start, part.stop),
-                        part.sequence.pages,
-                        part.start,
-                    )
-                    for part in plan.waves[wave]
-                ]
-                for plan in plans
+        jobs = [
+            [
+                PrefillJob(
+                    part.sequence.history(part.start, part.stop),
+                    part.sequence.pages,
+                    part.start,
+                )
+                for part in plan.parts
             ]
-            if any(jobs):
-                engine.prefill_rows(model, state, jobs, chunk=chunk)
+            for plan in plans
+        ]
+        if any(jobs):
+            engine.prefill_rows(model, state, jobs)
         if any(plan.copies for plan in plans):
             engine.copy_pages(state, [plan.copies for plan in plans])
 

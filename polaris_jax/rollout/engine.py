@@ -26,11 +26,9 @@ from polaris_jax.rollout import programs
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig, compact
 from polaris_jax.rollout.engine_records import Flight, PrefillJob, Prefix, ResultTokens
 from polaris_jax.rollout.paged_kv import pages_for
-from polaris_jax.rollout.program_spec import prefill_rows_a_call, program_spec, row_buckets
+from polaris_jax.rollout.program_spec import prefill_shape, program_spec, row_buckets
 from polaris_jax.rollout.programs import NO_TOKEN, Model, Packed
 from polaris_jax.rollout.sampling import MAX_STOP_TOKENS, PromptParams
-
-MIN_PREFILL_CHUNK = 32
 
 
 class Engine:
@@ -46,6 +44,7 @@ class Engine:
         self.spec = program_spec(model_config, config, mesh)
         self.slots_a_shard = config.slots // self.data
         self.row_buckets = row_buckets(self.slots_a_shard, fine=self.spec.staged)
+        self.prefill_shape = prefill_shape(config.prefill_chunk, fine=self.spec.staged)
         self._programs = programs.compiled(self.spec)
 
     def init_decode_state(self, dtype: Any = jnp.float32) -> DecodeState:
@@ -102,7 +101,7 @@ class Engine:
             tokens = [int(existing_prefix.token), *tokens]
             pool = jax.tree.map(jnp.copy, existing_prefix.pages)
         job = PrefillJob(tokens[:-1], list(range(1, width + 1)), start)
-        pool = self._run_prefill(params, pool, [[job]], self.prefill_chunk(len(tokens)))
+        pool = self._run_prefill(params, pool, [[job]])
         return Prefix(pool, np.int32(tokens[-1]), np.int32(start + len(tokens)))
 
     def insert(
@@ -249,30 +248,22 @@ class Engine:
 
     # --- what JetStream's contract lacks ---
 
-    def prefill_chunk(self, longest: int) -> int:
-        """Tokens of a prefill call's rows when the longest prompt has so many."""
-        chunk = min(MIN_PREFILL_CHUNK, self.config.prefill_chunk)
-        while chunk < min(longest, self.config.prefill_chunk):
-            chunk = min(2 * chunk, self.config.prefill_chunk)
-        return chunk
-
     def prefill_rows(
         self,
         params: Model,
         state: DecodeState,
         jobs_by_shard: Sequence[Sequence[PrefillJob]],
-        *,
-        chunk: int,
     ) -> None:
         """Writes the keys and values of several token sequences into their pages of the pool.
+
+        A job may read pages that one before it writes.
 
         Args:
             params: weights.
             state: its pool is changed.
             jobs_by_shard: the sequences of each data shard.
-            chunk: from `prefill_chunk`; one compiled program for each.
         """
-        state.pool = self._run_prefill(params, state.pool, jobs_by_shard, chunk)
+        state.pool = self._run_prefill(params, state.pool, jobs_by_shard)
 
     def copy_pages(
         self, state: DecodeState, pairs_by_shard: Sequence[Sequence[tuple[int, int]]]
@@ -289,7 +280,10 @@ class Engine:
             state.pool = self._programs.copy_pages(state.pool, *pairs)
 
     def warm(self, params: Model, state: DecodeState) -> None:
-        """Compiles decode for every row bucket, so that no later call has to."""
+        """Compiles decode and prefill for every number of rows, so that no later call has to."""
+        for bucket in self.prefill_shape.row_buckets:
+            nothing = [[] for _ in range(self.data)]
+            state.pool = self._prefill_call(params, state.pool, nothing, bucket)
         for bucket in self.row_buckets:
             nobody = np.full(self.data * bucket, -1)
             state.pool, _ = self._decode(params, state, nobody, pad_stop_ids(()), 1)
@@ -309,28 +303,43 @@ class Engine:
         return self._programs.decode(params, state.pool, rows, table_BJ, stop_X, exit_below_D)
 
     def _run_prefill(
-        self, params: Model, pool: Any, jobs_by_shard: Sequence[Sequence[PrefillJob]], chunk: int
+        self, params: Model, pool: Any, jobs_by_shard: Sequence[Sequence[PrefillJob]]
     ) -> Any:
-        batch = prefill_rows_a_call(chunk)
-        total, width = self.data * batch, self.config.pages_of_a_row
-        waiting = [[(job, 0) for job in jobs if job.tokens] for jobs in jobs_by_shard]
-        while any(waiting):
-            token_BT = np.zeros((total, chunk), np.int32)
-            first_B, count_B = np.zeros(total, np.int32), np.zeros(total, np.int32)
-            table_BJ = np.zeros((total, width), np.int32)
-            for shard, queue in enumerate(waiting):
-                unfinished = []
-                for row, (job, done) in enumerate(queue[:batch], start=shard * batch):
-                    part = job.tokens[done : done + chunk]
-                    token_BT[row, : len(part)] = part
-                    first_B[row], count_B[row] = job.start + done, len(part)
-                    table_BJ[row, : len(job.pages)] = job.pages
-                    if done + chunk < len(job.tokens):
-                        unfinished.append((job, done + chunk))
-                waiting[shard] = unfinished + queue[batch:]
-            rows = self._up((token_BT, first_B, count_B, table_BJ))
-            pool = self._programs.prefill(params, pool, *rows)
+        """The pool after all jobs, in calls of as many rows as fit what is left.
+
+        In each layer a call writes the keys and values of all its rows before any row attends, so a
+        sequence may go on in the next row, and a row may read pages that one before it writes.
+        """
+        chunk, buckets = self.prefill_shape
+        waiting = [
+            [
+                PrefillJob(job.tokens[i : i + chunk], job.pages, job.start + i)
+                for job in jobs
+                for i in range(0, len(job.tokens), chunk)
+            ]
+            for jobs in jobs_by_shard
+        ]
+        while most := max(map(len, waiting)):
+            rows = max((b for b in buckets if b <= most), default=buckets[0])
+            pool = self._prefill_call(params, pool, [queue[:rows] for queue in waiting], rows)
+            waiting = [queue[rows:] for queue in waiting]
         return pool
+
+    def _prefill_call(
+        self, params: Model, pool: Any, rows_by_shard: Sequence[Sequence[PrefillJob]], rows: int
+    ) -> Any:
+        """The pool after one call with so many rows a data shard, of a chunk at most each."""
+        total = self.data * rows
+        token_BT = np.zeros((total, self.prefill_shape.chunk), np.int32)
+        first_B, count_B = np.zeros(total, np.int32), np.zeros(total, np.int32)
+        table_BJ = np.zeros((total, self.config.pages_of_a_row), np.int32)
+        for shard, jobs in enumerate(rows_by_shard):
+            for row, job in enumerate(jobs, start=shard * rows):
+                token_BT[row, : len(job.tokens)] = job.tokens
+                first_B[row], count_B[row] = job.start, len(job.tokens)
+                table_BJ[row, : len(job.pages)] = job.pages
+        arrays = self._up((token_BT, first_B, count_B, table_BJ))
+        return self._programs.prefill(params, pool, *arrays)
 
 
 def pad_stop_ids(stop_token_ids: Sequence[int]) -> np.ndarray:

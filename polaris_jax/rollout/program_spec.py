@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -22,6 +23,8 @@ MIN_FINE_SLOTS = 16
 ROW_MULTIPLE = 8
 # Prompt tokens of one prefill call: enough to fill matmuls, few enough that padding stays small.
 PREFILL_CALL_TOKENS = 512
+FEW_PREFILL_TOKENS = 128
+CPU_PREFILL_CHUNK = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +106,26 @@ def program_spec(
     )
 
 
-def prefill_rows_a_call(chunk: int) -> int:
-    """Rows of a prefill call of one data shard."""
-    return max(1, PREFILL_CALL_TOKENS // chunk)
+class PrefillShape(NamedTuple):
+    """Prefill calls of a data shard: tokens of a row, and the row counts that are compiled."""
+
+    chunk: int
+    row_buckets: tuple[int, ...]
+
+
+def prefill_shape(prefill_chunk: int, *, fine: bool) -> PrefillShape:
+    """Prefill calls for prompts that go on from row to row within a call, `prefill_chunk` tokens
+    each; only a prompt's last row is padded.
+
+    Args:
+        prefill_chunk: tokens of a row at most.
+        fine: on a CPU, where time follows the tokens computed: short rows, and a second program of
+            few of them. Else each row costs a pass over its pages, and a program long to compile.
+    """
+    if not fine:
+        return PrefillShape(prefill_chunk, (max(1, PREFILL_CALL_TOKENS // prefill_chunk),))
+    chunk = min(prefill_chunk, CPU_PREFILL_CHUNK)
+    return PrefillShape(chunk, (FEW_PREFILL_TOKENS // chunk, PREFILL_CALL_TOKENS // chunk))
 
 
 def row_buckets(slots: int, *, fine: bool) -> tuple[int, ...]:
@@ -114,9 +134,8 @@ def row_buckets(slots: int, *, fine: bool) -> tuple[int, ...]:
     Args:
         slots: of a data shard.
         fine: on a CPU, where time follows the rows and a program compiles in seconds: powers of 2
-            and one and a half times them, from 4 up; at most 16 slots are one bucket, because up to
-            there a step's time is mostly that of reading the weights. Else slots and
-            quarters down to 32.
+            from 2 up, and from 12 one and a half times them; at most 16 slots are one bucket,
+            because a small sampler's step costs little. Else slots and quarters down to 32.
     """
     if not fine:
         buckets = [max(slots, MIN_ROWS)]
@@ -127,6 +146,6 @@ def row_buckets(slots: int, *, fine: bool) -> tuple[int, ...]:
         return (max(slots, MIN_ROWS),)
     # Beyond a tile the rows must divide into some.
     most = slots if slots <= TILE_ROWS else -(-slots // ROW_MULTIPLE) * ROW_MULTIPLE
-    powers = [4 << i for i in range(most.bit_length())]
+    powers = [MIN_ROWS << i for i in range(most.bit_length())]
     sizes = sorted({*powers, *(3 * p // 2 for p in powers if p > 4)})
     return (*(size for size in sizes if size < most), most)

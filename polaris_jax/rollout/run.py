@@ -128,6 +128,19 @@ class Request:
         """Nothing of it is live or waiting."""
         return self.aborted or self.num_done == self.num_total
 
+    def split(self, sample: Sample) -> Part:
+        """Makes a part of its own of one waiting sample, for another shard."""
+        (at,) = (i for i, part in enumerate(self.parts) if part.prompt is sample.prompt)
+        old, tokens = self.parts[at], len(sample.prompt.tokens)
+        cost = (old.cost - tokens) // len(old.samples)
+        rest = [s for s in old.samples if s is not sample]
+        self.parts[at] = Part(old.prompt, rest, old.cost - cost)
+        sample.prompt = dataclasses.replace(
+            old.prompt, to_begin=int(not sample.begun), pages=None, keys=list(old.prompt.keys)
+        )
+        self.parts.append(Part(sample.prompt, [sample], tokens + cost))
+        return self.parts[-1]
+
     def take(
         self, sample: Sample, tokens: list[int], logprobs: list[float], *, version: int
     ) -> bool:

@@ -9,14 +9,13 @@ deadlock. Nothing here looks at a clock.
 
 The samples of a prompt share its full pages; the page in which the prompt ends is copied, since
 each sample goes on writing there. With a prefix cache a sequence also begins with the full pages
-that any former sequence of the same beginning has left. A page is shared only with what is
-prefilled after it: in an earlier plan, or in an earlier wave of the same one.
+that any other sequence of the same beginning has left or is about to write: a plan lists what is
+prefilled in an order in which pages are written before they are read.
 """
 
 from __future__ import annotations
 
 import heapq
-import itertools
 import sys
 from collections.abc import Sequence as Seq
 
@@ -26,8 +25,6 @@ from polaris_jax.rollout.prefix_cache import PrefixCache
 from polaris_jax.rollout.sequences import Plan, PrefillPart, Prompt, Sequence, needed_pages
 
 __all__ = ["Plan", "Prompt", "Scheduler", "Sequence"]
-
-BEFORE, FIRST, SECOND = -1, 0, 1  # when a page is written: in an earlier plan, or in which wave
 
 
 class Scheduler:
@@ -70,7 +67,6 @@ class Scheduler:
         self._queue: list[tuple[int, Sequence]] = []
         self._prompts: list[Prompt] = []
         self._expired: list[int] = []
-        self._written: dict[int, int] = {}  # wave of the pages that the present plan prefills
         self.reset_counts()
 
     def reset_counts(self) -> None:
@@ -114,14 +110,34 @@ class Scheduler:
         for sequence in sequences:
             heapq.heappush(self._queue, (sequence.age, sequence))
 
+    def free_slots(self) -> int:
+        """Slots that nobody is in and nobody waits for."""
+        return max(0, sum(s is None for s in self._slots) - len(self._queue))
+
+    def oldest_to_spare(self) -> Sequence | None:
+        """Of the sequences that wait though every slot is promised, the first in line."""
+        free = sum(s is None for s in self._slots)
+        if len(self._queue) <= free:
+            return None
+        return heapq.nsmallest(free + 1, self._queue)[-1][1]
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """Takes a waiting sequence out of the queue, to be served elsewhere."""
+        self._queue = [item for item in self._queue if item[1] is not sequence]
+        heapq.heapify(self._queue)
+        if not sequence.begun:
+            sequence.prompt.to_begin -= 1
+            if sequence.prompt.to_begin == 0:
+                self._let_go(sequence.prompt)
+                self._prompts = [p for p in self._prompts if p is not sequence.prompt]
+
     def schedule(self) -> Plan:
         """Gives every live sequence the pages of the next decode call, then admits waiting ones."""
-        self._written = {}
         plan = self._grow()
         budget = self._prefill_budget or sys.maxsize
         for sequence in self.live:
             if not sequence.decodes:
-                budget -= self._prefill(sequence, plan, budget, wave=FIRST)
+                budget -= self._prefill(sequence, plan, budget)
         for slot, occupant in enumerate(self._slots, self._first_slot):
             if occupant is not None:
                 continue
@@ -266,28 +282,23 @@ class Scheduler:
             prompt.to_begin -= 1
         plan.admitted.append(sequence)
         sequence.prefill_at = start
-        waits = any(self._written.get(page) == FIRST for page in shared)
-        return self._prefill(sequence, plan, budget, wave=SECOND if waits else FIRST)
+        return self._prefill(sequence, plan, budget)
 
     def _found(self, sequence: Sequence) -> list[int]:
-        """The pages that hold the beginning of the sequence and are written early enough."""
+        """The pages that hold the beginning of the sequence, or will when it is prefilled."""
         full, kept = (sequence.length - 1) // self._page_size, sequence.prompt.pages or []
         pages = kept[: min(full, sequence.prompt.cached // self._page_size)]
         if self._cache is not None:
             known = self._cache.find(sequence.page_keys(full * self._page_size, self._page_size))
             pages = max(pages, known, key=len)
-        return list(
-            itertools.takewhile(lambda page: self._written.get(page, BEFORE) < SECOND, pages)
-        )
+        return list(pages)
 
-    def _prefill(self, sequence: Sequence, plan: Plan, budget: int, *, wave: int) -> int:
+    def _prefill(self, sequence: Sequence, plan: Plan, budget: int) -> int:
         """Plans the next part of the sequence's prefill; its tokens."""
         start, end = sequence.cached, sequence.length - 1
         stop = min(end, start + budget)
         if stop > start:
-            plan.waves[wave].append(PrefillPart(sequence, start, stop))
-            first, last = start // self._page_size, pages_for(stop, self._page_size)
-            self._written.update(dict.fromkeys(sequence.pages[first:last], wave))
+            plan.parts.append(PrefillPart(sequence, start, stop))
         sequence.prefill_at = stop if stop < end else None
         self._remember(sequence)
         if sequence.decodes:

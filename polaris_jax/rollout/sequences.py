@@ -134,7 +134,7 @@ class Plan:
         preempted: (slot, sequence) pairs that leave.
         grown: live sequences whose pages changed.
         admitted: sequences that got a slot.
-        waves: parts to prefill; those of the second read pages that the first writes.
+        parts: to prefill, in an order in which each reads only what those before it write.
         copies: (from, to) pages, once everything is prefilled.
         started: sequences whose prefill is done by now, so that they decode from this call on.
     """
@@ -142,16 +142,14 @@ class Plan:
     preempted: list[tuple[int, Sequence]]
     grown: list[Sequence]
     admitted: list[Sequence] = dataclasses.field(default_factory=list)
-    waves: tuple[list[PrefillPart], list[PrefillPart]] = dataclasses.field(
-        default_factory=lambda: ([], [])
-    )
+    parts: list[PrefillPart] = dataclasses.field(default_factory=list)
     copies: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     started: list[Sequence] = dataclasses.field(default_factory=list)
 
     @property
     def prefill_tokens(self) -> int:
         """Tokens that the plan prefills."""
-        return sum(part.stop - part.start for wave in self.waves for part in wave)
+        return sum(part.stop - part.start for part in self.parts)
 
 
 def needed_pages(prompt: Prompt, page_size: int) -> int:

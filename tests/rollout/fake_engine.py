@@ -89,26 +89,20 @@ class FakeEngine:
     def new_pool(self) -> FakePool:
         return FakePool(self.data, self.config.num_pages // self.data, self.config.page_size)
 
-    def prefill_chunk(self, longest: int) -> int:
-        return longest
-
     def warm(self, model: Any, state: DecodeState) -> None:
         assert isinstance(state.pool, FakePool)
 
-    def prefill_rows(self, model: int, state: DecodeState, jobs_by_shard: Any, *, chunk: int):
+    def prefill_rows(self, model: int, state: DecodeState, jobs_by_shard: Any):
         assert len(jobs_by_shard) == self.data
         size = self.config.page_size
         for shard, jobs in enumerate(jobs_by_shard):
             pages = state.pool.shards[shard]
-            # All of them first: rows of one call do not see what the others write.
-            chains = [
-                pages[job.pages[(job.start - 1) // size]][(job.start - 1) % size][1]
-                if job.start
-                else chain_start(model)
-                for job in jobs
-            ]
-            for job, chain in zip(jobs, chains, strict=True):
+            for job in jobs:
                 assert job.tokens
+                chain = chain_start(model)
+                if job.start:
+                    before = job.start - 1
+                    chain = pages[job.pages[before // size]][before % size][1]
                 for at, token in enumerate(job.tokens, job.start):
                     assert job.pages[at // size] != 0
                     chain = link(chain, token)

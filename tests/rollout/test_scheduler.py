@@ -282,15 +282,14 @@ def test_one_problem_twice_in_a_call_is_prefilled_once():
     assert prefilled(sampler, prompt, rows[0]) == 20
 
 
-def test_a_third_of_a_chain_within_one_plan_waits_for_no_page_that_is_written_with_it():
+def test_a_chain_of_prompts_within_one_plan_is_prefilled_once():
     sampler = world(slots=6, num_pages=120)
     shared = list(range(8))
     middle = [*shared, *range(20, 28)]
     prompts = [(*shared, 1), (*middle, 2), (*middle, 3, 4, 5, 6, 7)]
     sampler.submit(prompts, [settings(5)] * 3, 2)
     sampler.step()
-    # The third may read the first's pages, not those that the second writes in the same wave.
-    assert sampler.engine.prefilled_tokens == 8 + (16 - 8) + (20 - 8)
+    assert sampler.engine.prefilled_tokens == 8 + (16 - 8) + (20 - 16)
     sampler.run()
 
 
@@ -315,3 +314,15 @@ def test_a_preempted_sequence_finds_its_own_pages_again():
     with_cache, without = run(True), run(False)
     assert with_cache[0] and without[0]
     assert with_cache[1] < without[1]
+
+
+def test_what_waits_goes_on_at_whichever_shard_has_a_slot():
+    config = SamplerConfig(
+        slots=4, page_size=4, num_pages=80, max_len=64, decode_steps=4, prefix_cache=False
+    )
+    sampler = FakeSampler(config, shards=2)
+    # By expected tokens the first prompt's four samples belong to the first shard.
+    sampler.submit([(1, 2), (3,)], [settings(40), settings(2)], 4, expected=[40, 2])
+    sampler.run()
+    # 164 + 8 tokens over 4 slots; alone the first shard would take 2 x 40 steps.
+    assert sampler.driver.steps <= 52

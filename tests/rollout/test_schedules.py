@@ -39,7 +39,7 @@ def cases(count: int):
 
 @st.composite
 def fake_samplers(draw) -> FakeSampler:
-    shards = draw(st.sampled_from([1, 1, 2]))
+    shards = draw(st.sampled_from([1, 1, 2, 3]))
     page_size = draw(st.sampled_from([1, 2, 4, 8]))
     needed = pages_for(LONGEST, page_size)
     pages = 1 + needed + draw(st.integers(0, 2 * needed))

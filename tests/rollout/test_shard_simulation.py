@@ -52,10 +52,7 @@ class CountingEngine:
     def warm(self, model: Any, state: Any) -> None:
         pass
 
-    def prefill_chunk(self, longest: int) -> int:
-        return longest
-
-    def prefill_rows(self, model: Any, state: Any, jobs: Any, *, chunk: int) -> None:
+    def prefill_rows(self, model: Any, state: Any, jobs: Any) -> None:
         pass
 
     def copy_pages(self, state: Any, pairs: Any) -> None:
@@ -152,6 +149,7 @@ def ideal_time(shards: int, slots: int, drawn: np.ndarray) -> float:
         (16, 16),
         pytest.param(8, 64, marks=pytest.mark.slow),
         pytest.param(32, 16, marks=pytest.mark.slow),
+        (32, 8),
     ],
 )
 def test_shards_lose_little_against_one_ideal_queue(shards, slots):
