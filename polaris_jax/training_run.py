@@ -1,8 +1,9 @@
 """What outlives a step of training: tables, files, compiled update, and the road back after a kill.
 
 A checkpoint holds the device state (`TrainState`) and the host state of `host_state`: stage,
-accuracy table, rescue sink, loader position, stage records, counts. Everything else of a step is a
-function of these, the config and the data, so a resumed run repeats an uninterrupted one.
+accuracy table, rescue sink, loader position, groups in flight, stage records, counts. Everything
+else of a step is a function of these, the config and the data, so a resumed run repeats an
+uninterrupted one.
 """
 
 from __future__ import annotations
