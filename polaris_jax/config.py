@@ -48,6 +48,7 @@ from polaris_jax.config_sections import (
 )
 
 __all__ = [
+    "ADDED_FIELDS",
     "PROMPT_SUFFIX",
     "ArithmeticSection",
     "BatchSection",
@@ -96,6 +97,13 @@ FREE_FIELDS = (
     "rollout.attention",
     "rollout.reserve",
 )
+
+# Fields that earlier versions lacked, and what they did: their runs go on under these values.
+ADDED_FIELDS = {
+    "rollout.partial_rollouts": "wait",
+    "rollout.partial_share": 0.8,
+    "rollout.partial_max_lag": 2,
+}
 
 
 def default_config() -> ConfigDict:

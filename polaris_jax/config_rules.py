@@ -12,7 +12,7 @@ from typing import Any
 from polaris_jax.config_sections import ConfigError, RunConfig, StageSection
 
 POSITIVE = {
-    "rollout": "prompts_per_step slots page_size decode_steps prefill_chunk tensor",
+    "rollout": "prompts_per_step slots page_size decode_steps prefill_chunk tensor partial_max_lag",
     "data": "max_prompt_tokens",
     "objective": "minibatches",
     "optimizer": "max_grad_norm max_skips eps",
@@ -125,6 +125,31 @@ def _check_rollout(config: RunConfig) -> None:
         "rollout.reserve",
         r.reserve,
         "a share of device memory; must lie in [0, 1)",
+    )
+    _check_partial(config)
+
+
+def _check_partial(config: RunConfig) -> None:
+    r, o = config.rollout, config.objective
+    _require(
+        0.5 <= r.partial_share <= 1,
+        "rollout.partial_share",
+        r.partial_share,
+        "the share of a step's groups that it waits for; must lie in [0.5, 1] (below a half, more "
+        "groups would be carried over than a step trains, and their lag could not be bounded)",
+    )
+    needs = "rollout.partial_rollouts=carry trains tokens of former policies"
+    _require(
+        r.partial_rollouts == "wait" or o.old_logprobs == "sampler",
+        "objective.old_logprobs",
+        o.old_logprobs,
+        f"{needs}, each against the log-prob that it was sampled with; set it to sampler",
+    )
+    _require(
+        r.partial_rollouts == "wait" or o.tis_cap > 0,
+        "objective.tis_cap",
+        o.tis_cap,
+        f"{needs}, whose importance weights must be bounded; set it above 0, such as 2.0",
     )
 
 

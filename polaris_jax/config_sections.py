@@ -88,6 +88,11 @@ class RolloutSection:
     prefill_chunk: int = 128  # prompt tokens a prefill call
     prefill_budget: int = 8192  # prompt tokens between two decode calls; 0: no limit
     prefix_cache: bool = True  # full pages serve later prompts that begin alike
+    # wait: a step trains on what it has begun, and waits for all of it. carry: it begins more, ends
+    # when `partial_share` of its groups are whole, and the others go on in the next step
+    partial_rollouts: Literal["wait", "carry"] = "wait"
+    partial_share: float = 0.8  # under carry; in [0.5, 1]
+    partial_max_lag: int = 2  # under carry: updates between a token's policy and the trained one
     max_logp_gap_mean: float = 0.0  # stop the run above this mean |sampler - trainer|; 0: off
     total_tokens: int = 0  # end the run after so many sampled tokens (ablations); 0: off
     save_every: int = 1  # write rollouts/step_N.jsonl every so many steps; 0: never

@@ -30,6 +30,7 @@ from polaris_jax.rollout import RolloutAborted, Sampler
 from polaris_jax.signals import StopRequest
 from polaris_jax.stage_entry import enter_stage
 from polaris_jax.stages.controller import StepStats, observe, stage_ended
+from polaris_jax.step_rollout import in_flight, lag_metrics, roll_out
 from polaris_jax.step_rules import check_health
 from polaris_jax.training_run import StartAt, TrainingRun
 
@@ -138,17 +139,17 @@ def visit(
     Accuracy and all rollout metrics are taken before the rescue.
     """
     with run.clock.timer("rollout"):
-        prompts = next(loader)
-        rollouts, ahead = run.sample(sampler, prompts, stage, stop, attempt=attempt)
+        groups = in_flight(run, loader, stage, attempt=attempt)  # what was left, then new prompts
+        rollouts, ahead = roll_out(run, sampler, groups, stage, stop)
     with run.clock.timer("grade"):
         graded = run.grade(rollouts, ahead)  # what ended early is graded by now
     run.lengths.record(graded.problem_ids, graded.token_ids)
     run.accuracy.record(graded.problem_ids, graded.reward_PR, stage=stage.stage)
     metrics = rollout_metrics(
         graded, temperature=stage.temperature, max_response_tokens=stage.max_response_tokens
-    )
+    ) | lag_metrics(run, graded)
     run.count(sampled_tokens=sum(len(r) for group in graded.token_ids for r in group))
-    run.files.write_rollouts(run.step, graded, attempt=attempt)
+    run.files.write_rollouts(run.step, graded, draws=rollouts.prompts.draws, attempt=attempt)
     rescued = 0
     if run.config.batch.rescue:
         graded, rescued = run.sink.rescue(
@@ -158,7 +159,10 @@ def visit(
         )
         run.sink.update(graded, step=run.step, stage=stage.stage, temperature=stage.temperature)
     run.count(rescued_groups=rescued)
-    return graded, metrics | {"batch/rescued_groups": rescued, "data/epoch": prompts.epoch}
+    return graded, metrics | {
+        "batch/rescued_groups": rescued,
+        "data/epoch": rollouts.prompts.epoch,
+    }
 
 
 def unchanged(graded: Graded) -> Substitution:

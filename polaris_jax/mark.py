@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polaris_jax.batch import RescueBuffer
+from polaris_jax.in_flight import Group, array_state
 from polaris_jax.records import StageState
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
@@ -24,6 +25,7 @@ class Mark:
     lengths: LengthTable
     sink: RescueBuffer
     counts: dict[str, int]
+    carried: Sequence[Group] = ()
 
     def host_state(self) -> dict[str, Any]:
         """The same as JSON-able values and arrays, for `Checkpointer.save`."""
@@ -36,6 +38,7 @@ class Mark:
             "loader": self.loader,
             "counts": self.counts,
             "lengths": self.lengths.state_dict(),
+            "carried": array_state(self.carried),
         }
 
 

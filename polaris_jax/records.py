@@ -25,8 +25,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "unfinished"]
 Gold = str | int | float | Sequence[str | int | float]
+Versions = Sequence[tuple[int, int]]  # (version of a policy, tokens that it gave) in order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +81,11 @@ class Response:
         token_ids: sampled ids, the stop token included.
         logprobs: natural log of each token's probability under log_softmax(logits / temperature),
             before any top-k, top-p or min-p mask; in nats, same length as `token_ids`.
-        finish_reason: "stop" when a stop token or string ended it, "length" when its budget did.
+        finish_reason: "stop" when a stop token or string ended it, "length" when its budget did;
+            "unfinished" where its request was aborted, and it may go on (`Sampler.submit`).
         prompt_logprobs: the same of the prompt's tokens from its second on; None: not asked for.
         versions: (version, tokens) pairs in order: how many tokens each version of the sampler's
-            weights gave. Its first weights are version 0, each update adds 1. Not compared.
+            weights gave (see `Sampler.version`). Not compared.
     """
 
     token_ids: tuple[int, ...]
@@ -91,6 +93,11 @@ class Response:
     finish_reason: FinishReason
     prompt_logprobs: tuple[float, ...] | None = None
     versions: tuple[tuple[int, int], ...] = dataclasses.field(default=(), compare=False)
+
+    @property
+    def ended(self) -> bool:
+        """It is whole."""
+        return self.finish_reason != "unfinished"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +110,8 @@ class Rollouts:
         texts: [P][R] their decoded text, special tokens left out.
         temperature: the sampling temperature of all of them.
         max_response_tokens: the budget that held.
+        numbers: of each prompt among those that were sampled, where these were more; the process
+            that grades it goes by it. None: its place in the batch.
     """
 
     prompts: PromptBatch
@@ -110,6 +119,7 @@ class Rollouts:
     texts: tuple[tuple[str, ...], ...]
     temperature: float
     max_response_tokens: int
+    numbers: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +140,8 @@ class Graded:
         rescued_PR: True where a row came from the rescue sink; all False when not given.
         temperature_PR: temperature at which a row was sampled (a rescued row keeps its own);
             None when the caller does not need it.
+        versions: [P][R] `Response.versions`, a rescued row's empty; None where they are not known,
+            and all tokens count as the present policy's.
     """
 
     problem_ids: Sequence[str]
@@ -142,6 +154,7 @@ class Graded:
     reward_PR: np.ndarray
     rescued_PR: np.ndarray | None = None
     temperature_PR: np.ndarray | None = None
+    versions: Sequence[Sequence[Versions]] | None = None
 
     def __post_init__(self) -> None:
         reward_PR = np.asarray(self.reward_PR, np.float32)

@@ -78,13 +78,16 @@ class RunFiles:
             workdir_lib.mark_nondeterministic(self._workdir)
         self._writer.write_timing(step, line)
 
-    def write_rollouts(self, step: int, graded: Graded, *, attempt: int) -> None:
+    def write_rollouts(
+        self, step: int, graded: Graded, *, draws: Sequence[int], attempt: int
+    ) -> None:
         """A step's responses, as sampled and graded, in rollouts/."""
         every = self._config.rollout.save_every
         if not every or step % every or not self._first:
             return
         self._claim.check()
-        rows = rollout_rows(graded, attempt=attempt)
+        carries = self._config.rollout.partial_rollouts == "carry"
+        rows = rollout_rows(graded, attempt=attempt, draws=draws if carries else None)
         workdir_lib.write_rollouts(self._workdir, step, rows, append=attempt > 0)
 
     def write_stages(self, records: Sequence[dict[str, Any]]) -> None:

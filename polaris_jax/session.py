@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -22,11 +20,13 @@ from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import read_problems
 from polaris_jax.data.prompts import render_prompt
 from polaris_jax.grade_ahead import GradeAhead
+from polaris_jax.in_flight import begin
 from polaris_jax.models import Qwen
 from polaris_jax.progress import Progress
-from polaris_jax.records import Graded, Problem, PromptBatch, Response, Rollouts
+from polaris_jax.records import Graded, Problem, PromptBatch, Rollouts
 from polaris_jax.reward import Grader
-from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
+from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
+from polaris_jax.sample_groups import gradable, graded_here, sample_groups
 from polaris_jax.sharding import make_sampler_mesh, split_devices
 
 TOKENIZER = "tokenizer"  # beside the checkpoints that it belongs to
@@ -216,9 +216,6 @@ def sample(
 ) -> Rollouts:
     """n responses for every prompt, sampled by all processes together.
 
-    Sampler i takes prompts i, i + count, ...; responses are gathered once at the end, so that no
-    collective crosses samplers while they decode. The processes of one sampler ask the same of it.
-
     Args:
         sampler: of this process, or of a few.
         prompts: the whole batch, the same in every process.
@@ -237,90 +234,37 @@ def sample(
     Raises:
         RolloutAborted: `should_abort` said so in some process.
     """
-    (index, count), members = sampler.share, sampler.members
-    mine = range(index, len(prompts), count)
-    params = SamplingParams(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        n=n,
-        max_tokens=max_response_tokens,
-        seed=[fold_seed(*seed_parts, prompts.problem_ids[i], prompts.draws[i]) for i in mine],
-        stop_token_ids=stop_token_ids(tokenizer),
+    groups, texts = sample_groups(
+        sampler,
+        begin(prompts, prompt_seeds(prompts, *seed_parts), n=n, version=0),
+        SamplingParams(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            n=n,
+            max_tokens=max_response_tokens,
+            stop_token_ids=stop_token_ids(tokenizer),
+        ),
+        tokenizer=tokenizer,
+        wanted=len(prompts),
+        expected_tokens=expected_tokens,
+        ahead=ahead,
+        on_progress=on_progress,
+        should_abort=should_abort,
     )
-    aborted = False
-    groups: list[Any] = [[] for _ in mine]
-    own_texts: dict[int, tuple[str, ...]] = {}
-    # A resumed run begins here with an empty cache, and must compute what this one does.
-    sampler.drop_prefixes()
-    try:
-        stream = sampler.stream(
-            [prompts.prompts[i] for i in mine],
-            params,
-            expected_tokens=None if expected_tokens is None else [expected_tokens[i] for i in mine],
-            on_progress=on_progress,
-            should_abort=should_abort,
-        )
-        for own, group in _whole_groups(stream, n):
-            groups[own], i = group, mine[own]
-            own_texts[i] = _texts(group, tokenizer)
-            if ahead is not None and i in _graded_here(prompts):
-                ahead.add(i, _gradable(prompts, i, own_texts[i], mode=ahead.mode), prompts.golds[i])
-    except RolloutAborted:
-        aborted = True
-    if jax.process_count() > 1:
-        payload = []
-        if jax.process_index() == members[0]:  # one speaks for a sampler
-            payload = [
-                [(r.token_ids, r.logprobs, r.finish_reason, r.versions) for r in g] for g in groups
-            ]
-        shares = processes.gather_objects({"aborted": aborted, "groups": payload})
-        aborted = any(share["aborted"] for share in shares)
-    if aborted:
-        raise RolloutAborted("the rollout was abandoned on a signal")
-    if count > 1:
-        by_prompt: list[Any] = [None] * len(prompts)
-        for i, share in enumerate(shares[:: len(members)]):
-            by_prompt[i::count] = [
-                [
-                    Response(tuple(t), tuple(lp), reason, versions=tuple(map(tuple, versions)))
-                    for t, lp, reason, versions in group
-                ]
-                for group in share["groups"]
-            ]
-        groups = by_prompt
-    texts = tuple(
-        own_texts[i] if i in own_texts else _texts(group, tokenizer)
-        for i, group in enumerate(groups)
+    return Rollouts(
+        prompts,
+        tuple(group.responses for group in groups),
+        tuple(texts[i] for i in range(len(groups))),
+        temperature,
+        max_response_tokens,
     )
-    return Rollouts(prompts, tuple(map(tuple, groups)), texts, temperature, max_response_tokens)
 
 
-def _texts(group: Sequence[Response], tokenizer: Any) -> tuple[str, ...]:
-    return tuple(tokenizer.decode(r.token_ids, skip_special_tokens=True) for r in group)
-
-
-def _whole_groups(
-    stream: Iterable[tuple[int, int, Response]], n: int
-) -> Iterator[tuple[int, list[Response]]]:
-    """(prompt index, its n responses) in the order in which groups become whole."""
-    parts: dict[int, dict[int, Response]] = defaultdict(dict)
-    for prompt, sample_index, response in stream:
-        parts[prompt][sample_index] = response
-        if len(parts[prompt]) == n:
-            group = parts.pop(prompt)
-            yield prompt, [group[r] for r in range(n)]
-
-
-def _graded_here(prompts: PromptBatch) -> range:
-    """The prompts whose responses this process grades."""
-    return range(jax.process_index(), len(prompts), jax.process_count())
-
-
-def _gradable(prompts: PromptBatch, index: int, texts: Sequence[str], *, mode: str) -> list[str]:
-    """What the grader reads of a group: in "train" mode the prompt with each response."""
-    prefix = prompts.prompt_texts[index] if mode == "train" else ""
-    return [prefix + text for text in texts]
+def prompt_seeds(prompts: PromptBatch, *parts: Any) -> list[int]:
+    """A seed for each prompt, of its problem, its draw and the given parts."""
+    pairs = zip(prompts.problem_ids, prompts.draws, strict=True)
+    return [fold_seed(*parts, problem_id, draw) for problem_id, draw in pairs]
 
 
 def grade(
@@ -338,18 +282,23 @@ def grade(
         mode: "train" reads prompt + response, "eval" the response alone.
         ahead: has graded some of this process's share, or is at it.
     """
-    prompts, mine = rollouts.prompts, _graded_here(rollouts.prompts)
-    width = len(rollouts.texts[0])
-    by_group = {} if ahead is None else ahead.rewards()
+    prompts, width = rollouts.prompts, len(rollouts.texts[0])
+    numbers = rollouts.numbers or range(len(prompts))
+    known = {} if ahead is None else ahead.rewards()
+    by_group = {i: known[number] for i, number in enumerate(numbers) if number in known}
+    mine = [i for i, number in enumerate(numbers) if graded_here(number)]
     rest = [i for i in mine if i not in by_group]
-    texts = [t for i in rest for t in _gradable(prompts, i, rollouts.texts[i], mode=mode)]
+    texts = [
+        text for i in rest for text in gradable(prompts.prompt_texts[i], rollouts.texts[i], mode)
+    ]
     golds = [prompts.golds[i] for i in rest for _ in rollouts.texts[i]]
     graded_now = grader.score(texts, golds, mode=mode).reshape(-1, width)
     by_group |= {i: row.tolist() for i, row in zip(rest, graded_now, strict=True)}
     reward_PR = np.zeros((len(prompts), width), np.float32)
     shares = processes.gather_objects([by_group[i] for i in mine])
-    for i, share in enumerate(shares):
-        reward_PR[i :: len(shares)] = np.array(share, np.float32).reshape(-1, width)
+    for process, share in enumerate(shares):
+        theirs = [i for i, k in enumerate(numbers) if k % len(shares) == process]
+        reward_PR[theirs] = np.array(share, np.float32).reshape(-1, width)
     return Graded(
         problem_ids=prompts.problem_ids,
         prompts=prompts.prompts,
@@ -360,4 +309,5 @@ def grade(
         finish_reasons=tuple(tuple(r.finish_reason for r in g) for g in rollouts.responses),
         reward_PR=reward_PR,
         temperature_PR=np.full((len(prompts), width), rollouts.temperature, np.float32),
+        versions=tuple(tuple(r.versions for r in g) for g in rollouts.responses),
     )

@@ -50,6 +50,7 @@ def enter_stage(
     Raises:
         RolloutAborted: `stop` did; the stage can be entered again from the same state.
     """
+    assert not run.carried, "the last step of a stage leaves nothing in flight"
     dropped, decisions = _drop_easy(run, left)
     section = run.config.stages[index]
     temperature, decision = _temperature(run, index, state, left=left, sampler=sampler, stop=stop)

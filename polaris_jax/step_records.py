@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polaris_jax.metrics import value_of
@@ -37,9 +37,18 @@ SAMPLER_STATS = (
 )
 
 
-def rollout_rows(graded: Graded, *, attempt: int) -> list[dict[str, Any]]:
-    """Rows of rollouts/step_N.jsonl: every response as sampled and graded."""
-    return [
+def rollout_rows(
+    graded: Graded, *, attempt: int, draws: Sequence[int] | None
+) -> list[dict[str, Any]]:
+    """Rows of rollouts/step_N.jsonl: every response as sampled and graded.
+
+    Args:
+        graded: as graded.
+        attempt: which batch of its step it is.
+        draws: of each prompt; then a row also names its draw, and how many tokens each version of
+            the policy gave. None: without both.
+    """
+    rows: list[dict[str, Any]] = [
         {
             "problem_id": graded.problem_ids[p],
             "sample": r,
@@ -53,6 +62,11 @@ def rollout_rows(graded: Graded, *, attempt: int) -> list[dict[str, Any]]:
         for p in range(len(graded))
         for r in range(graded.reward_PR.shape[1])
     ]
+    if draws is not None and graded.versions is not None:
+        told = [(draw, v) for draw, g in zip(draws, graded.versions, strict=True) for v in g]
+        for row, (draw, versions) in zip(rows, told, strict=True):
+            row |= {"draw": draw, "versions": [list(pair) for pair in versions]}
+    return rows
 
 
 def timing_line(

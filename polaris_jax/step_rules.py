@@ -9,6 +9,7 @@ import numpy as np
 
 from polaris_jax.batch import Substitution, fresh_rows, group_advantages, pack, select_groups
 from polaris_jax.config import RunConfig, row_len_tokens
+from polaris_jax.in_flight import leading_stale
 from polaris_jax.metrics import value_of
 from polaris_jax.records import Graded, StageState, TrainBatch
 
@@ -21,6 +22,7 @@ def pack_minibatches(
     *,
     rows: int,
     shards: int,
+    version: int,
 ) -> list[TrainBatch]:
     """Packed rows, a `TrainBatch` a minibatch; one without a token that counts is left out.
 
@@ -31,20 +33,30 @@ def pack_minibatches(
         config: objective and row length.
         rows: rows of a microbatch.
         shards: parts into which these are split over the mesh.
+        version: of the policy that is trained.
 
-    Tokens that are copies (substituted groups) or stored (rescued rows) are not fresh: the log-prob
-    gap compares the sampler with the trainer on what was sampled just now.
+    Tokens that are copies (substituted groups), stored (rescued rows) or of a former policy
+    (carried over) are not fresh: the log-prob gap compares the sampler with the trainer on what was
+    sampled just now.
     """
     objective = config.objective
     advantage_PR = group_advantages(
         graded.reward_PR, scale=objective.std, baseline=objective.baseline
     )
     fresh_PR = fresh_rows(graded, swapped)
+    stale_PR = np.array(
+        [
+            [leading_stale(versions, version) for versions in group]
+            for group in graded.versions or ()
+        ],
+        np.int64,
+    ).reshape(-1, graded.reward_PR.shape[1])
     batches = [
         pack(
             select_groups(graded, group),
             advantage_PR=advantage_PR[group],
             fresh_PR=fresh_PR[group],
+            stale_PR=stale_PR[group] if graded.versions else None,
             row_len=row_len_tokens(config),
             rows=rows,
             shards=shards,

@@ -1,8 +1,9 @@
 """What outlives a step of training: tables, files, compiled update, and the road back after a kill.
 
 A checkpoint holds the device state (`TrainState`) and the host state of `host_state`: stage,
-accuracy table, rescue sink, loader position, stage records, counts. Everything else of a step is a
-function of these, the config and the data, so a resumed run repeats an uninterrupted one.
+accuracy table, rescue sink, loader position, groups in flight, stage records, counts. Everything
+else of a step is a function of these, the config and the data, so a resumed run repeats an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from polaris_jax.data.loader import PromptLoader
 from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.grade_ahead import GradeAhead
 from polaris_jax.held_out import HeldOut
+from polaris_jax.in_flight import Group, groups_from
 from polaris_jax.mark import Mark, stage_from
 from polaris_jax.metrics import Mean, value_of
 from polaris_jax.models import RopeScaling
 from polaris_jax.progress import Progress
-from polaris_jax.records import Graded, PromptBatch, Rollouts, StageState
+from polaris_jax.records import Graded, Rollouts, StageState
 from polaris_jax.rollout import Sampler
 from polaris_jax.run_files import RunFiles
 from polaris_jax.session import (
@@ -43,11 +45,9 @@ from polaris_jax.session import (
     grade,
     make_grader,
     make_sampler,
-    sample,
     training_problems,
 )
 from polaris_jax.sharding import make_mesh, split_devices
-from polaris_jax.signals import StopRequest
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
@@ -86,6 +86,7 @@ class TrainingRun:
         self.resumed: tuple[StageState, TrainState, PromptLoader, Sampler] | None = None
         self.stage_records: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
+        self.carried: tuple[Group, ...] = ()  # groups that the step before left in flight
         self.clock = StepClock()
         self._closing = contextlib.ExitStack()
         self._held_out: HeldOut | None = None
@@ -207,6 +208,10 @@ class TrainingRun:
             self._load_tables(host)
             self.first_stage = self._start.stage
             self.left = stage_from(host["stage"])
+            if host.get("carried"):
+                self.progress.line(
+                    f"{len(host['carried'])} unfinished groups of {source} stay there"
+                )
             self.progress.line(f"starting stage {self.first_stage} from {source}")
 
     def _reopened(self, stage: StageState) -> StageState:
@@ -240,36 +245,6 @@ class TrainingRun:
         """The generator of one random choice of this step: the same in a resumed run."""
         return np.random.default_rng(fold_seed(self.config.seed, self.step, name, attempt))
 
-    def sample(
-        self,
-        sampler: Sampler,
-        prompts: PromptBatch,
-        stage: StageState,
-        stop: StopRequest,
-        *,
-        attempt: int,
-    ) -> tuple[Rollouts, GradeAhead]:
-        """This step's responses at the stage's temperature and budget, being graded already."""
-        section, ahead = self.config.rollout, GradeAhead(self.grader, self.config.reward.mode)
-        responses = len(prompts) * section.responses_per_prompt
-        with ahead, self.progress.phase(f"step {self.step} rollout", responses) as phase:
-            rollouts = sample(
-                sampler,
-                prompts,
-                tokenizer=self.tokenizer,
-                n=section.responses_per_prompt,
-                temperature=stage.temperature,
-                max_response_tokens=stage.max_response_tokens,
-                seed_parts=(self.config.seed, self.step, attempt),
-                expected_tokens=self.lengths.expected(
-                    prompts.problem_ids, limit=stage.max_response_tokens
-                ),
-                ahead=ahead,
-                on_progress=lambda done, total, tokens: phase.advance_to(done, f"{tokens} tokens"),
-                should_abort=lambda: stop.requested,
-            )
-        return rollouts, ahead
-
     def grade(self, rollouts: Rollouts, ahead: GradeAhead) -> Graded:
         """The rollouts with their rewards (permuted in each group under reward.control=permute)."""
         graded = grade(self.grader, rollouts, mode=self.config.reward.mode, ahead=ahead)
@@ -284,7 +259,13 @@ class TrainingRun:
         """One optimizer step a minibatch, and their metrics; none where every token is masked."""
         updater = self.updater
         batches = pack_minibatches(
-            graded, swapped, stage, self.config, rows=updater.rows, shards=updater.shards
+            graded,
+            swapped,
+            stage,
+            self.config,
+            rows=updater.rows,
+            shards=updater.shards,
+            version=self.policy_version,
         )
         if not batches:
             self.count(steps_without_update=1)
@@ -332,10 +313,20 @@ class TrainingRun:
         """Adds to the run's totals."""
         self.counts.update(numbers)
 
-    def within_tokens(self, stage: StageState) -> StageState:
-        """`stage`, finished when the run has sampled `rollout.total_tokens`."""
+    @property
+    def policy_version(self) -> int:
+        """Updates that the policy has had since the run began."""
+        return self.step - self.counts["steps_without_update"]
+
+    @property
+    def tokens_spent(self) -> bool:
+        """The run has sampled `rollout.total_tokens`."""
         limit = self.config.rollout.total_tokens
-        spent = limit and self.counts["sampled_tokens"] >= limit
+        return bool(limit) and self.counts["sampled_tokens"] >= limit
+
+    def within_tokens(self, stage: StageState) -> StageState:
+        """`stage`, finished when the tokens are spent and no group is in flight any more."""
+        spent = self.tokens_spent and not self.carried
         return dataclasses.replace(stage, finished=True) if spent else stage
 
     def count_swaps(self, swapped: Substitution) -> dict[str, Any]:
@@ -378,6 +369,7 @@ class TrainingRun:
             lengths=copy.copy(self.lengths),
             sink=copy.copy(self.sink),
             counts=dict(self.counts),
+            carried=self.carried,
         )
 
     def _load_host_state(self, host: dict[str, Any]) -> None:
@@ -385,6 +377,7 @@ class TrainingRun:
         self.stage_records = host["stage_records"]
         self._load_tables(host)
         self.counts = Counter(host["counts"])
+        self.carried = groups_from(host.get("carried", []))  # earlier versions had none
         self.clock.begin_at(self.counts["update_tokens"])
 
     def _load_tables(self, host: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from etils import epath
 
 from polaris_jax.config import (
+    ADDED_FIELDS,
     ConfigError,
     RunConfig,
     binding_fields,
@@ -277,7 +278,8 @@ def _refuse_other_config(workdir: epath.Path, record: dict[str, Any], config: Ru
     recorded, present = record["config"], _plain(config_fields(config))
     differing = []
     for name in sorted(binding_fields(config).keys() | set(record["binding"])):
-        there, here = recorded.get(name, ABSENT), present.get(name, ABSENT)
+        there = recorded.get(name, ADDED_FIELDS.get(name, ABSENT))
+        here = present.get(name, ABSENT)
         if there != here:
             differing.append(f"{name}={there!r} there, {here!r} here")
     if differing:

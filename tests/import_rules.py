@@ -26,6 +26,7 @@ RANKS = {
     "base_model": COMPOSITIONS,
     "held_out": COMPOSITIONS,
     "session": COMPOSITIONS,
+    "step_rollout": COMPOSITIONS,
     "stage_entry": COMPOSITIONS,
     "training_run": COMPOSITIONS,
     "models": MODELS,

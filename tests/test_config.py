@@ -167,6 +167,29 @@ TWO_STAGES = [{"temperature_rule": "match_diversity"}, {}]
             "objective.minibatches=3",
             "must divide",
         ),
+        ({"rollout__partial_share": 0.4}, "rollout.partial_share=0.4", "[0.5, 1]"),
+        ({"rollout__partial_share": 1.1}, "rollout.partial_share=1.1", "[0.5, 1]"),
+        ({"rollout__partial_max_lag": 0}, "rollout.partial_max_lag=0", "above 0"),
+        ({"rollout__partial_rollouts": "drop"}, "rollout.partial_rollouts='drop'", "wait, carry"),
+        (
+            {"rollout__partial_rollouts": "carry"},
+            "objective.old_logprobs='current'",
+            "set it to sampler",
+        ),
+        (
+            {"rollout__partial_rollouts": "carry", "objective__old_logprobs": "recompute"},
+            "objective.old_logprobs='recompute'",
+            "set it to sampler",
+        ),
+        (
+            {
+                "rollout__partial_rollouts": "carry",
+                "objective__old_logprobs": "sampler",
+                "objective__tis_cap": 0.0,
+            },
+            "objective.tis_cap=0.0",
+            "set it above 0",
+        ),
         ({"stages": []}, "stages=[]", "at least one stage"),
         ({"stages": [{"steps": 0}]}, "stages[0].steps=0", "at least 1"),
         ({"stages": [{"max_response_tokens": 0}]}, "stages[0].max_response_tokens=0", "at least 1"),
@@ -204,6 +227,7 @@ def test_the_budget_rule_states_the_numbers():
     "values",
     [
         {"objective__minibatches": 4, "objective__old_logprobs": "sampler"},
+        {"rollout__partial_rollouts": "carry", "objective__old_logprobs": "sampler"},
         {"objective__dual_clip": 0.0},
         {"model__max_position_tokens": 40_960},
         {"batch__row_len": 40_960},

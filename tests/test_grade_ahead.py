@@ -47,13 +47,22 @@ class ShuffledSampler:
     def drop_prefixes(self):
         pass
 
-    def stream(self, prompts, params, **asked):
+    def submit(self, prompts, params, **asked):
         self.asked = asked
+        return self
+
+    def responses(self):
+        return [[self._response(p, s) for s in range(N)] for p in range(PROBLEMS)]
+
+    def _response(self, p, s):
+        return Response(((p + s) % 2 + p,), (-1.0,), "stop")
+
+    def drive(self, request, should_abort):
         for count, k in enumerate(self._order):
             if count == self._aborts_after:
                 raise RolloutAborted("enough")
             p, s = divmod(k, N)
-            yield p, s, Response(((p + s) % 2 + p,), (-1.0,), "stop")
+            yield p, s, self._response(p, s)
 
 
 def sampled(sampler, **more):
@@ -104,8 +113,8 @@ def test_a_group_is_graded_while_others_are_sampled():
             return np.zeros(len(texts), np.float32)
 
     class Waiting(ShuffledSampler):
-        def stream(self, prompts, params, **asked):
-            for count, ended in enumerate(super().stream(prompts, params, **asked)):
+        def drive(self, request, should_abort):
+            for count, ended in enumerate(super().drive(request, should_abort)):
                 # The last response ends only when some group has been graded.
                 if count == PROBLEMS * N - 1:
                     assert graded.wait(timeout=30)

@@ -12,6 +12,7 @@ import pytest
 
 from polaris_jax import workdir as workdir_lib
 from polaris_jax.config import (
+    ADDED_FIELDS,
     ConfigError,
     RunConfig,
     StageSection,
@@ -67,6 +68,20 @@ def test_another_config_is_refused_with_the_fields_and_both_values(tmp_path, con
     assert text.count(" there, ") == 2
     assert len(record_of(tmp_path)["starts"]) == 1  # a refusal leaves no trace
     workdir_lib.claim(tmp_path, config).release()  # and no lock
+
+
+def test_a_run_from_before_a_field_was_there_goes_on_under_what_it_did(tmp_path, config):
+    workdir_lib.claim(tmp_path, config).release()
+    path = tmp_path / "run.json"
+    record = json.loads(path.read_text())
+    for name in ADDED_FIELDS:
+        del record["config"][name]
+        record["binding"].remove(name)
+    path.write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"partial_share=0\.8 there, 0\.9 here"):
+        workdir_lib.claim(tmp_path, changed(config, "rollout", partial_share=0.9))
+    with workdir_lib.claim(tmp_path, config) as claim:
+        assert claim.status == "resume"
 
 
 def test_an_added_stage_is_refused(tmp_path, config):

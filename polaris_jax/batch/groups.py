@@ -19,6 +19,7 @@ SEQUENCE_FIELDS = (
     "logprobs",
     "texts",
     "finish_reasons",
+    "versions",
 )
 ARRAY_FIELDS = ("reward_PR", "rescued_PR", "temperature_PR")
 
@@ -37,7 +38,7 @@ def select_groups(graded: Graded, indices: Iterable[int]) -> Graded:
     if index_P.size and (index_P.min() < 0 or index_P.max() >= len(graded)):
         raise IndexError(f"indices={index_P.tolist()}: must lie in [0, {len(graded)})")
     fields: dict[str, Any] = {
-        name: _like(values, (values[i] for i in index_P.tolist()))
+        name: None if values is None else _like(values, (values[i] for i in index_P.tolist()))
         for name in SEQUENCE_FIELDS
         for values in (getattr(graded, name),)
     }
@@ -52,21 +53,23 @@ def concat_graded(parts: Sequence[Graded]) -> Graded:
 
     Raises:
         ValueError: no part, unequal numbers of responses a prompt, or only some parts with
-            temperatures.
+            temperatures or versions.
     """
     if not parts:
         raise ValueError("parts=[]: at least one record is needed")
     sizes = sorted({part.reward_PR.shape[1] for part in parts})
     if len(sizes) > 1:
         raise ValueError(f"parts hold {sizes} responses a prompt: groups must be of one size")
-    with_temperature = [part.temperature_PR is not None for part in parts]
-    if any(with_temperature) and not all(with_temperature):
-        raise ValueError("temperature_PR is given in some parts only: give it in all or in none")
+    for name in ("temperature_PR", "versions"):
+        given = [getattr(part, name) is not None for part in parts]
+        if any(given) and not all(given):
+            raise ValueError(f"{name} is given in some parts only: give it in all or in none")
     fields: dict[str, Any] = {
         name: _like(
             getattr(parts[0], name), (value for part in parts for value in getattr(part, name))
         )
         for name in SEQUENCE_FIELDS
+        if getattr(parts[0], name) is not None
     }
     for name in ARRAY_FIELDS:
         values = [getattr(part, name) for part in parts]

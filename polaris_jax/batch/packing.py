@@ -20,6 +20,7 @@ def pack(
     objective: ObjectiveSection,
     max_response_tokens: int,
     temperature: float,
+    stale_PR: np.ndarray | None = None,
     selected_PR: np.ndarray | None = None,
     shards: int = 1,
     one_a_row: bool = False,
@@ -50,6 +51,8 @@ def pack(
         objective: aggregation and mask_truncated are read.
         max_response_tokens: the stage's budget, for "sequence_sum_constant".
         temperature: of the policy that is trained; holds for every row, a rescued one too.
+        stale_PR: tokens at each response's beginning that former policies sampled: they are not
+            fresh; None: none.
         selected_PR: True for the rows to pack (one minibatch); None: all.
         shards: parts into which a microbatch's rows are split, in order; divides `rows`.
         one_a_row: a row for each sequence, for attention back ends without segment ids.
@@ -112,6 +115,10 @@ def pack(
         return fill(response_index, np.repeat(values, response_len), np.float32)
 
     p_of, r_of = (np.array(pairs, np.int64).reshape(-1, 2)).T
+    fresh_BT = per_response(fresh_PR[p_of, r_of])
+    if stale_PR is not None:
+        stale = np.minimum(np.asarray(stale_PR)[p_of, r_of], response_len)
+        fresh_BT.reshape(-1)[_ranges(row * row_len + start + prompt_len - 1, stale)] = 0.0
     return TrainBatch(
         token_BT=fill(token_index, _flat(tokens, np.int32), np.int32),
         position_BT=fill(token_index, _ranges(np.zeros_like(total_len), total_len), np.int32),
@@ -124,7 +131,7 @@ def pack(
             np.float32,
         ),
         temperature_BT=fill(token_index, temperature, np.float32, empty=1.0),
-        fresh_BT=per_response(fresh_PR[p_of, r_of]),
+        fresh_BT=fresh_BT,
         sequences=int(counts.sum()),
         tokens=int(response_len[counts].sum()),
         padding_share=1.0 - float(total_len.sum()) / (row_count * row_len),

@@ -141,6 +141,7 @@ class RescueBuffer:
                 "finish_reasons": slot.rest["finish_reason"],
                 "reward_PR": CORRECT,
                 "rescued_PR": True,
+                "versions": (),
                 "temperature_PR": slot.rest["temperature"],
             }
         return replace_rows(graded, rows), len(rows)

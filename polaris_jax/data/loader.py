@@ -111,9 +111,13 @@ class PromptLoader(Iterator[PromptBatch]):
         return self._epoch_size
 
     def __next__(self) -> PromptBatch:
+        return self.take(self.batch_size)
+
+    def take(self, count: int) -> PromptBatch:
+        """The next `count` prompts; 0 is allowed."""
         epoch = self.epoch
         rows: list[tuple[Problem, int]] = []
-        for _ in range(self.batch_size):
+        for _ in range(count):
             index = int(cast(int, self._order[self._position]))
             rows.append((self._problems[index], self._draws[index]))
             self._draws[index] += 1

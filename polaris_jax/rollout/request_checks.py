@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from polaris_jax.records import Response
 from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.run import OnProgress, OnTokens, Request
 from polaris_jax.rollout.sampling import PromptParams, SamplingParams, pad_stop_ids, per_prompt
@@ -20,6 +21,7 @@ def checked_request(
     params: SamplingParams,
     *,
     expected_tokens: Sequence[float] | None,
+    begun: Sequence[Sequence[Response]] | None,
     on_progress: OnProgress | None,
     on_tokens: OnTokens | None,
     config: SamplerConfig,
@@ -33,6 +35,7 @@ def checked_request(
         prompts: token ids.
         params: how to sample.
         expected_tokens: see `Sampler.generate`, and the callbacks too.
+        begun: see `Sampler.submit`.
         on_progress: see there.
         on_tokens: see there.
         config: the sampler's sizes.
@@ -59,6 +62,7 @@ def checked_request(
         )
         for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
     ]
+    checked_begun(begun, rows, n=params.n, stop_ids=stop_ids, vocab_size=vocab_size)
     return Request(
         tokens,
         rows,
@@ -68,6 +72,7 @@ def checked_request(
         decode=params.decode,
         scores_prompts=params.prompt_logprobs,
         expected_tokens=expected_tokens,
+        begun=begun,
         shards=shards,
         on_progress=on_progress,
         on_tokens=on_tokens,
@@ -173,3 +178,48 @@ def checked_expected(expected_tokens: Sequence[float] | None, num_prompts: int) 
             raise ValueError(
                 f"prompt {index}: expected_tokens={value}: must be finite and at least 0"
             )
+
+
+def checked_begun(
+    begun: Sequence[Sequence[Response]] | None,
+    rows: Sequence[PromptParams],
+    *,
+    n: int,
+    stop_ids: Sequence[int],
+    vocab_size: int,
+) -> None:
+    """Returns when every response can stay, or go on, as it is.
+
+    Raises:
+        ValueError: not n responses a prompt, or an unfinished one that cannot go on.
+    """
+    if begun is None:
+        return
+    if len(begun) != len(rows) or any(len(group) != n for group in begun):
+        raise ValueError(
+            f"begun: {[len(group) for group in begun]} responses for {len(rows)} prompts of n={n} "
+            "samples; give n a prompt, `Response((), (), 'unfinished')` for what has no token yet"
+        )
+    for index, (row, group) in enumerate(zip(rows, begun, strict=True)):
+        for sample, response in enumerate(group):
+            if response.ended:
+                continue
+            where = f"begun[{index}][{sample}]"
+            token_T, logprobs = np.asarray(response.token_ids, np.int64), response.logprobs
+            told = sum(count for _, count in response.versions)
+            if not len(token_T) == len(logprobs) == told:
+                raise ValueError(
+                    f"{where}: {len(token_T)} tokens, {len(logprobs)} log-probs, versions of "
+                    f"{told} tokens: give one of each a token"
+                )
+            if len(token_T) >= row.max_tokens:
+                raise ValueError(
+                    f"{where}: unfinished, but {len(token_T)} tokens reach "
+                    f"max_tokens={row.max_tokens}"
+                )
+            outside = (token_T < 0) | (token_T >= vocab_size)
+            if (outside | np.isin(token_T, list(stop_ids))).any():
+                raise ValueError(
+                    f"{where}: unfinished, but it holds a stop token, or an id outside of "
+                    f"[0, {vocab_size})"
+                )

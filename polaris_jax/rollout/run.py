@@ -55,10 +55,10 @@ class Request:
 
     Attributes:
         parts: longest expected first, then in the order of the prompts.
-        num_total: responses in all.
+        num_total: responses in all, those that had ended before included.
         num_prompt_tokens: of its prompts, each counted once.
         num_done: responses that have ended.
-        num_tokens: response tokens so far.
+        num_tokens: response tokens that it was given so far.
         aborted: no more comes of it.
         prompts: token ids.
         temperatures: one a prompt.
@@ -77,6 +77,7 @@ class Request:
         decode: Decode | None = None,
         scores_prompts: bool = False,
         expected_tokens: Sequence[float] | None = None,
+        begun: Sequence[Sequence[Response]] | None = None,
         shards: int = 1,
         on_progress: OnProgress | None = None,
         on_tokens: OnTokens | None = None,
@@ -87,14 +88,22 @@ class Request:
         if expected_tokens is not None:
             order.sort(key=lambda i: -expected_tokens[i])
         # Fewer prompts than shards: the samples of one go to several.
-        cuts = min(n, -(-shards // max(1, len(prompts))))
+        most_cuts = -(-shards // max(1, len(prompts)))
         ages = itertools.count()
         self.parts: list[Part] = []
+        self._begun = (
+            [[Response((), (), "unfinished")] * n] * len(prompts) if begun is None else begun
+        )
         for index in order:
+            wanted = [sample for sample in range(n) if not self._begun[index][sample].ended]
+            cuts = min(len(wanted), most_cuts)
             for cut in range(cuts):
-                own = range(n * cut // cuts, n * (cut + 1) // cuts)
+                own = wanted[len(wanted) * cut // cuts : len(wanted) * (cut + 1) // cuts]
                 prompt = Prompt(index, tuple(prompts[index]), rows[index], to_begin=len(own))
-                samples = [Sample(prompt, sample, age=next(ages)) for sample in own]
+                samples = [
+                    Sample(prompt, sample, next(ages), *_so_far(self._begun[index][sample]))
+                    for sample in own
+                ]
                 cost = len(prompt.tokens) + round(len(own) * expected[index])
                 self.parts.append(Part(prompt, samples, cost))
         self.stop_ids = frozenset(stop_ids)
@@ -106,9 +115,9 @@ class Request:
         self._decode = decode if stop_strings else None
         self.num_total = n * len(prompts)
         self.num_prompt_tokens = sum(map(len, prompts))
-        self.num_done = self.num_tokens = 0
+        self.num_done = sum(response.ended for group in self._begun for response in group)
+        self.num_tokens = 0
         self.aborted = False
-        self._num_prompts = len(prompts)
         self._on_progress = on_progress
         self._on_tokens = on_tokens
         self._news: list[tuple[int, int, list[int]]] = []
@@ -174,19 +183,25 @@ class Request:
         return [(s.prompt.index, s.sample, self._response(s)) for s in ended]
 
     def responses(self) -> list[list[Response]]:
-        """All responses, [prompt][sample]."""
-        groups: list[dict[int, Response]] = [{} for _ in range(self._num_prompts)]
+        """All responses, [prompt][sample], as far as they have come."""
+        groups = [list(group) for group in self._begun]
         for part in self.parts:
             for sample in part.samples:
                 groups[part.prompt.index][sample.sample] = self._response(sample)
-        return [[group[sample] for sample in sorted(group)] for group in groups]
+        return groups
 
     def _response(self, sample: Sample) -> Response:
         scores = self.prompt_logprobs
+        spent = len(sample.tokens) >= sample.prompt.params.max_tokens
         return Response(
             tuple(sample.tokens),
             tuple(sample.logprobs),
-            "stop" if sample.stopped else "length",
+            "stop" if sample.stopped else "length" if spent else "unfinished",
             prompt_logprobs=None if scores is None else scores[sample.prompt.index],
             versions=tuple(sample.versions),
         )
+
+
+def _so_far(response: Response) -> tuple[list[int], list[float], list[tuple[int, int]]]:
+    """What a sample goes on from: tokens, log-probs, versions."""
+    return list(response.token_ids), list(response.logprobs), list(response.versions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -19,6 +19,7 @@ from polaris_jax.rollout.pool_size import pool_pages
 from polaris_jax.rollout.programs import Model
 from polaris_jax.rollout.request_checks import Prompts, checked_request
 from polaris_jax.rollout.run import Ended, OnProgress, OnTokens, Request
+from polaris_jax.rollout.sampler_stats import happened
 from polaris_jax.rollout.sampling import SamplingParams
 from polaris_jax.rollout.weight_sync import SyncReport, sync_weights
 
@@ -35,6 +36,11 @@ class Sampler:
 
     `generate` and `stream` serve a caller that waits. To embed the sampler in a loop of one's own,
     `submit` requests, call `step` while it says that there is more to do, and `poll` each request.
+
+    Attributes:
+        config: sizes.
+        version: number of the present weights, noted with each token (`Response.versions`): 0 at
+            first, 1 more with each update. May be set, to whatever the caller counts versions by.
     """
 
     def __init__(
@@ -96,7 +102,7 @@ class Sampler:
             RuntimeError: called from one of its own callbacks, or while the sampler is paused.
         """
         request = self._request(prompts, params, expected_tokens, on_progress, on_tokens)
-        for _ in self._drive(request, should_abort):
+        for _ in self._submit_and_drive(request, should_abort):
             pass
         return request.responses()
 
@@ -115,7 +121,7 @@ class Sampler:
         two responses the sampler may be paused, get new weights, and be resumed.
         """
         request = self._request(prompts, params, expected_tokens, on_progress, None)
-        return self._drive(request, should_abort)
+        return self._submit_and_drive(request, should_abort)
 
     # --- for a loop of one's own ---
 
@@ -125,18 +131,24 @@ class Sampler:
         params: SamplingParams | None = None,
         *,
         expected_tokens: Sequence[float] | None = None,
+        begun: Sequence[Sequence[Response]] | None = None,
         on_progress: OnProgress | None = None,
         on_tokens: OnTokens | None = None,
     ) -> Request:
-        """Queues prompts behind those of earlier requests; `step` gets them on.
+        """Queues prompts behind those of earlier requests; `step` or `drive` gets them on.
 
-        Arguments are those of `generate`.
+        Other arguments are those of `generate`.
+
+        Args:
+            begun: [prompt][sample] what there is already of the responses, from an aborted request
+                of the same settings: an unfinished one goes on as if it had never been left, its
+                keys and values computed anew; one that has ended stays, and is not told again.
 
         Raises:
             ValueError: a prompt or setting that cannot be served.
             RuntimeError: called from one of the sampler's own callbacks, or it has no weights.
         """
-        request = self._request(prompts, params, expected_tokens, on_progress, on_tokens)
+        request = self._request(prompts, params, expected_tokens, on_progress, on_tokens, begun)
         self._ready_driver().submit(request)
         return request
 
@@ -162,6 +174,30 @@ class Sampler:
                 self._driver = self._state = None
         return self._busy
 
+    def drive(
+        self, request: Request, should_abort: Callable[[], bool] | None = None
+    ) -> Generator[Ended, None, None]:
+        """Steps until a submitted request has ended, and yields what ended of it; as `stream`."""
+        try:
+            while not request.done:
+                if self._paused:
+                    raise RuntimeError("this sampler is paused: call resume first")
+                asked = should_abort is not None and should_abort()
+                if sharding.greatest(int(asked), self._mesh):
+                    raise RolloutAborted(
+                        f"rollout aborted with {request.num_done} of {request.num_total} "
+                        "responses done"
+                    )
+                self.step()
+                yield from self.poll(request)
+            if request.aborted:
+                raise RolloutAborted(
+                    f"the request was aborted with {request.num_done} of {request.num_total} "
+                    "responses done"
+                )
+        finally:
+            self.abort(request)
+
     def poll(self, request: Request) -> list[Ended]:
         """(prompt index, sample index, response) of what has ended since the last call."""
         return request.take_ended()
@@ -169,7 +205,8 @@ class Sampler:
     def abort(self, request: Request) -> None:
         """Drops what is live or waiting of a request; ended responses can still be polled.
 
-        From a callback it takes effect at the end of the step.
+        `request.responses()` then holds all that there is, the unfinished ones too: as they are,
+        they may be `begun` of another request. From a callback it takes effect at the step's end.
         """
         if self._driver is not None:
             self._driver.abort(request)
@@ -262,30 +299,14 @@ class Sampler:
         already; compiles: XLA compilations in `step`; weight_sync_bytes written to this process's
         devices and weight_sync_s that it took.
         """
-        driver = self._driver
-        schedulers = [] if driver is None else driver.schedulers
-        allocators = [] if self._state is None else self._state.allocators
-        tokens = 0 if driver is None else driver.response_tokens
-        slot_steps = 0 if driver is None else driver.steps * self.config.slots
-        row_steps = 0 if driver is None else driver.row_steps
-        return {
-            "prompt_tokens": 0 if driver is None else driver.prompt_tokens,
-            "response_tokens": tokens,
-            "tokens_per_s": tokens / self._seconds if self._seconds else 0.0,
-            "slot_occupancy": tokens / slot_steps if slot_steps else 0.0,
-            "row_steps": row_steps,
-            "row_waste": 1 - tokens / row_steps if row_steps else 0.0,
-            "pages_used": sum(a.num_used for a in allocators),
-            "pages_peak": sum(a.peak_used for a in allocators),
-            "pages_idle": sum(a.num_idle for a in allocators),
-            "preemptions": sum(s.preemptions for s in schedulers),
-            "prefix_hits": sum(s.prefix_hits for s in schedulers),
-            "prefix_query_tokens": sum(s.prefix_query_tokens for s in schedulers),
-            "prefix_hit_tokens": sum(s.prefix_hit_tokens for s in schedulers),
-            "compiles": self._compiles.count,
-            "weight_sync_bytes": self._synced.bytes,
-            "weight_sync_s": self._synced.seconds,
-        }
+        return happened(
+            self._driver,
+            self._state,
+            slots=self.config.slots,
+            seconds=self._seconds,
+            compiles=self._compiles.count,
+            synced=self._synced,
+        )
 
     def reset_stats(self) -> None:
         """Sets every count of `stats` to 0."""
@@ -345,6 +366,7 @@ class Sampler:
         expected_tokens: Sequence[float] | None,
         on_progress: OnProgress | None,
         on_tokens: OnTokens | None,
+        begun: Sequence[Sequence[Response]] | None = None,
     ) -> Request:
         """A request that can be served; not submitted yet."""
         self._check_callable()
@@ -353,6 +375,7 @@ class Sampler:
             prompts,
             params or SamplingParams(),
             expected_tokens=expected_tokens,
+            begun=begun,
             on_progress=on_progress,
             on_tokens=on_tokens,
             config=self.config,
@@ -361,25 +384,9 @@ class Sampler:
             shards=self._engine.data,
         )
 
-    def _drive(self, request: Request, should_abort: Callable[[], bool] | None) -> Iterator[Ended]:
-        """Steps until the request has ended; what ended of it after each step."""
+    def _submit_and_drive(
+        self, request: Request, should_abort: Callable[[], bool] | None
+    ) -> Iterator[Ended]:
+        """`submit` at the first `next`, so that a stream that nobody reads holds nothing."""
         self._ready_driver().submit(request)
-        try:
-            while not request.done:
-                if self._paused:
-                    raise RuntimeError("this sampler is paused: call resume first")
-                asked = should_abort is not None and should_abort()
-                if sharding.greatest(int(asked), self._mesh):
-                    raise RolloutAborted(
-                        f"rollout aborted with {request.num_done} of {request.num_total} "
-                        "responses done"
-                    )
-                self.step()
-                yield from self.poll(request)
-            if request.aborted:
-                raise RolloutAborted(
-                    f"the request was aborted with {request.num_done} of {request.num_total} "
-                    "responses done"
-                )
-        finally:
-            self.abort(request)
+        yield from self.drive(request, should_abort)

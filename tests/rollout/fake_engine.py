@@ -7,7 +7,9 @@ or one of other weights carries a wrong chain on, and the next decode step sees 
 """
 
 import dataclasses
+import functools
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -246,6 +248,7 @@ class FakeSampler:
         self.model = 0
         self.paused = False
         self.requests: list[tuple[Request, dict[tuple[int, int], list[int]]]] = []
+        self.asked: list[Callable[..., Request]] = []
         self.answers: list[dict[tuple[int, int], list[int]]] = []
         self.blocks = 0
 
@@ -254,7 +257,8 @@ class FakeSampler:
         return self.driver.schedulers[0]
 
     def submit(self, prompts, rows, n=1, *, stops=(), expected=None, **callbacks) -> Request:
-        request = Request(
+        ask = functools.partial(
+            Request,
             prompts,
             rows,
             n,
@@ -263,6 +267,7 @@ class FakeSampler:
             shards=self.engine.data,
             **callbacks,
         )
+        request = ask()
         wanted = {
             (index, sample): expected_tokens(
                 tuple(prompt), row.seed, sample, max_tokens=row.max_tokens, stops=tuple(stops)
@@ -272,6 +277,7 @@ class FakeSampler:
         }
         self.driver.submit(request)
         self.requests.append((request, wanted))
+        self.asked.append(ask)
         self.answers.append({})
         self.check()
         return request
@@ -296,6 +302,20 @@ class FakeSampler:
 
     def abort(self, request: Request) -> None:
         self.driver.abort(request)
+        self.check()
+
+    def leave(self, which: int) -> None:
+        """Aborts a request and asks anew for what is unfinished of it."""
+        request, wanted = self.requests[which]
+        if request.done:
+            return
+        self.abort(request)
+        begun = request.responses()
+        ended = {(p, s) for p, group in enumerate(begun) for s, r in enumerate(group) if r.ended}
+        assert ended == self.answers[which].keys()
+        anew = self.asked[which](begun=begun)
+        self.driver.submit(anew)
+        self.requests[which] = anew, wanted
         self.check()
 
     def update_weights(self) -> None:

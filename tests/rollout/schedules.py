@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 LONGEST_PROMPT = 20
 LONGEST_RESPONSE = 20
+ACTS = ["abort", "leave", "leave", "pause", "resume", "update", "release"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Act:
     """Something that happens between two steps, or some steps.
 
     Attributes:
-        what: "step", "abort", "pause", "resume", "update" or "release".
+        what: "step", "abort", "leave" (abort, and ask anew for what is unfinished), "pause",
+            "resume", "update" or "release".
         number: how many steps; which request.
     """
 
@@ -70,7 +72,9 @@ def schedules(vocab: int, length: int) -> st.SearchStrategy[list[Submit | Act]]:
     """What happens, in order; at least one request comes."""
     acts = st.builds(
         Act,
-        st.sampled_from(["step"] * 6 + ["abort", "pause", "resume", "update", "release"]),
+        st.sampled_from(
+            ["step"] * 6 + ["abort", "leave", "leave", "pause", "resume", "update", "release"]
+        ),
         st.integers(0, 4),
     )
     rest = st.lists(submits(vocab) | acts, max_size=length)

@@ -70,6 +70,8 @@ def act_on_fake(sampler: FakeSampler, act: Submit | Act) -> None:
             sampler.step()
     elif act.what == "abort":
         sampler.abort(sampler.requests[act.number % len(sampler.requests)][0])
+    elif act.what == "leave":
+        sampler.leave(act.number % len(sampler.requests))
     elif act.what in ("pause", "resume"):
         sampler.paused = act.what == "pause"
     elif act.what == "update":
@@ -145,6 +147,8 @@ class RealRun:
                 sampler.step()
         elif act.what == "abort":
             sampler.abort(self.asked[act.number % len(self.asked)][1])
+        elif act.what == "leave":
+            self.leave(act.number % len(self.asked))
         elif act.what == "pause":
             sampler.pause()
         elif act.what == "resume":
@@ -159,6 +163,19 @@ class RealRun:
             for prompt, sample, response in sampler.poll(request):
                 assert (prompt, sample) not in answers
                 answers[prompt, sample] = response
+
+    def leave(self, which: int) -> None:
+        """Aborts a request and asks anew for what is unfinished of it."""
+        asked, request, answers = self.asked[which]
+        if not request.done:
+            self.sampler.abort(request)
+            anew = self.sampler.submit(
+                asked.prompts,
+                params_of(asked),
+                expected_tokens=asked.expected,
+                begun=request.responses(),
+            )
+            self.asked[which] = asked, anew, answers
 
     def check(self) -> None:
         self.sampler.resume()

@@ -1,0 +1,51 @@
+"""What a sampler tells of itself; each number is explained in `Sampler.stats`."""
+
+from __future__ import annotations
+
+from polaris_jax.rollout.decode_state import DecodeState
+from polaris_jax.rollout.driver import Driver
+from polaris_jax.rollout.weight_sync import SyncReport
+
+
+def happened(
+    driver: Driver | None,
+    state: DecodeState | None,
+    *,
+    slots: int,
+    seconds: float,
+    compiles: int,
+    synced: SyncReport,
+) -> dict[str, int | float]:
+    """The numbers of `Sampler.stats`, by name.
+
+    Args:
+        driver: None: nothing was ever submitted.
+        state: its slots and pages.
+        slots: of the whole sampler.
+        seconds: in `step`.
+        compiles: XLA compilations there.
+        synced: the weight syncs.
+    """
+    schedulers = [] if driver is None else driver.schedulers
+    allocators = [] if state is None else state.allocators
+    tokens = 0 if driver is None else driver.response_tokens
+    slot_steps = 0 if driver is None else driver.steps * slots
+    row_steps = 0 if driver is None else driver.row_steps
+    return {
+        "prompt_tokens": 0 if driver is None else driver.prompt_tokens,
+        "response_tokens": tokens,
+        "tokens_per_s": tokens / seconds if seconds else 0.0,
+        "slot_occupancy": tokens / slot_steps if slot_steps else 0.0,
+        "row_steps": row_steps,
+        "row_waste": 1 - tokens / row_steps if row_steps else 0.0,
+        "pages_used": sum(a.num_used for a in allocators),
+        "pages_peak": sum(a.peak_used for a in allocators),
+        "pages_idle": sum(a.num_idle for a in allocators),
+        "preemptions": sum(s.preemptions for s in schedulers),
+        "prefix_hits": sum(s.prefix_hits for s in schedulers),
+        "prefix_query_tokens": sum(s.prefix_query_tokens for s in schedulers),
+        "prefix_hit_tokens": sum(s.prefix_hit_tokens for s in schedulers),
+        "compiles": compiles,
+        "weight_sync_bytes": synced.bytes,
+        "weight_sync_s": synced.seconds,
+    }
