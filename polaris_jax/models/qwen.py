@@ -231,31 +231,6 @@ class Qwen(nnx.Module):
                 layer's weights.
         """
         x_BTD = self.embed_VD[...][token_BT]
-        return self.run_layers(x_BTD, position_BT, attend, carry, remat=remat, unroll=unroll)
-
-    def run_layers(
-        self,
-        x_BTD: Array,
-        position_BT: Array,
-        attend: Attend,
-        carry: Any,
-        *,
-        remat: Remat = "none",
-        unroll: bool = False,
-        around: Around | None = None,
-    ) -> tuple[Array, Any]:
-        """`forward` from embedded tokens.
-
-        Args:
-            x_BTD: embeddings of this device's tokens.
-            position_BT: rotary positions of the tokens that `attend` gets, i.e. after
-                `around.enter`.
-            attend: see `forward`.
-            carry: see `forward`.
-            remat: see `__call__`.
-            unroll: see `forward`.
-            around: what happens around a layer's products when they are split over devices.
-        """
         return run_layers(
             self.config,
             self.layers,
@@ -266,7 +241,6 @@ class Qwen(nnx.Module):
             carry,
             remat=remat,
             unroll=unroll,
-            around=around,
         )
 
     def unembed(self, hidden_BTD: Array) -> Array:
@@ -292,13 +266,19 @@ def run_layers(
     unroll: bool = False,
     around: Around | None = None,
 ) -> tuple[Array, Any]:
-    """`Qwen.run_layers` over stacked layers that need not be a `Qwen`'s.
+    """`Qwen.forward` from embedded tokens, over stacked layers that need not be a `Qwen`'s.
 
     Args:
         config: the architecture.
         layers: stacked; matrices may be None where `around` makes the products itself.
         norm_D: the final norm.
-        x_BTD: see `Qwen.run_layers`, as all that follows.
+        x_BTD: embeddings of this device's tokens.
+        position_BT: rotary positions of the tokens that `attend` gets, i.e. after `around.enter`.
+        attend: see `Qwen.forward`.
+        carry: see there.
+        remat: see `Qwen.__call__`.
+        unroll: see `Qwen.forward`.
+        around: what happens around a layer's products when they are split over devices.
     """
     cos_BTh, sin_BTh = rope_tables(position_BT, config)
     layer_fn = functools.partial(_layer, config, attend, cos_BTh, sin_BTh, around or Around())

@@ -51,6 +51,7 @@ from polaris_jax.models import (
     resolve_attention,
     row_order,
 )
+from polaris_jax.models.qwen import run_layers
 from polaris_jax.sharding import (
     CONTEXT,
     MESH_AXES,
@@ -82,7 +83,7 @@ class ShardedModel:
         row_len: tokens of a packed row, whole.
         dtype: of the computation; parameters and their gradients are float32.
         attention: the resolved back end.
-        remat: see `Qwen.run_layers`.
+        remat: see `models.qwen.run_layers`.
         specs: PartitionSpec of every parameter by its path.
     """
 
@@ -248,7 +249,10 @@ def _local_hidden(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> Array:
         out = attend(q, k, v, segment_BS, backend=sharded.attention, context=shard)
         return out, carry
 
-    hidden_BTD, _ = params.run_layers(
+    hidden_BTD, _ = run_layers(
+        params.config,
+        params.layers,
+        params.norm_D[...],
         x_BTD,
         position_BT,
         attention,
