@@ -137,10 +137,11 @@ def simulate(shards: int, slots: int, **section: Any) -> dict[str, float]:
         tokens_spent=False,
     )
     stale = lag = tokens = 0.0
-    longest, steps = 0, []
+    longest, oldest, steps = 0, 0, []
     for done in range(TRAINING_STEPS):
         stage, began = StageState(0, 0, done, 1.0, BUDGET), engine.time
         groups = in_flight(run, loader, stage, attempt=0)
+        oldest = max(oldest, *(run.policy_version - group.begun for group in groups))
         problem_of |= {group.seed: int(group.problem_id[1:]) for group in groups}
         rollouts, _ = roll_out(run, sampler, groups, stage, types.SimpleNamespace(requested=False))
         counts = [[len(r.token_ids) for r in g] for g in rollouts.responses]
@@ -163,6 +164,7 @@ def simulate(shards: int, slots: int, **section: Any) -> dict[str, float]:
         "stale": stale / tokens,
         "lag_mean": lag / tokens,
         "lag_max": longest,
+        "oldest": oldest,
         "recomputed": (engine.prefilled - TRAINING_STEPS * PROBLEMS) / tokens,
     }
 
@@ -179,8 +181,8 @@ def main() -> None:
             by_limit: dict[int, dict[str, float]] = {}
             for limit in (3, 2, 1):
                 above = by_limit.get(limit + 1)
-                # A limit that no token reached changes nothing, nor does a smaller one above it.
-                same = above is not None and above["lag_max"] < limit
+                # Where nothing in flight reached this age, no limit from here up did anything.
+                same = above is not None and above["oldest"] < limit
                 by_limit[limit] = (
                     above
                     if above is not None and same
