@@ -81,7 +81,7 @@ def flags(base: Path, problems: Path, *more: str) -> list[str]:
         "warmstart.steps": 0,
         "rollout.prompts_per_step": 6,
         "rollout.responses_per_prompt": 4,
-        "rollout.slots": 24,
+        "rollout.slots": 16,  # one program of decode; a batch has 24 responses
         "rollout.page_size": 8,
         "rollout.decode_steps": 8,
         "rollout.prefill_chunk": 32,

@@ -114,6 +114,7 @@ def interrupted(base, workdir: Path, whole: Path, *, kills: int, seed: int) -> N
     assert_same_run(workdir, whole)
 
 
+@pytest.mark.timeout(900)
 def test_two_kills_change_nothing(base, whole, tmp_path):
     interrupted(base, tmp_path / "run", whole, kills=2, seed=0)
 
@@ -124,6 +125,7 @@ def test_five_kills_change_nothing(base, whole, tmp_path, seed):
     interrupted(base, tmp_path / "run", whole, kills=5, seed=seed)
 
 
+@pytest.mark.timeout(900)  # four starts, each of which compiles
 def test_signals_leave_a_resumable_state(base, whole, tmp_path):
     workdir = tmp_path / "run"
     for number, goal, code in (
