@@ -167,8 +167,8 @@ class Scheduler:
         """Gives every live sequence the pages of its next `steps` steps, at nobody's expense.
 
         Returns:
-            The sequences whose pages changed; None where something waits or prefills, no sequence
-            can get that far, or pages are missing.
+            The sequences whose pages changed; None where something waits or prefills, or pages are
+            missing.
         """
         live = self.live
         if self._queue or not all(s.decodes for s in live):
