@@ -24,7 +24,6 @@ from polaris_jax.rollout.program_spec import (
     ProgramSpec,
     prefill_shape,
     program_spec,
-    row_buckets,
 )
 from polaris_jax.rollout.sampling import MAX_STOP_TOKENS, RowParams
 
@@ -61,7 +60,7 @@ def decode_program(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh)
     """
     spec = program_spec(model_config, config, mesh)
     data = sharding.slot_shards(mesh)
-    rows = data * row_buckets(config.slots // data, fine=spec.staged)[-1]
+    rows = data * spec.row_buckets[-1]
 
     def a_row(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
         return _split(mesh, (rows, *shape), dtype)

@@ -39,6 +39,8 @@ class SamplerConfig:
             on a CPU.
         attention: back end, see `kv_layouts`; "auto" is the platform's own kernel where there is
             one. All but "xla" imply the layout "pages".
+        min_rows: on a CPU, fewer live rows than these get no decode program of their own; 0: by the
+            model's size, since a small model's step costs little more than its dispatch.
         dtype: of weights and pages ("float32", "bfloat16"); None: the model's own.
         dispatch_ahead: the driver gives the device its next call before it has read the last one's
             tokens, where pages allow and nothing waits for a slot; None: on accelerators, since on
@@ -57,6 +59,7 @@ class SamplerConfig:
     prefix_cache: bool = True
     layout: Layout = "auto"
     attention: Attention = "auto"
+    min_rows: int = 0
     dtype: str | None = None
     dispatch_ahead: bool | None = None
     reserve: float = 0.1
@@ -65,8 +68,9 @@ class SamplerConfig:
         for name in ("slots", "page_size", "max_len", "decode_steps", "prefill_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.prefill_budget < 0:
-            raise ValueError(f"prefill_budget={self.prefill_budget}: must be at least 0 (no limit)")
+        for name, meaning in (("prefill_budget", "no limit"), ("min_rows", "by the model's size")):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0 (0: {meaning})")
         if self.num_pages < 2 and self.num_pages != 0:
             raise ValueError(
                 f"num_pages={self.num_pages}: page 0 is not usable; at least 2, or 0 to derive it"

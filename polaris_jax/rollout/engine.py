@@ -27,7 +27,7 @@ from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig, compact
 from polaris_jax.rollout.engine_records import Flight, PrefillJob, Prefix, ResultTokens
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.prefill_calls import prefill_call, prefill_calls
-from polaris_jax.rollout.program_spec import prefill_shape, program_spec, row_buckets
+from polaris_jax.rollout.program_spec import prefill_shape, program_spec
 from polaris_jax.rollout.programs import Model, Packed
 from polaris_jax.rollout.sampling import PromptParams, pad_stop_ids
 
@@ -44,7 +44,6 @@ class Engine:
         self.data = sharding.slot_shards(mesh)
         self.spec = program_spec(model_config, config, mesh)
         self.slots_a_shard = config.slots // self.data
-        self.row_buckets = row_buckets(self.slots_a_shard, fine=self.spec.staged)
         self.prefill_shape = prefill_shape(config.prefill_chunk, fine=self.spec.staged)
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         on_accelerator = device.platform != "cpu"
@@ -231,7 +230,7 @@ class Engine:
         parts = np.split(live, np.searchsorted(live, self.slots_a_shard * np.arange(1, self.data)))
         # Longest first: neighbours of like length share a tile in `staged_kv`.
         parts = [p[np.argsort(-state.rows.position_B[p], kind="stable")] for p in parts]
-        bucket = next(b for b in self.row_buckets if b >= max(map(len, parts)))
+        bucket = next(b for b in self.spec.row_buckets if b >= max(map(len, parts)))
         index_B = np.full(self.data * bucket, -1)
         for shard, part in enumerate(parts):
             index_B[shard * bucket :][: len(part)] = part
@@ -262,7 +261,7 @@ class Engine:
         behind: Flight | None = None,
     ) -> Flight:
         bucket = len(index_B) // self.data
-        smaller = max((b for b in self.row_buckets if b < bucket), default=0)
+        smaller = max((b for b in self.spec.row_buckets if b < bucket), default=0)
         # Once its rows fit the next smaller bucket, a shard's call ends to go on there.
         exit_below_D = np.maximum(np.array(exit_below, np.int32), smaller + 1)
         stop_X = pad_stop_ids(stop_token_ids)
@@ -365,7 +364,7 @@ class Engine:
         for rows in self.prefill_shape.row_buckets:
             call = prefill_call([[]] * self.data, rows=rows, chunk=chunk, pages_of_a_row=width)
             state.pool = self._programs.prefill(params, state.pool, *self._up(call))
-        for bucket in self.row_buckets:
+        for bucket in self.spec.row_buckets:
             nobody = np.full(self.data * bucket, -1)
             state.pool, _ = self._decode(params, state, nobody, pad_stop_ids(()), 1)
 

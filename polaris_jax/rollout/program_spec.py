@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,8 +20,9 @@ from polaris_jax.rollout.staged_kv import TILE_ROWS
 # Matmul rows of CPU XLA agree bit for bit between 2 and 32 rows, not with 1 or above.
 MIN_ROWS = 2
 MIN_BUCKET_ROWS = 32
-MIN_FINE_SLOTS = 16
 ROW_MULTIPLE = 8
+# A decode step of fewer FLOPs costs the CPU its dispatch and little else: not worth a program.
+MIN_BUCKET_FLOPS = 64e6
 # Prompt tokens of one prefill call: enough to fill matmuls, few enough that padding stays small.
 PREFILL_CALL_TOKENS = 512
 FEW_PREFILL_TOKENS = 128
@@ -37,6 +39,7 @@ class ProgramSpec:
         staged: decode leaves the pool alone until a call's end; see `staged_kv`.
         unroll: layers by a Python loop; a scan over stacked weights copies each layer's on a CPU.
         fused: the sampler's weights are `FusedWeights`.
+        row_buckets: row counts of a data shard for which decode is compiled, ascending.
         layout: of the pool.
         mesh: the sampler's, or None for jax's default device.
     """
@@ -46,6 +49,7 @@ class ProgramSpec:
     staged: bool
     unroll: bool
     fused: bool
+    row_buckets: tuple[int, ...]
     layout: KVLayout
     mesh: Mesh | None
 
@@ -82,7 +86,7 @@ def program_spec(
         device.platform,
         model_config,
         page_size=config.page_size,
-        rows=row_buckets(config.slots // data, fine=False)[-1],
+        rows=max(config.slots // data, MIN_ROWS),
         pages=config.pages_of_a_row,
     )
     on_cpu = device.platform == "cpu"
@@ -94,6 +98,8 @@ def program_spec(
                 "pages"
             )
         staged = False
+    slots = config.slots // data
+    buckets = fine_row_buckets(slots, config.min_rows or _min_rows(model_config))
     # A scan over stacked weights copies each layer's slice on a CPU.
     return ProgramSpec(
         num_layers=model_config.num_layers,
@@ -101,6 +107,7 @@ def program_spec(
         staged=staged,
         unroll=on_cpu,
         fused=on_cpu and mesh is None,
+        row_buckets=buckets if staged else row_buckets(slots),
         layout=layout,
         mesh=mesh,
     )
@@ -128,24 +135,34 @@ def prefill_shape(prefill_chunk: int, *, fine: bool) -> PrefillShape:
     return PrefillShape(chunk, (FEW_PREFILL_TOKENS // chunk, PREFILL_CALL_TOKENS // chunk))
 
 
-def row_buckets(slots: int, *, fine: bool) -> tuple[int, ...]:
-    """Row counts for which decode is compiled, ascending: a step costs what its bucket costs.
+def row_buckets(slots: int) -> tuple[int, ...]:
+    """Row counts for which decode is compiled, ascending: slots and quarters down to 32.
 
     Args:
         slots: of a data shard.
-        fine: on a CPU, where time follows the rows and a program compiles in seconds: powers of 2
-            from 2 up, and from 12 one and a half times them; at most 16 slots are one bucket,
-            because a small sampler's step costs little. Else slots and quarters down to 32.
     """
-    if not fine:
-        buckets = [max(slots, MIN_ROWS)]
-        while buckets[0] >= 4 * MIN_BUCKET_ROWS:
-            buckets.insert(0, -(-buckets[0] // 4))
-        return tuple(buckets)
-    if slots <= MIN_FINE_SLOTS:
-        return (max(slots, MIN_ROWS),)
+    buckets = [max(slots, MIN_ROWS)]
+    while buckets[0] >= 4 * MIN_BUCKET_ROWS:
+        buckets.insert(0, -(-buckets[0] // 4))
+    return tuple(buckets)
+
+
+def fine_row_buckets(slots: int, min_rows: int) -> tuple[int, ...]:
+    """`row_buckets` of a CPU, where a step's time follows its rows and a program compiles in
+    seconds: powers of 2 and, from 12 up, one and a half times them.
+
+    Args:
+        slots: of a data shard.
+        min_rows: fewer rows get no program of their own.
+    """
     # Beyond a tile the rows must divide into some.
     most = slots if slots <= TILE_ROWS else -(-slots // ROW_MULTIPLE) * ROW_MULTIPLE
+    most = max(most, MIN_ROWS)
     powers = [MIN_ROWS << i for i in range(most.bit_length())]
     sizes = sorted({*powers, *(3 * p // 2 for p in powers if p > 4)})
-    return (*(size for size in sizes if size < most), most)
+    return (*(size for size in sizes if min_rows <= size < most), most)
+
+
+def _min_rows(config: ModelConfig) -> int:
+    """Rows whose products make `MIN_BUCKET_FLOPS`."""
+    return math.ceil(MIN_BUCKET_FLOPS / (2 * config.num_parameters))

@@ -1,5 +1,7 @@
 """Device programs: memory beside the pool, row buckets, JetStream's verbs without JetStream."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from polaris_jax.rollout.decode_state import compact
 from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.engine_records import PrefillJob
 from polaris_jax.rollout.prefill_calls import prefill_calls
-from polaris_jax.rollout.program_spec import row_buckets
+from polaris_jax.rollout.program_spec import fine_row_buckets, program_spec, row_buckets
 from polaris_jax.rollout.sampling import PromptParams, pad_stop_ids
 from polaris_jax.rollout.staged_kv import TILE_ROWS, tile_rows
 from tests.rollout.rollout_cases import CONFIG, dense_logits, random_prompts, small_model
@@ -50,14 +52,14 @@ def test_temporaries_do_not_grow_with_the_pool(program, layout):
     ("slots", "buckets"), [(1, (2,)), (2, (2,)), (64, (64,)), (128, (32, 128)), (256, (64, 256))]
 )
 def test_row_buckets_of_accelerators(slots, buckets):
-    assert row_buckets(slots, fine=False) == buckets
+    assert row_buckets(slots) == buckets
 
 
 @pytest.mark.parametrize(
     ("slots", "buckets"),
     [
         (1, (2,)),
-        (16, (16,)),
+        (16, (2, 4, 8, 12, 16)),
         (17, (2, 4, 8, 12, 16, 17)),
         (32, (2, 4, 8, 12, 16, 24, 32)),
         (37, (2, 4, 8, 12, 16, 24, 32, 40)),
@@ -65,12 +67,29 @@ def test_row_buckets_of_accelerators(slots, buckets):
     ],
 )
 def test_fine_row_buckets(slots, buckets):
-    assert row_buckets(slots, fine=True) == buckets
+    assert fine_row_buckets(slots, 2) == buckets
     assert all(tile_rows(b) >= 8 for b in buckets if b > TILE_ROWS)
 
 
+@pytest.mark.parametrize(
+    ("vocab_size", "buckets"),
+    [
+        (CONFIG.vocab_size, (128,)),
+        (1_000_000 // CONFIG.hidden_size, (32, 48, 64, 96, 128)),
+        (4_000_000 // CONFIG.hidden_size, (8, 12, 16, 24, 32, 48, 64, 96, 128)),
+        (16_000_000 // CONFIG.hidden_size, fine_row_buckets(128, 2)),
+    ],
+)
+def test_a_small_model_gets_no_programs_of_few_rows(vocab_size, buckets):
+    sizes = SamplerConfig(slots=128, num_pages=1024)
+    model_config = dataclasses.replace(CONFIG, vocab_size=vocab_size)
+    assert program_spec(model_config, sizes, None).row_buckets == buckets
+    every = dataclasses.replace(sizes, min_rows=1)
+    assert program_spec(model_config, every, None).row_buckets == fine_row_buckets(128, 1)
+
+
 def test_a_call_ends_once_its_rows_fit_a_smaller_bucket():
-    sizes = SIZES | {"slots": 20, "decode_steps": 8}
+    sizes = SIZES | {"slots": 20, "decode_steps": 8, "min_rows": 2}
     made = Engine(CONFIG, SamplerConfig(num_pages=161, **sizes))
     model, state = small_model(), made.init_decode_state()
     prefix = made.prefill(params=model, padded_tokens=np.arange(5), true_length=5)
