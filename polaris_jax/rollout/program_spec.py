@@ -22,7 +22,7 @@ MIN_ROWS = 2
 MIN_BUCKET_ROWS = 32
 ROW_MULTIPLE = 8
 # A decode step of fewer FLOPs costs the CPU its dispatch and little else: not worth a program.
-MIN_BUCKET_FLOPS = 64e6
+MIN_BUCKET_FLOPS = 100e6
 # Prompt tokens of one prefill call: enough to fill matmuls, few enough that padding stays small.
 PREFILL_CALL_TOKENS = 512
 FEW_PREFILL_TOKENS = 128

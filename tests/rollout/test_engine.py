@@ -75,9 +75,9 @@ def test_fine_row_buckets(slots, buckets):
     ("vocab_size", "buckets"),
     [
         (CONFIG.vocab_size, (128,)),
-        (1_000_000 // CONFIG.hidden_size, (32, 48, 64, 96, 128)),
-        (4_000_000 // CONFIG.hidden_size, (8, 12, 16, 24, 32, 48, 64, 96, 128)),
-        (16_000_000 // CONFIG.hidden_size, fine_row_buckets(128, 2)),
+        (1_000_000 // CONFIG.hidden_size, (64, 96, 128)),
+        (4_000_000 // CONFIG.hidden_size, (16, 24, 32, 48, 64, 96, 128)),
+        (32_000_000 // CONFIG.hidden_size, fine_row_buckets(128, 2)),
     ],
 )
 def test_a_small_model_gets_no_programs_of_few_rows(vocab_size, buckets):
