@@ -136,7 +136,19 @@ for ((rank = 0; rank < processes; rank++)); do
 done
 set +m # what follows stays in this group, so that Ctrl-C reaches the traps
 
-ended_count() { wc -l <"$state/ended"; }
+# A rank whose shell was killed could not note its end.
+note_killed() {
+  local rank
+  for ((rank = 0; rank < processes; rank++)); do
+    if ! kill -0 "${pids[rank]}" 2>/dev/null && ! grep -q "^$rank " "$state/ended"; then
+      echo "$rank 137" >>"$state/ended"
+    fi
+  done
+}
+ended_count() {
+  note_killed
+  wc -l <"$state/ended"
+}
 first_failure() { awk '$2 != 0 {print; exit}' "$state/ended"; }
 
 while (($(ended_count) < processes)) && [[ -z $(first_failure) ]]; do

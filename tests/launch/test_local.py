@@ -54,6 +54,15 @@ def when_there(folder: pathlib.Path, ranks: Iterable[str]) -> str:
     return f"until [[ {marks} ]]; do sleep 0.05; done"
 
 
+def wait_until_gone(pid: int) -> None:
+    """Fails unless the process has ended within 5 s."""
+    deadline_s = time.monotonic() + 5
+    while time.monotonic() < deadline_s and pathlib.Path(f"/proc/{pid}").exists():
+        time.sleep(0.05)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 def planned(stdout: str) -> list[tuple[dict[str, str], list[str]]]:
     """(environment, command) of each line of a dry run."""
     found = []
@@ -176,6 +185,18 @@ def test_a_killed_rank_has_its_signals_status(stand_in):
     ]
 
 
+def test_a_rank_whose_shell_is_killed_counts_as_ended(stand_in, tmp_path):
+    body = f"""
+echo $$ > {tmp_path}/pid$rank; touch {tmp_path}/ready$rank
+if [[ $rank == 1 ]]; then {when_there(tmp_path, "0")}; kill -9 $PPID; fi
+exec sleep 30"""
+    done = launch(stand_in(body), "--processes", "2", "--port", "5000", "--", "train")
+    assert done.returncode == 128 + signal.SIGKILL
+    assert "process 1 of 2 ended first, with status 137" in done.stderr
+    for rank in range(2):
+        wait_until_gone(int((tmp_path / f"pid{rank}").read_text()))
+
+
 def test_a_rank_that_will_not_end_is_killed_after_the_grace(stand_in, tmp_path):
     body = f"""
 if [[ $rank == 0 ]]; then {when_there(tmp_path, "1")}; exit 3; fi
@@ -185,12 +206,7 @@ for i in $(seq 300); do sleep 0.1; done"""
         stand_in(body), "--processes", "2", "--port", "5000", "--grace", "1", "--", "train"
     )
     assert done.returncode == 3
-    pid = int((tmp_path / "stubborn").read_text())
-    deadline_s = time.monotonic() + 5
-    while time.monotonic() < deadline_s and pathlib.Path(f"/proc/{pid}").exists():
-        time.sleep(0.05)
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    wait_until_gone(int((tmp_path / "stubborn").read_text()))
 
 
 @pytest.mark.parametrize(
