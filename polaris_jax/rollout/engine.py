@@ -196,24 +196,19 @@ class Engine:
         decode_state: DecodeState,
         *,
         stop_token_ids: Sequence[int] = (),
-        exit_below: int | Sequence[int] = 1,
     ) -> tuple[DecodeState, ResultTokens]:
-        """Up to K tokens for every live slot; ended rows stay in their slots until freed.
+        """K tokens for every live slot, fewer where its row ends, which is how JetStream sees an
+        end; ended rows stay in their slots until freed.
 
         Args:
             params: weights.
             decode_state: changed in place and returned.
             stop_token_ids: ids that end a row.
-            exit_below: a data shard ends the call early when fewer of its rows are alive; one
-                number for all, or one a shard. It also ends once its rows fit a smaller bucket. A
-                shard that begins with so few goes on until none is alive.
 
         Raises:
             RuntimeError: a live row needs a page and none is free (a scheduler reserves before).
         """
-        flight = self.launch(
-            params, decode_state, stop_token_ids=stop_token_ids, exit_below=exit_below
-        )
+        flight = self.launch(params, decode_state, stop_token_ids=stop_token_ids, exit_below=None)
         return decode_state, self.collect(decode_state, flight)
 
     def launch(
@@ -222,9 +217,18 @@ class Engine:
         state: DecodeState,
         *,
         stop_token_ids: Sequence[int] = (),
-        exit_below: int | Sequence[int] = 1,
+        exit_below: int | Sequence[int] | None = 1,
     ) -> Flight:
-        """`generate`'s first half: the device works while the host does something else."""
+        """`generate`'s first half: the device works while the host does something else.
+
+        Args:
+            params: weights.
+            state: as in `generate`.
+            stop_token_ids: ids that end a row.
+            exit_below: a data shard ends the call early when fewer of its rows are alive; one
+                number for all, or one a shard. It also ends once its rows fit a smaller bucket. A
+                shard that begins with so few goes on until none is alive, as all do with None.
+        """
         live = np.flatnonzero(state.rows.alive_B)
         for slot in live:
             self.reserve(state, int(slot))
@@ -264,14 +268,16 @@ class Engine:
         state: DecodeState,
         index_B: np.ndarray,
         stop_token_ids: Sequence[int],
-        exit_below: int | Sequence[int],
+        exit_below: int | Sequence[int] | None,
         *,
         behind: Flight | None = None,
     ) -> Flight:
-        bucket = len(index_B) // self.data
-        smaller = max((b for b in self.spec.row_buckets if b < bucket), default=0)
-        # Once its rows fit the next smaller bucket, a shard's call ends to go on there.
-        exit_below_D = np.maximum(np.array(exit_below, np.int32), smaller + 1)
+        exit_below_D = np.array(1, np.int32)
+        if exit_below is not None:
+            bucket = len(index_B) // self.data
+            smaller = max((b for b in self.spec.row_buckets if b < bucket), default=0)
+            # Once its rows fit the next smaller bucket, a shard's call ends to go on there.
+            exit_below_D = np.maximum(np.array(exit_below, np.int32), smaller + 1)
         stop_X = pad_stop_ids(stop_token_ids)
         state.pool, packed = self._decode(params, state, index_B, stop_X, exit_below_D, behind)
         return Flight(index_B, packed)
