@@ -360,6 +360,7 @@ class FakeSampler:
             assert self.blocks < limit, "no progress"
         for scheduler in self.driver.schedulers:
             assert scheduler._allocator.num_used == 0
+            assert not scheduler._prompts
         for (request, wanted), answers in zip(self.requests, self.answers, strict=True):
             assert request.done
             assert request.aborted or answers.keys() == wanted.keys()
