@@ -7,6 +7,7 @@ that it would have had alone.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -146,7 +147,7 @@ class Driver:
                 ended = [request for request in self._requests if request.done]
                 for request in ended:
                     self._forget(request)
-            self._deliver(ended)
+                self._deliver(ended)
         finally:
             self._in_step = False
             aborted, self._to_abort = self._to_abort, []
@@ -253,8 +254,10 @@ class Driver:
                 )
 
     def _deliver(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            request.deliver()
+        """Tells each caller, also where another's callback raises; that is raised at the end."""
+        with contextlib.ExitStack() as told:
+            for request in reversed(requests):
+                told.callback(request.deliver)
 
     def _stop_ids(self) -> list[int]:
         """As many stop ids of the live requests as a call takes, the oldest requests' first.
