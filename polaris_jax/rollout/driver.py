@@ -7,6 +7,7 @@ that it would have had alone.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +27,8 @@ class Driver:
     """Requests on their way through one engine.
 
     Args:
-        engine: the device programs: `launch`, `launch_behind`, `collect`, `prefill_rows`,
-            `copy_pages`, `warm`.
+        engine: the device programs: `launch`, `launch_behind`, `outgrows`, `collect`,
+            `prefill_rows`, `copy_pages`, `warm`.
         state: its slots, pages and pool.
         compiles: counts what is compiled meanwhile.
 
@@ -132,7 +133,7 @@ class Driver:
                     self._spread()
                     self._apply(model, [scheduler.schedule() for scheduler in self.schedulers])
                     flight = self._launch(model, version)
-                if flight is not None and engine.dispatches_ahead and self._may_go_on():
+                if flight is not None and engine.dispatches_ahead and self._may_go_on(flight[0]):
                     behind = engine.launch_behind(
                         model, state, flight[0], stop_token_ids=self._stop_ids()
                     )
@@ -146,7 +147,7 @@ class Driver:
                 ended = [request for request in self._requests if request.done]
                 for request in ended:
                     self._forget(request)
-            self._deliver(ended)
+                self._deliver(ended)
         finally:
             self._in_step = False
             aborted, self._to_abort = self._to_abort, []
@@ -204,11 +205,16 @@ class Driver:
         )
         return flight, version
 
-    def _may_go_on(self) -> bool:
-        """Every row has the pages of the call on its way and of one more, and some gets so far."""
+    def _may_go_on(self, flight: Any) -> bool:
+        """Every row has the pages of the call on its way and of one more, and some gets so far.
+
+        Not where fewer rows are left than the call has: the next plan's gets a smaller bucket.
+        """
         steps = self._engine.config.decode_steps
         live = [sequence for scheduler in self.schedulers for sequence in scheduler.live]
         if self._revived or not any(s.length + steps < s.limit for s in live):
+            return False
+        if self._engine.outgrows(flight, max(len(s.live) for s in self.schedulers)):
             return False
         for scheduler in self.schedulers:
             grown = scheduler.grow_ahead(2 * steps)
@@ -248,8 +254,10 @@ class Driver:
                 )
 
     def _deliver(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            request.deliver()
+        """Tells each caller, also where another's callback raises; that is raised at the end."""
+        with contextlib.ExitStack() as told:
+            for request in reversed(requests):
+                told.callback(request.deliver)
 
     def _stop_ids(self) -> list[int]:
         """As many stop ids of the live requests as a call takes, the oldest requests' first.

@@ -196,23 +196,19 @@ class Engine:
         decode_state: DecodeState,
         *,
         stop_token_ids: Sequence[int] = (),
-        exit_below: int | Sequence[int] = 1,
     ) -> tuple[DecodeState, ResultTokens]:
-        """Up to K tokens for every live slot; ended rows stay in their slots until freed.
+        """K tokens for every live slot, fewer where its row ends, which is how JetStream sees an
+        end; ended rows stay in their slots until freed.
 
         Args:
             params: weights.
             decode_state: changed in place and returned.
             stop_token_ids: ids that end a row.
-            exit_below: a data shard ends the call early when fewer of its rows are alive; one
-                number for all, or one a shard. It also ends once its rows fit a smaller bucket.
 
         Raises:
             RuntimeError: a live row needs a page and none is free (a scheduler reserves before).
         """
-        flight = self.launch(
-            params, decode_state, stop_token_ids=stop_token_ids, exit_below=exit_below
-        )
+        flight = self.launch(params, decode_state, stop_token_ids=stop_token_ids, exit_below=None)
         return decode_state, self.collect(decode_state, flight)
 
     def launch(
@@ -221,16 +217,25 @@ class Engine:
         state: DecodeState,
         *,
         stop_token_ids: Sequence[int] = (),
-        exit_below: int | Sequence[int] = 1,
+        exit_below: int | Sequence[int] | None = 1,
     ) -> Flight:
-        """`generate`'s first half: the device works while the host does something else."""
+        """`generate`'s first half: the device works while the host does something else.
+
+        Args:
+            params: weights.
+            state: as in `generate`.
+            stop_token_ids: ids that end a row.
+            exit_below: a data shard ends the call early when fewer of its rows are alive; one
+                number for all, or one a shard. It also ends once its rows fit a smaller bucket. A
+                shard that begins with so few goes on until none is alive, as all do with None.
+        """
         live = np.flatnonzero(state.rows.alive_B)
         for slot in live:
             self.reserve(state, int(slot))
         parts = np.split(live, np.searchsorted(live, self.slots_a_shard * np.arange(1, self.data)))
         # Longest first: neighbours of like length share a tile in `staged_kv`.
         parts = [p[np.argsort(-state.rows.position_B[p], kind="stable")] for p in parts]
-        bucket = next(b for b in self.spec.row_buckets if b >= max(map(len, parts)))
+        bucket = self._bucket(max(map(len, parts)))
         index_B = np.full(self.data * bucket, -1)
         for shard, part in enumerate(parts):
             index_B[shard * bucket :][: len(part)] = part
@@ -250,20 +255,29 @@ class Engine:
         """
         return self._fly(params, state, flight.index_B, stop_token_ids, 1, behind=flight)
 
+    def outgrows(self, flight: Flight, rows: int) -> bool:
+        """The call has a larger bucket than so many rows of a data shard need."""
+        return len(flight.index_B) > self.data * self._bucket(rows)
+
+    def _bucket(self, rows: int) -> int:
+        return next(b for b in self.spec.row_buckets if b >= rows)
+
     def _fly(
         self,
         params: Model,
         state: DecodeState,
         index_B: np.ndarray,
         stop_token_ids: Sequence[int],
-        exit_below: int | Sequence[int],
+        exit_below: int | Sequence[int] | None,
         *,
         behind: Flight | None = None,
     ) -> Flight:
-        bucket = len(index_B) // self.data
-        smaller = max((b for b in self.spec.row_buckets if b < bucket), default=0)
-        # Once its rows fit the next smaller bucket, a shard's call ends to go on there.
-        exit_below_D = np.maximum(np.array(exit_below, np.int32), smaller + 1)
+        exit_below_D = np.array(1, np.int32)
+        if exit_below is not None:
+            bucket = len(index_B) // self.data
+            smaller = max((b for b in self.spec.row_buckets if b < bucket), default=0)
+            # Once its rows fit the next smaller bucket, a shard's call ends to go on there.
+            exit_below_D = np.maximum(np.array(exit_below, np.int32), smaller + 1)
         stop_X = pad_stop_ids(stop_token_ids)
         state.pool, packed = self._decode(params, state, index_B, stop_X, exit_below_D, behind)
         return Flight(index_B, packed)
@@ -302,14 +316,12 @@ class Engine:
         data = np.zeros((slots, 2 * steps + 1), np.int32)
         logprobs = np.zeros((slots, steps), np.float32)
         counts = np.zeros(slots, np.int32)
-        token_BK = packed.token_BK[at_B]
         counts[live] = packed.count_B[at_B]
-        data[live, :steps] = token_BK
+        data[live, :steps] = packed.token_BK[at_B]
         data[live, steps : 2 * steps] = np.arange(steps)[None] < counts[live][:, None]
         logprobs[live] = packed.logp_BK[at_B]
         rows.position_B[live] += counts[live]
-        last = np.maximum(counts[live] - 1, 0)[:, None]
-        rows.token_B[live] = np.take_along_axis(token_BK, last, axis=1)[:, 0]
+        rows.token_B[live] = packed.token_B[at_B]
         rows.alive_B[live] = packed.alive_B[at_B]
         data[live, -1] = rows.position_B[live] + 1 - rows.prompt_len_B[live]
         return ResultTokens(

@@ -208,7 +208,9 @@ def _decode(
     spec: ProgramSpec,
 ) -> tuple[Any, Packed]:
     batch, steps, mesh = rows.token_B.shape[0], spec.steps, spec.mesh
-    exit_below = jnp.maximum(exit_below_D[0], 1)
+    # A shard that begins with fewer rows goes on with them: the others' decide the bucket.
+    begun = jnp.sum(rows.alive_B)
+    exit_below = jnp.where(begun < exit_below_D[0], 1, jnp.maximum(exit_below_D[0], 1))
     key_B = row_keys(rows.params)
     cache: Any = pool
     if spec.staged:

@@ -20,6 +20,8 @@ from jax import Array
 MAX_STOP_TOKENS = 16
 NO_TOKEN = -1
 MAX_SEED = 2**32 - 1
+MAX_TOP_K = 2**31 - 1
+LEAST = 1e-30  # much smaller float32 divisors overflow, and still smaller ones are 0
 
 Number = float | int
 PerPrompt = Sequence[Any] | np.ndarray
@@ -101,10 +103,15 @@ def per_prompt(params: SamplingParams, num_prompts: int) -> list[PromptParams]:
 
 
 def _check(index: int, row: PromptParams) -> None:
+    warm = row.temperature == 0 or row.temperature >= LEAST
     rules = (
-        ("temperature", math.isfinite(row.temperature) and row.temperature >= 0, "at least 0"),
-        ("top_p", 0 < row.top_p <= 1, "in (0, 1]"),
-        ("top_k", row.top_k >= 0, "at least 0 (0 is off)"),
+        (
+            "temperature",
+            math.isfinite(row.temperature) and warm,
+            f"at least 0, and {LEAST:g} or more where it is not 0",
+        ),
+        ("top_p", LEAST <= row.top_p <= 1, f"in (0, 1], and {LEAST:g} or more"),
+        ("top_k", 0 <= row.top_k <= MAX_TOP_K, "at least 0 (0 is off) and below 2^31"),
         ("min_p", 0 <= row.min_p <= 1, "in [0, 1]"),
         ("max_tokens", row.max_tokens >= 1, "at least 1"),
         ("seed", 0 <= row.seed <= MAX_SEED, "in [0, 2^32)"),

@@ -127,9 +127,9 @@ class Scheduler:
         heapq.heapify(self._queue)
         if not sequence.begun:
             sequence.prompt.to_begin -= 1
-            if sequence.prompt.to_begin == 0:
-                self._let_go(sequence.prompt)
-                self._prompts = [p for p in self._prompts if p is not sequence.prompt]
+        if sequence.prompt.to_begin == 0:  # no start of a sample here will forget it
+            self._let_go(sequence.prompt)
+            self._prompts = [p for p in self._prompts if p is not sequence.prompt]
 
     def schedule(self) -> Plan:
         """Gives every live sequence the pages of the next decode call, then admits waiting ones."""

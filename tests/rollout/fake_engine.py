@@ -9,6 +9,7 @@ or one of other weights carries a wrong chain on, and the next decode step sees 
 import dataclasses
 import functools
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,11 @@ from tests.rollout.schedule_checks import check_schedule
 VOCAB = 97
 STOPS = (3, 5)
 MASK = (1 << 61) - 1
+
+
+def row_buckets(slots: int) -> list[int]:
+    """Powers of two, and the slots."""
+    return [*(1 << i for i in range(slots.bit_length()) if 1 << i < slots), slots]
 
 
 def settings(max_tokens: int, seed: int = 0) -> PromptParams:
@@ -68,6 +74,7 @@ class FakePool:
 @dataclasses.dataclass
 class FakeFlight:
     index: list[int]
+    bucket: int
     tokens: dict[int, list[int]]
     alive: dict[int, bool]
     steps: int
@@ -79,6 +86,7 @@ class FakeEngine:
     def __init__(self, config: SamplerConfig, shards: int = 1):
         self.config, self.data = config, shards
         self.slots_a_shard = config.slots // shards
+        self.row_buckets = row_buckets(self.slots_a_shard)
         self.dispatches_ahead = bool(config.dispatch_ahead)
         self.launched_behind = 0
         self.prefilled_tokens = 0
@@ -128,7 +136,9 @@ class FakeEngine:
             int(slot): (int(position_B[slot]), int(token_B[slot]))
             for slot in np.flatnonzero(state.rows.alive_B)
         }
-        return self._run(model, state, begin, stop_token_ids, exit_below)
+        rows = Counter(slot // self.slots_a_shard for slot in begin)
+        bucket = next(b for b in self.row_buckets if b >= max(rows.values()))
+        return self._run(model, state, begin, bucket, stop_token_ids, exit_below)
 
     def launch_behind(
         self, model: int, state: DecodeState, flight: FakeFlight, *, stop_token_ids: Any
@@ -140,29 +150,35 @@ class FakeEngine:
             new, before = flight.tokens[slot], int(state.rows.position_B[slot])
             token = new[-1] if new else int(state.rows.token_B[slot])
             begin[slot] = before + len(new), token
-        behind = self._run(model, state, begin, stop_token_ids, [1] * self.data)
+        behind = self._run(model, state, begin, flight.bucket, stop_token_ids, [1] * self.data)
         for slot in flight.index:
             behind.tokens.setdefault(slot, [])
             behind.alive.setdefault(slot, False)
         return dataclasses.replace(behind, index=flight.index)
+
+    def outgrows(self, flight: FakeFlight, rows: int) -> bool:
+        return flight.bucket > next(b for b in self.row_buckets if b >= rows)
 
     def _run(
         self,
         model: int,
         state: DecodeState,
         begin: dict[int, tuple[int, int]],
+        bucket: int,
         stop_token_ids: Any,
         exit_below: Any,
     ) -> FakeFlight:
         assert len(stop_token_ids) <= 16
         live = list(begin)
-        flight = FakeFlight(live, {}, {}, 0)
+        flight = FakeFlight(live, bucket, {}, {}, 0)
+        smaller = max((b for b in self.row_buckets if b < bucket), default=0)
         for shard in range(self.data):
             own = [slot for slot in live if slot // self.slots_a_shard == shard]
             rows = {slot: self._read(model, state, shard, slot, *begin[slot]) for slot in own}
             alive = set(own)
-            steps = 0
-            while steps < self.config.decode_steps and len(alive) >= max(1, exit_below[shard]):
+            steps, least = 0, max(exit_below[shard], smaller + 1)
+            least = 1 if len(alive) < least else least
+            while steps < self.config.decode_steps and len(alive) >= least:
                 steps += 1
                 for slot in sorted(alive):
                     new = self._decode_one(state, shard, slot, rows[slot])
@@ -344,6 +360,7 @@ class FakeSampler:
             assert self.blocks < limit, "no progress"
         for scheduler in self.driver.schedulers:
             assert scheduler._allocator.num_used == 0
+            assert not scheduler._prompts
         for (request, wanted), answers in zip(self.requests, self.answers, strict=True):
             assert request.done
             assert request.aborted or answers.keys() == wanted.keys()

@@ -69,12 +69,15 @@ def test_jetstream_is_installed():
     assert importlib.util.find_spec("jetstream") is not None
 
 
-def make_engine(*, samples_per_slot=1, model=None):
+SIZES = SamplerConfig(slots=4, page_size=4, num_pages=65, max_len=64, decode_steps=2)
+
+
+def make_engine(*, samples_per_slot=1, model=None, config=SIZES):
     from polaris_jax.rollout.jetstream import jetstream_engine
 
     return jetstream_engine(
         model or small_model(),
-        SamplerConfig(slots=4, page_size=4, num_pages=65, max_len=64, decode_steps=2),
+        config,
         tokenizer=None,
         params=PromptParams(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, max_tokens=20, seed=3),
         samples_per_slot=samples_per_slot,
@@ -111,6 +114,24 @@ def test_samples_of_a_slot_share_its_prefix_and_give_the_pages_back():
         slot=1,
     )
     assert state.allocator(2).num_used == 2  # a page for each of the new samples
+
+
+def test_rows_that_fit_a_smaller_bucket_do_not_cut_the_others_results_short():
+    """The Driver takes the first token that is not valid for a sample's end."""
+    config = SamplerConfig(
+        slots=8, page_size=4, num_pages=129, max_len=64, decode_steps=4, min_rows=1
+    )
+    engine = make_engine(config=config)
+    params, state = engine.load_params(), engine.init_decode_state()
+    for slot, length in enumerate((62, 61, 59, 58, 57, 40, 40, 40)):
+        prefix = engine.prefill(
+            params=params, padded_tokens=np.arange(length) % 61, true_length=length
+        )
+        state = engine.insert(prefix, state, slot=slot)
+    for _ in range(5):
+        state, result = engine.generate(params, state)
+        for slot in np.flatnonzero(state.rows.alive_B).tolist():
+            assert result.get_result_at_slot(slot).valid.all()
 
 
 def test_new_weights_are_taken_over_and_others_refused():

@@ -391,6 +391,23 @@ def test_calls_dispatched_ahead_give_the_same_and_compile_nothing_more():
                 np.testing.assert_allclose(x.logprobs, y.logprobs, atol=SCHEDULE_LOGPROB_ATOL)
 
 
+def test_calls_dispatched_ahead_go_on_in_a_smaller_bucket():
+    config = dataclasses.replace(ROOMY, slots=8, decode_steps=4, min_rows=1)
+    params = SamplingParams(max_tokens=(4, 6, 9, 13, 20, 26, 30, 30), seed=SEEDS[:8])
+    answers, row_steps = [], []
+    for ahead in (False, True):
+        sampler = Sampler(small_model(), dataclasses.replace(config, dispatch_ahead=ahead))
+        assert sampler._engine.spec.row_buckets == (2, 4, 8)
+        request = sampler.submit(PROMPTS[:8], params)
+        for _ in range(20):
+            sampler.step()
+        assert request.done
+        answers.append([[r.token_ids for r in group] for group in request.responses()])
+        row_steps.append(sampler.stats()["row_steps"])
+    assert answers[0] == answers[1]
+    assert row_steps[1] < 8 * 30  # all steps with all rows
+
+
 # --- prefixes ---
 
 

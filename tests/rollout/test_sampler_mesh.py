@@ -102,6 +102,26 @@ def test_tokens_and_log_probs_are_those_of_one_device(data, tensor):
     assert sampler.stats()["compiles"] == 0
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["plain", "ahead"])
+def test_a_shard_of_few_rows_goes_on_beside_a_full_one(ahead):
+    """Their calls have the bucket of the fullest shard."""
+    config = dataclasses.replace(SIZES, min_rows=1, dispatch_ahead=ahead)
+    sampler = Sampler(wide_model(), config, mesh=mesh(2, 1))
+    assert sampler._engine.spec.row_buckets == (2, 4, 8)
+    # All but two of the first shard's rows end at once, and none of the second's.
+    shards = deal([len(prompt) + 20 for prompt in PROMPTS], 2)
+    ends = [i for i, shard in enumerate(shards) if shard == 0][:-2]
+    params = SamplingParams(
+        temperature=TEMPERATURES,
+        max_tokens=[3 if i in ends else 20 for i in range(12)],
+        seed=SEEDS,
+    )
+    actual = sampler.generate(PROMPTS, params, expected_tokens=[20.0] * 12)
+    assert sampler._driver.steps <= 24
+    expected = Sampler(wide_model(), SIZES).generate(PROMPTS, params)
+    assert [r.token_ids for g in actual for r in g] == [r.token_ids for g in expected for r in g]
+
+
 def two_processes(script: str, data: int, tensor: int) -> list[dict]:
     """What each of two processes reports that run a script of this folder."""
     with socket.socket() as free:

@@ -141,6 +141,9 @@ def test_keys_are_the_documented_fold():
     [
         (SamplingParams(temperature=[1.0, -0.1]), "prompt 1: temperature=-0.1: must be at least 0"),
         (SamplingParams(temperature=float("nan")), "prompt 0: temperature=nan"),
+        (SamplingParams(temperature=1e-39), "prompt 0: temperature=1e-39: must be at least 0, and"),
+        (SamplingParams(top_p=1e-46), r"prompt 0: top_p=1e-46: must be in \(0, 1\], and 1e-30"),
+        (SamplingParams(top_k=2**31), "prompt 0: top_k=2147483648: must be at least 0"),
         (SamplingParams(top_p=0.0), r"prompt 0: top_p=0.0: must be in \(0, 1\]"),
         (SamplingParams(top_k=[-1, 0]), "prompt 0: top_k=-1"),
         (SamplingParams(min_p=1.5), "prompt 0: min_p=1.5"),

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from polaris_jax.rollout.decode_state import SamplerConfig
+from polaris_jax.rollout.page_allocator import PageAllocator
 from polaris_jax.rollout.paged_kv import pages_for
+from polaris_jax.rollout.scheduler import Prompt, Scheduler, Sequence
 from tests.rollout.fake_engine import VOCAB, FakeSampler, settings
 
 
@@ -326,6 +328,32 @@ def test_what_waits_goes_on_at_whichever_shard_has_a_slot():
     sampler.run()
     # 164 + 8 tokens over 4 slots; alone the first shard would take 2 x 40 steps.
     assert sampler.driver.steps <= 52
+
+
+def test_a_sample_that_was_sent_back_while_prefilling_leaves_nothing_where_it_was():
+    scheduler = Scheduler(PageAllocator(12), slots=1, page_size=1, decode_steps=1, prefill_budget=2)
+    prompt = Prompt(0, (1, 2, 3, 4, 5), settings(4), to_begin=1)
+    sample = Sequence(prompt, 0, 0)
+    scheduler.add(prompt, [sample])
+    scheduler.schedule()
+    assert sample.prefill_at == 2
+    scheduler.preempt_all()
+    scheduler.withdraw(sample)
+    assert not scheduler.busy and not scheduler._prompts
+
+
+def test_a_callback_that_raises_keeps_nothing_from_other_requests():
+    sampler, told = world(), []
+
+    def fails(*_):
+        raise ZeroDivisionError
+
+    sampler.submit([(1, 2)], [settings(20)], on_tokens=fails)
+    sampler.submit([(3, 4)], [settings(8)], on_tokens=lambda p, s, new: told.append(len(new)))
+    sampler.driver.step(0, version=0)
+    with pytest.raises(ZeroDivisionError):  # the other's last tokens come in this step
+        sampler.driver.step(0, version=0)
+    assert told == [4, 4]
 
 
 def ahead(num_pages=80, **fields):
