@@ -124,6 +124,7 @@ class DecodeState:
         self.num_pages = num_pages
         self.allocators = [PageAllocator(num_pages // data) for _ in range(data)]
         self._slots_a_shard, self._max_len = slots // data, config.max_len
+        self._page_size = config.page_size
         self.pages: list[list[int]] = [[] for _ in range(slots)]
         self.table_BJ = np.zeros((slots, config.pages_of_a_row), np.int32)
 
@@ -193,6 +194,24 @@ class DecodeState:
         """Empties a slot and releases its pages."""
         self.allocator(slot).release(self.pages[slot])
         self.clear(slot)
+
+    def reserve(self, slot: int, steps: int) -> None:
+        """Takes the pages that the slot needs for `steps` more steps.
+
+        Raises:
+            RuntimeError: none is free.
+        """
+        missing = pages_for(self.tokens_after(slot, steps), self._page_size) - len(self.pages[slot])
+        if missing <= 0:
+            return
+        allocator = self.allocator(slot)
+        pages = allocator.allocate(missing)
+        if pages is None:
+            raise RuntimeError(
+                f"slot {slot}: needs {missing} more pages, {allocator.num_free} are free; "
+                "enlarge num_pages or use the scheduler, which preempts"
+            )
+        self.set_pages(slot, [*self.pages[slot], *pages])
 
     def tokens_after(self, slot: int, steps: int) -> int:
         """Tokens that the slot's pages must hold for `steps` more steps."""

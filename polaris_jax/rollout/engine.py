@@ -231,7 +231,7 @@ class Engine:
         """
         live = np.flatnonzero(state.rows.alive_B)
         for slot in live:
-            self.reserve(state, int(slot))
+            state.reserve(int(slot), self.config.decode_steps)
         parts = np.split(live, np.searchsorted(live, self.slots_a_shard * np.arange(1, self.data)))
         # Longest first: neighbours of like length share a tile in `staged_kv`.
         parts = [p[np.argsort(-state.rows.position_B[p], kind="stable")] for p in parts]
@@ -281,27 +281,6 @@ class Engine:
         stop_X = pad_stop_ids(stop_token_ids)
         state.pool, packed = self._decode(params, state, index_B, stop_X, exit_below_D, behind)
         return Flight(index_B, packed)
-
-    def reserve(self, state: DecodeState, slot: int) -> None:
-        """Takes the pages that the slot needs for one `generate` call.
-
-        Raises:
-            RuntimeError: none is free.
-        """
-        wanted = pages_for(
-            state.tokens_after(slot, self.config.decode_steps), self.config.page_size
-        )
-        missing = wanted - len(state.pages[slot])
-        if missing <= 0:
-            return
-        allocator = state.allocator(slot)
-        pages = allocator.allocate(missing)
-        if pages is None:
-            raise RuntimeError(
-                f"slot {slot}: needs {missing} more pages, {allocator.num_free} are free; "
-                "enlarge num_pages or use the scheduler, which preempts"
-            )
-        state.set_pages(slot, [*state.pages[slot], *pages])
 
     def collect(self, state: DecodeState, flight: Flight) -> ResultTokens:
         """`generate`'s second half: waits for the tokens and brings the slots up to date."""

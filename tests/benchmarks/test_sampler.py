@@ -162,7 +162,7 @@ def test_last_line_skips_blank_ones():
 
 
 def answer(seconds: float, **more: object) -> dict:
-    common = {"useful_tokens": 100, "cpu_s": 2.0, "peak_bytes": 2**30, "digest": "a"}
+    common = {"useful_tokens": 100, "cpu_s": 2.0, "peak_bytes": 2**30, "digests": ["a"]}
     return {"seconds": seconds, **common, **more}
 
 
@@ -180,12 +180,14 @@ def test_tables_of_sides_that_ran_and_failed():
     assert tables.ratios([slow, ours]) == []  # nothing of ours to compare
 
 
-def test_same_tokens_names_a_difference():
-    results = [
-        Result(Side(str(i), OURS), rounds=[answer(1.0, digest=d)]) for i, d in enumerate("ab")
-    ]
-    assert tables.same_tokens(results)[0] == "Same tokens: NO."
-    assert tables.same_tokens([results[0], results[0]])[0] == "Same tokens: yes."
+def test_equal_responses_are_counted_over_the_rounds():
+    one, other = (
+        Result(Side(name, OURS), rounds=[answer(1.0, digests=["a", d]), answer(1.0)])
+        for name, d in (("one", "b"), ("other", "c"))
+    )
+    assert tables.same_tokens([one, other])[0] == "Same tokens: 2 of 3 responses."
+    assert tables.same_tokens([one, one])[0] == "Same tokens: 3 of 3 responses."
+    assert tables.same_tokens([one]) == []
 
 
 @pytest.mark.slow

@@ -79,7 +79,10 @@ def serve(load: Callable[[dict[str, Any]], Generate]) -> None:
                 "cpu_s": cpu_s,
                 "useful_tokens": sum(len(tokens) for tokens in sampled.tokens),
                 "peak_bytes": peak_bytes(),
-                "digest": hashlib.sha256(json.dumps(sampled.tokens).encode()).hexdigest(),
+                "digests": [
+                    hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+                    for tokens in sampled.tokens
+                ],
                 "mean_logprob": sum(map(sum, sampled.logprobs)) / sum(map(len, sampled.logprobs)),
                 "examples": [
                     {
