@@ -235,7 +235,7 @@ def binding_fields(config: RunConfig) -> dict[str, Any]:
     """The leaves that a resume may not change.
 
     Free: logging, checkpoint cadence, workers, evaluation, device mesh, and the length of the last
-    stage (it may grow; `cli` checks the direction against the checkpoint).
+    stage (it may grow; `workdir` checks the direction against the checkpoint).
     """
     last_steps = f"stages[{len(config.stages) - 1}].steps"
     return {
