@@ -15,7 +15,7 @@ from polaris_jax.data.problems import write_problems
 from polaris_jax.progress import Progress
 from polaris_jax.report.figures import difficulty_figure
 from polaris_jax.runs.policy import open_policy
-from polaris_jax.runs.progress_file import ProgressFile
+from polaris_jax.runs.progress_file import ProgressFile, problems_digest
 from polaris_jax.session import fitting, source_problems
 from polaris_jax.stages.difficulty import curate, pass_rate_histogram, shape_name
 from polaris_jax.workdir import ensure_workdir, write_json
@@ -43,7 +43,7 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
         name: value
         for name, value in config_fields(config).items()
         if name.split(".")[0] in ("seed", "model", "data", "warmstart", "calibrate", "rope")
-    } | {"problems": len(problems), "budget": budget}
+    } | {"problems": problems_digest(problems), "budget": budget}
     path = workdir / "calibrate_progress.jsonl"
     done = ProgressFile(path, identity, writes=processes.is_first())
     correct = {row["id"]: row["correct"] for row in done.rows}

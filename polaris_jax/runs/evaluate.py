@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -17,14 +20,20 @@ from polaris_jax.evaluate.length_groups import length_groups
 from polaris_jax.files import as_place
 from polaris_jax.models import Qwen
 from polaris_jax.progress import Progress
+from polaris_jax.records import Problem
 from polaris_jax.report.figures import evaluation_figure
 from polaris_jax.runs.convert import load_any
 from polaris_jax.runs.policy import open_policy
-from polaris_jax.runs.progress_file import ProgressFile
+from polaris_jax.runs.progress_file import ProgressFile, problems_digest
 from polaris_jax.session import evaluation_problems, fitting
 from polaris_jax.workdir import ensure_workdir, write_json
 
 BATCH_PROMPTS = 128
+# What changes no response, or is told to `response_identity` as it applies.
+NOT_OF_RESPONSES = {
+    f"evaluate.{name}"
+    for name in ("every_steps", "length_edges", "budgets", "yarn", "max_response_tokens")
+}
 # Below this budget the blog's own figures are out of reach for lack of tokens alone.
 COMPARABLE_TOKENS = 64 * 1024
 
@@ -114,12 +123,7 @@ def _respond(
 ) -> list[dict[str, Any]]:
     """Rows of responses.jsonl, sampled now or found from an earlier call."""
     section = config.evaluate
-    fingerprint = {p: float(np.abs(np.asarray(x, np.float64)).sum()) for p, x in _probes(weights)}
-    identity = {
-        name: value
-        for name, value in config_fields(config).items()
-        if name.split(".")[0] in ("data", "evaluate", "rope") and "every_steps" not in name
-    } | {"weights": fingerprint, "budget": budget, "yarn": yarn}
+    identity = response_identity(config, weights[0], problems, budget=budget, yarn=yarn)
     name = f"{prefix}responses{'_yarn' if yarn else ''}.jsonl"
     done = ProgressFile(workdir / name, identity, writes=processes.is_first())
     finished = {row["problem_id"] for row in done.rows}
@@ -172,10 +176,40 @@ def _respond(
     return done.rows
 
 
-def _probes(weights: tuple[Qwen, Any]) -> list[tuple[str, Any]]:
-    """A few small parameters, enough to tell one set of weights from another."""
-    params = weights[0].params()
-    return [(p, params[p]) for p in ("norm_D", "layers/attn_norm_D", "layers/mlp_norm_D")]
+def response_identity(
+    config: RunConfig, model: Qwen, problems: Sequence[Problem], *, budget: int, yarn: bool
+) -> dict[str, Any]:
+    """What responses and rewards depend on: rows of a file with another identity are not reused.
+
+    Every weight counts: an export in bfloat16 may have the very norms of its base.
+    """
+    fields = {
+        name: value
+        for name, value in config_fields(config).items()
+        if name.split(".")[0] in ("data", "evaluate", "rope") and name not in NOT_OF_RESPONSES
+    }
+    checksums = {path: int(value) for path, value in _checksums(model.params()).items()}
+    return fields | {
+        "model.dtype": config.model.dtype,
+        "architecture": dataclasses.asdict(model.config),
+        "weights": checksums,
+        "problems": problems_digest(problems),
+        "budget": budget,
+        "yarn": yarn,
+    }
+
+
+@jax.jit
+def _checksums(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """A number of each parameter's bits; whole numbers wrap around, whatever the order."""
+
+    def checksum(param: jax.Array) -> jax.Array:
+        kind = {2: jnp.uint16, 4: jnp.uint32}[param.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(param, kind).astype(jnp.uint32)
+        bits = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B)
+        return jnp.sum(bits ^ (bits >> 13), dtype=jnp.uint32)
+
+    return jax.tree.map(checksum, params)
 
 
 def _score(config: RunConfig, rows: list[dict[str, Any]], budget: int) -> dict[str, Any]:

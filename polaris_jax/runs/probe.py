@@ -16,7 +16,7 @@ from polaris_jax.explore.temperature import measure_candidate
 from polaris_jax.progress import Progress
 from polaris_jax.report.figures import probe_figure
 from polaris_jax.runs.policy import open_policy
-from polaris_jax.runs.progress_file import ProgressFile
+from polaris_jax.runs.progress_file import ProgressFile, problems_digest
 from polaris_jax.session import fitting, fold_seed, training_problems
 from polaris_jax.workdir import ensure_workdir, write_json
 
@@ -47,7 +47,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
         name: value
         for name, value in config_fields(config).items()
         if name.split(".")[0] in ("seed", "model", "data", "warmstart", "rope")
-    } | {"n": section.n, "budget": budget, "ids": [p.id for p in problems]}
+    } | {"n": section.n, "budget": budget, "problems": problems_digest(problems)}
     done = ProgressFile(workdir / "probe_progress.jsonl", identity, writes=processes.is_first())
     rows = {row["temperature"]: row for row in done.rows}
     waiting = [t for t in temperatures if t not in rows]

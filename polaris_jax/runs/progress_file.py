@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from polaris_jax.files import AnyPath, append_bytes, as_place, write_bytes
+from polaris_jax.records import Problem
+
+
+def problems_digest(problems: Iterable[Problem]) -> str:
+    """A text that another id, problem or answer changes, and another order does not.
+
+    For a `ProgressFile`'s identity: a source may be edited under its old name.
+    """
+    lines = sorted(json.dumps([p.id, p.problem, repr(p.answer)]) for p in problems)
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
 class ProgressFile:

@@ -1,0 +1,57 @@
+"""When `evaluate` may go on with stored responses: same weights, problems and sampling, or not."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from polaris_jax.config import EvaluateSection, RunConfig
+from polaris_jax.models import Qwen, RopeScaling
+from polaris_jax.records import Problem
+from polaris_jax.runs.evaluate import response_identity
+from polaris_jax.train.warmstart import warmstart_model_config
+
+CONFIG = RunConfig()
+MODEL = Qwen.init(warmstart_model_config(CONFIG.warmstart, vocab_size=16), jax.random.key(0))
+PROBLEMS = [Problem("a", "1 + 1?", "2"), Problem("b", "2 + 2?", "4")]
+
+
+def identity(config=CONFIG, model=MODEL, problems=PROBLEMS):
+    return response_identity(config, model, problems, budget=8, yarn=False)
+
+
+def other_weight() -> Qwen:
+    params = MODEL.params()
+    q = params["layers/q_DNH"]
+    bumped = q.at[(0,) * q.ndim].set(np.nextafter(q[(0,) * q.ndim], np.float32(9)))
+    return Qwen.from_params(MODEL.config, params | {"layers/q_DNH": bumped})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param(lambda: {"model": other_weight()}, id="one bit of one matrix"),
+        pytest.param(
+            lambda: {"model": MODEL.with_rope_scaling(RopeScaling("linear", 2.0))}, id="rope"
+        ),
+        pytest.param(
+            lambda: {"problems": [PROBLEMS[0], dataclasses.replace(PROBLEMS[1], answer="5")]},
+            id="an answer",
+        ),
+        pytest.param(lambda: {"problems": PROBLEMS[:1]}, id="a problem less"),
+        pytest.param(lambda: {"config": with_evaluate(n=16)}, id="n"),
+    ],
+)
+def test_what_a_response_depends_on_changes_the_identity(changed):
+    assert identity(**changed()) != identity()
+
+
+def with_evaluate(**changes) -> RunConfig:
+    return dataclasses.replace(CONFIG, evaluate=EvaluateSection(**changes))
+
+
+def test_what_is_drawn_from_the_responses_does_not():
+    assert identity() == identity(problems=PROBLEMS[::-1])
+    config = with_evaluate(budgets=(2, 4), length_edges=(4,), yarn="both", every_steps=3)
+    assert identity(config=config) == identity()
