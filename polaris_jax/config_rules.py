@@ -259,8 +259,10 @@ def _check_evaluate(config: RunConfig) -> None:
         f"a sequence may reach {needed} positions, over model.max_position_tokens={limit}; lower "
         "the budget, raise the limit, or set evaluate.yarn=on",
     )
+    _require(bool(e.length_edges), "evaluate.length_edges", (), "at least one length is needed")
     for name in ("length_edges", "budgets"):
         edges = getattr(e, name)
+        _require(min(edges, default=1) >= 1, f"evaluate.{name}", edges, "each must be at least 1")
         _require(
             all(low < high for low, high in itertools.pairwise(edges)),
             f"evaluate.{name}",

@@ -201,7 +201,9 @@ TWO_STAGES = [{"temperature_rule": "match_diversity"}, {}]
         ({"batch__row_len": 1024}, "batch.row_len=1024", "set it to 0 or to at least that"),
         ({"evaluate__top_p": 0.0}, "evaluate.top_p=0.0", "(0, 1]"),
         ({"evaluate__length_edges": (32, 16)}, "evaluate.length_edges=(32, 16)", "ascend"),
+        ({"evaluate__length_edges": ()}, "evaluate.length_edges=()", "at least one"),
         ({"evaluate__budgets": (8, 8)}, "evaluate.budgets=(8, 8)", "ascend"),
+        ({"evaluate__budgets": (0, 8)}, "evaluate.budgets=(0, 8)", "at least 1"),
         (
             {"model__max_position_tokens": 40_960, "evaluate__max_response_tokens": 90_000},
             "evaluate.max_response_tokens=90000",
