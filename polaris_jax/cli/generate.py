@@ -33,7 +33,11 @@ def _define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_float("yarn", 1.0, "YaRN factor, 1 is off", lower_bound=1.0, flag_values=values)
     flags.DEFINE_integer(
-        "yarn_original", 0, "length YaRN stretches; 0: the checkpoint's", flag_values=values
+        "yarn_original",
+        0,
+        "length YaRN stretches; 0: the checkpoint's",
+        lower_bound=0,
+        flag_values=values,
     )
 
 

@@ -47,7 +47,10 @@ class RopeScaling:
             )
         if self.factor < 1:
             raise ValueError(f"rope_scaling.factor={self.factor}: must be at least 1")
-        if self.rope_type in ("yarn", "llama3") and not self.original_max_position_embeddings:
+        if (
+            self.rope_type in ("yarn", "llama3")
+            and (self.original_max_position_embeddings or 0) < 1
+        ):
             raise ValueError(
                 f"rope_scaling.original_max_position_embeddings="
                 f"{self.original_max_position_embeddings}: {self.rope_type} needs the length that "

@@ -7,7 +7,7 @@ from typing import Any
 
 from polaris_jax.base_model import load_with_tokenizer
 from polaris_jax.data.prompts import render_prompt
-from polaris_jax.models import RopeScaling
+from polaris_jax.models import ModelConfig, RopeScaling
 from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.session import stop_token_ids
@@ -50,7 +50,7 @@ def generate(
     """
     model, tokenizer = load_with_tokenizer(path, dtype=dtype)
     if yarn_factor > 1:
-        original = yarn_original_tokens or model.config.max_position_embeddings
+        original = yarn_original_tokens or _trained_tokens(model.config)
         model = model.with_rope_scaling(
             RopeScaling("yarn", yarn_factor, original, attention_factor=1.0)
         )
@@ -88,7 +88,17 @@ def generate(
         stop_token_ids=stop_token_ids(tokenizer),
     )
     responses = sampler.generate([prompt_ids], params, on_tokens=on_tokens)[0]
+    for sample, stream in enumerate(streams):
+        if rest := stream.rest():
+            on_text(sample, rest)
     return [(r, tokenizer.decode(r.token_ids, skip_special_tokens=True)) for r in responses]
+
+
+def _trained_tokens(config: ModelConfig) -> int:
+    """The length that the checkpoint was trained for; under YaRN it claims a stretched one."""
+    scaling = config.rope_scaling
+    own = None if scaling is None else scaling.original_max_position_embeddings
+    return own or config.max_position_embeddings
 
 
 class _TextStream:
@@ -102,5 +112,12 @@ class _TextStream:
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
+        return self._new(text)
+
+    def rest(self) -> str:
+        """What is held back when no more tokens come."""
+        return self._new(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+
+    def _new(self, text: str) -> str:
         new, self._shown = text[self._shown :], len(text)
         return new

@@ -45,6 +45,7 @@ def in_repository(request, monkeypatch):
         (["report", TINY, "--workdir=/none/here"], "no such directory"),
         (["generate", "--prompt=x"], "--model: needed"),
         (["generate", "--model=x"], "--prompt: needed"),
+        (["generate", "--model=x", "--prompt=x", "--yarn_original=-1"], "yarn_original"),
         (["convert", "--from=x"], "--to: needed"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:1] + value[-1:]),
