@@ -84,6 +84,9 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
 
     Differs: a Llama checkpoint is a Qwen2 without bias here, and stays `model_type="llama"`.
     """
+    for name in ("rope_scaling", "rope_parameters"):
+        if fields.get(name) is not None and not isinstance(fields[name], Mapping):
+            raise ValueError(f"{where}: {name}={fields[name]!r}: expected an object or null")
     model_type = fields.get("model_type")
     if model_type not in ARCHITECTURES:
         raise ValueError(
@@ -124,16 +127,16 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        rope_theta=float(_rope_theta(fields)),
-        rms_norm_eps=float(fields.get("rms_norm_eps", _DEFAULT_RMS_NORM_EPS)),
+        rope_theta=_positive(_rope_theta(fields), "rope_theta", where),
+        rms_norm_eps=_positive(
+            fields.get("rms_norm_eps", _DEFAULT_RMS_NORM_EPS), "rms_norm_eps", where
+        ),
         max_position_embeddings=max_positions,
         tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
         qkv_bias=model_type == "qwen2",
         qk_norm=model_type == "qwen3",
         rope_scaling=parse_rope_scaling(
-            _rope_fields(fields),
-            max_position_embeddings=fields.get("original_max_position_embeddings", max_positions),
-            where=where,
+            _rope_fields(fields), max_position_embeddings=max_positions, where=where
         ),
         model_type=model_type,
     )
@@ -142,8 +145,8 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
 def _refuse_unsupported(fields: Mapping[str, Any], model_type: str, where: str) -> None:
     if (activation := fields.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise ValueError(f"{where}: hidden_act={activation!r}: only silu is supported")
-    if fields.get("quantization_config"):
-        method = fields["quantization_config"].get("quant_method", "?")
+    if quantization := fields.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else "?"
         raise ValueError(
             f"{where}: quantization_config.quant_method={method!r}: quantised safetensors are not "
             "supported; take the unquantised checkpoint, or a GGUF file"
@@ -173,6 +176,11 @@ def _rope_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
         rope = dict(rope["full_attention"])
     if fields.get("partial_rotary_factor") is not None:
         rope.setdefault("partial_rotary_factor", fields["partial_rotary_factor"])
+    # Some have the original length beside the dictionary.
+    if rope and fields.get("original_max_position_embeddings") is not None:
+        rope.setdefault(
+            "original_max_position_embeddings", fields["original_max_position_embeddings"]
+        )
     return rope
 
 
@@ -246,6 +254,12 @@ def parse_rope_scaling(
         beta_slow=float(rope.get("beta_slow") or 1),
         truncate=bool(rope.get("truncate", True)),
     )
+
+
+def _positive(value: Any, name: str, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ValueError(f"{where}: {name}={value!r}: needed, a number above 0")
+    return float(value)
 
 
 def _number(rope: Mapping[str, Any], name: str, where: str) -> float:

@@ -101,6 +101,9 @@ def load_pretrained(
     config, weights = open_checkpoint(place)
     if rope_scaling is not None:
         if not isinstance(rope_scaling, RopeScaling):
+            # Version 5 keeps the base of the frequencies in the same dictionary.
+            if (theta := rope_scaling.get("rope_theta")) is not None:
+                config = dataclasses.replace(config, rope_theta=float(theta))
             rope_scaling = parse_rope_scaling(
                 rope_scaling, max_position_embeddings=config.max_position_embeddings
             )

@@ -215,11 +215,24 @@ def test_rope_details_follow_transformers():
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"partial_rotary_factor": 0.5, "rope_scaling": YARN}, "partial_rotary_factor=0.5"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"rope_scaling": "yarn"}, "rope_scaling='yarn': expected an object"),
+        ({"rope_scaling": YARN | {"original_max_position_embeddings": -1}}, "embeddings=-1"),
+        ({"rope_theta": "1e6"}, "rope_theta='1e6': needed, a number"),
+        ({"rms_norm_eps": None}, "rms_norm_eps=None: needed, a number"),
+        ({"quantization_config": "awq"}, "quant_method='\\?'"),
     ],
 )
 def test_what_is_not_supported_is_named(changes, words):
     with pytest.raises(ValueError, match=words):
         parse_config(QWEN3_4B | changes)
+
+
+def test_an_original_length_beside_the_dictionary_counts():
+    beside = {"original_max_position_embeddings": 8192}
+    fields = QWEN3_4B | beside | {"rope_scaling": {"rope_type": "yarn", "factor": None}}
+    assert parse_config(fields).rope_scaling == RopeScaling("yarn", 40_960 / 8192, 8192)
+    fields = QWEN3_4B | {"original_max_position_embeddings": None, "rope_scaling": YARN}
+    assert parse_config(fields) == parse_config(QWEN3_4B | {"rope_scaling": YARN})
 
 
 def test_sliding_window_is_judged_by_layer_types_where_they_are():

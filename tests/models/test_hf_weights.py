@@ -1,5 +1,6 @@
 """Checkpoints in and out: bit for bit, sharded, streamed, and every defect named."""
 
+import dataclasses
 import json
 import tracemalloc
 from pathlib import Path
@@ -372,3 +373,12 @@ def test_presets_have_the_tensors_of_their_checkpoints():
     assert shapes["model.layers.0.self_attn.o_proj.weight"] == (2560, 4096)
     assert shapes["model.layers.0.mlp.down_proj.weight"] == (2560, 9728)
     assert len(hf_shapes(PRESETS["r1-distill-qwen-7b"])) == 339
+
+
+def test_rope_parameters_in_place_of_the_checkpoint_own_bring_their_base(tmp_path):
+    place = write_checkpoint(tmp_path, ARCHITECTURES[0], "plain")
+    linear = {"rope_type": "linear", "factor": 2.0}
+    kept, _ = load_pretrained(place, rope_scaling=linear)
+    other, _ = load_pretrained(place, rope_scaling=linear | {"rope_theta": 5e5})
+    assert kept.config.rope_theta == load_config(place).rope_theta
+    assert other.config == dataclasses.replace(kept.config, rope_theta=5e5)
