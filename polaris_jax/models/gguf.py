@@ -56,6 +56,7 @@ _PATTERN_PRE = {
 _SAME_PRE = {"deepseek-r1-qwen": "qwen2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
 _NFC_PRE = ("qwen2",)
 _WHOLE_WORDS_PRE = ("llama-bpe",)  # a word that is a token is not merged up to
+_ADDS_BOS_PRE = ("llama-bpe",)
 # gguf.TokenType
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -194,8 +195,10 @@ class GgufFile:
                 "does not dequantise; take another quantisation"
             ) from error
         if permuted:
-            kind = "head_count" if ".q_proj" in name else "head_count_kv"
-            value = unpermute(value, int(self._need(f"attention.{kind}")))
+            heads = int(self._need("attention.head_count"))
+            if ".k_proj" in name:  # absent: as many as query heads
+                heads = int(self.get(f"{self._arch}.attention.head_count_kv", heads))
+            value = unpermute(value, heads)
             return value if index is None else value[index]
         return value if index is None else value[(slice(None), *index[1:])]
 
@@ -273,7 +276,9 @@ def gguf_tokenizer(file: os.PathLike[str] | GgufFile) -> PreTrainedTokenizerFast
         index = file.get(f"tokenizer.ggml.{key}_token_id")
         if index is not None:
             named[f"{name}_token"] = tokens[index]
-    if file.get("tokenizer.ggml.add_bos_token", False) and "bos_token" in named:
+    # Without a word on it llama.cpp adds the token for Llama 3's tokenizers only.
+    adds_bos = _SAME_PRE.get(pre, pre) in _ADDS_BOS_PRE
+    if file.get("tokenizer.ggml.add_bos_token", adds_bos) and "bos_token" in named:
         bos = named["bos_token"]
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokens.index(bos))]

@@ -55,6 +55,7 @@ def write_gguf(
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
     tokenizer: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
+    names_kv_heads: bool = True,
 ) -> Path:
     """A GGUF file; matrices are quantised to `kind`, vectors stay float32.
 
@@ -66,6 +67,7 @@ def write_gguf(
         kind: of the matrices.
         tokenizer: tokens, merges, pre, types, ids and template; None leaves it out.
         extra: more metadata by full key; str, int or float.
+        names_kv_heads: False leaves their number out, as where the config.json does.
     """
     out = GGUFWriter(path, arch)
     out.add_context_length(32)
@@ -73,7 +75,8 @@ def write_gguf(
     out.add_block_count(a.num_layers)
     out.add_feed_forward_length(a.intermediate_size)
     out.add_head_count(a.num_heads)
-    out.add_head_count_kv(a.num_kv_heads)
+    if names_kv_heads:
+        out.add_head_count_kv(a.num_kv_heads)
     out.add_key_length(a.head_dim)
     out.add_rope_freq_base(a.rope_theta)
     out.add_layer_norm_rms_eps(1e-6)

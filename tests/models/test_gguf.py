@@ -84,6 +84,18 @@ def test_llama_rows_are_put_back(tmp_path):
     assert tokenizer.encode("ab 12ab") == load_tokenizer(file).encode("ab 12ab")
 
 
+def test_without_a_number_of_kv_heads_there_are_as_many_as_query_heads(tmp_path):
+    a = dataclasses.replace(BLOCKED, num_kv_heads=BLOCKED.num_heads)
+    values = no_bias(tensors(a))
+    file = write_gguf(
+        tmp_path / "m.gguf", "llama", a, values, tokenizer=TOKENIZER, names_kv_heads=False
+    )
+    model, _ = load_pretrained(file)
+    k_DKH = np.asarray(model.params()["layers/k_DKH"][1])
+    want = values["model.layers.1.self_attn.k_proj.weight"]
+    np.testing.assert_array_equal(k_DKH.reshape(a.hidden_size, -1).T, want)
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
 def test_quantised_matrices_are_dequantised(kind, tmp_path):
     qtype = GGMLQuantizationType[kind]
@@ -142,12 +154,19 @@ def test_tokenizer_from_metadata(tmp_path):
 def test_pre_tokenizers_split_digits_their_own_way(pre, text, want, tmp_path):
     file = tmp_path / "m.gguf"
     write_gguf(file, "qwen2", BLOCKED, tensors(BLOCKED), tokenizer=TOKENIZER | {"pre": pre})
-    tokenizer = load_tokenizer(file)
-    assert tokenizer.convert_ids_to_tokens(tokenizer.encode(text)) == want
+    ids = load_tokenizer(file).encode(text, add_special_tokens=False)
+    assert load_tokenizer(file).convert_ids_to_tokens(ids) == want
 
 
-def test_beginning_of_text_is_added_where_the_file_says_so(tmp_path):
-    settings = TOKENIZER | {"add_bos": True, "bos": 1}
+@pytest.mark.parametrize(
+    "says",
+    [
+        pytest.param({"add_bos": True}, id="the file says so"),
+        pytest.param({"pre": "llama-bpe"}, id="it is silent, of Llama 3"),
+    ],
+)
+def test_beginning_of_text_is_added_where_llama_cpp_does(says, tmp_path):
+    settings = TOKENIZER | {"bos": 1} | says
     write_gguf(tmp_path / "m.gguf", "qwen2", BLOCKED, tensors(BLOCKED), tokenizer=settings)
     tokenizer = load_tokenizer(tmp_path / "m.gguf")
     assert tokenizer.encode("a") == [1, 2]
