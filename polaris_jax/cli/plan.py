@@ -20,7 +20,7 @@ from absl import flags
 
 from polaris_jax.cli.flags import parse
 from polaris_jax.config import ConfigError
-from polaris_jax.files import as_place, write_bytes
+from polaris_jax.files import as_place, is_remote, write_bytes
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -60,6 +60,8 @@ def main(argv: list[str]) -> int:
     from polaris_jax.plan.topologies import parse_topology
 
     topology, out = parse_topology(own["topology"]), as_place(own["out"])
+    if out.is_dir() or not (is_remote(out) or out.parent.is_dir()):
+        raise ConfigError(f"--out={own['out']}: it needs to be a file in a directory that exists")
     _before_jax(topology)
     from polaris_jax.plan.fit import Residency
     from polaris_jax.plan.roofline import Efficiency

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +11,9 @@ from polaris_jax.config import ConfigError, MeshSection, RunConfig, row_len_toke
 from polaris_jax.data.tiny_tokenizer import build_tokenizer
 from polaris_jax.files import as_place
 from polaris_jax.models import ModelConfig, RopeScaling
-from polaris_jax.models.hf_config import parse_config
+from polaris_jax.models.hf_config import load_config_json, parse_config
 from polaris_jax.models.presets import PRESETS, preset
+from polaris_jax.sharding import check_sizes
 from polaris_jax.train.warmstart import warmstart_model_config
 
 
@@ -152,7 +152,7 @@ def architecture(config: RunConfig) -> ModelConfig:
     directory = as_place(path)
     file = directory / "config.json"
     if path and file.is_file():
-        return parse_config(json.loads(file.read_text()), where=str(file))
+        return parse_config(load_config_json(directory), where=str(file))
     try:
         return preset(path)
     except ValueError:
@@ -180,6 +180,7 @@ def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Se
             "in turn; set it to 0, or plan trainer and sampler as pods of their own"
         )
     mesh = config.mesh
+    check_sizes(mesh)
     others = mesh.data * mesh.context * mesh.tensor
     fsdp = devices // others if mesh.fsdp == -1 else mesh.fsdp
     if others * fsdp != devices:

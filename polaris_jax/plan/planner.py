@@ -152,15 +152,15 @@ class Planner:
         """False where what is resident alone is over the budget."""
         return self.least_bytes(setting) <= BUDGET * self.chip.hbm_bytes
 
-    def update_fits(self, setting: Setting) -> bool:
+    def update_fits(self, setting: Setting) -> bool | None:
         """Whether the update alone is within the budget, beside a share of the sampler's weights
-        as small as `setting` makes it; compiles no sampler."""
+        as small as `setting` makes it; compiles no sampler. None: the setting cannot be."""
         try:
             made, accumulate, apply = self._once(
                 ("update", setting.mesh, setting.rows), self._update, setting
             )
         except ValueError:
-            return False
+            return None
         if accumulate.refusal or apply.refusal:
             return False
         width = 2 if self.job.config.model.dtype == "bfloat16" else 4

@@ -46,7 +46,7 @@ class Assessor(Protocol):
     """What `nearest` needs of a planner."""
 
     def may_fit(self, setting: Setting) -> bool: ...
-    def update_fits(self, setting: Setting) -> bool: ...
+    def update_fits(self, setting: Setting) -> bool | None: ...
     def assess(self, setting: Setting) -> Assessment: ...
 
 
@@ -55,7 +55,7 @@ def nearest(
 ) -> Assessment | None:
     """The setting nearest to `base` that fits, or None.
 
-    The leanest one is asked first: where its update does not fit, none does.
+    The leanest one that can be built is asked first: where its update does not fit, none does.
 
     Args:
         base: what does not fit.
@@ -64,7 +64,8 @@ def nearest(
         limit: candidates compiled at most.
     """
     candidates = [s for s in settings if s != base and planner.may_fit(s)]
-    if not candidates or not planner.update_fits(min(candidates, key=_appetite)):
+    verdicts = (planner.update_fits(s) for s in sorted(candidates, key=_appetite))
+    if not next((fits for fits in verdicts if fits is not None), False):
         return None
     for setting in sorted(candidates, key=lambda s: distance(base, s))[:limit]:
         if planner.update_fits(setting):

@@ -53,6 +53,12 @@ def with_path(path):
     return dataclasses.replace(CONFIG, model=ModelSection(path=path))
 
 
+def test_a_damaged_config_json_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
+        architecture(with_path(str(tmp_path)))
+
+
 def test_architecture_of_a_name_and_of_a_directory(tmp_path):
     model = preset("qwen3-0.6b")
     assert architecture(with_path("Qwen/Qwen3-0.6B")) == model

@@ -69,6 +69,20 @@ def test_more_rows_are_not_tried_where_fewer_do_not_fit():
 BASE = Setting(MeshSection(1, 8, 1, 1), 32, 2)
 
 
+def test_a_leanest_setting_that_cannot_be_rules_out_nothing():
+    class OfShortRows(MadeUpPlanner):
+        """Rows do not divide into the chunks that much context needs."""
+
+        def update_fits(self, setting):
+            return super().update_fits(setting) if setting.mesh.context < 4 else None
+
+    planner = OfShortRows(2)
+    settings = search_settings(planner.job.model, devices=DEVICES, local_devices=4)
+    found = nearest(BASE, settings, planner=planner)
+    assert found is not None
+    assert found.setting == Setting(MeshSection(1, 8, 1, 1), 16, 2)
+
+
 @pytest.mark.parametrize(
     ("most_rows", "expected"),
     [
