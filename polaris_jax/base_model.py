@@ -81,6 +81,7 @@ def _make_warmstart(config: RunConfig, path: epath.Path, progress: Progress) -> 
             section,
             on_step=lambda step, loss: phase.advance_to(step + 1, f"loss {loss:.3f}"),
         )
+    done.unlink(missing_ok=True)  # or a kill here would leave these weights under the old name
     save_pretrained(model, path, tokenizer=tokenizer)
     write_bytes(done, json.dumps(identity, sort_keys=True).encode())
 
