@@ -202,6 +202,6 @@ def make_informative(
     return substitute_uninformative(
         graded,
         min_informative=section.min_informative,
-        on_scarce="train",
+        on_scarce="train" if section.on_scarce == "resample" else section.on_scarce,
         rng=run.rng("substitute", 0),
     )
