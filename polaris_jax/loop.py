@@ -30,9 +30,10 @@ from polaris_jax.rollout import RolloutAborted, Sampler
 from polaris_jax.signals import StopRequest
 from polaris_jax.stage_entry import enter_stage
 from polaris_jax.stages.controller import StepStats, observe, stage_ended
+from polaris_jax.start_at import StartAt
 from polaris_jax.step_rollout import in_flight, lag_metrics, roll_out
 from polaris_jax.step_rules import check_health
-from polaris_jax.training_run import StartAt, TrainingRun
+from polaris_jax.training_run import TrainingRun
 
 
 @dataclasses.dataclass(frozen=True)
