@@ -106,18 +106,29 @@ class TrainingRun:
         )
         scored = bool(config.evaluate.every_steps)
         held_out = evaluation_problems(config, self.progress) if scored else []
-        self._claim = opening.enter_context(
-            workdir_lib.claim(
-                workdir, config, overwrite=self._overwrite, primary=processes.is_first()
-            )
-        )
-        self.progress.line(f"problems: {len(self.problems)} from {origin}")
+        # What can be refused is, before --overwrite deletes a run and before anything is computed.
         model_config = base_model_config(config, workdir, self.progress)
         check_positions(config, model_config, self.progress)
         trainer_devices, self.sampler_devices = split_devices(
             config.rollout.devices, config.rollout.processes
         )
         self.mesh = make_mesh(config.mesh, trainer_devices)
+        self.updater = Updater(
+            config.objective,
+            config.optimizer,
+            config.model,
+            self.mesh,
+            rows=config.batch.rows,
+            row_len=row_len_tokens(config),
+            parks=config.rollout.trainer_state == "host",
+        )
+        self.updater.check_model(model_config)
+        self._claim = opening.enter_context(
+            workdir_lib.claim(
+                workdir, config, overwrite=self._overwrite, primary=processes.is_first()
+            )
+        )
+        self.progress.line(f"problems: {len(self.problems)} from {origin}")
         base, self.tokenizer = load_base(config, workdir, self.progress, mesh=self.mesh)
         self.problems = fitting(
             self.problems, config, tokenizer=self.tokenizer, progress=self.progress
@@ -138,15 +149,6 @@ class TrainingRun:
         )
         self.lengths = LengthTable()
         self.sink = RescueBuffer()
-        self.updater = Updater(
-            config.objective,
-            config.optimizer,
-            config.model,
-            self.mesh,
-            rows=config.batch.rows,
-            row_len=row_len_tokens(config),
-            parks=config.rollout.trainer_state == "host",
-        )
         self.checkpointer = Checkpointer(
             workdir / "checkpoints",
             keep_last=config.checkpoint.keep_last,
