@@ -72,9 +72,12 @@ def train(
     with TrainingRun(config, workdir, progress=progress, overwrite=overwrite, start=start) as run:
         first_step = run.step
         if run.resumed is None:
-            stage, state, loader, sampler = enter_stage(
-                run, run.first_stage, run.state, left=run.left
-            )
+            try:
+                stage, state, loader, sampler = enter_stage(
+                    run, run.first_stage, run.state, left=run.left, stop=stop
+                )
+            except RolloutAborted:  # there is nothing yet that a checkpoint would keep
+                return TrainSummary(first_step, run.step, False, dict(run.counts))
         else:
             stage, state, loader, sampler = run.resumed
         state = run.updater.park(state)
@@ -119,8 +122,8 @@ def train(
                 run.close_stage_record(step)
             mark = run.mark(stage, loader)
             with run.clock.timer("save"):
-                if run.step % config.checkpoint.every_steps == 0 and not ended:
-                    run.save(state, mark)
+                if ended or run.step % config.checkpoint.every_steps == 0:
+                    run.save(state, mark)  # at a stage's end too: a kill in the entry repeats it
             run.write_timing(step, sampler)
         run.save(state, mark)
         return TrainSummary(first_step, run.step, stage.finished, dict(run.counts))

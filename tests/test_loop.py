@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 
 from polaris_jax import loop
+from polaris_jax.__main__ import main
+from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import BatchSection
 from polaris_jax.records import Graded
+from polaris_jax.rollout import RolloutAborted
+from polaris_jax.stage_entry import enter_stage
 from tests.micro_run import final_leaves, finish, flags, make_base, start_train
+
+ON_8 = ("--config.mesh.fsdp=8", "--config.batch.rows=8")  # this process's devices
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +176,31 @@ def interrupted(base, workdir: Path, whole: Path, *, kills: int, seed: int) -> N
 @pytest.mark.timeout(900)
 def test_two_kills_change_nothing(base, whole, tmp_path):
     interrupted(base, tmp_path / "run", whole, kills=2, seed=0)
+
+
+def test_the_end_of_a_stage_is_saved_before_the_next_is_entered(base, tmp_path, monkeypatch):
+    def killed(run, index, *args, **options):
+        if index == 1:
+            raise RuntimeError("killed in the entry")
+        return enter_stage(run, index, *args, **options)
+
+    monkeypatch.setattr(loop, "enter_stage", killed)
+    rare = ("--config.stages[0].steps=1", "--config.checkpoint.every_steps=10")
+    assert main(["train", *flags(*base, *ON_8, *rare), f"--workdir={tmp_path}"]) == 1
+    assert Checkpointer(tmp_path / "checkpoints").latest() == 1
+
+
+def test_a_signal_in_the_first_stages_entry_ends_the_run_at_once(
+    base, tmp_path, monkeypatch, capsys
+):
+    def stopped(*_, stop, **__):
+        assert not stop.requested
+        raise RolloutAborted("asked to")
+
+    monkeypatch.setattr(loop, "enter_stage", stopped)
+    assert main(["train", *flags(*base, *ON_8), f"--workdir={tmp_path}"]) == 0
+    assert "stopped; rerun the same command to go on: 0 steps" in capsys.readouterr().out
+    assert Checkpointer(tmp_path / "checkpoints").latest() is None
 
 
 @pytest.mark.slow
