@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from etils import epath
 
@@ -52,4 +53,4 @@ def check_left(left: StageState, config: RunConfig, source: epath.Path) -> None:
 
 
 def _real(path: epath.Path) -> str:
-    return str(path).rstrip("/") if is_remote(path) else str(path.resolve())
+    return str(path).rstrip("/") if is_remote(path) else os.path.realpath(path)  # epath keeps links

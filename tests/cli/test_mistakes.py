@@ -42,11 +42,11 @@ def in_repository(request, monkeypatch):
         (
             [
                 *("train", TINY, "--workdir=W", "--config.model.max_position_tokens=0"),
-                "--config.stages[0].max_response_tokens=99999",
+                *("--config.stages[0].max_response_tokens=99999", "--config.batch.row_len=0"),
             ],
             "over the checkpoint's",
         ),
-        (["train", TINY, "--workdir=W", "--config.mesh.tensor=3"], "the mesh needs 3"),
+        (["train", TINY, "--workdir=W", "--config.mesh.data=3"], "the mesh needs 3"),
         ([*ON_8, "--config.batch.rows=3"], "batch.rows=3"),
         ([*ON_8, "--config.model.attention=splash"], "model.attention=splash"),
         (["train", TINY, "--workdir=W", "--stage=7", "--from=."], "--stage=7: the config has"),
