@@ -125,7 +125,9 @@ def load_with_tokenizer(
 
 
 def base_model_config(config: RunConfig, workdir: epath.Path, progress: Progress) -> ModelConfig:
-    """The base model's architecture, read without its weights."""
+    """The base model's architecture, without its weights: none is read or made for it."""
+    if not config.model.path and config.warmstart.steps:
+        return warmstart_model_config(config.warmstart, vocab_size=len(build_tokenizer()))
     return load_config(base_path(config, workdir, progress))
 
 

@@ -22,6 +22,7 @@ POSITIVE = {
     "checkpoint": "every_steps keep_last grace_s",
     "evaluate": "n",
     "distributed": "heartbeat_timeout_s",
+    "warmstart": "batch_size examples",
 }
 NOT_NEGATIVE = {
     "rollout": "num_pages prefill_budget max_logp_gap_mean save_every total_tokens data devices",
@@ -169,10 +170,10 @@ def _check_objective(config: RunConfig) -> None:
         "or sampler",
     )
     _require(
-        r.prompts_per_step * r.responses_per_prompt % o.minibatches == 0,
+        r.prompts_per_step % o.minibatches == 0,
         "objective.minibatches",
         o.minibatches,
-        "must divide rollout.prompts_per_step x rollout.responses_per_prompt",
+        f"groups are not split, so it must divide rollout.prompts_per_step={r.prompts_per_step}",
     )
 
 

@@ -30,9 +30,10 @@ from polaris_jax.rollout import RolloutAborted, Sampler
 from polaris_jax.signals import StopRequest
 from polaris_jax.stage_entry import enter_stage
 from polaris_jax.stages.controller import StepStats, observe, stage_ended
+from polaris_jax.start_at import StartAt
 from polaris_jax.step_rollout import in_flight, lag_metrics, roll_out
 from polaris_jax.step_rules import check_health
-from polaris_jax.training_run import StartAt, TrainingRun
+from polaris_jax.training_run import TrainingRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +72,12 @@ def train(
     with TrainingRun(config, workdir, progress=progress, overwrite=overwrite, start=start) as run:
         first_step = run.step
         if run.resumed is None:
-            stage, state, loader, sampler = enter_stage(
-                run, run.first_stage, run.state, left=run.left
-            )
+            try:
+                stage, state, loader, sampler = enter_stage(
+                    run, run.first_stage, run.state, left=run.left, stop=stop
+                )
+            except RolloutAborted:  # there is nothing yet that a checkpoint would keep
+                return TrainSummary(first_step, run.step, False, dict(run.counts))
         else:
             stage, state, loader, sampler = run.resumed
         state = run.updater.park(state)
@@ -118,8 +122,8 @@ def train(
                 run.close_stage_record(step)
             mark = run.mark(stage, loader)
             with run.clock.timer("save"):
-                if run.step % config.checkpoint.every_steps == 0 and not ended:
-                    run.save(state, mark)
+                if ended or run.step % config.checkpoint.every_steps == 0:
+                    run.save(state, mark)  # at a stage's end too: a kill in the entry repeats it
             run.write_timing(step, sampler)
         run.save(state, mark)
         return TrainSummary(first_step, run.step, stage.finished, dict(run.counts))
@@ -202,6 +206,6 @@ def make_informative(
     return substitute_uninformative(
         graded,
         min_informative=section.min_informative,
-        on_scarce="train",
+        on_scarce="train" if section.on_scarce == "resample" else section.on_scarce,
         rng=run.rng("substitute", 0),
     )

@@ -12,7 +12,6 @@ import contextlib
 import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from polaris_jax import workdir as workdir_lib
 from polaris_jax.base_model import base_model_config, check_positions, load_base, yarn_scaling
 from polaris_jax.batch import RescueBuffer, Substitution
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_tokens
+from polaris_jax.config import RunConfig, config_hash, row_len_tokens
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.grade_ahead import GradeAhead
@@ -51,19 +50,12 @@ from polaris_jax.sharding import make_mesh, split_devices
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
+from polaris_jax.start_at import StartAt, check_left, check_start
 from polaris_jax.step_clock import StepClock
 from polaris_jax.step_records import UPDATE_METRICS, step_text
 from polaris_jax.step_rules import pack_minibatches
 from polaris_jax.train.state import TrainState, init_train_state, with_rope_scaling
 from polaris_jax.train.update import Updater, merge_metrics
-
-
-@dataclasses.dataclass(frozen=True)
-class StartAt:
-    """Begin a run at stage `stage` (from 0) with the weights and tables of `checkpoint`."""
-
-    stage: int
-    checkpoint: epath.Path
 
 
 class TrainingRun:
@@ -101,6 +93,8 @@ class TrainingRun:
 
     def _open(self, opening: contextlib.ExitStack) -> None:
         config, workdir = self.config, self.workdir
+        if self._start is not None:
+            check_start(self._start, config, workdir, overwrite=self._overwrite)
         self.problems, origin = training_problems(config, workdir, self.progress)
         processes.agree(
             {
@@ -112,18 +106,29 @@ class TrainingRun:
         )
         scored = bool(config.evaluate.every_steps)
         held_out = evaluation_problems(config, self.progress) if scored else []
-        self._claim = opening.enter_context(
-            workdir_lib.claim(
-                workdir, config, overwrite=self._overwrite, primary=processes.is_first()
-            )
-        )
-        self.progress.line(f"problems: {len(self.problems)} from {origin}")
+        # What can be refused is, before --overwrite deletes a run and before anything is computed.
         model_config = base_model_config(config, workdir, self.progress)
         check_positions(config, model_config, self.progress)
         trainer_devices, self.sampler_devices = split_devices(
             config.rollout.devices, config.rollout.processes
         )
         self.mesh = make_mesh(config.mesh, trainer_devices)
+        self.updater = Updater(
+            config.objective,
+            config.optimizer,
+            config.model,
+            self.mesh,
+            rows=config.batch.rows,
+            row_len=row_len_tokens(config),
+            parks=config.rollout.trainer_state == "host",
+        )
+        self.updater.check_model(model_config)
+        self._claim = opening.enter_context(
+            workdir_lib.claim(
+                workdir, config, overwrite=self._overwrite, primary=processes.is_first()
+            )
+        )
+        self.progress.line(f"problems: {len(self.problems)} from {origin}")
         base, self.tokenizer = load_base(config, workdir, self.progress, mesh=self.mesh)
         self.problems = fitting(
             self.problems, config, tokenizer=self.tokenizer, progress=self.progress
@@ -144,15 +149,6 @@ class TrainingRun:
         )
         self.lengths = LengthTable()
         self.sink = RescueBuffer()
-        self.updater = Updater(
-            config.objective,
-            config.optimizer,
-            config.model,
-            self.mesh,
-            rows=config.batch.rows,
-            row_len=row_len_tokens(config),
-            parks=config.rollout.trainer_state == "host",
-        )
         self.checkpointer = Checkpointer(
             workdir / "checkpoints",
             keep_last=config.checkpoint.keep_last,
@@ -190,24 +186,20 @@ class TrainingRun:
             self._load_host_state(host)
             self.progress.line(f"resumed at step {latest}")
             stage = self._reopened(stage_from(host["stage"]))
-            loader = self.make_loader(stage.dropped_ids)
-            loader.load_state_dict(host["loader"])
+            loader = self.make_loader()
+            loader.load_state_dict(host["loader"])  # checks the problems, then drops
             self.state = with_rope_scaling(self.state, self.rope_scaling(stage.stage))
             sampler = self.make_sampler(self.state, stage.max_response_tokens)
             self.resumed = stage, self.state, loader, sampler
         elif self._start is not None:
             source = self._start.checkpoint
-            if not 0 <= self._start.stage < len(self.config.stages):
-                raise ConfigError(
-                    f"--stage={self._start.stage}: the config has stages 0 to "
-                    f"{len(self.config.stages) - 1}"
-                )
             other = Checkpointer.of(source, architecture=dataclasses.asdict(self.base_config))
             self.state, host = other.restore(other.latest_or_error(), self.state)
             self.state = self.updater.reset_optimizer(self.state)
             self._load_tables(host)
             self.first_stage = self._start.stage
             self.left = stage_from(host["stage"])
+            check_left(self.left, self.config, source)
             if host.get("carried"):
                 self.progress.line(
                     f"{len(host['carried'])} unfinished groups of {source} stay there"
@@ -219,15 +211,14 @@ class TrainingRun:
         finished = stage.finished and stage_ended(stage, self.config.stages)
         return self.within_tokens(dataclasses.replace(stage, finished=finished))
 
-    def make_loader(self, dropped_ids: Iterable[str]) -> PromptLoader:
-        """Endless shuffled epochs over all problems but the dropped ones."""
+    def make_loader(self) -> PromptLoader:
+        """Endless shuffled epochs over all problems."""
         return PromptLoader(
             self.problems,
             tokenizer=self.tokenizer,
             prompt_suffix=self.config.data.prompt_suffix,
             batch_size=self.config.rollout.prompts_per_step,
             seed=fold_seed(self.config.seed, "loader"),
-            dropped_ids=dropped_ids,
         )
 
     def make_sampler(self, state: TrainState, max_response_tokens: int) -> Sampler:

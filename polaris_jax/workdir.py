@@ -64,7 +64,7 @@ _MADE_BY_TRAINING: dict[str, str | None] = {
     r"metrics\.jsonl": None,
     r"timing\.jsonl": None,
     r"stages\.json": None,
-    r"checkpoints": r"\d+(\.[a-z]+)*",
+    r"checkpoints": r"\d+(\.[a-z]+)*|tokenizer",  # of the model that was trained
     r"rollouts": r"step_\d+\.jsonl(\.partial)?",
     r"tensorboard": r"events\.out\.tfevents\..*",
     r"wandb": r"run_id|run-.*|offline-run-.*|latest-run|debug.*\.log",

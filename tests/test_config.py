@@ -167,6 +167,16 @@ TWO_STAGES = [{"temperature_rule": "match_diversity"}, {}]
             "objective.minibatches=3",
             "must divide",
         ),
+        (
+            {
+                "rollout__prompts_per_step": 4,
+                "objective__minibatches": 8,  # divides the responses, but would make 4 updates
+                "objective__old_logprobs": "recompute",
+            },
+            "objective.minibatches=8",
+            "rollout.prompts_per_step=4",
+        ),
+        ({"warmstart__batch_size": 0}, "warmstart.batch_size=0", "above 0"),
         ({"rollout__partial_share": 0.4}, "rollout.partial_share=0.4", "[0.5, 1]"),
         ({"rollout__partial_share": 1.1}, "rollout.partial_share=1.1", "[0.5, 1]"),
         ({"rollout__partial_max_lag": 0}, "rollout.partial_max_lag=0", "above 0"),

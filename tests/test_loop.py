@@ -5,11 +5,21 @@ import random
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from polaris_jax import loop
+from polaris_jax.__main__ import main
+from polaris_jax.checkpoint import Checkpointer
+from polaris_jax.config import BatchSection
+from polaris_jax.records import Graded
+from polaris_jax.rollout import RolloutAborted
+from polaris_jax.stage_entry import enter_stage
 from tests.micro_run import final_leaves, finish, flags, make_base, start_train
+
+ON_8 = ("--config.mesh.fsdp=8", "--config.batch.rows=8")  # this process's devices
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +34,55 @@ def whole(base, tmp_path_factory):
     out = finish(start_train(workdir, flags(*base)))
     assert "finished: 9 steps" in out
     return workdir
+
+
+def graded(*rewards: list[float]) -> Graded:
+    """Groups of responses of one token, with the given rewards."""
+    groups, width = range(len(rewards)), range(len(rewards[0]))
+    return Graded(
+        problem_ids=[f"p{i}" for i in groups],
+        prompts=[(1,) for _ in groups],
+        golds=["1" for _ in groups],
+        token_ids=[[(2,) for _ in width] for _ in groups],
+        logprobs=[[(-1.0,) for _ in width] for _ in groups],
+        texts=[["x" for _ in width] for _ in groups],
+        finish_reasons=[["stop" for _ in width] for _ in groups],
+        reward_PR=np.array(rewards),
+    )
+
+
+@pytest.mark.parametrize(
+    ("on_scarce", "max_resample", "action"),
+    [
+        ("train", 0, "train"),
+        ("train", 2, "train"),
+        ("skip", 0, "skip"),
+        ("skip", 2, "skip"),
+        ("resample", 0, "train"),
+        ("resample", 1, "train"),
+    ],
+)
+def test_a_scarce_batch_is_treated_as_configured(monkeypatch, on_scarce, max_resample, action):
+    drawn = []
+
+    def visit(*_, attempt: int):
+        drawn.append(attempt)
+        return graded([0, 0], [0, 1], [1, 1], [1, 1]), {}
+
+    monkeypatch.setattr(loop, "visit", visit)
+    section = BatchSection(on_scarce=on_scarce, max_resample=max_resample, min_informative=0.5)
+    run = SimpleNamespace(
+        config=SimpleNamespace(batch=section),
+        rng=lambda name, attempt: np.random.default_rng(attempt),
+        count=lambda **_: None,
+    )
+    scarce = graded([0, 0], [1, 0], [0, 0], [1, 1])
+    nothing: dict = dict.fromkeys(("sampler", "loader", "stage", "stop"))
+    batch, swapped = loop.make_informative(run, scarce, **nothing)  # pyright: ignore
+    assert swapped.action == action
+    assert drawn == ([1] if on_scarce == "resample" and max_resample else [])
+    assert len(batch) == 4
+    assert batch.informative_P.all() == (action == "train")
 
 
 def steps_written(workdir: Path) -> int:
@@ -117,6 +176,31 @@ def interrupted(base, workdir: Path, whole: Path, *, kills: int, seed: int) -> N
 @pytest.mark.timeout(900)
 def test_two_kills_change_nothing(base, whole, tmp_path):
     interrupted(base, tmp_path / "run", whole, kills=2, seed=0)
+
+
+def test_the_end_of_a_stage_is_saved_before_the_next_is_entered(base, tmp_path, monkeypatch):
+    def killed(run, index, *args, **options):
+        if index == 1:
+            raise RuntimeError("killed in the entry")
+        return enter_stage(run, index, *args, **options)
+
+    monkeypatch.setattr(loop, "enter_stage", killed)
+    rare = ("--config.stages[0].steps=1", "--config.checkpoint.every_steps=10")
+    assert main(["train", *flags(*base, *ON_8, *rare), f"--workdir={tmp_path}"]) == 1
+    assert Checkpointer(tmp_path / "checkpoints").latest() == 1
+
+
+def test_a_signal_in_the_first_stages_entry_ends_the_run_at_once(
+    base, tmp_path, monkeypatch, capsys
+):
+    def stopped(*_, stop, **__):
+        assert not stop.requested
+        raise RolloutAborted("asked to")
+
+    monkeypatch.setattr(loop, "enter_stage", stopped)
+    assert main(["train", *flags(*base, *ON_8), f"--workdir={tmp_path}"]) == 0
+    assert "stopped; rerun the same command to go on: 0 steps" in capsys.readouterr().out
+    assert Checkpointer(tmp_path / "checkpoints").latest() is None
 
 
 @pytest.mark.slow

@@ -125,6 +125,7 @@ def test_overwrite_deletes_what_training_made_and_nothing_else(tmp_path, config)
         "stages.json",
         "checkpoints/4/arrays/d/0",
         "checkpoints/6.partial/host.json",
+        "checkpoints/tokenizer/tokenizer.json",  # the next model's may be another
         "rollouts/step_000003.jsonl",
         "tensorboard/events.out.tfevents.1.host",
     ]

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     from polaris_jax.processes import is_first
     from polaris_jax.progress import Progress
     from polaris_jax.signals import StopRequest
-    from polaris_jax.training_run import StartAt
+    from polaris_jax.start_at import StartAt
 
     progress = Progress(enabled=is_first())
     start = StartAt(stage, as_place(source)) if source else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -75,8 +76,8 @@ def observe(
 ) -> tuple[StageState, list[dict[str, Any]]]:
     """The state after one more step, and what that decides: nothing, or that the stage has ended.
 
-    A step without an update (no informative group, or a skipped one) counts as a step and leaves
-    the entropies as they are. The end of the last stage sets `finished`.
+    A step without an update, or with one that was skipped since nothing in it was finite, counts as
+    a step and leaves the entropies as they are. The end of the last stage sets `finished`.
 
     Args:
         state: before the step.
@@ -95,7 +96,7 @@ def observe(
             "stage, or end the run, before another step"
         )
     first, last = state.first_entropy, state.last_entropy
-    if stats.entropy is not None:
+    if stats.entropy is not None and math.isfinite(stats.entropy):
         last = float(stats.entropy)
         first = last if first is None else first
     state = dataclasses.replace(

@@ -28,6 +28,7 @@ from polaris_jax.train.programs import (
     UpdatePrograms,
     update_programs,
 )
+from polaris_jax.train.sharded_model import sharded_model
 from polaris_jax.train.state import TrainState, fresh_moments, parked_shardings
 
 Metrics = dict[str, Mean | float | None]
@@ -74,6 +75,14 @@ class Updater:
         self.rows, self.row_len, self._parks = rows, row_len, parks
         self._programs: dict[ModelConfig, UpdatePrograms] = {}
         self._reference: tuple[Qwen, Qwen] | None = None  # as given, as placed
+
+    def check_model(self, config: ModelConfig) -> None:
+        """Returns where models of this architecture can be trained so; nothing is compiled.
+
+        Raises:
+            ConfigError: see `sharded_model`.
+        """
+        sharded_model(config, self.model, self.mesh, row_len=self.row_len)
 
     def update(
         self, state: TrainState, batch: TrainBatch, *, reference: Qwen | None = None

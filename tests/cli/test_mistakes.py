@@ -5,6 +5,7 @@ import pytest
 from polaris_jax.__main__ import main
 
 TINY = "--config=configs/tiny_cpu.py"
+ON_8 = ["train", TINY, "--workdir=W", "--config.mesh.fsdp=8", "--config.batch.rows=8"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,18 @@ def in_repository(request, monkeypatch):
             ["train", TINY, "--workdir=W", "--config.stages[0].max_response_tokens=99999"],
             "over model.max_position_tokens=192",
         ),
+        # Known from the warm start's config: nothing is trained to find out.
+        (
+            [
+                *("train", TINY, "--workdir=W", "--config.model.max_position_tokens=0"),
+                *("--config.stages[0].max_response_tokens=99999", "--config.batch.row_len=0"),
+            ],
+            "over the checkpoint's",
+        ),
+        (["train", TINY, "--workdir=W", "--config.mesh.data=3"], "the mesh needs 3"),
+        ([*ON_8, "--config.batch.rows=3"], "batch.rows=3"),
+        ([*ON_8, "--config.model.attention=splash"], "model.attention=splash"),
+        (["train", TINY, "--workdir=W", "--stage=7", "--from=."], "--stage=7: the config has"),
         (["train", TINY, "--workdir=W", "--wrkdir=x"], "did you mean --workdir?"),
         (["train", TINY, "--workdir=W", "stray"], "unexpected argument"),
         (["train", TINY, "--workdir=W", "--stage=1"], "the two go together"),

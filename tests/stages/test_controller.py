@@ -74,6 +74,8 @@ def test_entropies_are_those_of_the_stages_first_and_newest_update():
     assert (state.first_entropy, state.last_entropy) == (0.8, 0.6)
     state, _ = steps(initial_state(STAGES), 0.9, 0.7, None)
     assert (state.first_entropy, state.last_entropy) == (0.9, 0.7)
+    state, _ = steps(initial_state(STAGES), float("nan"), 0.7, float("inf"))
+    assert (state.first_entropy, state.last_entropy) == (0.7, 0.7)
 
 
 def test_next_stage_starts_afresh_and_keeps_what_was_dropped():
