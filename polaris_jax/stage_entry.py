@@ -105,9 +105,9 @@ def enter_stage(
 def _drop_easy(run: TrainingRun, left: StageState | None) -> tuple[list[str], list[dict[str, Any]]]:
     if left is None:
         return [], []
-    left_over = {problem.id for problem in run.problems}  # another run may have had others
-    dropped = [i for i in left.dropped_ids if i in left_over]
-    left_over.difference_update(dropped)
+    remaining = {problem.id for problem in run.problems}  # another run may have had others
+    dropped = [i for i in left.dropped_ids if i in remaining]
+    remaining.difference_update(dropped)
     threshold = run.config.stages[left.stage].drop_above
     if threshold >= 1:
         return dropped, []
@@ -116,7 +116,7 @@ def _drop_easy(run: TrainingRun, left: StageState | None) -> tuple[list[str], li
         drop_above=threshold,
         statistic=run.config.stages[left.stage].drop_statistic,
     )
-    easy = [i for i in easy if i in left_over]
+    easy = [i for i in easy if i in remaining]
     if len(dropped) + len(easy) >= len(run.problems):
         reason = f"all remaining problems pass {threshold:g}; the last set is kept"
         return dropped, [{"kind": "drop_easy", "value": 0, "reason": reason, "table": []}]

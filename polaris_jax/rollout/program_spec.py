@@ -98,8 +98,10 @@ def program_spec(
                 "pages"
             )
         staged = False
-    slots = config.slots // data
-    buckets = fine_row_buckets(slots, config.min_rows or _min_rows(model_config))
+    if staged:
+        buckets = fine_row_buckets(config.slots // data, config.min_rows or _min_rows(model_config))
+    else:
+        buckets = row_buckets(config.slots // data)
     # A scan over stacked weights copies each layer's slice on a CPU.
     return ProgramSpec(
         num_layers=model_config.num_layers,
@@ -107,7 +109,7 @@ def program_spec(
         staged=staged,
         unroll=on_cpu,
         fused=on_cpu and mesh is None,
-        row_buckets=buckets if staged else row_buckets(slots),
+        row_buckets=buckets,
         layout=layout,
         mesh=mesh,
     )
