@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from polaris_jax import processes
-from polaris_jax.base_model import load_base, yarn_scaling
+from polaris_jax.base_model import load_base, load_base_tokenizer, yarn_scaling
 from polaris_jax.config import ConfigError, RunConfig, config_fields
 from polaris_jax.evaluate.budget_curve import budget_curve, default_budgets
 from polaris_jax.evaluate.estimators import avg_at_k, pass_at_k
@@ -101,14 +101,13 @@ def evaluate(
 def _weights(
     config: RunConfig, workdir: epath.Path, checkpoint: str, progress: Progress
 ) -> tuple[Qwen, Any]:
-    base = load_base(config, workdir, progress)
     if not checkpoint:
-        return base
+        return load_base(config, workdir, progress)
     path = workdir / "checkpoints" if checkpoint == "latest" else as_place(checkpoint)
     if not path.exists():
         raise ConfigError(f"--checkpoint={checkpoint}: {path} does not exist")
     model, tokenizer = load_any(path)
-    return model, tokenizer or base[1]
+    return model, tokenizer or load_base_tokenizer(config)
 
 
 def _respond(

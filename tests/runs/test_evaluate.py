@@ -5,10 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
-from polaris_jax.config import EvaluateSection, RunConfig
+from polaris_jax.config import ArithmeticSection, ConfigError, EvaluateSection, RunConfig
 from polaris_jax.models import Qwen, RopeScaling
+from polaris_jax.progress import Progress
 from polaris_jax.records import Problem
+from polaris_jax.runs import evaluate
 from polaris_jax.runs.evaluate import response_identity
 from polaris_jax.train.warmstart import warmstart_model_config
 
@@ -55,3 +58,13 @@ def test_what_is_drawn_from_the_responses_does_not():
     assert identity() == identity(problems=PROBLEMS[::-1])
     config = with_evaluate(budgets=(2, 4), length_edges=(4,), yarn="both", every_steps=3)
     assert identity(config=config) == identity()
+
+
+def test_a_missing_checkpoint_is_refused_before_any_warm_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_base", lambda *_: pytest.fail("a base model was asked for"))
+    data = dataclasses.replace(CONFIG.data, arithmetic=ArithmeticSection(train=8, held_out=4))
+    config = dataclasses.replace(CONFIG, data=data)
+    with pytest.raises(ConfigError, match=r"--checkpoint=latest: .* does not exist"):
+        evaluate.evaluate(
+            config, epath.Path(tmp_path), progress=Progress(enabled=False), checkpoint="latest"
+        )
