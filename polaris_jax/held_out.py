@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from polaris_jax.config import RunConfig
@@ -36,8 +36,12 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def score(self, model: Qwen) -> float:
-        """avg@n of `model` under `config.evaluate`, in [0, 1]."""
+    def score(self, model: Qwen, *, should_abort: Callable[[], bool]) -> float:
+        """avg@n of `model` under `config.evaluate`, in [0, 1].
+
+        Raises:
+            RolloutAborted: `should_abort` said so in some process.
+        """
         section = self._config.evaluate
         budget = section.max_response_tokens or self._config.stages[-1].max_response_tokens
         if self._sampler is not None and self._sampler[0] == model.config:
@@ -57,6 +61,7 @@ class HeldOut:
             seed_parts=(section.seed, "evaluate"),
             top_k=section.top_k,
             top_p=section.top_p,
+            should_abort=should_abort,
         )
         self._sampler[1].release()  # the next update has use for the room
         return avg_at_k(grade(self._grader, rollouts, mode="eval").reward_PR).value

@@ -119,30 +119,32 @@ def leading_stale(versions: Versions, version: int) -> int:
     return sum(count for sampled, count in versions if sampled < version)
 
 
-def flight_metrics(
-    versions: Sequence[Sequence[Versions]], carried: Sequence[Group], *, version: int
-) -> dict[str, Any]:
-    """How old the tokens of a batch are, and what is carried over after it.
+def age_metrics(versions: Sequence[Sequence[Versions]], *, version: int) -> dict[str, Any]:
+    """How old the tokens of a batch are.
 
     Args:
         versions: [P][R] of the batch, before anything is rescued or substituted.
-        carried: what is left in flight.
         version: of the policy that is trained.
 
     Returns:
         rollout/stale_share: share of the batch's tokens that former policies sampled, in [0, 1];
-        lag_mean and lag_max over its tokens, in updates; carried_groups, and their
-        carried_responses (unfinished) and carried_tokens (of ended ones too).
+        lag_mean and lag_max over its tokens, in updates.
     """
     pairs = [pair for group in versions for response in group for pair in response]
     tokens = sum(count for _, count in pairs)
     stale = sum(count for sampled, count in pairs if sampled < version)
     lag = sum((version - sampled) * count for sampled, count in pairs)
-    responses = [response for group in carried for response in group.responses]
     return {
         "rollout/stale_share": stale / tokens if tokens else None,
         "rollout/lag_mean": lag / tokens if tokens else None,
         "rollout/lag_max": max((version - sampled for sampled, _ in pairs), default=None),
+    }
+
+
+def carried_metrics(carried: Sequence[Group]) -> dict[str, Any]:
+    """What a step leaves in flight: groups, their unfinished responses, the tokens of all."""
+    responses = [response for group in carried for response in group.responses]
+    return {
         "rollout/carried_groups": len(carried),
         "rollout/carried_responses": sum(not response.ended for response in responses),
         "rollout/carried_tokens": sum(len(response.token_ids) for response in responses),

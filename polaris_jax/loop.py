@@ -22,6 +22,7 @@ from polaris_jax.batch import (
 )
 from polaris_jax.config import RunConfig
 from polaris_jax.data.loader import PromptLoader
+from polaris_jax.mark import Mark
 from polaris_jax.metrics import value_of
 from polaris_jax.metrics.rollout_stats import rollout_metrics
 from polaris_jax.progress import Progress
@@ -31,8 +32,9 @@ from polaris_jax.signals import StopRequest
 from polaris_jax.stage_entry import enter_stage
 from polaris_jax.stages.controller import StepStats, observe, stage_ended
 from polaris_jax.start_at import StartAt
-from polaris_jax.step_rollout import in_flight, lag_metrics, roll_out
+from polaris_jax.step_rollout import in_flight, lag_metrics, left_metrics, roll_out
 from polaris_jax.step_rules import check_health
+from polaris_jax.train.state import TrainState
 from polaris_jax.training_run import TrainingRun
 
 
@@ -81,10 +83,11 @@ def train(
         else:
             stage, state, loader, sampler = run.resumed
         state = run.updater.park(state)
-        mark = run.mark(stage, loader)  # always of a step's end: what an abandoned one falls to
-        while not stage.finished and not processes.any_process(stop.requested):
-            step = run.step
-            try:
+        mark = run.mark(stage, loader, owed=run.owed)  # always of a step's end: see below
+        try:
+            if run.owed is not None:
+                mark = close_step(run, state, stage, loader, sampler, run.owed, stop)
+            while not stage.finished and not processes.any_process(stop.requested):
                 if stage_ended(stage, config.stages):  # one transaction, repeated after a stop
                     stage, state, loader, sampler = enter_stage(
                         run,
@@ -100,33 +103,53 @@ def train(
                     run.save(state, mark, replace=True)
                 graded, metrics = visit(run, sampler, loader, stage, stop)
                 graded, swapped = make_informative(run, graded, sampler, loader, stage, stop)
-            except RolloutAborted:
-                break
-            metrics |= run.count_swaps(swapped)
-            sampler.release_pool()  # new weights void it, and the update has use for the room
-            if swapped.action == "train":
-                with run.clock.timer("update"):
-                    state, update_metrics = run.update(state, graded, swapped, stage)
-                    sampler.update_weights(state.params)
-                    state = run.updater.park(state)
-                metrics |= update_metrics
-            stats = StepStats(entropy=value_of(metrics.get("update/entropy")))
-            stage, _ = observe(stage, stats, config.stages)
-            stage = run.within_tokens(stage)
-            metrics |= run.evaluate(state, step)
-            run.write_metrics(step, metrics)
-            check_health(step, int(state.skips_in_a_row), metrics, config)
-            run.step = step + 1
-            ended = stage.finished or stage_ended(stage, config.stages)
-            if ended:
-                run.close_stage_record(step)
-            mark = run.mark(stage, loader)
-            with run.clock.timer("save"):
-                if ended or run.step % config.checkpoint.every_steps == 0:
-                    run.save(state, mark)  # at a stage's end too: a kill in the entry repeats it
-            run.write_timing(step, sampler)
+                metrics |= run.count_batch(swapped, since=mark) | left_metrics(run)
+                sampler.release_pool()  # new weights void it, and the update has use for the room
+                if swapped.action == "train":
+                    with run.clock.timer("update"):
+                        state, update_metrics = run.update(state, graded, swapped, stage)
+                        sampler.update_weights(state.params)
+                        state = run.updater.park(state)
+                    metrics |= update_metrics
+                stats = StepStats(entropy=value_of(metrics.get("update/entropy")))
+                stage, _ = observe(stage, stats, config.stages)
+                stage = run.within_tokens(stage)
+                run.step += 1
+                mark = run.mark(stage, loader, owed=metrics)
+                mark = close_step(run, state, stage, loader, sampler, metrics, stop)
+        except RolloutAborted:  # what was begun since the mark is forgotten
+            pass
         run.save(state, mark)
         return TrainSummary(first_step, run.step, stage.finished, dict(run.counts))
+
+
+def close_step(
+    run: TrainingRun,
+    state: TrainState,
+    stage: StageState,
+    loader: PromptLoader,
+    sampler: Sampler,
+    metrics: dict[str, Any],
+    stop: StopRequest,
+) -> Mark:
+    """What follows an update: the held-out score, the step's lines, a checkpoint where one is due.
+
+    Raises:
+        RolloutAborted: `stop` cut the scoring off; a mark that owes `metrics` resumes with it.
+    """
+    config, step = run.config, run.step - 1
+    metrics = metrics | run.evaluate(state, step, stop)
+    run.write_metrics(step, metrics)
+    check_health(step, int(state.skips_in_a_row), metrics, config)
+    ended = stage.finished or stage_ended(stage, config.stages)
+    if ended:
+        run.close_stage_record(step)
+    mark = run.mark(stage, loader)
+    with run.clock.timer("save"):
+        if ended or run.step % config.checkpoint.every_steps == 0:
+            run.save(state, mark)  # at a stage's end too: a kill in the entry repeats it
+    run.write_timing(step, sampler)
+    return mark
 
 
 def visit(
@@ -154,19 +177,15 @@ def visit(
     ) | lag_metrics(run, graded)
     run.count(sampled_tokens=sum(len(r) for group in graded.token_ids for r in group))
     run.files.write_rollouts(run.step, graded, draws=rollouts.prompts.draws, attempt=attempt)
-    rescued = 0
     if run.config.batch.rescue:
         graded, rescued = run.sink.rescue(
             graded,
             max_response_tokens=stage.max_response_tokens,
             rng=run.rng("rescue", attempt),
         )
+        run.count(rescued_groups=rescued)
         run.sink.update(graded, step=run.step, stage=stage.stage, temperature=stage.temperature)
-    run.count(rescued_groups=rescued)
-    return graded, metrics | {
-        "batch/rescued_groups": rescued,
-        "data/epoch": rollouts.prompts.epoch,
-    }
+    return graded, metrics | {"data/epoch": rollouts.prompts.epoch}
 
 
 def unchanged(graded: Graded) -> Substitution:
@@ -184,7 +203,10 @@ def make_informative(
     stage: StageState,
     stop: StopRequest,
 ) -> tuple[Graded, Substitution]:
-    """The batch with every uninformative group replaced, drawing more prompts if so configured."""
+    """The batch with every uninformative group replaced, drawing more prompts if so configured.
+
+    The step's rollout metrics remain those of its first attempt, which nothing has selected.
+    """
     section = run.config.batch
     if not section.substitute:
         return graded, unchanged(graded)

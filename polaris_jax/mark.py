@@ -8,6 +8,7 @@ from typing import Any
 
 from polaris_jax.batch import RescueBuffer
 from polaris_jax.in_flight import Group, array_state
+from polaris_jax.metrics.writer import reduce_metrics
 from polaris_jax.records import StageState
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
@@ -15,7 +16,11 @@ from polaris_jax.stages.lengths import LengthTable
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """Host state as it was when a step began; cheap to take, since tables are copied shallowly."""
+    """Host state between two steps; cheap to take, since tables are copied shallowly.
+
+    `owed` are the metrics of the step before, where it is trained and its line not written yet:
+    the held-out score of its weights is missing.
+    """
 
     step: int
     stage: StageState
@@ -26,6 +31,7 @@ class Mark:
     sink: RescueBuffer
     counts: dict[str, int]
     carried: Sequence[Group] = ()
+    owed: dict[str, Any] | None = None
 
     def host_state(self) -> dict[str, Any]:
         """The same as JSON-able values and arrays, for `Checkpointer.save`."""
@@ -39,6 +45,7 @@ class Mark:
             "counts": self.counts,
             "lengths": self.lengths.state_dict(),
             "carried": array_state(self.carried),
+            "owed": None if self.owed is None else reduce_metrics(self.owed),
         }
 
 

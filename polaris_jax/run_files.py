@@ -16,7 +16,7 @@ from polaris_jax import processes
 from polaris_jax import workdir as workdir_lib
 from polaris_jax.config import RunConfig
 from polaris_jax.metrics import MetricsWriter
-from polaris_jax.models.tokenizer import has_tokenizer, save_tokenizer
+from polaris_jax.models.tokenizer import save_tokenizer
 from polaris_jax.records import Graded
 from polaris_jax.session import TOKENIZER
 from polaris_jax.step_records import rollout_rows
@@ -29,7 +29,9 @@ class RunFiles:
         workdir: gets the files.
         config: the run.
         claim: what makes the workdir this run's own.
-        first_step: the step that is written next.
+        first_step: the step that is done next.
+        lines_from: the step whose line is written next: the one before, when a stop came between
+            its update and its line.
         tokenizer: laid beside the checkpoints, so that each can be converted on its own.
     """
 
@@ -40,6 +42,7 @@ class RunFiles:
         claim: workdir_lib.Claim,
         *,
         first_step: int,
+        lines_from: int,
         tokenizer: Any,
     ) -> None:
         self._workdir, self._config, self._claim = workdir, config, claim
@@ -48,18 +51,17 @@ class RunFiles:
             workdir,
             tensorboard=config.metrics.tensorboard,
             wandb=config.metrics.wandb,
-            first_step=first_step,
+            first_step=lines_from,
             enabled=self._first,
         )
         self.redone = 0  # steps of an earlier life that are done again
         if not self._first:
             return
-        self.redone = self._writer.cut_back(first_step)
+        self.redone = self._writer.cut_back(lines_from)
         workdir_lib.delete_rollouts_from(workdir, first_step)
         tokenizer_dir = workdir / "checkpoints" / TOKENIZER
-        if not has_tokenizer(tokenizer_dir):
-            tokenizer_dir.mkdir(parents=True, exist_ok=True)
-            save_tokenizer(tokenizer, tokenizer_dir)
+        tokenizer_dir.mkdir(parents=True, exist_ok=True)
+        save_tokenizer(tokenizer, tokenizer_dir)  # again: a kill may have torn it
         devices = Counter(device.device_kind for device in jax.devices())
         workdir_lib.note(workdir, devices=devices, processes=jax.process_count())
 

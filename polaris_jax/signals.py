@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any
 
@@ -18,12 +19,18 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._asked_at_s = 0.0
         self._former: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
         """True from the first signal on."""
         return self.signal is not None
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds since the first signal; 0 without one."""
+        return time.monotonic() - self._asked_at_s if self.requested else 0.0
 
     @property
     def exit_code(self) -> int:
@@ -43,6 +50,7 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+        self._asked_at_s = time.monotonic()
         print(
             f"{self.signal.name}: stopping at the next safe point with a checkpoint",
             file=sys.stderr,

@@ -60,6 +60,7 @@ def enter_stage(
     if left is not None and section.reset_optimizer:
         state = run.updater.reset_optimizer(state)
         decisions.append({"kind": "reset_optimizer", "value": True, "reason": "stage change"})
+    run.accuracy.forget(index)  # there are some where the checkpoint was another run's
     loader = loader or run.make_loader()
     loader.drop(dropped)
     budget = section.max_response_tokens

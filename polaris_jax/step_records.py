@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from polaris_jax.config import CheckpointSection
 from polaris_jax.metrics import value_of
 from polaris_jax.records import Graded
 
@@ -67,6 +68,26 @@ def rollout_rows(
         for row, (draw, versions) in zip(rows, told, strict=True):
             row |= {"draw": draw, "versions": [list(pair) for pair in versions]}
     return rows
+
+
+def beyond_grace(line: Mapping[str, Any], section: CheckpointSection) -> str:
+    """What a preemption would cost, where a step's update and save outlast the grace; else "".
+
+    A SIGTERM is answered between two phases: in a rollout or a held-out score at once, in an update
+    when it has ended.
+
+    Args:
+        line: of timing.jsonl.
+        section: of the config.
+    """
+    needed_s = line.get("time/update_s", 0.0) + line.get("time/save_s", 0.0)
+    if needed_s <= section.grace_s:
+        return ""
+    return (
+        f"update and checkpoint took {needed_s:.0f} s, over checkpoint.grace_s="
+        f"{section.grace_s:g}: a host taken away in them loses the steps since its last checkpoint "
+        f"(checkpoint.every_steps={section.every_steps})"
+    )
 
 
 def timing_line(

@@ -9,8 +9,9 @@ from polaris_jax.data.loader import PromptLoader
 from polaris_jax.grade_ahead import GradeAhead
 from polaris_jax.in_flight import (
     Group,
+    age_metrics,
     begin,
-    flight_metrics,
+    carried_metrics,
     most_in_flight,
     prompts_of,
     settle,
@@ -107,7 +108,14 @@ def roll_out(
 
 
 def lag_metrics(run: TrainingRun, graded: Graded) -> dict[str, Any]:
-    """How old the batch's tokens are, and what is left in flight; nothing under wait."""
+    """How old the batch's tokens are; nothing under wait."""
     if run.config.rollout.partial_rollouts == "wait":
         return {}
-    return flight_metrics(graded.versions or (), run.carried, version=run.policy_version)
+    return age_metrics(graded.versions or (), version=run.policy_version)
+
+
+def left_metrics(run: TrainingRun) -> dict[str, Any]:
+    """What the step leaves in flight; nothing under wait."""
+    if run.config.rollout.partial_rollouts == "wait":
+        return {}
+    return carried_metrics(run.carried)

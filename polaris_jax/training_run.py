@@ -47,12 +47,13 @@ from polaris_jax.session import (
     training_problems,
 )
 from polaris_jax.sharding import make_mesh, split_devices
+from polaris_jax.signals import StopRequest
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
 from polaris_jax.start_at import StartAt, check_left, check_start
 from polaris_jax.step_clock import StepClock
-from polaris_jax.step_records import UPDATE_METRICS, step_text
+from polaris_jax.step_records import UPDATE_METRICS, beyond_grace, step_text
 from polaris_jax.step_rules import pack_minibatches
 from polaris_jax.train.state import TrainState, init_train_state, with_rope_scaling
 from polaris_jax.train.update import Updater, merge_metrics
@@ -79,9 +80,12 @@ class TrainingRun:
         self.stage_records: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
         self.carried: tuple[Group, ...] = ()  # groups that the step before left in flight
+        self.owed: dict[str, Any] | None = None  # metrics of a step whose line is not written yet
         self.clock = StepClock()
         self._closing = contextlib.ExitStack()
         self._held_out: HeldOut | None = None
+        self._first_step = 0
+        self._told_of_grace = False
 
     # ---- opening and closing
 
@@ -160,6 +164,7 @@ class TrainingRun:
         keep_base = self.reference is not None
         self.state = init_train_state(base, config.optimizer, self.mesh, take=not keep_base)
         self._resume_or_start()
+        self._first_step = self.step
         self.files = opening.enter_context(
             contextlib.closing(
                 RunFiles(
@@ -167,6 +172,7 @@ class TrainingRun:
                     config,
                     self._claim,
                     first_step=self.step,
+                    lines_from=self.step if self.owed is None else self.step - 1,
                     tokenizer=self.tokenizer,
                 )
             )
@@ -280,13 +286,17 @@ class TrainingRun:
         self.count(skipped_updates=int(value_of(merged["update/skipped"]) or 0))
         return state, merged | {"batch/tokens": tokens}
 
-    def evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
-        """avg@n on the held-out problems, every `evaluate.every_steps` steps."""
+    def evaluate(self, state: TrainState, step: int, stop: StopRequest) -> dict[str, Any]:
+        """avg@n on the held-out problems, every `evaluate.every_steps` steps.
+
+        Raises:
+            RolloutAborted: `stop` asked for it in some process.
+        """
         section = self.config.evaluate
         if self._held_out is None or (step + 1) % section.every_steps:
             return {}
         with self.clock.timer("evaluate"):
-            accuracy = self._held_out.score(state.params)
+            accuracy = self._held_out.score(state.params, should_abort=lambda: stop.requested)
         self.progress.line(
             f"step {step}: avg@{section.n} {accuracy:.1%} on {len(self._held_out)} held-out "
             f"problems at temperature {section.temperature:g}"
@@ -320,14 +330,16 @@ class TrainingRun:
         spent = self.tokens_spent and not self.carried
         return dataclasses.replace(stage, finished=True) if spent else stage
 
-    def count_swaps(self, swapped: Substitution) -> dict[str, Any]:
-        """Counts a batch's substitution; its metrics."""
+    def count_batch(self, swapped: Substitution, *, since: Mark) -> dict[str, Any]:
+        """Counts a step's substitution; its metrics, with what it has rescued since its mark."""
         self.count(
             substituted_groups=swapped.replaced,
             donors_reused=swapped.reused,
             steps_without_update=int(swapped.action != "train"),
         )
         return {
+            "batch/rescued_groups": self.counts["rescued_groups"]
+            - since.counts.get("rescued_groups", 0),
             "batch/substituted_groups": swapped.replaced,
             "batch/donors_reused": swapped.reused,
         }
@@ -337,20 +349,34 @@ class TrainingRun:
         stage = self.stage_records[-1]
         line = {"stage": stage["stage"], "data/dropped": stage["dropped_ids_count"]}
         self.files.write_metrics(step, dict.fromkeys(UPDATE_METRICS) | line | metrics)
+        self.owed = None
         self.progress.line(step_text(step, metrics))
 
     def write_timing(self, step: int, sampler: Sampler) -> None:
         """The step's line of timing.jsonl."""
         line = self.clock.line(sampler, self.grader, update_tokens=self.counts["update_tokens"])
         self.files.write_timing(step, line)
+        if step > self._first_step and not self._told_of_grace:  # the first step compiles
+            text = beyond_grace(line, self.config.checkpoint)
+            self._told_of_grace = bool(text)
+            if text:
+                self.progress.line(f"warning: {text}")
 
     def close_stage_record(self, last_step: int) -> None:
         """Notes in stages.json at which step the present stage ended."""
         self.stage_records[-1]["last_step"] = last_step
         self.files.write_stages(self.stage_records)
 
-    def mark(self, stage: StageState, loader: PromptLoader) -> Mark:
-        """The host state at the beginning of a step, cheap to take: tables are copied shallowly."""
+    def mark(
+        self, stage: StageState, loader: PromptLoader, *, owed: dict[str, Any] | None = None
+    ) -> Mark:
+        """The host state between two steps, cheap to take: tables are copied shallowly.
+
+        Args:
+            stage: after the step before.
+            loader: the same.
+            owed: the metrics of the step before, where its line is not written yet.
+        """
         return Mark(
             step=self.step,
             stage=stage,
@@ -361,6 +387,7 @@ class TrainingRun:
             sink=copy.copy(self.sink),
             counts=dict(self.counts),
             carried=self.carried,
+            owed=owed,
         )
 
     def _load_host_state(self, host: dict[str, Any]) -> None:
@@ -369,6 +396,7 @@ class TrainingRun:
         self._load_tables(host)
         self.counts = Counter(host["counts"])
         self.carried = groups_from(host.get("carried", []))  # earlier versions had none
+        self.owed = host.get("owed")
         self.clock.begin_at(self.counts["update_tokens"])
 
     def _load_tables(self, host: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -125,8 +126,8 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> str:
     return out
 
 
-def final_leaves(workdir: Path) -> dict[str, np.ndarray]:
-    """Every array of the newest whole checkpoint, by name; however many processes saved it."""
+def final_state(workdir: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The newest whole checkpoint, however many processes saved it: its arrays, its host state."""
     checkpointer = Checkpointer(workdir / "checkpoints")
     step = checkpointer.latest()
     assert step is not None
@@ -134,5 +135,10 @@ def final_leaves(workdir: Path) -> dict[str, np.ndarray]:
     abstract = {
         name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (dtype, shape) in arrays.items()
     }
-    restored, _ = checkpointer.restore(step, abstract)
-    return {name: np.asarray(leaf) for name, leaf in restored.items()}
+    restored, host = checkpointer.restore(step, abstract)
+    return {name: np.asarray(leaf) for name, leaf in restored.items()}, host
+
+
+def final_leaves(workdir: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest whole checkpoint, by name."""
+    return final_state(workdir)[0]

@@ -1,15 +1,19 @@
 """Every command once, in order, in one workdir, on a base model of seconds."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 
 from polaris_jax.__main__ import main
+from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.data.problems import read_problems
+from polaris_jax.held_out import HeldOut
 from polaris_jax.models import load_pretrained
-from tests.micro_run import flags, make_base
+from tests.micro_run import final_state, flags, make_base
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,26 @@ def test_train_over_eight_devices(workdir):
     assert list((workdir / "tensorboard").iterdir())
 
 
+def test_a_stop_while_scoring_resumes_with_the_score(workdir, line, tmp_path, monkeypatch):
+    score, calls = HeldOut.score, []
+
+    def stopped(*args, **options):
+        calls.append(options["should_abort"]())
+        if len(calls) in (1, 3):  # after a stage's last step, and after the run's
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(*args, **options)
+
+    monkeypatch.setattr(HeldOut, "score", stopped)
+    for ended in (1, 2, 2):
+        assert main(["train", *line, f"--workdir={tmp_path}"]) == 0
+        assert Checkpointer(tmp_path / "checkpoints").latest() == ended
+    assert calls == [False] * 4  # each score once begun in vain, once taken
+    for name in ("metrics.jsonl", "stages.json"):
+        assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
+    rollouts = sorted(path.name for path in (workdir / "rollouts").iterdir())
+    assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == rollouts
+
+
 def test_evaluate(workdir):
     before, after = read(workdir / "before_eval.json"), read(workdir / "eval.json")
     assert before["checkpoint"] == "base"
@@ -125,6 +149,9 @@ def test_start_at_a_later_stage(workdir, line, tmp_path, capsys):
     assert "starting stage 1" in capsys.readouterr().out
     stages = read(tmp_path / "later" / "stages.json")
     assert [s["stage"] for s in stages] == [1]
+    # The other run's visits of stage 1 have dropped what they had to and are not counted as ours.
+    visits = dict(final_state(tmp_path / "later")[1]["accuracy"]["visits"])
+    assert sum(row[2] for row in visits[1]) == 6 * 4
 
 
 def test_without_a_probe_the_stage_says_what_it_begins_at(line, tmp_path, capsys):

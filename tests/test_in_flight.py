@@ -4,7 +4,8 @@ import pytest
 
 from polaris_jax.in_flight import (
     Group,
-    flight_metrics,
+    age_metrics,
+    carried_metrics,
     leading_stale,
     most_in_flight,
     prompts_of,
@@ -52,10 +53,12 @@ def test_lag_is_counted_by_token():
         group("a", response((3, 5)), response((2, 1), (3, 1), reason="unfinished")),
         group("b", response(reason="unfinished"), response(reason="unfinished")),
     ]
-    assert flight_metrics(versions, carried, version=3) == {
+    assert age_metrics(versions, version=3) == {
         "rollout/stale_share": 5 / 10,
         "rollout/lag_mean": (3 * 2 + 2 * 1) / 10,
         "rollout/lag_max": 2,
+    }
+    assert carried_metrics(carried) == {
         "rollout/carried_groups": 2,
         "rollout/carried_responses": 3,
         "rollout/carried_tokens": 7,
@@ -64,5 +67,5 @@ def test_lag_is_counted_by_token():
 
 
 def test_a_batch_without_a_token_has_no_lag():
-    metrics = flight_metrics([[()]], [], version=1)
+    metrics = age_metrics([[()]], version=1)
     assert metrics["rollout/lag_max"] is metrics["rollout/stale_share"] is None

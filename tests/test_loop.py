@@ -6,17 +6,20 @@ import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from polaris_jax import loop
 from polaris_jax.__main__ import main
+from polaris_jax.batch import Substitution
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import BatchSection
 from polaris_jax.records import Graded
 from polaris_jax.rollout import RolloutAborted
 from polaris_jax.stage_entry import enter_stage
+from polaris_jax.training_run import TrainingRun
 from tests.micro_run import final_leaves, finish, flags, make_base, start_train
 
 ON_8 = ("--config.mesh.fsdp=8", "--config.batch.rows=8")  # this process's devices
@@ -83,6 +86,16 @@ def test_a_scarce_batch_is_treated_as_configured(monkeypatch, on_scarce, max_res
     assert drawn == ([1] if on_scarce == "resample" and max_resample else [])
     assert len(batch) == 4
     assert batch.informative_P.all() == (action == "train")
+
+
+def test_a_step_tells_what_all_its_attempts_have_rescued():
+    run = SimpleNamespace(counts={"rescued_groups": 7}, count=lambda **_: None)
+    swapped = Substitution(np.arange(4), 2, 1, 1, "train")
+    mark: Any = SimpleNamespace(counts={"rescued_groups": 4})
+    metrics = TrainingRun.count_batch(run, swapped, since=mark)  # pyright: ignore
+    assert metrics["batch/rescued_groups"] == 3
+    mark.counts.clear()  # no group had been rescued when the step began
+    assert TrainingRun.count_batch(run, swapped, since=mark)["batch/rescued_groups"] == 7  # pyright: ignore
 
 
 def steps_written(workdir: Path) -> int:

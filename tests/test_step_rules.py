@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from polaris_jax.config import build_config, default_config
+from polaris_jax.config import CheckpointSection, build_config, default_config
+from polaris_jax.step_records import beyond_grace
 from polaris_jax.step_rules import check_health
 from tests.micro_run import flags, make_base, start_train
 
@@ -51,3 +52,15 @@ def test_the_gate_fires_in_a_run(tmp_path):
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0]
     assert 1e-12 < lines[0]["rollout/logp_gap_mean"] < 1e-4
+
+
+@pytest.mark.parametrize(("update_s", "save_s", "told"), [(20.0, 5.0, False), (20.0, 5.1, True)])
+def test_an_update_that_outlasts_the_grace_is_told(update_s, save_s, told):
+    line = {"time/update_s": update_s, "time/save_s": save_s, "time/rollout_s": 1000.0}
+    text = beyond_grace(line, CheckpointSection(grace_s=25.0, every_steps=7))
+    assert bool(text) == told
+    assert not told or ("checkpoint.grace_s=25" in text and "checkpoint.every_steps=7" in text)
+
+
+def test_a_step_without_an_update_needs_no_grace():
+    assert beyond_grace({}, CheckpointSection()) == ""

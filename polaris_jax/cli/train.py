@@ -60,5 +60,7 @@ def main(argv: list[str]) -> int:
         return 0
     counts = "  ".join(f"{name} {value}" for name, value in sorted(summary.counts.items()))
     ending = "finished" if summary.finished else "stopped; rerun the same command to go on"
+    if stop.signal is not None:
+        ending += f" ({stop.waited_s:.1f} s after {stop.signal.name})"
     progress.line(f"{ending}: {summary.last_step} steps  {counts}")
     return stop.exit_code

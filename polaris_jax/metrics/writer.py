@@ -160,11 +160,14 @@ class MetricsWriter:
 def reduce_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     """Metrics as plain JSON values, sorted by name; a non-finite one is None and is named.
 
+    What has been reduced already comes back as it is.
+
     Raises:
         ValueError: a value that is no metric, by name.
     """
-    nonfinite: list[str] = []
-    line = {name: _plain(metrics[name], name, nonfinite) for name in sorted(metrics)}
+    nonfinite: list[str] = list(metrics.get(NONFINITE, ()))
+    names = sorted(name for name in metrics if name != NONFINITE)
+    line = {name: _plain(metrics[name], name, nonfinite) for name in names}
     if nonfinite:
         line[NONFINITE] = nonfinite
     return line

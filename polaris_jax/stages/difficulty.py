@@ -77,6 +77,10 @@ class AccuracyTable:
             before_right, before_seen, _, _ = visits.get(problem_id, (0, 0, 0, 0))
             visits[problem_id] = (before_right + right, before_seen + seen, right, seen)
 
+    def forget(self, stage: int) -> None:
+        """Drops the visits of a stage: those of another run, where this one begins in it."""
+        self._visits.pop(stage, None)
+
     def easy_ids(
         self,
         stage: int,

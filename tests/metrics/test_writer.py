@@ -12,6 +12,7 @@ import pytest
 
 from polaris_jax.config import ConfigError
 from polaris_jax.metrics import Mean, MetricsWriter, read_metrics
+from polaris_jax.metrics.writer import reduce_metrics
 
 
 def lines_of(path):
@@ -24,6 +25,13 @@ def test_means_add_up_to_the_mean_of_all_terms():
     parts = [Mean(float(v * w), float(w)) for v, w in zip(values, weights, strict=True)]
     total = sum(parts[1:], parts[0])
     assert total.value == pytest.approx(np.average(values, weights=weights), rel=1e-12)
+
+
+def test_what_is_reduced_already_stays_as_it_is():
+    once = reduce_metrics({"z/mean": Mean(1.0, 2.0), "a/loss": math.nan, "p/note": "text"})
+    again = reduce_metrics(json.loads(json.dumps(once)) | {"eval/late": math.inf})
+    assert again["nonfinite"] == ["a/loss", "eval/late"]
+    assert list(again) == ["a/loss", "eval/late", "p/note", "z/mean", "nonfinite"]
 
 
 def test_mean_over_an_empty_class_is_null(tmp_path):

@@ -66,6 +66,16 @@ def test_only_the_stage_just_ended_counts():
     assert table.easy_ids(2) == ()
 
 
+def test_a_forgotten_stage_counts_no_more():
+    table = AccuracyTable()
+    table.record(["a"], [[1.0] * 4], stage=0)
+    table.record(["a"], [[1.0] * 4], stage=1)
+    table.forget(1)
+    table.forget(2)  # never seen
+    assert table.easy_ids(1) == ()
+    assert table.easy_ids(0) == ("a",)
+
+
 def test_calibration_shows_but_never_counts():
     table = table_of(("visited", 4, 8, 0), calibration={"visited": 1.0, "unvisited": 1.0})
     assert table.easy_ids(0) == ()  # neither the seed of a visited problem nor an unvisited one
