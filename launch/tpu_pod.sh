@@ -11,7 +11,9 @@
 #   --dry-run    print what would run
 #
 # The workdir must be a path that all hosts see: gs://BUCKET/PATH (after `pip install '.[gcs]'` on the
-# hosts), or a shared disk (NFS, Filestore). jax finds the other hosts by itself. Rerun the same line after a preemption: the run resumes.
+# hosts), or a shared disk (NFS, Filestore). jax finds the other hosts by itself. Rerun the same line
+# after a preemption: the run resumes; with POLARIS_COMPILE_CACHE=DIR (a shared one too) set here it
+# compiles nothing that it has compiled before.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -57,5 +59,9 @@ if ((setup == 1)); then
   on_all_hosts "mkdir -p $folder && tar -xzf polaris_jax.tar.gz -C $folder && make -C $folder venv-tpu"
 fi
 if [[ $# -gt 0 ]]; then
-  on_all_hosts "cd $folder && POLARIS_DISTRIBUTED=auto .venv/bin/python -m polaris_jax $(shown "$@")"
+  cache=""
+  if [[ -n ${POLARIS_COMPILE_CACHE:-} ]]; then
+    cache="POLARIS_COMPILE_CACHE=$(shown "$POLARIS_COMPILE_CACHE") "
+  fi
+  on_all_hosts "cd $folder && POLARIS_DISTRIBUTED=auto $cache.venv/bin/python -m polaris_jax $(shown "$@")"
 fi

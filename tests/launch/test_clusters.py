@@ -103,6 +103,13 @@ def test_tpu_runs_the_command_on_every_host():
     assert shlex.split(remote)[-2:] == ["train", "--workdir=/mnt/a b"]
 
 
+def test_tpu_hosts_keep_compiled_programs_where_asked():
+    cache = {"POLARIS_COMPILE_CACHE": "gs://bucket/a b"}
+    done = call(TPU, "--name", "pod", "--zone", "z", "--dry-run", "--", "train", **cache)
+    words = shlex.split(remote_command(done.stdout.splitlines()[0]))
+    assert words.index("POLARIS_COMPILE_CACHE=gs://bucket/a b") < words.index(".venv/bin/python")
+
+
 def test_tpu_setup_copies_head_and_installs_with_libtpu():
     done = call(TPU, "--name", "pod", "--zone", "z", "--setup", "--dir", "src", "--dry-run")
     archive, copy, install = done.stdout.splitlines()
