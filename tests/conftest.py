@@ -6,6 +6,8 @@ Set before jax is imported, for this process and for the processes that tests st
 """
 
 import os
+import shutil
+import tempfile
 
 VIRTUAL_DEVICES = 8
 
@@ -18,6 +20,15 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network would be a mistake
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Tests compile the same programs again and again, most of all in runs that are killed and started
+# anew. The session has one cache of them, for its workers and for the processes that tests start.
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_own_cache = ""
+if _CACHE not in os.environ:
+    _own_cache = os.environ[_CACHE] = tempfile.mkdtemp(prefix="polaris_jax_compiled_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 if os.environ.get("POLARIS_TYPECHECK", "1") != "0":
     from jaxtyping import install_import_hook
 
@@ -29,6 +40,11 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_unconfigure():
+    """The process that made the cache, which outlives the workers, takes it away."""
+    shutil.rmtree(_own_cache, ignore_errors=True)
 
 
 @pytest.fixture
