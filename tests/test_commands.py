@@ -15,6 +15,8 @@ from polaris_jax.held_out import HeldOut
 from polaris_jax.models import load_pretrained
 from tests.micro_run import final_state, flags, make_base
 
+pytestmark = pytest.mark.xdist_group("commands")  # one worker makes what its tests share
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):

@@ -22,6 +22,8 @@ from polaris_jax.stage_entry import enter_stage
 from polaris_jax.training_run import TrainingRun
 from tests.micro_run import final_leaves, finish, flags, make_base, start_train
 
+pytestmark = pytest.mark.xdist_group("loop")  # one worker makes what its tests share
+
 ON_8 = ("--config.mesh.fsdp=8", "--config.batch.rows=8")  # this process's devices
 
 

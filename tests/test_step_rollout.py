@@ -18,7 +18,7 @@ from polaris_jax.records import Problem, PromptBatch, StageState
 from polaris_jax.rollout import RolloutAborted, SamplerConfig, SamplingParams
 from polaris_jax.sample_groups import sample_groups
 from polaris_jax.stages.lengths import LengthTable
-from polaris_jax.step_rollout import in_flight, lag_metrics, roll_out
+from polaris_jax.step_rollout import in_flight, lag_metrics, left_metrics, roll_out
 from tests.driven import DrivenSampler
 from tests.rollout.fake_engine import FakeEngine, expected_tokens
 
@@ -132,7 +132,7 @@ def one_step(
     metrics = lag_metrics(run, graded)
     if metrics:
         assert metrics["rollout/lag_max"] == lag
-        assert metrics["rollout/carried_groups"] == len(run.carried)
+        assert left_metrics(run)["rollout/carried_groups"] == len(run.carried)
     assert rollouts.numbers is not None and len(set(rollouts.numbers)) == len(keys)
     return Trained(keys, lag)
 

@@ -17,6 +17,8 @@ import pytest
 from polaris_jax import reward
 from polaris_jax.reward import Grader
 
+pytestmark = pytest.mark.xdist_group("hostile")  # one worker makes what its tests share
+
 # One pair without a deadline: far above the worst seen (0.3 s), far below a hang.
 LONGEST_S = 4.0
 

@@ -10,6 +10,8 @@ from polaris_jax.rollout import Response, Sampler, SamplerConfig, SamplingParams
 from tests.rollout.rollout_cases import CONFIG, differing_tokens, random_prompts, small_model
 from tests.tolerances import SCHEDULE_LOGPROB_ATOL
 
+pytestmark = pytest.mark.xdist_group("partial")  # one worker makes what its tests share
+
 SIZES = SamplerConfig(slots=6, page_size=8, num_pages=64, max_len=64, decode_steps=4)
 PROMPTS = random_prompts(4, seed=5)
 PARAMS = SamplingParams(n=3, max_tokens=20, seed=range(4), stop_token_ids=(7,))

@@ -7,6 +7,8 @@ import pytest
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
 from tests.rollout.rollout_cases import random_prompts, small_model
 
+pytestmark = pytest.mark.xdist_group("sampler_api")  # one worker makes what its tests share
+
 SIZES = SamplerConfig(slots=6, page_size=8, num_pages=64, max_len=64, decode_steps=4)
 PROMPTS = random_prompts(5, seed=21)
 PARAMS = SamplingParams(n=3, max_tokens=(3, 20, 9, 14, 20), seed=range(5), stop_token_ids=(7,))

@@ -10,6 +10,8 @@ import pytest
 
 from polaris_jax.__main__ import main
 
+pytestmark = pytest.mark.xdist_group("plan_command")  # one worker makes what its tests share
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = [
     f"--config={ROOT / 'configs' / 'tiny_cpu.py'}",
