@@ -1,6 +1,9 @@
 """Compilations are counted inside the block, for this thread, and the listener goes with it."""
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 
 import jax
@@ -24,6 +27,30 @@ def test_only_the_block_counts():
         fresh(argument)
         fresh(argument)
     assert counter.count == 1
+
+
+COUNT_ONE = """
+import jax, jax.numpy as jnp
+from polaris_jax.rollout.compile_counter import CompileCounter
+argument, hits, counter = jnp.zeros(5), [], CompileCounter()
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("cache_hits")))
+with counter:
+    jax.jit(lambda x: 3 * x)(argument)
+print(counter.count, sum(hits))
+"""
+
+
+def test_a_program_out_of_the_compilation_cache_counts_too(tmp_path):
+    keep_all = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    for hits in (0, 1):
+        out = subprocess.check_output(
+            [sys.executable, "-c", COUNT_ONE], env=os.environ | keep_all, text=True
+        )
+        assert out.split() == ["1", str(hits)]
 
 
 def test_other_threads_do_not_count():
