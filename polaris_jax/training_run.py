@@ -172,7 +172,7 @@ class TrainingRun:
                     config,
                     self._claim,
                     first_step=self.step,
-                    lines_from=self.step if self.owed is None else self.step - 1,
+                    lines_from=self.next_line,
                     tokenizer=self.tokenizer,
                 )
             )
@@ -313,6 +313,11 @@ class TrainingRun:
     def count(self, **numbers: int) -> None:
         """Adds to the run's totals."""
         self.counts.update(numbers)
+
+    @property
+    def next_line(self) -> int:
+        """The step whose line of metrics.jsonl is written next."""
+        return self.step if self.owed is None else self.step - 1
 
     @property
     def policy_version(self) -> int:
