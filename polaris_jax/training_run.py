@@ -413,4 +413,7 @@ class TrainingRun:
     def save(self, state: TrainState, mark: Mark, *, replace: bool = False) -> None:
         """A whole checkpoint of `mark`'s step, unless (or, with `replace`, even if) it is there."""
         if replace or self.checkpointer.newest_saved != mark.step:
+            # Told before the state is kept in which they count: the step's timing may never come.
+            timeouts = processes.gather_objects(self.grader.stats()["timeouts"])
+            self.files.note_timeouts(sum(timeouts))
             self.checkpointer.save(mark.step, state, mark.host_state())

@@ -103,6 +103,17 @@ def test_a_step_tells_what_all_its_attempts_have_rescued():
     assert TrainingRun.count_batch(run, swapped, since=mark)["batch/rescued_groups"] == 7  # pyright: ignore
 
 
+def test_a_time_out_is_told_before_the_state_is_kept_in_which_it_counts():
+    told, mark = [], SimpleNamespace(step=2, host_state=dict)
+    run = SimpleNamespace(
+        grader=SimpleNamespace(stats=lambda: {"timeouts": 3}),
+        files=SimpleNamespace(note_timeouts=told.append),
+        checkpointer=SimpleNamespace(newest_saved=1, save=lambda *_: told.append("saved")),
+    )
+    TrainingRun.save(run, None, mark)  # pyright: ignore
+    assert told == [3, "saved"]
+
+
 @pytest.mark.parametrize("stopped", [True, False], ids=["stopped again", "scored"])
 def test_a_run_that_owes_its_last_score_is_finished_once_it_has_it(monkeypatch, tmp_path, stopped):
     marks, lines = [], []
@@ -118,7 +129,9 @@ def test_a_run_that_owes_its_last_score_is_finished_once_it_has_it(monkeypatch, 
             self.stage_records = [{"stage": 0, "last_step": None, "dropped_ids_count": 0}]
             self.accuracy, self.lengths, self.sink = AccuracyTable(), LengthTable(), RescueBuffer()
             self.updater = fake(park=lambda state: state)
+            self.grader = fake(stats=lambda: {"timeouts": 0})
             self.files = fake(
+                note_timeouts=lambda timeouts: None,
                 write_metrics=lambda step, metrics: lines.append((step, metrics["eval/avg@4"])),
                 write_stages=lambda records: None,
             )
