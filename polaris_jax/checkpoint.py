@@ -215,7 +215,8 @@ class Checkpointer:
             reason = folders.fault(step, checksums=False)
             if reason is not None:
                 raise CheckpointError(f"checkpoint {step} does not read back: {reason}")
-            folders.clear(step)
+            with contextlib.suppress(OSError):  # it is whole: the next save sweeps
+                folders.clear(step)
             self._prune(step)
 
         folder = _from_first(begin)
