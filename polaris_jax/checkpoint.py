@@ -102,9 +102,11 @@ class Checkpointer:
         path = as_place(path)
         if not path.is_dir():
             raise ConfigError(f"checkpoint {path}: no such directory")
+        if (path / "checkpoints").is_dir():  # a workdir, which may be called 7 too
+            return cls(path / "checkpoints", **options)
         if path.name.isdigit():
             return cls(path.parent, only=int(path.name), **options)
-        return cls(path / "checkpoints" if (path / "checkpoints").is_dir() else path, **options)
+        return cls(path, **options)
 
     @property
     def newest_saved(self) -> int | None:

@@ -258,6 +258,9 @@ def test_what_a_user_names(saver, tmp_path):
     assert one.restore(1, tree())[1] == {"step": 1}
     with pytest.raises(ConfigError, match="no such directory"):
         Checkpointer.of(tmp_path / "elsewhere")
+    workdir = tmp_path / "7"
+    Checkpointer(workdir / "checkpoints").save(3, tree(), {})
+    assert Checkpointer.of(workdir).latest_or_error() == 3
 
 
 def test_keep_last_below_one_is_refused(tmp_path):
