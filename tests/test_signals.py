@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from polaris_jax import signals as module
 from polaris_jax.signals import StopRequest
 
 
@@ -19,6 +20,18 @@ def test_first_signal_is_a_request(number, code, capsys):
         assert stop.exit_code == code
     assert signal.getsignal(number) is before
     assert "stopping at the next safe point" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_counts(first, monkeypatch, capsys):
+    clock = iter([100.0, 130.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with StopRequest() as stop:
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == first
+        assert stop.waited_s == 30.0
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_second_ctrl_c_ends_at_once():
