@@ -8,6 +8,8 @@ import time
 from types import FrameType
 from typing import Any
 
+from polaris_jax.progress import say
+
 
 class StopRequest:
     """Whether, and by which signal, this process has been asked to stop.
@@ -53,8 +55,4 @@ class StopRequest:
             return
         self.signal = signal.Signals(number)
         self._asked_at_s = time.monotonic()
-        print(
-            f"{self.signal.name}: stopping at the next safe point with a checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"{self.signal.name}: stopping at the next safe point with a checkpoint", sys.stderr)

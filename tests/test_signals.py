@@ -1,7 +1,10 @@
 """A signal is a request; the former handlers come back."""
 
+import errno
+import io
 import os
 import signal
+import sys
 
 import pytest
 
@@ -20,6 +23,18 @@ def test_first_signal_is_a_request(number, code, capsys):
         assert stop.exit_code == code
     assert signal.getsignal(number) is before
     assert "stopping at the next safe point" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO], ids=["pipe", "terminal"])
+def test_a_signal_that_ended_the_log_too_is_a_request(number, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.exit_code == 130
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
