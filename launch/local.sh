@@ -11,7 +11,7 @@
 #   --dry-run       print what would run
 #
 # The first process that fails is named, the others are stopped, and its status is the script's.
-# SIGTERM and Ctrl-C are passed on to all. NVIDIA GPUs, if any, are dealt evenly to the processes.
+# SIGTERM and Ctrl-C are passed on to all, a lost terminal as SIGTERM. NVIDIA GPUs, if any, are dealt evenly to the processes.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -128,6 +128,7 @@ pass_on() {
 }
 trap 'pass_on INT' INT
 trap 'pass_on TERM' TERM
+trap '((signalled)) || pass_on TERM' HUP # the ranks have groups of their own; it may come twice
 
 set -m # each rank leads a process group of its own, with default signal handling
 for ((rank = 0; rank < processes; rank++)); do

@@ -43,6 +43,7 @@ if [[ $dry_run == 0 ]] && ! command -v gcloud >/dev/null; then
   die "gcloud is not installed; use --dry-run to see the commands"
 fi
 
+folder="$(shown "$folder")" # as the hosts' shells read it
 where=(--zone "$zone" ${project:+--project "$project"} --worker=all)
 on_all_hosts() {
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command "$1"

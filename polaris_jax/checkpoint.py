@@ -102,9 +102,11 @@ class Checkpointer:
         path = as_place(path)
         if not path.is_dir():
             raise ConfigError(f"checkpoint {path}: no such directory")
+        if (path / "checkpoints").is_dir():  # a workdir, which may be called 7 too
+            return cls(path / "checkpoints", **options)
         if path.name.isdigit():
             return cls(path.parent, only=int(path.name), **options)
-        return cls(path / "checkpoints" if (path / "checkpoints").is_dir() else path, **options)
+        return cls(path, **options)
 
     @property
     def newest_saved(self) -> int | None:
@@ -215,7 +217,8 @@ class Checkpointer:
             reason = folders.fault(step, checksums=False)
             if reason is not None:
                 raise CheckpointError(f"checkpoint {step} does not read back: {reason}")
-            folders.clear(step)
+            with contextlib.suppress(OSError):  # it is whole: the next save sweeps
+                folders.clear(step)
             self._prune(step)
 
         folder = _from_first(begin)

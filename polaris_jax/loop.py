@@ -72,7 +72,7 @@ def train(
         RuntimeError: too many non-finite updates in a row, or too large a log-prob gap.
     """
     with TrainingRun(config, workdir, progress=progress, overwrite=overwrite, start=start) as run:
-        first_step = run.step
+        first_step = run.next_line
         if run.resumed is None:
             try:
                 stage, state, loader, sampler = enter_stage(
@@ -87,6 +87,7 @@ def train(
         try:
             if run.owed is not None:
                 mark = close_step(run, state, stage, loader, sampler, run.owed, stop)
+                run.save(state, mark, replace=True)  # the same step, and nothing is owed any more
             while not stage.finished and not processes.any_process(stop.requested):
                 if stage_ended(stage, config.stages):  # one transaction, repeated after a stop
                     stage, state, loader, sampler = enter_stage(
@@ -120,7 +121,8 @@ def train(
         except RolloutAborted:  # what was begun since the mark is forgotten
             pass
         run.save(state, mark)
-        return TrainSummary(first_step, run.step, stage.finished, dict(run.counts))
+        finished = stage.finished and mark.owed is None
+        return TrainSummary(first_step, run.step, finished, dict(run.counts))
 
 
 def close_step(

@@ -94,7 +94,7 @@ def read_manifest(directory: AnyPath) -> dict[str, Any]:
         empty = directory.is_dir() and not any(directory.iterdir())
         raise ValueError("the directory is empty" if empty else f"{MANIFEST} is missing") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{MANIFEST} cannot be read ({error})") from None
+        raise ValueError(f"{MANIFEST} cannot be read ({error})") from error
     if not isinstance(body, dict) or "self" not in body:
         raise ValueError(f"{MANIFEST} is incomplete")
     if body.pop("self") != zlib.crc32(_canonical(body)):
@@ -143,11 +143,16 @@ def delete_others(directory: AnyPath) -> None:
     """Deletes what the manifest does not name; all of the directory where there is none.
 
     Whole folders go before single files: a store deletes them in few requests.
+
+    Raises:
+        OSError: the manifest is there and cannot be read; nothing is deleted, as it may be whole.
     """
     directory = epath.Path(directory)
     try:
         named = set(read_manifest(directory)["files"]) | {MANIFEST}
-    except ValueError:
+    except ValueError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
         delete(directory)
         return
     kept = {name.split("/")[0] for name in named}

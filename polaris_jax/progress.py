@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +12,23 @@ from typing import Any, TextIO
 
 # In a pipe a phase prints at most this often: a log of weeks stays readable.
 PLAIN_INTERVAL_S = 10.0
+_NOBODY_READS = (errno.EPIPE, errno.EIO)  # at the other end of a pipe, or of a terminal
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Prints a line; a stream whose reader is gone goes nowhere from then on, at exit too.
+
+    Ctrl-C ends `| tee` as well, and with a connection its terminal goes: the run has still to save.
+    """
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as error:
+        if error.errno not in _NOBODY_READS:
+            raise
+        with contextlib.suppress(OSError):  # a stream without a file
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 class Phase:
@@ -52,7 +71,7 @@ class Progress:
         if self.rich is not None:
             self.rich.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=self._stream, flush=True)
+            say(text, self._stream)
 
     @contextlib.contextmanager
     def phase(self, name: str, total: int) -> Iterator[Phase]:

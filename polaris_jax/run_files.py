@@ -76,9 +76,13 @@ class RunFiles:
 
     def write_timing(self, step: int, line: dict[str, Any]) -> None:
         """One line of timing.jsonl: wall clock, throughput, memory, time-outs."""
-        if line["reward/timeouts"] and self._first:
-            workdir_lib.mark_nondeterministic(self._workdir)
+        self.note_timeouts(line["reward/timeouts"])
         self._writer.write_timing(step, line)
+
+    def note_timeouts(self, timeouts: int) -> None:
+        """Says in run.json, where there are any, that the clock has had a say."""
+        if timeouts and self._first:
+            workdir_lib.mark_nondeterministic(self._workdir)
 
     def write_rollouts(
         self, step: int, graded: Graded, *, draws: Sequence[int], attempt: int

@@ -8,13 +8,15 @@ import time
 from types import FrameType
 from typing import Any
 
+from polaris_jax.progress import say
+
 
 class StopRequest:
     """Whether, and by which signal, this process has been asked to stop.
 
-    The first signal sets `requested`; the loop then leaves a resumable checkpoint. A second Ctrl-C
-    ends the process at once. Install it after `jax.distributed.initialize`, whose own handler would
-    swallow SIGTERM otherwise.
+    The first signal sets `requested`; the loop then leaves a resumable checkpoint. Ctrl-C after it
+    ends the process at once, another SIGTERM changes nothing. Install it after
+    `jax.distributed.initialize`, whose own handler would swallow SIGTERM otherwise.
     """
 
     def __init__(self) -> None:
@@ -47,12 +49,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self.requested:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.signal = signal.Signals(number)
         self._asked_at_s = time.monotonic()
-        print(
-            f"{self.signal.name}: stopping at the next safe point with a checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"{self.signal.name}: stopping at the next safe point with a checkpoint", sys.stderr)

@@ -103,7 +103,8 @@ class StepFolders:
             if not step.isdigit():
                 continue
             if path.suffix == UNFINISHED:
-                self.clear(int(step))
+                with contextlib.suppress(OSError):  # unreadable now: another save tries again
+                    self.clear(int(step))
             elif path.suffix in _EARLIER_LEFT:
                 delete(path)
 

@@ -172,7 +172,7 @@ class TrainingRun:
                     config,
                     self._claim,
                     first_step=self.step,
-                    lines_from=self.step if self.owed is None else self.step - 1,
+                    lines_from=self.next_line,
                     tokenizer=self.tokenizer,
                 )
             )
@@ -315,6 +315,11 @@ class TrainingRun:
         self.counts.update(numbers)
 
     @property
+    def next_line(self) -> int:
+        """The step whose line of metrics.jsonl is written next."""
+        return self.step if self.owed is None else self.step - 1
+
+    @property
     def policy_version(self) -> int:
         """Updates that the policy has had since the run began."""
         return self.step - self.counts["steps_without_update"]
@@ -408,4 +413,7 @@ class TrainingRun:
     def save(self, state: TrainState, mark: Mark, *, replace: bool = False) -> None:
         """A whole checkpoint of `mark`'s step, unless (or, with `replace`, even if) it is there."""
         if replace or self.checkpointer.newest_saved != mark.step:
+            # Told before the state is kept in which they count: the step's timing may never come.
+            timeouts = processes.gather_objects(self.grader.stats()["timeouts"])
+            self.files.note_timeouts(sum(timeouts))
             self.checkpointer.save(mark.step, state, mark.host_state())

@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit, whole or passed over, and never in the way of the next one."""
 
+import errno
 import json
 import os
 import resource
@@ -233,6 +234,20 @@ def test_saving_a_step_again_replaces_it(saver):
     assert names_in(saver) == ["3"]
 
 
+def test_a_disk_that_fails_once_a_checkpoint_is_whole_is_no_failure(saver, monkeypatch, warnings):
+    def refuse(directory):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    saver.save(1, tree(1), {"n": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "delete_others", refuse)
+        saver.save(2, tree(2), {"n": 2})
+    assert saver.latest() == 2
+    saver.save(3, tree(3), {"n": 3})
+    assert names_in(saver) == ["2", "3"]
+    assert not warnings
+
+
 def test_what_a_user_names(saver, tmp_path):
     for step in (1, 2):
         saver.save(step, tree(step), {"step": step})
@@ -243,6 +258,9 @@ def test_what_a_user_names(saver, tmp_path):
     assert one.restore(1, tree())[1] == {"step": 1}
     with pytest.raises(ConfigError, match="no such directory"):
         Checkpointer.of(tmp_path / "elsewhere")
+    workdir = tmp_path / "7"
+    Checkpointer(workdir / "checkpoints").save(3, tree(), {})
+    assert Checkpointer.of(workdir).latest_or_error() == 3
 
 
 def test_keep_last_below_one_is_refused(tmp_path):

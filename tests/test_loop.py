@@ -10,15 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from etils import epath
 
 from polaris_jax import loop
 from polaris_jax.__main__ import main
-from polaris_jax.batch import Substitution
+from polaris_jax.batch import RescueBuffer, Substitution
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.config import BatchSection
-from polaris_jax.records import Graded
+from polaris_jax.config import BatchSection, build_config, default_config
+from polaris_jax.progress import Progress
+from polaris_jax.records import Graded, StageState
 from polaris_jax.rollout import RolloutAborted
+from polaris_jax.signals import StopRequest
 from polaris_jax.stage_entry import enter_stage
+from polaris_jax.stages.difficulty import AccuracyTable
+from polaris_jax.stages.lengths import LengthTable
 from polaris_jax.training_run import TrainingRun
 from tests.micro_run import final_leaves, finish, flags, make_base, start_train
 
@@ -98,6 +103,61 @@ def test_a_step_tells_what_all_its_attempts_have_rescued():
     assert metrics["batch/rescued_groups"] == 3
     mark.counts.clear()  # no group had been rescued when the step began
     assert TrainingRun.count_batch(run, swapped, since=mark)["batch/rescued_groups"] == 7  # pyright: ignore
+
+
+def test_a_time_out_is_told_before_the_state_is_kept_in_which_it_counts():
+    told, mark = [], SimpleNamespace(step=2, host_state=dict)
+    run = SimpleNamespace(
+        grader=SimpleNamespace(stats=lambda: {"timeouts": 3}),
+        files=SimpleNamespace(note_timeouts=told.append),
+        checkpointer=SimpleNamespace(newest_saved=1, save=lambda *_: told.append("saved")),
+    )
+    TrainingRun.save(run, None, mark)  # pyright: ignore
+    assert told == [3, "saved"]
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["stopped again", "scored"])
+def test_a_run_that_owes_its_last_score_is_finished_once_it_has_it(monkeypatch, tmp_path, stopped):
+    marks, lines = [], []
+    stage = StageState(
+        stage=0, first_step=0, steps_done=2, temperature=1.0, max_response_tokens=8, finished=True
+    )
+
+    class Owing(TrainingRun):
+        def _open(self, opening):
+            fake: Any = SimpleNamespace
+            self.step, self.owed = 2, {"rollout/reward_mean": 0.5}
+            self.counts["sampled_tokens"] = 7
+            self.stage_records = [{"stage": 0, "last_step": None, "dropped_ids_count": 0}]
+            self.accuracy, self.lengths, self.sink = AccuracyTable(), LengthTable(), RescueBuffer()
+            self.updater = fake(park=lambda state: state)
+            self.grader = fake(stats=lambda: {"timeouts": 0})
+            self.files = fake(
+                note_timeouts=lambda timeouts: None,
+                write_metrics=lambda step, metrics: lines.append((step, metrics["eval/avg@4"])),
+                write_stages=lambda records: None,
+            )
+            self.checkpointer = fake(
+                newest_saved=2, save=lambda step, state, host: marks.append((step, host["owed"]))
+            )
+            loader = fake(state_dict=dict)
+            self.resumed = stage, fake(skips_in_a_row=0), loader, fake()  # pyright: ignore
+
+        def evaluate(self, state, step, stop):
+            if stopped:
+                raise RolloutAborted("asked to")
+            return {"eval/avg@4": 0.25}
+
+        def write_timing(self, step, sampler):
+            pass
+
+    monkeypatch.setattr(loop, "TrainingRun", Owing)
+    config = build_config(default_config())
+    summary = loop.train(config, epath.Path(tmp_path), progress=Progress(), stop=StopRequest())
+    assert summary.finished is not stopped
+    assert (summary.first_step, summary.last_step) == (1, 2)  # its line is still to be written
+    assert lines == ([] if stopped else [(1, 0.25)])
+    assert marks == ([] if stopped else [(2, None)])  # a rerun does not score once more
 
 
 def steps_written(workdir: Path) -> int:

@@ -66,6 +66,20 @@ def test_a_manifest_of_another_format_is_not_trusted(folder, monkeypatch):
     assert manifest.fault(folder) == "MANIFEST.json has format 1, this version reads 2"
 
 
+def test_nothing_is_deleted_while_the_manifest_cannot_be_read(folder):
+    (folder / "left").write_bytes(b"by a kill")
+    whole = (folder / manifest.MANIFEST).read_bytes()
+    (folder / manifest.MANIFEST).unlink()
+    (folder / manifest.MANIFEST).mkdir()  # any error of the disk or store
+    with pytest.raises(OSError, match="directory"):
+        manifest.delete_others(folder)
+    (folder / manifest.MANIFEST).rmdir()
+    (folder / manifest.MANIFEST).write_bytes(whole)
+    manifest.delete_others(folder)
+    assert manifest.fault(folder) is None
+    assert not (folder / "left").exists()
+
+
 def test_reasons_for_nothing_at_all(tmp_path):
     assert manifest.fault(tmp_path) == "the directory is empty"
     (tmp_path / "x").write_text("")

@@ -1,6 +1,9 @@
 """Plain lines in a pipe, bars on a terminal, nothing where it is turned off."""
 
 import io
+import os
+import subprocess
+import sys
 
 from polaris_jax import progress as module
 from polaris_jax.progress import Progress
@@ -31,6 +34,22 @@ def test_a_terminal_gets_a_bar_and_lines_above_it():
     assert "work" in out.getvalue()
     progress.line("after")
     assert out.getvalue().endswith("after\n")
+
+
+def test_a_line_that_nobody_reads_ends_nothing():
+    body = (
+        "from polaris_jax.progress import Progress\n"
+        "progress = Progress()\n"
+        "for _ in range(2):\n"
+        "    progress.line('to nobody')\n"
+    )
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-c", body], stdout=write_end, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_disabled_is_silent():

@@ -1,10 +1,14 @@
 """A signal is a request; the former handlers come back."""
 
+import errno
+import io
 import os
 import signal
+import sys
 
 import pytest
 
+from polaris_jax import signals as module
 from polaris_jax.signals import StopRequest
 
 
@@ -19,6 +23,30 @@ def test_first_signal_is_a_request(number, code, capsys):
         assert stop.exit_code == code
     assert signal.getsignal(number) is before
     assert "stopping at the next safe point" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO], ids=["pipe", "terminal"])
+def test_a_signal_that_ended_the_log_too_is_a_request(number, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.exit_code == 130
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_counts(first, monkeypatch, capsys):
+    clock = iter([100.0, 130.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with StopRequest() as stop:
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == first
+        assert stop.waited_s == 30.0
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_second_ctrl_c_ends_at_once():

@@ -120,6 +120,15 @@ def test_tpu_setup_copies_head_and_installs_with_libtpu():
     assert "venv-tpu:" in (ROOT / "Makefile").read_text()
 
 
+def test_tpu_takes_a_folder_with_a_space():
+    more = ("--setup", "--dir", "my src", "--dry-run", "--", "report")
+    done = call(TPU, "--name", "pod", "--zone", "z", *more)
+    install, report = map(remote_command, done.stdout.splitlines()[-2:])
+    assert shlex.split(install)[:3] == ["mkdir", "-p", "my src"]
+    assert shlex.split(install)[-4:] == ["make", "-C", "my src", "venv-tpu"]
+    assert shlex.split(report)[:2] == ["cd", "my src"]
+
+
 def test_tpu_stop_does_not_match_its_own_shell():
     done = call(TPU, "--name", "pod", "--zone", "z", "--stop", "--dry-run")
     assert "[p]ython -m polaris_jax" in remote_command(done.stdout.splitlines()[0])

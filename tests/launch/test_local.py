@@ -210,12 +210,14 @@ for i in $(seq 300); do sleep 0.1; done"""
 
 
 @pytest.mark.parametrize(
-    ("sent", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["sigterm", "ctrl-c"]
+    ("sent", "status"),
+    [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 0)],
+    ids=["sigterm", "ctrl-c", "lost-terminal"],
 )
 def test_a_signal_reaches_every_rank_and_their_status_is_the_scripts(
     stand_in, tmp_path, sent, status
 ):
-    name = sent.name.removeprefix("SIG")
+    name = sent.name.removeprefix("SIG").replace("HUP", "TERM")
     body = f"""
 exec 2>/dev/null  # bash names the sleep that the signal ends, too
 trap 'echo got {name}; exit {status}' {name}

@@ -172,6 +172,25 @@ def test_tensorboard_gets_every_number_and_no_heavy_framework(tmp_path):
     assert b"none" not in data
 
 
+def test_a_full_disk_refuses_tensorboards_points_and_holds_up_nothing(tmp_path):
+    code = (
+        "import pathlib, resource, sys; from polaris_jax.metrics import MetricsWriter\n"
+        "w = MetricsWriter(pathlib.Path(sys.argv[1]), tensorboard=True)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
+        "try:\n"
+        "    for step in range(300):\n"
+        "        w.write_timing(step, {'a': 1.0, 'b': 2.0, 'c': 3.0})\n"
+        "except OSError as error:\n"
+        "    print(error.filename)\n"
+        "w.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == str(tmp_path / "tensorboard")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_wandb_that_is_not_installed_is_a_config_error(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"metrics\.wandb=True.*pip install"):
