@@ -139,10 +139,10 @@ def parse_row(fields: Mapping[str, Any]) -> Problem:
         raise RowError(f"pass_rate={pass_rate!r}: must lie in [0, 1]")
     source = fields.get("source") or fields.get("data_source") or ""
     return Problem(
-        id=content_id(text) if given is None else str(given).strip(),
+        id=content_id(text) if given is None else _text("id", str(given).strip()),
         problem=text,
         answer=_answer(fields),
-        source=source if isinstance(source, str) else str(source),
+        source=_text("source", source if isinstance(source, str) else str(source)),
         pass_rate=None if pass_rate is None else float(pass_rate),
     )
 
@@ -154,7 +154,19 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)  # of any size
+
+
+def _text(name: str, value: str) -> str:
+    """The value, which every file that it may go to can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(value[error.start])
+        raise RowError(f"{name}: holds {half}, half of a character; mend the escape") from None
+    return value
 
 
 def _problem_text(fields: Mapping[str, Any]) -> str:
@@ -171,7 +183,7 @@ def _problem_text(fields: Mapping[str, Any]) -> str:
         if not isinstance(value, str):
             raise RowError(f"{name}: expected a text, got {type(value).__name__}")
         if value.strip():
-            return value.strip()
+            return _text(name, value.strip())
     present = [name for name in PROBLEM_FIELDS if name in fields]
     if present:
         raise RowError(f"{present[0]}: is empty")
@@ -201,7 +213,7 @@ def _one_answer(name: str, value: Any) -> str | int | float:
         text = value.rpartition("#### ")[2].strip()
         if not text:
             raise RowError(f"{name}: is empty")
-        return text
+        return _text(name, text)
     if _is_number(value):
         return value
     raise RowError(f"{name}={value!r}: expected a text, a finite number or a list of them")

@@ -153,7 +153,7 @@ def _jsonl(path: epath.Path, place: str) -> Iterator[Row]:
                 continue
             try:
                 value = json.loads(line.decode("utf-8-sig"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except ValueError as error:  # also bytes that are no UTF-8, and numbers without end
                 yield Row(where, {}, f"not valid JSON ({error})")
             except RecursionError:
                 yield Row(where, {}, "not valid JSON (nested too deeply)")
@@ -164,7 +164,7 @@ def _jsonl(path: epath.Path, place: str) -> Iterator[Row]:
 def _json(path: epath.Path, place: str) -> Iterator[Row]:
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"data.problems={str(path)!r}: not valid JSON ({error}); a file with one object a line "
             "must end in .jsonl"

@@ -29,6 +29,7 @@ def test_field_names(field, gold):
     [
         ({"answer": 142.0}, 142.0),
         ({"answer": 7}, 7),
+        ({"answer": 10**400}, 10**400),
         ({"answer": ["9.6\n", 2, 0.5]}, ["9.6", 2, 0.5]),
         ({"answer": "Half of 4 is 2.\n#### 2"}, "2"),
         ({"answer": "3", "solution": "So \\boxed{4}."}, "3"),
@@ -39,7 +40,7 @@ def test_field_names(field, gold):
         ({"solution": "12"}, "12"),
         ({"reward_model": {"ground_truth": "5", "style": "rule"}}, "5"),
     ],
-    ids=["float", "int", "list", "gsm8k", "answer first", "boxed", "short", "verl"],
+    ids=["float", "int", "large", "list", "gsm8k", "answer first", "boxed", "short", "verl"],
 )
 def test_answers(fields, answer):
     got = parse_row({"problem": "Q", **fields}).answer
@@ -70,6 +71,11 @@ def test_chat_prompt_and_number_id():
         ({"problem": "Q", "answer": {"a": 1}}, "expected a text, a finite number"),
         ({"problem": "Q", "solution": "Long.\nNo box."}, "without .boxed"),
         ({"problem": "Q", "answer": "1", "pass_rate": 1.5}, "pass_rate=1.5"),
+        ({"problem": "Q", "answer": "1", "pass_rate": 10**400}, "pass_rate=1000"),
+        ({"problem": "Q\ud800", "answer": "1"}, r"problem: holds '\\ud800', half of a character"),
+        ({"problem": "Q", "answer": ["1", "\udc00"]}, r"answer: holds '\\udc00'"),
+        ({"problem": "Q", "answer": "1", "id": "\ud800"}, "id: holds"),
+        ({"problem": "Q", "answer": "1", "source": "\ud800"}, "source: holds"),
     ],
 )
 def test_malformed(fields, reason):

@@ -63,9 +63,11 @@ def test_directory_without_splits_reads_all(tmp_path):
 def test_a_bad_line_is_handed_on_with_its_place(tmp_path):
     path = tmp_path / "s.jsonl"
     path.write_bytes(b'{"a": 1}\n\n{"a": \n\xff\xfe\n"text"\n' + b"[" * 100_000 + b'\n{"a": 2}\n')
+    with path.open("ab") as file:
+        file.write(b'{"a": ' + b"9" * 5000 + b"}\n")
     rows = list(read_rows(str(path)))
-    assert [row.place for row in rows] == [f"s.jsonl:{n}" for n in (1, 3, 4, 5, 6, 7)]
-    assert [row.error is None for row in rows] == [True, False, False, False, False, True]
+    assert [row.place for row in rows] == [f"s.jsonl:{n}" for n in (1, 3, 4, 5, 6, 7, 8)]
+    assert [row.error is None for row in rows] == [True, False, False, False, False, True, False]
 
 
 def test_windows_text_reads(tmp_path):
@@ -78,6 +80,7 @@ def test_windows_text_reads(tmp_path):
     ("name", "content", "message"),
     [
         ("s.json", "{", "not valid JSON"),
+        ("s.json", f"[{'9' * 5000}]", "not valid JSON"),
         ("s.json", '{"a": 1}', "expected a list of objects, or an object with one"),
         ("s.json", "3", "expected a list of objects"),
         ("s.parquet", "no", "not a parquet file"),
