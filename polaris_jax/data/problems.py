@@ -21,6 +21,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ ANSWER_FIELDS = ("answer", "gold", "final_answer", "ground_truth", "reward_model
 ID_FIELDS = ("id", "problem_id", "unique_id", "uid", "index")
 NAMED_ROWS = 20  # malformed rows that a report spells out; all are counted
 _SHORT_SOLUTION_CHARS = 60
+_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
 
 
 class RowError(ValueError):
@@ -193,9 +195,11 @@ def _problem_text(fields: Mapping[str, Any]) -> str:
 def _answer(fields: Mapping[str, Any]) -> Gold:
     for name in ANSWER_FIELDS:
         value = fields.get(name)
-        if name == "reward_model" and isinstance(value, Mapping):
+        if name == "reward_model" and value is not None:
+            if not isinstance(value, Mapping):
+                raise RowError(f"{name}: expected an object, got {type(value).__name__}")
             value = value.get("ground_truth")
-        if value is None or (isinstance(value, str | list) and not value):
+        if value is None or value == [] or (isinstance(value, str) and not value.strip()):
             continue
         if name == "solution" and isinstance(value, str):
             value = _from_solution(value)
@@ -232,11 +236,11 @@ def _from_solution(text: str) -> str:
 
 
 def _last_boxed(text: str) -> str | None:
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
         return None
     depth = 0
-    begin = start + len("\\boxed{")
+    begin = boxes[-1].end()
     for end in range(begin - 1, len(text)):
         depth += {"{": 1, "}": -1}.get(text[end], 0)
         if depth == 0:
