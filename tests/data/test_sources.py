@@ -53,6 +53,22 @@ def test_data_set_directory_reads_its_training_split_in_order(tmp_path):
     assert next(iter(read_rows(str(tmp_path)))).place == "data/train-00000-of-00002.parquet:row 1"
 
 
+@pytest.mark.parametrize("name", ["constraints.jsonl", "strains.jsonl", "restrained/b.jsonl"])
+def test_train_inside_another_word_is_no_split(tmp_path, name):
+    write(tmp_path / "algebra.jsonl", ROWS[:2])
+    write(tmp_path / name, ROWS[2:])
+    assert fields(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize(
+    "name", ["math_train.jsonl", "trainset.jsonl", "MathTrain.jsonl", "TRAIN/b.jsonl"]
+)
+def test_train_as_a_word_is_the_split(tmp_path, name):
+    write(tmp_path / "a.jsonl", ROWS[:2])
+    write(tmp_path / name, ROWS[2:])
+    assert fields(tmp_path) == ROWS[2:]
+
+
 def test_directory_without_splits_reads_all(tmp_path):
     write(tmp_path / "a.parquet", ROWS[:2])
     write(tmp_path / "b.parquet", ROWS[2:])
