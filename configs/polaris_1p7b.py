@@ -4,10 +4,15 @@ r"""POLARIS on Qwen3-1.7B in two stages of 39,936 and 48,128 response tokens.
         --config.data.problems=POLARIS-Project/Polaris-Dataset-53K
     polaris calibrate --config=configs/polaris_1p7b.py --workdir=runs/1p7b
     sbatch --nodes=4 launch/gpu_slurm.sbatch train \
-        --config=configs/polaris_1p7b.py:h100:32 --workdir=runs/1p7b
+        --config=configs/polaris_1p7b.py:h100:32 --workdir=runs/1p7b \
+        --config.evaluate.problems=aime24.jsonl
     launch/tpu_pod.sh --name POD --zone ZONE -- train \
-        --config=configs/polaris_1p7b.py:v5p:2x2x4 --workdir=/mnt/runs/1p7b
+        --config=configs/polaris_1p7b.py:v5p:2x2x4 --workdir=/mnt/runs/1p7b \
+        --config.evaluate.problems=aime24.jsonl
     polaris train --config=configs/polaris_1p7b.py:tiny --workdir=runs/tiny
+
+Every 10 steps the run scores itself (avg@8) on the problems that evaluate.problems names; without
+any it does not begin, unless evaluate.every_steps is 0.
 
 What may stand after the colon: configs/_targets.py, which has a mesh for each pod that it names
 (`polaris plan` shows how they fit) and `tiny`, a smoke test for any CPU.

@@ -4,10 +4,15 @@ r"""POLARIS-4B: Qwen3-4B in three stages of 39,936, 48,128 and 52,224 response t
         --config.data.problems=POLARIS-Project/Polaris-Dataset-53K
     polaris calibrate --config=configs/polaris_4b.py --workdir=runs/4b
     sbatch --nodes=4 launch/gpu_slurm.sbatch train \
-        --config=configs/polaris_4b.py:h100:32 --workdir=runs/4b
+        --config=configs/polaris_4b.py:h100:32 --workdir=runs/4b \
+        --config.evaluate.problems=aime24.jsonl
     launch/tpu_pod.sh --name POD --zone ZONE -- train \
-        --config=configs/polaris_4b.py:v5p:2x2x4 --workdir=/mnt/runs/4b
+        --config=configs/polaris_4b.py:v5p:2x2x4 --workdir=/mnt/runs/4b \
+        --config.evaluate.problems=aime24.jsonl
     polaris train --config=configs/polaris_4b.py:tiny --workdir=runs/tiny
+
+Every 10 steps the run scores itself (avg@8) on the problems that evaluate.problems names; without
+any it does not begin, unless evaluate.every_steps is 0.
 
 What may stand after the colon: configs/_targets.py, which has a mesh for each pod that it names
 (`polaris plan` shows how they fit) and `tiny`, a smoke test for any CPU.

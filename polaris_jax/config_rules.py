@@ -51,6 +51,7 @@ def validate(config: RunConfig) -> None:
     for index, stage in enumerate(config.stages):
         _check_stage(config, index, stage)
     _check_row_len(config)
+    _check_probe(config)
     _check_evaluate(config)
 
 
@@ -246,6 +247,24 @@ def _check_row_len(config: RunConfig) -> None:
         row_len,
         f"with mesh.context={mesh.context} and mesh.tensor={mesh.tensor} it must be a multiple of "
         f"{unit}; set it to {-(-row_len // unit) * unit}, or to 0",
+    )
+
+
+def _check_probe(config: RunConfig) -> None:
+    p = config.probe
+    _require(
+        (p.stop - p.start) / p.step > 2 - 1e-6,
+        "probe.stop",
+        p.stop,
+        f"zones need at least 3 temperatures; from probe.start={p.start:g} in steps of "
+        f"{p.step:g} set it to {p.start + 2 * p.step:g} or more, or lower probe.step",
+    )
+    _require(
+        p.cez_tolerance >= p.rgz_tolerance,
+        "probe.cez_tolerance",
+        p.cez_tolerance,
+        f"accuracy falls further in the exploration zone than in the robust one; set it to "
+        f"probe.rgz_tolerance={p.rgz_tolerance:g} or more",
     )
 
 

@@ -101,7 +101,10 @@ def evaluation_problems(config: RunConfig, progress: Progress) -> list[Problem]:
         return read_named(config.evaluate.problems, progress, unique=False)
     if config.data.arithmetic.held_out:
         return _arithmetic(config)[1]
-    raise ConfigError("evaluate.problems='': no held-out problems; name a file or a data set")
+    raise ConfigError(
+        "evaluate.problems='': no held-out problems; name a file or a data set, or train with "
+        "evaluate.every_steps=0"
+    )
 
 
 def _arithmetic(config: RunConfig) -> tuple[list[Problem], list[Problem]]:

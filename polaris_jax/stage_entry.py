@@ -112,20 +112,20 @@ def _drop_easy(run: TrainingRun, left: StageState | None) -> tuple[list[str], li
     threshold = run.config.stages[left.stage].drop_above
     if threshold >= 1:
         return dropped, []
-    easy = run.accuracy.easy_ids(
-        left.stage,
-        drop_above=threshold,
-        statistic=run.config.stages[left.stage].drop_statistic,
-    )
+    statistic = run.config.stages[left.stage].drop_statistic
+    easy = run.accuracy.easy_ids(left.stage, drop_above=threshold, statistic=statistic)
     easy = [i for i in easy if i in remaining]
     if len(dropped) + len(easy) >= len(run.problems):
         reason = f"all remaining problems pass {threshold:g}; the last set is kept"
         return dropped, [{"kind": "drop_easy", "value": 0, "reason": reason, "table": []}]
     run.count(dropped_problems=len(easy))
+    of = "mean accuracy of the stage's visits"
+    if statistic == "last":
+        of = "accuracy of the stage's newest visit"
     decision = {
         "kind": "drop_easy",
         "value": len(easy),
-        "reason": f"mean accuracy of the stage's visits above {threshold:g}",
+        "reason": f"{of} above {threshold:g}",
         "table": easy,
     }
     return dropped + easy, [decision]

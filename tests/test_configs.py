@@ -1,7 +1,9 @@
 """The files in configs/ build, are locked, and carry the recipe's numbers."""
 
+import ast
 import importlib.util
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -29,6 +31,16 @@ def test_builds_and_is_locked(path):
     assert all(stage.is_locked for stage in config.stages)
     with pytest.raises(AttributeError):
         config.rollout.no_such_field = 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_the_training_commands_it_shows_have_what_they_score_on(path):
+    text = (ast.get_docstring(ast.parse(path.read_text())) or "").replace("\\\n", " ")
+    for command in (line for line in text.splitlines() if " train " in line and "--" in line):
+        target = re.search(rf"{path.name}:(\S+)", command)
+        config = build_config(load(path.stem, *([target[1]] if target else [])))
+        scored = config.evaluate.every_steps and not config.data.arithmetic.held_out
+        assert not scored or "--config.evaluate.problems=" in command
 
 
 # recipe: max response tokens and rollout temperature of every stage, validation temperature.

@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from polaris_jax.config import build_config
 from polaris_jax.stage_entry import enter_stage
 from polaris_jax.stages.controller import initial_state
@@ -11,12 +13,12 @@ from polaris_jax.stages.difficulty import AccuracyTable
 CONFIG = build_config({"stages": [{"steps": 1}, {"steps": 1}]})
 
 
-def entered(problem_ids: str, *, dropped: str, easy: str):
+def entered(problem_ids: str, *, dropped: str, easy: str, config=CONFIG):
     """(StageState, ids that the loader was told to drop) of stage 1."""
     table, told = AccuracyTable(), []
     table.record(list(easy), [[1.0, 1.0]] * len(easy), stage=0)
     run: Any = SimpleNamespace(
-        config=CONFIG,
+        config=config,
         problems=[SimpleNamespace(id=i) for i in problem_ids],
         accuracy=table,
         carried=(),
@@ -30,7 +32,7 @@ def entered(problem_ids: str, *, dropped: str, easy: str):
         files=SimpleNamespace(write_stages=lambda _: None),
         progress=SimpleNamespace(line=lambda _: None),
     )
-    left = initial_state(CONFIG.stages, dropped_ids=dropped)
+    left = initial_state(config.stages, dropped_ids=dropped)
     state: Any = {}
     stage, *_ = enter_stage(run, 1, state, left=left)
     return stage, told
@@ -50,3 +52,16 @@ def test_the_last_problems_stay():
     stage, told = entered("ab", dropped="", easy="abx")
     assert told == []
     assert stage.decisions[0]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("statistic", "reason"),
+    [
+        ("stage_mean", "mean accuracy of the stage's visits above 0.9"),
+        ("last", "accuracy of the stage's newest visit above 0.9"),
+    ],
+)
+def test_the_decision_names_the_statistic_that_it_rests_on(statistic, reason):
+    config = build_config({"stages": [{"steps": 1, "drop_statistic": statistic}, {"steps": 1}]})
+    stage, _ = entered("ab", dropped="", easy="a", config=config)
+    assert stage.decisions[0]["reason"] == reason

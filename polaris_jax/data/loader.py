@@ -148,7 +148,8 @@ class PromptLoader(Iterator[PromptBatch]):
             ConfigError: no problem would remain.
             ValueError: an id that is not among the problems.
         """
-        new = [id for id in dict.fromkeys(problem_ids) if id not in set(self._dropped)]
+        before = set(self._dropped)
+        new = [id for id in dict.fromkeys(problem_ids) if id not in before]
         if not new:
             return 0
         epochs_begun = -(-self._position // self._epoch_size)

@@ -21,6 +21,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ ANSWER_FIELDS = ("answer", "gold", "final_answer", "ground_truth", "reward_model
 ID_FIELDS = ("id", "problem_id", "unique_id", "uid", "index")
 NAMED_ROWS = 20  # malformed rows that a report spells out; all are counted
 _SHORT_SOLUTION_CHARS = 60
+_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
 
 
 class RowError(ValueError):
@@ -139,10 +141,10 @@ def parse_row(fields: Mapping[str, Any]) -> Problem:
         raise RowError(f"pass_rate={pass_rate!r}: must lie in [0, 1]")
     source = fields.get("source") or fields.get("data_source") or ""
     return Problem(
-        id=content_id(text) if given is None else str(given).strip(),
+        id=content_id(text) if given is None else _text("id", str(given).strip()),
         problem=text,
         answer=_answer(fields),
-        source=source if isinstance(source, str) else str(source),
+        source=_text("source", source if isinstance(source, str) else str(source)),
         pass_rate=None if pass_rate is None else float(pass_rate),
     )
 
@@ -154,7 +156,19 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)  # of any size
+
+
+def _text(name: str, value: str) -> str:
+    """The value, which every file that it may go to can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(value[error.start])
+        raise RowError(f"{name}: holds {half}, half of a character; mend the escape") from None
+    return value
 
 
 def _problem_text(fields: Mapping[str, Any]) -> str:
@@ -171,7 +185,7 @@ def _problem_text(fields: Mapping[str, Any]) -> str:
         if not isinstance(value, str):
             raise RowError(f"{name}: expected a text, got {type(value).__name__}")
         if value.strip():
-            return value.strip()
+            return _text(name, value.strip())
     present = [name for name in PROBLEM_FIELDS if name in fields]
     if present:
         raise RowError(f"{present[0]}: is empty")
@@ -181,9 +195,11 @@ def _problem_text(fields: Mapping[str, Any]) -> str:
 def _answer(fields: Mapping[str, Any]) -> Gold:
     for name in ANSWER_FIELDS:
         value = fields.get(name)
-        if name == "reward_model" and isinstance(value, Mapping):
+        if name == "reward_model" and value is not None:
+            if not isinstance(value, Mapping):
+                raise RowError(f"{name}: expected an object, got {type(value).__name__}")
             value = value.get("ground_truth")
-        if value is None or (isinstance(value, str | list) and not value):
+        if value is None or value == [] or (isinstance(value, str) and not value.strip()):
             continue
         if name == "solution" and isinstance(value, str):
             value = _from_solution(value)
@@ -201,7 +217,7 @@ def _one_answer(name: str, value: Any) -> str | int | float:
         text = value.rpartition("#### ")[2].strip()
         if not text:
             raise RowError(f"{name}: is empty")
-        return text
+        return _text(name, text)
     if _is_number(value):
         return value
     raise RowError(f"{name}={value!r}: expected a text, a finite number or a list of them")
@@ -220,11 +236,11 @@ def _from_solution(text: str) -> str:
 
 
 def _last_boxed(text: str) -> str | None:
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
         return None
     depth = 0
-    begin = start + len("\\boxed{")
+    begin = boxes[-1].end()
     for end in range(begin - 1, len(text)):
         depth += {"{": 1, "}": -1}.get(text[end], 0)
         if depth == 0:

@@ -18,6 +18,8 @@ from polaris_jax.config_sections import ConfigError
 from polaris_jax.files import as_place, files_below, is_remote
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
+# At the start of a word (math_train, trainset, MathTrain): "constraints" is no split.
+_TRAIN = re.compile(r"(?<![A-Za-z])[Tt]rain|(?<=[a-z])Train|TRAIN")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Schema metadata of our own parquet files, whose answers are JSON so that types survive.
 JSON_ANSWERS = {b"polaris_answers": b"json"}
@@ -93,7 +95,7 @@ def _pick_split(root: epath.Path) -> list[epath.Path]:
     )
     tables = [path for path in files if path.suffix in (".parquet", ".arrow")]
     files = tables or files
-    train = [path for path in files if "train" in path.relative_to(root).as_posix().lower()]
+    train = [path for path in files if _TRAIN.search(path.relative_to(root).as_posix())]
     return train or files
 
 
@@ -153,7 +155,7 @@ def _jsonl(path: epath.Path, place: str) -> Iterator[Row]:
                 continue
             try:
                 value = json.loads(line.decode("utf-8-sig"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except ValueError as error:  # also bytes that are no UTF-8, and numbers without end
                 yield Row(where, {}, f"not valid JSON ({error})")
             except RecursionError:
                 yield Row(where, {}, "not valid JSON (nested too deeply)")
@@ -164,7 +166,7 @@ def _jsonl(path: epath.Path, place: str) -> Iterator[Row]:
 def _json(path: epath.Path, place: str) -> Iterator[Row]:
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"data.problems={str(path)!r}: not valid JSON ({error}); a file with one object a line "
             "must end in .jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from polaris_jax.base_model import base_model_config, check_positions, load_base
 from polaris_jax.config import RunConfig, config_fields
 from polaris_jax.data.problems import write_problems
 from polaris_jax.progress import Progress
+from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure
 from polaris_jax.runs.policy import open_policy
 from polaris_jax.runs.progress_file import ProgressFile, problems_digest
@@ -22,6 +24,10 @@ from polaris_jax.workdir import ensure_workdir, write_json
 
 # Above this mean reward a set is too easy to train on (POLARIS blog, section 1).
 TOO_EASY_MEAN = 0.7
+
+
+# What changes no count, or is told to `count_identity` as it applies.
+NOT_OF_COUNTS = {f"calibrate.{name}" for name in ("preset", "batch_prompts", "max_response_tokens")}
 
 
 def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
@@ -39,11 +45,7 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
     problems = fitting(problems, config, tokenizer=tokenizer, progress=progress)
     check_positions(config, base_model_config(config, workdir, progress), progress)
     progress.line(f"calibrating {len(problems)} problems from {origin}")
-    identity = {
-        name: value
-        for name, value in config_fields(config).items()
-        if name.split(".")[0] in ("seed", "model", "data", "warmstart", "calibrate", "rope")
-    } | {"problems": problems_digest(problems), "budget": budget}
+    identity = count_identity(config, problems, budget=budget)
     path = workdir / "calibrate_progress.jsonl"
     done = ProgressFile(path, identity, writes=processes.is_first())
     correct = {row["id"]: row["correct"] for row in done.rows}
@@ -106,3 +108,20 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
             "easy for this model (POLARIS, section 1)"
         )
     return summary
+
+
+def count_identity(
+    config: RunConfig, problems: Sequence[Problem], *, budget: int
+) -> dict[str, Any]:
+    """What the counts of right responses depend on: those of another identity are not reused."""
+    sections = ("seed", "model", "data", "warmstart", "calibrate", "rope")
+    fields = {
+        name: value
+        for name, value in config_fields(config).items()
+        if name.split(".")[0] in sections and name not in NOT_OF_COUNTS
+    }
+    return fields | {
+        "reward.mode": config.reward.mode,
+        "problems": problems_digest(problems),
+        "budget": budget,
+    }

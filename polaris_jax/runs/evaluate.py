@@ -124,7 +124,7 @@ def _respond(
     section = config.evaluate
     identity = response_identity(config, weights[0], problems, budget=budget, yarn=yarn)
     name = f"{prefix}responses{'_yarn' if yarn else ''}.jsonl"
-    done = ProgressFile(workdir / name, identity, writes=processes.is_first())
+    done = ProgressFile(workdir / name, identity, writes=processes.is_first(), unit=section.n)
     finished = {row["problem_id"] for row in done.rows}
     waiting = [p for p in problems if p.id not in finished]
     if finished:

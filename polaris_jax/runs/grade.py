@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from polaris_jax.config import ConfigError
 from polaris_jax.data.problems import read_problems
+from polaris_jax.data.sources import DataError
 from polaris_jax.progress import Progress
 from polaris_jax.reward import Grader
 from polaris_jax.reward.extract import Mode
@@ -86,9 +87,7 @@ def grade_file(
     summary = _resume(out, head)
     if summary.resumed:
         progress.line(f"resumed after {summary.resumed} rows")
-    golds = None
-    if options.problems:
-        golds = {problem.id: problem.answer for problem in read_problems(options.problems)[0]}
+    golds = _golds(options.problems) if options.problems else None
     rows = itertools.islice(_rows(source, options, golds), summary.resumed, None)
     with (
         Grader(
@@ -109,6 +108,15 @@ def grade_file(
             os.fsync(file.fileno())
             progress.line(f"graded {summary.rows} rows")
     return summary
+
+
+def _golds(problems: str) -> dict[str, Any]:
+    """The gold of every id, by the ids that responses name."""
+    try:
+        found, _ = read_problems(problems, unique=False)  # as `evaluate` reads: repeats stay
+    except DataError:
+        found, _ = read_problems(problems)  # as `train` reads: an id's second problem is renamed
+    return {problem.id: problem.answer for problem in found}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +165,7 @@ def _count(file: BinaryIO, summary: GradeSummary) -> None:
 
 def _rows(source: Path, options: GradeOptions, golds: dict[str, Any] | None) -> Iterator[_Row]:
     text_field, gold_field = options.text_field, options.gold_field
-    with source.open(encoding="utf-8", errors="replace") as file:
+    with source.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -189,6 +197,8 @@ def _parsed(source: Path, number: int, line: str) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError as error:
         raise ConfigError(f"{source}, line {number}: not JSON ({error})") from None
+    except RecursionError:
+        raise ConfigError(f"{source}, line {number}: not JSON (nested too deeply)") from None
     if not isinstance(row, dict):
         raise ConfigError(f"{source}, line {number}: {type(row).__name__}; a row is a JSON object")
     return row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from polaris_jax.config import RunConfig, config_fields
 from polaris_jax.explore import find_zones
 from polaris_jax.explore.temperature import measure_candidate
 from polaris_jax.progress import Progress
+from polaris_jax.records import Problem
 from polaris_jax.report.figures import probe_figure
 from polaris_jax.runs.policy import open_policy
 from polaris_jax.runs.progress_file import ProgressFile, problems_digest
@@ -43,11 +45,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
     progress.line(
         f"probing {len(temperatures)} temperatures on {len(problems)} problems from {origin}"
     )
-    identity = {
-        name: value
-        for name, value in config_fields(config).items()
-        if name.split(".")[0] in ("seed", "model", "data", "warmstart", "rope")
-    } | {"n": section.n, "budget": budget, "problems": problems_digest(problems)}
+    identity = row_identity(config, problems, budget=budget)
     done = ProgressFile(workdir / "probe_progress.jsonl", identity, writes=processes.is_first())
     rows = {row["temperature"]: row for row in done.rows}
     waiting = [t for t in temperatures if t not in rows]
@@ -107,3 +105,18 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
         f"{zones.initial_temperature:g}"
     )
     return summary
+
+
+def row_identity(config: RunConfig, problems: Sequence[Problem], *, budget: int) -> dict[str, Any]:
+    """What a temperature's row depends on: those of another identity are not reused."""
+    fields = {
+        name: value
+        for name, value in config_fields(config).items()
+        if name.split(".")[0] in ("seed", "model", "data", "warmstart", "rope")
+    }
+    return fields | {
+        "reward.mode": config.reward.mode,
+        "n": config.probe.n,
+        "budget": budget,
+        "problems": problems_digest(problems),
+    }

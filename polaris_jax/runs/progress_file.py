@@ -27,19 +27,24 @@ class ProgressFile:
     set aside whole, the latter is cut off.
     """
 
-    def __init__(self, path: AnyPath, identity: dict[str, Any], *, writes: bool) -> None:
+    def __init__(
+        self, path: AnyPath, identity: dict[str, Any], *, writes: bool, unit: int = 1
+    ) -> None:
         """Opens or starts the file.
 
         Args:
             path: of the file.
             identity: the settings that its rows depend on.
             writes: False in processes that only read.
+            unit: rows that are of use together only; a kill may tear the last unit, which is then
+                cut off like a torn line.
         """
         self.path, self._writes = as_place(path), writes
         self.rows: list[dict[str, Any]] = []
         head = json.dumps({"identity": json.loads(json.dumps(identity))}, sort_keys=True)
         lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
         if lines and lines[0].decode() == head:
+            lines = lines[: 1 + (len(lines) - 1) // unit * unit]
             self.rows = [json.loads(line) for line in lines[1:]]
             if writes:
                 write_bytes(self.path, b"\n".join(lines) + b"\n")

@@ -69,11 +69,11 @@ def read_accuracy_log(path: AnyPath) -> AccuracyLog:
     scores: dict[int, list[float]] = {}
     skipped: list[SkippedLine] = []
     lines = 0
-    with as_place(path).open() as file:
-        for number, text in enumerate(file, start=1):
-            if not text.strip():
+    with as_place(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
                 continue
-            visits = _parse(text)
+            visits = _parse(line)
             if isinstance(visits, str):
                 skipped.append(SkippedLine(number, visits))
                 continue
@@ -83,12 +83,16 @@ def read_accuracy_log(path: AnyPath) -> AccuracyLog:
     return AccuracyLog({i: tuple(s) for i, s in scores.items()}, tuple(skipped), lines)
 
 
-def _parse(text: str) -> list[tuple[int, float]] | str:
+def _parse(line: bytes) -> list[tuple[int, float]] | str:
     """The visits of a line, or what is wrong with it."""
     try:
-        record = json.loads(text)
+        record = json.loads(line.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} at column {error.colno}"
+    except ValueError as error:
+        return f"not JSON: {error}"
+    except RecursionError:
+        return "not JSON: nested too deeply"
     if not isinstance(record, dict) or not {"index", "score"} <= record.keys():
         return 'not an object with "index" and "score"'
     indices, scores = record["index"], record["score"]

@@ -130,6 +130,26 @@ def test_dropped_from_the_start():
     assert set(next(loader).problem_ids) == {"p2", "p4"}
 
 
+class Counted(str):
+    """An id that counts how often it is hashed."""
+
+    hashes = 0
+
+    def __hash__(self):
+        Counted.hashes += 1
+        return super().__hash__()
+
+
+def test_dropping_takes_time_by_the_number_of_ids():
+    """A stage drops thousands of problems, on top of those that were out before."""
+    ids = [Counted(f"p{i}") for i in range(400)]
+    loader = make_loader(400)
+    loader.drop(ids[:200])
+    Counted.hashes = 0
+    assert loader.drop(ids[:399]) == 199
+    assert Counted.hashes < 20 * len(ids)
+
+
 def test_a_resumed_loader_forgets_its_own_drops():
     loader = make_loader(5)
     state = as_json(loader.state_dict())

@@ -29,6 +29,7 @@ def test_field_names(field, gold):
     [
         ({"answer": 142.0}, 142.0),
         ({"answer": 7}, 7),
+        ({"answer": 10**400}, 10**400),
         ({"answer": ["9.6\n", 2, 0.5]}, ["9.6", 2, 0.5]),
         ({"answer": "Half of 4 is 2.\n#### 2"}, "2"),
         ({"answer": "3", "solution": "So \\boxed{4}."}, "3"),
@@ -36,10 +37,24 @@ def test_field_names(field, gold):
             {"answer": None, "solution": "First \\boxed{1}, so \\boxed{\\frac{1}{2}}."},
             "\\frac{1}{2}",
         ),
+        ({"answer": " ", "solution": "So \\boxed{4}."}, "4"),
+        ({"solution": "So \\boxed {5}.\nDone."}, "5"),
         ({"solution": "12"}, "12"),
         ({"reward_model": {"ground_truth": "5", "style": "rule"}}, "5"),
     ],
-    ids=["float", "int", "list", "gsm8k", "answer first", "boxed", "short", "verl"],
+    ids=[
+        "float",
+        "int",
+        "large",
+        "list",
+        "gsm8k",
+        "answer first",
+        "boxed",
+        "blank",
+        "apart",
+        "short",
+        "verl",
+    ],
 )
 def test_answers(fields, answer):
     got = parse_row({"problem": "Q", **fields}).answer
@@ -68,8 +83,17 @@ def test_chat_prompt_and_number_id():
         ({"problem": "Q", "answer": float("nan")}, "expected a text, a finite number"),
         ({"problem": "Q", "answer": ["1", None]}, "expected a text, a finite number"),
         ({"problem": "Q", "answer": {"a": 1}}, "expected a text, a finite number"),
+        (
+            {"problem": "Q", "reward_model": '{"ground_truth": "5"}'},
+            "reward_model: expected an object",
+        ),
         ({"problem": "Q", "solution": "Long.\nNo box."}, "without .boxed"),
         ({"problem": "Q", "answer": "1", "pass_rate": 1.5}, "pass_rate=1.5"),
+        ({"problem": "Q", "answer": "1", "pass_rate": 10**400}, "pass_rate=1000"),
+        ({"problem": "Q\ud800", "answer": "1"}, r"problem: holds '\\ud800', half of a character"),
+        ({"problem": "Q", "answer": ["1", "\udc00"]}, r"answer: holds '\\udc00'"),
+        ({"problem": "Q", "answer": "1", "id": "\ud800"}, "id: holds"),
+        ({"problem": "Q", "answer": "1", "source": "\ud800"}, "source: holds"),
     ],
 )
 def test_malformed(fields, reason):

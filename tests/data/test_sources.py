@@ -53,6 +53,22 @@ def test_data_set_directory_reads_its_training_split_in_order(tmp_path):
     assert next(iter(read_rows(str(tmp_path)))).place == "data/train-00000-of-00002.parquet:row 1"
 
 
+@pytest.mark.parametrize("name", ["constraints.jsonl", "strains.jsonl", "restrained/b.jsonl"])
+def test_train_inside_another_word_is_no_split(tmp_path, name):
+    write(tmp_path / "algebra.jsonl", ROWS[:2])
+    write(tmp_path / name, ROWS[2:])
+    assert fields(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize(
+    "name", ["math_train.jsonl", "trainset.jsonl", "MathTrain.jsonl", "TRAIN/b.jsonl"]
+)
+def test_train_as_a_word_is_the_split(tmp_path, name):
+    write(tmp_path / "a.jsonl", ROWS[:2])
+    write(tmp_path / name, ROWS[2:])
+    assert fields(tmp_path) == ROWS[2:]
+
+
 def test_directory_without_splits_reads_all(tmp_path):
     write(tmp_path / "a.parquet", ROWS[:2])
     write(tmp_path / "b.parquet", ROWS[2:])
@@ -63,9 +79,11 @@ def test_directory_without_splits_reads_all(tmp_path):
 def test_a_bad_line_is_handed_on_with_its_place(tmp_path):
     path = tmp_path / "s.jsonl"
     path.write_bytes(b'{"a": 1}\n\n{"a": \n\xff\xfe\n"text"\n' + b"[" * 100_000 + b'\n{"a": 2}\n')
+    with path.open("ab") as file:
+        file.write(b'{"a": ' + b"9" * 5000 + b"}\n")
     rows = list(read_rows(str(path)))
-    assert [row.place for row in rows] == [f"s.jsonl:{n}" for n in (1, 3, 4, 5, 6, 7)]
-    assert [row.error is None for row in rows] == [True, False, False, False, False, True]
+    assert [row.place for row in rows] == [f"s.jsonl:{n}" for n in (1, 3, 4, 5, 6, 7, 8)]
+    assert [row.error is None for row in rows] == [True, False, False, False, False, True, False]
 
 
 def test_windows_text_reads(tmp_path):
@@ -78,6 +96,7 @@ def test_windows_text_reads(tmp_path):
     ("name", "content", "message"),
     [
         ("s.json", "{", "not valid JSON"),
+        ("s.json", f"[{'9' * 5000}]", "not valid JSON"),
         ("s.json", '{"a": 1}', "expected a list of objects, or an object with one"),
         ("s.json", "3", "expected a list of objects"),
         ("s.parquet", "no", "not a parquet file"),

@@ -84,6 +84,29 @@ def test_golds_of_a_problem_file_by_id(tmp_path: Path) -> None:
     assert [row["reward"] for row in graded(out)] == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("ids", [("a", "b"), ("a", "a-1a4f21d8c2fa0865")], ids=["text", "id"])
+def test_golds_of_problems_that_repeat(ids: tuple[str, str], tmp_path: Path) -> None:
+    """`evaluate` keeps a text that occurs twice, `train` renames an id that does."""
+    texts = ("1+1?", "1+1?") if ids[1] == "b" else ("1+1?", "1+2?")
+    again = "b" if ids[1] == "b" else "a"
+    rows = zip(("a", again), texts, ("2", "3"), strict=True)
+    problems = write(
+        tmp_path / "problems.jsonl",
+        [{"id": id, "problem": text, "answer": answer} for id, text, answer in rows],
+    )
+    responses = [{"problem_id": id, "text": "\\boxed{3}"} for id in ids]
+    out = tmp_path / "out.jsonl"
+    options = GradeOptions(problems=str(problems))
+    grade_file(write(tmp_path / "r.jsonl", responses), out, options, progress=quiet())
+    assert [row["reward"] for row in graded(out)] == [0.0, 1.0]
+
+
+def test_windows_text_is_graded(source: Path, tmp_path: Path) -> None:
+    source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes().replace(b"\n", b"\r\n"))
+    grade_file(source, tmp_path / "out.jsonl", GradeOptions(), progress=quiet())
+    assert [row["reward"] for row in graded(tmp_path / "out.jsonl")] == REWARDS
+
+
 def test_the_command_prints_its_table(source: Path, tmp_path: Path, capsys) -> None:
     assert main(["grade", f"--input={source}", f"--out={tmp_path / 'o.jsonl'}"]) == 0
     assert "4 rows, 2 correct" in capsys.readouterr().out
@@ -107,6 +130,7 @@ def test_explain_prints_the_path(pair: list[str], words: list[str], capsys) -> N
     ("text", "words"),
     [
         ("{", "line 1: not JSON"),
+        ("[" * 100_000, "line 1: not JSON (nested too deeply)"),
         ("[1]", "line 1: list; a row is a JSON object"),
         ('{"text": "x"}', "--gold_field: needed"),
         ('{"gold": "x"}', "--text_field: needed"),

@@ -16,6 +16,17 @@ def test_rows_come_back_and_a_torn_line_goes(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()[1:]] == again.rows
 
 
+def test_a_torn_unit_goes_like_a_torn_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": id, "sample": r} for id in "ab" for r in range(3)]
+    ProgressFile(path, {"n": 3}, writes=True, unit=3).append(rows)
+    path.write_bytes(path.read_bytes()[:-30])  # within the last problem's second row
+    again = ProgressFile(path, {"n": 3}, writes=True, unit=3)
+    assert again.rows == rows[:3]
+    again.append(rows[3:])
+    assert ProgressFile(path, {"n": 3}, writes=False, unit=3).rows == rows
+
+
 def test_other_settings_are_set_aside_whole(tmp_path):
     path = tmp_path / "rows.jsonl"
     ProgressFile(path, {"n": 8}, writes=True).append([{"id": "a"}])

@@ -42,6 +42,24 @@ def test_malformed_lines_are_named_and_the_rest_is_read(tmp_path):
     assert all(skipped.reason for skipped in log.skipped)
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"\xff\xfe", "utf-8"),
+        (b'{"index": [1], "score": [' + b"9" * 5000 + b"]}", "4300 digits"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+    ids=["bytes", "a number without end", "depth"],
+)
+def test_a_line_that_no_parser_takes_ends_nothing(tmp_path, line, reason):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(line + b'\n{"index": [1], "score": [0.5]}\n')
+    log = read_accuracy_log(path)
+    assert log.scores == {1: (0.5,)}
+    assert [skipped.line for skipped in log.skipped] == [1]
+    assert reason in log.skipped[0].reason
+
+
 def test_statistics_and_the_strict_limit(tmp_path):
     visits = [(1, 1.0), (1, 0.8), (2, 1.0), (2, 0.9), (3, 0.9), (4, 0.5), (4, 1.0)]
     log = read_accuracy_log(
