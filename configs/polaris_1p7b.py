@@ -40,8 +40,8 @@ def get_config(target: str = "") -> ConfigDict:
     config.model.path = "Qwen/Qwen3-1.7B"
     config.model.max_position_tokens = 49152
     config.stages = [
-        stage(steps=400, max_response_tokens=39936, temperature=1.5),
-        stage(steps=300, max_response_tokens=48128, temperature=1.55),
+        stage(steps=400, max_response_tokens=39936, temperature=1.5, evaluate_temperature=1.2),
+        stage(steps=300, max_response_tokens=48128, temperature=1.55, evaluate_temperature=1.4),
     ]
     config.evaluate.every_steps = 10
     config.evaluate.temperature = 1.2

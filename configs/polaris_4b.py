@@ -40,9 +40,9 @@ def get_config(target: str = "") -> ConfigDict:
     config.model.path = "Qwen/Qwen3-4B"
     config.model.max_position_tokens = 53248
     config.stages = [
-        stage(steps=300, max_response_tokens=39936, temperature=1.4),
-        stage(steps=200, max_response_tokens=48128, temperature=1.45),
-        stage(steps=200, max_response_tokens=52224, temperature=1.5),
+        stage(steps=300, max_response_tokens=39936, temperature=1.4, evaluate_temperature=1.2),
+        stage(steps=200, max_response_tokens=48128, temperature=1.45, evaluate_temperature=1.4),
+        stage(steps=200, max_response_tokens=52224, temperature=1.5, evaluate_temperature=1.4),
     ]
     config.evaluate.every_steps = 10
     config.evaluate.temperature = 1.2

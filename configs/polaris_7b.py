@@ -40,9 +40,9 @@ def get_config(target: str = "") -> ConfigDict:
     config.model.path = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
     config.model.max_position_tokens = 32768
     config.stages = [
-        stage(steps=300, max_response_tokens=15360, temperature=0.7),
-        stage(steps=200, max_response_tokens=23552, temperature=1.0),
-        stage(steps=200, max_response_tokens=31744, temperature=1.1),
+        stage(steps=300, max_response_tokens=15360, temperature=0.7, evaluate_temperature=0.6),
+        stage(steps=200, max_response_tokens=23552, temperature=1.0, evaluate_temperature=0.8),
+        stage(steps=200, max_response_tokens=31744, temperature=1.1, evaluate_temperature=0.8),
     ]
     config.evaluate.every_steps = 10
     config.evaluate.temperature = 0.6

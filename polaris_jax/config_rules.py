@@ -201,6 +201,12 @@ def _check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
         "training samples at a temperature above 0; greedy rollouts have no diversity",
     )
     _require(
+        stage.evaluate_temperature >= 0,
+        f"{path}.evaluate_temperature",
+        stage.evaluate_temperature,
+        "must not be negative; 0 takes evaluate.temperature",
+    )
+    _require(
         0 <= stage.drop_above <= 1,
         f"{path}.drop_above",
         stage.drop_above,

@@ -111,6 +111,7 @@ class StageSection:
     drop_above: float = 0.9  # at the stage's end drop problems above; 1.0: off
     drop_statistic: Literal["stage_mean", "last"] = "stage_mean"
     rope_factor: float = 1.0  # YaRN factor during this stage
+    evaluate_temperature: float = 0.0  # of the held-out score while training; 0: evaluate's
 
 
 @dataclasses.dataclass(frozen=True)

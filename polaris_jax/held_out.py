@@ -36,8 +36,8 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def score(self, model: Qwen, *, should_abort: Callable[[], bool]) -> float:
-        """avg@n of `model` under `config.evaluate`, in [0, 1].
+    def score(self, model: Qwen, *, temperature: float, should_abort: Callable[[], bool]) -> float:
+        """avg@n of `model` at `temperature` and otherwise `config.evaluate`, in [0, 1].
 
         Raises:
             RolloutAborted: `should_abort` said so in some process.
@@ -56,7 +56,7 @@ class HeldOut:
             self._prompts,
             tokenizer=self._tokenizer,
             n=section.n,
-            temperature=section.temperature,
+            temperature=temperature,
             max_response_tokens=budget,
             seed_parts=(section.seed, "evaluate"),
             top_k=section.top_k,

@@ -295,11 +295,15 @@ class TrainingRun:
         section = self.config.evaluate
         if self._held_out is None or (step + 1) % section.every_steps:
             return {}
+        stage = self.config.stages[self.stage_records[-1]["stage"]]
+        temperature = stage.evaluate_temperature or section.temperature
         with self.clock.timer("evaluate"):
-            accuracy = self._held_out.score(state.params, should_abort=lambda: stop.requested)
+            accuracy = self._held_out.score(
+                state.params, temperature=temperature, should_abort=lambda: stop.requested
+            )
         self.progress.line(
             f"step {step}: avg@{section.n} {accuracy:.1%} on {len(self._held_out)} held-out "
-            f"problems at temperature {section.temperature:g}"
+            f"problems at temperature {temperature:g}"
         )
         return {f"eval/avg@{section.n}": accuracy}
 

@@ -43,20 +43,22 @@ def test_the_training_commands_it_shows_have_what_they_score_on(path):
         assert not scored or "--config.evaluate.problems=" in command
 
 
-# recipe: max response tokens and rollout temperature of every stage, validation temperature.
+# recipe: max response tokens, rollout temperature and validation temperature of every stage.
 RECIPE = {
-    "polaris_4b": ([(39_936, 1.4), (48_128, 1.45), (52_224, 1.5)], 1.2),
-    "polaris_7b": ([(15_360, 0.7), (23_552, 1.0), (31_744, 1.1)], 0.6),
-    "polaris_1p7b": ([(39_936, 1.5), (48_128, 1.55)], 1.2),
+    "polaris_4b": [(39_936, 1.4, 1.2), (48_128, 1.45, 1.4), (52_224, 1.5, 1.4)],
+    "polaris_7b": [(15_360, 0.7, 0.6), (23_552, 1.0, 0.8), (31_744, 1.1, 0.8)],
+    "polaris_1p7b": [(39_936, 1.5, 1.2), (48_128, 1.55, 1.4)],
 }
 
 
 @pytest.mark.parametrize("name", RECIPE)
 def test_the_recipes_numbers(name):
     config = build_config(load(name))
-    stages, validation = RECIPE[name]
-    assert [(s.max_response_tokens, s.temperature) for s in config.stages] == stages
-    assert config.evaluate.temperature == validation
+    numbers = [
+        (s.max_response_tokens, s.temperature, s.evaluate_temperature) for s in config.stages
+    ]
+    assert numbers == RECIPE[name]
+    assert config.evaluate.temperature == RECIPE[name][0][2]
     assert all(s.reset_optimizer and s.drop_above == 0.9 for s in config.stages)
     assert (config.rollout.prompts_per_step, config.rollout.responses_per_prompt) == (128, 8)
     assert (config.rollout.top_p, config.rollout.top_k) == (1.0, 0)

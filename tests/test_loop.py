@@ -24,6 +24,7 @@ from polaris_jax.signals import StopRequest
 from polaris_jax.stage_entry import enter_stage
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
+from polaris_jax.step_clock import StepClock
 from polaris_jax.training_run import TrainingRun
 from tests.micro_run import final_leaves, finish, flags, make_base, start_train
 
@@ -158,6 +159,33 @@ def test_a_run_that_owes_its_last_score_is_finished_once_it_has_it(monkeypatch, 
     assert (summary.first_step, summary.last_step) == (1, 2)  # its line is still to be written
     assert lines == ([] if stopped else [(1, 0.25)])
     assert marks == ([] if stopped else [(2, None)])  # a rerun does not score once more
+
+
+class Scored:
+    """A held-out set that keeps the temperature it is asked at."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def score(self, model: Any, *, temperature: float, should_abort: Any) -> float:
+        self.temperature = temperature
+        return 0.5
+
+
+@pytest.mark.parametrize(("stage", "temperature"), [(0, 0.7), (1, 1.4)])
+def test_a_stage_is_scored_at_its_own_temperature(stage, temperature):
+    stages = [{"steps": 1}, {"steps": 1, "evaluate_temperature": 1.4}]
+    config = build_config({"stages": stages, "evaluate": {"temperature": 0.7, "every_steps": 1}})
+    run: Any = SimpleNamespace(
+        config=config,
+        _held_out=Scored(),
+        stage_records=[{"stage": stage}],
+        clock=StepClock(),
+        progress=Progress(enabled=False),
+    )
+    state: Any = SimpleNamespace(params=None)
+    assert TrainingRun.evaluate(run, state, 0, StopRequest()) == {"eval/avg@8": 0.5}
+    assert run._held_out.temperature == temperature
 
 
 def steps_written(workdir: Path) -> int:
