@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from polaris_jax import processes
-from polaris_jax.metrics.throughput import memory_metrics
+from polaris_jax.metrics.throughput import memory_metrics, update_throughput
 from polaris_jax.reward import Grader
 from polaris_jax.rollout import Sampler
 from polaris_jax.step_records import timing_line
@@ -22,6 +22,7 @@ class StepClock:
         self._seconds: dict[str, float] = defaultdict(float)
         self._graded: Counter[str] = Counter()
         self._update_tokens = 0
+        self._update_flops = 0.0
 
     @contextlib.contextmanager
     def timer(self, name: str) -> Iterator[None]:
@@ -36,13 +37,20 @@ class StepClock:
         """A resumed run has trained on so many tokens before."""
         self._update_tokens = update_tokens
 
-    def line(self, sampler: Sampler, grader: Grader, *, update_tokens: int) -> dict[str, Any]:
+    def count_update(self, flops: float) -> None:
+        """Adds the model FLOPs of an update of this step."""
+        self._update_flops += flops
+
+    def line(
+        self, sampler: Sampler, grader: Grader, *, update_tokens: int, devices: Sequence[Any]
+    ) -> dict[str, Any]:
         """A line of timing.jsonl; every process of the run calls it together.
 
         Args:
             sampler: its counts are set to zero.
             grader: of this process.
             update_tokens: response tokens that the run has trained on so far.
+            devices: of the update.
         """
         stats = sampler.stats()
         sampler.reset_stats()
@@ -55,6 +63,8 @@ class StepClock:
             grading=sum((Counter(share) for share in shares), Counter()),
         )
         line["reward/graded_by_process"] = [share.get("graded", 0) for share in shares]
+        line |= update_throughput(self._update_flops, self._seconds["update"], devices)
         self._seconds = defaultdict(float)
         self._graded, self._update_tokens = graded, update_tokens
+        self._update_flops = 0.0
         return line | memory_metrics()

@@ -32,6 +32,7 @@ from polaris_jax.held_out import HeldOut
 from polaris_jax.in_flight import Group, groups_from
 from polaris_jax.mark import Mark, stage_from
 from polaris_jax.metrics import Mean, value_of
+from polaris_jax.metrics.throughput import update_flops
 from polaris_jax.models import RopeScaling
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, Rollouts, StageState
@@ -280,6 +281,7 @@ class TrainingRun:
                     "batch/attention_imbalance": Mean(batch.attention_imbalance, 1.0),
                 }
             )
+        self.clock.count_update(update_flops(self.base_config, batches))
         tokens = sum(batch.tokens for batch in batches)
         self.count(update_tokens=tokens)
         merged = merge_metrics(parts)
@@ -363,7 +365,12 @@ class TrainingRun:
 
     def write_timing(self, step: int, sampler: Sampler) -> None:
         """The step's line of timing.jsonl."""
-        line = self.clock.line(sampler, self.grader, update_tokens=self.counts["update_tokens"])
+        line = self.clock.line(
+            sampler,
+            self.grader,
+            update_tokens=self.counts["update_tokens"],
+            devices=list(self.mesh.devices.flat),
+        )
         self.files.write_timing(step, line)
         if step > self._first_step and not self._told_of_grace:  # the first step compiles
             text = beyond_grace(line, self.config.checkpoint)

@@ -256,6 +256,8 @@ def test_a_run_learns_counts_and_says_what_it_did(whole):
     assert {"time/rollout_s", "time/grade_s", "time/update_s", "time/save_s"} <= timing[1].keys()
     assert 0 < timing[1]["time/weight_sync_s"] <= timing[1]["time/update_s"]
     assert timing[1]["throughput/weight_sync_bytes"] > 0
+    assert timing[1]["throughput/update_flops_per_s"] > 0
+    assert timing[1]["throughput/update_mfu"] is None  # nobody states a CPU's peak
     # After the second step of a stage nothing compiles.
     assert all(timing[i]["sampler/compiles"] == 0 for i in (2, 3, 4, 7, 8))
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from polaris_jax.records import TrainBatch
 
 # Dense bfloat16 FLOP/s of one jax device, by a part of its `device_kind` in lower case; the first
 # match counts. A v4 or v5p device is a whole chip (megacore).
@@ -90,11 +93,6 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for part, peak in PEAK_FLOPS if part in kind), None)
 
 
-def tokens_per_s(tokens: float, seconds: float) -> float | None:
-    """tokens / seconds; None when no time has passed."""
-    return tokens / seconds if seconds > 0 else None
-
-
 def mfu(flops: float, seconds: float, *, device_kind: str, devices: int) -> float | None:
     """Share of the devices' peak, in [0, 1]; None for devices of unknown peak.
 
@@ -108,25 +106,32 @@ def mfu(flops: float, seconds: float, *, device_kind: str, devices: int) -> floa
     return flops / seconds / (peak * devices) if peak and seconds > 0 else None
 
 
+def update_flops(model: Architecture, batches: Iterable[TrainBatch]) -> float:
+    """Model FLOPs of an update on packed rows: of real tokens, each with the keys it attends to."""
+    flops = 0.0
+    for batch in batches:
+        keys = batch.position_BT[batch.segment_BT > 0] + 1.0
+        if len(keys):
+            flops += len(keys) * train_flops_per_token(model, float(keys.mean()))
+    return flops
+
+
 def update_throughput(
-    model: Architecture, *, tokens: float, context_tokens: float, seconds: float
+    flops: float, seconds: float, devices: Sequence[Any]
 ) -> dict[str, float | None]:
-    """`throughput/update_tokens_per_s` and `throughput/update_mfu` over all devices of the run.
+    """`throughput/update_flops_per_s` and `update_mfu` of a step's update.
 
     Args:
-        model: the architecture.
-        tokens: all tokens that went through the update, prompts included.
-        context_tokens: mean number of keys a token attends to.
-        seconds: of the update.
+        flops: model FLOPs, over all devices.
+        seconds: of the whole phase: packing and the weights' way to the sampler are in it.
+        devices: jax devices of the update, all alike; mfu is None where their peak is unknown.
     """
-    import jax
-
-    flops = tokens * train_flops_per_token(model, context_tokens)
+    if not flops or seconds <= 0:
+        return {"throughput/update_flops_per_s": None, "throughput/update_mfu": None}
+    kind, count = devices[0].device_kind, len(devices)
     return {
-        "throughput/update_tokens_per_s": tokens_per_s(tokens, seconds),
-        "throughput/update_mfu": mfu(
-            flops, seconds, device_kind=jax.devices()[0].device_kind, devices=jax.device_count()
-        ),
+        "throughput/update_flops_per_s": flops / seconds,
+        "throughput/update_mfu": mfu(flops, seconds, device_kind=kind, devices=count),
     }
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import mmap
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -83,13 +85,33 @@ def test_mfu_is_a_share_of_all_devices_and_unknown_is_none():
     assert throughput.mfu(275e12, 2.0, device_kind="TPU v4", devices=4) == pytest.approx(0.125)
     assert throughput.mfu(1e12, 1.0, device_kind="cpu", devices=1) is None
     assert throughput.mfu(1e12, 0.0, device_kind="TPU v4", devices=1) is None
-    assert throughput.tokens_per_s(10, 4) == 2.5
-    assert throughput.tokens_per_s(10, 0) is None
 
 
-def test_update_throughput_has_no_mfu_on_a_cpu():
-    values = throughput.update_throughput(SMALL, tokens=100, context_tokens=5, seconds=2.0)
-    assert values == {"throughput/update_tokens_per_s": 50.0, "throughput/update_mfu": None}
+def test_an_update_counts_real_tokens_with_the_keys_they_attend_to():
+    segment_BT = np.array([[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0], [0] * 6], np.int32)
+    position_BT = np.array([[0, 1, 2, 0, 1, 0], [0, 0, 0, 0, 0, 0], [0] * 6], np.int32)
+    batch: Any = SimpleNamespace(segment_BT=segment_BT, position_BT=position_BT)
+    # Sequences of 3, 2 and 1 tokens: 6 tokens that attend to (1 + 2 + 3) + (1 + 2) + 1 keys.
+    expected = sum(throughput.train_flops_per_token(SMALL, k) for k in (1, 2, 3, 1, 2, 1))
+    assert throughput.update_flops(SMALL, [batch]) == pytest.approx(expected)
+    assert throughput.update_flops(SMALL, [batch, batch]) == pytest.approx(2 * expected)
+    empty: Any = SimpleNamespace(segment_BT=segment_BT[2:], position_BT=position_BT[2:])
+    assert throughput.update_flops(SMALL, [empty]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("flops", "seconds", "kind", "rate", "mfu"),
+    [
+        (275e12, 2.0, "TPU v4", 137.5e12, 0.25),
+        (100.0, 2.0, "cpu", 50.0, None),
+        (0.0, 2.0, "TPU v4", None, None),  # a step without an update
+    ],
+)
+def test_update_throughput(flops, seconds, kind, rate, mfu):
+    devices = [SimpleNamespace(device_kind=kind)] * 2
+    values = throughput.update_throughput(flops, seconds, devices)
+    assert values["throughput/update_flops_per_s"] == rate
+    assert values["throughput/update_mfu"] == mfu
 
 
 def test_memory_is_in_bytes_and_devices_without_figures_are_none():
