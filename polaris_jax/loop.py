@@ -34,6 +34,7 @@ from polaris_jax.stages.controller import StepStats, observe, stage_ended
 from polaris_jax.start_at import StartAt
 from polaris_jax.step_rollout import in_flight, lag_metrics, left_metrics, roll_out
 from polaris_jax.step_rules import check_health
+from polaris_jax.step_update import update_policy
 from polaris_jax.train.state import TrainState
 from polaris_jax.training_run import TrainingRun
 
@@ -108,7 +109,7 @@ def train(
                 sampler.release_pool()  # new weights void it, and the update has use for the room
                 if swapped.action == "train":
                     with run.clock.timer("update"):
-                        state, update_metrics = run.update(state, graded, swapped, stage)
+                        state, update_metrics = update_policy(run, state, graded, swapped, stage)
                         sampler.update_weights(state.params)
                         state = run.updater.park(state)
                     metrics |= update_metrics

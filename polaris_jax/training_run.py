@@ -31,8 +31,6 @@ from polaris_jax.grade_ahead import GradeAhead
 from polaris_jax.held_out import HeldOut
 from polaris_jax.in_flight import Group, groups_from
 from polaris_jax.mark import Mark, stage_from
-from polaris_jax.metrics import Mean, value_of
-from polaris_jax.metrics.throughput import update_flops
 from polaris_jax.models import RopeScaling
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, Rollouts, StageState
@@ -55,9 +53,8 @@ from polaris_jax.stages.lengths import LengthTable
 from polaris_jax.start_at import StartAt, check_left, check_start
 from polaris_jax.step_clock import StepClock
 from polaris_jax.step_records import UPDATE_METRICS, beyond_grace, step_text
-from polaris_jax.step_rules import pack_minibatches
 from polaris_jax.train.state import TrainState, init_train_state, with_rope_scaling
-from polaris_jax.train.update import Updater, merge_metrics
+from polaris_jax.train.update import Updater
 
 
 class TrainingRun:
@@ -250,43 +247,6 @@ class TrainingRun:
             reward_PR = self.rng("permute", 0).permuted(graded.reward_PR, axis=1)
             graded = dataclasses.replace(graded, reward_PR=reward_PR)
         return graded
-
-    def update(
-        self, state: TrainState, graded: Graded, swapped: Substitution, stage: StageState
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """One optimizer step a minibatch, and their metrics; none where every token is masked."""
-        updater = self.updater
-        batches = pack_minibatches(
-            graded,
-            swapped,
-            stage,
-            self.config,
-            rows=updater.rows,
-            shards=updater.shards,
-            version=self.policy_version,
-        )
-        if not batches:
-            self.count(steps_without_update=1)
-            return state, {}
-        state = self.updater.fetch(state)
-        if self.config.objective.old_logprobs == "recompute":
-            batches = [self.updater.recompute_logprobs(state.params, b) for b in batches]
-        parts = []
-        for batch in batches:
-            state, metrics = self.updater.update(state, batch, reference=self.reference)
-            parts.append(
-                metrics
-                | {
-                    "batch/padding_share": Mean(batch.padding_share, 1.0),
-                    "batch/attention_imbalance": Mean(batch.attention_imbalance, 1.0),
-                }
-            )
-        self.clock.count_update(update_flops(self.base_config, batches))
-        tokens = sum(batch.tokens for batch in batches)
-        self.count(update_tokens=tokens)
-        merged = merge_metrics(parts)
-        self.count(skipped_updates=int(value_of(merged["update/skipped"]) or 0))
-        return state, merged | {"batch/tokens": tokens}
 
     def evaluate(self, state: TrainState, step: int, stop: StopRequest) -> dict[str, Any]:
         """avg@n on the held-out problems, every `evaluate.every_steps` steps.

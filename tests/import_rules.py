@@ -27,6 +27,7 @@ RANKS = {
     "held_out": COMPOSITIONS,
     "session": COMPOSITIONS,
     "step_rollout": COMPOSITIONS,
+    "step_update": COMPOSITIONS,
     "stage_entry": COMPOSITIONS,
     "training_run": COMPOSITIONS,
     "models": MODELS,
