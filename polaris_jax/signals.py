@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request that the loop answers at the next safe point."""
+"""SIGTERM, Ctrl-C and a lost terminal as a request that the loop answers at the next safe point."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ class StopRequest:
     """Whether, and by which signal, this process has been asked to stop.
 
     The first signal sets `requested`; the loop then leaves a resumable checkpoint. Ctrl-C after it
-    ends the process at once, another SIGTERM changes nothing. Install it after
-    `jax.distributed.initialize`, whose own handler would swallow SIGTERM otherwise.
+    ends the process at once, another SIGTERM changes nothing. SIGHUP, which a lost terminal sends,
+    counts as SIGTERM, and stays ignored under nohup. Install it after `jax.distributed.initialize`,
+    whose own handler would swallow SIGTERM otherwise.
     """
 
     def __init__(self) -> None:
@@ -36,11 +37,14 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 0 after SIGTERM (a preemption is no failure) or without a signal."""
+        """130 after Ctrl-C, 0 after SIGTERM or SIGHUP (no failure of the run) or without a signal."""
         return 130 if self.signal == signal.SIGINT else 0
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             self._former[number] = signal.signal(number, self._handle)
         return self
 

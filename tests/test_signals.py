@@ -12,7 +12,17 @@ from polaris_jax import signals as module
 from polaris_jax.signals import StopRequest
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.fixture(autouse=True)
+def _with_a_terminal():
+    """As a process is started from a terminal, whatever started the tests (nohup ignores SIGHUP)."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 0)]
+)
 def test_first_signal_is_a_request(number, code, capsys):
     before = signal.getsignal(number)
     with StopRequest() as stop:
@@ -23,6 +33,14 @@ def test_first_signal_is_a_request(number, code, capsys):
         assert stop.exit_code == code
     assert signal.getsignal(number) is before
     assert "stopping at the next safe point" in capsys.readouterr().err
+
+
+def test_under_nohup_a_lost_terminal_is_no_request():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO], ids=["pipe", "terminal"])

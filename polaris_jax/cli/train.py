@@ -3,8 +3,8 @@ r"""All stages of the recipe, from the workdir's curated problems to a checkpoin
 Resumes by itself: the same command on the same workdir goes on from the last whole checkpoint. A
 workdir of another config is refused, naming the fields that differ; --overwrite starts anew.
 `--stage N --from CKPT` begins at stage N (from 0, as in `config.stages[N]`) with the weights,
-accuracy table and rescue sink of another run's checkpoint. SIGTERM leaves a checkpoint and exits 0,
-Ctrl-C leaves one and exits 130.
+accuracy table and rescue sink of another run's checkpoint. SIGTERM or a lost terminal leaves a
+checkpoint and exits 0, Ctrl-C leaves one and exits 130.
 
 Example:
   polaris train --config=configs/polaris_4b.py --workdir=runs/4b \

@@ -67,9 +67,9 @@ def warm_start(
 ) -> Qwen:
     """`model` after `section.steps` steps of cross-entropy on the completions, float32.
 
-    Each step takes `batch_size` examples of a shuffled epoch, packed into rows of one fixed shape;
-    the loss is the mean over the batch's completion tokens. AdamW with a short linear warm-up and
-    cosine decay to zero.
+    Each step takes `batch_size` examples of a shuffled epoch, packed into one of two numbers of
+    rows of one length; the loss is the mean over the batch's completion tokens. AdamW with a short
+    linear warm-up and cosine decay to zero.
 
     Args:
         model: start; its arrays are copied, not donated.
@@ -85,10 +85,10 @@ def warm_start(
     plans = list(_batches(examples, section))
     row_len = _best_row_len(examples, plans)
     packed = [_first_fit_decreasing(examples, plan, row_len) for plan in plans]
-    rows = max(len(rows) for rows in packed)
+    heights = _row_counts([len(bins) for bins in packed])
     params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), model)
     opt_state = _optimizer(section.learning_rate, section.steps).init(params)
-    for step, bins in enumerate(packed):
+    for step, (bins, rows) in enumerate(zip(packed, heights, strict=True)):
         params, opt_state, loss = _step(
             params,
             opt_state,
@@ -150,17 +150,31 @@ def _first_fit_decreasing(
 
 
 def _best_row_len(examples: Sequence[Example], plans: Sequence[np.ndarray]) -> int:
-    """The row length of least estimated cost, from the first few batches."""
+    """The row length of least estimated cost, from the first batches."""
     longest = max(_length(example) for example in examples)
     unit = -(-longest // ROW_MULTIPLE_TOKENS) * ROW_MULTIPLE_TOKENS
 
     def cost(row_len: int) -> int:
-        rows = [len(_first_fit_decreasing(examples, plan, row_len)) for plan in plans[:16]]
-        return max(rows, default=0) * row_len * (ATTENTION_BREAK_EVEN_TOKENS + row_len)
+        bins = [_first_fit_decreasing(examples, plan, row_len) for plan in plans[:64]]
+        rows = sum(_row_counts([len(members) for members in bins]))
+        return rows * row_len * (ATTENTION_BREAK_EVEN_TOKENS + row_len)
 
     return min(
         (unit * n // 2 for n in (2, 3, 4, 6, 8)), key=lambda row_len: (cost(row_len), row_len)
     )
+
+
+def _row_counts(needed: Sequence[int]) -> list[int]:
+    """Rows that each batch is given: one of two counts, so that the step compiles twice at most.
+
+    The larger is what the largest batch needs; the smaller is the one that pays for fewest rows.
+    """
+    most = max(needed, default=0)
+
+    def paid(usual: int) -> list[int]:
+        return [usual if rows <= usual else most for rows in needed]
+
+    return min((paid(usual) for usual in sorted(set(needed))), key=sum, default=[])
 
 
 def _arrays(

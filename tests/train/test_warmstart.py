@@ -73,6 +73,20 @@ def test_an_epoch_visits_every_example_once():
 
 
 @pytest.mark.parametrize(
+    ("needed", "given"),
+    [
+        ([], []),
+        ([5], [5]),
+        ([3, 3, 3, 9], [3, 3, 3, 9]),
+        ([1, 4, 4, 4, 9], [4, 4, 4, 4, 9]),
+        ([1, 9, 9, 9], [1, 9, 9, 9]),
+    ],
+)
+def test_batches_get_one_of_two_counts_of_rows(needed, given):
+    assert warmstart._row_counts(needed) == given
+
+
+@pytest.mark.parametrize(
     ("examples", "message"),
     [
         (copy_examples(4), r"warmstart.batch_size=8: there are 4 examples"),
