@@ -37,7 +37,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 0 after SIGTERM or SIGHUP (no failure of the run) or without a signal."""
+        """130 after Ctrl-C, 0 after SIGTERM and SIGHUP (no failure) or without a signal."""
         return 130 if self.signal == signal.SIGINT else 0
 
     def __enter__(self) -> StopRequest:

@@ -14,7 +14,7 @@ from polaris_jax.signals import StopRequest
 
 @pytest.fixture(autouse=True)
 def _with_a_terminal():
-    """As a process is started from a terminal, whatever started the tests (nohup ignores SIGHUP)."""
+    """Whatever started the tests: nohup ignores SIGHUP."""
     former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, former)

@@ -230,7 +230,7 @@ for i in $(seq 300); do sleep 0.1; done"""
         stderr=subprocess.PIPE,
         text=True,
         # nohup, or a shell that runs the tests in the background, has it ignored.
-        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # noqa: PLW1509
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),
     )
     deadline_s = time.monotonic() + 20
     while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
