@@ -40,8 +40,10 @@ def token_loss(logp, entropy, terms):
     return terms["weight_BT"] * (jnp.exp(logp / 4) - entropy**2)
 
 
+@jax.jit
+@functools.partial(jax.value_and_grad, argnums=(0, 1))
 def everywhere(head_VD, hidden_BTD, counted_BT):
-    """The same loss by way of `target_logprobs` and jax's own gradient."""
+    """The same loss, with its gradient, by way of `target_logprobs` and jax's own rules."""
     _, _, target_BT, temperature_BT, terms = make_inputs()
     logp_BT, entropy_BT = target_logprobs(head_VD, hidden_BTD, target_BT, temperature_BT)
     return jnp.sum(jnp.where(counted_BT, token_loss(logp_BT, entropy_BT, terms), 0.0))
@@ -58,6 +60,12 @@ def at_counted(head_VD, hidden_BTD, counted_BT, chunk_tokens):
     return loss, found
 
 
+at_counted_with_gradient = jax.jit(
+    jax.value_and_grad(at_counted, argnums=(0, 1), has_aux=True), static_argnums=3
+)
+compiled_target_logprobs = jax.jit(target_logprobs)
+
+
 def assert_close(got, want, rtol):
     scale = max(float(jnp.abs(want).max()), 1e-30)
     np.testing.assert_allclose(got, want, rtol=0, atol=rtol * scale)
@@ -68,16 +76,12 @@ def assert_close(got, want, rtol):
 def test_loss_and_gradient_are_those_of_the_head_everywhere(mask, chunk_tokens):
     head_VD, hidden_BTD, target_BT, temperature_BT, _ = make_inputs()
     counted_BT = jnp.asarray(MASKS[mask])
-    (loss, found), got = jax.value_and_grad(at_counted, argnums=(0, 1), has_aux=True)(
-        head_VD, hidden_BTD, counted_BT, chunk_tokens
-    )
-    want_loss, want = jax.value_and_grad(everywhere, argnums=(0, 1))(
-        head_VD, hidden_BTD, counted_BT
-    )
+    (loss, found), got = at_counted_with_gradient(head_VD, hidden_BTD, counted_BT, chunk_tokens)
+    want_loss, want = everywhere(head_VD, hidden_BTD, counted_BT)
     assert float(loss) == pytest.approx(float(want_loss), rel=LOSS_RTOL)
     for one, other in zip(got, want, strict=True):
         assert_close(one, other, GRADIENT_RTOL)
-    values = target_logprobs(head_VD, hidden_BTD, target_BT, temperature_BT)
+    values = compiled_target_logprobs(head_VD, hidden_BTD, target_BT, temperature_BT)
     for one, other in zip(found, values, strict=True):
         np.testing.assert_allclose(one, other * counted_BT, rtol=0, atol=LOGPROB_ATOL)
 
@@ -88,7 +92,7 @@ def test_log_probs_are_those_of_the_head_everywhere_and_zero_elsewhere(mask):
     inputs = (head_VD, hidden_BTD, target_BT, temperature_BT)
     counted_BT = MASKS[mask]
     found = counted_logprobs(*inputs, jnp.asarray(counted_BT), loop=HeadLoop(5))
-    for one, other in zip(found, target_logprobs(*inputs), strict=True):
+    for one, other in zip(found, compiled_target_logprobs(*inputs), strict=True):
         np.testing.assert_allclose(one, other * counted_BT, rtol=0, atol=LOGPROB_ATOL)
         assert (np.asarray(one)[~counted_BT] == 0).all()
 
@@ -158,9 +162,7 @@ def test_devices_that_share_the_vocabulary_give_the_loss_and_gradient_of_one(mas
         )
     )
     loss, got = sharded(head_VD, hidden_BTD, counted_BT, target_BT, temperature_BT, terms)
-    want_loss, want = jax.value_and_grad(everywhere, argnums=(0, 1))(
-        head_VD, hidden_BTD, counted_BT
-    )
+    want_loss, want = everywhere(head_VD, hidden_BTD, counted_BT)
     assert float(loss) == pytest.approx(float(want_loss), rel=LOSS_RTOL)
     for one, other in zip(got, want, strict=True):
         assert_close(one, other, GRADIENT_RTOL)

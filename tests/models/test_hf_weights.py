@@ -28,6 +28,7 @@ from polaris_jax.models.presets import PRESETS
 from polaris_jax.models.safetensors_files import INDEX_FILE
 from polaris_jax.models.safetensors_writer import write_safetensors
 from polaris_jax.models.tokenizer import load_tokenizer
+from tests import random_models
 from tests.fixtures.parity_cases import (
     ARCHITECTURES,
     config_fields,
@@ -47,9 +48,7 @@ LLAMA_FIELDS = {
 
 def random_model(name: str, dtype: str = "float32", rope: str = "yarn") -> Qwen:
     config = parse_config(config_fields(BY_NAME[name], rope))
-    model = Qwen.init(config, jax.random.key(0), dtype=jnp.dtype(dtype))
-    key = jax.random.key(1)
-    return jax.tree.map(lambda x: x + jax.random.normal(key, x.shape).astype(x.dtype), model)
+    return random_models.random_model(config, noise=1.0, dtype=dtype)
 
 
 def assert_same_bits(a: Qwen, b: Qwen) -> None:

@@ -17,6 +17,10 @@ from polaris_jax.models import token_logprobs
 from tests.models.test_qwen import QWEN3, make, tokens
 
 
+compiled_logprobs = jax.jit(token_logprobs, static_argnames="chunk_tokens")
+
+
+@jax.jit
 def dense(model, token_BT, position_BT, segment_BT, temperature):
     logit = model.unembed(model(token_BT, position_BT, segment_BT))
     logp_BTV = jax.nn.log_softmax(logit / jnp.asarray(temperature, jnp.float32), axis=-1)
@@ -30,7 +34,7 @@ def dense(model, token_BT, position_BT, segment_BT, temperature):
 def test_equals_dense_for_any_chunk(chunk, temperature):
     model = make(QWEN3)
     token_BT, position_BT = tokens(2, 8)
-    logp, entropy = token_logprobs(
+    logp, entropy = compiled_logprobs(
         model, token_BT, position_BT, None, temperature, chunk_tokens=chunk
     )
     want_logp, want_entropy = dense(model, token_BT, position_BT, None, temperature)
@@ -44,7 +48,7 @@ def test_zero_at_padding_and_across_segments():
     model = make(QWEN3)
     token_BT, position_BT = tokens(1, 8)
     segment = jnp.array([[1, 1, 1, 2, 2, 0, 0, 0]])
-    logp, entropy = token_logprobs(model, token_BT, position_BT, segment, 1.0)
+    logp, entropy = compiled_logprobs(model, token_BT, position_BT, segment, 1.0)
     expected = np.array([True, True, False, True, False, False, False, False])
     assert ((np.asarray(logp)[0] != 0) == expected).all()
     assert ((np.asarray(entropy)[0] != 0) == expected).all()
@@ -54,9 +58,9 @@ def test_temperature_a_token():
     model = make(QWEN3)
     token_BT, position_BT = tokens(2, 6)
     temperature = np.array([[0.5], [2.0]], np.float32)
-    got, _ = token_logprobs(model, token_BT, position_BT, None, temperature)
+    got, _ = compiled_logprobs(model, token_BT, position_BT, None, temperature)
     for row, value in enumerate([0.5, 2.0]):
-        want, _ = token_logprobs(
+        want, _ = compiled_logprobs(
             model, token_BT[row : row + 1], position_BT[row : row + 1], None, value
         )
         np.testing.assert_allclose(got[row], want[0], rtol=1e-5, atol=1e-5)
@@ -81,7 +85,7 @@ def test_gradient_equals_dense():
         logp, entropy = dense(model, token_BT, position_BT, None, 1.0)
         return (logp**2).sum() + entropy.sum()
 
-    got, want = jax.grad(chunked_loss)(model), jax.grad(dense_loss)(model)
+    got, want = (jax.jit(jax.grad(loss))(model) for loss in (chunked_loss, dense_loss))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(b).max() + 1))
 

@@ -1,6 +1,7 @@
 """The decoder's properties: causality, segments, padding, scan against loop, rotary scalings."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -18,6 +19,7 @@ from polaris_jax.models import (
 )
 from polaris_jax.models.attention import attend as self_attend
 from polaris_jax.models.layers import gated, rope_frequencies, yarn_attention_factor
+from tests.random_models import random_model
 from tests.tolerances import GRADIENT_RTOL
 
 QWEN3 = ModelConfig(
@@ -42,11 +44,7 @@ CONFIGS = [pytest.param(QWEN3, id="qwen3"), pytest.param(QWEN2, id="qwen2")]
 
 
 def make(config: ModelConfig, seed: int = 0) -> Qwen:
-    model = Qwen.init(config, jax.random.key(seed))
-    # Biases start at 0: give them values, or a test could not see them.
-    return jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), model
-    )
+    return random_model(config, seed, noise=0.1)
 
 
 def tokens(batch: int, length: int) -> tuple[jax.Array, jax.Array]:
@@ -83,8 +81,9 @@ def test_causality_by_gradient(config, attention, monkeypatch):
         hidden = moved(jnp.arange(10)[None], position_BT, attention=attention)
         return moved.unembed(hidden)[0, t].sum()
 
+    gradient = jax.jit(jax.grad(logit_at))
     for t in (0, 5, 9):
-        grad_VD = jax.grad(logit_at)(model.params()["embed_VD"], t)
+        grad_VD = gradient(model.params()["embed_VD"], t)
         reached = np.abs(np.asarray(grad_VD)).sum(axis=1) > 0
         assert reached[: t + 1].all()
         assert not reached[t + 1 :].any()
@@ -96,11 +95,12 @@ def test_packed_segments_equal_separate_rows(config, attention, monkeypatch):
     monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", 8)
     model = make(config)
     token_BT, position_BT = tokens(2, 9)
-    apart = model(token_BT, position_BT)
+    run = jax.jit(functools.partial(Qwen.__call__, attention=attention))
+    apart = run(model, token_BT, position_BT)
     packed_token = jnp.concatenate([token_BT[:1], token_BT[1:], jnp.zeros((1, 3), int)], axis=1)
     packed_position = jnp.concatenate([position_BT[:1], position_BT[1:], jnp.arange(3)[None]], 1)
     segment = jnp.array([[1] * 9 + [2] * 9 + [0] * 3])
-    together = model(packed_token, packed_position, segment, attention=attention)
+    together = run(model, packed_token, packed_position, segment)
     np.testing.assert_allclose(together[0, :9], apart[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(together[0, 9:18], apart[1], rtol=1e-5, atol=1e-5)
     assert np.isfinite(together).all()
@@ -123,6 +123,8 @@ def test_scan_unroll_and_remat_agree_in_value_and_gradient():
     model = make(QWEN3)
     token_BT, position_BT = tokens(2, 7)
 
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(model, remat, unroll):
         def attend(_, q, k, v, carry):
             return self_attend(q, k, v, None, backend="reference"), carry + 1
@@ -132,10 +134,10 @@ def test_scan_unroll_and_remat_agree_in_value_and_gradient():
         )
         return (hidden**2).sum(), count
 
-    (want, count), want_grad = jax.value_and_grad(loss, has_aux=True)(model, "none", False)
+    (want, count), want_grad = loss(model, "none", False)
     assert count == QWEN3.num_layers
     for remat, unroll in [("layer", False), ("none", True), ("layer", True)]:
-        (got, _), grad = jax.value_and_grad(loss, has_aux=True)(model, remat, unroll)
+        (got, _), grad = loss(model, remat, unroll)
         np.testing.assert_allclose(got, want, rtol=1e-6)
         for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(want_grad), strict=True):
             assert jnp.abs(a - b).max() <= GRADIENT_RTOL * jnp.abs(b).max()

@@ -8,6 +8,7 @@ import numpy as np
 
 from polaris_jax.models import ModelConfig, Qwen
 from polaris_jax.rollout.sampling import RowParams, row_keys, row_uniforms
+from tests.random_models import random_model
 from tests.tolerances import NEAR_TIE
 
 CONFIG = ModelConfig(
@@ -30,7 +31,7 @@ CONFIG = ModelConfig(
 @functools.cache
 def small_model(seed: int = 0) -> Qwen:
     """Weights three times the usual: the next token depends visibly on what came before."""
-    return jax.tree.map(lambda x: 3 * x, Qwen.init(CONFIG, jax.random.key(seed)))
+    return random_model(CONFIG, seed, scale=3.0)
 
 
 def random_prompts(count: int, *, seed: int = 0, longest: int = 30) -> list[list[int]]:

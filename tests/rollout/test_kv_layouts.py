@@ -25,7 +25,7 @@ from polaris_jax.rollout.paged_kv import pages_for
 from tests.rollout.rollout_cases import CONFIG
 from tests.tolerances import ATTENTION_ATOL
 
-LAYERS, BATCH, LENGTH, CHUNK, PAGE = 2, 3, 21, 8, 16
+LAYERS, BATCH, LENGTH, CHUNK, PAGE = 2, 3, 18, 8, 16
 RAGGED_ON_CPU = dataclasses.replace(
     RAGGED,
     attend=functools.partial(attend_ragged, kernel=ref_ragged_paged_attention),

@@ -19,6 +19,7 @@ from polaris_jax.records import Response
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.run import deal
 from polaris_jax.sharding import make_sampler_mesh
+from tests.random_models import random_model
 from tests.rollout.rollout_cases import (
     CONFIG,
     differing_tokens,
@@ -52,7 +53,7 @@ MESHES = [
 
 @functools.cache
 def wide_model() -> Qwen:
-    return jax.tree.map(lambda x: 3 * x, Qwen.init(WIDE, jax.random.key(1)))
+    return random_model(WIDE, 1, scale=3.0)
 
 
 @functools.cache

@@ -147,10 +147,9 @@ def ideal_time(shards: int, slots: int, drawn: np.ndarray) -> float:
     ("shards", "slots"),
     [
         (8, 16),
-        (16, 16),
         pytest.param(8, 64, marks=pytest.mark.slow),
         pytest.param(32, 16, marks=pytest.mark.slow),
-        (32, 8),
+        pytest.param(32, 8, marks=pytest.mark.slow),
     ],
 )
 def test_shards_lose_little_against_one_ideal_queue(shards, slots):
@@ -161,4 +160,6 @@ def test_shards_lose_little_against_one_ideal_queue(shards, slots):
 
 def test_knowing_the_lengths_beforehand_pays():
     drawn, expected = lengths(0)
-    assert sharded_time(16, 16, drawn, expected) < sharded_time(16, 16, drawn, None)
+    known = sharded_time(16, 16, drawn, expected)
+    assert 0 <= known / ideal_time(16, 16, drawn) - 1 < LARGEST_WASTE
+    assert known < sharded_time(16, 16, drawn, None)

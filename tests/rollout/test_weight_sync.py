@@ -22,6 +22,7 @@ from polaris_jax.sharding import (
     param_shardings,
     private_copies,
 )
+from tests.random_models import random_model
 from tests.rollout.rollout_cases import CONFIG, small_model
 
 
@@ -46,7 +47,7 @@ def test_weights_are_cast_and_the_structure_stays():
 
 
 def test_the_trainers_arrays_may_be_deleted():
-    model = Qwen.init(CONFIG, jax.random.key(3))
+    model = random_model(CONFIG, 3)
     copy, _ = sync_weights(model, jnp.float32, None)
     expected = [np.asarray(x) for x in jax.tree.leaves(model)]
     for leaf in jax.tree.leaves(model):

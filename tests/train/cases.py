@@ -14,6 +14,7 @@ from polaris_jax.records import Graded, TrainBatch
 from polaris_jax.sharding import make_mesh, private_copies
 from polaris_jax.train.state import state_shardings
 from polaris_jax.train.update import Updater
+from tests.random_models import random_model
 
 QWEN3 = ModelConfig(
     vocab_size=64,
@@ -33,6 +34,7 @@ QWEN3 = ModelConfig(
 QWEN2 = dataclasses.replace(
     QWEN3, qkv_bias=True, qk_norm=False, tie_embeddings=False, model_type="qwen2"
 )
+
 ROW_LEN = 48
 MAX_TOKENS = 33  # of a sequence
 ROWS = 8
@@ -43,12 +45,7 @@ OPTIMIZER = OptimizerSection(learning_rate=1e-3)
 
 def make_model(config: ModelConfig = QWEN3, seed: int = 0) -> Qwen:
     """Random weights whose logits have a standard deviation near 1."""
-    model = Qwen.init(config, jax.random.key(seed))
-
-    def spread(x):
-        return x + 0.1 * jax.random.normal(jax.random.key(x.size + seed), x.shape)
-
-    return jax.tree.map(spread, model)
+    return random_model(config, seed, noise=0.1)
 
 
 def make_graded(seed: int = 0, *, prompts: int = 6, responses: int = 4) -> Graded:
