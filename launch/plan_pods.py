@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -37,6 +38,7 @@ class Case:
         rows_at_least: full-length rows that must fit at once; None: it must be refused.
         flags: what differs from that division.
         target: what the config takes after its colon.
+        sparse_core: with launch/sparse_core.args.
     """
 
     config: str
@@ -44,16 +46,23 @@ class Case:
     rows_at_least: int | None = FITS
     flags: tuple[str, ...] = ()
     target: str | None = None
+    sparse_core: bool = False
 
     @property
     def name(self) -> str:
-        parts = (self.config.removeprefix("polaris_"), self.topology.replace(":", "_"))
+        parts = [self.config.removeprefix("polaris_"), self.topology.replace(":", "_")]
+        parts += ["sparse_core"] if self.sparse_core else []
         return "_".join([*parts, *[f.split(".", 1)[-1].replace("=", "_") for f in self.flags]])
 
     @property
     def label(self) -> str:
         changes = [flag.removeprefix("--config.") for flag in self.flags]
         return ", ".join([self.config.removeprefix("polaris_"), *changes])
+
+    def environment(self) -> dict[str, str]:
+        """What the plan's process gets beside this one's."""
+        args = (ROOT / "launch" / "sparse_core.args").read_text().split()
+        return {"LIBTPU_INIT_ARGS": " ".join(args)} if self.sparse_core else {}
 
     def command(self, out: Path) -> list[str]:
         target = self.topology if self.target is None else self.target
@@ -83,6 +92,10 @@ BEYOND = (
     Case("polaris_4b", "v6e:2x4"),
     Case("polaris_4b", "v5e:4x8"),
 )
+SPARSE_CORE = (
+    Case("polaris_4b", "v5p:2x2x4", 128, sparse_core=True),
+    Case("polaris_4b", "v6e:8x8", 160, sparse_core=True),
+)
 MUST_REFUSE = (
     Case("polaris_4b", "v5e:2x2", None, target=""),
     Case("polaris_4b", "v5e:16x16", None, ("--config.mesh.context=1",)),
@@ -103,7 +116,7 @@ def run(case: Case, root: Path) -> dict[str, Any]:
     if not out.exists():
         print(f"== {case.name}", flush=True)
         part = out.with_suffix(".part")
-        done = subprocess.run(case.command(part), check=False)
+        done = subprocess.run(case.command(part), check=False, env=os.environ | case.environment())
         if done.returncode not in (0, 1) or not part.exists():
             raise RuntimeError(f"{case.name}: polaris plan ended with exit code {done.returncode}")
         part.rename(out)
@@ -139,6 +152,8 @@ def markdown(tables: Sequence[tuple[str, Sequence[tuple[Case, dict[str, Any]]]]]
         "cuDNN's workspace, CUDA's context and NCCL's buffers.",
     ]
     for title, rows in tables:
+        if not rows:
+            continue
         lines += ["", f"## {title}", "", MARKDOWN_HEADER]
         lines += [markdown_row(case.label, plan) for case, plan in rows]
     return "\n".join(lines) + "\n"
@@ -177,6 +192,7 @@ def main() -> int:
     for title, cases in (
         ("Must fit", MUST_FIT),
         ("Beyond", BEYOND),
+        ("Collectives on SparseCores (launch/sparse_core.args)", SPARSE_CORE),
         ("Must be refused, with the nearest setting that fits", MUST_REFUSE),
     ):
         chosen = [case for case in cases if args.only in case.name]

@@ -7,18 +7,21 @@
 #   --name, --zone, --project   as for `gcloud compute tpus tpu-vm`
 #   --dir DIR    where the checkout lies on the hosts, in the home directory (default polaris_jax)
 #   --setup      copy this checkout's HEAD there and install it with libtpu; alone or before a command
+#   --sparse-core   collectives run on the chips' SparseCores (v5p, v6e), with launch/sparse_core.args:
+#                by what libtpu compiles, gradients are then reduce-scattered, beside the products;
+#                not run on a chip yet
 #   --stop       SIGTERM to a running command on all hosts: it saves and ends
 #   --dry-run    print what would run
 #
 # The workdir must be a path that all hosts see: gs://BUCKET/PATH (after `pip install '.[gcs]'` on the
 # hosts), or a shared disk (NFS, Filestore). jax finds the other hosts by itself. Rerun the same line
 # after a preemption: the run resumes; with POLARIS_COMPILE_CACHE=DIR (a shared one too) set here it
-# compiles nothing that it has compiled before.
+# compiles nothing that it has compiled before. LIBTPU_INIT_ARGS, set here, goes to the hosts too.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-name="" zone="" project="" folder=polaris_jax setup=0 stop=0
+name="" zone="" project="" folder=polaris_jax setup=0 stop=0 sparse_core=0
 while [[ $# -gt 0 ]]; do
   case $1 in
     --name) need_value --name "$@"; name=$2; shift 2 ;;
@@ -27,6 +30,7 @@ while [[ $# -gt 0 ]]; do
     --dir) need_value --dir "$@"; folder=$2; shift 2 ;;
     --setup) setup=1; shift ;;
     --stop) stop=1; shift ;;
+    --sparse-core) sparse_core=1; shift ;;
     --dry-run) dry_run=1; shift ;;
     -h | --help) usage "${BASH_SOURCE[0]}"; exit 0 ;;
     --) shift; break ;;
@@ -60,9 +64,17 @@ if ((setup == 1)); then
   on_all_hosts "mkdir -p $folder && tar -xzf polaris_jax.tar.gz -C $folder && make -C $folder venv-tpu"
 fi
 if [[ $# -gt 0 ]]; then
-  cache=""
+  variables="POLARIS_DISTRIBUTED=auto "
   if [[ -n ${POLARIS_COMPILE_CACHE:-} ]]; then
-    cache="POLARIS_COMPILE_CACHE=$(shown "$POLARIS_COMPILE_CACHE") "
+    variables+="POLARIS_COMPILE_CACHE=$(shown "$POLARIS_COMPILE_CACHE") "
   fi
-  on_all_hosts "cd $folder && POLARIS_DISTRIBUTED=auto $cache.venv/bin/python -m polaris_jax $(shown "$@")"
+  libtpu_args=${LIBTPU_INIT_ARGS:-}
+  if ((sparse_core == 1)); then
+    # What is set here comes last, and so wins.
+    libtpu_args="$(tr '\n' ' ' <"$launch_root/launch/sparse_core.args")$libtpu_args"
+  fi
+  if [[ -n $libtpu_args ]]; then
+    variables+="LIBTPU_INIT_ARGS=$(shown "${libtpu_args% }") "
+  fi
+  on_all_hosts "cd $folder && $variables.venv/bin/python -m polaris_jax $(shown "$@")"
 fi

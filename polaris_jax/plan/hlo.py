@@ -113,13 +113,23 @@ class _Walk:
         self.hbm_bytes = self.kernel_bytes = 0.0
         self.dynamic_loops = self.bounded_loops = 0
 
-    def visit(self, computation: Computation, times: float, *, in_fusion: bool = False) -> None:
+    def visit(
+        self,
+        computation: Computation,
+        times: float,
+        *,
+        in_fusion: bool = False,
+        caller: tuple[Computation, Instruction] | None = None,
+    ) -> None:
+        """Adds what a computation moves; others read its root under the name of its `caller`."""
         for instruction in computation.instructions:
             opcode = instruction.opcode
+            named = caller if caller and instruction.is_root else (computation, instruction)
             if opcode == "while":
                 self._visit_loop(computation, instruction, times)
             elif opcode == "call":
-                self.visit(self._called(instruction, "to_apply"), times, in_fusion=in_fusion)
+                called = self._called(instruction, "to_apply")
+                self.visit(called, times, in_fusion=in_fusion, caller=named)
             elif opcode == "conditional":
                 for branch in instruction.branches:
                     self.visit(self.module.computations[branch], times, in_fusion=in_fusion)
@@ -127,10 +137,12 @@ class _Walk:
                 # A TPU writes some collectives inside a fusion, and fusions that run beside others
                 # as `fusion-start`; what such a start runs is named again by its end.
                 inside = in_fusion or opcode != "async-start"
-                self.visit(self._called(instruction, "calls"), times, in_fusion=inside)
+                called = self._called(instruction, "calls")
+                begun = named if opcode == "async-start" else None
+                self.visit(called, times, in_fusion=inside, caller=begun)
             base = opcode.removesuffix("-start")
             if base in COLLECTIVES and not opcode.endswith("-done"):
-                self._count_collective(computation, instruction, base, times)
+                self._count_collective(computation, instruction, base, times, named=named)
             if not in_fusion:
                 self._count_memory(computation, instruction, times)
 
@@ -145,8 +157,15 @@ class _Walk:
         self.visit(self._called(loop, "body"), times * count)
 
     def _count_collective(
-        self, computation: Computation, instruction: Instruction, kind: str, times: float
+        self,
+        computation: Computation,
+        instruction: Instruction,
+        kind: str,
+        times: float,
+        *,
+        named: tuple[Computation, Instruction],
     ) -> None:
+        """Adds one collective; `named`: the instruction under whose name others read it."""
         group = _group_size(instruction, self.devices)
         for index, name in enumerate(instruction.operands):
             source = computation.by_name.get(name)
@@ -154,15 +173,18 @@ class _Walk:
                 continue
             size = sum(shape.bytes for shape in source.shapes)
             payload = size * group if kind == "all-gather" else size
-            sliced = kind == "all-reduce" and self._is_sliced(computation, instruction, index)
+            sliced = kind == "all-reduce" and self._is_sliced(instruction, index, named)
             name = SLICED_ALL_REDUCE if sliced else kind
             self.collectives.append((name, group, times, payload))
 
-    def _is_sliced(self, computation: Computation, reduce: Instruction, index: int) -> bool:
+    def _is_sliced(
+        self, reduce: Instruction, index: int, named: tuple[Computation, Instruction]
+    ) -> bool:
         """Whether every reader of an all-reduce's result keeps at most half of it."""
         many = len(reduce.operands) > 1
         whole = reduce.shapes[min(index, len(reduce.shapes) - 1)].bytes
-        found = list(uses(self.module, computation, reduce.name, index if many else None))
+        computation, instruction = named
+        found = list(uses(self.module, computation, instruction.name, index if many else None))
         return bool(found) and all(use is not None and use.bytes <= whole / 2 for use in found)
 
     def _count_memory(self, computation: Computation, node: Instruction, times: float) -> None:

@@ -110,6 +110,23 @@ def test_tpu_hosts_keep_compiled_programs_where_asked():
     assert words.index("POLARIS_COMPILE_CACHE=gs://bucket/a b") < words.index(".venv/bin/python")
 
 
+def test_tpu_hosts_get_libtpus_arguments_and_ones_own_come_last():
+    own = {"LIBTPU_INIT_ARGS": "--xla_tpu_use_tc_device_shape_on_sc=false --xla_x=1"}
+    where = ("--name", "pod", "--zone", "z", "--dry-run")
+
+    def sent(*more, **variables):
+        done = call(TPU, *where, *more, "--", "train", **variables)
+        words = shlex.split(remote_command(done.stdout.splitlines()[0]))
+        (found,) = [w for w in words if w.startswith("LIBTPU_INIT_ARGS=")]
+        assert words.index(found) < words.index(".venv/bin/python")
+        return found.removeprefix("LIBTPU_INIT_ARGS=").split()
+
+    listed = (TPU.parent / "sparse_core.args").read_text().split()
+    assert sent(**own) == own["LIBTPU_INIT_ARGS"].split()
+    assert sent("--sparse-core") == listed
+    assert sent("--sparse-core", **own) == [*listed, *own["LIBTPU_INIT_ARGS"].split()]
+
+
 def test_tpu_setup_copies_head_and_installs_with_libtpu():
     done = call(TPU, "--name", "pod", "--zone", "z", "--setup", "--dir", "src", "--dry-run")
     archive, copy, install = done.stdout.splitlines()

@@ -170,6 +170,38 @@ def test_an_all_reduce_of_which_a_slice_is_kept(reader, kind):
     assert found.kind == kind
 
 
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [
+        ("ROOT %o = f32[25]{0} dynamic-slice(%d, %j), dynamic_slice_sizes={25}", "+slice"),
+        ("ROOT %o = f32[100]{0} negate(%d)", ""),
+    ],
+    ids=["sliced", "read whole"],
+)
+def test_an_all_reduce_that_another_core_runs_is_judged_by_who_reads_its_end(end, kind):
+    text = f"""{HEAD}
+%called (a: f32[100]) -> f32[100] {{
+  %a = f32[100]{{0}} parameter(0)
+  ROOT %r = f32[100]{{0}} all-reduce(%a), replica_groups={{{{0,1,2,3}}}}, to_apply=%add
+}}, execution_thread="sparsecore"
+
+%inside (b: f32[100]) -> f32[100] {{
+  %b = f32[100]{{0}} parameter(0)
+  ROOT %c = f32[100]{{0}} call(%b), to_apply=%called
+}}, execution_thread="sparsecore"
+
+ENTRY %main (p: f32[100], j: s32[]) -> f32[25] {{
+  %p = f32[100]{{0}} parameter(0)
+  %j = s32[] parameter(1)
+  %s = ((f32[100]{{0}}), f32[100]{{0}}) async-start(%p), calls=%inside
+  %d = f32[100]{{0}} async-done(%s), calls=%inside
+  {end}
+}}
+"""
+    (found,) = program_traffic(text, devices=4).collectives
+    assert (found.kind, found.wire_bytes) == (f"all-reduce{kind}", 2 * 400 * 3 / 4)
+
+
 def entry(body):
     return f"""%pick (big: f32[10,100], i: s32[]) -> f32[1,100] {{
   %big = f32[10,100]{{1,0}} parameter(0)
