@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from polaris_jax import processes
+from polaris_jax.config import CheckpointSection
 from polaris_jax.metrics.throughput import memory_metrics, update_throughput
 from polaris_jax.reward import Grader
 from polaris_jax.rollout import Sampler
-from polaris_jax.step_records import timing_line
+from polaris_jax.step_records import beyond_grace, timing_line
 
 
 class StepClock:
@@ -23,6 +24,8 @@ class StepClock:
         self._graded: Counter[str] = Counter()
         self._update_tokens = 0
         self._update_flops = 0.0
+        self._lines = 0
+        self._warned = False
 
     @contextlib.contextmanager
     def timer(self, name: str) -> Iterator[None]:
@@ -67,4 +70,11 @@ class StepClock:
         self._seconds = defaultdict(float)
         self._graded, self._update_tokens = graded, update_tokens
         self._update_flops = 0.0
+        self._lines += 1
         return line | memory_metrics()
+
+    def grace_warning(self, line: dict[str, Any], section: CheckpointSection) -> str:
+        """`beyond_grace` of the newest line; told once, and not of a first step, which compiles."""
+        text = "" if self._warned or self._lines == 1 else beyond_grace(line, section)
+        self._warned = self._warned or bool(text)
+        return text

@@ -52,7 +52,7 @@ from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
 from polaris_jax.start_at import StartAt, check_left, check_start
 from polaris_jax.step_clock import StepClock
-from polaris_jax.step_records import UPDATE_METRICS, beyond_grace, step_text
+from polaris_jax.step_records import UPDATE_METRICS, step_text
 from polaris_jax.train.state import TrainState, init_train_state, with_rope_scaling
 from polaris_jax.train.update import Updater
 
@@ -82,8 +82,6 @@ class TrainingRun:
         self.clock = StepClock()
         self._closing = contextlib.ExitStack()
         self._held_out: HeldOut | None = None
-        self._first_step = 0
-        self._told_of_grace = False
 
     # ---- opening and closing
 
@@ -162,7 +160,6 @@ class TrainingRun:
         keep_base = self.reference is not None
         self.state = init_train_state(base, config.optimizer, self.mesh, take=not keep_base)
         self._resume_or_start()
-        self._first_step = self.step
         self.files = opening.enter_context(
             contextlib.closing(
                 RunFiles(
@@ -332,11 +329,9 @@ class TrainingRun:
             devices=list(self.mesh.devices.flat),
         )
         self.files.write_timing(step, line)
-        if step > self._first_step and not self._told_of_grace:  # the first step compiles
-            text = beyond_grace(line, self.config.checkpoint)
-            self._told_of_grace = bool(text)
-            if text:
-                self.progress.line(f"warning: {text}")
+        text = self.clock.grace_warning(line, self.config.checkpoint)
+        if text:
+            self.progress.line(f"warning: {text}")
 
     def close_stage_record(self, last_step: int) -> None:
         """Notes in stages.json at which step the present stage ended."""

@@ -1,10 +1,13 @@
 """The rules that end a run whose numbers cannot be trusted."""
 
+import collections
 import json
+import types
 
 import pytest
 
 from polaris_jax.config import CheckpointSection, build_config, default_config
+from polaris_jax.step_clock import StepClock
 from polaris_jax.step_records import beyond_grace
 from polaris_jax.step_rules import check_health
 from tests.micro_run import flags, make_base, start_train
@@ -60,6 +63,18 @@ def test_an_update_that_outlasts_the_grace_is_told(update_s, save_s, told):
     text = beyond_grace(line, CheckpointSection(grace_s=25.0, every_steps=7))
     assert bool(text) == told
     assert not told or ("checkpoint.grace_s=25" in text and "checkpoint.every_steps=7" in text)
+
+
+def test_a_run_is_told_once_and_not_of_the_step_that_compiles():
+    clock, section = StepClock(), CheckpointSection(grace_s=25.0)
+    stats = collections.defaultdict(float)
+    sampler = types.SimpleNamespace(stats=lambda: stats, reset_stats=lambda: None)
+    grader = types.SimpleNamespace(stats=dict)
+    told = []
+    for _ in range(4):
+        line = clock.line(sampler, grader, update_tokens=0, devices=[])
+        told.append(bool(clock.grace_warning(line | {"time/update_s": 30.0}, section)))
+    assert told == [False, True, False, False]
 
 
 def test_a_step_without_an_update_needs_no_grace():
