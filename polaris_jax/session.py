@@ -47,15 +47,21 @@ def stop_token_ids(tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(i for i in ids if i is not None))
 
 
-def read_named(source: str, progress: Progress, *, unique: bool = True) -> list[Problem]:
+def read_named(source: str, progress: Progress) -> list[Problem]:
     """The problems of a source; rows left out are named and counted on the way."""
+    return _read_named(source, progress, unique=True)[0]
+
+
+def _read_named(
+    source: str, progress: Progress, *, unique: bool
+) -> tuple[list[Problem], dict[str, int]]:
     problems, report = read_problems(source, unique=unique)
     for message in report.messages:
         progress.line(f"left out: {message}")
     if report.counts:
         counts = ", ".join(f"{count} {name}" for name, count in report.counts.items())
         progress.line(f"{source}: {report.kept} of {report.rows} rows kept ({counts})")
-    return problems
+    return problems, report.counts
 
 
 def source_problems(
@@ -91,16 +97,18 @@ def training_problems(
     )
 
 
-def evaluation_problems(config: RunConfig, progress: Progress) -> list[Problem]:
-    """The held-out problems: `evaluate.problems`, else the procedural ones.
+def evaluation_problems(
+    config: RunConfig, progress: Progress
+) -> tuple[list[Problem], dict[str, int]]:
+    """The held-out problems: `evaluate.problems`, else the procedural ones; rows left out, counted.
 
     Raises:
         ConfigError: neither is configured.
     """
     if config.evaluate.problems:
-        return read_named(config.evaluate.problems, progress, unique=False)
+        return _read_named(config.evaluate.problems, progress, unique=False)
     if config.data.arithmetic.held_out:
-        return _arithmetic(config)[1]
+        return _arithmetic(config)[1], {}
     raise ConfigError(
         "evaluate.problems='': no held-out problems; name a file or a data set, or train with "
         "evaluate.every_steps=0"

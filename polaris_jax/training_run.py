@@ -105,7 +105,7 @@ class TrainingRun:
             }
         )
         scored = bool(config.evaluate.every_steps)
-        held_out = evaluation_problems(config, self.progress) if scored else []
+        held_out = evaluation_problems(config, self.progress)[0] if scored else []
         # What can be refused is, before --overwrite deletes a run and before anything is computed.
         model_config = base_model_config(config, workdir, self.progress)
         check_positions(config, model_config, self.progress)

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from polaris_jax.data.filters import content_id, deduplicate
-from polaris_jax.data.sources import JSON_ANSWERS, DataError, read_rows
+from polaris_jax.data.sources import JSON_ANSWERS, DataError, read_rows, resolve_source
 from polaris_jax.files import AnyPath, write_bytes
 from polaris_jax.records import Gold, Problem
 
@@ -52,7 +52,8 @@ class ReadReport:
         kept: problems returned.
         counts: rows or problems by reason: `malformed`, `duplicate`,
             `duplicate_with_other_answer` (left out), `renamed_id` (kept).
-        messages: the first malformed rows and contradictions, each `place: reason`.
+        messages: files that were not read, then the first malformed rows and contradictions, each
+            `place: reason`.
     """
 
     source: str
@@ -82,7 +83,8 @@ def read_problems(source: AnyPath, *, unique: bool = True) -> tuple[list[Problem
     messages: list[str] = []
     counts: collections.Counter[str] = collections.Counter()
     rows = 0
-    for row in read_rows(source):
+    files = resolve_source(source)
+    for row in read_rows(files):
         rows += 1
         try:
             if row.error is not None:
@@ -92,6 +94,9 @@ def read_problems(source: AnyPath, *, unique: bool = True) -> tuple[list[Problem
             counts["malformed"] += 1
             messages.append(f"{row.place}: {error}")
     named = messages[:NAMED_ROWS]
+    if files.beside:
+        some = ", ".join(files.names_beside[:3]) + (", ..." if len(files.beside) > 3 else "")
+        named.insert(0, f"{len(files.beside)} files beside the train split ({some})")
     if unique:
         problems, found = deduplicate(problems)
         counts["duplicate"] = len(found.same_answer) + len(found.other_answer)
@@ -104,7 +109,7 @@ def read_problems(source: AnyPath, *, unique: bool = True) -> tuple[list[Problem
     else:
         _require_unique_ids(source, problems)
     if not problems:
-        reason = f" (first: {named[0]})" if named else ""
+        reason = f" (first: {messages[0]})" if messages else ""
         raise DataError(
             f"data.problems={source!r}: no problem in it: {rows} rows, {counts['malformed']} "
             f"malformed{reason}; each row needs a {'/'.join(PROBLEM_FIELDS)} and an answer"

@@ -45,8 +45,28 @@ class Row:
     error: str | None = None
 
 
-def resolve_source(source: str) -> tuple[epath.Path, list[epath.Path]]:
-    """The root of a source and its files in reading order.
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What a source's name stands for.
+
+    Attributes:
+        root: of the names in messages.
+        read: the files, in reading order.
+        beside: files of a directory that are left out, because others are its training split.
+    """
+
+    root: epath.Path
+    read: tuple[epath.Path, ...]
+    beside: tuple[epath.Path, ...] = ()
+
+    @property
+    def names_beside(self) -> tuple[str, ...]:
+        """`beside`, as messages name them."""
+        return tuple(path.relative_to(self.root).as_posix() for path in self.beside)
+
+
+def resolve_source(source: str) -> Files:
+    """The files of a source.
 
     In a directory the training split is read where the file names (or folders) tell one from
     other splits, everything otherwise; a Hub name is downloaded first.
@@ -65,7 +85,7 @@ def resolve_source(source: str) -> tuple[epath.Path, list[epath.Path]]:
                 f"data.problems={source!r}: cannot read {path.suffix or 'a file without suffix'}; "
                 f"give one of {', '.join(SUFFIXES)}, a directory or a Hub name"
             )
-        return path.parent, [path]
+        return Files(path.parent, (path,))
     if not path.exists():
         looks_like_hub = _HUB_NAME.fullmatch(source) and path.suffix not in SUFFIXES
         if not looks_like_hub:
@@ -75,15 +95,15 @@ def resolve_source(source: str) -> tuple[epath.Path, list[epath.Path]]:
             )
         path = download_dataset(source)
     files = _pick_split(path)
-    if not files:
+    if not files.read:
         raise DataError(
             f"data.problems={source!r}: the directory holds no {', '.join(SUFFIXES)} file; "
             "point to the folder that does"
         )
-    return path, files
+    return files
 
 
-def _pick_split(root: epath.Path) -> list[epath.Path]:
+def _pick_split(root: epath.Path) -> Files:
     files = sorted(
         path
         for path in files_below(root)
@@ -96,7 +116,8 @@ def _pick_split(root: epath.Path) -> list[epath.Path]:
     tables = [path for path in files if path.suffix in (".parquet", ".arrow")]
     files = tables or files
     train = [path for path in files if _TRAIN.search(path.relative_to(root).as_posix())]
-    return train or files
+    beside = [path for path in files if path not in train] if train else []
+    return Files(root, tuple(train or files), tuple(beside))
 
 
 def download_dataset(name: str) -> epath.Path:
@@ -128,15 +149,14 @@ def download_dataset(name: str) -> epath.Path:
         ) from error
 
 
-def read_rows(source: str) -> Iterator[Row]:
-    """Every row of a source, in order; unreadable ones carry an error.
+def read_rows(files: Files) -> Iterator[Row]:
+    """Every row of a source's files, in order; unreadable ones carry an error.
 
     Raises:
-        DataError: the source is missing, or a whole file is unreadable.
+        DataError: a whole file is unreadable.
     """
-    root, files = resolve_source(source)
-    for path in files:
-        place = path.relative_to(root).as_posix()
+    for path in files.read:
+        place = path.relative_to(files.root).as_posix()
         reader = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".arrow": _arrow}
         yield from reader[path.suffix](path, place)
 

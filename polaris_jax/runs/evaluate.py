@@ -48,6 +48,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores a policy on the held-out problems -> eval.json, responses.jsonl, eval.png.
 
+    Problems that cannot be asked are no part of the score: eval.json counts them in `left_out`.
+
     The same config and seeds give the same prompts and noise for any weights, so that two
     evaluations (before and after training) differ by their weights alone. A rerun goes on after
     the last whole batch.
@@ -65,14 +67,15 @@ def evaluate(
     ensure_workdir(workdir)
     section = config.evaluate
     budget = section.max_response_tokens or config.stages[-1].max_response_tokens
-    problems = evaluation_problems(config, progress)
+    given, left_out = evaluation_problems(config, progress)
     if config.evaluate.problems and budget < COMPARABLE_TOKENS:
         progress.line(
             f"warning: a budget of {budget} tokens is under 64K: not comparable with the POLARIS "
             "blog's figures"
         )
     weights = _weights(config, workdir, checkpoint, progress)
-    problems = fitting(problems, config, tokenizer=weights[1], progress=progress)
+    problems = fitting(given, config, tokenizer=weights[1], progress=progress)
+    left_out = left_out | {"long_prompt": len(given) - len(problems)}
     prefix = f"{tag}_" if tag else ""
     results = {}
     for yarn in {"off": [False], "on": [True], "both": [False, True]}[section.yarn]:
@@ -87,6 +90,7 @@ def evaluate(
         summary["yarn"] = results[True]
     summary |= {"checkpoint": checkpoint or "base", "yarn_factor": config.rope.yarn.factor}
     summary["rope"] = section.yarn
+    summary["left_out"] = {reason: count for reason, count in left_out.items() if count}
     if processes.is_first():
         write_json(workdir / f"{prefix}eval.json", summary)
         evaluation_figure(summary, workdir / f"{prefix}eval.png")

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from polaris_jax.data import sources
+from polaris_jax.data.problems import read_problems
 from polaris_jax.data.sources import DataError, read_rows, resolve_source
 
 ROWS = [{"problem": f"Q{i}", "answer": str(i)} for i in range(5)]
@@ -28,7 +29,7 @@ def write(path, rows=ROWS):
 
 
 def fields(source):
-    return [dict(row.fields) for row in read_rows(str(source))]
+    return [dict(row.fields) for row in read_rows(resolve_source(str(source)))]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".arrow"])
@@ -50,7 +51,19 @@ def test_data_set_directory_reads_its_training_split_in_order(tmp_path):
     write(tmp_path / "data" / "test-00000-of-00001.parquet", [{"problem": "T", "answer": "0"}])
     (tmp_path / "dataset_info.json").write_text("{}")
     assert fields(tmp_path) == ROWS
-    assert next(iter(read_rows(str(tmp_path)))).place == "data/train-00000-of-00002.parquet:row 1"
+    files = resolve_source(str(tmp_path))
+    assert next(iter(read_rows(files))).place == "data/train-00000-of-00002.parquet:row 1"
+    assert files.names_beside == ("data/test-00000-of-00001.parquet",)
+
+
+def test_files_beside_a_training_split_are_told(tmp_path):
+    write(tmp_path / "train.jsonl", ROWS)
+    for number in range(5):
+        write(tmp_path / f"more{number}.jsonl", ROWS)
+    _, report = read_problems(tmp_path)
+    assert report.messages[0] == (
+        "5 files beside the train split (more0.jsonl, more1.jsonl, more2.jsonl, ...)"
+    )
 
 
 @pytest.mark.parametrize("name", ["constraints.jsonl", "strains.jsonl", "restrained/b.jsonl"])
@@ -81,7 +94,7 @@ def test_a_bad_line_is_handed_on_with_its_place(tmp_path):
     path.write_bytes(b'{"a": 1}\n\n{"a": \n\xff\xfe\n"text"\n' + b"[" * 100_000 + b'\n{"a": 2}\n')
     with path.open("ab") as file:
         file.write(b'{"a": ' + b"9" * 5000 + b"}\n")
-    rows = list(read_rows(str(path)))
+    rows = list(read_rows(resolve_source(str(path))))
     assert [row.place for row in rows] == [f"s.jsonl:{n}" for n in (1, 3, 4, 5, 6, 7, 8)]
     assert [row.error is None for row in rows] == [True, False, False, False, False, True, False]
 
@@ -107,7 +120,7 @@ def test_windows_text_reads(tmp_path):
 def test_an_unreadable_file_is_an_error(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
-        list(read_rows(str(tmp_path / name)))
+        list(read_rows(resolve_source(str(tmp_path / name))))
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "some/none.parquet", "/no/such/place", "word"])

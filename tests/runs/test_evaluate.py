@@ -1,6 +1,7 @@
 """When `evaluate` may go on with stored responses: same weights, problems and sampling, or not."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from etils import epath
 
 from polaris_jax.config import ArithmeticSection, ConfigError, EvaluateSection, RunConfig
+from polaris_jax.data.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import Qwen, RopeScaling
 from polaris_jax.progress import Progress
 from polaris_jax.records import Problem
@@ -58,6 +60,29 @@ def test_what_is_drawn_from_the_responses_does_not():
     assert identity() == identity(problems=PROBLEMS[::-1])
     config = with_evaluate(budgets=(2, 4), length_edges=(4,), yarn="both", every_steps=3)
     assert identity(config=config) == identity()
+
+
+def test_problems_that_cannot_be_asked_are_counted(tmp_path, monkeypatch):
+    lines = ['{"problem": "1 + 1?", "answer": "2"}', '{"problem": "2?"}', "no JSON"]
+    long = json.dumps({"problem": "and " * 500 + "1 + 1?", "answer": "2"})
+    (tmp_path / "set.jsonl").write_text("\n".join([*lines, long]))
+    row = {"problem_id": "a", "reward": 1.0, "tokens": 3, "finish_reason": "stop"}
+    asked = []
+
+    def respond(config, workdir, progress, weights, problems, *_):
+        asked.append(len(problems))
+        return [row | {"sample": r, "well_formed": True} for r in range(config.evaluate.n)]
+
+    monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
+    monkeypatch.setattr(evaluate, "_respond", respond)
+    config = with_evaluate(problems=str(tmp_path / "set.jsonl"), n=2, yarn="off")
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, max_prompt_tokens=64)
+    )
+    evaluate.evaluate(config, epath.Path(tmp_path / "run"), progress=Progress(enabled=False))
+    found = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert found["left_out"] == {"malformed": 2, "long_prompt": 1}
+    assert asked == [found["problems"]] == [1]
 
 
 def test_a_missing_checkpoint_is_refused_before_any_warm_start(tmp_path, monkeypatch):
