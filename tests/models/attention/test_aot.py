@@ -4,6 +4,7 @@ Nothing runs: Qwen3-4B's heads, one row of 53,248 tokens, forward and backward, 
 compilation in a process of its own.
 """
 
+import ctypes.util
 import importlib.util
 import itertools
 import json
@@ -47,6 +48,20 @@ gpu = [
 ]
 
 
+def _has_cudnn() -> bool:
+    """cuDNN's library, of pip's packages or of the system."""
+    packages = importlib.util.find_spec("nvidia")
+    if packages is not None and importlib.util.find_spec("nvidia.cudnn") is not None:
+        return True
+    return ctypes.util.find_library("cudnn") is not None
+
+
+cudnn = [
+    *gpu,
+    pytest.mark.skipif(not _has_cudnn(), reason="no cuDNN: pip install 'polaris_jax[cuda12]'"),
+]
+
+
 def compile_for(platform: str, back_end: str, *lengths: int, flags: tuple[str, ...] = ()):
     script = Path(__file__).with_name("compile_attention.py")
     target = next((f"--target={t}" for t in TARGETS if t.is_file()), "--target=none")
@@ -85,8 +100,8 @@ def test_chunked_grows_linearly(platform):
         pytest.param("tpu", "splash", 3, 3.0, (), id="splash", marks=tpu),
         pytest.param("tpu", "splash", 3, 1.5, ("--shards=4",), id="splash, 4 shards", marks=tpu),
         pytest.param("gpu", "triton", 3, 3.0, (), id="triton", marks=gpu),
-        pytest.param("gpu", "cudnn", 2, 3.0, ("--one_segment",), id="cudnn full rows", marks=gpu),
-        pytest.param("gpu", "cudnn", 2, 3.0, (), id="cudnn padded rows", marks=gpu),
+        pytest.param("gpu", "cudnn", 2, 3.0, ("--one_segment",), id="cudnn full rows", marks=cudnn),
+        pytest.param("gpu", "cudnn", 2, 3.0, (), id="cudnn padded rows", marks=cudnn),
     ],
 )
 def test_fused_kernels_compile_at_the_recipe_s_length(
