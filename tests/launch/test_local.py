@@ -223,15 +223,16 @@ exec 2>/dev/null  # bash names the sleep that the signal ends, too
 trap 'echo got {name}; exit {status}' {name}
 touch {tmp_path}/ready$rank
 for i in $(seq 300); do sleep 0.1; done"""
+    # nohup, or a shell in the background, has it ignored, and the script would inherit that.
+    former = signal.signal(sent, signal.SIG_DFL)
     process = subprocess.Popen(
         [str(LOCAL), "--processes", "2", "--port", "5000", "--", "train"],
         env=environment(stand_in(body)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # nohup, or a shell that runs the tests in the background, has it ignored.
-        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),
     )
+    signal.signal(sent, former)
     deadline_s = time.monotonic() + 20
     while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
         assert time.monotonic() < deadline_s
