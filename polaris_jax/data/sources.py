@@ -115,9 +115,11 @@ def _pick_split(root: epath.Path) -> Files:
     )
     tables = [path for path in files if path.suffix in (".parquet", ".arrow")]
     files = tables or files
-    train = [path for path in files if _TRAIN.search(path.relative_to(root).as_posix())]
-    beside = [path for path in files if path not in train] if train else []
-    return Files(root, tuple(train or files), tuple(beside))
+    train, beside = [], []
+    for path in files:
+        is_train = _TRAIN.search(path.relative_to(root).as_posix())
+        (train if is_train else beside).append(path)
+    return Files(root, tuple(train), tuple(beside)) if train else Files(root, tuple(files))
 
 
 def download_dataset(name: str) -> epath.Path:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.xdist_group("partial")  # one worker makes what its tes
 
 SIZES = SamplerConfig(slots=6, page_size=8, num_pages=64, max_len=64, decode_steps=4)
 PROMPTS = random_prompts(4, seed=5)
-PARAMS = SamplingParams(n=3, max_tokens=20, seed=range(4), stop_token_ids=(7,))
+PARAMS = SamplingParams(n=3, max_tokens=20, seed=range(32, 36), stop_token_ids=(7,))
 NOTHING = Response((), (), "unfinished")
 
 
@@ -49,7 +49,7 @@ def assert_same(groups, expected) -> None:
         model=small_model(),
         prompts=PROMPTS,
         temperatures=[1.0] * len(PROMPTS),
-        seeds=list(range(len(PROMPTS))),
+        seeds=list(PARAMS.seed),
     )
     assert parted == 0
     assert largest <= SCHEDULE_LOGPROB_ATOL
@@ -95,9 +95,8 @@ def test_a_request_that_was_aborted_says_what_is_unfinished(sampler):
     begun = left_after(sampler, 1)
     reasons = {response.finish_reason for group in begun for response in group}
     assert "unfinished" in reasons and "length" not in reasons
-    # Six slots for twelve samples: some have not begun.
-    lengths = [len(response.token_ids) for group in begun for response in group]
-    assert min(lengths) == 0 < max(lengths) <= SIZES.decode_steps
+    # Six slots for twelve samples: some have not begun. None of these seeds ends in four tokens.
+    assert {len(response.token_ids) for group in begun for response in group} >= {0, 4}
 
 
 def test_new_weights_go_on_from_the_tokens_of_the_old_ones():
