@@ -82,8 +82,9 @@ class RolloutSection:
     devices: int = 0  # of each process, the last so many sample alone, the others train; 0: shared
     # master weights and moments while sampling; host: pinned memory, fetched for each update
     trainer_state: Literal["device", "host"] = "device"
-    # decode's attention: xla anywhere, ragged on TPU, pallas_gpu on GPU; auto: the platform's own
-    attention: Literal["auto", "xla", "ragged", "pallas_gpu"] = "auto"
+    # decode's kernels: xla anywhere, ragged on TPU, pallas_gpu on GPU, native on a CPU with a C++
+    # compiler; auto: the platform's own where it serves
+    attention: Literal["auto", "xla", "ragged", "pallas_gpu", "native"] = "auto"
     decode_steps: int = 16  # decode steps a device call
     prefill_chunk: int = 128  # prompt tokens a prefill call
     prefill_budget: int = 8192  # prompt tokens between two decode calls; 0: no limit

@@ -49,6 +49,10 @@ NEAR_TIE_SHARE = 1e-4
 # Attention over pages against dense attention: softmax of unit-size scores, fp32.
 ATTENTION_ATOL = 2e-6
 
+# A product of float32 matrices against float64, relative to the sum of the terms' magnitudes: a
+# thousand roundings of 6e-8, which mostly cancel.
+PRODUCT_RTOL = 2e-6
+
 # Attention with an online softmax against dense, output and gradients, relative to the tensor's
 # largest entry: fp32 sums of up to a thousand terms in another order; measured up to 1.6e-6.
 ATTENTION_RTOL = 5e-6

@@ -37,8 +37,9 @@ class SamplerConfig:
         layout: how decode goes about the pool: "pages" writes each step's keys and values into
             their pages, "staged" once a call (see `staged_kv`; fast on a CPU), "auto" is "staged"
             on a CPU.
-        attention: back end, see `kv_layouts`; "auto" is the platform's own kernel where there is
-            one. All but "xla" imply the layout "pages".
+        attention: back end, see `kv_layouts`; "native" is the C++ kernels of a CPU, for products
+            too (one device, float32); "auto" is the platform's own kernel where there is one and
+            it serves. "ragged" and "pallas_gpu" imply the layout "pages".
         min_rows: on a CPU, fewer live rows than these get no decode program of their own; 0: by the
             model's size, since a small model's step costs little more than its dispatch.
         dtype: of weights and pages ("float32", "bfloat16"); None: the model's own.

@@ -1,11 +1,15 @@
-"""The sampler's weights as a CPU likes them: every matrix an array of its own, some side by side.
+"""The sampler's weights as a CPU likes them: some matrices side by side, none sliced in a loop.
 
 Over stacked weights a scan copies each layer's slice before it multiplies: twice the time of a
-step of few rows. So each layer's matrices are arrays of their own, and the loop over layers picks
-one by `lax.switch`, whose branches hold nothing but the product: speed of an unrolled loop, and
-the layer is compiled once however many there are. Q, K and V make one product, gate and up another.
-The head is [D, V], the order in which a product with few rows runs fastest; tied embeddings are its
-columns.
+step of few rows. So a CPU holds them in one of two forms (`Matrices`):
+
+    SeparateMatrices  every layer's an array of its own, and the loop over layers picks one by
+                      `lax.switch`, whose branches hold nothing but the product: the speed of an
+                      unrolled loop, and the layer is compiled once however many there are
+    PackedMatrices    all layers' in panels, as the kernels in `native` read them
+
+Q, K and V make one product, gate and up another. The head is [D, V], the order in which a product
+with few rows runs fastest; tied embeddings are its columns.
 
 One device only. The layer itself is `models.qwen`'s, by way of `Around`.
 """
@@ -13,17 +17,80 @@ One device only. The layer itself is `models.qwen`'s, by way of `Around`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from polaris_jax.models import Around, Attention, ModelConfig, Qwen, attend
-from polaris_jax.models.layers import project
 from polaris_jax.models.qwen import Attend, Layers, run_layers
+from polaris_jax.rollout import native
 
 MATRICES = ("q_DNH", "k_DKH", "v_DKH", "o_NHD", "gate_DF", "up_DF", "down_FD")
+
+
+class Matrices(Protocol):
+    """A matrix [D, X] of each layer."""
+
+    def product(self, layer: Array | int, x_MD: Array, *, dtype: DTypeLike | None = None) -> Array:
+        """[M, X]: `x_MD` times a layer's matrix, in `dtype`, by default that of the two."""
+        ...
+
+    def columns(self, index: Array) -> Array:
+        """[..., D]: columns of the first layer's matrix, by an index of any shape."""
+        ...
+
+    def whole(self) -> Array:
+        """[D, X]: the first layer's matrix."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SeparateMatrices:
+    """`Matrices` as one array a layer, for XLA's products."""
+
+    arrays: tuple[Array, ...]
+
+    def product(self, layer: Array | int, x_MD: Array, *, dtype: DTypeLike | None = None) -> Array:
+        """One branch a layer, with the product alone."""
+        multiply = functools.partial(jnp.matmul, preferred_element_type=dtype)
+        branches = [lambda x, w, i=i: multiply(x, w[i]) for i in range(len(self.arrays))]
+        return jax.lax.switch(layer, branches, x_MD, self.arrays)
+
+    def columns(self, index: Array) -> Array:
+        """See `Matrices`."""
+        return jnp.moveaxis(self.arrays[0][:, index], 0, -1)
+
+    def whole(self) -> Array:
+        """See `Matrices`."""
+        return self.arrays[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedMatrices:
+    """`Matrices` in panels, for the native product."""
+
+    panel_LPDC: Array
+    num_columns: int = dataclasses.field(metadata={"static": True})
+
+    def product(self, layer: Array | int, x_MD: Array, *, dtype: DTypeLike | None = None) -> Array:
+        """See `Matrices`; float32 alone."""
+        del dtype
+        return native.packed_product(layer, x_MD, self.panel_LPDC, columns=self.num_columns)
+
+    def columns(self, index: Array) -> Array:
+        """See `Matrices`."""
+        size = self.panel_LPDC.shape[-1]
+        return self.panel_LPDC[0, index // size, :, index % size]
+
+    def whole(self) -> Array:
+        """See `Matrices`."""
+        return native.unpacked(self.panel_LPDC[0], columns=self.num_columns)
 
 
 @jax.tree_util.register_dataclass
@@ -34,22 +101,22 @@ class FusedWeights:
     Attributes:
         config: the architecture.
         layers: norms and biases, stacked; the matrices are None.
-        qkv_DX: of each layer, [D, (N + 2K) H].
-        output_XD: of each layer, [N H, D].
-        gate_up_DX: of each layer, [D, 2F].
-        down_FD: of each layer.
+        qkv: of each layer, [D, (N + 2K) H].
+        output: of each layer, [N H, D].
+        gate_up: of each layer, [D, 2F].
+        down: of each layer, [F, D].
         norm_D: the final norm.
-        head_DV: the head; where it is tied, its columns are the embeddings.
+        head: [D, V]; where it is tied, its columns are the embeddings.
         embed_VD: the embeddings, or None where they are tied.
     """
 
     layers: Layers
-    qkv_DX: tuple[Array, ...]
-    output_XD: tuple[Array, ...]
-    gate_up_DX: tuple[Array, ...]
-    down_FD: tuple[Array, ...]
+    qkv: Matrices
+    output: Matrices
+    gate_up: Matrices
+    down: Matrices
     norm_D: Array
-    head_DV: Array
+    head: Matrices
     embed_VD: Array | None
     config: ModelConfig = dataclasses.field(metadata={"static": True})
 
@@ -72,7 +139,7 @@ class FusedWeights:
 
     def head_weight(self) -> Array:
         """`Qwen.head_weight`: [V, D]."""
-        return self.head_DV.T
+        return self.head.whole().T
 
     def forward(
         self,
@@ -86,7 +153,7 @@ class FusedWeights:
         """`Qwen.forward`; layers always go by a loop, which costs nothing here."""
         del unroll
         if self.embed_VD is None:
-            x_BTD = jnp.moveaxis(self.head_DV[:, token_BT], 0, -1)
+            x_BTD = self.head.columns(token_BT)
         else:
             x_BTD = self.embed_VD[token_BT]
         return run_layers(
@@ -103,9 +170,7 @@ class FusedWeights:
     def unembed(self, hidden_BTD: Array) -> Array:
         """`Qwen.unembed`: float32 logits [B, T, V]."""
         batch, length, width = hidden_BTD.shape
-        logit_XV = jnp.matmul(
-            hidden_BTD.reshape(-1, width), self.head_DV, preferred_element_type=jnp.float32
-        )
+        logit_XV = self.head.product(0, hidden_BTD.reshape(-1, width), dtype=jnp.float32)
         return logit_XV.reshape(batch, length, -1)
 
 
@@ -120,46 +185,57 @@ class _FusedProducts(Around):
         config = self._weights.config
         width, heads = config.head_dim, config.num_heads
         ends = (heads * width, (heads + config.num_kv_heads) * width)
-        parts = jnp.split(_product(index, self._weights.qkv_DX, x_BTD), ends, axis=-1)
+        parts = jnp.split(_product(index, self._weights.qkv, x_BTD), ends, axis=-1)
         q, k, v = (x.reshape(*x.shape[:2], -1, width) for x in parts)
         return q, k, v
 
     def attention_output(self, index: Array, layer: Layers, out_BTNH: Array) -> Array:
         del layer
         out_BTX = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
-        return _product(index, self._weights.output_XD, out_BTX)
+        return _product(index, self._weights.output, out_BTX)
 
     def mlp(self, index: Array, layer: Layers, x_BTD: Array) -> Array:
         del layer
-        gate_BTF, up_BTF = jnp.split(_product(index, self._weights.gate_up_DX, x_BTD), 2, axis=-1)
-        return _product(index, self._weights.down_FD, jax.nn.silu(gate_BTF) * up_BTF)
+        gate_BTF, up_BTF = jnp.split(_product(index, self._weights.gate_up, x_BTD), 2, axis=-1)
+        return _product(index, self._weights.down, jax.nn.silu(gate_BTF) * up_BTF)
 
 
-def _product(index: Array, weights: tuple[Array, ...], x_BTD: Array) -> Array:
-    """`x_BTD` times the weights of layer `index`: one branch a layer, with the product alone."""
-    branches = [lambda x, w, i=i: project(x, w[i]) for i in range(len(weights))]
-    return jax.lax.switch(index, branches, x_BTD, weights)
+def _product(layer: Array, matrices: Matrices, x_BTD: Array) -> Array:
+    batch, length, width = x_BTD.shape
+    return matrices.product(layer, x_BTD.reshape(-1, width)).reshape(batch, length, -1)
 
 
-def fuse(model: Qwen) -> FusedWeights:
-    """The weights of `model` in arrays of their own; to be jitted."""
+def fuse(model: Qwen, *, packed: bool = False) -> FusedWeights:
+    """The weights of `model` for decoding on a CPU; to be jitted.
+
+    Args:
+        model: on one device.
+        packed: as `PackedMatrices`, which want float32 and the native kernels; else as
+            `SeparateMatrices`.
+    """
     config, p = model.config, model.params()
-    rows_L = range(config.num_layers)
 
-    def each(*names: str, rows: int) -> tuple[Array, ...]:
-        parts = [[p[f"layers/{n}"][i].reshape(rows, -1) for n in names] for i in rows_L]
-        return tuple(jnp.concatenate(part, axis=1) for part in parts)
+    def matrices(arrays: list[Array]) -> Matrices:
+        if packed:
+            return PackedMatrices(native.pack(jnp.stack(arrays)), arrays[0].shape[1])
+        return SeparateMatrices(tuple(arrays))
+
+    def each(*names: str, rows: int) -> Matrices:
+        parts = [
+            [p[f"layers/{n}"][i].reshape(rows, -1) for n in names] for i in range(config.num_layers)
+        ]
+        return matrices([jnp.concatenate(part, axis=1) for part in parts])
 
     width, heads_width = config.hidden_size, config.num_heads * config.head_dim
     kept = {path.removeprefix("layers/"): x for path, x in p.items() if path.startswith("layers/")}
     return FusedWeights(
         layers=Layers({name: x for name, x in kept.items() if name not in MATRICES}),
-        qkv_DX=each("q_DNH", "k_DKH", "v_DKH", rows=width),
-        output_XD=each("o_NHD", rows=heads_width),
-        gate_up_DX=each("gate_DF", "up_DF", rows=width),
-        down_FD=each("down_FD", rows=config.intermediate_size),
+        qkv=each("q_DNH", "k_DKH", "v_DKH", rows=width),
+        output=each("o_NHD", rows=heads_width),
+        gate_up=each("gate_DF", "up_DF", rows=width),
+        down=each("down_FD", rows=config.intermediate_size),
         norm_D=p["norm_D"],
-        head_DV=model.head_weight().T,
+        head=matrices([model.head_weight().T]),
         embed_VD=None if config.tie_embeddings else p["embed_VD"],
         config=config,
     )

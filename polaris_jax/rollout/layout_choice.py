@@ -9,7 +9,7 @@ from polaris_jax.models.config import ModelConfig
 from polaris_jax.rollout.kv_layouts import PALLAS_GPU, RAGGED, TOKEN_MAJOR, XLA, KVLayout
 from polaris_jax.rollout.paged_kv import pages_for
 
-Attention = Literal["auto", "xla", "ragged", "pallas_gpu"]
+Attention = Literal["auto", "xla", "ragged", "pallas_gpu", "native"]
 
 # Scalar memory of a TPU core, into which `ragged_paged_attention` fetches the whole page table.
 SMEM_BYTES = 1 << 20
@@ -61,7 +61,8 @@ def choose_layout(
         return PALLAS_GPU
     if attention != "xla":
         raise ConfigError(
-            f"rollout.attention={attention!r}: expected auto, xla, ragged (TPU) or pallas_gpu (GPU)"
+            f"rollout.attention={attention!r}: expected auto, xla, ragged (TPU), pallas_gpu (GPU) "
+            "or native (CPU)"
         )
     return TOKEN_MAJOR if platform == "tpu" else XLA
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from polaris_jax import sharding
 from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig
+from polaris_jax.rollout import native
 from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.kv_layouts import XLA, KVLayout
 from polaris_jax.rollout.layout_choice import choose_layout
@@ -39,9 +40,12 @@ class ProgramSpec:
         staged: decode leaves the pool alone until a call's end; see `staged_kv`.
         unroll: layers by a Python loop; a scan over stacked weights copies each layer's on a CPU.
         fused: the sampler's weights are `FusedWeights`.
+        native: the kernels in `native` make decode's attention and the products; implies `staged`
+            and `fused`.
         row_buckets: row counts of a data shard for which decode is compiled, ascending.
         layout: of the pool.
         mesh: the sampler's, or None for jax's default device.
+        kernels: which kernels serve, and why, for a log.
     """
 
     num_layers: int
@@ -49,9 +53,11 @@ class ProgramSpec:
     staged: bool
     unroll: bool
     fused: bool
+    native: bool
     row_buckets: tuple[int, ...]
     layout: KVLayout
     mesh: Mesh | None
+    kernels: str = dataclasses.field(compare=False)
 
 
 def program_spec(
@@ -82,7 +88,7 @@ def program_spec(
         )
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     layout = choose_layout(
-        config.attention,
+        "xla" if config.attention == "native" else config.attention,
         device.platform,
         model_config,
         page_size=config.page_size,
@@ -98,6 +104,7 @@ def program_spec(
                 "pages"
             )
         staged = False
+    native_serves, why = _native(config, device.platform, mesh, staged=staged)
     if staged:
         buckets = fine_row_buckets(config.slots // data, config.min_rows or _min_rows(model_config))
     else:
@@ -109,10 +116,41 @@ def program_spec(
         staged=staged,
         unroll=on_cpu,
         fused=on_cpu and mesh is None,
+        native=native_serves,
         row_buckets=buckets,
         layout=layout,
         mesh=mesh,
+        kernels=f"{'native' if native_serves else layout.name} ({why})",
     )
+
+
+def _native(
+    config: SamplerConfig, platform: str, mesh: Mesh | None, *, staged: bool
+) -> tuple[bool, str]:
+    """Whether the native kernels serve, and by which compiler or why not.
+
+    Raises:
+        ConfigError: they were asked for and cannot serve.
+    """
+    if config.attention not in ("auto", "native"):
+        return False, f"rollout.attention={config.attention!r}"
+    refusal = ""
+    if platform != "cpu":
+        refusal = f"native is for CPUs, the devices are {platform}"
+    elif mesh is not None:
+        refusal = f"native is for one device, the sampler has {mesh.size}"
+    elif config.dtype != "float32":
+        refusal = f"native is for float32, the sampler's dtype is {config.dtype or 'unknown yet'}"
+    elif not staged:
+        refusal = "native needs layout='staged'"
+    else:
+        try:
+            return True, native.load()
+        except native.BuildFailed as error:
+            refusal = f"native cannot be compiled: {error}"
+    if config.attention == "native":
+        raise ConfigError(f"rollout.attention='native': {refusal}; use auto")
+    return False, refusal
 
 
 class PrefillShape(NamedTuple):

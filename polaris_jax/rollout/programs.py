@@ -20,7 +20,7 @@ from jax import Array
 
 from polaris_jax import sharding
 from polaris_jax.models import Qwen
-from polaris_jax.rollout import paged_kv, staged_kv
+from polaris_jax.rollout import native, paged_kv, staged_kv
 from polaris_jax.rollout.decode_state import Rows
 from polaris_jax.rollout.fused_weights import FusedWeights
 from polaris_jax.rollout.program_spec import ProgramSpec
@@ -148,8 +148,9 @@ def _attend_staged(spec: ProgramSpec, pool: Any, step: Array, rows: Rows, table_
     """`staged_kv.attend_staged` as `Qwen.forward` wants it; the pool is only read."""
     cached_B = jnp.where(rows.alive_B, rows.position_B, 0)
     h = STAGED_HEAD_AXIS
+    attend_staged = native.attend_staged if spec.native else staged_kv.attend_staged
     split = sharding.over_heads(
-        functools.partial(staged_kv.attend_staged, num_layers=spec.num_layers),
+        functools.partial(attend_staged, num_layers=spec.num_layers),
         spec.mesh,
         in_axes=(None, 1, 1, 1, h, spec.layout.head_axis, None, None, None),
         out_axes=(1, h),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from polaris_jax import sharding
@@ -60,7 +62,8 @@ class Sampler:
         default = mesh is not None and list(mesh.devices.flat) == jax.local_devices()[:1]
         self._mesh = None if default else mesh
         self._dtype = self.config.dtype or model.embed_VD[...].dtype
-        self._engine = Engine(model.config, self.config, self._mesh)
+        sizes = dataclasses.replace(self.config, dtype=jnp.dtype(self._dtype).name)
+        self._engine = Engine(model.config, sizes, self._mesh)
         self._model_config = model.config
         self._model: Model | None = None
         self._state: DecodeState | None = None
@@ -71,6 +74,11 @@ class Sampler:
         self.version = -1
         self.reset_stats()
         self._take(model)
+
+    @property
+    def kernels(self) -> str:
+        """Which decode kernels serve, and why: "native (g++ ...)", "xla (no C++ compiler ...)"."""
+        return self._engine.spec.kernels
 
     # --- for callers that wait ---
 
@@ -340,7 +348,12 @@ class Sampler:
         if self._driver is not None:
             self._driver.void()
         self._model, report = sync_weights(
-            model, self._dtype, self._mesh, old=self._model, fused=self._engine.spec.fused
+            model,
+            self._dtype,
+            self._mesh,
+            old=self._model,
+            fused=self._engine.spec.fused,
+            packed=self._engine.spec.native,
         )
         self._synced += report
         self.version += 1

@@ -56,6 +56,18 @@ def new_staged(pool: Pool, *, batch: int, num_layers: int, steps: int) -> Staged
     )
 
 
+def stage(layer: Array, k_BKH: Array, v_BKH: Array, staged: Staged, step: Array) -> Staged:
+    """`staged` with one more token of each row in a layer."""
+    return Staged(
+        jax.lax.dynamic_update_slice(
+            staged.k_LBKHT, k_BKH[None, ..., None], (layer, 0, 0, 0, step)
+        ),
+        jax.lax.dynamic_update_slice(
+            staged.v_LBKTH, v_BKH[None, :, :, None], (layer, 0, 0, step, 0)
+        ),
+    )
+
+
 def attend_staged(
     layer: Array,
     q_BNH: Array,
@@ -88,14 +100,7 @@ def attend_staged(
     """
     batch, _, width = q_BNH.shape
     num_kv = k_BKH.shape[1]
-    staged = Staged(
-        jax.lax.dynamic_update_slice(
-            staged.k_LBKHT, k_BKH[None, ..., None], (layer, 0, 0, 0, step)
-        ),
-        jax.lax.dynamic_update_slice(
-            staged.v_LBKTH, v_BKH[None, :, :, None], (layer, 0, 0, step, 0)
-        ),
-    )
+    staged = stage(layer, k_BKH, v_BKH, staged, step)
     q_BKGH = q_BNH.astype(jnp.float32).reshape(batch, num_kv, -1, width) * (width**-0.5)
     new = _absorb_staged(q_BKGH, staged.k_LBKHT[layer], staged.v_LBKTH[layer], step)
     base = layer * (pool.k_ZKHY.shape[0] // num_layers)

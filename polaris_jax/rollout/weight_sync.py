@@ -59,6 +59,7 @@ def sync_weights(
     *,
     old: Qwen | FusedWeights | None = None,
     fused: bool = False,
+    packed: bool = False,
 ) -> tuple[Any, SyncReport]:
     """The sampler's weights, in arrays of their own, from the trainer's parameters.
 
@@ -72,20 +73,21 @@ def sync_weights(
         mesh: the sampler's on this process, or None for jax's default device.
         old: the weights that these replace; their memory is freed.
         fused: make them `FusedWeights`; on one device only.
+        packed: with matrices for the native kernels.
     """
     began_s = time.perf_counter()
     dtype = jnp.dtype(dtype)
     if mesh is None and _on_one_device(params):
         if old is not None:
             _delete(old)
-        weights: Any = _cast_all(params, dtype, fused)
+        weights: Any = _cast_all(params, dtype, fused, packed)
     else:
         if isinstance(old, FusedWeights):
             _delete(old)
             old = None
         weights = _resharded(params, dtype, mesh, old)
         if fused:
-            stacked, weights = weights, _cast_all(weights, dtype, fused)
+            stacked, weights = weights, _cast_all(weights, dtype, fused, packed)
             _delete(stacked)
     jax.block_until_ready(weights)
     written = sum(
@@ -108,10 +110,10 @@ def cast_to(dtype: np.dtype, where: Sharding) -> Any:
     return jax.jit(lambda x: jnp.copy(x.astype(dtype)), out_shardings=where)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _cast_all(params: Qwen, dtype: np.dtype, fused: bool) -> Qwen | FusedWeights:
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _cast_all(params: Qwen, dtype: np.dtype, fused: bool, packed: bool) -> Qwen | FusedWeights:
     cast = jax.tree.map(lambda x: x.astype(dtype), params)
-    return jax.tree.map(jnp.copy, fuse(cast) if fused else cast)
+    return jax.tree.map(jnp.copy, fuse(cast, packed=packed) if fused else cast)
 
 
 def _on_one_device(params: Qwen) -> bool:

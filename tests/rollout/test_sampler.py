@@ -200,6 +200,15 @@ def test_both_layouts_agree():
     assert same_rollouts(actual, reference()) <= SCHEDULE_LOGPROB_ATOL
 
 
+@pytest.mark.parametrize("pages", [128, 7], ids=["roomy", "preempted"])
+def test_xla_kernels_agree_with_native_ones(pages):
+    """Where there is no C++ compiler both are XLA's."""
+    config = dataclasses.replace(ROOMY, attention="xla", num_pages=pages, slots=9)
+    sampler = Sampler(small_model(), config)
+    assert sampler.kernels == "xla (rollout.attention='xla')"
+    assert same_rollouts(sampler.generate(PROMPTS, PARAMS), reference()) <= SCHEDULE_LOGPROB_ATOL
+
+
 @pytest.mark.slow
 def test_many_rows_agree_with_few():
     config = dataclasses.replace(ROOMY, slots=128, num_pages=1024, min_rows=2)

@@ -46,7 +46,7 @@ def main() -> None:
         groups = sampler.generate(random_prompts(5, longest=20), SamplingParams(max_tokens=12))
     weights = sampler._model
     fused = isinstance(weights, FusedWeights)  # one device: matrices of their own
-    leaf = weights.qkv_DX[0] if fused else weights.layers.q_DNH[...]
+    leaf = jax.tree.leaves(weights.qkv)[0] if fused else weights.layers.q_DNH[...]
     print(
         json.dumps(
             {

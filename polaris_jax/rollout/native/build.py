@@ -1,0 +1,142 @@
+"""Compiles the kernels for this very CPU, keeps the library for later processes, and loads it.
+
+The library lies in the user's cache, named by a hash of all that decides what is in it (source,
+headers' version, compiler, flags and the CPU's features: a home directory may serve several
+machines) and by its own checksum. A cache that cannot be written is no error: the library is then
+compiled for this process alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import jax
+import jaxlib
+
+SOURCE = Path(__file__).with_name("kernels.cc")
+PRODUCT, ATTENTION = "polaris_packed_product", "polaris_attend_staged"
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared")
+COMPILE_TIMEOUT_S = 300
+CACHE_FOLDER = "polaris_jax"
+
+
+class BuildFailed(RuntimeError):
+    """There are no native kernels on this machine; the message says why."""
+
+
+def load() -> str:
+    """Compiles the kernels where no earlier process has, loads them, and makes them known to jax.
+
+    Returns:
+        The compiler's name and version.
+
+    Raises:
+        BuildFailed: no C++ compiler, or it refused; the same in every call of a process.
+    """
+    outcome = _load()
+    if isinstance(outcome, BuildFailed):
+        raise BuildFailed(str(outcome))
+    return outcome
+
+
+@functools.cache
+def _load() -> str | BuildFailed:
+    try:
+        compiler, version = _compiler()
+        _register(_library(compiler, version))
+    except BuildFailed as error:
+        return error
+    except OSError as error:
+        return BuildFailed(f"the compiled library cannot be loaded: {error}")
+    return version
+
+
+def _compiler() -> tuple[str, str]:
+    """(path, first line of its version) of $CXX or else of the first compiler on the path."""
+    asked = os.environ.get("CXX")
+    for name in (asked,) if asked else COMPILERS:
+        path = shutil.which(name)
+        if path is not None:
+            return path, _run([path, "--version"]).splitlines()[0]
+    if asked:
+        raise BuildFailed(f"CXX={asked}: no such compiler")
+    raise BuildFailed(f"no C++ compiler ({', '.join(COMPILERS)}) on the path")
+
+
+def _library(compiler: str, version: str) -> Path:
+    """The compiled library in the cache, or in a folder of its own."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    flags = [*FLAGS, "-march=native" if x86 else "-mcpu=native"]
+    texts = (jaxlib.__version__, version, _cpu_features(), *flags)
+    digest = hashlib.sha256("\0".join((*texts, SOURCE.read_text())).encode()).hexdigest()[:24]
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / CACHE_FOLDER
+    command = [compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o"]
+    try:
+        for library in base.glob(f"kernels-{digest}-*.so"):
+            if library == _named(base, digest, library):  # whole: a torn one would kill us
+                return library
+            library.unlink()
+        base.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=base) as folder:
+            made = Path(folder) / "kernels.so"
+            _run([*command, str(made)])
+            library = _named(base, digest, made)
+            # Whole at once: another process may be loading it.
+            os.replace(made, library)
+        return library
+    except OSError:
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        library = Path(folder) / "kernels.so"
+        _run([*command, str(library)])
+        return library
+
+
+def _named(base: Path, digest: str, library: Path) -> Path:
+    """Where a library belongs, by what it was compiled from and by what is in it."""
+    return base / f"kernels-{digest}-{zlib.crc32(library.read_bytes()):08x}.so"
+
+
+def _register(library: Path) -> None:
+    loaded = ctypes.CDLL(str(library))
+    for name in (PRODUCT, ATTENTION):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            timeout=COMPILE_TIMEOUT_S,
+        )
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.stderr.splitlines() if "error" in line.lower()]
+        raise BuildFailed(f"{command[0]}: {(lines or ['it failed without a word'])[0]}") from None
+    except subprocess.TimeoutExpired:
+        raise BuildFailed(f"{command[0]}: took longer than {COMPILE_TIMEOUT_S} s") from None
+    return done.stdout
+
+
+def _cpu_features() -> str:
+    """What -march=native depends on."""
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    return f"{platform.machine()} {platform.processor()}"

@@ -1,0 +1,68 @@
+"""The kernels as jax functions. `build.load` must have been called before one is compiled.
+
+Float32, on one CPU device, forward only. A row's result is the same bits whatever rows are beside
+it and wherever its decode call began.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from polaris_jax.rollout.native.build import ATTENTION, PRODUCT
+from polaris_jax.rollout.paged_kv import Pool
+from polaris_jax.rollout.staged_kv import Staged, stage
+
+PANEL_COLUMNS = 32  # kPanel in kernels.cc
+
+
+def pack(weight_LDX: Array) -> Array:
+    """[L, P, D, 32]: panels of 32 columns, each contiguous; the last is filled up with zeros."""
+    layers, width, columns = weight_LDX.shape
+    padded = jnp.pad(weight_LDX, ((0, 0), (0, 0), (0, -columns % PANEL_COLUMNS)))
+    return padded.reshape(layers, width, -1, PANEL_COLUMNS).swapaxes(1, 2)
+
+
+def unpacked(panel_PDC: Array, *, columns: int) -> Array:
+    """[D, X]: the matrix of one layer of `pack`."""
+    _, width, _ = panel_PDC.shape
+    return panel_PDC.swapaxes(0, 1).reshape(width, -1)[:, :columns]
+
+
+def packed_product(layer: Array, x_MD: Array, panel_LPDC: Array, *, columns: int) -> Array:
+    """[M, X]: `x_MD` times the matrix of layer `layer`.
+
+    Args:
+        layer: int32 index.
+        x_MD: float32.
+        panel_LPDC: of `pack`.
+        columns: X.
+    """
+    out = jax.ShapeDtypeStruct((x_MD.shape[0], columns), jnp.float32)
+    return jax.ffi.ffi_call(PRODUCT, out)(jnp.int32(layer), x_MD, panel_LPDC)
+
+
+def attend_staged(
+    layer: Array,
+    q_BNH: Array,
+    k_BKH: Array,
+    v_BKH: Array,
+    staged: Staged,
+    pool: Pool,
+    step: Array,
+    cached_B: Array,
+    table_BJ: Array,
+    *,
+    num_layers: int,
+) -> tuple[Array, Staged]:
+    """`staged_kv.attend_staged`, pages read where they lie."""
+    del num_layers
+    staged = stage(layer, k_BKH, v_BKH, staged, step)
+    out_BNH = jax.ffi.ffi_call(
+        ATTENTION, jax.ShapeDtypeStruct(q_BNH.shape, jnp.float32)
+    )(
+        jnp.int32(layer), jnp.int32(step), q_BNH, staged.k_LBKHT, staged.v_LBKTH,
+        pool.k_ZKHY, pool.v_ZKYH, cached_B, table_BJ,
+    )  # fmt: skip
+    return out_BNH, staged

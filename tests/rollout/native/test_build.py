@@ -1,0 +1,126 @@
+"""The library is compiled once a machine, mended when damaged; without a compiler all is XLA's."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from polaris_jax.config import ConfigError
+from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams, native
+from polaris_jax.rollout.program_spec import program_spec
+from polaris_jax.sharding import make_sampler_mesh
+from tests.rollout.native_kernels import needs_compiler
+from tests.rollout.rollout_cases import CONFIG, small_model
+
+LOAD = """
+from polaris_jax.rollout import native
+try:
+    print("loaded", native.load())
+except native.BuildFailed as error:
+    print("failed", error)
+"""
+COMPUTE = """
+import jax.numpy as jnp
+from polaris_jax.rollout import native
+native.load()
+weight_LDX = jnp.arange(12.0).reshape(1, 3, 4)
+print(native.packed_product(0, jnp.ones((1, 3)), native.pack(weight_LDX), columns=4).tolist())
+"""
+
+
+def run(script: str, **environment: str) -> str:
+    """What a fresh process says."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def libraries(cache: Path) -> list[Path]:
+    return sorted((cache / "polaris_jax").iterdir())
+
+
+@needs_compiler
+def test_it_is_compiled_once_and_mended_when_damaged(tmp_path):
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert run(COMPUTE, **cache) == "[[12.0, 15.0, 18.0, 21.0]]"
+    (library,) = libraries(tmp_path)
+    first = library.stat().st_mtime_ns
+    assert run(LOAD, **cache).startswith("loaded ")
+    assert library.stat().st_mtime_ns == first
+    library.write_bytes(library.read_bytes()[:1000])
+    assert run(COMPUTE, **cache) == "[[12.0, 15.0, 18.0, 21.0]]"
+    assert libraries(tmp_path) == [library]
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "tmp").mkdir()
+    out = run(COMPUTE, XDG_CACHE_HOME=str(tmp_path / "file"), TMPDIR=str(tmp_path / "tmp"))
+    assert out == "[[12.0, 15.0, 18.0, 21.0]]"
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_compiler_that_is_not_there_or_refuses_is_named(tmp_path):
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert run(LOAD, CXX="no-such-c++", **cache) == "failed CXX=no-such-c++: no such compiler"
+    assert "no C++ compiler (c++, g++, clang++) on the path" in run(
+        LOAD, PATH=str(tmp_path), CXX="", **cache
+    )
+    broken = tmp_path / "broken"
+    broken.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo broken 1.0 && exit 0\n'
+        "echo 'kernels.cc:1: error: disk full' >&2\nexit 1\n"
+    )
+    broken.chmod(0o755)
+    assert run(LOAD, CXX=str(broken), **cache) == (
+        f"failed {broken}: kernels.cc:1: error: disk full"
+    )
+    assert not libraries(tmp_path)
+
+
+def spec(mesh=None, **settings):
+    return program_spec(CONFIG, SamplerConfig(**{"dtype": "float32", **settings}), mesh)
+
+
+@needs_compiler
+def test_auto_takes_them_where_they_serve_and_says_why_not():
+    assert spec().native
+    assert spec().kernels == f"native ({native.load()})"
+    for settings, why in (
+        ({"dtype": "bfloat16"}, "float32, the sampler's dtype is bfloat16"),
+        ({"layout": "pages"}, "layout='staged'"),
+        ({"mesh": make_sampler_mesh(jax.devices()[:2], data=2)}, "one device, the sampler has 2"),
+    ):
+        chosen = spec(**settings)
+        assert not chosen.native
+        assert chosen.kernels.startswith("xla (")
+        assert why in chosen.kernels
+        with pytest.raises(ConfigError, match=f"rollout.attention='native': .*{why}"):
+            spec(attention="native", **settings)
+    assert spec(attention="xla").kernels == "xla (rollout.attention='xla')"
+
+
+def test_without_a_compiler_auto_is_xla_and_native_is_refused(monkeypatch):
+    def fail():
+        raise native.BuildFailed("no C++ compiler")
+
+    monkeypatch.setattr(native, "load", fail)
+    assert not spec().native
+    assert spec().kernels == "xla (native cannot be compiled: no C++ compiler)"
+    with pytest.raises(
+        ConfigError, match=r"native cannot be compiled: no C\+\+ compiler; use auto"
+    ):
+        spec(attention="native")
+    groups = Sampler(small_model(), SamplerConfig(max_len=32)).generate(
+        [[1, 2, 3]], SamplingParams(max_tokens=4)
+    )
+    assert len(groups[0][0].token_ids) == 4

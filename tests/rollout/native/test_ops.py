@@ -1,0 +1,178 @@
+"""The native product and attention equal XLA's; a row's bits depend on nothing but the row."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polaris_jax.rollout import native
+from polaris_jax.rollout.paged_kv import Pool
+from polaris_jax.rollout.staged_kv import Staged
+from tests.rollout.native_kernels import needs_compiler
+from tests.tolerances import ATTENTION_ATOL, PRODUCT_RTOL
+
+pytestmark = needs_compiler
+LAYERS, BATCH, KV, STEPS, MOST = 2, 5, 2, 6, 64
+# By the first call of a program, and by later ones.
+KERNEL_ERRORS = (jax.errors.JaxRuntimeError, ValueError)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).standard_normal(shape, np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels():
+    native.load()
+
+
+@functools.partial(jax.jit, static_argnames="columns")
+def product(layer, x_MD, weight_LDX, *, columns):
+    return native.packed_product(layer, x_MD, native.pack(weight_LDX), columns=columns)
+
+
+# --- the product ---
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 12, 13, 31, 241, 500])
+@pytest.mark.parametrize(("width", "columns"), [(1, 1), (40, 32), (513, 65), (1100, 31)])
+def test_a_product_equals_xlas(rows, width, columns):
+    x_MD, weight_LDX = normal(rows, width), normal(LAYERS, width, columns)
+    for layer in range(LAYERS):
+        got = product(layer, x_MD, weight_LDX, columns=columns)
+        exact = x_MD.astype(np.float64) @ weight_LDX[layer]
+        scale = np.abs(x_MD).astype(np.float64) @ np.abs(weight_LDX[layer])
+        assert np.all(np.abs(got - exact) <= PRODUCT_RTOL * scale)
+
+
+def test_a_rows_product_is_the_same_bits_in_any_company():
+    x_MD, weight_LDX = normal(300, 600), normal(1, 600, 70)
+    whole = np.asarray(product(0, x_MD, weight_LDX, columns=70))
+    for rows in ([0], [299], range(7), range(3, 40), range(100, 300)):
+        part = product(0, x_MD[list(rows)], weight_LDX, columns=70)
+        np.testing.assert_array_equal(part, whole[list(rows)])
+
+
+def test_unpacked_is_what_was_packed():
+    weight_LDX = normal(2, 7, 45)
+    panel_LPDC = native.pack(jnp.asarray(weight_LDX))
+    assert panel_LPDC.shape == (2, 2, 7, 32)
+    np.testing.assert_array_equal(native.unpacked(panel_LPDC[1], columns=45), weight_LDX[1])
+
+
+def test_a_layer_that_is_not_there_is_refused():
+    with pytest.raises(KERNEL_ERRORS, match="packed_product"):
+        jax.block_until_ready(product(2, normal(3, 8), normal(LAYERS, 8, 4), columns=4))
+
+
+# --- attention ---
+
+
+def attention_case(*, group, width, page_size, cached, steps=STEPS):
+    """(pool, staged, table, q, dense k and v) of rows with `cached` tokens and a call's."""
+    pages = -(-MOST // page_size)
+    num_pages = BATCH * pages + 1
+    table_BJ = 1 + np.random.default_rng(0).permutation(num_pages - 1).reshape(BATCH, pages)
+    k_BTKH, v_BTKH = (normal(BATCH, MOST, KV, width, seed=seed) for seed in (1, 2))
+    k_ZKHY = normal(LAYERS * num_pages, KV, width, page_size, seed=3)
+    v_ZKYH = normal(LAYERS * num_pages, KV, page_size, width, seed=4)
+    k_LBKHT = normal(LAYERS, BATCH, KV, width, steps, seed=5)
+    v_LBKTH = normal(LAYERS, BATCH, KV, steps, width, seed=6)
+    for b, count in enumerate(cached):
+        for t in range(count):
+            page = num_pages + table_BJ[b, t // page_size]
+            k_ZKHY[page, :, :, t % page_size] = k_BTKH[b, t]
+            v_ZKYH[page, :, t % page_size] = v_BTKH[b, t]
+        for s in range(steps):
+            k_LBKHT[1, b, :, :, s] = k_BTKH[b, count + s]
+            v_LBKTH[1, b, :, s] = v_BTKH[b, count + s]
+    q_BNH = normal(BATCH, KV * group, width, seed=7)
+    pool = Pool(jnp.asarray(k_ZKHY), jnp.asarray(v_ZKYH))
+    staged = Staged(jnp.asarray(k_LBKHT), jnp.asarray(v_LBKTH))
+    return pool, staged, table_BJ.astype(np.int32), q_BNH, k_BTKH, v_BTKH
+
+
+@jax.jit
+def attend(q_BNH, staged, pool, step, cached_B, table_BJ):
+    """Attention in layer 1 with all `staged` in place."""
+    k, v = staged.k_LBKHT[1, ..., step], staged.v_LBKTH[1, :, :, step]
+    out_BNH, after = native.attend_staged(
+        jnp.int32(1), q_BNH, k, v, staged, pool, step, cached_B, table_BJ, num_layers=LAYERS
+    )
+    return out_BNH, after
+
+
+def dense(q_BNH, k_BTKH, v_BTKH, counts):
+    """Softmax attention over each row's first tokens, in float64."""
+    q_BNH, k_BTKH, v_BTKH = (x.astype(np.float64) for x in (q_BNH, k_BTKH, v_BTKH))
+    group, width = q_BNH.shape[1] // k_BTKH.shape[2], q_BNH.shape[2]
+    out_BNH = np.zeros_like(q_BNH)
+    for b, count in enumerate(counts):
+        for n in range(q_BNH.shape[1]):
+            score_T = k_BTKH[b, :count, n // group] @ q_BNH[b, n] / np.sqrt(width)
+            weight_T = np.exp(score_T - score_T.max())
+            out_BNH[b, n] = weight_T @ v_BTKH[b, :count, n // group] / weight_T.sum()
+    return out_BNH
+
+
+@pytest.mark.parametrize("page_size", [3, 4, 16, 64])
+@pytest.mark.parametrize(("group", "width"), [(1, 64), (3, 16), (7, 24), (11, 128)])
+def test_attention_equals_dense(page_size, group, width):
+    cached = (0, 1, 16, 37, 50)
+    pool, staged, table_BJ, q_BNH, k_BTKH, v_BTKH = attention_case(
+        group=group, width=width, page_size=page_size, cached=cached
+    )
+    for step in (0, 3, STEPS - 1):
+        got, after = attend(q_BNH, staged, pool, step, np.array(cached, np.int32), table_BJ)
+        expected = dense(q_BNH, k_BTKH, v_BTKH, [count + step + 1 for count in cached])
+        np.testing.assert_allclose(got, expected, atol=ATTENTION_ATOL)
+        jax.tree.map(np.testing.assert_array_equal, after, staged)
+
+
+@pytest.mark.parametrize("page_size", [4, 16])
+def test_where_a_call_began_changes_no_bit(page_size):
+    """The same tokens, more of them staged and fewer in pages."""
+    results = []
+    for moved in (0, 3, STEPS):
+        cached = tuple(count - moved for count in (6, 16, 20, 37, 50))
+        pool, staged, table_BJ, q_BNH, *_ = attention_case(
+            group=2, width=32, page_size=page_size, cached=cached, steps=2 * STEPS
+        )
+        at = np.array(cached, np.int32)
+        results.append(attend(q_BNH, staged, pool, moved, at, table_BJ)[0])
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
+
+
+def test_far_apart_scores_leave_the_largest():
+    cached = (9,) * BATCH
+    pool, staged, table_BJ, q_BNH, k_BTKH, v_BTKH = attention_case(
+        group=1, width=16, page_size=4, cached=cached
+    )
+    got, _ = attend(300 * q_BNH, staged, pool, 0, np.array(cached, np.int32), table_BJ)
+    expected = dense(300 * q_BNH, k_BTKH, v_BTKH, [10] * BATCH)
+    np.testing.assert_allclose(got, expected, atol=50 * ATTENTION_ATOL)  # of scores up to 1,000
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"table": 10**6}, "a page outside the pool"),
+        ({"cached": 10**4}, "more cached tokens than pages"),
+        ({"cached": -1}, "more cached tokens than pages"),
+        ({"step": STEPS}, "layer, step or rows"),
+    ],
+    ids=str,
+)
+def test_what_would_read_outside_is_refused(change, words):
+    pool, staged, table_BJ, q_BNH, *_ = attention_case(
+        group=1, width=16, page_size=4, cached=(9,) * BATCH
+    )
+    cached_B = np.full(BATCH, change.get("cached", 9), np.int32)
+    table_BJ = np.full_like(table_BJ, change["table"]) if "table" in change else table_BJ
+    with pytest.raises(KERNEL_ERRORS, match=words):
+        jax.block_until_ready(
+            attend(q_BNH, staged, pool, change.get("step", 0), cached_B, table_BJ)
+        )
