@@ -82,6 +82,7 @@ class TrainingRun:
         self.clock = StepClock()
         self._closing = contextlib.ExitStack()
         self._held_out: HeldOut | None = None
+        self._kernels = ""
 
     # ---- opening and closing
 
@@ -224,12 +225,16 @@ class TrainingRun:
 
     def make_sampler(self, state: TrainState, max_response_tokens: int) -> Sampler:
         """A sampler of the state's weights, on the devices that sample."""
-        return make_sampler(
+        sampler = make_sampler(
             state.params,
             self.config,
             max_response_tokens=max_response_tokens,
             devices=self.sampler_devices,
         )
+        if sampler.kernels != self._kernels:
+            self._kernels = sampler.kernels
+            self.progress.line(f"decode kernels: {sampler.kernels}")
+        return sampler
 
     # ---- the parts of a step
 

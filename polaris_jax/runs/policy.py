@@ -71,7 +71,7 @@ def open_policy(
     Args:
         config: the run.
         workdir: where the warm start lies.
-        progress: for the warm start's lines.
+        progress: for the warm start's lines and the sampler's kernels.
         max_response_tokens: longest budget that will be asked for.
         weights: other weights than the base model's.
         rope_scaling: rotary scaling to sample under; None keeps the model's own.
@@ -80,5 +80,6 @@ def open_policy(
     if rope_scaling is not None:
         model = model.with_rope_scaling(rope_scaling)
     sampler = make_sampler(model, config, max_response_tokens=max_response_tokens)
+    progress.line(f"decode kernels: {sampler.kernels}")
     with make_grader(config) as grader:
         yield Policy(config, sampler, tokenizer, grader)

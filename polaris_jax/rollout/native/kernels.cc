@@ -25,13 +25,23 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int kLanes = 16;
+// Numbers of a vector register, and the rows and vectors of a product's tile: as many sums as there
+// are registers for. Vectors wider than the registers would be taken apart, slowly.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTileRows = 12, kTileVecs = 2;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kTileRows = 6, kTileVecs = 2;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kTileRows = 6, kTileVecs = 4;
+#else
+constexpr int kLanes = 4, kTileRows = 4, kTileVecs = 2;
+#endif
 constexpr int kPanel = 32;       // Columns of a packed panel: PANEL_COLUMNS in packed.py.
 constexpr int64_t kDepth = 512;  // Rows of a panel that are used for all rows of x at once.
 constexpr int64_t kRowBlock = 240;      // Rows of x of one item, a multiple of any tile.
 constexpr int64_t kMinFlops = 1 << 19;  // Less is not worth another thread.
 
-// Numbers side by side in a register, or in several where registers are narrower.
+// Numbers side by side in a register.
 template <int N>
 struct VectorOf {
   typedef float Type __attribute__((vector_size(N * sizeof(float))));
@@ -74,7 +84,7 @@ int64_t WithLanes(int64_t count, const Work& work) {
     return lanes.value;
   };
   if (count >= kLanes) return with(std::integral_constant<int, kLanes>{});
-  if (count >= 8) return with(std::integral_constant<int, 8>{});
+  if (count >= std::min(kLanes, 8)) return with(std::integral_constant<int, std::min(kLanes, 8)>{});
   if (count >= 4) return with(std::integral_constant<int, 4>{});
   return with(std::integral_constant<int, 1>{});
 }
@@ -104,13 +114,8 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, int64_t threads, const Work& 
   while (shared->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
 }
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileRows = 12, kTileVecs = 2;
-#else
-constexpr int kTileRows = 6, kTileVecs = 1;
-#endif
-
-// out[R, V * 16] (+)= x[R, depth] * panel[depth, V * 16 of 32]; sums in the order of depth.
+// out[R, V vectors] (+)= x[R, depth] * panel[depth, V vectors of 32 columns], summed in the order of
+// depth.
 template <int R, int V>
 void Tile(const float* x, int64_t x_stride, const float* panel, int64_t depth, float* out,
           int64_t out_stride, bool add) {
@@ -124,7 +129,7 @@ void Tile(const float* x, int64_t x_stride, const float* panel, int64_t depth, f
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const float scale = x[r * x_stride + k];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[r][v] = Fma(scale, column[v], sum[r][v]);
     }
   }
@@ -137,9 +142,10 @@ void TileRows(int64_t rows, const float* x, int64_t x_stride, const float* panel
               float* out, int64_t out_stride, bool add) {
   if constexpr (R > 0) {
     if (rows == R) {
-      for (int v = 0; v < kPanel / kLanes; v += kTileVecs)
-        Tile<R, kTileVecs>(x, x_stride, panel + v * kLanes, depth, out + v * kLanes, out_stride,
-                           add);
+      // Few rows alone make too few sums to hide the latency of one.
+      constexpr int kVecs = R <= kTileRows / 3 ? std::min(kPanel / kLanes, 2 * kTileVecs) : kTileVecs;
+      for (int v = 0; v < kPanel / kLanes; v += kVecs)
+        Tile<R, kVecs>(x, x_stride, panel + v * kLanes, depth, out + v * kLanes, out_stride, add);
     } else {
       TileRows<R - 1>(rows, x, x_stride, panel, depth, out, out_stride, add);
     }
