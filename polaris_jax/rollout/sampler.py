@@ -62,8 +62,8 @@ class Sampler:
         default = mesh is not None and list(mesh.devices.flat) == jax.local_devices()[:1]
         self._mesh = None if default else mesh
         self._dtype = self.config.dtype or model.embed_VD[...].dtype
-        sizes = dataclasses.replace(self.config, dtype=jnp.dtype(self._dtype).name)
-        self._engine = Engine(model.config, sizes, self._mesh)
+        self._sizes = dataclasses.replace(self.config, dtype=jnp.dtype(self._dtype).name)
+        self._engine = Engine(model.config, self._sizes, self._mesh)
         self._model_config = model.config
         self._model: Model | None = None
         self._state: DecodeState | None = None
@@ -361,7 +361,7 @@ class Sampler:
     def _ready_driver(self) -> Driver:
         """The slots, with a pool; its size is chosen once, so that a new one compiles nothing."""
         if not self._num_pages:
-            self._num_pages = pool_pages(self._model_config, self.config, self._mesh, self._dtype)
+            self._num_pages = pool_pages(self._model_config, self._sizes, self._mesh, self._dtype)
         if self._state is None:
             self._state = DecodeState(
                 None, self.config, num_pages=self._num_pages, data=self._engine.data

@@ -109,6 +109,14 @@ def test_auto_takes_them_where_they_serve_and_says_why_not():
     assert spec(attention="xla").kernels == "xla (rollout.attention='xla')"
 
 
+@needs_compiler
+def test_a_sampler_that_asks_for_them_finds_dtype_and_pool_itself():
+    sizes = SamplerConfig(attention="native", num_pages=0, slots=2, max_len=32)
+    sampler = Sampler(small_model(), sizes)
+    assert sampler.kernels.startswith("native (")
+    assert len(sampler.generate([[1, 2, 3]], SamplingParams(max_tokens=4))[0][0].token_ids) == 4
+
+
 def test_without_a_compiler_auto_is_xla_and_native_is_refused(monkeypatch):
     def fail():
         raise native.BuildFailed("no C++ compiler")
