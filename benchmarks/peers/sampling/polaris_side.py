@@ -32,7 +32,7 @@ def load(job: dict[str, Any]) -> side.Generate:
         return side.Sampled(
             [list(response.token_ids) for response in responses],
             [list(response.logprobs) for response in responses],
-            {"row_waste": stats["row_waste"], "stats": stats},
+            {"row_waste": stats["row_waste"], "stats": {**stats, "kernels": sampler.kernels}},
         )
 
     return generate

@@ -44,4 +44,4 @@ def sides_of(workload: Workload, example: Sequence[Request], fields: set[str]) -
             Side("a pool for all", OURS),
             Side("a pool for a quarter", OURS, {"num_pages": max(pages // 4, largest) + 1}),
         ]
-    return [Side(OURS, OURS), *PEERS]
+    return [Side(OURS, OURS), Side("ours, XLA's kernels", OURS, {"attention": "xla"}), *PEERS]
