@@ -24,6 +24,7 @@ MIN_BUCKET_ROWS = 32
 ROW_MULTIPLE = 8
 # A decode step of fewer FLOPs costs the CPU its dispatch and little else: not worth a program.
 MIN_BUCKET_FLOPS = 100e6
+NATIVE_MIN_BUCKET_FLOPS = 60e6  # programs with native kernels compile in half the time
 # Prompt tokens of one prefill call: enough to fill matmuls, few enough that padding stays small.
 PREFILL_CALL_TOKENS = 512
 FEW_PREFILL_TOKENS = 128
@@ -106,7 +107,9 @@ def program_spec(
         staged = False
     native_serves, why = _native(config, device.platform, mesh, staged=staged)
     if staged:
-        buckets = fine_row_buckets(config.slots // data, config.min_rows or _min_rows(model_config))
+        least_flops = NATIVE_MIN_BUCKET_FLOPS if native_serves else MIN_BUCKET_FLOPS
+        min_rows = config.min_rows or math.ceil(least_flops / (2 * model_config.num_parameters))
+        buckets = fine_row_buckets(config.slots // data, min_rows, single=native_serves)
     else:
         buckets = row_buckets(config.slots // data)
     # A scan over stacked weights copies each layer's slice on a CPU.
@@ -187,22 +190,21 @@ def row_buckets(slots: int) -> tuple[int, ...]:
     return tuple(buckets)
 
 
-def fine_row_buckets(slots: int, min_rows: int) -> tuple[int, ...]:
+def fine_row_buckets(slots: int, min_rows: int, *, single: bool = False) -> tuple[int, ...]:
     """`row_buckets` of a CPU, where a step's time follows its rows and a program compiles in
     seconds: powers of 2 and, from 12 up, one and a half times them.
 
     Args:
         slots: of a data shard.
         min_rows: fewer rows get no program of their own.
+        single: also 1, 3 and 6: native products of so few rows cost what they should, and a row
+            alone is the same bits.
     """
     # Beyond a tile the rows must divide into some.
     most = slots if slots <= TILE_ROWS else -(-slots // ROW_MULTIPLE) * ROW_MULTIPLE
-    most = max(most, MIN_ROWS)
+    most = max(most, 1 if single else MIN_ROWS)
     powers = [MIN_ROWS << i for i in range(most.bit_length())]
-    sizes = sorted({*powers, *(3 * p // 2 for p in powers if p > 4)})
+    sizes = sorted({*powers, *(3 * p // 2 for p in powers if single or p > 4)})
+    if single:
+        sizes = [1, *sizes]
     return (*(size for size in sizes if min_rows <= size < most), most)
-
-
-def _min_rows(config: ModelConfig) -> int:
-    """Rows whose products make `MIN_BUCKET_FLOPS`."""
-    return math.ceil(MIN_BUCKET_FLOPS / (2 * config.num_parameters))

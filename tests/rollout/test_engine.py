@@ -13,6 +13,7 @@ from polaris_jax.rollout.prefill_calls import prefill_calls
 from polaris_jax.rollout.program_spec import fine_row_buckets, program_spec, row_buckets
 from polaris_jax.rollout.sampling import PromptParams, pad_stop_ids
 from polaris_jax.rollout.staged_kv import TILE_ROWS, tile_rows
+from tests.rollout.native_kernels import needs_compiler
 from tests.rollout.rollout_cases import CONFIG, dense_logits, random_prompts, small_model
 
 SIZES = {"slots": 4, "page_size": 4, "max_len": 32, "decode_steps": 4, "prefill_chunk": 32}
@@ -69,6 +70,26 @@ def test_row_buckets_of_accelerators(slots, buckets):
 def test_fine_row_buckets(slots, buckets):
     assert fine_row_buckets(slots, 2) == buckets
     assert all(tile_rows(b) >= 8 for b in buckets if b > TILE_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("slots", "min_rows", "buckets"),
+    [
+        (1, 1, (1,)),
+        (2, 1, (1, 2)),
+        (16, 1, (1, 2, 3, 4, 6, 8, 12, 16)),
+        (17, 3, (3, 4, 6, 8, 12, 16, 17)),
+    ],
+)
+def test_native_kernels_take_few_rows_as_they_come(slots, min_rows, buckets):
+    assert fine_row_buckets(slots, min_rows, single=True) == buckets
+
+
+@needs_compiler
+def test_native_kernels_give_a_small_model_more_programs():
+    sizes = SamplerConfig(slots=128, num_pages=1024, dtype="float32")
+    model_config = dataclasses.replace(CONFIG, vocab_size=1_000_000 // CONFIG.hidden_size)
+    assert program_spec(model_config, sizes, None).row_buckets == (32, 48, 64, 96, 128)
 
 
 @pytest.mark.parametrize(

@@ -406,7 +406,7 @@ def test_calls_dispatched_ahead_go_on_in_a_smaller_bucket():
     answers, row_steps = [], []
     for ahead in (False, True):
         sampler = Sampler(small_model(), dataclasses.replace(config, dispatch_ahead=ahead))
-        assert sampler._engine.spec.row_buckets == (2, 4, 8)
+        assert {2, 4, 8} <= set(sampler._engine.spec.row_buckets)
         request = sampler.submit(PROMPTS[:8], params)
         for _ in range(20):
             sampler.step()
