@@ -30,7 +30,7 @@ def unpacked(panel_PDC: Array, *, columns: int) -> Array:
     return panel_PDC.swapaxes(0, 1).reshape(width, -1)[:, :columns]
 
 
-def packed_product(layer: Array, x_MD: Array, panel_LPDC: Array, *, columns: int) -> Array:
+def packed_product(layer: Array | int, x_MD: Array, panel_LPDC: Array, *, columns: int) -> Array:
     """[M, X]: `x_MD` times the matrix of layer `layer`.
 
     Args:
