@@ -445,6 +445,20 @@ def test_presets_have_the_tensors_of_their_checkpoints():
     assert len(hf_shapes(PRESETS["r1-distill-qwen-7b"])) == 339
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("yarn", "rope_scaling='yarn': expected a RopeScaling or a dictionary"),
+        ({"rope_type": "linear", "factor": 0.5}, "rope_scaling: factor=0.5: linear needs"),
+        ({"rope_type": "default", "rope_theta": "1e6"}, "rope_scaling: rope_theta='1e6'"),
+    ],
+)
+def test_a_bad_rope_scaling_is_one_clear_line(given, words, tmp_path):
+    place = write_checkpoint(tmp_path, BY_NAME["qwen2_tied"], "plain")
+    with pytest.raises(ValueError, match=words):
+        load_pretrained(place, rope_scaling=given)
+
+
 def test_rope_parameters_in_place_of_the_checkpoint_own_bring_their_base(tmp_path):
     place = write_checkpoint(tmp_path, ARCHITECTURES[0], "plain")
     linear = {"rope_type": "linear", "factor": 2.0}
