@@ -96,5 +96,5 @@ def test_a_stopped_run_ends_with_0_unless_told_otherwise(monkeypatch):
 @pytest.mark.parametrize("value", ["", "256", "-1", "SIGTERM", "1.0", "²"])
 def test_a_status_that_is_none_is_refused(value, monkeypatch):
     monkeypatch.setenv("POLARIS_STOPPED_STATUS", value)
-    with pytest.raises(ConfigError, match="POLARIS_STOPPED_STATUS=.*from 0 to 255"):
+    with pytest.raises(ConfigError, match=r"POLARIS_STOPPED_STATUS=.*from 0 to 255"):
         stopped_status()
