@@ -30,6 +30,9 @@ while [[ $# -gt 0 ]]; do
     *) break ;;
   esac
 done
+if ((${#port} > 5 || ${port:-0} > 65535)); then
+  die "--port=$port: expected a port, 1 to 65535"
+fi
 need_command "$@"
 need_python
 

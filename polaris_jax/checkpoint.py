@@ -134,7 +134,9 @@ class Checkpointer:
         step = self.latest()
         if step is None:
             which = "" if self._only is None else f" {self._only}"
-            raise ConfigError(f"checkpoint {self.directory}: no whole checkpoint{which} in it")
+            torn = [s for s in self._candidates() if self._folders.lacks_manifest(s)]
+            why = f"; step {torn[-1]} is torn: {manifest.MANIFEST} is missing" if torn else ""
+            raise ConfigError(f"checkpoint {self.directory}: no whole checkpoint{which} in it{why}")
         return step
 
     def _latest(self) -> int | None:

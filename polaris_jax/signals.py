@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from types import FrameType
 from typing import Any
 
+from polaris_jax.config import ConfigError
 from polaris_jax.progress import say
+
+STOPPED_STATUS = "POLARIS_STOPPED_STATUS"
+
+
+def stopped_status() -> int:
+    """The exit status of a run that a signal stopped before its end: 0, or POLARIS_STOPPED_STATUS.
+
+    Raises:
+        ConfigError: the variable holds no whole number from 0 to 255.
+    """
+    value = os.environ.get(STOPPED_STATUS, "0")
+    if not (value.isascii() and value.isdigit() and int(value) <= 255):
+        raise ConfigError(
+            f"{STOPPED_STATUS}={value!r}: an exit status is a whole number from 0 to 255; unset it "
+            "for 0, or set 143 for schedulers that restart only what has failed"
+        )
+    return int(value)
 
 
 class StopRequest:
@@ -36,9 +55,9 @@ class StopRequest:
         return time.monotonic() - self._asked_at_s if self.requested else 0.0
 
     @property
-    def exit_code(self) -> int:
-        """130 after Ctrl-C, 0 after SIGTERM and SIGHUP (no failure) or without a signal."""
-        return 130 if self.signal == signal.SIGINT else 0
+    def interrupted(self) -> bool:
+        """True when Ctrl-C was the first signal."""
+        return self.signal == signal.SIGINT
 
     def __enter__(self) -> StopRequest:
         numbers = [signal.SIGTERM, signal.SIGINT]

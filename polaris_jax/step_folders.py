@@ -52,7 +52,11 @@ class StepFolders:
 
     def begun(self, step: int) -> bool:
         """Whether a save that was killed has left no more of a step than a beginning."""
-        return self._mark(step).exists() and not (self.path(step) / manifest.MANIFEST).exists()
+        return self._mark(step).exists() and self.lacks_manifest(step)
+
+    def lacks_manifest(self, step: int) -> bool:
+        """Whether a step is torn: its save, or a copy of it, was cut off before the last file."""
+        return not (self.path(step) / manifest.MANIFEST).exists()
 
     def fault(self, step: int, *, checksums: bool = True) -> str | None:
         """Why a step is not whole, in one phrase, as `manifest.fault`; None when it is."""

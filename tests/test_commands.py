@@ -105,8 +105,9 @@ def test_a_stop_while_scoring_resumes_with_the_score(workdir, line, tmp_path, mo
         return score(*args, **options)
 
     monkeypatch.setattr(HeldOut, "score", stopped)
-    for ended in (1, 2, 2, 2):  # the last one is complete already
-        assert main(["train", *line, f"--workdir={tmp_path}"]) == 0
+    monkeypatch.setenv("POLARIS_STOPPED_STATUS", "143")
+    for ended, status in ((1, 143), (2, 143), (2, 0), (2, 0)):  # the last one is complete already
+        assert main(["train", *line, f"--workdir={tmp_path}"]) == status
         assert Checkpointer(tmp_path / "checkpoints").latest() == ended
     assert calls == [False] * 4  # each score once begun in vain, once taken
     for name in ("metrics.jsonl", "stages.json"):

@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from polaris_jax import signals as module
-from polaris_jax.signals import StopRequest
+from polaris_jax.cli.train import exit_status
+from polaris_jax.config import ConfigError
+from polaris_jax.signals import StopRequest, stopped_status
 
 
 @pytest.fixture(autouse=True)
@@ -21,16 +23,17 @@ def _with_a_terminal():
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 0)]
+    ("number", "interrupts"),
+    [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGHUP, False)],
 )
-def test_first_signal_is_a_request(number, code, capsys):
+def test_first_signal_is_a_request(number, interrupts, capsys):
     before = signal.getsignal(number)
     with StopRequest() as stop:
         assert not stop.requested
-        assert stop.exit_code == 0
+        assert not stop.interrupted
         os.kill(os.getpid(), number)
         assert stop.requested
-        assert stop.exit_code == code
+        assert stop.interrupted == interrupts
     assert signal.getsignal(number) is before
     assert "stopping at the next safe point" in capsys.readouterr().err
 
@@ -52,7 +55,7 @@ def test_a_signal_that_ended_the_log_too_is_a_request(number, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Gone())
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.exit_code == 130
+        assert stop.interrupted
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
@@ -73,3 +76,25 @@ def test_second_ctrl_c_ends_at_once():
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("finished", "interrupted", "status"),
+    [(False, False, 143), (True, False, 0), (False, True, 130), (True, True, 130)],
+)
+def test_the_status_of_a_stop_is_for_runs_with_steps_left(finished, interrupted, status):
+    assert exit_status(finished, interrupted=interrupted, when_stopped=143) == status
+
+
+def test_a_stopped_run_ends_with_0_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("POLARIS_STOPPED_STATUS", raising=False)
+    assert stopped_status() == 0
+    monkeypatch.setenv("POLARIS_STOPPED_STATUS", "143")
+    assert stopped_status() == 143
+
+
+@pytest.mark.parametrize("value", ["", "256", "-1", "SIGTERM", "1.0", "²"])
+def test_a_status_that_is_none_is_refused(value, monkeypatch):
+    monkeypatch.setenv("POLARIS_STOPPED_STATUS", value)
+    with pytest.raises(ConfigError, match=r"POLARIS_STOPPED_STATUS=.*from 0 to 255"):
+        stopped_status()

@@ -220,13 +220,14 @@ def test_the_trainers_state_may_wait_in_host_memory(base, alone, tmp_path, apart
     ["mesh.fsdp=2", "mesh.fsdp=2 rollout.processes=2 rollout.data=2"],
     ids=["a sampler each", "one sampler"],
 )
-def test_sigterm_to_one_stops_both_with_a_checkpoint(base, alone, tmp_path, fields):
+def test_sigterm_to_one_stops_both_with_a_checkpoint(base, alone, tmp_path, fields, monkeypatch):
     workdir = tmp_path / "run"
+    monkeypatch.setenv("POLARIS_STOPPED_STATUS", "143")
     with Pair(base, workdir, fields=fields) as pair:
         pair.wait_for_steps(2)  # so that a checkpoint is there
         os.kill(pair.pid(1), signal.SIGTERM)
         status, out, err = pair.outcome()
-    assert status == 0, out + err
+    assert status == 143, out + err
     assert "stopped; rerun" in out
     with Pair(base, workdir, fields=fields) as pair:
         status, out, err = pair.outcome()

@@ -4,7 +4,8 @@ Resumes by itself: the same command on the same workdir goes on from the last wh
 workdir of another config is refused, naming the fields that differ; --overwrite starts anew.
 `--stage N --from CKPT` begins at stage N (from 0, as in `config.stages[N]`) with the weights,
 accuracy table and rescue sink of another run's checkpoint. SIGTERM or a lost terminal leaves a
-checkpoint and exits 0, Ctrl-C leaves one and exits 130.
+checkpoint and exits 0 (or as POLARIS_STOPPED_STATUS says, for schedulers that restart only what has
+failed), Ctrl-C leaves one and exits 130.
 
 Example:
   polaris train --config=configs/polaris_4b.py --workdir=runs/4b \
@@ -19,6 +20,7 @@ from polaris_jax.cli.flags import parse
 from polaris_jax.cli.run import start_jax
 from polaris_jax.config import ConfigError
 from polaris_jax.files import as_place
+from polaris_jax.signals import StopRequest, stopped_status
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -37,11 +39,11 @@ def main(argv: list[str]) -> int:
         )
     if source and not as_place(source).exists():
         raise ConfigError(f"--from={source}: there is no such checkpoint")
+    when_stopped = stopped_status()
     start_jax(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
     from polaris_jax.loop import train
-    from polaris_jax.processes import is_first
+    from polaris_jax.processes import any_process, is_first
     from polaris_jax.progress import Progress
-    from polaris_jax.signals import StopRequest
     from polaris_jax.start_at import StartAt
 
     progress = Progress(enabled=is_first())
@@ -63,4 +65,10 @@ def main(argv: list[str]) -> int:
     if stop.signal is not None:
         ending += f" ({stop.waited_s:.1f} s after {stop.signal.name})"
     progress.line(f"{ending}: {summary.last_step} steps  {counts}")
-    return stop.exit_code
+    interrupted = any_process(stop.interrupted)  # one status in all processes, whoever was told
+    return exit_status(summary.finished, interrupted=interrupted, when_stopped=when_stopped)
+
+
+def exit_status(finished: bool, *, interrupted: bool, when_stopped: int) -> int:
+    """130 after Ctrl-C in any process, `when_stopped` for a run with steps left, else 0."""
+    return 130 if interrupted else 0 if finished else when_stopped

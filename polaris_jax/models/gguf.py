@@ -101,13 +101,24 @@ class GgufFile:
             raise ValueError(f"{self.path}: metadata {self._arch}.{key} is missing")
         return value
 
+    def _count(self, key: str, default: int | None = None) -> int:
+        """A whole number of the metadata; an array, one entry a layer, must have equal ones."""
+        value = self._need(key) if default is None else self.get(f"{self._arch}.{key}", default)
+        values = set(value) if isinstance(value, list) else {value}
+        if len(values) != 1:
+            raise ValueError(
+                f"{self.path}: {self._arch}.{key}={value}: layers of different sizes are not "
+                "supported; take a model whose layers are alike"
+            )
+        return int(values.pop())
+
     def config(self) -> ModelConfig:
         """The architecture that the metadata describes.
 
         Raises:
             ValueError: a missing entry, or a rotary scaling that is not supported.
         """
-        arch, num_heads = self._arch, int(self._need("attention.head_count"))
+        arch, num_heads = self._arch, self._count("attention.head_count")
         hidden_size = int(self._need("embedding_length"))
         head_dim = int(self.get(f"{arch}.attention.key_length", hidden_size // num_heads))
         rotated = int(self.get(f"{arch}.rope.dimension_count", head_dim))
@@ -120,17 +131,17 @@ class GgufFile:
         return ModelConfig(
             vocab_size=int(self._shape("token_embd.weight")[0]),
             hidden_size=hidden_size,
-            intermediate_size=int(self._need("feed_forward_length")),
+            intermediate_size=self._count("feed_forward_length"),
             num_layers=int(self._need("block_count")),
             num_heads=num_heads,
-            num_kv_heads=int(self.get(f"{arch}.attention.head_count_kv", num_heads)),
+            num_kv_heads=self._count("attention.head_count_kv", num_heads),
             head_dim=head_dim,
             rope_theta=_decimal(self.get(f"{arch}.rope.freq_base", 10_000.0)),
             rms_norm_eps=_decimal(self._need("attention.layer_norm_rms_epsilon")),
             max_position_embeddings=max_positions,
             tie_embeddings="output.weight" not in self._tensors,
-            qkv_bias="blk.0.attn_q.bias" in self._tensors,
-            qk_norm="blk.0.attn_q_norm.weight" in self._tensors,
+            qkv_bias=arch == "qwen2",
+            qk_norm=arch == "qwen3",
             rope_scaling=parse_rope_scaling(
                 self._rope(), max_position_embeddings=max_positions, where=str(self.path)
             ),
@@ -138,13 +149,17 @@ class GgufFile:
         )
 
     def _rope(self) -> dict[str, Any] | None:
+        """The rotary scaling as llama.cpp reads it: without a type the factor's is linear."""
         prefix = f"{self._arch}.rope.scaling"
-        kind = self.get(f"{prefix}.type", "none")
-        if kind == "none":
+        kind = self.get(f"{prefix}.type", "linear")
+        legacy = self.get(f"{self._arch}.rope.scale_linear")
+        factor = self.get(f"{prefix}.factor", legacy)
+        if kind == "none" or (kind == "linear" and not factor):
             return None
         rope: dict[str, Any] = {"rope_type": kind}
+        if factor is not None:
+            rope["factor"] = _decimal(factor)
         for ours, theirs in (
-            ("factor", "factor"),
             ("original_max_position_embeddings", "original_context_length"),
             ("beta_fast", "yarn_beta_fast"),
             ("beta_slow", "yarn_beta_slow"),
@@ -195,9 +210,9 @@ class GgufFile:
                 "does not dequantise; take another quantisation"
             ) from error
         if permuted:
-            heads = int(self._need("attention.head_count"))
+            heads = self._count("attention.head_count")
             if ".k_proj" in name:  # absent: as many as query heads
-                heads = int(self.get(f"{self._arch}.attention.head_count_kv", heads))
+                heads = self._count("attention.head_count_kv", heads)
             value = unpermute(value, heads)
             return value if index is None else value[index]
         return value if index is None else value[(slice(None), *index[1:])]

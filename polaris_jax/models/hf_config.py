@@ -10,7 +10,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from etils import epath
 
@@ -87,6 +87,12 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
     for name in ("rope_scaling", "rope_parameters"):
         if fields.get(name) is not None and not isinstance(fields[name], Mapping):
             raise ValueError(f"{where}: {name}={fields[name]!r}: expected an object or null")
+        nested = (fields.get(name) or {}).get("full_attention", {})
+        if not isinstance(nested, Mapping):
+            raise ValueError(
+                f"{where}: {name}.full_attention={nested!r}: expected an object; layers without "
+                "rotary positions are not supported"
+            )
     model_type = fields.get("model_type")
     if model_type not in ARCHITECTURES:
         raise ValueError(
@@ -108,10 +114,10 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
         return value
 
     num_heads = need("num_attention_heads")
-    if fields.get("num_key_value_heads") is None and model_type == "llama":
-        num_kv_heads = num_heads
-    else:
-        num_kv_heads = need("num_key_value_heads")
+    # transformers takes null for as many as query heads, and absent so for Llama alone.
+    absent = None if model_type == "llama" else 0
+    as_many = fields.get("num_key_value_heads", absent) is None
+    num_kv_heads = num_heads if as_many else need("num_key_value_heads")
     if fields.get("head_dim") is not None:
         head_dim = need("head_dim")
     elif model_type == "qwen3" and "head_dim" not in fields:
@@ -127,8 +133,8 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        rope_theta=_positive(_rope_theta(fields), "rope_theta", where),
-        rms_norm_eps=_positive(
+        rope_theta=positive(_rope_theta(fields), "rope_theta", where),
+        rms_norm_eps=positive(
             fields.get("rms_norm_eps", _DEFAULT_RMS_NORM_EPS), "rms_norm_eps", where
         ),
         max_position_embeddings=max_positions,
@@ -162,25 +168,30 @@ def _refuse_unsupported(fields: Mapping[str, Any], model_type: str, where: str) 
                 f"{where}: layer_types has {', '.join(map(repr, sliding))}: only full_attention is "
                 "supported"
             )
-    elif fields.get("use_sliding_window"):
-        raise ValueError(
-            f"{where}: use_sliding_window=true: sliding-window attention is not supported; set it "
-            "to false where the checkpoint works without it"
-        )
+    elif fields.get("use_sliding_window") and fields.get("sliding_window", True) is not None:
+        first, layers = fields.get("max_window_layers"), fields.get("num_hidden_layers")
+        if not (isinstance(first, int) and isinstance(layers, int) and first >= layers):
+            raise ValueError(
+                f"{where}: use_sliding_window=true with max_window_layers={first!r} of {layers!r} "
+                "layers: sliding-window attention is not supported; set it to false where the "
+                "checkpoint works without it"
+            )
 
 
 def _rope_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The dictionary that counts: like transformers 5, `rope_scaling` goes before."""
     rope = dict(fields.get("rope_scaling") or fields.get("rope_parameters") or {})
-    if "full_attention" in rope:  # transformers 5, where layer types have their own
+    by_layer_type = "full_attention" in rope
+    if by_layer_type:  # transformers 5, where layer types have their own
         rope = dict(rope["full_attention"])
     if fields.get("partial_rotary_factor") is not None:
         rope.setdefault("partial_rotary_factor", fields["partial_rotary_factor"])
-    # Some have the original length beside the dictionary.
-    if rope and fields.get("original_max_position_embeddings") is not None:
-        rope.setdefault(
-            "original_max_position_embeddings", fields["original_max_position_embeddings"]
-        )
+    # Some have the original length beside the dictionary: there it goes before the one within,
+    # save where layer types have dictionaries of their own.
+    original = fields.get("original_max_position_embeddings")
+    if rope and original is not None:
+        within = rope.get("original_max_position_embeddings") if by_layer_type else None
+        rope["original_max_position_embeddings"] = original if within is None else within
     return rope
 
 
@@ -226,10 +237,11 @@ def parse_rope_scaling(
     if kind == "default":
         return None
     original = rope.get("original_max_position_embeddings") or max_position_embeddings
+    positive(original, "original_max_position_embeddings", where)
     factor = rope.get("factor")
     if factor is None and kind == "yarn":
         factor = max_position_embeddings / original
-    if not isinstance(factor, int | float):
+    if not _is_number(factor) or not factor >= 1:
         raise ValueError(f"{where}: factor={factor!r}: {kind} needs a number of at least 1")
     if kind == "linear":
         return RopeScaling("linear", float(factor))
@@ -243,27 +255,38 @@ def parse_rope_scaling(
         )
     attention_factor = rope.get("attention_factor")
     if attention_factor is None and rope.get("mscale") and rope.get("mscale_all_dim"):
-        over, under = rope["mscale"], rope["mscale_all_dim"]
+        over, under = (positive(rope[name], name, where) for name in ("mscale", "mscale_all_dim"))
         attention_factor = _log_factor(factor, over) / _log_factor(factor, under)
+    if attention_factor is not None:
+        attention_factor = positive(attention_factor, "attention_factor", where)
     return RopeScaling(
         "yarn",
         float(factor),
         int(original),
-        attention_factor=None if attention_factor is None else float(attention_factor),
-        beta_fast=float(rope.get("beta_fast") or 32),
-        beta_slow=float(rope.get("beta_slow") or 1),
+        attention_factor=attention_factor,
+        beta_fast=positive(rope.get("beta_fast") or 32, "beta_fast", where),
+        beta_slow=positive(rope.get("beta_slow") or 1, "beta_slow", where),
         truncate=bool(rope.get("truncate", True)),
     )
 
 
-def _positive(value: Any, name: str, where: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+def positive(value: Any, name: str, where: str) -> float:
+    """A number above 0 of a config.json as a float.
+
+    Raises:
+        ValueError: it is none; the text names file and field.
+    """
+    if not _is_number(value) or not value > 0:
         raise ValueError(f"{where}: {name}={value!r}: needed, a number above 0")
     return float(value)
 
 
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _number(rope: Mapping[str, Any], name: str, where: str) -> float:
-    if not isinstance(rope.get(name), int | float):
+    if not _is_number(rope.get(name)):
         raise ValueError(f"{where}: {name}={rope.get(name)!r}: llama3 needs a number")
     return float(rope[name])
 

@@ -33,6 +33,7 @@ from polaris_jax.models.hf_config import (
     load_config_json,
     parse_config,
     parse_rope_scaling,
+    positive,
 )
 from polaris_jax.models.hf_names import EMBEDDING, hf_shapes, hf_tensors, to_hf
 from polaris_jax.models.placing import place_params
@@ -101,9 +102,15 @@ def load_pretrained(
     config, weights = open_checkpoint(place)
     if rope_scaling is not None:
         if not isinstance(rope_scaling, RopeScaling):
+            if not isinstance(rope_scaling, Mapping):
+                raise ValueError(
+                    f"rope_scaling={rope_scaling!r}: expected a RopeScaling or a dictionary as in "
+                    'config.json, e.g. {"rope_type": "yarn", "factor": 1.5}'
+                )
             # Version 5 keeps the base of the frequencies in the same dictionary.
             if (theta := rope_scaling.get("rope_theta")) is not None:
-                config = dataclasses.replace(config, rope_theta=float(theta))
+                theta = positive(theta, "rope_theta", "rope_scaling")
+                config = dataclasses.replace(config, rope_theta=theta)
             rope_scaling = parse_rope_scaling(
                 rope_scaling, max_position_embeddings=config.max_position_embeddings
             )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
@@ -186,9 +187,9 @@ class Qwen(nnx.Module):
 
     def __call__(
         self,
-        token_BT: Array,
-        position_BT: Array,
-        segment_BT: Array | None = None,
+        token_BT: Array | np.ndarray,
+        position_BT: Array | np.ndarray,
+        segment_BT: Array | np.ndarray | None = None,
         *,
         attention: attention_lib.Attention = "auto",
         remat: Remat = "none",
@@ -202,6 +203,8 @@ class Qwen(nnx.Module):
             attention: back end, see models.attention.
             remat: "layer" keeps only each layer's input for the backward pass.
         """
+        token_BT, position_BT = jnp.asarray(token_BT), jnp.asarray(position_BT)
+        segment_BT = None if segment_BT is None else jnp.asarray(segment_BT)
 
         def attend(_: Array, q: Array, k: Array, v: Array, carry: None) -> tuple[Array, None]:
             return attention_lib.attend(q, k, v, segment_BT, backend=attention), carry

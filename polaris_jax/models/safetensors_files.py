@@ -48,11 +48,14 @@ class SafetensorsReader:
     """The tensors of a checkpoint directory; no file stays open or mapped between reads."""
 
     def __init__(self, directory: epath.Path) -> None:
-        """Reads the header of every file that the index names, or of the single file.
+        """Reads the header of the single file or, without one, of every file that the index names.
+
+        A tensor is taken from the file that the index names for it, whatever others hold.
 
         Raises:
             FileNotFoundError: no weights here, or a file of the index is missing.
-            ValueError: a damaged file or index, or a tensor that the index names and no file has.
+            ValueError: a damaged file or index, a tensor that is not in the file that the index
+                names, or one in two files of which the index names neither.
         """
         files, indexed = _files_of(directory)
         self._stored: dict[str, _Stored] = {}
@@ -63,13 +66,20 @@ class SafetensorsReader:
                     2, f"missing, though {INDEX_FILE} names it; download it again", str(path)
                 )
             try:
-                self._stored |= _read_header(path)
+                held = _read_header(path)
             except (ValueError, OSError) as error:
                 raise ValueError(f"{path}: damaged ({error}); download it again") from error
-        if absent := sorted(indexed - self._stored.keys()):
+            held = {t: stored for t, stored in held.items() if indexed.get(t, name) == name}
+            if twice := sorted(held.keys() & self._stored.keys()):
+                raise ValueError(
+                    f"{path}: has {_some(twice)}, and so has {self._stored[twice[0]].path.name}; "
+                    f"{INDEX_FILE} names neither file for it; download the checkpoint again"
+                )
+            self._stored |= held
+        if absent := sorted(indexed.keys() - self._stored.keys()):
             raise ValueError(
-                f"{directory / INDEX_FILE}: names {_some(absent)}, which no file holds; download "
-                "the checkpoint again"
+                f"{directory / INDEX_FILE}: names {indexed[absent[0]]} for {_some(absent)}, which "
+                "is not in it; download the checkpoint again"
             )
 
     def names(self) -> set[str]:
@@ -176,22 +186,21 @@ def _fields(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     return str(dtype), tuple(shape), begin, end
 
 
-def _files_of(directory: epath.Path) -> tuple[list[str], set[str]]:
-    """File names, and the tensors that an index promises."""
+def _files_of(directory: epath.Path) -> tuple[list[str], dict[str, str]]:
+    """File names, and the file that an index names for each tensor.
+
+    The single file goes first, as in transformers: `save_pretrained` there leaves an earlier
+    export's index behind.
+    """
+    if (directory / SINGLE_FILE).is_file():
+        return [SINGLE_FILE], {}
     index = directory / INDEX_FILE
     if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text())["weight_map"]
-            return sorted(set(weight_map.values())), set(weight_map)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{index}: not an index of safetensors ({error!r}); download it again"
-            ) from error
-    if (directory / SINGLE_FILE).is_file():
-        return [SINGLE_FILE], set()
+        weight_map = _weight_map(index)
+        return sorted(set(weight_map.values())), weight_map
     found = [path.name for path in matching(directory, "*.safetensors")]
     if len(found) == 1:
-        return found, set()
+        return found, {}
     if found:
         raise FileNotFoundError(
             2, f"missing, though there are {len(found)} safetensors files", str(index)
@@ -199,6 +208,28 @@ def _files_of(directory: epath.Path) -> tuple[list[str], set[str]]:
     others = matching(directory, "*.bin")
     hint = "; PyTorch .bin files are not read: convert them to safetensors" if others else ""
     raise FileNotFoundError(2, f"no {SINGLE_FILE} and no {INDEX_FILE} here{hint}", str(directory))
+
+
+def _weight_map(index: epath.Path) -> dict[str, str]:
+    """The file of each tensor, as an index says; every file lies within its directory."""
+    try:
+        weight_map = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{index}: not an index of safetensors ({error!r}); download it again"
+        ) from error
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                f"{index}: weight_map.{tensor}={name!r}: expected the name of a file; download it "
+                "again"
+            )
+        if name.startswith("/") or "://" in name or ".." in name.split("/"):
+            raise ValueError(
+                f"{index}: weight_map.{tensor}={name!r}: leads out of the directory; put the files "
+                "beside the index and name them so"
+            )
+    return weight_map
 
 
 def _some(names: list[str]) -> str:

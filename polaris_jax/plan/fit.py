@@ -45,6 +45,8 @@ class Sizes:
             temporaries. The old weight of a leaf is freed first.
         page: one page of the pool, all layers, as the compiler lays it out.
         sampling: the larger of the decode and prefill programs' totals, without the pool.
+        reference: float32 weights of the KL term's frozen model, which stay on the device in every
+            phase; `accumulate` has them among its arguments already.
     """
 
     params: int
@@ -55,6 +57,7 @@ class Sizes:
     sync_step: int
     page: float
     sampling: int
+    reference: int = 0
 
     @property
     def state(self) -> int:
@@ -119,10 +122,11 @@ def judge(
     """
     budget = int(BUDGET * hbm_bytes)
     kept = residency.state == "device"
-    beside = sizes.sampling + (sizes.state if kept else 0)
+    beside = sizes.sampling + (sizes.state if kept else 0) + sizes.reference
     room = max(0, budget - beside)
     if residency.pool == "kept":
-        update = max(sizes.accumulate + sizes.moments, sizes.apply) + sizes.weights
+        apply = sizes.apply + sizes.reference
+        update = max(sizes.accumulate + sizes.moments, apply) + sizes.weights
         room = min(room, max(0, budget - update))
     left = int(room // sizes.page)
     if max_pages:
@@ -149,6 +153,7 @@ def judge(
 def _phases(sizes: Sizes, pool: int, residency: Residency) -> tuple[Phase, ...]:
     kept_pool = (("KV pool", pool),) if residency.pool == "kept" else ()
     weights = ("sampler weights", sizes.weights)
+    reference = (("reference model", sizes.reference),) if sizes.reference else ()
     state = (("master weights and moments", sizes.state),) if residency.state == "device" else ()
     return (
         Phase(
@@ -162,7 +167,12 @@ def _phases(sizes: Sizes, pool: int, residency: Residency) -> tuple[Phase, ...]:
         ),
         Phase(
             "update: optimizer",
-            (("program (state, gradients, temporaries)", sizes.apply), weights, *kept_pool),
+            (
+                ("program (state, gradients, temporaries)", sizes.apply),
+                weights,
+                *reference,
+                *kept_pool,
+            ),
         ),
         Phase(
             "weight sync",
@@ -170,12 +180,18 @@ def _phases(sizes: Sizes, pool: int, residency: Residency) -> tuple[Phase, ...]:
                 ("master weights and moments", sizes.state),
                 weights,
                 ("one leaf and temporaries", sizes.sync_step),
+                *reference,
                 *kept_pool,
             ),
         ),
         Phase(
             "sampling",
-            (("program (sampler weights, temporaries)", sizes.sampling), ("KV pool", pool), *state),
+            (
+                ("program (sampler weights, temporaries)", sizes.sampling),
+                ("KV pool", pool),
+                *state,
+                *reference,
+            ),
         ),
     )
 

@@ -10,6 +10,8 @@ import dataclasses
 import math
 import re
 
+import numpy as np
+
 from polaris_jax.plan.hlo_memory import is_kernel, moves, uses
 from polaris_jax.plan.hlo_text import Computation, Instruction, Module, loop_trips, parse_module
 
@@ -28,11 +30,12 @@ SLICED_ALL_REDUCE = "all-reduce+slice"
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind and group size in a program.
+    """All collectives of one kind, group size and span in a program.
 
     Attributes:
         kind: HLO's name, or `all-reduce+slice`.
         group: devices that take part in one.
+        span: numbers from a group's first device to its last, both counted; of the widest group.
         executed: how many run, loops counted in full.
         payload_bytes: of the whole array that a group gathers, reduces or exchanges, summed.
         largest_bytes: of the largest such array.
@@ -40,6 +43,7 @@ class Collective:
 
     kind: str
     group: int
+    span: int
     executed: float
     payload_bytes: float
     largest_bytes: float
@@ -58,7 +62,7 @@ class Traffic:
     """What one execution of a program moves, a device.
 
     Attributes:
-        collectives: by kind and group size, most bytes first.
+        collectives: by kind, group size and span, most bytes first.
         hbm_bytes: read and written by XLA's own instructions (operands and results in HBM; of a
             sliced operand the slice). An estimate: what a fusion reads twice counts once.
         kernel_bytes: operands and results of custom calls (Pallas, cuDNN), which may read them
@@ -88,13 +92,13 @@ def program_traffic(text: str, *, devices: int, dynamic_trips: float = 1.0) -> T
     """
     walk = _Walk(parse_module(text), devices, dynamic_trips)
     walk.visit(walk.module.computations[walk.module.entry], 1.0)
-    grouped: dict[tuple[str, int], list[float]] = {}
-    for kind, group, times, payload in walk.collectives:
-        total = grouped.setdefault((kind, group), [0.0, 0.0, 0.0])
+    grouped: dict[tuple[str, int, int], list[float]] = {}
+    for kind, group, span, times, payload in walk.collectives:
+        total = grouped.setdefault((kind, group, span), [0.0, 0.0, 0.0])
         total[0] += times
         total[1] += times * payload
         total[2] = max(total[2], payload)
-    found = [Collective(kind, group, *sums) for (kind, group), sums in grouped.items()]
+    found = [Collective(*key, *sums) for key, sums in grouped.items()]
     return Traffic(
         collectives=tuple(sorted(found, key=lambda c: -c.wire_bytes)),
         hbm_bytes=walk.hbm_bytes,
@@ -109,7 +113,7 @@ class _Walk:
 
     def __init__(self, module: Module, devices: int, dynamic_trips: float) -> None:
         self.module, self.devices, self.dynamic_trips = module, devices, dynamic_trips
-        self.collectives: list[tuple[str, int, float, float]] = []
+        self.collectives: list[tuple[str, int, int, float, float]] = []
         self.hbm_bytes = self.kernel_bytes = 0.0
         self.dynamic_loops = self.bounded_loops = 0
 
@@ -166,7 +170,7 @@ class _Walk:
         named: tuple[Computation, Instruction],
     ) -> None:
         """Adds one collective; `named`: the instruction under whose name others read it."""
-        group = _group_size(instruction, self.devices)
+        group, span = _group(instruction, self.devices)
         for index, name in enumerate(instruction.operands):
             source = computation.by_name.get(name)
             if source is None:
@@ -175,7 +179,7 @@ class _Walk:
             payload = size * group if kind == "all-gather" else size
             sliced = kind == "all-reduce" and self._is_sliced(instruction, index, named)
             name = SLICED_ALL_REDUCE if sliced else kind
-            self.collectives.append((name, group, times, payload))
+            self.collectives.append((name, group, span, times, payload))
 
     def _is_sliced(
         self, reduce: Instruction, index: int, named: tuple[Computation, Instruction]
@@ -195,19 +199,69 @@ class _Walk:
             self.hbm_bytes += size
 
 
-def _group_size(instruction: Instruction, devices: int) -> int:
-    """Devices of one group: `{{0,1},..}`, `[groups,size]<=..` or axes of a named mesh."""
+def _group(instruction: Instruction, devices: int) -> tuple[int, int]:
+    """(devices of one group, span): see `Collective`.
+
+    `{{0,1},..}`, `[groups,size]<=[dims]T(order)`, axes of a named mesh, or pairs of a permute.
+    """
     text = instruction.attributes
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
+    listed = re.search(r"(replica_groups|source_target_pairs)=\{(\{[\d,]+\}[\d,{} ]*)\}", text)
     if listed:
-        return len(listed.group(1).split(","))
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", text)
+        groups = [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", listed.group(2))]
+        pairs = listed.group(1) == "source_target_pairs"
+        return devices if pairs else len(groups[0]), max(map(_span, groups))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=" + _IOTA, text)
     if iota:
-        return int(iota.group(2))
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text)
-    if not named:
-        return devices
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named.group(1))}
-    # A part of an axis is written 'axis':(devices before it)size.
-    axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named.group(2))
-    return math.prod(int(part) if part else sizes[name] for name, part in axes)
+        groups_GS = _iota(*iota.groups()[2:]).reshape(int(iota.group(1)), int(iota.group(2)))
+        return groups_GS.shape[1], max(map(_span, groups_GS))
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", text)
+    if named:
+        groups_GS = _mesh_groups(*named.groups())
+        return groups_GS.shape[1], max(map(_span, groups_GS))
+    return devices, devices
+
+
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # numbers from 0 in this shape, its axes in this order
+
+
+def _mesh_groups(axes: str, order: str, split: str) -> np.ndarray:
+    """[groups, size] of device numbers: a mesh's devices, grouped along some of its axes.
+
+    Args:
+        axes: `'name'=size`, outermost first.
+        order: `, device_ids=(...)`, where the mesh does not number its devices from 0 on.
+        split: `'name'` along which a group lies; `'name':(before)size` for a part of an axis.
+    """
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
+    iota = re.search(r"device_ids=\(" + _IOTA + r"\)", order)
+    listed = re.search(r"device_ids=\(([\d,]+)\)", order)
+    if iota:
+        ids = _iota(*iota.groups())
+    else:
+        ids = _numbers(listed.group(1)) if listed else np.arange(math.prod(sizes.values()))
+    parts = {
+        name: (int(before or 1), int(size or sizes[name]))
+        for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", split)
+    }
+    shape, along = [], []
+    for name, whole in sizes.items():
+        before, size = parts.get(name, (1, 1))
+        along.append(len(shape) + 1)
+        shape += [before, size, whole // (before * size)]
+    others = [i for i in range(len(shape)) if i not in along]
+    count = math.prod(size for _, size in parts.values())
+    return ids.reshape(shape).transpose(others + along).reshape(-1, count)
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    shape = _numbers(dims)
+    ids = np.arange(shape.prod()).reshape(shape)
+    return (ids.transpose(_numbers(order)) if order else ids).reshape(-1)
+
+
+def _numbers(text: str) -> np.ndarray:
+    return np.array([int(number) for number in text.split(",")])
+
+
+def _span(group: np.ndarray) -> int:
+    return int(group.max() - group.min()) + 1

@@ -174,11 +174,7 @@ def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Se
         ConfigError: the mesh does not multiply to them, the rows do not divide over it, or the
             sampler does not lie on all of a process's devices.
     """
-    if config.rollout.devices:
-        raise ConfigError(
-            f"rollout.devices={config.rollout.devices}: a plan knows devices that train and sample "
-            "in turn; set it to 0, or plan trainer and sampler as pods of their own"
-        )
+    check_sampler(config, local_devices=local_devices)
     mesh = config.mesh
     check_sizes(mesh)
     others = mesh.data * mesh.context * mesh.tensor
@@ -189,7 +185,7 @@ def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Se
             f"tensor={mesh.tensor} the mesh needs {others * max(fsdp, 1)} devices and the topology "
             f"has {devices}; choose sizes whose product is {devices}, or fsdp=-1"
         )
-    tensor, data = config.rollout.tensor, config.rollout.data
+    tensor = config.rollout.tensor
     rows = config.batch.rows or mesh.data * fsdp
     setting = Setting(dataclasses.replace(mesh, fsdp=fsdp), rows, tensor)
     if setting.rows % setting.row_shards:
@@ -202,12 +198,30 @@ def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Se
             f"rollout.tensor={tensor}: must be at least 1 and divide the {local_devices} devices "
             "of a sampler"
         )
+    return setting
+
+
+def check_sampler(config: RunConfig, *, local_devices: int) -> None:
+    """Returns where a plan knows the config's sampler; a search needs it too.
+
+    Args:
+        config: of the run.
+        local_devices: as in `config_setting`.
+
+    Raises:
+        ConfigError: it has devices of its own, or does not lie on all of a process's devices.
+    """
+    tensor, data = config.rollout.tensor, config.rollout.data
+    if config.rollout.devices:
+        raise ConfigError(
+            f"rollout.devices={config.rollout.devices}: a plan knows devices that train and sample "
+            "in turn; set it to 0, or plan trainer and sampler as pods of their own"
+        )
     if data and data * tensor != local_devices:
         raise ConfigError(
             f"rollout.data={data}: a plan lays a sampler over all its {local_devices} devices; "
-            f"set it to 0 or to {local_devices // tensor}"
+            f"set it to 0 or to {local_devices // max(1, tensor)}"
         )
-    return setting
 
 
 def search_settings(model: ModelConfig, *, devices: int, local_devices: int) -> list[Setting]:

@@ -116,6 +116,7 @@ class Planner:
             sync_step=max(c.output - c.alias + c.temporary + c.code for c in sync),
             page=page,
             sampling=beside,
+            reference=update.reference_bytes,
         )
         pages_per_row = -(-self.job.max_len // self.job.config.rollout.page_size)
         fit = judge(
@@ -142,11 +143,14 @@ class Planner:
         )
 
     def least_bytes(self, setting: Setting) -> int:
-        """What the update holds at least, without compiling: parameters, moments and gradients in
-        float32, and the sampler's weights."""
-        model, count = self.job.model, len(self.devices)
-        width = 2 if self.job.config.model.dtype == "bfloat16" else 4
-        return int(model.num_parameters * (16 / count + width / setting.sampler_tensor))
+        """What the update holds at least, without compiling: parameters, gradients and the KL
+        term's reference in float32, moments in their own dtype, and the sampler's weights."""
+        config, count = self.job.config, len(self.devices)
+        width = 2 if config.model.dtype == "bfloat16" else 4
+        moment = 2 if config.optimizer.moment_dtype == "bfloat16" else 4
+        in_host = config.optimizer.moments_in_host_memory
+        state = 8 + (0 if in_host else 2 * moment) + (4 if config.objective.kl_coef > 0 else 0)
+        return int(self.job.model.num_parameters * (state / count + width / setting.sampler_tensor))
 
     def may_fit(self, setting: Setting) -> bool:
         """False where what is resident alone is over the budget."""
@@ -165,7 +169,8 @@ class Planner:
             return False
         width = 2 if self.job.config.model.dtype == "bfloat16" else 4
         weights = self.job.model.num_parameters * width / setting.sampler_tensor
-        needed = max(accumulate.total + made.moments_bytes, apply.total) + weights
+        applied = apply.total + made.reference_bytes
+        needed = max(accumulate.total + made.moments_bytes, applied) + weights
         return needed <= BUDGET * self.chip.hbm_bytes
 
     def slots(self, setting: Setting) -> int:
@@ -283,7 +288,7 @@ class Planner:
         row_tokens = setting.rows * job.row_len * (1 - self.efficiency.padding)
         microbatches = max(1.0, batch_tokens / row_tokens)
         hbm = microbatches * _hbm(accumulate) + _hbm(apply)
-        links = microbatches * self._link_s(accumulate) + self._link_s(apply)
+        links = microbatches * _link_s(accumulate, self.chip) + _link_s(apply, self.chip)
         context = live_context(lengths, job.mean_prompt_tokens)
         shards = count // setting.sampler_tensor
         by_pages = int((fit.pages - 1) * page_size // context)
@@ -301,19 +306,29 @@ class Planner:
             kv_token_bytes=sampler.page_bytes / page_size * setting.sampler_tensor,
             sequences=sequences,
             room_for=by_pages * shards,
-            step_collective_s=self._link_s(decode) / config.rollout.decode_steps,
-            sync_s=sum(max(self._link_s(c), _hbm(c) / self.chip.hbm_bytes_per_s) for c in sync),
+            step_collective_s=_link_s(decode, self.chip) / config.rollout.decode_steps,
+            sync_s=sum(
+                max(_link_s(c, self.chip), _hbm(c) / self.chip.hbm_bytes_per_s) for c in sync
+            ),
             efficiency=self.efficiency,
         )
 
-    def _link_s(self, compiled: Compiled) -> float:
-        """Seconds that one device's links need for a program's collectives."""
-        seconds, chip = 0.0, self.chip
-        for collective in compiled.traffic.collectives if compiled.traffic else ():
-            far = chip.near and collective.group > chip.near
-            speed = chip.far_link_bytes_per_s if far else chip.link_bytes_per_s
-            seconds += collective.wire_bytes / speed
-        return seconds
+
+def link_s(traffic: Traffic, chip: Chip) -> float:
+    """Seconds that one device's links need for a program's collectives.
+
+    A group leaves a host by its span, not its size: two devices eight apart are on two hosts.
+    """
+    seconds = 0.0
+    for collective in traffic.collectives:
+        far = chip.near and collective.span > chip.near
+        speed = chip.far_link_bytes_per_s if far else chip.link_bytes_per_s
+        seconds += collective.wire_bytes / speed
+    return seconds
+
+
+def _link_s(compiled: Compiled, chip: Chip) -> float:
+    return link_s(compiled.traffic, chip) if compiled.traffic else 0.0
 
 
 def _decode_step(text: str, made: programs.SamplerSet, context_tokens: int) -> DecodeBytes | None:

@@ -33,6 +33,7 @@ class UpdateSet:
     apply: Program
     params_bytes: int
     moments_bytes: int
+    reference_bytes: int  # of the KL term's frozen model; 0 without one
     params: Any  # abstract, for the weight sync
 
 
@@ -75,6 +76,7 @@ def update_set(job: Job, setting: Setting, devices: Sequence[Any]) -> UpdateSet:
         apply=Program("update: optimizer", made.apply, (state, accumulator)),
         params_bytes=device_bytes(state.params),
         moments_bytes=device_bytes(state.opt_state),
+        reference_bytes=device_bytes(reference),
         params=state.params,
     )
 

@@ -152,9 +152,9 @@ def merged(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _by_kind(collectives: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    total: dict[tuple[str, int], dict[str, Any]] = {}
+    total: dict[tuple[str, int, int], dict[str, Any]] = {}
     for c in collectives:
-        key = (c["kind"], c["group"])
+        key = (c["kind"], c["group"], c["span"])
         if key not in total:
             total[key] = dict(c)
             continue
@@ -209,13 +209,16 @@ def _early_ends(items: Sequence[Mapping[str, Any]]) -> str:
 
 def _collectives(items: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        [p["name"], c["kind"], str(c["group"]), f"{c['executed']:.0f}", _mb(c["wire_bytes"])]
+        [
+            *(p["name"], c["kind"], str(c["group"]), str(c["span"])),
+            *(f"{c['executed']:.0f}", _mb(c["wire_bytes"])),
+        ]
         for p in items
         for c in p["collectives"]
     ]
     if not rows:
         return "none"
-    return grid(["program", "kind", "group", "executed", "MB"], rows)
+    return grid(["program", "kind", "group", "span", "executed", "MB"], rows)
 
 
 def _decode_step(step: Mapping[str, Any]) -> str:

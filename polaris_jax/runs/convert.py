@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from polaris_jax import manifest
-from polaris_jax.checkpoint import Checkpointer
+from polaris_jax.checkpoint import ARRAYS, HOST, Checkpointer
 from polaris_jax.checkpoint_weights import CheckpointWeights, save_weights
 from polaris_jax.config import ConfigError
 from polaris_jax.files import AnyPath, as_place
@@ -32,15 +32,23 @@ from polaris_jax.models.sources import resolve
 from polaris_jax.models.tokenizer import copy_tokenizer, has_tokenizer, load_tokenizer, token_ids
 from polaris_jax.models.weights import Weights
 from polaris_jax.session import TOKENIZER
+from polaris_jax.step_folders import UNFINISHED
 
 
 def is_orbax(path: AnyPath) -> bool:
-    """True for a checkpoint of ours: a step directory, or a directory that holds some."""
+    """True for a checkpoint of ours, whole or torn: a step directory, or one that holds some."""
     place = as_place(path)
     if not place.is_dir() or (place / "config.json").exists():
         return False
-    inside = [place, place / "checkpoints", *place.iterdir()]
-    return any((p / manifest.MANIFEST).exists() for p in inside) or (place / "checkpoints").is_dir()
+    inside = [place, *place.iterdir()]
+    return any(_is_step(p) for p in inside) or (place / "checkpoints").is_dir()
+
+
+def _is_step(place: epath.Path) -> bool:
+    """Whether this is a step's directory, or the mark beside one whose save was cut off."""
+    if place.suffix == UNFINISHED or (place.parent / f"{place.name}{UNFINISHED}").exists():
+        return True
+    return any((place / part).exists() for part in (manifest.MANIFEST, ARRAYS, HOST))
 
 
 def load_any(path: epath.Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:

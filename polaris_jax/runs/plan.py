@@ -12,6 +12,7 @@ from polaris_jax.plan.fit import COLOCATED, Residency
 from polaris_jax.plan.job import (
     Job,
     Setting,
+    check_sampler,
     config_setting,
     make_job,
     sampler_device_count,
@@ -72,6 +73,7 @@ def plan(
     planner = _planner(job, topology, options, say)
     local = sampler_device_count(planner.devices, config)
     if options.search:
+        check_sampler(config, local_devices=local)
         return _search(planner, local)
     setting = config_setting(config, devices=len(planner.devices), local_devices=local)
     assessment = planner.assess(setting)

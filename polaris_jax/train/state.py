@@ -58,13 +58,13 @@ def init_train_state(
             deletes them, so the caller must not keep `model`.
     """
     shardings = state_shardings(model.config, optimizer, mesh)
-    if take and _is_placed(model, shardings.params):
+    if take and is_placed(model, shardings.params):
         return _fresh(model, optimizer, shardings)
     params = private_copies(model, shardings.params, dtype=jnp.float32)
     return _fresh(params, optimizer, shardings)
 
 
-def _is_placed(model: Qwen, shardings: Qwen) -> bool:
+def is_placed(model: Qwen, shardings: Qwen) -> bool:
     """Whether every weight is float32 under its sharding."""
     pairs = zip(jax.tree.leaves(model), jax.tree.leaves(shardings), strict=True)
     return all(leaf.dtype == jnp.float32 and leaf.sharding == s for leaf, s in pairs)

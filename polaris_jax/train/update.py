@@ -29,7 +29,7 @@ from polaris_jax.train.programs import (
     update_programs,
 )
 from polaris_jax.train.sharded_model import sharded_model
-from polaris_jax.train.state import TrainState, fresh_moments, parked_shardings
+from polaris_jax.train.state import TrainState, fresh_moments, is_placed, parked_shardings
 
 Metrics = dict[str, Mean | float | None]
 
@@ -95,7 +95,8 @@ class Updater:
             state: parameters, moments, counters.
             batch: rows a multiple of the microbatch's; the same in every process.
             reference: the frozen model of the KL term, needed when kl_coef > 0. It is placed on
-                the mesh once and runs under the policy's rotary scaling and temperature.
+                the mesh once (where it lies there in float32 as the trainer's weights do, its own
+                arrays serve) and runs under the policy's rotary scaling and temperature.
 
         Returns:
             (state, metrics). Metrics: update/{loss, grad_norm, entropy, clip_fraction_low,
@@ -213,7 +214,10 @@ class Updater:
         known = self._reference
         if known is None or known[0] is not reference or known[1].config != config:
             model = reference.with_rope_scaling(config.rope_scaling)
-            known = reference, private_copies(model, programs.shardings.params)
+            # No program donates it, so that arrays which lie right already need no copies.
+            wanted = programs.shardings.params
+            placed = model if is_placed(model, wanted) else private_copies(model, wanted)
+            known = reference, placed
             self._reference = known
         return known[1]
 

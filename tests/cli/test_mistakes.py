@@ -72,6 +72,13 @@ def test_one_line_and_exit_2(args, words, capsys, tmp_path):
     assert "Traceback" not in out + err
 
 
+def test_a_bad_status_for_a_stopped_run_is_told_at_the_start(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("POLARIS_STOPPED_STATUS", "restart")
+    assert main(["train", TINY, f"--workdir={tmp_path / 'w'}"]) == 2
+    assert "POLARIS_STOPPED_STATUS='restart': an exit status" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
 def test_malformed_config_file_is_named(capsys, tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def get_config(:\n")

@@ -5,6 +5,7 @@ import pytest
 from polaris_jax.__main__ import main
 
 TINY = "--config=configs/tiny_cpu.py"
+SEARCH = [TINY, "--topology=cpu:2", "--search"]
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,8 @@ TINY = "--config=configs/tiny_cpu.py"
         ([TINY, "--topology=cpu:2", "--config.mesh.tensor=0"], "mesh.tensor=0: must be at least 1"),
         ([TINY, "--topology=cpu:2", "--out=none/here.json"], "--out=none/here.json: it needs"),
         ([TINY, "--topology=cpu:2", "--out=configs"], "--out=configs: it needs to be a file"),
+        ([*SEARCH, "--config.rollout.devices=1"], "rollout.devices=1: a plan knows"),
+        ([*SEARCH, "--config.rollout.data=1"], "rollout.data=1: a plan lays a sampler over all"),
         ([TINY, "--topology=cpu:2", "--mean_response_tokens=1e6"], "at most at the stage's"),
         ([TINY, "--topology=cpu:2", "--config.model.path=Qwen/Qwen9"], "qwen3-4b"),
     ],

@@ -192,5 +192,7 @@ def test_jobset_fills_in_to_a_whole_manifest():
     (container,) = pod["containers"]
     assert container["command"][:4] == [".venv/bin/python", "-m", "polaris_jax", "train"]
     assert {"name": "POLARIS_DISTRIBUTED", "value": "auto"} in container["env"]
+    # With 0 a preempted pod would count as complete, and its JobSet as done.
+    assert {"name": "POLARIS_STOPPED_STATUS", "value": "143"} in container["env"]
     assert container["resources"]["limits"]["google.com/tpu"] == 4
     assert pod["terminationGracePeriodSeconds"] > 25  # checkpoint.grace_s

@@ -126,6 +126,8 @@ def test_gpus_are_dealt_evenly(stand_in, tmp_path):
         (["--processes", "0", "--", "train"], "--processes=0: expected a whole number above 0"),
         (["--processes", "two", "--", "train"], "--processes=two"),
         (["--processes"], "--processes needs a value"),
+        (["--port", "65536", "--", "train"], "--port=65536: expected a port, 1 to 65535"),
+        (["--port", "99999999999999999999", "--", "train"], "expected a port"),
         (["--proceses", "2", "--", "train"], "--proceses: there is no such option"),
         (["--processes", "2"], "which polaris command?"),
     ],

@@ -66,7 +66,7 @@ def write_gguf(
         values: by Hugging Face's names.
         kind: of the matrices.
         tokenizer: tokens, merges, pre, types, ids and template; None leaves it out.
-        extra: more metadata by full key; str, int or float.
+        extra: more metadata by full key; str, int, float or a list.
         names_kv_heads: False leaves their number out, as where the config.json does.
     """
     out = GGUFWriter(path, arch)
@@ -81,8 +81,8 @@ def write_gguf(
     out.add_rope_freq_base(a.rope_theta)
     out.add_layer_norm_rms_eps(1e-6)
     for key, value in (extra or {}).items():
-        add = {str: out.add_string, int: out.add_uint32, float: out.add_float32}[type(value)]
-        add(key, value)
+        kinds = {str: out.add_string, int: out.add_uint32, float: out.add_float32}
+        (kinds | {list: out.add_array})[type(value)](key, value)
     if tokenizer is not None:
         out.add_tokenizer_model(tokenizer.get("model", "gpt2"))
         out.add_tokenizer_pre(tokenizer["pre"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, dequantize, quantize
 
-from polaris_jax.models import Qwen, load_config, load_pretrained
+from polaris_jax.models import Qwen, RopeScaling, load_config, load_pretrained
 from polaris_jax.models.gguf import GgufFile, gguf_tokenizer, unpermute
 from polaris_jax.models.hf_weights import stream_convert
 from polaris_jax.models.tokenizer import load_tokenizer
@@ -121,6 +121,57 @@ def test_yarn_in_the_metadata(tmp_path):
     assert (scaling.rope_type, scaling.factor) == ("yarn", 1.5)
     assert scaling.original_max_position_embeddings == 16
     assert scaling.attention_factor is None
+
+
+@pytest.mark.parametrize(
+    ("extra", "want"),
+    [
+        pytest.param({"scaling.factor": 2.0}, RopeScaling("linear", 2.0), id="no type"),
+        pytest.param({"scale_linear": 4.0}, RopeScaling("linear", 4.0), id="the old key"),
+        pytest.param(
+            {"scaling.factor": 2.0, "scale_linear": 4.0}, RopeScaling("linear", 2.0), id="both"
+        ),
+        pytest.param({"scaling.type": "none", "scaling.factor": 2.0}, None, id="none"),
+        pytest.param({"scaling.type": "linear"}, None, id="no factor"),
+        pytest.param({"scaling.factor": 0.0}, None, id="factor 0"),
+    ],
+)
+def test_a_rotary_factor_is_linear_as_in_llama_cpp(extra, want, tmp_path):
+    extra = {f"qwen2.rope.{key}": value for key, value in extra.items()}
+    write_gguf(tmp_path / "m.gguf", "qwen2", BLOCKED, tensors(BLOCKED), extra=extra)
+    assert load_config(tmp_path / "m.gguf").rope_scaling == want
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "llama"])
+def test_kv_heads_may_be_named_layer_by_layer(arch, tmp_path):
+    a, file = BY_NAME["qwen2"], tmp_path / "m.gguf"
+    values = tensors(a) if arch == "qwen2" else no_bias(tensors(a))
+    want, _ = load_pretrained(write_gguf(file, arch, a, values, tokenizer=TOKENIZER))
+    key = f"{arch}.attention.head_count_kv"
+
+    def named(heads):
+        settings = {"extra": {key: heads}, "names_kv_heads": False, "tokenizer": TOKENIZER}
+        return write_gguf(file, arch, a, values, **settings)
+
+    got, _ = load_pretrained(named([a.num_kv_heads] * a.num_layers))
+    assert got.config == want.config
+    assert_equal_params(got, want)
+    with pytest.raises(ValueError, match=rf"{key}=\[1, 2\]: layers of different sizes"):
+        load_config(named([1, 2]))
+
+
+def test_tensors_that_the_architecture_lacks_are_refused_by_name(tmp_path):
+    """Exported, config.json would not describe them and no reader would take them."""
+    file, a = tmp_path / "m.gguf", BY_NAME["qwen3"]
+    write_gguf(file, "llama", BLOCKED, tensors(BLOCKED), tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match=r"self_attn\.k_proj\.bias.*model_type=llama"):
+        stream_convert(file, tmp_path / "hf")
+    write_gguf(file, "qwen2", BLOCKED, no_bias(tensors(BLOCKED)), tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match=r"self_attn\.q_proj\.bias.* missing"):
+        load_pretrained(file)
+    write_gguf(file, "llama", a, tensors(a), tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match=r"self_attn\.k_norm\.weight.*model_type=llama"):
+        load_pretrained(file)
 
 
 def test_tokenizer_from_metadata(tmp_path):

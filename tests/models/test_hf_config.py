@@ -202,7 +202,6 @@ def test_rope_details_follow_transformers():
         ({"architectures": ["Qwen3ForSequenceClassification"]}, "Qwen3ForCausalLM"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"attention_bias": True}, "attention_bias"),
-        ({"use_sliding_window": True}, "use_sliding_window=true"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"quantization_config": {"quant_method": "awq"}}, "awq"),
         ({"hidden_size": None}, "hidden_size=None"),
@@ -220,17 +219,36 @@ def test_rope_details_follow_transformers():
         ({"rope_theta": "1e6"}, "rope_theta='1e6': needed, a number"),
         ({"rms_norm_eps": None}, "rms_norm_eps=None: needed, a number"),
         ({"quantization_config": "awq"}, "quant_method='\\?'"),
+        ({"rope_parameters": {"full_attention": None}}, "rope_parameters.full_attention=None"),
+        ({"rope_scaling": {"full_attention": "yarn"}}, "rope_scaling.full_attention='yarn'"),
+        ({"rope_scaling": YARN | {"attention_factor": "auto"}}, "json: attention_factor='auto'"),
+        ({"rope_scaling": YARN | {"beta_fast": "32"}}, "json: beta_fast='32'"),
+        ({"rope_scaling": YARN | {"mscale": "1", "mscale_all_dim": 1}}, "json: mscale='1'"),
+        ({"rope_scaling": YARN | {"factor": 0.5}}, "json: factor=0.5: yarn needs"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "json: factor=0: linear needs"),
+        ({"rope_scaling": YARN | {"factor": True}}, "json: factor=True"),
+        ({"rope_scaling": YARN | {"original_max_position_embeddings": "4"}}, "embeddings='4'"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads=0"),
+        ({"num_key_value_heads": False}, "num_key_value_heads=False"),
     ],
 )
 def test_what_is_not_supported_is_named(changes, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as error:
         parse_config(QWEN3_4B | changes)
+    assert "config.json: " in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_an_original_length_beside_the_dictionary_counts():
     beside = {"original_max_position_embeddings": 8192}
     fields = QWEN3_4B | beside | {"rope_scaling": {"rope_type": "yarn", "factor": None}}
     assert parse_config(fields).rope_scaling == RopeScaling("yarn", 40_960 / 8192, 8192)
+    # It goes before one within; a layer type's own dictionary goes before it.
+    within = YARN | {"original_max_position_embeddings": 16384}
+    fields = QWEN3_4B | beside | {"rope_scaling": within}
+    assert parse_config(fields).rope_scaling == RopeScaling("yarn", 1.5, 8192)
+    fields = QWEN3_4B | beside | {"rope_parameters": {"full_attention": within}}
+    assert parse_config(fields).rope_scaling == RopeScaling("yarn", 1.5, 16384)
     fields = QWEN3_4B | {"original_max_position_embeddings": None, "rope_scaling": YARN}
     assert parse_config(fields) == parse_config(QWEN3_4B | {"rope_scaling": YARN})
 
@@ -238,6 +256,32 @@ def test_an_original_length_beside_the_dictionary_counts():
 def test_sliding_window_is_judged_by_layer_types_where_they_are():
     fields = QWEN3_4B | {"use_sliding_window": True, "layer_types": ["full_attention"] * 36}
     assert parse_config(fields) == PRESETS["qwen3-4b"]
+
+
+@pytest.mark.parametrize("base", [QWEN3_4B, R1_DISTILL_7B, LLAMA], ids=["qwen3", "qwen2", "llama"])
+def test_null_kv_heads_are_as_many_as_query_heads(base):
+    config = parse_config(base | {"num_key_value_heads": None})
+    assert config.num_kv_heads == config.num_heads == base["num_attention_heads"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "slides"),
+    [
+        ({"sliding_window": None, "max_window_layers": 0}, False),
+        ({"sliding_window": 4096, "max_window_layers": 36}, False),
+        ({"sliding_window": 4096, "max_window_layers": 35}, True),
+        ({"sliding_window": 4096, "max_window_layers": 0}, True),
+    ],
+)
+def test_a_window_over_no_layer_is_full_attention(fields, slides, tmp_path):
+    fields = QWEN3_4B | {"use_sliding_window": True} | fields
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert ("sliding_attention" in AutoConfig.from_pretrained(tmp_path).layer_types) == slides
+    if slides:
+        with pytest.raises(ValueError, match="use_sliding_window=true"):
+            load_config(tmp_path)
+    else:
+        assert load_config(tmp_path) == PRESETS["qwen3-4b"]
 
 
 def test_bad_files_are_named(tmp_path):

@@ -239,7 +239,7 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     fields = json.loads(index.read_text())
     fields["weight_map"]["model.extra"] = shard.name
     index.write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match=r"model\.extra, which no file holds"):
+    with pytest.raises(ValueError, match=r"names model-00002.* for model\.extra, which is not in"):
         load_pretrained(directory)
     index.write_text("{}")
     with pytest.raises(ValueError, match="not an index"):
@@ -252,6 +252,77 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     (directory / "pytorch_model.bin").touch()
     with pytest.raises(FileNotFoundError, match=r"\.bin files are not read"):
         load_pretrained(directory)
+
+
+def sharded(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A checkpoint of several files, and its weight_map."""
+    directory = write_checkpoint(tmp_path, BY_NAME["qwen2"], "plain")
+    return directory, json.loads((directory / INDEX_FILE).read_text())["weight_map"]
+
+
+def write_weight_map(directory: Path, weight_map: dict) -> None:
+    (directory / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def add_tensor(file: Path, name: str, value: np.ndarray) -> None:
+    save_file(load_file(file) | {name: value}, file)
+
+
+@pytest.mark.parametrize("holder", ["first", "last"])
+def test_a_tensor_comes_from_the_file_that_the_index_names(holder, tmp_path):
+    directory, weight_map = sharded(tmp_path)
+    want, _ = load_pretrained(directory)
+    name = "model.norm.weight"
+    others = sorted(set(weight_map.values()) - {weight_map[name]})
+    stale = np.full(32, 7, np.float32)
+    add_tensor(directory / others[0 if holder == "first" else -1], name, stale)
+    assert_same_bits(want, load_pretrained(directory)[0])
+    # Named for a file that lacks it, it is not taken from the one that has it.
+    lacking = others[-1 if holder == "first" else 0]
+    write_weight_map(directory, weight_map | {name: lacking})
+    with pytest.raises(ValueError, match=rf"names {lacking} for model\.norm\.weight, which is not"):
+        load_pretrained(directory)
+
+
+def test_a_tensor_in_two_files_without_a_word_of_the_index_is_refused(tmp_path):
+    directory, weight_map = sharded(tmp_path)
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    files = sorted(set(weight_map.values()))
+    add_tensor(directory / files[0], name, np.ones(8, np.float32))
+    load_pretrained(directory)
+    add_tensor(directory / files[1], name, np.ones(8, np.float32))
+    with pytest.raises(ValueError, match=rf"{files[1]}: has {name}, and so has {files[0]}"):
+        load_pretrained(directory)
+
+
+def test_the_single_file_goes_before_an_index_that_an_earlier_export_left(tmp_path):
+    directory, _ = sharded(tmp_path)
+    model = random_model("qwen2", rope="plain")
+    save_pretrained(model, tmp_path / "new")
+    (tmp_path / "new/model.safetensors").rename(directory / "model.safetensors")
+    assert_same_bits(model, load_pretrained(directory)[0])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (3, "weight_map.model.norm.weight=3: expected the name of a file"),
+        (None, "weight_map.model.norm.weight=None: expected the name"),
+        (["a"], "expected the name"),
+        ("", "expected the name"),
+        ("/etc/model.safetensors", "leads out of the directory"),
+        ("../other/model.safetensors", "leads out of the directory"),
+        ("a/../../model.safetensors", "leads out of the directory"),
+        ("gs://bucket/model.safetensors", "leads out of the directory"),
+    ],
+)
+def test_an_index_names_files_of_its_directory(value, words, tmp_path):
+    directory, weight_map = sharded(tmp_path)
+    write_weight_map(directory, weight_map | {"model.norm.weight": value})
+    with pytest.raises(ValueError, match=words) as error:
+        load_pretrained(directory)
+    assert str(directory / INDEX_FILE) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_paths_that_are_nothing_are_clear_errors(tmp_path):
@@ -372,6 +443,20 @@ def test_presets_have_the_tensors_of_their_checkpoints():
     assert shapes["model.layers.0.self_attn.o_proj.weight"] == (2560, 4096)
     assert shapes["model.layers.0.mlp.down_proj.weight"] == (2560, 9728)
     assert len(hf_shapes(PRESETS["r1-distill-qwen-7b"])) == 339
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("yarn", "rope_scaling='yarn': expected a RopeScaling or a dictionary"),
+        ({"rope_type": "linear", "factor": 0.5}, "rope_scaling: factor=0.5: linear needs"),
+        ({"rope_type": "default", "rope_theta": "1e6"}, "rope_scaling: rope_theta='1e6'"),
+    ],
+)
+def test_a_bad_rope_scaling_is_one_clear_line(given, words, tmp_path):
+    place = write_checkpoint(tmp_path, BY_NAME["qwen2_tied"], "plain")
+    with pytest.raises(ValueError, match=words):
+        load_pretrained(place, rope_scaling=given)
 
 
 def test_rope_parameters_in_place_of_the_checkpoint_own_bring_their_base(tmp_path):

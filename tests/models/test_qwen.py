@@ -64,6 +64,17 @@ def test_param_paths_shapes_and_axes_agree(config):
     assert sum(math.prod(s) for s in shapes.values()) == config.num_parameters
 
 
+@pytest.mark.parametrize("given", [np.asarray, lambda x: np.asarray(x).tolist()])
+@pytest.mark.parametrize("attention", ["reference", "chunked"])
+def test_host_arrays_and_lists_are_taken_as_device_arrays_are(given, attention):
+    model, (token_BT, position_BT) = make(QWEN3), tokens(2, 8)
+    segment_BT = jnp.array([[1] * 5 + [2] * 3, [1] * 6 + [0] * 2])
+    arrays = (token_BT, position_BT, segment_BT)
+    want = model(*arrays, attention=attention)
+    got = model(*map(given, arrays), attention=attention)
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("attention", ["reference", "chunked"])
 def test_causality_by_gradient(config, attention, monkeypatch):

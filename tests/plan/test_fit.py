@@ -39,6 +39,26 @@ def test_the_phases_add_up():
     assert fit.fits
 
 
+def test_a_reference_model_stays_in_every_phase():
+    """The gradient program has it among its arguments; parking the state does not move it."""
+    sizes = dataclasses.replace(SIZES, reference=2 * GIB)
+    without = {phase.name: phase.total for phase in judged(asked_pages=64).phases}
+    more = {phase.name: phase.total for phase in judged(sizes, asked_pages=64).phases}
+    assert {name: total - without[name] for name, total in more.items()} == {
+        "update: gradients": 0,
+        "update: optimizer": 2 * GIB,
+        "weight sync": 2 * GIB,
+        "sampling": 2 * GIB,
+    }
+    assert judged(sizes).pages == 72 * 16
+    assert judged(sizes, residency=Residency(state="host")).pages == 78 * 16
+    large = dataclasses.replace(SIZES, apply=60 * GIB)
+    kept = Residency(pool="kept")
+    assert judged(large, residency=kept).pages == (90 - 68) * 16
+    large = dataclasses.replace(large, reference=2 * GIB)
+    assert judged(large, residency=kept).pages == (90 - 70) * 16
+
+
 def test_full_rows_come_in_whole_numbers_a_shard_and_page_0_is_not_used():
     assert judged(asked_pages=64 * 3 + 1).full_rows == 4 * 3
     assert judged(asked_pages=64 * 3).full_rows == 4 * 2

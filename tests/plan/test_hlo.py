@@ -68,17 +68,32 @@ ENTRY %main (p: f32[100]) -> {result} {{
 
 
 @pytest.mark.parametrize(
-    ("groups", "size"),
+    ("groups", "size", "span"),
     [
-        pytest.param("{{0,1},{2,3},{4,5},{6,7}}", 2, id="listed"),
-        pytest.param("[2,4]<=[8]", 4, id="iota"),
-        pytest.param("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4, id="an axis"),
-        pytest.param("mesh['data'=2,'tensor'=4] {'data','tensor'}", 8, id="axes"),
-        pytest.param("mesh['axis_0'=8], device_ids=([2,4]T(1,0)) {'axis_0':(2)2}", 2, id="a part"),
-        pytest.param("{}", 8, id="all"),
+        pytest.param("{{0,1},{2,3},{4,5},{6,7}}", 2, 2, id="listed"),
+        pytest.param("{{0,4},{1,5},{2,6},{3,7}}", 2, 5, id="listed, strided"),
+        pytest.param("{{0,1},{2,7},{3,4},{5,6}}", 2, 6, id="listed, the widest counts"),
+        pytest.param("[2,4]<=[8]", 4, 4, id="iota"),
+        pytest.param("[4,2]<=[2,4]T(1,0)", 2, 5, id="iota, strided"),
+        pytest.param("[4,2]<=[2,2,2]T(0,2,1)", 2, 3, id="iota, an inner axis"),
+        pytest.param("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4, 4, id="an axis"),
+        pytest.param("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", 2, 5, id="an outer axis"),
+        pytest.param("mesh['a'=2,'b'=2,'c'=2] {'a','c'}", 4, 6, id="axes apart"),
+        pytest.param("mesh['data'=2,'tensor'=4] {'data','tensor'}", 8, 8, id="axes"),
+        # The mesh's devices are 0 4 1 5 2 6 3 7: a part of four, apart by two places, is 0 1, 4 5..
+        pytest.param(
+            "mesh['axis_0'=8], device_ids=([2,4]T(1,0)) {'axis_0':(2)2}", 2, 2, id="a part"
+        ),
+        pytest.param(
+            "mesh['axis_0'=8], device_ids=([2,4]T(1,0)) {'axis_0':(4)2}", 2, 5, id="an inner part"
+        ),
+        pytest.param(
+            "mesh['a'=4,'b'=2], device_ids=(0,7,1,6,2,5,3,4) {'b'}", 2, 8, id="listed devices"
+        ),
+        pytest.param("{}", 8, 8, id="all"),
     ],
 )
-def test_how_many_devices_take_part(groups, size):
+def test_how_many_devices_take_part_and_how_far_apart(groups, size, span):
     text = f"""
 ENTRY %main (p: f32[100]) -> f32[100] {{
   %p = f32[100]{{0}} parameter(0)
@@ -86,7 +101,21 @@ ENTRY %main (p: f32[100]) -> f32[100] {{
 }}
 """
     (found,) = program_traffic(text, devices=8).collectives
-    assert (found.group, found.largest_bytes) == (size, 400)
+    assert (found.group, found.span, found.largest_bytes) == (size, span, 400)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "span"), [("{{0,1},{1,0},{2,3},{3,2}}", 2), ("{{0,4},{4,0},{3,7},{7,3}}", 5)]
+)
+def test_a_permute_reaches_as_far_as_its_pairs(pairs, span):
+    text = f"""
+ENTRY %main (p: f32[100]) -> f32[100] {{
+  %p = f32[100]{{0}} parameter(0)
+  ROOT %c = f32[100]{{0}} collective-permute(%p), channel_id=1, source_target_pairs={pairs}
+}}
+"""
+    (found,) = program_traffic(text, devices=8).collectives
+    assert (found.group, found.span) == (8, span)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,25 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(source, tmp_path, capsys):
     assert not (tmp_path / "hf").exists()
 
 
+@pytest.mark.parametrize("left", ["arrays", "host.json", "unfinished"])
+@pytest.mark.parametrize("named", ["workdir", "checkpoints", "step"])
+def test_a_torn_checkpoint_is_told_as_such(left, named, tmp_path, capsys):
+    step = tmp_path / "run" / "checkpoints" / "5"
+    step.mkdir(parents=True)
+    if left == "arrays":
+        (step / left).mkdir()
+    else:
+        (step / left if left == "host.json" else step.with_suffix(".unfinished")).touch()
+    source = {"workdir": tmp_path / "run", "checkpoints": step.parent, "step": step}[named]
+    if (named, left) == ("step", "unfinished"):
+        (step / "data-00" / "arrays").mkdir(parents=True)
+    assert main(["convert", "--from", str(source), "--to", str(tmp_path / "hf")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "no whole checkpoint" in error
+    assert "step 5 is torn: MANIFEST.json is missing" in error
+    assert not (tmp_path / "hf").exists()
+
+
 @pytest.fixture
 def large_source(tmp_path):
     """A checkpoint with an embedding of 256 kB, and a small file that is copied before it."""

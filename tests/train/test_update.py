@@ -10,6 +10,7 @@ import pytest
 from polaris_jax.batch import concat_graded, select_groups
 from polaris_jax.config import ModelSection, ObjectiveSection
 from polaris_jax.models import RopeScaling
+from polaris_jax.sharding import private_copies
 from polaris_jax.train.state import init_train_state
 from polaris_jax.train.update import Updater, merge_metrics
 from tests.tolerances import BF16_GRADIENT_RTOL, GRADIENT_RTOL, LOGPROB_ATOL
@@ -181,6 +182,25 @@ def test_kl_pulls_to_the_reference_and_is_zero_at_it():
     assert all(later < earlier for earlier, later in itertools.pairwise(kls))
     with pytest.raises(ValueError, match=r"objective.kl_coef=0.5.*reference"):
         updater.update(state, batch)
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_a_reference_that_lies_right_is_held_once(placed, monkeypatch):
+    mesh, updater, copied = one_device_mesh(), make_updater(ObjectiveSection(kl_coef=0.5)), []
+
+    def copies(model, shardings):
+        copied.append(model)
+        return private_copies(model, shardings)
+
+    monkeypatch.setattr("polaris_jax.train.update.private_copies", copies)
+    state = init_train_state(make_model(), OPTIMIZER, mesh)
+    reference = make_model(seed=1)
+    if placed:
+        reference = init_train_state(reference, OPTIMIZER, mesh).params
+    for _ in range(2):
+        state, _ = updater.update(state, pack_case(make_graded()), reference=reference)
+    assert len(copied) == (0 if placed else 1)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(reference))
 
 
 def test_entropy_bonus_raises_entropy():
