@@ -77,12 +77,16 @@ def boxes_backwards(text: str) -> Iterator[Box]:
 
 def _box_commands_backwards(text: str) -> Iterator[tuple[int, int]]:
     """Starts and ends of the box commands of a text, last first."""
-    end = len(text)
-    while (start := max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))) >= 0:
-        command = _COMMAND.match(text, start)
-        if command is not None:
+    # Each name is looked up again only where it was found: a text with many of one and none of the
+    # other would else be searched through for the other at every step.
+    boxed, fbox = text.rfind("\\boxed"), text.rfind("\\fbox")
+    while (start := max(boxed, fbox)) >= 0:
+        if command := _COMMAND.match(text, start):
             yield start, command.end()
-        end = start
+        if start == boxed:
+            boxed = text.rfind("\\boxed", 0, start)
+        else:
+            fbox = text.rfind("\\fbox", 0, start)
 
 
 def closing_brace(text: str, start: int) -> int | None:

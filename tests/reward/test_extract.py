@@ -86,7 +86,10 @@ def test_unknown_mode_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["\\boxed{", "{", "}", "\\", "\\boxed{5}", "\\boxed ", "\\boxed", "</think>", "\\\\\\boxed{"],
+    [
+        *("\\boxed{", "{", "}", "\\", "\\boxed{5}", "\\boxed ", "\\boxed", "</think>"),
+        *("\\\\\\boxed{", "\\boxedx", "\\fboxx"),
+    ],
 )
 def test_a_megabyte_of_anything_is_read_in_linear_time(piece: str) -> None:
     text = piece * (1_000_000 // len(piece))
