@@ -14,8 +14,15 @@ from polaris_jax.reward.exact import Undecidable
 from polaris_jax.reward.syntax import Node, holds, render
 
 MAX_MAGNITUDE_BITS = 60_000  # of the exponent range of an approximate value
-MAX_STEPS = 20_000  # nodes computed for one value: sums over many terms end here
+MAX_STEPS = 20_000  # for one value, a node is one or more: sums over many terms end here
+MAX_PAIR_STEPS = 100_000  # for all the values of one pair of answers
 MAX_TERMS = 2000
+
+# A step is some microseconds. What costs more counts as more, by measurement.
+FUNCTION_STEPS = 4
+GAMMA_STEPS = 40  # at a whole number
+GAMMA_STEPS_BETWEEN = 400  # elsewhere: a series
+DIGITS_OF_A_STEP = 200  # a step with so many digits more counts as one more
 
 _TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 _DEGREE = ("div", ("const", "pi"), ("num", Fraction(180), None))
@@ -28,6 +35,15 @@ def context() -> Any:
     if not hasattr(_CONTEXTS, "value"):
         _CONTEXTS.value = mpmath.mp.clone()
     return _CONTEXTS.value
+
+
+def start_pair() -> None:
+    """Gives this thread the steps of a new pair of answers."""
+    _CONTEXTS.steps_left = MAX_PAIR_STEPS
+
+
+def _steps_left() -> int:
+    return getattr(_CONTEXTS, "steps_left", MAX_PAIR_STEPS)
 
 
 def _in_radians(node: Any) -> Any:
@@ -47,12 +63,18 @@ class Evaluator:
         self.values = values
         self.magnitude_bits = 0
         self.steps = 0
+        self.max_steps = min(MAX_STEPS, _steps_left())
+        self.step = 1 + ctx.dps // DIGITS_OF_A_STEP
         self.left_the_reals = False
 
-    def __call__(self, node: Node) -> Any:
-        self.steps += 1
-        if self.steps > MAX_STEPS:
+    def spend(self, steps: int) -> None:
+        """Counts steps. Raises Undecidable past the limit of the value or of the pair."""
+        self.steps += steps * self.step
+        if self.steps > self.max_steps:
             raise Undecidable("a computation of too many steps")
+
+    def __call__(self, node: Node) -> Any:
+        self.spend(1)
         value = self.compute(node)
         if self.ctx.isinf(value):
             return value
@@ -133,12 +155,14 @@ class Evaluator:
     def gamma(self, value: Any) -> Any:
         if abs(value) > 5000:
             raise Undecidable("a factorial out of range")
+        self.spend(GAMMA_STEPS if self.ctx.isint(value) else GAMMA_STEPS_BETWEEN)
         return self.ctx.gamma(value)
 
     def function(self, name: str, nodes: tuple[Node | None, ...]) -> Any:
         ctx = self.ctx
         if name in _TRIGONOMETRIC:
             nodes = tuple(map(_in_radians, nodes))
+        self.spend(FUNCTION_STEPS)
         values = [self(node) for node in nodes if node is not None]
         first = values[0]
         if name == "log":
@@ -159,6 +183,8 @@ class Evaluator:
         if name == "binom":
             if any(abs(value) > 5000 for value in values):
                 raise Undecidable("a binomial out of range")
+            whole = all(ctx.isint(value) for value in values)
+            self.spend(3 * (GAMMA_STEPS if whole else GAMMA_STEPS_BETWEEN))
             return ctx.binomial(first, values[1])
         if name in ("floor", "ceil"):
             return self.rounded(name, first)
@@ -213,6 +239,7 @@ DOMAIN_ERRORS = (
     ValueError,
     OverflowError,
     TypeError,
+    KeyError,
     NoConvergence,
 )
 
@@ -229,6 +256,8 @@ def value_at(
         value = evaluator(node)
     except DOMAIN_ERRORS:
         return None
+    finally:
+        _CONTEXTS.steps_left = _steps_left() - evaluator.steps
     if real_throughout and evaluator.left_the_reals:
         return None
     return value, max(0, int(evaluator.magnitude_bits * 0.30103))

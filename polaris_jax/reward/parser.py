@@ -49,12 +49,18 @@ class _Parser(AtomReader):
         return ("list", tuple(("tuple", "(", ")", tuple(group)) for group in groups))
 
     def list_of(self, items: list[Node]) -> Node:
-        """One item as itself; several as a list, inequalities joined by "and" alone as "both"."""
+        """One item as itself; several as a list, inequalities joined by "and" alone as "both".
+
+        A list that says `or` keeps that: it is no point.
+        """
         if len(items) == 1:
             return items[0]
         others = {("op", ","), ("word", "or")}
         both = not others & set(self.tokens) and all(is_inequality(item) for item in items)
-        return ("both" if both else "list", tuple(items))
+        if both:
+            return ("both", tuple(items))
+        alternatives = ("word", "or") in self.tokens
+        return ("list", tuple(items), "or") if alternatives else ("list", tuple(items))
 
     def separator(self) -> bool:
         """Passes one separator of a list, `,` or `and` or `, or`."""
