@@ -61,6 +61,14 @@ class AtomReader(FunctionReader):
 
     def words(self) -> Node:
         """A number in words, or the words up to the next thing that is none."""
+        if self.peek()[1].lower() in ("minus", "negative"):
+            start = self.position
+            self.next()
+            if self.peek()[0] == "num":
+                return ("neg", number(self.next()[1]))
+            if self.peek()[0] in ("word", "run") and (value := self.number_in_words()) is not None:
+                return ("neg", ("num", value, None))
+            self.position = start
         if (value := self.number_in_words()) is not None:
             return ("num", value, None)
         words = [folded(self.next()[1])]

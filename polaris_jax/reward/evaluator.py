@@ -10,12 +10,12 @@ from typing import Any
 import mpmath
 from mpmath.libmp import NoConvergence
 
+from polaris_jax.reward import budget
 from polaris_jax.reward.exact import Undecidable
 from polaris_jax.reward.syntax import Node, holds, render
 
 MAX_MAGNITUDE_BITS = 60_000  # of the exponent range of an approximate value
 MAX_STEPS = 20_000  # for one value, a node is one or more: sums over many terms end here
-MAX_PAIR_STEPS = 100_000  # for all the values of one pair of answers
 MAX_TERMS = 2000
 
 # A step is some microseconds. What costs more counts as more, by measurement.
@@ -37,15 +37,6 @@ def context() -> Any:
     return _CONTEXTS.value
 
 
-def start_pair() -> None:
-    """Gives this thread the steps of a new pair of answers."""
-    _CONTEXTS.steps_left = MAX_PAIR_STEPS
-
-
-def _steps_left() -> int:
-    return getattr(_CONTEXTS, "steps_left", MAX_PAIR_STEPS)
-
-
 def _in_radians(node: Any) -> Any:
     """The argument of a sine with its degrees turned into radians."""
     if not isinstance(node, tuple):
@@ -63,7 +54,7 @@ class Evaluator:
         self.values = values
         self.magnitude_bits = 0
         self.steps = 0
-        self.max_steps = min(MAX_STEPS, _steps_left())
+        self.max_steps = min(MAX_STEPS, budget.steps_left())
         self.step = 1 + ctx.dps // DIGITS_OF_A_STEP
         self.left_the_reals = False
 
@@ -186,6 +177,9 @@ class Evaluator:
             whole = all(ctx.isint(value) for value in values)
             self.spend(3 * (GAMMA_STEPS if whole else GAMMA_STEPS_BETWEEN))
             return ctx.binomial(first, values[1])
+        if name == "fact2":
+            self.gamma(first)  # the same bounds
+            return ctx.fac2(first)
         if name in ("floor", "ceil"):
             return self.rounded(name, first)
         if name in ("max", "min"):
@@ -257,7 +251,7 @@ def value_at(
     except DOMAIN_ERRORS:
         return None
     finally:
-        _CONTEXTS.steps_left = _steps_left() - evaluator.steps
+        budget.spend(evaluator.steps)
     if real_throughout and evaluator.left_the_reals:
         return None
     return value, max(0, int(evaluator.magnitude_bits * 0.30103))

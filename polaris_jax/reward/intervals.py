@@ -110,9 +110,9 @@ def _pieces(node: Node) -> list[Piece]:
         return _complement(outside)
     if kind in ("list", "both"):
         parts = [_pieces(item) for item in node[1]]
-        if kind == "both" or all(is_exclusion(item) for item in node[1]):
+        if len(node) == 2 or all(is_exclusion(item) for item in node[1]):
             common = _common(parts)
-            if common:  # `x < 1 and x > 5` can only mean both parts of a union
+            if common:  # `x < 1, x > 5` can only mean both parts of a union
                 return common
         return _merge([piece for part in parts for piece in part])
     if kind == "rel":

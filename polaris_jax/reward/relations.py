@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polaris_jax.reward import numeric
-from polaris_jax.reward.syntax import Node, holds, symbols
+from polaris_jax.reward.syntax import Node, holds, substitute, symbols
 from polaris_jax.reward.vocabulary import FUNCTION_NAMES
 
 _ORDERS = frozenset({"<", ">", "leq", "geq"})
@@ -98,6 +98,33 @@ def names_differ(ours: Node, theirs: Node) -> bool:
         call, name = (ours, theirs) if ours[0] == "call" else (theirs, ours)
         return name[1] in symbols(call)
     return False
+
+
+def calls_as_products(node: Node, other: Node) -> Node:
+    """The tree with `h(a + b)` as a product where the other tree has h as a number of its own.
+
+    A side of a relation that is nothing but `f(x)` names a function and stays.
+    """
+    if not holds(node, "call") or (node[0] == "rel" and any(side[0] == "call" for side in node[1])):
+        return node
+    plain = symbols(other) - {call[1] for call in _calls(other)}
+    for call in _calls(node):
+        if call[1] in plain and len(call[2]) == 1:
+            node = substitute(node, call, ("mul", (("sym", call[1]), call[2][0])))
+    return node
+
+
+def _calls(node: Node) -> list[Node]:
+    """The calls in a tree, the outer ones first."""
+    found: list[Node] = []
+    stack = [node]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, tuple) and item:
+            if item[0] == "call":
+                found.append(item)
+            stack.extend(item)
+    return found
 
 
 def in_order_of(names: tuple[Node, ...], node: tuple[Node, Node]) -> tuple[Node, Node]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from polaris_jax.reward import numeric
-from polaris_jax.reward.evaluator import start_pair
 from polaris_jax.reward.intervals import is_set_like, same_sets
 from polaris_jax.reward.matrices import worked_out
 from polaris_jax.reward.policy import Policy
 from polaris_jax.reward.relations import (
     FLIPPED,
+    calls_as_products,
     in_order_of,
     is_exclusion,
     is_inequality,
@@ -48,7 +48,7 @@ _SETS_IN_WORDS: dict[str, Node] = {
 
 def compare(answer: Node, gold: Node, policy: Policy) -> Verdict:
     """Whether an answer's tree says what gold's tree says, by which layer, and why not."""
-    start_pair()
+    answer, gold = calls_as_products(answer, gold), calls_as_products(gold, answer)
     ours, theirs = _spread(_unwrapped(answer)), _spread(_unwrapped(gold))
     if ours == theirs:
         return Verdict(True, "tree")
@@ -125,6 +125,8 @@ def _unwrapped(node: Node) -> Node:
     while node[0] == "unit" and node[1][0] in (*_COLLECTIONS, "based", "ratio", "words"):
         node = node[1]
     node = worked_out(node)
+    if _is_named_point(node):  # `A(1, 2)`
+        return ("rel", node[1], ("=",))
     if node[0] == "words" and node[1] in _SETS_IN_WORDS:
         return _SETS_IN_WORDS[node[1]]
     if node[0] == "list":  # `k\\pi, k \\in \\mathbb{Z}` says what k is, and lists one thing
@@ -138,6 +140,14 @@ def _unwrapped(node: Node) -> Node:
     if node[0] in ("cup", "cap", "setminus"):
         return (node[0], _unwrapped(node[1]), _unwrapped(node[2]))
     return node
+
+
+def _is_named_point(node: Node) -> bool:
+    if node[0] != "mul" or len(node[1]) != 2:
+        return False
+    name, point = node[1]
+    capital = name[0] == "sym" and len(name[1]) == 1 and name[1].isupper()
+    return capital and point[0] == "tuple" and point[1:3] == _ROUND and not symbols(point)
 
 
 def _is_range(node: Node) -> bool:
