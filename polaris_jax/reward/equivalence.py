@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -75,7 +75,7 @@ def gold_texts(gold: object) -> tuple[str, ...]:
         return (str(int(gold)),) if gold.is_integer() and abs(gold) < 1e15 else (repr(gold),)
     if (tolist := getattr(gold, "tolist", None)) is not None:  # numpy, without importing it
         return gold_texts(tolist())
-    if isinstance(gold, Iterable):
+    if isinstance(gold, Iterable) and not isinstance(gold, Mapping | bytes | bytearray):
         alternatives: list[str] = []
         for part in gold:
             alternatives.extend(gold_texts(part))
