@@ -248,7 +248,7 @@ def _same_list(answer: Node, gold: Node, policy: Policy) -> bool:
         return "set" not in (answer[0], gold[0]) and _same_solutions(answer, gold)
     collection, other = (answer, gold) if theirs is None else (gold, answer)
     if other[0] == "tuple" and other[1:3] == _ROUND and policy.brackets_may_be_dropped:
-        if collection[0] == "list" and len(collection) > 2:  # `3 or 1` is no point
+        if collection[-1] == "or":  # `3 or 1` is no point
             return False
         entries = ordered_values(collection[1])
         pair = (entries, other[3]) if theirs is None else (values(other[3]), entries)
