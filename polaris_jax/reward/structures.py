@@ -48,7 +48,14 @@ _SETS_IN_WORDS: dict[str, Node] = {
 
 def compare(answer: Node, gold: Node, policy: Policy) -> Verdict:
     """Whether an answer's tree says what gold's tree says, by which layer, and why not."""
-    answer, gold = calls_as_products(answer, gold), calls_as_products(gold, answer)
+    verdict = _compare(answer, gold, policy)
+    if verdict.equal:
+        return verdict
+    products = calls_as_products(answer, gold), calls_as_products(gold, answer)
+    return verdict if products == (answer, gold) else _compare(*products, policy)
+
+
+def _compare(answer: Node, gold: Node, policy: Policy) -> Verdict:
     ours, theirs = _spread(_unwrapped(answer)), _spread(_unwrapped(gold))
     if ours == theirs:
         return Verdict(True, "tree")
