@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -15,16 +16,19 @@ from polaris_jax.config_sections import PROMPT_SUFFIX
 from polaris_jax.data.prompts import render_prompt
 from polaris_jax.records import Problem
 
+_WORD = re.compile(r"(?<![^\W\d_])(?<!\\)[^\W\d_]{2,}")
 _SUFFIX_WORDS = " ".join(PROMPT_SUFFIX.split()).casefold()
 
 
 def normalized_text(text: str) -> str:
     """The text in which two problems count as the same.
 
-    Unicode-composed, letter case folded, each run of whitespace one space, the instruction suffix
-    left out. Compatibility characters stay apart: `x²` is not `x2`.
+    Unicode-composed, the case of words folded, each run of whitespace one space, the instruction
+    suffix left out. Compatibility characters stay apart (`x²` is not `x2`), and so do TeX commands
+    and single letters of another case: Delta is not delta, nor a set A its element a.
     """
-    words = " ".join(unicodedata.normalize("NFC", text).split()).casefold()
+    composed = " ".join(unicodedata.normalize("NFC", text).split())
+    words = _WORD.sub(lambda match: match.group().casefold(), composed)
     return words.replace(_SUFFIX_WORDS, "").strip()
 
 

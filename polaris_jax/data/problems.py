@@ -8,8 +8,9 @@ Field names, the first that a row has with a value counts:
 
 `answer` is ambiguous in the wild. A text that ends in `#### 42` is a worked solution in GSM8K's
 manner: what follows the mark is the answer. `solution` comes last because most sets keep the
-worked text there: its last `\\boxed{}` is the answer, and a text without one is taken only when it
-is short (one line of at most 60 characters), else the row counts as malformed.
+worked text there: its last `\\boxed{}` is the answer, with the boxes that a comma or `and` joins to
+it, and a text without one is taken only when it is short (one line of at most 60 characters), else
+the row counts as malformed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import io
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,8 +34,11 @@ PROBLEM_FIELDS = ("problem", "question", "prompt")
 ANSWER_FIELDS = ("answer", "gold", "final_answer", "ground_truth", "reward_model", "solution")
 ID_FIELDS = ("id", "problem_id", "unique_id", "uid", "index")
 NAMED_ROWS = 20  # malformed rows that a report spells out; all are counted
+MESSAGE_CHARS = 400
 _SHORT_SOLUTION_CHARS = 60
-_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
+_COLUMNS = frozenset(
+    (*PROBLEM_FIELDS, *ANSWER_FIELDS, *ID_FIELDS, "pass_rate", "source", "data_source")
+)
 
 
 class RowError(ValueError):
@@ -84,7 +87,7 @@ def read_problems(source: AnyPath, *, unique: bool = True) -> tuple[list[Problem
     counts: collections.Counter[str] = collections.Counter()
     rows = 0
     files = resolve_source(source)
-    for row in read_rows(files):
+    for row in read_rows(files, _COLUMNS):
         rows += 1
         try:
             if row.error is not None:
@@ -92,11 +95,12 @@ def read_problems(source: AnyPath, *, unique: bool = True) -> tuple[list[Problem
             problems.append(parse_row(row.fields))
         except RowError as error:
             counts["malformed"] += 1
-            messages.append(f"{row.place}: {error}")
+            messages.append(_printable(f"{row.place}: {error}"))
     named = messages[:NAMED_ROWS]
     if files.beside:
         some = ", ".join(files.names_beside[:3]) + (", ..." if len(files.beside) > 3 else "")
-        named.insert(0, f"{len(files.beside)} files beside the train split ({some})")
+        chosen = "train split" if files.has_split else "tables"
+        named.insert(0, _printable(f"{len(files.beside)} files beside the {chosen} ({some})"))
     if unique:
         problems, found = deduplicate(problems)
         counts["duplicate"] = len(found.same_answer) + len(found.other_answer)
@@ -121,6 +125,12 @@ def read_problems(source: AnyPath, *, unique: bool = True) -> tuple[list[Problem
         counts={reason: count for reason, count in sorted(counts.items()) if count},
         messages=tuple(named),
     )
+
+
+def _printable(message: str) -> str:
+    """A message that any terminal and file takes, cut where a row's value is long."""
+    text = message.encode(errors="backslashreplace").decode()
+    return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 3] + "..."
 
 
 def _require_unique_ids(source: str, problems: Sequence[Problem]) -> None:
@@ -230,7 +240,9 @@ def _one_answer(name: str, value: Any) -> str | int | float:
 
 def _from_solution(text: str) -> str:
     """The answer within a worked solution."""
-    boxed = _last_boxed(text)
+    from polaris_jax.reward.free import boxed_list
+
+    boxed = boxed_list(text)
     if boxed is not None:
         return boxed
     if "#### " in text or (len(text) <= _SHORT_SOLUTION_CHARS and "\n" not in text.strip()):
@@ -238,19 +250,6 @@ def _from_solution(text: str) -> str:
     raise RowError(
         "solution: a worked text without \\boxed{}; give the final answer in a field of its own"
     )
-
-
-def _last_boxed(text: str) -> str | None:
-    boxes = list(_BOX.finditer(text))
-    if not boxes:
-        return None
-    depth = 0
-    begin = boxes[-1].end()
-    for end in range(begin - 1, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0:
-            return text[begin:end]
-    return None
 
 
 def problem_set_hash(problems: Iterable[Problem]) -> str:

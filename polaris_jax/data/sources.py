@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -23,6 +23,10 @@ _TRAIN = re.compile(r"(?<![A-Za-z])[Tt]rain|(?<=[a-z])Train|TRAIN")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Schema metadata of our own parquet files, whose answers are JSON so that types survive.
 JSON_ANSWERS = {b"polaris_answers": b"json"}
+# What pyarrow raises on damaged files: its own errors, those of text that is no UTF-8 and of times
+# past the calendar (ValueErrors), of numbers past their type.
+_DAMAGES = (OSError, ValueError, OverflowError, TypeError, KeyError, MemoryError)
+_ARROW_FILE = b"ARROW1"
 _ROW_KEYS = ("data", "problems", "rows", "examples", "train")
 
 
@@ -52,12 +56,18 @@ class Files:
     Attributes:
         root: of the names in messages.
         read: the files, in reading order.
-        beside: files of a directory that are left out, because others are its training split.
+        beside: files of a directory that are left out, because others are its training split or
+            its tables.
     """
 
     root: epath.Path
     read: tuple[epath.Path, ...]
     beside: tuple[epath.Path, ...] = ()
+
+    @property
+    def has_split(self) -> bool:
+        """Whether the names of the files read tell a training split."""
+        return any(_TRAIN.search(path.relative_to(self.root).as_posix()) for path in self.read)
 
     @property
     def names_beside(self) -> tuple[str, ...]:
@@ -68,8 +78,9 @@ class Files:
 def resolve_source(source: str) -> Files:
     """The files of a source.
 
-    In a directory the training split is read where the file names (or folders) tell one from
-    other splits, everything otherwise; a Hub name is downloaded first.
+    In a directory the training split is read where the names of files or folders tell one from
+    other splits, whatever its format, and everything otherwise; where some of that is parquet or
+    arrow, those files alone. A Hub name is downloaded first.
 
     Args:
         source: a file or directory (also gs://, s3://), or a data set `owner/name` on the Hugging
@@ -113,13 +124,12 @@ def _pick_split(root: epath.Path) -> Files:
         and path.name != "dataset_dict.json"
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
-    tables = [path for path in files if path.suffix in (".parquet", ".arrow")]
-    files = tables or files
-    train, beside = [], []
-    for path in files:
-        is_train = _TRAIN.search(path.relative_to(root).as_posix())
-        (train if is_train else beside).append(path)
-    return Files(root, tuple(train), tuple(beside)) if train else Files(root, tuple(files))
+    train = [path for path in files if _TRAIN.search(path.relative_to(root).as_posix())]
+    # Of what is kept as tables and as text, the tables: one set in two formats is read once.
+    tables = [path for path in train or files if path.suffix in (".parquet", ".arrow")]
+    read = tables or train or files
+    beside = tuple(path for path in files if path not in set(read))
+    return Files(root, tuple(read), beside)
 
 
 def download_dataset(name: str) -> epath.Path:
@@ -151,16 +161,23 @@ def download_dataset(name: str) -> epath.Path:
         ) from error
 
 
-def read_rows(files: Files) -> Iterator[Row]:
+def read_rows(files: Files, columns: Collection[str] | None = None) -> Iterator[Row]:
     """Every row of a source's files, in order; unreadable ones carry an error.
+
+    Args:
+        files: of the source.
+        columns: what a table's rows must have, where the table has it; its other columns are None
+            and are not read. None: every column.
 
     Raises:
         DataError: a whole file is unreadable.
     """
     for path in files.read:
         place = path.relative_to(files.root).as_posix()
-        reader = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".arrow": _arrow}
-        yield from reader[path.suffix](path, place)
+        if path.suffix in (".jsonl", ".json"):
+            yield from (_jsonl if path.suffix == ".jsonl" else _json)(path, place)
+        else:
+            yield from (_parquet if path.suffix == ".parquet" else _arrow)(path, place, columns)
 
 
 def _row(place: str, value: Any) -> Row:
@@ -207,34 +224,87 @@ def _json(path: epath.Path, place: str) -> Iterator[Row]:
         yield _row(f"{place}:row {number}", item)
 
 
-def _parquet(path: epath.Path, place: str) -> Iterator[Row]:
+def _parquet(path: epath.Path, place: str, columns: Collection[str] | None) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    damages = (pa.ArrowException, *_DAMAGES)
     try:
         with path.open("rb") as file, pq.ParquetFile(file) as table:
-            number = 0
             ours = (table.schema_arrow.metadata or {}).items() >= JSON_ANSWERS.items()
-            for batch in table.iter_batches(batch_size=4096):
-                for fields in batch.to_pylist():
+            names = table.schema_arrow.names
+            read = names if columns is None else [name for name in names if name in columns]
+            others = dict.fromkeys(name for name in names if name not in read)
+            number = 0
+            for batch in table.iter_batches(batch_size=4096, columns=read):
+                for fields in _parquet_rows(batch, damages):
                     number += 1
-                    if ours:
-                        fields["answer"] = json.loads(fields["answer"])
-                    yield Row(f"{place}:row {number}", fields)
-    except (pa.ArrowInvalid, OSError) as error:
+                    where = f"{place}:row {number}"
+                    if isinstance(fields, str):
+                        yield Row(where, {}, fields)
+                    elif ours:
+                        yield _own_row(where, fields | others)
+                    else:
+                        yield Row(where, fields | others)
+    except damages as error:
         raise DataError(f"data.problems={str(path)!r}: not a parquet file ({error})") from error
 
 
-def _arrow(path: epath.Path, place: str) -> Iterator[Row]:
+def _parquet_rows(batch: Any, damages: Any) -> Iterator[dict[str, Any] | str]:
+    """The rows of a batch; where the batch holds what cannot be read, that row's reason."""
+    try:
+        batch.validate(full=True)
+        rows: list[dict[str, Any] | str] = batch.to_pylist()
+    except damages:
+        rows = []
+        for number in range(batch.num_rows):
+            row = batch.slice(number, 1)
+            try:
+                row.validate(full=True)
+                rows += row.to_pylist()
+            except damages as error:
+                rows.append(f"not readable ({error})")
+    yield from rows
+
+
+def _own_row(where: str, fields: dict[str, Any]) -> Row:
+    """A row of a file that we wrote, its answer out of JSON."""
+    try:
+        return Row(where, fields | {"answer": json.loads(fields["answer"])})
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        return Row(where, {}, f"answer: not valid JSON ({error})")
+
+
+def _arrow(path: epath.Path, place: str, columns: Collection[str] | None) -> Iterator[Row]:
     import pyarrow as pa
 
     try:
         file = path.open("rb") if is_remote(path) else pa.memory_map(str(path))
-        with file, pa.ipc.open_stream(file) as batches:
+        with file:
+            is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
+            file.seek(0)
             number = 0
-            for batch in batches:
-                for fields in batch.to_pylist():
+            for batch in _arrow_batches(file, is_file):
+                names = batch.schema.names
+                read = names if columns is None else [name for name in names if name in columns]
+                others = dict.fromkeys(name for name in names if name not in read)
+                chosen = batch.select(read)
+                chosen.validate(full=True)  # reading a damaged batch as it is ends the process
+                for fields in chosen.to_pylist():
                     number += 1
-                    yield Row(f"{place}:row {number}", fields)
-    except (pa.ArrowInvalid, OSError) as error:
+                    yield Row(f"{place}:row {number}", fields | others)
+    except (pa.ArrowException, *_DAMAGES) as error:
         raise DataError(f"data.problems={str(path)!r}: not an arrow stream ({error})") from error
+
+
+def _arrow_batches(file: Any, is_file: bool) -> Iterator[Any]:
+    """The record batches of an arrow file or, without its magic, of a stream."""
+    import pyarrow as pa
+
+    if not is_file:
+        with pa.ipc.open_stream(file) as stream:
+            yield from stream
+        return
+    with pa.ipc.open_file(file) as table:
+        for number in range(table.num_record_batches):
+            yield table.get_batch(number)

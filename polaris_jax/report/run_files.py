@@ -10,6 +10,7 @@ from etils import epath
 
 from polaris_jax.files import matching
 from polaris_jax.metrics import read_metrics
+from polaris_jax.report.shapes import line_misfit, misfit
 
 BEFORE_TAG = "before"
 
@@ -44,7 +45,9 @@ class RunFiles:
 
 
 def read_run(run_dir: epath.Path) -> RunFiles:
-    """Everything readable in `run_dir`; a damaged file counts as absent, with the reason.
+    """Everything readable in `run_dir`.
+
+    A damaged file, or one of another shape, counts as absent, with the reason.
 
     Raises:
         FileNotFoundError: `run_dir` is no directory.
@@ -63,6 +66,10 @@ def read_run(run_dir: epath.Path) -> RunFiles:
         except ValueError as error:
             absent[name] = f"damaged: {error}"
             return []
+        for number, line in enumerate(found, 1):
+            if wrong := line_misfit(line):
+                absent[name] = f"damaged: line {number}: {wrong}"
+                return []
         if not found:
             absent[name] = "empty"
         return found
@@ -73,10 +80,14 @@ def read_run(run_dir: epath.Path) -> RunFiles:
             absent[name] = "not there"
             return None
         try:
-            return json.loads(path.read_bytes())
-        except ValueError as error:
+            found = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
             absent[name] = f"damaged: {error}"
             return None
+        if wrong := misfit(name, found):
+            absent[name] = f"damaged: {wrong}"
+            return None
+        return found
 
     tagged = {
         path.name.removesuffix("_eval.json"): document(path.name)

@@ -10,6 +10,7 @@ from polaris_jax.reward.normalize import Unreadable
 from polaris_jax.reward.number_words import spelt_number
 from polaris_jax.reward.syntax import Node, number
 from polaris_jax.reward.vocabulary import FUNCTION_NAMES, SEPARATORS, unit_name
+from polaris_jax.reward.words import folded
 
 _CLOSERS = {"(": (")", "]"), "[": (")", "]"), "S{": ("S}",), "{": ("}",)}
 MAX_NUMBER_WORDS = 12
@@ -60,11 +61,19 @@ class AtomReader(FunctionReader):
 
     def words(self) -> Node:
         """A number in words, or the words up to the next thing that is none."""
+        if self.peek()[1].lower() in ("minus", "negative"):
+            start = self.position
+            self.next()
+            if self.peek()[0] == "num":
+                return ("neg", number(self.next()[1]))
+            if self.peek()[0] in ("word", "run") and (value := self.number_in_words()) is not None:
+                return ("neg", ("num", value, None))
+            self.position = start
         if (value := self.number_in_words()) is not None:
             return ("num", value, None)
-        words = [self.next()[1].lower()]
+        words = [folded(self.next()[1])]
         while self.peek()[0] in ("word", "run") and self.peek()[1] not in SEPARATORS:
-            words.append(self.next()[1].lower())
+            words.append(folded(self.next()[1]))
         return ("words", " ".join(words))
 
     def number_in_words(self) -> Fraction | None:

@@ -16,6 +16,9 @@ class Cursor:
         self.position = 0
         self.depth = 0
         self.bars = 0
+        # `\\ln 2/3`: whether a function takes the quotient, and whether that was ever the question.
+        self.takes_quotient = True
+        self.met_quotient = False
 
     def peek(self, ahead: int = 0) -> Token:
         """The token some places ahead, END behind the last."""

@@ -26,11 +26,13 @@ Policies (of the default preset; `policy` has the stricter and the more lenient 
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from polaris_jax.reward.budget import start_pair
 from polaris_jax.reward.normalize import (
     MAX_ANSWER_CHARS,
     Token,
@@ -73,7 +75,7 @@ def gold_texts(gold: object) -> tuple[str, ...]:
         return (str(int(gold)),) if gold.is_integer() and abs(gold) < 1e15 else (repr(gold),)
     if (tolist := getattr(gold, "tolist", None)) is not None:  # numpy, without importing it
         return gold_texts(tolist())
-    if isinstance(gold, Iterable):
+    if isinstance(gold, Iterable) and not isinstance(gold, Mapping | bytes | bytearray):
         alternatives: list[str] = []
         for part in gold:
             alternatives.extend(gold_texts(part))
@@ -216,6 +218,7 @@ def _compare(answer: str, gold: str, policy: Policy) -> Explanation:
     if not ours or not theirs:
         reason = f"{'gold' if ours else 'the answer'} holds nothing that can be read"
         return _shown(False, "unreadable", reason, answer, gold)
+    start_pair()
     pairs = [(found, expected) for found in ours for expected in theirs]
     verdict, shown = Verdict(False, "unreadable"), pairs[0]
     for found, expected in pairs:
@@ -255,17 +258,22 @@ def _compare_meaning(answer: tuple[Token, ...], gold: tuple[Token, ...], policy:
     if (verdict := same_time(answer, gold)) is not None:
         return Verdict(verdict, "time", "" if verdict else "another time")
     # Here and not at the top: an answer that the first layers settle loads no mathematics.
-    from polaris_jax.reward.parser import parse
+    from polaris_jax.reward.parser import parses
     from polaris_jax.reward.structures import compare
 
-    trees: list[Any] = []
+    trees: list[list[Any]] = []
     for side, found in (("the answer", answer), ("gold", gold)):
         try:
-            trees.append(parse(found))
+            trees.append(parses(found))
         except (Unreadable, RecursionError) as error:  # the latter under a caller deep already
             reason = f"{side}: {error}" if isinstance(error, Unreadable) else f"{side}: too deep"
             return Verdict(False, "unreadable", reason)
+    verdict = Verdict(False, "unreadable")
     try:
-        return compare(trees[0], trees[1], policy)
+        for ours, theirs in itertools.product(*trees):
+            verdict = compare(ours, theirs, policy)
+            if verdict.equal:
+                break
     except RecursionError:
         return Verdict(False, "unreadable", "nested too deep")
+    return verdict

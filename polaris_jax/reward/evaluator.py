@@ -10,12 +10,19 @@ from typing import Any
 import mpmath
 from mpmath.libmp import NoConvergence
 
+from polaris_jax.reward import budget
 from polaris_jax.reward.exact import Undecidable
 from polaris_jax.reward.syntax import Node, holds, render
 
 MAX_MAGNITUDE_BITS = 60_000  # of the exponent range of an approximate value
-MAX_STEPS = 20_000  # nodes computed for one value: sums over many terms end here
+MAX_STEPS = 20_000  # for one value, a node is one or more: sums over many terms end here
 MAX_TERMS = 2000
+
+# A step is some microseconds. What costs more counts as more, by measurement.
+FUNCTION_STEPS = 4
+GAMMA_STEPS = 40  # at a whole number
+GAMMA_STEPS_BETWEEN = 400  # elsewhere: a series
+DIGITS_OF_A_STEP = 200  # a step with so many digits more counts as one more
 
 _TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 _DEGREE = ("div", ("const", "pi"), ("num", Fraction(180), None))
@@ -47,12 +54,18 @@ class Evaluator:
         self.values = values
         self.magnitude_bits = 0
         self.steps = 0
+        self.max_steps = min(MAX_STEPS, budget.steps_left())
+        self.step = 1 + ctx.dps // DIGITS_OF_A_STEP
         self.left_the_reals = False
 
-    def __call__(self, node: Node) -> Any:
-        self.steps += 1
-        if self.steps > MAX_STEPS:
+    def spend(self, steps: int) -> None:
+        """Counts steps. Raises Undecidable past the limit of the value or of the pair."""
+        self.steps += steps * self.step
+        if self.steps > self.max_steps:
             raise Undecidable("a computation of too many steps")
+
+    def __call__(self, node: Node) -> Any:
+        self.spend(1)
         value = self.compute(node)
         if self.ctx.isinf(value):
             return value
@@ -133,12 +146,14 @@ class Evaluator:
     def gamma(self, value: Any) -> Any:
         if abs(value) > 5000:
             raise Undecidable("a factorial out of range")
+        self.spend(GAMMA_STEPS if self.ctx.isint(value) else GAMMA_STEPS_BETWEEN)
         return self.ctx.gamma(value)
 
     def function(self, name: str, nodes: tuple[Node | None, ...]) -> Any:
         ctx = self.ctx
         if name in _TRIGONOMETRIC:
             nodes = tuple(map(_in_radians, nodes))
+        self.spend(FUNCTION_STEPS)
         values = [self(node) for node in nodes if node is not None]
         first = values[0]
         if name == "log":
@@ -159,7 +174,12 @@ class Evaluator:
         if name == "binom":
             if any(abs(value) > 5000 for value in values):
                 raise Undecidable("a binomial out of range")
+            whole = all(ctx.isint(value) for value in values)
+            self.spend(3 * (GAMMA_STEPS if whole else GAMMA_STEPS_BETWEEN))
             return ctx.binomial(first, values[1])
+        if name == "fact2":
+            self.gamma(first)  # the same bounds
+            return ctx.fac2(first)
         if name in ("floor", "ceil"):
             return self.rounded(name, first)
         if name in ("max", "min"):
@@ -213,6 +233,7 @@ DOMAIN_ERRORS = (
     ValueError,
     OverflowError,
     TypeError,
+    KeyError,
     NoConvergence,
 )
 
@@ -229,6 +250,8 @@ def value_at(
         value = evaluator(node)
     except DOMAIN_ERRORS:
         return None
+    finally:
+        budget.spend(evaluator.steps)
     if real_throughout and evaluator.left_the_reals:
         return None
     return value, max(0, int(evaluator.magnitude_bits * 0.30103))

@@ -95,6 +95,11 @@ def _integer_root(value: int, degree: int) -> int | None:
     return root if root**degree == value else None
 
 
+_EXACT_FUNCTIONS = frozenset(
+    {"sqrt", "root", "binom", "abs", "floor", "ceil", "gcd", "lcm", "max", "min", "fact2"}
+)
+
+
 def _factorial(value: Fraction) -> int:
     if value.denominator != 1 or not 0 <= value <= 3000:
         raise Undecidable("a factorial out of range")
@@ -102,7 +107,7 @@ def _factorial(value: Fraction) -> int:
 
 
 def _exact_function(name: str, arguments: tuple[Node | None, ...]) -> Fraction | None:
-    if name not in ("sqrt", "root", "binom", "abs", "floor", "ceil", "gcd", "lcm", "max", "min"):
+    if name not in _EXACT_FUNCTIONS:
         return None
     values: list[Fraction] = []
     for argument in arguments:
@@ -121,6 +126,10 @@ def _exact_function(name: str, arguments: tuple[Node | None, ...]) -> Fraction |
             positive = _exact_root(-first, Fraction(1, degree))
             return None if positive is None else -positive
         return _exact_root(first, Fraction(1, degree))
+    if name == "fact2":
+        if first.denominator != 1 or not 0 <= first <= 3000:
+            raise Undecidable("a factorial out of range")
+        return Fraction(math.prod(range(int(first), 1, -2)))
     if name == "abs":
         return abs(first)
     if name == "floor":

@@ -18,13 +18,21 @@ THINK_END = "</think>"
 # A fallback past so many boxes that never close is given up: it keeps the scan linear.
 MAX_LOOKED_AT = 32
 
+WINDOW_CHARS = 1 << 16
+LONGEST_COMMAND = 8  # `\\boxed` and the sign that must be no letter, and one to spare
 _COMMAND = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")  # not `\boxedx`
 _BRACE = re.compile(
     r"\\.|[{}]", re.DOTALL
 )  # an escaped character, so `\{` never counts, or a brace
 _OPEN = re.compile(r"\s{0,8}\{")
 # `\boxed 5`, `\boxed5`: TeX would box one digit, the writer means the number.
-_BARE = re.compile(r"\s{0,8}([-+]?\d[\d.,/]{0,64}|[A-Za-z](?![A-Za-z]))")
+_BARE = re.compile(r"\s{0,8}([-+]?\d(?:[\d.,/]{0,63}\d)?|[A-Za-z](?![A-Za-z]))")
+# `\boxed\frac{1}{2}`, `\boxed\frac12`, `\boxed\pi`: a command and what it takes.
+_BARE_COMMAND = re.compile(
+    r"\s{0,8}-?(?:\\[dtc]?(?P<two>frac|binom)(?:\s?\d\s?\d)?"
+    r"|\\(?P<one>sqrt|text|textbf|mathrm|mathbf)(?:\[\w{1,8}\])?(?:\s?\d)?"
+    r"|\\(?:pi|infty|emptyset|varnothing)(?![A-Za-z]))"
+)
 
 
 def check_mode(mode: str) -> None:
@@ -73,16 +81,32 @@ def boxes_backwards(text: str) -> Iterator[Box]:
                 yield Box(start, end + 1, text[opened.end() : end].strip())
         elif bare := _BARE.match(text, position):
             yield Box(start, bare.end(), bare.group(1))
+        elif command := _BARE_COMMAND.match(text, position):
+            yield _command_box(text, start, command)
+
+
+def _command_box(text: str, start: int, command: re.Match[str]) -> Box:
+    """The box around a command and the groups that it takes."""
+    end = command.end()
+    if not command.group()[-1].isdigit():
+        for _ in range(2 if command["two"] else 1 if command["one"] else 0):
+            opened = _OPEN.match(text, end)
+            closed = closing_brace(text, opened.end()) if opened else None
+            if closed is None:
+                return Box(start, len(text), None)
+            end = closed + 1
+    return Box(start, end, text[command.start() : end].strip())
 
 
 def _box_commands_backwards(text: str) -> Iterator[tuple[int, int]]:
     """Starts and ends of the box commands of a text, last first."""
-    end = len(text)
-    while (start := max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))) >= 0:
-        command = _COMMAND.match(text, start)
-        if command is not None:
-            yield start, command.end()
-        end = start
+    # From window to window: a text may hold thousands of commands that only begin like these.
+    for last in range(len(text), 0, -WINDOW_CHARS):
+        first = max(0, last - WINDOW_CHARS)
+        found = list(_COMMAND.finditer(text, first, last + LONGEST_COMMAND))
+        for command in reversed(found):
+            if command.start() < last:
+                yield command.start(), command.end()
 
 
 def closing_brace(text: str, start: int) -> int | None:

@@ -111,6 +111,9 @@ class FunctionReader(UnitCursor, ABC):
         ):
             node = product(node, self.factor())
         if self.is_op("/") and self.peek(1)[0] == "num":
+            self.met_quotient = True
+            if not self.takes_quotient:
+                return signed(sign, node)
             self.next()
             node = ("div", node, self.factor())
         return signed(sign, node)

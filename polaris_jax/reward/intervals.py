@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from polaris_jax.reward import numeric
 from polaris_jax.reward.evaluator import context, value_at
+from polaris_jax.reward.points import bends
 from polaris_jax.reward.relations import FLIPPED, is_exclusion
-from polaris_jax.reward.syntax import Node, holds, substitute, symbols
+from polaris_jax.reward.syntax import Node, holds, render, substitute, symbols
 
 MAX_PIECES = 200
+# An expression of one name that is a straight line through these is taken for one: whole numbers,
+# numbers between them, both signs.
+LINEAR_POINTS = (0, 1, 2, 5, -1, -6, 0.375, 2.625, -3.25, 1000, -1000)
 
 # An interval's end: (value, side). side -1: just below the value, +1: just above it. A closed
 # left end is (a, -1), an open one (a, +1); a closed right end is (b, +1), an open one (b, -1).
@@ -37,7 +42,10 @@ def is_set_like(node: Node) -> bool:
 
 def same_sets(answer: Node, gold: Node) -> bool:
     """Whether two trees lay out to the same set of reals; False where either does not."""
-    if _name(answer) is not None and _name(gold) is not None and _name(answer) != _name(gold):
+    ours_named, theirs_named = _names(answer), _names(gold)
+    if max(len(ours_named), len(theirs_named)) > 1:
+        return False
+    if ours_named and theirs_named and ours_named != theirs_named:
         return False
     try:
         ours, theirs = _pieces(answer), _pieces(gold)
@@ -53,15 +61,16 @@ def same_sets(answer: Node, gold: Node) -> bool:
     return True
 
 
-def _name(node: Node) -> str | None:
-    """The one variable that relations are about, or None."""
-    if node[0] in ("list", "both"):
-        names = {_name(item) for item in node[1]}
-        return names.pop() if len(names) == 1 else None
+def _names(node: Node) -> set[str]:
+    """What relations are about: names of variables, and `f(x)` as it is written."""
+    if node[0] in ("list", "both", "set"):
+        return {name for item in node[1] for name in _names(item)}
     if node[0] != "rel":
-        return None
-    found = [side[1] for side in node[1] if side[0] == "sym"]
-    return found[0] if len(found) == 1 else None
+        return set()
+    found: set[str] = set()
+    for side in node[1][:1] if node[2] == ("in",) else node[1]:
+        found |= {render(side)} if side[0] == "call" else symbols(side)
+    return found
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -101,9 +110,9 @@ def _pieces(node: Node) -> list[Piece]:
         return _complement(outside)
     if kind in ("list", "both"):
         parts = [_pieces(item) for item in node[1]]
-        if kind == "both" or all(is_exclusion(item) for item in node[1]):
+        if len(node) == 2 or all(is_exclusion(item) for item in node[1]):
             common = _common(parts)
-            if common:  # `x < 1 and x > 5` can only mean both parts of a union
+            if common:  # `x < 1, x > 5` can only mean both parts of a union
                 return common
         return _merge([piece for part in parts for piece in part])
     if kind == "rel":
@@ -161,20 +170,10 @@ def _relation_pieces(node: Node) -> list[Piece]:
 
 
 def _one_inequality(left: Node, operator: str, right: Node) -> list[Piece]:
-    """The solutions of a relation that is linear in one name, |name| included."""
+    """The solutions of a relation that is linear in one name, or in one |...| of it."""
     ctx = context()
     if operator not in ("<", ">", "leq", "geq", "neq"):
         raise NotASet(operator)
-    modulus = next((s for s in (left, right) if s[0] == "func" and s[1] == "abs"), None)
-    if modulus is not None and not symbols(right if modulus is left else left):
-        if modulus is right:
-            left, right = right, left
-            operator = FLIPPED[operator]
-        upper = _one_inequality(modulus[2][0], operator, right)
-        lower = _one_inequality(modulus[2][0], FLIPPED[operator], ("neg", right))
-        if operator in ("<", "leq", "neq"):
-            return _common([upper, lower])
-        return _merge(upper + lower)
     difference = ("add", (left, ("neg", right)))
     names = symbols(difference)
     if holds(difference, "call"):
@@ -185,6 +184,15 @@ def _one_inequality(left: Node, operator: str, right: Node) -> list[Piece]:
         names = {"value"}
     if len(names) != 1:
         raise NotASet("not one name")
+    modulus = _only_modulus(difference)
+    if modulus is not None:
+        difference = substitute(difference, modulus, ("sym", "value"))
+        if symbols(difference) != {"value"}:
+            raise NotASet("a name beside its absolute value")
+        root, slope = _linear_root(difference, "value")
+        return _modulus_pieces(modulus[2][0], operator if slope > 0 else FLIPPED[operator], root)
+    if bends(difference):
+        raise NotASet("a floor or a root of the name")
     root, slope = _linear_root(difference, names.pop())
     if operator == "neq":
         return [((-ctx.inf, 1), (root, -1)), ((root, 1), (ctx.inf, -1))]
@@ -195,18 +203,51 @@ def _one_inequality(left: Node, operator: str, right: Node) -> list[Piece]:
     return [((-ctx.inf, 1), (root, 1 if closed else -1))]
 
 
+def _only_modulus(node: Any) -> Node | None:
+    """The one absolute value of a symbol in a tree; None where there is none, or are several."""
+    found: set[Node] = set()
+    stack = [node]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, tuple) and item:
+            if item[:2] == ("func", "abs") and symbols(item):
+                found.add(item)
+            else:
+                stack.extend(item)
+    return found.pop() if len(found) == 1 else None
+
+
+def _modulus_pieces(inner: Node, operator: str, bound: Any) -> list[Piece]:
+    """The solutions of `|inner| operator bound`."""
+    top = ("num", _fraction(bound), None)
+    upper = _one_inequality(inner, operator, top)
+    lower = _one_inequality(inner, FLIPPED[operator], ("neg", top))
+    if operator in ("<", "leq", "neq"):
+        return _common([upper, lower])
+    return _merge(upper + lower)
+
+
+def _fraction(value: Any) -> Fraction:
+    """A computed real, exactly."""
+    if not context().isfinite(value):
+        raise NotASet("no finite bound")
+    sign, mantissa, exponent, _ = value._mpf_
+    return (-1) ** sign * int(mantissa) * Fraction(2) ** exponent
+
+
 def _linear_root(node: Node, name: str) -> tuple[Any, Any]:
     ctx = context()
     ctx.dps = numeric.BASE_DPS
     values = []
-    for point in (0, 1, 2, 5):
+    for point in LINEAR_POINTS:
         value = value_at(node, {name: ctx.mpf(point)})
         if value is None or ctx.im(value[0]) != 0:
             raise NotASet("no value")
         values.append(ctx.re(value[0]))
     slope = values[1] - values[0]
-    if slope == 0 or not (
-        _equal(values[2], values[0] + 2 * slope) and _equal(values[3], values[0] + 5 * slope)
+    if slope == 0 or not all(
+        _equal(value, values[0] + point * slope)
+        for point, value in zip(LINEAR_POINTS, values, strict=True)
     ):
         raise NotASet("not linear")
     return -values[0] / slope, slope

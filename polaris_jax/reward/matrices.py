@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from polaris_jax.reward.exact import Undecidable, exact_value
 from polaris_jax.reward.syntax import Node, holds
 
 MAX_SIDE = 4
+MAX_ENTRY_NODES = 500  # a product of products doubles its entries: past this it is left as written
 _TRANSPOSES = (("sym", "T"), ("sym", "top"))
 
 Rows = tuple[tuple[Node, ...], ...]
@@ -41,8 +43,38 @@ def _folded(node: Node) -> Node:
         combined = _sum(total, part) if node[0] == "add" else _product(total, part)
         if combined is None:
             return node
-        total = combined
+        total = _settled(combined)
+        if total is None:
+            return node
     return total
+
+
+def _settled(node: Node) -> Node | None:
+    """A matrix with rational entries worked out to numbers; None where an entry is too large."""
+    rows = _rows(node)
+    if rows is None:
+        return node
+    settled = tuple(tuple(_number(entry) for entry in row) for row in rows)
+    entries = [entry for row in settled for entry in row]
+    return None if any(_is_large(entry) for entry in entries) else _matrix(settled)
+
+
+def _number(entry: Node) -> Node:
+    if holds(entry, "unit", "percent"):
+        return entry
+    try:
+        value = exact_value(entry)
+    except Undecidable:
+        return entry
+    return entry if value is None else ("num", value, None)
+
+
+def _is_large(entry: Node) -> bool:
+    left, stack = MAX_ENTRY_NODES, [entry]
+    while stack and left:
+        left -= 1
+        stack.extend(part for part in stack.pop() if isinstance(part, tuple))
+    return bool(stack)
 
 
 def _matrix(rows: Rows) -> Node:

@@ -6,12 +6,12 @@ from fractions import Fraction
 
 from polaris_jax.reward.vocabulary import NUMBER_WORDS, SCALES
 
-_PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
-_PARTS |= {
+PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
+PARTS |= {
     ordinal + plural: value
     for ordinal, value in (
         ("third", 3), ("fourth", 4), ("fifth", 5), ("sixth", 6), ("seventh", 7), ("eighth", 8),
-        ("ninth", 9), ("tenth", 10), ("twelfth", 12), ("hundredth", 100),
+        ("ninth", 9), ("tenth", 10), ("twelfth", 12), ("hundredth", 100), ("thousandth", 1000),
     )
     for plural in ("", "s")
 }  # fmt: skip
@@ -21,9 +21,9 @@ def spelt_number(words: list[str]) -> Fraction | None:
     """The value of some words in lower case, or None where they are no number."""
     if not words or len(words) > 12:
         return None
-    if words[-1] in _PARTS and len(words) >= 2:
+    if words[-1] in PARTS and len(words) >= 2:
         top = _whole(words[:-1])
-        return None if top is None else Fraction(top, _PARTS[words[-1]])
+        return None if top is None else Fraction(top, PARTS[words[-1]])
     whole = _whole(words)
     return None if whole is None else Fraction(whole)
 

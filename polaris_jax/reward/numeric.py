@@ -7,21 +7,21 @@ algebraic or elementary functions vanishes at a random point with probability ne
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
-from polaris_jax.reward.evaluator import DOMAIN_ERRORS, Evaluator, context, value_at
-from polaris_jax.reward.syntax import Node, holds, symbols
+from polaris_jax.reward.evaluator import context, value_at
+from polaris_jax.reward.points import Point, points
+from polaris_jax.reward.syntax import Node, symbols
 
 MAX_SYMBOLS = 16
 BASE_DPS = 50
-POSITIVE_POINTS = 3
-SIGNED_POINTS = 3
+MAX_DPS = 2000  # to which a value is computed again that lies below the rounding
 MIN_POINTS = 2
 
 # Agreement of two values computed with 50 digits: far above their rounding, far below what two
 # different expressions of an answer's size leave by chance.
 AGREEMENT_DIGITS = 25
+LOST_DIGITS = 15  # of a constant that is compared as far as it was computed
 SPARE_DIGITS = 15  # of rounding that functions and quotients may add to that of the largest term
 
 
@@ -31,84 +31,75 @@ def constant_value(node: Node, dps: int = BASE_DPS) -> tuple[Any, int] | None:
     Returns:
         None where there is no finite or infinite value to be had.
     """
-    ctx = context()
-    ctx.dps = dps
-    evaluator = Evaluator(ctx, {})
-    try:
-        value = evaluator(node)
-    except (*DOMAIN_ERRORS, KeyError):
-        return None
-    return value, max(0, int(evaluator.magnitude_bits * 0.30103))
+    context().dps = dps
+    return value_at(node, {})
 
 
 def agree(a: Any, b: Any, magnitude_digits: int, digits: int) -> bool:
-    """Whether two computed values are one number, given the largest magnitude on the way."""
+    """Whether two computed values are one number, given the largest magnitude on the way.
+
+    Two values below the rounding count as one: `same_constant` and `same_function` look closer.
+    """
+    return _agreement(a, b, magnitude_digits, digits) is not False
+
+
+def _agreement(a: Any, b: Any, magnitude_digits: int, digits: int) -> bool | None:
+    """Whether two computed values are one number; None where both lie below the rounding."""
     ctx = context()
     if ctx.isinf(a) or ctx.isinf(b):
         return bool(a == b)
-    difference = abs(a - b)
-    if difference <= max(abs(a), abs(b)) * ctx.mpf(10) ** -digits:
+    largest = max(abs(a), abs(b))
+    if abs(a - b) <= largest * ctx.mpf(10) ** -digits:
         return True
     noise = ctx.mpf(10) ** (magnitude_digits - ctx.dps + 8)
-    return bool(difference <= noise and max(abs(a), abs(b)) <= noise * 10)
+    return None if largest <= noise * 10 else False
 
 
-def _agree_at(left: tuple[Any, int], right: tuple[Any, int]) -> bool:
-    """Whether two values at a point are one: within rounding of the largest magnitude on the way.
+def _same_value(a: Node, b: Node, point: Point, digits: int | None) -> bool | None:
+    """Whether two trees have one value at a point; None where either has none there.
 
-    A relative bound alone would take x^30 + 0.001 for x^30 where x is large.
+    Where both values lie below the rounding they are computed again with as many digits more as
+    they are small: zero by cancellation shrinks with the rounding, e^{-100} stays.
+
+    Args:
+        a: a tree.
+        b: the other one.
+        point: the values of their symbols.
+        digits: that must agree; None: all that were computed but LOST_DIGITS.
     """
     ctx = context()
-    magnitude_digits = max(left[1], right[1])
-    if not agree(left[0], right[0], magnitude_digits, AGREEMENT_DIGITS):
-        return False
-    if ctx.isinf(left[0]):
-        return True
+    dps = BASE_DPS
+    raised = False
+    while True:
+        ctx.dps = dps
+        left = value_at(a, point.values, real_throughout=point.real_throughout)
+        right = value_at(b, point.values, real_throughout=point.real_throughout)
+        if left is None or right is None:
+            return None
+        magnitude_digits = max(left[1], right[1])
+        if digits is None and magnitude_digits > dps - BASE_DPS + 12 and dps == BASE_DPS:
+            dps = magnitude_digits + BASE_DPS
+            continue
+        wanted = dps - LOST_DIGITS if digits is None else digits
+        found = _agreement(left[0], right[0], magnitude_digits, wanted)
+        if found is not None:
+            break
+        if raised:
+            return True
+        smallness = -int(ctx.log10(max(abs(left[0]), abs(right[0]))))
+        dps, raised = max(dps, magnitude_digits + BASE_DPS + smallness), True
+        if dps > MAX_DPS:
+            return None
+    if not found or digits is None or ctx.isinf(left[0]):
+        return found
+    # A relative bound alone would take x^30 + 0.001 for x^30 where x is large.
     rounding = ctx.mpf(10) ** (magnitude_digits - ctx.dps + SPARE_DIGITS)
     return bool(abs(left[0] - right[0]) <= rounding)
 
 
 def same_constant(a: Node, b: Node) -> bool:
     """Whether two trees without symbols have one value."""
-    dps = BASE_DPS
-    for _ in range(2):
-        left, right = constant_value(a, dps), constant_value(b, dps)
-        if left is None or right is None:
-            return False
-        digits = max(left[1], right[1])
-        if digits <= dps - BASE_DPS + 12:
-            break
-        dps = digits + BASE_DPS
-    return agree(left[0], right[0], digits, dps - 20)
-
-
-def _bounds(node: Any) -> set[str]:
-    """Names that stand in the bounds of a sum or product: they are integers."""
-    found: set[str] = set()
-    if isinstance(node, tuple):
-        if node and node[0] in ("sum", "prod"):
-            found |= symbols(node[2:4])
-        for part in node:
-            found |= _bounds(part)
-    return found
-
-
-def sample(names: set[str], point: int, integers: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The values of the symbols at one of the fixed random points, the first ones positive."""
-    ctx = context()
-    values: dict[str, Any] = {}
-    for name in names:
-        source = random.Random(f"{name}:{point}")
-        if name in integers:
-            values[name] = ctx.mpf(3 * point + source.randint(2, 4))
-            continue
-        value = ctx.mpf(source.randrange(10**18, 24 * 10**17)) / 10**18
-        if source.random() < 0.5:
-            value = value / 3
-        if point >= POSITIVE_POINTS and source.random() < 0.6:
-            value = -value
-        values[name] = value
-    return values
+    return _same_value(a, b, Point({}, False), None) is True
 
 
 def same_function(a: Node, b: Node) -> bool:
@@ -123,20 +114,13 @@ def same_function(a: Node, b: Node) -> bool:
         return same_constant(a, b)
     if len(names) > MAX_SYMBOLS:
         return False
-    ctx = context()
-    ctx.dps = BASE_DPS
-    integers = frozenset(_bounds(a) | _bounds(b)) if holds((a, b), "sum", "prod") else frozenset()
+    context().dps = BASE_DPS
     counted = 0
-    for point in range(POSITIVE_POINTS + SIGNED_POINTS):
-        values = sample(names, point, integers)
-        signed = point >= POSITIVE_POINTS
-        left = value_at(a, values, real_throughout=signed)
-        right = value_at(b, values, real_throughout=signed)
-        if left is None or right is None:
-            continue
-        if not _agree_at(left, right):
+    for point in points(a, b):
+        found = _same_value(a, b, point, AGREEMENT_DIGITS)
+        if found is False:
             return False
-        counted += 1
+        counted += found is True
     return counted >= MIN_POINTS
 
 
@@ -149,9 +133,9 @@ def proportional(a: Node, b: Node, *, positive: bool = False) -> bool:
     ctx.dps = BASE_DPS
     first: Any = None
     counted = 0
-    for point in range(POSITIVE_POINTS + SIGNED_POINTS):
-        values = sample(names, point)
-        left, right = value_at(a, values), value_at(b, values)
+    for point in points(a, b):
+        left = value_at(a, point.values, real_throughout=point.real_throughout)
+        right = value_at(b, point.values, real_throughout=point.real_throughout)
         if left is None or right is None:
             continue
         if abs(left[0]) < 1e-30 or abs(right[0]) < 1e-30:
@@ -159,7 +143,8 @@ def proportional(a: Node, b: Node, *, positive: bool = False) -> bool:
         ratio = left[0] / right[0]
         if positive and not (ctx.im(ratio) == 0 and ctx.re(ratio) > 0):
             return False
-        if first is not None and not agree(first, ratio, 0, AGREEMENT_DIGITS - 5):
+        tolerance = abs(ratio) * ctx.mpf(10) ** (5 - AGREEMENT_DIGITS)
+        if first is not None and not abs(first - ratio) <= tolerance:
             return False
         first = ratio
         counted += 1

@@ -19,12 +19,30 @@ _INFIX = ("choose", "over")
 
 
 def parse(tokens: tuple[Token, ...]) -> Node:
-    """The tree of an answer.
+    """The tree of an answer, the first of `parses`.
 
     Raises:
         Unreadable: the tokens are no expression, relation, list, set, interval, matrix or words.
     """
+    return parses(tokens)[0]
+
+
+def parses(tokens: tuple[Token, ...]) -> list[Node]:
+    r"""The trees of an answer: two where `\ln 2/3` may be the logarithm of 2/3 or a third of one.
+
+    Raises:
+        Unreadable: as `parse` does.
+    """
     parser = _Parser(tokens)
+    found = [_whole(parser)]
+    if parser.met_quotient:
+        parser = _Parser(tokens)
+        parser.takes_quotient = False
+        found.append(_whole(parser))
+    return found
+
+
+def _whole(parser: _Parser) -> Node:
     node = parser.answer()
     if parser.peek() != END:
         raise Unreadable(f"left over: {parser.peek()}")
@@ -49,12 +67,18 @@ class _Parser(AtomReader):
         return ("list", tuple(("tuple", "(", ")", tuple(group)) for group in groups))
 
     def list_of(self, items: list[Node]) -> Node:
-        """One item as itself; several as a list, inequalities joined by "and" alone as "both"."""
+        """One item as itself; several as a list, inequalities joined by "and" alone as "both".
+
+        A list that says `or` keeps that: it is no point.
+        """
         if len(items) == 1:
             return items[0]
         others = {("op", ","), ("word", "or")}
         both = not others & set(self.tokens) and all(is_inequality(item) for item in items)
-        return ("both" if both else "list", tuple(items))
+        if both:
+            return ("both", tuple(items))
+        alternatives = ("word", "or") in self.tokens
+        return ("list", tuple(items), "or") if alternatives else ("list", tuple(items))
 
     def separator(self) -> bool:
         """Passes one separator of a list, `,` or `and` or `, or`."""
@@ -186,19 +210,21 @@ class _Parser(AtomReader):
 
     def postfix(self, node: Node) -> Node:
         primes = 0
+        raised = False
         while True:
             if self.is_op("^"):
                 if self.degree_sign():
                     node = ("unit", node, self.degree_unit())
                     continue
+                if raised:
+                    raise Unreadable("a power on a power without braces")
                 self.next()
-                node = ("pow", node, self.argument())
+                node, raised = ("pow", node, self.argument()), True
             elif self.is_op("_"):
                 self.next()
                 node = self.subscript(node)
             elif self.is_op("!"):
-                self.next()
-                node = ("fact", node)
+                node = self.factorial(node)
             elif self.is_op("'"):
                 self.next()
                 primes += 1
@@ -210,6 +236,16 @@ class _Parser(AtomReader):
                 node = ("unit", node, self.degree_unit())
             else:
                 return node
+
+    def factorial(self, node: Node) -> Node:
+        """`5!`, or the double factorial `5!!`."""
+        signs = 0
+        while self.is_op("!"):
+            self.next()
+            signs += 1
+        if signs > 2:
+            raise Unreadable("more than two factorial signs")
+        return ("fact", node) if signs == 1 else ("func", "fact2", (node,))
 
     def subscript(self, node: Node) -> Node:
         start = self.position

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polaris_jax.reward import numeric
-from polaris_jax.reward.syntax import Node, symbols
+from polaris_jax.reward.syntax import Node, holds, substitute, symbols
 from polaris_jax.reward.vocabulary import FUNCTION_NAMES
 
 _ORDERS = frozenset({"<", ">", "leq", "geq"})
@@ -49,9 +49,19 @@ def named_value(node: Node) -> tuple[Node, Node] | None:
         return sides[1], sides[0]
     if operators == ("approx",):  # `5\\sqrt2 \\approx 7.07`
         return ("words", ""), sides[0]
-    if len(sides) >= 2 and not symbols(node):  # a computation: `2 + 3 = 5`
-        return ("words", ""), sides[-1]
+    if len(sides) >= 2 and not symbols(node) and _holds_true(sides[0], sides[-1]):
+        return ("words", ""), sides[-1]  # a computation: `2 + 3 = 5`
     return None
+
+
+def _holds_true(left: Node, right: Node) -> bool:
+    """Whether two sides without symbols have one value, or the same to two digits: 1/3 = 0.33."""
+    if holds((left, right), "unit", "percent"):
+        return True
+    ours, theirs = numeric.constant_value(left), numeric.constant_value(right)
+    if ours is None or theirs is None:
+        return left[0] == right[0]  # matrices, lists: as they are written
+    return bool(abs(ours[0] - theirs[0]) <= abs(theirs[0]) * 0.02)
 
 
 def values(items: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -70,8 +80,93 @@ def names_of(items: tuple[Node, ...]) -> set[Node] | None:
 
 
 def names_differ(ours: Node, theirs: Node) -> bool:
-    """Whether two single names are two different ones."""
-    return ours[0] == theirs[0] == "sym" and ours != theirs
+    """Whether two names are different ones: x and y, f(x) and g(x), x and f(x), AB and CD.
+
+    Names of different kinds may be one thing (y and f(x), an area in words and A).
+    """
+    if ours == theirs:
+        return False
+    kinds = {ours[0], theirs[0]}
+    if kinds <= {"sym", "const"} or kinds in ({"decor"}, {"tuple"}, {"ratio"}):
+        return True
+    if kinds == {"mul"}:
+        return sorted(map(repr, ours[1])) != sorted(map(repr, theirs[1]))
+    if kinds == {"call"}:
+        of_names = all(part[0] == "sym" for part in (*ours[2], *theirs[2]))
+        return ours[1] != theirs[1] or not of_names
+    if kinds == {"call", "sym"}:
+        call, name = (ours, theirs) if ours[0] == "call" else (theirs, ours)
+        return name[1] in symbols(call)
+    return False
+
+
+def calls_as_products(node: Node, other: Node) -> Node:
+    """The tree with `h(a + b)` as a product where the other tree has h as a number of its own.
+
+    A side of a relation that is nothing but `f(x)` names a function and stays.
+    """
+    if not holds(node, "call") or (node[0] == "rel" and any(side[0] == "call" for side in node[1])):
+        return node
+    plain = symbols(other) - {call[1] for call in _calls(other)}
+    for call in _calls(node):
+        if call[1] in plain and len(call[2]) == 1:
+            node = substitute(node, call, ("mul", (("sym", call[1]), call[2][0])))
+    return node
+
+
+def _calls(node: Node) -> list[Node]:
+    """The calls in a tree, the outer ones first."""
+    found: list[Node] = []
+    stack = [node]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, tuple) and item:
+            if item[0] == "call":
+                found.append(item)
+            stack.extend(item)
+    return found
+
+
+def in_order_of(names: tuple[Node, ...], node: tuple[Node, Node]) -> tuple[Node, Node]:
+    """(names, value) of `(y, x) = (2, 1)` or `y : x = 2 : 1` with its parts in another order.
+
+    Unchanged where it does not name just these.
+    """
+    kind = node[0][0]
+    if kind not in ("tuple", "ratio") or node[1][0] != kind:
+        return node
+    own, parts = node[0][-1], node[1][-1]
+    if len(own) != len(parts) or len(set(own)) != len(own) or set(own) != set(names):
+        return node
+    order = [own.index(name) for name in names]
+    found = tuple(parts[place] for place in order)
+    return (*node[0][:-1], names), (*node[1][:-1], found)
+
+
+def usual_order(names: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Names in the order of a point's coordinates: x, y, z or x_1, x_2; others as they come."""
+    letters = [name[1] for name in names if name[0] == "sym"]
+    if len(letters) != len(names):
+        return names
+    heads, _, tails = zip(*(letter.partition("_") for letter in letters), strict=True)
+    if not any(tails):
+        codes = sorted(ord(head) for head in heads if len(head) == 1)
+        neighbours = codes == list(range(codes[0], codes[0] + len(names))) if codes else False
+        return tuple(sorted(names)) if neighbours else names
+    if len(set(heads)) == 1 and all(tail.isdecimal() for tail in tails):
+        return tuple(sorted(names, key=lambda name: int(name[1].partition("_")[2])))
+    return names
+
+
+def ordered_values(items: tuple[Node, ...]) -> tuple[Node, ...]:
+    """`values` in the order that a point has them: 2, 1 of `y = 1, x = 2`."""
+    named = [named_value(item) if item[0] == "rel" else None for item in items]
+    pairs = [pair for pair in named if pair is not None]
+    names = tuple(name for name, _ in pairs)
+    if len(pairs) != len(items) or len(set(names)) != len(names):
+        return values(items)
+    found = dict(pairs)
+    return tuple(found[name] for name in usual_order(names))
 
 
 def is_inequality(node: Node) -> bool:

@@ -11,6 +11,8 @@ from polaris_jax.reward.policy import Policy
 from polaris_jax.reward.syntax import Node
 
 FLOAT_DIGITS = 12  # a decimal of so many digits is a float's print: right to one in the last place
+PRINT_DIGITS = 15  # and of so many a float's whole print, right to some roundings of 2^-53
+FLOAT_ERROR = Fraction(1, 1 << 50)
 
 
 def _bare(node: Node) -> Node:
@@ -20,8 +22,10 @@ def _bare(node: Node) -> Node:
     return node
 
 
-def _last_place(node: Node) -> tuple[Fraction, int] | None:
-    """The unit in the last place of a decimal literal and its significant digits, or None.
+def _last_place(node: Node) -> tuple[Fraction, int, Fraction] | None:
+    """The unit in the last place of a decimal literal, its significant digits and its value's size.
+
+    None for what is no decimal literal.
 
     `2.50`, `1.5e-3` and `2.88 * 10^16` are decimal literals; `250` and `5/2` are not.
     """
@@ -40,7 +44,7 @@ def _last_place(node: Node) -> tuple[Fraction, int] | None:
     if node[0] != "num" or node[2] is None or abs(node[2]) > 500:
         return None
     place = Fraction(1) / Fraction(10) ** node[2]
-    return place * scale, len(str(abs(node[1] / place).numerator))
+    return place * scale, len(str(abs(node[1] / place).numerator)), abs(node[1] * scale)
 
 
 def _tolerance(node: Node, least_digits: int | None) -> Fraction | None:
@@ -48,6 +52,8 @@ def _tolerance(node: Node, least_digits: int | None) -> Fraction | None:
     places = _last_place(node)
     if places is None or least_digits is None or places[1] < least_digits:
         return None
+    if places[1] >= PRINT_DIGITS:  # the last place says more than a float's sum of a few terms
+        return max(places[0], places[2] * FLOAT_ERROR)
     return places[0] if places[1] >= FLOAT_DIGITS else places[0] / 2
 
 

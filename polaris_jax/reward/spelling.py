@@ -6,6 +6,7 @@ plain numbers. Nothing here knows what an expression is.
 
 from __future__ import annotations
 
+import bisect
 import re
 import unicodedata
 from types import MappingProxyType
@@ -36,10 +37,13 @@ _UNICODE = MappingProxyType(
 )  # fmt: skip
 
 _JOINED = re.compile(
-    r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,\\!|\\,|\\ |[ ~\u2009\u202f])\s{0,3}\d{3})+(?![\d])"
+    r"(?<![\d.])[1-9]\d{0,2}(?:(?:\{,\}|,\\!|\\,|\\ |[ ~\u2009\u202f])\s{0,3}\d{3})+(?![\d])"
 )
-_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
+_THOUSANDS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:,\d{3})+(?!\d)")
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])(0|\d{4,15}),(\d{2,15})(?![\d,])")
+_BRACKET = re.compile(r"\\[A-Za-z]+|\\.|[()\[\]]", re.DOTALL)
+_OPENERS = frozenset({"(", "[", "\\{", "\\lbrace", "\\langle"})
+_CLOSERS = frozenset({")", "]", "\\}", "\\rbrace", "\\rangle"})
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z(\[])")  # `\\\\frac`, escaped once too often
 _REPEATING = re.compile(
     r"(?<![\d.])(\d{0,20})\.(\d{0,20})\s{0,2}\\(?:overline|bar|dot)\s{0,2}\{?(\d{1,20})\}?"
@@ -55,17 +59,46 @@ _ORDINAL = re.compile(
 def readings(text: str) -> list[str]:
     """The ways to read the commas of an answer: the most usual first, at most three.
 
-    `1,234` may be one number or two; `0,25` and `1000,99` may be decimals of other countries.
+    `1,234` may be one number or two; `0,25` and `1000,99` may be decimals of other countries. A
+    comma within brackets parts the entries of a point, an interval or a set: `(1,200)` is no 1200.
     """
     text = _ORDINAL.sub("", text)
     text = _REPEATING.sub(_repeating_fraction, text)
     text = _JOINED.sub(lambda match: _NOT_DIGIT.sub("", match.group()), text)
     found = [text]
-    if _THOUSANDS.search(text):
-        found.insert(0, _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text))
-    if _DECIMAL_COMMA.search(text):
-        found.append(_DECIMAL_COMMA.sub(r"\1.\2", text))
+    thousands = _outside_brackets(_THOUSANDS, "", text)
+    if thousands != text:
+        found.insert(0, thousands)
+    decimals = _outside_brackets(_DECIMAL_COMMA, ".", text)
+    if decimals != text:
+        found.append(decimals)
     return found
+
+
+def _outside_brackets(pattern: re.Pattern[str], mark: str, text: str) -> str:
+    """The text with `mark` for the commas of every match that stands in no brackets.
+
+    TeX's own braces are no brackets.
+    """
+    if pattern.search(text) is None:
+        return text
+    borders: list[int] = []  # where brackets open and close, in turn
+    depth = 0
+    for bracket in _BRACKET.finditer(text):
+        if bracket.group() in _OPENERS:
+            depth += 1
+            if depth == 1:
+                borders.append(bracket.start())
+        elif bracket.group() in _CLOSERS and depth:
+            depth -= 1
+            if depth == 0:
+                borders.append(bracket.start())
+
+    def changed(match: re.Match[str]) -> str:
+        inside = bisect.bisect(borders, match.start()) % 2 == 1
+        return match.group() if inside else match.group().replace(",", mark)
+
+    return pattern.sub(changed, text)
 
 
 def _repeating_fraction(match: re.Match[str]) -> str:

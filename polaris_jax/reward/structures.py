@@ -14,17 +14,21 @@ from polaris_jax.reward.matrices import worked_out
 from polaris_jax.reward.policy import Policy
 from polaris_jax.reward.relations import (
     FLIPPED,
+    calls_as_products,
+    in_order_of,
+    is_exclusion,
     is_inequality,
     is_name,
     left_minus_right,
     named_value,
     names_differ,
     names_of,
+    ordered_values,
     proportional_inequalities,
     values,
 )
 from polaris_jax.reward.scalars import compare_scalars, same_scalar
-from polaris_jax.reward.syntax import Node, holds
+from polaris_jax.reward.syntax import Node, holds, symbols
 from polaris_jax.reward.verdict import Verdict
 
 MAX_ITEMS = 200
@@ -44,6 +48,14 @@ _SETS_IN_WORDS: dict[str, Node] = {
 
 def compare(answer: Node, gold: Node, policy: Policy) -> Verdict:
     """Whether an answer's tree says what gold's tree says, by which layer, and why not."""
+    verdict = _compare(answer, gold, policy)
+    if verdict.equal:
+        return verdict
+    products = calls_as_products(answer, gold), calls_as_products(gold, answer)
+    return verdict if products == (answer, gold) else _compare(*products, policy)
+
+
+def _compare(answer: Node, gold: Node, policy: Policy) -> Verdict:
     ours, theirs = _spread(_unwrapped(answer)), _spread(_unwrapped(gold))
     if ours == theirs:
         return Verdict(True, "tree")
@@ -120,16 +132,29 @@ def _unwrapped(node: Node) -> Node:
     while node[0] == "unit" and node[1][0] in (*_COLLECTIONS, "based", "ratio", "words"):
         node = node[1]
     node = worked_out(node)
+    if _is_named_point(node):  # `A(1, 2)`
+        return ("rel", node[1], ("=",))
     if node[0] == "words" and node[1] in _SETS_IN_WORDS:
         return _SETS_IN_WORDS[node[1]]
     if node[0] == "list":  # `k\\pi, k \\in \\mathbb{Z}` says what k is, and lists one thing
         items = tuple(item for item in node[1] if not _is_range(item))
-        return node if len(items) == len(node[1]) or not items else _list_of(items)
+        bounded = all(is_inequality(item) or is_exclusion(item) for item in items)
+        if len(items) == len(node[1]) or bounded:  # the integers above 3 are no interval
+            return node
+        return _list_of(items)
     if node[0] == "rel" and node[2] == ("in",):
         return ("rel", (node[1][0], _unwrapped(node[1][1])), node[2])
     if node[0] in ("cup", "cap", "setminus"):
         return (node[0], _unwrapped(node[1]), _unwrapped(node[2]))
     return node
+
+
+def _is_named_point(node: Node) -> bool:
+    if node[0] != "mul" or len(node[1]) != 2:
+        return False
+    name, point = node[1]
+    capital = name[0] == "sym" and len(name[1]) == 1 and name[1].isupper()
+    return capital and point[0] == "tuple" and point[1:3] == _ROUND and not symbols(point)
 
 
 def _is_range(node: Node) -> bool:
@@ -230,8 +255,10 @@ def _same_list(answer: Node, gold: Node, policy: Policy) -> bool:
         return "set" not in (answer[0], gold[0]) and _same_solutions(answer, gold)
     collection, other = (answer, gold) if theirs is None else (gold, answer)
     if other[0] == "tuple" and other[1:3] == _ROUND and policy.brackets_may_be_dropped:
-        entries = values(collection[1])
-        pair = (entries, other[3]) if theirs is None else (values(other[3]), theirs)
+        if collection[-1] == "or":  # `3 or 1` is no point
+            return False
+        entries = ordered_values(collection[1])
+        pair = (entries, other[3]) if theirs is None else (values(other[3]), entries)
         if _same_sequence(*pair, policy):
             return True
     if _same_solutions(answer, gold):
@@ -259,9 +286,7 @@ def _same_solutions(answer: Node, gold: Node) -> bool:
     """Whether two sides are one set of reals, where one of them lists inequalities."""
     listed = [node[1] for node in (answer, gold) if node[0] in ("list", "both")]
     return all(
-        is_inequality(item) or (item[0] == "rel" and item[2] == ("neq",))
-        for items in listed
-        for item in items
+        is_inequality(item) or is_exclusion(item) for items in listed for item in items
     ) and same_sets(answer, gold)
 
 
@@ -302,12 +327,15 @@ def _same_relation(answer: Node, gold: Node, policy: Policy) -> bool:
     theirs = named_value(gold) if gold[0] == "rel" else None
     if answer[0] == "rel" and gold[0] == "rel":
         if ours is not None and theirs is not None:
-            if names_differ(ours[0], theirs[0]):
-                return False
+            if theirs[0][0] in ("tuple", "ratio"):
+                ours = in_order_of(theirs[0][-1], ours)
+            if names_differ(ours[0], theirs[0]):  # `y = x` is `x = y`
+                return _same_equation(answer, gold, policy)
             same_names = policy.names_may_be_dropped or ours[0] == theirs[0]
             if same_names and same(ours[1], theirs[1], policy):
                 return True
-            return _same_equation(answer, gold, policy)
+            solved = symbols(ours[0]).isdisjoint(symbols((ours[1], theirs[1])))
+            return not solved and _same_equation(answer, gold, policy)  # `x = 2x - 5`
         if answer[2] == gold[2] == ("=",):
             return _same_equation(answer, gold, policy)
         return _same_chain(answer, gold, policy) or same_sets(answer, gold)

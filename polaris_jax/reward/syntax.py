@@ -6,7 +6,7 @@ A node is a tuple whose first entry names it:
     ("add", nodes)  ("mul", nodes)  ("div", a, b)  ("pow", a, b)  ("neg", a)  ("pm", sign, a)
     ("fact", a)  ("func", name, nodes)  ("call", name, nodes)  ("decor", name, a)
     ("based", digits, base)  ("ratio", nodes)  ("unit", a, name)  ("percent", a)
-    ("tuple", open, close, nodes)  ("set", nodes)  ("list", nodes)  ("both", inequalities)
+    ("tuple", open, close, nodes)  ("set", nodes)  ("list", nodes[, "or"])  ("both", inequalities)
     ("cup", a, b)  ("cap", a, b)  ("setminus", a, b)  ("matrix", kind, rows)
     ("rel", sides, operators)  ("sum" | "prod", index's name, first, last, body)
 Trees are hashable, so structural equality is `==`.

@@ -6,9 +6,12 @@ from fractions import Fraction
 
 from polaris_jax.reward.cursor import END, Cursor
 from polaris_jax.reward.normalize import Unreadable
+from polaris_jax.reward.number_words import PARTS
 from polaris_jax.reward.syntax import Node, product
 from polaris_jax.reward.vocabulary import (
+    MULTIPLES,
     PERCENT_WORDS,
+    POWERS,
     SCALES,
     SEPARATORS,
     SINGLE_LETTER_UNITS,
@@ -38,6 +41,8 @@ class UnitCursor(Cursor):
             return product(node, ("num", Fraction(10 ** SCALES[value.lower()]), None))
         if node[0] == "words" or value in ("am", "pm"):  # `12 pm` is no length of 12
             return None
+        if kind in ("word", "run") and (scaled := self.scaled(node, value.lower())) is not None:
+            return scaled
         start = self.position
         if (kind in ("word", "run") and value not in SEPARATORS) or self.unit_letter():
             name = self.unit()
@@ -46,11 +51,26 @@ class UnitCursor(Cursor):
             self.position = start
         return None
 
+    def scaled(self, node: Node, word: str) -> Node | None:
+        """A value under a word that changes it: `5 dozen`, `3 halves`, `5 squared`; else None."""
+        found: Node | None = None
+        if word in MULTIPLES:
+            found = product(node, ("num", Fraction(MULTIPLES[word]), None))
+        elif word in PARTS:
+            found = ("div", node, ("num", Fraction(PARTS[word]), None))
+        elif word == "factorial":
+            found = ("fact", node)
+        elif word in POWERS and self.ends_item(ahead=1):  # `5 squared cm` is a unit's power
+            found = ("pow", node, ("num", Fraction(POWERS[word]), None))
+        if found is not None:
+            self.next()
+        return found
+
     def unit_letter(self) -> bool:
         return self.peek()[0] == "tlet" and self.peek()[1] in SINGLE_LETTER_UNITS
 
-    def ends_item(self) -> bool:
-        kind, value = self.peek()
+    def ends_item(self, ahead: int = 0) -> bool:
+        kind, value = self.peek(ahead)
         return (
             (kind, value) == END
             or (kind == "word" and value in SEPARATORS)

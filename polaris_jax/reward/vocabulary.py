@@ -119,6 +119,10 @@ NUMBER_WORDS = MappingProxyType(
 
 SCALES = MappingProxyType({"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12})
 
+# Words behind a number that change it, and are no nouns of things counted.
+MULTIPLES = MappingProxyType({"dozen": 12, "dozens": 12, "gross": 144, "doubled": 2, "tripled": 3})
+POWERS = MappingProxyType({"squared": 2, "cubed": 3})
+
 PERCENT_WORDS = frozenset({"percent", "pct", "percentage"})
 FUNCTION_NAMES = frozenset({"f", "g", "h", "F", "G", "H"})  # `f(x)` is a value, not a product
 SEPARATORS = frozenset({"and", "or"})

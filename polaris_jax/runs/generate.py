@@ -102,22 +102,31 @@ def _trained_tokens(config: ModelConfig) -> int:
 
 
 class _TextStream:
-    """Text of a growing token list, in whole characters: what may still change is held back."""
+    """Text of a growing token list, in whole characters: what may still change is held back.
+
+    Each push decodes the tokens since the one before the last alone, not the whole response.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self._ids, self._shown = tokenizer, [], 0
+        self._tokenizer, self._ids = tokenizer, []
+        self._context = self._read = 0  # where the tokens told last begin and end
 
     def push(self, token_ids: Sequence[int]) -> str:
         self._ids.extend(token_ids)
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+        new = self._new()
+        if new.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
-        return self._new(text)
+        self._context, self._read = self._read, len(self._ids)
+        return new
 
     def rest(self) -> str:
         """What is held back when no more tokens come."""
-        return self._new(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        return self._new()
 
-    def _new(self, text: str) -> str:
-        new, self._shown = text[self._shown :], len(text)
-        return new
+    def _new(self) -> str:
+        """The text behind what was told; the tokens before it say how its first one is written."""
+        told = self._text(self._context, self._read)
+        return self._text(self._context, len(self._ids))[len(told) :]
+
+    def _text(self, first: int, last: int) -> str:
+        return self._tokenizer.decode(self._ids[first:last], skip_special_tokens=True)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from polaris_jax.data.problems import read_problems
 from polaris_jax.data.sources import DataError
 from polaris_jax.progress import Progress
 from polaris_jax.reward import Grader
+from polaris_jax.reward.equivalence import gold_texts
 from polaris_jax.reward.extract import Mode
+from polaris_jax.runs.progress_file import whole_rows
 
 BATCH_ROWS = 1000
 TEXT_FIELDS = ("text", "response", "completion", "output", "answer")
@@ -102,7 +105,7 @@ def grade_file(
             texts, answers = [row.text for row in batch], [row.gold for row in batch]
             for row, grade in zip(batch, grader.grade(texts, answers, options.mode), strict=True):
                 found = row.others | {"row": row.number, "gold": row.gold} | grade._asdict()
-                file.write(json.dumps(found) + "\n")
+                file.write(json.dumps(_finite(found), allow_nan=False) + "\n")
                 summary.add(found)
             file.flush()
             os.fsync(file.fileno())
@@ -153,14 +156,28 @@ def _resume(out: Path, head: str) -> GradeSummary:
 
 
 def _count(file: BinaryIO, summary: GradeSummary) -> None:
-    """Adds up whole rows and cuts off a torn last one."""
+    """Adds up whole rows and cuts the file off before the first that is torn or damaged."""
     end = file.tell()
     for line in file:
-        if not line.endswith(b"\n"):
+        row = whole_rows([line])
+        if not line.endswith(b"\n") or not row or not _is_graded(row[0]):
             break
-        summary.add(json.loads(line))
+        summary.add(row[0])
         end += len(line)
     file.truncate(end)
+
+
+def _is_graded(row: dict[str, Any]) -> bool:
+    return row.get("reward") in (0.0, 1.0) and isinstance(row.get("layer"), str)
+
+
+def _finite(value: Any) -> Any:
+    """A JSON value with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list) else value
 
 
 def _rows(source: Path, options: GradeOptions, golds: dict[str, Any] | None) -> Iterator[_Row]:
@@ -182,6 +199,12 @@ def _rows(source: Path, options: GradeOptions, golds: dict[str, Any] | None) -> 
                 if key not in golds:
                     raise ConfigError(f"{source}, line {number}: no problem {key!r} in --problems")
                 gold = golds[key]
+            try:
+                gold_texts(gold)
+            except (TypeError, RecursionError) as error:
+                raise ConfigError(
+                    f"{source}, line {number}: {gold_field or 'gold'}: {error}"
+                ) from None
             text = _field(row, text_field, source, number)
             if not isinstance(text, str):
                 raise ConfigError(

@@ -20,11 +20,25 @@ def problems_digest(problems: Iterable[Problem]) -> str:
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
+def whole_rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """The rows of JSON lines up to the first that is none: what follows damage counts as undone."""
+    rows: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # bytes that are no UTF-8 as well
+            break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
+    return rows
+
+
 class ProgressFile:
     """A JSON-lines file whose first line says what it belongs to.
 
-    A file of other settings, or with a torn last line, never mixes with new rows: the former is
-    set aside whole, the latter is cut off.
+    A file of other settings, or with a damaged line, never mixes with new rows: the former is set
+    aside whole, the latter is cut off before that line.
     """
 
     def __init__(
@@ -43,9 +57,10 @@ class ProgressFile:
         self.rows: list[dict[str, Any]] = []
         head = json.dumps({"identity": json.loads(json.dumps(identity))}, sort_keys=True)
         lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
-        if lines and lines[0].decode() == head:
-            lines = lines[: 1 + (len(lines) - 1) // unit * unit]
-            self.rows = [json.loads(line) for line in lines[1:]]
+        if lines and lines[0] == head.encode():
+            rows = whole_rows(lines[1:])
+            self.rows = rows[: len(rows) // unit * unit]
+            lines = lines[: 1 + len(self.rows)]
             if writes:
                 write_bytes(self.path, b"\n".join(lines) + b"\n")
         elif writes:

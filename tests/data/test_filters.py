@@ -13,17 +13,27 @@ from polaris_jax.records import Problem
     ("a", "b"),
     [
         ("What is  1 +\n1?", " what is 1 + 1?"),
+        ("Show THAT $\\text{Area}$ is 5.", "show that $\\text{area}$ is 5."),
         ("Q." + PROMPT_SUFFIX, "Q."),
         ("e\u0301", "\u00e9"),
     ],
-    ids=["whitespace and case", "suffix", "composed"],
+    ids=["whitespace and case", "words", "suffix", "composed"],
 )
 def test_same_problem(a, b):
     assert normalized_text(a) == normalized_text(b)
     assert content_id(a) == content_id(b)
 
 
-@pytest.mark.parametrize(("a", "b"), [("x²", "x2"), ("1+1", "1-1"), ("12", "1 2")])
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("x²", "x2"),
+        ("1+1", "1-1"),
+        ("12", "1 2"),
+        ("Find $\\Delta$.", "Find $\\delta$."),
+        ("How many B in b?", "How many b in B?"),
+    ],
+)
 def test_different_problem(a, b):
     assert normalized_text(a) != normalized_text(b)
 

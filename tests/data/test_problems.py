@@ -39,6 +39,10 @@ def test_field_names(field, gold):
         ),
         ({"answer": " ", "solution": "So \\boxed{4}."}, "4"),
         ({"solution": "So \\boxed {5}.\nDone."}, "5"),
+        ({"solution": "The roots are $\\boxed{1}$ and $\\boxed{2}$."}, "1, 2"),
+        ({"solution": "So \\boxed5.\nDone."}, "5"),
+        ({"solution": "So $\\boxed{\\{1,2\\}}$.\nDone."}, "\\{1,2\\}"),
+        ({"solution": "So $\\boxed{\\left\\{1\\right.}$.\nDone."}, "\\left\\{1\\right."),
         ({"solution": "12"}, "12"),
         ({"reward_model": {"ground_truth": "5", "style": "rule"}}, "5"),
     ],
@@ -52,6 +56,10 @@ def test_field_names(field, gold):
         "boxed",
         "blank",
         "apart",
+        "boxes",
+        "bare box",
+        "set",
+        "escaped",
         "short",
         "verl",
     ],
@@ -185,3 +193,11 @@ def test_parquet_keeps_every_record_and_type(tmp_path_factory, answers, rate):
     assert [json.dumps(p.answer) for p in back] == [json.dumps(p.answer) for p in problems]
     assert report.counts == {}
     assert [p.name for p in Path(path).parent.iterdir()] == ["problems.parquet"]
+
+
+def test_messages_are_of_letters_that_any_file_takes_and_short(tmp_path):
+    rows = ['{"\\ud800": 1}\n', {"problem": "P", "answer": [["x"] * 5000]}]
+    path = write_jsonl(tmp_path / "s.jsonl", [{"problem": "Q", "answer": "1"}, *rows])
+    messages = read_problems(path)[1].messages
+    assert messages[0].endswith("among its fields (\\ud800)")
+    assert all(len(message.encode()) <= 400 for message in messages)

@@ -1,6 +1,8 @@
 """One set of rows reads alike from every kind of file, and a missing source says what to do."""
 
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,6 +66,96 @@ def test_files_beside_a_training_split_are_told(tmp_path):
     assert report.messages[0] == (
         "5 files beside the train split (more0.jsonl, more1.jsonl, more2.jsonl, ...)"
     )
+
+
+@pytest.mark.parametrize(
+    ("train", "others"),
+    [
+        ("train.jsonl", ["test.parquet"]),
+        ("train.json", ["test.arrow", "validation.jsonl"]),
+        ("train.parquet", ["train.jsonl", "test.parquet"]),
+        ("train/data.jsonl", ["test/data.parquet"]),
+    ],
+)
+def test_a_training_split_of_any_format_comes_first(tmp_path, train, others):
+    write(tmp_path / train)
+    for name in others:
+        write(tmp_path / name, [{"problem": "T", "answer": "0"}])
+    files = resolve_source(str(tmp_path))
+    assert fields(tmp_path) == ROWS
+    assert files.names_beside == tuple(sorted(others))
+    message = read_problems(tmp_path)[1].messages[0]
+    assert message == f"{len(others)} files beside the train split ({', '.join(sorted(others))})"
+
+
+def test_text_files_beside_tables_are_told(tmp_path):
+    write(tmp_path / "a.parquet", ROWS)
+    write(tmp_path / "b.jsonl", ROWS)
+    assert read_problems(tmp_path)[1].messages == ("1 files beside the tables (b.jsonl)",)
+
+
+def test_an_arrow_file_reads_like_a_stream(tmp_path):
+    table = pa.Table.from_pylist(ROWS)
+    with pa.ipc.new_file(str(tmp_path / "s.arrow"), table.schema) as file:
+        file.write_table(table)
+    assert fields(tmp_path / "s.arrow") == ROWS
+
+
+# In a process of its own: pyarrow may end it.
+READ_DAMAGED = """
+import random, sys
+from pathlib import Path
+from polaris_jax.data.problems import read_problems
+from polaris_jax.data.sources import DataError
+path, source = Path(sys.argv[1]), random.Random(0)
+whole = path.read_bytes()
+refused = 0
+for _ in range(150):
+    damaged = bytearray(whole)
+    for _ in range(2):
+        damaged[source.randrange(len(damaged))] ^= 1 << source.randrange(8)
+    path.write_bytes(damaged)
+    try:
+        read_problems(path)
+    except DataError:
+        refused += 1
+print(refused)
+"""
+
+
+@pytest.mark.parametrize("name", ["s.parquet", "s.arrow"])
+def test_flipped_bits_are_told_and_end_nothing(tmp_path, name):
+    path = write(tmp_path / name, [{"problem": f"Q{n}", "answer": "1"} for n in range(200)])
+    command = [sys.executable, "-c", READ_DAMAGED, str(path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) > 20
+
+
+def test_a_row_that_is_no_text_leaves_the_others(tmp_path):
+    offsets, data = b"\0\0\0\0\1\0\0\0\2\0\0\0", b"\xffP"
+    texts = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+    table = pa.table({"problem": texts, "answer": ["1", "2"]})
+    pq.write_table(table, tmp_path / "s.parquet")
+    problems, report = read_problems(tmp_path / "s.parquet")
+    assert [problem.problem for problem in problems] == ["P"]
+    assert "s.parquet:row 1: not readable" in report.messages[0]
+
+
+def test_columns_that_say_nothing_are_not_read(tmp_path):
+    table = pa.table(
+        {"problem": ["P"], "answer": ["1"], "seen": pa.array([2**62], pa.timestamp("us"))}
+    )
+    pq.write_table(table, tmp_path / "s.parquet")
+    assert [problem.answer for problem in read_problems(tmp_path / "s.parquet")[0]] == ["1"]
+
+
+def test_our_own_file_with_an_answer_that_is_no_json(tmp_path):
+    table = pa.table({"problem": ["P", "Q"], "answer": ["{", "1"]})
+    pq.write_table(table.replace_schema_metadata(sources.JSON_ANSWERS), tmp_path / "s.parquet")
+    problems, report = read_problems(tmp_path / "s.parquet")
+    assert [problem.answer for problem in problems] == [1]
+    assert "row 1: answer: not valid JSON" in report.messages[0]
 
 
 @pytest.mark.parametrize("name", ["constraints.jsonl", "strains.jsonl", "restrained/b.jsonl"])

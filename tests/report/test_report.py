@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from etils import epath
 from matplotlib.figure import Figure
 
 from polaris_jax.report import make_report
@@ -254,3 +255,25 @@ def test_equal_numbers_give_equal_pictures(tmp_path):
     for name in ("a.png", "b.png"):
         difficulty_figure(CALIBRATE, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("stages.json", "[1]", "[0]: int, expected an object"),
+        ("stages.json", '[{"stage": 0}]', "[0]: no field 'first_step'"),
+        ("stages.json", "{}", "dict, expected a list"),
+        ("eval.json", "{}", "no field 'avg@k'"),
+        ("eval.json", "null", "NoneType, expected an object"),
+        ("my_eval.json", '{"a": 1}', "no field 'avg@k'"),
+        ("calibrate.json", '{"shape": "J"}', "no field 'histogram'"),
+        ("probe.json", "[1]", "list, expected an object"),
+        ("run.json", '"x"', "str, expected an object"),
+        ("metrics.jsonl", '{"step": "a"}\n', "line 1: step: str, expected int"),
+        ("timing.jsonl", '{"step": 0, "time/rollout_s": "x"}\n', "line 1: time/rollout_s: str"),
+    ],
+)
+def test_a_file_of_another_shape_counts_as_absent(run_dir, name, text, reason):
+    (run_dir / name).write_text(text)
+    assert f"damaged: {reason}" in read_run(epath.Path(run_dir)).absent[name]
+    make_report(run_dir)

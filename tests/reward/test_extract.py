@@ -5,7 +5,7 @@ import time
 import pytest
 
 from polaris_jax.reward import score_response
-from polaris_jax.reward.extract import last_box, response_answer
+from polaris_jax.reward.extract import WINDOW_CHARS, last_box, response_answer
 
 PROMPT = "<user>\nQ? Put the final answer within \\boxed{}.\n<assistant>\n<think>\n"
 
@@ -23,7 +23,7 @@ PROMPT = "<user>\nQ? Put the final answer within \\boxed{}.\n<assistant>\n<think
         ("\\boxed\n{5}", "5"),
         (r"\boxed 5", "5"),
         (r"\boxed5", "5"),
-        (r"\boxed 12.", "12."),
+        (r"\boxed 12.", "12"),
         (r"\boxed x", "x"),
         (r"\fbox{5}", "5"),
         (r"\fbox{4} \boxed{5}", "5"),
@@ -70,6 +70,32 @@ def test_modes_read_their_part_of_the_text(response: str, train: int, evaluate: 
     assert score_response(response, "5", mode="eval") == evaluate
 
 
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        (r"\boxed\frac{1}{2}.", r"\frac{1}{2}"),
+        (r"\boxed{4} no: \boxed\dfrac12", r"\dfrac12"),
+        (r"\boxed \sqrt[3]{\frac{1}{2}} is", r"\sqrt[3]{\frac{1}{2}}"),
+        (r"\boxed-\pi", r"-\pi"),
+        (r"\boxed\text{yes} it is", r"\text{yes}"),
+        (r"so \boxed5.", "5"),
+        (r"so \boxed 1,234.", "1,234"),
+        (r"\boxed{4} and \boxed\frac{1}{2", None),
+        (r"\boxed\alpha", None),
+    ],
+)
+def test_a_command_without_braces_is_a_box(text: str, box: str | None) -> None:
+    assert last_box(text) == box
+
+
+def test_a_box_across_two_windows_is_one_box() -> None:
+    for place in range(10):
+        text = r"\boxed{4}" + r"\boxed{5}" + " " * (WINDOW_CHARS - place)
+        assert last_box(text) == "5"
+        cut = "a" * 100 + r"\boxedx{5}" + " " * (WINDOW_CHARS - place - 3)
+        assert last_box(cut) is None
+
+
 def test_opening_tag_is_not_needed() -> None:
     assert score_response(r"the template opened it </think> \boxed{5}", "5") == 1.0
 
@@ -86,7 +112,10 @@ def test_unknown_mode_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["\\boxed{", "{", "}", "\\", "\\boxed{5}", "\\boxed ", "\\boxed", "</think>", "\\\\\\boxed{"],
+    [
+        *("\\boxed{", "{", "}", "\\", "\\boxed{5}", "\\boxed ", "\\boxed", "</think>"),
+        *("\\\\\\boxed{", "\\boxedx", "\\fboxx"),
+    ],
 )
 def test_a_megabyte_of_anything_is_read_in_linear_time(piece: str) -> None:
     text = piece * (1_000_000 // len(piece))

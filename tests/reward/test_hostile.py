@@ -55,6 +55,12 @@ HOSTILE = {
     "a sum to a symbol": r"\sum_{k=1}^{n^{n^n}} k",
     "a sum over nothing": r"\sum_{=}^{} ",
     "a matrix power": r"\begin{pmatrix}1&1\\1&0\end{pmatrix}^{10^9}",
+    "a sum of complex factorials": r"\sum_{k=1}^{2000} (k+i)!",
+    "a sum of binomials of a name": r"\sum_{k=1}^{2000}\binom{x}{k}k!",
+    "numbers as small as any": r"\pi\cdot 10^{-9999}",
+    "products of matrices": (
+        r"\begin{pmatrix}a&b^2&c&d\\e&f&g&h\\j&k&l&m\\n&o&p&q\end{pmatrix}" * 8
+    ),
     "matrices in a row": r"\begin{pmatrix}x&1\\1&y\end{pmatrix}" * 60,
     "a matrix of ten thousand": r"\begin{pmatrix}"
     + r"\\".join(["1&" * 99 + "1"] * 100)
@@ -172,6 +178,15 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_are_wrong_and_quick(name: str, measured: dict) -> None:
     longest_s, others = measured[name]
+    assert not others
+    assert longest_s < LONGEST_S
+
+
+def test_long_lists_of_sums_share_one_budget(tmp_path: Path) -> None:
+    texts = [
+        ", ".join(rf"\sum_{{k=1}}^{{{last}}}\sin(k+{i})" for i in range(49)) for last in (998, 999)
+    ]
+    longest_s, others = measure({"sums": texts[0]}, (texts[1],), tmp_path)["sums"]
     assert not others
     assert longest_s < LONGEST_S
 

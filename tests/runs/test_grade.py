@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from polaris_jax.__main__ import main
+from polaris_jax.config import ConfigError
 from polaris_jax.progress import Progress
 from polaris_jax.runs import grade as grade_module
 from polaris_jax.runs.grade import GradeOptions, grade_file
@@ -169,3 +170,33 @@ def test_mistakes_are_one_line(args, words, source: Path, capsys) -> None:
     assert words in error
     assert error.count("\n") == 1
     assert "Traceback" not in out + error
+
+
+@pytest.mark.parametrize("damage", [b'{"id":\n', b"\xff\n", b"5\n", b'{"reward": "x"}\n'])
+def test_a_rerun_goes_on_before_the_first_damaged_row(
+    source: Path, tmp_path: Path, damage: bytes
+) -> None:
+    out = tmp_path / "out.jsonl"
+    grade_file(source, out, GradeOptions(), progress=quiet())
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
+    summary = grade_file(source, out, GradeOptions(), progress=quiet())
+    assert (summary.resumed, summary.rows) == (1, 4)
+    assert out.read_bytes() == whole
+
+
+def test_a_gold_that_is_no_answer_is_named_with_its_line(tmp_path: Path) -> None:
+    rows = [{"text": "5", "gold": "5"}, {"text": "5", "gold": {"answer": "5"}}]
+    path = write(tmp_path / "in.jsonl", rows)
+    with pytest.raises(ConfigError, match=r"line 2: gold: gold=.*of type dict"):
+        grade_file(path, tmp_path / "out.jsonl", GradeOptions(), progress=quiet())
+
+
+def test_numbers_that_json_does_not_have_are_null(tmp_path: Path) -> None:
+    rows = [{"text": "5", "gold": float("nan"), "seen": [float("inf")]}]
+    path = write(tmp_path / "in.jsonl", rows)
+    grade_file(path, tmp_path / "out.jsonl", GradeOptions(), progress=quiet())
+    row = graded(tmp_path / "out.jsonl")[0]
+    assert row["gold"] is None
+    assert row["seen"] == [None]

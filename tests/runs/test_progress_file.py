@@ -41,3 +41,20 @@ def test_a_reader_leaves_the_file_alone(tmp_path):
     reader.append([{"id": "a"}])
     assert not path.exists()
     assert reader.rows == [{"id": "a"}]
+
+
+def test_rows_behind_damage_count_as_undone(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for damage in (b'{"id":\n', b"\xff\n", b"5\n"):
+        ProgressFile(path, {"n": 8}, writes=True)
+        head = path.read_bytes().partition(b"\n")[0] + b"\n"
+        path.write_bytes(head + b'{"id": 1}\n' + damage + b'{"id": 2}\n')
+        assert ProgressFile(path, {"n": 8}, writes=True).rows == [{"id": 1}]
+        assert path.read_bytes() == head + b'{"id": 1}\n'
+
+
+def test_a_head_that_is_no_text_is_of_other_settings(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xff\n{}\n")
+    assert ProgressFile(path, {"n": 8}, writes=True).rows == []
+    assert (tmp_path / "rows.jsonl.other-settings").read_bytes() == b"\xff\n{}\n"
