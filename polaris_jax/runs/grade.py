@@ -18,6 +18,7 @@ from polaris_jax.data.sources import DataError
 from polaris_jax.progress import Progress
 from polaris_jax.reward import Grader
 from polaris_jax.reward.extract import Mode
+from polaris_jax.runs.progress_file import name_aside
 
 BATCH_ROWS = 1000
 TEXT_FIELDS = ("text", "response", "completion", "output", "answer")
@@ -84,7 +85,7 @@ def grade_file(
         ConfigError: a file, line or field that is not there or not readable.
     """
     head = json.dumps({"identity": _identity(source, options)}, sort_keys=True)
-    summary = _resume(out, head)
+    summary = _resume(out, head, progress)
     if summary.resumed:
         progress.line(f"resumed after {summary.resumed} rows")
     golds = _golds(options.problems) if options.problems else None
@@ -137,8 +138,11 @@ def _identity(source: Path, options: GradeOptions) -> dict[str, Any]:
     return found
 
 
-def _resume(out: Path, head: str) -> GradeSummary:
-    """Counts the finished rows of an output of the same identity; sets another one aside."""
+def _resume(out: Path, head: str, progress: Progress) -> GradeSummary:
+    """Counts the finished rows of an output of the same identity; sets another one aside.
+
+    One of the same identity that was set aside before is taken back.
+    """
     summary = GradeSummary()
     if out.exists():
         with out.open("rb+") as file:
@@ -146,8 +150,16 @@ def _resume(out: Path, head: str) -> GradeSummary:
                 _count(file, summary)
                 summary.resumed = summary.rows
                 return summary
-        if out.stat().st_size:
-            os.replace(out, out.with_name(out.name + ".other-settings"))
+        own = out.with_name(name_aside(out.name, head.encode()))
+        with out.open("rb") as file:
+            first, rows = file.readline().rstrip(b"\n"), sum(1 for _ in file)
+        if rows or (first and not first.startswith(b'{"identity"')):
+            aside = out.with_name(name_aside(out.name, first))
+            os.replace(out, aside)
+            progress.line(f"{rows} rows of other settings set aside as {aside}")
+        if own.exists():
+            os.replace(own, out)
+            return _resume(out, head, progress)
     out.write_text(head + "\n")
     return summary
 
