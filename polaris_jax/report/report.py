@@ -8,6 +8,7 @@ from collections.abc import Callable
 from etils import epath
 
 from polaris_jax.files import AnyPath, as_place
+from polaris_jax.report import scores
 from polaris_jax.report.curves import (
     Curves,
     batch_figure,
@@ -129,7 +130,7 @@ def _add_command_figures(run: RunFiles, add: Callable[..., None]) -> None:
 
     add(
         "evaluation",
-        "Held-out problems: same problems, seeds, temperature and budget before and after.",
+        scores.caption(run.before, run.evaluation),
         "eval.json",
         drawing(evaluation_figure, run.evaluation, before=run.before),
     )

@@ -24,8 +24,8 @@ class RunFiles:
         stages: records of stages.json.
         run: run.json.
         calibrate, probe, prepare: what these commands left.
-        evaluation: eval.json, the score after training.
-        before: before_eval.json, the score of the weights that training started from.
+        evaluation: eval.json, as a rule the score after training; `scores.score_name` tells.
+        before: before_eval.json, as a rule the score of the weights that training started from.
         others: further tagged evaluations, by tag.
         absent: {file name: why it gives nothing}.
     """

@@ -185,6 +185,18 @@ def test_without_a_score_before_training_no_gain_is_claimed(run_dir):
     assert ("before_eval.json", "not there") in summary.absent
 
 
+def test_a_score_of_the_base_model_is_not_called_after_rl(run_dir):
+    score = evaluation(0.68) | {"checkpoint": "base", "temperature": 1.3}
+    (run_dir / "eval.json").write_text(json.dumps(score))
+    summary = make_report(run_dir)
+    rows, page = dict(summary.rows), summary.html.read_text()
+    assert "avg@8 base model" in rows
+    assert "after RL" not in str(summary) + page
+    assert rows["gain"] == "not comparable: both of the base model, temperature 1 and 1.3"
+    assert "before and after" not in page
+    assert "not comparable: both of the base model" in page
+
+
 def test_further_evaluations_are_listed_by_their_tag(run_dir):
     shutil.copy(run_dir / "eval.json", run_dir / "greedy_eval.json")
     run = read_run(run_dir)
