@@ -8,6 +8,7 @@ import time
 from types import FrameType
 from typing import Any
 
+from polaris_jax.interrupts import raise_interrupt
 from polaris_jax.progress import say
 
 
@@ -52,10 +53,10 @@ class StopRequest:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             if number == signal.SIGINT:
-                raise KeyboardInterrupt
+                raise_interrupt(frame)
             return
         self.signal = signal.Signals(number)
         self._asked_at_s = time.monotonic()

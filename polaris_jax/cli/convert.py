@@ -15,6 +15,7 @@ from absl import flags
 from polaris_jax.cli.flags import parse
 from polaris_jax.cli.run import start_jax
 from polaris_jax.config import ConfigError
+from polaris_jax.interrupts import begin_work
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     start_jax(heartbeat_timeout_s=100)
     from polaris_jax.runs.convert import convert
 
+    begin_work()
     line = convert(own["from"], own["to"], form=own["format"], dtype=own["dtype"])
     print(line)
     return 0

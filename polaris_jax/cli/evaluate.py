@@ -16,6 +16,7 @@ from absl import flags
 
 from polaris_jax.cli.flags import parse
 from polaris_jax.cli.run import start_jax
+from polaris_jax.interrupts import begin_work
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> int:
     from polaris_jax.progress import Progress
     from polaris_jax.runs.evaluate import evaluate
 
+    begin_work()
     evaluate(
         command.config,
         command.workdir,

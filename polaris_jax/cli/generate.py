@@ -13,6 +13,7 @@ from absl import flags
 from polaris_jax.cli.flags import parse
 from polaris_jax.cli.run import start_jax
 from polaris_jax.config import PROMPT_SUFFIX, ConfigError
+from polaris_jax.interrupts import begin_work
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -51,6 +52,7 @@ def main(argv: list[str]) -> int:
     start_jax(heartbeat_timeout_s=100)
     from polaris_jax.runs.generate import generate
 
+    begin_work()
     n = own["n"]
 
     def on_text(sample: int, text: str) -> None:

@@ -18,6 +18,7 @@ from absl import flags
 
 from polaris_jax.cli.flags import parse
 from polaris_jax.config import ConfigError
+from polaris_jax.interrupts import begin_work
 
 MODES = ["train", "eval", "free"]
 PRESETS = ["strict", "default", "lenient"]
@@ -72,6 +73,7 @@ def main(argv: list[str]) -> int:
         timeout_s=own["timeout_s"],
         memory_limit_bytes=own["memory_mib"] << 20,
     )
+    begin_work()
     print(grade_file(source, out, options, progress=Progress()).table())
     return 0
 
