@@ -98,3 +98,10 @@ def read_run(run_dir: epath.Path) -> RunFiles:
         others={tag: value for tag, value in tagged.items() if value is not None},
         absent=absent,
     )
+
+
+def holds_anything(run: RunFiles) -> bool:
+    """Whether there was any file of a run, a damaged one included."""
+    files = dataclasses.asdict(run)
+    absent = files.pop("absent")
+    return any(files.values()) or any(why != "not there" for why in absent.values())
