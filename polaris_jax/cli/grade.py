@@ -7,6 +7,7 @@ path that one pair takes.
 
 Example:
   polaris grade --input responses.jsonl --gold_field gold --mode eval --workers 2 --out graded.jsonl
+  polaris grade --input=runs/4b/responses.jsonl --problems=aime24.jsonl --out=graded.jsonl
   polaris grade --explain '\frac{2}{4}' '0.5'
 """
 
@@ -54,6 +55,8 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--{name}: needed; name a JSON-lines file")
     source, out = Path(own["input"]), Path(own["out"])
     for name, path in (("input", source), ("problems", Path(own["problems"] or own["input"]))):
+        if path.is_dir():
+            raise ConfigError(f"--{name}={path}: it is a directory; name one file in it")
         if not path.is_file():
             raise ConfigError(f"--{name}={path}: there is no such file")
     if out.is_dir() or not out.absolute().parent.is_dir():

@@ -114,9 +114,13 @@ def grade_file(
 def _golds(problems: str) -> dict[str, Any]:
     """The gold of every id, by the ids that responses name."""
     try:
-        found, _ = read_problems(problems, unique=False)  # as `evaluate` reads: repeats stay
+        found, _ = read_problems(
+            problems, unique=False, field="--problems"
+        )  # as `evaluate` reads: repeats stay
     except DataError:
-        found, _ = read_problems(problems)  # as `train` reads: an id's second problem is renamed
+        found, _ = read_problems(
+            problems, field="--problems"
+        )  # as `train` reads: an id's second problem is renamed
     return {problem.id: problem.answer for problem in found}
 
 
@@ -187,6 +191,12 @@ def _rows(source: Path, options: GradeOptions, golds: dict[str, Any] | None) -> 
             text_field = text_field or _first_of(TEXT_FIELDS, row, "--text_field", source, number)
             if golds is None:
                 others = [name for name in GOLD_FIELDS if name != text_field]
+                if not gold_field and "problem_id" in row and not set(others) & set(row):
+                    raise ConfigError(
+                        f"--problems: needed, {source}, line {number} has a problem_id and no "
+                        "gold; name the problem file, as evaluate.problems did, like "
+                        "--problems=aime24.jsonl"
+                    )
                 gold_field = gold_field or _first_of(others, row, "--gold_field", source, number)
                 gold = _field(row, gold_field, source, number)
             else:

@@ -52,5 +52,10 @@ def _read(
         for message in report.messages:
             progress.line(f"left out: {message}")
         return problems, config.data.problems, report.as_dict()
-    problems, origin = training_problems(config, workdir / "nothing prepared", progress)
+    if not config.data.arithmetic.train:
+        raise ConfigError(
+            "data.problems='': nothing to prepare; name a file or a data set, like "
+            "--config.data.problems=problems.jsonl"
+        )
+    problems, origin = training_problems(config, workdir, progress, prepared=False)
     return problems, origin, {"rows": len(problems), "counts": {}, "messages": []}

@@ -141,6 +141,7 @@ def test_explain_prints_the_path(pair: list[str], words: list[str], capsys) -> N
         ("[" * 100_000, "line 1: not JSON (nested too deeply)"),
         ("[1]", "line 1: list; a row is a JSON object"),
         ('{"text": "x"}', "--gold_field: needed"),
+        ('{"text": "x", "problem_id": "a"}', "--problems: needed"),
         ('{"gold": "x"}', "--text_field: needed"),
         ('{"text": 5, "gold": "x"}', "text is int"),
         ('{"text": "x", "gold": "1"}\n{"text": "x"}', "line 2: no field 'gold'"),
@@ -160,6 +161,7 @@ def test_bad_rows_are_named(text: str, words: str, tmp_path: Path, capsys) -> No
     [
         ([], "--input: needed"),
         (["--input=none.jsonl", "--out=o"], "--input=none.jsonl: there is no such file"),
+        (["--input=/", "--out=o"], "--input=/: it is a directory; name one file in it"),
         (["--input=S"], "--out: needed"),
         (["--input=S", "--out=S"], "it is the input"),
         (["--input=S", "--out=/none/here/o"], "in a directory that exists"),
