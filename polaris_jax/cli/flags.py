@@ -96,7 +96,7 @@ def parse(
     own = {flag: values[flag].value for flag in values}
     if not takes_config:
         return Command(RunConfig(), as_place("."), own)
-    config = build_config(own["config"])
+    config = build_config(values["config"].value or {})
     for path in (config.model.path, config.data.problems, config.evaluate.problems):
         if is_remote(path):
             as_place(path)  # what it needs is installed: said before any device is touched

@@ -113,14 +113,10 @@ def grade_file(
 
 def _golds(problems: str) -> dict[str, Any]:
     """The gold of every id, by the ids that responses name."""
-    try:
-        found, _ = read_problems(
-            problems, unique=False, field="--problems"
-        )  # as `evaluate` reads: repeats stay
-    except DataError:
-        found, _ = read_problems(
-            problems, field="--problems"
-        )  # as `train` reads: an id's second problem is renamed
+    try:  # as `evaluate` reads: repeats stay
+        found, _ = read_problems(problems, unique=False, field="--problems")
+    except DataError:  # as `train` reads: an id's second problem is renamed
+        found, _ = read_problems(problems, field="--problems")
     return {problem.id: problem.answer for problem in found}
 
 
