@@ -67,6 +67,9 @@ def entry() -> NoReturn:
         code = 1
     except KeyboardInterrupt:  # a second one, while the first unwound
         code = interrupts.EXIT_STATUS
+    if code == interrupts.EXIT_STATUS:
+        # XLA may be at work in a thread still: to take the interpreter down under it can crash.
+        os._exit(code)
     if os.environ.get("POLARIS_NUM_PROCESSES", "1") != "1" and code:
         os._exit(code)  # peers may be waiting in a collective: do not wait for them at exit
     sys.exit(code)

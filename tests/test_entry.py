@@ -31,6 +31,25 @@ def test_a_pipe_that_nobody_reads(arguments):
     assert done.returncode == 1
 
 
+def test_an_interrupted_command_does_not_take_the_interpreter_down():
+    """XLA's threads may be at work: an orderly exit under them ended in a segmentation fault."""
+    text = (
+        "import atexit, polaris_jax.__main__ as module\n"
+        "module.main = lambda: 130\n"
+        "atexit.register(print, 'taken down')\n"
+        "print('said')\n"
+        "module.entry()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"said\n", b"")
+
+
 def test_the_script_is_the_same_way_in():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"]["polaris"] == "polaris_jax.__main__:entry"
