@@ -17,7 +17,7 @@ ARGS ?=
 .PHONY: help demo demo-seeds test test-slow lint bench bench-gpu bench-grader bench-sampler venv venv-tpu venv-cuda12
 
 help:  ## this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: $(BASE)  ## the whole recipe at small size: warm start to report.html (about 12 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh $(ARGS)

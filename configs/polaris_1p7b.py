@@ -1,10 +1,10 @@
 r"""POLARIS on Qwen3-1.7B in two stages of 39,936 and 48,128 response tokens.
 
-    polaris prepare   --config=configs/polaris_1p7b.py --workdir=runs/1p7b \
+    polaris prepare   --config=configs/polaris_1p7b.py --workdir=/mnt/runs/1p7b \
         --config.data.problems=POLARIS-Project/Polaris-Dataset-53K
-    polaris calibrate --config=configs/polaris_1p7b.py --workdir=runs/1p7b
+    polaris calibrate --config=configs/polaris_1p7b.py --workdir=/mnt/runs/1p7b
     sbatch --nodes=4 launch/gpu_slurm.sbatch train \
-        --config=configs/polaris_1p7b.py:h100:32 --workdir=runs/1p7b \
+        --config=configs/polaris_1p7b.py:h100:32 --workdir=/mnt/runs/1p7b \
         --config.evaluate.problems=aime24.jsonl
     launch/tpu_pod.sh --name POD --zone ZONE -- train \
         --config=configs/polaris_1p7b.py:v5p:2x2x4 --workdir=/mnt/runs/1p7b \

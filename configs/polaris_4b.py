@@ -1,10 +1,10 @@
 r"""POLARIS-4B: Qwen3-4B in three stages of 39,936, 48,128 and 52,224 response tokens.
 
-    polaris prepare   --config=configs/polaris_4b.py --workdir=runs/4b \
+    polaris prepare   --config=configs/polaris_4b.py --workdir=/mnt/runs/4b \
         --config.data.problems=POLARIS-Project/Polaris-Dataset-53K
-    polaris calibrate --config=configs/polaris_4b.py --workdir=runs/4b
+    polaris calibrate --config=configs/polaris_4b.py --workdir=/mnt/runs/4b
     sbatch --nodes=4 launch/gpu_slurm.sbatch train \
-        --config=configs/polaris_4b.py:h100:32 --workdir=runs/4b \
+        --config=configs/polaris_4b.py:h100:32 --workdir=/mnt/runs/4b \
         --config.evaluate.problems=aime24.jsonl
     launch/tpu_pod.sh --name POD --zone ZONE -- train \
         --config=configs/polaris_4b.py:v5p:2x2x4 --workdir=/mnt/runs/4b \

@@ -1,10 +1,10 @@
 r"""POLARIS-7B: DeepSeek-R1-Distill-Qwen-7B in three stages of 15,360 to 31,744 response tokens.
 
-    polaris prepare   --config=configs/polaris_7b.py --workdir=runs/7b \
+    polaris prepare   --config=configs/polaris_7b.py --workdir=/mnt/runs/7b \
         --config.data.problems=POLARIS-Project/Polaris-Dataset-53K
-    polaris calibrate --config=configs/polaris_7b.py --workdir=runs/7b
+    polaris calibrate --config=configs/polaris_7b.py --workdir=/mnt/runs/7b
     sbatch --nodes=4 launch/gpu_slurm.sbatch train \
-        --config=configs/polaris_7b.py:h100:32 --workdir=runs/7b \
+        --config=configs/polaris_7b.py:h100:32 --workdir=/mnt/runs/7b \
         --config.evaluate.problems=aime24.jsonl
     launch/tpu_pod.sh --name POD --zone ZONE -- train \
         --config=configs/polaris_7b.py:v5p:2x2x4 --workdir=/mnt/runs/7b \

@@ -2,11 +2,16 @@
 
     make demo
 
-or by hand, each command in the same workdir:
+or by hand, each command in the same workdir, with $run for
+`--config=configs/tiny_cpu.py --workdir=workdirs/demo`:
 
-    for command in prepare calibrate probe train evaluate report; do
-        polaris $command --config=configs/tiny_cpu.py --workdir=workdirs/demo
-    done
+    polaris prepare $run
+    polaris calibrate $run
+    polaris probe $run
+    polaris evaluate $run --tag=before
+    polaris train $run
+    polaris evaluate $run --checkpoint=latest
+    polaris report $run
 
 The base model is made on the spot: a supervised warm start on worked solutions of which a share
 carries slips, as found text does (`polaris_jax.data.arithmetic`). RL has no supervised loss.

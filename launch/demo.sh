@@ -1,18 +1,31 @@
 #!/usr/bin/env bash
 # The whole recipe on this machine: prepare, calibrate, probe, evaluate, train, evaluate, report.
-# usage: launch/demo.sh [WORKDIR] [--config.a.b=value ...]      (default workdirs/demo)
-# Every command resumes: after Ctrl-C the same line goes on where it stopped.
+#
+#   launch/demo.sh [WORKDIR] [--config.a.b=value ...]      (default workdirs/demo)
+#
+# Every command resumes: after Ctrl-C the same line goes on where it stopped. POLARIS_PYTHON names
+# another interpreter than this checkout's .venv/bin/python.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+  usage "${BASH_SOURCE[0]}"
+  exit 0
+fi
+need_python
 workdir=workdirs/demo
-if [[ $# -gt 0 && $1 != --* ]]; then
+if [[ $# -gt 0 && $1 != -* ]]; then
   workdir=$1
   shift
 fi
+for flag in "$@"; do
+  [[ $flag == --config.* ]] || die "$flag: expected --config.a.b=value (see --help)"
+done
+cd "$launch_root"
 polaris() {
   local command=$1
   shift
-  .venv/bin/python -m polaris_jax "$command" --config=configs/tiny_cpu.py --workdir="$workdir" "$@"
+  "$launch_python" -m polaris_jax "$command" --config=configs/tiny_cpu.py --workdir="$workdir" "$@"
 }
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 began=$SECONDS

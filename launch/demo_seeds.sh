@@ -3,16 +3,27 @@
 #   polaris  the recipe as `make demo` runs it
 #   plain    GRPO without rescue, substitution, probe, stages and curation, at equal sampled tokens
 #   control  the recipe with rewards permuted inside each group
-# usage: launch/demo_seeds.sh [WORKDIR]      (default workdirs/seeds); resumes after an interruption
-# Writes docs/results/demo_seeds.json and .md through launch/demo_seeds.py.
+#
+#   launch/demo_seeds.sh [WORKDIR]      (default workdirs/seeds); resumes after an interruption
+#
+# Writes docs/results/demo_seeds.json and .md through launch/demo_seeds.py. POLARIS_PYTHON names
+# another interpreter than this checkout's .venv/bin/python.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+  usage "${BASH_SOURCE[0]}"
+  exit 0
+fi
+[[ $# -le 1 && ${1:-} != -* ]] || die "${*: -1}: expected one WORKDIR at most (see --help)"
+need_python
+cd "$launch_root"
 root=${1:-workdirs/seeds}
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-run() {
+polaris_with() {
   local command=$1 workdir=$2 seed=$3
   shift 3
-  .venv/bin/python -m polaris_jax "$command" --config=configs/tiny_cpu.py --workdir="$workdir" \
+  "$launch_python" -m polaris_jax "$command" --config=configs/tiny_cpu.py --workdir="$workdir" \
     --config.seed="$seed" --config.warmstart.seed="$seed" "$@"
 }
 # What a rerun finds in place stays as it is.
@@ -25,7 +36,7 @@ for seed in 0 1 2; do
   control=$root/control-$seed
   launch/demo.sh "$polaris" --config.seed="$seed" --config.warmstart.seed="$seed"
 
-  tokens=$(.venv/bin/python launch/demo_seeds.py tokens "$polaris")
+  tokens=$("$launch_python" launch/demo_seeds.py tokens "$polaris")
   mkdir -p "$plain" "$control"
   take "$polaris/base_model" "$plain"
   for name in base_model curated.parquet probe.json; do
@@ -38,10 +49,10 @@ for seed in 0 1 2; do
     --config.stages[0].max_response_tokens=72 --config.stages[0].drop_above=1.0
     --config.stages[0].steps=1 --config.stages[1].steps=400 --config.stages[1].reset_optimizer=False
     --config.rollout.total_tokens="$tokens")
-  run train "$plain" "$seed" "${off[@]}"
-  run evaluate "$plain" "$seed" --checkpoint=latest "${off[@]}"
+  polaris_with train "$plain" "$seed" "${off[@]}"
+  polaris_with evaluate "$plain" "$seed" --checkpoint=latest "${off[@]}"
 
-  run train "$control" "$seed" --config.reward.control=permute
-  run evaluate "$control" "$seed" --checkpoint=latest
+  polaris_with train "$control" "$seed" --config.reward.control=permute
+  polaris_with evaluate "$control" "$seed" --checkpoint=latest
 done
-.venv/bin/python launch/demo_seeds.py report "$root" docs/results
+"$launch_python" launch/demo_seeds.py report "$root" docs/results

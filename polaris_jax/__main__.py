@@ -6,6 +6,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
+
+from polaris_jax import __version__, interrupts
 
 COMMANDS = {
     "prepare": "problems from files or data sets: validate, deduplicate, filter",
@@ -20,6 +23,10 @@ COMMANDS = {
     "generate": "complete one prompt on the terminal",
 }
 
+MORE = """More: polaris COMMAND --help; polaris --version.
+Config fields (--config.SECTION.FIELD=VALUE): polaris_jax/config_sections.py names every one, with
+its default; configs/*.py set them."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 on success, 2 on a bad argument, 1 on a failure, 130 on Ctrl-C."""
@@ -27,24 +34,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
         lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-        print(f"usage: polaris COMMAND [--flags]\n\n{lines}\n\nMore: polaris COMMAND --help")
+        print(f"usage: polaris COMMAND [--flags]\n\n{lines}\n\n{MORE}")
         return 0 if args else 2
+    if args[0] == "--version":
+        print(f"polaris_jax {__version__}")
+        return 0
     name, rest = args[0].replace("_", "-"), args[1:]
     if name not in COMMANDS:
         import difflib
 
-        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)
-        print(f"error: {args[0]!r}: no such command; did you mean {near[0]}?", file=sys.stderr)
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.6)
+        remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"error: {args[0]!r}: no such command; {remedy}", file=sys.stderr)
         return 2
     from polaris_jax.cli.run import run_command
 
     return run_command(lambda: importlib.import_module(f"polaris_jax.cli.{name}").main(rest))
 
 
-if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+def entry() -> NoReturn:
+    """The console script and `python -m polaris_jax`: `main`, and an end without a traceback."""
+    interrupts.end_at_once()
+    try:
+        code = main()
+        interrupts.end_at_once()  # the exit has nothing to save either
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:  # `| head`: nobody reads on, at exit neither
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        code = 1
+    except KeyboardInterrupt:  # a second one, while the first unwound
+        code = interrupts.EXIT_STATUS
+    if code == interrupts.EXIT_STATUS:
+        # XLA may be at work in a thread still: to take the interpreter down under it can crash.
+        os._exit(code)
     if os.environ.get("POLARIS_NUM_PROCESSES", "1") != "1" and code:
         os._exit(code)  # peers may be waiting in a collective: do not wait for them at exit
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    entry()

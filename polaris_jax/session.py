@@ -53,9 +53,9 @@ def read_named(source: str, progress: Progress) -> list[Problem]:
 
 
 def _read_named(
-    source: str, progress: Progress, *, unique: bool
+    source: str, progress: Progress, *, unique: bool, field: str = "data.problems"
 ) -> tuple[list[Problem], dict[str, int]]:
-    problems, report = read_problems(source, unique=unique)
+    problems, report = read_problems(source, unique=unique, field=field)
     for message in report.messages:
         progress.line(f"left out: {message}")
     if report.counts:
@@ -71,23 +71,23 @@ def source_problems(
     prepared = workdir / "problems.parquet"
     if prepared.exists():
         return read_named(str(prepared), progress), str(prepared)
-    return training_problems(config, workdir / "nothing prepared", progress)
+    return training_problems(config, workdir, progress, prepared=False)
 
 
 def training_problems(
-    config: RunConfig, workdir: epath.Path, progress: Progress
+    config: RunConfig, workdir: epath.Path, progress: Progress, *, prepared: bool = True
 ) -> tuple[list[Problem], str]:
     """The problems to train on and where they came from.
 
-    `data.problems` first, else the workdir's curated.parquet, else its problems.parquet, else the
-    procedural ones.
+    `data.problems` first, else the workdir's curated.parquet, else its problems.parquet (both not
+    without `prepared`), else the procedural ones.
 
     Raises:
         ConfigError: there is none of these, or no valid problem in it.
     """
     if config.data.problems:
         return read_named(config.data.problems, progress), config.data.problems
-    for name in ("curated.parquet", "problems.parquet"):
+    for name in ("curated.parquet", "problems.parquet") if prepared else ():
         if (workdir / name).exists():
             return read_named(str(workdir / name), progress), str(workdir / name)
     if config.data.arithmetic.train:
@@ -106,7 +106,9 @@ def evaluation_problems(
         ConfigError: neither is configured.
     """
     if config.evaluate.problems:
-        return _read_named(config.evaluate.problems, progress, unique=False)
+        return _read_named(
+            config.evaluate.problems, progress, unique=False, field="evaluate.problems"
+        )
     if config.data.arithmetic.held_out:
         return _arithmetic(config)[1], {}
     raise ConfigError(

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from polaris_jax.config import ConfigError
+from polaris_jax.interrupts import raise_interrupt
 from polaris_jax.progress import say
 
 STOPPED_STATUS = "POLARIS_STOPPED_STATUS"
@@ -71,10 +72,10 @@ class StopRequest:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             if number == signal.SIGINT:
-                raise KeyboardInterrupt
+                raise_interrupt(frame)
             return
         self.signal = signal.Signals(number)
         self._asked_at_s = time.monotonic()

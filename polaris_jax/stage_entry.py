@@ -153,7 +153,14 @@ def _temperature(
             )
             reason = f"stages[{index}].temperature, since the workdir has no {path.name}"
             return section.temperature, _decision(section.temperature, reason, [])
-        value = float(json.loads(path.read_text())["initial_temperature"])
+        try:
+            value = float(json.loads(path.read_text())["initial_temperature"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: not what `polaris probe` leaves ({type(error).__name__}: {error}); "
+                "delete it and run `polaris probe` again, or set "
+                f"stages[{index}].temperature_rule=fixed"
+            ) from None
         return value, _decision(value, "highest probed temperature in the robust zone", [])
     if left is not None and left.stage == index:
         return left.temperature, _decision(left.temperature, "the checkpoint's own", [])

@@ -17,7 +17,7 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,7 @@ __all__ = [
     "ensure_workdir",
     "mark_nondeterministic",
     "note",
+    "refuse_other_run",
     "rollouts_path",
     "write_json",
     "write_rollouts",
@@ -273,19 +274,71 @@ def _refuse_orphans(workdir: epath.Path) -> None:
             )
 
 
-def _refuse_other_config(workdir: epath.Path, record: dict[str, Any], config: RunConfig) -> None:
-    remedy = "choose another --workdir, or use --overwrite to begin anew"
+def refuse_other_run(workdir: AnyPath, config: RunConfig, *, sections: Sequence[str]) -> None:
+    """Returns unless the workdir holds the run of a config that differs in one of `sections`.
+
+    For the commands that put files beside a run which it reads. Without a run it does nothing.
+
+    Raises:
+        ConfigError: another run's, naming the fields.
+    """
+    place = as_place(workdir)
+    record = _read_record(place)
+    if record is None:
+        return
+    names = {n for n in _binding_names(record, config) if n.split(".")[0] in sections}
+    if not record["config"].get("data.problems"):
+        # That run took what `prepare` left, whose source stood in no config of its own.
+        names.discard("data.problems")
+        source = _prepared_from(place)
+        if source and config.data.problems and source != config.data.problems:
+            raise _other_config(
+                workdir,
+                [f"problems of {source!r} there, data.problems={config.data.problems!r} here"],
+                "choose another --workdir",
+            )
+    if differing := _differing(record, config, names):
+        raise _other_config(workdir, differing, "choose another --workdir")
+
+
+def _prepared_from(workdir: epath.Path) -> str:
+    """The source of the workdir's problems.parquet; empty where none is recorded."""
+    path = workdir / "prepare.json"
+    if not path.exists():
+        return ""
+    try:
+        return str(json.loads(path.read_text()).get("source", ""))
+    except (ValueError, AttributeError):
+        return ""
+
+
+def _binding_names(record: dict[str, Any], config: RunConfig) -> set[str]:
+    return binding_fields(config).keys() | set(record["binding"])
+
+
+def _differing(record: dict[str, Any], config: RunConfig, names: Iterable[str]) -> list[str]:
+    """`name=value there, value here` of every field that is not as it was."""
     recorded, present = record["config"], _plain(config_fields(config))
     differing = []
-    for name in sorted(binding_fields(config).keys() | set(record["binding"])):
+    for name in sorted(names):
         there = recorded.get(name, ADDED_FIELDS.get(name, ABSENT))
         here = present.get(name, ABSENT)
         if there != here:
             differing.append(f"{name}={there!r} there, {here!r} here")
-    if differing:
-        raise ConfigError(
-            f"workdir={workdir}: holds a run of another config: {'; '.join(differing)}; {remedy}"
-        )
+    return differing
+
+
+def _other_config(workdir: AnyPath, differing: Sequence[str], remedy: str) -> ConfigError:
+    return ConfigError(
+        f"workdir={workdir}: holds a run of another config: {'; '.join(differing)}; {remedy}"
+    )
+
+
+def _refuse_other_config(workdir: epath.Path, record: dict[str, Any], config: RunConfig) -> None:
+    remedy = "choose another --workdir, or use --overwrite to begin anew"
+    if differing := _differing(record, config, _binding_names(record, config)):
+        raise _other_config(workdir, differing, remedy)
+    recorded, present = record["config"], _plain(config_fields(config))
     name = f"stages[{len(config.stages) - 1}].steps"
     if present[name] < recorded[name]:
         raise ConfigError(

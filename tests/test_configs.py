@@ -33,14 +33,46 @@ def test_builds_and_is_locked(path):
         config.rollout.no_such_field = 1
 
 
+SHOW_COMMANDS = [
+    *CONFIGS,
+    FOLDER.parent / "README.md",
+    *sorted((FOLDER.parent / "polaris_jax" / "cli").glob("*.py")),
+    *sorted((FOLDER.parent / "launch").glob("*.s*")),
+]
+
+
+def shown_commands(path):
+    """The train and evaluate commands of a file's docstring or text, each on one line."""
+    text = path.read_text()
+    text = (ast.get_docstring(ast.parse(text)) or "") if path.suffix == ".py" else text
+    for line in re.sub(r"\\\n[# ]*", " ", text).splitlines():
+        for command in re.split(r"(?=\bpolaris )", line):
+            if re.search(r"\b(train|evaluate)\b.* --config=configs/", command):
+                yield command
+
+
+@pytest.mark.parametrize("path", SHOW_COMMANDS, ids=lambda p: p.name)
+def test_the_commands_it_shows_have_what_they_score_on(path):
+    for command in shown_commands(path):
+        name, _, target = re.search(r"--config=configs/(\w+)\.py(:(\S+))?", command).groups()
+        config = build_config(load(name, *([target] if target else [])))
+        scored = " evaluate " in command or config.evaluate.every_steps
+        named = "--config.evaluate.problems=" in command
+        assert named or not scored or config.data.arithmetic.held_out, command
+
+
+def test_the_shown_commands_are_found():
+    found = {path.name for path in SHOW_COMMANDS if list(shown_commands(path))}
+    assert found >= {"README.md", "train.py", "evaluate.py", "gpu_slurm.sbatch", "polaris_4b.py"}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_the_training_commands_it_shows_have_what_they_score_on(path):
-    text = (ast.get_docstring(ast.parse(path.read_text())) or "").replace("\\\n", " ")
-    for command in (line for line in text.splitlines() if " train " in line and "--" in line):
-        target = re.search(rf"{path.name}:(\S+)", command)
-        config = build_config(load(path.stem, *([target[1]] if target else [])))
-        scored = config.evaluate.every_steps and not config.data.arithmetic.held_out
-        assert not scored or "--config.evaluate.problems=" in command
+def test_the_commands_it_shows_share_a_workdir(path):
+    """prepare, calibrate and train at full size; a smoke test has one of its own."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    commands = [c for c in text.replace("\\\n", " ").split("\n") if "--workdir=" in c]
+    full = [c for c in commands if ":tiny" not in c]
+    assert len({re.search(r"--workdir=(\S+)", c)[1] for c in full}) <= 1
 
 
 # recipe: max response tokens, rollout temperature and validation temperature of every stage.

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from polaris_jax.config import build_config
-from polaris_jax.stage_entry import enter_stage
+from polaris_jax.config import ConfigError, build_config
+from polaris_jax.stage_entry import _temperature, enter_stage
 from polaris_jax.stages.controller import initial_state
 from polaris_jax.stages.difficulty import AccuracyTable
 
@@ -65,3 +65,15 @@ def test_the_decision_names_the_statistic_that_it_rests_on(statistic, reason):
     config = build_config({"stages": [{"steps": 1, "drop_statistic": statistic}, {"steps": 1}]})
     stage, _ = entered("ab", dropped="", easy="a", config=config)
     assert stage.decisions[0]["reason"] == reason
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"initial_temperature": null}'])
+def test_a_damaged_probe_is_named_with_the_remedy(text, tmp_path):
+    (tmp_path / "probe.json").write_text(text)
+    config = build_config({"stages": [{"temperature_rule": "probe"}]})
+    run: Any = SimpleNamespace(config=config, workdir=tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"probe\.json: not what `polaris probe` leaves"
+    ) as caught:
+        _temperature(run, 0, {}, left=None, sampler=None, stop=None)
+    assert "stages[0].temperature_rule=fixed" in str(caught.value)

@@ -70,6 +70,28 @@ def test_another_config_is_refused_with_the_fields_and_both_values(tmp_path, con
     workdir_lib.claim(tmp_path, config).release()  # and no lock
 
 
+def test_a_command_beside_a_run_may_differ_in_other_sections_only(tmp_path, config):
+    sections = ("model", "data")
+    other = changed(config, "model", path="another")
+    workdir_lib.refuse_other_run(tmp_path, other, sections=sections)  # no run here yet
+    workdir_lib.claim(tmp_path, config).release()
+    workdir_lib.refuse_other_run(
+        tmp_path, changed(config, "optimizer", learning_rate=0.5), sections=sections
+    )
+    with pytest.raises(ConfigError, match=r"another config: model\.path='' there, 'another' here;"):
+        workdir_lib.refuse_other_run(tmp_path, other, sections=sections)
+
+
+def test_a_run_on_prepared_problems_names_their_source(tmp_path, config):
+    """`prepare --config.data.problems=FILE`, then `train` without it: FILE is that run's."""
+    workdir_lib.claim(tmp_path, config).release()
+    (tmp_path / "prepare.json").write_text(json.dumps({"source": "a.jsonl"}))
+    own, other = (changed(config, "data", problems=f"{name}.jsonl") for name in "ab")
+    workdir_lib.refuse_other_run(tmp_path, own, sections=("data",))
+    with pytest.raises(ConfigError, match=r"'a\.jsonl' there, data\.problems='b\.jsonl' here"):
+        workdir_lib.refuse_other_run(tmp_path, other, sections=("data",))
+
+
 def test_a_run_from_before_a_field_was_there_goes_on_under_what_it_did(tmp_path, config):
     workdir_lib.claim(tmp_path, config).release()
     path = tmp_path / "run.json"

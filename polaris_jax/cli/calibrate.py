@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from polaris_jax.cli.flags import parse
 from polaris_jax.cli.run import start_jax
+from polaris_jax.interrupts import begin_work
 
 
 def main(argv: list[str]) -> int:
@@ -21,5 +22,6 @@ def main(argv: list[str]) -> int:
     from polaris_jax.progress import Progress
     from polaris_jax.runs.calibrate import calibrate
 
+    begin_work()
     calibrate(command.config, command.workdir, progress=Progress(enabled=is_first()))
     return 0

@@ -15,6 +15,7 @@ from absl import flags
 from polaris_jax.cli.flags import parse
 from polaris_jax.cli.run import start_jax
 from polaris_jax.config import ConfigError
+from polaris_jax.interrupts import begin_work
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -29,12 +30,16 @@ def _define(values: flags.FlagValues) -> None:
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     own = parse("convert", argv, doc=__doc__ or "", define=_define, takes_config=False).flags
-    for name in ("from", "to"):
+    for name, remedy in (
+        ("from", "name a Hugging Face directory, Hub id, GGUF file or checkpoint"),
+        ("to", "name a new directory"),
+    ):
         if not own[name]:
-            raise ConfigError(f"--{name}: needed")
+            raise ConfigError(f"--{name}: needed; {remedy}")
     start_jax(heartbeat_timeout_s=100)
     from polaris_jax.runs.convert import convert
 
+    begin_work()
     line = convert(own["from"], own["to"], form=own["format"], dtype=own["dtype"])
     print(line)
     return 0

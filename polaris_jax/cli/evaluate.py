@@ -12,10 +12,14 @@ Example:
 
 from __future__ import annotations
 
+import re
+
 from absl import flags
 
 from polaris_jax.cli.flags import parse
 from polaris_jax.cli.run import start_jax
+from polaris_jax.config import ConfigError
+from polaris_jax.interrupts import begin_work
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -26,11 +30,17 @@ def _define(values: flags.FlagValues) -> None:
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     command = parse("evaluate", argv, doc=__doc__ or "", define=_define)
+    if not re.fullmatch(r"[A-Za-z0-9_-]*", command.flags["tag"]):
+        raise ConfigError(
+            f"--tag={command.flags['tag']}: it begins the names of files; take letters, digits, - "
+            "and _ only, like --tag=before"
+        )
     start_jax(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
     from polaris_jax.processes import is_first
     from polaris_jax.progress import Progress
     from polaris_jax.runs.evaluate import evaluate
 
+    begin_work()
     evaluate(
         command.config,
         command.workdir,

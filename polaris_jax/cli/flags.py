@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import difflib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,9 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from polaris_jax.config import ConfigError, RunConfig, build_config, default_config, unknown_field
+from polaris_jax.cli.config_file import load_config
+from polaris_jax.cli.overrides import check_override, overrides
+from polaris_jax.config import ConfigError, RunConfig, build_config
 from polaris_jax.files import as_place, is_remote
 
 Define = Callable[[flags.FlagValues], None]
@@ -61,44 +64,39 @@ def parse(
         HelpRequested: for --help.
     """
     values = flags.FlagValues()
-    argv = [f"polaris {name}", *argv]
+    words, path = _without_config(argv) if takes_config else (argv, "")
+    asks_help = any(a in ("--help", "-h", "-help", "--helpfull") for a in argv)
     if takes_config:
-        config_flags.DEFINE_config_file(
-            "config", help_string="config file (configs/*.py)", flag_values=values, sys_argv=argv
-        )
+        if path and not asks_help:
+            config = load_config(path)
+            for field, value in overrides(words):
+                check_override(config, field, value)
+            config_flags.DEFINE_config_dict(
+                "config", config, flag_values=values, sys_argv=["", *words]
+            )
+        else:
+            flags.DEFINE_string("config", None, "config file (configs/*.py)", flag_values=values)
         if takes_workdir:
             flags.DEFINE_string("workdir", "", "where the run's files lie", flag_values=values)
     if define is not None:
         define(values)
-    if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv):
+    if asks_help:
         raise HelpRequested(f"{doc.strip()}\n\nFlags:\n{_flag_lines(values)}")
-    if takes_config:
-        _require_file(_config_value(argv))
+    if takes_config and not path:
+        _require_known(name, words, values)
+        raise ConfigError("--config: needed; name a file like configs/tiny_cpu.py")
     try:
-        rest = values(argv)
+        rest = values([f"polaris {name}", *words])
     except flags.UnrecognizedFlagError as error:
-        known = [f"--{n}" for n in values]
-        raise ConfigError(unknown_field(f"--{error.flagname}", known)) from None
-    except (AttributeError, KeyError) as error:
-        raise ConfigError(_unknown_config_field(argv, str(error))) from None
-    except IndexError as error:
-        raise ConfigError(f"{_override_of(argv, str(error))}: no such entry ({error})") from None
-    except (OSError, ImportError, SyntaxError) as error:
-        path = _config_value(argv)
-        raise ConfigError(
-            f"--config={path}: cannot load it ({_one_line(error)}); name a file like "
-            "configs/tiny_cpu.py"
-        ) from None
-    except (flags.Error, ValueError, TypeError) as error:
+        raise ConfigError(_unknown_flag(name, error.flagname, values)) from None
+    except (flags.Error, AttributeError, LookupError, ValueError, TypeError) as error:
         raise ConfigError(_one_line(error)) from None
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r}: unexpected argument; flags look like --name=value")
     own = {flag: values[flag].value for flag in values}
     if not takes_config:
         return Command(RunConfig(), as_place("."), own)
-    if own["config"] is None:
-        raise ConfigError("--config: needed; name a file like configs/tiny_cpu.py")
-    config = build_config(own["config"])
+    config = build_config(values["config"].value or {})
     for path in (config.model.path, config.data.problems, config.evaluate.problems):
         if is_remote(path):
             as_place(path)  # what it needs is installed: said before any device is touched
@@ -119,67 +117,44 @@ def _flag_lines(values: flags.FlagValues) -> str:
         default = "" if flag.default in (None, "", False) else f" (default {flag.default})"
         lines.append(f"  --{name:<14} {' '.join(flag.help.split())}{default}")
     if "config" in values:
-        lines.insert(
-            1, "  --config.A.B=V   overrides a field, --config.stages[0].A=V one of a stage"
-        )
+        lines[1:1] = [
+            "  --config.A.B=V   overrides a field, --config.stages[0].A=V one of a stage; every",
+            "                   field and its default: polaris_jax/config_sections.py",
+        ]
     return "\n".join(lines)
-
-
-def _require_file(path: str) -> None:
-    """Raises ConfigError where --config names no file; without --config it does nothing."""
-    if path and not os.path.isfile(path.split(":")[0]):
-        raise ConfigError(
-            f"--config={path}: there is no such file; name one like configs/tiny_cpu.py"
-        )
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _config_value(argv: list[str]) -> str:
-    for i, arg in enumerate(argv):
-        if arg.startswith("--config="):
-            return arg.partition("=")[2]
-        if arg == "--config" and i + 1 < len(argv):
-            return argv[i + 1]
-    return ""
-
-
-def _override_of(argv: list[str], message: str) -> str:
-    """The override that an error is about: the one that the message names, else the first."""
-    overrides = [a.partition("=")[0] for a in argv if a.startswith("--config.")]
-    for override in overrides:
-        if override.split(".")[-1].split("[")[0] in message:
-            return override
-    return overrides[0] if overrides else "--config"
-
-
-def _unknown_config_field(argv: list[str], message: str) -> str:
-    """Which override is misspelt, with the nearest field there is."""
-    known = _field_names(default_config(), "")
-    for override in (a.partition("=")[0] for a in argv if a.startswith("--config.")):
-        name = override.removeprefix("--config.")
-        generic = "".join(c for c in name if not c.isdigit())
-        if generic not in {"".join(c for c in k if not c.isdigit()) for k in known}:
-            parent = name.rpartition(".")[0]
-            siblings = [k for k in known if k.rpartition(".")[0] == parent]
-            return unknown_field(name, siblings or known)
-    return " ".join(message.split())
-
-
-def _field_names(config: Any, prefix: str) -> list[str]:
-    names: list[str] = []
-    for key in config:
-        value = config[key]
-        path = f"{prefix}{key}"
-        if hasattr(value, "items"):
-            names += _field_names(value, f"{path}.")
-        elif isinstance(value, list | tuple) and value and hasattr(value[0], "items"):
-            names += _field_names(value[0], f"{path}[0].")
+def _without_config(argv: list[str]) -> tuple[list[str], str]:
+    """The words without --config and its value, and the value; the last one counts."""
+    words, path, rest = [], "", list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*words, word, *rest], path
+        if found := re.fullmatch(r"--?config(=(.*))?", word, re.DOTALL):
+            path = found[2] if found[1] else (rest.pop(0) if rest else "")
         else:
-            names.append(path)
-    return names
+            words.append(word)
+    return words, path
+
+
+def _require_known(name: str, words: list[str], values: flags.FlagValues) -> None:
+    """Raises ConfigError for a flag that the command does not take, before one that is missing."""
+    for word in words:
+        found = re.match(r"--?(?:no)?([A-Za-z_]+)(?:=|$)", word)
+        if found and found[1] not in values and f"no{found[1]}" not in values:
+            raise ConfigError(_unknown_flag(name, found[1], values))
+
+
+def _unknown_flag(name: str, flag: str, values: flags.FlagValues) -> str:
+    known = [n for n in values if not n.startswith("config.")]
+    near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
+    remedy = f"did you mean --{near[0]}?" if near else f"see polaris {name} --help"
+    return f"--{flag}: polaris {name} takes no --{flag}; {remedy}"
 
 
 def print_error(text: str) -> None:

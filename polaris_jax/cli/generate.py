@@ -1,4 +1,4 @@
-"""One prompt to one or n completions, streamed to the terminal.
+"""One prompt to a completion, streamed to the terminal, or to n, each printed as it ends.
 
 Example:
   polaris generate --model runs/4b/export --prompt "What is 7 times 8?" --n 2 --temperature 0.7
@@ -13,6 +13,7 @@ from absl import flags
 from polaris_jax.cli.flags import parse
 from polaris_jax.cli.run import start_jax
 from polaris_jax.config import PROMPT_SUFFIX, ConfigError
+from polaris_jax.interrupts import begin_work
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -45,17 +46,23 @@ def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     own = parse("generate", argv, doc=__doc__ or "", define=_define, takes_config=False).flags
     prompt = sys.stdin.read() if own["prompt"] == "-" else own["prompt"]
-    for name, value in (("model", own["model"]), ("prompt", prompt)):
-        if not value:
-            raise ConfigError(f"--{name}: needed")
+    for name, value, remedy in (
+        ("model", own["model"], "name a Hugging Face directory, Hub id or GGUF file"),
+        ("prompt", prompt, "give the user's text, like --prompt='What is 7 times 8?'; - is stdin"),
+    ):
+        if not value.strip():
+            raise ConfigError(f"--{name}: needed; {remedy}")
     start_jax(heartbeat_timeout_s=100)
     from polaris_jax.runs.generate import generate
 
+    begin_work()
     n = own["n"]
 
-    def on_text(sample: int, text: str) -> None:
-        if n == 1:
-            print(text, end="", flush=True)
+    def on_text(_: int, text: str) -> None:
+        print(text, end="", flush=True)
+
+    def on_end(sample: int, text: str) -> None:
+        print(f"--- {sample + 1} of {n}\n{text}", flush=True)
 
     completions = generate(
         own["model"],
@@ -72,11 +79,10 @@ def main(argv: list[str]) -> int:
         yarn_factor=own["yarn"],
         yarn_original_tokens=own["yarn_original"],
         on_text=on_text,
+        on_end=on_end,
     )
-    if n > 1:
-        for i, (_, text) in enumerate(completions):
-            print(f"--- {i + 1} of {n}\n{text}")
-    print()
+    if n == 1:
+        print()
     tokens = sum(len(r.token_ids) for r, _ in completions)
     reasons = ", ".join(r.finish_reason for r, _ in completions)
     print(f"[{tokens} tokens; {reasons}]", file=sys.stderr)

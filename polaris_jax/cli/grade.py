@@ -7,6 +7,7 @@ path that one pair takes.
 
 Example:
   polaris grade --input responses.jsonl --gold_field gold --mode eval --workers 2 --out graded.jsonl
+  polaris grade --input=runs/4b/responses.jsonl --problems=aime24.jsonl --out=graded.jsonl
   polaris grade --explain '\frac{2}{4}' '0.5'
 """
 
@@ -18,6 +19,7 @@ from absl import flags
 
 from polaris_jax.cli.flags import parse
 from polaris_jax.config import ConfigError
+from polaris_jax.interrupts import begin_work
 
 MODES = ["train", "eval", "free"]
 PRESETS = ["strict", "default", "lenient"]
@@ -53,6 +55,8 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--{name}: needed; name a JSON-lines file")
     source, out = Path(own["input"]), Path(own["out"])
     for name, path in (("input", source), ("problems", Path(own["problems"] or own["input"]))):
+        if path.is_dir():
+            raise ConfigError(f"--{name}={path}: it is a directory; name one file in it")
         if not path.is_file():
             raise ConfigError(f"--{name}={path}: there is no such file")
     if out.is_dir() or not out.absolute().parent.is_dir():
@@ -72,6 +76,7 @@ def main(argv: list[str]) -> int:
         timeout_s=own["timeout_s"],
         memory_limit_bytes=own["memory_mib"] << 20,
     )
+    begin_work()
     print(grade_file(source, out, options, progress=Progress()).table())
     return 0
 

@@ -21,6 +21,7 @@ from absl import flags
 from polaris_jax.cli.flags import parse
 from polaris_jax.config import ConfigError
 from polaris_jax.files import as_place, is_remote, write_bytes
+from polaris_jax.interrupts import begin_work
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -76,6 +77,7 @@ def main(argv: list[str]) -> int:
         efficiency=Efficiency(mfu=own["mfu"], bandwidth=own["bandwidth"]),
         search=own["search"],
     )
+    begin_work()
     found = plan(command.config, topology, options, say=_say)
     write_bytes(out, (json.dumps(found, indent=1) + "\n").encode())
     if "programs" in found:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from polaris_jax.cli.flags import parse
 from polaris_jax.config import ConfigError
+from polaris_jax.interrupts import begin_work
 
 
 def main(argv: list[str]) -> int:
@@ -17,6 +18,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--workdir={command.workdir}: there is no such directory")
     from polaris_jax.report import make_report
 
+    begin_work()
     summary = make_report(command.workdir)
     print(summary)
     return 0

@@ -8,8 +8,11 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from polaris_jax import interrupts
 from polaris_jax.cli.flags import HelpRequested, print_error
 from polaris_jax.config import ConfigError
+
+PROCESSES = "polaris_jax.processes"
 
 
 def run_command(command: Callable[[], int]) -> int:
@@ -31,16 +34,15 @@ def run_command(command: Callable[[], int]) -> int:
         print(help_text)
         return 0
     except KeyboardInterrupt:
-        print("interrupted; rerun the same command to go on", file=sys.stderr)
-        return _failed(130)
+        print(interrupts.LINE, file=sys.stderr)
+        return _failed(interrupts.EXIT_STATUS)
     except BrokenPipeError:
         return 1
     except Exception as error:
         if keep_traceback:
             raise
-        from polaris_jax.processes import end_after_peer_loss
-
-        end_after_peer_loss(error)
+        if started := sys.modules.get(PROCESSES):
+            started.end_after_peer_loss(error)
         print_error(_describe(error))
         bad_input = isinstance(error, ConfigError | FileNotFoundError | ValueError)
         return _failed(2 if bad_input else 1)
@@ -48,9 +50,8 @@ def run_command(command: Callable[[], int]) -> int:
 
 def _failed(status: int) -> int:
     """`status`; one of several processes ends right here, without waiting for the others."""
-    from polaris_jax.processes import leave
-
-    leave(status)
+    if started := sys.modules.get(PROCESSES):  # else there are no others; it brings in jax
+        started.leave(status)
     return status
 
 

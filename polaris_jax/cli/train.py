@@ -9,7 +9,7 @@ failed), Ctrl-C leaves one and exits 130.
 
 Example:
   polaris train --config=configs/polaris_4b.py --workdir=runs/4b \
-      --config.stages[0].steps=300 --config.rollout.slots=256
+      --config.evaluate.problems=aime24.jsonl --config.stages[0].steps=300
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from polaris_jax.records import Gold, Problem
 PROBLEM_FIELDS = ("problem", "question", "prompt")
 ANSWER_FIELDS = ("answer", "gold", "final_answer", "ground_truth", "reward_model", "solution")
 ID_FIELDS = ("id", "problem_id", "unique_id", "uid", "index")
+FIELD = "data.problems"  # which this module's and `sources`' errors name
 NAMED_ROWS = 20  # malformed rows that a report spells out; all are counted
 MESSAGE_CHARS = 400
 _SHORT_SOLUTION_CHARS = 60
@@ -70,18 +71,28 @@ class ReadReport:
         return {**dataclasses.asdict(self), "messages": list(self.messages)}
 
 
-def read_problems(source: AnyPath, *, unique: bool = True) -> tuple[list[Problem], ReadReport]:
+def read_problems(
+    source: AnyPath, *, unique: bool = True, field: str = FIELD
+) -> tuple[list[Problem], ReadReport]:
     """The problems of a source, checked and without repeats, and a report of the rest.
 
     Args:
         source: jsonl, json, parquet or arrow file, a directory of them, or a Hub name.
         unique: leave out repeats of a normalised text; False keeps every row (benchmarks), and
             then an id that occurs twice is an error.
+        field: that named the source, for errors.
 
     Raises:
         DataError: the source is missing or unreadable, or no problem is left.
     """
-    source = os.fspath(source)
+    try:
+        return _read_problems(os.fspath(source), unique)
+    except DataError as error:
+        raise DataError(str(error).replace(f"{FIELD}=", f"{field}=", 1)) from error
+
+
+def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport]:
+    """`read_problems`, with errors that name `FIELD`."""
     problems: list[Problem] = []
     messages: list[str] = []
     counts: collections.Counter[str] = collections.Counter()

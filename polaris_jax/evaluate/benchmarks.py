@@ -51,7 +51,7 @@ def read_benchmark(path: str | Path) -> list[Problem]:
     Raises:
         DataError: missing file, malformed rows, or an id that occurs twice.
     """
-    problems, report = read_problems(path, unique=False)
+    problems, report = read_problems(path, unique=False, field="evaluate.problems")
     if report.counts:
         raise DataError(
             f"evaluate.problems={str(path)!r}: {report.counts['malformed']} malformed rows "

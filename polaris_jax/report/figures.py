@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 
+from polaris_jax.report.scores import pair_names
 from polaris_jax.report.style import (
     BLUE,
     GREEN,
@@ -175,15 +176,15 @@ def evaluation_figure(
     Args:
         summary: an eval.json.
         path: of the PNG.
-        before: the same of the checkpoint that training started from, drawn beside it.
+        before: another one, before_eval.json, drawn beside it; each is named by its weights.
     """
-    title = f"Held-out score at temperature {summary['temperature']:g}"
+    names = pair_names(before, summary)
+    runs = [(names[1], summary, BLUE)]
+    if before is not None:
+        runs.insert(0, (names[0], before, GREY))
+    temperatures = " and ".join(dict.fromkeys(f"{run['temperature']:g}" for _, run, _ in runs))
+    title = f"Held-out score at temperature {temperatures}"
     with panels(path, title, rows=2, columns=2, share_x=False) as (average, passes, groups, budget):
-        runs = [("after training", summary, BLUE)]
-        if before is not None:
-            runs.insert(0, ("before", before, GREY))
-        elif summary.get("checkpoint") in (None, "", "base"):
-            runs = [("base model", summary, BLUE)]
         _average_panel(average, runs)
         _pass_panel(passes, runs)
         _length_panel(groups, runs)
@@ -219,8 +220,11 @@ def _average_panel(axes: Axes, runs: Runs) -> None:
     axes.set_xlim(-0.75, len(runs) - 0.25)
     axes.set_xticks(range(len(runs)), [name for name, _, _ in runs])
     axes.grid(axis="x", visible=False)
-    last = runs[-1][1]
-    axes.set_title(f"avg@{last['k']}, {last['problems']} problems", fontsize=10)
+    samples, problems = (
+        " and ".join(dict.fromkeys(str(run[key]) for _, run, _ in runs))
+        for key in ("k", "problems")
+    )
+    axes.set_title(f"avg@{samples}, {problems} problems", fontsize=10)
 
 
 def _pass_panel(axes: Axes, runs: Runs) -> None:

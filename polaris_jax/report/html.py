@@ -12,7 +12,7 @@ from etils import epath
 from polaris_jax.files import write_bytes
 from polaris_jax.report.figures import group_count
 from polaris_jax.report.run_files import RunFiles
-from polaris_jax.report.summary import ReportSummary, share
+from polaris_jax.report.summary import ReportSummary, named_scores, share
 
 STYLE = """
 :root { color-scheme: light; }
@@ -114,10 +114,10 @@ def _facts(run: RunFiles) -> str:
 
 
 def _evaluations(run: RunFiles) -> list[str]:
-    scores = [("before RL", run.before), ("after RL", run.evaluation), *run.others.items()]
-    present = [(name, score) for name, score in scores if score is not None]
+    present = named_scores(run)
     if not present:
         return []
+    samples = {score["k"] for _, score in present}
     tokens = sorted({int(k) for _, score in present for k in score.get("pass@k", {})})
     rows = []
     for name, score in present:
@@ -129,14 +129,20 @@ def _evaluations(run: RunFiles) -> list[str]:
         rows.append(
             [
                 _head(name),
-                f"{share(score['avg@k'])}" + (f" ± {error:.1%}" if error is not None else ""),
+                share(score["avg@k"])
+                + (f" ± {error:.1%}" if error is not None else "")
+                + (f" (k={score['k']})" if len(samples) > 1 else ""),
                 *(share(score.get("pass@k", {}).get(str(k))) for k in tokens),
                 f"{score['temperature']:g}",
                 _text(score["max_response_tokens"]),
                 lengths,
             ]
         )
-    header = ["", f"avg@{present[-1][1]['k']}", *(f"pass@{k}" for k in tokens)]
+    header = [
+        "",
+        f"avg@{samples.pop() if len(samples) == 1 else 'k'}",
+        *(f"pass@{k}" for k in tokens),
+    ]
     header += ["temperature", "budget", "accuracy by length in tokens"]
     return ["<h2>Held-out evaluation</h2>", _table(header, rows)]
 

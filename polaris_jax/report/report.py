@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 from etils import epath
 
+from polaris_jax.config import ConfigError
 from polaris_jax.files import AnyPath, as_place
+from polaris_jax.report import scores
 from polaris_jax.report.curves import (
     Curves,
     batch_figure,
@@ -20,7 +22,7 @@ from polaris_jax.report.curves import (
 )
 from polaris_jax.report.figures import difficulty_figure, evaluation_figure, probe_figure
 from polaris_jax.report.html import write_html
-from polaris_jax.report.run_files import RunFiles, read_run
+from polaris_jax.report.run_files import RunFiles, holds_anything, read_run
 from polaris_jax.report.summary import ReportSummary, stage_rows, summary_rows
 
 CURVES: tuple[tuple[str, Curves, str, str], ...] = (
@@ -82,9 +84,15 @@ def make_report(run_dir: AnyPath) -> ReportSummary:
 
     Raises:
         FileNotFoundError: `run_dir` is no directory.
+        ConfigError: it holds no file of a run.
     """
     run_dir = as_place(run_dir)
     run = read_run(run_dir)
+    if not holds_anything(run):
+        raise ConfigError(
+            f"--workdir={run_dir}: holds no file of a run (metrics.jsonl, eval.json, ...); name "
+            "the directory that the other commands were given"
+        )
     folder = run_dir / "figures"
     paths: list[epath.Path] = []
     captions: list[str] = []
@@ -129,7 +137,7 @@ def _add_command_figures(run: RunFiles, add: Callable[..., None]) -> None:
 
     add(
         "evaluation",
-        "Held-out problems: same problems, seeds, temperature and budget before and after.",
+        scores.caption(run.before, run.evaluation),
         "eval.json",
         drawing(evaluation_figure, run.evaluation, before=run.before),
     )

@@ -25,8 +25,8 @@ class RunFiles:
         stages: records of stages.json.
         run: run.json.
         calibrate, probe, prepare: what these commands left.
-        evaluation: eval.json, the score after training.
-        before: before_eval.json, the score of the weights that training started from.
+        evaluation: eval.json, as a rule the score after training; `scores.score_name` tells.
+        before: before_eval.json, as a rule the score of the weights that training started from.
         others: further tagged evaluations, by tag.
         absent: {file name: why it gives nothing}.
     """
@@ -109,3 +109,10 @@ def read_run(run_dir: epath.Path) -> RunFiles:
         others={tag: value for tag, value in tagged.items() if value is not None},
         absent=absent,
     )
+
+
+def holds_anything(run: RunFiles) -> bool:
+    """Whether there was any file of a run, a damaged one included."""
+    files = dataclasses.asdict(run)
+    absent = files.pop("absent")
+    return any(files.values()) or any(why != "not there" for why in absent.values())

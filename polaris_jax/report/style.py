@@ -116,7 +116,8 @@ def curve(
 ) -> None:
     """Metric `name` over steps; with many points a running mean over the faint raw line.
 
-    The mean stops at stage borders: a jump there is the recipe's doing and stays a jump.
+    The mean stops at stage borders: a jump there is the recipe's doing and stays a jump. Where the
+    metric is null the line is broken: there was nothing to measure, and nothing lies between.
 
     Args:
         axes: to draw on.
@@ -131,18 +132,20 @@ def curve(
     if not known.any():
         return
     if known.sum() < SMOOTH_FROM:
-        axes.plot(steps[known], values[known], color=color, label=label, marker="o", ms=3.5)
+        axes.plot(steps, values, color=color, label=label, marker="o", ms=3.5)
         return
-    axes.plot(steps[known], values[known], color=color, alpha=0.28, linewidth=1.0)
+    alone = known & ~np.append(known[1:], False) & ~np.append(False, known[:-1])
+    axes.plot(steps, values, color=color, alpha=0.28, linewidth=1.0)
+    axes.plot(steps[alone], values[alone], color=color, alpha=0.28, linestyle="", marker="o", ms=3)
     stages = np.nan_to_num(numbers(lines, "stage"))
     width = max(3, len(values) // 20 | 1)
     for index, stage in enumerate(np.unique(stages)):
         inside = stages == stage
         smooth = running_mean(values[inside], width)
-        shown = known[inside]
-        axes.plot(
-            steps[inside][shown], smooth[shown], color=color, label=label if index == 0 else None
-        )
+        smooth[~known[inside]] = np.nan
+        axes.plot(steps[inside], smooth, color=color, label=label if index == 0 else None)
+        dots = alone[inside]
+        axes.plot(steps[inside][dots], smooth[dots], color=color, linestyle="", marker="o", ms=3.5)
 
 
 def mark_stages(all_axes: Sequence[Axes], stages: Sequence[dict[str, Any]], last_step: int) -> None:

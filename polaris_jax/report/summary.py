@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from polaris_jax.report.run_files import RunFiles
+from polaris_jax.report.scores import gain_text, pair_names
 
 DASH = "-"
 
@@ -91,20 +91,17 @@ def summary_rows(run: RunFiles, stages: Sequence[StageRow]) -> tuple[tuple[str, 
 
 
 def evaluation_rows(run: RunFiles) -> list[tuple[str, str]]:
-    """avg@k before and after training, and the gain where both are known."""
-    rows = []
-    scores = [("before", run.before), ("after", run.evaluation)]
-    for name, score in scores:
-        if score is not None:
-            rows.append((f"avg@{score['k']} {name} RL", score_text(score)))
-    for tag, score in run.others.items():
-        rows.append((f"avg@{score['k']} {tag}", score_text(score)))
+    """avg@k of every evaluation, and the gain where two of them may be compared."""
+    rows = [(f"avg@{score['k']} {name}", score_text(score)) for name, score in named_scores(run)]
     if run.before is not None and run.evaluation is not None:
-        gain = run.evaluation["avg@k"] - run.before["avg@k"]
-        errors = [score.get("stderr") or 0.0 for score in (run.before, run.evaluation)]
-        error = math.hypot(*errors)
-        rows.append(("gain", f"{100 * gain:+.1f} ± {100 * error:.1f} points"))
+        rows.append(("gain", gain_text(run.before, run.evaluation)))
     return rows
+
+
+def named_scores(run: RunFiles) -> list[tuple[str, dict[str, Any]]]:
+    """The evaluations there are, each by what it is a score of or by its tag."""
+    pair = zip(pair_names(run.before, run.evaluation), (run.before, run.evaluation), strict=True)
+    return [(name, score) for name, score in [*pair, *run.others.items()] if score is not None]
 
 
 def score_text(score: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from polaris_jax.runs.policy import open_policy
 from polaris_jax.runs.progress_file import ProgressFile, problems_digest
 from polaris_jax.session import fitting, source_problems
 from polaris_jax.stages.difficulty import curate, pass_rate_histogram, shape_name
-from polaris_jax.workdir import ensure_workdir, write_json
+from polaris_jax.workdir import ensure_workdir, refuse_other_run, write_json
 
 # Above this mean reward a set is too easy to train on (POLARIS blog, section 1).
 TOO_EASY_MEAN = 0.7
@@ -37,6 +37,9 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
 
     Source: POLARIS, section 1 (offline difficulty estimation, targeted filtering).
     """
+    refuse_other_run(
+        workdir, config, sections=("seed", "model", "data", "warmstart", "rope", "calibrate")
+    )
     ensure_workdir(workdir)
     section = config.calibrate
     budget = section.max_response_tokens or config.stages[0].max_response_tokens

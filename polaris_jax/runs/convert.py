@@ -7,6 +7,7 @@ MANIFEST.json in a checkpoint; readers refuse one without. A failure leaves no t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -17,7 +18,7 @@ from polaris_jax import manifest
 from polaris_jax.checkpoint import ARRAYS, HOST, Checkpointer
 from polaris_jax.checkpoint_weights import CheckpointWeights, save_weights
 from polaris_jax.config import ConfigError
-from polaris_jax.files import AnyPath, as_place
+from polaris_jax.files import AnyPath, as_place, is_remote
 from polaris_jax.models import ModelConfig, Qwen, load_pretrained
 from polaris_jax.models.hf_weights import (
     bring_tokenizer,
@@ -103,9 +104,20 @@ def convert(
     place = as_place(source) if from_orbax else resolve(source)
     if form == "auto":
         form = "orbax" if place.is_dir() and not from_orbax else "hf"
+    if _lies_inside(out, place / "checkpoints" if from_orbax else place):
+        raise ConfigError(
+            f"--to={target}: it lies inside --from={source}; name a directory outside of it"
+        )
     config, weights, tokenizer_from = _open(place, from_orbax)
     kind = None if dtype == "auto" else dtype_named(dtype)
-    with export_into(out):
+    with contextlib.ExitStack() as opened:
+        try:
+            opened.enter_context(export_into(out))
+        except OSError as error:
+            raise ConfigError(
+                f"--to={target}: it cannot be made ({error.strerror or error}); name a directory "
+                "that can be written"
+            ) from None
         if form == "hf":
             ids = _bring(weights, tokenizer_from, out)
             export(config, weights, out, dtype=kind, ids=ids, max_shard_bytes=max_shard_bytes)
@@ -118,6 +130,11 @@ def convert(
         checkpointer = Checkpointer(out, architecture=dataclasses.asdict(config))
         save_weights(checkpointer, config, weights, dtype=kind, token_ids=ids)
         return f"{source} -> {target} (Orbax checkpoint, step 0)"
+
+
+def _lies_inside(out: epath.Path, folder: epath.Path) -> bool:
+    inner, outer = (os.path.realpath(os.fspath(path)) for path in (out, folder))
+    return not is_remote(out) and inner.startswith(outer + os.sep) and folder.is_dir()
 
 
 def _open(place: epath.Path, from_orbax: bool) -> tuple[ModelConfig, Weights, epath.Path]:

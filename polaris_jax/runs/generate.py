@@ -29,8 +29,9 @@ def generate(
     yarn_factor: float,
     yarn_original_tokens: int,
     on_text: Callable[[int, str], None],
+    on_end: Callable[[int, str], None],
 ) -> list[tuple[Response, str]]:
-    """n completions of `prompt` with their texts; `on_text(sample, new text)` as they grow.
+    """n completions of `prompt` with their texts; a single one is told as it grows.
 
     Args:
         path: HF directory, Hub id or GGUF file.
@@ -46,7 +47,8 @@ def generate(
         dtype: compute type.
         yarn_factor: above 1 stretches positions by YaRN, attention factor 1.
         yarn_original_tokens: the length that YaRN stretches; 0: the checkpoint's own.
-        on_text: gets text as it is sampled.
+        on_text: gets (sample, new text) of a single completion as it is sampled.
+        on_end: gets (sample, text) of each of several completions as it ends.
     """
     model, tokenizer = load_with_tokenizer(path, dtype=dtype)
     if yarn_factor > 1:
@@ -71,10 +73,10 @@ def generate(
             prefill_chunk=min(128, max(16, len(prompt_ids))),
         ),
     )
-    streams = [_TextStream(tokenizer) for _ in range(n)]
+    stream = _TextStream(tokenizer)
 
     def on_tokens(_: int, sample: int, token_ids: Sequence[int]) -> None:
-        text = streams[sample].push(token_ids)
+        text = stream.push(token_ids)
         if text:
             on_text(sample, text)
 
@@ -87,11 +89,17 @@ def generate(
         seed=seed,
         stop_token_ids=stop_token_ids(tokenizer),
     )
-    responses = sampler.generate([prompt_ids], params, on_tokens=on_tokens)[0]
-    for sample, stream in enumerate(streams):
-        if rest := stream.rest():
-            on_text(sample, rest)
-    return [(r, tokenizer.decode(r.token_ids, skip_special_tokens=True)) for r in responses]
+    if n > 1:
+        found = {}
+        for _, sample, response in sampler.stream([prompt_ids], params):
+            text = tokenizer.decode(response.token_ids, skip_special_tokens=True)
+            found[sample] = response, text
+            on_end(sample, text)
+        return [found[sample] for sample in range(n)]
+    (response,) = sampler.generate([prompt_ids], params, on_tokens=on_tokens)[0]
+    if rest := stream.rest():
+        on_text(0, rest)
+    return [(response, tokenizer.decode(response.token_ids, skip_special_tokens=True))]
 
 
 def _trained_tokens(config: ModelConfig) -> int:

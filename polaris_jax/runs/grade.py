@@ -20,7 +20,7 @@ from polaris_jax.progress import Progress
 from polaris_jax.reward import Grader
 from polaris_jax.reward.equivalence import gold_texts
 from polaris_jax.reward.extract import Mode
-from polaris_jax.runs.progress_file import whole_rows
+from polaris_jax.runs.progress_file import name_aside, whole_rows
 
 BATCH_ROWS = 1000
 TEXT_FIELDS = ("text", "response", "completion", "output", "answer")
@@ -87,7 +87,7 @@ def grade_file(
         ConfigError: a file, line or field that is not there or not readable.
     """
     head = json.dumps({"identity": _identity(source, options)}, sort_keys=True)
-    summary = _resume(out, head)
+    summary = _resume(out, head, progress)
     if summary.resumed:
         progress.line(f"resumed after {summary.resumed} rows")
     golds = _golds(options.problems) if options.problems else None
@@ -115,10 +115,10 @@ def grade_file(
 
 def _golds(problems: str) -> dict[str, Any]:
     """The gold of every id, by the ids that responses name."""
-    try:
-        found, _ = read_problems(problems, unique=False)  # as `evaluate` reads: repeats stay
-    except DataError:
-        found, _ = read_problems(problems)  # as `train` reads: an id's second problem is renamed
+    try:  # as `evaluate` reads: repeats stay
+        found, _ = read_problems(problems, unique=False, field="--problems")
+    except DataError:  # as `train` reads: an id's second problem is renamed
+        found, _ = read_problems(problems, field="--problems")
     return {problem.id: problem.answer for problem in found}
 
 
@@ -140,8 +140,11 @@ def _identity(source: Path, options: GradeOptions) -> dict[str, Any]:
     return found
 
 
-def _resume(out: Path, head: str) -> GradeSummary:
-    """Counts the finished rows of an output of the same identity; sets another one aside."""
+def _resume(out: Path, head: str, progress: Progress) -> GradeSummary:
+    """Counts the finished rows of an output of the same identity; sets another one aside.
+
+    One of the same identity that was set aside before is taken back.
+    """
     summary = GradeSummary()
     if out.exists():
         with out.open("rb+") as file:
@@ -149,8 +152,16 @@ def _resume(out: Path, head: str) -> GradeSummary:
                 _count(file, summary)
                 summary.resumed = summary.rows
                 return summary
-        if out.stat().st_size:
-            os.replace(out, out.with_name(out.name + ".other-settings"))
+        own = out.with_name(name_aside(out.name, head.encode()))
+        with out.open("rb") as file:
+            first, rows = file.readline().rstrip(b"\n"), sum(1 for _ in file)
+        if rows or (first and not first.startswith(b'{"identity"')):
+            aside = out.with_name(name_aside(out.name, first))
+            os.replace(out, aside)
+            progress.line(f"{rows} rows of other settings set aside as {aside}")
+        if own.exists():
+            os.replace(own, out)
+            return _resume(out, head, progress)
     out.write_text(head + "\n")
     return summary
 
@@ -192,6 +203,12 @@ def _rows(source: Path, options: GradeOptions, golds: dict[str, Any] | None) -> 
             text_field = text_field or _first_of(TEXT_FIELDS, row, "--text_field", source, number)
             if golds is None:
                 others = [name for name in GOLD_FIELDS if name != text_field]
+                if not gold_field and "problem_id" in row and not set(others) & set(row):
+                    raise ConfigError(
+                        f"--problems: needed, {source}, line {number} has a problem_id and no "
+                        "gold; name the problem file, as evaluate.problems did, like "
+                        "--problems=aime24.jsonl"
+                    )
                 gold_field = gold_field or _first_of(others, row, "--gold_field", source, number)
                 gold = _field(row, gold_field, source, number)
             else:

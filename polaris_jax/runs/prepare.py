@@ -13,15 +13,16 @@ from polaris_jax.data.problems import read_problems, write_problems
 from polaris_jax.progress import Progress
 from polaris_jax.records import Problem
 from polaris_jax.session import training_problems
-from polaris_jax.workdir import ensure_workdir, write_json
+from polaris_jax.workdir import ensure_workdir, refuse_other_run, write_json
 
 
 def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
     """Reads, validates, deduplicates and filters; returns what it wrote to prepare.json.
 
     Raises:
-        ConfigError: no source, or no problem left.
+        ConfigError: no source, no problem left, or the workdir holds another config's run.
     """
+    refuse_other_run(workdir, config, sections=("model", "data", "warmstart"))
     ensure_workdir(workdir)
     problems, origin, counts = _read(config, workdir, progress)
     tokenizer = load_base_tokenizer(config)
@@ -51,5 +52,10 @@ def _read(
         for message in report.messages:
             progress.line(f"left out: {message}")
         return problems, config.data.problems, report.as_dict()
-    problems, origin = training_problems(config, workdir / "nothing prepared", progress)
+    if not config.data.arithmetic.train:
+        raise ConfigError(
+            "data.problems='': nothing to prepare; name a file or a data set, like "
+            "--config.data.problems=problems.jsonl"
+        )
+    problems, origin = training_problems(config, workdir, progress, prepared=False)
     return problems, origin, {"rows": len(problems), "counts": {}, "messages": []}

@@ -20,7 +20,7 @@ from polaris_jax.report.figures import probe_figure
 from polaris_jax.runs.policy import open_policy
 from polaris_jax.runs.progress_file import ProgressFile, problems_digest
 from polaris_jax.session import fitting, fold_seed, training_problems
-from polaris_jax.workdir import ensure_workdir, write_json
+from polaris_jax.workdir import ensure_workdir, refuse_other_run, write_json
 
 
 def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
     Source: POLARIS, section 2 (temperature zones; initialise at the border where accuracy begins
         to fall).
     """
+    refuse_other_run(workdir, config, sections=("seed", "model", "data", "warmstart", "rope"))
     ensure_workdir(workdir)
     section = config.probe
     budget = section.max_response_tokens or config.stages[0].max_response_tokens

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from typing import Any
 
+from etils import epath
+
 from polaris_jax.files import AnyPath, append_bytes, as_place, write_bytes
+from polaris_jax.progress import say
 from polaris_jax.records import Problem
 
 
@@ -34,11 +38,17 @@ def whole_rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     return rows
 
 
+def name_aside(name: str, head: bytes) -> str:
+    """What a file is called once it is set aside: other settings (`head`) give another name."""
+    return f"{name}.settings-{hashlib.sha256(head).hexdigest()[:8]}"
+
+
 class ProgressFile:
     """A JSON-lines file whose first line says what it belongs to.
 
     A file of other settings, or with a damaged line, never mixes with new rows: the former is set
-    aside whole, the latter is cut off before that line.
+    aside whole, under a name of its own, the latter is cut off before that line. Back at settings
+    that were set aside, their rows count again.
     """
 
     def __init__(
@@ -57,6 +67,12 @@ class ProgressFile:
         self.rows: list[dict[str, Any]] = []
         head = json.dumps({"identity": json.loads(json.dumps(identity))}, sort_keys=True)
         lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        if lines and lines[0] != head.encode():
+            own = self.path.with_name(name_aside(self.path.name, head.encode()))
+            if writes:
+                _set_aside(self.path, lines)
+            # Never deleted: another process may look for its rows when ours are in place already.
+            lines = own.read_bytes().split(b"\n")[:-1] if own.exists() else []
         if lines and lines[0] == head.encode():
             rows = whole_rows(lines[1:])
             self.rows = rows[: len(rows) // unit * unit]
@@ -64,9 +80,6 @@ class ProgressFile:
             if writes:
                 write_bytes(self.path, b"\n".join(lines) + b"\n")
         elif writes:
-            if lines:
-                aside = self.path.with_name(self.path.name + ".other-settings")
-                write_bytes(aside, self.path.read_bytes())
             write_bytes(self.path, head.encode() + b"\n")
 
     def append(self, rows: list[dict[str, Any]]) -> None:
@@ -75,3 +88,12 @@ class ProgressFile:
         if self._writes:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
             append_bytes(self.path, "".join(lines).encode())
+
+
+def _set_aside(path: epath.Path, lines: list[bytes]) -> None:
+    """Keeps the rows of other settings beside the file, and says where."""
+    if len(lines) < 2:
+        return
+    aside = path.with_name(name_aside(path.name, lines[0]))
+    write_bytes(aside, path.read_bytes())
+    say(f"{len(lines) - 1} rows of other settings set aside as {aside}", sys.stdout)

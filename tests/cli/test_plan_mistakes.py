@@ -15,7 +15,7 @@ SEARCH = [TINY, "--topology=cpu:2", "--search"]
         (["--topology=cpu:8"], "--config: needed"),
         ([TINY, "--topology=v9:2x2"], "--topology=v9:2x2: expected v4"),
         ([TINY, "--topology=cpu:2", "--stage=2"], "--stage=2: stages count from 0"),
-        ([TINY, "--topology=cpu:2", "--workdir=W"], "did you mean"),
+        ([TINY, "--topology=cpu:2", "--workdir=W"], "plan takes no --workdir; see"),
         ([TINY, "--topology=cpu:8", "--config.mesh.fsdp=3"], "mesh.fsdp=3"),
         ([TINY, "--topology=cpu:8", "--config.mesh.fsdp=-1", "--config.batch.rows=3"], "rows=3"),
         ([TINY, "--topology=cpu:2", "--config.mesh.fsdp=-1", "--config.rollout.tensor=4"], "=4"),

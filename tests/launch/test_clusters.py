@@ -1,7 +1,10 @@
 """The cluster scripts' dry runs: the right command on every host, and clear refusals."""
 
+import math
 import os
 import pathlib
+import re
+import runpy
 import shlex
 import subprocess
 
@@ -168,29 +171,32 @@ def test_tpu_refusals(arguments, words):
 
 
 def test_jobset_fills_in_to_a_whole_manifest():
-    values = {
-        "NAME": "polaris",
-        "IMAGE": "registry/polaris:1",
-        "CLAIM": "runs",
-        "ACCELERATOR": "tpu-v5p-slice",
-        "TOPOLOGY": "4x4x4",
-        "HOSTS": "16",
-        "CHIPS_A_HOST": "4",
-        "CONFIG": "configs/polaris_4b.py",
-        "WORKDIR": "/runs/a",
-    }
     text = GKE.read_text()
-    for name, value in values.items():
-        assert f"{name}=" in text.split("apiVersion")[0], f"{name} is not explained at the top"
-        text = text.replace(f"${{{name}}}", value)
+    head = text.split("apiVersion")[0]
+    exported = " ".join(line[1:] for line in head.splitlines() if " export " in line)
+    values = dict(word.split("=", 1) for word in shlex.split(exported) if "=" in word)
+    for name in set(re.findall(r"\$\{(\w+)\}", text)):
+        text = text.replace(f"${{{name}}}", values[name])
     assert "${" not in text
     manifest = yaml.safe_load(text)
     assert manifest["kind"] == "JobSet"
     job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
-    assert job["parallelism"] == job["completions"] == 16
+    assert job["parallelism"] == job["completions"] == 32
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
     assert container["command"][:4] == [".venv/bin/python", "-m", "polaris_jax", "train"]
+    flags = [*container["command"][4:], *container["args"]]
+    assert flags == [
+        f"--config={values['CONFIG']}",
+        f"--workdir={values['WORKDIR']}",
+        "--config.evaluate.problems=/runs/aime24.jsonl",
+    ]
+    config, pod_name = values["CONFIG"].split(":", 1)
+    pods = runpy.run_path(str(ROOT / "configs" / "_targets.py"))["PODS"]
+    assert (ROOT / config).exists() and pod_name in pods
+    assert pod_name == f"v5e:{values['TOPOLOGY']}"
+    chips = math.prod(map(int, values["TOPOLOGY"].split("x")))
+    assert int(values["HOSTS"]) * int(values["CHIPS_A_HOST"]) == chips
     assert {"name": "POLARIS_DISTRIBUTED", "value": "auto"} in container["env"]
     # With 0 a preempted pod would count as complete, and its JobSet as done.
     assert {"name": "POLARIS_STOPPED_STATUS", "value": "143"} in container["env"]

@@ -155,7 +155,7 @@ def write_run(run_dir: pathlib.Path) -> pathlib.Path:
         "probe.json": PROBE,
         "run.json": RUN,
         "stages.json": STAGES,
-        "before_eval.json": evaluation(0.36),
+        "before_eval.json": evaluation(0.36) | {"checkpoint": "base"},
         "eval.json": evaluation(0.68, yarn=True),
         "prepare.json": {"kept": 768},
     }

@@ -11,10 +11,11 @@ import pytest
 from etils import epath
 from matplotlib.figure import Figure
 
+from polaris_jax.config import ConfigError
 from polaris_jax.report import make_report
 from polaris_jax.report.figures import difficulty_figure, evaluation_figure, probe_figure
 from polaris_jax.report.run_files import read_run
-from polaris_jax.report.style import running_mean, short_number
+from polaris_jax.report.style import curve, running_mean, short_number
 from polaris_jax.report.summary import mean_speed, stage_rows, summary_rows
 from tests.report.synthetic import CALIBRATE, PROBE, evaluation, write_run
 
@@ -138,7 +139,15 @@ def test_a_file_that_gives_nothing_is_named_and_its_figures_left_out(run_dir, na
     assert any(name in text for text in page.texts)
 
 
-def test_an_empty_directory_gives_a_page_that_says_so(tmp_path):
+def test_a_directory_of_no_run_is_refused_and_stays_as_it_is(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ConfigError, match="holds no file of a run"):
+        make_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_without_figures_gives_a_page_that_says_so(tmp_path):
+    (tmp_path / "prepare.json").write_text('{"kept": 3}')
     summary = make_report(tmp_path)
     assert summary.figures == ()
     assert {what.removeprefix("figure ") for what, _ in summary.absent} >= set(FIGURES)
@@ -186,6 +195,18 @@ def test_without_a_score_before_training_no_gain_is_claimed(run_dir):
     assert ("before_eval.json", "not there") in summary.absent
 
 
+def test_a_score_of_the_base_model_is_not_called_after_rl(run_dir):
+    score = evaluation(0.68) | {"checkpoint": "base", "temperature": 1.3}
+    (run_dir / "eval.json").write_text(json.dumps(score))
+    summary = make_report(run_dir)
+    rows, page = dict(summary.rows), summary.html.read_text()
+    assert "avg@8 base model" in rows
+    assert "after RL" not in str(summary) + page
+    assert rows["gain"] == "not comparable: both of the base model, temperature 1 and 1.3"
+    assert "before and after" not in page
+    assert "not comparable: both of the base model" in page
+
+
 def test_further_evaluations_are_listed_by_their_tag(run_dir):
     shutil.copy(run_dir / "eval.json", run_dir / "greedy_eval.json")
     run = read_run(run_dir)
@@ -211,6 +232,20 @@ def test_a_running_mean_ignores_what_is_unknown():
 
 def test_a_stage_shorter_than_the_mean_is_wide():
     np.testing.assert_array_equal(running_mean(np.array([2.0, 4.0]), 7), [3.0, 3.0])
+
+
+@pytest.mark.parametrize("steps", [6, 60], ids=["few", "many"])
+def test_a_line_is_broken_where_there_was_nothing_to_measure(steps):
+    nulls = {2, steps - 3, steps - 2}
+    lines = [{"step": s, "stage": 0, "x": None if s in nulls else 1.0} for s in range(steps)]
+    axes = Figure().subplots()
+    curve(axes, lines, "x", label="x", color="black")
+    drawn = [line for line in axes.lines if line.get_linestyle() != "None"]
+    for line in drawn:
+        gaps = set(line.get_xdata()[np.isnan(line.get_ydata())])
+        assert gaps == nulls
+    alone = [x for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata()]
+    assert steps - 1 in alone
 
 
 @pytest.mark.parametrize(

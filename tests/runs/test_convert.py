@@ -334,3 +334,17 @@ def test_memory_at_the_shape_of_qwen3_1p7b(tmp_path):
     for process in held:
         print({name: f"{size / GIB:.3f} GiB" for name, size in process.items()})
         assert process["peak"] <= 1.3 * largest + GIB
+
+
+def test_a_target_inside_its_source_is_refused(source, tmp_path, capsys):
+    inside = source / "export"
+    assert main(["convert", "--from", str(source), "--to", str(inside)]) == 2
+    assert f"--to={inside}: it lies inside --from=" in capsys.readouterr().err
+    assert not inside.exists()
+
+
+def test_a_target_that_cannot_be_made_is_named(source, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    target = tmp_path / "file" / "x"
+    assert main(["convert", "--from", str(source), "--to", str(target)]) == 2
+    assert f"--to={target}: it cannot be made" in capsys.readouterr().err

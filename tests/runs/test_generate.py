@@ -46,6 +46,14 @@ def run(monkeypatch, chunks, model=MODEL, **changes):
             ids = tuple(i for chunk in chunks for i in chunk)
             return [[Response(ids, (0.0,) * len(ids), "length")]]
 
+        def stream(self, prompts, params):
+            for sample in reversed(range(params.n)):
+                ids = tuple(chunks[sample])
+                yield 0, sample, Response(ids, (0.0,) * len(ids), "length")
+
+    def on_end(sample, text):
+        seen.streamed += f"{sample}:{text} "
+
     def on_text(_, text):
         seen.streamed += text
 
@@ -54,8 +62,9 @@ def run(monkeypatch, chunks, model=MODEL, **changes):
     settings = {"n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 9, "seed": 0}
     settings |= {"suffix": "", "raw": True, "dtype": "float32"}
     settings |= {"yarn_factor": 1.0, "yarn_original_tokens": 0}
-    ((_, text),) = module.generate("m", "x", **(settings | changes), on_text=on_text)
-    return seen.streamed, text, seen.model
+    told = {"on_text": on_text, "on_end": on_end}
+    found = module.generate("m", "x", **(settings | changes), **told)
+    return seen.streamed, " ".join(text for _, text in found), seen.model
 
 
 @pytest.mark.parametrize(
@@ -69,6 +78,12 @@ def run(monkeypatch, chunks, model=MODEL, **changes):
 def test_all_text_is_streamed(chunks, monkeypatch):
     streamed, text, _ = run(monkeypatch, chunks)
     assert streamed == text
+
+
+def test_several_are_told_as_they_end_and_come_back_in_order(monkeypatch):
+    streamed, texts, _ = run(monkeypatch, [b"one", b"two", b"three"], n=3)
+    assert streamed == "2:three 1:two 0:one "
+    assert texts == "one two three"
 
 
 @pytest.mark.parametrize(

@@ -64,13 +64,21 @@ def test_a_rerun_goes_on_after_the_last_whole_row(
     assert out.read_bytes() == whole
 
 
-def test_an_output_of_other_settings_is_set_aside(source: Path, tmp_path: Path) -> None:
+def test_outputs_of_other_settings_are_set_aside_and_taken_back(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out.jsonl"
-    grade_file(source, out, GradeOptions(), progress=quiet())
-    before = out.read_bytes()
-    grade_file(source, out, GradeOptions(preset="strict"), progress=quiet())
-    assert (tmp_path / "out.jsonl.other-settings").read_bytes() == before
-    assert len(graded(out)) == 4
+    wholes = {}
+    for preset in ("default", "strict", "lenient"):
+        grade_file(source, out, GradeOptions(preset=preset), progress=Progress())
+        wholes[preset] = out.read_bytes()
+    told = [line for line in capsys.readouterr().out.splitlines() if "set aside" in line]
+    assert [line.split(" aside")[0] for line in told] == ["4 rows of other settings set"] * 2
+    asides = [Path(line.split(" as ")[1]).read_bytes() for line in told]
+    assert asides == [wholes["default"], wholes["strict"]]
+    again = grade_file(source, out, GradeOptions(), progress=quiet())
+    assert again.resumed == 4
+    assert out.read_bytes() == wholes["default"]
 
 
 def test_golds_of_a_problem_file_by_id(tmp_path: Path) -> None:
@@ -134,6 +142,7 @@ def test_explain_prints_the_path(pair: list[str], words: list[str], capsys) -> N
         ("[" * 100_000, "line 1: not JSON (nested too deeply)"),
         ("[1]", "line 1: list; a row is a JSON object"),
         ('{"text": "x"}', "--gold_field: needed"),
+        ('{"text": "x", "problem_id": "a"}', "--problems: needed"),
         ('{"gold": "x"}', "--text_field: needed"),
         ('{"text": 5, "gold": "x"}', "text is int"),
         ('{"text": "x", "gold": "1"}\n{"text": "x"}', "line 2: no field 'gold'"),
@@ -153,6 +162,7 @@ def test_bad_rows_are_named(text: str, words: str, tmp_path: Path, capsys) -> No
     [
         ([], "--input: needed"),
         (["--input=none.jsonl", "--out=o"], "--input=none.jsonl: there is no such file"),
+        (["--input=/", "--out=o"], "--input=/: it is a directory; name one file in it"),
         (["--input=S"], "--out: needed"),
         (["--input=S", "--out=S"], "it is the input"),
         (["--input=S", "--out=/none/here/o"], "in a directory that exists"),

@@ -27,12 +27,38 @@ def test_a_torn_unit_goes_like_a_torn_line(tmp_path):
     assert ProgressFile(path, {"n": 3}, writes=False, unit=3).rows == rows
 
 
-def test_other_settings_are_set_aside_whole(tmp_path):
+def test_rows_of_other_settings_outlive_every_further_change(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
-    ProgressFile(path, {"n": 8}, writes=True).append([{"id": "a"}])
-    old = path.read_bytes()
-    assert ProgressFile(path, {"n": 16}, writes=True).rows == []
-    assert (tmp_path / "rows.jsonl.other-settings").read_bytes() == old
+    wholes = {}
+    for n in (8, 16, 32):
+        file = ProgressFile(path, {"n": n}, writes=True)
+        assert file.rows == []
+        file.append([{"id": f"of {n}"}] * n)
+        wholes[n] = path.read_bytes()
+    aside = {file.read_bytes() for file in tmp_path.glob("rows.jsonl.settings-*")}
+    assert aside == {wholes[8], wholes[16]}
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(" set aside as ")[0] for line in told] == [
+        "8 rows of other settings",
+        "16 rows of other settings",
+    ]
+    assert all((tmp_path / line.rpartition("/")[2]).exists() for line in told)
+
+    assert ProgressFile(path, {"n": 8}, writes=False).rows == [{"id": "of 8"}] * 8
+    again = ProgressFile(path, {"n": 8}, writes=True)
+    assert again.rows == [{"id": "of 8"}] * 8
+    again.append([{"id": "new"}])
+    assert len(ProgressFile(path, {"n": 8}, writes=True).rows) == 9
+    assert len(ProgressFile(path, {"n": 32}, writes=True).rows) == 32
+    assert len(ProgressFile(path, {"n": 8}, writes=True).rows) == 9
+
+
+def test_a_file_without_rows_is_not_worth_keeping(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    for n in (8, 16):
+        ProgressFile(path, {"n": n}, writes=True)
+    assert list(tmp_path.iterdir()) == [path]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_reader_leaves_the_file_alone(tmp_path):
