@@ -16,20 +16,22 @@ from polaris_jax.config_sections import PROMPT_SUFFIX
 from polaris_jax.data.prompts import render_prompt
 from polaris_jax.records import Problem
 
-_WORD = re.compile(r"(?<![^\W\d_])(?<!\\)[^\W\d_]{2,}")
+# Formulas, and TeX commands in prose: what keeps its case.
+_MATH = re.compile(r"(\$\$.*?\$\$|\$.*?\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+)")
 _SUFFIX_WORDS = " ".join(PROMPT_SUFFIX.split()).casefold()
 
 
 def normalized_text(text: str) -> str:
     """The text in which two problems count as the same.
 
-    Unicode-composed, the case of words folded, each run of whitespace one space, the instruction
-    suffix left out. Compatibility characters stay apart (`x²` is not `x2`), and so do TeX commands
-    and single letters of another case: Delta is not delta, nor a set A its element a.
+    Unicode-composed, the case of prose folded, each run of whitespace one space, the instruction
+    suffix left out. Compatibility characters stay apart (`x²` is not `x2`), and so do formulas and
+    TeX commands of another case: Delta is not delta, nor a set $A$ its element $a$.
     """
     composed = " ".join(unicodedata.normalize("NFC", text).split())
-    words = _WORD.sub(lambda match: match.group().casefold(), composed)
-    return words.replace(_SUFFIX_WORDS, "").strip()
+    parts = _MATH.split(composed)  # prose and formulas in turn
+    folded = "".join(part if i % 2 else part.casefold() for i, part in enumerate(parts))
+    return folded.replace(_SUFFIX_WORDS, "").strip()
 
 
 def content_id(problem_text: str) -> str:

@@ -13,7 +13,7 @@ from polaris_jax.records import Problem
     ("a", "b"),
     [
         ("What is  1 +\n1?", " what is 1 + 1?"),
-        ("Show THAT $\\text{Area}$ is 5.", "show that $\\text{area}$ is 5."),
+        ("Show THAT A is \\textbf{Five}.", "show that a is \\textbf{five}."),
         ("Q." + PROMPT_SUFFIX, "Q."),
         ("e\u0301", "\u00e9"),
     ],
@@ -31,7 +31,8 @@ def test_same_problem(a, b):
         ("1+1", "1-1"),
         ("12", "1 2"),
         ("Find $\\Delta$.", "Find $\\delta$."),
-        ("How many B in b?", "How many b in B?"),
+        ("How many $B$ in \\(b\\)?", "How many $b$ in \\(B\\)?"),
+        ("Solve \\Gamma(3).", "Solve \\gamma(3)."),
     ],
 )
 def test_different_problem(a, b):

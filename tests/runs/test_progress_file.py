@@ -83,4 +83,5 @@ def test_a_head_that_is_no_text_is_of_other_settings(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xff\n{}\n")
     assert ProgressFile(path, {"n": 8}, writes=True).rows == []
-    assert (tmp_path / "rows.jsonl.other-settings").read_bytes() == b"\xff\n{}\n"
+    (aside,) = tmp_path.glob("rows.jsonl.settings-*")
+    assert aside.read_bytes() == b"\xff\n{}\n"
