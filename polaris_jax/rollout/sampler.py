@@ -185,7 +185,23 @@ class Sampler:
     def drive(
         self, request: Request, should_abort: Callable[[], bool] | None = None
     ) -> Generator[Ended, None, None]:
-        """Steps until a submitted request has ended, and yields what ended of it; as `stream`."""
+        """Steps until a submitted request has ended, and yields what ended of it; as `stream`.
+
+        It may be left and taken up again by another `drive` only by `submit(begun=...)`: whoever
+        leaves early aborts the rest. What a step of somebody else ended is yielded, too.
+
+        Args:
+            request: of `submit`; one that has ended already only yields what was not polled yet.
+            should_abort: polled between device calls; with several processes any of them decides.
+
+        Yields:
+            (prompt index, sample index, response), each once, as they end.
+
+        Raises:
+            RolloutAborted: `should_abort` returned True, or the request was aborted; what had ended
+                of it has been yielded before.
+            RuntimeError: called from one of the sampler's own callbacks, or while it is paused.
+        """
         try:
             while not request.done:
                 if self._paused:
@@ -198,6 +214,8 @@ class Sampler:
                     )
                 self.step()
                 yield from self.poll(request)
+            # Another caller's step may have ended the last of it.
+            yield from self.poll(request)
             if request.aborted:
                 raise RolloutAborted(
                     f"the request was aborted with {request.num_done} of {request.num_total} "

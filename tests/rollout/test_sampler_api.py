@@ -78,7 +78,25 @@ def test_a_stream_whose_request_is_aborted_says_so():
         list(stream)
 
 
+def test_a_stream_yields_what_another_callers_step_ended(expected):
+    sampler, got = sampler_of(), {}
+    for p, s, response in sampler.stream(PROMPTS, PARAMS):
+        got[p, s] = response.token_ids
+        sampler.generate(PROMPTS[:1], SamplingParams(max_tokens=20))
+    assert got == {key: response.token_ids for key, response in flat(expected).items()}
+
+
 # --- submit, step, poll, abort ---
+
+
+def test_a_request_that_has_ended_before_it_is_driven_yields_all_of_it():
+    sampler = sampler_of()
+    long = sampler.submit(PROMPTS[:2], SamplingParams(max_tokens=20))
+    short = sampler.submit(PROMPTS[2:], SamplingParams(n=2, max_tokens=2))
+    assert len(list(sampler.drive(long))) == 2
+    assert short.done
+    assert len(list(sampler.drive(short))) == 6
+    assert list(sampler.drive(short)) == []
 
 
 def test_requests_that_come_at_any_time_get_what_they_would_alone(expected):
