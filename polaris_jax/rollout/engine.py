@@ -45,7 +45,7 @@ class Engine:
         self.spec = program_spec(model_config, config, mesh)
         self.slots_a_shard = config.slots // self.data
         self.prefill_shape = prefill_shape(config.prefill_chunk, fine=self.spec.staged)
-        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
         on_accelerator = device.platform != "cpu"
         asked = config.dispatch_ahead
         self.dispatches_ahead = on_accelerator if asked is None else asked

@@ -18,7 +18,7 @@ from polaris_jax.models import Qwen
 from polaris_jax.records import Response
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.run import deal
-from polaris_jax.sharding import make_sampler_mesh
+from polaris_jax.sharding import make_sampler_mesh, on_slots
 from tests.random_models import random_model
 from tests.rollout.rollout_cases import (
     CONFIG,
@@ -172,6 +172,12 @@ def test_two_processes_share_a_sampler(data, tensor):
         for group in zip(reports[0]["tokens"], reports[0]["logprobs"], strict=True)
     ]
     assert log_prob_difference(actual) <= SAMPLER_LOGPROB_ATOL
+
+
+def test_rows_of_a_sampler_without_a_mesh_lie_on_a_device_of_this_process(monkeypatch):
+    other = jax.devices()[3]  # the first of all devices is another process's, but for process 0
+    monkeypatch.setattr(jax, "local_devices", lambda: [other])
+    assert on_slots(np.arange(3), None).devices() == {other}
 
 
 def test_samples_are_dealt_by_tokens_and_by_nothing_else():
