@@ -207,6 +207,8 @@ def _absorb_block(
     key_PY = (block * pages + jnp.arange(pages))[:, None] * page_size + jnp.arange(page_size)[None]
     visible_BPY = key_PY[None] < cached_B[:, None, None]
     k_BPKHY, v_BPKYH = _read(pool.k_ZKHY, page_BP), _read(pool.v_ZKYH, page_BP)
+    # What a page held before may be NaN, and 0 * NaN is NaN.
+    v_BPKYH = jnp.where(visible_BPY[:, :, None, :, None], v_BPKYH, 0)
     return _absorb(q_BKGH, k_BPKHY, v_BPKYH, visible_BPY, state)
 
 
