@@ -80,6 +80,13 @@ class Driver:
         for scheduler in self.schedulers:
             scheduler.reset_counts()
 
+    def take_counts(self, former: Driver) -> None:
+        """Goes on from the counts of a driver that this one replaces."""
+        for name in ("steps", "row_steps", "prompt_tokens", "response_tokens"):
+            setattr(self, name, getattr(former, name))
+        for scheduler, before in zip(self.schedulers, former.schedulers, strict=True):
+            scheduler.take_counts(before)
+
     @property
     def busy(self) -> bool:
         """Requests are live."""
@@ -114,7 +121,9 @@ class Driver:
         An engine that dispatches ahead gets the next call, too, before this one's tokens are read,
         where nothing waits for a slot and pages are there; the next `step` then has no plan.
         Callbacks are called while the device works, with what the step before gave; those of a
-        request that has ended are called once more at the end.
+        request that has ended are called once more at the end. What a request's own callback or
+        `decode` raises is kept as its `failure`; it is aborted when the step has ended, and no
+        other request notices.
 
         Args:
             model: weights.
@@ -175,8 +184,10 @@ class Driver:
         self._requests = []
 
     def void(self) -> None:
-        """Forgets all keys and values: live sequences will be computed again."""
+        """Forgets all keys and values: live sequences and prompt log-probs are computed again."""
         self._flight = None
+        for request in self._requests:
+            request.scored = False
         for scheduler in self.schedulers:
             for slot in scheduler.preempt_all():
                 self._state.clear(slot)
@@ -248,16 +259,32 @@ class Driver:
 
     def _score_prompts(self, model: Any) -> None:
         for request in self._requests:
-            if request.scores_prompts and request.prompt_logprobs is None:
+            if request.scores_prompts and not request.scored:
                 request.prompt_logprobs = prompt_logprobs(
                     model, request.prompts, request.temperatures
                 )
+                request.scored = True
 
     def _deliver(self, requests: Sequence[Request]) -> None:
-        """Tells each caller, also where another's callback raises; that is raised at the end."""
+        """Tells each caller; one whose callback raises loses its own request alone.
+
+        An interrupt is nobody's failure: it is raised once all others have been told.
+        """
         with contextlib.ExitStack() as told:
             for request in reversed(requests):
-                told.callback(request.deliver)
+                told.callback(self._tell, request)
+
+    def _tell(self, request: Request) -> None:
+        if request.failure is not None:
+            return
+        try:
+            request.deliver()
+        except Exception as error:  # the caller's, raised to the caller by poll or drive
+            self._fail(request, error)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        request.failure = request.failure or error
+        self.abort(request)
 
     def _stop_ids(self) -> list[int]:
         """As many stop ids of the live requests as a call takes, the oldest requests' first.
@@ -323,12 +350,16 @@ class Driver:
                 count = result.count[slot]
                 request = self._request_of[id(sample.prompt)]
                 before = request.num_tokens
-                ended = request.take(
-                    sample,
-                    result.data[slot, :count].tolist(),
-                    result.logprobs[slot, :count].tolist(),
-                    version=version,
-                )
+                try:
+                    ended = request.take(
+                        sample,
+                        result.data[slot, :count].tolist(),
+                        result.logprobs[slot, :count].tolist(),
+                        version=version,
+                    )
+                except Exception as error:  # of its decode; the sample is as it was
+                    self._fail(request, error)
+                    continue
                 self.response_tokens += request.num_tokens - before
                 if ended:
                     scheduler.finish(sample)

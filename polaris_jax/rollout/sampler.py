@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,8 @@ class Sampler:
             ValueError: a prompt or setting that cannot be served, before anything runs.
             RolloutAborted: `should_abort` returned True; all pages are released.
             RuntimeError: called from one of its own callbacks, or while the sampler is paused.
+            Exception: what one of the callbacks, or `params.decode`, has raised; it is not called
+                again, and requests of others go on.
         """
         request = self._request(prompts, params, expected_tokens, on_progress, on_tokens)
         for _ in self._submit_and_drive(request, should_abort):
@@ -145,7 +148,8 @@ class Sampler:
     ) -> Request:
         """Queues prompts behind those of earlier requests; `step` or `drive` gets them on.
 
-        Other arguments are those of `generate`.
+        Other arguments are those of `generate`. What its callbacks or its `decode` raise ends this
+        request alone (`Request.failure`): `poll` or `drive` raises it, whoever's `step` met it.
 
         Args:
             begun: [prompt][sample] what there is already of the responses, from an aborted request
@@ -163,10 +167,12 @@ class Sampler:
     def step(self) -> bool:
         """One device call of at most `decode_steps` tokens a row; True while requests are live.
 
-        Does nothing while the sampler is paused.
+        Does nothing while the sampler is paused. It raises nothing of a request's own: what a
+        callback or `decode` raised waits for that request's `poll` or `drive`.
 
         Raises:
             RuntimeError: called from one of its own callbacks, or there are no weights.
+            Exception: of the device; every request is aborted, and the next call begins anew.
         """
         if self._paused or not self._busy:
             return self._busy
@@ -179,7 +185,7 @@ class Sampler:
             self._seconds += time.perf_counter() - began_s
             if driver.failed:
                 driver.abort_all()
-                self._driver = self._state = None
+                self._begin_anew(driver)
         return self._busy
 
     def drive(
@@ -201,6 +207,8 @@ class Sampler:
             RolloutAborted: `should_abort` returned True, or the request was aborted; what had ended
                 of it has been yielded before.
             RuntimeError: called from one of the sampler's own callbacks, or while it is paused.
+            Exception: what a callback or `decode` of the request has raised, once what had ended of
+                it has been yielded.
         """
         try:
             while not request.done:
@@ -213,9 +221,11 @@ class Sampler:
                         "responses done"
                     )
                 self.step()
-                yield from self.poll(request)
+                yield from request.take_ended()
             # Another caller's step may have ended the last of it.
-            yield from self.poll(request)
+            yield from request.take_ended()
+            if request.failure is not None:
+                raise request.failure
             if request.aborted:
                 raise RolloutAborted(
                     f"the request was aborted with {request.num_done} of {request.num_total} "
@@ -225,8 +235,16 @@ class Sampler:
             self.abort(request)
 
     def poll(self, request: Request) -> list[Ended]:
-        """(prompt index, sample index, response) of what has ended since the last call."""
-        return request.take_ended()
+        """(prompt index, sample index, response) of what has ended since the last call.
+
+        Raises:
+            Exception: what a callback or `decode` of the request has raised, once there is nothing
+                of it left to return; every such call raises it.
+        """
+        ended = request.take_ended()
+        if request.failure is not None and not ended:
+            raise request.failure
+        return ended
 
     def abort(self, request: Request) -> None:
         """Drops what is live or waiting of a request; ended responses can still be polled.
@@ -261,7 +279,11 @@ class Sampler:
 
         Raises:
             RuntimeError: requests are live and the sampler is not paused, or a step is running.
-            ValueError: a model of another architecture.
+            ValueError: a model of another architecture, or with arrays that are deleted; the
+                present weights stay.
+            Exception: whatever breaks the copy off, such as device memory that runs out. The old
+                weights are freed as the new ones come, so there are none then: every call but
+                this one says so until it succeeds, and paused requests wait for that.
         """
         self._check_still("weights cannot change")
         if model.config != self._model_config:
@@ -363,13 +385,21 @@ class Sampler:
             raise RuntimeError(f"{what} in a callback; do it after the step has ended")
 
     def _take(self, model: Qwen) -> None:
+        gone = [path for path, x in model.params().items() if _is_deleted(x)]
+        if gone:
+            raise ValueError(
+                f"model: {len(gone)} of its arrays are deleted, {gone[0]} first; give a model whose "
+                "arrays are live (an update that donates them deletes the old ones)"
+            )
         if self._driver is not None:
             self._driver.void()
+        # The old weights go leaf by leaf: where that breaks off there are none.
+        old, self._model = self._model, None
         self._model, report = sync_weights(
             model,
             self._dtype,
             self._mesh,
-            old=self._model,
+            old=old,
             fused=self._engine.spec.fused,
             packed=self._engine.spec.native,
         )
@@ -380,15 +410,26 @@ class Sampler:
         """The slots, with a pool; its size is chosen once, so that a new one compiles nothing."""
         if not self._num_pages:
             self._num_pages = pool_pages(self._model_config, self.config, self._mesh, self._dtype)
-        if self._state is None:
+        if self._state is None or self._driver is None:
             self._state = DecodeState(
                 None, self.config, num_pages=self._num_pages, data=self._engine.data
             )
-        if self._driver is None:
             self._driver = Driver(self._engine, self._state, self._compiles)
         if self._state.pool is None:
             self._state.pool = self._engine.new_pool(self._num_pages, self._dtype)
         return self._driver
+
+    def _begin_anew(self, broken: Driver) -> None:
+        """Empty slots and no pool in place of what a step has left broken; the counts go on."""
+        assert self._state is not None
+        peaks = [allocator.peak_used for allocator in self._state.allocators]
+        self._state = DecodeState(
+            None, self.config, num_pages=self._num_pages, data=self._engine.data
+        )
+        for allocator, peak in zip(self._state.allocators, peaks, strict=True):
+            allocator.peak_used = peak
+        self._driver = Driver(self._engine, self._state, self._compiles)
+        self._driver.take_counts(broken)
 
     def _request(
         self,
@@ -421,3 +462,7 @@ class Sampler:
         """`submit` at the first `next`, so that a stream that nobody reads holds nothing."""
         self._ready_driver().submit(request)
         yield from self.drive(request, should_abort)
+
+
+def _is_deleted(x: Any) -> bool:
+    return isinstance(x, jax.Array) and x.is_deleted()
