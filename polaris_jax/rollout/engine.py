@@ -24,6 +24,7 @@ from polaris_jax import sharding
 from polaris_jax.models import ModelConfig
 from polaris_jax.rollout import programs
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig, compact
+from polaris_jax.rollout.engine_checks import check_slots, checked_tokens
 from polaris_jax.rollout.engine_records import Flight, PrefillJob, Prefix, ResultTokens
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.prefill_calls import prefill_call, prefill_calls
@@ -88,20 +89,33 @@ class Engine:
             params: weights.
             existing_prefix: an already prefilled beginning.
             padded_tokens: [T] token ids, of which the first `true_length` count.
-            true_length: tokens of the prompt, >= 1.
+            true_length: tokens that count, at least 1; with those of `existing_prefix` at most
+                `max_len`.
+
+        Returns:
+            The prefix, in pages of its own.
 
         Raises:
-            ValueError: on a mesh with several data shards, which prefixes outside of the pool are
-                not made for.
+            ValueError: a length or a token id out of range, or a mesh with several data shards,
+                which prefixes outside of the pool are not made for.
         """
         if self.data > 1:
-            raise ValueError(f"data={self.data}: JetStream's verbs run on one data shard")
-        tokens = [int(t) for t in np.asarray(padded_tokens)[:true_length]]
+            raise ValueError(
+                f"data={self.data}: JetStream's verbs run on one data shard; make the engine "
+                "without a mesh, or with data=1"
+            )
+        before = 0 if existing_prefix is None else int(existing_prefix.length)
+        tokens = checked_tokens(
+            padded_tokens,
+            true_length,
+            room=self.config.max_len - before,
+            vocab_size=self.model_config.vocab_size,
+        )
         width = self.config.pages_of_a_row
         if existing_prefix is None:
             start, pool = 0, self.new_pool(width + 1, params.norm_D[...].dtype)
         else:
-            start = int(existing_prefix.length) - 1
+            start = before - 1
             tokens = [int(existing_prefix.token), *tokens]
             pool = jax.tree.map(jnp.copy, existing_prefix.pages)
         job = PrefillJob(tokens[:-1], list(range(1, width + 1)), start)
@@ -119,31 +133,18 @@ class Engine:
     ) -> DecodeState:
         """The state with the prefix in `slot`; what was there is released.
 
+        Args:
+            prefix: of `prefill`; it can be inserted again.
+            decode_state: changed in place and returned.
+            slot: in [0, slots).
+            params: how the row is sampled; it ends at `max_tokens` or `max_len`.
+            sample: index of the sample, which its noise depends on.
+
         Raises:
-            RuntimeError: the pool has too few free pages.
+            ValueError: a slot that does not exist.
+            RuntimeError: the pool has too few free pages; the slot is empty then.
         """
-        decode_state.free(slot)
-        length = int(prefix.length)
-        allocator = decode_state.allocator(slot)
-        pages = allocator.allocate(pages_for(length, self.config.page_size))
-        if pages is None:
-            raise RuntimeError(
-                f"slot {slot}: no room for a prefix of {length} tokens, "
-                f"{allocator.num_free} pages are free; enlarge num_pages"
-            )
-        to_J = np.zeros(decode_state.table_BJ.shape[1], np.int32)
-        to_J[: len(pages)] = pages
-        decode_state.pool = self._programs.move_pages(decode_state.pool, prefix.pages, to_J)
-        decode_state.place(
-            slot,
-            pages,
-            last_token=int(prefix.token),
-            length=length,
-            prompt_len=length,
-            params=params,
-            sample=sample,
-        )
-        return decode_state
+        return self._insert(prefix, decode_state, [slot], params=params, first_sample=sample)
 
     def insert_samples(
         self,
@@ -157,38 +158,69 @@ class Engine:
 
         They share the prefix's full pages; of the last, which they write on, each has a copy.
 
+        Args:
+            prefix: of `prefill`.
+            decode_state: changed in place and returned.
+            slots: different ones in [0, slots), at least one; what was there is released.
+            params: how all of them are sampled; the samples count from 0.
+
         Raises:
-            RuntimeError: the pool has too few free pages.
+            ValueError: slots that do not exist, come twice or lie on several data shards; none.
+            RuntimeError: the pool has too few free pages for all; the slots are empty then.
         """
+        return self._insert(prefix, decode_state, list(slots), params=params)
+
+    def _insert(
+        self,
+        prefix: Prefix,
+        state: DecodeState,
+        slots: list[int],
+        *,
+        params: PromptParams,
+        first_sample: int = 0,
+    ) -> DecodeState:
+        """Samples of the prefix in all of the slots, or in none and no page taken."""
+        check_slots(slots, num_slots=self.config.slots, slots_a_shard=self.slots_a_shard)
         for slot in slots:
-            decode_state.free(slot)
-        first, *others = slots
-        self.insert(prefix, decode_state, first, params=params)
-        length, pages = int(prefix.length), decode_state.pages[first]
+            state.free(slot)
+        length, allocator = int(prefix.length), state.allocator(slots[0])
+        count = pages_for(length, self.config.page_size)
         # The prompt's last token is written by the first decode step.
         full = (length - 1) // self.config.page_size
-        copies: list[list[tuple[int, int]]] = [[] for _ in range(self.data)]
-        for sample, slot in enumerate(others, start=1):
-            allocator = decode_state.allocator(slot)
-            own = allocator.allocate(len(pages) - full)
-            if own is None:
-                raise RuntimeError(
-                    f"slot {slot}: no room for sample {sample} of a prefix of {length} tokens, "
-                    f"{allocator.num_free} pages are free; enlarge num_pages"
-                )
-            allocator.share(pages[:full])
-            copies[slot // self.slots_a_shard] += zip(pages[full:], own, strict=True)
-            decode_state.place(
-                slot,
-                [*pages[:full], *own],
-                last_token=int(prefix.token),
-                length=length,
-                prompt_len=length,
-                params=params,
-                sample=sample,
+        pages = allocator.allocate(count + (len(slots) - 1) * (count - full))
+        if pages is None:
+            raise RuntimeError(
+                f"slots {slots}: no room for a prefix of {length} tokens, "
+                f"{allocator.num_free} pages are free; enlarge num_pages"
             )
-        self.copy_pages(decode_state, copies)
-        return decode_state
+        own = [pages[full + i * (count - full) :][: count - full] for i in range(len(slots))]
+        try:
+            to_J = np.zeros(state.table_BJ.shape[1], np.int32)
+            to_J[:count] = pages[:count]
+            state.pool = self._programs.move_pages(state.pool, prefix.pages, to_J)
+            copies: list[list[tuple[int, int]]] = [[] for _ in range(self.data)]
+            copies[slots[0] // self.slots_a_shard] = [
+                pair for rest in own[1:] for pair in zip(own[0], rest, strict=True)
+            ]
+            self.copy_pages(state, copies)
+            for sample, (slot, rest) in enumerate(zip(slots, own, strict=True), first_sample):
+                state.place(
+                    slot,
+                    [*pages[:full], *rest],
+                    last_token=int(prefix.token),
+                    length=length,
+                    prompt_len=length,
+                    params=params,
+                    sample=sample,
+                )
+        except BaseException:
+            for slot in slots:
+                state.clear(slot)
+            allocator.release(pages)
+            raise
+        for _ in slots[1:]:
+            allocator.share(pages[:full])
+        return state
 
     def generate(
         self,
