@@ -36,6 +36,8 @@ class Driver:
         schedulers: one a data shard.
         steps: decode steps that ran.
         row_steps: rows that the devices computed, summed over the steps.
+        live_rows: the fewest and the most rows that a data shard had in a decode call; None before
+            the first.
         prompt_tokens: of submitted prompts, each counted once.
         response_tokens: tokens that samples were given.
         failed: a step was broken off by anything but a callback; nothing here can be relied on.
@@ -77,12 +79,13 @@ class Driver:
     def reset_counts(self) -> None:
         """Sets every count to 0."""
         self.steps = self.row_steps = self.prompt_tokens = self.response_tokens = 0
+        self.live_rows: tuple[int, int] | None = None
         for scheduler in self.schedulers:
             scheduler.reset_counts()
 
     def take_counts(self, former: Driver) -> None:
         """Goes on from the counts of a driver that this one replaces."""
-        for name in ("steps", "row_steps", "prompt_tokens", "response_tokens"):
+        for name in ("steps", "row_steps", "live_rows", "prompt_tokens", "response_tokens"):
             setattr(self, name, getattr(former, name))
         for scheduler, before in zip(self.schedulers, former.schedulers, strict=True):
             scheduler.take_counts(before)
@@ -279,7 +282,7 @@ class Driver:
             return
         try:
             request.deliver()
-        except Exception as error:  # the caller's, raised to the caller by poll or drive
+        except Exception as error:  # noqa: BLE001 - the caller's: poll or drive raises it there
             self._fail(request, error)
 
     def _fail(self, request: Request, error: Exception) -> None:
@@ -341,6 +344,9 @@ class Driver:
         )
 
     def _absorb(self, result: ResultTokens, version: int) -> None:
+        rows = [len(scheduler.decoding) for scheduler in self.schedulers]
+        fewest, most = self.live_rows or (max(rows), 0)
+        self.live_rows = min(fewest, *rows), max(most, *rows)
         self.steps += result.steps
         self.row_steps += result.rows * result.steps
         for scheduler in self.schedulers:
@@ -357,7 +363,7 @@ class Driver:
                         result.logprobs[slot, :count].tolist(),
                         version=version,
                     )
-                except Exception as error:  # of its decode; the sample is as it was
+                except Exception as error:  # noqa: BLE001 - of its decode; the sample is as it was
                     self._fail(request, error)
                     continue
                 self.response_tokens += request.num_tokens - before

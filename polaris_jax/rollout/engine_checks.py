@@ -35,8 +35,8 @@ def checked_tokens(
     bad = next((token for token in tokens if not 0 <= token < vocab_size), None)
     if bad is not None:
         raise ValueError(
-            f"padded_tokens: token id {bad} is outside of [0, {vocab_size}); encode the prompt with "
-            "this model's tokenizer"
+            f"padded_tokens: token id {bad} is outside of [0, {vocab_size}); encode the prompt "
+            "with this model's tokenizer"
         )
     return tokens
 

@@ -7,6 +7,10 @@ trash: dead rows and padding write there, nobody reads it unmasked.
 Attention here (`attend_pages`) takes any number of queries a row and goes over blocks of pages with
 an online softmax, as many as the furthest row needs. Prefill uses it, and decode on accelerators;
 decode on a CPU is in `staged_kv`.
+
+Source: paged attention, Kwon et al. 2023 (arXiv:2309.06180), section 4.1; online softmax, Milakov
+and Gimelshein 2018 (arXiv:1805.02867), section 3. Differs: keys of a page lie by head dimension,
+and the blocks of all rows go side by side.
 """
 
 from __future__ import annotations

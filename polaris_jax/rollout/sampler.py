@@ -37,6 +37,10 @@ class Sampler:
     Tokens are a function of weights, prompts and sampling settings alone: not of slots, page size,
     order, company, preemption or what was sampled before. Not for several threads at once.
 
+    Rotary scaling (YaRN's factor, original length and attention factor) is the model's:
+    `model.config.rope_scaling`, one for all requests and all weights of a sampler. Another factor
+    takes another Sampler, of `model.with_rope_scaling(...)`.
+
     `generate` and `stream` serve a caller that waits. To embed the sampler in a loop of one's own,
     `submit` requests, call `step` while it says that there is more to do, and `poll` each request.
 
@@ -100,9 +104,11 @@ class Sampler:
             params: how to sample.
             expected_tokens: response tokens that each prompt's samples are expected to take; the
                 longest begin first. Changes no token. None: in the order of the prompts.
-            on_progress: called between device calls with (responses done, responses in all,
-                response tokens so far).
-            on_tokens: called with (prompt index, sample index, new token ids) as they come.
+            on_progress: called in each step, while the device works, with (responses done,
+                responses in all, response tokens of this request so far) as of the step before,
+                whether or not something has changed; once more when the last response has ended.
+            on_tokens: called with (prompt index, sample index, new token ids) as they come, a step
+                late, too; each token is told once, all of them before the last `on_progress`.
             should_abort: polled between device calls.
 
         Raises:
@@ -193,8 +199,8 @@ class Sampler:
     ) -> Generator[Ended, None, None]:
         """Steps until a submitted request has ended, and yields what ended of it; as `stream`.
 
-        It may be left and taken up again by another `drive` only by `submit(begun=...)`: whoever
-        leaves early aborts the rest. What a step of somebody else ended is yielded, too.
+        Whoever leaves early aborts the rest, which `submit(begun=...)` takes up again. What a step
+        of somebody else has ended is yielded, too.
 
         Args:
             request: of `submit`; one that has ended already only yields what was not polled yet.
@@ -335,17 +341,20 @@ class Sampler:
         """The processes that share this sampler; they call it together, with the same arguments."""
         return sharding.member_processes(self._mesh)
 
-    def stats(self) -> dict[str, int | float]:
+    def stats(self) -> dict[str, Any]:
         """What happened since the last `reset_stats`.
 
         prompt_tokens of submitted prompts; response_tokens; tokens_per_s: response tokens over
         seconds in `step`; slot_occupancy: share of slot-steps that made a token, in [0, 1];
         row_steps that the devices computed, and row_waste: the share of them that made no token;
+        live_rows: a list of the rows in the slots of each data shard now; live_rows_min and
+        live_rows_max: the fewest and the most that one of them decoded in a call (0: no call);
         pages_used now and pages_peak; pages_idle: unused ones that hold a prefix; preemptions;
         prefix_hits: samples that took over a prompt that another had prefilled; prefix_query_tokens
         that admitted sequences needed in their pages; prefix_hit_tokens: those that were there
-        already; compiles: XLA compilations in `step`; weight_sync_bytes written to this process's
-        devices and weight_sync_s that it took.
+        already; prefix_hit_rate: their share, in [0, 1], 0 where none was needed; compiles: XLA
+        compilations in `step`; weight_sync_bytes written to this process's devices and
+        weight_sync_s that it took. A device error sets none of them back.
         """
         return happened(
             self._driver,
@@ -388,8 +397,8 @@ class Sampler:
         gone = [path for path, x in model.params().items() if _is_deleted(x)]
         if gone:
             raise ValueError(
-                f"model: {len(gone)} of its arrays are deleted, {gone[0]} first; give a model whose "
-                "arrays are live (an update that donates them deletes the old ones)"
+                f"model: {len(gone)} of its arrays are deleted, {gone[0]} first; give a model "
+                "whose arrays are live (an update that donates them deletes the old ones)"
             )
         if self._driver is not None:
             self._driver.void()

@@ -208,7 +208,7 @@ def test_an_insert_that_fails_takes_no_page():
         ([1, 2], 0, r"true_length=0: must be in \[1, 2\]"),
         ([1, 2], 3, r"true_length=3: must be in \[1, 2\]"),
         ([1] * 40, 33, r"true_length=33: must be in \[1, 32\]: .* enlarge max_len"),
-        ([1, 61], 2, r"token id 61 is outside of \[0, 61\); encode the prompt with"),
+        ([1, 61], 2, r"token id 61 is outside of \[0, 61\); encode the prompt with this"),
         ([-1], 1, "token id -1"),
     ],
 )
@@ -237,7 +237,22 @@ def test_generate_says_when_a_row_needs_a_page_and_none_is_free():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("slots", 0), ("page_size", 0), ("num_pages", 1), ("decode_steps", 0), ("layout", "dense")],
+    [
+        ("slots", 0),
+        ("slots", 2.5),
+        ("page_size", 0),
+        ("page_size", 4.0),
+        ("num_pages", 1),
+        ("num_pages", None),
+        ("decode_steps", 0),
+        ("decode_steps", True),
+        ("layout", "dense"),
+        ("reserve", "0.1"),
+        ("dtype", "int8"),
+        ("dtype", "foo"),
+        ("dispatch_ahead", "yes"),
+        ("prefix_cache", None),
+    ],
 )
 def test_sizes_out_of_range_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field}={value!r}"):

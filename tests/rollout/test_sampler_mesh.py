@@ -191,8 +191,12 @@ def test_samples_are_dealt_by_tokens_and_by_nothing_else():
 
 def test_the_samples_of_one_prompt_use_every_shard():
     params = SamplingParams(n=8, max_tokens=10, seed=3)
-    sampler = Sampler(wide_model(), SIZES, mesh=mesh(4, 2))
-    (group,) = sampler.generate(PROMPTS[:1], params)
+    sampler, live = Sampler(wide_model(), SIZES, mesh=mesh(4, 2)), []
+    (group,) = sampler.generate(
+        PROMPTS[:1], params, on_progress=lambda *_: live.append(sampler.stats()["live_rows"])
+    )
+    assert live[0] == [2, 2, 2, 2]
+    assert (sampler.stats()["live_rows_min"], sampler.stats()["live_rows_max"]) == (2, 2)
     (expected,) = Sampler(wide_model(), SIZES).generate(PROMPTS[:1], params)
     assert [r.token_ids for r in group] == [r.token_ids for r in expected]
     # Two samples on each of four shards: prefilled once there, taken over once.
