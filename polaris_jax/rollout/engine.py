@@ -26,8 +26,8 @@ from polaris_jax.rollout import programs
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig, compact
 from polaris_jax.rollout.engine_checks import check_slots, checked_tokens
 from polaris_jax.rollout.engine_records import Flight, PrefillJob, Prefix, ResultTokens
-from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.prefill_calls import prefill_call, prefill_calls
+from polaris_jax.rollout.prefix_insert import insert_prefix
 from polaris_jax.rollout.program_spec import prefill_shape, program_spec
 from polaris_jax.rollout.programs import Model, Packed
 from polaris_jax.rollout.sampling import PromptParams, pad_stop_ids
@@ -144,7 +144,8 @@ class Engine:
             ValueError: a slot that does not exist.
             RuntimeError: the pool has too few free pages; the slot is empty then.
         """
-        return self._insert(prefix, decode_state, [slot], params=params, first_sample=sample)
+        self._insert(prefix, decode_state, [slot], params=params, first_sample=sample)
+        return decode_state
 
     def insert_samples(
         self,
@@ -168,7 +169,8 @@ class Engine:
             ValueError: slots that do not exist, come twice or lie on several data shards; none.
             RuntimeError: the pool has too few free pages for all; the slots are empty then.
         """
-        return self._insert(prefix, decode_state, list(slots), params=params)
+        self._insert(prefix, decode_state, list(slots), params=params)
+        return decode_state
 
     def _insert(
         self,
@@ -178,49 +180,21 @@ class Engine:
         *,
         params: PromptParams,
         first_sample: int = 0,
-    ) -> DecodeState:
-        """Samples of the prefix in all of the slots, or in none and no page taken."""
+    ) -> None:
         check_slots(slots, num_slots=self.config.slots, slots_a_shard=self.slots_a_shard)
-        for slot in slots:
-            state.free(slot)
-        length, allocator = int(prefix.length), state.allocator(slots[0])
-        count = pages_for(length, self.config.page_size)
-        # The prompt's last token is written by the first decode step.
-        full = (length - 1) // self.config.page_size
-        pages = allocator.allocate(count + (len(slots) - 1) * (count - full))
-        if pages is None:
-            raise RuntimeError(
-                f"slots {slots}: no room for a prefix of {length} tokens, "
-                f"{allocator.num_free} pages are free; enlarge num_pages"
-            )
-        own = [pages[full + i * (count - full) :][: count - full] for i in range(len(slots))]
-        try:
-            to_J = np.zeros(state.table_BJ.shape[1], np.int32)
-            to_J[:count] = pages[:count]
-            state.pool = self._programs.move_pages(state.pool, prefix.pages, to_J)
-            copies: list[list[tuple[int, int]]] = [[] for _ in range(self.data)]
-            copies[slots[0] // self.slots_a_shard] = [
-                pair for rest in own[1:] for pair in zip(own[0], rest, strict=True)
-            ]
-            self.copy_pages(state, copies)
-            for sample, (slot, rest) in enumerate(zip(slots, own, strict=True), first_sample):
-                state.place(
-                    slot,
-                    [*pages[:full], *rest],
-                    last_token=int(prefix.token),
-                    length=length,
-                    prompt_len=length,
-                    params=params,
-                    sample=sample,
-                )
-        except BaseException:
-            for slot in slots:
-                state.clear(slot)
-            allocator.release(pages)
-            raise
-        for _ in slots[1:]:
-            allocator.share(pages[:full])
-        return state
+        shard = slots[0] // self.slots_a_shard
+        insert_prefix(
+            prefix,
+            state,
+            slots,
+            params=params,
+            first_sample=first_sample,
+            page_size=self.config.page_size,
+            move_pages=self._programs.move_pages,
+            copy_pages=lambda pairs: self.copy_pages(
+                state, [pairs if d == shard else [] for d in range(self.data)]
+            ),
+        )
 
     def generate(
         self,

@@ -15,16 +15,16 @@ from polaris_jax import sharding
 from polaris_jax.models import Qwen
 from polaris_jax.records import Response
 from polaris_jax.rollout.compile_counter import CompileCounter
-from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
+from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine import Engine
-from polaris_jax.rollout.pool_size import pool_pages
+from polaris_jax.rollout.live_state import LiveState
 from polaris_jax.rollout.programs import Model
 from polaris_jax.rollout.request_checks import Prompts, checked_request
 from polaris_jax.rollout.run import Ended, OnProgress, OnTokens, Request
 from polaris_jax.rollout.sampler_stats import happened
 from polaris_jax.rollout.sampling import SamplingParams
-from polaris_jax.rollout.weight_sync import SyncReport, sync_weights
+from polaris_jax.rollout.weight_sync import SyncReport, check_live, sync_weights
 
 
 class RolloutAborted(RuntimeError):
@@ -71,10 +71,8 @@ class Sampler:
         self._engine = Engine(model.config, sizes, self._mesh)
         self._model_config = model.config
         self._model: Model | None = None
-        self._state: DecodeState | None = None
-        self._driver: Driver | None = None
-        self._num_pages = 0
         self._compiles = CompileCounter()
+        self._live = LiveState(self._engine, self._mesh, self._dtype, self._compiles)
         self._paused = False
         self.version = -1
         self.reset_stats()
@@ -167,7 +165,7 @@ class Sampler:
             RuntimeError: called from one of the sampler's own callbacks, or it has no weights.
         """
         request = self._request(prompts, params, expected_tokens, on_progress, on_tokens, begun)
-        self._ready_driver().submit(request)
+        self._live.ready().submit(request)
         return request
 
     def step(self) -> bool:
@@ -183,15 +181,14 @@ class Sampler:
         if self._paused or not self._busy:
             return self._busy
         self._check_callable()
-        driver = self._ready_driver()
+        driver = self._live.ready()
         began_s = time.perf_counter()
         try:
             driver.step(self._model, version=self.version)
         finally:
             self._seconds += time.perf_counter() - began_s
             if driver.failed:
-                driver.abort_all()
-                self._begin_anew(driver)
+                self._live.begin_anew()
         return self._busy
 
     def drive(
@@ -311,12 +308,7 @@ class Sampler:
             RuntimeError: requests are live and the sampler is not paused, or a step is running.
         """
         self._check_still("the pool cannot go")
-        if self._driver is not None:
-            self._driver.void()
-        if self._state is not None and self._state.pool is not None:
-            for leaf in jax.tree.leaves(self._state.pool):
-                leaf.delete()
-            self._state.pool = None
+        self._live.free_pool()
 
     def release(self) -> None:
         """Frees pool and weights; `update_weights` makes it usable again.
@@ -358,7 +350,7 @@ class Sampler:
         """
         return happened(
             self._driver,
-            self._state,
+            self._live.state,
             slots=self.config.slots,
             seconds=self._seconds,
             compiles=self._compiles.count,
@@ -372,8 +364,12 @@ class Sampler:
         self._synced = SyncReport()
         if self._driver is not None:
             self._driver.reset_counts()
-        for allocator in [] if self._state is None else self._state.allocators:
+        for allocator in [] if self._live.state is None else self._live.state.allocators:
             allocator.peak_used = allocator.num_used
+
+    @property
+    def _driver(self) -> Driver | None:
+        return self._live.driver
 
     @property
     def _busy(self) -> bool:
@@ -394,12 +390,7 @@ class Sampler:
             raise RuntimeError(f"{what} in a callback; do it after the step has ended")
 
     def _take(self, model: Qwen) -> None:
-        gone = [path for path, x in model.params().items() if _is_deleted(x)]
-        if gone:
-            raise ValueError(
-                f"model: {len(gone)} of its arrays are deleted, {gone[0]} first; give a model "
-                "whose arrays are live (an update that donates them deletes the old ones)"
-            )
+        check_live(model)
         if self._driver is not None:
             self._driver.void()
         # The old weights go leaf by leaf: where that breaks off there are none.
@@ -415,31 +406,6 @@ class Sampler:
         self._synced += report
         self.version += 1
 
-    def _ready_driver(self) -> Driver:
-        """The slots, with a pool; its size is chosen once, so that a new one compiles nothing."""
-        if not self._num_pages:
-            self._num_pages = pool_pages(self._model_config, self.config, self._mesh, self._dtype)
-        if self._state is None or self._driver is None:
-            self._state = DecodeState(
-                None, self.config, num_pages=self._num_pages, data=self._engine.data
-            )
-            self._driver = Driver(self._engine, self._state, self._compiles)
-        if self._state.pool is None:
-            self._state.pool = self._engine.new_pool(self._num_pages, self._dtype)
-        return self._driver
-
-    def _begin_anew(self, broken: Driver) -> None:
-        """Empty slots and no pool in place of what a step has left broken; the counts go on."""
-        assert self._state is not None
-        peaks = [allocator.peak_used for allocator in self._state.allocators]
-        self._state = DecodeState(
-            None, self.config, num_pages=self._num_pages, data=self._engine.data
-        )
-        for allocator, peak in zip(self._state.allocators, peaks, strict=True):
-            allocator.peak_used = peak
-        self._driver = Driver(self._engine, self._state, self._compiles)
-        self._driver.take_counts(broken)
-
     def _request(
         self,
         prompts: Prompts,
@@ -451,7 +417,7 @@ class Sampler:
     ) -> Request:
         """A request that can be served; not submitted yet."""
         self._check_callable()
-        self._ready_driver()
+        self._live.ready()
         return checked_request(
             prompts,
             params or SamplingParams(),
@@ -461,7 +427,7 @@ class Sampler:
             on_tokens=on_tokens,
             config=self.config,
             vocab_size=self._model_config.vocab_size,
-            num_pages=self._num_pages,
+            num_pages=self._live.num_pages,
             shards=self._engine.data,
         )
 
@@ -469,9 +435,5 @@ class Sampler:
         self, request: Request, should_abort: Callable[[], bool] | None
     ) -> Iterator[Ended]:
         """`submit` at the first `next`, so that a stream that nobody reads holds nothing."""
-        self._ready_driver().submit(request)
+        self._live.ready().submit(request)
         yield from self.drive(request, should_abort)
-
-
-def _is_deleted(x: Any) -> bool:
-    return isinstance(x, jax.Array) and x.is_deleted()

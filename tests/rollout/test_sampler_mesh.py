@@ -201,7 +201,7 @@ def test_the_samples_of_one_prompt_use_every_shard():
     assert [r.token_ids for r in group] == [r.token_ids for r in expected]
     # Two samples on each of four shards: prefilled once there, taken over once.
     assert sampler.stats()["prefix_hits"] == 4
-    assert all(a.peak_used for a in sampler._state.allocators)
+    assert all(a.peak_used for a in sampler._live.state.allocators)
 
 
 def test_an_abort_releases_the_pages_of_every_shard():
