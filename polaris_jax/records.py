@@ -83,7 +83,8 @@ class Response:
             before any top-k, top-p or min-p mask; in nats, same length as `token_ids`.
         finish_reason: "stop" when a stop token or string ended it, "length" when its budget did;
             "unfinished" where its request was aborted, and it may go on (`Sampler.submit`).
-        prompt_logprobs: the same of the prompt's tokens from its second on; None: not asked for.
+        prompt_logprobs: the same of the prompt's tokens from its second on, all by the weights that
+            gave the response's last token (also where it began under others); None: not asked for.
         versions: (version, tokens) pairs in order: how many tokens each version of the sampler's
             weights gave (see `Sampler.version`). Not compared.
     """

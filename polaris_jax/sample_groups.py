@@ -14,6 +14,7 @@ from polaris_jax.grade_ahead import GradeAhead
 from polaris_jax.in_flight import Group
 from polaris_jax.records import Response
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplingParams
+from polaris_jax.rollout.run import deal
 
 
 def sample_groups(
@@ -31,10 +32,10 @@ def sample_groups(
 ) -> tuple[list[Group], dict[int, tuple[str, ...]]]:
     """The groups, sampled on by all processes together, and the texts of those that are whole.
 
-    Sampler i takes unfinished groups i, i + count, ... and stops once its part of `wanted` is whole
-    and so is all that is due: by what it sees alone, so that no collective crosses samplers while
-    they decode. Responses are gathered once at the end. The processes of one sampler ask the same
-    of it.
+    The unfinished groups are dealt to the samplers by expected tokens; each stops once its part of
+    `wanted` is whole and so is all of its own that is due: by what it sees alone, so that no
+    collective crosses samplers while they decode. Responses are gathered once at the end. The
+    processes of one sampler ask the same of it.
 
     Args:
         sampler: of this process, or of a few.
@@ -43,7 +44,8 @@ def sample_groups(
         tokenizer: decodes the texts.
         wanted: groups to be whole at the end, at least; those that are whole already count.
         due: places of groups that must be whole, whatever the others do.
-        expected_tokens: of a response of each group; the longest begin first.
+        expected_tokens: of a response of each group, the same in every process; the longest begin
+            first. None: all alike.
         ahead: gets the groups that this process is to grade, by their place, as they become whole.
         on_progress: (responses done, responses in all, tokens).
         should_abort: polled between device calls.
@@ -54,8 +56,11 @@ def sample_groups(
     (index, count), members = sampler.share, sampler.members
     groups, texts = list(groups), {}
     unfinished = [i for i, group in enumerate(groups) if not group.whole]
-    mine = unfinished[index::count]
-    quota = len(range(index, wanted - (len(groups) - len(unfinished)), count))
+    costs = [1.0 if expected_tokens is None else expected_tokens[i] for i in unfinished]
+    owners = owners_of(costs, count)
+    places = [[i for i, k in zip(unfinished, owners, strict=True) if k == s] for s in range(count)]
+    mine = places[index]
+    quota = quotas([len(own) for own in places], wanted - (len(groups) - len(unfinished)))[index]
     waits_for = {i for i in mine if i in due}
 
     def note(i: int) -> None:
@@ -99,7 +104,7 @@ def sample_groups(
         )
         aborted = any(share["aborted"] for share in shares)
         for k, share in enumerate(shares[:: len(members)]):
-            for i, told in zip(unfinished[k::count], share["groups"], strict=True):
+            for i, told in zip(places[k], share["groups"], strict=True):
                 groups[i] = dataclasses.replace(groups[i], responses=_heard(told))
     if aborted:
         raise RolloutAborted("the rollout was abandoned on a signal")
@@ -107,6 +112,45 @@ def sample_groups(
         if group.whole and i not in texts:
             texts[i] = _texts(group.responses, tokenizer)
     return groups, texts
+
+
+def owners_of(costs: Sequence[float], samplers: int) -> list[int]:
+    """The sampler of each group: the longest expected first, each to the least loaded so far.
+
+    A function of its arguments alone, so every process finds the same. Costs that are all alike
+    are dealt in turn.
+
+    Args:
+        costs: tokens that a response of each group is expected to take.
+        samplers: how many there are.
+    """
+    order = sorted(range(len(costs)), key=lambda i: -costs[i])
+    # At least 1, or groups that are expected to take nothing would all go to one sampler.
+    dealt = deal([1 + round(costs[i]) for i in order], samplers)
+    owners = dict(zip(order, dealt, strict=True))
+    return [owners[i] for i in range(len(costs))]
+
+
+def quotas(dealt: Sequence[int], wanted: int) -> list[int]:
+    """How many groups each sampler is to make whole: one, then in proportion to what it was dealt.
+
+    Groups that were dealt in turn are wanted in turn.
+
+    Args:
+        dealt: groups of each sampler.
+        wanted: of all of them; the sum is that, or all there are where these are fewer.
+
+    Source: D'Hondt's highest averages. Differs: nobody who has groups is left out while others have
+    one, so that a sampler of few long groups does not stand still.
+    """
+    found = [0] * len(dealt)
+
+    def claim(k: int) -> tuple[bool, float, int, int]:
+        return dealt[k] > 0 and not found[k], dealt[k] / (found[k] + 1), -found[k], -k
+
+    for _ in range(min(wanted, sum(dealt))):
+        found[max(range(len(dealt)), key=claim)] += 1
+    return found
 
 
 def graded_here(number: int) -> bool:

@@ -29,11 +29,14 @@ GRADER_STATS = ("graded", "timeouts", "crashes")
 SAMPLER_STATS = (
     "slot_occupancy",
     "row_waste",
+    "live_rows_min",
+    "live_rows_max",
     "pages_peak",
     "preemptions",
     "prefix_hits",
     "prefix_query_tokens",
     "prefix_hit_tokens",
+    "prefix_hit_rate",
     "compiles",
 )
 

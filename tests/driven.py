@@ -58,5 +58,7 @@ class DrivenSampler:
                     raise RolloutAborted("asked to")
                 self.driver.step(self.version, version=self.version)
                 yield from request.take_ended()
+            if request.failure is not None:
+                raise request.failure
         finally:
             self.driver.abort(request)

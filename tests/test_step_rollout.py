@@ -16,7 +16,7 @@ from polaris_jax.host_state import canonical_json, read_host
 from polaris_jax.in_flight import array_state, begin, groups_from
 from polaris_jax.records import Problem, PromptBatch, StageState
 from polaris_jax.rollout import RolloutAborted, SamplerConfig, SamplingParams
-from polaris_jax.sample_groups import sample_groups
+from polaris_jax.sample_groups import owners_of, quotas, sample_groups
 from polaris_jax.stages.lengths import LengthTable
 from polaris_jax.step_rollout import in_flight, lag_metrics, left_metrics, roll_out
 from tests.driven import DrivenSampler
@@ -295,3 +295,62 @@ def test_what_is_due_is_waited_for_whatever_the_others_do(wanted):
 
     assert longest not in whole(set())
     assert longest in whole({longest})
+
+
+# --- several samplers ---
+
+
+@cases(200)
+@hypothesis.given(st.integers(0, 20), st.integers(1, 6), st.integers(0, 25))
+def test_alike_groups_are_dealt_and_wanted_in_turn(count, samplers, wanted):
+    owners = owners_of([7.0] * count, samplers)
+    assert owners == [i % samplers for i in range(count)]
+    dealt = [owners.count(k) for k in range(samplers)]
+    assert quotas(dealt, wanted) == [
+        len(range(k, min(wanted, count), samplers)) for k in range(samplers)
+    ]
+
+
+def test_unlike_groups_are_dealt_by_expected_tokens():
+    costs = [100.0, 1.0, 100.0, 1.0, 1.0, 1.0]  # in turn, one sampler would get both long ones
+    owners = owners_of(costs, 2)
+    assert sorted(owners[i] for i in (0, 2)) == [0, 1]
+    rng = np.random.default_rng(0)
+    costs = rng.lognormal(5, 1, 64).tolist()
+    loads = np.bincount(owners_of(costs, 4), weights=costs)
+    assert loads.max() - loads.min() < 0.02 * loads.mean()
+    assert owners_of([0.0] * 4, 2) == [0, 1, 0, 1]
+
+
+def test_quotas_follow_what_was_dealt():
+    assert quotas([1, 7], 4) == [1, 3]
+    assert quotas([2, 6], 4) == [1, 3]
+    assert quotas([2, 6], 9) == [2, 6]
+    assert quotas([0, 5], 3) == [0, 3]
+    assert quotas([3, 3], 0) == quotas([3, 3], -1) == [0, 0]
+
+
+def test_two_samplers_make_what_is_wanted_whole_between_them():
+    groups = begin(Loader().take(8), range(8), n=2, version=0)
+    expected = [24.0, 24.0, 24.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    owners, parts = owners_of(expected, 2), []
+    for k in range(2):
+        sampler = new_sampler(4, 1)
+        sampler.share = (k, 2)
+        found, _ = sample_groups(
+            sampler,
+            groups,
+            SamplingParams(n=2, max_tokens=BUDGET, stop_token_ids=STOPS),
+            tokenizer=Tokenizer(),
+            wanted=5,
+            expected_tokens=expected,
+        )
+        parts.append({i for i, group in enumerate(found) if group.whole})
+        assert all(owners[i] == k for i in parts[k])
+        assert not any(
+            response.token_ids
+            for i, group in enumerate(found)
+            if owners[i] != k
+            for response in group.responses
+        )
+    assert len(parts[0]) + len(parts[1]) >= 5

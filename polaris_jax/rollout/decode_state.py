@@ -9,11 +9,13 @@ import jax
 import numpy as np
 
 from polaris_jax.rollout.layout_choice import Attention
+from polaris_jax.rollout.number_checks import real_number, whole_number
 from polaris_jax.rollout.page_allocator import TRASH_PAGE, PageAllocator
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.sampling import PromptParams, RowParams
 
 Layout = Literal["auto", "pages", "staged"]
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +23,8 @@ class SamplerConfig:
     """Sizes of the sampler.
 
     `slots` and `num_pages` are those of the whole sampler; on a mesh each data shard has its part.
+    Rotary positions are no setting here: YaRN's factor, original length and attention factor are
+    those of `model.config.rope_scaling`, one for all requests of a sampler.
 
     Attributes:
         slots: sequences decoded at once.
@@ -42,7 +46,7 @@ class SamplerConfig:
             it serves. "ragged" and "pallas_gpu" imply the layout "pages".
         min_rows: on a CPU, fewer live rows than these get no decode program of their own; 0: by the
             model's size, since a small model's step costs little more than its dispatch.
-        dtype: of weights and pages ("float32", "bfloat16"); None: the model's own.
+        dtype: of weights and pages ("float32", "bfloat16", "float16"); None: the model's own.
         dispatch_ahead: the driver gives the device its next call before it has read the last one's
             tokens, where pages allow and nothing waits for a slot; None: on accelerators, since on
             a CPU host and device are the same cores.
@@ -67,19 +71,35 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         for name in ("slots", "page_size", "max_len", "decode_steps", "prefill_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+            if whole_number(name, getattr(self, name)) < 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: must be at least 1; leave it out for "
+                    "the default"
+                )
         for name, meaning in (("prefill_budget", "no limit"), ("min_rows", "by the model's size")):
-            if getattr(self, name) < 0:
+            if whole_number(name, getattr(self, name)) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0 (0: {meaning})")
+        whole_number("num_pages", self.num_pages)
         if self.num_pages < 2 and self.num_pages != 0:
             raise ValueError(
                 f"num_pages={self.num_pages}: page 0 is not usable; at least 2, or 0 to derive it"
             )
         if self.layout not in ("auto", "pages", "staged"):
             raise ValueError(f"layout={self.layout!r}: expected auto, pages or staged")
-        if not 0 <= self.reserve < 1:
-            raise ValueError(f"reserve={self.reserve}: a share; must lie in [0, 1)")
+        if not 0 <= real_number("reserve", self.reserve) < 1:
+            raise ValueError(
+                f"reserve={self.reserve}: must be a share in [0, 1); 0.1 leaves a tenth free"
+            )
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(
+                f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}; None is the model's own"
+            )
+        for name, others in (("prefix_cache", ()), ("dispatch_ahead", (None,))):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and value not in others:
+                raise ValueError(
+                    f"{name}={value!r}: must be one of {[True, False, *others]}; give it as a bool"
+                )
 
     @property
     def pages_of_a_row(self) -> int:

@@ -36,6 +36,8 @@ class Driver:
         schedulers: one a data shard.
         steps: decode steps that ran.
         row_steps: rows that the devices computed, summed over the steps.
+        live_rows: the fewest and the most rows that a data shard had in a decode call; None before
+            the first.
         prompt_tokens: of submitted prompts, each counted once.
         response_tokens: tokens that samples were given.
         failed: a step was broken off by anything but a callback; nothing here can be relied on.
@@ -77,8 +79,16 @@ class Driver:
     def reset_counts(self) -> None:
         """Sets every count to 0."""
         self.steps = self.row_steps = self.prompt_tokens = self.response_tokens = 0
+        self.live_rows: tuple[int, int] | None = None
         for scheduler in self.schedulers:
             scheduler.reset_counts()
+
+    def take_counts(self, former: Driver) -> None:
+        """Goes on from the counts of a driver that this one replaces."""
+        for name in ("steps", "row_steps", "live_rows", "prompt_tokens", "response_tokens"):
+            setattr(self, name, getattr(former, name))
+        for scheduler, before in zip(self.schedulers, former.schedulers, strict=True):
+            scheduler.take_counts(before)
 
     @property
     def busy(self) -> bool:
@@ -114,7 +124,9 @@ class Driver:
         An engine that dispatches ahead gets the next call, too, before this one's tokens are read,
         where nothing waits for a slot and pages are there; the next `step` then has no plan.
         Callbacks are called while the device works, with what the step before gave; those of a
-        request that has ended are called once more at the end.
+        request that has ended are called once more at the end. What a request's own callback or
+        `decode` raises is kept as its `failure`; it is aborted when the step has ended, and no
+        other request notices.
 
         Args:
             model: weights.
@@ -175,8 +187,10 @@ class Driver:
         self._requests = []
 
     def void(self) -> None:
-        """Forgets all keys and values: live sequences will be computed again."""
+        """Forgets all keys and values: live sequences and prompt log-probs are computed again."""
         self._flight = None
+        for request in self._requests:
+            request.scored = False
         for scheduler in self.schedulers:
             for slot in scheduler.preempt_all():
                 self._state.clear(slot)
@@ -248,16 +262,32 @@ class Driver:
 
     def _score_prompts(self, model: Any) -> None:
         for request in self._requests:
-            if request.scores_prompts and request.prompt_logprobs is None:
+            if request.scores_prompts and not request.scored:
                 request.prompt_logprobs = prompt_logprobs(
                     model, request.prompts, request.temperatures
                 )
+                request.scored = True
 
     def _deliver(self, requests: Sequence[Request]) -> None:
-        """Tells each caller, also where another's callback raises; that is raised at the end."""
+        """Tells each caller; one whose callback raises loses its own request alone.
+
+        An interrupt is nobody's failure: it is raised once all others have been told.
+        """
         with contextlib.ExitStack() as told:
             for request in reversed(requests):
-                told.callback(request.deliver)
+                told.callback(self._tell, request)
+
+    def _tell(self, request: Request) -> None:
+        if request.failure is not None:
+            return
+        try:
+            request.deliver()
+        except Exception as error:  # noqa: BLE001 - the caller's: poll or drive raises it there
+            self._fail(request, error)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        request.failure = request.failure or error
+        self.abort(request)
 
     def _stop_ids(self) -> list[int]:
         """As many stop ids of the live requests as a call takes, the oldest requests' first.
@@ -314,6 +344,9 @@ class Driver:
         )
 
     def _absorb(self, result: ResultTokens, version: int) -> None:
+        rows = [len(scheduler.decoding) for scheduler in self.schedulers]
+        fewest, most = self.live_rows or (max(rows), 0)
+        self.live_rows = min(fewest, *rows), max(most, *rows)
         self.steps += result.steps
         self.row_steps += result.rows * result.steps
         for scheduler in self.schedulers:
@@ -323,12 +356,16 @@ class Driver:
                 count = result.count[slot]
                 request = self._request_of[id(sample.prompt)]
                 before = request.num_tokens
-                ended = request.take(
-                    sample,
-                    result.data[slot, :count].tolist(),
-                    result.logprobs[slot, :count].tolist(),
-                    version=version,
-                )
+                try:
+                    ended = request.take(
+                        sample,
+                        result.data[slot, :count].tolist(),
+                        result.logprobs[slot, :count].tolist(),
+                        version=version,
+                    )
+                except Exception as error:  # noqa: BLE001 - of its decode; the sample is as it was
+                    self._fail(request, error)
+                    continue
                 self.response_tokens += request.num_tokens - before
                 if ended:
                     scheduler.finish(sample)

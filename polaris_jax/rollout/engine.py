@@ -24,9 +24,10 @@ from polaris_jax import sharding
 from polaris_jax.models import ModelConfig
 from polaris_jax.rollout import programs
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig, compact
+from polaris_jax.rollout.engine_checks import check_slots, checked_tokens
 from polaris_jax.rollout.engine_records import Flight, PrefillJob, Prefix, ResultTokens
-from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.prefill_calls import prefill_call, prefill_calls
+from polaris_jax.rollout.prefix_insert import insert_prefix
 from polaris_jax.rollout.program_spec import prefill_shape, program_spec
 from polaris_jax.rollout.programs import Model, Packed
 from polaris_jax.rollout.sampling import PromptParams, pad_stop_ids
@@ -45,7 +46,7 @@ class Engine:
         self.spec = program_spec(model_config, config, mesh)
         self.slots_a_shard = config.slots // self.data
         self.prefill_shape = prefill_shape(config.prefill_chunk, fine=self.spec.staged)
-        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
         on_accelerator = device.platform != "cpu"
         asked = config.dispatch_ahead
         self.dispatches_ahead = on_accelerator if asked is None else asked
@@ -88,20 +89,33 @@ class Engine:
             params: weights.
             existing_prefix: an already prefilled beginning.
             padded_tokens: [T] token ids, of which the first `true_length` count.
-            true_length: tokens of the prompt, >= 1.
+            true_length: tokens that count, at least 1; with those of `existing_prefix` at most
+                `max_len`.
+
+        Returns:
+            The prefix, in pages of its own.
 
         Raises:
-            ValueError: on a mesh with several data shards, which prefixes outside of the pool are
-                not made for.
+            ValueError: a length or a token id out of range, or a mesh with several data shards,
+                which prefixes outside of the pool are not made for.
         """
         if self.data > 1:
-            raise ValueError(f"data={self.data}: JetStream's verbs run on one data shard")
-        tokens = [int(t) for t in np.asarray(padded_tokens)[:true_length]]
+            raise ValueError(
+                f"data={self.data}: JetStream's verbs run on one data shard; make the engine "
+                "without a mesh, or with data=1"
+            )
+        before = 0 if existing_prefix is None else int(existing_prefix.length)
+        tokens = checked_tokens(
+            padded_tokens,
+            true_length,
+            room=self.config.max_len - before,
+            vocab_size=self.model_config.vocab_size,
+        )
         width = self.config.pages_of_a_row
         if existing_prefix is None:
             start, pool = 0, self.new_pool(width + 1, params.norm_D[...].dtype)
         else:
-            start = int(existing_prefix.length) - 1
+            start = before - 1
             tokens = [int(existing_prefix.token), *tokens]
             pool = jax.tree.map(jnp.copy, existing_prefix.pages)
         job = PrefillJob(tokens[:-1], list(range(1, width + 1)), start)
@@ -119,30 +133,18 @@ class Engine:
     ) -> DecodeState:
         """The state with the prefix in `slot`; what was there is released.
 
+        Args:
+            prefix: of `prefill`; it can be inserted again.
+            decode_state: changed in place and returned.
+            slot: in [0, slots).
+            params: how the row is sampled; it ends at `max_tokens` or `max_len`.
+            sample: index of the sample, which its noise depends on.
+
         Raises:
-            RuntimeError: the pool has too few free pages.
+            ValueError: a slot that does not exist.
+            RuntimeError: the pool has too few free pages; the slot is empty then.
         """
-        decode_state.free(slot)
-        length = int(prefix.length)
-        allocator = decode_state.allocator(slot)
-        pages = allocator.allocate(pages_for(length, self.config.page_size))
-        if pages is None:
-            raise RuntimeError(
-                f"slot {slot}: no room for a prefix of {length} tokens, "
-                f"{allocator.num_free} pages are free; enlarge num_pages"
-            )
-        to_J = np.zeros(decode_state.table_BJ.shape[1], np.int32)
-        to_J[: len(pages)] = pages
-        decode_state.pool = self._programs.move_pages(decode_state.pool, prefix.pages, to_J)
-        decode_state.place(
-            slot,
-            pages,
-            last_token=int(prefix.token),
-            length=length,
-            prompt_len=length,
-            params=params,
-            sample=sample,
-        )
+        self._insert(prefix, decode_state, [slot], params=params, first_sample=sample)
         return decode_state
 
     def insert_samples(
@@ -157,38 +159,42 @@ class Engine:
 
         They share the prefix's full pages; of the last, which they write on, each has a copy.
 
+        Args:
+            prefix: of `prefill`.
+            decode_state: changed in place and returned.
+            slots: different ones in [0, slots), at least one; what was there is released.
+            params: how all of them are sampled; the samples count from 0.
+
         Raises:
-            RuntimeError: the pool has too few free pages.
+            ValueError: slots that do not exist, come twice or lie on several data shards; none.
+            RuntimeError: the pool has too few free pages for all; the slots are empty then.
         """
-        for slot in slots:
-            decode_state.free(slot)
-        first, *others = slots
-        self.insert(prefix, decode_state, first, params=params)
-        length, pages = int(prefix.length), decode_state.pages[first]
-        # The prompt's last token is written by the first decode step.
-        full = (length - 1) // self.config.page_size
-        copies: list[list[tuple[int, int]]] = [[] for _ in range(self.data)]
-        for sample, slot in enumerate(others, start=1):
-            allocator = decode_state.allocator(slot)
-            own = allocator.allocate(len(pages) - full)
-            if own is None:
-                raise RuntimeError(
-                    f"slot {slot}: no room for sample {sample} of a prefix of {length} tokens, "
-                    f"{allocator.num_free} pages are free; enlarge num_pages"
-                )
-            allocator.share(pages[:full])
-            copies[slot // self.slots_a_shard] += zip(pages[full:], own, strict=True)
-            decode_state.place(
-                slot,
-                [*pages[:full], *own],
-                last_token=int(prefix.token),
-                length=length,
-                prompt_len=length,
-                params=params,
-                sample=sample,
-            )
-        self.copy_pages(decode_state, copies)
+        self._insert(prefix, decode_state, list(slots), params=params)
         return decode_state
+
+    def _insert(
+        self,
+        prefix: Prefix,
+        state: DecodeState,
+        slots: list[int],
+        *,
+        params: PromptParams,
+        first_sample: int = 0,
+    ) -> None:
+        check_slots(slots, num_slots=self.config.slots, slots_a_shard=self.slots_a_shard)
+        shard = slots[0] // self.slots_a_shard
+        insert_prefix(
+            prefix,
+            state,
+            slots,
+            params=params,
+            first_sample=first_sample,
+            page_size=self.config.page_size,
+            move_pages=self._programs.move_pages,
+            copy_pages=lambda pairs: self.copy_pages(
+                state, [pairs if d == shard else [] for d in range(self.data)]
+            ),
+        )
 
     def generate(
         self,

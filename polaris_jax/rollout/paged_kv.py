@@ -7,6 +7,10 @@ trash: dead rows and padding write there, nobody reads it unmasked.
 Attention here (`attend_pages`) takes any number of queries a row and goes over blocks of pages with
 an online softmax, as many as the furthest row needs. Prefill uses it, and decode on accelerators;
 decode on a CPU is in `staged_kv`.
+
+Source: paged attention, Kwon et al. 2023 (arXiv:2309.06180), section 4.1; online softmax, Milakov
+and Gimelshein 2018 (arXiv:1805.02867), section 3. Differs: keys of a page lie by head dimension,
+and the blocks of all rows go side by side.
 """
 
 from __future__ import annotations
@@ -163,6 +167,7 @@ def attend_blocks(
     block_tokens = pages * page_size
     q_BKGTH = jnp.moveaxis(q_BTNH.reshape(batch, length, num_kv, -1, width), 1, 3)
     groups = num_heads // num_kv
+    tokens_B = jnp.max(jnp.where(live_BT, position_BT + 1, 0), axis=1)
 
     def block(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         top, norm, out = state
@@ -177,6 +182,9 @@ def attend_blocks(
         new_top = jnp.maximum(top, score.max(axis=-1))
         weight = jnp.exp(score - new_top[..., None])
         shrink = jnp.exp(top - new_top)
+        # What a page held before may be NaN, and 0 * NaN is NaN.
+        written_BJY = (key_S[None] < tokens_B[:, None]).reshape(batch, pages, page_size)
+        v_BJKYH = jnp.where(written_BJY[:, :, None, :, None], v_BJKYH, 0)
         gain = jnp.einsum(
             "bkgtjy,bjkyh->bkgth",
             weight.astype(v_BJKYH.dtype).reshape(*weight.shape[:-1], pages, page_size),
@@ -191,7 +199,7 @@ def attend_blocks(
         jnp.zeros(shape, jnp.float32),
         jnp.zeros((*shape, width), jnp.float32),
     )
-    furthest = jnp.max(jnp.where(live_BT, position_BT, 0))
-    _, norm, out = jax.lax.fori_loop(0, furthest // block_tokens + 1, block, state)
+    blocks = jnp.maximum(jnp.max(tokens_B) - 1, 0) // block_tokens + 1
+    _, norm, out = jax.lax.fori_loop(0, blocks, block, state)
     out_BTKGH = jnp.moveaxis(out / norm[..., None], 3, 1).astype(q_BTNH.dtype)
     return out_BTKGH.reshape(batch, length, num_heads, width)

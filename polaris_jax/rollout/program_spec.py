@@ -87,7 +87,7 @@ def program_spec(
         raise ConfigError(
             f"rollout.num_pages={config.num_pages}: each of {data} data shards needs at least 2"
         )
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
     layout = choose_layout(
         "xla" if config.attention == "native" else config.attention,
         device.platform,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from polaris_jax.records import Response
 from polaris_jax.rollout.decode_state import SamplerConfig
+from polaris_jax.rollout.number_checks import real_number, whole_number
 from polaris_jax.rollout.run import OnProgress, OnTokens, Request
 from polaris_jax.rollout.sampling import PromptParams, SamplingParams, pad_stop_ids, per_prompt
 
@@ -46,7 +48,9 @@ def checked_request(
     Raises:
         ValueError: a prompt or setting that cannot be served, with the prompt's index.
     """
+    check_prompts(prompts)
     rows = per_prompt(params, len(prompts))
+    n = whole_number("n", params.n)
     stop_ids = checked_stop_ids(params.stop_token_ids, vocab_size=vocab_size)
     strings = checked_stop_strings(params.stop_strings, params.decode)
     checked_expected(expected_tokens, len(prompts))
@@ -62,11 +66,11 @@ def checked_request(
         )
         for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
     ]
-    checked_begun(begun, rows, n=params.n, stop_ids=stop_ids, vocab_size=vocab_size)
+    checked_begun(begun, rows, n=n, stop_ids=stop_ids, vocab_size=vocab_size)
     return Request(
         tokens,
         rows,
-        params.n,
+        n,
         stop_ids,
         stop_strings=strings,
         decode=params.decode,
@@ -77,6 +81,20 @@ def checked_request(
         on_progress=on_progress,
         on_tokens=on_tokens,
     )
+
+
+def check_prompts(prompts: Any) -> None:
+    """Returns when prompts can be counted and read more than once.
+
+    Raises:
+        ValueError: a text, an iterator, or something else that is no sequence of prompts.
+    """
+    sized = hasattr(prompts, "__len__") and hasattr(prompts, "__getitem__")
+    if isinstance(prompts, str | bytes | dict) or not sized or getattr(prompts, "ndim", 1) == 0:
+        raise ValueError(
+            f"prompts={reprlib.repr(prompts)}: must be a sequence of sequences of token ids, not "
+            f"{type(prompts).__name__}; encode texts with the tokenizer, make a list of an iterator"
+        )
 
 
 def checked_prompt(
@@ -103,18 +121,31 @@ def checked_prompt(
     Raises:
         ValueError: it is empty, holds no token ids, or is too long for `max_len` or the pool.
     """
-    tokens = np.asarray(prompt)
+    try:
+        tokens = np.asarray(prompt)
+    except ValueError:  # ragged
+        tokens = np.empty((), object)
     if tokens.size == 0:
         raise ValueError(f"prompt {index}: empty; give it at least one token")
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(f"prompt {index}: must be a flat sequence of integer token ids")
+        raise ValueError(
+            f"prompt {index}: must be a flat sequence of integer token ids, got "
+            f"{reprlib.repr(prompt)}; encode text with the tokenizer, and give one prompt as "
+            "[prompt]"
+        )
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         bad = int(tokens[(tokens < 0) | (tokens >= vocab_size)][0])
-        raise ValueError(f"prompt {index}: token id {bad} is outside of [0, {vocab_size})")
+        raise ValueError(
+            f"prompt {index}: token id {bad} is outside of [0, {vocab_size}); encode the prompt "
+            "with this model's tokenizer"
+        )
     needed = tokens.size + row.max_tokens
     numbers = f"prompt {index}: {tokens.size} prompt tokens + max_tokens={row.max_tokens}"
     if needed > config.max_len:
-        raise ValueError(f"{numbers} = {needed}, over max_len={config.max_len}")
+        raise ValueError(
+            f"{numbers} = {needed}, over max_len={config.max_len}; ask for fewer tokens or enlarge "
+            "SamplerConfig.max_len"
+        )
     room = (num_pages // shards - 1) * config.page_size
     if needed > room:
         raise ValueError(
@@ -129,12 +160,20 @@ def checked_stop_ids(stop_token_ids: Sequence[int], *, vocab_size: int) -> tuple
     """The stop ids.
 
     Raises:
-        ValueError: an id outside of the vocabulary, or too many.
+        ValueError: no sequence of ids, an id outside of the vocabulary, or too many.
     """
-    stop_ids = tuple(int(i) for i in stop_token_ids)
+    if isinstance(stop_token_ids, str | bytes) or not isinstance(stop_token_ids, Iterable):
+        raise ValueError(
+            f"stop_token_ids={stop_token_ids!r}: must be a sequence of token ids; give (id,) for "
+            "one, () for none, and texts as stop_strings"
+        )
+    stop_ids = tuple(whole_number("stop_token_ids: id", i) for i in stop_token_ids)
     for i in stop_ids:
         if not 0 <= i < vocab_size:
-            raise ValueError(f"stop_token_ids: id {i} is outside of [0, {vocab_size})")
+            raise ValueError(
+                f"stop_token_ids: id {i} is outside of [0, {vocab_size}); take it from this "
+                "model's tokenizer, or leave it out"
+            )
     pad_stop_ids(stop_ids)
     return stop_ids
 
@@ -147,15 +186,21 @@ def checked_stop_strings(
     Raises:
         ValueError: one string in place of several, an empty one, or nothing to decode with.
     """
-    strings = () if stop_strings is None else tuple(stop_strings)
-    if isinstance(stop_strings, str) or not all(isinstance(s, str) and s for s in strings):
+    strings = tuple(stop_strings) if isinstance(stop_strings, Iterable) else ()
+    no_sequence = stop_strings is not None and not isinstance(stop_strings, Iterable)
+    if (
+        no_sequence
+        or isinstance(stop_strings, str)
+        or not all(isinstance(s, str) and s for s in strings)
+    ):
         raise ValueError(
             f"stop_strings={stop_strings!r}: must be a sequence of non-empty strings, such as "
             "('</answer>',)"
         )
-    if strings and decode is None:
+    if strings and not callable(decode):
         raise ValueError(
-            f"stop_strings={strings}: need decode=, the text of token ids; give tokenizer.decode"
+            f"stop_strings={strings}, decode={decode!r}: need decode=, the text of token ids; give "
+            "tokenizer.decode"
         )
     return strings
 
@@ -168,15 +213,22 @@ def checked_expected(expected_tokens: Sequence[float] | None, num_prompts: int) 
     """
     if expected_tokens is None:
         return
+    if not hasattr(expected_tokens, "__len__"):
+        raise ValueError(
+            f"expected_tokens={expected_tokens!r}: must be a sequence; give one value a prompt, or "
+            "None"
+        )
     if len(expected_tokens) != num_prompts:
         raise ValueError(
             f"expected_tokens: {len(expected_tokens)} values for {num_prompts} prompts; give one a "
             "prompt, or None"
         )
     for index, value in enumerate(expected_tokens):
-        if not (math.isfinite(value) and value >= 0):
+        number = real_number(f"prompt {index}: expected_tokens", value)
+        if not (math.isfinite(number) and number >= 0):
             raise ValueError(
-                f"prompt {index}: expected_tokens={value}: must be finite and at least 0"
+                f"prompt {index}: expected_tokens={number:g}: must be finite and at least 0; give "
+                "max_tokens where nothing is known"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from polaris_jax.records import Response
@@ -60,10 +61,13 @@ class Request:
         num_done: responses that have ended.
         num_tokens: response tokens that it was given so far.
         aborted: no more comes of it.
+        failure: what a callback or `decode` of its own raised; it is aborted for that, and its
+            callbacks are not called again. None: nothing.
         prompts: token ids.
         temperatures: one a prompt.
         scores_prompts: somebody asks for the log-probs of the prompts' own tokens.
         prompt_logprobs: these, once they are computed.
+        scored: they are computed, and by the present weights.
     """
 
     def __init__(
@@ -111,6 +115,8 @@ class Request:
         self.temperatures = [row.temperature for row in rows]
         self.scores_prompts = scores_prompts
         self.prompt_logprobs: list[tuple[float, ...]] | None = None
+        self.scored = False
+        self._scores_at_end: dict[tuple[int, int], tuple[float, ...]] = {}
         self._stop_strings = tuple(stop_strings)
         self._decode = decode if stop_strings else None
         self.num_total = n * len(prompts)
@@ -118,9 +124,10 @@ class Request:
         self.num_done = sum(response.ended for group in self._begun for response in group)
         self.num_tokens = 0
         self.aborted = False
+        self.failure: Exception | None = None
         self._on_progress = on_progress
         self._on_tokens = on_tokens
-        self._news: list[tuple[int, int, list[int]]] = []
+        self._news: deque[tuple[int, int, list[int]]] = deque()
         self._ended: list[Sample] = []
 
     @property
@@ -144,7 +151,11 @@ class Request:
     def take(
         self, sample: Sample, tokens: list[int], logprobs: list[float], *, version: int
     ) -> bool:
-        """Gives a sample its next tokens, up to the one that ends it; True when it has ended."""
+        """Gives a sample its next tokens, up to the one that ends it; True when it has ended.
+
+        Raises:
+            Exception: whatever `decode` raises; nothing has changed then.
+        """
         count = self._count_to_stop(sample, tokens)
         sample.stopped = count is not None
         new = tokens[:count]
@@ -156,6 +167,9 @@ class Request:
             self._news.append((sample.prompt.index, sample.sample, new))
         if ended:
             self._ended.append(sample)
+            if self.prompt_logprobs is not None:  # later weights have others
+                prompt = sample.prompt.index
+                self._scores_at_end[prompt, sample.sample] = self.prompt_logprobs[prompt]
         return ended
 
     def _count_to_stop(self, sample: Sample, tokens: list[int]) -> int | None:
@@ -170,10 +184,8 @@ class Request:
 
     def deliver(self) -> None:
         """Tells the caller what has come since the last time."""
-        news, self._news = self._news, []
-        if self._on_tokens is not None:
-            for prompt_index, sample_index, new in news:
-                self._on_tokens(prompt_index, sample_index, new)
+        while self._news and self._on_tokens is not None:
+            self._on_tokens(*self._news.popleft())  # it may raise: the rest is told the next time
         if self._on_progress is not None:
             self._on_progress(self.num_done, self.num_total, self.num_tokens)
 
@@ -191,13 +203,14 @@ class Request:
         return groups
 
     def _response(self, sample: Sample) -> Response:
-        scores = self.prompt_logprobs
+        scores, index = self.prompt_logprobs, sample.prompt.index
+        at_end = self._scores_at_end.get((index, sample.sample))
         spent = len(sample.tokens) >= sample.prompt.params.max_tokens
         return Response(
             tuple(sample.tokens),
             tuple(sample.logprobs),
             "stop" if sample.stopped else "length" if spent else "unfinished",
-            prompt_logprobs=None if scores is None else scores[sample.prompt.index],
+            prompt_logprobs=at_end if at_end or scores is None else scores[index],
             versions=tuple(sample.versions),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +15,16 @@ from polaris_jax import sharding
 from polaris_jax.models import Qwen
 from polaris_jax.records import Response
 from polaris_jax.rollout.compile_counter import CompileCounter
-from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
+from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine import Engine
-from polaris_jax.rollout.pool_size import pool_pages
+from polaris_jax.rollout.live_state import LiveState
 from polaris_jax.rollout.programs import Model
 from polaris_jax.rollout.request_checks import Prompts, checked_request
 from polaris_jax.rollout.run import Ended, OnProgress, OnTokens, Request
 from polaris_jax.rollout.sampler_stats import happened
 from polaris_jax.rollout.sampling import SamplingParams
-from polaris_jax.rollout.weight_sync import SyncReport, sync_weights
+from polaris_jax.rollout.weight_sync import SyncReport, check_live, sync_weights
 
 
 class RolloutAborted(RuntimeError):
@@ -35,6 +36,10 @@ class Sampler:
 
     Tokens are a function of weights, prompts and sampling settings alone: not of slots, page size,
     order, company, preemption or what was sampled before. Not for several threads at once.
+
+    Rotary scaling (YaRN's factor, original length and attention factor) is the model's:
+    `model.config.rope_scaling`, one for all requests and all weights of a sampler. Another factor
+    takes another Sampler, of `model.with_rope_scaling(...)`.
 
     `generate` and `stream` serve a caller that waits. To embed the sampler in a loop of one's own,
     `submit` requests, call `step` while it says that there is more to do, and `poll` each request.
@@ -62,14 +67,12 @@ class Sampler:
         default = mesh is not None and list(mesh.devices.flat) == jax.local_devices()[:1]
         self._mesh = None if default else mesh
         self._dtype = self.config.dtype or model.embed_VD[...].dtype
-        self._sizes = dataclasses.replace(self.config, dtype=jnp.dtype(self._dtype).name)
-        self._engine = Engine(model.config, self._sizes, self._mesh)
+        sizes = dataclasses.replace(self.config, dtype=jnp.dtype(self._dtype).name)
+        self._engine = Engine(model.config, sizes, self._mesh)
         self._model_config = model.config
         self._model: Model | None = None
-        self._state: DecodeState | None = None
-        self._driver: Driver | None = None
-        self._num_pages = 0
         self._compiles = CompileCounter()
+        self._live = LiveState(self._engine, self._mesh, self._dtype, self._compiles)
         self._paused = False
         self.version = -1
         self.reset_stats()
@@ -99,15 +102,19 @@ class Sampler:
             params: how to sample.
             expected_tokens: response tokens that each prompt's samples are expected to take; the
                 longest begin first. Changes no token. None: in the order of the prompts.
-            on_progress: called between device calls with (responses done, responses in all,
-                response tokens so far).
-            on_tokens: called with (prompt index, sample index, new token ids) as they come.
+            on_progress: called in each step, while the device works, with (responses done,
+                responses in all, response tokens of this request so far) as of the step before,
+                whether or not something has changed; once more when the last response has ended.
+            on_tokens: called with (prompt index, sample index, new token ids) as they come, a step
+                late, too; each token is told once, all of them before the last `on_progress`.
             should_abort: polled between device calls.
 
         Raises:
             ValueError: a prompt or setting that cannot be served, before anything runs.
             RolloutAborted: `should_abort` returned True; all pages are released.
             RuntimeError: called from one of its own callbacks, or while the sampler is paused.
+            Exception: what one of the callbacks, or `params.decode`, has raised; it is not called
+                again, and requests of others go on.
         """
         request = self._request(prompts, params, expected_tokens, on_progress, on_tokens)
         for _ in self._submit_and_drive(request, should_abort):
@@ -145,7 +152,8 @@ class Sampler:
     ) -> Request:
         """Queues prompts behind those of earlier requests; `step` or `drive` gets them on.
 
-        Other arguments are those of `generate`.
+        Other arguments are those of `generate`. What its callbacks or its `decode` raise ends this
+        request alone (`Request.failure`): `poll` or `drive` raises it, whoever's `step` met it.
 
         Args:
             begun: [prompt][sample] what there is already of the responses, from an aborted request
@@ -157,35 +165,54 @@ class Sampler:
             RuntimeError: called from one of the sampler's own callbacks, or it has no weights.
         """
         request = self._request(prompts, params, expected_tokens, on_progress, on_tokens, begun)
-        self._ready_driver().submit(request)
+        self._live.ready().submit(request)
         return request
 
     def step(self) -> bool:
         """One device call of at most `decode_steps` tokens a row; True while requests are live.
 
-        Does nothing while the sampler is paused.
+        Does nothing while the sampler is paused. It raises nothing of a request's own: what a
+        callback or `decode` raised waits for that request's `poll` or `drive`.
 
         Raises:
             RuntimeError: called from one of its own callbacks, or there are no weights.
+            Exception: of the device; every request is aborted, and the next call begins anew.
         """
         if self._paused or not self._busy:
             return self._busy
         self._check_callable()
-        driver = self._ready_driver()
+        driver = self._live.ready()
         began_s = time.perf_counter()
         try:
             driver.step(self._model, version=self.version)
         finally:
             self._seconds += time.perf_counter() - began_s
             if driver.failed:
-                driver.abort_all()
-                self._driver = self._state = None
+                self._live.begin_anew()
         return self._busy
 
     def drive(
         self, request: Request, should_abort: Callable[[], bool] | None = None
     ) -> Generator[Ended, None, None]:
-        """Steps until a submitted request has ended, and yields what ended of it; as `stream`."""
+        """Steps until a submitted request has ended, and yields what ended of it; as `stream`.
+
+        Whoever leaves early aborts the rest, which `submit(begun=...)` takes up again. What a step
+        of somebody else has ended is yielded, too.
+
+        Args:
+            request: of `submit`; one that has ended already only yields what was not polled yet.
+            should_abort: polled between device calls; with several processes any of them decides.
+
+        Yields:
+            (prompt index, sample index, response), each once, as they end.
+
+        Raises:
+            RolloutAborted: `should_abort` returned True, or the request was aborted; what had ended
+                of it has been yielded before.
+            RuntimeError: called from one of the sampler's own callbacks, or while it is paused.
+            Exception: what a callback or `decode` of the request has raised, once what had ended of
+                it has been yielded.
+        """
         try:
             while not request.done:
                 if self._paused:
@@ -197,7 +224,11 @@ class Sampler:
                         "responses done"
                     )
                 self.step()
-                yield from self.poll(request)
+                yield from request.take_ended()
+            # Another caller's step may have ended the last of it.
+            yield from request.take_ended()
+            if request.failure is not None:
+                raise request.failure
             if request.aborted:
                 raise RolloutAborted(
                     f"the request was aborted with {request.num_done} of {request.num_total} "
@@ -207,8 +238,16 @@ class Sampler:
             self.abort(request)
 
     def poll(self, request: Request) -> list[Ended]:
-        """(prompt index, sample index, response) of what has ended since the last call."""
-        return request.take_ended()
+        """(prompt index, sample index, response) of what has ended since the last call.
+
+        Raises:
+            Exception: what a callback or `decode` of the request has raised, once there is nothing
+                of it left to return; every such call raises it.
+        """
+        ended = request.take_ended()
+        if request.failure is not None and not ended:
+            raise request.failure
+        return ended
 
     def abort(self, request: Request) -> None:
         """Drops what is live or waiting of a request; ended responses can still be polled.
@@ -243,7 +282,11 @@ class Sampler:
 
         Raises:
             RuntimeError: requests are live and the sampler is not paused, or a step is running.
-            ValueError: a model of another architecture.
+            ValueError: a model of another architecture, or with arrays that are deleted; the
+                present weights stay.
+            Exception: whatever breaks the copy off, such as device memory that runs out. The old
+                weights are freed as the new ones come, so there are none then: every call but
+                this one says so until it succeeds, and paused requests wait for that.
         """
         self._check_still("weights cannot change")
         if model.config != self._model_config:
@@ -265,12 +308,7 @@ class Sampler:
             RuntimeError: requests are live and the sampler is not paused, or a step is running.
         """
         self._check_still("the pool cannot go")
-        if self._driver is not None:
-            self._driver.void()
-        if self._state is not None and self._state.pool is not None:
-            for leaf in jax.tree.leaves(self._state.pool):
-                leaf.delete()
-            self._state.pool = None
+        self._live.free_pool()
 
     def release(self) -> None:
         """Frees pool and weights; `update_weights` makes it usable again.
@@ -295,21 +333,24 @@ class Sampler:
         """The processes that share this sampler; they call it together, with the same arguments."""
         return sharding.member_processes(self._mesh)
 
-    def stats(self) -> dict[str, int | float]:
+    def stats(self) -> dict[str, Any]:
         """What happened since the last `reset_stats`.
 
         prompt_tokens of submitted prompts; response_tokens; tokens_per_s: response tokens over
         seconds in `step`; slot_occupancy: share of slot-steps that made a token, in [0, 1];
         row_steps that the devices computed, and row_waste: the share of them that made no token;
+        live_rows: a list of the rows in the slots of each data shard now; live_rows_min and
+        live_rows_max: the fewest and the most that one of them decoded in a call (0: no call);
         pages_used now and pages_peak; pages_idle: unused ones that hold a prefix; preemptions;
         prefix_hits: samples that took over a prompt that another had prefilled; prefix_query_tokens
         that admitted sequences needed in their pages; prefix_hit_tokens: those that were there
-        already; compiles: XLA compilations in `step`; weight_sync_bytes written to this process's
-        devices and weight_sync_s that it took.
+        already; prefix_hit_rate: their share, in [0, 1], 0 where none was needed; compiles: XLA
+        compilations in `step`; weight_sync_bytes written to this process's devices and
+        weight_sync_s that it took. A device error sets none of them back.
         """
         return happened(
             self._driver,
-            self._state,
+            self._live.state,
             slots=self.config.slots,
             seconds=self._seconds,
             compiles=self._compiles.count,
@@ -323,8 +364,12 @@ class Sampler:
         self._synced = SyncReport()
         if self._driver is not None:
             self._driver.reset_counts()
-        for allocator in [] if self._state is None else self._state.allocators:
+        for allocator in [] if self._live.state is None else self._live.state.allocators:
             allocator.peak_used = allocator.num_used
+
+    @property
+    def _driver(self) -> Driver | None:
+        return self._live.driver
 
     @property
     def _busy(self) -> bool:
@@ -345,32 +390,21 @@ class Sampler:
             raise RuntimeError(f"{what} in a callback; do it after the step has ended")
 
     def _take(self, model: Qwen) -> None:
+        check_live(model)
         if self._driver is not None:
             self._driver.void()
+        # The old weights go leaf by leaf: where that breaks off there are none.
+        old, self._model = self._model, None
         self._model, report = sync_weights(
             model,
             self._dtype,
             self._mesh,
-            old=self._model,
+            old=old,
             fused=self._engine.spec.fused,
             packed=self._engine.spec.native,
         )
         self._synced += report
         self.version += 1
-
-    def _ready_driver(self) -> Driver:
-        """The slots, with a pool; its size is chosen once, so that a new one compiles nothing."""
-        if not self._num_pages:
-            self._num_pages = pool_pages(self._model_config, self._sizes, self._mesh, self._dtype)
-        if self._state is None:
-            self._state = DecodeState(
-                None, self.config, num_pages=self._num_pages, data=self._engine.data
-            )
-        if self._driver is None:
-            self._driver = Driver(self._engine, self._state, self._compiles)
-        if self._state.pool is None:
-            self._state.pool = self._engine.new_pool(self._num_pages, self._dtype)
-        return self._driver
 
     def _request(
         self,
@@ -383,7 +417,7 @@ class Sampler:
     ) -> Request:
         """A request that can be served; not submitted yet."""
         self._check_callable()
-        self._ready_driver()
+        self._live.ready()
         return checked_request(
             prompts,
             params or SamplingParams(),
@@ -393,7 +427,7 @@ class Sampler:
             on_tokens=on_tokens,
             config=self.config,
             vocab_size=self._model_config.vocab_size,
-            num_pages=self._num_pages,
+            num_pages=self._live.num_pages,
             shards=self._engine.data,
         )
 
@@ -401,5 +435,5 @@ class Sampler:
         self, request: Request, should_abort: Callable[[], bool] | None
     ) -> Iterator[Ended]:
         """`submit` at the first `next`, so that a stream that nobody reads holds nothing."""
-        self._ready_driver().submit(request)
+        self._live.ready().submit(request)
         yield from self.drive(request, should_abort)

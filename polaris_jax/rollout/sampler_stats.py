@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.weight_sync import SyncReport
@@ -15,7 +17,7 @@ def happened(
     seconds: float,
     compiles: int,
     synced: SyncReport,
-) -> dict[str, int | float]:
+) -> dict[str, Any]:
     """The numbers of `Sampler.stats`, by name.
 
     Args:
@@ -31,6 +33,9 @@ def happened(
     tokens = 0 if driver is None else driver.response_tokens
     slot_steps = 0 if driver is None else driver.steps * slots
     row_steps = 0 if driver is None else driver.row_steps
+    fewest, most = (0, 0) if driver is None else driver.live_rows or (0, 0)
+    needed = sum(s.prefix_query_tokens for s in schedulers)
+    found = sum(s.prefix_hit_tokens for s in schedulers)
     return {
         "prompt_tokens": 0 if driver is None else driver.prompt_tokens,
         "response_tokens": tokens,
@@ -38,13 +43,17 @@ def happened(
         "slot_occupancy": tokens / slot_steps if slot_steps else 0.0,
         "row_steps": row_steps,
         "row_waste": 1 - tokens / row_steps if row_steps else 0.0,
+        "live_rows": [len(s.live) for s in schedulers],
+        "live_rows_min": fewest,
+        "live_rows_max": most,
         "pages_used": sum(a.num_used for a in allocators),
         "pages_peak": sum(a.peak_used for a in allocators),
         "pages_idle": sum(a.num_idle for a in allocators),
         "preemptions": sum(s.preemptions for s in schedulers),
         "prefix_hits": sum(s.prefix_hits for s in schedulers),
-        "prefix_query_tokens": sum(s.prefix_query_tokens for s in schedulers),
-        "prefix_hit_tokens": sum(s.prefix_hit_tokens for s in schedulers),
+        "prefix_query_tokens": needed,
+        "prefix_hit_tokens": found,
+        "prefix_hit_rate": found / needed if needed else 0.0,
         "compiles": compiles,
         "weight_sync_bytes": synced.bytes,
         "weight_sync_s": synced.seconds,

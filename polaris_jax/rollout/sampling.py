@@ -3,6 +3,10 @@
 Noise is one uniform number a row and an inverse CDF in two levels (blocks, then tokens of the
 chosen block): no noise over the vocabulary. Top-k and top-p find their thresholds by bisection
 over the bits of the logits, so nothing is ever sorted, and they run only when some row asks.
+
+Source: top-p, Holtzman et al. 2019 (arXiv:1904.09751), section 3.1; min-p, Nguyen et al. 2024
+(arXiv:2407.01082), section 3. Differs: top-p acts on what top-k and min-p leave, renormalised; ties
+go to the lower id.
 """
 
 from __future__ import annotations
@@ -17,10 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from polaris_jax.rollout.number_checks import real_number, whole_number
+
 MAX_STOP_TOKENS = 16
 NO_TOKEN = -1
 MAX_SEED = 2**32 - 1
 MAX_TOP_K = 2**31 - 1
+GREATEST = float(np.finfo(np.float32).max)
 LEAST = 1e-30  # much smaller float32 divisors overflow, and still smaller ones are 0
 
 Number = float | int
@@ -36,7 +43,7 @@ class SamplingParams:
         top_p: in (0, 1]; the smallest set of most likely tokens that reaches this mass.
         top_k: >= 0; 0 is off.
         min_p: in [0, 1]; drops tokens less likely than this share of the likeliest. 0 is off.
-        n: samples a prompt.
+        n: samples a prompt, at least 1.
         max_tokens: response tokens at most, the stop token included.
         seed: in [0, 2^32).
         stop_token_ids: ids that end a response (at most 16); () means none.
@@ -75,50 +82,60 @@ class PromptParams:
 
 
 def per_prompt(params: SamplingParams, num_prompts: int) -> list[PromptParams]:
-    """The settings of each prompt, checked.
+    """The settings of each prompt, checked; single values also where there is no prompt.
 
     Raises:
-        ValueError: a value out of range, with the prompt's index; a sequence of another length
-            than the number of prompts.
+        ValueError: a value out of range or of another type, with the prompt's index; a sequence of
+            another length than the number of prompts.
     """
-    if params.n < 1:
-        raise ValueError(f"n={params.n}: at least one sample a prompt")
-    columns = []
-    for field in dataclasses.fields(PromptParams):
-        value: Any = getattr(params, field.name)
-        values = [value] * num_prompts if np.ndim(value) == 0 else list(value)
-        if len(values) != num_prompts:
-            raise ValueError(
-                f"{field.name}: {len(values)} values for {num_prompts} prompts; give one a prompt, "
-                "or a single one for all"
-            )
-        columns.append(values)
-    rows = [
-        PromptParams(float(t), float(top_p), int(top_k), float(min_p), int(limit), int(seed))
-        for t, top_p, top_k, min_p, limit, seed in zip(*columns, strict=True)
+    if whole_number("n", params.n) < 1:
+        raise ValueError(f"n={params.n}: must be at least 1, samples a prompt; set it to 1 or more")
+    columns = [
+        _column(field.name, getattr(params, field.name), num_prompts)
+        for field in dataclasses.fields(PromptParams)
     ]
-    for index, row in enumerate(rows):
-        _check(index, row)
-    return rows
+    return [PromptParams(*row) for row in zip(*columns, strict=True)]
 
 
-def _check(index: int, row: PromptParams) -> None:
-    warm = row.temperature == 0 or row.temperature >= LEAST
-    rules = (
-        (
-            "temperature",
-            math.isfinite(row.temperature) and warm,
-            f"at least 0, and {LEAST:g} or more where it is not 0",
+def _column(name: str, value: Any, num_prompts: int) -> list[Any]:
+    """A setting of each prompt."""
+    sequence = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if not sequence and not getattr(value, "ndim", 0):
+        where = f"prompt 0: {name}" if num_prompts else name
+        return [_checked(where, name, value)] * num_prompts
+    if len(value) != num_prompts:
+        raise ValueError(
+            f"{name}: {len(value)} values for {num_prompts} prompts; give one a prompt, or a "
+            "single one for all"
+        )
+    return [_checked(f"prompt {i}: {name}", name, v) for i, v in enumerate(value)]
+
+
+def _checked(where: str, name: str, value: Any) -> Any:
+    """One setting as a number of its type.
+
+    Args:
+        where: prompt and field, as a caller knows them.
+        name: of the field.
+        value: what was given.
+    """
+    whole = name in ("top_k", "max_tokens", "seed")
+    number: Any = whole_number(where, value) if whole else real_number(where, value)
+    ok, rule, remedy = {
+        "temperature": lambda t: (
+            t == 0 or LEAST <= t <= GREATEST,
+            f"at least 0, and {LEAST:g} or more where it is not 0, and at most {GREATEST:g}",
+            "0 is greedy, 1 the model's own distribution",
         ),
-        ("top_p", LEAST <= row.top_p <= 1, f"in (0, 1], and {LEAST:g} or more"),
-        ("top_k", 0 <= row.top_k <= MAX_TOP_K, "at least 0 (0 is off) and below 2^31"),
-        ("min_p", 0 <= row.min_p <= 1, "in [0, 1]"),
-        ("max_tokens", row.max_tokens >= 1, "at least 1"),
-        ("seed", 0 <= row.seed <= MAX_SEED, "in [0, 2^32)"),
-    )
-    for name, ok, rule in rules:
-        if not ok:
-            raise ValueError(f"prompt {index}: {name}={getattr(row, name)}: must be {rule}")
+        "top_p": lambda p: (LEAST <= p <= 1, f"in (0, 1], and {LEAST:g} or more", "1 turns it off"),
+        "top_k": lambda k: (0 <= k <= MAX_TOP_K, "at least 0 and below 2^31", "0 turns it off"),
+        "min_p": lambda p: (0 <= p <= 1, "in [0, 1]", "0 turns it off"),
+        "max_tokens": lambda m: (m >= 1, "at least 1", "ask for one token or more"),
+        "seed": lambda x: (0 <= x <= MAX_SEED, "in [0, 2^32)", "take it modulo 2**32"),
+    }[name](number)
+    if not ok:
+        raise ValueError(f"{where}={number}: must be {rule}; {remedy}")
+    return number
 
 
 def pad_stop_ids(stop_token_ids: Sequence[int]) -> np.ndarray:
@@ -129,7 +146,8 @@ def pad_stop_ids(stop_token_ids: Sequence[int]) -> np.ndarray:
     """
     if len(stop_token_ids) > MAX_STOP_TOKENS:
         raise ValueError(
-            f"stop_token_ids: {len(stop_token_ids)} ids, at most {MAX_STOP_TOKENS} are supported"
+            f"stop_token_ids: {len(stop_token_ids)} ids, at most {MAX_STOP_TOKENS} are supported; "
+            "name fewer, or use stop_strings"
         )
     padded = np.full(MAX_STOP_TOKENS, NO_TOKEN, np.int32)
     padded[: len(stop_token_ids)] = list(stop_token_ids)

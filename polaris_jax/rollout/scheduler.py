@@ -74,6 +74,12 @@ class Scheduler:
         self.preemptions = self.prefix_hits = 0
         self.prefix_query_tokens = self.prefix_hit_tokens = 0
 
+    def take_counts(self, former: Scheduler) -> None:
+        """Goes on from the counts of a scheduler that this one replaces."""
+        self.preemptions, self.prefix_hits = former.preemptions, former.prefix_hits
+        self.prefix_query_tokens = former.prefix_query_tokens
+        self.prefix_hit_tokens = former.prefix_hit_tokens
+
     @property
     def live(self) -> list[Sequence]:
         """Sequences in slots, oldest first."""

@@ -96,6 +96,21 @@ def sync_weights(
     return weights, SyncReport(written, time.perf_counter() - began_s)
 
 
+def check_live(params: Qwen) -> None:
+    """Returns when every parameter can be read.
+
+    Raises:
+        ValueError: some are deleted.
+    """
+    leaves = params.params().items()
+    gone = [path for path, x in leaves if isinstance(x, jax.Array) and x.is_deleted()]
+    if gone:
+        raise ValueError(
+            f"model: {len(gone)} of its arrays are deleted, {gone[0]} first; give a model whose "
+            "arrays are live (an update that donates them deletes the old ones)"
+        )
+
+
 def weight_shardings(params: Qwen, mesh: Mesh) -> dict[str, NamedSharding]:
     """Where each weight lies on the sampler's mesh, by path."""
     axes = param_axes(params.config)

@@ -220,7 +220,7 @@ def on_slots(tree: Any, mesh: Mesh | None) -> Any:
 
     A program compiles anew for arrays that lie otherwise; these always lie alike.
     """
-    where = jax.devices()[0] if mesh is None else slot_sharding(mesh)
+    where = jax.local_devices()[0] if mesh is None else slot_sharding(mesh)
     return jax.device_put(tree, where)
 
 

@@ -194,6 +194,59 @@ def test_insert_replaces_and_releases_what_was_there():
         made.insert(prefix, state, 1, params=GREEDY)
 
 
+def test_samples_get_their_pages_all_or_none():
+    made = Engine(CONFIG, SamplerConfig(num_pages=10, **SIZES))
+    model, state = small_model(), made.init_decode_state()
+    prefix = made.prefill(params=model, padded_tokens=np.arange(19), true_length=19)
+    # Four full pages are shared, and each sample has one of its own.
+    state = made.insert_samples(prefix, state, range(4), params=GREEDY)
+    (allocator,) = state.allocators
+    assert allocator.num_used == 8
+    state.free(0)
+    assert allocator.num_used == 7
+    long = made.prefill(params=model, padded_tokens=np.arange(30), true_length=30)
+    with pytest.raises(RuntimeError, match="no room for a prefix of 30 tokens, 3 pages are free"):
+        made.insert_samples(long, state, [0, 1], params=GREEDY)
+    for slot in range(4):
+        state.free(slot)
+    assert allocator.num_used == 0
+
+
+def test_an_insert_that_fails_takes_no_page():
+    made = Engine(CONFIG, SamplerConfig(num_pages=33, **SIZES))
+    model, state = small_model(), made.init_decode_state()
+    prefix = made.prefill(params=model, padded_tokens=np.arange(9), true_length=9)
+    for slots in ([0], [0, 1]):
+        with pytest.raises(AttributeError):
+            made.insert_samples(prefix, state, slots, params=None)
+        assert state.allocators[0].num_used == 0
+        assert not state.rows.alive_B.any()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "true_length", "message"),
+    [
+        ([1, 2], 0, r"true_length=0: must be in \[1, 2\]"),
+        ([1, 2], 3, r"true_length=3: must be in \[1, 2\]"),
+        ([1] * 40, 33, r"true_length=33: must be in \[1, 32\]: .* enlarge max_len"),
+        ([1, 61], 2, r"token id 61 is outside of \[0, 61\); encode the prompt with this"),
+        ([-1], 1, "token id -1"),
+    ],
+)
+def test_what_cannot_be_prefilled_is_refused(tokens, true_length, message):
+    made = Engine(CONFIG, SamplerConfig(num_pages=9, **SIZES))
+    with pytest.raises(ValueError, match=message):
+        made.prefill(params=small_model(), padded_tokens=np.array(tokens), true_length=true_length)
+
+
+@pytest.mark.parametrize("slots", [[], [4], [-1], [1, 1]])
+def test_slots_that_there_are_not_are_refused(slots):
+    made = Engine(CONFIG, SamplerConfig(num_pages=9, **SIZES))
+    state = made.init_decode_state()
+    with pytest.raises(ValueError, match=r"slots=\["):
+        made.insert_samples(None, state, slots, params=GREEDY)
+
+
 def test_generate_says_when_a_row_needs_a_page_and_none_is_free():
     made = Engine(CONFIG, SamplerConfig(num_pages=3, **SIZES))
     model, state = small_model(), made.init_decode_state()
@@ -205,7 +258,22 @@ def test_generate_says_when_a_row_needs_a_page_and_none_is_free():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("slots", 0), ("page_size", 0), ("num_pages", 1), ("decode_steps", 0), ("layout", "dense")],
+    [
+        ("slots", 0),
+        ("slots", 2.5),
+        ("page_size", 0),
+        ("page_size", 4.0),
+        ("num_pages", 1),
+        ("num_pages", None),
+        ("decode_steps", 0),
+        ("decode_steps", True),
+        ("layout", "dense"),
+        ("reserve", "0.1"),
+        ("dtype", "int8"),
+        ("dtype", "foo"),
+        ("dispatch_ahead", "yes"),
+        ("prefix_cache", None),
+    ],
 )
 def test_sizes_out_of_range_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field}={value!r}"):

@@ -49,7 +49,7 @@ def test_a_pool_is_released_and_made_anew():
     sampler = Sampler(small_model(), SamplerConfig(slots=4, num_pages=0, max_len=32))
     params = SamplingParams(max_tokens=8)
     first = sampler.generate([[1, 2, 3]], params)
-    pool = sampler._state.pool
+    pool = sampler._live.state.pool
     sampler.release_pool()
     sampler.release_pool()
     assert all(x.is_deleted() for x in jax.tree.leaves(pool))

@@ -240,10 +240,14 @@ def test_a_prompt_is_prefilled_once_for_its_samples():
     # 16 samples of 10 tokens on 3 slots: the last round has a free one, which is computed too.
     assert stats["row_steps"] >= 160
     assert stats["row_waste"] == 1 - 160 / stats["row_steps"]
+    # The pool's last calls have one row; between calls nothing is live.
+    assert (stats["live_rows"], stats["live_rows_min"], stats["live_rows_max"]) == ([0], 1, 3)
+    assert stats["prefix_hit_rate"] == stats["prefix_hit_tokens"] / stats["prefix_query_tokens"]
     assert stats["tokens_per_s"] > 0
     assert 0 < stats["pages_peak"] <= 127
     sampler.reset_stats()
-    assert sampler.stats()["response_tokens"] == 0
+    stats = sampler.stats()
+    assert stats["response_tokens"] == stats["prefix_hit_rate"] == stats["live_rows_max"] == 0
 
 
 def test_500_random_requests_leave_no_page_behind():
@@ -357,6 +361,17 @@ def test_an_abort_releases_everything_and_the_next_call_works():
         ([[1] * 30], {"max_tokens": 19}, "prompt 0: 30 .*max_tokens=19 = 49, over the pool's 48"),
         ([[1]], {"stop_token_ids": (61,)}, "stop_token_ids: id 61"),
         ([[1]], {"stop_token_ids": tuple(range(17))}, "17 ids, at most 16"),
+        ([[1]], {"stop_token_ids": "12"}, "stop_token_ids='12': must be a sequence of token ids"),
+        ([[1]], {"stop_token_ids": (1.5,)}, "stop_token_ids: id=1.5: must be a whole number"),
+        ([[1]], {"stop_token_ids": None}, r"stop_token_ids=None: .* \(\) for none"),
+        ([[1]], {"stop_token_ids": 5}, r"stop_token_ids=5: .* give \(id,\) for one"),
+        ([[1]], {"stop_strings": ("a",), "decode": 3}, "decode=3: need decode="),
+        ([[1]], {"stop_strings": 5, "decode": str}, "stop_strings=5: must be a sequence"),
+        ([[1], [1, [2, 3]]], {}, r"prompt 1: must be a flat .* got \[1, \[2, 3\]\]"),
+        ([1, 2], {}, r"prompt 0: must be a flat .* give one prompt as \[prompt\]"),
+        ("ab", {}, "prompts='ab': must be a sequence of sequences of token ids"),
+        (iter([[1]]), {}, "prompts=.*iterator.* make a list of an iterator"),
+        ([], {"max_tokens": 0}, "max_tokens=0: must be at least 1"),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_the_numbers(prompts, params, message):

@@ -2,10 +2,14 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
-from tests.rollout.rollout_cases import random_prompts, small_model
+from polaris_jax.rollout import sampler as sampler_module
+from polaris_jax.rollout.prompt_logprobs import prompt_logprobs
+from tests.random_models import random_model
+from tests.rollout.rollout_cases import CONFIG, random_prompts, small_model
 
 pytestmark = pytest.mark.xdist_group("sampler_api")  # one worker makes what its tests share
 
@@ -78,7 +82,25 @@ def test_a_stream_whose_request_is_aborted_says_so():
         list(stream)
 
 
+def test_a_stream_yields_what_another_callers_step_ended(expected):
+    sampler, got = sampler_of(), {}
+    for p, s, response in sampler.stream(PROMPTS, PARAMS):
+        got[p, s] = response.token_ids
+        sampler.generate(PROMPTS[:1], SamplingParams(max_tokens=20))
+    assert got == {key: response.token_ids for key, response in flat(expected).items()}
+
+
 # --- submit, step, poll, abort ---
+
+
+def test_a_request_that_has_ended_before_it_is_driven_yields_all_of_it():
+    sampler = sampler_of()
+    long = sampler.submit(PROMPTS[:2], SamplingParams(max_tokens=20))
+    short = sampler.submit(PROMPTS[2:], SamplingParams(n=2, max_tokens=2))
+    assert len(list(sampler.drive(long))) == 2
+    assert short.done
+    assert len(list(sampler.drive(short))) == 6
+    assert list(sampler.drive(short)) == []
 
 
 def test_requests_that_come_at_any_time_get_what_they_would_alone(expected):
@@ -148,10 +170,64 @@ def test_what_a_callback_raises_ends_its_own_call_and_nobody_elses(expected):
     assert sampler.stats()["pages_used"] == 0
 
 
+def test_a_callback_that_raises_ends_its_own_request_in_anybodys_step(expected):
+    sampler = sampler_of()
+
+    def on_progress(done, total, tokens):
+        raise KeyError("mine")
+
+    mine = sampler.submit(PROMPTS, PARAMS, on_progress=on_progress)
+    others = sampler.generate(PROMPTS, PARAMS)
+    assert [[r.token_ids for r in g] for g in others] == [
+        [r.token_ids for r in g] for g in expected
+    ]
+    assert mine.aborted
+    sampler.poll(mine)  # what had ended, if anything had
+    with pytest.raises(KeyError, match="mine"):
+        sampler.poll(mine)
+    with pytest.raises(KeyError, match="mine"):
+        list(sampler.drive(mine))
+    assert sampler.stats()["pages_used"] == 0
+
+
+def test_a_decode_that_raises_ends_its_own_request(expected):
+    sampler = sampler_of()
+    other = sampler.submit(PROMPTS, PARAMS)
+
+    def decode(token_ids):
+        raise LookupError("no such piece")
+
+    params = SamplingParams(max_tokens=9, stop_strings=("x",), decode=decode)
+    with pytest.raises(LookupError, match="no such piece"):
+        sampler.generate(PROMPTS[:1], params)
+    answers = {(p, s): r.token_ids for p, s, r in sampler.drive(other)}
+    assert answers == {key: r.token_ids for key, r in flat(expected).items()}
+    assert sampler.stats()["pages_used"] == 0
+
+
+def test_an_interrupt_in_a_callback_loses_no_token(expected):
+    sampler, told, interrupts = sampler_of(), {}, [KeyboardInterrupt()]
+
+    def on_tokens(prompt, sample, new):
+        told.setdefault((prompt, sample), []).extend(new)
+        if interrupts:
+            raise interrupts.pop()
+
+    request = sampler.submit(PROMPTS, PARAMS, on_tokens=on_tokens)
+    sampler.step()  # its tokens are told in the next one
+    with pytest.raises(KeyboardInterrupt):
+        sampler.step()
+    while sampler.step():
+        pass
+    assert request.done and not request.aborted
+    assert told == {key: list(r.token_ids) for key, r in flat(expected).items()}
+
+
 def test_a_device_error_drops_every_request_and_the_next_call_works(expected, monkeypatch):
     sampler = sampler_of()
     lost = sampler.submit(PROMPTS, PARAMS)
     sampler.step()
+    tokens = sampler.stats()["response_tokens"]
 
     def fail(*_, **__):
         raise RuntimeError("out of memory")
@@ -161,6 +237,7 @@ def test_a_device_error_drops_every_request_and_the_next_call_works(expected, mo
         with pytest.raises(RuntimeError, match="out of memory"):
             sampler.step()
     assert lost.aborted
+    assert sampler.stats()["response_tokens"] == tokens > 0  # what happened before stays counted
     assert not sampler.step()
     assert sampler.stats()["pages_used"] == 0
     assert sampler.generate(PROMPTS, PARAMS) == expected
@@ -187,6 +264,8 @@ def test_the_longest_expected_begin_first_and_no_token_changes(expected):
         ([1, 2], "2 values for 5 prompts"),
         ([1, 2, 3, 4, float("nan")], "prompt 4: expected_tokens=nan"),
         ([-1, 2, 3, 4, 5], "prompt 0: expected_tokens=-1"),
+        ([1, None, 3, 4, 5], "prompt 1: expected_tokens=None: must be a number"),
+        (5, "expected_tokens=5: must be a sequence"),
     ],
 )
 def test_expectations_that_make_no_sense_are_refused(values, message):
@@ -242,6 +321,21 @@ def test_new_weights_within_responses_go_on_from_the_tokens_so_far():
     assert sampler.version == 1
 
 
+def test_prompt_log_probs_are_those_of_the_weights_that_ended_the_response():
+    sampler = sampler_of()
+    params = SamplingParams(temperature=0.0, max_tokens=(2, 12), prompt_logprobs=True)
+    request = sampler.submit(PROMPTS[:2], params)
+    sampler.step()
+    sampler.pause()
+    sampler.update_weights(small_model(1))
+    sampler.resume()
+    answers = {p: response.prompt_logprobs for p, _, response in sampler.drive(request)}
+    assert {p: r[0].prompt_logprobs for p, r in enumerate(request.responses())} == answers
+    for p, weights in enumerate((small_model(), small_model(1))):
+        (wanted,) = prompt_logprobs(weights, [tuple(PROMPTS[p])], [0.0])
+        assert answers[p] == pytest.approx(wanted, abs=1e-4)
+
+
 def test_the_pool_may_go_while_paused(expected):
     sampler = sampler_of()
     stream = sampler.stream(PROMPTS, PARAMS)
@@ -263,3 +357,37 @@ def test_no_weights_no_tokens():
     sampler.release()
     with pytest.raises(RuntimeError, match="no weights"):
         sampler.generate(PROMPTS, PARAMS)
+
+
+def test_weights_that_are_deleted_cost_the_old_ones_nothing(expected):
+    sampler, dead = sampler_of(), random_model(CONFIG, 5)
+    dead.embed_VD[...].delete()
+    with pytest.raises(ValueError, match=r"model: 1 of its arrays are deleted, embed_VD first"):
+        sampler.update_weights(dead)
+    assert sampler.version == 0
+    assert sampler.generate(PROMPTS, PARAMS) == expected
+
+
+def test_after_an_update_that_failed_there_are_no_weights_until_one_succeeds(expected, monkeypatch):
+    sampler = sampler_of()
+    request = sampler.submit(PROMPTS, PARAMS)
+    sampler.step()
+    sampler.pause()
+
+    def fail(*_, old, **__):
+        for leaf in jax.tree.leaves(old):
+            leaf.delete()
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler_module, "sync_weights", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            sampler.update_weights(small_model())
+    sampler.resume()
+    with pytest.raises(RuntimeError, match="no weights: call update_weights"):
+        sampler.step()
+    sampler.pause()
+    sampler.update_weights(small_model())
+    sampler.resume()
+    answers = {(p, s): r.token_ids for p, s, r in sampler.drive(request)}
+    assert answers == {key: r.token_ids for key, r in flat(expected).items()}

@@ -18,7 +18,7 @@ from polaris_jax.models import Qwen
 from polaris_jax.records import Response
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.run import deal
-from polaris_jax.sharding import make_sampler_mesh
+from polaris_jax.sharding import make_sampler_mesh, on_slots
 from tests.random_models import random_model
 from tests.rollout.rollout_cases import (
     CONFIG,
@@ -174,6 +174,12 @@ def test_two_processes_share_a_sampler(data, tensor):
     assert log_prob_difference(actual) <= SAMPLER_LOGPROB_ATOL
 
 
+def test_rows_of_a_sampler_without_a_mesh_lie_on_a_device_of_this_process(monkeypatch):
+    other = jax.devices()[3]  # the first of all devices is another process's, but for process 0
+    monkeypatch.setattr(jax, "local_devices", lambda: [other])
+    assert on_slots(np.arange(3), None).devices() == {other}
+
+
 def test_samples_are_dealt_by_tokens_and_by_nothing_else():
     assert deal([5, 5, 5, 5], 2) == [0, 1, 0, 1]
     assert deal([9, 1, 1, 1, 9], 2) == [0, 1, 1, 1, 1]
@@ -185,13 +191,17 @@ def test_samples_are_dealt_by_tokens_and_by_nothing_else():
 
 def test_the_samples_of_one_prompt_use_every_shard():
     params = SamplingParams(n=8, max_tokens=10, seed=3)
-    sampler = Sampler(wide_model(), SIZES, mesh=mesh(4, 2))
-    (group,) = sampler.generate(PROMPTS[:1], params)
+    sampler, live = Sampler(wide_model(), SIZES, mesh=mesh(4, 2)), []
+    (group,) = sampler.generate(
+        PROMPTS[:1], params, on_progress=lambda *_: live.append(sampler.stats()["live_rows"])
+    )
+    assert live[0] == [2, 2, 2, 2]
+    assert (sampler.stats()["live_rows_min"], sampler.stats()["live_rows_max"]) == (2, 2)
     (expected,) = Sampler(wide_model(), SIZES).generate(PROMPTS[:1], params)
     assert [r.token_ids for r in group] == [r.token_ids for r in expected]
     # Two samples on each of four shards: prefilled once there, taken over once.
     assert sampler.stats()["prefix_hits"] == 4
-    assert all(a.peak_used for a in sampler._state.allocators)
+    assert all(a.peak_used for a in sampler._live.state.allocators)
 
 
 def test_an_abort_releases_the_pages_of_every_shard():

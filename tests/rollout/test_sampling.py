@@ -1,5 +1,7 @@
 """Drawing tokens: against a slow, obvious numpy reading of the definitions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,10 +152,38 @@ def test_keys_are_the_documented_fold():
         (SamplingParams(max_tokens=[3, 0]), "prompt 1: max_tokens=0: must be at least 1"),
         (SamplingParams(seed=[0, 2**32]), "prompt 1: seed=4294967296"),
         (SamplingParams(seed=[1, 2, 3]), "seed: 3 values for 2 prompts"),
-        (SamplingParams(n=0), "n=0"),
+        (SamplingParams(n=0), "n=0: must be at least 1"),
+        (SamplingParams(n=True), "n=True: must be a whole number, not bool; give an int"),
+        (SamplingParams(n=2.0), "n=2.0: must be a whole number, not float"),
+        (SamplingParams(n="2"), "n='2': must be a whole number, not str"),
+        (SamplingParams(top_k=2.7), "prompt 0: top_k=2.7: must be a whole number"),
+        (SamplingParams(top_k=float("inf")), "prompt 0: top_k=inf: must be a whole number"),
+        (SamplingParams(max_tokens=[2, 2.9]), "prompt 1: max_tokens=2.9: must be a whole number"),
+        (SamplingParams(max_tokens=None), "prompt 0: max_tokens=None: must be a whole number"),
+        (SamplingParams(seed=1.9), "prompt 0: seed=1.9: must be a whole number"),
+        (SamplingParams(seed=[[1, 2], [3]]), r"prompt 0: seed=\[1, 2\]: must be a whole number"),
+        (SamplingParams(temperature=None), "prompt 0: temperature=None: must be a number"),
+        (SamplingParams(temperature="hot"), "prompt 0: temperature='hot': must be a number"),
+        (SamplingParams(temperature=1e39), "prompt 0: temperature=1e\\+39: .* at most 3.40"),
+        (SamplingParams(top_p=[0.5, "1"]), "prompt 1: top_p='1': must be a number"),
     ],
     ids=str,
 )
 def test_settings_out_of_range_are_named(params, message):
     with pytest.raises(ValueError, match=message):
         per_prompt(params, 2)
+
+
+def test_single_values_are_checked_without_a_prompt_too():
+    with pytest.raises(ValueError, match=r"^temperature=-1\.0: must be at least 0"):
+        per_prompt(SamplingParams(temperature=-1), 0)
+    assert per_prompt(SamplingParams(), 0) == []
+
+
+def test_numbers_of_numpy_and_jax_are_numbers():
+    params = SamplingParams(
+        temperature=jnp.float32(0.5), top_k=np.int64(3), seed=np.arange(2), max_tokens=jnp.int32(4)
+    )
+    first, second = per_prompt(params, 2)
+    assert (first.temperature, first.top_k, first.max_tokens, second.seed) == (0.5, 3, 4, 1)
+    assert all(type(x) in (int, float) for x in dataclasses.astuple(first))

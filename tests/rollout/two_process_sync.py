@@ -39,7 +39,10 @@ def main() -> None:
     host = jax.tree.map(np.asarray, small_model())
     params = private_copies(host, where)
     mesh = make_sampler_mesh(jax.local_devices(), data=data, tensor=tensor)
-    sampler = Sampler(params, SamplerConfig(slots=4, num_pages=40, max_len=48), mesh=mesh)
+    # Alone on one device it also calls ahead, which lays rows out on that device by itself.
+    ahead = data * tensor == 1
+    sizes = SamplerConfig(slots=4, num_pages=40, max_len=48, dispatch_ahead=ahead)
+    sampler = Sampler(params, sizes, mesh=mesh)
     sampler.update_weights(params)
     # A different number of calls in each: a collective in there would hang.
     for _ in range(1 + rank):
