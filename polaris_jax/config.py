@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from polaris_jax.config_lengths import check_pages
 from polaris_jax.config_rules import row_unit_tokens, validate
 from polaris_jax.config_sections import (
     PROMPT_SUFFIX,
@@ -73,6 +74,7 @@ __all__ = [
     "YarnSection",
     "binding_fields",
     "build_config",
+    "check_pages",
     "config_fields",
     "config_hash",
     "default_config",
@@ -89,6 +91,8 @@ FREE_SECTIONS = ("metrics", "checkpoint", "evaluate", "distributed", "mesh")
 FREE_FIELDS = (
     "reward.workers",
     "rollout.save_every",
+    "rollout.slots",
+    "rollout.num_pages",
     "rollout.data",
     "rollout.tensor",
     "rollout.devices",
@@ -234,8 +238,8 @@ def config_fields(config: RunConfig) -> dict[str, Any]:
 def binding_fields(config: RunConfig) -> dict[str, Any]:
     """The leaves that a resume may not change.
 
-    Free: logging, checkpoint cadence, workers, evaluation, device mesh, and the length of the last
-    stage (it may grow; `workdir` checks the direction against the checkpoint).
+    Free: logging, checkpoint cadence, workers, evaluation, device mesh, memory sizes, and the
+    length of the last stage (it may grow; `workdir` checks the direction against the checkpoint).
     """
     last_steps = f"stages[{len(config.stages) - 1}].steps"
     return {

@@ -27,7 +27,7 @@ from polaris_jax.records import Graded, Problem, PromptBatch, Rollouts
 from polaris_jax.reward import Grader
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.sample_groups import gradable, graded_here, sample_groups
-from polaris_jax.sharding import make_sampler_mesh, split_devices
+from polaris_jax.sharding import make_sampler_mesh, slot_shards, split_devices
 
 TOKENIZER = "tokenizer"  # beside the checkpoints that it belongs to
 
@@ -161,6 +161,12 @@ def prompt_batch(
         draws=(draw,) * len(problems),
         epoch=0,
     )
+
+
+def sampler_shards(config: RunConfig, devices: Sequence[Any]) -> int:
+    """Data shards of a sampler on these devices."""
+    section = config.rollout
+    return slot_shards(make_sampler_mesh(devices, data=section.data, tensor=section.tensor))
 
 
 def make_sampler(

@@ -143,8 +143,8 @@ def claim(
 
     Args:
         workdir: made when missing.
-        config: the run. Logging, checkpoint cadence, workers, evaluation and mesh are free to
-            differ from those it was begun with, and the last stage may grow.
+        config: the run. Logging, checkpoint cadence, workers, evaluation, mesh and memory sizes
+            are free to differ from those it was begun with, and the last stage may grow.
         command: named in run.json and in messages.
         overwrite: delete what training made here before, and begin anew.
         primary: False in every process of a run but the first; it then touches nothing.
@@ -277,7 +277,9 @@ def _refuse_other_config(workdir: epath.Path, record: dict[str, Any], config: Ru
     remedy = "choose another --workdir, or use --overwrite to begin anew"
     recorded, present = record["config"], _plain(config_fields(config))
     differing = []
-    for name in sorted(binding_fields(config).keys() | set(record["binding"])):
+    binding = binding_fields(config).keys()
+    gone = set(record["binding"]) - present.keys()  # what binds no more may differ in old runs too
+    for name in sorted(binding | gone):
         there = recorded.get(name, ADDED_FIELDS.get(name, ABSENT))
         here = present.get(name, ABSENT)
         if there != here:

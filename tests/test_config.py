@@ -13,6 +13,7 @@ from polaris_jax.config import (
     StageSection,
     binding_fields,
     build_config,
+    check_pages,
     config_fields,
     config_hash,
     default_config,
@@ -157,6 +158,52 @@ TWO_STAGES = [{"temperature_rule": "match_diversity"}, {}]
             "4 data shards needs at least 2",
         ),
         ({"rollout__reserve": 1.0}, "rollout.reserve=1.0", "in [0, 1)"),
+        (  # 1,024 + 100 fit, the second stage's 1,024 + 200 do not
+            {
+                "rollout__num_pages": 72,
+                "stages": [{"max_response_tokens": 100}, {"max_response_tokens": 200}],
+            },
+            "rollout.num_pages=72",
+            "stages[1].max_response_tokens=200 make a sequence of 1224 tokens",
+        ),
+        (
+            {
+                "rollout__num_pages": 100,
+                "rollout__data": 2,
+                "stages": [{"max_response_tokens": 100}],
+            },
+            "rollout.num_pages=100",
+            "set it to at least 144, or to 0",
+        ),
+        *(
+            (
+                {
+                    "rollout__num_pages": 72,
+                    "stages": [{"max_response_tokens": 100}],
+                    f"{name}__max_response_tokens": 113,
+                },
+                "rollout.num_pages=72",
+                f"{name}.max_response_tokens=113",
+            )
+            for name in ("evaluate", "probe", "calibrate")
+        ),
+        ({"rope__yarn__factor": 0.5}, "rope.yarn.factor=0.5", "1.0 (off) or more"),
+        ({"rope__yarn__attention_factor": 0.0}, "rope.yarn.attention_factor=0.0", "above 0"),
+        ({"rope__yarn__beta_slow": 0.0}, "rope.yarn.beta_slow=0.0", "above 0"),
+        ({"rope__yarn__beta_fast": 1.0}, "rope.yarn.beta_fast=1.0", "rope.yarn.beta_slow=1"),
+        (
+            {
+                "rope__yarn__original_max_position_embeddings": 0,
+                "stages": [{}, {"rope_factor": 1.5}],
+            },
+            "rope.yarn.original_max_position_embeddings=0",
+            "stages[1].rope_factor=1.5 needs the length",
+        ),
+        (
+            {"rope__yarn__original_max_position_embeddings": 0, "evaluate__yarn": "both"},
+            "rope.yarn.original_max_position_embeddings=0",
+            "evaluate.yarn=both needs the length",
+        ),
         ({"optimizer__b1": 1.0}, "optimizer.b1=1.0", "[0, 1)"),
         ({"optimizer__b2": -0.1}, "optimizer.b2=-0.1", "[0, 1)"),
         ({"batch__min_informative": 1.5}, "batch.min_informative=1.5", "[0, 1]"),
@@ -250,10 +297,20 @@ def test_the_budget_rule_states_the_numbers():
         {"model__max_position_tokens": 40_960, "evaluate__max_response_tokens": 90_000}
         | {"evaluate__yarn": "on"},
         {"stages": [{}, {"temperature_rule": "match_diversity"}]},
+        {"rollout__num_pages": 72, "stages": [{"max_response_tokens": 112}]},
+        {"rollout__num_pages": 144, "rollout__data": 2, "stages": [{"max_response_tokens": 112}]},
+        {"rope__yarn__original_max_position_embeddings": 0},
     ],
 )
 def test_values_on_the_allowed_side_pass(values):
     build_config(with_values(**values))
+
+
+def test_the_pool_is_asked_again_once_the_shards_are_known():
+    config = build_config({"rollout": {"num_pages": 72}, "stages": [{"max_response_tokens": 112}]})
+    check_pages(config, 1)
+    with pytest.raises(ConfigError, match="each of 2 data shards has room for 560"):
+        check_pages(config, 2)
 
 
 def test_the_packed_row_holds_the_longest_stage():
@@ -305,6 +362,8 @@ def test_what_a_resume_may_change():
         "checkpoint.every_steps",
         "evaluate.n",
         "metrics.wandb",
+        "rollout.num_pages",
+        "rollout.slots",
         "stages[1].steps",
     ):
         assert name in free

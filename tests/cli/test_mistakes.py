@@ -2,6 +2,7 @@
 
 import pytest
 
+from polaris_jax import training_run
 from polaris_jax.__main__ import main
 
 TINY = "--config=configs/tiny_cpu.py"
@@ -70,6 +71,13 @@ def test_one_line_and_exit_2(args, words, capsys, tmp_path):
     assert words in err
     assert err.count("\n") == 1
     assert "Traceback" not in out + err
+
+
+def test_a_pool_too_small_for_a_stage_on_the_shards_that_there_are(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_run, "sampler_shards", lambda *_: 4)
+    assert main([*ON_8[:2], f"--workdir={tmp_path}", "--config.rollout.num_pages=12"]) == 2
+    assert "rollout.num_pages=12" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # refused before the workdir is claimed
 
 
 def test_malformed_config_file_is_named(capsys, tmp_path):
