@@ -12,7 +12,12 @@ import numpy as np
 from etils import epath
 
 from polaris_jax import processes
-from polaris_jax.base_model import load_base, load_base_tokenizer, yarn_scaling
+from polaris_jax.base_model import (
+    check_evaluated_positions,
+    load_base,
+    load_base_tokenizer,
+    yarn_scaling,
+)
 from polaris_jax.config import ConfigError, RunConfig, config_fields
 from polaris_jax.evaluate.budget_curve import budget_curve, default_budgets
 from polaris_jax.evaluate.estimators import avg_at_k, pass_at_k
@@ -62,7 +67,7 @@ def evaluate(
         tag: put before the file names, e.g. `before` -> before_eval.json.
 
     Raises:
-        ConfigError: no held-out problems, or no such checkpoint.
+        ConfigError: no held-out problems, no such checkpoint, or more positions than it has.
     """
     ensure_workdir(workdir)
     section = config.evaluate
@@ -74,11 +79,14 @@ def evaluate(
             "blog's figures"
         )
     weights = _weights(config, workdir, checkpoint, progress)
+    passes = {"off": [False], "on": [True], "both": [False, True]}[section.yarn]
+    for yarn in passes:
+        check_evaluated_positions(config, weights[0].config, progress, budget=budget, yarn=yarn)
     problems = fitting(given, config, tokenizer=weights[1], progress=progress)
     left_out = left_out | {"long_prompt": len(given) - len(problems)}
     prefix = f"{tag}_" if tag else ""
     results = {}
-    for yarn in {"off": [False], "on": [True], "both": [False, True]}[section.yarn]:
+    for yarn in passes:
         rows = _respond(config, workdir, progress, weights, problems, budget, prefix, yarn)
         results[yarn] = _score(config, rows, budget)
     summary = dict(results[min(results)])

@@ -75,7 +75,7 @@ def test_problems_that_cannot_be_asked_are_counted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
     monkeypatch.setattr(evaluate, "_respond", respond)
-    config = with_evaluate(problems=str(tmp_path / "set.jsonl"), n=2, yarn="off")
+    config = with_evaluate(problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64)
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, max_prompt_tokens=64)
     )
@@ -83,6 +83,17 @@ def test_problems_that_cannot_be_asked_are_counted(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert found["left_out"] == {"malformed": 2, "long_prompt": 1}
     assert asked == [found["problems"]] == [1]
+
+
+def test_a_budget_past_the_models_positions_is_refused_before_anything_is_sampled(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
+    monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
+    monkeypatch.setattr(evaluate, "_respond", lambda *_: pytest.fail("it sampled"))
+    config = with_evaluate(problems=str(tmp_path / "set.jsonl"))
+    with pytest.raises(ConfigError, match=r"evaluate.max_response_tokens=39936: .* model's 512"):
+        evaluate.evaluate(config, epath.Path(tmp_path / "run"), progress=Progress(enabled=False))
 
 
 def test_a_missing_checkpoint_is_refused_before_any_warm_start(tmp_path, monkeypatch):
