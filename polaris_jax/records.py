@@ -228,6 +228,8 @@ class StageState:
         dropped_ids: problems out of the training set, in the order in which they were dropped.
         target_diversity: distinct-4-gram of the fixed probe set at the stage's start; None when the
             temperature rule does not need it.
+        target_probe: what that was measured on, in words: two diversities compare only where these
+            agree. None where it is not known (checkpoints of earlier versions).
         first_entropy: policy entropy (nats) of the stage's first step; None before it.
         last_entropy: the same of the stage's newest step.
         decisions: what was decided on entering this stage: dicts of kind, value, reason, table.
@@ -241,6 +243,7 @@ class StageState:
     max_response_tokens: int
     dropped_ids: tuple[str, ...] = ()
     target_diversity: float | None = None
+    target_probe: str | None = None
     first_entropy: float | None = None
     last_entropy: float | None = None
     decisions: tuple[dict[str, Any], ...] = ()
