@@ -113,7 +113,7 @@ def train(
                         sampler.update_weights(state.params)
                         state = run.updater.park(state)
                     metrics |= update_metrics
-                stats = StepStats(entropy=value_of(metrics.get("update/entropy")))
+                stats = StepStats(entropy=value_of(metrics.get("update/fresh_entropy")))
                 stage, _ = observe(stage, stats, config.stages)
                 stage = run.within_tokens(stage)
                 run.step += 1

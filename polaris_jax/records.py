@@ -190,7 +190,8 @@ class TrainBatch:
         old_logp_BT: float32, the sampler's (or stored) log-probs, nats, 0 outside responses.
         temperature_BT: float32 > 0, temperature of the policy that is trained, 1 where padded.
         fresh_BT: float32, 1 at response tokens that the present policy sampled at this step and
-            that are no copy; the log-prob gap is measured there. 0 elsewhere.
+            that are no copy; the log-prob gap, and the entropy that stages go by, are measured
+            there. 0 elsewhere.
         sequences: number of sequences that count in the loss.
         tokens: number of response tokens that count in the loss.
         padding_share: share of positions that carry no token, in [0, 1].

@@ -16,7 +16,8 @@ class StepStats:
     """What the controller reads of a step.
 
     Attributes:
-        entropy: policy entropy of the step's update, nats; None where no update was made.
+        entropy: policy entropy over the tokens that the step's update has fresh from the policy,
+            nats: no rescued row, no copy. None where no update was made, or of no such token.
     """
 
     entropy: float | None = None
