@@ -22,7 +22,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from polaris_jax.config_lengths import check_pages
-from polaris_jax.config_rules import row_unit_tokens, validate
+from polaris_jax.config_rules import check_mesh, row_unit_tokens, validate
 from polaris_jax.config_sections import (
     PROMPT_SUFFIX,
     ArithmeticSection,
@@ -74,6 +74,7 @@ __all__ = [
     "YarnSection",
     "binding_fields",
     "build_config",
+    "check_mesh",
     "check_pages",
     "config_fields",
     "config_hash",
@@ -202,8 +203,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         value = float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(f"{path}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
-    if hint is float and math.isnan(value):
-        raise ConfigError(f"{path}={value!r}: not a number")
+    if hint is float and not math.isfinite(value):
+        rule = "not a number" if math.isnan(value) else "must be finite"
+        raise ConfigError(f"{path}={value!r}: {rule}")
     return value
 
 

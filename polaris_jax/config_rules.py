@@ -9,7 +9,7 @@ import itertools
 import math
 
 from polaris_jax.config_lengths import check_pages, check_yarn
-from polaris_jax.config_sections import RunConfig, StageSection, require
+from polaris_jax.config_sections import MeshSection, RunConfig, StageSection, require
 
 POSITIVE = {
     "rollout": "prompts_per_step slots page_size decode_steps prefill_chunk tensor partial_max_lag",
@@ -22,7 +22,8 @@ POSITIVE = {
     "checkpoint": "every_steps keep_last grace_s",
     "evaluate": "n",
     "distributed": "heartbeat_timeout_s",
-    "warmstart": "batch_size examples",
+    "warmstart": "batch_size examples learning_rate hidden_size intermediate_size num_layers "
+    "num_heads num_kv_heads head_dim max_position_tokens",
 }
 NOT_NEGATIVE = {
     "rollout": "num_pages prefill_budget max_logp_gap_mean save_every total_tokens data devices",
@@ -50,7 +51,9 @@ def validate(config: RunConfig) -> None:
     require(bool(config.stages), "stages", [], "at least one stage is needed")
     for index, stage in enumerate(config.stages):
         _check_stage(config, index, stage)
+    check_mesh(config.mesh)
     _check_row_len(config)
+    _check_warmstart(config)
     _check_probe(config)
     _check_evaluate(config)
     check_yarn(config)
@@ -161,6 +164,13 @@ def _check_objective(config: RunConfig) -> None:
         "must exceed 1 + objective.clip_high, or be 0 to turn it off",
     )
     require(
+        o.tis_cap == 0 or o.tis_cap >= 1,
+        "objective.tis_cap",
+        o.tis_cap,
+        "a cap below 1 would weaken tokens whose policy has not moved; set it to 0 (off), or to 1 "
+        "or more, such as 2.0",
+    )
+    require(
         o.minibatches == 1 or o.old_logprobs != "current",
         "objective.minibatches",
         o.minibatches,
@@ -180,6 +190,12 @@ def _check_optimizer(config: RunConfig) -> None:
     require(0 <= opt.b1 < 1, "optimizer.b1", opt.b1, "must lie in [0, 1)")
     require(0 <= opt.b2 < 1, "optimizer.b2", opt.b2, "must lie in [0, 1)")
     require(0 <= share <= 1, "batch.min_informative", share, "a share; must lie in [0, 1]")
+    require(
+        config.batch.substitute or config.batch.on_scarce == "train",
+        "batch.on_scarce",
+        config.batch.on_scarce,
+        "has no effect with batch.substitute=False; set it to train, or batch.substitute to True",
+    )
 
 
 def _check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
@@ -239,10 +255,20 @@ def _check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
     )
 
 
+def check_mesh(mesh: MeshSection) -> None:
+    """Returns when every axis may have its size, whatever devices there are.
+
+    Raises:
+        ConfigError: a size below 1, save fsdp=-1.
+    """
+    for name in ("data", "fsdp", "context", "tensor"):
+        size, rest = getattr(mesh, name), name == "fsdp"
+        rule = "must be at least 1" + (", or -1 for the rest" if rest else "")
+        require(size >= 1 or (rest and size == -1), f"mesh.{name}", size, rule)
+
+
 def _check_row_len(config: RunConfig) -> None:
     mesh, row_len = config.mesh, config.batch.row_len
-    if mesh.context < 1 or mesh.tensor < 1:
-        return  # the mesh itself refuses these
     unit = row_unit_tokens(mesh.context, mesh.tensor)
     require(
         row_len % unit == 0,
@@ -251,6 +277,26 @@ def _check_row_len(config: RunConfig) -> None:
         f"with mesh.context={mesh.context} and mesh.tensor={mesh.tensor} it must be a multiple of "
         f"{unit}; set it to {-(-row_len // unit) * unit}, or to 0",
     )
+
+
+def _check_warmstart(config: RunConfig) -> None:
+    w, arithmetic = config.warmstart, config.data.arithmetic
+    require(0 <= w.slip_rate <= 1, "warmstart.slip_rate", w.slip_rate, "must lie in [0, 1]")
+    require(
+        w.num_heads % w.num_kv_heads == 0,
+        "warmstart.num_kv_heads",
+        w.num_kv_heads,
+        f"must divide warmstart.num_heads={w.num_heads}",
+    )
+    require(
+        w.head_dim % 2 == 0,
+        "warmstart.head_dim",
+        w.head_dim,
+        "rotary embedding needs an even width",
+    )
+    for name in ("train", "held_out"):
+        count = getattr(arithmetic, name)
+        require(count >= 0, f"data.arithmetic.{name}", count, "must not be negative; 0 is none")
 
 
 def _check_probe(config: RunConfig) -> None:
