@@ -19,6 +19,7 @@ from polaris_jax.data.arithmetic import arithmetic_problems
 from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import read_problems
 from polaris_jax.data.prompts import render_prompt
+from polaris_jax.evaluate.benchmarks import is_benchmark, read_benchmark
 from polaris_jax.grade_ahead import GradeAhead
 from polaris_jax.in_flight import begin
 from polaris_jax.models import Qwen
@@ -103,8 +104,10 @@ def evaluation_problems(
     """The held-out problems: `evaluate.problems`, else the procedural ones; rows left out, counted.
 
     Raises:
-        ConfigError: neither is configured.
+        ConfigError: neither is configured, or a file named as a known benchmark is not whole.
     """
+    if is_benchmark(config.evaluate.problems):
+        return read_benchmark(config.evaluate.problems), {}
     if config.evaluate.problems:
         return _read_named(config.evaluate.problems, progress, unique=False)
     if config.data.arithmetic.held_out:
