@@ -81,6 +81,7 @@ def train(
                 )
             except RolloutAborted:  # there is nothing yet that a checkpoint would keep
                 return TrainSummary(first_step, run.step, False, dict(run.counts))
+            run.clock.begin_stage(sampler, run.grader)
         else:
             stage, state, loader, sampler = run.resumed
         state = run.updater.park(state)
@@ -100,7 +101,7 @@ def train(
                         sampler=sampler,
                         stop=stop,
                     )
-                    sampler.reset_stats()  # the probes' tokens are no rollout's
+                    run.clock.begin_stage(sampler, run.grader)
                     mark = run.mark(stage, loader)
                     run.save(state, mark, replace=True)
                 graded, metrics = visit(run, sampler, loader, stage, stop)

@@ -127,6 +127,7 @@ class Graded:
     """Responses with their rewards: what rescue, substitution and packing work on.
 
     Nested fields are indexed [P][R]. Batch functions return a new record and never change one.
+    Rewards that are not finite are a ValueError: one would poison its group's baseline.
 
     Attributes:
         problem_ids: P ids.
@@ -158,6 +159,13 @@ class Graded:
 
     def __post_init__(self) -> None:
         reward_PR = np.asarray(self.reward_PR, np.float32)
+        bad = np.argwhere(~np.isfinite(reward_PR))
+        if len(bad):
+            p, r = bad[0]
+            raise ValueError(
+                f"reward_PR[{p}, {r}]={reward_PR[p, r]} (problem {self.problem_ids[p]!r}): rewards "
+                "must be finite, in [0, 1]; grade a response that cannot be graded 0"
+            )
         object.__setattr__(self, "reward_PR", reward_PR)
         rescued_PR = self.rescued_PR
         rescued_PR = np.zeros(reward_PR.shape, bool) if rescued_PR is None else rescued_PR

@@ -264,6 +264,8 @@ def test_a_run_learns_counts_and_says_what_it_did(whole):
     assert timing[1]["throughput/weight_sync_bytes"] > 0
     assert timing[1]["throughput/update_flops_per_s"] > 0
     assert timing[1]["throughput/update_mfu"] is None  # nobody states a CPU's peak
+    # A step's 6 prompts x 4 responses: what the entries have probed is no step's.
+    assert [line["reward/graded"] for line in timing] == [24] * 9
     # After the second step of a stage nothing compiles.
     assert all(timing[i]["sampler/compiles"] == 0 for i in (2, 3, 4, 7, 8))
 
