@@ -288,12 +288,7 @@ def _check_warmstart(config: RunConfig) -> None:
         w.num_kv_heads,
         f"must divide warmstart.num_heads={w.num_heads}",
     )
-    require(
-        w.head_dim % 2 == 0,
-        "warmstart.head_dim",
-        w.head_dim,
-        "rotary embedding needs an even width",
-    )
+    require(w.head_dim % 2 == 0, "warmstart.head_dim", w.head_dim, "rotary width must be even")
     for name in ("train", "held_out"):
         count = getattr(arithmetic, name)
         require(count >= 0, f"data.arithmetic.{name}", count, "must not be negative; 0 is none")
