@@ -1,16 +1,23 @@
-"""What the full-size configs take after a colon: a pod to run on, or `tiny`.
+"""What the full-size configs take after a colon: a pod to run on, `final`, or `tiny`.
 
     --config=configs/polaris_4b.py:v5p:2x2x4    Qwen3-4B on 16 v5p chips
     --config=configs/polaris_4b.py:tiny         the same stages with a model that a laptop trains
+    --config=configs/polaris_4b.py:final:amc23  evaluation as the recipe's final one
 
 A pod sets the mesh, the sampler's mesh and its page pool; every number of the recipe stays.
-`polaris plan` shows what each of them leaves free. `tiny` is a smoke test of a config's shape: two
-steps a stage, a small model made on the spot, arithmetic problems.
+`polaris plan` shows what each of them leaves free. `final` sets `evaluate` alone, to what the
+recipe states for that model's final evaluation: avg@32, or with a benchmark's name its own k.
+`tiny` is a smoke test of a config's shape: two steps a stage, a small model made on the spot,
+arithmetic problems.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
+
+from polaris_jax.evaluate.benchmarks import BENCHMARKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +53,38 @@ PODS = {
 }
 
 
-def aim(config: ConfigDict, target: str) -> ConfigDict:
-    """`config` for `target`: a key of PODS, `tiny`, or empty for no change.
+FINAL = ("final", *(f"final:{name}" for name in BENCHMARKS))
+
+
+def aim(config: ConfigDict, target: str, *, final: Mapping[str, Any] | None = None) -> ConfigDict:
+    """`config` for `target`: a key of PODS, one of FINAL, `tiny`, or empty for no change.
+
+    Args:
+        config: of the file.
+        target: what stands after the colon.
+        final: the recipe's final evaluation as fields of `evaluate`; None: it states none.
 
     Raises:
-        ValueError: another target.
+        ValueError: another target, or a final evaluation that is not stated.
     """
     if not target:
+        return config
+    if target in FINAL:
+        if final is None:
+            raise ValueError(
+                f"--config=...:{target}: the recipe states no final evaluation of this model; set "
+                "evaluate.{n,temperature,top_k,max_response_tokens,yarn} yourself"
+            )
+        config.evaluate.update(final)
+        if ":" in target:
+            config.evaluate.n = BENCHMARKS[target.partition(":")[2]].k
         return config
     if target == "tiny":
         return _shrunk(config)
     if target not in PODS:
         raise ValueError(
-            f"--config=...:{target}: no such target; take one of {', '.join(PODS)}, or tiny"
+            f"--config=...:{target}: no such target; take one of {', '.join((*PODS, *FINAL))}, or "
+            "tiny"
         )
     pod = PODS[target]
     config.mesh.context = pod.context

@@ -10,12 +10,17 @@ r"""POLARIS-4B: Qwen3-4B in three stages of 39,936, 48,128 and 52,224 response t
         --config=configs/polaris_4b.py:v5p:2x2x4 --workdir=/mnt/runs/4b \
         --config.evaluate.problems=aime24.jsonl
     polaris train --config=configs/polaris_4b.py:tiny --workdir=runs/tiny
+    for name in aime24 aime25 minerva olympiad amc23; do
+        polaris evaluate --config=configs/polaris_4b.py:final:$name --workdir=runs/4b \
+            --checkpoint=latest --tag=$name --config.evaluate.problems=$name.jsonl
+    done
 
 Every 10 steps the run scores itself (avg@8) on the problems that evaluate.problems names; without
 any it does not begin, unless evaluate.every_steps is 0.
 
 What may stand after the colon: configs/_targets.py, which has a mesh for each pod that it names
-(`polaris plan` shows how they fit) and `tiny`, a smoke test for any CPU.
+(`polaris plan` shows how they fit), `final`, the recipe's final evaluation (avg@32; final:NAME has
+the benchmark's own k), and `tiny`, a smoke test for any CPU.
 
 Numbers: the recipe's (about 700 steps over the three stages; the share of each is ours). Stages 2
 and 3 pass the checkpoint's own 40,960 positions without YaRN: warned once.
@@ -33,9 +38,18 @@ from polaris_jax.config import default_config, stage
 # The file beside this one, from whatever directory this one is loaded.
 aim = runpy.run_path(str(Path(__file__).with_name("_targets.py")))["aim"]
 
+FINAL = {
+    "n": 32,
+    "temperature": 1.4,
+    "top_p": 1.0,
+    "top_k": 20,
+    "max_response_tokens": 90_000,
+    "yarn": "on",  # rope.yarn: factor 1.5 on 32,768
+}
+
 
 def get_config(target: str = "") -> ConfigDict:
-    """Qwen3-4B, three stages. `target`: a pod or `tiny`, see configs/_targets.py."""
+    """Qwen3-4B, three stages. `target`: a pod, `final` or `tiny`, see configs/_targets.py."""
     config = default_config()
     config.model.path = "Qwen/Qwen3-4B"
     config.model.max_position_tokens = 53248
@@ -46,4 +60,4 @@ def get_config(target: str = "") -> ConfigDict:
     ]
     config.evaluate.every_steps = 10
     config.evaluate.temperature = 1.2
-    return aim(config, target).lock()
+    return aim(config, target, final=FINAL).lock()

@@ -169,3 +169,45 @@ def check_positions(config: RunConfig, model: ModelConfig, progress: Progress) -
             "without YaRN; model.max_position_tokens allows it"
         )
         return
+
+
+def check_evaluated_positions(
+    config: RunConfig, model: ModelConfig, progress: Progress, *, budget: int, yarn: bool
+) -> None:
+    """Checks prompt + `budget` of an evaluation; warns in a line where it goes on past the limit.
+
+    Under YaRN the limit is factor x original length, and going past it is the recipe's own way
+    (Source: POLARIS, section 4: 49,152 to 90,000). Without, it is the model's own, and only
+    `model.max_position_tokens` or evaluate.yarn=both, which asks for the comparison, go past it.
+
+    Args:
+        config: the run.
+        model: what is evaluated.
+        progress: gets the warning.
+        budget: response tokens.
+        yarn: this pass is under rope.yarn.
+
+    Raises:
+        ConfigError: without YaRN the budget exceeds what the model has positions for.
+    """
+    section = config.rope.yarn
+    needed = config.data.max_prompt_tokens + budget
+    if yarn and section.factor > 1:
+        original = section.original_max_position_embeddings
+        limit = int(section.factor * original)
+        whose = f"rope.yarn's {section.factor:g} x {original:,} = {limit:,}"
+    else:
+        limit, scaling = model.max_position_embeddings, model.rope_scaling
+        if scaling is not None:
+            trained = scaling.original_max_position_embeddings or limit
+            limit = max(limit, int(scaling.factor * trained))
+        whose = f"the model's own {limit:,} without YaRN"
+        if config.evaluate.yarn != "both" and needed > (config.model.max_position_tokens or limit):
+            raise ConfigError(
+                f"evaluate.max_response_tokens={budget}: with "
+                f"data.max_prompt_tokens={config.data.max_prompt_tokens} a sequence may reach "
+                f"{needed} positions, over the model's {limit}; lower the budget, set "
+                f"evaluate.yarn=on, or set model.max_position_tokens={needed} to go beyond"
+            )
+    if needed > limit:
+        progress.line(f"warning: responses may reach {needed:,} positions, past {whose}")

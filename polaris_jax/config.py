@@ -3,8 +3,8 @@
 `configs/*.py` start from `default_config()`, which is made from the dataclasses of
 `config_sections`, so a default is written once. `build_config` turns a ConfigDict into a
 `RunConfig` and checks everything that can be checked before a device or a weight file is touched
-(`config_rules`). Every error is a `ConfigError` that names the field, the value, the rule and the
-remedy.
+(`config_rules`, `config_lengths`). Every error is a `ConfigError` that names the field, the value,
+the rule and the remedy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from polaris_jax.config_rules import row_unit_tokens, validate
+from polaris_jax.config_lengths import check_pages
+from polaris_jax.config_rules import check_mesh, row_unit_tokens, validate
 from polaris_jax.config_sections import (
     PROMPT_SUFFIX,
     ArithmeticSection,
@@ -73,6 +74,8 @@ __all__ = [
     "YarnSection",
     "binding_fields",
     "build_config",
+    "check_mesh",
+    "check_pages",
     "config_fields",
     "config_hash",
     "default_config",
@@ -89,6 +92,8 @@ FREE_SECTIONS = ("metrics", "checkpoint", "evaluate", "distributed", "mesh")
 FREE_FIELDS = (
     "reward.workers",
     "rollout.save_every",
+    "rollout.slots",
+    "rollout.num_pages",
     "rollout.data",
     "rollout.tensor",
     "rollout.devices",
@@ -198,8 +203,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         value = float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(f"{path}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
-    if hint is float and math.isnan(value):
-        raise ConfigError(f"{path}={value!r}: not a number")
+    if hint is float and not math.isfinite(value):
+        rule = "not a number" if math.isnan(value) else "must be finite"
+        raise ConfigError(f"{path}={value!r}: {rule}")
     return value
 
 
@@ -234,8 +240,8 @@ def config_fields(config: RunConfig) -> dict[str, Any]:
 def binding_fields(config: RunConfig) -> dict[str, Any]:
     """The leaves that a resume may not change.
 
-    Free: logging, checkpoint cadence, workers, evaluation, device mesh, and the length of the last
-    stage (it may grow; `workdir` checks the direction against the checkpoint).
+    Free: logging, checkpoint cadence, workers, evaluation, device mesh, memory sizes, and the
+    length of the last stage (it may grow; `workdir` checks the direction against the checkpoint).
     """
     last_steps = f"stages[{len(config.stages) - 1}].steps"
     return {

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
-from polaris_jax.config_sections import ConfigError, RunConfig, StageSection
+from polaris_jax.config_lengths import check_pages, check_yarn
+from polaris_jax.config_sections import MeshSection, RunConfig, StageSection, require
 
 POSITIVE = {
     "rollout": "prompts_per_step slots page_size decode_steps prefill_chunk tensor partial_max_lag",
@@ -22,7 +22,8 @@ POSITIVE = {
     "checkpoint": "every_steps keep_last grace_s",
     "evaluate": "n",
     "distributed": "heartbeat_timeout_s",
-    "warmstart": "batch_size examples",
+    "warmstart": "batch_size examples learning_rate hidden_size intermediate_size num_layers "
+    "num_heads num_kv_heads head_dim max_position_tokens",
 }
 NOT_NEGATIVE = {
     "rollout": "num_pages prefill_budget max_logp_gap_mean save_every total_tokens data devices",
@@ -47,12 +48,16 @@ def validate(config: RunConfig) -> None:
     _check_rollout(config)
     _check_objective(config)
     _check_optimizer(config)
-    _require(bool(config.stages), "stages", [], "at least one stage is needed")
+    require(bool(config.stages), "stages", [], "at least one stage is needed")
     for index, stage in enumerate(config.stages):
         _check_stage(config, index, stage)
+    check_mesh(config.mesh)
     _check_row_len(config)
+    _check_warmstart(config)
     _check_probe(config)
     _check_evaluate(config)
+    check_yarn(config)
+    check_pages(config, max(1, config.rollout.data))
 
 
 def row_unit_tokens(context: int, tensor: int) -> int:
@@ -64,65 +69,60 @@ def row_unit_tokens(context: int, tensor: int) -> int:
     return math.lcm(2 * context if context > 1 else 1, context * tensor)
 
 
-def _require(ok: bool, path: str, value: Any, rule: str) -> None:
-    if not ok:
-        raise ConfigError(f"{path}={value!r}: {rule}")
-
-
 def _check_signs(config: RunConfig) -> None:
     for section, names in POSITIVE.items():
         for name in names.split():
             value = getattr(getattr(config, section), name)
-            _require(value > 0, f"{section}.{name}", value, "must be above 0")
+            require(value > 0, f"{section}.{name}", value, "must be above 0")
     for section, names in NOT_NEGATIVE.items():
         for name in names.split():
             value = getattr(getattr(config, section), name)
-            _require(value >= 0, f"{section}.{name}", value, "must not be negative")
+            require(value >= 0, f"{section}.{name}", value, "must not be negative")
 
 
 def _check_rollout(config: RunConfig) -> None:
     r = config.rollout
-    _require(
+    require(
         r.responses_per_prompt >= 2,
         "rollout.responses_per_prompt",
         r.responses_per_prompt,
         "a group baseline needs at least 2 responses; set it to 2 or more, or use "
         "`polaris evaluate` for single samples",
     )
-    _require(
+    require(
         r.top_p == 1.0,
         "rollout.top_p",
         r.top_p,
         "training rollouts must sample from the whole distribution, or the kept mass enters the "
         "ratio; set it to 1.0 (evaluate.top_p is free)",
     )
-    _require(
+    require(
         r.top_k == 0,
         "rollout.top_k",
         r.top_k,
         "training rollouts must sample from the whole distribution; set it to 0 "
         "(evaluate.top_k is free)",
     )
-    _require(
+    require(
         r.processes >= 1,
         "rollout.processes",
         r.processes,
         "so many processes share one sampler; set it to 1, or to a divisor of the run's processes",
     )
-    _require(
+    require(
         r.data == 0 or r.slots % r.data == 0,
         "rollout.slots",
         r.slots,
         f"each of rollout.data={r.data} shards has as many; choose a multiple of it",
     )
-    _require(
+    require(
         r.num_pages == 0 or r.num_pages >= 2 * max(1, r.data),
         "rollout.num_pages",
         r.num_pages,
         f"each of {max(1, r.data)} data shards needs at least 2, as its first is not usable; "
         "raise it, or set it to 0",
     )
-    _require(
+    require(
         0 <= r.reserve < 1,
         "rollout.reserve",
         r.reserve,
@@ -133,7 +133,7 @@ def _check_rollout(config: RunConfig) -> None:
 
 def _check_partial(config: RunConfig) -> None:
     r, o = config.rollout, config.objective
-    _require(
+    require(
         0.5 <= r.partial_share <= 1,
         "rollout.partial_share",
         r.partial_share,
@@ -141,13 +141,13 @@ def _check_partial(config: RunConfig) -> None:
         "groups would be carried over than a step trains, and their lag could not be bounded)",
     )
     needs = "rollout.partial_rollouts=carry trains tokens of former policies"
-    _require(
+    require(
         r.partial_rollouts == "wait" or o.old_logprobs == "sampler",
         "objective.old_logprobs",
         o.old_logprobs,
         f"{needs}, each against the log-prob that it was sampled with; set it to sampler",
     )
-    _require(
+    require(
         r.partial_rollouts == "wait" or o.tis_cap > 0,
         "objective.tis_cap",
         o.tis_cap,
@@ -157,20 +157,27 @@ def _check_partial(config: RunConfig) -> None:
 
 def _check_objective(config: RunConfig) -> None:
     o, r = config.objective, config.rollout
-    _require(
+    require(
         o.dual_clip == 0 or o.dual_clip > 1 + o.clip_high,
         "objective.dual_clip",
         o.dual_clip,
         "must exceed 1 + objective.clip_high, or be 0 to turn it off",
     )
-    _require(
+    require(
+        o.tis_cap == 0 or o.tis_cap >= 1,
+        "objective.tis_cap",
+        o.tis_cap,
+        "a cap below 1 would weaken tokens whose policy has not moved; set it to 0 (off), or to 1 "
+        "or more, such as 2.0",
+    )
+    require(
         o.minibatches == 1 or o.old_logprobs != "current",
         "objective.minibatches",
         o.minibatches,
         "several updates a batch need fixed old log-probs; set objective.old_logprobs=recompute "
         "or sampler",
     )
-    _require(
+    require(
         r.prompts_per_step % o.minibatches == 0,
         "objective.minibatches",
         o.minibatches,
@@ -180,45 +187,51 @@ def _check_objective(config: RunConfig) -> None:
 
 def _check_optimizer(config: RunConfig) -> None:
     opt, share = config.optimizer, config.batch.min_informative
-    _require(0 <= opt.b1 < 1, "optimizer.b1", opt.b1, "must lie in [0, 1)")
-    _require(0 <= opt.b2 < 1, "optimizer.b2", opt.b2, "must lie in [0, 1)")
-    _require(0 <= share <= 1, "batch.min_informative", share, "a share; must lie in [0, 1]")
+    require(0 <= opt.b1 < 1, "optimizer.b1", opt.b1, "must lie in [0, 1)")
+    require(0 <= opt.b2 < 1, "optimizer.b2", opt.b2, "must lie in [0, 1)")
+    require(0 <= share <= 1, "batch.min_informative", share, "a share; must lie in [0, 1]")
+    require(
+        config.batch.substitute or config.batch.on_scarce == "train",
+        "batch.on_scarce",
+        config.batch.on_scarce,
+        "has no effect with batch.substitute=False; set it to train, or batch.substitute to True",
+    )
 
 
 def _check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
     path = f"stages[{index}]"
-    _require(stage.steps >= 1, f"{path}.steps", stage.steps, "must be at least 1")
-    _require(
+    require(stage.steps >= 1, f"{path}.steps", stage.steps, "must be at least 1")
+    require(
         stage.max_response_tokens >= 1,
         f"{path}.max_response_tokens",
         stage.max_response_tokens,
         "must be at least 1",
     )
-    _require(
+    require(
         stage.temperature > 0,
         f"{path}.temperature",
         stage.temperature,
         "training samples at a temperature above 0; greedy rollouts have no diversity",
     )
-    _require(
+    require(
         stage.evaluate_temperature >= 0,
         f"{path}.evaluate_temperature",
         stage.evaluate_temperature,
         "must not be negative; 0 takes evaluate.temperature",
     )
-    _require(
+    require(
         0 <= stage.drop_above <= 1,
         f"{path}.drop_above",
         stage.drop_above,
         "must lie in [0, 1]; 1.0 drops nothing",
     )
-    _require(
+    require(
         stage.rope_factor >= 1,
         f"{path}.rope_factor",
         stage.rope_factor,
         "YaRN stretches positions; set it to 1.0 (off) or more",
     )
-    _require(
+    require(
         stage.temperature_rule != "match_diversity" or index > 0,
         f"{path}.temperature_rule",
         stage.temperature_rule,
@@ -226,7 +239,7 @@ def _check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
     )
     needed = config.data.max_prompt_tokens + stage.max_response_tokens
     limit, row_len = config.model.max_position_tokens, config.batch.row_len
-    _require(
+    require(
         limit == 0 or needed <= limit,
         f"{path}.max_response_tokens",
         stage.max_response_tokens,
@@ -234,7 +247,7 @@ def _check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
         f"{needed} positions, over model.max_position_tokens={limit}; lower the budget or "
         "raise the limit",
     )
-    _require(
+    require(
         row_len == 0 or needed <= row_len,
         "batch.row_len",
         row_len,
@@ -242,12 +255,22 @@ def _check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
     )
 
 
+def check_mesh(mesh: MeshSection) -> None:
+    """Returns when every axis may have its size, whatever devices there are.
+
+    Raises:
+        ConfigError: a size below 1, save fsdp=-1.
+    """
+    for name in ("data", "fsdp", "context", "tensor"):
+        size, rest = getattr(mesh, name), name == "fsdp"
+        rule = "must be at least 1" + (", or -1 for the rest" if rest else "")
+        require(size >= 1 or (rest and size == -1), f"mesh.{name}", size, rule)
+
+
 def _check_row_len(config: RunConfig) -> None:
     mesh, row_len = config.mesh, config.batch.row_len
-    if mesh.context < 1 or mesh.tensor < 1:
-        return  # the mesh itself refuses these
     unit = row_unit_tokens(mesh.context, mesh.tensor)
-    _require(
+    require(
         row_len % unit == 0,
         "batch.row_len",
         row_len,
@@ -256,16 +279,31 @@ def _check_row_len(config: RunConfig) -> None:
     )
 
 
+def _check_warmstart(config: RunConfig) -> None:
+    w, arithmetic = config.warmstart, config.data.arithmetic
+    require(0 <= w.slip_rate <= 1, "warmstart.slip_rate", w.slip_rate, "must lie in [0, 1]")
+    require(
+        w.num_heads % w.num_kv_heads == 0,
+        "warmstart.num_kv_heads",
+        w.num_kv_heads,
+        f"must divide warmstart.num_heads={w.num_heads}",
+    )
+    require(w.head_dim % 2 == 0, "warmstart.head_dim", w.head_dim, "rotary width must be even")
+    for name in ("train", "held_out"):
+        count = getattr(arithmetic, name)
+        require(count >= 0, f"data.arithmetic.{name}", count, "must not be negative; 0 is none")
+
+
 def _check_probe(config: RunConfig) -> None:
     p = config.probe
-    _require(
+    require(
         (p.stop - p.start) / p.step > 2 - 1e-6,
         "probe.stop",
         p.stop,
         f"zones need at least 3 temperatures; from probe.start={p.start:g} in steps of "
         f"{p.step:g} set it to {p.start + 2 * p.step:g} or more, or lower probe.step",
     )
-    _require(
+    require(
         p.cez_tolerance >= p.rgz_tolerance,
         "probe.cez_tolerance",
         p.cez_tolerance,
@@ -276,20 +314,20 @@ def _check_probe(config: RunConfig) -> None:
 
 def _check_evaluate(config: RunConfig) -> None:
     e, limit = config.evaluate, config.model.max_position_tokens
-    _require(0 < e.top_p <= 1, "evaluate.top_p", e.top_p, "must lie in (0, 1]")
+    require(0 < e.top_p <= 1, "evaluate.top_p", e.top_p, "must lie in (0, 1]")
     needed = config.data.max_prompt_tokens + e.max_response_tokens
-    _require(
+    require(
         limit == 0 or needed <= limit or e.yarn != "off",
         "evaluate.max_response_tokens",
         e.max_response_tokens,
         f"a sequence may reach {needed} positions, over model.max_position_tokens={limit}; lower "
         "the budget, raise the limit, or set evaluate.yarn=on",
     )
-    _require(bool(e.length_edges), "evaluate.length_edges", (), "at least one length is needed")
+    require(bool(e.length_edges), "evaluate.length_edges", (), "at least one length is needed")
     for name in ("length_edges", "budgets"):
         edges = getattr(e, name)
-        _require(min(edges, default=1) >= 1, f"evaluate.{name}", edges, "each must be at least 1")
-        _require(
+        require(min(edges, default=1) >= 1, f"evaluate.{name}", edges, "each must be at least 1")
+        require(
             all(low < high for low, high in itertools.pairwise(edges)),
             f"evaluate.{name}",
             edges,

@@ -16,6 +16,16 @@ class ConfigError(ValueError):
     """A bad config value; its text is one line for the user."""
 
 
+def require(ok: bool, path: str, value: object, rule: str) -> None:
+    """Returns where `ok`.
+
+    Raises:
+        ConfigError: the field `path`, its value, and `rule`, which holds the remedy too.
+    """
+    if not ok:
+        raise ConfigError(f"{path}={value!r}: {rule}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
     """Which weights, and how the trainer computes with them."""

@@ -81,6 +81,7 @@ def train(
                 )
             except RolloutAborted:  # there is nothing yet that a checkpoint would keep
                 return TrainSummary(first_step, run.step, False, dict(run.counts))
+            run.clock.begin_stage(sampler, run.grader)
         else:
             stage, state, loader, sampler = run.resumed
         state = run.updater.park(state)
@@ -100,7 +101,7 @@ def train(
                         sampler=sampler,
                         stop=stop,
                     )
-                    sampler.reset_stats()  # the probes' tokens are no rollout's
+                    run.clock.begin_stage(sampler, run.grader)
                     mark = run.mark(stage, loader)
                     run.save(state, mark, replace=True)
                 graded, metrics = visit(run, sampler, loader, stage, stop)
@@ -113,7 +114,7 @@ def train(
                         sampler.update_weights(state.params)
                         state = run.updater.park(state)
                     metrics |= update_metrics
-                stats = StepStats(entropy=value_of(metrics.get("update/entropy")))
+                stats = StepStats(entropy=value_of(metrics.get("update/fresh_entropy")))
                 stage, _ = observe(stage, stats, config.stages)
                 stage = run.within_tokens(stage)
                 run.step += 1

@@ -128,6 +128,7 @@ class Graded:
     """Responses with their rewards: what rescue, substitution and packing work on.
 
     Nested fields are indexed [P][R]. Batch functions return a new record and never change one.
+    Rewards that are not finite are a ValueError: one would poison its group's baseline.
 
     Attributes:
         problem_ids: P ids.
@@ -159,6 +160,13 @@ class Graded:
 
     def __post_init__(self) -> None:
         reward_PR = np.asarray(self.reward_PR, np.float32)
+        bad = np.argwhere(~np.isfinite(reward_PR))
+        if len(bad):
+            p, r = bad[0]
+            raise ValueError(
+                f"reward_PR[{p}, {r}]={reward_PR[p, r]} (problem {self.problem_ids[p]!r}): rewards "
+                "must be finite, in [0, 1]; grade a response that cannot be graded 0"
+            )
         object.__setattr__(self, "reward_PR", reward_PR)
         rescued_PR = self.rescued_PR
         rescued_PR = np.zeros(reward_PR.shape, bool) if rescued_PR is None else rescued_PR
@@ -191,7 +199,8 @@ class TrainBatch:
         old_logp_BT: float32, the sampler's (or stored) log-probs, nats, 0 outside responses.
         temperature_BT: float32 > 0, temperature of the policy that is trained, 1 where padded.
         fresh_BT: float32, 1 at response tokens that the present policy sampled at this step and
-            that are no copy; the log-prob gap is measured there. 0 elsewhere.
+            that are no copy; the log-prob gap, and the entropy that stages go by, are measured
+            there. 0 elsewhere.
         sequences: number of sequences that count in the loss.
         tokens: number of response tokens that count in the loss.
         padding_share: share of positions that carry no token, in [0, 1].
@@ -229,6 +238,8 @@ class StageState:
         dropped_ids: problems out of the training set, in the order in which they were dropped.
         target_diversity: distinct-4-gram of the fixed probe set at the stage's start; None when the
             temperature rule does not need it.
+        target_probe: what that was measured on, in words: two diversities compare only where these
+            agree. None where it is not known (checkpoints of earlier versions).
         first_entropy: policy entropy (nats) of the stage's first step; None before it.
         last_entropy: the same of the stage's newest step.
         decisions: what was decided on entering this stage: dicts of kind, value, reason, table.
@@ -242,6 +253,7 @@ class StageState:
     max_response_tokens: int
     dropped_ids: tuple[str, ...] = ()
     target_diversity: float | None = None
+    target_probe: str | None = None
     first_entropy: float | None = None
     last_entropy: float | None = None
     decisions: tuple[dict[str, Any], ...] = ()

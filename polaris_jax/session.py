@@ -19,6 +19,7 @@ from polaris_jax.data.arithmetic import arithmetic_problems
 from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import read_problems
 from polaris_jax.data.prompts import render_prompt
+from polaris_jax.evaluate.benchmarks import is_benchmark, read_benchmark
 from polaris_jax.grade_ahead import GradeAhead
 from polaris_jax.in_flight import begin
 from polaris_jax.models import Qwen
@@ -27,7 +28,7 @@ from polaris_jax.records import Graded, Problem, PromptBatch, Rollouts
 from polaris_jax.reward import Grader
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.sample_groups import gradable, graded_here, sample_groups
-from polaris_jax.sharding import make_sampler_mesh, split_devices
+from polaris_jax.sharding import make_sampler_mesh, slot_shards, split_devices
 
 TOKENIZER = "tokenizer"  # beside the checkpoints that it belongs to
 
@@ -103,8 +104,10 @@ def evaluation_problems(
     """The held-out problems: `evaluate.problems`, else the procedural ones; rows left out, counted.
 
     Raises:
-        ConfigError: neither is configured.
+        ConfigError: neither is configured, or a file named as a known benchmark is not whole.
     """
+    if is_benchmark(config.evaluate.problems):
+        return read_benchmark(config.evaluate.problems), {}
     if config.evaluate.problems:
         return _read_named(
             config.evaluate.problems, progress, unique=False, field="evaluate.problems"
@@ -163,6 +166,12 @@ def prompt_batch(
         draws=(draw,) * len(problems),
         epoch=0,
     )
+
+
+def sampler_shards(config: RunConfig, devices: Sequence[Any]) -> int:
+    """Data shards of a sampler on these devices."""
+    section = config.rollout
+    return slot_shards(make_sampler_mesh(devices, data=section.data, tensor=section.tensor))
 
 
 def make_sampler(

@@ -6,7 +6,9 @@ starts from, so a kill in its middle repeats it and comes to the same place.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 from typing import Any
 
@@ -16,10 +18,11 @@ from polaris_jax.config import ConfigError
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.explore import Candidate, next_temperature
 from polaris_jax.explore.temperature import candidate_temperatures, measure_candidate
-from polaris_jax.records import StageState
+from polaris_jax.records import Problem, StageState
 from polaris_jax.rollout import Sampler
 from polaris_jax.session import fold_seed, grade, prompt_batch, sample
 from polaris_jax.signals import StopRequest
+from polaris_jax.stages.controller import decision, initial_state, stage_ended
 from polaris_jax.train.state import TrainState, with_rope_scaling
 from polaris_jax.training_run import TrainingRun
 
@@ -49,17 +52,18 @@ def enter_stage(
 
     Raises:
         RolloutAborted: `stop` did; the stage can be entered again from the same state.
+        ConfigError: match_diversity without a target, or with one of another probe set.
     """
     assert not run.carried, "the last step of a stage leaves nothing in flight"
-    dropped, decisions = _drop_easy(run, left)
+    dropped, decisions = _drop_easy(run, index, left)
     section = run.config.stages[index]
-    temperature, decision = _temperature(run, index, state, left=left, sampler=sampler, stop=stop)
-    decisions.append(decision)
+    temperature, chosen = _temperature(run, index, state, left=left, sampler=sampler, stop=stop)
+    decisions.append(chosen)
 
     state = with_rope_scaling(state, run.rope_scaling(index))
     if left is not None and section.reset_optimizer:
         state = run.updater.reset_optimizer(state)
-        decisions.append({"kind": "reset_optimizer", "value": True, "reason": "stage change"})
+        decisions.append(decision("reset_optimizer", True, "stage change"))
     run.accuracy.forget(index)  # there are some where the checkpoint was another run's
     loader = loader or run.make_loader()
     loader.drop(dropped)
@@ -71,19 +75,22 @@ def enter_stage(
             sampler.release()
         sampler = run.make_sampler(state, budget)
 
-    stage = StageState(
+    stage = initial_state(
+        run.config.stages,
         stage=index,
-        first_step=run.step,
-        steps_done=0,
+        step=run.step,
         temperature=temperature,
-        max_response_tokens=budget,
-        dropped_ids=tuple(dropped),
-        decisions=tuple(decisions),
+        dropped_ids=dropped,
+        decisions=decisions,
     )
     following = run.config.stages[index + 1 : index + 2]
     if following and following[0].temperature_rule == "match_diversity":
         measured = measure(run, sampler, stage, temperature, stop=stop)
-        stage = dataclasses.replace(stage, target_diversity=measured.diversity)
+        stage = dataclasses.replace(
+            stage,
+            target_diversity=measured.diversity,
+            target_probe=probe_identity(run, stage),
+        )
     run.stage_records.append(
         {
             "stage": index,
@@ -103,12 +110,27 @@ def enter_stage(
     return stage, state, loader, sampler
 
 
-def _drop_easy(run: TrainingRun, left: StageState | None) -> tuple[list[str], list[dict[str, Any]]]:
+def _drop_easy(
+    run: TrainingRun, index: int, left: StageState | None
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Problems that stage `index` goes without, and what was decided of the stage just left.
+
+    A stage of which another run's checkpoint has not seen the end is told, and drops nothing where
+    it is entered again.
+    """
     if left is None:
         return [], []
     remaining = {problem.id for problem in run.problems}  # another run may have had others
     dropped = [i for i in left.dropped_ids if i in remaining]
     remaining.difference_update(dropped)
+    cut_short = ""
+    if not stage_ended(left, run.config.stages):
+        steps = run.config.stages[left.stage].steps
+        cut_short = f"; stage {left.stage} was left after {left.steps_done} of its {steps} steps"
+        run.progress.line(f"entering stage {index}{cut_short}")
+        if left.stage == index:
+            reason = f"stage {index} is entered again{cut_short}"
+            return dropped, [decision("drop_easy", 0, reason)]
     threshold = run.config.stages[left.stage].drop_above
     if threshold >= 1:
         return dropped, []
@@ -116,19 +138,14 @@ def _drop_easy(run: TrainingRun, left: StageState | None) -> tuple[list[str], li
     easy = run.accuracy.easy_ids(left.stage, drop_above=threshold, statistic=statistic)
     easy = [i for i in easy if i in remaining]
     if len(dropped) + len(easy) >= len(run.problems):
-        reason = f"all remaining problems pass {threshold:g}; the last set is kept"
-        return dropped, [{"kind": "drop_easy", "value": 0, "reason": reason, "table": []}]
+        reason = f"all remaining problems pass {threshold:g}; the last set is kept{cut_short}"
+        return dropped, [decision("drop_easy", 0, reason)]
     run.count(dropped_problems=len(easy))
     of = "mean accuracy of the stage's visits"
     if statistic == "last":
         of = "accuracy of the stage's newest visit"
-    decision = {
-        "kind": "drop_easy",
-        "value": len(easy),
-        "reason": f"{of} above {threshold:g}",
-        "table": easy,
-    }
-    return dropped + easy, [decision]
+    reason = f"{of} above {threshold:g}{cut_short}"
+    return dropped + easy, [decision("drop_easy", len(easy), reason, easy)]
 
 
 def _temperature(
@@ -143,7 +160,7 @@ def _temperature(
     section = run.config.stages[index]
     if section.temperature_rule == "fixed":
         reason = f"stages[{index}].temperature"
-        return section.temperature, _decision(section.temperature, reason, [])
+        return section.temperature, decision("temperature", section.temperature, reason)
     if section.temperature_rule == "probe":
         path = run.workdir / "probe.json"
         if not path.exists():
@@ -152,7 +169,7 @@ def _temperature(
                 f"begins at stages[{index}].temperature={section.temperature:g}"
             )
             reason = f"stages[{index}].temperature, since the workdir has no {path.name}"
-            return section.temperature, _decision(section.temperature, reason, [])
+            return section.temperature, decision("temperature", section.temperature, reason)
         try:
             value = float(json.loads(path.read_text())["initial_temperature"])
         except (ValueError, LookupError, TypeError) as error:
@@ -161,24 +178,35 @@ def _temperature(
                 "delete it and run `polaris probe` again, or set "
                 f"stages[{index}].temperature_rule=fixed"
             ) from None
-        return value, _decision(value, "highest probed temperature in the robust zone", [])
+        reason = "highest probed temperature in the robust zone"
+        return value, decision("temperature", value, reason)
     if left is not None and left.stage == index:
-        return left.temperature, _decision(left.temperature, "the checkpoint's own", [])
+        return left.temperature, decision("temperature", left.temperature, "the checkpoint's own")
     if left is None or left.target_diversity is None:
         raise ConfigError(
             f"stages[{index}].temperature_rule='match_diversity': there is no measured stage "
             "before it; use fixed or probe where a run begins"
         )
-    if sampler is None:  # a stage begun from another run's checkpoint
-        former = with_rope_scaling(state, run.rope_scaling(left.stage))
-        sampler = run.make_sampler(former, left.max_response_tokens)
+    present = probe_identity(run, left)
+    if left.target_probe not in (None, present):
+        raise ConfigError(
+            f"stages[{index}].temperature_rule='match_diversity': the target diversity of stage "
+            f"{left.stage} was measured on {left.target_probe}, and here it would be compared on "
+            f"{present}; give probe.problems, probe.n, seed and data.problems of that run, or set "
+            f"stages[{index}].temperature_rule to fixed or probe"
+        )
     grid = candidate_temperatures(
         left.temperature,
         left.first_entropy,
         left.last_entropy,
         run.config.probe.max_candidates,
     )
-    candidates = [measure(run, sampler, left, t, stop=stop) for t in (left.temperature, *grid)]
+    with contextlib.ExitStack() as measuring:
+        if sampler is None:  # a stage begun from another run's checkpoint
+            former = with_rope_scaling(state, run.rope_scaling(left.stage))
+            sampler = run.make_sampler(former, left.max_response_tokens)
+            measuring.callback(sampler.release)
+        candidates = [measure(run, sampler, left, t, stop=stop) for t in (left.temperature, *grid)]
     chosen = next_temperature(
         candidates,
         current=left.temperature,
@@ -186,11 +214,26 @@ def _temperature(
         rgz_tolerance=run.config.probe.rgz_tolerance,
         cez_tolerance=run.config.probe.cez_tolerance,
     )
-    return chosen.temperature, _decision(chosen.temperature, chosen.reason, list(chosen.table))
+    return chosen.temperature, decision(
+        "temperature", chosen.temperature, chosen.reason, chosen.table
+    )
 
 
-def _decision(value: float, reason: str, table: list[Any]) -> dict[str, Any]:
-    return {"kind": "temperature", "value": value, "reason": reason, "table": table}
+def _probe_set(run: TrainingRun) -> list[Problem]:
+    order = np.random.default_rng(fold_seed(run.config.seed, "probe set")).permutation(
+        len(run.problems)
+    )
+    return [run.problems[i] for i in order[: run.config.probe.problems]]
+
+
+def probe_identity(run: TrainingRun, stage: StageState) -> str:
+    """What a diversity depends on besides policy and temperature, in words that tell it apart."""
+    ids = sorted(problem.id for problem in _probe_set(run))
+    digest = hashlib.blake2b(json.dumps(ids).encode(), digest_size=4).hexdigest()
+    return (
+        f"{len(ids)} problems ({digest}) x {run.config.probe.n} responses of up to "
+        f"{stage.max_response_tokens} tokens"
+    )
 
 
 def measure(
@@ -203,14 +246,10 @@ def measure(
 ) -> Candidate:
     """Accuracy and diversity at a temperature, on the fixed probe set with the stage's budget."""
     section = run.config.probe
-    order = np.random.default_rng(fold_seed(run.config.seed, "probe set")).permutation(
-        len(run.problems)
-    )
-    problems = [run.problems[i] for i in order[: section.problems]]
     rollouts = sample(
         sampler,
         prompt_batch(
-            problems, tokenizer=run.tokenizer, prompt_suffix=run.config.data.prompt_suffix
+            _probe_set(run), tokenizer=run.tokenizer, prompt_suffix=run.config.data.prompt_suffix
         ),
         tokenizer=run.tokenizer,
         n=section.n,

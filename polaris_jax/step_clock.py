@@ -40,6 +40,16 @@ class StepClock:
         """A resumed run has trained on so many tokens before."""
         self._update_tokens = update_tokens
 
+    def begin_stage(self, sampler: Sampler, grader: Grader) -> None:
+        """What an entry's probes sampled and graded is no step's: its counts begin here.
+
+        Args:
+            sampler: of the stage; its counts are set to zero.
+            grader: of this process.
+        """
+        sampler.reset_stats()
+        self._graded = Counter(grader.stats())
+
     def count_update(self, flops: float) -> None:
         """Adds the model FLOPs of an update of this step."""
         self._update_flops += flops

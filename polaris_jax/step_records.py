@@ -19,6 +19,7 @@ UPDATE_METRICS = (
     "update/loss",
     "update/grad_norm",
     "update/entropy",
+    "update/fresh_entropy",
     "update/clip_fraction_low",
     "update/clip_fraction_high",
     "update/clip_fraction_dual",

@@ -24,7 +24,7 @@ from polaris_jax import workdir as workdir_lib
 from polaris_jax.base_model import base_model_config, check_positions, load_base, yarn_scaling
 from polaris_jax.batch import RescueBuffer, Substitution
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.config import RunConfig, config_hash, row_len_tokens
+from polaris_jax.config import RunConfig, check_pages, config_hash, row_len_tokens
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.grade_ahead import GradeAhead
@@ -43,6 +43,7 @@ from polaris_jax.session import (
     grade,
     make_grader,
     make_sampler,
+    sampler_shards,
     training_problems,
 )
 from polaris_jax.sharding import make_mesh, split_devices
@@ -113,6 +114,7 @@ class TrainingRun:
         trainer_devices, self.sampler_devices = split_devices(
             config.rollout.devices, config.rollout.processes
         )
+        check_pages(config, sampler_shards(config, self.sampler_devices))
         self.mesh = make_mesh(config.mesh, trainer_devices)
         self.updater = Updater(
             config.objective,

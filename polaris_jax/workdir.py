@@ -144,8 +144,8 @@ def claim(
 
     Args:
         workdir: made when missing.
-        config: the run. Logging, checkpoint cadence, workers, evaluation and mesh are free to
-            differ from those it was begun with, and the last stage may grow.
+        config: the run. Logging, checkpoint cadence, workers, evaluation, mesh and memory sizes
+            are free to differ from those it was begun with, and the last stage may grow.
         command: named in run.json and in messages.
         overwrite: delete what training made here before, and begin anew.
         primary: False in every process of a run but the first; it then touches nothing.
@@ -313,7 +313,9 @@ def _prepared_from(workdir: epath.Path) -> str:
 
 
 def _binding_names(record: dict[str, Any], config: RunConfig) -> set[str]:
-    return binding_fields(config).keys() | set(record["binding"])
+    """What binds now, and what has bound and is no field any more: a field may become free."""
+    gone = set(record["binding"]) - config_fields(config).keys()
+    return binding_fields(config).keys() | gone
 
 
 def _differing(record: dict[str, Any], config: RunConfig, names: Iterable[str]) -> list[str]:

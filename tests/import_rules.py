@@ -33,6 +33,7 @@ RANKS = {
     "models": MODELS,
     "sharding": SHARDING,
     "config": BASE,
+    "config_lengths": BASE,
     "config_rules": BASE,
     "config_sections": BASE,
     "files": BASE,

@@ -1,7 +1,8 @@
 """A run of seconds: a base model that answers well-formed but at random, and flags for `train`.
 
-The base is trained on the spot to write `<think>x</think>` and one of four digits in a box, so
+The base is trained on the spot to write `<think>x x x</think>` and one of four digits in a box, so
 that groups mix right and wrong answers from the first step on and updates have something to do.
+One to three x make lengths differ, and of three a 4-gram, for the temperature reset.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def make_base(directory: Path, *, hidden_size: int = 32) -> tuple[Path, Path]:
         render_example(
             tokenizer,
             pick.choice(texts),
-            f"<think>{pick.randrange(10)}</think>\n\\boxed{{{pick.randrange(1, 5)}}}",
+            f"<think>{thought(pick)}</think>\n\\boxed{{{pick.randrange(1, 5)}}}",
             suffix=SUFFIX,
         )
         for _ in range(256)
@@ -69,6 +70,11 @@ def make_base(directory: Path, *, hidden_size: int = 32) -> tuple[Path, Path]:
     problems = directory / "problems.jsonl"
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return base, problems
+
+
+def thought(pick: random.Random) -> str:
+    """One to three digits."""
+    return " ".join(str(pick.randrange(10)) for _ in range(pick.randrange(1, 4)))
 
 
 def flags(base: Path, problems: Path, *more: str) -> list[str]:

@@ -13,6 +13,7 @@ from polaris_jax.config import (
     StageSection,
     binding_fields,
     build_config,
+    check_pages,
     config_fields,
     config_hash,
     default_config,
@@ -104,6 +105,11 @@ def test_an_unknown_field_suggests_the_nearest_name(mapping, field, nearest):
         ({"batch": {"rescue": 1}}, "batch.rescue=1: expected bool, got int"),
         ({"optimizer": {"eps": "1e-8"}}, "optimizer.eps='1e-8': expected float, got str"),
         ({"optimizer": {"eps": float("nan")}}, "optimizer.eps=nan: not a number"),
+        ({"stages": [{"drop_above": float("inf")}]}, "stages[0].drop_above=inf: must be finite"),
+        (
+            {"optimizer": {"max_grad_norm": -float("inf")}},
+            "optimizer.max_grad_norm=-inf: must be finite",
+        ),
         ({"model": {"dtype": "fp8"}}, "model.dtype='fp8': expected one of float32, bfloat16"),
         ({"objective": {"std": True}}, "objective.std=True: expected one of std, off"),
         ({"rollout": 3}, "rollout=3: expected a section with fields"),
@@ -157,6 +163,52 @@ TWO_STAGES = [{"temperature_rule": "match_diversity"}, {}]
             "4 data shards needs at least 2",
         ),
         ({"rollout__reserve": 1.0}, "rollout.reserve=1.0", "in [0, 1)"),
+        (  # 1,024 + 100 fit, the second stage's 1,024 + 200 do not
+            {
+                "rollout__num_pages": 72,
+                "stages": [{"max_response_tokens": 100}, {"max_response_tokens": 200}],
+            },
+            "rollout.num_pages=72",
+            "stages[1].max_response_tokens=200 make a sequence of 1224 tokens",
+        ),
+        (
+            {
+                "rollout__num_pages": 100,
+                "rollout__data": 2,
+                "stages": [{"max_response_tokens": 100}],
+            },
+            "rollout.num_pages=100",
+            "set it to at least 144, or to 0",
+        ),
+        *(
+            (
+                {
+                    "rollout__num_pages": 72,
+                    "stages": [{"max_response_tokens": 100}],
+                    f"{name}__max_response_tokens": 113,
+                },
+                "rollout.num_pages=72",
+                f"{name}.max_response_tokens=113",
+            )
+            for name in ("evaluate", "probe", "calibrate")
+        ),
+        ({"rope__yarn__factor": 0.5}, "rope.yarn.factor=0.5", "1.0 (off) or more"),
+        ({"rope__yarn__attention_factor": 0.0}, "rope.yarn.attention_factor=0.0", "above 0"),
+        ({"rope__yarn__beta_slow": 0.0}, "rope.yarn.beta_slow=0.0", "above 0"),
+        ({"rope__yarn__beta_fast": 1.0}, "rope.yarn.beta_fast=1.0", "rope.yarn.beta_slow=1"),
+        (
+            {
+                "rope__yarn__original_max_position_embeddings": 0,
+                "stages": [{}, {"rope_factor": 1.5}],
+            },
+            "rope.yarn.original_max_position_embeddings=0",
+            "stages[1].rope_factor=1.5 needs the length",
+        ),
+        (
+            {"rope__yarn__original_max_position_embeddings": 0, "evaluate__yarn": "both"},
+            "rope.yarn.original_max_position_embeddings=0",
+            "evaluate.yarn=both needs the length",
+        ),
         ({"optimizer__b1": 1.0}, "optimizer.b1=1.0", "[0, 1)"),
         ({"optimizer__b2": -0.1}, "optimizer.b2=-0.1", "[0, 1)"),
         ({"batch__min_informative": 1.5}, "batch.min_informative=1.5", "[0, 1]"),
@@ -177,6 +229,26 @@ TWO_STAGES = [{"temperature_rule": "match_diversity"}, {}]
             "rollout.prompts_per_step=4",
         ),
         ({"warmstart__batch_size": 0}, "warmstart.batch_size=0", "above 0"),
+        ({"warmstart__slip_rate": 1.1}, "warmstart.slip_rate=1.1", "[0, 1]"),
+        ({"warmstart__num_heads": 5}, "warmstart.num_kv_heads=2", "divide warmstart.num_heads=5"),
+        ({"warmstart__head_dim": 31}, "warmstart.head_dim=31", "be even"),
+        ({"data__arithmetic__train": -1}, "data.arithmetic.train=-1", "0 is none"),
+        ({"data__arithmetic__held_out": -1}, "data.arithmetic.held_out=-1", "0 is none"),
+        ({"mesh__data": 0}, "mesh.data=0", "at least 1"),
+        ({"mesh__context": -1}, "mesh.context=-1", "at least 1"),
+        ({"mesh__tensor": 0}, "mesh.tensor=0", "at least 1"),
+        ({"mesh__fsdp": 0}, "mesh.fsdp=0", "or -1 for the rest"),
+        (
+            {"batch__substitute": False, "batch__on_scarce": "skip"},
+            "batch.on_scarce='skip'",
+            "batch.substitute to True",
+        ),
+        (
+            {"batch__substitute": False, "batch__on_scarce": "resample"},
+            "batch.on_scarce='resample'",
+            "batch.substitute to True",
+        ),
+        ({"objective__tis_cap": 0.5}, "objective.tis_cap=0.5", "0 (off), or to 1 or more"),
         ({"rollout__partial_share": 0.4}, "rollout.partial_share=0.4", "[0.5, 1]"),
         ({"rollout__partial_share": 1.1}, "rollout.partial_share=1.1", "[0.5, 1]"),
         ({"rollout__partial_max_lag": 0}, "rollout.partial_max_lag=0", "above 0"),
@@ -250,10 +322,23 @@ def test_the_budget_rule_states_the_numbers():
         {"model__max_position_tokens": 40_960, "evaluate__max_response_tokens": 90_000}
         | {"evaluate__yarn": "on"},
         {"stages": [{}, {"temperature_rule": "match_diversity"}]},
+        {"rollout__num_pages": 72, "stages": [{"max_response_tokens": 112}]},
+        {"rollout__num_pages": 144, "rollout__data": 2, "stages": [{"max_response_tokens": 112}]},
+        {"rope__yarn__original_max_position_embeddings": 0},
+        {"objective__tis_cap": 1.0},
+        {"objective__tis_cap": 0.0},
+        {"batch__substitute": False},
     ],
 )
 def test_values_on_the_allowed_side_pass(values):
     build_config(with_values(**values))
+
+
+def test_the_pool_is_asked_again_once_the_shards_are_known():
+    config = build_config({"rollout": {"num_pages": 72}, "stages": [{"max_response_tokens": 112}]})
+    check_pages(config, 1)
+    with pytest.raises(ConfigError, match="each of 2 data shards has room for 560"):
+        check_pages(config, 2)
 
 
 def test_the_packed_row_holds_the_longest_stage():
@@ -305,6 +390,8 @@ def test_what_a_resume_may_change():
         "checkpoint.every_steps",
         "evaluate.n",
         "metrics.wandb",
+        "rollout.num_pages",
+        "rollout.slots",
         "stages[1].steps",
     ):
         assert name in free

@@ -1,6 +1,7 @@
 """The files in configs/ build, are locked, and carry the recipe's numbers."""
 
 import ast
+import dataclasses
 import importlib.util
 import pathlib
 import re
@@ -122,6 +123,26 @@ def test_a_pod_changes_only_how_the_work_is_divided(name, pod):
     assert changed <= {
         "mesh.context", "rollout.tensor", "rollout.slots", "rollout.page_size", "batch.row_len"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "k"),
+    [("", 32), ("aime24", 32), ("aime25", 32), ("minerva", 4), ("olympiad", 4), ("amc23", 8)],
+)
+def test_the_final_evaluation_is_the_recipes(benchmark, k):
+    plain = build_config(load("polaris_4b"))
+    final = build_config(load("polaris_4b", "final" + (f":{benchmark}" if benchmark else "")))
+    e, yarn = final.evaluate, final.rope.yarn
+    assert (e.temperature, e.top_p, e.top_k, e.max_response_tokens) == (1.4, 1.0, 20, 90_000)
+    assert (e.n, e.yarn) == (k, "on")
+    assert (yarn.factor, yarn.original_max_position_embeddings) == (1.5, 32_768)
+    assert dataclasses.replace(final, evaluate=plain.evaluate) == plain  # so any workdir takes it
+
+
+@pytest.mark.parametrize("name", ["polaris_7b", "polaris_1p7b"])
+def test_no_final_evaluation_is_made_up(name):
+    with pytest.raises(ValueError, match="states no final evaluation of this model"):
+        load(name, "final")
 
 
 @pytest.mark.parametrize("name", RECIPE)

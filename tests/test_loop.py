@@ -26,7 +26,7 @@ from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
 from polaris_jax.step_clock import StepClock
 from polaris_jax.training_run import TrainingRun
-from tests.micro_run import final_leaves, finish, flags, make_base, start_train
+from tests.micro_run import final_leaves, final_state, finish, flags, make_base, start_train
 
 pytestmark = pytest.mark.xdist_group("loop")  # one worker makes what its tests share
 
@@ -233,6 +233,7 @@ def test_a_run_learns_counts_and_says_what_it_did(whole):
         "update/loss",
         "update/grad_norm",
         "update/entropy",
+        "update/fresh_entropy",
         "update/clip_fraction_low",
         "update/clip_fraction_high",
         "update/ratio_mean",
@@ -246,6 +247,11 @@ def test_a_run_learns_counts_and_says_what_it_did(whole):
     assert all(line["update/clip_fraction_high"] == 0.0 for line in lines)
     assert max(line["rollout/logp_gap_mean"] for line in lines) < 1e-4
     assert np.mean([line["rollout/reward_mean"] for line in lines]) > 0.05
+    # What picks the temperature's step is what the policy has sampled itself, no copy of it.
+    entropies = [line["update/fresh_entropy"] for line in lines if line["stage"] == 1]
+    last = final_state(whole)[1]["stage"]
+    assert [last["first_entropy"], last["last_entropy"]] == [entropies[0], entropies[-1]]
+    assert any(line["update/fresh_entropy"] != line["update/entropy"] for line in lines)
     stages = json.loads((whole / "stages.json").read_text())
     assert [s["stage"] for s in stages] == [0, 1]
     assert [(s["first_step"], s["last_step"]) for s in stages] == [(0, 4), (5, 8)]
@@ -258,6 +264,8 @@ def test_a_run_learns_counts_and_says_what_it_did(whole):
     assert timing[1]["throughput/weight_sync_bytes"] > 0
     assert timing[1]["throughput/update_flops_per_s"] > 0
     assert timing[1]["throughput/update_mfu"] is None  # nobody states a CPU's peak
+    # A step's 6 prompts x 4 responses: what the entries have probed is no step's.
+    assert [line["reward/graded"] for line in timing] == [24] * 9
     # After the second step of a stage nothing compiles.
     assert all(timing[i]["sampler/compiles"] == 0 for i in (2, 3, 4, 7, 8))
 

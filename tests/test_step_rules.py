@@ -3,6 +3,7 @@
 import collections
 import json
 import types
+from typing import Any
 
 import pytest
 
@@ -75,6 +76,18 @@ def test_a_run_is_told_once_and_not_of_the_step_that_compiles():
         line = clock.line(sampler, grader, update_tokens=0, devices=[])
         told.append(bool(clock.grace_warning(line | {"time/update_s": 30.0}, section)))
     assert told == [False, True, False, False]
+
+
+def test_what_an_entry_has_probed_is_no_steps():
+    clock, stats = StepClock(), collections.defaultdict(float, response_tokens=64.0)
+    sampler: Any = types.SimpleNamespace(stats=lambda: stats, reset_stats=stats.clear)
+    graded = {"graded": 16}
+    grader: Any = types.SimpleNamespace(stats=lambda: graded)
+    clock.begin_stage(sampler, grader)
+    graded["graded"] += 24
+    line = clock.line(sampler, grader, update_tokens=0, devices=[])
+    assert line["reward/graded"] == 24
+    assert not stats["response_tokens"]
 
 
 def test_a_step_without_an_update_needs_no_grace():

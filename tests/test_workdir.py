@@ -106,6 +106,16 @@ def test_a_run_from_before_a_field_was_there_goes_on_under_what_it_did(tmp_path,
         assert claim.status == "resume"
 
 
+def test_a_run_from_when_a_field_was_binding_goes_on_with_another_value(tmp_path, config):
+    workdir_lib.claim(tmp_path, config).release()
+    path = tmp_path / "run.json"
+    record = json.loads(path.read_text())
+    record["binding"].append("rollout.num_pages")
+    path.write_text(json.dumps(record))
+    with workdir_lib.claim(tmp_path, changed(config, "rollout", num_pages=90_000)) as claim:
+        assert claim.status == "resume"
+
+
 def test_an_added_stage_is_refused(tmp_path, config):
     workdir_lib.claim(tmp_path, config).release()
     more = dataclasses.replace(config, stages=(*config.stages, StageSection()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from pathlib import Path
 
 from polaris_jax.data.problems import read_problems
@@ -39,17 +38,21 @@ BENCHMARKS = {
 }
 
 
+def is_benchmark(source: str) -> bool:
+    """True for a file that is named as a known benchmark."""
+    path = Path(source)
+    return bool(path.suffix) and path.stem in BENCHMARKS
+
+
 def read_benchmark(path: str | Path) -> list[Problem]:
     """Every problem of a benchmark file, in its order, repeats included.
 
     Unlike training data a benchmark must be whole: one row less is another score. Problem texts may
     bring the instruction suffix with them; `data.prompts.add_suffix` does not add it twice.
 
-    Warns:
-        UserWarning: a file that is named as a known benchmark has another number of problems.
-
     Raises:
-        DataError: missing file, malformed rows, or an id that occurs twice.
+        DataError: missing file, malformed rows, an id that occurs twice, or, in a file that is
+            named as a known benchmark, another number of problems.
     """
     problems, report = read_problems(path, unique=False, field="evaluate.problems")
     if report.counts:
@@ -59,9 +62,9 @@ def read_benchmark(path: str | Path) -> list[Problem]:
         )
     known = BENCHMARKS.get(Path(path).stem)
     if known is not None and known.problems != len(problems):
-        warnings.warn(
-            f"{path} has {len(problems)} problems, {known.name} has {known.problems}: its score "
-            "does not compare with others'",
-            stacklevel=2,
+        raise DataError(
+            f"evaluate.problems={str(path)!r}: {len(problems)} problems, and {known.name} has "
+            f"{known.problems}; a benchmark must be whole: mend the file, or give another set "
+            "another name"
         )
     return problems

@@ -130,8 +130,10 @@ def next_temperature(
 
     Taken is the lowest candidate above `current` that reaches the target and is not in the
     Performance Collapse Zone; if none reaches it, the highest above `current` that is not in it;
-    if all are, or there is none, `current` stays. The zones are those of the whole sweep, the
-    present temperature included, by each candidate's own accuracy (see `zone_labels`).
+    if all are, or there is none, `current` stays. It stays, too, where the sweep tells nothing: no
+    response had an n-gram at the stage's start, or no candidate has a right answer. The zones are
+    those of the whole sweep, the present temperature included, by each candidate's own accuracy
+    (see `zone_labels`).
 
     Args:
         candidates: measured on one fixed probe set, in any order, with one n and one budget. Put
@@ -160,6 +162,12 @@ def next_temperature(
     table = tuple(
         {**dataclasses.asdict(c), "zone": zone} for c, zone in zip(ordered, labels, strict=True)
     )
+    if target_diversity <= ROUNDING:
+        why = "the target diversity is 0, as no response was long enough for an n-gram"
+        return Decision(float(current), f"temperature {current} stays: {why}", table)
+    if not any(c.accuracy > 0 for c in ordered):
+        why = "there is no right answer at any temperature"
+        return Decision(float(current), f"temperature {current} stays: {why}", table)
     above = [
         (c, zone)
         for c, zone in zip(ordered, labels, strict=True)

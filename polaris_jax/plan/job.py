@@ -7,13 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from polaris_jax.config import ConfigError, MeshSection, RunConfig, row_len_tokens
+from polaris_jax.config import ConfigError, MeshSection, RunConfig, check_mesh, row_len_tokens
 from polaris_jax.data.tiny_tokenizer import build_tokenizer
 from polaris_jax.files import as_place
 from polaris_jax.models import ModelConfig, RopeScaling
 from polaris_jax.models.hf_config import load_config_json, parse_config
 from polaris_jax.models.presets import PRESETS, preset
-from polaris_jax.sharding import check_sizes
 from polaris_jax.train.warmstart import warmstart_model_config
 
 
@@ -176,7 +175,7 @@ def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Se
     """
     check_sampler(config, local_devices=local_devices)
     mesh = config.mesh
-    check_sizes(mesh)
+    check_mesh(mesh)
     others = mesh.data * mesh.context * mesh.tensor
     fsdp = devices // others if mesh.fsdp == -1 else mesh.fsdp
     if others * fsdp != devices:

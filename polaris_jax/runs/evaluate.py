@@ -12,8 +12,13 @@ import numpy as np
 from etils import epath
 
 from polaris_jax import processes
-from polaris_jax.base_model import load_base, load_base_tokenizer, yarn_scaling
-from polaris_jax.config import ConfigError, RunConfig, config_fields
+from polaris_jax.base_model import (
+    check_evaluated_positions,
+    load_base,
+    load_base_tokenizer,
+    yarn_scaling,
+)
+from polaris_jax.config import ConfigError, EvaluateSection, RunConfig, config_fields
 from polaris_jax.evaluate.budget_curve import budget_curve, default_budgets
 from polaris_jax.evaluate.estimators import avg_at_k, pass_at_k
 from polaris_jax.evaluate.length_groups import length_groups
@@ -62,7 +67,7 @@ def evaluate(
         tag: put before the file names, e.g. `before` -> before_eval.json.
 
     Raises:
-        ConfigError: no held-out problems, or no such checkpoint.
+        ConfigError: no held-out problems, no such checkpoint, or more positions than it has.
     """
     ensure_workdir(workdir)
     section = config.evaluate
@@ -74,13 +79,16 @@ def evaluate(
             "blog's figures"
         )
     weights = _weights(config, workdir, checkpoint, progress)
+    passes = {"off": [False], "on": [True], "both": [False, True]}[section.yarn]
+    for yarn in passes:
+        check_evaluated_positions(config, weights[0].config, progress, budget=budget, yarn=yarn)
     problems = fitting(given, config, tokenizer=weights[1], progress=progress)
     left_out = left_out | {"long_prompt": len(given) - len(problems)}
     prefix = f"{tag}_" if tag else ""
     results = {}
-    for yarn in {"off": [False], "on": [True], "both": [False, True]}[section.yarn]:
+    for yarn in passes:
         rows = _respond(config, workdir, progress, weights, problems, budget, prefix, yarn)
-        results[yarn] = _score(config, rows, budget)
+        results[yarn] = _score(config, rows, budget, progress)
     summary = dict(results[min(results)])
     if len(results) == 2:
         for plain, scaled in zip(
@@ -159,12 +167,14 @@ def _respond(
                 top_k=section.top_k,
                 top_p=section.top_p,
             )
+            prefixes = policy.prefix_rewards(graded, _budgets(section, budget))
             done.append(
                 [
                     {
                         "problem_id": problem.id,
                         "sample": r,
                         "reward": float(graded.reward_PR[p, r]),
+                        "reward_at": {str(b): x for b, x in prefixes.get((p, r), {}).items()},
                         "tokens": len(graded.token_ids[p][r]),
                         "finish_reason": graded.finish_reasons[p][r],
                         "well_formed": "</think>" in graded.texts[p][r]
@@ -215,7 +225,14 @@ def _checksums(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return jax.tree.map(checksum, params)
 
 
-def _score(config: RunConfig, rows: list[dict[str, Any]], budget: int) -> dict[str, Any]:
+def _budgets(section: EvaluateSection, budget: int) -> tuple[int, ...]:
+    """Where the budget curve cuts the responses."""
+    return section.budgets or default_budgets(budget)
+
+
+def _score(
+    config: RunConfig, rows: list[dict[str, Any]], budget: int, progress: Progress
+) -> dict[str, Any]:
     section = config.evaluate
     by_problem: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -224,7 +241,22 @@ def _score(config: RunConfig, rows: list[dict[str, Any]], budget: int) -> dict[s
     reward_PR = np.array([[row["reward"] for row in by_problem[i]] for i in ids], np.float32)
     length_PR = np.array([[row["tokens"] for row in by_problem[i]] for i in ids])
     average = avg_at_k(reward_PR)
-    budgets = section.budgets or default_budgets(budget)
+    ungraded: set[int] = set()
+
+    def prefix_reward(p: int, r: int, at: int) -> float:
+        rewards = by_problem[ids[p]][r].get("reward_at", {})  # earlier versions stored none
+        if str(at) not in rewards:
+            ungraded.add(at)
+        return rewards.get(str(at), 0.0)
+
+    curve = budget_curve(
+        length_PR, reward_PR, budgets=_budgets(section, budget), regrade=prefix_reward
+    )
+    if ungraded:
+        progress.line(
+            f"warning: responses were stored before budgets {sorted(ungraded)} were asked for; "
+            "those that they cut count as wrong there (another evaluate.seed samples anew)"
+        )
     powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= section.n]
     ended = [row["finish_reason"] == "stop" for row in rows]
     return {
@@ -244,8 +276,5 @@ def _score(config: RunConfig, rows: list[dict[str, Any]], budget: int) -> dict[s
             dataclasses.asdict(group)
             for group in length_groups(length_PR, reward_PR, edges=section.length_edges)
         ],
-        "budget_curve": [
-            dataclasses.asdict(point)
-            for point in budget_curve(length_PR, reward_PR, budgets=budgets)
-        ],
+        "budget_curve": [dataclasses.asdict(point) for point in curve],
     }

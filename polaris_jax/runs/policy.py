@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import jax
 from etils import epath
 
+from polaris_jax import processes
 from polaris_jax.base_model import load_base
 from polaris_jax.config import RunConfig
 from polaris_jax.models import Qwen, RopeScaling
@@ -54,6 +56,34 @@ class Policy:
             top_p=top_p,
         )
         return grade(self._grader, rollouts, mode=mode)
+
+    def prefix_rewards(
+        self, graded: Graded, budgets: Sequence[int]
+    ) -> dict[tuple[int, int], dict[int, float]]:
+        """(p, r) -> budget -> reward of the response's first so many tokens, where that cuts it.
+
+        Graded as evaluation does (the last box anywhere), each process a share.
+        """
+        cut = [
+            (p, r, budget)
+            for p, group in enumerate(graded.token_ids)
+            for r, token_ids in enumerate(group)
+            for budget in budgets
+            if budget < len(token_ids)
+        ]
+        mine = cut[jax.process_index() :: jax.process_count()]
+        texts = [
+            self._tokenizer.decode(graded.token_ids[p][r][:budget], skip_special_tokens=True)
+            for p, r, budget in mine
+        ]
+        golds = [graded.golds[p] for p, _, _ in mine]
+        rewards = self._grader.score(texts, golds, mode="eval").tolist()
+        shares = processes.gather_objects(rewards)
+        found: dict[tuple[int, int], dict[int, float]] = {}
+        for process, share in enumerate(shares):
+            for (p, r, budget), reward in zip(cut[process :: len(shares)], share, strict=True):
+                found.setdefault((p, r), {})[budget] = reward
+        return found
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from polaris_jax.config import ConfigError, MeshSection
+from polaris_jax.config import ConfigError, MeshSection, check_mesh
 
 CONTEXT, TENSOR = "context", "tensor"
 MESH_AXES = ("data", "fsdp", CONTEXT, TENSOR)
@@ -41,7 +41,7 @@ def make_mesh(section: MeshSection, devices: Sequence[Any] | None = None) -> Mes
         ConfigError: a size below 1, or the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    check_sizes(section)
+    check_mesh(section)
     others = section.data * section.context * section.tensor
     fsdp = len(devices) // others if section.fsdp == -1 else section.fsdp
     if others * fsdp != len(devices):
@@ -57,19 +57,6 @@ def make_mesh(section: MeshSection, devices: Sequence[Any] | None = None) -> Mes
     else:
         grid = np.array(devices, dtype=object).reshape(shape)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
-
-
-def check_sizes(section: MeshSection) -> None:
-    """Returns when every size may be one.
-
-    Raises:
-        ConfigError: a size below 1, save fsdp=-1.
-    """
-    for name in MESH_AXES:
-        size = getattr(section, name)
-        if size < 1 and not (name == "fsdp" and size == -1):
-            rule = "must be at least 1" + (", or -1 for the rest" if name == "fsdp" else "")
-            raise ConfigError(f"mesh.{name}={size}: {rule}")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -4,7 +4,6 @@ from polaris_jax.stages.accuracy_log import AccuracyLog, SkippedLine, read_accur
 from polaris_jax.stages.controller import (
     StepStats,
     initial_state,
-    next_stage,
     observe,
     stage_ended,
 )
@@ -26,7 +25,6 @@ __all__ = [
     "curate",
     "initial_state",
     "length_stats",
-    "next_stage",
     "observe",
     "pass_rate_histogram",
     "read_accuracy_log",

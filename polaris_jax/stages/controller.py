@@ -16,7 +16,8 @@ class StepStats:
     """What the controller reads of a step.
 
     Attributes:
-        entropy: policy entropy of the step's update, nats; None where no update was made.
+        entropy: policy entropy over the tokens that the step's update has fresh from the policy,
+            nats: no rescued row, no copy. None where no update was made, or of no such token.
     """
 
     entropy: float | None = None
@@ -34,7 +35,6 @@ def initial_state(
     step: int = 0,
     temperature: float | None = None,
     dropped_ids: Iterable[str] = (),
-    target_diversity: float | None = None,
     decisions: Iterable[dict[str, Any]] = (),
 ) -> StageState:
     """The state at a stage's first step, with nothing before it.
@@ -45,7 +45,6 @@ def initial_state(
         step: global step.
         temperature: None: the stage's own.
         dropped_ids: problems already out of the training set.
-        target_diversity: of the fixed probe set at this point, where a later reset needs it.
         decisions: what was decided on entering.
 
     Raises:
@@ -61,7 +60,6 @@ def initial_state(
         temperature=section.temperature if temperature is None else float(temperature),
         max_response_tokens=section.max_response_tokens,
         dropped_ids=tuple(dict.fromkeys(dropped_ids)),
-        target_diversity=target_diversity,
         decisions=tuple(decisions),
     )
 
@@ -88,7 +86,7 @@ def observe(
         (state, decisions); decisions is empty unless this step ended the stage.
 
     Raises:
-        ValueError: the stage had already ended: `next_stage` must come first.
+        ValueError: the stage had already ended: the next must be entered first.
     """
     if state.finished or stage_ended(state, stages):
         raise ValueError(
@@ -107,43 +105,3 @@ def observe(
     state = dataclasses.replace(state, finished=state.stage == len(stages) - 1)
     steps = stages[state.stage].steps
     return state, [decision("stage_end", state.stage, f"stage {state.stage} did its {steps} steps")]
-
-
-def next_stage(
-    state: StageState,
-    stages: Sequence[StageSection],
-    *,
-    temperature: float,
-    dropped_ids: Iterable[str],
-    target_diversity: float | None,
-    decisions: Iterable[dict[str, Any]],
-    step: int,
-) -> StageState:
-    """The state at the first step of the stage after `state`'s.
-
-    Args:
-        state: of a stage that has ended.
-        stages: the config's stages.
-        temperature: the new stage's.
-        dropped_ids: problems newly dropped; they follow the ones already out.
-        target_diversity: of the fixed probe set now, where a later reset needs it.
-        decisions: what was decided on entering.
-        step: global step at which the new stage begins.
-
-    Raises:
-        ValueError: the stage has not ended, or there is none after it.
-    """
-    if not stage_ended(state, stages):
-        raise ValueError(
-            f"stage {state.stage} has done {state.steps_done} of {stages[state.stage].steps} "
-            "steps: finish it before entering the next"
-        )
-    return initial_state(
-        stages,
-        stage=state.stage + 1,
-        step=step,
-        temperature=temperature,
-        dropped_ids=(*state.dropped_ids, *dropped_ids),
-        target_diversity=target_diversity,
-        decisions=decisions,
-    )

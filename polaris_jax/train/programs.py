@@ -211,6 +211,7 @@ def local_loss(
         "clipped_dual": jnp.sum(out.clipped_dual_BT * is_counted_BT),
         "truncated": jnp.sum(out.truncated_BT * is_counted_BT),
         "fresh": jnp.sum(arrays["fresh_BT"]),
+        "fresh_entropy": jnp.sum(entropy_BT * arrays["fresh_BT"]),
         "gap": jnp.sum(gap_BT),
         "gap_max": jnp.max(gap_BT),
     }

@@ -102,7 +102,8 @@ class Updater:
             (state, metrics). Metrics: update/{loss, grad_norm, entropy, clip_fraction_low,
             clip_fraction_high, clip_fraction_dual, tis_fraction, ratio_mean, kl} are `Mean`s, over
             response tokens where they speak of tokens; update/skipped is 1.0 when the gradient was
-            not finite, and then parameters and moments are unchanged; rollout/logp_gap_mean and
+            not finite, and then parameters and moments are unchanged; update/fresh_entropy is the
+            entropy at tokens whose `fresh_BT` is 1, no copies; rollout/logp_gap_mean and
             logp_gap_max are |sampler - trainer| in nats over tokens whose `fresh_BT` is 1 (the max
             is None without such tokens). The gap is taken under the parameters before this step:
             with several minibatches it is the plain gap in the first one only (with
@@ -257,6 +258,7 @@ def _metrics(
         "update/loss": Mean(total["loss"], 1.0),
         "update/grad_norm": Mean(float(step["grad_norm"]), 1.0),
         "update/entropy": share("entropy"),
+        "update/fresh_entropy": Mean(total["fresh_entropy"], fresh),
         "update/clip_fraction_low": share("clipped_low"),
         "update/clip_fraction_high": share("clipped_high"),
         "update/clip_fraction_dual": share("clipped_dual"),

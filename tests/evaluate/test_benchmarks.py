@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from polaris_jax.config_sections import PROMPT_SUFFIX
+from polaris_jax.config_sections import PROMPT_SUFFIX, EvaluateSection, RunConfig
 from polaris_jax.data.prompts import add_suffix
 from polaris_jax.data.sources import DataError
-from polaris_jax.evaluate.benchmarks import BENCHMARKS, read_benchmark
+from polaris_jax.evaluate.benchmarks import BENCHMARKS, is_benchmark, read_benchmark
+from polaris_jax.progress import Progress
+from polaris_jax.session import evaluation_problems
 
 SHARED = Path(os.environ.get("POLARIS_SHARED", Path(__file__).parents[3] / "shared"))
 
@@ -37,10 +39,36 @@ def test_a_malformed_row_stops_the_evaluation(tmp_path):
         read_benchmark(path)
 
 
-def test_a_known_name_with_another_size_warns(tmp_path):
+def test_a_known_name_with_another_size_is_refused(tmp_path):
     path = write(tmp_path / "aime24.jsonl", [row(0)])
-    with pytest.warns(UserWarning, match="has 1 problems, aime24 has 30"):
+    with pytest.raises(DataError, match=r"aime24.jsonl': 1 problems, and aime24 has 30; .*mend"):
         read_benchmark(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "words"),
+    [
+        ("aime24.jsonl", [row(i) for i in range(29)], "29 problems, and aime24 has 30"),
+        ("aime24.jsonl", [*(row(i) for i in range(29)), row(29, answer="")], "1 malformed rows"),
+        ("mine.jsonl", [row(0), row(1, answer="")], None),
+    ],
+    ids=["a problem less", "a malformed row", "another set"],
+)
+def test_an_evaluation_reads_a_known_benchmark_whole_and_others_as_they_are(
+    tmp_path, name, rows, words
+):
+    section = EvaluateSection(problems=str(write(tmp_path / name, rows)))
+    config, progress = RunConfig(evaluate=section), Progress(enabled=False)
+    if words is None:
+        assert evaluation_problems(config, progress)[1] == {"malformed": 1}
+        return
+    with pytest.raises(DataError, match=words):
+        evaluation_problems(config, progress)
+
+
+def test_a_benchmark_by_its_name_is_no_file():
+    assert is_benchmark("data/aime24.jsonl")
+    assert not is_benchmark("math-ai/aime24") and not is_benchmark("")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

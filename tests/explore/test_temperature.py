@@ -62,6 +62,21 @@ def test_stays_when_everything_above_collapses(candidates):
     assert "stays" in decision.reason
 
 
+def test_stays_where_no_response_was_long_enough_for_a_4_gram():
+    candidates = curve((1.0, 0.6, 0.0), (1.05, 0.6, 0.0), (1.1, 0.6, 0.01))
+    decision = next_temperature(candidates, current=1.0, target_diversity=0.0)
+    assert decision.temperature == 1.0
+    assert "target diversity is 0" in decision.reason
+    assert len(decision.table) == 3
+
+
+def test_stays_where_there_is_no_right_answer():
+    candidates = curve((1.0, 0.0, 0.3), (1.05, 0.0, 0.8))
+    decision = next_temperature(candidates, current=1.0, target_diversity=0.5)
+    assert decision.temperature == 1.0
+    assert "no right answer" in decision.reason
+
+
 def test_cold_candidate_is_not_collapse():
     candidates = curve((0.5, 0.3, 0.1), (0.6, 0.45, 0.3), (0.7, 0.6, 0.4), (0.8, 0.6, 0.5))
     assert next_temperature(candidates, current=0.5, target_diversity=0.3).temperature == 0.6

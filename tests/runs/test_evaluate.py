@@ -1,7 +1,9 @@
 """When `evaluate` may go on with stored responses: same weights, problems and sampling, or not."""
 
+import contextlib
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,9 +14,10 @@ from polaris_jax.config import ArithmeticSection, ConfigError, EvaluateSection, 
 from polaris_jax.data.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import Qwen, RopeScaling
 from polaris_jax.progress import Progress
-from polaris_jax.records import Problem
-from polaris_jax.runs import evaluate
+from polaris_jax.records import Problem, Response, Rollouts
+from polaris_jax.runs import evaluate, policy
 from polaris_jax.runs.evaluate import response_identity
+from polaris_jax.session import make_grader
 from polaris_jax.train.warmstart import warmstart_model_config
 
 CONFIG = RunConfig()
@@ -75,7 +78,7 @@ def test_problems_that_cannot_be_asked_are_counted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
     monkeypatch.setattr(evaluate, "_respond", respond)
-    config = with_evaluate(problems=str(tmp_path / "set.jsonl"), n=2, yarn="off")
+    config = with_evaluate(problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64)
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, max_prompt_tokens=64)
     )
@@ -83,6 +86,65 @@ def test_problems_that_cannot_be_asked_are_counted(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert found["left_out"] == {"malformed": 2, "long_prompt": 1}
     assert asked == [found["problems"]] == [1]
+
+
+def test_a_budget_past_the_models_positions_is_refused_before_anything_is_sampled(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
+    monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
+    monkeypatch.setattr(evaluate, "_respond", lambda *_: pytest.fail("it sampled"))
+    config = with_evaluate(problems=str(tmp_path / "set.jsonl"))
+    with pytest.raises(ConfigError, match=r"evaluate.max_response_tokens=39936: .* model's 512"):
+        evaluate.evaluate(config, epath.Path(tmp_path / "run"), progress=Progress(enabled=False))
+
+
+def written(text: str, tokenizer) -> Response:
+    ids = tuple(tokenizer.encode(text))
+    return Response(ids, (-1.0,) * len(ids), "stop")
+
+
+def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
+    tokenizer = build_tokenizer()
+    early = written(r"so \boxed{2} or \boxed{3}", tokenizer)  # right until it is changed
+    late = written(r"well \boxed{2}", tokenizer)
+    at = len(tokenizer.encode(r"so \boxed{2} or"))
+    assert at < len(early.token_ids) and at >= len(late.token_ids)
+
+    def sampled(sampler, prompts, **options):
+        texts = tuple(tokenizer.decode(r.token_ids) for r in (early, late))
+        return Rollouts(prompts, ((early, late),), (texts,), 1.0, 64)
+
+    @contextlib.contextmanager
+    def opened(config, *_, **__):
+        with make_grader(config) as grader:
+            sampler: Any = None
+            yield policy.Policy(config, sampler, tokenizer, grader)
+
+    (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
+    monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
+    monkeypatch.setattr(evaluate, "open_policy", opened)
+    monkeypatch.setattr(policy, "sample", sampled)
+    lines: list[str] = []
+    progress = Progress(enabled=False)
+    monkeypatch.setattr(progress, "line", lines.append)
+    where = epath.Path(tmp_path / "run")
+
+    def curve(*budgets: int) -> list[float]:
+        source = str(tmp_path / "set.jsonl")
+        config = with_evaluate(problems=source, n=2, max_response_tokens=64, budgets=budgets)
+        data = dataclasses.replace(config.data, max_prompt_tokens=64)
+        config = dataclasses.replace(config, data=data)
+        summary = evaluate.evaluate(config, where, progress=progress)
+        return [point["accuracy"] for point in summary["budget_curve"]]
+
+    assert curve(1, at, 64) == [0.0, 1.0, 0.5]
+    assert not [line for line in lines if "count as wrong" in line]
+    monkeypatch.setattr(policy, "sample", lambda *_, **__: pytest.fail("it sampled again"))
+    assert curve(1, at, 64) == [0.0, 1.0, 0.5]
+    # Responses are kept under other budgets; where no prefix was graded, a cut is wrong, and told.
+    assert curve(at + 1, 64) == [0.5, 0.5]
+    assert [line for line in lines if f"before budgets [{at + 1}] were asked for" in line]
 
 
 def test_a_missing_checkpoint_is_refused_before_any_warm_start(tmp_path, monkeypatch):

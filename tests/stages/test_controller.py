@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from polaris_jax.config_sections import StageSection
-from polaris_jax.stages import StepStats, initial_state, next_stage, observe, stage_ended
+from polaris_jax.stages import StepStats, initial_state, observe, stage_ended
 
 STAGES = (
     StageSection(steps=3, max_response_tokens=100, temperature=1.4),
@@ -19,17 +19,6 @@ def steps(state, *entropies, stages=STAGES):
     for entropy in entropies:
         state, decisions = observe(state, StepStats(entropy=entropy), stages)
     return state, decisions
-
-
-def enter(state, **options):
-    arguments = {
-        "temperature": 1.45,
-        "dropped_ids": (),
-        "target_diversity": None,
-        "decisions": (),
-        "step": 3,
-    }
-    return next_stage(state, STAGES, **(arguments | options))
 
 
 def test_first_state_takes_the_stages_own_settings():
@@ -78,36 +67,17 @@ def test_entropies_are_those_of_the_stages_first_and_newest_update():
     assert (state.first_entropy, state.last_entropy) == (0.7, 0.7)
 
 
-def test_next_stage_starts_afresh_and_keeps_what_was_dropped():
-    state, _ = steps(initial_state(STAGES, dropped_ids=["a"]), 0.9, 0.7, 0.5)
-    decisions = [{"kind": "drop_easy", "value": 2, "reason": "", "table": []}]
-    entered = enter(
-        state, dropped_ids=["c", "a", "b"], target_diversity=0.4, decisions=decisions, step=7
-    )
-    assert entered.dropped_ids == ("a", "c", "b")
-    assert (entered.stage, entered.first_step, entered.steps_done) == (1, 7, 0)
-    assert (entered.temperature, entered.max_response_tokens) == (1.45, 200)
-    assert (entered.first_entropy, entered.last_entropy) == (None, None)
-    assert (entered.target_diversity, entered.decisions) == (0.4, tuple(decisions))
-
-
 def test_the_run_finishes_with_its_last_stage_and_never_steps_on():
-    state, _ = steps(initial_state(STAGES), 0.9, 0.7, 0.5)
-    state, _ = steps(enter(state), 0.5, 0.4)
+    state, _ = steps(initial_state(STAGES, stage=1), 0.5, 0.4)
     assert not state.finished
-    state, decisions = steps(enter(state, step=5), 0.4)
+    state, decisions = steps(initial_state(STAGES, stage=2, step=5), 0.4)
     assert state.finished
     assert decisions[0]["value"] == 2
     with pytest.raises(ValueError, match="has done its 1 steps"):
         steps(state, 0.4)
-    with pytest.raises(ValueError, match="stages 0 to 2"):
-        enter(state)
 
 
-def test_no_step_between_two_stages_and_no_entry_before_the_end():
-    state, _ = steps(initial_state(STAGES), 0.9, 0.7)
-    with pytest.raises(ValueError, match="2 of 3"):
-        enter(state)
-    state, _ = steps(state, 0.5)
+def test_no_step_between_two_stages():
+    state, _ = steps(initial_state(STAGES), 0.9, 0.7, 0.5)
     with pytest.raises(ValueError, match="enter the next"):
         steps(state, 0.5)

@@ -122,6 +122,7 @@ def test_metrics_match_numpy():
     got = values(metrics)
     want = {
         "update/entropy": np.asarray(entropy)[counted].mean(),
+        "update/fresh_entropy": np.asarray(entropy)[fresh].mean(),
         "update/ratio_mean": ratio[counted].mean(),
         "update/clip_fraction_low": low[counted].mean(),
         "update/clip_fraction_high": high[counted].mean(),
@@ -134,13 +135,14 @@ def test_metrics_match_numpy():
     assert metrics["update/entropy"].weight == batch.tokens == counted.sum()
 
 
-def test_no_fresh_token_gives_no_gap():
+def test_no_fresh_token_gives_no_gap_and_no_entropy_of_theirs():
     batch = pack_case(make_graded())
     batch.fresh_BT[:] = 0
     state = init_train_state(make_model(), OPTIMIZER, one_device_mesh())
     _, metrics = make_updater().update(state, batch)
     got = values(metrics)
     assert got["rollout/logp_gap_mean"] is None and got["rollout/logp_gap_max"] is None
+    assert got["update/fresh_entropy"] is None and got["update/entropy"] > 0
 
 
 def test_recompute_is_on_policy_at_first_and_keeps_the_gap_to_the_sampler():
