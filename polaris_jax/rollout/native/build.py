@@ -1,9 +1,9 @@
 """Compiles the kernels for this very CPU, keeps the library for later processes, and loads it.
 
 The library lies in the user's cache, named by a hash of all that decides what is in it (source,
-headers' version, compiler, flags and the CPU's features: a home directory may serve several
-machines) and by its own checksum. A cache that cannot be written is no error: the library is then
-compiled for this process alone.
+headers' version, compiler, C library, flags and the CPU's features: a home directory may serve
+several machines) and by its own checksum. A cache that cannot be written is no error: the library
+is then compiled for this process alone.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _library(compiler: str, version: str) -> Path:
     """The compiled library in the cache, or in a folder of its own."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     flags = [*FLAGS, "-march=native" if x86 else "-mcpu=native"]
-    texts = (jaxlib.__version__, version, _cpu_features(), *flags)
+    texts = (jaxlib.__version__, version, *platform.libc_ver(), _cpu_features(), *flags)
     digest = hashlib.sha256("\0".join((*texts, SOURCE.read_text())).encode()).hexdigest()[:24]
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / CACHE_FOLDER
     command = [compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o"]
