@@ -10,10 +10,10 @@ r"""POLARIS-4B: Qwen3-4B in three stages of 39,936, 48,128 and 52,224 response t
         --config=configs/polaris_4b.py:v5p:2x2x4 --workdir=/mnt/runs/4b \
         --config.evaluate.problems=aime24.jsonl
     polaris train --config=configs/polaris_4b.py:tiny --workdir=runs/tiny
-    for name in aime24 aime25 minerva olympiad amc23; do
-        polaris evaluate --config=configs/polaris_4b.py:final:$name --workdir=runs/4b \
-            --checkpoint=latest --tag=$name --config.evaluate.problems=$name.jsonl
-    done
+    polaris evaluate --config=configs/polaris_4b.py:final:aime24 --workdir=/mnt/runs/4b \
+        --checkpoint=latest --tag=aime24 --config.evaluate.problems=aime24.jsonl
+
+and the last likewise with aime25, minerva, olympiad and amc23.
 
 Every 10 steps the run scores itself (avg@8) on the problems that evaluate.problems names; without
 any it does not begin, unless evaluate.every_steps is 0.
