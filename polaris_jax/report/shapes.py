@@ -62,9 +62,11 @@ def misfit(name: str, document: Any) -> str:
 
 
 def line_misfit(line: dict[str, Any]) -> str:
-    """The same of a line of metrics.jsonl or timing.jsonl: a step, and numbers or null."""
+    """The same of a line of metrics.jsonl or timing.jsonl: a step, and numbers or null, or lists of
+    them, one a process."""
     for key, value in line.items():
-        wanted = int if key == "step" else MAYBE if "/" in key else object
+        number = [MAYBE] if isinstance(value, list) else MAYBE
+        wanted = int if key == "step" else number if "/" in key else object
         if found := _misfit(value, wanted, key):
             return found
     return ""

@@ -86,6 +86,7 @@ def timing_line(step: int, rng: np.random.Generator) -> dict[str, Any]:
         "throughput/update_tokens_per_s": float(6900 + 200 * rng.random()),
         "memory/host_bytes": 1.4e9 + 1e6 * step,
         "memory/device_bytes": None,
+        "reward/graded_by_process": [128, 128],
     }
 
 

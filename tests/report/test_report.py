@@ -306,6 +306,7 @@ def test_equal_numbers_give_equal_pictures(tmp_path):
         ("run.json", '"x"', "str, expected an object"),
         ("metrics.jsonl", '{"step": "a"}\n', "line 1: step: str, expected int"),
         ("timing.jsonl", '{"step": 0, "time/rollout_s": "x"}\n', "line 1: time/rollout_s: str"),
+        ("timing.jsonl", '{"step": 0, "a/b": [1, "x"]}\n', "line 1: a/b[1]: str, expected"),
     ],
 )
 def test_a_file_of_another_shape_counts_as_absent(run_dir, name, text, reason):
