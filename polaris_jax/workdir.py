@@ -1,4 +1,4 @@
-"""A run's directory: who owns it, what it was configured as, and its small files.
+"""A run's directory: who owns it, and its small files (run.json: `run_record`).
 
 `claim` decides whether a command begins or resumes in a workdir and keeps a second one out. Nothing
 here imports jax: a bad workdir is reported before a device is touched.
@@ -7,30 +7,16 @@ here imports jax: a bad workdir is reported before a device is touched.
 from __future__ import annotations
 
 import contextlib
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import secrets
-import socket
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from etils import epath
 
-from polaris_jax.config import (
-    ADDED_FIELDS,
-    ConfigError,
-    RunConfig,
-    binding_fields,
-    config_fields,
-    config_hash,
-)
+from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.files import (
     PARTIAL,
     AnyPath,
@@ -41,6 +27,7 @@ from polaris_jax.files import (
     write_json,
 )
 from polaris_jax.ownership import NoOwnership, Ownership, take
+from polaris_jax.run_record import RECORD, read_record, refuse_other_config, write_record
 
 __all__ = [
     "Claim",
@@ -49,15 +36,12 @@ __all__ = [
     "ensure_workdir",
     "mark_nondeterministic",
     "note",
-    "refuse_other_run",
     "rollouts_path",
     "write_json",
     "write_rollouts",
 ]
 
 ROLLOUTS = "rollouts"
-RECORD = "run.json"
-ABSENT = "absent"
 # What training leaves, as patterns of names; for a folder, the pattern of what is ours inside it.
 # --overwrite deletes these and nothing else: what other commands and people left stays.
 _MADE_BY_TRAINING: dict[str, str | None] = {
@@ -70,17 +54,6 @@ _MADE_BY_TRAINING: dict[str, str | None] = {
     r"tensorboard": r"events\.out\.tfevents\..*",
     r"wandb": r"run_id|run-.*|offline-run-.*|latest-run|debug.*\.log",
 }
-_VERSIONS_OF = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "numpy",
-    "transformers",
-    "sympy",
-)
 
 
 class Claim:
@@ -167,7 +140,7 @@ def claim(
         ownership.announce()
         if overwrite:
             _delete_made_by_training(workdir)
-        _write_record(workdir, command, config, record)
+        write_record(workdir, command, config, record)
     except OSError as error:
         ownership.release()
         raise _unwritable(workdir, error) from None
@@ -237,28 +210,11 @@ def _unwritable(workdir: AnyPath, error: OSError) -> ConfigError:
 
 def _fitting_record(workdir: epath.Path, config: RunConfig) -> dict[str, Any] | None:
     """What run.json says of the same run's earlier starts; None when this is the first."""
-    record = _read_record(workdir)
+    record = read_record(workdir)
     if record is None:
         _refuse_orphans(workdir)
     else:
-        _refuse_other_config(workdir, record, config)
-    return record
-
-
-def _read_record(workdir: epath.Path) -> dict[str, Any] | None:
-    path = workdir / RECORD
-    if not path.exists():
-        return None
-    try:
-        record = json.loads(path.read_text())
-        missing = {"config", "binding", "starts"} - record.keys()
-        if missing:
-            raise ValueError(f"{', '.join(sorted(missing))} missing")
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"{path}: not the record of a run ({error}); restore the file, or use --overwrite to "
-            "begin anew"
-        ) from None
+        refuse_other_config(workdir, record, config)
     return record
 
 
@@ -272,130 +228,6 @@ def _refuse_orphans(workdir: epath.Path) -> None:
                 f"workdir={workdir}: has {path.name} but no {RECORD}; choose another --workdir, or "
                 "use --overwrite to begin anew"
             )
-
-
-def refuse_other_run(workdir: AnyPath, config: RunConfig, *, sections: Sequence[str]) -> None:
-    """Returns unless the workdir holds the run of a config that differs in one of `sections`.
-
-    For the commands that put files beside a run which it reads. Without a run it does nothing.
-
-    Raises:
-        ConfigError: another run's, naming the fields.
-    """
-    place = as_place(workdir)
-    record = _read_record(place)
-    if record is None:
-        return
-    names = {n for n in _binding_names(record, config) if n.split(".")[0] in sections}
-    if not record["config"].get("data.problems"):
-        # That run took what `prepare` left, whose source stood in no config of its own.
-        names.discard("data.problems")
-        source = _prepared_from(place)
-        if source and config.data.problems and source != config.data.problems:
-            raise _other_config(
-                workdir,
-                [f"problems of {source!r} there, data.problems={config.data.problems!r} here"],
-                "choose another --workdir",
-            )
-    if differing := _differing(record, config, names):
-        raise _other_config(workdir, differing, "choose another --workdir")
-
-
-def _prepared_from(workdir: epath.Path) -> str:
-    """The source of the workdir's problems.parquet; empty where none is recorded."""
-    path = workdir / "prepare.json"
-    if not path.exists():
-        return ""
-    try:
-        return str(json.loads(path.read_text()).get("source", ""))
-    except (ValueError, AttributeError):
-        return ""
-
-
-def _binding_names(record: dict[str, Any], config: RunConfig) -> set[str]:
-    """What binds now, and what has bound and is no field any more: a field may become free."""
-    gone = set(record["binding"]) - config_fields(config).keys()
-    return binding_fields(config).keys() | gone
-
-
-def _differing(record: dict[str, Any], config: RunConfig, names: Iterable[str]) -> list[str]:
-    """`name=value there, value here` of every field that is not as it was."""
-    recorded, present = record["config"], _plain(config_fields(config))
-    differing = []
-    for name in sorted(names):
-        there = recorded.get(name, ADDED_FIELDS.get(name, ABSENT))
-        here = present.get(name, ABSENT)
-        if there != here:
-            differing.append(f"{name}={there!r} there, {here!r} here")
-    return differing
-
-
-def _other_config(workdir: AnyPath, differing: Sequence[str], remedy: str) -> ConfigError:
-    return ConfigError(
-        f"workdir={workdir}: holds a run of another config: {'; '.join(differing)}; {remedy}"
-    )
-
-
-def _refuse_other_config(workdir: epath.Path, record: dict[str, Any], config: RunConfig) -> None:
-    remedy = "choose another --workdir, or use --overwrite to begin anew"
-    if differing := _differing(record, config, _binding_names(record, config)):
-        raise _other_config(workdir, differing, remedy)
-    recorded, present = record["config"], _plain(config_fields(config))
-    name = f"stages[{len(config.stages) - 1}].steps"
-    if present[name] < recorded[name]:
-        raise ConfigError(
-            f"{name}={present[name]}: the run in workdir={workdir} has {recorded[name]}; the last "
-            f"stage may only grow; {remedy}"
-        )
-
-
-def _write_record(
-    workdir: epath.Path, command: str, config: RunConfig, record: dict[str, Any] | None
-) -> None:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    start = {"time": now, "argv": sys.argv[1:], "commit": _commit(), "host": socket.gethostname()}
-    write_json(
-        workdir / RECORD,
-        {
-            "deterministic": True,
-            **(record or {}),
-            "command": command,
-            "config": _plain(config_fields(config)),
-            "binding": sorted(binding_fields(config)),
-            "config_hash": config_hash(config),
-            "versions": _versions(),
-            "commit": start["commit"],
-            "starts": [*(record or {}).get("starts", []), start],
-        },
-    )
-
-
-def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from JSON: a tuple inside a value is a list."""
-    return json.loads(json.dumps(fields))
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("polaris_jax", *_VERSIONS_OF):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
-def _commit() -> str | None:
-    """The commit of the source tree, "-dirty" when it has been edited; None outside of one."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *describe], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 def _delete_made_by_training(workdir: epath.Path) -> None:

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from polaris_jax import run_record
 from polaris_jax import workdir as workdir_lib
 from polaris_jax.config import (
     ADDED_FIELDS,
@@ -73,13 +74,13 @@ def test_another_config_is_refused_with_the_fields_and_both_values(tmp_path, con
 def test_a_command_beside_a_run_may_differ_in_other_sections_only(tmp_path, config):
     sections = ("model", "data")
     other = changed(config, "model", path="another")
-    workdir_lib.refuse_other_run(tmp_path, other, sections=sections)  # no run here yet
+    run_record.refuse_other_run(tmp_path, other, sections=sections)  # no run here yet
     workdir_lib.claim(tmp_path, config).release()
-    workdir_lib.refuse_other_run(
+    run_record.refuse_other_run(
         tmp_path, changed(config, "optimizer", learning_rate=0.5), sections=sections
     )
     with pytest.raises(ConfigError, match=r"another config: model\.path='' there, 'another' here;"):
-        workdir_lib.refuse_other_run(tmp_path, other, sections=sections)
+        run_record.refuse_other_run(tmp_path, other, sections=sections)
 
 
 def test_a_run_on_prepared_problems_names_their_source(tmp_path, config):
@@ -87,9 +88,9 @@ def test_a_run_on_prepared_problems_names_their_source(tmp_path, config):
     workdir_lib.claim(tmp_path, config).release()
     (tmp_path / "prepare.json").write_text(json.dumps({"source": "a.jsonl"}))
     own, other = (changed(config, "data", problems=f"{name}.jsonl") for name in "ab")
-    workdir_lib.refuse_other_run(tmp_path, own, sections=("data",))
+    run_record.refuse_other_run(tmp_path, own, sections=("data",))
     with pytest.raises(ConfigError, match=r"'a\.jsonl' there, data\.problems='b\.jsonl' here"):
-        workdir_lib.refuse_other_run(tmp_path, other, sections=("data",))
+        run_record.refuse_other_run(tmp_path, other, sections=("data",))
 
 
 def test_a_run_from_before_a_field_was_there_goes_on_under_what_it_did(tmp_path, config):

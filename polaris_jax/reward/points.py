@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from polaris_jax.reward.evaluator import context
-from polaris_jax.reward.syntax import Node, holds, symbols
+from polaris_jax.reward.syntax import Node, holds, nodes, symbols
 from polaris_jax.reward.vocabulary import word_set
 
 POSITIVE_POINTS = 3
@@ -63,11 +63,7 @@ def bends(node: Any) -> frozenset[str]:
     `root` and `sqrt` are named for even roots alone, Re, Im and arg for what they do off the line.
     """
     found: set[str] = set()
-    stack = [node]
-    while stack:
-        item = stack.pop()
-        if not isinstance(item, tuple) or not item:
-            continue
+    for item in nodes(node):
         if item[0] == "func" and item[1] in _BENDS | _COMPLEX_PARTS and symbols(item[2]):
             found.add(item[1])
         elif item[0] == "func" and item[1] == "root" and symbols(item[2]):
@@ -76,7 +72,6 @@ def bends(node: Any) -> frozenset[str]:
                 found.add("root")
         elif item[0] == "pow" and symbols(item[1]) and _is_even_root(item[2]):
             found.add("root")
-        stack.extend(item)
     return frozenset(found)
 
 
@@ -93,25 +88,15 @@ def _is_even_root(exponent: Node) -> bool:
 def _bounds(node: Any) -> set[str]:
     """Names that stand in the bounds of a sum or product: they are integers."""
     found: set[str] = set()
-    if isinstance(node, tuple):
-        if node and node[0] in ("sum", "prod"):
-            found |= symbols(node[2:4])
-        for part in node:
-            found |= _bounds(part)
+    for item in nodes(node):
+        if item[0] in ("sum", "prod"):
+            found |= symbols(item[2:4])
     return found
 
 
 def _scales(node: Any) -> tuple[int, ...]:
     """FAR_SCALES, and one beyond the largest constant where that is larger."""
-    largest = Fraction(0)
-    stack = [node]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, tuple) and item:
-            if item[0] == "num":
-                largest = max(largest, abs(item[1]))
-            else:
-                stack.extend(item)
+    largest = max((abs(item[1]) for item in nodes(node) if item[0] == "num"), default=Fraction(0))
     beyond = 4 * int(min(largest, MAX_SCALE))
     return (*FAR_SCALES, beyond) if beyond > FAR_SCALES[-1] else FAR_SCALES
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polaris_jax.reward import numeric
-from polaris_jax.reward.syntax import Node, holds, substitute, symbols
+from polaris_jax.reward.syntax import Node, holds, nodes, substitute, symbols
 from polaris_jax.reward.vocabulary import FUNCTION_NAMES
 
 _ORDERS = frozenset({"<", ">", "leq", "geq"})
@@ -116,15 +116,7 @@ def calls_as_products(node: Node, other: Node) -> Node:
 
 def _calls(node: Node) -> list[Node]:
     """The calls in a tree, the outer ones first."""
-    found: list[Node] = []
-    stack = [node]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, tuple) and item:
-            if item[0] == "call":
-                found.append(item)
-            stack.extend(item)
-    return found
+    return [item for item in nodes(node) if item[0] == "call"]
 
 
 def in_order_of(names: tuple[Node, ...], node: tuple[Node, Node]) -> tuple[Node, Node]:

@@ -14,6 +14,7 @@ Trees are hashable, so structural equality is `==`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -98,16 +99,19 @@ def symbols(node: Any) -> set[str]:
     return found
 
 
-def holds(node: Any, *names: str) -> bool:
-    """Whether a node of one of these names occurs anywhere in the tree."""
-    stack = [node]
+def nodes(tree: Any) -> Iterator[tuple[Any, ...]]:
+    """Every node of a tree, outer ones first, and the tuples of parts between them."""
+    stack = [tree]
     while stack:
         item = stack.pop()
-        if isinstance(item, tuple):
-            if item and item[0] in names:
-                return True
+        if isinstance(item, tuple) and item:
+            yield item
             stack.extend(item)
-    return False
+
+
+def holds(node: Any, *names: str) -> bool:
+    """Whether a node of one of these names occurs anywhere in the tree."""
+    return any(item[0] in names for item in nodes(node))
 
 
 def tree_depth(node: Node) -> int:

@@ -39,6 +39,16 @@ class LiveState:
         self.state: DecodeState | None = None
         self.num_pages = 0
 
+    @property
+    def in_step(self) -> bool:
+        """A step is running: who asks is one of its callbacks."""
+        return self.driver is not None and self.driver.in_step
+
+    @property
+    def busy(self) -> bool:
+        """Requests are live, or a step is running."""
+        return self.driver is not None and (self.driver.busy or self.driver.in_step)
+
     def ready(self) -> Driver:
         """The driver, with a pool."""
         engine = self._engine
@@ -61,6 +71,14 @@ class LiveState:
         assert self.state is not None
         for allocator, before in zip(self.state.allocators, state.allocators, strict=True):
             allocator.peak_used = before.peak_used
+
+    def reset_counts(self) -> None:
+        """Sets the counts of `Sampler.stats` to 0."""
+        if self.driver is None or self.state is None:
+            return
+        self.driver.reset_counts()
+        for allocator in self.state.allocators:
+            allocator.peak_used = allocator.num_used
 
     def free_pool(self) -> None:
         """Deletes the pages; live sequences will be computed again."""

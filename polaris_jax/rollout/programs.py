@@ -148,9 +148,9 @@ def _attend_staged(spec: ProgramSpec, pool: Any, step: Array, rows: Rows, table_
     """`staged_kv.attend_staged` as `Qwen.forward` wants it; the pool is only read."""
     cached_B = jnp.where(rows.alive_B, rows.position_B, 0)
     h = STAGED_HEAD_AXIS
-    attend_staged = native.attend_staged if spec.native else staged_kv.attend_staged
+    kernel = native.attend_staged if spec.native else None
     split = sharding.over_heads(
-        functools.partial(attend_staged, num_layers=spec.num_layers),
+        functools.partial(staged_kv.attend_staged, num_layers=spec.num_layers, attend=kernel),
         spec.mesh,
         in_axes=(None, 1, 1, 1, h, spec.layout.head_axis, None, None, None),
         out_axes=(1, h),

@@ -16,15 +16,14 @@ from polaris_jax.models import Qwen
 from polaris_jax.records import Response
 from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import SamplerConfig
-from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.live_state import LiveState
-from polaris_jax.rollout.programs import Model
+from polaris_jax.rollout.live_weights import LiveWeights
 from polaris_jax.rollout.request_checks import Prompts, checked_request
 from polaris_jax.rollout.run import Ended, OnProgress, OnTokens, Request
 from polaris_jax.rollout.sampler_stats import happened
 from polaris_jax.rollout.sampling import SamplingParams
-from polaris_jax.rollout.weight_sync import SyncReport, check_live, sync_weights
+from polaris_jax.rollout.weight_sync import SyncReport, check_live
 
 
 class RolloutAborted(RuntimeError):
@@ -70,7 +69,7 @@ class Sampler:
         sizes = dataclasses.replace(self.config, dtype=jnp.dtype(self._dtype).name)
         self._engine = Engine(model.config, sizes, self._mesh)
         self._model_config = model.config
-        self._model: Model | None = None
+        self._weights = LiveWeights(self._engine.spec, self._mesh, self._dtype)
         self._compiles = CompileCounter()
         self._live = LiveState(self._engine, self._mesh, self._dtype, self._compiles)
         self._paused = False
@@ -178,18 +177,18 @@ class Sampler:
             RuntimeError: called from one of its own callbacks, or there are no weights.
             Exception: of the device; every request is aborted, and the next call begins anew.
         """
-        if self._paused or not self._busy:
-            return self._busy
+        if self._paused or not self._live.busy:
+            return self._live.busy
         self._check_callable()
         driver = self._live.ready()
         began_s = time.perf_counter()
         try:
-            driver.step(self._model, version=self.version)
+            driver.step(self._weights.model, version=self.version)
         finally:
             self._seconds += time.perf_counter() - began_s
             if driver.failed:
                 self._live.begin_anew()
-        return self._busy
+        return self._live.busy
 
     def drive(
         self, request: Request, should_abort: Callable[[], bool] | None = None
@@ -255,8 +254,8 @@ class Sampler:
         `request.responses()` then holds all that there is, the unfinished ones too: as they are,
         they may be `begun` of another request. From a callback it takes effect at the step's end.
         """
-        if self._driver is not None:
-            self._driver.abort(request)
+        if self._live.driver is not None:
+            self._live.driver.abort(request)
 
     def pause(self) -> None:
         """Nothing is admitted or decoded until `resume`; the weights may change meanwhile.
@@ -298,8 +297,8 @@ class Sampler:
 
     def drop_prefixes(self) -> None:
         """Forgets the pages that earlier sequences left; what follows is computed from nothing."""
-        if self._driver is not None:
-            self._driver.drop_prefixes()
+        if self._live.driver is not None:
+            self._live.driver.drop_prefixes()
 
     def release_pool(self) -> None:
         """Frees the memory of the KV pages; the next `step` makes them anew.
@@ -317,9 +316,7 @@ class Sampler:
             RuntimeError: requests are live and the sampler is not paused, or a step is running.
         """
         self.release_pool()
-        for leaf in jax.tree.leaves(self._model):
-            leaf.delete()
-        self._model = None
+        self._weights.free()
 
     # --- what happened ---
 
@@ -334,76 +331,45 @@ class Sampler:
         return sharding.member_processes(self._mesh)
 
     def stats(self) -> dict[str, Any]:
-        """What happened since the last `reset_stats`.
+        """What happened since `reset_stats`; `sampler_stats.happened` explains each number.
 
-        prompt_tokens of submitted prompts; response_tokens; tokens_per_s: response tokens over
-        seconds in `step`; slot_occupancy: share of slot-steps that made a token, in [0, 1];
-        row_steps that the devices computed, and row_waste: the share of them that made no token;
-        live_rows: a list of the rows in the slots of each data shard now; live_rows_min and
-        live_rows_max: the fewest and the most that one of them decoded in a call (0: no call);
-        pages_used now and pages_peak; pages_idle: unused ones that hold a prefix; preemptions;
-        prefix_hits: samples that took over a prompt that another had prefilled; prefix_query_tokens
-        that admitted sequences needed in their pages; prefix_hit_tokens: those that were there
-        already; prefix_hit_rate: their share, in [0, 1], 0 where none was needed; compiles: XLA
-        compilations in `step`; weight_sync_bytes written to this process's devices and
-        weight_sync_s that it took. A device error sets none of them back.
+        A device error sets none of them back.
         """
         return happened(
-            self._driver,
+            self._live.driver,
             self._live.state,
             slots=self.config.slots,
             seconds=self._seconds,
             compiles=self._compiles.count,
-            synced=self._synced,
+            synced=self._weights.synced,
         )
 
     def reset_stats(self) -> None:
         """Sets every count of `stats` to 0."""
         self._seconds = 0.0
         self._compiles.count = 0
-        self._synced = SyncReport()
-        if self._driver is not None:
-            self._driver.reset_counts()
-        for allocator in [] if self._live.state is None else self._live.state.allocators:
-            allocator.peak_used = allocator.num_used
-
-    @property
-    def _driver(self) -> Driver | None:
-        return self._live.driver
-
-    @property
-    def _busy(self) -> bool:
-        return self._driver is not None and (self._driver.busy or self._driver.in_step)
+        self._weights.synced = SyncReport()
+        self._live.reset_counts()
 
     def _check_callable(self) -> None:
-        if self._driver is not None and self._driver.in_step:
+        if self._live.in_step:
             raise RuntimeError("this sampler is generating already; use another one")
-        if self._model is None:
+        if self._weights.model is None:
             raise RuntimeError("this sampler has no weights: call update_weights first")
 
     def _check_still(self, what: str) -> None:
-        if self._busy and not self._paused:
+        if self._live.busy and not self._paused:
             raise RuntimeError(
                 f"{what} while requests are live; pause the sampler, or wait for their end"
             )
-        if self._driver is not None and self._driver.in_step:
+        if self._live.in_step:
             raise RuntimeError(f"{what} in a callback; do it after the step has ended")
 
     def _take(self, model: Qwen) -> None:
         check_live(model)
-        if self._driver is not None:
-            self._driver.void()
-        # The old weights go leaf by leaf: where that breaks off there are none.
-        old, self._model = self._model, None
-        self._model, report = sync_weights(
-            model,
-            self._dtype,
-            self._mesh,
-            old=old,
-            fused=self._engine.spec.fused,
-            packed=self._engine.spec.native,
-        )
-        self._synced += report
+        if self._live.driver is not None:
+            self._live.driver.void()
+        self._weights.take(model)
         self.version += 1
 
     def _request(

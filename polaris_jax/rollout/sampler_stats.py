@@ -1,4 +1,4 @@
-"""What a sampler tells of itself; each number is explained in `Sampler.stats`."""
+"""What a sampler tells of itself; the numbers of `Sampler.stats`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ def happened(
     synced: SyncReport,
 ) -> dict[str, Any]:
     """The numbers of `Sampler.stats`, by name.
+
+    prompt_tokens of submitted prompts; response_tokens; tokens_per_s: response tokens over seconds
+    in `step`; slot_occupancy: share of slot-steps that made a token, in [0, 1]; row_steps that the
+    devices computed, and row_waste: the share of them that made no token; live_rows: a list of the
+    rows in the slots of each data shard now; live_rows_min and live_rows_max: the fewest and the
+    most that one of them decoded in a call (0: no call); pages_used now and pages_peak; pages_idle:
+    unused ones that hold a prefix; preemptions; prefix_hits: samples that took over a prompt that
+    another had prefilled; prefix_query_tokens that admitted sequences needed in their pages;
+    prefix_hit_tokens: those that were there already; prefix_hit_rate: their share, in [0, 1], 0
+    where none was needed; compiles: XLA compilations in `step`; weight_sync_bytes written to this
+    process's devices and weight_sync_s that it took.
 
     Args:
         driver: None: nothing was ever submitted.

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -42,6 +42,11 @@ class Staged(NamedTuple):
     v_LBKTH: Array
 
 
+# (layer, queries, staged, pool, step, cached_B, table_BJ) -> out_BNH, as in `attend_staged`; what
+# the step has added is staged already.
+AttendStaged = Callable[[Array, Array, Staged, Pool, Array, Array, Array], Array]
+
+
 class _Softmax(NamedTuple):
     """An online softmax: the top score, the weights' sum and the weighted values under it."""
 
@@ -60,18 +65,6 @@ def new_staged(pool: Pool, *, batch: int, num_layers: int, steps: int) -> Staged
     )
 
 
-def stage(layer: Array, k_BKH: Array, v_BKH: Array, staged: Staged, step: Array) -> Staged:
-    """`staged` with one more token of each row in a layer."""
-    return Staged(
-        jax.lax.dynamic_update_slice(
-            staged.k_LBKHT, k_BKH[None, ..., None], (layer, 0, 0, 0, step)
-        ),
-        jax.lax.dynamic_update_slice(
-            staged.v_LBKTH, v_BKH[None, :, :, None], (layer, 0, 0, step, 0)
-        ),
-    )
-
-
 def attend_staged(
     layer: Array,
     q_BNH: Array,
@@ -84,6 +77,7 @@ def attend_staged(
     table_BJ: Array,
     *,
     num_layers: int,
+    attend: AttendStaged | None = None,
 ) -> tuple[Array, Staged]:
     """Stages one token a row, then attends to the row's pages and to what is staged so far.
 
@@ -98,13 +92,23 @@ def attend_staged(
         cached_B: tokens of each row in its pages.
         table_BJ: pages of each row.
         num_layers: L.
+        attend: a kernel in place of XLA's.
 
     Returns:
         (out_BNH, staged).
     """
+    staged = Staged(
+        jax.lax.dynamic_update_slice(
+            staged.k_LBKHT, k_BKH[None, ..., None], (layer, 0, 0, 0, step)
+        ),
+        jax.lax.dynamic_update_slice(
+            staged.v_LBKTH, v_BKH[None, :, :, None], (layer, 0, 0, step, 0)
+        ),
+    )
+    if attend is not None:
+        return attend(layer, q_BNH, staged, pool, step, cached_B, table_BJ), staged
     batch, _, width = q_BNH.shape
     num_kv = k_BKH.shape[1]
-    staged = stage(layer, k_BKH, v_BKH, staged, step)
     q_BKGH = q_BNH.astype(jnp.float32).reshape(batch, num_kv, -1, width) * (width**-0.5)
     new = _absorb_staged(q_BKGH, staged.k_LBKHT[layer], staged.v_LBKTH[layer], step)
     base = layer * (pool.k_ZKHY.shape[0] // num_layers)

@@ -16,11 +16,12 @@ from polaris_jax.data.problems import write_problems
 from polaris_jax.progress import Progress
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure
+from polaris_jax.run_record import refuse_other_run
 from polaris_jax.runs.policy import open_policy
 from polaris_jax.runs.progress_file import ProgressFile, problems_digest
 from polaris_jax.session import fitting, source_problems
 from polaris_jax.stages.difficulty import curate, pass_rate_histogram, shape_name
-from polaris_jax.workdir import ensure_workdir, refuse_other_run, write_json
+from polaris_jax.workdir import ensure_workdir, write_json
 
 # Above this mean reward a set is too easy to train on (POLARIS blog, section 1).
 TOO_EASY_MEAN = 0.7

@@ -12,8 +12,9 @@ from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import read_problems, write_problems
 from polaris_jax.progress import Progress
 from polaris_jax.records import Problem
+from polaris_jax.run_record import refuse_other_run
 from polaris_jax.session import training_problems
-from polaris_jax.workdir import ensure_workdir, refuse_other_run, write_json
+from polaris_jax.workdir import ensure_workdir, write_json
 
 
 def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from polaris_jax.explore.temperature import measure_candidate
 from polaris_jax.progress import Progress
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import probe_figure
+from polaris_jax.run_record import refuse_other_run
 from polaris_jax.runs.policy import open_policy
 from polaris_jax.runs.progress_file import ProgressFile, problems_digest
 from polaris_jax.session import fitting, fold_seed, training_problems
-from polaris_jax.workdir import ensure_workdir, refuse_other_run, write_json
+from polaris_jax.workdir import ensure_workdir, write_json
 
 
 def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:

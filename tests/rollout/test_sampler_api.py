@@ -5,8 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout import sampler as sampler_module
+from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams, live_weights
 from polaris_jax.rollout.prompt_logprobs import prompt_logprobs
 from tests.random_models import random_model
 from tests.rollout.rollout_cases import CONFIG, random_prompts, small_model
@@ -76,7 +75,7 @@ def test_a_stream_whose_request_is_aborted_says_so():
     sampler = sampler_of()
     stream = sampler.stream(PROMPTS, PARAMS)
     next(stream)
-    (request,) = sampler._driver._requests
+    (request,) = sampler._live.driver._requests
     sampler.abort(request)
     with pytest.raises(RolloutAborted, match="the request was aborted"):
         list(stream)
@@ -380,7 +379,7 @@ def test_after_an_update_that_failed_there_are_no_weights_until_one_succeeds(exp
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampler_module, "sync_weights", fail)
+        patch.setattr(live_weights, "sync_weights", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             sampler.update_weights(small_model())
     sampler.resume()

@@ -47,7 +47,7 @@ def main() -> None:
     # A different number of calls in each: a collective in there would hang.
     for _ in range(1 + rank):
         groups = sampler.generate(random_prompts(5, longest=20), SamplingParams(max_tokens=12))
-    weights = sampler._model
+    weights = sampler._weights.model
     fused = isinstance(weights, FusedWeights)  # one device: matrices of their own
     leaf = jax.tree.leaves(weights.qkv)[0] if fused else weights.layers.q_DNH[...]
     print(

@@ -59,7 +59,7 @@ def _load() -> str | BuildFailed:
     except BuildFailed as error:
         return error
     except OSError as error:
-        return BuildFailed(f"the compiled library cannot be loaded: {error}")
+        return BuildFailed(f"compiling or loading: {error}")
     return version
 
 

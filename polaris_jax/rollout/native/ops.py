@@ -12,7 +12,7 @@ from jax import Array
 
 from polaris_jax.rollout.native.build import ATTENTION, PRODUCT
 from polaris_jax.rollout.paged_kv import Pool
-from polaris_jax.rollout.staged_kv import Staged, stage
+from polaris_jax.rollout.staged_kv import Staged
 
 PANEL_COLUMNS = 32  # kPanel in kernels.cc
 
@@ -46,23 +46,14 @@ def packed_product(layer: Array | int, x_MD: Array, panel_LPDC: Array, *, column
 def attend_staged(
     layer: Array,
     q_BNH: Array,
-    k_BKH: Array,
-    v_BKH: Array,
     staged: Staged,
     pool: Pool,
     step: Array,
     cached_B: Array,
     table_BJ: Array,
-    *,
-    num_layers: int,
-) -> tuple[Array, Staged]:
-    """`staged_kv.attend_staged`, pages read where they lie."""
-    del num_layers
-    staged = stage(layer, k_BKH, v_BKH, staged, step)
-    out_BNH = jax.ffi.ffi_call(
-        ATTENTION, jax.ShapeDtypeStruct(q_BNH.shape, jnp.float32)
-    )(
-        jnp.int32(layer), jnp.int32(step), q_BNH, staged.k_LBKHT, staged.v_LBKTH,
-        pool.k_ZKHY, pool.v_ZKYH, cached_B, table_BJ,
-    )  # fmt: skip
-    return out_BNH, staged
+) -> Array:
+    """`staged_kv.attend_staged` once the step's token is staged: out_BNH, pages read in place."""
+    out = jax.ShapeDtypeStruct(q_BNH.shape, jnp.float32)
+    return jax.ffi.ffi_call(ATTENTION, out)(
+        jnp.int32(layer), jnp.int32(step), q_BNH, *staged, *pool, cached_B, table_BJ
+    )
