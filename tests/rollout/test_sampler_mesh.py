@@ -118,7 +118,7 @@ def test_a_shard_of_few_rows_goes_on_beside_a_full_one(ahead):
         seed=SEEDS,
     )
     actual = sampler.generate(PROMPTS, params, expected_tokens=[20.0] * 12)
-    assert sampler._driver.steps <= 24
+    assert sampler._live.driver.steps <= 24
     expected = Sampler(wide_model(), SIZES).generate(PROMPTS, params)
     assert [r.token_ids for g in actual for r in g] == [r.token_ids for g in expected for r in g]
 
