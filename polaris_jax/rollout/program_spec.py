@@ -141,7 +141,7 @@ def _native(
     if platform != "cpu":
         refusal = f"native is for CPUs, the devices are {platform}"
     elif mesh is not None:
-        refusal = f"native is for one device, the sampler has {mesh.size}"
+        refusal = f"native is for one device without a mesh, the sampler has a mesh of {mesh.size}"
     elif config.dtype != "float32":
         refusal = f"native is for float32, the sampler's dtype is {config.dtype or 'unknown yet'}"
     elif not staged:
