@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 RopeType = Literal["default", "linear", "yarn", "llama3"]
+
+_ROPE_OPTIONAL = ("original_max_position_embeddings", "attention_factor")
+_ROPE_NUMBERS = (
+    "factor",
+    "beta_fast",
+    "beta_slow",
+    "low_freq_factor",
+    "high_freq_factor",
+    *_ROPE_OPTIONAL,
+)
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +66,13 @@ class RopeScaling:
                 f"rope_scaling.rope_type={self.rope_type!r}: expected default, linear, yarn or "
                 "llama3; other schemes are not supported"
             )
+        for name in _ROPE_NUMBERS:
+            number = getattr(self, name)
+            if number is None and name in _ROPE_OPTIONAL:
+                continue
+            real = isinstance(number, int | float) and not isinstance(number, bool)
+            if not real or not math.isfinite(number):
+                raise ValueError(f"rope_scaling.{name}={number!r}: must be a finite number")
         if self.factor < 1:
             raise ValueError(f"rope_scaling.factor={self.factor}: must be at least 1")
         if (
@@ -56,6 +84,15 @@ class RopeScaling:
                 f"{self.original_max_position_embeddings}: {self.rope_type} needs the length that "
                 "the checkpoint was trained for (32768 for Qwen3)"
             )
+        for name, low, high in (
+            ("yarn", "beta_slow", "beta_fast"),
+            ("llama3", "low_freq_factor", "high_freq_factor"),
+        ):
+            if self.rope_type == name and not 0 < getattr(self, low) < getattr(self, high):
+                raise ValueError(
+                    f"rope_scaling.{low}={getattr(self, low)}, {high}={getattr(self, high)}: "
+                    f"{name} needs 0 < {low} < {high}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +134,10 @@ class ModelConfig:
     model_type: str = "qwen3"
 
     def __post_init__(self) -> None:
+        for name in _SIZES:
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}={size!r}: must be a whole number of at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}"

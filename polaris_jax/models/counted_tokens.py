@@ -26,7 +26,7 @@ import numpy as np
 from jax import Array
 
 from polaris_jax.models.logprobs import CHUNK_TOKENS
-from polaris_jax.models.vocab_shards import VocabShards, scaled_logits
+from polaris_jax.models.vocab_shards import VocabShards, head_logits
 
 Terms = dict[str, Array]
 # (log-prob, entropy, terms) -> loss; all of the same tokens, elementwise.
@@ -214,9 +214,9 @@ def _score(
     inputs: tuple[Array, Array, Array],
 ) -> _Scored:
     hidden_UD, target_U, temperature_U = (shards.gather(front.take(i, x)) for i in inputs)
-    logit_UV = scaled_logits(hidden_UD, weight_VD, temperature_U)
+    logit_UV = head_logits(hidden_UD, weight_VD)
     top_U = shards.max(jnp.max(logit_UV, axis=-1))
-    shifted_UV = logit_UV - top_U[:, None]
+    shifted_UV = (logit_UV - top_U[:, None]) / temperature_U[:, None]
     mass_UV = jnp.exp(shifted_UV)
     mass_C = shards.sum(jnp.sum(mass_UV, axis=-1))
     moment_C = shards.sum(jnp.sum(mass_UV * shifted_UV, axis=-1))

@@ -18,11 +18,12 @@ from jax.core import Tracer
 
 from polaris_jax.models.attention import Attention
 from polaris_jax.models.qwen import Qwen, Remat
-from polaris_jax.models.vocab_shards import VocabShards, scaled_logits
+from polaris_jax.models.vocab_shards import VocabShards, head_logits
 
 CHUNK_TOKENS = 512
-# Residuals of the backward pass: inputs, then (log-normaliser, entropy) of each token.
-Residuals = tuple[Array, Array, Array, Array, Array, Array]
+# Residuals of the backward pass: inputs, then each token's largest logit, log of the mass relative
+# to it, and entropy.
+Residuals = tuple[Array, Array, Array, Array, Array, Array, Array]
 
 
 def token_logprobs(
@@ -56,19 +57,54 @@ def token_logprobs(
         (logp_BT, entropy_BT), float32, nats.
 
     Raises:
-        ValueError: a temperature <= 0.
+        ValueError: a temperature that is not above 0, shapes that do not fit each other, a
+            `chunk_tokens` below 1.
     """
-    if not isinstance(temperature, Tracer) and np.any(np.asarray(temperature) <= 0):
+    if not isinstance(temperature, Tracer) and not np.all(np.asarray(temperature) > 0):
         raise ValueError(
             f"temperature={temperature}: log-probs need a temperature above 0; greedy sampling "
             "reports its log-probs at temperature 1"
         )
     token_BT, position_BT = jnp.asarray(token_BT), jnp.asarray(position_BT)
+    _check_arguments(token_BT, position_BT, segment_BT, temperature, chunk_tokens=chunk_tokens)
     segment_BT = None if segment_BT is None else jnp.asarray(segment_BT)
     hidden_BTD = model(token_BT, position_BT, segment_BT, attention=attention, remat=remat)
     return next_token_logprobs(
         model, hidden_BTD, token_BT, segment_BT, temperature, chunk_tokens=chunk_tokens
     )
+
+
+def _check_arguments(
+    token_BT: Array,
+    position_BT: Array,
+    segment_BT: Array | np.ndarray | None,
+    temperature: Any,
+    *,
+    chunk_tokens: int,
+) -> None:
+    if token_BT.ndim != 2:
+        raise ValueError(
+            f"token_BT of shape {token_BT.shape}: must be [B, T]; give one row as [tokens]"
+        )
+    others = {"position_BT": position_BT, "segment_BT": segment_BT}
+    for name, other in others.items():
+        if other is not None and np.shape(other) != token_BT.shape:
+            raise ValueError(
+                f"{name} of shape {np.shape(other)}: must be token_BT's, {token_BT.shape}"
+            )
+    shape = np.shape(temperature)
+    fits = len(shape) <= 2 and all(
+        own in (1, whole) for own, whole in zip(shape[::-1], token_BT.shape[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"temperature of shape {shape}: must broadcast to token_BT's, {token_BT.shape}; one a "
+            "row is [B, 1]"
+        )
+    if chunk_tokens < 1:
+        raise ValueError(
+            f"chunk_tokens={chunk_tokens}: must be at least 1, tokens whose logits are held at once"
+        )
 
 
 def next_token_logprobs(
@@ -171,20 +207,22 @@ def _forward(
     shards = VocabShards(vocab_axes, head_VD.shape[0])
     weight_VD = head_VD.astype(hidden_XCD.dtype)
 
-    def one(args: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def one(args: tuple[Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         hidden_CD, target_C, temperature_C = (shards.gather(x) for x in args)
-        logit_CV = scaled_logits(hidden_CD, weight_VD, temperature_C)
+        logit_CV = head_logits(hidden_CD, weight_VD)
         top_C = shards.max(jnp.max(logit_CV, axis=-1))
-        shifted_CV = logit_CV - top_C[:, None]
+        # Divided last: the likeliest token's log-prob is exact at any temperature.
+        shifted_CV = (logit_CV - top_C[:, None]) / temperature_C[:, None]
         mass_CV = jnp.exp(shifted_CV)
         mass_C = shards.sum(jnp.sum(mass_CV, axis=-1))
         moment_C = shards.sum(jnp.sum(mass_CV * shifted_CV, axis=-1))
-        chosen_C = shards.sum(shards.at_target(logit_CV, target_C))
-        norm_C = shards.own(top_C) + jnp.log(mass_C)
-        return chosen_C - norm_C, jnp.log(mass_C) - moment_C / mass_C, norm_C
+        chosen_C = shards.sum(shards.at_target(shifted_CV, target_C))
+        log_mass_C = jnp.log(mass_C)
+        entropy_C = log_mass_C - moment_C / mass_C
+        return chosen_C - log_mass_C, entropy_C, shards.own(top_C), log_mass_C
 
-    logp_XC, entropy_XC, norm_XC = jax.lax.map(one, (hidden_XCD, target_XC, temperature_XC))
-    saved = (head_VD, hidden_XCD, target_XC, temperature_XC, norm_XC, entropy_XC)
+    logp_XC, entropy_XC, *norm = jax.lax.map(one, (hidden_XCD, target_XC, temperature_XC))
+    saved = (head_VD, hidden_XCD, target_XC, temperature_XC, *norm, entropy_XC)
     return (logp_XC, entropy_XC), saved
 
 
@@ -196,10 +234,12 @@ def _backward(
     weight_VD = head_VD.astype(hidden_XCD.dtype)
 
     def one(grad_VD: Array, args: tuple[Array, ...]) -> tuple[Array, Array]:
-        hidden_CD, target_C, temperature_C, norm_C, entropy_C, to_logp_C, to_entropy_C = (
+        hidden_CD, target_C, temperature_C, top_C, log_mass_C, entropy_C, *slopes = (
             shards.gather(x) for x in args
         )
-        log_CV = scaled_logits(hidden_CD, weight_VD, temperature_C) - norm_C[:, None]
+        to_logp_C, to_entropy_C = slopes
+        distance_CV = head_logits(hidden_CD, weight_VD) - top_C[:, None]
+        log_CV = distance_CV / temperature_C[:, None] - log_mass_C[:, None]
         # d logp / d logit = 1[target] - p;  d entropy / d logit = -p (log p + entropy).
         slope_CV = to_logp_C[:, None] + to_entropy_C[:, None] * (log_CV + entropy_C[:, None])
         grad_CV = -jnp.exp(log_CV) * slope_CV

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -285,6 +285,8 @@ def run_layers(
     """
     cos_BTh, sin_BTh = rope_tables(position_BT, config)
     layer_fn = functools.partial(_layer, config, attend, cos_BTh, sin_BTh, around or Around())
+    if remat not in get_args(Remat):
+        raise ValueError(f"remat={remat!r}: expected one of {', '.join(get_args(Remat))}")
     if remat != "none":
         layer_fn = jax.checkpoint(layer_fn, policy=_policy(remat), prevent_cse=unroll)
     index_L = jnp.arange(config.num_layers)

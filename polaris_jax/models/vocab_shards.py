@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def scaled_logits(hidden_CD: Array, weight_VD: Array, temperature_C: Array) -> Array:
-    """float32 logits [C, V] over their token's temperature."""
-    logit_CV = jnp.einsum("cd,vd->cv", hidden_CD, weight_VD, preferred_element_type=jnp.float32)
-    return logit_CV / temperature_C[:, None]
+def head_logits(hidden_CD: Array, weight_VD: Array) -> Array:
+    """float32 logits [C, V]."""
+    return jnp.einsum("cd,vd->cv", hidden_CD, weight_VD, preferred_element_type=jnp.float32)
 
 
 class VocabShards:

@@ -8,6 +8,7 @@ their places in `sys.modules` while it is imported, and only then.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import logging
@@ -106,7 +107,8 @@ def jetstream_engine(
         samples_per_slot: samples of every request, which JetStream's slot holds side by side.
 
     Raises:
-        ValueError: the pool is too small; `slots` is no multiple of `samples_per_slot`.
+        ValueError: the pool is too small; `slots` is no multiple of `samples_per_slot`; `dtype` is
+            not the weights'.
         ModuleNotFoundError: google-jetstream is not installed.
     """
     if samples_per_slot < 1 or config.slots % samples_per_slot:
@@ -120,6 +122,13 @@ def jetstream_engine(
             f"num_pages={config.num_pages}: JetStream does not preempt, so {config.slots} slots of "
             f"max_len={config.max_len} need {needed} pages"
         )
+    own = model.embed_VD[...].dtype.name
+    if config.dtype not in (None, own):
+        raise ValueError(
+            f"dtype={config.dtype!r}: JetStream's engine takes weights as they are, and these are "
+            f"{own}; cast the model, or leave dtype out"
+        )
+    config = dataclasses.replace(config, dtype=own)
     if params is None:
         params = PromptParams(
             temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, max_tokens=config.max_len, seed=0

@@ -49,6 +49,7 @@ def checked_request(
         ValueError: a prompt or setting that cannot be served, with the prompt's index.
     """
     check_prompts(prompts)
+    check_params(params)
     rows = per_prompt(params, len(prompts))
     n = whole_number("n", params.n)
     stop_ids = checked_stop_ids(params.stop_token_ids, vocab_size=vocab_size)
@@ -94,6 +95,24 @@ def check_prompts(prompts: Any) -> None:
         raise ValueError(
             f"prompts={reprlib.repr(prompts)}: must be a sequence of sequences of token ids, not "
             f"{type(prompts).__name__}; encode texts with the tokenizer, make a list of an iterator"
+        )
+
+
+def check_params(params: Any) -> None:
+    """Returns when the settings are `SamplingParams` whose own type nothing else checks.
+
+    Raises:
+        ValueError: something else, or `prompt_logprobs` that is no bool.
+    """
+    if not isinstance(params, SamplingParams):
+        raise ValueError(
+            f"params={reprlib.repr(params)}: must be SamplingParams, not {type(params).__name__}; "
+            "give SamplingParams(...), or None for the defaults"
+        )
+    if not isinstance(params.prompt_logprobs, bool | np.bool_):
+        raise ValueError(
+            f"prompt_logprobs={params.prompt_logprobs!r}: must be True or False; one setting "
+            "serves all prompts of a request"
         )
 
 

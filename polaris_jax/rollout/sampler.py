@@ -386,7 +386,7 @@ class Sampler:
         self._live.ready()
         return checked_request(
             prompts,
-            params or SamplingParams(),
+            SamplingParams() if params is None else params,
             expected_tokens=expected_tokens,
             begun=begun,
             on_progress=on_progress,

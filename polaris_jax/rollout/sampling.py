@@ -195,24 +195,25 @@ def draw_tokens(logit_BV: Array, uniform_B: Array, params: RowParams) -> tuple[A
         argmax and temperature 1 where temperature is 0.
     """
     greedy_B = params.temperature_B == 0
-    scaled_BV = logit_BV / jnp.where(greedy_B, 1.0, params.temperature_B)[:, None]
-    top_B = jnp.max(scaled_BV, axis=-1)
-    mass_BV = jnp.exp(scaled_BV - top_B[:, None])
+    # Divided last: the likeliest token's mass is 1 and its log-prob finite at any temperature.
+    distance_BV = logit_BV - jnp.max(logit_BV, axis=-1, keepdims=True)
+    shifted_BV = distance_BV / jnp.where(greedy_B, 1.0, params.temperature_B)[:, None]
+    mass_BV = jnp.exp(shifted_BV)
     norm_B = jnp.sum(mass_BV, axis=-1)
     # What no row asks for is not computed.
     filters = (params.top_k_B > 0) | (params.top_p_B < 1) | (params.min_p_B > 0)
     token_B = jax.lax.cond(
         jnp.any(filters & ~greedy_B),
-        lambda: _inverse_cdf(_filtered(scaled_BV, mass_BV, params), uniform_B),
+        lambda: _inverse_cdf(_filtered(logit_BV, mass_BV, params), uniform_B),
         lambda: _inverse_cdf(mass_BV, uniform_B),
     )
     token_B = jax.lax.cond(
         jnp.any(greedy_B),
-        lambda: jnp.where(greedy_B, jnp.argmax(scaled_BV, axis=-1), token_B),
+        lambda: jnp.where(greedy_B, jnp.argmax(logit_BV, axis=-1), token_B),
         lambda: token_B,
     ).astype(jnp.int32)
-    chosen_B = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)[:, 0]
-    return token_B, chosen_B - top_B - jnp.log(norm_B)
+    chosen_B = jnp.take_along_axis(shifted_BV, token_B[:, None], axis=-1)[:, 0]
+    return token_B, chosen_B - jnp.log(norm_B)
 
 
 def _inverse_cdf(mass_BV: Array, uniform_B: Array) -> Array:
@@ -244,9 +245,9 @@ def _first_past(running_BX: Array, mass_BX: Array, target_B: Array) -> Array:
     return jnp.minimum(first_B, last_B)
 
 
-def _filtered(scaled_BV: Array, mass_BV: Array, params: RowParams) -> Array:
+def _filtered(logit_BV: Array, mass_BV: Array, params: RowParams) -> Array:
     """`mass_BV` with 0 where top-k, min-p or top-p drop a token."""
-    order_BV = _ordered_bits(scaled_BV)
+    order_BV = _ordered_bits(logit_BV)
     rank_on = jnp.any(params.top_k_B > 0)
     mass_on = jnp.any(params.top_p_B < 1)
     mass_BV = jax.lax.cond(

@@ -65,7 +65,48 @@ def test_temperature_a_token():
         np.testing.assert_allclose(got[row], want[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, np.array([[1.0, 0.0, 1.0, 1.0]])])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-12, 1e-4, 0.05])
+def test_near_temperature_0_the_likeliest_token_is_certain(temperature):
+    model = make(QWEN3)
+    position_BT = jnp.arange(2)[None]
+    best = int(jnp.argmax(model.unembed(model(jnp.array([[5, 0]]), position_BT))[0, 0]))
+    token_BT = jnp.array([[5, best]])
+
+    @jax.jit
+    def score(model):
+        logp, entropy = token_logprobs(model, token_BT, position_BT, None, temperature)
+        return logp[0, 0], entropy[0, 0]
+
+    logp, entropy = score(model)
+    gap = float(jnp.diff(jnp.sort(model.unembed(model(token_BT, position_BT))[0, 0])[-2:])[0])
+    rest = QWEN3.vocab_size * np.exp(-gap / temperature)
+    assert -rest - 1e-6 <= logp <= 0
+    assert 0 <= entropy <= rest * (1 + gap / temperature) + 1e-6
+    slope = jax.jit(jax.grad(lambda model: score(model)[0]))(model)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"chunk_tokens": 0}, "chunk_tokens=0: must be at least 1"),
+        ({"temperature": np.ones(3)}, r"temperature of shape \(3,\).*\(1, 4\)"),
+        ({"temperature": np.ones((2, 1))}, r"temperature of shape \(2, 1\)"),
+        ({"token_BT": [1, 2]}, r"token_BT of shape \(2,\): must be \[B, T\]"),
+        ({"position_BT": [0, 1, 2, 3]}, r"position_BT of shape \(4,\)"),
+        ({"segment_BT": np.ones((1, 3), int)}, r"segment_BT of shape \(1, 3\)"),
+        ({"remat": "all"}, "remat='all': expected one of none, layer"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_arguments_that_do_not_fit_are_named(changed, message):
+    token_BT, position_BT = tokens(1, 4)
+    arguments = {"token_BT": token_BT, "position_BT": position_BT} | changed
+    with pytest.raises(ValueError, match=message):
+        token_logprobs(make(QWEN3), **arguments)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.array([[1.0, 0.0, 1.0, 1.0]])])
 def test_temperature_must_be_positive(bad):
     token_BT, position_BT = tokens(1, 4)
     with pytest.raises(ValueError, match="temperature"):

@@ -191,17 +191,35 @@ def test_both_formulas_of_the_attention_factor_come_to_one():
     )
 
 
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
+LLAMA3 = YARN | {"rope_type": "llama3"}
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"rope_type": "dynamic"}, "rope_type='dynamic'"),
         ({"rope_type": "yarn", "factor": 2.0}, "original_max_position_embeddings"),
         ({"rope_type": "linear", "factor": 0.5}, "factor=0.5"),
+        ({"rope_type": "linear", "factor": "2"}, "factor='2': must be a finite number"),
+        ({"rope_type": "linear", "factor": math.nan}, "factor=nan: must be a finite number"),
+        (YARN | {"factor": math.inf}, "factor=inf: must be a finite number"),
+        (YARN | {"beta_fast": 1.0, "beta_slow": 32.0}, "beta_slow=32.0, beta_fast=1.0: yarn needs"),
+        (LLAMA3 | {"low_freq_factor": 4.0}, "low_freq_factor=4.0, high_freq_factor=4.0: llama3"),
     ],
 )
 def test_bad_rope_scaling_is_named(fields, words):
     with pytest.raises(ValueError, match=words):
         RopeScaling(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("num_kv_heads", 0), ("vocab_size", -50), ("num_layers", 0), ("head_dim", 8.0)],
+)
+def test_impossible_sizes_are_named(name, size):
+    with pytest.raises(ValueError, match=f"{name}={size}: must be a whole number of at least 1"):
+        dataclasses.replace(QWEN3, **{name: size})
 
 
 def test_bad_params_are_named():

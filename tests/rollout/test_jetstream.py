@@ -156,3 +156,21 @@ def test_new_weights_are_taken_over_and_others_refused():
 def test_slots_that_do_not_hold_whole_groups_of_samples_are_refused():
     with pytest.raises(ValueError, match="samples_per_slot=3: must be at least 1 and divide"):
         make_engine(samples_per_slot=3)
+
+
+@pytest.mark.parametrize("attention", ["auto", "native", "xla"])
+def test_the_dtype_is_the_weights_own(attention):
+    sizes = dataclasses.replace(SIZES, attention=attention)
+    rows = [
+        generate(engine, engine.init_decode_state(), [5, 9, 2, 7], slot=0)
+        for engine in (
+            make_engine(config=sizes),
+            make_engine(config=dataclasses.replace(sizes, dtype="float32")),
+        )
+    ]
+    np.testing.assert_array_equal(*rows)
+
+
+def test_another_dtype_than_the_weights_is_refused():
+    with pytest.raises(ValueError, match=r"dtype='bfloat16'.*these are float32; cast the model"):
+        make_engine(config=dataclasses.replace(SIZES, dtype="bfloat16"))

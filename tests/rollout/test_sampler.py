@@ -372,6 +372,7 @@ def test_an_abort_releases_everything_and_the_next_call_works():
         ("ab", {}, "prompts='ab': must be a sequence of sequences of token ids"),
         (iter([[1]]), {}, "prompts=.*iterator.* make a list of an iterator"),
         ([], {"max_tokens": 0}, "max_tokens=0: must be at least 1"),
+        ([[1]], {"prompt_logprobs": "yes"}, "prompt_logprobs='yes': must be True or False"),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_the_numbers(prompts, params, message):
@@ -380,6 +381,11 @@ def test_what_cannot_be_served_is_refused_with_the_numbers(prompts, params, mess
     with pytest.raises(ValueError, match=message):
         sampler.generate(prompts, SamplingParams(**settings))
     assert sampler.stats()["compiles"] == 0
+
+
+def test_settings_are_sampling_params():
+    with pytest.raises(ValueError, match=r"params=\{'n': 1\}: must be SamplingParams, not dict"):
+        Sampler(small_model(), ROOMY).generate([[1]], {"n": 1})  # pyright: ignore
 
 
 def test_no_prompts_give_no_responses():

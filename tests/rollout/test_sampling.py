@@ -62,6 +62,9 @@ CASES = [
     {"temperature": 1.3, "top_k": 9, "min_p": 0.05, "top_p": 0.8},
     {"temperature": 1.0, "top_k": 500, "min_p": 0.0, "top_p": 0.01},
     {"temperature": 1.0, "top_k": 1, "min_p": 0.0, "top_p": 1.0},
+    {"temperature": 0.7, "top_k": 0, "min_p": 1.0, "top_p": 1.0},
+    {"temperature": 1.3, "top_k": 5, "min_p": 1.0, "top_p": 0.3},
+    {"temperature": 1e-3, "top_k": 0, "min_p": 0.0, "top_p": 1.0},
 ]
 
 
@@ -78,7 +81,7 @@ def test_tokens_follow_the_inverse_cdf_of_the_kept_mass(case, vocab):
         expected_B = np.searchsorted(running_V, uniforms, side="right")
         edge_B = np.abs(running_V[None] - uniforms[:, None]).min(axis=1) < 1e-6
         np.testing.assert_array_equal(token_B[~edge_B], expected_B[~edge_B])
-        scaled_V = logit_V.astype(np.float64) / case["temperature"]
+        scaled_V = (logit_V.astype(np.float64) - logit_V.max()) / case["temperature"]
         logp_V = scaled_V - np.log(np.exp(scaled_V).sum())
         np.testing.assert_allclose(logp_B, logp_V[token_B], atol=LOGPROB_ATOL)
 
@@ -92,6 +95,36 @@ def test_ties_go_to_the_lower_id(filters):
     allowed = set(np.flatnonzero(kept_by_oracle(logit_V, **settings)))
     token_B, _ = tokens_over_uniforms(logit_V, (np.arange(256) + 0.5) / 256, **settings)
     assert set(token_B.tolist()) == allowed
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-20, 1e-12, 1e-8, 1e-4])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3, "min_p": 1.0, "top_p": 1e-30}], ids=str)
+def test_near_temperature_0_the_likeliest_token_is_certain(temperature, filters):
+    rng = np.random.default_rng(0)
+    logit_BV = rng.normal(size=(512, 61)).astype(np.float32) * 5
+    np.put_along_axis(logit_BV, rng.integers(0, 61, (512, 1)), 40.0, axis=1)
+    uniform_B = rng.uniform(size=512).astype(np.float32)
+    token_B, logp_B = draw(logit_BV, uniform_B, row_params(512, temperature=temperature, **filters))
+    np.testing.assert_array_equal(token_B, logit_BV.argmax(axis=1))
+    assert (logp_B == 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0.6, 0.7, 1.0, 1.3, 1.5])
+def test_min_p_of_1_leaves_the_likeliest_token(temperature):
+    # The logits come out of a product in the same program, as in a decode step: what is fused with
+    # it may be rounded in another way.
+    rng = np.random.default_rng(1)
+    hidden_BD = rng.normal(size=(512, 16)).astype(np.float32)
+    head_DV = rng.normal(size=(16, 3001)).astype(np.float32) * 4
+
+    @jax.jit
+    def step(hidden_BD, uniform_B):
+        logit_BV = hidden_BD @ head_DV
+        params = row_params(512, temperature=temperature, min_p=1.0)
+        return draw_tokens(logit_BV, uniform_B, params), jnp.argmax(logit_BV, axis=-1)
+
+    (token_B, _), best_B = step(hidden_BD, rng.uniform(size=512).astype(np.float32))
+    np.testing.assert_array_equal(token_B, best_B)
 
 
 def test_temperature_0_is_argmax_with_logprobs_at_temperature_1():
