@@ -147,10 +147,8 @@ class Checkpointer:
             if reason is None:
                 self._newest_saved = step
                 return step
-            self._warn(
-                f"checkpoint {step} in {self.directory} is not whole: {reason}; "
-                "falling back to an older one"
-            )
+            older = "; falling back to an older one" if self._only is None else ""
+            self._warn(f"checkpoint {step} in {self.directory} is not whole: {reason}{older}")
         return None
 
     def save(self, step: int, arrays: Any, host: dict[str, Any]) -> None:

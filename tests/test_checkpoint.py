@@ -385,6 +385,19 @@ def killed_at(moment, monkeypatch, save):
     return True
 
 
+def test_one_step_that_was_asked_for_falls_back_to_none(saver, warnings):
+    for step in (2, 4):
+        saver.save(step, tree(step), {"step": step})
+    damage, reason = DAMAGE["flipped bit"]
+    damage(Path(saver.directory / "4"))
+    asked = Checkpointer.of(saver.directory / "4", warn=warnings.append)
+    with pytest.raises(ConfigError, match="no whole checkpoint 4 in it"):
+        asked.latest_or_error()
+    (warning,) = warnings
+    assert reason in warning
+    assert "falling back" not in warning
+
+
 @pytest.mark.parametrize("replacing", [False, True], ids=["new step", "same step"])
 def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_one(tmp_path, monkeypatch, replacing):
     first, second = (4, 4) if replacing else (2, 4)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -231,3 +232,18 @@ def test_a_malformed_row_is_named_and_counted_and_the_run_goes_on(line, tmp_path
     summary = read(where / "prepare.json")
     assert summary["counts"]["malformed"] == 2
     assert summary["kept"] == 3
+
+
+def test_a_prompt_that_is_too_long_is_named_and_counted(line, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    long = {"problem": "Start with 1." * 40, "answer": "1", "id": "long"}
+    rows.write_text(json.dumps({"problem": "Start with 2.", "answer": 2}) + "\n" + json.dumps(long))
+    where = tmp_path / "run"
+    assert main(["prepare", *line, f"--workdir={where}", f"--config.data.problems={rows}"]) == 0
+    assert re.search(
+        r"left out: 1 prompts over data.max_prompt_tokens=\d+: long \(\d+\)",
+        capsys.readouterr().out,
+    )
+    summary = read(where / "prepare.json")
+    assert summary["counts"] == {"prompt_too_long": 1}
+    assert summary["rows"] == summary["kept"] + sum(summary["counts"].values()) == 2

@@ -89,6 +89,8 @@ def parse(
         rest = values([f"polaris {name}", *words])
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(_unknown_flag(name, error.flagname, values)) from None
+    except flags.IllegalFlagValueError as error:
+        raise ConfigError(_illegal_value(error)) from None
     except (flags.Error, AttributeError, LookupError, ValueError, TypeError) as error:
         raise ConfigError(_one_line(error)) from None
     if len(rest) > 1:
@@ -126,6 +128,16 @@ def _flag_lines(values: flags.FlagValues) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _illegal_value(error: flags.IllegalFlagValueError) -> str:
+    text = _one_line(error)
+    for found, rule in (
+        (r"invalid literal for int\(\).*", "must be a whole number, like 3"),
+        (r"could not convert string to float.*", "must be a number, like 0.5"),
+    ):
+        text = re.sub(rf"^flag (--\w+=.*): {found}", rf"\1: {rule}", text)
+    return text
 
 
 def _without_config(argv: list[str]) -> tuple[list[str], str]:

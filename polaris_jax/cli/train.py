@@ -33,9 +33,15 @@ def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     command = parse("train", argv, doc=__doc__ or "", define=_define)
     stage, source = command.flags["stage"], command.flags["from"]
-    if (stage >= 0) != bool(source):
+    if source and stage < 0:
         raise ConfigError(
-            f"--stage={stage} --from={source!r}: the two go together; give both or neither"
+            f"--from={source}: needs --stage=N too, the stage to begin at, from 0; give both or "
+            "neither"
+        )
+    if stage >= 0 and not source:
+        raise ConfigError(
+            f"--stage={stage}: needs --from=CKPT too, the checkpoint to begin with; give both or "
+            "neither"
         )
     if source and not as_place(source).exists():
         raise ConfigError(f"--from={source}: there is no such checkpoint")

@@ -46,35 +46,43 @@ class Duplicates:
     Attributes:
         same_answer: (kept id, dropped id) of duplicates that agree on the answer.
         other_answer: the same where the answers differ: the first is kept, and one is wrong.
+        other_rows: of these, the places in what was given, from 0.
         renamed: (old id, new id) of problems that shared an id with a different problem.
     """
 
     same_answer: tuple[tuple[str, str], ...]
     other_answer: tuple[tuple[str, str], ...]
+    other_rows: tuple[tuple[int, int], ...]
     renamed: tuple[tuple[str, str], ...]
 
 
 def deduplicate(problems: Iterable[Problem]) -> tuple[list[Problem], Duplicates]:
     """The problems without repeats of a normalised text, ids made unique; order is kept."""
     kept: dict[str, Problem] = {}
+    row_of: dict[str, int] = {}
     ids: set[str] = set()
     same: list[tuple[str, str]] = []
     other: list[tuple[str, str]] = []
+    other_rows: list[tuple[int, int]] = []
     renamed: list[tuple[str, str]] = []
-    for problem in problems:
+    for row, problem in enumerate(problems):
         text = normalized_text(problem.problem)
         if text in kept:
             first = kept[text]
-            agree = _answer_text(first) == _answer_text(problem)
-            (same if agree else other).append((first.id, problem.id))
+            if _answer_text(first) == _answer_text(problem):
+                same.append((first.id, problem.id))
+            else:
+                other.append((first.id, problem.id))
+                other_rows.append((row_of[text], row))
             continue
         if problem.id in ids:
             new_id = f"{problem.id}-{content_id(problem.problem)}"
             renamed.append((problem.id, new_id))
             problem = dataclasses.replace(problem, id=new_id)
         ids.add(problem.id)
-        kept[text] = problem
-    return list(kept.values()), Duplicates(tuple(same), tuple(other), tuple(renamed))
+        kept[text], row_of[text] = problem, row
+    duplicates = Duplicates(tuple(same), tuple(other), tuple(other_rows), tuple(renamed))
+    return list(kept.values()), duplicates
 
 
 def _answer_text(problem: Problem) -> list[str]:

@@ -94,6 +94,7 @@ def read_problems(
 def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport]:
     """`read_problems`, with errors that name `FIELD`."""
     problems: list[Problem] = []
+    places: list[str] = []
     messages: list[str] = []
     counts: collections.Counter[str] = collections.Counter()
     rows = 0
@@ -104,6 +105,7 @@ def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport
             if row.error is not None:
                 raise RowError(row.error)
             problems.append(parse_row(row.fields))
+            places.append(row.place)
         except RowError as error:
             counts["malformed"] += 1
             messages.append(_printable(f"{row.place}: {error}"))
@@ -113,13 +115,17 @@ def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport
         chosen = "train split" if files.has_split else "tables"
         named.insert(0, _printable(f"{len(files.beside)} files beside the {chosen} ({some})"))
     if unique:
-        problems, found = deduplicate(problems)
+        read = problems
+        problems, found = deduplicate(read)
         counts["duplicate"] = len(found.same_answer) + len(found.other_answer)
         counts["duplicate_with_other_answer"] = len(found.other_answer)
         counts["renamed_id"] = len(found.renamed)
         named += [
-            f"{drop}: same problem as {keep} with another answer; left out"
-            for keep, drop in found.other_answer[:NAMED_ROWS]
+            _printable(
+                f"{places[drop]}: the problem of {places[keep]} with another answer, "
+                f"{read[drop].answer!r}, there {read[keep].answer!r}"
+            )
+            for keep, drop in found.other_rows[:NAMED_ROWS]
         ]
     else:
         _require_unique_ids(source, problems)

@@ -16,6 +16,8 @@ from polaris_jax.run_record import refuse_other_run
 from polaris_jax.session import training_problems
 from polaris_jax.workdir import ensure_workdir, write_json
 
+NAMED = 10  # over-long prompts that are spelled out
+
 
 def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
     """Reads, validates, deduplicates and filters; returns what it wrote to prepare.json.
@@ -25,7 +27,7 @@ def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> di
     """
     refuse_other_run(workdir, config, sections=("model", "data", "warmstart"))
     ensure_workdir(workdir)
-    problems, origin, counts = _read(config, workdir, progress)
+    problems, origin, read = _read(config, workdir, progress)
     tokenizer = load_base_tokenizer(config)
     kept, too_long = drop_long_prompts(
         problems,
@@ -39,7 +41,15 @@ def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> di
             f"problems of {origin} has a prompt that short; raise it"
         )
     write_problems(kept, workdir / "problems.parquet")
-    summary = counts | {"source": origin, "kept": len(kept), "prompt_too_long": len(too_long)}
+    if too_long:
+        some = ", ".join(f"{name} ({tokens})" for name, tokens in list(too_long.items())[:NAMED])
+        more = ", ..." if len(too_long) > NAMED else ""
+        progress.line(
+            f"left out: {len(too_long)} prompts over data.max_prompt_tokens="
+            f"{config.data.max_prompt_tokens}: {some}{more}"
+        )
+        read["counts"]["prompt_too_long"] = len(too_long)
+    summary = read | {"source": origin, "kept": len(kept)}
     write_json(workdir / "prepare.json", summary)
     progress.line(f"prepared {len(kept)} problems from {origin} -> problems.parquet")
     return summary

@@ -51,6 +51,7 @@ def test_deduplicate_keeps_the_first_and_tells_what_it_did():
     assert [p.problem for p in kept] == [problems[0].problem, problems[3].problem, kept[2].problem]
     assert found.same_answer == (("a", "b"),)
     assert found.other_answer == (("a", "c"),)
+    assert found.other_rows == ((0, 2),)
     ((old, new),) = found.renamed
     assert old == "a"
     assert new == kept[1].id != "a"

@@ -142,7 +142,9 @@ def test_a_malformed_row_is_named_and_counted_and_the_rest_is_read(tmp_path):
     assert report.messages[0].startswith("set.jsonl:2: not valid JSON")
     assert report.messages[1] == "set.jsonl:4: answer: is empty"
     assert report.messages[2].startswith("set.jsonl:5: expected an object")
-    assert report.messages[3] == "c: same problem as a with another answer; left out"
+    assert report.messages[3] == (
+        "set.jsonl:8: the problem of set.jsonl:1 with another answer, '2', there '1'"
+    )
     json.dumps(report.as_dict())
 
 
