@@ -9,14 +9,26 @@ import itertools
 import math
 
 from polaris_jax.config_lengths import check_pages, check_yarn
-from polaris_jax.config_sections import MeshSection, RunConfig, StageSection, require
+from polaris_jax.config_sections import (
+    MAX_ANSWER_TIMEOUT_S,
+    MAX_SLIP_RATE,
+    MIN_WORKER_MEMORY_BYTES,
+    SEED_LIMIT,
+    MeshSection,
+    RunConfig,
+    StageSection,
+    require,
+)
+
+MIN_PROBE_STEP = 0.001  # closer temperatures measure the same, and nearly sample alike
+MAX_PROBE_TEMPERATURES = 1000
 
 POSITIVE = {
     "rollout": "prompts_per_step slots page_size decode_steps prefill_chunk tensor partial_max_lag",
     "data": "max_prompt_tokens",
     "objective": "minibatches",
     "optimizer": "max_grad_norm max_skips eps",
-    "reward": "workers timeout_s memory_limit_bytes",
+    "reward": "workers timeout_s",
     "calibrate": "n temperature batch_prompts",
     "probe": "start step problems n max_candidates",
     "checkpoint": "every_steps keep_last grace_s",
@@ -29,7 +41,7 @@ NOT_NEGATIVE = {
     "rollout": "num_pages prefill_budget max_logp_gap_mean save_every total_tokens data devices",
     "batch": "row_len rows max_resample",
     "model": "max_position_tokens",
-    "objective": "clip_low clip_high tis_cap kl_coef entropy_coef dual_clip",
+    "objective": "clip_high tis_cap kl_coef entropy_coef dual_clip",
     "optimizer": "learning_rate weight_decay",
     "calibrate": "max_response_tokens",
     "probe": "max_response_tokens rgz_tolerance cez_tolerance",
@@ -53,7 +65,9 @@ def validate(config: RunConfig) -> None:
         _check_stage(config, index, stage)
     check_mesh(config.mesh)
     _check_row_len(config)
+    _check_reward(config)
     _check_warmstart(config)
+    _check_seeds(config)
     _check_probe(config)
     _check_evaluate(config)
     check_yarn(config)
@@ -157,6 +171,13 @@ def _check_partial(config: RunConfig) -> None:
 
 def _check_objective(config: RunConfig) -> None:
     o, r = config.objective, config.rollout
+    require(
+        0 < o.clip_low < 1,
+        "objective.clip_low",
+        o.clip_low,
+        "ratios are clipped below 1 - clip_low, which must lie between 0 and 1; set it in (0, 1), "
+        "such as to 0.2",
+    )
     require(
         o.dual_clip == 0 or o.dual_clip > 1 + o.clip_high,
         "objective.dual_clip",
@@ -279,9 +300,46 @@ def _check_row_len(config: RunConfig) -> None:
     )
 
 
+def _check_reward(config: RunConfig) -> None:
+    r = config.reward
+    require(
+        r.timeout_s <= MAX_ANSWER_TIMEOUT_S,
+        "reward.timeout_s",
+        r.timeout_s,
+        f"the deadline of one answer, at most {MAX_ANSWER_TIMEOUT_S:g} (a day); lower it, such as "
+        "to 5.0",
+    )
+    require(
+        r.memory_limit_bytes == 0 or r.memory_limit_bytes >= MIN_WORKER_MEMORY_BYTES,
+        "reward.memory_limit_bytes",
+        r.memory_limit_bytes,
+        f"a worker needs {MIN_WORKER_MEMORY_BYTES} to load; set it to that or more, or to 0 for no "
+        "limit",
+    )
+
+
+def _check_seeds(config: RunConfig) -> None:
+    """Seeds that go into generators as they are; `seed` and evaluate.seed are hashed first."""
+    for name, seed in (
+        ("data.arithmetic.seed", config.data.arithmetic.seed),
+        ("warmstart.seed", config.warmstart.seed),
+    ):
+        require(
+            0 <= seed < SEED_LIMIT,
+            name,
+            seed,
+            "must lie in [0, 2^63); set it to 0 or another number in that range",
+        )
+
+
 def _check_warmstart(config: RunConfig) -> None:
     w, arithmetic = config.warmstart, config.data.arithmetic
-    require(0 <= w.slip_rate <= 1, "warmstart.slip_rate", w.slip_rate, "must lie in [0, 1]")
+    require(
+        0 <= w.slip_rate <= MAX_SLIP_RATE,
+        "warmstart.slip_rate",
+        w.slip_rate,
+        f"must lie in [0, {MAX_SLIP_RATE}], as a text of many slips has no higher rate",
+    )
     require(
         w.num_heads % w.num_kv_heads == 0,
         "warmstart.num_kv_heads",
@@ -296,6 +354,21 @@ def _check_warmstart(config: RunConfig) -> None:
 
 def _check_probe(config: RunConfig) -> None:
     p = config.probe
+    require(
+        p.step >= MIN_PROBE_STEP,
+        "probe.step",
+        p.step,
+        f"temperatures must lie at least {MIN_PROBE_STEP} apart; set it to that or more, such as "
+        "to 0.1",
+    )
+    count = (p.stop - p.start) / p.step + 1
+    require(
+        count < MAX_PROBE_TEMPERATURES + 1,
+        "probe.stop",
+        p.stop,
+        f"from probe.start={p.start:g} in steps of {p.step:g} the sweep has {count:.0f} "
+        f"temperatures, over {MAX_PROBE_TEMPERATURES}; lower it, or raise probe.step",
+    )
     require(
         (p.stop - p.start) / p.step > 2 - 1e-6,
         "probe.stop",

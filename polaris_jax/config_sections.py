@@ -9,6 +9,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+# Limits that the packages state too; they take them from here.
+MAX_SLIP_RATE = 0.6  # of warmstart.slip_rate: the rate of a text in which every result may slip
+MIN_WORKER_MEMORY_BYTES = 1 << 26  # of reward.memory_limit_bytes: less does not load a worker
+MAX_ANSWER_TIMEOUT_S = 86_400.0  # of reward.timeout_s: timers end in an overflow far above it
+SEED_LIMIT = 1 << 63  # of seeds that go into generators as they are
+
 PROMPT_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
 
 
@@ -65,7 +71,7 @@ class WarmstartSection:
     batch_size: int = 64
     learning_rate: float = 3e-3
     examples: int = 8192
-    slip_rate: float = 0.3  # share of intermediate results that carry a slip
+    slip_rate: float = 0.3  # share of intermediate results that carry a slip, up to MAX_SLIP_RATE
     seed: int = 0
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -175,7 +181,7 @@ class OptimizerSection:
 class RewardSection:
     workers: int = 2
     timeout_s: float = 5.0
-    memory_limit_bytes: int = 1 << 30
+    memory_limit_bytes: int = 1 << 30  # address space of one worker; 0: no limit
     # train: the answer must follow </think>; eval: the last box anywhere, for models without tags
     mode: Literal["train", "eval"] = "train"
     control: Literal["none", "permute"] = "none"  # permute: shuffle rewards in a group (ablation)
@@ -264,7 +270,7 @@ class DistributedSection:
 class RunConfig:
     """Everything a run is. See each section; names are the command line's."""
 
-    seed: int = 0
+    seed: int = 0  # any integer: it is hashed with what it seeds
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     warmstart: WarmstartSection = WarmstartSection()

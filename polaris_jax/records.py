@@ -128,7 +128,8 @@ class Graded:
     """Responses with their rewards: what rescue, substitution and packing work on.
 
     Nested fields are indexed [P][R]. Batch functions return a new record and never change one.
-    Rewards that are not finite are a ValueError: one would poison its group's baseline.
+    Rewards outside [0, 1] (or not finite) are a ValueError: one would poison its group's baseline.
+    So are fields that do not hold P prompts or [P][R] responses as `reward_PR` does.
 
     Attributes:
         problem_ids: P ids.
@@ -160,7 +161,8 @@ class Graded:
 
     def __post_init__(self) -> None:
         reward_PR = np.asarray(self.reward_PR, np.float32)
-        bad = np.argwhere(~np.isfinite(reward_PR))
+        self._check_sizes(reward_PR)
+        bad = np.argwhere(~((reward_PR >= 0) & (reward_PR <= 1)))
         if len(bad):
             p, r = bad[0]
             raise ValueError(
@@ -171,6 +173,34 @@ class Graded:
         rescued_PR = self.rescued_PR
         rescued_PR = np.zeros(reward_PR.shape, bool) if rescued_PR is None else rescued_PR
         object.__setattr__(self, "rescued_PR", np.asarray(rescued_PR, bool))
+
+    def _check_sizes(self, reward_PR: np.ndarray) -> None:
+        if reward_PR.ndim != 2 or len(reward_PR) != len(self.problem_ids):
+            raise ValueError(
+                f"reward_PR has shape {reward_PR.shape} for {len(self.problem_ids)} problem ids: "
+                "expected [P, R]; give a row of rewards for each problem"
+            )
+        prompts, responses = reward_PR.shape
+        for name in ("prompts", "golds"):
+            if (count := len(getattr(self, name))) != prompts:
+                raise ValueError(f"{name} holds {count} of {prompts} prompts: give one each")
+        for name in ("token_ids", "logprobs", "texts", "finish_reasons", "versions"):
+            groups = getattr(self, name)
+            if groups is None:
+                continue
+            counts = list(map(len, groups))
+            if counts != [responses] * prompts:
+                raise ValueError(
+                    f"{name} holds groups of {counts[:8]} responses, reward_PR has shape "
+                    f"{reward_PR.shape}: give each response its reward"
+                )
+        for name in ("rescued_PR", "temperature_PR"):
+            values_PR = getattr(self, name)
+            if values_PR is not None and np.shape(values_PR) != reward_PR.shape:
+                raise ValueError(
+                    f"{name} has shape {np.shape(values_PR)}, reward_PR {reward_PR.shape}: give "
+                    "one value a response"
+                )
 
     def __len__(self) -> int:
         return len(self.problem_ids)

@@ -6,16 +6,45 @@ import pytest
 from polaris_jax.records import Graded
 
 
-@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
-def test_a_reward_that_is_not_finite_is_refused_with_its_problem(reward):
-    fields = {"prompts": [(1,)] * 2, "golds": ["1"] * 2, "logprobs": [[(-1.0,)] * 2] * 2}
-    nested = {"token_ids": [[(2,)] * 2] * 2, "texts": [["x"] * 2] * 2}
+def graded(**fields):
+    """Two problems of two responses, with `fields` in place of these."""
+    return Graded(
+        **{
+            "problem_ids": ["a", "b"],
+            "prompts": [(1,)] * 2,
+            "golds": ["1"] * 2,
+            "token_ids": [[(2,)] * 2] * 2,
+            "logprobs": [[(-1.0,)] * 2] * 2,
+            "texts": [["x"] * 2] * 2,
+            "finish_reasons": [["stop"] * 2] * 2,
+            "reward_PR": np.array([[0.0, 1.0], [0.0, 1.0]]),
+        }
+        | fields
+    )
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), -1.0, 2.0])
+def test_a_reward_outside_0_to_1_is_refused_with_its_problem(reward):
     reward_PR = np.array([[0.0, 1.0], [0.0, reward]])
-    with pytest.raises(ValueError, match=r"reward_PR\[1, 1\]=(nan|inf) \(problem 'b'\): .*finite"):
-        Graded(
-            problem_ids=["a", "b"],
-            finish_reasons=[["stop"] * 2] * 2,
-            reward_PR=reward_PR,
-            **fields,
-            **nested,
-        )
+    message = r"reward_PR\[1, 1\]=(nan|inf|-1.0|2.0) \(problem 'b'\): .*finite, in \[0, 1\]"
+    with pytest.raises(ValueError, match=message):
+        graded(reward_PR=reward_PR)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"reward_PR": np.zeros((2, 3))}, r"groups of \[2, 2\] responses, .* shape \(2, 3\)"),
+        ({"reward_PR": np.zeros((3, 2))}, r"shape \(3, 2\) for 2 problem ids"),
+        ({"reward_PR": np.zeros(2)}, r"shape \(2,\) for 2 problem ids"),
+        ({"golds": ["1"]}, "golds holds 1 of 2 prompts"),
+        ({"texts": [["x"] * 2, ["x"]]}, r"texts holds groups of \[2, 1\]"),
+        ({"versions": [[()] * 2]}, r"versions holds groups of \[2\]"),
+        ({"rescued_PR": np.zeros((2, 1), bool)}, r"rescued_PR has shape \(2, 1\)"),
+        ({"temperature_PR": np.ones(2)}, r"temperature_PR has shape \(2,\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_fields_of_other_sizes_than_the_rewards_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        graded(**fields)

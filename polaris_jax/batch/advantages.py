@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -24,13 +25,14 @@ def group_advantages(
         reward_PR: terminal rewards in [0, 1]; R >= 2.
         scale: "std" divides by the group's standard deviation + eps; "off" leaves reward units.
         baseline: "mean" of the group, or "leave_one_out": the mean of the other R - 1 rewards.
-        eps: added to the standard deviation, in reward units.
+        eps: added to the standard deviation, in reward units, at least 0.
 
     Returns:
         float32 [P, R]; exact zeros where a group's rewards agree.
 
     Raises:
-        ValueError: not two-dimensional, R < 2, a reward that is not finite, or an unknown option.
+        ValueError: not two-dimensional, R < 2, a reward that is not finite, an unknown option, or
+            `eps` negative or not finite.
 
     Source: GRPO, Shao et al. 2024 (arXiv:2402.03300), outcome supervision; "off" is Dr. GRPO, Liu
         et al. 2025 (arXiv:2503.20783); leave-one-out is RLOO, Ahmadian et al. 2024
@@ -48,13 +50,19 @@ def group_advantages(
         raise ValueError(f"scale={scale!r}: expected std or off")
     if baseline not in ("mean", "leave_one_out"):
         raise ValueError(f"baseline={baseline!r}: expected mean or leave_one_out")
+    if not 0 <= eps < math.inf:
+        raise ValueError(
+            f"eps={eps}: it keeps the divisor above 0, so it is finite and not negative; leave it "
+            "at 1e-6"
+        )
     responses = reward_PR.shape[1]
     baseline_PR = reward_PR.mean(axis=1, keepdims=True)
     if baseline == "leave_one_out":
         baseline_PR = (reward_PR.sum(axis=1, keepdims=True) - reward_PR) / (responses - 1)
     advantage_PR = reward_PR - baseline_PR
     if scale == "std":
-        advantage_PR = advantage_PR / (reward_PR.std(axis=1, ddof=1, keepdims=True) + eps)
+        with np.errstate(invalid="ignore", divide="ignore"):  # eps=0: 0 / 0 where a group agrees
+            advantage_PR = advantage_PR / (reward_PR.std(axis=1, ddof=1, keepdims=True) + eps)
     if len(reward_PR):
         # The mean of equal numbers need not be that number: 0.1 eight times leaves 1e-17 / eps.
         agree_P = reward_PR.max(axis=1) == reward_PR.min(axis=1)

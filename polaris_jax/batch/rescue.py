@@ -169,7 +169,13 @@ class RescueBuffer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replaces the contents by those of a `state_dict` or `array_state`, bit for bit."""
+        """Replaces the contents by those of a `state_dict` or `array_state`, bit for bit.
+
+        Raises:
+            ValueError: it holds no slots.
+        """
+        if "slots" not in state:
+            raise ValueError("state holds no 'slots': pass what state_dict() returned")
         self._slots = {
             fields["problem_id"]: _Slot(
                 _decode(fields["token_ids"]),

@@ -58,13 +58,18 @@ def substitute_uninformative(
             one `integers(donors, size=missing)` for the rest. No draw when nothing is replaced.
 
     Raises:
-        ValueError: an unknown `on_scarce`.
+        ValueError: an unknown `on_scarce`, or `min_informative` outside [0, 1].
 
     Source: POLARIS, "Intra-Batch Informative Substitution". Differs: the released code copies the
         responses and keeps the gold of the group that gave way, and throws scarce batches away.
     """
     if on_scarce not in ("train", "resample", "skip"):
         raise ValueError(f"on_scarce={on_scarce!r}: expected train, resample or skip")
+    if not 0 <= min_informative <= 1:
+        raise ValueError(
+            f"min_informative={min_informative}: a share, must lie in [0, 1]; set "
+            "batch.min_informative within it"
+        )
     informative_P = graded.informative_P if len(graded) else np.zeros(0, bool)
     donors, poor = np.flatnonzero(informative_P), np.flatnonzero(~informative_P)
     source_P = np.arange(len(graded))

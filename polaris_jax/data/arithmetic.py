@@ -17,7 +17,9 @@ careful hand is there to be found. It costs more tokens, which is why the respon
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
 import re
@@ -25,6 +27,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from polaris_jax.config_sections import MAX_SLIP_RATE
 from polaris_jax.records import Problem
 
 LARGEST_VALUE = 20
@@ -32,7 +35,7 @@ MAX_STEPS = 5
 HELD_OUT_OF = 4  # one chain in so many is reserved for held-out problems
 HURRIED_SLIPS = (1,)  # always one too many: slips of one text never cancel out
 CAREFUL_SLIPS = (-2, -1, 1, 2)
-HURRIED_SLIP_RATE = 0.6  # share of a hurried text's results that are one off
+HURRIED_SLIP_RATE = MAX_SLIP_RATE  # share of a hurried text's results that are one off
 CAREFUL_SLIP_SHARE = 1 / 6  # a careful text's slip rate, as a share of the overall rate
 
 _PEOPLE = (("Ann", "She"), ("Eve", "She"), ("Mia", "She"), ("Bob", "He"), ("Tom", "He"))
@@ -155,13 +158,18 @@ def arithmetic_problems(
     such a length. Ids are the chains' keys, sources `arithmetic/FAMILY/STEPS`.
 
     Args:
-        train: number of training problems.
-        held_out: number of held-out problems.
-        seed: of the draw; the side on which a chain lies does not depend on it.
+        train: number of training problems; there are some ten million.
+        held_out: number of held-out problems; there are some three million.
+        seed: of the draw, not negative; the side on which a chain lies does not depend on it.
 
     Raises:
-        ValueError: more distinct problems are asked for than the families can tell.
+        ValueError: more distinct problems are asked for than the families can tell (at once, before
+            any is drawn), a count or the seed below 0.
     """
+    _check_seed("data.arithmetic.seed", seed)
+    chains = sum(_count_chains(family.name) for family in FAMILIES)
+    _check_count("train", train, chains - chains // HELD_OUT_OF)
+    _check_count("held_out", held_out, chains // HELD_OUT_OF)
     sides = []
     for side, count in enumerate((train, held_out)):
         rng = np.random.default_rng([seed, side])
@@ -179,7 +187,7 @@ def supervised_examples(count: int, *, seed: int, slip_rate: float) -> list[tupl
 
     Args:
         count: number of examples; problems may repeat, in other words or another hand.
-        seed: of the draw.
+        seed: of the draw, not negative.
         slip_rate: share of intermediate results that carry a slip, in [0, 0.6]; 0 gives careful,
             right texts only.
 
@@ -187,8 +195,9 @@ def supervised_examples(count: int, *, seed: int, slip_rate: float) -> list[tupl
         (problem, completion) pairs; the completion has no end-of-turn token.
 
     Raises:
-        ValueError: `slip_rate` outside its range.
+        ValueError: `slip_rate` outside its range, or the seed below 0.
     """
+    _check_seed("warmstart.seed", seed)
     if not 0 <= slip_rate <= HURRIED_SLIP_RATE:
         raise ValueError(
             f"slip_rate={slip_rate}: must lie in [0, {HURRIED_SLIP_RATE}], the rate of a hurried "
@@ -243,6 +252,38 @@ def pieces() -> tuple[str, ...]:
     found += [f" {op} " for op in (*_STEP_WORDS, "=")]
     found += [": ", ", ", "\n\\boxed{", "\\boxed{", "}"]
     return tuple(dict.fromkeys(found))
+
+
+def _check_seed(field: str, seed: int) -> None:
+    if seed < 0:
+        raise ValueError(f"{field}={seed}: must not be negative; set it to 0 or more")
+
+
+def _check_count(side: str, count: int, told: int) -> None:
+    field = f"data.arithmetic.{side}={count}"
+    if count < 0:
+        raise ValueError(f"{field}: must not be negative; 0 is none")
+    if count > told:
+        raise ValueError(f"{field}: only about {told} distinct problems can be told; ask for fewer")
+
+
+@functools.cache
+def _count_chains(name: str) -> int:
+    """Chains that a family can tell, by the values that they pass through."""
+    family = next(f for f in FAMILIES if f.name == name)
+    count = 0
+    for start, opening in itertools.product(range(2, family.largest_start + 1), family.opening):
+        ways = {start: 1}  # value -> chains so far that end in it
+        for done in range(MAX_STEPS):
+            ops = [opening[done]] if done < len(opening) else list(family.changes)
+            longer: collections.Counter[int] = collections.Counter()
+            for (value, chains), op in itertools.product(ways.items(), ops):
+                for n in _operands(op, value, start):
+                    longer[_run(value, [("+" if op == "=" else op, n)])[0]] += chains
+            ways = longer
+            if done + 1 >= family.min_steps:
+                count += sum(ways.values())
+    return count
 
 
 def _run(start: int, steps: Iterable[tuple[str, int]]) -> list[int]:

@@ -114,7 +114,13 @@ class PromptLoader(Iterator[PromptBatch]):
         return self.take(self.batch_size)
 
     def take(self, count: int) -> PromptBatch:
-        """The next `count` prompts; 0 is allowed."""
+        """The next `count` prompts; 0 is allowed.
+
+        Raises:
+            ValueError: `count` below 0.
+        """
+        if count < 0:
+            raise ValueError(f"count={count}: must not be negative; take 0 or more prompts")
         epoch = self.epoch
         rows: list[tuple[Problem, int]] = []
         for _ in range(count):
@@ -179,7 +185,18 @@ class PromptLoader(Iterator[PromptBatch]):
 
         Raises:
             ConfigError: the state is of other problems or another seed.
+            ValueError: a field of a `state_dict` is missing.
         """
+        for name in (
+            "fingerprint",
+            "generation",
+            "dropped_ids",
+            "position",
+            "first_epoch",
+            "draws",
+        ):
+            if name not in state:
+                raise ValueError(f"state holds no {name!r}: pass what state_dict() returned")
         if state["fingerprint"] != self._fingerprint:
             raise ConfigError(
                 "data.problems: the checkpoint's data order belongs to other problems, another "

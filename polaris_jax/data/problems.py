@@ -280,8 +280,9 @@ def problem_set_hash(problems: Iterable[Problem]) -> str:
 def write_problems(problems: Sequence[Problem], path: AnyPath) -> None:
     """Writes a parquet file of id, problem, answer, source and pass_rate.
 
-    Answers are written as JSON, so that types survive: `read_problems` gives the same records
-    back. The file appears whole or not at all.
+    Answers are written as JSON, so that types survive: what `read_problems` made, it gives back the
+    same. Of other records it strips the texts, as of any row, and takes an answer from behind a
+    last `#### `. The file appears whole or not at all.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

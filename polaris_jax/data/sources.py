@@ -87,8 +87,14 @@ def resolve_source(source: str) -> Files:
             Face Hub.
 
     Raises:
-        DataError: nothing there, no readable file in it, or the Hub cannot be reached.
+        DataError: no name given, nothing there, no readable file in it, or the Hub cannot be
+            reached.
     """
+    if not source.strip():  # as a path it would be the present directory, and all below it
+        raise DataError(
+            f"data.problems={source!r}: no source given; name a file, a directory ('.' for the "
+            "present one) or a Hub name as owner/name"
+        )
     path = as_place(source)
     if path.is_file():
         if path.suffix not in SUFFIXES:

@@ -35,6 +35,13 @@ def _checked(reward_PR: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"reward_PR of shape {reward_PR.shape}: expected [problems, responses], none of them 0"
         )
+    bad_PR = ~((reward_PR >= 0) & (reward_PR <= 1))
+    if bad_PR.any():
+        p, r = np.argwhere(bad_PR)[0]
+        raise ValueError(
+            f"reward_PR[{p}, {r}]={reward_PR[p, r]}: rewards must lie in [0, 1]; grade a response "
+            "that cannot be graded 0"
+        )
     return reward_PR
 
 
@@ -48,7 +55,7 @@ def avg_at_k(reward_PR: np.ndarray) -> Estimate:
         The mean; its standard error takes problems as the sample, responses as part of each score.
 
     Raises:
-        ValueError: no problem or no response.
+        ValueError: no problem or no response, or a reward outside [0, 1].
     """
     return _over_problems(_checked(reward_PR).mean(axis=1))
 
@@ -59,11 +66,11 @@ def pass_at_k(reward_PR: np.ndarray, k: int) -> Estimate:
     Unbiased for any k up to R: 1 - C(n - c, k) / C(n, k) with n = R responses of which c are right.
 
     Args:
-        reward_PR: rewards; a response is right when its reward is above 0.5.
+        reward_PR: rewards in [0, 1]; a response is right when its reward is above 0.5.
         k: responses that one may try.
 
     Raises:
-        ValueError: k below 1 or above R.
+        ValueError: k below 1 or above R, or rewards that `avg_at_k` refuses.
 
     Source: Chen et al. 2021 (arXiv:2107.03374), section 2.1.
     """

@@ -23,7 +23,7 @@ def distinct_ngrams(groups: Sequence[Sequence[str]], n: int = NGRAM) -> float:
         The mean; a problem without any n-gram counts 0, and no problem at all gives 0.
 
     Raises:
-        ValueError: n < 1.
+        ValueError: n < 1, or a text in place of a problem's list of texts.
 
     Source: Li et al. 2016 (arXiv:1510.03055); POLARIS, "Diversity-based Rollout Sampling", n = 4.
     """
@@ -35,10 +35,16 @@ def group_diversities(groups: Sequence[Sequence[str]], n: int = NGRAM) -> np.nda
     """Distinct / all n-grams of each problem, float64 [P]; 0 for a problem without any.
 
     Raises:
-        ValueError: n < 1.
+        ValueError: n < 1, or a text in place of a problem's list of texts.
     """
     if n < 1:
         raise ValueError(f"n={n}: an n-gram has at least 1 word")
+    for index, texts in enumerate(groups):
+        if isinstance(texts, str):  # a sequence too, of characters
+            raise ValueError(
+                f"groups[{index}]={texts[:40]!r}: expected a problem's list of response texts; put "
+                "the texts of one problem in a list"
+            )
     return np.array([_group_diversity(texts, n) for texts in groups], np.float64)
 
 

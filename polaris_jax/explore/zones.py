@@ -48,8 +48,10 @@ def find_zones(
 
     The plateau is the best smoothed accuracy (centred mean of 3, 2 at the ends). A temperature is
     inside a zone when its accuracy, as measured or smoothed, lies within the zone's tolerance of
-    the plateau; a tolerance is never narrower than that temperature's standard error. From the
-    first to the last temperature inside, all belong to the zone: noise invents no further zones.
+    the plateau; the first and the last one by their measured accuracy alone, as their mean of 2
+    would hide a collapse that begins at the sweep's last step. A tolerance is never narrower than
+    that temperature's standard error. From the first to the last temperature inside, all belong to
+    the zone: noise invents no further zones.
 
     Args:
         temperatures: ascending, distinct, at least 3.
@@ -65,7 +67,7 @@ def find_zones(
     Source: POLARIS, "Temperature Zone". Differs: the text names no numbers; tolerances, smoothing
         and the cold zone are ours. Inside means measured *or* smoothed: the smoothed curve alone
         rounds off a sharp collapse and would end a zone one step early, the measured one alone
-        loses a border to one unlucky point.
+        loses a border to one unlucky point. The ends' smoothed accuracies enter the plateau only.
     """
     temperatures = np.asarray(temperatures, np.float64)
     accuracies = np.asarray(accuracies, np.float64)

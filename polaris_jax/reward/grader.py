@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from polaris_jax.config_sections import MAX_ANSWER_TIMEOUT_S, MIN_WORKER_MEMORY_BYTES
 from polaris_jax.reward.cache import VerdictCache
 from polaris_jax.reward.equivalence import Explanation, gold_texts, quick_verdict
 from polaris_jax.reward.extract import Mode, check_mode, response_answer
@@ -65,14 +66,14 @@ class Grader:
 
     Args:
         workers: processes, at least 1.
-        timeout_s: deadline of one answer in seconds, above 0; past it the answer gets 0 and its
-            process is killed and replaced.
-        memory_limit_bytes: address space of one worker; 0 for none.
+        timeout_s: deadline of one answer in seconds, above 0 and up to a day; past it the answer
+            gets 0 and its process is killed and replaced.
+        memory_limit_bytes: address space of one worker, at least 64 MiB; 0 for none.
         preset: "strict", "default" (as training does) or "lenient", as in `policy`.
         cache: False grades every pair anew.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or not of its type.
 
     A call takes at most about `ceil(hanging / workers) * (timeout_s + start)` for its hanging
     answers, start being the seconds in which a worker is replaced, and the work on the others.
@@ -87,14 +88,24 @@ class Grader:
         preset: str = "default",
         cache: bool = True,
     ) -> None:
-        if workers < 1:
-            raise ValueError(f"workers={workers}: grading needs at least 1; set reward.workers=1")
-        if not 0 < timeout_s < float("inf"):
-            raise ValueError(f"timeout_s={timeout_s}: a deadline is a finite number above 0")
-        if memory_limit_bytes and memory_limit_bytes < 1 << 26:
+        if not _is_whole(workers) or workers < 1:
             raise ValueError(
-                f"memory_limit_bytes={memory_limit_bytes}: a worker needs {1 << 26} to load; "
-                "raise it, or pass 0 for no limit"
+                f"workers={workers!r}: grading needs a whole number of processes, at least 1; set "
+                "reward.workers=1"
+            )
+        is_number = _is_whole(timeout_s) or isinstance(timeout_s, float | np.floating)
+        if not is_number or not 0 < timeout_s <= MAX_ANSWER_TIMEOUT_S:
+            raise ValueError(
+                f"timeout_s={timeout_s!r}: a deadline is a number of seconds above 0, at most "
+                f"{MAX_ANSWER_TIMEOUT_S:g} (a day); set reward.timeout_s=5.0"
+            )
+        if not _is_whole(memory_limit_bytes) or (
+            memory_limit_bytes != 0 and memory_limit_bytes < MIN_WORKER_MEMORY_BYTES
+        ):
+            raise ValueError(
+                f"memory_limit_bytes={memory_limit_bytes!r}: a worker needs "
+                f"{MIN_WORKER_MEMORY_BYTES} to load; pass a whole number from there, or 0 for no "
+                "limit"
             )
         policy_named(preset)
         self._pool = WorkerPool(workers, timeout_s, memory_limit_bytes, preset)
@@ -130,7 +141,8 @@ class Grader:
             mode: "train", "eval" or "free", as in `score_response`.
 
         Raises:
-            ValueError: lengths that differ, another mode, or a closed Grader.
+            ValueError: lengths that differ, one text in place of a list, a text that is none,
+                another mode, or a closed Grader.
             RuntimeError: workers die before they are ready.
         """
         return np.array([grade.reward for grade in self.grade(texts, golds, mode)], np.float32)
@@ -146,6 +158,7 @@ class Grader:
     ) -> list[Grade]:
         """`score` with the extracted answer, the deciding layer and the reason of each reward."""
         check_mode(mode)
+        _check_texts(texts, golds)
         if len(texts) != len(golds):
             raise ValueError(
                 f"{len(texts)} texts and {len(golds)} golds: each response needs its own gold"
@@ -220,3 +233,20 @@ class Grader:
         else:
             self._cache.put(pair, verdict)
         self._stats["worked"] += verdict.layer != "crash"
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _check_texts(texts: Sequence[str], golds: Sequence[object]) -> None:
+    for name, values in (("texts", texts), ("golds", golds)):
+        if isinstance(values, str):  # a sequence too, of characters
+            raise ValueError(
+                f"{name}={values[:40]!r}: expected a list, one entry a response; put it in a list"
+            )
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"texts[{index}]={text!r}: a response is a text; pass '' where there is none"
+            )

@@ -30,10 +30,14 @@ class AccuracyTable:
     Args:
         calibration: problem id -> pass rate in [0, 1].
 
+    Raises:
+        ValueError: a pass rate outside [0, 1].
+
     Source: POLARIS, "Dynamically drop easy data during training".
     """
 
     def __init__(self, calibration: Mapping[str, float] | None = None) -> None:
+        _check_rates(calibration or {})
         self._calibration: dict[Hashable, float] = {
             _plain(i): float(rate) for i, rate in (calibration or {}).items()
         }
@@ -58,17 +62,24 @@ class AccuracyTable:
 
         Args:
             problem_ids: P ids.
-            reward_PR: rewards as graded, before rescue and substitution.
+            reward_PR: rewards in [0, 1] as graded, before rescue and substitution.
             stage: index of the stage that the step belongs to.
 
         Raises:
-            ValueError: unequal numbers of ids and groups.
+            ValueError: unequal numbers of ids and groups, or a reward outside [0, 1].
         """
         reward_PR = np.asarray(reward_PR)
         if reward_PR.ndim != 2 or len(problem_ids) != len(reward_PR):
             raise ValueError(
                 f"{len(problem_ids)} problem ids for rewards of shape {reward_PR.shape}: "
                 "expected one row of rewards each"
+            )
+        bad_PR = ~((reward_PR >= 0) & (reward_PR <= 1))
+        if bad_PR.any():
+            p, r = np.argwhere(bad_PR)[0]
+            raise ValueError(
+                f"reward_PR[{p}, {r}]={reward_PR[p, r]} (problem {_plain(problem_ids[p])!r}): "
+                "rewards must lie in [0, 1]; grade a response that cannot be graded 0"
             )
         visits = self._visits.setdefault(int(stage), {})
         right_P = (reward_PR >= CORRECT).sum(axis=1).tolist()
@@ -136,7 +147,14 @@ class AccuracyTable:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replaces the contents by those of a `state_dict`; nothing is added to what was there."""
+        """Replaces the contents by those of a `state_dict`; nothing is added to what was there.
+
+        Raises:
+            ValueError: a field of a `state_dict` is missing.
+        """
+        for name in ("calibration", "visits"):
+            if name not in state:
+                raise ValueError(f"state holds no {name!r}: pass what state_dict() returned")
         self._calibration = {i: float(rate) for i, rate in state["calibration"]}
         self._visits = {
             int(stage): {row[0]: (row[1], row[2], row[3], row[4]) for row in rows}
@@ -162,9 +180,7 @@ def curate(pass_rates: Mapping[str, float], preset: Preset = "drop_perfect") -> 
 
     Source: POLARIS, data difficulty and its ablation (40K, 26K, 19K problems).
     """
-    for problem_id, rate in pass_rates.items():
-        if not 0.0 <= rate <= 1.0:
-            raise ValueError(f"problem {problem_id!r}: pass rate {rate} must lie in [0, 1]")
+    _check_rates(pass_rates)
     if preset == "full":
         return tuple(pass_rates)
     if preset == "drop_perfect":
@@ -172,6 +188,15 @@ def curate(pass_rates: Mapping[str, float], preset: Preset = "drop_perfect") -> 
     if preset == "aggressive":
         return tuple(i for i, rate in pass_rates.items() if rate <= AGGRESSIVE_ABOVE)
     raise ValueError(f"preset={preset!r}: expected full, drop_perfect or aggressive")
+
+
+def _check_rates(pass_rates: Mapping[str, float]) -> None:
+    for problem_id, rate in pass_rates.items():
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(
+                f"problem {problem_id!r}: pass rate {rate} must lie in [0, 1]; give the share of "
+                "its responses that are right"
+            )
 
 
 def pass_rate_histogram(pass_rates: Iterable[float], n: int) -> np.ndarray:

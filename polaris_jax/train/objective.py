@@ -64,7 +64,8 @@ def token_loss(
     - sampler: `old_logp_BT` as the sampler reported it. r then carries the mismatch between
       sampler and trainer (and any lag) besides the policy's own motion, so it is an importance
       weight and is truncated: r counts as min(r, tis_cap), whose gradient is
-      min(r, tis_cap) A grad(logp) rather than zero. tis_cap=0 turns the cap off.
+      min(r, tis_cap) A grad(logp) rather than zero, also beyond `MAX_LOG_RATIO`, where r counts
+      as exp(MAX_LOG_RATIO). tis_cap=0 turns the cap off.
 
     With A > 0 the upper clip acts before any cap above 1 + clip_high; the cap bounds the tokens
     with A < 0, for which PPO bounds nothing. A cap below `dual_clip` leaves the dual clip idle.
@@ -97,9 +98,16 @@ def token_loss(
         )
     if objective.old_logprobs == "current":
         old_logp_BT = jax.lax.stop_gradient(logp_BT)
-    ratio_BT = jnp.exp(jnp.clip(logp_BT - old_logp_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    is_truncated = objective.old_logprobs == "sampler" and objective.tis_cap > 0
+    gap_BT = logp_BT - old_logp_BT
+    log_ratio_BT = jnp.clip(gap_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if is_truncated:
+        # The clip has no gradient, and a truncated token keeps its own however far its ratio lies.
+        at_limit_BT = MAX_LOG_RATIO + (logp_BT - jax.lax.stop_gradient(logp_BT))
+        log_ratio_BT = jnp.where(gap_BT >= MAX_LOG_RATIO, at_limit_BT, log_ratio_BT)
+    ratio_BT = jnp.exp(log_ratio_BT)
     weight_BT, truncated_BT = ratio_BT, jnp.zeros_like(ratio_BT)
-    if objective.old_logprobs == "sampler" and objective.tis_cap > 0:
+    if is_truncated:
         # Scaled by a constant instead of cut by a minimum: the gradient survives, at the cap.
         scale_BT = jnp.minimum(1.0, objective.tis_cap / jax.lax.stop_gradient(ratio_BT))
         weight_BT = ratio_BT * scale_BT
@@ -117,8 +125,8 @@ def token_loss(
 
     kl_BT = jnp.zeros_like(ratio_BT)
     if objective.kl_coef > 0 and reference_logp_BT is not None:
-        gap_BT = jnp.clip(reference_logp_BT - logp_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-        kl_BT = jnp.exp(gap_BT) - gap_BT - 1.0
+        rise_BT = jnp.clip(reference_logp_BT - logp_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+        kl_BT = jnp.exp(rise_BT) - rise_BT - 1.0
         loss_BT = loss_BT + objective.kl_coef * kl_BT
     if objective.entropy_coef > 0:
         loss_BT = loss_BT - objective.entropy_coef * entropy_BT

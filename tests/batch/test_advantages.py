@@ -62,6 +62,13 @@ def test_input_is_not_changed_and_no_group_is_fine():
     assert group_advantages(np.zeros((0, 4))).shape == (0, 4)
 
 
+def test_without_eps_groups_that_agree_still_get_zeros():
+    advantage_PR = group_advantages(np.array([[0.0, 1.0], [1.0, 1.0]]), eps=0.0)
+    np.testing.assert_allclose(
+        advantage_PR, [[-(0.5**0.5), 0.5**0.5], [0.0, 0.0]], atol=ADVANTAGE_ATOL
+    )
+
+
 @pytest.mark.parametrize(
     ("reward_PR", "options", "message"),
     [
@@ -70,6 +77,8 @@ def test_input_is_not_changed_and_no_group_is_fine():
         pytest.param([[1.0, np.nan]], {}, "not finite", id="nan"),
         pytest.param([[1.0, 0.0]], {"scale": "mad"}, "scale='mad'", id="scale"),
         pytest.param([[1.0, 0.0]], {"baseline": "best"}, "baseline='best'", id="baseline"),
+        pytest.param([[1.0, 0.0]], {"eps": -1.0}, "eps=-1.0: .*not negative", id="negative-eps"),
+        pytest.param([[1.0, 0.0]], {"eps": np.nan}, "eps=nan", id="nan-eps"),
     ],
 )
 def test_clear_refusals(reward_PR, options, message):

@@ -222,3 +222,10 @@ def test_a_copy_is_a_snapshot():
     sink.update(to_graded([group([1], mark=2), group([1], problem_id="r")]), **VISIT)
     assert (len(before), before.get("q").text) == (1, "1/0")
     assert (len(sink), sink.get("q").text) == (2, "2/0")
+
+
+def test_a_state_without_slots_is_refused_and_changes_nothing():
+    sink = sink_with(group([1, 0]))
+    with pytest.raises(ValueError, match="state holds no 'slots'"):
+        sink.load_state_dict({})
+    assert len(sink) == 1

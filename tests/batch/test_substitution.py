@@ -162,6 +162,12 @@ def test_lists_come_back_as_lists():
     assert graded.token_ids[0] == graded.token_ids[1]
 
 
+@pytest.mark.parametrize("share", [float("nan"), -1.0, 2.0])
+def test_a_share_outside_0_to_1(share):
+    with pytest.raises(ValueError, match=rf"min_informative={share}: .*batch.min_informative"):
+        substitute(batch("i0"), min_informative=share)
+
+
 def test_unknown_option():
     with pytest.raises(ValueError, match="on_scarce='retry'"):
         substitute(batch("i0"), on_scarce="retry")

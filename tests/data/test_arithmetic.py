@@ -95,11 +95,40 @@ def test_every_family_and_every_difficulty(sides):
 
 
 def test_too_many_problems_are_refused():
-    with pytest.raises(ValueError, match=r"data\.arithmetic\.held_out=10000000: only about"):
+    with pytest.raises(ValueError, match=r"data\.arithmetic\.held_out=3000000: only about"):
         # A patience of a few hundred draws stands in for minutes of drawing.
         arithmetic._distinct_problems(
-            10_000_000, np.random.default_rng(0), held_out=True, patience=500
+            3_000_000, np.random.default_rng(0), held_out=True, patience=500
         )
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "field"),
+    [(10**12, 2, "train=1000000000000"), (2, 3_500_000, "held_out=3500000")],
+)
+def test_more_than_can_be_told_are_refused_before_any_is_drawn(monkeypatch, train, held_out, field):
+    monkeypatch.setattr(arithmetic, "_distinct_problems", lambda *_, **__: pytest.fail("drawn"))
+    with pytest.raises(ValueError, match=rf"data\.arithmetic\.{field}: only about \d+ distinct"):
+        arithmetic_problems(train, held_out)
+
+
+@pytest.mark.parametrize("name", ["groups", "compare"])
+def test_chains_are_counted_as_they_are_drawn(monkeypatch, name):
+    family = next(family for family in FAMILIES if family.name == name)
+    monkeypatch.setattr(arithmetic, "MAX_STEPS", 2)
+    rng = np.random.default_rng(0)
+    steps = range(family.min_steps, 3)
+    drawn = {arithmetic._draw_chain(rng, family, n).key for _ in range(8000) for n in steps}
+    assert arithmetic._count_chains.__wrapped__(name) == len(drawn)
+
+
+def test_numbers_below_0_are_refused():
+    with pytest.raises(ValueError, match=r"data\.arithmetic\.seed=-1: must not be negative"):
+        arithmetic_problems(1, 1, seed=-1)
+    with pytest.raises(ValueError, match=r"data\.arithmetic\.train=-1: must not be negative"):
+        arithmetic_problems(-1, 1)
+    with pytest.raises(ValueError, match=r"warmstart\.seed=-1: must not be negative"):
+        supervised_examples(1, seed=-1, slip_rate=0.0)
 
 
 def test_clean_texts_are_right():

@@ -189,3 +189,20 @@ def test_a_state_of_other_data_is_refused(kwargs):
     state = make_loader(4).state_dict()
     with pytest.raises(ConfigError, match="other problems, another suffix or another seed"):
         make_loader(4, **kwargs).load_state_dict(state)
+
+
+def test_a_state_without_a_field_is_refused_and_changes_nothing():
+    loader = make_loader(4)
+    next(loader)
+    state = loader.state_dict()
+    for name in state:
+        with pytest.raises(ValueError, match=f"state holds no '{name}'"):
+            loader.load_state_dict({key: value for key, value in state.items() if key != name})
+    assert loader.state_dict() == state
+
+
+def test_fewer_than_no_prompts():
+    loader = make_loader(4)
+    assert len(loader.take(0)) == 0
+    with pytest.raises(ValueError, match="count=-1: must not be negative"):
+        loader.take(-1)

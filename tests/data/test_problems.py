@@ -197,6 +197,15 @@ def test_parquet_keeps_every_record_and_type(tmp_path_factory, answers, rate):
     assert [p.name for p in Path(path).parent.iterdir()] == ["problems.parquet"]
 
 
+def test_a_record_that_no_row_gives_comes_back_as_a_row_would(tmp_path):
+    path = tmp_path / "problems.parquet"
+    write_problems([Problem("a", " Q? ", "  5 "), Problem("b", "R?", "2 + 3 #### 5")], path)
+    back, _ = read_problems(path)
+    assert back == [Problem("a", "Q?", "5"), Problem("b", "R?", "5")]
+    write_problems(back, path)
+    assert read_problems(path)[0] == back
+
+
 def test_messages_are_of_letters_that_any_file_takes_and_short(tmp_path):
     rows = ['{"\\ud800": 1}\n', {"problem": "P", "answer": [["x"] * 5000]}]
     path = write_jsonl(tmp_path / "s.jsonl", [{"problem": "Q", "answer": "1"}, *rows])

@@ -221,6 +221,15 @@ def test_a_missing_path_is_no_hub_name(name):
         resolve_source(name)
 
 
+@pytest.mark.parametrize("name", ["", "  "])
+def test_no_name_is_not_the_present_directory(tmp_path, monkeypatch, name):
+    write(tmp_path / "rows.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert fields(".") == ROWS
+    with pytest.raises(DataError, match=rf"^evaluate\.problems='{name}': no source given"):
+        read_problems(name, field="evaluate.problems")
+
+
 def test_a_directory_without_rows(tmp_path):
     (tmp_path / "README.md").write_text("x")
     with pytest.raises(DataError, match=r"the directory holds no \.jsonl"):

@@ -78,3 +78,10 @@ def test_k_out_of_range(k):
 def test_bad_shapes(shape):
     with pytest.raises(ValueError, match="expected"):
         avg_at_k(np.zeros(shape))
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), -0.5, 5.0])
+@pytest.mark.parametrize("estimate", [avg_at_k, lambda reward_PR: pass_at_k(reward_PR, 1)])
+def test_rewards_outside_0_to_1(estimate, reward):
+    with pytest.raises(ValueError, match=rf"reward_PR\[0, 1\]={reward}: .*in \[0, 1\]"):
+        estimate(np.array([[1.0, reward], [1.0, 0.0]]))

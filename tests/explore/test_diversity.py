@@ -48,3 +48,8 @@ def test_more_copies_lower_diversity():
 def test_an_ngram_has_words():
     with pytest.raises(ValueError, match="n=0"):
         distinct_ngrams([["a"]], 0)
+
+
+def test_a_flat_list_of_texts_is_no_list_of_problems():
+    with pytest.raises(ValueError, match=r"groups\[1\]='a b c d e': .*texts of one problem in a"):
+        distinct_ngrams([["a b c d e"], "a b c d e"])

@@ -94,6 +94,17 @@ def test_sweep_that_ends_where_the_collapse_begins_sees_it():
     assert zones.labels == ("rgz", "rgz", "pcz")
 
 
+@pytest.mark.parametrize("backwards", [False, True], ids=["last", "first"])
+def test_the_ends_are_judged_as_measured(backwards):
+    accuracy = [0.7, 0.7, 0.7, 0.7, 0.7, 0.67]  # the end's mean of 2, 0.685, is inside
+    zones = find_zones([0.2, 0.4, 0.6, 0.8, 1.0, 1.2], accuracy[::-1] if backwards else accuracy)
+    if backwards:
+        assert zones.labels == ("cold",) + ("rgz",) * 5
+    else:
+        assert zones.labels == ("rgz",) * 5 + ("cez",)
+        assert zones.initial_temperature == 1.0
+
+
 def test_one_sharp_peak():
     zones = find_zones([0.2, 0.4, 0.6, 0.8, 1.0], [0.0, 0.0, 0.9, 0.0, 0.0])
     assert zones.rgz == (0.4, 0.8)  # its smoothed neighbours share the plateau

@@ -9,10 +9,12 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from polaris_jax.config_sections import MAX_ANSWER_TIMEOUT_S
 from polaris_jax.reward import Grader
 from polaris_jax.reward import pool as pool_module
 
@@ -228,8 +230,15 @@ def test_threads_take_turns() -> None:
     [
         ({"workers": 0}, "workers=0"),
         ({"timeout_s": 0.0}, "timeout_s=0"),
+        ({"workers": 1.5}, "workers=1.5: .*whole number"),
+        ({"workers": "2"}, "workers='2': .*whole number"),
+        ({"workers": True}, "workers=True: .*whole number"),
         ({"timeout_s": float("inf")}, "timeout_s=inf"),
+        ({"timeout_s": float("nan")}, "timeout_s=nan"),
+        ({"timeout_s": 1e12}, "timeout_s=1000000000000.0: .*at most 86400"),
+        ({"timeout_s": "5"}, "timeout_s='5'"),
         ({"memory_limit_bytes": 1000}, "memory_limit_bytes=1000"),
+        ({"memory_limit_bytes": 1e9}, "memory_limit_bytes=1000000000.0: .*whole number"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict, message: str) -> None:
@@ -243,6 +252,27 @@ def test_lengths_and_modes_are_checked() -> None:
             grader.score(["a"], ["1", "2"])
         with pytest.raises(ValueError, match="mode='both'"):
             grader.score(["a"], ["1"], mode="both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("texts", "golds", "message"),
+    [
+        ("abc", "abc", "texts='abc': expected a list"),
+        (["a"], "1", "golds='1': expected a list"),
+        (["a", None], ["1", "2"], r"texts\[1\]=None: a response is a text"),
+        ([b"a"], ["1"], r"texts\[0\]=b'a'"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_named(texts: Any, golds: Any, message: str) -> None:
+    with Grader() as grader:
+        with pytest.raises(ValueError, match=message):
+            grader.score(texts, golds, mode="eval")
+        assert grader.stats()["graded"] == 0
+
+
+def test_the_longest_deadline_can_be_kept() -> None:
+    with Grader(workers=1, timeout_s=MAX_ANSWER_TIMEOUT_S, memory_limit_bytes=0) as grader:
+        assert grader.score([r"\boxed{x^2+2x+1}"], ["(x+1)^2"], mode="eval").tolist() == [1.0]
 
 
 def test_workers_that_cannot_start_say_why(monkeypatch: pytest.MonkeyPatch) -> None:

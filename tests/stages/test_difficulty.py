@@ -138,6 +138,25 @@ def test_records_arrays_of_ids_as_plain_json():
     assert json.loads(json.dumps(table.state_dict()))["visits"] == [[0, [["q", 1, 2, 1, 2]]]]
 
 
+@pytest.mark.parametrize("value", [float("nan"), -0.1, 2.0])
+def test_rates_and_rewards_outside_0_to_1_are_refused(value):
+    with pytest.raises(ValueError, match=rf"problem 'a': pass rate {value} must lie in \[0, 1\]"):
+        AccuracyTable({"a": value})
+    table = AccuracyTable()
+    with pytest.raises(ValueError, match=rf"reward_PR\[1, 0\]={value} \(problem 'b'\)"):
+        table.record(["a", "b"], [[0.0, 1.0], [value, 1.0]], stage=0)
+    assert table.counts("a", 0) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["calibration", "visits"])
+def test_a_state_without_a_field_is_refused_and_changes_nothing(name):
+    table = table_of(("a", 1, 2, 0))
+    before = table.state_dict()
+    with pytest.raises(ValueError, match=f"state holds no '{name}'"):
+        table.load_state_dict({key: value for key, value in before.items() if key != name})
+    assert table.state_dict() == before
+
+
 def test_ids_and_groups_must_match():
     with pytest.raises(ValueError, match="2 problem ids"):
         AccuracyTable().record(["a", "b"], [[1.0]], stage=0)

@@ -129,6 +129,46 @@ def test_a_clipped_token_has_no_gradient_and_a_truncated_one_keeps_it_at_the_cap
     assert slope(np.log(3.5), -1.0, tis_cap=0.0) == 0.0  # dual clip
 
 
+@pytest.mark.parametrize("gap", [19.0, 20.0, 21.0, 199.0, 1e4, 1e30, np.inf])
+@pytest.mark.parametrize("advantage", [-1.0, -0.3])
+def test_a_truncated_token_keeps_its_gradient_however_far_its_ratio_lies(gap, advantage):
+    def losses(logp, **options):
+        zero = jnp.zeros((1, 1))
+        return token_loss(
+            logp,
+            ObjectiveSection(**options),
+            entropy_BT=zero,
+            old_logp_BT=zero - 1.0 - gap,
+            advantage_BT=zero + advantage,
+        ).loss_BT.sum()
+
+    logp = jnp.full((1, 1), -1.0)
+    cut = {"old_logprobs": "sampler", "tis_cap": 2.0}
+    loss, slope = jax.value_and_grad(losses)(logp, **cut)
+    assert float(loss) == pytest.approx(-2.0 * advantage)
+    assert float(slope[0, 0]) == pytest.approx(-2.0 * advantage)
+    if gap > 20:  # nothing bounds these: they are broken rows, and stay without a gradient
+        for options in ({"old_logprobs": "recompute"}, cut | {"tis_cap": 0.0}):
+            assert float(jax.grad(losses)(logp, dual_clip=0.0, **options)[0, 0]) == 0.0
+
+
+def test_a_token_that_gained_no_probability_from_beyond_the_limit_stays_finite():
+    zero = jnp.zeros((1, 2))
+
+    def losses(logp):
+        return token_loss(
+            logp,
+            ObjectiveSection(old_logprobs="sampler"),
+            entropy_BT=zero,
+            old_logp_BT=zero,
+            advantage_BT=jnp.array([[-1.0, 1.0]]),
+        ).loss_BT.sum()
+
+    loss, slope = jax.value_and_grad(losses)(jnp.full((1, 2), -1e4))
+    assert np.isfinite(float(loss))
+    assert np.isfinite(np.asarray(slope)).all()
+
+
 def test_k3_is_the_kl_in_the_mean_and_never_negative():
     rng = np.random.default_rng(0)
     logit, reference = rng.normal(size=8), rng.normal(size=8)
