@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polaris_jax.reward import numeric
 from polaris_jax.reward.syntax import Node, holds, nodes, substitute, symbols
-from polaris_jax.reward.vocabulary import FUNCTION_NAMES
+from polaris_jax.reward.vocabulary import CHANGING_WORDS, FUNCTION_NAMES
 
 _ORDERS = frozenset({"<", ">", "leq", "geq"})
 FLIPPED = {"<": ">", ">": "<", "leq": "geq", "geq": "leq", "neq": "neq"}
@@ -13,7 +13,9 @@ FLIPPED = {"<": ">", ">": "<", "leq": "geq", "geq": "leq", "neq": "neq"}
 def is_name(node: Node) -> bool:
     """Whether a left-hand side only names the value: x, x_1, AB, f(x), (p, q), some words."""
     kind = node[0]
-    if kind in ("sym", "words", "call", "decor"):
+    if kind == "words":  # never "the answer is not = 5"
+        return CHANGING_WORDS.isdisjoint(node[1].lower().split())
+    if kind in ("sym", "call", "decor"):
         return True
     if kind == "const":
         return node[1] in ("e", "i")

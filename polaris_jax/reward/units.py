@@ -9,7 +9,11 @@ from polaris_jax.reward.normalize import Unreadable
 from polaris_jax.reward.number_words import PARTS
 from polaris_jax.reward.syntax import Node, product
 from polaris_jax.reward.vocabulary import (
+    ASSENTING_WORDS,
+    CHANGING_WORDS,
+    CHOICES,
     MULTIPLES,
+    NUMBER_WORDS,
     PERCENT_WORDS,
     POWERS,
     SCALES,
@@ -19,6 +23,16 @@ from polaris_jax.reward.vocabulary import (
 )
 
 RELATIONS = frozenset({"=", "<", ">", "leq", "geq", "neq", "in", "approx"})
+
+
+def changes(node: Node, words: list[str]) -> bool:
+    """Whether words behind a value say more than what it counts: they deny, compare or rebase it.
+
+    Behind a choice letter only assent is silent: `A is correct`, never `A is ruled out`.
+    """
+    if node[0] == "sym" and node[1] in CHOICES and not any(map(unit_name, words)):
+        return not ASSENTING_WORDS.issuperset(words)
+    return any(word in CHANGING_WORDS or word in NUMBER_WORDS for word in words)
 
 
 class UnitCursor(Cursor):
@@ -36,6 +50,9 @@ class UnitCursor(Cursor):
         if kind in ("word", "run") and value.lower() in PERCENT_WORDS:
             self.next()
             return ("percent", node)
+        if self.peek() == ("word", "per") and self.peek(1) == ("word", "cent"):
+            self.position += 2
+            return ("percent", node)
         if kind in ("word", "run") and value.lower() in SCALES:
             self.next()
             return product(node, ("num", Fraction(10 ** SCALES[value.lower()]), None))
@@ -46,7 +63,8 @@ class UnitCursor(Cursor):
         start = self.position
         if (kind in ("word", "run") and value not in SEPARATORS) or self.unit_letter():
             name = self.unit()
-            if name is not None and self.ends_item():
+            words = [value.lower() for _, value in self.tokens[start : self.position]]
+            if name is not None and self.ends_item() and not changes(node, words):
                 return ("unit", node, name)
             self.position = start
         return None
