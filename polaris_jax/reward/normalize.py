@@ -80,7 +80,9 @@ _OPS = MappingProxyType(
 
 _SPLIT_PREFIXES = tuple(
     sorted(
-        FUNCTIONS | GREEK | {"sqrt", "frac", "infty", "cdot", "times", "lfloor", "lceil"},
+        FUNCTIONS
+        | GREEK
+        | {"sqrt", "frac", "infty", "cdot", "times", "lfloor", "lceil", "angle", "triangle"},
         key=len,
         reverse=True,
     )
