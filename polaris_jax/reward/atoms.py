@@ -172,11 +172,15 @@ class AtomReader(FunctionReader):
 
         Elsewhere the brackets are a factor, but for those of FUNCTION_NAMES.
         """
+        if not self.may_call:
+            return None
         start, depth, bars = self.position, self.depth, self.bars
+        self.may_call = False
         try:
-            found = self._called_name() if ("op", "=") in self.tokens else None
+            found = self._called_name()
         except Unreadable:
             found = None
+        self.may_call = True
         if found is None:
             self.position, self.depth, self.bars = start, depth, bars
         return found

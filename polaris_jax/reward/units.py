@@ -60,6 +60,9 @@ class UnitCursor(Cursor):
             return None
         if kind in ("word", "run") and (scaled := self.scaled(node, value.lower())) is not None:
             return scaled
+        if (kind, value) == ("op", "{") and self.peek(1)[0] in ("word", "run", "tlet"):
+            self.open_group()
+            kind, value = self.peek()
         start = self.position
         if (kind in ("word", "run") and value not in SEPARATORS) or self.unit_letter():
             name = self.unit()
@@ -68,6 +71,17 @@ class UnitCursor(Cursor):
                 return ("unit", node, name)
             self.position = start
         return None
+
+    def open_group(self) -> None:
+        r"""Drops the braces that are next where they hold a unit alone: `3 {\rm cm}`."""
+        end = self.position + 1
+        while self.peek(end - self.position)[0] in ("word", "run", "tlet"):
+            end += 1
+        first = self.peek(1)
+        if self.tokens[end : end + 1] == [("op", "}")] and (
+            first[0] != "tlet" or first[1] in SINGLE_LETTER_UNITS
+        ):
+            del self.tokens[end], self.tokens[self.position]
 
     def scaled(self, node: Node, word: str) -> Node | None:
         """A value under a word that changes it: `5 dozen`, `3 halves`, `5 squared`; else None."""

@@ -137,10 +137,11 @@ POWERS = MappingProxyType({"squared": 2, "cubed": 3})
 CHANGING_WORDS = word_set(
     "not no non wrong false untrue incorrect incorrectly invalid never neither nor none isn isnt "
     "aren arent doesn doesnt don dont can cant cannot but except excluding without unless "
-    "impossible excluded eliminated rejected fewer less lesser more greater larger bigger smaller higher "
-    "lower under over above below beyond beneath least most beside another other opposite reciprocal "
-    "inverse negative minus plus negated scores fold twofold threefold permille permil mille ppm "
-    "ppb basis base binary octal decimal hexadecimal hex ternary mod modulo power halved"
+    "impossible excluded eliminated rejected fewer less lesser more greater larger bigger smaller "
+    "higher lower under over above below beyond beneath least most beside another other opposite "
+    "reciprocal inverse negative minus plus negated scores fold twofold threefold permille permil "
+    "mille ppm ppb basis base binary octal decimal hexadecimal hex ternary mod modulo power "
+    "halved"
 )
 CHOICES = frozenset("ABCDEFGHIJ")
 # The words that may follow a choice letter and leave it chosen: `A is correct`, `II only`.
@@ -160,7 +161,7 @@ SHORT_WORDS = word_set(
 
 FUNCTIONS = word_set(
     "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp gcd "
-    "lcm max min det arg deg Re Im sgn"
+    "lcm max min det arg deg Re Im sgn cis"
 )
 INVERSE = MappingProxyType(
     {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "sqrt": "sqrt", "root": "sqrt"}
