@@ -123,7 +123,7 @@ def tokens(text: str) -> tuple[Token, ...]:
         found.pop()
     while found and found[0] == _LINE_BREAK:
         found.pop(0)
-    if len(found) > 1 and found[0][1].lower() in _ABOUT:
+    if len(found) > 1 and found[0][1].lower() in _ABOUT and found[1][0] not in ("let", "tlet"):
         found.pop(0)
     return tuple(found)
 

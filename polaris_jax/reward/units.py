@@ -32,7 +32,7 @@ def changes(node: Node, words: list[str]) -> bool:
     """
     if node[0] == "sym" and node[1] in CHOICES and not any(map(unit_name, words)):
         return not ASSENTING_WORDS.issuperset(words)
-    return any(word in CHANGING_WORDS or word in NUMBER_WORDS for word in words)
+    return any(word in CHANGING_WORDS or word in NUMBER_WORDS or word in SCALES for word in words)
 
 
 class UnitCursor(Cursor):

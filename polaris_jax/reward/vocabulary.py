@@ -122,7 +122,9 @@ _POWERS_OF_TEN = {
     "quintillion": 18, "lakh": 5, "crore": 7,
 }  # fmt: skip
 SCALES = MappingProxyType(
-    _POWERS_OF_TEN | {f"{word}s": power for word, power in _POWERS_OF_TEN.items()} | {"bn": 9}
+    _POWERS_OF_TEN
+    | {f"{word}s": power for word, power in _POWERS_OF_TEN.items()}
+    | {"tens": 1, "mil": 6, "mn": 6, "bn": 9}
 )
 
 # Words behind a number that change it, and are no nouns of things counted.
@@ -137,8 +139,8 @@ POWERS = MappingProxyType({"squared": 2, "cubed": 3})
 CHANGING_WORDS = word_set(
     "not no non wrong false untrue incorrect incorrectly invalid never neither nor none isn isnt "
     "aren arent doesn doesnt don dont can cant cannot but except excluding without unless "
-    "impossible excluded eliminated rejected fewer less lesser more greater larger bigger smaller "
-    "higher lower under over above below beyond beneath least most beside another other opposite "
+    "impossible excluded eliminated rejected discarded fewer less lesser more greater larger bigger "
+    "smaller higher lower under over above below beyond beneath least most beside another other opposite "
     "reciprocal inverse negative minus plus negated scores fold twofold threefold permille permil "
     "mille ppm ppb basis base binary octal decimal hexadecimal hex ternary mod modulo power "
     "halved"

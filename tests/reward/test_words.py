@@ -26,6 +26,7 @@ DIFFERENT = [
     *(("A", rf"\text{{A {words}}}") for words in ("is ruled out", "isn't right", "has an error")),
     *(("A", rf"{letter}\text{{ is wrong}}") for letter in ("A", r"\textbf{(A)}", r"\text{not A}")),
     ("I", r"\text{I is false}"),
+    ("A", r"\sim A"),
     ("a", r"\text{a is wrong}"),
 ]
 
