@@ -139,11 +139,11 @@ POWERS = MappingProxyType({"squared": 2, "cubed": 3})
 CHANGING_WORDS = word_set(
     "not no non wrong false untrue incorrect incorrectly invalid never neither nor none isn isnt "
     "aren arent doesn doesnt don dont can cant cannot but except excluding without unless "
-    "impossible excluded eliminated rejected discarded fewer less lesser more greater larger bigger "
-    "smaller higher lower under over above below beyond beneath least most beside another other opposite "
-    "reciprocal inverse negative minus plus negated scores fold twofold threefold permille permil "
-    "mille ppm ppb basis base binary octal decimal hexadecimal hex ternary mod modulo power "
-    "halved"
+    "impossible excluded eliminated rejected discarded fewer less lesser more greater larger "
+    "bigger smaller higher lower under over above below beyond beneath least most beside another "
+    "other opposite reciprocal inverse negative minus plus negated scores fold twofold threefold "
+    "permille permil mille ppm ppb basis base binary octal decimal hexadecimal hex ternary mod "
+    "modulo power halved"
 )
 CHOICES = frozenset("ABCDEFGHIJ")
 # The words that may follow a choice letter and leave it chosen: `A is correct`, `II only`.
