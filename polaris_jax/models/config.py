@@ -70,8 +70,9 @@ class RopeScaling:
             number = getattr(self, name)
             if number is None and name in _ROPE_OPTIONAL:
                 continue
-            real = isinstance(number, int | float) and not isinstance(number, bool)
-            if not real or not math.isfinite(number):
+            if isinstance(number, bool) or not (
+                isinstance(number, int | float) and math.isfinite(number)
+            ):
                 raise ValueError(f"rope_scaling.{name}={number!r}: must be a finite number")
         if self.factor < 1:
             raise ValueError(f"rope_scaling.factor={self.factor}: must be at least 1")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from fractions import Fraction
 
 from polaris_jax.reward.functions import PREFIX_FUNCTIONS, FunctionReader
+from polaris_jax.reward.names import is_called
 from polaris_jax.reward.normalize import Unreadable
 from polaris_jax.reward.number_words import spelt_number
-from polaris_jax.reward.syntax import Node, number
-from polaris_jax.reward.vocabulary import FUNCTION_NAMES, SEPARATORS, unit_name
+from polaris_jax.reward.syntax import Node, number, render
+from polaris_jax.reward.vocabulary import FUNCTION_NAMES, GREEK, SEPARATORS, unit_name
 from polaris_jax.reward.words import folded
 
 _CLOSERS = {"(": (")", "]"), "[": (")", "]"), "S{": ("S}",), "{": ("}",)}
@@ -18,6 +20,8 @@ _DECORATIONS = frozenset(
     {"vec", "hat", "bar", "tilde", "dot", "ddot", "overline", "angle", "triangle", "mathring"}
 )
 _UNSUPPORTED = frozenset({"int", "lim", "cases", "forall", "exists"})
+_ENDS = frozenset({("op", ","), ("op", ";"), ("word", "and"), ("word", "or")})
+_PROBABILITIES = {"mathbb:E": "E", "mathbb:P": "P", "Pr": "P"}
 _CONSTANTS = {"e": "e", "i": "i", "pi": "pi"}
 
 
@@ -38,7 +42,7 @@ class AtomReader(FunctionReader):
         if kind in ("let", "tlet"):
             self.next()
             if value in FUNCTION_NAMES and self.is_op("("):
-                return ("call", value, self.parenthesised())
+                return ("call", value, self.parenthesised(self.next()[1]))
             return ("const", _CONSTANTS[value]) if value in _CONSTANTS else ("sym", value)
         if kind in ("word", "run"):
             return self.words()
@@ -155,14 +159,73 @@ class AtomReader(FunctionReader):
         self.position += ahead + 1
         return True
 
-    def parenthesised(self) -> tuple[Node, ...]:
-        self.expect("(")
+    def parenthesised(self, opener: str) -> tuple[Node, ...]:
         items = [self.relation()]
         while self.is_op(",", ";"):
             self.next()
             items.append(self.relation())
-        self.expect(")")
+        self.expect({"(": ")", "[": "]"}[opener])
         return tuple(items)
+
+    def called_name(self) -> Node | None:
+        """`P(2)`, `f'(x)` or `E[X]` with an equals sign behind it; None, nothing passed, else.
+
+        Elsewhere the brackets are a factor, but for those of FUNCTION_NAMES.
+        """
+        if not self.may_call:
+            return None
+        start, depth, bars = self.position, self.depth, self.bars
+        self.may_call = False
+        try:
+            found = self._called_name()
+        except Unreadable:
+            found = None
+        self.may_call = True
+        if found is None:
+            self.position, self.depth, self.bars = start, depth, bars
+        return found
+
+    def _called_name(self) -> Node | None:
+        kind, value = self.peek()
+        greek = kind == "cmd" and (value in GREEK or value in _PROBABILITIES)
+        if not (kind in ("let", "tlet", "run") or greek or (kind == "word" and len(value) > 1)):
+            return None
+        self.next()
+        name = _PROBABILITIES.get(value, value)
+        label = marks = ""
+        while self.is_op("_", "^", "'"):
+            mark = self.next()[1]
+            if mark == "'":
+                marks += mark
+            elif mark == "^":
+                marks += f"^{render(self.argument())}"
+            else:
+                first = self.position
+                self.argument(with_sign=False)
+                label = "_" + " ".join(part for _, part in self.tokens[first : self.position])
+        end = self.closing() if self.is_op("(", "[") else None
+        if end is None or self.tokens[end + 1 : end + 2] not in ([("op", "=")], [("op", "approx")]):
+            return None
+        first = self.position + 1
+        try:
+            arguments = self.parenthesised(self.next()[1])
+        except Unreadable:  # `P(A|B)`
+            raw = " ".join(value for _, value in self.tokens[first:end])
+            arguments = (("words", raw),)
+        self.position = end + 1
+        sides = itertools.takewhile(lambda token: token not in _ENDS, self.tokens[end + 1 :])
+        called = is_called(name + label, marks, arguments, {value for _, value in sides})
+        return ("call", name + label + marks, arguments) if called else None
+
+    def closing(self) -> int | None:
+        """Where the bracket closes that is next."""
+        depth = 0
+        for place in range(self.position, len(self.tokens)):
+            value = self.tokens[place][1]
+            depth += (value in ("(", "[")) - (value in (")", "]"))
+            if depth == 0:
+                return place
+        return None
 
     def command(self, name: str) -> Node:
         if name == "frac":

@@ -19,6 +19,8 @@ class Cursor:
         # `\\ln 2/3`: whether a function takes the quotient, and whether that was ever the question.
         self.takes_quotient = True
         self.met_quotient = False
+        # `P(2) = 5`: whether a name may be called here; not within what another one holds.
+        self.may_call = ("op", "=") in tokens
 
     def peek(self, ahead: int = 0) -> Token:
         """The token some places ahead, END behind the last."""

@@ -33,6 +33,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from polaris_jax.reward.budget import start_pair
+from polaris_jax.reward.choices import labelled_choice
 from polaris_jax.reward.normalize import (
     MAX_ANSWER_CHARS,
     Token,
@@ -253,6 +254,16 @@ def _tokenised(text: str) -> list[tuple[Token, ...]]:
 
 
 def _compare_meaning(answer: tuple[Token, ...], gold: tuple[Token, ...], policy: Policy) -> Verdict:
+    ours, theirs = labelled_choice(answer), labelled_choice(gold)
+    if (ours is None) != (theirs is None):  # `(C) 12` is C, and 12 where C is set as text
+        choice, other = (ours or theirs), (gold if ours else answer)
+        assert choice is not None
+        if same_words((("let", choice.letter),), other, policy) or same_words(
+            other, (("let", choice.letter),), policy
+        ):
+            return Verdict(True, "words")
+        if choice.marked:
+            answer, gold = (choice.rest, gold) if ours else (answer, choice.rest)
     if same_words(answer, gold, policy):
         return Verdict(True, "words")
     if (verdict := same_time(answer, gold)) is not None:

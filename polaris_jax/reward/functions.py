@@ -10,6 +10,7 @@ from polaris_jax.reward.syntax import Node, product, signed, substitute
 from polaris_jax.reward.units import UnitCursor
 from polaris_jax.reward.vocabulary import FUNCTIONS
 
+_OF_SETS = frozenset({"min", "max", "gcd", "lcm"})
 PREFIX_FUNCTIONS = FUNCTIONS - {"deg"} | {"arcsec"}
 
 
@@ -84,9 +85,9 @@ class FunctionReader(UnitCursor, ABC):
                 base = self.argument()
         if power == ("neg", ("num", Fraction(1), None)) and name in FUNCTIONS:
             name, power = f"arc{name}", None
-        if self.is_op("(", "["):
+        if self.is_op("(", "[") or (self.is_op("S{") and name in _OF_SETS):
             node = self.bracketed()
-            arguments = node[3] if node[0] == "tuple" else (node,)
+            arguments = {"tuple": node[-1], "set": node[1]}.get(node[0], (node,))
         elif self.is_op("{"):
             node = self.argument()
             arguments = node[1] if node[0] == "list" else (node,)
@@ -96,6 +97,9 @@ class FunctionReader(UnitCursor, ABC):
             base = ("num", Fraction(10), None)
         if name in ("log", "lg"):
             result: Node = ("func", "log", (*arguments, base))
+        elif name == "cis":
+            sine = ("mul", (("const", "i"), ("func", "sin", arguments)))
+            result = ("add", (("func", "cos", arguments), sine))
         else:
             result = ("func", name, arguments)
         return result if power is None else ("pow", result, power)

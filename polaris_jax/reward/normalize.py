@@ -41,7 +41,7 @@ class Unreadable(ValueError):
 # Commands that change how a formula looks and not what it says.
 _SILENT = word_set(
     "left right middle big Big bigl bigr Bigl Bigr bigg Bigg biggl biggr Biggl Biggr displaystyle "
-    "textstyle scriptstyle limits nolimits quad qquad hline boxed fbox rm it bf sf tt large Large "
+    "textstyle scriptstyle limits nolimits quad qquad hline boxed fbox it bf sf tt large Large "
     "normalsize small nonumber notag thinspace , ; : ! > / hspace space enspace"
 ) | {" ", "\n", "\t"}
 
@@ -80,7 +80,9 @@ _OPS = MappingProxyType(
 
 _SPLIT_PREFIXES = tuple(
     sorted(
-        FUNCTIONS | GREEK | {"sqrt", "frac", "infty", "cdot", "times", "lfloor", "lceil"},
+        FUNCTIONS
+        | GREEK
+        | {"sqrt", "frac", "infty", "cdot", "times", "lfloor", "lceil", "angle", "triangle"},
         key=len,
         reverse=True,
     )
@@ -104,6 +106,7 @@ _OP_SPELLINGS = MappingProxyType(
     {"!=": "neq", "<=": "leq", ">=": "geq", "==": "=", "**": "^", ":=": "="}
 )
 _ENVIRONMENT_ARG = re.compile(r"\s{0,8}\{([A-Za-z]{1,16}\*?)\}(?:\s{0,8}\{[lcr|\s]{0,40}\})?")
+_COLOUR = re.compile(r"(?:\[[A-Za-z]{1,8}\])?\s{0,8}\{[#A-Za-z0-9!,. ]{1,40}\}")
 _ONE_LETTER = re.compile(r"\s{0,8}\{?\s{0,8}([A-Za-z])\s{0,8}\}?")
 _BRACE_ARG = re.compile(r"\s{0,8}\{")
 
@@ -118,13 +121,17 @@ def tokens(text: str) -> tuple[Token, ...]:
     _scan(text, found, in_text=False, depth=0)
     while found and found[-1] in _TRAILING:
         found.pop()
-    if len(found) > 1 and found[0][1].lower() in _ABOUT:
+    while found and found[0] == _LINE_BREAK:
+        found.pop(0)
+    if len(found) > 1 and found[0][1].lower() in _ABOUT and found[1][0] not in ("let", "tlet"):
         found.pop(0)
     return tuple(found)
 
 
 _ABOUT = frozenset({"approx", "approximately", "about", "around", "roughly"})
-_TRAILING = frozenset({("op", "."), ("op", ","), ("op", ";"), ("op", ":"), ("op", "?")})
+_LINE_BREAK = ("op", "\\\\")
+# A lone backslash is what strip() leaves of a control space.
+_TRAILING = frozenset(("op", sign) for sign in ".,;:?") | {_LINE_BREAK, ("let", "\\")}
 
 
 def canonical_key(found: tuple[Token, ...]) -> tuple[Token, ...]:
@@ -142,7 +149,7 @@ def canonical_key(found: tuple[Token, ...]) -> tuple[Token, ...]:
     return tuple(key)
 
 
-_SCRIPTS = frozenset({("op", "^"), ("op", "_")})
+_SCRIPTS = frozenset({("op", "^"), ("op", "_"), ("cmd", "pmod"), ("cmd", "mod"), ("cmd", "bmod")})
 
 
 def _is_single(group: tuple[Token, ...]) -> bool:
@@ -229,14 +236,22 @@ def _scan_command(
             position += 1
         if name in ("boxed", "fbox") and not _BRACE_ARG.match(text, position):
             return position
-    elif name in _TEXT:
+    elif name in _TEXT or name == "rm":
         opened = _BRACE_ARG.match(text, position)
-        if opened:
+        if not opened and name == "rm":  # `{\\rm cm}`: up to the end of the group
+            end = closing_brace(text, position)
+            content = text[position:end]
+            _scan(content, found, in_text=not _FORMULA.search(content), depth=depth + 1)
+            position = len(text) if end is None else end
+        elif opened:
             end = closing_brace(text, opened.end())
             end = len(text) if end is None else end
             content = text[opened.end() : end]
             _scan(content, found, in_text=not _FORMULA.search(content), depth=depth + 1)
             position = end + 1
+    elif name in ("color", "textcolor"):
+        named = _COLOUR.match(text, position)
+        position = named.end() if named else position
     elif name in ("begin", "end"):
         argument = _ENVIRONMENT_ARG.match(text, position)
         if argument and argument.group(1) in _ENVIRONMENTS:

@@ -97,7 +97,7 @@ class _Parser(AtomReader):
 
     def relation(self) -> Node:
         self.enter()
-        sides, operators = [self.ratio()], []
+        sides, operators = [self.called_name() or self.ratio()], []
         while self.peek()[0] == "op" and self.peek()[1] in RELATIONS:
             operators.append(self.next()[1])
             sides.append(self.ratio())

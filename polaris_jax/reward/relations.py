@@ -3,36 +3,11 @@
 from __future__ import annotations
 
 from polaris_jax.reward import numeric
+from polaris_jax.reward.names import is_name
 from polaris_jax.reward.syntax import Node, holds, nodes, substitute, symbols
-from polaris_jax.reward.vocabulary import FUNCTION_NAMES
 
 _ORDERS = frozenset({"<", ">", "leq", "geq"})
 FLIPPED = {"<": ">", ">": "<", "leq": "geq", "geq": "leq", "neq": "neq"}
-
-
-def is_name(node: Node) -> bool:
-    """Whether a left-hand side only names the value: x, x_1, AB, f(x), (p, q), some words."""
-    kind = node[0]
-    if kind in ("sym", "words", "call", "decor"):
-        return True
-    if kind == "const":
-        return node[1] in ("e", "i")
-    if kind == "mul":
-        heads = node[1]
-        capitals = all(h[0] == "sym" and len(h[1]) == 1 and h[1].isupper() for h in heads)
-        if capitals:
-            return True
-        if len(heads) != 2:
-            return False
-        inverse = heads[0][0] in ("pow", "decor") and heads[0][-1 if heads[0][0] == "decor" else 1]
-        if inverse and inverse[0] == "sym" and inverse[1] in FUNCTION_NAMES:  # `f^{-1}(x)`, `f'(x)`
-            return heads[1][0] == "sym"
-        return heads[0][0] == "sym" and heads[1][0] == "tuple"
-    if kind == "ratio":
-        return all(is_name(part) for part in node[1])
-    if kind == "tuple":
-        return all(is_name(part) for part in node[3])
-    return False
 
 
 def named_value(node: Node) -> tuple[Node, Node] | None:
@@ -79,25 +54,15 @@ def names_of(items: tuple[Node, ...]) -> set[Node] | None:
     return None if None in named else {name for name, _ in filter(None, named)}
 
 
-def names_differ(ours: Node, theirs: Node) -> bool:
-    """Whether two names are different ones: x and y, f(x) and g(x), x and f(x), AB and CD.
-
-    Names of different kinds may be one thing (y and f(x), an area in words and A).
-    """
-    if ours == theirs:
-        return False
-    kinds = {ours[0], theirs[0]}
-    if kinds <= {"sym", "const"} or kinds in ({"decor"}, {"tuple"}, {"ratio"}):
-        return True
-    if kinds == {"mul"}:
-        return sorted(map(repr, ours[1])) != sorted(map(repr, theirs[1]))
-    if kinds == {"call"}:
-        of_names = all(part[0] == "sym" for part in (*ours[2], *theirs[2]))
-        return ours[1] != theirs[1] or not of_names
-    if kinds == {"call", "sym"}:
-        call, name = (ours, theirs) if ours[0] == "call" else (theirs, ours)
-        return name[1] in symbols(call)
-    return False
+def without_subscripts(items: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Named values with the subscripts of their names gone: `x_1 = 2` as `x = 2`."""
+    found: list[Node] = []
+    for item in items:
+        named = named_value(item) if item[0] == "rel" else None
+        if named is not None and named[0][0] == "sym":
+            item = ("rel", (("sym", named[0][1].partition("_")[0]), named[1]), ("=",))
+        found.append(item)
+    return tuple(found)
 
 
 def calls_as_products(node: Node, other: Node) -> Node:

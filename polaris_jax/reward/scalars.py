@@ -23,6 +23,8 @@ def compare_scalars(answer: Node, gold: Node, policy: Policy) -> Verdict:
     if policy.units_are_converted and _units(answer) and _units(gold):
         answer, gold = _converted(answer), _converted(gold)
     percent = holds(answer, "percent"), holds(gold, "percent")
+    if percent in ((True, False), (False, True)) and _units(gold if percent[0] else answer):
+        return Verdict(False, "units", "a percentage against another unit")
     if percent == (False, True) and not policy.plain_for_percent and not policy.ratio_for_percent:
         return Verdict(False, "percent", "gold is a percentage, the answer is not")
     if percent == (True, False):

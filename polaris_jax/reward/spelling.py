@@ -29,6 +29,7 @@ _UNICODE = MappingProxyType(
         "¹": "^{1}", "⁴": "^{4}", "⁵": "^{5}", "⁶": "^{6}", "⁷": "^{7}", "⁸": "^{8}", "⁹": "^{9}",
         "⁰": "^{0}", "₀": "_{0}", "₁": "_{1}", "₂": "_{2}", "₃": "_{3}", "₄": "_{4}", "₅": "_{5}",
         "₆": "_{6}", "₇": "_{7}", "₈": "_{8}", "₉": "_{9}", "€": r"\text{ euro }", "£": r"\pounds ",
+        "¢": r"\text{ cents }", "¥": r"\text{ yen }",
         "’": "'", "′": "'", "″": "''", "“": '"', "”": '"', "∖": r"\setminus ", "→": r"\to ",
         "⟨": r"\langle ", "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
         "⌉": r"\rceil ", "，": ",", "。": ".", "：": ":", "；": ";", "∧": r"\wedge ",
@@ -48,6 +49,12 @@ _DOUBLED = re.compile(r"\\\\(?=[A-Za-z(\[])")  # `\\\\frac`, escaped once too of
 _REPEATING = re.compile(
     r"(?<![\d.])(\d{0,20})\.(\d{0,20})\s{0,2}\\(?:overline|bar|dot)\s{0,2}\{?(\d{1,20})\}?"
 )
+# `0.333\\ldots`: one digit three times, or more of them over again for six digits.
+_ON_AND_ON = re.compile(
+    r"(?<![\d.])(\d{0,20})\.(\d{0,12}?)(?=\d{6}|(\d)\3\3)(\d{1,6}?)\4{1,12}"
+    r"\s?(?:\\(?:ldots|dots|cdots)(?![A-Za-z])|\.\.\.)(?!\s?\d)"
+)
+_LONE_SIGN = re.compile(r"(?<![\^_])\{([:=<>])\}")  # `10{:}30`, braces for the spacing alone
 _NOT_DIGIT = re.compile(r"\D+")
 # `5th`, `5` and th in text, raised or not: the place is the number.
 _ORDINAL = re.compile(
@@ -57,10 +64,11 @@ _ORDINAL = re.compile(
 
 
 def readings(text: str) -> list[str]:
-    """The ways to read the commas of an answer: the most usual first, at most three.
+    """The ways to read the commas of an answer: the most usual first, at most four.
 
     `1,234` may be one number or two; `0,25` and `1000,99` may be decimals of other countries. A
     comma within brackets parts the entries of a point, an interval or a set: `(1,200)` is no 1200.
+    `0.333...` may go on for ever.
     """
     text = _ORDINAL.sub("", text)
     text = _REPEATING.sub(_repeating_fraction, text)
@@ -72,6 +80,9 @@ def readings(text: str) -> list[str]:
     decimals = _outside_brackets(_DECIMAL_COMMA, ".", text)
     if decimals != text:
         found.append(decimals)
+    recurring = _ON_AND_ON.sub(lambda match: _repeating_fraction(match, (1, 2, 4)), text)
+    if recurring != text:
+        found.append(recurring)
     return found
 
 
@@ -101,9 +112,9 @@ def _outside_brackets(pattern: re.Pattern[str], mark: str, text: str) -> str:
     return pattern.sub(changed, text)
 
 
-def _repeating_fraction(match: re.Match[str]) -> str:
+def _repeating_fraction(match: re.Match[str], groups: tuple[int, int, int] = (1, 2, 3)) -> str:
     r"""`0.1\overline{6}` -> `\frac{15}{90}`."""
-    whole, fixed, repeated = match.groups()
+    whole, fixed, repeated = match.group(*groups)
     head = int(whole + fixed or "0")
     bottom = 10 ** len(fixed) * (10 ** len(repeated) - 1)
     top = int((whole + fixed + repeated) or "0") - head
@@ -114,6 +125,7 @@ def plain_text(text: str) -> str:
     """The answer in the letters of LaTeX: Unicode signs spelt out, invisible characters gone."""
     if "\\\\" in text and "begin" not in text:
         text = _DOUBLED.sub(r"\\", text)
+    text = _LONE_SIGN.sub(r"\1", text)
     if text.isascii():
         return text.replace("\x00", "").strip()
     out: list[str] = []

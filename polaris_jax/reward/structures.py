@@ -11,6 +11,7 @@ from typing import Any
 from polaris_jax.reward import numeric
 from polaris_jax.reward.intervals import is_set_like, same_sets
 from polaris_jax.reward.matrices import worked_out
+from polaris_jax.reward.names import is_name, names_differ
 from polaris_jax.reward.policy import Policy
 from polaris_jax.reward.relations import (
     FLIPPED,
@@ -18,14 +19,13 @@ from polaris_jax.reward.relations import (
     in_order_of,
     is_exclusion,
     is_inequality,
-    is_name,
     left_minus_right,
     named_value,
-    names_differ,
     names_of,
     ordered_values,
     proportional_inequalities,
     values,
+    without_subscripts,
 )
 from polaris_jax.reward.scalars import compare_scalars, same_scalar
 from polaris_jax.reward.syntax import Node, holds, symbols
@@ -192,7 +192,10 @@ def _spread(node: Node) -> Node:
             items.extend(_both(item))
         return (node[0], tuple(items))
     if node[0] == "rel" and set(node[2]) == {"="} and is_name(node[1][0]):
-        return _spread(node[1][-1])
+        name, value = node[1][0], node[1][-1]
+        if value[0] in ("list", "set"):
+            return _spread(value)
+        return ("list", tuple(("rel", (name, part), ("=",)) for part in _both(value)))
     return ("list", _both(node))
 
 
@@ -249,9 +252,13 @@ def _same_list(answer: Node, gold: Node, policy: Policy) -> bool:
     if ours is not None and theirs is not None:
         if _same_multiset(ours, theirs, policy):
             return True
-        may_drop = policy.names_may_be_dropped and not _name_the_same(ours, theirs)
-        if may_drop and _same_multiset(values(ours), values(theirs), policy):
-            return True
+        if policy.names_may_be_dropped:
+            if None in (names_of(ours), names_of(theirs)):
+                ours, theirs = values(ours), values(theirs)
+            elif not _name_the_same(ours, theirs):  # the roots x_1 and x_2 are both an x
+                ours, theirs = without_subscripts(ours), without_subscripts(theirs)
+            if _same_multiset(ours, theirs, policy):
+                return True
         return "set" not in (answer[0], gold[0]) and _same_solutions(answer, gold)
     collection, other = (answer, gold) if theirs is None else (gold, answer)
     if other[0] == "tuple" and other[1:3] == _ROUND and policy.brackets_may_be_dropped:
@@ -265,14 +272,14 @@ def _same_list(answer: Node, gold: Node, policy: Policy) -> bool:
         return True
     if other[0] == "rel" and policy.names_may_be_dropped:
         if other[2] == ("in",) and other[1][1][0] == "set":
-            return _same_multiset(other[1][1][1], collection[1], policy)
+            return _same_multiset(other[1][1][1], values(collection[1]), policy)
         named = named_value(other)  # `(p, q) = (3, 2)` against `p = 3, q = 2`
         if named is not None and named[0][0] == "tuple" and named[1][0] == "tuple":
             pairs = zip(named[0][3], named[1][3], strict=False)
             spelt = tuple(("rel", (name, value), ("=",)) for name, value in pairs)
             return _same_multiset(spelt, collection[1], policy)
         if named is not None and named[1][0] in ("set", "list"):
-            return _same_multiset(named[1][1], collection[1], policy)
+            return _same_multiset(named[1][1], values(collection[1]), policy)
     return False
 
 

@@ -9,7 +9,11 @@ from polaris_jax.reward.normalize import Unreadable
 from polaris_jax.reward.number_words import PARTS
 from polaris_jax.reward.syntax import Node, product
 from polaris_jax.reward.vocabulary import (
+    ASSENTING_WORDS,
+    CHANGING_WORDS,
+    CHOICES,
     MULTIPLES,
+    NUMBER_WORDS,
     PERCENT_WORDS,
     POWERS,
     SCALES,
@@ -19,6 +23,16 @@ from polaris_jax.reward.vocabulary import (
 )
 
 RELATIONS = frozenset({"=", "<", ">", "leq", "geq", "neq", "in", "approx"})
+
+
+def changes(node: Node, words: list[str]) -> bool:
+    """Whether words behind a value say more than what it counts: they deny, compare or rebase it.
+
+    Behind a choice letter only assent is silent: `A is correct`, never `A is ruled out`.
+    """
+    if node[0] == "sym" and node[1] in CHOICES and not any(map(unit_name, words)):
+        return not ASSENTING_WORDS.issuperset(words)
+    return any(word in CHANGING_WORDS or word in NUMBER_WORDS or word in SCALES for word in words)
 
 
 class UnitCursor(Cursor):
@@ -36,6 +50,9 @@ class UnitCursor(Cursor):
         if kind in ("word", "run") and value.lower() in PERCENT_WORDS:
             self.next()
             return ("percent", node)
+        if self.peek() == ("word", "per") and self.peek(1) == ("word", "cent"):
+            self.position += 2
+            return ("percent", node)
         if kind in ("word", "run") and value.lower() in SCALES:
             self.next()
             return product(node, ("num", Fraction(10 ** SCALES[value.lower()]), None))
@@ -43,13 +60,28 @@ class UnitCursor(Cursor):
             return None
         if kind in ("word", "run") and (scaled := self.scaled(node, value.lower())) is not None:
             return scaled
+        if (kind, value) == ("op", "{") and self.peek(1)[0] in ("word", "run", "tlet"):
+            self.open_group()
+            kind, value = self.peek()
         start = self.position
         if (kind in ("word", "run") and value not in SEPARATORS) or self.unit_letter():
             name = self.unit()
-            if name is not None and self.ends_item():
+            words = [value.lower() for _, value in self.tokens[start : self.position]]
+            if name is not None and self.ends_item() and not changes(node, words):
                 return ("unit", node, name)
             self.position = start
         return None
+
+    def open_group(self) -> None:
+        r"""Drops the braces that are next where they hold a unit alone: `3 {\rm cm}`."""
+        end = self.position + 1
+        while self.peek(end - self.position)[0] in ("word", "run", "tlet"):
+            end += 1
+        first = self.peek(1)
+        if self.tokens[end : end + 1] == [("op", "}")] and (
+            first[0] != "tlet" or first[1] in SINGLE_LETTER_UNITS
+        ):
+            del self.tokens[end], self.tokens[self.position]
 
     def scaled(self, node: Node, word: str) -> Node | None:
         """A value under a word that changes it: `5 dozen`, `3 halves`, `5 squared`; else None."""

@@ -117,11 +117,39 @@ NUMBER_WORDS = MappingProxyType(
     | {"ninety": 90}
 )
 
-SCALES = MappingProxyType({"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12})
+_POWERS_OF_TEN = {
+    "hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "quadrillion": 15,
+    "quintillion": 18, "lakh": 5, "crore": 7,
+}  # fmt: skip
+SCALES = MappingProxyType(
+    _POWERS_OF_TEN
+    | {f"{word}s": power for word, power in _POWERS_OF_TEN.items()}
+    | {"tens": 1, "mil": 6, "mn": 6, "bn": 9}
+)
 
 # Words behind a number that change it, and are no nouns of things counted.
-MULTIPLES = MappingProxyType({"dozen": 12, "dozens": 12, "gross": 144, "doubled": 2, "tripled": 3})
+MULTIPLES = MappingProxyType(
+    {"dozen": 12, "dozens": 12, "score": 20, "gross": 144}
+    | {"doubled": 2, "tripled": 3, "quadrupled": 4}
+)
 POWERS = MappingProxyType({"squared": 2, "cubed": 3})
+
+# Words behind a value that deny it, compare it or say how it is written: never nouns of things
+# counted, so never silent.
+CHANGING_WORDS = word_set(
+    "not no non wrong false untrue incorrect incorrectly invalid never neither nor none isn isnt "
+    "aren arent doesn doesnt don dont can cant cannot but except excluding without unless "
+    "impossible excluded eliminated rejected discarded fewer less lesser more greater larger "
+    "bigger smaller higher lower under over above below beyond beneath least most beside another "
+    "other opposite reciprocal inverse negative minus plus negated scores fold twofold threefold "
+    "permille permil mille ppm ppb basis base binary octal decimal hexadecimal hex ternary mod "
+    "modulo power halved"
+)
+CHOICES = frozenset("ABCDEFGHIJ")
+# The words that may follow a choice letter and leave it chosen: `A is correct`, `II only`.
+ASSENTING_WORDS = word_set(
+    "is are the answer answers option choice statement statements correct right true only alone"
+)
 
 PERCENT_WORDS = frozenset({"percent", "pct", "percentage"})
 FUNCTION_NAMES = frozenset({"f", "g", "h", "F", "G", "H"})  # `f(x)` is a value, not a product
@@ -135,7 +163,7 @@ SHORT_WORDS = word_set(
 
 FUNCTIONS = word_set(
     "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp gcd "
-    "lcm max min det arg deg Re Im sgn"
+    "lcm max min det arg deg Re Im sgn cis"
 )
 INVERSE = MappingProxyType(
     {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "sqrt": "sqrt", "root": "sqrt"}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from polaris_jax.reward.normalize import Token
 from polaris_jax.reward.policy import Policy
-from polaris_jax.reward.vocabulary import NUMBER_WORDS, SHORT_WORDS, is_unit_word, word_set
+from polaris_jax.reward.vocabulary import CHOICES, NUMBER_WORDS, SHORT_WORDS, is_unit_word, word_set
 
-_CHOICES = frozenset("ABCDEFGHIJ")
 _PLAIN_WORDS = word_set(
     "true false even odd none undefined infinite finite never always sometimes north south east "
     "west left right monday tuesday wednesday thursday friday saturday sunday"
@@ -23,7 +22,7 @@ def same_words(answer: tuple[Token, ...], gold: tuple[Token, ...], policy: Polic
     ours, theirs = _letters(answer), _letters(gold)
     if ours is None or theirs is None:
         return False
-    if len(theirs) == 1 and theirs in _CHOICES:
+    if len(theirs) == 1 and theirs in CHOICES:
         return (ours if policy.case_counts else ours.upper()) == theirs
     if not any(kind in ("word", "run") for kind, _ in (*answer, *gold)):
         return False

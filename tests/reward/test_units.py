@@ -15,6 +15,15 @@ EQUAL = [
     (r"5\text{ cm}^2", r"5\text{ cm squared}"),
     (r"5\text{ cm}^2", r"5\text{ square cm}"),
     ("3", r"3\text{ apples}"),
+    ("5", r"5\text{ times}"),
+    ("n", r"n\text{ ways}"),
+    ("500000", r"5\text{ lakh}"),
+    ("50", r"5\text{ tens}"),
+    ("2000", r"2\text{ thousands}"),
+    ("60", r"3\text{ score}"),
+    (r"30\%", r"30\text{ per cent}"),
+    (r"30\%", r"30\%\text{ of students}"),
+    ("5", r"\text{the answer is} = 5"),
     (r"\frac{3}{4}\text{ miles}", r"3\text{ quarters of a mile}"),
 ]
 DIFFERENT = [
@@ -22,6 +31,16 @@ DIFFERENT = [
     *(("5", rf"5\text{{ {word}}}") for word in ("halves", "quarters", "thirds", "fifths")),
     *(("5", rf"5\text{{ {word}}}") for word in ("squared", "cubed", "factorial", "doubled")),
     ("5", "5 dozen"),
+    *(("5", rf"5\text{{ {word}}}") for word in ("lakh", "score", "thousands", "crore")),
+    *(("5", rf"5\text{{ {words}}}") for words in ("is wrong", "is not the answer", "or less")),
+    *(("5", rf"5\text{{ {words}}}") for words in ("fewer", "at most", "at least", "cm at most")),
+    *(("5", rf"5\text{{ {words}}}") for words in ("below zero", "minus two", "per hundred")),
+    *(("101", rf"101\text{{ {words}}}") for words in ("base two", "in base two", "in binary")),
+    *(("5", rf"\text{{{words}}} = 5") for words in ("not", "wrong answer", "at least")),
+    *((r"30\%", answer) for answer in (r"30\text{ cm}", r"30^\circ", r"\$30", "30 apples")),
+    (r"30\%", r"0.3\text{ m}"),
+    (r"30\%", r"x = 30\text{ cm}"),
+    (r"(30\%, 40\%)", r"(30\text{ cm}, 40\text{ cm})"),
 ]
 
 

@@ -11,6 +11,9 @@ EQUAL = [
     (r"\text{DAYTON}", "Dayton"),
     ("(A)", r"\text{A}"),
     ("abcd", "abcd"),
+    ("A", r"\text{A is correct}"),
+    ("I", r"\text{I only}"),
+    ("A", r"A\text{ cm}^2"),
 ]
 DIFFERENT = [
     ("A", "-A"),
@@ -19,6 +22,12 @@ DIFFERENT = [
     ("abcd", "ABCD"),
     ("A", "A-"),
     ("A-B", "AB"),
+    *(("A", rf"\text{{A {words}}}") for words in ("is wrong", "is false", "but not B")),
+    *(("A", rf"\text{{A {words}}}") for words in ("is ruled out", "isn't right", "has an error")),
+    *(("A", rf"{letter}\text{{ is wrong}}") for letter in ("A", r"\textbf{(A)}", r"\text{not A}")),
+    ("I", r"\text{I is false}"),
+    ("A", r"\sim A"),
+    ("a", r"\text{a is wrong}"),
 ]
 
 
