@@ -16,9 +16,11 @@ def score_response(text: str, gold: object, mode: Mode = "train") -> float:
             one (or the end); "eval" grades the last box anywhere. An empty box is never an answer.
 
     Raises:
-        ValueError: another mode. TypeError: gold of another type.
+        ValueError: another mode. TypeError: a text that is none, or gold of another type.
 
     Source: POLARIS (blog, reward section). Differs: no textual false positives, every size bounded.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"text={text!r}: a response is a text; pass '' where there is none")
     answer = response_answer(text, mode)
     return float(answer is not None and answers_match(answer, gold))

@@ -110,6 +110,12 @@ def test_unknown_mode_is_refused() -> None:
         score_response("", "5", mode="test")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("text", [None, 5, b"5"])
+def test_a_response_that_is_no_text_is_refused(text):
+    with pytest.raises(TypeError, match="a response is a text; pass '' where there is none"):
+        score_response(text, "5")
+
+
 @pytest.mark.parametrize(
     "piece",
     [
