@@ -98,7 +98,10 @@ def test_auto_takes_them_where_they_serve_and_says_why_not():
     for settings, why in (
         ({"dtype": "bfloat16"}, "float32, the sampler's dtype is bfloat16"),
         ({"layout": "pages"}, "layout='staged'"),
-        ({"mesh": make_sampler_mesh(jax.devices()[:2], data=2)}, "one device, the sampler has 2"),
+        (
+            {"mesh": make_sampler_mesh(jax.devices()[:2], data=2)},
+            "one device without a mesh, the sampler has a mesh of 2",
+        ),
     ):
         chosen = spec(**settings)
         assert not chosen.native
