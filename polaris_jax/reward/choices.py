@@ -21,7 +21,7 @@ _VERBS = word_set(
     "is are was were be has have had does do seems means makes fails must may would "
     "unlikely crossed struck ruled"
 )
-_SPACED = re.compile(r"[\s$]*\(?\s*[A-J]\s*\)\s*(?:[\s~]|\\[ ,;:]|\\q?quad)")
+_SPACED = re.compile(r"[\s$]{0,8}\(?\s{0,8}[A-J]\s{0,8}\)\s{0,8}(?:[\s~]|\\[ ,;:]|\\q?quad)")
 _OPERATORS = frozenset({"+", "-", "*", "!", "^", "(", "["})
 
 
