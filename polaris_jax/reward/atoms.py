@@ -6,6 +6,7 @@ import itertools
 from abc import abstractmethod
 from fractions import Fraction
 
+from polaris_jax.reward.cursor import END
 from polaris_jax.reward.functions import PREFIX_FUNCTIONS, FunctionReader
 from polaris_jax.reward.names import is_called
 from polaris_jax.reward.normalize import Unreadable
@@ -202,19 +203,27 @@ class AtomReader(FunctionReader):
             else:
                 first = self.position
                 self.argument(with_sign=False)
-                label = "_" + " ".join(part for _, part in self.tokens[first : self.position])
+                parts = " ".join(part for _, part in self.tokens[first : self.position])
+                label = f"_{parts.strip('{ }')}"
         end = self.closing() if self.is_op("(", "[") else None
         if end is None or self.tokens[end + 1 : end + 2] not in ([("op", "=")], [("op", "approx")]):
             return None
         first = self.position + 1
+        if first == end:
+            return None
         try:
             arguments = self.parenthesised(self.next()[1])
         except Unreadable:  # `P(A|B)`
             raw = " ".join(value for _, value in self.tokens[first:end])
             arguments = (("words", raw),)
         self.position = end + 1
-        sides = itertools.takewhile(lambda token: token not in _ENDS, self.tokens[end + 1 :])
-        called = is_called(name + label, marks, arguments, {value for _, value in sides})
+        sides = list(
+            itertools.takewhile(lambda token: token not in _ENDS, [*self.tokens[end + 1 :], END])
+        )
+        rest = {  # `V_0` is no V
+            value for (_, value), after in itertools.pairwise(sides) if after != ("op", "_")
+        }
+        called = is_called(name + label, marks, arguments, rest)
         return ("call", name + label + marks, arguments) if called else None
 
     def closing(self) -> int | None:

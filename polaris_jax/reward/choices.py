@@ -2,6 +2,7 @@ r"""A choice with its letter and its text: `\textbf{(C)}\ 12`, `(C) 12`, `C) 12`
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from polaris_jax.reward.normalize import Token
@@ -16,7 +17,12 @@ from polaris_jax.reward.vocabulary import (
 _VALUE_STARTS = frozenset({("cmd", "frac"), ("cmd", "sqrt"), ("cmd", "pi"), ("op", "dollar")})
 _TEXT_STARTS = frozenset({("op", "dollar"), ("op", "-")})
 _JOINS = frozenset({",", ";", ":", "=", "neq", "<", ">", "leq", "geq", "in", "approx"})
-_VERBS = word_set("is are was were be has have had does do seems means makes fails must may would")
+_VERBS = word_set(
+    "is are was were be has have had does do seems means makes fails must may would "
+    "unlikely crossed struck ruled"
+)
+_SPACED = re.compile(r"[\s$]{0,8}\(?\s{0,8}[A-J]\s{0,8}\)\s{0,8}(?:[\s~]|\\[ ,;:]|\\q?quad)")
+_OPERATORS = frozenset({"+", "-", "*", "!", "^", "(", "["})
 
 
 class Choice(NamedTuple):
@@ -27,11 +33,16 @@ class Choice(NamedTuple):
     marked: bool
 
 
-def labelled_choice(found: tuple[Token, ...]) -> Choice | None:
+def labelled_choice(found: tuple[Token, ...], text: str) -> Choice | None:
     """The choice that an answer is, where it has its letter and one value or text; else None.
 
-    A letter in plain brackets counts before a number alone: `(A)x` and `(A)-1` are no choices, nor
-    is what names another letter, denies the first, or says something of it.
+    A letter in plain brackets counts before a space and a number alone: `(A)2`, `(A) x` and
+    `(A) 3!` are no choices, nor is what names another letter, denies the first, or says something
+    of it.
+
+    Args:
+        found: the answer's tokens.
+        text: the answer as it was written, for its spaces.
     """
     opened = bool(found) and found[0] == ("op", "(")
     head = found[opened : opened + 2]
@@ -45,7 +56,10 @@ def labelled_choice(found: tuple[Token, ...]) -> Choice | None:
     if not words.isdisjoint(CHANGING_WORDS | SEPARATORS | _VERBS):
         return Choice(letter, rest, False) if words <= ASSENTING_WORDS else None
     starts_value = rest[0][0] == "num" or rest[0] in _VALUE_STARTS
-    plain = starts_value and all(kind not in ("let", "tlet") for kind, _ in rest)
+    plain = starts_value and _SPACED.match(text) is not None
+    plain = plain and all(
+        kind not in ("let", "tlet") and value not in _OPERATORS for kind, value in rest
+    )
     starts_text = (
         rest[0][0] in ("num", "let", "tlet", "word", "run", "cmd") or rest[0] in _TEXT_STARTS
     )

@@ -20,7 +20,10 @@ class Cursor:
         self.takes_quotient = True
         self.met_quotient = False
         # `P(2) = 5`: whether a name may be called here; not within what another one holds.
-        self.may_call = ("op", "=") in tokens
+        self.holds_equation = ("op", "=") in tokens
+        self.may_call = self.holds_equation
+        # The names that are functions wherever brackets follow, besides FUNCTION_NAMES.
+        self.functions: frozenset[str] = frozenset()
 
     def peek(self, ahead: int = 0) -> Token:
         """The token some places ahead, END behind the last."""

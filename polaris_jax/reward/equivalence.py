@@ -26,6 +26,7 @@ Policies (of the default preset; `policy` has the stricter and the more lenient 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping
@@ -228,7 +229,7 @@ def _compare(answer: str, gold: str, policy: Policy) -> Explanation:
             break
     else:
         for found, expected in pairs:
-            verdict = _compare_meaning(found, expected, policy)
+            verdict = _compare_meaning((found, expected), (answer, gold), policy)
             shown = found, expected
             if verdict.equal:
                 break
@@ -253,8 +254,11 @@ def _tokenised(text: str) -> list[tuple[Token, ...]]:
     return found
 
 
-def _compare_meaning(answer: tuple[Token, ...], gold: tuple[Token, ...], policy: Policy) -> Verdict:
-    ours, theirs = labelled_choice(answer), labelled_choice(gold)
+def _compare_meaning(
+    pair: tuple[tuple[Token, ...], tuple[Token, ...]], texts: tuple[str, str], policy: Policy
+) -> Verdict:
+    answer, gold = pair
+    ours, theirs = labelled_choice(answer, texts[0]), labelled_choice(gold, texts[1])
     if (ours is None) != (theirs is None):  # `(C) 12` is C, and 12 where C is set as text
         choice, other = (ours or theirs), (gold if ours else answer)
         assert choice is not None
@@ -270,6 +274,7 @@ def _compare_meaning(answer: tuple[Token, ...], gold: tuple[Token, ...], policy:
         return Verdict(verdict, "time", "" if verdict else "another time")
     # Here and not at the top: an answer that the first layers settle loads no mathematics.
     from polaris_jax.reward.parser import parses
+    from polaris_jax.reward.relations import called_names
     from polaris_jax.reward.structures import compare
 
     trees: list[list[Any]] = []
@@ -279,6 +284,11 @@ def _compare_meaning(answer: tuple[Token, ...], gold: tuple[Token, ...], policy:
         except (Unreadable, RecursionError) as error:  # the latter under a caller deep already
             reason = f"{side}: {error}" if isinstance(error, Unreadable) else f"{side}: too deep"
             return Verdict(False, "unreadable", reason)
+    if functions := called_names(
+        tuple(map(tuple, trees))
+    ):  # `5 = P(2)` and `2P(2) = 10` beside `P(2) = 5`
+        with contextlib.suppress(Unreadable, RecursionError):
+            trees = [parses(found, functions) for found in (answer, gold)]
     verdict = Verdict(False, "unreadable")
     try:
         for ours, theirs in itertools.product(*trees):

@@ -88,6 +88,8 @@ class FunctionReader(UnitCursor, ABC):
         if self.is_op("(", "[") or (self.is_op("S{") and name in _OF_SETS):
             node = self.bracketed()
             arguments = {"tuple": node[-1], "set": node[1]}.get(node[0], (node,))
+            if not arguments:
+                raise Unreadable(f"{name} of nothing")
         elif self.is_op("{"):
             node = self.argument()
             arguments = node[1] if node[0] == "list" else (node,)

@@ -7,7 +7,9 @@ and angle signs.
 
 from __future__ import annotations
 
+from polaris_jax.reward import numeric
 from polaris_jax.reward.syntax import Node, holds, render, symbols
+from polaris_jax.reward.units import denies
 from polaris_jax.reward.vocabulary import CHANGING_WORDS, FUNCTION_NAMES, word_set
 
 # Letters that stand for a function wherever brackets and an equals sign follow; other small ones
@@ -16,6 +18,7 @@ _FUNCTION_LETTERS = frozenset("pqrsuvw") | word_set(
     "phi psi sigma tau mu zeta omega rho chi eta Gamma Phi Psi Lambda Omega"
 )
 _MUTE = frozenset({"vec", "angle", "triangle"})
+_FALSE_WORDS = word_set("wrong false untrue incorrect incorrectly invalid no none")
 _INVERSE = "^(neg 1)"
 
 
@@ -23,7 +26,8 @@ def is_name(node: Node) -> bool:
     """Whether a left-hand side only names the value: x, x_1, AB, f(x), (p, q), some words."""
     kind = node[0]
     if kind == "words":  # never "the answer is not = 5"
-        return CHANGING_WORDS.isdisjoint(node[1].lower().split())
+        words = node[1].lower().removeprefix("the ").removeprefix("a ").split()
+        return not denies(words) and _FALSE_WORDS.isdisjoint(words[:1] + words[-1:])
     if kind in ("sym", "call", "decor"):
         return True
     if kind == "const":
@@ -64,13 +68,16 @@ def is_called(name: str, marks: str, arguments: tuple[Node, ...], rest: set[str]
     return len(arguments) == 1 and arguments[0][0] == "sym" and arguments[0][1] in rest
 
 
-def names_differ(ours: Node, theirs: Node) -> bool:
-    """Whether two names are different ones: x and y, f(x) and g(x), f and f', x and f(x).
+def names_differ(ours: Node, theirs: Node, held: set[str]) -> bool:
+    r"""Whether two names are different ones: x and y, f(x) and g(x), f and f', x and f(x).
 
     Names of different kinds may be one thing (y and f(x), y and the inverse of f, an area in words
-    and A).
+    and A); so are y and its estimate `\hat{y}` where the values are formulas.
+
+    Args:
+        held: the letters of both values.
     """
-    ours, theirs = _plain(ours), _plain(theirs)
+    ours, theirs = (_plain(_estimated(name) if held else name) for name in (ours, theirs))
     if ours[0] != theirs[0]:
         ours, theirs = _undressed(ours), _undressed(theirs)
     kinds = {ours[0], theirs[0]}
@@ -88,12 +95,23 @@ def names_differ(ours: Node, theirs: Node) -> bool:
     if kinds == {"call"}:
         if ours[1] != theirs[1] or len(ours[2]) != 1 or len(theirs[2]) != 1:
             return True
-        variables = (part[0] == "sym" and part[1].islower() for part in (*ours[2], *theirs[2]))
-        return not all(variables)
+        if not symbols((ours, theirs)) and numeric.same_constant(ours[2][0], theirs[2][0]):
+            return False
+        pair = (ours[2][0], theirs[2][0])
+        return not all(
+            part[0] == "sym" and part[1].islower() and part[1] not in held for part in pair
+        )
     if kinds == {"call", "sym"}:
         call, name = (ours, theirs) if ours[0] == "call" else (theirs, ours)
-        return name[1] in symbols(call)
+        own = symbols(call)
+        if name[1] in own or call[1].partition("_")[0] in FUNCTION_NAMES:
+            return name[1] in own
+        return not own or not own <= held  # `A(3) = 12` is not `A = 12`, nor `y = 12`
     return False
+
+
+def _estimated(node: Node) -> Node:
+    return node[2] if node[:2] == ("decor", "hat") else node
 
 
 def _is_capital(node: Node) -> bool:

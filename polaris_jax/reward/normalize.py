@@ -241,7 +241,11 @@ def _scan_command(
         if not opened and name == "rm":  # `{\\rm cm}`: up to the end of the group
             end = closing_brace(text, position)
             content = text[position:end]
-            _scan(content, found, in_text=not _FORMULA.search(content), depth=depth + 1)
+            # Capitals are letters, `{\\rm I}`, but for units: `5{\\rm N}`.
+            behind = found[:-1] if found and found[-1] == ("op", "{") else found
+            in_words = not content.strip().isupper() or _ends_number(behind)
+            in_words = in_words and not _FORMULA.search(content)
+            _scan(content, found, in_text=in_words, depth=depth + 1)
             position = len(text) if end is None else end
         elif opened:
             end = closing_brace(text, opened.end())

@@ -27,16 +27,21 @@ def parse(tokens: tuple[Token, ...]) -> Node:
     return parses(tokens)[0]
 
 
-def parses(tokens: tuple[Token, ...]) -> list[Node]:
+def parses(tokens: tuple[Token, ...], functions: frozenset[str] = frozenset()) -> list[Node]:
     r"""The trees of an answer: two where `\ln 2/3` may be the logarithm of 2/3 or a third of one.
+
+    Args:
+        functions: names that are functions wherever brackets follow, and no factors.
 
     Raises:
         Unreadable: as `parse` does.
     """
     parser = _Parser(tokens)
+    parser.functions = functions
     found = [_whole(parser)]
     if parser.met_quotient:
         parser = _Parser(tokens)
+        parser.functions = functions
         parser.takes_quotient = False
         found.append(_whole(parser))
     return found
@@ -158,7 +163,7 @@ class _Parser(AtomReader):
             elif (suffixed := self.suffix(node)) is not None:
                 node = suffixed
             elif self.starts_factor():
-                if self.peek()[0] == "num" and node[0] == "num":
+                if node[0] == "num" and (self.peek()[0] == "num" or self.shown_as_digits()):
                     raise Unreadable("two numbers side by side")
                 node = product(node, self.factor())
             else:
@@ -173,6 +178,12 @@ class _Parser(AtomReader):
         if value == "|":
             return self.bars == 0
         return kind == "op" and value in _STARTS_ATOM
+
+    def shown_as_digits(self) -> bool:
+        r"""Whether a group of digits stands right behind a number: `1{2}` is shown as 12."""
+        before = self.tokens[self.position - 1]
+        behind_number = before[0] == "num" or before == ("op", "}")
+        return behind_number and self.is_op("{") and self.peek(1)[0] == "num"
 
     def mixed_number(self) -> Node | None:
         """`2 1/2`, `2\\frac12`: a whole number and a proper fraction side by side are a sum."""
@@ -234,6 +245,8 @@ class _Parser(AtomReader):
                 node = ("percent", node)
             elif self.is_cmd("circ"):
                 node = ("unit", node, self.degree_unit())
+            elif node[0] == "sym" and node[1] in self.functions and self.is_op("("):
+                node = ("call", node[1], self.parenthesised(self.next()[1]))
             else:
                 return node
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from polaris_jax.reward import numeric
 from polaris_jax.reward.names import is_name
-from polaris_jax.reward.syntax import Node, holds, nodes, substitute, symbols
+from polaris_jax.reward.syntax import Node, holds, nodes, render, substitute, symbols
+from polaris_jax.reward.vocabulary import FUNCTION_NAMES
 
 _ORDERS = frozenset({"<", ">", "leq", "geq"})
 FLIPPED = {"<": ">", ">": "<", "leq": "geq", "geq": "leq", "neq": "neq"}
@@ -68,15 +71,33 @@ def without_subscripts(items: tuple[Node, ...]) -> tuple[Node, ...]:
 def calls_as_products(node: Node, other: Node) -> Node:
     """The tree with `h(a + b)` as a product where the other tree has h as a number of its own.
 
-    A side of a relation that is nothing but `f(x)` names a function and stays.
+    A side of a relation that is nothing but `f(x)` names a function and stays; `R(3) = 12` is a
+    product beside `3R = 12`.
     """
-    if not holds(node, "call") or (node[0] == "rel" and any(side[0] == "call" for side in node[1])):
+    sides = node[1] if node[0] == "rel" else ()
+    if not holds(node, "call") or any(
+        side[0] == "call" and side[1] in FUNCTION_NAMES for side in sides
+    ):
         return node
     plain = symbols(other) - {call[1] for call in _calls(other)}
     for call in _calls(node):
         if call[1] in plain and len(call[2]) == 1:
             node = substitute(node, call, ("mul", (("sym", call[1]), call[2][0])))
     return node
+
+
+def constant_calls_as_letters(node: Node) -> Node:
+    """The tree with a letter for each `P(2)`: what an equation like `2P(2) = 10` is about."""
+    for call in _calls(node):
+        if not symbols(call):
+            node = substitute(node, call, ("sym", render(call)))
+    return node
+
+
+def called_names(trees: Any) -> frozenset[str]:
+    """The names that trees call, without those that are functions everywhere."""
+    found = {item[1] for item in nodes(trees) if item[0] == "call"}
+    return frozenset(name for name in found - FUNCTION_NAMES if not set("'^") & set(name))
 
 
 def _calls(node: Node) -> list[Node]:

@@ -55,6 +55,9 @@ _ON_AND_ON = re.compile(
     r"\s?(?:\\(?:ldots|dots|cdots)(?![A-Za-z])|\.\.\.)(?!\s?\d)"
 )
 _LONE_SIGN = re.compile(r"(?<![\^_])\{([:=<>])\}")  # `10{:}30`, braces for the spacing alone
+_COLOURS = r"\\(?:text)?color\s?\{[#A-Za-z0-9!]{1,40}\}\s?"
+_COLOURED = re.compile(rf"{_COLOURS}\{{\s?([\d.]+)\s?\}}|\{{\s?{_COLOURS}([\d.]+)\s?\}}")
+_COLOURED_DIGITS = re.compile(rf"(?:[\d.]|{_COLOURED.pattern})+")
 _NOT_DIGIT = re.compile(r"\D+")
 # `5th`, `5` and th in text, raised or not: the place is the number.
 _ORDINAL = re.compile(
@@ -126,6 +129,8 @@ def plain_text(text: str) -> str:
     if "\\\\" in text and "begin" not in text:
         text = _DOUBLED.sub(r"\\", text)
     text = _LONE_SIGN.sub(r"\1", text)
+    if "color" in text and _COLOURED_DIGITS.fullmatch(text.strip()):
+        text = _COLOURED.sub(r"\1\2", text)
     if text.isascii():
         return text.replace("\x00", "").strip()
     out: list[str] = []

@@ -16,6 +16,7 @@ from polaris_jax.reward.policy import Policy
 from polaris_jax.reward.relations import (
     FLIPPED,
     calls_as_products,
+    constant_calls_as_letters,
     in_order_of,
     is_exclusion,
     is_inequality,
@@ -336,7 +337,8 @@ def _same_relation(answer: Node, gold: Node, policy: Policy) -> bool:
         if ours is not None and theirs is not None:
             if theirs[0][0] in ("tuple", "ratio"):
                 ours = in_order_of(theirs[0][-1], ours)
-            if names_differ(ours[0], theirs[0]):  # `y = x` is `x = y`
+            held = symbols((ours[1], theirs[1]))
+            if names_differ(ours[0], theirs[0], held):  # `y = x` is `x = y`
                 return _same_equation(answer, gold, policy)
             same_names = policy.names_may_be_dropped or ours[0] == theirs[0]
             if same_names and same(ours[1], theirs[1], policy):
@@ -359,6 +361,7 @@ def _same_equation(answer: Node, gold: Node, policy: Policy) -> bool:
         return False
     if any(side[0] in ("tuple", "set", "list", "matrix") for side in answer[1] + gold[1]):
         return _same_sequence(answer[1], gold[1], policy)
+    answer, gold = constant_calls_as_letters(answer), constant_calls_as_letters(gold)
     return numeric.proportional(left_minus_right(answer), left_minus_right(gold))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 from polaris_jax.reward.cursor import END, Cursor
@@ -10,8 +11,9 @@ from polaris_jax.reward.number_words import PARTS
 from polaris_jax.reward.syntax import Node, product
 from polaris_jax.reward.vocabulary import (
     ASSENTING_WORDS,
-    CHANGING_WORDS,
     CHOICES,
+    DENYING_WORDS,
+    FINAL_WORDS,
     MULTIPLES,
     NUMBER_WORDS,
     PERCENT_WORDS,
@@ -26,13 +28,25 @@ RELATIONS = frozenset({"=", "<", ">", "leq", "geq", "neq", "in", "approx"})
 
 
 def changes(node: Node, words: list[str]) -> bool:
-    """Whether words behind a value say more than what it counts: they deny, compare or rebase it.
+    """Whether words behind a value say more than what it counts: they deny, bound or rebase it.
 
-    Behind a choice letter only assent is silent: `A is correct`, never `A is ruled out`.
+    A number that ends them belongs to the value: `5 per hundred`, `101 base two`. Behind a choice
+    letter only assent is silent: `A is correct`, never `A is ruled out`.
     """
     if node[0] == "sym" and node[1] in CHOICES and not any(map(unit_name, words)):
         return not ASSENTING_WORDS.issuperset(words)
-    return any(word in CHANGING_WORDS or word in NUMBER_WORDS or word in SCALES for word in words)
+    if denies(words) or words[:1] == ["basis"]:
+        return True
+    last = words[-1] if words else ""
+    if last in NUMBER_WORDS or last in SCALES:
+        return words[-2:] != ["base", "ten"]
+    return last in FINAL_WORDS
+
+
+def denies(words: list[str]) -> bool:
+    """Whether words deny what they stand beside, or say that it is a bound."""
+    bounds = {("at", "most"), ("at", "least")}
+    return not DENYING_WORDS.isdisjoint(words) or not bounds.isdisjoint(itertools.pairwise(words))
 
 
 class UnitCursor(Cursor):
@@ -67,7 +81,8 @@ class UnitCursor(Cursor):
         if (kind in ("word", "run") and value not in SEPARATORS) or self.unit_letter():
             name = self.unit()
             words = [value.lower() for _, value in self.tokens[start : self.position]]
-            if name is not None and self.ends_item() and not changes(node, words):
+            fails = words[:1] == ["fails"] and self.holds_equation  # `x = 5 fails`
+            if name is not None and self.ends_item() and not fails and not changes(node, words):
                 return ("unit", node, name)
             self.position = start
         return None

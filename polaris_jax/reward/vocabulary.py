@@ -134,8 +134,7 @@ MULTIPLES = MappingProxyType(
 )
 POWERS = MappingProxyType({"squared": 2, "cubed": 3})
 
-# Words behind a value that deny it, compare it or say how it is written: never nouns of things
-# counted, so never silent.
+# Words of a choice's text that may deny it, compare it or make another value of it.
 CHANGING_WORDS = word_set(
     "not no non wrong false untrue incorrect incorrectly invalid never neither nor none isn isnt "
     "aren arent doesn doesnt don dont can cant cannot but except excluding without unless "
@@ -144,6 +143,15 @@ CHANGING_WORDS = word_set(
     "other opposite reciprocal inverse negative minus plus negated scores fold twofold threefold "
     "permille permil mille ppm ppb basis base binary octal decimal hexadecimal hex ternary mod "
     "modulo power halved"
+)
+# Words behind a value or before an equals sign that deny the whole, wherever they stand.
+DENYING_WORDS = word_set("not never neither nor isn isnt aren arent doesn doesnt cannot cant")
+# Words behind a value that change it where they stand last; before a noun they belong to that:
+# `5 is wrong` and `101 in binary`, but `5 wrong answers` and `5 binary digits`.
+FINAL_WORDS = word_set(
+    "no none wrong false untrue incorrect incorrectly invalid impossible excluded eliminated "
+    "rejected discarded halved negated reciprocal inverse opposite fold twofold threefold permille "
+    "permil mille ppm ppb mod modulo binary octal hexadecimal hex ternary"
 )
 CHOICES = frozenset("ABCDEFGHIJ")
 # The words that may follow a choice letter and leave it chosen: `A is correct`, `II only`.

@@ -9,6 +9,7 @@ EQUAL = [
     *(("B", rf"\textbf{{(B)}}{text}") for text in (r"\ 2x", r"\ \$12", r"\ -3", r"\frac12")),
     ("B", r"\textbf{(B)}\text{ Tuesday}"),
     ("Tuesday", r"\textbf{(B)}\text{ Tuesday}"),
+    *(("C", text) for text in (r"(C)\ 12", r"(C)~12", r"$(C)\quad \frac12$")),
     ("12", r"\textbf{(C)}\ 12"),
     ("0.5", r"\textbf{(C) }\frac{1}{2}"),
 ]
@@ -17,6 +18,8 @@ DIFFERENT = [
     *(("A", rf"\textbf{{(A)}}\text{{ {text}}}") for text in ("is wrong", "not", "or (B)")),
     ("A", r"\text{(A)}\text{ is ruled out}"),
     ("A", r"\text{A) wrong}"),
+    *(("A", rf"\text{{(A) {words}}}") for words in ("unlikely", "crossed out", "struck")),
+    *(("A", f"(A){text}") for text in ("2", "12", "3+2", "3!", "2^3", r"\frac12", " 3+2", " 3!")),
     ("A", "(A) 12 or 13"),
     ("D", "(C) 12"),
     ("12", "(C) 12"),  # a product, where the letter is not set as text
