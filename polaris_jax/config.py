@@ -3,8 +3,8 @@
 `configs/*.py` start from `default_config()`, which is made from the dataclasses of
 `config_sections`, so a default is written once. `build_config` turns a ConfigDict into a
 `RunConfig` and checks everything that can be checked before a device or a weight file is touched
-(`config_rules`, `config_lengths`). Every error is a `ConfigError` that names the field, the value,
-the rule and the remedy.
+(`config_rules`, `config_training`, `config_lengths`). Every error is a `ConfigError` that names the
+field, the value, the rule and the remedy.
 """
 
 from __future__ import annotations

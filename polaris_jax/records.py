@@ -20,7 +20,7 @@ A reduced axis loses its letter. Host lists and dicts are plural nouns without a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -123,6 +123,39 @@ class Rollouts:
     numbers: tuple[int, ...] | None = None
 
 
+def require_rewards(
+    reward_PR: np.ndarray, problem_ids: Sequence[Any] | np.ndarray | None = None
+) -> None:
+    """Returns when all rewards lie in [0, 1].
+
+    Args:
+        reward_PR: rewards of P prompts' responses.
+        problem_ids: P ids, for the message.
+
+    Raises:
+        ValueError: one does not, or is not finite.
+    """
+    bad_PR = ~((reward_PR >= 0) & (reward_PR <= 1))
+    if bad_PR.any():
+        p, r = np.argwhere(bad_PR)[0]
+        problem = "" if problem_ids is None else f" (problem {problem_ids[p]!r})"
+        raise ValueError(
+            f"reward_PR[{p}, {r}]={reward_PR[p, r]}{problem}: rewards must be finite, in [0, 1]; "
+            "grade a response that cannot be graded 0"
+        )
+
+
+def require_fields(state: Mapping[str, Any], *names: str) -> None:
+    """Returns when a `state_dict` holds all its fields.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    for name in names:
+        if name not in state:
+            raise ValueError(f"state holds no {name!r}: pass what state_dict() returned")
+
+
 @dataclasses.dataclass(frozen=True)
 class Graded:
     """Responses with their rewards: what rescue, substitution and packing work on.
@@ -162,13 +195,7 @@ class Graded:
     def __post_init__(self) -> None:
         reward_PR = np.asarray(self.reward_PR, np.float32)
         self._check_sizes(reward_PR)
-        bad = np.argwhere(~((reward_PR >= 0) & (reward_PR <= 1)))
-        if len(bad):
-            p, r = bad[0]
-            raise ValueError(
-                f"reward_PR[{p}, {r}]={reward_PR[p, r]} (problem {self.problem_ids[p]!r}): rewards "
-                "must be finite, in [0, 1]; grade a response that cannot be graded 0"
-            )
+        require_rewards(reward_PR, self.problem_ids)
         object.__setattr__(self, "reward_PR", reward_PR)
         rescued_PR = self.rescued_PR
         rescued_PR = np.zeros(reward_PR.shape, bool) if rescued_PR is None else rescued_PR

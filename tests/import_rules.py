@@ -34,6 +34,7 @@ RANKS = {
     "sharding": SHARDING,
     "config": BASE,
     "config_lengths": BASE,
+    "config_training": BASE,
     "config_rules": BASE,
     "config_sections": BASE,
     "files": BASE,

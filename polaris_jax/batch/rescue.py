@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.batch.groups import replace_rows
-from polaris_jax.records import Graded
+from polaris_jax.records import Graded, require_fields
 
 _ARRAYS = ("token_ids", "logprobs")
 CORRECT = 1.0  # the grader's reward of a right answer; anything less is not stored
@@ -174,8 +174,7 @@ class RescueBuffer:
         Raises:
             ValueError: it holds no slots.
         """
-        if "slots" not in state:
-            raise ValueError("state holds no 'slots': pass what state_dict() returned")
+        require_fields(state, "slots")
         self._slots = {
             fields["problem_id"]: _Slot(
                 _decode(fields["token_ids"]),

@@ -17,22 +17,26 @@ careful hand is there to be found. It costs more tokens, which is why the respon
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import functools
-import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from polaris_jax.config_sections import MAX_SLIP_RATE
+from polaris_jax.data.arithmetic_chains import (
+    FAMILIES,
+    HELD_OUT_OF,
+    MAX_STEPS,
+    PLAIN,
+    Chain,
+    Family,
+    chains_told,
+    operands_of,
+    run_steps,
+)
 from polaris_jax.records import Problem
 
-LARGEST_VALUE = 20
-MAX_STEPS = 5
-HELD_OUT_OF = 4  # one chain in so many is reserved for held-out problems
 HURRIED_SLIPS = (1,)  # always one too many: slips of one text never cancel out
 CAREFUL_SLIPS = (-2, -1, 1, 2)
 HURRIED_SLIP_RATE = MAX_SLIP_RATE  # share of a hurried text's results that are one off
@@ -44,109 +48,6 @@ _RIDES = ("bus", "tram", "train", "ferry")
 _BOXES = ("jar", "box", "basket", "drawer")
 _STEP_WORDS = {"+": "Add ", "-": "Take ", "*": "Times "}
 _SLOT = re.compile(r"\{(\w+)\}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """One way of telling a chain.
-
-    Attributes:
-        name: enters problem ids and sources.
-        opening: first sentence; it tells the start value and the steps that `opening_ops` lists.
-        changes: op -> the sentences that can tell such a step.
-        question: last sentence.
-        largest_start: upper bound of the start value.
-        opening_ops: choices of ops that the opening itself tells; "=" adds the start value again.
-    """
-
-    name: str
-    opening: dict[str, str]
-    changes: dict[str, tuple[str, ...]]
-    question: str
-    largest_start: int = 9
-
-    @property
-    def min_steps(self) -> int:
-        """Steps that the shortest problem of this family has."""
-        return max(1, min(len(ops) for ops in self.opening))
-
-
-FAMILIES = (
-    Family(
-        "trade",
-        {"": "{who} has {a}{thing}."},
-        {
-            "+": ("{Pro} buys {n} more.", "{Pro} finds {n} more."),
-            "-": ("{Pro} gives away {n}.", "{Pro} loses {n}."),
-        },
-        " How many{thing} does{pro} have?",
-    ),
-    Family(
-        "ride",
-        {"": "A {ride} carries {a} people."},
-        {"+": (" At a stop {n} get on.",), "-": (" At a stop {n} get off.",)},
-        " How many people are on the {ride}?",
-    ),
-    Family(
-        "groups",
-        {"*": "{who} fills {a} bags with {b}{thing} each."},
-        {"+": ("{Pro} adds {n}.",), "-": ("{Pro} takes out {n}.",)},
-        " How many{thing} are there?",
-        largest_start=5,
-    ),
-    Family(
-        "compare",
-        {
-            "+=": "{who} has {a}{thing}.{other} has {b} more than {who}.",
-            "-=": "{who} has {a}{thing}.{other} has {b} fewer than {who}.",
-        },
-        {"+": (" They get {n} more.",), "-": (" They lose {n}.",)},
-        " How many{thing} do they have together?",
-    ),
-    Family(
-        "box",
-        {"": "A {box} holds {a}{thing}."},
-        {"+": (" Then {n} are put in.",), "-": (" Then {n} are taken out.",)},
-        " How many{thing} are in the {box}?",
-        largest_start=19,
-    ),
-    Family(
-        "number",
-        {"": "Start with {a}."},
-        {"+": (" Add {n}.",), "-": (" Subtract {n}.",), "*": (" Multiply by {n}.",)},
-        " What is the result?",
-    ),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Chain:
-    """A start value and its steps; `key` names it within all families.
-
-    Attributes:
-        family: name of the family that tells it.
-        start: the first value.
-        steps: (op, operand) pairs, op one of `+`, `-`, `*`.
-    """
-
-    family: str
-    start: int
-    steps: tuple[tuple[str, int], ...]
-
-    @property
-    def key(self) -> str:
-        """Family and operands as text, e.g. `trade:7+5-4`."""
-        return f"{self.family}:{self.start}" + "".join(f"{op}{n}" for op, n in self.steps)
-
-    @property
-    def held_out(self) -> bool:
-        """Whether this chain belongs to the held-out side, whatever seed or count is asked for."""
-        return hashlib.sha256(self.key.encode()).digest()[0] % HELD_OUT_OF == 0
-
-    @property
-    def answer(self) -> int:
-        """The right result."""
-        return _run(self.start, self.steps)[-1]
 
 
 def arithmetic_problems(
@@ -167,7 +68,7 @@ def arithmetic_problems(
             any is drawn), a count or the seed below 0.
     """
     _check_seed("data.arithmetic.seed", seed)
-    chains = sum(_count_chains(family.name) for family in FAMILIES)
+    chains = chains_told()
     _check_count("train", train, chains - chains // HELD_OUT_OF)
     _check_count("held_out", held_out, chains // HELD_OUT_OF)
     sides = []
@@ -229,7 +130,7 @@ def solution(chain: Chain, values: Sequence[int] | None = None, *, hurried: bool
         values: the result written at each step; None writes the right ones.
         hurried: write in one line instead of a line a step.
     """
-    results = list(_run(chain.start, chain.steps) if values is None else values)
+    results = list(run_steps(chain.start, chain.steps) if values is None else values)
     lines = []
     for before, (op, n), after in zip([chain.start, *results], chain.steps, results, strict=False):
         head = "" if hurried else f"{_STEP_WORDS[op]}{n}: "
@@ -267,33 +168,6 @@ def _check_count(side: str, count: int, told: int) -> None:
         raise ValueError(f"{field}: only about {told} distinct problems can be told; ask for fewer")
 
 
-@functools.cache
-def _count_chains(name: str) -> int:
-    """Chains that a family can tell, by the values that they pass through."""
-    family = next(f for f in FAMILIES if f.name == name)
-    count = 0
-    for start, opening in itertools.product(range(2, family.largest_start + 1), family.opening):
-        ways = {start: 1}  # value -> chains so far that end in it
-        for done in range(MAX_STEPS):
-            ops = [opening[done]] if done < len(opening) else list(family.changes)
-            longer: collections.Counter[int] = collections.Counter()
-            for (value, chains), op in itertools.product(ways.items(), ops):
-                for n in _operands(op, value, start):
-                    longer[_run(value, [("+" if op == "=" else op, n)])[0]] += chains
-            ways = longer
-            if done + 1 >= family.min_steps:
-                count += sum(ways.values())
-    return count
-
-
-def _run(start: int, steps: Iterable[tuple[str, int]]) -> list[int]:
-    values, value = [], start
-    for op, n in steps:
-        value = value + n if op == "+" else value - n if op == "-" else value * n
-        values.append(value)
-    return values
-
-
 def _distinct_problems(
     count: int, rng: np.random.Generator, *, held_out: bool, patience: int | None = None
 ) -> list[Problem]:
@@ -326,8 +200,8 @@ def _draw_chain(rng: np.random.Generator, family: Family, steps: int) -> Chain:
         done: list[tuple[str, int]] = []
         opening = openings[rng.integers(len(openings))]
         while len(done) < steps:
-            ops = [opening[len(done)]] if len(done) < len(opening) else list(family.changes)
-            choices = [(op, n) for op in ops for n in _operands(op, value, start)]
+            ops = family.ops(opening, len(done))
+            choices = [(op, n) for op in ops for n in operands_of(op, value, start)]
             if not choices:
                 break
             op = ops[rng.integers(len(ops))]
@@ -335,21 +209,10 @@ def _draw_chain(rng: np.random.Generator, family: Family, steps: int) -> Chain:
             if not operands:
                 continue
             n = operands[rng.integers(len(operands))]
-            done.append(("+" if op == "=" else op, n))
-            value = _run(value, done[-1:])[0]
+            done.append((PLAIN.get(op, op), n))
+            value = run_steps(value, done[-1:])[0]
         if len(done) == steps:
             return Chain(family.name, start, tuple(done))
-
-
-def _operands(op: str, value: int, start: int) -> range:
-    """The operands of `op` that keep the next value between 1 and the largest."""
-    if op == "=":
-        return range(start, start + 1) if value + start <= LARGEST_VALUE else range(0)
-    if op == "+":
-        return range(2, min(9, LARGEST_VALUE - value) + 1)
-    if op == "-":
-        return range(2, min(9, value - 1) + 1)
-    return range(2, min(5, LARGEST_VALUE // value) + 1) if value > 1 else range(0)
 
 
 def _tell(chain: Chain, rng: np.random.Generator) -> Problem:
@@ -395,10 +258,10 @@ def _slipped_values(
     values: list[int] = []
     value = chain.start
     for index, step in enumerate(chain.steps):
-        value = _run(value, [step])[0]
+        value = run_steps(value, [step])[0]
         if rng.random() < rate:
             rest = chain.steps[index + 1 :]
-            ends = {value + slip: [value + slip, *_run(value + slip, rest)] for slip in slips}
+            ends = {value + slip: [value + slip, *run_steps(value + slip, rest)] for slip in slips}
             allowed = [v for v, run in ends.items() if min(run) >= 0 and run[-1] != chain.answer]
             if allowed:
                 value = allowed[rng.integers(len(allowed))]

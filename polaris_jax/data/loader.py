@@ -16,7 +16,7 @@ import numpy as np
 
 from polaris_jax.config_sections import ConfigError
 from polaris_jax.data.prompts import render_prompt
-from polaris_jax.records import Problem, PromptBatch
+from polaris_jax.records import Problem, PromptBatch, require_fields
 
 
 class PromptLoader(Iterator[PromptBatch]):
@@ -187,16 +187,9 @@ class PromptLoader(Iterator[PromptBatch]):
             ConfigError: the state is of other problems or another seed.
             ValueError: a field of a `state_dict` is missing.
         """
-        for name in (
-            "fingerprint",
-            "generation",
-            "dropped_ids",
-            "position",
-            "first_epoch",
-            "draws",
-        ):
-            if name not in state:
-                raise ValueError(f"state holds no {name!r}: pass what state_dict() returned")
+        require_fields(
+            state, "fingerprint", "generation", "dropped_ids", "position", "first_epoch", "draws"
+        )
         if state["fingerprint"] != self._fingerprint:
             raise ConfigError(
                 "data.problems: the checkpoint's data order belongs to other problems, another "

@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+from polaris_jax.records import require_rewards
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -35,13 +37,7 @@ def _checked(reward_PR: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"reward_PR of shape {reward_PR.shape}: expected [problems, responses], none of them 0"
         )
-    bad_PR = ~((reward_PR >= 0) & (reward_PR <= 1))
-    if bad_PR.any():
-        p, r = np.argwhere(bad_PR)[0]
-        raise ValueError(
-            f"reward_PR[{p}, {r}]={reward_PR[p, r]}: rewards must lie in [0, 1]; grade a response "
-            "that cannot be graded 0"
-        )
+    require_rewards(reward_PR)
     return reward_PR
 
 

@@ -9,14 +9,12 @@ from etils import epath
 from polaris_jax.base_model import load_base_tokenizer
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.data.filters import drop_long_prompts
-from polaris_jax.data.problems import read_problems, write_problems
+from polaris_jax.data.problems import NAMED_ROWS, read_problems, write_problems
 from polaris_jax.progress import Progress
 from polaris_jax.records import Problem
 from polaris_jax.run_record import refuse_other_run
 from polaris_jax.session import training_problems
 from polaris_jax.workdir import ensure_workdir, write_json
-
-NAMED = 10  # over-long prompts that are spelled out
 
 
 def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
@@ -42,8 +40,10 @@ def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> di
         )
     write_problems(kept, workdir / "problems.parquet")
     if too_long:
-        some = ", ".join(f"{name} ({tokens})" for name, tokens in list(too_long.items())[:NAMED])
-        more = ", ..." if len(too_long) > NAMED else ""
+        some = ", ".join(
+            f"{name} ({tokens})" for name, tokens in list(too_long.items())[:NAMED_ROWS]
+        )
+        more = ", ..." if len(too_long) > NAMED_ROWS else ""
         progress.line(
             f"left out: {len(too_long)} prompts over data.max_prompt_tokens="
             f"{config.data.max_prompt_tokens}: {some}{more}"

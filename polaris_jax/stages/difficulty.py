@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from polaris_jax.records import require_fields, require_rewards
+
 Statistic = Literal["stage_mean", "last"]
 Preset = Literal["full", "drop_perfect", "aggressive"]
 Shape = Literal["mirrored J", "J", "U", "flat", "empty"]
@@ -74,13 +76,7 @@ class AccuracyTable:
                 f"{len(problem_ids)} problem ids for rewards of shape {reward_PR.shape}: "
                 "expected one row of rewards each"
             )
-        bad_PR = ~((reward_PR >= 0) & (reward_PR <= 1))
-        if bad_PR.any():
-            p, r = np.argwhere(bad_PR)[0]
-            raise ValueError(
-                f"reward_PR[{p}, {r}]={reward_PR[p, r]} (problem {_plain(problem_ids[p])!r}): "
-                "rewards must lie in [0, 1]; grade a response that cannot be graded 0"
-            )
+        require_rewards(reward_PR, problem_ids)
         visits = self._visits.setdefault(int(stage), {})
         right_P = (reward_PR >= CORRECT).sum(axis=1).tolist()
         seen = int(reward_PR.shape[1])
@@ -152,9 +148,7 @@ class AccuracyTable:
         Raises:
             ValueError: a field of a `state_dict` is missing.
         """
-        for name in ("calibration", "visits"):
-            if name not in state:
-                raise ValueError(f"state holds no {name!r}: pass what state_dict() returned")
+        require_fields(state, "calibration", "visits")
         self._calibration = {i: float(rate) for i, rate in state["calibration"]}
         self._visits = {
             int(stage): {row[0]: (row[1], row[2], row[3], row[4]) for row in rows}
