@@ -106,7 +106,6 @@ def train(
                     run.save(state, mark, replace=True)
                 graded, metrics = visit(run, sampler, loader, stage, stop)
                 graded, swapped = make_informative(run, graded, sampler, loader, stage, stop)
-                metrics |= run.count_batch(swapped, since=mark) | left_metrics(run)
                 sampler.release_pool()  # new weights void it, and the update has use for the room
                 if swapped.action == "train":
                     with run.clock.timer("update"):
@@ -114,6 +113,7 @@ def train(
                         sampler.update_weights(state.params)
                         state = run.updater.park(state)
                     metrics |= update_metrics
+                metrics |= run.count_batch(swapped, since=mark) | left_metrics(run)
                 stats = StepStats(entropy=value_of(metrics.get("update/fresh_entropy")))
                 stage, _ = observe(stage, stats, config.stages)
                 stage = run.within_tokens(stage)

@@ -24,7 +24,7 @@ from polaris_jax import workdir as workdir_lib
 from polaris_jax.base_model import base_model_config, check_positions, load_base, yarn_scaling
 from polaris_jax.batch import RescueBuffer, Substitution
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.config import RunConfig, check_pages, config_hash, row_len_tokens
+from polaris_jax.config import ConfigError, RunConfig, check_pages, config_hash, row_len_tokens
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.grade_ahead import GradeAhead
@@ -180,8 +180,14 @@ class TrainingRun:
         if self.resumed is not None:
             self.files.write_stages(self.stage_records)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._closing.close()
+        # __enter__ found the config and its files good: what fails now is no bad input.
+        if isinstance(error, ValueError | FileNotFoundError) and not isinstance(error, ConfigError):
+            where = "POLARIS_TRACEBACK=1 shows where"
+            raise RuntimeError(
+                f"step {self.step}: {type(error).__name__}: {error} ({where})"
+            ) from error
 
     def _resume_or_start(self) -> None:
         latest = self.checkpointer.latest()
@@ -306,15 +312,16 @@ class TrainingRun:
         return dataclasses.replace(stage, finished=True) if spent else stage
 
     def count_batch(self, swapped: Substitution, *, since: Mark) -> dict[str, Any]:
-        """Counts a step's substitution; its metrics, with what it has rescued since its mark."""
+        """Counts a step's substitution; its metrics, with all that was counted since its mark."""
         self.count(
             substituted_groups=swapped.replaced,
             donors_reused=swapped.reused,
             steps_without_update=int(swapped.action != "train"),
         )
-        return {
-            "batch/rescued_groups": self.counts["rescued_groups"]
-            - since.counts.get("rescued_groups", 0),
+        counted = ("rescued_groups", "resampled_batches", "steps_without_update")
+        new = {f"batch/{k}": self.counts[k] - since.counts.get(k, 0) for k in counted}
+        return new | {
+            "batch/informative_groups": swapped.informative,
             "batch/substituted_groups": swapped.replaced,
             "batch/donors_reused": swapped.reused,
         }

@@ -1,0 +1,67 @@
+"""How an open run ends in an error, and what it counts of a step."""
+
+import types
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from etils import epath
+
+from polaris_jax.batch.substitution import Substitution
+from polaris_jax.cli.run import run_command
+from polaris_jax.config import ConfigError, build_config, default_config
+from polaris_jax.mark import Mark
+from polaris_jax.progress import Progress
+from polaris_jax.training_run import TrainingRun
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = build_config(default_config())
+    return TrainingRun(config, epath.Path(tmp_path), progress=Progress(enabled=False))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("shapes (2, 3) and (4,) do not go together"), 1),
+        (FileNotFoundError(2, "No such file or directory", "weights"), 1),
+        (ConfigError("stages[1].max_response_tokens=9: too few"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_what_fails_inside_a_run_is_no_bad_input(run, error, status, capsys):
+    run.step = 300
+
+    def command() -> int:
+        try:
+            raise error
+        except BaseException:
+            run.__exit__(type(error), error, None)
+            raise
+
+    assert run_command(command) == status
+    said = capsys.readouterr().err
+    assert ("step 300: " in said) == (status == 1)
+    assert "Traceback" not in said
+    if status == 1:
+        assert str(error) in said
+
+
+@pytest.mark.parametrize("action", ["train", "skip", "none"])
+def test_a_step_counts_what_it_did_with_its_batch(run, action):
+    run.counts.update(rescued_groups=7, resampled_batches=3, steps_without_update=4)
+    before = {"rescued_groups": 5, "resampled_batches": 3, "steps_without_update": 4}
+    mark = cast(Mark, types.SimpleNamespace(counts=before))
+    swapped = Substitution(np.arange(8), 3, 5, 2, action)
+    metrics: dict[str, Any] = run.count_batch(swapped, since=mark)
+    assert metrics == {
+        "batch/rescued_groups": 2,
+        "batch/resampled_batches": 0,
+        "batch/steps_without_update": int(action != "train"),
+        "batch/informative_groups": 3,
+        "batch/substituted_groups": 5,
+        "batch/donors_reused": 2,
+    }
+    assert run.counts["substituted_groups"] == 5
+    assert run.counts["donors_reused"] == 2
