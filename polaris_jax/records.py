@@ -40,6 +40,7 @@ class Problem:
         answer: the gold: a string, a number, or a list of alternatives.
         source: where it comes from, for reports.
         pass_rate: share of calibration rollouts that solved it, in [0, 1]; None before calibration.
+        response_tokens: mean length of calibration rollouts; None before calibration.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Problem:
     answer: Gold
     source: str = ""
     pass_rate: float | None = None
+    response_tokens: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -150,7 +150,9 @@ class TrainingRun:
         self.accuracy = AccuracyTable(
             {p.id: p.pass_rate for p in self.problems if p.pass_rate is not None}
         )
-        self.lengths = LengthTable()
+        self.lengths = LengthTable(
+            {p.id: p.response_tokens for p in self.problems if p.response_tokens is not None}
+        )
         self.sink = RescueBuffer()
         self.checkpointer = Checkpointer(
             workdir / "checkpoints",

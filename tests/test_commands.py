@@ -75,6 +75,8 @@ def test_prepare_and_calibrate(workdir):
     assert sum(summary["histogram"]) == 12
     rates = [p.pass_rate for p in difficulty]
     assert np.mean(rates) == pytest.approx(summary["mean"])
+    tokens = [p.response_tokens for p in difficulty]
+    assert all(n is not None and 0 < n <= summary["max_response_tokens"] for n in tokens)
     curated = read_problems(workdir / "curated.parquet")[0]
     assert [p.id for p in curated] == [p.id for p in difficulty if p.pass_rate < 1]
     assert (workdir / "difficulty.png").stat().st_size > 1000

@@ -1,5 +1,6 @@
 """How an open run ends in an error, and what it counts of a step."""
 
+import json
 import types
 from typing import Any, cast
 
@@ -8,11 +9,13 @@ import pytest
 from etils import epath
 
 from polaris_jax.batch.substitution import Substitution
+from polaris_jax.cli.flags import parse
 from polaris_jax.cli.run import run_command
 from polaris_jax.config import ConfigError, build_config, default_config
 from polaris_jax.mark import Mark
 from polaris_jax.progress import Progress
 from polaris_jax.training_run import TrainingRun
+from tests.micro_run import flags, make_base
 
 
 @pytest.fixture
@@ -65,3 +68,20 @@ def test_a_step_counts_what_it_did_with_its_batch(run, action):
     }
     assert run.counts["substituted_groups"] == 5
     assert run.counts["donors_reused"] == 2
+
+
+def test_the_first_step_knows_the_lengths_that_calibration_measured(tmp_path):
+    base, problems = make_base(tmp_path)
+    rows = [json.loads(line) for line in problems.read_text().splitlines()]
+    known = rows[: len(rows) // 2]
+    for tokens, row in enumerate(known, 5):
+        row["response_tokens"] = tokens
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mesh = ("--config.mesh.fsdp=8", "--config.batch.rows=8")
+    line = [*flags(base, problems, *mesh), f"--workdir={tmp_path / 'run'}"]
+    command = parse("train", line, doc="", define=lambda _: None)
+    with TrainingRun(command.config, command.workdir, progress=Progress(enabled=False)) as run:
+        expected = run.lengths.expected([row["id"] for row in known], limit=100)
+        unknown = run.lengths.expected([row["id"] for row in rows[len(known) :]], limit=100)
+    assert expected == [float(row["response_tokens"]) for row in known]
+    assert unknown is None

@@ -38,7 +38,12 @@ NAMED_ROWS = 20  # malformed rows that a report spells out; all are counted
 MESSAGE_CHARS = 400
 _SHORT_SOLUTION_CHARS = 60
 _COLUMNS = frozenset(
-    (*PROBLEM_FIELDS, *ANSWER_FIELDS, *ID_FIELDS, "pass_rate", "source", "data_source")
+    (
+        *PROBLEM_FIELDS,
+        *ANSWER_FIELDS,
+        *ID_FIELDS,
+        *("pass_rate", "response_tokens", "source", "data_source"),
+    )
 )
 
 
@@ -171,6 +176,9 @@ def parse_row(fields: Mapping[str, Any]) -> Problem:
     pass_rate = fields.get("pass_rate")
     if pass_rate is not None and not (_is_number(pass_rate) and 0 <= pass_rate <= 1):
         raise RowError(f"pass_rate={pass_rate!r}: must lie in [0, 1]")
+    tokens = fields.get("response_tokens")
+    if tokens is not None and not (_is_number(tokens) and tokens >= 0):
+        raise RowError(f"response_tokens={tokens!r}: must be a number of at least 0")
     source = fields.get("source") or fields.get("data_source") or ""
     return Problem(
         id=content_id(text) if given is None else _text("id", str(given).strip()),
@@ -178,6 +186,7 @@ def parse_row(fields: Mapping[str, Any]) -> Problem:
         answer=_answer(fields),
         source=_text("source", source if isinstance(source, str) else str(source)),
         pass_rate=None if pass_rate is None else float(pass_rate),
+        response_tokens=None if tokens is None else float(tokens),
     )
 
 
@@ -278,7 +287,7 @@ def problem_set_hash(problems: Iterable[Problem]) -> str:
 
 
 def write_problems(problems: Sequence[Problem], path: AnyPath) -> None:
-    """Writes a parquet file of id, problem, answer, source and pass_rate.
+    """Writes a parquet file of id, problem, answer, source, pass_rate and response_tokens.
 
     Answers are written as JSON, so that types survive: what `read_problems` made, it gives back the
     same. Of other records it strips the texts, as of any row, and takes an answer from behind a
@@ -293,6 +302,7 @@ def write_problems(problems: Sequence[Problem], path: AnyPath) -> None:
         "answer": pa.array([json.dumps(p.answer) for p in problems], pa.string()),
         "source": pa.array([p.source for p in problems], pa.string()),
         "pass_rate": pa.array([p.pass_rate for p in problems], pa.float64()),
+        "response_tokens": pa.array([p.response_tokens for p in problems], pa.float64()),
     }
     table = pa.table(columns).replace_schema_metadata(JSON_ANSWERS)
     out = io.BytesIO()

@@ -53,6 +53,7 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
     path = workdir / "calibrate_progress.jsonl"
     done = ProgressFile(path, identity, writes=processes.is_first())
     correct = {row["id"]: row["correct"] for row in done.rows}
+    tokens = {row["id"]: row.get("tokens") for row in done.rows}  # files of 0.1 have none
     if correct:
         progress.line(f"resumed after {len(correct)} problems")
     waiting = [p for p in problems if p.id not in correct]
@@ -72,10 +73,19 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
                     mode=config.reward.mode,
                 )
                 sums = np.round(graded.reward_PR.sum(axis=1)).astype(int).tolist()
-                done.append([{"id": p.id, "correct": s} for p, s in zip(batch, sums, strict=True)])
-                correct |= {p.id: s for p, s in zip(batch, sums, strict=True)}
+                means = [sum(map(len, group)) / section.n for group in graded.token_ids]
+                rows = [
+                    {"id": p.id, "correct": right, "tokens": mean}
+                    for p, right, mean in zip(batch, sums, means, strict=True)
+                ]
+                done.append(rows)
+                correct |= {row["id"]: row["correct"] for row in rows}
+                tokens |= {row["id"]: row["tokens"] for row in rows}
                 phase.advance_to(len(correct))
-    rated = [dataclasses.replace(p, pass_rate=correct[p.id] / section.n) for p in problems]
+    rated = [
+        dataclasses.replace(p, pass_rate=correct[p.id] / section.n, response_tokens=tokens[p.id])
+        for p in problems
+    ]
     rates = [correct[p.id] / section.n for p in problems]
     keep = set(curate({p.id: r for p, r in zip(problems, rates, strict=True)}, section.preset))
     curated = [p for p in rated if p.id in keep]

@@ -11,16 +11,17 @@ class LengthTable:
     """Mean response tokens of every problem's newest visit.
 
     Record each visit once, as sampled: before rescue and substitution.
+
+    Args:
+        calibrated: means by id from before the run's first visit.
     """
 
-    def __init__(self) -> None:
-        self._means: dict[str, float] = {}
+    def __init__(self, calibrated: Mapping[str, float] | None = None) -> None:
+        self._means = dict(calibrated or {})
 
     def __copy__(self) -> LengthTable:
         """A snapshot that later records do not reach."""
-        other = LengthTable()
-        other._means = dict(self._means)
-        return other
+        return LengthTable(self._means)
 
     def record(
         self, problem_ids: Sequence[str], token_ids: Sequence[Sequence[Sequence[int]]]

@@ -98,6 +98,8 @@ def test_chat_prompt_and_number_id():
         ({"problem": "Q", "solution": "Long.\nNo box."}, "without .boxed"),
         ({"problem": "Q", "answer": "1", "pass_rate": 1.5}, "pass_rate=1.5"),
         ({"problem": "Q", "answer": "1", "pass_rate": 10**400}, "pass_rate=1000"),
+        ({"problem": "Q", "answer": "1", "response_tokens": -1}, "response_tokens=-1"),
+        ({"problem": "Q", "answer": "1", "response_tokens": [3]}, r"response_tokens=\[3\]"),
         ({"problem": "Q\ud800", "answer": "1"}, r"problem: holds '\\ud800', half of a character"),
         ({"problem": "Q", "answer": ["1", "\udc00"]}, r"answer: holds '\\udc00'"),
         ({"problem": "Q", "answer": "1", "id": "\ud800"}, "id: holds"),
@@ -187,7 +189,8 @@ ONE = st.one_of(
 def test_parquet_keeps_every_record_and_type(tmp_path_factory, answers, rate):
     path = tmp_path_factory.mktemp("p") / "problems.parquet"
     problems = [
-        Problem(f"id{i}", f"Q {i}?", answer, "src", rate) for i, answer in enumerate(answers)
+        Problem(f"id{i}", f"Q {i}?", answer, "src", rate, rate and 31.5 * i)
+        for i, answer in enumerate(answers)
     ]
     write_problems(problems, path)
     back, report = read_problems(path)

@@ -20,6 +20,13 @@ def test_the_newest_visit_counts_and_the_unknown_are_average():
     assert made.expected(["a", "b"], limit=3) == [3.0, 3.0]
 
 
+def test_what_calibration_measured_counts_until_the_first_visit():
+    made = LengthTable({"a": 40.0, "b": 10.0})
+    assert made.expected(["b", "a", "new"], limit=100) == [10.0, 40.0, 25.0]
+    made.record(["a"], [[[1] * 2, [1] * 4]])
+    assert made.expected(["a", "b"], limit=100) == [3.0, 10.0]
+
+
 def test_nothing_is_expected_of_problems_that_nobody_has_seen():
     assert LengthTable().expected(["a"], limit=9) is None
     assert table().expected(["new", "newer"], limit=9) is None
