@@ -39,6 +39,7 @@ constexpr int kLanes = 4, kTileRows = 4, kTileVecs = 2;
 constexpr int kPanel = 32;       // Columns of a packed panel: PANEL_COLUMNS in packed.py.
 constexpr int64_t kDepth = 512;  // Rows of a panel that are used for all rows of x at once.
 constexpr int64_t kRowBlock = 240;      // Rows of x of one item, a multiple of any tile.
+constexpr int kSpins = 20000;  // About a quarter of a millisecond, longer than most items take.
 constexpr int64_t kMinFlops = 1 << 19;  // Less is not worth another thread.
 
 // Numbers side by side in a register.
@@ -89,6 +90,14 @@ int64_t WithLanes(int64_t count, const Work& work) {
   return with(std::integral_constant<int, 1>{});
 }
 
+inline void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 // Items 0 to count - 1, each once; `work` must not throw.
 template <typename Work>
 void ForEach(ffi::ThreadPool& pool, int64_t count, int64_t threads, const Work& work) {
@@ -111,7 +120,13 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, int64_t threads, const Work& 
   };
   for (int64_t i = 1; i < threads; ++i) pool.Schedule(decltype(take)(take));
   take();
-  while (shared->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
+  // A yield gives the core to whatever waits for it, at the lowest priority too, for milliseconds.
+  for (int spins = 0; shared->done.load(std::memory_order_acquire) < count; ++spins) {
+    if (spins < kSpins)
+      Pause();
+    else
+      std::this_thread::yield();
+  }
 }
 
 // out[R, V vectors] (+)= x[R, depth] * panel[depth, V vectors of 32 columns], summed in the order of
