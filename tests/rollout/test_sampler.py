@@ -153,12 +153,62 @@ def test_yarn_reaches_the_sampler():
 # --- independence of the schedule ---
 
 
-@pytest.mark.parametrize("slots", [2, 3])
-@pytest.mark.parametrize("page_size", [4, 16])
-def test_slots_and_pages_do_not_matter(slots, page_size):
-    config = dataclasses.replace(ROOMY, slots=slots, page_size=page_size)
-    actual = Sampler(small_model(), config).generate(PROMPTS, PARAMS)
-    assert same_rollouts(actual, reference()) <= SCHEDULE_LOGPROB_ATOL
+# Pages of a roomy pool, and of one too small for its slots, in which rows must give way. The
+# largest request alone takes 15 pages of 4 tokens or 4 of 16, and one page is never given out.
+POOLS = {
+    (slots, page_size): {"roomy": 2048 // page_size, "tight": tight}
+    for slots, page_size, tight in (
+        (2, 4, 17),
+        (2, 16, 6),
+        (3, 4, 19),
+        (3, 16, 6),
+        (16, 4, 24),
+        (16, 16, 7),
+    )
+}
+SPREAD = {(2, 4, "tight"), (2, 16, "roomy"), (3, 4, "roomy"), (3, 16, "tight"), (16, 4, "tight")}
+SPREAD |= {(16, 16, "tight")}
+CELLS = [
+    pytest.param(*cell, pool, marks=() if (*cell, pool) in SPREAD else pytest.mark.slow)
+    for cell, pools in POOLS.items()
+    for pool in pools
+]
+
+
+def sampler_of(slots: int, page_size: int, pool: str) -> Sampler:
+    num_pages = POOLS[slots, page_size][pool]
+    config = dataclasses.replace(ROOMY, slots=slots, page_size=page_size, num_pages=num_pages)
+    return Sampler(small_model(), config)
+
+
+def same_in_order(sampler: Sampler, order: list[int]) -> None:
+    """The rollouts of `order` are the reference's, and no page is left behind."""
+    actual = sampler.generate([PROMPTS[i] for i in order], only(PARAMS, order))
+    expected = [reference()[i] for i in order]
+    assert same_rollouts(actual, expected, tuple(order)) <= SCHEDULE_LOGPROB_ATOL
+    assert sampler.stats()["pages_used"] == 0
+
+
+@pytest.mark.parametrize(("slots", "page_size", "pool"), CELLS)
+def test_slots_pages_and_preemption_do_not_matter(slots, page_size, pool):
+    sampler = sampler_of(slots, page_size, pool)
+    same_in_order(sampler, list(range(10)))
+    assert (sampler.stats()["preemptions"] > 0) == (pool == "tight")
+
+
+@pytest.mark.parametrize("permutation", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("slots", "page_size", "pool"),
+    [
+        pytest.param(16, 16, "roomy"),
+        pytest.param(3, 16, "tight"),
+        pytest.param(2, 4, "tight", marks=pytest.mark.slow),
+        pytest.param(16, 4, "tight", marks=pytest.mark.slow),
+    ],
+)
+def test_the_order_of_requests_does_not_matter(slots, page_size, pool, permutation):
+    order = np.random.default_rng(permutation).permutation(10).tolist()
+    same_in_order(sampler_of(slots, page_size, pool), order)
 
 
 def test_one_slot_works():
@@ -174,24 +224,10 @@ def test_decode_steps_do_not_matter(steps):
     assert same_rollouts(actual, reference()) <= SCHEDULE_LOGPROB_ATOL
 
 
-@pytest.mark.parametrize(("page_size", "num_pages"), [(4, 24), (16, 7)])
-def test_forced_preemption_does_not_matter(page_size, num_pages):
-    config = dataclasses.replace(ROOMY, page_size=page_size, num_pages=num_pages)
-    sampler = Sampler(small_model(), config)
-    actual = sampler.generate(PROMPTS, PARAMS)
-    assert sampler.stats()["preemptions"] > 0
-    assert same_rollouts(actual, reference()) <= SCHEDULE_LOGPROB_ATOL
-    assert sampler.stats()["pages_used"] == 0
-
-
-def test_order_and_company_do_not_matter():
+def test_company_does_not_matter():
     sampler = Sampler(small_model(), ROOMY)
-    order = [int(i) for i in np.random.default_rng(0).permutation(10)]
-    actual = sampler.generate([PROMPTS[i] for i in order], only(PARAMS, order))
-    assert same_rollouts(actual, [reference()[i] for i in order], order) <= SCHEDULE_LOGPROB_ATOL
     for i in (0, 4, 7):
-        alone = sampler.generate([PROMPTS[i]], only(PARAMS, [i]))
-        assert same_rollouts(alone, [reference()[i]], [i]) <= SCHEDULE_LOGPROB_ATOL
+        same_in_order(sampler, [i])
 
 
 def test_both_layouts_agree():
@@ -250,7 +286,7 @@ def test_a_prompt_is_prefilled_once_for_its_samples():
     assert stats["response_tokens"] == stats["prefix_hit_rate"] == stats["live_rows_max"] == 0
 
 
-def test_500_random_requests_leave_no_page_behind():
+def test_500_random_prompts_leave_no_page_behind():
     rng = np.random.default_rng(0)
     config = SamplerConfig(slots=16, page_size=4, num_pages=60, max_len=40, decode_steps=8)
     sampler, done = Sampler(small_model(), config), 0
@@ -266,7 +302,7 @@ def test_500_random_requests_leave_no_page_behind():
         )
         sampler.generate(random_prompts(count, seed=done, longest=20), params)
         assert sampler.stats()["pages_used"] == 0
-        done += count * n
+        done += count
     assert sampler.stats()["preemptions"] > 0
 
 
