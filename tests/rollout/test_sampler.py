@@ -1,14 +1,12 @@
 """The sampler's promises: definitions, independence of the schedule, no leak, one compile."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
 import pytest
 
 from polaris_jax.models import RopeScaling, token_logprobs
-from polaris_jax.records import Response
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.compile_counter import CompileCounter
 from tests.rollout.rollout_cases import (
@@ -18,52 +16,18 @@ from tests.rollout.rollout_cases import (
     random_prompts,
     small_model,
 )
-from tests.tolerances import NEAR_TIE_SHARE, SAMPLER_LOGPROB_ATOL, SCHEDULE_LOGPROB_ATOL
-
-ROOMY = SamplerConfig(slots=16, page_size=16, num_pages=128, max_len=64, decode_steps=8)
-PROMPTS = random_prompts(10)
-TEMPERATURES = (1.0, 0.6, 1.5, 0.0, 1.0, 1.2, 0.8, 1.0, 1.4, 1.0)
-SEEDS = tuple(range(100, 110))
-STOPS = (7, 9)
-PARAMS = SamplingParams(
-    temperature=TEMPERATURES,
-    top_k=(0, 0, 0, 0, 5, 0, 0, 0, 8, 0),
-    top_p=(1.0,) * 6 + (0.9, 1.0, 0.8, 1.0),
-    n=3,
-    max_tokens=(30, 12, 25, 30, 1, 7, 30, 30, 2, 30),
-    seed=SEEDS,
-    stop_token_ids=STOPS,
+from tests.rollout.sampler_cases import (
+    PARAMS,
+    PROMPTS,
+    ROOMY,
+    SEEDS,
+    STOPS,
+    TEMPERATURES,
+    only,
+    reference,
+    same_rollouts,
 )
-
-
-def only(params: SamplingParams, keep: list[int]) -> SamplingParams:
-    """The settings of some prompts, in the order given."""
-    changes = {
-        f.name: tuple(getattr(params, f.name)[i] for i in keep)
-        for f in dataclasses.fields(params)
-        if f.name not in ("n", "stop_token_ids") and np.ndim(getattr(params, f.name))
-    }
-    return dataclasses.replace(params, **changes)
-
-
-@functools.cache
-def reference() -> list[list[Response]]:
-    return Sampler(small_model(), ROOMY).generate(PROMPTS, PARAMS)
-
-
-def same_rollouts(actual, expected, keep=tuple(range(10))) -> float:
-    """Largest log-prob difference; tokens agree but for near ties, which are counted."""
-    parted, largest = differing_tokens(
-        expected,
-        actual,
-        model=small_model(),
-        prompts=[PROMPTS[i] for i in keep],
-        temperatures=[TEMPERATURES[i] for i in keep],
-        seeds=[SEEDS[i] for i in keep],
-    )
-    assert parted <= NEAR_TIE_SHARE * sum(len(r.token_ids) for g in expected for r in g)
-    return largest
-
+from tests.tolerances import SAMPLER_LOGPROB_ATOL, SCHEDULE_LOGPROB_ATOL
 
 # --- what a response is ---
 
@@ -153,64 +117,6 @@ def test_yarn_reaches_the_sampler():
 # --- independence of the schedule ---
 
 
-# Pages of a roomy pool, and of one too small for its slots, in which rows must give way. The
-# largest request alone takes 15 pages of 4 tokens or 4 of 16, and one page is never given out.
-POOLS = {
-    (slots, page_size): {"roomy": 2048 // page_size, "tight": tight}
-    for slots, page_size, tight in (
-        (2, 4, 17),
-        (2, 16, 6),
-        (3, 4, 19),
-        (3, 16, 6),
-        (16, 4, 24),
-        (16, 16, 7),
-    )
-}
-SPREAD = {(2, 4, "tight"), (2, 16, "roomy"), (3, 4, "roomy"), (3, 16, "tight"), (16, 4, "tight")}
-SPREAD |= {(16, 16, "tight")}
-CELLS = [
-    pytest.param(*cell, pool, marks=() if (*cell, pool) in SPREAD else pytest.mark.slow)
-    for cell, pools in POOLS.items()
-    for pool in pools
-]
-
-
-def sampler_of(slots: int, page_size: int, pool: str) -> Sampler:
-    num_pages = POOLS[slots, page_size][pool]
-    config = dataclasses.replace(ROOMY, slots=slots, page_size=page_size, num_pages=num_pages)
-    return Sampler(small_model(), config)
-
-
-def same_in_order(sampler: Sampler, order: list[int]) -> None:
-    """The rollouts of `order` are the reference's, and no page is left behind."""
-    actual = sampler.generate([PROMPTS[i] for i in order], only(PARAMS, order))
-    expected = [reference()[i] for i in order]
-    assert same_rollouts(actual, expected, tuple(order)) <= SCHEDULE_LOGPROB_ATOL
-    assert sampler.stats()["pages_used"] == 0
-
-
-@pytest.mark.parametrize(("slots", "page_size", "pool"), CELLS)
-def test_slots_pages_and_preemption_do_not_matter(slots, page_size, pool):
-    sampler = sampler_of(slots, page_size, pool)
-    same_in_order(sampler, list(range(10)))
-    assert (sampler.stats()["preemptions"] > 0) == (pool == "tight")
-
-
-@pytest.mark.parametrize("permutation", [0, 1, 2])
-@pytest.mark.parametrize(
-    ("slots", "page_size", "pool"),
-    [
-        pytest.param(16, 16, "roomy"),
-        pytest.param(3, 16, "tight"),
-        pytest.param(2, 4, "tight", marks=pytest.mark.slow),
-        pytest.param(16, 4, "tight", marks=pytest.mark.slow),
-    ],
-)
-def test_the_order_of_requests_does_not_matter(slots, page_size, pool, permutation):
-    order = np.random.default_rng(permutation).permutation(10).tolist()
-    same_in_order(sampler_of(slots, page_size, pool), order)
-
-
 def test_one_slot_works():
     actual = Sampler(small_model(), dataclasses.replace(ROOMY, slots=1)).generate(PROMPTS, PARAMS)
     assert same_rollouts(actual, reference()) <= SCHEDULE_LOGPROB_ATOL
@@ -222,12 +128,6 @@ def test_decode_steps_do_not_matter(steps):
     actual = Sampler(small_model(), config).generate(PROMPTS, PARAMS)
     # Where a call ends decides what is summed as staged and what as pages.
     assert same_rollouts(actual, reference()) <= SCHEDULE_LOGPROB_ATOL
-
-
-def test_company_does_not_matter():
-    sampler = Sampler(small_model(), ROOMY)
-    for i in (0, 4, 7):
-        same_in_order(sampler, [i])
 
 
 def test_both_layouts_agree():
