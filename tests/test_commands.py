@@ -87,6 +87,7 @@ def test_probe(workdir):
     assert summary["temperatures"] == [0.5, 1.0, 1.5]
     assert summary["initial_temperature"] in summary["temperatures"]
     assert len(summary["zones"]["labels"]) == 3
+    assert summary["note"].startswith("16 samples a temperature (4 problems x 4)")
     assert (workdir / "probe.png").stat().st_size > 1000
 
 
@@ -94,6 +95,9 @@ def test_train_over_eight_devices(workdir):
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     assert all("eval/avg@4" in line for line in lines)
+    for kind in ("correct", "incorrect"):
+        for name in (f"rollout/mean_length_{kind}", f"rollout/clip_ratio_{kind}"):
+            assert all(name in line for line in lines), name
     assert max(x["rollout/logp_gap_mean"] or 0 for x in lines) < 1e-4
     assert list((workdir / "tensorboard").iterdir())
 
@@ -222,18 +226,26 @@ def test_a_checkpoint_of_another_architecture_is_refused(workdir, line, tmp_path
     assert "hidden_size" in text
 
 
-def test_a_malformed_row_is_named_and_counted_and_the_run_goes_on(line, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["prepare", "train"])
+def test_a_malformed_row_is_named_and_counted_and_the_run_goes_on(command, line, tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     good = [json.dumps({"problem": f"Start with {i}.", "answer": i}) for i in range(3)]
     rows.write_text("\n".join([good[0], "{not json", json.dumps({"problem": "x"}), *good[1:]]))
     where = tmp_path / "run"
-    assert main(["prepare", *line, f"--workdir={where}", f"--config.data.problems={rows}"]) == 0
+    more = [f"--config.data.problems={rows}", "--config.evaluate.every_steps=0"]
+    assert main([command, *line, f"--workdir={where}", *more]) == 0
     out = capsys.readouterr().out
     assert "rows.jsonl:2" in out
     assert "rows.jsonl:3" in out
-    summary = read(where / "prepare.json")
-    assert summary["counts"]["malformed"] == 2
-    assert summary["kept"] == 3
+    if command == "train":
+        assert "rows.jsonl: 3 of 5 rows kept (2 malformed)" in out
+        assert len((where / "metrics.jsonl").read_text().splitlines()) == 2
+        visits = final_state(where)[1]["accuracy"]["visits"]
+        assert {len(rows_of_stage) for _, rows_of_stage in visits} == {3}
+    else:
+        summary = read(where / "prepare.json")
+        assert summary["counts"]["malformed"] == 2
+        assert summary["kept"] == 3
 
 
 def test_a_prompt_that_is_too_long_is_named_and_counted(line, tmp_path, capsys):

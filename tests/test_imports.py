@@ -2,12 +2,15 @@
 
 import json
 import pathlib
+import resource
+import statistics
 import subprocess
 import sys
 
 import pytest
 
 from tests.import_rules import HOST_ONLY, breaches, imports_of
+from tests.tolerances import IMPORT_S
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -132,6 +135,22 @@ def loaded_after(statements: str) -> set[str]:
 def test_importing_the_package_is_light():
     heavy = {"jax", "torch", "tensorflow", "numpy", "transformers", "sympy", "matplotlib"}
     assert loaded_after("import polaris_jax").isdisjoint(heavy)
+
+
+@pytest.mark.slow
+def test_importing_the_package_takes_no_time():
+    """Processor seconds of a process, over those of bare Python: a busy machine is no failure."""
+
+    def median_s(statement: str) -> float:
+        seconds = []
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, "-c", statement], cwd=ROOT, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return statistics.median(seconds)
+
+    assert median_s("import polaris_jax") - median_s("pass") < IMPORT_S
 
 
 def test_host_packages_load_no_jax():

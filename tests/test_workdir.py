@@ -1,6 +1,7 @@
 """Claiming a workdir, its record, and the small files of a run."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -219,6 +220,18 @@ def test_an_unwritable_workdir_is_a_config_error(tmp_path, config):
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\)"):
         workdir_lib.claim(tmp_path, config)
+
+
+def test_a_workdir_that_refuses_a_write_is_a_config_error_for_root_too(
+    tmp_path, config, monkeypatch
+):
+    def refused(path, data):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(workdir_lib, "write_bytes", refused)
+    for make in (workdir_lib.ensure_workdir, lambda path: workdir_lib.claim(path, config)):
+        with pytest.raises(ConfigError, match=r"workdir=.*cannot be written \(Permission denied\)"):
+            make(tmp_path / "run")
 
 
 HOLDER = """

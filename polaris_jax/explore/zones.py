@@ -13,6 +13,9 @@ Label = Literal["cold", "rgz", "cez", "pcz"]
 RGZ_TOLERANCE = 0.02
 CEZ_TOLERANCE = 0.10
 MIN_TEMPERATURES = 3
+# Samples a temperature (problems x responses) at which noise leaves all borders of the blog's curve
+# within a step of 0.05 in 19 sweeps of 20; with 1,024 it is 17 of 20, with 512 13 (test_zones.py).
+MIN_SAMPLES = 2_048
 ROUNDING = 1e-9  # 0.70 - 0.02 is not 0.68 in binary; a border value counts as inside
 
 

@@ -14,6 +14,7 @@ from polaris_jax.base_model import base_model_config, check_positions, load_base
 from polaris_jax.config import RunConfig, config_fields
 from polaris_jax.explore import find_zones
 from polaris_jax.explore.temperature import measure_candidate
+from polaris_jax.explore.zones import MIN_SAMPLES
 from polaris_jax.progress import Progress
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import probe_figure
@@ -91,6 +92,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
         **columns,
         "n": section.n,
         "problems": len(problems),
+        "note": few_samples_note(len(problems), section.n),
         "max_response_tokens": budget,
         "zones": {
             name: value
@@ -106,7 +108,20 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
         f"robust zone up to {zones.initial_temperature:g}: suggested initial temperature "
         f"{zones.initial_temperature:g}"
     )
+    if summary["note"]:
+        progress.line(f"note: {summary['note']}")
     return summary
+
+
+def few_samples_note(problems: int, n: int) -> str | None:
+    """What to know of borders from so many samples; None where there are enough."""
+    samples = problems * n
+    if samples >= MIN_SAMPLES:
+        return None
+    return (
+        f"{samples} samples a temperature ({problems} problems x {n}): zone borders from fewer "
+        f"than {MIN_SAMPLES} are uncertain; raise probe.n or probe.problems"
+    )
 
 
 def row_identity(config: RunConfig, problems: Sequence[Problem], *, budget: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, quantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, dequantize, quantize
 
 from tests.fixtures.parity_cases import Architecture
 
@@ -46,6 +46,23 @@ def permute(value: np.ndarray, heads: int) -> np.ndarray:
     )
 
 
+def random_blocks(
+    rng: np.random.Generator, shape: tuple[int, int], kind: GGMLQuantizationType
+) -> np.ndarray:
+    """Rows of random bytes that are blocks of `kind`, uint8 [rows, bytes]; all stand for numbers.
+
+    The gguf library quantises to few kinds and dequantises many: to read them takes no more.
+    """
+    block_size, block_bytes = GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, (shape[0] * shape[1] // block_size, block_bytes), np.uint8)
+    while True:  # a scale of random bits may be no number: those blocks are drawn again
+        with np.errstate(all="ignore"):
+            bad = ~np.isfinite(dequantize(blocks, kind)).all(axis=1)
+        if not bad.any():
+            return blocks.reshape(shape[0], -1)
+        blocks[bad] = rng.integers(0, 256, (bad.sum(), block_bytes), np.uint8)
+
+
 def write_gguf(
     path: Path,
     arch: str,
@@ -63,7 +80,7 @@ def write_gguf(
         path: of the file.
         arch: general.architecture; Q and K are permuted for "llama".
         a: sizes.
-        values: by Hugging Face's names.
+        values: by Hugging Face's names; a matrix of uint8 holds the rows' blocks of `kind` as is.
         kind: of the matrices.
         tokenizer: tokens, merges, pre, types, ids and template; None leaves it out.
         extra: more metadata by full key; str, int, float or a list.
@@ -100,7 +117,8 @@ def write_gguf(
         if arch == "llama" and ("q_proj" in name or "k_proj" in name):
             value = permute(value, a.num_heads if "q_proj" in name else a.num_kv_heads)
         stored = kind if value.ndim == 2 else GGMLQuantizationType.F32
-        out.add_tensor(gguf_name(name), quantize(value, stored), raw_dtype=stored)
+        data = value if value.dtype == np.uint8 else quantize(value, stored)
+        out.add_tensor(gguf_name(name), data, raw_dtype=stored)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()

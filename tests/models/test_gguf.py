@@ -17,8 +17,8 @@ from polaris_jax.models.gguf import GgufFile, gguf_tokenizer, unpermute
 from polaris_jax.models.hf_weights import stream_convert
 from polaris_jax.models.tokenizer import load_tokenizer
 from tests.fixtures.parity_cases import ARCHITECTURES, tensors, write_checkpoint
-from tests.fixtures.smollm2_cases import PROMPTS, STRINGS
-from tests.models.gguf_files import permute, write_gguf
+from tests.fixtures.smollm2_cases import PROMPTS, SPREAD, STRINGS
+from tests.models.gguf_files import permute, random_blocks, write_gguf
 from tests.tolerances import SMOLLM2_LOGIT_ATOL
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -108,6 +108,46 @@ def test_quantised_matrices_are_dequantised(kind, tmp_path):
     assert np.abs(want - values[name]).max() > 0
     np.testing.assert_array_equal(model.params()["layers/down_FD"][0], want.T)
     assert model.params()["embed_VD"].dtype == jnp.float32
+
+
+# Kinds that the gguf library reads and does not write: K, I and ternary quants and MXFP4, most of
+# them with 256 values a block.
+READ_ONLY_KINDS = (
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
+    *("TQ1_0", "TQ2_0", "MXFP4"),
+)
+WIDE = dataclasses.replace(
+    BLOCKED, hidden_size=256, num_heads=4, num_kv_heads=2, head_dim=64, intermediate_size=512
+)
+
+
+@pytest.mark.parametrize("kind", READ_ONLY_KINDS)
+def test_blocks_of_every_kind_are_dequantised(kind, tmp_path):
+    """Of a llama, whose Q and K rows the file has in another order, whole and row by row."""
+    qtype, rng = GGMLQuantizationType[kind], np.random.default_rng(0)
+    a = dataclasses.replace(WIDE, num_layers=1)
+    values = {
+        name: random_blocks(rng, value.shape, qtype) if value.ndim == 2 else value
+        for name, value in no_bias(tensors(a)).items()
+    }
+    path = write_gguf(tmp_path / "m.gguf", "llama", a, values, kind=qtype, tokenizer=TOKENIZER)
+    model, _ = load_pretrained(path)
+    layer = "model.layers.0."
+    got = {
+        "model.embed_tokens": model.params()["embed_VD"],
+        f"{layer}self_attn.q_proj": model.params()["layers/q_DNH"][0].reshape(256, -1).T,
+        f"{layer}self_attn.k_proj": model.params()["layers/k_DKH"][0].reshape(256, -1).T,
+        f"{layer}self_attn.v_proj": model.params()["layers/v_DKH"][0].reshape(256, -1).T,
+        f"{layer}mlp.down_proj": model.params()["layers/down_FD"][0].T,
+    }
+    file, part = GgufFile(path), (slice(3, 41), slice(10, 250))
+    for stem, value in got.items():
+        name = f"{stem}.weight"
+        want = dequantize(values[name], qtype)  # of the rows as they were before llama.cpp's order
+        assert len(np.unique(want)) > 2
+        np.testing.assert_array_equal(value, want, err_msg=name)
+        np.testing.assert_array_equal(file.read(name, part), want[part], err_msg=name)
 
 
 def test_yarn_in_the_metadata(tmp_path):
@@ -261,23 +301,29 @@ def smollm2():
     return load_pretrained(smollm2_file())
 
 
+@jax.jit
+def forward(model: Qwen, token_BT: jax.Array) -> jax.Array:
+    return model.unembed(model(token_BT, jnp.arange(token_BT.shape[1])[None]))[0]
+
+
+def smollm2_logits(model: Qwen, ids: np.ndarray) -> np.ndarray:
+    """[T, V]; one shape for all prompts."""
+    padded = np.pad(ids, (0, 32 - len(ids)))[None]
+    return np.asarray(forward(model, padded))[: len(ids)]
+
+
 @pytest.mark.xdist_group("smollm2")
 def test_smollm2_logits_equal_transformers(smollm2):
     model, _ = smollm2
-
-    @jax.jit
-    def forward(model, token_BT):
-        return model.unembed(model(token_BT, jnp.arange(token_BT.shape[1])[None]))[0]
-
     with np.load(FIXTURES / "smollm2_logits.npz") as stored:
+        assert len(stored["spread_ids"]) == SPREAD
         for i in range(len(PROMPTS)):
-            ids = stored[f"ids_{i}"]
-            padded = np.pad(ids, (0, 32 - len(ids)))[None]  # one shape for all prompts
-            logit_TV = np.asarray(forward(model, padded))[: len(ids)]
+            logit_TV = smollm2_logits(model, stored[f"ids_{i}"])
             np.testing.assert_array_equal(logit_TV.argmax(-1), stored[f"top1_{i}"])
             for got, name in (
                 (logit_TV.max(-1), "top1_logit"),
                 (logit_TV[-1][stored[f"top_ids_{i}"]], "top_logits"),
+                (logit_TV[:, stored["spread_ids"]], "spread_logits"),
                 (np.logaddexp.reduce(logit_TV.astype(np.float64), -1), "logsumexp"),
             ):
                 want = stored[f"{name}_{i}"]
@@ -301,16 +347,24 @@ def test_smollm2_tokenizer_gives_the_stored_ids(smollm2):
 
 
 @pytest.mark.slow
-def test_smollm2_as_a_directory_gives_transformers_the_stored_logits(tmp_path):
+@pytest.mark.xdist_group("smollm2")
+def test_smollm2_as_a_directory_gives_transformers_every_logit(smollm2, tmp_path):
     pytest.importorskip("torch", reason="live comparison; `pip install .[golden]` brings torch")
     from tests.fixtures.make_parity import torch_logits
 
     stream_convert(smollm2_file(), tmp_path, max_shard_bytes=200_000_000)
+    model, _ = smollm2
     with np.load(FIXTURES / "smollm2_logits.npz") as stored:
-        logit_TV = torch_logits(tmp_path, stored["ids_1"][None].astype(np.int64))
-        np.testing.assert_array_equal(logit_TV.argmax(-1), stored["top1_1"])
-        got, want = logit_TV[-1][stored["top_ids_1"]], stored["top_logits_1"]
-        np.testing.assert_allclose(got, want, rtol=0, atol=SMOLLM2_LOGIT_ATOL)
+        for i in range(len(PROMPTS)):
+            ids = stored[f"ids_{i}"]
+            want_TV = torch_logits(tmp_path, ids[None].astype(np.int64))
+            np.testing.assert_array_equal(want_TV.argmax(-1), stored[f"top1_{i}"])
+            for got, want in (
+                (smollm2_logits(model, ids), want_TV),
+                (stored[f"spread_logits_{i}"], want_TV[:, stored["spread_ids"]]),
+                (stored[f"top_logits_{i}"], want_TV[-1][stored[f"top_ids_{i}"]]),
+            ):
+                np.testing.assert_allclose(got, want, rtol=0, atol=SMOLLM2_LOGIT_ATOL)
 
 
 @pytest.mark.slow

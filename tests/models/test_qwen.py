@@ -75,29 +75,51 @@ def test_host_arrays_and_lists_are_taken_as_device_arrays_are(given, attention):
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("attention", ["reference", "chunked"])
-def test_causality_by_gradient(config, attention, monkeypatch):
-    monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", 4)
-    model = make(config)
-    _, position_BT = tokens(1, 10)
+def input_gradient(model: Qwen, attention: str, position_BT: jax.Array, segment_BT=None):
+    """The function of t: |d logits at t / d input embedding| of each position of a row, [T]."""
+    length = position_BT.shape[1]
+    untied = dataclasses.replace(model.config, tie_embeddings=False)
 
     def logit_at(embed_VD, t):
         # Each position reads its own embedding row, so a gradient row is a position.
         params = model.params() | {"embed_VD": embed_VD}
-        if config.tie_embeddings:
+        if model.config.tie_embeddings:
             params["head_VD"] = model.params()["embed_VD"]
-        untied = dataclasses.replace(config, tie_embeddings=False)
         moved = Qwen.from_params(untied, params)
-        hidden = moved(jnp.arange(10)[None], position_BT, attention=attention)
+        hidden = moved(jnp.arange(length)[None], position_BT, segment_BT, attention=attention)
         return moved.unembed(hidden)[0, t].sum()
 
     gradient = jax.jit(jax.grad(logit_at))
+    embed_VD = model.params()["embed_VD"]
+    return lambda t: np.abs(np.asarray(gradient(embed_VD, t))).sum(axis=1)[:length]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("attention", ["reference", "chunked"])
+def test_causality_by_gradient(config, attention, monkeypatch):
+    monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", 4)
+    gradient_of = input_gradient(make(config), attention, tokens(1, 10)[1])
     for t in (0, 5, 9):
-        grad_VD = gradient(model.params()["embed_VD"], t)
-        reached = np.abs(np.asarray(grad_VD)).sum(axis=1) > 0
+        reached = gradient_of(t) > 0
         assert reached[: t + 1].all()
         assert not reached[t + 1 :].any()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("attention", ["reference", "chunked"])
+def test_a_logit_has_no_gradient_beyond_its_segment(config, attention, monkeypatch):
+    """Exactly none: neither at other segments nor at padding, wherever in the row that lies."""
+    monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", 4)
+    segment_T = np.array([1] * 3 + [0] * 2 + [2] * 6 + [3] * 2 + [0] * 3)
+    position_T = np.concatenate([np.arange(n) for n in (3, 2, 6, 2, 3)])
+    model = make(config)
+    gradient_of = input_gradient(
+        model, attention, jnp.asarray(position_T)[None], jnp.asarray(segment_T)[None]
+    )
+    here = np.arange(len(segment_T))
+    for t in np.flatnonzero(segment_T):
+        reached = gradient_of(t) != 0
+        np.testing.assert_array_equal(reached, (segment_T == segment_T[t]) & (here <= t))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
