@@ -23,6 +23,7 @@ from polaris_jax.sharding import (
 from polaris_jax.train.programs import abstract_arguments, update_programs
 from polaris_jax.train.state import init_train_state
 from tests.tolerances import (
+    CLOSED_FORM_ATOL,
     GRADIENT_RTOL,
     LOGPROB_ATOL,
     LOSS_RTOL,
@@ -233,6 +234,18 @@ def test_recomputed_logprobs_come_back_in_row_order(sizes):
     np.testing.assert_allclose(
         got.old_logp_BT, np.asarray(want) * batch.fresh_BT, rtol=0, atol=LOGPROB_ATOL
     )
+
+
+def test_the_imbalance_of_context_shards_is_weighted_by_work():
+    batch = pack_case(make_graded())
+    # Shards hold tokens 0, 1, 6, 7 and 2, 3, 4, 5. Padding alone is balanced as one segment is.
+    segment_BT = np.array([[1, 1, 1, 1, 1, 1, 2, 2], [0] * 8])
+    batch = dataclasses.replace(batch, segment_BT=segment_BT)
+    work_BC = np.array([[1 + 2 + 1 + 2, 3 + 4 + 5 + 6], [18, 18]])
+    want = work_BC.max(axis=1).sum() / work_BC.mean(axis=1).sum()
+    two = make_updater(mesh=make_mesh(MeshSection(context=2)))
+    assert two.context_imbalance(batch) == pytest.approx(want, rel=CLOSED_FORM_ATOL)
+    assert make_updater().context_imbalance(batch) == 1.0
 
 
 @pytest.mark.parametrize(
