@@ -230,7 +230,7 @@ def test_an_unknown_target_is_refused_with_the_known_ones():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_tiny_run_trains_both_stages_to_the_end(tmp_path):
     """As a user calls it: one CPU device, and problems and base model made on the spot."""
     environ = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -259,6 +259,7 @@ def test_the_tiny_run_trains_both_stages_to_the_end(tmp_path):
         line["update/skipped"] == 0 < line["update/grad_norm"] for line in updates
     )
     assert max(line["rollout/logp_gap_mean"] for line in updates) < SAMPLER_LOGPROB_ATOL
+    assert all(line["batch/context_imbalance"] == 1 for line in updates)  # one context shard
     stages = json.loads((tmp_path / "stages.json").read_text())
     assert [(s["first_step"], s["last_step"]) for s in stages] == [(0, 1), (2, 3)]
     assert [s["max_response_tokens"] for s in stages] == [56, 64]
