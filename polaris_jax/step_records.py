@@ -15,6 +15,7 @@ UPDATE_METRICS = (
     "rollout/logp_gap_max",
     "batch/padding_share",
     "batch/attention_imbalance",
+    "batch/context_imbalance",
     "batch/tokens",
     "update/loss",
     "update/grad_norm",

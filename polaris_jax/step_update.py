@@ -45,6 +45,7 @@ def update_policy(
             | {
                 "batch/padding_share": Mean(batch.padding_share, 1.0),
                 "batch/attention_imbalance": Mean(batch.attention_imbalance, 1.0),
+                "batch/context_imbalance": Mean(updater.context_imbalance(batch), 1.0),
             }
         )
     run.clock.count_update(update_flops(run.base_config, batches))

@@ -3,13 +3,18 @@
 import ast
 import dataclasses
 import importlib.util
+import json
+import os
 import pathlib
 import re
 import runpy
+import subprocess
+import sys
 
 import pytest
 
 from polaris_jax.config import build_config, config_fields
+from tests.tolerances import SAMPLER_LOGPROB_ATOL
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("[!_]*.py"))
@@ -76,40 +81,105 @@ def test_the_commands_it_shows_share_a_workdir(path):
     assert len({re.search(r"--workdir=(\S+)", c)[1] for c in full}) <= 1
 
 
-# recipe: max response tokens, rollout temperature and validation temperature of every stage.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The recipe's table for one model; the share of each stage in the steps is ours.
+
+    Attributes:
+        path: the base model.
+        max_position_tokens: prompt and response of the longest stage.
+        stages: (steps, max response tokens, rollout temperature, validation temperature).
+    """
+
+    path: str
+    max_position_tokens: int
+    stages: list[tuple[int, int, float, float]]
+
+
 RECIPE = {
-    "polaris_4b": [(39_936, 1.4, 1.2), (48_128, 1.45, 1.4), (52_224, 1.5, 1.4)],
-    "polaris_7b": [(15_360, 0.7, 0.6), (23_552, 1.0, 0.8), (31_744, 1.1, 0.8)],
-    "polaris_1p7b": [(39_936, 1.5, 1.2), (48_128, 1.55, 1.4)],
+    "polaris_4b": Recipe(
+        "Qwen/Qwen3-4B",
+        52_224 + 1024,
+        [(300, 39_936, 1.4, 1.2), (200, 48_128, 1.45, 1.4), (200, 52_224, 1.5, 1.4)],
+    ),
+    "polaris_7b": Recipe(
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+        31_744 + 1024,
+        [(300, 15_360, 0.7, 0.6), (200, 23_552, 1.0, 0.8), (200, 31_744, 1.1, 0.8)],
+    ),
+    "polaris_1p7b": Recipe(
+        "Qwen/Qwen3-1.7B", 48_128 + 1024, [(400, 39_936, 1.5, 1.2), (300, 48_128, 1.55, 1.4)]
+    ),
+}
+# Of every model: each number of the recipe that a config holds, and each switch whose other value
+# would be another recipe.
+COMMON = {
+    "model.dtype": "bfloat16",  # compute; master weights are float32 always
+    "model.remat": "layer",
+    "data.max_prompt_tokens": 1024,
+    "rollout.prompts_per_step": 128,
+    "rollout.responses_per_prompt": 8,
+    "rollout.top_p": 1.0,
+    "rollout.top_k": 0,
+    "rollout.partial_rollouts": "wait",  # one step's batch is one policy's
+    "batch.rescue": True,
+    "batch.substitute": True,
+    "batch.min_informative": 1 / 3,
+    "batch.on_scarce": "train",
+    "objective.clip_low": 0.2,
+    "objective.clip_high": 0.28,
+    "objective.dual_clip": 3.0,
+    "objective.old_logprobs": "current",
+    "objective.tis_cap": 2.0,
+    "objective.minibatches": 1,
+    "objective.aggregation": "token_mean",
+    "objective.std": "std",
+    "objective.baseline": "mean",
+    "objective.mask_truncated": False,
+    "objective.kl_coef": 0.0,
+    "objective.entropy_coef": 0.0,
+    "optimizer.learning_rate": 1e-6,
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.999,
+    "optimizer.eps": 1e-8,
+    "optimizer.weight_decay": 0.01,
+    "optimizer.max_grad_norm": 1.0,
+    "optimizer.moment_dtype": "float32",
+    "reward.mode": "train",
+    "reward.control": "none",
+    "calibrate.n": 8,
+    "calibrate.temperature": 0.6,
+    "calibrate.preset": "drop_perfect",
+    "checkpoint.every_steps": 10,
+    "evaluate.every_steps": 10,
+    "evaluate.n": 8,
+    "evaluate.top_p": 1.0,
+    "evaluate.top_k": 0,
+    "mesh.context": 1,  # sequence-parallel degree; see docs/decisions.md for stage 3 of the 4B
+    "rope.yarn.factor": 1.5,
+    "rope.yarn.attention_factor": 1.0,
+    "rope.yarn.original_max_position_embeddings": 32_768,
 }
 
 
 @pytest.mark.parametrize("name", RECIPE)
 def test_the_recipes_numbers(name):
-    config = build_config(load(name))
+    recipe, config = RECIPE[name], build_config(load(name))
+    fields = config_fields(config)
+    assert {field: fields[field] for field in COMMON} == COMMON
     numbers = [
-        (s.max_response_tokens, s.temperature, s.evaluate_temperature) for s in config.stages
+        (s.steps, s.max_response_tokens, s.temperature, s.evaluate_temperature)
+        for s in config.stages
     ]
-    assert numbers == RECIPE[name]
-    assert config.evaluate.temperature == RECIPE[name][0][2]
-    assert all(s.reset_optimizer and s.drop_above == 0.9 for s in config.stages)
-    assert (config.rollout.prompts_per_step, config.rollout.responses_per_prompt) == (128, 8)
-    assert (config.rollout.top_p, config.rollout.top_k) == (1.0, 0)
-    assert config.data.max_prompt_tokens == 1024
-    assert config.model.dtype == "bfloat16"
-    assert config.model.remat == "layer"
-    o = config.optimizer
-    assert (o.learning_rate, o.b1, o.b2, o.eps) == (1e-6, 0.9, 0.999, 1e-8)
-    assert (o.weight_decay, o.max_grad_norm) == (0.01, 1.0)
-    j = config.objective
-    assert (j.clip_low, j.clip_high, j.dual_clip) == (0.2, 0.28, 3.0)
-    assert (j.kl_coef, j.entropy_coef, j.minibatches) == (0.0, 0.0, 1)
-    assert (j.old_logprobs, j.aggregation, j.tis_cap) == ("current", "token_mean", 2.0)
-    assert (config.checkpoint.every_steps, config.evaluate.every_steps) == (10, 10)
-    assert config.evaluate.n == 8
-    assert (config.rope.yarn.factor, config.rope.yarn.attention_factor) == (1.5, 1.0)
-    assert config.rope.yarn.original_max_position_embeddings == 32_768
-    assert config.batch.min_informative == pytest.approx(1 / 3)
+    assert numbers == recipe.stages
+    assert sum(s.steps for s in config.stages) == 700
+    assert config.model.path == recipe.path
+    assert config.model.max_position_tokens == recipe.max_position_tokens
+    assert config.evaluate.temperature == recipe.stages[0][-1]
+    for stage in config.stages:
+        assert stage.reset_optimizer
+        assert (stage.temperature_rule, stage.rope_factor) == ("fixed", 1.0)
+        assert (stage.drop_above, stage.drop_statistic) == (0.9, "stage_mean")
 
 
 @pytest.mark.parametrize("pod", TARGETS["PODS"])
@@ -157,3 +227,40 @@ def test_tiny_keeps_stages_rules_and_objective(name):
 def test_an_unknown_target_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r":v9z: no such target; take one of v5p:2x2x1.*or tiny"):
         load("polaris_4b", "v9z")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_tiny_run_trains_both_stages_to_the_end(tmp_path):
+    """As a user calls it: one CPU device, and problems and base model made on the spot."""
+    environ = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    config = "configs/polaris_1p7b.py:tiny"
+    command = [sys.executable, "-m", "polaris_jax", "train", f"--config={config}"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}"],
+        cwd=FOLDER.parent,
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} in metrics.jsonl: a missing value is null")
+
+    text = (tmp_path / "metrics.jsonl").read_text()
+    lines = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    assert [(line["step"], line["stage"]) for line in lines] == [(0, 0), (1, 0), (2, 1), (3, 1)]
+    assert [line["rollout/temperature"] for line in lines] == [1.5, 1.5, 1.55, 1.55]
+    assert all(0 < line["rollout/mean_length"] <= 64 for line in lines)
+    assert max(line["rollout/reward_mean"] for line in lines) > 0  # the warm start taught it
+    updates = [line for line in lines if line["update/loss"] is not None]
+    assert updates and all(
+        line["update/skipped"] == 0 < line["update/grad_norm"] for line in updates
+    )
+    assert max(line["rollout/logp_gap_mean"] for line in updates) < SAMPLER_LOGPROB_ATOL
+    assert all(line["batch/context_imbalance"] == 1 for line in updates)  # one context shard
+    stages = json.loads((tmp_path / "stages.json").read_text())
+    assert [(s["first_step"], s["last_step"]) for s in stages] == [(0, 1), (2, 3)]
+    assert [s["max_response_tokens"] for s in stages] == [56, 64]
+    assert {d["kind"] for d in stages[1]["decisions"]} >= {"drop_easy", "reset_optimizer"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from polaris_jax.config import ConfigError, MeshSection
+from polaris_jax.config import ConfigError, MeshSection, ModelSection, ObjectiveSection
 from polaris_jax.models import param_axes, param_shapes
 from polaris_jax.sharding import (
     MESH_AXES,
@@ -20,13 +20,24 @@ from polaris_jax.sharding import (
     param_shardings,
     split_devices,
 )
+from polaris_jax.train.programs import abstract_arguments, update_programs
 from polaris_jax.train.state import init_train_state
-from tests.tolerances import GRADIENT_RTOL, LOGPROB_ATOL, LOSS_RTOL, SHARDED_PARAMS_LR_SHARE
+from tests.tolerances import (
+    CLOSED_FORM_ATOL,
+    GRADIENT_RTOL,
+    LOGPROB_ATOL,
+    LOSS_RTOL,
+    NEAR_ZERO_GRADIENT,
+    NEAR_ZERO_SHARE,
+    SHARDED_PARAMS_LR_SHARE,
+)
 from tests.train.cases import (
+    FP32,
     OPTIMIZER,
     QWEN2,
     QWEN3,
     ROW_LEN,
+    ROWS,
     accumulated_gradient,
     logprobs,
     make_graded,
@@ -42,8 +53,12 @@ STEPS = 3
 # eps above the gradients' rounding (1e-8): below it Adam makes whole steps out of rounding, and one
 # entry in some ten thousand then differs by up to the learning rate, on any two programs.
 SMOOTH = dataclasses.replace(OPTIMIZER, eps=1e-6)
-QWEN3_8_HEADS = dataclasses.replace(QWEN3, num_heads=8, num_kv_heads=8)
-QWEN2_8_HEADS = dataclasses.replace(QWEN2, num_heads=8, num_kv_heads=8)
+# Two query heads share each of 8 KV heads, so that all sizes of `tensor` divide them.
+GROUPED = {"num_heads": 16, "num_kv_heads": 8, "head_dim": 8}
+FAMILIES = {
+    "qwen3": dataclasses.replace(QWEN3, **GROUPED),  # QK-norm, tied tables
+    "qwen2": dataclasses.replace(QWEN2, **GROUPED),  # biases, a head of its own
+}
 DATA2_FSDP4 = MeshSection(data=2, fsdp=4)
 
 
@@ -108,48 +123,103 @@ def test_an_axis_that_does_not_divide_is_left_out():
     assert spec == PartitionSpec("data", None)
 
 
-def run(mesh, config):
-    updater = make_updater(mesh=mesh, optimizer=SMOOTH)
-    state = init_train_state(make_model(config), SMOOTH, mesh)
+def run(mesh, config, *, optimizer=SMOOTH, model=FP32):
+    updater = make_updater(mesh=mesh, optimizer=optimizer, model=model)
+    state = init_train_state(make_model(config), optimizer, mesh)
     for step in range(STEPS):
         state, metrics = updater.update(state, pack_case(make_graded(step)))
     return state, metrics
 
 
-# Every way to make 8 of the four axes; those of FAST in the default suite.
-FACTORISATIONS = [
-    sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(sizes) == 8
-]
-FAST = {(2, 4, 1, 1), (1, 2, 2, 2), (1, 1, 8, 1), (1, 1, 2, 4)}
+def gradient(mesh, config, *, model=FP32):
+    updater = make_updater(mesh=mesh, optimizer=SMOOTH, model=model)
+    return accumulated_gradient(updater, make_model(config), pack_case(make_graded()))
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        pytest.param(
-            sizes,
-            id="data{}-fsdp{}-context{}-tensor{}".format(*sizes),
-            marks=() if sizes in FAST else pytest.mark.slow,
-        )
-        for sizes in FACTORISATIONS
-    ],
-)
-def test_eight_devices_give_the_parameters_of_one(sizes):
-    """Loss, gradient and three updates; with both tied and untied tables, biases and QK-norms."""
-    config = QWEN3_8_HEADS if sizes[2] > 1 else QWEN2_8_HEADS
+def assert_equals_one_device(sizes, config, *, model=FP32):
+    """Loss, gradient and three updates; the one device always with dense attention, no remat."""
     mesh = make_mesh(MeshSection(*sizes))
-    model, batch = make_model(config), pack_case(make_graded())
-    one = accumulated_gradient(make_updater(optimizer=SMOOTH), model, batch)
-    many = accumulated_gradient(make_updater(mesh=mesh, optimizer=SMOOTH), model, batch)
+    many, one = gradient(mesh, config, model=model), gradient(one_device_mesh(), config)
     assert max_leaf_difference(many, one, relative=True) <= GRADIENT_RTOL
 
-    got, got_metrics = run(mesh, config)
+    got, got_metrics = run(mesh, config, model=model)
     want, want_metrics = run(one_device_mesh(), config)
     bound = SHARDED_PARAMS_LR_SHARE * SMOOTH.learning_rate * STEPS
     assert max_leaf_difference(got.params, want.params, relative=False) <= bound
     got_values, want_values = values(got_metrics), values(want_metrics)
     for name in ("update/loss", "update/entropy", "update/grad_norm"):
         assert got_values[name] == pytest.approx(want_values[name], rel=LOSS_RTOL), name
+
+
+# Every way to make 8 of the four axes, the families in turn: each meets every axis alone and
+# together with others. Those of FAST are in the default suite.
+FACTORISATIONS = [
+    sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(sizes) == 8
+]
+MESH_CASES = dict(zip(FACTORISATIONS, itertools.cycle(FAMILIES), strict=False))
+FAST = {(2, 4, 1, 1), (1, 2, 1, 4), (1, 2, 2, 2), (1, 1, 4, 2)}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "family"),
+    [
+        pytest.param(
+            sizes,
+            family,
+            id="data{}-fsdp{}-context{}-tensor{}".format(*sizes) + f"-{family}",
+            marks=() if sizes in FAST else pytest.mark.slow,
+        )
+        for sizes, family in MESH_CASES.items()
+    ],
+)
+def test_eight_devices_give_the_parameters_of_one(sizes, family):
+    assert_equals_one_device(sizes, FAMILIES[family])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_meets_context_and_tensor_without_context(family):
+    met = [sizes for sizes, f in MESH_CASES.items() if f == family]
+    assert any(context > 1 for _, _, context, _ in met)
+    assert any(tensor > 1 and context == 1 for _, _, context, tensor in met)
+
+
+def test_tiled_attention_and_remat_on_a_mesh_give_the_parameters_of_one_device(monkeypatch):
+    # A shard's row is two pieces of 12 tokens: three tiles each, over twelve tiles of keys.
+    monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", 4)
+    model = ModelSection(dtype="float32", attention="chunked", remat="layer")
+    assert_equals_one_device((1, 2, 2, 2), FAMILIES["qwen2"], model=model)
+
+
+def test_at_the_recipes_eps_only_near_zero_gradients_move_otherwise():
+    """Adam at eps 1e-8 turns the rounding of a near-zero gradient into a whole step."""
+    mesh, config = make_mesh(MeshSection(1, 2, 2, 2)), FAMILIES["qwen2"]
+    assert OPTIMIZER.eps == 1e-8
+    got, _ = run(mesh, config, optimizer=OPTIMIZER)
+    want, _ = run(one_device_mesh(), config, optimizer=OPTIMIZER)
+    bound = SHARDED_PARAMS_LR_SHARE * OPTIMIZER.learning_rate * STEPS
+    first = gradient(one_device_mesh(), config).params()
+    differing, entries = 0, 0
+    for path, want_leaf in want.params.params().items():
+        differs = np.abs(np.asarray(got.params.params()[path]) - np.asarray(want_leaf)) > bound
+        magnitude = np.abs(np.asarray(first[path]))
+        assert (magnitude[differs] <= NEAR_ZERO_GRADIENT * magnitude.max()).all(), path
+        differing, entries = differing + int(differs.sum()), entries + differs.size
+    assert differing <= NEAR_ZERO_SHARE * entries
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (1, 2, 2, 2)], ids=["one", "mesh"])
+def test_layer_inputs_in_host_memory_leave_the_gradient(sizes):
+    """A CPU's compiler keeps them where they are; accelerators are told to move each layer's."""
+    mesh = make_mesh(MeshSection(*sizes), jax.devices()[: math.prod(sizes)])
+    config, offload = FAMILIES["qwen2"], dataclasses.replace(FP32, remat="layer_offload")
+    kept, moved = gradient(mesh, config), gradient(mesh, config, model=offload)
+    assert max_leaf_difference(moved, kept, relative=True) == 0.0
+
+    programs = update_programs(config, ObjectiveSection(), SMOOTH, offload, mesh, row_len=ROW_LEN)
+    state, total, arrays = abstract_arguments(config, SMOOTH, mesh=mesh, rows=ROWS, row_len=ROW_LEN)
+    traced = programs.accumulate.trace(state.params, total, arrays, None)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count('"pinned_host"') == config.num_layers
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 4, 2), (2, 2, 1, 2)], ids=str)
@@ -164,6 +234,18 @@ def test_recomputed_logprobs_come_back_in_row_order(sizes):
     np.testing.assert_allclose(
         got.old_logp_BT, np.asarray(want) * batch.fresh_BT, rtol=0, atol=LOGPROB_ATOL
     )
+
+
+def test_the_imbalance_of_context_shards_is_weighted_by_work():
+    batch = pack_case(make_graded())
+    # Shards hold tokens 0, 1, 6, 7 and 2, 3, 4, 5. Padding alone is balanced as one segment is.
+    segment_BT = np.array([[1, 1, 1, 1, 1, 1, 2, 2], [0] * 8])
+    batch = dataclasses.replace(batch, segment_BT=segment_BT)
+    work_BC = np.array([[1 + 2 + 1 + 2, 3 + 4 + 5 + 6], [18, 18]])
+    want = work_BC.max(axis=1).sum() / work_BC.mean(axis=1).sum()
+    two = make_updater(mesh=make_mesh(MeshSection(context=2)))
+    assert two.context_imbalance(batch) == pytest.approx(want, rel=CLOSED_FORM_ATOL)
+    assert make_updater().context_imbalance(batch) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,13 @@ CLOSED_FORM_ATOL = 1e-12
 # Adam's eps lies above the rounding of the gradients.
 SHARDED_PARAMS_LR_SHARE = 0.05
 
+# Adam's first step is g / (|g| + eps): where eps lies below the gradients' rounding (up to
+# GRADIENT_RTOL of the tensor's largest), an entry under this share of the largest may differ by
+# more than SHARDED_PARAMS_LR_SHARE of a step. Such entries stay under NEAR_ZERO_SHARE of all: one
+# in ten thousand (measured: none in 36,000 on four meshes).
+NEAR_ZERO_GRADIENT = GRADIENT_RTOL / SHARDED_PARAMS_LR_SHARE
+NEAR_ZERO_SHARE = 1e-4
+
 # bfloat16 keeps 8 bits: activations and their gradients differ by about 2^-8 an operation, and a
 # leaf's largest entry by a few of them.
 BF16_GRADIENT_RTOL = 0.1

@@ -7,6 +7,7 @@ from polaris_jax.models.attention import (
     attend,
     resolve_attention,
     row_order,
+    shard_work,
 )
 from polaris_jax.models.config import ModelConfig, RopeScaling
 from polaris_jax.models.counted_tokens import HeadLoop, counted_logprobs, counted_loss
@@ -37,6 +38,7 @@ __all__ = [
     "counted_loss",
     "resolve_attention",
     "row_order",
+    "shard_work",
     "target_logprobs",
     "ModelConfig",
     "Qwen",

@@ -123,7 +123,7 @@ def sharded_model(
         ConfigError: a mesh axis that does not divide what it splits, or an attention back end that
             does not fit platform or shapes.
     """
-    _check_mesh(config, section, mesh, row_len=row_len)
+    _check_mesh(config, mesh, row_len=row_len)
     platform = mesh.devices.flat[0].platform
     try:
         attention = resolve_attention(
@@ -147,7 +147,7 @@ def sharded_model(
     return ShardedModel(config, mesh, row_len, section.dtype, attention, section.remat, specs)
 
 
-def _check_mesh(config: ModelConfig, section: ModelSection, mesh: Mesh, *, row_len: int) -> None:
+def _check_mesh(config: ModelConfig, mesh: Mesh, *, row_len: int) -> None:
     tensor, context = mesh.shape[TENSOR], mesh.shape[CONTEXT]
     for name in ("num_heads", "num_kv_heads", "intermediate_size"):
         size = getattr(config, name)
@@ -161,11 +161,6 @@ def _check_mesh(config: ModelConfig, section: ModelSection, mesh: Mesh, *, row_l
             f"batch.row_len={row_len}: the tokens of a row are split over mesh.context={context} "
             f"(twice as many parts, for balance) and mesh.tensor={tensor}; choose a multiple of "
             f"{unit}, or 0"
-        )
-    if section.remat == "layer_offload" and mesh.devices.flat[0].platform == "cpu":
-        raise ConfigError(
-            "model.remat='layer_offload': there is no other memory than the host's on a CPU; use "
-            "layer or none"
         )
 
 

@@ -18,9 +18,16 @@ from jax.sharding import Mesh
 
 from polaris_jax.config import ModelSection, ObjectiveSection, OptimizerSection
 from polaris_jax.metrics import Mean
-from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.models import ModelConfig, Qwen, shard_work
 from polaris_jax.records import TrainBatch
-from polaris_jax.sharding import batch_sharding, global_array, moved, private_copies, row_shards
+from polaris_jax.sharding import (
+    CONTEXT,
+    batch_sharding,
+    global_array,
+    moved,
+    private_copies,
+    row_shards,
+)
 from polaris_jax.train.programs import (
     FIELDS,
     LOGPROB_FIELDS,
@@ -28,7 +35,7 @@ from polaris_jax.train.programs import (
     UpdatePrograms,
     update_programs,
 )
-from polaris_jax.train.sharded_model import sharded_model
+from polaris_jax.train.sharded_model import CONTEXT_LAYOUT, sharded_model
 from polaris_jax.train.state import TrainState, fresh_moments, is_placed, parked_shardings
 
 Metrics = dict[str, Mean | float | None]
@@ -117,6 +124,16 @@ class Updater:
         total, sums = self.gradient(state.params, batch, reference=reference)
         state, step = programs.apply(state, total)
         return state, _metrics(jax.device_get(sums), jax.device_get(step), self.objective)
+
+    def context_imbalance(self, batch: TrainBatch) -> float:
+        """The busiest context shard's attention work over the mean of its row, >= 1.
+
+        Work is counted as `chunked` does it, which skips the tiles of other segments; the rows'
+        figures are weighted by their work. Packed rows are above 1 (see docs/decisions.md), rows of
+        one segment 1. A back end that computes whole rows (`splash`) is balanced whatever this is.
+        """
+        work_BC = shard_work(batch.segment_BT, self.mesh.shape[CONTEXT], CONTEXT_LAYOUT)
+        return float(work_BC.max(axis=1).sum() / work_BC.mean(axis=1).sum())
 
     def gradient(
         self, params: Qwen, batch: TrainBatch, *, reference: Qwen | None = None

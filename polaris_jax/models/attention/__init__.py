@@ -13,7 +13,7 @@ Back ends, one file each, all with the same answer:
 
 from polaris_jax.models.attention.dispatch import attend
 from polaris_jax.models.attention.resolve import Attention, resolve_attention
-from polaris_jax.models.attention.shards import ContextShard, Layout, row_order
+from polaris_jax.models.attention.shards import ContextShard, Layout, row_order, shard_work
 from polaris_jax.models.attention.softmax import MASKED_SCORE
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "attend",
     "resolve_attention",
     "row_order",
+    "shard_work",
 ]

@@ -2,7 +2,9 @@
 
 Causal work grows along the row: of `contiguous` shards the last does up to twice the mean. `zigzag`
 gives shard i the chunks i and 2 x shards - 1 - i of the row, an early and a late one, whose work
-adds up to the same for every i.
+adds up to the same for every i where the row is one sequence. In a packed row a back end that skips
+what other segments hide (`chunked`) has less to do in some chunks than in others; `shard_work` says
+how much.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Int32
+from jaxtyping import Float64, Int32
 
 Layout = Literal["contiguous", "zigzag"]
 
@@ -70,6 +72,24 @@ def row_order(length: int, shards: int, layout: Layout = "zigzag") -> Int32[np.n
     chunk = np.arange(chunks)
     early_late = np.stack([chunk[:shards], chunk[:shards][::-1] + shards], axis=1).reshape(-1)
     return order.reshape(chunks, -1)[early_late].reshape(-1)
+
+
+def shard_work(
+    segment_BT: np.ndarray, shards: int, layout: Layout = "zigzag"
+) -> Float64[np.ndarray, "B shards"]:
+    """Pairs of a query and a key that it sees, of each shard of each row, float64 [B, shards].
+
+    Args:
+        segment_BT: segment ids in row order; padding, 0, sees padding and counts as it computes.
+        shards: parts of each row.
+        layout: see `row_order`.
+    """
+    index_T = np.arange(segment_BT.shape[1])
+    begins_BT = np.diff(segment_BT, axis=1, prepend=-1) != 0
+    first_BT = np.maximum.accumulate(np.where(begins_BT, index_T, 0), axis=1)
+    seen_BT = (index_T - first_BT + 1).astype(np.float64)
+    order = row_order(segment_BT.shape[1], shards, layout)
+    return seen_BT[:, order].reshape(len(segment_BT), shards, -1).sum(axis=2)
 
 
 def query_index(context: ContextShard | None, length: int) -> Array:

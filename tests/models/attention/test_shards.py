@@ -6,12 +6,14 @@ import pytest
 
 from polaris_jax.models.attention import ContextShard, row_order
 from polaris_jax.models.attention.chunked import visible_tiles
-from polaris_jax.models.attention.shards import run_start
+from polaris_jax.models.attention.shards import run_start, shard_work
 from polaris_jax.models.attention.splash import splash_kernel
 
 ROW_TOKENS = 53_248
 # Causal work of the busiest shard over the idlest, less one: the bound of a balanced layout.
 IMBALANCE = 0.05
+# Tiles on the diagonal and at the segments' borders are computed whole, by idle shards too.
+TILE_ROUNDING = 0.06
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "zigzag"])
@@ -42,14 +44,17 @@ def test_runs_start_at_their_first_position():
     assert run_start(segment_BS).tolist() == [[0, 0, 2, 2, 2, 5], [0, 0, 0, 3, 4, 4]]
 
 
-def pairs_a_shard(shards: int, layout: str, block: int) -> np.ndarray:
-    """Pairs of tiles that `chunked` computes in each shard of a full row of one segment."""
+def pairs_a_shard(
+    shards: int, layout: str, block: int, lengths: tuple[int, ...] = (ROW_TOKENS,)
+) -> np.ndarray:
+    """Pairs of tiles that `chunked` computes in each shard of a full row of such segments."""
     pieces = ContextShard("", shards, layout).pieces
     order = row_order(ROW_TOKENS, shards, layout).reshape(shards, pieces, -1)
+    first_T = np.repeat(np.cumsum(lengths) - lengths, lengths)
 
     def pairs(piece: np.ndarray) -> int:
         tiles = [piece[i : i + block] for i in range(0, len(piece), block)]
-        bounds = [visible_tiles(tile, np.zeros_like(tile), block) for tile in tiles]
+        bounds = [visible_tiles(tile, first_T[tile], block) for tile in tiles]
         return sum(int(last - first) for first, last in bounds)
 
     return np.array([sum(pairs(piece) for piece in shard) for shard in order])
@@ -64,6 +69,35 @@ def test_zigzag_shards_do_the_same_causal_work(shards):
     assert contiguous.max() / contiguous.mean() == pytest.approx(
         (2 * shards - 1) / shards, rel=0.05
     )
+
+
+def imbalance(work: np.ndarray) -> float:
+    return work.max() / work.mean()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "imbalances"),
+    [
+        ((ROW_TOKENS,), {2: 1.0, 4: 1.0, 8: 1.0}),
+        ((40_000, 13_248), {2: 1.60, 4: 1.60, 8: 1.60}),
+        ((30_000, 12_000, 11_248), {2: 1.40, 4: 1.75, 8: 2.42}),
+    ],
+    ids=["one", "two", "three"],
+)
+def test_packed_rows_are_unbalanced_as_stated(lengths, imbalances):
+    """The figures of docs/decisions.md, by pairs of tokens and by the tiles that are computed."""
+    segment_BT = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None]
+    for shards, want in imbalances.items():
+        assert imbalance(shard_work(segment_BT, shards)) == pytest.approx(want, rel=0.01)
+        tiles = pairs_a_shard(shards, "zigzag", 512, lengths)
+        assert imbalance(tiles) == pytest.approx(want, rel=TILE_ROUNDING)
+
+
+def test_work_is_what_each_query_sees():
+    segment_BT = np.array([[1, 1, 1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 2, 2, 2]])
+    assert shard_work(segment_BT, 2, "contiguous").tolist() == [[10, 7], [7, 22]]
+    assert shard_work(segment_BT, 2).tolist() == [[7, 10], [15, 14]]
+    assert shard_work(segment_BT, 1).tolist() == [[17], [29]]
 
 
 def test_splash_shards_do_the_same_causal_work():
