@@ -197,6 +197,7 @@ class Planner:
             devices=len(self.devices),
             platform=self.topology.platform,
             dynamic_trips=dynamic_trips,
+            host_devices=self.chip.near,
             read=read,
         )
         what = "refused" if done.refusal else f"{done.total / (1 << 30):.2f} GiB a device"
@@ -317,11 +318,12 @@ class Planner:
 def link_s(traffic: Traffic, chip: Chip) -> float:
     """Seconds that one device's links need for a program's collectives.
 
-    A group leaves a host by its span, not its size: two devices eight apart are on two hosts.
+    A group leaves a host by its devices' numbers, not its size: two devices eight apart are on two
+    hosts, and so are two neighbours of which one is a host's last.
     """
     seconds = 0.0
     for collective in traffic.collectives:
-        far = chip.near and collective.span > chip.near
+        far = collective.hosts > 1
         speed = chip.far_link_bytes_per_s if far else chip.link_bytes_per_s
         seconds += collective.wire_bytes / speed
     return seconds
