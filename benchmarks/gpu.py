@@ -1,4 +1,4 @@
-"""Decode and update of Qwen3-4B's shape on one GPU, beside what the card itself reaches.
+"""Decode and update of Qwen3-4B's shape on one GPU, beside the card's own rates and the plan's.
 
     python benchmarks/gpu.py [--rows 16] [--context 12288] [--row_len 16384] [--out FILE]
 
@@ -6,13 +6,18 @@ Random weights, bfloat16 compute. Measured in one process, medians of `--repeat`
 and the matmul rate of the card; decode steps of `--rows` sequences at `--context` tokens; one
 update with a row of `--row_len` tokens (float32 master weights, bfloat16 moments: so that one card
 holds them); attention forward and backward under each back end that the card allows. Compilation is
-apart. `--tiny` shrinks everything for a smoke test on any device; its figures mean nothing.
+apart. Each part is printed and written when it is done, so that one that runs out of memory loses
+nothing of those before it. `--tiny` shrinks everything for a smoke test on any device; its figures
+mean nothing.
 
 Decode seconds a step are the difference of two `generate` calls with equal prompt lengths and other
 response lengths, so prefill drops out. Its bytes are the sampler's weights once a step and the live
 keys and values of every row. MFU is model FLOPs (6 x parameters of the products x tokens and causal
-attention; neither recomputation nor padding) over seconds over the card's dense bfloat16 peak. The
-plan's figures are those of `polaris plan`: 40% MFU, 60% of the public bandwidth.
+attention; neither recomputation nor padding) over seconds over the card's dense bfloat16 peak.
+
+What is planned is the estimate of `polaris plan`'s own planner for h100:1 or h200:1 at these very
+lengths, from the product's programs as compiled for the card that is here: one process cannot
+compile for a card that is described and run on another.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +38,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polaris_jax.config import MeshSection, ModelSection, ObjectiveSection, OptimizerSection
+from polaris_jax.config import (
+    MeshSection,
+    ModelSection,
+    OptimizerSection,
+    RolloutSection,
+    RunConfig,
+    StageSection,
+)
 from polaris_jax.metrics.throughput import train_flops_per_token
 from polaris_jax.models import ModelConfig, Qwen
 from polaris_jax.models.attention import Attention, attend, resolve_attention
 from polaris_jax.models.presets import preset
 from polaris_jax.plan.chips import CHIPS, Chip
-from polaris_jax.plan.roofline import ASSUMED
+from polaris_jax.plan.job import Job, Setting
+from polaris_jax.plan.planner import Planner
+from polaris_jax.plan.roofline import ASSUMED, Estimate
+from polaris_jax.plan.topologies import parse_topology
 from polaris_jax.records import TrainBatch
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.sharding import make_mesh
@@ -47,7 +62,8 @@ from polaris_jax.train.state import random_train_state
 from polaris_jax.train.update import Updater
 
 SHORT_TOKENS, LONG_TOKENS = 32, 160
-TINY = ModelConfig(512, 128, 256, 2, 4, 2, 64, 1e6, 1e-6, 32_768, True, False, True)
+PROMPT_TOKENS = 64  # of the update's row; the rest is response
+TINY = ModelConfig(512, 128, 256, 1, 4, 2, 64, 1e6, 1e-6, 32_768, True, False, True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +76,43 @@ class Sizes:
     row_len: int
     copy_bytes: int
     matmul: int
+
+    @property
+    def max_len(self) -> int:
+        """Tokens of a decoded sequence."""
+        return self.context + LONG_TOKENS
+
+    @property
+    def config(self) -> RunConfig:
+        """What sampler and update are made of."""
+        return dataclasses.replace(
+            RunConfig(),
+            model=ModelSection(dtype="bfloat16", remat="layer"),
+            optimizer=OptimizerSection(moment_dtype="bfloat16"),
+            rollout=RolloutSection(
+                prompts_per_step=self.rows,
+                responses_per_prompt=1,
+                slots=self.rows,
+                page_size=64,
+                num_pages=self.rows * -(-self.max_len // 64) + 1,
+                decode_steps=16,
+                prefill_chunk=min(1024, self.context),
+            ),
+        )
+
+
+class Report:
+    """Printed and written part by part: what is measured stays, whatever comes after."""
+
+    def __init__(self, out: str) -> None:
+        self._out, self._text = out, ""
+
+    def add(self, lines: Sequence[str]) -> None:
+        part = "\n".join(lines) + "\n"
+        print(part, end="", flush=True)
+        self._text += part
+        if self._out:
+            Path(self._out).write_text(self._text)
 
 
 def main() -> None:
@@ -78,31 +131,81 @@ def main() -> None:
         sys.exit(f"error: --repeat={args.repeat}: must be at least 1")
     sizes = Sizes(preset("qwen3-4b"), args.rows, args.context, args.row_len, 4 << 30, 8192)
     if args.tiny:
-        sizes = Sizes(TINY, 2, 256, 512, 1 << 24, 256)
-    chip = chip_of(device)
+        sizes = Sizes(TINY, 2, 64, 256, 1 << 24, 256)
+        args.repeat = 1
+    chip, report = chip_of(device), Report(args.out)
     bandwidth, matmul = copy_bandwidth(sizes, args.repeat), matmul_rate(sizes, args.repeat)
-    lines = [
-        "# One GPU, Qwen3-4B's shape" if not args.tiny else "# Smoke test, figures mean nothing",
-        "",
-        f"{device.device_kind}, jax {jax.__version__}, Python {platform.python_version()}, commit "
-        f"`{commit()}`; made by `benchmarks/gpu.py`, medians of {args.repeat}.",
-        "",
-        "| what | value |",
-        "|---|---|",
-        f"| copy bandwidth (read + write) | {bandwidth / 1e9:,.0f} GB/s |",
-        f"| bfloat16 matmul, {sizes.matmul}^3 | {matmul / 1e12:,.1f} TFLOP/s |",
-        *decode(sizes, chip, bandwidth, args.repeat),
-        *update(sizes, chip, matmul, args.repeat),
-        *attention(sizes, args.repeat),
-    ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.out:
-        Path(args.out).write_text(text)
+    report.add(
+        [
+            "# One GPU, Qwen3-4B's shape"
+            if not args.tiny
+            else "# Smoke test, figures mean nothing",
+            "",
+            f"{device.device_kind}, jax {jax.__version__}, Python {platform.python_version()}, "
+            f"commit `{commit()}`; made by `benchmarks/gpu.py`, medians of {args.repeat}.",
+            "",
+            "| what | value |",
+            "|---|---|",
+            f"| copy bandwidth (read + write) | {bandwidth / 1e9:,.0f} GB/s |",
+            f"| bfloat16 matmul, {sizes.matmul}^3 | {matmul / 1e12:,.1f} TFLOP/s |",
+        ]
+    )
+    decode_s, lines = decode(sizes, bandwidth, args.repeat)
+    report.add(lines)
+    plan_decode_s, plan_update_s = planned(sizes, chip, device)
+    report.add([beside("decode step", decode_s, plan_decode_s)])
+    update_s, lines = update(sizes, chip, matmul, args.repeat)
+    report.add([*lines, beside("update", update_s, plan_update_s)])
+    report.add(attention(sizes, args.repeat))
+
+
+def beside(what: str, measured_s: float, plan_s: float) -> str:
+    """A table row of a time and of the plan's."""
+    return (
+        f"| {what}: measured / planned | {measured_s:.4g} s / {plan_s:.4g} s = "
+        f"{measured_s / plan_s:.3g} |"
+    )
+
+
+def planned(sizes: Sizes, chip: Chip, device: Any) -> tuple[float, float]:
+    """(decode_s, update_s): the planner's estimates of a decode step and of the update."""
+    setting, tokens = Setting(MeshSection(1, 1, 1, 1), rows=1), LONG_TOKENS - SHORT_TOKENS
+    efficiency = dataclasses.replace(ASSUMED, padding=0.0)  # the row is full
+
+    def job(prompt_tokens: int, response_tokens: int, *, responses: int) -> Job:
+        rollout = dataclasses.replace(sizes.config.rollout, prompts_per_step=responses)
+        stages = (StageSection(max_response_tokens=response_tokens),)
+        config = dataclasses.replace(sizes.config, rollout=rollout, stages=stages)
+        # All responses are as long as they may be: nothing is drawn.
+        return Job(
+            *(config, sizes.model, 0, sizes.row_len, sizes.max_len),
+            mean_response_tokens=response_tokens,
+            mean_prompt_tokens=prompt_tokens,
+        )
+
+    def estimate(planner: Planner) -> Estimate:
+        found = planner.assess(setting)
+        if found.estimate is None:
+            sys.exit(f"error: no plan: {'; '.join(found.reasons)}")
+        return found.estimate
+
+    planner = Planner(
+        job(sizes.context + SHORT_TOKENS, tokens, responses=sizes.rows),
+        parse_topology(f"{chip.name}:1"),
+        [device],
+        chip,
+        efficiency=efficiency,
+    )
+    rollout = estimate(planner)
+    row = job(PROMPT_TOKENS, sizes.row_len - PROMPT_TOKENS, responses=1)
+    step_s = (rollout.rollout_s - rollout.prefill_s) / rollout.decode_steps
+    return step_s, estimate(planner.with_job(row, same_sampler=True)).update_s
 
 
 def chip_of(device: Any) -> Chip:
     """The card's public figures; another card is judged by an H100's and named all the same."""
+    if device.platform == "cpu":
+        return CHIPS["cpu"]
     kind = device.device_kind.lower()
     return CHIPS[next((name for name in ("h200", "h100") if name in kind), "h100")]
 
@@ -132,23 +235,22 @@ def matmul_rate(sizes: Sizes, repeat: int) -> float:
     return 2 * sizes.matmul**3 / seconds(lambda: product(a, a), repeat)
 
 
-def decode(sizes: Sizes, chip: Chip, bandwidth: float, repeat: int) -> list[str]:
-    """Table rows of decode."""
-    model, rng = sizes.model, np.random.default_rng(0)
-    max_len = sizes.context + LONG_TOKENS
+def decode(sizes: Sizes, bandwidth: float, repeat: int) -> tuple[float, list[str]]:
+    """Seconds of a decode step, and table rows."""
+    model, rollout, rng = sizes.model, sizes.config.rollout, np.random.default_rng(0)
     weights = jax.jit(
         lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), Qwen.init(model, key))
     )(jax.random.key(0))
     sampler = Sampler(
         weights,
         SamplerConfig(
-            slots=sizes.rows,
-            page_size=64,
-            num_pages=sizes.rows * -(-max_len // 64) + 1,
-            max_len=max_len,
-            decode_steps=16,
-            prefill_chunk=min(1024, sizes.context),
-            dtype="bfloat16",
+            slots=rollout.slots,
+            page_size=rollout.page_size,
+            num_pages=rollout.num_pages,
+            max_len=sizes.max_len,
+            decode_steps=rollout.decode_steps,
+            prefill_chunk=rollout.prefill_chunk,
+            dtype=sizes.config.model.dtype,
         ),
     )
     weights_bytes = sum(x.nbytes for x in jax.tree.leaves(weights))
@@ -168,24 +270,22 @@ def decode(sizes: Sizes, chip: Chip, bandwidth: float, repeat: int) -> list[str]
     live = sizes.rows * (sizes.context + (SHORT_TOKENS + LONG_TOKENS) / 2)
     kv_token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 2
     moved = weights_bytes + live * kv_token_bytes
-    planned_s = moved / (ASSUMED.bandwidth * chip.hbm_bytes_per_s)
-    return [
+    return step_s, [
         f"| decode, {sizes.rows} rows at {sizes.context:,} tokens | {1e3 * step_s:.2f} ms a step, "
         f"{sizes.rows / step_s:,.0f} tokens/s |",
         f"| its bytes over the copy bandwidth | {moved / step_s / bandwidth:.1%} |",
-        f"| measured / planned | {step_s / planned_s:.2f} |",
         f"| prefill and {SHORT_TOKENS} tokens; first call | {shorts:.1f} s; {start_s:.1f} s |",
     ]
 
 
-def update(sizes: Sizes, chip: Chip, matmul: float, repeat: int) -> list[str]:
-    """Table rows of the update."""
+def update(sizes: Sizes, chip: Chip, matmul: float, repeat: int) -> tuple[float, list[str]]:
+    """Seconds of the update, and table rows."""
     gc.collect()
-    model, mesh = sizes.model, make_mesh(MeshSection(), jax.devices()[:1])
-    optimizer = OptimizerSection(moment_dtype="bfloat16")
-    settings = ModelSection(dtype="bfloat16", remat="layer")
-    updater = Updater(ObjectiveSection(), optimizer, settings, mesh, rows=1, row_len=sizes.row_len)
-    state = random_train_state(model, jax.random.key(0), optimizer=optimizer, mesh=mesh)
+    model, config, mesh = sizes.model, sizes.config, make_mesh(MeshSection(), jax.devices()[:1])
+    updater = Updater(
+        *(config.objective, config.optimizer, config.model, mesh), rows=1, row_len=sizes.row_len
+    )
+    state = random_train_state(model, jax.random.key(0), optimizer=config.optimizer, mesh=mesh)
     batch = one_row(model, sizes.row_len)
     taken = []
     for _ in range(repeat + 1):
@@ -195,15 +295,13 @@ def update(sizes: Sizes, chip: Chip, matmul: float, repeat: int) -> list[str]:
         taken.append(time.perf_counter() - began)
     step_s = statistics.median(taken[1:])
     flops = sizes.row_len * train_flops_per_token(model, (sizes.row_len + 1) / 2, remat=False)
-    planned_s = flops / (ASSUMED.mfu * chip.peak_flops)
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     memory = "unknown" if peak is None else f"{peak / 2**30:.1f} GiB"
-    return [
+    return step_s, [
         f"| update, one row of {sizes.row_len:,} tokens | {step_s:.2f} s, "
         f"{sizes.row_len / step_s:,.0f} tokens/s; first {taken[0]:.1f} s |",
         f"| its MFU (of the measured matmul rate) | {flops / step_s / chip.peak_flops:.1%} "
         f"({flops / step_s / matmul:.1%}) |",
-        f"| measured / planned | {step_s / planned_s:.2f} |",
         f"| peak memory of the process | {memory} |",
     ]
 
@@ -212,7 +310,8 @@ def one_row(model: ModelConfig, row_len: int) -> TrainBatch:
     """One sequence that fills a row; all but its first tokens are response."""
     rng = np.random.default_rng(1)
     shape = (1, row_len)
-    in_response = (np.arange(row_len) >= 64)[None] & (np.arange(row_len) < row_len - 1)[None]
+    place_T = np.arange(row_len)
+    in_response = ((place_T >= PROMPT_TOKENS) & (place_T < row_len - 1))[None]
     weight_BT = in_response.astype(np.float32) / in_response.sum()
     return TrainBatch(
         token_BT=rng.integers(1, model.vocab_size, shape).astype(np.int32),

@@ -35,7 +35,8 @@ class Case:
     Attributes:
         config: a file of configs/, without .py.
         topology: as `polaris plan` takes it; the config's own division of that pod is planned.
-        rows_at_least: full-length rows that must fit at once; None: it must be refused.
+        rows_at_least: full-length rows that must fit at once; None: it must be refused, with the
+            nearest setting that fits.
         flags: what differs from that division.
         target: what the config takes after its colon.
         sparse_core: with launch/sparse_core.args.
@@ -126,7 +127,10 @@ def run(case: Case, root: Path) -> dict[str, Any]:
 def shortfall(case: Case, plan: dict[str, Any]) -> str:
     """How a plan differs from what the recipe needs; empty: it does not."""
     if case.rows_at_least is None:
-        return f"{case.name}: fits, though it must be refused" if plan["fits"] else ""
+        if plan["fits"]:
+            return f"{case.name}: fits, though it must be refused"
+        # Advice is flags; without any it says that nothing was found.
+        return "" if "--" in plan.get("nearest", "") else f"{case.name}: no setting that fits named"
     if not plan["fits"]:
         return f"{case.name}: does not fit: {plan['reasons'][0]}"
     rows = plan["fit"]["full_rows"]

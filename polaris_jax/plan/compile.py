@@ -81,6 +81,7 @@ def compile_program(
     devices: int,
     platform: str,
     dynamic_trips: float = 1.0,
+    host_devices: int = 0,
     read: Callable[[str], None] = lambda text: None,
 ) -> Compiled:
     """`program` compiled for its arguments' devices.
@@ -91,7 +92,7 @@ def compile_program(
         program: what to compile.
         devices: in its mesh.
         platform: theirs: tpu, gpu or cpu.
-        dynamic_trips: see `hlo.program_traffic`.
+        dynamic_trips, host_devices: see `hlo.program_traffic`.
         read: is given the compiled text.
     """
     began = time.perf_counter()
@@ -118,7 +119,9 @@ def compile_program(
         - memory.host_alias_size_in_bytes,
         peak=getattr(memory, "peak_memory_in_bytes", None) or None,
         compile_s=seconds,
-        traffic=program_traffic(text, devices=devices, dynamic_trips=dynamic_trips),
+        traffic=program_traffic(
+            text, devices=devices, dynamic_trips=dynamic_trips, host_devices=host_devices
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,12 +31,13 @@ SLICED_ALL_REDUCE = "all-reduce+slice"
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind, group size and span in a program.
+    """All collectives of one kind, group size, span and number of hosts in a program.
 
     Attributes:
         kind: HLO's name, or `all-reduce+slice`.
         group: devices that take part in one.
         span: numbers from a group's first device to its last, both counted; of the widest group.
+        hosts: on which a group's devices lie, of the group with the most; 1 without hosts.
         executed: how many run, loops counted in full.
         payload_bytes: of the whole array that a group gathers, reduces or exchanges, summed.
         largest_bytes: of the largest such array.
@@ -44,6 +46,7 @@ class Collective:
     kind: str
     group: int
     span: int
+    hosts: int
     executed: float
     payload_bytes: float
     largest_bytes: float
@@ -62,7 +65,7 @@ class Traffic:
     """What one execution of a program moves, a device.
 
     Attributes:
-        collectives: by kind, group size and span, most bytes first.
+        collectives: by kind, group size, span and hosts, most bytes first.
         hbm_bytes: read and written by XLA's own instructions (operands and results in HBM; of a
             sliced operand the slice). An estimate: what a fusion reads twice counts once.
         kernel_bytes: operands and results of custom calls (Pallas, cuDNN), which may read them
@@ -82,19 +85,22 @@ class Traffic:
         return sum(c.wire_bytes for c in self.collectives if kind in (None, c.kind))
 
 
-def program_traffic(text: str, *, devices: int, dynamic_trips: float = 1.0) -> Traffic:
+def program_traffic(
+    text: str, *, devices: int, dynamic_trips: float = 1.0, host_devices: int = 0
+) -> Traffic:
     """The traffic of one execution of a compiled program.
 
     Args:
         text: `compiled.as_text()`.
         devices: of the program; the group of a collective that names none.
         dynamic_trips: executions of a loop whose count the text does not tell.
+        host_devices: of a host, numbered one after the other; 0: all are on one.
     """
-    walk = _Walk(parse_module(text), devices, dynamic_trips)
+    walk = _Walk(parse_module(text), devices, dynamic_trips, host_devices or devices)
     walk.visit(walk.module.computations[walk.module.entry], 1.0)
-    grouped: dict[tuple[str, int, int], list[float]] = {}
-    for kind, group, span, times, payload in walk.collectives:
-        total = grouped.setdefault((kind, group, span), [0.0, 0.0, 0.0])
+    grouped: dict[tuple[str, int, int, int], list[float]] = {}
+    for kind, group, span, hosts, times, payload in walk.collectives:
+        total = grouped.setdefault((kind, group, span, hosts), [0.0, 0.0, 0.0])
         total[0] += times
         total[1] += times * payload
         total[2] = max(total[2], payload)
@@ -111,9 +117,12 @@ def program_traffic(text: str, *, devices: int, dynamic_trips: float = 1.0) -> T
 class _Walk:
     """Sums over one module."""
 
-    def __init__(self, module: Module, devices: int, dynamic_trips: float) -> None:
+    def __init__(
+        self, module: Module, devices: int, dynamic_trips: float, host_devices: int
+    ) -> None:
         self.module, self.devices, self.dynamic_trips = module, devices, dynamic_trips
-        self.collectives: list[tuple[str, int, int, float, float]] = []
+        self.host_devices = host_devices
+        self.collectives: list[tuple[str, int, int, int, float, float]] = []
         self.hbm_bytes = self.kernel_bytes = 0.0
         self.dynamic_loops = self.bounded_loops = 0
 
@@ -170,7 +179,9 @@ class _Walk:
         named: tuple[Computation, Instruction],
     ) -> None:
         """Adds one collective; `named`: the instruction under whose name others read it."""
-        group, span = _group(instruction, self.devices)
+        group, groups = _groups(instruction, self.devices)
+        span = max(map(_span, groups))
+        hosts = max(np.unique(ids // self.host_devices).size for ids in groups)
         for index, name in enumerate(instruction.operands):
             source = computation.by_name.get(name)
             if source is None:
@@ -179,7 +190,7 @@ class _Walk:
             payload = size * group if kind == "all-gather" else size
             sliced = kind == "all-reduce" and self._is_sliced(instruction, index, named)
             name = SLICED_ALL_REDUCE if sliced else kind
-            self.collectives.append((name, group, span, times, payload))
+            self.collectives.append((name, group, span, hosts, times, payload))
 
     def _is_sliced(
         self, reduce: Instruction, index: int, named: tuple[Computation, Instruction]
@@ -199,8 +210,8 @@ class _Walk:
             self.hbm_bytes += size
 
 
-def _group(instruction: Instruction, devices: int) -> tuple[int, int]:
-    """(devices of one group, span): see `Collective`.
+def _groups(instruction: Instruction, devices: int) -> tuple[int, Sequence[np.ndarray]]:
+    """(devices of one group, the numbers of each group's): see `Collective`.
 
     `{{0,1},..}`, `[groups,size]<=[dims]T(order)`, axes of a named mesh, or pairs of a permute.
     """
@@ -209,16 +220,16 @@ def _group(instruction: Instruction, devices: int) -> tuple[int, int]:
     if listed:
         groups = [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", listed.group(2))]
         pairs = listed.group(1) == "source_target_pairs"
-        return devices if pairs else len(groups[0]), max(map(_span, groups))
+        return devices if pairs else len(groups[0]), groups
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=" + _IOTA, text)
     if iota:
         groups_GS = _iota(*iota.groups()[2:]).reshape(int(iota.group(1)), int(iota.group(2)))
-        return groups_GS.shape[1], max(map(_span, groups_GS))
+        return groups_GS.shape[1], list(groups_GS)
     named = re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", text)
     if named:
         groups_GS = _mesh_groups(*named.groups())
-        return groups_GS.shape[1], max(map(_span, groups_GS))
-    return devices, devices
+        return groups_GS.shape[1], list(groups_GS)
+    return devices, [np.arange(devices)]
 
 
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # numbers from 0 in this shape, its axes in this order

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from polaris_jax.config import ConfigError, MeshSection, RunConfig, check_mesh, row_len_tokens
+from polaris_jax.config import (
+    ConfigError,
+    MeshSection,
+    RolloutSection,
+    RunConfig,
+    check_mesh,
+    row_len_tokens,
+)
 from polaris_jax.data.tiny_tokenizer import build_tokenizer
 from polaris_jax.files import as_place
 from polaris_jax.models import ModelConfig, RopeScaling
@@ -85,6 +92,7 @@ class Job:
         return rollout.prompts_per_step * rollout.responses_per_prompt
 
 
+MAX_DOUBLINGS = 7  # of a refused sampler's pages, halvings of its slots
 MEAN_PROMPT_TOKENS = 300  # of the recipe's problems, template and suffix included
 MEAN_RESPONSE_TOKENS = 20_000  # the blog's curves end near it
 
@@ -240,6 +248,19 @@ def search_settings(model: ModelConfig, *, devices: int, local_devices: int) -> 
                     if local_devices % sampler == 0:
                         found.append(Setting(mesh, rows, sampler))
     return found
+
+
+def sampler_changes(rollout: RolloutSection) -> Iterator[dict[str, Any]]:
+    """Fields of `rollout` that may make a refused sampler legal, the smallest change first.
+
+    Larger pages come before fewer slots: they take nothing away. XLA's own kernel, which refuses no
+    size, comes last.
+    """
+    for doublings in range(1, MAX_DOUBLINGS + 1):
+        yield {"page_size": rollout.page_size << doublings}
+        if rollout.slots >> doublings:
+            yield {"slots": rollout.slots >> doublings}
+    yield {"attention": "xla"}
 
 
 def distance(a: Setting, b: Setting) -> float:

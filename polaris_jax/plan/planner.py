@@ -142,6 +142,37 @@ class Planner:
             decode_step,
         )
 
+    def with_job(self, job: Job, *, same_sampler: bool = False) -> Planner:
+        """A planner of another job on the same devices, which goes on from what is compiled already
+        of the update and the weight sync.
+
+        Args:
+            job: of the same architecture and row length, with the same model, objective and
+                optimizer sections.
+            same_sampler: its sizes are the same too, so that nothing need be compiled again.
+        """
+        other = Planner(
+            job,
+            self.topology,
+            self.devices,
+            self.chip,
+            residency=self.residency,
+            efficiency=self.efficiency,
+            say=self.say,
+        )
+        other._done = {
+            key: made for key, made in self._done.items() if same_sampler or key[0] != "sampler"
+        }
+        return other
+
+    def sampler_refusal(self, setting: Setting) -> str:
+        """What the product says where it refuses to build a sampler; compiles nothing."""
+        try:
+            self._sampler_set(setting, pages=self._few_pages())
+        except ValueError as error:
+            return str(error)
+        return ""
+
     def least_bytes(self, setting: Setting) -> int:
         """What the update holds at least, without compiling: parameters, gradients and the KL
         term's reference in float32, moments in their own dtype, and the sampler's weights."""
@@ -197,6 +228,7 @@ class Planner:
             devices=len(self.devices),
             platform=self.topology.platform,
             dynamic_trips=dynamic_trips,
+            host_devices=self.chip.near,
             read=read,
         )
         what = "refused" if done.refusal else f"{done.total / (1 << 30):.2f} GiB a device"
@@ -219,16 +251,12 @@ class Planner:
 
         The compiler pads pages to its tiles, so a page's bytes are the slope between two pools.
         """
-        slots, page_size = self.slots(setting), self.job.config.rollout.page_size
-        few = max(4, -(-self.job.max_len // page_size) + 1)
+        few = self._few_pages()
         less = few // 2
         context = live_context(self._lengths(), self.job.mean_prompt_tokens)
         trips = max(1.0, context / DECODE_BLOCK_TOKENS)
 
-        def with_pages(pages: int) -> programs.SamplerSet:
-            return programs.sampler_set(self.job, setting, self.devices, slots=slots, pages=pages)
-
-        made = with_pages(few)
+        made = self._sampler_set(setting, pages=few)
         steps: list[DecodeBytes | None] = []
 
         def read(text: str) -> None:
@@ -236,10 +264,18 @@ class Planner:
 
         decode = self._compile(made.decode, trips, read)
         prefill = self._compile(made.prefill, 1.0)
-        smaller = self._compile(with_pages(less).decode, trips)
+        smaller = self._compile(self._sampler_set(setting, pages=less).decode, trips)
         page = max(float(made.page_bytes), (decode.total - smaller.total) / (few - less))
         beside = max(0, int(max(decode.total, prefill.total) - few * page))
         return made, decode, prefill, page, beside, steps[0] if steps else None
+
+    def _few_pages(self) -> int:
+        """A pool that holds a sequence of full length."""
+        return max(4, -(-self.job.max_len // self.job.config.rollout.page_size) + 1)
+
+    def _sampler_set(self, setting: Setting, *, pages: int) -> programs.SamplerSet:
+        slots = self.slots(setting)
+        return programs.sampler_set(self.job, setting, self.devices, slots=slots, pages=pages)
 
     def _lengths(self) -> Any:
         return truncated_exponential(self.job.mean_response_tokens, self.job.max_response_tokens)
@@ -317,11 +353,12 @@ class Planner:
 def link_s(traffic: Traffic, chip: Chip) -> float:
     """Seconds that one device's links need for a program's collectives.
 
-    A group leaves a host by its span, not its size: two devices eight apart are on two hosts.
+    A group leaves a host by its devices' numbers, not its size: two devices eight apart are on two
+    hosts, and so are two neighbours of which one is a host's last.
     """
     seconds = 0.0
     for collective in traffic.collectives:
-        far = chip.near and collective.span > chip.near
+        far = collective.hosts > 1
         speed = chip.far_link_bytes_per_s if far else chip.link_bytes_per_s
         seconds += collective.wire_bytes / speed
     return seconds

@@ -152,9 +152,9 @@ def merged(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _by_kind(collectives: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    total: dict[tuple[str, int, int], dict[str, Any]] = {}
+    total: dict[tuple[str, int, int, int], dict[str, Any]] = {}
     for c in collectives:
-        key = (c["kind"], c["group"], c["span"])
+        key = (c["kind"], c["group"], c["span"], c["hosts"])
         if key not in total:
             total[key] = dict(c)
             continue
@@ -210,7 +210,7 @@ def _early_ends(items: Sequence[Mapping[str, Any]]) -> str:
 def _collectives(items: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
-            *(p["name"], c["kind"], str(c["group"]), str(c["span"])),
+            *(p["name"], c["kind"], str(c["group"]), str(c["span"]), str(c["hosts"])),
             *(f"{c['executed']:.0f}", _mb(c["wire_bytes"])),
         ]
         for p in items
@@ -218,7 +218,7 @@ def _collectives(items: Sequence[Mapping[str, Any]]) -> str:
     ]
     if not rows:
         return "none"
-    return grid(["program", "kind", "group", "span", "executed", "MB"], rows)
+    return grid(["program", "kind", "group", "span", "hosts", "executed", "MB"], rows)
 
 
 def _decode_step(step: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from polaris_jax.plan.job import (
     check_sampler,
     config_setting,
     make_job,
+    sampler_changes,
     sampler_device_count,
     search_settings,
 )
@@ -54,8 +55,8 @@ def plan(
     """The plan as JSON-able data; `fits` is the verdict.
 
     Where the config's setting does not fit, `nearest` says which does: on the same topology, else
-    on a larger one of the family (a refusal of the product itself says what to change). With
-    `options.search`, `settings` lists all that fit.
+    on a larger one of the family; where the product itself refuses a setting, which of its sizes to
+    change. With `options.search`, `settings` lists all that fit.
 
     Args:
         config: checked.
@@ -78,7 +79,7 @@ def plan(
     setting = config_setting(config, devices=len(planner.devices), local_devices=local)
     assessment = planner.assess(setting)
     found = plan_json(planner, assessment)
-    if assessment.fit is not None and not assessment.fits:
+    if not assessment.fits:
         found["nearest"] = _advice(planner, assessment, options, say)
     return found
 
@@ -106,6 +107,10 @@ def _advice(
 ) -> str:
     """The nearest setting that fits, as one line."""
     base = assessment.setting
+    if planner.sampler_refusal(base):
+        legal = _legal_sampler(planner, base, options, say)
+        if legal:
+            return legal
     if planner.job.config.rollout.num_pages and not assessment.refusals:
         left = planner.assess(base, num_pages=0)
         if left.fits and left.fit is not None:
@@ -113,7 +118,7 @@ def _advice(
                 1, sampler_device_count(planner.devices, planner.job.config) // base.sampler_tensor
             )
             return f"--config.rollout.num_pages={left.fit.pages * shards} (0: as many as fit)"
-    found = _nearest_on(planner, base)
+    found = _nearest_on(planner, assessment)
     if found is not None:
         return f"{found.setting} ({found.setting.flags()})"
     for larger in larger_topologies(planner.topology)[:MAX_LARGER]:
@@ -122,17 +127,41 @@ def _advice(
         except ConfigError as error:
             say(f"{larger.name}: {error}")
             continue
-        found = _nearest_on(other, base)
+        found = _nearest_on(other, assessment)
         if found is not None:
             return f"--topology={larger.name}, {found.setting} ({found.setting.flags()})"
     return f"none on {planner.topology.name} or the next {MAX_LARGER} larger pods"
 
 
-def _nearest_on(planner: Planner, base: Setting) -> Assessment | None:
+def _legal_sampler(
+    planner: Planner, base: Setting, options: PlanOptions, say: Callable[[str], None]
+) -> str:
+    """Flags of the smallest change of a refused sampler that the product builds, and what else it
+    then takes to fit; empty: no such change, or none that fits."""
+    job = planner.job
+    for changes in sampler_changes(job.config.rollout):
+        rollout = dataclasses.replace(job.config.rollout, **changes)
+        config = dataclasses.replace(job.config, rollout=rollout)
+        other = planner.with_job(dataclasses.replace(job, config=config))
+        if other.sampler_refusal(base):
+            continue
+        flags = " ".join(f"--config.rollout.{name}={value}" for name, value in changes.items())
+        assessment = other.assess(base)
+        if assessment.fits:
+            return flags
+        return f"{flags}, {_advice(other, assessment, options, say)}"
+    return ""
+
+
+def _nearest_on(planner: Planner, refused: Assessment) -> Assessment | None:
+    """The nearest setting that fits; it asks a device for no more than one that was judged by its
+    memory, while what the product refused may be mended by asking for more."""
+    base = refused.setting
     local = sampler_device_count(planner.devices, planner.job.config)
     settings = search_settings(planner.job.model, devices=len(planner.devices), local_devices=local)
-    needs_less = [s for s in settings if _asks_no_more(s, base)]
-    return nearest(base, needs_less, planner=planner)
+    if refused.fit is not None:
+        settings = [s for s in settings if _asks_no_more(s, base)]
+    return nearest(base, settings, planner=planner)
 
 
 def _asks_no_more(setting: Setting, base: Setting) -> bool:

@@ -1,10 +1,11 @@
-"""Compiles the update's head, forward + backward, of one long row for a v5p that is not here.
+"""Compiles the head, forward + backward, of one long row for a v5p that is not here.
 
-    python tests/models/compile_head.py [chunk_tokens]
+    python tests/models/compile_head.py [counted_loss | target_logprobs] [chunk_tokens]
 
-`counted_loss` of Qwen3-4B's head: float32 master, bfloat16 compute, one row of 53,248 tokens on one
-device, with a loss of the log-prob and the entropy. Prints JSON: bytes of temporaries, and of the
-outputs, which the gradients are among.
+Qwen3-4B's head: float32 master, bfloat16 compute, one row of 53,248 tokens on one device, with a
+loss of the log-prob and the entropy. `counted_loss` is what the update runs; `target_logprobs` is
+what the public `token_logprobs` runs, and jax differentiates. Prints JSON: bytes of temporaries,
+and of the outputs, which the gradients are among.
 """
 
 import json
@@ -21,7 +22,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polaris_jax.models import HeadLoop, counted_loss
+from polaris_jax.models import HeadLoop, counted_loss, target_logprobs
 from polaris_jax.models.logprobs import CHUNK_TOKENS
 from polaris_jax.plan.compile import hold_libtpu
 
@@ -29,7 +30,8 @@ TOKENS, VOCAB, HIDDEN = 53_248, 151_936, 2560
 
 
 def main() -> None:
-    chunk = int(sys.argv[1]) if len(sys.argv) > 1 else CHUNK_TOKENS
+    head = sys.argv[1] if len(sys.argv) > 1 else "counted_loss"
+    chunk = int(sys.argv[2]) if len(sys.argv) > 2 else CHUNK_TOKENS
     hold_libtpu(partial(print, file=sys.stderr))
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
     mesh = Mesh(np.array(topology.devices[:1]), ("one",))
@@ -43,6 +45,12 @@ def main() -> None:
 
     def gradients(head_VD, hidden_BTD, target_BT, temperature_BT, counted_BT, terms):
         def loss(head_VD, hidden_BTD):
+            if head == "target_logprobs":
+                logp_BT, entropy_BT = target_logprobs(
+                    head_VD, hidden_BTD, target_BT, temperature_BT, chunk_tokens=chunk
+                )
+                loss_BT = jnp.where(counted_BT, token_loss(logp_BT, entropy_BT, terms), 0.0)
+                return jnp.sum(loss_BT), (logp_BT, entropy_BT)
             total, logp_BT, entropy_BT = counted_loss(
                 *(head_VD, hidden_BTD, target_BT, temperature_BT, counted_BT, terms),
                 token_loss=token_loss,

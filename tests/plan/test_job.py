@@ -14,6 +14,7 @@ from polaris_jax.plan.job import (
     config_setting,
     distance,
     make_job,
+    sampler_changes,
     search_settings,
 )
 
@@ -110,6 +111,14 @@ def test_a_search_covers_every_factorisation_and_divides_its_rows():
     assert all(f * c * t == 16 for f, c, t in meshes)
     assert all(s.rows % s.row_shards == 0 for s in settings)
     assert {s.sampler_tensor for s in settings} == {1, 2, 4}
+
+
+def test_a_refused_sampler_is_changed_by_doublings_and_its_pages_first():
+    rollout = dataclasses.replace(CONFIG.rollout, page_size=16, slots=2)
+    changes = list(sampler_changes(rollout))
+    assert changes[:3] == [{"page_size": 32}, {"slots": 1}, {"page_size": 64}]
+    assert changes[-1] == {"attention": "xla"}
+    assert all(change.get("slots", 1) >= 1 for change in changes)
 
 
 def test_distance_counts_doublings():

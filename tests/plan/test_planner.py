@@ -62,11 +62,13 @@ def test_the_reference_of_a_kl_term_is_as_large_as_the_weights(kl_coef, share):
     [
         pytest.param("[2,8]<=[16]", "h100", "link_bytes_per_s", id="within a host"),
         pytest.param("[8,2]<=[2,8]T(1,0)", "h100", "far_link_bytes_per_s", id="two, a host apart"),
+        pytest.param("{{0,1},{7,8}}", "h100", "far_link_bytes_per_s", id="neighbours on two hosts"),
+        pytest.param("{{4,7},{8,15}}", "h100", "link_bytes_per_s", id="far apart on one host"),
         pytest.param("[1,16]<=[16]", "h100", "far_link_bytes_per_s", id="over both hosts"),
         pytest.param("[8,2]<=[2,8]T(1,0)", "v5p", "link_bytes_per_s", id="no hosts"),
     ],
 )
-def test_a_group_leaves_its_host_by_its_span(groups, chip, speed):
+def test_a_group_leaves_its_host_by_the_numbers_of_its_devices(groups, chip, speed):
     text = f"""
 ENTRY %main (p: f32[100]) -> f32[100] {{
   %p = f32[100]{{0}} parameter(0)
@@ -74,5 +76,5 @@ ENTRY %main (p: f32[100]) -> f32[100] {{
 }}
 """
     chip = CHIPS[chip]
-    traffic = program_traffic(text, devices=16)
+    traffic = program_traffic(text, devices=16, host_devices=chip.near)
     assert link_s(traffic, chip) == pytest.approx(400 / getattr(chip, speed))

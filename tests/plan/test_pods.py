@@ -64,6 +64,7 @@ def gradients(found):
 
 
 PODS = runpy.run_path(str(ROOT / "configs" / "_targets.py"))["PODS"]
+PLAN_PODS = runpy.run_path(str(ROOT / "launch" / "plan_pods.py"))
 MESHES = """
 import sys
 from polaris_jax.config import MeshSection
@@ -96,7 +97,9 @@ def test_every_tpu_pod_of_the_configs_has_its_mesh():
     [
         pytest.param("v5p:2x2x1", 1, marks=TPU, id="v5p"),
         pytest.param("v6e:2x4", 4, marks=TPU, id="v6e context 4"),
+        pytest.param("v4:2x2x2", 8, marks=TPU, id="v4 context 8"),
         pytest.param("h100:8", 1, marks=GPU, id="h100"),
+        pytest.param("h200:8", 1, marks=GPU, id="h200"),
     ],
 )
 def test_rows_of_53248_tokens_fit(cut, tmp_path, topology, context):
@@ -118,21 +121,16 @@ def test_rows_of_53248_tokens_fit(cut, tmp_path, topology, context):
     assert step["ratio"] < 1.6
 
 
-@TPU
-def test_a_pool_that_the_compiler_would_take_alone_is_refused_beside_the_state(cut, tmp_path):
-    """v5e: 10 GiB of pool compile; with the state and temporaries they are over the budget."""
-    args = ["--topology=v5e:2x2", "--config.mesh.context=4", "--config.rollout.tensor=4"]
-    result, found = plan(cut, tmp_path, *args, "--config.rollout.num_pages=8000000")
-    assert result.returncode == 1
-    assert any("pool" in reason or "sampling" in reason for reason in found["reasons"])
-    assert found["nearest"]
-
-
-@GPU
-def test_sixteen_rows_a_device_are_refused_though_the_gpu_compiler_takes_them(cut, tmp_path):
-    """Of the whole model eight are too many (docs/results/plan.md)."""
-    result, found = plan(cut, tmp_path, "--topology=h100:8", "--config.batch.rows=128")
-    assert result.returncode == 1
-    assert not gradients(found)["refusal"]
-    assert "update: gradients" in found["reasons"][0]
-    assert "--config.batch.rows=" in found["nearest"]
+@pytest.mark.timeout(3600)  # the nearest setting is searched by compiling up to a dozen
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=GPU if case.topology.startswith("h") else TPU, id=case.label)
+        for case in PLAN_PODS["MUST_REFUSE"]
+    ],
+)
+def test_what_no_device_holds_is_refused_with_the_nearest_setting_that_fits(case, tmp_path):
+    """As issued, of the whole model: stage 3 on v5e:2x2 and without context shards on v5e:16x16;
+    eight rows a device on H100s, which their compiler takes; a pool over the HBM; a page table over
+    the scalar memory."""
+    assert PLAN_PODS["shortfall"](case, PLAN_PODS["run"](case, tmp_path)) == ""

@@ -1,11 +1,16 @@
 """Names of topologies, and the figures of their chips."""
 
+import re
+from importlib import resources
+
 import pytest
 
 from polaris_jax.config import ConfigError
 from polaris_jax.metrics.throughput import peak_flops
-from polaris_jax.plan.chips import CHIPS, GIB
+from polaris_jax.plan.chips import CHIPS, GIB, GPU_KINDS
 from polaris_jax.plan.topologies import devices, larger_topologies, parse_topology
+
+TARGET_FIELDS = ("device_memory_size", "memory_bandwidth")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +70,15 @@ def test_a_core_has_its_share_of_a_chip():
     assert core.peak_flops == whole.peak_flops / 2
     assert core.hbm_bytes == whole.hbm_bytes == int(15.25 * GIB)
     assert parse_topology("v5p:2x2x1").chip(4) == CHIPS["v5p"]
+
+
+@pytest.mark.parametrize("kind", GPU_KINDS)
+def test_what_a_gpu_is_compiled_for_is_what_it_is_judged_by(kind):
+    text = (resources.files("polaris_jax.plan") / "targets" / f"{kind}.txtpb").read_text()
+    found = {name: int(re.findall(rf"{name}: (\d+)", text)[0]) for name in TARGET_FIELDS}
+    chip = CHIPS[kind]
+    assert found == dict(zip(TARGET_FIELDS, (chip.hbm_bytes, chip.hbm_bytes_per_s), strict=True))
+    assert f'"NVIDIA {kind.upper()}' in text
 
 
 @pytest.mark.parametrize("kind", ["v4", "v5e", "v5p", "v6e", "h100", "h200"])

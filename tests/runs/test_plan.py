@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from polaris_jax.__main__ import main
+from polaris_jax.config import ConfigError
+from polaris_jax.rollout.layout_choice import choose_layout, smem_bytes
 
 pytestmark = pytest.mark.xdist_group("plan_command")  # one worker makes what its tests share
 
@@ -126,6 +128,49 @@ def test_a_pool_over_the_memory_is_refused_and_the_largest_named(tmp_path, capsy
     error = capsys.readouterr().err
     assert "the KV pool: 200000 pages a data shard" in error
     assert "nearest that fits: --config.rollout.num_pages=" in error
+
+
+@pytest.fixture
+def little_scalar_memory(monkeypatch):
+    """As on a TPU, whose kernel refuses a page table that is too large; here, of more than 128
+    bytes: 8 slots of a page each, not of two."""
+
+    def choose(attention, platform, model, *, page_size, rows, pages):
+        if smem_bytes(rows, pages) > 128:
+            raise ConfigError(f"rollout.page_size={page_size}: the page table does not fit")
+        return choose_layout(
+            attention, platform, model, page_size=page_size, rows=rows, pages=pages
+        )
+
+    monkeypatch.setattr("polaris_jax.rollout.program_spec.choose_layout", choose)
+
+
+def test_a_sampler_that_the_product_refuses_names_pages_that_fit(
+    tmp_path, capsys, little_scalar_memory
+):
+    code, found = plan(tmp_path, "--topology=cpu:1")
+    assert (code, found["fits"], found["fit"]) == (1, False, None)
+    assert found["reasons"] == ["rollout.page_size=16: the page table does not fit"]
+    assert found["nearest"] == "--config.rollout.page_size=32"
+    assert "nearest that fits: --config.rollout.page_size=32" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("args", "remedy"),
+    [
+        pytest.param(
+            ["--config.rollout.attention=ragged"], "--config.rollout.attention=xla", id="a kernel"
+        ),
+        pytest.param(
+            ["--config.mesh.tensor=8"], "--config.mesh.tensor=2", id="parts of a trainer's heads"
+        ),
+    ],
+)
+def test_what_the_product_refuses_names_what_it_takes(tmp_path, args, remedy):
+    code, found = plan(tmp_path, "--topology=cpu:8", *args)
+    assert (code, found["fit"]) == (1, None)
+    assert remedy in found["nearest"]
 
 
 @pytest.mark.slow
