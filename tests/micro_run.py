@@ -12,8 +12,9 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -113,13 +114,20 @@ def flags(base: Path, problems: Path, *more: str) -> list[str]:
     return [*lines, *(f"--config.{name}={value}" for name, value in fields.items()), *more]
 
 
-def start_train(workdir: Path, line: list[str], **environment: str) -> subprocess.Popen[str]:
-    """`polaris train` in a process of its own; its output goes to a pipe."""
+def start_train(
+    workdir: Path,
+    line: list[str],
+    *,
+    program: Sequence[str] = ("polaris_jax",),
+    out: int | TextIO = subprocess.PIPE,
+    **environment: str,
+) -> subprocess.Popen[str]:
+    """`polaris train`, or another `program` of that interface, in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "polaris_jax", "train", *line, f"--workdir={workdir}"],
+        [sys.executable, "-m", *program, "train", *line, f"--workdir={workdir}"],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **environment},
-        stdout=subprocess.PIPE,
+        stdout=out,
         stderr=subprocess.STDOUT,
         text=True,
     )

@@ -1,10 +1,7 @@
 """A run that is killed, stopped and torn ends with the bytes of one that was not."""
 
 import json
-import random
 import signal
-import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +23,8 @@ from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
 from polaris_jax.step_clock import StepClock
 from polaris_jax.training_run import TrainingRun
-from tests.micro_run import final_leaves, final_state, finish, flags, make_base, start_train
+from tests.kills import Life, assert_same_run, kill_at_random, metrics
+from tests.micro_run import final_state, finish, flags, make_base, start_train
 
 pytestmark = pytest.mark.xdist_group("loop")  # one worker makes what its tests share
 
@@ -39,10 +37,16 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(base, tmp_path_factory):
+def line(base):
+    """A run whose first stage leaves behind what it knows."""
+    return flags(*base, "--config.stages[0].drop_above=0.2")
+
+
+@pytest.fixture(scope="module")
+def whole(line, tmp_path_factory):
     """The uninterrupted run that others are held against."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    out = finish(start_train(workdir, flags(*base)))
+    out = finish(start_train(workdir, line))
     assert "finished: 9 steps" in out
     return workdir
 
@@ -188,32 +192,8 @@ def test_a_stage_is_scored_at_its_own_temperature(stage, temperature):
     assert run._held_out.temperature == temperature
 
 
-def steps_written(workdir: Path) -> int:
-    path = workdir / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def wait_for(workdir: Path, process, steps: int, timeout_s: float = 240) -> None:
-    """Returns once `steps` steps are written, or the process has ended."""
-    deadline = time.monotonic() + timeout_s
-    while steps_written(workdir) < steps and process.poll() is None:
-        assert time.monotonic() < deadline, f"no step {steps} within {timeout_s} s"
-        time.sleep(0.01)
-
-
-def assert_same_run(workdir: Path, whole: Path) -> None:
-    for name in ("metrics.jsonl", "stages.json"):
-        assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
-    got, want = final_leaves(workdir), final_leaves(whole)
-    assert got.keys() == want.keys()
-    for name in want:
-        assert got[name].tobytes() == want[name].tobytes(), name
-    rollouts = sorted(p.name for p in (whole / "rollouts").iterdir())
-    assert sorted(p.name for p in (workdir / "rollouts").iterdir()) == rollouts
-
-
 def test_a_run_learns_counts_and_says_what_it_did(whole):
-    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(whole)
     assert [line["step"] for line in lines] == list(range(9))
     assert [line["stage"] for line in lines] == [0] * 5 + [1] * 4
     for name in (
@@ -258,6 +238,8 @@ def test_a_run_learns_counts_and_says_what_it_did(whole):
     assert stages[1]["temperature"] > stages[0]["temperature"]
     kinds = {d["kind"] for d in stages[1]["decisions"]}
     assert {"temperature", "drop_easy", "reset_optimizer"} <= kinds
+    assert {line["data/dropped"] for line in lines[:5]} == {0}
+    assert {line["data/dropped"] for line in lines[5:]} == {stages[1]["dropped_ids_count"]} != {0}
     timing = [json.loads(line) for line in (whole / "timing.jsonl").read_text().splitlines()]
     assert {"time/rollout_s", "time/grade_s", "time/update_s", "time/save_s"} <= timing[1].keys()
     assert 0 < timing[1]["time/weight_sync_s"] <= timing[1]["time/update_s"]
@@ -270,25 +252,61 @@ def test_a_run_learns_counts_and_says_what_it_did(whole):
     assert all(timing[i]["sampler/compiles"] == 0 for i in (2, 3, 4, 7, 8))
 
 
-def interrupted(base, workdir: Path, whole: Path, *, kills: int, seed: int) -> None:
-    pick = random.Random(seed)
-    goals = sorted(pick.sample(range(1, 9), kills))
-    for goal in goals:
-        process = start_train(workdir, flags(*base))
-        wait_for(workdir, process, goal)
-        time.sleep(pick.uniform(0, 0.8))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    out = finish(start_train(workdir, flags(*base)))
-    resumed = [line for line in out.splitlines() if line.startswith("resumed at step")]
-    assert len(resumed) == 1
-    assert int(resumed[0].split()[-1]) > 0
+@pytest.mark.timeout(900)
+def test_two_kills_change_nothing(line, whole, tmp_path):
+    workdir = tmp_path / "run"
+    Life(workdir, line).kill(at=3, delay_s=0.1)
+    Life(workdir, line, dies_after="save").die()
+    Life(workdir, line).finish()
+    assert_same_run(workdir, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_five_kills_change_nothing(line, whole, tmp_path, seed):
+    workdir = tmp_path / "run"
+    kill_at_random(workdir, line, kills=5, seed=seed)
+    last = Life(workdir, line)
+    last.finish()
+    assert last.whole is not None
+    assert_same_run(workdir, whole)
+
+
+@pytest.mark.slow
+def test_a_kill_in_each_phase_changes_nothing(line, whole, tmp_path):
+    workdir, found = tmp_path / "run", []
+    moments = ("save", 1), ("update", 3), ("rollout", 2), ("save", 1), ("entry", 1)
+    for moment, nth in moments:
+        life = Life(workdir, line, dies_after=moment, nth=nth)
+        life.die()
+        found.append((life.lines, life.whole))
+    last = Life(workdir, line)
+    last.finish()
+    found.append((last.lines, last.whole))
+    assert found == [(0, None), (2, None), (2, 2), (2, 2), (4, 2), (5, 5)]
     assert_same_run(workdir, whole)
 
 
 @pytest.mark.timeout(900)
-def test_two_kills_change_nothing(base, whole, tmp_path):
-    interrupted(base, tmp_path / "run", whole, kills=2, seed=0)
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("reset", marks=pytest.mark.slow),
+        pytest.param("drop", marks=pytest.mark.slow),
+        "stages.json",
+        pytest.param("entry", marks=pytest.mark.slow),
+    ],
+)
+def test_a_stage_whose_entry_is_killed_is_entered_again(line, whole, tmp_path, moment):
+    workdir = tmp_path / "run"
+    Life(workdir, line, dies_after=moment).die()
+    entered = json.loads((workdir / "stages.json").read_text())
+    assert len(entered) == (2 if moment in ("stages.json", "entry") else 1)
+    again = Life(workdir, line)
+    assert "stage 1: 4 steps" in again.finish()
+    assert (again.lines, again.whole) == (5, 5)
+    assert_same_run(workdir, whole)
+    assert metrics(workdir)[-1]["data/dropped"] > 0
 
 
 def test_the_end_of_a_stage_is_saved_before_the_next_is_entered(base, tmp_path, monkeypatch):
@@ -316,32 +334,19 @@ def test_a_signal_in_the_first_stages_entry_ends_the_run_at_once(
     assert Checkpointer(tmp_path / "checkpoints").latest() is None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_five_kills_change_nothing(base, whole, tmp_path, seed):
-    interrupted(base, tmp_path / "run", whole, kills=5, seed=seed)
-
-
 @pytest.mark.timeout(900)  # four starts, each of which compiles
-def test_signals_leave_a_resumable_state(base, whole, tmp_path):
+def test_signals_leave_a_resumable_state(base, line, whole, tmp_path):
     workdir = tmp_path / "run"
-    for number, goal, code in (
-        (signal.SIGTERM, 1, 0),
-        (signal.SIGTERM, 5, 0),  # about when stage 1 is entered
-        (signal.SIGINT, 7, 130),
-    ):
-        process = start_train(workdir, flags(*base))
-        wait_for(workdir, process, goal)
-        process.send_signal(number)
-        out, _ = process.communicate(timeout=60)
-        assert process.returncode == code, out
-        assert "Traceback" not in out
-    finish(start_train(workdir, flags(*base)))
+    rare = [*line, "--config.checkpoint.every_steps=100"]  # what is there, a signal has left
+    Life(workdir, rare).stop(signal.SIGTERM, at=1)
+    Life(workdir, rare).stop(signal.SIGTERM, at=5)  # about when stage 1 is entered
+    Life(workdir, rare).stop(signal.SIGINT, at=7, status=130)
+    Life(workdir, line).finish()
     assert_same_run(workdir, whole)
     # The same command once more has nothing to do.
-    assert "already complete" in finish(start_train(workdir, flags(*base)))
+    assert "already complete" in finish(start_train(workdir, line))
     # Another config is refused, with the field that differs.
-    other = start_train(workdir, flags(*base, "--config.optimizer.learning_rate=1e-3"))
+    other = start_train(workdir, [*line, "--config.optimizer.learning_rate=1e-3"])
     out, _ = other.communicate(timeout=60)
     assert other.returncode == 2
     assert "optimizer.learning_rate" in out

@@ -3,19 +3,17 @@
 import collections
 import json
 import os
-import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.kills import STEPS, Life, assert_same_run, kill_at_random, metrics
 from tests.micro_run import final_leaves, finish, flags, make_base, start_train
-from tests.test_loop import assert_same_run, wait_for
 from tests.test_two_processes import Pair
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-STEPS, PROMPTS, RESPONSES, MAX_LAG = 9, 6, 4, 1
+PROMPTS, RESPONSES, MAX_LAG = 6, 4, 1
 
 
 def carry(*more: str) -> list[str]:
@@ -35,10 +33,15 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(base, tmp_path_factory):
+def line(base):
+    return flags(*base, *carry())
+
+
+@pytest.fixture(scope="module")
+def whole(line, tmp_path_factory):
     """The uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    assert f"finished: {STEPS} steps" in finish(start_train(workdir, flags(*base, *carry())))
+    assert f"finished: {STEPS} steps" in finish(start_train(workdir, line))
     return workdir
 
 
@@ -49,10 +52,6 @@ def rollout_rows(workdir: Path) -> list[dict]:
         for step, file in enumerate(files)
         for line in file.read_text().splitlines()
     ]
-
-
-def metrics(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def check_accounts(workdir: Path, steps: int) -> None:
@@ -92,29 +91,29 @@ def test_every_response_is_trained_once_and_in_time(whole):
 
 
 @pytest.mark.parametrize(("kills", "seed"), [(2, 0), (4, 1)])
-def test_kills_change_nothing(base, whole, tmp_path, kills, seed):
-    workdir, pick = tmp_path / "run", random.Random(seed)
-    for goal in sorted(pick.sample(range(1, STEPS), kills)):
-        process = start_train(workdir, flags(*base, *carry()))
-        wait_for(workdir, process, goal)
-        time.sleep(pick.uniform(0, 0.8))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    out = finish(start_train(workdir, flags(*base, *carry())))
-    assert int(out.split("resumed at step ")[1].split()[0]) > 0
-    assert_same_run(workdir, whole)
-    assert rollout_rows(workdir) == rollout_rows(whole)
-
-
-def test_sigterm_in_a_rollout_keeps_what_was_in_flight(base, whole, tmp_path):
+def test_kills_change_nothing(line, whole, tmp_path, kills, seed):
     workdir = tmp_path / "run"
-    for goal in (1, 3, 6):
-        process = start_train(workdir, flags(*base, *carry()))
-        wait_for(workdir, process, goal)
-        process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, out
-    finish(start_train(workdir, flags(*base, *carry())))
+    kill_at_random(workdir, line, kills=kills, seed=seed)
+    last = Life(workdir, line)
+    last.finish()
+    assert last.whole is not None
+    assert_same_run(workdir, whole)
+
+
+def test_a_kill_in_each_phase_changes_nothing(line, whole, tmp_path):
+    workdir = tmp_path / "run"
+    for moment, nth in (("update", 3), ("rollout", 8), ("save", 1), ("entry", 1)):
+        Life(workdir, line, dies_after=moment, nth=nth).die()
+    Life(workdir, line).finish()
+    assert_same_run(workdir, whole)
+
+
+def test_sigterm_in_a_rollout_keeps_what_was_in_flight(line, whole, tmp_path):
+    workdir = tmp_path / "run"
+    rare = [*line, "--config.checkpoint.every_steps=100"]  # what is there, a signal has left
+    for at in (1, 3, 6):
+        Life(workdir, rare).stop(signal.SIGTERM, at=at)
+    Life(workdir, line).finish()
     assert_same_run(workdir, whole)
 
 
@@ -151,15 +150,12 @@ def test_the_token_budget_lets_what_is_in_flight_end_first(base, whole, tmp_path
     assert metrics(workdir)[-1]["rollout/carried_groups"] == 0
 
 
-def test_another_runs_stage_begins_without_its_unfinished_groups(base, whole, tmp_path):
+def test_another_runs_stage_begins_without_its_unfinished_groups(line, tmp_path):
     source = tmp_path / "source"
-    process = start_train(source, flags(*base, *carry()))
-    wait_for(source, process, 2)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    Life(source, line).stop(signal.SIGTERM, at=2)
     workdir = tmp_path / "run"
-    line = [*flags(*base, *carry()), "--stage=1", f"--from={source / 'checkpoints'}"]
-    out = finish(start_train(workdir, line))
+    onward = [*line, "--stage=1", f"--from={source / 'checkpoints'}"]
+    out = finish(start_train(workdir, onward))
     assert "4 unfinished groups" in out
     check_accounts(workdir, 4)
 

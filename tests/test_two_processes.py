@@ -55,16 +55,61 @@ def alone(base, tmp_path_factory):
     return workdir
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for_steps(workdir: Path, steps: int, process: subprocess.Popen[str]) -> None:
+    """Returns once so many steps are written, by what `process` is or has started."""
+    path, deadline = workdir / "metrics.jsonl", time.monotonic() + RUN_TIMEOUT_S
+    while not path.exists() or path.read_bytes().count(b"\n") < steps:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"no step {steps} within {RUN_TIMEOUT_S} s"
+        time.sleep(0.02)
+
+
+def start_ranks(base, workdir: Path, *more: str) -> list[subprocess.Popen[str]]:
+    """The two processes of a run without a launcher, which would end one when the other ends.
+
+    Args:
+        base: model and problems.
+        workdir: the run's.
+        more: flags, in which `{rank}` is a process's number.
+    """
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "polaris_jax", "train"),
+                *line(base, "--config.mesh.fsdp=2", *(flag.format(rank=rank) for flag in more)),
+                f"--workdir={workdir}",
+            ],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "XLA_FLAGS": "",
+                "JAX_PLATFORMS": "cpu",
+                "POLARIS_COORDINATOR": f"127.0.0.1:{port}",
+                "POLARIS_NUM_PROCESSES": "2",
+                "POLARIS_PROCESS_ID": str(rank),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
 class Pair:
     """`launch/local.sh --processes 2 -- train ...` and the two processes that it started."""
 
     def __init__(
         self, base, workdir: Path, *, devices: int = 1, fields: str = "mesh.fsdp=2", rows: int = 2
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.workdir = workdir
+        self.port, self.workdir = free_port(), workdir
         overrides = [f"--config.{field}" for field in (*fields.split(), f"batch.rows={rows}")]
         self.launcher = subprocess.Popen(
             [
@@ -105,12 +150,8 @@ class Pair:
                 return int(path.name)
         raise AssertionError(f"no process of rank {rank}")
 
-    def wait_for_steps(self, steps: int, timeout_s: float = RUN_TIMEOUT_S) -> None:
-        path, deadline = self.workdir / "metrics.jsonl", time.monotonic() + timeout_s
-        while not path.exists() or path.read_bytes().count(b"\n") < steps:
-            assert self.launcher.poll() is None, self.launcher.communicate()
-            assert time.monotonic() < deadline, f"no step {steps} within {timeout_s} s"
-            time.sleep(0.02)
+    def wait_for_steps(self, steps: int) -> None:
+        wait_for_steps(self.workdir, steps, self.launcher)
 
     def outcome(self, timeout_s: float = RUN_TIMEOUT_S) -> tuple[int, str, str]:
         out, err = self.launcher.communicate(timeout=timeout_s)
@@ -148,27 +189,35 @@ def assert_shares(workdir: Path, *, expected: list[int]) -> None:
         assert len(set(step["reward/graded_by_process"])) == 1
 
 
-def assert_clean_end(pair: Pair, killed: int) -> None:
-    """SIGKILL to one: the other ends in time, with one line and status 1."""
-    survivor = pair.pid(1 - killed)
-    began_s = time.monotonic()
-    os.kill(pair.pid(killed), signal.SIGKILL)
-    status, out, err = pair.outcome(timeout_s=PEER_END_WITHIN_S + 30)
-    assert time.monotonic() - began_s < PEER_END_WITHIN_S
-    assert not Path(f"/proc/{survivor}").exists()
-    assert f"process {killed} of 2 ended first, with status {128 + signal.SIGKILL}" in err
-    assert status == 128 + signal.SIGKILL
-    said = [text for text in (out + err).splitlines() if ONE_LINE in text]
-    assert len(said) == 1, out + err
-    assert "Traceback" not in out + err
-    assert "Check failure" not in out + err
+def assert_one_line(said: str) -> None:
+    assert len([text for text in said.splitlines() if ONE_LINE in text]) == 1, said
+    assert "Traceback" not in said
+    assert "Check failure" not in said
+
+
+def kill_one(base, workdir: Path, *, killed: int) -> None:
+    """SIGKILL to one in mid-run: the other ends by itself, in time, with one line and status 1."""
+    pair = start_ranks(base, workdir)
+    survivor = pair[1 - killed]
+    try:
+        wait_for_steps(workdir, 2, survivor)  # so that a checkpoint is there
+        assert [process.poll() for process in pair] == [None, None]
+        pair[killed].kill()
+        began_s = time.monotonic()
+        out, err = survivor.communicate(timeout=PEER_END_WITHIN_S + 30)
+        assert time.monotonic() - began_s < PEER_END_WITHIN_S
+    finally:
+        for process in pair:
+            process.kill()
+            process.communicate()
+    assert survivor.returncode == 1, out + err
+    assert_one_line(err)
+    assert "finished:" not in out
 
 
 def test_a_killed_pair_resumes_and_ends_as_one_process_does(base, alone, tmp_path):
     workdir = tmp_path / "run"
-    with Pair(base, workdir) as pair:
-        pair.wait_for_steps(2)  # so that a checkpoint is there
-        assert_clean_end(pair, killed=1)
+    kill_one(base, workdir, killed=1)
 
     with Pair(base, workdir) as pair:
         status, out, err = pair.outcome()
@@ -187,9 +236,21 @@ def test_a_killed_pair_resumes_and_ends_as_one_process_does(base, alone, tmp_pat
 
 @pytest.mark.slow
 def test_when_the_coordinator_is_killed_the_other_ends_too(base, tmp_path):
+    kill_one(base, tmp_path / "run", killed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_launcher_ends_both_and_tells_which_ended_first(base, tmp_path, killed):
     with Pair(base, tmp_path / "run") as pair:
-        pair.wait_for_steps(2)  # so that a checkpoint is there
-        assert_clean_end(pair, killed=0)
+        pair.wait_for_steps(2)
+        survivor = pair.pid(1 - killed)
+        os.kill(pair.pid(killed), signal.SIGKILL)
+        status, out, err = pair.outcome(timeout_s=PEER_END_WITHIN_S)
+    assert not Path(f"/proc/{survivor}").exists()
+    assert f"process {killed} of 2 ended first, with status {128 + signal.SIGKILL}" in err
+    assert status == 128 + signal.SIGKILL
+    assert_one_line(out + err)
 
 
 @pytest.mark.slow
@@ -254,31 +315,7 @@ def test_a_refused_workdir_ends_both(base, alone, tmp_path):
 
 @pytest.mark.slow
 def test_processes_with_different_configs_end_before_anything_is_written(base, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pair = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "polaris_jax", "train"),
-                *line(base, "--config.mesh.fsdp=2", f"--config.seed={rank}"),
-                f"--workdir={tmp_path / 'run'}",
-            ],
-            env={
-                **os.environ,
-                "XLA_FLAGS": "",
-                "JAX_PLATFORMS": "cpu",
-                "POLARIS_COORDINATOR": f"127.0.0.1:{port}",
-                "POLARIS_NUM_PROCESSES": "2",
-                "POLARIS_PROCESS_ID": str(rank),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in pair:
+    for process in start_ranks(base, tmp_path / "run", "--config.seed={rank}"):
         _, err = process.communicate(timeout=RUN_TIMEOUT_S)
         assert process.returncode == 2, err
         assert "config differs between the processes of this run" in err

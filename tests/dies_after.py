@@ -1,0 +1,62 @@
+"""`python -m tests.dies_after MOMENT NTH train ...`: a run that sends itself SIGKILL at a moment.
+
+From inside: the moments last milliseconds, and a signal from outside would meet one now and then.
+"""
+
+import functools
+import itertools
+import os
+import signal
+import sys
+from typing import Any
+
+from polaris_jax import loop, manifest
+from polaris_jax.__main__ import entry
+from polaris_jax.data.loader import PromptLoader
+from polaris_jax.rollout.driver import Driver
+from polaris_jax.run_files import RunFiles
+from polaris_jax.train.update import Updater
+
+# The call after which the run dies.
+MOMENTS: dict[str, tuple[Any, str]] = {
+    "rollout": (Driver, "step"),
+    "update": (Updater, "update"),
+    "save": (manifest, "sync_and_sum"),  # the data are on the disk, the manifest is not
+}
+# The same within, or at the end of, the entry of stage 1.
+ENTRY_MOMENTS: dict[str, tuple[Any, str]] = {
+    "reset": (Updater, "reset_optimizer"),
+    "drop": (PromptLoader, "drop"),
+    "stages.json": (RunFiles, "write_stages"),
+    "entry": (loop, "enter_stage"),  # what has been entered is not saved yet
+}
+
+
+def die_after(moment: str, nth: int) -> None:
+    """Has this process end at the nth call of a moment."""
+    entered, calls = [], itertools.count(1)
+    enter_stage = loop.enter_stage
+
+    def noted(run: Any, index: int, *args: Any, **options: Any) -> Any:
+        entered.append(index)
+        return enter_stage(run, index, *args, **options)
+
+    loop.enter_stage = noted
+    owner, name = (MOMENTS | ENTRY_MOMENTS)[moment]
+    function = getattr(owner, name)
+
+    @functools.wraps(function)
+    def last(*args: Any, **options: Any) -> Any:
+        result = function(*args, **options)
+        if (moment in MOMENTS or 1 in entered) and next(calls) == nth:
+            print(f"dies after {moment}", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, last)
+
+
+if __name__ == "__main__":
+    die_after(sys.argv[1], int(sys.argv[2]))
+    sys.argv[1:3] = []
+    entry()
