@@ -26,6 +26,7 @@ from polaris_jax.reward.extract import Mode
 from polaris_jax.runs.progress_file import name_aside, whole_rows
 
 BATCH_ROWS = 1000
+HASH_BYTES = 1 << 20
 TEXT_FIELDS = ("text", "response", "completion", "output", "answer")
 GOLD_FIELDS = ("gold", "answer", "final_answer", "ground_truth", "expected_answer")
 
@@ -135,8 +136,11 @@ def _identity(source: epath.Path, options: GradeOptions) -> dict[str, Any]:
     names = ("text_field", "gold_field", "mode", "preset", "timeout_s", "memory_limit_bytes")
     found = {name: getattr(options, name) for name in names}
     for name, path in (("input", source), ("problems", as_place(options.problems or os.devnull))):
+        digest = hashlib.sha256()
         with path.open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(HASH_BYTES):
+                digest.update(block)
+        found[name] = digest.hexdigest()
     return found
 
 
