@@ -59,13 +59,17 @@ def test_a_line_tells_the_compiles_since_the_line_before(peer, told, monkeypatch
     [
         (),
         pytest.param(("rollout.trainer_state=host",), marks=pytest.mark.slow),
+        pytest.param(
+            ("evaluate.every_steps=2", "evaluate.n=2", "evaluate.problems={problems}"),
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["device", "host"],
+    ids=["device", "host", "held-out score"],
 )
 def test_nothing_compiles_after_the_second_step(fields, tmp_path):
     def line(last: int) -> list[str]:
         steps = (f"stages[0].steps={STAGES[0]}", f"stages[1].steps={last}")
-        overrides = [f"--config.{field}" for field in (*steps, *fields)]
+        overrides = [f"--config.{field}".format(problems=base[1]) for field in (*steps, *fields)]
         return flags(*base, *overrides)
 
     base, workdir = make_base(tmp_path), tmp_path / "run"
