@@ -13,6 +13,7 @@ from etils import epath
 from jax.sharding import Mesh, Sharding
 
 from polaris_jax import processes
+from polaris_jax.agreement import agree_on_weights
 from polaris_jax.config import ConfigError, RunConfig, YarnSection
 from polaris_jax.data.arithmetic import supervised_examples
 from polaris_jax.data.prompts import render_example
@@ -102,8 +103,12 @@ def load_base(
         progress: for the warm start's lines.
         mesh: split the weights over it as the trainer does, each process reading its own parts;
             None: whole on each process's default device.
+
+    Raises:
+        ConfigError: as `base_path`, or processes find different weights.
     """
     path = base_path(config, workdir, progress)
+    agree_on_weights(path)
     shardings = None
     if mesh is not None:
         model_config = load_config(path)

@@ -72,7 +72,8 @@ def train(
         ConfigError: a bad config, before any device is touched.
         RuntimeError: too many non-finite updates in a row, or too large a log-prob gap.
     """
-    with TrainingRun(config, workdir, progress=progress, overwrite=overwrite, start=start) as run:
+    opened = TrainingRun(config, workdir, progress=progress, overwrite=overwrite, start=start)
+    with opened as run, run.clock.compiles:
         first_step = run.next_line
         if run.resumed is None:
             try:

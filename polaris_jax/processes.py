@@ -6,6 +6,7 @@ program; what one of them alone knows (its responses, its signals) goes through 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ NUM_PROCESSES = "POLARIS_NUM_PROCESSES"
 PROCESS_ID = "POLARIS_PROCESS_ID"
 AUTO = "POLARIS_DISTRIBUTED"
 MIN_GATHER_BYTES = 1024
+ABSENT = "absent"
 
 _guard: Guard | None = None  # from `initialize` on, where there are other processes
 
@@ -88,11 +90,12 @@ def any_process(flag: bool) -> bool:
     return any(gather_objects(bool(flag)))
 
 
-def agree(facts: Mapping[str, str]) -> None:
+def agree(facts: Mapping[str, Any]) -> None:
     """Returns when every process of the run says the same; call it before anything compiles.
 
     Args:
-        facts: short JSON-able texts by name: what must be alike for one program to run in all.
+        facts: by name, what must be alike for one program to run in all: short JSON-able values,
+            or mappings of them, which are compared field by field.
 
     Raises:
         ConfigError: names the first fact that differs and the processes that hold each value.
@@ -102,22 +105,32 @@ def agree(facts: Mapping[str, str]) -> None:
         raise ConfigError(told)
 
 
-def disagreement(facts_by_process: Sequence[Mapping[str, str]]) -> str:
+def disagreement(facts_by_process: Sequence[Mapping[str, Any]]) -> str:
     """One line on the first fact in which processes differ; empty when none does."""
-    for name in facts_by_process[0]:
-        holders: dict[str, list[int]] = {}
-        for process, facts in enumerate(facts_by_process):
-            holders.setdefault(str(facts.get(name)), []).append(process)
-        if len(holders) > 1:
-            values = "; ".join(
-                f"{value} in process {', '.join(map(str, holding))}"
-                for value, holding in holders.items()
-            )
-            return (
-                f"{name} differs between the processes of this run: {values}; start all of them "
-                "with one command, one checkout and the same files"
-            )
-    return ""
+    name = _first_difference(facts_by_process)
+    if name is None:
+        return ""
+    values, label = [facts.get(name, ABSENT) for facts in facts_by_process], ""
+    if all(isinstance(value, Mapping) for value in values):
+        field = _first_difference(values)
+        assert field is not None
+        values, label = [repr(fields.get(field, ABSENT)) for fields in values], f"{field}="
+    holders: dict[str, list[str]] = {}
+    for process, value in enumerate(values):
+        holders.setdefault(f"{label}{value}", []).append(str(process))
+    told = "; ".join(f"{value} in process {', '.join(who)}" for value, who in holders.items())
+    return (
+        f"{name} differs between the processes of this run: {told}; start all of them with one "
+        "command, one checkout and the same files"
+    )
+
+
+def _first_difference(mappings: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first key that some mapping lacks or holds another value of; None where there is none."""
+    for name in dict.fromkeys(itertools.chain.from_iterable(mappings)):
+        if any(name not in m or m[name] != mappings[0][name] for m in mappings):
+            return name
+    return None
 
 
 def first_does(action: Callable[[], None], name: str) -> None:

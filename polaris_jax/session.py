@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from polaris_jax import processes
+from polaris_jax.agreement import agree_on_problems
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.data.arithmetic import arithmetic_problems
 from polaris_jax.data.filters import drop_long_prompts
@@ -31,6 +32,7 @@ from polaris_jax.sample_groups import gradable, graded_here, sample_groups
 from polaris_jax.sharding import make_sampler_mesh, slot_shards, split_devices
 
 TOKENIZER = "tokenizer"  # beside the checkpoints that it belongs to
+TRAINED_ON, HELD_OUT = "problem set", "held-out problem set"  # as errors call them
 
 
 def fold_seed(*parts: Any) -> int:
@@ -70,22 +72,32 @@ def source_problems(
 ) -> tuple[list[Problem], str]:
     """The problems to calibrate and where they came from: what `prepare` left, else the source."""
     prepared = workdir / "problems.parquet"
-    if prepared.exists():
-        return read_named(str(prepared), progress), str(prepared)
-    return training_problems(config, workdir, progress, prepared=False)
+    if not prepared.exists():
+        return training_problems(config, workdir, progress, prepared=False)
+    problems = read_named(str(prepared), progress)
+    agree_on_problems(TRAINED_ON, problems)
+    return problems, str(prepared)
 
 
 def training_problems(
     config: RunConfig, workdir: epath.Path, progress: Progress, *, prepared: bool = True
 ) -> tuple[list[Problem], str]:
-    """The problems to train on and where they came from.
+    """The problems to train on, the same in all processes, and where they came from.
 
     `data.problems` first, else the workdir's curated.parquet, else its problems.parquet (both not
     without `prepared`), else the procedural ones.
 
     Raises:
-        ConfigError: there is none of these, or no valid problem in it.
+        ConfigError: there is none of these, no valid problem in it, or processes read others.
     """
+    problems, origin = _find_problems(config, workdir, progress, prepared=prepared)
+    agree_on_problems(TRAINED_ON, problems)
+    return problems, origin
+
+
+def _find_problems(
+    config: RunConfig, workdir: epath.Path, progress: Progress, *, prepared: bool
+) -> tuple[list[Problem], str]:
     if config.data.problems:
         return read_named(config.data.problems, progress), config.data.problems
     for name in ("curated.parquet", "problems.parquet") if prepared else ():
@@ -104,8 +116,15 @@ def evaluation_problems(
     """The held-out problems: `evaluate.problems`, else the procedural ones; rows left out, counted.
 
     Raises:
-        ConfigError: neither is configured, or a file named as a known benchmark is not whole.
+        ConfigError: neither is configured, a file named as a known benchmark is not whole, or
+            processes read different problems.
     """
+    problems, left_out = _find_held_out(config, progress)
+    agree_on_problems(HELD_OUT, problems)
+    return problems, left_out
+
+
+def _find_held_out(config: RunConfig, progress: Progress) -> tuple[list[Problem], dict[str, int]]:
     if is_benchmark(config.evaluate.problems):
         return read_benchmark(config.evaluate.problems), {}
     if config.evaluate.problems:

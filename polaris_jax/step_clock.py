@@ -13,13 +13,20 @@ from polaris_jax.config import CheckpointSection
 from polaris_jax.metrics.throughput import memory_metrics, update_throughput
 from polaris_jax.reward import Grader
 from polaris_jax.rollout import Sampler
+from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.step_records import beyond_grace, timing_line
 
 
 class StepClock:
-    """Collects what timing.jsonl tells of a step; each line starts the next one from zero."""
+    """Collects what timing.jsonl tells of a step; each line starts the next one from zero.
+
+    Attributes:
+        compiles: to be entered while steps run; counts what their thread compiles, from one line to
+            the next.
+    """
 
     def __init__(self) -> None:
+        self.compiles = CompileCounter()
         self._seconds: dict[str, float] = defaultdict(float)
         self._graded: Counter[str] = Counter()
         self._update_tokens = 0
@@ -49,6 +56,7 @@ class StepClock:
         """
         sampler.reset_stats()
         self._graded = Counter(grader.stats())
+        self.compiles.count = 0
 
     def count_update(self, flops: float) -> None:
         """Adds the model FLOPs of an update of this step."""
@@ -68,18 +76,20 @@ class StepClock:
         stats = sampler.stats()
         sampler.reset_stats()
         graded = Counter(grader.stats())
-        shares = processes.gather_objects(dict(graded - self._graded))
+        told = processes.gather_objects([dict(graded - self._graded), self.compiles.count])
+        shares = [share for share, _ in told]
         line = timing_line(
             self._seconds,
             stats,
             update_tokens=update_tokens - self._update_tokens,
             grading=sum((Counter(share) for share in shares), Counter()),
         )
+        line["compiles/step"] = max(compiles for _, compiles in told)  # of the process with most
         line["reward/graded_by_process"] = [share.get("graded", 0) for share in shares]
         line |= update_throughput(self._update_flops, self._seconds["update"], devices)
         self._seconds = defaultdict(float)
         self._graded, self._update_tokens = graded, update_tokens
-        self._update_flops = 0.0
+        self._update_flops, self.compiles.count = 0.0, 0
         self._lines += 1
         return line | memory_metrics()
 

@@ -14,11 +14,9 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
-import polaris_jax
 from polaris_jax import processes
 from polaris_jax import workdir as workdir_lib
 from polaris_jax.base_model import base_model_config, check_positions, load_base, yarn_scaling
@@ -26,7 +24,6 @@ from polaris_jax.batch import RescueBuffer, Substitution
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import ConfigError, RunConfig, check_pages, config_hash, row_len_tokens
 from polaris_jax.data.loader import PromptLoader
-from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.grade_ahead import GradeAhead
 from polaris_jax.held_out import HeldOut
 from polaris_jax.in_flight import Group, groups_from
@@ -98,14 +95,6 @@ class TrainingRun:
         if self._start is not None:
             check_start(self._start, config, workdir, overwrite=self._overwrite)
         self.problems, origin = training_problems(config, workdir, self.progress)
-        processes.agree(
-            {
-                "config": config_hash(config),
-                "polaris_jax": polaris_jax.__version__,
-                "jax": jax.__version__,
-                "problem set": problem_set_hash(self.problems),
-            }
-        )
         scored = bool(config.evaluate.every_steps)
         held_out = evaluation_problems(config, self.progress)[0] if scored else []
         # What can be refused is, before --overwrite deletes a run and before anything is computed.

@@ -29,14 +29,15 @@ def _define(values: flags.FlagValues) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
-    own = parse("convert", argv, doc=__doc__ or "", define=_define, takes_config=False).flags
+    command = parse("convert", argv, doc=__doc__ or "", define=_define, takes_config=False)
+    own = command.flags
     for name, remedy in (
         ("from", "name a Hugging Face directory, Hub id, GGUF file or checkpoint"),
         ("to", "name a new directory"),
     ):
         if not own[name]:
             raise ConfigError(f"--{name}: needed; {remedy}")
-    start_jax(heartbeat_timeout_s=100)
+    start_jax(command)
     from polaris_jax.runs.convert import convert
 
     begin_work()

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
             f"--tag={command.flags['tag']}: it begins the names of files; take letters, digits, - "
             "and _ only, like --tag=before"
         )
-    start_jax(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
+    start_jax(command)
     from polaris_jax.processes import is_first
     from polaris_jax.progress import Progress
     from polaris_jax.runs.evaluate import evaluate

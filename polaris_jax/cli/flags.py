@@ -30,14 +30,21 @@ class Command:
     """A parsed command line.
 
     Attributes:
+        name: of the command.
         config: checked; defaults where the command takes no --config.
         workdir: where the command's files lie; the present directory where it takes none.
         flags: the command's own flags, by name.
     """
 
+    name: str
     config: RunConfig
     workdir: epath.Path
     flags: dict[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        """Name, workdir and own flags: with the config, all that a process was asked to do."""
+        own = {name: v for name, v in self.flags.items() if name.split(".")[0] != "config"}
+        return {"name": self.name} | own | {"workdir": str(self.workdir)}
 
 
 def parse(
@@ -97,16 +104,16 @@ def parse(
         raise ConfigError(f"{rest[1]!r}: unexpected argument; flags look like --name=value")
     own = {flag: values[flag].value for flag in values}
     if not takes_config:
-        return Command(RunConfig(), as_place("."), own)
+        return Command(name, RunConfig(), as_place("."), own)
     config = build_config(values["config"].value or {})
     for path in (config.model.path, config.data.problems, config.evaluate.problems):
         if is_remote(path):
             as_place(path)  # what it needs is installed: said before any device is touched
     if not takes_workdir:
-        return Command(config, as_place("."), own)
+        return Command(name, config, as_place("."), own)
     if not own["workdir"]:
         raise ConfigError("--workdir: needed; name a directory for the run's files")
-    return Command(config, as_place(own["workdir"]), own)
+    return Command(name, config, as_place(own["workdir"]), own)
 
 
 def _flag_lines(values: flags.FlagValues) -> str:

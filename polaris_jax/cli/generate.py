@@ -44,7 +44,8 @@ def _define(values: flags.FlagValues) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
-    own = parse("generate", argv, doc=__doc__ or "", define=_define, takes_config=False).flags
+    command = parse("generate", argv, doc=__doc__ or "", define=_define, takes_config=False)
+    own = command.flags
     prompt = sys.stdin.read() if own["prompt"] == "-" else own["prompt"]
     for name, value, remedy in (
         ("model", own["model"], "name a Hugging Face directory, Hub id or GGUF file"),
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
     ):
         if not value.strip():
             raise ConfigError(f"--{name}: needed; {remedy}")
-    start_jax(heartbeat_timeout_s=100)
+    start_jax(command)
     from polaris_jax.runs.generate import generate
 
     begin_work()

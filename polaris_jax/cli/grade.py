@@ -13,12 +13,11 @@ Example:
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from polaris_jax.cli.flags import parse
 from polaris_jax.config import ConfigError
+from polaris_jax.files import as_place, is_remote
 from polaris_jax.interrupts import begin_work
 
 MODES = ["train", "eval", "free"]
@@ -53,16 +52,18 @@ def main(argv: list[str]) -> int:
     for name in ("input", "out"):
         if not own[name]:
             raise ConfigError(f"--{name}: needed; name a JSON-lines file")
-    source, out = Path(own["input"]), Path(own["out"])
-    for name, path in (("input", source), ("problems", Path(own["problems"] or own["input"]))):
+    source, out = as_place(own["input"]), as_place(own["out"])
+    for name in ("input", "problems") if own["problems"] else ("input",):
+        path = as_place(own[name])
         if path.is_dir():
-            raise ConfigError(f"--{name}={path}: it is a directory; name one file in it")
+            raise ConfigError(f"--{name}={own[name]}: it is a directory; name one file in it")
         if not path.is_file():
-            raise ConfigError(f"--{name}={path}: there is no such file")
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out={out}: it needs to be a file in a directory that exists")
-    if out.exists() and out.samefile(source):
-        raise ConfigError(f"--out={out}: it is the input; name another file")
+            raise ConfigError(f"--{name}={own[name]}: there is no such file")
+    has_parent = is_remote(out) or out.parent.is_dir()  # a store has no directories to make
+    if out.is_dir() or not has_parent:
+        raise ConfigError(f"--out={own['out']}: it needs to be a file in a directory that exists")
+    if out.exists() and out.resolve() == source.resolve():
+        raise ConfigError(f"--out={own['out']}: it is the input; name another file")
     from polaris_jax.progress import Progress
     from polaris_jax.runs.grade import GradeOptions, grade_file
 

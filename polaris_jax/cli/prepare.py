@@ -19,7 +19,7 @@ from polaris_jax.interrupts import begin_work
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     command = parse("prepare", argv, doc=__doc__ or "")
-    start_jax(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
+    start_jax(command)
     from polaris_jax.processes import is_first
     from polaris_jax.progress import Progress
     from polaris_jax.runs.prepare import prepare

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 
 from polaris_jax import interrupts
-from polaris_jax.cli.flags import HelpRequested, print_error
+from polaris_jax.cli.flags import Command, HelpRequested, print_error
 from polaris_jax.config import ConfigError
 
 PROCESSES = "polaris_jax.processes"
@@ -64,8 +64,12 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {text} (POLARIS_TRACEBACK=1 shows where)"
 
 
-def start_jax(*, heartbeat_timeout_s: int) -> None:
-    """Process-wide settings of jax, then the other processes of this run, if there are any."""
+def start_jax(command: Command) -> None:
+    """Process-wide settings of jax, then the other processes of this run, if there are any.
+
+    Raises:
+        ConfigError: they were given another command, config or version.
+    """
     import jax
 
     cache = os.environ.get("POLARIS_COMPILE_CACHE")
@@ -73,5 +77,7 @@ def start_jax(*, heartbeat_timeout_s: int) -> None:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     from polaris_jax import processes
+    from polaris_jax.agreement import agree_on_run
 
-    processes.initialize(heartbeat_timeout_s=heartbeat_timeout_s)
+    processes.initialize(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
+    agree_on_run(command.config, command.identity())

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     if source and not as_place(source).exists():
         raise ConfigError(f"--from={source}: there is no such checkpoint")
     when_stopped = stopped_status()
-    start_jax(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
+    start_jax(command)
     from polaris_jax.loop import train
     from polaris_jax.processes import any_process, is_first
     from polaris_jax.progress import Progress

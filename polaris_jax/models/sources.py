@@ -11,7 +11,7 @@ from polaris_jax.files import as_place, is_remote
 
 GGUF_SUFFIX = ".gguf"
 # Weights, configuration and tokenizer; not the PyTorch, ONNX and GGUF copies beside them.
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
+WANTED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
@@ -57,7 +57,7 @@ def _fetch(hub_id: str) -> epath.Path:
         "directory"
     )
     try:
-        return epath.Path(snapshot_download(hub_id, allow_patterns=_WANTED))
+        return epath.Path(snapshot_download(hub_id, allow_patterns=WANTED))
     except (GatedRepoError, RepositoryNotFoundError, HFValidationError) as error:
         raise ValueError(
             f"model {hub_id!r}: no such directory here, and the Hugging Face Hub does not give it "

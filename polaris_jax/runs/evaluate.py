@@ -12,12 +12,14 @@ import numpy as np
 from etils import epath
 
 from polaris_jax import processes
+from polaris_jax.agreement import agree_on_weights
 from polaris_jax.base_model import (
     check_evaluated_positions,
     load_base,
     load_base_tokenizer,
     yarn_scaling,
 )
+from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import ConfigError, EvaluateSection, RunConfig, config_fields
 from polaris_jax.evaluate.budget_curve import budget_curve, default_budgets
 from polaris_jax.evaluate.estimators import avg_at_k, pass_at_k
@@ -27,7 +29,7 @@ from polaris_jax.models import Qwen
 from polaris_jax.progress import Progress
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import evaluation_figure
-from polaris_jax.runs.convert import load_any
+from polaris_jax.runs.convert import is_orbax, load_any
 from polaris_jax.runs.policy import open_policy
 from polaris_jax.runs.progress_file import ProgressFile, problems_digest
 from polaris_jax.session import evaluation_problems, fitting
@@ -118,8 +120,21 @@ def _weights(
     path = workdir / "checkpoints" if checkpoint == "latest" else as_place(checkpoint)
     if not path.exists():
         raise ConfigError(f"--checkpoint={checkpoint}: {path} does not exist")
+    _agree_on_checkpoint(path)
     model, tokenizer = load_any(path)
     return model, tokenizer or load_base_tokenizer(config)
+
+
+def _agree_on_checkpoint(path: epath.Path) -> None:
+    """Returns where all processes find the same weights at `path`; a step is the first one's."""
+    place = path
+    if is_orbax(path):
+        steps = Checkpointer.of(path)
+        newest = processes.gather_objects(max(steps.steps(), default=-1))[0]
+        if newest < 0:
+            return  # which loading says better
+        place = steps.directory / str(newest)
+    agree_on_weights(place, name="checkpoint")
 
 
 def _respond(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from etils import epath
 
 from polaris_jax.config import ConfigError
 from polaris_jax.data.problems import read_problems
 from polaris_jax.data.sources import DataError
+from polaris_jax.files import append_bytes, as_place, write_bytes
 from polaris_jax.progress import Progress
 from polaris_jax.reward import Grader
 from polaris_jax.reward.equivalence import gold_texts
@@ -23,6 +26,7 @@ from polaris_jax.reward.extract import Mode
 from polaris_jax.runs.progress_file import name_aside, whole_rows
 
 BATCH_ROWS = 1000
+HASH_BYTES = 1 << 20
 TEXT_FIELDS = ("text", "response", "completion", "output", "answer")
 GOLD_FIELDS = ("gold", "answer", "final_answer", "ground_truth", "expected_answer")
 
@@ -76,7 +80,7 @@ class GradeSummary:
 
 
 def grade_file(
-    source: Path, out: Path, options: GradeOptions, *, progress: Progress
+    source: epath.Path, out: epath.Path, options: GradeOptions, *, progress: Progress
 ) -> GradeSummary:
     """Grades each row of a JSON-lines file; a rerun goes on after the last finished row.
 
@@ -92,23 +96,20 @@ def grade_file(
         progress.line(f"resumed after {summary.resumed} rows")
     golds = _golds(options.problems) if options.problems else None
     rows = itertools.islice(_rows(source, options, golds), summary.resumed, None)
-    with (
-        Grader(
-            options.workers,
-            options.timeout_s,
-            options.memory_limit_bytes,
-            preset=options.preset,
-        ) as grader,
-        out.open("a") as file,
-    ):
+    with Grader(
+        options.workers,
+        options.timeout_s,
+        options.memory_limit_bytes,
+        preset=options.preset,
+    ) as grader:
         while batch := list(itertools.islice(rows, BATCH_ROWS)):
             texts, answers = [row.text for row in batch], [row.gold for row in batch]
+            lines = []
             for row, grade in zip(batch, grader.grade(texts, answers, options.mode), strict=True):
                 found = row.others | {"row": row.number, "gold": row.gold} | grade._asdict()
-                file.write(json.dumps(_finite(found), allow_nan=False) + "\n")
+                lines.append(json.dumps(_finite(found), allow_nan=False) + "\n")
                 summary.add(found)
-            file.flush()
-            os.fsync(file.fileno())
+            append_bytes(out, "".join(lines).encode())
             progress.line(f"graded {summary.rows} rows")
     return summary
 
@@ -130,52 +131,52 @@ class _Row:
     others: dict[str, Any]
 
 
-def _identity(source: Path, options: GradeOptions) -> dict[str, Any]:
+def _identity(source: epath.Path, options: GradeOptions) -> dict[str, Any]:
     """What the output depends on: the input's bytes and how they are read and compared."""
     names = ("text_field", "gold_field", "mode", "preset", "timeout_s", "memory_limit_bytes")
     found = {name: getattr(options, name) for name in names}
-    for name, path in (("input", source), ("problems", Path(options.problems or os.devnull))):
+    for name, path in (("input", source), ("problems", as_place(options.problems or os.devnull))):
+        digest = hashlib.sha256()
         with path.open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(HASH_BYTES):
+                digest.update(block)
+        found[name] = digest.hexdigest()
     return found
 
 
-def _resume(out: Path, head: str, progress: Progress) -> GradeSummary:
+def _resume(out: epath.Path, head: str, progress: Progress) -> GradeSummary:
     """Counts the finished rows of an output of the same identity; sets another one aside.
 
     One of the same identity that was set aside before is taken back.
     """
     summary = GradeSummary()
-    if out.exists():
-        with out.open("rb+") as file:
-            if file.readline() == head.encode() + b"\n":
-                _count(file, summary)
-                summary.resumed = summary.rows
-                return summary
+    present = out.read_bytes() if out.exists() else None
+    first, *lines = io.BytesIO(present or b"").readlines() or [b""]
+    if present is not None and first != head.encode() + b"\n":
         own = out.with_name(name_aside(out.name, head.encode()))
-        with out.open("rb") as file:
-            first, rows = file.readline().rstrip(b"\n"), sum(1 for _ in file)
-        if rows or (first and not first.startswith(b'{"identity"')):
+        first = first.rstrip(b"\n")
+        if lines or (first and not first.startswith(b'{"identity"')):
             aside = out.with_name(name_aside(out.name, first))
-            os.replace(out, aside)
-            progress.line(f"{rows} rows of other settings set aside as {aside}")
-        if own.exists():
-            os.replace(own, out)
-            return _resume(out, head, progress)
-    out.write_text(head + "\n")
+            write_bytes(aside, present)
+            progress.line(f"{len(lines)} rows of other settings set aside as {aside}")
+        first, *lines = io.BytesIO(own.read_bytes() if own.exists() else b"").readlines() or [b""]
+    if first != head.encode() + b"\n":
+        lines = []
+    whole = b"".join([head.encode() + b"\n", *_count(lines, summary)])
+    if whole != present:
+        write_bytes(out, whole)
+    summary.resumed = summary.rows
     return summary
 
 
-def _count(file: BinaryIO, summary: GradeSummary) -> None:
-    """Adds up whole rows and cuts the file off before the first that is torn or damaged."""
-    end = file.tell()
-    for line in file:
+def _count(lines: list[bytes], summary: GradeSummary) -> list[bytes]:
+    """Adds up the whole rows, up to the first that is torn or damaged, and returns their lines."""
+    for done, line in enumerate(lines):
         row = whole_rows([line])
         if not line.endswith(b"\n") or not row or not _is_graded(row[0]):
-            break
+            return lines[:done]
         summary.add(row[0])
-        end += len(line)
-    file.truncate(end)
+    return lines
 
 
 def _is_graded(row: dict[str, Any]) -> bool:
@@ -191,9 +192,14 @@ def _finite(value: Any) -> Any:
     return [_finite(part) for part in value] if isinstance(value, list) else value
 
 
-def _rows(source: Path, options: GradeOptions, golds: dict[str, Any] | None) -> Iterator[_Row]:
+def _rows(
+    source: epath.Path, options: GradeOptions, golds: dict[str, Any] | None
+) -> Iterator[_Row]:
     text_field, gold_field = options.text_field, options.gold_field
-    with source.open(encoding="utf-8-sig", errors="replace") as file:
+    with (
+        source.open("rb") as raw,  # a store gives text in no other encoding than UTF-8
+        io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace") as file,
+    ):
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -232,7 +238,7 @@ def _rows(source: Path, options: GradeOptions, golds: dict[str, Any] | None) -> 
             yield _Row(number, text, gold, kept)
 
 
-def _parsed(source: Path, number: int, line: str) -> dict[str, Any]:
+def _parsed(source: epath.Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -244,7 +250,7 @@ def _parsed(source: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def _field(row: dict[str, Any], name: str, source: Path, number: int) -> Any:
+def _field(row: dict[str, Any], name: str, source: epath.Path, number: int) -> Any:
     if name not in row:
         raise ConfigError(
             f"{source}, line {number}: no field {name!r}; there are {', '.join(sorted(row))}"
@@ -252,7 +258,7 @@ def _field(row: dict[str, Any], name: str, source: Path, number: int) -> Any:
     return row[name]
 
 
-def _first_of(names: Any, row: dict[str, Any], flag: str, source: Path, number: int) -> str:
+def _first_of(names: Any, row: dict[str, Any], flag: str, source: epath.Path, number: int) -> str:
     found = next((name for name in names if name in row), None)
     if found is None:
         raise ConfigError(

@@ -210,3 +210,33 @@ def test_numbers_that_json_does_not_have_are_null(tmp_path: Path) -> None:
     row = graded(tmp_path / "out.jsonl")[0]
     assert row["gold"] is None
     assert row["seen"] == [None]
+
+
+def test_everything_may_lie_in_a_bucket(bucket, capsys) -> None:
+    def lines(*rows: dict) -> bytes:
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+    bucket.put("bucket/golds.jsonl", lines({"id": "b", "problem": "?", "answer": "3"}))
+    right, wrong = [{"problem_id": "b", "text": f"\\boxed{{{i}}}"} for i in (3, 4)]
+    bucket.put("bucket/r.jsonl", lines(right, wrong))
+    place = "gs://bucket"
+    command = ["grade", f"--input={place}/r.jsonl", f"--problems={place}/golds.jsonl"]
+    command += [f"--out={place}/new/graded.jsonl", "--workers=1"]
+    assert main(command) == 0
+    assert "2 rows, 1 correct" in capsys.readouterr().out
+    whole = bucket.read("bucket/new/graded.jsonl")
+    assert [json.loads(line)["reward"] for line in whole.splitlines()[1:]] == [1.0, 0.0]
+
+    bucket.put("bucket/new/graded.jsonl", whole[:-5])
+    assert main(command) == 0
+    assert "resumed after 1 rows" in capsys.readouterr().out
+    assert bucket.read("bucket/new/graded.jsonl") == whole
+
+    assert main([*command, "--preset=strict"]) == 0
+    assert f"2 rows of other settings set aside as {place}/new/graded.jsonl." in (
+        capsys.readouterr().out
+    )
+    assert main(command) == 0
+    assert bucket.read("bucket/new/graded.jsonl") == whole
+    assert main([*command, f"--out={place}/r.jsonl"]) == 2
+    assert f"--out={place}/r.jsonl: it is the input" in capsys.readouterr().err
