@@ -34,8 +34,8 @@ class Chip:
     near: int = 0
 
     def per_device(self, devices_per_chip: int) -> Chip:
-        """The share of one of a chip's devices (cores of v4 and tpu7x stand alone in a
-        deviceless topology). `hbm_bytes` is per device already: the compiler names it so."""
+        """The share of one of a chip's devices (cores of a tpu7x stand alone in a deviceless
+        topology). `hbm_bytes` is per device already: the compiler names it so."""
         if devices_per_chip == 1:
             return self
         return dataclasses.replace(
@@ -47,13 +47,14 @@ class Chip:
 
 
 _TPU = (
-    "HBM: the limit that libtpu 0.0.42 names when it refuses a program, per device; speed: "
+    "HBM: the limit that libtpu 0.0.42 names when it refuses a program, per device (v4: that of "
+    "earlier ones, in public reports); speed: "
     "cloud.google.com/tpu/docs, jax-ml.github.io/scaling-book"
 )
 _NVIDIA = "NVIDIA data sheet (SXM); HBM in decimal GB, CUDA's and NCCL's own share not taken off"
 
 CHIPS: dict[str, Chip] = {
-    "v4": Chip("v4", int(15.25 * GIB), 275e12, 1228e9, 90e9, _TPU),
+    "v4": Chip("v4", int(30.75 * GIB), 275e12, 1228e9, 90e9, _TPU),
     "v5e": Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 90e9, _TPU),
     "v5p": Chip("v5p", int(95.73 * GIB), 459e12, 2765e9, 180e9, _TPU),
     "v6e": Chip("v6e", int(31.24 * GIB), 918e12, 1640e9, 180e9, _TPU),

@@ -113,7 +113,11 @@ def devices(topology: Topology) -> Sequence[Any]:
 
     try:
         if topology.platform == "tpu":
-            return topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
+            # A v4's two cores are one device, as jax's meshes ask for and real pods have it.
+            options = {"chip_config_name": "megacore"} if topology.kind == "v4" else {}
+            return topologies.get_topology_desc(
+                platform="tpu", topology_name=topology.name, **options
+            ).devices
         target = resources.files("polaris_jax.plan") / "targets" / f"{topology.kind}.txtpb"
         return topologies.get_topology_desc(
             topology.kind,

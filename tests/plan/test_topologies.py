@@ -65,10 +65,10 @@ def test_the_next_larger_pods_of_a_family():
 
 
 def test_a_core_has_its_share_of_a_chip():
-    """A deviceless v4 lists its two cores apart; a v5p chip is one device."""
-    whole, core = CHIPS["v4"], parse_topology("v4:2x2x1").chip(8)
+    """A deviceless tpu7x lists its two cores apart; a v4 or v5p chip is one device."""
+    whole, core = CHIPS["tpu7x"], parse_topology("tpu7x:2x2x1").chip(8)
     assert core.peak_flops == whole.peak_flops / 2
-    assert core.hbm_bytes == whole.hbm_bytes == int(15.25 * GIB)
+    assert core.hbm_bytes == whole.hbm_bytes == int(94.74 * GIB)
     assert parse_topology("v5p:2x2x1").chip(4) == CHIPS["v5p"]
 
 
