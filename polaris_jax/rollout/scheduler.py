@@ -96,6 +96,14 @@ class Scheduler:
         return len(self._queue)
 
     @property
+    def load(self) -> int:
+        """Tokens that its samples are expected to take yet, and those of prompts to prefill."""
+        samples = [*self.live, *(sequence for _, sequence in self._queue)]
+        to_prefill = {s.prompt for s in samples if not s.decodes and s.prompt.pages is None}
+        left = sum(s.expected_left for s in samples)
+        return round(left) + sum(len(prompt.tokens) for prompt in to_prefill)
+
+    @property
     def busy(self) -> bool:
         """There is something left to do."""
         return bool(self._queue) or any(s is not None for s in self._slots)
