@@ -169,7 +169,7 @@ class Request:
         ended = sample.stopped or len(sample.tokens) >= sample.prompt.params.max_tokens
         self.num_tokens += len(new)
         self.num_done += ended
-        if self._on_tokens is not None:
+        if new and self._on_tokens is not None:
             self._news.append((sample.prompt.index, sample.sample, new))
         if ended:
             self._ended.append(sample)
