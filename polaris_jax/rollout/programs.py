@@ -209,6 +209,8 @@ def _decode(
     spec: ProgramSpec,
 ) -> tuple[Any, Packed]:
     batch, steps, mesh = rows.token_B.shape[0], spec.steps, spec.mesh
+    # A call behind another takes `alive_B` from that, which knows of no slot cleared since.
+    rows = rows._replace(alive_B=rows.alive_B & (rows.limit_B > 0))
     # A shard that begins with fewer rows goes on with them: the others' decide the bucket.
     begun = jnp.sum(rows.alive_B)
     exit_below = jnp.where(begun < exit_below_D[0], 1, jnp.maximum(exit_below_D[0], 1))
