@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from polaris_jax import sharding
@@ -106,6 +107,12 @@ def compiled(spec: ProgramSpec) -> Programs:
             out_axes=z,
         ),
     )
+
+
+@functools.cache
+def zeros(shape: tuple[int, ...], dtype: np.dtype, where: jax.sharding.Sharding | None) -> Any:
+    """Jitted: zeros, made where they belong; `jnp.zeros` makes them all on one device first."""
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=where)
 
 
 def pool_sharding(spec: ProgramSpec) -> jax.sharding.NamedSharding:
