@@ -121,6 +121,10 @@ class TrainingRun:
             )
         )
         self.progress.line(f"problems: {len(self.problems)} from {origin}")
+        if config.optimizer.moment_dtype != "float32":
+            self.progress.line(
+                f"optimizer.moment_dtype={config.optimizer.moment_dtype}: the recipe's is float32"
+            )
         base, self.tokenizer = load_base(config, workdir, self.progress, mesh=self.mesh)
         self.problems = fitting(
             self.problems, config, tokenizer=self.tokenizer, progress=self.progress

@@ -2,7 +2,15 @@
 
 from polaris_jax.records import Response
 from polaris_jax.rollout.decode_state import SamplerConfig
-from polaris_jax.rollout.sampler import RolloutAborted, Sampler
+from polaris_jax.rollout.driven import RolloutAborted, RolloutPaused
+from polaris_jax.rollout.sampler import Sampler
 from polaris_jax.rollout.sampling import SamplingParams
 
-__all__ = ["Response", "RolloutAborted", "Sampler", "SamplerConfig", "SamplingParams"]
+__all__ = [
+    "Response",
+    "RolloutAborted",
+    "RolloutPaused",
+    "Sampler",
+    "SamplerConfig",
+    "SamplingParams",
+]

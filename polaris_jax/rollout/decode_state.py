@@ -114,7 +114,8 @@ class Rows(NamedTuple):
         token_B: the last token, whose keys and values are not yet in the pool.
         position_B: its position.
         prompt_len_B: tokens of the prompt; response positions count from here.
-        limit_B: prompt + max_tokens: no token is drawn for this position or beyond.
+        limit_B: prompt + max_tokens: no token is drawn for this position or beyond; 0: the slot has
+            been cleared, and the row is dead whatever `alive_B` says.
         alive_B: False: the row does nothing.
         params: sampling settings.
     """
@@ -209,7 +210,7 @@ class DecodeState:
     def clear(self, slot: int) -> None:
         """Empties a slot; its pages stay as they are."""
         self.set_pages(slot, [])
-        self.rows.alive_B[slot] = False
+        self.rows.alive_B[slot], self.rows.limit_B[slot] = False, 0
 
     def free(self, slot: int) -> None:
         """Empties a slot and releases its pages."""

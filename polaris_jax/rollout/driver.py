@@ -102,10 +102,7 @@ class Driver:
 
     def submit(self, request: Request) -> None:
         """Queues a request behind all others."""
-        loads = [0] * len(self.schedulers)
-        for live in self._requests:
-            for part in live.parts:
-                loads[self._shard_of[id(part.prompt)]] += part.cost
+        loads = [scheduler.load for scheduler in self.schedulers]
         shards = deal([part.cost for part in request.parts], len(loads), loads)
         for part, shard in zip(request.parts, shards, strict=True):
             self._request_of[id(part.prompt)] = request
@@ -264,7 +261,7 @@ class Driver:
         for request in self._requests:
             if request.scores_prompts and not request.scored:
                 request.prompt_logprobs = prompt_logprobs(
-                    model, request.prompts, request.temperatures
+                    model, request.prompts, request.temperatures, self._engine.spec.mesh
                 )
                 request.scored = True
 

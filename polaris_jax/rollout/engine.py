@@ -12,6 +12,7 @@ the same `generate`, and reserves the pages itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from polaris_jax.rollout.engine_records import Flight, PrefillJob, Prefix, Resul
 from polaris_jax.rollout.prefill_calls import prefill_call, prefill_calls
 from polaris_jax.rollout.prefix_insert import insert_prefix
 from polaris_jax.rollout.program_spec import prefill_shape, program_spec
-from polaris_jax.rollout.programs import Model, Packed
+from polaris_jax.rollout.programs import Model, Packed, Programs
 from polaris_jax.rollout.sampling import PromptParams, pad_stop_ids
 
 
@@ -50,7 +51,8 @@ class Engine:
         on_accelerator = device.platform != "cpu"
         asked = config.dispatch_ahead
         self.dispatches_ahead = on_accelerator if asked is None else asked
-        self._programs = programs.compiled(self.spec)
+        made = programs.compiled(self.spec)
+        self._programs = Programs(*(partial(sharding.from_host, program) for program in made))
 
     def init_decode_state(self, dtype: Any = jnp.float32) -> DecodeState:
         """An empty pool and empty slots; pages are in `dtype`."""
@@ -67,7 +69,7 @@ class Engine:
             dtype=dtype,
         )
         where = None if self.spec.mesh is None else programs.pool_sharding(self.spec)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=where), abstract)
+        return jax.tree.map(lambda x: programs.zeros(x.shape, x.dtype, where)(), abstract)
 
     def _up(self, tree: Any, *, axis: int | None = 0) -> Any:
         """Host arrays as the programs take them."""
@@ -257,7 +259,7 @@ class Engine:
     ) -> Flight:
         """A call that goes on where `flight` ends, before anybody has read that.
 
-        The slots must hold pages for both calls.
+        The slots must hold pages for both calls; rows whose slots were cleared are dead in it.
         """
         return self._fly(params, state, flight.index_B, stop_token_ids, 1, behind=flight)
 
@@ -291,7 +293,7 @@ class Engine:
     def collect(self, state: DecodeState, flight: Flight) -> ResultTokens:
         """`generate`'s second half: waits for the tokens and brings the slots up to date."""
         steps = self.config.decode_steps
-        packed = jax.device_get(flight.packed)
+        packed = sharding.to_host(flight.packed)
         slots, rows = self.config.slots, state.rows
         # Rows that were dead when the call began, and slots left since, are not its business.
         ran_B = (packed.count_B > 0) | packed.alive_B

@@ -13,6 +13,7 @@ Attention = Literal["auto", "xla", "ragged", "pallas_gpu", "native"]
 
 # Scalar memory of a TPU core, into which `ragged_paged_attention` fetches the whole page table.
 SMEM_BYTES = 1 << 20
+GPUS = ("gpu", "cuda", "rocm")
 # Rows of the smallest matrix that a GPU's tensor cores take.
 GPU_MIN_DOT = 16
 RAGGED_HEAD_DIM = 128
@@ -31,8 +32,10 @@ def choose_layout(
     page_size: int,
     rows: int,
     pages: int,
-) -> KVLayout:
-    """The layout of a back end; `auto` is the platform's kernel where the model's shape allows it.
+) -> tuple[KVLayout, str]:
+    """The layout of a back end, and why that one.
+
+    `auto` is the platform's kernel where the model's shape allows it.
 
     Args:
         attention: the back end asked for.
@@ -45,40 +48,49 @@ def choose_layout(
     Raises:
         ConfigError: a back end that the platform, the model or these sizes do not allow.
     """
-    on_gpu = platform in ("gpu", "cuda", "rocm")
+    why = f"rollout.attention={attention!r}"
     if attention == "auto":
-        if platform == "tpu" and config.head_dim == RAGGED_HEAD_DIM:
-            attention = "ragged"
-        elif on_gpu and _is_power_of_2(page_size) and _is_power_of_2(config.head_dim):
-            attention = "pallas_gpu"
-        else:
-            attention = "xla"
+        own: Attention = "pallas_gpu" if platform in GPUS else "ragged"
+        refusal = _refusal(own, platform, config, page_size=page_size)
+        attention = "xla" if refusal else own
+        why = refusal or f"the kernel of a {platform}"
+    elif attention in ("ragged", "pallas_gpu"):
+        refusal = _refusal(attention, platform, config, page_size=page_size)
+        if refusal:
+            raise ConfigError(f"{refusal}; use auto or xla")
     if attention == "ragged":
-        _check_ragged(platform, config, page_size=page_size, rows=rows, pages=pages)
-        return RAGGED
+        _check_smem(page_size=page_size, rows=rows, pages=pages)
+        return RAGGED, why
     if attention == "pallas_gpu":
-        _check_pallas_gpu(on_gpu, platform, config, page_size)
-        return PALLAS_GPU
+        return PALLAS_GPU, why
     if attention != "xla":
         raise ConfigError(
             f"rollout.attention={attention!r}: expected auto, xla, ragged (TPU), pallas_gpu (GPU) "
             "or native (CPU)"
         )
-    return TOKEN_MAJOR if platform == "tpu" else XLA
+    return TOKEN_MAJOR if platform == "tpu" else XLA, why
 
 
-def _check_ragged(
-    platform: str, config: ModelConfig, *, page_size: int, rows: int, pages: int
-) -> None:
-    if platform != "tpu":
-        raise ConfigError(
-            f"rollout.attention='ragged': a TPU kernel, the devices are {platform}; use auto"
-        )
-    if config.head_dim != RAGGED_HEAD_DIM:
-        raise ConfigError(
-            f"rollout.attention='ragged': needs head_dim={RAGGED_HEAD_DIM}, the model has "
-            f"{config.head_dim}; use xla"
-        )
+def _refusal(kernel: Attention, platform: str, config: ModelConfig, *, page_size: int) -> str:
+    """Why a kernel cannot serve; empty where it can."""
+    name, width = f"rollout.attention={kernel!r}", config.head_dim
+    if kernel == "ragged":
+        if platform != "tpu":
+            return f"{name}: a TPU kernel, the devices are {platform}"
+        if width != RAGGED_HEAD_DIM:
+            return f"{name}: needs head_dim={RAGGED_HEAD_DIM}, the model has {width}"
+        return ""
+    if platform not in GPUS:
+        return f"{name}: a GPU kernel, the devices are {platform}"
+    for what, value in (("page_size", page_size), ("head_dim", width)):
+        if not _is_power_of_2(value):
+            return f"{what}={value}: {name} needs a power of 2"
+    if width < GPU_MIN_DOT:
+        return f"head_dim={width}: {name} needs at least {GPU_MIN_DOT}"
+    return ""
+
+
+def _check_smem(*, page_size: int, rows: int, pages: int) -> None:
     needed = smem_bytes(rows, pages)
     if needed >= SMEM_BYTES:
         tokens, fitting = pages * page_size, 2 * page_size
@@ -89,23 +101,6 @@ def _check_ragged(
             f"bytes = {needed} bytes (with lengths) does not fit the {SMEM_BYTES} bytes of scalar "
             f"memory of rollout.attention='ragged'; use rollout.page_size={fitting}, fewer slots "
             "a data shard, or xla"
-        )
-
-
-def _check_pallas_gpu(on_gpu: bool, platform: str, config: ModelConfig, page_size: int) -> None:
-    if not on_gpu:
-        raise ConfigError(
-            f"rollout.attention='pallas_gpu': a GPU kernel, the devices are {platform}; use auto"
-        )
-    for name, value in (("page_size", page_size), ("head_dim", config.head_dim)):
-        if not _is_power_of_2(value):
-            raise ConfigError(
-                f"{name}={value}: rollout.attention='pallas_gpu' needs a power of 2; use xla"
-            )
-    if config.head_dim < GPU_MIN_DOT:
-        raise ConfigError(
-            f"head_dim={config.head_dim}: rollout.attention='pallas_gpu' needs at least "
-            f"{GPU_MIN_DOT}; use xla"
         )
 
 

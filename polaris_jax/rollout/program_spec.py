@@ -88,7 +88,7 @@ def program_spec(
             f"rollout.num_pages={config.num_pages}: each of {data} data shards needs at least 2"
         )
     device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
-    layout = choose_layout(
+    layout, layout_why = choose_layout(
         "xla" if config.attention == "native" else config.attention,
         device.platform,
         model_config,
@@ -105,7 +105,8 @@ def program_spec(
                 "pages"
             )
         staged = False
-    native_serves, why = _native(config, device.platform, mesh, staged=staged)
+    native_serves, native_why = _native(config, device.platform, mesh, staged=staged)
+    why = native_why if on_cpu else layout_why
     if staged:
         least_flops = NATIVE_MIN_BUCKET_FLOPS if native_serves else MIN_BUCKET_FLOPS
         min_rows = config.min_rows or math.ceil(least_flops / (2 * model_config.num_parameters))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from polaris_jax import sharding
@@ -106,6 +107,12 @@ def compiled(spec: ProgramSpec) -> Programs:
             out_axes=z,
         ),
     )
+
+
+@functools.cache
+def zeros(shape: tuple[int, ...], dtype: np.dtype, where: jax.sharding.Sharding | None) -> Any:
+    """Jitted: zeros, made where they belong; `jnp.zeros` makes them all on one device first."""
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=where)
 
 
 def pool_sharding(spec: ProgramSpec) -> jax.sharding.NamedSharding:
@@ -209,6 +216,8 @@ def _decode(
     spec: ProgramSpec,
 ) -> tuple[Any, Packed]:
     batch, steps, mesh = rows.token_B.shape[0], spec.steps, spec.mesh
+    # A call behind another takes `alive_B` from that, which knows of no slot cleared since.
+    rows = rows._replace(alive_B=rows.alive_B & (rows.limit_B > 0))
     # A shard that begins with fewer rows goes on with them: the others' decide the bucket.
     begun = jnp.sum(rows.alive_B)
     exit_below = jnp.where(begun < exit_below_D[0], 1, jnp.maximum(exit_below_D[0], 1))

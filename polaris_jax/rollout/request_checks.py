@@ -14,6 +14,7 @@ from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.number_checks import real_number, whole_number
 from polaris_jax.rollout.run import OnProgress, OnTokens, Request
 from polaris_jax.rollout.sampling import PromptParams, SamplingParams, pad_stop_ids, per_prompt
+from polaris_jax.rollout.stop_strings import Decode, completing_token
 
 Prompts = Sequence[Sequence[Any] | np.ndarray]
 
@@ -67,7 +68,15 @@ def checked_request(
         )
         for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
     ]
-    checked_begun(begun, rows, n=n, stop_ids=stop_ids, vocab_size=vocab_size)
+    checked_begun(
+        begun,
+        rows,
+        n=n,
+        stop_ids=stop_ids,
+        stop_strings=strings,
+        decode=params.decode,
+        vocab_size=vocab_size,
+    )
     return Request(
         tokens,
         rows,
@@ -257,6 +266,8 @@ def checked_begun(
     *,
     n: int,
     stop_ids: Sequence[int],
+    stop_strings: Sequence[str],
+    decode: Decode | None,
     vocab_size: int,
 ) -> None:
     """Returns when every response can stay, or go on, as it is.
@@ -293,4 +304,12 @@ def checked_begun(
                 raise ValueError(
                     f"{where}: unfinished, but it holds a stop token, or an id outside of "
                     f"[0, {vocab_size})"
+                )
+            if decode is None or not stop_strings or not len(token_T):
+                continue
+            at = completing_token(token_T.tolist(), 0, stop_strings, decode)
+            if at is not None:
+                raise ValueError(
+                    f"{where}: unfinished, but with token {at} it holds one of "
+                    f"stop_strings={tuple(stop_strings)}; cut it there and give it as 'stop'"
                 )

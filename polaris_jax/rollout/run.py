@@ -43,12 +43,15 @@ class Part:
     Attributes:
         prompt: the prompt, as that shard's scheduler knows it.
         samples: some or all of its samples.
-        cost: tokens that they are expected to take, the prompt's included.
     """
 
     prompt: Prompt
     samples: list[Sample]
-    cost: int
+
+    @property
+    def cost(self) -> int:
+        """Tokens that they are expected to take yet, the prompt's included."""
+        return round(len(self.prompt.tokens) + sum(s.expected_left for s in self.samples))
 
 
 class Request:
@@ -103,13 +106,18 @@ class Request:
             cuts = min(len(wanted), most_cuts)
             for cut in range(cuts):
                 own = wanted[len(wanted) * cut // cuts : len(wanted) * (cut + 1) // cuts]
-                prompt = Prompt(index, tuple(prompts[index]), rows[index], to_begin=len(own))
+                prompt = Prompt(
+                    index,
+                    tuple(prompts[index]),
+                    rows[index],
+                    to_begin=len(own),
+                    expected=expected[index],
+                )
                 samples = [
                     Sample(prompt, sample, next(ages), *_so_far(self._begun[index][sample]))
                     for sample in own
                 ]
-                cost = len(prompt.tokens) + round(len(own) * expected[index])
-                self.parts.append(Part(prompt, samples, cost))
+                self.parts.append(Part(prompt, samples))
         self.stop_ids = frozenset(stop_ids)
         self.prompts = tuple(prompts)
         self.temperatures = [row.temperature for row in rows]
@@ -138,14 +146,12 @@ class Request:
     def split(self, sample: Sample) -> Part:
         """Makes a part of its own of one waiting sample, for another shard."""
         (at,) = (i for i, part in enumerate(self.parts) if part.prompt is sample.prompt)
-        old, tokens = self.parts[at], len(sample.prompt.tokens)
-        cost = (old.cost - tokens) // len(old.samples)
-        rest = [s for s in old.samples if s is not sample]
-        self.parts[at] = Part(old.prompt, rest, old.cost - cost)
+        old = self.parts[at]
+        self.parts[at] = Part(old.prompt, [s for s in old.samples if s is not sample])
         sample.prompt = dataclasses.replace(
             old.prompt, to_begin=int(not sample.begun), pages=None, keys=list(old.prompt.keys)
         )
-        self.parts.append(Part(sample.prompt, [sample], tokens + cost))
+        self.parts.append(Part(sample.prompt, [sample]))
         return self.parts[-1]
 
     def take(
@@ -163,7 +169,7 @@ class Request:
         ended = sample.stopped or len(sample.tokens) >= sample.prompt.params.max_tokens
         self.num_tokens += len(new)
         self.num_done += ended
-        if self._on_tokens is not None:
+        if new and self._on_tokens is not None:
             self._news.append((sample.prompt.index, sample.sample, new))
         if ended:
             self._ended.append(sample)

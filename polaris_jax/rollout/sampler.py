@@ -16,6 +16,7 @@ from polaris_jax.models import Qwen
 from polaris_jax.records import Response
 from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import SamplerConfig
+from polaris_jax.rollout.driven import driven
 from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.live_state import LiveState
 from polaris_jax.rollout.live_weights import LiveWeights
@@ -24,10 +25,6 @@ from polaris_jax.rollout.run import Ended, OnProgress, OnTokens, Request
 from polaris_jax.rollout.sampler_stats import happened
 from polaris_jax.rollout.sampling import SamplingParams
 from polaris_jax.rollout.weight_sync import SyncReport, check_live
-
-
-class RolloutAborted(RuntimeError):
-    """`should_abort` said so; every page of the request has been released."""
 
 
 class Sampler:
@@ -45,6 +42,7 @@ class Sampler:
 
     Attributes:
         config: sizes.
+        paused: by `pause`; `resume` ends it.
         version: number of the present weights, noted with each token (`Response.versions`): 0 at
             first, 1 more with each update. May be set, to whatever the caller counts versions by.
     """
@@ -72,7 +70,7 @@ class Sampler:
         self._weights = LiveWeights(self._engine.spec, self._mesh, self._dtype)
         self._compiles = CompileCounter()
         self._live = LiveState(self._engine, self._mesh, self._dtype, self._compiles)
-        self._paused = False
+        self.paused = False
         self.version = -1
         self.reset_stats()
         self._take(model)
@@ -111,6 +109,7 @@ class Sampler:
         Raises:
             ValueError: a prompt or setting that cannot be served, before anything runs.
             RolloutAborted: `should_abort` returned True; all pages are released.
+            RolloutPaused: one of its callbacks has paused the sampler; its `request` is live.
             RuntimeError: called from one of its own callbacks, or while the sampler is paused.
             Exception: what one of the callbacks, or `params.decode`, has raised; it is not called
                 again, and requests of others go on.
@@ -177,7 +176,7 @@ class Sampler:
             RuntimeError: called from one of its own callbacks, or there are no weights.
             Exception: of the device; every request is aborted, and the next call begins anew.
         """
-        if self._paused or not self._live.busy:
+        if self.paused or not self._live.busy:
             return self._live.busy
         self._check_callable()
         driver = self._live.ready()
@@ -208,33 +207,12 @@ class Sampler:
         Raises:
             RolloutAborted: `should_abort` returned True, or the request was aborted; what had ended
                 of it has been yielded before.
-            RuntimeError: called from one of the sampler's own callbacks, or while it is paused.
+            RolloutPaused: the sampler is paused; the request is live, to be driven after `resume`.
+            RuntimeError: called from one of the sampler's own callbacks.
             Exception: what a callback or `decode` of the request has raised, once what had ended of
                 it has been yielded.
         """
-        try:
-            while not request.done:
-                if self._paused:
-                    raise RuntimeError("this sampler is paused: call resume first")
-                asked = should_abort is not None and should_abort()
-                if sharding.greatest(int(asked), self._mesh):
-                    raise RolloutAborted(
-                        f"rollout aborted with {request.num_done} of {request.num_total} "
-                        "responses done"
-                    )
-                self.step()
-                yield from request.take_ended()
-            # Another caller's step may have ended the last of it.
-            yield from request.take_ended()
-            if request.failure is not None:
-                raise request.failure
-            if request.aborted:
-                raise RolloutAborted(
-                    f"the request was aborted with {request.num_done} of {request.num_total} "
-                    "responses done"
-                )
-        finally:
-            self.abort(request)
+        return driven(self, request, should_abort, self._mesh)
 
     def poll(self, request: Request) -> list[Ended]:
         """(prompt index, sample index, response) of what has ended since the last call.
@@ -260,13 +238,14 @@ class Sampler:
     def pause(self) -> None:
         """Nothing is admitted or decoded until `resume`; the weights may change meanwhile.
 
-        From a callback it takes effect at the end of the step.
+        From a callback it takes effect at the end of the step. What is live stays so, and whoever
+        drives it gets `RolloutPaused`.
         """
-        self._paused = True
+        self.paused = True
 
     def resume(self) -> None:
         """Goes on after `pause`."""
-        self._paused = False
+        self.paused = False
 
     # --- weights and memory ---
 
@@ -358,7 +337,7 @@ class Sampler:
             raise RuntimeError("this sampler has no weights: call update_weights first")
 
     def _check_still(self, what: str) -> None:
-        if self._live.busy and not self._paused:
+        if self._live.busy and not self.paused:
             raise RuntimeError(
                 f"{what} while requests are live; pause the sampler, or wait for their end"
             )
@@ -401,5 +380,7 @@ class Sampler:
         self, request: Request, should_abort: Callable[[], bool] | None
     ) -> Iterator[Ended]:
         """`submit` at the first `next`, so that a stream that nobody reads holds nothing."""
+        if self.paused:
+            raise RuntimeError("this sampler is paused: call resume first")
         self._live.ready().submit(request)
         yield from self.drive(request, should_abort)

@@ -25,11 +25,12 @@ def happened(
     devices computed, and row_waste: the share of them that made no token; live_rows: a list of the
     rows in the slots of each data shard now; live_rows_min and live_rows_max: the fewest and the
     most that one of them decoded in a call (0: no call); pages_used now and pages_peak; pages_idle:
-    unused ones that hold a prefix; preemptions; prefix_hits: samples that took over a prompt that
-    another had prefilled; prefix_query_tokens that admitted sequences needed in their pages;
-    prefix_hit_tokens: those that were there already; prefix_hit_rate: their share, in [0, 1], 0
-    where none was needed; compiles: XLA compilations in `step`; weight_sync_bytes written to this
-    process's devices and weight_sync_s that it took.
+    unused ones that hold a prefix; preemptions: rows that went back to the queue for want of pages;
+    voided: those that did because new weights came or the pool went while the sampler was paused;
+    prefix_hits: samples that took over a prompt that another had prefilled; prefix_query_tokens
+    that admitted sequences needed in their pages; prefix_hit_tokens: those that were there already;
+    prefix_hit_rate: their share, in [0, 1], 0 where none was needed; compiles: XLA compilations in
+    `step`; weight_sync_bytes written to this process's devices and weight_sync_s that it took.
 
     Args:
         driver: None: nothing was ever submitted.
@@ -61,6 +62,7 @@ def happened(
         "pages_peak": sum(a.peak_used for a in allocators),
         "pages_idle": sum(a.num_idle for a in allocators),
         "preemptions": sum(s.preemptions for s in schedulers),
+        "voided": sum(s.voided for s in schedulers),
         "prefix_hits": sum(s.prefix_hits for s in schedulers),
         "prefix_query_tokens": needed,
         "prefix_hit_tokens": found,

@@ -40,7 +40,8 @@ class Scheduler:
         cache: of the same allocator; None: only samples of one prompt share pages.
 
     Attributes:
-        preemptions: sequences that were sent back to the queue.
+        preemptions: sequences that were sent back to the queue for want of pages.
+        voided: sequences that were sent back because their keys and values were void.
         prefix_hits: samples that took over a prompt that another sample had prefilled.
         prefix_query_tokens: tokens that admitted sequences needed in their pages.
         prefix_hit_tokens: those of them that were there already.
@@ -71,12 +72,13 @@ class Scheduler:
 
     def reset_counts(self) -> None:
         """Sets every count to 0."""
-        self.preemptions = self.prefix_hits = 0
+        self.preemptions = self.voided = self.prefix_hits = 0
         self.prefix_query_tokens = self.prefix_hit_tokens = 0
 
     def take_counts(self, former: Scheduler) -> None:
         """Goes on from the counts of a scheduler that this one replaces."""
-        self.preemptions, self.prefix_hits = former.preemptions, former.prefix_hits
+        self.preemptions, self.voided = former.preemptions, former.voided
+        self.prefix_hits = former.prefix_hits
         self.prefix_query_tokens = former.prefix_query_tokens
         self.prefix_hit_tokens = former.prefix_hit_tokens
 
@@ -94,6 +96,14 @@ class Scheduler:
     def waiting(self) -> int:
         """Sequences that wait for a slot."""
         return len(self._queue)
+
+    @property
+    def load(self) -> int:
+        """Tokens that its samples are expected to take yet, and those of prompts to prefill."""
+        samples = [*self.live, *(sequence for _, sequence in self._queue)]
+        to_prefill = {s.prompt for s in samples if not s.decodes and s.prompt.pages is None}
+        left = sum(s.expected_left for s in samples)
+        return round(left) + sum(len(prompt.tokens) for prompt in to_prefill)
 
     @property
     def busy(self) -> bool:
@@ -216,7 +226,8 @@ class Scheduler:
 
     def preempt_all(self) -> list[int]:
         """Sends every live sequence back to the queue and forgets all pages; the slots left."""
-        left = [self._preempt()[0] for _ in self.live]
+        left = [self._send_back()[0] for _ in self.live]
+        self.voided += len(left)
         for prompt in self._prompts:
             self._let_go(prompt)
         if self._cache is not None:
@@ -246,17 +257,17 @@ class Scheduler:
                         grown.append(sequence)
                     break
                 if not self._let_go_youngest():
-                    preempted.append(self._preempt())
+                    preempted.append(self._send_back())
+                    self.preemptions += 1
         return Plan(preempted, [s for s in grown if s.decodes])
 
-    def _preempt(self) -> tuple[int, Sequence]:
+    def _send_back(self) -> tuple[int, Sequence]:
         """Sends the youngest live sequence back to the queue."""
         sequence = self.live[-1]
         slot = sequence.slot
         assert slot is not None
         self.finish(sequence)
         heapq.heappush(self._queue, (sequence.age, sequence))
-        self.preemptions += 1
         return slot, sequence
 
     def _let_go_youngest(self) -> bool:

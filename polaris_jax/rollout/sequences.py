@@ -18,6 +18,7 @@ class Prompt:
         tokens: token ids.
         params: its sampling settings.
         to_begin: samples that were never admitted.
+        expected: response tokens that a sample of it is expected to take.
         pages: pages that hold all tokens but the last, kept by a reference of their own.
         keys: of its full pages, as far as they were asked for.
     """
@@ -26,6 +27,7 @@ class Prompt:
     tokens: tuple[int, ...]
     params: PromptParams
     to_begin: int
+    expected: float = 0.0
     pages: list[int] | None = None
     keys: list[bytes] = dataclasses.field(default_factory=list)
 
@@ -74,6 +76,11 @@ class Sequence:
     def limit(self) -> int:
         """Prompt tokens + max_tokens."""
         return len(self.prompt.tokens) + self.prompt.params.max_tokens
+
+    @property
+    def expected_left(self) -> float:
+        """Tokens that it is expected to take yet."""
+        return max(0.0, self.prompt.expected - len(self.tokens))
 
     @property
     def cached(self) -> int:

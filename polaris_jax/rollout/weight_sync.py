@@ -27,12 +27,14 @@ from polaris_jax.models import Qwen, param_axes
 from polaris_jax.rollout.fused_weights import FusedWeights, fuse
 from polaris_jax.sharding import (
     SAMPLER_RULES,
+    from_host,
     global_array,
     in_host_memory,
     on_device,
     param_shardings,
     process_meshes,
     replicated,
+    to_host,
 )
 
 
@@ -80,7 +82,7 @@ def sync_weights(
     if mesh is None and _on_one_device(params):
         if old is not None:
             _delete(old)
-        weights: Any = _cast_all(params, dtype, fused, packed)
+        weights: Any = from_host(_cast_all, params, dtype, fused, packed)
     else:
         if isinstance(old, FusedWeights):
             _delete(old)
@@ -174,7 +176,7 @@ def _moved(leaf: Any, dtype: np.dtype, target: Sharding) -> jax.Array:
     ours_alone = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
     if ours_alone and not target.is_fully_addressable:  # alike in all processes
         assert isinstance(target, NamedSharding)
-        return global_array(np.array(leaf, dtype), target)
+        return global_array(np.array(to_host(leaf), dtype), target)
     if not isinstance(leaf, jax.Array):
         return jax.device_put(np.array(leaf, dtype), target)
     source = leaf.sharding
@@ -209,7 +211,7 @@ def _local(x: jax.Array, target: Sharding, mesh: Mesh | None) -> jax.Array:
     if x.is_fully_replicated and where.is_fully_addressable:
         return jax.device_put(x.addressable_data(0), where)
     if not all(device in by_device for device in where.addressable_devices):
-        return global_array(np.asarray(x.addressable_data(0)), where)
+        return global_array(to_host(x.addressable_data(0)), where)
     return jax.make_array_from_single_device_arrays(
         x.shape, where, [by_device[device] for device in where.addressable_devices]
     )

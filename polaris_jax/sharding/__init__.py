@@ -31,6 +31,7 @@ from polaris_jax.sharding.parameters import (
 )
 from polaris_jax.sharding.sampler import (
     SAMPLER_AXES,
+    from_host,
     greatest,
     head_shards,
     make_sampler_mesh,
@@ -46,16 +47,19 @@ from polaris_jax.sharding.sampler import (
     slot_sharding,
     slot_shards,
     split_devices,
+    to_host,
     to_members,
     whole,
 )
 
 __all__ = [
+    "from_host",
     "greatest",
     "member_processes",
     "on_members",
     "on_slots",
     "sampler_share",
+    "to_host",
     "to_members",
     "CONTEXT",
     "MESH_AXES",

@@ -146,7 +146,8 @@ class FakeEngine:
         """Begins at what the flight holds; the host's rows are those from before it."""
         self.launched_behind += 1
         begin = {}
-        for slot in (slot for slot in flight.index if flight.alive[slot]):
+        host_alive_B = state.rows.alive_B  # but for slots cleared since
+        for slot in (s for s in flight.index if flight.alive[s] and host_alive_B[s]):
             new, before = flight.tokens[slot], int(state.rows.position_B[slot])
             token = new[-1] if new else int(state.rows.token_B[slot])
             begin[slot] = before + len(new), token

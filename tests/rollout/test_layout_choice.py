@@ -1,10 +1,15 @@
 """The platform's own kernel by default; what a back end cannot serve is refused."""
 
+import dataclasses
+
+import jax
 import pytest
 
 from polaris_jax.config import ConfigError
 from polaris_jax.models.presets import PRESETS
+from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.layout_choice import SMEM_BYTES, choose_layout, smem_bytes
+from polaris_jax.rollout.program_spec import program_spec
 from tests.rollout.rollout_cases import CONFIG
 
 QWEN3_4B = PRESETS["qwen3-4b"]
@@ -13,7 +18,7 @@ QWEN3_4B = PRESETS["qwen3-4b"]
 def choose(attention="auto", platform="tpu", config=QWEN3_4B, **sizes):
     return choose_layout(
         attention, platform, config, **({"page_size": 64, "rows": 64, "pages": 832} | sizes)
-    ).name
+    )[0].name
 
 
 def test_auto_takes_the_platforms_own_kernel():
@@ -50,3 +55,54 @@ def test_what_a_back_end_cannot_serve_is_refused_with_the_numbers(settings, mess
 def test_the_suggested_page_size_fits():
     assert smem_bytes(256, 3328) >= SMEM_BYTES > smem_bytes(256, 832)
     assert choose(rows=256, page_size=64, pages=832) == "ragged"
+
+
+@pytest.mark.parametrize(
+    ("platform", "head_dim", "page_size", "attention", "kernels"),
+    [
+        ("tpu", 128, 64, "auto", "ragged (the kernel of a tpu)"),
+        (
+            "tpu",
+            64,
+            64,
+            "auto",
+            "xla (rollout.attention='ragged': needs head_dim=128, the model has 64)",
+        ),
+        ("tpu", 128, 64, "xla", "xla (rollout.attention='xla')"),
+        ("gpu", 128, 16, "auto", "pallas_gpu (the kernel of a gpu)"),
+        (
+            "cuda",
+            128,
+            24,
+            "auto",
+            "xla (page_size=24: rollout.attention='pallas_gpu' needs a power of 2)",
+        ),
+        (
+            "gpu",
+            96,
+            16,
+            "auto",
+            "xla (head_dim=96: rollout.attention='pallas_gpu' needs a power of 2)",
+        ),
+        (
+            "gpu",
+            8,
+            16,
+            "auto",
+            "xla (head_dim=8: rollout.attention='pallas_gpu' needs at least 16)",
+        ),
+        ("gpu", 128, 16, "pallas_gpu", "pallas_gpu (rollout.attention='pallas_gpu')"),
+    ],
+)
+def test_what_serves_an_accelerator_is_said_with_the_reason(
+    platform, head_dim, page_size, attention, kernels, monkeypatch
+):
+    class Chip:
+        pass
+
+    chip = Chip()
+    chip.platform = platform
+    monkeypatch.setattr(jax, "local_devices", lambda: [chip])
+    config = dataclasses.replace(QWEN3_4B, head_dim=head_dim)
+    sizes = SamplerConfig(slots=64, page_size=page_size, max_len=4096, attention=attention)
+    assert program_spec(config, sizes, None).kernels == kernels

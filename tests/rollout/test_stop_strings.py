@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from polaris_jax.models import token_logprobs
+from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.stop_strings import completing_token
 from polaris_jax.sharding import make_sampler_mesh
@@ -160,3 +161,20 @@ def test_the_prompts_log_probs_are_the_trainers(data):
     before = sampler.stats()["compiles"]
     sampler.generate(prompts[::-1], dataclasses.replace(params, temperature=0.9))
     assert sampler.stats()["compiles"] == before
+
+
+def test_what_already_holds_a_stop_string_cannot_go_on():
+    sampler = Sampler(small_model(), SamplerConfig(slots=2, page_size=8, num_pages=16, max_len=32))
+
+    def ask(tokens, **settings):
+        begun = [[Response(tuple(tokens), (0.0,) * 3, "unfinished", versions=((0, 3),))]]
+        return sampler.submit([[1, 2]], SamplingParams(max_tokens=8, **settings), begun=begun)
+
+    strings = {"stop_strings": ("a b",), "decode": decode_pieces}
+    with pytest.raises(ValueError, match=r"begun\[0\]\[0\]: unfinished, but with token 2 it holds"):
+        ask([2, 1, 5], stop_strings=("é", "ba b"), decode=lambda t: "ba b" if len(t) > 2 else "ba")
+    with pytest.raises(ValueError, match="with token 1 it holds one of stop_strings"):
+        ask([3, 2, 1], stop_strings=("ab",), decode=decode_pieces)
+    assert not sampler.step()
+    for request in (ask([1, 3, 3], **strings), ask([4, 5, 10])):
+        sampler.abort(request)

@@ -2,8 +2,8 @@
 
 The library lies in the user's cache, named by a hash of all that decides what is in it (source,
 headers' version, compiler, C library, flags and the CPU's features: a home directory may serve
-several machines) and by its own checksum. A cache that cannot be written is no error: the library
-is then compiled for this process alone.
+several machines) and by its own checksum. No home, or a cache that cannot be written, is no error:
+the library is then compiled for this process alone.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def _library(compiler: str, version: str) -> Path:
     flags = [*FLAGS, "-march=native" if x86 else "-mcpu=native"]
     texts = (jaxlib.__version__, version, *platform.libc_ver(), _cpu_features(), *flags)
     digest = hashlib.sha256("\0".join((*texts, SOURCE.read_text())).encode()).hexdigest()[:24]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / CACHE_FOLDER
     command = [compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o"]
     try:
+        base = _cache()
         for library in base.glob(f"kernels-{digest}-*.so"):
             if library == _named(base, digest, library):  # whole: a torn one would kill us
                 return library
@@ -102,6 +102,18 @@ def _library(compiler: str, version: str) -> Path:
         library = Path(folder) / "kernels.so"
         _run([*command, str(library)])
         return library
+
+
+def _cache() -> Path:
+    """The user's cache folder.
+
+    Raises:
+        OSError: there is none, as for a container's user without a name or $HOME.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / CACHE_FOLDER
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
 
 
 def _named(base: Path, digest: str, library: Path) -> Path:

@@ -31,11 +31,12 @@ print(native.packed_product(0, jnp.ones((1, 3)), native.pack(weight_LDX), column
 """
 
 
-def run(script: str, **environment: str) -> str:
-    """What a fresh process says."""
+def run(script: str, **environment: str | None) -> str:
+    """What a fresh process says; None: without the variable."""
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        env={name: value for name, value in env.items() if value is not None},
         capture_output=True,
         text=True,
         check=True,
@@ -67,6 +68,15 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     out = run(COMPUTE, XDG_CACHE_HOME=str(tmp_path / "file"), TMPDIR=str(tmp_path / "tmp"))
     assert out == "[[12.0, 15.0, 18.0, 21.0]]"
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@needs_compiler
+def test_a_user_without_a_home_needs_none(tmp_path):
+    # As in a container whose user has a number and no name.
+    nameless = "import pwd\n\ndef none(uid):\n    raise KeyError(uid)\n\npwd.getpwuid = none\n"
+    out = run(nameless + COMPUTE, HOME=None, XDG_CACHE_HOME=None, TMPDIR=str(tmp_path))
+    assert out == "[[12.0, 15.0, 18.0, 21.0]]"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_compiler_that_is_not_there_or_refuses_is_named(tmp_path):
