@@ -86,5 +86,5 @@ $(DEV): $(BASE)
 	touch $@
 
 $(GOLDEN): $(DEV)
-	$(PIP) --editable '.[golden,tpu,gcs]'
+	$(PIP) --editable '.[golden,tpu,cuda12,gcs]'
 	touch $@

@@ -49,18 +49,36 @@ def _padded_logits(model: Qwen, token_T: jax.Array, length: int) -> jax.Array:
     return model.unembed(model(token_T[None], position_BT, attention="reference"))[0]
 
 
-def dense_logits(model: Qwen, tokens: list[int]) -> np.ndarray:
-    """Logits after the last of `tokens`, recomputed from nothing."""
+def dense_logits_along(model: Qwen, tokens: list[int]) -> np.ndarray:
+    """[T, V] logits after each of `tokens`, recomputed from nothing."""
     length = 64 * -(-len(tokens) // 64)
     token_T = np.zeros(length, np.int32)
     token_T[: len(tokens)] = tokens
-    return np.asarray(_padded_logits(model, token_T, length))[len(tokens) - 1]
+    return np.asarray(_padded_logits(model, token_T, length))[: len(tokens)]
+
+
+def dense_logits(model: Qwen, tokens: list[int]) -> np.ndarray:
+    """Logits after the last of `tokens`, recomputed from nothing."""
+    return dense_logits_along(model, tokens)[-1]
 
 
 def uniform_at(seed: int, sample: int, response_position: int) -> float:
     """The number that the product draws with, by the definition of its key."""
     key = jax.random.fold_in(jax.random.key(np.uint32(seed)), sample)
     return float(jax.random.uniform(jax.random.fold_in(key, response_position)))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _uniforms(seed: jax.Array, sample: jax.Array, count: int) -> jax.Array:
+    key = jax.random.fold_in(jax.random.key(seed), sample)
+    draw = jax.vmap(lambda at: jax.random.uniform(jax.random.fold_in(key, at)))
+    return draw(jnp.arange(count))
+
+
+def uniforms_of(seed: int, sample: int, count: int) -> np.ndarray:
+    """`uniform_at` of a response's positions from 0 on."""
+    length = 64 * -(-count // 64)
+    return np.asarray(_uniforms(np.uint32(seed), np.int32(sample), length))[:count]
 
 
 def product_uniform(seed: int, sample: int, response_position: int) -> float:
