@@ -1,5 +1,6 @@
 """A run that is killed, stopped and torn ends with the bytes of one that was not."""
 
+import collections
 import json
 import signal
 from types import SimpleNamespace
@@ -101,7 +102,7 @@ def test_a_scarce_batch_is_treated_as_configured(monkeypatch, on_scarce, max_res
 
 
 def test_a_step_tells_what_all_its_attempts_have_rescued():
-    run = SimpleNamespace(counts={"rescued_groups": 7}, count=lambda **_: None)
+    run = SimpleNamespace(counts=collections.Counter(rescued_groups=7), count=lambda **_: None)
     swapped = Substitution(np.arange(4), 2, 1, 1, "train")
     mark: Any = SimpleNamespace(counts={"rescued_groups": 4})
     metrics = TrainingRun.count_batch(run, swapped, since=mark)  # pyright: ignore
