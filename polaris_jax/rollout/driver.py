@@ -261,7 +261,7 @@ class Driver:
         for request in self._requests:
             if request.scores_prompts and not request.scored:
                 request.prompt_logprobs = prompt_logprobs(
-                    model, request.prompts, request.temperatures
+                    model, request.prompts, request.temperatures, self._engine.spec.mesh
                 )
                 request.scored = True
 

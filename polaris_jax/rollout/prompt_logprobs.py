@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from polaris_jax.models import token_logprobs
 from polaris_jax.rollout.program_spec import PREFILL_CALL_TOKENS
 from polaris_jax.rollout.programs import Model
+from polaris_jax.sharding import from_host, on_members, replicated, to_host
 
 SHORTEST_ROW = 32
 
 
 def prompt_logprobs(
-    model: Model, prompts: Sequence[Sequence[int]], temperatures: Sequence[float]
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    temperatures: Sequence[float],
+    mesh: Mesh | None = None,
 ) -> list[tuple[float, ...]]:
     """For each prompt, log p(token t | tokens before t) for t = 1 .. length - 1, in nats.
 
@@ -27,6 +33,7 @@ def prompt_logprobs(
         model: the sampler's weights.
         prompts: token ids.
         temperatures: one a prompt; 0 counts as 1, as in sampling.
+        mesh: the sampler's; its processes call together, with the same arguments.
     """
     found: list[tuple[float, ...]] = [()] * len(prompts)
     by_width: dict[int, list[int]] = {}
@@ -43,7 +50,8 @@ def prompt_logprobs(
                 token_BT[row, : len(prompts[index])] = prompts[index]
                 segment_BT[row, : len(prompts[index])] = 1
                 temperature_BT[row] = temperatures[index] or 1.0
-            logp_BT = np.asarray(_logprobs(model, token_BT, segment_BT, temperature_BT))
+            args = on_members((token_BT, segment_BT, temperature_BT), mesh, axis=None)
+            logp_BT = to_host(from_host(_program(mesh), model, *args))
             for row, index in enumerate(part):
                 found[index] = tuple(logp_BT[row, : len(prompts[index]) - 1].tolist())
     return found
@@ -53,7 +61,12 @@ def _row_width(length: int) -> int:
     return max(SHORTEST_ROW, 1 << (length - 1).bit_length())
 
 
-@jax.jit
+@functools.cache
+def _program(mesh: Mesh | None) -> Any:
+    # Whole in each process of the mesh: it may read nothing else.
+    return jax.jit(_logprobs, out_shardings=None if mesh is None else replicated(mesh))
+
+
 def _logprobs(
     model: Any, token_BT: jax.Array, segment_BT: jax.Array, temperature_BT: jax.Array
 ) -> jax.Array:

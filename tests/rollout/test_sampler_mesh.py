@@ -17,6 +17,7 @@ from polaris_jax.config import ConfigError
 from polaris_jax.models import Qwen
 from polaris_jax.records import Response
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
+from polaris_jax.rollout.prompt_logprobs import prompt_logprobs
 from polaris_jax.rollout.run import deal
 from polaris_jax.sharding import make_sampler_mesh, on_slots
 from tests.random_models import random_model
@@ -167,6 +168,10 @@ def test_two_processes_share_a_sampler(data, tensor):
         assert (report["used"], report["share"], report["members"]) == (0, [0, 1], [0, 1])
     assert reports[0]["tokens"] == reports[1]["tokens"]
     assert reports[0]["logprobs"] == reports[1]["logprobs"]
+    assert reports[0]["scored"] == reports[1]["scored"]
+    wanted = prompt_logprobs(wide_model(), PROMPTS, TEMPERATURES)
+    for ours, theirs in zip(reports[0]["scored"], wanted, strict=True):
+        assert ours == pytest.approx(theirs, abs=SAMPLER_LOGPROB_ATOL)
     actual = [
         [Response(tuple(t), tuple(lp), "") for t, lp in zip(*group, strict=True)]
         for group in zip(reports[0]["tokens"], reports[0]["logprobs"], strict=True)

@@ -52,6 +52,8 @@ def main() -> None:
     sampler.reset_stats()
     second = sampler.generate(PROMPTS, PARAMS)
     compiles = sampler.stats()["compiles"]
+    scoring = dataclasses.replace(PARAMS, n=1, max_tokens=1, prompt_logprobs=True)
+    scored = [group[0].prompt_logprobs for group in sampler.generate(PROMPTS, scoring)]
     polls = iter(range(1000))
     try:
         sampler.generate(PROMPTS, PARAMS, should_abort=lambda: rank == 1 and next(polls) == 2)
@@ -71,6 +73,7 @@ def main() -> None:
                 "same": first == second,
                 "compiles": compiles,
                 "ended": ended,
+                "scored": scored,
                 "pages": pages,
                 "used": sampler.stats()["pages_used"],
                 "share": sampler.share,
