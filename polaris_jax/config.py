@@ -172,10 +172,12 @@ def _build(cls: type, mapping: Any, path: str) -> Any:
 
 
 def unknown_field(name: str, known: list[str]) -> str:
-    """The error text for a misspelt field: a very near one of the same section, else the same name
-    in another section, else the nearest."""
+    """The error text for a misspelt field: a very near one of the same section, else the same or a
+    very near name in another section, else the nearest."""
     leaf = name.rsplit(".", 1)[-1]
-    elsewhere = [field for field in config_fields(RunConfig()) if field.endswith(f".{leaf}")]
+    leaves = {field: field.rsplit(".", 1)[-1] for field in config_fields(RunConfig())}
+    meant = difflib.get_close_matches(leaf, set(leaves.values()), n=1, cutoff=0.8)
+    elsewhere = [field for field in leaves if leaves[field] in meant]
     parent = name.removesuffix(leaf)
     siblings = [field.removeprefix(parent) for field in known if field.startswith(parent)]
     very_near = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.8)

@@ -86,8 +86,13 @@ def test_the_config_dict_is_locked_down_to_the_stages():
             "rollout.learning_rate",
             "warmstart.learning_rate or optimizer.learning_rate",
         ),
+        (
+            {"rollout": {"learning_rat": 1.0}},
+            "rollout.learning_rat",
+            "warmstart.learning_rate or optimizer.learning_rate",
+        ),
     ],
-    ids=["top", "section", "suffix", "stage", "nested", "wrong-section"],
+    ids=["top", "section", "suffix", "stage", "nested", "wrong-section", "both"],
 )
 def test_an_unknown_field_suggests_the_nearest_name(mapping, field, nearest):
     with pytest.raises(ConfigError, match=re.escape(f"did you mean {nearest}?")) as caught:
