@@ -97,8 +97,9 @@ def as_markdown(result: dict[str, Any]) -> str:
         "",
         f"avg@8 in percent on {result['rows'][0]['problems']} held-out problems; `before` is the "
         "warm start that RL begins from. All arms of a seed share it. `plain` is GRPO without "
-        "rescue, substitution, probe, stages and curation, at equal sampled tokens; `control` is "
-        "the recipe with rewards permuted inside each group.",
+        "rescue, substitution, probe, stages and curation, at equal tokens sampled in training "
+        "(what POLARIS samples to calibrate, to probe and at a stage's entry is not among them); "
+        "`control` is the recipe with rewards permuted inside each group.",
         "",
         "| seed | before | well formed | POLARIS | gain | plain | gain | control | gain | "
         "POLARIS - plain |",

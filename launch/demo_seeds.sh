@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Three seeds, fixed beforehand, each in three arms from the same warm start:
 #   polaris  the recipe as `make demo` runs it
-#   plain    GRPO without rescue, substitution, probe, stages and curation, at equal sampled tokens
+#   plain    GRPO without rescue, substitution, probe, stages and curation, at equal tokens sampled in training
 #   control  the recipe with rewards permuted inside each group
 #
 #   launch/demo_seeds.sh [WORKDIR]      (default workdirs/seeds); resumes after an interruption
