@@ -30,13 +30,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peers.report import Report
 
 from polaris_jax.config import (
     MeshSection,
@@ -99,20 +100,6 @@ class Sizes:
                 prefill_chunk=min(1024, self.context),
             ),
         )
-
-
-class Report:
-    """Printed and written part by part: what is measured stays, whatever comes after."""
-
-    def __init__(self, out: str) -> None:
-        self._out, self._text = out, ""
-
-    def add(self, lines: Sequence[str]) -> None:
-        part = "\n".join(lines) + "\n"
-        print(part, end="", flush=True)
-        self._text += part
-        if self._out:
-            Path(self._out).write_text(self._text)
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
+from peers.report import Report
 from peers.sampling import environments, tables
 from peers.sampling.driver import OURS, Process, Side
 from peers.sampling.environments import PeerFailed
@@ -54,7 +55,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     from peers.sampling import ours
 
-    report = _Report(args.out)
+    report = Report(args.out)
     report.add(_head(args))
     pythons = _interpreters(args)
     broken = False
@@ -217,20 +218,6 @@ def _head(args: argparse.Namespace) -> list[str]:
         "`benchmarks/sampler.py`.",
         "",
     ]
-
-
-class _Report:
-    """Printed and written part by part: what is measured stays, whatever comes after."""
-
-    def __init__(self, out: str) -> None:
-        self._out, self._text = out, ""
-
-    def add(self, lines: list[str]) -> None:
-        part = "\n".join(lines) + "\n"
-        print(part, end="", flush=True)
-        self._text += part
-        if self._out:
-            Path(self._out).write_text(self._text)
 
 
 if __name__ == "__main__":

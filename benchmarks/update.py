@@ -26,6 +26,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from peers.report import Report
+
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / "peers"
 MATMUL = """
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--skip_large", action="store_true", help="only the comparison")
     parser.add_argument("--out", default="", help="also write a Markdown file")
     args = parser.parse_args()
-    report = _Report(args.out)
+    report = Report(args.out)
     report.add([_head(args)])
     with tempfile.TemporaryDirectory() as folder:
         weights = _write_weights(Path(folder) / "weights")
@@ -67,20 +69,6 @@ def main() -> None:
     if not args.skip_large:
         report.add(_large(args))
         report.add(_sizes(args))
-
-
-class _Report:
-    """Printed and written part by part: what is measured stays, whatever comes after."""
-
-    def __init__(self, out: str) -> None:
-        self._out, self._text = out, ""
-
-    def add(self, lines: list[str]) -> None:
-        part = "\n".join(lines) + "\n"
-        print(part, flush=True)
-        self._text += part
-        if self._out:
-            Path(self._out).write_text(self._text)
 
 
 def _ours(args: argparse.Namespace, *more: str) -> list[str]:

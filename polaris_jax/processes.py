@@ -90,6 +90,11 @@ def any_process(flag: bool) -> bool:
     return any(gather_objects(bool(flag)))
 
 
+def several() -> bool:
+    """Whether this run has more processes than this one."""
+    return jax.process_count() > 1
+
+
 def agree(facts: Mapping[str, Any]) -> None:
     """Returns when every process of the run says the same; call it before anything compiles.
 

@@ -22,8 +22,9 @@ from polaris_jax import workdir as workdir_lib
 from polaris_jax.base_model import base_model_config, check_positions, load_base, yarn_scaling
 from polaris_jax.batch import RescueBuffer, Substitution
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.config import ConfigError, RunConfig, check_pages, config_hash, row_len_tokens
+from polaris_jax.config import RunConfig, check_pages, config_hash, row_len_tokens
 from polaris_jax.data.loader import PromptLoader
+from polaris_jax.failures import at_run_time
 from polaris_jax.grade_ahead import GradeAhead
 from polaris_jax.held_out import HeldOut
 from polaris_jax.in_flight import Group, groups_from
@@ -174,15 +175,10 @@ class TrainingRun:
             self.progress.line(f"{self.files.redone} steps are done again")
         if self.resumed is not None:
             self.files.write_stages(self.stage_records)
+        opening.enter_context(at_run_time(lambda: f"step {self.step}"))
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._closing.close()
-        # __enter__ found the config and its files good: what fails now is no bad input.
-        if isinstance(error, ValueError | FileNotFoundError) and not isinstance(error, ConfigError):
-            where = "POLARIS_TRACEBACK=1 shows where"
-            raise RuntimeError(
-                f"step {self.step}: {type(error).__name__}: {error} ({where})"
-            ) from error
+    def __exit__(self, *error: Any) -> None:
+        self._closing.__exit__(*error)
 
     def _resume_or_start(self) -> None:
         latest = self.checkpointer.latest()

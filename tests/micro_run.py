@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -131,6 +132,37 @@ def start_train(
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start_ranks(command: str, workdir: Path, *lines: list[str]) -> list[subprocess.Popen[str]]:
+    """The processes of a run, one for each line of flags, without a launcher, which would end one
+    when another ends."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "polaris_jax", command, *line, f"--workdir={workdir}"],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "XLA_FLAGS": "",
+                "JAX_PLATFORMS": "cpu",
+                "POLARIS_COORDINATOR": f"127.0.0.1:{port}",
+                "POLARIS_NUM_PROCESSES": str(len(lines)),
+                "POLARIS_PROCESS_ID": str(rank),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, line in enumerate(lines)
+    ]
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> str:

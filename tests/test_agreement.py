@@ -1,10 +1,5 @@
 """Every fact that processes must hold alike is told, and a peer with another one is named."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 from etils import epath
 
@@ -17,7 +12,7 @@ from polaris_jax.data.problems import read_problems, write_problems
 from polaris_jax.processes import disagreement
 from polaris_jax.progress import Progress
 from polaris_jax.runs import evaluate
-from tests.micro_run import flags
+from tests.micro_run import flags, start_ranks
 
 QUIET = Progress(enabled=False)
 COMMAND = {"name": "train", "stage": -1, "workdir": "/runs/a"}
@@ -38,6 +33,7 @@ def peer(monkeypatch):
     """`peer(change)`: a second process, which tells what `change` makes of this one's facts."""
 
     def join(change):
+        monkeypatch.setattr(processes, "several", lambda: True)
         monkeypatch.setattr(processes, "gather_objects", lambda told: [told, change(told)])
 
     return join
@@ -199,31 +195,10 @@ def test_other_weights_of_the_same_shapes_have_another_digest(files, place):
 
 @pytest.mark.timeout(300)
 def test_two_processes_that_differ_in_the_mesh_end_with_one_line_each(files, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     base, problems = files
     line = flags(base, problems, f"--config.evaluate.problems={problems}")
-    ranks = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "polaris_jax", "evaluate", *line),
-                *(f"--config.mesh.context={rank + 1}", f"--workdir={tmp_path / 'run'}"),
-            ],
-            env={
-                **os.environ,
-                "XLA_FLAGS": "",
-                "JAX_PLATFORMS": "cpu",
-                "POLARIS_COORDINATOR": f"127.0.0.1:{port}",
-                "POLARIS_NUM_PROCESSES": "2",
-                "POLARIS_PROCESS_ID": str(rank),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    lines = [[*line, f"--config.mesh.context={context}"] for context in (1, 2)]
+    ranks = start_ranks("evaluate", tmp_path / "run", *lines)
     try:
         for process in ranks:
             _, err = process.communicate(timeout=200)

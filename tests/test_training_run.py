@@ -2,20 +2,32 @@
 
 import json
 import types
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytest
 from etils import epath
 
+from polaris_jax import loop
+from polaris_jax.__main__ import main
 from polaris_jax.batch.substitution import Substitution
 from polaris_jax.cli.flags import parse
 from polaris_jax.cli.run import run_command
 from polaris_jax.config import ConfigError, build_config, default_config
+from polaris_jax.failures import at_run_time
 from polaris_jax.mark import Mark
 from polaris_jax.progress import Progress
+from polaris_jax.runs.policy import Policy
 from polaris_jax.training_run import TrainingRun
 from tests.micro_run import flags, make_base
+
+MESH = ("--config.mesh.fsdp=8", "--config.batch.rows=8")  # all virtual devices
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Model and problems."""
+    return make_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture
@@ -24,24 +36,19 @@ def run(tmp_path):
     return TrainingRun(config, epath.Path(tmp_path), progress=Progress(enabled=False))
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (ValueError("shapes (2, 3) and (4,) do not go together"), 1),
-        (FileNotFoundError(2, "No such file or directory", "weights"), 1),
-        (ConfigError("stages[1].max_response_tokens=9: too few"), 2),
-        (KeyboardInterrupt(), 130),
-    ],
-)
-def test_what_fails_inside_a_run_is_no_bad_input(run, error, status, capsys):
-    run.step = 300
+ERRORS = [
+    (ValueError("shapes (2, 3) and (4,) do not go together"), 1),
+    (FileNotFoundError(2, "No such file or directory", "weights"), 1),
+    (ConfigError("stages[1].max_response_tokens=9: too few"), 2),
+    (KeyboardInterrupt(), 130),
+]
 
+
+@pytest.mark.parametrize(("error", "status"), ERRORS)
+def test_what_fails_at_run_time_is_no_bad_input(error, status, capsys):
     def command() -> int:
-        try:
+        with at_run_time(lambda: "step 300"):
             raise error
-        except BaseException:
-            run.__exit__(type(error), error, None)
-            raise
 
     assert run_command(command) == status
     said = capsys.readouterr().err
@@ -49,6 +56,26 @@ def test_what_fails_inside_a_run_is_no_bad_input(run, error, status, capsys):
     assert "Traceback" not in said
     if status == 1:
         assert str(error) in said
+
+
+def raises(*_: object, **__: object) -> NoReturn:
+    raise ERRORS[0][0]
+
+
+@pytest.mark.parametrize(
+    ("command", "owner", "name", "where"),
+    [
+        ("train", loop, "visit", "step 0"),
+        ("calibrate", Policy, "solve", "sampling"),
+        ("probe", Policy, "solve", "sampling"),
+        ("evaluate", Policy, "solve", "sampling"),
+    ],
+)
+def test_every_command_says_so(monkeypatch, tmp_path, capsys, base, command, owner, name, where):
+    monkeypatch.setattr(owner, name, raises)
+    line = [*flags(*base, *MESH, f"--config.evaluate.problems={base[1]}")]
+    assert main([command, *line, f"--workdir={tmp_path / 'run'}"]) == 1
+    assert f"error: {where}: ValueError: {ERRORS[0][0]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("action", ["train", "skip", "none"])
@@ -70,15 +97,14 @@ def test_a_step_counts_what_it_did_with_its_batch(run, action):
     assert run.counts["donors_reused"] == 2
 
 
-def test_the_first_step_knows_the_lengths_that_calibration_measured(tmp_path):
-    base, problems = make_base(tmp_path)
-    rows = [json.loads(line) for line in problems.read_text().splitlines()]
+def test_the_first_step_knows_the_lengths_that_calibration_measured(tmp_path, base):
+    rows = [json.loads(line) for line in base[1].read_text().splitlines()]
     known = rows[: len(rows) // 2]
     for tokens, row in enumerate(known, 5):
         row["response_tokens"] = tokens
+    problems = tmp_path / "measured.jsonl"
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    mesh = ("--config.mesh.fsdp=8", "--config.batch.rows=8")
-    line = [*flags(base, problems, *mesh), f"--workdir={tmp_path / 'run'}"]
+    line = [*flags(base[0], problems, *MESH), f"--workdir={tmp_path / 'run'}"]
     command = parse("train", line, doc="", define=lambda _: None)
     with TrainingRun(command.config, command.workdir, progress=Progress(enabled=False)) as run:
         expected = run.lengths.expected([row["id"] for row in known], limit=100)

@@ -7,16 +7,23 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.micro_run import ROOT, final_leaves, finish, flags, make_base, start_train
+from tests.micro_run import (
+    ROOT,
+    final_leaves,
+    finish,
+    flags,
+    free_port,
+    make_base,
+    start_ranks,
+    start_train,
+)
 from tests.tolerances import SHARDED_PARAMS_LR_SHARE
 
 HEARTBEAT_TIMEOUT_S = 10
@@ -55,12 +62,6 @@ def alone(base, tmp_path_factory):
     return workdir
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def wait_for_steps(workdir: Path, steps: int, process: subprocess.Popen[str]) -> None:
     """Returns once so many steps are written, by what `process` is or has started."""
     path, deadline = workdir / "metrics.jsonl", time.monotonic() + RUN_TIMEOUT_S
@@ -68,39 +69,6 @@ def wait_for_steps(workdir: Path, steps: int, process: subprocess.Popen[str]) ->
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, f"no step {steps} within {RUN_TIMEOUT_S} s"
         time.sleep(0.02)
-
-
-def start_ranks(base, workdir: Path, *more: str) -> list[subprocess.Popen[str]]:
-    """The two processes of a run without a launcher, which would end one when the other ends.
-
-    Args:
-        base: model and problems.
-        workdir: the run's.
-        more: flags, in which `{rank}` is a process's number.
-    """
-    port = free_port()
-    return [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "polaris_jax", "train"),
-                *line(base, "--config.mesh.fsdp=2", *(flag.format(rank=rank) for flag in more)),
-                f"--workdir={workdir}",
-            ],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "XLA_FLAGS": "",
-                "JAX_PLATFORMS": "cpu",
-                "POLARIS_COORDINATOR": f"127.0.0.1:{port}",
-                "POLARIS_NUM_PROCESSES": "2",
-                "POLARIS_PROCESS_ID": str(rank),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
 
 
 class Pair:
@@ -197,7 +165,7 @@ def assert_one_line(said: str) -> None:
 
 def kill_one(base, workdir: Path, *, killed: int) -> None:
     """SIGKILL to one in mid-run: the other ends by itself, in time, with one line and status 1."""
-    pair = start_ranks(base, workdir)
+    pair = start_ranks("train", workdir, *2 * [line(base, "--config.mesh.fsdp=2")])
     survivor = pair[1 - killed]
     try:
         wait_for_steps(workdir, 2, survivor)  # so that a checkpoint is there
@@ -315,7 +283,8 @@ def test_a_refused_workdir_ends_both(base, alone, tmp_path):
 
 @pytest.mark.slow
 def test_processes_with_different_configs_end_before_anything_is_written(base, tmp_path):
-    for process in start_ranks(base, tmp_path / "run", "--config.seed={rank}"):
+    lines = [line(base, "--config.mesh.fsdp=2", f"--config.seed={seed}") for seed in (0, 1)]
+    for process in start_ranks("train", tmp_path / "run", *lines):
         _, err = process.communicate(timeout=RUN_TIMEOUT_S)
         assert process.returncode == 2, err
         assert "config differs between the processes of this run" in err

@@ -12,6 +12,7 @@ from etils import epath
 from polaris_jax import processes
 from polaris_jax.base_model import load_base
 from polaris_jax.config import RunConfig
+from polaris_jax.failures import at_run_time
 from polaris_jax.models import Qwen, RopeScaling
 from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, Problem
@@ -111,5 +112,5 @@ def open_policy(
         model = model.with_rope_scaling(rope_scaling)
     sampler = make_sampler(model, config, max_response_tokens=max_response_tokens)
     progress.line(f"decode kernels: {sampler.kernels}")
-    with make_grader(config) as grader:
+    with make_grader(config) as grader, at_run_time(lambda: "sampling"):
         yield Policy(config, sampler, tokenizer, grader)

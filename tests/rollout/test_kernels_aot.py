@@ -18,7 +18,7 @@ from polaris_jax.models.presets import preset
 
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tpu"), pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("libtpu"), pytest.mark.timeout(3000)]
 
 
 @dataclasses.dataclass(frozen=True)
