@@ -4,9 +4,10 @@
 // row the same bits whatever other rows there are and wherever a decode call began: every sum
 // goes over its terms one after the other, in lanes that depend on nothing but the term.
 //
-// Work is split into items that the threads of XLA's pool take one by one. The caller takes part
-// and waits only for items that some thread has begun, so a pool whose threads are all callers
-// themselves goes on.
+// Work is split into items, and these into one run of neighbours a thread: what a thread reads goes on
+// where it left off. Who has ended his own run helps with another. The caller takes part and waits
+// only for items that some thread has begun, so a pool whose threads are all callers themselves
+// goes on.
 
 #include <algorithm>
 #include <atomic>
@@ -36,9 +37,11 @@ constexpr int kLanes = 4, kTileRows = 6, kTileVecs = 4;
 #else
 constexpr int kLanes = 4, kTileRows = 4, kTileVecs = 2;
 #endif
-constexpr int kPanel = 32;       // Columns of a packed panel: PANEL_COLUMNS in packed.py.
+constexpr int kPanel = 32;       // Columns of a packed panel: PANEL_COLUMNS in ops.py.
 constexpr int64_t kDepth = 512;  // Rows of a panel that are used for all rows of x at once.
 constexpr int64_t kRowBlock = 240;      // Rows of x of one item, a multiple of any tile.
+constexpr int64_t kAhead = 64;          // Rows of a panel that are asked for ahead of their use: 8 KiB.
+constexpr int kLine = 16;               // Numbers in a line of the cache.
 constexpr int kSpins = 20000;  // About a quarter of a millisecond, longer than most items take.
 constexpr int64_t kMinFlops = 1 << 19;  // Less is not worth another thread.
 
@@ -101,8 +104,13 @@ inline void Pause() {
 // Items 0 to count - 1, each once; `work` must not throw.
 template <typename Work>
 void ForEach(ffi::ThreadPool& pool, int64_t count, int64_t threads, const Work& work) {
+  struct alignas(64) Run {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
   struct Shared {
-    std::atomic<int64_t> next{0};
+    explicit Shared(int64_t threads) : runs(threads) {}
+    std::vector<Run> runs;
     std::atomic<int64_t> done{0};
   };
   threads = std::min<int64_t>({threads, count, pool.num_threads()});
@@ -110,16 +118,23 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, int64_t threads, const Work& 
     for (int64_t i = 0; i < count; ++i) work(i);
     return;
   }
-  auto shared = std::make_shared<Shared>();
+  auto shared = std::make_shared<Shared>(threads);
+  for (int64_t t = 0; t < threads; ++t) {
+    shared->runs[t].next = count * t / threads;
+    shared->runs[t].end = count * (t + 1) / threads;
+  }
   // A task that starts late finds no item left and does not touch `work`, which is gone by then.
-  auto take = [shared, count, work = &work] {
-    for (int64_t i; (i = shared->next.fetch_add(1)) < count;) {
-      (*work)(i);
-      shared->done.fetch_add(1, std::memory_order_release);
+  auto take = [shared, threads, work = &work](int64_t own) {
+    for (int64_t t = 0; t < threads; ++t) {
+      Run& run = shared->runs[(own + t) % threads];
+      for (int64_t i; (i = run.next.fetch_add(1)) < run.end;) {
+        (*work)(i);
+        shared->done.fetch_add(1, std::memory_order_release);
+      }
     }
   };
-  for (int64_t i = 1; i < threads; ++i) pool.Schedule(decltype(take)(take));
-  take();
+  for (int64_t t = 1; t < threads; ++t) pool.Schedule([take, t] { take(t); });
+  take(0);
   // A yield gives the core to whatever waits for it, at the lowest priority too, for milliseconds.
   for (int spins = 0; shared->done.load(std::memory_order_acquire) < count; ++spins) {
     if (spins < kSpins)
@@ -130,8 +145,9 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, int64_t threads, const Work& 
 }
 
 // out[R, V vectors] (+)= x[R, depth] * panel[depth, V vectors of 32 columns], summed in the order of
-// depth.
-template <int R, int V>
+// depth. The tile that meets a panel first asks for what comes behind (kFirst): the hardware alone
+// does not look far enough ahead for memory and sums to overlap.
+template <int R, int V, bool kFirst>
 void Tile(const float* x, int64_t x_stride, const float* panel, int64_t depth, float* out,
           int64_t out_stride, bool add) {
   Vec sum[R][V];
@@ -141,6 +157,9 @@ void Tile(const float* x, int64_t x_stride, const float* panel, int64_t depth, f
   for (int64_t k = 0; k < depth; ++k) {
     Vec column[V];
     for (int v = 0; v < V; ++v) column[v] = Load(panel + k * kPanel + v * kLanes);
+    if constexpr (kFirst)
+      for (int i = 0; i < V * kLanes; i += kLine)
+        __builtin_prefetch(panel + (k + kAhead) * kPanel + i);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const float scale = x[r * x_stride + k];
@@ -152,7 +171,7 @@ void Tile(const float* x, int64_t x_stride, const float* panel, int64_t depth, f
     for (int v = 0; v < V; ++v) Store(out + r * out_stride + v * kLanes, sum[r][v]);
 }
 
-template <int R>
+template <int R, bool kFirst>
 void TileRows(int64_t rows, const float* x, int64_t x_stride, const float* panel, int64_t depth,
               float* out, int64_t out_stride, bool add) {
   if constexpr (R > 0) {
@@ -160,9 +179,10 @@ void TileRows(int64_t rows, const float* x, int64_t x_stride, const float* panel
       // Few rows alone make too few sums to hide the latency of one.
       constexpr int kVecs = R <= kTileRows / 3 ? std::min(kPanel / kLanes, 2 * kTileVecs) : kTileVecs;
       for (int v = 0; v < kPanel / kLanes; v += kVecs)
-        Tile<R, kVecs>(x, x_stride, panel + v * kLanes, depth, out + v * kLanes, out_stride, add);
+        Tile<R, kVecs, kFirst>(x, x_stride, panel + v * kLanes, depth, out + v * kLanes, out_stride,
+                               add);
     } else {
-      TileRows<R - 1>(rows, x, x_stride, panel, depth, out, out_stride, add);
+      TileRows<R - 1, kFirst>(rows, x, x_stride, panel, depth, out, out_stride, add);
     }
   }
 }
@@ -177,16 +197,17 @@ void Panel(const float* x, int64_t rows, int64_t width, const float* panel, floa
     const int64_t depth = std::min(kDepth, width - from);
     for (int64_t r = 0; r < rows; r += kTileRows) {
       const int64_t tile = std::min<int64_t>(kTileRows, rows - r);
+      const auto rows_of = r == 0 ? TileRows<kTileRows, true> : TileRows<kTileRows, false>;
       float* to = out + r * out_stride;
       if (whole) {
-        TileRows<kTileRows>(tile, x + r * width + from, width, panel + from * kPanel, depth, to,
-                            out_stride, from > 0);
+        rows_of(tile, x + r * width + from, width, panel + from * kPanel, depth, to, out_stride,
+                from > 0);
         continue;
       }
       for (int64_t i = 0; i < tile; ++i)
         std::memcpy(buffer + i * kPanel, to + i * out_stride, columns * sizeof(float));
-      TileRows<kTileRows>(tile, x + r * width + from, width, panel + from * kPanel, depth, buffer,
-                          kPanel, from > 0);
+      rows_of(tile, x + r * width + from, width, panel + from * kPanel, depth, buffer, kPanel,
+              from > 0);
       for (int64_t i = 0; i < tile; ++i)
         std::memcpy(to + i * out_stride, buffer + i * kPanel, columns * sizeof(float));
     }
