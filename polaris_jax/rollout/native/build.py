@@ -25,7 +25,7 @@ import jax
 import jaxlib
 
 SOURCE = Path(__file__).with_name("kernels.cc")
-PRODUCT, ATTENTION = "polaris_packed_product", "polaris_attend_staged"
+PACK, PRODUCT, ATTENTION = "polaris_pack", "polaris_packed_product", "polaris_attend_staged"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared")
 COMPILE_TIMEOUT_S = 300
@@ -123,7 +123,7 @@ def _named(base: Path, digest: str, library: Path) -> Path:
 
 def _register(library: Path) -> None:
     loaded = ctypes.CDLL(str(library))
-    for name in (PRODUCT, ATTENTION):
+    for name in (PACK, PRODUCT, ATTENTION):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
 
 

@@ -1,7 +1,7 @@
 // Decoding on a CPU: products with weights packed once, and attention over pages, for XLA's FFI.
 //
-// Compiled on the machine that runs it (build.py), for its own vector units. Both functions give a
-// row the same bits whatever other rows there are and wherever a decode call began: every sum
+// Compiled on the machine that runs it (build.py), for its own vector units. Products and attention
+// give a row the same bits whatever other rows there are and wherever a decode call began: every sum
 // goes over its terms one after the other, in lanes that depend on nothing but the term.
 //
 // Work is split into items, and these into one run of neighbours a thread: what a thread reads goes on
@@ -19,6 +19,10 @@
 #include <thread>
 #include <type_traits>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "xla/ffi/api/ffi.h"
 
@@ -142,6 +146,38 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, int64_t threads, const Work& 
     else
       std::this_thread::yield();
   }
+}
+
+// Asks for large pages for memory that is written next: with small ones a product of few rows waits
+// for their addresses. A system without them leaves it as it is.
+void LargePages(float* from, int64_t count) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kSize = 1 << 21;
+  const uintptr_t start = (reinterpret_cast<uintptr_t>(from) + kSize - 1) / kSize * kSize;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(from + count) / kSize * kSize;
+  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#endif
+}
+
+// out[L, P, D, 32] = panels of weights[L, D, X]; the last is filled up with zeros.
+ffi::Error Pack(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> weights,
+                ffi::ResultBuffer<ffi::F32> out) {
+  const int64_t layers = weights.dimensions()[0], width = weights.dimensions()[1];
+  const int64_t columns = weights.dimensions()[2], panels = (columns + kPanel - 1) / kPanel;
+  if (out->element_count() != static_cast<size_t>(layers * panels * width * kPanel))
+    return ffi::Error::InvalidArgument("pack: shapes do not fit");
+  LargePages(out->typed_data(), out->element_count());
+  ForEach(pool, layers * panels, pool.num_threads(), [&](int64_t item) {
+    const int64_t first = item % panels * kPanel;
+    const int64_t count = std::min<int64_t>(kPanel, columns - first);
+    const float* from = weights.typed_data() + item / panels * width * columns + first;
+    float* to = out->typed_data() + item * width * kPanel;
+    for (int64_t d = 0; d < width; ++d) {
+      std::memcpy(to + d * kPanel, from + d * columns, count * sizeof(float));
+      std::fill(to + d * kPanel + count, to + (d + 1) * kPanel, 0.0f);
+    }
+  });
+  return ffi::Error::Success();
 }
 
 // out[R, V vectors] (+)= x[R, depth] * panel[depth, V vectors of 32 columns], summed in the order of
@@ -429,6 +465,12 @@ ffi::Error AttendStaged(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
 }
 
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_pack, Pack,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_packed_product, PackedProduct,
                               ffi::Ffi::Bind()

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polaris_jax.rollout.native.build import ATTENTION, PRODUCT
+from polaris_jax.rollout.native.build import ATTENTION, PACK, PRODUCT
 from polaris_jax.rollout.paged_kv import Pool
 from polaris_jax.rollout.staged_kv import Staged
 
@@ -20,8 +20,9 @@ PANEL_COLUMNS = 32  # kPanel in kernels.cc
 def pack(weight_LDX: Array) -> Array:
     """[L, P, D, 32]: panels of 32 columns, each contiguous; the last is filled up with zeros."""
     layers, width, columns = weight_LDX.shape
-    padded = jnp.pad(weight_LDX, ((0, 0), (0, 0), (0, -columns % PANEL_COLUMNS)))
-    return padded.reshape(layers, width, -1, PANEL_COLUMNS).swapaxes(1, 2)
+    panels = -(-columns // PANEL_COLUMNS)
+    out = jax.ShapeDtypeStruct((layers, panels, width, PANEL_COLUMNS), jnp.float32)
+    return jax.ffi.ffi_call(PACK, out)(weight_LDX)
 
 
 def unpacked(panel_PDC: Array, *, columns: int) -> Array:
