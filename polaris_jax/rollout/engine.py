@@ -69,7 +69,8 @@ class Engine:
             dtype=dtype,
         )
         where = None if self.spec.mesh is None else programs.pool_sharding(self.spec)
-        return jax.tree.map(lambda x: programs.zeros(x.shape, x.dtype, where)(), abstract)
+        zeros = partial(programs.zeros, where=where, by_native=self.spec.native)
+        return jax.tree.map(lambda x: zeros(x.shape, x.dtype)(), abstract)
 
     def _up(self, tree: Any, *, axis: int | None = 0) -> Any:
         """Host arrays as the programs take them."""

@@ -110,9 +110,16 @@ def compiled(spec: ProgramSpec) -> Programs:
 
 
 @functools.cache
-def zeros(shape: tuple[int, ...], dtype: np.dtype, where: jax.sharding.Sharding | None) -> Any:
+def zeros(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    where: jax.sharding.Sharding | None,
+    *,
+    by_native: bool = False,
+) -> Any:
     """Jitted: zeros, made where they belong; `jnp.zeros` makes them all on one device first."""
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=where)
+    make = native.zeros if by_native else functools.partial(jnp.zeros, dtype=dtype)
+    return jax.jit(lambda: make(shape), out_shardings=where)
 
 
 def pool_sharding(spec: ProgramSpec) -> jax.sharding.NamedSharding:

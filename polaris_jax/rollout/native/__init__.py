@@ -5,6 +5,6 @@ these do neither. They are compiled on the machine that runs them, where it has 
 """
 
 from polaris_jax.rollout.native.build import BuildFailed, load
-from polaris_jax.rollout.native.ops import attend_staged, pack, packed_product, unpacked
+from polaris_jax.rollout.native.ops import attend_staged, pack, packed_product, unpacked, zeros
 
-__all__ = ["BuildFailed", "attend_staged", "load", "pack", "packed_product", "unpacked"]
+__all__ = ["BuildFailed", "attend_staged", "load", "pack", "packed_product", "unpacked", "zeros"]

@@ -25,7 +25,9 @@ import jax
 import jaxlib
 
 SOURCE = Path(__file__).with_name("kernels.cc")
-PACK, PRODUCT, ATTENTION = "polaris_pack", "polaris_packed_product", "polaris_attend_staged"
+SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
+ZEROS, PACK = "polaris_zeros", "polaris_pack"
+PRODUCT, ATTENTION = "polaris_packed_product", "polaris_attend_staged"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared")
 COMPILE_TIMEOUT_S = 300
@@ -80,7 +82,8 @@ def _library(compiler: str, version: str) -> Path:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     flags = [*FLAGS, "-march=native" if x86 else "-mcpu=native"]
     texts = (jaxlib.__version__, version, *platform.libc_ver(), _cpu_features(), *flags)
-    digest = hashlib.sha256("\0".join((*texts, SOURCE.read_text())).encode()).hexdigest()[:24]
+    sources = (source.read_text() for source in SOURCES)
+    digest = hashlib.sha256("\0".join((*texts, *sources)).encode()).hexdigest()[:24]
     command = [compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o"]
     try:
         base = _cache()
@@ -123,7 +126,7 @@ def _named(base: Path, digest: str, library: Path) -> Path:
 
 def _register(library: Path) -> None:
     loaded = ctypes.CDLL(str(library))
-    for name in (PACK, PRODUCT, ATTENTION):
+    for name in (ZEROS, PACK, PRODUCT, ATTENTION):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
 
 

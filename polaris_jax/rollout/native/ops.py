@@ -10,11 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polaris_jax.rollout.native.build import ATTENTION, PACK, PRODUCT
+from polaris_jax.rollout.native.build import ATTENTION, PACK, PRODUCT, ZEROS
 from polaris_jax.rollout.paged_kv import Pool
 from polaris_jax.rollout.staged_kv import Staged
 
-PANEL_COLUMNS = 32  # kPanel in kernels.cc
+PANEL_COLUMNS = 32  # kPanel in product.h
+
+
+def zeros(shape: tuple[int, ...]) -> Array:
+    """Float32 zeros, on large pages of memory where the system has them."""
+    return jax.ffi.ffi_call(ZEROS, jax.ShapeDtypeStruct(shape, jnp.float32))()
 
 
 def pack(weight_LDX: Array) -> Array:

@@ -1,6 +1,7 @@
 """The library is compiled once a machine, mended when damaged; without a compiler all is XLA's."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from polaris_jax.config import ConfigError
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams, native
+from polaris_jax.rollout.native import build
 from polaris_jax.rollout.program_spec import program_spec
 from polaris_jax.sharding import make_sampler_mesh
 from tests.rollout.native_kernels import needs_compiler
@@ -59,6 +61,16 @@ def test_it_is_compiled_once_and_mended_when_damaged(tmp_path):
     library.write_bytes(library.read_bytes()[:1000])
     assert run(COMPUTE, **cache) == "[[12.0, 15.0, 18.0, 21.0]]"
     assert libraries(tmp_path) == [library]
+
+
+def test_all_that_is_compiled_names_the_library():
+    included = {
+        build.SOURCE.with_name(name)
+        for source in build.SOURCES
+        for name in re.findall(r'#include "(\w+\.h)"', source.read_text())
+    }
+    assert included
+    assert {build.SOURCE, *included} == set(build.SOURCES)
 
 
 @needs_compiler

@@ -62,6 +62,11 @@ def test_unpacked_is_what_was_packed():
     np.testing.assert_array_equal(native.unpacked(panel_LPDC[1], columns=45), weight_LDX[1])
 
 
+@pytest.mark.parametrize("shape", [(), (3, 5), (3, 700_001)])
+def test_zeros_are_all_zeros(shape):
+    np.testing.assert_array_equal(native.zeros(shape), np.zeros(shape, np.float32))
+
+
 def test_a_layer_that_is_not_there_is_refused():
     with pytest.raises(KERNEL_ERRORS, match="packed_product"):
         jax.block_until_ready(product(2, normal(3, 8), normal(LAYERS, 8, 4), columns=4))

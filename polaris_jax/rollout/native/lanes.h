@@ -1,0 +1,78 @@
+// Vectors as wide as the CPU's registers.
+
+#ifndef POLARIS_NATIVE_LANES_H_
+#define POLARIS_NATIVE_LANES_H_
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace polaris {
+
+// Numbers of a vector register, and the rows and vectors of a product's tile: as many sums as there
+// are registers for. Vectors wider than the registers would be taken apart, slowly.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTileRows = 12, kTileVecs = 2;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kTileRows = 6, kTileVecs = 2;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kTileRows = 6, kTileVecs = 4;
+#else
+constexpr int kLanes = 4, kTileRows = 4, kTileVecs = 2;
+#endif
+constexpr int kSums = kTileRows * kTileVecs;  // Registers that sums may take.
+constexpr int kLine = 16;                     // Numbers in a line of the cache.
+
+// Numbers side by side in a register.
+template <int N>
+struct VectorOf {
+  typedef float Type __attribute__((vector_size(N * sizeof(float))));
+};
+template <>
+struct VectorOf<1> {
+  typedef float Type;
+};
+template <int N>
+using Lanes = typename VectorOf<N>::Type;
+using Vec = Lanes<kLanes>;
+
+// Numbers need not lie where a vector would be aligned.
+template <typename V = Vec>
+inline V Load(const float* at) {
+  V value;
+  std::memcpy(&value, at, sizeof(V));
+  return value;
+}
+template <typename V>
+inline void Store(float* at, V value) {
+  std::memcpy(at, &value, sizeof(V));
+}
+inline Vec Splat(float value) { return value - Vec{}; }
+
+// a * b + c, rounded once: the compiler contracts the two (-ffp-contract=fast), but not where it
+// makes vector code of a loop over single numbers.
+template <typename V>
+inline V Fma(float a, V b, V c) {
+  return a * b + c;
+}
+inline float Fma(float a, float b, float c) { return std::fma(a, b, c); }
+
+// Calls `work` with the largest number of lanes that `count` numbers fill, and returns it. A sum is
+// the same bits in any: lanes do not meet.
+template <typename Work>
+int64_t WithLanes(int64_t count, const Work& work) {
+  const auto with = [&work](auto lanes) {
+    work(lanes);
+    return lanes.value;
+  };
+  if (count >= kLanes) return with(std::integral_constant<int, kLanes>{});
+  if (count >= std::min(kLanes, 8)) return with(std::integral_constant<int, std::min(kLanes, 8)>{});
+  if (count >= 4) return with(std::integral_constant<int, 4>{});
+  return with(std::integral_constant<int, 1>{});
+}
+
+}  // namespace polaris
+
+#endif  // POLARIS_NATIVE_LANES_H_
