@@ -11,10 +11,10 @@
 
 namespace polaris {
 
-constexpr int kPanel = 32;         // Columns of a packed panel: PANEL_COLUMNS in ops.py.
-constexpr int64_t kDepth = 512;    // Rows of a panel that are used for all rows of x at once.
-constexpr int64_t kAhead = 64;     // Rows of a panel that are asked for ahead of use: 8 KiB.
-constexpr int64_t kRowBlock = 240; // Rows of x of one item, a multiple of any tile.
+constexpr int kPanel = 32;          // Columns of a packed panel: PANEL_COLUMNS in ops.py.
+constexpr int64_t kDepth = 512;     // Rows of a panel that are used for all rows of x at once.
+constexpr int64_t kAhead = 64;      // Rows of a panel that are asked for ahead of use: 8 KiB.
+constexpr int64_t kRowBlock = 240;  // Rows of x of one item, a multiple of any tile.
 
 // out[R, V vectors] (+)= x[R, depth] * panel[depth, V vectors of 32 columns], summed in the order of
 // depth. The tile that meets a panel first asks for what comes behind (kFirst): the hardware alone
@@ -61,7 +61,7 @@ void TileRows(int64_t rows, const float* x, int64_t x_stride, const float* panel
 
 // One panel's columns for some rows of x.
 inline void Panel(const float* x, int64_t rows, int64_t width, const float* panel, float* out,
-           int64_t out_stride, int64_t columns) {
+                  int64_t out_stride, int64_t columns) {
   // The last panel may reach beyond the product; its tiles go through a buffer.
   float buffer[kTileRows * kPanel];
   const bool whole = columns == kPanel;
