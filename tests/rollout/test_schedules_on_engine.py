@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
+from polaris_jax.rollout.run import Request
 from polaris_jax.sharding import make_sampler_mesh
 from tests.rollout.rollout_cases import (
     CONFIG,
@@ -108,9 +109,13 @@ class EngineRun:
                 sampler.release_pool()
             sampler.resume()
         for _, request, answers in self.asked:
-            for prompt, sample, response in sampler.poll(request):
-                assert (prompt, sample) not in answers
-                answers[prompt, sample] = response
+            self.poll(request, answers)
+
+    def poll(self, request: Request, answers: dict[tuple[int, int], Response]) -> None:
+        """Adds what has ended of it since the last time."""
+        for prompt, sample, response in self.sampler.poll(request):
+            assert (prompt, sample) not in answers
+            answers[prompt, sample] = response
 
     def cut(self, which: int, what: str) -> None:
         """Aborts a request; "leave" asks anew for what is unfinished of it."""
@@ -118,6 +123,7 @@ class EngineRun:
         if request.done:
             return
         self.sampler.abort(request)
+        self.poll(request, answers)  # whoever goes on with it does not tell of what has ended
         if what == "leave":
             anew = self.sampler.submit(
                 asked.prompts,
