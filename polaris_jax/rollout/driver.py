@@ -40,6 +40,7 @@ class Driver:
             the first.
         prompt_tokens: of submitted prompts, each counted once.
         response_tokens: tokens that samples were given.
+        failures: requests that their own callbacks or `decode` have ended by raising.
         failed: a step was broken off by anything but a callback; nothing here can be relied on.
     """
 
@@ -79,13 +80,15 @@ class Driver:
     def reset_counts(self) -> None:
         """Sets every count to 0."""
         self.steps = self.row_steps = self.prompt_tokens = self.response_tokens = 0
+        self.failures = 0
         self.live_rows: tuple[int, int] | None = None
         for scheduler in self.schedulers:
             scheduler.reset_counts()
 
     def take_counts(self, former: Driver) -> None:
         """Goes on from the counts of a driver that this one replaces."""
-        for name in ("steps", "row_steps", "live_rows", "prompt_tokens", "response_tokens"):
+        counts = ("steps", "row_steps", "live_rows", "prompt_tokens", "response_tokens", "failures")
+        for name in counts:
             setattr(self, name, getattr(former, name))
         for scheduler, before in zip(self.schedulers, former.schedulers, strict=True):
             scheduler.take_counts(before)
@@ -283,7 +286,9 @@ class Driver:
             self._fail(request, error)
 
     def _fail(self, request: Request, error: Exception) -> None:
-        request.failure = request.failure or error
+        if request.failure is None:
+            request.failure = error
+            self.failures += 1
         self.abort(request)
 
     def _stop_ids(self) -> list[int]:

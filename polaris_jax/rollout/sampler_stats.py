@@ -27,6 +27,7 @@ def happened(
     most that one of them decoded in a call (0: no call); pages_used now and pages_peak; pages_idle:
     unused ones that hold a prefix; preemptions: rows that went back to the queue for want of pages;
     voided: those that did because new weights came or the pool went while the sampler was paused;
+    failures: requests that their own callbacks or `decode` have ended by raising;
     prefix_hits: samples that took over a prompt that another had prefilled; prefix_query_tokens
     that admitted sequences needed in their pages; prefix_hit_tokens: those that were there already;
     prefix_hit_rate: their share, in [0, 1], 0 where none was needed; compiles: XLA compilations in
@@ -63,6 +64,7 @@ def happened(
         "pages_idle": sum(a.num_idle for a in allocators),
         "preemptions": sum(s.preemptions for s in schedulers),
         "voided": sum(s.voided for s in schedulers),
+        "failures": 0 if driver is None else driver.failures,
         "prefix_hits": sum(s.prefix_hits for s in schedulers),
         "prefix_query_tokens": needed,
         "prefix_hit_tokens": found,

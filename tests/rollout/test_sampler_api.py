@@ -133,7 +133,7 @@ def test_an_abort_leaves_the_others_alone(expected):
     assert gone.aborted and gone.num_done < 4
     answers = {(p, s): r.token_ids for p, s, r in sampler.poll(kept)}
     assert answers == {key: r.token_ids for key, r in flat(expected).items()}
-    assert sampler.stats()["pages_used"] == 0
+    assert (sampler.stats()["pages_used"], sampler.stats()["failures"]) == (0, 0)
 
 
 def test_a_callback_may_abort_its_own_request():
@@ -166,7 +166,7 @@ def test_what_a_callback_raises_ends_its_own_call_and_nobody_elses(expected):
         pass
     answers = {(p, s): r.token_ids for p, s, r in sampler.poll(other)}
     assert answers == {key: r.token_ids for key, r in flat(expected).items()}
-    assert sampler.stats()["pages_used"] == 0
+    assert (sampler.stats()["pages_used"], sampler.stats()["failures"]) == (0, 1)
 
 
 def test_a_callback_that_raises_ends_its_own_request_in_anybodys_step(expected):
@@ -186,7 +186,7 @@ def test_a_callback_that_raises_ends_its_own_request_in_anybodys_step(expected):
         sampler.poll(mine)
     with pytest.raises(KeyError, match="mine"):
         list(sampler.drive(mine))
-    assert sampler.stats()["pages_used"] == 0
+    assert (sampler.stats()["pages_used"], sampler.stats()["failures"]) == (0, 1)
 
 
 def test_a_decode_that_raises_ends_its_own_request(expected):
@@ -201,7 +201,7 @@ def test_a_decode_that_raises_ends_its_own_request(expected):
         sampler.generate(PROMPTS[:1], params)
     answers = {(p, s): r.token_ids for p, s, r in sampler.drive(other)}
     assert answers == {key: r.token_ids for key, r in flat(expected).items()}
-    assert sampler.stats()["pages_used"] == 0
+    assert (sampler.stats()["pages_used"], sampler.stats()["failures"]) == (0, 1)
 
 
 def test_an_interrupt_in_a_callback_loses_no_token(expected):

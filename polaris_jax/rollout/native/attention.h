@@ -34,39 +34,35 @@ inline Vec Exp(Vec x) {
   return x > -87.0f ? value * power : Vec{};
 }
 
-// Scores of `count` tokens side by side: scores[g][i] = sum over h of q[g][h] * keys[h][i]. A key's row
-// has `stride` tokens: those behind `count` may be read, and as many scores written, up to
-// kLanes - 1.
+// scores[g][i] = sum over h of q[g][h] * keys[h][i], for C vectors of tokens, which may lie in several
+// pages: one vector alone makes too few sums to hide the latency of one. A key's row has `stride`
+// tokens.
+template <int G, int C, typename V>
+void ScoresOf(const float* q, int64_t width, const float* const (&keys)[C], int64_t stride,
+              float* scores, int64_t scores_stride) {
+  constexpr int kWidth = sizeof(V) / sizeof(float);
+  V sum[C][G] = {};
+  for (int64_t h = 0; h < width; ++h)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      const V key = Load<V>(keys[c] + h * stride);
+#pragma GCC unroll 8
+      for (int g = 0; g < G; ++g) sum[c][g] = Fma(q[g * width + h], key, sum[c][g]);
+    }
+  for (int c = 0; c < C; ++c)
+    for (int g = 0; g < G; ++g) Store(scores + g * scores_stride + c * kWidth, sum[c][g]);
+}
+
+// `ScoresOf` for `count` tokens side by side. Those behind them may be read, and as many scores
+// written, up to kLanes - 1.
 template <int G>
 void Scores(const float* q, int64_t width, const float* keys, int64_t stride, int64_t count,
             float* scores, int64_t scores_stride) {
   for (int64_t i = 0; i < count;)
     i += WithLanes(stride - i, [&](auto lanes) {
-      using V = Lanes<lanes>;
-      V sum[G] = {};
-      for (int64_t h = 0; h < width; ++h) {
-        const V key = Load<V>(keys + h * stride + i);
-        for (int g = 0; g < G; ++g) sum[g] = Fma(q[g * width + h], key, sum[g]);
-      }
-      for (int g = 0; g < G; ++g) Store(scores + g * scores_stride + i, sum[g]);
+      const float* const at[] = {keys + i};
+      ScoresOf<G, 1, Lanes<lanes>>(q, width, at, stride, scores + i, scores_stride);
     });
-}
-
-// `Scores` of C times kLanes tokens, which may lie in several pages: a vector of them alone makes too
-// few sums to hide the latency of one.
-template <int G, int C>
-void ScoresOf(const float* q, int64_t width, const float* const (&keys)[C], int64_t stride,
-              float* scores, int64_t scores_stride) {
-  Vec sum[C][G] = {};
-  for (int64_t h = 0; h < width; ++h)
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) {
-      const Vec key = Load(keys[c] + h * stride);
-#pragma GCC unroll 8
-      for (int g = 0; g < G; ++g) sum[c][g] = Fma(q[g * width + h], key, sum[c][g]);
-    }
-  for (int c = 0; c < C; ++c)
-    for (int g = 0; g < G; ++g) Store(scores + g * scores_stride + c * kLanes, sum[c][g]);
 }
 
 // out[g][h] += sum over i of weights[g][i] * values[i][h], for C vectors of h.
@@ -144,7 +140,7 @@ void Attend(const Rows& rows, int64_t b, int64_t kv, const float* q, float* out,
         keys[c] = rows.k_pages + page_at(at) + at % page;
         if (ahead < cached && ahead % page == 0) Prefetch(rows.k_pages + page_at(ahead), head);
       }
-      ScoresOf<G, kVecs>(scaled, width, keys, page, scores + scored, stride);
+      ScoresOf<G, kVecs, Vec>(scaled, width, keys, page, scores + scored, stride);
     }
   }
   for (int64_t i = scored, end; i < cached; i = end) {
