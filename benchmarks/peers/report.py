@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,18 @@ class Report:
 
     Args:
         out: a Markdown file, or nothing.
+
+    Raises:
+        SystemExit: it cannot be written; before anything is measured.
     """
 
     def __init__(self, out: str) -> None:
         self._out, self._text = out, ""
+        if out:
+            try:
+                Path(out).touch()
+            except OSError as error:
+                sys.exit(f"--out={out}: {error.strerror}; name a file in a folder that is there")
 
     def add(self, lines: Sequence[str]) -> None:
         """Prints the lines of a part, and writes all parts so far."""
