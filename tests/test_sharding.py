@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from polaris_jax.config import ConfigError, MeshSection, ModelSection, ObjectiveSection
-from polaris_jax.models import param_axes, param_shapes
+from polaris_jax.models import ContextShard, param_axes, param_shapes
 from polaris_jax.sharding import (
     MESH_AXES,
     SAMPLER_RULES,
@@ -188,6 +188,15 @@ def test_tiled_attention_and_remat_on_a_mesh_give_the_parameters_of_one_device(m
     monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", 4)
     model = ModelSection(dtype="float32", attention="chunked", remat="layer")
     assert_equals_one_device((1, 2, 2, 2), FAMILIES["qwen2"], model=model)
+
+
+def test_shards_of_many_chunks_give_the_parameters_of_one_device(monkeypatch):
+    # 48 tokens in chunks of 4: each of two shards has three pairs.
+    for bound in ("MIN", "MAX"):
+        monkeypatch.setattr(f"polaris_jax.models.attention.shards.CHUNK_TOKENS_{bound}", 4)
+    assert ContextShard("context", 2).pieces(ROW_LEN) == 6
+    model = ModelSection(dtype="float32", attention="chunked")
+    assert_equals_one_device((1, 2, 2, 2), FAMILIES["qwen3"], model=model)
 
 
 def test_at_the_recipes_eps_only_near_zero_gradients_move_otherwise():

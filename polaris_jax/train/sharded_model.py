@@ -45,6 +45,7 @@ from polaris_jax.models import (
     attend,
     counted_logprobs,
     counted_loss,
+    in_row_order,
     model_tree_path,
     param_axes,
     param_shapes,
@@ -350,10 +351,5 @@ def _gather_tokens(x: Array, axes: tuple[str, ...]) -> Array:
 
 
 def _in_row_order(x: Array, sharded: ShardedModel) -> Array:
-    """A whole row's [B, S, ...] from the layout's order to the row's: whole chunks move."""
-    shards = sharded.mesh.shape[CONTEXT]
-    if shards == 1:
-        return x
-    order = row_order(2 * shards, shards, CONTEXT_LAYOUT)
-    chunks = x.reshape(x.shape[0], 2 * shards, -1, *x.shape[2:])
-    return chunks[:, np.argsort(order)].reshape(x.shape)
+    """A whole row's [B, S, ...] from the layout's order to the row's."""
+    return in_row_order(x, sharded.mesh.shape[CONTEXT], CONTEXT_LAYOUT)

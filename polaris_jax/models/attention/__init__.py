@@ -13,7 +13,13 @@ Back ends, one file each, all with the same answer:
 
 from polaris_jax.models.attention.dispatch import attend
 from polaris_jax.models.attention.resolve import Attention, resolve_attention
-from polaris_jax.models.attention.shards import ContextShard, Layout, row_order, shard_work
+from polaris_jax.models.attention.shards import (
+    ContextShard,
+    Layout,
+    in_row_order,
+    row_order,
+    shard_work,
+)
 from polaris_jax.models.attention.softmax import MASKED_SCORE
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "ContextShard",
     "Layout",
     "attend",
+    "in_row_order",
     "resolve_attention",
     "row_order",
     "shard_work",

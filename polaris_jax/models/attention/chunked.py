@@ -41,7 +41,7 @@ def attend_chunked(
     """See `attend`; any length, rows one at a time."""
     batch, queries, num_heads, width = q_BTNH.shape
     length, num_kv_heads = k_BSKH.shape[1:3]
-    pieces = 1 if context is None else context.pieces
+    pieces = 1 if context is None else context.pieces(length)
     block = SHORT_ROW_BLOCK_TOKENS if length < SHORT_ROW_TOKENS else LONG_ROW_BLOCK_TOKENS
     piece = queries // pieces
     # A tile never straddles two pieces: it would span the row between them.

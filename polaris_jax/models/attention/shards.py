@@ -1,10 +1,10 @@
 """How a row's queries are split over context shards, each of which sees the whole row's keys.
 
 Causal work grows along the row: of `contiguous` shards the last does up to twice the mean. `zigzag`
-gives shard i the chunks i and 2 x shards - 1 - i of the row, an early and a late one, whose work
-adds up to the same for every i where the row is one sequence. In a packed row a back end that skips
-what other segments hide (`chunked`) has less to do in some chunks than in others; `shard_work` says
-how much.
+deals the row's chunks to the shards to and fro, 0, 1, 1, 0, 0, 1, 1, 0: each shard gets an earlier
+and a later one of every such pair, whose work adds up to the same for all. Chunks are short, so
+that the segments of a packed row are dealt out, too, for a back end that skips what other segments
+hide (`chunked`); `shard_work` says how evenly.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from jax import Array
 from jaxtyping import Float64, Int32
 
 Layout = Literal["contiguous", "zigzag"]
+
+# Of a zigzag chunk: what kernels take as a tile of queries, and the least that is worth one.
+CHUNK_TOKENS_MAX = 512
+CHUNK_TOKENS_MIN = 128
+# Pairs of chunks that each shard gets, as long as chunks keep their least length.
+CHUNK_PAIRS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +41,33 @@ class ContextShard:
     shards: int
     layout: Layout = "zigzag"
 
-    @property
-    def pieces(self) -> int:
-        """Runs of consecutive row positions that a shard is made of."""
-        return 2 if self.layout == "zigzag" and self.shards > 1 else 1
+    def pieces(self, length: int) -> int:
+        """Runs of consecutive row positions that a shard of a row of `length` tokens is made of."""
+        return length // self.shards // chunk_tokens(length, self.shards, self.layout)
+
+
+def chunk_tokens(length: int, shards: int, layout: Layout = "zigzag") -> int:
+    """Tokens of the chunks that are dealt to the shards, see `row_order`.
+
+    Raises:
+        ValueError: the row does not divide into the layout's chunks.
+    """
+    if shards == 1:
+        return length
+    parts = {"contiguous": 1, "zigzag": 2}[layout] * shards
+    part, rest = divmod(length, parts)
+    if rest:
+        raise ValueError(
+            f"batch.row_len={length}: {layout} context shards cut a row into {parts} equal chunks "
+            f"(mesh.context={shards}); set it to a multiple of {parts}, such as "
+            f"{-(-length // parts) * parts}"
+        )
+    if layout == "contiguous":
+        return part
+    chunk = min(CHUNK_TOKENS_MAX, part & -part)  # a power of two
+    while chunk > CHUNK_TOKENS_MIN and part // chunk < CHUNK_PAIRS:
+        chunk //= 2
+    return chunk if chunk >= CHUNK_TOKENS_MIN else part
 
 
 def row_order(length: int, shards: int, layout: Layout = "zigzag") -> Int32[np.ndarray, " T"]:
@@ -49,29 +78,37 @@ def row_order(length: int, shards: int, layout: Layout = "zigzag") -> Int32[np.n
     Args:
         length: tokens of a row.
         shards: parts of the row; 1 leaves it as it is.
-        layout: `contiguous` keeps the order; `zigzag` cuts the row into 2 x shards chunks, of
-            which shard i holds i and 2 x shards - 1 - i.
+        layout: `contiguous` keeps the order; `zigzag` cuts the row into chunks and deals 2 x shards
+            of them at a time, of which shard i gets i and 2 x shards - 1 - i. A chunk has 128 to
+            512 tokens, a power of two, where the row divides into such, else it is
+            length / (2 x shards) long.
 
     Raises:
         ValueError: the row does not divide into the layout's chunks.
 
-    Source: zigzag ring attention, Zhu 2024 (github.com/zhuzilin/ring-flash-attention).
+    Source: zigzag ring attention, Zhu 2024 (github.com/zhuzilin/ring-flash-attention), which has
+    one pair of chunks a shard.
     """
     order = np.arange(length, dtype=np.int32)
-    if shards == 1:
+    chunk = chunk_tokens(length, shards, layout)
+    if layout == "contiguous" or shards == 1:
         return order
-    chunks = {"contiguous": 1, "zigzag": 2}[layout] * shards
-    if length % chunks:
-        raise ValueError(
-            f"batch.row_len={length}: {layout} context shards cut a row into {chunks} equal chunks "
-            f"(mesh.context={shards}); set it to a multiple of {chunks}, such as "
-            f"{-(-length // chunks) * chunks}"
-        )
-    if layout == "contiguous":
-        return order
-    chunk = np.arange(chunks)
-    early_late = np.stack([chunk[:shards], chunk[:shards][::-1] + shards], axis=1).reshape(-1)
-    return order.reshape(chunks, -1)[early_late].reshape(-1)
+    # [deals, to or fro, shards, chunk] -> [shards, deals, to or fro, chunk]
+    dealt = order.reshape(-1, 2, shards, chunk)
+    dealt = np.stack([dealt[:, 0], dealt[:, 1, ::-1]], axis=1)
+    return dealt.transpose(2, 0, 1, 3).reshape(-1)
+
+
+def in_row_order(x_BS: Array, shards: int, layout: Layout = "zigzag") -> Array:
+    """The inverse of `row_order` on axis 1 of [B, S, ...]: whole chunks move."""
+    if layout == "contiguous" or shards == 1:
+        return x_BS
+    chunk = chunk_tokens(x_BS.shape[1], shards, layout)
+    # [B, shards, deals, to or fro, chunk, ...] -> [B, deals, to or fro, shards, chunk, ...]
+    dealt = x_BS.reshape(x_BS.shape[0], shards, -1, 2, chunk, *x_BS.shape[2:])
+    dealt = jnp.moveaxis(dealt, 1, 3)
+    dealt = jnp.stack([dealt[:, :, 0], dealt[:, :, 1, ::-1]], axis=2)
+    return dealt.reshape(x_BS.shape)
 
 
 def shard_work(

@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polaris_jax.models.attention.shards import ContextShard, Layout, query_index, row_order
+from polaris_jax.models.attention.shards import (
+    ContextShard,
+    Layout,
+    chunk_tokens,
+    query_index,
+    row_order,
+)
 
 BLOCK_TOKENS_MIN = 128  # the kernel's lanes
 BLOCK_TOKENS_MAX = 512
@@ -83,8 +89,7 @@ def splash_kernel(
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    pieces = ContextShard("", shards, layout).pieces
-    block_q, block_kv = _block(length // (shards * pieces)), _block(length)
+    block_q, block_kv = _block(chunk_tokens(length, shards, layout)), _block(length)
     blocks = splash.BlockSizes(
         block_q=block_q,
         block_kv=block_kv,

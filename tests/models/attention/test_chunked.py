@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from polaris_jax.models.attention import attend
+from polaris_jax.models.attention import ContextShard, attend
 from polaris_jax.models.attention.chunked import attend_chunked
 from polaris_jax.models.attention.reference import attend_reference
 from tests.models.attention.cases import (
@@ -64,6 +64,16 @@ def test_context_shards_equal_the_whole_row(shards, layout, tiles_of, whole_rows
     tiles_of(8)  # divides no piece evenly, but for those of one or two shards
     c, want = whole_rows
     assert_equals_reference(over_shards(attend_chunked, shards, layout), c, want=want)
+
+
+@pytest.mark.parametrize("chunk", [2, 4])
+def test_shards_of_many_chunks_equal_the_whole_row(chunk, monkeypatch, tiles_of, whole_rows):
+    tiles_of(3)  # divides no chunk
+    for bound in ("MIN", "MAX"):
+        monkeypatch.setattr(f"polaris_jax.models.attention.shards.CHUNK_TOKENS_{bound}", chunk)
+    c, want = whole_rows
+    assert ContextShard("rows", 5).pieces(80) == 16 // chunk
+    assert_equals_reference(over_shards(attend_chunked, 5, "zigzag"), c, want=want)
 
 
 def test_reference_takes_context_shards_too(whole_rows):

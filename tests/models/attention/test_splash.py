@@ -4,6 +4,7 @@ import functools
 
 import pytest
 
+from polaris_jax.models.attention.shards import chunk_tokens
 from polaris_jax.models.attention.splash import attend_splash
 from tests.models.attention.cases import assert_equals_reference, case, over_shards
 
@@ -14,9 +15,10 @@ def test_packed_rows_with_a_partial_block_equal_the_reference():
     assert_equals_reference(interpreted, case(1, 200, heads=(2, 1), width=128))
 
 
-@pytest.mark.parametrize("shards", [2, 4])
-def test_zigzag_shards_equal_the_whole_row(shards):
-    c = case(1, 256 * shards, heads=(2, 1), width=128, segments=3)
+@pytest.mark.parametrize(("shards", "pairs"), [(2, 1), (4, 1), (2, 3)])
+def test_zigzag_shards_equal_the_whole_row(shards, pairs):
+    c = case(1, 256 * shards * pairs, heads=(2, 1), width=128, segments=3)
+    assert chunk_tokens(c.q_BTNH.shape[1], shards) == 128
     assert_equals_reference(over_shards(interpreted, shards, "zigzag"), c)
 
 
