@@ -268,18 +268,23 @@ def _estimate(plan: Mapping[str, Any]) -> str:
     return (
         f"ESTIMATES of one step, not measured (mean response {a['mean_response_tokens']:,.0f} "
         f"tokens, update at {a['mfu']:.0%} MFU, decode at {a['bandwidth']:.0%} of the bandwidth):\n"
-        f"  rollout {e['rollout_s']:,.0f} s: {e['sequences']} sequences at once (the pools hold "
+        f"  rollout {_seconds(e['rollout_s'])}: {e['sequences']} sequences at once (the pools hold "
         f"{e['room_for']} of mean length), "
-        f"{e['decode_steps']:,.0f} decode steps; keys and values {e['kv_s']:,.0f} s, weights "
-        f"{e['weights_s']:,.0f} s, arithmetic {e['decode_compute_s']:,.0f} s, collectives "
-        f"{e['decode_collective_s']:,.1f} s, prefill {e['prefill_s']:,.1f} s\n"
-        f"  update {e['update_s']:,.0f} s: arithmetic {e['update_compute_s']:,.0f} s, memory "
-        f"{e['update_hbm_s']:,.0f} s, collectives {e['update_collective_s']:,.0f} s "
+        f"{e['decode_steps']:,.0f} decode steps; keys and values {_seconds(e['kv_s'])}, weights "
+        f"{_seconds(e['weights_s'])}, arithmetic {_seconds(e['decode_compute_s'])}, collectives "
+        f"{_seconds(e['decode_collective_s'])}, prefill {_seconds(e['prefill_s'])}\n"
+        f"  update {_seconds(e['update_s'])}: arithmetic {_seconds(e['update_compute_s'])}, memory "
+        f"{_seconds(e['update_hbm_s'])}, collectives {_seconds(e['update_collective_s'])} "
         f"({e['update_mfu']:.0%} MFU)\n"
-        f"  weight sync {e['sync_s']:.2f} s\n"
-        f"  step {e['step_s']:,.0f} s, {e['tokens_per_s']:,.0f} response tokens/s, "
+        f"  weight sync {_seconds(e['sync_s'])}\n"
+        f"  step {_seconds(e['step_s'])}, {e['tokens_per_s']:,.0f} response tokens/s, "
         f"{e['tokens_per_s_device']:,.0f} a device"
     )
+
+
+def _seconds(seconds: float) -> str:
+    """Two digits at least: a pod's minutes and a laptop's milliseconds."""
+    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 MARKDOWN_HEADER = (

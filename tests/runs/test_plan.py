@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -110,6 +111,7 @@ def test_what_is_printed_says_what_it_is(done):
     text, _ = done
     for words in ("FITS", "ESTIMATES", "not measured", "reduce-scatter", "of HBM", "weight_sync"):
         assert words in text
+    assert re.search(r"  update 0\.\d*[1-9]", text)  # a small model's fraction of a second, not 0
 
 
 def test_the_pool_takes_what_is_left_up_to_full_slots(done):
