@@ -15,6 +15,7 @@ from polaris_jax.sharding.mesh import (
     make_mesh,
     replicated,
     row_shards,
+    stack_sharding,
     wide_axes,
 )
 from polaris_jax.sharding.parameters import (
@@ -91,6 +92,7 @@ __all__ = [
     "slot_sharding",
     "slot_shards",
     "split_devices",
+    "stack_sharding",
     "whole",
     "wide_axes",
 ]

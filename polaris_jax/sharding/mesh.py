@@ -69,6 +69,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROW_AXES, TOKEN_AXES))
 
 
+def stack_sharding(mesh: Mesh) -> NamedSharding:
+    """Of [U, B, T]: U batches, each as `batch_sharding` has it."""
+    return NamedSharding(mesh, PartitionSpec(None, ROW_AXES, TOKEN_AXES))
+
+
 def wide_axes(mesh: Mesh, names: Sequence[str]) -> tuple[str, ...]:
     """Those of the axes that have more than one device."""
     return tuple(name for name in names if mesh.shape[name] > 1)

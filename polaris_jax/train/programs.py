@@ -18,7 +18,14 @@ from jax.sharding import Mesh, PartitionSpec
 
 from polaris_jax.config import ModelSection, ObjectiveSection, OptimizerSection
 from polaris_jax.models import ModelConfig, Qwen
-from polaris_jax.sharding import MESH_AXES, batch_sharding, on_device, replicated, wide_axes
+from polaris_jax.sharding import (
+    MESH_AXES,
+    batch_sharding,
+    on_device,
+    replicated,
+    stack_sharding,
+    wide_axes,
+)
 from polaris_jax.train.objective import TokenLoss, token_loss
 from polaris_jax.train.optimizer import guarded_step, make_optimizer
 from polaris_jax.train.sharded_model import (
@@ -53,6 +60,9 @@ class UpdatePrograms:
         zeros: () -> a float32 gradient accumulator.
         accumulate: (params, accumulator, arrays, reference or None) -> (accumulator, sums). The
             accumulator is donated.
+        accumulate_many: (params, accumulator, arrays of U microbatches, [U, rows, row_len] each,
+            count, reference or None) -> (accumulator, sums [U]): the first `count` of them, one
+            after the other; the sums of the others are 0. The accumulator is donated.
         apply: (state, accumulator) -> (state, step metrics). The state is donated.
         logprobs: (params, arrays) -> logp_BT, 0 where no token counts; whole on every device.
     """
@@ -61,6 +71,7 @@ class UpdatePrograms:
     shardings: TrainState
     zeros: Callable[[], Qwen]
     accumulate: Callable[..., tuple[Qwen, Arrays]]
+    accumulate_many: Callable[..., tuple[Qwen, Arrays]]
     apply: Callable[[TrainState, Qwen], tuple[TrainState, Arrays]]
     logprobs: Callable[[Qwen, Arrays], Array]
 
@@ -83,7 +94,8 @@ def update_programs(
     shardings = state_shardings(config, optimizer, mesh)
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
     reference_specs = specs if objective.kl_coef > 0 else PartitionSpec()
-    tokens, whole = batch_sharding(mesh).spec, replicated(mesh)
+    tokens, stacks = batch_sharding(mesh).spec, stack_sharding(mesh).spec
+    whole = replicated(mesh)
     transform = make_optimizer(optimizer)
     everywhere = wide_axes(mesh, MESH_AXES)
 
@@ -101,6 +113,21 @@ def update_programs(
         with jax.named_scope("reduce_gradients"):
             grads = reduce_gradients(grads, sharded)
         return jax.tree.map(jnp.add, total, grads), _over_devices(sums, everywhere)
+
+    def accumulate_many(
+        params: Qwen, total: Qwen, stack: Arrays, count: Array, reference: Qwen | None
+    ) -> tuple[Qwen, Arrays]:
+        def one(i: Array, carry: tuple[Qwen, Arrays]) -> tuple[Qwen, Arrays]:
+            total, sums = carry
+            arrays = {name: x_UBT[i] for name, x_UBT in stack.items()}
+            total, own = accumulate(params, total, arrays, reference)
+            return total, {name: sums[name].at[i].set(x) for name, x in own.items()}
+
+        first = {name: x_UBT[0] for name, x_UBT in stack.items()}
+        _, own = jax.eval_shape(accumulate, params, total, first, reference)
+        size = stack["token_BT"].shape[0]
+        sums = {name: jnp.zeros((size, *x.shape), x.dtype) for name, x in own.items()}
+        return jax.lax.fori_loop(0, count, one, (total, sums))
 
     def apply(state: TrainState, total: Qwen) -> tuple[TrainState, Arrays]:
         if optimizer.moments_in_host_memory:
@@ -132,6 +159,15 @@ def update_programs(
         zeros=jax.jit(zeros, out_shardings=shardings.params),
         accumulate=jax.jit(
             on_mesh(accumulate, (specs, specs, tokens, reference_specs), (specs, PartitionSpec())),
+            donate_argnums=1,
+            out_shardings=(shardings.params, whole),
+        ),
+        accumulate_many=jax.jit(
+            on_mesh(
+                accumulate_many,
+                (specs, specs, stacks, PartitionSpec(), reference_specs),
+                (specs, PartitionSpec()),
+            ),
             donate_argnums=1,
             out_shardings=(shardings.params, whole),
         ),

@@ -2,15 +2,16 @@
 
 import dataclasses
 import itertools
+import math
 
 import jax
 import numpy as np
 import pytest
 
 from polaris_jax.batch import concat_graded, select_groups
-from polaris_jax.config import ModelSection, ObjectiveSection
+from polaris_jax.config import MeshSection, ModelSection, ObjectiveSection
 from polaris_jax.models import RopeScaling
-from polaris_jax.sharding import private_copies
+from polaris_jax.sharding import make_mesh, private_copies
 from polaris_jax.train.state import init_train_state
 from polaris_jax.train.update import Updater, merge_metrics
 from tests.tolerances import BF16_GRADIENT_RTOL, GRADIENT_RTOL, LOGPROB_ATOL
@@ -60,6 +61,32 @@ def test_permuting_and_repacking_leaves_the_gradient(row_len, rows, remat):
     updater = make_updater(row_len=row_len, rows=rows, model=section)
     got = accumulated_gradient(updater, model, other)
     assert max_leaf_difference(got, want, relative=True) <= GRADIENT_RTOL
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (1, 2, 2, 2)], ids=["one", "mesh"])
+def test_stacked_microbatches_are_those_of_one_call_each(sizes, monkeypatch):
+    """As accelerators run them: call by call, gradients and sums to the last bit."""
+    monkeypatch.setattr("polaris_jax.train.update.STACKED_MICROBATCHES", 3)
+    mesh = make_mesh(MeshSection(*sizes), jax.devices()[: math.prod(sizes)])
+    updater = Updater(ObjectiveSection(), OPTIMIZER, FP32, mesh, rows=2, row_len=ROW_LEN)
+    batch = pack_case(concat_graded([make_graded(), make_graded(1)]), rows=2)
+    microbatches = batch.token_BT.shape[0] // 2
+    assert microbatches > 3 and microbatches % 3, "several stacks, the last one not full"
+    params = init_train_state(make_model(QWEN3), OPTIMIZER, mesh).params
+
+    total, sums = updater.gradient(params, batch)
+    assert len(sums) == -(-microbatches // 3)
+    programs = updater._programs_for(QWEN3)
+    want, want_sums = programs.zeros(), []
+    for arrays in updater._microbatches(batch, programs):
+        want, one = programs.accumulate(params, want, arrays, None)
+        want_sums.append(one)
+    for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name in want_sums[0]:
+        got = np.concatenate([np.asarray(part[name]) for part in sums])
+        np.testing.assert_array_equal(got[:microbatches], [one[name] for one in want_sums])
+        assert not got[microbatches:].any()
 
 
 def test_microbatch_token_mean_alone_depends_on_packing():
