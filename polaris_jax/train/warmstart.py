@@ -7,6 +7,7 @@ same. Deterministic by seed, bit for bit on one machine.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,6 +30,9 @@ WEIGHT_DECAY = 0.01
 MAX_GRAD_NORM = 1.0
 WARMUP_SHARE = 0.05  # of the steps
 ROW_MULTIPLE_TOKENS = 32
+# A call's temporaries are fresh memory: on a CPU two fifths of a step of 0.8M parameters were the
+# kernel clearing it.
+STEPS_A_CALL = 16
 # A token costs about as much for the matrices of a small model as for attention over so many
 # positions (0.8M parameters, 2 CPU cores): long rows waste attention, short ones waste padding.
 ATTENTION_BREAK_EVEN_TOKENS = 460
@@ -75,7 +79,8 @@ def warm_start(
         model: start; its arrays are copied, not donated.
         examples: (prompt token ids, completion token ids), stop token included.
         section: steps, batch_size, learning_rate, seed.
-        on_step: called after each step with its number, from 0, and its loss in nats a token.
+        on_step: called for each step with its number, from 0, and its loss in nats a token; for
+            a few steps in a row once they are done.
 
     Raises:
         ValueError: no example, an empty completion, a token id outside the vocabulary, or fewer
@@ -88,16 +93,23 @@ def warm_start(
     heights = _row_counts([len(bins) for bins in packed])
     params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), model)
     opt_state = _optimizer(section.learning_rate, section.steps).init(params)
-    for step, (bins, rows) in enumerate(zip(packed, heights, strict=True)):
-        params, opt_state, loss = _step(
+    for first, count in _runs(heights):
+        rows = heights[first]
+        batches = [
+            _arrays(examples, bins, rows=rows, row_len=row_len)
+            for bins in [*packed[first : first + count], *[[]] * (STEPS_A_CALL - count)]
+        ]
+        params, opt_state, loss_U = _several_steps(
             params,
             opt_state,
-            arrays=_arrays(examples, bins, rows=rows, row_len=row_len),
+            stack={name: np.stack([batch[name] for batch in batches]) for name in batches[0]},
+            count=np.int32(count),
             learning_rate=section.learning_rate,
             steps=section.steps,
         )
-        if on_step is not None:
-            on_step(step, float(loss))
+        for i, loss in enumerate(np.asarray(loss_U)[:count]):
+            if on_step is not None:
+                on_step(first + i, float(loss))
     return params
 
 
@@ -177,6 +189,16 @@ def _row_counts(needed: Sequence[int]) -> list[int]:
     return min((paid(usual) for usual in sorted(set(needed))), key=sum, default=[])
 
 
+def _runs(heights: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first step, number of steps) of neighbours with as many rows, at most `STEPS_A_CALL`."""
+    first = 0
+    while first < len(heights):
+        run = itertools.takewhile(lambda rows: rows == heights[first], heights[first:])  # noqa: B023
+        count = len(list(itertools.islice(run, STEPS_A_CALL)))
+        yield first, count
+        first += count
+
+
 def _arrays(
     examples: Sequence[Example], bins: list[list[int]], *, rows: int, row_len: int
 ) -> dict[str, np.ndarray]:
@@ -217,18 +239,32 @@ def _optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation
 @functools.partial(
     jax.jit, static_argnames=("learning_rate", "steps"), donate_argnames=("params", "opt_state")
 )
-def _step(
-    params: Qwen, opt_state: Any, *, arrays: dict[str, Array], learning_rate: float, steps: int
+def _several_steps(
+    params: Qwen,
+    opt_state: Any,
+    *,
+    stack: dict[str, Array],
+    count: Array,
+    learning_rate: float,
+    steps: int,
 ) -> tuple[Qwen, Any, Array]:
-    loss, grads = jax.value_and_grad(_cross_entropy)(params, arrays)
-    params, opt_state, _, _ = guarded_step(
-        grads,
-        params,
-        opt_state=opt_state,
-        transform=_optimizer(learning_rate, steps),
-        max_grad_norm=MAX_GRAD_NORM,
-    )
-    return params, opt_state, loss
+    """The first `count` steps of a stack of batches; the losses of the others are 0."""
+
+    def one(i: Array, carry: tuple[Qwen, Any, Array]) -> tuple[Qwen, Any, Array]:
+        params, opt_state, loss_U = carry
+        arrays = {name: x_UBT[i] for name, x_UBT in stack.items()}
+        loss, grads = jax.value_and_grad(_cross_entropy)(params, arrays)
+        params, opt_state, _, _ = guarded_step(
+            grads,
+            params,
+            opt_state=opt_state,
+            transform=_optimizer(learning_rate, steps),
+            max_grad_norm=MAX_GRAD_NORM,
+        )
+        return params, opt_state, loss_U.at[i].set(loss)
+
+    size = stack["token_BT"].shape[0]
+    return jax.lax.fori_loop(0, count, one, (params, opt_state, jnp.zeros(size, jnp.float32)))
 
 
 def _cross_entropy(params: Qwen, arrays: dict[str, Array]) -> Array:
