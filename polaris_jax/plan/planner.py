@@ -236,6 +236,7 @@ class Planner:
         return done
 
     def _update(self, setting: Setting) -> Any:
+        self.say(f"{self.topology.name}, {setting}")
         made = programs.update_set(self.job, setting, self.devices)
         blocks = self.job.row_len / ATTENTION_BLOCK_TOKENS / 2
         accumulate = self._compile(made.accumulate, max(1.0, blocks))

@@ -109,7 +109,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     """The printed plan, from `plan_json`."""
     hbm = plan["chip"]["hbm_bytes"]
     head = (
-        f"{plan['model']} ({plan['parameters'] / 1e9:.3f} B parameters), stage {plan['stage']}, "
+        f"{plan['model']} ({_parameters(plan['parameters'])}), stage {plan['stage']}, "
         f"rows of {plan['row_len']:,} tokens, on {plan['topology']}: {plan['devices']} devices of "
         f"{gib(hbm)} GiB\n{_setting_line(plan['setting'])}"
     )
@@ -280,6 +280,10 @@ def _estimate(plan: Mapping[str, Any]) -> str:
         f"  step {_seconds(e['step_s'])}, {e['tokens_per_s']:,.0f} response tokens/s, "
         f"{e['tokens_per_s_device']:,.0f} a device"
     )
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:.3f} B parameters" if count >= 1e8 else f"{count / 1e6:.3f} M parameters"
 
 
 def _seconds(seconds: float) -> str:

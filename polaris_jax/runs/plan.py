@@ -62,7 +62,7 @@ def plan(
         config: checked.
         topology: parsed.
         options: see there.
-        say: told of every compile.
+        say: told of every setting and compile.
 
     Raises:
         ConfigError: a setting that cannot be: a mesh that does not multiply to the devices, rows
@@ -107,6 +107,7 @@ def _advice(
 ) -> str:
     """The nearest setting that fits, as one line."""
     base = assessment.setting
+    say("does not fit; compiling others in search of the nearest that does")
     if planner.sampler_refusal(base):
         legal = _legal_sampler(planner, base, options, say)
         if legal:

@@ -185,7 +185,11 @@ def test_a_setting_that_does_not_fit_names_one_that_does(tmp_path, capsys):
     assert code == 1
     assert "update: gradients" in found["reasons"][0]
     assert "--config.batch.rows=" in found["nearest"]
-    assert "nearest that fits" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "nearest that fits" in error
+    before, after = error.split("compiling others in search of the nearest", 1)
+    assert "cpu:1, mesh data 1 x" in before  # which setting the lines below it speak of
+    assert "cpu:1, mesh data 1 x" in after
 
 
 @pytest.mark.slow
