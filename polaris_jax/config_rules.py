@@ -82,8 +82,8 @@ def validate(config: RunConfig) -> None:
 def row_unit_tokens(context: int, tensor: int) -> int:
     """Packed rows are multiples of so many tokens: every device gets equal parts of a row.
 
-    A row's tokens are split over mesh.context (in twice as many chunks, see `models.row_order`) and
-    mesh.tensor.
+    A row's tokens are split over mesh.context (in a multiple of twice as many chunks, see
+    `models.row_order`) and mesh.tensor.
     """
     return math.lcm(2 * context if context > 1 else 1, context * tensor)
 

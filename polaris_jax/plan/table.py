@@ -287,7 +287,7 @@ def _parameters(count: int) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    """Two digits at least: a pod's minutes and a laptop's milliseconds."""
+    """Whole seconds of a pod, two digits of a laptop's milliseconds."""
     return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 

@@ -49,6 +49,12 @@ FIELDS = (
     "sampler_logp_BT",
 )
 
+# What `local_loss` sums over a microbatch's tokens, besides the gradient; `*_max` is a maximum.
+SUMS = (
+    *("loss", "tokens", "entropy", "ratio", "kl", "clipped_low", "clipped_high", "clipped_dual"),
+    *("truncated", "fresh", "fresh_entropy", "gap", "gap_max"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class UpdatePrograms:
@@ -123,10 +129,7 @@ def update_programs(
             total, own = accumulate(params, total, arrays, reference)
             return total, {name: sums[name].at[i].set(x) for name, x in own.items()}
 
-        first = {name: x_UBT[0] for name, x_UBT in stack.items()}
-        _, own = jax.eval_shape(accumulate, params, total, first, reference)
-        size = stack["token_BT"].shape[0]
-        sums = {name: jnp.zeros((size, *x.shape), x.dtype) for name, x in own.items()}
+        sums = {name: jnp.zeros(stack["token_BT"].shape[0], jnp.float32) for name in SUMS}
         return jax.lax.fori_loop(0, count, one, (total, sums))
 
     def apply(state: TrainState, total: Qwen) -> tuple[TrainState, Arrays]:

@@ -38,13 +38,13 @@ from polaris_jax.train.programs import (
     UpdatePrograms,
     update_programs,
 )
-from polaris_jax.train.sharded_model import CONTEXT_LAYOUT, ShardedModel, sharded_model
+from polaris_jax.train.sharded_model import CONTEXT_LAYOUT, sharded_model
 from polaris_jax.train.state import TrainState, fresh_moments, is_placed, parked_shardings
 
 Metrics = dict[str, Mean | float | None]
 
-# On a CPU microbatches go to one call in stacks: its temporaries are fresh memory in each call, and
-# the kernel's clearing of it took a fifth of an update.
+# On a CPU microbatches go to one call in stacks: a call's temporaries are fresh memory, and the
+# kernel's clearing of it was a fifth of an update's CPU time when each microbatch was a call.
 STACKED_MICROBATCHES = 16
 
 
@@ -225,23 +225,27 @@ class Updater:
     def _microbatches(
         self, batch: TrainBatch, programs: UpdatePrograms, fields: Sequence[str] = FIELDS
     ) -> Iterator[Arrays]:
-        sharding = batch_sharding(self.mesh)
-        values = _in_layout(batch, programs.sharded, fields)
+        order, sharding = programs.sharded.token_order(), batch_sharding(self.mesh)
+        values = {name: _field(batch, name) for name in fields}
         for first in range(0, batch.token_BT.shape[0], self.rows):
             rows = slice(first, first + self.rows)
-            yield {name: global_array(x_BT[rows], sharding) for name, x_BT in values.items()}
+            yield {
+                name: global_array(_in_order(x_BT[rows], order), sharding)
+                for name, x_BT in values.items()
+            }
 
     def _stacks(
         self, batch: TrainBatch, programs: UpdatePrograms
     ) -> Iterator[tuple[Arrays, Array]]:
         """Microbatches in stacks of one size, and how many each holds."""
         sharding, whole = stack_sharding(self.mesh), replicated(self.mesh)
-        values = _in_layout(batch, programs.sharded, FIELDS)
+        order = programs.sharded.token_order()
+        values = {name: _field(batch, name) for name in FIELDS}
         size = STACKED_MICROBATCHES * self.rows
         for first in range(0, batch.token_BT.shape[0], size):
             stack = {}
             for name, x_BT in values.items():
-                part_BT = x_BT[first : first + size]
+                part_BT = _in_order(x_BT[first : first + size], order)
                 padded_BT = np.pad(part_BT, ((0, size - len(part_BT)), (0, 0)))
                 stack[name] = global_array(padded_BT.reshape(-1, self.rows, self.row_len), sharding)
             count = min(size, batch.token_BT.shape[0] - first) // self.rows
@@ -275,13 +279,8 @@ class Updater:
         return self._programs[config]
 
 
-def _in_layout(
-    batch: TrainBatch, sharded: ShardedModel, fields: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """The fields' [rows, row_len], tokens in the order in which the mesh's devices hold them."""
-    order = sharded.token_order()
-    values = {name: _field(batch, name) for name in fields}
-    return values if order is None else {name: x_BT[:, order] for name, x_BT in values.items()}
+def _in_order(x_BT: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+    return x_BT if order is None else x_BT[:, order]
 
 
 def _field(batch: TrainBatch, name: str) -> np.ndarray:

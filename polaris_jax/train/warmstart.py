@@ -31,8 +31,8 @@ MAX_GRAD_NORM = 1.0
 WARMUP_SHARE = 0.05  # of the steps
 ROW_MULTIPLE_TOKENS = 32
 # A call's temporaries are fresh memory: on a CPU two fifths of a step of 0.8M parameters were the
-# kernel clearing it.
-STEPS_A_CALL = 16
+# kernel clearing it when each step was a call. Ctrl-C is answered between calls, hence not more.
+STEPS_A_CALL = 4
 # A token costs about as much for the matrices of a small model as for attention over so many
 # positions (0.8M parameters, 2 CPU cores): long rows waste attention, short ones waste padding.
 ATTENTION_BREAK_EVEN_TOKENS = 460
@@ -192,11 +192,11 @@ def _row_counts(needed: Sequence[int]) -> list[int]:
 def _runs(heights: Sequence[int]) -> Iterator[tuple[int, int]]:
     """(first step, number of steps) of neighbours with as many rows, at most `STEPS_A_CALL`."""
     first = 0
-    while first < len(heights):
-        run = itertools.takewhile(lambda rows: rows == heights[first], heights[first:])  # noqa: B023
-        count = len(list(itertools.islice(run, STEPS_A_CALL)))
-        yield first, count
-        first += count
+    for _, run in itertools.groupby(heights):
+        end = first + len(list(run))
+        for start in range(first, end, STEPS_A_CALL):
+            yield start, min(STEPS_A_CALL, end - start)
+        first = end
 
 
 def _arrays(

@@ -88,6 +88,16 @@ def test_stacked_microbatches_are_those_of_one_call_each(sizes, monkeypatch):
         np.testing.assert_array_equal(got[:microbatches], [one[name] for one in want_sums])
         assert not got[microbatches:].any()
 
+    # No more are computed than there are: of a full stack, the first alone.
+    (stack, full), *_, (_, rest) = updater._stacks(batch, programs)
+    assert (int(full), int(rest)) == (3, microbatches % 3)
+    one = jax.device_put(np.int32(1), full.sharding)
+    total, _ = programs.accumulate_many(params, programs.zeros(), stack, one, None)
+    first = next(iter(updater._microbatches(batch, programs)))
+    want, _ = programs.accumulate(params, programs.zeros(), first, None)
+    for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(a, b)
+
 
 def test_microbatch_token_mean_alone_depends_on_packing():
     graded = make_graded()

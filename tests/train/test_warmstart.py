@@ -8,7 +8,7 @@ import pytest
 from polaris_jax.config import WarmstartSection
 from polaris_jax.train import warmstart
 from polaris_jax.train.warmstart import warm_start
-from tests.tolerances import LOGPROB_ATOL
+from tests.tolerances import LOGPROB_ATOL, LOSS_RTOL
 from tests.train.cases import QWEN3, logprobs, make_model
 
 SECTION = WarmstartSection(steps=12, batch_size=8, learning_rate=1e-2, seed=0)
@@ -43,6 +43,40 @@ def test_it_repeats_bit_for_bit_and_follows_the_seed():
 
     assert leaves(0) == leaves(0)
     assert leaves(0) != leaves(1)
+
+
+def uneven_examples():
+    """Batches of eight need two or three rows."""
+    return [([x % 7 + 1] * 3, [x % 7 + 1] * (2 + 3 * (x % 5))) for x in range(64)]
+
+
+def test_several_steps_a_call_are_those_of_one_call_each(monkeypatch):
+    """Parameters to the last bit; calls end where the number of rows changes."""
+    section = WarmstartSection(steps=13, batch_size=8, seed=1)
+    heights: list[int] = []
+    make = warmstart._runs
+    monkeypatch.setattr(warmstart, "_runs", lambda given: heights.extend(given) or make(given))
+
+    def trained(steps_a_call):
+        monkeypatch.setattr(warmstart, "STEPS_A_CALL", steps_a_call)
+        told = []
+        model = warm_start(
+            make_model(), uneven_examples(), section, on_step=lambda *step: told.append(step)
+        )
+        return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model)], told
+
+    (several, told), (single, told_singly) = trained(4), trained(1)
+    assert several == single
+    assert [step for step, _ in told] == [step for step, _ in told_singly] == list(range(13))
+    losses, want = ([loss for _, loss in each] for each in (told, told_singly))
+    assert losses == pytest.approx(want, rel=LOSS_RTOL)  # what is told is summed in another order
+    assert len(set(heights)) == 2
+
+
+def test_runs_are_short_neighbours_of_one_height(monkeypatch):
+    monkeypatch.setattr(warmstart, "STEPS_A_CALL", 3)
+    assert list(warmstart._runs([5] * 7 + [6] + [5, 5])) == [(0, 3), (3, 3), (6, 1), (7, 1), (8, 2)]
+    assert list(warmstart._runs([])) == []
 
 
 def test_the_first_loss_is_the_plain_mean_over_completion_tokens():

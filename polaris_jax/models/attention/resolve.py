@@ -63,7 +63,7 @@ def resolve_attention(
         if context_shards > 1 and length % (2 * context_shards):
             yield (
                 f"batch.row_len={length} must be a multiple of 2 x mesh.context "
-                f"= {2 * context_shards} (zigzag chunks); set it so, or mesh.context=1"
+                f"= {2 * context_shards} (zigzag); set it so, or mesh.context=1"
             )
         needed = PLATFORM.get(choice, platform)
         if needed != platform:
@@ -115,7 +115,7 @@ def _splash_objections(length: int, head_dim: int, context_shards: int) -> Itera
     chunk = 2 * context_shards * SPLASH_BLOCK_TOKENS_MIN
     if context_shards > 1 and length % chunk:
         yield (
-            f"batch.row_len={length}: each of 2 x mesh.context chunks must be a multiple of "
+            f"batch.row_len={length}: each of 2 x mesh.context equal parts must be a multiple of "
             f"{SPLASH_BLOCK_TOKENS_MIN} tokens; set row_len to a multiple of {chunk}, such as "
             f"{-(-length // chunk) * chunk}, or lower mesh.context"
         )

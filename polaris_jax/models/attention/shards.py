@@ -2,9 +2,9 @@
 
 Causal work grows along the row: of `contiguous` shards the last does up to twice the mean. `zigzag`
 deals the row's chunks to the shards to and fro, 0, 1, 1, 0, 0, 1, 1, 0: each shard gets an earlier
-and a later one of every such pair, whose work adds up to the same for all. Chunks are short, so
-that the segments of a packed row are dealt out, too, for a back end that skips what other segments
-hide (`chunked`); `shard_work` says how evenly.
+and a later one of every such pair, whose work adds up to the same for all. Chunks are tiles of
+queries, so that segments of several times 2 x shards x chunk tokens are dealt out, too, for a back
+end that skips what other segments hide (`chunked`); `shard_work` says how evenly.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ Layout = Literal["contiguous", "zigzag"]
 # Of a zigzag chunk: what kernels take as a tile of queries, and the least that is worth one.
 CHUNK_TOKENS_MAX = 512
 CHUNK_TOKENS_MIN = 128
-# Pairs of chunks that each shard gets, as long as chunks keep their least length.
-CHUNK_PAIRS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +56,17 @@ def chunk_tokens(length: int, shards: int, layout: Layout = "zigzag") -> int:
     part, rest = divmod(length, parts)
     if rest:
         raise ValueError(
-            f"batch.row_len={length}: {layout} context shards cut a row into {parts} equal chunks "
+            f"batch.row_len={length}: {layout} context shards cut a row into {parts} equal parts "
             f"(mesh.context={shards}); set it to a multiple of {parts}, such as "
             f"{-(-length // parts) * parts}"
         )
     if layout == "contiguous":
         return part
-    chunk = min(CHUNK_TOKENS_MAX, part & -part)  # a power of two
-    while chunk > CHUNK_TOKENS_MIN and part // chunk < CHUNK_PAIRS:
-        chunk //= 2
-    return chunk if chunk >= CHUNK_TOKENS_MIN else part
+    power_of_two = min(CHUNK_TOKENS_MAX, part & -part)
+    if power_of_two >= CHUNK_TOKENS_MIN:
+        return power_of_two
+    lengths = range(min(CHUNK_TOKENS_MAX, part), CHUNK_TOKENS_MIN - 1, -1)
+    return next((n for n in lengths if part % n == 0), part)
 
 
 def row_order(length: int, shards: int, layout: Layout = "zigzag") -> Int32[np.ndarray, " T"]:
@@ -79,9 +78,9 @@ def row_order(length: int, shards: int, layout: Layout = "zigzag") -> Int32[np.n
         length: tokens of a row.
         shards: parts of the row; 1 leaves it as it is.
         layout: `contiguous` keeps the order; `zigzag` cuts the row into chunks and deals 2 x shards
-            of them at a time, of which shard i gets i and 2 x shards - 1 - i. A chunk has 128 to
-            512 tokens, a power of two, where the row divides into such, else it is
-            length / (2 x shards) long.
+            of them at a time, of which shard i gets i and 2 x shards - 1 - i. A chunk is the
+            longest of 128 to 512 tokens that divides length / (2 x shards), a power of two before
+            any other; where there is none it is that long itself.
 
     Raises:
         ValueError: the row does not divide into the layout's chunks.

@@ -68,7 +68,7 @@ def test_context_shards_equal_the_whole_row(shards, layout, tiles_of, whole_rows
 
 @pytest.mark.parametrize("chunk", [2, 4])
 def test_shards_of_many_chunks_equal_the_whole_row(chunk, monkeypatch, tiles_of, whole_rows):
-    tiles_of(3)  # divides no chunk
+    tiles_of(3)  # does not divide a chunk of 4
     for bound in ("MIN", "MAX"):
         monkeypatch.setattr(f"polaris_jax.models.attention.shards.CHUNK_TOKENS_{bound}", chunk)
     c, want = whole_rows

@@ -45,9 +45,9 @@ def test_zigzag_gives_each_shard_an_early_and_a_late_chunk():
 
 
 def test_zigzag_deals_chunks_to_and_fro():
-    assert chunk_tokens(1024, 2) == 128
-    chunks = (row_order(1024, 2) // 128)[::128].tolist()
-    assert chunks == [0, 3, 4, 7, 1, 2, 5, 6]
+    assert chunk_tokens(1536, 2) == 128
+    chunks = (row_order(1536, 2) // 128)[::128].tolist()
+    assert chunks == [0, 3, 4, 7, 8, 11, 1, 2, 5, 6, 9, 10]
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_zigzag_deals_chunks_to_and_fro():
     [
         (ROW_TOKENS, 4, 512),  # 13 pairs
         (ROW_TOKENS, 8, 256),  # 13 pairs
-        (8192, 2, 512),  # 4 pairs
-        (8192, 4, 256),  # 4 pairs
-        (2048, 8, 128),  # one pair: chunks keep their least length
-        (1000, 2, 250),  # no multiple of 128: one pair
+        (8192, 4, 512),  # 2 pairs
+        (2048, 8, 128),  # one pair
+        (12_000, 4, 500),  # no multiple of 128: the longest of up to 512 tokens
+        (50_000, 8, 3125),  # 125 would be too short, 625 is too long: one pair
         (96, 2, 24),  # a row too short for more
         (ROW_TOKENS, 1, ROW_TOKENS),
     ],
 )
-def test_chunks_are_tiles_and_shorter_where_that_makes_four_pairs(length, shards, chunk):
+def test_chunks_are_the_longest_tiles_that_divide_the_row(length, shards, chunk):
     assert chunk_tokens(length, shards) == chunk
 
 
