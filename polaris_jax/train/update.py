@@ -222,34 +222,39 @@ class Updater:
                 "vocabulary; the tokenizer belongs to another model"
             )
 
+    def _parts(
+        self, batch: TrainBatch, programs: UpdatePrograms, fields: Sequence[str], rows: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The fields of up to `rows` rows at a time, on the host, tokens as the mesh has them."""
+        order = programs.sharded.token_order()
+        values = {name: _field(batch, name) for name in fields}
+        for first in range(0, batch.token_BT.shape[0], rows):
+            part = {name: x_BT[first : first + rows] for name, x_BT in values.items()}
+            yield part if order is None else {name: x_BT[:, order] for name, x_BT in part.items()}
+
     def _microbatches(
         self, batch: TrainBatch, programs: UpdatePrograms, fields: Sequence[str] = FIELDS
     ) -> Iterator[Arrays]:
-        order, sharding = programs.sharded.token_order(), batch_sharding(self.mesh)
-        values = {name: _field(batch, name) for name in fields}
-        for first in range(0, batch.token_BT.shape[0], self.rows):
-            rows = slice(first, first + self.rows)
-            yield {
-                name: global_array(_in_order(x_BT[rows], order), sharding)
-                for name, x_BT in values.items()
-            }
+        sharding = batch_sharding(self.mesh)
+        for part in self._parts(batch, programs, fields, self.rows):
+            yield {name: global_array(x_BT, sharding) for name, x_BT in part.items()}
 
     def _stacks(
         self, batch: TrainBatch, programs: UpdatePrograms
     ) -> Iterator[tuple[Arrays, Array]]:
         """Microbatches in stacks of one size, and how many each holds."""
-        sharding, whole = stack_sharding(self.mesh), replicated(self.mesh)
-        order = programs.sharded.token_order()
-        values = {name: _field(batch, name) for name in FIELDS}
-        size = STACKED_MICROBATCHES * self.rows
-        for first in range(0, batch.token_BT.shape[0], size):
-            stack = {}
-            for name, x_BT in values.items():
-                part_BT = _in_order(x_BT[first : first + size], order)
-                padded_BT = np.pad(part_BT, ((0, size - len(part_BT)), (0, 0)))
-                stack[name] = global_array(padded_BT.reshape(-1, self.rows, self.row_len), sharding)
-            count = min(size, batch.token_BT.shape[0] - first) // self.rows
-            yield stack, global_array(np.asarray(count, np.int32), whole)
+        sharding, size = stack_sharding(self.mesh), STACKED_MICROBATCHES * self.rows
+        for part in self._parts(batch, programs, FIELDS, size):
+            rows = len(part["token_BT"])
+            stack = {
+                name: global_array(
+                    np.pad(x_BT, ((0, size - rows), (0, 0))).reshape(-1, self.rows, self.row_len),
+                    sharding,
+                )
+                for name, x_BT in part.items()
+            }
+            count = np.asarray(rows // self.rows, np.int32)
+            yield stack, global_array(count, replicated(self.mesh))
 
     def _placed_reference(
         self, reference: Qwen | None, config: ModelConfig, programs: UpdatePrograms
@@ -277,10 +282,6 @@ class Updater:
                 row_len=self.row_len,
             )
         return self._programs[config]
-
-
-def _in_order(x_BT: np.ndarray, order: np.ndarray | None) -> np.ndarray:
-    return x_BT if order is None else x_BT[:, order]
 
 
 def _field(batch: TrainBatch, name: str) -> np.ndarray:
