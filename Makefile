@@ -41,7 +41,7 @@ lint: $(DEV)  ## ruff, formatting, type checker, shell scripts
 # bench-sampler is not among them: it downloads gigabytes of other systems.
 bench: $(BASE)  ## every benchmark of a CPU that needs no other data or system, one after the other
 	for file in benchmarks/*.py; do \
-	  case "$$file" in benchmarks/gpu.py|benchmarks/grader.py|benchmarks/sampler.py) continue;; esac; \
+	  case "$$file" in benchmarks/gpu.py|benchmarks/grader.py|benchmarks/sampler.py|benchmarks/same_bytes.py) continue;; esac; \
 	  echo "== $$file"; $(BIN)/python "$$file" $(ARGS); \
 	done
 
