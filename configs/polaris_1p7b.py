@@ -19,7 +19,7 @@ What may stand after the colon: configs/_targets.py, which has a mesh for each p
 
 Numbers: the recipe's (the split of steps is ours). The released 1.7B scripts drop no easy
 problems: stages[i].drop_above=1.0 reproduces them.
-What is not set here is a default of `polaris_jax/config_sections.py`, which are the recipe's.
+What is not set here is a default of `polaris_jax/config/sections.py`, which are the recipe's.
 No AIME figure of this configuration is ours: it has not been run here.
 """
 

@@ -24,7 +24,7 @@ the benchmark's own k), and `tiny`, a smoke test for any CPU.
 
 Numbers: the recipe's (about 700 steps over the three stages; the share of each is ours). Stages 2
 and 3 pass the checkpoint's own 40,960 positions without YaRN: warned once.
-What is not set here is a default of `polaris_jax/config_sections.py`, which are the recipe's.
+What is not set here is a default of `polaris_jax/config/sections.py`, which are the recipe's.
 No AIME figure of this configuration is ours: it has not been run here.
 """
 

@@ -14,7 +14,7 @@ or by hand, each command in the same workdir, with $run for
     polaris report $run
 
 The base model is made on the spot: a supervised warm start on worked solutions of which a share
-carries slips, as found text does (`polaris_jax.data.arithmetic`). RL has no supervised loss.
+carries slips, as found text does (`polaris_jax.demo.arithmetic`). RL has no supervised loss.
 """
 
 from ml_collections import ConfigDict

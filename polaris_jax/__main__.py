@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from polaris_jax import __version__, interrupts
+from polaris_jax import __version__
+from polaris_jax.system import interrupts
 
 COMMANDS = {
     "prepare": "problems from files or data sets: validate, deduplicate, filter",
@@ -24,7 +25,7 @@ COMMANDS = {
 }
 
 MORE = """More: polaris COMMAND --help; polaris --version.
-Config fields (--config.SECTION.FIELD=VALUE): polaris_jax/config_sections.py names every one, with
+Config fields (--config.SECTION.FIELD=VALUE): polaris_jax/config/sections.py names every one, with
 its default; configs/*.py set them."""
 
 
@@ -47,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         print(f"error: {args[0]!r}: no such command; {remedy}", file=sys.stderr)
         return 2
-    from polaris_jax.cli.run import run_command
+    from polaris_jax.commands.run import run_command
 
-    return run_command(lambda: importlib.import_module(f"polaris_jax.cli.{name}").main(rest))
+    return run_command(lambda: importlib.import_module(f"polaris_jax.commands.{name}").main(rest))
 
 
 def entry() -> NoReturn:

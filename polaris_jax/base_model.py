@@ -12,13 +12,11 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh, Sharding
 
-from polaris_jax import processes
-from polaris_jax.agreement import agree_on_weights
 from polaris_jax.config import ConfigError, RunConfig, YarnSection
-from polaris_jax.data.arithmetic import supervised_examples
 from polaris_jax.data.prompts import render_example
-from polaris_jax.data.tiny_tokenizer import build_tokenizer
-from polaris_jax.files import write_bytes
+from polaris_jax.demo.arithmetic import supervised_examples
+from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.demo.warmstart import warm_start, warmstart_model_config
 from polaris_jax.models import (
     ModelConfig,
     Qwen,
@@ -30,9 +28,11 @@ from polaris_jax.models import (
     save_pretrained,
 )
 from polaris_jax.models.tokenizer import load_tokenizer
-from polaris_jax.progress import Progress
 from polaris_jax.sharding import TRAINER_RULES, param_shardings
-from polaris_jax.train.warmstart import warm_start, warmstart_model_config
+from polaris_jax.system import processes
+from polaris_jax.system.agreement import agree_on_weights
+from polaris_jax.system.files import write_bytes
+from polaris_jax.system.progress import Progress
 
 WARMSTART_DIR = "base_model"
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from polaris_jax import processes
 from polaris_jax.batch import (
     Substitution,
     concat_graded,
@@ -25,18 +24,19 @@ from polaris_jax.data.loader import PromptLoader
 from polaris_jax.mark import Mark
 from polaris_jax.metrics import value_of
 from polaris_jax.metrics.rollout_stats import rollout_metrics
-from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, StageState
 from polaris_jax.rollout import RolloutAborted, Sampler
-from polaris_jax.signals import StopRequest
-from polaris_jax.stage_entry import enter_stage
+from polaris_jax.stage_change import enter_stage
 from polaris_jax.stages.controller import StepStats, observe, stage_ended
 from polaris_jax.start_at import StartAt
-from polaris_jax.step_rollout import in_flight, lag_metrics, left_metrics, roll_out
+from polaris_jax.state import TrainingRun
+from polaris_jax.step import in_flight, lag_metrics, left_metrics, roll_out
 from polaris_jax.step_rules import check_health
 from polaris_jax.step_update import update_policy
+from polaris_jax.system import processes
+from polaris_jax.system.progress import Progress
+from polaris_jax.system.signals import StopRequest
 from polaris_jax.train.state import TrainState
-from polaris_jax.training_run import TrainingRun
 
 
 @dataclasses.dataclass(frozen=True)

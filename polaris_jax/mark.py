@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polaris_jax.batch import RescueBuffer
-from polaris_jax.in_flight import Group, array_state
 from polaris_jax.metrics.writer import reduce_metrics
 from polaris_jax.records import StageState
+from polaris_jax.rollout.groups import Group, array_state
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
 

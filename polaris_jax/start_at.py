@@ -8,8 +8,8 @@ import os
 from etils import epath
 
 from polaris_jax.config import ConfigError, RunConfig
-from polaris_jax.files import is_remote
 from polaris_jax.records import StageState
+from polaris_jax.system.files import is_remote
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 
 from polaris_jax.batch import Substitution, fresh_rows, group_advantages, pack, select_groups
 from polaris_jax.config import RunConfig, row_len_tokens
-from polaris_jax.in_flight import leading_stale
 from polaris_jax.metrics import value_of
 from polaris_jax.records import Graded, StageState, TrainBatch
+from polaris_jax.rollout.groups import leading_stale
 
 
 def pack_minibatches(

@@ -8,10 +8,10 @@ from polaris_jax.batch import Substitution
 from polaris_jax.metrics import Mean, value_of
 from polaris_jax.metrics.throughput import update_flops
 from polaris_jax.records import Graded, StageState
+from polaris_jax.state import TrainingRun
 from polaris_jax.step_rules import pack_minibatches
 from polaris_jax.train.state import TrainState
 from polaris_jax.train.update import merge_metrics
-from polaris_jax.training_run import TrainingRun
 
 
 def update_policy(

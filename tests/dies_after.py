@@ -10,11 +10,12 @@ import signal
 import sys
 from typing import Any
 
-from polaris_jax import loop, manifest
+from polaris_jax import loop
 from polaris_jax.__main__ import entry
+from polaris_jax.checkpoint import manifest
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.rollout.driver import Driver
-from polaris_jax.run_files import RunFiles
+from polaris_jax.run.outputs import RunFiles
 from polaris_jax.train.update import Updater
 
 # The call after which the run dies.

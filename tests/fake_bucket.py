@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from etils.epath import backend, gpath, stat_utils
 
-from polaris_jax import files
+from polaris_jax.system import files
 
 
 class _Server(ThreadingHTTPServer):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.config_sections import CheckpointSection
+from polaris_jax.config.sections import CheckpointSection
 from tests.micro_run import final_leaves, start_train
 
 STEPS = 9  # of a micro run

@@ -21,12 +21,12 @@ import jax
 import numpy as np
 
 from polaris_jax.checkpoint import Checkpointer
+from polaris_jax.checkpoint.manifest import read_manifest
 from polaris_jax.config import WarmstartSection
 from polaris_jax.data.prompts import render_example
-from polaris_jax.data.tiny_tokenizer import build_tokenizer
-from polaris_jax.manifest import read_manifest
+from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.demo.warmstart import warm_start
 from polaris_jax.models import ModelConfig, Qwen, save_pretrained
-from polaris_jax.train.warmstart import warm_start
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIX = " Answer."

@@ -35,6 +35,6 @@ def test_strings_and_unions_are_recognised():
 
 
 def test_the_package_is_under_the_hook():
-    import polaris_jax.models.logprobs as logprobs
+    import polaris_jax.models.heads.logprobs as logprobs
 
     assert hasattr(logprobs.token_logprobs, "__wrapped__")

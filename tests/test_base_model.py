@@ -9,10 +9,10 @@ import pytest
 
 from polaris_jax import base_model
 from polaris_jax.config import ConfigError, RunConfig, WarmstartSection, build_config
-from polaris_jax.files import as_place
 from polaris_jax.models import RopeScaling
 from polaris_jax.models.presets import PRESETS
-from polaris_jax.progress import Progress
+from polaris_jax.system.files import as_place
+from polaris_jax.system.progress import Progress
 
 MODEL = PRESETS["qwen3-4b"]
 CONFIG = dataclasses.replace(RunConfig(), warmstart=WarmstartSection(steps=1, examples=1))

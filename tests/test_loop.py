@@ -15,15 +15,15 @@ from polaris_jax.__main__ import main
 from polaris_jax.batch import RescueBuffer, Substitution
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import BatchSection, build_config, default_config
-from polaris_jax.progress import Progress
 from polaris_jax.records import Graded, StageState
 from polaris_jax.rollout import RolloutAborted
-from polaris_jax.signals import StopRequest
-from polaris_jax.stage_entry import enter_stage
+from polaris_jax.run.step_clock import StepClock
+from polaris_jax.stage_change import enter_stage
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
-from polaris_jax.step_clock import StepClock
-from polaris_jax.training_run import TrainingRun
+from polaris_jax.state import TrainingRun
+from polaris_jax.system.progress import Progress
+from polaris_jax.system.signals import StopRequest
 from tests.kills import Life, assert_same_run, kill_at_random, metrics
 from tests.micro_run import final_state, finish, flags, make_base, start_train
 

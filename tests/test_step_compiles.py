@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from polaris_jax import processes
-from polaris_jax.step_clock import StepClock
+from polaris_jax.run.step_clock import StepClock
+from polaris_jax.system import processes
 from tests.micro_run import finish, flags, make_base, start_train
 
 STAGES = (4, 3)

@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 
 from polaris_jax.config import RolloutSection, StageSection
-from polaris_jax.step_rollout import in_flight, roll_out
-from polaris_jax.training_run import TrainingRun
+from polaris_jax.state import TrainingRun
+from polaris_jax.step import in_flight, roll_out
 from tests.driven import DrivenSampler
 from tests.rollout.fake_engine import FakeEngine
 from tests.test_step_rollout import BUDGET, Loader, Run, new_sampler, stage_at

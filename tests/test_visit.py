@@ -12,9 +12,9 @@ from polaris_jax import loop
 from polaris_jax.batch import RescueBuffer
 from polaris_jax.config import BatchSection
 from polaris_jax.records import Graded, StageState
+from polaris_jax.run.step_clock import StepClock
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
-from polaris_jax.step_clock import StepClock
 
 STAGE = StageState(
     stage=1, first_step=5, steps_done=2, temperature=1.4, max_response_tokens=16, finished=False

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from polaris_jax.config_sections import ObjectiveSection
+from polaris_jax.config.sections import ObjectiveSection
 from polaris_jax.records import Graded, TrainBatch
 
 

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-from polaris_jax.config_sections import PROMPT_SUFFIX
+from polaris_jax.config.sections import PROMPT_SUFFIX
 from polaris_jax.data.prompts import render_prompt
 from polaris_jax.records import Problem
 

@@ -27,8 +27,8 @@ from typing import Any
 
 from polaris_jax.data.filters import content_id, deduplicate
 from polaris_jax.data.sources import JSON_ANSWERS, DataError, read_rows, resolve_source
-from polaris_jax.files import AnyPath, write_bytes
 from polaris_jax.records import Gold, Problem
+from polaris_jax.system.files import AnyPath, write_bytes
 
 PROBLEM_FIELDS = ("problem", "question", "prompt")
 ANSWER_FIELDS = ("answer", "gold", "final_answer", "ground_truth", "reward_model", "solution")

@@ -14,8 +14,8 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.config_sections import ConfigError
-from polaris_jax.files import as_place, files_below, is_remote
+from polaris_jax.config.sections import ConfigError
+from polaris_jax.system.files import as_place, files_below, is_remote
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
 # At the start of a word (math_train, trainset, MathTrain): "constraints" is no split.

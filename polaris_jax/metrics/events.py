@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.files import is_remote, write_bytes
+from polaris_jax.system.files import is_remote, write_bytes
 
 TENSORBOARD = "tensorboard"
 

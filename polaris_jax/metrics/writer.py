@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from polaris_jax.config_sections import ConfigError
-from polaris_jax.files import AnyPath, append_bytes, as_place, is_remote, write_bytes
+from polaris_jax.config.sections import ConfigError
 from polaris_jax.metrics.events import EventFiles
+from polaris_jax.system.files import AnyPath, append_bytes, as_place, is_remote, write_bytes
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"

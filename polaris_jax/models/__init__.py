@@ -11,9 +11,8 @@ from polaris_jax.models.attention import (
     shard_work,
 )
 from polaris_jax.models.config import ModelConfig, RopeScaling
-from polaris_jax.models.counted_tokens import HeadLoop, counted_logprobs, counted_loss
-from polaris_jax.models.hf_weights import load_config, load_pretrained, save_pretrained
-from polaris_jax.models.logprobs import (
+from polaris_jax.models.heads.counted_tokens import HeadLoop, counted_logprobs, counted_loss
+from polaris_jax.models.heads.logprobs import (
     CHUNK_TOKENS,
     next_token_logprobs,
     target_logprobs,
@@ -26,6 +25,7 @@ from polaris_jax.models.qwen import (
     param_axes,
     param_shapes,
 )
+from polaris_jax.models.weights.hf import load_config, load_pretrained, save_pretrained
 
 __all__ = [
     "CHUNK_TOKENS",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from polaris_jax.files import is_remote
-from polaris_jax.models.safetensors_writer import created
-from polaris_jax.models.sources import GGUF_SUFFIX, resolve
+from polaris_jax.models.weights.safetensors_writer import created
+from polaris_jax.models.weights.sources import GGUF_SUFFIX, resolve
+from polaris_jax.system.files import is_remote
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,7 +45,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     """
     place = resolve(path)
     if place.suffix == GGUF_SUFFIX:
-        from polaris_jax.models.gguf import gguf_tokenizer
+        from polaris_jax.models.weights.gguf import gguf_tokenizer
 
         return gguf_tokenizer(place)
     if not has_tokenizer(place):

@@ -15,12 +15,12 @@ from polaris_jax.config import (
     check_mesh,
     row_len_tokens,
 )
-from polaris_jax.data.tiny_tokenizer import build_tokenizer
-from polaris_jax.files import as_place
+from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.demo.warmstart import warmstart_model_config
 from polaris_jax.models import ModelConfig, RopeScaling
-from polaris_jax.models.hf_config import load_config_json, parse_config
 from polaris_jax.models.presets import PRESETS, preset
-from polaris_jax.train.warmstart import warmstart_model_config
+from polaris_jax.models.weights.hf_config import load_config_json, parse_config
+from polaris_jax.system.files import as_place
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.files import write_bytes
 from polaris_jax.report.figures import group_count
 from polaris_jax.report.run_files import RunFiles
 from polaris_jax.report.summary import ReportSummary, named_scores, share
+from polaris_jax.system.files import write_bytes
 
 STYLE = """
 :root { color-scheme: light; }

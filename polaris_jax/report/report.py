@@ -8,7 +8,6 @@ from collections.abc import Callable
 from etils import epath
 
 from polaris_jax.config import ConfigError
-from polaris_jax.files import AnyPath, as_place
 from polaris_jax.report import scores
 from polaris_jax.report.curves import (
     Curves,
@@ -24,6 +23,7 @@ from polaris_jax.report.figures import difficulty_figure, evaluation_figure, pro
 from polaris_jax.report.html import write_html
 from polaris_jax.report.run_files import RunFiles, holds_anything, read_run
 from polaris_jax.report.summary import ReportSummary, stage_rows, summary_rows
+from polaris_jax.system.files import AnyPath, as_place
 
 CURVES: tuple[tuple[str, Curves, str, str], ...] = (
     (

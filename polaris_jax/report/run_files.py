@@ -8,9 +8,9 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.files import matching
 from polaris_jax.metrics import read_metrics
 from polaris_jax.report.shapes import line_misfit, misfit
+from polaris_jax.system.files import matching
 
 BEFORE_TAG = "before"
 

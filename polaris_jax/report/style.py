@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from polaris_jax.files import write_bytes
+from polaris_jax.system.files import write_bytes
 
 # Okabe and Ito's palette: told apart under the common forms of colour blindness.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polaris_jax.config_sections import MAX_ANSWER_TIMEOUT_S, MIN_WORKER_MEMORY_BYTES
+from polaris_jax.config.sections import MAX_ANSWER_TIMEOUT_S, MIN_WORKER_MEMORY_BYTES
 from polaris_jax.reward.cache import VerdictCache
 from polaris_jax.reward.equivalence import Explanation, gold_texts, quick_verdict
 from polaris_jax.reward.extract import Mode, check_mode, response_answer

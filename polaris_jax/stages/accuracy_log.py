@@ -7,8 +7,8 @@ import json
 from fractions import Fraction
 from typing import Any
 
-from polaris_jax.files import AnyPath, as_place
 from polaris_jax.stages.difficulty import DROP_ABOVE, Statistic, decimal_fraction
+from polaris_jax.system.files import AnyPath, as_place
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from polaris_jax.config_sections import StageSection
+from polaris_jax.config.sections import StageSection
 from polaris_jax.records import StageState
 
 

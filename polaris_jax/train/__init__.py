@@ -8,7 +8,6 @@ from polaris_jax.train.state import (
     random_train_state,
 )
 from polaris_jax.train.update import Updater, merge_metrics
-from polaris_jax.train.warmstart import warm_start
 
 __all__ = [
     "TokenLoss",
@@ -19,5 +18,4 @@ __all__ = [
     "merge_metrics",
     "random_train_state",
     "token_loss",
-    "warm_start",
 ]

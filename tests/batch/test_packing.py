@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.batch import pack, select_groups
-from polaris_jax.config_sections import ObjectiveSection
+from polaris_jax.config.sections import ObjectiveSection
 from tests.batch.batches import random_groups, to_graded
 from tests.tolerances import CLOSED_FORM_ATOL, WEIGHT_RTOL
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from polaris_jax.config_sections import PROMPT_SUFFIX
+from polaris_jax.config.sections import PROMPT_SUFFIX
 from polaris_jax.data.filters import content_id, deduplicate, drop_long_prompts, normalized_text
 from polaris_jax.data.prompts import render_prompt
-from polaris_jax.data.tiny_tokenizer import build_tokenizer
+from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.records import Problem
 
 

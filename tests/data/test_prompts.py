@@ -2,9 +2,9 @@
 
 import pytest
 
-from polaris_jax.config_sections import PROMPT_SUFFIX
+from polaris_jax.config.sections import PROMPT_SUFFIX
 from polaris_jax.data.prompts import add_suffix, render_example, render_prompt
-from polaris_jax.data.tiny_tokenizer import build_tokenizer
+from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="module")

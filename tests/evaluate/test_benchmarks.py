@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from polaris_jax.config_sections import PROMPT_SUFFIX, EvaluateSection, RunConfig
+from polaris_jax.assemble import evaluation_problems
+from polaris_jax.config.sections import PROMPT_SUFFIX, EvaluateSection, RunConfig
 from polaris_jax.data.prompts import add_suffix
 from polaris_jax.data.sources import DataError
 from polaris_jax.evaluate.benchmarks import BENCHMARKS, is_benchmark, read_benchmark
-from polaris_jax.progress import Progress
-from polaris_jax.session import evaluation_problems
+from polaris_jax.system.progress import Progress
 
 SHARED = Path(os.environ.get("POLARIS_SHARED", Path(__file__).parents[3] / "shared"))
 

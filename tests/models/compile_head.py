@@ -23,7 +23,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.models import HeadLoop, counted_loss, target_logprobs
-from polaris_jax.models.logprobs import CHUNK_TOKENS
+from polaris_jax.models.heads.logprobs import CHUNK_TOKENS
 from polaris_jax.plan.compile import hold_libtpu
 
 TOKENS, VOCAB, HIDDEN = 53_248, 151_936, 2560

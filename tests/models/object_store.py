@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from etils.epath import backend, gpath
 
-from polaris_jax import files
+from polaris_jax.system import files
 
 
 def mount(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

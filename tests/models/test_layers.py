@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from polaris_jax.models.config import ModelConfig
-from polaris_jax.models.hf_config import parse_config
 from polaris_jax.models.layers import rope_frequencies
+from polaris_jax.models.weights.hf_config import parse_config
 from tests.fixtures.rope_cases import ROPE_CASES, SCALINGS, rope_fields
 from tests.tolerances import CLOSED_FORM_ATOL, ROPE_FREQUENCY_RTOL
 

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from polaris_jax.config import ConfigError, MeshSection, ModelSection, RunConfig, StageSection
-from polaris_jax.models.hf_config import config_json
 from polaris_jax.models.presets import preset
+from polaris_jax.models.weights.hf_config import config_json
 from polaris_jax.plan.job import (
     Setting,
     architecture,

@@ -14,8 +14,8 @@ import sys
 
 import pytest
 
-from polaris_jax.models.hf_config import config_json
 from polaris_jax.models.presets import preset
+from polaris_jax.models.weights.hf_config import config_json
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAYERS = 2

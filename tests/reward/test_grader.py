@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polaris_jax.config_sections import MAX_ANSWER_TIMEOUT_S
+from polaris_jax.config.sections import MAX_ANSWER_TIMEOUT_S
 from polaris_jax.reward import Grader
 from polaris_jax.reward import pool as pool_module
 

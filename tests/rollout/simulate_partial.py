@@ -25,7 +25,7 @@ from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.engine_records import ResultTokens
 from polaris_jax.stages.lengths import LengthTable
-from polaris_jax.step_rollout import in_flight, lag_metrics, roll_out
+from polaris_jax.step import in_flight, lag_metrics, roll_out
 from tests.driven import DrivenSampler
 from tests.rollout.test_shard_simulation import (
     BUDGET,

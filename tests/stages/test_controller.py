@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from polaris_jax.config_sections import StageSection
+from polaris_jax.config.sections import StageSection
 from polaris_jax.stages import StepStats, initial_state, observe, stage_ended
 
 STAGES = (

@@ -6,7 +6,7 @@ import numpy as np
 
 from polaris_jax.batch import Substitution, group_advantages
 from polaris_jax.config import RunConfig
-from polaris_jax.config_sections import BatchSection, ObjectiveSection
+from polaris_jax.config.sections import BatchSection, ObjectiveSection
 from polaris_jax.records import Graded, StageState
 from polaris_jax.step_rules import pack_minibatches
 from polaris_jax.train.objective import token_loss

@@ -4,7 +4,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from polaris_jax.config_sections import ModelSection
+from polaris_jax.config.sections import ModelSection
 from polaris_jax.models.attention import Attention, resolve_attention
 
 QWEN3_4B = {

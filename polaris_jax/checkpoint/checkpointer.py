@@ -1,0 +1,376 @@
+"""Everything that a resume needs, saved and restored together.
+
+A checkpoint is a directory named by its step: `arrays/` (orbax, written by all processes),
+`host.json` and the arrays that it speaks of, `host.bin`, and, last, `MANIFEST.json` (see
+`manifest`); `step_folders` says how it is written, replaced and deleted on a disk or in an object
+store. `latest` reads every byte before it trusts one.
+
+Several processes call `save`, `latest` and `restore` together, on a disk or store that they share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from polaris_jax.checkpoint import manifest
+from polaris_jax.checkpoint.architecture import differing_arrays, differing_fields, shape_and_dtype
+from polaris_jax.checkpoint.arrays import (
+    StreamedArray,
+    as_committed_as,
+    named_leaves,
+    open_arrays,
+    save_args,
+    within_reach,
+)
+from polaris_jax.checkpoint.arrays import orbax as _orbax
+from polaris_jax.checkpoint.host_state import canonical_json, plain, read_host
+from polaris_jax.checkpoint.step_folders import DATA, StepFolders
+from polaris_jax.config.sections import ConfigError
+from polaris_jax.run.ownership import TakenOver
+from polaris_jax.system import processes
+from polaris_jax.system.files import AnyPath, as_place, sync_directory, write_bytes
+
+T = TypeVar("T")
+
+ARRAYS = "arrays"
+HOST = "host.json"
+HOST_ARRAYS = "host.bin"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; its text is one line for the user."""
+
+
+class Checkpointer:
+    """The checkpoints of one directory.
+
+    Args:
+        directory: holds one directory a step; made by the first save.
+        keep_last: so many whole checkpoints stay; older ones go once the new one is whole.
+        config_hash: recorded in the manifest.
+        architecture: what makes two models' weights incompatible, as a JSON-able dict; recorded on
+            save and compared on restore. None records and compares nothing.
+        only: look at no other step than this one.
+        may_write: asked by the first process before it writes and before it commits; it raises
+            TakenOver where another run owns the directory, and nothing is touched then.
+        warn: told of every checkpoint that is passed over; stderr by default.
+    """
+
+    def __init__(
+        self,
+        directory: AnyPath,
+        *,
+        keep_last: int = 2,
+        config_hash: str = "",
+        architecture: dict[str, Any] | None = None,
+        only: int | None = None,
+        may_write: Callable[[], None] = lambda: None,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        if keep_last < 1:
+            raise ConfigError(f"checkpoint.keep_last={keep_last}: must be at least 1")
+        self.directory = as_place(directory)
+        if str(self.directory).startswith("s3://") and jax.process_count() > 1:
+            raise ConfigError(
+                f"checkpoint {self.directory}: one process alone reads and writes s3://; use gs:// "
+                "or a disk that all processes share"
+            )
+        self._folders = StepFolders(self.directory)
+        self._keep_last, self._only, self._may_write = keep_last, only, may_write
+        self._config_hash, self._architecture = config_hash, plain(architecture)
+        self._warn = warn or (lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
+        self._verified: set[int] = set()
+        self._torn: set[int] = set()
+        self._newest_saved: int | None = None
+
+    @classmethod
+    def of(cls, path: AnyPath, **options: Any) -> Checkpointer:
+        """The checkpointer of what a user names: a workdir, its checkpoints/, or one step in it.
+
+        Raises:
+            ConfigError: there is no such directory.
+        """
+        path = as_place(path)
+        if not path.is_dir():
+            raise ConfigError(f"checkpoint {path}: no such directory")
+        if (path / "checkpoints").is_dir():  # a workdir, which may be called 7 too
+            return cls(path / "checkpoints", **options)
+        if path.name.isdigit():
+            return cls(path.parent, only=int(path.name), **options)
+        return cls(path, **options)
+
+    @property
+    def newest_saved(self) -> int | None:
+        """The step that this object last saved, or last found whole or restored; None before."""
+        return self._newest_saved
+
+    def steps(self) -> list[int]:
+        """Steps that look whole by manifest, names and sizes, ascending; checksums are not read."""
+        found = [s for s in self._candidates() if s not in self._torn]
+        return [s for s in found if self._folders.fault(s, checksums=False) is None]
+
+    def latest(self) -> int | None:
+        """The newest whole step, every byte of it verified; None when there is none.
+
+        Each newer one that is not whole is named in a warning, with the reason.
+        """
+        return _from_first(self._latest)
+
+    def latest_or_error(self) -> int:
+        """`latest`, where the user has asked for a checkpoint.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        step = self.latest()
+        if step is None:
+            which = "" if self._only is None else f" {self._only}"
+            torn = [s for s in self._candidates() if self._folders.lacks_manifest(s)]
+            why = f"; step {torn[-1]} is torn: {manifest.MANIFEST} is missing" if torn else ""
+            raise ConfigError(f"checkpoint {self.directory}: no whole checkpoint{which} in it{why}")
+        return step
+
+    def _latest(self) -> int | None:
+        for step in reversed(self._candidates()):
+            if self._folders.begun(step):
+                continue
+            reason = self._fault(step)
+            if reason is None:
+                self._newest_saved = step
+                return step
+            older = "; falling back to an older one" if self._only is None else ""
+            self._warn(f"checkpoint {step} in {self.directory} is not whole: {reason}{older}")
+        return None
+
+    def save(self, step: int, arrays: Any, host: dict[str, Any]) -> None:
+        """Writes a whole checkpoint of `step`, then deletes those beyond `keep_last`.
+
+        A checkpoint of the same step is replaced; it stays whole until the new one is.
+
+        Args:
+            step: its name, >= 0.
+            arrays: pytree of jax.Array, sharded in any way; every process passes its own view. Or,
+                in a single process, of `StreamedArray`, of which a part is in memory at a time.
+            host: JSON-able state, the same in all processes, which may hold numpy arrays; numpy
+                scalars become plain numbers, tuples come back as lists.
+
+        Raises:
+            ValueError: a leaf that is no jax.Array, or host state that is no JSON.
+            CheckpointError: the disk refused (full, say). Older checkpoints stay as they were, and
+                nothing is left that hinders another try.
+            TakenOver: another run owns the directory.
+        """
+        leaves = named_leaves(arrays)
+        streamed = any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
+        for path, leaf in leaves.items():
+            if not isinstance(leaf, StreamedArray if streamed else jax.Array):
+                raise ValueError(
+                    f"checkpoint {step}: {path} is a {type(leaf).__name__}; arrays hold jax.Array "
+                    "alone, other state goes into host"
+                )
+        host_text, host_arrays = canonical_json(host, f"checkpoint {step}")
+        try:
+            self._write(step, leaves, host_text, host_arrays)
+        except TakenOver:
+            raise  # what lies there is the other run's
+        except (OSError, ValueError, RuntimeError) as error:
+            # The other processes of a run wait for this one, and end when it does.
+            if processes.is_first():
+                with contextlib.suppress(OSError):
+                    self._folders.clear(step)
+            raise CheckpointError(self._save_failure(step, error)) from error
+        self._torn.discard(step)
+        self._verified.add(step)
+        self._newest_saved = step
+
+    def _write(
+        self, step: int, leaves: dict[str, Any], host: bytes, host_arrays: list[np.ndarray]
+    ) -> None:
+        folders, path = self._folders, self._folders.path(step)
+
+        def begin() -> str:
+            self._may_write()
+            whole = step not in self._torn and folders.fault(step, checksums=False) is None
+            return folders.begin(step, keep=whole)
+
+        def commit() -> None:
+            facts = {
+                "step": step,
+                "config_hash": self._config_hash,
+                "architecture": self._architecture,
+                "arrays": {path: shape_and_dtype(leaf) for path, leaf in leaves.items()},
+                DATA: folder,
+            }
+            manifest.sync_folders(path)
+            self._may_write()
+            manifest.write_manifest(path, facts, files)
+            sync_directory(self.directory)
+            reason = folders.fault(step, checksums=False)
+            if reason is not None:
+                raise CheckpointError(f"checkpoint {step} does not read back: {reason}")
+            with contextlib.suppress(OSError):  # it is whole: the next save sweeps
+                folders.clear(step)
+            self._prune(step)
+
+        folder = _from_first(begin)
+        data = path / folder
+        streamed = any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
+        with _orbax(saving=True, streamed=streamed) as orbax:
+            args = ocp.args.PyTreeSave(leaves, save_args=save_args(leaves))
+            with within_reach(data / ARRAYS, saving=True) as place:
+                orbax.save(place, args=args)
+        if processes.is_first():
+            write_bytes(data / HOST, host)
+            if host_arrays:
+                with (data / HOST_ARRAYS).open("wb") as file:
+                    for array in host_arrays:
+                        file.write(array.data)
+        names = _from_first(lambda: [f"{folder}{name}" for name in manifest.list_files(data)])
+        mine = names[jax.process_index() :: jax.process_count()]
+        shares = processes.gather_objects(manifest.sync_and_sum(path, mine))
+        files = {name: entry for share in shares for name, entry in share.items()}
+        processes.first_does(commit, f"checkpoint {step} committed")
+
+    def restore(self, step: int, abstract: T, *, partial: bool = False) -> tuple[T, dict[str, Any]]:
+        """The arrays and the host state of `step`, bit for bit as saved.
+
+        Args:
+            step: a whole one.
+            abstract: pytree like the saved one; its leaves (jax.ShapeDtypeStruct or jax.Array) give
+                shape, dtype and sharding, which need not be the sharding at saving.
+            partial: `abstract` may lack leaves of the checkpoint (parameters without optimizer).
+
+        Raises:
+            ConfigError: it is of another architecture, with the fields that differ; nothing of the
+                arrays has been read then.
+            CheckpointError: it is not whole, or cannot be read.
+        """
+        reason = _from_first(lambda: None if step in self._verified else self._fault(step))
+        if reason is not None:
+            raise CheckpointError(f"checkpoint {step} in {self.directory} is not whole: {reason}")
+        leaves = named_leaves(abstract)
+        self._check_architecture(step, leaves, partial=partial)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        restore_args = {
+            path: ocp.ArrayRestoreArgs(
+                sharding=getattr(leaf, "sharding", None) or here,
+                global_shape=leaf.shape,
+                dtype=leaf.dtype,
+            )
+            for path, leaf in leaves.items()
+        }
+        args = ocp.args.PyTreeRestore(
+            item={
+                path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()
+            },
+            restore_args=restore_args,
+            partial_restore=partial,
+        )
+        try:
+            arrays = self._folders.data(step) / ARRAYS
+            with _orbax() as orbax, within_reach(arrays, saving=False) as place:
+                restored = orbax.restore(place, args=args)
+            host = self.host(step)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} cannot be read: {_cause(error)[0]}"
+            ) from error
+        self._newest_saved = step
+        ordered = [as_committed_as(leaf, restored[path]) for path, leaf in leaves.items()]
+        return jax.tree.unflatten(jax.tree.structure(abstract), ordered), host
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What the manifest of `step` says: config_hash, architecture, arrays by name.
+
+        Raises:
+            CheckpointError: it is not whole.
+        """
+        try:
+            return manifest.read_manifest(self._folders.path(step))
+        except ValueError as error:
+            where = f"checkpoint {step} in {self.directory}"
+            raise CheckpointError(f"{where} is not whole: {error}") from error
+
+    def host(self, step: int) -> dict[str, Any]:
+        """The host state of `step`, without the arrays of the devices."""
+        data = self._folders.data(step)
+        return read_host((data / HOST).read_bytes(), lambda: (data / HOST_ARRAYS).open("rb"))
+
+    def open_arrays(self, step: int, names: list[str]) -> dict[str, Any]:
+        """Arrays of `step` by name, opened and not read: tensorstores, for reading part by part.
+
+        Raises:
+            CheckpointError: one cannot be opened.
+        """
+        try:
+            return open_arrays(self._folders.data(step) / ARRAYS, names)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} cannot be read: {_cause(error)[0]}"
+            ) from error
+
+    def _check_architecture(self, step: int, leaves: dict[str, Any], *, partial: bool) -> None:
+        facts = manifest.read_manifest(self._folders.path(step))
+        saved, present = facts["architecture"], self._architecture
+        told = differing_fields(saved, present) if saved is not None and present is not None else ""
+        told = told or differing_arrays(facts["arrays"], leaves, partial=partial)
+        if told:
+            raise ConfigError(
+                f"checkpoint {step} in {self.directory} is of another architecture: {told}; use "
+                "the model it was made from, or another workdir"
+            )
+
+    # ---- the directory
+
+    def _candidates(self) -> list[int]:
+        return [s for s in self._folders.steps() if self._only in (None, s)]
+
+    def _fault(self, step: int) -> str | None:
+        reason = self._folders.fault(step)
+        if reason is None:
+            self._verified.add(step)
+        else:
+            self._torn.add(step)
+        return reason
+
+    def _prune(self, newest: int) -> None:
+        # What fails here fails after the new checkpoint is whole: the next save tries again.
+        older = [s for s in self.steps() if s < newest]
+        with contextlib.suppress(OSError):
+            for step in older[: max(0, len(older) + 1 - self._keep_last)]:
+                self._folders.delete(step)
+
+    def _save_failure(self, step: int, error: BaseException) -> str:
+        text, number = _cause(error)
+        full = number in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space and rerun" if full else "mend this and rerun"
+        older = self.steps()
+        kept = f"checkpoint {older[-1]} is kept" if older else "there is no older one"
+        return (
+            f"checkpoint {step} could not be saved in {self.directory}: {text}; {remedy} ({kept})"
+        )
+
+
+def _from_first(function: Callable[[], T]) -> T:
+    """The first process's answer, in all of them; the others read no file."""
+    return processes.gather_objects(function() if processes.is_first() else None)[0]
+
+
+def _cause(error: BaseException) -> tuple[str, int]:
+    """What went wrong, in one line, and the system's error number (0 when it has none)."""
+    number = getattr(error, "errno", None) or 0
+    if match := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's spelling
+        number = int(match[1])
+    if number:
+        return os.strerror(number), number
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300], 0

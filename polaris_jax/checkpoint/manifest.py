@@ -1,0 +1,183 @@
+"""What makes a directory whole: a MANIFEST.json, written last, with every file's size and checksum.
+
+Orbax alone does not protect: a flipped bit in one of its data files restores silently as other
+weights, and an empty step directory counts as the latest step.
+
+The checksum is CRC-32 (zlib). It answers damage, not an attacker: every single flipped bit and
+every burst of up to 32 bits is found, other damage but for one case in 4e9. It ran at 4 GB/s a core
+(SHA-256: 1.7, BLAKE2b: 0.9), which counts when a checkpoint has tens of GB, and needs no package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from etils import epath
+
+from polaris_jax.system.files import (
+    AnyPath,
+    delete,
+    files_below,
+    is_remote,
+    sync_directory,
+    write_bytes,
+)
+
+MANIFEST = "MANIFEST.json"
+FORMAT = 1
+READ_BYTES = 1 << 23
+NO_OTHERS = r"(?!)"  # matches no name
+THREADS = 4  # zlib releases the GIL; more only fight for the disk
+
+FileEntry = dict[str, int]  # {"size": bytes, "crc32": checksum}
+
+
+def list_files(directory: AnyPath) -> list[str]:
+    """Every file below `directory` that a manifest speaks of, as sorted relative paths.
+
+    Left out: the manifest itself and hidden files (a desktop's or a network disk's own).
+    """
+    directory = epath.Path(directory)
+    names = [str(path.relative_to(directory)) for path in files_below(directory)]
+    return sorted(
+        name
+        for name in names
+        if name != MANIFEST and not any(part.startswith(".") for part in name.split("/"))
+    )
+
+
+def sync_and_sum(directory: AnyPath, names: Iterable[str]) -> dict[str, FileEntry]:
+    """Size and checksum of each named file as it reads back, once its bytes are on the disk."""
+    directory = epath.Path(directory)
+
+    def entry(name: str) -> FileEntry:
+        path = directory / name
+        if not is_remote(path):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        return {"size": path.stat().length, "crc32": _crc32(path)}
+
+    names = list(names)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(names, pool.map(entry, names), strict=True))
+
+
+def sync_folders(directory: AnyPath) -> None:
+    """Makes every name below `directory` durable."""
+    for root, _, _ in () if is_remote(directory) else os.walk(directory):
+        sync_directory(root)
+
+
+def write_manifest(directory: AnyPath, facts: dict[str, Any], files: dict[str, FileEntry]) -> None:
+    """Declares `files` the content of `directory`, in place of what an earlier manifest named.
+
+    Args:
+        directory: holds the files.
+        facts: what else the reader must know, JSON-able.
+        files: the entries of all files, from `sync_and_sum`.
+    """
+    body = {"format": FORMAT, **facts, "files": files}
+    body["self"] = zlib.crc32(_canonical(body))
+    text = json.dumps(body, sort_keys=True, indent=1)
+    write_bytes(epath.Path(directory) / MANIFEST, text.encode() + b"\n")
+
+
+def read_manifest(directory: AnyPath) -> dict[str, Any]:
+    """The manifest of a directory.
+
+    Raises:
+        ValueError: there is none, or it is damaged or of another format; the text is the reason.
+    """
+    directory = epath.Path(directory)
+    try:
+        body = json.loads((directory / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        empty = directory.is_dir() and not any(directory.iterdir())
+        raise ValueError("the directory is empty" if empty else f"{MANIFEST} is missing") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read ({error})") from error
+    if not isinstance(body, dict) or "self" not in body:
+        raise ValueError(f"{MANIFEST} is incomplete")
+    if body.pop("self") != zlib.crc32(_canonical(body)):
+        raise ValueError(f"{MANIFEST} does not match its own checksum")
+    if body["format"] != FORMAT:
+        raise ValueError(f"{MANIFEST} has format {body['format']}, this version reads {FORMAT}")
+    return body
+
+
+def fault(directory: AnyPath, *, checksums: bool = True, others: str = NO_OTHERS) -> str | None:
+    """Why a directory is not whole, in one phrase; None when it is.
+
+    Args:
+        directory: to be looked at.
+        checksums: also read every byte; else names and sizes alone.
+        others: pattern of names that do no harm though the manifest does not name them.
+    """
+    directory = epath.Path(directory)
+    try:
+        files = read_manifest(directory)["files"]
+        present = list_files(directory)
+        if missing := sorted(files.keys() - set(present)):
+            return f"{missing[0]} is missing"
+        foreign = sorted(set(present) - files.keys())
+        if foreign := [name for name in foreign if not re.fullmatch(others, name)]:
+            return f"{foreign[0]} does not belong to it"
+        for name, entry in files.items():
+            size = (directory / name).stat().length
+            if size != entry["size"]:
+                return f"{name} has {size} bytes, expected {entry['size']}"
+        if not checksums:
+            return None
+        with ThreadPoolExecutor(THREADS) as pool:
+            sums = pool.map(lambda name: _crc32(directory / name), files)
+            for (name, entry), crc32 in zip(files.items(), sums, strict=True):
+                if crc32 != entry["crc32"]:
+                    return f"{name} does not match its checksum"
+    except OSError as error:
+        return f"it cannot be read ({error})"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def delete_others(directory: AnyPath) -> None:
+    """Deletes what the manifest does not name; all of the directory where there is none.
+
+    Whole folders go before single files: a store deletes them in few requests.
+
+    Raises:
+        OSError: the manifest is there and cannot be read; nothing is deleted, as it may be whole.
+    """
+    directory = epath.Path(directory)
+    try:
+        named = set(read_manifest(directory)["files"]) | {MANIFEST}
+    except ValueError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        delete(directory)
+        return
+    kept = {name.split("/")[0] for name in named}
+    for path in directory.iterdir():
+        if path.name not in kept and not path.name.startswith("."):
+            delete(path)
+    for name in list_files(directory):
+        if name not in named:
+            delete(directory / name)
+
+
+def _canonical(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _crc32(path: epath.Path) -> int:
+    value = 0
+    with path.open("rb") if is_remote(path) else open(path, "rb", buffering=0) as file:
+        while block := file.read(READ_BYTES):
+            value = zlib.crc32(block, value)
+    return value

@@ -1,0 +1,46 @@
+"""Weights from one format to another: Hugging Face safetensors, GGUF, Orbax checkpoints.
+
+`--from` is a Hugging Face directory or Hub id, a GGUF file, or a checkpoint of `polaris train`
+(its checkpoints/ directory or one step in it). `--format` says what `--to` becomes: hf (default for
+GGUF and Orbax sources) or orbax (default for Hugging Face sources).
+
+Example:
+  polaris convert --from runs/4b/checkpoints --to runs/4b/export
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from polaris_jax.commands.flags import parse
+from polaris_jax.commands.run import start_jax
+from polaris_jax.config import ConfigError
+from polaris_jax.system.interrupts import begin_work
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("from", "", "source", flag_values=values)
+    flags.DEFINE_string("to", "", "target directory, new or empty", flag_values=values)
+    flags.DEFINE_enum("format", "auto", ["auto", "hf", "orbax"], "of --to", flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", "auto", ["auto", "float32", "bfloat16"], "of the weights", flag_values=values
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; its exit code."""
+    command = parse("convert", argv, doc=__doc__ or "", define=_define, takes_config=False)
+    own = command.flags
+    for name, remedy in (
+        ("from", "name a Hugging Face directory, Hub id, GGUF file or checkpoint"),
+        ("to", "name a new directory"),
+    ):
+        if not own[name]:
+            raise ConfigError(f"--{name}: needed; {remedy}")
+    start_jax(command)
+    from polaris_jax.checkpoint.convert import convert
+
+    begin_work()
+    line = convert(own["from"], own["to"], form=own["format"], dtype=own["dtype"])
+    print(line)
+    return 0

@@ -1,0 +1,51 @@
+r"""avg@k, pass@k, accuracy by length and by token budget, with and without YaRN.
+
+`--checkpoint=latest` takes the workdir's newest checkpoint, a path any other (Orbax or Hugging
+Face), none the base model. Leaves eval.json, responses.jsonl and eval.png, with `--tag=before` as
+before_eval.json and so on. `--config.evaluate.yarn=both` draws the budget curve with and without
+YaRN. Rerun it to go on where it stopped.
+
+Example:
+  polaris evaluate --config=configs/polaris_4b.py --workdir=runs/4b --checkpoint=latest \
+      --config.evaluate.problems=aime25.jsonl --config.evaluate.n=32
+"""
+
+from __future__ import annotations
+
+import re
+
+from absl import flags
+
+from polaris_jax.commands.flags import parse
+from polaris_jax.commands.run import start_jax
+from polaris_jax.config import ConfigError
+from polaris_jax.system.interrupts import begin_work
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("checkpoint", "", "path, or latest; none: base", flag_values=values)
+    flags.DEFINE_string("tag", "", "put before the file names", flag_values=values)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; its exit code."""
+    command = parse("evaluate", argv, doc=__doc__ or "", define=_define)
+    if not re.fullmatch(r"[A-Za-z0-9_-]*", command.flags["tag"]):
+        raise ConfigError(
+            f"--tag={command.flags['tag']}: it begins the names of files; take letters, digits, - "
+            "and _ only, like --tag=before"
+        )
+    start_jax(command)
+    from polaris_jax.measure.evaluate import evaluate
+    from polaris_jax.system.processes import is_first
+    from polaris_jax.system.progress import Progress
+
+    begin_work()
+    evaluate(
+        command.config,
+        command.workdir,
+        progress=Progress(enabled=is_first()),
+        checkpoint=command.flags["checkpoint"],
+        tag=command.flags["tag"],
+    )
+    return 0

@@ -1,0 +1,181 @@
+"""Flags of every command: absl and ml_collections, with one clear line for each mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from polaris_jax.commands.config_file import load_config
+from polaris_jax.commands.overrides import check_override, overrides
+from polaris_jax.config import ConfigError, RunConfig, build_config
+from polaris_jax.system.files import as_place, is_remote
+
+Define = Callable[[flags.FlagValues], None]
+
+
+class HelpRequested(Exception):
+    """--help was given; carries the text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A parsed command line.
+
+    Attributes:
+        name: of the command.
+        config: checked; defaults where the command takes no --config.
+        workdir: where the command's files lie; the present directory where it takes none.
+        flags: the command's own flags, by name.
+    """
+
+    name: str
+    config: RunConfig
+    workdir: epath.Path
+    flags: dict[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        """Name, workdir and own flags: with the config, all that a process was asked to do."""
+        own = {name: v for name, v in self.flags.items() if name.split(".")[0] != "config"}
+        return {"name": self.name} | own | {"workdir": str(self.workdir)}
+
+
+def parse(
+    name: str,
+    argv: list[str],
+    *,
+    doc: str,
+    define: Define | None = None,
+    takes_config: bool = True,
+    takes_workdir: bool = True,
+) -> Command:
+    """The parsed, checked command line.
+
+    Args:
+        name: of the command.
+        argv: arguments after the command's name.
+        doc: what --help prints, with an example.
+        define: declares the command's own flags.
+        takes_config: whether --config and --workdir belong to it.
+        takes_workdir: False: --config alone belongs to it.
+
+    Raises:
+        ConfigError: any mistake in the arguments or in the config.
+        HelpRequested: for --help.
+    """
+    values = flags.FlagValues()
+    words, path = _without_config(argv) if takes_config else (argv, "")
+    asks_help = any(a in ("--help", "-h", "-help", "--helpfull") for a in argv)
+    if takes_config:
+        if path and not asks_help:
+            config = load_config(path)
+            for field, value in overrides(words):
+                check_override(config, field, value)
+            config_flags.DEFINE_config_dict(
+                "config", config, flag_values=values, sys_argv=["", *words]
+            )
+        else:
+            flags.DEFINE_string("config", None, "config file (configs/*.py)", flag_values=values)
+        if takes_workdir:
+            flags.DEFINE_string("workdir", "", "where the run's files lie", flag_values=values)
+    if define is not None:
+        define(values)
+    if asks_help:
+        raise HelpRequested(f"{doc.strip()}\n\nFlags:\n{_flag_lines(values)}")
+    if takes_config and not path:
+        _require_known(name, words, values)
+        raise ConfigError("--config: needed; name a file like configs/tiny_cpu.py")
+    try:
+        rest = values([f"polaris {name}", *words])
+    except flags.UnrecognizedFlagError as error:
+        raise ConfigError(_unknown_flag(name, error.flagname, values)) from None
+    except flags.IllegalFlagValueError as error:
+        raise ConfigError(_illegal_value(error)) from None
+    except (flags.Error, AttributeError, LookupError, ValueError, TypeError) as error:
+        raise ConfigError(_one_line(error)) from None
+    if len(rest) > 1:
+        raise ConfigError(f"{rest[1]!r}: unexpected argument; flags look like --name=value")
+    own = {flag: values[flag].value for flag in values}
+    if not takes_config:
+        return Command(name, RunConfig(), as_place("."), own)
+    config = build_config(values["config"].value or {})
+    for path in (config.model.path, config.data.problems, config.evaluate.problems):
+        if is_remote(path):
+            as_place(path)  # what it needs is installed: said before any device is touched
+    if not takes_workdir:
+        return Command(name, config, as_place("."), own)
+    if not own["workdir"]:
+        raise ConfigError("--workdir: needed; name a directory for the run's files")
+    return Command(name, config, as_place(own["workdir"]), own)
+
+
+def _flag_lines(values: flags.FlagValues) -> str:
+    """One line a flag, in the order of declaration."""
+    lines = []
+    for name in values:
+        flag = values[name]
+        if name != flag.name or name.startswith("config."):
+            continue
+        default = "" if flag.default in (None, "", False) else f" (default {flag.default})"
+        lines.append(f"  --{name:<14} {' '.join(flag.help.split())}{default}")
+    if "config" in values:
+        lines[1:1] = [
+            "  --config.A.B=V   overrides a field, --config.stages[0].A=V one of a stage; every",
+            "                   field and its default: polaris_jax/config/sections.py",
+        ]
+    return "\n".join(lines)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _illegal_value(error: flags.IllegalFlagValueError) -> str:
+    text = _one_line(error)
+    for found, rule in (
+        (r"invalid literal for int\(\).*", "must be a whole number, like 3"),
+        (r"could not convert string to float.*", "must be a number, like 0.5"),
+    ):
+        text = re.sub(rf"^flag (--\w+=.*): {found}", rf"\1: {rule}", text)
+    return text
+
+
+def _without_config(argv: list[str]) -> tuple[list[str], str]:
+    """The words without --config and its value, and the value; the last one counts."""
+    words, path, rest = [], "", list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*words, word, *rest], path
+        if found := re.fullmatch(r"--?config(=(.*))?", word, re.DOTALL):
+            path = found[2] if found[1] else (rest.pop(0) if rest else "")
+        else:
+            words.append(word)
+    return words, path
+
+
+def _require_known(name: str, words: list[str], values: flags.FlagValues) -> None:
+    """Raises ConfigError for a flag that the command does not take, before one that is missing."""
+    for word in words:
+        found = re.match(r"--?(?:no)?([A-Za-z_]+)(?:=|$)", word)
+        if found and found[1] not in values and f"no{found[1]}" not in values:
+            raise ConfigError(_unknown_flag(name, found[1], values))
+
+
+def _unknown_flag(name: str, flag: str, values: flags.FlagValues) -> str:
+    known = [n for n in values if not n.startswith("config.")]
+    near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
+    remedy = f"did you mean --{near[0]}?" if near else f"see polaris {name} --help"
+    return f"--{flag}: polaris {name} takes no --{flag}; {remedy}"
+
+
+def print_error(text: str) -> None:
+    """One line on stderr."""
+    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -1,0 +1,83 @@
+"""How a command ends: exit codes, one line an error, and the settings of the process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from polaris_jax.commands.flags import Command, HelpRequested, print_error
+from polaris_jax.config import ConfigError
+from polaris_jax.system import interrupts
+
+PROCESSES = "polaris_jax.system.processes"
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Runs `command` and turns how it ends into an exit code.
+
+    2: a bad argument, config or input. 1: a failure at run time. 130: Ctrl-C. With
+    POLARIS_TRACEBACK=1 errors keep their traceback.
+    """
+    keep_traceback = bool(os.environ.get("POLARIS_TRACEBACK"))
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("EPATH_USE_TF", "0")  # gs:// by gcsfs, also where TensorFlow is installed
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("orbax").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(orbax|flax|grain|tensorboardX|transformers)\b")
+    try:
+        return command()
+    except HelpRequested as help_text:
+        print(help_text)
+        return 0
+    except KeyboardInterrupt:
+        print(interrupts.LINE, file=sys.stderr)
+        return _failed(interrupts.EXIT_STATUS)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if keep_traceback:
+            raise
+        if started := sys.modules.get(PROCESSES):
+            started.end_after_peer_loss(error)
+        print_error(_describe(error))
+        bad_input = isinstance(error, ConfigError | FileNotFoundError | ValueError)
+        return _failed(2 if bad_input else 1)
+
+
+def _failed(status: int) -> int:
+    """`status`; one of several processes ends right here, without waiting for the others."""
+    if started := sys.modules.get(PROCESSES):  # else there are no others; it brings in jax
+        started.leave(status)
+    return status
+
+
+def _describe(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, ConfigError) or (isinstance(error, ValueError | RuntimeError) and text):
+        return text
+    if isinstance(error, OSError):
+        return f"{error.filename or ''}: {error.strerror or text}".lstrip(": ")
+    return f"{type(error).__name__}: {text} (POLARIS_TRACEBACK=1 shows where)"
+
+
+def start_jax(command: Command) -> None:
+    """Process-wide settings of jax, then the other processes of this run, if there are any.
+
+    Raises:
+        ConfigError: they were given another command, config or version.
+    """
+    import jax
+
+    cache = os.environ.get("POLARIS_COMPILE_CACHE")
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    from polaris_jax.system import processes
+    from polaris_jax.system.agreement import agree_on_run
+
+    processes.initialize(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
+    agree_on_run(command.config, command.identity())

@@ -1,0 +1,261 @@
+"""The one config boundary: an `ml_collections.ConfigDict` in, frozen validated sections out.
+
+`configs/*.py` start from `default_config()`, which is made from the dataclasses of
+`config_sections`, so a default is written once. `build_config` turns a ConfigDict into a
+`RunConfig` and checks everything that can be checked before a device or a weight file is touched
+(`config_rules`, `config_training`, `config_lengths`). Every error is a `ConfigError` that names the
+field, the value, the rule and the remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from polaris_jax.config.lengths import check_pages
+from polaris_jax.config.rules import check_mesh, row_unit_tokens, validate
+from polaris_jax.config.sections import (
+    PROMPT_SUFFIX,
+    ArithmeticSection,
+    BatchSection,
+    CalibrateSection,
+    CheckpointSection,
+    ConfigError,
+    DataSection,
+    DistributedSection,
+    EvaluateSection,
+    MeshSection,
+    MetricsSection,
+    ModelSection,
+    ObjectiveSection,
+    OptimizerSection,
+    ProbeSection,
+    RewardSection,
+    RolloutSection,
+    RopeSection,
+    RunConfig,
+    StageSection,
+    WarmstartSection,
+    YarnSection,
+)
+
+__all__ = [
+    "ADDED_FIELDS",
+    "PROMPT_SUFFIX",
+    "ArithmeticSection",
+    "BatchSection",
+    "CalibrateSection",
+    "CheckpointSection",
+    "ConfigError",
+    "DataSection",
+    "DistributedSection",
+    "EvaluateSection",
+    "MeshSection",
+    "MetricsSection",
+    "ModelSection",
+    "ObjectiveSection",
+    "OptimizerSection",
+    "ProbeSection",
+    "RewardSection",
+    "RolloutSection",
+    "RopeSection",
+    "RunConfig",
+    "StageSection",
+    "WarmstartSection",
+    "YarnSection",
+    "binding_fields",
+    "build_config",
+    "check_mesh",
+    "check_pages",
+    "config_fields",
+    "config_hash",
+    "default_config",
+    "lock",
+    "row_len_tokens",
+    "row_unit_tokens",
+    "stage",
+    "unknown_field",
+    "validate",
+]
+
+# Fields that do not change what a run computes: free to differ between a run and its resume.
+FREE_SECTIONS = ("metrics", "checkpoint", "evaluate", "distributed", "mesh")
+FREE_FIELDS = (
+    "reward.workers",
+    "rollout.save_every",
+    "rollout.slots",
+    "rollout.num_pages",
+    "rollout.data",
+    "rollout.tensor",
+    "rollout.devices",
+    "rollout.processes",
+    "rollout.trainer_state",
+    "rollout.attention",
+    "rollout.reserve",
+)
+
+# Fields that earlier versions lacked, and what they did: their runs go on under these values.
+ADDED_FIELDS = {
+    "rollout.partial_rollouts": "wait",
+    "rollout.partial_share": 0.8,
+    "rollout.partial_max_lag": 2,
+}
+
+
+def default_config() -> ConfigDict:
+    """A locked ConfigDict of every default; the base of all files in configs/."""
+    return lock(_to_config_dict(RunConfig()))
+
+
+def stage(**fields: Any) -> ConfigDict:
+    """One locked entry of `config.stages`."""
+    return _to_config_dict(StageSection(**fields)).lock()
+
+
+def lock(config: ConfigDict) -> ConfigDict:
+    """Locks a config, its sections, and (what `lock()` leaves open) the dicts inside lists."""
+    for value in config.values():
+        if isinstance(value, ConfigDict):
+            lock(value)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                if isinstance(item, ConfigDict):
+                    lock(item)
+    return config.lock()
+
+
+def _to_config_dict(section: Any) -> ConfigDict:
+    def convert(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return _to_config_dict(value)
+        if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            return [convert(item) for item in value]
+        return value
+
+    return ConfigDict({f.name: convert(getattr(section, f.name)) for f in _fields(section)})
+
+
+def _fields(section: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(section)
+
+
+def build_config(config: Mapping[str, Any] | ConfigDict) -> RunConfig:
+    """A checked `RunConfig` from a ConfigDict or a nested mapping.
+
+    Raises:
+        ConfigError: unknown field (the nearest name is suggested), wrong type, or a value that
+            breaks a rule.
+    """
+    run: RunConfig = _build(RunConfig, config, "")
+    validate(run)
+    return run
+
+
+def _build(cls: type, mapping: Any, path: str) -> Any:
+    if not isinstance(mapping, Mapping | ConfigDict):
+        name = path.removesuffix(".") or "config"
+        raise ConfigError(f"{name}={mapping!r}: expected a section with fields")
+    hints = typing.get_type_hints(cls)
+    for name in mapping:
+        if name not in hints:
+            raise ConfigError(unknown_field(f"{path}{name}", [f"{path}{n}" for n in hints]))
+    return cls(**{name: _convert(hints[name], mapping[name], f"{path}{name}") for name in mapping})
+
+
+def unknown_field(name: str, known: list[str]) -> str:
+    """The error text for a misspelt field: a very near one of the same section, else the same or a
+    very near name in another section, else the nearest."""
+    leaf = name.rsplit(".", 1)[-1]
+    leaves = {field: field.rsplit(".", 1)[-1] for field in config_fields(RunConfig())}
+    meant = difflib.get_close_matches(leaf, set(leaves.values()), n=1, cutoff=0.8)
+    elsewhere = [field for field in leaves if leaves[field] in meant]
+    parent = name.removesuffix(leaf)
+    siblings = [field.removeprefix(parent) for field in known if field.startswith(parent)]
+    very_near = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.8)
+    near = [parent + field for field in very_near] or elsewhere[:3]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.0) or known[:1]
+    return f"{name}: there is no such field; did you mean {' or '.join(near)}?"
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, f"{path}.")
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{path}={value!r}: expected a list")
+        return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            choices = ", ".join(map(str, args))
+            raise ConfigError(f"{path}={value!r}: expected one of {choices}")
+        return value
+    if isinstance(hint, types.UnionType):
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{path}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
+    if hint is float and not math.isfinite(value):
+        rule = "not a number" if math.isnan(value) else "must be finite"
+        raise ConfigError(f"{path}={value!r}: {rule}")
+    return value
+
+
+def row_len_tokens(config: RunConfig) -> int:
+    """Tokens of a packed row: batch.row_len, or the longest sequence any stage allows.
+
+    The latter is raised to a multiple of what mesh.context and mesh.tensor split a row into.
+    """
+    longest = max(stage.max_response_tokens for stage in config.stages)
+    unit = row_unit_tokens(config.mesh.context, config.mesh.tensor)
+    return config.batch.row_len or -(-(config.data.max_prompt_tokens + longest) // unit) * unit
+
+
+def config_fields(config: RunConfig) -> dict[str, Any]:
+    """Every leaf as dotted name -> value, e.g. `stages[0].steps` -> 100."""
+    leaves: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                walk(item, f"{path}.{name}" if path else name)
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            for i, item in enumerate(value):
+                walk(item, f"{path}[{i}]")
+        else:
+            leaves[path] = list(value) if isinstance(value, tuple) else value
+
+    walk(dataclasses.asdict(config), "")
+    return leaves
+
+
+def binding_fields(config: RunConfig) -> dict[str, Any]:
+    """The leaves that a resume may not change.
+
+    Free: logging, checkpoint cadence, workers, evaluation, device mesh, memory sizes, and the
+    length of the last stage (it may grow; `workdir` checks the direction against the checkpoint).
+    """
+    last_steps = f"stages[{len(config.stages) - 1}].steps"
+    return {
+        name: value
+        for name, value in config_fields(config).items()
+        if name.split(".")[0] not in FREE_SECTIONS
+        and name not in FREE_FIELDS
+        and name != last_steps
+    }
+
+
+def config_hash(config: RunConfig) -> str:
+    """16 hex digits over `binding_fields`: equal for runs that may share a workdir."""
+    text = json.dumps(binding_fields(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""The embedded default: its task, its tokenizer and its warm start."""

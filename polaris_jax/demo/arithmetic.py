@@ -1,0 +1,269 @@
+"""Procedural arithmetic word problems of graded difficulty, and supervised texts that solve them.
+
+A problem is a chain: a start value and one to five steps (`+`, `-` or `*` with an operand from 2 to
+9), every value between 1 and 20, told in one of six families of wording. Difficulty is the
+number of steps. A share of all chains, chosen by a hash of (family, operands), belongs to the
+held-out side for good: training problems and supervised texts never come from it.
+
+Supervised texts come in two hands, as found text does:
+
+    careful   Add 5: 7 + 5 = 12 / Take 4: 12 - 4 = 8    a line a step, seldom a slip (off by 1 or 2)
+    hurried   7 + 5 = 11, 11 - 4 = 8                    shorter, often one off; the rest follows
+
+A model warm-started on them writes both. Its errors are a habit and not noise at the end of a
+distribution, so that sampling colder does not remove them; reinforcement learning can, because the
+careful hand is there to be found. It costs more tokens, which is why the response budget matters.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from polaris_jax.config.sections import MAX_SLIP_RATE
+from polaris_jax.demo.arithmetic_chains import (
+    FAMILIES,
+    HELD_OUT_OF,
+    MAX_STEPS,
+    PLAIN,
+    Chain,
+    Family,
+    chains_told,
+    operands_of,
+    run_steps,
+)
+from polaris_jax.records import Problem
+
+HURRIED_SLIPS = (1,)  # always one too many: slips of one text never cancel out
+CAREFUL_SLIPS = (-2, -1, 1, 2)
+HURRIED_SLIP_RATE = MAX_SLIP_RATE  # share of a hurried text's results that are one off
+CAREFUL_SLIP_SHARE = 1 / 6  # a careful text's slip rate, as a share of the overall rate
+
+_PEOPLE = (("Ann", "She"), ("Eve", "She"), ("Mia", "She"), ("Bob", "He"), ("Tom", "He"))
+_THINGS = (" apples", " books", " coins", " pens", " shells", " stamps")
+_RIDES = ("bus", "tram", "train", "ferry")
+_BOXES = ("jar", "box", "basket", "drawer")
+_STEP_WORDS = {"+": "Add ", "-": "Take ", "*": "Times "}
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+def arithmetic_problems(
+    train: int, held_out: int, *, seed: int = 0
+) -> tuple[list[Problem], list[Problem]]:
+    """Training and held-out problems that share no text and no (family, operands).
+
+    Both have the same mix: steps drawn evenly from 1 to 5, families evenly among those that have
+    such a length. Ids are the chains' keys, sources `arithmetic/FAMILY/STEPS`.
+
+    Args:
+        train: number of training problems; there are some ten million.
+        held_out: number of held-out problems; there are some three million.
+        seed: of the draw, not negative; the side on which a chain lies does not depend on it.
+
+    Raises:
+        ValueError: more distinct problems are asked for than the families can tell (at once, before
+            any is drawn), a count or the seed below 0.
+    """
+    _check_seed("data.arithmetic.seed", seed)
+    chains = chains_told()
+    _check_count("train", train, chains - chains // HELD_OUT_OF)
+    _check_count("held_out", held_out, chains // HELD_OUT_OF)
+    sides = []
+    for side, count in enumerate((train, held_out)):
+        rng = np.random.default_rng([seed, side])
+        sides.append(_distinct_problems(count, rng, held_out=bool(side)))
+    return sides[0], sides[1]
+
+
+def supervised_examples(count: int, *, seed: int, slip_rate: float) -> list[tuple[Problem, str]]:
+    """Problems with a written-out solution each, some of which slip: what a warm start learns from.
+
+    Every family takes its turn, and no chain is of the held-out side. The hand is drawn a text:
+    hurried texts slip at `HURRIED_SLIP_RATE`, careful ones at a sixth of `slip_rate`, and hurried
+    texts are as frequent as it takes for `slip_rate` of all intermediate results to be slipped.
+    After a slip the chain goes on from the wrong value and ends in a wrong answer.
+
+    Args:
+        count: number of examples; problems may repeat, in other words or another hand.
+        seed: of the draw, not negative.
+        slip_rate: share of intermediate results that carry a slip, in [0, 0.6]; 0 gives careful,
+            right texts only.
+
+    Returns:
+        (problem, completion) pairs; the completion has no end-of-turn token.
+
+    Raises:
+        ValueError: `slip_rate` outside its range, or the seed below 0.
+    """
+    _check_seed("warmstart.seed", seed)
+    if not 0 <= slip_rate <= HURRIED_SLIP_RATE:
+        raise ValueError(
+            f"slip_rate={slip_rate}: must lie in [0, {HURRIED_SLIP_RATE}], the rate of a hurried "
+            "text; set warmstart.slip_rate within it"
+        )
+    careful_rate = slip_rate * CAREFUL_SLIP_SHARE
+    hurried_share = (slip_rate - careful_rate) / (HURRIED_SLIP_RATE - careful_rate)
+    rng = np.random.default_rng([seed, 2])
+    examples = []
+    for index in range(count):
+        family = FAMILIES[index % len(FAMILIES)]
+        chain = _draw_chain(rng, family, _draw_steps(rng, family))
+        while chain.held_out:
+            chain = _draw_chain(rng, family, _draw_steps(rng, family))
+        if rng.random() < hurried_share:
+            values = _slipped_values(chain, rng, HURRIED_SLIP_RATE, HURRIED_SLIPS)
+            examples.append((_tell(chain, rng), solution(chain, values, hurried=True)))
+        else:
+            values = _slipped_values(chain, rng, careful_rate, CAREFUL_SLIPS)
+            examples.append((_tell(chain, rng), solution(chain, values)))
+    return examples
+
+
+def solution(chain: Chain, values: Sequence[int] | None = None, *, hurried: bool = False) -> str:
+    """The written-out text of a chain: `<think>`, its steps, `</think>` and the boxed answer.
+
+    Args:
+        chain: what is solved.
+        values: the result written at each step; None writes the right ones.
+        hurried: write in one line instead of a line a step.
+    """
+    results = list(run_steps(chain.start, chain.steps) if values is None else values)
+    lines = []
+    for before, (op, n), after in zip([chain.start, *results], chain.steps, results, strict=False):
+        head = "" if hurried else f"{_STEP_WORDS[op]}{n}: "
+        lines.append(f"{head}{before} {op} {n} = {after}")
+    thought = (", " if hurried else "\n").join(lines)
+    return f"<think>{thought}</think>\n\\boxed{{{results[-1]}}}"
+
+
+def pieces() -> tuple[str, ...]:
+    """Every text fragment of problems and solutions, digits aside: the tiny tokenizer's words."""
+    found: list[str] = []
+    for family in FAMILIES:
+        told = [*family.opening.values(), *itertools.chain(*family.changes.values())]
+        for template in (*told, family.question):
+            found += [part for part in re.split(r"\{\w+\}", template) if part]
+    for name, pronoun in _PEOPLE:
+        found += [name, f" {name}", f" {pronoun}", f" {pronoun.lower()}"]
+    found += [*_THINGS, *_RIDES, *_BOXES]
+    found += [*_STEP_WORDS.values(), *(f"\n{word}" for word in _STEP_WORDS.values())]
+    found += [f" {op} " for op in (*_STEP_WORDS, "=")]
+    found += [": ", ", ", "\n\\boxed{", "\\boxed{", "}"]
+    return tuple(dict.fromkeys(found))
+
+
+def _check_seed(field: str, seed: int) -> None:
+    if seed < 0:
+        raise ValueError(f"{field}={seed}: must not be negative; set it to 0 or more")
+
+
+def _check_count(side: str, count: int, told: int) -> None:
+    field = f"data.arithmetic.{side}={count}"
+    if count < 0:
+        raise ValueError(f"{field}: must not be negative; 0 is none")
+    if count > told:
+        raise ValueError(f"{field}: only about {told} distinct problems can be told; ask for fewer")
+
+
+def _distinct_problems(
+    count: int, rng: np.random.Generator, *, held_out: bool, patience: int | None = None
+) -> list[Problem]:
+    problems: dict[str, Problem] = {}
+    patience = 1000 + 200 * count if patience is None else patience
+    while len(problems) < count:
+        patience -= 1
+        if patience < 0:
+            side = "held_out" if held_out else "train"
+            raise ValueError(
+                f"data.arithmetic.{side}={count}: only about {len(problems)} distinct problems "
+                "can be told; ask for fewer"
+            )
+        steps = int(rng.integers(1, MAX_STEPS + 1))
+        fitting = [family for family in FAMILIES if family.min_steps <= steps]
+        chain = _draw_chain(rng, fitting[rng.integers(len(fitting))], steps)
+        if chain.held_out == held_out and chain.key not in problems:
+            problems[chain.key] = _tell(chain, rng)
+    return list(problems.values())
+
+
+def _draw_steps(rng: np.random.Generator, family: Family) -> int:
+    return int(rng.integers(family.min_steps, MAX_STEPS + 1))
+
+
+def _draw_chain(rng: np.random.Generator, family: Family, steps: int) -> Chain:
+    openings = list(family.opening)
+    while True:
+        start = value = int(rng.integers(2, family.largest_start + 1))
+        done: list[tuple[str, int]] = []
+        opening = openings[rng.integers(len(openings))]
+        while len(done) < steps:
+            ops = family.ops(opening, len(done))
+            choices = [(op, n) for op in ops for n in operands_of(op, value, start)]
+            if not choices:
+                break
+            op = ops[rng.integers(len(ops))]
+            operands = [n for candidate, n in choices if candidate == op]
+            if not operands:
+                continue
+            n = operands[rng.integers(len(operands))]
+            done.append((PLAIN.get(op, op), n))
+            value = run_steps(value, done[-1:])[0]
+        if len(done) == steps:
+            return Chain(family.name, start, tuple(done))
+
+
+def _tell(chain: Chain, rng: np.random.Generator) -> Problem:
+    family = next(f for f in FAMILIES if f.name == chain.family)
+    first, second = rng.choice(len(_PEOPLE), 2, replace=False)
+    name, pronoun = _PEOPLE[first]
+    words = {
+        "who": name,
+        "other": f" {_PEOPLE[second][0]}",
+        "Pro": f" {pronoun}",
+        "pro": f" {pronoun.lower()}",
+        "thing": _THINGS[rng.integers(len(_THINGS))],
+        "ride": _RIDES[rng.integers(len(_RIDES))],
+        "box": _BOXES[rng.integers(len(_BOXES))],
+        "a": str(chain.start),
+        "b": str(chain.steps[0][1]),
+    }
+    opening_ops = next(ops for ops in family.opening if not ops or ops[0] == chain.steps[0][0])
+    sentences = [family.opening[opening_ops]]
+    for op, n in chain.steps[len(opening_ops) :]:
+        ways = family.changes[op]
+        sentences.append(ways[rng.integers(len(ways))].replace("{n}", str(n)))
+    text = _SLOT.sub(lambda slot: words[slot[1]], "".join([*sentences, family.question]))
+    return Problem(
+        id=chain.key,
+        problem=text,
+        answer=str(chain.answer),
+        source=f"arithmetic/{family.name}/{len(chain.steps)}",
+    )
+
+
+def _slipped_values(
+    chain: Chain,
+    rng: np.random.Generator,
+    rate: float,
+    slips: tuple[int, ...],
+) -> list[int]:
+    """The results that a text writes when each slips with probability `rate`.
+
+    A slip is taken only if the rest of the chain, done right, stays positive and ends in a wrong
+    answer; so two slips never cancel out, and a text with a slip is a wrong text.
+    """
+    values: list[int] = []
+    value = chain.start
+    for index, step in enumerate(chain.steps):
+        value = run_steps(value, [step])[0]
+        if rng.random() < rate:
+            rest = chain.steps[index + 1 :]
+            ends = {value + slip: [value + slip, *run_steps(value + slip, rest)] for slip in slips}
+            allowed = [v for v, run in ends.items() if min(run) >= 0 and run[-1] != chain.answer]
+            if allowed:
+                value = allowed[rng.integers(len(allowed))]
+        values.append(value)
+    return values

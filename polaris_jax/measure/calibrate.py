@@ -1,0 +1,141 @@
+"""How hard each problem is for this model, and the curated training set that follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from polaris_jax.assemble import fitting, source_problems
+from polaris_jax.base_model import base_model_config, check_positions, load_base_tokenizer
+from polaris_jax.config import RunConfig, config_fields
+from polaris_jax.data.problems import write_problems
+from polaris_jax.measure.policy import open_policy
+from polaris_jax.records import Problem
+from polaris_jax.report.figures import difficulty_figure
+from polaris_jax.run.progress_file import ProgressFile, problems_digest
+from polaris_jax.run.record import refuse_other_run
+from polaris_jax.run.workdir import ensure_workdir, write_json
+from polaris_jax.stages.difficulty import curate, pass_rate_histogram, shape_name
+from polaris_jax.system import processes
+from polaris_jax.system.progress import Progress
+
+# Above this mean reward a set is too easy to train on (POLARIS blog, section 1).
+TOO_EASY_MEAN = 0.7
+
+
+# What changes no count, or is told to `count_identity` as it applies.
+NOT_OF_COUNTS = {f"calibrate.{name}" for name in ("preset", "batch_prompts", "max_response_tokens")}
+
+
+def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
+    """n rollouts a problem -> difficulty.parquet, curated.parquet, difficulty.png, calibrate.json.
+
+    A rerun goes on after the last whole batch of prompts.
+
+    Source: POLARIS, section 1 (offline difficulty estimation, targeted filtering).
+    """
+    refuse_other_run(
+        workdir, config, sections=("seed", "model", "data", "warmstart", "rope", "calibrate")
+    )
+    ensure_workdir(workdir)
+    section = config.calibrate
+    budget = section.max_response_tokens or config.stages[0].max_response_tokens
+    problems, origin = source_problems(config, workdir, progress)
+    tokenizer = load_base_tokenizer(config)
+    problems = fitting(problems, config, tokenizer=tokenizer, progress=progress)
+    check_positions(config, base_model_config(config, workdir, progress), progress)
+    progress.line(f"calibrating {len(problems)} problems from {origin}")
+    identity = count_identity(config, problems, budget=budget)
+    path = workdir / "calibrate_progress.jsonl"
+    done = ProgressFile(path, identity, writes=processes.is_first())
+    correct = {row["id"]: row["correct"] for row in done.rows}
+    tokens = {row["id"]: row.get("tokens") for row in done.rows}  # files of 0.1 have none
+    if correct:
+        progress.line(f"resumed after {len(correct)} problems")
+    waiting = [p for p in problems if p.id not in correct]
+    if waiting:
+        with (
+            open_policy(config, workdir, progress, max_response_tokens=budget) as policy,
+            progress.phase("calibrate", len(problems)) as phase,
+        ):
+            for first in range(0, len(waiting), section.batch_prompts):
+                batch = waiting[first : first + section.batch_prompts]
+                graded = policy.solve(
+                    batch,
+                    n=section.n,
+                    temperature=section.temperature,
+                    max_response_tokens=budget,
+                    seed_parts=(config.seed, "calibrate"),
+                    mode=config.reward.mode,
+                )
+                sums = np.round(graded.reward_PR.sum(axis=1)).astype(int).tolist()
+                means = [sum(map(len, group)) / section.n for group in graded.token_ids]
+                rows = [
+                    {"id": p.id, "correct": right, "tokens": mean}
+                    for p, right, mean in zip(batch, sums, means, strict=True)
+                ]
+                done.append(rows)
+                correct |= {row["id"]: row["correct"] for row in rows}
+                tokens |= {row["id"]: row["tokens"] for row in rows}
+                phase.advance_to(len(correct))
+    rated = [
+        dataclasses.replace(p, pass_rate=correct[p.id] / section.n, response_tokens=tokens[p.id])
+        for p in problems
+    ]
+    rates = [correct[p.id] / section.n for p in problems]
+    keep = set(curate({p.id: r for p, r in zip(problems, rates, strict=True)}, section.preset))
+    curated = [p for p in rated if p.id in keep]
+    histogram = pass_rate_histogram(rates, section.n)
+    summary = {
+        "n": section.n,
+        "temperature": section.temperature,
+        "max_response_tokens": budget,
+        "preset": section.preset,
+        "histogram": [int(count) for count in histogram],
+        "shape": shape_name(histogram),
+        "curated_shape": shape_name(
+            pass_rate_histogram([p.pass_rate or 0.0 for p in curated], section.n)
+        ),
+        "mean": float(np.mean(rates)),
+        "problems": len(problems),
+        "kept": len(curated),
+        "dropped": len(problems) - len(curated),
+    }
+    if processes.is_first():
+        write_problems(rated, workdir / "difficulty.parquet")
+        write_problems(curated, workdir / "curated.parquet")
+        write_json(workdir / "calibrate.json", summary)
+        difficulty_figure(summary, workdir / "difficulty.png")
+    progress.line(
+        f"pass rates: {summary['shape']}, mean {summary['mean']:.1%}; curated "
+        f"({section.preset}): {len(curated)} kept, {summary['dropped']} dropped, "
+        f"{summary['curated_shape']}"
+    )
+    kept_mean = float(np.mean([p.pass_rate or 0.0 for p in curated])) if curated else 1.0
+    if kept_mean > TOO_EASY_MEAN:
+        progress.line(
+            f"warning: the curated set's mean reward is {kept_mean:.2f}, over {TOO_EASY_MEAN}: too "
+            "easy for this model (POLARIS, section 1)"
+        )
+    return summary
+
+
+def count_identity(
+    config: RunConfig, problems: Sequence[Problem], *, budget: int
+) -> dict[str, Any]:
+    """What the counts of right responses depend on: those of another identity are not reused."""
+    sections = ("seed", "model", "data", "warmstart", "calibrate", "rope")
+    fields = {
+        name: value
+        for name, value in config_fields(config).items()
+        if name.split(".")[0] in sections and name not in NOT_OF_COUNTS
+    }
+    return fields | {
+        "reward.mode": config.reward.mode,
+        "problems": problems_digest(problems),
+        "budget": budget,
+    }

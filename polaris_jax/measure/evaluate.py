@@ -1,0 +1,295 @@
+"""avg@k, pass@k, accuracy by length and by token budget, with and without YaRN."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from polaris_jax.assemble import evaluation_problems, fitting
+from polaris_jax.base_model import (
+    check_evaluated_positions,
+    load_base,
+    load_base_tokenizer,
+    yarn_scaling,
+)
+from polaris_jax.checkpoint import Checkpointer
+from polaris_jax.checkpoint.convert import is_orbax, load_any
+from polaris_jax.config import ConfigError, EvaluateSection, RunConfig, config_fields
+from polaris_jax.evaluate.budget_curve import budget_curve, default_budgets
+from polaris_jax.evaluate.estimators import avg_at_k, pass_at_k
+from polaris_jax.evaluate.length_groups import length_groups
+from polaris_jax.measure.policy import open_policy
+from polaris_jax.models import Qwen
+from polaris_jax.records import Problem
+from polaris_jax.report.figures import evaluation_figure
+from polaris_jax.run.progress_file import ProgressFile, problems_digest
+from polaris_jax.run.workdir import ensure_workdir, write_json
+from polaris_jax.system import processes
+from polaris_jax.system.agreement import agree_on_weights
+from polaris_jax.system.files import as_place
+from polaris_jax.system.progress import Progress
+
+BATCH_PROMPTS = 128
+# What changes no response, or is told to `response_identity` as it applies.
+NOT_OF_RESPONSES = {
+    f"evaluate.{name}"
+    for name in ("every_steps", "length_edges", "budgets", "yarn", "max_response_tokens")
+}
+# Below this budget the blog's own figures are out of reach for lack of tokens alone.
+COMPARABLE_TOKENS = 64 * 1024
+
+
+def evaluate(
+    config: RunConfig,
+    workdir: epath.Path,
+    *,
+    progress: Progress,
+    checkpoint: str = "",
+    tag: str = "",
+) -> dict[str, Any]:
+    """Scores a policy on the held-out problems -> eval.json, responses.jsonl, eval.png.
+
+    Problems that cannot be asked are no part of the score: eval.json counts them in `left_out`.
+
+    The same config and seeds give the same prompts and noise for any weights, so that two
+    evaluations (before and after training) differ by their weights alone. A rerun goes on after
+    the last whole batch.
+
+    Args:
+        config: the run.
+        workdir: gets the files.
+        progress: for a person.
+        checkpoint: "" is the base model, "latest" the workdir's newest checkpoint, else a path.
+        tag: put before the file names, e.g. `before` -> before_eval.json.
+
+    Raises:
+        ConfigError: no held-out problems, no such checkpoint, or more positions than it has.
+    """
+    ensure_workdir(workdir)
+    section = config.evaluate
+    budget = section.max_response_tokens or config.stages[-1].max_response_tokens
+    given, left_out = evaluation_problems(config, progress)
+    if config.evaluate.problems and budget < COMPARABLE_TOKENS:
+        progress.line(
+            f"warning: a budget of {budget} tokens is under 64K: not comparable with the POLARIS "
+            "blog's figures"
+        )
+    weights = _weights(config, workdir, checkpoint, progress)
+    passes = {"off": [False], "on": [True], "both": [False, True]}[section.yarn]
+    for yarn in passes:
+        check_evaluated_positions(config, weights[0].config, progress, budget=budget, yarn=yarn)
+    problems = fitting(given, config, tokenizer=weights[1], progress=progress)
+    left_out = left_out | {"long_prompt": len(given) - len(problems)}
+    prefix = f"{tag}_" if tag else ""
+    results = {}
+    for yarn in passes:
+        rows = _respond(config, workdir, progress, weights, problems, budget, prefix, yarn)
+        results[yarn] = _score(config, rows, budget, progress)
+    summary = dict(results[min(results)])
+    if len(results) == 2:
+        for plain, scaled in zip(
+            summary["budget_curve"], results[True]["budget_curve"], strict=True
+        ):
+            plain["accuracy_yarn"] = scaled["accuracy"]
+        summary["yarn"] = results[True]
+    summary |= {"checkpoint": checkpoint or "base", "yarn_factor": config.rope.yarn.factor}
+    summary["rope"] = section.yarn
+    summary["left_out"] = {reason: count for reason, count in left_out.items() if count}
+    if processes.is_first():
+        write_json(workdir / f"{prefix}eval.json", summary)
+        evaluation_figure(summary, workdir / f"{prefix}eval.png")
+    progress.line(
+        f"{tag or checkpoint or 'base'}: avg@{section.n} {summary['avg@k']:.1%} "
+        f"+- {summary['stderr'] or 0:.1%} over {summary['problems']} problems, temperature "
+        f"{section.temperature:g}, up to {budget} tokens"
+    )
+    return summary
+
+
+def _weights(
+    config: RunConfig, workdir: epath.Path, checkpoint: str, progress: Progress
+) -> tuple[Qwen, Any]:
+    if not checkpoint:
+        return load_base(config, workdir, progress)
+    path = workdir / "checkpoints" if checkpoint == "latest" else as_place(checkpoint)
+    if not path.exists():
+        raise ConfigError(f"--checkpoint={checkpoint}: {path} does not exist")
+    _agree_on_checkpoint(path)
+    model, tokenizer = load_any(path)
+    return model, tokenizer or load_base_tokenizer(config)
+
+
+def _agree_on_checkpoint(path: epath.Path) -> None:
+    """Returns where all processes find the same weights at `path`; a step is the first one's."""
+    place = path
+    if is_orbax(path):
+        steps = Checkpointer.of(path)
+        newest = processes.gather_objects(max(steps.steps(), default=-1))[0]
+        if newest < 0:
+            return  # which loading says better
+        place = steps.directory / str(newest)
+    agree_on_weights(place, name="checkpoint")
+
+
+def _respond(
+    config: RunConfig,
+    workdir: epath.Path,
+    progress: Progress,
+    weights: tuple[Qwen, Any],
+    problems: list[Any],
+    budget: int,
+    prefix: str,
+    yarn: bool,
+) -> list[dict[str, Any]]:
+    """Rows of responses.jsonl, sampled now or found from an earlier call."""
+    section = config.evaluate
+    identity = response_identity(config, weights[0], problems, budget=budget, yarn=yarn)
+    name = f"{prefix}responses{'_yarn' if yarn else ''}.jsonl"
+    done = ProgressFile(workdir / name, identity, writes=processes.is_first(), unit=section.n)
+    finished = {row["problem_id"] for row in done.rows}
+    waiting = [p for p in problems if p.id not in finished]
+    if finished:
+        progress.line(f"resumed after {len(finished)} problems")
+    if not waiting:
+        return done.rows
+    factor = config.rope.yarn.factor if yarn else 1.0
+    with (
+        open_policy(
+            config,
+            workdir,
+            progress,
+            max_response_tokens=budget,
+            weights=weights,
+            rope_scaling=yarn_scaling(config.rope.yarn, factor),
+        ) as policy,
+        progress.phase("evaluate", len(problems)) as phase,
+    ):
+        for first in range(0, len(waiting), BATCH_PROMPTS):
+            batch = waiting[first : first + BATCH_PROMPTS]
+            graded = policy.solve(
+                batch,
+                n=section.n,
+                temperature=section.temperature,
+                max_response_tokens=budget,
+                seed_parts=(section.seed, "evaluate"),
+                mode="eval",
+                top_k=section.top_k,
+                top_p=section.top_p,
+            )
+            prefixes = policy.prefix_rewards(graded, _budgets(section, budget))
+            done.append(
+                [
+                    {
+                        "problem_id": problem.id,
+                        "sample": r,
+                        "reward": float(graded.reward_PR[p, r]),
+                        "reward_at": {str(b): x for b, x in prefixes.get((p, r), {}).items()},
+                        "tokens": len(graded.token_ids[p][r]),
+                        "finish_reason": graded.finish_reasons[p][r],
+                        "well_formed": "</think>" in graded.texts[p][r]
+                        and "\\boxed{" in graded.texts[p][r],
+                        "text": graded.texts[p][r],
+                    }
+                    for p, problem in enumerate(batch)
+                    for r in range(section.n)
+                ]
+            )
+            phase.advance_to(len(finished) + first + len(batch))
+    return done.rows
+
+
+def response_identity(
+    config: RunConfig, model: Qwen, problems: Sequence[Problem], *, budget: int, yarn: bool
+) -> dict[str, Any]:
+    """What responses and rewards depend on: rows of a file with another identity are not reused.
+
+    Every weight counts: an export in bfloat16 may have the very norms of its base.
+    """
+    fields = {
+        name: value
+        for name, value in config_fields(config).items()
+        if name.split(".")[0] in ("data", "evaluate", "rope") and name not in NOT_OF_RESPONSES
+    }
+    checksums = {path: int(value) for path, value in _checksums(model.params()).items()}
+    return fields | {
+        "model.dtype": config.model.dtype,
+        "architecture": dataclasses.asdict(model.config),
+        "weights": checksums,
+        "problems": problems_digest(problems),
+        "budget": budget,
+        "yarn": yarn,
+    }
+
+
+@jax.jit
+def _checksums(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """A number of each parameter's bits; whole numbers wrap around, whatever the order."""
+
+    def checksum(param: jax.Array) -> jax.Array:
+        kind = {2: jnp.uint16, 4: jnp.uint32}[param.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(param, kind).astype(jnp.uint32)
+        bits = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B)
+        return jnp.sum(bits ^ (bits >> 13), dtype=jnp.uint32)
+
+    return jax.tree.map(checksum, params)
+
+
+def _budgets(section: EvaluateSection, budget: int) -> tuple[int, ...]:
+    """Where the budget curve cuts the responses."""
+    return section.budgets or default_budgets(budget)
+
+
+def _score(
+    config: RunConfig, rows: list[dict[str, Any]], budget: int, progress: Progress
+) -> dict[str, Any]:
+    section = config.evaluate
+    by_problem: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_problem.setdefault(row["problem_id"], []).append(row)
+    ids = sorted(by_problem)
+    reward_PR = np.array([[row["reward"] for row in by_problem[i]] for i in ids], np.float32)
+    length_PR = np.array([[row["tokens"] for row in by_problem[i]] for i in ids])
+    average = avg_at_k(reward_PR)
+    ungraded: set[int] = set()
+
+    def prefix_reward(p: int, r: int, at: int) -> float:
+        rewards = by_problem[ids[p]][r].get("reward_at", {})  # earlier versions stored none
+        if str(at) not in rewards:
+            ungraded.add(at)
+        return rewards.get(str(at), 0.0)
+
+    curve = budget_curve(
+        length_PR, reward_PR, budgets=_budgets(section, budget), regrade=prefix_reward
+    )
+    if ungraded:
+        progress.line(
+            f"warning: responses were stored before budgets {sorted(ungraded)} were asked for; "
+            "those that they cut count as wrong there (another evaluate.seed samples anew)"
+        )
+    powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= section.n]
+    ended = [row["finish_reason"] == "stop" for row in rows]
+    return {
+        "avg@k": average.value,
+        "stderr": average.stderr,
+        "k": section.n,
+        "pass@k": {str(k): pass_at_k(reward_PR, k).value for k in powers},
+        "problems": len(ids),
+        "temperature": section.temperature,
+        "top_k": section.top_k,
+        "top_p": section.top_p,
+        "max_response_tokens": budget,
+        "mean_length": float(length_PR.mean()),
+        "ended_share": float(np.mean(ended)),
+        "well_formed_share": float(np.mean([row["well_formed"] for row in rows])),
+        "length_groups": [
+            dataclasses.asdict(group)
+            for group in length_groups(length_PR, reward_PR, edges=section.length_edges)
+        ],
+        "budget_curve": [dataclasses.asdict(point) for point in curve],
+    }

@@ -1,0 +1,139 @@
+"""Accuracy and diversity over temperatures, their zones, and the temperature to begin with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from polaris_jax.assemble import fitting, fold_seed, training_problems
+from polaris_jax.base_model import base_model_config, check_positions, load_base_tokenizer
+from polaris_jax.config import RunConfig, config_fields
+from polaris_jax.explore import find_zones
+from polaris_jax.explore.temperature import measure_candidate
+from polaris_jax.explore.zones import MIN_SAMPLES
+from polaris_jax.measure.policy import open_policy
+from polaris_jax.records import Problem
+from polaris_jax.report.figures import probe_figure
+from polaris_jax.run.progress_file import ProgressFile, problems_digest
+from polaris_jax.run.record import refuse_other_run
+from polaris_jax.run.workdir import ensure_workdir, write_json
+from polaris_jax.system import processes
+from polaris_jax.system.progress import Progress
+
+
+def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
+    """The temperature sweep on a fixed probe set -> probe.json, probe.png.
+
+    A rerun goes on after the last finished temperature.
+
+    Source: POLARIS, section 2 (temperature zones; initialise at the border where accuracy begins
+        to fall).
+    """
+    refuse_other_run(workdir, config, sections=("seed", "model", "data", "warmstart", "rope"))
+    ensure_workdir(workdir)
+    section = config.probe
+    budget = section.max_response_tokens or config.stages[0].max_response_tokens
+    problems, origin = training_problems(config, workdir, progress)
+    tokenizer = load_base_tokenizer(config)
+    problems = fitting(problems, config, tokenizer=tokenizer, progress=progress)
+    check_positions(config, base_model_config(config, workdir, progress), progress)
+    order = np.random.default_rng(fold_seed(config.seed, "probe set")).permutation(len(problems))
+    problems = [problems[i] for i in order[: section.problems]]
+    count = int(np.floor((section.stop - section.start) / section.step + 1e-6)) + 1
+    temperatures = [round(section.start + i * section.step, 6) for i in range(count)]
+    progress.line(
+        f"probing {len(temperatures)} temperatures on {len(problems)} problems from {origin}"
+    )
+    identity = row_identity(config, problems, budget=budget)
+    done = ProgressFile(workdir / "probe_progress.jsonl", identity, writes=processes.is_first())
+    rows = {row["temperature"]: row for row in done.rows}
+    waiting = [t for t in temperatures if t not in rows]
+    if waiting:
+        with (
+            open_policy(config, workdir, progress, max_response_tokens=budget) as policy,
+            progress.phase("probe", len(temperatures)) as phase,
+        ):
+            for temperature in waiting:
+                graded = policy.solve(
+                    problems,
+                    n=section.n,
+                    temperature=temperature,
+                    max_response_tokens=budget,
+                    seed_parts=(config.seed, "probe", f"{temperature:.4f}"),
+                    mode=config.reward.mode,
+                )
+                row = dataclasses.asdict(
+                    measure_candidate(temperature, graded.texts, graded.reward_PR)
+                )
+                done.append([row])
+                rows[temperature] = row
+                phase.advance_to(len(rows), f"T {temperature:g}: {row['accuracy']:.1%}")
+    columns = {
+        name: [rows[t][key] for t in temperatures]
+        for name, key in (
+            ("accuracies", "accuracy"),
+            ("stderrs", "stderr"),
+            ("diversities", "diversity"),
+        )
+    }
+    zones = find_zones(
+        temperatures,
+        columns["accuracies"],
+        stderrs=columns["stderrs"],
+        rgz_tolerance=section.rgz_tolerance,
+        cez_tolerance=section.cez_tolerance,
+    )
+    summary = {
+        "temperatures": temperatures,
+        **columns,
+        "n": section.n,
+        "problems": len(problems),
+        "note": few_samples_note(len(problems), section.n),
+        "max_response_tokens": budget,
+        "zones": {
+            name: value
+            for name, value in dataclasses.asdict(zones).items()
+            if name != "initial_temperature"
+        },
+        "initial_temperature": zones.initial_temperature,
+    }
+    if processes.is_first():
+        write_json(workdir / "probe.json", summary)
+        probe_figure(summary, workdir / "probe.png")
+    progress.line(
+        f"robust zone up to {zones.initial_temperature:g}: suggested initial temperature "
+        f"{zones.initial_temperature:g}"
+    )
+    if summary["note"]:
+        progress.line(f"note: {summary['note']}")
+    return summary
+
+
+def few_samples_note(problems: int, n: int) -> str | None:
+    """What to know of borders from so many samples; None where there are enough."""
+    samples = problems * n
+    if samples >= MIN_SAMPLES:
+        return None
+    return (
+        f"{samples} samples a temperature ({problems} problems x {n}): zone borders from fewer "
+        f"than {MIN_SAMPLES} are uncertain; raise probe.n or probe.problems"
+    )
+
+
+def row_identity(config: RunConfig, problems: Sequence[Problem], *, budget: int) -> dict[str, Any]:
+    """What a temperature's row depends on: those of another identity are not reused."""
+    fields = {
+        name: value
+        for name, value in config_fields(config).items()
+        if name.split(".")[0] in ("seed", "model", "data", "warmstart", "rope")
+    }
+    return fields | {
+        "reward.mode": config.reward.mode,
+        "n": config.probe.n,
+        "budget": budget,
+        "problems": problems_digest(problems),
+    }

@@ -1,0 +1,1 @@
+"""Log-probs and losses from hidden states, without a tensor of rows x vocabulary."""

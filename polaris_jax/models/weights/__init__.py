@@ -1,0 +1,1 @@
+"""Weights on disk: safetensors and GGUF files, their names, shapes and places."""

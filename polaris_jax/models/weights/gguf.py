@@ -1,0 +1,345 @@
+"""GGUF files: weights dequantised tensor by tensor, configuration and tokenizer from the metadata.
+
+`gguf` reads the format and dequantises; `tokenizers` builds the tokenizer. transformers can do both
+but needs torch for it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polaris_jax.models.config import ModelConfig
+from polaris_jax.models.weights.hf_config import parse_rope_scaling
+from polaris_jax.models.weights.safetensors_files import Index
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+# Architectures as llama.cpp names them; its converter permutes the rows of Q and K for llama.
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+_PERMUTED = ("llama",)
+
+# Tensor names: Hugging Face's -> GGUF's.
+_TOP = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+# How llama.cpp's `tokenizer.ggml.pre` names split text before merging. The patterns are those of
+# the checkpoints' own tokenizer.json.
+_GPT2_PRE = ("gpt-2",)
+_DIGITS_PRE = ("smollm", "starcoder")  # GPT-2's split, and every digit on its own
+_PATTERN_PRE = {
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+_SAME_PRE = {"deepseek-r1-qwen": "qwen2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
+_NFC_PRE = ("qwen2",)
+_WHOLE_WORDS_PRE = ("llama-bpe",)  # a word that is a token is not merged up to
+_ADDS_BOS_PRE = ("llama-bpe",)
+# gguf.TokenType
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+class GgufFile:
+    """One open GGUF file; tensors are mapped, so the object is small whatever the model."""
+
+    def __init__(self, path: os.PathLike[str]) -> None:
+        """Reads the metadata.
+
+        Raises:
+            ValueError: not a GGUF file, a damaged one, or an architecture that is not supported.
+        """
+        from gguf import GGUFReader
+
+        self.path = path
+        try:
+            self._reader = GGUFReader(path)
+        except (ValueError, IndexError, OverflowError, KeyError) as error:
+            raise ValueError(f"{path}: not a whole GGUF file ({error})") from error
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._arch = str(self.get("general.architecture"))
+        if self._arch not in _ARCHITECTURES:
+            raise ValueError(
+                f"{path}: general.architecture={self._arch!r}: not known; expected one of "
+                f"{', '.join(_ARCHITECTURES)}"
+            )
+        if "rope_freqs.weight" in self._tensors:
+            raise ValueError(
+                f"{path}: has rope_freqs.weight (Llama 3.1's rotary scaling as a table), which is "
+                "not supported; take the safetensors checkpoint"
+            )
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A metadata value by its full key, or `default`."""
+        field = self._reader.fields.get(key)
+        return default if field is None else field.contents()
+
+    def _need(self, key: str) -> Any:
+        value = self.get(f"{self._arch}.{key}")
+        if value is None:
+            raise ValueError(f"{self.path}: metadata {self._arch}.{key} is missing")
+        return value
+
+    def _count(self, key: str, default: int | None = None) -> int:
+        """A whole number of the metadata; an array, one entry a layer, must have equal ones."""
+        value = self._need(key) if default is None else self.get(f"{self._arch}.{key}", default)
+        values = set(value) if isinstance(value, list) else {value}
+        if len(values) != 1:
+            raise ValueError(
+                f"{self.path}: {self._arch}.{key}={value}: layers of different sizes are not "
+                "supported; take a model whose layers are alike"
+            )
+        return int(values.pop())
+
+    def config(self) -> ModelConfig:
+        """The architecture that the metadata describes.
+
+        Raises:
+            ValueError: a missing entry, or a rotary scaling that is not supported.
+        """
+        arch, num_heads = self._arch, self._count("attention.head_count")
+        hidden_size = int(self._need("embedding_length"))
+        head_dim = int(self.get(f"{arch}.attention.key_length", hidden_size // num_heads))
+        rotated = int(self.get(f"{arch}.rope.dimension_count", head_dim))
+        if rotated != head_dim:
+            raise ValueError(
+                f"{self.path}: {arch}.rope.dimension_count={rotated}: partial rotary positions "
+                f"are not supported (head width {head_dim})"
+            )
+        max_positions = int(self._need("context_length"))
+        return ModelConfig(
+            vocab_size=int(self._shape("token_embd.weight")[0]),
+            hidden_size=hidden_size,
+            intermediate_size=self._count("feed_forward_length"),
+            num_layers=int(self._need("block_count")),
+            num_heads=num_heads,
+            num_kv_heads=self._count("attention.head_count_kv", num_heads),
+            head_dim=head_dim,
+            rope_theta=_decimal(self.get(f"{arch}.rope.freq_base", 10_000.0)),
+            rms_norm_eps=_decimal(self._need("attention.layer_norm_rms_epsilon")),
+            max_position_embeddings=max_positions,
+            tie_embeddings="output.weight" not in self._tensors,
+            qkv_bias=arch == "qwen2",
+            qk_norm=arch == "qwen3",
+            rope_scaling=parse_rope_scaling(
+                self._rope(), max_position_embeddings=max_positions, where=str(self.path)
+            ),
+            model_type=arch,
+        )
+
+    def _rope(self) -> dict[str, Any] | None:
+        """The rotary scaling as llama.cpp reads it: without a type the factor's is linear."""
+        prefix = f"{self._arch}.rope.scaling"
+        kind = self.get(f"{prefix}.type", "linear")
+        legacy = self.get(f"{self._arch}.rope.scale_linear")
+        factor = self.get(f"{prefix}.factor", legacy)
+        if kind == "none" or (kind == "linear" and not factor):
+            return None
+        rope: dict[str, Any] = {"rope_type": kind}
+        if factor is not None:
+            rope["factor"] = _decimal(factor)
+        for ours, theirs in (
+            ("original_max_position_embeddings", "original_context_length"),
+            ("beta_fast", "yarn_beta_fast"),
+            ("beta_slow", "yarn_beta_slow"),
+        ):
+            if (value := self.get(f"{prefix}.{theirs}")) is not None:
+                rope[ours] = int(value) if "original" in ours else _decimal(value)
+        # llama.cpp's attn_factor multiplies 0.1 ln(factor) + 1, which is what its absence means.
+        if (attn_factor := self.get(f"{prefix}.attn_factor")) is not None and kind == "yarn":
+            usual = 0.1 * float(np.log(rope.get("factor", 1.0))) + 1.0
+            rope["attention_factor"] = _decimal(attn_factor) * usual
+        return rope
+
+    def names(self) -> set[str]:
+        """Hugging Face's names of all tensors; a tensor that has none keeps its own."""
+        return {_hf_name(name) for name in self._tensors}
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if name not in self._tensors:
+            raise ValueError(f"{self.path}: tensor {name} is missing")
+        return tuple(int(n) for n in reversed(self._tensors[name].shape))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape by its Hugging Face name."""
+        return self._shape(_gguf_name(name))
+
+    def dtype(self, name: str) -> np.dtype:
+        """float32: what tensors are dequantised to."""
+        return np.dtype(np.float32)
+
+    def read(self, name: str, index: Index = None) -> np.ndarray:
+        """A tensor in Hugging Face's layout, float32, Q and K rows back in their order.
+
+        Rows that `index` leaves out are not dequantised, save where Q and K are permuted.
+
+        Raises:
+            ValueError: a quantisation that `gguf` cannot undo.
+        """
+        from gguf import dequantize
+
+        stored = self._tensors[_gguf_name(name)]
+        permuted = self._arch in _PERMUTED and name.rsplit(".", 1)[0].endswith(("q_proj", "k_proj"))
+        rows = slice(None) if permuted or index is None else index[0]
+        try:
+            value = dequantize(stored.data[rows], stored.tensor_type)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{self.path}: {stored.name} is {stored.tensor_type.name}, which the gguf library "
+                "does not dequantise; take another quantisation"
+            ) from error
+        if permuted:
+            heads = self._count("attention.head_count")
+            if ".k_proj" in name:  # absent: as many as query heads
+                heads = self._count("attention.head_count_kv", heads)
+            value = unpermute(value, heads)
+            return value if index is None else value[index]
+        return value if index is None else value[(slice(None), *index[1:])]
+
+
+def unpermute(value: np.ndarray, num_heads: int) -> np.ndarray:
+    """Rows of a Q or K projection from llama.cpp's order to Hugging Face's.
+
+    llama.cpp rotates neighbouring pairs (2i, 2i+1), Hugging Face pairs (i, i + H/2): its converter
+    interleaves the two halves of every head.
+
+    Args:
+        value: [heads * H, ...].
+        num_heads: N or K.
+    """
+    half = value.shape[0] // num_heads // 2
+    apart = value.reshape(num_heads, half, 2, *value.shape[1:])
+    return np.ascontiguousarray(apart.swapaxes(1, 2)).reshape(value.shape)
+
+
+def _gguf_name(name: str) -> str:
+    stem, kind = name.rsplit(".", 1)
+    if stem in _TOP:
+        return f"{_TOP[stem]}.{kind}"
+    _, _, layer, part = stem.split(".", 3)
+    return f"blk.{layer}.{_LAYER[part]}.{kind}"
+
+
+def _hf_name(name: str) -> str:
+    stem, kind = name.rsplit(".", 1)
+    top = {theirs: ours for ours, theirs in _TOP.items()}
+    if stem in top:
+        return f"{top[stem]}.{kind}"
+    layers = {theirs: ours for ours, theirs in _LAYER.items()}
+    block, _, part = stem.partition(".")[2].partition(".")
+    return f"model.layers.{block}.{layers[part]}.{kind}" if part in layers else name
+
+
+def _decimal(value: float) -> float:
+    """The shortest decimal that is this float32: 1e-05, not 9.99999974e-06."""
+    return float(str(np.float32(value)))
+
+
+def gguf_tokenizer(file: os.PathLike[str] | GgufFile) -> PreTrainedTokenizerFast:
+    """The tokenizer in a GGUF file's metadata.
+
+    Raises:
+        ValueError: no tokenizer in the file, or one of a kind that is not supported.
+    """
+    from tokenizers import AddedToken, decoders, processors
+    from transformers import PreTrainedTokenizerFast
+
+    file = file if isinstance(file, GgufFile) else GgufFile(file)
+    tokens: list[str] | None = file.get("tokenizer.ggml.tokens")
+    merges: list[str] | None = file.get("tokenizer.ggml.merges")
+    kind = file.get("tokenizer.ggml.model")
+    if tokens is None or merges is None or kind != "gpt2":
+        raise ValueError(
+            f"{file.path}: tokenizer.ggml.model={kind!r}: only byte-level BPE ('gpt2', with tokens "
+            "and merges) is supported; take the tokenizer from the safetensors checkpoint"
+        )
+    pre = file.get("tokenizer.ggml.pre")
+    backend = _backend(tokens, merges, pre=_SAME_PRE.get(pre, pre), where=str(file.path))
+    kinds = file.get("tokenizer.ggml.token_type", [])
+    for wanted, special in ((_CONTROL, True), (_USER_DEFINED, False)):
+        added = [
+            AddedToken(token, special=special, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=False)
+            if kind == wanted
+        ]
+        (backend.add_special_tokens if special else backend.add_tokens)(added)
+    backend.decoder = decoders.ByteLevel()
+
+    named: dict[str, str] = {}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        index = file.get(f"tokenizer.ggml.{key}_token_id")
+        if index is not None:
+            named[f"{name}_token"] = tokens[index]
+    # Without a word on it llama.cpp adds the token for Llama 3's tokenizers only.
+    adds_bos = _SAME_PRE.get(pre, pre) in _ADDS_BOS_PRE
+    if file.get("tokenizer.ggml.add_bos_token", adds_bos) and "bos_token" in named:
+        bos = named["bos_token"]
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokens.index(bos))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=file.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        model_max_length=file.config().max_position_embeddings,
+        **named,
+    )
+
+
+def _backend(tokens: list[str], merges: list[str], *, pre: str | None, where: str) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    pairs = [merge.partition(" ") for merge in merges]
+    model = models.BPE(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=[(first, second) for first, _, second in pairs],
+        ignore_merges=pre in _WHOLE_WORDS_PRE,
+    )
+    backend = Tokenizer(model)
+    if pre in _GPT2_PRE:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    elif pre in _DIGITS_PRE:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+    elif pre in _PATTERN_PRE:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_PATTERN_PRE[pre]), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    else:
+        known = (*_GPT2_PRE, *_DIGITS_PRE, *_PATTERN_PRE, *_SAME_PRE)
+        raise ValueError(
+            f"{where}: tokenizer.ggml.pre={pre!r}: this way of splitting text is not known; "
+            f"expected one of {', '.join(known)}; take the tokenizer from the safetensors "
+            "checkpoint"
+        )
+    if pre in _NFC_PRE:
+        backend.normalizer = normalizers.NFC()
+    return backend

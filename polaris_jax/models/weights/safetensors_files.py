@@ -1,0 +1,237 @@
+"""Safetensors files in: the byte ranges that are asked for, tensor by tensor.
+
+A file is 8 bytes of header length, a JSON header (name -> dtype, shape, offsets), then the raw
+tensors. The header is read here and not by the `safetensors` package, which keeps a whole file
+mapped (its pages count as this process's memory), refuses a header for one unknown dtype without
+naming the tensor, and opens local files only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from polaris_jax.system.files import is_remote, matching
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+# Larger than any real header (a million tensors); the format's own limit.
+_MAX_HEADER_BYTES = 100_000_000
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+# An index into a tensor: one slice a dimension, without steps; None is all of it.
+Index = tuple[slice, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """Where one tensor lies: dtype as the file names it, offset in bytes from the file's start."""
+
+    path: epath.Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class SafetensorsReader:
+    """The tensors of a checkpoint directory; no file stays open or mapped between reads."""
+
+    def __init__(self, directory: epath.Path) -> None:
+        """Reads the header of the single file or, without one, of every file that the index names.
+
+        A tensor is taken from the file that the index names for it, whatever others hold.
+
+        Raises:
+            FileNotFoundError: no weights here, or a file of the index is missing.
+            ValueError: a damaged file or index, a tensor that is not in the file that the index
+                names, or one in two files of which the index names neither.
+        """
+        files, indexed = _files_of(directory)
+        self._stored: dict[str, _Stored] = {}
+        for name in files:
+            path = directory / name
+            if not path.is_file():
+                raise FileNotFoundError(
+                    2, f"missing, though {INDEX_FILE} names it; download it again", str(path)
+                )
+            try:
+                held = _read_header(path)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{path}: damaged ({error}); download it again") from error
+            held = {t: stored for t, stored in held.items() if indexed.get(t, name) == name}
+            if twice := sorted(held.keys() & self._stored.keys()):
+                raise ValueError(
+                    f"{path}: has {_some(twice)}, and so has {self._stored[twice[0]].path.name}; "
+                    f"{INDEX_FILE} names neither file for it; download the checkpoint again"
+                )
+            self._stored |= held
+        if absent := sorted(indexed.keys() - self._stored.keys()):
+            raise ValueError(
+                f"{directory / INDEX_FILE}: names {indexed[absent[0]]} for {_some(absent)}, which "
+                "is not in it; download the checkpoint again"
+            )
+
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the file's header."""
+        return self._stored[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """A tensor's dtype, from the file's header.
+
+        Raises:
+            ValueError: it is none of DTYPES, e.g. an 8-bit float.
+        """
+        stored = self._stored[name]
+        if stored.dtype not in DTYPES:
+            raise ValueError(
+                f"{stored.path}: {name} has dtype {stored.dtype}; expected one of "
+                f"{', '.join(DTYPES)}; take the unquantised checkpoint"
+            )
+        return DTYPES[stored.dtype]
+
+    def read(self, name: str, index: Index = None) -> np.ndarray:
+        """A tensor's values as stored, or the part at `index`; local files are mapped, not copied.
+
+        The result is read-only and lives on the file: copy what must outlive a change of it. Of a
+        local file only the pages of the part are touched; of a remote one, its whole rows are read.
+        """
+        stored, dtype = self._stored[name], self.dtype(name)
+        shape = stored.shape
+        if not shape or 0 in shape:
+            index, rows = None, slice(0, 1)
+            shape, row_items = (1, *shape), math.prod(shape)
+        else:
+            rows = slice(*index[0].indices(shape[0])[:2]) if index else slice(0, shape[0])
+            row_items = math.prod(shape[1:])
+        count = (rows.stop - rows.start) * row_items
+        offset = stored.offset + rows.start * row_items * dtype.itemsize
+        if count == 0:
+            flat = np.empty(0, dtype)
+        elif not is_remote(stored.path):
+            raw = np.memmap(stored.path, np.uint8, "r", offset, (count * dtype.itemsize,))
+            flat = np.asarray(raw).view(dtype)
+        else:
+            flat = np.frombuffer(_read_range(stored.path, offset, count * dtype.itemsize), dtype)
+        part = flat.reshape(rows.stop - rows.start, *shape[1:])
+        if len(stored.shape) != len(shape):
+            return part.reshape(stored.shape)
+        return part if index is None else part[(slice(None), *index[1:])]
+
+
+def _read_range(path: epath.Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"{path}: has no {size} bytes at {offset}; it changed while it was read")
+    return data
+
+
+def _read_header(path: epath.Path) -> dict[str, _Stored]:
+    """The tensors of a file, every offset checked against its size.
+
+    Raises:
+        ValueError: not a whole safetensors file; the text is the reason.
+    """
+    size = path.stat().length
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            raise ValueError(f"its {size} bytes do not hold the header of {length} that it claims")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise ValueError(f"its header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    header.pop("__metadata__", None)
+    tensors, spans = {}, []
+    for name, entry in header.items():
+        dtype, shape, begin, end = _fields(name, entry)
+        if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+            raise ValueError(f"{name} {dtype}{list(shape)} has {end - begin} bytes")
+        tensors[name] = _Stored(path, dtype, shape, 8 + length + begin)
+        spans.append((begin, end))
+    wanted = max((end for _, end in spans), default=0)
+    if size - 8 - length != wanted:
+        raise ValueError(f"it has {size} bytes, and its header wants {8 + length + wanted}")
+    if any(a_end > b for (_, a_end), (b, _) in zip(sorted(spans), sorted(spans)[1:], strict=False)):
+        raise ValueError("its tensors overlap")
+    return tensors
+
+
+def _fields(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, begin, end]
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(f"the entry of {name} lacks dtype, shape or data_offsets") from None
+    if not all(isinstance(n, int) and n >= 0 for n in numbers) or begin > end:
+        raise ValueError(f"the entry of {name} has an impossible shape or offset")
+    return str(dtype), tuple(shape), begin, end
+
+
+def _files_of(directory: epath.Path) -> tuple[list[str], dict[str, str]]:
+    """File names, and the file that an index names for each tensor.
+
+    The single file goes first, as in transformers: `save_pretrained` there leaves an earlier
+    export's index behind.
+    """
+    if (directory / SINGLE_FILE).is_file():
+        return [SINGLE_FILE], {}
+    index = directory / INDEX_FILE
+    if index.is_file():
+        weight_map = _weight_map(index)
+        return sorted(set(weight_map.values())), weight_map
+    found = [path.name for path in matching(directory, "*.safetensors")]
+    if len(found) == 1:
+        return found, {}
+    if found:
+        raise FileNotFoundError(
+            2, f"missing, though there are {len(found)} safetensors files", str(index)
+        )
+    others = matching(directory, "*.bin")
+    hint = "; PyTorch .bin files are not read: convert them to safetensors" if others else ""
+    raise FileNotFoundError(2, f"no {SINGLE_FILE} and no {INDEX_FILE} here{hint}", str(directory))
+
+
+def _weight_map(index: epath.Path) -> dict[str, str]:
+    """The file of each tensor, as an index says; every file lies within its directory."""
+    try:
+        weight_map = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{index}: not an index of safetensors ({error!r}); download it again"
+        ) from error
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                f"{index}: weight_map.{tensor}={name!r}: expected the name of a file; download it "
+                "again"
+            )
+        if name.startswith("/") or "://" in name or ".." in name.split("/"):
+            raise ValueError(
+                f"{index}: weight_map.{tensor}={name!r}: leads out of the directory; put the files "
+                "beside the index and name them so"
+            )
+    return weight_map
+
+
+def _some(names: list[str]) -> str:
+    """A few of many names, for an error."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,1 @@
+"""The machine below a run: files, processes, signals, progress. No subject of its own."""

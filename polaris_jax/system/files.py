@@ -1,0 +1,180 @@
+"""Files on a disk or in an object store: whole or absent, and durable when a call returns.
+
+Every path of a run is an `epath.Path`. On a disk a file is written beside its place, synced and
+renamed over it; in an object store (gs://, s3://) it is one put, whole or absent by itself. A kill
+at any moment, or a full disk, leaves the old content or the new one, never a part. Directories are
+never renamed: a store has none, and a bucket mounted as a disk renames them object by object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from polaris_jax.config.sections import ConfigError
+
+AnyPath = str | os.PathLike[str]
+
+PARTIAL = ".partial"
+# What fsspec needs for a scheme: the package, and our extra that brings it.
+_STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+
+
+def is_remote(path: AnyPath) -> bool:
+    """Whether a path names an object store (gs://, s3://): no mapping, no rename, no fsync."""
+    return "://" in os.fspath(path)
+
+
+def as_place(path: AnyPath) -> epath.Path:
+    """A path that a user names, absolute: a leading ~ is expanded, gs:// and s3:// stay as given.
+
+    Raises:
+        ConfigError: a store of another kind, or one whose package is not installed.
+    """
+    text = os.fspath(path)
+    if not is_remote(text):
+        return epath.Path(text).expanduser().absolute()
+    scheme = text.partition("://")[0]
+    if scheme not in _STORES:
+        raise ConfigError(f"{text}: {scheme}:// is not known; name a directory, gs:// or s3://")
+    package, extra = _STORES[scheme]
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"{text}: {scheme}:// needs the package {package}, which is not installed; "
+            f"pip install 'polaris_jax[{extra}]'"
+        )
+    _list_anew(scheme)
+    return epath.Path(text)
+
+
+def _list_anew(scheme: str) -> None:
+    # fsspec keeps listings for good, but tensorstore and other processes write to the store too.
+    from fsspec import config
+
+    for protocol in ("gcs", "gs") if scheme == "gs" else (scheme,):
+        config.conf.setdefault(protocol, {})["use_listings_cache"] = False
+
+
+def write_bytes(path: AnyPath, data: bytes) -> None:
+    """Puts `data` at `path`, durably and in one step; its directory is there.
+
+    Raises:
+        OSError: the disk is full or the place not writable; what was at `path` stays.
+    """
+    place = epath.Path(path)
+    if is_remote(place):
+        with _store_errors(place):
+            place.write_bytes(data)
+        return
+    partial = place.with_name(place.name + PARTIAL)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, place)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    sync_directory(place.parent)
+
+
+def append_bytes(path: AnyPath, data: bytes, *, durable: bool = True) -> None:
+    """Adds `data` to the end of a file, which is made when missing.
+
+    A store cannot append: there the old content and the new go up as one put, which costs the
+    file's size each time. Ours are a few MB.
+
+    Args:
+        path: of the file.
+        data: whole lines; on a disk a kill may tear them.
+        durable: on the disk when this returns.
+
+    Raises:
+        OSError: as in `write_bytes`.
+    """
+    if is_remote(path):
+        place = epath.Path(path)
+        write_bytes(place, (place.read_bytes() if place.exists() else b"") + data)
+        return
+    with open(path, "ab") as file:
+        file.write(data)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+
+
+def write_json(path: AnyPath, value: Any, *, indent: int | None = 2) -> None:
+    """Puts `value` at `path` as JSON with sorted keys: equal values give equal bytes.
+
+    Raises:
+        ValueError: a NaN or an infinity, which JSON does not know.
+        TypeError: something that is no JSON.
+        OSError: as in `write_bytes`.
+    """
+    text = json.dumps(value, sort_keys=True, indent=indent, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def matching(directory: epath.Path, pattern: str) -> list[epath.Path]:
+    """The entries of a directory whose names match, sorted (a glob would read its own path too)."""
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
+    return sorted(found, key=lambda path: path.name)
+
+
+def files_below(directory: epath.Path) -> Iterator[epath.Path]:
+    """Every file in a directory and the folders in it; none when it is not there."""
+    if not directory.is_dir():
+        return
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from files_below(path)
+        else:
+            yield path
+
+
+def delete(path: epath.Path) -> None:
+    """Deletes a file, a link or a folder with all that is in it; one that is absent is no error."""
+    if path.is_dir() and not os.path.islink(path):
+        path.rmtree(missing_ok=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_directory(path: AnyPath) -> None:
+    """Makes the names in a directory durable: a rename alone may be lost with the power."""
+    if is_remote(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _store_errors(path: epath.Path) -> Iterator[None]:
+    """Whatever a store's client raises, as an OSError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, _first_line(error), str(path)) from error
+    except Exception as error:  # aiohttp's, botocore's, gcsfs's own
+        raise OSError(errno.EIO, _first_line(error), str(path)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,143 @@
+"""Checkpoints in an object store: no rename, no append, and a whole one after every change."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polaris_jax.checkpoint import Checkpointer, CheckpointError
+from polaris_jax.run.ownership import TakenOver
+from tests import fake_bucket
+
+CHECKPOINTS = "gs://bucket/run/checkpoints"
+
+
+@pytest.fixture(scope="module")
+def server():
+    bucket = fake_bucket.Bucket()
+    yield bucket
+    bucket.close()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    server.objects.clear()
+    server.on_change = lambda change, name: None
+    for name, value in fake_bucket.environment(server).items():
+        monkeypatch.setenv(name, value)
+    fake_bucket.mount(monkeypatch, server)
+    return server
+
+
+def tree(n):
+    return {"w": jnp.arange(6, dtype=jnp.float32).reshape(2, 3) + n, "step": jnp.int32(n)}
+
+
+def same(a, b):
+    return all(np.array_equal(a[name], b[name]) for name in b)
+
+
+def test_a_checkpoint_comes_back_and_old_ones_go(bucket):
+    saver = Checkpointer(CHECKPOINTS, keep_last=2, warn=pytest.fail)
+    assert saver.latest() is None
+    for step in (2, 4, 6):
+        saver.save(step, tree(step), {"n": step})
+    fresh = Checkpointer.of("gs://bucket/run", warn=pytest.fail)
+    assert fresh.steps() == [4, 6]
+    assert fresh.latest() == 6
+    restored, host = fresh.restore(6, tree(0))
+    assert same(restored, tree(6))
+    assert host == {"n": 6}
+    (part,) = [fresh.open_arrays(6, ["w"])["w"]]
+    assert np.array_equal(part[1].read().result(), tree(6)["w"][1])
+    assert {n.split("/")[3] for n in bucket.names("bucket/run/checkpoints/")} == {"4", "6"}
+
+
+def test_a_damaged_one_is_warned_of(bucket):
+    saver = Checkpointer(CHECKPOINTS)
+    for step in (2, 4):
+        saver.save(step, tree(step), {})
+    name = next(n for n in bucket.names("bucket/run/checkpoints/4/") if "/arrays/d/" in n)
+    data = bucket.read(name)
+    bucket.put(name, data[:-1] + bytes([data[-1] ^ 1]))
+    warnings = []
+    assert Checkpointer(CHECKPOINTS, warn=warnings.append).latest() == 2
+    assert "does not match its checksum" in warnings[0]
+
+
+@pytest.mark.parametrize("replacing", [False, True], ids=["new step", "same step"])
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_end_before_any_change_leaves_a_whole_one(bucket, replacing, every):
+    first, second = (4, 4) if replacing else (3, 4)
+    saver = Checkpointer(CHECKPOINTS, keep_last=2)
+    if not replacing:
+        saver.save(2, tree(1), {"n": 1})  # so that the save also prunes
+    saver.save(first, tree(1), {"n": 1})
+    before = dict(bucket.objects)
+    finished, moment = False, 0
+    while not finished:
+        bucket.objects.clear()
+        bucket.objects.update(before)
+        left = [moment]
+
+        def refuse(change, name, left=left):
+            if left[0] <= 0:
+                raise PermissionError(13, "the run has ended", name)
+            left[0] -= 1
+
+        bucket.on_change = refuse
+        try:
+            Checkpointer(CHECKPOINTS, keep_last=2).save(second, tree(2), {"n": 2})
+            finished = left[0] > 0
+        except CheckpointError:
+            pass
+        bucket.on_change = lambda change, name: None
+        fresh = Checkpointer(CHECKPOINTS, keep_last=2, warn=pytest.fail)
+        latest = fresh.latest()
+        assert latest in (first, second), moment
+        restored, host = fresh.restore(latest, tree(0))
+        assert same(restored, tree(host["n"])), moment
+        fresh.save(second, tree(2), {"n": 2})
+        assert Checkpointer(CHECKPOINTS, warn=pytest.fail).latest() == second
+        tops = {n.split("/")[3] for n in bucket.names("bucket/run/checkpoints/")}
+        assert tops == ({"4"} if replacing else {"3", "4"}), moment
+        moment += every
+    assert moment > 20
+
+
+def test_a_run_that_was_taken_over_neither_commits_nor_sweeps(bucket):
+    older_owns = [True]
+
+    def may_write():
+        if not older_owns[0]:
+            raise TakenOver("another run has taken it over")
+
+    older = Checkpointer(CHECKPOINTS, may_write=may_write)
+    older.save(2, tree(2), {})
+
+    def take_over(change, name):
+        if name.endswith("host.json"):  # in the middle of the older run's save
+            older_owns[0] = False
+
+    bucket.on_change = take_over
+    with pytest.raises(TakenOver):
+        older.save(4, tree(4), {"whose": "older"})
+    bucket.on_change = lambda change, name: None
+    newer = Checkpointer(CHECKPOINTS, warn=pytest.fail)
+    assert newer.latest() == 2
+    newer.save(4, tree(40), {"whose": "newer"})
+    with pytest.raises(TakenOver):
+        older.save(6, tree(6), {})
+    bucket.put("bucket/run/checkpoints/4/data-00000000/arrays/d/late", b"of the older run")
+    fresh = Checkpointer(CHECKPOINTS, warn=pytest.fail)
+    assert fresh.latest() == 4
+    assert same(fresh.restore(4, tree(0))[0], tree(40))
+
+
+def test_s3_goes_by_a_local_copy(bucket):
+    saver = Checkpointer("s3://bucket/run/checkpoints", warn=pytest.fail)
+    saver.save(2, tree(2), {"n": 2})
+    fresh = Checkpointer("s3://bucket/run/checkpoints", warn=pytest.fail)
+    assert fresh.latest() == 2
+    restored, host = fresh.restore(2, tree(0))
+    assert same(restored, tree(2))
+    assert host == {"n": 2}

@@ -1,0 +1,74 @@
+"""An override of the wrong kind is answered with the rule and an example."""
+
+import pytest
+
+from polaris_jax.commands.flags import parse
+from polaris_jax.commands.overrides import overrides
+from polaris_jax.config import ConfigError
+
+TINY = "--config=configs/tiny_cpu.py"
+
+
+def parsed(*words):
+    return parse("train", [TINY, "--workdir=w", *words], doc="").config
+
+
+@pytest.fixture(autouse=True)
+def in_repository(request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=x", "seed=x: expected a whole number, like --config.seed=0"),
+        ("seed=", "seed=: expected a whole number"),
+        ("seed", "seed: needs a value, like --config.seed=0"),
+        ("rollout.slots=1.5", "expected a whole number, like --config.rollout.slots=128"),
+        (
+            "optimizer.learning_rate=abc",
+            "expected a number, like --config.optimizer.learning_rate=",
+        ),
+        ("batch.rescue=maybe", "expected true or false, like --config.batch.rescue=True"),
+        ("evaluate.length_edges=x", "whole numbers, like --config.evaluate.length_edges=(24,40)"),
+        ("evaluate.length_edges[0]=3", "has no entries; set it whole, like"),
+        ("stages=3", "stages is a list; set a field of one entry, like --config.stages[0].steps"),
+        ("stages[0]=3", "stages[0] is a section; set a field of it, like --config.stages[0].steps"),
+        ("rollout=3", "rollout is a section; set a field of it, like --config.rollout."),
+        ("stages[a].steps=0", "no such entry; the number in brackets counts from 0"),
+        ("stages.0.temperature=1", "stands in brackets, --config.stages[0].temperature"),
+        ("stages[7].steps=3", "no such entry; the config has stages[0] to stages[1]"),
+        ("stages[0].step=3", "did you mean stages[0].steps?"),
+        ("rollout.slot=3", "did you mean rollout.slots?"),
+        ("seed.x=3", "there is no such field"),
+    ],
+)
+def test_the_rule_and_an_example(override, words):
+    with pytest.raises(ConfigError) as caught:
+        parsed(f"--config.{override}")
+    text = str(caught.value)
+    assert words in text
+    assert override.split("=")[0] in text
+    assert "\n" not in text
+
+
+def test_what_is_right_passes():
+    config = parsed(
+        "--config.stages[-1].steps=3",
+        "--config.evaluate.length_edges=(1, 2)",
+        "--config.evaluate.budgets=8,16",
+        "--config.optimizer.learning_rate=1",
+        "--noconfig.batch.rescue",
+        "--config.seed",
+        "7",
+        "--config.model.path=a=b",
+    )
+    assert config.stages[1].steps == 3
+    assert config.evaluate.length_edges == (1, 2)
+    assert config.evaluate.budgets == (8, 16)
+    assert config.optimizer.learning_rate == 1.0
+    assert (config.batch.rescue, config.seed, config.model.path) == (False, 7, "a=b")
+
+
+def test_words_behind_two_dashes_are_none():
+    assert list(overrides(["--config.seed=1", "--", "--config.seed=2"])) == [("seed", "1")]

@@ -1,0 +1,181 @@
+"""Arithmetic problems are right, graded and disjoint; supervised texts slip as often as asked."""
+
+import collections
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from polaris_jax.data.filters import normalized_text
+from polaris_jax.demo import arithmetic
+from polaris_jax.demo.arithmetic import (
+    FAMILIES,
+    MAX_STEPS,
+    Chain,
+    arithmetic_problems,
+    solution,
+    supervised_examples,
+)
+from polaris_jax.demo.arithmetic_chains import LARGEST_VALUE, count_chains
+from tests.tolerances import SLIP_RATE_ATOL
+
+STEP = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
+APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+
+
+def chain_of(problem):
+    """An independent reading of an id: family, start, steps."""
+    family, text = problem.id.split(":")
+    start = re.split(r"[-+*]", text)[0]
+    return family, int(start), [(op, int(n)) for op, n in re.findall(r"([-+*])(\d+)", text)]
+
+
+def read_steps(completion):
+    return [(int(a), op, int(n), int(c)) for a, op, n, c in STEP.findall(completion)]
+
+
+@pytest.fixture(scope="module")
+def sides():
+    return arithmetic_problems(1024, 256, seed=0)
+
+
+def test_counts_ids_and_repeatability(sides):
+    train, held_out = sides
+    assert (len(train), len(held_out)) == (1024, 256)
+    assert len({p.id for p in train + held_out}) == 1280
+    assert (train, held_out) == arithmetic_problems(1024, 256, seed=0)
+    assert train != arithmetic_problems(1024, 256, seed=1)[0]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_held_out_shares_no_text_and_no_operands(seed):
+    train, held_out = arithmetic_problems(600, 256, seed=seed)
+    supervised = [p for p, _ in supervised_examples(1500, seed=seed + 10, slip_rate=0.3)]
+    for seen in (train, supervised):
+        assert not {p.id for p in seen} & {p.id for p in held_out}
+        texts = {normalized_text(p.problem) for p in seen}
+        assert not texts & {normalized_text(p.problem) for p in held_out}
+
+
+def test_a_chain_keeps_its_side_whatever_the_seed():
+    held = [{p.id for p in arithmetic_problems(0, 300, seed=s)[1]} for s in range(3)]
+    train = [{p.id for p in arithmetic_problems(300, 0, seed=s)[0]} for s in range(3)]
+    assert not set.union(*held) & set.union(*train)
+
+
+def test_answers_follow_from_the_chain_and_stay_small(sides):
+    for problem in sides[0] + sides[1]:
+        _, value, steps = chain_of(problem)
+        for op, n in steps:
+            value = APPLY[op](value, n)
+            assert 1 <= value <= LARGEST_VALUE
+        assert problem.answer == str(value)
+
+
+def test_the_text_tells_every_operand_in_order(sides):
+    """Compare problems tell the start once though it is added twice."""
+    for problem in sides[0]:
+        family, start, steps = chain_of(problem)
+        numbers = [start, *(n for _, n in steps)]
+        if family == "compare":
+            del numbers[2]
+        assert [int(n) for n in re.findall(r"\d+", problem.problem)] == numbers, problem
+        assert not re.search(r"[{}]", problem.problem)
+
+
+def test_every_family_and_every_difficulty(sides):
+    for side in sides:
+        kinds = collections.Counter(p.source.split("/")[1] for p in side)
+        steps = collections.Counter(int(p.source.split("/")[2]) for p in side)
+        assert set(kinds) == {family.name for family in FAMILIES}
+        assert set(steps) == set(range(1, MAX_STEPS + 1))
+        assert min(steps.values()) > len(side) / 10
+    supervised = supervised_examples(len(FAMILIES), seed=0, slip_rate=0.0)
+    assert {p.source.split("/")[1] for p, _ in supervised} == {f.name for f in FAMILIES}
+
+
+def test_too_many_problems_are_refused():
+    with pytest.raises(ValueError, match=r"data\.arithmetic\.held_out=3000000: only about"):
+        # A patience of a few hundred draws stands in for minutes of drawing.
+        arithmetic._distinct_problems(
+            3_000_000, np.random.default_rng(0), held_out=True, patience=500
+        )
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "field"),
+    [(10**12, 2, "train=1000000000000"), (2, 3_500_000, "held_out=3500000")],
+)
+def test_more_than_can_be_told_are_refused_before_any_is_drawn(monkeypatch, train, held_out, field):
+    monkeypatch.setattr(arithmetic, "_distinct_problems", lambda *_, **__: pytest.fail("drawn"))
+    with pytest.raises(ValueError, match=rf"data\.arithmetic\.{field}: only about \d+ distinct"):
+        arithmetic_problems(train, held_out)
+
+
+@pytest.mark.parametrize("name", ["groups", "compare"])
+def test_chains_are_counted_as_they_are_drawn(name):
+    family = next(family for family in FAMILIES if family.name == name)
+    rng = np.random.default_rng(0)
+    steps = range(family.min_steps, 3)
+    drawn = {arithmetic._draw_chain(rng, family, n).key for _ in range(8000) for n in steps}
+    assert count_chains(family, max_steps=2) == len(drawn)
+
+
+def test_numbers_below_0_are_refused():
+    with pytest.raises(ValueError, match=r"data\.arithmetic\.seed=-1: must not be negative"):
+        arithmetic_problems(1, 1, seed=-1)
+    with pytest.raises(ValueError, match=r"data\.arithmetic\.train=-1: must not be negative"):
+        arithmetic_problems(-1, 1)
+    with pytest.raises(ValueError, match=r"warmstart\.seed=-1: must not be negative"):
+        supervised_examples(1, seed=-1, slip_rate=0.0)
+
+
+def test_clean_texts_are_right():
+    for problem, text in supervised_examples(500, seed=3, slip_rate=0.0):
+        steps = read_steps(text)
+        _, start, chain = chain_of(problem)
+        assert [(op, n) for _, op, n, _ in steps] == chain
+        assert steps[0][0] == start
+        assert all(APPLY[op](a, n) == c for a, op, n, c in steps)
+        assert text.endswith(f"</think>\n\\boxed{{{problem.answer}}}")
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.3, 0.6])
+def test_slips_are_as_frequent_as_asked_and_the_chain_follows_them(rate):
+    slipped = written = 0
+    for problem, text in supervised_examples(3000, seed=4, slip_rate=rate):
+        assert text.startswith("<think>")
+        assert text.count("</think>") == 1
+        steps = read_steps(text)
+        assert len(steps) == len(chain_of(problem)[2])
+        errors = [c - APPLY[op](a, n) for a, op, n, c in steps]
+        assert all(abs(error) <= 2 for error in errors)
+        for (*_, result), (before, *_) in itertools.pairwise(steps):
+            assert before == result, "a step must go on from what was written"
+        (answer,) = re.findall(r"\\boxed\{(\d+)\}$", text)
+        assert answer == str(steps[-1][-1])
+        assert (answer == problem.answer) == (not any(errors)), "a slipped text is a wrong text"
+        slipped += sum(error != 0 for error in errors)
+        written += len(errors)
+    assert abs(slipped / written - rate) < SLIP_RATE_ATOL
+
+
+def test_both_hands_occur_and_the_careful_one_is_longer_and_righter():
+    right = collections.defaultdict(list)
+    for problem, text in supervised_examples(1500, seed=5, slip_rate=0.3):
+        careful = text[len("<think>")].isalpha()
+        right[careful].append(f"{{{problem.answer}}}" in text)
+    assert np.mean(right[True]) > 0.8
+    assert np.mean(right[False]) < 0.3
+    chain = Chain("trade", 7, (("+", 5), ("-", 4)))
+    assert solution(chain) == "<think>Add 5: 7 + 5 = 12\nTake 4: 12 - 4 = 8</think>\n\\boxed{8}"
+    assert solution(chain, [13, 9], hurried=True) == (
+        "<think>7 + 5 = 13, 13 - 4 = 9</think>\n\\boxed{9}"
+    )
+
+
+@pytest.mark.parametrize("rate", [-0.1, 0.61, 1.0])
+def test_slip_rate_out_of_range(rate):
+    with pytest.raises(ValueError, match="slip_rate"):
+        supervised_examples(1, seed=0, slip_rate=rate)

@@ -1,0 +1,130 @@
+"""Three chat templates through the whole path: prompt, response, decoded text, train-mode score.
+
+(a) R1-Distill's own, which ends in the assistant tag; (b) the same with `<think>` appended, as
+later releases have it; (c) ChatML. (a) and (b) run on a small tokenizer with R1's special tokens,
+and on the real one where the shared data folder is.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from polaris_jax.config.sections import PROMPT_SUFFIX
+from polaris_jax.data.prompts import render_prompt
+from polaris_jax.demo.chat_templates import CHATML
+from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.reward import score_response
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("POLARIS_SHARED", ROOT.parent / "shared"))
+REAL = SHARED / "data" / "r1_distill_qwen_tokenizer"
+# deepseek-ai/DeepSeek-R1-Distill-Qwen-7B (MIT), its first release's template.
+OWN = (ROOT / "tests" / "fixtures" / "r1_distill_chat_template.jinja").read_text(encoding="utf-8")
+THINKS = OWN.replace("{{'<｜Assistant｜>'}}", "{{'<｜Assistant｜><think>\\n'}}")
+BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+
+# The blog's example input, byte for byte.
+PROBLEM = (
+    "Every morning Aya goes for a $9$-kilometer-long walk and stops at a coffee shop afterwards. "
+    "When she walks at a constant speed of $s$ kilometers per hour, the walk takes her 4 hours, "
+    "including $t$ minutes spent in the coffee shop. When she walks $s+2$ kilometers per hour, the "
+    "walk takes her 2 hours and 24 minutes, including $t$ minutes spent in the coffee shop. "
+    r"Suppose Aya walks at $s+\frac{1}{2}$ kilometers per hour. Find the number of minutes the "
+    "walk takes her, including the $t$ minutes spent in the coffee shop."
+)
+BLOG_INPUT = (
+    "<|im_start|>user\n" + PROBLEM + " Let's think step by step and output the final answer within "
+    "\\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
+)
+GOLD = "204"
+RIGHT = "<think>\nFirst \\boxed{1}, no: 204.\n</think>\n\nShe needs \\boxed{204} minutes."
+
+
+def small_r1():
+    """The tiny tokenizer with R1-Distill's special tokens; encoding adds a BOS, the harder case."""
+    from tokenizers import AddedToken, processors
+
+    tokenizer = build_tokenizer()
+    special = (BOS, EOS, USER, ASSISTANT)
+    tokens = [AddedToken(token, special=True, normalized=False) for token in special]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    tokenizer.bos_token, tokenizer.eos_token = BOS, EOS
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.convert_tokens_to_ids(BOS))]
+    )
+    return tokenizer
+
+
+def real_r1():
+    if not REAL.is_dir():
+        pytest.skip("no shared data folder: set POLARIS_SHARED to have it")
+    from polaris_jax.models.tokenizer import load_tokenizer
+
+    return load_tokenizer(REAL)
+
+
+R1 = {"small": small_r1, "real": real_r1}
+CASES = [(kind, template) for kind in R1 for template in ("own", "thinks")] + [("tiny", "chatml")]
+
+
+def case(kind, template):
+    """(tokenizer with the template, what its prompts end in)."""
+    tokenizer = build_tokenizer() if kind == "tiny" else R1[kind]()
+    tokenizer.chat_template, end = {
+        "own": (OWN, ASSISTANT),
+        "thinks": (THINKS, ASSISTANT + "<think>\n"),
+        "chatml": (CHATML, "<|im_start|>assistant\n"),
+    }[template]
+    return tokenizer, end
+
+
+def rewards(tokenizer, completion):
+    """The train-mode reward of a completion with its stop token, decoded as a run decodes it."""
+    prompt, _ = render_prompt(tokenizer, PROBLEM, suffix=PROMPT_SUFFIX)
+    ids = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
+    return score_response(prompt + tokenizer.decode(ids, skip_special_tokens=True), GOLD, "train")
+
+
+def test_chatml_is_the_blogs_input_byte_for_byte():
+    tokenizer, _ = case("tiny", "chatml")
+    text, ids = render_prompt(tokenizer, PROBLEM, suffix=PROMPT_SUFFIX)
+    assert text.encode() == BLOG_INPUT.encode()
+    assert tokenizer.decode(ids) == BLOG_INPUT
+
+
+def test_chatml_with_a_system_turn_and_an_answer():
+    tokenizer, _ = case("tiny", "chatml")
+    messages = [{"role": r, "content": r[0]} for r in ("system", "user", "assistant")]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n"
+        "<|im_start|>assistant\na<|im_end|>\n"
+    )
+
+
+@pytest.mark.parametrize("kind", list(R1))
+def test_r1_prompts_have_one_bos_and_end_as_the_release_does(kind):
+    for template, end in (("own", ASSISTANT), ("thinks", ASSISTANT + "<think>\n")):
+        tokenizer, _ = case(kind, template)
+        text, ids = render_prompt(tokenizer, PROBLEM, suffix=PROMPT_SUFFIX)
+        assert text == BOS + USER + PROBLEM + PROMPT_SUFFIX + end
+        assert ids.count(tokenizer.bos_token_id) == 1
+        assert tokenizer.decode(ids) == text
+
+
+def test_the_fixture_is_the_shared_template():
+    assert OWN.count("{{'<｜Assistant｜>'}}") == 1
+    assert real_r1().chat_template == OWN
+
+
+@pytest.mark.parametrize(("kind", "template"), CASES, ids=["-".join(c) for c in CASES])
+def test_a_right_answer_scores_and_one_without_its_thinking_closed_does_not(kind, template):
+    tokenizer, end = case(kind, template)
+    # Where the prompt has opened the thinking, the model does not open it again.
+    response = RIGHT.removeprefix("<think>\n") if end.endswith("<think>\n") else RIGHT
+    assert rewards(tokenizer, response) == 1.0
+    assert rewards(tokenizer, response.removeprefix("<think>\n")) == 1.0  # <think> is never needed
+    assert rewards(tokenizer, response.replace("204} minutes", "205} minutes")) == 0.0
+    assert rewards(tokenizer, response.replace("</think>", "")) == 0.0
+    assert rewards(tokenizer, response.partition("</think>")[0]) == 0.0

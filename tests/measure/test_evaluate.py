@@ -1,0 +1,157 @@
+"""When `evaluate` may go on with stored responses: same weights, problems and sampling, or not."""
+
+import contextlib
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from polaris_jax.assemble import make_grader
+from polaris_jax.config import ArithmeticSection, ConfigError, EvaluateSection, RunConfig
+from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.demo.warmstart import warmstart_model_config
+from polaris_jax.measure import evaluate, policy
+from polaris_jax.measure.evaluate import response_identity
+from polaris_jax.models import Qwen, RopeScaling
+from polaris_jax.records import Problem, Response, Rollouts
+from polaris_jax.system.progress import Progress
+
+CONFIG = RunConfig()
+MODEL = Qwen.init(warmstart_model_config(CONFIG.warmstart, vocab_size=16), jax.random.key(0))
+PROBLEMS = [Problem("a", "1 + 1?", "2"), Problem("b", "2 + 2?", "4")]
+
+
+def identity(config=CONFIG, model=MODEL, problems=PROBLEMS):
+    return response_identity(config, model, problems, budget=8, yarn=False)
+
+
+def other_weight() -> Qwen:
+    params = MODEL.params()
+    q = params["layers/q_DNH"]
+    bumped = q.at[(0,) * q.ndim].set(np.nextafter(q[(0,) * q.ndim], np.float32(9)))
+    return Qwen.from_params(MODEL.config, params | {"layers/q_DNH": bumped})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param(lambda: {"model": other_weight()}, id="one bit of one matrix"),
+        pytest.param(
+            lambda: {"model": MODEL.with_rope_scaling(RopeScaling("linear", 2.0))}, id="rope"
+        ),
+        pytest.param(
+            lambda: {"problems": [PROBLEMS[0], dataclasses.replace(PROBLEMS[1], answer="5")]},
+            id="an answer",
+        ),
+        pytest.param(lambda: {"problems": PROBLEMS[:1]}, id="a problem less"),
+        pytest.param(lambda: {"config": with_evaluate(n=16)}, id="n"),
+    ],
+)
+def test_what_a_response_depends_on_changes_the_identity(changed):
+    assert identity(**changed()) != identity()
+
+
+def with_evaluate(**changes) -> RunConfig:
+    return dataclasses.replace(CONFIG, evaluate=EvaluateSection(**changes))
+
+
+def test_what_is_drawn_from_the_responses_does_not():
+    assert identity() == identity(problems=PROBLEMS[::-1])
+    config = with_evaluate(budgets=(2, 4), length_edges=(4,), yarn="both", every_steps=3)
+    assert identity(config=config) == identity()
+
+
+def test_problems_that_cannot_be_asked_are_counted(tmp_path, monkeypatch):
+    lines = ['{"problem": "1 + 1?", "answer": "2"}', '{"problem": "2?"}', "no JSON"]
+    long = json.dumps({"problem": "and " * 500 + "1 + 1?", "answer": "2"})
+    (tmp_path / "set.jsonl").write_text("\n".join([*lines, long]))
+    row = {"problem_id": "a", "reward": 1.0, "tokens": 3, "finish_reason": "stop"}
+    asked = []
+
+    def respond(config, workdir, progress, weights, problems, *_):
+        asked.append(len(problems))
+        return [row | {"sample": r, "well_formed": True} for r in range(config.evaluate.n)]
+
+    monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
+    monkeypatch.setattr(evaluate, "_respond", respond)
+    config = with_evaluate(problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, max_prompt_tokens=64)
+    )
+    evaluate.evaluate(config, epath.Path(tmp_path / "run"), progress=Progress(enabled=False))
+    found = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert found["left_out"] == {"malformed": 2, "long_prompt": 1}
+    assert asked == [found["problems"]] == [1]
+
+
+def test_a_budget_past_the_models_positions_is_refused_before_anything_is_sampled(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
+    monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
+    monkeypatch.setattr(evaluate, "_respond", lambda *_: pytest.fail("it sampled"))
+    config = with_evaluate(problems=str(tmp_path / "set.jsonl"))
+    with pytest.raises(ConfigError, match=r"evaluate.max_response_tokens=39936: .* model's 512"):
+        evaluate.evaluate(config, epath.Path(tmp_path / "run"), progress=Progress(enabled=False))
+
+
+def written(text: str, tokenizer) -> Response:
+    ids = tuple(tokenizer.encode(text))
+    return Response(ids, (-1.0,) * len(ids), "stop")
+
+
+def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
+    tokenizer = build_tokenizer()
+    early = written(r"so \boxed{2} or \boxed{3}", tokenizer)  # right until it is changed
+    late = written(r"well \boxed{2}", tokenizer)
+    at = len(tokenizer.encode(r"so \boxed{2} or"))
+    assert at < len(early.token_ids) and at >= len(late.token_ids)
+
+    def sampled(sampler, prompts, **options):
+        texts = tuple(tokenizer.decode(r.token_ids) for r in (early, late))
+        return Rollouts(prompts, ((early, late),), (texts,), 1.0, 64)
+
+    @contextlib.contextmanager
+    def opened(config, *_, **__):
+        with make_grader(config) as grader:
+            sampler: Any = None
+            yield policy.Policy(config, sampler, tokenizer, grader)
+
+    (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
+    monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
+    monkeypatch.setattr(evaluate, "open_policy", opened)
+    monkeypatch.setattr(policy, "sample", sampled)
+    lines: list[str] = []
+    progress = Progress(enabled=False)
+    monkeypatch.setattr(progress, "line", lines.append)
+    where = epath.Path(tmp_path / "run")
+
+    def curve(*budgets: int) -> list[float]:
+        source = str(tmp_path / "set.jsonl")
+        config = with_evaluate(problems=source, n=2, max_response_tokens=64, budgets=budgets)
+        data = dataclasses.replace(config.data, max_prompt_tokens=64)
+        config = dataclasses.replace(config, data=data)
+        summary = evaluate.evaluate(config, where, progress=progress)
+        return [point["accuracy"] for point in summary["budget_curve"]]
+
+    assert curve(1, at, 64) == [0.0, 1.0, 0.5]
+    assert not [line for line in lines if "count as wrong" in line]
+    monkeypatch.setattr(policy, "sample", lambda *_, **__: pytest.fail("it sampled again"))
+    assert curve(1, at, 64) == [0.0, 1.0, 0.5]
+    # Responses are kept under other budgets; where no prefix was graded, a cut is wrong, and told.
+    assert curve(at + 1, 64) == [0.5, 0.5]
+    assert [line for line in lines if f"before budgets [{at + 1}] were asked for" in line]
+
+
+def test_a_missing_checkpoint_is_refused_before_any_warm_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_base", lambda *_: pytest.fail("a base model was asked for"))
+    data = dataclasses.replace(CONFIG.data, arithmetic=ArithmeticSection(train=8, held_out=4))
+    config = dataclasses.replace(CONFIG, data=data)
+    with pytest.raises(ConfigError, match=r"--checkpoint=latest: .* does not exist"):
+        evaluate.evaluate(
+            config, epath.Path(tmp_path), progress=Progress(enabled=False), checkpoint="latest"
+        )

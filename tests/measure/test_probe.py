@@ -1,0 +1,61 @@
+"""A probe says how many samples its zones rest on where these are few."""
+
+import contextlib
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from etils import epath
+
+from polaris_jax.config import build_config
+from polaris_jax.explore.zones import MIN_SAMPLES
+from polaris_jax.measure import probe as probe_module
+from polaris_jax.records import Problem
+
+PROBLEMS = [Problem(f"p{i}", "?", "1") for i in range(64)]
+
+
+class Said:
+    """What a person reads."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    @contextlib.contextmanager
+    def phase(self, name: str, total: int):
+        yield SimpleNamespace(advance_to=lambda done, text: None)
+
+
+def solve(problems: list[Problem], *, n: int, **_: Any) -> SimpleNamespace:
+    """Half of all responses are right, at every temperature."""
+    right_PR = np.tile(np.arange(n) % 2, (len(problems), 1)).astype(np.float32)
+    return SimpleNamespace(texts=[["a b c d"] * n for _ in problems], reward_PR=right_PR)
+
+
+@pytest.mark.parametrize(("n", "noted"), [(32, False), (16, True)], ids=["enough", "few"])
+def test_few_samples_are_noted_in_the_file_and_to_the_reader(tmp_path, monkeypatch, n, noted):
+    for name, stand_in in {
+        "training_problems": lambda *_: (PROBLEMS, "a list"),
+        "load_base_tokenizer": lambda _: None,
+        "fitting": lambda problems, *_, **__: problems,
+        "base_model_config": lambda *_: None,
+        "check_positions": lambda *_: None,
+        "open_policy": lambda *_, **__: contextlib.nullcontext(SimpleNamespace(solve=solve)),
+        "probe_figure": lambda *_: None,
+    }.items():
+        monkeypatch.setattr(probe_module, name, stand_in)
+    config = build_config({"probe": {"n": n, "stop": 0.3}})
+    said: Any = Said()
+    summary = probe_module.probe(config, epath.Path(tmp_path), progress=said)
+    assert (64 * n < MIN_SAMPLES) == noted
+    notes = [line.removeprefix("note: ") for line in said.lines if line.startswith("note: ")]
+    assert notes == ([summary["note"]] if noted else [])
+    if noted:
+        assert summary["note"].startswith("1024 samples a temperature (64 problems x 16)")
+        assert "fewer than 2048 are uncertain" in summary["note"]
+    assert json.loads((tmp_path / "probe.json").read_text())["note"] == summary["note"]

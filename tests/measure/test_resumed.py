@@ -1,0 +1,76 @@
+"""calibrate, probe and evaluate that end in their middle go on there, to the same results."""
+
+import json
+
+import pytest
+
+from polaris_jax.__main__ import main
+from polaris_jax.measure import evaluate
+from polaris_jax.measure.policy import Policy
+from tests.micro_run import flags, make_base
+
+pytestmark = pytest.mark.xdist_group("resumed commands")  # one worker makes the base
+
+# Each samples three times; the first file keeps what is done.
+RESULTS = {
+    "calibrate": (
+        "calibrate_progress.jsonl",
+        "calibrate.json",
+        "difficulty.parquet",
+        "curated.parquet",
+    ),
+    "probe": ("probe_progress.jsonl", "probe.json"),
+    "evaluate": ("responses.jsonl", "eval.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    base = make_base(tmp_path_factory.mktemp("base"))
+    fields = {
+        "mesh.fsdp": 8,  # this process's devices
+        "batch.rows": 8,
+        "calibrate.n": 4,
+        "calibrate.batch_prompts": 4,
+        "probe.start": 0.6,
+        "probe.stop": 1.0,
+        "probe.step": 0.2,
+        "evaluate.problems": base[1],
+        "evaluate.n": 2,
+    }
+    return flags(*base, *(f"--config.{name}={value}" for name, value in fields.items()))
+
+
+@pytest.mark.parametrize("command", RESULTS)
+def test_what_is_done_is_not_sampled_again(command, line, tmp_path, monkeypatch):
+    solve, asked, fails = Policy.solve, [], []
+
+    def noted(self, problems, *, temperature, **options):
+        asked.append(([problem.id for problem in problems], temperature))
+        if fails and len(asked) == 2:
+            raise RuntimeError("killed in its middle")
+        return solve(self, problems, temperature=temperature, **options)
+
+    monkeypatch.setattr(Policy, "solve", noted)
+    monkeypatch.setattr(evaluate, "BATCH_PROMPTS", 4)
+
+    def run(name: str) -> tuple[int, list]:
+        asked.clear()
+        status = main([command, *line, f"--workdir={tmp_path / name}"])
+        return status, list(asked)
+
+    assert run("whole")[0] == 0
+    of_whole = list(asked)
+    assert len(of_whole) == 3
+    done, result, *_ = RESULTS[command]
+    fails.append(True)
+    assert run("cut") == (1, of_whole[:2])
+    first = (tmp_path / "cut" / done).read_bytes()
+    assert (tmp_path / "whole" / done).read_bytes().startswith(first)
+    assert first.count(b"\n") > 1  # rows after the settings
+    assert not (tmp_path / "cut" / result).exists()
+    fails.clear()
+    assert run("cut") == (0, of_whole[1:])
+    for name in RESULTS[command]:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert json.loads((tmp_path / "cut" / result).read_text())["problems"] in (4, 12)

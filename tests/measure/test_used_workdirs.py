@@ -1,0 +1,28 @@
+"""prepare, calibrate and probe leave the workdir of another config's run as it is."""
+
+import dataclasses
+
+import pytest
+
+from polaris_jax.config import ConfigError, build_config, default_config
+from polaris_jax.measure.calibrate import calibrate
+from polaris_jax.measure.prepare import prepare
+from polaris_jax.measure.probe import probe
+from polaris_jax.run.workdir import claim
+from polaris_jax.system.progress import Progress
+
+FIELDS = [("model", "path"), ("data", "max_prompt_tokens"), ("warmstart", "seed")]
+
+
+@pytest.mark.parametrize("command", [prepare, calibrate, probe], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("section", "field"), FIELDS, ids=".".join)
+def test_another_config_is_refused(command, section, field, tmp_path):
+    config = build_config(default_config())
+    claim(tmp_path, config).release()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    value = {"path": "another"}.get(field, 77)
+    changed = dataclasses.replace(getattr(config, section), **{field: value})
+    other = dataclasses.replace(config, **{section: changed})
+    with pytest.raises(ConfigError, match=f"holds a run of another config: {section}.{field}="):
+        command(other, tmp_path, progress=Progress(enabled=False))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -1,0 +1,61 @@
+"""Plain lines in a pipe, bars on a terminal, nothing where it is turned off."""
+
+import io
+import os
+import subprocess
+import sys
+
+from polaris_jax.system import progress as module
+from polaris_jax.system.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_plain_lines_are_rare(monkeypatch):
+    clock = iter([0.0, 1.0, 11.0, 12.0, 30.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    out = io.StringIO()
+    with Progress(stream=out).phase("work", 4) as phase:
+        for done in range(1, 5):
+            phase.advance_to(done, "note")
+    assert out.getvalue().splitlines() == ["work: 2/4 note", "work: 4/4 note"]
+
+
+def test_a_terminal_gets_a_bar_and_lines_above_it():
+    out = Terminal()
+    progress = Progress(stream=out)
+    with progress.phase("work", 2) as phase:
+        progress.line("a line with [brackets]")
+        phase.advance_to(2)
+    assert "a line with [brackets]" in out.getvalue()
+    assert "work" in out.getvalue()
+    progress.line("after")
+    assert out.getvalue().endswith("after\n")
+
+
+def test_a_line_that_nobody_reads_ends_nothing():
+    body = (
+        "from polaris_jax.system.progress import Progress\n"
+        "progress = Progress()\n"
+        "for _ in range(2):\n"
+        "    progress.line('to nobody')\n"
+    )
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-c", body], stdout=write_end, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_disabled_is_silent():
+    out = io.StringIO()
+    progress = Progress(enabled=False, stream=out)
+    with progress.phase("work", 1) as phase:
+        phase.advance_to(1)
+    progress.line("x")
+    assert out.getvalue() == ""

@@ -1,0 +1,100 @@
+"""A signal is a request; the former handlers come back."""
+
+import errno
+import io
+import os
+import signal
+import sys
+
+import pytest
+
+from polaris_jax.commands.train import exit_status
+from polaris_jax.config import ConfigError
+from polaris_jax.system import signals as module
+from polaris_jax.system.signals import StopRequest, stopped_status
+
+
+@pytest.fixture(autouse=True)
+def _with_a_terminal():
+    """Whatever started the tests: nohup ignores SIGHUP."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.parametrize(
+    ("number", "interrupts"),
+    [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGHUP, False)],
+)
+def test_first_signal_is_a_request(number, interrupts, capsys):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.requested
+        assert not stop.interrupted
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        assert stop.interrupted == interrupts
+    assert signal.getsignal(number) is before
+    assert "stopping at the next safe point" in capsys.readouterr().err
+
+
+def test_under_nohup_a_lost_terminal_is_no_request():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO], ids=["pipe", "terminal"])
+def test_a_signal_that_ended_the_log_too_is_a_request(number, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.interrupted
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_counts(first, monkeypatch, capsys):
+    clock = iter([100.0, 130.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with StopRequest() as stop:
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == first
+        assert stop.waited_s == 30.0
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_second_ctrl_c_ends_at_once():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("finished", "interrupted", "status"),
+    [(False, False, 143), (True, False, 0), (False, True, 130), (True, True, 130)],
+)
+def test_the_status_of_a_stop_is_for_runs_with_steps_left(finished, interrupted, status):
+    assert exit_status(finished, interrupted=interrupted, when_stopped=143) == status
+
+
+def test_a_stopped_run_ends_with_0_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("POLARIS_STOPPED_STATUS", raising=False)
+    assert stopped_status() == 0
+    monkeypatch.setenv("POLARIS_STOPPED_STATUS", "143")
+    assert stopped_status() == 143
+
+
+@pytest.mark.parametrize("value", ["", "256", "-1", "SIGTERM", "1.0", "²"])
+def test_a_status_that_is_none_is_refused(value, monkeypatch):
+    monkeypatch.setenv("POLARIS_STOPPED_STATUS", value)
+    with pytest.raises(ConfigError, match=r"POLARIS_STOPPED_STATUS=.*from 0 to 255"):
+        stopped_status()

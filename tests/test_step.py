@@ -1,0 +1,356 @@
+"""No response is lost, trained twice or trained too late, over stages, stops and resumes."""
+
+import contextlib
+import dataclasses
+import io
+import types
+from collections import Counter
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from polaris_jax.checkpoint.host_state import canonical_json, read_host
+from polaris_jax.config import RolloutSection, RunConfig, StageSection
+from polaris_jax.records import Problem, PromptBatch, StageState
+from polaris_jax.rollout import RolloutAborted, SamplerConfig, SamplingParams
+from polaris_jax.rollout.groups import array_state, begin, groups_from
+from polaris_jax.rollout.sample_groups import owners_of, quotas, sample_groups
+from polaris_jax.stages.lengths import LengthTable
+from polaris_jax.step import in_flight, lag_metrics, left_metrics, roll_out
+from tests.driven import DrivenSampler
+from tests.rollout.fake_engine import FakeEngine, expected_tokens
+
+STOPS, BUDGET, PROBLEMS = (3, 5, 11), 24, 7  # half of all responses reach the budget
+
+
+class Tokenizer:
+    eos_token_id = STOPS[0]
+
+    def get_vocab(self):
+        return ("<|im_end|>", "<|endoftext|>")
+
+    def convert_tokens_to_ids(self, token):
+        return STOPS[1 + self.get_vocab().index(token)]
+
+    def decode(self, token_ids, skip_special_tokens):
+        return " ".join(map(str, token_ids))
+
+
+class Grader:
+    def score(self, texts, golds, mode):
+        return np.zeros(len(texts), np.float32)
+
+
+class Loader:
+    """Problems in turn; a draw is how often one has come."""
+
+    def __init__(self, drawn: int = 0):
+        self.drawn = drawn
+
+    def take(self, count: int) -> PromptBatch:
+        numbers = range(self.drawn, self.drawn + count)
+        self.drawn += count
+        problems = [Problem(f"p{i % PROBLEMS}", "?", "1") for i in numbers]
+        return PromptBatch(
+            tuple(problem.id for problem in problems),
+            tuple((1 + i % PROBLEMS, 2) for i in numbers),
+            tuple(problem.problem for problem in problems),
+            tuple(problem.answer for problem in problems),
+            tuple(i // PROBLEMS for i in numbers),
+            epoch=self.drawn // PROBLEMS,
+        )
+
+
+class Progress:
+    @contextlib.contextmanager
+    def phase(self, name, total):
+        yield types.SimpleNamespace(advance_to=lambda done, text: None)
+
+
+class Run:
+    """The part of a `TrainingRun` that a rollout reads and writes."""
+
+    def __init__(self, section: RolloutSection, stages: tuple[StageSection, ...]):
+        self.config = RunConfig(rollout=section, stages=stages)
+        self.tokenizer, self.grader, self.progress = Tokenizer(), Grader(), Progress()
+        self.lengths, self.carried = LengthTable(), ()
+        self.step = self.policy_version = 0
+        self.tokens_spent = False
+
+    def resume(self) -> None:
+        """Everything in flight goes through a checkpoint's bytes."""
+        text, arrays = canonical_json({"carried": array_state(self.carried)}, "test")
+        data = b"".join(array.tobytes() for array in arrays)
+        self.carried = groups_from(read_host(text, lambda: io.BytesIO(data))["carried"])
+
+
+def new_sampler(slots: int, shards: int) -> DrivenSampler:
+    config = SamplerConfig(
+        slots=slots * shards,
+        page_size=4,
+        num_pages=shards * (1 + slots * 8),
+        max_len=32,
+        decode_steps=3,
+    )
+    engine = FakeEngine(config, shards)
+    return DrivenSampler(engine, engine.new_pool())
+
+
+@dataclasses.dataclass
+class Trained:
+    """What a step trained."""
+
+    keys: list[tuple[str, int]]
+    lag: int
+
+
+def one_step(
+    run: Run, sampler: DrivenSampler, loader: Loader, stage: StageState, *, attempt: int = 0
+) -> Trained:
+    """A step's batch, every response checked against the engine's definition."""
+    n, version = run.config.rollout.responses_per_prompt, run.policy_version
+    groups = in_flight(run, loader, stage, attempt=attempt)
+    rollouts, _ = roll_out(run, sampler, groups, stage, types.SimpleNamespace(requested=False))
+    seeds = {(g.problem_id, g.draw): g.seed for g in groups}
+    prompts, lag = rollouts.prompts, 0
+    keys = list(zip(prompts.problem_ids, prompts.draws, strict=True))
+    for key, prompt, responses in zip(keys, prompts.prompts, rollouts.responses, strict=True):
+        assert len(responses) == n
+        for s, response in enumerate(responses):
+            wanted = expected_tokens(prompt, seeds[key], s, max_tokens=BUDGET, stops=STOPS)
+            assert list(response.token_ids) == wanted
+            assert list(response.logprobs) == [-float(t) for t in wanted]
+            assert sum(count for _, count in response.versions) == len(wanted)
+            assert [v for v, _ in response.versions] == sorted({v for v, _ in response.versions})
+            lag = max(lag, version - response.versions[0][0])
+    run.lengths.record(prompts.problem_ids, [[r.token_ids for r in g] for g in rollouts.responses])
+    graded = types.SimpleNamespace(
+        versions=[[r.versions for r in responses] for responses in rollouts.responses]
+    )
+    metrics = lag_metrics(run, graded)
+    if metrics:
+        assert metrics["rollout/lag_max"] == lag
+        assert left_metrics(run)["rollout/carried_groups"] == len(run.carried)
+    assert rollouts.numbers is not None and len(set(rollouts.numbers)) == len(keys)
+    return Trained(keys, lag)
+
+
+def stage_at(index: int, steps_done: int) -> StageState:
+    return StageState(index, 0, steps_done, 1.0, BUDGET)
+
+
+sections = st.builds(
+    RolloutSection,
+    prompts_per_step=st.integers(1, 6),
+    responses_per_prompt=st.integers(1, 3),
+    partial_rollouts=st.just("carry"),
+    partial_share=st.sampled_from([0.5, 0.6, 0.75, 0.9, 1.0]),
+    partial_max_lag=st.integers(1, 3),
+)
+
+
+def cases(count: int):
+    return hypothesis.settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+
+
+DRAWN = (
+    sections,
+    st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    st.tuples(st.integers(1, 5), st.integers(1, 2)),
+    st.data(),
+)
+
+
+@cases(15)
+@hypothesis.given(*DRAWN)
+def test_every_group_begun_is_trained_once_and_in_time(section, steps, sizes, data):
+    check_accounts(section, steps, sizes, data)
+
+
+@pytest.mark.slow
+@cases(500)
+@hypothesis.given(*DRAWN)
+def test_every_group_begun_is_trained_once_and_in_time_500_times(section, steps, sizes, data):
+    check_accounts(section, steps, sizes, data)
+
+
+def check_accounts(section, steps, sizes, data) -> None:
+    run = Run(section, tuple(StageSection(steps=count) for count in steps))
+    loader, sampler = Loader(), new_sampler(*sizes)
+    trained: Counter = Counter()
+    visits = 0
+    for index, count in enumerate(steps):
+        for done in range(count):
+            stage = stage_at(index, done)
+            happens = data.draw(
+                st.sampled_from(["nothing", "resume", "abort", "no update", "resample"])
+            )
+            if happens == "resume":  # another process: loader and groups from the checkpoint
+                run.resume()
+                loader, sampler = Loader(loader.drawn), new_sampler(*sizes)
+            if happens == "abort":  # the state of the step's start is kept
+                before, drawn = run.carried, loader.drawn
+                groups = in_flight(run, loader, stage, attempt=0)
+                stop = types.SimpleNamespace(requested=True)
+                with contextlib.suppress(RolloutAborted):
+                    roll_out(run, sampler, groups, stage, stop)
+                run.carried, loader.drawn = before, drawn
+            for attempt in range(2 if happens == "resample" else 1):
+                step = one_step(run, sampler, loader, stage, attempt=attempt)
+                assert len(step.keys) == section.prompts_per_step
+                assert step.lag <= section.partial_max_lag
+                trained.update(step.keys)
+                visits += 1
+                carried = [(group.problem_id, group.draw) for group in run.carried]
+                # Begun is trained or carried; never both, never twice.
+                begun = Loader().take(loader.drawn)
+                assert sorted([*trained.elements(), *carried]) == sorted(
+                    zip(begun.problem_ids, begun.draws, strict=True)
+                )
+            run.step += 1
+            run.policy_version += happens != "no update"
+        assert not run.carried, "nothing crosses the end of a stage"
+        assert loader.drawn == section.prompts_per_step * visits
+    assert set(trained.values()) == {1}
+
+
+def batches(section: RolloutSection, *, resumes: bool = False, spent_at: int = 99):
+    """(keys of each step's batch, lags) of a stage of six steps."""
+    run, loader = Run(section, (StageSection(steps=6),)), Loader()
+    sampler, steps = new_sampler(4, 1), []
+    for done in range(6):
+        run.tokens_spent = done >= spent_at
+        if resumes:
+            run.resume()
+            sampler = new_sampler(4, 1)
+        steps.append(one_step(run, sampler, loader, stage_at(0, done)))
+        run.step, run.policy_version = run.step + 1, run.policy_version + 1
+        if run.tokens_spent and not run.carried:
+            break
+    return [step.keys for step in steps], [step.lag for step in steps]
+
+
+SECTION = RolloutSection(
+    prompts_per_step=4, responses_per_prompt=3, partial_rollouts="carry", partial_share=0.6
+)
+
+
+def test_a_resumed_run_trains_the_same_batches():
+    assert batches(SECTION, resumes=True) == batches(SECTION)
+
+
+def test_carried_groups_lag_and_waiting_ones_do_not():
+    keys, lags = batches(SECTION)
+    assert max(lags) >= 1
+    waits = dataclasses.replace(SECTION, partial_rollouts="wait")
+    in_turn, none = batches(waits)
+    assert none == [0] * 6
+    assert [key for step in in_turn for key in step] != [key for step in keys for key in step]
+    assert sorted(k for step in in_turn for k in step) == sorted(k for step in keys for k in step)
+    # A share of one begins what it trains.
+    everything, none = batches(dataclasses.replace(SECTION, partial_share=1.0))
+    assert (everything, none) == (in_turn, [0] * 6)
+
+
+def test_when_the_tokens_are_spent_what_is_in_flight_is_finished_first():
+    keys, _ = batches(SECTION, spent_at=3)
+    assert len(keys) == 4
+    begun = Loader().take(16)
+    assert sorted(key for step in keys for key in step) == sorted(
+        zip(begun.problem_ids, begun.draws, strict=True)
+    )
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_what_is_due_is_waited_for_whatever_the_others_do(wanted):
+    prompts = Loader().take(6)
+    groups = begin(prompts, range(6), n=1, version=0)
+    lengths = [
+        len(expected_tokens(group.prompt, group.seed, 0, max_tokens=BUDGET, stops=STOPS))
+        for group in groups
+    ]
+    longest = int(np.argmax(lengths))
+    assert lengths[longest] > min(lengths) + 3  # more than a decode call
+
+    def whole(due: set[int]) -> set[int]:
+        found, texts = sample_groups(
+            new_sampler(6, 1),
+            groups,
+            SamplingParams(n=1, max_tokens=BUDGET, stop_token_ids=STOPS),
+            tokenizer=Tokenizer(),
+            wanted=wanted,
+            due=due,
+        )
+        ended = {i for i, group in enumerate(found) if group.whole}
+        assert texts.keys() == ended
+        return ended
+
+    assert longest not in whole(set())
+    assert longest in whole({longest})
+
+
+# --- several samplers ---
+
+
+@cases(200)
+@hypothesis.given(st.integers(0, 20), st.integers(1, 6), st.integers(0, 25))
+def test_alike_groups_are_dealt_and_wanted_in_turn(count, samplers, wanted):
+    owners = owners_of([7.0] * count, samplers)
+    assert owners == [i % samplers for i in range(count)]
+    dealt = [owners.count(k) for k in range(samplers)]
+    assert quotas(dealt, wanted) == [
+        len(range(k, min(wanted, count), samplers)) for k in range(samplers)
+    ]
+
+
+def test_unlike_groups_are_dealt_by_expected_tokens():
+    costs = [100.0, 1.0, 100.0, 1.0, 1.0, 1.0]  # in turn, one sampler would get both long ones
+    owners = owners_of(costs, 2)
+    assert sorted(owners[i] for i in (0, 2)) == [0, 1]
+    rng = np.random.default_rng(0)
+    costs = rng.lognormal(5, 1, 64).tolist()
+    loads = np.bincount(owners_of(costs, 4), weights=costs)
+    assert loads.max() - loads.min() < 0.02 * loads.mean()
+    assert owners_of([0.0] * 4, 2) == [0, 1, 0, 1]
+
+
+def test_quotas_follow_what_was_dealt():
+    assert quotas([1, 7], 4) == [1, 3]
+    assert quotas([2, 6], 4) == [1, 3]
+    assert quotas([2, 6], 9) == [2, 6]
+    assert quotas([0, 5], 3) == [0, 3]
+    assert quotas([3, 3], 0) == quotas([3, 3], -1) == [0, 0]
+
+
+def test_two_samplers_make_what_is_wanted_whole_between_them():
+    groups = begin(Loader().take(8), range(8), n=2, version=0)
+    expected = [24.0, 24.0, 24.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    owners, parts = owners_of(expected, 2), []
+    for k in range(2):
+        sampler = new_sampler(4, 1)
+        sampler.share = (k, 2)
+        found, _ = sample_groups(
+            sampler,
+            groups,
+            SamplingParams(n=2, max_tokens=BUDGET, stop_token_ids=STOPS),
+            tokenizer=Tokenizer(),
+            wanted=5,
+            expected_tokens=expected,
+        )
+        parts.append({i for i, group in enumerate(found) if group.whole})
+        assert all(owners[i] == k for i in parts[k])
+        assert not any(
+            response.token_ids
+            for i, group in enumerate(found)
+            if owners[i] != k
+            for response in group.responses
+        )
+    assert len(parts[0]) + len(parts[1]) >= 5
