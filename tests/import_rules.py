@@ -3,8 +3,9 @@
 `breaches(sources)` takes {path inside the repository: source text} and returns one line for each
 import that a rule forbids; every rule is exercised on made-up sources in test_imports.py.
 
-The rules: cli -> loop|runs -> packages -> models -> sharding -> config; everyone may import records
-and config. Host packages bring in no jax. Function-level imports count like the others.
+The rules: __main__ -> commands -> loop -> {step, stage_change} -> {measure, plan} ->
+{state, assemble} -> subjects -> models -> sharding -> {config, records, system}. Host packages bring in no jax.
+Function-level imports count like the others.
 """
 
 from __future__ import annotations
@@ -15,33 +16,31 @@ from collections.abc import Iterator, Mapping
 
 PACKAGE = "polaris_jax"
 
-# Rank of each part; a part may import lower ranks, and its own rank where that is `PACKAGES`.
-CLI, COMPOSITIONS, PACKAGES, MODELS, SHARDING, BASE = 5, 4, 3, 2, 1, 0
+# Rank of each part. A part may import parts of a lower rank and of its own.
+MAIN, COMMANDS, LOOP, STEPS, TOOLS, COMPOSITION, SUBJECTS, MODELS, SHARDING, BASE = range(9, -1, -1)
 RANKS = {
-    "__main__": CLI,
-    "cli": CLI,
-    "loop": COMPOSITIONS,
-    "run_files": COMPOSITIONS,
-    "runs": COMPOSITIONS,
-    "base_model": COMPOSITIONS,
-    "held_out": COMPOSITIONS,
-    "session": COMPOSITIONS,
-    "step_rollout": COMPOSITIONS,
-    "step_update": COMPOSITIONS,
-    "stage_entry": COMPOSITIONS,
-    "training_run": COMPOSITIONS,
+    "__main__": MAIN,
+    "commands": COMMANDS,
+    "loop": LOOP,
+    "step": STEPS,
+    "stage_change": STEPS,
+    "measure": TOOLS,
+    "plan": TOOLS,
+    "state": COMPOSITION,
+    "assemble": COMPOSITION,
     "models": MODELS,
     "sharding": SHARDING,
     "config": BASE,
-    "config_lengths": BASE,
-    "config_training": BASE,
-    "config_rules": BASE,
-    "config_sections": BASE,
-    "files": BASE,
     "records": BASE,
+    "system": BASE,
 }
-COMPOSED_ONLY_BY_CLI = {"cli", "loop", "runs"}
-PLAN_READERS = {"runs", "cli"}  # what is planned must not know the planner
+# Part -> the parts that may import it.
+IMPORTED_ONLY_BY = {
+    "commands": {"__main__"},
+    "loop": {"commands"},
+    "plan": {"commands"},
+    "demo": {"commands", "assemble"},
+}
 FORBIDDEN_PAIRS = {("rollout", "train"), ("train", "rollout")} | {
     (host, "models") for host in ("batch", "reward", "data", "explore", "stages")
 }
@@ -151,14 +150,13 @@ def _structure_rules(here: str, target: str) -> Iterator[str]:
         return
     if (source_part, target_part) in FORBIDDEN_PAIRS:
         yield f"{source_part} must not import {target_part} ({target})"
-    if target_part in COMPOSED_ONLY_BY_CLI and source_part not in ("cli", "__main__"):
-        yield f"only cli imports {target_part} ({target})"
-    if target_part == "plan" and source_part not in PLAN_READERS:
-        yield f"only runs and cli import plan ({target})"
+    importers = IMPORTED_ONLY_BY.get(target_part)
+    if importers is not None and source_part not in importers:
+        yield f"only {' and '.join(sorted(importers))} may import {target_part} ({target})"
     if target_part == "testing":
         yield f"fakes serve tests only ({target})"
-    source_rank = RANKS.get(source_part, PACKAGES)
-    target_rank = RANKS.get(target_part, PACKAGES)
+    source_rank = RANKS.get(source_part, SUBJECTS)
+    target_rank = RANKS.get(target_part, SUBJECTS)
     if target_rank > source_rank:
         yield f"{source_part} must not import upwards: {target}"
 
@@ -183,9 +181,9 @@ def _brings_jax(item: Import) -> bool:
 
 
 def _jax_config_rules(path: str, source: str) -> Iterator[tuple[int, str]]:
-    if path.startswith(f"{PACKAGE}/cli/") or path.endswith("conftest.py"):
+    if path.startswith(f"{PACKAGE}/commands/") or path.endswith("conftest.py"):
         return
-    rule = "jax.config is set in cli/ and conftest only"
+    rule = "jax.config is set in commands/ and conftest only"
     for node in ast.walk(ast.parse(source, path)):
         attribute = isinstance(node, ast.Attribute) and node.attr == "config"
         if attribute and isinstance(node.value, ast.Name) and node.value.id == "jax":
