@@ -1,232 +1,281 @@
-"""The pieces that every command builds alike: model, tokenizer, problems, sampler, sample, grade.
+"""Builds what a run is made of, once, from its config.
 
-`loop.py` and `runs/` compose packages; what both need stands here once.
+`assemble` gives `polaris train` its `Parts`, which never change; what changes is `state.RunState`.
+`open_solver` gives the other commands the part that samples and grades. Whatever can be refused is
+refused here before a file is deleted or anything is computed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 from etils import epath
+from jax.sharding import Mesh
 
-from polaris_jax.config import ConfigError, RunConfig
-from polaris_jax.data.filters import drop_long_prompts
-from polaris_jax.data.problems import read_problems
-from polaris_jax.data.prompts import render_prompt
+from polaris_jax.checkpoint import Checkpointer
+from polaris_jax.checkpoint.snapshots import Checkpoints
+from polaris_jax.config import ConfigError, RunConfig, check_pages, config_hash, row_len_tokens
+from polaris_jax.data.problem_sets import (
+    PREPARED,
+    find_training_problems,
+    fitting,
+    read_named,
+)
+from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.demo.arithmetic import arithmetic_problems
-from polaris_jax.evaluate.benchmarks import is_benchmark, read_benchmark
-from polaris_jax.models import Qwen
-from polaris_jax.records import Graded, Problem, PromptBatch, Rollouts
+from polaris_jax.demo.base_model import base_model_architecture, make_base_model
+from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.evaluate.benchmarks import find_held_out_problems
+from polaris_jax.models import (
+    ModelConfig,
+    Qwen,
+    RopeScaling,
+    load_config,
+    load_with_tokenizer,
+    param_axes,
+    param_shapes,
+)
+from polaris_jax.models.positions import check_positions, yarn_scaling
+from polaris_jax.models.tokenizer import load_tokenizer
+from polaris_jax.models.weights.sources import agree_on_weights
+from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
-from polaris_jax.reward.grade_ahead import GradeAhead
-from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout.groups import begin
-from polaris_jax.rollout.sample_groups import gradable, graded_here, sample_groups
-from polaris_jax.sharding import make_sampler_mesh, slot_shards, split_devices
+from polaris_jax.rollout import Sampler, SamplerConfig
+from polaris_jax.run import workdir as workdir_lib
+from polaris_jax.run.outputs import Outputs
+from polaris_jax.run.step_clock import StepClock
+from polaris_jax.sharding import (
+    TRAINER_RULES,
+    make_mesh,
+    make_sampler_mesh,
+    param_shardings,
+    slot_shards,
+    split_devices,
+)
 from polaris_jax.system import processes
-from polaris_jax.system.agreement import agree_on_problems
 from polaris_jax.system.progress import Progress
+from polaris_jax.train.update import Updater
 
-TOKENIZER = "tokenizer"  # beside the checkpoints that it belongs to
+WARMSTART_DIR = "base_model"
 TRAINED_ON, HELD_OUT = "problem set", "held-out problem set"  # as errors call them
 
 
-def fold_seed(*parts: Any) -> int:
-    """A 31-bit seed from a run seed, a step, an id, ...: the same parts give the same seed."""
-    text = json.dumps([str(part) for part in parts])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
-
-
-def stop_token_ids(tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a response: the tokenizer's end of text and ChatML's end of turn."""
-    ids = {tokenizer.eos_token_id}
-    for token in ("<|im_end|>", "<|endoftext|>"):
-        if token in tokenizer.get_vocab():
-            ids.add(tokenizer.convert_tokens_to_ids(token))
-    return tuple(sorted(i for i in ids if i is not None))
-
-
-def read_named(source: str, progress: Progress) -> list[Problem]:
-    """The problems of a source; rows left out are named and counted on the way."""
-    return _read_named(source, progress, unique=True)[0]
-
-
-def _read_named(
-    source: str, progress: Progress, *, unique: bool, field: str = "data.problems"
-) -> tuple[list[Problem], dict[str, int]]:
-    problems, report = read_problems(source, unique=unique, field=field)
-    for message in report.messages:
-        progress.line(f"left out: {message}")
-    if report.counts:
-        counts = ", ".join(f"{count} {name}" for name, count in report.counts.items())
-        progress.line(f"{source}: {report.kept} of {report.rows} rows kept ({counts})")
-    return problems, report.counts
-
-
-def source_problems(
-    config: RunConfig, workdir: epath.Path, progress: Progress
-) -> tuple[list[Problem], str]:
-    """The problems to calibrate and where they came from: what `prepare` left, else the source."""
-    prepared = workdir / "problems.parquet"
-    if not prepared.exists():
-        return training_problems(config, workdir, progress, prepared=False)
-    problems = read_named(str(prepared), progress)
-    agree_on_problems(TRAINED_ON, problems)
-    return problems, str(prepared)
-
-
-def training_problems(
-    config: RunConfig, workdir: epath.Path, progress: Progress, *, prepared: bool = True
-) -> tuple[list[Problem], str]:
-    """The problems to train on, the same in all processes, and where they came from.
-
-    `data.problems` first, else the workdir's curated.parquet, else its problems.parquet (both not
-    without `prepared`), else the procedural ones.
-
-    Raises:
-        ConfigError: there is none of these, no valid problem in it, or processes read others.
-    """
-    problems, origin = _find_problems(config, workdir, progress, prepared=prepared)
-    agree_on_problems(TRAINED_ON, problems)
-    return problems, origin
-
-
-def _find_problems(
-    config: RunConfig, workdir: epath.Path, progress: Progress, *, prepared: bool
-) -> tuple[list[Problem], str]:
-    if config.data.problems:
-        return read_named(config.data.problems, progress), config.data.problems
-    for name in ("curated.parquet", "problems.parquet") if prepared else ():
-        if (workdir / name).exists():
-            return read_named(str(workdir / name), progress), str(workdir / name)
-    if config.data.arithmetic.train:
-        return _arithmetic(config)[0], f"{config.data.arithmetic.train} arithmetic problems"
-    raise ConfigError(
-        f"data.problems='': no problems; name a file, or run `polaris prepare` on {workdir} first"
-    )
-
-
-def evaluation_problems(
-    config: RunConfig, progress: Progress
-) -> tuple[list[Problem], dict[str, int]]:
-    """The held-out problems: `evaluate.problems`, else the procedural ones; rows left out, counted.
-
-    Raises:
-        ConfigError: neither is configured, a file named as a known benchmark is not whole, or
-            processes read different problems.
-    """
-    problems, left_out = _find_held_out(config, progress)
-    agree_on_problems(HELD_OUT, problems)
-    return problems, left_out
-
-
-def _find_held_out(config: RunConfig, progress: Progress) -> tuple[list[Problem], dict[str, int]]:
-    if is_benchmark(config.evaluate.problems):
-        return read_benchmark(config.evaluate.problems), {}
-    if config.evaluate.problems:
-        return _read_named(
-            config.evaluate.problems, progress, unique=False, field="evaluate.problems"
-        )
-    if config.data.arithmetic.held_out:
-        return _arithmetic(config)[1], {}
-    raise ConfigError(
-        "evaluate.problems='': no held-out problems; name a file or a data set, or train with "
-        "evaluate.every_steps=0"
-    )
-
-
-def _arithmetic(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
-    section = config.data.arithmetic
-    return arithmetic_problems(section.train, section.held_out, seed=section.seed)
-
-
-def fitting(
-    problems: Sequence[Problem], config: RunConfig, *, tokenizer: Any, progress: Progress
-) -> list[Problem]:
-    """The problems whose prompt is within data.max_prompt_tokens; the others are named.
-
-    Raises:
-        ConfigError: none is.
-    """
-    kept, dropped = drop_long_prompts(
-        problems,
-        tokenizer,
-        suffix=config.data.prompt_suffix,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-    )
-    if dropped:
-        longest = max(dropped, key=lambda i: dropped[i])
-        progress.line(
-            f"left out {len(dropped)} problems with prompts over data.max_prompt_tokens="
-            f"{config.data.max_prompt_tokens}, the longest {longest} ({dropped[longest]} tokens)"
-        )
-    if not kept:
-        raise ConfigError(
-            f"data.max_prompt_tokens={config.data.max_prompt_tokens}: no prompt is that short; "
-            "raise it"
-        )
-    return kept
-
-
-def prompt_batch(
-    problems: Sequence[Problem], *, tokenizer: Any, prompt_suffix: str, draw: int = 0
-) -> PromptBatch:
-    """The given problems as one batch of prompts, outside of the loader."""
-    rendered = [render_prompt(tokenizer, p.problem, suffix=prompt_suffix) for p in problems]
-    return PromptBatch(
-        problem_ids=tuple(p.id for p in problems),
-        prompts=tuple(tuple(ids) for _, ids in rendered),
-        prompt_texts=tuple(text for text, _ in rendered),
-        golds=tuple(p.answer for p in problems),
-        draws=(draw,) * len(problems),
-        epoch=0,
-    )
-
-
-def sampler_shards(config: RunConfig, devices: Sequence[Any]) -> int:
-    """Data shards of a sampler on these devices."""
-    section = config.rollout
-    return slot_shards(make_sampler_mesh(devices, data=section.data, tensor=section.tensor))
-
-
-def make_sampler(
-    model: Qwen,
-    config: RunConfig,
-    *,
-    max_response_tokens: int,
-    devices: Sequence[Any] | None = None,
-) -> Sampler:
-    """A sampler with room for prompts of `data.max_prompt_tokens` and this budget.
+class Samplers:
+    """Makes samplers for a config; says on the screen which decode kernels serve.
 
     Args:
-        model: sharded in any way; in several processes all make theirs together.
-        config: the run.
-        max_response_tokens: the longest budget that will be asked for.
-        devices: that it may use; None: all of its processes.
+        config: the run's config.
+        devices: devices that may sample.
+        progress: gets a line if the kernels differ from the last sampler's.
     """
-    section = config.rollout
-    devices = split_devices(0, section.processes)[1] if devices is None else devices
-    return Sampler(
-        model,
-        SamplerConfig(
-            slots=section.slots,
-            page_size=section.page_size,
-            num_pages=section.num_pages,
-            max_len=config.data.max_prompt_tokens + max_response_tokens,
-            decode_steps=section.decode_steps,
-            prefill_chunk=section.prefill_chunk,
-            prefill_budget=section.prefill_budget,
-            prefix_cache=section.prefix_cache,
-            attention=section.attention,
-            dtype=config.model.dtype,
-            reserve=section.reserve,
-        ),
-        mesh=make_sampler_mesh(devices, data=section.data, tensor=section.tensor),
+
+    def __init__(self, config: RunConfig, devices: Sequence[Any], progress: Progress) -> None:
+        self._config, self._devices, self._progress = config, devices, progress
+        self._kernels = ""
+        self._reused: tuple[ModelConfig, Sampler] | None = None
+
+    def make(self, model: Qwen, *, max_response_tokens: int) -> Sampler:
+        """A sampler with room for prompts of `data.max_prompt_tokens` and this budget.
+
+        Args:
+            model: sharded in any way. Several processes make theirs together.
+            max_response_tokens: the longest budget that will be asked for.
+        """
+        section = self._config.rollout
+        sampler = Sampler(
+            model,
+            SamplerConfig(
+                slots=section.slots,
+                page_size=section.page_size,
+                num_pages=section.num_pages,
+                max_len=self._config.data.max_prompt_tokens + max_response_tokens,
+                decode_steps=section.decode_steps,
+                prefill_chunk=section.prefill_chunk,
+                prefill_budget=section.prefill_budget,
+                prefix_cache=section.prefix_cache,
+                attention=section.attention,
+                dtype=self._config.model.dtype,
+                reserve=section.reserve,
+            ),
+            mesh=make_sampler_mesh(self._devices, data=section.data, tensor=section.tensor),
+        )
+        if sampler.kernels != self._kernels:
+            self._kernels = sampler.kernels
+            self._progress.line(f"decode kernels: {sampler.kernels}")
+        return sampler
+
+    def reused(self, model: Qwen, *, max_response_tokens: int) -> Sampler:
+        """The sampler of the last call with new weights, or a new one for another architecture.
+
+        For a score that is taken again and again: its programs are compiled once. The budget is the
+        same in every call.
+        """
+        if self._reused is not None and self._reused[0] == model.config:
+            self._reused[1].update_weights(model)
+        else:  # the first time, and after a stage has changed the rotary scaling
+            sampler = self.make(model, max_response_tokens=max_response_tokens)
+            self._reused = model.config, sampler
+        return self._reused[1]
+
+    def check(self) -> None:
+        """Raises ConfigError if the page pool does not suffice for these devices."""
+        section = self._config.rollout
+        mesh = make_sampler_mesh(self._devices, data=section.data, tensor=section.tensor)
+        check_pages(self._config, slot_shards(mesh))
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """What sampling and grading need.
+
+    Attributes:
+        config: the run's config.
+        tokenizer: encodes prompts, decodes responses.
+        grader: the grading workers of this process.
+        samplers: makes samplers.
+        progress: where a person sees the run.
+    """
+
+    config: RunConfig
+    tokenizer: Any
+    grader: Grader
+    samplers: Samplers
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a training run is made of; nothing of it changes while the run runs.
+
+    Attributes:
+        config: the run's config.
+        workdir: the run's directory.
+        progress: where a person sees the run.
+        problems: the training set, problems that stages drop included.
+        held_out: the problems of the held-out score; () if `evaluate.every_steps` is 0.
+        base_path: where the base model lies.
+        model_config: its architecture, with its own rotary scaling.
+        updater: the compiled update.
+        reference: frozen base model of the KL term; None if `objective.kl_coef` is 0.
+        solver: tokenizer, grader and samplers.
+        outputs: the run's files.
+        checkpoints: the run's checkpoints.
+        clock: seconds a phase, for timing.jsonl.
+    """
+
+    config: RunConfig
+    workdir: epath.Path
+    progress: Progress
+    problems: tuple[Problem, ...]
+    held_out: tuple[Problem, ...]
+    base_path: str
+    model_config: ModelConfig
+    updater: Updater
+    reference: Qwen | None
+    solver: Solver
+    outputs: Outputs
+    checkpoints: Checkpoints
+    clock: StepClock
+
+    def rope_scaling(self, stage: int) -> RopeScaling | None:
+        """The rotary scaling of a stage: YaRN by its factor; at factor 1 the base model's own."""
+        factor = self.config.stages[stage].rope_factor
+        return yarn_scaling(self.config.rope.yarn, factor) or self.model_config.rope_scaling
+
+
+@contextlib.contextmanager
+def assemble(
+    config: RunConfig, workdir: epath.Path, *, progress: Progress, overwrite: bool = False
+) -> Iterator[Parts]:
+    """The parts of a training run, which owns `workdir` until the context ends.
+
+    Args:
+        config: the run's config.
+        workdir: gets all files of the run.
+        progress: where a person sees the run.
+        overwrite: delete what an earlier training left in the workdir.
+
+    Raises:
+        ConfigError: problems, model, devices or workdir do not suit the config.
+    """
+    problems, origin = training_problems(config, workdir, progress)
+    held_out = evaluation_problems(config, progress)[0] if config.evaluate.every_steps else []
+    model_config = base_model_config(config, workdir, progress)
+    check_positions(config, model_config, progress.line)
+    trainer_devices, sampler_devices = split_devices(
+        config.rollout.devices, config.rollout.processes
     )
+    samplers = Samplers(config, sampler_devices, progress)
+    samplers.check()
+    updater = Updater(
+        config.objective,
+        config.optimizer,
+        config.model,
+        make_mesh(config.mesh, trainer_devices),
+        rows=config.batch.rows,
+        row_len=row_len_tokens(config),
+        parks=config.rollout.trainer_state == "host",
+    )
+    updater.check_model(model_config)
+    with contextlib.ExitStack() as opened:
+        claim = opened.enter_context(
+            workdir_lib.claim(workdir, config, overwrite=overwrite, primary=processes.is_first())
+        )
+        progress.line(f"problems: {len(problems)} from {origin}")
+        if config.optimizer.moment_dtype != "float32":
+            progress.line(
+                f"optimizer.moment_dtype={config.optimizer.moment_dtype}: the recipe's is float32"
+            )
+        path = base_path(config, workdir, progress)  # the warm start, if one is configured
+        model_config, tokenizer = load_config(path), load_tokenizer(path)
+        reference = load_base(path, mesh=updater.mesh)[0] if config.objective.kl_coef else None
+        problems = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
+        if held_out:
+            held_out = fitting(held_out, config.data, tokenizer=tokenizer, say=progress.line)
+        grader = opened.enter_context(make_grader(config))
+        outputs = opened.enter_context(
+            contextlib.closing(Outputs(workdir, config, claim, tokenizer=tokenizer))
+        )
+        checkpointer = Checkpointer(
+            workdir / "checkpoints",
+            keep_last=config.checkpoint.keep_last,
+            config_hash=config_hash(config),
+            architecture=dataclasses.asdict(model_config),
+            may_write=claim.check,
+        )
+
+        def note_timeouts() -> None:
+            # Before the state is kept in which they count: the step's timing may never come.
+            outputs.note_timeouts(sum(processes.gather_objects(grader.stats()["timeouts"])))
+
+        yield Parts(
+            config=config,
+            workdir=workdir,
+            progress=progress,
+            problems=tuple(problems),
+            held_out=tuple(held_out),
+            base_path=path,
+            model_config=model_config,
+            updater=updater,
+            reference=reference,
+            solver=Solver(config, tokenizer, grader, samplers, progress),
+            outputs=outputs,
+            checkpoints=Checkpoints(checkpointer, before_save=note_timeouts),
+            clock=StepClock(),
+        )
+
+
+@contextlib.contextmanager
+def open_solver(config: RunConfig, tokenizer: Any, progress: Progress) -> Iterator[Solver]:
+    """Samplers and graders of a command that trains nothing; the workers live in the context."""
+    devices = split_devices(0, config.rollout.processes)[1]
+    with make_grader(config) as grader:
+        yield Solver(config, tokenizer, grader, Samplers(config, devices, progress), progress)
 
 
 def make_grader(config: RunConfig) -> Grader:
@@ -239,116 +288,124 @@ def make_grader(config: RunConfig) -> Grader:
     )
 
 
-def sample(
-    sampler: Sampler,
-    prompts: PromptBatch,
-    *,
-    tokenizer: Any,
-    n: int,
-    temperature: float,
-    max_response_tokens: int,
-    seed_parts: Sequence[Any],
-    top_k: int = 0,
-    top_p: float = 1.0,
-    expected_tokens: Sequence[float] | None = None,
-    ahead: GradeAhead | None = None,
-    on_progress: Callable[[int, int, int], None] | None = None,
-    should_abort: Callable[[], bool] | None = None,
-) -> Rollouts:
-    """n responses for every prompt, sampled by all processes together.
+# ---- problems
 
-    Args:
-        sampler: of this process, or of a few.
-        prompts: the whole batch, the same in every process.
-        tokenizer: decodes the texts.
-        n: responses a prompt.
-        temperature: 0 is greedy.
-        max_response_tokens: budget of a response, stop token included.
-        seed_parts: folded with problem id and draw into each prompt's seed.
-        top_k: 0 is off.
-        top_p: 1 is off.
-        expected_tokens: of a response to each prompt of the batch; the longest begin first.
-        ahead: gets each group that this process is to grade when its last response has ended.
-        on_progress: (responses done, responses in all, tokens).
-        should_abort: polled between device calls.
+
+def training_problems(
+    config: RunConfig, workdir: epath.Path, progress: Progress, *, prepared: bool = True
+) -> tuple[list[Problem], str]:
+    """The problems to train on, the same in all processes, and where they come from.
 
     Raises:
-        RolloutAborted: `should_abort` said so in some process.
+        ConfigError: there are none, or processes read different ones.
     """
-    groups, texts = sample_groups(
-        sampler,
-        begin(prompts, prompt_seeds(prompts, *seed_parts), n=n, version=0),
-        SamplingParams(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            n=n,
-            max_tokens=max_response_tokens,
-            stop_token_ids=stop_token_ids(tokenizer),
-        ),
-        tokenizer=tokenizer,
-        wanted=len(prompts),
-        expected_tokens=expected_tokens,
-        ahead=ahead,
-        on_progress=on_progress,
-        should_abort=should_abort,
+    problems, origin = find_training_problems(
+        config.data, workdir, progress.line, make=lambda: _arithmetic(config)[0], prepared=prepared
     )
-    return Rollouts(
-        prompts,
-        tuple(group.responses for group in groups),
-        tuple(texts[i] for i in range(len(groups))),
-        temperature,
-        max_response_tokens,
+    agree_on_problems(TRAINED_ON, problems)
+    return problems, origin
+
+
+def problems_to_calibrate(
+    config: RunConfig, workdir: epath.Path, progress: Progress
+) -> tuple[list[Problem], str]:
+    """The problems that `calibrate` rates: what `prepare` left, else the config's source.
+
+    Raises:
+        ConfigError: there are none, or processes read different ones.
+    """
+    prepared = workdir / PREPARED
+    if not prepared.exists():
+        return training_problems(config, workdir, progress, prepared=False)
+    problems, _ = read_named(str(prepared), progress.line)
+    agree_on_problems(TRAINED_ON, problems)
+    return problems, str(prepared)
+
+
+def evaluation_problems(
+    config: RunConfig, progress: Progress
+) -> tuple[list[Problem], dict[str, int]]:
+    """The held-out problems, the same in all processes; rows left out, counted by reason.
+
+    Raises:
+        ConfigError: there are none, or processes read different ones.
+    """
+    problems, left_out = find_held_out_problems(
+        config.evaluate, config.data, progress.line, make=lambda: _arithmetic(config)[1]
     )
+    agree_on_problems(HELD_OUT, problems)
+    return problems, left_out
 
 
-def prompt_seeds(prompts: PromptBatch, *parts: Any) -> list[int]:
-    """A seed for each prompt, of its problem, its draw and the given parts."""
-    pairs = zip(prompts.problem_ids, prompts.draws, strict=True)
-    return [fold_seed(*parts, problem_id, draw) for problem_id, draw in pairs]
-
-
-def grade(
-    grader: Grader,
-    rollouts: Rollouts,
-    *,
-    mode: Literal["train", "eval"],
-    ahead: GradeAhead | None = None,
-) -> Graded:
-    """The rollouts with their rewards; each process grades its own share of the prompts.
+def agree_on_problems(name: str, problems: Sequence[Problem]) -> None:
+    """Checks that all processes of a run have read the same problems.
 
     Args:
-        grader: this process's workers.
-        rollouts: the whole batch.
-        mode: "train" reads prompt + response, "eval" the response alone.
-        ahead: has graded some of this process's share, or is at it.
+        name: what errors call the set.
+        problems: as read, before any is left out for its length.
+
+    Raises:
+        ConfigError: names the digests and the processes that hold each.
     """
-    prompts, width = rollouts.prompts, len(rollouts.texts[0])
-    numbers = rollouts.numbers or range(len(prompts))
-    known = {} if ahead is None else ahead.rewards()
-    by_group = {i: known[number] for i, number in enumerate(numbers) if number in known}
-    mine = [i for i, number in enumerate(numbers) if graded_here(number)]
-    rest = [i for i in mine if i not in by_group]
-    texts = [
-        text for i in rest for text in gradable(prompts.prompt_texts[i], rollouts.texts[i], mode)
-    ]
-    golds = [prompts.golds[i] for i in rest for _ in rollouts.texts[i]]
-    graded_now = grader.score(texts, golds, mode=mode).reshape(-1, width)
-    by_group |= {i: row.tolist() for i, row in zip(rest, graded_now, strict=True)}
-    reward_PR = np.zeros((len(prompts), width), np.float32)
-    shares = processes.gather_objects([by_group[i] for i in mine])
-    for process, share in enumerate(shares):
-        theirs = [i for i, k in enumerate(numbers) if k % len(shares) == process]
-        reward_PR[theirs] = np.array(share, np.float32).reshape(-1, width)
-    return Graded(
-        problem_ids=prompts.problem_ids,
-        prompts=prompts.prompts,
-        golds=prompts.golds,
-        token_ids=tuple(tuple(r.token_ids for r in g) for g in rollouts.responses),
-        logprobs=tuple(tuple(r.logprobs for r in g) for g in rollouts.responses),
-        texts=rollouts.texts,
-        finish_reasons=tuple(tuple(r.finish_reason for r in g) for g in rollouts.responses),
-        reward_PR=reward_PR,
-        temperature_PR=np.full((len(prompts), width), rollouts.temperature, np.float32),
-        versions=tuple(tuple(r.versions for r in g) for g in rollouts.responses),
-    )
+    processes.agree({name: f"{problem_set_hash(problems)} ({len(problems)} problems)"})
+
+
+def _arithmetic(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
+    section = config.data.arithmetic
+    return arithmetic_problems(section.train, section.held_out, seed=section.seed)
+
+
+# ---- the base model
+
+
+def base_path(config: RunConfig, workdir: epath.Path, progress: Progress) -> str:
+    """Where the base weights lie; the warm start makes them if the config asks for one.
+
+    Raises:
+        ConfigError: neither `model.path` nor a warm start is configured, or processes find
+            different weights.
+    """
+    path = config.model.path
+    if not path:
+        if config.warmstart.steps == 0:
+            raise ConfigError(
+                "model.path='': no weights; name a Hugging Face directory, a Hub id or a GGUF "
+                "file, or set warmstart.steps to make a small model on the spot"
+            )
+        made = workdir / WARMSTART_DIR
+        processes.first_does(lambda: make_base_model(config, made, progress), "warm start")
+        path = str(made)
+    agree_on_weights(path)
+    return path
+
+
+def load_base_tokenizer(config: RunConfig) -> Any:
+    """The tokenizer of the base model, without its weights."""
+    return load_tokenizer(config.model.path) if config.model.path else build_tokenizer()
+
+
+def base_model_config(config: RunConfig, workdir: epath.Path, progress: Progress) -> ModelConfig:
+    """The base model's architecture, without its weights: none is read or made for it."""
+    if not config.model.path and config.warmstart.steps:
+        return base_model_architecture(config)
+    return load_config(base_path(config, workdir, progress))
+
+
+def load_base(path: str, *, mesh: Mesh | None = None) -> tuple[Qwen, Any]:
+    """The float32 base model at `path` and its tokenizer.
+
+    Args:
+        path: from `base_path`.
+        mesh: split the weights over it as the trainer does, each process reading its own parts.
+            None: the complete model on each process's default device.
+    """
+    shardings = None
+    if mesh is not None:
+        model_config = load_config(path)
+        abstract = {
+            name: jax.ShapeDtypeStruct(shape, jnp.float32)
+            for name, shape in param_shapes(model_config).items()
+        }
+        axes = param_axes(model_config)
+        shardings = param_shardings(abstract, mesh, TRAINER_RULES, axes=axes)
+    return load_with_tokenizer(path, dtype="float32", shardings=shardings)

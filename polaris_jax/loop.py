@@ -1,238 +1,129 @@
-"""The whole training algorithm on one screen.
-
-A pass of the loop is one step of the recipe: draw prompts, sample, grade, log accuracy, rescue,
-substitute, update, hand the new weights to the sampler and, when a stage has ended, enter the next.
-`TrainingRun` (training_run.py) holds what outlives a step and writes the run's files.
-"""
+"""The complete training algorithm: stages, and in each stage steps."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from etils import epath
-
-from polaris_jax.batch import (
-    Substitution,
-    concat_graded,
-    select_groups,
-    substitute_uninformative,
-)
+from polaris_jax.assemble import Parts
 from polaris_jax.config import RunConfig
-from polaris_jax.data.loader import PromptLoader
-from polaris_jax.mark import Mark
+from polaris_jax.measure.held_out import held_out_score
 from polaris_jax.metrics import value_of
-from polaris_jax.metrics.rollout_stats import rollout_metrics
-from polaris_jax.records import Graded, StageState
-from polaris_jax.rollout import RolloutAborted, Sampler
-from polaris_jax.stage_change import enter_stage
-from polaris_jax.stages.controller import StepStats, observe, stage_ended
-from polaris_jax.start_at import StartAt
-from polaris_jax.state import TrainingRun
-from polaris_jax.step import in_flight, lag_metrics, left_metrics, roll_out
-from polaris_jax.step_rules import check_health
-from polaris_jax.step_update import update_policy
-from polaris_jax.system import processes
-from polaris_jax.system.progress import Progress
+from polaris_jax.rollout import RolloutAborted
+from polaris_jax.run.outputs import step_text
+from polaris_jax.stage_change import change_stage
+from polaris_jax.state import RunState
+from polaris_jax.step import step
+from polaris_jax.system.failures import at_run_time
+from polaris_jax.system.processes import any_process
 from polaris_jax.system.signals import StopRequest
-from polaris_jax.train.state import TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainSummary:
-    """How a call of `train` ended: where it began and stopped, and the run's totals by name."""
-
-    first_step: int
-    last_step: int
-    finished: bool
-    counts: dict[str, int]
-
-
-def train(
-    config: RunConfig,
-    workdir: epath.Path,
-    *,
-    progress: Progress,
-    stop: StopRequest,
-    overwrite: bool = False,
-    start: StartAt | None = None,
-) -> TrainSummary:
-    """Runs all stages, or what a resumed run has left of them; leaves everything in `workdir`.
+def train(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
+    """Runs all stages, or those that a resumed run has left, and returns the last state.
 
     Args:
-        config: the run.
-        workdir: gets metrics.jsonl, timing.jsonl, stages.json, checkpoints/, rollouts/, run.json.
-        progress: where a person sees it.
-        stop: asks for an early end that leaves a resumable state.
-        overwrite: begin anew in a used workdir.
-        start: begin at a later stage, from a checkpoint.
+        parts: what the run is made of, from `assemble`.
+        state: the state to continue from, from `open_state`.
+        stop: asks for an early end, which leaves a checkpoint.
 
     Raises:
-        ConfigError: a bad config, before any device is touched.
         RuntimeError: too many non-finite updates in a row, or too large a log-prob gap.
     """
-    opened = TrainingRun(config, workdir, progress=progress, overwrite=overwrite, start=start)
-    with opened as run, run.clock.compiles:
-        first_step = run.next_line
-        if run.resumed is None:
-            try:
-                stage, state, loader, sampler = enter_stage(
-                    run, run.first_stage, run.state, left=run.left, stop=stop
-                )
-            except RolloutAborted:  # there is nothing yet that a checkpoint would keep
-                return TrainSummary(first_step, run.step, False, dict(run.counts))
-            run.clock.begin_stage(sampler, run.grader)
-        else:
-            stage, state, loader, sampler = run.resumed
-        state = run.updater.park(state)
-        mark = run.mark(stage, loader, owed=run.owed)  # always of a step's end: see below
-        try:
-            if run.owed is not None:
-                mark = close_step(run, state, stage, loader, sampler, run.owed, stop)
-                run.save(state, mark, replace=True)  # the same step, and nothing is owed any more
-            while not stage.finished and not processes.any_process(stop.requested):
-                if stage_ended(stage, config.stages):  # one transaction, repeated after a stop
-                    stage, state, loader, sampler = enter_stage(
-                        run,
-                        stage.stage + 1,
-                        state,
-                        left=stage,
-                        loader=loader,
-                        sampler=sampler,
-                        stop=stop,
-                    )
-                    run.clock.begin_stage(sampler, run.grader)
-                    mark = run.mark(stage, loader)
-                    run.save(state, mark, replace=True)
-                graded, metrics = visit(run, sampler, loader, stage, stop)
-                graded, swapped = make_informative(run, graded, sampler, loader, stage, stop)
-                sampler.release_pool()  # new weights void it, and the update has use for the room
-                if swapped.action == "train":
-                    with run.clock.timer("update"):
-                        state, update_metrics = update_policy(run, state, graded, swapped, stage)
-                        sampler.update_weights(state.params)
-                        state = run.updater.park(state)
-                    metrics |= update_metrics
-                metrics |= run.count_batch(swapped, since=mark) | left_metrics(run)
-                stats = StepStats(entropy=value_of(metrics.get("update/fresh_entropy")))
-                stage, _ = observe(stage, stats, config.stages)
-                stage = run.within_tokens(stage)
-                run.step += 1
-                mark = run.mark(stage, loader, owed=metrics)
-                mark = close_step(run, state, stage, loader, sampler, metrics, stop)
-        except RolloutAborted:  # what was begun since the mark is forgotten
-            pass
-        run.save(state, mark)
-        finished = stage.finished and mark.owed is None
-        return TrainSummary(first_step, run.step, finished, dict(run.counts))
+    with parts.clock.compiles, at_run_time(lambda: f"step {state.step}"):
+        with contextlib.suppress(RolloutAborted):  # `state` is then the one before the sampling
+            while not state.done and not any_process(stop.requested):
+                if state.next_stage is not None:
+                    state = change_stage(parts, state, stop=stop)  # drop, temperature, optimizer
+                    save_if_due(parts, state)
+                if state.pending_metrics is None:
+                    state = step(parts, state, stop=stop)  # sample, grade, rescue, swap, update
+                score = held_out_score(parts, state, stop=stop)
+                state = write(parts, state, score)
+                save_if_due(parts, state)
+                write_timing(parts, state)
+        if state.stage_records:  # else a stop came before the first stage was entered
+            parts.checkpoints.save(state.snapshot())
+    return state
 
 
-def close_step(
-    run: TrainingRun,
-    state: TrainState,
-    stage: StageState,
-    loader: PromptLoader,
-    sampler: Sampler,
-    metrics: dict[str, Any],
-    stop: StopRequest,
-) -> Mark:
-    """What follows an update: the held-out score, the step's lines, a checkpoint where one is due.
+def write(parts: Parts, state: RunState, score: float | None) -> RunState:
+    """Writes the step's metrics, and stages.json if the step ended its stage.
+
+    Returns:
+        The state without pending metrics.
 
     Raises:
-        RolloutAborted: `stop` cut the scoring off; a mark that owes `metrics` resumes with it.
+        RuntimeError: the metrics say that the run must stop (see `check_health`).
     """
-    config, step = run.config, run.step - 1
-    metrics = metrics | run.evaluate(state, step, stop)
-    run.write_metrics(step, metrics)
-    check_health(step, int(state.skips_in_a_row), metrics, config)
-    ended = stage.finished or stage_ended(stage, config.stages)
-    if ended:
-        run.close_stage_record(step)
-    mark = run.mark(stage, loader)
-    with run.clock.timer("save"):
-        if ended or run.step % config.checkpoint.every_steps == 0:
-            run.save(state, mark)  # at a stage's end too: a kill in the entry repeats it
-    run.write_timing(step, sampler)
-    return mark
+    number, records = state.step - 1, state.stage_records
+    metrics = {
+        "stage": records[-1]["stage"],
+        "data/dropped": records[-1]["dropped_ids_count"],
+        **(state.pending_metrics or {}),
+    }
+    if score is not None:
+        metrics[f"eval/avg@{parts.config.evaluate.n}"] = score
+    parts.outputs.write_metrics(number, metrics)
+    parts.progress.line(step_text(number, metrics))
+    check_health(number, int(state.train.skips_in_a_row), metrics, parts.config)
+    if stage_ends(state):
+        records = (*records[:-1], {**records[-1], "last_step": number})
+        parts.outputs.write_stages(records)
+    return dataclasses.replace(state, pending_metrics=None, stage_records=records)
 
 
-def visit(
-    run: TrainingRun,
-    sampler: Sampler,
-    loader: PromptLoader,
-    stage: StageState,
-    stop: StopRequest,
-    *,
-    attempt: int = 0,
-) -> tuple[Graded, dict[str, Any]]:
-    """One batch of prompts, sampled, graded, logged, and rescued where a group has failed whole.
+def check_health(
+    step: int, skips_in_a_row: int, metrics: Mapping[str, Any], config: RunConfig
+) -> None:
+    """Ends a run whose numbers cannot be trusted.
 
-    Accuracy and all rollout metrics are taken before the rescue.
+    Raises:
+        RuntimeError: too many non-finite updates in a row, or a sampler whose policy is not the
+            trainer's; names the step, the value and the limit.
     """
-    with run.clock.timer("rollout"):
-        groups = in_flight(run, loader, stage, attempt=attempt)  # what was left, then new prompts
-        rollouts, ahead = roll_out(run, sampler, groups, stage, stop)
-    with run.clock.timer("grade"):
-        graded = run.grade(rollouts, ahead)  # what ended early is graded by now
-    run.lengths.record(graded.problem_ids, graded.token_ids)
-    run.accuracy.record(graded.problem_ids, graded.reward_PR, stage=stage.stage)
-    metrics = rollout_metrics(
-        graded, temperature=stage.temperature, max_response_tokens=stage.max_response_tokens
-    ) | lag_metrics(run, graded)
-    run.count(sampled_tokens=sum(len(r) for group in graded.token_ids for r in group))
-    run.files.write_rollouts(run.step, graded, draws=rollouts.prompts.draws, attempt=attempt)
-    if run.config.batch.rescue:
-        graded, rescued = run.sink.rescue(
-            graded,
-            max_response_tokens=stage.max_response_tokens,
-            rng=run.rng("rescue", attempt),
+    limit = config.optimizer.max_skips
+    if skips_in_a_row >= limit:
+        raise RuntimeError(
+            f"step {step}: {skips_in_a_row} updates in a row had a non-finite gradient "
+            f"(optimizer.max_skips={limit}); lower optimizer.learning_rate or look at the step's "
+            "rollouts"
         )
-        run.count(rescued_groups=rescued)
-        run.sink.update(graded, step=run.step, stage=stage.stage, temperature=stage.temperature)
-    return graded, metrics | {"data/epoch": rollouts.prompts.epoch}
-
-
-def unchanged(graded: Graded) -> Substitution:
-    """The batch as it is; without an informative group there is nothing to learn from it."""
-    informative = int(graded.informative_P.sum())
-    action = "train" if informative else "none"
-    return Substitution(np.arange(len(graded)), informative, 0, 0, action)
-
-
-def make_informative(
-    run: TrainingRun,
-    graded: Graded,
-    sampler: Sampler,
-    loader: PromptLoader,
-    stage: StageState,
-    stop: StopRequest,
-) -> tuple[Graded, Substitution]:
-    """The batch with every uninformative group replaced, drawing more prompts if so configured.
-
-    The step's rollout metrics remain those of its first attempt, which nothing has selected.
-    """
-    section = run.config.batch
-    if not section.substitute:
-        return graded, unchanged(graded)
-    for attempt in range(1, section.max_resample + 1):
-        swapped, substitution = substitute_uninformative(
-            graded,
-            min_informative=section.min_informative,
-            on_scarce=section.on_scarce,
-            rng=run.rng("substitute", attempt),
+    gap, gate = value_of(metrics.get("rollout/logp_gap_mean")), config.rollout.max_logp_gap_mean
+    if gate and gap is not None and gap > gate:
+        raise RuntimeError(
+            f"step {step}: rollout/logp_gap_mean={gap:.4g} nats exceeds "
+            f"rollout.max_logp_gap_mean={gate:g}: the sampler's policy is not the trainer's"
         )
-        scarce = substitution.action in ("resample", "none") and section.on_scarce == "resample"
-        if not scarce:
-            return swapped, substitution
-        more, _ = visit(run, sampler, loader, stage, stop, attempt=attempt)
-        run.count(resampled_batches=1)
-        pooled = concat_graded([graded, more])
-        informative_first = np.argsort(~pooled.informative_P, kind="stable")
-        graded = select_groups(pooled, informative_first[: len(graded)])
-    return substitute_uninformative(
-        graded,
-        min_informative=section.min_informative,
-        on_scarce="train" if section.on_scarce == "resample" else section.on_scarce,
-        rng=run.rng("substitute", 0),
+
+
+def stage_ends(state: RunState) -> bool:
+    """True if the newest step was the last of its stage."""
+    return state.next_stage is not None or state.stage.finished
+
+
+def save_if_due(parts: Parts, state: RunState) -> None:
+    """Saves every `checkpoint.every_steps` steps, at a stage's end and once the next is entered.
+
+    Saved at its end too, a stage change that is killed is repeated from there.
+    """
+    entered = state.step and not state.stage.steps_done
+    if stage_ends(state) or entered or state.step % parts.config.checkpoint.every_steps == 0:
+        with parts.clock.timer("save"):
+            parts.checkpoints.save(state.snapshot())
+
+
+def write_timing(parts: Parts, state: RunState) -> None:
+    """Writes the step's line of timing.jsonl; warns once if a preemption would lose the step."""
+    line = parts.clock.line(
+        state.live_sampler(),
+        parts.solver.grader,
+        update_tokens=state.counts.get("update_tokens", 0),
+        devices=list(parts.updater.mesh.devices.flat),
     )
+    parts.outputs.write_timing(state.step - 1, line)
+    warning = parts.clock.grace_warning(line, parts.config.checkpoint)
+    if warning:
+        parts.progress.line(f"warning: {warning}")

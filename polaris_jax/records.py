@@ -1,8 +1,8 @@
 """The records that packages hand to one another, and the dimension key of the whole project.
 
-Data goes one way: `Problem -> PromptBatch -> Rollouts -> Graded -> TrainBatch`, then `StageState`
-feeds the next step. Records are frozen; a function takes one and returns a new one. numpy only:
-host packages import this module without pulling in jax.
+Data goes one way: `Problem -> Group -> Graded -> TrainBatch`, then `StageState` feeds the next
+step. Records are frozen; a function takes one and returns a new one. numpy only: host packages
+import this module without pulling in jax.
 
 Dimension key. Every array local, argument and field carries its axes as a suffix:
 
@@ -28,6 +28,7 @@ import numpy as np
 FinishReason = Literal["stop", "length", "unfinished"]
 Gold = str | int | float | Sequence[str | int | float]
 Versions = Sequence[tuple[int, int]]  # (version of a policy, tokens that it gave) in order
+NO_STAGE = -1  # `StageState.stage` of a run that has entered no stage yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,30 +53,6 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptBatch:
-    """The prompts of one step, drawn alike by every process.
-
-    Attributes:
-        problem_ids: P ids; one id may occur twice when a batch straddles two epochs.
-        prompts: P prompts as token ids, chat template applied.
-        prompt_texts: the same prompts as text; the reward's train mode reads prompt + response.
-        golds: P golds.
-        draws: how often each id had been drawn before in this run; folded into its sampling seed.
-        epoch: epoch of the batch's first prompt, from 0.
-    """
-
-    problem_ids: tuple[str, ...]
-    prompts: tuple[tuple[int, ...], ...]
-    prompt_texts: tuple[str, ...]
-    golds: tuple[Gold, ...]
-    draws: tuple[int, ...]
-    epoch: int
-
-    def __len__(self) -> int:
-        return len(self.problem_ids)
-
-
-@dataclasses.dataclass(frozen=True)
 class Response:
     """One sampled completion.
 
@@ -84,7 +61,7 @@ class Response:
         logprobs: natural log of each token's probability under log_softmax(logits / temperature),
             before any top-k, top-p or min-p mask; in nats, same length as `token_ids`.
         finish_reason: "stop" when a stop token or string ended it, "length" when its budget did;
-            "unfinished" where its request was aborted, and it may go on (`Sampler.submit`).
+            "unfinished" if its request was aborted; `Sampler.submit(begun=...)` continues it.
         prompt_logprobs: the same of the prompt's tokens from its second on, all by the weights that
             gave the response's last token (also where it began under others); None: not asked for.
         versions: (version, tokens) pairs in order: how many tokens each version of the sampler's
@@ -99,30 +76,50 @@ class Response:
 
     @property
     def ended(self) -> bool:
-        """It is whole."""
+        """True if a stop or the budget has ended it."""
         return self.finish_reason != "unfinished"
 
 
 @dataclasses.dataclass(frozen=True)
-class Rollouts:
-    """The sampled responses of a prompt batch.
+class Group:
+    """A prompt and its n responses, some of which may be unfinished.
+
+    A group exists from the moment its prompt is drawn until it is graded.
 
     Attributes:
-        prompts: the batch that was sampled.
-        responses: [P][R] responses.
-        texts: [P][R] their decoded text, special tokens left out.
-        temperature: the sampling temperature of all of them.
-        max_response_tokens: the budget that held.
-        numbers: of each prompt among those that were sampled, where these were more; the process
-            that grades it goes by it. None: its place in the batch.
+        problem_id: id of the problem; every table of a run is keyed by it.
+        prompt: token ids, chat template applied.
+        prompt_text: the same prompt as text; the reward's train mode reads prompt + response.
+        gold: the answers that count as right.
+        draw: how often the problem had been drawn before in this run.
+        epoch: the epoch in which its batch began, from 0.
+        seed: sampling seed of all responses. With the sample's index and the token's position it
+            decides the noise of a token, so an unfinished response continues as if never left.
+        begun: version of the policy when sampling began; no token is older.
+        responses: n responses; () before sampling begins.
+        texts: the n decoded responses, special tokens left out; () while one is unfinished.
     """
 
-    prompts: PromptBatch
-    responses: tuple[tuple[Response, ...], ...]
-    texts: tuple[tuple[str, ...], ...]
-    temperature: float
-    max_response_tokens: int
-    numbers: tuple[int, ...] | None = None
+    problem_id: str
+    prompt: tuple[int, ...]
+    prompt_text: str
+    gold: Gold
+    draw: int
+    epoch: int
+    seed: int = 0
+    begun: int = 0
+    responses: tuple[Response, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """True if every response has ended."""
+        return bool(self.responses) and all(response.ended for response in self.responses)
+
+    def with_response(self, sample: int, response: Response) -> Group:
+        """The group with `response` at index `sample`."""
+        responses = (*self.responses[:sample], response, *self.responses[sample + 1 :])
+        return dataclasses.replace(self, responses=responses)
 
 
 def require_rewards(
@@ -176,8 +173,6 @@ class Graded:
         finish_reasons: "stop" or "length".
         reward_PR: terminal rewards in [0, 1], float32.
         rescued_PR: True where a row came from the rescue sink; all False when not given.
-        temperature_PR: temperature at which a row was sampled (a rescued row keeps its own);
-            None when the caller does not need it.
         versions: [P][R] `Response.versions`, a rescued row's empty; None where they are not known,
             and all tokens count as the present policy's.
     """
@@ -191,7 +186,6 @@ class Graded:
     finish_reasons: Sequence[Sequence[str]]
     reward_PR: np.ndarray
     rescued_PR: np.ndarray | None = None
-    temperature_PR: np.ndarray | None = None
     versions: Sequence[Sequence[Versions]] | None = None
 
     def __post_init__(self) -> None:
@@ -223,13 +217,11 @@ class Graded:
                     f"{name} holds groups of {counts[:8]} responses, reward_PR has shape "
                     f"{reward_PR.shape}: give each response its reward"
                 )
-        for name in ("rescued_PR", "temperature_PR"):
-            values_PR = getattr(self, name)
-            if values_PR is not None and np.shape(values_PR) != reward_PR.shape:
-                raise ValueError(
-                    f"{name} has shape {np.shape(values_PR)}, reward_PR {reward_PR.shape}: give "
-                    "one value a response"
-                )
+        if self.rescued_PR is not None and np.shape(self.rescued_PR) != reward_PR.shape:
+            raise ValueError(
+                f"rescued_PR has shape {np.shape(self.rescued_PR)}, reward_PR {reward_PR.shape}: "
+                "give one value a response"
+            )
 
     def __len__(self) -> int:
         return len(self.problem_ids)
@@ -289,7 +281,7 @@ class StageState:
     """Where the run stands in its stages; the only thing that feeds the next iteration.
 
     Attributes:
-        stage: index into `config.stages`, from 0.
+        stage: index into `config.stages`, from 0; NO_STAGE before the first is entered.
         first_step: global step at which this stage began.
         steps_done: updates or skipped steps done in this stage.
         temperature: sampling temperature of this stage.

@@ -1,390 +1,316 @@
-"""What outlives a step of training: tables, files, compiled update, and the road back after a kill.
+"""`RunState`: everything that changes while a run runs, how it is saved and where it starts.
 
-A checkpoint holds the device state (`TrainState`) and the host state of `host_state`: stage,
-accuracy table, rescue sink, loader position, groups in flight, stage records, counts. Everything
-else of a step is a function of these, the config and the data, so a resumed run repeats an
-uninterrupted one.
+Every step takes a state and returns the next one. Tables are copied before they change, so a step
+that is abandoned leaves the state before it as it was. Only the update donates: it consumes the
+weights and moments of `RunState.train`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
-from collections import Counter
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from polaris_jax.assemble import (
-    evaluation_problems,
-    fitting,
-    fold_seed,
-    grade,
-    make_grader,
-    make_sampler,
-    sampler_shards,
-    training_problems,
-)
-from polaris_jax.base_model import base_model_config, check_positions, load_base, yarn_scaling
-from polaris_jax.batch import RescueBuffer, Substitution
+from polaris_jax.assemble import Parts, load_base
+from polaris_jax.batch import RescueBuffer
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.config import RunConfig, check_pages, config_hash, row_len_tokens
+from polaris_jax.checkpoint.snapshots import Snapshot
+from polaris_jax.config import ConfigError
 from polaris_jax.data.loader import PromptLoader
-from polaris_jax.mark import Mark, stage_from
-from polaris_jax.measure.held_out import HeldOut
-from polaris_jax.models import RopeScaling
-from polaris_jax.records import Graded, Rollouts, StageState
-from polaris_jax.reward.grade_ahead import GradeAhead
+from polaris_jax.metrics.writer import reduce_metrics
+from polaris_jax.records import NO_STAGE, Group, Response, StageState
 from polaris_jax.rollout import Sampler
-from polaris_jax.rollout.groups import Group, groups_from
-from polaris_jax.run import workdir as workdir_lib
-from polaris_jax.run.outputs import RunFiles
-from polaris_jax.run.step_clock import StepClock
-from polaris_jax.run.step_records import UPDATE_METRICS, step_text
-from polaris_jax.sharding import make_mesh, split_devices
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
-from polaris_jax.start_at import StartAt, check_left, check_start
-from polaris_jax.system import processes
-from polaris_jax.system.failures import at_run_time
-from polaris_jax.system.progress import Progress
-from polaris_jax.system.signals import StopRequest
+from polaris_jax.system.seeds import fold_seed
 from polaris_jax.train.state import TrainState, init_train_state, with_rope_scaling
-from polaris_jax.train.update import Updater
 
 
-class TrainingRun:
-    """A run of `polaris train` from open to close; use it as a context manager."""
+@dataclasses.dataclass(frozen=True)
+class RunState:
+    """A run between two steps.
 
-    def __init__(
-        self,
-        config: RunConfig,
-        workdir: epath.Path,
-        *,
-        progress: Progress,
-        overwrite: bool = False,
-        start: StartAt | None = None,
-    ) -> None:
-        self.config, self.workdir, self.progress = config, workdir, progress
-        self._overwrite, self._start = overwrite, start
-        self.step = 0
-        self.first_stage = 0
-        self.left: StageState | None = None
-        self.resumed: tuple[StageState, TrainState, PromptLoader, Sampler] | None = None
-        self.stage_records: list[dict[str, Any]] = []
-        self.counts: Counter[str] = Counter()
-        self.carried: tuple[Group, ...] = ()  # groups that the step before left in flight
-        self.owed: dict[str, Any] | None = None  # metrics of a step whose line is not written yet
-        self.clock = StepClock()
-        self._closing = contextlib.ExitStack()
-        self._held_out: HeldOut | None = None
-        self._kernels = ""
+    Attributes:
+        step: steps done since the run began.
+        stage: where the run stands in its stages.
+        next_stage: the stage to enter before the next step; None within a stage.
+        train: weights, moments and counters, as they lie between updates.
+        loader: draws the prompts.
+        accuracy: right and seen responses of each problem.
+        lengths: mean response tokens of each problem's newest visit.
+        sink: stored correct responses, for the rescue.
+        sampler: the stage's sampler, with the present weights. A snapshot leaves it out. None
+            before the first stage.
+        counts: totals of the run by name.
+        carried: groups in flight that the last step left, oldest first.
+        stage_records: the entries of stages.json.
+        pending_metrics: the newest step's metrics while its line of metrics.jsonl is not written.
+    """
 
-    # ---- opening and closing
+    step: int
+    stage: StageState
+    next_stage: int | None
+    train: TrainState
+    loader: PromptLoader
+    accuracy: AccuracyTable
+    lengths: LengthTable
+    sink: RescueBuffer
+    sampler: Sampler | None = None
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    carried: tuple[Group, ...] = ()
+    stage_records: tuple[dict[str, Any], ...] = ()
+    pending_metrics: dict[str, Any] | None = None
 
-    def __enter__(self) -> TrainingRun:
-        with contextlib.ExitStack() as opening:  # lets go of lock and workers if opening fails
-            self._open(opening)
-            self._closing = opening.pop_all()
-        return self
-
-    def _open(self, opening: contextlib.ExitStack) -> None:
-        config, workdir = self.config, self.workdir
-        if self._start is not None:
-            check_start(self._start, config, workdir, overwrite=self._overwrite)
-        self.problems, origin = training_problems(config, workdir, self.progress)
-        scored = bool(config.evaluate.every_steps)
-        held_out = evaluation_problems(config, self.progress)[0] if scored else []
-        # What can be refused is, before --overwrite deletes a run and before anything is computed.
-        model_config = base_model_config(config, workdir, self.progress)
-        check_positions(config, model_config, self.progress)
-        trainer_devices, self.sampler_devices = split_devices(
-            config.rollout.devices, config.rollout.processes
-        )
-        check_pages(config, sampler_shards(config, self.sampler_devices))
-        self.mesh = make_mesh(config.mesh, trainer_devices)
-        self.updater = Updater(
-            config.objective,
-            config.optimizer,
-            config.model,
-            self.mesh,
-            rows=config.batch.rows,
-            row_len=row_len_tokens(config),
-            parks=config.rollout.trainer_state == "host",
-        )
-        self.updater.check_model(model_config)
-        self._claim = opening.enter_context(
-            workdir_lib.claim(
-                workdir, config, overwrite=self._overwrite, primary=processes.is_first()
-            )
-        )
-        self.progress.line(f"problems: {len(self.problems)} from {origin}")
-        if config.optimizer.moment_dtype != "float32":
-            self.progress.line(
-                f"optimizer.moment_dtype={config.optimizer.moment_dtype}: the recipe's is float32"
-            )
-        base, self.tokenizer = load_base(config, workdir, self.progress, mesh=self.mesh)
-        self.problems = fitting(
-            self.problems, config, tokenizer=self.tokenizer, progress=self.progress
-        )
-        self.base_config = base.config
-        self.grader = opening.enter_context(make_grader(config))
-        if scored:
-            held_out = fitting(held_out, config, tokenizer=self.tokenizer, progress=self.progress)
-            self._held_out = HeldOut(
-                held_out,
-                config,
-                tokenizer=self.tokenizer,
-                grader=self.grader,
-                devices=self.sampler_devices,
-            )
-        self.accuracy = AccuracyTable(
-            {p.id: p.pass_rate for p in self.problems if p.pass_rate is not None}
-        )
-        self.lengths = LengthTable(
-            {p.id: p.response_tokens for p in self.problems if p.response_tokens is not None}
-        )
-        self.sink = RescueBuffer()
-        self.checkpointer = Checkpointer(
-            workdir / "checkpoints",
-            keep_last=config.checkpoint.keep_last,
-            config_hash=config_hash(config),
-            architecture=dataclasses.asdict(base.config),
-            may_write=self._claim.check,
-        )
-        self.reference = base if config.objective.kl_coef else None
-        keep_base = self.reference is not None
-        self.state = init_train_state(base, config.optimizer, self.mesh, take=not keep_base)
-        self._resume_or_start()
-        self.files = opening.enter_context(
-            contextlib.closing(
-                RunFiles(
-                    workdir,
-                    config,
-                    self._claim,
-                    first_step=self.step,
-                    lines_from=self.next_line,
-                    tokenizer=self.tokenizer,
-                )
-            )
-        )
-        if self.files.redone:
-            self.progress.line(f"{self.files.redone} steps are done again")
-        if self.resumed is not None:
-            self.files.write_stages(self.stage_records)
-        opening.enter_context(at_run_time(lambda: f"step {self.step}"))
-
-    def __exit__(self, *error: Any) -> None:
-        self._closing.__exit__(*error)
-
-    def _resume_or_start(self) -> None:
-        latest = self.checkpointer.latest()
-        if latest is not None:
-            self.state, host = self.checkpointer.restore(latest, self.state)
-            self._load_host_state(host)
-            self.progress.line(f"resumed at step {latest}")
-            stage = self._reopened(stage_from(host["stage"]))
-            loader = self.make_loader()
-            loader.load_state_dict(host["loader"])  # checks the problems, then drops
-            self.state = with_rope_scaling(self.state, self.rope_scaling(stage.stage))
-            sampler = self.make_sampler(self.state, stage.max_response_tokens)
-            self.resumed = stage, self.state, loader, sampler
-        elif self._start is not None:
-            source = self._start.checkpoint
-            other = Checkpointer.of(source, architecture=dataclasses.asdict(self.base_config))
-            self.state, host = other.restore(other.latest_or_error(), self.state)
-            self.state = self.updater.reset_optimizer(self.state)
-            self._load_tables(host)
-            self.first_stage = self._start.stage
-            self.left = stage_from(host["stage"])
-            check_left(self.left, self.config, source)
-            if host.get("carried"):
-                self.progress.line(
-                    f"{len(host['carried'])} unfinished groups of {source} stay there"
-                )
-            self.progress.line(f"starting stage {self.first_stage} from {source}")
-
-    def _reopened(self, stage: StageState) -> StageState:
-        """A finished run goes on where the config now gives its last stage more steps."""
-        finished = stage.finished and stage_ended(stage, self.config.stages)
-        return self.within_tokens(dataclasses.replace(stage, finished=finished))
-
-    def make_loader(self) -> PromptLoader:
-        """Endless shuffled epochs over all problems."""
-        return PromptLoader(
-            self.problems,
-            tokenizer=self.tokenizer,
-            prompt_suffix=self.config.data.prompt_suffix,
-            batch_size=self.config.rollout.prompts_per_step,
-            seed=fold_seed(self.config.seed, "loader"),
-        )
-
-    def make_sampler(self, state: TrainState, max_response_tokens: int) -> Sampler:
-        """A sampler of the state's weights, on the devices that sample."""
-        sampler = make_sampler(
-            state.params,
-            self.config,
-            max_response_tokens=max_response_tokens,
-            devices=self.sampler_devices,
-        )
-        if sampler.kernels != self._kernels:
-            self._kernels = sampler.kernels
-            self.progress.line(f"decode kernels: {sampler.kernels}")
-        return sampler
-
-    # ---- the parts of a step
-
-    def rng(self, name: str, attempt: int) -> np.random.Generator:
-        """The generator of one random choice of this step: the same in a resumed run."""
-        return np.random.default_rng(fold_seed(self.config.seed, self.step, name, attempt))
-
-    def grade(self, rollouts: Rollouts, ahead: GradeAhead) -> Graded:
-        """The rollouts with their rewards (permuted in each group under reward.control=permute)."""
-        graded = grade(self.grader, rollouts, mode=self.config.reward.mode, ahead=ahead)
-        if self.config.reward.control == "permute":
-            reward_PR = self.rng("permute", 0).permuted(graded.reward_PR, axis=1)
-            graded = dataclasses.replace(graded, reward_PR=reward_PR)
-        return graded
-
-    def evaluate(self, state: TrainState, step: int, stop: StopRequest) -> dict[str, Any]:
-        """avg@n on the held-out problems, every `evaluate.every_steps` steps.
-
-        Raises:
-            RolloutAborted: `stop` asked for it in some process.
-        """
-        section = self.config.evaluate
-        if self._held_out is None or (step + 1) % section.every_steps:
-            return {}
-        stage = self.config.stages[self.stage_records[-1]["stage"]]
-        temperature = stage.evaluate_temperature or section.temperature
-        with self.clock.timer("evaluate"):
-            accuracy = self._held_out.score(
-                state.params, temperature=temperature, should_abort=lambda: stop.requested
-            )
-        self.progress.line(
-            f"step {step}: avg@{section.n} {accuracy:.1%} on {len(self._held_out)} held-out "
-            f"problems at temperature {temperature:g}"
-        )
-        return {f"eval/avg@{section.n}": accuracy}
-
-    def rope_scaling(self, stage: int) -> RopeScaling | None:
-        """The rotary scaling of a stage: YaRN by its factor; at factor 1 the checkpoint's own."""
-        factor = self.config.stages[stage].rope_factor
-        return yarn_scaling(self.config.rope.yarn, factor) or self.base_config.rope_scaling
-
-    # ---- counts, files, checkpoints
-
-    def count(self, **numbers: int) -> None:
-        """Adds to the run's totals."""
-        self.counts.update(numbers)
+    @property
+    def done(self) -> bool:
+        """True if all stages are finished and all lines are written."""
+        return self.stage.finished and self.pending_metrics is None
 
     @property
     def next_line(self) -> int:
         """The step whose line of metrics.jsonl is written next."""
-        return self.step if self.owed is None else self.step - 1
+        return self.step if self.pending_metrics is None else self.step - 1
 
     @property
     def policy_version(self) -> int:
         """Updates that the policy has had since the run began."""
-        return self.step - self.counts["steps_without_update"]
+        return self.step - self.counts.get("steps_without_update", 0)
 
-    @property
-    def tokens_spent(self) -> bool:
-        """The run has sampled `rollout.total_tokens`."""
-        limit = self.config.rollout.total_tokens
-        return bool(limit) and self.counts["sampled_tokens"] >= limit
+    def live_sampler(self) -> Sampler:
+        """The stage's sampler, once a stage has been entered."""
+        assert self.sampler is not None, "a stage must be entered first"
+        return self.sampler
 
-    def within_tokens(self, stage: StageState) -> StageState:
-        """`stage`, finished when the tokens are spent and no group is in flight any more."""
-        spent = self.tokens_spent and not self.carried
-        return dataclasses.replace(stage, finished=True) if spent else stage
+    def counted(self, **numbers: int) -> RunState:
+        """The state with `numbers` added to its totals."""
+        added = {name: self.counts.get(name, 0) + number for name, number in numbers.items()}
+        return dataclasses.replace(self, counts={**self.counts, **added})
 
-    def count_batch(self, swapped: Substitution, *, since: Mark) -> dict[str, Any]:
-        """Counts a step's substitution; its metrics, with all that was counted since its mark."""
-        self.count(
-            substituted_groups=swapped.replaced,
-            donors_reused=swapped.reused,
-            steps_without_update=int(swapped.action != "train"),
-        )
-        counted = ("rescued_groups", "resampled_batches", "steps_without_update")
-        new = {f"batch/{k}": self.counts[k] - since.counts.get(k, 0) for k in counted}
-        return new | {
-            "batch/informative_groups": swapped.informative,
-            "batch/substituted_groups": swapped.replaced,
-            "batch/donors_reused": swapped.reused,
+    def tokens_spent(self, total_tokens: int) -> bool:
+        """True once the run has sampled `total_tokens` (`rollout.total_tokens`; 0: no limit)."""
+        return bool(total_tokens) and self.counts.get("sampled_tokens", 0) >= total_tokens
+
+    def snapshot(self) -> Snapshot:
+        """The state as a checkpoint holds it; cheap, since nothing of it is copied."""
+        pending = self.pending_metrics
+        host = {
+            "step": self.step,
+            "stage": dataclasses.asdict(self.stage),
+            "stage_records": list(self.stage_records),
+            "accuracy": self.accuracy.state_dict(),
+            "sink": self.sink.array_state(),
+            "loader": self.loader.state_dict(),
+            "counts": dict(self.counts),
+            "lengths": self.lengths.state_dict(),
+            "carried": array_state(self.carried),
+            "owed": None if pending is None else reduce_metrics(pending),
         }
+        return Snapshot(self.step, self.stage.stage, pending is not None, self.train, host)
 
-    def write_metrics(self, step: int, metrics: dict[str, Any]) -> None:
-        """The step's line of metrics.jsonl, and what a person sees of it."""
-        stage = self.stage_records[-1]
-        line = {"stage": stage["stage"], "data/dropped": stage["dropped_ids_count"]}
-        self.files.write_metrics(step, dict.fromkeys(UPDATE_METRICS) | line | metrics)
-        self.owed = None
-        self.progress.line(step_text(step, metrics))
 
-    def write_timing(self, step: int, sampler: Sampler) -> None:
-        """The step's line of timing.jsonl."""
-        line = self.clock.line(
-            sampler,
-            self.grader,
-            update_tokens=self.counts["update_tokens"],
-            devices=list(self.mesh.devices.flat),
+@dataclasses.dataclass(frozen=True)
+class StartAt:
+    """Begin a run at stage `stage` (from 0) with the weights and tables of `checkpoint`."""
+
+    stage: int
+    checkpoint: epath.Path
+
+
+def open_state(parts: Parts, start: StartAt | None = None) -> RunState:
+    """The state that a run continues from: its newest checkpoint's, else that of a new run.
+
+    The run's files are cut back to it.
+
+    Args:
+        parts: what the run is made of.
+        start: begin a new run at a later stage, from another run's checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint belongs to other problems, another model or unknown stages.
+    """
+    state = new_state(parts)
+    latest = parts.checkpoints.checkpointer.latest()
+    if latest is not None:
+        state = restore(parts, state, latest)
+    elif start is not None:
+        state = start_from(parts, state, start)
+    state = dataclasses.replace(state, train=parts.updater.park(state.train))
+    redone = parts.outputs.begin(first_step=state.step, lines_from=state.next_line)
+    if redone:
+        parts.progress.line(f"{redone} steps are done again")
+    if latest is not None:
+        parts.outputs.write_stages(state.stage_records)
+    return state
+
+
+def new_state(parts: Parts) -> RunState:
+    """The state of a run that has not entered its first stage."""
+    config, problems = parts.config, parts.problems
+    base = parts.reference or load_base(parts.base_path, mesh=parts.updater.mesh)[0]
+    take = parts.reference is None  # else the update would delete the reference's arrays
+    return RunState(
+        step=0,
+        stage=StageState(
+            NO_STAGE, first_step=0, steps_done=0, temperature=0.0, max_response_tokens=0
+        ),
+        next_stage=0,
+        train=init_train_state(base, config.optimizer, parts.updater.mesh, take=take),
+        loader=PromptLoader(
+            problems,
+            tokenizer=parts.solver.tokenizer,
+            prompt_suffix=config.data.prompt_suffix,
+            batch_size=config.rollout.prompts_per_step,
+            seed=fold_seed(config.seed, "loader"),
+        ),
+        accuracy=AccuracyTable({p.id: p.pass_rate for p in problems if p.pass_rate is not None}),
+        lengths=LengthTable(
+            {p.id: p.response_tokens for p in problems if p.response_tokens is not None}
+        ),
+        sink=RescueBuffer(),
+    )
+
+
+def restore(parts: Parts, new: RunState, step: int) -> RunState:
+    """The state of the run's checkpoint of `step`.
+
+    A finished run continues if the config now gives its last stage more steps.
+
+    Args:
+        parts: what the run is made of.
+        new: the run's state before its first step; it is filled with what was saved.
+        step: a complete checkpoint.
+    """
+    stages = parts.config.stages
+    train, host = parts.checkpoints.checkpointer.restore(step, new.train)
+    _load_tables(new, host)
+    new.loader.load_state_dict(host["loader"])  # checks the problems, then drops
+    parts.clock.begin_at(host["counts"].get("update_tokens", 0))
+    parts.progress.line(f"resumed at step {step}")
+    stage = stage_from(host["stage"])
+    ended = stage_ended(stage, stages)
+    state = dataclasses.replace(
+        new,
+        step=host["step"],
+        stage=dataclasses.replace(stage, finished=stage.finished and ended),
+        train=with_rope_scaling(train, parts.rope_scaling(stage.stage)),
+        counts=host["counts"],
+        carried=groups_from(host.get("carried", [])),  # earlier versions had none
+        stage_records=tuple(host["stage_records"]),
+        pending_metrics=host.get("owed"),
+    )
+    state = within_tokens(parts, state)
+    sampler = parts.solver.samplers.make(
+        state.train.params, max_response_tokens=stage.max_response_tokens
+    )
+    state = dataclasses.replace(state, sampler=sampler, next_stage=following(parts, state.stage))
+    parts.checkpoints.found(state.snapshot())
+    return state
+
+
+def start_from(parts: Parts, new: RunState, start: StartAt) -> RunState:
+    """A new run's state with the weights and tables of another run's checkpoint.
+
+    Raises:
+        ConfigError: the config has no stage that the other run was in, so neither its drop rule
+            nor its rotary scaling is known.
+    """
+    source, count = start.checkpoint, len(parts.config.stages)
+    other = Checkpointer.of(source, architecture=dataclasses.asdict(parts.model_config))
+    train, host = other.restore(other.latest_or_error(), new.train)
+    _load_tables(new, host)
+    left = stage_from(host["stage"])
+    if left.stage >= count:
+        raise ConfigError(
+            f"--from={source}: its run was in stage {left.stage}, and the config has stages 0 to "
+            f"{count - 1}; drop_above and rope_factor of that stage come from the config: list "
+            "that run's stages before the new one, and name the new one in --stage"
         )
-        self.files.write_timing(step, line)
-        text = self.clock.grace_warning(line, self.config.checkpoint)
-        if text:
-            self.progress.line(f"warning: {text}")
+    if host.get("carried"):
+        parts.progress.line(f"{len(host['carried'])} unfinished groups of {source} stay there")
+    parts.progress.line(f"starting stage {start.stage} from {source}")
+    return dataclasses.replace(
+        new,
+        train=parts.updater.reset_optimizer(train),
+        stage=dataclasses.replace(left, finished=False),
+        next_stage=start.stage,
+    )
 
-    def close_stage_record(self, last_step: int) -> None:
-        """Notes in stages.json at which step the present stage ended."""
-        self.stage_records[-1]["last_step"] = last_step
-        self.files.write_stages(self.stage_records)
 
-    def mark(
-        self, stage: StageState, loader: PromptLoader, *, owed: dict[str, Any] | None = None
-    ) -> Mark:
-        """The host state between two steps, cheap to take: tables are copied shallowly.
+def following(parts: Parts, stage: StageState) -> int | None:
+    """The stage to enter next if `stage` has ended and is not the last; else None."""
+    ended = stage_ended(stage, parts.config.stages)
+    return stage.stage + 1 if ended and not stage.finished else None
 
-        Args:
-            stage: after the step before.
-            loader: the same.
-            owed: the metrics of the step before, where its line is not written yet.
-        """
-        return Mark(
-            step=self.step,
-            stage=stage,
-            loader=loader.state_dict(),
-            stage_records=tuple(dict(record) for record in self.stage_records),
-            accuracy=copy.copy(self.accuracy),
-            lengths=copy.copy(self.lengths),
-            sink=copy.copy(self.sink),
-            counts=dict(self.counts),
-            carried=self.carried,
-            owed=owed,
+
+def within_tokens(parts: Parts, state: RunState) -> RunState:
+    """The state, finished if `rollout.total_tokens` are spent and no group is in flight."""
+    if not state.tokens_spent(parts.config.rollout.total_tokens) or state.carried:
+        return state
+    return dataclasses.replace(state, stage=dataclasses.replace(state.stage, finished=True))
+
+
+def stage_from(fields: Mapping[str, Any]) -> StageState:
+    """A `StageState` from its fields as JSON gives them back."""
+    restored = dict(fields)
+    for name in ("dropped_ids", "decisions"):
+        restored[name] = tuple(restored[name])
+    return StageState(**restored)
+
+
+def _load_tables(new: RunState, host: Mapping[str, Any]) -> None:
+    new.accuracy.load_state_dict(host["accuracy"])
+    new.sink.load_state_dict(host["sink"])
+    if "lengths" in host:  # checkpoints of earlier versions have none
+        new.lengths.load_state_dict(host["lengths"])
+
+
+# ---- groups in flight, in a checkpoint
+
+_PLAIN = ("problem_id", "prompt_text", "gold", "draw", "epoch", "seed", "begun")
+
+
+def array_state(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The groups for a checkpoint: tokens and log-probs as one array a group, the rest as JSON."""
+    return [
+        {
+            **{name: getattr(group, name) for name in _PLAIN},
+            "prompt": np.array(group.prompt, np.int32),
+            "token_ids": np.array(_joined(group, "token_ids"), np.int32),
+            "logprobs": np.array(_joined(group, "logprobs"), np.float64),
+            "lengths": [len(response.token_ids) for response in group.responses],
+            "finish_reasons": [response.finish_reason for response in group.responses],
+            "versions": [[list(pair) for pair in r.versions] for r in group.responses],
+        }
+        for group in groups
+    ]
+
+
+def groups_from(state: Sequence[Mapping[str, Any]]) -> tuple[Group, ...]:
+    """The groups that `array_state` was given, without their texts."""
+    groups = []
+    for fields in state:
+        ends = list(itertools.accumulate(fields["lengths"], initial=0))
+        spans = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        responses = tuple(
+            Response(
+                tuple(fields["token_ids"][span].tolist()),
+                tuple(fields["logprobs"][span].tolist()),
+                reason,
+                versions=tuple((int(version), int(count)) for version, count in versions),
+            )
+            for span, reason, versions in zip(
+                spans, fields["finish_reasons"], fields["versions"], strict=True
+            )
         )
+        plain = {name: fields[name] for name in _PLAIN}
+        groups.append(Group(prompt=tuple(fields["prompt"].tolist()), responses=responses, **plain))
+    return tuple(groups)
 
-    def _load_host_state(self, host: dict[str, Any]) -> None:
-        self.step = host["step"]
-        self.stage_records = host["stage_records"]
-        self._load_tables(host)
-        self.counts = Counter(host["counts"])
-        self.carried = groups_from(host.get("carried", []))  # earlier versions had none
-        self.owed = host.get("owed")
-        self.clock.begin_at(self.counts["update_tokens"])
 
-    def _load_tables(self, host: dict[str, Any]) -> None:
-        self.accuracy.load_state_dict(host["accuracy"])
-        self.sink.load_state_dict(host["sink"])
-        if "lengths" in host:  # checkpoints of earlier versions have none
-            self.lengths.load_state_dict(host["lengths"])
-
-    def save(self, state: TrainState, mark: Mark, *, replace: bool = False) -> None:
-        """A whole checkpoint of `mark`'s step, unless (or, with `replace`, even if) it is there."""
-        if replace or self.checkpointer.newest_saved != mark.step:
-            # Told before the state is kept in which they count: the step's timing may never come.
-            timeouts = processes.gather_objects(self.grader.stats()["timeouts"])
-            self.files.note_timeouts(sum(timeouts))
-            self.checkpointer.save(mark.step, state, mark.host_state())
+def _joined(group: Group, name: str) -> list[Any]:
+    return [value for response in group.responses for value in getattr(response, name)]

@@ -12,10 +12,13 @@ from typing import Any
 
 from polaris_jax import loop
 from polaris_jax.__main__ import entry
+from polaris_jax.assemble import Parts
 from polaris_jax.checkpoint import manifest
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.rollout.driver import Driver
-from polaris_jax.run.outputs import RunFiles
+from polaris_jax.run.outputs import Outputs
+from polaris_jax.state import RunState
+from polaris_jax.system.signals import StopRequest
 from polaris_jax.train.update import Updater
 
 # The call after which the run dies.
@@ -28,21 +31,21 @@ MOMENTS: dict[str, tuple[Any, str]] = {
 ENTRY_MOMENTS: dict[str, tuple[Any, str]] = {
     "reset": (Updater, "reset_optimizer"),
     "drop": (PromptLoader, "drop"),
-    "stages.json": (RunFiles, "write_stages"),
-    "entry": (loop, "enter_stage"),  # what has been entered is not saved yet
+    "stages.json": (Outputs, "write_stages"),
+    "entry": (loop, "change_stage"),  # what has been entered is not saved yet
 }
 
 
 def die_after(moment: str, nth: int) -> None:
     """Has this process end at the nth call of a moment."""
     entered, calls = [], itertools.count(1)
-    enter_stage = loop.enter_stage
+    change_stage = loop.change_stage
 
-    def noted(run: Any, index: int, *args: Any, **options: Any) -> Any:
-        entered.append(index)
-        return enter_stage(run, index, *args, **options)
+    def noted(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
+        entered.append(state.next_stage)
+        return change_stage(parts, state, stop=stop)
 
-    loop.enter_stage = noted
+    loop.change_stage = noted
     owner, name = (MOMENTS | ENTRY_MOMENTS)[moment]
     function = getattr(owner, name)
 

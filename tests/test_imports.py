@@ -20,7 +20,6 @@ def tree(*folders: str) -> dict[str, str]:
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
 
 
-@pytest.mark.xfail(strict=True, reason="the tree is on its way to these rules")
 def test_the_tree_keeps_the_rules():
     sources = tree("polaris_jax", "configs", "benchmarks", "launch")
     assert len(sources) > 10

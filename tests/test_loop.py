@@ -1,31 +1,27 @@
 """A run that is killed, stopped and torn ends with the bytes of one that was not."""
 
-import collections
 import json
 import signal
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from etils import epath
 
-from polaris_jax import loop
+from polaris_jax import loop, step
 from polaris_jax.__main__ import main
-from polaris_jax.batch import RescueBuffer, Substitution
+from polaris_jax.assemble import Parts
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.config import BatchSection, build_config, default_config
-from polaris_jax.records import Graded, StageState
+from polaris_jax.config import BatchSection, RunConfig, build_config
+from polaris_jax.measure import held_out
+from polaris_jax.records import Graded, Problem
 from polaris_jax.rollout import RolloutAborted
-from polaris_jax.run.step_clock import StepClock
-from polaris_jax.stage_change import enter_stage
-from polaris_jax.stages.difficulty import AccuracyTable
-from polaris_jax.stages.lengths import LengthTable
-from polaris_jax.state import TrainingRun
-from polaris_jax.system.progress import Progress
+from polaris_jax.stage_change import change_stage
+from polaris_jax.state import RunState
+from polaris_jax.step import make_informative
 from polaris_jax.system.signals import StopRequest
 from tests.kills import Life, assert_same_run, kill_at_random, metrics
 from tests.micro_run import final_state, finish, flags, make_base, start_train
+from tests.support.parts import Written, make_parts, make_state, stage_at
 
 pytestmark = pytest.mark.xdist_group("loop")  # one worker makes what its tests share
 
@@ -81,116 +77,111 @@ def graded(*rewards: list[float]) -> Graded:
 def test_a_scarce_batch_is_treated_as_configured(monkeypatch, on_scarce, max_resample, action):
     drawn = []
 
-    def visit(*_, attempt: int):
+    def visit(parts, state, *, stop, attempt: int):
         drawn.append(attempt)
-        return graded([0, 0], [0, 1], [1, 1], [1, 1]), {}
+        return graded([0, 0], [0, 1], [1, 1], [1, 1]), {}, state
 
-    monkeypatch.setattr(loop, "visit", visit)
+    monkeypatch.setattr(step, "visit", visit)
     section = BatchSection(on_scarce=on_scarce, max_resample=max_resample, min_informative=0.5)
-    run = SimpleNamespace(
-        config=SimpleNamespace(batch=section),
-        rng=lambda name, attempt: np.random.default_rng(attempt),
-        count=lambda **_: None,
-    )
+    parts = make_parts(RunConfig(batch=section))
     scarce = graded([0, 0], [1, 0], [0, 0], [1, 1])
-    nothing: dict = dict.fromkeys(("sampler", "loader", "stage", "stop"))
-    batch, swapped = loop.make_informative(run, scarce, **nothing)  # pyright: ignore
+    batch, swapped, _ = make_informative(parts, make_state(), scarce, stop=StopRequest())
     assert swapped.action == action
     assert drawn == ([1] if on_scarce == "resample" and max_resample else [])
     assert len(batch) == 4
     assert batch.informative_P.all() == (action == "train")
 
 
-def test_a_step_tells_what_all_its_attempts_have_rescued():
-    run = SimpleNamespace(counts=collections.Counter(rescued_groups=7), count=lambda **_: None)
-    swapped = Substitution(np.arange(4), 2, 1, 1, "train")
-    mark: Any = SimpleNamespace(counts={"rescued_groups": 4})
-    metrics = TrainingRun.count_batch(run, swapped, since=mark)  # pyright: ignore
-    assert metrics["batch/rescued_groups"] == 3
-    mark.counts.clear()  # no group had been rescued when the step began
-    assert TrainingRun.count_batch(run, swapped, since=mark)["batch/rescued_groups"] == 7  # pyright: ignore
+class Train:
+    """A train state of which only the counter and the name of its weights are read."""
+
+    params, skips_in_a_row = None, 0
 
 
-def test_a_time_out_is_told_before_the_state_is_kept_in_which_it_counts():
-    told, mark = [], SimpleNamespace(step=2, host_state=dict)
-    run = SimpleNamespace(
-        grader=SimpleNamespace(stats=lambda: {"timeouts": 3}),
-        files=SimpleNamespace(note_timeouts=told.append),
-        checkpointer=SimpleNamespace(newest_saved=1, save=lambda *_: told.append("saved")),
-    )
-    TrainingRun.save(run, None, mark)  # pyright: ignore
-    assert told == [3, "saved"]
+class Kept:
+    """In the place of `Checkpoints`: (step, pending) of what was saved."""
+
+    def __init__(self, newest: RunState) -> None:
+        self.saved, self._newest = [], newest.snapshot().key
+
+    def save(self, snapshot: Any) -> None:
+        if snapshot.key != self._newest:
+            self.saved.append((snapshot.step, snapshot.pending))
+        self._newest = snapshot.key
+
+
+class Position:
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
 
 @pytest.mark.parametrize("stopped", [True, False], ids=["stopped again", "scored"])
-def test_a_run_that_owes_its_last_score_is_finished_once_it_has_it(monkeypatch, tmp_path, stopped):
-    marks, lines = [], []
-    stage = StageState(
-        stage=0, first_step=0, steps_done=2, temperature=1.0, max_response_tokens=8, finished=True
+def test_a_run_that_owes_its_last_score_is_finished_once_it_has_it(monkeypatch, stopped):
+    monkeypatch.setattr("polaris_jax.state.dataclasses.asdict", lambda record: vars(record).copy())
+    monkeypatch.setattr(loop, "write_timing", lambda *_: None)
+
+    def score(parts: Parts, state: RunState, *, stop: StopRequest) -> float:
+        if stopped:
+            raise RolloutAborted("asked to")
+        return 0.25
+
+    monkeypatch.setattr(loop, "held_out_score", score)
+    train: Any = Train()
+    state = make_state(
+        step=2,
+        stage=stage_at(0, 2, finished=True),
+        train=train,
+        loader=Position(),
+        counts={"sampled_tokens": 7},
+        stage_records=({"stage": 0, "last_step": None, "dropped_ids_count": 0},),
+        pending_metrics={"rollout/reward_mean": 0.5},
     )
-
-    class Owing(TrainingRun):
-        def _open(self, opening):
-            fake: Any = SimpleNamespace
-            self.step, self.owed = 2, {"rollout/reward_mean": 0.5}
-            self.counts["sampled_tokens"] = 7
-            self.stage_records = [{"stage": 0, "last_step": None, "dropped_ids_count": 0}]
-            self.accuracy, self.lengths, self.sink = AccuracyTable(), LengthTable(), RescueBuffer()
-            self.updater = fake(park=lambda state: state)
-            self.grader = fake(stats=lambda: {"timeouts": 0})
-            self.files = fake(
-                note_timeouts=lambda timeouts: None,
-                write_metrics=lambda step, metrics: lines.append((step, metrics["eval/avg@4"])),
-                write_stages=lambda records: None,
-            )
-            self.checkpointer = fake(
-                newest_saved=2, save=lambda step, state, host: marks.append((step, host["owed"]))
-            )
-            loader = fake(state_dict=dict)
-            self.resumed = stage, fake(skips_in_a_row=0), loader, fake()  # pyright: ignore
-
-        def evaluate(self, state, step, stop):
-            if stopped:
-                raise RolloutAborted("asked to")
-            return {"eval/avg@4": 0.25}
-
-        def write_timing(self, step, sampler):
-            pass
-
-    monkeypatch.setattr(loop, "TrainingRun", Owing)
-    config = build_config(default_config())
-    summary = loop.train(config, epath.Path(tmp_path), progress=Progress(), stop=StopRequest())
-    assert summary.finished is not stopped
-    assert (summary.first_step, summary.last_step) == (1, 2)  # its line is still to be written
+    kept, written = Kept(state), Written()
+    parts = make_parts(build_config({"evaluate": {"n": 4}}), checkpoints=kept, outputs=written)
+    last = loop.train(parts, state, stop=StopRequest())
+    assert last.done is not stopped
+    assert (state.next_line, last.step) == (1, 2)  # its line is still to be written
+    lines = [(number, line["eval/avg@4"]) for number, line in written.metrics]
     assert lines == ([] if stopped else [(1, 0.25)])
-    assert marks == ([] if stopped else [(2, None)])  # a rerun does not score once more
+    assert kept.saved == ([] if stopped else [(2, False)])  # a rerun does not score once more
 
 
-class Scored:
-    """A held-out set that keeps the temperature it is asked at."""
+class Reused:
+    """In the place of `Samplers`: a sampler for scores, which only counts its releases."""
 
-    def __len__(self) -> int:
-        return 1
+    released = 0
 
-    def score(self, model: Any, *, temperature: float, should_abort: Any) -> float:
-        self.temperature = temperature
-        return 0.5
+    def reused(self, model: Any, *, max_response_tokens: int) -> Any:
+        self.budget = max_response_tokens
+        return self
+
+    def release(self) -> None:
+        self.released += 1
 
 
 @pytest.mark.parametrize(("stage", "temperature"), [(0, 0.7), (1, 1.4)])
-def test_a_stage_is_scored_at_its_own_temperature(stage, temperature):
-    stages = [{"steps": 1}, {"steps": 1, "evaluate_temperature": 1.4}]
-    config = build_config({"stages": stages, "evaluate": {"temperature": 0.7, "every_steps": 1}})
-    run: Any = SimpleNamespace(
-        config=config,
-        _held_out=Scored(),
-        stage_records=[{"stage": stage}],
-        clock=StepClock(),
-        progress=Progress(enabled=False),
-    )
-    state: Any = SimpleNamespace(params=None)
-    assert TrainingRun.evaluate(run, state, 0, StopRequest()) == {"eval/avg@8": 0.5}
-    assert run._held_out.temperature == temperature
+def test_a_stage_is_scored_at_its_own_temperature(monkeypatch, stage, temperature):
+    stages = [{"steps": 1}, {"steps": 1, "evaluate_temperature": 1.4, "max_response_tokens": 24}]
+    config = build_config({"stages": stages, "evaluate": {"temperature": 0.7, "every_steps": 2}})
+    asked: dict[str, Any] = {}
+
+    def solve(solver: Any, sampler: Any, problems: Any, **settings: Any) -> Graded:
+        asked.update(settings)
+        return graded([0.0, 1.0])
+
+    monkeypatch.setattr(held_out, "solve", solve)
+    samplers, train = Reused(), Train()
+    problems = (Problem("a", "?", "1"),)
+    parts = make_parts(config, held_out=problems, samplers=samplers)
+    state = make_state(step=2, stage=stage_at(stage), train=train)
+    assert held_out.held_out_score(parts, state, stop=StopRequest()) == 0.5
+    assert asked["temperature"] == temperature
+    # The last stage's budget, whichever stage it is, and graded as an evaluation.
+    assert asked["max_response_tokens"] == samplers.budget == 24
+    assert asked["mode"] == "eval"
+    assert samplers.released == 1
+    off_beat = make_state(step=3, stage=stage_at(stage), train=train)
+    assert held_out.held_out_score(parts, off_beat, stop=StopRequest()) is None
 
 
 def test_a_run_learns_counts_and_says_what_it_did(whole):
@@ -311,12 +302,12 @@ def test_a_stage_whose_entry_is_killed_is_entered_again(line, whole, tmp_path, m
 
 
 def test_the_end_of_a_stage_is_saved_before_the_next_is_entered(base, tmp_path, monkeypatch):
-    def killed(run, index, *args, **options):
-        if index == 1:
+    def killed(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
+        if state.next_stage == 1:
             raise RuntimeError("killed in the entry")
-        return enter_stage(run, index, *args, **options)
+        return change_stage(parts, state, stop=stop)
 
-    monkeypatch.setattr(loop, "enter_stage", killed)
+    monkeypatch.setattr(loop, "change_stage", killed)
     rare = ("--config.stages[0].steps=1", "--config.checkpoint.every_steps=10")
     assert main(["train", *flags(*base, *ON_8, *rare), f"--workdir={tmp_path}"]) == 1
     assert Checkpointer(tmp_path / "checkpoints").latest() == 1
@@ -329,7 +320,7 @@ def test_a_signal_in_the_first_stages_entry_ends_the_run_at_once(
         assert not stop.requested
         raise RolloutAborted("asked to")
 
-    monkeypatch.setattr(loop, "enter_stage", stopped)
+    monkeypatch.setattr(loop, "change_stage", stopped)
     assert main(["train", *flags(*base, *ON_8), f"--workdir={tmp_path}"]) == 0
     assert "stopped; rerun the same command to go on: 0 steps" in capsys.readouterr().out
     assert Checkpointer(tmp_path / "checkpoints").latest() is None

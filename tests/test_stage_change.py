@@ -1,18 +1,21 @@
 """What a stage's entry drops, and which temperature it takes."""
 
 import dataclasses
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from etils import epath
 
-from polaris_jax import stage_change as stage_entry
+from polaris_jax import stage_change
+from polaris_jax.assemble import Parts
 from polaris_jax.config import ConfigError, build_config
 from polaris_jax.explore import Candidate
-from polaris_jax.records import StageState
-from polaris_jax.stage_change import _temperature, enter_stage
+from polaris_jax.records import NO_STAGE, Problem, StageState
+from polaris_jax.stage_change import change_stage
 from polaris_jax.stages.controller import initial_state
-from polaris_jax.stages.difficulty import AccuracyTable
+from polaris_jax.state import RunState
+from polaris_jax.system.signals import StopRequest
+from tests.support.parts import Screen, make_parts, make_state, stage_at
 
 CONFIG = build_config({"stages": [{"steps": 1}, {"steps": 1}]})
 MATCHED = build_config(
@@ -20,38 +23,99 @@ MATCHED = build_config(
 )
 
 
-class Sampler:
-    """Counts what was made of it and let go."""
+NEVER = StopRequest()
 
-    made = released = 0
+
+class Sampler:
+    """Counts how often it was released."""
+
+    released = 0
 
     def release(self) -> None:
         self.released += 1
 
+    def reset_stats(self) -> None:
+        pass
 
-def fake_run(problem_ids: str, config: Any) -> Any:
-    """A run without model and files; `told` are the ids that its loader drops."""
-    told: list[str] = []
-    lines: list[str] = []
-    samplers: list[Sampler] = []
-    return SimpleNamespace(
-        config=config,
-        problems=[SimpleNamespace(id=i) for i in problem_ids],
-        accuracy=AccuracyTable(),
-        carried=(),
-        step=1,
-        stage_records=[],
-        rope_scaling=lambda _: None,
-        updater=SimpleNamespace(reset_optimizer=lambda state: state),
-        make_loader=lambda: SimpleNamespace(drop=told.extend),
-        make_sampler=lambda *_: samplers.append(Sampler()) or samplers[-1],
-        count=lambda **_: None,
-        files=SimpleNamespace(write_stages=lambda _: None),
-        progress=SimpleNamespace(line=lines.append),
-        told=told,
-        lines=lines,
-        samplers=samplers,
+
+class Samplers:
+    """Keeps what it made."""
+
+    def __init__(self) -> None:
+        self.made: list[Sampler] = []
+
+    def make(self, model: Any, *, max_response_tokens: int) -> Sampler:
+        self.made.append(Sampler())
+        return self.made[-1]
+
+
+class Loader:
+    """Keeps the ids that it was asked to drop."""
+
+    def __init__(self) -> None:
+        self.dropped: list[str] = []
+
+    def drop(self, problem_ids: list[str]) -> int:
+        self.dropped.extend(problem_ids)
+        return len(problem_ids)
+
+
+class Updater:
+    def reset_optimizer(self, train: Any) -> Any:
+        return train
+
+
+class Grader:
+    def stats(self) -> dict[str, int]:
+        return {}
+
+
+class Weights:
+    """A train state whose parameters nobody reads."""
+
+    params = None
+
+
+def new_parts(problem_ids: str, config: Any = CONFIG, **given: Any) -> Parts:
+    """Parts without model and files."""
+    problems = tuple(Problem(i, "?", "1") for i in problem_ids)
+    return make_parts(
+        config,
+        problems=problems,
+        model_config=Architecture(),
+        updater=Updater(),
+        samplers=Samplers(),
+        grader=Grader(),
+        **given,
     )
+
+
+class Architecture:
+    rope_scaling = None
+
+
+def entering(index: int, left: StageState | None = None, *, easy: str = "") -> RunState:
+    """A state that is to enter stage `index`; `easy` problems were always solved in stage 0."""
+    nothing = stage_at(NO_STAGE)
+    state = make_state(
+        step=1, stage=left or nothing, next_stage=index, train=Weights(), loader=Loader()
+    )
+    if easy:
+        state.accuracy.record(list(easy), [[1.0, 1.0]] * len(easy), stage=0)
+    return state
+
+
+def change(parts: Parts, state: RunState) -> tuple[StageState, list[str]]:
+    """(the stage entered, ids that the loader dropped)."""
+    state = change_stage(parts, state, stop=NEVER)
+    assert isinstance(state.loader, Loader)
+    assert state.next_stage is None
+    return state.stage, state.loader.dropped
+
+
+def made_by(parts: Parts) -> list[Sampler]:
+    assert isinstance(parts.solver.samplers, Samplers)
+    return parts.solver.samplers.made
 
 
 def ended(config=CONFIG, *, dropped: str = "", **fields: Any) -> StageState:
@@ -61,27 +125,24 @@ def ended(config=CONFIG, *, dropped: str = "", **fields: Any) -> StageState:
 
 
 def entered(problem_ids: str, *, dropped: str, easy: str, config=CONFIG):
-    """(StageState, ids that the loader was told to drop) of stage 1."""
-    run = fake_run(problem_ids, config)
-    run.accuracy.record(list(easy), [[1.0, 1.0]] * len(easy), stage=0)
-    state: Any = {}
-    stage, *_ = enter_stage(run, 1, state, left=ended(config, dropped=dropped))
-    return stage, run.told
+    """(StageState, ids that the loader dropped) of stage 1."""
+    left = ended(config, dropped=dropped)
+    return change(new_parts(problem_ids, config), entering(1, left, easy=easy))
 
 
 def test_easy_problems_join_those_that_are_out():
-    stage, told = entered("abcdef", dropped="b", easy="cab")
-    assert list(stage.dropped_ids) == told == ["b", "c", "a"]
+    stage, gone = entered("abcdef", dropped="b", easy="cab")
+    assert list(stage.dropped_ids) == gone == ["b", "c", "a"]
 
 
 def test_problems_that_only_another_run_had_are_not_dropped():
-    stage, told = entered("abc", dropped="xb", easy="yazx")
-    assert list(stage.dropped_ids) == told == ["b", "a"]
+    stage, gone = entered("abc", dropped="xb", easy="yazx")
+    assert list(stage.dropped_ids) == gone == ["b", "a"]
 
 
 def test_the_last_problems_stay():
-    stage, told = entered("ab", dropped="", easy="abx")
-    assert told == []
+    stage, gone = entered("ab", dropped="", easy="abx")
+    assert gone == []
     assert stage.decisions[0]["value"] == 0
 
 
@@ -102,32 +163,31 @@ def test_the_decision_names_the_statistic_that_it_rests_on(statistic, reason):
 def test_a_damaged_probe_is_named_with_the_remedy(text, tmp_path):
     (tmp_path / "probe.json").write_text(text)
     config = build_config({"stages": [{"temperature_rule": "probe"}]})
-    run: Any = SimpleNamespace(config=config, workdir=tmp_path)
+    parts = new_parts("a", config, workdir=epath.Path(tmp_path))
     with pytest.raises(
         ConfigError, match=r"probe\.json: not what `polaris probe` leaves"
     ) as caught:
-        _temperature(run, 0, {}, left=None, sampler=None, stop=None)
+        change(parts, entering(0))
     assert "stages[0].temperature_rule=fixed" in str(caught.value)
 
 
 def test_a_stage_of_which_the_end_was_not_seen_drops_nothing_where_it_goes_on():
     config = build_config({"stages": [{"steps": 3}, {"steps": 1}]})
-    run, state = fake_run("abc", config), {}
-    run.accuracy.record(["a"], [[1.0, 1.0]], stage=0)
-    stage, *_ = enter_stage(run, 0, state, left=ended(config, dropped="b"))  # pyright: ignore
-    assert list(stage.dropped_ids) == run.told == ["b"]
+    parts = new_parts("abc", config)
+    stage, gone = change(parts, entering(0, ended(config, dropped="b"), easy="a"))
+    assert list(stage.dropped_ids) == gone == ["b"]
     assert stage.decisions[0]["value"] == 0
     assert "stage 0 was left after 1 of its 3 steps" in stage.decisions[0]["reason"]
 
 
 def test_the_next_stage_says_that_the_one_before_was_not_ended():
     config = build_config({"stages": [{"steps": 3}, {"steps": 1}]})
-    run, state = fake_run("abc", config), {}
-    run.accuracy.record(["a"], [[1.0, 1.0]], stage=0)
-    stage, *_ = enter_stage(run, 1, state, left=ended(config))  # pyright: ignore
+    screen = Screen()
+    parts = new_parts("abc", config, progress=screen)
+    stage, _ = change(parts, entering(1, ended(config), easy="a"))
     assert list(stage.dropped_ids) == ["a"]
     assert stage.decisions[0]["reason"].endswith("; stage 0 was left after 1 of its 3 steps")
-    assert [line for line in run.lines if "left after" in line] == [
+    assert [line for line in screen.lines if "left after" in line] == [
         "entering stage 1; stage 0 was left after 1 of its 3 steps"
     ]
 
@@ -138,51 +198,49 @@ def test_every_decision_has_its_table():
     assert all(set(d) == {"kind", "value", "reason", "table"} for d in stage.decisions)
 
 
-def measured(run, sampler, stage, temperature, *, stop):
+def measured(parts, sampler, stage, temperature, *, stop):
     assert not sampler.released
     return Candidate(temperature, accuracy=0.5, diversity=temperature / 10)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["of this version", "of an earlier one"])
 def test_a_target_of_the_same_probe_set_picks_the_temperature(monkeypatch, known):
-    monkeypatch.setattr(stage_entry, "measure", measured)
-    run, state = fake_run("abcd", MATCHED), {}
-    left = ended(MATCHED, target_diversity=0.144)
+    monkeypatch.setattr(stage_change, "measure", measured)
+    parts, left = new_parts("abcd", MATCHED), ended(MATCHED, target_diversity=0.144)
     if known:
-        left = dataclasses.replace(left, target_probe=stage_entry.probe_identity(run, left))
-    stage, *_ = enter_stage(run, 1, state, left=left)  # pyright: ignore
+        left = dataclasses.replace(left, target_probe=stage_change.probe_identity(parts, left))
+    stage, _ = change(parts, entering(1, left))
     assert stage.temperature == pytest.approx(1.45)
     # What measured is let go before another is made for the new stage.
-    assert [sampler.released for sampler in run.samplers] == [1, 0]
+    assert [sampler.released for sampler in made_by(parts)] == [1, 0]
 
 
 def test_the_measuring_sampler_is_let_go_when_a_signal_ends_it(monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage_entry, "measure", stopped)
-    run, state = fake_run("abcd", MATCHED), {}
+    monkeypatch.setattr(stage_change, "measure", stopped)
+    parts = new_parts("abcd", MATCHED)
     with pytest.raises(KeyboardInterrupt):
-        enter_stage(run, 1, state, left=ended(MATCHED, target_diversity=0.1))  # pyright: ignore
-    assert [sampler.released for sampler in run.samplers] == [1]
+        change(parts, entering(1, ended(MATCHED, target_diversity=0.1)))
+    assert [sampler.released for sampler in made_by(parts)] == [1]
 
 
 @pytest.mark.parametrize(
     ("problem_ids", "probe"), [("abce", {}), ("abcd", {"n": 8}), ("abcd", {"problems": 2})]
 )
 def test_a_target_of_another_probe_set_is_refused(problem_ids, probe):
-    run, state = fake_run("abcd", MATCHED), {}
-    left = ended(MATCHED, target_diversity=0.1)
-    left = dataclasses.replace(left, target_probe=stage_entry.probe_identity(run, left))
+    parts, left = new_parts("abcd", MATCHED), ended(MATCHED, target_diversity=0.1)
+    left = dataclasses.replace(left, target_probe=stage_change.probe_identity(parts, left))
     config = dataclasses.replace(MATCHED, probe=dataclasses.replace(MATCHED.probe, **probe))
     with pytest.raises(ConfigError, match=r"stages\[1\].*was measured on 4 .*give probe.problems,"):
-        enter_stage(fake_run(problem_ids, config), 1, state, left=left)  # pyright: ignore
+        change(new_parts(problem_ids, config), entering(1, left))
 
 
 def test_a_stage_keeps_what_its_target_was_measured_on(monkeypatch):
-    monkeypatch.setattr(stage_entry, "measure", measured)
-    run, state = fake_run("abcd", MATCHED), {}
-    stage, *_ = enter_stage(run, 0, state)  # pyright: ignore
+    monkeypatch.setattr(stage_change, "measure", measured)
+    parts = new_parts("abcd", MATCHED)
+    stage, _ = change(parts, entering(0))
     assert stage.target_diversity == pytest.approx(0.14)
-    assert stage.target_probe == stage_entry.probe_identity(run, stage)
+    assert stage.target_probe == stage_change.probe_identity(parts, stage)
     assert "4 problems" in stage.target_probe and "16 responses" in stage.target_probe

@@ -1,25 +1,27 @@
-"""How an open run ends in an error, and what it counts of a step."""
+"""Where a run starts from, how it ends in an error, and what a step counts."""
 
 import json
-import types
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from etils import epath
 
-from polaris_jax import loop
+from polaris_jax import step
 from polaris_jax.__main__ import main
+from polaris_jax.assemble import assemble
 from polaris_jax.batch.substitution import Substitution
+from polaris_jax.checkpoint.snapshots import Checkpoints, Snapshot
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import run_command
-from polaris_jax.config import ConfigError, build_config, default_config
-from polaris_jax.mark import Mark
+from polaris_jax.config import ConfigError, build_config
 from polaris_jax.measure.policy import Policy
-from polaris_jax.state import TrainingRun
+from polaris_jax.state import StartAt, open_state, start_from
+from polaris_jax.step import count_batch
 from polaris_jax.system.failures import at_run_time
 from polaris_jax.system.progress import Progress
 from tests.micro_run import flags, make_base
+from tests.support.parts import make_parts, make_state, stage_at
 
 MESH = ("--config.mesh.fsdp=8", "--config.batch.rows=8")  # all virtual devices
 
@@ -28,12 +30,6 @@ MESH = ("--config.mesh.fsdp=8", "--config.batch.rows=8")  # all virtual devices
 def base(tmp_path_factory):
     """Model and problems."""
     return make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture
-def run(tmp_path):
-    config = build_config(default_config())
-    return TrainingRun(config, epath.Path(tmp_path), progress=Progress(enabled=False))
 
 
 ERRORS = [
@@ -65,7 +61,7 @@ def raises(*_: object, **__: object) -> NoReturn:
 @pytest.mark.parametrize(
     ("command", "owner", "name", "where"),
     [
-        ("train", loop, "visit", "step 0"),
+        ("train", step, "visit", "step 0"),
         ("calibrate", Policy, "solve", "sampling"),
         ("probe", Policy, "solve", "sampling"),
         ("evaluate", Policy, "solve", "sampling"),
@@ -79,12 +75,11 @@ def test_every_command_says_so(monkeypatch, tmp_path, capsys, base, command, own
 
 
 @pytest.mark.parametrize("action", ["train", "skip", "none"])
-def test_a_step_counts_what_it_did_with_its_batch(run, action):
-    run.counts.update(rescued_groups=7, resampled_batches=3, steps_without_update=4)
+def test_a_step_counts_what_it_did_with_its_batch(action):
     before = {"rescued_groups": 5, "resampled_batches": 3, "steps_without_update": 4}
-    mark = cast(Mark, types.SimpleNamespace(counts=before))
+    state = make_state(counts={**before, "rescued_groups": 7})
     swapped = Substitution(np.arange(8), 3, 5, 2, action)
-    metrics: dict[str, Any] = run.count_batch(swapped, since=mark)
+    metrics, state = count_batch(state, swapped, updated=action == "train", totals=before)
     assert metrics == {
         "batch/rescued_groups": 2,
         "batch/resampled_batches": 0,
@@ -93,8 +88,80 @@ def test_a_step_counts_what_it_did_with_its_batch(run, action):
         "batch/substituted_groups": 5,
         "batch/donors_reused": 2,
     }
-    assert run.counts["substituted_groups"] == 5
-    assert run.counts["donors_reused"] == 2
+    assert state.counts["substituted_groups"] == 5
+    assert state.counts["donors_reused"] == 2
+
+
+def test_a_step_tells_what_all_its_attempts_have_rescued():
+    swapped = Substitution(np.arange(4), 2, 1, 1, "train")
+    state = make_state(counts={"rescued_groups": 7})
+    metrics, _ = count_batch(state, swapped, updated=True, totals={"rescued_groups": 4})
+    assert metrics["batch/rescued_groups"] == 3
+    # No group had been rescued before the step began.
+    assert count_batch(state, swapped, updated=True, totals={})[0]["batch/rescued_groups"] == 7
+
+
+def test_counting_leaves_the_state_before_it():
+    state = make_state(counts={"rescued_groups": 1})
+    assert state.counted(rescued_groups=2, dropped_problems=0).counts == {
+        "rescued_groups": 3,
+        "dropped_problems": 0,
+    }
+    assert state.counts == {"rescued_groups": 1}
+
+
+class Saved:
+    """In the place of a `Checkpointer`: the steps that it was given."""
+
+    def __init__(self, events: list[Any]) -> None:
+        self._events = events
+
+    def save(self, step: int, arrays: Any, host: dict[str, Any]) -> None:
+        self._events.append((step, host["owed"]))
+
+
+def test_a_snapshot_is_saved_once_and_a_later_one_of_its_step_replaces_it():
+    events: list[Any] = []
+    saver: Any = Saved(events)
+    checkpoints = Checkpoints(saver, before_save=lambda: events.append("time-outs"))
+
+    def snapshot(step: int, stage: int = 0, owed: float | None = None) -> Snapshot:
+        return Snapshot(step, stage, owed is not None, None, {"owed": owed})
+
+    for taken in (snapshot(2, owed=0.5), snapshot(2, owed=0.5), snapshot(2), snapshot(2)):
+        checkpoints.save(taken)
+    # Time-outs are noted before the state is kept in which they count.
+    assert events == ["time-outs", (2, 0.5), "time-outs", (2, None)]
+    events.clear()
+    checkpoints.save(snapshot(2, stage=1))  # the next stage has been entered
+    checkpoints.found(snapshot(3))
+    checkpoints.save(snapshot(3))
+    assert events == ["time-outs", (2, None)]
+
+
+class OtherRun:
+    """A checkpoint of a run that was in its third stage."""
+
+    def latest_or_error(self) -> int:
+        return 7
+
+    def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        state = make_state(stage=stage_at(2), loader=Position())
+        return None, state.snapshot().host
+
+
+class Position:
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+def test_the_stage_that_the_other_run_was_in_must_be_known(monkeypatch):
+    monkeypatch.setattr("polaris_jax.state.Checkpointer.of", lambda *_, **__: OtherRun())
+    monkeypatch.setattr("polaris_jax.state.dataclasses.asdict", lambda record: vars(record).copy())
+    config = build_config({"stages": [{"steps": 1}, {"steps": 1}]})
+    start = StartAt(1, epath.Path("runs/other"))
+    with pytest.raises(ConfigError, match="its run was in stage 2, and the config has stages 0 to"):
+        start_from(make_parts(config), make_state(), start)
 
 
 def test_the_first_step_knows_the_lengths_that_calibration_measured(tmp_path, base):
@@ -106,8 +173,9 @@ def test_the_first_step_knows_the_lengths_that_calibration_measured(tmp_path, ba
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     line = [*flags(base[0], problems, *MESH), f"--workdir={tmp_path / 'run'}"]
     command = parse("train", line, doc="", define=lambda _: None)
-    with TrainingRun(command.config, command.workdir, progress=Progress(enabled=False)) as run:
-        expected = run.lengths.expected([row["id"] for row in known], limit=100)
-        unknown = run.lengths.expected([row["id"] for row in rows[len(known) :]], limit=100)
+    with assemble(command.config, command.workdir, progress=Progress(enabled=False)) as parts:
+        lengths = open_state(parts).lengths
+        expected = lengths.expected([row["id"] for row in known], limit=100)
+        unknown = lengths.expected([row["id"] for row in rows[len(known) :]], limit=100)
     assert expected == [float(row["response_tokens"]) for row in known]
     assert unknown is None

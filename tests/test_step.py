@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-import types
+import signal
 from collections import Counter
 
 import hypothesis
@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from polaris_jax.assemble import Parts
 from polaris_jax.checkpoint.host_state import canonical_json, read_host
 from polaris_jax.config import RolloutSection, RunConfig, StageSection
-from polaris_jax.records import Problem, PromptBatch, StageState
+from polaris_jax.metrics.rollout_stats import age_metrics, carried_metrics
+from polaris_jax.records import Group
 from polaris_jax.rollout import RolloutAborted, SamplerConfig, SamplingParams
-from polaris_jax.rollout.groups import array_state, begin, groups_from
-from polaris_jax.rollout.sample_groups import owners_of, quotas, sample_groups
-from polaris_jax.stages.lengths import LengthTable
-from polaris_jax.step import in_flight, lag_metrics, left_metrics, roll_out
+from polaris_jax.rollout.groups import begin, owners_of, quotas, sample_groups
+from polaris_jax.state import RunState, array_state, groups_from
+from polaris_jax.step import draw, sample
+from polaris_jax.system.signals import StopRequest
 from tests.driven import DrivenSampler
 from tests.rollout.fake_engine import FakeEngine, expected_tokens
+from tests.support.parts import make_parts, make_state, stage_at
 
-STOPS, BUDGET, PROBLEMS = (3, 5, 11), 24, 7  # half of all responses reach the budget
+SEED, STOPS, BUDGET, PROBLEMS = 0, (3, 5, 11), 24, 7  # half of all responses reach the budget
 
 
 class Tokenizer:
@@ -49,41 +52,54 @@ class Loader:
     def __init__(self, drawn: int = 0):
         self.drawn = drawn
 
-    def take(self, count: int) -> PromptBatch:
+    def take(self, count: int) -> list[Group]:
         numbers = range(self.drawn, self.drawn + count)
         self.drawn += count
-        problems = [Problem(f"p{i % PROBLEMS}", "?", "1") for i in numbers]
-        return PromptBatch(
-            tuple(problem.id for problem in problems),
-            tuple((1 + i % PROBLEMS, 2) for i in numbers),
-            tuple(problem.problem for problem in problems),
-            tuple(problem.answer for problem in problems),
-            tuple(i // PROBLEMS for i in numbers),
-            epoch=self.drawn // PROBLEMS,
-        )
+        return [
+            Group(
+                f"p{i % PROBLEMS}",
+                (1 + i % PROBLEMS, 2),
+                "?",
+                "1",
+                draw=i // PROBLEMS,
+                epoch=self.drawn // PROBLEMS,
+            )
+            for i in numbers
+        ]
 
 
-class Progress:
-    @contextlib.contextmanager
-    def phase(self, name, total):
-        yield types.SimpleNamespace(advance_to=lambda done, text: None)
+NEVER, NOW = StopRequest(), StopRequest()
+NOW.signal = signal.SIGTERM
 
 
-class Run:
-    """The part of a `TrainingRun` that a rollout reads and writes."""
+def new_parts(section: RolloutSection, *steps: int, total_tokens: int = 0) -> Parts:
+    section = dataclasses.replace(section, total_tokens=total_tokens)
+    stages = tuple(StageSection(steps=count) for count in steps)
+    config = RunConfig(rollout=section, stages=stages)
+    return make_parts(config, tokenizer=Tokenizer(), grader=Grader())
 
-    def __init__(self, section: RolloutSection, stages: tuple[StageSection, ...]):
-        self.config = RunConfig(rollout=section, stages=stages)
-        self.tokenizer, self.grader, self.progress = Tokenizer(), Grader(), Progress()
-        self.lengths, self.carried = LengthTable(), ()
-        self.step = self.policy_version = 0
-        self.tokens_spent = False
 
-    def resume(self) -> None:
-        """Everything in flight goes through a checkpoint's bytes."""
-        text, arrays = canonical_json({"carried": array_state(self.carried)}, "test")
-        data = b"".join(array.tobytes() for array in arrays)
-        self.carried = groups_from(read_host(text, lambda: io.BytesIO(data))["carried"])
+def new_state(sampler: DrivenSampler, loader: Loader | None = None) -> RunState:
+    stage = stage_at(max_response_tokens=BUDGET)
+    return make_state(stage=stage, sampler=sampler, loader=loader or Loader())
+
+
+def resumed(state: RunState, sampler: DrivenSampler) -> RunState:
+    """What another process makes of the state: groups in flight come from a checkpoint's bytes."""
+    text, arrays = canonical_json({"carried": array_state(state.carried)}, "test")
+    data = b"".join(array.tobytes() for array in arrays)
+    carried = groups_from(read_host(text, lambda: io.BytesIO(data))["carried"])
+    loader = Loader(drawn_by(state))
+    return dataclasses.replace(state, carried=carried, sampler=sampler, loader=loader)
+
+
+def drawn_by(state: RunState) -> int:
+    assert isinstance(state.loader, Loader)
+    return state.loader.drawn
+
+
+def keys_of(groups) -> list[tuple[str, int]]:
+    return [(group.problem_id, group.draw) for group in groups]
 
 
 def new_sampler(slots: int, shards: int) -> DrivenSampler:
@@ -106,39 +122,38 @@ class Trained:
     lag: int
 
 
-def one_step(
-    run: Run, sampler: DrivenSampler, loader: Loader, stage: StageState, *, attempt: int = 0
-) -> Trained:
+def one_step(parts: Parts, state: RunState, *, attempt: int = 0) -> tuple[Trained, RunState]:
     """A step's batch, every response checked against the engine's definition."""
-    n, version = run.config.rollout.responses_per_prompt, run.policy_version
-    groups = in_flight(run, loader, stage, attempt=attempt)
-    rollouts, _ = roll_out(run, sampler, groups, stage, types.SimpleNamespace(requested=False))
-    seeds = {(g.problem_id, g.draw): g.seed for g in groups}
-    prompts, lag = rollouts.prompts, 0
-    keys = list(zip(prompts.problem_ids, prompts.draws, strict=True))
-    for key, prompt, responses in zip(keys, prompts.prompts, rollouts.responses, strict=True):
-        assert len(responses) == n
-        for s, response in enumerate(responses):
-            wanted = expected_tokens(prompt, seeds[key], s, max_tokens=BUDGET, stops=STOPS)
+    n, version = parts.config.rollout.responses_per_prompt, state.policy_version
+    groups, state = draw(parts, state, attempt=attempt)
+    batch, _, state = sample(parts, state, groups, stop=NEVER)
+    seeds, lag = {(g.problem_id, g.draw): g.seed for g in groups}, 0
+    for group in batch.values():
+        assert len(group.responses) == n
+        for s, response in enumerate(group.responses):
+            seed = seeds[group.problem_id, group.draw]
+            wanted = expected_tokens(group.prompt, seed, s, max_tokens=BUDGET, stops=STOPS)
             assert list(response.token_ids) == wanted
             assert list(response.logprobs) == [-float(t) for t in wanted]
             assert sum(count for _, count in response.versions) == len(wanted)
             assert [v for v, _ in response.versions] == sorted({v for v, _ in response.versions})
             lag = max(lag, version - response.versions[0][0])
-    run.lengths.record(prompts.problem_ids, [[r.token_ids for r in g] for g in rollouts.responses])
-    graded = types.SimpleNamespace(
-        versions=[[r.versions for r in responses] for responses in rollouts.responses]
+    members = list(batch.values())
+    state.lengths.record(
+        [group.problem_id for group in members],
+        [[r.token_ids for r in group.responses] for group in members],
     )
-    metrics = lag_metrics(run, graded)
-    if metrics:
-        assert metrics["rollout/lag_max"] == lag
-        assert left_metrics(run)["rollout/carried_groups"] == len(run.carried)
-    assert rollouts.numbers is not None and len(set(rollouts.numbers)) == len(keys)
-    return Trained(keys, lag)
+    versions = [[r.versions for r in group.responses] for group in members]
+    assert age_metrics(versions, version=version)["rollout/lag_max"] == lag
+    assert carried_metrics(state.carried)["rollout/carried_groups"] == len(state.carried)
+    return Trained(keys_of(members), lag), state
 
 
-def stage_at(index: int, steps_done: int) -> StageState:
-    return StageState(index, 0, steps_done, 1.0, BUDGET)
+def after(state: RunState, *, updated: bool = True) -> RunState:
+    """The state once the step's update is made, or left out."""
+    stage = dataclasses.replace(state.stage, steps_done=state.stage.steps_done + 1)
+    state = dataclasses.replace(state, step=state.step + 1, stage=stage)
+    return state.counted(steps_without_update=int(not updated))
 
 
 sections = st.builds(
@@ -183,57 +198,51 @@ def test_every_group_begun_is_trained_once_and_in_time_500_times(section, steps,
 
 
 def check_accounts(section, steps, sizes, data) -> None:
-    run = Run(section, tuple(StageSection(steps=count) for count in steps))
-    loader, sampler = Loader(), new_sampler(*sizes)
+    parts, state = new_parts(section, *steps), new_state(new_sampler(*sizes))
     trained: Counter = Counter()
     visits = 0
     for index, count in enumerate(steps):
-        for done in range(count):
-            stage = stage_at(index, done)
+        state = dataclasses.replace(state, stage=stage_at(index, max_response_tokens=BUDGET))
+        for _ in range(count):
             happens = data.draw(
                 st.sampled_from(["nothing", "resume", "abort", "no update", "resample"])
             )
-            if happens == "resume":  # another process: loader and groups from the checkpoint
-                run.resume()
-                loader, sampler = Loader(loader.drawn), new_sampler(*sizes)
-            if happens == "abort":  # the state of the step's start is kept
-                before, drawn = run.carried, loader.drawn
-                groups = in_flight(run, loader, stage, attempt=0)
-                stop = types.SimpleNamespace(requested=True)
+            if happens == "resume":
+                state = resumed(state, new_sampler(*sizes))
+            if happens == "abort":  # the state of the step's start is still good
+                drawn = drawn_by(state)
                 with contextlib.suppress(RolloutAborted):
-                    roll_out(run, sampler, groups, stage, stop)
-                run.carried, loader.drawn = before, drawn
+                    groups, abandoned = draw(parts, state, attempt=0)
+                    sample(parts, abandoned, groups, stop=NOW)
+                assert drawn_by(state) == drawn
             for attempt in range(2 if happens == "resample" else 1):
-                step = one_step(run, sampler, loader, stage, attempt=attempt)
+                step, state = one_step(parts, state, attempt=attempt)
                 assert len(step.keys) == section.prompts_per_step
                 assert step.lag <= section.partial_max_lag
                 trained.update(step.keys)
                 visits += 1
-                carried = [(group.problem_id, group.draw) for group in run.carried]
-                # Begun is trained or carried; never both, never twice.
-                begun = Loader().take(loader.drawn)
-                assert sorted([*trained.elements(), *carried]) == sorted(
-                    zip(begun.problem_ids, begun.draws, strict=True)
-                )
-            run.step += 1
-            run.policy_version += happens != "no update"
-        assert not run.carried, "nothing crosses the end of a stage"
-        assert loader.drawn == section.prompts_per_step * visits
+                # A group that was begun is trained or carried; never both, never twice.
+                begun = keys_of(Loader().take(drawn_by(state)))
+                assert sorted([*trained.elements(), *keys_of(state.carried)]) == sorted(begun)
+            state = after(state, updated=happens != "no update")
+        assert not state.carried, "nothing crosses the end of a stage"
+        assert drawn_by(state) == section.prompts_per_step * visits
     assert set(trained.values()) == {1}
 
 
 def batches(section: RolloutSection, *, resumes: bool = False, spent_at: int = 99):
     """(keys of each step's batch, lags) of a stage of six steps."""
-    run, loader = Run(section, (StageSection(steps=6),)), Loader()
-    sampler, steps = new_sampler(4, 1), []
+    parts, state = new_parts(section, 6, total_tokens=1), new_state(new_sampler(4, 1))
+    steps = []
     for done in range(6):
-        run.tokens_spent = done >= spent_at
+        if done == spent_at:
+            state = state.counted(sampled_tokens=1)
         if resumes:
-            run.resume()
-            sampler = new_sampler(4, 1)
-        steps.append(one_step(run, sampler, loader, stage_at(0, done)))
-        run.step, run.policy_version = run.step + 1, run.policy_version + 1
-        if run.tokens_spent and not run.carried:
+            state = resumed(state, new_sampler(4, 1))
+        step, state = one_step(parts, state)
+        steps.append(step)
+        state = after(state)
+        if done >= spent_at and not state.carried:
             break
     return [step.keys for step in steps], [step.lag for step in steps]
 
@@ -263,16 +272,13 @@ def test_carried_groups_lag_and_waiting_ones_do_not():
 def test_when_the_tokens_are_spent_what_is_in_flight_is_finished_first():
     keys, _ = batches(SECTION, spent_at=3)
     assert len(keys) == 4
-    begun = Loader().take(16)
-    assert sorted(key for step in keys for key in step) == sorted(
-        zip(begun.problem_ids, begun.draws, strict=True)
-    )
+    begun = keys_of(Loader().take(16))
+    assert sorted(key for step in keys for key in step) == sorted(begun)
 
 
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_what_is_due_is_waited_for_whatever_the_others_do(wanted):
-    prompts = Loader().take(6)
-    groups = begin(prompts, range(6), n=1, version=0)
+    groups = begin(Loader().take(6), n=1, version=0, seed_parts=(SEED,))
     lengths = [
         len(expected_tokens(group.prompt, group.seed, 0, max_tokens=BUDGET, stops=STOPS))
         for group in groups
@@ -280,8 +286,8 @@ def test_what_is_due_is_waited_for_whatever_the_others_do(wanted):
     longest = int(np.argmax(lengths))
     assert lengths[longest] > min(lengths) + 3  # more than a decode call
 
-    def whole(due: set[int]) -> set[int]:
-        found, texts = sample_groups(
+    def complete(due: set[int]) -> set[int]:
+        found = sample_groups(
             new_sampler(6, 1),
             groups,
             SamplingParams(n=1, max_tokens=BUDGET, stop_token_ids=STOPS),
@@ -289,12 +295,12 @@ def test_what_is_due_is_waited_for_whatever_the_others_do(wanted):
             wanted=wanted,
             due=due,
         )
-        ended = {i for i, group in enumerate(found) if group.whole}
-        assert texts.keys() == ended
+        ended = {i for i, group in enumerate(found) if group.complete}
+        assert {i for i, group in enumerate(found) if group.texts} == ended
         return ended
 
-    assert longest not in whole(set())
-    assert longest in whole({longest})
+    assert longest not in complete(set())
+    assert longest in complete({longest})
 
 
 # --- several samplers ---
@@ -331,13 +337,13 @@ def test_quotas_follow_what_was_dealt():
 
 
 def test_two_samplers_make_what_is_wanted_whole_between_them():
-    groups = begin(Loader().take(8), range(8), n=2, version=0)
+    groups = begin(Loader().take(8), n=2, version=0, seed_parts=(SEED,))
     expected = [24.0, 24.0, 24.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     owners, parts = owners_of(expected, 2), []
     for k in range(2):
         sampler = new_sampler(4, 1)
         sampler.share = (k, 2)
-        found, _ = sample_groups(
+        found = sample_groups(
             sampler,
             groups,
             SamplingParams(n=2, max_tokens=BUDGET, stop_token_ids=STOPS),
@@ -345,7 +351,7 @@ def test_two_samplers_make_what_is_wanted_whole_between_them():
             wanted=5,
             expected_tokens=expected,
         )
-        parts.append({i for i, group in enumerate(found) if group.whole})
+        parts.append({i for i, group in enumerate(found) if group.complete})
         assert all(owners[i] == k for i in parts[k])
         assert not any(
             response.token_ids

@@ -2,17 +2,16 @@
 
 import dataclasses
 import threading
-import types
 from collections import Counter
 
 import numpy as np
 
-from polaris_jax.config import RolloutSection, StageSection
-from polaris_jax.state import TrainingRun
-from polaris_jax.step import in_flight, roll_out
+from polaris_jax.config import RolloutSection
+from polaris_jax.step import draw, grade, sample
 from tests.driven import DrivenSampler
 from tests.rollout.fake_engine import FakeEngine
-from tests.test_step_rollout import BUDGET, Loader, Run, new_sampler, stage_at
+from tests.support.parts import make_parts
+from tests.test_step import BUDGET, NEVER, Tokenizer, after, new_parts, new_sampler, new_state
 
 GRADED_WITHIN_S = 20.0
 SECTION = RolloutSection(prompts_per_step=4, responses_per_prompt=2)
@@ -46,24 +45,23 @@ class WaitingSampler(DrivenSampler):
             yield ended
 
 
-def rolled_out(run: Run, sampler: DrivenSampler, loader: Loader, *, steps_done: int = 0):
-    """A step's (batch, what grades it)."""
-    stage = stage_at(0, steps_done)
-    groups = in_flight(run, loader, stage, attempt=0)
-    return roll_out(run, sampler, groups, stage, types.SimpleNamespace(requested=False))
+def sampled(parts, state):
+    """A step's (batch, what grades it, state)."""
+    groups, state = draw(parts, state, attempt=0)
+    return sample(parts, state, groups, stop=NEVER)
 
 
 def test_a_step_grades_while_it_samples_and_nothing_twice():
-    run = Run(SECTION, (StageSection(steps=1),))
-    run.grader = grader = NotingGrader()
-    rollouts, ahead = rolled_out(run, WaitingSampler(new_sampler(2, 1), grader.begun), Loader())
-    graded = TrainingRun.grade(run, rollouts, ahead)  # pyright: ignore
+    grader = NotingGrader()
+    config = new_parts(SECTION, 1).config
+    parts = make_parts(config, tokenizer=Tokenizer(), grader=grader)
+    state = new_state(WaitingSampler(new_sampler(2, 1), grader.begun))
+    batch, ahead, state = sampled(parts, state)
+    graded = grade(parts, state, batch, ahead)
     assert graded.reward_PR.shape == (4, 2)
     assert grader.texts.total() == 4 * 2
     assert grader.texts == Counter(
-        text + response
-        for text, texts in zip(rollouts.prompts.prompt_texts, rollouts.texts, strict=True)
-        for response in texts
+        group.prompt_text + response for group in batch.values() for response in group.texts
     )
 
 
@@ -88,35 +86,40 @@ def one_at_a_time() -> DrivenSampler:
     return DrivenSampler(engine, engine.new_pool())
 
 
+def begun(state) -> list[int]:
+    """First tokens of the prompts whose rows have begun, in order."""
+    return state.sampler.engine.begun
+
+
 def first_token(problem: int) -> int:
     return 1 + problem
 
 
 def test_what_took_longest_at_its_last_visit_begins_first():
-    run, sampler = Run(SECTION, (StageSection(steps=1),)), one_at_a_time()
+    parts, state = new_parts(SECTION, 1), new_state(one_at_a_time())
     # The third was never visited: it counts as the mean of the others, 11.
-    run.lengths.record(["p0", "p1", "p3"], [[[0] * length] for length in (3, 9, 21)])
-    rolled_out(run, sampler, Loader())
-    assert sampler.engine.begun == [first_token(p) for p in (3, 2, 1, 0) for _ in range(2)]
+    state.lengths.record(["p0", "p1", "p3"], [[[0] * length] for length in (3, 9, 21)])
+    sampled(parts, state)
+    assert begun(state) == [first_token(p) for p in (3, 2, 1, 0) for _ in range(2)]
 
 
 def test_without_a_visit_the_order_is_that_of_the_prompts():
-    run, sampler = Run(SECTION, (StageSection(steps=1),)), one_at_a_time()
-    rolled_out(run, sampler, Loader())
-    assert sampler.engine.begun == [first_token(p) for p in (0, 1, 2, 3) for _ in range(2)]
+    parts, state = new_parts(SECTION, 1), new_state(one_at_a_time())
+    sampled(parts, state)
+    assert begun(state) == [first_token(p) for p in (0, 1, 2, 3) for _ in range(2)]
 
 
 def test_what_was_carried_over_goes_before_what_is_expected_to_be_long():
     section = dataclasses.replace(SECTION, partial_rollouts="carry", partial_share=0.6)
-    run, sampler, loader = Run(section, (StageSection(steps=3),)), one_at_a_time(), Loader()
-    rolled_out(run, sampler, loader)
-    carried = [group.problem_id for group in run.carried]
+    parts, state = new_parts(section, 3), new_state(one_at_a_time())
+    _, _, state = sampled(parts, state)
+    carried = [group.problem_id for group in state.carried]
     assert len(carried) == 3
-    run.step, run.policy_version = 1, 1
+    state = after(state)
     # The carried ones were short at their last visit, the new ones take nearly all they may.
     ids = [f"p{i}" for i in range(7)]
-    run.lengths.record(ids, [[[0] * (1 if i in carried else BUDGET - 1)] for i in ids])
-    sampler.engine.begun.clear()
-    rolled_out(run, sampler, loader, steps_done=1)
-    begun = list(dict.fromkeys(sampler.engine.begun))
-    assert begun[: len(carried)] == [first_token(int(i[1:])) for i in carried]
+    state.lengths.record(ids, [[[0] * (1 if i in carried else BUDGET - 1)] for i in ids])
+    begun(state).clear()
+    sampled(parts, state)
+    first = list(dict.fromkeys(begun(state)))
+    assert first[: len(carried)] == [first_token(int(i[1:])) for i in carried]

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from polaris_jax.config import CheckpointSection, build_config, default_config
-from polaris_jax.run.step_clock import StepClock
-from polaris_jax.run.step_records import beyond_grace
-from polaris_jax.step_rules import check_health
+from polaris_jax.loop import check_health
+from polaris_jax.run.step_clock import StepClock, beyond_grace
 from tests.micro_run import flags, make_base, start_train
 
 

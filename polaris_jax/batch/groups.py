@@ -21,7 +21,7 @@ SEQUENCE_FIELDS = (
     "finish_reasons",
     "versions",
 )
-ARRAY_FIELDS = ("reward_PR", "rescued_PR", "temperature_PR")
+ARRAY_FIELDS = ("reward_PR", "rescued_PR")
 
 
 def select_groups(graded: Graded, indices: Iterable[int]) -> Graded:
@@ -53,17 +53,16 @@ def concat_graded(parts: Sequence[Graded]) -> Graded:
 
     Raises:
         ValueError: no part, unequal numbers of responses a prompt, or only some parts with
-            temperatures or versions.
+            versions.
     """
     if not parts:
         raise ValueError("parts=[]: at least one record is needed")
     sizes = sorted({part.reward_PR.shape[1] for part in parts})
     if len(sizes) > 1:
         raise ValueError(f"parts hold {sizes} responses a prompt: groups must be of one size")
-    for name in ("temperature_PR", "versions"):
-        given = [getattr(part, name) is not None for part in parts]
-        if any(given) and not all(given):
-            raise ValueError(f"{name} is given in some parts only: give it in all or in none")
+    given = [part.versions is not None for part in parts]
+    if any(given) and not all(given):
+        raise ValueError("versions is given in some parts only: give it in all or in none")
     fields: dict[str, Any] = {
         name: _like(
             getattr(parts[0], name), (value for part in parts for value in getattr(part, name))
@@ -83,7 +82,7 @@ def replace_rows(graded: Graded, rows: Mapping[tuple[int, int], Mapping[str, Any
     Args:
         graded: P groups of R rows.
         rows: (group, row) -> {field: value}, for fields that are indexed [P][R]. A field that the
-            record lacks (temperature_PR=None) stays absent.
+            record lacks (versions=None) stays absent.
     """
     if not rows:
         return graded

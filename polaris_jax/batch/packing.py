@@ -10,6 +10,20 @@ from polaris_jax.config.sections import ObjectiveSection
 from polaris_jax.records import Graded, TrainBatch
 
 
+def stale_tokens(graded: Graded, version: int) -> np.ndarray | None:
+    """[P, R] tokens at each response's beginning that policies before `version` have sampled.
+
+    None if the record carries no versions: then all tokens are the present policy's.
+    """
+    if not graded.versions:
+        return None
+    counts = [
+        [sum(count for sampled, count in versions if sampled < version) for versions in group]
+        for group in graded.versions
+    ]
+    return np.array(counts, np.int64)
+
+
 def pack(
     graded: Graded,
     *,

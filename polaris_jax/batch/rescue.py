@@ -120,8 +120,7 @@ class RescueBuffer:
 
         A group whose rewards are all 0, whose problem has a stored response, and whose stored
         response fits the budget gets it in place of one uniformly random row: reward 1,
-        `rescued_PR` True, with the log-probs (and, where the record carries temperatures, the
-        temperature) it was sampled with.
+        `rescued_PR` True, with the log-probs it was sampled with.
 
         Args:
             graded: graded groups, accuracy already logged; not changed.
@@ -142,7 +141,6 @@ class RescueBuffer:
                 "reward_PR": CORRECT,
                 "rescued_PR": True,
                 "versions": (),
-                "temperature_PR": slot.rest["temperature"],
             }
         return replace_rows(graded, rows), len(rows)
 

@@ -45,7 +45,7 @@ def substitute_uninformative(
 ) -> tuple[Graded, Substitution]:
     """The batch with every uninformative group replaced by a whole informative one.
 
-    A group moves whole: id, prompt, gold, responses, rewards, log-probs, temperatures. Donors are
+    A group moves whole: id, prompt, gold, responses, rewards, log-probs. Donors are
     drawn without replacement while they last, then with replacement.
 
     Args:

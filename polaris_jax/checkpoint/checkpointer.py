@@ -45,6 +45,7 @@ T = TypeVar("T")
 ARRAYS = "arrays"
 HOST = "host.json"
 HOST_ARRAYS = "host.bin"
+TOKENIZER = "tokenizer"  # folder beside the steps
 
 
 class CheckpointError(RuntimeError):

@@ -14,9 +14,8 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.assemble import TOKENIZER
 from polaris_jax.checkpoint import Checkpointer, manifest
-from polaris_jax.checkpoint.checkpointer import ARRAYS, HOST
+from polaris_jax.checkpoint.checkpointer import ARRAYS, HOST, TOKENIZER
 from polaris_jax.checkpoint.step_folders import UNFINISHED
 from polaris_jax.checkpoint.weights import CheckpointWeights, save_weights
 from polaris_jax.config import ConfigError

@@ -14,12 +14,15 @@ Example:
 
 from __future__ import annotations
 
+import os
+
 from absl import flags
+from etils import epath
 
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
-from polaris_jax.config import ConfigError
-from polaris_jax.system.files import as_place
+from polaris_jax.config import ConfigError, RunConfig
+from polaris_jax.system.files import as_place, is_remote
 from polaris_jax.system.signals import StopRequest, stopped_status
 
 
@@ -43,36 +46,60 @@ def main(argv: list[str]) -> int:
             f"--stage={stage}: needs --from=CKPT too, the checkpoint to begin with; give both or "
             "neither"
         )
-    if source and not as_place(source).exists():
-        raise ConfigError(f"--from={source}: there is no such checkpoint")
+    config, workdir, overwrite = command.config, command.workdir, command.flags["overwrite"]
+    if source:
+        if not as_place(source).exists():
+            raise ConfigError(f"--from={source}: there is no such checkpoint")
+        check_start(stage, as_place(source), config, workdir, overwrite=overwrite)
     when_stopped = stopped_status()
     start_jax(command)
+    from polaris_jax.assemble import assemble
     from polaris_jax.loop import train
-    from polaris_jax.start_at import StartAt
+    from polaris_jax.state import StartAt, open_state
     from polaris_jax.system.processes import any_process, is_first
     from polaris_jax.system.progress import Progress
 
     progress = Progress(enabled=is_first())
     start = StartAt(stage, as_place(source)) if source else None
-    with StopRequest() as stop:
-        summary = train(
-            command.config,
-            command.workdir,
-            progress=progress,
-            stop=stop,
-            overwrite=command.flags["overwrite"],
-            start=start,
-        )
-    if summary.finished and summary.first_step == summary.last_step:
-        progress.line(f"already complete: {summary.last_step} steps in {command.workdir}")
+    with (
+        StopRequest() as stop,
+        assemble(config, workdir, progress=progress, overwrite=overwrite) as parts,
+    ):
+        state = open_state(parts, start)
+        first_line = state.next_line
+        state = train(parts, state, stop=stop)
+    if state.done and first_line == state.step:
+        progress.line(f"already complete: {state.step} steps in {workdir}")
         return 0
-    counts = "  ".join(f"{name} {value}" for name, value in sorted(summary.counts.items()))
-    ending = "finished" if summary.finished else "stopped; rerun the same command to go on"
+    counts = "  ".join(f"{name} {value}" for name, value in sorted(state.counts.items()))
+    ending = "finished" if state.done else "stopped; rerun the same command to go on"
     if stop.signal is not None:
         ending += f" ({stop.waited_s:.1f} s after {stop.signal.name})"
-    progress.line(f"{ending}: {summary.last_step} steps  {counts}")
-    interrupted = any_process(stop.interrupted)  # one status in all processes, whoever was told
-    return exit_status(summary.finished, interrupted=interrupted, when_stopped=when_stopped)
+    progress.line(f"{ending}: {state.step} steps  {counts}")
+    interrupted = any_process(stop.interrupted)  # one status in all processes
+    return exit_status(state.done, interrupted=interrupted, when_stopped=when_stopped)
+
+
+def check_start(
+    stage: int, checkpoint: epath.Path, config: RunConfig, workdir: epath.Path, *, overwrite: bool
+) -> None:
+    """Checks `--stage` and `--from` before anything is deleted or loaded.
+
+    Raises:
+        ConfigError: there is no such stage, or `overwrite` would delete the checkpoint first.
+    """
+    if not 0 <= stage < len(config.stages):
+        raise ConfigError(f"--stage={stage}: the config has stages 0 to {len(config.stages) - 1}")
+    source, own = _real(checkpoint), _real(workdir)
+    if overwrite and (source == own or f"{source}/".startswith(f"{own}/checkpoints/")):
+        raise ConfigError(
+            f"--from={checkpoint}: --overwrite would delete it, as it lies in workdir={workdir}; "
+            "choose another --workdir"
+        )
+
+
+def _real(path: epath.Path) -> str:
+    return str(path).rstrip("/") if is_remote(path) else os.path.realpath(path)  # epath keeps links
 
 
 def exit_status(finished: bool, *, interrupted: bool, when_stopped: int) -> int:

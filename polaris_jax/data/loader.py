@@ -16,11 +16,11 @@ import numpy as np
 
 from polaris_jax.config.sections import ConfigError
 from polaris_jax.data.prompts import render_prompt
-from polaris_jax.records import Problem, PromptBatch, require_fields
+from polaris_jax.records import Group, Problem, require_fields
 
 
-class PromptLoader(Iterator[PromptBatch]):
-    """An endless iterator of prompt batches.
+class PromptLoader(Iterator[list[Group]]):
+    """An endless iterator of batches of prompts.
 
     Within an epoch every id comes exactly once. `drop` takes problems out and starts a new epoch
     over the rest; the counts of draws and of epochs go on. Every process of a run that builds the
@@ -110,33 +110,33 @@ class PromptLoader(Iterator[PromptBatch]):
         """Problems of an epoch."""
         return self._epoch_size
 
-    def __next__(self) -> PromptBatch:
+    def __copy__(self) -> PromptLoader:
+        """A loader at the same place whose draws leave this one where it is."""
+        other = object.__new__(PromptLoader)
+        other.__dict__.update(self.__dict__)
+        other._draws = list(self._draws)
+        return other
+
+    def __next__(self) -> list[Group]:
         return self.take(self.batch_size)
 
-    def take(self, count: int) -> PromptBatch:
-        """The next `count` prompts; 0 is allowed.
+    def take(self, count: int) -> list[Group]:
+        """The next `count` prompts, as groups without responses; 0 is allowed.
 
         Raises:
             ValueError: `count` below 0.
         """
         if count < 0:
             raise ValueError(f"count={count}: must not be negative; take 0 or more prompts")
-        epoch = self.epoch
-        rows: list[tuple[Problem, int]] = []
+        epoch, groups = self.epoch, []
         for _ in range(count):
             index = int(cast(int, self._order[self._position]))
-            rows.append((self._problems[index], self._draws[index]))
+            problem, draw = self._problems[index], self._draws[index]
+            text, ids = self._render(problem)
+            groups.append(Group(problem.id, ids, text, problem.answer, draw, epoch))
             self._draws[index] += 1
             self._position += 1
-        rendered = [self._render(problem) for problem, _ in rows]
-        return PromptBatch(
-            problem_ids=tuple(problem.id for problem, _ in rows),
-            prompts=tuple(ids for _, ids in rendered),
-            prompt_texts=tuple(text for text, _ in rendered),
-            golds=tuple(problem.answer for problem, _ in rows),
-            draws=tuple(draw for _, draw in rows),
-            epoch=epoch,
-        )
+        return groups
 
     def _render(self, problem: Problem) -> tuple[str, tuple[int, ...]]:
         if problem.id not in self._rendered:

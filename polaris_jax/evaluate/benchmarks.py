@@ -1,10 +1,12 @@
-"""Benchmark files and the sampling that the recipe evaluates them with."""
+"""Benchmark files, the sampling that the recipe evaluates them with, and the held-out problems."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
+from polaris_jax.config.sections import ConfigError, DataSection, EvaluateSection
+from polaris_jax.data.problem_sets import Make, Say, read_named
 from polaris_jax.data.problems import read_problems
 from polaris_jax.data.sources import DataError
 from polaris_jax.records import Problem
@@ -68,3 +70,29 @@ def read_benchmark(path: str | Path) -> list[Problem]:
             "another name"
         )
     return problems
+
+
+def find_held_out_problems(
+    evaluate: EvaluateSection, data: DataSection, say: Say, *, make: Make
+) -> tuple[list[Problem], dict[str, int]]:
+    """The held-out problems: `evaluate.problems`, else the procedural ones; rows left out, counted.
+
+    Args:
+        evaluate: the config's section.
+        data: the config's section; `data.arithmetic.held_out` is read.
+        say: gets lines for a person.
+        make: returns the procedural held-out problems.
+
+    Raises:
+        ConfigError: neither is configured, or a file named as a known benchmark is not complete.
+    """
+    if is_benchmark(evaluate.problems):
+        return read_benchmark(evaluate.problems), {}
+    if evaluate.problems:
+        return read_named(evaluate.problems, say, unique=False, field="evaluate.problems")
+    if data.arithmetic.held_out:
+        return make(), {}
+    raise ConfigError(
+        "evaluate.problems='': no held-out problems; name a file or a data set, or train with "
+        "evaluate.every_steps=0"
+    )

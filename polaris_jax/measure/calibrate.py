@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from polaris_jax.assemble import fitting, source_problems
-from polaris_jax.base_model import base_model_config, check_positions, load_base_tokenizer
+from polaris_jax.assemble import (
+    base_model_config,
+    base_path,
+    load_base,
+    load_base_tokenizer,
+    problems_to_calibrate,
+)
 from polaris_jax.config import RunConfig, config_fields
+from polaris_jax.data.problem_sets import fitting
 from polaris_jax.data.problems import write_problems
 from polaris_jax.measure.policy import open_policy
+from polaris_jax.models.positions import check_positions
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure
 from polaris_jax.run.progress_file import ProgressFile, problems_digest
@@ -44,10 +51,10 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
     ensure_workdir(workdir)
     section = config.calibrate
     budget = section.max_response_tokens or config.stages[0].max_response_tokens
-    problems, origin = source_problems(config, workdir, progress)
+    problems, origin = problems_to_calibrate(config, workdir, progress)
     tokenizer = load_base_tokenizer(config)
-    problems = fitting(problems, config, tokenizer=tokenizer, progress=progress)
-    check_positions(config, base_model_config(config, workdir, progress), progress)
+    problems = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
+    check_positions(config, base_model_config(config, workdir, progress), progress.line)
     progress.line(f"calibrating {len(problems)} problems from {origin}")
     identity = count_identity(config, problems, budget=budget)
     path = workdir / "calibrate_progress.jsonl"
@@ -58,8 +65,9 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
         progress.line(f"resumed after {len(correct)} problems")
     waiting = [p for p in problems if p.id not in correct]
     if waiting:
+        base = load_base(base_path(config, workdir, progress))
         with (
-            open_policy(config, workdir, progress, max_response_tokens=budget) as policy,
+            open_policy(config, progress, base, max_response_tokens=budget) as policy,
             progress.phase("calibrate", len(problems)) as phase,
         ):
             for first in range(0, len(waiting), section.batch_prompts):

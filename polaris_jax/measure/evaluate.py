@@ -11,27 +11,28 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from polaris_jax.assemble import evaluation_problems, fitting
-from polaris_jax.base_model import (
-    check_evaluated_positions,
+from polaris_jax.assemble import (
+    base_path,
+    evaluation_problems,
     load_base,
     load_base_tokenizer,
-    yarn_scaling,
 )
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.convert import is_orbax, load_any
 from polaris_jax.config import ConfigError, EvaluateSection, RunConfig, config_fields
+from polaris_jax.data.problem_sets import fitting
 from polaris_jax.evaluate.budget_curve import budget_curve, default_budgets
 from polaris_jax.evaluate.estimators import avg_at_k, pass_at_k
 from polaris_jax.evaluate.length_groups import length_groups
 from polaris_jax.measure.policy import open_policy
 from polaris_jax.models import Qwen
+from polaris_jax.models.positions import check_evaluated_positions, yarn_scaling
+from polaris_jax.models.weights.sources import agree_on_weights
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import evaluation_figure
 from polaris_jax.run.progress_file import ProgressFile, problems_digest
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system import processes
-from polaris_jax.system.agreement import agree_on_weights
 from polaris_jax.system.files import as_place
 from polaris_jax.system.progress import Progress
 
@@ -83,8 +84,10 @@ def evaluate(
     weights = _weights(config, workdir, checkpoint, progress)
     passes = {"off": [False], "on": [True], "both": [False, True]}[section.yarn]
     for yarn in passes:
-        check_evaluated_positions(config, weights[0].config, progress, budget=budget, yarn=yarn)
-    problems = fitting(given, config, tokenizer=weights[1], progress=progress)
+        check_evaluated_positions(
+            config, weights[0].config, progress.line, budget=budget, yarn=yarn
+        )
+    problems = fitting(given, config.data, tokenizer=weights[1], say=progress.line)
     left_out = left_out | {"long_prompt": len(given) - len(problems)}
     prefix = f"{tag}_" if tag else ""
     results = {}
@@ -116,7 +119,7 @@ def _weights(
     config: RunConfig, workdir: epath.Path, checkpoint: str, progress: Progress
 ) -> tuple[Qwen, Any]:
     if not checkpoint:
-        return load_base(config, workdir, progress)
+        return load_base(base_path(config, workdir, progress))
     path = workdir / "checkpoints" if checkpoint == "latest" else as_place(checkpoint)
     if not path.exists():
         raise ConfigError(f"--checkpoint={checkpoint}: {path} does not exist")
@@ -162,10 +165,9 @@ def _respond(
     with (
         open_policy(
             config,
-            workdir,
             progress,
+            weights,
             max_response_tokens=budget,
-            weights=weights,
             rope_scaling=yarn_scaling(config.rope.yarn, factor),
         ) as policy,
         progress.phase("evaluate", len(problems)) as phase,

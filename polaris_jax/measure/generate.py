@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from polaris_jax.assemble import stop_token_ids
-from polaris_jax.base_model import load_with_tokenizer
 from polaris_jax.data.prompts import render_prompt
-from polaris_jax.models import ModelConfig, RopeScaling
+from polaris_jax.models import ModelConfig, RopeScaling, load_with_tokenizer
+from polaris_jax.models.tokenizer import stop_token_ids
 from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 

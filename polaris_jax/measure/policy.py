@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
-from etils import epath
 
-from polaris_jax.assemble import grade, make_grader, make_sampler, prompt_batch, sample
-from polaris_jax.base_model import load_base
+from polaris_jax.assemble import Solver, open_solver
 from polaris_jax.config import RunConfig
+from polaris_jax.measure.solve import solve
 from polaris_jax.models import Qwen, RopeScaling
 from polaris_jax.records import Graded, Problem
-from polaris_jax.reward import Grader
 from polaris_jax.rollout import Sampler
 from polaris_jax.system import processes
 from polaris_jax.system.failures import at_run_time
@@ -24,46 +22,19 @@ from polaris_jax.system.progress import Progress
 class Policy:
     """Samples and grades problems under fixed settings; made by `open_policy`."""
 
-    def __init__(self, config: RunConfig, sampler: Sampler, tokenizer: Any, grader: Grader) -> None:
-        self._config, self._sampler = config, sampler
-        self._tokenizer, self._grader = tokenizer, grader
+    def __init__(self, solver: Solver, sampler: Sampler) -> None:
+        self._solver, self._sampler = solver, sampler
 
-    def solve(
-        self,
-        problems: Sequence[Problem],
-        *,
-        n: int,
-        temperature: float,
-        max_response_tokens: int,
-        seed_parts: Sequence[Any],
-        mode: Literal["train", "eval"],
-        top_k: int = 0,
-        top_p: float = 1.0,
-    ) -> Graded:
-        """n graded responses to each problem; arguments as in `session.sample`."""
-        rollouts = sample(
-            self._sampler,
-            prompt_batch(
-                problems,
-                tokenizer=self._tokenizer,
-                prompt_suffix=self._config.data.prompt_suffix,
-            ),
-            tokenizer=self._tokenizer,
-            n=n,
-            temperature=temperature,
-            max_response_tokens=max_response_tokens,
-            seed_parts=seed_parts,
-            top_k=top_k,
-            top_p=top_p,
-        )
-        return grade(self._grader, rollouts, mode=mode)
+    def solve(self, problems: Sequence[Problem], **settings: Any) -> Graded:
+        """Graded responses to each problem; settings as in `measure.solve.solve`."""
+        return solve(self._solver, self._sampler, problems, **settings)
 
     def prefix_rewards(
         self, graded: Graded, budgets: Sequence[int]
     ) -> dict[tuple[int, int], dict[int, float]]:
-        """(p, r) -> budget -> reward of the response's first so many tokens, where that cuts it.
+        """(p, r) -> budget -> reward of the response's first `budget` tokens, if that cuts it.
 
-        Graded as evaluation does (the last box anywhere), each process a share.
+        Graded in mode "eval" (the last box anywhere), each process a share.
         """
         cut = [
             (p, r, budget)
@@ -74,11 +45,11 @@ class Policy:
         ]
         mine = cut[jax.process_index() :: jax.process_count()]
         texts = [
-            self._tokenizer.decode(graded.token_ids[p][r][:budget], skip_special_tokens=True)
+            self._solver.tokenizer.decode(graded.token_ids[p][r][:budget], skip_special_tokens=True)
             for p, r, budget in mine
         ]
         golds = [graded.golds[p] for p, _, _ in mine]
-        rewards = self._grader.score(texts, golds, mode="eval").tolist()
+        rewards = self._solver.grader.score(texts, golds, mode="eval").tolist()
         shares = processes.gather_objects(rewards)
         found: dict[tuple[int, int], dict[int, float]] = {}
         for process, share in enumerate(shares):
@@ -90,27 +61,24 @@ class Policy:
 @contextlib.contextmanager
 def open_policy(
     config: RunConfig,
-    workdir: epath.Path,
     progress: Progress,
+    weights: tuple[Qwen, Any],
     *,
     max_response_tokens: int,
-    weights: tuple[Qwen, Any] | None = None,
     rope_scaling: RopeScaling | None = None,
 ) -> Iterator[Policy]:
-    """A policy over the base model, or over `weights` = (model, tokenizer).
+    """A policy that samples with these weights.
 
     Args:
-        config: the run.
-        workdir: where the warm start lies.
-        progress: for the warm start's lines and the sampler's kernels.
+        config: the run's config.
+        progress: gets a line about the sampler's kernels.
+        weights: (model, tokenizer).
         max_response_tokens: longest budget that will be asked for.
-        weights: other weights than the base model's.
         rope_scaling: rotary scaling to sample under; None keeps the model's own.
     """
-    model, tokenizer = weights or load_base(config, workdir, progress)
+    model, tokenizer = weights
     if rope_scaling is not None:
         model = model.with_rope_scaling(rope_scaling)
-    sampler = make_sampler(model, config, max_response_tokens=max_response_tokens)
-    progress.line(f"decode kernels: {sampler.kernels}")
-    with make_grader(config) as grader, at_run_time(lambda: "sampling"):
-        yield Policy(config, sampler, tokenizer, grader)
+    with open_solver(config, tokenizer, progress) as solver, at_run_time(lambda: "sampling"):
+        sampler = solver.samplers.make(model, max_response_tokens=max_response_tokens)
+        yield Policy(solver, sampler)

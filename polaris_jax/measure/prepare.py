@@ -6,8 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.assemble import training_problems
-from polaris_jax.base_model import load_base_tokenizer
+from polaris_jax.assemble import load_base_tokenizer, training_problems
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import NAMED_ROWS, read_problems, write_problems

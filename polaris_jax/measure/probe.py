@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from polaris_jax.assemble import fitting, fold_seed, training_problems
-from polaris_jax.base_model import base_model_config, check_positions, load_base_tokenizer
+from polaris_jax.assemble import (
+    base_model_config,
+    base_path,
+    load_base,
+    load_base_tokenizer,
+    training_problems,
+)
 from polaris_jax.config import RunConfig, config_fields
+from polaris_jax.data.problem_sets import fitting
 from polaris_jax.explore import find_zones
 from polaris_jax.explore.temperature import measure_candidate
 from polaris_jax.explore.zones import MIN_SAMPLES
 from polaris_jax.measure.policy import open_policy
+from polaris_jax.models.positions import check_positions
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import probe_figure
 from polaris_jax.run.progress_file import ProgressFile, problems_digest
@@ -23,6 +30,7 @@ from polaris_jax.run.record import refuse_other_run
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
+from polaris_jax.system.seeds import fold_seed
 
 
 def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
@@ -39,8 +47,8 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
     budget = section.max_response_tokens or config.stages[0].max_response_tokens
     problems, origin = training_problems(config, workdir, progress)
     tokenizer = load_base_tokenizer(config)
-    problems = fitting(problems, config, tokenizer=tokenizer, progress=progress)
-    check_positions(config, base_model_config(config, workdir, progress), progress)
+    problems = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
+    check_positions(config, base_model_config(config, workdir, progress), progress.line)
     order = np.random.default_rng(fold_seed(config.seed, "probe set")).permutation(len(problems))
     problems = [problems[i] for i in order[: section.problems]]
     count = int(np.floor((section.stop - section.start) / section.step + 1e-6)) + 1
@@ -53,8 +61,9 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
     rows = {row["temperature"]: row for row in done.rows}
     waiting = [t for t in temperatures if t not in rows]
     if waiting:
+        base = load_base(base_path(config, workdir, progress))
         with (
-            open_policy(config, workdir, progress, max_response_tokens=budget) as policy,
+            open_policy(config, progress, base, max_response_tokens=budget) as policy,
             progress.phase("probe", len(temperatures)) as phase,
         ):
             for temperature in waiting:

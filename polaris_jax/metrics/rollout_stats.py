@@ -1,14 +1,15 @@
-"""What a step's rollouts say, before anything is rescued or substituted."""
+"""Metrics of a step's rollouts, before anything is rescued or substituted."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from polaris_jax.explore.diversity import distinct_ngrams
-from polaris_jax.records import Graded
+from polaris_jax.records import Graded, Group, Versions
 from polaris_jax.stages.length import length_stats
 
 CORRECT = 1.0
@@ -66,3 +67,35 @@ def rollout_metrics(
     if max_response_tokens is not None:
         values["max_response_tokens"] = int(max_response_tokens)
     return {f"rollout/{name}": value for name, value in values.items()}
+
+
+def age_metrics(versions: Sequence[Sequence[Versions]], *, version: int) -> dict[str, Any]:
+    """The age of a batch's tokens.
+
+    Args:
+        versions: [P][R] `Response.versions`, before anything is rescued or substituted.
+        version: version of the policy that is trained.
+
+    Returns:
+        rollout/stale_share: share of the batch's tokens that former policies sampled, in [0, 1];
+        lag_mean and lag_max over its tokens, in updates.
+    """
+    pairs = [pair for group in versions for response in group for pair in response]
+    tokens = sum(count for _, count in pairs)
+    stale = sum(count for sampled, count in pairs if sampled < version)
+    lag = sum((version - sampled) * count for sampled, count in pairs)
+    return {
+        "rollout/stale_share": stale / tokens if tokens else None,
+        "rollout/lag_mean": lag / tokens if tokens else None,
+        "rollout/lag_max": max((version - sampled for sampled, _ in pairs), default=None),
+    }
+
+
+def carried_metrics(carried: Sequence[Group]) -> dict[str, Any]:
+    """What a step leaves in flight: groups, their unfinished responses, the tokens of all."""
+    responses = [response for group in carried for response in group.responses]
+    return {
+        "rollout/carried_groups": len(carried),
+        "rollout/carried_responses": sum(not response.ended for response in responses),
+        "rollout/carried_tokens": sum(len(response.token_ids) for response in responses),
+    }

@@ -25,7 +25,12 @@ from polaris_jax.models.qwen import (
     param_axes,
     param_shapes,
 )
-from polaris_jax.models.weights.hf import load_config, load_pretrained, save_pretrained
+from polaris_jax.models.weights.hf import (
+    load_config,
+    load_pretrained,
+    load_with_tokenizer,
+    save_pretrained,
+)
 
 __all__ = [
     "CHUNK_TOKENS",
@@ -47,6 +52,7 @@ __all__ = [
     "RopeScaling",
     "load_config",
     "load_pretrained",
+    "load_with_tokenizer",
     "model_tree_path",
     "next_token_logprobs",
     "param_axes",

@@ -108,3 +108,12 @@ def token_ids(tokenizer: PreTrainedTokenizerFast | None) -> Mapping[str, int | N
     return {
         name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
     }
+
+
+def stop_token_ids(tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a response: the tokenizer's end of text and ChatML's end of turn."""
+    ids = {tokenizer.eos_token_id}
+    for token in ("<|im_end|>", "<|endoftext|>"):
+        if token in tokenizer.get_vocab():
+            ids.add(tokenizer.convert_tokens_to_ids(token))
+    return tuple(sorted(i for i in ids if i is not None))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from polaris_jax.assemble import base_model_architecture
 from polaris_jax.config import (
     ConfigError,
     MeshSection,
@@ -15,8 +16,6 @@ from polaris_jax.config import (
     check_mesh,
     row_len_tokens,
 )
-from polaris_jax.demo.tiny_tokenizer import build_tokenizer
-from polaris_jax.demo.warmstart import warmstart_model_config
 from polaris_jax.models import ModelConfig, RopeScaling
 from polaris_jax.models.presets import PRESETS, preset
 from polaris_jax.models.weights.hf_config import load_config_json, parse_config
@@ -155,7 +154,7 @@ def architecture(config: RunConfig) -> ModelConfig:
     """
     path = config.model.path
     if not path and config.warmstart.steps:
-        return warmstart_model_config(config.warmstart, vocab_size=len(build_tokenizer()))
+        return base_model_architecture(config)
     directory = as_place(path)
     file = directory / "config.json"
     if path and file.is_file():

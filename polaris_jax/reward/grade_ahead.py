@@ -1,7 +1,7 @@
 """Grades groups while others are still being sampled.
 
-The rewards are those that grading afterwards would give: an answer's reward does not depend on when
-or with which others it is graded.
+The rewards are those that grading afterwards would give: the reward of an answer does not depend on
+when, or with which others, it is graded.
 """
 
 from __future__ import annotations
@@ -10,18 +10,24 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from polaris_jax.records import Gold
-from polaris_jax.reward import Grader
+from polaris_jax.records import Gold, Group
 from polaris_jax.reward.extract import Mode
+from polaris_jax.reward.grader import Grader
+
+
+def gradable(group: Group, mode: Mode) -> list[str]:
+    """The texts that the grader reads for a complete group: in train mode prompt + response."""
+    prefix = group.prompt_text if mode == "train" else ""
+    return [prefix + text for text in group.texts]
 
 
 class GradeAhead:
-    """Rewards of groups, graded by one thread in the order in which they come.
+    """Rewards of groups, graded by one thread in the order in which they are added.
 
-    As a context manager it lets go of what is not graded yet where the body raises.
+    Leaving its context after an error drops what is not graded yet.
 
     Args:
-        grader: shared with others; calls take turns.
+        grader: may be shared with others; calls take turns.
         mode: as in `Grader.score`.
 
     Attributes:
@@ -45,24 +51,19 @@ class GradeAhead:
     ) -> None:
         self._thread.shutdown(wait=False, cancel_futures=error is not None)
 
-    def add(self, group: int, texts: Sequence[str], gold: Gold) -> None:
-        """Queues a group's responses.
-
-        Args:
-            group: its number, once each.
-            texts: prompt + response each in train mode, the response alone otherwise.
-            gold: of all of them.
-        """
-        assert group not in self._rewards
-        self._rewards[group] = self._thread.submit(self._score, list(texts), gold)
+    def add(self, number: int, group: Group) -> None:
+        """Queues a complete group under `number`, once each."""
+        assert number not in self._rewards
+        texts = gradable(group, self.mode)
+        self._rewards[number] = self._thread.submit(self._score, texts, group.gold)
 
     def rewards(self) -> dict[int, list[float]]:
-        """Every queued group's rewards, once they are all there.
+        """The rewards of every queued group by its number, once all are graded.
 
         Raises:
             RuntimeError: the workers died before they were ready.
         """
-        return {group: future.result() for group, future in self._rewards.items()}
+        return {number: future.result() for number, future in self._rewards.items()}
 
-    def _score(self, texts: list[str], gold: Gold) -> list[float]:
+    def _score(self, texts: Sequence[str], gold: Gold) -> list[float]:
         return [float(r) for r in self._grader.score(texts, [gold] * len(texts), mode=self.mode)]

@@ -1,196 +1,220 @@
-"""Groups on their way from a prompt to a training batch, and the state that carries them over.
+"""Groups of responses: begun, sampled by all processes together, and settled into a step's batch.
 
-A step begins with groups in flight, oldest first: what the step before left unfinished, then new
-prompts. It ends when enough of them are whole; the oldest whole ones are trained, the rest is
-carried over with its tokens, log-probs and versions. Under `rollout.partial_rollouts=wait` nothing
-is ever left: a step begins what it trains and waits for all of it.
+A step begins with groups in flight, oldest first: those that the step before left unfinished, then
+new prompts. It ends when enough of them are complete. The oldest complete groups are trained; the
+others are carried over with their tokens, log-probs and versions. Under
+`rollout.partial_rollouts=wait` no group is carried over: a step begins as many groups as it trains
+and waits for all of them.
 
 A version is the number of updates that a policy has had. A token's lag is the version of the policy
-that is trained less that of the one that sampled it.
+that is trained minus the version that sampled the token.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-import numpy as np
+import jax
 
-from polaris_jax.records import Gold, PromptBatch, Response, Versions
+from polaris_jax.records import Group, Response
+from polaris_jax.rollout.driven import RolloutAborted
+from polaris_jax.rollout.run import deal
+from polaris_jax.rollout.sampler import Sampler
+from polaris_jax.rollout.sampling import SamplingParams
+from polaris_jax.system import processes
+from polaris_jax.system.seeds import fold_seed
 
 NOTHING = Response((), (), "unfinished")
 
 
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """A prompt with what there is of its n responses.
-
-    Attributes:
-        problem_id: of the problem.
-        prompt: token ids.
-        prompt_text: the same as text.
-        gold: of the problem.
-        draw: how often the problem had been drawn before in this run.
-        epoch: in which it was drawn.
-        seed: of all its samples; with sample and position it decides the noise of a token, so a
-            response goes on as it would have.
-        begun: version of the policy when it was drawn; none of its tokens is older.
-        responses: n of them.
-    """
-
-    problem_id: str
-    prompt: tuple[int, ...]
-    prompt_text: str
-    gold: Gold
-    draw: int
-    epoch: int
-    seed: int
-    begun: int
-    responses: tuple[Response, ...]
-
-    @property
-    def whole(self) -> bool:
-        """Every response has ended."""
-        return all(response.ended for response in self.responses)
-
-    def with_response(self, sample: int, response: Response) -> Group:
-        """The group with another response in a place."""
-        responses = (*self.responses[:sample], response, *self.responses[sample + 1 :])
-        return dataclasses.replace(self, responses=responses)
-
-
-def begin(prompts: PromptBatch, seeds: Sequence[int], *, n: int, version: int) -> list[Group]:
-    """Groups without a token yet.
+def begin(
+    drawn: Sequence[Group], *, n: int, version: int, seed_parts: Sequence[Any]
+) -> list[Group]:
+    """The drawn groups, ready to be sampled.
 
     Args:
-        prompts: P prompts.
-        seeds: one a prompt.
-        n: responses a prompt.
-        version: of the present policy.
+        drawn: groups without responses.
+        n: responses of each group.
+        version: version of the present policy.
+        seed_parts: folded with problem id and draw number into each group's seed.
     """
     return [
-        Group(
-            prompts.problem_ids[i],
-            prompts.prompts[i],
-            prompts.prompt_texts[i],
-            prompts.golds[i],
-            prompts.draws[i],
-            prompts.epoch,
-            seed,
-            version,
-            (NOTHING,) * n,
+        dataclasses.replace(
+            group,
+            seed=fold_seed(*seed_parts, group.problem_id, group.draw),
+            begun=version,
+            responses=(NOTHING,) * n,
         )
-        for i, seed in enumerate(seeds)
+        for group in drawn
     ]
-
-
-def prompts_of(groups: Sequence[Group]) -> PromptBatch:
-    """The prompts of at least one group; the epoch is the first's."""
-    return PromptBatch(
-        problem_ids=tuple(group.problem_id for group in groups),
-        prompts=tuple(group.prompt for group in groups),
-        prompt_texts=tuple(group.prompt_text for group in groups),
-        golds=tuple(group.gold for group in groups),
-        draws=tuple(group.draw for group in groups),
-        epoch=groups[0].epoch,
-    )
 
 
 def most_in_flight(prompts: int, share: float) -> int:
-    """Groups to have in flight, so that `prompts` whole ones are this share of them."""
+    """The number of groups in flight of which `prompts` complete ones are this share."""
     return math.ceil(round(prompts / share, 6))  # 7 / 0.7 is a little over 10
 
 
-def settle(groups: Sequence[Group], count: int) -> tuple[list[int], tuple[Group, ...]]:
-    """(places of the `count` oldest whole groups, all others in their order).
+def settle(groups: Sequence[Group], count: int) -> tuple[dict[int, Group], tuple[Group, ...]]:
+    """The `count` oldest complete groups by their index, and all other groups in their order.
 
-    The others include whole ones when more than `count` are: they wait for the next step.
+    If more than `count` groups are complete, the youngest of them wait for the next step.
     """
-    chosen = [i for i, group in enumerate(groups) if group.whole][:count]
-    taken = set(chosen)
-    return chosen, tuple(group for i, group in enumerate(groups) if i not in taken)
+    complete = {i: group for i, group in enumerate(groups) if group.complete}
+    batch = dict(list(complete.items())[:count])
+    return batch, tuple(group for i, group in enumerate(groups) if i not in batch)
 
 
-def leading_stale(versions: Versions, version: int) -> int:
-    """How many tokens at a response's beginning policies before `version` have sampled."""
-    return sum(count for sampled, count in versions if sampled < version)
+def sample_groups(
+    sampler: Sampler,
+    groups: Sequence[Group],
+    params: SamplingParams,
+    *,
+    tokenizer: Any,
+    wanted: int,
+    due: Container[int] = (),
+    expected_tokens: Sequence[float] | None = None,
+    on_complete: Callable[[int, Group], None] | None = None,
+    on_progress: Callable[[int, int, int], None] | None = None,
+    should_abort: Callable[[], bool] | None = None,
+) -> list[Group]:
+    """The groups after sampling; at least `wanted` of them are complete and have their texts.
 
-
-def age_metrics(versions: Sequence[Sequence[Versions]], *, version: int) -> dict[str, Any]:
-    """How old the tokens of a batch are.
+    The unfinished groups are dealt to the samplers by expected tokens. Each sampler stops once its
+    part of `wanted` is complete and so are all of its groups that are due. It decides by its own
+    groups alone, so that no collective crosses samplers while they decode. Responses are gathered
+    once, at the end. The processes of one sampler make the same calls.
 
     Args:
-        versions: [P][R] of the batch, before anything is rescued or substituted.
-        version: of the policy that is trained.
+        sampler: of this process, or shared by a few processes.
+        groups: the same in every process. Unfinished responses continue as if never interrupted.
+        params: sampling parameters; the seeds are the groups' own.
+        tokenizer: decodes the texts.
+        wanted: number of groups to be complete at the end; groups that are complete already count.
+        due: indices of groups that must be complete at the end.
+        expected_tokens: expected response tokens of each group, the same in every process; the
+            longest begin first. None: all are expected to be alike.
+        on_complete: called with (index, group) as soon as a group of this process is complete.
+        on_progress: called with (responses done, responses in all, tokens).
+        should_abort: polled between device calls.
 
-    Returns:
-        rollout/stale_share: share of the batch's tokens that former policies sampled, in [0, 1];
-        lag_mean and lag_max over its tokens, in updates.
+    Raises:
+        RolloutAborted: `should_abort` returned True in some process.
     """
-    pairs = [pair for group in versions for response in group for pair in response]
-    tokens = sum(count for _, count in pairs)
-    stale = sum(count for sampled, count in pairs if sampled < version)
-    lag = sum((version - sampled) * count for sampled, count in pairs)
-    return {
-        "rollout/stale_share": stale / tokens if tokens else None,
-        "rollout/lag_mean": lag / tokens if tokens else None,
-        "rollout/lag_max": max((version - sampled for sampled, _ in pairs), default=None),
-    }
+    (index, count), members = sampler.share, sampler.members
+    groups = list(groups)
+    unfinished = [i for i, group in enumerate(groups) if not group.complete]
+    costs = [1.0 if expected_tokens is None else expected_tokens[i] for i in unfinished]
+    owners = owners_of(costs, count)
+    places = [[i for i, k in zip(unfinished, owners, strict=True) if k == s] for s in range(count)]
+    mine = places[index]
+    quota = quotas([len(own) for own in places], wanted - (len(groups) - len(unfinished)))[index]
+    waits_for = {i for i in mine if i in due}
 
+    def note_complete(i: int) -> None:
+        groups[i] = with_texts(groups[i], tokenizer)
+        if on_complete is not None:
+            on_complete(i, groups[i])
 
-def carried_metrics(carried: Sequence[Group]) -> dict[str, Any]:
-    """What a step leaves in flight: groups, their unfinished responses, the tokens of all."""
-    responses = [response for group in carried for response in group.responses]
-    return {
-        "rollout/carried_groups": len(carried),
-        "rollout/carried_responses": sum(not response.ended for response in responses),
-        "rollout/carried_tokens": sum(len(response.token_ids) for response in responses),
-    }
-
-
-def array_state(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The groups for a checkpoint: tokens and log-probs as one array a group, the rest as JSON."""
-    return [
-        {
-            **{name: getattr(group, name) for name in _PLAIN},
-            "prompt": np.array(group.prompt, np.int32),
-            "token_ids": np.array(_joined(group, "token_ids"), np.int32),
-            "logprobs": np.array(_joined(group, "logprobs"), np.float64),
-            "lengths": [len(response.token_ids) for response in group.responses],
-            "finish_reasons": [response.finish_reason for response in group.responses],
-            "versions": [[list(pair) for pair in r.versions] for r in group.responses],
-        }
-        for group in groups
-    ]
-
-
-def groups_from(state: Sequence[Mapping[str, Any]]) -> tuple[Group, ...]:
-    """What `array_state` was given."""
-    groups = []
-    for fields in state:
-        ends = list(itertools.accumulate(fields["lengths"], initial=0))
-        spans = [slice(start, end) for start, end in itertools.pairwise(ends)]
-        responses = tuple(
-            Response(
-                tuple(fields["token_ids"][span].tolist()),
-                tuple(fields["logprobs"][span].tolist()),
-                reason,
-                versions=tuple((int(version), int(count)) for version, count in versions),
-            )
-            for span, reason, versions in zip(
-                spans, fields["finish_reasons"], fields["versions"], strict=True
-            )
+    for i, group in enumerate(groups):
+        if group.complete:
+            note_complete(i)
+    aborted, complete = False, set[int]()
+    # A resumed run begins here with an empty cache, and must compute what this one does.
+    sampler.drop_prefixes()
+    if quota or waits_for:
+        request = sampler.submit(
+            [groups[i].prompt for i in mine],
+            dataclasses.replace(params, seed=[groups[i].seed for i in mine]),
+            expected_tokens=None if expected_tokens is None else [expected_tokens[i] for i in mine],
+            begun=[groups[i].responses for i in mine],
+            on_progress=on_progress,
         )
-        plain = {name: fields[name] for name in _PLAIN}
-        groups.append(Group(prompt=tuple(fields["prompt"].tolist()), responses=responses, **plain))
-    return tuple(groups)
+        try:
+            with contextlib.closing(sampler.drive(request, should_abort)) as ended:
+                for own, sample, response in ended:
+                    i = mine[own]
+                    groups[i] = groups[i].with_response(sample, response)
+                    if groups[i].complete:
+                        complete.add(i)
+                        note_complete(i)
+                        if len(complete) >= quota and waits_for <= complete:
+                            break
+        except RolloutAborted:
+            aborted = True
+        # The others too: unfinished responses, and those that ended in the same device call.
+        for i, responses in zip(mine, request.responses(), strict=True):
+            groups[i] = dataclasses.replace(groups[i], responses=tuple(responses))
+    if jax.process_count() > 1:
+        speaks = jax.process_index() == members[0]  # one process does for a sampler
+        shares = processes.gather_objects(
+            {"aborted": aborted, "groups": [_as_lists(groups[i]) for i in mine] if speaks else []}
+        )
+        aborted = any(share["aborted"] for share in shares)
+        for k, share in enumerate(shares[:: len(members)]):
+            for i, lists in zip(places[k], share["groups"], strict=True):
+                groups[i] = dataclasses.replace(groups[i], responses=_responses(lists))
+    if aborted:
+        raise RolloutAborted("the rollout was abandoned on a signal")
+    return [with_texts(group, tokenizer) if group.complete else group for group in groups]
 
 
-_PLAIN = ("problem_id", "prompt_text", "gold", "draw", "epoch", "seed", "begun")
+def with_texts(group: Group, tokenizer: Any) -> Group:
+    """A complete group with its responses decoded; one that has its texts is returned as it is."""
+    if group.texts:
+        return group
+    texts = tuple(tokenizer.decode(r.token_ids, skip_special_tokens=True) for r in group.responses)
+    return dataclasses.replace(group, texts=texts)
 
 
-def _joined(group: Group, name: str) -> list[Any]:
-    return [value for response in group.responses for value in getattr(response, name)]
+def owners_of(costs: Sequence[float], samplers: int) -> list[int]:
+    """The sampler of each group: the longest expected first, each to the least loaded so far.
+
+    A function of its arguments alone, so every process finds the same. Groups of equal cost are
+    dealt in turn.
+
+    Args:
+        costs: expected response tokens of each group.
+        samplers: number of samplers.
+    """
+    order = sorted(range(len(costs)), key=lambda i: -costs[i])
+    # At least 1, or groups that are expected to take nothing would all go to one sampler.
+    dealt = deal([1 + round(costs[i]) for i in order], samplers)
+    owners = dict(zip(order, dealt, strict=True))
+    return [owners[i] for i in range(len(costs))]
+
+
+def quotas(dealt: Sequence[int], wanted: int) -> list[int]:
+    """How many groups each sampler has to complete: one, then in proportion to its groups.
+
+    Groups that were dealt in turn are wanted in turn.
+
+    Args:
+        dealt: number of groups of each sampler.
+        wanted: sum of the quotas, or the number of all groups if that is smaller.
+
+    Source: D'Hondt's highest averages. Differs: a sampler that has groups gets a quota of at least
+        one before another gets a second, so that a sampler of few long groups does not stand still.
+    """
+    found = [0] * len(dealt)
+
+    def claim(k: int) -> tuple[bool, float, int, int]:
+        return dealt[k] > 0 and not found[k], dealt[k] / (found[k] + 1), -found[k], -k
+
+    for _ in range(min(wanted, sum(dealt))):
+        found[max(range(len(dealt)), key=claim)] += 1
+    return found
+
+
+def _as_lists(group: Group) -> list[Any]:
+    return [(r.token_ids, r.logprobs, r.finish_reason, r.versions) for r in group.responses]
+
+
+def _responses(lists: list[Any]) -> tuple[Response, ...]:
+    return tuple(
+        Response(tuple(tokens), tuple(logprobs), reason, versions=tuple(map(tuple, versions)))
+        for tokens, logprobs, reason, versions in lists
+    )

@@ -6,81 +6,108 @@ Only the first process writes, and only while the workdir is its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 
-from polaris_jax.assemble import TOKENIZER
+from polaris_jax.checkpoint.checkpointer import TOKENIZER
 from polaris_jax.config import RunConfig
-from polaris_jax.metrics import MetricsWriter
+from polaris_jax.metrics import MetricsWriter, value_of
 from polaris_jax.models.tokenizer import save_tokenizer
 from polaris_jax.records import Graded
 from polaris_jax.run import workdir as workdir_lib
-from polaris_jax.run.step_records import rollout_rows
 from polaris_jax.system import processes
 
+# Null in the metrics of a step without an update.
+UPDATE_METRICS = (
+    "rollout/logp_gap_mean",
+    "rollout/logp_gap_max",
+    "batch/padding_share",
+    "batch/attention_imbalance",
+    "batch/context_imbalance",
+    "batch/tokens",
+    "update/loss",
+    "update/grad_norm",
+    "update/entropy",
+    "update/fresh_entropy",
+    "update/clip_fraction_low",
+    "update/clip_fraction_high",
+    "update/clip_fraction_dual",
+    "update/ratio_mean",
+    "update/skipped",
+)
 
-class RunFiles:
-    """The files of a run from its step `first_step` on; later lines of an earlier life are cut.
+
+class Outputs:
+    """The files of a training run.
 
     Args:
         workdir: gets the files.
-        config: the run.
+        config: the run's config.
         claim: what makes the workdir this run's own.
-        first_step: the step that is done next.
-        lines_from: the step whose line is written next: the one before, when a stop came between
-            its update and its line.
-        tokenizer: laid beside the checkpoints, so that each can be converted on its own.
+        tokenizer: saved beside the checkpoints, so that each can be converted on its own.
     """
 
     def __init__(
-        self,
-        workdir: epath.Path,
-        config: RunConfig,
-        claim: workdir_lib.Claim,
-        *,
-        first_step: int,
-        lines_from: int,
-        tokenizer: Any,
+        self, workdir: epath.Path, config: RunConfig, claim: workdir_lib.Claim, *, tokenizer: Any
     ) -> None:
         self._workdir, self._config, self._claim = workdir, config, claim
-        self._first = processes.is_first()
+        self._tokenizer, self._first = tokenizer, processes.is_first()
+        self._writer: MetricsWriter | None = None
+
+    def begin(self, *, first_step: int, lines_from: int) -> int:
+        """Opens the files and cuts what an earlier life of the run wrote later than its checkpoint.
+
+        Args:
+            first_step: the step that is done next.
+            lines_from: the step whose line is written next: the one before, if a stop came between
+                its update and its line.
+
+        Returns:
+            The number of lines cut: steps that are done again.
+        """
         self._writer = MetricsWriter(
-            workdir,
-            tensorboard=config.metrics.tensorboard,
-            wandb=config.metrics.wandb,
+            self._workdir,
+            tensorboard=self._config.metrics.tensorboard,
+            wandb=self._config.metrics.wandb,
             first_step=lines_from,
             enabled=self._first,
         )
-        self.redone = 0  # steps of an earlier life that are done again
         if not self._first:
-            return
-        self.redone = self._writer.cut_back(lines_from)
-        workdir_lib.delete_rollouts_from(workdir, first_step)
-        tokenizer_dir = workdir / "checkpoints" / TOKENIZER
+            return 0
+        redone = self._writer.cut_back(lines_from)
+        workdir_lib.delete_rollouts_from(self._workdir, first_step)
+        tokenizer_dir = self._workdir / "checkpoints" / TOKENIZER
         tokenizer_dir.mkdir(parents=True, exist_ok=True)
-        save_tokenizer(tokenizer, tokenizer_dir)  # again: a kill may have torn it
+        save_tokenizer(self._tokenizer, tokenizer_dir)  # again: a kill may have torn it
         devices = Counter(device.device_kind for device in jax.devices())
-        workdir_lib.note(workdir, devices=devices, processes=jax.process_count())
+        workdir_lib.note(self._workdir, devices=devices, processes=jax.process_count())
+        return redone
 
     def close(self) -> None:
         """Flushes and closes what is open."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def write_metrics(self, step: int, metrics: dict[str, Any]) -> None:
-        """One line of metrics.jsonl: functions of config, data and seed alone."""
+        """One line of metrics.jsonl: functions of config, data and seed alone.
+
+        Metrics of an update that the step did not make are null.
+        """
+        assert self._writer is not None
         self._claim.check()
-        self._writer.write(step, metrics)
+        self._writer.write(step, dict.fromkeys(UPDATE_METRICS) | metrics)
 
     def write_timing(self, step: int, line: dict[str, Any]) -> None:
         """One line of timing.jsonl: wall clock, throughput, memory, time-outs."""
+        assert self._writer is not None
         self.note_timeouts(line["reward/timeouts"])
         self._writer.write_timing(step, line)
 
     def note_timeouts(self, timeouts: int) -> None:
-        """Says in run.json, where there are any, that the clock has had a say."""
+        """Records in run.json, if there are time-outs, that the clock has decided a reward."""
         if timeouts and self._first:
             workdir_lib.mark_nondeterministic(self._workdir)
 
@@ -101,3 +128,53 @@ class RunFiles:
         if self._first:
             self._claim.check()
             workdir_lib.write_json(self._workdir / "stages.json", list(records))
+
+
+def rollout_rows(
+    graded: Graded, *, attempt: int, draws: Sequence[int] | None
+) -> list[dict[str, Any]]:
+    """Rows of rollouts/step_N.jsonl: every response as sampled and graded.
+
+    Args:
+        graded: the batch as sampled and graded.
+        attempt: number of the batch within its step, from 0.
+        draws: draw number of each prompt. If given, a row also names its draw, and how many tokens
+            each version of the policy gave.
+    """
+    rows: list[dict[str, Any]] = [
+        {
+            "problem_id": graded.problem_ids[p],
+            "sample": r,
+            "attempt": attempt,
+            "gold": graded.golds[p],
+            "text": graded.texts[p][r],
+            "tokens": len(graded.token_ids[p][r]),
+            "finish_reason": graded.finish_reasons[p][r],
+            "reward": float(graded.reward_PR[p, r]),
+        }
+        for p in range(len(graded))
+        for r in range(graded.reward_PR.shape[1])
+    ]
+    if draws is not None and graded.versions is not None:
+        ages = [(draw, v) for draw, g in zip(draws, graded.versions, strict=True) for v in g]
+        for row, (draw, versions) in zip(rows, ages, strict=True):
+            row |= {"draw": draw, "versions": [list(pair) for pair in versions]}
+    return rows
+
+
+def step_text(step: int, metrics: Mapping[str, Any]) -> str:
+    """The line that a person reads after a step."""
+
+    def number(name: str, form: str) -> str:
+        value = value_of(metrics.get(name))
+        return "-" if value is None else format(value, form)
+
+    return (
+        f"step {step}: reward {number('rollout/reward_mean', '.3f')}  "
+        f"informative {number('rollout/informative_share', '.0%')}  "
+        f"length {number('rollout/mean_length', '.0f')}  "
+        f"clipped {number('rollout/clip_ratio', '.0%')}  "
+        f"entropy {number('update/entropy', '.3f')}  "
+        f"rescued {number('batch/rescued_groups', 'd')}  "
+        f"substituted {number('batch/substituted_groups', 'd')}"
+    )

@@ -1,11 +1,11 @@
-"""Wall clock of a training step: seconds a phase, and what sampler and graders did meanwhile."""
+"""Wall clock of a training step: seconds a phase, and the counts of sampler and graders."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from polaris_jax.config import CheckpointSection
@@ -13,16 +13,30 @@ from polaris_jax.metrics.throughput import memory_metrics, update_throughput
 from polaris_jax.reward import Grader
 from polaris_jax.rollout import Sampler
 from polaris_jax.rollout.compile_counter import CompileCounter
-from polaris_jax.run.step_records import beyond_grace, timing_line
 from polaris_jax.system import processes
+
+GRADER_STATS = ("graded", "timeouts", "crashes")
+SAMPLER_STATS = (
+    "slot_occupancy",
+    "row_waste",
+    "live_rows_min",
+    "live_rows_max",
+    "pages_peak",
+    "preemptions",
+    "prefix_hits",
+    "prefix_query_tokens",
+    "prefix_hit_tokens",
+    "prefix_hit_rate",
+    "compiles",
+)
 
 
 class StepClock:
-    """Collects what timing.jsonl tells of a step; each line starts the next one from zero.
+    """Collects a step's line of timing.jsonl; each line starts the next one from zero.
 
     Attributes:
-        compiles: to be entered while steps run; counts what their thread compiles, from one line to
-            the next.
+        compiles: a context to enter while steps run; it counts the compiles of their thread from
+            one line to the next.
     """
 
     def __init__(self) -> None:
@@ -44,15 +58,15 @@ class StepClock:
             self._seconds[name] += time.perf_counter() - began_s
 
     def begin_at(self, update_tokens: int) -> None:
-        """A resumed run has trained on so many tokens before."""
+        """Sets the number of tokens that a resumed run has trained on before."""
         self._update_tokens = update_tokens
 
     def begin_stage(self, sampler: Sampler, grader: Grader) -> None:
-        """What an entry's probes sampled and graded is no step's: its counts begin here.
+        """Starts the counts of a stage's first step, without the probes of the stage's entry.
 
         Args:
-            sampler: of the stage; its counts are set to zero.
-            grader: of this process.
+            sampler: the stage's sampler; its counts are set to zero.
+            grader: the grader of this process.
         """
         sampler.reset_stats()
         self._graded = Counter(grader.stats())
@@ -68,23 +82,23 @@ class StepClock:
         """A line of timing.jsonl; every process of the run calls it together.
 
         Args:
-            sampler: its counts are set to zero.
-            grader: of this process.
+            sampler: the stage's sampler; its counts are set to zero.
+            grader: the grader of this process.
             update_tokens: response tokens that the run has trained on so far.
-            devices: of the update.
+            devices: devices of the update.
         """
         stats = sampler.stats()
         sampler.reset_stats()
         graded = Counter(grader.stats())
-        told = processes.gather_objects([dict(graded - self._graded), self.compiles.count])
-        shares = [share for share, _ in told]
+        counts = processes.gather_objects([dict(graded - self._graded), self.compiles.count])
+        shares = [share for share, _ in counts]
         line = timing_line(
             self._seconds,
             stats,
             update_tokens=update_tokens - self._update_tokens,
             grading=sum((Counter(share) for share in shares), Counter()),
         )
-        line["compiles/step"] = max(compiles for _, compiles in told)  # of the process with most
+        line["compiles/step"] = max(compiles for _, compiles in counts)  # of the process with most
         line["reward/graded_by_process"] = [share.get("graded", 0) for share in shares]
         line |= update_throughput(self._update_flops, self._seconds["update"], devices)
         self._seconds = defaultdict(float)
@@ -94,7 +108,53 @@ class StepClock:
         return line | memory_metrics()
 
     def grace_warning(self, line: dict[str, Any], section: CheckpointSection) -> str:
-        """`beyond_grace` of the newest line; told once, and not of a first step, which compiles."""
+        """`beyond_grace` of the newest line: once a run, and not for the first, which compiles."""
         text = "" if self._warned or self._lines == 1 else beyond_grace(line, section)
         self._warned = self._warned or bool(text)
         return text
+
+
+def beyond_grace(line: Mapping[str, Any], section: CheckpointSection) -> str:
+    """A warning if a step's update and save outlast the grace of a preemption; else "".
+
+    A SIGTERM is answered between two phases: in a rollout or a held-out score at once, in an update
+    when it has ended.
+
+    Args:
+        line: a line of timing.jsonl.
+        section: the config's section.
+    """
+    needed_s = line.get("time/update_s", 0.0) + line.get("time/save_s", 0.0)
+    if needed_s <= section.grace_s:
+        return ""
+    return (
+        f"update and checkpoint took {needed_s:.0f} s, over checkpoint.grace_s="
+        f"{section.grace_s:g}: a host taken away in them loses the steps since its last checkpoint "
+        f"(checkpoint.every_steps={section.every_steps})"
+    )
+
+
+def timing_line(
+    seconds: Mapping[str, float],
+    stats: Mapping[str, float],
+    *,
+    update_tokens: int,
+    grading: Mapping[str, int],
+) -> dict[str, Any]:
+    """A step's timing.jsonl line: seconds a phase, tokens a second, the sampler's counts.
+
+    Args:
+        seconds: seconds by phase.
+        stats: `Sampler.stats()` of this step alone.
+        update_tokens: response tokens of this step's update.
+        grading: `Grader.stats()` of this step alone, summed over processes.
+    """
+    line: dict[str, Any] = {f"time/{name}_s": value for name, value in seconds.items()}
+    if seconds.get("rollout"):
+        line["throughput/rollout_tokens_per_s"] = stats["response_tokens"] / seconds["rollout"]
+    if seconds.get("update") and update_tokens:
+        line["throughput/update_tokens_per_s"] = update_tokens / seconds["update"]
+    line["time/weight_sync_s"] = stats["weight_sync_s"]
+    line["throughput/weight_sync_bytes"] = stats["weight_sync_bytes"]
+    line |= {f"sampler/{name}": stats[name] for name in SAMPLER_STATS}
+    return line | {f"reward/{name}": grading[name] for name in GRADER_STATS}

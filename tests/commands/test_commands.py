@@ -12,7 +12,7 @@ import pytest
 from polaris_jax.__main__ import main
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.data.problems import read_problems
-from polaris_jax.measure.held_out import HeldOut
+from polaris_jax.measure import held_out
 from polaris_jax.models import load_pretrained
 from tests.micro_run import final_state, flags, make_base
 
@@ -103,15 +103,15 @@ def test_train_over_eight_devices(workdir):
 
 
 def test_a_stop_while_scoring_resumes_with_the_score(workdir, line, tmp_path, monkeypatch):
-    score, calls = HeldOut.score, []
+    solve, calls = held_out.solve, []
 
     def stopped(*args, **options):
         calls.append(options["should_abort"]())
         if len(calls) in (1, 3):  # after a stage's last step, and after the run's
             os.kill(os.getpid(), signal.SIGTERM)
-        return score(*args, **options)
+        return solve(*args, **options)
 
-    monkeypatch.setattr(HeldOut, "score", stopped)
+    monkeypatch.setattr(held_out, "solve", stopped)
     monkeypatch.setenv("POLARIS_STOPPED_STATUS", "143")
     for ended, status in ((1, 143), (2, 143), (2, 0), (2, 0)):  # the last one is complete already
         assert main(["train", *line, f"--workdir={tmp_path}"]) == status

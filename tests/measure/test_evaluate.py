@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from etils import epath
 
-from polaris_jax.assemble import make_grader
+from polaris_jax.assemble import open_solver
 from polaris_jax.config import ArithmeticSection, ConfigError, EvaluateSection, RunConfig
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import warmstart_model_config
-from polaris_jax.measure import evaluate, policy
+from polaris_jax.measure import evaluate, policy, solve
 from polaris_jax.measure.evaluate import response_identity
 from polaris_jax.models import Qwen, RopeScaling
-from polaris_jax.records import Problem, Response, Rollouts
+from polaris_jax.records import Problem, Response
+from polaris_jax.rollout.groups import with_texts
 from polaris_jax.system.progress import Progress
 
 CONFIG = RunConfig()
@@ -77,6 +78,7 @@ def test_problems_that_cannot_be_asked_are_counted(tmp_path, monkeypatch):
         return [row | {"sample": r, "well_formed": True} for r in range(config.evaluate.n)]
 
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
+    monkeypatch.setattr(evaluate, "base_path", lambda *_: "")
     monkeypatch.setattr(evaluate, "_respond", respond)
     config = with_evaluate(problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64)
     config = dataclasses.replace(
@@ -93,6 +95,7 @@ def test_a_budget_past_the_models_positions_is_refused_before_anything_is_sample
 ):
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
+    monkeypatch.setattr(evaluate, "base_path", lambda *_: "")
     monkeypatch.setattr(evaluate, "_respond", lambda *_: pytest.fail("it sampled"))
     config = with_evaluate(problems=str(tmp_path / "set.jsonl"))
     with pytest.raises(ConfigError, match=r"evaluate.max_response_tokens=39936: .* model's 512"):
@@ -111,20 +114,21 @@ def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
     at = len(tokenizer.encode(r"so \boxed{2} or"))
     assert at < len(early.token_ids) and at >= len(late.token_ids)
 
-    def sampled(sampler, prompts, **options):
-        texts = tuple(tokenizer.decode(r.token_ids) for r in (early, late))
-        return Rollouts(prompts, ((early, late),), (texts,), 1.0, 64)
+    def sampled(sampler, groups, params, **options):
+        (group,) = groups
+        return [with_texts(dataclasses.replace(group, responses=(early, late)), tokenizer)]
 
     @contextlib.contextmanager
-    def opened(config, *_, **__):
-        with make_grader(config) as grader:
+    def opened(config, progress, *_, **__):
+        with open_solver(config, tokenizer, progress) as solver:
             sampler: Any = None
-            yield policy.Policy(config, sampler, tokenizer, grader)
+            yield policy.Policy(solver, sampler)
 
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
+    monkeypatch.setattr(evaluate, "base_path", lambda *_: "")
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
     monkeypatch.setattr(evaluate, "open_policy", opened)
-    monkeypatch.setattr(policy, "sample", sampled)
+    monkeypatch.setattr(solve, "sample_groups", sampled)
     lines: list[str] = []
     progress = Progress(enabled=False)
     monkeypatch.setattr(progress, "line", lines.append)
@@ -140,7 +144,7 @@ def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
 
     assert curve(1, at, 64) == [0.0, 1.0, 0.5]
     assert not [line for line in lines if "count as wrong" in line]
-    monkeypatch.setattr(policy, "sample", lambda *_, **__: pytest.fail("it sampled again"))
+    monkeypatch.setattr(solve, "sample_groups", lambda *_, **__: pytest.fail("it sampled again"))
     assert curve(1, at, 64) == [0.0, 1.0, 0.5]
     # Responses are kept under other budgets; where no prefix was graded, a cut is wrong, and told.
     assert curve(at + 1, 64) == [0.5, 0.5]

@@ -1,25 +1,23 @@
 """Grading while others are sampled gives what grading afterwards gives."""
 
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 
-from polaris_jax.assemble import grade, sample
-from polaris_jax.records import PromptBatch, Response
+from polaris_jax.measure.solve import grade_groups
+from polaris_jax.records import Group, Response
 from polaris_jax.reward import Grader
 from polaris_jax.reward.grade_ahead import GradeAhead
-from polaris_jax.rollout import RolloutAborted
+from polaris_jax.rollout import RolloutAborted, SamplingParams
+from polaris_jax.rollout.groups import begin, sample_groups
 
 PROBLEMS, N = 4, 3
-BATCH = PromptBatch(
-    problem_ids=tuple(f"p{i}" for i in range(PROBLEMS)),
-    prompts=tuple((i + 1,) for i in range(PROBLEMS)),
-    prompt_texts=tuple(f"<think>What is {i}?</think>" for i in range(PROBLEMS)),
-    golds=tuple(str(i) for i in range(PROBLEMS)),
-    draws=(0,) * PROBLEMS,
-    epoch=0,
-)
+DRAWN = [
+    Group(f"p{i}", (i + 1,), f"<think>What is {i}?</think>", str(i), draw=0, epoch=0)
+    for i in range(PROBLEMS)
+]
 
 
 class Tokenizer:
@@ -65,27 +63,26 @@ class ShuffledSampler:
             yield p, s, self._response(p, s)
 
 
-def sampled(sampler, **more):
-    return sample(
+def sampled(sampler, **more) -> dict[int, Group]:
+    groups = sample_groups(
         sampler,
-        BATCH,
+        begin(DRAWN, n=N, version=0, seed_parts=(0,)),
+        SamplingParams(n=N, max_tokens=5, stop_token_ids=()),
         tokenizer=Tokenizer(),
-        n=N,
-        temperature=1.0,
-        max_response_tokens=5,
-        seed_parts=(0,),
+        wanted=PROBLEMS,
         **more,
     )
+    return dict(enumerate(groups))
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_rewards_are_those_of_grading_afterwards(mode, seed):
     with Grader(workers=1) as grader:
-        after = grade(grader, sampled(ShuffledSampler(9)), mode=mode)
+        after = grade_groups(grader, sampled(ShuffledSampler(9)), mode=mode)
         with GradeAhead(grader, mode) as ahead:
-            rollouts = sampled(ShuffledSampler(seed), ahead=ahead)
-        graded = grade(grader, rollouts, mode=mode, ahead=ahead)
+            groups = sampled(ShuffledSampler(seed), on_complete=ahead.add)
+        graded = grade_groups(grader, groups, mode=mode, ahead=ahead)
     np.testing.assert_array_equal(graded.reward_PR, after.reward_PR)
     assert graded.texts == after.texts
     assert graded.token_ids == after.token_ids
@@ -94,12 +91,13 @@ def test_rewards_are_those_of_grading_afterwards(mode, seed):
 
 def test_what_was_not_graded_ahead_is_graded_afterwards():
     with Grader(workers=1) as grader:
-        rollouts = sampled(ShuffledSampler(0))
-        after = grade(grader, rollouts, mode="eval")
+        groups = sampled(ShuffledSampler(0))
+        after = grade_groups(grader, groups, mode="eval")
         with GradeAhead(grader, "eval") as ahead:
             # Rewards that grading would not give: they show which were taken from here.
-            ahead.add(2, ["\\boxed{x}"] * N, "x")
-        graded = grade(grader, rollouts, mode="eval", ahead=ahead)
+            other = dataclasses.replace(groups[2], texts=("\\boxed{x}",) * N, gold="x")
+            ahead.add(2, other)
+        graded = grade_groups(grader, groups, mode="eval", ahead=ahead)
     np.testing.assert_array_equal(graded.reward_PR[[0, 1, 3]], after.reward_PR[[0, 1, 3]])
     assert graded.reward_PR[2].tolist() == [1.0] * N != after.reward_PR[2].tolist()
 
@@ -121,7 +119,7 @@ def test_a_group_is_graded_while_others_are_sampled():
                 yield ended
 
     with GradeAhead(Noting(), "train") as ahead:
-        sampled(Waiting(1), ahead=ahead)
+        sampled(Waiting(1), on_complete=ahead.add)
 
 
 def test_an_aborted_rollout_lets_go_of_what_is_not_graded():
@@ -134,7 +132,7 @@ def test_an_aborted_rollout_lets_go_of_what_is_not_graded():
             return np.zeros(len(texts), np.float32)
 
     with pytest.raises(RolloutAborted), GradeAhead(Slow(), "train") as ahead:
-        sampled(ShuffledSampler(1, aborts_after=PROBLEMS * N - 1), ahead=ahead)
+        sampled(ShuffledSampler(1, aborts_after=PROBLEMS * N - 1), on_complete=ahead.add)
     release.set()
     ahead._thread.shutdown(wait=True)
     assert len(calls) <= 1

@@ -1,6 +1,6 @@
 """What carrying unfinished groups over would save, by simulation: `python -m` this module.
 
-In flight, batches and stops are the product's (`step_rollout`), as are driver and schedulers; the
+In flight, batches and stops are the product's (`step`), as are driver and schedulers; the
 engine counts time as test_shard_simulation does: a decode step of a shard reads the weights in 1
 and a full shard's keys and values in 1, and a call lasts as long as its slowest shard. Prefilled
 tokens, those that are computed again among them, cost 1 for every `PREFILL` of them (at their
@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.config import RolloutSection, RunConfig, StageSection
-from polaris_jax.records import PromptBatch, StageState
+from polaris_jax.metrics.rollout_stats import age_metrics
+from polaris_jax.records import Group
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.engine_records import ResultTokens
-from polaris_jax.stages.lengths import LengthTable
-from polaris_jax.step import in_flight, lag_metrics, roll_out
+from polaris_jax.step import draw, sample
+from polaris_jax.system.signals import StopRequest
 from tests.driven import DrivenSampler
 from tests.rollout.test_shard_simulation import (
     BUDGET,
@@ -38,7 +39,8 @@ from tests.rollout.test_shard_simulation import (
     STEPS,
     CountingEngine,
 )
-from tests.test_step_rollout import Grader, Progress
+from tests.support.parts import make_parts, make_state, stage_at
+from tests.test_step import Grader, after
 
 STOP, TOKEN, PREFILL = 3, 1, 120
 TRAINING_STEPS = 8
@@ -94,10 +96,10 @@ class Problems:
     def __init__(self) -> None:
         self.drawn = 0
 
-    def take(self, count: int) -> PromptBatch:
-        names = tuple(f"p{self.drawn + i}" for i in range(count))
+    def take(self, count: int) -> list[Group]:
+        names = [f"p{self.drawn + i}" for i in range(count)]
         self.drawn += count
-        return PromptBatch(names, ((1, 2),) * count, names, names, (0,) * count, 0)
+        return [Group(name, (1, 2), name, name, draw=0, epoch=0) for name in names]
 
 
 class Tokenizer:
@@ -123,39 +125,33 @@ def simulate(shards: int, slots: int, **section: Any) -> dict[str, float]:
         prefix_cache=False,
     )
     engine = TailEngine(config, shards, lengths, problem_of)
-    sampler, loader = DrivenSampler(engine), Problems()
     rollout = RolloutSection(prompts_per_step=PROBLEMS, responses_per_prompt=SAMPLES, **section)
-    run: Any = types.SimpleNamespace(
-        config=RunConfig(rollout=rollout, stages=(StageSection(steps=TRAINING_STEPS),)),
+    parts = make_parts(
+        RunConfig(rollout=rollout, stages=(StageSection(steps=TRAINING_STEPS),)),
         tokenizer=Tokenizer(),
         grader=Grader(),
-        progress=Progress(),
-        lengths=LengthTable(),
-        carried=(),
-        step=0,
-        policy_version=0,
-        tokens_spent=False,
     )
+    stage = stage_at(max_response_tokens=BUDGET)
+    state = make_state(stage=stage, sampler=DrivenSampler(engine), loader=Problems())
     stale = lag = tokens = 0.0
     longest, oldest, steps = 0, 0, []
-    for done in range(TRAINING_STEPS):
-        stage, began = StageState(0, 0, done, 1.0, BUDGET), engine.time
-        groups = in_flight(run, loader, stage, attempt=0)
-        oldest = max(oldest, *(run.policy_version - group.begun for group in groups))
+    for _ in range(TRAINING_STEPS):
+        began, version = engine.time, state.policy_version
+        groups, state = draw(parts, state, attempt=0)
+        oldest = max(oldest, *(version - group.begun for group in groups))
         problem_of |= {group.seed: int(group.problem_id[1:]) for group in groups}
-        rollouts, _ = roll_out(run, sampler, groups, stage, types.SimpleNamespace(requested=False))
-        counts = [[len(r.token_ids) for r in g] for g in rollouts.responses]
-        for problem, group in zip(rollouts.prompts.problem_ids, counts, strict=True):
-            assert group == lengths.tokens[int(problem[1:])].tolist()
-        versions = [[r.versions for r in g] for g in rollouts.responses]
-        metrics = lag_metrics(run, types.SimpleNamespace(versions=versions))
+        trained, _, state = sample(parts, state, groups, stop=StopRequest())
+        counts = [[len(r.token_ids) for r in group.responses] for group in trained.values()]
+        for group, count in zip(trained.values(), counts, strict=True):
+            assert count == lengths.tokens[int(group.problem_id[1:])].tolist()
+        versions = [[r.versions for r in group.responses] for group in trained.values()]
+        metrics = age_metrics(versions, version=version)
         batch = sum(map(sum, counts))
         tokens += batch
-        if metrics:
-            stale += metrics["rollout/stale_share"] * batch
-            lag += metrics["rollout/lag_mean"] * batch
-            longest = max(longest, metrics["rollout/lag_max"])
-        run.step, run.policy_version = run.step + 1, run.policy_version + 1
+        stale += metrics["rollout/stale_share"] * batch
+        lag += metrics["rollout/lag_mean"] * batch
+        longest = max(longest, metrics["rollout/lag_max"])
+        state = after(state)
         steps.append(engine.time - began)
     assert tokens == lengths.tokens.sum()
     return {

@@ -1,21 +1,18 @@
 """Counting, settling and describing groups in flight."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
-from polaris_jax.records import Response
-from polaris_jax.rollout.groups import (
-    Group,
-    age_metrics,
-    carried_metrics,
-    leading_stale,
-    most_in_flight,
-    prompts_of,
-    settle,
-)
+from polaris_jax.batch.packing import stale_tokens
+from polaris_jax.metrics.rollout_stats import age_metrics, carried_metrics
+from polaris_jax.records import Graded, Group, Response
+from polaris_jax.rollout.groups import most_in_flight, settle
 
 
 def group(name: str, *responses: Response) -> Group:
-    return Group(name, (1, 2), "?", ["1", 2], 0, 3, 5, 0, responses)
+    return Group(name, (1, 2), "?", ["1", 2], draw=0, epoch=3, responses=responses)
 
 
 def response(*versions: tuple[int, int], reason="stop") -> Response:
@@ -41,10 +38,26 @@ def test_the_oldest_whole_groups_are_the_batch_and_the_rest_keeps_its_order():
         group("d", left),
         group("e", whole),
     ]
-    chosen, rest = settle(groups, 2)
-    assert chosen == [1, 2]
+    batch, rest = settle(groups, 2)
+    assert [(i, g.problem_id) for i, g in batch.items()] == [(1, "b"), (2, "c")]
     assert [g.problem_id for g in rest] == ["a", "d", "e"]
-    assert prompts_of([groups[i] for i in chosen]).problem_ids == ("b", "c")
+
+
+def tokens_before(versions: list, version: int):
+    rows = [[() for _ in group] for group in versions]
+    graded = Graded(
+        problem_ids=["a", "b"],
+        prompts=[(1,)] * 2,
+        golds=["1"] * 2,
+        token_ids=rows,
+        logprobs=rows,
+        texts=[[""] * 2] * 2,
+        finish_reasons=[["stop"] * 2] * 2,
+        reward_PR=np.zeros((2, 2)),
+        versions=versions,
+    )
+    assert stale_tokens(dataclasses.replace(graded, versions=None), version) is None
+    return stale_tokens(graded, version)
 
 
 def test_lag_is_counted_by_token():
@@ -63,7 +76,7 @@ def test_lag_is_counted_by_token():
         "rollout/carried_responses": 3,
         "rollout/carried_tokens": 7,
     }
-    assert [leading_stale(v, 3) for group in versions for v in group] == [3, 0, 2, 0]
+    assert tokens_before(versions, 3).tolist() == [[3, 0], [2, 0]]
 
 
 def test_a_batch_without_a_token_has_no_lag():

@@ -4,14 +4,15 @@ import pytest
 from etils import epath
 
 import polaris_jax
-from polaris_jax import assemble as session
-from polaris_jax import base_model
+from polaris_jax import assemble
 from polaris_jax.__main__ import main
 from polaris_jax.config import ConfigError, build_config, config_fields, default_config
 from polaris_jax.data.problems import read_problems, write_problems
 from polaris_jax.measure import evaluate
-from polaris_jax.system import agreement, processes
-from polaris_jax.system.agreement import run_facts, weights_digest
+from polaris_jax.models.weights import sources
+from polaris_jax.models.weights.sources import weights_digest
+from polaris_jax.system import processes
+from polaris_jax.system.agreement import run_facts
 from polaris_jax.system.processes import disagreement
 from polaris_jax.system.progress import Progress
 from tests.micro_run import flags, start_ranks
@@ -130,17 +131,17 @@ def test_a_commands_own_flags_are_compared(command, flag, peer, tmp_path, capsys
 def read_prepared(config, workdir):
     problems, _ = read_problems(config.data.problems)
     write_problems(problems, workdir / "problems.parquet")
-    session.source_problems(config, workdir, QUIET)
+    assemble.problems_to_calibrate(config, workdir, QUIET)
 
 
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        ("problem set", lambda config, at: session.training_problems(config, at, QUIET)),
-        ("problem set", lambda config, at: session.source_problems(config, at, QUIET)),
+        ("problem set", lambda config, at: assemble.training_problems(config, at, QUIET)),
+        ("problem set", lambda config, at: assemble.problems_to_calibrate(config, at, QUIET)),
         ("problem set", read_prepared),
-        ("held-out problem set", lambda config, _: session.evaluation_problems(config, QUIET)),
-        ("base model", lambda config, at: base_model.load_base(config, at, QUIET)),
+        ("held-out problem set", lambda config, _: assemble.evaluation_problems(config, QUIET)),
+        ("base model", lambda config, at: assemble.base_path(config, at, QUIET)),
         ("checkpoint", lambda config, at: evaluate._weights(config, at, config.model.path, QUIET)),
     ],
     ids=["trained on", "calibrated", "prepared", "held out", "base model", "checkpoint"],
@@ -184,7 +185,7 @@ def test_other_weights_of_the_same_shapes_have_another_digest(files, place):
     base = epath.Path(files[0])
     before = weights_digest(base)
     assert weights_digest(base) == before
-    tensor = b"\1" * ((3 << 20) // agreement.SAMPLES)
+    tensor = b"\1" * ((3 << 20) // sources.SAMPLES)
     weights = bytes(place) + tensor + bytes(3 << 20)
     (base / "model.safetensors").write_bytes(weights[: 3 << 20])
     assert weights_digest(base) != before

@@ -157,6 +157,14 @@ def dtype_named(name: str) -> np.dtype:
     return known[str(name)]
 
 
+def load_with_tokenizer(
+    path: str, *, dtype: str, shardings: Mapping[str, Sharding] | None = None
+) -> tuple[Qwen, Any]:
+    """`load_pretrained` for callers that need the tokenizer: raises if there is none."""
+    model, tokenizer = load_pretrained(path, dtype=dtype, shardings=shardings)
+    return model, load_tokenizer(path) if tokenizer is None else tokenizer
+
+
 def save_pretrained(
     model: Qwen,
     path: AnyPath,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
+import json
 import os
 import re
 
 from etils import epath
 
-from polaris_jax.system.files import as_place, is_remote
+from polaris_jax.system import processes
+from polaris_jax.system.files import AnyPath, as_place, is_remote
 
 GGUF_SUFFIX = ".gguf"
 # Weights, configuration and tokenizer; not the PyTorch, ONNX and GGUF copies beside them.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
+SAMPLES = 16  # parts of a file that its digest reads
+SAMPLE_BYTES = 1 << 16
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
@@ -68,3 +74,38 @@ def _fetch(hub_id: str) -> epath.Path:
         raise ValueError(no_network) from error
     except OSError as error:
         raise ValueError(f"{no_network} ({type(error).__name__})") from error
+
+
+def agree_on_weights(path: AnyPath, *, name: str = "base model") -> None:
+    """Checks that all processes of a run find the same model at `path`.
+
+    Args:
+        path: HF directory, Hub id, GGUF file or a step's directory.
+        name: what errors call it.
+
+    Raises:
+        ConfigError: names the digests and the processes that hold each.
+    """
+    if processes.several():  # alone there is nothing to read files for
+        processes.agree({name: weights_digest(resolve(path))})
+
+
+def weights_digest(place: epath.Path) -> str:
+    """16 hex digits of a model's files: their names, sizes and a sample of their bytes.
+
+    The sample is spread over each file: a tuned model may share its first and last tensors with the
+    one that it comes from. A checkpoint's step is known by its manifest, which has every checksum.
+    """
+    files = [place]
+    if place.is_dir():
+        named = [p for p in place.iterdir() if any(fnmatch.fnmatch(p.name, w) for w in WANTED)]
+        files = sorted(named, key=lambda path: path.name)
+    digest = hashlib.blake2b(digest_size=8)
+    for path in files:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(json.dumps([path.name, size]).encode())
+            for i in range(SAMPLES):
+                file.seek(max(0, size - SAMPLE_BYTES) * i // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -3,16 +3,14 @@
 import pytest
 from etils import epath
 
+from polaris_jax.commands.train import check_start
 from polaris_jax.config import ConfigError, build_config
-from polaris_jax.stages.controller import initial_state
-from polaris_jax.start_at import StartAt, check_left, check_start
 
 CONFIG = build_config({"stages": [{"steps": 1}, {"steps": 1}]})
 
 
 def check(source, workdir, *, stage=1, overwrite=True):
-    start = StartAt(stage, epath.Path(source))
-    check_start(start, CONFIG, epath.Path(workdir), overwrite=overwrite)
+    check_start(stage, epath.Path(source), CONFIG, epath.Path(workdir), overwrite=overwrite)
 
 
 @pytest.mark.parametrize("stage", [-1, 2])
@@ -45,11 +43,3 @@ def test_a_store_is_compared_by_name():
     with pytest.raises(ConfigError, match="--overwrite would delete it"):
         check("gs://bucket/run/checkpoints/6", "gs://bucket/run/")
     check("gs://bucket/run2/checkpoints", "gs://bucket/run")
-
-
-def test_the_stage_that_the_other_run_was_in_must_be_known():
-    source = epath.Path("runs/other")
-    check_left(initial_state(CONFIG.stages, stage=1), CONFIG, source)
-    three = initial_state([*CONFIG.stages, *CONFIG.stages], stage=2)
-    with pytest.raises(ConfigError, match="its run was in stage 2, and the config has stages 0 to"):
-        check_left(three, CONFIG, source)

@@ -1,35 +1,15 @@
-"""The warm start's mark names the weights beside it, or is not there."""
+"""Past which position an evaluation is refused, and past which it is warned of."""
 
 import dataclasses
-import json
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from polaris_jax import base_model
-from polaris_jax.config import ConfigError, RunConfig, WarmstartSection, build_config
+from polaris_jax.config import ConfigError, build_config
 from polaris_jax.models import RopeScaling
+from polaris_jax.models.positions import check_evaluated_positions
 from polaris_jax.models.presets import PRESETS
-from polaris_jax.system.files import as_place
-from polaris_jax.system.progress import Progress
 
 MODEL = PRESETS["qwen3-4b"]
-CONFIG = dataclasses.replace(RunConfig(), warmstart=WarmstartSection(steps=1, examples=1))
-
-
-def test_a_kill_while_other_weights_are_written_leaves_no_mark(tmp_path, monkeypatch):
-    done = tmp_path / "warmstart.json"
-    done.write_text(json.dumps({"of": "another warm start"}))
-
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(base_model, "warm_start", lambda model, *_, **__: model)
-    monkeypatch.setattr(base_model, "save_pretrained", killed)
-    with pytest.raises(KeyboardInterrupt):
-        base_model._make_warmstart(CONFIG, as_place(tmp_path), Progress(enabled=False))
-    assert not done.exists()
 
 
 def told(
@@ -37,7 +17,6 @@ def told(
 ) -> list[str]:
     """The lines of an evaluation of a model of 40,960 positions; prompts take 1,024."""
     lines: list[str] = []
-    progress: Any = SimpleNamespace(line=lines.append)
     config = build_config(
         {
             "model": {"max_position_tokens": limit},
@@ -47,7 +26,7 @@ def told(
     )
     model = dataclasses.replace(MODEL, rope_scaling=scaling)
     for scaled in {"off": [False], "on": [True], "both": [False, True]}[yarn]:
-        base_model.check_evaluated_positions(config, model, progress, budget=budget, yarn=scaled)
+        check_evaluated_positions(config, model, lines.append, budget=budget, yarn=scaled)
     return lines
 
 

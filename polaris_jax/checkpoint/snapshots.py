@@ -1,0 +1,66 @@
+"""A run's snapshots as checkpoints: when one is saved, and that none is saved twice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from polaris_jax.checkpoint.checkpointer import Checkpointer
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """Everything that a resume needs of a run between two steps.
+
+    Attributes:
+        step: steps done.
+        stage: index of the stage.
+        pending: True if the newest step's metrics are not written yet.
+        arrays: device state, as a pytree.
+        host: the rest, as JSON-able values and numpy arrays.
+    """
+
+    step: int
+    stage: int
+    pending: bool
+    arrays: Any
+    host: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[int, int, bool]:
+        """What tells the snapshots of one run apart."""
+        return self.step, self.stage, self.pending
+
+
+class Checkpoints:
+    """The checkpoints of a training run.
+
+    Args:
+        checkpointer: writes and reads them.
+        before_save: called before each save.
+
+    Attributes:
+        checkpointer: the same.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, *, before_save: Callable[[], None]) -> None:
+        self.checkpointer = checkpointer
+        self._before_save = before_save
+        self._newest: tuple[int, int, bool] | None = None
+
+    def found(self, snapshot: Snapshot) -> None:
+        """Notes that `snapshot` has been restored: it need not be saved again."""
+        self._newest = snapshot.key
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Saves a snapshot, unless it is the one saved or restored last.
+
+        A snapshot of the same step, taken before the next stage was entered or before its metrics
+        were written, is replaced; it stays complete until the new one is.
+        """
+        if snapshot.key == self._newest:
+            return
+        self._before_save()
+        self.checkpointer.save(snapshot.step, snapshot.arrays, snapshot.host)
+        self._newest = snapshot.key

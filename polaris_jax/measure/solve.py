@@ -1,0 +1,128 @@
+"""Problems sampled and graded by all processes together: what every command but `plan` shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from polaris_jax.assemble import Solver
+from polaris_jax.data.prompts import render_prompt
+from polaris_jax.models.tokenizer import stop_token_ids
+from polaris_jax.records import Graded, Group, Problem
+from polaris_jax.reward import Grader
+from polaris_jax.reward.extract import Mode
+from polaris_jax.reward.grade_ahead import GradeAhead, gradable
+from polaris_jax.rollout import Sampler, SamplingParams
+from polaris_jax.rollout.groups import begin, sample_groups
+from polaris_jax.system import processes
+
+
+def solve(
+    solver: Solver,
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    *,
+    n: int,
+    temperature: float,
+    max_response_tokens: int,
+    seed_parts: Sequence[Any],
+    mode: Mode,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    should_abort: Callable[[], bool] | None = None,
+) -> Graded:
+    """n graded responses to each problem; a record of len(problems) groups in their order.
+
+    Args:
+        solver: tokenizer and grader.
+        sampler: of this process, or shared by a few processes.
+        problems: the same in every process.
+        n: responses a problem.
+        temperature: sampling temperature; 0 is greedy.
+        max_response_tokens: budget of a response, stop token included.
+        seed_parts: folded with the problem's id into each prompt's sampling seed.
+        mode: "train" grades prompt + response, "eval" the response alone.
+        top_k: 0 is off.
+        top_p: 1 is off.
+        should_abort: polled between device calls.
+
+    Raises:
+        RolloutAborted: `should_abort` returned True in some process.
+    """
+    suffix = solver.config.data.prompt_suffix
+    groups = sample_groups(
+        sampler,
+        begin(
+            drawn_once(problems, tokenizer=solver.tokenizer, prompt_suffix=suffix),
+            n=n,
+            version=0,
+            seed_parts=seed_parts,
+        ),
+        SamplingParams(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            n=n,
+            max_tokens=max_response_tokens,
+            stop_token_ids=stop_token_ids(solver.tokenizer),
+        ),
+        tokenizer=solver.tokenizer,
+        wanted=len(problems),
+        should_abort=should_abort,
+    )
+    return grade_groups(solver.grader, dict(enumerate(groups)), mode=mode)
+
+
+def drawn_once(problems: Sequence[Problem], *, tokenizer: Any, prompt_suffix: str) -> list[Group]:
+    """The problems' prompts as groups without responses, outside of any loader."""
+    rendered = [render_prompt(tokenizer, p.problem, suffix=prompt_suffix) for p in problems]
+    return [
+        Group(problem.id, ids, text, problem.answer, draw=0, epoch=0)
+        for problem, (text, ids) in zip(problems, rendered, strict=True)
+    ]
+
+
+def grade_groups(
+    grader: Grader, groups: Mapping[int, Group], *, mode: Mode, ahead: GradeAhead | None = None
+) -> Graded:
+    """The groups' responses with their rewards; each process grades its own share of the groups.
+
+    Args:
+        grader: the grading workers of this process.
+        groups: complete groups by number, the same in every process. The number decides which
+            process grades a group.
+        mode: "train" grades prompt + response, "eval" the response alone.
+        ahead: has graded some of this process's share already, or is grading it.
+    """
+    members, width = list(groups.values()), len(next(iter(groups.values())).texts)
+    known = {} if ahead is None else ahead.rewards()
+    mine = [number for number in groups if graded_here(number)]
+    rest = [number for number in mine if number not in known]
+    texts = [text for number in rest for text in gradable(groups[number], mode)]
+    golds = [groups[number].gold for number in rest for _ in range(width)]
+    graded_now = grader.score(texts, golds, mode=mode).reshape(-1, width)
+    by_number = known | {i: row.tolist() for i, row in zip(rest, graded_now, strict=True)}
+    reward_PR = np.zeros((len(members), width), np.float32)
+    shares = processes.gather_objects([by_number[number] for number in mine])
+    for process, share in enumerate(shares):
+        theirs = [p for p, number in enumerate(groups) if number % len(shares) == process]
+        reward_PR[theirs] = np.array(share, np.float32).reshape(-1, width)
+    return Graded(
+        problem_ids=tuple(group.problem_id for group in members),
+        prompts=tuple(group.prompt for group in members),
+        golds=tuple(group.gold for group in members),
+        token_ids=tuple(tuple(r.token_ids for r in group.responses) for group in members),
+        logprobs=tuple(tuple(r.logprobs for r in group.responses) for group in members),
+        texts=tuple(group.texts for group in members),
+        finish_reasons=tuple(tuple(r.finish_reason for r in group.responses) for group in members),
+        reward_PR=reward_PR,
+        versions=tuple(tuple(r.versions for r in group.responses) for group in members),
+    )
+
+
+def graded_here(number: int) -> bool:
+    """True if this process grades group number `number` of those that were sampled."""
+    return number % jax.process_count() == jax.process_index()
