@@ -41,7 +41,7 @@ from polaris_jax.models import (
     param_shapes,
 )
 from polaris_jax.models.positions import check_positions, yarn_scaling
-from polaris_jax.models.tokenizer import load_tokenizer
+from polaris_jax.models.tokenizer import load_tokenizer, stop_token_ids
 from polaris_jax.models.weights.sources import agree_on_weights
 from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
@@ -136,6 +136,7 @@ class Solver:
     Attributes:
         config: the run's config.
         tokenizer: encodes prompts, decodes responses.
+        stop_token_ids: ids that end a response.
         grader: the grading workers of this process.
         samplers: makes samplers.
         progress: where a person sees the run.
@@ -143,6 +144,7 @@ class Solver:
 
     config: RunConfig
     tokenizer: Any
+    stop_token_ids: tuple[int, ...]
     grader: Grader
     samplers: Samplers
     progress: Progress
@@ -239,13 +241,15 @@ def assemble(
             held_out = fitting(held_out, config.data, tokenizer=tokenizer, say=progress.line)
         grader = opened.enter_context(make_grader(config))
         outputs = opened.enter_context(
-            contextlib.closing(Outputs(workdir, config, claim, tokenizer=tokenizer))
+            contextlib.closing(
+                Outputs(workdir, config, claim, tokenizer=tokenizer, end_ids=model_config.end_ids)
+            )
         )
         checkpointer = Checkpointer(
             workdir / "checkpoints",
             keep_last=config.checkpoint.keep_last,
             config_hash=config_hash(config),
-            architecture=dataclasses.asdict(model_config),
+            architecture=model_config.architecture(),
             may_write=claim.check,
         )
 
@@ -263,7 +267,14 @@ def assemble(
             model_config=model_config,
             updater=updater,
             reference=reference,
-            solver=Solver(config, tokenizer, grader, samplers, progress),
+            solver=Solver(
+                config=config,
+                tokenizer=tokenizer,
+                stop_token_ids=stop_token_ids(tokenizer, model_config.end_ids),
+                grader=grader,
+                samplers=samplers,
+                progress=progress,
+            ),
             outputs=outputs,
             checkpoints=Checkpoints(checkpointer, before_save=note_timeouts),
             clock=StepClock(),
@@ -271,11 +282,27 @@ def assemble(
 
 
 @contextlib.contextmanager
-def open_solver(config: RunConfig, tokenizer: Any, progress: Progress) -> Iterator[Solver]:
-    """Samplers and graders of a command that trains nothing; the workers live in the context."""
+def open_solver(
+    config: RunConfig, tokenizer: Any, progress: Progress, *, end_ids: Sequence[int]
+) -> Iterator[Solver]:
+    """Samplers and graders of a command that trains nothing; the workers live in the context.
+
+    Args:
+        config: the run's config.
+        tokenizer: of the model that will be sampled.
+        progress: where a person sees the command.
+        end_ids: the model's `ModelConfig.end_ids`.
+    """
     devices = split_devices(0, config.rollout.processes)[1]
     with make_grader(config) as grader:
-        yield Solver(config, tokenizer, grader, Samplers(config, devices, progress), progress)
+        yield Solver(
+            config=config,
+            tokenizer=tokenizer,
+            stop_token_ids=stop_token_ids(tokenizer, end_ids),
+            grader=grader,
+            samplers=Samplers(config, devices, progress),
+            progress=progress,
+        )
 
 
 def make_grader(config: RunConfig) -> Grader:

@@ -220,7 +220,7 @@ def start_from(parts: Parts, new: RunState, start: StartAt) -> RunState:
             nor its rotary scaling is known.
     """
     source, count = start.checkpoint, len(parts.config.stages)
-    other = Checkpointer.of(source, architecture=dataclasses.asdict(parts.model_config))
+    other = Checkpointer.of(source, architecture=parts.model_config.architecture())
     train, host = other.restore(other.latest_or_error(), new.train)
     _load_tables(new, host)
     left = stage_from(host["stage"])

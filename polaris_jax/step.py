@@ -29,7 +29,6 @@ from polaris_jax.measure.solve import grade_groups, graded_here
 from polaris_jax.metrics import Mean, value_of
 from polaris_jax.metrics.rollout_stats import age_metrics, carried_metrics, rollout_metrics
 from polaris_jax.metrics.throughput import update_flops
-from polaris_jax.models.tokenizer import stop_token_ids
 from polaris_jax.records import Graded, Group, TrainBatch
 from polaris_jax.reward.grade_ahead import GradeAhead
 from polaris_jax.rollout import SamplingParams
@@ -139,7 +138,7 @@ def sample(
                 temperature=state.stage.temperature,
                 n=section.responses_per_prompt,
                 max_tokens=limit,
-                stop_token_ids=stop_token_ids(solver.tokenizer),
+                stop_token_ids=solver.stop_token_ids,
             ),
             tokenizer=solver.tokenizer,
             wanted=section.prompts_per_step,

@@ -41,7 +41,6 @@ def test_a_reward_outside_0_to_1_is_refused_with_its_problem(reward):
         ({"texts": [["x"] * 2, ["x"]]}, r"texts holds groups of \[2, 1\]"),
         ({"versions": [[()] * 2]}, r"versions holds groups of \[2\]"),
         ({"rescued_PR": np.zeros((2, 1), bool)}, r"rescued_PR has shape \(2, 1\)"),
-        ({"temperature_PR": np.ones(2)}, r"temperature_PR has shape \(2,\)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -20,7 +20,13 @@ from polaris_jax.checkpoint.step_folders import UNFINISHED
 from polaris_jax.checkpoint.weights import CheckpointWeights, save_weights
 from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig, Qwen, load_pretrained
-from polaris_jax.models.tokenizer import copy_tokenizer, has_tokenizer, load_tokenizer, token_ids
+from polaris_jax.models.tokenizer import (
+    copy_tokenizer,
+    has_tokenizer,
+    load_tokenizer,
+    read_end_ids,
+    token_ids,
+)
 from polaris_jax.models.weights.hf import (
     bring_tokenizer,
     dtype_named,
@@ -64,7 +70,8 @@ def load_any(path: epath.Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:
     weights, beside = _open_orbax(path)
     params = place_params(weights.config, weights, dtype_named(dtype))
     tokenizer = load_tokenizer(beside) if beside.is_dir() else None
-    return Qwen.from_params(weights.config, params), tokenizer
+    config = dataclasses.replace(weights.config, end_ids=read_end_ids(beside))
+    return Qwen.from_params(config, params), tokenizer
 
 
 def _open_orbax(path: os.PathLike[str]) -> tuple[CheckpointWeights, epath.Path]:
@@ -126,7 +133,7 @@ def convert(
         ids = _bring(weights, tokenizer_from, beside)
         if not any(beside.iterdir()):
             beside.rmdir()
-        checkpointer = Checkpointer(out, architecture=dataclasses.asdict(config))
+        checkpointer = Checkpointer(out, architecture=config.architecture())
         save_weights(checkpointer, config, weights, dtype=kind, token_ids=ids)
         return f"{source} -> {target} (Orbax checkpoint, step 0)"
 

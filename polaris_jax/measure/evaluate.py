@@ -221,7 +221,7 @@ def response_identity(
     checksums = {path: int(value) for path, value in _checksums(model.params()).items()}
     return fields | {
         "model.dtype": config.model.dtype,
-        "architecture": dataclasses.asdict(model.config),
+        "architecture": model.config.architecture(),
         "weights": checksums,
         "problems": problems_digest(problems),
         "budget": budget,

@@ -86,7 +86,7 @@ def generate(
         n=n,
         max_tokens=max_tokens,
         seed=seed,
-        stop_token_ids=stop_token_ids(tokenizer),
+        stop_token_ids=stop_token_ids(tokenizer, model.config.end_ids),
     )
     if n > 1:
         found = {}

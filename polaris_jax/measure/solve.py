@@ -10,7 +10,6 @@ import numpy as np
 
 from polaris_jax.assemble import Solver
 from polaris_jax.data.prompts import render_prompt
-from polaris_jax.models.tokenizer import stop_token_ids
 from polaris_jax.records import Graded, Group, Problem
 from polaris_jax.reward import Grader
 from polaris_jax.reward.extract import Mode
@@ -67,7 +66,7 @@ def solve(
             top_k=top_k,
             n=n,
             max_tokens=max_response_tokens,
-            stop_token_ids=stop_token_ids(solver.tokenizer),
+            stop_token_ids=solver.stop_token_ids,
         ),
         tokenizer=solver.tokenizer,
         wanted=len(problems),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 RopeType = Literal["default", "linear", "yarn", "llama3"]
 
@@ -116,6 +116,8 @@ class ModelConfig:
         qk_norm: Qwen3's RMSNorm over H on q and k.
         rope_scaling: change of the rotary frequencies, or None.
         model_type: Hugging Face's name: "qwen2", "qwen3" or "llama".
+        end_ids: token ids that end a response of this checkpoint. No part of the architecture: two
+            configs that differ in them alone are equal.
     """
 
     vocab_size: int
@@ -133,6 +135,7 @@ class ModelConfig:
     qk_norm: bool
     rope_scaling: RopeScaling | None = None
     model_type: str = "qwen3"
+    end_ids: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -145,6 +148,12 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}: rotary embedding needs an even width")
+
+    def architecture(self) -> dict[str, Any]:
+        """The fields that two checkpoints must share for their weights to be compatible."""
+        fields = dataclasses.asdict(self)
+        del fields["end_ids"]
+        return fields
 
     @property
     def num_parameters(self) -> int:

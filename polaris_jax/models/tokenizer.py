@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -27,7 +28,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 # Goes with them: the ids that end a response, and the sampling that its makers recommend.
-_GENERATION_FILE = "generation_config.json"
+GENERATION_FILE = "generation_config.json"
 _TEMPLATES = "additional_chat_templates"
 # Any one of these holds a vocabulary.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -77,7 +78,7 @@ def has_tokenizer(directory: epath.Path) -> bool:
 
 def copy_tokenizer(source: epath.Path, target: epath.Path) -> None:
     """Copies a directory's tokenizer files and generation_config.json, byte for byte."""
-    for name in (*TOKENIZER_FILES, _GENERATION_FILE):
+    for name in (*TOKENIZER_FILES, GENERATION_FILE):
         if (source / name).is_file():
             _copy(source / name, target / name)
     if (source / _TEMPLATES).is_dir():
@@ -101,6 +102,46 @@ def save_tokenizer(tokenizer: Any, target: epath.Path) -> None:
         copy_tokenizer(epath.Path(local), target)
 
 
+def read_end_ids(directory: epath.Path, *fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end a response by a directory's generation_config.json and by `fields`.
+
+    Args:
+        directory: of a checkpoint or a tokenizer.
+        fields: other places with an `eos_token_id`, such as config.json's content.
+
+    Returns:
+        All ids, each once, generation_config.json's first.
+
+    Raises:
+        ValueError: generation_config.json is not JSON, or an `eos_token_id` is neither an id nor a
+            list of ids.
+    """
+    file, sources = directory / GENERATION_FILE, list(fields)
+    if file.is_file():
+        try:
+            content = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file}: not JSON ({error}); restore the file or delete it") from None
+        sources.insert(0, content if isinstance(content, dict) else {})
+    found: dict[int, None] = {}
+    for source in sources:
+        ids = source.get("eos_token_id")
+        for i in [] if ids is None else ids if isinstance(ids, list) else [ids]:
+            if isinstance(i, bool) or not isinstance(i, int):
+                raise ValueError(
+                    f"{directory}: eos_token_id={ids!r}: must be a token id or a list of token ids"
+                )
+            found[i] = None
+    return tuple(found)
+
+
+def save_end_ids(end_ids: Sequence[int], target: epath.Path) -> None:
+    """Writes the ids that end a response as generation_config.json, if the directory has none."""
+    if end_ids and not (target / GENERATION_FILE).is_file():
+        with created(target / GENERATION_FILE) as out:
+            out.write((json.dumps({"eos_token_id": list(end_ids)}) + "\n").encode())
+
+
 def token_ids(tokenizer: PreTrainedTokenizerFast | None) -> Mapping[str, int | None]:
     """The special ids that config.json carries; empty without a tokenizer."""
     if tokenizer is None:
@@ -110,9 +151,14 @@ def token_ids(tokenizer: PreTrainedTokenizerFast | None) -> Mapping[str, int | N
     }
 
 
-def stop_token_ids(tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a response: the tokenizer's end of text and ChatML's end of turn."""
-    ids = {tokenizer.eos_token_id}
+def stop_token_ids(tokenizer: Any, end_ids: Iterable[int] = ()) -> tuple[int, ...]:
+    """The ids that end a response in training and evaluation, ascending.
+
+    Args:
+        tokenizer: its end of text, and ChatML's end of turn and end of text if it has them.
+        end_ids: the checkpoint's own, `ModelConfig.end_ids`.
+    """
+    ids = {tokenizer.eos_token_id, *end_ids}
     for token in ("<|im_end|>", "<|endoftext|>"):
         if token in tokenizer.get_vocab():
             ids.add(tokenizer.convert_tokens_to_ids(token))

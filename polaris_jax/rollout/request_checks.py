@@ -29,6 +29,7 @@ def checked_request(
     on_tokens: OnTokens | None,
     config: SamplerConfig,
     vocab_size: int,
+    end_ids: Sequence[int],
     num_pages: int,
     shards: int,
 ) -> Request:
@@ -43,6 +44,7 @@ def checked_request(
         on_tokens: see there.
         config: the sampler's sizes.
         vocab_size: V.
+        end_ids: the model's own, which end a response if `params.stop_token_ids` is None.
         num_pages: pages of all data shards.
         shards: data shards.
 
@@ -53,7 +55,8 @@ def checked_request(
     check_params(params)
     rows = per_prompt(params, len(prompts))
     n = whole_number("n", params.n)
-    stop_ids = checked_stop_ids(params.stop_token_ids, vocab_size=vocab_size)
+    asked = end_ids if params.stop_token_ids is None else params.stop_token_ids
+    stop_ids = checked_stop_ids(asked, vocab_size=vocab_size)
     strings = checked_stop_strings(params.stop_strings, params.decode)
     checked_expected(expected_tokens, len(prompts))
     tokens = [

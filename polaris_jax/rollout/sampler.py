@@ -372,6 +372,7 @@ class Sampler:
             on_tokens=on_tokens,
             config=self.config,
             vocab_size=self._model_config.vocab_size,
+            end_ids=self._model_config.end_ids,
             num_pages=self._live.num_pages,
             shards=self._engine.data,
         )

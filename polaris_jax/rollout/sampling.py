@@ -46,7 +46,8 @@ class SamplingParams:
         n: samples a prompt, at least 1.
         max_tokens: response tokens at most, the stop token included.
         seed: in [0, 2^32).
-        stop_token_ids: ids that end a response (at most 16); () means none.
+        stop_token_ids: ids that end a response (at most 16); None: the model's own
+            (`ModelConfig.end_ids`, which `load_pretrained` reads); () means none.
         stop_strings: texts that end a response, with the token that completes the first of them.
         decode: text of token ids, which `stop_strings` are looked for in; a piece of a response
             must decode to its piece of the text, but for the first characters.
@@ -63,7 +64,7 @@ class SamplingParams:
     n: int = 1
     max_tokens: int | PerPrompt = 256
     seed: int | PerPrompt = 0
-    stop_token_ids: Sequence[int] = ()
+    stop_token_ids: Sequence[int] | None = None
     stop_strings: Sequence[str] | None = None
     decode: Callable[[list[int]], str] | None = None
     prompt_logprobs: bool = False

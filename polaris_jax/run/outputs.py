@@ -15,7 +15,7 @@ from etils import epath
 from polaris_jax.checkpoint.checkpointer import TOKENIZER
 from polaris_jax.config import RunConfig
 from polaris_jax.metrics import MetricsWriter, value_of
-from polaris_jax.models.tokenizer import save_tokenizer
+from polaris_jax.models.tokenizer import save_end_ids, save_tokenizer
 from polaris_jax.records import Graded
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.system import processes
@@ -48,13 +48,21 @@ class Outputs:
         config: the run's config.
         claim: what makes the workdir this run's own.
         tokenizer: saved beside the checkpoints, so that each can be converted on its own.
+        end_ids: the model's end ids, saved with it.
     """
 
     def __init__(
-        self, workdir: epath.Path, config: RunConfig, claim: workdir_lib.Claim, *, tokenizer: Any
+        self,
+        workdir: epath.Path,
+        config: RunConfig,
+        claim: workdir_lib.Claim,
+        *,
+        tokenizer: Any,
+        end_ids: Sequence[int] = (),
     ) -> None:
         self._workdir, self._config, self._claim = workdir, config, claim
-        self._tokenizer, self._first = tokenizer, processes.is_first()
+        self._tokenizer, self._end_ids = tokenizer, tuple(end_ids)
+        self._first = processes.is_first()
         self._writer: MetricsWriter | None = None
 
     def begin(self, *, first_step: int, lines_from: int) -> int:
@@ -82,6 +90,7 @@ class Outputs:
         tokenizer_dir = self._workdir / "checkpoints" / TOKENIZER
         tokenizer_dir.mkdir(parents=True, exist_ok=True)
         save_tokenizer(self._tokenizer, tokenizer_dir)  # again: a kill may have torn it
+        save_end_ids(self._end_ids, tokenizer_dir)
         devices = Counter(device.device_kind for device in jax.devices())
         workdir_lib.note(self._workdir, devices=devices, processes=jax.process_count())
         return redone

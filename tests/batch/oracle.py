@@ -1,8 +1,8 @@
 """A slow, obvious model of the recipe's rescue, substitution and advantages, row for row.
 
 A batch is a list of groups; a group is {"id", "prompt", "gold", "rows"}; a row is a dict of its
-tokens, logprobs, text, finish_reason, reward, rescued and temperature. Written from the recipe,
-not from the product; the one thing they share is how randomness is drawn:
+tokens, logprobs, text, finish_reason, reward and rescued. Written from the recipe, not
+from the product; the one thing they share is how randomness is drawn:
 
     rescue       one rng.integers(R) a rescued group, in batch order
     substitute   one rng.permutation(donors ascending), then one rng.integers(donors, size=missing)
@@ -30,7 +30,7 @@ def rescue(slots, groups, *, budget, rng):
         kept = slots.get(group["id"])
         if failed and kept is not None and len(kept["tokens"]) <= budget:
             row = group["rows"][rng.integers(len(group["rows"]))]
-            row.update({k: v for k, v in kept.items() if k not in ("step", "stage")})
+            row.update({k: v for k, v in kept.items() if k in row})
             row.update(reward=1, rescued=True)
             count += 1
     return groups, count

@@ -35,11 +35,14 @@ def test_joins_in_order_and_takes_apart_again():
     assert to_groups(again) == to_groups(parts[1])
 
 
-def test_join_keeps_temperatures_or_their_absence():
-    bare = dataclasses.replace(graded_of(0, responses=3), temperature_PR=None)
-    assert concat_graded([bare, bare]).temperature_PR is None
-    with pytest.raises(ValueError, match="temperature_PR"):
-        concat_graded([bare, graded_of(0, responses=3)])
+def test_join_keeps_versions_or_their_absence():
+    bare = graded_of(0, responses=3)
+    versions = [[((1, 2),)] * 3] * len(bare)
+    assert concat_graded([bare, bare]).versions is None
+    dated = dataclasses.replace(bare, versions=versions)
+    assert concat_graded([dated, dated]).versions == versions * 2
+    with pytest.raises(ValueError, match="versions is given in some parts only"):
+        concat_graded([bare, dated])
 
 
 def test_join_refuses_groups_of_two_sizes_and_no_part():

@@ -7,6 +7,7 @@ from tests.batch import oracle
 from tests.batch.batches import random_groups, to_graded, to_groups
 from tests.tolerances import ADVANTAGE_ATOL
 
+TEMPERATURES = (0.7, 1.0, 1.4)
 BATCHES = 2_000
 BATCHES_A_SINK = 25  # then both start anew, so that empty slots stay common
 
@@ -20,7 +21,7 @@ def test_product_equals_the_oracle_row_for_row():
         if number % BATCHES_A_SINK == 0:
             sink, slots = RescueBuffer(), {}
         groups = random_groups(rng)
-        temperature = groups[0]["rows"][0]["temperature"]
+        temperature = float(rng.choice(TEMPERATURES))
         budget = int(rng.integers(2, 8))
         options = {
             "min_informative": float(rng.choice([0.0, 1 / 3, 1.0])),

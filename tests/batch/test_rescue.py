@@ -1,6 +1,7 @@
 """The rescue sink, rule by rule."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -27,7 +28,6 @@ def group(rewards, *, problem_id="q", mark=0, tokens=3):
                 "finish_reason": "length" if r % 2 else "stop",
                 "reward": reward,
                 "rescued": False,
-                "temperature": 1.0,
             }
             for r, reward in enumerate(rewards)
         ],
@@ -82,8 +82,6 @@ def test_rescues_a_failed_group_with_the_stored_row_as_it_was_sampled():
     assert graded.token_ids[0][r] == (901,) * 3
     assert graded.logprobs[0][r] == (-0.1 * 2 - 9,) * 3
     assert (graded.texts[0][r], graded.finish_reasons[0][r]) == ("9/1", "length")
-    assert graded.temperature_PR[0, r] == 1.4
-    assert graded.temperature_PR[0, 1 - r] == 1.0
     assert to_groups(graded)[0]["rows"][1 - r] == group([0, 0])["rows"][1 - r]
     assert (graded.problem_ids, graded.prompts, graded.golds) == (("q",), ((1, 2),), ("7",))
 
@@ -178,13 +176,15 @@ def test_takes_any_sequence_and_changes_no_input(kind):
         np.testing.assert_equal(getattr(graded, name), getattr(before, name))
 
 
-def test_record_without_temperatures_stays_without():
-    graded = to_graded([group([0, 0])])
-    object.__setattr__(graded, "temperature_PR", None)
-    sink = sink_with(group([1]))
+def test_record_without_versions_stays_without_and_a_rescued_row_has_none():
+    graded, sink = to_graded([group([0, 0])]), sink_with(group([1]))
     rescued, count = sink.rescue(graded, max_response_tokens=9, rng=np.random.default_rng(0))
     assert count == 1
-    assert rescued.temperature_PR is None
+    assert rescued.versions is None
+    dated = dataclasses.replace(graded, versions=[[((4, 1),), ((4, 1),)]])
+    rescued, _ = sink.rescue(dated, max_response_tokens=9, rng=np.random.default_rng(0))
+    row = int(np.flatnonzero(rescued.rescued_PR[0])[0])
+    assert (rescued.versions[0][row], rescued.versions[0][1 - row]) == ((), ((4, 1),))
 
 
 def test_same_rng_same_rescue():

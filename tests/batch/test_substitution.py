@@ -128,7 +128,7 @@ def test_default_limit_is_a_third_and_default_is_to_train():
     assert substitute(batch("i000"), on_scarce="skip")[1].action == "skip"
 
 
-def test_rescued_rows_and_temperatures_move_along_and_copies_are_not_fresh():
+def test_rescued_rows_move_along_and_copies_are_not_fresh():
     given = batch("0ii0")
     sink = RescueBuffer()
     sink.update(
@@ -138,7 +138,6 @@ def test_rescued_rows_and_temperatures_move_along_and_copies_are_not_fresh():
     assert count == 1
     graded, done = substitute(rescued, seed=1)
     np.testing.assert_array_equal(graded.rescued_PR, rescued.rescued_PR[done.source_P])
-    np.testing.assert_array_equal(graded.temperature_PR, rescued.temperature_PR[done.source_P])
     fresh_PR = fresh_rows(graded, done)
     assert not fresh_PR[3].any()  # a copy
     assert fresh_PR[0].sum() == 3  # all but the stored row

@@ -120,7 +120,7 @@ def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
 
     @contextlib.contextmanager
     def opened(config, progress, *_, **__):
-        with open_solver(config, tokenizer, progress) as solver:
+        with open_solver(config, tokenizer, progress, end_ids=()) as solver:
             sampler: Any = None
             yield policy.Policy(solver, sampler)
 

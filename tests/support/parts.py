@@ -11,6 +11,7 @@ from etils import epath
 from polaris_jax.assemble import Parts, Samplers, Solver
 from polaris_jax.batch import RescueBuffer
 from polaris_jax.config import RunConfig
+from polaris_jax.models.tokenizer import stop_token_ids
 from polaris_jax.records import Graded, StageState
 from polaris_jax.run.step_clock import StepClock
 from polaris_jax.stages.difficulty import AccuracyTable
@@ -76,11 +77,12 @@ def make_parts(
     config = config or RunConfig()
     progress = given.setdefault("progress", Screen())
     solver = Solver(
-        config,
-        tokenizer or Absent("tokenizer"),
-        grader or Absent("grader"),
-        samplers or Samplers(config, (), progress),
-        progress,
+        config=config,
+        tokenizer=tokenizer or Absent("tokenizer"),
+        stop_token_ids=() if tokenizer is None else stop_token_ids(tokenizer),
+        grader=grader or Absent("grader"),
+        samplers=samplers or Samplers(config, (), progress),
+        progress=progress,
     )
     defaults: dict[str, Any] = {
         "workdir": epath.Path("/nowhere"),

@@ -128,8 +128,10 @@ class GgufFile:
                 f"are not supported (head width {head_dim})"
             )
         max_positions = int(self._need("context_length"))
+        vocab_size = int(self._shape("token_embd.weight")[0])
+        ends = [self.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
         return ModelConfig(
-            vocab_size=int(self._shape("token_embd.weight")[0]),
+            vocab_size=vocab_size,
             hidden_size=hidden_size,
             intermediate_size=self._count("feed_forward_length"),
             num_layers=int(self._need("block_count")),
@@ -146,6 +148,7 @@ class GgufFile:
                 self._rope(), max_position_embeddings=max_positions, where=str(self.path)
             ),
             model_type=arch,
+            end_ids=tuple(dict.fromkeys(int(i) for i in ends if i is not None and i < vocab_size)),
         )
 
     def _rope(self) -> dict[str, Any] | None:

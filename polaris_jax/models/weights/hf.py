@@ -30,6 +30,8 @@ from polaris_jax.models.tokenizer import (
     copy_tokenizer,
     has_tokenizer,
     load_tokenizer,
+    read_end_ids,
+    save_end_ids,
     save_tokenizer,
     token_ids,
 )
@@ -74,7 +76,18 @@ def load_config(path: AnyPath) -> ModelConfig:
     place = resolve(path)
     if place.suffix == GGUF_SUFFIX:
         return GgufFile(place).config()
-    return parse_config(load_config_json(place), where=str(place / CONFIG_FILE))
+    return _read_config(place)
+
+
+def _read_config(place: epath.Path) -> ModelConfig:
+    """A directory's architecture with the ids that end a response, which it may know in two files.
+
+    An id outside the vocabulary is never sampled and left out.
+    """
+    fields = load_config_json(place)
+    config = parse_config(fields, where=str(place / CONFIG_FILE))
+    end_ids = [i for i in read_end_ids(place, fields) if 0 <= i < config.vocab_size]
+    return dataclasses.replace(config, end_ids=tuple(end_ids))
 
 
 def load_pretrained(
@@ -139,7 +152,7 @@ def open_checkpoint(place: epath.Path) -> tuple[ModelConfig, Weights]:
         weights: Weights = GgufFile(place)
         config = weights.config()
     else:
-        config = parse_config(load_config_json(place), where=str(place / CONFIG_FILE))
+        config = _read_config(place)
         weights = SafetensorsReader(place)
     check_weights(config, weights, str(place))
     return config, weights
@@ -193,6 +206,7 @@ def save_pretrained(
             stack.enter_context(export_into(target))
             if tokenizer is not None:
                 save_tokenizer(tokenizer, target)
+            save_end_ids(model.config.end_ids, target)
         export(
             model.config,
             weights,
