@@ -2,7 +2,8 @@ r"""POLARIS on Qwen3-1.7B in two stages of 39,936 and 48,128 response tokens.
 
     polaris prepare   --config=configs/polaris_1p7b.py --workdir=/mnt/runs/1p7b \
         --config.data.problems=POLARIS-Project/Polaris-Dataset-53K
-    polaris calibrate --config=configs/polaris_1p7b.py --workdir=/mnt/runs/1p7b
+    polaris calibrate --config=configs/polaris_1p7b.py --workdir=/mnt/runs/1p7b \
+        --config.calibrate.preset=full
     sbatch --nodes=4 launch/gpu_slurm.sbatch train \
         --config=configs/polaris_1p7b.py:h100:32 --workdir=/mnt/runs/1p7b \
         --config.evaluate.problems=aime24.jsonl
@@ -10,6 +11,9 @@ r"""POLARIS on Qwen3-1.7B in two stages of 39,936 and 48,128 response tokens.
         --config=configs/polaris_1p7b.py:v5p:2x2x4 --workdir=/mnt/runs/1p7b \
         --config.evaluate.problems=aime24.jsonl
     polaris train --config=configs/polaris_1p7b.py:tiny --workdir=runs/tiny
+
+The recipe trains this model on all 53K problems: preset=full keeps those that it always solves,
+which the default preset drops, and still measures pass rates and lengths.
 
 Every 10 steps the run scores itself (avg@8) on the problems that evaluate.problems names; without
 any it does not begin, unless evaluate.every_steps is 0.

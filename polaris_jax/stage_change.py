@@ -215,14 +215,14 @@ def matching_temperature(
 
 def stage_sampler(parts: Parts, state: RunState, index: int, left: StageState | None) -> Sampler:
     """The former stage's sampler if budget and rotary scaling stay, else a new one."""
-    budget = parts.config.stages[index].max_response_tokens
+    max_response_tokens = parts.config.stages[index].max_response_tokens
     if state.sampler is not None:
         assert left is not None
         rescaled = parts.rope_scaling(index) != parts.rope_scaling(left.stage)
-        if budget == left.max_response_tokens and not rescaled:
+        if max_response_tokens == left.max_response_tokens and not rescaled:
             return state.sampler
         state.sampler.release()
-    return parts.solver.samplers.make(state.train.params, max_response_tokens=budget)
+    return parts.solver.samplers.make(state.train.params, max_response_tokens=max_response_tokens)
 
 
 def measure(

@@ -113,10 +113,12 @@ def sample(
         RolloutAborted: `stop` was requested in some process.
     """
     section, version = parts.config.rollout, state.policy_version
-    limit = state.stage.max_response_tokens
-    expected = state.lengths.expected([group.problem_id for group in groups], limit=limit)
+    max_response_tokens = state.stage.max_response_tokens
+    expected = state.lengths.expected(
+        [group.problem_id for group in groups], max_response_tokens=max_response_tokens
+    )
     if expected is not None:  # the carried groups are the long tail: they go first
-        expected[: len(state.carried)] = [float(limit)] * len(state.carried)
+        expected[: len(state.carried)] = [float(max_response_tokens)] * len(state.carried)
     sampler, solver = state.live_sampler(), parts.solver
     sampler.version = version
     ahead = GradeAhead(solver.grader, parts.config.reward.mode)
@@ -137,7 +139,7 @@ def sample(
             SamplingParams(
                 temperature=state.stage.temperature,
                 n=section.responses_per_prompt,
-                max_tokens=limit,
+                max_tokens=max_response_tokens,
                 stop_token_ids=solver.stop_token_ids,
             ),
             tokenizer=solver.tokenizer,

@@ -175,7 +175,9 @@ def test_the_first_step_knows_the_lengths_that_calibration_measured(tmp_path, ba
     command = parse("train", line, doc="", define=lambda _: None)
     with assemble(command.config, command.workdir, progress=Progress(enabled=False)) as parts:
         lengths = open_state(parts).lengths
-        expected = lengths.expected([row["id"] for row in known], limit=100)
-        unknown = lengths.expected([row["id"] for row in rows[len(known) :]], limit=100)
+        expected = lengths.expected([row["id"] for row in known], max_response_tokens=100)
+        unknown = lengths.expected(
+            [row["id"] for row in rows[len(known) :]], max_response_tokens=100
+        )
     assert expected == [float(row["response_tokens"]) for row in known]
     assert unknown is None

@@ -96,7 +96,7 @@ def test_a_rescue_reaches_the_batch_and_no_statistic(monkeypatch):
     assert batch.logprobs[0][row] == STORED_LOGPROBS
     # accuracy, lengths and metrics are those of the four that were sampled,
     assert run.right_and_seen("failed") == [(0, 4)]
-    assert run.state.lengths.expected(["failed"], limit=99) == [np.mean(LENGTHS)]
+    assert run.state.lengths.expected(["failed"], max_response_tokens=99) == [np.mean(LENGTHS)]
     assert run.state.counts["sampled_tokens"] == sum(LENGTHS)
     assert metrics["rollout/reward_mean"] == metrics["rollout/informative_share"] == 0
     assert metrics["rollout/mean_length"] == metrics["rollout/mean_length_incorrect"]

@@ -50,13 +50,13 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
     )
     ensure_workdir(workdir)
     section = config.calibrate
-    budget = section.max_response_tokens or config.stages[0].max_response_tokens
+    max_response_tokens = section.max_response_tokens or config.stages[0].max_response_tokens
     problems, origin = problems_to_calibrate(config, workdir, progress)
     tokenizer = load_base_tokenizer(config)
     problems = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
     check_positions(config, base_model_config(config, workdir, progress), progress.line)
     progress.line(f"calibrating {len(problems)} problems from {origin}")
-    identity = count_identity(config, problems, budget=budget)
+    identity = count_identity(config, problems, max_response_tokens=max_response_tokens)
     path = workdir / "calibrate_progress.jsonl"
     done = ProgressFile(path, identity, writes=processes.is_first())
     correct = {row["id"]: row["correct"] for row in done.rows}
@@ -67,7 +67,7 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
     if waiting:
         base = load_base(base_path(config, workdir, progress))
         with (
-            open_policy(config, progress, base, max_response_tokens=budget) as policy,
+            open_policy(config, progress, base, max_response_tokens=max_response_tokens) as policy,
             progress.phase("calibrate", len(problems)) as phase,
         ):
             for first in range(0, len(waiting), section.batch_prompts):
@@ -76,7 +76,7 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
                     batch,
                     n=section.n,
                     temperature=section.temperature,
-                    max_response_tokens=budget,
+                    max_response_tokens=max_response_tokens,
                     seed_parts=(config.seed, "calibrate"),
                     mode=config.reward.mode,
                 )
@@ -101,7 +101,7 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
     summary = {
         "n": section.n,
         "temperature": section.temperature,
-        "max_response_tokens": budget,
+        "max_response_tokens": max_response_tokens,
         "preset": section.preset,
         "histogram": [int(count) for count in histogram],
         "shape": shape_name(histogram),
@@ -133,7 +133,7 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
 
 
 def count_identity(
-    config: RunConfig, problems: Sequence[Problem], *, budget: int
+    config: RunConfig, problems: Sequence[Problem], *, max_response_tokens: int
 ) -> dict[str, Any]:
     """What the counts of right responses depend on: those of another identity are not reused."""
     sections = ("seed", "model", "data", "warmstart", "calibrate", "rope")
@@ -145,5 +145,5 @@ def count_identity(
     return fields | {
         "reward.mode": config.reward.mode,
         "problems": problems_digest(problems),
-        "budget": budget,
+        "budget": max_response_tokens,
     }

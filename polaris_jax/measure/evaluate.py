@@ -74,26 +74,32 @@ def evaluate(
     """
     ensure_workdir(workdir)
     section = config.evaluate
-    budget = section.max_response_tokens or config.stages[-1].max_response_tokens
+    max_response_tokens = section.max_response_tokens or config.stages[-1].max_response_tokens
     given, left_out = evaluation_problems(config, progress)
-    if config.evaluate.problems and budget < COMPARABLE_TOKENS:
+    if config.evaluate.problems and max_response_tokens < COMPARABLE_TOKENS:
         progress.line(
-            f"warning: a budget of {budget} tokens is under 64K: not comparable with the POLARIS "
-            "blog's figures"
+            f"warning: a budget of {max_response_tokens} tokens is under 64K: not comparable with "
+            "the POLARIS blog's figures"
         )
     weights = _weights(config, workdir, checkpoint, progress)
     passes = {"off": [False], "on": [True], "both": [False, True]}[section.yarn]
     for yarn in passes:
         check_evaluated_positions(
-            config, weights[0].config, progress.line, budget=budget, yarn=yarn
+            config,
+            weights[0].config,
+            progress.line,
+            max_response_tokens=max_response_tokens,
+            yarn=yarn,
         )
     problems = fitting(given, config.data, tokenizer=weights[1], say=progress.line)
     left_out = left_out | {"long_prompt": len(given) - len(problems)}
     prefix = f"{tag}_" if tag else ""
     results = {}
     for yarn in passes:
-        rows = _respond(config, workdir, progress, weights, problems, budget, prefix, yarn)
-        results[yarn] = _score(config, rows, budget, progress)
+        rows = _respond(
+            config, workdir, progress, weights, problems, max_response_tokens, prefix, yarn
+        )
+        results[yarn] = _score(config, rows, max_response_tokens, progress)
     summary = dict(results[min(results)])
     if len(results) == 2:
         for plain, scaled in zip(
@@ -110,7 +116,7 @@ def evaluate(
     progress.line(
         f"{tag or checkpoint or 'base'}: avg@{section.n} {summary['avg@k']:.1%} "
         f"+- {summary['stderr'] or 0:.1%} over {summary['problems']} problems, temperature "
-        f"{section.temperature:g}, up to {budget} tokens"
+        f"{section.temperature:g}, up to {max_response_tokens} tokens"
     )
     return summary
 
@@ -146,13 +152,15 @@ def _respond(
     progress: Progress,
     weights: tuple[Qwen, Any],
     problems: list[Any],
-    budget: int,
+    max_response_tokens: int,
     prefix: str,
     yarn: bool,
 ) -> list[dict[str, Any]]:
     """Rows of responses.jsonl, sampled now or found from an earlier call."""
     section = config.evaluate
-    identity = response_identity(config, weights[0], problems, budget=budget, yarn=yarn)
+    identity = response_identity(
+        config, weights[0], problems, max_response_tokens=max_response_tokens, yarn=yarn
+    )
     name = f"{prefix}responses{'_yarn' if yarn else ''}.jsonl"
     done = ProgressFile(workdir / name, identity, writes=processes.is_first(), unit=section.n)
     finished = {row["problem_id"] for row in done.rows}
@@ -167,7 +175,7 @@ def _respond(
             config,
             progress,
             weights,
-            max_response_tokens=budget,
+            max_response_tokens=max_response_tokens,
             rope_scaling=yarn_scaling(config.rope.yarn, factor),
         ) as policy,
         progress.phase("evaluate", len(problems)) as phase,
@@ -178,13 +186,13 @@ def _respond(
                 batch,
                 n=section.n,
                 temperature=section.temperature,
-                max_response_tokens=budget,
+                max_response_tokens=max_response_tokens,
                 seed_parts=(section.seed, "evaluate"),
                 mode="eval",
                 top_k=section.top_k,
                 top_p=section.top_p,
             )
-            prefixes = policy.prefix_rewards(graded, _budgets(section, budget))
+            prefixes = policy.prefix_rewards(graded, _budgets(section, max_response_tokens))
             done.append(
                 [
                     {
@@ -207,7 +215,12 @@ def _respond(
 
 
 def response_identity(
-    config: RunConfig, model: Qwen, problems: Sequence[Problem], *, budget: int, yarn: bool
+    config: RunConfig,
+    model: Qwen,
+    problems: Sequence[Problem],
+    *,
+    max_response_tokens: int,
+    yarn: bool,
 ) -> dict[str, Any]:
     """What responses and rewards depend on: rows of a file with another identity are not reused.
 
@@ -224,7 +237,7 @@ def response_identity(
         "architecture": model.config.architecture(),
         "weights": checksums,
         "problems": problems_digest(problems),
-        "budget": budget,
+        "budget": max_response_tokens,
         "yarn": yarn,
     }
 
@@ -242,13 +255,13 @@ def _checksums(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return jax.tree.map(checksum, params)
 
 
-def _budgets(section: EvaluateSection, budget: int) -> tuple[int, ...]:
+def _budgets(section: EvaluateSection, max_response_tokens: int) -> tuple[int, ...]:
     """Where the budget curve cuts the responses."""
-    return section.budgets or default_budgets(budget)
+    return section.budgets or default_budgets(max_response_tokens)
 
 
 def _score(
-    config: RunConfig, rows: list[dict[str, Any]], budget: int, progress: Progress
+    config: RunConfig, rows: list[dict[str, Any]], max_response_tokens: int, progress: Progress
 ) -> dict[str, Any]:
     section = config.evaluate
     by_problem: dict[str, list[dict[str, Any]]] = {}
@@ -267,7 +280,7 @@ def _score(
         return rewards.get(str(at), 0.0)
 
     curve = budget_curve(
-        length_PR, reward_PR, budgets=_budgets(section, budget), regrade=prefix_reward
+        length_PR, reward_PR, budgets=_budgets(section, max_response_tokens), regrade=prefix_reward
     )
     if ungraded:
         progress.line(
@@ -285,7 +298,7 @@ def _score(
         "temperature": section.temperature,
         "top_k": section.top_k,
         "top_p": section.top_p,
-        "max_response_tokens": budget,
+        "max_response_tokens": max_response_tokens,
         "mean_length": float(length_PR.mean()),
         "ended_share": float(np.mean(ended)),
         "well_formed_share": float(np.mean([row["well_formed"] for row in rows])),

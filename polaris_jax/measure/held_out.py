@@ -25,16 +25,18 @@ def held_out_score(parts: Parts, state: RunState, *, stop: StopRequest) -> float
         return None
     stage = parts.config.stages[state.stage.stage]
     temperature = stage.evaluate_temperature or section.temperature
-    budget = section.max_response_tokens or parts.config.stages[-1].max_response_tokens
+    max_response_tokens = section.max_response_tokens or parts.config.stages[-1].max_response_tokens
     with parts.clock.timer("evaluate"):
-        sampler = parts.solver.samplers.reused(state.train.params, max_response_tokens=budget)
+        sampler = parts.solver.samplers.reused(
+            state.train.params, max_response_tokens=max_response_tokens
+        )
         graded = solve(
             parts.solver,
             sampler,
             parts.held_out,
             n=section.n,
             temperature=temperature,
-            max_response_tokens=budget,
+            max_response_tokens=max_response_tokens,
             seed_parts=(section.seed, "evaluate"),
             mode="eval",
             top_k=section.top_k,

@@ -44,7 +44,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
     refuse_other_run(workdir, config, sections=("seed", "model", "data", "warmstart", "rope"))
     ensure_workdir(workdir)
     section = config.probe
-    budget = section.max_response_tokens or config.stages[0].max_response_tokens
+    max_response_tokens = section.max_response_tokens or config.stages[0].max_response_tokens
     problems, origin = training_problems(config, workdir, progress)
     tokenizer = load_base_tokenizer(config)
     problems = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
@@ -56,14 +56,14 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
     progress.line(
         f"probing {len(temperatures)} temperatures on {len(problems)} problems from {origin}"
     )
-    identity = row_identity(config, problems, budget=budget)
+    identity = row_identity(config, problems, max_response_tokens=max_response_tokens)
     done = ProgressFile(workdir / "probe_progress.jsonl", identity, writes=processes.is_first())
     rows = {row["temperature"]: row for row in done.rows}
     waiting = [t for t in temperatures if t not in rows]
     if waiting:
         base = load_base(base_path(config, workdir, progress))
         with (
-            open_policy(config, progress, base, max_response_tokens=budget) as policy,
+            open_policy(config, progress, base, max_response_tokens=max_response_tokens) as policy,
             progress.phase("probe", len(temperatures)) as phase,
         ):
             for temperature in waiting:
@@ -71,7 +71,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
                     problems,
                     n=section.n,
                     temperature=temperature,
-                    max_response_tokens=budget,
+                    max_response_tokens=max_response_tokens,
                     seed_parts=(config.seed, "probe", f"{temperature:.4f}"),
                     mode=config.reward.mode,
                 )
@@ -102,7 +102,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
         "n": section.n,
         "problems": len(problems),
         "note": few_samples_note(len(problems), section.n),
-        "max_response_tokens": budget,
+        "max_response_tokens": max_response_tokens,
         "zones": {
             name: value
             for name, value in dataclasses.asdict(zones).items()
@@ -133,7 +133,9 @@ def few_samples_note(problems: int, n: int) -> str | None:
     )
 
 
-def row_identity(config: RunConfig, problems: Sequence[Problem], *, budget: int) -> dict[str, Any]:
+def row_identity(
+    config: RunConfig, problems: Sequence[Problem], *, max_response_tokens: int
+) -> dict[str, Any]:
     """What a temperature's row depends on: those of another identity are not reused."""
     fields = {
         name: value
@@ -143,6 +145,6 @@ def row_identity(config: RunConfig, problems: Sequence[Problem], *, budget: int)
     return fields | {
         "reward.mode": config.reward.mode,
         "n": config.probe.n,
-        "budget": budget,
+        "budget": max_response_tokens,
         "problems": problems_digest(problems),
     }

@@ -49,9 +49,14 @@ def check_positions(config: RunConfig, model: ModelConfig, say: Callable[[str], 
 
 
 def check_evaluated_positions(
-    config: RunConfig, model: ModelConfig, say: Callable[[str], None], *, budget: int, yarn: bool
+    config: RunConfig,
+    model: ModelConfig,
+    say: Callable[[str], None],
+    *,
+    max_response_tokens: int,
+    yarn: bool,
 ) -> None:
-    """Checks prompt + `budget` of an evaluation; `say` gets a warning if it passes the limit.
+    """Checks the positions of an evaluation; `say` gets a warning if it passes the limit.
 
     Under YaRN the limit is factor x original length, and going past it is the recipe's own way
     (Source: POLARIS, section 4: 49,152 to 90,000). Without, it is the model's own, and only
@@ -61,14 +66,14 @@ def check_evaluated_positions(
         config: the run's config.
         model: architecture of the evaluated model.
         say: gets the warning.
-        budget: response tokens.
+        max_response_tokens: budget of a response.
         yarn: True if the evaluation is under rope.yarn.
 
     Raises:
         ConfigError: without YaRN the budget exceeds what the model has positions for.
     """
     section = config.rope.yarn
-    needed = config.data.max_prompt_tokens + budget
+    needed = config.data.max_prompt_tokens + max_response_tokens
     if yarn and section.factor > 1:
         original = section.original_max_position_embeddings
         limit = int(section.factor * original)
@@ -81,7 +86,7 @@ def check_evaluated_positions(
         whose = f"the model's own {limit:,} without YaRN"
         if config.evaluate.yarn != "both" and needed > (config.model.max_position_tokens or limit):
             raise ConfigError(
-                f"evaluate.max_response_tokens={budget}: with "
+                f"evaluate.max_response_tokens={max_response_tokens}: with "
                 f"data.max_prompt_tokens={config.data.max_prompt_tokens} a sequence may reach "
                 f"{needed} positions, over the model's {limit}; lower the budget, set "
                 f"evaluate.yarn=on, or set model.max_position_tokens={needed} to go beyond"

@@ -35,23 +35,25 @@ class LengthTable:
         for problem_id, group in zip(problem_ids, token_ids, strict=True):
             self._means[problem_id] = math.fsum(map(len, group)) / len(group)
 
-    def expected(self, problem_ids: Sequence[str], *, limit: int) -> list[float] | None:
+    def expected(
+        self, problem_ids: Sequence[str], *, max_response_tokens: int
+    ) -> list[float] | None:
         """Tokens that a response to each problem will take.
 
         A problem that was never visited counts as the mean of those that were.
 
         Args:
             problem_ids: P ids.
-            limit: tokens of a response at most.
+            max_response_tokens: budget of a response.
 
         Returns:
-            One number in [0, limit] a problem, or None where none of them was ever visited.
+            One number in [0, max_response_tokens] a problem, or None if none was ever visited.
         """
         known = [self._means[i] for i in problem_ids if i in self._means]
         if not known:
             return None
         mean = math.fsum(known) / len(known)
-        return [min(float(limit), self._means.get(i, mean)) for i in problem_ids]
+        return [min(float(max_response_tokens), self._means.get(i, mean)) for i in problem_ids]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the table holds, in plain JSON types."""

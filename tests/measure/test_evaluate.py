@@ -27,7 +27,7 @@ PROBLEMS = [Problem("a", "1 + 1?", "2"), Problem("b", "2 + 2?", "4")]
 
 
 def identity(config=CONFIG, model=MODEL, problems=PROBLEMS):
-    return response_identity(config, model, problems, budget=8, yarn=False)
+    return response_identity(config, model, problems, max_response_tokens=8, yarn=False)
 
 
 def other_weight() -> Qwen:

@@ -26,7 +26,9 @@ def changed(section, **fields) -> RunConfig:
 )
 def test_what_a_reward_depends_on_changes_the_identity(identity, section, fields):
     config = changed(section, **fields)
-    assert identity(config, PROBLEMS, budget=8) != identity(CONFIG, PROBLEMS, budget=8)
+    assert identity(config, PROBLEMS, max_response_tokens=8) != identity(
+        CONFIG, PROBLEMS, max_response_tokens=8
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,10 +37,14 @@ def test_what_a_reward_depends_on_changes_the_identity(identity, section, fields
 def test_what_is_made_of_the_counts_does_not(fields):
     """Another preset curates the same counts: nothing is sampled again for it."""
     config = changed("calibrate", **fields)
-    assert count_identity(config, PROBLEMS, budget=8) == count_identity(CONFIG, PROBLEMS, budget=8)
+    assert count_identity(config, PROBLEMS, max_response_tokens=8) == count_identity(
+        CONFIG, PROBLEMS, max_response_tokens=8
+    )
 
 
 @pytest.mark.parametrize("fields", [{"n": 4}, {"temperature": 1.0}])
 def test_n_and_temperature_of_a_calibration_count(fields):
     config = changed("calibrate", **fields)
-    assert count_identity(config, PROBLEMS, budget=8) != count_identity(CONFIG, PROBLEMS, budget=8)
+    assert count_identity(config, PROBLEMS, max_response_tokens=8) != count_identity(
+        CONFIG, PROBLEMS, max_response_tokens=8
+    )

@@ -26,7 +26,9 @@ def told(
     )
     model = dataclasses.replace(MODEL, rope_scaling=scaling)
     for scaled in {"off": [False], "on": [True], "both": [False, True]}[yarn]:
-        check_evaluated_positions(config, model, lines.append, budget=budget, yarn=scaled)
+        check_evaluated_positions(
+            config, model, lines.append, max_response_tokens=budget, yarn=scaled
+        )
     return lines
 
 

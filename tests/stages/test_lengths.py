@@ -14,22 +14,22 @@ def table() -> LengthTable:
 
 def test_the_newest_visit_counts_and_the_unknown_are_average():
     made = table()
-    assert made.expected(["b", "a", "new"], limit=100) == [4.0, 15.0, 9.5]
+    assert made.expected(["b", "a", "new"], max_response_tokens=100) == [4.0, 15.0, 9.5]
     made.record(["a"], [[[1] * 2, [1] * 4]])
-    assert made.expected(["a", "b"], limit=100) == [3.0, 4.0]
-    assert made.expected(["a", "b"], limit=3) == [3.0, 3.0]
+    assert made.expected(["a", "b"], max_response_tokens=100) == [3.0, 4.0]
+    assert made.expected(["a", "b"], max_response_tokens=3) == [3.0, 3.0]
 
 
 def test_what_calibration_measured_counts_until_the_first_visit():
     made = LengthTable({"a": 40.0, "b": 10.0})
-    assert made.expected(["b", "a", "new"], limit=100) == [10.0, 40.0, 25.0]
+    assert made.expected(["b", "a", "new"], max_response_tokens=100) == [10.0, 40.0, 25.0]
     made.record(["a"], [[[1] * 2, [1] * 4]])
-    assert made.expected(["a", "b"], limit=100) == [3.0, 10.0]
+    assert made.expected(["a", "b"], max_response_tokens=100) == [3.0, 10.0]
 
 
 def test_nothing_is_expected_of_problems_that_nobody_has_seen():
-    assert LengthTable().expected(["a"], limit=9) is None
-    assert table().expected(["new", "newer"], limit=9) is None
+    assert LengthTable().expected(["a"], max_response_tokens=9) is None
+    assert table().expected(["new", "newer"], max_response_tokens=9) is None
 
 
 def test_a_copy_and_a_saved_state_are_as_they_were():
@@ -37,9 +37,9 @@ def test_a_copy_and_a_saved_state_are_as_they_were():
     snapshot = copy.copy(made)
     saved = json.loads(json.dumps(made.state_dict()))
     made.record(["a"], [[[1]]])
-    assert snapshot.expected(["a"], limit=99) == [15.0]
+    assert snapshot.expected(["a"], max_response_tokens=99) == [15.0]
     restored = LengthTable()
     restored.record(["gone"], [[[1]]])
     restored.load_state_dict(saved)
     assert restored.state_dict() == snapshot.state_dict()
-    assert restored.expected(["gone"], limit=99) is None
+    assert restored.expected(["gone"], max_response_tokens=99) is None
