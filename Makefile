@@ -14,7 +14,7 @@ GOLDEN := $(VENV)/.installed-golden
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help demo demo-seeds test test-slow lint bench bench-gpu bench-grader bench-sampler venv venv-tpu venv-cuda12
+.PHONY: help demo demo-seeds test test-slow lint bench bench-gpu bench-grader bench-sampler house venv venv-tpu venv-cuda12
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -38,10 +38,14 @@ lint: $(DEV)  ## ruff, formatting, type checker, shell scripts
 	scripts=$$(find launch .ci -name '*.sh' -o -name '*.sbatch' -o -path '.ci/run'); \
 	  if [ -n "$$scripts" ]; then $(BIN)/shellcheck -x $$scripts; fi
 
-# bench-sampler is not among them: it downloads gigabytes of other systems.
+# bench-sampler is not among them: it downloads gigabytes of other systems. Nor are house.py, which
+# measures the sources, and same_bytes.py, which compares two runs.
 bench: $(BASE)  ## every benchmark of a CPU that needs no other data or system, one after the other
 	for file in benchmarks/*.py; do \
-	  case "$$file" in benchmarks/gpu.py|benchmarks/grader.py|benchmarks/sampler.py|benchmarks/same_bytes.py) continue;; esac; \
+	  case "$$file" in \
+	    benchmarks/gpu.py|benchmarks/grader.py|benchmarks/sampler.py) continue;; \
+	    benchmarks/house.py|benchmarks/same_bytes.py) continue;; \
+	  esac; \
 	  echo "== $$file"; $(BIN)/python "$$file" $(ARGS); \
 	done
 
@@ -53,6 +57,9 @@ bench-grader: $(BASE)  ## the math grader beside math-verify and sympy: answers/
 
 bench-sampler: $(BASE)  ## rollout speed beside vLLM, transformers, tunix (installs them, gigabytes; 1 hour)
 	$(BIN)/python benchmarks/sampler.py $(ARGS)
+
+house: $(BASE)  ## the structure of the package, measured
+	$(BIN)/python benchmarks/house.py $(ARGS)
 
 venv: $(DEV)  ## only make .venv with everything that the tests need
 
