@@ -1,8 +1,6 @@
 """A benchmark is read whole, in its order, with answers of any type."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +10,8 @@ from polaris_jax.data.prompts import add_suffix
 from polaris_jax.data.sources import DataError
 from polaris_jax.evaluate.benchmarks import BENCHMARKS, is_benchmark, read_benchmark
 from polaris_jax.system.progress import Progress
-
-SHARED = Path(os.environ.get("POLARIS_SHARED", Path(__file__).parents[3] / "shared"))
+from tests.fixtures.gold_cases import SIZES, benchmark_rows
+from tests.support.original_data import DATA, needs_original
 
 
 def write(path, rows):
@@ -71,11 +69,27 @@ def test_a_benchmark_by_its_name_is_no_file():
     assert not is_benchmark("math-ai/aime24") and not is_benchmark("")
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_a_whole_file_of_a_benchmark(name, tmp_path):
+    rows = benchmark_rows(name)
+    problems = read_benchmark(write(tmp_path / f"{name}.jsonl", rows))
+    assert len(problems) == BENCHMARKS[name].problems == SIZES[name]
+    assert BENCHMARKS.keys() == SIZES.keys()
+    assert [p.id for p in problems] == [r["id"] for r in rows]
+    answers = [r["answer"] for r in rows]
+    stripped = [[text.strip() for text in a] if isinstance(a, list) else a for a in answers]
+    assert [p.answer for p in problems] == stripped
+    texts = [p.problem for p in problems]
+    assert len(set(texts)) < len(texts), "a repeat must stay"
+    assert [add_suffix(text, PROMPT_SUFFIX) for text in texts] == texts
+    rows.append(row(len(rows)))
+    with pytest.raises(DataError, match=f"{len(rows)} problems, and {name} has {len(rows) - 1}"):
+        read_benchmark(write(tmp_path / f"{name}.jsonl", rows))
+
+
+@needs_original
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_the_five_files_where_they_are_at_hand(name):
-    path = SHARED / "data" / "benchmarks" / f"{name}.jsonl"
-    if not path.exists():
-        pytest.skip("the five benchmark files are not part of the project")
-    problems = read_benchmark(path)
+def test_the_five_files(name):
+    problems = read_benchmark(DATA / "benchmarks" / f"{name}.jsonl")
     assert len(problems) == BENCHMARKS[name].problems
     assert all(add_suffix(p.problem, PROMPT_SUFFIX) == p.problem for p in problems)

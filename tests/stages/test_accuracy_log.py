@@ -1,15 +1,12 @@
 """The original's accuracy log: what counts, and what is named and skipped."""
 
 import json
-import os
-from pathlib import Path
+import random
 
 import pytest
 
 from polaris_jax.stages import SkippedLine, read_accuracy_log
-
-SHARED = Path(os.environ.get("POLARIS_SHARED", Path(__file__).parents[3] / "shared"))
-ORIGINAL = SHARED / "data" / "accuracy_log.jsonl"
+from tests.support.original_data import DATA, needs_original
 
 
 def write(path, *lines):
@@ -80,9 +77,41 @@ def test_a_missing_file_is_an_error(tmp_path):
         read_accuracy_log(tmp_path / "none.jsonl")
 
 
-@pytest.mark.skipif(not ORIGINAL.exists(), reason="the original's log is not in this checkout")
+def test_a_log_of_the_originals_shape(tmp_path):
+    """The first line names each problem 4 times, the others name 8 problems, scored in quarters.
+
+    A third of the problems are visited twice. What must come out is counted in whole quarters.
+    """
+    draw = random.Random(0)
+    once = draw.sample(range(60_000), 480)
+    order = once + once[:160]
+    visits = [(index, draw.choices(range(5), (37, 14, 12, 13, 24))[0]) for index in order]
+    steps = [visits[i : i + 8] for i in range(0, len(visits), 8)]
+    first = {"index": [i for i, _ in steps[0] for _ in range(4)], "score": [0.0] * 8}
+    lines = [{"index": [i for i, _ in s], "score": [q / 4 for _, q in s]} for s in steps]
+    log = read_accuracy_log(write(tmp_path / "log.jsonl", first, *lines))
+    assert log.skipped == (SkippedLine(1, "32 indices and 8 scores"),)
+    assert (log.lines, len(log.scores)) == (80, 480)
+    assert sum(map(len, log.scores.values())) == 640
+
+    quarters = {}
+    for index, q in visits:
+        quarters.setdefault(index, []).append(q)
+    assert list(log.scores) == list(quarters)
+    assert log.scores == {i: tuple(q / 4 for q in several) for i, several in quarters.items()}
+    easy = tuple(i for i, several in quarters.items() if 10 * sum(several) > 36 * len(several))
+    assert log.easy_ids(statistic="stage_mean") == easy
+    last = tuple(i for i, several in quarters.items() if several[-1] == 4)
+    assert log.easy_ids(statistic="last") == last
+    assert 0 < len(easy) < len(last), "the two statistics differ on these visits"
+    above = tuple(i for i, several in quarters.items() if sum(several) > 3 * len(several))
+    assert log.easy_ids(drop_above=0.75) == above
+    assert set(easy) < set(above)
+
+
+@needs_original
 def test_the_originals_log():
-    log = read_accuracy_log(ORIGINAL)
+    log = read_accuracy_log(DATA / "accuracy_log.jsonl")
     assert log.skipped == (SkippedLine(1, "32 indices and 8 scores"),)
     assert (log.lines, len(log.scores)) == (516, 4_032)
     assert sum(map(len, log.scores.values())) == 4_128
