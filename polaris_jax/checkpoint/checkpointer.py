@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from polaris_jax.checkpoint.checkpointer import manifest
+from polaris_jax.checkpoint import manifest
 from polaris_jax.checkpoint.architecture import differing_arrays, differing_fields, shape_and_dtype
 from polaris_jax.checkpoint.arrays import (
     StreamedArray,

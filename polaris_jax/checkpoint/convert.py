@@ -14,8 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.checkpoint.checkpointer import manifest
+from polaris_jax.checkpoint import Checkpointer, manifest
 from polaris_jax.checkpoint.checkpointer import ARRAYS, HOST, TOKENIZER
 from polaris_jax.checkpoint.step_folders import UNFINISHED
 from polaris_jax.checkpoint.weights import CheckpointWeights, save_weights

@@ -17,7 +17,7 @@ import secrets
 
 from etils import epath
 
-from polaris_jax.checkpoint.checkpointer import manifest
+from polaris_jax.checkpoint import manifest
 from polaris_jax.system.files import delete, is_remote, sync_directory, write_bytes
 
 DATA = "data"  # in the manifest: the folder inside the step's that holds the data; "": itself

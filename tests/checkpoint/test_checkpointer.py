@@ -20,8 +20,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from polaris_jax import checkpoint as checkpoint_lib
-from polaris_jax.checkpoint import Checkpointer, CheckpointError
-from polaris_jax.checkpoint.checkpointer import manifest
+from polaris_jax.checkpoint import Checkpointer, CheckpointError, manifest
 from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig, Qwen, param_shapes
 

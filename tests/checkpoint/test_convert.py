@@ -17,8 +17,7 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from polaris_jax.__main__ import main
-from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.checkpoint.checkpointer import manifest
+from polaris_jax.checkpoint import Checkpointer, manifest
 from polaris_jax.checkpoint.convert import convert, load_any
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import ModelConfig, Qwen, load_pretrained, save_pretrained

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from polaris_jax.checkpoint.checkpointer import manifest
+from polaris_jax.checkpoint import manifest
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """Three chat templates through the whole path: prompt, response, decoded text, train-mode score.
 
 (a) R1-Distill's own, which ends in the assistant tag; (b) the same with `<think>` appended, as
-later releases have it; (c) ChatML. (a) and (b) run on a small tokenizer with R1's special tokens,
-and on the real one where the shared data folder is.
+later releases have it; (c) ChatML. (a) and (b) run on small tokenizers with R1's special tokens:
+one made in memory and one read from files, as a checkpoint has them.
 """
 
-import os
-from pathlib import Path
+import hashlib
 
 import pytest
 
@@ -14,16 +13,22 @@ from polaris_jax.config.sections import PROMPT_SUFFIX
 from polaris_jax.data.prompts import render_prompt
 from polaris_jax.demo.chat_templates import CHATML
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.models.tokenizer import load_tokenizer
 from polaris_jax.reward import score_response
+from tests.support.original_data import DATA, MARKS, needs_original
+from tests.support.r1_tokenizer import (
+    ASSISTANT,
+    BOS,
+    EOS,
+    TEMPLATE_FILE,
+    USER,
+    write_r1_tokenizer,
+)
 
-ROOT = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("POLARIS_SHARED", ROOT.parent / "shared"))
-REAL = SHARED / "data" / "r1_distill_qwen_tokenizer"
 # deepseek-ai/DeepSeek-R1-Distill-Qwen-7B (MIT), its first release's template.
-OWN = (ROOT / "tests" / "fixtures" / "r1_distill_chat_template.jinja").read_text(encoding="utf-8")
+OWN = TEMPLATE_FILE.read_text(encoding="utf-8")
+OWN_SHA256 = "b6835114b7303ddd78919a82e4d9f7d8c26ed0d7dfc36beeb12d524f6144eab1"
 THINKS = OWN.replace("{{'<｜Assistant｜>'}}", "{{'<｜Assistant｜><think>\\n'}}")
-BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
-USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 
 # The blog's example input, byte for byte.
 PROBLEM = (
@@ -57,27 +62,45 @@ def small_r1():
     return tokenizer
 
 
-def real_r1():
-    if not REAL.is_dir():
-        pytest.skip("no shared data folder: set POLARIS_SHARED to have it")
-    from polaris_jax.models.tokenizer import load_tokenizer
-
-    return load_tokenizer(REAL)
-
-
-R1 = {"small": small_r1, "real": real_r1}
-CASES = [(kind, template) for kind in R1 for template in ("own", "thinks")] + [("tiny", "chatml")]
+R1 = ["in memory", "from files", pytest.param("original", marks=MARKS)]
+CASES = [
+    *(pytest.param(kind, "own", id=f"{kind}-own") for kind in ("in memory", "from files")),
+    *(pytest.param(kind, "thinks", id=f"{kind}-thinks") for kind in ("in memory", "from files")),
+    pytest.param("tiny", "chatml", id="tiny-chatml"),
+    *(pytest.param("original", t, id=f"original-{t}", marks=MARKS) for t in ("own", "thinks")),
+]
 
 
-def case(kind, template):
-    """(tokenizer with the template, what its prompts end in)."""
-    tokenizer = build_tokenizer() if kind == "tiny" else R1[kind]()
-    tokenizer.chat_template, end = {
-        "own": (OWN, ASSISTANT),
-        "thinks": (THINKS, ASSISTANT + "<think>\n"),
-        "chatml": (CHATML, "<|im_start|>assistant\n"),
-    }[template]
-    return tokenizer, end
+@pytest.fixture(scope="module")
+def tokenizer_of(tmp_path_factory):
+    """A function from a kind to a tokenizer of it."""
+    directory = write_r1_tokenizer(tmp_path_factory.mktemp("r1"))
+    makers = {
+        "tiny": build_tokenizer,
+        "in memory": small_r1,
+        "from files": lambda: load_tokenizer(directory),
+        "original": lambda: load_tokenizer(DATA / "r1_distill_qwen_tokenizer"),
+    }
+    return lambda kind: makers[kind]()
+
+
+TEMPLATES = {
+    "own": (OWN, ASSISTANT),
+    "thinks": (THINKS, ASSISTANT + "<think>\n"),
+    "chatml": (CHATML, "<|im_start|>assistant\n"),
+}
+
+
+@pytest.fixture
+def case(tokenizer_of):
+    """A function from kind and template to (tokenizer with it, what its prompts end in)."""
+
+    def made(kind, template):
+        tokenizer = tokenizer_of(kind)
+        tokenizer.chat_template, end = TEMPLATES[template]
+        return tokenizer, end
+
+    return made
 
 
 def rewards(tokenizer, completion):
@@ -87,14 +110,14 @@ def rewards(tokenizer, completion):
     return score_response(prompt + tokenizer.decode(ids, skip_special_tokens=True), GOLD, "train")
 
 
-def test_chatml_is_the_blogs_input_byte_for_byte():
+def test_chatml_is_the_blogs_input_byte_for_byte(case):
     tokenizer, _ = case("tiny", "chatml")
     text, ids = render_prompt(tokenizer, PROBLEM, suffix=PROMPT_SUFFIX)
     assert text.encode() == BLOG_INPUT.encode()
     assert tokenizer.decode(ids) == BLOG_INPUT
 
 
-def test_chatml_with_a_system_turn_and_an_answer():
+def test_chatml_with_a_system_turn_and_an_answer(case):
     tokenizer, _ = case("tiny", "chatml")
     messages = [{"role": r, "content": r[0]} for r in ("system", "user", "assistant")]
     assert tokenizer.apply_chat_template(messages, tokenize=False) == (
@@ -103,8 +126,8 @@ def test_chatml_with_a_system_turn_and_an_answer():
     )
 
 
-@pytest.mark.parametrize("kind", list(R1))
-def test_r1_prompts_have_one_bos_and_end_as_the_release_does(kind):
+@pytest.mark.parametrize("kind", R1)
+def test_r1_prompts_have_one_bos_and_end_as_the_release_does(kind, case):
     for template, end in (("own", ASSISTANT), ("thinks", ASSISTANT + "<think>\n")):
         tokenizer, _ = case(kind, template)
         text, ids = render_prompt(tokenizer, PROBLEM, suffix=PROMPT_SUFFIX)
@@ -113,13 +136,19 @@ def test_r1_prompts_have_one_bos_and_end_as_the_release_does(kind):
         assert tokenizer.decode(ids) == text
 
 
-def test_the_fixture_is_the_shared_template():
+def test_the_fixture_is_the_releases_template(tokenizer_of):
     assert OWN.count("{{'<｜Assistant｜>'}}") == 1
-    assert real_r1().chat_template == OWN
+    assert hashlib.sha256(OWN.encode()).hexdigest() == OWN_SHA256
+    assert tokenizer_of("from files").chat_template == OWN
 
 
-@pytest.mark.parametrize(("kind", "template"), CASES, ids=["-".join(c) for c in CASES])
-def test_a_right_answer_scores_and_one_without_its_thinking_closed_does_not(kind, template):
+@needs_original
+def test_the_fixture_is_the_originals_file(tokenizer_of):
+    assert tokenizer_of("original").chat_template == OWN
+
+
+@pytest.mark.parametrize(("kind", "template"), CASES)
+def test_a_right_answer_scores_and_one_without_its_thinking_closed_does_not(kind, template, case):
     tokenizer, end = case(kind, template)
     # Where the prompt has opened the thinking, the model does not open it again.
     response = RIGHT.removeprefix("<think>\n") if end.endswith("<think>\n") else RIGHT

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -19,9 +18,11 @@ from polaris_jax.models.weights.hf import stream_convert
 from tests.fixtures.parity_cases import ARCHITECTURES, tensors, write_checkpoint
 from tests.fixtures.smollm2_cases import PROMPTS, SPREAD, STRINGS
 from tests.models.gguf_files import permute, random_blocks, write_gguf
+from tests.support.original_data import DATA, MARKS
+from tests.support.r1_tokenizer import ASSISTANT, BOS, EOS, USER, write_r1_tokenizer
 from tests.tolerances import SMOLLM2_LOGIT_ATOL
 
-FIXTURES = Path(__file__).parents[2] / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 # The files of the parity models whose weights a quantisation of 32 values a block fits.
 BLOCKED = BY_NAME["qwen2_tied"]
@@ -367,13 +368,12 @@ def test_smollm2_as_a_directory_gives_transformers_every_logit(smollm2, tmp_path
                 np.testing.assert_allclose(got, want, rtol=0, atol=SMOLLM2_LOGIT_ATOL)
 
 
-@pytest.mark.slow
-def test_qwen_tokenizer_equals_the_checkpoint_own_one(tmp_path):
-    """The vocabulary of R1-Distill-Qwen through a GGUF file gives the ids of its tokenizer.json."""
-    shared = Path(os.environ.get("POLARIS_SHARED", Path(__file__).parents[4] / "shared"))
-    directory = shared / "data" / "r1_distill_qwen_tokenizer"
-    if not directory.is_dir():
-        pytest.skip("needs R1-Distill-Qwen's tokenizer, which the project does not ship")
+@pytest.mark.parametrize("which", ["small", pytest.param("original", marks=MARKS)])
+def test_qwen_tokenizer_equals_the_checkpoint_own_one(which, tmp_path):
+    """R1-Distill-Qwen's kind of vocabulary through a GGUF file: the ids of its tokenizer.json."""
+    directory = DATA / "r1_distill_qwen_tokenizer"
+    if which == "small":
+        directory = write_r1_tokenizer(tmp_path / "r1")
     fields = json.loads((directory / "tokenizer.json").read_text())
     added = {token["content"]: token for token in fields["added_tokens"]}
     size = 1 + max(*fields["model"]["vocab"].values(), *(t["id"] for t in added.values()))
@@ -387,5 +387,10 @@ def test_qwen_tokenizer_equals_the_checkpoint_own_one(tmp_path):
     settings = {"pre": "deepseek-r1-qwen", "tokens": tokens, "types": types, "merges": merges}
     write_gguf(tmp_path / "m.gguf", "qwen2", BLOCKED, tensors(BLOCKED), tokenizer=settings)
     got, want = gguf_tokenizer(GgufFile(tmp_path / "m.gguf")), load_tokenizer(directory)
-    for text in STRINGS:
-        assert got.encode(text) == want.encode(text, add_special_tokens=False), text
+    turns = f"{BOS}{USER}Who are you?{ASSISTANT}<think>\nI\n</think> 2{EOS}"
+    for text in (*STRINGS, turns):
+        ids = want.encode(text, add_special_tokens=False)
+        assert got.encode(text) == ids, text
+        for skip in (False, True):
+            shown = want.decode(ids, skip_special_tokens=skip)
+            assert got.decode(ids, skip_special_tokens=skip) == shown, text
