@@ -14,7 +14,8 @@ GOLDEN := $(VENV)/.installed-golden
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help demo demo-seeds test test-slow lint bench bench-gpu bench-grader bench-sampler house venv venv-tpu venv-cuda12
+.PHONY: help demo demo-seeds test test-quick test-slow lint style bench bench-gpu bench-grader \
+  bench-sampler house venv venv-tpu venv-cuda12
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -28,15 +29,20 @@ demo-seeds: $(BASE)  ## the demo over seeds 0, 1, 2 with plain GRPO and the perm
 test: $(DEV) lint  ## lint, types and the fast tests, without torch
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
+test-quick: style  ## ruff, the tests that need a host only, one step of training (2 minutes)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m quick $(ARGS)
+
 test-slow: $(GOLDEN)  ## the slow tests: live torch, libtpu, many kills, all notebooks
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow --timeout 3600 $(ARGS)
 
-lint: $(DEV)  ## ruff, formatting, type checker, shell scripts
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: style  ## ruff, formatting, type checker, shell scripts
 	$(BIN)/basedpyright
 	scripts=$$(find launch .ci -name '*.sh' -o -name '*.sbatch' -o -path '.ci/run'); \
 	  if [ -n "$$scripts" ]; then $(BIN)/shellcheck -x $$scripts; fi
+
+style: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # bench-sampler is not among them: it downloads gigabytes of other systems. Nor are house.py, which
 # measures the sources, and same_bytes.py, which compares two runs.

@@ -6,10 +6,24 @@ Set before jax is imported, for this process and for the processes that tests st
 """
 
 import os
+import pathlib
 import shutil
 import tempfile
 
 VIRTUAL_DEVICES = 8
+
+# Files and folders, anywhere under tests/, whose tests are `quick` unless they are slow: what needs
+# a host only, and one step of training. `make test-quick` runs these.
+QUICK = {
+    "batch", "benchmarks", "config", "data", "evaluate", "explore", "launch", "metrics", "report",
+    "reward", "run", "stages",
+    "test_array_checks.py", "test_config_file.py", "test_entry.py", "test_files.py",
+    "test_groups.py", "test_imports.py", "test_interrupts.py", "test_manifest.py",
+    "test_mistakes.py", "test_one_step.py", "test_overrides.py", "test_plan_mistakes.py",
+    "test_processes.py", "test_progress.py", "test_records.py", "test_signals.py",
+    "test_stage_change.py", "test_step_rules.py", "test_suite_setup.py", "test_train.py",
+    "test_visit.py",
+}  # fmt: skip
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 _flag = "--xla_force_host_platform_device_count"
@@ -40,6 +54,26 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def is_quick(path):
+    """Whether a file of tests is named in QUICK, or a folder that it is in."""
+    here = pathlib.Path(__file__).parent
+    return path.is_relative_to(here) and not QUICK.isdisjoint(path.relative_to(here).parts)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m picks tests
+def pytest_collection_modifyitems(items):
+    """Marks the tests of QUICK."""
+    for item in items:
+        if is_quick(item.path) and item.get_closest_marker("slow") is None:
+            item.add_marker("quick")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Spares `-m quick` the import of all other files."""
+    quick_alone = config.option.markexpr == "quick" and collection_path.suffix == ".py"
+    return True if quick_alone and not is_quick(collection_path) else None
 
 
 def pytest_unconfigure():

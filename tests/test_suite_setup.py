@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.conftest import VIRTUAL_DEVICES
+from tests.conftest import QUICK, VIRTUAL_DEVICES
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -37,10 +37,17 @@ def test_a_warning_from_elsewhere_is_not():
 def test_every_make_target_is_described_and_ci_runs_the_tests():
     makefile = (ROOT / "Makefile").read_text()
     described = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
-    assert {"demo", "demo-seeds", "test", "test-slow", "lint", "bench", "help"} <= described
+    wanted = {"demo", "demo-seeds", "test", "test-quick", "test-slow", "lint", "bench", "help"}
+    assert wanted <= described
     ci = ROOT / ".ci" / "run"
     assert ci.stat().st_mode & 0o111
     assert ci.read_text().rstrip().endswith("exec make test")
+
+
+def test_every_quick_name_is_a_file_or_folder_of_tests(request):
+    names = {path.name for path in (ROOT / "tests").rglob("*") if path.name != "__pycache__"}
+    assert names >= QUICK
+    assert request.node.get_closest_marker("quick") is not None
 
 
 def test_the_running_system_asks_for_neither_torch_nor_tensorflow():
