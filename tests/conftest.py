@@ -5,6 +5,7 @@ Set before jax is imported, for this process and for the processes that tests st
 `POLARIS_TYPECHECK=0` turns the annotation checks off (to time something without them).
 """
 
+import collections
 import os
 import pathlib
 import shutil
@@ -74,6 +75,23 @@ def pytest_ignore_collect(collection_path, config):
     """Spares `-m quick` the import of all other files."""
     quick_alone = config.option.markexpr == "quick" and collection_path.suffix == ".py"
     return True if quick_alone and not is_quick(collection_path) else None
+
+
+def skipped_line(reasons):
+    """What was skipped and why, most frequent first: `skipped: 3 (2 no torch, 1 root user)`."""
+    reasons = [reason.removeprefix("Skipped: ") for reason in reasons]
+    counts = collections.Counter(reasons).most_common()
+    why = ", ".join(f"{count} {reason}" for reason, count in counts)
+    return f"skipped: {len(reasons)} ({why})" if reasons else "skipped: 0"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # behind all other parts of the summary
+def pytest_terminal_summary(terminalreporter):
+    """Ends the report with a line on what was skipped."""
+    result = yield
+    reports = terminalreporter.stats.get("skipped", [])
+    terminalreporter.write_line(skipped_line([report.longrepr[2] for report in reports]))
+    return result
 
 
 def pytest_unconfigure():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.conftest import QUICK, VIRTUAL_DEVICES
+from tests.conftest import QUICK, VIRTUAL_DEVICES, skipped_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -48,6 +48,22 @@ def test_every_quick_name_is_a_file_or_folder_of_tests(request):
     names = {path.name for path in (ROOT / "tests").rglob("*") if path.name != "__pycache__"}
     assert names >= QUICK
     assert request.node.get_closest_marker("quick") is not None
+
+
+@pytest.mark.parametrize(
+    ("reasons", "line"),
+    [
+        ([], "skipped: 0"),
+        (["root may write"], "skipped: 1 (1 root may write)"),
+        (
+            ["root may write", "Skipped: no torch", "no torch"],
+            "skipped: 3 (2 no torch, 1 root may write)",
+        ),
+    ],
+    ids=["none", "one", "three"],
+)
+def test_the_line_on_what_was_skipped(reasons, line):
+    assert skipped_line(reasons) == line
 
 
 def test_the_running_system_asks_for_neither_torch_nor_tensorflow():
