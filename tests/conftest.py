@@ -47,9 +47,9 @@ if _CACHE not in os.environ:
 if os.environ.get("POLARIS_TYPECHECK", "1") != "0":
     from jaxtyping import install_import_hook
 
-    import tests.array_checks  # noqa: F401  # the hook looks it up by name
+    import tests.support.array_checks  # noqa: F401  # the hook looks it up by name
 
-    install_import_hook("polaris_jax", "tests.array_checks.check_arrays")
+    install_import_hook("polaris_jax", "tests.support.array_checks.check_arrays")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -102,7 +102,7 @@ def pytest_unconfigure():
 @pytest.fixture
 def bucket(monkeypatch):
     """An object store of the test's own, behind gs://."""
-    from tests import fake_bucket
+    from tests.support import fake_bucket
 
     bucket = fake_bucket.Bucket()
     fake_bucket.mount(monkeypatch, bucket)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jaxtyping import Float, jaxtyped
 
-from tests.array_checks import check_arrays, names_an_array
+from tests.support.array_checks import check_arrays, names_an_array
 
 
 @jaxtyped(typechecker=check_arrays)

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from tests import fake_bucket
-from tests.micro_run import final_leaves, finish, flags, make_base, start_train
+from tests.support import fake_bucket
+from tests.support.micro_run import final_leaves, finish, flags, make_base, start_train
 
 pytestmark = pytest.mark.slow
 WORKDIR = "gs://bucket/runs/one"

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.import_rules import HOST_ONLY, breaches, imports_of
+from tests.support.import_rules import HOST_ONLY, breaches, imports_of
 from tests.tolerances import IMPORT_S
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -19,8 +19,8 @@ from polaris_jax.stage_change import change_stage
 from polaris_jax.state import RunState
 from polaris_jax.step import make_informative
 from polaris_jax.system.signals import StopRequest
-from tests.kills import Life, assert_same_run, kill_at_random, metrics
-from tests.micro_run import final_state, finish, flags, make_base, start_train
+from tests.support.kills import Life, assert_same_run, kill_at_random, metrics
+from tests.support.micro_run import final_state, finish, flags, make_base, start_train
 from tests.support.parts import Written, make_parts, make_state, stage_at
 
 pytestmark = pytest.mark.xdist_group("loop")  # one worker makes what its tests share

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kills import STEPS, Life, assert_same_run, kill_at_random, metrics
-from tests.micro_run import final_leaves, finish, flags, make_base, start_train
+from tests.support.kills import STEPS, Life, assert_same_run, kill_at_random, metrics
+from tests.support.micro_run import final_leaves, finish, flags, make_base, start_train
 from tests.test_two_processes import Pair
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

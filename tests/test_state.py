@@ -20,7 +20,7 @@ from polaris_jax.state import StartAt, open_state, start_from
 from polaris_jax.step import count_batch
 from polaris_jax.system.failures import at_run_time
 from polaris_jax.system.progress import Progress
-from tests.micro_run import flags, make_base
+from tests.support.micro_run import flags, make_base
 from tests.support.parts import make_parts, make_state, stage_at
 
 MESH = ("--config.mesh.fsdp=8", "--config.batch.rows=8")  # all virtual devices

@@ -21,9 +21,9 @@ from polaris_jax.rollout.groups import begin, owners_of, quotas, sample_groups
 from polaris_jax.state import RunState, array_state, groups_from
 from polaris_jax.step import draw, sample
 from polaris_jax.system.signals import StopRequest
-from tests.driven import DrivenSampler
-from tests.rollout.fake_engine import FakeEngine, expected_tokens
+from tests.support.driven import DrivenSampler
 from tests.support.parts import make_parts, make_state, stage_at
+from tests.support.rollout.fake_engine import FakeEngine, expected_tokens
 
 SEED, STOPS, BUDGET, PROBLEMS = 0, (3, 5, 11), 24, 7  # half of all responses reach the budget
 

@@ -11,7 +11,7 @@ import pytest
 
 from polaris_jax.run.step_clock import StepClock
 from polaris_jax.system import processes
-from tests.micro_run import finish, flags, make_base, start_train
+from tests.support.micro_run import finish, flags, make_base, start_train
 
 STAGES = (4, 3)
 MORE = 3  # steps that the last stage gets once it is complete, for a resumed run

@@ -8,9 +8,9 @@ import numpy as np
 
 from polaris_jax.config import RolloutSection
 from polaris_jax.step import draw, grade, sample
-from tests.driven import DrivenSampler
-from tests.rollout.fake_engine import FakeEngine
+from tests.support.driven import DrivenSampler
 from tests.support.parts import make_parts
+from tests.support.rollout.fake_engine import FakeEngine
 from tests.test_step import BUDGET, NEVER, Tokenizer, after, new_parts, new_sampler, new_state
 
 GRADED_WITHIN_S = 20.0

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.micro_run import (
+from tests.support.micro_run import (
     ROOT,
     final_leaves,
     finish,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.batch import concat_graded, select_groups
-from tests.batch.batches import random_groups, to_graded, to_groups
+from tests.support.batch.batches import random_groups, to_graded, to_groups
 
 
 def graded_of(seed, **sizes):

@@ -3,8 +3,8 @@
 import numpy as np
 
 from polaris_jax.batch import RescueBuffer, group_advantages, substitute_uninformative
-from tests.batch import oracle
-from tests.batch.batches import random_groups, to_graded, to_groups
+from tests.support.batch import oracle
+from tests.support.batch.batches import random_groups, to_graded, to_groups
 from tests.tolerances import ADVANTAGE_ATOL
 
 TEMPERATURES = (0.7, 1.0, 1.4)

@@ -11,7 +11,7 @@ import pytest
 
 from polaris_jax.batch import pack, select_groups
 from polaris_jax.config.sections import ObjectiveSection
-from tests.batch.batches import random_groups, to_graded
+from tests.support.batch.batches import random_groups, to_graded
 from tests.tolerances import CLOSED_FORM_ATOL, WEIGHT_RTOL
 
 AGGREGATIONS = (

@@ -9,7 +9,7 @@ import pytest
 
 from polaris_jax.batch import RescueBuffer
 from polaris_jax.records import Graded
-from tests.batch.batches import random_groups, to_graded, to_groups
+from tests.support.batch.batches import random_groups, to_graded, to_groups
 
 VISIT = {"step": 3, "stage": 1, "temperature": 1.4}
 

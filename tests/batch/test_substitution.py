@@ -12,7 +12,7 @@ from polaris_jax.batch import (
     group_advantages,
     substitute_uninformative,
 )
-from tests.batch.batches import random_groups, to_graded, to_groups
+from tests.support.batch.batches import random_groups, to_graded, to_groups
 
 
 def batch(pattern, responses=4):

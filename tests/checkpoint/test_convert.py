@@ -41,7 +41,7 @@ TINY = ModelConfig(
     qkv_bias=False,
     qk_norm=True,
 )
-CHILD = Path(__file__).with_name("convert_memory.py")
+CHILD = Path(__file__).parents[1] / "support" / "checkpoint" / "convert_memory.py"
 GIB = 1 << 30
 # Threads, buffers on their way to the disk (64 MiB) and late imports: 121 to 150 MiB were measured.
 ALLOWED_BYTES = 192 << 20

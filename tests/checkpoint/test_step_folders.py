@@ -6,7 +6,7 @@ import pytest
 
 from polaris_jax.checkpoint import Checkpointer, CheckpointError
 from polaris_jax.run.ownership import TakenOver
-from tests import fake_bucket
+from tests.support import fake_bucket
 
 CHECKPOINTS = "gs://bucket/run/checkpoints"
 

@@ -14,7 +14,7 @@ from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.data.problems import read_problems
 from polaris_jax.measure import held_out
 from polaris_jax.models import load_pretrained
-from tests.micro_run import final_state, flags, make_base
+from tests.support.micro_run import final_state, flags, make_base
 
 pytestmark = pytest.mark.xdist_group("commands")  # one worker makes what its tests share
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from polaris_jax.models import load_pretrained
-from tests.micro_run import ROOT, final_leaves, finish, flags, make_base, start_train
+from tests.support.micro_run import ROOT, final_leaves, finish, flags, make_base, start_train
 
 # The tiny configuration with its first stage alone.
 CONFIG = """

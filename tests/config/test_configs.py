@@ -42,7 +42,7 @@ def test_builds_and_is_locked(path):
 SHOW_COMMANDS = [
     *CONFIGS,
     FOLDER.parent / "README.md",
-    *sorted((FOLDER.parent / "polaris_jax" / "cli").glob("*.py")),
+    *sorted((FOLDER.parent / "polaris_jax" / "commands").glob("*.py")),
     *sorted((FOLDER.parent / "launch").glob("*.s*")),
 ]
 

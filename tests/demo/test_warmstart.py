@@ -8,8 +8,8 @@ import pytest
 from polaris_jax.config import WarmstartSection
 from polaris_jax.demo import warmstart
 from polaris_jax.demo.warmstart import warm_start
+from tests.support.train.cases import QWEN3, logprobs, make_model
 from tests.tolerances import LOGPROB_ATOL, LOSS_RTOL
-from tests.train.cases import QWEN3, logprobs, make_model
 
 SECTION = WarmstartSection(steps=12, batch_size=8, learning_rate=1e-2, seed=0)
 

@@ -7,7 +7,7 @@ import pytest
 from polaris_jax.__main__ import main
 from polaris_jax.measure import evaluate
 from polaris_jax.measure.policy import Policy
-from tests.micro_run import flags, make_base
+from tests.support.micro_run import flags, make_base
 
 pytestmark = pytest.mark.xdist_group("resumed commands")  # one worker makes the base
 

@@ -19,7 +19,7 @@ from polaris_jax.models import (
 )
 from polaris_jax.models.attention import attend as self_attend
 from polaris_jax.models.layers import gated, rope_frequencies, yarn_attention_factor
-from tests.random_models import random_model
+from tests.support.random_models import random_model
 from tests.tolerances import GRADIENT_RTOL
 
 QWEN3 = ModelConfig(

@@ -17,7 +17,7 @@ from polaris_jax.report.figures import difficulty_figure, evaluation_figure, pro
 from polaris_jax.report.run_files import read_run
 from polaris_jax.report.style import curve, running_mean, short_number
 from polaris_jax.report.summary import mean_speed, stage_rows, summary_rows
-from tests.report.synthetic import CALIBRATE, PROBE, evaluation, write_run
+from tests.support.report.synthetic import CALIBRATE, PROBE, evaluation, write_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FIGURES = {

@@ -3,7 +3,7 @@
 import pytest
 
 from polaris_jax.report.scores import caption, gain_text, not_comparable, pair_names, score_name
-from tests.report.synthetic import evaluation
+from tests.support.report.synthetic import evaluation
 
 BEFORE = evaluation(0.36) | {"checkpoint": "base"}
 AFTER = evaluation(0.68)

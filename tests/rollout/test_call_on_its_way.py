@@ -3,8 +3,8 @@
 import pytest
 
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from tests.rollout.fake_engine import FakeSampler, settings
-from tests.rollout.rollout_cases import small_model
+from tests.support.rollout.fake_engine import FakeSampler, settings
+from tests.support.rollout.rollout_cases import small_model
 
 AHEAD = SamplerConfig(
     slots=4,

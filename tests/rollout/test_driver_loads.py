@@ -4,7 +4,7 @@ import pytest
 
 from polaris_jax.records import Response
 from polaris_jax.rollout.decode_state import SamplerConfig
-from tests.rollout.fake_engine import FakeSampler, expected_tokens, settings
+from tests.support.rollout.fake_engine import FakeSampler, expected_tokens, settings
 
 ROOMY = SamplerConfig(
     slots=16, page_size=4, num_pages=400, max_len=256, decode_steps=4, prefix_cache=False

@@ -13,8 +13,8 @@ from polaris_jax.rollout.prefill_calls import prefill_calls
 from polaris_jax.rollout.program_spec import fine_row_buckets, program_spec, row_buckets
 from polaris_jax.rollout.sampling import PromptParams, pad_stop_ids
 from polaris_jax.rollout.staged_kv import TILE_ROWS, tile_rows
-from tests.rollout.native_kernels import needs_compiler
-from tests.rollout.rollout_cases import CONFIG, dense_logits, random_prompts, small_model
+from tests.support.rollout.native_kernels import needs_compiler
+from tests.support.rollout.rollout_cases import CONFIG, dense_logits, random_prompts, small_model
 
 SIZES = {"slots": 4, "page_size": 4, "max_len": 32, "decode_steps": 4, "prefill_chunk": 32}
 GREEDY = PromptParams(0.0, 1.0, 0, 0.0, max_tokens=32, seed=0)

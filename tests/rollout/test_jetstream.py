@@ -15,9 +15,9 @@ import pytest
 from polaris_jax.models import Qwen, param_shapes
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.sampling import PromptParams
-from tests.rollout.rollout_cases import CONFIG, small_model
+from tests.support.rollout.rollout_cases import CONFIG, small_model
 
-SCRIPT = Path(__file__).with_name("drive_jetstream.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "rollout" / "drive_jetstream.py"
 ROOT = Path(__file__).parents[2]
 
 

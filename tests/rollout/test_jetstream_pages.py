@@ -6,7 +6,7 @@ import pytest
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.jetstream import jetstream_engine
 from polaris_jax.rollout.sampling import PromptParams
-from tests.rollout.rollout_cases import dense_logits, small_model
+from tests.support.rollout.rollout_cases import dense_logits, small_model
 
 MAX_TOKENS = 6
 PROMPT = [5, 9, 2, 7, 11, 30]

@@ -74,7 +74,10 @@ def lines(case) -> list[dict]:
     """What compile_sampler.py says, a dict a program."""
     done = subprocess.run(
         [
-            *(sys.executable, str(Path(__file__).with_name("compile_sampler.py"))),
+            *(
+                sys.executable,
+                str(Path(__file__).parents[1] / "support" / "rollout" / "compile_sampler.py"),
+            ),
             *(case.topology, case.model),
             f"--tensor={','.join(map(str, case.tensors))}",
             f"--layers={case.layers}",

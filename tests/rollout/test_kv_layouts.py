@@ -22,7 +22,7 @@ from polaris_jax.rollout.kv_layouts import (
     attend_ragged,
 )
 from polaris_jax.rollout.paged_kv import pages_for
-from tests.rollout.rollout_cases import CONFIG
+from tests.support.rollout.rollout_cases import CONFIG
 from tests.tolerances import ATTENTION_ATOL
 
 LAYERS, BATCH, LENGTH, CHUNK, PAGE = 2, 3, 18, 8, 16

@@ -10,7 +10,7 @@ from polaris_jax.models.presets import PRESETS
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.layout_choice import SMEM_BYTES, choose_layout, smem_bytes
 from polaris_jax.rollout.program_spec import program_spec
-from tests.rollout.rollout_cases import CONFIG
+from tests.support.rollout.rollout_cases import CONFIG
 
 QWEN3_4B = PRESETS["qwen3-4b"]
 

@@ -10,7 +10,7 @@ import pytest
 from polaris_jax.models.attention import attend as dense_attend
 from polaris_jax.rollout import paged_kv
 from polaris_jax.rollout.paged_kv import Pool, pages_for
-from tests.rollout.rollout_cases import CONFIG
+from tests.support.rollout.rollout_cases import CONFIG
 from tests.tolerances import ATTENTION_ATOL
 
 LAYERS, BATCH, LENGTH = 2, 3, 21

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from polaris_jax.rollout import Response, Sampler, SamplerConfig, SamplingParams
-from tests.rollout.rollout_cases import CONFIG, differing_tokens, random_prompts, small_model
+from tests.support.rollout.rollout_cases import (
+    CONFIG,
+    differing_tokens,
+    random_prompts,
+    small_model,
+)
 from tests.tolerances import SCHEDULE_LOGPROB_ATOL
 
 pytestmark = pytest.mark.xdist_group("partial")  # one worker makes what its tests share

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from polaris_jax.rollout import RolloutPaused, Sampler, SamplerConfig, SamplingParams
-from tests.rollout.rollout_cases import random_prompts, small_model
+from tests.support.rollout.rollout_cases import random_prompts, small_model
 
 SIZES = SamplerConfig(slots=6, page_size=8, num_pages=64, max_len=64, decode_steps=4)
 PROMPTS = random_prompts(3, seed=21)

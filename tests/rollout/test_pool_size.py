@@ -9,7 +9,7 @@ from polaris_jax.config import ConfigError
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.pool_size import page_bytes, pages_with_room, pool_pages
 from polaris_jax.sharding import make_sampler_mesh
-from tests.rollout.rollout_cases import CONFIG, small_model
+from tests.support.rollout.rollout_cases import CONFIG, small_model
 
 SETTINGS = {"page_bytes": 100, "pages_of_a_row": 5, "slots": 4, "reserve": 0.1}
 

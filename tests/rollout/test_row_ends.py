@@ -10,8 +10,8 @@ from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.sampling import PromptParams
 from polaris_jax.rollout.sequences import Prompt, Sequence
-from tests.rollout.fake_engine import FakeEngine, FakeSampler, settings
-from tests.rollout.rollout_cases import CONFIG, small_model
+from tests.support.rollout.fake_engine import FakeEngine, FakeSampler, settings
+from tests.support.rollout.rollout_cases import CONFIG, small_model
 
 STEPS = 8
 

@@ -9,14 +9,14 @@ import pytest
 from polaris_jax.models import RopeScaling, token_logprobs
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.compile_counter import CompileCounter
-from tests.rollout.rollout_cases import (
+from tests.support.rollout.rollout_cases import (
     CONFIG,
     dense_logits,
     differing_tokens,
     random_prompts,
     small_model,
 )
-from tests.rollout.sampler_cases import (
+from tests.support.rollout.sampler_cases import (
     PARAMS,
     PROMPTS,
     ROOMY,

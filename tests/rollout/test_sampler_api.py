@@ -7,8 +7,8 @@ import pytest
 
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams, live_weights
 from polaris_jax.rollout.prompt_logprobs import prompt_logprobs
-from tests.random_models import random_model
-from tests.rollout.rollout_cases import CONFIG, random_prompts, small_model
+from tests.support.random_models import random_model
+from tests.support.rollout.rollout_cases import CONFIG, random_prompts, small_model
 
 pytestmark = pytest.mark.xdist_group("sampler_api")  # one worker makes what its tests share
 

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from polaris_jax.rollout import Sampler
-from tests.rollout.rollout_cases import small_model
-from tests.rollout.sampler_cases import PARAMS, PROMPTS, ROOMY, only, reference, same_rollouts
+from tests.support.rollout.rollout_cases import small_model
+from tests.support.rollout.sampler_cases import (
+    PARAMS,
+    PROMPTS,
+    ROOMY,
+    only,
+    reference,
+    same_rollouts,
+)
 from tests.tolerances import SCHEDULE_LOGPROB_ATOL
 
 # Pages of a roomy pool, and of one too small for its slots, in which rows must give way. The

@@ -20,8 +20,8 @@ from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, Sampling
 from polaris_jax.rollout.prompt_logprobs import prompt_logprobs
 from polaris_jax.rollout.run import deal
 from polaris_jax.sharding import make_sampler_mesh, on_slots
-from tests.random_models import random_model
-from tests.rollout.rollout_cases import (
+from tests.support.random_models import random_model
+from tests.support.rollout.rollout_cases import (
     CONFIG,
     differing_tokens,
     random_prompts,
@@ -125,11 +125,15 @@ def test_a_shard_of_few_rows_goes_on_beside_a_full_one(ahead):
 
 
 def two_processes(script: str, data: int, tensor: int) -> list[dict]:
-    """What each of two processes reports that run a script of this folder."""
+    """What each of two processes reports that run a script of tests/support/rollout."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [sys.executable, str(Path(__file__).with_name(script)), str(port)]
+    words = [
+        sys.executable,
+        str(Path(__file__).parents[1] / "support" / "rollout" / script),
+        str(port),
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     pair = [
         subprocess.Popen(

@@ -7,7 +7,7 @@ from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.page_allocator import PageAllocator
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.scheduler import Prompt, Scheduler, Sequence
-from tests.rollout.fake_engine import VOCAB, FakeSampler, settings
+from tests.support.rollout.fake_engine import VOCAB, FakeSampler, settings
 
 
 def world(**sizes) -> FakeSampler:

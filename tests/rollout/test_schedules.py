@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.paged_kv import pages_for
-from tests.rollout.fake_engine import STOPS, VOCAB, FakeSampler, settings
-from tests.rollout.schedules import CUTS, LONGEST, Act, Submit, cases, pick, schedules
+from tests.support.rollout.fake_engine import STOPS, VOCAB, FakeSampler, settings
+from tests.support.rollout.schedules import CUTS, LONGEST, Act, Submit, cases, pick, schedules
 
 
 @st.composite

@@ -19,7 +19,7 @@ from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.run import Request
 from polaris_jax.sharding import make_sampler_mesh
-from tests.rollout.rollout_cases import (
+from tests.support.rollout.rollout_cases import (
     CONFIG,
     dense_logits_along,
     differing_tokens,
@@ -27,7 +27,7 @@ from tests.rollout.rollout_cases import (
     small_model,
     uniforms_of,
 )
-from tests.rollout.schedules import CUTS, LONGEST, Act, Submit, cases, pick, schedules
+from tests.support.rollout.schedules import CUTS, LONGEST, Act, Submit, cases, pick, schedules
 from tests.tolerances import SAMPLER_LOGPROB_ATOL, SCHEDULE_LOGPROB_ATOL
 
 STEPS = 4

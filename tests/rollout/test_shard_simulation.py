@@ -20,7 +20,7 @@ from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine_records import ResultTokens
 from polaris_jax.rollout.run import Request
-from tests.rollout.fake_engine import settings
+from tests.support.rollout.fake_engine import settings
 
 PROBLEMS, SAMPLES = 128, 8
 BUDGET, MEDIAN = 1248, 300  # tokens: 39,936 and about 9,600 at full size

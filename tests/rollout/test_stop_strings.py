@@ -13,7 +13,7 @@ from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.stop_strings import completing_token
 from polaris_jax.sharding import make_sampler_mesh
-from tests.rollout.rollout_cases import random_prompts, small_model
+from tests.support.rollout.rollout_cases import random_prompts, small_model
 from tests.tolerances import SAMPLER_LOGPROB_ATOL, SCHEDULE_LOGPROB_ATOL
 
 # Tokens of 0 to 3 bytes, some of which cut a character of two bytes.

@@ -10,7 +10,7 @@ import pytest
 
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.sharding import make_sampler_mesh
-from tests.rollout.rollout_cases import random_prompts, small_model
+from tests.support.rollout.rollout_cases import random_prompts, small_model
 
 SIZES = SamplerConfig(slots=4, page_size=8, num_pages=64, max_len=64, decode_steps=4, min_rows=4)
 PROMPTS = random_prompts(4, seed=3)

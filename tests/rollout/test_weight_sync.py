@@ -22,8 +22,8 @@ from polaris_jax.sharding import (
     param_shardings,
     private_copies,
 )
-from tests.random_models import random_model
-from tests.rollout.rollout_cases import CONFIG, small_model
+from tests.support.random_models import random_model
+from tests.support.rollout.rollout_cases import CONFIG, small_model
 
 
 def trainer_params(section: MeshSection, devices=None) -> Qwen:

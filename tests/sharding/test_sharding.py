@@ -23,16 +23,7 @@ from polaris_jax.sharding import (
 from polaris_jax.train.programs import abstract_arguments, update_programs
 from polaris_jax.train.state import init_train_state
 from polaris_jax.train.update import Updater
-from tests.tolerances import (
-    CLOSED_FORM_ATOL,
-    GRADIENT_RTOL,
-    LOGPROB_ATOL,
-    LOSS_RTOL,
-    NEAR_ZERO_GRADIENT,
-    NEAR_ZERO_SHARE,
-    SHARDED_PARAMS_LR_SHARE,
-)
-from tests.train.cases import (
+from tests.support.train.cases import (
     FP32,
     OPTIMIZER,
     QWEN2,
@@ -48,6 +39,15 @@ from tests.train.cases import (
     one_device_mesh,
     pack_case,
     values,
+)
+from tests.tolerances import (
+    CLOSED_FORM_ATOL,
+    GRADIENT_RTOL,
+    LOGPROB_ATOL,
+    LOSS_RTOL,
+    NEAR_ZERO_GRADIENT,
+    NEAR_ZERO_SHARE,
+    SHARDED_PARAMS_LR_SHARE,
 )
 
 STEPS = 3

@@ -9,13 +9,13 @@ from polaris_jax.__main__ import main
 from polaris_jax.config import ConfigError, build_config, config_fields, default_config
 from polaris_jax.data.problems import read_problems, write_problems
 from polaris_jax.measure import evaluate
+from polaris_jax.models.weights import sources
 from polaris_jax.models.weights.sources import weights_digest
-from polaris_jax.models.weights.stream import sources
 from polaris_jax.system import processes
 from polaris_jax.system.agreement import run_facts
 from polaris_jax.system.processes import disagreement
 from polaris_jax.system.progress import Progress
-from tests.micro_run import flags, start_ranks
+from tests.support.micro_run import flags, start_ranks
 
 QUIET = Progress(enabled=False)
 COMMAND = {"name": "train", "stage": -1, "workdir": "/runs/a"}

@@ -7,9 +7,10 @@ import numpy as np
 from polaris_jax.batch import Substitution, group_advantages
 from polaris_jax.config import RunConfig
 from polaris_jax.config.sections import BatchSection, ObjectiveSection
-from polaris_jax.records import Graded, StageState
-from polaris_jax.step_rules import pack_minibatches
+from polaris_jax.records import Graded, TrainBatch
+from polaris_jax.step import pack_minibatches
 from polaris_jax.train.objective import token_loss
+from tests.support.parts import make_parts, make_state
 from tests.tolerances import OBJECTIVE_RTOL
 
 OBJECTIVE = ObjectiveSection(old_logprobs="sampler", tis_cap=2.0)
@@ -20,6 +21,19 @@ ROWS = [
     [(((3, 4), (5, 2)), 1.0), (((5, 3),), 0.0), (((4, 2), (5, 5)), 0.0)],
     [(((5, 6),), 1.0), (((3, 1), (4, 2), (5, 1)), 1.0), (((4, 3),), 0.0)],
 ]
+
+
+class OneRow:
+    """In the place of an `Updater`: a microbatch is one row on one device."""
+
+    rows = shards = 1
+
+
+def packed(graded: Graded, swapped: Substitution) -> list[TrainBatch]:
+    """The batch packed by a step whose policy has version PRESENT."""
+    return pack_minibatches(
+        make_parts(CONFIG, updater=OneRow()), make_state(step=PRESENT), graded, swapped
+    )
 
 
 def graded_of_former_policies(rng: np.random.Generator) -> Graded:
@@ -41,9 +55,7 @@ def test_each_token_counts_against_its_own_log_prob_under_the_cap():
     rng = np.random.default_rng(0)
     graded = graded_of_former_policies(rng)
     swapped = Substitution(np.arange(2), 2, 0, 0, "train")
-    (batch,) = pack_minibatches(
-        graded, swapped, StageState(0, 0, 0, 1.0, 16), CONFIG, rows=1, shards=1, version=PRESENT
-    )
+    (batch,) = packed(graded, swapped)
     # The present policy has moved by up to a nat, and by a factor of 20 where it did so most.
     logp_BT = batch.old_logp_BT + rng.normal(0, 1, batch.old_logp_BT.shape).astype(np.float32)
     loss = token_loss(
@@ -90,7 +102,5 @@ def place_of(batch, graded: Graded, p: int, r: int) -> tuple[int, int]:
 def test_without_versions_all_tokens_are_the_present_policys():
     graded = dataclasses.replace(graded_of_former_policies(np.random.default_rng(1)), versions=None)
     swapped = Substitution(np.arange(2), 2, 0, 0, "train")
-    (batch,) = pack_minibatches(
-        graded, swapped, StageState(0, 0, 0, 1.0, 16), CONFIG, rows=1, shards=1, version=PRESENT
-    )
+    (batch,) = packed(graded, swapped)
     assert batch.fresh_BT.sum() == batch.tokens

@@ -15,8 +15,7 @@ from polaris_jax.train.state import (
     init_train_state,
     random_train_state,
 )
-from tests.tolerances import FUSED_RTOL
-from tests.train.cases import (
+from tests.support.train.cases import (
     OPTIMIZER,
     QWEN3,
     make_graded,
@@ -25,6 +24,7 @@ from tests.train.cases import (
     one_device_mesh,
     pack_case,
 )
+from tests.tolerances import FUSED_RTOL
 
 
 def test_updates_leave_the_source_model_alone():

@@ -14,8 +14,7 @@ from polaris_jax.models import RopeScaling
 from polaris_jax.sharding import make_mesh, private_copies
 from polaris_jax.train.state import init_train_state
 from polaris_jax.train.update import Updater, merge_metrics
-from tests.tolerances import BF16_GRADIENT_RTOL, GRADIENT_RTOL, LOGPROB_ATOL
-from tests.train.cases import (
+from tests.support.train.cases import (
     FP32,
     OPTIMIZER,
     QWEN2,
@@ -32,6 +31,7 @@ from tests.train.cases import (
     plain_gradient,
     values,
 )
+from tests.tolerances import BF16_GRADIENT_RTOL, GRADIENT_RTOL, LOGPROB_ATOL
 
 
 def logp_and_entropy(model, batch):

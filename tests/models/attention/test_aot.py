@@ -55,7 +55,7 @@ cudnn = [
 
 
 def compile_for(platform: str, back_end: str, *lengths: int, flags: tuple[str, ...] = ()):
-    script = Path(__file__).with_name("compile_attention.py")
+    script = Path(__file__).parents[2] / "support" / "models" / "attention" / "compile_attention.py"
     done = subprocess.run(
         [
             sys.executable,

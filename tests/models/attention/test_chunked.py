@@ -9,7 +9,7 @@ import pytest
 from polaris_jax.models.attention import ContextShard, attend
 from polaris_jax.models.attention.chunked import attend_chunked
 from polaris_jax.models.attention.reference import attend_reference
-from tests.models.attention.cases import (
+from tests.support.models.attention.cases import (
     assert_equals_reference,
     case,
     forward_and_gradients,

@@ -7,7 +7,7 @@ import pytest
 
 from polaris_jax.models.attention import ContextShard, attend
 from polaris_jax.models.attention.cudnn import attend_cudnn
-from tests.models.attention.cases import assert_equals_reference, case
+from tests.support.models.attention.cases import assert_equals_reference, case
 
 by_xla = functools.partial(attend_cudnn, implementation="xla")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.models.attention import ContextShard, attend, dispatch
-from tests.models.attention.cases import case
+from tests.support.models.attention.cases import case
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from polaris_jax.models.attention.shards import chunk_tokens
 from polaris_jax.models.attention.splash import attend_splash
-from tests.models.attention.cases import assert_equals_reference, case, over_shards
+from tests.support.models.attention.cases import assert_equals_reference, case, over_shards
 
 interpreted = functools.partial(attend_splash, interpret=True)
 

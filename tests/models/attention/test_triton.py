@@ -6,7 +6,7 @@ import pytest
 
 from polaris_jax.models.attention import ContextShard, attend
 from polaris_jax.models.attention.triton import attend_triton
-from tests.models.attention.cases import assert_equals_reference, case
+from tests.support.models.attention.cases import assert_equals_reference, case
 
 interpreted = functools.partial(attend_triton, interpret=True)
 

@@ -163,7 +163,11 @@ def test_the_head_of_a_53248_token_row_needs_little_memory_on_a_v5p(head, most_g
     """1.31 and 0.87 GiB, gradients counted as outputs; all its logits would take 32 GB."""
     root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("compile_head.py"), head],
+        [
+            sys.executable,
+            Path(__file__).parents[2] / "support" / "models" / "compile_head.py",
+            head,
+        ],
         env=os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": ""},
         capture_output=True,
         text=True,

@@ -17,7 +17,7 @@ from polaris_jax.models.weights.gguf import GgufFile, gguf_tokenizer, unpermute
 from polaris_jax.models.weights.hf import stream_convert
 from tests.fixtures.parity_cases import ARCHITECTURES, tensors, write_checkpoint
 from tests.fixtures.smollm2_cases import PROMPTS, SPREAD, STRINGS
-from tests.models.gguf_files import permute, random_blocks, write_gguf
+from tests.support.models.gguf_files import permute, random_blocks, write_gguf
 from tests.support.original_data import DATA, MARKS
 from tests.support.r1_tokenizer import ASSISTANT, BOS, EOS, USER, write_r1_tokenizer
 from tests.tolerances import SMOLLM2_LOGIT_ATOL

@@ -28,14 +28,14 @@ from polaris_jax.models.weights.hf import stream_convert
 from polaris_jax.models.weights.hf_config import parse_config
 from polaris_jax.models.weights.safetensors_files import INDEX_FILE
 from polaris_jax.models.weights.safetensors_writer import write_safetensors
-from tests import random_models
 from tests.fixtures.parity_cases import (
     ARCHITECTURES,
     config_fields,
     tensors,
     write_checkpoint,
 )
-from tests.models.object_store import mount
+from tests.support import random_models
+from tests.support.models.object_store import mount
 
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 LLAMA_FIELDS = {

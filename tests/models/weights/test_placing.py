@@ -16,10 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from polaris_jax.config import MeshSection
 from polaris_jax.models import ModelConfig, param_axes, param_shapes
+from polaris_jax.models.weights import placing
 from polaris_jax.models.weights.hf import export, export_into
 from polaris_jax.models.weights.hf_names import from_hf, hf_name, hf_part, hf_shapes
 from polaris_jax.models.weights.placing import place_params
-from polaris_jax.models.weights.stream import param_reader, placing
+from polaris_jax.models.weights.stream import param_reader
 from polaris_jax.sharding import TRAINER_RULES, make_mesh, param_shardings
 
 CONFIG = ModelConfig(
@@ -160,7 +161,7 @@ def test_two_processes_read_half_each(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    child = Path(__file__).with_name("load_in_two_processes.py")
+    child = Path(__file__).parents[2] / "support" / "models" / "load_in_two_processes.py"
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     children = [
         subprocess.Popen(

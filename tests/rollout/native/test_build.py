@@ -14,8 +14,8 @@ from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams, native
 from polaris_jax.rollout.native import build
 from polaris_jax.rollout.program_spec import program_spec
 from polaris_jax.sharding import make_sampler_mesh
-from tests.rollout.native_kernels import needs_compiler
-from tests.rollout.rollout_cases import CONFIG, small_model
+from tests.support.rollout.native_kernels import needs_compiler
+from tests.support.rollout.rollout_cases import CONFIG, small_model
 
 LOAD = """
 from polaris_jax.rollout import native

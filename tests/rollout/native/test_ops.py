@@ -10,7 +10,7 @@ import pytest
 from polaris_jax.rollout import native
 from polaris_jax.rollout.paged_kv import Pool
 from polaris_jax.rollout.staged_kv import Staged
-from tests.rollout.native_kernels import needs_compiler
+from tests.support.rollout.native_kernels import needs_compiler
 from tests.tolerances import ATTENTION_ATOL, PRODUCT_RTOL
 
 pytestmark = needs_compiler

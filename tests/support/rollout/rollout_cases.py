@@ -8,7 +8,7 @@ import numpy as np
 
 from polaris_jax.models import ModelConfig, Qwen
 from polaris_jax.rollout.sampling import RowParams, row_keys, row_uniforms
-from tests.random_models import random_model
+from tests.support.random_models import random_model
 from tests.tolerances import NEAR_TIE
 
 CONFIG = ModelConfig(

@@ -1,6 +1,6 @@
 """Compiles the head, forward + backward, of one long row for a v5p that is not here.
 
-    python tests/models/compile_head.py [counted_loss | target_logprobs] [chunk_tokens]
+    python tests/support/models/compile_head.py [counted_loss | target_logprobs] [chunk_tokens]
 
 Qwen3-4B's head: float32 master, bfloat16 compute, one row of 53,248 tokens on one device, with a
 loss of the log-prob and the entropy. `counted_loss` is what the update runs; `target_logprobs` is

@@ -6,7 +6,7 @@ from polaris_jax.records import Graded
 
 
 def random_groups(rng, *, prompts=None, responses=None, ids=6, solve=None, max_tokens=6):
-    """The list form that tests/batch/oracle.py works on; ids repeat within and across batches."""
+    """The list form for tests/support/batch/oracle.py; ids repeat within and across batches."""
     prompts = int(rng.integers(1, 9)) if prompts is None else prompts
     responses = int(rng.integers(2, 6)) if responses is None else responses
     rng.integers(3)  # the seeds of some tests were picked for the stream with this draw

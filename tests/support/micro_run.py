@@ -28,7 +28,7 @@ from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import warm_start
 from polaris_jax.models import ModelConfig, Qwen, save_pretrained
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = " Answer."
 PROBLEMS = 12
 

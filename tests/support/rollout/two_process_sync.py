@@ -1,6 +1,6 @@
 """One of two processes: syncs sharded trainer weights to its own sampler mesh and samples alone.
 
-    python tests/rollout/two_process_sync.py PORT RANK DATA TENSOR
+    python tests/support/rollout/two_process_sync.py PORT RANK DATA TENSOR
 
 Prints one JSON line: the tokens, the sync's bytes, and what lies on this process's devices.
 """
@@ -30,7 +30,7 @@ from polaris_jax.sharding import (  # noqa: E402
     param_shardings,
     private_copies,
 )
-from tests.rollout.rollout_cases import CONFIG, random_prompts, small_model  # noqa: E402
+from tests.support.rollout.rollout_cases import CONFIG, random_prompts, small_model  # noqa: E402
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`python -m tests.dies_after MOMENT NTH train ...`: a run that sends itself SIGKILL at a moment.
+"""`python -m tests.support.dies_after MOMENT NTH train ...`: a run that kills itself at a moment.
 
 From inside: the moments last milliseconds, and a signal from outside would meet one now and then.
 """

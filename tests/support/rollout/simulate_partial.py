@@ -27,7 +27,6 @@ from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.engine_records import ResultTokens
 from polaris_jax.step import draw, sample
 from polaris_jax.system.signals import StopRequest
-from tests.driven import DrivenSampler
 from tests.rollout.test_shard_simulation import (
     BUDGET,
     MEDIAN,
@@ -39,6 +38,7 @@ from tests.rollout.test_shard_simulation import (
     STEPS,
     CountingEngine,
 )
+from tests.support.driven import DrivenSampler
 from tests.support.parts import make_parts, make_state, stage_at
 from tests.test_step import Grader, after
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from tests.rollout.rollout_cases import differing_tokens, random_prompts, small_model
+from tests.support.rollout.rollout_cases import differing_tokens, random_prompts, small_model
 from tests.tolerances import NEAR_TIE_SHARE
 
 ROOMY = SamplerConfig(slots=16, page_size=16, num_pages=128, max_len=64, decode_steps=8)

@@ -16,7 +16,7 @@ from typing import Any
 
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config.sections import CheckpointSection
-from tests.micro_run import final_leaves, start_train
+from tests.support.micro_run import final_leaves, start_train
 
 STEPS = 9  # of a micro run
 GRACE_S = CheckpointSection().grace_s
@@ -46,7 +46,7 @@ class Life:
     Args:
         workdir: the run's; the output of every life stays in files beside it.
         line: its flags.
-        dies_after: a moment of `tests.dies_after`, at whose `nth` call it kills itself.
+        dies_after: a moment of `tests.support.dies_after`, at whose `nth` call it kills itself.
         nth: from 1.
     """
 
@@ -57,7 +57,9 @@ class Life:
         self.lines, self.whole = lines_written(workdir), newest_whole(workdir)
         lives = len(list(workdir.parent.glob(f"{workdir.name}.life*")))
         self._log = workdir.with_name(f"{workdir.name}.life{lives}")
-        program = ("tests.dies_after", dies_after, str(nth)) if dies_after else ("polaris_jax",)
+        program = (
+            ("tests.support.dies_after", dies_after, str(nth)) if dies_after else ("polaris_jax",)
+        )
         with self._log.open("w") as out:
             self.process = start_train(workdir, line, program=program, out=out)
 

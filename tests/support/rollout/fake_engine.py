@@ -22,7 +22,7 @@ from polaris_jax.rollout.engine_records import ResultTokens
 from polaris_jax.rollout.paged_kv import pages_for
 from polaris_jax.rollout.run import Request
 from polaris_jax.rollout.sampling import PromptParams
-from tests.rollout.schedule_checks import check_schedule
+from tests.support.rollout.schedule_checks import check_schedule
 
 VOCAB = 97
 STOPS = (3, 5)

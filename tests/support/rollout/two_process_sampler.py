@@ -1,6 +1,6 @@
 """One of two processes that share a sampler: the same requests, an abort that only one asks for.
 
-    python tests/rollout/two_process_sampler.py PORT RANK DATA TENSOR
+    python tests/support/rollout/two_process_sampler.py PORT RANK DATA TENSOR
 
 Prints one JSON line: tokens and log-probs, the compilations of a second round, how the abort ended,
 and the pool's size where memory is left to decide.

@@ -1,7 +1,7 @@
 """Compiles the sampler's programs for chips that are not here; prints memory as JSON.
 
-    python tests/rollout/compile_sampler.py v5p:2x2x1 qwen3-4b --tensor=1,4
-    python tests/rollout/compile_sampler.py h100:4 r1-distill-qwen-7b --tensor=4 --layers=2
+    python tests/support/rollout/compile_sampler.py v5p:2x2x1 qwen3-4b --tensor=1,4
+    python tests/support/rollout/compile_sampler.py h100:4 r1-distill-qwen-7b --tensor=4 --layers=2
 
 With all layers it also compiles the reference decode and the weight sync. Its own process, because
 libtpu and a fresh backend are wanted; one at a time, because libtpu serves one process of a

@@ -1,8 +1,8 @@
 """Compiles forward + backward of one row's attention for a chip that is not here; prints JSON.
 
-    python tests/models/attention/compile_attention.py tpu splash 53248
-    python tests/models/attention/compile_attention.py gpu chunked 13312 26624 --target=FILE
-    python tests/models/attention/compile_attention.py tpu splash 53248 --shards=4
+    python tests/support/models/attention/compile_attention.py tpu splash 53248
+    python tests/support/models/attention/compile_attention.py gpu chunked 13312 26624 --target=FILE
+    python tests/support/models/attention/compile_attention.py tpu splash 53248 --shards=4
 
 The shapes are Qwen3-4B's; with several shards each device has its part of the queries and all keys.
 Its own process, because libtpu and a fresh back end are

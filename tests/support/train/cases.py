@@ -14,7 +14,7 @@ from polaris_jax.records import Graded, TrainBatch
 from polaris_jax.sharding import make_mesh, private_copies
 from polaris_jax.train.state import state_shardings
 from polaris_jax.train.update import Updater
-from tests.random_models import random_model
+from tests.support.random_models import random_model
 
 QWEN3 = ModelConfig(
     vocab_size=64,
