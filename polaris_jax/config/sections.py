@@ -219,7 +219,9 @@ class CheckpointSection:
 @dataclasses.dataclass(frozen=True)
 class EvaluateSection:
     problems: str = ""  # as data.problems; empty: data.arithmetic.held_out
-    every_steps: int = 0  # during training; 0: off
+    # During training; 0: off. This score is graded in mode "eval" whatever reward.mode is, and its
+    # budget is max_response_tokens below, by default the last stage's, in every stage.
+    every_steps: int = 0
     n: int = 8
     temperature: float = 0.6
     top_k: int = 0

@@ -30,7 +30,9 @@ CURVES: tuple[tuple[str, Curves, str, str], ...] = (
         "reward",
         reward_figure,
         "Mean reward of the rollouts as sampled, before rescue and substitution, and the share of "
-        "groups whose responses disagree: only these teach.",
+        "groups whose responses disagree: only these teach. Held-out scores in between are graded "
+        "in mode eval, with evaluate.max_response_tokens (by default the last stage's) in every "
+        "stage.",
         "metrics.jsonl",
     ),
     (

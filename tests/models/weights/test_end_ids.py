@@ -1,0 +1,118 @@
+"""The ids that end a response: where they are read, that they travel, and that they end one."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from polaris_jax.checkpoint.convert import convert, load_any
+from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.models import ModelConfig, Qwen, load_config, load_pretrained, save_pretrained
+from polaris_jax.models.tokenizer import stop_token_ids
+from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
+
+TOKENIZER = build_tokenizer()
+EOS = TOKENIZER.eos_token_id
+CONFIG = ModelConfig(
+    vocab_size=len(TOKENIZER),
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    rope_theta=1e4,
+    rms_norm_eps=1e-6,
+    max_position_embeddings=64,
+    tie_embeddings=True,
+    qkv_bias=False,
+    qk_norm=True,
+)
+MODEL = Qwen.init(CONFIG, jax.random.key(0))
+
+
+def saved(tmp_path, *, generation=None, config=None, model=MODEL):
+    """A checkpoint whose two files name these ids."""
+    save_pretrained(model, tmp_path / "model", tokenizer=TOKENIZER)
+    if generation is not None:
+        path = tmp_path / "model" / "generation_config.json"
+        path.write_text(json.dumps({"eos_token_id": generation}))
+    if config is not None:
+        path = tmp_path / "model" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": config}))
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        (None, None, (EOS,)),  # the tokenizer's, which save_pretrained puts into config.json
+        ([5, EOS], None, (5, EOS)),
+        (5, 6, (5, 6)),
+        ([5, 6], [6, 7], (5, 6, 7)),
+        (None, [-1, 10**6, 3], (3,)),  # ids outside of the vocabulary are never sampled
+    ],
+)
+def test_both_files_are_read(tmp_path, generation, config, expected):
+    path = saved(tmp_path, generation=generation, config=config)
+    assert load_config(path).end_ids == expected
+    assert load_pretrained(path)[0].config.end_ids == expected
+
+
+@pytest.mark.parametrize("bad", ["</s>", [1, "2"], True, 1.5])
+def test_what_is_no_id_is_refused_by_name(tmp_path, bad):
+    with pytest.raises(ValueError, match=r"eos_token_id=.*must be a token id or a list"):
+        load_config(saved(tmp_path, generation=bad))
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = saved(tmp_path)
+    (path / "generation_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"generation_config\.json: not JSON"):
+        load_pretrained(path)
+
+
+def test_they_are_no_part_of_the_architecture():
+    other = dataclasses.replace(CONFIG, end_ids=(1, 2))
+    assert other == CONFIG and hash(other) == hash(CONFIG)
+    assert other.architecture() == CONFIG.architecture()
+    assert "end_ids" not in CONFIG.architecture()
+    assert ModelConfig(**CONFIG.architecture()) == CONFIG  # what older checkpoints recorded
+
+
+def test_they_survive_an_export_and_a_checkpoint(tmp_path):
+    model = load_pretrained(saved(tmp_path, generation=[5, 6]))[0]
+    save_pretrained(model, tmp_path / "again", tokenizer=TOKENIZER)
+    assert load_config(tmp_path / "again").end_ids == (5, 6, EOS)
+    convert(str(tmp_path / "model"), str(tmp_path / "orbax"), form="orbax", dtype="auto")
+    assert set(load_any(epath.Path(tmp_path / "orbax"))[0].config.end_ids) == {5, 6}
+    convert(str(tmp_path / "orbax"), str(tmp_path / "back"), form="hf", dtype="auto")
+    assert set(load_config(tmp_path / "back").end_ids) == {5, 6, EOS}
+
+
+def test_a_training_run_stops_at_them_and_at_the_tokenizers():
+    assert stop_token_ids(TOKENIZER, (5, 6)) == tuple(sorted({5, 6, *stop_token_ids(TOKENIZER)}))
+
+
+def tokens_of(end_ids, **params) -> tuple[int, ...]:
+    model = MODEL.with_rope_scaling(None)
+    model = Qwen.from_params(dataclasses.replace(CONFIG, end_ids=end_ids), model.params())
+    sampler = Sampler(model, SamplerConfig(slots=1, page_size=8, num_pages=9, max_len=64))
+    ((response,),) = sampler.generate([[1, 2]], SamplingParams(max_tokens=40, **params))
+    assert response.finish_reason == ("stop" if len(response.token_ids) < 40 else "length")
+    return response.token_ids
+
+
+def test_a_response_ends_at_them_unless_told_otherwise():
+    endless = tokens_of((), temperature=1.0)
+    assert len(endless) == 40
+    end = endless[7]
+    first = int(np.flatnonzero(np.array(endless) == end)[0])
+    assert tokens_of((end,)) == endless[: first + 1]
+    assert tokens_of((end,), stop_token_ids=()) == endless
+    other = endless[3]
+    first = int(np.flatnonzero(np.array(endless) == other)[0])
+    assert tokens_of((end,), stop_token_ids=(other,)) == endless[: first + 1]
