@@ -35,10 +35,10 @@ def train(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
     with parts.clock.compiles, at_run_time(lambda: f"step {state.step}"):
         with contextlib.suppress(RolloutAborted):  # `state` is then the one before the sampling
             while not state.done and not any_process(stop.requested):
-                if state.next_stage is not None:
-                    state = change_stage(parts, state, stop=stop)  # drop, temperature, optimizer
-                    save_if_due(parts, state)
-                if state.pending_metrics is None:
+                if state.pending_metrics is None:  # else a stop came before they were written
+                    if state.next_stage is not None:
+                        state = change_stage(parts, state, stop=stop)  # drop, temperature, reset
+                        save_if_due(parts, state)
                     state = step(parts, state, stop=stop)  # sample, grade, rescue, swap, update
                 score = held_out_score(parts, state, stop=stop)
                 state = write(parts, state, score)

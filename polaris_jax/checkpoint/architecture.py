@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_SHOWN = 6
+NOT_COMPARED = ("end_ids",)  # of `ModelConfig`: they say nothing about the weights
 
 
 def shape_and_dtype(leaf: Any) -> list[Any]:
@@ -15,7 +16,7 @@ def shape_and_dtype(leaf: Any) -> list[Any]:
 
 def differing_fields(saved: Mapping[str, Any], present: Mapping[str, Any]) -> str:
     """Fields of two architectures that differ; empty when none does."""
-    names = sorted(saved.keys() | present.keys())
+    names = sorted((saved.keys() | present.keys()) - set(NOT_COMPARED))
     return _shortened(
         f"{name}={saved.get(name)!r} there, {present.get(name)!r} here"
         for name in names

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from polaris_jax import checkpoint as checkpoint_lib
 from polaris_jax.checkpoint import Checkpointer, CheckpointError, manifest
+from polaris_jax.checkpoint import checkpointer as checkpoint_lib
 from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig, Qwen, param_shapes
 

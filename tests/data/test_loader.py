@@ -36,6 +36,10 @@ def make_loader(count, *, batch_size=3, seed=0, dropped_ids=(), problems=None):
     )
 
 
+def ids_of(batch):
+    return tuple(group.problem_id for group in batch)
+
+
 def as_json(state):
     return json.loads(json.dumps(state))
 
@@ -72,11 +76,11 @@ def test_epochs_resumes_and_drops(data):
             assert loader.epoch == epoch_base + len(stream) // len(left)
             batch = next(loader)
             assert len(batch) == batch_size
-            assert batch.epoch == epoch_base + len(stream) // len(left)
-            for id, draw in zip(batch.problem_ids, batch.draws, strict=True):
-                assert draw == draws[id]
-                draws[id] += 1
-            stream += batch.problem_ids
+            assert {group.epoch for group in batch} == {epoch_base + len(stream) // len(left)}
+            for group in batch:
+                assert group.draw == draws[group.problem_id]
+                draws[group.problem_id] += 1
+            stream += ids_of(batch)
         for start in range(0, len(stream), len(left)):
             epoch = stream[start : start + len(left)]
             assert len(set(epoch)) == len(epoch), "an id came twice in one epoch"
@@ -87,18 +91,18 @@ def test_epochs_resumes_and_drops(data):
 
 def test_rows_belong_to_their_problem():
     batch = next(make_loader(10, batch_size=10))
-    assert sorted(batch.problem_ids) == sorted(f"p{i}" for i in range(10))
-    for id, text, prompt, gold in zip(
-        batch.problem_ids, batch.prompt_texts, batch.prompts, batch.golds, strict=True
-    ):
-        number = int(id[1:])
-        assert text == f"What is {number} + {number}? Go."
-        assert prompt == tuple(map(ord, text))
-        assert gold == 2 * number
+    assert sorted(ids_of(batch)) == sorted(f"p{i}" for i in range(10))
+    for group in batch:
+        number = int(group.problem_id[1:])
+        assert group.prompt_text == f"What is {number} + {number}? Go."
+        assert group.prompt == tuple(map(ord, group.prompt_text))
+        assert group.gold == 2 * number
+        assert group.responses == group.texts == ()
+        assert not group.complete
 
 
 def orders(loader, epochs):
-    return [next(loader).problem_ids for _ in range(epochs)]
+    return [ids_of(next(loader)) for _ in range(epochs)]
 
 
 def test_order_depends_on_seed_epoch_and_drops():
@@ -109,25 +113,25 @@ def test_order_depends_on_seed_epoch_and_drops():
     assert first[0] != orders(make_loader(40, batch_size=40, seed=1), 1)[0]
     dropped = make_loader(40, batch_size=39)
     dropped.drop(["p0"])
-    assert next(dropped).problem_ids != tuple(id for id in first[0] if id != "p0")
+    assert ids_of(next(dropped)) != tuple(id for id in first[0] if id != "p0")
 
 
 def test_a_batch_may_straddle_epochs_and_hold_an_id_twice():
     loader = make_loader(2, batch_size=5)
     batch = next(loader)
-    assert sorted(collections.Counter(batch.problem_ids).values()) == [2, 3]
-    assert batch.epoch == 0
+    assert sorted(collections.Counter(ids_of(batch)).values()) == [2, 3]
+    assert {group.epoch for group in batch} == {0}
     assert loader.epoch == 2
 
 
 def test_dropped_from_the_start():
     loader = make_loader(5, batch_size=8, dropped_ids=["p1", "p3"])
-    assert set(next(loader).problem_ids) == {"p0", "p2", "p4"}
+    assert set(ids_of(next(loader))) == {"p0", "p2", "p4"}
     assert loader.dropped_ids == ("p1", "p3")
     assert loader.drop(["p1"]) == 0
     assert loader.drop(["p1", "p0"]) == 1
     assert loader.dropped_ids == ("p1", "p3", "p0")
-    assert set(next(loader).problem_ids) == {"p2", "p4"}
+    assert set(ids_of(next(loader))) == {"p2", "p4"}
 
 
 class Counted(str):

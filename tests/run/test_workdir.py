@@ -236,7 +236,7 @@ def test_a_workdir_that_refuses_a_write_is_a_config_error_for_root_too(
 
 HOLDER = """
 import sys, time
-from polaris_jax import workdir
+from polaris_jax.run import workdir
 from polaris_jax.config import build_config, default_config
 claim = workdir.claim(sys.argv[1], build_config(default_config()))
 print("jax" in sys.modules, flush=True)

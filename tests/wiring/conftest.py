@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.micro_run import make_base
-from tests.wiring.lines import Micro, write_problems
-from tests.wiring.spies import Recorded, run
+from tests.support.micro_run import make_base
+from tests.support.wiring.lines import Micro, write_problems
+from tests.support.wiring.spies import Recorded, run
 
 
 @pytest.fixture(scope="session")

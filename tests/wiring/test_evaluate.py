@@ -7,8 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.wiring.lines import PROBED, PROBLEMS, PROMPTS, SCORED, TRAINED, YARN, Micro
-from tests.wiring.spies import Calls, Recorded, RopeScaling, Scored, read_json, read_lines, run
+from tests.support.wiring.lines import PROBED, PROBLEMS, PROMPTS, SCORED, TRAINED, YARN, Micro
+from tests.support.wiring.spies import (
+    Calls,
+    Recorded,
+    RopeScaling,
+    Scored,
+    read_json,
+    read_lines,
+    run,
+)
 
 pytestmark = pytest.mark.xdist_group("wiring")  # one worker makes what its tests share
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.wiring.lines import Micro, write_problems
-from tests.wiring.spies import Asked, Calls, Recorded, read_json, run, table
+from tests.support.wiring.lines import Micro, write_problems
+from tests.support.wiring.spies import Asked, Calls, Recorded, read_json, run, table
 
 pytestmark = pytest.mark.xdist_group("wiring")  # one worker makes what its tests share
 

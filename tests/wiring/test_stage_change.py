@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from tests.wiring.lines import PROBED, SCORED, TRAINED, YARN, Micro
-from tests.wiring.spies import (
+from tests.support.wiring.lines import PROBED, SCORED, TRAINED, YARN, Micro
+from tests.support.wiring.spies import (
     Calls,
     Recorded,
     Rescued,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.wiring.lines import PROMPTS, TRAINED, Micro, write_problems
-from tests.wiring.spies import (
+from tests.support.wiring.lines import PROMPTS, TRAINED, Micro, write_problems
+from tests.support.wiring.spies import (
     Calls,
     Counted,
     Recomputed,

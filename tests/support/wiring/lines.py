@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.micro_run import flags
+from tests.support.micro_run import flags
 
 # Responses a prompt: each purpose has its own, so that a request tells what it is for.
 TRAINED, PROBED, SCORED = 4, 5, 2
