@@ -1,6 +1,6 @@
 """launch/local.sh: what it would run, whose end it reports, and how signals travel.
 
-A stand-in for the interpreter plays the processes; the real thing is driven in tests/test_two_processes.py.
+A stand-in for the interpreter plays the processes; test_two_processes.py drives the real thing.
 """
 
 import os

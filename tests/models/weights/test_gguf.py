@@ -22,7 +22,7 @@ from tests.support.original_data import DATA, MARKS
 from tests.support.r1_tokenizer import ASSISTANT, BOS, EOS, USER, write_r1_tokenizer
 from tests.tolerances import SMOLLM2_LOGIT_ATOL
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 # The files of the parity models whose weights a quantisation of 32 values a block fits.
 BLOCKED = BY_NAME["qwen2_tied"]
