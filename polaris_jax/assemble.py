@@ -79,12 +79,13 @@ class Samplers:
         self._kernels = ""
         self._reused: tuple[ModelConfig, Sampler] | None = None
 
-    def make(self, model: Qwen, *, max_response_tokens: int) -> Sampler:
+    def make(self, model: Qwen, *, max_response_tokens: int, say_kernels: bool = True) -> Sampler:
         """A sampler with room for prompts of `data.max_prompt_tokens` and this budget.
 
         Args:
             model: sharded in any way. Several processes make theirs together.
             max_response_tokens: the longest budget that will be asked for.
+            say_kernels: print a line if the kernels differ from the last sampler's.
         """
         section = self._config.rollout
         sampler = Sampler(
@@ -102,9 +103,9 @@ class Samplers:
                 dtype=self._config.model.dtype,
                 reserve=section.reserve,
             ),
-            mesh=make_sampler_mesh(self._devices, data=section.data, tensor=section.tensor),
+            mesh=self._mesh(),
         )
-        if sampler.kernels != self._kernels:
+        if sampler.kernels != self._kernels and say_kernels:
             self._kernels = sampler.kernels
             self._progress.line(f"decode kernels: {sampler.kernels}")
         return sampler
@@ -118,15 +119,17 @@ class Samplers:
         if self._reused is not None and self._reused[0] == model.config:
             self._reused[1].update_weights(model)
         else:  # the first time, and after a stage has changed the rotary scaling
-            sampler = self.make(model, max_response_tokens=max_response_tokens)
+            sampler = self.make(model, max_response_tokens=max_response_tokens, say_kernels=False)
             self._reused = model.config, sampler
         return self._reused[1]
 
     def check(self) -> None:
         """Raises ConfigError if the page pool does not suffice for these devices."""
+        check_pages(self._config, slot_shards(self._mesh()))
+
+    def _mesh(self) -> Mesh:
         section = self._config.rollout
-        mesh = make_sampler_mesh(self._devices, data=section.data, tensor=section.tensor)
-        check_pages(self._config, slot_shards(mesh))
+        return make_sampler_mesh(self._devices, data=section.data, tensor=section.tensor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +210,7 @@ def assemble(
     """
     problems, origin = training_problems(config, workdir, progress)
     held_out = evaluation_problems(config, progress)[0] if config.evaluate.every_steps else []
-    model_config = base_model_config(config, workdir, progress)
+    model_config = base_model_config(config)
     check_positions(config, model_config, progress.line)
     trainer_devices, sampler_devices = split_devices(
         config.rollout.devices, config.rollout.processes
@@ -394,11 +397,7 @@ def base_path(config: RunConfig, workdir: epath.Path, progress: Progress) -> str
     """
     path = config.model.path
     if not path:
-        if config.warmstart.steps == 0:
-            raise ConfigError(
-                "model.path='': no weights; name a Hugging Face directory, a Hub id or a GGUF "
-                "file, or set warmstart.steps to make a small model on the spot"
-            )
+        base_model_config(config)
         made = workdir / WARMSTART_DIR
         processes.first_does(lambda: make_base_model(config, made, progress), "warm start")
         path = str(made)
@@ -411,11 +410,20 @@ def load_base_tokenizer(config: RunConfig) -> Any:
     return load_tokenizer(config.model.path) if config.model.path else build_tokenizer()
 
 
-def base_model_config(config: RunConfig, workdir: epath.Path, progress: Progress) -> ModelConfig:
-    """The base model's architecture, without its weights: none is read or made for it."""
-    if not config.model.path and config.warmstart.steps:
-        return base_model_architecture(config)
-    return load_config(base_path(config, workdir, progress))
+def base_model_config(config: RunConfig) -> ModelConfig:
+    """The base model's architecture, without its weights: none is read or made for it.
+
+    Raises:
+        ConfigError: neither `model.path` nor a warm start is configured.
+    """
+    if config.model.path:
+        return load_config(config.model.path)
+    if config.warmstart.steps == 0:
+        raise ConfigError(
+            "model.path='': no weights; name a Hugging Face directory, a Hub id or a GGUF file, "
+            "or set warmstart.steps to make a small model on the spot"
+        )
+    return base_model_architecture(config)
 
 
 def load_base(path: str, *, mesh: Mesh | None = None) -> tuple[Qwen, Any]:

@@ -42,7 +42,8 @@ def train(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
                     state = step(parts, state, stop=stop)  # sample, grade, rescue, swap, update
                 score = held_out_score(parts, state, stop=stop)
                 state = write(parts, state, score)
-                save_if_due(parts, state)
+                with parts.clock.timer("save"):
+                    save_if_due(parts, state)
                 write_timing(parts, state)
         if state.stage_records:  # else a stop came before the first stage was entered
             parts.checkpoints.save(state.snapshot())
@@ -107,12 +108,13 @@ def stage_ends(state: RunState) -> bool:
 def save_if_due(parts: Parts, state: RunState) -> None:
     """Saves every `checkpoint.every_steps` steps, at a stage's end and once the next is entered.
 
-    Saved at its end too, a stage change that is killed is repeated from there.
+    A stage change that is killed is repeated from the checkpoint of the stage's end. Nothing is
+    saved before the first step.
     """
-    entered = state.step and not state.stage.steps_done
-    if stage_ends(state) or entered or state.step % parts.config.checkpoint.every_steps == 0:
-        with parts.clock.timer("save"):
-            parts.checkpoints.save(state.snapshot())
+    at_border = stage_ends(state) or state.stage.steps_done == 0
+    every_steps = parts.config.checkpoint.every_steps
+    if state.step > 0 and (at_border or state.step % every_steps == 0):
+        parts.checkpoints.save(state.snapshot())
 
 
 def write_timing(parts: Parts, state: RunState) -> None:

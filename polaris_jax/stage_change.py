@@ -86,10 +86,11 @@ def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunStat
         f"{section.max_response_tokens} response tokens, {len(dropped)} problems dropped so far"
     )
     parts.clock.begin_stage(sampler, parts.solver.grader)
-    easy = sum(entry["value"] for entry in decisions if entry["kind"] == "drop_easy")
-    return dataclasses.replace(
+    state = dataclasses.replace(
         state, stage=stage, next_stage=None, sampler=sampler, stage_records=records
-    ).counted(dropped_problems=easy)
+    )
+    easy = [entry["value"] for entry in decisions if entry["kind"] == "drop_easy"]
+    return state.counted(dropped_problems=sum(easy)) if easy else state
 
 
 def drop_easy(

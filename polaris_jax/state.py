@@ -8,11 +8,9 @@ weights and moments of `RunState.train`.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import Parts, load_base
@@ -22,13 +20,19 @@ from polaris_jax.checkpoint.snapshots import Snapshot
 from polaris_jax.config import ConfigError
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.metrics.writer import reduce_metrics
-from polaris_jax.records import NO_STAGE, Group, Response, StageState
+from polaris_jax.records import NO_STAGE, Group, StageState
 from polaris_jax.rollout import Sampler
+from polaris_jax.rollout.groups import array_state, groups_from
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
 from polaris_jax.system.seeds import fold_seed
-from polaris_jax.train.state import TrainState, init_train_state, with_rope_scaling
+from polaris_jax.train.state import (
+    TrainState,
+    abstract_train_state,
+    init_train_state,
+    with_rope_scaling,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +128,8 @@ class StartAt:
 def open_state(parts: Parts, start: StartAt | None = None) -> RunState:
     """The state that a run continues from: its newest checkpoint's, else that of a new run.
 
-    The run's files are cut back to it.
+    The run's files are cut back to it. Give the state to `train` and keep no other reference: the
+    first update deletes its weights.
 
     Args:
         parts: what the run is made of.
@@ -133,12 +138,13 @@ def open_state(parts: Parts, start: StartAt | None = None) -> RunState:
     Raises:
         ConfigError: the checkpoint belongs to other problems, another model or unknown stages.
     """
-    state = new_state(parts)
     latest = parts.checkpoints.checkpointer.latest()
     if latest is not None:
-        state = restore(parts, state, latest)
+        state = restore(parts, latest)
     elif start is not None:
-        state = start_from(parts, state, start)
+        state = start_from(parts, start)
+    else:
+        state = new_state(parts)
     state = dataclasses.replace(state, train=parts.updater.park(state.train))
     redone = parts.outputs.begin(first_step=state.step, lines_from=state.next_line)
     if redone:
@@ -150,69 +156,47 @@ def open_state(parts: Parts, start: StartAt | None = None) -> RunState:
 
 def new_state(parts: Parts) -> RunState:
     """The state of a run that has not entered its first stage."""
-    config, problems = parts.config, parts.problems
     base = parts.reference or load_base(parts.base_path, mesh=parts.updater.mesh)[0]
     take = parts.reference is None  # else the update would delete the reference's arrays
-    return RunState(
-        step=0,
-        stage=StageState(
-            NO_STAGE, first_step=0, steps_done=0, temperature=0.0, max_response_tokens=0
-        ),
-        next_stage=0,
-        train=init_train_state(base, config.optimizer, parts.updater.mesh, take=take),
-        loader=PromptLoader(
-            problems,
-            tokenizer=parts.solver.tokenizer,
-            prompt_suffix=config.data.prompt_suffix,
-            batch_size=config.rollout.prompts_per_step,
-            seed=fold_seed(config.seed, "loader"),
-        ),
-        accuracy=AccuracyTable({p.id: p.pass_rate for p in problems if p.pass_rate is not None}),
-        lengths=LengthTable(
-            {p.id: p.response_tokens for p in problems if p.response_tokens is not None}
-        ),
-        sink=RescueBuffer(),
-    )
+    train = init_train_state(base, parts.config.optimizer, parts.updater.mesh, take=take)
+    return RunState(0, before_stages(), 0, train, make_loader(parts), *new_tables(parts))
 
 
-def restore(parts: Parts, new: RunState, step: int) -> RunState:
-    """The state of the run's checkpoint of `step`.
+def restore(parts: Parts, step: int) -> RunState:
+    """The state of the run's own checkpoint of `step`.
 
     A finished run continues if the config now gives its last stage more steps.
-
-    Args:
-        parts: what the run is made of.
-        new: the run's state before its first step; it is filled with what was saved.
-        step: a complete checkpoint.
     """
-    stages = parts.config.stages
-    train, host = parts.checkpoints.checkpointer.restore(step, new.train)
-    _load_tables(new, host)
-    new.loader.load_state_dict(host["loader"])  # checks the problems, then drops
+    train, host = parts.checkpoints.checkpointer.restore(step, abstract_state(parts))
+    tables, loader = load_tables(new_tables(parts), host), make_loader(parts)
+    loader.load_state_dict(host["loader"])  # checks the problems, then drops
     parts.clock.begin_at(host["counts"].get("update_tokens", 0))
     parts.progress.line(f"resumed at step {step}")
     stage = stage_from(host["stage"])
-    ended = stage_ended(stage, stages)
-    state = dataclasses.replace(
-        new,
-        step=host["step"],
-        stage=dataclasses.replace(stage, finished=stage.finished and ended),
-        train=with_rope_scaling(train, parts.rope_scaling(stage.stage)),
+    ended = stage_ended(stage, parts.config.stages)
+    train = with_rope_scaling(train, parts.rope_scaling(stage.stage))
+    state = RunState(
+        host["step"],
+        dataclasses.replace(stage, finished=stage.finished and ended),
+        None,
+        train,
+        loader,
+        *tables,
+        sampler=parts.solver.samplers.make(
+            train.params, max_response_tokens=stage.max_response_tokens
+        ),
         counts=host["counts"],
-        carried=groups_from(host.get("carried", [])),  # earlier versions had none
+        carried=groups_from(host.get("carried", []), parts.solver.stop_token_ids),
         stage_records=tuple(host["stage_records"]),
         pending_metrics=host.get("owed"),
     )
     state = within_tokens(parts, state)
-    sampler = parts.solver.samplers.make(
-        state.train.params, max_response_tokens=stage.max_response_tokens
-    )
-    state = dataclasses.replace(state, sampler=sampler, next_stage=following(parts, state.stage))
+    state = dataclasses.replace(state, next_stage=following(parts, state.stage))
     parts.checkpoints.found(state.snapshot())
     return state
 
 
-def start_from(parts: Parts, new: RunState, start: StartAt) -> RunState:
+def start_from(parts: Parts, start: StartAt) -> RunState:
     """A new run's state with the weights and tables of another run's checkpoint.
 
     Raises:
@@ -221,8 +205,7 @@ def start_from(parts: Parts, new: RunState, start: StartAt) -> RunState:
     """
     source, count = start.checkpoint, len(parts.config.stages)
     other = Checkpointer.of(source, architecture=parts.model_config.architecture())
-    train, host = other.restore(other.latest_or_error(), new.train)
-    _load_tables(new, host)
+    train, host = other.restore(other.latest_or_error(), abstract_state(parts))
     left = stage_from(host["stage"])
     if left.stage >= count:
         raise ConfigError(
@@ -233,12 +216,51 @@ def start_from(parts: Parts, new: RunState, start: StartAt) -> RunState:
     if host.get("carried"):
         parts.progress.line(f"{len(host['carried'])} unfinished groups of {source} stay there")
     parts.progress.line(f"starting stage {start.stage} from {source}")
-    return dataclasses.replace(
-        new,
-        train=parts.updater.reset_optimizer(train),
-        stage=dataclasses.replace(left, finished=False),
-        next_stage=start.stage,
+    left = dataclasses.replace(left, finished=False)
+    train = parts.updater.reset_optimizer(train)
+    tables = load_tables(new_tables(parts), host)
+    return RunState(0, left, start.stage, train, make_loader(parts), *tables)
+
+
+def abstract_state(parts: Parts) -> TrainState:
+    """Shapes, dtypes and shardings of the train state: what a checkpoint is restored into."""
+    return abstract_train_state(parts.model_config, parts.config.optimizer, mesh=parts.updater.mesh)
+
+
+def before_stages() -> StageState:
+    """The stage of a run that has entered none."""
+    return StageState(NO_STAGE, first_step=0, steps_done=0, temperature=0, max_response_tokens=0)
+
+
+def make_loader(parts: Parts) -> PromptLoader:
+    """Endless shuffled epochs over all problems."""
+    return PromptLoader(
+        parts.problems,
+        tokenizer=parts.solver.tokenizer,
+        prompt_suffix=parts.config.data.prompt_suffix,
+        batch_size=parts.config.rollout.prompts_per_step,
+        seed=fold_seed(parts.config.seed, "loader"),
     )
+
+
+Tables = tuple[AccuracyTable, LengthTable, RescueBuffer]
+
+
+def new_tables(parts: Parts) -> Tables:
+    """Accuracy, lengths and sink before the first step: what `calibrate` has measured."""
+    rates = {p.id: p.pass_rate for p in parts.problems if p.pass_rate is not None}
+    tokens = {p.id: p.response_tokens for p in parts.problems if p.response_tokens is not None}
+    return AccuracyTable(rates), LengthTable(tokens), RescueBuffer()
+
+
+def load_tables(tables: Tables, host: Mapping[str, Any]) -> Tables:
+    """The same tables, filled with a checkpoint's contents."""
+    accuracy, lengths, sink = tables
+    accuracy.load_state_dict(host["accuracy"])
+    sink.load_state_dict(host["sink"])
+    if "lengths" in host:  # checkpoints of earlier versions have none
+        lengths.load_state_dict(host["lengths"])
+    return tables
 
 
 def following(parts: Parts, stage: StageState) -> int | None:
@@ -260,57 +282,3 @@ def stage_from(fields: Mapping[str, Any]) -> StageState:
     for name in ("dropped_ids", "decisions"):
         restored[name] = tuple(restored[name])
     return StageState(**restored)
-
-
-def _load_tables(new: RunState, host: Mapping[str, Any]) -> None:
-    new.accuracy.load_state_dict(host["accuracy"])
-    new.sink.load_state_dict(host["sink"])
-    if "lengths" in host:  # checkpoints of earlier versions have none
-        new.lengths.load_state_dict(host["lengths"])
-
-
-# ---- groups in flight, in a checkpoint
-
-_PLAIN = ("problem_id", "prompt_text", "gold", "draw", "epoch", "seed", "begun")
-
-
-def array_state(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The groups for a checkpoint: tokens and log-probs as one array a group, the rest as JSON."""
-    return [
-        {
-            **{name: getattr(group, name) for name in _PLAIN},
-            "prompt": np.array(group.prompt, np.int32),
-            "token_ids": np.array(_joined(group, "token_ids"), np.int32),
-            "logprobs": np.array(_joined(group, "logprobs"), np.float64),
-            "lengths": [len(response.token_ids) for response in group.responses],
-            "finish_reasons": [response.finish_reason for response in group.responses],
-            "versions": [[list(pair) for pair in r.versions] for r in group.responses],
-        }
-        for group in groups
-    ]
-
-
-def groups_from(state: Sequence[Mapping[str, Any]]) -> tuple[Group, ...]:
-    """The groups that `array_state` was given, without their texts."""
-    groups = []
-    for fields in state:
-        ends = list(itertools.accumulate(fields["lengths"], initial=0))
-        spans = [slice(start, end) for start, end in itertools.pairwise(ends)]
-        responses = tuple(
-            Response(
-                tuple(fields["token_ids"][span].tolist()),
-                tuple(fields["logprobs"][span].tolist()),
-                reason,
-                versions=tuple((int(version), int(count)) for version, count in versions),
-            )
-            for span, reason, versions in zip(
-                spans, fields["finish_reasons"], fields["versions"], strict=True
-            )
-        )
-        plain = {name: fields[name] for name in _PLAIN}
-        groups.append(Group(prompt=tuple(fields["prompt"].tolist()), responses=responses, **plain))
-    return tuple(groups)
-
-
-def _joined(group: Group, name: str) -> list[Any]:
-    return [value for response in group.responses for value in getattr(response, name)]

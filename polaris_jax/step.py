@@ -50,8 +50,9 @@ def step(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
     graded, metrics, state = visit(parts, state, stop=stop)
     graded, substitution, state = make_informative(parts, state, graded, stop=stop)
     state.live_sampler().release_pool()  # new weights void it, and the update needs the memory
-    batches = pack_minibatches(parts, state, graded, substitution)
-    update_metrics, state = update(parts, state, batches)
+    with parts.clock.timer("update"):
+        batches = pack_minibatches(parts, state, graded, substitution)
+        update_metrics, state = update(parts, state, batches)
     counts, state = count_batch(state, substitution, updated=bool(batches), totals=totals)
     return end_step(parts, state, metrics | update_metrics | counts)
 
@@ -290,22 +291,21 @@ def update(
     if not batches:
         return {}, state
     updater, metrics = parts.updater, []
-    with parts.clock.timer("update"):
-        train = updater.fetch(state.train)
-        if parts.config.objective.old_logprobs == "recompute":
-            batches = [updater.recompute_logprobs(train.params, batch) for batch in batches]
-        for batch in batches:
-            train, measured = updater.update(train, batch, reference=parts.reference)
-            metrics.append(
-                measured
-                | {
-                    "batch/padding_share": Mean(batch.padding_share, 1.0),
-                    "batch/attention_imbalance": Mean(batch.attention_imbalance, 1.0),
-                    "batch/context_imbalance": Mean(updater.context_imbalance(batch), 1.0),
-                }
-            )
-        state.live_sampler().update_weights(train.params)
-        train = updater.park(train)
+    train = updater.fetch(state.train)
+    if parts.config.objective.old_logprobs == "recompute":
+        batches = [updater.recompute_logprobs(train.params, batch) for batch in batches]
+    for batch in batches:
+        train, measured = updater.update(train, batch, reference=parts.reference)
+        metrics.append(
+            measured
+            | {
+                "batch/padding_share": Mean(batch.padding_share, 1.0),
+                "batch/attention_imbalance": Mean(batch.attention_imbalance, 1.0),
+                "batch/context_imbalance": Mean(updater.context_imbalance(batch), 1.0),
+            }
+        )
+    state.live_sampler().update_weights(train.params)
+    train = updater.park(train)
     parts.clock.count_update(update_flops(parts.model_config, batches))
     tokens, merged = sum(batch.tokens for batch in batches), merge_metrics(metrics)
     skipped = int(value_of(merged["update/skipped"]) or 0)

@@ -117,7 +117,6 @@ class Position:
 
 @pytest.mark.parametrize("stopped", [True, False], ids=["stopped again", "scored"])
 def test_a_run_that_owes_its_last_score_is_finished_once_it_has_it(monkeypatch, stopped):
-    monkeypatch.setattr("polaris_jax.state.dataclasses.asdict", lambda record: vars(record).copy())
     monkeypatch.setattr(loop, "write_timing", lambda *_: None)
 
     def score(parts: Parts, state: RunState, *, stop: StopRequest) -> float:
@@ -144,6 +143,33 @@ def test_a_run_that_owes_its_last_score_is_finished_once_it_has_it(monkeypatch, 
     lines = [(number, line["eval/avg@4"]) for number, line in written.metrics]
     assert lines == ([] if stopped else [(1, 0.25)])
     assert kept.saved == ([] if stopped else [(2, False)])  # a rerun does not score once more
+
+
+@pytest.mark.parametrize(
+    ("step", "steps_done", "next_stage", "saved"),
+    [
+        (0, 0, None, False),  # the first stage has been entered: nothing to lose yet
+        (4, 4, None, True),
+        (5, 5, None, False),
+        (5, 5, 1, True),  # the stage's end
+        (5, 0, None, True),  # the next stage has been entered
+    ],
+)
+def test_a_state_is_saved_at_the_cadence_and_at_a_stages_borders(
+    step, steps_done, next_stage, saved
+):
+    train: Any = Train()
+    state = make_state(
+        step=step,
+        stage=stage_at(0, steps_done),
+        next_stage=next_stage,
+        train=train,
+        loader=Position(),
+    )
+    kept = Kept(make_state(step=99, train=train, loader=Position()))
+    config = build_config({"checkpoint": {"every_steps": 4}})
+    loop.save_if_due(make_parts(config, checkpoints=kept), state)
+    assert bool(kept.saved) == saved
 
 
 class Reused:

@@ -146,8 +146,12 @@ class OtherRun:
         return 7
 
     def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        state = make_state(stage=stage_at(2), loader=Position())
-        return None, state.snapshot().host
+        return None, make_state(stage=stage_at(2), loader=Position(), train=None).snapshot().host
+
+
+class Architecture:
+    def architecture(self) -> dict[str, Any]:
+        return {}
 
 
 class Position:
@@ -157,11 +161,11 @@ class Position:
 
 def test_the_stage_that_the_other_run_was_in_must_be_known(monkeypatch):
     monkeypatch.setattr("polaris_jax.state.Checkpointer.of", lambda *_, **__: OtherRun())
-    monkeypatch.setattr("polaris_jax.state.dataclasses.asdict", lambda record: vars(record).copy())
+    monkeypatch.setattr("polaris_jax.state.abstract_state", lambda parts: None)
     config = build_config({"stages": [{"steps": 1}, {"steps": 1}]})
     start = StartAt(1, epath.Path("runs/other"))
     with pytest.raises(ConfigError, match="its run was in stage 2, and the config has stages 0 to"):
-        start_from(make_parts(config), make_state(), start)
+        start_from(make_parts(config, model_config=Architecture()), start)
 
 
 def test_the_first_step_knows_the_lengths_that_calibration_measured(tmp_path, base):

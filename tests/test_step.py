@@ -17,8 +17,15 @@ from polaris_jax.config import RolloutSection, RunConfig, StageSection
 from polaris_jax.metrics.rollout_stats import age_metrics, carried_metrics
 from polaris_jax.records import Group
 from polaris_jax.rollout import RolloutAborted, SamplerConfig, SamplingParams
-from polaris_jax.rollout.groups import begin, owners_of, quotas, sample_groups
-from polaris_jax.state import RunState, array_state, groups_from
+from polaris_jax.rollout.groups import (
+    array_state,
+    begin,
+    groups_from,
+    owners_of,
+    quotas,
+    sample_groups,
+)
+from polaris_jax.state import RunState
 from polaris_jax.step import draw, sample
 from polaris_jax.system.signals import StopRequest
 from tests.support.driven import DrivenSampler
@@ -88,7 +95,7 @@ def resumed(state: RunState, sampler: DrivenSampler) -> RunState:
     """What another process makes of the state: groups in flight come from a checkpoint's bytes."""
     text, arrays = canonical_json({"carried": array_state(state.carried)}, "test")
     data = b"".join(array.tobytes() for array in arrays)
-    carried = groups_from(read_host(text, lambda: io.BytesIO(data))["carried"])
+    carried = groups_from(read_host(text, lambda: io.BytesIO(data))["carried"], STOPS)
     loader = Loader(drawn_by(state))
     return dataclasses.replace(state, carried=carried, sampler=sampler, loader=loader)
 

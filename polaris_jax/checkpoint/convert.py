@@ -70,7 +70,8 @@ def load_any(path: epath.Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:
     weights, beside = _open_orbax(path)
     params = place_params(weights.config, weights, dtype_named(dtype))
     tokenizer = load_tokenizer(beside) if beside.is_dir() else None
-    config = dataclasses.replace(weights.config, end_ids=read_end_ids(beside))
+    end_ids = read_end_ids(beside, vocab_size=weights.config.vocab_size)
+    config = dataclasses.replace(weights.config, end_ids=end_ids)
     return Qwen.from_params(config, params), tokenizer
 
 

@@ -65,9 +65,8 @@ def main(argv: list[str]) -> int:
         StopRequest() as stop,
         assemble(config, workdir, progress=progress, overwrite=overwrite) as parts,
     ):
-        state = open_state(parts, start)
-        first_line = state.next_line
-        state = train(parts, state, stop=stop)
+        state = train(parts, open_state(parts, start), stop=stop)  # no name for the first state:
+        first_line = parts.outputs.first_line  # it would keep what the run outgrows in memory
     if state.done and first_line == state.step:
         progress.line(f"already complete: {state.step} steps in {workdir}")
         return 0

@@ -54,7 +54,7 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
     problems, origin = problems_to_calibrate(config, workdir, progress)
     tokenizer = load_base_tokenizer(config)
     problems = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
-    check_positions(config, base_model_config(config, workdir, progress), progress.line)
+    check_positions(config, base_model_config(config), progress.line)
     progress.line(f"calibrating {len(problems)} problems from {origin}")
     identity = count_identity(config, problems, max_response_tokens=max_response_tokens)
     path = workdir / "calibrate_progress.jsonl"

@@ -80,9 +80,7 @@ def open_policy(
     end_ids = model.config.end_ids
     if rope_scaling is not None:
         model = model.with_rope_scaling(rope_scaling)
-    with (
-        open_solver(config, tokenizer, progress, end_ids=end_ids) as solver,
-        at_run_time(lambda: "sampling"),
-    ):
+    with open_solver(config, tokenizer, progress, end_ids=end_ids) as solver:
         sampler = solver.samplers.make(model, max_response_tokens=max_response_tokens)
-        yield Policy(solver, sampler)
+        with at_run_time(lambda: "sampling"):
+            yield Policy(solver, sampler)

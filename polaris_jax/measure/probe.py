@@ -48,7 +48,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
     problems, origin = training_problems(config, workdir, progress)
     tokenizer = load_base_tokenizer(config)
     problems = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
-    check_positions(config, base_model_config(config, workdir, progress), progress.line)
+    check_positions(config, base_model_config(config), progress.line)
     order = np.random.default_rng(fold_seed(config.seed, "probe set")).permutation(len(problems))
     problems = [problems[i] for i in order[: section.problems]]
     count = int(np.floor((section.stop - section.start) / section.step + 1e-6)) + 1

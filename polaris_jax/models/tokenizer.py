@@ -12,7 +12,7 @@ from etils import epath
 
 from polaris_jax.models.weights.safetensors_writer import created
 from polaris_jax.models.weights.sources import GGUF_SUFFIX, resolve
-from polaris_jax.system.files import is_remote
+from polaris_jax.system.files import is_remote, write_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -102,12 +102,15 @@ def save_tokenizer(tokenizer: Any, target: epath.Path) -> None:
         copy_tokenizer(epath.Path(local), target)
 
 
-def read_end_ids(directory: epath.Path, *fields: Mapping[str, Any]) -> tuple[int, ...]:
+def read_end_ids(
+    directory: epath.Path, *fields: Mapping[str, Any], vocab_size: int
+) -> tuple[int, ...]:
     """The ids that end a response by a directory's generation_config.json and by `fields`.
 
     Args:
         directory: of a checkpoint or a tokenizer.
         fields: other places with an `eos_token_id`, such as config.json's content.
+        vocab_size: ids outside of the vocabulary are never sampled, and left out.
 
     Returns:
         All ids, each once, generation_config.json's first.
@@ -132,14 +135,20 @@ def read_end_ids(directory: epath.Path, *fields: Mapping[str, Any]) -> tuple[int
                     f"{directory}: eos_token_id={ids!r}: must be a token id or a list of token ids"
                 )
             found[i] = None
-    return tuple(found)
+    return tuple(i for i in found if 0 <= i < vocab_size)
 
 
-def save_end_ids(end_ids: Sequence[int], target: epath.Path) -> None:
-    """Writes the ids that end a response as generation_config.json, if the directory has none."""
-    if end_ids and not (target / GENERATION_FILE).is_file():
-        with created(target / GENERATION_FILE) as out:
-            out.write((json.dumps({"eos_token_id": list(end_ids)}) + "\n").encode())
+def save_end_ids(end_ids: Sequence[int], target: epath.Path, *, replace: bool = False) -> None:
+    """Writes the ids that end a response as a directory's generation_config.json.
+
+    Args:
+        end_ids: if there are none, nothing is written.
+        target: a directory that exists.
+        replace: write it over a file that is there.
+    """
+    file = target / GENERATION_FILE
+    if end_ids and (replace or not file.is_file()):
+        write_bytes(file, (json.dumps({"eos_token_id": list(end_ids)}) + "\n").encode())
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast | None) -> Mapping[str, int | None]:

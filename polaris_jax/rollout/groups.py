@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from polaris_jax.records import Group, Response
 from polaris_jax.rollout.driven import RolloutAborted
@@ -29,6 +31,15 @@ from polaris_jax.system import processes
 from polaris_jax.system.seeds import fold_seed
 
 NOTHING = Response((), (), "unfinished")
+_PLAIN = (
+    "problem_id",
+    "prompt_text",
+    "gold",
+    "draw",
+    "epoch",
+    "seed",
+    "begun",
+)  # fields kept as JSON
 
 
 def begin(
@@ -207,6 +218,75 @@ def quotas(dealt: Sequence[int], wanted: int) -> list[int]:
     for _ in range(min(wanted, sum(dealt))):
         found[max(range(len(dealt)), key=claim)] += 1
     return found
+
+
+def array_state(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The groups for a checkpoint: tokens and log-probs as one array a group, the rest as JSON."""
+    return [
+        {
+            **{name: getattr(group, name) for name in _PLAIN},
+            "prompt": np.array(group.prompt, np.int32),
+            "token_ids": np.array(_joined(group, "token_ids"), np.int32),
+            "logprobs": np.array(_joined(group, "logprobs"), np.float64),
+            "lengths": [len(response.token_ids) for response in group.responses],
+            "finish_reasons": [response.finish_reason for response in group.responses],
+            "versions": [[list(pair) for pair in r.versions] for r in group.responses],
+        }
+        for group in groups
+    ]
+
+
+def groups_from(
+    state: Sequence[Mapping[str, Any]], stop_token_ids: Sequence[int]
+) -> tuple[Group, ...]:
+    """The groups that `array_state` was given, without their texts.
+
+    A response ends at the first of `stop_token_ids`: an earlier version may have known fewer.
+    """
+    groups = []
+    for fields in state:
+        ends = list(itertools.accumulate(fields["lengths"], initial=0))
+        spans = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        responses = tuple(
+            _cut_at_stop(
+                Response(
+                    tuple(fields["token_ids"][span].tolist()),
+                    tuple(fields["logprobs"][span].tolist()),
+                    reason,
+                    versions=tuple((int(version), int(count)) for version, count in versions),
+                ),
+                stop_token_ids,
+            )
+            for span, reason, versions in zip(
+                spans, fields["finish_reasons"], fields["versions"], strict=True
+            )
+        )
+        plain = {name: fields[name] for name in _PLAIN}
+        groups.append(Group(prompt=tuple(fields["prompt"].tolist()), responses=responses, **plain))
+    return tuple(groups)
+
+
+def _joined(group: Group, name: str) -> list[Any]:
+    return [value for response in group.responses for value in getattr(response, name)]
+
+
+def _cut_at_stop(response: Response, stop_token_ids: Sequence[int]) -> Response:
+    """The response up to its first stop token; unchanged if it has none before its last token."""
+    stops = (i for i, token in enumerate(response.token_ids) if token in stop_token_ids)
+    end = next(stops, None)
+    if end is None or (response.ended and end == len(response.token_ids) - 1):
+        return response
+    versions, left = [], end + 1
+    for version, count in response.versions:
+        if left > 0:
+            versions.append((version, min(count, left)))
+        left -= count
+    return Response(
+        response.token_ids[: end + 1],
+        response.logprobs[: end + 1],
+        "stop",
+        versions=tuple(versions),
+    )
 
 
 def _as_lists(group: Group) -> list[Any]:

@@ -49,6 +49,9 @@ class Outputs:
         claim: what makes the workdir this run's own.
         tokenizer: saved beside the checkpoints, so that each can be converted on its own.
         end_ids: the model's end ids, saved with it.
+
+    Attributes:
+        first_line: the first step whose line is written; None before `begin`.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Outputs:
         self._tokenizer, self._end_ids = tokenizer, tuple(end_ids)
         self._first = processes.is_first()
         self._writer: MetricsWriter | None = None
+        self.first_line: int | None = None
 
     def begin(self, *, first_step: int, lines_from: int) -> int:
         """Opens the files and cuts what an earlier life of the run wrote later than its checkpoint.
@@ -76,6 +80,7 @@ class Outputs:
         Returns:
             The number of lines cut: steps that are done again.
         """
+        self.first_line = lines_from
         self._writer = MetricsWriter(
             self._workdir,
             tensorboard=self._config.metrics.tensorboard,
@@ -90,7 +95,7 @@ class Outputs:
         tokenizer_dir = self._workdir / "checkpoints" / TOKENIZER
         tokenizer_dir.mkdir(parents=True, exist_ok=True)
         save_tokenizer(self._tokenizer, tokenizer_dir)  # again: a kill may have torn it
-        save_end_ids(self._end_ids, tokenizer_dir)
+        save_end_ids(self._end_ids, tokenizer_dir, replace=True)
         devices = Counter(device.device_kind for device in jax.devices())
         workdir_lib.note(self._workdir, devices=devices, processes=jax.process_count())
         return redone

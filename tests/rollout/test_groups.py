@@ -8,7 +8,7 @@ import pytest
 from polaris_jax.batch.packing import stale_tokens
 from polaris_jax.metrics.rollout_stats import age_metrics, carried_metrics
 from polaris_jax.records import Graded, Group, Response
-from polaris_jax.rollout.groups import most_in_flight, settle
+from polaris_jax.rollout.groups import array_state, groups_from, most_in_flight, settle
 
 
 def group(name: str, *responses: Response) -> Group:
@@ -82,3 +82,16 @@ def test_lag_is_counted_by_token():
 def test_a_batch_without_a_token_has_no_lag():
     metrics = age_metrics([[()]], version=1)
     assert metrics["rollout/lag_max"] is metrics["rollout/stale_share"] is None
+
+
+def test_a_response_of_an_earlier_version_ends_at_its_first_stop_token():
+    tokens = (4, 9, 5, 9)
+    versions = ((0, 1), (2, 3))
+    long = Response(tokens, (-1.0, -2.0, -3.0, -4.0), "unfinished", versions=versions)
+    ended = Response((4, 9), (-1.0, -2.0), "stop", versions=((0, 2),))
+    (restored,) = groups_from(array_state([group("a", long, ended)]), (9,))
+    assert restored.responses[0] == Response((4, 9), (-1.0, -2.0), "stop")
+    assert restored.responses[0].versions == ((0, 1), (2, 1))
+    assert restored.responses[1] == ended and restored.complete
+    (restored,) = groups_from(array_state([group("a", long, ended)]), (7,))
+    assert restored.responses[0] == long and not restored.complete

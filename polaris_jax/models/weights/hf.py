@@ -80,14 +80,11 @@ def load_config(path: AnyPath) -> ModelConfig:
 
 
 def _read_config(place: epath.Path) -> ModelConfig:
-    """A directory's architecture with the ids that end a response, which it may know in two files.
-
-    An id outside the vocabulary is never sampled and left out.
-    """
+    """A directory's architecture with the ids that end a response, which two files may name."""
     fields = load_config_json(place)
     config = parse_config(fields, where=str(place / CONFIG_FILE))
-    end_ids = [i for i in read_end_ids(place, fields) if 0 <= i < config.vocab_size]
-    return dataclasses.replace(config, end_ids=tuple(end_ids))
+    end_ids = read_end_ids(place, fields, vocab_size=config.vocab_size)
+    return dataclasses.replace(config, end_ids=end_ids)
 
 
 def load_pretrained(
@@ -261,6 +258,7 @@ def bring_tokenizer(place: epath.Path, weights: Weights, out: epath.Path) -> dic
     if isinstance(weights, GgufFile):
         tokenizer = gguf_tokenizer(weights)
         save_tokenizer(tokenizer, out)
+        save_end_ids(weights.config().end_ids, out)
         return dict(token_ids(tokenizer))
     copy_tokenizer(place, out)
     original = load_config_json(place)

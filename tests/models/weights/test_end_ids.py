@@ -11,7 +11,7 @@ from etils import epath
 from polaris_jax.checkpoint.convert import convert, load_any
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import ModelConfig, Qwen, load_config, load_pretrained, save_pretrained
-from polaris_jax.models.tokenizer import stop_token_ids
+from polaris_jax.models.tokenizer import read_end_ids, save_end_ids, stop_token_ids
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 
 TOKENIZER = build_tokenizer()
@@ -81,6 +81,21 @@ def test_they_are_no_part_of_the_architecture():
     assert other.architecture() == CONFIG.architecture()
     assert "end_ids" not in CONFIG.architecture()
     assert ModelConfig(**CONFIG.architecture()) == CONFIG  # what older checkpoints recorded
+
+
+def test_a_checkpoint_with_an_id_outside_the_vocabulary_samples(tmp_path):
+    path = saved(tmp_path, generation=[5, 10**6])
+    convert(str(path), str(tmp_path / "orbax"), form="orbax", dtype="auto")
+    assert load_any(epath.Path(tmp_path / "orbax"))[0].config.end_ids == (5,)
+
+
+def test_a_torn_file_is_written_again(tmp_path):
+    file = tmp_path / "generation_config.json"
+    file.write_text("")
+    save_end_ids((5,), epath.Path(tmp_path))
+    assert file.read_text() == ""  # somebody's own file stays
+    save_end_ids((5,), epath.Path(tmp_path), replace=True)
+    assert read_end_ids(epath.Path(tmp_path), vocab_size=9) == (5,)
 
 
 def test_they_survive_an_export_and_a_checkpoint(tmp_path):
