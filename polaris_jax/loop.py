@@ -22,7 +22,7 @@ from polaris_jax.system.signals import StopRequest
 
 
 def train(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
-    """Runs all stages, or those that a resumed run has left, and returns the last state.
+    """Runs all stages, or the remaining stages of a resumed run, and returns the last state.
 
     Args:
         parts: what the run is made of, from `assemble`.
@@ -32,45 +32,45 @@ def train(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
     Raises:
         RuntimeError: too many non-finite updates in a row, or too large a log-prob gap.
     """
-    with parts.clock.compiles, at_run_time(lambda: f"step {state.step}"):
-        with contextlib.suppress(RolloutAborted):  # `state` is then the one before the sampling
+    with parts.clock.compile_counter, at_run_time(lambda: f"step {state.step}"):
+        with contextlib.suppress(RolloutAborted):  # stopped while sampling: keep the state before
             while not state.done and not any_process(stop.requested):
-                if state.pending_metrics is None:  # else a stop came before they were written
+                if state.pending_metrics is None:  # else the step is done, but not yet written
                     if state.next_stage is not None:
-                        state = change_stage(parts, state, stop=stop)  # drop, temperature, reset
+                        state = change_stage(parts, state, stop=stop)
                         save_if_due(parts, state)
-                    state = step(parts, state, stop=stop)  # sample, grade, rescue, swap, update
+                    state = step(parts, state, stop=stop)
                 score = held_out_score(parts, state, stop=stop)
-                state = write(parts, state, score)
+                state = write_step(parts, state, score=score)
                 with parts.clock.timer("save"):
                     save_if_due(parts, state)
                 write_timing(parts, state)
-        if state.stage_records:  # else a stop came before the first stage was entered
+        if state.stage_records:  # empty if a stop came before the first stage was entered
             parts.checkpoints.save(state.snapshot())
     return state
 
 
-def write(parts: Parts, state: RunState, score: float | None) -> RunState:
-    """Writes the step's metrics, and stages.json if the step ended its stage.
+def write_step(parts: Parts, state: RunState, *, score: float | None) -> RunState:
+    """Writes the newest step's metrics, and stages.json if the step ended its stage.
 
     Returns:
         The state without pending metrics.
 
     Raises:
-        RuntimeError: the metrics say that the run must stop (see `check_health`).
+        RuntimeError: the metrics show that the run must stop (see `check_health`).
     """
+    assert state.pending_metrics is not None
     number, records = state.step - 1, state.stage_records
-    metrics = {
-        "stage": records[-1]["stage"],
-        "data/dropped": records[-1]["dropped_ids_count"],
-        **(state.pending_metrics or {}),
+    metrics = state.pending_metrics | {
+        "stage": state.stage.stage,
+        "data/dropped": len(state.stage.dropped_ids),
     }
     if score is not None:
         metrics[f"eval/avg@{parts.config.evaluate.n}"] = score
     parts.outputs.write_metrics(number, metrics)
     parts.progress.line(step_text(number, metrics))
     check_health(number, int(state.train.skips_in_a_row), metrics, parts.config)
-    if stage_ends(state):
+    if state.at_stage_end:
         records = (*records[:-1], {**records[-1], "last_step": number})
         parts.outputs.write_stages(records)
     return dataclasses.replace(state, pending_metrics=None, stage_records=records)
@@ -79,7 +79,7 @@ def write(parts: Parts, state: RunState, score: float | None) -> RunState:
 def check_health(
     step: int, skips_in_a_row: int, metrics: Mapping[str, Any], config: RunConfig
 ) -> None:
-    """Ends a run whose numbers cannot be trusted.
+    """Raises RuntimeError if the run must stop, since its numbers cannot be trusted.
 
     Raises:
         RuntimeError: too many non-finite updates in a row, or a sampler whose policy is not the
@@ -100,18 +100,13 @@ def check_health(
         )
 
 
-def stage_ends(state: RunState) -> bool:
-    """True if the newest step was the last of its stage."""
-    return state.next_stage is not None or state.stage.finished
-
-
 def save_if_due(parts: Parts, state: RunState) -> None:
-    """Saves every `checkpoint.every_steps` steps, at a stage's end and once the next is entered.
+    """Saves every `checkpoint.every_steps` steps, at a stage's end, and after a stage is entered.
 
     A stage change that is killed is repeated from the checkpoint of the stage's end. Nothing is
     saved before the first step.
     """
-    at_border = stage_ends(state) or state.stage.steps_done == 0
+    at_border = state.at_stage_end or state.stage.steps_done == 0
     every_steps = parts.config.checkpoint.every_steps
     if state.step > 0 and (at_border or state.step % every_steps == 0):
         parts.checkpoints.save(state.snapshot())
@@ -122,7 +117,6 @@ def write_timing(parts: Parts, state: RunState) -> None:
     line = parts.clock.line(
         state.live_sampler(),
         parts.solver.grader,
-        update_tokens=state.counts.get("update_tokens", 0),
         devices=list(parts.updater.mesh.devices.flat),
     )
     parts.outputs.write_timing(state.step - 1, line)

@@ -1,8 +1,7 @@
 """The records that packages hand to one another, and the dimension key of the whole project.
 
-Data goes one way: `Problem -> Group -> Graded -> TrainBatch`, then `StageState` feeds the next
-step. Records are frozen; a function takes one and returns a new one. numpy only: host packages
-import this module without pulling in jax.
+Data goes one way: `Problem -> Group -> Graded -> TrainBatch`. Records are frozen; a function takes
+one and returns a new one. numpy only: host packages import this module without pulling in jax.
 
 Dimension key. Every array local, argument and field carries its axes as a suffix:
 
@@ -89,15 +88,16 @@ class Group:
     Attributes:
         problem_id: id of the problem; every table of a run is keyed by it.
         prompt: token ids, chat template applied.
-        prompt_text: the same prompt as text; the reward's train mode reads prompt + response.
+        prompt_text: the prompt as text; the reward's train mode reads prompt + response.
         gold: the answers that count as right.
         draw: how often the problem had been drawn before in this run.
         epoch: the epoch in which its batch began, from 0.
         seed: sampling seed of all responses. With the sample's index and the token's position it
-            decides the noise of a token, so an unfinished response continues as if never left.
+            decides the noise of a token, so an unfinished response continues as if never
+            interrupted.
         begun: version of the policy when sampling began; no token is older.
         responses: n responses; () before sampling begins.
-        texts: the n decoded responses, special tokens left out; () while one is unfinished.
+        texts: the n decoded responses, special tokens left out; () while a response is unfinished.
     """
 
     problem_id: str
@@ -125,7 +125,7 @@ class Group:
 def require_rewards(
     reward_PR: np.ndarray, problem_ids: Sequence[Any] | np.ndarray | None = None
 ) -> None:
-    """Returns when all rewards lie in [0, 1].
+    """Raises ValueError if a reward is not finite or not in [0, 1].
 
     Args:
         reward_PR: rewards of P prompts' responses.
@@ -145,7 +145,7 @@ def require_rewards(
 
 
 def require_fields(state: Mapping[str, Any], *names: str) -> None:
-    """Returns when a `state_dict` holds all its fields.
+    """Raises ValueError if a field of a `state_dict` is missing.
 
     Raises:
         ValueError: one is missing.
@@ -172,9 +172,9 @@ class Graded:
         texts: decoded responses.
         finish_reasons: "stop" or "length".
         reward_PR: terminal rewards in [0, 1], float32.
-        rescued_PR: True where a row came from the rescue sink; all False when not given.
-        versions: [P][R] `Response.versions`, a rescued row's empty; None where they are not known,
-            and all tokens count as the present policy's.
+        rescued_PR: True where a row came from the rescue sink; all False if not given.
+        versions: [P][R] `Response.versions`, empty for a rescued row; None if unknown, then all
+            tokens count as the present policy's.
     """
 
     problem_ids: Sequence[str]
@@ -236,14 +236,14 @@ class Graded:
 class TrainBatch:
     """Packed rows, ready for the update.
 
-    Every [B, T] float field is aligned with `models.token_logprobs`: entry t speaks of the
+    Every [B, T] float field is aligned with `models.token_logprobs`: entry t belongs to the
     prediction of token t+1. Rows beyond the last packed sequence are all padding.
 
     Attributes:
         token_BT: int32 token ids, 0 where padded.
         position_BT: int32, from 0 in each segment.
         segment_BT: int32, 0 is padding, segments of a row count from 1.
-        weight_BT: float32, what one token's surrogate counts in the loss; 0 outside responses.
+        weight_BT: float32, weight of the token's surrogate in the loss; 0 outside responses.
             The aggregation (objective.aggregation) lives in these weights alone, which makes the
             loss a plain sum and independent of packing.
         advantage_BT: float32, the sequence's advantage at each response token.
@@ -256,9 +256,10 @@ class TrainBatch:
         tokens: number of response tokens that count in the loss.
         padding_share: share of positions that carry no token, in [0, 1].
         attention_imbalance: attention cost (sum of squared lengths) of each microbatch's costliest
-            shard over the mean of its shards, summed over microbatches; 1 where all work alike.
-        sampler_logp_BT: the sampler's log-probs, where `old_logp_BT` has been recomputed by the
-            trainer; None where `old_logp_BT` still holds them.
+            shard over the mean of its shards, summed over microbatches; 1 if all shards have equal
+            work.
+        sampler_logp_BT: the sampler's log-probs if the trainer has recomputed `old_logp_BT`; else
+            None.
     """
 
     token_BT: np.ndarray
@@ -278,7 +279,7 @@ class TrainBatch:
 
 @dataclasses.dataclass(frozen=True)
 class StageState:
-    """Where the run stands in its stages; the only thing that feeds the next iteration.
+    """The run's position in its stages, and the settings of the present stage.
 
     Attributes:
         stage: index into `config.stages`, from 0; NO_STAGE before the first is entered.
@@ -289,19 +290,20 @@ class StageState:
         dropped_ids: problems out of the training set, in the order in which they were dropped.
         target_diversity: distinct-4-gram of the fixed probe set at the stage's start; None when the
             temperature rule does not need it.
-        target_probe: what that was measured on, in words: two diversities compare only where these
-            agree. None where it is not known (checkpoints of earlier versions).
+        target_probe: description of what `target_diversity` was measured on; two are comparable
+            only if these are equal. None if unknown (checkpoints of earlier versions).
         first_entropy: policy entropy (nats) of the stage's first step; None before it.
-        last_entropy: the same of the stage's newest step.
+        last_entropy: policy entropy (nats) of its newest step with an update.
         decisions: what was decided on entering this stage: dicts of kind, value, reason, table.
-        finished: the last stage is done.
+        finished: True if the run is over: its last stage has ended, or `rollout.total_tokens` are
+            spent.
     """
 
-    stage: int
-    first_step: int
-    steps_done: int
-    temperature: float
-    max_response_tokens: int
+    stage: int = NO_STAGE
+    first_step: int = 0
+    steps_done: int = 0
+    temperature: float = 0.0
+    max_response_tokens: int = 0
     dropped_ids: tuple[str, ...] = ()
     target_diversity: float | None = None
     target_probe: str | None = None

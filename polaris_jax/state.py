@@ -13,16 +13,16 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.assemble import Parts, load_base
+from polaris_jax.assemble import Parts
 from polaris_jax.batch import RescueBuffer
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.snapshots import Snapshot
 from polaris_jax.config import ConfigError
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.metrics.writer import reduce_metrics
-from polaris_jax.records import NO_STAGE, Group, StageState
+from polaris_jax.records import Group, StageState
 from polaris_jax.rollout import Sampler
-from polaris_jax.rollout.groups import array_state, groups_from
+from polaris_jax.rollout.groups import groups_from_host, groups_to_host
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
@@ -31,6 +31,7 @@ from polaris_jax.train.state import (
     TrainState,
     abstract_train_state,
     init_train_state,
+    load_sharded,
     with_rope_scaling,
 )
 
@@ -43,17 +44,19 @@ class RunState:
         step: steps done since the run began.
         stage: where the run stands in its stages.
         next_stage: the stage to enter before the next step; None within a stage.
-        train: weights, moments and counters, as they lie between updates.
+        train: the trainer's weights, moments and counters; in host memory if
+            `rollout.trainer_state` is host.
         loader: draws the prompts.
-        accuracy: right and seen responses of each problem.
+        accuracy: correct and total responses of each problem, by stage.
         lengths: mean response tokens of each problem's newest visit.
         sink: stored correct responses, for the rescue.
         sampler: the stage's sampler, with the present weights. A snapshot leaves it out. None
             before the first stage.
         counts: totals of the run by name.
-        carried: groups in flight that the last step left, oldest first.
+        carried: groups that the last step started and did not train, oldest first.
         stage_records: the entries of stages.json.
-        pending_metrics: the newest step's metrics while its line of metrics.jsonl is not written.
+        pending_metrics: the newest step's metrics until they are written to metrics.jsonl; else
+            None.
     """
 
     step: int
@@ -76,13 +79,18 @@ class RunState:
         return self.stage.finished and self.pending_metrics is None
 
     @property
+    def at_stage_end(self) -> bool:
+        """True if the newest step was the last of its stage."""
+        return self.next_stage is not None or self.stage.finished
+
+    @property
     def next_line(self) -> int:
         """The step whose line of metrics.jsonl is written next."""
         return self.step if self.pending_metrics is None else self.step - 1
 
     @property
     def policy_version(self) -> int:
-        """Updates that the policy has had since the run began."""
+        """Number of updates since the run began."""
         return self.step - self.counts.get("steps_without_update", 0)
 
     def live_sampler(self) -> Sampler:
@@ -100,7 +108,7 @@ class RunState:
         return bool(total_tokens) and self.counts.get("sampled_tokens", 0) >= total_tokens
 
     def snapshot(self) -> Snapshot:
-        """The state as a checkpoint holds it; cheap, since nothing of it is copied."""
+        """The state as a checkpoint holds it. The train state's arrays are shared, not copied."""
         pending = self.pending_metrics
         host = {
             "step": self.step,
@@ -111,7 +119,7 @@ class RunState:
             "loader": self.loader.state_dict(),
             "counts": dict(self.counts),
             "lengths": self.lengths.state_dict(),
-            "carried": array_state(self.carried),
+            "carried": groups_to_host(self.carried),
             "owed": None if pending is None else reduce_metrics(pending),
         }
         return Snapshot(self.step, self.stage.stage, pending is not None, self.train, host)
@@ -128,8 +136,8 @@ class StartAt:
 def open_state(parts: Parts, start: StartAt | None = None) -> RunState:
     """The state that a run continues from: its newest checkpoint's, else that of a new run.
 
-    The run's files are cut back to it. Give the state to `train` and keep no other reference: the
-    first update deletes its weights.
+    Metrics and rollouts of later steps are deleted. Give the state to `train` and keep no other
+    reference: the first update deletes its weights.
 
     Args:
         parts: what the run is made of.
@@ -156,10 +164,16 @@ def open_state(parts: Parts, start: StartAt | None = None) -> RunState:
 
 def new_state(parts: Parts) -> RunState:
     """The state of a run that has not entered its first stage."""
-    base = parts.reference or load_base(parts.base_path, mesh=parts.updater.mesh)[0]
-    take = parts.reference is None  # else the update would delete the reference's arrays
-    train = init_train_state(base, parts.config.optimizer, parts.updater.mesh, take=take)
-    return RunState(0, before_stages(), 0, train, make_loader(parts), *new_tables(parts))
+    base = parts.reference or load_sharded(parts.base_path, parts.updater.mesh)
+    take = parts.reference is None  # the update deletes its arrays; the reference keeps its own
+    return RunState(
+        step=0,
+        stage=StageState(),
+        next_stage=0,
+        train=init_train_state(base, parts.config.optimizer, parts.updater.mesh, take=take),
+        loader=new_loader(parts),
+        **tables(parts),
+    )
 
 
 def restore(parts: Parts, step: int) -> RunState:
@@ -168,30 +182,26 @@ def restore(parts: Parts, step: int) -> RunState:
     A finished run continues if the config now gives its last stage more steps.
     """
     train, host = parts.checkpoints.checkpointer.restore(step, abstract_state(parts))
-    tables, loader = load_tables(new_tables(parts), host), make_loader(parts)
-    loader.load_state_dict(host["loader"])  # checks the problems, then drops
-    parts.clock.begin_at(host["counts"].get("update_tokens", 0))
+    loader, stage = new_loader(parts), stage_from(host["stage"])
+    loader.load_state_dict(host["loader"])  # raises for other problems; drops what was dropped
     parts.progress.line(f"resumed at step {step}")
-    stage = stage_from(host["stage"])
-    ended = stage_ended(stage, parts.config.stages)
     train = with_rope_scaling(train, parts.rope_scaling(stage.stage))
     state = RunState(
-        host["step"],
-        dataclasses.replace(stage, finished=stage.finished and ended),
-        None,
-        train,
-        loader,
-        *tables,
+        step=host["step"],
+        stage=stage,
+        next_stage=None,
+        train=train,
+        loader=loader,
+        **tables(parts, host),
         sampler=parts.solver.samplers.make(
             train.params, max_response_tokens=stage.max_response_tokens
         ),
         counts=host["counts"],
-        carried=groups_from(host.get("carried", []), parts.solver.stop_token_ids),
+        carried=groups_from_host(host.get("carried", []), parts.solver.stop_token_ids),
         stage_records=tuple(host["stage_records"]),
         pending_metrics=host.get("owed"),
     )
-    state = within_tokens(parts, state)
-    state = dataclasses.replace(state, next_stage=following(parts, state.stage))
+    state = with_next_stage(parts, state)
     parts.checkpoints.found(state.snapshot())
     return state
 
@@ -216,10 +226,14 @@ def start_from(parts: Parts, start: StartAt) -> RunState:
     if host.get("carried"):
         parts.progress.line(f"{len(host['carried'])} unfinished groups of {source} stay there")
     parts.progress.line(f"starting stage {start.stage} from {source}")
-    left = dataclasses.replace(left, finished=False)
-    train = parts.updater.reset_optimizer(train)
-    tables = load_tables(new_tables(parts), host)
-    return RunState(0, left, start.stage, train, make_loader(parts), *tables)
+    return RunState(
+        step=0,
+        stage=dataclasses.replace(left, finished=False),
+        next_stage=start.stage,
+        train=parts.updater.reset_optimizer(train),
+        loader=new_loader(parts),
+        **tables(parts, host),
+    )
 
 
 def abstract_state(parts: Parts) -> TrainState:
@@ -227,12 +241,7 @@ def abstract_state(parts: Parts) -> TrainState:
     return abstract_train_state(parts.model_config, parts.config.optimizer, mesh=parts.updater.mesh)
 
 
-def before_stages() -> StageState:
-    """The stage of a run that has entered none."""
-    return StageState(NO_STAGE, first_step=0, steps_done=0, temperature=0, max_response_tokens=0)
-
-
-def make_loader(parts: Parts) -> PromptLoader:
+def new_loader(parts: Parts) -> PromptLoader:
     """Endless shuffled epochs over all problems."""
     return PromptLoader(
         parts.problems,
@@ -243,42 +252,37 @@ def make_loader(parts: Parts) -> PromptLoader:
     )
 
 
-Tables = tuple[AccuracyTable, LengthTable, RescueBuffer]
-
-
-def new_tables(parts: Parts) -> Tables:
-    """Accuracy, lengths and sink before the first step: what `calibrate` has measured."""
+def tables(parts: Parts, host: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The fields `accuracy`, `lengths` and `sink`: from calibration, or from a checkpoint."""
     rates = {p.id: p.pass_rate for p in parts.problems if p.pass_rate is not None}
     tokens = {p.id: p.response_tokens for p in parts.problems if p.response_tokens is not None}
-    return AccuracyTable(rates), LengthTable(tokens), RescueBuffer()
+    accuracy, lengths, sink = AccuracyTable(rates), LengthTable(tokens), RescueBuffer()
+    if host is not None:
+        accuracy.load_state_dict(host["accuracy"])
+        sink.load_state_dict(host["sink"])
+        if "lengths" in host:  # checkpoints of earlier versions have none
+            lengths.load_state_dict(host["lengths"])
+    return {"accuracy": accuracy, "lengths": lengths, "sink": sink}
 
 
-def load_tables(tables: Tables, host: Mapping[str, Any]) -> Tables:
-    """The same tables, filled with a checkpoint's contents."""
-    accuracy, lengths, sink = tables
-    accuracy.load_state_dict(host["accuracy"])
-    sink.load_state_dict(host["sink"])
-    if "lengths" in host:  # checkpoints of earlier versions have none
-        lengths.load_state_dict(host["lengths"])
-    return tables
+def with_next_stage(parts: Parts, state: RunState) -> RunState:
+    """The state with `next_stage` set if its stage has ended, or `stage.finished` if the run has.
 
-
-def following(parts: Parts, stage: StageState) -> int | None:
-    """The stage to enter next if `stage` has ended and is not the last; else None."""
-    ended = stage_ended(stage, parts.config.stages)
-    return stage.stage + 1 if ended and not stage.finished else None
-
-
-def within_tokens(parts: Parts, state: RunState) -> RunState:
-    """The state, finished if `rollout.total_tokens` are spent and no group is in flight."""
-    if not state.tokens_spent(parts.config.rollout.total_tokens) or state.carried:
-        return state
-    return dataclasses.replace(state, stage=dataclasses.replace(state.stage, finished=True))
+    The run ends with its last stage, or once `rollout.total_tokens` are spent and no group is in
+    flight.
+    """
+    stages, stage = parts.config.stages, state.stage
+    ended = stage_ended(stage, stages)
+    spent = state.tokens_spent(parts.config.rollout.total_tokens) and not state.carried
+    finished = spent or (ended and stage.stage == len(stages) - 1)
+    return dataclasses.replace(
+        state,
+        stage=dataclasses.replace(stage, finished=finished),
+        next_stage=stage.stage + 1 if ended and not finished else None,
+    )
 
 
 def stage_from(fields: Mapping[str, Any]) -> StageState:
-    """A `StageState` from its fields as JSON gives them back."""
-    restored = dict(fields)
-    for name in ("dropped_ids", "decisions"):
-        restored[name] = tuple(restored[name])
-    return StageState(**restored)
+    """A `StageState` from a checkpoint's fields, in which JSON has lists for tuples."""
+    lists = {name: tuple(fields[name]) for name in ("dropped_ids", "decisions")}
+    return StageState(**{**fields, **lists})

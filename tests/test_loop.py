@@ -17,7 +17,7 @@ from polaris_jax.records import Graded, Problem
 from polaris_jax.rollout import RolloutAborted
 from polaris_jax.stage_change import change_stage
 from polaris_jax.state import RunState
-from polaris_jax.step import make_informative
+from polaris_jax.step import substitute
 from polaris_jax.system.signals import StopRequest
 from tests.support.kills import Life, assert_same_run, kill_at_random, metrics
 from tests.support.micro_run import final_state, finish, flags, make_base, start_train
@@ -79,13 +79,13 @@ def test_a_scarce_batch_is_treated_as_configured(monkeypatch, on_scarce, max_res
 
     def visit(parts, state, *, stop, attempt: int):
         drawn.append(attempt)
-        return graded([0, 0], [0, 1], [1, 1], [1, 1]), {}, state
+        return state, graded([0, 0], [0, 1], [1, 1], [1, 1]), {}
 
-    monkeypatch.setattr(step, "visit", visit)
+    monkeypatch.setattr(step, "collect_rollouts", visit)
     section = BatchSection(on_scarce=on_scarce, max_resample=max_resample, min_informative=0.5)
     parts = make_parts(RunConfig(batch=section))
     scarce = graded([0, 0], [1, 0], [0, 0], [1, 1])
-    batch, swapped, _ = make_informative(parts, make_state(), scarce, stop=StopRequest())
+    _, batch, swapped = substitute(parts, make_state(), scarce, stop=StopRequest())
     assert swapped.action == action
     assert drawn == ([1] if on_scarce == "resample" and max_resample else [])
     assert len(batch) == 4

@@ -26,7 +26,7 @@ def without_docstring(path: str, name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("path", "name"), [("loop.py", "train"), ("step.py", "step"), ("step.py", "visit")]
+    ("path", "name"), [("loop.py", "train"), ("step.py", "step"), ("step.py", "collect_rollouts")]
 )
 def test_the_algorithm_is_shown_as_it_is(path, name):
     assert without_docstring(path, name) in README

@@ -55,6 +55,11 @@ class Loader:
     def __init__(self) -> None:
         self.dropped: list[str] = []
 
+    def __copy__(self) -> "Loader":
+        other = Loader()
+        other.dropped = list(self.dropped)
+        return other
+
     def drop(self, problem_ids: list[str]) -> int:
         self.dropped.extend(problem_ids)
         return len(problem_ids)
@@ -205,7 +210,7 @@ def measured(parts, sampler, stage, temperature, *, stop):
 
 @pytest.mark.parametrize("known", [True, False], ids=["of this version", "of an earlier one"])
 def test_a_target_of_the_same_probe_set_picks_the_temperature(monkeypatch, known):
-    monkeypatch.setattr(stage_change, "measure", measured)
+    monkeypatch.setattr(stage_change, "measure_temperature", measured)
     parts, left = new_parts("abcd", MATCHED), ended(MATCHED, target_diversity=0.144)
     if known:
         left = dataclasses.replace(left, target_probe=stage_change.probe_identity(parts, left))
@@ -219,11 +224,28 @@ def test_the_measuring_sampler_is_let_go_when_a_signal_ends_it(monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage_change, "measure", stopped)
+    monkeypatch.setattr(stage_change, "measure_temperature", stopped)
     parts = new_parts("abcd", MATCHED)
     with pytest.raises(KeyboardInterrupt):
         change(parts, entering(1, ended(MATCHED, target_diversity=0.1)))
     assert [sampler.released for sampler in made_by(parts)] == [1]
+
+
+def test_an_entry_that_is_abandoned_leaves_the_state_before_it(monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    stages = [{"steps": 1}, {"steps": 1}, {"steps": 1, "temperature_rule": "match_diversity"}]
+    config = build_config({"stages": stages})  # so stage 1 is measured once it is entered
+    monkeypatch.setattr(stage_change, "measure_temperature", stopped)
+    state = entering(1, ended(config), easy="a")
+    state.accuracy.record(["b"], [[1.0, 0.0]], stage=1)  # another run's
+    accuracy = state.accuracy.state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        change_stage(new_parts("abcd", config), state, stop=NEVER)
+    assert state.accuracy.state_dict() == accuracy
+    assert isinstance(state.loader, Loader)
+    assert state.loader.dropped == []
 
 
 @pytest.mark.parametrize(
@@ -238,7 +260,7 @@ def test_a_target_of_another_probe_set_is_refused(problem_ids, probe):
 
 
 def test_a_stage_keeps_what_its_target_was_measured_on(monkeypatch):
-    monkeypatch.setattr(stage_change, "measure", measured)
+    monkeypatch.setattr(stage_change, "measure_temperature", measured)
     parts = new_parts("abcd", MATCHED)
     stage, _ = change(parts, entering(0))
     assert stage.target_diversity == pytest.approx(0.14)

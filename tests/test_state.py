@@ -61,7 +61,7 @@ def raises(*_: object, **__: object) -> NoReturn:
 @pytest.mark.parametrize(
     ("command", "owner", "name", "where"),
     [
-        ("train", step, "visit", "step 0"),
+        ("train", step, "collect_rollouts", "step 0"),
         ("calibrate", Policy, "solve", "sampling"),
         ("probe", Policy, "solve", "sampling"),
         ("evaluate", Policy, "solve", "sampling"),
@@ -79,7 +79,7 @@ def test_a_step_counts_what_it_did_with_its_batch(action):
     before = {"rescued_groups": 5, "resampled_batches": 3, "steps_without_update": 4}
     state = make_state(counts={**before, "rescued_groups": 7})
     swapped = Substitution(np.arange(8), 3, 5, 2, action)
-    metrics, state = count_batch(state, swapped, updated=action == "train", totals=before)
+    state, metrics = count_batch(state, swapped, updated=action == "train", before=before)
     assert metrics == {
         "batch/rescued_groups": 2,
         "batch/resampled_batches": 0,
@@ -95,10 +95,10 @@ def test_a_step_counts_what_it_did_with_its_batch(action):
 def test_a_step_tells_what_all_its_attempts_have_rescued():
     swapped = Substitution(np.arange(4), 2, 1, 1, "train")
     state = make_state(counts={"rescued_groups": 7})
-    metrics, _ = count_batch(state, swapped, updated=True, totals={"rescued_groups": 4})
+    _, metrics = count_batch(state, swapped, updated=True, before={"rescued_groups": 4})
     assert metrics["batch/rescued_groups"] == 3
     # No group had been rescued before the step began.
-    assert count_batch(state, swapped, updated=True, totals={})[0]["batch/rescued_groups"] == 7
+    assert count_batch(state, swapped, updated=True, before={})[1]["batch/rescued_groups"] == 7
 
 
 def test_counting_leaves_the_state_before_it():

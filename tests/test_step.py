@@ -18,15 +18,19 @@ from polaris_jax.metrics.rollout_stats import age_metrics, carried_metrics
 from polaris_jax.records import Group
 from polaris_jax.rollout import RolloutAborted, SamplerConfig, SamplingParams
 from polaris_jax.rollout.groups import (
-    array_state,
     begin,
-    groups_from,
     owners_of,
     quotas,
     sample_groups,
 )
+from polaris_jax.rollout.groups import (
+    groups_from_host as groups_from,
+)
+from polaris_jax.rollout.groups import (
+    groups_to_host as array_state,
+)
 from polaris_jax.state import RunState
-from polaris_jax.step import draw, sample
+from polaris_jax.step import collect_rollouts, draw, sample
 from polaris_jax.system.signals import StopRequest
 from tests.support.driven import DrivenSampler
 from tests.support.parts import make_parts, make_state, stage_at
@@ -51,6 +55,13 @@ class Tokenizer:
 class Grader:
     def score(self, texts, golds, mode):
         return np.zeros(len(texts), np.float32)
+
+
+class HalfRight(Grader):
+    """Half of all answers are right: those whose text has an odd length."""
+
+    def score(self, texts, golds, mode):
+        return np.array([len(text) % 2 for text in texts], np.float32)
 
 
 class Loader:
@@ -132,8 +143,8 @@ class Trained:
 def one_step(parts: Parts, state: RunState, *, attempt: int = 0) -> tuple[Trained, RunState]:
     """A step's batch, every response checked against the engine's definition."""
     n, version = parts.config.rollout.responses_per_prompt, state.policy_version
-    groups, state = draw(parts, state, attempt=attempt)
-    batch, _, state = sample(parts, state, groups, stop=NEVER)
+    state, groups = draw(parts, state, attempt=attempt)
+    state, batch, _ = sample(parts, state, groups, stop=NEVER)
     seeds, lag = {(g.problem_id, g.draw): g.seed for g in groups}, 0
     for group in batch.values():
         assert len(group.responses) == n
@@ -219,7 +230,7 @@ def check_accounts(section, steps, sizes, data) -> None:
             if happens == "abort":  # the state of the step's start is still good
                 drawn = drawn_by(state)
                 with contextlib.suppress(RolloutAborted):
-                    groups, abandoned = draw(parts, state, attempt=0)
+                    abandoned, groups = draw(parts, state, attempt=0)
                     sample(parts, abandoned, groups, stop=NOW)
                 assert drawn_by(state) == drawn
             for attempt in range(2 if happens == "resample" else 1):
@@ -235,6 +246,35 @@ def check_accounts(section, steps, sizes, data) -> None:
         assert not state.carried, "nothing crosses the end of a stage"
         assert drawn_by(state) == section.prompts_per_step * visits
     assert set(trained.values()) == {1}
+
+
+def tables_of(state: RunState) -> dict:
+    """What a step records, carries and draws."""
+    return {
+        "accuracy": state.accuracy.state_dict(),
+        "lengths": state.lengths.state_dict(),
+        "sink": state.sink.state_dict(),
+        "drawn": drawn_by(state),
+        "carried": state.carried,
+        "counts": dict(state.counts),
+    }
+
+
+def test_a_step_that_is_abandoned_or_repeated_leaves_the_state_before_it():
+    parts = new_parts(SECTION, 6)
+    parts = dataclasses.replace(parts, solver=dataclasses.replace(parts.solver, grader=HalfRight()))
+    state, _, _ = collect_rollouts(parts, new_state(new_sampler(4, 1)), stop=NEVER)
+    state = after(state)
+    before, found = tables_of(state), []
+    with pytest.raises(RolloutAborted):
+        collect_rollouts(parts, state, stop=NOW)
+    assert tables_of(state) == before
+    for _ in range(2):
+        collected, _, metrics = collect_rollouts(parts, state, stop=NEVER)
+        assert tables_of(state) == before
+        found.append((metrics, tables_of(collected)))
+    assert found[0] == found[1]
+    assert all(found[0][1][name] != table for name, table in before.items())
 
 
 def batches(section: RolloutSection, *, resumes: bool = False, spent_at: int = 99):

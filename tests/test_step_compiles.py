@@ -42,9 +42,9 @@ def test_a_line_tells_the_compiles_since_the_line_before(peer, told, monkeypatch
     clock, argument = StepClock(), jnp.zeros(3)
 
     def line() -> int:
-        return clock.line(stats, stats, update_tokens=0, devices=jax.devices())["compiles/step"]
+        return clock.line(stats, stats, devices=jax.devices())["compiles/step"]
 
-    with clock.compiles:
+    with clock.compile_counter:
         jax.jit(lambda x: x + 2)(argument)
         assert line() == told
         assert line() == peer

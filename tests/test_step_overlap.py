@@ -46,8 +46,8 @@ class WaitingSampler(DrivenSampler):
 
 
 def sampled(parts, state):
-    """A step's (batch, what grades it, state)."""
-    groups, state = draw(parts, state, attempt=0)
+    """A step's (state, batch, what grades it)."""
+    state, groups = draw(parts, state, attempt=0)
     return sample(parts, state, groups, stop=NEVER)
 
 
@@ -56,7 +56,7 @@ def test_a_step_grades_while_it_samples_and_nothing_twice():
     config = new_parts(SECTION, 1).config
     parts = make_parts(config, tokenizer=Tokenizer(), grader=grader)
     state = new_state(WaitingSampler(new_sampler(2, 1), grader.begun))
-    batch, ahead, state = sampled(parts, state)
+    state, batch, ahead = sampled(parts, state)
     graded = grade(parts, state, batch, ahead)
     assert graded.reward_PR.shape == (4, 2)
     assert grader.texts.total() == 4 * 2
@@ -112,7 +112,7 @@ def test_without_a_visit_the_order_is_that_of_the_prompts():
 def test_what_was_carried_over_goes_before_what_is_expected_to_be_long():
     section = dataclasses.replace(SECTION, partial_rollouts="carry", partial_share=0.6)
     parts, state = new_parts(section, 3), new_state(one_at_a_time())
-    _, _, state = sampled(parts, state)
+    state, _, _ = sampled(parts, state)
     carried = [group.problem_id for group in state.carried]
     assert len(carried) == 3
     state = after(state)

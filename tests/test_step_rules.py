@@ -72,7 +72,7 @@ def test_a_run_is_told_once_and_not_of_the_step_that_compiles():
     grader = types.SimpleNamespace(stats=dict)
     told = []
     for _ in range(4):
-        line = clock.line(sampler, grader, update_tokens=0, devices=[])
+        line = clock.line(sampler, grader, devices=[])
         told.append(bool(clock.grace_warning(line | {"time/update_s": 30.0}, section)))
     assert told == [False, True, False, False]
 
@@ -84,7 +84,7 @@ def test_what_an_entry_has_probed_is_no_steps():
     grader: Any = types.SimpleNamespace(stats=lambda: graded)
     clock.begin_stage(sampler, grader)
     graded["graded"] += 24
-    line = clock.line(sampler, grader, update_tokens=0, devices=[])
+    line = clock.line(sampler, grader, devices=[])
     assert line["reward/graded"] == 24
     assert not stats["response_tokens"]
 

@@ -15,7 +15,7 @@ from polaris_jax.state import RunState
 from polaris_jax.system.signals import StopRequest
 from tests.support.parts import make_parts, make_state, stage_at
 
-STAGE = stage_at(1, 2, first_step=5, temperature=1.4)
+STAGE = stage_at(1, 2, temperature=1.4)
 NEVER = StopRequest()
 STORED_STEP, STORED_TEMPERATURE = 3, 0.2
 # The four of a failed group differ in length and in repetition, so that to lose any one shows.
@@ -49,18 +49,16 @@ class Drawn:
         self.state: RunState = make_state(step=7, stage=STAGE)
         left = list(batches)
         groups = {0: Group("p", (1,), "?", "1", draw=0, epoch=0)}
-        monkeypatch.setattr(step, "draw", lambda parts, state, *, attempt: ([], state))
-        monkeypatch.setattr(step, "sample", lambda parts, state, _, *, stop: (groups, None, state))
+        monkeypatch.setattr(step, "draw", lambda parts, state, *, attempt: (state, []))
+        monkeypatch.setattr(step, "sample", lambda parts, state, _, *, stop: (state, groups, None))
         monkeypatch.setattr(step, "grade", lambda *_: left.pop(0))
 
     def visit(self) -> tuple[Graded, dict[str, Any]]:
-        graded, metrics, self.state = step.visit(self.parts, self.state, stop=NEVER)
+        self.state, graded, metrics = step.collect_rollouts(self.parts, self.state, stop=NEVER)
         return graded, metrics
 
     def make_informative(self, graded: Graded) -> tuple[Graded, Substitution]:
-        graded, swapped, self.state = step.make_informative(
-            self.parts, self.state, graded, stop=NEVER
-        )
+        self.state, graded, swapped = step.substitute(self.parts, self.state, graded, stop=NEVER)
         return graded, swapped
 
     @property

@@ -4,7 +4,12 @@ from polaris_jax.batch.advantages import group_advantages
 from polaris_jax.batch.groups import concat_graded, select_groups
 from polaris_jax.batch.packing import pack
 from polaris_jax.batch.rescue import RescueBuffer, StoredResponse
-from polaris_jax.batch.substitution import Substitution, fresh_rows, substitute_uninformative
+from polaris_jax.batch.substitution import (
+    Substitution,
+    fresh_rows,
+    no_substitution,
+    substitute_uninformative,
+)
 
 __all__ = [
     "RescueBuffer",
@@ -13,6 +18,7 @@ __all__ = [
     "concat_graded",
     "fresh_rows",
     "group_advantages",
+    "no_substitution",
     "pack",
     "select_groups",
     "substitute_uninformative",

@@ -36,6 +36,13 @@ class Substitution:
     action: Action
 
 
+def no_substitution(graded: Graded) -> Substitution:
+    """The record of a batch in which nothing is replaced."""
+    informative = int(graded.informative_P.sum())
+    action: Action = "train" if informative else "none"
+    return Substitution(np.arange(len(graded)), informative, replaced=0, reused=0, action=action)
+
+
 def substitute_uninformative(
     graded: Graded,
     *,

@@ -1,4 +1,4 @@
-"""A run's snapshots as checkpoints: when one is saved, and that none is saved twice."""
+"""Saves a run's snapshots as checkpoints, none of them twice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Snapshot:
 
     @property
     def key(self) -> tuple[int, int, bool]:
-        """What tells the snapshots of one run apart."""
+        """Identifies a snapshot within its run."""
         return self.step, self.stage, self.pending
 
 
@@ -41,7 +41,7 @@ class Checkpoints:
         before_save: called before each save.
 
     Attributes:
-        checkpointer: the same.
+        checkpointer: writes and reads the checkpoints.
     """
 
     def __init__(self, checkpointer: Checkpointer, *, before_save: Callable[[], None]) -> None:
@@ -57,7 +57,7 @@ class Checkpoints:
         """Saves a snapshot, unless it is the one saved or restored last.
 
         A snapshot of the same step, taken before the next stage was entered or before its metrics
-        were written, is replaced; it stays complete until the new one is.
+        were written, is replaced; the old one stays complete until the new one is.
         """
         if snapshot.key == self._newest:
             return

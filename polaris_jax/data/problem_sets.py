@@ -1,4 +1,4 @@
-"""Which problems a command works on: a named source, earlier commands' files, or made-up ones."""
+"""Which problems a command works on: a named source, earlier commands' files, or generated ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import read_problems
 from polaris_jax.records import Problem
 
-PREPARED = "problems.parquet"  # of `polaris prepare`
-CURATED = "curated.parquet"  # of `polaris calibrate`
+PREPARED = "problems.parquet"  # written by `polaris prepare`
+CURATED = "curated.parquet"  # written by `polaris calibrate`
 Say = Callable[[str], None]
 Make = Callable[[], list[Problem]]
 
@@ -47,11 +47,11 @@ def find_training_problems(
     procedural problems of `data.arithmetic`.
 
     Args:
-        data: the config's section.
+        data: `config.data`.
         workdir: where `prepare` and `calibrate` left their files.
         say: gets lines for a person.
         make: returns the procedural problems.
-        prepared: False: do not look into the workdir.
+        prepared: False ignores the workdir's files.
 
     Raises:
         ConfigError: there is none of these, or no valid problem in it.
@@ -71,7 +71,7 @@ def find_training_problems(
 def fitting(
     problems: Sequence[Problem], data: DataSection, *, tokenizer: Any, say: Say
 ) -> list[Problem]:
-    """The problems whose prompt is within `data.max_prompt_tokens`; `say` gets the others' number.
+    """The problems whose prompt is within `data.max_prompt_tokens`; `say` gets the number left out.
 
     Raises:
         ConfigError: no prompt is that short.

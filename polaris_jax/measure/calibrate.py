@@ -10,14 +10,15 @@ import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import (
+    TRAINED_ON,
+    agree_on_problems,
     base_model_config,
-    base_path,
     load_base,
     load_base_tokenizer,
-    problems_to_calibrate,
+    training_problems,
 )
 from polaris_jax.config import RunConfig, config_fields
-from polaris_jax.data.problem_sets import fitting
+from polaris_jax.data.problem_sets import PREPARED, fitting, read_named
 from polaris_jax.data.problems import write_problems
 from polaris_jax.measure.policy import open_policy
 from polaris_jax.models.positions import check_positions
@@ -65,7 +66,7 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
         progress.line(f"resumed after {len(correct)} problems")
     waiting = [p for p in problems if p.id not in correct]
     if waiting:
-        base = load_base(base_path(config, workdir, progress))
+        base = load_base(config, workdir, progress)
         with (
             open_policy(config, progress, base, max_response_tokens=max_response_tokens) as policy,
             progress.phase("calibrate", len(problems)) as phase,
@@ -147,3 +148,15 @@ def count_identity(
         "problems": problems_digest(problems),
         "budget": max_response_tokens,
     }
+
+
+def problems_to_calibrate(
+    config: RunConfig, workdir: epath.Path, progress: Progress
+) -> tuple[list[Problem], str]:
+    """The problems that `calibrate` rates: what `prepare` left, else the config's source."""
+    prepared = workdir / PREPARED
+    if not prepared.exists():
+        return training_problems(config, workdir, progress, prepared=False)
+    problems, _ = read_named(str(prepared), progress.line)
+    agree_on_problems(TRAINED_ON, problems)
+    return problems, str(prepared)

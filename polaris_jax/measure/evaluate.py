@@ -12,7 +12,6 @@ import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import (
-    base_path,
     evaluation_problems,
     load_base,
     load_base_tokenizer,
@@ -125,7 +124,7 @@ def _weights(
     config: RunConfig, workdir: epath.Path, checkpoint: str, progress: Progress
 ) -> tuple[Qwen, Any]:
     if not checkpoint:
-        return load_base(base_path(config, workdir, progress))
+        return load_base(config, workdir, progress)
     path = workdir / "checkpoints" if checkpoint == "latest" else as_place(checkpoint)
     if not path.exists():
         raise ConfigError(f"--checkpoint={checkpoint}: {path} does not exist")

@@ -12,10 +12,10 @@ from polaris_jax.system.signals import StopRequest
 def held_out_score(parts: Parts, state: RunState, *, stop: StopRequest) -> float | None:
     """avg@n of the state's weights in [0, 1]; None if no score is due after this step.
 
-    The problems are the same and so is the noise, whichever step is scored. Responses are graded as
-    `polaris evaluate` grades them (mode "eval"), and their budget is
-    `evaluate.max_response_tokens`, by default the last stage's, in every stage: scores of one run
-    compare. The temperature is the stage's `evaluate_temperature`, else `evaluate.temperature`.
+    Problems and sampling noise are the same at every step. Responses are graded as `polaris
+    evaluate` grades them (mode "eval"). Their budget is `evaluate.max_response_tokens`, by default
+    the last stage's, in every stage, so a run's scores can be compared. The temperature is the
+    stage's `evaluate_temperature`, else `evaluate.temperature`.
 
     Raises:
         RolloutAborted: `stop` was requested in some process.
@@ -43,7 +43,7 @@ def held_out_score(parts: Parts, state: RunState, *, stop: StopRequest) -> float
             top_p=section.top_p,
             should_abort=lambda: stop.requested,
         )
-        sampler.release()  # the next update has use for the memory
+        sampler.release()  # the next update needs the memory
     score = avg_at_k(graded.reward_PR).value
     parts.progress.line(
         f"step {state.step - 1}: avg@{section.n} {score:.1%} on {len(parts.held_out)} held-out "

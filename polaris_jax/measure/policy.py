@@ -14,6 +14,8 @@ from polaris_jax.measure.solve import solve
 from polaris_jax.models import Qwen, RopeScaling
 from polaris_jax.records import Graded, Problem
 from polaris_jax.rollout import Sampler
+from polaris_jax.rollout.samplers import Samplers
+from polaris_jax.sharding import split_devices
 from polaris_jax.system import processes
 from polaris_jax.system.failures import at_run_time
 from polaris_jax.system.progress import Progress
@@ -80,7 +82,8 @@ def open_policy(
     end_ids = model.config.end_ids
     if rope_scaling is not None:
         model = model.with_rope_scaling(rope_scaling)
-    with open_solver(config, tokenizer, progress, end_ids=end_ids) as solver:
+    samplers = Samplers(config, split_devices(0, config.rollout.processes)[1], progress)
+    with open_solver(config, tokenizer, samplers, end_ids=end_ids) as solver:
         sampler = solver.samplers.make(model, max_response_tokens=max_response_tokens)
         with at_run_time(lambda: "sampling"):
             yield Policy(solver, sampler)

@@ -11,7 +11,6 @@ from etils import epath
 
 from polaris_jax.assemble import (
     base_model_config,
-    base_path,
     load_base,
     load_base_tokenizer,
     training_problems,
@@ -61,7 +60,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
     rows = {row["temperature"]: row for row in done.rows}
     waiting = [t for t in temperatures if t not in rows]
     if waiting:
-        base = load_base(base_path(config, workdir, progress))
+        base = load_base(config, workdir, progress)
         with (
             open_policy(config, progress, base, max_response_tokens=max_response_tokens) as policy,
             progress.phase("probe", len(temperatures)) as phase,

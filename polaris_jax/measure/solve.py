@@ -1,4 +1,4 @@
-"""Problems sampled and graded by all processes together: what every command but `plan` shares."""
+"""Problems sampled and graded by all processes together."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def solve(
     top_p: float = 1.0,
     should_abort: Callable[[], bool] | None = None,
 ) -> Graded:
-    """n graded responses to each problem; a record of len(problems) groups in their order.
+    """A record with n graded responses to each problem, in the problems' order.
 
     Args:
         solver: tokenizer and grader.
-        sampler: of this process, or shared by a few processes.
-        problems: the same in every process.
+        sampler: this process's sampler, which other processes may share.
+        problems: equal in every process.
         n: responses a problem.
         temperature: sampling temperature; 0 is greedy.
         max_response_tokens: budget of a response, stop token included.
@@ -51,11 +51,10 @@ def solve(
     Raises:
         RolloutAborted: `should_abort` returned True in some process.
     """
-    suffix = solver.config.data.prompt_suffix
     groups = sample_groups(
         sampler,
         begin(
-            drawn_once(problems, tokenizer=solver.tokenizer, prompt_suffix=suffix),
+            drawn_once(problems, tokenizer=solver.tokenizer, prompt_suffix=solver.prompt_suffix),
             n=n,
             version=0,
             seed_parts=seed_parts,
@@ -76,7 +75,7 @@ def solve(
 
 
 def drawn_once(problems: Sequence[Problem], *, tokenizer: Any, prompt_suffix: str) -> list[Group]:
-    """The problems' prompts as groups without responses, outside of any loader."""
+    """The problems' prompts as groups without responses, for sampling without a loader."""
     rendered = [render_prompt(tokenizer, p.problem, suffix=prompt_suffix) for p in problems]
     return [
         Group(problem.id, ids, text, problem.answer, draw=0, epoch=0)
@@ -91,10 +90,10 @@ def grade_groups(
 
     Args:
         grader: the grading workers of this process.
-        groups: complete groups by number, the same in every process. The number decides which
+        groups: complete groups by number, equal in every process. The number decides which
             process grades a group.
         mode: "train" grades prompt + response, "eval" the response alone.
-        ahead: has graded some of this process's share already, or is grading it.
+        ahead: grading in the background that has some of this process's share.
     """
     members, width = list(groups.values()), len(next(iter(groups.values())).texts)
     known = {} if ahead is None else ahead.rewards()

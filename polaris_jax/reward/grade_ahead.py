@@ -6,7 +6,7 @@ when, or with which others, it is graded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -34,8 +34,11 @@ class GradeAhead:
         mode: the same.
     """
 
-    def __init__(self, grader: Grader, mode: Mode) -> None:
+    def __init__(
+        self, grader: Grader, mode: Mode, *, grades: Callable[[int], bool] = lambda _: True
+    ) -> None:
         self.mode: Mode = mode
+        self._grades = grades
         self._grader = grader
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grade-ahead")
         self._rewards: dict[int, Future[list[float]]] = {}
@@ -52,7 +55,9 @@ class GradeAhead:
         self._thread.shutdown(wait=False, cancel_futures=error is not None)
 
     def add(self, number: int, group: Group) -> None:
-        """Queues a complete group under `number`, once each."""
+        """Queues a complete group under `number`, if this process grades it; once each."""
+        if not self._grades(number):
+            return
         assert number not in self._rewards
         texts = gradable(group, self.mode)
         self._rewards[number] = self._thread.submit(self._score, texts, group.gold)

@@ -1,4 +1,4 @@
-"""Groups of responses: begun, sampled by all processes together, and settled into a step's batch.
+"""Groups of responses: started, sampled by all processes together, split into batch and rest.
 
 A step begins with groups in flight, oldest first: those that the step before left unfinished, then
 new prompts. It ends when enough of them are complete. The oldest complete groups are trained; the
@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,15 +30,8 @@ from polaris_jax.system import processes
 from polaris_jax.system.seeds import fold_seed
 
 NOTHING = Response((), (), "unfinished")
-_PLAIN = (
-    "problem_id",
-    "prompt_text",
-    "gold",
-    "draw",
-    "epoch",
-    "seed",
-    "begun",
-)  # fields kept as JSON
+# Fields of a group that a checkpoint keeps as JSON.
+_PLAIN = ("problem_id", "prompt_text", "gold", "draw", "epoch", "seed", "begun")
 
 
 def begin(
@@ -65,7 +57,7 @@ def begin(
 
 
 def most_in_flight(prompts: int, share: float) -> int:
-    """The number of groups in flight of which `prompts` complete ones are this share."""
+    """The number of groups to start so that `prompts` of them are this share."""
     return math.ceil(round(prompts / share, 6))  # 7 / 0.7 is a little over 10
 
 
@@ -100,14 +92,14 @@ def sample_groups(
     once, at the end. The processes of one sampler make the same calls.
 
     Args:
-        sampler: of this process, or shared by a few processes.
-        groups: the same in every process. Unfinished responses continue as if never interrupted.
-        params: sampling parameters; the seeds are the groups' own.
+        sampler: this process's sampler, which other processes may share.
+        groups: equal in every process. Unfinished responses continue as if never interrupted.
+        params: sampling parameters; each group's own seed is used.
         tokenizer: decodes the texts.
         wanted: number of groups to be complete at the end; groups that are complete already count.
         due: indices of groups that must be complete at the end.
         expected_tokens: expected response tokens of each group, the same in every process; the
-            longest begin first. None: all are expected to be alike.
+            longest begin first. None: equal for all groups.
         on_complete: called with (index, group) as soon as a group of this process is complete.
         on_progress: called with (responses done, responses in all, tokens).
         should_abort: polled between device calls.
@@ -134,7 +126,7 @@ def sample_groups(
         if group.complete:
             note_complete(i)
     aborted, complete = False, set[int]()
-    # A resumed run begins here with an empty cache, and must compute what this one does.
+    # A resumed run has an empty cache here, so both must start from one.
     sampler.drop_prefixes()
     if quota or waits_for:
         request = sampler.submit(
@@ -160,7 +152,7 @@ def sample_groups(
         for i, responses in zip(mine, request.responses(), strict=True):
             groups[i] = dataclasses.replace(groups[i], responses=tuple(responses))
     if jax.process_count() > 1:
-        speaks = jax.process_index() == members[0]  # one process does for a sampler
+        speaks = jax.process_index() == members[0]  # one process reports for each sampler
         shares = processes.gather_objects(
             {"aborted": aborted, "groups": [_as_lists(groups[i]) for i in mine] if speaks else []}
         )
@@ -174,7 +166,7 @@ def sample_groups(
 
 
 def with_texts(group: Group, tokenizer: Any) -> Group:
-    """A complete group with its responses decoded; one that has its texts is returned as it is."""
+    """A complete group with its responses decoded; unchanged if it has its texts."""
     if group.texts:
         return group
     texts = tuple(tokenizer.decode(r.token_ids, skip_special_tokens=True) for r in group.responses)
@@ -201,14 +193,12 @@ def owners_of(costs: Sequence[float], samplers: int) -> list[int]:
 def quotas(dealt: Sequence[int], wanted: int) -> list[int]:
     """How many groups each sampler has to complete: one, then in proportion to its groups.
 
-    Groups that were dealt in turn are wanted in turn.
-
     Args:
         dealt: number of groups of each sampler.
         wanted: sum of the quotas, or the number of all groups if that is smaller.
 
     Source: D'Hondt's highest averages. Differs: a sampler that has groups gets a quota of at least
-        one before another gets a second, so that a sampler of few long groups does not stand still.
+        one before another gets a second, so that a sampler of few long groups is not idle.
     """
     found = [0] * len(dealt)
 
@@ -220,14 +210,14 @@ def quotas(dealt: Sequence[int], wanted: int) -> list[int]:
     return found
 
 
-def array_state(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The groups for a checkpoint: tokens and log-probs as one array a group, the rest as JSON."""
+def groups_to_host(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Groups for `Snapshot.host`: tokens and log-probs as one array a group, the rest as JSON."""
     return [
         {
             **{name: getattr(group, name) for name in _PLAIN},
             "prompt": np.array(group.prompt, np.int32),
-            "token_ids": np.array(_joined(group, "token_ids"), np.int32),
-            "logprobs": np.array(_joined(group, "logprobs"), np.float64),
+            "token_ids": np.array([i for r in group.responses for i in r.token_ids], np.int32),
+            "logprobs": np.array([x for r in group.responses for x in r.logprobs], np.float64),
             "lengths": [len(response.token_ids) for response in group.responses],
             "finish_reasons": [response.finish_reason for response in group.responses],
             "versions": [[list(pair) for pair in r.versions] for r in group.responses],
@@ -236,38 +226,26 @@ def array_state(groups: Sequence[Group]) -> list[dict[str, Any]]:
     ]
 
 
-def groups_from(
-    state: Sequence[Mapping[str, Any]], stop_token_ids: Sequence[int]
+def groups_from_host(
+    host: Sequence[Mapping[str, Any]], stop_token_ids: Sequence[int]
 ) -> tuple[Group, ...]:
-    """The groups that `array_state` was given, without their texts.
+    """The groups that `groups_to_host` was given, without their texts.
 
-    A response ends at the first of `stop_token_ids`: an earlier version may have known fewer.
+    A response is cut at its first stop token: an earlier version may have known fewer of them.
     """
     groups = []
-    for fields in state:
-        ends = list(itertools.accumulate(fields["lengths"], initial=0))
-        spans = [slice(start, end) for start, end in itertools.pairwise(ends)]
+    for fields in host:
+        cuts = np.cumsum(fields["lengths"])[:-1]
+        token_ids = [part.tolist() for part in np.split(fields["token_ids"], cuts)]
+        logprobs = [part.tolist() for part in np.split(fields["logprobs"], cuts)]
+        columns = token_ids, logprobs, fields["finish_reasons"], fields["versions"]
         responses = tuple(
-            _cut_at_stop(
-                Response(
-                    tuple(fields["token_ids"][span].tolist()),
-                    tuple(fields["logprobs"][span].tolist()),
-                    reason,
-                    versions=tuple((int(version), int(count)) for version, count in versions),
-                ),
-                stop_token_ids,
-            )
-            for span, reason, versions in zip(
-                spans, fields["finish_reasons"], fields["versions"], strict=True
-            )
+            _cut_at_stop(response, stop_token_ids)
+            for response in _responses(zip(*columns, strict=True))
         )
         plain = {name: fields[name] for name in _PLAIN}
         groups.append(Group(prompt=tuple(fields["prompt"].tolist()), responses=responses, **plain))
     return tuple(groups)
-
-
-def _joined(group: Group, name: str) -> list[Any]:
-    return [value for response in group.responses for value in getattr(response, name)]
 
 
 def _cut_at_stop(response: Response, stop_token_ids: Sequence[int]) -> Response:
@@ -293,7 +271,7 @@ def _as_lists(group: Group) -> list[Any]:
     return [(r.token_ids, r.logprobs, r.finish_reason, r.versions) for r in group.responses]
 
 
-def _responses(lists: list[Any]) -> tuple[Response, ...]:
+def _responses(lists: Iterable[Any]) -> tuple[Response, ...]:
     return tuple(
         Response(tuple(tokens), tuple(logprobs), reason, versions=tuple(map(tuple, versions)))
         for tokens, logprobs, reason, versions in lists

@@ -1,6 +1,6 @@
 """What a run writes beside its checkpoints: metrics, timing, stages.json, rollouts/, the tokenizer.
 
-Only the first process writes, and only while the workdir is its own.
+Only the first process writes, and only while it owns the workdir.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from polaris_jax.config import RunConfig
 from polaris_jax.metrics import MetricsWriter, value_of
 from polaris_jax.models.tokenizer import save_end_ids, save_tokenizer
 from polaris_jax.records import Graded
+from polaris_jax.reward import Grader
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.system import processes
 
@@ -46,7 +47,7 @@ class Outputs:
     Args:
         workdir: gets the files.
         config: the run's config.
-        claim: what makes the workdir this run's own.
+        claim: this run's claim on the workdir, checked before each write.
         tokenizer: saved beside the checkpoints, so that each can be converted on its own.
         end_ids: the model's end ids, saved with it.
 
@@ -70,7 +71,7 @@ class Outputs:
         self.first_line: int | None = None
 
     def begin(self, *, first_step: int, lines_from: int) -> int:
-        """Opens the files and cuts what an earlier life of the run wrote later than its checkpoint.
+        """Opens the files and deletes what an earlier start of the run wrote after its checkpoint.
 
         Args:
             first_step: the step that is done next.
@@ -117,11 +118,14 @@ class Outputs:
     def write_timing(self, step: int, line: dict[str, Any]) -> None:
         """One line of timing.jsonl: wall clock, throughput, memory, time-outs."""
         assert self._writer is not None
-        self.note_timeouts(line["reward/timeouts"])
         self._writer.write_timing(step, line)
 
-    def note_timeouts(self, timeouts: int) -> None:
-        """Records in run.json, if there are time-outs, that the clock has decided a reward."""
+    def note_timeouts(self, grader: Grader) -> None:
+        """Records in run.json that a time-out has decided a reward, if any process had one.
+
+        Every process calls it before a checkpoint that contains the reward is saved.
+        """
+        timeouts = sum(processes.gather_objects(grader.stats()["timeouts"]))
         if timeouts and self._first:
             workdir_lib.mark_nondeterministic(self._workdir)
 
@@ -177,7 +181,7 @@ def rollout_rows(
 
 
 def step_text(step: int, metrics: Mapping[str, Any]) -> str:
-    """The line that a person reads after a step."""
+    """A step's summary in one line, for the console."""
 
     def number(name: str, form: str) -> str:
         value = value_of(metrics.get(name))

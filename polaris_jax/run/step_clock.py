@@ -32,15 +32,14 @@ SAMPLER_STATS = (
 
 
 class StepClock:
-    """Collects a step's line of timing.jsonl; each line starts the next one from zero.
+    """Collects a step's line of timing.jsonl; `line` resets all counts.
 
     Attributes:
-        compiles: a context to enter while steps run; it counts the compiles of their thread from
-            one line to the next.
+        compile_counter: a context manager; inside it, compiles of this thread are counted.
     """
 
     def __init__(self) -> None:
-        self.compiles = CompileCounter()
+        self.compile_counter = CompileCounter()
         self._seconds: dict[str, float] = defaultdict(float)
         self._graded: Counter[str] = Counter()
         self._update_tokens = 0
@@ -57,12 +56,8 @@ class StepClock:
         finally:
             self._seconds[name] += time.perf_counter() - began_s
 
-    def begin_at(self, update_tokens: int) -> None:
-        """Sets the number of tokens that a resumed run has trained on before."""
-        self._update_tokens = update_tokens
-
     def begin_stage(self, sampler: Sampler, grader: Grader) -> None:
-        """Starts the counts of a stage's first step, without the probes of the stage's entry.
+        """Resets the counts at a stage's first step: the stage change's probes do not count.
 
         Args:
             sampler: the stage's sampler; its counts are set to zero.
@@ -70,40 +65,38 @@ class StepClock:
         """
         sampler.reset_stats()
         self._graded = Counter(grader.stats())
-        self.compiles.count = 0
+        self.compile_counter.count = 0
 
-    def count_update(self, flops: float) -> None:
-        """Adds the model FLOPs of an update of this step."""
+    def count_update(self, *, tokens: int, flops: float) -> None:
+        """Adds an update's response tokens and model FLOPs to this step."""
+        self._update_tokens += tokens
         self._update_flops += flops
 
-    def line(
-        self, sampler: Sampler, grader: Grader, *, update_tokens: int, devices: Sequence[Any]
-    ) -> dict[str, Any]:
-        """A line of timing.jsonl; every process of the run calls it together.
+    def line(self, sampler: Sampler, grader: Grader, *, devices: Sequence[Any]) -> dict[str, Any]:
+        """The step's line of timing.jsonl; resets the counts. All processes call it together.
 
         Args:
             sampler: the stage's sampler; its counts are set to zero.
             grader: the grader of this process.
-            update_tokens: response tokens that the run has trained on so far.
             devices: devices of the update.
         """
         stats = sampler.stats()
         sampler.reset_stats()
         graded = Counter(grader.stats())
-        counts = processes.gather_objects([dict(graded - self._graded), self.compiles.count])
+        counts = processes.gather_objects([dict(graded - self._graded), self.compile_counter.count])
         shares = [share for share, _ in counts]
         line = timing_line(
             self._seconds,
             stats,
-            update_tokens=update_tokens - self._update_tokens,
+            update_tokens=self._update_tokens,
             grading=sum((Counter(share) for share in shares), Counter()),
         )
-        line["compiles/step"] = max(compiles for _, compiles in counts)  # of the process with most
+        line["compiles/step"] = max(compiles for _, compiles in counts)  # the process with the most
         line["reward/graded_by_process"] = [share.get("graded", 0) for share in shares]
         line |= update_throughput(self._update_flops, self._seconds["update"], devices)
         self._seconds = defaultdict(float)
-        self._graded, self._update_tokens = graded, update_tokens
-        self._update_flops, self.compiles.count = 0.0, 0
+        self._graded = graded
+        self._update_tokens, self._update_flops, self.compile_counter.count = 0, 0.0, 0
         self._lines += 1
         return line | memory_metrics()
 
@@ -122,7 +115,7 @@ def beyond_grace(line: Mapping[str, Any], section: CheckpointSection) -> str:
 
     Args:
         line: a line of timing.jsonl.
-        section: the config's section.
+        section: `config.checkpoint`.
     """
     needed_s = line.get("time/update_s", 0.0) + line.get("time/save_s", 0.0)
     if needed_s <= section.grace_s:

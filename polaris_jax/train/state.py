@@ -11,7 +11,15 @@ from jax import Array
 from jax.sharding import Mesh
 
 from polaris_jax.config import OptimizerSection
-from polaris_jax.models import ModelConfig, Qwen, RopeScaling, param_axes
+from polaris_jax.models import (
+    ModelConfig,
+    Qwen,
+    RopeScaling,
+    load_config,
+    load_pretrained,
+    param_axes,
+    param_shapes,
+)
 from polaris_jax.sharding import (
     TRAINER_RULES,
     in_host_memory,
@@ -152,3 +160,17 @@ def with_rope_scaling(state: TrainState, rope_scaling: RopeScaling | None) -> Tr
         state,
         is_leaf=lambda x: isinstance(x, Qwen),
     )
+
+
+def load_sharded(path: str, mesh: Mesh) -> Qwen:
+    """The float32 model at `path`, split over the mesh as the trainer splits it.
+
+    Each process reads only its own parts.
+    """
+    config = load_config(path)
+    abstract = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for name, shape in param_shapes(config).items()
+    }
+    shardings = param_shardings(abstract, mesh, TRAINER_RULES, axes=param_axes(config))
+    return load_pretrained(path, dtype="float32", shardings=shardings)[0]

@@ -130,7 +130,12 @@ class Updater:
         programs = self._programs_for(state.params.config)
         total, sums = self.gradient(state.params, batch, reference=reference)
         state, step = programs.apply(state, total)
-        return state, _metrics(jax.device_get(sums), jax.device_get(step), self.objective)
+        metrics = _metrics(jax.device_get(sums), jax.device_get(step), self.objective)
+        return state, metrics | {
+            "batch/padding_share": Mean(batch.padding_share, 1.0),
+            "batch/attention_imbalance": Mean(batch.attention_imbalance, 1.0),
+            "batch/context_imbalance": Mean(self.context_imbalance(batch), 1.0),
+        }
 
     def context_imbalance(self, batch: TrainBatch) -> float:
         """The busiest context shard's attention work over the mean of its row, >= 1.

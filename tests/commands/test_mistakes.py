@@ -2,8 +2,8 @@
 
 import pytest
 
-from polaris_jax import assemble
 from polaris_jax.__main__ import main
+from polaris_jax.rollout import samplers
 
 TINY = "--config=configs/tiny_cpu.py"
 ON_8 = ["train", TINY, "--workdir=W", "--config.mesh.fsdp=8", "--config.batch.rows=8"]
@@ -96,7 +96,7 @@ def test_a_bad_status_for_a_stopped_run_is_told_at_the_start(monkeypatch, capsys
 
 
 def test_a_pool_too_small_for_a_stage_on_the_shards_that_there_are(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(assemble, "slot_shards", lambda _: 4)
+    monkeypatch.setattr(samplers, "slot_shards", lambda _: 4)
     assert main([*ON_8[:2], f"--workdir={tmp_path}", "--config.rollout.num_pages=12"]) == 2
     assert "rollout.num_pages=12" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())  # refused before the workdir is claimed

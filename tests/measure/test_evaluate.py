@@ -78,7 +78,6 @@ def test_problems_that_cannot_be_asked_are_counted(tmp_path, monkeypatch):
         return [row | {"sample": r, "well_formed": True} for r in range(config.evaluate.n)]
 
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
-    monkeypatch.setattr(evaluate, "base_path", lambda *_: "")
     monkeypatch.setattr(evaluate, "_respond", respond)
     config = with_evaluate(problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64)
     config = dataclasses.replace(
@@ -95,7 +94,6 @@ def test_a_budget_past_the_models_positions_is_refused_before_anything_is_sample
 ):
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
-    monkeypatch.setattr(evaluate, "base_path", lambda *_: "")
     monkeypatch.setattr(evaluate, "_respond", lambda *_: pytest.fail("it sampled"))
     config = with_evaluate(problems=str(tmp_path / "set.jsonl"))
     with pytest.raises(ConfigError, match=r"evaluate.max_response_tokens=39936: .* model's 512"):
@@ -120,12 +118,12 @@ def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
 
     @contextlib.contextmanager
     def opened(config, progress, *_, **__):
-        with open_solver(config, tokenizer, progress, end_ids=()) as solver:
+        samplers: Any = None
+        with open_solver(config, tokenizer, samplers, end_ids=()) as solver:
             sampler: Any = None
             yield policy.Policy(solver, sampler)
 
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
-    monkeypatch.setattr(evaluate, "base_path", lambda *_: "")
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
     monkeypatch.setattr(evaluate, "open_policy", opened)
     monkeypatch.setattr(solve, "sample_groups", sampled)

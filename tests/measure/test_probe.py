@@ -44,7 +44,6 @@ def test_few_samples_are_noted_in_the_file_and_to_the_reader(tmp_path, monkeypat
         "load_base_tokenizer": lambda _: None,
         "fitting": lambda problems, *_, **__: problems,
         "base_model_config": lambda *_: None,
-        "base_path": lambda *_: "",
         "load_base": lambda *_: None,
         "check_positions": lambda *_: None,
         "open_policy": lambda *_, **__: contextlib.nullcontext(SimpleNamespace(solve=solve)),

@@ -8,7 +8,9 @@ import pytest
 from polaris_jax.batch.packing import stale_tokens
 from polaris_jax.metrics.rollout_stats import age_metrics, carried_metrics
 from polaris_jax.records import Graded, Group, Response
-from polaris_jax.rollout.groups import array_state, groups_from, most_in_flight, settle
+from polaris_jax.rollout.groups import groups_from_host as groups_from
+from polaris_jax.rollout.groups import groups_to_host as array_state
+from polaris_jax.rollout.groups import most_in_flight, settle
 
 
 def group(name: str, *responses: Response) -> Group:

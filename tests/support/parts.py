@@ -8,11 +8,12 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.assemble import Parts, Samplers, Solver
+from polaris_jax.assemble import Parts, Solver
 from polaris_jax.batch import RescueBuffer
 from polaris_jax.config import RunConfig
 from polaris_jax.models.tokenizer import stop_token_ids
 from polaris_jax.records import Graded, StageState
+from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.run.step_clock import StepClock
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
@@ -77,12 +78,11 @@ def make_parts(
     config = config or RunConfig()
     progress = given.setdefault("progress", Screen())
     solver = Solver(
-        config=config,
+        prompt_suffix=config.data.prompt_suffix,
         tokenizer=tokenizer or Absent("tokenizer"),
         stop_token_ids=() if tokenizer is None else stop_token_ids(tokenizer),
         grader=grader or Absent("grader"),
         samplers=samplers or Samplers(config, (), progress),
-        progress=progress,
     )
     defaults: dict[str, Any] = {
         "workdir": epath.Path("/nowhere"),
@@ -101,7 +101,7 @@ def make_parts(
 
 def stage_at(index: int = 0, steps_done: int = 0, **fields: Any) -> StageState:
     """A stage under way, at temperature 1 and a budget of 16 tokens."""
-    values: dict[str, Any] = {"first_step": 0, "temperature": 1.0, "max_response_tokens": 16}
+    values: dict[str, Any] = {"temperature": 1.0, "max_response_tokens": 16}
     return StageState(stage=index, steps_done=steps_done, **values | fields)
 
 

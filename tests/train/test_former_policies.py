@@ -27,6 +27,7 @@ class OneRow:
     """In the place of an `Updater`: a microbatch is one row on one device."""
 
     rows = shards = 1
+    row_len = 32
 
 
 def packed(graded: Graded, swapped: Substitution) -> list[TrainBatch]:

@@ -137,10 +137,10 @@ def simulate(shards: int, slots: int, **section: Any) -> dict[str, float]:
     longest, oldest, steps = 0, 0, []
     for _ in range(TRAINING_STEPS):
         began, version = engine.time, state.policy_version
-        groups, state = draw(parts, state, attempt=0)
+        state, groups = draw(parts, state, attempt=0)
         oldest = max(oldest, *(version - group.begun for group in groups))
         problem_of |= {group.seed: int(group.problem_id[1:]) for group in groups}
-        trained, _, state = sample(parts, state, groups, stop=StopRequest())
+        state, trained, _ = sample(parts, state, groups, stop=StopRequest())
         counts = [[len(r.token_ids) for r in group.responses] for group in trained.values()]
         for group, count in zip(trained.values(), counts, strict=True):
             assert count == lengths.tokens[int(group.problem_id[1:])].tolist()

@@ -1,0 +1,82 @@
+"""Samplers for a config: one for each stage, and one that is kept for held-out scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from polaris_jax.config import RunConfig, check_pages
+from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.rollout.decode_state import SamplerConfig
+from polaris_jax.rollout.sampler import Sampler
+from polaris_jax.sharding import make_sampler_mesh, slot_shards
+from polaris_jax.system.progress import Progress
+
+
+class Samplers:
+    """Makes samplers for a config; prints which decode kernels are used.
+
+    Args:
+        config: the run's config.
+        devices: devices that may sample.
+        progress: gets a line if the kernels differ from the last sampler's.
+    """
+
+    def __init__(self, config: RunConfig, devices: Sequence[Any], progress: Progress) -> None:
+        self._config, self._devices, self._progress = config, devices, progress
+        self._kernels = ""
+        self._reused: tuple[ModelConfig, Sampler] | None = None
+
+    def make(self, model: Qwen, *, max_response_tokens: int, say_kernels: bool = True) -> Sampler:
+        """A sampler with room for prompts of `data.max_prompt_tokens` and this budget.
+
+        Args:
+            model: the weights, with any sharding. All processes call this together.
+            max_response_tokens: the longest budget that will be asked for.
+            say_kernels: print a line if the kernels differ from the last sampler's.
+        """
+        section = self._config.rollout
+        sampler = Sampler(
+            model,
+            SamplerConfig(
+                slots=section.slots,
+                page_size=section.page_size,
+                num_pages=section.num_pages,
+                max_len=self._config.data.max_prompt_tokens + max_response_tokens,
+                decode_steps=section.decode_steps,
+                prefill_chunk=section.prefill_chunk,
+                prefill_budget=section.prefill_budget,
+                prefix_cache=section.prefix_cache,
+                attention=section.attention,
+                dtype=self._config.model.dtype,
+                reserve=section.reserve,
+            ),
+            mesh=self._mesh(),
+        )
+        if sampler.kernels != self._kernels and say_kernels:
+            self._kernels = sampler.kernels
+            self._progress.line(f"decode kernels: {sampler.kernels}")
+        return sampler
+
+    def reused(self, model: Qwen, *, max_response_tokens: int) -> Sampler:
+        """The sampler of the last call with new weights, or a new one for another architecture.
+
+        Held-out scores use it, so that its programs are compiled once. The budget is the same in
+        every call.
+        """
+        if self._reused is not None and self._reused[0] == model.config:
+            self._reused[1].update_weights(model)
+        else:  # the first time, and after a stage has changed the rotary scaling
+            sampler = self.make(model, max_response_tokens=max_response_tokens, say_kernels=False)
+            self._reused = model.config, sampler
+        return self._reused[1]
+
+    def check(self) -> None:
+        """Raises ConfigError if the page pool does not suffice for these devices."""
+        check_pages(self._config, slot_shards(self._mesh()))
+
+    def _mesh(self) -> Mesh:
+        section = self._config.rollout
+        return make_sampler_mesh(self._devices, data=section.data, tensor=section.tensor)
