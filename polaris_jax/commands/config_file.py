@@ -14,7 +14,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from polaris_jax.config import ConfigError, RunConfig, config_fields, lock
+from polaris_jax.config import ConfigError, RunConfig, config_fields, lock, usual_fields
 
 EXAMPLE = "configs/tiny_cpu.py"
 _MISSPELT = (
@@ -114,6 +114,8 @@ def _nearest(leaf: str, message: str) -> str:
         leaf: the name that does not exist.
         message: of ml_collections; where it lists the section's other fields, these come first.
     """
+    if usual := usual_fields(leaf):
+        return f"; did you mean {' or '.join(usual)}?"
     sections: dict[str, list[str]] = {}
     for field in config_fields(RunConfig()):
         parts = re.sub(r"\[\d+\]", "[i]", field).split(".")

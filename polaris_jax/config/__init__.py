@@ -84,6 +84,7 @@ __all__ = [
     "row_unit_tokens",
     "stage",
     "unknown_field",
+    "usual_fields",
     "validate",
 ]
 
@@ -171,9 +172,47 @@ def _build(cls: type, mapping: Any, path: str) -> Any:
     return cls(**{name: _convert(hints[name], mapping[name], f"{path}{name}") for name in mapping})
 
 
+# What other trainers call a field -> ours.
+USUAL_NAMES = {
+    "lr": ("optimizer.learning_rate",),
+    "betas": ("optimizer.b1", "optimizer.b2"),
+    "grad_clip": ("optimizer.max_grad_norm",),
+    "max_norm": ("optimizer.max_grad_norm",),
+    "batch_size": ("rollout.prompts_per_step",),
+    "train_batch_size": ("rollout.prompts_per_step",),
+    "num_generations": ("rollout.responses_per_prompt",),
+    "group_size": ("rollout.responses_per_prompt",),
+    "max_new_tokens": ("stages[0].max_response_tokens",),
+    "max_tokens": ("stages[0].max_response_tokens",),
+    "max_completion_length": ("stages[0].max_response_tokens",),
+    "max_prompt_length": ("data.max_prompt_tokens",),
+    "max_steps": ("stages[0].steps",),
+    "beta": ("objective.kl_coef",),
+    "kl": ("objective.kl_coef",),
+    "epsilon": ("objective.clip_low", "objective.clip_high", "optimizer.eps"),
+    "epsilon_high": ("objective.clip_high",),
+    "model_name": ("model.path",),
+    "model_name_or_path": ("model.path",),
+    "dataset": ("data.problems",),
+    "dataset_name": ("data.problems",),
+    "save_steps": ("checkpoint.every_steps",),
+    "eval_steps": ("evaluate.every_steps",),
+}
+
+
+def usual_fields(name: str) -> list[str]:
+    """Our fields for what other trainers call `name`; those of its own section alone, if any."""
+    section, _, leaf = name.rpartition(".")
+    fields = list(USUAL_NAMES.get(leaf, ()))
+    return [field for field in fields if section and field.startswith(f"{section}.")] or fields
+
+
 def unknown_field(name: str, known: list[str]) -> str:
-    """The error text for a misspelt field: a very near one of the same section, else the same or a
-    very near name in another section, else the nearest."""
+    """The error text for a misspelt field.
+
+    It suggests a very near name of the same section, else the field that other trainers call so,
+    else the same or a very near name in another section, else the nearest.
+    """
     leaf = name.rsplit(".", 1)[-1]
     leaves = {field: field.rsplit(".", 1)[-1] for field in config_fields(RunConfig())}
     meant = difflib.get_close_matches(leaf, set(leaves.values()), n=1, cutoff=0.8)
@@ -181,7 +220,7 @@ def unknown_field(name: str, known: list[str]) -> str:
     parent = name.removesuffix(leaf)
     siblings = [field.removeprefix(parent) for field in known if field.startswith(parent)]
     very_near = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.8)
-    near = [parent + field for field in very_near] or elsewhere[:3]
+    near = [parent + field for field in very_near] or usual_fields(name) or elsewhere[:3]
     near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.0) or known[:1]
     return f"{name}: there is no such field; did you mean {' or '.join(near)}?"
 

@@ -101,6 +101,34 @@ def test_an_unknown_field_suggests_the_nearest_name(mapping, field, nearest):
 
 
 @pytest.mark.parametrize(
+    ("mapping", "nearest"),
+    [
+        ({"optimizer": {"lr": 1e-6}}, "optimizer.learning_rate"),
+        ({"lr": 1e-6}, "optimizer.learning_rate"),
+        ({"batch_size": 8}, "rollout.prompts_per_step"),
+        ({"rollout": {"num_generations": 8}}, "rollout.responses_per_prompt"),
+        ({"max_new_tokens": 8}, "stages[0].max_response_tokens"),
+        ({"objective": {"beta": 0.1}}, "objective.kl_coef"),
+        ({"objective": {"kl": 0.1}}, "objective.kl_coef"),
+        ({"objective": {"epsilon": 0.1}}, "objective.clip_low or objective.clip_high"),
+        ({"optimizer": {"epsilon": 0.1}}, "optimizer.eps"),
+        ({"warmstart": {"batch_siz": 8}}, "warmstart.batch_size"),
+    ],
+)
+def test_what_other_trainers_call_a_field_suggests_ours(mapping, nearest):
+    with pytest.raises(ConfigError, match=re.escape(f"did you mean {nearest}?")):
+        build_config(mapping)
+
+
+def test_every_usual_name_leads_to_a_field_of_ours():
+    fields = config_fields(build_config(default_config()))
+    assert {field for ours in config_module.USUAL_NAMES.values() for field in ours} <= set(fields)
+    assert not {name.rsplit(".", 1)[-1] for name in fields} & (
+        set(config_module.USUAL_NAMES) - {"batch_size"}  # the warm start has one
+    )
+
+
+@pytest.mark.parametrize(
     ("mapping", "words"),
     [
         ({"seed": "3"}, "seed='3': expected int, got str"),
