@@ -1,6 +1,6 @@
-"""The records that packages hand to one another, and the dimension key of the whole project.
+"""The records that packages pass to one another, and the dimension key of the project.
 
-Data goes one way: `Problem -> Group -> Graded -> TrainBatch`. Records are frozen; a function takes
+Data flows one way: `Problem -> Group -> Graded -> TrainBatch`. Records are frozen; a function takes
 one and returns a new one. numpy only: host packages import this module without pulling in jax.
 
 Dimension key. Every array local, argument and field carries its axes as a suffix:
@@ -26,8 +26,8 @@ import numpy as np
 
 FinishReason = Literal["stop", "length", "unfinished"]
 Gold = str | int | float | Sequence[str | int | float]
-Versions = Sequence[tuple[int, int]]  # (version of a policy, tokens that it gave) in order
-NO_STAGE = -1  # `StageState.stage` of a run that has entered no stage yet
+Versions = Sequence[tuple[int, int]]  # (version of a policy, tokens sampled by it) in order
+NO_STAGE = -1  # `StageState.stage` of a run that has not entered a stage yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Problem:
         id: stable and unique in a data set; every table of a run is keyed by it.
         problem: the question as the data set writes it, without `data.prompt_suffix`.
         answer: the gold: a string, a number, or a list of alternatives.
-        source: where it comes from, for reports.
-        pass_rate: share of calibration rollouts that solved it, in [0, 1]; None before calibration.
+        source: origin of the problem, for reports.
+        pass_rate: share of right calibration rollouts, in [0, 1]; None before calibration.
         response_tokens: mean length of calibration rollouts; None before calibration.
     """
 
@@ -59,10 +59,11 @@ class Response:
         token_ids: sampled ids, the stop token included.
         logprobs: natural log of each token's probability under log_softmax(logits / temperature),
             before any top-k, top-p or min-p mask; in nats, same length as `token_ids`.
-        finish_reason: "stop" when a stop token or string ended it, "length" when its budget did;
-            "unfinished" if its request was aborted; `Sampler.submit(begun=...)` continues it.
-        prompt_logprobs: the same of the prompt's tokens from its second on, all by the weights that
-            gave the response's last token (also where it began under others); None: not asked for.
+        finish_reason: "stop" if a stop token or string ended the response; "length" if the budget
+            did; "unfinished" if the request was aborted (`Sampler.submit(begun=...)` continues it).
+        prompt_logprobs: like `logprobs`, for the prompt's tokens from the second on. All come from
+            the weights that gave the response's last token, even if the response began under
+            others. None: not requested.
         versions: (version, tokens) pairs in order: how many tokens each version of the sampler's
             weights gave (see `Sampler.version`). Not compared.
     """
@@ -132,7 +133,7 @@ def require_rewards(
         problem_ids: P ids, for the message.
 
     Raises:
-        ValueError: one does not, or is not finite.
+        ValueError: a reward is not finite or not in [0, 1].
     """
     bad_PR = ~((reward_PR >= 0) & (reward_PR <= 1))
     if bad_PR.any():
@@ -148,7 +149,7 @@ def require_fields(state: Mapping[str, Any], *names: str) -> None:
     """Raises ValueError if a field of a `state_dict` is missing.
 
     Raises:
-        ValueError: one is missing.
+        ValueError: a field is missing.
     """
     for name in names:
         if name not in state:
@@ -157,11 +158,12 @@ def require_fields(state: Mapping[str, Any], *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
-    """Responses with their rewards: what rescue, substitution and packing work on.
+    """Responses with their rewards, the input of rescue, substitution and packing.
 
     Nested fields are indexed [P][R]. Batch functions return a new record and never change one.
-    Rewards outside [0, 1] (or not finite) are a ValueError: one would poison its group's baseline.
-    So are fields that do not hold P prompts or [P][R] responses as `reward_PR` does.
+    Raises ValueError if a reward is outside [0, 1] or not finite, because such a reward would spoil
+    the baseline of its group, or if a field does not have the P prompts or [P][R] responses of
+    `reward_PR`.
 
     Attributes:
         problem_ids: P ids.
@@ -172,7 +174,7 @@ class Graded:
         texts: decoded responses.
         finish_reasons: "stop" or "length".
         reward_PR: terminal rewards in [0, 1], float32.
-        rescued_PR: True where a row came from the rescue sink; all False if not given.
+        rescued_PR: True if a row came from the rescue sink; all False if not given.
         versions: [P][R] `Response.versions`, empty for a rescued row; None if unknown, then all
             tokens count as the present policy's.
     """
@@ -240,18 +242,18 @@ class TrainBatch:
     prediction of token t+1. Rows beyond the last packed sequence are all padding.
 
     Attributes:
-        token_BT: int32 token ids, 0 where padded.
+        token_BT: int32 token ids, 0 at padding.
         position_BT: int32, from 0 in each segment.
         segment_BT: int32, 0 is padding, segments of a row count from 1.
         weight_BT: float32, weight of the token's surrogate in the loss; 0 outside responses.
-            The aggregation (objective.aggregation) lives in these weights alone, which makes the
-            loss a plain sum and independent of packing.
+            Only these weights express objective.aggregation, so the loss is a plain sum and does
+            not depend on the packing.
         advantage_BT: float32, the sequence's advantage at each response token.
         old_logp_BT: float32, the sampler's (or stored) log-probs, nats, 0 outside responses.
-        temperature_BT: float32 > 0, temperature of the policy that is trained, 1 where padded.
+        temperature_BT: float32 > 0, temperature of the trained policy, 1 at padding.
         fresh_BT: float32, 1 at response tokens that the present policy sampled at this step and
-            that are no copy; the log-prob gap, and the entropy that stages go by, are measured
-            there. 0 elsewhere.
+            that are no copy; 0 elsewhere. The log-prob gap, and the entropy that stages use, are
+            measured over these tokens.
         sequences: number of sequences that count in the loss.
         tokens: number of response tokens that count in the loss.
         padding_share: share of positions that carry no token, in [0, 1].
@@ -287,14 +289,14 @@ class StageState:
         steps_done: updates or skipped steps done in this stage.
         temperature: sampling temperature of this stage.
         max_response_tokens: response budget of this stage.
-        dropped_ids: problems out of the training set, in the order in which they were dropped.
-        target_diversity: distinct-4-gram of the fixed probe set at the stage's start; None when the
+        dropped_ids: problems dropped from the training set, in the order of dropping.
+        target_diversity: distinct-4-gram of the fixed probe set at the stage's start; None if the
             temperature rule does not need it.
         target_probe: description of what `target_diversity` was measured on; two are comparable
             only if these are equal. None if unknown (checkpoints of earlier versions).
         first_entropy: policy entropy (nats) of the stage's first step; None before it.
         last_entropy: policy entropy (nats) of its newest step with an update.
-        decisions: what was decided on entering this stage: dicts of kind, value, reason, table.
+        decisions: decisions made on entering this stage: dicts of kind, value, reason, table.
         finished: True if the run is over: its last stage has ended, or `rollout.total_tokens` are
             spent.
     """

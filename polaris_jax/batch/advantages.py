@@ -23,7 +23,7 @@ def group_advantages(
 
     Args:
         reward_PR: terminal rewards in [0, 1]; R >= 2.
-        scale: "std" divides by the group's standard deviation + eps; "off" leaves reward units.
+        scale: "std" divides by the group's standard deviation + eps; "off" keeps reward units.
         baseline: "mean" of the group, or "leave_one_out": the mean of the other R - 1 rewards.
         eps: added to the standard deviation, in reward units, at least 0.
 
@@ -31,8 +31,8 @@ def group_advantages(
         float32 [P, R]; exact zeros where a group's rewards agree.
 
     Raises:
-        ValueError: not two-dimensional, R < 2, a reward that is not finite, an unknown option, or
-            `eps` negative or not finite.
+        ValueError: rewards are not two-dimensional or not finite, R < 2, an option is unknown, or
+            `eps` is negative or not finite.
 
     Source: GRPO, Shao et al. 2024 (arXiv:2402.03300), outcome supervision; "off" is Dr. GRPO, Liu
         et al. 2025 (arXiv:2503.20783); leave-one-out is RLOO, Ahmadian et al. 2024
@@ -61,7 +61,7 @@ def group_advantages(
         baseline_PR = (reward_PR.sum(axis=1, keepdims=True) - reward_PR) / (responses - 1)
     advantage_PR = reward_PR - baseline_PR
     if scale == "std":
-        with np.errstate(invalid="ignore", divide="ignore"):  # eps=0: 0 / 0 where a group agrees
+        with np.errstate(invalid="ignore", divide="ignore"):  # eps=0: 0 / 0 if a group agrees
             advantage_PR = advantage_PR / (reward_PR.std(axis=1, ddof=1, keepdims=True) + eps)
     if len(reward_PR):
         # The mean of equal numbers need not be that number: 0.1 eight times leaves 1e-17 / eps.

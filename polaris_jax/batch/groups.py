@@ -1,4 +1,4 @@
-"""Whole groups and single rows of a `Graded` record: take, join, replace. Nothing is changed."""
+"""Selects, joins and replaces groups or rows of a `Graded` record, which is never modified."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from polaris_jax.records import Graded
 
-# Fields that are indexed [P] or [P][R]; the arrays go by numpy.
+# Fields that are indexed [P] or [P][R]. numpy indexes the arrays.
 SEQUENCE_FIELDS = (
     "problem_ids",
     "prompts",
@@ -25,14 +25,14 @@ ARRAY_FIELDS = ("reward_PR", "rescued_PR")
 
 
 def select_groups(graded: Graded, indices: Iterable[int]) -> Graded:
-    """The groups at `indices`, in that order; everything that belongs to a group moves with it.
+    """The groups at `indices`, in that order, each with all of its fields.
 
     Args:
         graded: P groups.
-        indices: positions in [0, P); one may occur more than once.
+        indices: positions in [0, P); a position may occur more than once.
 
     Raises:
-        IndexError: an index outside [0, P).
+        IndexError: an index is outside [0, P).
     """
     index_P = np.asarray(list(indices), np.int64)
     if index_P.size and (index_P.min() < 0 or index_P.max() >= len(graded)):
@@ -52,8 +52,8 @@ def concat_graded(parts: Sequence[Graded]) -> Graded:
     """The groups of all parts, one after the other (a scarce batch and its resampled groups).
 
     Raises:
-        ValueError: no part, unequal numbers of responses a prompt, or only some parts with
-            versions.
+        ValueError: there is no part, parts have unequal numbers of responses a prompt, or only some
+            parts have versions.
     """
     if not parts:
         raise ValueError("parts=[]: at least one record is needed")
@@ -81,8 +81,8 @@ def replace_rows(graded: Graded, rows: Mapping[tuple[int, int], Mapping[str, Any
 
     Args:
         graded: P groups of R rows.
-        rows: (group, row) -> {field: value}, for fields that are indexed [P][R]. A field that the
-            record lacks (versions=None) stays absent.
+        rows: (group, row) -> {field: value}, for fields that are indexed [P][R]. A field that is
+            None in `graded` (versions) stays None.
     """
     if not rows:
         return graded

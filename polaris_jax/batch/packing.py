@@ -1,4 +1,4 @@
-"""Sequences into packed rows, with the loss aggregation as one weight a token."""
+"""Packs sequences into rows and expresses the loss aggregation as one weight for each token."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from polaris_jax.records import Graded, TrainBatch
 
 
 def stale_tokens(graded: Graded, version: int) -> np.ndarray | None:
-    """[P, R] tokens at each response's beginning that policies before `version` have sampled.
+    """Tokens at each response's beginning that policies before `version` sampled, [P, R].
 
-    None if the record carries no versions: then all tokens are the present policy's.
+    None if the record has no versions: then the present policy sampled all tokens.
     """
     if not graded.versions:
         return None
@@ -41,39 +41,40 @@ def pack(
 ) -> TrainBatch:
     """All sequences of a batch in packed rows, ready for the update.
 
-    Sequences are placed first-fit-decreasing by length, ties in batch order: the same batch always
-    gives the same rows. Rows of like attention cost (the sum of squared lengths) then share a
-    microbatch, and within it each shard gets like sums: devices wait for the slowest of a
-    microbatch, and rows of equally many tokens differ in cost by their sequences' lengths. (Under
-    "microbatch_token_mean", where the packing enters the loss, rows stay as they were filled.)
+    Sequences are placed first-fit-decreasing by length, ties in batch order, so the same batch
+    always gives the same rows. Then rows of similar attention cost (the sum of squared lengths) are
+    put in one microbatch, and within a microbatch each shard gets similar sums. The reason: devices
+    wait for the slowest device in a microbatch, and rows with equal numbers of tokens differ in
+    cost by their sequences' lengths. Rows are not reordered under "microbatch_token_mean", where
+    the packing changes the loss.
 
-    A field's entry t speaks of the prediction of token t+1, so a response of n tokens fills the n
-    entries from its prompt's last token on.
+    Entry t of a field belongs to the prediction of token t+1, so a response of n tokens fills n
+    entries, starting at the last token of its prompt.
 
-    `weight_BT` is the aggregation (`objective.aggregation`), over the response tokens that count:
-    "token_mean" 1 / tokens of the batch; "sequence_mean" 1 / (sequences x own tokens);
-    "sequence_sum_constant" 1 / (sequences x max_response_tokens); "microbatch_token_mean"
-    1 / (tokens of the own microbatch x microbatches), the one that depends on the packing. With
-    `objective.mask_truncated`, responses that their budget ended weigh 0 and leave all counts.
+    `weight_BT` expresses `objective.aggregation` over the response tokens that count:
+    "token_mean" is 1 / tokens of the batch; "sequence_mean" is 1 / (sequences x own tokens);
+    "sequence_sum_constant" is 1 / (sequences x max_response_tokens); "microbatch_token_mean" is
+    1 / (tokens of the own microbatch x microbatches) and alone depends on the packing. With
+    `objective.mask_truncated`, truncated responses have weight 0 and are excluded from all counts.
 
     Args:
         graded: P groups of R rows.
-        advantage_PR: advantages.
-        fresh_PR: True where the present policy sampled the row and it is no copy.
-        row_len: tokens of a row.
-        rows: rows of a microbatch; the number of rows returned is a multiple of it.
-        objective: aggregation and mask_truncated are read.
+        advantage_PR: advantage of each row.
+        fresh_PR: True if the present policy sampled the row and the row is no copy.
+        row_len: tokens in a row.
+        rows: rows in a microbatch; the number of rows returned is a multiple of `rows`.
+        objective: section whose aggregation and mask_truncated are used.
         max_response_tokens: the stage's budget, for "sequence_sum_constant".
-        temperature: of the policy that is trained; holds for every row, a rescued one too.
-        stale_PR: tokens at each response's beginning that former policies sampled: they are not
-            fresh; None: none.
+        temperature: temperature of the trained policy, for every row, including rescued rows.
+        stale_PR: number of tokens at each response's beginning that former policies sampled. These
+            tokens are not fresh. None: no such tokens.
         selected_PR: True for the rows to pack (one minibatch); None: all.
         shards: parts into which a microbatch's rows are split, in order; divides `rows`.
-        one_a_row: a row for each sequence, for attention back ends without segment ids.
+        one_a_row: True: each sequence gets its own row, for attention without segment ids.
 
     Raises:
-        ValueError: a sequence longer than a row, an empty prompt, log-probs that do not match
-            their tokens, or a shape that does not match; the problem's id is named.
+        ValueError: a sequence is longer than a row, a prompt is empty, log-probs do not match their
+            tokens, or a shape does not match. The text names the problem's id.
     """
     shape = graded.reward_PR.shape
     selected_PR = np.ones(shape, bool) if selected_PR is None else np.asarray(selected_PR, bool)
@@ -101,7 +102,7 @@ def pack(
     row_count = max(1, -(-(int(row.max(initial=-1)) + 1) // rows)) * rows
     cost = np.bincount(row, total_len.astype(np.float64) ** 2, minlength=row_count)
     place = np.arange(row_count)
-    if objective.aggregation != "microbatch_token_mean":  # there the packing enters the loss
+    if objective.aggregation != "microbatch_token_mean":  # there the packing changes the loss
         place = _balanced(cost, rows=rows, shards=shards)
     row = place[row]
     cost_MS = cost[np.argsort(place)].reshape(row_count // rows, shards, -1).sum(axis=2)
@@ -156,7 +157,7 @@ def pack(
 def _token_lists(
     graded: Graded, pairs: list[tuple[int, int]], *, row_len: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Each sequence's prompt, and prompt + response, checked."""
+    """The checked token ids of each sequence: its prompt, and its prompt + response."""
     prompts_by_group: dict[int, np.ndarray] = {}
     prompts, tokens = [], []
     for p, r in pairs:
@@ -186,7 +187,7 @@ def _token_lists(
 def _first_fit_decreasing(
     length: np.ndarray, row_len: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, first position and segment number (from 1) of each sequence."""
+    """The row, first position and segment number (from 1) of each sequence."""
     row, start, segment = (np.zeros(len(length), np.int64) for _ in range(3))
     free = np.full(len(length), row_len, np.int64)  # at most one row a sequence
     placed = np.zeros(len(length), np.int64)
@@ -203,7 +204,11 @@ def _first_fit_decreasing(
 
 
 def _balanced(cost: np.ndarray, *, rows: int, shards: int) -> np.ndarray:
-    """The new index of every row: most costly first, a microbatch's rows dealt to and fro."""
+    """The new index of every row.
+
+    Rows are sorted by falling cost. The rows of a microbatch are dealt to the shards in alternating
+    order (first to last, then last to first).
+    """
     order = np.argsort(-cost, kind="stable")
     turn, column = np.divmod(np.arange(len(cost)) % rows, shards)
     column = np.where(turn % 2, shards - 1 - column, column)
@@ -221,7 +226,7 @@ def _weights(
     microbatches: int,
     max_response_tokens: int,
 ) -> np.ndarray:
-    """What one response token of each sequence weighs; 0 where the sequence does not count."""
+    """The weight of one response token of each sequence; 0 if the sequence does not count."""
     sequences = np.count_nonzero(counted_len)
     if aggregation == "token_mean":
         denominator = np.full(len(counted_len), counted_len.sum())
@@ -241,7 +246,7 @@ def _weights(
 
 
 def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """start[0] .. start[0] + length[0] - 1, then the same of each further entry."""
+    """The ranges [start[i], start[i] + length[i]) of all i, concatenated."""
     before = np.cumsum(length) - length
     return np.repeat(start - before, length) + np.arange(int(length.sum()))
 

@@ -1,4 +1,4 @@
-"""Rollout rescue: a correct response of an earlier visit for a problem that failed throughout."""
+"""Rollout rescue: a stored correct response for a problem whose responses have all failed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polaris_jax.batch.groups import replace_rows
 from polaris_jax.records import Graded, require_fields
 
 _ARRAYS = ("token_ids", "logprobs")
-CORRECT = 1.0  # the grader's reward of a right answer; anything less is not stored
+CORRECT = 1.0  # the grader's reward for a right answer; a response with less is not stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class StoredResponse:
 
     Attributes:
         token_ids: response token ids.
-        logprobs: the sampler's log-prob of each, nats, at `temperature`.
+        logprobs: the sampler's log-prob of each token at `temperature`, in nats.
         text: decoded response.
-        finish_reason: "stop" or "length".
+        finish_reason: "stop" or "length"; see `Response`.
         step: global step of the visit.
         stage: stage of the visit.
         temperature: sampling temperature of the visit.
@@ -54,13 +54,13 @@ class _Slot:
 
 
 class RescueBuffer:
-    """One slot a problem: the newest correct response seen for it in training.
+    """The newest correct response of each problem, seen in training.
 
-    Within a step call `rescue` first, then `update` with what it returned: a visit is then rescued
-    by earlier steps alone, also where a batch holds one problem twice.
+    Within a step, call `rescue` first, then `update` with the batch that `rescue` returned. Then
+    only responses of earlier steps rescue a group, even if a batch holds one problem twice.
 
-    Source: POLARIS, "Rollout Rescue Mechanism". Differs: stores at every correct visit, where the
-        text, read literally, stores only on a failed one.
+    Source: POLARIS, "Rollout Rescue Mechanism". Differs: stores at every correct visit, while
+        the text, read literally, stores only at a failed visit.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class RescueBuffer:
         return len(self._slots)
 
     def __copy__(self) -> RescueBuffer:
-        """A buffer that keeps what this one holds now; slots are shared, they never change."""
+        """A copy that later updates do not change. Slots are shared because they never change."""
         other = RescueBuffer()
         other._slots = dict(self._slots)
         return other
@@ -79,20 +79,23 @@ class RescueBuffer:
         return problem_id in self._slots
 
     def get(self, problem_id: str) -> StoredResponse | None:
-        """The stored response of a problem; None where its slot is empty."""
+        """The stored response of a problem; None if there is none."""
         slot = self._slots.get(_plain(problem_id))
         return None if slot is None else slot.unpack()
 
     def update(self, graded: Graded, *, step: int, stage: int, temperature: float) -> int:
-        """Stores each group's correct row of the highest index; returns how many were stored.
+        """Stores the last correct row of each group.
 
-        Rescued rows are never stored. A problem that occurs twice keeps the later group's row.
+        Rescued rows are never stored. If a problem occurs twice, the later group's row is kept.
 
         Args:
             graded: groups of this step, before substitution.
             step: global step.
             stage: stage index.
-            temperature: at which this step's rows were sampled.
+            temperature: sampling temperature of this step's rows.
+
+        Returns:
+            The number of responses stored.
         """
         rescued_PR = np.asarray(graded.rescued_PR, bool)
         correct_PR = (graded.reward_PR >= CORRECT) & ~rescued_PR
@@ -116,16 +119,19 @@ class RescueBuffer:
     def rescue(
         self, graded: Graded, *, max_response_tokens: int, rng: np.random.Generator
     ) -> tuple[Graded, int]:
-        """The batch with one stored response in each group that failed throughout, and the count.
+        """Puts one stored response into each group whose responses have all failed.
 
-        A group whose rewards are all 0, whose problem has a stored response, and whose stored
-        response fits the budget gets it in place of one uniformly random row: reward 1,
-        `rescued_PR` True, with the log-probs it was sampled with.
+        A group is rescued if all its rewards are 0 and its problem has a stored response that fits
+        the budget. The stored response replaces one uniformly random row: reward 1, `rescued_PR`
+        True, and the log-probs of the original sampling.
 
         Args:
             graded: graded groups, accuracy already logged; not changed.
-            max_response_tokens: budget of the present stage; longer stored responses stay out.
-            rng: one `integers(R)` a rescued group, in batch order; no other draw.
+            max_response_tokens: budget of the present stage; longer responses are not used.
+            rng: draws one `integers(R)` for each rescued group, in batch order, and nothing else.
+
+        Returns:
+            (the new batch, the number of rescued groups).
         """
         rows: dict[tuple[int, int], dict[str, Any]] = {}
         for p in np.flatnonzero((graded.reward_PR == 0.0).all(axis=1)).tolist():
@@ -145,7 +151,7 @@ class RescueBuffer:
         return replace_rows(graded, rows), len(rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the buffer holds, in plain JSON types; arrays as base64 of their bytes."""
+        """The buffer's contents in plain JSON types, with arrays as base64 of their bytes."""
         state = self.array_state()
         for fields in state["slots"]:
             for name in _ARRAYS:
@@ -153,7 +159,7 @@ class RescueBuffer:
         return state
 
     def array_state(self) -> dict[str, Any]:
-        """The same with numpy arrays in it, none of them copied: what a checkpoint takes."""
+        """The buffer's contents with uncopied numpy arrays, for a checkpoint."""
         return {
             "slots": [
                 {
@@ -170,7 +176,7 @@ class RescueBuffer:
         """Replaces the contents by those of a `state_dict` or `array_state`, bit for bit.
 
         Raises:
-            ValueError: it holds no slots.
+            ValueError: `state` has no field "slots".
         """
         require_fields(state, "slots")
         self._slots = {
@@ -192,7 +198,7 @@ def _plain(problem_id: Any) -> Hashable:
 
 
 def _compact(logprobs: Sequence[float] | np.ndarray) -> np.ndarray:
-    """float32 where that loses nothing (a sampler's log-probs), else float64."""
+    """The log-probs in float32 if that is exact (as for a sampler's), else in float64."""
     logp_T = np.array(logprobs, np.float64)
     narrow_T = logp_T.astype(np.float32)
     return narrow_T if np.array_equal(narrow_T, logp_T) else logp_T

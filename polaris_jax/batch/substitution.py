@@ -1,4 +1,4 @@
-"""Intra-batch informative substitution: groups without a signal give way to groups with one."""
+"""Intra-batch informative substitution: informative groups replace uninformative ones."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Action = Literal["train", "resample", "skip", "none"]
 
 @dataclasses.dataclass(frozen=True)
 class Substitution:
-    """What a substitution did, and what is to be done with the batch.
+    """What a substitution did, and what the caller must do with the batch.
 
     Attributes:
-        source_P: int64, the group of the given batch that stands at each position of the returned
-            one; p itself where nothing was replaced.
-        informative: groups of the given batch whose rewards are not all equal.
-        replaced: groups that gave way to a donor.
-        reused: draws of a donor beyond its first.
+        source_P: int64, for each position in the returned batch, the index of its group in the
+            given batch; p itself if the group was not replaced.
+        informative: number of groups in the given batch whose rewards are not all equal.
+        replaced: number of groups replaced by a donor.
+        reused: number of draws of a donor beyond its first.
         action: "train": update with the returned batch; "resample" or "skip": informative groups
-            are scarce and `on_scarce` says so; "none": no group is informative, no update. The
-            batch comes back unchanged unless the action is "train".
+            are scarce and `on_scarce` has this value; "none": no group is informative, no update.
+            The returned batch is the given one unless the action is "train".
     """
 
     source_P: np.ndarray
@@ -37,7 +37,7 @@ class Substitution:
 
 
 def no_substitution(graded: Graded) -> Substitution:
-    """The record of a batch in which nothing is replaced."""
+    """The `Substitution` of a batch in which no group is replaced."""
     informative = int(graded.informative_P.sum())
     action: Action = "train" if informative else "none"
     return Substitution(np.arange(len(graded)), informative, replaced=0, reused=0, action=action)
@@ -50,25 +50,25 @@ def substitute_uninformative(
     on_scarce: OnScarce = "train",
     rng: np.random.Generator,
 ) -> tuple[Graded, Substitution]:
-    """The batch with every uninformative group replaced by a whole informative one.
+    """Replaces every uninformative group by a copy of an informative one, the donor.
 
-    A group moves whole: id, prompt, gold, responses, rewards, log-probs. Donors are
-    drawn without replacement while they last, then with replacement.
+    All fields of a donor are copied: id, prompt, gold, responses, rewards, log-probs. Donors are
+    drawn without replacement until all are used, then with replacement.
 
     Args:
-        graded: after rescue; not changed.
-        min_informative: below this share of informative groups (strictly) they are scarce.
-        on_scarce: what to do then. "train" substitutes anyway; "resample" and "skip" return the
-            batch as it is and leave the rest to the caller.
-        rng: draws, in this order: one `permutation` of the donors (ascending positions), whose
-            head fills the uninformative positions in ascending order; then, if donors ran out,
-            one `integers(donors, size=missing)` for the rest. No draw when nothing is replaced.
+        graded: the batch after rescue; not changed.
+        min_informative: share of informative groups below which (strictly) they are scarce.
+        on_scarce: what to do if they are scarce. "train" substitutes anyway; "resample" and "skip"
+            return the given batch and leave the decision to the caller.
+        rng: draws one `permutation` of the donors (ascending positions), whose head fills the
+            uninformative positions in ascending order. If there are too few donors, it then draws
+            one `integers(donors, size=missing)`. Nothing is drawn if no group is replaced.
 
     Raises:
-        ValueError: an unknown `on_scarce`, or `min_informative` outside [0, 1].
+        ValueError: `on_scarce` is unknown, or `min_informative` is outside [0, 1].
 
     Source: POLARIS, "Intra-Batch Informative Substitution". Differs: the released code copies the
-        responses and keeps the gold of the group that gave way, and throws scarce batches away.
+        responses but keeps the replaced group's gold, and discards scarce batches.
     """
     if on_scarce not in ("train", "resample", "skip"):
         raise ValueError(f"on_scarce={on_scarce!r}: expected train, resample or skip")
@@ -99,11 +99,11 @@ def substitute_uninformative(
 
 
 def fresh_rows(graded: Graded, substitution: Substitution | None = None) -> np.ndarray:
-    """True [P, R] for rows that the present policy sampled at this step and that are no copy.
+    """True for rows that the present policy sampled at this step and that are no copy, [P, R].
 
     Args:
-        graded: the batch that is packed, after rescue and substitution.
-        substitution: what made it; None when there was none.
+        graded: the batch to pack, after rescue and substitution.
+        substitution: the substitution that gave the batch; None if there was none.
     """
     fresh_PR = ~np.asarray(graded.rescued_PR, bool)
     if substitution is not None:

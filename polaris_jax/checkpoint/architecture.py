@@ -1,4 +1,4 @@
-"""Whether a checkpoint's weights fit a model: what differs, said in a line."""
+"""Compares a checkpoint's weights with a model, and describes the differences in one line."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_SHOWN = 6
-NOT_COMPARED = ("end_ids",)  # of `ModelConfig`: they say nothing about the weights
+NOT_COMPARED = ("end_ids",)  # fields of `ModelConfig` that do not describe the weights
 
 
 def shape_and_dtype(leaf: Any) -> list[Any]:
-    """What the manifest records of an array, JSON-able."""
+    """The JSON-able description of an array for the manifest."""
     return [str(leaf.dtype), list(leaf.shape)]
 
 
 def differing_fields(saved: Mapping[str, Any], present: Mapping[str, Any]) -> str:
-    """Fields of two architectures that differ; empty when none does."""
+    """The fields in which two architectures differ; empty if they are equal."""
     names = sorted((saved.keys() | present.keys()) - set(NOT_COMPARED))
     return _shortened(
         f"{name}={saved.get(name)!r} there, {present.get(name)!r} here"
@@ -27,12 +27,12 @@ def differing_fields(saved: Mapping[str, Any], present: Mapping[str, Any]) -> st
 def differing_arrays(
     saved: Mapping[str, list[Any]], leaves: Mapping[str, Any], *, partial: bool
 ) -> str:
-    """Arrays that differ in shape or dtype, or stand on one side only; empty when none does.
+    """Arrays that differ in shape or dtype, or are on one side only; empty if all are equal.
 
     Args:
-        saved: `shape_and_dtype` by name, as the manifest holds it.
+        saved: `shape_and_dtype` by name, from the manifest.
         leaves: arrays or ShapeDtypeStructs by name.
-        partial: saved arrays that `leaves` lacks are no difference.
+        partial: True: saved arrays that `leaves` lacks are not a difference.
     """
     differing = []
     for path in sorted(saved.keys() | leaves.keys()):

@@ -1,8 +1,8 @@
-"""Arrays of a checkpoint on disk by orbax, also one part at a time.
+"""Reads and writes a checkpoint's arrays with orbax, also one part at a time.
 
 Orbax stores an array as zarr3 inside an OCDBT database, which tensorstore reads without orbax. A
-chunk is read and written whole, so large arrays are cut along their first axis: then one layer of a
-stacked parameter is one chunk, and reading it costs that and no more.
+chunk is read and written as a unit, so large arrays are cut along their first axis. Then one layer
+of a stacked parameter is one chunk, and reading a layer reads nothing else.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from etils import epath
 
 from polaris_jax.system.files import files_below
 
-# Arrays above this size are cut, into chunks of at most this size where their shape allows.
+# Arrays above this size are cut into chunks of at most this size, if their shape allows.
 CHUNK_BYTES = 64 << 20
-# So much of an array is on its way to the disk at a time when it is written part by part.
+# Bytes of an array that are being written at a time, if the array is written part by part.
 IN_FLIGHT_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedArray:
-    """An array that is made part by part while it is saved; restores as any other.
+    """An array that is produced part by part while it is saved. It is restored like any array.
 
     Attributes:
-        shape: of the array.
-        dtype: of the array.
-        read: the part at one slice for each axis, as a host array that nothing else changes.
+        shape: shape of the complete array.
+        dtype: element type of the array.
+        read: function of one slice for each axis; returns that part as a host array that nothing
+            else changes.
     """
 
     shape: tuple[int, ...]
@@ -49,15 +50,15 @@ class StreamedArray:
 
     @property
     def size(self) -> int:
-        """Number of entries."""
+        """The number of entries."""
         return math.prod(self.shape)
 
 
 class _StreamedHandler(ocp.type_handlers.NumpyHandler):
     """Writes `StreamedArray`s chunk by chunk, one array after the other.
 
-    After a failure the arrays that have not begun are passed over, and the last one raises: what is
-    still under way when orbax closes its event loop would complain on stderr.
+    After a failure, arrays that have not started are skipped, and the last array raises the error.
+    An array still in progress when orbax closes its event loop would print errors to stderr.
     """
 
     def __init__(self) -> None:
@@ -66,7 +67,7 @@ class _StreamedHandler(ocp.type_handlers.NumpyHandler):
         self._error: Exception | None = None
 
     def typestr(self) -> str:
-        return "jax.Array"  # what a reader shall make of it
+        return "jax.Array"  # the type that readers restore
 
     async def serialize(self, values: Sequence[Any], infos: Any, args: Any = None) -> Any:
         self._left = len(values)
@@ -101,7 +102,7 @@ async def _write_chunks(value: StreamedArray, tspec: dict[str, Any], context: ts
 
 
 async def _all_of(writes: Sequence[Any]) -> None:
-    """Waits for every write, also after one has failed; raises the first failure."""
+    """Waits for all writes, even after one has failed, and raises the first failure."""
     outcomes = await asyncio.gather(*writes, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
@@ -120,12 +121,12 @@ def chunks(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[tuple[sli
 
 @contextlib.contextmanager
 def orbax(*, saving: bool = False, streamed: bool = False) -> Iterator[ocp.Checkpointer]:
-    """Orbax's synchronous checkpointer, silent: what it logs of a failure it also raises.
+    """Orbax's synchronous checkpointer without its log; every failure that it logs is raised.
 
     Args:
-        saving: writes straight to the place, which holds a file `commit_success.txt` in the end,
+        saving: True: writes directly to the final directory, and a file `commit_success.txt` last,
             instead of renaming a directory.
-        streamed: to save `StreamedArray`s, and nothing else.
+        streamed: True: saves only `StreamedArray`s.
     """
     # Uncompressed zarr3: compression saves 8% of float32 weights at twice the time (135M parameters
     # and their moments, 1.6 GB: 5.9 s with, 3.0 s without).
@@ -152,10 +153,10 @@ def orbax(*, saving: bool = False, streamed: bool = False) -> Iterator[ocp.Check
 
 @contextlib.contextmanager
 def within_reach(directory: epath.Path, *, saving: bool) -> Iterator[epath.Path]:
-    """Where orbax reads or writes `directory`: the place itself, or a local copy of an s3:// one.
+    """The path at which orbax reads or writes `directory`: a local copy if it is on s3://.
 
-    Orbax 0.12 takes s3:// for a relative path. The copy is one process's, and needs local disk for
-    all arrays.
+    Orbax 0.12 treats s3:// as a relative path. The copy belongs to one process and needs local disk
+    for all arrays.
     """
     if not str(directory).startswith("s3://"):
         yield directory
@@ -180,8 +181,8 @@ def _copy_folder(source: epath.Path, target: epath.Path) -> None:
 def save_args(leaves: Mapping[str, Any]) -> dict[str, ocp.SaveArgs]:
     """How each array is cut into chunks: large ones along their first axis.
 
-    A stacked parameter gets one chunk a layer (a shard of it, where it is sharded), a matrix blocks
-    of rows.
+    A stacked parameter gets one chunk for each layer (or for each shard of a layer, if sharded). A
+    matrix is cut into blocks of rows.
     """
     return {path: _cut(leaf.shape, leaf.dtype.itemsize) for path, leaf in leaves.items()}
 
@@ -192,7 +193,7 @@ def _cut(shape: tuple[int, ...], itemsize: int) -> ocp.SaveArgs:
         return ocp.SaveArgs()
     if len(shape) > 2:
         return ocp.SaveArgs(shard_axes=(0,))
-    # Orbax cuts to divisors: a vocabulary of a prime size would be cut row by row.
+    # Orbax cuts only to divisors: a vocabulary of prime size would be cut row by row.
     row_bytes = size // shape[0]
     rows = [n for n in range(1, CHUNK_BYTES // row_bytes + 1) if shape[0] % n == 0]
     if not rows or rows[-1] * row_bytes < CHUNK_BYTES // 16:
@@ -201,10 +202,10 @@ def _cut(shape: tuple[int, ...], itemsize: int) -> ocp.SaveArgs:
 
 
 def open_arrays(directory: epath.Path, names: list[str]) -> dict[str, ts.TensorStore]:
-    """Arrays of a checkpoint by name, opened and not read: `array[index].read().result()` reads.
+    """Opened arrays of a checkpoint by name; `array[index].read().result()` reads a part.
 
     Raises:
-        ValueError: an array that is not there, or cannot be opened.
+        ValueError: an array does not exist or cannot be opened.
     """
     base = {"driver": "ocdbt", "base": storage(directory)}
     context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
@@ -221,7 +222,7 @@ def open_arrays(directory: epath.Path, names: list[str]) -> dict[str, ts.TensorS
 
 
 def storage(directory: epath.Path) -> dict[str, str]:
-    """What tensorstore calls a directory on a disk or in a store."""
+    """Tensorstore's name for a directory on a disk or in a store."""
     scheme, _, rest = str(directory).rpartition("://")
     if not scheme:
         return {"driver": "file", "path": f"{directory.absolute()}/"}
@@ -230,7 +231,7 @@ def storage(directory: epath.Path) -> dict[str, str]:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by "/"-joined path, in the tree's order."""
+    """Leaves by path (names joined with "/"), in the tree's order."""
     leaves: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         keys = [getattr(k, "name", getattr(k, "key", getattr(k, "idx", k))) for k in path]
@@ -242,9 +243,9 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def as_committed_as(like: Any, array: jax.Array) -> jax.Array:
-    """A restored array, free to move between devices where `like` is."""
-    # Orbax commits every array to its devices. One that was free to move must stay so, or the next
-    # jit over a larger mesh refuses it (and one over the same mesh compiles anew).
+    """The restored array, uncommitted to devices if `like` is."""
+    # Orbax commits every array to its devices. An uncommitted array must stay uncommitted, or the
+    # next jit over a larger mesh refuses the array (and a jit over the same mesh compiles again).
     if isinstance(like, jax.Array) and not getattr(like, "committed", True):
         return jnp.asarray(np.asarray(array))
     return array

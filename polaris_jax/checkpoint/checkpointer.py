@@ -1,11 +1,11 @@
-"""Everything that a resume needs, saved and restored together.
+"""Saves and restores everything that a resume needs.
 
-A checkpoint is a directory named by its step: `arrays/` (orbax, written by all processes),
-`host.json` and the arrays that it speaks of, `host.bin`, and, last, `MANIFEST.json` (see
-`manifest`); `step_folders` says how it is written, replaced and deleted on a disk or in an object
-store. `latest` reads every byte before it trusts one.
+A checkpoint is a directory named by its step. It holds `arrays/` (orbax, written by all processes),
+`host.json`, `host.bin` (the arrays that `host.json` refers to) and, written last, `MANIFEST.json`
+(see `manifest`). `step_folders` describes how a checkpoint is written, replaced and deleted on a
+disk or in an object store. `latest` reads every byte of a checkpoint before it returns the step.
 
-Several processes call `save`, `latest` and `restore` together, on a disk or store that they share.
+All processes of a run call `save`, `latest` and `restore` together, on a shared disk or store.
 """
 
 from __future__ import annotations
@@ -49,22 +49,23 @@ TOKENIZER = "tokenizer"  # folder beside the steps
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read; its text is one line for the user."""
+    """A checkpoint cannot be written or read. The text is one line for the user."""
 
 
 class Checkpointer:
     """The checkpoints of one directory.
 
     Args:
-        directory: holds one directory a step; made by the first save.
-        keep_last: so many whole checkpoints stay; older ones go once the new one is whole.
-        config_hash: recorded in the manifest.
-        architecture: what makes two models' weights incompatible, as a JSON-able dict; recorded on
+        directory: holds one directory for each step; created by the first save.
+        keep_last: number of complete checkpoints to keep. Older ones are deleted when the new one
+            is complete.
+        config_hash: hash that is recorded in the manifest.
+        architecture: JSON-able dict of what makes two models' weights incompatible; recorded on
             save and compared on restore. None records and compares nothing.
-        only: look at no other step than this one.
-        may_write: asked by the first process before it writes and before it commits; it raises
-            TakenOver where another run owns the directory, and nothing is touched then.
-        warn: told of every checkpoint that is passed over; stderr by default.
+        only: the one step to use, ignoring all others; None: all steps.
+        may_write: function that the first process calls before it writes and before it commits. It
+            raises TakenOver if another run owns the directory; then nothing is written.
+        warn: function that gets a warning for every skipped checkpoint; default: print to stderr.
     """
 
     def __init__(
@@ -96,15 +97,15 @@ class Checkpointer:
 
     @classmethod
     def of(cls, path: AnyPath, **options: Any) -> Checkpointer:
-        """The checkpointer of what a user names: a workdir, its checkpoints/, or one step in it.
+        """The checkpointer of a path from the user: a workdir, its checkpoints/, or one step.
 
         Raises:
-            ConfigError: there is no such directory.
+            ConfigError: the directory does not exist.
         """
         path = as_place(path)
         if not path.is_dir():
             raise ConfigError(f"checkpoint {path}: no such directory")
-        if (path / "checkpoints").is_dir():  # a workdir, which may be called 7 too
+        if (path / "checkpoints").is_dir():  # checked first: a workdir may be called 7 too
             return cls(path / "checkpoints", **options)
         if path.name.isdigit():
             return cls(path.parent, only=int(path.name), **options)
@@ -112,26 +113,26 @@ class Checkpointer:
 
     @property
     def newest_saved(self) -> int | None:
-        """The step that this object last saved, or last found whole or restored; None before."""
+        """The step that this object last saved, verified or restored; None before that."""
         return self._newest_saved
 
     def steps(self) -> list[int]:
-        """Steps that look whole by manifest, names and sizes, ascending; checksums are not read."""
+        """Steps that are complete by manifest, names and sizes, ascending, without checksums."""
         found = [s for s in self._candidates() if s not in self._torn]
         return [s for s in found if self._folders.fault(s, checksums=False) is None]
 
     def latest(self) -> int | None:
-        """The newest whole step, every byte of it verified; None when there is none.
+        """The newest complete step, with every byte verified; None if there is none.
 
-        Each newer one that is not whole is named in a warning, with the reason.
+        Warns of each newer step that is not complete, with the reason.
         """
         return _from_first(self._latest)
 
     def latest_or_error(self) -> int:
-        """`latest`, where the user has asked for a checkpoint.
+        """`latest`, for a user who has asked for a checkpoint.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is no complete checkpoint.
         """
         step = self.latest()
         if step is None:
@@ -154,21 +155,21 @@ class Checkpointer:
         return None
 
     def save(self, step: int, arrays: Any, host: dict[str, Any]) -> None:
-        """Writes a whole checkpoint of `step`, then deletes those beyond `keep_last`.
+        """Writes a complete checkpoint of `step`, then deletes the oldest beyond `keep_last`.
 
-        A checkpoint of the same step is replaced; it stays whole until the new one is.
+        A checkpoint of the same step is replaced. The old one stays complete until the new one is.
 
         Args:
-            step: its name, >= 0.
-            arrays: pytree of jax.Array, sharded in any way; every process passes its own view. Or,
-                in a single process, of `StreamedArray`, of which a part is in memory at a time.
-            host: JSON-able state, the same in all processes, which may hold numpy arrays; numpy
-                scalars become plain numbers, tuples come back as lists.
+            step: number of the step, at least 0; names the directory.
+            arrays: pytree of jax.Array with any sharding; every process passes its own view. In a
+                single process also of `StreamedArray`, which is in memory one part at a time.
+            host: JSON-able state, equal in all processes. It may hold numpy arrays; numpy scalars
+                become plain numbers, and tuples are restored as lists.
 
         Raises:
-            ValueError: a leaf that is no jax.Array, or host state that is no JSON.
-            CheckpointError: the disk refused (full, say). Older checkpoints stay as they were, and
-                nothing is left that hinders another try.
+            ValueError: a leaf is not a jax.Array, or the host state is not JSON-able.
+            CheckpointError: the write failed, for example on a full disk. Older checkpoints stay
+                unchanged, and nothing is left that blocks another save.
             TakenOver: another run owns the directory.
         """
         leaves = named_leaves(arrays)
@@ -183,9 +184,9 @@ class Checkpointer:
         try:
             self._write(step, leaves, host_text, host_arrays)
         except TakenOver:
-            raise  # what lies there is the other run's
+            raise  # the files there belong to the other run
         except (OSError, ValueError, RuntimeError) as error:
-            # The other processes of a run wait for this one, and end when it does.
+            # The other processes of the run wait for this process, and end when it ends.
             if processes.is_first():
                 with contextlib.suppress(OSError):
                     self._folders.clear(step)
@@ -219,7 +220,7 @@ class Checkpointer:
             reason = folders.fault(step, checksums=False)
             if reason is not None:
                 raise CheckpointError(f"checkpoint {step} does not read back: {reason}")
-            with contextlib.suppress(OSError):  # it is whole: the next save sweeps
+            with contextlib.suppress(OSError):  # complete already: the next save cleans up
                 folders.clear(step)
             self._prune(step)
 
@@ -246,15 +247,15 @@ class Checkpointer:
         """The arrays and the host state of `step`, bit for bit as saved.
 
         Args:
-            step: a whole one.
-            abstract: pytree like the saved one; its leaves (jax.ShapeDtypeStruct or jax.Array) give
-                shape, dtype and sharding, which need not be the sharding at saving.
-            partial: `abstract` may lack leaves of the checkpoint (parameters without optimizer).
+            step: number of a complete step.
+            abstract: pytree like the saved one. Its leaves (jax.ShapeDtypeStruct or jax.Array) give
+                shape, dtype and sharding. The sharding may differ from the saved one.
+            partial: True: `abstract` may lack leaves (parameters without optimizer).
 
         Raises:
-            ConfigError: it is of another architecture, with the fields that differ; nothing of the
-                arrays has been read then.
-            CheckpointError: it is not whole, or cannot be read.
+            ConfigError: the checkpoint has another architecture. The text names the fields that
+                differ; no array has been read.
+            CheckpointError: the checkpoint is not complete, or cannot be read.
         """
         reason = _from_first(lambda: None if step in self._verified else self._fault(step))
         if reason is not None:
@@ -291,10 +292,10 @@ class Checkpointer:
         return jax.tree.unflatten(jax.tree.structure(abstract), ordered), host
 
     def facts(self, step: int) -> dict[str, Any]:
-        """What the manifest of `step` says: config_hash, architecture, arrays by name.
+        """The manifest of `step`: config_hash, architecture, arrays by name.
 
         Raises:
-            CheckpointError: it is not whole.
+            CheckpointError: the step is not complete.
         """
         try:
             return manifest.read_manifest(self._folders.path(step))
@@ -303,15 +304,15 @@ class Checkpointer:
             raise CheckpointError(f"{where} is not whole: {error}") from error
 
     def host(self, step: int) -> dict[str, Any]:
-        """The host state of `step`, without the arrays of the devices."""
+        """The host state of `step`, without the device arrays."""
         data = self._folders.data(step)
         return read_host((data / HOST).read_bytes(), lambda: (data / HOST_ARRAYS).open("rb"))
 
     def open_arrays(self, step: int, names: list[str]) -> dict[str, Any]:
-        """Arrays of `step` by name, opened and not read: tensorstores, for reading part by part.
+        """Arrays of `step` by name, as opened tensorstores, which are read part by part.
 
         Raises:
-            CheckpointError: one cannot be opened.
+            CheckpointError: an array cannot be opened.
         """
         try:
             return open_arrays(self._folders.data(step) / ARRAYS, names)
@@ -345,7 +346,7 @@ class Checkpointer:
         return reason
 
     def _prune(self, newest: int) -> None:
-        # What fails here fails after the new checkpoint is whole: the next save tries again.
+        # The new checkpoint is complete by now: if this fails, the next save tries again.
         older = [s for s in self.steps() if s < newest]
         with contextlib.suppress(OSError):
             for step in older[: max(0, len(older) + 1 - self._keep_last)]:
@@ -363,12 +364,12 @@ class Checkpointer:
 
 
 def _from_first(function: Callable[[], T]) -> T:
-    """The first process's answer, in all of them; the others read no file."""
+    """The first process's result, in all processes; the others do not call `function`."""
     return processes.gather_objects(function() if processes.is_first() else None)[0]
 
 
 def _cause(error: BaseException) -> tuple[str, int]:
-    """What went wrong, in one line, and the system's error number (0 when it has none)."""
+    """One line that says what went wrong, and the system's error number (0: none)."""
     number = getattr(error, "errno", None) or 0
     if match := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's spelling
         number = int(match[1])

@@ -1,8 +1,9 @@
-"""Weights from one format to another: Hugging Face safetensors, GGUF, Orbax checkpoints.
+"""Converts weights between Hugging Face safetensors, GGUF and Orbax checkpoints.
 
-Every source is read and every target written a tensor at a time; no form of the model is ever whole
-in memory. A target is whole when it has its last file: config.json in a Hugging Face directory,
-MANIFEST.json in a checkpoint; readers refuse one without. A failure leaves no target at all.
+Every source is read and every target written one tensor at a time, so the complete model is never
+in memory. A target is complete if it has its last file: config.json in a Hugging Face directory,
+MANIFEST.json in a checkpoint. Readers refuse a target without this file. After a failure no target
+exists.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from polaris_jax.system.files import AnyPath, as_place, is_remote
 
 
 def is_orbax(path: AnyPath) -> bool:
-    """True for a checkpoint of ours, whole or torn: a step directory, or one that holds some."""
+    """True for our checkpoints, complete or torn: a step directory, or a directory of steps."""
     place = as_place(path)
     if not place.is_dir() or (place / "config.json").exists():
         return False
@@ -51,7 +52,7 @@ def is_orbax(path: AnyPath) -> bool:
 
 
 def _is_step(place: epath.Path) -> bool:
-    """Whether this is a step's directory, or the mark beside one whose save was cut off."""
+    """True for a step's directory, or for the mark of a step whose save was cut off."""
     if place.suffix == UNFINISHED or (place.parent / f"{place.name}{UNFINISHED}").exists():
         return True
     return any((place / part).exists() for part in (manifest.MANIFEST, ARRAYS, HOST))
@@ -60,10 +61,11 @@ def _is_step(place: epath.Path) -> bool:
 def load_any(path: epath.Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:
     """Model and tokenizer of a checkpoint, HF directory or GGUF file.
 
-    The tokenizer of a checkpoint is the one beside it (`tokenizer/`), or None.
+    The tokenizer of a checkpoint is in the folder `tokenizer/` beside the step; None if there is
+    none.
 
     Raises:
-        ConfigError: there is no whole checkpoint.
+        ConfigError: there is no complete checkpoint.
     """
     if not is_orbax(path):
         return load_pretrained(str(path), dtype=dtype)
@@ -76,7 +78,7 @@ def load_any(path: epath.Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:
 
 
 def _open_orbax(path: os.PathLike[str]) -> tuple[CheckpointWeights, epath.Path]:
-    """The newest whole step's weights, and where its tokenizer would lie."""
+    """The newest complete step's weights, and the path where its tokenizer would be."""
     checkpointer = Checkpointer.of(os.fspath(path))
     weights = CheckpointWeights(checkpointer, checkpointer.latest_or_error())
     return weights, epath.Path(checkpointer.directory / TOKENIZER)
@@ -90,19 +92,20 @@ def convert(
     dtype: str,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> str:
-    """Writes `target`; returns a line that says what was done.
+    """Writes `target`, and returns a line that describes what was written.
 
     Args:
         source: HF directory, Hub id, GGUF file or checkpoint.
-        target: a directory that is new or empty.
-        form: "hf", "orbax" or "auto": the other one than the source's.
-        dtype: of the written weights; "auto" keeps the source's.
-        max_shard_bytes: largest safetensors file.
+        target: a new or empty directory.
+        form: format to write: "hf", "orbax", or "auto" for the one that the source does not have.
+        dtype: element type of the written weights; "auto" keeps the source's.
+        max_shard_bytes: largest size of a safetensors file, in bytes.
 
     Raises:
-        ConfigError: the target is in use, or the source is not there.
-        FileNotFoundError, ValueError: a defect of the source, named; nothing is written then.
-        CheckpointError, OSError: the disk is full or not writable; nothing is left.
+        ConfigError: the target is not empty, or the source does not exist.
+        FileNotFoundError, ValueError: the source has a defect, which the text names. Nothing is
+            written.
+        CheckpointError, OSError: the disk is full or not writable. No target is left.
     """
     out = as_place(target)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -145,7 +148,7 @@ def _lies_inside(out: epath.Path, folder: epath.Path) -> bool:
 
 
 def _open(place: epath.Path, from_orbax: bool) -> tuple[ModelConfig, Weights, epath.Path]:
-    """Architecture, tensors, and where the tokenizer comes from."""
+    """The architecture, the tensors, and the path of the tokenizer."""
     if from_orbax:
         weights, beside = _open_orbax(place)
         return weights.config, weights, beside
@@ -153,7 +156,7 @@ def _open(place: epath.Path, from_orbax: bool) -> tuple[ModelConfig, Weights, ep
 
 
 def _bring(weights: Weights, source: epath.Path, out: epath.Path) -> dict[str, int | None]:
-    """Puts the source's tokenizer into `out`; the special ids that belong to it."""
+    """Saves the source's tokenizer in `out`, and returns the special ids that belong to it."""
     if not isinstance(weights, CheckpointWeights):
         return bring_tokenizer(source, weights, out)
     if source.is_dir():

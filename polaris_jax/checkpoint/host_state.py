@@ -1,7 +1,8 @@
-"""The host state of a checkpoint: JSON that comes back as it was, and the bytes of its arrays.
+"""The host state of a checkpoint: JSON that is restored exactly, and the bytes of its arrays.
 
-An array's place in the JSON holds its dtype, shape and offset in a binary file beside it: the
-rescue sink of a long run is gigabytes, which as text would be half as much again, and slow.
+In the JSON an array is replaced by its dtype, its shape and its offset in a binary file. The
+reason: the rescue sink of a long run takes gigabytes. As text it would be half as large again, and
+slow.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ ARRAY = "__array__"  # [dtype, shape, offset in bytes]
 
 
 def plain(value: Any) -> Any:
-    """As it comes back from JSON, so that a saved dict equals a present one."""
+    """The value as JSON returns it, so that a saved dict compares equal to a present one."""
     return json.loads(json.dumps(value, default=_number, sort_keys=True))
 
 
@@ -28,17 +29,17 @@ def _number(value: Any) -> Any:
 
 
 def canonical_json(host: dict[str, Any], name: str) -> tuple[bytes, list[np.ndarray]]:
-    """Host state as JSON, and the arrays that lie beside it; equal states give equal bytes.
+    """The host state as JSON, and its arrays; equal states give equal bytes.
 
     Args:
         host: dicts with string keys, lists, plain values, numpy scalars and arrays of numbers.
-        name: of what it belongs to, for errors.
+        name: name of the state's owner, for error messages.
 
     Returns:
         (JSON text, arrays in the order of their offsets, little-endian).
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: the state is not JSON-able.
     """
     arrays: list[np.ndarray] = []
     offset = 0
@@ -54,7 +55,7 @@ def canonical_json(host: dict[str, Any], name: str) -> tuple[bytes, list[np.ndar
 
     try:
         _check_keys(host, "host")
-        # NaN is let through: Python reads it back, and a state that has one must still be saved.
+        # NaN is allowed: Python can read it, and a state that holds a NaN must still be saved.
         text = json.dumps(host, sort_keys=True, separators=(",", ":"), default=beside)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: host state cannot be saved: {error}") from error
@@ -62,11 +63,12 @@ def canonical_json(host: dict[str, Any], name: str) -> tuple[bytes, list[np.ndar
 
 
 def read_host(text: bytes, open_arrays: Callable[[], IO[bytes]]) -> dict[str, Any]:
-    """What `canonical_json` was given, tuples as lists.
+    """The state that `canonical_json` was given, with tuples as lists.
 
     Args:
         text: the JSON.
-        open_arrays: opens the file of the arrays, one after the other; called if there are any.
+        open_arrays: opens the file that holds all arrays one after the other; called only if there
+            are arrays.
     """
     places: list[dict[str, Any]] = []
 
@@ -98,7 +100,7 @@ def _placed(value: Any) -> Any:
 
 
 def _check_keys(value: Any, path: str) -> None:
-    # json turns the key 1 into "1" without a word: the state would come back changed.
+    # json silently turns the key 1 into "1": the restored state would differ.
     if isinstance(value, dict):
         for key, item in value.items():
             if key == ARRAY:

@@ -1,11 +1,12 @@
-"""What makes a directory whole: a MANIFEST.json, written last, with every file's size and checksum.
+"""MANIFEST.json marks a directory as complete. It is written last and lists sizes and checksums.
 
-Orbax alone does not protect: a flipped bit in one of its data files restores silently as other
+Orbax alone does not protect: a flipped bit in one of its data files silently restores as wrong
 weights, and an empty step directory counts as the latest step.
 
-The checksum is CRC-32 (zlib). It answers damage, not an attacker: every single flipped bit and
-every burst of up to 32 bits is found, other damage but for one case in 4e9. It ran at 4 GB/s a core
-(SHA-256: 1.7, BLAKE2b: 0.9), which counts when a checkpoint has tens of GB, and needs no package.
+The checksum is CRC-32 (zlib). It protects from damage, not from an attacker: every single flipped
+bit and every burst of up to 32 bits is found, and other damage except one case in 4e9. CRC-32 ran
+at 4 GB/s a core (SHA-256: 1.7, BLAKE2b: 0.9), which matters for checkpoints of tens of GB. It needs
+no further package.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ MANIFEST = "MANIFEST.json"
 FORMAT = 1
 READ_BYTES = 1 << 23
 NO_OTHERS = r"(?!)"  # matches no name
-THREADS = 4  # zlib releases the GIL; more only fight for the disk
+THREADS = 4  # zlib releases the GIL; more threads only compete for the disk
 
 FileEntry = dict[str, int]  # {"size": bytes, "crc32": checksum}
 
 
 def list_files(directory: AnyPath) -> list[str]:
-    """Every file below `directory` that a manifest speaks of, as sorted relative paths.
+    """Every file below `directory` that a manifest must name, as sorted relative paths.
 
-    Left out: the manifest itself and hidden files (a desktop's or a network disk's own).
+    The manifest itself and hidden files (made by a desktop or a network disk) are left out.
     """
     directory = epath.Path(directory)
     names = [str(path.relative_to(directory)) for path in files_below(directory)]
@@ -53,7 +54,7 @@ def list_files(directory: AnyPath) -> list[str]:
 
 
 def sync_and_sum(directory: AnyPath, names: Iterable[str]) -> dict[str, FileEntry]:
-    """Size and checksum of each named file as it reads back, once its bytes are on the disk."""
+    """Size and checksum of each named file, read back after a sync to the disk."""
     directory = epath.Path(directory)
 
     def entry(name: str) -> FileEntry:
@@ -75,11 +76,11 @@ def sync_folders(directory: AnyPath) -> None:
 
 
 def write_manifest(directory: AnyPath, facts: dict[str, Any], files: dict[str, FileEntry]) -> None:
-    """Declares `files` the content of `directory`, in place of what an earlier manifest named.
+    """Writes a manifest that names `files`; it replaces an earlier manifest.
 
     Args:
-        directory: holds the files.
-        facts: what else the reader must know, JSON-able.
+        directory: directory of the files.
+        facts: further JSON-able facts for the reader.
         files: the entries of all files, from `sync_and_sum`.
     """
     body = {"format": FORMAT, **facts, "files": files}
@@ -92,7 +93,8 @@ def read_manifest(directory: AnyPath) -> dict[str, Any]:
     """The manifest of a directory.
 
     Raises:
-        ValueError: there is none, or it is damaged or of another format; the text is the reason.
+        ValueError: there is no manifest, or it is damaged or has another format. The text is the
+            reason.
     """
     directory = epath.Path(directory)
     try:
@@ -112,12 +114,12 @@ def read_manifest(directory: AnyPath) -> dict[str, Any]:
 
 
 def fault(directory: AnyPath, *, checksums: bool = True, others: str = NO_OTHERS) -> str | None:
-    """Why a directory is not whole, in one phrase; None when it is.
+    """A phrase that says why a directory is not complete; None if it is complete.
 
     Args:
-        directory: to be looked at.
-        checksums: also read every byte; else names and sizes alone.
-        others: pattern of names that do no harm though the manifest does not name them.
+        directory: the directory to check.
+        checksums: True: read every byte and compare checksums; False: only names and sizes.
+        others: pattern of names that are allowed although the manifest does not name them.
     """
     directory = epath.Path(directory)
     try:
@@ -147,12 +149,13 @@ def fault(directory: AnyPath, *, checksums: bool = True, others: str = NO_OTHERS
 
 
 def delete_others(directory: AnyPath) -> None:
-    """Deletes what the manifest does not name; all of the directory where there is none.
+    """Deletes what the manifest does not name; if there is no manifest, the directory.
 
-    Whole folders go before single files: a store deletes them in few requests.
+    Complete folders are deleted before single files: a store deletes a folder in few requests.
 
     Raises:
-        OSError: the manifest is there and cannot be read; nothing is deleted, as it may be whole.
+        OSError: the manifest exists and cannot be read. Nothing is deleted, because the directory
+            may be complete.
     """
     directory = epath.Path(directory)
     try:

@@ -50,11 +50,11 @@ class Checkpoints:
         self._newest: tuple[int, int, bool] | None = None
 
     def found(self, snapshot: Snapshot) -> None:
-        """Notes that `snapshot` has been restored: it need not be saved again."""
+        """Records that `snapshot` has been restored and need not be saved again."""
         self._newest = snapshot.key
 
     def save(self, snapshot: Snapshot) -> None:
-        """Saves a snapshot, unless it is the one saved or restored last.
+        """Saves a snapshot, unless it is the one that was saved or restored last.
 
         A snapshot of the same step, taken before the next stage was entered or before its metrics
         were written, is replaced; the old one stays complete until the new one is.

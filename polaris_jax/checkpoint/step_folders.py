@@ -1,13 +1,13 @@
-"""The folders of a directory of checkpoints, one a step: whole, begun, damaged, or on the way out.
+"""The step folders in a checkpoint directory: complete, unfinished, damaged or being deleted.
 
-A step counts by its manifest alone, whose single put is the commit: nothing is renamed. A step that
-is saved again gets its new data into a folder of their own inside, `data-TOKEN/`, and then a new
-manifest in the place of the old one: until that moment the old data count, from it on the new. In
-an object store all data lie in such folders, so that a run that has been taken over never writes
-where its successor does.
+A step is committed by writing its manifest in a single put; nothing is renamed. If a step is saved
+again, its new data go to a separate folder inside, `data-TOKEN/`. Then a new manifest replaces the
+old one: before that the old data are valid, after that the new data. In an object store all data
+are in such folders, so a run that has been taken over never writes to its successor's folders.
 
-`STEP.unfinished` lies beside a step's folder while it is written or deleted. It tells what a kill
-has left, which is passed over in silence and swept by the next save, from damage.
+`STEP.unfinished` exists beside a step's folder while the step is written or deleted. The file
+distinguishes what a kill has left from damage. What a kill has left is skipped without a warning
+and deleted by the next save.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from etils import epath
 from polaris_jax.checkpoint import manifest
 from polaris_jax.system.files import delete, is_remote, sync_directory, write_bytes
 
-DATA = "data"  # in the manifest: the folder inside the step's that holds the data; "": itself
+DATA = "data"  # manifest key: the data's folder inside the step's folder; "": that folder
 TOKEN = "data-"
 UNFINISHED = ".unfinished"
-_EARLIER_LEFT = (".partial", ".replaced", ".deleted")  # by a kill of version 0.1
+_EARLIER_LEFT = (".partial", ".replaced", ".deleted")  # left by a kill of version 0.1
 
 
 class StepFolders:
-    """The steps in `directory`, which need not be there yet."""
+    """The steps in `directory`, which need not exist yet."""
 
     def __init__(self, directory: epath.Path) -> None:
         self.directory = directory
@@ -35,7 +35,7 @@ class StepFolders:
     # ---- reading
 
     def steps(self) -> list[int]:
-        """Every step that has a folder, ascending, whatever is in it."""
+        """Every step that has a folder, ascending, complete or not."""
         if not self.directory.is_dir():
             return []
         return sorted(
@@ -43,23 +43,23 @@ class StepFolders:
         )
 
     def path(self, step: int) -> epath.Path:
-        """A step's folder."""
+        """The path of a step's folder."""
         return self.directory / str(step)
 
     def data(self, step: int) -> epath.Path:
-        """Where the data of a whole step lie."""
+        """The data folder of a complete step."""
         return self.path(step) / manifest.read_manifest(self.path(step)).get(DATA, "")
 
     def begun(self, step: int) -> bool:
-        """Whether a save that was killed has left no more of a step than a beginning."""
+        """True if a killed save left the step unfinished."""
         return self._mark(step).exists() and self.lacks_manifest(step)
 
     def lacks_manifest(self, step: int) -> bool:
-        """Whether a step is torn: its save, or a copy of it, was cut off before the last file."""
+        """True if a step has no manifest: its save, or a copy of it, ended before the last file."""
         return not (self.path(step) / manifest.MANIFEST).exists()
 
     def fault(self, step: int, *, checksums: bool = True) -> str | None:
-        """Why a step is not whole, in one phrase, as `manifest.fault`; None when it is."""
+        """A phrase that says why a step is not complete (see `manifest.fault`); None if it is."""
         if not self.path(step).is_dir():
             return "there is no such directory"
         others = ".*" if self._mark(step).exists() else f"{TOKEN}.*"
@@ -71,11 +71,11 @@ class StepFolders:
         """Makes room for a step's data.
 
         Args:
-            step: what is about to be saved.
-            keep: it is there already, whole, and stays so until `clear`.
+            step: number of the step to save.
+            keep: True: the step exists and is complete, and must stay so until `clear`.
 
         Returns:
-            The folder inside the step's that the data go into: "", or a name and a slash.
+            The folder for the data, inside the step's folder: "", or a name and a slash.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         self.sweep()
@@ -88,26 +88,26 @@ class StepFolders:
         return folder
 
     def clear(self, step: int) -> None:
-        """Ends what `begin` began: deletes all that the step's manifest does not name."""
+        """Ends what `begin` started: deletes all files that the step's manifest does not name."""
         manifest.delete_others(self.path(step))
         self._mark(step).unlink(missing_ok=True)
         sync_directory(self.directory)
 
     def delete(self, step: int) -> None:
-        """Deletes a whole step, in an order that never makes a half look whole."""
-        with contextlib.suppress(OSError):  # a disk too full for one more name
+        """Deletes a complete step, in an order in which a partial step never looks complete."""
+        with contextlib.suppress(OSError):  # the disk may be too full for one more name
             write_bytes(self._mark(step), b"")
         (self.path(step) / manifest.MANIFEST).unlink()
         self.clear(step)
 
     def sweep(self) -> None:
-        """Removes what kills have left; only while saving, when this run owns the directory."""
+        """Deletes what kills have left. Call only in a save, if this run owns the directory."""
         for path in list(self.directory.iterdir()):
             step = path.name.split(".")[0]
             if not step.isdigit():
                 continue
             if path.suffix == UNFINISHED:
-                with contextlib.suppress(OSError):  # unreadable now: another save tries again
+                with contextlib.suppress(OSError):  # unreadable now: a later save tries again
                     self.clear(int(step))
             elif path.suffix in _EARLIER_LEFT:
                 delete(path)

@@ -1,6 +1,6 @@
-"""The weights in a checkpoint of ours, one tensor at a time, and weights saved as a checkpoint.
+"""Reads the weights of our checkpoints one tensor at a time, and saves weights as a checkpoint.
 
-Of a training checkpoint only the parameters are read: `params/...` among optimizer and counters.
+Only the parameters (`params/...`) of a training checkpoint are read, not optimizer and counters.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ class CheckpointWeights:
     """The tensors of one step by their Hugging Face names; see `models.weights.Weights`."""
 
     def __init__(self, checkpointer: Checkpointer, step: int) -> None:
-        """Opens the parameters of a whole step.
+        """Opens the parameters of a complete step.
 
         Raises:
-            ConfigError: it does not say of which architecture it is.
-            CheckpointError: it is not whole, lacks a parameter or has one of another shape.
+            ConfigError: the step does not record its architecture.
+            CheckpointError: the step is not complete, lacks a parameter, or has a parameter of
+                another shape.
         """
         facts = checkpointer.facts(step)
         self._where = f"checkpoint {step} in {checkpointer.directory}"
@@ -65,7 +66,7 @@ class CheckpointWeights:
         return self._dtypes[self._tensors[name][0]]
 
     def read(self, name: str, index: Index = None) -> np.ndarray:
-        """A tensor's values; the layer that it belongs to is read, or the rows of a matrix [V, D].
+        """A tensor's values. Only its layer is read, or the rows of a matrix [V, D].
 
         Raises:
             CheckpointError: the files cannot be read.
@@ -73,7 +74,7 @@ class CheckpointWeights:
         path, layer = self._tensors[name]
         store = self._stores[_PREFIX + path]
         try:
-            if layer is None and index is not None:  # no axis of these is merged or moved
+            if layer is None and index is not None:  # no axis of these tensors is merged or moved
                 return store[tuple(index)].read().result()
             value = (store if layer is None else store[layer]).read().result()
         except (OSError, ValueError, RuntimeError) as error:
@@ -91,18 +92,18 @@ def save_weights(
     dtype: np.dtype | None,
     token_ids: dict[str, int | None],
 ) -> None:
-    """Saves weights as step 0, one layer's tensor in memory at a time; in a single process.
+    """Saves weights as step 0 in a single process, with one layer's tensor in memory at a time.
 
     Args:
-        checkpointer: of a new directory, made for this architecture.
+        checkpointer: checkpointer of a new directory, made for this architecture.
         config: the architecture.
-        weights: checked ones.
-        dtype: of the saved parameters; None keeps the source's.
+        weights: the checked weights.
+        dtype: element type of the saved parameters; None keeps the source's.
         token_ids: special ids for the config.json of a later export.
 
     Raises:
-        ConfigError: several processes, or float64 weights.
-        CheckpointError: the disk refused; nothing is left.
+        ConfigError: the run has several processes, or the weights are float64.
+        CheckpointError: the write failed. No checkpoint is left.
     """
     if jax.process_count() > 1:
         raise ConfigError("convert: runs in one process; start it without launch/local.sh")

@@ -112,7 +112,8 @@ def _nearest(leaf: str, message: str) -> str:
 
     Args:
         leaf: the name that does not exist.
-        message: of ml_collections; where it lists the section's other fields, these come first.
+        message: error text of ml_collections. If the text lists the section's other fields, these
+            come first.
     """
     if usual := usual_fields(leaf):
         return f"; did you mean {' or '.join(usual)}?"

@@ -30,9 +30,9 @@ class Command:
     """A parsed command line.
 
     Attributes:
-        name: of the command.
-        config: checked; defaults where the command takes no --config.
-        workdir: where the command's files lie; the present directory where it takes none.
+        name: name of the command.
+        config: the checked config; the defaults if the command takes no --config.
+        workdir: directory of the command's files; the present one if it takes no --workdir.
         flags: the command's own flags, by name.
     """
 
@@ -59,7 +59,7 @@ def parse(
     """The parsed, checked command line.
 
     Args:
-        name: of the command.
+        name: name of the command.
         argv: arguments after the command's name.
         doc: what --help prints, with an example.
         define: declares the command's own flags.

@@ -1,4 +1,4 @@
-"""Overrides of config fields, checked against the types that `config_sections` declares."""
+"""Overrides of config fields, checked against the types that `config.sections` declares."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def overrides(argv: list[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def check_override(config: ConfigDict, field: str, value: str | None) -> None:
-    """Returns where `--config.field=value` sets a declared field to a value of its type.
+    """Raises ConfigError unless `--config.field=value` sets a declared field to a legal value.
 
     Args:
-        config: that is overridden; tells how many stages there are, and an example's value.
+        config: the overridden config; gives the number of stages, and the value of an example.
         field: e.g. `stages[0].steps`.
-        value: as it was typed; None where nothing was, as for a bool.
+        value: the text after `=`; None if there is none, which a bool allows.
 
     Raises:
         ConfigError: names field, value, rule and an example.

@@ -1,10 +1,9 @@
-"""The one config boundary: an `ml_collections.ConfigDict` in, frozen validated sections out.
+"""Turns an `ml_collections.ConfigDict` into frozen, validated sections.
 
-`configs/*.py` start from `default_config()`, which is made from the dataclasses of
-`config_sections`, so a default is written once. `build_config` turns a ConfigDict into a
-`RunConfig` and checks everything that can be checked before a device or a weight file is touched
-(`config_rules`, `config_training`, `config_lengths`). Every error is a `ConfigError` that names the
-field, the value, the rule and the remedy.
+`configs/*.py` start from `default_config()`, which is built from the dataclasses of `sections`, so
+a default is written once. `build_config` turns a ConfigDict into a `RunConfig` and checks
+everything that can be checked before a device or a weight file is touched (`rules`, `training`,
+`lengths`). Every error is a `ConfigError` that names the field, the value, the rule and the remedy.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ __all__ = [
     "validate",
 ]
 
-# Fields that do not change what a run computes: free to differ between a run and its resume.
+# Fields that do not change what a run computes. They may differ between a run and its resume.
 FREE_SECTIONS = ("metrics", "checkpoint", "evaluate", "distributed", "mesh")
 FREE_FIELDS = (
     "reward.workers",
@@ -104,7 +103,8 @@ FREE_FIELDS = (
     "rollout.reserve",
 )
 
-# Fields that earlier versions lacked, and what they did: their runs go on under these values.
+# Fields that earlier versions lacked, with the values that match what those versions did. A run
+# of an earlier version resumes with these values.
 ADDED_FIELDS = {
     "rollout.partial_rollouts": "wait",
     "rollout.partial_share": 0.8,
@@ -113,7 +113,7 @@ ADDED_FIELDS = {
 
 
 def default_config() -> ConfigDict:
-    """A locked ConfigDict of every default; the base of all files in configs/."""
+    """A locked ConfigDict of all defaults. All files in configs/ start from it."""
     return lock(_to_config_dict(RunConfig()))
 
 
@@ -123,7 +123,7 @@ def stage(**fields: Any) -> ConfigDict:
 
 
 def lock(config: ConfigDict) -> ConfigDict:
-    """Locks a config, its sections, and (what `lock()` leaves open) the dicts inside lists."""
+    """Locks a config, its sections, and the dicts inside lists, which `lock()` would not lock."""
     for value in config.values():
         if isinstance(value, ConfigDict):
             lock(value)
@@ -153,8 +153,8 @@ def build_config(config: Mapping[str, Any] | ConfigDict) -> RunConfig:
     """A checked `RunConfig` from a ConfigDict or a nested mapping.
 
     Raises:
-        ConfigError: unknown field (the nearest name is suggested), wrong type, or a value that
-            breaks a rule.
+        ConfigError: a field is unknown (the nearest name is suggested), a value has the wrong type,
+            or a value breaks a rule.
     """
     run: RunConfig = _build(RunConfig, config, "")
     validate(run)
@@ -172,7 +172,7 @@ def _build(cls: type, mapping: Any, path: str) -> Any:
     return cls(**{name: _convert(hints[name], mapping[name], f"{path}{name}") for name in mapping})
 
 
-# What other trainers call a field -> ours.
+# Name of a field in other trainers -> our names.
 USUAL_NAMES = {
     "lr": ("optimizer.learning_rate",),
     "betas": ("optimizer.b1", "optimizer.b2"),
@@ -201,7 +201,7 @@ USUAL_NAMES = {
 
 
 def usual_fields(name: str) -> list[str]:
-    """Our fields for what other trainers call `name`; those of its own section alone, if any."""
+    """Our fields that other trainers call `name`; only those in the section of `name`, if any."""
     section, _, leaf = name.rpartition(".")
     fields = list(USUAL_NAMES.get(leaf, ()))
     return [field for field in fields if section and field.startswith(f"{section}.")] or fields
@@ -210,8 +210,9 @@ def usual_fields(name: str) -> list[str]:
 def unknown_field(name: str, known: list[str]) -> str:
     """The error text for a misspelt field.
 
-    It suggests a very near name of the same section, else the field that other trainers call so,
-    else the same or a very near name in another section, else the nearest.
+    The text suggests a very near name in the same section. If there is none, it suggests the field
+    that other trainers call by this name, else an equal or very near name in another section, else
+    the nearest name.
     """
     leaf = name.rsplit(".", 1)[-1]
     leaves = {field: field.rsplit(".", 1)[-1] for field in config_fields(RunConfig())}
@@ -251,9 +252,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def row_len_tokens(config: RunConfig) -> int:
-    """Tokens of a packed row: batch.row_len, or the longest sequence any stage allows.
+    """Tokens in a packed row: batch.row_len, or the longest sequence that any stage allows.
 
-    The latter is raised to a multiple of what mesh.context and mesh.tensor split a row into.
+    The longest sequence is rounded up so that mesh.context and mesh.tensor can split a row evenly.
     """
     longest = max(stage.max_response_tokens for stage in config.stages)
     unit = row_unit_tokens(config.mesh.context, config.mesh.tensor)
@@ -281,8 +282,8 @@ def config_fields(config: RunConfig) -> dict[str, Any]:
 def binding_fields(config: RunConfig) -> dict[str, Any]:
     """The leaves that a resume may not change.
 
-    Free: logging, checkpoint cadence, workers, evaluation, device mesh, memory sizes, and the
-    length of the last stage (it may grow; `workdir` checks the direction against the checkpoint).
+    A resume may change logging, checkpoint cadence, workers, evaluation, device mesh, memory sizes,
+    and the length of the last stage (which may only grow: `refuse_other_config` checks this).
     """
     last_steps = f"stages[{len(config.stages) - 1}].steps"
     return {
@@ -295,6 +296,6 @@ def binding_fields(config: RunConfig) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """16 hex digits over `binding_fields`: equal for runs that may share a workdir."""
+    """16 hex digits that hash `binding_fields`; equal for runs that may share a workdir."""
     text = json.dumps(binding_fields(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

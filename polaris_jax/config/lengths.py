@@ -6,16 +6,16 @@ from polaris_jax.config.sections import RunConfig, require
 
 
 def check_pages(config: RunConfig, shards: int) -> None:
-    """Returns where the pool holds one longest sequence of every budget of the config.
+    """Raises ConfigError if the KV pool cannot hold one longest sequence of every budget.
 
-    With rollout.data=0 the config does not tell `shards`, so a run asks again when it opens.
+    With rollout.data=0 the config does not fix `shards`, so a run checks again when it opens.
 
     Args:
-        config: the run.
-        shards: data shards of a sampler, each of which has its part of the pages.
+        config: the run's config.
+        shards: number of data shards of a sampler. Each shard has an equal part of the pages.
 
     Raises:
-        ConfigError: a part is too small, with the budget that asks for most.
+        ConfigError: a shard's part is too small. The text names the largest budget.
     """
     r = config.rollout
     if r.num_pages == 0:
@@ -24,7 +24,7 @@ def check_pages(config: RunConfig, shards: int) -> None:
         f"stages[{index}].max_response_tokens": stage.max_response_tokens
         for index, stage in enumerate(config.stages)
     }
-    for name in ("evaluate", "probe", "calibrate"):  # 0: a stage's
+    for name in ("evaluate", "probe", "calibrate"):  # 0: uses the budget of a stage
         budgets[f"{name}.max_response_tokens"] = getattr(config, name).max_response_tokens
     longest = max(budgets, key=lambda name: budgets[name])
     needed = config.data.max_prompt_tokens + budgets[longest]
@@ -42,10 +42,10 @@ def check_pages(config: RunConfig, shards: int) -> None:
 
 
 def check_yarn(config: RunConfig) -> None:
-    """Returns where rope.yarn can be computed wherever the config asks for it.
+    """Raises ConfigError if YaRN cannot be computed with the numbers in rope.yarn.
 
     Raises:
-        ConfigError: a number that YaRN has no meaning for.
+        ConfigError: a number is outside the range that YaRN is defined for.
     """
     y, path = config.rope.yarn, "rope.yarn"
     require(y.factor >= 1, f"{path}.factor", y.factor, "must be 1.0 (off) or more")

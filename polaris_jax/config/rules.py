@@ -20,7 +20,7 @@ from polaris_jax.config.sections import (
 )
 from polaris_jax.config.training import check_objective, check_optimizer, check_rollout, check_stage
 
-MIN_PROBE_STEP = 0.001  # closer temperatures measure the same, and nearly sample alike
+MIN_PROBE_STEP = 0.001  # closer temperatures sample nearly alike and measure the same
 MAX_PROBE_TEMPERATURES = 1000
 
 POSITIVE = {
@@ -51,10 +51,10 @@ NOT_NEGATIVE = {
 
 
 def validate(config: RunConfig) -> None:
-    """Returns when every rule holds.
+    """Raises ConfigError if the config breaks a rule.
 
     Raises:
-        ConfigError: with field, value, rule and remedy.
+        ConfigError: a rule is broken. The text names the field, the value, the rule and the remedy.
     """
     _check_signs(config)
     check_rollout(config)
@@ -75,10 +75,10 @@ def validate(config: RunConfig) -> None:
 
 
 def row_unit_tokens(context: int, tensor: int) -> int:
-    """Packed rows are multiples of so many tokens: every device gets equal parts of a row.
+    """The number of tokens that a packed row's length must be a multiple of.
 
-    A row's tokens are split over mesh.context (in a multiple of twice as many chunks, see
-    `models.row_order`) and mesh.tensor.
+    Then every device gets equal parts of a row. The tokens of a row are split over mesh.context (in
+    a multiple of twice as many chunks, see `models.row_order`) and over mesh.tensor.
     """
     return math.lcm(2 * context if context > 1 else 1, context * tensor)
 
@@ -95,10 +95,10 @@ def _check_signs(config: RunConfig) -> None:
 
 
 def check_mesh(mesh: MeshSection) -> None:
-    """Returns when every axis may have its size, whatever devices there are.
+    """Raises ConfigError if an axis has a size that no number of devices allows.
 
     Raises:
-        ConfigError: a size below 1, save fsdp=-1.
+        ConfigError: a size is below 1, except fsdp=-1.
     """
     for name in ("data", "fsdp", "context", "tensor"):
         size, rest = getattr(mesh, name), name == "fsdp"
@@ -137,7 +137,7 @@ def _check_reward(config: RunConfig) -> None:
 
 
 def _check_seeds(config: RunConfig) -> None:
-    """Seeds that go into generators as they are; `seed` and evaluate.seed are hashed first."""
+    """Checks the seeds that go into generators unhashed; `seed` and evaluate.seed are hashed."""
     for name, seed in (
         ("data.arithmetic.seed", config.data.arithmetic.seed),
         ("warmstart.seed", config.warmstart.seed),

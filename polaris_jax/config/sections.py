@@ -1,7 +1,7 @@
 """The config's sections: frozen dataclasses that hold every setting's name, type and default.
 
-A default is written once, here. `polaris_jax.config` builds and checks them; `config_rules` holds
-the rules. Functions elsewhere take their section, never the whole config.
+A default is written once, here. `polaris_jax.config` builds and checks the sections; `rules` holds
+the rules. Functions elsewhere take their section, never the complete config.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-# Limits that the packages state too; they take them from here.
-MAX_SLIP_RATE = 0.6  # of warmstart.slip_rate: the rate of a text in which every result may slip
-MIN_WORKER_MEMORY_BYTES = 1 << 26  # of reward.memory_limit_bytes: less does not load a worker
-MAX_ANSWER_TIMEOUT_S = 86_400.0  # of reward.timeout_s: timers end in an overflow far above it
-SEED_LIMIT = 1 << 63  # of seeds that go into generators as they are
+# Limits that other packages import from here.
+MAX_SLIP_RATE = 0.6  # limit of warmstart.slip_rate: the rate if every result of a text may slip
+MIN_WORKER_MEMORY_BYTES = 1 << 26  # limit of reward.memory_limit_bytes: a worker needs this to load
+MAX_ANSWER_TIMEOUT_S = 86_400.0  # limit of reward.timeout_s: timers overflow far above it
+SEED_LIMIT = 1 << 63  # limit of seeds that go into generators unhashed
 
 PROMPT_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
 
@@ -23,10 +23,16 @@ class ConfigError(ValueError):
 
 
 def require(ok: bool, path: str, value: object, rule: str) -> None:
-    """Returns where `ok`.
+    """Raises ConfigError if `ok` is false.
+
+    Args:
+        ok: True if the rule holds.
+        path: name of the field.
+        value: value of the field.
+        rule: text of the rule and of the remedy.
 
     Raises:
-        ConfigError: the field `path`, its value, and `rule`, which holds the remedy too.
+        ConfigError: `ok` is false. The text names the field, its value and the rule.
     """
     if not ok:
         raise ConfigError(f"{path}={value!r}: {rule}")
@@ -39,7 +45,7 @@ class ModelSection:
     path: str = ""  # HF directory, Hub id, or GGUF file; empty: made by the warm start
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; master weights are always float32
     attention: Literal["auto", "reference", "chunked", "splash", "triton", "cudnn"] = "auto"
-    # kept for the backward pass: everything, each layer's input, or that in host memory
+    # kept for the backward pass: everything, each layer's input, or these inputs in host memory
     remat: Literal["none", "layer", "layer_offload"] = "layer"
     max_position_tokens: int = 0  # prompt + response limit; 0: the checkpoint's own (x YaRN factor)
 
@@ -94,25 +100,27 @@ class RolloutSection:
     reserve: float = 0.1  # with num_pages=0, share of device memory left free beside the pool
     data: int = 0  # the sampler's mesh on a process's devices; 0: all (1 on a CPU)
     tensor: int = 1  # devices that share one copy of the sampler's weights
-    processes: int = 1  # so many share one sampler: for a model too large for one host
-    devices: int = 0  # of each process, the last so many sample alone, the others train; 0: shared
-    # master weights and moments while sampling; host: pinned memory, fetched for each update
+    processes: int = 1  # processes that share a sampler, for a model too large for one host
+    # the last devices of each process, which only sample; the others train; 0: all do both
+    devices: int = 0
+    # where master weights and moments lie during sampling; host: pinned memory, fetched for each
+    # update
     trainer_state: Literal["device", "host"] = "device"
-    # decode's kernels: xla anywhere, ragged on TPU, pallas_gpu on GPU, native on a CPU with a C++
-    # compiler; auto: the platform's own where it serves
+    # decode kernels: xla anywhere, ragged on TPU, pallas_gpu on GPU, native on a CPU with a C++
+    # compiler; auto: the platform's own kernel if it can be used
     attention: Literal["auto", "xla", "ragged", "pallas_gpu", "native"] = "auto"
-    decode_steps: int = 16  # decode steps a device call
-    prefill_chunk: int = 128  # prompt tokens a prefill call
+    decode_steps: int = 16  # decode steps in a device call
+    prefill_chunk: int = 128  # prompt tokens in a prefill call
     prefill_budget: int = 8192  # prompt tokens between two decode calls; 0: no limit
-    prefix_cache: bool = True  # full pages serve later prompts that begin alike
-    # wait: a step trains on what it has begun, and waits for all of it. carry: it begins more, ends
-    # when `partial_share` of its groups are whole, and the others go on in the next step
+    prefix_cache: bool = True  # full pages are reused by later prompts with equal beginnings
+    # wait: a step trains on all groups that it has begun. carry: a step begins more groups, ends
+    # when `partial_share` of its groups are complete, and the next step continues the others
     partial_rollouts: Literal["wait", "carry"] = "wait"
     partial_share: float = 0.8  # under carry; in [0.5, 1]
     partial_max_lag: int = 2  # under carry: updates between a token's policy and the trained one
     max_logp_gap_mean: float = 0.0  # stop the run above this mean |sampler - trainer|; 0: off
-    total_tokens: int = 0  # end the run after so many sampled tokens (ablations); 0: off
-    save_every: int = 1  # write rollouts/step_N.jsonl every so many steps; 0: never
+    total_tokens: int = 0  # end the run after this number of sampled tokens (ablations); 0: off
+    save_every: int = 1  # steps from one rollouts/step_N.jsonl to the next; 0: never write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,23 +128,23 @@ class StageSection:
     steps: int = 100
     max_response_tokens: int = 39_936
     temperature: float = 1.4
-    # fixed: `temperature`; probe: the workdir's probe.json (without one `temperature`, with a
-    # warning); match_diversity: reset at the stage's
-    # start so that diversity regains what it was at the former stage's start
+    # fixed: `temperature`; probe: the workdir's probe.json (if there is none: `temperature`, with a
+    # warning); match_diversity: reset at the stage's start so that diversity regains its value of
+    # the former stage's start
     temperature_rule: Literal["fixed", "probe", "match_diversity"] = "fixed"
     reset_optimizer: bool = True
-    drop_above: float = 0.9  # at the stage's end drop problems above; 1.0: off
+    drop_above: float = 0.9  # drop problems above this accuracy at the stage's end; 1.0: off
     drop_statistic: Literal["stage_mean", "last"] = "stage_mean"
     rope_factor: float = 1.0  # YaRN factor during this stage
-    evaluate_temperature: float = 0.0  # of the held-out score while training; 0: evaluate's
+    evaluate_temperature: float = 0.0  # for the held-out score while training; 0: evaluate's
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSection:
-    # tokens of a packed row; 0: max prompt + max response of the stages, raised to what the mesh
-    # divides
+    # tokens in a packed row; 0: max prompt + max response of the stages, rounded up to a multiple
+    # that the mesh divides
     row_len: int = 0
-    rows: int = 0  # packed rows of a microbatch (global); 0: one for each data x fsdp shard
+    rows: int = 0  # packed rows in a microbatch (global); 0: one for each data x fsdp shard
     rescue: bool = True
     substitute: bool = True
     min_informative: float = 1.0 / 3.0
@@ -151,7 +159,7 @@ class ObjectiveSection:
     dual_clip: float = 3.0  # 0: off
     old_logprobs: Literal["current", "recompute", "sampler"] = "current"
     tis_cap: float = 2.0
-    minibatches: int = 1  # optimizer steps a rollout batch
+    minibatches: int = 1  # optimizer steps for each rollout batch
     aggregation: Literal[
         "token_mean", "sequence_mean", "sequence_sum_constant", "microbatch_token_mean"
     ] = "token_mean"
@@ -171,10 +179,10 @@ class OptimizerSection:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     max_skips: int = 5  # consecutive non-finite updates before the run stops
-    # bfloat16 halves the moments' memory and departs from the recipe: the second is rounded
-    # stochastically, or it would never fall
+    # bfloat16 halves the moments' memory and departs from the recipe: the second moment is rounded
+    # stochastically, because it would never fall otherwise
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    moments_in_host_memory: bool = False  # between updates; fetched for each, 8 B a parameter
+    moments_in_host_memory: bool = False  # between updates; each update fetches 8 B a parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +214,7 @@ class ProbeSection:
     max_response_tokens: int = 0  # 0: the first stage's
     rgz_tolerance: float = 0.02
     cez_tolerance: float = 0.10
-    max_candidates: int = 5  # of a stage-end reset
+    max_candidates: int = 5  # in a temperature reset at a stage end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,9 +226,10 @@ class CheckpointSection:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSection:
-    problems: str = ""  # as data.problems; empty: data.arithmetic.held_out
-    # During training; 0: off. This score is graded in mode "eval" whatever reward.mode is, and its
-    # budget is max_response_tokens below, by default the last stage's, in every stage.
+    problems: str = ""  # a source like data.problems; empty: data.arithmetic.held_out
+    # Steps between held-out scores during training; 0: off. The score is graded in mode "eval",
+    # whatever reward.mode is. The budget in every stage is max_response_tokens below, by default
+    # the last stage's.
     every_steps: int = 0
     n: int = 8
     temperature: float = 0.6
@@ -231,7 +240,7 @@ class EvaluateSection:
     budgets: tuple[int, ...] = ()  # tokens at which the budget curve truncates; (): powers of two
     seed: int = 0
     yarn: Literal["off", "on", "both"] = (
-        "off"  # under rope.yarn, without it, or one after the other
+        "off"  # on: with rope.yarn; off: without it; both: one after the other
     )
 
 
@@ -270,9 +279,9 @@ class DistributedSection:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything a run is. See each section; names are the command line's."""
+    """All settings of a run. Field names are those of the command line."""
 
-    seed: int = 0  # any integer: it is hashed with what it seeds
+    seed: int = 0  # any integer: hashed together with the name of its use
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     warmstart: WarmstartSection = WarmstartSection()

@@ -1,4 +1,4 @@
-"""The rules of what trains: rollout, objective, optimizer, stages (`config_rules` has the rest)."""
+"""The rules of training: rollout, objective, optimizer, stages (`rules` has the others)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from polaris_jax.config.sections import RunConfig, StageSection, require
 
 
 def check_rollout(config: RunConfig) -> None:
-    """Samples, groups, slots and pages of a training rollout.
+    """Checks samples, groups, slots and pages of a training rollout.
 
     Raises:
         ConfigError: a rule is broken.
@@ -62,7 +62,7 @@ def check_rollout(config: RunConfig) -> None:
 
 
 def check_objective(config: RunConfig) -> None:
-    """Clips, caps and minibatches of the loss.
+    """Checks the clips, caps and minibatches of the loss.
 
     Raises:
         ConfigError: a rule is broken.
@@ -104,7 +104,7 @@ def check_objective(config: RunConfig) -> None:
 
 
 def check_optimizer(config: RunConfig) -> None:
-    """AdamW's constants, and the batches that it gets.
+    """Checks AdamW's constants and the rules for scarce batches.
 
     Raises:
         ConfigError: a rule is broken.
@@ -122,7 +122,7 @@ def check_optimizer(config: RunConfig) -> None:
 
 
 def check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
-    """One stage: its budget, temperature, drop and rotary scaling.
+    """Checks one stage: budget, temperature, drop and rotary scaling.
 
     Raises:
         ConfigError: a rule is broken.

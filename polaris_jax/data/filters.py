@@ -1,6 +1,6 @@
-"""What keeps a problem out of a data set: duplicates and prompts that are too long.
+"""Filters a data set: leaves out duplicates and prompts that are too long.
 
-Malformed rows are refused earlier, where they are read (`problems`).
+Malformed rows are refused earlier, by the reader (`problems`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from polaris_jax.config.sections import PROMPT_SUFFIX
 from polaris_jax.data.prompts import render_prompt
 from polaris_jax.records import Problem
 
-# Formulas, and TeX commands in prose: what keeps its case.
+# Formulas, and TeX commands in prose. These keep their case.
 _MATH = re.compile(r"(\$\$.*?\$\$|\$.*?\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+)")
 _SUFFIX_WORDS = " ".join(PROMPT_SUFFIX.split()).casefold()
 
 
 def normalized_text(text: str) -> str:
-    """The text in which two problems count as the same.
+    """The normalised text. Two problems are duplicates if their normalised texts are equal.
 
     Unicode-composed, the case of prose folded, each run of whitespace one space, the instruction
     suffix left out. Compatibility characters stay apart (`x²` is not `x2`), and so do formulas and
@@ -35,18 +35,19 @@ def normalized_text(text: str) -> str:
 
 
 def content_id(problem_text: str) -> str:
-    """A stable id for a problem that brings none: 16 hex digits of its normalised text's hash."""
+    """A stable id for a problem without one: 16 hex digits of its normalised text's hash."""
     return hashlib.sha256(normalized_text(problem_text).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """What `deduplicate` took out or changed.
+    """The problems that `deduplicate` left out or changed.
 
     Attributes:
         same_answer: (kept id, dropped id) of duplicates that agree on the answer.
-        other_answer: the same where the answers differ: the first is kept, and one is wrong.
-        other_rows: of these, the places in what was given, from 0.
+        other_answer: (kept id, dropped id) of duplicates whose answers differ: the first is kept,
+            and one of them is wrong.
+        other_rows: positions of each pair of `other_answer` in the given problems, from 0.
         renamed: (old id, new id) of problems that shared an id with a different problem.
     """
 

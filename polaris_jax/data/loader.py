@@ -1,7 +1,7 @@
-"""Batches of prompts in shuffled epochs, without end, and resumable to the bit.
+"""Endless batches of prompts in shuffled epochs, which resume exactly.
 
 The order is a pure function of (seed, problems, drops so far, position): grain's index shuffle with
-a new order each epoch. Batches run on over the end of an epoch, so one may hold a problem twice.
+a new order each epoch. A batch may span the end of an epoch, so it may hold a problem twice.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from polaris_jax.records import Group, Problem, require_fields
 class PromptLoader(Iterator[list[Group]]):
     """An endless iterator of batches of prompts.
 
-    Within an epoch every id comes exactly once. `drop` takes problems out and starts a new epoch
-    over the rest; the counts of draws and of epochs go on. Every process of a run that builds the
-    same loader draws the same batches.
+    Within an epoch every id is drawn exactly once. `drop` removes problems and starts a new epoch
+    over the others; draws and epochs are counted further, not reset. All processes of a run that
+    build the same loader draw the same batches.
 
     Attributes:
-        batch_size: prompts a batch.
+        batch_size: prompts in a batch.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class PromptLoader(Iterator[list[Group]]):
 
         Args:
             problems: the training set, dropped problems included; ids must be unique.
-            tokenizer: renders the prompts, each at its first draw.
-            prompt_suffix: `data.prompt_suffix`.
-            batch_size: prompts a batch, at least 1; may exceed the number of problems.
-            seed: of the order.
-            dropped_ids: problems that are out from the start.
+            tokenizer: renders each prompt at its first draw.
+            prompt_suffix: text appended to each problem (`data.prompt_suffix`).
+            batch_size: prompts in a batch, at least 1; may exceed the number of problems.
+            seed: seed of the order.
+            dropped_ids: problems that are dropped from the start.
 
         Raises:
             ConfigError: an id occurs twice, or no problem remains.
-            ValueError: `batch_size` below 1.
+            ValueError: `batch_size` is below 1, or a dropped id is not among the problems.
         """
         if batch_size < 1:
             raise ValueError(
@@ -75,12 +75,12 @@ class PromptLoader(Iterator[list[Group]]):
         self._draws = [0] * len(self._problems)
         self._dropped: tuple[str, ...] = ()
         self._position = 0  # prompts drawn since the last drop
-        self._generation = 0  # drops so far; each has an order of its own
-        self._first_epoch = 0  # of this generation
+        self._generation = 0  # number of drops so far; each drop starts a new order
+        self._first_epoch = 0  # first epoch of this generation
         self._start(tuple(dict.fromkeys(dropped_ids)))
 
     def _start(self, dropped_ids: tuple[str, ...]) -> None:
-        import grain  # imports jax, hence not at the top
+        import grain  # not at the top, because it imports jax
 
         unknown = [id for id in dropped_ids if id not in self._index]
         if unknown:
@@ -98,20 +98,20 @@ class PromptLoader(Iterator[list[Group]]):
 
     @property
     def epoch(self) -> int:
-        """Epoch of the next prompt, from 0; a drop begins a new one."""
+        """Epoch of the next prompt, from 0. A drop starts a new epoch."""
         return self._first_epoch + self._position // self._epoch_size
 
     @property
     def dropped_ids(self) -> tuple[str, ...]:
-        """Problems that are out, in the order in which they were dropped."""
+        """Ids of the dropped problems, in the order in which they were dropped."""
         return self._dropped
 
     def __len__(self) -> int:
-        """Problems of an epoch."""
+        """The number of problems in an epoch."""
         return self._epoch_size
 
     def __copy__(self) -> PromptLoader:
-        """A loader at the same place whose draws leave this one where it is."""
+        """A loader at the same position. Its draws do not advance this loader."""
         other = object.__new__(PromptLoader)
         other.__dict__.update(self.__dict__)
         other._draws = list(self._draws)
@@ -124,7 +124,7 @@ class PromptLoader(Iterator[list[Group]]):
         """The next `count` prompts, as groups without responses; 0 is allowed.
 
         Raises:
-            ValueError: `count` below 0.
+            ValueError: `count` is below 0.
         """
         if count < 0:
             raise ValueError(f"count={count}: must not be negative; take 0 or more prompts")
@@ -146,13 +146,16 @@ class PromptLoader(Iterator[list[Group]]):
         return self._rendered[problem.id]
 
     def drop(self, problem_ids: Iterable[str]) -> int:
-        """Takes problems out and starts a new epoch over the rest; returns how many were taken.
+        """Drops problems and starts a new epoch over the others.
 
-        With none to take it changes nothing.
+        Nothing changes if all of these problems are dropped already.
+
+        Returns:
+            The number of problems dropped now.
 
         Raises:
             ConfigError: no problem would remain.
-            ValueError: an id that is not among the problems.
+            ValueError: an id is not among the problems.
         """
         before = set(self._dropped)
         new = [id for id in dict.fromkeys(problem_ids) if id not in before]
@@ -170,7 +173,7 @@ class PromptLoader(Iterator[list[Group]]):
         return len(new)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, in plain Python types (JSON-able)."""
+        """The loader's position, in plain JSON-able types."""
         return {
             "position": self._position,
             "generation": self._generation,
@@ -181,11 +184,11 @@ class PromptLoader(Iterator[list[Group]]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where `state_dict` was taken: the same batches follow.
+        """Restores the position of a `state_dict`, so that the same batches follow.
 
         Raises:
-            ConfigError: the state is of other problems or another seed.
-            ValueError: a field of a `state_dict` is missing.
+            ConfigError: the state belongs to other problems or another seed.
+            ValueError: `state` lacks a field.
         """
         require_fields(
             state, "fingerprint", "generation", "dropped_ids", "position", "first_epoch", "draws"

@@ -1,16 +1,16 @@
-"""Problems out of rows: field names, checks, stable ids; and back into a parquet file.
+"""Reads problems from rows (field names, checks, stable ids) and writes them to a parquet file.
 
-Field names, the first that a row has with a value counts:
+Field names; the first name that has a value in the row is used:
 
     problem   problem, question, prompt (a text, or chat messages: the last user turn)
     answer    answer, gold, final_answer, ground_truth, reward_model.ground_truth, solution
     id        id, problem_id, unique_id, uid, index; none: a hash of the normalised text
 
-`answer` is ambiguous in the wild. A text that ends in `#### 42` is a worked solution in GSM8K's
-manner: what follows the mark is the answer. `solution` comes last because most sets keep the
-worked text there: its last `\\boxed{}` is the answer, with the boxes that a comma or `and` joins to
-it, and a text without one is taken only when it is short (one line of at most 60 characters), else
-the row counts as malformed.
+`answer` is ambiguous in public sets. A text that ends in `#### 42` is a worked solution in GSM8K's
+format: the text after the mark is the answer. `solution` comes last because most sets keep the
+worked text there. Its last `\\boxed{}` is the answer, together with the boxes that a comma or `and`
+joins to this box. A text without a box is used only if it is short (one line of at most 60
+characters); otherwise the row counts as malformed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from polaris_jax.system.files import AnyPath, write_bytes
 PROBLEM_FIELDS = ("problem", "question", "prompt")
 ANSWER_FIELDS = ("answer", "gold", "final_answer", "ground_truth", "reward_model", "solution")
 ID_FIELDS = ("id", "problem_id", "unique_id", "uid", "index")
-FIELD = "data.problems"  # which this module's and `sources`' errors name
-NAMED_ROWS = 20  # malformed rows that a report spells out; all are counted
+FIELD = "data.problems"  # the field that errors of this module and of `sources` name
+NAMED_ROWS = 20  # malformed rows that a report lists; all are counted
 MESSAGE_CHARS = 400
 _SHORT_SOLUTION_CHARS = 60
 _COLUMNS = frozenset(
@@ -48,21 +48,21 @@ _COLUMNS = frozenset(
 
 
 class RowError(ValueError):
-    """Why one row is no problem."""
+    """The reason why a row is not a problem."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadReport:
-    """What reading a source kept and what it left out.
+    """Which rows of a source were kept and which were left out.
 
     Attributes:
-        source: as it was given.
-        rows: rows seen, blank lines aside.
-        kept: problems returned.
-        counts: rows or problems by reason: `malformed`, `duplicate`,
+        source: the name of the source, as given.
+        rows: number of rows read, without blank lines.
+        kept: number of problems returned.
+        counts: number of rows or problems by reason: `malformed`, `duplicate`,
             `duplicate_with_other_answer` (left out), `renamed_id` (kept).
-        messages: files that were not read, then the first malformed rows and contradictions, each
-            `place: reason`.
+        messages: one `place: reason` for each file that was not read, then for the first malformed
+            rows and contradictions.
     """
 
     source: str
@@ -79,16 +79,17 @@ class ReadReport:
 def read_problems(
     source: AnyPath, *, unique: bool = True, field: str = FIELD
 ) -> tuple[list[Problem], ReadReport]:
-    """The problems of a source, checked and without repeats, and a report of the rest.
+    """The checked problems of a source without repeats, and a report of what was left out.
 
     Args:
         source: jsonl, json, parquet or arrow file, a directory of them, or a Hub name.
-        unique: leave out repeats of a normalised text; False keeps every row (benchmarks), and
+        unique: True leaves out repeats of a normalised text. False keeps every row (benchmarks);
             then an id that occurs twice is an error.
-        field: that named the source, for errors.
+        field: name of the config field that gave the source, for errors.
 
     Raises:
-        DataError: the source is missing or unreadable, or no problem is left.
+        DataError: the source is missing or unreadable, no problem is left, or (unless `unique`) an
+            id occurs twice.
     """
     try:
         return _read_problems(os.fspath(source), unique)
@@ -150,7 +151,7 @@ def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport
 
 
 def _printable(message: str) -> str:
-    """A message that any terminal and file takes, cut where a row's value is long."""
+    """A message that any terminal and file can hold, cut if a row's value is long."""
     text = message.encode(errors="backslashreplace").decode()
     return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 3] + "..."
 
@@ -166,10 +167,11 @@ def _require_unique_ids(source: str, problems: Sequence[Problem]) -> None:
 
 
 def parse_row(fields: Mapping[str, Any]) -> Problem:
-    """The problem that a row states.
+    """The problem in a row.
 
     Raises:
-        RowError: no problem text or no usable answer; the reason names the field.
+        RowError: the row has no problem text, no usable answer or a bad value. The text names the
+            field.
     """
     text = _problem_text(fields)
     given = next((fields[f] for f in ID_FIELDS if _is_id(fields.get(f))), None)
@@ -199,11 +201,15 @@ def _is_id(value: Any) -> bool:
 def _is_number(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)  # of any size
+    return isinstance(value, int) and not isinstance(value, bool)  # an integer of any size
 
 
 def _text(name: str, value: str) -> str:
-    """The value, which every file that it may go to can hold."""
+    """The value, checked to be encodable in every output file.
+
+    Raises:
+        RowError: the value holds half of a character.
+    """
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -265,7 +271,7 @@ def _one_answer(name: str, value: Any) -> str | int | float:
 
 
 def _from_solution(text: str) -> str:
-    """The answer within a worked solution."""
+    """The answer in a worked solution."""
     from polaris_jax.reward.free import boxed_list
 
     boxed = boxed_list(text)
@@ -289,9 +295,9 @@ def problem_set_hash(problems: Iterable[Problem]) -> str:
 def write_problems(problems: Sequence[Problem], path: AnyPath) -> None:
     """Writes a parquet file of id, problem, answer, source, pass_rate and response_tokens.
 
-    Answers are written as JSON, so that types survive: what `read_problems` made, it gives back the
-    same. Of other records it strips the texts, as of any row, and takes an answer from behind a
-    last `#### `. The file appears whole or not at all.
+    Answers are written as JSON to keep their types, so `read_problems` returns its own problems
+    unchanged. In records from elsewhere, `read_problems` strips the texts, as in any row, and takes
+    the answer after the last `#### `. The file appears complete or not at all.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

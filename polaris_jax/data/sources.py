@@ -1,7 +1,7 @@
-"""Rows out of files: jsonl, json, parquet, arrow, a directory of them, or a name on the Hub.
+"""Reads rows from files: jsonl, json, parquet, arrow, a directory of them, or a name on the Hub.
 
-A row that cannot be parsed is handed on as a `Row` with an error, so that one bad line never ends
-a run; what a row must hold is checked in `problems`.
+A row that cannot be parsed becomes a `Row` with an error, so that one bad line never ends a run.
+`problems` checks what a row must hold.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ROW_KEYS = ("data", "problems", "rows", "examples", "train")
 
 
 class DataError(ConfigError):
-    """A data source that cannot be read at all; its text is one line for the user."""
+    """A data source cannot be read at all. The text is one line for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Row:
 
     Attributes:
         place: `file:line` (from 1) or `file:row N`, for messages.
-        fields: the row; empty when `error` is set.
-        error: why the row could not be parsed, or None.
+        fields: the row's fields; empty if `error` is set.
+        error: the reason why the row could not be parsed, or None.
     """
 
     place: str
@@ -51,10 +51,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """What a source's name stands for.
+    """The files of a source.
 
     Attributes:
-        root: of the names in messages.
+        root: directory that names in messages are relative to.
         read: the files, in reading order.
         beside: files of a directory that are left out, because others are its training split or
             its tables.
@@ -66,7 +66,7 @@ class Files:
 
     @property
     def has_split(self) -> bool:
-        """Whether the names of the files read tell a training split."""
+        """True if the names of the files that are read mark a training split."""
         return any(_TRAIN.search(path.relative_to(self.root).as_posix()) for path in self.read)
 
     @property
@@ -78,17 +78,17 @@ class Files:
 def resolve_source(source: str) -> Files:
     """The files of a source.
 
-    In a directory the training split is read where the names of files or folders tell one from
-    other splits, whatever its format, and everything otherwise; where some of that is parquet or
-    arrow, those files alone. A Hub name is downloaded first.
+    If names of files or folders in a directory mark a training split, only that split is read, in
+    any format; otherwise all files are. If some of these files are parquet or arrow, only those are
+    read. A Hub name is downloaded first.
 
     Args:
         source: a file or directory (also gs://, s3://), or a data set `owner/name` on the Hugging
             Face Hub.
 
     Raises:
-        DataError: no name given, nothing there, no readable file in it, or the Hub cannot be
-            reached.
+        DataError: the name is empty, nothing exists under it, it has no readable file, or the Hub
+            cannot be reached.
     """
     if not source.strip():  # as a path it would be the present directory, and all below it
         raise DataError(
@@ -142,7 +142,7 @@ def download_dataset(name: str) -> epath.Path:
     """The local copy of a data set on the Hub, downloaded unless it is cached.
 
     Raises:
-        DataError: no such data set, no access to it, or no network.
+        DataError: the data set does not exist or is not accessible, or there is no network.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -171,12 +171,12 @@ def read_rows(files: Files, columns: Collection[str] | None = None) -> Iterator[
     """Every row of a source's files, in order; unreadable ones carry an error.
 
     Args:
-        files: of the source.
-        columns: what a table's rows must have, where the table has it; its other columns are None
-            and are not read. None: every column.
+        files: files of the source.
+        columns: columns to read, if a table has them; other columns are None and are not read.
+            None: every column.
 
     Raises:
-        DataError: a whole file is unreadable.
+        DataError: a complete file is unreadable.
     """
     for path in files.read:
         place = path.relative_to(files.root).as_posix()
@@ -257,7 +257,7 @@ def _parquet(path: epath.Path, place: str, columns: Collection[str] | None) -> I
 
 
 def _parquet_rows(batch: Any, damages: Any) -> Iterator[dict[str, Any] | str]:
-    """The rows of a batch; where the batch holds what cannot be read, that row's reason."""
+    """The rows of a batch; for a row that cannot be read, the reason."""
     try:
         batch.validate(full=True)
         rows: list[dict[str, Any] | str] = batch.to_pylist()
@@ -274,7 +274,7 @@ def _parquet_rows(batch: Any, damages: Any) -> Iterator[dict[str, Any] | str]:
 
 
 def _own_row(where: str, fields: dict[str, Any]) -> Row:
-    """A row of a file that we wrote, its answer out of JSON."""
+    """A row of a file that we wrote, with its answer decoded from JSON."""
     try:
         return Row(where, fields | {"answer": json.loads(fields["answer"])})
     except (KeyError, TypeError, ValueError, RecursionError) as error:

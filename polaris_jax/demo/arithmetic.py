@@ -61,7 +61,7 @@ def arithmetic_problems(
     Args:
         train: number of training problems; there are some ten million.
         held_out: number of held-out problems; there are some three million.
-        seed: of the draw, not negative; the side on which a chain lies does not depend on it.
+        seed: seed of the draw, not negative; the side on which a chain lies does not depend on it.
 
     Raises:
         ValueError: more distinct problems are asked for than the families can tell (at once, before
@@ -84,11 +84,11 @@ def supervised_examples(count: int, *, seed: int, slip_rate: float) -> list[tupl
     Every family takes its turn, and no chain is of the held-out side. The hand is drawn a text:
     hurried texts slip at `HURRIED_SLIP_RATE`, careful ones at a sixth of `slip_rate`, and hurried
     texts are as frequent as it takes for `slip_rate` of all intermediate results to be slipped.
-    After a slip the chain goes on from the wrong value and ends in a wrong answer.
+    After a slip the chain continues from the wrong value and ends in a wrong answer.
 
     Args:
         count: number of examples; problems may repeat, in other words or another hand.
-        seed: of the draw, not negative.
+        seed: seed of the draw, not negative.
         slip_rate: share of intermediate results that carry a slip, in [0, 0.6]; 0 gives careful,
             right texts only.
 

@@ -1,4 +1,4 @@
-"""The chains of steps that arithmetic problems tell, and the six ways in which they are told."""
+"""The chains of steps that arithmetic problems narrate, and the six families of narration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 LARGEST_VALUE = 20
 MAX_STEPS = 5
-HELD_OUT_OF = 4  # one chain in so many is reserved for held-out problems
+HELD_OUT_OF = 4  # one chain in 4 is reserved for held-out problems
 PLAIN = {"=": "+"}  # what a step that an opening tells is in the chain
 
 

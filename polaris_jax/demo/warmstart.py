@@ -33,8 +33,8 @@ ROW_MULTIPLE_TOKENS = 32
 # A call's temporaries are fresh memory: on a CPU two fifths of a step of 0.8M parameters were the
 # kernel clearing it when each step was a call. Ctrl-C is answered between calls, hence not more.
 STEPS_A_CALL = 4
-# A token costs about as much for the matrices of a small model as for attention over so many
-# positions (0.8M parameters, 2 CPU cores): long rows waste attention, short ones waste padding.
+# Attention over this number of positions costs a token about as much as the matrices of a small
+# model (0.8M parameters, 2 CPU cores): long rows waste attention, short ones waste padding.
 ATTENTION_BREAK_EVEN_TOKENS = 460
 
 
@@ -42,8 +42,8 @@ def warmstart_model_config(section: WarmstartSection, *, vocab_size: int) -> Mod
     """The architecture that a warm start makes: a small Qwen3 with tied embeddings.
 
     Args:
-        section: its sizes.
-        vocab_size: of the tokenizer.
+        section: sizes of the model.
+        vocab_size: vocabulary size of the tokenizer.
     """
     return ModelConfig(
         vocab_size=vocab_size,

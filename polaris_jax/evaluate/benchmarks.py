@@ -49,8 +49,8 @@ def is_benchmark(source: str) -> bool:
 def read_benchmark(path: str | Path) -> list[Problem]:
     """Every problem of a benchmark file, in its order, repeats included.
 
-    Unlike training data a benchmark must be whole: one row less is another score. Problem texts may
-    bring the instruction suffix with them; `data.prompts.add_suffix` does not add it twice.
+    A benchmark must be complete, unlike training data: a missing row changes the score. Problem
+    texts may contain the instruction suffix; `data.prompts.add_suffix` does not add it twice.
 
     Raises:
         DataError: missing file, malformed rows, an id that occurs twice, or, in a file that is

@@ -17,9 +17,9 @@ class LengthGroup:
 
     Attributes:
         name: e.g. `<16K`, `16K-32K`, `>32K`.
-        responses: how many there are.
-        share: of all responses, in [0, 1].
-        accuracy: their mean reward; None when there is none.
+        responses: number of responses in the group.
+        share: fraction of all responses that are in the group, in [0, 1].
+        accuracy: mean reward of the group; None if the group is empty.
     """
 
     name: str

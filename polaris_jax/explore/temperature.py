@@ -39,7 +39,7 @@ class Decision:
     """A chosen temperature.
 
     Attributes:
-        temperature: the next stage's.
+        temperature: temperature of the next stage.
         reason: one sentence with the numbers it rests on.
         table: every candidate as a plain dict with its zone, in ascending order, for stages.json.
     """
@@ -63,8 +63,8 @@ def candidate_temperatures(
     Args:
         current: the finished stage's temperature.
         entropy_first: policy entropy at the stage's first step, nats.
-        entropy_last: the same at its last step.
-        max_candidates: how many.
+        entropy_last: policy entropy at the last step, nats.
+        max_candidates: largest number of temperatures.
 
     Raises:
         ValueError: max_candidates < 1 or current <= 0.
@@ -94,7 +94,7 @@ def measure_candidate(
     problem the spread between problems takes its place.
 
     Args:
-        temperature: at which the responses were sampled.
+        temperature: sampling temperature of the responses.
         groups: [P][R] response texts.
         reward_PR: their rewards in [0, 1].
         n: words of an n-gram.
@@ -128,20 +128,20 @@ def next_temperature(
 ) -> Decision:
     """The next stage's temperature: the lowest that brings the diversity back.
 
-    Taken is the lowest candidate above `current` that reaches the target and is not in the
+    The choice is the lowest candidate above `current` that reaches the target and is not in the
     Performance Collapse Zone; if none reaches it, the highest above `current` that is not in it;
     if all are, or there is none, `current` stays. It stays, too, where the sweep tells nothing: no
     response had an n-gram at the stage's start, or no candidate has a right answer. The zones are
-    those of the whole sweep, the present temperature included, by each candidate's own accuracy
+    those of the complete sweep, the present temperature included, by each candidate's own accuracy
     (see `zone_labels`).
 
     Args:
         candidates: measured on one fixed probe set, in any order, with one n and one budget. Put
             the present temperature among them, so that a collapse right above it is seen.
         current: the finished stage's temperature.
-        target_diversity: that of the probe set at the finished stage's start.
-        rgz_tolerance: as in `find_zones`.
-        cez_tolerance: as in `find_zones`.
+        target_diversity: diversity of the probe set at the finished stage's start.
+        rgz_tolerance: tolerance of the Robust Generation Zone; see `find_zones`.
+        cez_tolerance: tolerance of the Controlled Exploration Zone; see `find_zones`.
 
     Raises:
         ValueError: a temperature twice, or a number that is not finite.

@@ -27,8 +27,8 @@ class Zones:
         labels: one a temperature, in ascending order: "cold" (below the plateau), "rgz" (Robust
             Generation Zone), "cez" (Controlled Exploration Zone), "pcz" (Performance Collapse).
         rgz: first and last temperature of the RGZ.
-        cez: end of the RGZ and last temperature of the CEZ; None where no temperature is in it.
-        pcz_from: last temperature before the PCZ; None where the sweep does not reach it.
+        cez: end of the RGZ and last temperature of the CEZ; None if the CEZ is empty.
+        pcz_from: last temperature before the PCZ; None if the sweep does not reach the PCZ.
         initial_temperature: T0, the last temperature of the RGZ.
     """
 
@@ -106,10 +106,10 @@ def zone_labels(
     """The zone of each point of a curve in ascending order of temperature; any length from 1.
 
     Args:
-        accuracies: of the curve's points.
-        stderrs: their standard errors.
-        rgz_tolerance: as in `find_zones`.
-        cez_tolerance: as in `find_zones`.
+        accuracies: accuracy of each point of the curve.
+        stderrs: standard error of each accuracy.
+        rgz_tolerance: tolerance of the Robust Generation Zone; see `find_zones`.
+        cez_tolerance: tolerance of the Controlled Exploration Zone; see `find_zones`.
         measured_only: True asks of each point its own accuracy, for a sweep of a few points, where
             one good neighbour would lift a collapsed point over the border.
     """

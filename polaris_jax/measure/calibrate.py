@@ -35,14 +35,14 @@ from polaris_jax.system.progress import Progress
 TOO_EASY_MEAN = 0.7
 
 
-# What changes no count, or is told to `count_identity` as it applies.
+# Fields that change no count, or that `count_identity` takes as separate arguments.
 NOT_OF_COUNTS = {f"calibrate.{name}" for name in ("preset", "batch_prompts", "max_response_tokens")}
 
 
 def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
     """n rollouts a problem -> difficulty.parquet, curated.parquet, difficulty.png, calibrate.json.
 
-    A rerun goes on after the last whole batch of prompts.
+    A rerun continues after the last complete batch of prompts.
 
     Source: POLARIS, section 1 (offline difficulty estimation, targeted filtering).
     """

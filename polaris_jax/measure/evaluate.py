@@ -36,7 +36,7 @@ from polaris_jax.system.files import as_place
 from polaris_jax.system.progress import Progress
 
 BATCH_PROMPTS = 128
-# What changes no response, or is told to `response_identity` as it applies.
+# Fields that change no response, or that `response_identity` takes as separate arguments.
 NOT_OF_RESPONSES = {
     f"evaluate.{name}"
     for name in ("every_steps", "length_edges", "budgets", "yarn", "max_response_tokens")
@@ -58,18 +58,19 @@ def evaluate(
     Problems that cannot be asked are no part of the score: eval.json counts them in `left_out`.
 
     The same config and seeds give the same prompts and noise for any weights, so that two
-    evaluations (before and after training) differ by their weights alone. A rerun goes on after
-    the last whole batch.
+    evaluations (before and after training) differ by their weights alone. A rerun continues
+    after the last complete batch.
 
     Args:
         config: the run.
         workdir: gets the files.
-        progress: for a person.
+        progress: gets lines and bars for a person.
         checkpoint: "" is the base model, "latest" the workdir's newest checkpoint, else a path.
         tag: put before the file names, e.g. `before` -> before_eval.json.
 
     Raises:
-        ConfigError: no held-out problems, no such checkpoint, or more positions than it has.
+        ConfigError: there are no held-out problems or no such checkpoint, or a sequence needs more
+            positions than the checkpoint has.
     """
     ensure_workdir(workdir)
     section = config.evaluate
@@ -134,13 +135,16 @@ def _weights(
 
 
 def _agree_on_checkpoint(path: epath.Path) -> None:
-    """Returns where all processes find the same weights at `path`; a step is the first one's."""
+    """Raises ConfigError unless all processes find the same weights at `path`.
+
+    If `path` holds several steps, the first process chooses the step.
+    """
     place = path
     if is_orbax(path):
         steps = Checkpointer.of(path)
         newest = processes.gather_objects(max(steps.steps(), default=-1))[0]
         if newest < 0:
-            return  # which loading says better
+            return  # loading reports this error better
         place = steps.directory / str(newest)
     agree_on_weights(place, name="checkpoint")
 
@@ -255,7 +259,7 @@ def _checksums(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _budgets(section: EvaluateSection, max_response_tokens: int) -> tuple[int, ...]:
-    """Where the budget curve cuts the responses."""
+    """The budgets, in tokens, at which the budget curve cuts the responses."""
     return section.budgets or default_budgets(max_response_tokens)
 
 

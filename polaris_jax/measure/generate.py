@@ -30,19 +30,19 @@ def generate(
     on_text: Callable[[int, str], None],
     on_end: Callable[[int, str], None],
 ) -> list[tuple[Response, str]]:
-    """n completions of `prompt` with their texts; a single one is told as it grows.
+    """n completions of `prompt` with their texts; a single one is streamed as it grows.
 
     Args:
         path: HF directory, Hub id or GGUF file.
         prompt: the user's text.
-        n: completions.
+        n: number of completions.
         temperature: 0 is greedy.
         top_p: 1 is off.
         top_k: 0 is off.
         max_tokens: budget of a completion.
-        seed: of the sampling noise.
+        seed: seed of the sampling noise.
         suffix: appended to the prompt unless it ends so already.
-        raw: leave out the chat template.
+        raw: True leaves out the chat template.
         dtype: compute type.
         yarn_factor: above 1 stretches positions by YaRN, attention factor 1.
         yarn_original_tokens: the length that YaRN stretches; 0: the checkpoint's own.
@@ -109,14 +109,14 @@ def _trained_tokens(config: ModelConfig) -> int:
 
 
 class _TextStream:
-    """Text of a growing token list, in whole characters: what may still change is held back.
+    """The text of a growing token list, in complete characters. Text that may change is held back.
 
-    Each push decodes the tokens since the one before the last alone, not the whole response.
+    Each push decodes only the tokens since the push before the last, not the complete response.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer, self._ids = tokenizer, []
-        self._context = self._read = 0  # where the tokens told last begin and end
+        self._context = self._read = 0  # begin and end of the tokens returned last
 
     def push(self, token_ids: Sequence[int]) -> str:
         self._ids.extend(token_ids)
@@ -127,11 +127,11 @@ class _TextStream:
         return new
 
     def rest(self) -> str:
-        """What is held back when no more tokens come."""
+        """The text that is held back, after the last token."""
         return self._new()
 
     def _new(self) -> str:
-        """The text behind what was told; the tokens before it say how its first one is written."""
+        """The text after the returned text. Earlier tokens affect how its first token decodes."""
         told = self._text(self._context, self._read)
         return self._text(self._context, len(self._ids))[len(told) :]
 

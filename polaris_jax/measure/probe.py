@@ -35,7 +35,7 @@ from polaris_jax.system.seeds import fold_seed
 def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
     """The temperature sweep on a fixed probe set -> probe.json, probe.png.
 
-    A rerun goes on after the last finished temperature.
+    A rerun continues after the last finished temperature.
 
     Source: POLARIS, section 2 (temperature zones; initialise at the border where accuracy begins
         to fall).
@@ -122,7 +122,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
 
 
 def few_samples_note(problems: int, n: int) -> str | None:
-    """What to know of borders from so many samples; None where there are enough."""
+    """A note that zone borders from few samples are noisy; None if there are enough samples."""
     samples = problems * n
     if samples >= MIN_SAMPLES:
         return None

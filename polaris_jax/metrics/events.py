@@ -24,7 +24,7 @@ class EventFiles:
     empties any more, then holds up the run for good.
 
     Event files grow by appending, which a store cannot: there they are kept in a temporary folder
-    of this machine and go up whole after every step.
+    of this machine and are uploaded in full after every step.
 
     Args:
         workdir: gets the folder.

@@ -24,13 +24,13 @@ def rollout_metrics(
 ) -> dict[str, Any]:
     """The step's `rollout/*` metrics by name; a mean over an empty class is None.
 
-    Rescued rows, should the record hold any, are left out of every one of them.
+    Rescued rows, if the record has any, are left out of all metrics.
 
     Args:
-        graded: as graded.
-        temperature: of the rollouts.
-        max_response_tokens: their budget, reported beside the clip ratio where it is given.
-        diversity: distinct-4-gram of the rollouts where it is known already; None: counted here.
+        graded: the step's graded groups.
+        temperature: sampling temperature of the rollouts.
+        max_response_tokens: token budget of a response, reported if given.
+        diversity: distinct-4-gram share of the rollouts if it is known; None: counted here.
 
     Returns:
         rollout/reward_mean, informative_share, mean_length (tokens) and clip_ratio with

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from polaris_jax.records import TrainBatch
 
 # Dense bfloat16 FLOP/s of one jax device, by a part of its `device_kind` in lower case; the first
-# match counts. A v4 or v5p device is a whole chip (megacore).
+# match counts. A v4 or v5p device is a complete chip (megacore).
 # Source: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e); NVIDIA H100 and H200 data sheets (SXM,
 # without sparsity).
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
@@ -35,7 +35,7 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 
 
 class Architecture(Protocol):
-    """The sizes that FLOPs depend on; `models.ModelConfig` has them."""
+    """The sizes that FLOPs depend on; `models.ModelConfig` has these fields."""
 
     @property
     def num_parameters(self) -> int: ...
@@ -56,13 +56,14 @@ class Architecture(Protocol):
 def forward_flops_per_token(model: Architecture, context_tokens: float) -> float:
     """FLOPs of one token's forward pass.
 
-    Two a weight that is multiplied (the embedding is only looked up; the head is multiplied), and
-    four a query head, head width and key attended to (scores and weighted sum).
+    A token takes two FLOPs for each weight that is multiplied (the head is multiplied, the
+    embedding is only looked up). Attention takes four FLOPs for each query head, unit of head width
+    and key (scores and weighted sum).
 
     Args:
         model: the architecture.
-        context_tokens: keys that a token attends to, itself included, on average: (T + 1) / 2 over
-            a causal sequence of T.
+        context_tokens: mean number of keys that a token attends to, itself included: (T + 1) / 2
+            over a causal sequence of T tokens.
     """
     # A tied table is looked up and multiplied: it is counted once, as the head.
     looked_up = 0 if model.tie_embeddings else model.vocab_size * model.hidden_size
@@ -77,12 +78,12 @@ def train_flops_per_token(
 
     Args:
         model: the architecture.
-        context_tokens: as in `forward_flops_per_token`.
-        remat: count the forward pass that rematerialisation repeats (hardware FLOPs). Model FLOPs
-            utilisation leaves it out.
+        context_tokens: see `forward_flops_per_token`.
+        remat: True to count the forward pass that rematerialisation repeats (hardware FLOPs).
+            Model FLOPs utilisation leaves this pass out.
 
     Source: PaLM, Chowdhery et al. 2022 (arXiv:2204.02311), appendix B. Differs: causal attention
-        is counted at the keys really attended to, half of theirs.
+        counts only the keys that a token attends to, half of the paper's number.
     """
     return (4 if remat else 3) * forward_flops_per_token(model, context_tokens)
 
@@ -94,20 +95,23 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def mfu(flops: float, seconds: float, *, device_kind: str, devices: int) -> float | None:
-    """Share of the devices' peak, in [0, 1]; None for devices of unknown peak.
+    """Model FLOPs utilisation: share of the devices' peak, in [0, 1]; None if the peak is unknown.
 
     Args:
-        flops: done by all devices together.
-        seconds: that it took.
-        device_kind: of each device.
-        devices: their number.
+        flops: FLOPs of all devices together.
+        seconds: duration.
+        device_kind: `jax.Device.device_kind` of each device.
+        devices: number of devices.
     """
     peak = peak_flops(device_kind)
     return flops / seconds / (peak * devices) if peak and seconds > 0 else None
 
 
 def update_flops(model: Architecture, batches: Iterable[TrainBatch]) -> float:
-    """Model FLOPs of an update on packed rows: of real tokens, each with the keys it attends to."""
+    """Model FLOPs of an update on packed rows; padding does not count.
+
+    Each token counts with the number of keys that the token attends to.
+    """
     flops = 0.0
     for batch in batches:
         keys = batch.position_BT[batch.segment_BT > 0] + 1.0
@@ -122,9 +126,9 @@ def update_throughput(
     """`throughput/update_flops_per_s` and `update_mfu` of a step's update.
 
     Args:
-        flops: model FLOPs, over all devices.
-        seconds: of the whole phase: packing and the weights' way to the sampler are in it.
-        devices: jax devices of the update, all alike; mfu is None where their peak is unknown.
+        flops: model FLOPs over all devices.
+        seconds: duration of the complete phase, including packing and the weight sync.
+        devices: jax devices of the update, all of one kind; mfu is None if their peak is unknown.
     """
     if not flops or seconds <= 0:
         return {"throughput/update_flops_per_s": None, "throughput/update_mfu": None}
@@ -136,10 +140,10 @@ def update_throughput(
 
 
 def memory_metrics() -> dict[str, float | None]:
-    """Memory of this process's host and devices, in bytes; None where the platform does not tell.
+    """Memory of this process's host and devices, in bytes; None if the platform does not report it.
 
-    `memory/host_bytes` and `memory/host_peak_bytes` are resident sizes of this process;
-    `memory/device_bytes`, `_peak_bytes` and `_limit_bytes` are of its fullest local device.
+    `memory/host_bytes` and `memory/host_peak_bytes` are resident sizes of this process.
+    `memory/device_bytes`, `_peak_bytes` and `_limit_bytes` are maxima over its local devices.
     """
     import jax
 

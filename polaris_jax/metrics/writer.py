@@ -33,8 +33,8 @@ class Mean:
     """A mean that can still be added to: the sum of its terms and their total weight.
 
     Attributes:
-        sum: of weight x value; a number or an array without axes.
-        weight: of all terms; 0 for an empty class, whose mean is None.
+        sum: sum of weight x value; a number or an array without axes.
+        weight: total weight of all terms; 0 for an empty class, whose mean is None.
     """
 
     sum: Any
@@ -221,7 +221,7 @@ def _whole_lines(data: bytes, path: epath.Path) -> list[tuple[bytes, dict[str, A
 def _start_wandb(workdir: epath.Path) -> Any:
     import wandb  # pyright: ignore[reportMissingImports]
 
-    # The id lives in the workdir: a resumed run goes on in its own W&B run, a new one does not.
+    # The id is stored in the workdir: a resumed run continues its own W&B run, a new one does not.
     folder = workdir / WANDB
     folder.mkdir(exist_ok=True)
     if not (folder / "run_id").exists():

@@ -1,4 +1,4 @@
-"""The matrix products of a layer: a seam for trainers on a mesh and for a CPU's sampler."""
+"""The matrix products of a layer, which trainers on a mesh and a CPU's sampler replace."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 class Around:
-    """A layer's matrix products, and what a sharded trainer does around them; here nothing.
+    """A layer's matrix products, and the steps around them, which do nothing in this class.
 
-    `models` knows no mesh: a subclass gathers weights that are stored split, and moves activations
-    between "each device its own tokens" (residual stream, norms) and "each device its own heads"
-    (inside attention and MLP). Another holds the matrices in a layout of its own, and so makes the
-    products itself.
+    `models` does not know the mesh. The trainer's subclass gathers weights that are stored split,
+    and moves activations between "each device its own tokens" (residual stream, norms) and "each
+    device its own heads" (inside attention and MLP). Another subclass holds the matrices in a
+    layout of its own, and so makes the products itself.
     """
 
     def weights(self, layer: Layers) -> Layers:
-        """The layer's parameters as the products take them."""
+        """The layer's parameters in the form that the products need."""
         return layer
 
     def enter(self, x_BTD: Array) -> Array:

@@ -67,7 +67,7 @@ def preset(name: str) -> ModelConfig:
     """The architecture called `name`; the names are Hugging Face's, with or without the owner.
 
     Raises:
-        ValueError: no such preset; the known ones are listed.
+        ValueError: there is no such preset; the message lists the known ones.
     """
     key = name.rsplit("/", 1)[-1].lower().removeprefix("deepseek-")
     if key not in PRESETS:

@@ -1,11 +1,11 @@
-"""The one model definition: Qwen2, Qwen2.5 and Qwen3 dense, for trainer and sampler.
+"""The model of trainer and sampler: dense Qwen2, Qwen2.5 and Qwen3.
 
-`Qwen` is a `flax.nnx.Module` used as an immutable pytree: plain `jax.jit`, `jax.grad`, `tree.map`.
-Layers are stacked on a leading L axis and scanned. What differs between trainer and sampler is the
-`attend` function that `forward` is given: the trainer's looks at the row itself, the sampler's
-writes keys and values into its page pool, which rides in the scan's carry.
+`Qwen` is a `flax.nnx.Module` used as an immutable pytree, with plain `jax.jit`, `jax.grad` and
+`tree.map`. Layers are stacked on a leading L axis and scanned. Trainer and sampler pass different
+`attend` functions to `forward`: the trainer's attends within the row, and the sampler's writes keys
+and values into its page pool, which is part of the scan's carry.
 
-Arrays carry logical axis names (`param_axes`); only `sharding` knows the mesh.
+Parameters have logical axis names (`param_axes`); only `sharding` knows the mesh.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from polaris_jax.models.layers import apply_rope, rms_norm, rope_tables
 
 # attend(layer_index, q_BTNH, k_BTKH, v_BTKH, carry) -> (out_BTNH, carry)
 Attend = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
-# What is kept for the backward pass: everything; each layer's input; that, in host memory.
+# What is kept for the backward pass: "none" keeps everything, "layer" each layer's input, and
+# "layer_offload" each layer's input in host memory.
 Remat = Literal["none", "layer", "layer_offload"]
 LAYER_INPUT = "layer_input"
 
 
-# One declaration a parameter: shape (by dimension letter) and logical axes. Layer parameters get a
-# leading L. Optional ones exist only where ModelConfig says so.
+# One declaration for each parameter: shape (by dimension letter) and logical axes. Layer parameters
+# get a leading L. `_has_param` says which of them an architecture has.
 _LAYER_PARAMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "attn_norm_D": ("D", ("norm",)),
     "q_DNH": ("DNH", ("embed", "heads", "head_dim")),
@@ -101,9 +102,9 @@ def model_tree_path(path: tuple[Any, ...]) -> str:
 
 
 class Layers(nnx.Module):
-    """Parameters of all layers, stacked on a leading L axis (or of one layer, without it).
+    """Parameters of all layers, stacked on a leading L axis, or of one layer without that axis.
 
-    Those that the architecture lacks are None.
+    Parameters that the architecture lacks are None.
     """
 
     attn_norm_D: nnx.Param
@@ -146,7 +147,7 @@ class Qwen(nnx.Module):
         """A model over the given arrays, keyed like `param_shapes`.
 
         Raises:
-            ValueError: a missing, unexpected or misshapen parameter, named.
+            ValueError: a parameter is missing, unexpected or misshapen; the message names it.
         """
         shapes = param_shapes(config)
         if missing := sorted(shapes.keys() - params.keys()):
@@ -194,10 +195,10 @@ class Qwen(nnx.Module):
         attention: attention_lib.Attention = "auto",
         remat: Remat = "none",
     ) -> Array:
-        """Final hidden states, normed, [B, T, D]; `unembed` makes logits of them.
+        """Final hidden states after the last norm, [B, T, D]; `unembed` turns them into logits.
 
         Args:
-            token_BT: token ids in [0, V); ids outside are clamped silently, check on the host.
+            token_BT: token ids in [0, V). Ids outside are clamped silently; check them on the host.
             position_BT: rotary positions, from 0 in each segment.
             segment_BT: 0 is padding, segments count from 1; None: one segment a row.
             attention: back end, see models.attention.
@@ -221,17 +222,17 @@ class Qwen(nnx.Module):
         remat: Remat = "none",
         unroll: bool = False,
     ) -> tuple[Array, Any]:
-        """Hidden states and the last `carry`, with attention as `attend` does it.
+        """Final hidden states and the last `carry`; `attend` computes the attention.
 
         Args:
             token_BT: token ids.
             position_BT: rotary positions.
             attend: (layer index, q_BTNH, k_BTKH, v_BTKH, carry) -> (out_BTNH, carry), with
                 QK-norm and rotary positions already applied.
-            carry: state that goes from layer to layer (the sampler's page pool), or None.
+            carry: state that is passed from layer to layer (the sampler's page pool), or None.
             remat: see `__call__`.
-            unroll: a Python loop over layers instead of a scan; on the CPU a scan copies each
-                layer's weights.
+            unroll: True for a Python loop over layers instead of a scan; on the CPU a scan copies
+                each layer's weights.
         """
         x_BTD = self.embed_VD[...][token_BT]
         return run_layers(
@@ -247,12 +248,12 @@ class Qwen(nnx.Module):
         )
 
     def unembed(self, hidden_BTD: Array) -> Array:
-        """float32 logits [B, T, V] of hidden states."""
+        """float32 logits [B, T, V] from hidden states."""
         head_VD = self.head_weight()
         return jnp.einsum("btd,vd->btv", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
 
     def head_weight(self) -> Array:
-        """The head's rows, [V, D]: the embedding's where they are tied."""
+        """The head's rows, [V, D]; the embedding's rows if head and embedding are tied."""
         return (self.embed_VD if self.head_VD is None else self.head_VD)[...]
 
 
@@ -269,19 +270,19 @@ def run_layers(
     unroll: bool = False,
     around: Around | None = None,
 ) -> tuple[Array, Any]:
-    """`Qwen.forward` from embedded tokens, over stacked layers that need not be a `Qwen`'s.
+    """`Qwen.forward` from embedded tokens, over stacked layers that need not belong to a `Qwen`.
 
     Args:
         config: the architecture.
-        layers: stacked; matrices may be None where `around` makes the products itself.
-        norm_D: the final norm.
+        layers: stacked layers; matrices may be None if `around` makes the products itself.
+        norm_D: weights of the final norm.
         x_BTD: embeddings of this device's tokens.
         position_BT: rotary positions of the tokens that `attend` gets, i.e. after `around.enter`.
         attend: see `Qwen.forward`.
-        carry: see there.
+        carry: see `Qwen.forward`.
         remat: see `Qwen.__call__`.
         unroll: see `Qwen.forward`.
-        around: what happens around a layer's products when they are split over devices.
+        around: a layer's products and the steps around them; None: those of one device.
     """
     cos_BTh, sin_BTh = rope_tables(position_BT, config)
     layer_fn = functools.partial(_layer, config, attend, cos_BTh, sin_BTh, around or Around())
@@ -333,8 +334,11 @@ def _layer(
 
 
 def _unstacked(layers: Layers, count: int) -> list[Layers]:
-    """Each layer's parameters. Split and not indexed: the gradient of a split is one concatenation,
-    that of `count` indices a sum of `count` stacks."""
+    """Each layer's parameters.
+
+    The stack is split and not indexed: the gradient of a split is one concatenation, but the
+    gradient of `count` indices is a sum of `count` stacks.
+    """
     leaves, treedef = jax.tree.flatten(layers)
     parts = [jax.lax.split(leaf, (1,) * count, axis=0) for leaf in leaves]
     return [treedef.unflatten([part[0] for part in layer]) for layer in zip(*parts, strict=True)]
@@ -352,5 +356,5 @@ def _policy(remat: Remat) -> Callable[..., Any]:
 
 
 def _stable_id(text: str) -> int:
-    """A 31-bit number of a name: keys are folded by name, so a new one leaves the others alone."""
+    """A 31-bit hash of a name. Keys are folded by name, so a new name leaves others unchanged."""
     return zlib.crc32(text.encode()) & 0x7FFFFFFF

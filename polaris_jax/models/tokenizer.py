@@ -108,12 +108,12 @@ def read_end_ids(
     """The ids that end a response by a directory's generation_config.json and by `fields`.
 
     Args:
-        directory: of a checkpoint or a tokenizer.
-        fields: other places with an `eos_token_id`, such as config.json's content.
-        vocab_size: ids outside of the vocabulary are never sampled, and left out.
+        directory: directory of a checkpoint or a tokenizer.
+        fields: other mappings with an `eos_token_id`, such as the content of config.json.
+        vocab_size: size of the vocabulary; ids outside are never sampled, and are left out.
 
     Returns:
-        All ids, each once, generation_config.json's first.
+        All ids, each once, the ids of generation_config.json first.
 
     Raises:
         ValueError: generation_config.json is not JSON, or an `eos_token_id` is neither an id nor a

@@ -1,4 +1,4 @@
-"""What one chip is: memory, speed, links. Public figures, each with its source."""
+"""Memory, speed and links of each chip: public figures, each with its source."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class Chip:
     """One chip, or the part of it that is one jax device (see `per_device`).
 
     Attributes:
-        name: as in a topology's name.
-        hbm_bytes: what a program may use.
+        name: the chip's part of a topology's name, e.g. "v5p".
+        hbm_bytes: memory that a program may use.
         peak_flops: dense bfloat16, FLOP/s.
         hbm_bytes_per_s: memory bandwidth.
         link_bytes_per_s: what one device sends to its group in a ring: one torus axis in both
             directions on a TPU, NVLink in one direction on a GPU.
-        far_link_bytes_per_s: the same between groups of `near` devices (GPU hosts); 0: no such
-            step.
-        near: devices that `link_bytes_per_s` joins; 0: all.
+        far_link_bytes_per_s: what one device sends between groups of `near` devices (GPU hosts);
+            0: there are no such groups.
+        near: number of devices that `link_bytes_per_s` joins; 0: all.
         source: where the figures are from.
     """
 
@@ -34,8 +34,8 @@ class Chip:
     near: int = 0
 
     def per_device(self, devices_per_chip: int) -> Chip:
-        """The share of one of a chip's devices (cores of a tpu7x stand alone in a deviceless
-        topology). `hbm_bytes` is per device already: the compiler names it so."""
+        """The share of one of a chip's devices (in a deviceless topology each core of a tpu7x is
+        a device). `hbm_bytes` is per device already, because the compiler names it per device."""
         if devices_per_chip == 1:
             return self
         return dataclasses.replace(

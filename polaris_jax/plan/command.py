@@ -1,4 +1,4 @@
-"""Whether a config fits a topology, what a step would take, and what to change if it does not."""
+"""Whether a config fits a topology, how long a step would take, and what to change if not."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ MAX_LARGER = 3  # larger pods of the family tried when nothing on this one fits
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
-    """What the command line adds to a config.
+    """Options of the command line that are not in the config.
 
     Attributes:
-        stage: from 0; None: the one with the longest responses.
-        mean_response_tokens: for the estimates; 0: see `make_job`.
-        hbm_gib: of a device; 0: the chip's.
-        residency: what stays where between the phases.
-        efficiency: shares of the chip's figures.
-        search: list all settings that fit.
+        stage: number of the stage, from 0; None: the stage with the longest responses.
+        mean_response_tokens: mean length for the estimates; 0: see `make_job`.
+        hbm_gib: memory of a device, GiB; 0: the chip's memory.
+        residency: where the pool and the state stay between the phases.
+        efficiency: shares of the chip's figures that a step is assumed to reach.
+        search: True to list all settings that fit.
     """
 
     stage: int | None = None
@@ -54,19 +54,19 @@ def plan(
 ) -> dict[str, Any]:
     """The plan as JSON-able data; `fits` is the verdict.
 
-    Where the config's setting does not fit, `nearest` says which does: on the same topology, else
-    on a larger one of the family; where the product itself refuses a setting, which of its sizes to
-    change. With `options.search`, `settings` lists all that fit.
+    If the config's setting does not fit, `nearest` names one that does: on the same topology, or
+    else on a larger one of the family. If the product refuses to build the setting, `nearest` names
+    the sizes to change. With `options.search`, `settings` lists all settings that fit.
 
     Args:
-        config: checked.
-        topology: parsed.
-        options: see there.
-        say: told of every setting and compile.
+        config: a checked config.
+        topology: a parsed topology.
+        options: options of the command line.
+        say: called with one line for every setting and every compile.
 
     Raises:
-        ConfigError: a setting that cannot be: a mesh that does not multiply to the devices, rows
-            that do not divide.
+        ConfigError: the setting is impossible: the mesh's sizes do not multiply to the number of
+            devices, or the rows do not divide.
     """
     job = make_job(config, stage=options.stage, mean_response_tokens=options.mean_response_tokens)
     if topology.platform == "tpu":
@@ -137,8 +137,11 @@ def _advice(
 def _legal_sampler(
     planner: Planner, base: Setting, options: PlanOptions, say: Callable[[str], None]
 ) -> str:
-    """Flags of the smallest change of a refused sampler that the product builds, and what else it
-    then takes to fit; empty: no such change, or none that fits."""
+    """Flags of the smallest change after which the product builds a refused sampler.
+
+    The text also names what else has to change so that the setting fits. The text is empty if
+    there is no such change.
+    """
     job = planner.job
     for changes in sampler_changes(job.config.rollout):
         rollout = dataclasses.replace(job.config.rollout, **changes)
@@ -155,8 +158,11 @@ def _legal_sampler(
 
 
 def _nearest_on(planner: Planner, refused: Assessment) -> Assessment | None:
-    """The nearest setting that fits; it asks a device for no more than one that was judged by its
-    memory, while what the product refused may be mended by asking for more."""
+    """The nearest setting that fits.
+
+    If `refused` was judged by its memory, only settings that need no more of a device are tried. If
+    the product refused to build the setting, one that needs more may be the remedy.
+    """
     base = refused.setting
     local = sampler_device_count(planner.devices, planner.job.config)
     settings = search_settings(planner.job.model, devices=len(planner.devices), local_devices=local)
@@ -166,7 +172,7 @@ def _nearest_on(planner: Planner, refused: Assessment) -> Assessment | None:
 
 
 def _asks_no_more(setting: Setting, base: Setting) -> bool:
-    """Whether a setting asks a device for no more than `base` along any axis."""
+    """True if a setting needs no more of a device than `base` along each axis."""
     a, b = setting.mesh, base.mesh
     return (
         a.context * a.tensor >= b.context * b.tensor

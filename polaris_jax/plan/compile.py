@@ -1,4 +1,4 @@
-"""One program compiled for devices that are not there, and what the compiler says about it."""
+"""Compiles one program for devices that are absent, and returns what the compiler reports."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from polaris_jax.plan.hlo import Traffic, program_traffic
 HOST_MEMORY = "pinned_host"
 FINAL_TEXT = ".after_codegen.txt"
 LOCK_NAME = "polaris_plan_libtpu.lock"
-# The lock's descriptor, closed by the kernel alone: Python's own end comes before libtpu lets go of
-# its lock file, and the next process would be refused.
+# The lock's descriptor. Only the kernel closes it: Python ends before libtpu releases its own lock
+# file, and libtpu would refuse the next process in between.
 _held: list[int] = []
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program of the product and the arguments that it would be called with.
+    """A program of the product and the arguments that the product calls it with.
 
     Attributes:
-        name: for tables.
-        fn: jitted, donation and output shardings set.
+        name: name in tables.
+        fn: jitted function, with donation and output shardings set.
         args: ShapeDtypeStructs with shardings; nothing is allocated.
-        kwargs: static ones.
+        kwargs: static keyword arguments.
     """
 
     name: str
@@ -42,19 +42,20 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler reports for one device. Bytes.
+    """What the compiler reports for one device, in bytes.
 
     Attributes:
-        name: the program's.
-        argument, output, temporary, alias, code: as in `memory_analysis()`; alias is the part of
-            the output that takes a donated argument's place.
+        name: the program's name.
+        argument, output, temporary, alias, code: sizes from `memory_analysis()`. `alias` is the
+            part of the output that takes a donated argument's place.
         host: arguments and outputs that lie in host memory.
-        peak: the most that is live at once, None where the platform does not tell. A TPU's
-            compiler refuses by it; it may be far below `total` (arguments that end early), and
-            knows nothing of what else is resident.
-        compile_s: seconds.
+        peak: the most that is live at once; None if the platform does not report it. A TPU's
+            compiler refuses a program by its peak. The peak may be far below `total` (arguments
+            that end early), and leaves out all else that is resident.
+        compile_s: seconds that the compile took.
         traffic: bytes moved, loops counted in full.
-        refusal: the compiler's own words when it refused; all else is 0 then.
+        refusal: the compiler's message if the compiler refused the program; all other sizes are 0
+            then.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Compiled:
 
     @property
     def total(self) -> int:
-        """Everything added up: what `fit` judges by, the pessimistic figure."""
+        """The sum of all sizes: the pessimistic figure by which `fit` judges."""
         return self.argument + self.output - self.alias + self.temporary + self.code
 
 
@@ -84,16 +85,16 @@ def compile_program(
     host_devices: int = 0,
     read: Callable[[str], None] = lambda text: None,
 ) -> Compiled:
-    """`program` compiled for its arguments' devices.
+    """Compiles `program` for its arguments' devices.
 
-    A refusal for memory is a result, not an error: it is what a plan asks for.
+    A refusal for lack of memory is a result and not an error, because a plan asks for it.
 
     Args:
-        program: what to compile.
-        devices: in its mesh.
-        platform: theirs: tpu, gpu or cpu.
+        program: the program to compile.
+        devices: number of devices in the program's mesh.
+        platform: the devices' platform: tpu, gpu or cpu.
         dynamic_trips, host_devices: see `hlo.program_traffic`.
-        read: is given the compiled text.
+        read: called with the compiled text.
     """
     began = time.perf_counter()
     lowered = program.fn.lower(*program.args, **program.kwargs)
@@ -128,8 +129,8 @@ def compile_program(
 def compile_with_text(lowered: Any, *, on_tpu: bool) -> tuple[Any, str]:
     """The executable and its HLO text.
 
-    A TPU's is what libtpu writes down itself: `as_text()` reads libtpu's program with jaxlib's own
-    XLA, which refuses some of its newer instructions (async-update with several operands).
+    For a TPU the text is the dump that libtpu writes. `as_text()` would read libtpu's program with
+    jaxlib's own XLA, which refuses some newer instructions (async-update with several operands).
     """
     if not on_tpu:
         compiled = lowered.compile()
@@ -144,12 +145,13 @@ def compile_with_text(lowered: Any, *, on_tpu: bool) -> tuple[Any, str]:
 
 
 def hold_libtpu(say: Callable[[str], None]) -> None:
-    """Waits until no other plan on this machine holds libtpu; from then on this process does.
+    """Waits until no other plan on this machine holds libtpu, then holds libtpu for this process.
 
-    It serves one process at a time and stays with it to its end, so the lock does too.
+    libtpu serves one process at a time, and a process keeps libtpu until it exits. So the lock is
+    kept until the process exits.
 
     Args:
-        say: told when there is something to wait for.
+        say: called with one line if another process holds the lock.
     """
     if _held:
         return

@@ -1,12 +1,13 @@
 """HBM bytes of one decode step, from the compiled program: weights, keys and values, and the rest.
 
-A step has to read every weight once and every live key and value once. What the compiled program
-moves beside that is overhead: copies of weights or pages, passes over logits, activations.
+A step has to read every weight once and every live key and value once. All else that the compiled
+program moves is overhead: copies of weights or pages, passes over logits, activations.
 
-Counted from the compiled text by `hlo_ledger`. Two things are counted from shapes instead, since
-the text does not tell: an attention kernel reads of the pool each row's live pages, up to a whole
-block, once a layer (`ragged_paged_attention`: the copies that it starts for each block of a row, a
-row being one query; its queries and outputs are operands and results as any others).
+`hlo_ledger` counts the bytes in the compiled text. The text does not say how much of the pool an
+attention kernel reads, so this part is counted from shapes: the kernel reads each row's live pages
+once a layer, rounded up to a full block. (`ragged_paged_attention` starts a copy for each block of
+a row, and a row is one query. The kernel's queries and outputs count like other operands and
+results.)
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ WEIGHTS, KV = "weights", "KV"
 
 @dataclasses.dataclass(frozen=True)
 class DecodeBytes:
-    """Of one decode step on one device.
+    """The HBM bytes of one decode step on one device.
 
     Attributes:
         rows: sequences of a data shard.
-        context_tokens: live keys and values of each.
+        context_tokens: tokens of each sequence whose keys and values are live.
         weights: bytes of the weights.
         live: bytes of the live keys and values.
-        moved: what the program moves in a step, by owner; what it moves once a call counts for
-            each of the call's steps in part.
+        moved: bytes that the program moves in a step, by owner. Bytes that are moved once a call
+            are divided evenly among the call's steps.
         lines: the instructions of a step, most bytes first.
-        outside: those that run once a call.
+        outside: the instructions that run once a call, most bytes first.
     """
 
     rows: int
@@ -52,12 +53,15 @@ class DecodeBytes:
 
     @property
     def ratio(self) -> float:
-        """Moved bytes over those that no program could do without."""
+        """Moved bytes over the bytes that every program has to read."""
         return sum(self.moved.values()) / (self.weights + self.live)
 
     @property
     def ratio_without_kv(self) -> float:
-        """All but keys and values over the weights: what long contexts hide in `ratio`."""
+        """Moved bytes without keys and values, over the bytes of the weights.
+
+        In `ratio` long contexts hide this overhead.
+        """
         return (self.moved[WEIGHTS] + self.moved[OTHER]) / self.weights
 
 
@@ -72,19 +76,19 @@ def decode_bytes(
 ) -> DecodeBytes:
     """The bytes of one step of a compiled decode program.
 
-    Without a kernel, loops over pages whose end is known at run time only count one turn.
+    Without a kernel, a loop over pages whose end is known only at run time counts as one turn.
 
     Args:
-        text: of the compiled program.
-        args: those of `abstract_programs.decode_program`.
-        config: the sizes that it was made for.
-        mesh: the sampler's.
+        text: text of the compiled program.
+        args: the arguments that `abstract_programs.decode_program` names.
+        config: the sizes that the program was made for.
+        mesh: the sampler's mesh.
         context_tokens: live tokens of each row.
-        branch: "least" draws without top-k, top-p and min-p and without a greedy row; "most" with.
+        branch: "least" draws without top-k, top-p, min-p and greedy rows; "most" draws with them.
 
     Raises:
-        ValueError: arguments were left out by the compiler, so that the text's parameters cannot
-            be told.
+        ValueError: the compiler left out arguments, so that the text's parameters cannot be
+            matched to the arguments.
     """
     weights, pool, rows = args[:3]
     leaves = jax.tree.leaves(args)

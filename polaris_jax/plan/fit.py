@@ -1,9 +1,9 @@
-"""Does it fit: what is resident in each phase of a step, added up.
+"""Whether a step fits: the memory that is resident in each of its phases, added up.
 
-The compiler judges one program at a time and knows nothing of what else lies in memory. Here every
-phase of a step is the program that runs in it plus all that stays resident beside it. Judged by
-the programs' totals (arguments + outputs - aliased + temporaries + code), which on a TPU is
-pessimistic: its peak may be far lower.
+The compiler judges one program at a time and does not know what else lies in memory. Here each
+phase of a step counts the program that runs in the phase and everything that stays resident beside
+the program. A program counts with its total (arguments + outputs - aliased + temporaries + code).
+On a TPU the total is pessimistic: the program's peak may be far lower.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ BUDGET = 0.90  # share of the HBM that a plan may use; the rest is the runtime's
 
 @dataclasses.dataclass(frozen=True)
 class Residency:
-    """What stays where between the phases.
+    """Where the KV pool and the training state stay between the phases.
 
     Attributes:
-        pool: the KV pool during the update. New weights void all cached KV, so `freed` loses
-            nothing.
-        state: master weights and moments while sampling.
+        pool: whether the KV pool is kept during the update. New weights make all cached KV
+            invalid, so `freed` loses nothing.
+        state: where master weights and moments are while the sampler runs.
     """
 
     pool: Literal["freed", "kept"] = "freed"
@@ -33,20 +33,21 @@ COLOCATED = Residency()
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Bytes a device.
+    """Sizes of the state and of the programs, in bytes a device.
 
     Attributes:
         params: float32 master weights.
-        moments: AdamW's.
-        weights: the sampler's.
-        accumulate: the total of the update's gradient program: weights, accumulator and batch in.
-        apply: the total of the optimizer's program: state and gradients in.
-        sync_step: the most that one leaf's step of the weight sync needs: its new weight and
-            temporaries. The old weight of a leaf is freed first.
-        page: one page of the pool, all layers, as the compiler lays it out.
+        moments: AdamW's moments.
+        weights: the sampler's weights.
+        accumulate: the total of the update's gradient program, including its arguments: weights,
+            accumulator and batch.
+        apply: the total of the optimizer's program, including its arguments: state and gradients.
+        sync_step: the most that one leaf's step of the weight sync needs: the leaf's new weight
+            and temporaries. The leaf's old weight is freed first.
+        page: one page of the pool, all layers, with the compiler's padding.
         sampling: the larger of the decode and prefill programs' totals, without the pool.
         reference: float32 weights of the KL term's frozen model, which stay on the device in every
-            phase; `accumulate` has them among its arguments already.
+            phase. `accumulate` already includes them among its arguments.
     """
 
     params: int
@@ -66,7 +67,7 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One phase of a step: what is in memory, bytes a device."""
+    """One phase of a step and the parts that are in memory, in bytes a device."""
 
     name: str
     parts: tuple[tuple[str, int], ...]
@@ -78,14 +79,14 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """The verdict.
+    """Whether a step fits.
 
     Attributes:
         budget: bytes a device that may be used.
-        phases: of a step, with the pool that was asked for or that is left.
-        pages: of a data shard's pool.
+        phases: the phases of a step, with the requested pool, or else the largest that fits.
+        pages: pages in a data shard's pool.
         full_rows: sequences of full length that all pools hold at once.
-        breaches: one line for each reason why it does not fit; empty: it fits.
+        breaches: one line for each reason why the step does not fit; empty if the step fits.
     """
 
     budget: int
@@ -109,16 +110,17 @@ def judge(
     residency: Residency = COLOCATED,
     max_pages: int = 0,
 ) -> Fit:
-    """The phases of a step against the memory of a device.
+    """Compares the phases of a step with the memory of a device.
 
     Args:
-        sizes: of the programs and the state.
-        hbm_bytes: of a device.
-        pages_per_row: of a sequence of full length.
-        data_shards: pools of the sampler.
-        asked_pages: of each pool; 0: as many as fit.
-        residency: what stays where.
-        max_pages: more than this serve nothing (every slot at full length); 0: no such bound.
+        sizes: sizes of the programs and the state.
+        hbm_bytes: memory of a device.
+        pages_per_row: pages that a sequence of full length takes.
+        data_shards: number of the sampler's pools.
+        asked_pages: requested pages in each pool; 0: as many as fit.
+        residency: where the pool and the state stay between the phases.
+        max_pages: pages with which every slot can hold a sequence of full length, so that more
+            are useless; 0: no such bound.
     """
     budget = int(BUDGET * hbm_bytes)
     kept = residency.state == "device"

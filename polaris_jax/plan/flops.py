@@ -10,14 +10,16 @@ from polaris_jax.models import ModelConfig
 
 
 def update_flops(model: ModelConfig, *, rows: int, row_len: int, remat: bool) -> float:
-    """FLOPs of one microbatch of full rows of one segment each: forward and backward, and with
-    `remat` the forward pass again."""
+    """FLOPs of one microbatch whose rows are full and hold one segment each.
+
+    Counts the forward and backward pass, and with `remat` a second forward pass.
+    """
     per_token = train_flops_per_token(model, (row_len + 1) / 2, remat=remat)
     return rows * row_len * per_token
 
 
 def apply_flops(model: ModelConfig) -> float:
-    """FLOPs of the clip and AdamW: about 16 a weight."""
+    """FLOPs of the gradient clip and AdamW: about 16 a weight."""
     return 16.0 * model.num_parameters
 
 

@@ -1,4 +1,4 @@
-"""What a compiled program moves: collective bytes by kind and HBM bytes, loops counted in full.
+"""The bytes that a compiled program moves: collective bytes by kind, and HBM bytes.
 
 XLA's own cost analysis counts a loop's body once. Here the compiled text is walked from its entry,
 and everything in a loop's body counts as often as the loop runs.
@@ -35,12 +35,14 @@ class Collective:
 
     Attributes:
         kind: HLO's name, or `all-reduce+slice`.
-        group: devices that take part in one.
-        span: numbers from a group's first device to its last, both counted; of the widest group.
-        hosts: on which a group's devices lie, of the group with the most; 1 without hosts.
-        executed: how many run, loops counted in full.
-        payload_bytes: of the whole array that a group gathers, reduces or exchanges, summed.
-        largest_bytes: of the largest such array.
+        group: number of devices in a group.
+        span: device numbers from a group's first device to its last, both counted; the largest
+            over all groups.
+        hosts: number of hosts of a group's devices, the largest over all groups; 1 without hosts.
+        executed: number of executions, loops counted in full.
+        payload_bytes: bytes of the complete array that a group gathers, reduces or exchanges,
+            summed over all executions.
+        largest_bytes: bytes of the largest such array.
     """
 
     kind: str
@@ -62,16 +64,18 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What one execution of a program moves, a device.
+    """What one execution of a program moves on a device.
 
     Attributes:
-        collectives: by kind, group size, span and hosts, most bytes first.
-        hbm_bytes: read and written by XLA's own instructions (operands and results in HBM; of a
-            sliced operand the slice). An estimate: what a fusion reads twice counts once.
-        kernel_bytes: operands and results of custom calls (Pallas, cuDNN), which may read them
-            more or less often than once.
-        dynamic_loops: loops whose count is known at run time only; counted `dynamic_trips` times.
-        bounded_loops: loops that may end before the count that they were given here.
+        collectives: sums by kind, group size, span and hosts, most bytes first.
+        hbm_bytes: bytes read and written by XLA's own instructions: operands and results in HBM,
+            and only the slice of a sliced operand. An estimate: an operand that a fusion reads
+            twice counts once.
+        kernel_bytes: operands and results of custom calls (Pallas, cuDNN). A custom call may read
+            an operand several times, or only a part of it.
+        dynamic_loops: loops whose count is known only at run time; each counts as `dynamic_trips`
+            turns.
+        bounded_loops: loops that may end before the count that is assumed here.
     """
 
     collectives: tuple[Collective, ...]
@@ -81,7 +85,7 @@ class Traffic:
     bounded_loops: int
 
     def wire_bytes(self, kind: str | None = None) -> float:
-        """Bytes that a device sends, of one kind or of all."""
+        """Bytes that a device sends in collectives of one kind, or of all kinds."""
         return sum(c.wire_bytes for c in self.collectives if kind in (None, c.kind))
 
 
@@ -92,9 +96,11 @@ def program_traffic(
 
     Args:
         text: `compiled.as_text()`.
-        devices: of the program; the group of a collective that names none.
-        dynamic_trips: executions of a loop whose count the text does not tell.
-        host_devices: of a host, numbered one after the other; 0: all are on one.
+        devices: number of the program's devices, which are the group of a collective that names
+            no group.
+        dynamic_trips: assumed turns of a loop whose count is not in the text.
+        host_devices: number of devices on a host, numbered one after the other; 0: all devices are
+            on one host.
     """
     walk = _Walk(parse_module(text), devices, dynamic_trips, host_devices or devices)
     walk.visit(walk.module.computations[walk.module.entry], 1.0)

@@ -1,8 +1,8 @@
-"""What one turn of a program's main loop moves in HBM, by instruction, and whose bytes they are.
+"""The HBM bytes that one turn of a program's main loop moves, by instruction and by owner.
 
-A decode call is one loop over steps. What stands outside of it runs once a call; what stands in it
-once a step, times the trips of the loops inside (layers). Every read is traced back to the argument
-that it is of, through loops, fusions, copies and updates in place.
+A decode call is one loop over steps. Instructions outside of the loop run once a call. Instructions
+inside run once a step, times the trips of the inner loops (layers). Every read is traced back to
+its argument through loops, fusions, copies and updates in place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from polaris_jax.plan.hlo_memory import FREE, THROUGH, is_kernel, moves
 from polaris_jax.plan.hlo_text import Computation, Instruction, Module, loop_trips, parse_module
 
 OTHER = "other"
-# Of a conditional's branches: the one that moves least, or most.
+# The branch of a conditional that counts: the one that moves the least, or the most.
 Branch = Literal["least", "most"]
 _SAME_BUFFER = (
     *(*THROUGH, "slice", "dynamic-slice", "dynamic-update-slice", "scatter", "opt-barrier"),
@@ -28,12 +28,12 @@ class Line:
     """One instruction.
 
     Attributes:
-        name: its name.
-        opcode: its opcode.
-        origin: what it was made of in the program's source, where the compiler tells.
-        times: how often it runs.
-        owned: HBM bytes of all its runs, by owner.
-        kernel: a custom call.
+        name: the instruction's name.
+        opcode: the instruction's opcode.
+        origin: name in the program's source; empty if the compiler gives none.
+        times: how often the instruction runs.
+        owned: HBM bytes of all runs, by owner.
+        kernel: True for a custom call.
     """
 
     name: str
@@ -50,13 +50,13 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """Lines that move something.
+    """The instructions of a program that move bytes.
 
     Attributes:
-        turn: of one turn of the main loop.
-        outside: of what one execution runs beside it.
-        turns: the main loop's trips, at most.
-        parameters: of the program.
+        turn: the lines of one turn of the main loop.
+        outside: the lines that one execution runs outside of the main loop.
+        turns: the largest number of the main loop's turns.
+        parameters: number of the program's parameters.
     """
 
     turn: tuple[Line, ...]
@@ -84,10 +84,10 @@ def main_loop_ledger(
     """The ledger of a compiled program whose work is one loop.
 
     Args:
-        text: of the compiled program.
-        owners: whose an entry parameter is, by its number; all others are "other".
-        kernel_share: by owner, the part of an operand that a kernel reads (it may be above 1);
-            operands of others count whole.
+        text: text of the compiled program.
+        owners: owner of an entry parameter, by the parameter's number; all others are "other".
+        kernel_share: by owner, the share of an operand that a kernel reads (may be above 1); an
+            operand of an owner without an entry counts in full.
         branch: which branch of a conditional runs.
 
     Raises:

@@ -1,8 +1,8 @@
-"""What one instruction of a compiled program reads from and writes to HBM.
+"""The bytes that one instruction of a compiled program reads from HBM and writes to HBM.
 
-Operands and results count once, a fusion's as a whole: what it reads twice counts once. Of an
-operand that is only sliced or gathered from, the slices count; of one that is updated in place, the
-update. What lies in another memory (a TPU's VMEM) counts nothing.
+Each operand and each result counts once, even if a fusion reads an operand twice. If an operand is
+only sliced or gathered from, only the slices count. If an operand is updated in place, only the
+update counts. Arrays in another memory (a TPU's VMEM) do not count.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Moves:
     """HBM bytes of one execution of an instruction.
 
     Attributes:
-        reads: (operand, bytes read of it).
-        updates: (operand that is changed in place, bytes read and written of it).
-        written: of results that take no operand's place.
+        reads: pairs of an operand and the bytes that are read from it.
+        updates: pairs of an operand that is changed in place and the bytes read and written there.
+        written: bytes of results that do not take an operand's place.
     """
 
     reads: tuple[tuple[str, int], ...] = ()
@@ -45,13 +45,16 @@ NOTHING = Moves()
 
 
 def is_kernel(node: Instruction) -> bool:
-    """Whether it is a custom call (Pallas, cuDNN) that may read its operands more or less often
-    than once; AllocateBuffer and the like have none."""
+    """True for a custom call with operands (Pallas, cuDNN).
+
+    Such a call may read an operand several times, or only a part of it. AllocateBuffer and similar
+    calls have no operands.
+    """
     return node.opcode == "custom-call" and bool(node.operands)
 
 
 def moves(module: Module, computation: Computation, node: Instruction) -> Moves:
-    """The HBM bytes of `node`; a kernel's are all its operands and results."""
+    """The HBM bytes of `node`; for a kernel, the bytes of all its operands and results."""
     opcode = node.opcode
     if opcode in FREE or opcode.endswith(("-done", "-update")):
         return NOTHING
@@ -84,7 +87,7 @@ def _whole(computation: Computation, node: Instruction) -> Iterator[tuple[str, i
 
 
 def _fusion(module: Module, computation: Computation, node: Instruction) -> Moves:
-    """Operands and results of a fusion; of an operand that it only slices, the slices."""
+    """The HBM bytes of a fusion. If the fusion only slices an operand, only the slices count."""
     inner = module.computations[node.called("calls") or ""]
     updated = updated_in_place(inner)
     reads, updates = [], []
@@ -132,10 +135,10 @@ def uses(
     """The slice that each reader takes of a result; None for a reader that takes all.
 
     Args:
-        module: for the fusions that read it.
-        computation: where it stands.
-        name: the result.
-        element: of a tuple result, the element followed.
+        module: module with the fusions that read the result.
+        computation: the computation that has the result.
+        name: the result's name.
+        element: number of the element to follow, for a tuple result.
     """
     for user in computation.users[name]:
         opcode = user.opcode

@@ -79,7 +79,7 @@ class Instruction:
 
     @property
     def origin(self) -> str:
-        """The source's name of what it does (`op_name`); empty where the compiler tells none."""
+        """The operation's name in the source (`op_name`); empty if the compiler gives none."""
         found = _ORIGIN.search(self.attributes)
         return found.group(1) if found else ""
 
@@ -106,7 +106,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> Mapping[str, tuple[Instruction, ...]]:
-        """Who reads each instruction's result."""
+        """The instructions that read each instruction's result, by its name."""
         found: dict[str, list[Instruction]] = {i.name: [] for i in self.instructions}
         for instruction in self.instructions:
             for operand in dict.fromkeys(instruction.operands):
@@ -181,7 +181,7 @@ def _instruction(match: re.Match[str]) -> Instruction:
 
 
 def _balanced(text: str) -> int:
-    """Where the parenthesis that `text` begins with is closed (one past it)."""
+    """The index after the parenthesis that closes the one at the start of `text`."""
     depth = 0
     for index, char in enumerate(text):
         depth += (char == "(") - (char == ")")
@@ -207,8 +207,8 @@ class Trips:
     """How often a loop's body runs.
 
     Attributes:
-        count: the number; None where the text does not tell.
-        is_bound: True where the loop may end earlier (another condition stands beside the count).
+        count: the number of turns; None if it is not in the text.
+        is_bound: True if the loop may end earlier (the loop has a second condition).
     """
 
     count: int | None

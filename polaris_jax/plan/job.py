@@ -1,4 +1,4 @@
-"""What is planned: an architecture, a stage's lengths, and the settings that a search varies."""
+"""The job that is planned: an architecture, a stage's lengths, and the settings of a search."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from polaris_jax.system.files import as_place
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How a job is laid out on a topology; what `--search` varies.
+    """How a job is laid out on a topology; `--search` varies these fields.
 
     Attributes:
-        mesh: the trainer's, every size explicit.
+        mesh: the trainer's mesh, every size explicit.
         rows: packed rows of a microbatch, over all devices.
-        sampler_tensor: devices that share one copy of the sampler's weights and pool.
+        sampler_tensor: number of devices that share one copy of the sampler's weights and pool.
     """
 
     mesh: MeshSection
@@ -38,7 +38,7 @@ class Setting:
 
     @property
     def row_shards(self) -> int:
-        """Into how many parts the rows of a microbatch are split."""
+        """The number of parts into which the rows of a microbatch are split."""
         return self.mesh.data * self.mesh.fsdp
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Setting:
         )
 
     def flags(self) -> str:
-        """The overrides that give this setting."""
+        """The command-line overrides that select this setting."""
         m = self.mesh
         return (
             f"--config.mesh.data={m.data} --config.mesh.fsdp={m.fsdp} "
@@ -60,16 +60,16 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What does not change with the topology.
+    """The parts of a plan that do not depend on the topology.
 
     Attributes:
-        config: of the run.
+        config: the run's config.
         model: the architecture, with the stage's rotary scaling.
-        stage: its index, from 0.
+        stage: the stage's index, from 0.
         row_len: tokens of a packed row.
         max_len: prompt + response tokens of a sequence in this stage.
-        mean_response_tokens: expected, for the estimates.
-        mean_prompt_tokens: expected, for the estimates.
+        mean_response_tokens: expected tokens of a response, for the estimates.
+        mean_prompt_tokens: expected tokens of a prompt, for the estimates.
     """
 
     config: RunConfig
@@ -91,21 +91,23 @@ class Job:
         return rollout.prompts_per_step * rollout.responses_per_prompt
 
 
-MAX_DOUBLINGS = 7  # of a refused sampler's pages, halvings of its slots
-MEAN_PROMPT_TOKENS = 300  # of the recipe's problems, template and suffix included
-MEAN_RESPONSE_TOKENS = 20_000  # the blog's curves end near it
+MAX_DOUBLINGS = 7  # tried doublings of a refused sampler's page size, and halvings of its slots
+MEAN_PROMPT_TOKENS = 300  # a problem of the recipe, template and suffix included
+MEAN_RESPONSE_TOKENS = 20_000  # the blog's curves end near this length
 
 
 def make_job(config: RunConfig, *, stage: int | None, mean_response_tokens: float) -> Job:
     """The job of one stage.
 
     Args:
-        config: of the run.
-        stage: from 0; None: the one with the longest responses.
-        mean_response_tokens: 0: 20,000, or half of the stage's budget where that is less.
+        config: the run's config.
+        stage: number of the stage, from 0; None: the stage with the longest responses.
+        mean_response_tokens: expected tokens of a response; 0: 20,000, or half of the stage's
+            budget if that is less.
 
     Raises:
-        ConfigError: no such stage, a mean over the budget, or an architecture that is not here.
+        ConfigError: there is no such stage, the mean is over the budget, or the architecture is
+            not found.
     """
     count = len(config.stages)
     if stage is None:
@@ -145,12 +147,12 @@ def make_job(config: RunConfig, *, stage: int | None, mean_response_tokens: floa
 
 
 def architecture(config: RunConfig) -> ModelConfig:
-    """The sizes of `model.path` without its weights: a preset's name, or a local config.json.
+    """The architecture that `model.path` names: a preset's name or a directory with config.json.
 
-    Without a path, the warm start's small model.
+    No weights are read. Without a path, the architecture of the warm start's small model.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: the path is neither a preset's name nor a directory with config.json.
     """
     path = config.model.path
     if not path and config.warmstart.steps:
@@ -169,16 +171,17 @@ def architecture(config: RunConfig) -> ModelConfig:
 
 
 def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Setting:
-    """The setting that a config asks for on so many devices.
+    """The setting that a config asks for on the given number of devices.
 
     Args:
-        config: of the run.
-        devices: of the topology.
-        local_devices: over which a sampler lies: of one process, or of those that share it.
+        config: the run's config.
+        devices: number of devices in the topology.
+        local_devices: number of devices of a sampler: those of one process, or of the processes
+            that share a sampler.
 
     Raises:
-        ConfigError: the mesh does not multiply to them, the rows do not divide over it, or the
-            sampler does not lie on all of a process's devices.
+        ConfigError: the mesh's sizes do not multiply to `devices`, the rows do not divide over the
+            mesh, or the sampler does not use all of its `local_devices`.
     """
     check_sampler(config, local_devices=local_devices)
     mesh = config.mesh
@@ -208,14 +211,15 @@ def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Se
 
 
 def check_sampler(config: RunConfig, *, local_devices: int) -> None:
-    """Returns where a plan knows the config's sampler; a search needs it too.
+    """Checks that a plan supports the config's sampler; a search needs this check, too.
 
     Args:
-        config: of the run.
-        local_devices: as in `config_setting`.
+        config: the run's config.
+        local_devices: number of devices of a sampler, see `config_setting`.
 
     Raises:
-        ConfigError: it has devices of its own, or does not lie on all of a process's devices.
+        ConfigError: the sampler has devices of its own, or does not use all of its
+            `local_devices`.
     """
     tensor, data = config.rollout.tensor, config.rollout.data
     if config.rollout.devices:
@@ -231,9 +235,9 @@ def check_sampler(config: RunConfig, *, local_devices: int) -> None:
 
 
 def search_settings(model: ModelConfig, *, devices: int, local_devices: int) -> list[Setting]:
-    """The settings that a search tries: powers of two, one or more rows a shard.
+    """The settings that a search tries: powers of two, with 1, 2 or 4 rows a shard.
 
-    `data` stays 1: it splits what fsdp splits.
+    `data` stays 1, because `data` and `fsdp` split the same arrays.
     """
     found = []
     for tensor in _powers(model.num_kv_heads):
@@ -252,8 +256,8 @@ def search_settings(model: ModelConfig, *, devices: int, local_devices: int) -> 
 def sampler_changes(rollout: RolloutSection) -> Iterator[dict[str, Any]]:
     """Fields of `rollout` that may make a refused sampler legal, the smallest change first.
 
-    Larger pages come before fewer slots: they take nothing away. XLA's own kernel, which refuses no
-    size, comes last.
+    Larger pages come before fewer slots, because larger pages cost nothing. XLA's own kernel, which
+    refuses no size, comes last.
     """
     for doublings in range(1, MAX_DOUBLINGS + 1):
         yield {"page_size": rollout.page_size << doublings}
@@ -263,7 +267,10 @@ def sampler_changes(rollout: RolloutSection) -> Iterator[dict[str, Any]]:
 
 
 def distance(a: Setting, b: Setting) -> float:
-    """How far two settings are apart: doublings along each axis; the sampler's weigh half."""
+    """The distance of two settings: a weighted sum of the doublings along each axis.
+
+    Doublings of `mesh.tensor` count twice, doublings of the sampler's tensor axis half.
+    """
 
     def doublings(x: float, y: float) -> float:
         return abs(math.log2(x / y))
@@ -281,10 +288,10 @@ def _powers(limit: int) -> list[int]:
 
 
 def sampler_device_count(devices: Sequence[Any], config: RunConfig) -> int:
-    """Devices that a sampler lies over: those of `rollout.processes` processes.
+    """The number of devices of a sampler: those of `rollout.processes` processes.
 
     Raises:
-        ConfigError: the topology's processes do not divide into samplers.
+        ConfigError: `rollout.processes` does not divide the number of the topology's processes.
     """
     processes, members = len({d.process_index for d in devices}), config.rollout.processes
     if processes % members:

@@ -1,4 +1,4 @@
-"""Compiles what a setting needs, once each, and turns it into a verdict and estimates."""
+"""Compiles a setting's programs, each once, and turns the results into a verdict and estimates."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from polaris_jax.plan.roofline import (
 from polaris_jax.plan.topologies import Topology
 from polaris_jax.rollout.program_spec import program_spec
 
-# Blocks over which attention loops whose count the compiler does not know (skipped blocks).
+# Tokens of a block in attention loops whose count the compiler does not know (skipped blocks).
 ATTENTION_BLOCK_TOKENS = 512
 DECODE_BLOCK_TOKENS = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Assessment:
-    """Everything a plan says of one setting.
+    """All results of a plan for one setting.
 
     Attributes:
         setting: the layout.
-        compiled: the programs, in the order of a step.
-        flops: of each of them, a device, by name; counted from shapes.
-        fit: the verdict.
-        refusals: the compiler's words where it refused a program.
-        slots: of one data shard.
-        estimate: of a step; None where something was refused.
+        compiled: the compiled programs, in the order of a step.
+        flops: FLOPs of each program on a device, by the program's name; counted from shapes.
+        fit: the verdict; None if the product refused to build the setting.
+        refusals: the messages of the compiler or the product if they refused the setting.
+        slots: slots of one data shard.
+        estimate: estimate of a step; None if something was refused.
         decode_step: the HBM bytes of a decode step with every slot at the mean live length; None
-            where something was refused, or without an attention kernel.
+            if something was refused, or without an attention kernel.
     """
 
     setting: Setting
@@ -61,7 +61,7 @@ class Assessment:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it does not fit; empty when it does."""
+        """Why the setting does not fit; empty if it fits."""
         return self.refusals + (self.fit.breaches if self.fit else ())
 
 
@@ -84,11 +84,11 @@ class Planner:
         self._done: dict[Any, Any] = {}
 
     def assess(self, setting: Setting, *, num_pages: int | None = None) -> Assessment:
-        """The verdict on one setting; what the product refuses to build is a refusal too.
+        """The verdict on one setting; if the product cannot build the setting, that is a refusal.
 
         Args:
             setting: the layout.
-            num_pages: in place of the config's `rollout.num_pages`.
+            num_pages: replaces the config's `rollout.num_pages`; None: the config's.
         """
         asked = self.job.config.rollout.num_pages if num_pages is None else num_pages
         try:
@@ -143,13 +143,15 @@ class Planner:
         )
 
     def with_job(self, job: Job, *, same_sampler: bool = False) -> Planner:
-        """A planner of another job on the same devices, which goes on from what is compiled already
-        of the update and the weight sync.
+        """A planner of another job on the same devices.
+
+        The new planner reuses the compiled programs of the update and the weight sync.
 
         Args:
-            job: of the same architecture and row length, with the same model, objective and
-                optimizer sections.
-            same_sampler: its sizes are the same too, so that nothing need be compiled again.
+            job: a job with the same architecture and row length, and with the same model,
+                objective and optimizer sections.
+            same_sampler: True if the sampler's sizes are the same, too. The sampler's compiled
+                programs are reused then, and nothing is compiled again.
         """
         other = Planner(
             job,
@@ -166,7 +168,7 @@ class Planner:
         return other
 
     def sampler_refusal(self, setting: Setting) -> str:
-        """What the product says where it refuses to build a sampler; compiles nothing."""
+        """The product's message if it refuses the sampler, else empty; compiles nothing."""
         try:
             self._sampler_set(setting, pages=self._few_pages())
         except ValueError as error:
@@ -174,8 +176,11 @@ class Planner:
         return ""
 
     def least_bytes(self, setting: Setting) -> int:
-        """What the update holds at least, without compiling: parameters, gradients and the KL
-        term's reference in float32, moments in their own dtype, and the sampler's weights."""
+        """A lower bound on the update's bytes a device, without compiling.
+
+        The bound counts parameters, gradients and the KL term's reference in float32, moments in
+        their own dtype, and the sampler's weights.
+        """
         config, count = self.job.config, len(self.devices)
         width = 2 if config.model.dtype == "bfloat16" else 4
         moment = 2 if config.optimizer.moment_dtype == "bfloat16" else 4
@@ -184,12 +189,14 @@ class Planner:
         return int(self.job.model.num_parameters * (state / count + width / setting.sampler_tensor))
 
     def may_fit(self, setting: Setting) -> bool:
-        """False where what is resident alone is over the budget."""
+        """False if the resident memory alone is over the budget."""
         return self.least_bytes(setting) <= BUDGET * self.chip.hbm_bytes
 
     def update_fits(self, setting: Setting) -> bool | None:
-        """Whether the update alone is within the budget, beside a share of the sampler's weights
-        as small as `setting` makes it; compiles no sampler. None: the setting cannot be."""
+        """True if the update and `setting`'s share of the sampler's weights are within the budget.
+
+        No sampler is compiled. Returns None if the setting is impossible.
+        """
         try:
             made, accumulate, apply = self._once(
                 ("update", setting.mesh, setting.rows), self._update, setting
@@ -205,7 +212,7 @@ class Planner:
         return needed <= BUDGET * self.chip.hbm_bytes
 
     def slots(self, setting: Setting) -> int:
-        """Slots of one data shard: `rollout.slots` are one sampler's."""
+        """Slots of one data shard; `rollout.slots` counts the slots of one sampler."""
         return max(1, self._per_shard(self.job.config.rollout.slots, setting))
 
     def _per_shard(self, of_a_sampler: int, setting: Setting) -> int:
@@ -250,7 +257,8 @@ class Planner:
     def _sampler(self, setting: Setting) -> Any:
         """(programs, decode, prefill, bytes a page, bytes beside the pool, bytes of a step).
 
-        The compiler pads pages to its tiles, so a page's bytes are the slope between two pools.
+        The compiler pads pages to its tiles. So a page's bytes are computed from the difference
+        between two compiled pools.
         """
         few = self._few_pages()
         less = few // 2
@@ -271,7 +279,7 @@ class Planner:
         return made, decode, prefill, page, beside, steps[0] if steps else None
 
     def _few_pages(self) -> int:
-        """A pool that holds a sequence of full length."""
+        """The pages of a small pool that holds one sequence of full length."""
         return max(4, -(-self.job.max_len // self.job.config.rollout.page_size) + 1)
 
     def _sampler_set(self, setting: Setting, *, pages: int) -> programs.SamplerSet:
@@ -354,8 +362,9 @@ class Planner:
 def link_s(traffic: Traffic, chip: Chip) -> float:
     """Seconds that one device's links need for a program's collectives.
 
-    A group leaves a host by its devices' numbers, not its size: two devices eight apart are on two
-    hosts, and so are two neighbours of which one is a host's last.
+    The numbers of a group's devices decide whether the group leaves a host, not the group's size:
+    two devices eight apart are on two hosts, and so are two neighbours if the first of them is the
+    last device of its host.
     """
     seconds = 0.0
     for collective in traffic.collectives:
@@ -370,7 +379,10 @@ def _link_s(compiled: Compiled, chip: Chip) -> float:
 
 
 def _decode_step(text: str, made: programs.SamplerSet, context_tokens: int) -> DecodeBytes | None:
-    """The bytes of a step; None without a kernel, whose reads are known from shapes."""
+    """The bytes of a decode step; None without an attention kernel.
+
+    Only the reads of an attention kernel are known from shapes.
+    """
     args, sizes, mesh = made.decode.args, made.sizes, made.mesh
     if not program_spec(args[0].config, sizes, mesh).layout.block_tokens:
         return None

@@ -1,6 +1,6 @@
-"""The product's own programs and the arguments they are called with: the one place that knows them.
+"""The product's own programs and the arguments that they are called with.
 
-Shapes and shardings only; nothing is allocated and no device is needed.
+The arguments are shapes and shardings; nothing is allocated and no device is needed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from polaris_jax.train.programs import abstract_arguments, update_programs
 
 @dataclasses.dataclass(frozen=True)
 class UpdateSet:
-    """An update's programs, and the bytes a device of what they go on from."""
+    """An update's programs, and the bytes a device of the state that they start from."""
 
     accumulate: Program
     apply: Program
     params_bytes: int
     moments_bytes: int
-    reference_bytes: int  # of the KL term's frozen model; 0 without one
+    reference_bytes: int  # the KL term's frozen model; 0 without one
     params: Any  # abstract, for the weight sync
 
 
@@ -43,11 +43,11 @@ class SamplerSet:
 
     Attributes:
         decode, prefill: the programs.
-        weights_bytes: of the sampler's weights, a device.
-        page_bytes: of one page a device, all layers, without the padding of tiles.
-        prefill_tokens: of a prefill call in one data shard.
-        sizes: the sampler's.
-        mesh: the sampler's.
+        weights_bytes: bytes of the sampler's weights on a device.
+        page_bytes: bytes of one page on a device, all layers, without the padding of tiles.
+        prefill_tokens: tokens of a prefill call in one data shard.
+        sizes: the sampler's sizes.
+        mesh: the sampler's mesh.
     """
 
     decode: Program
@@ -92,10 +92,10 @@ def sync_programs(job: Job, params: Any, setting: Setting) -> list[Program]:
 def sampler_set(
     job: Job, setting: Setting, devices: Sequence[Any], *, slots: int, pages: int
 ) -> SamplerSet:
-    """The sampler's programs with so many slots and pages in each data shard.
+    """The sampler's programs with `slots` slots and `pages` pages in each data shard.
 
-    They span the whole topology; no collective crosses data shards, so a sampler of one process's
-    devices has the same bytes a device.
+    The programs span the complete topology. No collective crosses data shards, so a sampler on
+    one process's devices has the same bytes a device.
     """
     rollout, mesh = job.config.rollout, _sampler_mesh(setting, devices)
     shards = mesh.shape["data"]

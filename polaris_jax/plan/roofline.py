@@ -1,8 +1,8 @@
 """ESTIMATES of a GRPO step's seconds from bytes, FLOPs and a chip's public figures.
 
 Nothing here has been measured on the chip. An update takes as long as the slowest of its compute,
-its memory traffic and its collectives; a rollout as long as it takes to read the weights once a
-step and every live key and value once a token. Host work is left out.
+its memory traffic and its collectives. A rollout takes as long as reading the weights once a step
+and every live key and value once a token. Host work is left out.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from polaris_jax.plan.chips import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Efficiency:
-    """Shares of a chip's public figures that a step is taken to reach.
+    """Shares of a chip's public figures that a step is assumed to reach.
 
     Attributes:
         mfu: model FLOPs utilisation of the update (recomputation not credited).
-        bandwidth: of the HBM's bandwidth, in decode.
+        bandwidth: share of the HBM's bandwidth that decode reaches.
         padding: share of a packed row that is padding.
     """
 
@@ -35,12 +35,12 @@ ASSUMED = Efficiency()
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Moments of the response length, tokens: an exponential cut off at the budget.
+    """Moments of the response length in tokens: an exponential cut off at the budget.
 
     Attributes:
-        mean: given.
-        square: mean of the square.
-        longest: the budget; some response of a step is taken to reach it.
+        mean: mean length.
+        square: mean of the squared length.
+        longest: the budget; some response of each step is assumed to reach the budget.
     """
 
     mean: float
@@ -51,7 +51,7 @@ class Lengths:
 def truncated_exponential(mean: float, longest: int) -> Lengths:
     """Lengths on [0, longest] with density ~ exp(-rate x) and the given mean.
 
-    A mean over half of `longest` needs a negative rate: responses crowd at the budget.
+    A mean over half of `longest` needs a negative rate: most responses are near the budget then.
     """
     if mean >= longest:
         return Lengths(float(longest), float(longest) ** 2, longest)
@@ -73,7 +73,7 @@ def _unit_mean(rate: float) -> float:
 
 
 def _unit_square(rate: float) -> float:
-    """Mean square of the same."""
+    """Mean square of a density ~ exp(-rate x) on [0, 1]."""
     if abs(rate) < 1e-4:
         return 1 / 3 - rate / 12
     return 2 / rate**2 - (1 + 2 / rate) / math.expm1(rate)
@@ -81,12 +81,12 @@ def _unit_square(rate: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class UpdateWork:
-    """What an update moves, a device.
+    """What an update moves on each device.
 
     Attributes:
-        hbm_bytes: of all microbatches and the optimizer step.
-        collective_s: seconds on the links of the same.
-        recompute: whether old log-probs take another forward pass.
+        hbm_bytes: HBM bytes of all microbatches and the optimizer step.
+        collective_s: seconds that their collectives take on the links.
+        recompute: True if old log-probs take another forward pass.
     """
 
     hbm_bytes: float
@@ -100,19 +100,19 @@ class Estimate:
 
     Attributes:
         update_compute_s, update_hbm_s, update_collective_s: the update's three bounds.
-        update_s: the largest of them.
-        sequences: decoded at once, over all devices.
+        update_s: the largest of the three bounds.
+        sequences: sequences decoded at once, over all devices.
         room_for: sequences that the pools hold at once at their mean length.
-        decode_steps: from the first to the last token of a step's rollouts.
-        kv_s, weights_s: reading keys and values, reading weights.
-        decode_compute_s: arithmetic of the same tokens.
-        decode_collective_s: collectives of the same steps.
-        prefill_s: all prompts once.
+        decode_steps: decode steps from the first to the last token of a step's rollouts.
+        kv_s, weights_s: time to read keys and values, and to read weights.
+        decode_compute_s: arithmetic of the decoded tokens.
+        decode_collective_s: collectives of the decode steps.
+        prefill_s: prefill of every prompt once.
         rollout_s: max(kv + weights, compute) + collectives + prefill.
-        sync_s: trainer to sampler.
+        sync_s: weight sync from trainer to sampler.
         step_s: rollout + update + sync.
         tokens_per_s: response tokens over step_s.
-        tokens_per_s_device: the same a device.
+        tokens_per_s_device: response tokens over step_s, a device.
         update_mfu: model FLOPs utilisation of the update at update_s.
     """
 
@@ -149,7 +149,7 @@ def update_model_flops(
 
 
 def live_context(lengths: Lengths, prompt_tokens: float) -> float:
-    """Mean tokens that a live sequence holds, over its life and over all sequences."""
+    """Mean tokens that a live sequence holds, over its lifetime and over all sequences."""
     return prompt_tokens + lengths.square / (2 * lengths.mean)
 
 
@@ -176,19 +176,19 @@ def estimate_step(
     Args:
         model: the architecture.
         chip: one device.
-        lengths: of the responses.
-        devices: of the topology.
-        responses: of a step.
-        prompts: of a step.
-        prompt_tokens: mean.
+        lengths: moments of the response length.
+        devices: number of devices in the topology.
+        responses: responses of a step.
+        prompts: prompts of a step.
+        prompt_tokens: mean tokens of a prompt.
         update: what the update moves.
         weights_bytes: the sampler's weights on one device.
-        kv_token_bytes: keys and values of one token, over all devices that share it.
-        sequences: decoded at once, over all devices.
+        kv_token_bytes: keys and values of one token, over all devices that share the token.
+        sequences: sequences decoded at once, over all devices.
         room_for: sequences that the pools hold at once at their mean length.
-        step_collective_s: collectives of one decode step.
-        sync_s: the weight sync.
-        efficiency: shares of the chip's figures.
+        step_collective_s: seconds of one decode step's collectives.
+        sync_s: seconds of the weight sync.
+        efficiency: shares of the chip's figures that a step is assumed to reach.
     """
     speed = devices * chip.peak_flops * efficiency.mfu
     flops = update_model_flops(model, lengths, responses=responses, prompt_tokens=prompt_tokens)

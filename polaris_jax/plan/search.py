@@ -1,4 +1,4 @@
-"""Which settings fit, best first; and the nearest one where the config's own does not."""
+"""The settings that fit, best first, and the nearest one if the config's own does not fit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MAX_TRIED = 12  # settings compiled in search of the nearest that fits
 def search(planner: Planner, *, local_devices: int) -> list[Assessment]:
     """Every setting that fits, the fastest estimated step first, ties by memory.
 
-    More rows a shard are tried only where fewer fit, and no setting whose residents alone are over
-    the budget is compiled.
+    More rows a shard are tried only if fewer rows fit. A setting is not compiled if its resident
+    memory alone is over the budget.
     """
     settings = search_settings(
         planner.job.model, devices=len(planner.devices), local_devices=local_devices
@@ -35,7 +35,7 @@ def search(planner: Planner, *, local_devices: int) -> list[Assessment]:
 
 
 def rank(assessment: Assessment) -> tuple[float, float]:
-    """What a better setting has less of: estimated seconds, then memory."""
+    """A sort key that is smaller for a better setting: estimated seconds, then memory."""
     assert assessment.estimate is not None
     assert assessment.fit is not None
     largest = max(phase.total for phase in assessment.fit.phases[:3])
@@ -43,7 +43,7 @@ def rank(assessment: Assessment) -> tuple[float, float]:
 
 
 class Assessor(Protocol):
-    """What `nearest` needs of a planner."""
+    """The methods of a planner that `nearest` calls."""
 
     def may_fit(self, setting: Setting) -> bool: ...
     def update_fits(self, setting: Setting) -> bool | None: ...
@@ -55,13 +55,14 @@ def nearest(
 ) -> Assessment | None:
     """The setting nearest to `base` that fits, or None.
 
-    The leanest one that can be built is asked first: where its update does not fit, none does.
+    The setting that needs the least memory and can be built is compiled first. If its update does
+    not fit, no other setting is tried.
 
     Args:
-        base: what does not fit.
+        base: the setting that does not fit.
         settings: the candidates.
-        planner: compiles.
-        limit: candidates compiled at most.
+        planner: compiles and assesses the candidates.
+        limit: largest number of candidates that are compiled.
     """
     candidates = [s for s in settings if s != base and planner.may_fit(s)]
     verdicts = (planner.update_fits(s) for s in sorted(candidates, key=_appetite))
@@ -76,7 +77,7 @@ def nearest(
 
 
 def _appetite(setting: Setting) -> tuple[float, ...]:
-    """Smaller for a setting that asks less of a device."""
+    """A sort key that is smaller for a setting that needs less of a device."""
     mesh = setting.mesh
     rows = setting.rows / setting.row_shards
     return (rows, -mesh.context, -mesh.tensor, -setting.sampler_tensor)

@@ -14,13 +14,13 @@ GIB = 1 << 30
 
 
 def gib(size: float) -> str:
-    """Bytes as GiB: two decimals, small ones two digits."""
+    """Bytes as GiB: two decimals, or two significant digits for small sizes."""
     value = size / GIB
     return f"{value:.2f}" if value >= 0.095 or value == 0 else f"{value:.2g}"
 
 
 def plan_json(planner: Planner, assessment: Assessment) -> dict[str, Any]:
-    """Everything of one assessment, JSON-able."""
+    """All of one assessment as JSON-able data."""
     job, topology = planner.job, planner.topology
     return {
         "topology": topology.name,

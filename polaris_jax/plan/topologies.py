@@ -1,7 +1,7 @@
-"""Named topologies: `v5p:2x2x4`, `h100:32`, `cpu:8` -> devices that nothing has to be present for.
+"""Named topologies: `v5p:2x2x4`, `h100:32`, `cpu:8` -> devices; no hardware has to be present.
 
-TPU devices come from libtpu, GPU devices from jax's CUDA plugin and a target description in this
-package, CPU devices are XLA's virtual ones.
+TPU devices come from libtpu. GPU devices come from jax's CUDA plugin and a target description in
+this package. CPU devices are XLA's virtual devices.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from polaris_jax.plan.chips import CHIPS, GPU_KINDS, TPU_KINDS, Chip
 Platform = Literal["tpu", "gpu", "cpu"]
 GPUS_PER_HOST = 8
 FORMS = f"{'|'.join(TPU_KINDS)}:AxB[xC], {'|'.join(GPU_KINDS)}:N, or cpu:N"
-# How a family grows: the next pod to name when one is too small.
+# The usual pods of each chip, smallest first: a plan names the next one if a pod is too small.
 LARGER: dict[str, tuple[str, ...]] = {
     "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8"),
     "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8"),
@@ -32,12 +32,12 @@ LARGER: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A parsed name.
+    """A parsed topology name.
 
     Attributes:
-        name: as given.
-        kind: the chip's.
-        shape: chips along each axis.
+        name: the text that was parsed.
+        kind: the chip's name.
+        shape: number of chips along each axis.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Topology:
         return math.prod(self.shape)
 
     def chip(self, num_devices: int) -> Chip:
-        """What one device of `devices(topology)` has."""
+        """The figures of one device of `devices(topology)`."""
         return CHIPS[self.kind].per_device(max(1, num_devices // self.num_chips))
 
 
@@ -61,7 +61,7 @@ def parse_topology(text: str) -> Topology:
     """The topology that a name stands for.
 
     Raises:
-        ConfigError: an unknown chip, or a shape that is none.
+        ConfigError: the chip is unknown, or the shape cannot be read.
     """
     kind, _, shape = text.partition(":")
     if kind not in CHIPS or not shape:
@@ -113,7 +113,7 @@ def devices(topology: Topology) -> Sequence[Any]:
 
     try:
         if topology.platform == "tpu":
-            # A v4's two cores are one device, as jax's meshes ask for and real pods have it.
+            # The two cores of a v4 are one device, as in jax's meshes and in real pods.
             options = {"chip_config_name": "megacore"} if topology.kind == "v4" else {}
             return topologies.get_topology_desc(
                 platform="tpu", topology_name=topology.name, **options

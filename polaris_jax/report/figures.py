@@ -41,8 +41,8 @@ def difficulty_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
     """The histogram of pass rates that calibration found, perfect problems set apart.
 
     Args:
-        summary: calibrate.json.
-        path: of the PNG.
+        summary: content of calibrate.json.
+        path: path of the PNG.
     """
     counts, n = summary["histogram"], summary["n"]
     total = max(1, sum(counts))
@@ -93,8 +93,8 @@ def probe_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
     """Accuracy and diversity against temperature, the zones shaded, the suggestion marked.
 
     Args:
-        summary: probe.json.
-        path: of the PNG.
+        summary: content of probe.json.
+        path: path of the PNG.
     """
     temperatures = np.asarray(summary["temperatures"], float)
     chosen = summary.get("initial_temperature")
@@ -174,9 +174,9 @@ def evaluation_figure(
     """Scores on held-out problems: avg@k, pass@k, by length, and against the token budget.
 
     Args:
-        summary: an eval.json.
-        path: of the PNG.
-        before: another one, before_eval.json, drawn beside it; each is named by its weights.
+        summary: content of an eval.json.
+        path: path of the PNG.
+        before: content of before_eval.json, drawn beside `summary`; each is named by its weights.
     """
     names = pair_names(before, summary)
     runs = [(names[1], summary, BLUE)]

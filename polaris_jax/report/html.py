@@ -48,7 +48,7 @@ def write_html(
         summary: the report's rows, stages and figures.
         run: the files of the run, for the tables.
         captions: one sentence a figure of `summary.figures`.
-        title: of the page.
+        title: title of the page.
     """
     parts = [
         f"<h1>{_text(title)}</h1>",

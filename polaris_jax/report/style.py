@@ -28,7 +28,7 @@ WIDTH_INCHES = 8.0
 PANEL_INCHES = 2.5
 
 DPI = 150
-SMOOTH_FROM = 16  # from so many points on, a running mean is drawn over faint raw points
+SMOOTH_FROM = 16  # with this many points or more, a running mean is drawn over faint raw points
 
 RC: dict[Any, Any] = {
     "figure.facecolor": "white",
@@ -116,16 +116,16 @@ def curve(
 ) -> None:
     """Metric `name` over steps; with many points a running mean over the faint raw line.
 
-    The mean stops at stage borders: a jump there is the recipe's doing and stays a jump. Where the
-    metric is null the line is broken: there was nothing to measure, and nothing lies between.
+    The mean stops at stage borders, because the recipe causes the jumps there. The line is broken
+    at steps whose metric is null: nothing was measured there.
 
     Args:
-        axes: to draw on.
-        lines: of metrics.jsonl or timing.jsonl.
-        name: of the metric; nothing is drawn where no line has it.
-        label: for the legend.
-        color: of the line.
-        unit: that values are divided by.
+        axes: axes to draw on.
+        lines: lines of metrics.jsonl or timing.jsonl.
+        name: name of the metric; nothing is drawn if no line has the metric.
+        label: label in the legend.
+        color: color of the line.
+        unit: number that values are divided by.
     """
     steps, values = numbers(lines, "step"), numbers(lines, name) / unit
     known = np.isfinite(values)

@@ -166,7 +166,7 @@ def dropped(run: RunFiles) -> int:
 
 
 def mean_speed(timing: Sequence[dict[str, Any]], phase: str) -> float | None:
-    """Tokens a second of a phase over the whole run: all its tokens by all its seconds."""
+    """Tokens a second of a phase over the complete run: all its tokens over all its seconds."""
     tokens = seconds = 0.0
     for line in timing:
         speed, spent = line.get(f"throughput/{phase}_tokens_per_s"), line.get(f"time/{phase}_s")

@@ -1,4 +1,4 @@
-"""The smallest whole parts of an answer: numbers, letters, words, groups, brackets, matrices."""
+"""The smallest units of an answer: numbers, letters, words, groups, brackets, matrices."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from polaris_jax.reward.worker_process import Pair
 
 
 class VerdictCache:
-    """At most so many pairs, and at most so many characters in all of them together."""
+    """Verdicts of the newest pairs, bounded by a number of pairs and of characters in total."""
 
     def __init__(self, max_pairs: int, max_chars: int) -> None:
         self._max_pairs, self._max_chars = max_pairs, max_chars

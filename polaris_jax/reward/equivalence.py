@@ -1,27 +1,27 @@
-r"""Whether an answer says the same as the gold answer, from cheap layers to dear ones.
+r"""Decides whether an answer equals the gold answer, in layers from cheap to expensive.
 
-1. The same characters; two plain numbers. Nothing is imported for these.
-2. The same canonical tokens (`normalize`).
+1. Equal characters, or two plain numbers. Nothing is imported for this layer.
+2. Equal canonical tokens (`normalize`).
 3. Syntax trees (`parser`): exact values, else values at 50 digits and at random points (`numeric`);
    lists, sets, intervals, matrices and relations part by part (`structures`, `intervals`).
 
-No text is ever evaluated or given to `sympify`: the parser knows numbers, letters and the commands
-of its tables, and nothing else. Differs from the recipe's sympy: `simplify` has no bound in time
-and fails on equals; agreement at random points is decided in under a millisecond. The tests hold
-it against sympy on generated expressions.
+No text is ever evaluated or given to `sympify`: the parser accepts only numbers, letters and the
+commands in its tables. Differs from the recipe's sympy: `simplify` has no time limit and fails on
+some equal expressions, while agreement at random points is decided in under a millisecond. The
+tests compare this module with sympy on generated expressions.
 
-Policies (of the default preset; `policy` has the stricter and the more lenient one):
-    Units       an answer may add or drop a unit; two known units must be the same.
+Policies (of the default preset; `policy` has a stricter and a more lenient preset):
+    Units       an answer may add or drop a unit; two known units must be equal.
     Percent     gold 5% accepts 5% and 5, not 0.05; gold 5 refuses 5%; gold 0.05 accepts 5%.
     Decimals    exact unless gold is a decimal of 3 or more digits, to which an answer may round;
                 a decimal of 12 or more digits stands for the fraction or root that it prints.
     Fractions   need not be reduced.
     Order       counts in (a, b), not in {a, b} nor in a bare list; a bare list keeps repetitions.
-    Names       `x = 5` is 5; two different single names are not the same; no renaming.
-    Equations   equal when one is a multiple of the other; inequalities when they are one set.
+    Names       `x = 5` equals 5; two different single names differ; names are never renamed.
+    Equations   equal if one is a multiple of the other; inequalities if they have one solution set.
     Bases       204_5 equals only 204_5.
-    Words       equal letter for letter but for case; a choice letter in any dress, (A) or \text{A}.
-    log         without a base is base 10, ln is natural.
+    Words       equal letter for letter except case; a choice letter in any form, (A) or \text{A}.
+    log         has base 10 if no base is given; ln is natural.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _PLAIN_NUMBER = re.compile(r"[+-]?(\d{1,40})(?:\.(\d{1,40}))?")
 
 
 def gold_texts(gold: object) -> tuple[str, ...]:
-    """The alternatives of a gold answer as stripped texts, the empty ones left out.
+    """The alternatives of a gold answer as stripped texts, without empty ones.
 
     Args:
         gold: a string, a number, None, or a sequence of them (numpy values too).
@@ -98,14 +98,14 @@ def _unboxed(text: str) -> str:
 
 
 class Explanation(NamedTuple):
-    """The path that a pair took.
+    """The verdict on a pair, and how it was reached.
 
     Attributes:
-        equal: the verdict.
-        layer: the one that decided: empty, text, number, length, tokens, words, time, tree, exact,
+        equal: True if the answer equals the gold answer.
+        layer: the deciding layer: empty, text, number, length, tokens, words, time, tree, exact,
             rounding, numeric, units, percent, structure, unreadable.
-        reason: why not, in a line; "" for equal ones.
-        answer, gold: the normal forms compared, cut to MAX_FORM_CHARS.
+        reason: one line that says why the pair differs; "" if it is equal.
+        answer, gold: the normal forms that were compared, cut to MAX_FORM_CHARS.
     """
 
     equal: bool
@@ -116,25 +116,26 @@ class Explanation(NamedTuple):
 
 
 def answers_match(answer: object, gold: object, *, preset: str = "default") -> bool:
-    """Whether an answer equals any of the gold alternatives, by the policies of this module.
+    """True if an answer equals any of the gold alternatives, by the policies of this module.
 
-    Bounded in time and memory for any input, but not by a deadline: `Grader` adds that.
+    Time and memory are bounded for any input, but there is no deadline: `Grader` adds one.
 
     Args:
-        answer: what stood in the box; a number is taken as its text.
+        answer: the content of the box; a number is converted to text.
         gold: a string, a number, None or a sequence of them.
-        preset: "strict", "default" or "lenient", as in `policy`.
+        preset: "strict", "default" or "lenient"; see `policy`.
 
     Raises:
-        TypeError: answer or gold is of another type. ValueError: another preset.
+        TypeError: answer or gold has another type.
+        ValueError: the preset is unknown.
     """
     return explain(answer, gold, preset=preset).equal
 
 
 def explain(answer: object, gold: object, *, preset: str = "default") -> Explanation:
-    """The verdict of `answers_match` with the layer that decided, normal forms and the reason.
+    """The verdict of `answers_match` with the deciding layer, the normal forms and the reason.
 
-    Of several golds the first equal one is shown, else the last.
+    If there are several golds, the result shows the first equal one, else the last.
     """
     policy = policy_named(preset)
     answers, golds = gold_texts(answer), gold_texts(gold)
@@ -149,7 +150,7 @@ def explain(answer: object, gold: object, *, preset: str = "default") -> Explana
     return found
 
 
-# Layers in the order in which they are asked; those of a line belong to one comparison of trees.
+# Layers in the order in which they are tried. Layers on one line belong to one tree comparison.
 _LADDER = (
     ("empty",),
     ("text",),
@@ -165,7 +166,7 @@ _LADDER = (
 
 
 def explain_path(answer: str, gold: str, *, preset: str = "default") -> str:
-    """Lines for a person: normal forms, the layers that were asked, verdict and reason."""
+    """A report for a person: normal forms, the layers that were tried, verdict and reason."""
     found = explain(answer, gold, preset=preset)
     lines = [f"answer   {found.answer}", f"gold     {found.gold}"]
     for layers in _LADDER:
@@ -178,10 +179,9 @@ def explain_path(answer: str, gold: str, *, preset: str = "default") -> str:
 
 
 def quick_verdict(answer: str, golds: tuple[str, ...]) -> Explanation | None:
-    """What the first layer alone says, or None where it needs the later ones.
+    """The verdict of the first layer, or None if later layers are needed.
 
-    The same rule that `explain` applies first under every preset, so a caller may decide these at
-    once.
+    `explain` applies this rule first under every preset, so a caller may decide such pairs at once.
     """
     found = [_quick(answer, gold) for gold in golds]
     equal = next((one for one in found if one is not None and one.equal), None)
@@ -259,7 +259,7 @@ def _compare_meaning(
 ) -> Verdict:
     answer, gold = pair
     ours, theirs = labelled_choice(answer, texts[0]), labelled_choice(gold, texts[1])
-    if (ours is None) != (theirs is None):  # `(C) 12` is C, and 12 where C is set as text
+    if (ours is None) != (theirs is None):  # `(C) 12` is C, and also 12 if C is set as text
         choice, other = (ours or theirs), (gold if ours else answer)
         assert choice is not None
         if same_words((("let", choice.letter),), other, policy) or same_words(
@@ -272,7 +272,7 @@ def _compare_meaning(
         return Verdict(True, "words")
     if (verdict := same_time(answer, gold)) is not None:
         return Verdict(verdict, "time", "" if verdict else "another time")
-    # Here and not at the top: an answer that the first layers settle loads no mathematics.
+    # Imported here, so that an answer that the first layers decide loads no mathematics.
     from polaris_jax.reward.parser import parses
     from polaris_jax.reward.relations import called_names
     from polaris_jax.reward.structures import compare
@@ -281,7 +281,7 @@ def _compare_meaning(
     for side, found in (("the answer", answer), ("gold", gold)):
         try:
             trees.append(parses(found))
-        except (Unreadable, RecursionError) as error:  # the latter under a caller deep already
+        except (Unreadable, RecursionError) as error:  # RecursionError: a deep caller
             reason = f"{side}: {error}" if isinstance(error, Unreadable) else f"{side}: too deep"
             return Verdict(False, "unreadable", reason)
     if functions := called_names(

@@ -22,7 +22,7 @@ MAX_TERMS = 2000
 FUNCTION_STEPS = 4
 GAMMA_STEPS = 40  # at a whole number
 GAMMA_STEPS_BETWEEN = 400  # elsewhere: a series
-DIGITS_OF_A_STEP = 200  # a step with so many digits more counts as one more
+DIGITS_OF_A_STEP = 200  # every 200 further digits of precision count as one more step
 
 _TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 _DEGREE = ("div", ("const", "pi"), ("num", Fraction(180), None))
@@ -241,7 +241,7 @@ DOMAIN_ERRORS = (
 def value_at(
     node: Node, values: dict[str, Any], *, real_throughout: bool = False
 ) -> tuple[Any, int] | None:
-    """The value of a tree at a point and the digits of its magnitude; None where it has none.
+    """The value of a tree at a point and the digits of its magnitude; None if it has none.
 
     real_throughout: a value is none as well when anything on the way to it is not real.
     """

@@ -1,7 +1,7 @@
-"""The answer that a response commits to: the content of its last box.
+"""Extracts the answer of a response: the content of its last box.
 
-One pass over the text, linear in its length whatever it holds: responses run to hundreds of
-kilobytes, and this runs in the trainer's own process.
+This takes one pass, linear in the length of any text, because responses may have hundreds of
+kilobytes and the code runs in the trainer's own process.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ Mode = Literal["train", "eval", "free"]
 
 THINK_END = "</think>"
 
-# A fallback past so many boxes that never close is given up: it keeps the scan linear.
+# The fallback gives up after this number of boxes that never close: the scan stays linear.
 MAX_LOOKED_AT = 32
 
 WINDOW_CHARS = 1 << 16
-LONGEST_COMMAND = 8  # `\\boxed` and the sign that must be no letter, and one to spare
+LONGEST_COMMAND = 8  # `\\boxed`, the character after it that must not be a letter, and one more
 _COMMAND = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")  # not `\boxedx`
 _BRACE = re.compile(
     r"\\.|[{}]", re.DOTALL
@@ -50,10 +50,10 @@ def last_box(text: str, *, fall_back: bool = False) -> str | None:
 
     Args:
         text: any text; escaped braces do not count, nested ones balance.
-        fall_back: when the last box never closes, take the last whole one before it.
+        fall_back: True: if the last box never closes, take the last complete box before it.
 
     Returns:
-        The content, stripped. None when there is no box, it is empty, or it does not close.
+        The content, stripped. None if there is no box, or the box is empty or does not close.
     """
     for box in boxes_backwards(text):
         if box.content is not None or not fall_back:
@@ -62,7 +62,7 @@ def last_box(text: str, *, fall_back: bool = False) -> str | None:
 
 
 class Box(NamedTuple):
-    """A box of a text: where its command starts and it ends; content None: it never closes."""
+    """A box in a text: start of its command, end of the box, content (None: it never closes)."""
 
     start: int
     end: int
@@ -70,7 +70,7 @@ class Box(NamedTuple):
 
 
 def boxes_backwards(text: str) -> Iterator[Box]:
-    """The boxes of a text, last first, and no more than MAX_LOOKED_AT of them."""
+    """The boxes of a text, last first, at most MAX_LOOKED_AT of them."""
     boxes = _box_commands_backwards(text)
     for start, position in itertools.islice(boxes, MAX_LOOKED_AT):
         if opened := _OPEN.match(text, position):
@@ -110,7 +110,7 @@ def _box_commands_backwards(text: str) -> Iterator[tuple[int, int]]:
 
 
 def closing_brace(text: str, start: int) -> int | None:
-    """Where the brace closes that was opened before `start`; None where it never does."""
+    """The position where the brace opened before `start` closes; None if it never closes."""
     depth = 1
     for mark in _BRACE.finditer(text, start):
         if mark.group() == "{":
@@ -123,17 +123,17 @@ def closing_brace(text: str, start: int) -> int | None:
 
 
 def response_answer(text: str, mode: Mode = "train") -> str | None:
-    """The answer in a response, or None where there is none to grade.
+    """The answer in a response; None if there is no answer to grade.
 
     Args:
         text: prompt + response in train mode, the response alone in eval mode.
-        mode: "train" needs `</think>` and reads between the first and the second one (or the
-            end); a last box that never closes is no answer. "eval" reads the last whole box
-            anywhere. "free" reads boxes as a list, else "the answer is", else the last formula or
-            number: for other systems' answers, never in training.
+        mode: "train" needs `</think>` and reads the text between the first and the second
+            `</think>` (or the end); a last box that never closes is no answer. "eval" reads the
+            last complete box anywhere. "free" reads boxes as a list, else "the answer is", else the
+            last formula or number; it is for other systems' answers, never for training.
 
     Raises:
-        ValueError: another mode.
+        ValueError: the mode is unknown.
     """
     check_mode(mode)
     if mode == "eval":

@@ -1,7 +1,7 @@
 r"""The answer in a text of any form: boxes, "the answer is ...", else the last formula or number.
 
-For grading other systems' answers, never in training: it takes what the writer did not mark. Every
-step is one pass over the text.
+This is for grading other systems' answers, never for training, because it accepts answers that the
+writer did not mark. Every step is one pass over the text.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Span(NamedTuple):
 
 
 def boxed_list(text: str) -> str | None:
-    r"""The content of the last whole box, with those before it that a comma or `and` joins to it.
+    r"""The content of the last complete box, with earlier boxes that a comma or `and` joins to it.
 
-    None where there is no box or the last one is empty.
+    None if there is no box, or the last one is empty.
     """
     boxes = _whole_boxes(text)
     return _last_list(text, boxes) if boxes and boxes[-1].content else None

@@ -28,10 +28,10 @@ class GradeAhead:
 
     Args:
         grader: may be shared with others; calls take turns.
-        mode: as in `Grader.score`.
+        mode: how answers are extracted; see `Grader.score`.
 
     Attributes:
-        mode: the same.
+        mode: the mode given.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A file of responses graded row by row into another file: streamed, resumable, explained."""
+"""Grades a file of responses row by row into another file; streams, resumes and explains."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class GradeOptions:
     """How rows are read and graded.
 
     Attributes:
-        text_field: of the response; "": the first of TEXT_FIELDS that the first row has.
-        gold_field: of the gold answer; "": the first of GOLD_FIELDS.
-        problems: a problem file that has the golds, looked up by `problem_id`; "": the rows do.
+        text_field: name of the response field; "": the first of TEXT_FIELDS in the first row.
+        gold_field: name of the gold answer field; "": the first of GOLD_FIELDS.
+        problems: problem file with the golds, looked up by `problem_id`; "": the rows hold golds.
         mode: "train", "eval" or "free".
         preset: "strict", "default" or "lenient".
-        workers, timeout_s, memory_limit_bytes: of the Grader.
+        workers, timeout_s, memory_limit_bytes: the arguments of `Grader`.
     """
 
     text_field: str = ""
@@ -56,7 +56,7 @@ class GradeOptions:
 
 @dataclasses.dataclass
 class GradeSummary:
-    """Counts over the whole output file, the rows of earlier calls included."""
+    """Counts over the complete output file, including rows of earlier calls."""
 
     rows: int = 0
     resumed: int = 0
@@ -82,13 +82,13 @@ class GradeSummary:
 def grade_file(
     source: epath.Path, out: epath.Path, options: GradeOptions, *, progress: Progress
 ) -> GradeSummary:
-    """Grades each row of a JSON-lines file; a rerun goes on after the last finished row.
+    """Grades each row of a JSON-lines file; a rerun continues after the last finished row.
 
-    The first line of `out` says what it was made from; then a line a row of the input: its fields
-    without the text, and row, reward, answer, gold, layer, reason, answer_form, gold_form.
+    The first line of `out` records the input and the options. Then each input row has one line: its
+    fields without the text, and row, reward, answer, gold, layer, reason, answer_form, gold_form.
 
     Raises:
-        ConfigError: a file, line or field that is not there or not readable.
+        ConfigError: a file, line or field is missing or not readable.
     """
     head = json.dumps({"identity": _identity(source, options)}, sort_keys=True)
     summary = _resume(out, head, progress)
@@ -132,7 +132,7 @@ class _Row:
 
 
 def _identity(source: epath.Path, options: GradeOptions) -> dict[str, Any]:
-    """What the output depends on: the input's bytes and how they are read and compared."""
+    """The identity of the output: the input's bytes and the options of reading and comparing."""
     names = ("text_field", "gold_field", "mode", "preset", "timeout_s", "memory_limit_bytes")
     found = {name: getattr(options, name) for name in names}
     for name, path in (("input", source), ("problems", as_place(options.problems or os.devnull))):
@@ -145,9 +145,9 @@ def _identity(source: epath.Path, options: GradeOptions) -> dict[str, Any]:
 
 
 def _resume(out: epath.Path, head: str, progress: Progress) -> GradeSummary:
-    """Counts the finished rows of an output of the same identity; sets another one aside.
+    """Counts the finished rows of an output with an equal identity; sets other outputs aside.
 
-    One of the same identity that was set aside before is taken back.
+    An output with an equal identity that was set aside before is put back.
     """
     summary = GradeSummary()
     present = out.read_bytes() if out.exists() else None
@@ -170,7 +170,7 @@ def _resume(out: epath.Path, head: str, progress: Progress) -> GradeSummary:
 
 
 def _count(lines: list[bytes], summary: GradeSummary) -> list[bytes]:
-    """Adds up the whole rows, up to the first that is torn or damaged, and returns their lines."""
+    """Counts the complete rows before the first torn or damaged one, and returns their lines."""
     for done, line in enumerate(lines):
         row = whole_rows([line])
         if not line.endswith(b"\n") or not row or not _is_graded(row[0]):

@@ -1,7 +1,7 @@
-"""Rewards from killable processes: a hanging answer costs that answer, never the step.
+"""Grades responses in killable processes: a hanging answer fails alone and never stops the step.
 
-What needs no mathematics is decided here, what was seen before comes from a bounded cache, the rest
-goes to the pool.
+Answers that need no mathematics are decided in this process. Pairs that were graded before come
+from a bounded cache. All others go to the worker pool.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from polaris_jax.reward.pool import FAILURES, WorkerPool
 from polaris_jax.reward.worker_process import Pair
 
 MAX_CACHED_PAIRS = 50_000
-MAX_CACHED_CHARS = 1 << 25  # some 32 to 130 MiB
+MAX_CACHED_CHARS = 1 << 25  # about 32 to 130 MiB
 
 _COUNTS = (
     "graded", "correct", "no_answer", "quick", "cached", "worked", "too_long",
@@ -34,19 +34,19 @@ _COUNTS = (
 _NO_ANSWER = Explanation(False, "empty", "no answer", "", "")
 _NO_GOLD = Explanation(False, "empty", "no gold", "", "")
 _TOO_LONG = Explanation(False, "length", f"more than {MAX_ANSWER_CHARS} characters", "", "")
-# The count of `Grader.stats` that a failure of the pool goes to.
+# A failure of the pool -> its count in `Grader.stats`.
 _COUNTED_AS = {"timeout": "timeouts", "crash": "crashes", "memory": "memory", "error": "errors"}
 
 
 class Grade(NamedTuple):
-    """One response, graded.
+    """The grade of one response.
 
     Attributes:
         reward: 1.0 or 0.0.
-        answer: what was extracted, or None.
-        layer: what decided: one of `Explanation.layer`, or "timeout", "memory", "crash", "error".
-        reason: why not, in a line; "" where the reward is 1.
-        answer_form, gold_form: the normal forms compared, cut short.
+        answer: the extracted answer, or None.
+        layer: the deciding layer: an `Explanation.layer`, or "timeout", "memory", "crash", "error".
+        reason: one line that says why the answer is wrong; "" if the reward is 1.
+        answer_form, gold_form: the normal forms that were compared, shortened.
     """
 
     reward: float
@@ -61,22 +61,22 @@ class Grader:
     """Rewards of responses, graded by worker processes under a deadline and a memory limit.
 
     Answers that need no mathematics (equal texts, plain numbers) are decided in this process by
-    the rule that the workers apply first; workers start at the first answer that needs more. One
-    Grader may be used from several threads: their calls take turns.
+    the rule that the workers apply first. Workers start at the first answer that needs more.
+    Several threads may use one Grader: their calls take turns.
 
     Args:
-        workers: processes, at least 1.
-        timeout_s: deadline of one answer in seconds, above 0 and up to a day; past it the answer
-            gets 0 and its process is killed and replaced.
-        memory_limit_bytes: address space of one worker, at least 64 MiB; 0 for none.
-        preset: "strict", "default" (as training does) or "lenient", as in `policy`.
-        cache: False grades every pair anew.
+        workers: number of processes, at least 1.
+        timeout_s: deadline of one answer in seconds, above 0 and up to a day. After the deadline
+            the answer gets 0, and its process is killed and replaced.
+        memory_limit_bytes: address space of one worker, at least 64 MiB; 0: no limit.
+        preset: "strict", "default" (used in training) or "lenient"; see `policy`.
+        cache: False: every pair is graded anew.
 
     Raises:
-        ValueError: an argument out of range, or not of its type.
+        ValueError: an argument is out of range, or has the wrong type.
 
-    A call takes at most about `ceil(hanging / workers) * (timeout_s + start)` for its hanging
-    answers, start being the seconds in which a worker is replaced, and the work on the others.
+    Hanging answers lengthen a call by at most about `ceil(hanging / workers) * (timeout_s + start)`
+    seconds, where `start` is the time to replace a worker.
     """
 
     def __init__(
@@ -133,16 +133,16 @@ class Grader:
     def score(
         self, texts: Sequence[str], golds: Sequence[object], mode: Mode = "train"
     ) -> np.ndarray:
-        """Rewards in the order of the texts, float32, each 0 or 1.
+        """The rewards, float32, each 0 or 1, in the order of the texts.
 
         Args:
-            texts: prompt + response each in train mode, the response alone otherwise.
+            texts: prompt + response in train mode, the response alone in other modes.
             golds: a gold answer for each text: a string, a number, None or alternatives.
-            mode: "train", "eval" or "free", as in `score_response`.
+            mode: "train", "eval" or "free"; see `score_response`.
 
         Raises:
-            ValueError: lengths that differ, one text in place of a list, a text that is none,
-                another mode, or a closed Grader.
+            ValueError: the lengths differ, `texts` or `golds` is a string, a text is not a string,
+                the mode is unknown, or the Grader is closed.
             RuntimeError: workers die before they are ready.
         """
         return np.array([grade.reward for grade in self.grade(texts, golds, mode)], np.float32)
@@ -150,13 +150,13 @@ class Grader:
     async def score_async(
         self, texts: Sequence[str], golds: Sequence[object], mode: Mode = "train"
     ) -> np.ndarray:
-        """`score` in a thread, for callers in an event loop."""
+        """`score`, run in a thread, for callers in an event loop."""
         return await asyncio.to_thread(self.score, texts, golds, mode)
 
     def grade(
         self, texts: Sequence[str], golds: Sequence[object], mode: Mode = "train"
     ) -> list[Grade]:
-        """`score` with the extracted answer, the deciding layer and the reason of each reward."""
+        """Like `score`, with the extracted answer, the deciding layer and the reason as well."""
         check_mode(mode)
         _check_texts(texts, golds)
         if len(texts) != len(golds):
@@ -191,16 +191,17 @@ class Grader:
             return grades
 
     def stats(self) -> dict[str, int]:
-        """Counts since the start.
+        """Counts of answers since the start.
 
-        graded and correct; by way no_answer, quick, cached, worked, too_long; of the worked ones
-        timeouts, crashes, memory and errors (all graded 0); `layer/NAME` by the layer that decided,
-        which add up to graded.
+        `graded` and `correct` count all answers. `no_answer`, `quick`, `cached`, `worked` and
+        `too_long` say how they were decided. `timeouts`, `crashes`, `memory` and `errors` count
+        failures in the workers (all graded 0). `layer/NAME` counts answers by the deciding layer;
+        these counts add up to `graded`.
         """
         return {**self._stats, **{f"layer/{name}": n for name, n in self._layers.items()}}
 
     def close(self) -> None:
-        """Ends the workers, once a call in another thread has returned. A second does nothing."""
+        """Ends the workers after a running call has returned. A second close does nothing."""
         with self._lock:
             self._closed = True
             self._pool.close()
@@ -209,7 +210,7 @@ class Grader:
     def _at_once(
         self, answer: str | None, golds: tuple[str, ...]
     ) -> tuple[Explanation | None, Pair | None]:
-        """A verdict that needs no worker, or the pair that does."""
+        """A verdict that needs no worker, or the pair that needs one."""
         if answer is None or not golds:
             self._stats["no_answer"] += 1
             return (_NO_GOLD if answer else _NO_ANSWER), None
@@ -227,7 +228,7 @@ class Grader:
         return None, (answer, golds)
 
     def _record(self, pair: Pair, verdict: Explanation) -> None:
-        """Counts a worker's verdict; one that a deadline or a limit forced is not remembered."""
+        """Counts a worker's verdict, and caches the verdict unless a failure forced it."""
         if verdict.layer in FAILURES:
             self._stats[_COUNTED_AS[verdict.layer]] += 1
         else:
@@ -241,7 +242,7 @@ def _is_whole(value: object) -> bool:
 
 def _check_texts(texts: Sequence[str], golds: Sequence[object]) -> None:
     for name, values in (("texts", texts), ("golds", golds)):
-        if isinstance(values, str):  # a sequence too, of characters
+        if isinstance(values, str):  # a string is a sequence of characters
             raise ValueError(
                 f"{name}={values[:40]!r}: expected a list, one entry a response; put it in a list"
             )

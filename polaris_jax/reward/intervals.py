@@ -41,7 +41,7 @@ def is_set_like(node: Node) -> bool:
 
 
 def same_sets(answer: Node, gold: Node) -> bool:
-    """Whether two trees lay out to the same set of reals; False where either does not."""
+    """Whether two trees lay out to the same set of reals; False if either does not."""
     ours_named, theirs_named = _names(answer), _names(gold)
     if max(len(ours_named), len(theirs_named)) > 1:
         return False
@@ -204,7 +204,7 @@ def _one_inequality(left: Node, operator: str, right: Node) -> list[Piece]:
 
 
 def _only_modulus(node: Any) -> Node | None:
-    """The one absolute value of a symbol in a tree; None where there is none, or are several."""
+    """The one absolute value of a symbol in a tree; None if there is none or several."""
     found: set[Node] = set()
     stack = [node]
     while stack:

@@ -50,7 +50,7 @@ def _folded(node: Node) -> Node:
 
 
 def _settled(node: Node) -> Node | None:
-    """A matrix with rational entries worked out to numbers; None where an entry is too large."""
+    """A matrix with rational entries worked out to numbers; None if an entry is too large."""
     rows = _rows(node)
     if rows is None:
         return node

@@ -18,7 +18,7 @@ PARTS |= {
 
 
 def spelt_number(words: list[str]) -> Fraction | None:
-    """The value of some words in lower case, or None where they are no number."""
+    """The value of some words in lower case, or None if they are not a number."""
     if not words or len(words) > 12:
         return None
     if words[-1] in PARTS and len(words) >= 2:

@@ -29,7 +29,7 @@ def constant_value(node: Node, dps: int = BASE_DPS) -> tuple[Any, int] | None:
     """The value of a tree without symbols to about `dps` digits, and the digits of its magnitude.
 
     Returns:
-        None where there is no finite or infinite value to be had.
+        None if no finite or infinite value can be computed.
     """
     context().dps = dps
     return value_at(node, {})
@@ -44,7 +44,7 @@ def agree(a: Any, b: Any, magnitude_digits: int, digits: int) -> bool:
 
 
 def _agreement(a: Any, b: Any, magnitude_digits: int, digits: int) -> bool | None:
-    """Whether two computed values are one number; None where both lie below the rounding."""
+    """Whether two computed values are one number; None if both lie below the rounding."""
     ctx = context()
     if ctx.isinf(a) or ctx.isinf(b):
         return bool(a == b)
@@ -56,7 +56,7 @@ def _agreement(a: Any, b: Any, magnitude_digits: int, digits: int) -> bool | Non
 
 
 def _same_value(a: Node, b: Node, point: Point, digits: int | None) -> bool | None:
-    """Whether two trees have one value at a point; None where either has none there.
+    """Whether two trees have one value at a point; None if either has none there.
 
     Where both values lie below the rounding they are computed again with as many digits more as
     they are small: zero by cancellation shrinks with the rounding, e^{-100} stays.
@@ -65,7 +65,7 @@ def _same_value(a: Node, b: Node, point: Point, digits: int | None) -> bool | No
         a: a tree.
         b: the other one.
         point: the values of their symbols.
-        digits: that must agree; None: all that were computed but LOST_DIGITS.
+        digits: number of digits that must agree; None: all computed digits except LOST_DIGITS.
     """
     ctx = context()
     dps = BASE_DPS

@@ -34,7 +34,7 @@ def parses(tokens: tuple[Token, ...], functions: frozenset[str] = frozenset()) -
         functions: names that are functions wherever brackets follow, and no factors.
 
     Raises:
-        Unreadable: as `parse` does.
+        Unreadable: the tokens have no tree; see `parse`.
     """
     parser = _Parser(tokens)
     parser.functions = functions

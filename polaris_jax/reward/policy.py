@@ -1,4 +1,4 @@
-"""What counts as equal beyond equal values: three presets, `strict`, `default` and `lenient`.
+"""Which unequal forms count as equal: three presets, `strict`, `default` and `lenient`.
 
 Training uses `default`. Each field is one decision; `docs/grading.md` shows them side by side.
 """
@@ -14,19 +14,19 @@ class Policy:
     """The decisions that a mathematician could take either way.
 
     Attributes:
-        name: of the preset.
+        name: name of the preset.
         units_may_be_dropped: an answer may add or leave out a unit, a currency or a degree sign.
-        units_are_converted: 300 cm equals 3 m; otherwise two known units must be the same.
+        units_are_converted: 300 cm equals 3 m; otherwise two known units must be equal.
         plain_for_percent: gold 5% accepts 5.
         percent_for_ratio: gold 0.05 accepts 5%. Gold 5 never does.
         ratio_for_percent: gold 5% accepts 0.05.
-        gold_digits: a gold decimal of so many significant digits or more accepts what rounds to it;
-            None: only its exact value.
-        answer_digits: an answer's decimal of so many significant digits or more may stand for a
-            gold that is a fraction or irrational; None: never.
+        gold_digits: significant digits from which a gold decimal accepts what rounds to it; None: a
+            gold decimal accepts only its exact value.
+        answer_digits: significant digits from which an answer's decimal may stand for a gold that
+            is a fraction or irrational; None: never.
         names_may_be_dropped: `x = 5` equals 5.
         brackets_may_be_dropped: `{1, 2}` equals `1, 2`, and `(1, 2)` the column of 1 and 2.
-        case_counts: a choice letter must be a capital where gold is one.
+        case_counts: a choice letter must be a capital if the gold is a capital.
         yes_is_true: `yes` equals `true`, `no` equals `false`.
     """
 
@@ -68,7 +68,7 @@ PRESETS = MappingProxyType({policy.name: policy for policy in (STRICT, DEFAULT, 
 
 
 def policy_named(preset: str) -> Policy:
-    """The preset of that name. Raises ValueError at another."""
+    """The policy of the preset. Raises ValueError if there is no such preset."""
     if preset not in PRESETS:
         raise ValueError(
             f"preset={preset!r}: answers are compared as {', '.join(map(repr, PRESETS))}; "

@@ -1,7 +1,7 @@
-"""Worker processes that each hold one pair at a time, under a deadline, and are replaced on death.
+"""Worker processes that each grade one pair at a time under a deadline, and are replaced on death.
 
-Nothing waits in a pipe behind a hanging answer: what is not being graded stays in the queue here,
-where it has no deadline yet.
+No pair waits in a pipe behind a hanging answer. Pairs that are not being graded stay in the queue
+of this process, where they have no deadline yet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from polaris_jax.reward.worker_process import (
     worker_environment,
 )
 
-MAX_ATTEMPTS = 2  # an answer whose worker died from outside is graded once more
+MAX_ATTEMPTS = 2  # an answer is graded once more if its worker was killed from outside
 MAX_FAILED_STARTS = 3
 
 FAILURES = {
@@ -50,10 +50,10 @@ class WorkerPool:
     """Verdicts of pairs from worker processes.
 
     Args:
-        workers: processes at most.
+        workers: largest number of processes.
         timeout_s: deadline of one pair in seconds.
         memory_limit_bytes: address space of one worker; 0 for none.
-        preset: of the comparison.
+        preset: name of the comparison policy.
     """
 
     def __init__(self, workers: int, timeout_s: float, memory_limit_bytes: int, preset: str):
@@ -63,7 +63,7 @@ class WorkerPool:
         self.workers: list[WorkerProcess] = []
 
     def work(self, pairs: list[Pair]) -> list[Explanation]:
-        """Verdicts in the order of the pairs; one of FAILURES where a worker gave none.
+        """Verdicts in the order of the pairs; one of FAILURES if a worker gave no verdict.
 
         Raises:
             RuntimeError: workers die before they are ready.

@@ -52,7 +52,7 @@ def values(items: tuple[Node, ...]) -> tuple[Node, ...]:
 
 
 def names_of(items: tuple[Node, ...]) -> set[Node] | None:
-    """The names that all the items give values to, or None where one names nothing."""
+    """The names that all the items give values to, or None if one names nothing."""
     named = [named_value(item) if item[0] == "rel" else None for item in items]
     return None if None in named else {name for name, _ in filter(None, named)}
 
@@ -122,7 +122,7 @@ def in_order_of(names: tuple[Node, ...], node: tuple[Node, Node]) -> tuple[Node,
 
 
 def usual_order(names: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Names in the order of a point's coordinates: x, y, z or x_1, x_2; others as they come."""
+    """Names in the order of a point's coordinates: x, y, z or x_1, x_2; else as given."""
     letters = [name[1] for name in names if name[0] == "sym"]
     if len(letters) != len(names):
         return names

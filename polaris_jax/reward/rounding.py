@@ -10,8 +10,8 @@ from polaris_jax.reward.exact import Undecidable, exact_value
 from polaris_jax.reward.policy import Policy
 from polaris_jax.reward.syntax import Node
 
-FLOAT_DIGITS = 12  # a decimal of so many digits is a float's print: right to one in the last place
-PRINT_DIGITS = 15  # and of so many a float's whole print, right to some roundings of 2^-53
+FLOAT_DIGITS = 12  # from here a decimal is a float's print: right to one in the last place
+PRINT_DIGITS = 15  # from here a float's complete print: right to some roundings of 2^-53
 FLOAT_ERROR = Fraction(1, 1 << 50)
 
 
@@ -61,10 +61,10 @@ def rounds_to(answer: Node, left: Fraction, gold: Node, right: Fraction, policy:
     """Whether two rational values are one, rounded as the gold, or a long enough answer, is.
 
     Args:
-        answer: as written.
-        left: its value.
-        gold: as written.
-        right: its value.
+        answer: the answer, as written.
+        left: value of the answer.
+        gold: the gold answer, as written.
+        right: value of the gold answer.
         policy: says how many digits are enough.
     """
     if _last_place(gold) is not None:

@@ -71,7 +71,7 @@ def readings(text: str) -> list[str]:
 
     `1,234` may be one number or two; `0,25` and `1000,99` may be decimals of other countries. A
     comma within brackets parts the entries of a point, an interval or a set: `(1,200)` is no 1200.
-    `0.333...` may go on for ever.
+    `0.333...` may continue for ever.
     """
     text = _ORDINAL.sub("", text)
     text = _REPEATING.sub(_repeating_fraction, text)

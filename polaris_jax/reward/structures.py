@@ -1,4 +1,4 @@
-"""Equality of whole answers: numbers, lists, sets, tuples, matrices, ratios, relations.
+"""Equality of complete answers: numbers, lists, sets, tuples, matrices, ratios, relations.
 
 `same(answer, gold, policy)` takes two syntax trees. It is not symmetric: gold decides what
 precision, unit or percent sign an answer may drop (`policy` says which of these are allowed).

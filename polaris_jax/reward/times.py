@@ -12,7 +12,7 @@ _SILENT_WORDS = frozenset({"st", "nd", "rd", "th", "of", "the", "on", "at"})
 
 
 def same_time(answer: tuple[Token, ...], gold: tuple[Token, ...]) -> bool | None:
-    """Whether two times or two dates agree; None where either side is neither.
+    """Whether two times or two dates agree; None if either side is neither.
 
     A time without `am` or `pm` is on the 24-hour clock, and at least one side must have one of
     them: `3:30` alone is a ratio.

@@ -53,7 +53,7 @@ class UnitCursor(Cursor):
     """A cursor that can read units."""
 
     def suffix(self, node: Node) -> Node | None:
-        """Percent, scale words and units behind a value; None where there is none."""
+        """Percent, scale words and units behind a value; None if there are none."""
         kind, value = self.peek()
         if (kind, value) == ("op", "dollar") and node[0] in ("num", "neg"):  # `5\\$`
             self.next()

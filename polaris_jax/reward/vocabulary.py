@@ -144,7 +144,7 @@ CHANGING_WORDS = word_set(
     "permille permil mille ppm ppb basis base binary octal decimal hexadecimal hex ternary mod "
     "modulo power halved"
 )
-# Words behind a value or before an equals sign that deny the whole, wherever they stand.
+# Words behind a value or before an equals sign that deny the complete answer, wherever they stand.
 DENYING_WORDS = word_set("not never neither nor isn isnt aren arent doesn doesnt cannot cant")
 # Words behind a value that change it where they stand last; before a noun they belong to that:
 # `5 is wrong` and `101 in binary`, but `5 wrong answers` and `5 binary digits`.

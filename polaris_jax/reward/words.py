@@ -14,7 +14,7 @@ _TRUTH = {"yes": "true", "no": "false"}
 
 
 def same_words(answer: tuple[Token, ...], gold: tuple[Token, ...], policy: Policy) -> bool:
-    """Whether two answers are the same words; False where either holds anything else.
+    """Whether two answers are the same words; False if either holds anything else.
 
     Brackets, points and hyphens between words do not count. Nor does case, but for plain letters
     that are no known word: `abcd` may be a product, and is not `ABCD`; `Dayton` is `dayton`.

@@ -41,9 +41,9 @@ class WorkerProcess:
     """One child process: starting, idle, or busy with one pair under a deadline.
 
     Attributes:
-        ready: it has said that it can grade.
-        index: of the pair it is busy with, or None.
-        deadline_s: on the monotonic clock, of the start or of the pair.
+        ready: True once the process has reported that it can grade.
+        index: index of the pair that the process grades, or None.
+        deadline_s: deadline of the start or of the pair, on the monotonic clock.
         unsent: the rest of a request that the pipe has not taken yet.
     """
 

@@ -1,4 +1,4 @@
-"""The sampler's programs with abstract arguments: to lower and compile where no device is.
+"""The sampler's programs with abstract arguments, to lower and compile without a device.
 
 What `polaris plan` and ahead-of-time tests compile is what the sampler runs: the same jitted
 functions, on any mesh of `sharding.make_sampler_mesh`, topology devices too. Nothing is allocated.
@@ -97,7 +97,7 @@ def prefill_program(
     """The largest prefill call.
 
     Raises:
-        ValueError: as `decode_program`.
+        ValueError: see `decode_program`.
     """
     spec = program_spec(model_config, config, mesh)
     chunk, row_buckets = prefill_shape(config.prefill_chunk, fine=spec.staged)
@@ -117,10 +117,10 @@ def weight_sync_programs(params: Qwen, dtype: DTypeLike, mesh: Mesh) -> list[Abs
     """The programs of one weight sync, which run one after the other.
 
     Args:
-        params: the trainer's, as ShapeDtypeStructs with NamedShardings over the mesh's devices in
-            the mesh's order.
-        dtype: of the sampler's weights.
-        mesh: the sampler's; over several processes: of all their devices.
+        params: the trainer's parameters, as ShapeDtypeStructs with NamedShardings over the mesh's
+            devices in the mesh's order.
+        dtype: dtype of the sampler's weights.
+        mesh: the sampler's mesh. If several processes share the sampler: over all their devices.
     """
     shardings = weight_sync.weight_shardings(params, mesh)
     return [

@@ -1,4 +1,4 @@
-"""The sampler's sizes, and what it goes on from: the pool, its allocator, and the slots."""
+"""The sampler's sizes and its decode state: the pool, its allocators, and the slots."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ DTYPES = ("float32", "bfloat16", "float16")
 class SamplerConfig:
     """Sizes of the sampler.
 
-    `slots` and `num_pages` are those of the whole sampler; on a mesh each data shard has its part.
-    Rotary positions are no setting here: YaRN's factor, original length and attention factor are
-    those of `model.config.rope_scaling`, one for all requests of a sampler.
+    `slots` and `num_pages` count over all data shards; on a mesh each data shard has its part.
+    Rotary scaling is not set here. YaRN's factor, original length and attention factor come from
+    `model.config.rope_scaling`, for all requests of a sampler.
 
     Attributes:
-        slots: sequences decoded at once.
+        slots: number of sequences decoded at once.
         page_size: tokens of a page.
-        num_pages: pages of the pool; the first of each data shard is not usable. 0: what the device
-            memory has room for, at most enough for every slot at `max_len` (on a CPU: that).
-        max_len: prompt + response tokens of a sequence at most.
+        num_pages: pages of the pool; the first page of each data shard is not usable. 0: as many
+            pages as fit into device memory, at most enough for every slot at `max_len`. On a CPU,
+            0 gives this maximum.
+        max_len: maximum number of prompt + response tokens of a sequence.
         decode_steps: decode steps of one device call.
-        prefill_chunk: tokens of a prompt that one prefill call takes at most.
-        prefill_budget: prompt tokens that are prefilled between two decode calls at most; a longer
-            prompt takes several while other rows decode. 0: no limit.
-        prefix_cache: full pages of former sequences serve later ones that begin alike, until the
-            weights change.
-        layout: how decode goes about the pool: "pages" writes each step's keys and values into
-            their pages, "staged" once a call (see `staged_kv`; fast on a CPU), "auto" is "staged"
-            on a CPU.
-        attention: back end, see `kv_layouts`; "native" is the C++ kernels of a CPU, for products
-            too (one device, float32); "auto" is the platform's own kernel where there is one and
-            it serves. "ragged" and "pallas_gpu" imply the layout "pages".
-        min_rows: on a CPU, fewer live rows than these get no decode program of their own; 0: by the
-            model's size, since a small model's step costs little more than its dispatch.
-        dtype: of weights and pages ("float32", "bfloat16", "float16"); None: the model's own.
-        dispatch_ahead: the driver gives the device its next call before it has read the last one's
-            tokens, where pages allow and nothing waits for a slot; None: on accelerators, since on
-            a CPU host and device are the same cores.
-        reserve: with num_pages=0, the share of device memory that stays free beside the pool, in
-            [0, 1): room for the temporaries of prefill and decode.
+        prefill_chunk: maximum number of tokens of a prompt in one row of a prefill call.
+        prefill_budget: maximum number of prompt tokens prefilled between two decode calls. A longer
+            prompt is prefilled in several turns while other rows decode. 0: no limit.
+        prefix_cache: True: later sequences that begin alike share the full pages of earlier ones,
+            until the weights change.
+        layout: when decode writes to the pool. "pages": each step writes its keys and values.
+            "staged": each call writes once (see `staged_kv`; fast on a CPU). "auto": "staged" on a
+            CPU, else "pages".
+        attention: attention back end, see `kv_layouts`. "native": C++ kernels of a CPU, also for
+            matrix products (one device, float32). "auto": the platform's own kernel if there is one
+            that serves. "ragged" and "pallas_gpu" imply the layout "pages".
+        min_rows: on a CPU, the smallest number of rows with its own decode program. 0: chosen by
+            the model's size, because a step of a small model costs little more than its dispatch.
+        dtype: dtype of weights and pages ("float32", "bfloat16", "float16"); None: the model's own.
+        dispatch_ahead: True: the driver dispatches the next call before it has read the last call's
+            tokens, if pages suffice and no sequence waits for a slot. None: True on accelerators
+            only, because host and device share the cores of a CPU.
+        reserve: share of device memory that stays free beside the pool if num_pages=0, in [0, 1).
+            Prefill and decode need this memory for temporaries.
     """
 
     slots: int = 8
@@ -108,15 +109,15 @@ class SamplerConfig:
 
 
 class Rows(NamedTuple):
-    """What a decode call knows of its rows, each [B].
+    """Inputs of a decode call for its rows, each [B].
 
     Attributes:
-        token_B: the last token, whose keys and values are not yet in the pool.
-        position_B: its position.
-        prompt_len_B: tokens of the prompt; response positions count from here.
-        limit_B: prompt + max_tokens: no token is drawn for this position or beyond; 0: the slot has
-            been cleared, and the row is dead whatever `alive_B` says.
-        alive_B: False: the row does nothing.
+        token_B: last token; its keys and values are not in the pool yet.
+        position_B: position of the last token.
+        prompt_len_B: number of prompt tokens; response positions count from here.
+        limit_B: prompt tokens + max_tokens. No token is drawn for this position or beyond. 0: the
+            slot has been cleared, and the row is dead whatever `alive_B` says.
+        alive_B: False if the row is dead: the call computes no token for the row.
         params: sampling settings.
     """
 
@@ -129,15 +130,15 @@ class Rows(NamedTuple):
 
 
 class DecodeState:
-    """The pool, its allocators, and the slots: what `generate` goes on from.
+    """The pool, its allocators, and the slots: the input and output of `generate`.
 
-    Slot arrays live on the host: they are small, and scheduling changes them between calls. Data
-    shard d has the slots from d * slots / data on, pages of its own (numbered from 0 in each
-    shard), and an allocator for them.
+    Slot arrays lie on the host, because they are small and scheduling changes them between calls.
+    Data shard d has the slots from d * slots / data on, its own pages (numbered from 0 in each
+    shard), and an allocator for its pages.
 
     Attributes:
-        pool: the pages on the device; None while it is released.
-        num_pages: of all data shards together.
+        pool: the pages on the device; None while the pool is released.
+        num_pages: number of pages of all data shards together.
     """
 
     def __init__(self, pool: Any, config: SamplerConfig, *, num_pages: int, data: int = 1):
@@ -170,7 +171,7 @@ class DecodeState:
         )
 
     def allocator(self, slot: int) -> PageAllocator:
-        """That of the slot's data shard."""
+        """The allocator of the slot's data shard."""
         return self.allocators[slot // self._slots_a_shard]
 
     def place(
@@ -184,14 +185,13 @@ class DecodeState:
         params: PromptParams,
         sample: int,
     ) -> None:
-        """Puts a sequence into a slot: its pages, and `length` tokens of which all but the last
-        are in them."""
+        """Puts a sequence into a slot; `pages` hold all of its `length` tokens but the last."""
         self.set_pages(slot, pages)
         rows = self.rows
         rows.token_B[slot] = last_token
         rows.position_B[slot] = length - 1
         rows.prompt_len_B[slot] = prompt_len
-        # JetStream asks for more than fits, and frees a slot some calls after its row should end.
+        # JetStream may ask for more than `max_len`, and frees a slot some calls after its end.
         rows.limit_B[slot] = min(prompt_len + params.max_tokens, self._max_len)
         rows.alive_B[slot] = True
         rows.params.temperature_B[slot] = params.temperature
@@ -208,7 +208,7 @@ class DecodeState:
         self.table_BJ[slot, len(pages) :] = TRASH_PAGE
 
     def clear(self, slot: int) -> None:
-        """Empties a slot; its pages stay as they are."""
+        """Empties a slot without releasing its pages."""
         self.set_pages(slot, [])
         self.rows.alive_B[slot], self.rows.limit_B[slot] = False, 0
 
@@ -218,10 +218,10 @@ class DecodeState:
         self.clear(slot)
 
     def reserve(self, slot: int, steps: int) -> None:
-        """Takes the pages that the slot needs for `steps` more steps.
+        """Allocates the pages that the slot needs for `steps` more steps.
 
         Raises:
-            RuntimeError: none is free.
+            RuntimeError: too few pages are free.
         """
         missing = pages_for(self.tokens_after(slot, steps), self._page_size) - len(self.pages[slot])
         if missing <= 0:
@@ -237,13 +237,13 @@ class DecodeState:
 
     def tokens_after(self, slot: int, steps: int) -> int:
         """Tokens that the slot's pages must hold for `steps` more steps."""
-        # The last drawn token is never put into the cache: nothing is drawn after it.
+        # The last drawn token is never written to a page, because no token is drawn after it.
         position, limit = int(self.rows.position_B[slot]), int(self.rows.limit_B[slot])
         return min(position + steps, limit - 1)
 
 
 def compact(state: DecodeState, index_B: np.ndarray) -> tuple[Rows, np.ndarray]:
-    """The rows of the given slots; dead ones where the index is -1."""
+    """The rows of the given slots; an index of -1 gives a dead row."""
     live_B = index_B >= 0
 
     def take(x: np.ndarray) -> np.ndarray:

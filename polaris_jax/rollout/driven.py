@@ -12,14 +12,14 @@ from polaris_jax.rollout.run import Ended, Request
 
 
 class RolloutAborted(RuntimeError):
-    """`should_abort` said so; every page of the request has been released."""
+    """The request was aborted; all of its pages have been released."""
 
 
 class RolloutPaused(RuntimeError):
-    """The sampler was paused before a request had ended, which stays live: nothing of it is lost.
+    """The sampler was paused before the request had ended; the request stays live.
 
     Attributes:
-        request: after `resume`, `drive` goes on with it, or `abort` drops it.
+        request: the live request. After `resume`, continue it with `drive` or drop it with `abort`.
     """
 
     def __init__(self, request: Request):
@@ -58,7 +58,7 @@ def driven(
                 )
             sampler.step()
             yield from request.take_ended()
-        # Another caller's step may have ended the last of it.
+        # Another caller's step may have ended the last responses.
         yield from request.take_ended()
         if request.failure is not None:
             raise request.failure
@@ -69,6 +69,6 @@ def driven(
             )
     except RolloutPaused:
         raise
-    except BaseException:  # leaving early, too
+    except BaseException:  # also if the caller closes the generator early
         sampler.abort(request)
         raise

@@ -1,8 +1,8 @@
-"""The one loop of the sampler: plan, prefill, decode, hand on what came.
+"""The loop of the sampler: plan, prefill, decode, deliver.
 
-`submit` queues a request, `step` runs one decode call for all that are queued. Whatever the caller
-does between two steps (submit, abort, preempt for new weights), every sequence ends with the tokens
-that it would have had alone.
+`submit` queues a request. `step` runs one decode call for all requests. Between two steps the
+caller may submit, abort, or preempt for new weights. Each sequence still gets the tokens that it
+would have got alone.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from polaris_jax.rollout.sequences import Sequence as Sample
 
 
 class Driver:
-    """Requests on their way through one engine.
+    """The live requests of one engine, and the steps that sample them.
 
     Args:
         engine: the device programs: `launch`, `launch_behind`, `outgrows`, `collect`,
             `prefill_rows`, `copy_pages`, `warm`.
-        state: its slots, pages and pool.
-        compiles: counts what is compiled meanwhile.
+        state: the engine's slots, pages and pool.
+        compiles: counts the compilations in steps.
 
     Attributes:
-        schedulers: one a data shard.
+        schedulers: one scheduler a data shard.
         steps: decode steps that ran.
         row_steps: rows that the devices computed, summed over the steps.
         live_rows: the fewest and the most rows that a data shard had in a decode call; None before
-            the first.
-        prompt_tokens: of submitted prompts, each counted once.
-        response_tokens: tokens that samples were given.
-        failures: requests that their own callbacks or `decode` have ended by raising.
-        failed: a step was broken off by anything but a callback; nothing here can be relied on.
+            the first call.
+        prompt_tokens: tokens of the submitted prompts, each prompt counted once.
+        response_tokens: response tokens that samples were given.
+        failures: requests that ended because their own callback or `decode` raised.
+        failed: True if anything but a callback broke off a step. The driver is unusable then.
     """
 
     def __init__(self, engine: Any, state: DecodeState, compiles: CompileCounter):
@@ -70,8 +70,9 @@ class Driver:
         self._request_of: dict[int, Request] = {}
         self._shard_of: dict[int, int] = {}
         self._next_age = 0
-        self._flight: tuple[Any, int] | None = None  # a call that is on its way, its weights
-        self._revived = False  # a row that is dead for the call on its way
+        # A dispatched call that no step has collected yet, and the version of its weights.
+        self._flight: tuple[Any, int] | None = None
+        self._revived = False  # True if a row is live that the dispatched call takes for dead
         self._in_step = False
         self.failed = False
         self._to_abort: list[Request] = []
@@ -86,7 +87,7 @@ class Driver:
             scheduler.reset_counts()
 
     def take_counts(self, former: Driver) -> None:
-        """Goes on from the counts of a driver that this one replaces."""
+        """Continues the counts of a driver that this one replaces."""
         counts = ("steps", "row_steps", "live_rows", "prompt_tokens", "response_tokens", "failures")
         for name in counts:
             setattr(self, name, getattr(former, name))
@@ -95,12 +96,12 @@ class Driver:
 
     @property
     def busy(self) -> bool:
-        """Requests are live."""
+        """True while requests are live."""
         return bool(self._requests)
 
     @property
     def in_step(self) -> bool:
-        """A `step` is running: the question comes from one of its callbacks."""
+        """True while a `step` runs, that is, if one of its callbacks asks."""
         return self._in_step
 
     def submit(self, request: Request) -> None:
@@ -119,18 +120,18 @@ class Driver:
             self._requests.append(request)
 
     def step(self, model: Any, *, version: int) -> None:
-        """One plan and one decode call of at most K steps; the requests get what came of it.
+        """Makes one plan, runs one decode call of at most K steps, gives the requests their tokens.
 
-        An engine that dispatches ahead gets the next call, too, before this one's tokens are read,
-        where nothing waits for a slot and pages are there; the next `step` then has no plan.
-        Callbacks are called while the device works, with what the step before gave; those of a
-        request that has ended are called once more at the end. What a request's own callback or
-        `decode` raises is kept as its `failure`; it is aborted when the step has ended, and no
-        other request notices.
+        An engine that dispatches ahead also gets the next call before this call's tokens are read,
+        if no sequence waits for a slot and pages suffice. The next `step` then makes no plan.
+        Callbacks run while the device works and report the tokens of the previous step. The
+        callbacks of an ended request run once more at the end of the step. If a callback or
+        `decode` of a request raises, the error becomes the request's `failure`, and the request is
+        aborted when the step has ended. Other requests are not affected.
 
         Args:
             model: weights.
-            version: theirs; noted with each token.
+            version: version of the weights; recorded with each token.
         """
         engine, state = self._engine, self._state
         self._in_step = self.failed = True
@@ -167,7 +168,7 @@ class Driver:
                 self.abort(request)
 
     def abort(self, request: Request) -> None:
-        """Drops what is live or waiting of a request; within a step, when the step has ended."""
+        """Drops the live and waiting samples of a request; during a step, at the step's end."""
         if request.done or request not in self._requests:
             return
         if self._in_step:
@@ -187,7 +188,7 @@ class Driver:
         self._requests = []
 
     def void(self) -> None:
-        """Forgets all keys and values: live sequences and prompt log-probs are computed again."""
+        """Forgets all keys and values; live sequences and prompt log-probs are computed again."""
         self._flight = None
         for request in self._requests:
             request.scored = False
@@ -196,7 +197,7 @@ class Driver:
                 self._state.clear(slot)
 
     def drop_prefixes(self) -> None:
-        """Forgets the pages of former sequences; those of live ones stay."""
+        """Forgets the cached pages of ended sequences; live sequences keep their pages."""
         for cache in self._caches:
             if cache is not None:
                 cache.clear()
@@ -207,7 +208,7 @@ class Driver:
             del self._request_of[id(part.prompt)], self._shard_of[id(part.prompt)]
 
     def _launch(self, model: Any, version: int) -> tuple[Any, int] | None:
-        """A decode call for what decodes, if anything does."""
+        """Dispatches a decode call: (call, version of its weights); None if no sequence decodes."""
         self._revived = False
         if not any(scheduler.decoding for scheduler in self.schedulers):
             return None
@@ -220,9 +221,10 @@ class Driver:
         return flight, version
 
     def _may_go_on(self, flight: Any) -> bool:
-        """Every row has the pages of the call on its way and of one more, and some gets so far.
+        """True if the engine can dispatch another call behind `flight`.
 
-        Not where fewer rows are left than the call has: the next plan's gets a smaller bucket.
+        Every row needs pages for both calls, and some row must have tokens left for the second
+        call. If the rows fit a smaller bucket, the next plan starts a smaller call instead.
         """
         steps = self._engine.config.decode_steps
         live = [sequence for scheduler in self.schedulers for sequence in scheduler.live]
@@ -240,7 +242,7 @@ class Driver:
         return True
 
     def _spread(self) -> None:
-        """Hands what waits for a slot on to shards that have one free, first in line first."""
+        """Rebalances: moves waiting sequences to shards with free slots, oldest first."""
         while True:
             target = max(self.schedulers, key=lambda s: s.free_slots())
             if not target.free_slots():
@@ -269,9 +271,9 @@ class Driver:
                 request.scored = True
 
     def _deliver(self, requests: Sequence[Request]) -> None:
-        """Tells each caller; one whose callback raises loses its own request alone.
+        """Runs the callbacks of the requests; if a callback raises, its own request alone fails.
 
-        An interrupt is nobody's failure: it is raised once all others have been told.
+        KeyboardInterrupt is re-raised after every request has been notified.
         """
         with contextlib.ExitStack() as told:
             for request in reversed(requests):
@@ -282,7 +284,7 @@ class Driver:
             return
         try:
             request.deliver()
-        except Exception as error:  # noqa: BLE001 - the caller's: poll or drive raises it there
+        except Exception as error:  # noqa: BLE001 - the request's own: poll or drive raises it
             self._fail(request, error)
 
     def _fail(self, request: Request, error: Exception) -> None:
@@ -292,21 +294,25 @@ class Driver:
         self.abort(request)
 
     def _stop_ids(self) -> list[int]:
-        """As many stop ids of the live requests as a call takes, the oldest requests' first.
+        """Stop ids of the live requests, oldest request first, up to the limit of a call.
 
-        Only to end rows early: which token ends whose response is decided in `Request.take`.
+        The device uses them only to end rows early. `Request.take` decides which token ends a
+        response.
         """
         ids = dict.fromkeys(i for request in self._requests for i in sorted(request.stop_ids))
         return list(ids)[:MAX_STOP_TOKENS]
 
     def _exit_below(self, scheduler: Scheduler) -> int:
-        """When sequences wait, a call ends early once a quarter of the slots is free."""
+        """The number of live rows below which a call ends early.
+
+        If sequences wait, a call ends once a quarter of the slots has become free.
+        """
         if not scheduler.waiting:
             return 1
         return max(1, len(scheduler.decoding) - max(1, self._engine.slots_a_shard // 4) + 1)
 
     def _apply(self, model: Any, plans: list[Plan]) -> None:
-        """Brings the device's slots and pages to the plans, one a data shard."""
+        """Applies the plans, one a data shard, to the device's slots and pages."""
         engine, state = self._engine, self._state
         for plan in plans:
             for slot, _ in plan.preempted:
@@ -365,13 +371,13 @@ class Driver:
                         result.logprobs[slot, :count].tolist(),
                         version=version,
                     )
-                except Exception as error:  # noqa: BLE001 - of its decode; the sample is as it was
+                except Exception as error:  # noqa: BLE001 - its decode's; the sample is unchanged
                     self._fail(request, error)
                     continue
                 self.response_tokens += request.num_tokens - before
                 if ended:
                     scheduler.finish(sample)
                     self._state.clear(slot)
-                elif not result.alive[slot]:  # at another request's stop token
+                elif not result.alive[slot]:  # another request's stop token ended the row
                     self._place(sample)
                     self._revived = True

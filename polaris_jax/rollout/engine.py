@@ -1,12 +1,12 @@
 """Prefill, insert, generate: the sampler's device programs behind JetStream's verbs.
 
-As in JetStream, prefill yields a prompt's keys and values and no token: the first `generate` takes
-the prompt's last token as its input, so that every token is drawn by the same program. `generate`
-runs up to K steps in one device call; stop tokens and limits end rows on the device.
+As in JetStream, prefill returns a prompt's keys and values and no token. The first `generate` takes
+the prompt's last token as its input, so one program draws every token. `generate` runs up to K
+steps in one device call. Stop tokens and limits end rows on the device.
 
-JetStream's Driver calls `prefill`, `insert`, `generate` (see rollout/jetstream.py). Our scheduler
-calls `prefill_rows` (many prompts at once, straight into pool pages), `copy_pages`, `place` and
-the same `generate`, and reserves the pages itself.
+JetStream's Driver calls `prefill`, `insert`, `generate` (see rollout/jetstream.py). Our driver
+calls `prefill_rows` (many prompts at once, written directly into pool pages), `copy_pages`,
+`launch` and `collect`; our scheduler reserves the pages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from polaris_jax.rollout.sampling import PromptParams, pad_stop_ids
 class Engine:
     """Compiled prefill and decode for one architecture, one set of sizes and one mesh.
 
-    Weights are an argument of every call: new ones of the same shapes compile nothing anew.
+    Weights are an argument of every call. New weights of the same shapes need no compilation.
     """
 
     def __init__(self, model_config: ModelConfig, config: SamplerConfig, mesh: Mesh | None = None):
@@ -55,7 +55,7 @@ class Engine:
         self._programs = Programs(*(partial(sharding.from_host, program) for program in made))
 
     def init_decode_state(self, dtype: Any = jnp.float32) -> DecodeState:
-        """An empty pool and empty slots; pages are in `dtype`."""
+        """An empty pool and empty slots; pages have dtype `dtype`."""
         pages = self.config.num_pages
         pool = self.new_pool(pages, dtype)
         return DecodeState(pool, self.config, num_pages=pages, data=self.data)
@@ -73,7 +73,7 @@ class Engine:
         return jax.tree.map(lambda x: zeros(x.shape, x.dtype)(), abstract)
 
     def _up(self, tree: Any, *, axis: int | None = 0) -> Any:
-        """Host arrays as the programs take them."""
+        """Host arrays, placed for the programs."""
         return sharding.on_members(tree, self.spec.mesh, axis=axis)
 
     # --- JetStream's verbs ---
@@ -86,21 +86,21 @@ class Engine:
         padded_tokens: Array | np.ndarray,
         true_length: int,
     ) -> Prefix:
-        """The keys and values of a prompt, appended to `existing_prefix` if that is given.
+        """The keys and values of a prompt, appended to those of `existing_prefix` if given.
 
         Args:
             params: weights.
             existing_prefix: an already prefilled beginning.
-            padded_tokens: [T] token ids, of which the first `true_length` count.
-            true_length: tokens that count, at least 1; with those of `existing_prefix` at most
-                `max_len`.
+            padded_tokens: [T] token ids; only the first `true_length` are used.
+            true_length: number of tokens used, at least 1; at most `max_len` together with the
+                tokens of `existing_prefix`.
 
         Returns:
-            The prefix, in pages of its own.
+            The prefix, in its own pages.
 
         Raises:
-            ValueError: a length or a token id out of range, or a mesh with several data shards,
-                which prefixes outside of the pool are not made for.
+            ValueError: a length or a token id is out of range, or the mesh has several data shards,
+                which prefixes outside of the pool do not support.
         """
         if self.data > 1:
             raise ValueError(
@@ -134,18 +134,18 @@ class Engine:
         params: PromptParams,
         sample: int = 0,
     ) -> DecodeState:
-        """The state with the prefix in `slot`; what was there is released.
+        """The state with the prefix in `slot`; the slot's former pages are released.
 
         Args:
-            prefix: of `prefill`; it can be inserted again.
+            prefix: result of `prefill`; a prefix can be inserted again.
             decode_state: changed in place and returned.
             slot: in [0, slots).
-            params: how the row is sampled; it ends at `max_tokens` or `max_len`.
-            sample: index of the sample, which its noise depends on.
+            params: sampling settings of the row, which ends at `max_tokens` or `max_len`.
+            sample: index of the sample; the sample's noise depends on this index.
 
         Raises:
-            ValueError: a slot that does not exist.
-            RuntimeError: the pool has too few free pages; the slot is empty then.
+            ValueError: the slot does not exist.
+            RuntimeError: the pool has too few free pages. The slot is empty then.
         """
         self._insert(prefix, decode_state, [slot], params=params, first_sample=sample)
         return decode_state
@@ -158,19 +158,19 @@ class Engine:
         *,
         params: PromptParams,
     ) -> DecodeState:
-        """The state with one sample of the prefix in each of `slots`, of one data shard.
+        """The state with one sample of the prefix in each of `slots`, all on one data shard.
 
-        They share the prefix's full pages; of the last, which they write on, each has a copy.
+        Samples share the full pages; each has a copy of the last page, to continue writing there.
 
         Args:
-            prefix: of `prefill`.
+            prefix: result of `prefill`.
             decode_state: changed in place and returned.
-            slots: different ones in [0, slots), at least one; what was there is released.
-            params: how all of them are sampled; the samples count from 0.
+            slots: at least one, all different, in [0, slots). Their former pages are released.
+            params: sampling settings of all samples, whose indices count from 0.
 
         Raises:
-            ValueError: slots that do not exist, come twice or lie on several data shards; none.
-            RuntimeError: the pool has too few free pages for all; the slots are empty then.
+            ValueError: no slots, unknown or repeated slots, or slots on several data shards.
+            RuntimeError: the pool has too few free pages for all. The slots are empty then.
         """
         self._insert(prefix, decode_state, list(slots), params=params)
         return decode_state
@@ -206,8 +206,8 @@ class Engine:
         *,
         stop_token_ids: Sequence[int] = (),
     ) -> tuple[DecodeState, ResultTokens]:
-        """K tokens for every live slot, fewer where its row ends, which is how JetStream sees an
-        end; ended rows stay in their slots until freed.
+        """K tokens for every live slot, or fewer if its row ends; so JetStream detects an end.
+        Ended rows stay in their slots until the slots are freed.
 
         Args:
             params: weights.
@@ -228,21 +228,21 @@ class Engine:
         stop_token_ids: Sequence[int] = (),
         exit_below: int | Sequence[int] | None = 1,
     ) -> Flight:
-        """`generate`'s first half: the device works while the host does something else.
+        """Dispatches the decode call of `generate`; the host is free while the device works.
 
         Args:
             params: weights.
-            state: as in `generate`.
+            state: the slots and the pool; changed in place.
             stop_token_ids: ids that end a row.
-            exit_below: a data shard ends the call early when fewer of its rows are alive; one
-                number for all, or one a shard. It also ends once its rows fit a smaller bucket. A
-                shard that begins with so few goes on until none is alive, as all do with None.
+            exit_below: a data shard ends the call early if fewer of its rows are alive, or once
+                its rows fit a smaller bucket; one number for all shards, or one a shard. A shard
+                that begins below the number runs until no row is alive. None: every shard does.
         """
         live = np.flatnonzero(state.rows.alive_B)
         for slot in live:
             state.reserve(int(slot), self.config.decode_steps)
         parts = np.split(live, np.searchsorted(live, self.slots_a_shard * np.arange(1, self.data)))
-        # Longest first: neighbours of like length share a tile in `staged_kv`.
+        # Longest first: neighbours of similar length share a tile in `staged_kv`.
         parts = [p[np.argsort(-state.rows.position_B[p], kind="stable")] for p in parts]
         bucket = self._bucket(max(map(len, parts)))
         index_B = np.full(self.data * bucket, -1)
@@ -258,14 +258,14 @@ class Engine:
         *,
         stop_token_ids: Sequence[int] = (),
     ) -> Flight:
-        """A call that goes on where `flight` ends, before anybody has read that.
+        """Dispatches a call that continues where `flight` ends, before `flight` is collected.
 
-        The slots must hold pages for both calls; rows whose slots were cleared are dead in it.
+        Slots must hold pages for both calls. A row whose slot was cleared is dead in the new call.
         """
         return self._fly(params, state, flight.index_B, stop_token_ids, 1, behind=flight)
 
     def outgrows(self, flight: Flight, rows: int) -> bool:
-        """The call has a larger bucket than so many rows of a data shard need."""
+        """True if the call's bucket is larger than `rows` rows of a data shard need."""
         return len(flight.index_B) > self.data * self._bucket(rows)
 
     def _bucket(self, rows: int) -> int:
@@ -285,18 +285,18 @@ class Engine:
         if exit_below is not None:
             bucket = len(index_B) // self.data
             smaller = max((b for b in self.spec.row_buckets if b < bucket), default=0)
-            # Once its rows fit the next smaller bucket, a shard's call ends to go on there.
+            # A shard's call ends once its rows fit the next smaller bucket, to continue there.
             exit_below_D = np.maximum(np.array(exit_below, np.int32), smaller + 1)
         stop_X = pad_stop_ids(stop_token_ids)
         state.pool, packed = self._decode(params, state, index_B, stop_X, exit_below_D, behind)
         return Flight(index_B, packed)
 
     def collect(self, state: DecodeState, flight: Flight) -> ResultTokens:
-        """`generate`'s second half: waits for the tokens and brings the slots up to date."""
+        """Waits for the tokens of a dispatched call, and updates the slots."""
         steps = self.config.decode_steps
         packed = sharding.to_host(flight.packed)
         slots, rows = self.config.slots, state.rows
-        # Rows that were dead when the call began, and slots left since, are not its business.
+        # Skip rows that were dead when the call began, and slots cleared since.
         ran_B = (packed.count_B > 0) | packed.alive_B
         held_B = [slot >= 0 and bool(state.pages[slot]) for slot in flight.index_B]
         at_B = np.flatnonzero(ran_B & np.array(held_B))
@@ -335,11 +335,11 @@ class Engine:
     ) -> None:
         """Writes the keys and values of several token sequences into their pages of the pool.
 
-        A job may read pages that one before it writes.
+        A job may read pages that an earlier job writes.
 
         Args:
             params: weights.
-            state: its pool is changed.
+            state: the state, whose pool is changed in place.
             jobs_by_shard: the sequences of each data shard.
         """
         state.pool = self._run_prefill(params, state.pool, jobs_by_shard)
@@ -359,7 +359,7 @@ class Engine:
             state.pool = self._programs.copy_pages(state.pool, *pairs)
 
     def warm(self, params: Model, state: DecodeState) -> None:
-        """Compiles decode and prefill for every number of rows, so that no later call has to."""
+        """Compiles decode and prefill for every number of rows; no later call compiles them."""
         chunk, width = self.prefill_shape.chunk, self.config.pages_of_a_row
         for rows in self.prefill_shape.row_buckets:
             call = prefill_call([[]] * self.data, rows=rows, chunk=chunk, pages_of_a_row=width)

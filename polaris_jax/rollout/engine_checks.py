@@ -1,4 +1,4 @@
-"""What the engine's verbs refuse: whoever calls them directly has passed no request's checks."""
+"""Checks for direct calls of the engine's verbs, which no request's checks precede."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 def checked_tokens(
     padded_tokens: Any, true_length: int, *, room: int, vocab_size: int
 ) -> list[int]:
-    """The token ids of a prompt, or of what continues a prefix.
+    """The token ids of a prompt, or of the continuation of a prefix.
 
     Args:
         padded_tokens: [T] token ids.
-        true_length: how many of them count.
-        room: tokens that `max_len` leaves behind the existing prefix.
+        true_length: number of tokens used.
+        room: number of tokens that `max_len` leaves after the existing prefix.
         vocab_size: V.
 
     Raises:
-        ValueError: none counts, more than there are or than have room, or an id outside of the
+        ValueError: `true_length` is below 1, above T or above `room`, or an id is outside of the
             vocabulary.
     """
     token_T = np.asarray(padded_tokens)
@@ -42,15 +42,15 @@ def checked_tokens(
 
 
 def check_slots(slots: Sequence[int], *, num_slots: int, slots_a_shard: int) -> None:
-    """Returns when the slots can take samples of one prefix.
+    """Checks that the slots can take samples of one prefix.
 
     Args:
-        slots: of all data shards, counted through.
-        num_slots: how many there are.
-        slots_a_shard: how many each data shard has.
+        slots: slot indices, numbered over all data shards.
+        num_slots: number of slots of all data shards.
+        slots_a_shard: number of slots of each data shard.
 
     Raises:
-        ValueError: none, slots that do not exist, come twice or lie on several data shards.
+        ValueError: no slots, unknown or repeated slots, or slots on several data shards.
     """
     if not slots or min(slots) < 0 or max(slots) >= num_slots:
         raise ValueError(

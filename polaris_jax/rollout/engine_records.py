@@ -1,4 +1,4 @@
-"""What goes into the engine's programs and comes out of them."""
+"""Inputs and results of the engine's programs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class ResultTokens:
     Attributes:
         data: int32 [slots, 2K + 1]: K tokens, K validity flags, the response length so far.
         tokens_idx: columns of the tokens.
-        valid_idx: columns of the flags; 0 where a row had ended.
+        valid_idx: columns of the flags; a flag is 0 if the row had ended.
         length_idx: column of the lengths, in response tokens.
         samples_per_slot: 1.
         logprobs: float32 [slots, K], nats; see `draw_tokens`.
         count: int32 [slots], new tokens of each slot.
-        alive: bool [slots], rows that go on.
-        steps: decode steps that ran, on the data shard that went on longest.
+        alive: bool [slots], False for rows that have ended.
+        steps: decode steps that ran, on the data shard that ran longest.
         rows: rows that the devices computed in each step.
     """
 

@@ -1,7 +1,7 @@
-"""The sampler's weights as a CPU likes them: some matrices side by side, none sliced in a loop.
+"""The sampler's weights for a CPU: some matrices side by side, none sliced in a loop.
 
-Over stacked weights a scan copies each layer's slice before it multiplies: twice the time of a
-step of few rows. So a CPU holds them in one of two forms (`Matrices`):
+A scan over stacked weights copies each layer's slice before it multiplies, which doubles the time
+of a step of few rows. So a CPU holds the weights in one of two forms (`Matrices`):
 
     SeparateMatrices  every layer's an array of its own, and the loop over layers picks one by
                       `lax.switch`, whose branches hold nothing but the product: the speed of an
@@ -11,7 +11,7 @@ step of few rows. So a CPU holds them in one of two forms (`Matrices`):
 Q, K and V make one product, gate and up another. The head is [D, V], the order in which a product
 with few rows runs fastest; tied embeddings are its columns.
 
-One device only. The layer itself is `models.qwen`'s, by way of `Around`.
+One device only. The layer itself is that of `models.qwen`, called through `Around`.
 """
 
 from __future__ import annotations
@@ -101,13 +101,13 @@ class FusedWeights:
     Attributes:
         config: the architecture.
         layers: norms and biases, stacked; the matrices are None.
-        qkv: of each layer, [D, (N + 2K) H].
-        output: of each layer, [N H, D].
-        gate_up: of each layer, [D, 2F].
-        down: of each layer, [F, D].
+        qkv: matrices of all layers, each [D, (N + 2K) H].
+        output: matrices of all layers, each [N H, D].
+        gate_up: matrices of all layers, each [D, 2F].
+        down: matrices of all layers, each [F, D].
         norm_D: the final norm.
-        head: [D, V]; where it is tied, its columns are the embeddings.
-        embed_VD: the embeddings, or None where they are tied.
+        head: [D, V]; if head and embeddings are tied, the columns are the embeddings.
+        embed_VD: the embeddings; None if they are tied.
     """
 
     layers: Layers
@@ -209,8 +209,8 @@ def fuse(model: Qwen, *, packed: bool = False) -> FusedWeights:
     """The weights of `model` for decoding on a CPU; to be jitted.
 
     Args:
-        model: on one device.
-        packed: as `PackedMatrices`, which want float32 and the native kernels; else as
+        model: the model, on one device.
+        packed: True: make `PackedMatrices`, which need float32 and the native kernels. False: make
             `SeparateMatrices`.
     """
     config, p = model.config, model.params()

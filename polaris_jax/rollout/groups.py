@@ -126,7 +126,7 @@ def sample_groups(
         if group.complete:
             note_complete(i)
     aborted, complete = False, set[int]()
-    # A resumed run has an empty cache here, so both must start from one.
+    # A resumed run has an empty cache here, so an uninterrupted run must start from one, too.
     sampler.drop_prefixes()
     if quota or waits_for:
         request = sampler.submit(
@@ -148,7 +148,7 @@ def sample_groups(
                             break
         except RolloutAborted:
             aborted = True
-        # The others too: unfinished responses, and those that ended in the same device call.
+        # Also take unfinished responses, and responses that ended in the same device call.
         for i, responses in zip(mine, request.responses(), strict=True):
             groups[i] = dataclasses.replace(groups[i], responses=tuple(responses))
     if jax.process_count() > 1:
@@ -191,7 +191,7 @@ def owners_of(costs: Sequence[float], samplers: int) -> list[int]:
 
 
 def quotas(dealt: Sequence[int], wanted: int) -> list[int]:
-    """How many groups each sampler has to complete: one, then in proportion to its groups.
+    """The number of groups that each sampler must complete: one, then in proportion to its groups.
 
     Args:
         dealt: number of groups of each sampler.
@@ -229,9 +229,10 @@ def groups_to_host(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def groups_from_host(
     host: Sequence[Mapping[str, Any]], stop_token_ids: Sequence[int]
 ) -> tuple[Group, ...]:
-    """The groups that `groups_to_host` was given, without their texts.
+    """The groups that `groups_to_host` converted, without their texts.
 
-    A response is cut at its first stop token: an earlier version may have known fewer of them.
+    A response is cut at its first stop token, because an earlier version of the program may have
+    known fewer stop tokens.
     """
     groups = []
     for fields in host:

@@ -1,8 +1,8 @@
 """Our engine as a true JetStream `engine_api.Engine`; the only module that imports jetstream.
 
-JetStream 0.2.2 imports seqio and tiktoken for tokenizers that nobody here uses (seqio brings in
-TensorFlow), and its orchestrator imports grpc for a server that nobody here starts. Stand-ins take
-their places in `sys.modules` while it is imported, and only then.
+JetStream 0.2.2 imports seqio and tiktoken for tokenizers that we do not use (seqio imports
+TensorFlow). Its orchestrator imports grpc for a server that we do not start. Stand-ins replace
+these modules in `sys.modules` only while JetStream is imported.
 """
 
 from __future__ import annotations
@@ -220,8 +220,8 @@ def _engine_class() -> type:
             """What `prefill` and `generate` take as `params`: the weights given last.
 
             Args:
-                params: weights to go on with, of the same architecture and dtype: nothing is
-                    compiled anew. Prefixes and slots keep the keys and values of the old ones.
+                params: new weights, of the same architecture and dtype, so nothing is compiled
+                    again. Prefixes and slots keep the keys and values of the old weights.
 
             Raises:
                 ValueError: weights of another architecture or dtype.

@@ -1,4 +1,4 @@
-"""How pages lie in the pool, by attention back end.
+"""Layouts of the pages in the pool, by attention back end.
 
     xla         paged_kv.Pool; reference on every platform, the only one on a CPU. On a TPU it has
                 the pages of `ragged`: with the others the compiler makes copies of the pool
@@ -51,14 +51,14 @@ class KVLayout:
     """One way to lay out pages, and attention over it.
 
     Attributes:
-        name: of the back end.
-        page_axis: of every array of the pool; L*Z pages, layer by layer.
-        head_axis: of every array of the pool.
+        name: name of the back end.
+        page_axis: page axis of every array of the pool; L*Z pages, layer by layer.
+        head_axis: head axis of every array of the pool.
         shapes: (KV heads, head width, L*Z, Y) -> the pool with shapes in place of arrays.
-        attend: as `paged_kv.attend_pages`, for any number of queries a row.
-        attend_one: the same where every row has one query.
-        block_tokens: keys that one step of the kernel's inner loop covers: of a row's last block
-            it reads all. 0: no kernel.
+        attend: like `paged_kv.attend_pages`, for any number of queries a row.
+        attend_one: like `attend`, for exactly one query a row.
+        block_tokens: keys that one step of the kernel's inner loop covers. The kernel reads a
+            row's last block completely. 0: no kernel.
     """
 
     name: str
@@ -101,7 +101,7 @@ def attend_ragged(
 ) -> tuple[Array, RaggedPool]:
     """`paged_kv.attend_pages` through jax's TPU kernel.
 
-    Padding queries take part, at positions after the row's; only their own outputs are wrong.
+    Padding queries are computed too, at positions after the row's; only their outputs are wrong.
 
     Args:
         kernel: a stand-in with the arguments of `ragged_paged_attention`, for tests.

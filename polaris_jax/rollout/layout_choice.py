@@ -1,4 +1,4 @@
-"""Which layout of the pool serves an attention back end, and what each back end can serve."""
+"""Chooses the pool's layout for an attention back end; checks what each back end supports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polaris_jax.rollout.paged_kv import pages_for
 
 Attention = Literal["auto", "xla", "ragged", "pallas_gpu", "native"]
 
-# Scalar memory of a TPU core, into which `ragged_paged_attention` fetches the whole page table.
+# Scalar memory of a TPU core; `ragged_paged_attention` fetches the complete page table into it.
 SMEM_BYTES = 1 << 20
 GPUS = ("gpu", "cuda", "rocm")
 # Rows of the smallest matrix that a GPU's tensor cores take.
@@ -35,18 +35,18 @@ def choose_layout(
 ) -> tuple[KVLayout, str]:
     """The layout of a back end, and why that one.
 
-    `auto` is the platform's kernel where the model's shape allows it.
+    `auto` is the platform's kernel if the model's shape allows it.
 
     Args:
         attention: the back end asked for.
-        platform: of the devices: "cpu", "tpu", "gpu" (or "cuda").
+        platform: platform of the devices: "cpu", "tpu", "gpu" (or "cuda").
         config: the architecture.
         page_size: Y.
-        rows: of the largest decode call of a data shard.
+        rows: number of rows of the largest decode call of a data shard.
         pages: J, pages of the longest sequence.
 
     Raises:
-        ConfigError: a back end that the platform, the model or these sizes do not allow.
+        ConfigError: the platform, the model or these sizes do not allow the back end.
     """
     why = f"rollout.attention={attention!r}"
     if attention == "auto":
@@ -72,7 +72,7 @@ def choose_layout(
 
 
 def _refusal(kernel: Attention, platform: str, config: ModelConfig, *, page_size: int) -> str:
-    """Why a kernel cannot serve; empty where it can."""
+    """Why a kernel cannot serve; empty if it can."""
     name, width = f"rollout.attention={kernel!r}", config.head_dim
     if kernel == "ragged":
         if platform != "tpu":

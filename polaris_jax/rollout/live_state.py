@@ -1,4 +1,4 @@
-"""Slots, pool and driver of a sampler: made when needed, and anew when a step has broken them."""
+"""Slots, pool and driver of a sampler: made on demand, and replaced after a failed step."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from polaris_jax.rollout.pool_size import pool_pages
 
 
 class LiveState:
-    """What a sampler has beside its weights.
+    """The state of a sampler, except its weights.
 
     Args:
         engine: the device programs.
-        mesh: the sampler's.
-        dtype: of pages.
-        compiles: counts what a step compiles.
+        mesh: the sampler's mesh.
+        dtype: dtype of the pages.
+        compiles: counts the compilations in steps.
 
     Attributes:
-        driver: None before the first request.
-        state: its slots and pages; None as well.
-        num_pages: of all data shards; 0 as well. Chosen once, so that a new pool compiles nothing.
+        driver: the sampler's driver; None before the first request.
+        state: the driver's slots and pages; None before the first request.
+        num_pages: number of pages of all data shards; 0 before the first request. Chosen once, so
+            that a new pool needs no compilation.
     """
 
     def __init__(
@@ -41,12 +42,12 @@ class LiveState:
 
     @property
     def in_step(self) -> bool:
-        """A step is running: who asks is one of its callbacks."""
+        """True while a step runs, that is, if one of its callbacks asks."""
         return self.driver is not None and self.driver.in_step
 
     @property
     def busy(self) -> bool:
-        """Requests are live, or a step is running."""
+        """True while requests are live or a step runs."""
         return self.driver is not None and (self.driver.busy or self.driver.in_step)
 
     def ready(self) -> Driver:
@@ -61,7 +62,7 @@ class LiveState:
         return driver
 
     def begin_anew(self) -> None:
-        """Empty slots and no pool in place of what a step has left broken; the counts go on."""
+        """Replaces the state of a failed step by empty slots and no pool; the counts continue."""
         broken, state = self.driver, self.state
         assert broken is not None
         assert state is not None

@@ -1,4 +1,4 @@
-"""The weights that a sampler has, or has not: while new ones come, and where that has failed."""
+"""The sampler's weights, which may be missing: during an update, and after a failed update."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class LiveWeights:
     """A sampler's own copy of a model, in the form that its programs take.
 
     Attributes:
-        model: None while there are none.
-        synced: what the syncs since the last reset have cost.
+        model: the weights; None if there are none.
+        synced: total cost of the syncs since the last reset.
     """
 
     def __init__(self, spec: ProgramSpec, mesh: Mesh | None, dtype: DTypeLike):
@@ -26,9 +26,9 @@ class LiveWeights:
         self.synced = SyncReport()
 
     def take(self, model: Qwen) -> None:
-        """Copies `model`; of one that `check_live` has passed.
+        """Copies `model`, which `check_live` must have accepted.
 
-        The old weights go leaf by leaf: where it breaks off there are none.
+        The old weights are freed leaf by leaf, so there are no weights if the copy fails.
         """
         spec, old = self._spec, self.model
         self.model = None
@@ -38,7 +38,7 @@ class LiveWeights:
         self.synced += report
 
     def free(self) -> None:
-        """Deletes them."""
+        """Deletes the weights."""
         for leaf in jax.tree.leaves(self.model):
             leaf.delete()
         self.model = None

@@ -1,4 +1,4 @@
-"""Numbers that a caller gives, as Python's own: what is no number, or no whole one, is named."""
+"""Converts a caller's numbers to Python numbers; raises ValueError with the field's name."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 
 def whole_number(name: str, value: Any) -> int:
-    """The value as an int: of Python, numpy or jax, never of a float, bool or text.
+    """A Python, numpy or jax integer as an int; floats, bools and texts are refused.
 
     Args:
-        name: of the field, with the prompt's index where there is one.
-        value: what was given.
+        name: name of the field, with the prompt's index if there is one.
+        value: the caller's value.
 
     Raises:
-        ValueError: it is no whole number.
+        ValueError: the value is not a whole number.
     """
     try:
         if isinstance(value, bool | np.bool_):
@@ -29,14 +29,14 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def real_number(name: str, value: Any) -> float:
-    """The value as a float: of Python, numpy or jax, never of a bool or text.
+    """A Python, numpy or jax number as a float; bools and texts are refused.
 
     Args:
-        name: of the field, with the prompt's index where there is one.
-        value: what was given.
+        name: name of the field, with the prompt's index if there is one.
+        value: the caller's value.
 
     Raises:
-        ValueError: it is no number.
+        ValueError: the value is not a number.
     """
     try:
         if isinstance(value, bool | np.bool_ | str | bytes) or np.ndim(value):

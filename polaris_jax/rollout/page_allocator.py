@@ -1,4 +1,4 @@
-"""Which pages of the KV pool are free, and how many sequences read each of the others."""
+"""Allocates pages of the KV pool, and counts the references to each page."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ TRASH_PAGE = 0
 
 
 class PageAllocator:
-    """Free list and reference counts of a page pool; page 0 (trash) is never handed out.
+    """Free list and reference counts of a page pool; page 0 (trash) is never allocated.
 
-    A page is handed out with one reference; it is free again when its last reference goes. A page
-    that is marked (`keep`) keeps its content then: it stays idle until pages are wanted, and can be
-    shared anew until that moment. The page that has been idle longest makes way first.
+    A page is allocated with one reference, and is free again when its last reference is released. A
+    marked page (`keep`) becomes idle instead: the page keeps its content and can be shared again
+    until it is evicted. If the free list is empty, the page that has been idle longest is evicted.
 
     Attributes:
-        peak_used: most pages that had a reference at once.
-        on_evict: called with an idle page whose content makes way for another.
+        peak_used: the most pages that had a reference at once.
+        on_evict: called with an idle page before another use overwrites its content.
     """
 
     def __init__(self, num_pages: int):
@@ -31,12 +31,12 @@ class PageAllocator:
 
     @property
     def num_usable(self) -> int:
-        """Pages that can be handed out in all."""
+        """Number of pages that can be allocated in all."""
         return len(self._references) - 1
 
     @property
     def num_free(self) -> int:
-        """Pages that can be handed out now, idle ones among them."""
+        """Number of pages that can be allocated now, including idle pages."""
         return len(self._free) + len(self._idle)
 
     @property
@@ -50,11 +50,11 @@ class PageAllocator:
         return self.num_usable - self.num_free
 
     def references(self, page: int) -> int:
-        """How many holders a page has; 0 when it is free or idle."""
+        """Number of references to a page; 0 if the page is free or idle."""
         return self._references[page]
 
     def allocate(self, count: int) -> list[int] | None:
-        """`count` pages with one reference each, or None (and no change) when too few are free."""
+        """`count` pages with one reference each; None, and no change, if too few are free."""
         if count > self.num_free:
             return None
         pages = [self._free.pop() if self._free else self._evict() for _ in range(count)]
@@ -78,9 +78,9 @@ class PageAllocator:
         self.peak_used = max(self.peak_used, self.num_used)
 
     def release(self, pages: Sequence[int]) -> None:
-        """Takes one reference from each page.
+        """Releases one reference to each page.
 
-        The last page goes first: what continues a prefix makes way before the prefix.
+        The last page is released first, so that the end of a prefix is evicted before its start.
 
         Raises:
             ValueError: a page is free already.
@@ -96,7 +96,7 @@ class PageAllocator:
                     self._free.append(page)
 
     def keep(self, page: int) -> None:
-        """Marks a page: it keeps its content when its last reference goes.
+        """Marks a page, which then keeps its content after its last reference is released.
 
         Raises:
             ValueError: the page is free.
@@ -106,7 +106,7 @@ class PageAllocator:
         self._kept.add(page)
 
     def forget(self, page: int) -> None:
-        """Takes the mark away; an idle page is free at once."""
+        """Removes the mark of a page; an idle page becomes free at once."""
         self._kept.discard(page)
         if page in self._idle:
             del self._idle[page]

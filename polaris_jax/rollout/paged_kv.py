@@ -2,11 +2,11 @@
 
 Keys and values lie in two arrays whose pages are laid out as attention reads them: keys
 [L*Z, K, H, Y], values [L*Z, K, Y, H]; layer l's page z is row l*Z + z. Page 0 of each layer is
-trash: dead rows and padding write there, nobody reads it unmasked.
+trash: dead rows and padding write there, and every read of it is masked.
 
-Attention here (`attend_pages`) takes any number of queries a row and goes over blocks of pages with
-an online softmax, as many as the furthest row needs. Prefill uses it, and decode on accelerators;
-decode on a CPU is in `staged_kv`.
+Attention here (`attend_pages`) takes any number of queries a row. It loops over blocks of pages
+with an online softmax, as many blocks as the longest row needs. Prefill and decode on accelerators
+use it; decode on a CPU is in `staged_kv`.
 
 Source: paged attention, Kwon et al. 2023 (arXiv:2309.06180), section 4.1; online softmax, Milakov
 and Gimelshein 2018 (arXiv:1805.02867), section 3. Differs: keys of a page lie by head dimension,
@@ -46,7 +46,7 @@ def init_pool(config: ModelConfig, *, num_pages: int, page_size: int, dtype: DTy
 
 
 def pages_for(tokens: int, page_size: int) -> int:
-    """Pages that hold so many tokens."""
+    """Number of pages that `tokens` tokens take."""
     return -(-tokens // page_size)
 
 
@@ -109,12 +109,12 @@ def attend_pages(
         v_BTKH: new values.
         pool: the page pool.
         position_BT: position of each token; a query sees keys at its position and before.
-        live_BT: False where a token is padding: it writes to the trash page.
-        table_BJ: pages of each row, 0 where it has none.
+        live_BT: False for padding tokens, which write to the trash page.
+        table_BJ: pages of each row, padded with 0.
         num_layers: L.
 
     Returns:
-        (out_BTNH, pool). Where `live_BT` is False the output is meaningless.
+        (out_BTNH, pool). The output of padding tokens is meaningless.
     """
     num_kv, page_size = k_BTKH.shape[2], pool.k_ZKHY.shape[-1]
     base = layer * (pool.k_ZKHY.shape[0] // num_layers)
@@ -150,16 +150,16 @@ def attend_blocks(
     live_BT: Array,
     table_BJ: Array,
 ) -> Array:
-    """Attention over a row's pages by blocks of pages, with an online softmax.
+    """Attention over a row's pages, one block of pages at a time, with an online softmax.
 
     Args:
         q_BTNH: queries, rotary positions applied.
         read: the keys k_BJKHY and values v_BJKYH of the given pages of this layer.
         num_kv: K.
         page_size: Y.
-        position_BT: as in `attend_pages`.
-        live_BT: as there.
-        table_BJ: as there.
+        position_BT: see `attend_pages`.
+        live_BT: see `attend_pages`.
+        table_BJ: see `attend_pages`.
     """
     batch, length, num_heads, width = q_BTNH.shape
     pages = max(1, KEY_BLOCK_TOKENS // page_size)

@@ -1,4 +1,4 @@
-"""How many pages the KV pool gets where the config leaves it open."""
+"""The number of pages of the KV pool if the config does not set a number."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def page_bytes(
 def pool_pages(
     model_config: ModelConfig, config: SamplerConfig, mesh: Mesh | None, dtype: DTypeLike
 ) -> int:
-    """Pages of all data shards: `config.num_pages`, or where that is 0 what memory has room for.
+    """Pages of all data shards: `config.num_pages`, or if that is 0, as many as memory allows.
 
-    To be asked when the weights, and the trainer's state if it shares the devices, are in place.
+    Call this once the weights are in place, and the trainer's state if it shares the devices.
 
     Raises:
         ConfigError: not even one sequence of `max_len` fits.
@@ -61,9 +61,9 @@ def pages_with_room(
 
     Args:
         memory_stats: `jax.Device.memory_stats()` of each device; None (a CPU) sets no limit.
-        page_bytes: of a page on a device.
+        page_bytes: bytes of a page on a device.
         pages_of_a_row: pages of the longest sequence.
-        slots: of the shard; more pages than they can fill are not taken.
+        slots: number of slots of the shard; limits the pages to what all slots can fill.
         reserve: share of the memory to leave free.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Which tokens go into which row of which prefill call: host only.
+"""Assigns tokens to the rows of prefill calls, on the host.
 
 In each layer a call writes the keys and values of all its rows before any row attends. So a
-sequence may go on in the next row, and a row may read pages that one before it writes: only a
+sequence may continue in the next row, and a row may read pages that an earlier row writes. Only a
 sequence's last row is padded.
 """
 
@@ -29,12 +29,12 @@ class PrefillCall(NamedTuple):
 def prefill_calls(
     jobs_by_shard: Sequence[Sequence[PrefillJob]], shape: PrefillShape, *, pages_of_a_row: int
 ) -> Iterator[PrefillCall]:
-    """The calls for all jobs, each as large as what is left fills, or the smallest.
+    """The calls for all jobs; each is the largest that the remaining rows fill, or the smallest.
 
     Args:
         jobs_by_shard: token sequences of each data shard, in an order in which pages are written
             before they are read.
-        shape: of the compiled programs.
+        shape: shape of the compiled programs.
         pages_of_a_row: J.
     """
     chunk, buckets = shape

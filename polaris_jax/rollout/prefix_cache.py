@@ -1,8 +1,8 @@
-"""Which pages hold which tokens: a prompt that begins like a former sequence takes its pages over.
+"""Finds pages by their tokens, so that sequences that begin alike share pages.
 
-Only full pages are found again. A page's key is a digest of the key of the page before it and of
-its own tokens, so equal keys mean equal tokens from the sequence's first on. Pages stay findable
-while nobody reads them, until the pool wants them for something else.
+Only full pages can be found. A page's key is a digest of the previous page's key and the page's own
+tokens, so equal keys mean equal tokens from the sequence's first token on. Pages without a reader
+can be found until the allocator reuses them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def extend_keys(keys: list[bytes], tokens: Sequence[int], page_size: int) -> Non
     """Appends the keys of the full pages of `tokens` that `keys` does not hold yet.
 
     Args:
-        keys: those of the first pages of the same tokens.
+        keys: keys of the first pages of the same tokens.
         tokens: a sequence from its first token on.
         page_size: tokens of a page.
     """
@@ -33,7 +33,7 @@ def extend_keys(keys: list[bytes], tokens: Sequence[int], page_size: int) -> Non
 
 
 class PrefixCache:
-    """The findable pages of one allocator."""
+    """The pages of one allocator that can be found by their tokens."""
 
     def __init__(self, allocator: PageAllocator):
         self._allocator = allocator
@@ -55,14 +55,14 @@ class PrefixCache:
         return pages
 
     def add(self, key: bytes, page: int) -> None:
-        """Makes a full, referenced page findable, unless another page holds the same tokens."""
+        """Adds a full page that has a reference, unless another page holds the same tokens."""
         if key in self._page_of or page in self._key_of:
             return
         self._allocator.keep(page)
         self._page_of[key], self._key_of[page] = page, key
 
     def clear(self) -> None:
-        """Nothing is found any more: the weights have changed, or the pool is gone."""
+        """Forgets all pages, for example because the weights changed or the pool was freed."""
         for page in self._key_of:
             self._allocator.forget(page)
         self._page_of.clear()

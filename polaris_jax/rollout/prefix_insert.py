@@ -1,4 +1,4 @@
-"""Puts a prefilled prompt into slots: which pages its samples share, which they own."""
+"""Puts a prefilled prompt into slots; the samples share full pages and own their last page."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def insert_prefix(
     move_pages: Callable[[Any, Any, np.ndarray], Any],
     copy_pages: Callable[[list[tuple[int, int]]], None],
 ) -> None:
-    """Samples of the prefix in all of the slots, or in none and no page taken.
+    """Puts a sample of the prefix into each slot; if that fails, no slot is filled, no page taken.
 
     Args:
-        prefix: of `Engine.prefill`.
-        state: changed in place; what was in the slots is released first.
-        slots: of one data shard, all different.
-        params: how all of them are sampled.
+        prefix: result of `Engine.prefill`.
+        state: changed in place; the slots' former pages are released first.
+        slots: slots of one data shard, all different.
+        params: sampling settings of all samples.
         first_sample: index of the first slot's sample; the others follow.
         page_size: Y.
         move_pages: (pool, the prefix's pages, where each goes) -> the pool.
         copy_pages: copies (from, to) pages of the shard within the pool.
 
     Raises:
-        RuntimeError: the pool has too few free pages for all; the slots are empty then.
+        RuntimeError: the pool has too few free pages for all. The slots are empty then.
     """
     for slot in slots:
         state.free(slot)

@@ -44,9 +44,9 @@ class ProgramSpec:
         native: the kernels in `native` make decode's attention and the products; implies `staged`
             and `fused`.
         row_buckets: row counts of a data shard for which decode is compiled, ascending.
-        layout: of the pool.
-        mesh: the sampler's, or None for jax's default device.
-        kernels: which kernels serve, and why, for a log.
+        layout: layout of the pool.
+        mesh: the sampler's mesh; None: jax's default device.
+        kernels: the kernels and why they serve, for a log.
     """
 
     num_layers: int
@@ -165,13 +165,15 @@ class PrefillShape(NamedTuple):
 
 
 def prefill_shape(prefill_chunk: int, *, fine: bool) -> PrefillShape:
-    """Prefill calls for prompts that go on from row to row within a call, `prefill_chunk` tokens
-    each; only a prompt's last row is padded.
+    """The shape of prefill calls, in which a prompt continues from row to row.
+
+    A row has at most `prefill_chunk` tokens; only a prompt's last row is padded.
 
     Args:
-        prefill_chunk: tokens of a row at most.
-        fine: on a CPU, where time follows the tokens computed: short rows, and a second program of
-            few of them. Else each row costs a pass over its pages, and a program long to compile.
+        prefill_chunk: maximum number of tokens of a row.
+        fine: True on a CPU, where time is proportional to the tokens computed: rows are short, and
+            a second program has few rows. False elsewhere, because each row costs a pass over its
+            pages, and each program takes long to compile.
     """
     if not fine:
         return PrefillShape(prefill_chunk, (max(1, PREFILL_CALL_TOKENS // prefill_chunk),))
@@ -185,7 +187,7 @@ def row_buckets(slots: int) -> tuple[int, ...]:
     For accelerators, where fewer rows read the same weights in the same time.
 
     Args:
-        slots: of a data shard.
+        slots: number of slots of a data shard.
     """
     buckets = [max(slots, MIN_ROWS)]
     while buckets[0] >= 4 * MIN_BUCKET_ROWS:
@@ -194,14 +196,15 @@ def row_buckets(slots: int) -> tuple[int, ...]:
 
 
 def fine_row_buckets(slots: int, min_rows: int, *, single: bool = False) -> tuple[int, ...]:
-    """`row_buckets` of a CPU, where a step's time follows its rows and a program compiles in
-    seconds: powers of 2 and, from 12 up, one and a half times them.
+    """`row_buckets` for a CPU: powers of 2 and, from 12 up, one and a half times these powers.
+
+    On a CPU a step's time is proportional to its rows, and a program compiles in seconds.
 
     Args:
-        slots: of a data shard.
-        min_rows: fewer rows get no program of their own.
-        single: also 1, 3 and 6: native products of so few rows cost what they should, and a row
-            alone is the same bits.
+        slots: number of slots of a data shard.
+        min_rows: smallest number of rows with its own program.
+        single: also 1, 3 and 6 rows. With native kernels the cost of a product falls with the
+            rows even there, and a single row gives the same bits.
     """
     # Beyond a tile the rows must divide into some.
     most = slots if slots <= TILE_ROWS else -(-slots // ROW_MULTIPLE) * ROW_MULTIPLE

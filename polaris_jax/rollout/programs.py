@@ -1,12 +1,12 @@
 """The compiled programs: prefill a chunk of prompts, decode up to K steps, copy pages.
 
-Samplers of equal specs share them. Weights are an argument: new ones compile nothing anew. The
-pool is donated.
+Samplers of equal specs share the programs. Weights are an argument, so new weights need no
+compilation. The pool is donated.
 
-On a mesh every array of rows, and the pool's axis of pages, goes over all data shards; each shard
+On a mesh every array of rows, and the pool's page axis, is split over all data shards. Each shard
 works on its own part, and its decode loop ends when its own rows have ended. Heads are split over
-tensor: attention runs on each shard's own (kernels see local shapes), the rest is left to the
-compiler. On one device nothing of this is there.
+tensor: attention runs on each shard's own heads (kernels see local shapes), and the compiler splits
+the rest. One device needs none of this.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from polaris_jax.rollout.sampling import NO_TOKEN, draw_tokens, row_keys, row_un
 STAGED_HEAD_AXIS = 2
 QUERY_HEAD_AXIS = 2
 
-# On a CPU without a mesh the sampler holds its weights in the latter form.
+# On a CPU without a mesh the sampler holds its weights as `FusedWeights`.
 Model = Qwen | FusedWeights
 
 
 class Packed(NamedTuple):
-    """What a decode call brings back to the host, rows as in the call; `steps` a data shard.
+    """Results of a decode call for the host, by the rows of the call; `steps` by data shard.
 
-    With `token_B` (the last token), `position_B` and `alive_B` another call can go on at once.
+    Another call can continue at once with `token_B` (the last token), `position_B` and `alive_B`.
     """
 
     token_BK: Any
@@ -50,7 +50,7 @@ class Packed(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """Jitted functions of one spec; the pool comes second where there are weights, else first.
+    """Jitted functions of one spec.
 
     prefill(model, pool, token_BT, first_B, count_B, table_BJ) -> pool
     decode(model, pool, rows, table_BJ, stop_X, exit_below_D) -> (pool, Packed)
@@ -66,7 +66,7 @@ class Programs(NamedTuple):
 
 @functools.cache
 def compiled(spec: ProgramSpec) -> Programs:
-    """The programs of a spec; equal specs get the same ones."""
+    """The programs of a spec; equal specs share their programs."""
     layout, mesh = spec.layout, spec.mesh
     pages = {"num_layers": spec.num_layers, "page_axis": layout.page_axis}
     z = layout.page_axis
@@ -75,7 +75,7 @@ def compiled(spec: ProgramSpec) -> Programs:
         fn = sharding.over_slots(fn, mesh, in_axes=in_axes, out_axes=out_axes)
         if mesh is None:
             return jax.jit(fn, donate_argnums=pool_at)
-        # Without them the pool's sharding is the compiler's, and the next call compiles anew.
+        # Without these the compiler chooses the pool's sharding, and the next call compiles again.
         pool_out, row_out = pool_sharding(spec), sharding.to_members(mesh)
         whole = out_axes == z
         out = pool_out if whole else (pool_out, row_out)
@@ -117,13 +117,13 @@ def zeros(
     *,
     by_native: bool = False,
 ) -> Any:
-    """Jitted: zeros, made where they belong; `jnp.zeros` makes them all on one device first."""
+    """Jitted: zeros, made on their own devices; `jnp.zeros` makes all on one device first."""
     make = native.zeros if by_native else functools.partial(jnp.zeros, dtype=dtype)
     return jax.jit(lambda: make(shape), out_shardings=where)
 
 
 def pool_sharding(spec: ProgramSpec) -> jax.sharding.NamedSharding:
-    """Where the pool's arrays lie on the spec's mesh."""
+    """Sharding of the pool's arrays on the spec's mesh."""
     assert spec.mesh is not None
     return sharding.pool_sharding(
         spec.mesh, page_axis=spec.layout.page_axis, head_axis=spec.layout.head_axis
@@ -131,7 +131,7 @@ def pool_sharding(spec: ProgramSpec) -> jax.sharding.NamedSharding:
 
 
 def _attend(spec: ProgramSpec, *, one_query: bool, **rows: Array) -> Any:
-    """The layout's attention as `Qwen.forward` wants it, each tensor shard on its own heads."""
+    """The layout's attention for `Qwen.forward`; each tensor shard attends with its own heads."""
     layout = spec.layout
     attend = layout.attend_one if one_query else layout.attend
     names = tuple(rows)
@@ -159,7 +159,7 @@ def _new_staged(pool: Any, batch: int, spec: ProgramSpec) -> staged_kv.Staged:
 
 
 def _attend_staged(spec: ProgramSpec, pool: Any, step: Array, rows: Rows, table_BJ: Array) -> Any:
-    """`staged_kv.attend_staged` as `Qwen.forward` wants it; the pool is only read."""
+    """`staged_kv.attend_staged` for `Qwen.forward`; the pool is only read."""
     cached_B = jnp.where(rows.alive_B, rows.position_B, 0)
     h = STAGED_HEAD_AXIS
     kernel = native.attend_staged if spec.native else None
@@ -223,9 +223,9 @@ def _decode(
     spec: ProgramSpec,
 ) -> tuple[Any, Packed]:
     batch, steps, mesh = rows.token_B.shape[0], spec.steps, spec.mesh
-    # A call behind another takes `alive_B` from that, which knows of no slot cleared since.
+    # A call behind another takes `alive_B` from that call, but slots may be cleared since.
     rows = rows._replace(alive_B=rows.alive_B & (rows.limit_B > 0))
-    # A shard that begins with fewer rows goes on with them: the others' decide the bucket.
+    # A shard that begins with fewer rows keeps running: other shards' rows decide the bucket.
     begun = jnp.sum(rows.alive_B)
     exit_below = jnp.where(begun < exit_below_D[0], 1, jnp.maximum(exit_below_D[0], 1))
     key_B = row_keys(rows.params)

@@ -31,9 +31,9 @@ def prompt_logprobs(
 
     Args:
         model: the sampler's weights.
-        prompts: token ids.
-        temperatures: one a prompt; 0 counts as 1, as in sampling.
-        mesh: the sampler's; its processes call together, with the same arguments.
+        prompts: token ids of each prompt.
+        temperatures: one temperature a prompt; 0 counts as 1, as in sampling.
+        mesh: the sampler's mesh; its processes call together, with the same arguments.
     """
     found: list[tuple[float, ...]] = [()] * len(prompts)
     by_width: dict[int, list[int]] = {}
@@ -63,7 +63,7 @@ def _row_width(length: int) -> int:
 
 @functools.cache
 def _program(mesh: Mesh | None) -> Any:
-    # Whole in each process of the mesh: it may read nothing else.
+    # Replicated, because a process of the mesh can only read its own shards.
     return jax.jit(_logprobs, out_shardings=None if mesh is None else replicated(mesh))
 
 

@@ -1,4 +1,4 @@
-"""What a sampler can serve: every refusal of a request, before anything runs."""
+"""All checks of a request, made before anything runs."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def checked_request(
     num_pages: int,
     shards: int,
 ) -> Request:
-    """A request that can be served.
+    """A request that passed all checks.
 
     Args:
-        prompts: token ids.
-        params: how to sample.
-        expected_tokens: see `Sampler.generate`, and the callbacks too.
+        prompts: token ids of each prompt.
+        params: sampling settings.
+        expected_tokens: see `Sampler.generate`.
         begun: see `Sampler.submit`.
-        on_progress: see there.
-        on_tokens: see there.
+        on_progress: see `Sampler.generate`.
+        on_tokens: see `Sampler.generate`.
         config: the sampler's sizes.
         vocab_size: V.
-        end_ids: the model's own, which end a response if `params.stop_token_ids` is None.
-        num_pages: pages of all data shards.
-        shards: data shards.
+        end_ids: the model's end ids, which end a response if `params.stop_token_ids` is None.
+        num_pages: number of pages of all data shards.
+        shards: number of data shards.
 
     Raises:
-        ValueError: a prompt or setting that cannot be served, with the prompt's index.
+        ValueError: a prompt or setting cannot be served. The message names the prompt's index.
     """
     check_prompts(prompts)
     check_params(params)
@@ -97,10 +97,10 @@ def checked_request(
 
 
 def check_prompts(prompts: Any) -> None:
-    """Returns when prompts can be counted and read more than once.
+    """Checks that prompts can be counted and read more than once.
 
     Raises:
-        ValueError: a text, an iterator, or something else that is no sequence of prompts.
+        ValueError: `prompts` is a text, an iterator, or anything else but a sequence.
     """
     sized = hasattr(prompts, "__len__") and hasattr(prompts, "__getitem__")
     if isinstance(prompts, str | bytes | dict) or not sized or getattr(prompts, "ndim", 1) == 0:
@@ -111,10 +111,10 @@ def check_prompts(prompts: Any) -> None:
 
 
 def check_params(params: Any) -> None:
-    """Returns when the settings are `SamplingParams` whose own type nothing else checks.
+    """Checks the type of `params` and of the field that no other function checks.
 
     Raises:
-        ValueError: something else, or `prompt_logprobs` that is no bool.
+        ValueError: `params` is not a `SamplingParams`, or `prompt_logprobs` is not a bool.
     """
     if not isinstance(params, SamplingParams):
         raise ValueError(
@@ -138,19 +138,20 @@ def checked_prompt(
     num_pages: int,
     shards: int,
 ) -> tuple[int, ...]:
-    """The prompt's token ids.
+    """The prompt's token ids, checked.
 
     Args:
-        index: its place in the caller's list.
+        index: index in the caller's list of prompts.
         prompt: token ids.
-        row: its settings.
+        row: sampling settings of the prompt.
         vocab_size: V.
         config: the sampler's sizes.
-        num_pages: pages of all data shards.
-        shards: data shards.
+        num_pages: number of pages of all data shards.
+        shards: number of data shards.
 
     Raises:
-        ValueError: it is empty, holds no token ids, or is too long for `max_len` or the pool.
+        ValueError: the prompt is empty, holds anything but token ids of the vocabulary, or is too
+            long for `max_len` or the pool.
     """
     try:
         tokens = np.asarray(prompt)
@@ -188,10 +189,11 @@ def checked_prompt(
 
 
 def checked_stop_ids(stop_token_ids: Sequence[int], *, vocab_size: int) -> tuple[int, ...]:
-    """The stop ids.
+    """The stop ids, checked.
 
     Raises:
-        ValueError: no sequence of ids, an id outside of the vocabulary, or too many.
+        ValueError: `stop_token_ids` is not a sequence of ids, an id is outside of the vocabulary,
+            or there are too many ids.
     """
     if isinstance(stop_token_ids, str | bytes) or not isinstance(stop_token_ids, Iterable):
         raise ValueError(
@@ -212,10 +214,11 @@ def checked_stop_ids(stop_token_ids: Sequence[int], *, vocab_size: int) -> tuple
 def checked_stop_strings(
     stop_strings: Sequence[str] | None, decode: Callable[[list[int]], str] | None
 ) -> tuple[str, ...]:
-    """The stop strings.
+    """The stop strings, checked.
 
     Raises:
-        ValueError: one string in place of several, an empty one, or nothing to decode with.
+        ValueError: `stop_strings` is not a sequence of strings, a string is empty, or `decode` is
+            missing.
     """
     strings = tuple(stop_strings) if isinstance(stop_strings, Iterable) else ()
     no_sequence = stop_strings is not None and not isinstance(stop_strings, Iterable)
@@ -237,10 +240,10 @@ def checked_stop_strings(
 
 
 def checked_expected(expected_tokens: Sequence[float] | None, num_prompts: int) -> None:
-    """Returns when the expectations are usable.
+    """Checks the expected response tokens; None passes.
 
     Raises:
-        ValueError: not one a prompt, or not a finite number >= 0.
+        ValueError: there is not one value a prompt, or a value is not a finite number >= 0.
     """
     if expected_tokens is None:
         return
@@ -273,10 +276,10 @@ def checked_begun(
     decode: Decode | None,
     vocab_size: int,
 ) -> None:
-    """Returns when every response can stay, or go on, as it is.
+    """Checks that each response has ended or can continue; None passes.
 
     Raises:
-        ValueError: not n responses a prompt, or an unfinished one that cannot go on.
+        ValueError: there are not n responses a prompt, or an unfinished response cannot continue.
     """
     if begun is None:
         return

@@ -1,4 +1,4 @@
-"""The prompts of one call: dealt to data shards, told to the caller as they grow and end."""
+"""One request: its prompts and samples, their data shards, and the reports to the caller."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Ended = tuple[int, int, Response]
 
 
 def deal(costs: Sequence[int], shards: int, loads: Sequence[int] | None = None) -> list[int]:
-    """A shard for each request, in order, by the tokens it may take: the least loaded so far.
+    """A shard for each item: in order, each item goes to the shard with the least load so far.
 
-    A function of the requests alone; ties go to the lower shard.
+    The result depends on the arguments alone. Ties go to the lower shard.
 
     Args:
-        costs: tokens of each request.
-        shards: how many there are.
-        loads: tokens that each shard has before; None: none has any.
+        costs: tokens that each item may take.
+        shards: number of shards.
+        loads: tokens that each shard has at first; None: 0 for all shards.
     """
     loads, dealt = list(loads or [0] * shards), []
     for cost in costs:
@@ -38,10 +38,10 @@ def deal(costs: Sequence[int], shards: int, loads: Sequence[int] | None = None) 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A prompt with those of its samples that one data shard decodes.
+    """A prompt and those of its samples that one data shard decodes.
 
     Attributes:
-        prompt: the prompt, as that shard's scheduler knows it.
+        prompt: the prompt in that shard's scheduler.
         samples: some or all of its samples.
     """
 
@@ -50,27 +50,27 @@ class Part:
 
     @property
     def cost(self) -> int:
-        """Tokens that they are expected to take yet, the prompt's included."""
+        """Tokens still expected: those of the prompt and of all samples."""
         return round(len(self.prompt.tokens) + sum(s.expected_left for s in self.samples))
 
 
 class Request:
-    """Prompts that were submitted together, and what has come of them.
+    """Prompts that were submitted together, and their responses so far.
 
     Attributes:
-        parts: longest expected first, then in the order of the prompts.
-        num_total: responses in all, those that had ended before included.
-        num_prompt_tokens: of its prompts, each counted once.
-        num_done: responses that have ended.
-        num_tokens: response tokens that it was given so far.
-        aborted: no more comes of it.
-        failure: what a callback or `decode` of its own raised; it is aborted for that, and its
-            callbacks are not called again. None: nothing.
-        prompts: token ids.
-        temperatures: one a prompt.
-        scores_prompts: somebody asks for the log-probs of the prompts' own tokens.
-        prompt_logprobs: these, once they are computed.
-        scored: they are computed, and by the present weights.
+        parts: parts of the request, the longest expected first, then in the order of the prompts.
+        num_total: number of responses, including those that had ended before the request.
+        num_prompt_tokens: tokens of the prompts, each prompt counted once.
+        num_done: number of responses that have ended.
+        num_tokens: response tokens that the request was given so far.
+        aborted: True if the request gets no more tokens.
+        failure: the error that a callback or `decode` of the request raised. The request is aborted
+            then, and its callbacks are not called again. None: no error.
+        prompts: token ids of each prompt.
+        temperatures: one temperature a prompt.
+        scores_prompts: True if the caller wants the log-probs of the prompts' own tokens.
+        prompt_logprobs: these log-probs in nats, once they are computed.
+        scored: True if the present weights computed `prompt_logprobs`.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class Request:
         on_progress: OnProgress | None = None,
         on_tokens: OnTokens | None = None,
     ):
-        """See `Sampler.submit`; the driver adds the ages of earlier requests to its samples'."""
+        """See `Sampler.submit`. Samples count their ages from 0; the driver adds an offset."""
         expected = [row.max_tokens for row in rows] if expected_tokens is None else expected_tokens
         order = list(range(len(prompts)))
         if expected_tokens is not None:
             order.sort(key=lambda i: -expected_tokens[i])
-        # Fewer prompts than shards: the samples of one go to several.
+        # If there are fewer prompts than shards, the samples of a prompt go to several shards.
         most_cuts = -(-shards // max(1, len(prompts)))
         ages = itertools.count()
         self.parts: list[Part] = []
@@ -140,11 +140,11 @@ class Request:
 
     @property
     def done(self) -> bool:
-        """Nothing of it is live or waiting."""
+        """True if no sample is live or waiting."""
         return self.aborted or self.num_done == self.num_total
 
     def split(self, sample: Sample) -> Part:
-        """Makes a part of its own of one waiting sample, for another shard."""
+        """Moves one waiting sample into a new part, for another shard."""
         (at,) = (i for i, part in enumerate(self.parts) if part.prompt is sample.prompt)
         old = self.parts[at]
         self.parts[at] = Part(old.prompt, [s for s in old.samples if s is not sample])
@@ -160,7 +160,7 @@ class Request:
         """Gives a sample its next tokens, up to the one that ends it; True when it has ended.
 
         Raises:
-            Exception: whatever `decode` raises; nothing has changed then.
+            Exception: whatever `decode` raises. Nothing has changed then.
         """
         count = self._count_to_stop(sample, tokens)
         sample.stopped = count is not None
@@ -173,13 +173,13 @@ class Request:
             self._news.append((sample.prompt.index, sample.sample, new))
         if ended:
             self._ended.append(sample)
-            if self.prompt_logprobs is not None:  # later weights have others
+            if self.prompt_logprobs is not None:  # later weights will give other values
                 prompt = sample.prompt.index
                 self._scores_at_end[prompt, sample.sample] = self.prompt_logprobs[prompt]
         return ended
 
     def _count_to_stop(self, sample: Sample, tokens: list[int]) -> int | None:
-        """How many of a sample's next tokens go up to its first stop; None where there is none."""
+        """Number of a sample's next tokens up to its first stop; None if there is no stop."""
         count = next((i for i, t in enumerate(tokens, 1) if t in self.stop_ids), None)
         if self._decode is None or not tokens:
             return count
@@ -189,19 +189,19 @@ class Request:
         return count if at is None else at + 1 - before
 
     def deliver(self) -> None:
-        """Tells the caller what has come since the last time."""
+        """Calls the callbacks with the tokens and counts since the last call."""
         while self._news and self._on_tokens is not None:
-            self._on_tokens(*self._news.popleft())  # it may raise: the rest is told the next time
+            self._on_tokens(*self._news.popleft())  # if this raises, the rest stays queued
         if self._on_progress is not None:
             self._on_progress(self.num_done, self.num_total, self.num_tokens)
 
     def take_ended(self) -> list[Ended]:
-        """(prompt index, sample index, response) of what has ended since the last time."""
+        """(prompt index, sample index, response) of each response ended since the last call."""
         ended, self._ended = self._ended, []
         return [(s.prompt.index, s.sample, self._response(s)) for s in ended]
 
     def responses(self) -> list[list[Response]]:
-        """All responses, [prompt][sample], as far as they have come."""
+        """All responses, [prompt][sample]; some may be unfinished."""
         groups = [list(group) for group in self._begun]
         for part in self.parts:
             for sample in part.samples:
@@ -222,5 +222,5 @@ class Request:
 
 
 def _so_far(response: Response) -> tuple[list[int], list[float], list[tuple[int, int]]]:
-    """What a sample goes on from: tokens, log-probs, versions."""
+    """The tokens, log-probs and versions that a sample continues."""
     return list(response.token_ids), list(response.logprobs), list(response.versions)

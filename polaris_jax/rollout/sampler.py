@@ -30,21 +30,21 @@ from polaris_jax.rollout.weight_sync import SyncReport, check_live
 class Sampler:
     """A paged, continuously batching sampler over one set of weights.
 
-    Tokens are a function of weights, prompts and sampling settings alone: not of slots, page size,
-    order, company, preemption or what was sampled before. Not for several threads at once.
+    Tokens depend on weights, prompts and sampling settings alone. They do not depend on slots, page
+    size, order, other requests, preemption or earlier samples. A sampler is not thread-safe.
 
-    Rotary scaling (YaRN's factor, original length and attention factor) is the model's:
-    `model.config.rope_scaling`, one for all requests and all weights of a sampler. Another factor
-    takes another Sampler, of `model.with_rope_scaling(...)`.
+    The model sets rotary scaling (YaRN's factor, original length and attention factor) in
+    `model.config.rope_scaling`. All requests and all weights of a sampler share this scaling.
+    Another factor needs another Sampler, made with `model.with_rope_scaling(...)`.
 
-    `generate` and `stream` serve a caller that waits. To embed the sampler in a loop of one's own,
-    `submit` requests, call `step` while it says that there is more to do, and `poll` each request.
+    `generate` and `stream` run the steps themselves. To embed the sampler in a loop of your own,
+    `submit` requests, call `step` while it returns True, and `poll` each request.
 
     Attributes:
-        config: sizes.
-        paused: by `pause`; `resume` ends it.
-        version: number of the present weights, noted with each token (`Response.versions`): 0 at
-            first, 1 more with each update. May be set, to whatever the caller counts versions by.
+        config: sizes of the sampler.
+        paused: True between `pause` and `resume`.
+        version: number of the present weights, recorded with each token (`Response.versions`). The
+            first weights have 0, and each update adds 1. A caller may set a number of its own.
     """
 
     def __init__(
@@ -53,12 +53,13 @@ class Sampler:
         """A sampler with a copy of `model`'s weights.
 
         Args:
-            model: sharded in any way, over other processes too.
-            config: sizes.
-            mesh: of `sharding.make_sampler_mesh` over devices of this process; None: one device.
+            model: the model, sharded in any way, also over other processes.
+            config: sizes of the sampler; None: the defaults.
+            mesh: result of `sharding.make_sampler_mesh` over devices of this process; None: one
+                device.
 
         Raises:
-            ValueError: sizes that mesh, model or platform do not allow.
+            ValueError: mesh, model or platform do not allow these sizes.
         """
         self.config = config or SamplerConfig()
         default = mesh is not None and list(mesh.devices.flat) == jax.local_devices()[:1]
@@ -77,7 +78,7 @@ class Sampler:
 
     @property
     def kernels(self) -> str:
-        """Which decode kernels serve, and why: "native (g++ ...)", "xla (no C++ compiler ...)"."""
+        """The decode kernels, and why: "native (g++ ...)", "xla (no C++ compiler ...)"."""
         return self._engine.spec.kernels
 
     # --- for callers that wait ---
@@ -95,24 +96,24 @@ class Sampler:
         """`params.n` responses for each prompt, in the order of the prompts.
 
         Args:
-            prompts: token ids.
-            params: how to sample.
-            expected_tokens: response tokens that each prompt's samples are expected to take; the
-                longest begin first. Changes no token. None: in the order of the prompts.
+            prompts: token ids of each prompt.
+            params: sampling settings; None: the defaults.
+            expected_tokens: expected response tokens of a sample of each prompt; the longest begin
+                first. The order changes no token. None: the order of the prompts.
             on_progress: called in each step, while the device works, with (responses done,
-                responses in all, response tokens of this request so far) as of the step before,
-                whether or not something has changed; once more when the last response has ended.
-            on_tokens: called with (prompt index, sample index, new token ids) as they come, a step
-                late, too; each token is told once, all of them before the last `on_progress`.
+                responses in all, response tokens of this request so far) after the previous step,
+                even if nothing has changed. Called once more when the last response has ended.
+            on_tokens: called with (prompt index, sample index, new token ids), also one step late.
+                Each token is reported once, and before the last `on_progress`.
             should_abort: polled between device calls.
 
         Raises:
-            ValueError: a prompt or setting that cannot be served, before anything runs.
-            RolloutAborted: `should_abort` returned True; all pages are released.
-            RolloutPaused: one of its callbacks has paused the sampler; its `request` is live.
-            RuntimeError: called from one of its own callbacks, or while the sampler is paused.
-            Exception: what one of the callbacks, or `params.decode`, has raised; it is not called
-                again, and requests of others go on.
+            ValueError: a prompt or setting cannot be served. Raised before anything runs.
+            RolloutAborted: `should_abort` returned True. All pages are released.
+            RolloutPaused: one of the callbacks paused the sampler. The error's `request` is live.
+            RuntimeError: one of the sampler's callbacks made this call, or the sampler is paused.
+            Exception: whatever a callback or `params.decode` raised. No callback of this request
+                is called again, and other requests continue.
         """
         request = self._request(prompts, params, expected_tokens, on_progress, on_tokens)
         for _ in self._submit_and_drive(request, should_abort):
@@ -128,15 +129,16 @@ class Sampler:
         on_progress: OnProgress | None = None,
         should_abort: Callable[[], bool] | None = None,
     ) -> Iterator[Ended]:
-        """(prompt index, sample index, response) as they end; the same responses as `generate`.
+        """Yields (prompt index, sample index, response) when each response ends.
 
-        Arguments and errors are those of `generate`. Whoever stops early aborts the rest. Between
-        two responses the sampler may be paused, get new weights, and be resumed.
+        Responses, arguments and errors are those of `generate`. Closing the iterator early aborts
+        the unfinished responses. Between two responses the caller may pause the sampler, update
+        its weights and resume it.
         """
         request = self._request(prompts, params, expected_tokens, on_progress, None)
         return self._submit_and_drive(request, should_abort)
 
-    # --- for a loop of one's own ---
+    # --- for a loop of your own ---
 
     def submit(
         self,
@@ -148,33 +150,35 @@ class Sampler:
         on_progress: OnProgress | None = None,
         on_tokens: OnTokens | None = None,
     ) -> Request:
-        """Queues prompts behind those of earlier requests; `step` or `drive` gets them on.
+        """Queues prompts behind those of earlier requests; `step` or `drive` samples them.
 
-        Other arguments are those of `generate`. What its callbacks or its `decode` raise ends this
-        request alone (`Request.failure`): `poll` or `drive` raises it, whoever's `step` met it.
+        Other arguments are those of `generate`. If a callback or `decode` of this request raises,
+        this request alone ends (`Request.failure`). `poll` or `drive` of this request raises the
+        error, even if the `step` was another caller's.
 
         Args:
-            begun: [prompt][sample] what there is already of the responses, from an aborted request
-                of the same settings: an unfinished one goes on as if it had never been left, its
-                keys and values computed anew; one that has ended stays, and is not told again.
+            begun: [prompt][sample] responses of an aborted request with the same settings. An
+                unfinished response continues as if never interrupted; its keys and values are
+                computed again. An ended response is kept and not reported again.
 
         Raises:
-            ValueError: a prompt or setting that cannot be served.
-            RuntimeError: called from one of the sampler's own callbacks, or it has no weights.
+            ValueError: a prompt or setting cannot be served.
+            RuntimeError: one of the sampler's callbacks made this call, or there are no weights.
         """
         request = self._request(prompts, params, expected_tokens, on_progress, on_tokens, begun)
         self._live.ready().submit(request)
         return request
 
     def step(self) -> bool:
-        """One device call of at most `decode_steps` tokens a row; True while requests are live.
+        """Runs a device call of at most `decode_steps` tokens a row; True while requests are live.
 
-        Does nothing while the sampler is paused. It raises nothing of a request's own: what a
-        callback or `decode` raised waits for that request's `poll` or `drive`.
+        Does nothing while the sampler is paused. If a callback or `decode` raises, `step` keeps the
+        error for `poll` or `drive` of that request.
 
         Raises:
-            RuntimeError: called from one of its own callbacks, or there are no weights.
-            Exception: of the device; every request is aborted, and the next call begins anew.
+            RuntimeError: one of the sampler's callbacks made this call, or there are no weights.
+            Exception: a device error. Every request is aborted. The next call begins with empty
+                slots and a new pool.
         """
         if self.paused or not self._live.busy:
             return self._live.busy
@@ -192,34 +196,34 @@ class Sampler:
     def drive(
         self, request: Request, should_abort: Callable[[], bool] | None = None
     ) -> Generator[Ended, None, None]:
-        """Steps until a submitted request has ended, and yields what ended of it; as `stream`.
+        """Steps until a submitted request has ended; yields its responses as `stream` does.
 
-        Whoever leaves early aborts the rest, which `submit(begun=...)` takes up again. What a step
-        of somebody else has ended is yielded, too.
+        Closing the generator early aborts the unfinished responses; `submit(begun=...)` can
+        continue them. Responses that ended in another caller's step are yielded too.
 
         Args:
-            request: of `submit`; one that has ended already only yields what was not polled yet.
-            should_abort: polled between device calls; with several processes any of them decides.
+            request: result of `submit`. An ended request only yields the responses not polled yet.
+            should_abort: polled between device calls. Any process of the sampler can abort.
 
         Yields:
-            (prompt index, sample index, response), each once, as they end.
+            (prompt index, sample index, response), each once, when the response ends.
 
         Raises:
-            RolloutAborted: `should_abort` returned True, or the request was aborted; what had ended
-                of it has been yielded before.
-            RolloutPaused: the sampler is paused; the request is live, to be driven after `resume`.
-            RuntimeError: called from one of the sampler's own callbacks.
-            Exception: what a callback or `decode` of the request has raised, once what had ended of
-                it has been yielded.
+            RolloutAborted: `should_abort` returned True, or the request was aborted. Its ended
+                responses have been yielded before.
+            RolloutPaused: the sampler is paused. The request is live; drive it after `resume`.
+            RuntimeError: one of the sampler's callbacks made this call.
+            Exception: whatever a callback or `decode` of the request raised. Its ended responses
+                have been yielded before.
         """
         return driven(self, request, should_abort, self._mesh)
 
     def poll(self, request: Request) -> list[Ended]:
-        """(prompt index, sample index, response) of what has ended since the last call.
+        """(prompt index, sample index, response) of each response ended since the last call.
 
         Raises:
-            Exception: what a callback or `decode` of the request has raised, once there is nothing
-                of it left to return; every such call raises it.
+            Exception: whatever a callback or `decode` of the request raised. Every call that has
+                no response to return raises this error.
         """
         ended = request.take_ended()
         if request.failure is not None and not ended:
@@ -227,44 +231,46 @@ class Sampler:
         return ended
 
     def abort(self, request: Request) -> None:
-        """Drops what is live or waiting of a request; ended responses can still be polled.
+        """Drops the live and waiting samples of a request; ended responses can still be polled.
 
-        `request.responses()` then holds all that there is, the unfinished ones too: as they are,
-        they may be `begun` of another request. From a callback it takes effect at the step's end.
+        `request.responses()` then holds all responses, unfinished ones included. They may be the
+        `begun` of another request. An abort by a callback takes effect at the end of the step.
         """
         if self._live.driver is not None:
             self._live.driver.abort(request)
 
     def pause(self) -> None:
-        """Nothing is admitted or decoded until `resume`; the weights may change meanwhile.
+        """Stops admission and decoding until `resume`; the weights may change meanwhile.
 
-        From a callback it takes effect at the end of the step. What is live stays so, and whoever
-        drives it gets `RolloutPaused`.
+        A pause by a callback takes effect at the end of the step. Live requests stay live, and
+        `drive` raises `RolloutPaused`.
         """
         self.paused = True
 
     def resume(self) -> None:
-        """Goes on after `pause`."""
+        """Continues after `pause`."""
         self.paused = False
 
     # --- weights and memory ---
 
     def update_weights(self, model: Qwen) -> None:
-        """Takes new weights of the same shapes; nothing cached from the old ones survives.
+        """Copies new weights of the same shapes; drops everything cached under the old weights.
 
-        While the sampler is paused requests may be live: they go on under the new weights, their
-        keys and values computed anew. `Response.versions` tells which weights gave which token.
+        Requests may be live if the sampler is paused. They continue under the new weights, and
+        their keys and values are computed again. `Response.versions` records which weights sampled
+        each token.
 
         Args:
-            model: sharded in any way, over other processes too (all of them must call then).
+            model: the new weights, sharded in any way. If they lie on several processes, all of
+                these processes must call.
 
         Raises:
             RuntimeError: requests are live and the sampler is not paused, or a step is running.
-            ValueError: a model of another architecture, or with arrays that are deleted; the
-                present weights stay.
-            Exception: whatever breaks the copy off, such as device memory that runs out. The old
-                weights are freed as the new ones come, so there are none then: every call but
-                this one says so until it succeeds, and paused requests wait for that.
+            ValueError: the model has another architecture, or some of its arrays are deleted. The
+                present weights are kept.
+            Exception: the copy failed, for example because device memory ran out. Old weights are
+                freed during the copy, so the sampler has no weights then. Calls that sample raise
+                RuntimeError until an update succeeds, and paused requests wait.
         """
         self._check_still("weights cannot change")
         if model.config != self._model_config:
@@ -275,12 +281,12 @@ class Sampler:
         self._take(model)
 
     def drop_prefixes(self) -> None:
-        """Forgets the pages that earlier sequences left; what follows is computed from nothing."""
+        """Forgets the cached pages of earlier sequences; later prompts are prefilled in full."""
         if self._live.driver is not None:
             self._live.driver.drop_prefixes()
 
     def release_pool(self) -> None:
-        """Frees the memory of the KV pages; the next `step` makes them anew.
+        """Frees the memory of the KV pages; the next `step` allocates new pages.
 
         Raises:
             RuntimeError: requests are live and the sampler is not paused, or a step is running.
@@ -289,7 +295,7 @@ class Sampler:
         self._live.free_pool()
 
     def release(self) -> None:
-        """Frees pool and weights; `update_weights` makes it usable again.
+        """Frees pool and weights; `update_weights` makes the sampler usable again.
 
         Raises:
             RuntimeError: requests are live and the sampler is not paused, or a step is running.
@@ -301,18 +307,18 @@ class Sampler:
 
     @property
     def share(self) -> tuple[int, int]:
-        """(which of the run's samplers this one is, how many there are)."""
+        """(index of this sampler among the run's samplers, number of samplers)."""
         return sharding.sampler_share(self._mesh)
 
     @property
     def members(self) -> list[int]:
-        """The processes that share this sampler; they call it together, with the same arguments."""
+        """The processes that share this sampler; all make the same calls together."""
         return sharding.member_processes(self._mesh)
 
     def stats(self) -> dict[str, Any]:
-        """What happened since `reset_stats`; `sampler_stats.happened` explains each number.
+        """Counts and rates since `reset_stats`; `sampler_stats.happened` explains each number.
 
-        A device error sets none of them back.
+        A device error does not reset them.
         """
         return happened(
             self._live.driver,
@@ -380,7 +386,7 @@ class Sampler:
     def _submit_and_drive(
         self, request: Request, should_abort: Callable[[], bool] | None
     ) -> Iterator[Ended]:
-        """`submit` at the first `next`, so that a stream that nobody reads holds nothing."""
+        """Submits at the first `next`, so that a stream that nobody reads holds no pages."""
         if self.paused:
             raise RuntimeError("this sampler is paused: call resume first")
         self._live.ready().submit(request)

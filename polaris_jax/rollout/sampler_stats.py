@@ -1,4 +1,4 @@
-"""What a sampler tells of itself; the numbers of `Sampler.stats`."""
+"""The numbers of `Sampler.stats`."""
 
 from __future__ import annotations
 
@@ -20,25 +20,31 @@ def happened(
 ) -> dict[str, Any]:
     """The numbers of `Sampler.stats`, by name.
 
-    prompt_tokens of submitted prompts; response_tokens; tokens_per_s: response tokens over seconds
-    in `step`; slot_occupancy: share of slot-steps that made a token, in [0, 1]; row_steps that the
-    devices computed, and row_waste: the share of them that made no token; live_rows: a list of the
-    rows in the slots of each data shard now; live_rows_min and live_rows_max: the fewest and the
-    most that one of them decoded in a call (0: no call); pages_used now and pages_peak; pages_idle:
-    unused ones that hold a prefix; preemptions: rows that went back to the queue for want of pages;
-    voided: those that did because new weights came or the pool went while the sampler was paused;
-    failures: requests that their own callbacks or `decode` have ended by raising;
-    prefix_hits: samples that took over a prompt that another had prefilled; prefix_query_tokens
-    that admitted sequences needed in their pages; prefix_hit_tokens: those that were there already;
-    prefix_hit_rate: their share, in [0, 1], 0 where none was needed; compiles: XLA compilations in
-    `step`; weight_sync_bytes written to this process's devices and weight_sync_s that it took.
+    prompt_tokens: tokens of submitted prompts. response_tokens: tokens that samples were given.
+    tokens_per_s: response tokens per second in `step`.
+    slot_occupancy: share of slot-steps that made a token, in [0, 1].
+    row_steps: rows that the devices computed, summed over steps. row_waste: the share of row_steps
+        that made no token, in [0, 1].
+    live_rows: list of the rows now in the slots of each data shard. live_rows_min, live_rows_max:
+        the fewest and the most rows that a data shard decoded in a call (0: no call).
+    pages_used, pages_peak: pages with a reference now, and the most so far. pages_idle: unused
+        pages that hold a prefix.
+    preemptions: rows preempted because pages ran out. voided: rows preempted because new weights
+        came, or the pool was freed, while the sampler was paused.
+    failures: requests that ended because their own callback or `decode` raised.
+    prefix_hits: samples that shared a prompt that another sample had prefilled.
+    prefix_query_tokens: tokens that admitted sequences needed in their pages. prefix_hit_tokens:
+        those of them that were in pages already. prefix_hit_rate: the share of these, in [0, 1];
+        0 if none was needed.
+    compiles: XLA compilations in `step`.
+    weight_sync_bytes: bytes written to this process's devices. weight_sync_s: seconds of the syncs.
 
     Args:
-        driver: None: nothing was ever submitted.
-        state: its slots and pages.
-        slots: of the whole sampler.
-        seconds: in `step`.
-        compiles: XLA compilations there.
+        driver: the sampler's driver; None before the first request.
+        state: slots and pages of the driver.
+        slots: number of slots of all data shards.
+        seconds: seconds in `step`.
+        compiles: XLA compilations in `step`.
         synced: the weight syncs.
     """
     schedulers = [] if driver is None else driver.schedulers

@@ -1,12 +1,13 @@
-"""What a caller asks of sampling, its checks, and the device function that draws one token a row.
+"""Sampling settings, their checks, and the device function that draws one token a row.
 
-Noise is one uniform number a row and an inverse CDF in two levels (blocks, then tokens of the
-chosen block): no noise over the vocabulary. Top-k and top-p find their thresholds by bisection
-over the bits of the logits, so nothing is ever sorted, and they run only when some row asks.
+A token is drawn with one uniform number a row. The CDF is inverted in two levels: first the block,
+then the token in the block. So no noise over the vocabulary is needed. Top-k and top-p find their
+thresholds by bisection over the bits of the logits, so nothing is sorted. Filters run only if some
+row uses them.
 
 Source: top-p, Holtzman et al. 2019 (arXiv:1904.09751), section 3.1; min-p, Nguyen et al. 2024
-(arXiv:2407.01082), section 3. Differs: top-p acts on what top-k and min-p leave, renormalised; ties
-go to the lower id.
+(arXiv:2407.01082), section 3. Differs: top-p acts on the tokens that top-k and min-p keep,
+renormalised; ties go to the lower id.
 """
 
 from __future__ import annotations
@@ -36,25 +37,26 @@ PerPrompt = Sequence[Any] | np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How to sample; each field from `temperature` to `seed` but `n` may be one value a prompt.
-
-    Attributes:
-        temperature: >= 0; 0 is argmax, its log-probs are reported at temperature 1.
-        top_p: in (0, 1]; the smallest set of most likely tokens that reaches this mass.
-        top_k: >= 0; 0 is off.
-        min_p: in [0, 1]; drops tokens less likely than this share of the likeliest. 0 is off.
-        n: samples a prompt, at least 1.
-        max_tokens: response tokens at most, the stop token included.
-        seed: in [0, 2^32).
-        stop_token_ids: ids that end a response (at most 16); None: the model's own
-            (`ModelConfig.end_ids`, which `load_pretrained` reads); () means none.
-        stop_strings: texts that end a response, with the token that completes the first of them.
-        decode: text of token ids, which `stop_strings` are looked for in; a piece of a response
-            must decode to its piece of the text, but for the first characters.
-        prompt_logprobs: also give the log-probs of the prompt's own tokens, at `temperature`.
+    """Sampling settings; fields from `temperature` to `seed`, except `n`, allow a value a prompt.
 
     Filters act in the order top-k, min-p, top-p, on the distribution at `temperature`; ties go to
     the lower id.
+
+    Attributes:
+        temperature: at least 0. 0 is argmax, and its log-probs are reported at temperature 1.
+        top_p: in (0, 1]; keeps the smallest set of most likely tokens that reaches this mass.
+        top_k: at least 0; keeps this number of most likely tokens. 0 turns it off.
+        min_p: in [0, 1]; drops tokens less likely than this share of the likeliest token's
+            probability. 0 turns it off.
+        n: samples a prompt, at least 1.
+        max_tokens: maximum number of response tokens, the stop token included.
+        seed: seed of the noise, in [0, 2^32).
+        stop_token_ids: ids that end a response (at most 16). None: the model's own
+            (`ModelConfig.end_ids`, which `load_pretrained` reads). (): no ids.
+        stop_strings: texts that end a response, with the token that completes the first of them.
+        decode: the text of token ids, in which `stop_strings` are searched. A part of a response
+            must decode to its part of the text, except for the first few characters.
+        prompt_logprobs: also return the log-probs of the prompt's own tokens, at `temperature`.
     """
 
     temperature: Number | PerPrompt = 1.0
@@ -83,11 +85,11 @@ class PromptParams:
 
 
 def per_prompt(params: SamplingParams, num_prompts: int) -> list[PromptParams]:
-    """The settings of each prompt, checked; single values also where there is no prompt.
+    """The checked settings of each prompt; a single value is checked even if there is no prompt.
 
     Raises:
-        ValueError: a value out of range or of another type, with the prompt's index; a sequence of
-            another length than the number of prompts.
+        ValueError: a value is out of range or has another type (the message names the prompt's
+            index), or the length of a sequence differs from the number of prompts.
     """
     if whole_number("n", params.n) < 1:
         raise ValueError(f"n={params.n}: must be at least 1, samples a prompt; set it to 1 or more")
@@ -99,7 +101,7 @@ def per_prompt(params: SamplingParams, num_prompts: int) -> list[PromptParams]:
 
 
 def _column(name: str, value: Any, num_prompts: int) -> list[Any]:
-    """A setting of each prompt."""
+    """One setting, checked, for each prompt."""
     sequence = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     if not sequence and not getattr(value, "ndim", 0):
         where = f"prompt 0: {name}" if num_prompts else name
@@ -116,9 +118,9 @@ def _checked(where: str, name: str, value: Any) -> Any:
     """One setting as a number of its type.
 
     Args:
-        where: prompt and field, as a caller knows them.
-        name: of the field.
-        value: what was given.
+        where: prompt and field, in the caller's terms.
+        name: name of the field.
+        value: the caller's value.
     """
     whole = name in ("top_k", "max_tokens", "seed")
     number: Any = whole_number(where, value) if whole else real_number(where, value)
@@ -140,10 +142,10 @@ def _checked(where: str, name: str, value: Any) -> Any:
 
 
 def pad_stop_ids(stop_token_ids: Sequence[int]) -> np.ndarray:
-    """int32 [16] stop ids, filled up with -1, so that their number compiles nothing anew.
+    """int32 [16] stop ids, padded with -1, so that another number of ids needs no compilation.
 
     Raises:
-        ValueError: more than 16 ids.
+        ValueError: there are more than 16 ids.
     """
     if len(stop_token_ids) > MAX_STOP_TOKENS:
         raise ValueError(
@@ -193,7 +195,7 @@ def draw_tokens(logit_BV: Array, uniform_B: Array, params: RowParams) -> tuple[A
 
     Returns:
         (token_B int32, logp_B float32): logp = log_softmax(logits / temperature) at the token;
-        argmax and temperature 1 where temperature is 0.
+        argmax and temperature 1 if temperature is 0.
     """
     greedy_B = params.temperature_B == 0
     # Divided last: the likeliest token's mass is 1 and its log-prob finite at any temperature.
@@ -201,7 +203,7 @@ def draw_tokens(logit_BV: Array, uniform_B: Array, params: RowParams) -> tuple[A
     shifted_BV = distance_BV / jnp.where(greedy_B, 1.0, params.temperature_B)[:, None]
     mass_BV = jnp.exp(shifted_BV)
     norm_B = jnp.sum(mass_BV, axis=-1)
-    # What no row asks for is not computed.
+    # Filters and argmax are computed only if some row needs them.
     filters = (params.top_k_B > 0) | (params.top_p_B < 1) | (params.min_p_B > 0)
     token_B = jax.lax.cond(
         jnp.any(filters & ~greedy_B),
@@ -218,7 +220,7 @@ def draw_tokens(logit_BV: Array, uniform_B: Array, params: RowParams) -> tuple[A
 
 
 def _inverse_cdf(mass_BV: Array, uniform_B: Array) -> Array:
-    """The token at which the running mass passes uniform x total; never one of mass 0."""
+    """The token at which the running mass passes uniform x total; never a token of mass 0."""
     vocab = mass_BV.shape[-1]
     width = 1 << max(2, math.ceil(math.log2(vocab) / 2))
     mass_BV = jnp.pad(mass_BV, ((0, 0), (0, -vocab % width)))
@@ -247,7 +249,7 @@ def _first_past(running_BX: Array, mass_BX: Array, target_B: Array) -> Array:
 
 
 def _filtered(logit_BV: Array, mass_BV: Array, params: RowParams) -> Array:
-    """`mass_BV` with 0 where top-k, min-p or top-p drop a token."""
+    """`mass_BV` with 0 for every token that top-k, min-p or top-p drops."""
     order_BV = _ordered_bits(logit_BV)
     rank_on = jnp.any(params.top_k_B > 0)
     mass_on = jnp.any(params.top_p_B < 1)
@@ -286,7 +288,7 @@ def _rank_among_equals(equal_BV: Array) -> Array:
 
 
 def _top_k(order_BV: Array, top_k_B: Array) -> Array:
-    """True for the k first tokens by (logit, lower id); all where k is 0."""
+    """True for the first k tokens by (logit, lower id); for all tokens if k is 0."""
 
     def count(key_B: Array) -> Array:
         return jnp.sum(order_BV >= key_B[:, None], axis=-1, dtype=jnp.int32)
@@ -299,7 +301,7 @@ def _top_k(order_BV: Array, top_k_B: Array) -> Array:
 
 
 def _top_p(order_BV: Array, mass_BV: Array, top_p_B: Array) -> Array:
-    """True for tokens with less than top_p of the mass before them; all where top_p is 1."""
+    """True for tokens with less than top_p of the mass before them; for all if top_p is 1."""
     wanted_B = top_p_B * jnp.sum(mass_BV, axis=-1)
 
     def mass_from(key_B: Array) -> Array:

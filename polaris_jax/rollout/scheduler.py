@@ -1,16 +1,16 @@
-"""Who is decoded next and with which pages: host only, a function of the requests alone.
+"""Schedules the sequences and pages of each decode call, on the host.
 
-Sequences are admitted in the order of their age, which the caller gives (longest expected first,
-then first come first served). Between two decode calls at most `prefill_budget` tokens are
-prefilled, so a long prompt may take several calls while others decode. When pages run out, prompts
-that are only kept for later samples are let go, then the youngest sequence is preempted: its pages
-are released and it is computed again later. The oldest sequence always gets on, so there is no
-deadlock. Nothing here looks at a clock.
+A schedule depends on the requests alone, never on a clock. Sequences are admitted in the order of
+their age, which the caller sets (longest expected first, then first come first served). Between two
+decode calls at most `prefill_budget` tokens are prefilled, so a long prompt may take several calls
+while other sequences decode. If pages run out, the pages of prompts that are only kept for later
+samples are released first. Then the youngest sequence is preempted: its pages are released, and the
+sequence is computed again later. The oldest sequence always advances, so there is no deadlock.
 
-The samples of a prompt share its full pages; the page in which the prompt ends is copied, since
-each sample goes on writing there. With a prefix cache a sequence also begins with the full pages
-that any other sequence of the same beginning has left or is about to write: a plan lists what is
-prefilled in an order in which pages are written before they are read.
+The samples of a prompt share its full pages. The page in which the prompt ends is copied, because
+each sample continues to write there. With a prefix cache, a sequence also shares the full pages of
+any other sequence that begins alike, even if these pages are not written yet. So a plan lists the
+prefill in an order in which pages are written before they are read.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class Scheduler:
     """Slots, pages and the queue of one data shard.
 
     Args:
-        allocator: of the shard's pages.
-        slots: of the shard.
+        allocator: allocator of the shard's pages.
+        slots: number of slots of the shard.
         page_size: tokens of a page.
-        decode_steps: steps of a decode call at most.
-        first_slot: number of the shard's first slot among all.
-        prefill_budget: tokens prefilled between two decode calls at most; 0: no limit.
-        cache: of the same allocator; None: only samples of one prompt share pages.
+        decode_steps: maximum number of steps of a decode call.
+        first_slot: index of the shard's first slot among the slots of all shards.
+        prefill_budget: maximum number of tokens prefilled between two decode calls; 0: no limit.
+        cache: prefix cache of the same allocator; None: only samples of one prompt share pages.
 
     Attributes:
-        preemptions: sequences that were sent back to the queue for want of pages.
-        voided: sequences that were sent back because their keys and values were void.
-        prefix_hits: samples that took over a prompt that another sample had prefilled.
+        preemptions: sequences that were preempted because pages ran out.
+        voided: sequences that were preempted because their keys and values became void.
+        prefix_hits: samples that shared a prompt that another sample had prefilled.
         prefix_query_tokens: tokens that admitted sequences needed in their pages.
-        prefix_hit_tokens: those of them that were there already.
+        prefix_hit_tokens: those of these tokens that were in pages already.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Scheduler:
         self.prefix_query_tokens = self.prefix_hit_tokens = 0
 
     def take_counts(self, former: Scheduler) -> None:
-        """Goes on from the counts of a scheduler that this one replaces."""
+        """Continues the counts of a scheduler that this one replaces."""
         self.preemptions, self.voided = former.preemptions, former.voided
         self.prefix_hits = former.prefix_hits
         self.prefix_query_tokens = former.prefix_query_tokens
@@ -99,7 +99,7 @@ class Scheduler:
 
     @property
     def load(self) -> int:
-        """Tokens that its samples are expected to take yet, and those of prompts to prefill."""
+        """Tokens still to compute: those expected of the samples, and prompts to prefill."""
         samples = [*self.live, *(sequence for _, sequence in self._queue)]
         to_prefill = {s.prompt for s in samples if not s.decodes and s.prompt.pages is None}
         left = sum(s.expected_left for s in samples)
@@ -107,14 +107,14 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """There is something left to do."""
+        """True if a sequence is live or waiting."""
         return bool(self._queue) or any(s is not None for s in self._slots)
 
     def add(self, prompt: Prompt, sequences: Seq[Sequence]) -> None:
         """Queues the samples of a prompt.
 
         Raises:
-            ValueError: the prompt and its response can never fit into the pool.
+            ValueError: the prompt and its longest response do not fit into the pool.
         """
         wanted = needed_pages(prompt, self._page_size)
         if wanted > self._allocator.num_usable:
@@ -127,28 +127,28 @@ class Scheduler:
             heapq.heappush(self._queue, (sequence.age, sequence))
 
     def free_slots(self) -> int:
-        """Slots that nobody is in and nobody waits for."""
+        """Number of free slots beyond those that waiting sequences will take."""
         return max(0, sum(s is None for s in self._slots) - len(self._queue))
 
     def oldest_to_spare(self) -> Sequence | None:
-        """Of the sequences that wait though every slot is promised, the first in line."""
+        """The oldest waiting sequence that no free slot is left for; None if there is none."""
         free = sum(s is None for s in self._slots)
         if len(self._queue) <= free:
             return None
         return heapq.nsmallest(free + 1, self._queue)[-1][1]
 
     def withdraw(self, sequence: Sequence) -> None:
-        """Takes a waiting sequence out of the queue, to be served elsewhere."""
+        """Takes a waiting sequence out of the queue, so that another shard can serve it."""
         self._queue = [item for item in self._queue if item[1] is not sequence]
         heapq.heapify(self._queue)
         if not sequence.begun:
             sequence.prompt.to_begin -= 1
-        if sequence.prompt.to_begin == 0:  # no start of a sample here will forget it
+        if sequence.prompt.to_begin == 0:  # no sample that begins here will release its pages
             self._let_go(sequence.prompt)
             self._prompts = [p for p in self._prompts if p is not sequence.prompt]
 
     def schedule(self) -> Plan:
-        """Gives every live sequence the pages of the next decode call, then admits waiting ones."""
+        """Plans the next decode call: pages for every live sequence, then admissions."""
         plan = self._grow()
         budget = self._prefill_budget or sys.maxsize
         for sequence in self.live:
@@ -160,7 +160,7 @@ class Scheduler:
             if not self._queue:
                 break
             sequence = self._queue[0][1]
-            # A page of reserve for each live sequence keeps it from being preempted at once.
+            # One reserved page for each live sequence avoids an immediate preemption.
             live = sum(s is not None for s in self._slots)
             tokens = self._admit(sequence, slot, plan, budget, reserve=live)
             if tokens is None and live == 0:
@@ -174,17 +174,17 @@ class Scheduler:
                 break
             heapq.heappop(self._queue)
             budget -= tokens
-        # Only now: a page freed earlier could be given away before it was copied from.
+        # Released last: a page released earlier could be reused before the plan copies it.
         self._allocator.release(self._expired)
         self._expired = []
         return plan
 
     def grow_ahead(self, steps: int) -> list[Sequence] | None:
-        """Gives every live sequence the pages of its next `steps` steps, at nobody's expense.
+        """Gives every live sequence the pages of its next `steps` steps, without a preemption.
 
         Returns:
-            The sequences whose pages changed; None where something waits or prefills, or pages are
-            missing.
+            The sequences whose pages changed. None, and no change, if a sequence waits or prefills,
+            or if pages are missing.
         """
         live = self.live
         if self._queue or not all(s.decodes for s in live):
@@ -202,7 +202,7 @@ class Scheduler:
         return [s for s, _ in grown]
 
     def finish(self, sequence: Sequence) -> None:
-        """Takes a sequence out of its slot and releases its pages; full ones stay findable."""
+        """Takes a sequence out of its slot and releases its pages; the cache keeps full pages."""
         assert sequence.slot is not None
         self._remember(sequence)
         self._slots[sequence.slot - self._first_slot] = None
@@ -211,7 +211,7 @@ class Scheduler:
         sequence.pages = []
 
     def abort(self, prompt: Prompt, sequences: Seq[Sequence]) -> list[int]:
-        """Forgets a prompt and its samples; the slots that they leave."""
+        """Drops a prompt and its samples; returns the slots that are freed."""
         left = []
         for sequence in sequences:
             if sequence.slot is not None:
@@ -225,7 +225,7 @@ class Scheduler:
         return left
 
     def preempt_all(self) -> list[int]:
-        """Sends every live sequence back to the queue and forgets all pages; the slots left."""
+        """Preempts every live sequence and forgets all pages; returns the slots that are freed."""
         left = [self._send_back()[0] for _ in self.live]
         self.voided += len(left)
         for prompt in self._prompts:
@@ -235,7 +235,7 @@ class Scheduler:
         return left
 
     def drop_all(self) -> None:
-        """Releases everything; nothing is live or waiting afterwards."""
+        """Drops every sequence and releases all pages; nothing is live or waiting afterwards."""
         for sequence in self.live:
             self.finish(sequence)
         for prompt in self._prompts:
@@ -262,7 +262,7 @@ class Scheduler:
         return Plan(preempted, [s for s in grown if s.decodes])
 
     def _send_back(self) -> tuple[int, Sequence]:
-        """Sends the youngest live sequence back to the queue."""
+        """Puts the youngest live sequence back into the queue; returns (its slot, sequence)."""
         sequence = self.live[-1]
         slot = sequence.slot
         assert slot is not None
@@ -271,7 +271,7 @@ class Scheduler:
         return slot, sequence
 
     def _let_go_youngest(self) -> bool:
-        """Drops the kept pages of the youngest prompt that has any; False when none has."""
+        """Releases the kept pages of the youngest prompt that has any; False if none has."""
         for prompt in reversed(self._prompts):
             if prompt.pages is not None:
                 self._let_go(prompt)
@@ -284,7 +284,7 @@ class Scheduler:
             prompt.pages = None
 
     def _make_room(self, prompt: Prompt) -> None:
-        """Lets every kept prompt go but this one."""
+        """Releases the kept pages of every prompt but this one."""
         for other in reversed(self._prompts):
             if other is not prompt:
                 self._let_go(other)
@@ -292,10 +292,11 @@ class Scheduler:
     def _admit(
         self, sequence: Sequence, slot: int, plan: Plan, budget: int, *, reserve: int
     ) -> int | None:
-        """Gives the sequence a slot, pages and as much prefill as the budget allows; its tokens.
+        """Gives the sequence a slot, pages and as much prefill as the budget allows.
 
-        None, and no change, where pages or budget are missing. While a sample is prefilling the
-        prompt for the others, the budget is used up, so they wait.
+        Returns the number of tokens to prefill. Returns None, and changes nothing, if pages or
+        budget are missing. While one sample prefills the prompt, it uses up the budget, so the
+        other samples of the prompt wait.
         """
         prompt, wanted = sequence.prompt, sequence.length - 1
         whole = prompt.pages if not sequence.tokens else None
@@ -324,7 +325,7 @@ class Scheduler:
         return self._prefill(sequence, plan, budget)
 
     def _found(self, sequence: Sequence) -> list[int]:
-        """The pages that hold the beginning of the sequence, or will when it is prefilled."""
+        """The known pages that hold the beginning of the sequence, or will after their prefill."""
         full, kept = (sequence.length - 1) // self._page_size, sequence.prompt.pages or []
         pages = kept[: min(full, sequence.prompt.cached // self._page_size)]
         if self._cache is not None:
@@ -333,7 +334,7 @@ class Scheduler:
         return list(pages)
 
     def _prefill(self, sequence: Sequence, plan: Plan, budget: int) -> int:
-        """Plans the next part of the sequence's prefill; its tokens."""
+        """Plans the next part of the sequence's prefill; returns its number of tokens."""
         start, end = sequence.cached, sequence.length - 1
         stop = min(end, start + budget)
         if stop > start:
@@ -346,7 +347,7 @@ class Scheduler:
         return stop - start
 
     def _remember(self, sequence: Sequence) -> None:
-        """Makes the full pages of a sequence findable."""
+        """Adds the full pages of a sequence to the prefix cache."""
         if self._cache is not None:
             keys = sequence.page_keys(sequence.cached, self._page_size)
             for key, page in zip(keys, sequence.pages, strict=False):

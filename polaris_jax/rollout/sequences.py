@@ -1,4 +1,4 @@
-"""What the scheduler moves about: prompts, their samples, and the plan of one decode call."""
+"""The scheduler's records: prompts, their samples, and the plan of one decode call."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from polaris_jax.rollout.sampling import PromptParams
 
 @dataclasses.dataclass(eq=False)
 class Prompt:
-    """A prompt and, while samples of it have not begun, its prefilled pages.
+    """A prompt and, until all of its samples have begun, its prefilled pages.
 
     Attributes:
-        index: its place in the caller's list.
+        index: index in the caller's list of prompts.
         tokens: token ids.
-        params: its sampling settings.
-        to_begin: samples that were never admitted.
-        expected: response tokens that a sample of it is expected to take.
-        pages: pages that hold all tokens but the last, kept by a reference of their own.
-        keys: of its full pages, as far as they were asked for.
+        params: sampling settings.
+        to_begin: number of samples that were never admitted.
+        expected: expected number of response tokens of a sample.
+        pages: pages that hold all tokens but the last; the prompt holds a reference to each.
+        keys: prefix cache keys of the first full pages; the list grows on demand.
     """
 
     index: int
@@ -33,26 +33,26 @@ class Prompt:
 
     @property
     def cached(self) -> int:
-        """Tokens that a prefill puts into pages: the last one is the first decode step's input."""
+        """Tokens that a prefill writes; the last token is the input of the first decode step."""
         return len(self.tokens) - 1
 
 
 @dataclasses.dataclass(eq=False)
 class Sequence:
-    """One sample of a prompt on its way.
+    """One sample of a prompt, and its progress.
 
     Attributes:
-        prompt: what it continues.
+        prompt: the prompt that the sample continues.
         sample: index among the prompt's samples.
-        age: admission order; the smaller, the older.
+        age: admission order; a smaller age is older.
         tokens: response token ids so far.
-        logprobs: their log-probs.
-        versions: (version of the weights, tokens sampled from it) in order.
-        slot: where it is decoded, or None.
-        pages: its pages in position order.
-        begun: it has been admitted before.
-        stopped: a stop token or string has ended it.
-        prefill_at: the position that its prefill goes on from; None when nothing is left of it.
+        logprobs: log-probs of these tokens, in nats.
+        versions: (version of the weights, number of tokens sampled from it) in order.
+        slot: slot that decodes the sample; None if the sample waits or has ended.
+        pages: pages of the sample, in position order.
+        begun: True if the sample has been admitted before.
+        stopped: True if a stop token or string has ended the sample.
+        prefill_at: position at which the prefill continues; None if no prefill is left.
     """
 
     prompt: Prompt
@@ -79,17 +79,17 @@ class Sequence:
 
     @property
     def expected_left(self) -> float:
-        """Tokens that it is expected to take yet."""
+        """Number of response tokens that are still expected."""
         return max(0.0, self.prompt.expected - len(self.tokens))
 
     @property
     def cached(self) -> int:
-        """Tokens that its pages hold; the last token enters with the next decode step."""
+        """Tokens that the pages hold; the next decode step writes the last token."""
         return self.length - 1 if self.prefill_at is None else self.prefill_at
 
     @property
     def decodes(self) -> bool:
-        """It is in a slot and nothing is left to prefill."""
+        """True if the sample is in a slot and no prefill is left."""
         return self.slot is not None and self.prefill_at is None
 
     def history(self, start: int, stop: int) -> list[int]:
@@ -99,11 +99,11 @@ class Sequence:
         return [*prompt[start:stop], *self.tokens[max(0, start - shift) : max(0, stop - shift)]]
 
     def tokens_after(self, steps: int) -> int:
-        """Tokens in the cache after `steps` more decode steps; the last drawn one never enters."""
+        """Tokens in pages after `steps` more decode steps; the last drawn token is not written."""
         return min(self.length - 1 + steps, self.limit - 1)
 
     def page_keys(self, tokens: int, page_size: int) -> list[bytes]:
-        """Keys of the full pages of its first `tokens` tokens."""
+        """Keys of the full pages of the first `tokens` tokens."""
         prompt, pages = self.prompt, tokens // page_size
         extend_keys(prompt.keys, prompt.tokens[: pages * page_size], page_size)
         keys = prompt.keys[:pages]
@@ -112,7 +112,7 @@ class Sequence:
         return keys
 
     def add(self, tokens: list[int], logprobs: list[float], version: int) -> None:
-        """Appends tokens that weights of `version` gave."""
+        """Appends tokens that weights of version `version` sampled."""
         self.tokens += tokens
         self.logprobs += logprobs
         if not tokens:
@@ -126,7 +126,7 @@ class Sequence:
 
 @dataclasses.dataclass(frozen=True)
 class PrefillPart:
-    """Tokens from `start` to `stop` - 1 that go into the pages of a sequence."""
+    """Positions `start` to `stop` - 1 of a sequence, to be prefilled into its pages."""
 
     sequence: Sequence
     start: int
@@ -135,15 +135,16 @@ class PrefillPart:
 
 @dataclasses.dataclass
 class Plan:
-    """What the device has to do before the next decode call, in this order.
+    """The work of the device before the next decode call, in this order.
 
     Attributes:
-        preempted: (slot, sequence) pairs that leave.
+        preempted: (former slot, sequence) of each preempted sequence.
         grown: live sequences whose pages changed.
         admitted: sequences that got a slot.
-        parts: to prefill, in an order in which each reads only what those before it write.
-        copies: (from, to) pages, once everything is prefilled.
-        started: sequences whose prefill is done by now, so that they decode from this call on.
+        parts: parts to prefill. A part reads only pages that are written, or that earlier parts
+            write.
+        copies: (from, to) pages to copy after the prefill.
+        started: sequences whose prefill ends with this plan; they decode from this call on.
     """
 
     preempted: list[tuple[int, Sequence]]
@@ -160,5 +161,5 @@ class Plan:
 
 
 def needed_pages(prompt: Prompt, page_size: int) -> int:
-    """Pages that the prompt and its longest response take."""
+    """Number of pages that the prompt and its longest response take."""
     return pages_for(len(prompt.tokens) + prompt.params.max_tokens, page_size)

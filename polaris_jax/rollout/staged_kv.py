@@ -1,11 +1,11 @@
-"""Decode attention on a CPU: pages are read in place, a call's new keys and values lie beside them.
+"""Decode attention on a CPU: pages are read in place, new keys and values are staged beside them.
 
-The pool does not change while a call runs. What its up to T steps add is staged in arrays of the
-call, [L, B, K, H, T] and [L, B, K, T, H], attended to as one more block, and written into the pages
-once at the end.
+The pool does not change while a call runs. The keys and values of its up to T steps are staged in
+arrays of the call, [L, B, K, H, T] and [L, B, K, T, H]. Attention reads them as one more block, and
+they are written into the pages once at the end of the call.
 
-Pages are read by tiles of rows and blocks of pages with an online softmax. A tile goes as far as
-its own furthest row, so rows should come ordered by length: then attention costs what is live.
+Pages are read by tiles of rows and blocks of pages with an online softmax. A tile reads as far as
+its own longest row, so rows should be ordered by length. Attention then costs only the live tokens.
 
 The products of one query with a block are sums of explicit terms, one a head dimension or one a
 token. As one loop over contiguous numbers they become vector code, which neither a batched dot (a
@@ -88,7 +88,7 @@ def attend_staged(
         v_BKH: new values.
         staged: the call's keys and values, whose steps before `step` are there.
         pool: the page pool.
-        step: of the call, from 0.
+        step: index of the step in the call, from 0.
         cached_B: tokens of each row in its pages.
         table_BJ: pages of each row.
         num_layers: L.

@@ -1,4 +1,4 @@
-"""Where a response first contains a string that ends it, to the token."""
+"""Finds the token at which a response first contains a stop string."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ def completing_token(
 ) -> int | None:
     """The index of the token with which the text first contains one of the strings.
 
-    Text is decoded from a few tokens before the new ones, not from the first on: decoding must be
-    local, so that a piece's text is the whole text's but for its first few characters.
+    Text is decoded from a few tokens before the new tokens, not from the first token on. So
+    decoding must be local: the text of a part must be the same part of the complete text, except
+    for the first few characters.
 
     Args:
-        tokens: of the response.
-        first_new: tokens from here on are new; the text of those before contains no string.
-        strings: non-empty.
-        decode: text of token ids.
+        tokens: token ids of the response.
+        first_new: index of the first new token; the text before it contains none of the strings.
+        strings: non-empty strings.
+        decode: the text of token ids.
 
     Returns:
-        Its index, or None where the text contains none of them.
+        The index, or None if the text contains none of the strings.
     """
     start = _context_start(tokens, first_new, max(map(len, strings)) + MARGIN_CHARS, decode)
 
@@ -39,7 +40,7 @@ def completing_token(
 
 
 def _context_start(tokens: Sequence[int], first_new: int, chars: int, decode: Decode) -> int:
-    """From where on the tokens before `first_new` have at least so many characters, if anywhere."""
+    """An index from which the tokens before `first_new` have `chars` characters or more, else 0."""
     back = chars
     while back < first_new and len(decode(list(tokens[first_new - back : first_new]))) < chars:
         back *= 2

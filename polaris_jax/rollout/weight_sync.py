@@ -1,12 +1,13 @@
 """From the trainer's parameters to the sampler's weights: another dtype, another sharding.
 
-The trainer's are float32 and split over all devices of all processes; the sampler's are in its own
-dtype, whole on each data shard of each sampler, split over tensor alone. On a mesh the leaves go
-one by one, each cast and resharded by one jitted function, and the old weight of a leaf is freed
-before the new one is made: beside both sets of weights there is room for one leaf only.
+The trainer's parameters are float32 and split over all devices of all processes. The sampler's
+weights have its own dtype, are complete on each data shard of each sampler, and are split over
+tensor alone. On a mesh the leaves are copied one by one. One jitted function casts and reshards a
+leaf, and the leaf's old weight is freed before the new one is made, because memory beside both sets
+of weights suffices for one leaf only.
 
-Across processes the target is one mesh over all of them, with each sampler's mesh as its part;
-afterwards a sampler keeps the shards on its own devices as arrays of its own mesh, so that no
+Across processes the target is one mesh over all processes, of which each sampler's mesh is a part.
+Afterwards a sampler keeps the shards on its own devices as arrays of its own mesh, so that no
 collective crosses samplers while they run.
 """
 
@@ -40,11 +41,11 @@ from polaris_jax.sharding import (
 
 @dataclasses.dataclass(frozen=True)
 class SyncReport:
-    """What a sync cost this process.
+    """The cost of a sync for this process.
 
     Attributes:
-        bytes: of new weights written to this process's devices, each copy counted.
-        seconds: wall clock until they were there.
+        bytes: bytes of new weights written to this process's devices, each copy counted.
+        seconds: wall clock seconds until the weights were written.
     """
 
     bytes: int = 0
@@ -65,17 +66,17 @@ def sync_weights(
 ) -> tuple[Any, SyncReport]:
     """The sampler's weights, in arrays of their own, from the trainer's parameters.
 
-    The copy is on purpose: the trainer donates its parameters to the next update, which deletes
-    them under a sampler that shares them.
+    The weights are copied because the trainer donates its parameters to the next update, which
+    deletes them; a sampler must not share them.
 
     Args:
-        params: on this process's devices or in their host's memory, or sharded in any way over
-            those of all processes.
-        dtype: of the sampler's weights.
-        mesh: the sampler's on this process, or None for jax's default device.
-        old: the weights that these replace; their memory is freed.
-        fused: make them `FusedWeights`; on one device only.
-        packed: with matrices for the native kernels.
+        params: parameters on this process's devices or in their host's memory, or sharded in any
+            way over the devices of all processes.
+        dtype: dtype of the sampler's weights.
+        mesh: the sampler's mesh on this process; None: jax's default device.
+        old: the weights that the new ones replace; their memory is freed.
+        fused: True: make `FusedWeights`; on one device only.
+        packed: True: make matrices for the native kernels.
     """
     began_s = time.perf_counter()
     dtype = jnp.dtype(dtype)
@@ -99,10 +100,10 @@ def sync_weights(
 
 
 def check_live(params: Qwen) -> None:
-    """Returns when every parameter can be read.
+    """Checks that every parameter can be read.
 
     Raises:
-        ValueError: some are deleted.
+        ValueError: some of the parameters are deleted.
     """
     leaves = params.params().items()
     gone = [path for path, x in leaves if isinstance(x, jax.Array) and x.is_deleted()]
@@ -114,7 +115,7 @@ def check_live(params: Qwen) -> None:
 
 
 def weight_shardings(params: Qwen, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where each weight lies on the sampler's mesh, by path."""
+    """Sharding of each weight on the sampler's mesh, by path."""
     axes = param_axes(params.config)
     leaves = params.params()
     return param_shardings(leaves, mesh, SAMPLER_RULES, axes=axes)
@@ -166,13 +167,13 @@ def _resharded(params: Qwen, dtype: np.dtype, mesh: Mesh | None, old: Qwen | Non
         if path in old_leaves:
             _delete(old_leaves[path])
         moved = _moved(leaf, dtype, targets[path])
-        # One leaf at a time: the temporaries of two would add up.
+        # One leaf at a time, because the temporaries of two leaves would add up.
         new[path] = jax.block_until_ready(_local(moved, targets[path], mesh))
     return Qwen.from_params(params.config, new)
 
 
 def _moved(leaf: Any, dtype: np.dtype, target: Sharding) -> jax.Array:
-    """The leaf at `target`, cast where it was."""
+    """The leaf with sharding `target`; the cast runs on the leaf's present devices if possible."""
     ours_alone = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
     if ours_alone and not target.is_fully_addressable:  # alike in all processes
         assert isinstance(target, NamedSharding)
@@ -180,14 +181,14 @@ def _moved(leaf: Any, dtype: np.dtype, target: Sharding) -> jax.Array:
     if not isinstance(leaf, jax.Array):
         return jax.device_put(np.array(leaf, dtype), target)
     source = leaf.sharding
-    if _is_parked(source):  # only this leaf comes to the device; the parked one stays
+    if _is_parked(source):  # copy only this leaf to the device; the host keeps the parked leaf
         source = on_device(source)
         leaf = jax.device_put(leaf, source)
     if _device_order(source) == _device_order(target):
         return cast_to(dtype, target)(leaf)
     if leaf.is_fully_addressable or source.device_set == target.device_set:
         return jax.device_put(cast_to(dtype, source)(leaf), target)
-    # The sampler leaves devices of the trainer out: only whole copies come over in one step.
+    # The sampler uses only some of the trainer's devices: one step can only move complete copies.
     assert isinstance(source, NamedSharding)
     assert isinstance(source.mesh, Mesh)
     return cast_to(dtype, replicated(source.mesh))(leaf)
@@ -200,7 +201,7 @@ def _device_order(where: Sharding) -> list[Any]:
 
 
 def _local(x: jax.Array, target: Sharding, mesh: Mesh | None) -> jax.Array:
-    """What this process's sampler holds of a global array, as an array of its own mesh."""
+    """This process's part of a global array, as an array of the sampler's own mesh."""
     if x.is_fully_addressable:
         return x
     by_device = {shard.device: shard.data for shard in x.addressable_shards}

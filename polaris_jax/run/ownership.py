@@ -1,9 +1,9 @@
-"""Whose a workdir is: one run at a time writes into it.
+"""Ownership of a workdir: one run at a time writes into it.
 
-On a disk the kernel keeps a lock for the run and drops it with the process, so a second run is
-refused. An object store knows no locks: there a run leaves its token in `.lock`, and the newest
-run wins, because the older one may have been preempted, or be about to be, without a chance to
-say so. A run whose token is gone ends before it writes again.
+On a disk the kernel holds a lock for the run and releases it when the process ends, so a second run
+is refused. An object store has no locks: a run writes its token to `.lock`, and the newest run
+wins. The reason: the older run may have been preempted, or be about to be, without a chance to
+release the workdir. A run whose token is gone ends before it writes again.
 """
 
 from __future__ import annotations
@@ -25,50 +25,50 @@ LOCK = ".lock"
 
 
 class TakenOver(RuntimeError):
-    """Another run owns the workdir now; its text is one line for the user."""
+    """Another run owns the workdir now. The text is one line for the user."""
 
 
 class Ownership(Protocol):
-    """A workdir that is ours until `release`."""
+    """The ownership of a workdir until `release`."""
 
     def announce(self) -> None:
-        """Puts others out, where that is the way; called once this run is known to fit."""
+        """Takes the workdir over from other runs, in a store. Call after checking the config."""
         ...
 
     def check(self) -> None:
-        """Returns while the workdir is ours; asked before every write of a step.
+        """Raises TakenOver if the workdir is no longer ours. Call before every write of a step.
 
         Raises:
-            TakenOver: another run has claimed it since.
+            TakenOver: another run has claimed the workdir since.
         """
         ...
 
     def release(self) -> None:
-        """Lets others in. The end of the process, by whatever means, does it too."""
+        """Lets other runs claim the workdir. Any end of the process has this effect, too."""
         ...
 
 
 def take(workdir: epath.Path, command: str) -> Ownership:
-    """Makes the workdir, which exists, ours; in a store from `announce` on.
+    """Takes ownership of an existing workdir; in a store only `announce` takes effect.
 
     Raises:
-        ConfigError: another process holds its lock, or its disk knows no locks.
-        OSError: it cannot be written.
+        ConfigError: another process holds the lock, or the disk does not support locks.
+        OSError: the workdir cannot be written.
     """
     return _StoreToken(workdir) if is_remote(workdir) else _DiskLock(workdir, command)
 
 
 class NoOwnership:
-    """Of a process that writes nothing."""
+    """The `Ownership` of a process that writes nothing. All methods do nothing."""
 
     def announce(self) -> None:
-        """Returns."""
+        """Does nothing."""
 
     def check(self) -> None:
-        """Returns."""
+        """Does nothing."""
 
     def release(self) -> None:
-        """Returns."""
+        """Does nothing."""
 
 
 class _DiskLock:
@@ -81,13 +81,13 @@ class _DiskLock:
             raise
 
     def announce(self) -> None:
-        """Returns: the lock is held."""
+        """Does nothing: the lock is held already."""
 
     def check(self) -> None:
-        """Returns: the kernel keeps others out."""
+        """Does nothing: the kernel keeps other runs out."""
 
     def release(self) -> None:
-        """Drops the lock."""
+        """Releases the lock."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -98,12 +98,12 @@ class _StoreToken:
         self._path, self._token = workdir / LOCK, secrets.token_hex(8)
 
     def announce(self) -> None:
-        """Leaves the token: whoever had one there finds it gone."""
+        """Writes the token, which replaces the token of any other run."""
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token}
         write_json(self._path, owner)
 
     def check(self) -> None:
-        """Reads the token back."""
+        """Raises TakenOver if the token in the store is not ours."""
         try:
             owner = json.loads(self._path.read_bytes())
         except FileNotFoundError:
@@ -123,7 +123,7 @@ class _StoreToken:
 
 
 def _lock(file: TextIO, workdir: epath.Path, command: str) -> None:
-    # The kernel drops the lock with the process: none is left over after a kill.
+    # The kernel releases the lock when the process ends, so a kill leaves no lock.
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -138,7 +138,7 @@ def _lock(file: TextIO, workdir: epath.Path, command: str) -> None:
             f"workdir={workdir}: its disk knows no file locks ({error.strerror}); "
             "choose a --workdir on another disk"
         ) from None
-    with contextlib.suppress(OSError):  # a full disk: the lock holds without its owner's name
+    with contextlib.suppress(OSError):  # on a full disk the lock holds without the owner's name
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -1,4 +1,4 @@
-"""Rows that a long command has finished, so that a rerun goes on where it stopped."""
+"""Rows that a long command has finished, so that a rerun continues where it stopped."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from polaris_jax.system.progress import say
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:
-    """A text that another id, problem or answer changes, and another order does not.
+    """A text that depends on each id, problem and answer, but not on their order.
 
-    For a `ProgressFile`'s identity: a source may be edited under its old name.
+    It is part of a `ProgressFile`'s identity, because a source may be edited under its old name.
     """
     lines = sorted(json.dumps([p.id, p.problem, repr(p.answer)]) for p in problems)
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
 def whole_rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
-    """The rows of JSON lines up to the first that is none: what follows damage counts as undone."""
+    """The rows of JSON lines before the first damaged line. Later rows count as not done."""
     rows: list[dict[str, Any]] = []
     for line in lines:
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):  # bytes that are no UTF-8 as well
+        except (ValueError, RecursionError):  # ValueError: also bytes that are not UTF-8
             break
         if not isinstance(row, dict):
             break
@@ -39,16 +39,16 @@ def whole_rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
 
 
 def name_aside(name: str, head: bytes) -> str:
-    """What a file is called once it is set aside: other settings (`head`) give another name."""
+    """The name of a file that is set aside. Different settings (`head`) give different names."""
     return f"{name}.settings-{hashlib.sha256(head).hexdigest()[:8]}"
 
 
 class ProgressFile:
-    """A JSON-lines file whose first line says what it belongs to.
+    """A JSON-lines file whose first line records the settings that its rows depend on.
 
-    A file of other settings, or with a damaged line, never mixes with new rows: the former is set
-    aside whole, under a name of its own, the latter is cut off before that line. Back at settings
-    that were set aside, their rows count again.
+    New rows never mix with rows of other settings or with damaged lines. A file of other settings
+    is set aside complete, under its own name. A file with a damaged line is cut off before that
+    line. If a run returns to settings whose file was set aside, the rows of that file count again.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class ProgressFile:
         """Opens or starts the file.
 
         Args:
-            path: of the file.
+            path: path of the progress file.
             identity: the settings that its rows depend on.
             writes: False in processes that only read.
-            unit: rows that are of use together only; a kill may tear the last unit, which is then
-                cut off like a torn line.
+            unit: number of rows that are useful only together. A kill may tear the last unit, which
+                is then cut off like a torn line.
         """
         self.path, self._writes = as_place(path), writes
         self.rows: list[dict[str, Any]] = []
@@ -71,7 +71,7 @@ class ProgressFile:
             own = self.path.with_name(name_aside(self.path.name, head.encode()))
             if writes:
                 _set_aside(self.path, lines)
-            # Never deleted: another process may look for its rows when ours are in place already.
+            # Never deleted: another process may look for its rows when our file is already there.
             lines = own.read_bytes().split(b"\n")[:-1] if own.exists() else []
         if lines and lines[0] == head.encode():
             rows = whole_rows(lines[1:])
@@ -83,7 +83,7 @@ class ProgressFile:
             write_bytes(self.path, head.encode() + b"\n")
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        """Adds finished rows, on disk before it returns."""
+        """Adds finished rows. They are on the disk when the call returns."""
         self.rows += rows
         if self._writes:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
@@ -91,7 +91,7 @@ class ProgressFile:
 
 
 def _set_aside(path: epath.Path, lines: list[bytes]) -> None:
-    """Keeps the rows of other settings beside the file, and says where."""
+    """Sets the rows of other settings aside beside the file, and reports the new name."""
     if len(lines) < 2:
         return
     aside = path.with_name(name_aside(path.name, lines[0]))

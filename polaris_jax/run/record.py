@@ -1,4 +1,4 @@
-"""run.json: how a run was configured, by which versions, and what may differ when it goes on."""
+"""run.json: config and versions of a run, and what may differ when the run resumes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _VERSIONS_OF = (
 
 
 def read_record(workdir: epath.Path) -> dict[str, Any] | None:
-    """What run.json says; None where there is none.
+    """The content of run.json; None if there is no such file.
 
     Raises:
-        ConfigError: it is not the record of a run.
+        ConfigError: the file is not the record of a run.
     """
     path = workdir / RECORD
     if not path.exists():
@@ -64,12 +64,17 @@ def read_record(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def refuse_other_run(workdir: AnyPath, config: RunConfig, *, sections: Sequence[str]) -> None:
-    """Returns unless the workdir holds the run of a config that differs in one of `sections`.
+    """Raises ConfigError if the workdir holds a run whose config differs in one of `sections`.
 
-    For the commands that put files beside a run which it reads. Without a run it does nothing.
+    Commands that write files for a run to read call this. Does nothing if the workdir has no run.
+
+    Args:
+        workdir: directory of the run.
+        config: config of the command.
+        sections: names of the sections to compare.
 
     Raises:
-        ConfigError: another run's, naming the fields.
+        ConfigError: the workdir holds another run. The text names the fields that differ.
     """
     place = as_place(workdir)
     record = read_record(place)
@@ -77,7 +82,7 @@ def refuse_other_run(workdir: AnyPath, config: RunConfig, *, sections: Sequence[
         return
     names = {n for n in _binding_names(record, config) if n.split(".")[0] in sections}
     if not record["config"].get("data.problems"):
-        # That run took what `prepare` left, whose source stood in no config of its own.
+        # That run read the problems that `prepare` wrote, so its config does not name their source.
         names.discard("data.problems")
         source = _prepared_from(place)
         if source and config.data.problems and source != config.data.problems:
@@ -91,7 +96,7 @@ def refuse_other_run(workdir: AnyPath, config: RunConfig, *, sections: Sequence[
 
 
 def _prepared_from(workdir: epath.Path) -> str:
-    """The source of the workdir's problems.parquet; empty where none is recorded."""
+    """The source of the workdir's problems.parquet; empty if none is recorded."""
     path = workdir / "prepare.json"
     if not path.exists():
         return ""
@@ -102,13 +107,16 @@ def _prepared_from(workdir: epath.Path) -> str:
 
 
 def _binding_names(record: dict[str, Any], config: RunConfig) -> set[str]:
-    """What binds now, and what has bound and is no field any more: a field may become free."""
+    """Names of the fields that bind now, and of fields that bound once and no longer exist.
+
+    A field that bound once and is free now is left out.
+    """
     gone = set(record["binding"]) - config_fields(config).keys()
     return binding_fields(config).keys() | gone
 
 
 def _differing(record: dict[str, Any], config: RunConfig, names: Iterable[str]) -> list[str]:
-    """`name=value there, value here` of every field that is not as it was."""
+    """`name=value there, value here` for every field that differs from the record."""
     recorded, present = record["config"], _plain(config_fields(config))
     differing = []
     for name in sorted(names):
@@ -126,10 +134,10 @@ def _other_config(workdir: AnyPath, differing: Sequence[str], remedy: str) -> Co
 
 
 def refuse_other_config(workdir: epath.Path, record: dict[str, Any], config: RunConfig) -> None:
-    """Returns where the recorded run may go on under `config`.
+    """Raises ConfigError if the recorded run may not resume with `config`.
 
     Raises:
-        ConfigError: a field that binds differs, or the last stage has shrunk.
+        ConfigError: a binding field differs, or the last stage has shrunk.
     """
     remedy = "choose another --workdir, or use --overwrite to begin anew"
     if differing := _differing(record, config, _binding_names(record, config)):
@@ -146,7 +154,7 @@ def refuse_other_config(workdir: epath.Path, record: dict[str, Any], config: Run
 def write_record(
     workdir: epath.Path, command: str, config: RunConfig, record: dict[str, Any] | None
 ) -> None:
-    """Leaves run.json: config, versions, commit, and one start more than `record` has."""
+    """Writes run.json: config, versions, commit, and the starts in `record` plus this one."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     start = {"time": now, "argv": sys.argv[1:], "commit": _commit(), "host": socket.gethostname()}
     write_json(
@@ -166,7 +174,7 @@ def write_record(
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from JSON: a tuple inside a value is a list."""
+    """The fields as JSON returns them: a tuple inside a value becomes a list."""
     return json.loads(json.dumps(fields))
 
 
@@ -179,7 +187,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, "-dirty" when it has been edited; None outside of one."""
+    """The commit of the source tree, with "-dirty" if it has edits; None outside a git tree."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

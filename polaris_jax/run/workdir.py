@@ -1,7 +1,7 @@
-"""A run's directory: who owns it, and its small files (run.json: `run_record`).
+"""A run's directory: who owns it, and its small files (for run.json see `record`).
 
-`claim` decides whether a command begins or resumes in a workdir and keeps a second one out. Nothing
-here imports jax: a bad workdir is reported before a device is touched.
+`claim` decides whether a command starts or resumes a run in a workdir, and keeps a second command
+out. Nothing here imports jax, so a bad workdir is reported before a device is touched.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ __all__ = [
 ]
 
 ROLLOUTS = "rollouts"
-# What training leaves, as patterns of names; for a folder, the pattern of what is ours inside it.
-# --overwrite deletes these and nothing else: what other commands and people left stays.
+# What training writes: pattern of the name -> for a folder, the pattern of our files inside.
+# --overwrite deletes these and nothing else. Files of other commands and of people stay.
 _MADE_BY_TRAINING: dict[str, str | None] = {
     r"run\.json": None,
     r"metrics\.jsonl": None,
     r"timing\.jsonl": None,
     r"stages\.json": None,
-    r"checkpoints": r"\d+(\.[a-z]+)*|tokenizer",  # of the model that was trained
+    r"checkpoints": r"\d+(\.[a-z]+)*|tokenizer",  # the tokenizer of the trained model
     r"rollouts": r"step_\d+\.jsonl(\.partial)?",
     r"tensorboard": r"events\.out\.tfevents\..*",
     r"wandb": r"run_id|run-.*|offline-run-.*|latest-run|debug.*\.log",
@@ -57,10 +57,10 @@ _MADE_BY_TRAINING: dict[str, str | None] = {
 
 
 class Claim:
-    """A workdir that is ours until `release`; a context manager.
+    """The ownership of a workdir until `release`; a context manager.
 
     Attributes:
-        status: "new" when the command begins here, "resume" when it has begun before.
+        status: "new" if the run starts now, "resume" if it has started before.
     """
 
     def __init__(self, status: Literal["new", "resume"], ownership: Ownership) -> None:
@@ -68,15 +68,16 @@ class Claim:
         self._ownership = ownership
 
     def check(self) -> None:
-        """Returns while the workdir is ours; asked before every write of a step.
+        """Raises TakenOver if the workdir is no longer ours. Call before every write of a step.
 
         Raises:
-            TakenOver: another run has claimed it since (in an object store; see `ownership`).
+            TakenOver: another run has claimed the workdir since (in an object store; see
+                `ownership`).
         """
         self._ownership.check()
 
     def release(self) -> None:
-        """Lets others in."""
+        """Gives the workdir up, so that other runs may claim it."""
         self._ownership.release()
 
     def __enter__(self) -> Claim:
@@ -87,10 +88,10 @@ class Claim:
 
 
 def ensure_workdir(workdir: AnyPath) -> epath.Path:
-    """The workdir, made when missing; a file can be written into it.
+    """The workdir, created if missing and checked to be writable.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: a file cannot be written into the workdir.
     """
     place = as_place(workdir)
     probe = place / f".writable-{secrets.token_hex(4)}"
@@ -111,21 +112,21 @@ def claim(
     overwrite: bool = False,
     primary: bool = True,
 ) -> Claim:
-    """Makes a workdir this training's own: begun anew, or resumed under an equal config.
+    """Claims a workdir for a training run, which starts there or resumes with an equal config.
 
-    Leaves run.json: config, versions, commit and every start.
+    Writes run.json: config, versions, commit and every start.
 
     Args:
-        workdir: made when missing.
-        config: the run. Logging, checkpoint cadence, workers, evaluation, mesh and memory sizes
-            are free to differ from those it was begun with, and the last stage may grow.
-        command: named in run.json and in messages.
-        overwrite: delete what training made here before, and begin anew.
-        primary: False in every process of a run but the first; it then touches nothing.
+        workdir: directory of the run; created if missing.
+        config: config of the run. On resume, logging, checkpoint cadence, workers, evaluation, mesh
+            and memory sizes may differ from the first start, and the last stage may grow.
+        command: name of the command, for run.json and messages.
+        overwrite: delete what training wrote here before, and start anew.
+        primary: True in the first process of a run. The call writes nothing if False.
 
     Raises:
-        ConfigError: the directory cannot be written, a training runs in it, or it holds one of
-            another config, with the fields that differ.
+        ConfigError: the directory cannot be written, another training is running in it, or it holds
+            a run of another config (the text names the fields that differ).
     """
     workdir = as_place(workdir)
     if not primary:
@@ -151,13 +152,13 @@ def claim(
 
 
 def note(workdir: AnyPath, **facts: Any) -> None:
-    """Adds facts (devices, say) to run.json."""
+    """Adds facts (for example devices) to run.json."""
     path = as_place(workdir) / RECORD
     write_json(path, {**json.loads(path.read_text()), **facts})
 
 
 def mark_nondeterministic(workdir: AnyPath) -> None:
-    """Records in run.json that the clock has had a say: an answer's grading has timed out."""
+    """Records in run.json that a grading timed out, so the result depends on the clock."""
     if json.loads((as_place(workdir) / RECORD).read_text())["deterministic"]:
         note(workdir, deterministic=False)
 
@@ -166,20 +167,20 @@ def mark_nondeterministic(workdir: AnyPath) -> None:
 
 
 def rollouts_path(workdir: AnyPath, step: int) -> epath.Path:
-    """Where the responses of a step lie."""
+    """The path of a step's responses."""
     return as_place(workdir) / ROLLOUTS / f"step_{step:06d}.jsonl"
 
 
 def write_rollouts(
     workdir: AnyPath, step: int, rows: Iterable[dict[str, Any]], *, append: bool = False
 ) -> None:
-    """Puts a step's responses into rollouts/, one JSON object a line, without timestamps.
+    """Writes a step's responses to rollouts/, one JSON object a line, without timestamps.
 
     Args:
-        workdir: the run's.
-        step: from 0.
-        rows: JSON-able dicts.
-        append: keep what the step has already written (another attempt of the same step).
+        workdir: directory of the run.
+        step: number of the step, from 0.
+        rows: one JSON-able dict for each response.
+        append: keep the rows that an earlier attempt of the same step has written.
     """
     path = rollouts_path(workdir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +190,11 @@ def write_rollouts(
 
 
 def delete_rollouts_from(workdir: AnyPath, step: int) -> int:
-    """Deletes the rollouts of `step` and later, which a resumed run makes again; their number."""
+    """Deletes the rollouts of `step` and later steps, which a resumed run writes again.
+
+    Returns:
+        The number of deleted files, without unfinished ones.
+    """
     folder, deleted = as_place(workdir) / ROLLOUTS, 0
     for path in folder.iterdir() if folder.is_dir() else ():
         match = re.fullmatch(rf"step_(\d+)\.jsonl({re.escape(PARTIAL)})?", path.name)
@@ -209,7 +214,7 @@ def _unwritable(workdir: AnyPath, error: OSError) -> ConfigError:
 
 
 def _fitting_record(workdir: epath.Path, config: RunConfig) -> dict[str, Any] | None:
-    """What run.json says of the same run's earlier starts; None when this is the first."""
+    """The content of run.json from the run's earlier starts; None if this is the first start."""
     record = read_record(workdir)
     if record is None:
         _refuse_orphans(workdir)
@@ -219,7 +224,7 @@ def _fitting_record(workdir: epath.Path, config: RunConfig) -> dict[str, Any] | 
 
 
 def _refuse_orphans(workdir: epath.Path) -> None:
-    # Results without a record: to resume them could mix two configs without a word.
+    # Results without a record are refused: resuming them could silently mix two configs.
     folder, metrics = workdir / "checkpoints", workdir / "metrics.jsonl"
     steps = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
     for path, present in ((folder, bool(steps)), (metrics, metrics.exists())):
@@ -239,5 +244,5 @@ def _delete_made_by_training(workdir: epath.Path) -> None:
             for item in [p for p in path.iterdir() if re.fullmatch(inside, p.name)]:
                 delete(item)
             if not is_remote(path):  # a store has no empty folders
-                with contextlib.suppress(OSError):  # something of someone else's is in it: it stays
+                with contextlib.suppress(OSError):  # not empty: it holds files that are not ours
                     os.rmdir(path)

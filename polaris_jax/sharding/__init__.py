@@ -1,8 +1,8 @@
-"""The one place that knows mesh axes.
+"""Meshes and shardings: mesh axes are named here and in the trainer's `shard_map`.
 
 mesh        the trainer's mesh and the shardings of its batches
-parameters  the tables from logical axes to mesh axes, and where parameters lie
-sampler     the sampler's mesh, and how its programs are split over it
+parameters  the tables from logical axes to mesh axes, and the placement of parameters
+sampler     the sampler's mesh, and how programs are split over it
 """
 
 from polaris_jax.sharding.mesh import (

@@ -2,13 +2,13 @@
 
 Axes of the mesh:
 
-    data      splits batch rows; weights and moments are stored split over it too
+    data      splits batch rows, and the storage of weights and moments
     fsdp      splits batch rows, and the storage of weights, gradients and moments
     context   splits the tokens of a row, the vocabulary, and the storage of weights
     tensor    splits heads, MLP width, vocabulary, and tokens outside of the matrix products
 
-All axes are `Auto`: the compiler propagates shardings (`jax.make_mesh` defaults to explicit axes,
-where a plain gather raises ShardingTypeError).
+All axes are `Auto`, so that the compiler propagates shardings. (`jax.make_mesh` defaults to
+explicit axes, with which a plain gather raises ShardingTypeError.)
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ TOKEN_AXES = (CONTEXT, TENSOR)
 
 
 def make_mesh(section: MeshSection, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with axes data, fsdp, context, tensor over the devices.
+    """The trainer's mesh over the devices, with axes data, fsdp, context and tensor.
 
     Args:
         section: axis sizes; fsdp=-1 takes the devices that the other axes leave.
-        devices: default: all devices of all processes.
+        devices: devices of the mesh; None: all devices of all processes.
 
     Raises:
-        ConfigError: a size below 1, or the sizes do not multiply to the number of devices.
+        ConfigError: a size is below 1, or the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     check_mesh(section)
@@ -52,7 +52,7 @@ def make_mesh(section: MeshSection, devices: Sequence[Any] | None = None) -> Mes
         )
     shape = (section.data, fsdp, section.context, section.tensor)
     if math.prod(shape) > 1 and devices[0].platform == "tpu":
-        # Split axes: 16 x 2 on a torus of 4 x 8 needs one of them cut, which make_mesh refuses.
+        # A mesh of 16 x 2 on a torus of 4 x 8 splits an axis of the torus; make_mesh refuses that.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         grid = np.array(devices, dtype=object).reshape(shape)
@@ -60,25 +60,25 @@ def make_mesh(section: MeshSection, devices: Sequence[Any] | None = None) -> Mes
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """The sharding under which every device holds the complete array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a [B, T] array split over data x fsdp, tokens over context x tensor."""
+    """The sharding of a [B, T] array: rows over data x fsdp, tokens over context x tensor."""
     return NamedSharding(mesh, PartitionSpec(ROW_AXES, TOKEN_AXES))
 
 
 def stack_sharding(mesh: Mesh) -> NamedSharding:
-    """Of [U, B, T]: U batches, each as `batch_sharding` has it."""
+    """The sharding of U batches [U, B, T], each split as by `batch_sharding`."""
     return NamedSharding(mesh, PartitionSpec(None, ROW_AXES, TOKEN_AXES))
 
 
 def wide_axes(mesh: Mesh, names: Sequence[str]) -> tuple[str, ...]:
-    """Those of the axes that have more than one device."""
+    """The axes of `names` that have more than one device."""
     return tuple(name for name in names if mesh.shape[name] > 1)
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """The number of parts into which the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)

@@ -1,6 +1,6 @@
-"""Where parameters lie: the tables that map logical axes to mesh axes, and moves between places.
+"""The placement of parameters: tables from logical axes to mesh axes, and moves between memories.
 
-Models name logical axes (`models.param_axes`); the tables say where each goes.
+Models name logical axes (`models.param_axes`); the tables map each logical axis to mesh axes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # Logical axis -> mesh axes, in order of preference. An absent axis is not split.
 Rules = Mapping[str, tuple[str, ...]]
 
-# ZeRO-style: every matrix has an `embed` axis (a vocabulary's table: a `table` axis), whose storage
-# is split over all that does not split the other one.
+# ZeRO-style: every matrix has an `embed` axis (a vocabulary table has a `table` axis instead). Its
+# storage is split over all mesh axes that do not split the matrix's other axes.
 TRAINER_RULES: Rules = {
     "embed": ("data", "fsdp", "context"),
     "vocab": ("context", "tensor"),
@@ -25,7 +25,8 @@ TRAINER_RULES: Rules = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
 }
-# A decode step reads every weight once a token: whole on each replica, split over tensor alone.
+# A decode step reads every weight once a token, so each replica holds all weights, split over
+# `tensor` alone.
 SAMPLER_RULES: Rules = {
     "vocab": ("tensor",),
     "heads": ("tensor",),
@@ -37,21 +38,21 @@ SAMPLER_RULES: Rules = {
 def leaf_spec(
     path: str, shape: tuple[int, ...], axes: tuple[str, ...], *, mesh: Mesh, rules: Rules
 ) -> PartitionSpec:
-    """How one parameter is split.
+    """How one parameter is split over the mesh.
 
-    A mesh axis that does not divide its dimension is left out: that dimension is then split over
-    the axes before it, or whole.
+    A mesh axis whose size does not divide a dimension is left out: the dimension is then split over
+    the rule's other axes only, or not at all.
 
     Args:
-        path: the parameter's name, for errors.
-        shape: its shape.
-        axes: its logical axes, one a dimension.
+        path: the parameter's name in errors.
+        shape: the parameter's shape.
+        axes: the parameter's logical axes, one for each dimension.
         mesh: the mesh.
         rules: logical axis -> mesh axes.
 
     Raises:
-        ValueError: axes and shape differ in length, a rule names no mesh axis, or two dimensions
-            of the parameter claim the same mesh axis.
+        ValueError: axes and shape differ in length, a rule names an axis that the mesh lacks, or
+            two dimensions of the parameter claim the same mesh axis.
     """
     if len(axes) != len(shape):
         raise ValueError(f"{path}: shape {shape} has {len(shape)} dimensions, axes {axes} differ")
@@ -92,7 +93,7 @@ def param_shardings(
         axes: logical axes by path, `models.param_axes(config)`.
 
     Raises:
-        ValueError: see `leaf_spec`; or a leaf without logical axes.
+        ValueError: a leaf has no logical axes; and see `leaf_spec`.
     """
 
     def sharding(key_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -111,9 +112,10 @@ def _path(key_path: tuple[Any, ...]) -> str:
 
 
 def global_array(host: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """A device array of a host array that every process holds alike; each uploads its shards.
+    """The device array of a host array that is the same in every process.
 
-    The one place where a step's data goes up: allowed under a transfer guard.
+    Each process uploads the shards of its own devices. All data of a training step is uploaded
+    here, so this upload is allowed under a transfer guard.
     """
     with jax.transfer_guard_host_to_device("allow"):
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
@@ -122,12 +124,14 @@ def global_array(host: np.ndarray, sharding: NamedSharding) -> jax.Array:
 def private_copies(tree: Any, shardings: Any, *, dtype: Any = None) -> Any:
     """Copies of a pytree's arrays, placed by `shardings`; no buffer is shared with the source.
 
-    A donated buffer is deleted, and a sampler that shares it dies: so the trainer owns its arrays.
+    A donated buffer is deleted, and a sampler that shares the buffer would fail. So the trainer has
+    arrays of its own.
 
     Args:
-        tree: arrays, on host or device; in several processes alike in each, or already global.
-        shardings: one NamedSharding a leaf.
-        dtype: of the copies; default: the source's.
+        tree: arrays on host or device. With several processes the arrays are the same in each
+            process, or already global.
+        shardings: one NamedSharding for each leaf.
+        dtype: dtype of the copies; None: the source's.
     """
 
     def copy(leaf: Any, sharding: NamedSharding) -> jax.Array:
@@ -143,24 +147,25 @@ def private_copies(tree: Any, shardings: Any, *, dtype: Any = None) -> Any:
 
 
 def _compiled_copy(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
-    # jnp.copy: an identity under jit would hand back its input's buffer.
+    # jnp.copy, because an identity under jit would return its input's buffer.
     return jax.jit(jax.numpy.copy, out_shardings=sharding)
 
 
 def in_host_memory(shardings: Any) -> Any:
-    """The same shardings, of arrays that lie in the pinned memory of each device's host."""
+    """The shardings with their arrays in the pinned memory of each device's host."""
     return jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), shardings)
 
 
 def on_device(shardings: Any) -> Any:
-    """The same shardings, of arrays in the devices' own memory."""
+    """The shardings with their arrays in the devices' own memory."""
     return jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings)
 
 
 def moved(tree: Any, shardings: Any) -> Any:
-    """A pytree's arrays at `shardings`; those that lay elsewhere are deleted there, one by one.
+    """A pytree's arrays, moved to `shardings` one by one; a moved array's source is deleted.
 
-    For moves between a device's memory and its host's: the devices stay the same.
+    The function moves arrays between a device's memory and its host's memory; the devices stay the
+    same.
     """
 
     def move(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:

@@ -1,7 +1,7 @@
-"""The sampler's mesh, and how its programs are split over it.
+"""The sampler's mesh, and how the sampler's programs are split over the mesh.
 
-It lies over devices of one process, or of a few that share a sampler, and has two axes: `data`
-splits slots and KV pools, each shard on its own (no collective crosses it); `tensor` splits
+The mesh spans devices of one process, or of several processes that share a sampler. The mesh has
+two axes: `data` splits slots and KV pools (no collective crosses data shards); `tensor` splits
 weights, heads and the pool's KV heads.
 """
 
@@ -23,16 +23,16 @@ SAMPLER_AXES = ("data", TENSOR)
 
 
 def split_devices(sampler_devices: int, processes: int = 1) -> tuple[list[Any], list[Any]]:
-    """The trainer's devices, of all processes, and those of this process's sampler.
+    """The trainer's devices in all processes, and the devices of this process's sampler.
 
     Args:
-        sampler_devices: so many devices of each process, its last, sample and do nothing else; 0:
-            every device does both.
-        processes: so many processes, in their order, share a sampler.
+        sampler_devices: number of devices of each process, taken from the end, that only sample;
+            0: every device trains and samples.
+        processes: number of consecutive processes that share a sampler.
 
     Raises:
-        ConfigError: none of a process's devices is left to train on, or the processes do not
-            divide into samplers.
+        ConfigError: no device of a process is left for training, or `processes` does not divide
+            the number of processes.
     """
     here, count = len(jax.local_devices()), jax.process_count()
     if sampler_devices and not 0 < sampler_devices < here:
@@ -64,14 +64,15 @@ def make_sampler_mesh(devices: Sequence[Any], *, data: int = 0, tensor: int = 1)
     """The sampler's mesh, axes data and tensor, over the first data x tensor devices.
 
     Args:
-        devices: of one process, or of those that share a sampler, process by process (or, for
-            planning, of a topology).
-        data: shards of slots and pool; 0: as many as the devices allow, and 1 on a CPU, whose
-            devices share the same cores.
-        tensor: devices that share one copy of the weights.
+        devices: devices of one process, or of the processes that share a sampler, process by
+            process (or, for planning, of a topology).
+        data: number of shards of slots and pool; 0: as many as the devices allow, or 1 on a CPU,
+            whose devices share the same cores.
+        tensor: number of devices that share one copy of the weights.
 
     Raises:
-        ConfigError: the sizes need more devices than there are, or leave some out unasked.
+        ConfigError: `tensor` does not divide the number of devices, or the sizes need more devices
+            than there are.
     """
     count = len(devices)
     if tensor < 1 or count % tensor:
@@ -91,35 +92,35 @@ def make_sampler_mesh(devices: Sequence[Any], *, data: int = 0, tensor: int = 1)
 
 
 def slot_shards(mesh: Mesh | None) -> int:
-    """Into how many parts slots and pool are split."""
+    """The number of parts into which slots and pool are split."""
     return 1 if mesh is None else mesh.shape["data"]
 
 
 def head_shards(mesh: Mesh | None) -> int:
-    """Into how many parts heads are split."""
+    """The number of parts into which heads are split."""
     return 1 if mesh is None else mesh.shape["tensor"]
 
 
 def slot_sharding(mesh: Mesh) -> NamedSharding:
-    """An array whose first axis goes over all slots of the sampler's mesh."""
+    """The sharding of an array whose first axis has an entry for each slot of the sampler."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def pool_sharding(mesh: Mesh, *, page_axis: int, head_axis: int) -> NamedSharding:
-    """An array of pages: pages over data, KV heads over tensor."""
+    """The sharding of an array of pages: pages over data, KV heads over tensor."""
     spec: list[str | None] = [None] * (1 + max(page_axis, head_axis))
     spec[page_axis], spec[head_axis] = "data", "tensor"
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def over_slots(fn: Callable[..., Any], mesh: Mesh | None, *, in_axes: Any, out_axes: Any) -> Any:
-    """`fn` run by each shard of slots on its own part, tensor axis left to the compiler.
+    """`fn` run by each data shard on its own slots; the tensor axis is left to the compiler.
 
     Args:
-        fn: of positional arguments.
-        mesh: the sampler's; None or of one device: `fn` itself.
-        in_axes: as `jax.vmap`'s: for each argument (or a pytree of it) the axis that is split over
-            the shards, or None.
+        fn: function of positional arguments.
+        mesh: the sampler's mesh; with None or a mesh of one device, `fn` itself is returned.
+        in_axes: for each argument (or each leaf of an argument), the axis that is split over the
+            shards, or None; the form is that of `jax.vmap`.
         out_axes: the same for the results.
     """
     if mesh is None or mesh.size == 1:
@@ -127,7 +128,7 @@ def over_slots(fn: Callable[..., Any], mesh: Mesh | None, *, in_axes: Any, out_a
     return jax.shard_map(
         fn,
         mesh=mesh,
-        # TPU kernels ask for no axis to be left to the compiler, not even one of size 1.
+        # TPU kernels do not allow an axis to be left to the compiler, not even one of size 1.
         axis_names={"data"} if head_shards(mesh) > 1 else {"data", "tensor"},
         in_specs=_specs(in_axes, "data"),
         out_specs=_specs(out_axes, "data"),
@@ -136,9 +137,9 @@ def over_slots(fn: Callable[..., Any], mesh: Mesh | None, *, in_axes: Any, out_a
 
 
 def over_heads(fn: Callable[..., Any], mesh: Mesh | None, *, in_axes: Any, out_axes: Any) -> Any:
-    """`fn` run by each tensor shard on its own heads; to be called inside `over_slots`.
+    """`fn` run by each tensor shard on its own heads; call this inside `over_slots`.
 
-    Arguments as there; the axes are those of the heads.
+    The arguments are those of `over_slots`, and the axes are the axes of the heads.
     """
     if head_shards(mesh) == 1:
         return fn
@@ -159,68 +160,69 @@ def _specs(axes: Any, name: str) -> Any:
 
 
 def rows_of_logits(logit_BV: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Logits split over the vocabulary, exchanged so that each tensor shard has whole rows.
+    """Logits split over the vocabulary, exchanged so that each tensor shard has complete rows.
 
-    A draw then is the same row-wise program whatever the mesh, and its work is split. To be called
-    inside `over_slots`. Where the rows do not divide, every shard gets all of them.
+    A draw is then the same row-wise program on every mesh, and its work is split. Call this inside
+    `over_slots`. If the rows do not divide over the shards, every shard gets all rows.
     """
     shards = head_shards(mesh)
     if shards == 1:
         return logit_BV
     if logit_BV.shape[1] % shards == 0:
-        # Named first, or the compiler would gather the head's weights instead of its logits.
+        # Without this constraint the compiler would gather the head's weights, not its logits.
         logit_BV = jax.lax.with_sharding_constraint(logit_BV, PartitionSpec(None, "tensor"))
     rows = "tensor" if logit_BV.shape[0] % shards == 0 else None
     return jax.lax.with_sharding_constraint(logit_BV, PartitionSpec(rows, None))
 
 
 def whole(tree: Any, mesh: Mesh | None) -> Any:
-    """Arrays that every tensor shard holds whole; to be called inside `over_slots`."""
+    """Arrays that every tensor shard holds in full; call this inside `over_slots`."""
     if head_shards(mesh) == 1:
         return tree
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
 def member_processes(mesh: Mesh | None) -> list[int]:
-    """The processes whose devices the sampler's mesh lies over."""
+    """The numbers of the processes that have devices in the sampler's mesh."""
     if not jax.distributed.is_initialized():
-        return [0]  # also where the mesh is of a topology that is planned for
+        return [0]  # also for the mesh of a topology that is only planned for
     if mesh is None:
         return [jax.process_index()]
     return sorted({device.process_index for device in mesh.devices.flat})
 
 
 def sampler_share(mesh: Mesh | None) -> tuple[int, int]:
-    """(which of the run's samplers this one is, how many there are)."""
+    """(the index of this process's sampler, the number of samplers in the run)."""
     members = len(member_processes(mesh))
     return jax.process_index() // members, jax.process_count() // members
 
 
 def from_host(program: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`program(*args, **kwargs)`; host arrays among them go up, under a transfer guard, too.
+    """`program(*args, **kwargs)`; host arrays among the arguments are uploaded.
 
-    The one place where a sampler's step sends anything to its devices. Not `jax.device_put`: for
-    the 14 small arrays of a decode call that takes 150 us more on a CPU, a small model's step.
+    A sampler's step uploads arrays only here, so the upload is allowed under a transfer guard.
+    `jax.device_put` is not used: for the 14 small arrays of a decode call it takes 150 us more on a
+    CPU, as long as a small model's step.
     """
     with jax.transfer_guard_host_to_device("allow"):
         return program(*args, **kwargs)
 
 
 def to_host(tree: Any) -> Any:
-    """The arrays as numpy's. The one place where a sampler's step reads from its devices."""
+    """The arrays as numpy arrays. A sampler's step reads from its devices only here."""
     return jax.device_get(tree)
 
 
 def on_members(tree: Any, mesh: Mesh | None, *, axis: int | None = 0) -> Any:
-    """Host arrays as programs on the mesh take them.
+    """Host arrays in the form that programs on the mesh take.
 
-    Where it lies over one process, as they are; over several, as global arrays: each of them holds
-    the same host arrays and uploads its part.
+    If the mesh spans one process, the arrays are returned unchanged. If it spans several, global
+    arrays are returned: each process holds the same host arrays and uploads its own part.
 
     Args:
-        tree: of numpy arrays.
-        mesh: the sampler's.
-        axis: which goes over all slots; None: every device gets the whole.
+        tree: pytree of numpy arrays.
+        mesh: the sampler's mesh.
+        axis: the axis that has an entry for each slot; None: every device gets the complete array.
     """
     if len(member_processes(mesh)) == 1:
         return tree
@@ -231,23 +233,29 @@ def on_members(tree: Any, mesh: Mesh | None, *, axis: int | None = 0) -> Any:
 
 
 def on_slots(tree: Any, mesh: Mesh | None) -> Any:
-    """Arrays of rows, from the host or a program, all laid out as the slots are.
+    """Arrays with an entry for each slot, from the host or a program, in the slots' sharding.
 
-    A program compiles anew for arrays that lie otherwise; these always lie alike.
+    A program is compiled again for arguments with another sharding. With this function the
+    sharding is always the same.
     """
     where = jax.local_devices()[0] if mesh is None else slot_sharding(mesh)
     return jax.device_put(tree, where)
 
 
 def to_members(mesh: Mesh) -> NamedSharding:
-    """Of a program's results for the host: by slots; where several processes read them, whole."""
+    """The sharding of a program's results that the host reads.
+
+    The results are split by slots. If several processes read them, every device holds the complete
+    result.
+    """
     return slot_sharding(mesh) if len(member_processes(mesh)) == 1 else replicated(mesh)
 
 
 def greatest(value: int, mesh: Mesh | None) -> int:
-    """The greatest of the values that the members of a sampler hold, in all of them.
+    """The greatest of the values that the processes of a sampler pass in, in each process.
 
-    They call it together; an int32. It is how they agree where what they know may differ.
+    All processes of the sampler have to call this function together. They use it to agree on a
+    number if their own numbers may differ. Values are int32.
     """
     if len(member_processes(mesh)) == 1:
         return value
@@ -264,12 +272,13 @@ def _maximum(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
 
 
 def process_meshes(mesh: Mesh | None) -> Mesh:
-    """One mesh over all samplers of the run, whose parts are their meshes.
+    """One mesh over all samplers of the run, made of the samplers' meshes.
 
-    Data shards of all samplers follow one another; none shares a tensor group with another.
+    The data shards of all samplers follow one another. No two samplers share a tensor group.
 
     Args:
-        mesh: this process's sampler's, alike in all of them; None: each process's first device.
+        mesh: the mesh of this process's sampler, which has the same form in every sampler; None:
+            each process's first device.
     """
     by_process, members = _by_process(), member_processes(mesh)
     used = jax.local_devices()[:1] if mesh is None else list(mesh.devices.flat)

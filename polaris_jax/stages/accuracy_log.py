@@ -16,8 +16,8 @@ class SkippedLine:
     """A line that could not be used.
 
     Attributes:
-        line: its number, from 1.
-        reason: what is wrong with it.
+        line: number of the line, from 1.
+        reason: what is wrong with the line.
     """
 
     line: int
@@ -26,12 +26,12 @@ class SkippedLine:
 
 @dataclasses.dataclass(frozen=True)
 class AccuracyLog:
-    """What a log holds.
+    """The content of an accuracy log.
 
     Attributes:
         scores: problem index -> accuracy of each visit in [0, 1], in the log's order.
-        skipped: lines that were left out.
-        lines: lines that were used.
+        skipped: lines that could not be used.
+        lines: number of lines used.
     """
 
     scores: dict[int, tuple[float, ...]]
@@ -41,10 +41,12 @@ class AccuracyLog:
     def easy_ids(
         self, *, drop_above: float = DROP_ABOVE, statistic: Statistic = "stage_mean"
     ) -> tuple[int, ...]:
-        """Problems whose mean (or newest) accuracy is strictly above `drop_above`, exactly.
+        """Problems whose mean (or newest) accuracy is strictly above `drop_above`.
+
+        The comparison is exact, in fractions.
 
         Raises:
-            ValueError: unknown statistic.
+            ValueError: the statistic is unknown.
         """
         if statistic not in ("stage_mean", "last"):
             raise ValueError(f"statistic={statistic!r}: expected stage_mean or last")
@@ -61,7 +63,7 @@ class AccuracyLog:
 def read_accuracy_log(path: AnyPath) -> AccuracyLog:
     """The visits of a log of lines `{"index": [...], "score": [...]}`, one line a step.
 
-    A malformed line is named in `skipped` and left out; empty lines are no lines.
+    A malformed line is left out and named in `skipped`. Empty lines are ignored.
 
     Raises:
         OSError: the file cannot be read.
@@ -84,7 +86,7 @@ def read_accuracy_log(path: AnyPath) -> AccuracyLog:
 
 
 def _parse(line: bytes) -> list[tuple[int, float]] | str:
-    """The visits of a line, or what is wrong with it."""
+    """The visits of a line, or a text that says what is wrong with the line."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except json.JSONDecodeError as error:

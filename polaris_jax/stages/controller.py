@@ -13,11 +13,11 @@ from polaris_jax.records import StageState
 
 @dataclasses.dataclass(frozen=True)
 class StepStats:
-    """What the controller reads of a step.
+    """The statistics of a step that the controller uses.
 
     Attributes:
-        entropy: policy entropy over the tokens that the step's update has fresh from the policy,
-            nats: no rescued row, no copy. None where no update was made, or of no such token.
+        entropy: policy entropy in nats over the fresh tokens of the step's update (no rescued row,
+            no copy). None if there was no update, or no fresh token.
     """
 
     entropy: float | None = None
@@ -37,15 +37,15 @@ def initial_state(
     dropped_ids: Iterable[str] = (),
     decisions: Iterable[dict[str, Any]] = (),
 ) -> StageState:
-    """The state at a stage's first step, with nothing before it.
+    """The state before the first step of a stage.
 
     Args:
         stages: the config's stages.
-        stage: where to begin, from 0.
+        stage: index of the stage, from 0.
         step: global step.
-        temperature: None: the stage's own.
-        dropped_ids: problems already out of the training set.
-        decisions: what was decided on entering.
+        temperature: sampling temperature; None: the stage's own.
+        dropped_ids: problems already dropped from the training set.
+        decisions: decisions made on entering the stage.
 
     Raises:
         ValueError: there is no such stage.
@@ -65,28 +65,28 @@ def initial_state(
 
 
 def stage_ended(state: StageState, stages: Sequence[StageSection]) -> bool:
-    """True where the state's stage has done its steps."""
+    """True if the state's stage has done all of its steps."""
     return state.steps_done >= stages[state.stage].steps
 
 
 def observe(
     state: StageState, stats: StepStats, stages: Sequence[StageSection]
 ) -> tuple[StageState, list[dict[str, Any]]]:
-    """The state after one more step, and what that decides: nothing, or that the stage has ended.
+    """The state after one more step, and a decision if the stage has ended.
 
-    A step without an update, or with one that was skipped since nothing in it was finite, counts as
-    a step and leaves the entropies as they are. The end of the last stage sets `finished`.
+    A step without an update, or with an update that was skipped as not finite, counts as a step and
+    leaves the entropies unchanged. The end of the last stage sets `finished`.
 
     Args:
-        state: before the step.
-        stats: of the step.
+        state: state before the step.
+        stats: statistics of the step.
         stages: the config's stages.
 
     Returns:
         (state, decisions); decisions is empty unless this step ended the stage.
 
     Raises:
-        ValueError: the stage had already ended: the next must be entered first.
+        ValueError: the stage has already ended. Enter the next stage first.
     """
     if state.finished or stage_ended(state, stages):
         raise ValueError(

@@ -18,22 +18,22 @@ Shape = Literal["mirrored J", "J", "U", "flat", "empty"]
 CORRECT = 1.0
 DROP_ABOVE = 0.9
 AGGRESSIVE_ABOVE = 0.5
-TOO_EASY_ABOVE = 0.7  # mean reward of a set from which it teaches too little
-SKEW = 0.2  # difference of the two ends' shares from which one end carries the mass
-ENDS = 0.8  # share of both ends together from which a balanced histogram is a U; uniform has 2/3
+TOO_EASY_ABOVE = 0.7  # mean reward above which a set teaches too little
+SKEW = 0.2  # smallest difference between the two ends' shares that makes a J
+ENDS = 0.8  # smallest share of both ends together that makes a U; a uniform histogram has 2/3
 
 
 class AccuracyTable:
-    """Right and seen responses of every problem, by stage, as integers.
+    """Counts of right responses and of seen responses, for every problem and stage.
 
     Record each visit once, before rescue and substitution. Calibration values are for display and
-    for problems never visited; they enter no count.
+    for problems never visited. They are not part of any count.
 
     Args:
         calibration: problem id -> pass rate in [0, 1].
 
     Raises:
-        ValueError: a pass rate outside [0, 1].
+        ValueError: a pass rate is outside [0, 1].
 
     Source: POLARIS, "Dynamically drop easy data during training".
     """
@@ -43,11 +43,11 @@ class AccuracyTable:
         self._calibration: dict[Hashable, float] = {
             _plain(i): float(rate) for i, rate in (calibration or {}).items()
         }
-        # stage -> problem id -> (right, seen, right in the newest visit, seen in it)
+        # stage -> problem id -> (right, seen, right in the newest visit, seen in the newest visit)
         self._visits: dict[int, dict[Hashable, tuple[int, int, int, int]]] = {}
 
     def __copy__(self) -> AccuracyTable:
-        """A snapshot that later records do not reach."""
+        """A copy that later records do not change."""
         other = AccuracyTable()
         other._calibration = dict(self._calibration)
         other._visits = {stage: dict(visits) for stage, visits in self._visits.items()}
@@ -60,15 +60,15 @@ class AccuracyTable:
         *,
         stage: int,
     ) -> None:
-        """Adds one visit a group, in batch order; a problem that occurs twice has two visits.
+        """Adds one visit for each group, in batch order. A problem may occur twice (two visits).
 
         Args:
             problem_ids: P ids.
-            reward_PR: rewards in [0, 1] as graded, before rescue and substitution.
+            reward_PR: graded rewards in [0, 1], before rescue and substitution.
             stage: index of the stage that the step belongs to.
 
         Raises:
-            ValueError: unequal numbers of ids and groups, or a reward outside [0, 1].
+            ValueError: the numbers of ids and groups differ, or a reward is outside [0, 1].
         """
         reward_PR = np.asarray(reward_PR)
         if reward_PR.ndim != 2 or len(problem_ids) != len(reward_PR):
@@ -85,7 +85,7 @@ class AccuracyTable:
             visits[problem_id] = (before_right + right, before_seen + seen, right, seen)
 
     def forget(self, stage: int) -> None:
-        """Drops the visits of a stage: those of another run, where this one begins in it."""
+        """Deletes the visits of a stage, if a run starts in it with the table of another run."""
         self._visits.pop(stage, None)
 
     def easy_ids(
@@ -95,18 +95,18 @@ class AccuracyTable:
         drop_above: float = DROP_ABOVE,
         statistic: Statistic = "stage_mean",
     ) -> tuple[str, ...]:
-        """Problems to drop at the stage's end, in the order of their first visit in it.
+        """Problems to drop at the stage's end, in the order of their first visit in the stage.
 
-        The comparison is strict and in integers: at 0.9, 36 right of 40 stay and 37 go. Problems
-        that the stage did not visit stay.
+        The comparison is strict and in integers: at 0.9, a problem with 36 right of 40 stays and
+        one with 37 is dropped. Problems that the stage did not visit stay.
 
         Args:
             stage: the stage just ended.
-            drop_above: accuracy above which a problem is easy; read as the decimal it prints.
-            statistic: "stage_mean" over the stage's visits, or "last": its newest visit alone.
+            drop_above: accuracy above which a problem is easy; used as the decimal that it prints.
+            statistic: "stage_mean" uses all visits of the stage, "last" only the newest visit.
 
         Raises:
-            ValueError: unknown statistic.
+            ValueError: the statistic is unknown.
         """
         if statistic not in ("stage_mean", "last"):
             raise ValueError(f"statistic={statistic!r}: expected stage_mean or last")
@@ -120,12 +120,12 @@ class AccuracyTable:
         return tuple(easy)
 
     def counts(self, problem_id: str, stage: int) -> tuple[int, int]:
-        """(right, seen) of a problem in a stage; (0, 0) where it was not visited."""
+        """(right, seen) of a problem in a stage; (0, 0) if the problem was not visited."""
         right, seen, _, _ = self._visits.get(stage, {}).get(_plain(problem_id), (0, 0, 0, 0))
         return right, seen
 
     def pass_rates(self) -> dict[str, float]:
-        """Each known problem's mean in the newest stage that visited it, else its calibration."""
+        """Each problem's mean accuracy in its newest stage, or its calibration if never visited."""
         rates: dict[Any, float] = dict(self._calibration)
         for stage in sorted(self._visits):
             for problem_id, (right, seen, _, _) in self._visits[stage].items():
@@ -133,7 +133,7 @@ class AccuracyTable:
         return rates
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the table holds, in plain JSON types."""
+        """The table's contents in plain JSON types."""
         return {
             "calibration": [[i, rate] for i, rate in self._calibration.items()],
             "visits": [
@@ -143,10 +143,10 @@ class AccuracyTable:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replaces the contents by those of a `state_dict`; nothing is added to what was there.
+        """Replaces the contents by those of a `state_dict`.
 
         Raises:
-            ValueError: a field of a `state_dict` is missing.
+            ValueError: `state` lacks a field.
         """
         require_fields(state, "calibration", "visits")
         self._calibration = {i: float(rate) for i, rate in state["calibration"]}
@@ -157,7 +157,7 @@ class AccuracyTable:
 
 
 def decimal_fraction(value: float) -> Fraction:
-    """The fraction that a decimal prints as: 0.9 is 9/10, not the double next to it."""
+    """The exact fraction of the decimal that a float prints: 0.9 gives 9/10."""
     return Fraction(str(float(value)))
 
 
@@ -166,11 +166,11 @@ def curate(pass_rates: Mapping[str, float], preset: Preset = "drop_perfect") -> 
 
     Args:
         pass_rates: problem id -> share of calibration rollouts that solved it.
-        preset: "full" keeps all; "drop_perfect" drops those always solved; "aggressive" drops
-            those solved in more than half (4/8 stays).
+        preset: "full" keeps all problems; "drop_perfect" drops those that are always solved;
+            "aggressive" drops those solved in more than half of the rollouts (4/8 stays).
 
     Raises:
-        ValueError: unknown preset, or a rate outside [0, 1].
+        ValueError: the preset is unknown, or a rate is outside [0, 1].
 
     Source: POLARIS, data difficulty and its ablation (40K, 26K, 19K problems).
     """
@@ -194,12 +194,12 @@ def _check_rates(pass_rates: Mapping[str, float]) -> None:
 
 
 def pass_rate_histogram(pass_rates: Iterable[float], n: int) -> np.ndarray:
-    """How many problems were solved in 0/n, 1/n .. n/n of their rollouts, int64 [n + 1].
+    """The number of problems solved in 0/n, 1/n .. n/n of their rollouts, int64 [n + 1].
 
-    A rate between two bins (a problem visited several times) counts in the nearer one.
+    A rate between two bins (from a problem visited several times) counts in the nearer bin.
 
     Raises:
-        ValueError: n < 1, or a rate outside [0, 1].
+        ValueError: n < 1, or a rate is outside [0, 1].
     """
     rates = np.array(list(pass_rates), np.float64)
     if n < 1:
@@ -212,14 +212,15 @@ def pass_rate_histogram(pass_rates: Iterable[float], n: int) -> np.ndarray:
 def shape_name(histogram: Sequence[int] | np.ndarray) -> Shape:
     """The name of a pass-rate histogram: "mirrored J", "J", "U" or "flat".
 
-    Hard is a rate under 1/3, easy one over 2/3. A "mirrored J" holds more at the hard end by at
-    least 0.2 of all problems, a "J" at the easy end; else a "U" holds at least 0.8 in both ends
-    together; the rest is "flat". "empty" where there is no problem.
+    A rate under 1/3 is hard, a rate over 2/3 is easy. In a "mirrored J" the hard problems exceed
+    the easy ones by at least 0.2 of all problems; in a "J" the easy exceed the hard by as much. Of
+    the others, a "U" has at least 0.8 of all problems at both ends together; the rest is "flat".
+    The name is "empty" if there is no problem.
 
     Args:
         histogram: problems solved in 0/n .. n/n of their rollouts; n >= 1.
 
-    Source: POLARIS, Figure 1 and 2 name the shapes. Differs: the bounds are ours.
+    Source: POLARIS, Figure 1 and 2 name the shapes. Differs: the limits are ours.
     """
     counts = np.asarray(histogram, np.float64)
     total = counts.sum()
@@ -237,7 +238,7 @@ def shape_name(histogram: Sequence[int] | np.ndarray) -> Shape:
 
 
 def too_easy(pass_rates: Iterable[float]) -> bool:
-    """True where the mean passes 0.7: such a set teaches too little; curate it harder."""
+    """True if the mean is above 0.7. Such a set teaches too little and needs stricter curation."""
     rates = list(pass_rates)
     return bool(rates) and math.fsum(rates) / len(rates) > TOO_EASY_ABOVE
 

@@ -1,4 +1,4 @@
-"""Length of responses and how many of them their budget cut, by whether they were right."""
+"""Length of responses and share of truncated ones, over all, right and wrong responses."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class LengthStats:
-    """Means over a class of responses; None where the class is empty.
+    """Means over all, right and wrong responses; None if there are no such responses.
 
     Attributes:
-        mean_length: response tokens.
-        mean_length_correct: the same of right responses.
-        mean_length_incorrect: the same of wrong ones.
-        clip_ratio: share that the budget ended, in [0, 1].
-        clip_ratio_correct: the same of right responses.
-        clip_ratio_incorrect: the same of wrong ones.
+        mean_length: mean tokens of all responses.
+        mean_length_correct: mean tokens of right responses.
+        mean_length_incorrect: mean tokens of wrong responses.
+        clip_ratio: share of all responses that the budget ended, in [0, 1].
+        clip_ratio_correct: share of right responses that the budget ended, in [0, 1].
+        clip_ratio_incorrect: share of wrong responses that the budget ended, in [0, 1].
     """
 
     mean_length: float | None
@@ -35,11 +35,11 @@ def length_stats(
 
     Args:
         tokens_B: response tokens, the stop token included.
-        truncated_B: True where the budget ended the response.
-        correct_B: True where the reward is 1.
+        truncated_B: True if the budget ended the response.
+        correct_B: True if the reward is 1.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: the shapes differ.
 
     Source: POLARIS, "Inference-Time Length Scaling"; its readings are clip ratios by stage.
     """

@@ -1,4 +1,4 @@
-"""How long each problem's responses were, so that the next visit can begin with the longest."""
+"""Response lengths of each problem, so that a batch can start with the longest responses."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 class LengthTable:
     """Mean response tokens of every problem's newest visit.
 
-    Record each visit once, as sampled: before rescue and substitution.
+    Record each visit once, before rescue and substitution.
 
     Args:
-        calibrated: means by id from before the run's first visit.
+        calibrated: problem id -> mean response tokens, known before the run's first visit.
     """
 
     def __init__(self, calibrated: Mapping[str, float] | None = None) -> None:
         self._means = dict(calibrated or {})
 
     def __copy__(self) -> LengthTable:
-        """A snapshot that later records do not reach."""
+        """A copy that later records do not change."""
         return LengthTable(self._means)
 
     def record(
         self, problem_ids: Sequence[str], token_ids: Sequence[Sequence[Sequence[int]]]
     ) -> None:
-        """Notes the responses of a visit.
+        """Records the mean response tokens of each problem's visit.
 
         Args:
             problem_ids: P ids.
-            token_ids: [P][R] responses.
+            token_ids: token ids of the responses, [P][R].
         """
         for problem_id, group in zip(problem_ids, token_ids, strict=True):
             self._means[problem_id] = math.fsum(map(len, group)) / len(group)
@@ -38,16 +38,16 @@ class LengthTable:
     def expected(
         self, problem_ids: Sequence[str], *, max_response_tokens: int
     ) -> list[float] | None:
-        """Tokens that a response to each problem will take.
+        """The expected tokens of a response to each problem.
 
-        A problem that was never visited counts as the mean of those that were.
+        A problem that was never visited gets the mean of the visited ones in `problem_ids`.
 
         Args:
             problem_ids: P ids.
             max_response_tokens: budget of a response.
 
         Returns:
-            One number in [0, max_response_tokens] a problem, or None if none was ever visited.
+            One number in [0, max_response_tokens] for each problem; None if none was visited.
         """
         known = [self._means[i] for i in problem_ids if i in self._means]
         if not known:
@@ -56,7 +56,7 @@ class LengthTable:
         return [min(float(max_response_tokens), self._means.get(i, mean)) for i in problem_ids]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the table holds, in plain JSON types."""
+        """The table's contents in plain JSON types."""
         return {"means": [[i, mean] for i, mean in self._means.items()]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

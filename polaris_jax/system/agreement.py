@@ -1,9 +1,9 @@
 """The command and config that all processes of a run must share, compared before jax compiles.
 
 A process with another mesh or another checkpoint cadence would wait in a collective that the others
-never reach, and one with other problems or weights would train on what nobody asked for. So each
-fact is compared as soon as it is known: the command line here, problems where they are read
-(`assemble`), weights where they are found (`models.weights.sources`).
+never reach. A process with other problems or weights would silently change the training. So each
+fact is compared as soon as it is known: the command line here, problems in `assemble`, which reads
+them, and weights in `models.weights.sources`, which finds them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import polaris_jax
 from polaris_jax.config import RunConfig, config_fields
 from polaris_jax.system import processes
 
-# The one setting of a host alone: its grader processes, as many as its cores allow. All others are
-# compared, those that a resume may change among them: they lead to other programs or collectives.
+# The one setting that may differ between hosts: the grader processes, which depend on the cores.
+# All others are compared, including those that a resume may change, because they lead to different
+# programs or collectives.
 OF_A_HOST = ("reward.workers",)
 
 
@@ -41,10 +42,10 @@ def run_facts(config: RunConfig, command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def agree_on_run(config: RunConfig, command: Mapping[str, Any]) -> None:
-    """Checks that all processes run one command under one config and the same versions.
+    """Checks that all processes run one command with one config and equal versions.
 
     Raises:
-        ConfigError: names the first fact and field that differ, the values, and the processes that
-            hold each value.
+        ConfigError: processes differ. The text names the first fact and field that differ, the
+            values, and the processes that hold each value.
     """
     processes.agree(run_facts(config, command))

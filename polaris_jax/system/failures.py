@@ -1,4 +1,4 @@
-"""Failures at run time, told apart from bad input, whatever type of error they are."""
+"""Distinguishes failures at run time from bad input, whatever the type of the error."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from polaris_jax.config import ConfigError
 
 @contextlib.contextmanager
 def at_run_time(where: Callable[[], str]) -> Iterator[None]:
-    """What fails inside is no bad input: config and files were found good before.
+    """Turns errors of its body into failures, because config and files were checked before.
 
     Args:
-        where: what was under way, for the error's text; asked when something fails.
+        where: function that returns what was in progress, for the text; called on an error.
 
     Raises:
-        RuntimeError: in place of a ValueError or FileNotFoundError, which end a command as bad
-            input does (status 2); a `ConfigError` stays one.
+        RuntimeError: the body raised a ValueError or FileNotFoundError, which would otherwise end
+            the command like bad input (status 2). A `ConfigError` is raised unchanged.
     """
     try:
         yield

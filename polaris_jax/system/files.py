@@ -1,9 +1,10 @@
-"""Files on a disk or in an object store: whole or absent, and durable when a call returns.
+"""Files on a disk or in an object store: complete or absent, and durable when a call returns.
 
 Every path of a run is an `epath.Path`. On a disk a file is written beside its place, synced and
-renamed over it; in an object store (gs://, s3://) it is one put, whole or absent by itself. A kill
-at any moment, or a full disk, leaves the old content or the new one, never a part. Directories are
-never renamed: a store has none, and a bucket mounted as a disk renames them object by object.
+renamed over it. In an object store (gs://, s3://) a file is one put, which is complete or absent.
+A kill at any moment, or a full disk, leaves the old content or the new content, never a part of it.
+Directories are never renamed: a store has no directories, and a bucket mounted as a disk renames
+them object by object.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ _STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
 
 def is_remote(path: AnyPath) -> bool:
-    """Whether a path names an object store (gs://, s3://): no mapping, no rename, no fsync."""
+    """True if a path is in an object store (gs://, s3://), which has no mmap, rename or fsync."""
     return "://" in os.fspath(path)
 
 
 def as_place(path: AnyPath) -> epath.Path:
-    """A path that a user names, absolute: a leading ~ is expanded, gs:// and s3:// stay as given.
+    """The absolute form of a path that a user gave: ~ is expanded, gs:// and s3:// stay as given.
 
     Raises:
-        ConfigError: a store of another kind, or one whose package is not installed.
+        ConfigError: the kind of store is unknown, or the package for it is not installed.
     """
     text = os.fspath(path)
     if not is_remote(text):
@@ -56,7 +57,7 @@ def as_place(path: AnyPath) -> epath.Path:
 
 
 def _list_anew(scheme: str) -> None:
-    # fsspec keeps listings for good, but tensorstore and other processes write to the store too.
+    # fsspec caches listings for ever, but tensorstore and other processes write to the store too.
     from fsspec import config
 
     for protocol in ("gcs", "gs") if scheme == "gs" else (scheme,):
@@ -64,10 +65,10 @@ def _list_anew(scheme: str) -> None:
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:
-    """Puts `data` at `path`, durably and in one step; its directory is there.
+    """Writes `data` to `path`, durably and in one step. The directory must exist.
 
     Raises:
-        OSError: the disk is full or the place not writable; what was at `path` stays.
+        OSError: the disk is full or the path is not writable; the old content of `path` stays.
     """
     place = epath.Path(path)
     if is_remote(place):
@@ -89,18 +90,18 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
 
 
 def append_bytes(path: AnyPath, data: bytes, *, durable: bool = True) -> None:
-    """Adds `data` to the end of a file, which is made when missing.
+    """Adds `data` to the end of a file. A missing file is created.
 
-    A store cannot append: there the old content and the new go up as one put, which costs the
-    file's size each time. Ours are a few MB.
+    A store cannot append: the old content and the new data are written as one put, so every call
+    costs the file's size. Our files are a few MB.
 
     Args:
-        path: of the file.
-        data: whole lines; on a disk a kill may tear them.
-        durable: on the disk when this returns.
+        path: path of the file.
+        data: complete lines; on a disk a kill may tear them.
+        durable: True: the data are on the disk when this returns.
 
     Raises:
-        OSError: as in `write_bytes`.
+        OSError: the disk is full or the path is not writable.
     """
     if is_remote(path):
         place = epath.Path(path)
@@ -114,19 +115,19 @@ def append_bytes(path: AnyPath, data: bytes, *, durable: bool = True) -> None:
 
 
 def write_json(path: AnyPath, value: Any, *, indent: int | None = 2) -> None:
-    """Puts `value` at `path` as JSON with sorted keys: equal values give equal bytes.
+    """Writes `value` to `path` as JSON with sorted keys: equal values give equal bytes.
 
     Raises:
-        ValueError: a NaN or an infinity, which JSON does not know.
-        TypeError: something that is no JSON.
-        OSError: as in `write_bytes`.
+        ValueError: the value holds a NaN or an infinity, which JSON cannot express.
+        TypeError: the value holds something that is not JSON.
+        OSError: the disk is full or the path is not writable; the old content of `path` stays.
     """
     text = json.dumps(value, sort_keys=True, indent=indent, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 
 
 def matching(directory: epath.Path, pattern: str) -> list[epath.Path]:
-    """The entries of a directory whose names match, sorted (a glob would read its own path too)."""
+    """A directory's entries whose names match, sorted. A glob would also expand the path itself."""
     if not directory.is_dir():
         return []
     found = [path for path in directory.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
@@ -134,7 +135,7 @@ def matching(directory: epath.Path, pattern: str) -> list[epath.Path]:
 
 
 def files_below(directory: epath.Path) -> Iterator[epath.Path]:
-    """Every file in a directory and the folders in it; none when it is not there."""
+    """Every file in a directory and its subfolders; none if the directory does not exist."""
     if not directory.is_dir():
         return
     for path in directory.iterdir():
@@ -145,7 +146,7 @@ def files_below(directory: epath.Path) -> Iterator[epath.Path]:
 
 
 def delete(path: epath.Path) -> None:
-    """Deletes a file, a link or a folder with all that is in it; one that is absent is no error."""
+    """Deletes a file, a link, or a folder and its content. An absent path is no error."""
     if path.is_dir() and not os.path.islink(path):
         path.rmtree(missing_ok=True)
     else:
@@ -153,7 +154,7 @@ def delete(path: epath.Path) -> None:
 
 
 def sync_directory(path: AnyPath) -> None:
-    """Makes the names in a directory durable: a rename alone may be lost with the power."""
+    """Makes the names in a directory durable: a power cut can undo a rename that is not synced."""
     if is_remote(path):
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -165,7 +166,7 @@ def sync_directory(path: AnyPath) -> None:
 
 @contextlib.contextmanager
 def _store_errors(path: epath.Path) -> Iterator[None]:
-    """Whatever a store's client raises, as an OSError that names the path."""
+    """Turns every error of a store's client into an OSError that names the path."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Ctrl-C of a command: it ends at once while there is nothing to save, and unwinds after that.
+"""Ctrl-C ends a command at once while there is nothing to save; later it raises an exception.
 
-Python's own handler raises KeyboardInterrupt wherever it is: inside the imports of a start (pages
-of traceback, now and then a segmentation fault), or inside a callback of the garbage collector,
-which prints the exception and goes on.
+Python's own handler raises KeyboardInterrupt at any place. During the imports at start this gives
+pages of traceback and sometimes a segmentation fault. In a callback of the garbage collector the
+exception is printed and the program continues.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from typing import NoReturn
 
 LINE = "interrupted; rerun the same command to go on"
 EXIT_STATUS = 130
-# jax's callback of the garbage collector: what is raised inside it is printed and forgotten.
+# jax's callback of the garbage collector. An exception raised inside is printed and dropped.
 SWALLOWS = "_xla_gc_callback"
 LATER_S = 0.05
 
 
 def end_at_once() -> None:
-    """From here on Ctrl-C ends this process with one line and status 130.
+    """Makes Ctrl-C end this process with one line and status 130.
 
-    Where something else than Python's default is set (nohup ignores Ctrl-C) it does nothing.
+    Does nothing if the handler is not Python's default (for example, nohup ignores Ctrl-C).
     """
     if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _raise):
         signal.signal(signal.SIGINT, _end)
 
 
 def begin_work() -> None:
-    """From here on Ctrl-C raises KeyboardInterrupt; does nothing without `end_at_once` before."""
+    """Makes Ctrl-C raise KeyboardInterrupt. Does nothing unless `end_at_once` was called."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, _raise)
 
 
 def raise_interrupt(frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt; where it would be swallowed, sends Ctrl-C again a moment later.
+    """Raises KeyboardInterrupt, or sends Ctrl-C again a moment later if it would be dropped here.
 
-    For handlers of SIGINT.
+    Handlers of SIGINT call this.
 
     Args:
-        frame: where the signal came, as the handler gets it.
+        frame: the interrupted frame, an argument of the handler.
     """
     while frame is not None:
         if frame.f_code.co_name == SWALLOWS:
@@ -63,7 +63,7 @@ def _raise(_: int, frame: FrameType | None) -> None:
 
 def _end(_: int, __: FrameType | None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # in the midst of a write, or nobody reads
+        with contextlib.suppress(Exception):  # a write is in progress, or the reader is gone
             stream.flush()
     with contextlib.suppress(OSError):
         os.write(2, f"{LINE}\n".encode())

@@ -1,10 +1,10 @@
 """A clean end when another process of the run has died: one line on stderr and status 1.
 
-The news comes on two roads. A collective fails in Python (gloo, NCCL): the error's text tells. Or
-the coordination service tells jax's runtime, which logs a page and aborts (status 134) from a
-thread of its own, whatever Python is doing: `Guard` makes one line and status 1 of that too.
-jaxlib 0.10 has a callback for it but cannot hand it its argument (std::bad_cast), so the abort
-itself is caught.
+A lost process is noticed in two ways. A collective fails in Python (gloo, NCCL), and the text of
+the error names the loss. Or the coordination service informs jax's runtime, which logs a page and
+aborts (status 134) from its own thread, whatever Python is doing. `Guard` turns this abort, too,
+into one line and status 1. jaxlib 0.10 has a callback for the loss but cannot pass the argument
+(std::bad_cast), so the abort itself is caught.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections import deque
 from typing import Any, NoReturn
 
 EXIT_STATUS = 1
-DRAIN_S = 0.3  # for the reader to take in what was logged right before an abort
+DRAIN_S = 0.3  # time for the reader to get what was logged just before an abort
 MAX_HELD_LINES = 500
 MAX_REASON_CHARS = 200
 _SIGNS = (
@@ -37,17 +37,17 @@ _FATAL = "distributed service detected fatal errors"
 
 
 def tells_of_peer_loss(error: BaseException) -> bool:
-    """True when the text of `error`, or of what caused it, speaks of a lost process."""
+    """True if the text of `error`, or of its cause, reports a lost process."""
     text = f"{error} {error.__cause__ or ''}".lower()
     return any(sign in text for sign in _SIGNS)
 
 
 class Guard:
-    """Stands between the runtime's stderr and ours, from its making to the end of the process.
+    """Filters the runtime's stderr from now to the end of the process.
 
-    File descriptor 2 becomes a pipe. A thread passes on what comes through it, except the runtime's
-    entries on lost processes, which it holds back: an abort for another reason brings them out.
-    `sys.stderr` goes on writing to the old place, past the pipe.
+    File descriptor 2 becomes a pipe. A thread forwards its text, except the runtime's entries about
+    lost processes, which it holds back and prints only if an abort has another reason.
+    `sys.stderr` still writes to the original file, past the pipe.
     """
 
     def __init__(self) -> None:
@@ -60,13 +60,13 @@ class Guard:
         self._held: deque[str] = deque(maxlen=MAX_HELD_LINES)
         self._ending = threading.Lock()
         threading.Thread(target=self._pass_on, args=(read_end,), daemon=True).start()
-        # A C handler, in the thread that aborts: Python's own wait for the main thread.
+        # A C handler runs in the thread that aborts. Python's handlers wait for the main thread.
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
         libc: Any = ctypes.CDLL(None)
         libc.signal(int(signal.SIGABRT), self._handler)
 
     def end(self, reason: str) -> NoReturn:
-        """Writes the line and ends the process at once; the first caller's reason is told."""
+        """Writes the first caller's reason in one line and ends the process at once."""
         self._ending.acquire()  # never released: a second caller waits here for the end
         self._write(
             f"error: lost another process of this run ({reason[:MAX_REASON_CHARS]}); "
@@ -81,7 +81,7 @@ class Guard:
         time.sleep(DRAIN_S)
         if self._reason:
             self.end(self._reason)
-        self._write("".join(self._held))  # another kind of abort: it takes its course
+        self._write("".join(self._held))  # an abort for another reason continues
 
     def _pass_on(self, read_end: int) -> None:
         holding = False

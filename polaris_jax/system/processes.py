@@ -1,7 +1,7 @@
 """Several processes as one run: start-up, small object gathers, and a clean end when a peer dies.
 
-One process a host, started by Slurm, GKE, a TPU pod or launch/local.sh. Every process runs the same
-program; what one of them alone knows (its responses, its signals) goes through `gather_objects`.
+Each host has one process, started by Slurm, GKE, a TPU pod or launch/local.sh. Every process runs
+the same program. `gather_objects` shares what only one process knows (its responses, its signals).
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ AUTO = "POLARIS_DISTRIBUTED"
 MIN_GATHER_BYTES = 1024
 ABSENT = "absent"
 
-_guard: Guard | None = None  # from `initialize` on, where there are other processes
+_guard: Guard | None = None  # set by `initialize` if there are other processes
 
 
 def initialize(*, heartbeat_timeout_s: int) -> None:
-    """Joins the other processes of this run, when the environment says that there are any.
+    """Joins the other processes of this run, if the environment declares any.
 
-    `POLARIS_COORDINATOR`, `POLARIS_NUM_PROCESSES` and `POLARIS_PROCESS_ID` name them
-    (launch/local.sh sets these); `POLARIS_DISTRIBUTED=auto` lets jax find them (Slurm, GKE, pods).
+    `POLARIS_COORDINATOR`, `POLARIS_NUM_PROCESSES` and `POLARIS_PROCESS_ID` declare them
+    (launch/local.sh sets these). `POLARIS_DISTRIBUTED=auto` lets jax find them (Slurm, GKE, pods).
+
+    Args:
+        heartbeat_timeout_s: seconds without a heartbeat after which a process counts as lost.
 
     Raises:
-        ValueError: one of the three variables is missing or no number.
+        ValueError: the coordinator is set, and one of the other two variables is not a number.
     """
     global _guard
     if os.environ.get(AUTO) == "auto":
@@ -62,19 +65,23 @@ def initialize(*, heartbeat_timeout_s: int) -> None:
 
 
 def is_first() -> bool:
-    """True in the process that writes files and prints."""
+    """True in the first process, which writes files and prints."""
     return jax.process_index() == 0
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every process's JSON-able `value`, in process order, in all of them."""
+    """The `value` of every process, in process order. Every process gets the list.
+
+    Args:
+        value: any JSON-able value.
+    """
     if jax.process_count() == 1:
         return [value]
     from jax.experimental import multihost_utils
 
     payload = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.array([payload.size], np.int32)))
-    # A power of two: every new size is a new program to compile.
+    # The size is a power of two because every new size compiles a new program.
     room = max(MIN_GATHER_BYTES, 1 << (int(sizes.max()) - 1).bit_length())
     padded = np.zeros(room, np.uint8)
     padded[: payload.size] = payload
@@ -86,24 +93,27 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def any_process(flag: bool) -> bool:
-    """True in all processes when it is in one of them."""
+    """True in all processes if `flag` is true in at least one."""
     return any(gather_objects(bool(flag)))
 
 
 def several() -> bool:
-    """Whether this run has more processes than this one."""
+    """True if this run has more than one process."""
     return jax.process_count() > 1
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """Returns when every process of the run says the same; call it before anything compiles.
+    """Raises ConfigError if the processes of the run differ in `facts`.
+
+    Call this before anything compiles.
 
     Args:
-        facts: by name, what must be alike for one program to run in all: short JSON-able values,
-            or mappings of them, which are compared field by field.
+        facts: name -> a value that must be equal in all processes: a short JSON-able value, or a
+            mapping of such values, which is compared field by field.
 
     Raises:
-        ConfigError: names the first fact that differs and the processes that hold each value.
+        ConfigError: processes differ. The text names the first fact that differs and the processes
+            that hold each value.
     """
     told = disagreement(gather_objects(dict(facts)))
     if told:
@@ -111,7 +121,7 @@ def agree(facts: Mapping[str, Any]) -> None:
 
 
 def disagreement(facts_by_process: Sequence[Mapping[str, Any]]) -> str:
-    """One line on the first fact in which processes differ; empty when none does."""
+    """One line about the first fact in which processes differ; empty if they agree."""
     name = _first_difference(facts_by_process)
     if name is None:
         return ""
@@ -131,7 +141,7 @@ def disagreement(facts_by_process: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _first_difference(mappings: Sequence[Mapping[str, Any]]) -> str | None:
-    """The first key that some mapping lacks or holds another value of; None where there is none."""
+    """The first key that a mapping lacks or has another value for; None if all mappings agree."""
     for name in dict.fromkeys(itertools.chain.from_iterable(mappings)):
         if any(name not in m or m[name] != mappings[0][name] for m in mappings):
             return name
@@ -139,11 +149,11 @@ def _first_difference(mappings: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def first_does(action: Callable[[], None], name: str) -> None:
-    """Runs `action` in the first process while the others wait for its end.
+    """Runs `action` in the first process while the others wait until it has ended.
 
     Args:
-        action: what writes files.
-        name: of the barrier; the same in every process.
+        action: the function, which may write files.
+        name: name of the barrier; equal in every process.
     """
     if is_first():
         action()
@@ -154,9 +164,9 @@ def first_does(action: Callable[[], None], name: str) -> None:
 
 
 def end_after_peer_loss(error: BaseException) -> None:
-    """Ends this process with one line and status 1 when `error` says that a peer is gone.
+    """Ends this process with one line and status 1 if `error` reports a lost process.
 
-    In a single process, or for other errors, it does nothing.
+    Does nothing in a run of a single process, or for other errors.
     """
     if _guard is not None and tells_of_peer_loss(error):
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -164,10 +174,10 @@ def end_after_peer_loss(error: BaseException) -> None:
 
 
 def leave(status: int) -> None:
-    """Ends this process at once with `status`, if it is one of several; else does nothing.
+    """Ends this process at once with `status`, if the run has other processes; else does nothing.
 
-    For failures: an orderly exit waits minutes for the others, which wait for this process in turn.
-    They see it gone and end too.
+    This is for failures. An orderly exit would wait minutes for the other processes, which wait for
+    this process in turn. When this process is gone, the others notice and end too.
     """
     if _guard is not None:
         sys.stdout.flush()

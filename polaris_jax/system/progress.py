@@ -1,4 +1,4 @@
-"""What a person sees of a running command: bars on a terminal, plain lines in a pipe."""
+"""Shows the progress of a command: bars on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _NOBODY_READS = (errno.EPIPE, errno.EIO)  # at the other end of a pipe, or of a 
 
 
 def say(text: str, stream: TextIO) -> None:
-    """Prints a line; a stream whose reader is gone goes nowhere from then on, at exit too.
+    """Prints a line. If the reader of the stream is gone, all later output is dropped.
 
-    Ctrl-C ends `| tee` as well, and with a connection its terminal goes: the run has still to save.
+    Ctrl-C also ends `| tee`, and a lost connection closes its terminal, but the run must still
+    save.
     """
     try:
         print(text, file=stream, flush=True)
@@ -32,7 +33,7 @@ def say(text: str, stream: TextIO) -> None:
 
 
 class Phase:
-    """One counted piece of work; `advance_to` may be called as often as one likes."""
+    """One counted piece of work. `advance_to` may be called at any rate."""
 
     def __init__(self, console: Progress, name: str, total: int) -> None:
         self._console, self._name, self._total = console, name, total
@@ -51,7 +52,7 @@ class Phase:
 
 
 class Progress:
-    """A place for lines and phases; silent in all processes but the first.
+    """Prints lines and phases; silent in all processes except the first.
 
     Args:
         enabled: False prints nothing.

@@ -32,12 +32,12 @@ def stopped_status() -> int:
 
 
 class StopRequest:
-    """Whether, and by which signal, this process has been asked to stop.
+    """Records whether a signal has asked this process to stop, and which one.
 
-    The first signal sets `requested`; the loop then leaves a resumable checkpoint. Ctrl-C after it
-    ends the process at once, another SIGTERM changes nothing. SIGHUP, which a lost terminal sends,
+    The first signal sets `requested`; the loop then saves a resumable checkpoint. A later Ctrl-C
+    ends the process at once. A later SIGTERM changes nothing. SIGHUP, which a lost terminal sends,
     counts as SIGTERM, and stays ignored under nohup. Install it after `jax.distributed.initialize`,
-    whose own handler would swallow SIGTERM otherwise.
+    whose own handler would otherwise replace this one for SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -47,17 +47,17 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """True from the first signal on."""
+        """True after the first signal."""
         return self.signal is not None
 
     @property
     def waited_s(self) -> float:
-        """Seconds since the first signal; 0 without one."""
+        """Seconds since the first signal; 0 if there was none."""
         return time.monotonic() - self._asked_at_s if self.requested else 0.0
 
     @property
     def interrupted(self) -> bool:
-        """True when Ctrl-C was the first signal."""
+        """True if Ctrl-C was the first signal."""
         return self.signal == signal.SIGINT
 
     def __enter__(self) -> StopRequest:

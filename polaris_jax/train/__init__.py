@@ -1,4 +1,4 @@
-"""The policy update on packed rows, its state, and the supervised warm start."""
+"""The policy update on packed rows, and the trainer's state."""
 
 from polaris_jax.train.objective import TokenLoss, token_loss
 from polaris_jax.train.state import (

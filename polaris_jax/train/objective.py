@@ -1,7 +1,7 @@
 """The per-token loss: clipped surrogate, truncated importance sampling, KL and entropy terms.
 
-Pure functions of [B, T] arrays. Nothing here averages: the caller multiplies by `weight_BT` and
-sums, and the weights carry the aggregation (see records.TrainBatch).
+The functions are pure functions of [B, T] arrays, and average nothing. The caller multiplies the
+loss by `weight_BT` and sums; the weights contain the aggregation (see records.TrainBatch).
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from jax import Array
 
 from polaris_jax.config import ObjectiveSection
 
-# exp(20) = 4.9e8: a log-ratio beyond it is a broken row, and inf x 0 would poison the whole sum.
+# exp(20) = 4.9e8. A log-ratio above 20 means a broken row, and inf x 0 would make the sum NaN.
 MAX_LOG_RATIO = 20.0
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenLoss:
-    """The loss of every token and what made it; all [B, T], float32.
+    """The loss of every token and its parts; all [B, T], float32.
 
     Attributes:
-        loss_BT: what is multiplied by the weight and summed, nats x advantage.
+        loss_BT: loss before the weight, nats x advantage.
         ratio_BT: current over old probability.
-        clipped_low_BT: 1 where advantage < 0 and the lower clip took the gradient away.
-        clipped_high_BT: 1 where advantage > 0 and the upper clip took the gradient away.
-        clipped_dual_BT: 1 where the dual clip took the gradient away.
-        truncated_BT: 1 where the importance weight was cut to `tis_cap`.
+        clipped_low_BT: 1 if advantage < 0 and the lower clip made the gradient zero.
+        clipped_high_BT: 1 if advantage > 0 and the upper clip made the gradient zero.
+        clipped_dual_BT: 1 if the dual clip made the gradient zero.
+        truncated_BT: 1 if the importance weight was cut to `tis_cap`.
         kl_BT: k3 estimate of KL(current || reference), nats; 0 without a reference.
     """
 
@@ -53,33 +53,33 @@ def token_loss(
 ) -> TokenLoss:
     """Each token's loss under `objective`, unweighted.
 
-    Ratio r = exp(logp - old). With advantage A the loss is max(-r A, -clip(r, 1 - clip_low,
-    1 + clip_high) A); where A < 0 it is at most -dual_clip A. To it are added
+    The ratio is r = exp(logp - old). With advantage A the loss is max(-r A, -clip(r, 1 - clip_low,
+    1 + clip_high) A). If A < 0 this loss is at most -dual_clip A. Two terms are added:
     kl_coef x (exp(d) - d - 1) with d = reference - logp, and -entropy_coef x entropy.
 
-    `old_logprobs` decides what r is measured against:
+    `old_logprobs` selects the policy that r is measured against:
 
     - current: the policy itself, r = 1 with the gradient A grad(logp). `old_logp_BT` is not read.
     - recompute: `old_logp_BT`, which the caller took from the trainer before the first minibatch.
-    - sampler: `old_logp_BT` as the sampler reported it. r then carries the mismatch between
-      sampler and trainer (and any lag) besides the policy's own motion, so it is an importance
-      weight and is truncated: r counts as min(r, tis_cap), whose gradient is
-      min(r, tis_cap) A grad(logp) rather than zero, also beyond `MAX_LOG_RATIO`, where r counts
-      as exp(MAX_LOG_RATIO). tis_cap=0 turns the cap off.
+    - sampler: `old_logp_BT` as reported by the sampler. Besides the policy's own change, r then
+      contains the mismatch between sampler and trainer (and any lag). So r is an importance weight
+      and is truncated to min(r, tis_cap). The gradient of a truncated token is
+      min(r, tis_cap) A grad(logp) and not zero, also beyond `MAX_LOG_RATIO`, where r counts as
+      exp(MAX_LOG_RATIO). tis_cap=0 turns the cap off.
 
-    With A > 0 the upper clip acts before any cap above 1 + clip_high; the cap bounds the tokens
-    with A < 0, for which PPO bounds nothing. A cap below `dual_clip` leaves the dual clip idle.
+    If A > 0 the upper clip acts before any cap above 1 + clip_high. The cap bounds the tokens with
+    A < 0, which PPO does not bound. With a cap below `dual_clip` the dual clip never acts.
 
     Args:
         logp_BT: log-prob under the parameters that are differentiated, nats.
-        objective: the options.
-        entropy_BT: entropy of the same distribution, nats.
+        objective: the options of the loss.
+        entropy_BT: entropy of the next token under the same parameters, nats.
         old_logp_BT: log-probs of the policy that r is measured against, nats.
         advantage_BT: the sequence's advantage at each response token.
         reference_logp_BT: log-probs of the frozen reference; needed when kl_coef > 0.
 
     Raises:
-        ValueError: kl_coef > 0 without reference log-probs.
+        ValueError: kl_coef > 0, but there are no reference log-probs.
 
     Source: PPO, Schulman et al. 2017 (arXiv:1707.06347), eq. 7; dual clip, Ye et al. 2020
         (arXiv:1912.09729), eq. 5; higher upper clip, DAPO, Yu et al. 2025 (arXiv:2503.14476), eq.
@@ -102,13 +102,13 @@ def token_loss(
     gap_BT = logp_BT - old_logp_BT
     log_ratio_BT = jnp.clip(gap_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     if is_truncated:
-        # The clip has no gradient, and a truncated token keeps its own however far its ratio lies.
+        # Beyond its limits jnp.clip has no gradient, but a truncated token must keep its gradient.
         at_limit_BT = MAX_LOG_RATIO + (logp_BT - jax.lax.stop_gradient(logp_BT))
         log_ratio_BT = jnp.where(gap_BT >= MAX_LOG_RATIO, at_limit_BT, log_ratio_BT)
     ratio_BT = jnp.exp(log_ratio_BT)
     weight_BT, truncated_BT = ratio_BT, jnp.zeros_like(ratio_BT)
     if is_truncated:
-        # Scaled by a constant instead of cut by a minimum: the gradient survives, at the cap.
+        # A product with a constant instead of a minimum keeps the gradient, scaled to the cap.
         scale_BT = jnp.minimum(1.0, objective.tis_cap / jax.lax.stop_gradient(ratio_BT))
         weight_BT = ratio_BT * scale_BT
         truncated_BT = (scale_BT < 1.0).astype(jnp.float32)

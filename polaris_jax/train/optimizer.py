@@ -1,4 +1,4 @@
-"""AdamW, the global-norm clip, and the step that non-finite gradients skip."""
+"""AdamW, the global-norm clip, and an optimizer step that skips non-finite gradients."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def make_optimizer(section: OptimizerSection) -> optax.GradientTransformation:
 
 
 def _in_bfloat16(adamw: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`adamw` whose moments are kept in bfloat16 and computed with in float32.
+    """`adamw` with moments that are stored in bfloat16 and computed in float32.
 
-    With b2 = 0.999 a step moves the second moment by at most a thousandth, a quarter of
-    bfloat16's distance between two numbers: rounded to the nearest it would grow and never fall.
-    So both moments are rounded up or down at random, with the right mean; the noise is a function
-    of the step count alone.
+    With b2 = 0.999 a step lowers the second moment by at most a thousandth of its value, a quarter
+    of the distance between two bfloat16 numbers. Under rounding to nearest the second moment would
+    grow and never fall. So both moments are rounded up or down at random, with the right mean. The
+    noise is a function of the step count alone.
     """
 
     def init(params: Any) -> Any:
@@ -57,7 +57,7 @@ def _in_bfloat16(adamw: optax.GradientTransformation) -> optax.GradientTransform
 
 
 def _floats(function: Any, tree: Any) -> Any:
-    """`function(leaf, number)` over the floating-point leaves; the others stay."""
+    """`function(leaf, number)` over the floating-point leaves; other leaves stay unchanged."""
     leaves, treedef = jax.tree.flatten(tree)
     return jax.tree.unflatten(
         treedef,
@@ -69,16 +69,16 @@ def _floats(function: Any, tree: Any) -> Any:
 
 
 def round_stochastically(x: Array, key: Array) -> Array:
-    """bfloat16 of float32 `x`: one of its two neighbours, with `x` as the mean.
+    """`x` rounded at random to one of its two bfloat16 neighbours, with `x` as the mean.
 
-    What is not finite stays what it is.
+    Values that are not finite stay unchanged.
 
     Args:
         x: any shape, float32.
-        key: of the noise.
+        key: random key of the noise.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    # The lower 16 bits are what bfloat16 lacks: added noise carries over with their probability.
+    # bfloat16 lacks the lower 16 bits: noise added to them carries over with the right probability.
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     rounded = jax.lax.bitcast_convert_type((bits + noise) & jnp.uint32(0xFFFF0000), jnp.float32)
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
@@ -89,8 +89,8 @@ def clip_by_norm(grads: Tree, norm: Array, *, max_norm: float) -> Tree:
 
     Args:
         grads: a pytree of gradients.
-        norm: its global norm.
-        max_norm: the bound.
+        norm: global norm of `grads`.
+        max_norm: largest global norm of the result.
     """
     scale = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-30))
     return jax.tree.map(lambda g: g * scale, grads)
@@ -109,13 +109,13 @@ def guarded_step(
     Args:
         grads: float32 gradients.
         params: float32 parameters.
-        opt_state: of `transform`.
+        opt_state: state of `transform`.
         transform: the optimizer.
-        max_grad_norm: the clip.
+        max_grad_norm: largest global norm of the clipped gradient.
 
     Returns:
-        (params, opt_state, gradient norm before the clip, skipped). When skipped, parameters and
-        moments are those that came in, bit for bit.
+        (params, opt_state, gradient norm before the clip, skipped). If the step is skipped,
+        parameters and moments are unchanged, bit for bit.
     """
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     finite = jnp.isfinite(norm)

@@ -1,8 +1,8 @@
 """The compiled functions of an update, for one architecture, mesh and row length.
 
-Every output's sharding is stated, so that none compiles twice; gradients, parameters and state are
-donated where a new one takes their place. Nothing here needs a device: on a topology's mesh the
-same functions lower and compile ahead of time.
+The sharding of every output is stated, so that no function compiles twice. Gradients, parameters
+and state are donated if a new value replaces them. Nothing here needs a device: on a topology's
+mesh the same functions lower and compile ahead of time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Arrays = dict[str, Array]
 
 INT_FIELDS = ("token_BT", "target_BT", "position_BT", "segment_BT")
 LOGPROB_FIELDS = (*INT_FIELDS, "temperature_BT", "weight_BT", "fresh_BT")
-# What goes to the device, [rows, row_len] each: TrainBatch's fields and the next tokens.
+# The arrays that are uploaded, [rows, row_len] each: TrainBatch's fields and the next tokens.
 FIELDS = (
     *LOGPROB_FIELDS,
     "advantage_BT",
@@ -49,7 +49,7 @@ FIELDS = (
     "sampler_logp_BT",
 )
 
-# What `local_loss` sums over a microbatch's tokens, besides the gradient; `*_max` is a maximum.
+# The names that `local_loss` sums over a microbatch's tokens; `*_max` is a maximum.
 SUMS = (
     *("loss", "tokens", "entropy", "ratio", "kl", "clipped_low", "clipped_high", "clipped_dual"),
     *("truncated", "fresh", "fresh_entropy", "gap", "gap_max"),
@@ -58,7 +58,7 @@ SUMS = (
 
 @dataclasses.dataclass(frozen=True)
 class UpdatePrograms:
-    """Jitted functions and what they take.
+    """The jitted functions of an update, and their shardings.
 
     Attributes:
         sharded: how the model runs on the mesh.
@@ -67,10 +67,11 @@ class UpdatePrograms:
         accumulate: (params, accumulator, arrays, reference or None) -> (accumulator, sums). The
             accumulator is donated.
         accumulate_many: (params, accumulator, arrays of U microbatches, [U, rows, row_len] each,
-            count, reference or None) -> (accumulator, sums [U]): the first `count` of them, one
-            after the other; the sums of the others are 0. The accumulator is donated.
+            count, reference or None) -> (accumulator, sums [U]). The first `count` microbatches run
+            one after the other; the sums of the others are 0. The accumulator is donated.
         apply: (state, accumulator) -> (state, step metrics). The state is donated.
-        logprobs: (params, arrays) -> logp_BT, 0 where no token counts; whole on every device.
+        logprobs: (params, arrays) -> logp_BT, 0 at tokens that do not count; every device holds the
+            complete result.
     """
 
     sharded: ShardedModel
@@ -91,7 +92,7 @@ def update_programs(
     *,
     row_len: int,
 ) -> UpdatePrograms:
-    """The functions of an update.
+    """The functions of an update for one architecture, mesh and row length.
 
     Raises:
         ConfigError: see `sharded_model`.
@@ -211,7 +212,7 @@ def local_loss(
     objective: ObjectiveSection,
     sharded: ShardedModel,
 ) -> tuple[Array, Arrays]:
-    """This device's share of a microbatch's loss, and the sums that metrics are made of."""
+    """This device's share of a microbatch's loss, and the sums for metrics (see `SUMS`)."""
     terms = {name: arrays[name] for name in ("weight_BT", "old_logp_BT", "advantage_BT")}
     if reference is not None:
         terms["reference_logp_BT"] = local_logprobs(reference, arrays, sharded)[0]
@@ -228,13 +229,13 @@ def local_loss(
 
     def weighted(logp: Array, entropy: Array, terms: Arrays) -> Array:
         weight = terms["weight_BT"]
-        # where, not only the product: 0 x inf of a masked token would poison the sum.
+        # jnp.where and not only the product: 0 x inf at a masked token would make the sum NaN.
         return jnp.where(weight != 0, weight * parts(logp, entropy, terms).loss_BT, 0.0)
 
     loss, logp_BT, entropy_BT = local_token_losses(
         params, arrays, sharded, terms=terms, token_loss=weighted
     )
-    out = parts(logp_BT, entropy_BT, terms)  # of the same numbers, for the metrics
+    out = parts(logp_BT, entropy_BT, terms)  # the same terms again, for the metrics
     weight_BT = arrays["weight_BT"]
     is_counted_BT = (weight_BT != 0).astype(jnp.float32)
     present_BT = arrays["old_logp_BT"] if objective.old_logprobs == "recompute" else logp_BT

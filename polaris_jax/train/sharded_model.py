@@ -1,20 +1,22 @@
-"""Log-probs of packed rows over the whole mesh: the model inside `jax.shard_map`.
+"""Log-probs of packed rows over the complete mesh: the model inside `jax.shard_map`.
 
-Each device holds a shard of every parameter and its own tokens of its own rows, [B, T] here being
-the local shape. What moves, and when:
+Each device holds a shard of every parameter and its own tokens of its own rows; [B, T] is the local
+shape here. The devices exchange:
 
-    parameters      a layer's matrices are cast to the compute dtype and gathered over the axes that
-                    only store them, as the layer runs; their gradients come back as a float32
+    parameters      As a layer runs, its matrices are cast to the compute dtype and gathered over
+                    the axes that only store them. Their gradients return by a float32
                     reduce-scatter. Heads and MLP width stay split over `tensor`.
-    activations     the residual stream and the norms work on own tokens; a block gathers its input
-                    over `tensor` and scatters its partial sums back (Korthikanti et al. 2022,
-                    "Reducing activation recomputation in large transformer models", section 4.2).
-    keys, values    are gathered over `context` layer by layer; queries stay. Rows are laid out in
-                    zigzag order, so that every context shard has the same causal work.
-    vocabulary      split over `context` and `tensor`; see `models.counted_loss`. Its head runs at
-                    tokens that count alone.
+    activations     The residual stream and the norms work on a device's own tokens. A block gathers
+                    its input over `tensor` and scatters its partial sums back (Korthikanti et al.
+                    2022, "Reducing activation recomputation in large transformer models", section
+                    4.2).
+    keys, values    Keys and values are gathered over `context` layer by layer; queries stay. Rows
+                    are laid out in zigzag order, so that every context shard has the same causal
+                    work.
+    vocabulary      The vocabulary is split over `context` and `tensor`; see `models.counted_loss`.
+                    The head runs only at tokens that count.
 
-Nothing here is summed over the batch: a caller differentiates its own share of the loss and then
+Nothing here is summed over the batch: each device differentiates its own share of the loss and then
 calls `reduce_gradients`.
 """
 
@@ -65,7 +67,7 @@ from polaris_jax.sharding import (
 from polaris_jax.train.split_embedding import embed_tokens
 
 Arrays = dict[str, Array]
-# (dimension, mesh axes) of each gather that makes a stored parameter whole for its layer.
+# (dimension, mesh axes) of each gather that turns a stored shard into what a layer's products need.
 Gathers = tuple[tuple[int, tuple[str, ...]], ...]
 
 MAX_UNROLLED_LAYERS = 8
@@ -81,8 +83,8 @@ class ShardedModel:
     Attributes:
         config: the architecture.
         mesh: from `sharding.make_mesh`.
-        row_len: tokens of a packed row, whole.
-        dtype: of the computation; parameters and their gradients are float32.
+        row_len: tokens of a complete packed row, over all shards.
+        dtype: dtype of the computation; parameters and their gradients are float32.
         attention: the resolved back end.
         remat: see `models.qwen.run_layers`.
         specs: PartitionSpec of every parameter by its path.
@@ -98,19 +100,19 @@ class ShardedModel:
 
     @property
     def platform(self) -> str:
-        """Of the mesh's devices, which need not be here."""
+        """The platform of the mesh's devices, which may be absent (ahead-of-time compiles)."""
         return self.mesh.devices.flat[0].platform
 
     def spec(self, path: str) -> PartitionSpec:
-        """How the parameter is stored."""
+        """The PartitionSpec under which the parameter is stored."""
         return dict(self.specs)[path]
 
     def axes(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the mesh axes that have more than one device."""
+        """The mesh axes of `names` that have more than one device."""
         return wide_axes(self.mesh, names)
 
     def token_order(self) -> np.ndarray | None:
-        """int32 [row_len], the row's index at each place of the layout; None: as it is."""
+        """int32 [row_len], the row's index at each place of the layout; None: in row order."""
         shards = self.mesh.shape[CONTEXT]
         return row_order(self.row_len, shards, CONTEXT_LAYOUT) if shards > 1 else None
 
@@ -118,11 +120,11 @@ class ShardedModel:
 def sharded_model(
     config: ModelConfig, section: ModelSection, mesh: Mesh, *, row_len: int
 ) -> ShardedModel:
-    """The plan for one architecture, mesh and row length, checked.
+    """How one architecture runs on a mesh with a row length, after checks.
 
     Raises:
-        ConfigError: a mesh axis that does not divide what it splits, or an attention back end that
-            does not fit platform or shapes.
+        ConfigError: a mesh axis does not divide what it splits, or the attention back end does not
+            support the platform or the shapes.
     """
     _check_mesh(config, mesh, row_len=row_len)
     platform = mesh.devices.flat[0].platform
@@ -168,15 +170,15 @@ def _check_mesh(config: ModelConfig, mesh: Mesh, *, row_len: int) -> None:
 def local_logprobs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> tuple[Array, Array]:
     """(logp_BT, entropy_BT) of this device's counted tokens, float32, nats; inside shard_map.
 
-    What `models.token_logprobs` says of an entry holds; 0 at tokens that do not count. Not
-    differentiable.
+    An entry has the meaning that `models.token_logprobs` documents, and is 0 at tokens that do not
+    count. Not differentiable.
 
     Args:
         params: this device's shard of each parameter, float32.
-        arrays: token_BT, target_BT, position_BT, segment_BT, temperature_BT of this device's
-            tokens, in `sharded.token_order`; weight_BT and fresh_BT: a token counts, in the loss or
-            in the log-prob gap, where one of them is not 0.
-        sharded: the plan.
+        arrays: token_BT, target_BT, position_BT, segment_BT, temperature_BT, weight_BT and fresh_BT
+            of this device's tokens, in `sharded.token_order`. A token counts, in the loss or in the
+            log-prob gap, if its weight_BT or its fresh_BT is not 0.
+        sharded: how the model runs on the mesh.
     """
     return counted_logprobs(*_head_inputs(params, arrays, sharded), loop=_head_loop(sharded))
 
@@ -189,13 +191,15 @@ def local_token_losses(
     terms: Arrays,
     token_loss: Callable[[Array, Array, Arrays], Array],
 ) -> tuple[Array, Array, Array]:
-    """The sum of `token_loss` over this device's counted tokens, differentiable in `params`, and
-    what `local_logprobs` gives, without a gradient.
+    """(loss, logp_BT, entropy_BT) of this device's counted tokens; inside shard_map.
+
+    The loss is the sum of `token_loss` over the counted tokens, and is differentiable in `params`.
+    The other two are the results of `local_logprobs`, without a gradient.
 
     Args:
         params: see `local_logprobs`.
         arrays: see `local_logprobs`.
-        sharded: the plan.
+        sharded: how the model runs on the mesh.
         terms: see `models.counted_loss`.
         token_loss: see `models.counted_loss`.
     """
@@ -204,8 +208,8 @@ def local_token_losses(
 
 
 def _head_loop(sharded: ShardedModel) -> HeadLoop:
-    # All devices of the mesh in step, not only those that share the vocabulary: the slowest holds
-    # the others up at the next gather of a weight in any case.
+    # All devices of the mesh run in lockstep, not only those that share the vocabulary: at the next
+    # gather of a weight the others have to wait for the slowest in any case.
     return HeadLoop(
         chunk_tokens=CPU_HEAD_CHUNK_TOKENS if sharded.platform == "cpu" else CHUNK_TOKENS,
         vocab_axes=_axes_of(sharded.spec("embed_VD")[0]),
@@ -262,7 +266,7 @@ def _local_hidden(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> Array:
 
 
 def reduce_gradients(grads: Qwen, sharded: ShardedModel) -> Qwen:
-    """This device's shard of the whole gradient, from the gradient of its own share of the loss."""
+    """This device's shard of the full gradient, from the gradient of its own share of the loss."""
 
     def reduce(key_path: tuple[Any, ...], grad: Array) -> Array:
         held = {a for part in sharded.spec(model_tree_path(key_path)) for a in _axes_of(part)}
@@ -273,7 +277,7 @@ def reduce_gradients(grads: Qwen, sharded: ShardedModel) -> Qwen:
 
 
 class _Gathered(Around):
-    """Whole weights for a layer's products, and the passage between tokens and heads."""
+    """Gathers weights for a layer's products, and moves activations between tokens and heads."""
 
     def __init__(self, sharded: ShardedModel):
         self._sharded = sharded
@@ -298,10 +302,10 @@ class _Gathered(Around):
 
 
 def _table(table_VD: Array, path: str, sharded: ShardedModel) -> Array:
-    """A vocabulary table with whole rows: values of the compute dtype in float32.
+    """A vocabulary table with complete rows: values of the compute dtype in float32.
 
-    The pair of casts costs nothing (the compiler folds it); it makes the table's gradient, a sum
-    over all tokens, float32.
+    The pair of casts costs nothing, because the compiler folds the two. It makes the table's
+    gradient, a sum over all tokens, float32.
     """
     gathers = _gathers(sharded.spec(path), keep=TOKEN_AXES)
     whole_VD: Any = _gather_weight(gathers, sharded.dtype, table_VD)
@@ -335,7 +339,7 @@ def _gather_weight_forward(gathers: Gathers, dtype: DTypeLike, w: Array) -> tupl
 def _gather_weight_backward(
     gathers: Gathers, dtype: DTypeLike, _: None, grad: Array
 ) -> tuple[Array]:
-    # Devices' gradients are summed in float32, whatever the dtype of the product.
+    # The devices' gradients are summed in float32, whatever the dtype of the product.
     grad = grad.astype(jnp.float32)
     for dim, axes in reversed(gathers):
         grad = jax.lax.psum_scatter(grad, axes, scatter_dimension=dim, tiled=True)
@@ -351,5 +355,5 @@ def _gather_tokens(x: Array, axes: tuple[str, ...]) -> Array:
 
 
 def _in_row_order(x: Array, sharded: ShardedModel) -> Array:
-    """A whole row's [B, S, ...] from the layout's order to the row's."""
+    """[B, S, ...] of complete rows, reordered from the layout's order to row order."""
     return in_row_order(x, sharded.mesh.shape[CONTEXT], CONTEXT_LAYOUT)

@@ -17,15 +17,15 @@ EmbedStatic = tuple[tuple[str, ...], str, int]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def embed_tokens(static: EmbedStatic, table_VD: Array, token_BT: Array) -> Array:
-    """[B, T, D] rows of a table whose rows are split over axes of the mesh.
+    """[B, T, D] embeddings from a table whose rows are split over axes of the mesh.
 
-    Tokens go in chunks: each is gathered over the axes, every device looks up those in its slice,
-    and the sums are scattered back. The table's gradient is summed in float32.
+    Tokens are looked up in chunks: each chunk is gathered over the axes, every device looks up the
+    tokens in its slice, and the sums are scattered back. The table's gradient is summed in float32.
 
     Args:
-        static: see `EmbedStatic`; without axes the table is whole.
+        static: see `EmbedStatic`; without axes the table is complete.
         table_VD: this device's slice of the rows.
-        token_BT: ids in [0, V) of the whole vocabulary.
+        token_BT: ids in [0, V), where V is the complete vocabulary.
     """
     axes, dtype, rows = static
     if not axes:
@@ -67,14 +67,14 @@ embed_tokens.defvjp(_embed_forward, _embed_backward)
 
 
 def _rows_held(vocab_axes: tuple[str, ...], rows: int, token_C: Array) -> tuple[Array, Array]:
-    """All devices' tokens of a chunk as rows of this device's slice, and whether they lie in it."""
+    """All devices' tokens of a chunk as rows of this device's slice, and which lie in the slice."""
     token_C = jax.lax.all_gather(token_C, vocab_axes, axis=0, tiled=True)
     row_C = token_C - jax.lax.axis_index(vocab_axes) * rows
     return jnp.clip(row_C, 0, rows - 1), (row_C >= 0) & (row_C < rows)
 
 
 def _token_chunks(x_BTx: Array) -> Array:
-    """[B, T, ...] as [X, C, ...] chunks, the last filled up with zeros."""
+    """[B, T, ...] as [X, C, ...] chunks; the last chunk is padded with zeros."""
     rest = x_BTx.shape[2:]
     tokens = x_BTx.shape[0] * x_BTx.shape[1]
     chunk = min(EMBED_CHUNK_TOKENS, tokens)

@@ -1,4 +1,4 @@
-"""What the trainer carries from update to update: a frozen pytree, placed on the mesh."""
+"""The trainer's state between updates: a frozen pytree, placed on the mesh."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TrainState:
     """Master weights, moments and counters; every update takes one and returns the next.
 
     Attributes:
-        params: float32 weights. The update donates them: copy what must outlive it.
+        params: float32 weights. The update donates them: copy weights that must outlive an update.
         opt_state: AdamW's moments, split like the weights (in host memory with
             `optimizer.moments_in_host_memory`), and its step count.
         step: int32, updates applied since the run began (skipped ones not counted).
@@ -54,16 +54,16 @@ def init_train_state(
 ) -> TrainState:
     """A fresh state around float32 copies of `model`'s weights, placed on the mesh.
 
-    The copies share no buffer with `model`. In several processes `model` holds the same values in
-    each, on host or local devices, or is already placed on a mesh of all processes.
+    The copies share no buffer with `model`. With several processes `model` either holds the same
+    values in each process, on host or local devices, or is placed on a mesh of all processes.
 
     Args:
         model: the weights.
         optimizer: the optimizer's settings.
-        mesh: the trainer's.
-        take: where the weights are float32 and placed on the mesh as the trainer wants them, the
-            state takes the arrays themselves: no second model in memory. The first update then
-            deletes them, so the caller must not keep `model`.
+        mesh: the trainer's mesh.
+        take: True to use the arrays of `model` without copies if they are float32 and placed as the
+            trainer needs them, so that memory holds one model only. The first update then deletes
+            the arrays, so the caller must not keep `model`.
     """
     shardings = state_shardings(model.config, optimizer, mesh)
     if take and is_placed(model, shardings.params):
@@ -73,7 +73,7 @@ def init_train_state(
 
 
 def is_placed(model: Qwen, shardings: Qwen) -> bool:
-    """Whether every weight is float32 under its sharding."""
+    """True if every weight is float32 and has its sharding."""
     pairs = zip(jax.tree.leaves(model), jax.tree.leaves(shardings), strict=True)
     return all(leaf.dtype == jnp.float32 and leaf.sharding == s for leaf, s in pairs)
 
@@ -116,7 +116,7 @@ def state_shardings(config: ModelConfig, optimizer: OptimizerSection, mesh: Mesh
 
 
 def parked_shardings(shardings: TrainState) -> TrainState:
-    """`state_shardings` with weights and moments in host memory; the counters stay."""
+    """`state_shardings` with weights and moments in host memory; the counters stay on device."""
     model_shardings = in_host_memory(shardings.params)
     opt_state = jax.tree.map(
         lambda node: model_shardings if isinstance(node, Qwen) else node,
@@ -154,7 +154,10 @@ def _fresh(params: Qwen, optimizer: OptimizerSection, shardings: TrainState) -> 
 
 
 def with_rope_scaling(state: TrainState, rope_scaling: RopeScaling | None) -> TrainState:
-    """The same numbers under other rotary frequencies: parameters and moments carry the config."""
+    """The same numbers under other rotary frequencies, in parameters and moments.
+
+    The moments change, too, because their pytrees hold the model's config.
+    """
     return jax.tree.map(
         lambda x: x.with_rope_scaling(rope_scaling) if isinstance(x, Qwen) else x,
         state,

@@ -1,9 +1,10 @@
 """One optimizer step from a packed batch: one compiled `accumulate`, one compiled `apply`.
 
-A batch of any number of rows goes through `accumulate` in microbatches of a fixed shape, whose
-gradients are summed into a float32 accumulator (on a CPU several in one call, to the same bits);
-`apply` clips, steps and skips. The loss is a plain sum over tokens whose weights hold the
-aggregation, so neither the number of microbatches nor the packing enters the result.
+`accumulate` takes a batch of any number of rows in microbatches of a fixed shape, and sums their
+gradients into a float32 accumulator. On a CPU one call takes several microbatches, with the same
+bits. `apply` clips the gradient and steps, or skips the step. The loss is a plain sum over tokens,
+and the tokens' weights contain the aggregation, so the result depends neither on the number of
+microbatches nor on the packing.
 """
 
 from __future__ import annotations
@@ -43,23 +44,24 @@ from polaris_jax.train.state import TrainState, fresh_moments, is_placed, parked
 
 Metrics = dict[str, Mean | float | None]
 
-# On a CPU microbatches go to one call in stacks: a call's temporaries are fresh memory, and the
-# kernel's clearing of it was a fifth of an update's CPU time when each microbatch was a call.
+# On a CPU one call takes a stack of microbatches. Each call allocates its temporaries anew, and the
+# operating system's clearing of this memory was a fifth of an update's CPU time with a call for
+# each microbatch.
 STACKED_MICROBATCHES = 16
 
 
 class Updater:
     """Turns (TrainState, TrainBatch) into the next TrainState; owns the compiled programs.
 
-    Programs are compiled at the first batch of a model configuration (a stage that changes the
-    rotary scaling is another one) and serve every later batch, whatever its number of rows.
+    Programs are compiled at the first batch of a model configuration and serve every later batch,
+    whatever its number of rows. A stage that changes the rotary scaling changes the configuration.
 
     Args:
-        objective: the loss.
+        objective: options of the loss.
         optimizer: AdamW's constants and the gradient clip.
         model: compute dtype, attention back end, rematerialisation.
-        mesh: from `sharding.make_mesh`.
-        parks: `park` moves the state into host memory; False: it leaves it where it is.
+        mesh: mesh from `sharding.make_mesh`.
+        parks: True if `park` moves the state into host memory; False: `park` does nothing.
         rows: packed rows of a microbatch, over all devices; 0: one for each data x fsdp shard.
         row_len: tokens of a row.
 
@@ -91,7 +93,7 @@ class Updater:
         self._reference: tuple[Qwen, Qwen] | None = None  # as given, as placed
 
     def check_model(self, config: ModelConfig) -> None:
-        """Returns where models of this architecture can be trained so; nothing is compiled.
+        """Checks that models of this architecture can be trained; compiles nothing.
 
         Raises:
             ConfigError: see `sharded_model`.
@@ -101,31 +103,36 @@ class Updater:
     def update(
         self, state: TrainState, batch: TrainBatch, *, reference: Qwen | None = None
     ) -> tuple[TrainState, Metrics]:
-        """The state after one optimizer step on `batch`, and what was measured on the way.
+        """The state after one optimizer step on `batch`, and the step's metrics.
 
-        `state` is donated: its arrays are gone afterwards.
+        `state` is donated: its arrays are deleted.
 
         Args:
             state: parameters, moments, counters.
-            batch: rows a multiple of the microbatch's; the same in every process.
-            reference: the frozen model of the KL term, needed when kl_coef > 0. It is placed on
-                the mesh once (where it lies there in float32 as the trainer's weights do, its own
-                arrays serve) and runs under the policy's rotary scaling and temperature.
+            batch: packed rows, a multiple of a microbatch's rows; the same in every process.
+            reference: the frozen model of the KL term, needed if kl_coef > 0. The model is placed
+                on the mesh once, and runs under the policy's rotary scaling and temperature. Its
+                own arrays are used without copies if they are float32 and placed like the trainer's
+                weights.
 
         Returns:
-            (state, metrics). Metrics: update/{loss, grad_norm, entropy, clip_fraction_low,
-            clip_fraction_high, clip_fraction_dual, tis_fraction, ratio_mean, kl} are `Mean`s, over
-            response tokens where they speak of tokens; update/skipped is 1.0 when the gradient was
-            not finite, and then parameters and moments are unchanged; update/fresh_entropy is the
-            entropy at tokens whose `fresh_BT` is 1, no copies; rollout/logp_gap_mean and
-            logp_gap_max are |sampler - trainer| in nats over tokens whose `fresh_BT` is 1 (the max
-            is None without such tokens). The gap is taken under the parameters before this step:
-            with several minibatches it is the plain gap in the first one only (with
-            old_logprobs="recompute" in all).
+            (state, metrics). The metrics are:
+
+            - update/{loss, grad_norm, entropy, clip_fraction_low, clip_fraction_high,
+              clip_fraction_dual, tis_fraction, ratio_mean, kl}: `Mean`s; all but loss and grad_norm
+              are means over response tokens.
+            - update/skipped: 1.0 if the gradient was not finite. Parameters and moments are
+              unchanged then.
+            - update/fresh_entropy: entropy at tokens whose `fresh_BT` is 1 (no copies).
+            - rollout/logp_gap_mean, rollout/logp_gap_max: |sampler - trainer| in nats over tokens
+              whose `fresh_BT` is 1; the max is None without such tokens. The gap is measured under
+              the parameters before this step: with several minibatches only the first one's is the
+              plain gap (with old_logprobs="recompute" every minibatch's is).
+            - batch/{padding_share, attention_imbalance, context_imbalance}: figures of the packing.
 
         Raises:
-            ValueError: a batch of another shape, a token id outside the vocabulary, or a missing
-                reference.
+            ValueError: the batch has another shape, a token id is outside the vocabulary, or the
+                reference is missing.
         """
         programs = self._programs_for(state.params.config)
         total, sums = self.gradient(state.params, batch, reference=reference)
@@ -140,9 +147,10 @@ class Updater:
     def context_imbalance(self, batch: TrainBatch) -> float:
         """The busiest context shard's attention work over the mean of its row, >= 1.
 
-        Work is counted as `chunked` does it, which skips the tiles of other segments; the rows'
-        figures are weighted by their work. Packed rows are above 1 (see docs/decisions.md), rows of
-        one segment 1. A back end that computes whole rows (`splash`) is balanced whatever this is.
+        Work is counted as for the back end `chunked`, which skips the tiles of other segments. The
+        rows' figures are weighted by their work. Packed rows are above 1 (see docs/decisions.md);
+        rows of one segment are at 1. A back end that computes complete rows (`splash`) is balanced
+        whatever this figure is.
         """
         work_BC = shard_work(batch.segment_BT, self.mesh.shape[CONTEXT], CONTEXT_LAYOUT)
         return float(work_BC.max(axis=1).sum() / work_BC.mean(axis=1).sum())
@@ -150,7 +158,7 @@ class Updater:
     def gradient(
         self, params: Qwen, batch: TrainBatch, *, reference: Qwen | None = None
     ) -> tuple[Qwen, list[Arrays]]:
-        """The loss's float32 gradient over the whole batch, and each call's metric sums.
+        """The loss's float32 gradient over the complete batch, and each call's metric sums.
 
         Arguments and errors: see `update`.
         """
@@ -175,7 +183,10 @@ class Updater:
         return total, sums
 
     def recompute_logprobs(self, params: Qwen, batch: TrainBatch) -> TrainBatch:
-        """`batch` with `old_logp_BT` under `params`; the sampler's go to `sampler_logp_BT`."""
+        """`batch` with `old_logp_BT` computed under `params`.
+
+        The sampler's log-probs are kept in `sampler_logp_BT`.
+        """
         self._check(batch, params.config)
         programs = self._programs_for(params.config)
         parts = [
@@ -192,19 +203,19 @@ class Updater:
         return dataclasses.replace(batch, old_logp_BT=logp_BT, sampler_logp_BT=sampler_logp_BT)
 
     def park(self, state: TrainState) -> TrainState:
-        """`state` as it lies between updates; with `parks` its device memory is free then.
+        """`state` placed for the time between updates; with `parks` in host memory.
 
-        The state given is consumed.
+        The given state is consumed.
         """
         return moved(state, self._between_updates(state.params.config)) if self._parks else state
 
     def fetch(self, state: TrainState) -> TrainState:
-        """`state` on the devices, as an update takes it; the state given is consumed."""
+        """`state` on the devices, placed for an update; the given state is consumed."""
         shardings = self._programs_for(state.params.config).shardings
         return moved(state, shardings) if self._parks else state
 
     def reset_optimizer(self, state: TrainState) -> TrainState:
-        """`state` with zero moments, as at a stage change; weights and counters stay."""
+        """`state` with zero moments, for a stage change; weights and counters stay."""
         shardings = self._between_updates(state.params.config)
         return fresh_moments(state, self.optimizer, shardings=shardings)
 
@@ -230,7 +241,7 @@ class Updater:
     def _parts(
         self, batch: TrainBatch, programs: UpdatePrograms, fields: Sequence[str], rows: int
     ) -> Iterator[dict[str, np.ndarray]]:
-        """The fields of up to `rows` rows at a time, on the host, tokens as the mesh has them."""
+        """The fields of up to `rows` rows at a time, on the host, tokens in the mesh's order."""
         order = programs.sharded.token_order()
         values = {name: _field(batch, name) for name in fields}
         for first in range(0, batch.token_BT.shape[0], rows):
@@ -247,7 +258,7 @@ class Updater:
     def _stacks(
         self, batch: TrainBatch, programs: UpdatePrograms
     ) -> Iterator[tuple[Arrays, Array]]:
-        """Microbatches in stacks of one size, and how many each holds."""
+        """Microbatches in padded stacks of one size, and the number of microbatches in each."""
         sharding, size = stack_sharding(self.mesh), STACKED_MICROBATCHES * self.rows
         for part in self._parts(batch, programs, FIELDS, size):
             rows = len(part["token_BT"])
@@ -269,7 +280,7 @@ class Updater:
         known = self._reference
         if known is None or known[0] is not reference or known[1].config != config:
             model = reference.with_rope_scaling(config.rope_scaling)
-            # No program donates it, so that arrays which lie right already need no copies.
+            # No program donates the reference, so arrays that are already placed need no copies.
             wanted = programs.shardings.params
             placed = model if is_placed(model, wanted) else private_copies(model, wanted)
             known = reference, placed
@@ -290,7 +301,7 @@ class Updater:
 
 
 def _field(batch: TrainBatch, name: str) -> np.ndarray:
-    """[rows, row_len] of what `FIELDS` names."""
+    """The array [rows, row_len] that a name in `FIELDS` stands for."""
     if name == "target_BT":
         return np.pad(batch.token_BT[:, 1:], ((0, 0), (0, 1)))
     if name == "sampler_logp_BT" and batch.sampler_logp_BT is None:
@@ -301,7 +312,7 @@ def _field(batch: TrainBatch, name: str) -> np.ndarray:
 def _metrics(
     sums: Sequence[dict[str, Any]], step: dict[str, Any], objective: ObjectiveSection
 ) -> Metrics:
-    """Sums over the microbatches, in float64, under their public names."""
+    """Metrics from the sums over the microbatches, in float64, under their public names."""
     each = {name: [float(x) for part in sums for x in np.ravel(part[name])] for name in sums[0]}
     total = {name: sum(values) for name, values in each.items()}
     tokens, fresh = total["tokens"], total["fresh"]

@@ -1,9 +1,9 @@
 """Attention by blocks with an online softmax, in pure JAX: O(T) memory, forward and backward.
 
-Queries and keys are cut into tiles. A tile of queries goes over the tiles of keys from the start of
-its earliest segment to its own diagonal and over no other, so that a packed row costs what its
-segments cost. The forward pass keeps the output and one log-sum-exp a query; the backward pass
-computes the scores of each pair of tiles again.
+Queries and keys are cut into tiles. A tile of queries visits only the tiles of keys between the
+start of its earliest segment and its own diagonal, so that a packed row costs as much as its
+segments. The forward pass keeps the output and one log-sum-exp a query; the backward pass computes
+the scores of each pair of tiles again.
 
 Letters of this file: X tiles of queries in a row, Y tiles of keys, E queries of a tile, C keys of a
 tile, M = E x G rows of a score tile (the queries of a tile times the heads that share a kv head,

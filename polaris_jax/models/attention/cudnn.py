@@ -23,7 +23,7 @@ def attend_cudnn(
     *,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Array:
-    """See `attend`; GPU only, whole rows of one segment, followed by padding.
+    """See `attend`; GPU only, complete rows of one segment, followed by padding.
 
     Args:
         q_BTNH: queries, bfloat16 or float16.
@@ -31,11 +31,11 @@ def attend_cudnn(
         v_BSKH: values.
         segment_BS: above 0 for a row's tokens, then 0 for its padding; or None for full rows. That
             there is one segment a row cannot be seen here: `resolve_attention` asks for it.
-        context: refused: cuDNN's mask knows no parts of a row.
+        context: must be None, because cuDNN's mask does not support parts of a row.
         implementation: `xla` runs the same call on any platform; for tests.
 
     Raises:
-        ValueError: a `context`.
+        ValueError: `context` is not None.
     """
     if context is not None:
         raise ValueError(

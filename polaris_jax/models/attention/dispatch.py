@@ -34,15 +34,15 @@ def attend(
 ) -> Array:
     """Causal self-attention output, [B, T, N, H], in q's dtype; softmax in fp32.
 
-    A query sees the keys of its own segment at its own row index and before it. Padding, segment 0,
-    sees padding: what it returns is finite and means nothing.
+    A query sees the keys of its own segment, up to its own row index. Padding (segment 0) sees
+    padding; its outputs are finite and meaningless.
 
     Args:
         q_BTNH: queries, positions applied. Without `context` T = S and query t is at row index t.
             With it T = S / shards, and query t of shard i is at `row_order(...)[i * T + t]`.
-        k_BSKH: keys of the whole row in row order; N is a multiple of K.
-        v_BSKH: values, likewise.
-        segment_BS: segment ids of the whole row in row order, each id in one run, 0 for padding; or
+        k_BSKH: keys of the complete row in row order; N is a multiple of K.
+        v_BSKH: values of the complete row in row order.
+        segment_BS: segment ids of the full row in row order, each id in one run, 0 for padding; or
             None for one segment a row.
         backend: see the package. `auto` takes what runs on every platform: `reference` for short
             rows, else `chunked`; `resolve_attention` knows the platform's fused kernels.
@@ -50,7 +50,7 @@ def attend(
             with `check_vma=False` where the back end is a Pallas kernel, which declares no axes.
 
     Raises:
-        ValueError: the shapes do not fit each other, or the back end does not take them.
+        ValueError: the shapes do not fit each other, or the back end does not support them.
     """
     queries, num_heads = q_BTNH.shape[1:3]
     length, num_kv_heads = k_BSKH.shape[1:3]

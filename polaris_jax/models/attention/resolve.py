@@ -1,4 +1,4 @@
-"""Which attention back end a run takes: checked before anything compiles."""
+"""Selects and checks the attention back end of a run before anything compiles."""
 
 from __future__ import annotations
 
@@ -45,11 +45,12 @@ def resolve_attention(
         num_heads: query heads on a device.
         num_kv_heads: kv heads on a device.
         context_shards: mesh.context; rows are then laid out in zigzag.
-        dtype: of queries, keys and values.
-        one_segment_a_row: rows are never packed.
+        dtype: dtype of queries, keys and values.
+        one_segment_a_row: True if rows are never packed.
 
     Raises:
-        ValueError: the back end does not run there, with the field, the rule and the remedy.
+        ValueError: the back end does not run on this platform or with these shapes; the message has
+            the field, the rule and the remedy.
     """
     if backend not in get_args(Attention):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How a row's queries are split over context shards, each of which sees the whole row's keys.
+"""How a row's queries are split over context shards, each of which sees all keys of the row.
 
 Causal work grows along the row: of `contiguous` shards the last does up to twice the mean. `zigzag`
 deals the row's chunks to the shards to and fro, 0, 1, 1, 0, 0, 1, 1, 0: each shard gets an earlier
@@ -99,7 +99,7 @@ def row_order(length: int, shards: int, layout: Layout = "zigzag") -> Int32[np.n
 
 
 def in_row_order(x_BS: Array, shards: int, layout: Layout = "zigzag") -> Array:
-    """The inverse of `row_order` on axis 1 of [B, S, ...]: whole chunks move."""
+    """The inverse of `row_order` on axis 1 of [B, S, ...]; complete chunks are moved."""
     if layout == "contiguous" or shards == 1:
         return x_BS
     chunk = chunk_tokens(x_BS.shape[1], shards, layout)

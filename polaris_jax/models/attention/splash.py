@@ -1,6 +1,6 @@
 """jax's Splash attention kernel for TPUs, with segment ids and context shards.
 
-The kernel's sparsity is static: it skips the tiles above the diagonal, of the whole row or of a
+The kernel's sparsity is static: it skips the tiles above the diagonal, of the full row or of a
 shard of it, and never the gap between packed segments.
 
 Source: jax.experimental.pallas.ops.tpu.splash_attention.
@@ -51,7 +51,7 @@ def attend_splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     queries, length = q_BTNH.shape[1], k_BSKH.shape[1]
-    # Whole blocks: padding at the row's end lies above every real query's diagonal.
+    # Complete blocks: padding at the row's end lies above every real query's diagonal.
     padding = 0 if context is not None else -length % BLOCK_TOKENS_MIN
     q_BNTH, k_BKSH, v_BKSH = (
         jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)

@@ -30,18 +30,18 @@ def attend_triton(
     *,
     interpret: bool = False,
 ) -> Array:
-    """See `attend`; GPU only, whole rows.
+    """See `attend`; GPU only, complete rows.
 
     Args:
         q_BTNH: queries.
         k_BSKH: keys.
         v_BSKH: values.
         segment_BS: segment ids, or None.
-        context: refused: the kernel's mask knows no parts of a row.
+        context: must be None, because the kernel's mask does not support parts of a row.
         interpret: run the kernel in Pallas's interpreter, on any platform; for tests.
 
     Raises:
-        ValueError: a `context`.
+        ValueError: `context` is not None.
     """
     from jax.experimental.pallas.ops.gpu import attention as pallas
 
@@ -52,7 +52,7 @@ def attend_triton(
         )
     batch, length, num_heads, width = q_BTNH.shape
     num_kv_heads = k_BSKH.shape[2]
-    # Whole blocks: padding at the row's end lies above every real query's diagonal.
+    # Complete blocks: padding at the row's end lies above every real query's diagonal.
     padding = -length % BLOCK_TOKENS
     q_BTNH, k_BSKH, v_BSKH = (
         jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q_BTNH, k_BSKH, v_BSKH)

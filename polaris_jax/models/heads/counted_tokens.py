@@ -1,16 +1,16 @@
-"""The head at the tokens that count, and nowhere else: their log-probs, and the loss with gradient.
+"""Log-probs, and the loss with its gradient, at the tokens that count and at no others.
 
-Prompts and padding enter no loss. The tokens that do are brought to the front by an index, and a
-loop over chunks of them ends with the last: its number of rounds is known at run time only, so one
-program serves any share of them.
+Prompts and padding do not enter the loss. An index brings the counted tokens to the front, and a
+loop over chunks ends after the last counted token. The number of rounds is known only at run time,
+so one program serves any share of counted tokens.
 
-`counted_loss` makes logits once. A token's loss is a function of its own log-prob and entropy, so a
-chunk's gradient is known as soon as its logits are: it is summed on the spot, and the backward pass
-has nothing left to do but to scale it. (`target_logprobs`, whose results go into any function, has
-to make the logits again.)
+`counted_loss` computes logits once. A token's loss is a function of its own log-prob and entropy,
+so a chunk's gradient is known as soon as its logits are. The gradient is summed in the forward
+pass, and the backward pass only scales the sum. (`target_logprobs` has to compute the logits again,
+because its results may enter any function.)
 
-M here counts all tokens of a device, B x T; C those of a chunk; U those of a chunk on all devices
-that share the vocabulary.
+M is the number of tokens of a device, B x T. C is the number of tokens of a chunk. U is the number
+of tokens of a chunk on all devices that share the vocabulary.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class HeadLoop:
     Attributes:
         chunk_tokens: tokens of this device whose logits are held at once.
         vocab_axes: names of the mesh axes that split the vocabulary; inside shard_map.
-        lockstep_axes: axes, those of the vocabulary among them, whose devices all run as many
-            rounds as the one with the most counted tokens: a round has collectives.
+        lockstep_axes: mesh axes, including the vocabulary's, whose devices all run the same number
+            of rounds: that of the device with the most counted tokens. A round has collectives.
     """
 
     chunk_tokens: int = CHUNK_TOKENS
@@ -58,12 +58,12 @@ def counted_logprobs(
     *,
     loop: HeadLoop,
 ) -> tuple[Array, Array]:
-    """What `target_logprobs` says of the counted tokens, 0 at the others; not differentiable.
+    """The results of `target_logprobs` at the counted tokens, 0 elsewhere; not differentiable.
 
     Args:
         head_VD, hidden_BTD, target_BT, temperature_BT: see `target_logprobs`.
-        counted_BT: bool.
-        loop: how it runs.
+        counted_BT: bool, True at tokens that count.
+        loop: how the loop over chunks runs.
 
     Returns:
         (logp_BT, entropy_BT), float32, nats.
@@ -94,19 +94,19 @@ def counted_loss(
 ) -> tuple[Array, Array, Array]:
     """The sum of `token_loss` over this device's counted tokens, with log-probs and entropies.
 
-    Differentiable in head and hidden states, by the loss alone. The head's gradient is summed in
-    the head's own dtype, so a float32 head keeps a float32 sum under bfloat16 hidden states.
+    Only the loss has a gradient, in head and hidden states. The head's gradient is summed in the
+    head's own dtype, so a float32 head keeps a float32 sum under bfloat16 hidden states.
 
     Args:
         head_VD, hidden_BTD, target_BT, temperature_BT: see `target_logprobs`.
-        counted_BT: bool.
-        terms: what else the loss of a token is made of, [B, T] each; not differentiated.
-        token_loss: elementwise; it is called on chunks, with the same names in `terms`.
-        loop: how it runs.
+        counted_BT: bool, True at tokens that count.
+        terms: other inputs of a token's loss, [B, T] each; not differentiated.
+        token_loss: elementwise function, called on chunks with the same names in `terms`.
+        loop: how the loop over chunks runs.
 
     Returns:
-        (loss, logp_BT, entropy_BT), float32; the latter two in nats, 0 at tokens that do not count
-        and without a gradient.
+        (loss, logp_BT, entropy_BT), float32. The last two are in nats, 0 at tokens that do not
+        count, and have no gradient.
     """
     static = (token_loss, loop)
     with jax.named_scope("logprobs"):
@@ -194,7 +194,7 @@ _loss.defvjp(_loss_forward, _loss_backward)
 
 @dataclasses.dataclass(frozen=True)
 class _Scored:
-    """One chunk: gathered inputs, softmax before it is divided by its mass, own results."""
+    """One chunk: gathered inputs, softmax before the division by its mass, own tokens' results."""
 
     hidden_UD: Array
     target_U: Array
@@ -258,7 +258,7 @@ class _Front:
         return x_BT.reshape(-1, *x_BT.shape[2:])[self._order_XC[x]]
 
     def live(self, x: Array) -> Array:
-        """bool [C]: False in what fills up the last chunk."""
+        """bool [C]: False at the padding of the last chunk."""
         return x * self._chunk + jnp.arange(self._chunk) < self._count
 
     def empty(self, *rest: int, dtype: Any = jnp.float32) -> Array:
@@ -266,7 +266,7 @@ class _Front:
         return jnp.zeros((self._most * self._chunk, *rest), dtype)
 
     def put(self, packed_M: Array, values_C: Array, x: Array) -> Array:
-        """`packed_M` with the results of chunk `x`."""
+        """`packed_M` with the results of chunk `x` written into it."""
         return jax.lax.dynamic_update_slice_in_dim(packed_M, values_C, x * self._chunk, 0)
 
     def back(self, packed_M: Array) -> Array:
@@ -281,7 +281,7 @@ class _Front:
             rounds = jax.lax.pmax(rounds, self._lockstep_axes)
 
         def going(state: tuple[Array, Any]) -> Array:
-            # The second half never decides: it tells a reader of the program (plan.hlo) the most.
+            # The second condition never decides: it gives plan.hlo the largest number of rounds.
             return (state[0] < rounds) & (state[0] < self._most)
 
         def step(state: tuple[Array, Any]) -> tuple[Array, Any]:

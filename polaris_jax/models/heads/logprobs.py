@@ -1,7 +1,7 @@
-"""Log-probs and entropies of the next token without ever holding [B, T, V].
+"""Log-probs and entropies of the next token without a [B, T, V] array.
 
-`target_logprobs` goes over chunks of tokens, forward and backward. Its backward pass is written
-out: a chunk's logits are made once more, and the head's gradient is summed over chunks in the
+`target_logprobs` runs over chunks of tokens, forward and backward. The backward pass is written by
+hand: a chunk's logits are computed again, and the head's gradient is summed over chunks in the
 head's own dtype, so a float32 head keeps a float32 sum under bfloat16 hidden states.
 """
 
@@ -37,28 +37,28 @@ def token_logprobs(
     remat: Remat = "none",
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Array, Array]:
-    """Log-prob of each next token, and the entropy of the distribution it was drawn from.
+    """Log-prob of each next token, and the entropy of the next token's distribution.
 
-    Entry [b, t] speaks of the prediction of token t+1 from tokens up to t, under
-    softmax(logits / temperature). Both are 0 where t is last, padding, or where t+1 lies in
-    another segment.
+    Entry [b, t] is for the prediction of token t+1 from tokens up to t, under
+    softmax(logits / temperature). Both results are 0 if t is the last token or padding, or if t+1
+    lies in another segment.
 
     Args:
-        model: weights; computation is in their dtype, logits and results in fp32.
+        model: the model; computation is in its weights' dtype, logits and results in float32.
         token_BT: token ids in [0, V).
         position_BT: rotary positions, from 0 in each segment.
         segment_BT: 0 is padding, segments count from 1; None: one segment a row.
         temperature: > 0; a scalar, or broadcastable to [B, T]. Not differentiated.
         attention: back end, see models.attention.
         remat: "layer" keeps only each layer's input for the backward pass.
-        chunk_tokens: tokens whose logits are held at once, forward and backward.
+        chunk_tokens: number of tokens whose logits are held at once, forward and backward.
 
     Returns:
         (logp_BT, entropy_BT), float32, nats.
 
     Raises:
-        ValueError: a temperature that is not above 0, shapes that do not fit each other, a
-            `chunk_tokens` below 1.
+        ValueError: a temperature is not above 0, the shapes do not fit each other, or
+            `chunk_tokens` is below 1.
     """
     if not isinstance(temperature, Tracer) and not np.all(np.asarray(temperature) > 0):
         raise ValueError(
@@ -116,7 +116,7 @@ def next_token_logprobs(
     *,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Array, Array]:
-    """`token_logprobs` from hidden states that are already there."""
+    """`token_logprobs` from hidden states that are already computed."""
     batch, length = token_BT.shape
     target_BT = jnp.pad(token_BT[:, 1:], ((0, 0), (0, 1)))
     valid_BT = jnp.broadcast_to(jnp.arange(length)[None] < length - 1, (batch, length))
@@ -145,16 +145,16 @@ def target_logprobs(
     """Log-prob of `target_BT` and the entropy, under softmax(hidden head^T / temperature).
 
     With `vocab_axes` (inside shard_map) every device holds its own tokens and its own slice of the
-    vocabulary: a chunk's hidden states are gathered over these axes, each device makes the logits
-    of its slice, and the sums are scattered back to the tokens' owners.
+    vocabulary. A chunk's hidden states are gathered over these axes, each device computes the
+    logits of its slice, and the sums are scattered back to the tokens' devices.
 
     Args:
-        head_VD: the head, or this device's slice of its rows; it is cast to the hidden states'
-            dtype for the matrix products, and its gradient is summed in its own.
+        head_VD: the head, or this device's slice of its rows. The head is cast to the hidden
+            states' dtype for the matrix products; its gradient is summed in the head's own dtype.
         hidden_BTD: final hidden states.
-        target_BT: token ids in [0, V), of the whole vocabulary.
+        target_BT: token ids in [0, V), where V is the complete vocabulary.
         temperature_BT: > 0, float32; not differentiated.
-        chunk_tokens: tokens of this device whose logits are held at once.
+        chunk_tokens: number of this device's tokens whose logits are held at once.
         vocab_axes: names of the mesh axes that split the vocabulary.
 
     Returns:

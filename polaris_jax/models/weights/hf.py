@@ -4,9 +4,9 @@ Reading fills one stacked parameter at a time, a layer at a time, and, given sha
 what this process's devices hold. Writing takes one tensor at a time, from the devices or from
 another checkpoint.
 
-A directory is whole when it has a config.json: that is removed before anything else is touched and
-written after everything else. A kill in between leaves tensors that no reader takes for a
-checkpoint; a failure leaves nothing.
+A directory is complete if it has a config.json. This file is removed before anything else is
+touched and written after everything else. A kill in between leaves tensors that no reader takes for
+a checkpoint; a failure leaves nothing.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def load_config(path: AnyPath) -> ModelConfig:
     """The architecture of an HF directory, Hub id or GGUF file, without its weights.
 
     Raises:
-        FileNotFoundError: nothing there.
-        ValueError: an architecture that is not supported.
+        FileNotFoundError: `path` does not exist.
+        ValueError: the architecture is not supported.
     """
     place = resolve(path)
     if place.suffix == GGUF_SUFFIX:
@@ -98,20 +98,21 @@ def load_pretrained(
 
     Args:
         path: a directory with config.json and safetensors, a .gguf file, or a Hub id.
-        dtype: of the parameters, "float32", "bfloat16" or "float16"; "auto" keeps the file's.
-        rope_scaling: as in HF's config.json, in place of the checkpoint's own; None keeps that,
-            {"rope_type": "default"} takes it away.
+        dtype: dtype of the parameters: "float32", "bfloat16" or "float16"; "auto" keeps the file's.
+        rope_scaling: rotary scaling in the form of HF's config.json, which replaces the
+            checkpoint's own. None keeps the checkpoint's; {"rope_type": "default"} removes it.
         shardings: where each parameter goes, keyed like `param_shapes`; None: the default device.
-            With shardings over several processes all call, and each reads its own parts.
+            With shardings over several processes every process has to call, and each reads its own
+            parts.
 
     Returns:
-        (model, tokenizer); the tokenizer is None where the directory has none (`load_tokenizer`
-        raises there).
+        (model, tokenizer). The tokenizer is None if the directory has none (`load_tokenizer` raises
+        then).
 
     Raises:
-        FileNotFoundError: nothing there, or a file of it is missing.
-        ValueError: an unsupported architecture, a missing, unexpected or misshapen tensor, or a
-            bad argument; the text names it.
+        FileNotFoundError: `path` does not exist, or a file is missing.
+        ValueError: the architecture is not supported, a tensor is missing, unexpected or misshapen,
+            or an argument is wrong; the message names the cause.
     """
     place = resolve(path)
     config, weights = open_checkpoint(place)
@@ -143,7 +144,7 @@ def open_checkpoint(place: epath.Path) -> tuple[ModelConfig, Weights]:
     """Architecture and tensors of a directory or GGUF file, names, shapes and dtypes checked.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_pretrained`.
+        FileNotFoundError, ValueError: see `load_pretrained`.
     """
     if place.suffix == GGUF_SUFFIX:
         weights: Weights = GgufFile(place)
@@ -189,9 +190,9 @@ def save_pretrained(
 
     Args:
         model: its parameters' dtype is written.
-        path: made when it is not there; files of the same names are replaced.
-        tokenizer: saved beside the weights, and its special ids go into config.json.
-        max_shard_bytes: largest safetensors file.
+        path: directory to write; created if it does not exist. Files of the same name are replaced.
+        tokenizer: tokenizer to save beside the weights; config.json gets its special ids.
+        max_shard_bytes: largest size of a safetensors file.
 
     Raises:
         OSError: the disk is full or not writable; what was written is removed again.
@@ -225,15 +226,15 @@ def stream_convert(
 
     Args:
         source: HF directory, Hub id or GGUF file.
-        target: made when it is not there.
-        dtype: of the written weights; None keeps each tensor's own (float32 for a GGUF file).
-        max_shard_bytes: largest safetensors file.
+        target: directory to write; created if it does not exist.
+        dtype: dtype of the written weights; None keeps each tensor's own (float32 for a GGUF file).
+        max_shard_bytes: largest size of a safetensors file.
 
     Returns:
         The architecture.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_pretrained`.
+        FileNotFoundError, ValueError: see `load_pretrained`.
         OSError: the disk is full or not writable; what was written is removed again.
     """
     place, out = resolve(source), epath.Path(target)
@@ -248,12 +249,12 @@ def stream_convert(
 
 
 def bring_tokenizer(place: epath.Path, weights: Weights, out: epath.Path) -> dict[str, int | None]:
-    """Puts a source's tokenizer into a directory; the special ids of its config.json.
+    """Copies a source's tokenizer into a directory and returns the source's special token ids.
 
     Args:
         place: an HF directory or GGUF file.
-        weights: as opened there.
-        out: exists.
+        weights: the source's weights, from `open_checkpoint`.
+        out: directory that exists.
     """
     if isinstance(weights, GgufFile):
         tokenizer = gguf_tokenizer(weights)
@@ -279,12 +280,12 @@ def export(
 
     Args:
         config: the architecture.
-        weights: checked ones; a block of them is in memory at a time.
-        target: from `export_into`.
+        weights: checked weights; one block is in memory at a time.
+        target: directory from `export_into`.
         ids: special token ids for config.json.
-        dtype: of the written weights; None keeps each tensor's own.
-        max_shard_bytes: largest safetensors file.
-        write: False only makes the tensors: what all processes but the first do.
+        dtype: dtype of the written weights; None keeps each tensor's own.
+        max_shard_bytes: largest size of a safetensors file.
+        write: False to make the tensors without writing, as all processes but the first do.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -337,7 +338,7 @@ def _remove_weights(directory: epath.Path) -> None:
 
 
 class ModelWeights:
-    """The tensors of a model on its devices; whole on every process, one at a time."""
+    """The tensors of a model on its devices; every process gets each full tensor, one at a time."""
 
     def __init__(self, model: Qwen) -> None:
         self._params, self._tensors = model.params(), hf_tensors(model.config)

@@ -207,12 +207,12 @@ def parse_rope_scaling(
     """The rotary scaling that a `rope_scaling` or `rope_parameters` dictionary describes, or None.
 
     Args:
-        rope: as in config.json; `type` is the old spelling of `rope_type`.
-        max_position_embeddings: taken for a missing original length, as transformers does.
+        rope: dictionary from config.json; `type` is the old spelling of `rope_type`.
+        max_position_embeddings: used if the original length is missing, as in transformers.
         where: name in errors.
 
     Raises:
-        ValueError: a scheme that is not supported, or a missing or impossible field.
+        ValueError: the scheme is not supported, or a field is missing or impossible.
     """
     if not rope:
         return None
@@ -331,12 +331,12 @@ def config_json(
 
     Args:
         config: the architecture.
-        dtype: of the weights, e.g. "bfloat16".
-        token_ids: `bos_token_id`, `eos_token_id`, `pad_token_id`, where known.
+        dtype: dtype of the weights, e.g. "bfloat16".
+        token_ids: `bos_token_id`, `eos_token_id` and `pad_token_id`, if known.
 
-    Differs: under YaRN `max_position_embeddings` is written as factor x original length: some
-        releases of transformers 4 (4.51) take the quotient of the two for the factor, not the one
-        that is written.
+    Differs: under YaRN `max_position_embeddings` is written as factor x original length. Some
+        releases of transformers 4 (4.51) ignore the written factor and use the quotient of the two
+        lengths.
     """
     scaling = config.rope_scaling
     rope = rope_json(scaling)

@@ -71,9 +71,9 @@ def hf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def from_hf(path: str, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """One layer's tensor, or whole units of its axes, in our axes: [N*H, D] -> q [D, N, H]; a view.
+    """One layer's tensor, or full units of its axes, in our axes: [N*H, D] -> q [D, N, H]; a view.
 
-    Where the file merges two axes (N*H), a part of the tensor holds whole inner ones (H).
+    If the file merges two axes (N*H), a part of the tensor holds complete inner axes (H).
     """
     sizes, ours = _sizes(config), path.rsplit("_", 1)[-1]
     apart: list[int] = []
@@ -95,8 +95,8 @@ def hf_part(
         config: the architecture.
 
     Returns:
-        (index into the file's tensor, index into `from_hf` of that part). The second one is whole
-        but where inner axes (H of N*H) are split: then whole inner ones are read.
+        (index into the file's tensor, index into `from_hf` of that part). The second index selects
+        everything unless inner axes (H of N*H) are split: complete inner axes are read then.
     """
     sizes, ours = _sizes(config), path.rsplit("_", 1)[-1]
     wanted = {

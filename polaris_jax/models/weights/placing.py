@@ -34,15 +34,16 @@ def place_params(
 ) -> dict[str, Array]:
     """Every parameter as a global array, keyed like `param_shapes`.
 
-    With several processes all call this with the same arguments; each reads what its own devices
-    hold. A part that several devices of a process hold is read once.
+    With several processes, every process has to call this function with the same arguments. Each
+    process reads only the parts that its own devices hold. A part that several devices of a process
+    hold is read once.
 
     Args:
         config: the architecture.
-        weights: checked ones.
-        dtype: of the parameters.
-        shardings: where each goes; one that is absent goes whole to the default device, uncommitted
-            (free to move), in every process.
+        weights: checked weights.
+        dtype: dtype of the parameters.
+        shardings: where each parameter goes. A parameter without a sharding goes in full to the
+            default device of every process, uncommitted (free to move).
     """
     return {
         path: place(
@@ -58,10 +59,11 @@ def place(
     """One array from its parts; see `place_params`.
 
     Args:
-        shape: of the whole array; where it is large its first axis is filled entry by entry.
-        dtype: of the result of `read`.
-        read: a part of the array, as a C-ordered host array that nothing else changes.
-        sharding: of the array; None: the default device, uncommitted.
+        shape: shape of the complete array; a large array is filled entry by entry along its first
+            axis.
+        dtype: dtype of the result of `read`.
+        read: returns a part of the array, as a C-ordered host array that nothing else changes.
+        sharding: sharding of the array; None: the default device, uncommitted.
     """
     held = shape if sharding is None else sharding.shard_shape(shape)
     large = int(np.prod(held)) * dtype.itemsize > STAGING_BYTES

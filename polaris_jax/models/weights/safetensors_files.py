@@ -1,7 +1,7 @@
 """Safetensors files in: the byte ranges that are asked for, tensor by tensor.
 
 A file is 8 bytes of header length, a JSON header (name -> dtype, shape, offsets), then the raw
-tensors. The header is read here and not by the `safetensors` package, which keeps a whole file
+tensors. The header is read here and not by the `safetensors` package, which keeps a complete file
 mapped (its pages count as this process's memory), refuses a header for one unknown dtype without
 naming the tensor, and opens local files only.
 """
@@ -107,8 +107,9 @@ class SafetensorsReader:
     def read(self, name: str, index: Index = None) -> np.ndarray:
         """A tensor's values as stored, or the part at `index`; local files are mapped, not copied.
 
-        The result is read-only and lives on the file: copy what must outlive a change of it. Of a
-        local file only the pages of the part are touched; of a remote one, its whole rows are read.
+        The result is read-only and mapped to the file: copy values that must outlive a change of
+        the file. Only the part's pages of a local file are touched; from a remote file the part's
+        complete rows are read.
         """
         stored, dtype = self._stored[name], self.dtype(name)
         shape = stored.shape
@@ -146,7 +147,7 @@ def _read_header(path: epath.Path) -> dict[str, _Stored]:
     """The tensors of a file, every offset checked against its size.
 
     Raises:
-        ValueError: not a whole safetensors file; the text is the reason.
+        ValueError: the file is not a complete safetensors file; the message says why.
     """
     size = path.stat().length
     with path.open("rb") as file:

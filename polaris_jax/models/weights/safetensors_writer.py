@@ -1,7 +1,7 @@
 """Safetensors files out: shards and their index, a block of rows in memory at a time.
 
-Files are written under their own names, without a rename (object stores have none). What makes the
-directory whole is written after them by the caller: the index, then config.json.
+Files are written under their own names, without a rename (object stores have none). The caller then
+writes the index and config.json, in this order, which make the directory complete.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def write_safetensors(
 
 
 def write_small_json(path: epath.Path, fields: Mapping[str, Any]) -> None:
-    """Writes config.json or an index: the step that makes a directory whole.
+    """Writes config.json or an index; after these files the directory is complete.
 
     Raises:
-        OSError: as `write_safetensors`.
+        OSError: see `write_safetensors`.
     """
     with created(path) as out:
         out.write((json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())

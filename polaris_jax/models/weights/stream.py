@@ -1,8 +1,8 @@
 """Where weights come from, by their Hugging Face names: files, a model in memory, a checkpoint.
 
-Every road from one form of weights to another reads through `Weights`, part by part, so that none
-holds a model: `param_reader` gives parts of our stacked parameters, `row_blocks` parts of a file's
-tensors.
+Every conversion from one form of weights to another reads through `Weights`, part by part, so that
+no conversion holds a complete model: `param_reader` gives parts of our stacked parameters, and
+`tensor_blocks` gives parts of a file's tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from polaris_jax.models.weights.hf_names import (
 )
 from polaris_jax.models.weights.safetensors_files import Index
 
-# Tensors of the vocabulary's size are taken in blocks of rows of about so many bytes.
+# Tensors of the vocabulary's size are read in blocks of rows; a block has about this many bytes.
 BLOCK_BYTES = 64 << 20
 # Left in checkpoints by old versions; the model computes them.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -45,7 +45,7 @@ class Weights(Protocol):
         ...
 
     def dtype(self, name: str) -> np.dtype:
-        """A tensor's dtype as `read` gives it."""
+        """The dtype of the arrays that `read` returns."""
         ...
 
     def read(self, name: str, index: Index = None) -> np.ndarray:
@@ -57,7 +57,8 @@ def check_weights(config: ModelConfig, weights: Weights, where: str) -> None:
     """Checks every name, shape and dtype against the architecture, before anything is written.
 
     Raises:
-        ValueError: a missing, unexpected or misshapen tensor, or a dtype that is not read; named.
+        ValueError: a tensor is missing, unexpected or misshapen, or its dtype is not supported; the
+            message names the tensor.
     """
     shapes, names = hf_shapes(config), weights.names()
     if missing := [name for name in shapes if name not in names]:
@@ -108,7 +109,7 @@ def row_slices(shape: tuple[int, ...], dtype: np.dtype) -> list[slice]:
 def tensor_blocks(weights: Weights, name: str, dtype: np.dtype) -> Iterator[np.ndarray]:
     """A tensor's values in `dtype` as consecutive blocks of rows.
 
-    A layer's tensor is one block; one of the vocabulary's size comes in several.
+    A layer's tensor is one block; a tensor of the vocabulary's size comes in several blocks.
     """
     if name in (EMBEDDING, HEAD):
         for rows in row_slices(weights.shape(name), dtype):
@@ -131,10 +132,10 @@ def param_reader(path: str, config: ModelConfig, weights: Weights, dtype: np.dty
     Its results are copies in `dtype`, C-ordered, that share no memory with the source.
 
     Args:
-        path: as in `param_shapes`, e.g. `layers/q_DNH`.
+        path: the parameter's path in `param_shapes`, e.g. `layers/q_DNH`.
         config: the architecture.
-        weights: checked ones.
-        dtype: of the result; values are rounded to nearest.
+        weights: checked weights.
+        dtype: dtype of the result; values are rounded to nearest.
     """
 
     def one(layer: int | None, index: tuple[slice, ...]) -> np.ndarray:

@@ -39,7 +39,7 @@ class BuildFailed(RuntimeError):
 
 
 def load() -> str:
-    """Compiles the kernels where no earlier process has, loads them, and makes them known to jax.
+    """Compiles the kernels if no earlier process has, loads them, and registers them with jax.
 
     Returns:
         The compiler's name and version.
@@ -88,7 +88,7 @@ def _library(compiler: str, version: str) -> Path:
     try:
         base = _cache()
         for library in base.glob(f"kernels-{digest}-*.so"):
-            if library == _named(base, digest, library):  # whole: a torn one would kill us
+            if library == _named(base, digest, library):  # complete: a torn file would crash us
                 return library
             library.unlink()
         base.mkdir(parents=True, exist_ok=True)

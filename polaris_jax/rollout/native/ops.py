@@ -18,7 +18,7 @@ PANEL_COLUMNS = 32  # kPanel in product.h
 
 
 def zeros(shape: tuple[int, ...]) -> Array:
-    """Float32 zeros, on large pages of memory where the system has them."""
+    """Float32 zeros, on large pages of memory if the system has them."""
     return jax.ffi.ffi_call(ZEROS, jax.ShapeDtypeStruct(shape, jnp.float32))()
 
 
@@ -41,8 +41,8 @@ def packed_product(layer: Array | int, x_MD: Array, panel_LPDC: Array, *, column
 
     Args:
         layer: int32 index.
-        x_MD: float32.
-        panel_LPDC: of `pack`.
+        x_MD: float32 inputs.
+        panel_LPDC: result of `pack`.
         columns: X.
     """
     out = jax.ShapeDtypeStruct((x_MD.shape[0], columns), jnp.float32)
