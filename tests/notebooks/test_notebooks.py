@@ -1,10 +1,14 @@
 """The notebooks run from top to bottom, show something, and are committed without outputs."""
 
+import ast
+import importlib
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from polaris_jax import models, rollout
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
@@ -34,6 +38,21 @@ def test_committed_without_outputs_and_defines_nothing(name):
         assert cell.execution_count is None
         for line in cell.source.splitlines():
             assert not line.lstrip().startswith(("def ", "class ", "async def ")), line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_imports_of_ours_is_there_and_what_it_names_is_imported(name):
+    source = "\n".join(cell.source for cell in code_cells(read(name)))
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polaris_jax"):
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+                imported.add(alias.name)
+    names = {n.id for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name)}
+    ours = {name for name in dir(rollout) + dir(models) if name[0].isupper()}
+    assert names & ours <= imported
 
 
 @pytest.mark.parametrize(
