@@ -277,7 +277,7 @@ def base_path(config: RunConfig, workdir: epath.Path, progress: Progress) -> str
     """
     path = config.model.path
     if not path:
-        base_model_config(config)
+        require_base_model(config)
         made = workdir / WARMSTART_DIR
         processes.first_does(lambda: make_base_model(config, made, progress), "warm start")
         path = str(made)
@@ -298,12 +298,17 @@ def base_model_config(config: RunConfig) -> ModelConfig:
     """
     if config.model.path:
         return load_config(config.model.path)
-    if config.warmstart.steps == 0:
+    require_base_model(config)
+    return base_model_architecture(config)
+
+
+def require_base_model(config: RunConfig) -> None:
+    """Raises ConfigError if neither `model.path` nor a warm start is configured."""
+    if not config.model.path and config.warmstart.steps == 0:
         raise ConfigError(
             "model.path='': no weights; name a Hugging Face directory, a Hub id or a GGUF file, "
             "or set warmstart.steps to make a small model on the spot"
         )
-    return base_model_architecture(config)
 
 
 def load_base(config: RunConfig, workdir: epath.Path, progress: Progress) -> tuple[Qwen, Any]:

@@ -348,7 +348,7 @@ def test_a_signal_in_the_first_stages_entry_ends_the_run_at_once(
 
     monkeypatch.setattr(loop, "change_stage", stopped)
     assert main(["train", *flags(*base, *ON_8), f"--workdir={tmp_path}"]) == 0
-    assert "stopped; rerun the same command to go on: 0 steps" in capsys.readouterr().out
+    assert "stopped; rerun the same command to continue: 0 steps" in capsys.readouterr().out
     assert Checkpointer(tmp_path / "checkpoints").latest() is None
 
 

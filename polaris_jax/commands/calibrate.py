@@ -1,7 +1,7 @@
 """How hard each problem is for this model, and the curated training set.
 
 Samples `calibrate.n` responses a problem; leaves difficulty.parquet, curated.parquet,
-difficulty.png and calibrate.json. Rerun it to go on where it stopped.
+difficulty.png and calibrate.json. Rerun it to continue where it stopped.
 
 Example:
   polaris calibrate --config=configs/polaris_4b.py --workdir=runs/4b

@@ -1,8 +1,8 @@
 r"""Responses against gold answers, row by row, with the reason of each verdict.
 
 Reads JSON lines and writes one line a row: reward, extracted answer, deciding layer, normal forms,
-reason. Rerun it to go on where it stopped. With `--problems` the golds come from a problem file by
-problem_id, as for the responses.jsonl of `polaris evaluate`. `--explain ANSWER GOLD` prints the
+reason. Rerun it to continue where it stopped. With `--problems` the golds come from a problem file
+by problem_id, as for the responses.jsonl of `polaris evaluate`. `--explain ANSWER GOLD` prints the
 path that one pair takes.
 
 Example:

@@ -1,6 +1,6 @@
 """A temperature sweep: accuracy, diversity, zones, and the temperature to begin with.
 
-Leaves probe.json and probe.png. Rerun it to go on where it stopped.
+Leaves probe.json and probe.png. Rerun it to continue where it stopped.
 
 Example:
   polaris probe --config=configs/polaris_4b.py --workdir=runs/4b --config.probe.n=16

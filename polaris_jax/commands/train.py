@@ -1,11 +1,11 @@
 r"""All stages of the recipe, from the workdir's curated problems to a checkpoint.
 
-Resumes by itself: the same command on the same workdir goes on from the last whole checkpoint. A
-workdir of another config is refused, naming the fields that differ; --overwrite starts anew.
-`--stage N --from CKPT` begins at stage N (from 0, as in `config.stages[N]`) with the weights,
-accuracy table and rescue sink of another run's checkpoint. SIGTERM or a lost terminal leaves a
-checkpoint and exits 0 (or as POLARIS_STOPPED_STATUS says, for schedulers that restart only what has
-failed), Ctrl-C leaves one and exits 130.
+Resumes by itself: the same command on the same workdir continues from the last complete
+checkpoint. A workdir of another config is refused, naming the fields that differ; --overwrite
+starts anew. `--stage N --from CKPT` begins at stage N (from 0, as in `config.stages[N]`) with the
+weights, accuracy table and rescue sink of another run's checkpoint. SIGTERM or a lost terminal
+leaves a checkpoint and exits 0 (or as POLARIS_STOPPED_STATUS says, for schedulers that restart only
+what has failed), Ctrl-C leaves one and exits 130.
 
 Example:
   polaris train --config=configs/polaris_4b.py --workdir=runs/4b \
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
         progress.line(f"already complete: {state.step} steps in {workdir}")
         return 0
     counts = "  ".join(f"{name} {value}" for name, value in sorted(state.counts.items()))
-    ending = "finished" if state.done else "stopped; rerun the same command to go on"
+    ending = "finished" if state.done else "stopped; rerun the same command to continue"
     if stop.signal is not None:
         ending += f" ({stop.waited_s:.1f} s after {stop.signal.name})"
     progress.line(f"{ending}: {state.step} steps  {counts}")

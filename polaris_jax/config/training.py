@@ -37,7 +37,8 @@ def check_rollout(config: RunConfig) -> None:
         r.processes >= 1,
         "rollout.processes",
         r.processes,
-        "so many processes share one sampler; set it to 1, or to a divisor of the run's processes",
+        "the number of processes that share one sampler must be at least 1; set it to 1, or to a "
+        "divisor of the number of the run's processes",
     )
     require(
         r.data == 0 or r.slots % r.data == 0,

@@ -15,7 +15,7 @@ import threading
 from types import FrameType
 from typing import NoReturn
 
-LINE = "interrupted; rerun the same command to go on"
+LINE = "interrupted; rerun the same command to continue"
 EXIT_STATUS = 130
 # jax's callback of the garbage collector. An exception raised inside is printed and dropped.
 SWALLOWS = "_xla_gc_callback"

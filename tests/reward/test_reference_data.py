@@ -154,7 +154,7 @@ def as_latex(value: Fraction, times: int = 1) -> str:
 
 
 def decimals(value: Fraction, places: int) -> str:
-    """The value rounded to so many decimals, by whole-number arithmetic."""
+    """The value rounded to that number of decimals, by whole-number arithmetic."""
     scaled = round(abs(value) * 10**places)
     digits = f"{scaled:0{places + 1}d}"
     return ("-" if value < 0 else "") + f"{digits[:-places]}.{digits[-places:]}"

@@ -34,7 +34,7 @@ def few(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Calls:
 
 
 def few_problems(micro: Micro, directory: Path, *, steps: int) -> Calls:
-    """A run, or what is left of it, of two steps and then so many."""
+    """A run of two steps in stage 0 and `steps` steps in stage 1, or the rest of it."""
     problems = write_problems(directory / "few.jsonl", ["1", "2", "3", "4"], first=0)
     fields = {
         "stages[0].steps": 2,

@@ -56,7 +56,7 @@ class Micro(NamedTuple):
         """The flags of a command, without --workdir.
 
         Args:
-            fields: of the config, beside those of FIELDS.
+            fields: config fields beside those of FIELDS.
             problems: others to train on.
         """
         settings = {"evaluate.problems": self.held_out, **FIELDS, **(fields or {})}
@@ -68,8 +68,8 @@ def write_problems(path: Path, digits: Sequence[str], *, first: int) -> Path:
     """A file of problems; each takes any of its digits for an answer.
 
     Args:
-        path: of the file.
-        digits: of each problem; the model answers 1, 2, 3 or 4.
+        path: the file to write.
+        digits: the digit of each problem; the model answers 1, 2, 3 or 4.
         first: the number in the first one's text.
     """
     rows = [
