@@ -148,9 +148,9 @@ class Updater:
         """The busiest context shard's attention work over the mean of its row, >= 1.
 
         Work is counted as for the back end `chunked`, which skips the tiles of other segments. The
-        rows' figures are weighted by their work. Packed rows are above 1 (see docs/decisions.md);
-        rows of one segment are at 1. A back end that computes complete rows (`splash`) is balanced
-        whatever this figure is.
+        rows' figures are weighted by their work. Packed rows are above 1; rows of one segment are
+        at 1 (see docs/decisions/update.md). A back end that computes complete rows (`splash`) is
+        balanced whatever this figure is.
         """
         work_BC = shard_work(batch.segment_BT, self.mesh.shape[CONTEXT], CONTEXT_LAYOUT)
         return float(work_BC.max(axis=1).sum() / work_BC.mean(axis=1).sum())

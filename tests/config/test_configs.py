@@ -155,7 +155,7 @@ COMMON = {
     "evaluate.n": 8,
     "evaluate.top_p": 1.0,
     "evaluate.top_k": 0,
-    "mesh.context": 1,  # sequence-parallel degree; see docs/decisions.md for stage 3 of the 4B
+    "mesh.context": 1,  # sequence-parallel degree; docs/decisions/update.md: stage 3 of the 4B
     "rope.yarn.factor": 1.5,
     "rope.yarn.attention_factor": 1.0,
     "rope.yarn.original_max_position_embeddings": 32_768,

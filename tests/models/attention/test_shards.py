@@ -120,7 +120,7 @@ def imbalance(work: np.ndarray) -> float:
     ids=["one", "two", "three"],
 )
 def test_the_segments_of_packed_rows_are_dealt_out_too(lengths, imbalances):
-    """The figures of docs/decisions.md, by pairs of tokens and by the tiles that are computed."""
+    """The figures of docs/notebook/trainer.md, by pairs of tokens and by the computed tiles."""
     segment_BT = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None]
     for shards, want in imbalances.items():
         assert imbalance(shard_work(segment_BT, shards)) == pytest.approx(want, abs=0.002)
