@@ -1,0 +1,114 @@
+"""Links, paths and module names in the documents lead somewhere; decisions stay short."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Results and notebook name files as they were at the time.
+PRESENT = [page for page in PAGES if page.parent.name not in ("results", "notebook")]
+DECISIONS = [page for page in PAGES if page.parent.name == "decisions" and page.stem != "README"]
+MOST_LINES = 15  # of a decision, blank lines left out
+
+
+def named(page: pathlib.Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+
+
+def sections(text: str) -> list[tuple[str, list[str]]]:
+    """Each heading and its lines of text, those of lower headings left out."""
+    text = re.sub(r"```.*?```", lambda code: code[0].replace("#", " "), text, flags=re.DOTALL)
+    parts = re.split(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return [
+        (heading, [line for line in body.splitlines() if line.strip()])
+        for heading, body in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+
+
+def anchor(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def dead_links(text: str, folder: pathlib.Path, own: pathlib.Path) -> list[str]:
+    """Relative links that lead to no file, or to no heading of a page."""
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(text)):
+        if re.match(r"\w+:", link):
+            continue
+        path, _, heading = link.partition("#")
+        target = folder / path if path else own
+        found = target.exists()
+        if found and heading:
+            found = heading in [anchor(h) for h, _ in sections(target.read_text())]
+        dead += [] if found else [link]
+    return dead
+
+
+def missing_paths(text: str) -> list[str]:
+    """Paths in backticks that do not exist."""
+    folders = "polaris_jax|tests|configs|launch|benchmarks|notebooks|docs"
+    paths = re.findall(rf"`((?:{folders})/[\w/.*\-]*)[^`\n]*`", text)
+    return [path for path in paths if not any(ROOT.glob(path.rstrip("./")))]
+
+
+def missing_modules(text: str) -> list[str]:
+    """Names `polaris_jax.x.y` in backticks that are neither a module nor a name in one."""
+    missing = []
+    for dotted in re.findall(r"`(polaris_jax(?:\.\w+)+)", text):
+        place, names = ROOT, dotted.split(".")
+        while names and (place / names[0]).is_dir():
+            place /= names.pop(0)
+        if names and (place / f"{names[0]}.py").exists():
+            place /= f"{names.pop(0)}.py"
+        source = place if place.is_file() else place / "__init__.py"
+        if names and not re.search(rf"\b{names[0]}\b", source.read_text()):
+            missing.append(dotted)
+    return missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_to_a_file_and_a_heading(page):
+    assert dead_links(page.read_text(), page.parent, page) == []
+
+
+@pytest.mark.parametrize("page", PRESENT, ids=named)
+def test_paths_and_modules_exist(page):
+    text = page.read_text()
+    assert missing_paths(text) == []
+    assert missing_modules(text) == []
+
+
+@pytest.mark.parametrize("page", DECISIONS, ids=named)
+def test_a_decision_is_short(page):
+    found = sections(page.read_text())
+    assert [(heading, len(lines)) for heading, lines in found if len(lines) > MOST_LINES] == []
+
+
+@pytest.mark.parametrize(
+    ("index", "folders"),
+    [("docs", [".", "howto"]), ("docs/decisions", ["."]), ("docs/notebook", ["."])],
+    ids=["docs", "decisions", "notebook"],
+)
+def test_the_index_names_every_page(index, folders):
+    text = (ROOT / index / "README.md").read_text()
+    pages = [page for folder in folders for page in (ROOT / index / folder).glob("*.md")]
+    names = [page.name for page in pages if page.name != "README.md"]
+    assert [name for name in names if f"{name})" not in text] == []
+
+
+def test_dead_ends_are_seen():
+    assert dead_links(
+        "[a](nowhere.md) [b](README.md#no-such) [c](#nor-this)", ROOT, ROOT / "README.md"
+    )
+    assert not dead_links("[a](README.md) `[b](c)` [d](https://e.f)", ROOT, ROOT / "README.md")
+    assert missing_paths("`polaris_jax/nowhere.py`") == ["polaris_jax/nowhere.py"]
+    assert missing_paths("`configs/tiny_cpu.py:final`") == []
+    assert missing_modules("`polaris_jax.nowhere`") == ["polaris_jax.nowhere"]
+    assert missing_modules("`polaris_jax.records.Group`, `polaris_jax.reward`") == []
