@@ -1,9 +1,11 @@
-"""avg@k and unbiased pass@k with standard errors over problems."""
+"""Scores of sampled responses: avg@k, unbiased pass@k, by token budget and by response length."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -78,3 +80,138 @@ def pass_at_k(reward_PR: np.ndarray, k: int) -> Estimate:
     # Exact integers: a product of floats loses digits at n in the hundreds.
     all_wrong = [math.comb(n - int(right), k) / math.comb(n, k) for right in right_P]
     return _over_problems(1.0 - np.array(all_wrong))
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetPoint:
+    """The score at one budget.
+
+    Attributes:
+        budget: response tokens allowed.
+        accuracy: avg@k of the cut rollouts.
+        stderr: its standard error over problems; None for one problem.
+        cut_share: share of responses that the budget cut, in [0, 1].
+    """
+
+    budget: int
+    accuracy: float
+    stderr: float | None
+    cut_share: float
+
+
+def default_budgets(max_response_tokens: int) -> tuple[int, ...]:
+    """The six largest powers of two below the full budget, and the full budget."""
+    if max_response_tokens < 1:
+        raise ValueError(f"max_response_tokens={max_response_tokens}: must be at least 1")
+    powers = [1 << i for i in range((max_response_tokens - 1).bit_length())]
+    return (*powers[-6:], max_response_tokens)
+
+
+def budget_curve(
+    length_PR: np.ndarray,
+    reward_PR: np.ndarray,
+    *,
+    budgets: Sequence[int],
+    regrade: Callable[[int, int, int], float] | None = None,
+) -> list[BudgetPoint]:
+    """avg@k at each budget, as if sampling had stopped there.
+
+    A response that is longer than the budget is cut and counts as wrong, one that fits keeps its
+    reward; so at the full budget the score is the plain one. What was cut may have held its answer
+    already: `regrade` then grades the prefix.
+
+    Args:
+        length_PR: response lengths in tokens, stop token included.
+        reward_PR: rewards in [0, 1], of the same shape.
+        budgets: token budgets, each at least 1, in any order.
+        regrade: (problem index, response index, budget) -> reward of the first `budget` tokens.
+
+    Raises:
+        ValueError: shapes differ, or a budget below 1.
+    """
+    length_PR, reward_PR = np.asarray(length_PR), np.asarray(reward_PR, np.float64)
+    if length_PR.shape != reward_PR.shape:
+        raise ValueError(
+            f"length_PR {length_PR.shape} and reward_PR {reward_PR.shape} must be of one shape"
+        )
+    points = []
+    for budget in budgets:
+        if budget < 1:
+            raise ValueError(f"evaluate.budgets: {budget} is no budget; each must be at least 1")
+        cut_PR = length_PR > budget
+        score_PR = np.where(cut_PR, 0.0, reward_PR)
+        if regrade is not None:
+            for p, r in np.argwhere(cut_PR):
+                score_PR[p, r] = regrade(int(p), int(r), budget)
+        estimate = avg_at_k(score_PR)
+        points.append(BudgetPoint(budget, estimate.value, estimate.stderr, float(cut_PR.mean())))
+    return points
+
+
+BLOG_EDGES = (16 * 1024, 32 * 1024)
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthGroup:
+    """Responses whose lengths lie between two edges.
+
+    Attributes:
+        name: e.g. `<16K`, `16K-32K`, `>32K`.
+        responses: number of responses in the group.
+        share: fraction of all responses that are in the group, in [0, 1].
+        accuracy: mean reward of the group; None if the group is empty.
+    """
+
+    name: str
+    responses: int
+    share: float
+    accuracy: float | None
+
+
+def length_groups(
+    length_PR: np.ndarray, reward_PR: np.ndarray, *, edges: Sequence[int] = BLOG_EDGES
+) -> list[LengthGroup]:
+    """Accuracy for each group of response lengths, shortest first.
+
+    Args:
+        length_PR: response lengths in tokens.
+        reward_PR: rewards in [0, 1], of the same shape.
+        edges: ascending lengths in tokens between the groups. With 16K and 32K the groups are
+            `<16K`, `16K-32K` (both edges included) and `>32K`; with one edge E they are `<=E` and
+            `>E`; with more, an inner edge belongs to the group above it.
+
+    Raises:
+        ValueError: shapes differ, no edge, or edges do not ascend.
+
+    Source: POLARIS blog, length groups of the evaluation with and without YaRN.
+    """
+    length_PR, reward_PR = np.asarray(length_PR), np.asarray(reward_PR, np.float64)
+    if length_PR.shape != reward_PR.shape or not length_PR.size:
+        raise ValueError(
+            f"length_PR {length_PR.shape} and reward_PR {reward_PR.shape} must be of one shape and "
+            "not empty"
+        )
+    if not edges or any(low >= high for low, high in itertools.pairwise(edges)):
+        raise ValueError(f"evaluate.length_edges={tuple(edges)}: must ascend, at least one")
+    group_PR = np.searchsorted(np.asarray(edges[:-1]), length_PR, side="right")
+    group_PR = group_PR + (length_PR > edges[-1])
+    groups = []
+    for index, name in enumerate(_names(edges)):
+        inside_PR = group_PR == index
+        count = int(inside_PR.sum())
+        groups.append(
+            LengthGroup(
+                name=name,
+                responses=count,
+                share=count / length_PR.size,
+                accuracy=float(reward_PR[inside_PR].mean()) if count else None,
+            )
+        )
+    return groups
+
+
+def _names(edges: Sequence[int]) -> list[str]:
+    short = [f"{edge // 1024}K" if edge % 1024 == 0 else str(edge) for edge in edges]
+    first = f"<{short[0]}" if len(edges) > 1 else f"<={short[0]}"
+    middle = [f"{low}-{high}" for low, high in itertools.pairwise(short)]
+    return [first, *middle, f">{short[-1]}"]

@@ -20,9 +20,13 @@ from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.convert import is_orbax, load_any
 from polaris_jax.config import ConfigError, EvaluateSection, RunConfig, config_fields
 from polaris_jax.data.problem_sets import fitting
-from polaris_jax.evaluate.budget_curve import budget_curve, default_budgets
-from polaris_jax.evaluate.estimators import avg_at_k, pass_at_k
-from polaris_jax.evaluate.length_groups import length_groups
+from polaris_jax.evaluate.estimators import (
+    avg_at_k,
+    budget_curve,
+    default_budgets,
+    length_groups,
+    pass_at_k,
+)
 from polaris_jax.measure.policy import open_policy
 from polaris_jax.models import Qwen
 from polaris_jax.models.positions import check_evaluated_positions, yarn_scaling

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from polaris_jax.explore.diversity import distinct_ngrams
+from polaris_jax.explore.temperature import distinct_ngrams
 from polaris_jax.records import Graded, Group, Versions
-from polaris_jax.stages.length import length_stats
 
 CORRECT = 1.0
 
 
 def rollout_metrics(
-    graded: Graded,
-    *,
-    temperature: float,
-    max_response_tokens: int | None = None,
-    diversity: float | None = None,
+    graded: Graded, *, temperature: float, max_response_tokens: int | None = None
 ) -> dict[str, Any]:
     """The step's `rollout/*` metrics by name; a mean over an empty class is None.
 
@@ -30,40 +24,37 @@ def rollout_metrics(
         graded: the step's graded groups.
         temperature: sampling temperature of the rollouts.
         max_response_tokens: token budget of a response, reported if given.
-        diversity: distinct-4-gram share of the rollouts if it is known; None: counted here.
 
     Returns:
-        rollout/reward_mean, informative_share, mean_length (tokens) and clip_ratio with
-        _correct and _incorrect, temperature, diversity, max_response_tokens.
+        rollout/reward_mean, informative_share, mean_length (tokens, the stop token included) and
+        clip_ratio (share of responses that the budget ended) with _correct and _incorrect,
+        temperature, diversity, max_response_tokens.
+
+    Source: POLARIS, "Inference-Time Length Scaling", for the clip ratios.
     """
-    own_PR = ~np.asarray(graded.rescued_PR, bool)
-    reward_PR = graded.reward_PR
+    own_PR, reward_PR = ~np.asarray(graded.rescued_PR, bool), graded.reward_PR
+    own_B = own_PR.reshape(-1)
+    lengths = [len(row) for group in graded.token_ids for row in group]
+    length_B = np.array(lengths, np.float64)[own_B]
+    ends = [str(reason) for group in graded.finish_reasons for reason in group]
+    clipped_B = np.array([end == "length" for end in ends], bool)[own_B]
     correct_B = reward_PR[own_PR] >= CORRECT
-    tokens_PR = np.array([[len(row) for row in group] for group in graded.token_ids], np.int64)
-    truncated_PR = np.array(
-        [[str(reason) == "length" for reason in group] for group in graded.finish_reasons], bool
-    )
-    lengths = length_stats(
-        tokens_PR.reshape(reward_PR.shape)[own_PR],
-        truncated_PR.reshape(reward_PR.shape)[own_PR],
-        correct_B,
-    )
-    if diversity is None and own_PR.any():
-        diversity = distinct_ngrams(
-            [
-                [text for text, own in zip(texts, own_R, strict=True) if own]
-                for texts, own_R in zip(graded.texts, own_PR, strict=True)
-            ]
-        )
     highest_P = np.where(own_PR, reward_PR, -np.inf).max(axis=1, initial=-np.inf)
     lowest_P = np.where(own_PR, reward_PR, np.inf).min(axis=1, initial=np.inf)
+    own_texts = [
+        [text for text, own in zip(texts, own_R, strict=True) if own]
+        for texts, own_R in zip(graded.texts, own_PR, strict=True)
+    ]
     values: dict[str, Any] = {
-        "reward_mean": float(reward_PR[own_PR].mean(dtype=np.float64)) if own_PR.any() else None,
+        "reward_mean": float(reward_PR[own_PR].mean(dtype=np.float64)) if own_B.any() else None,
         "informative_share": float((highest_P > lowest_P).mean()) if len(reward_PR) else None,
-        **dataclasses.asdict(lengths),
         "temperature": float(temperature),
-        "diversity": diversity,
+        "diversity": distinct_ngrams(own_texts) if own_B.any() else None,
     }
+    everyone_B = np.ones_like(correct_B)
+    for name, of_B in ("", everyone_B), ("_correct", correct_B), ("_incorrect", ~correct_B):
+        values[f"mean_length{name}"] = float(length_B[of_B].mean()) if of_B.any() else None
+        values[f"clip_ratio{name}"] = float(clipped_B[of_B].mean()) if of_B.any() else None
     if max_response_tokens is not None:
         values["max_response_tokens"] = int(max_response_tokens)
     return {f"rollout/{name}": value for name, value in values.items()}

@@ -1,8 +1,6 @@
 """Stages of a run: controller, difficulty of problems, length of responses (numpy only)."""
 
-from polaris_jax.stages.accuracy_log import AccuracyLog, SkippedLine, read_accuracy_log
 from polaris_jax.stages.controller import (
-    StepStats,
     initial_state,
     observe,
     stage_ended,
@@ -14,20 +12,13 @@ from polaris_jax.stages.difficulty import (
     shape_name,
     too_easy,
 )
-from polaris_jax.stages.length import LengthStats, length_stats
 
 __all__ = [
-    "AccuracyLog",
     "AccuracyTable",
-    "LengthStats",
-    "SkippedLine",
-    "StepStats",
     "curate",
     "initial_state",
-    "length_stats",
     "observe",
     "pass_rate_histogram",
-    "read_accuracy_log",
     "shape_name",
     "stage_ended",
     "too_easy",

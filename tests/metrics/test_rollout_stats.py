@@ -63,11 +63,6 @@ def test_values_are_plain_numbers():
     assert {type(value) for value in metrics.values()} == {float}
 
 
-def test_a_known_diversity_is_taken_as_it_is():
-    metrics = rollout_metrics(graded_of([[1, 0]]), temperature=1.0, diversity=0.25)
-    assert metrics["rollout/diversity"] == 0.25
-
-
 def test_a_stop_on_the_last_allowed_token_is_not_clipped():
     graded = graded_of([[1, 0]], lengths=[[4, 4]], reasons=(("stop", "length"),))
     assert rollout_metrics(graded, temperature=1.0, max_response_tokens=4)[
