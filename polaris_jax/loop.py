@@ -1,4 +1,7 @@
-"""The complete training algorithm: stages, and in each stage steps."""
+"""The complete training algorithm: stages, and in each stage steps.
+
+`run` trains in a workdir; `train` is the algorithm.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,66 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from polaris_jax.assemble import Parts
-from polaris_jax.config import RunConfig
+from etils import epath
+from ml_collections import ConfigDict
+
+from polaris_jax.assemble import Parts, assemble
+from polaris_jax.config import RunConfig, build_config
 from polaris_jax.measure.held_out import held_out_score
 from polaris_jax.metrics import value_of
 from polaris_jax.rollout import RolloutAborted
 from polaris_jax.run.outputs import step_text
 from polaris_jax.stage_change import change_stage
-from polaris_jax.state import RunState
+from polaris_jax.state import RunState, StartAt, open_state
 from polaris_jax.step import step
 from polaris_jax.system.failures import at_run_time
-from polaris_jax.system.processes import any_process
+from polaris_jax.system.files import as_place
+from polaris_jax.system.processes import any_process, is_first
+from polaris_jax.system.progress import Progress
 from polaris_jax.system.signals import StopRequest
+
+
+def run(
+    config: ConfigDict | RunConfig,
+    workdir: str | epath.Path,
+    *,
+    overwrite: bool = False,
+    start: StartAt | None = None,
+    stop: StopRequest | None = None,
+) -> RunState:
+    """Trains in `workdir`, or continues the run that it holds, and returns the last state.
+
+    What `polaris train` does, for Python: SIGTERM and Ctrl-C leave a checkpoint, and the same call
+    continues from it. Prints each step and how the run ended.
+
+    Args:
+        config: a config like those in configs/, or a `RunConfig`.
+        workdir: directory of the run's files.
+        overwrite: delete what an earlier training left in the workdir.
+        start: begin at a later stage, from another run's checkpoint.
+        stop: records the signal that ended the run; made here if not given.
+
+    Raises:
+        ConfigError: config, problems, model, devices or workdir do not suit one another.
+        RuntimeError: the run's numbers cannot be trusted (see `check_health`).
+    """
+    config = build_config(config) if isinstance(config, ConfigDict) else config
+    workdir, progress = as_place(workdir), Progress(enabled=is_first())
+    with (
+        stop or StopRequest() as stop,
+        assemble(config, workdir, progress=progress, overwrite=overwrite) as parts,
+    ):
+        # No name for the first state: it would keep what the run outgrows in memory.
+        state = train(parts, open_state(parts, start), stop=stop)
+    if state.done and parts.outputs.first_line == state.step:
+        progress.line(f"already complete: {state.step} steps in {workdir}")
+        return state
+    counts = "  ".join(f"{name} {value}" for name, value in sorted(state.counts.items()))
+    ending = "finished" if state.done else "stopped; rerun the same command to continue"
+    if stop.signal is not None:
+        ending += f" ({stop.waited_s:.1f} s after {stop.signal.name})"
+    progress.line(f"{ending}: {state.step} steps  {counts}")
+    return state
 
 
 def train(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:

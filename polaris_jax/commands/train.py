@@ -53,28 +53,13 @@ def main(argv: list[str]) -> int:
         check_start(stage, as_place(source), config, workdir, overwrite=overwrite)
     when_stopped = stopped_status()
     start_jax(command)
-    from polaris_jax.assemble import assemble
-    from polaris_jax.loop import train
-    from polaris_jax.state import StartAt, open_state
-    from polaris_jax.system.processes import any_process, is_first
-    from polaris_jax.system.progress import Progress
+    from polaris_jax.loop import run
+    from polaris_jax.state import StartAt
+    from polaris_jax.system.processes import any_process
 
-    progress = Progress(enabled=is_first())
     start = StartAt(stage, as_place(source)) if source else None
-    with (
-        StopRequest() as stop,
-        assemble(config, workdir, progress=progress, overwrite=overwrite) as parts,
-    ):
-        state = train(parts, open_state(parts, start), stop=stop)  # no name for the first state:
-        first_line = parts.outputs.first_line  # it would keep what the run outgrows in memory
-    if state.done and first_line == state.step:
-        progress.line(f"already complete: {state.step} steps in {workdir}")
-        return 0
-    counts = "  ".join(f"{name} {value}" for name, value in sorted(state.counts.items()))
-    ending = "finished" if state.done else "stopped; rerun the same command to continue"
-    if stop.signal is not None:
-        ending += f" ({stop.waited_s:.1f} s after {stop.signal.name})"
-    progress.line(f"{ending}: {state.step} steps  {counts}")
+    stop = StopRequest()
+    state = run(config, workdir, overwrite=overwrite, start=start, stop=stop)
     interrupted = any_process(stop.interrupted)  # one status in all processes
     return exit_status(state.done, interrupted=interrupted, when_stopped=when_stopped)
 
