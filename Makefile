@@ -15,7 +15,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .PHONY: help demo demo-seeds test test-quick test-slow lint style bench bench-gpu bench-grader \
-  bench-sampler house venv venv-tpu venv-cuda12
+  bench-sampler docs house venv venv-tpu venv-cuda12
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -63,6 +63,9 @@ bench-grader: $(BASE)  ## the math grader beside math-verify and sympy: answers/
 
 bench-sampler: $(BASE)  ## rollout speed beside vLLM, transformers, tunix (installs them, gigabytes; 1 hour)
 	$(BIN)/python benchmarks/sampler.py $(ARGS)
+
+docs: $(BASE)  ## docs/config.md, from the declarations of the settings
+	$(BIN)/python -m polaris_jax.config.listing > docs/config.md
 
 house: $(BASE)  ## the structure of the package, measured
 	$(BIN)/python benchmarks/house.py $(ARGS)

@@ -25,8 +25,8 @@ COMMANDS = {
 }
 
 MORE = """More: polaris COMMAND --help; polaris --version.
-Config fields (--config.SECTION.FIELD=VALUE): polaris_jax/config/sections.py names every one, with
-its default; configs/*.py set them."""
+Config fields (--config.SECTION.FIELD=VALUE): polaris train --help=SECTION prints those of a
+section, with defaults, --help=all every one; docs/config.md has them too. configs/*.py set them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -62,7 +62,7 @@ def test_the_version(capsys):
 
 def test_help_says_where_the_config_fields_are(capsys):
     assert main(["--help"]) == 0
-    assert "polaris_jax/config/sections.py" in capsys.readouterr().out
+    assert "polaris train --help=SECTION" in capsys.readouterr().out
 
 
 def test_a_command_is_suggested_only_where_one_is_near(capsys):

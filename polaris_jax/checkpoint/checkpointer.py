@@ -35,7 +35,7 @@ from polaris_jax.checkpoint.arrays import (
 from polaris_jax.checkpoint.arrays import orbax as _orbax
 from polaris_jax.checkpoint.host_state import canonical_json, plain, read_host
 from polaris_jax.checkpoint.step_folders import DATA, StepFolders
-from polaris_jax.config.sections import ConfigError
+from polaris_jax.config.settings import ConfigError
 from polaris_jax.run.ownership import TakenOver
 from polaris_jax.system import processes
 from polaris_jax.system.files import AnyPath, as_place, sync_directory, write_bytes

@@ -16,8 +16,10 @@ from ml_collections import config_flags
 from polaris_jax.commands.config_file import load_config
 from polaris_jax.commands.overrides import check_override, overrides
 from polaris_jax.config import ConfigError, RunConfig, build_config
+from polaris_jax.config.listing import fields_text, sections_text
 from polaris_jax.system.files import as_place, is_remote
 
+_HELP = re.compile(r"-h|--?help(?:full)?(?:=(.+))?")
 Define = Callable[[flags.FlagValues], None]
 
 
@@ -72,9 +74,9 @@ def parse(
     """
     values = flags.FlagValues()
     words, path = _without_config(argv) if takes_config else (argv, "")
-    asks_help = any(a in ("--help", "-h", "-help", "--helpfull") for a in argv)
+    asked = [found[1] for word in argv if (found := _HELP.fullmatch(word))]
     if takes_config:
-        if path and not asks_help:
+        if path and not asked:
             config = load_config(path)
             for field, value in overrides(words):
                 check_override(config, field, value)
@@ -87,8 +89,8 @@ def parse(
             flags.DEFINE_string("workdir", "", "where the run's files lie", flag_values=values)
     if define is not None:
         define(values)
-    if asks_help:
-        raise HelpRequested(f"{doc.strip()}\n\nFlags:\n{_flag_lines(values)}")
+    if asked:
+        raise HelpRequested(_help(doc, values, asked[0] if takes_config else None))
     if takes_config and not path:
         _require_known(name, words, values)
         raise ConfigError("--config: needed; name a file like configs/tiny_cpu.py")
@@ -116,6 +118,24 @@ def parse(
     return Command(name, config, as_place(own["workdir"]), own)
 
 
+def _help(doc: str, values: flags.FlagValues, section: str | None) -> str:
+    """The command's help, or the fields of one section of the config."""
+    if section:
+        return f"--config.FIELD=VALUE overrides a field.\n\n{fields_text(section)}"
+    text = f"{doc.strip()}\n\nFlags:\n{_flag_lines(values)}"
+    if "config" not in values:
+        return text
+    return "\n".join(
+        [
+            text,
+            "",
+            "Sections of the config. --help=SECTION prints the fields of one, with defaults;",
+            "--help=all prints every field. docs/config.md has them too.",
+            sections_text(),
+        ]
+    )
+
+
 def _flag_lines(values: flags.FlagValues) -> str:
     """One line a flag, in the order of declaration."""
     lines = []
@@ -127,8 +147,7 @@ def _flag_lines(values: flags.FlagValues) -> str:
         lines.append(f"  --{name:<14} {' '.join(flag.help.split())}{default}")
     if "config" in values:
         lines[1:1] = [
-            "  --config.A.B=V   overrides a field, --config.stages[0].A=V one of a stage; every",
-            "                   field and its default: polaris_jax/config/sections.py",
+            "  --config.A.B=V   overrides a field, --config.stages[0].A=V one of a stage",
         ]
     return "\n".join(lines)
 

@@ -2,8 +2,9 @@
 
 `configs/*.py` start from `default_config()`, which is built from the dataclasses of `sections`, so
 a default is written once. `build_config` turns a ConfigDict into a `RunConfig` and checks
-everything that can be checked before a device or a weight file is touched (`rules`, `training`,
-`lengths`). Every error is a `ConfigError` that names the field, the value, the rule and the remedy.
+everything that can be checked before a device or a weight file is touched (the ranges in
+`sections`, the rules over several fields in `rules`). Every error is a `ConfigError` that names the
+field, the value, the rule and the remedy.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from polaris_jax.config.lengths import check_pages
-from polaris_jax.config.rules import check_mesh, row_unit_tokens, validate
+from polaris_jax.config.rules import check_mesh, check_pages, row_unit_tokens, validate
 from polaris_jax.config.sections import (
     PROMPT_SUFFIX,
+    SETTINGS,
     ArithmeticSection,
     BatchSection,
     CalibrateSection,
     CheckpointSection,
-    ConfigError,
     DataSection,
     DistributedSection,
     EvaluateSection,
@@ -46,10 +46,19 @@ from polaris_jax.config.sections import (
     WarmstartSection,
     YarnSection,
 )
+from polaris_jax.config.settings import (
+    ALWAYS,
+    GROWS,
+    NO,
+    ConfigError,
+    config_fields,
+    declared_name,
+)
 
 __all__ = [
     "ADDED_FIELDS",
     "PROMPT_SUFFIX",
+    "SETTINGS",
     "ArithmeticSection",
     "BatchSection",
     "CalibrateSection",
@@ -77,6 +86,7 @@ __all__ = [
     "check_pages",
     "config_fields",
     "config_hash",
+    "declared_name",
     "default_config",
     "lock",
     "row_len_tokens",
@@ -87,29 +97,10 @@ __all__ = [
     "validate",
 ]
 
-# Fields that do not change what a run computes. They may differ between a run and its resume.
-FREE_SECTIONS = ("metrics", "checkpoint", "evaluate", "distributed", "mesh")
-FREE_FIELDS = (
-    "reward.workers",
-    "rollout.save_every",
-    "rollout.slots",
-    "rollout.num_pages",
-    "rollout.data",
-    "rollout.tensor",
-    "rollout.devices",
-    "rollout.processes",
-    "rollout.trainer_state",
-    "rollout.attention",
-    "rollout.reserve",
+# Fields that earlier versions lacked, with the values that match what those versions did.
+ADDED_FIELDS: Mapping[str, Any] = types.MappingProxyType(
+    {name: field.before for name, field in SETTINGS.items() if field.before is not ALWAYS}
 )
-
-# Fields that earlier versions lacked, with the values that match what those versions did. A run
-# of an earlier version resumes with these values.
-ADDED_FIELDS = {
-    "rollout.partial_rollouts": "wait",
-    "rollout.partial_share": 0.8,
-    "rollout.partial_max_lag": 2,
-}
 
 
 def default_config() -> ConfigDict:
@@ -172,38 +163,14 @@ def _build(cls: type, mapping: Any, path: str) -> Any:
     return cls(**{name: _convert(hints[name], mapping[name], f"{path}{name}") for name in mapping})
 
 
-# Name of a field in other trainers -> our names.
-USUAL_NAMES = {
-    "lr": ("optimizer.learning_rate",),
-    "betas": ("optimizer.b1", "optimizer.b2"),
-    "grad_clip": ("optimizer.max_grad_norm",),
-    "max_norm": ("optimizer.max_grad_norm",),
-    "batch_size": ("rollout.prompts_per_step",),
-    "train_batch_size": ("rollout.prompts_per_step",),
-    "num_generations": ("rollout.responses_per_prompt",),
-    "group_size": ("rollout.responses_per_prompt",),
-    "max_new_tokens": ("stages[0].max_response_tokens",),
-    "max_tokens": ("stages[0].max_response_tokens",),
-    "max_completion_length": ("stages[0].max_response_tokens",),
-    "max_prompt_length": ("data.max_prompt_tokens",),
-    "max_steps": ("stages[0].steps",),
-    "beta": ("objective.kl_coef",),
-    "kl": ("objective.kl_coef",),
-    "epsilon": ("objective.clip_low", "objective.clip_high", "optimizer.eps"),
-    "epsilon_high": ("objective.clip_high",),
-    "model_name": ("model.path",),
-    "model_name_or_path": ("model.path",),
-    "dataset": ("data.problems",),
-    "dataset_name": ("data.problems",),
-    "save_steps": ("checkpoint.every_steps",),
-    "eval_steps": ("evaluate.every_steps",),
-}
-
-
 def usual_fields(name: str) -> list[str]:
     """Our fields that other trainers call `name`; only those in the section of `name`, if any."""
     section, _, leaf = name.rpartition(".")
-    fields = list(USUAL_NAMES.get(leaf, ()))
+    fields = [
+        field.replace("[i]", "[0]")
+        for field, facts in SETTINGS.items()
+        if leaf in facts.usual.split()
+    ]
     return [field for field in fields if section and field.startswith(f"{section}.")] or fields
 
 
@@ -261,38 +228,19 @@ def row_len_tokens(config: RunConfig) -> int:
     return config.batch.row_len or -(-(config.data.max_prompt_tokens + longest) // unit) * unit
 
 
-def config_fields(config: RunConfig) -> dict[str, Any]:
-    """Every leaf as dotted name -> value, e.g. `stages[0].steps` -> 100."""
-    leaves: dict[str, Any] = {}
-
-    def walk(value: Any, path: str) -> None:
-        if isinstance(value, dict):
-            for name, item in value.items():
-                walk(item, f"{path}.{name}" if path else name)
-        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
-            for i, item in enumerate(value):
-                walk(item, f"{path}[{i}]")
-        else:
-            leaves[path] = list(value) if isinstance(value, tuple) else value
-
-    walk(dataclasses.asdict(config), "")
-    return leaves
-
-
 def binding_fields(config: RunConfig) -> dict[str, Any]:
     """The leaves that a resume may not change.
 
     A resume may change logging, checkpoint cadence, workers, evaluation, device mesh, memory sizes,
     and the length of the last stage (which may only grow: `refuse_other_config` checks this).
     """
-    last_steps = f"stages[{len(config.stages) - 1}].steps"
-    return {
-        name: value
-        for name, value in config_fields(config).items()
-        if name.split(".")[0] not in FREE_SECTIONS
-        and name not in FREE_FIELDS
-        and name != last_steps
-    }
+    last_stage = f"stages[{len(config.stages) - 1}]."
+
+    def binds(name: str) -> bool:
+        resume = SETTINGS[declared_name(name)].resume
+        return resume == NO or (resume == GROWS and not name.startswith(last_stage))
+
+    return {name: value for name, value in config_fields(config).items() if binds(name)}
 
 
 def config_hash(config: RunConfig) -> str:

@@ -1,6 +1,7 @@
-"""The rules of the config: every check that needs no file and no device.
+"""The rules of the config over several fields; the range of one field is in its declaration.
 
-Each rule names the field, the value, the rule and the remedy in one line.
+No rule needs a file or a device. Each names the field, the value, the rule and the remedy in one
+line.
 """
 
 from __future__ import annotations
@@ -8,46 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 
-from polaris_jax.config.lengths import check_pages, check_yarn
-from polaris_jax.config.sections import (
-    MAX_ANSWER_TIMEOUT_S,
-    MAX_SLIP_RATE,
-    MIN_WORKER_MEMORY_BYTES,
-    SEED_LIMIT,
-    MeshSection,
-    RunConfig,
-    require,
-)
-from polaris_jax.config.training import check_objective, check_optimizer, check_rollout, check_stage
+from polaris_jax.config.sections import SETTINGS, MeshSection, RunConfig, StageSection
+from polaris_jax.config.settings import config_fields, declared_name, require
 
-MIN_PROBE_STEP = 0.001  # closer temperatures sample nearly alike and measure the same
 MAX_PROBE_TEMPERATURES = 1000
-
-POSITIVE = {
-    "rollout": "prompts_per_step slots page_size decode_steps prefill_chunk tensor partial_max_lag",
-    "data": "max_prompt_tokens",
-    "objective": "minibatches",
-    "optimizer": "max_grad_norm max_skips eps",
-    "reward": "workers timeout_s",
-    "calibrate": "n temperature batch_prompts",
-    "probe": "start step problems n max_candidates",
-    "checkpoint": "every_steps keep_last grace_s",
-    "evaluate": "n",
-    "distributed": "heartbeat_timeout_s",
-    "warmstart": "batch_size examples learning_rate hidden_size intermediate_size num_layers "
-    "num_heads num_kv_heads head_dim max_position_tokens",
-}
-NOT_NEGATIVE = {
-    "rollout": "num_pages prefill_budget max_logp_gap_mean save_every total_tokens data devices",
-    "batch": "row_len rows max_resample",
-    "model": "max_position_tokens",
-    "objective": "clip_high tis_cap kl_coef entropy_coef dual_clip",
-    "optimizer": "learning_rate weight_decay",
-    "calibrate": "max_response_tokens",
-    "probe": "max_response_tokens rgz_tolerance cez_tolerance",
-    "evaluate": "every_steps temperature top_k max_response_tokens",
-    "warmstart": "steps",
-}
 
 
 def validate(config: RunConfig) -> None:
@@ -56,22 +21,36 @@ def validate(config: RunConfig) -> None:
     Raises:
         ConfigError: a rule is broken. The text names the field, the value, the rule and the remedy.
     """
-    _check_signs(config)
-    check_rollout(config)
-    check_objective(config)
-    check_optimizer(config)
     require(bool(config.stages), "stages", [], "at least one stage is needed")
+    for name, value in config_fields(config).items():
+        SETTINGS[declared_name(name)].check(name, value)
+    _check_rollout(config)
+    _check_partial(config)
+    _check_objective(config)
+    require(
+        config.batch.substitute or config.batch.on_scarce == "train",
+        "batch.on_scarce",
+        config.batch.on_scarce,
+        "has no effect with batch.substitute=False; set it to train, or batch.substitute to True",
+    )
     for index, stage in enumerate(config.stages):
-        check_stage(config, index, stage)
-    check_mesh(config.mesh)
+        _check_stage(config, index, stage)
     _check_row_len(config)
-    _check_reward(config)
     _check_warmstart(config)
-    _check_seeds(config)
     _check_probe(config)
     _check_evaluate(config)
-    check_yarn(config)
+    _check_yarn(config)
     check_pages(config, max(1, config.rollout.data))
+
+
+def check_mesh(mesh: MeshSection) -> None:
+    """Checks the size of each axis, for a mesh that is no part of a config.
+
+    Raises:
+        ConfigError: a size is below 1, except fsdp=-1.
+    """
+    for name in ("data", "fsdp", "context", "tensor"):
+        SETTINGS[f"mesh.{name}"].check(f"mesh.{name}", getattr(mesh, name))
 
 
 def row_unit_tokens(context: int, tensor: int) -> int:
@@ -83,27 +62,123 @@ def row_unit_tokens(context: int, tensor: int) -> int:
     return math.lcm(2 * context if context > 1 else 1, context * tensor)
 
 
-def _check_signs(config: RunConfig) -> None:
-    for section, names in POSITIVE.items():
-        for name in names.split():
-            value = getattr(getattr(config, section), name)
-            require(value > 0, f"{section}.{name}", value, "must be above 0")
-    for section, names in NOT_NEGATIVE.items():
-        for name in names.split():
-            value = getattr(getattr(config, section), name)
-            require(value >= 0, f"{section}.{name}", value, "must not be negative")
+def check_pages(config: RunConfig, shards: int) -> None:
+    """Raises ConfigError if the KV pool cannot hold one longest sequence of every budget.
 
+    With rollout.data=0 the config does not fix `shards`, so a run checks again when it opens.
 
-def check_mesh(mesh: MeshSection) -> None:
-    """Raises ConfigError if an axis has a size that no number of devices allows.
+    Args:
+        config: the run's config.
+        shards: number of data shards of a sampler. Each shard has an equal part of the pages.
 
     Raises:
-        ConfigError: a size is below 1, except fsdp=-1.
+        ConfigError: a shard's part is too small. The text names the largest budget.
     """
-    for name in ("data", "fsdp", "context", "tensor"):
-        size, rest = getattr(mesh, name), name == "fsdp"
-        rule = "must be at least 1" + (", or -1 for the rest" if rest else "")
-        require(size >= 1 or (rest and size == -1), f"mesh.{name}", size, rule)
+    r = config.rollout
+    if r.num_pages == 0:
+        return
+    budgets = {
+        f"stages[{index}].max_response_tokens": stage.max_response_tokens
+        for index, stage in enumerate(config.stages)
+    }
+    for name in ("evaluate", "probe", "calibrate"):  # 0: uses the budget of a stage
+        budgets[f"{name}.max_response_tokens"] = getattr(config, name).max_response_tokens
+    longest = max(budgets, key=lambda name: budgets[name])
+    needed = config.data.max_prompt_tokens + budgets[longest]
+    room = (r.num_pages // shards - 1) * r.page_size
+    pages = (-(-needed // r.page_size) + 1) * shards
+    require(
+        needed <= room,
+        "rollout.num_pages",
+        r.num_pages,
+        f"data.max_prompt_tokens={config.data.max_prompt_tokens} and {longest}={budgets[longest]} "
+        f"make a sequence of {needed} tokens, and each of {shards} data shards has room for {room} "
+        f"(pages of rollout.page_size={r.page_size}, the first not usable); set it to at least "
+        f"{pages}, or to 0",
+    )
+
+
+def _check_rollout(config: RunConfig) -> None:
+    r = config.rollout
+    require(
+        r.data == 0 or r.slots % r.data == 0,
+        "rollout.slots",
+        r.slots,
+        f"each of rollout.data={r.data} shards has as many; choose a multiple of it",
+    )
+    require(
+        r.num_pages == 0 or r.num_pages >= 2 * max(1, r.data),
+        "rollout.num_pages",
+        r.num_pages,
+        f"each of {max(1, r.data)} data shards needs at least 2, as its first is not usable; "
+        "raise it, or set it to 0",
+    )
+
+
+def _check_partial(config: RunConfig) -> None:
+    r, o = config.rollout, config.objective
+    needs = "rollout.partial_rollouts=carry trains tokens of former policies"
+    require(
+        r.partial_rollouts == "wait" or o.old_logprobs == "sampler",
+        "objective.old_logprobs",
+        o.old_logprobs,
+        f"{needs}, each against the log-prob that it was sampled with; set it to sampler",
+    )
+    require(
+        r.partial_rollouts == "wait" or o.tis_cap > 0,
+        "objective.tis_cap",
+        o.tis_cap,
+        f"{needs}, whose importance weights must be bounded; set it above 0, such as 2.0",
+    )
+
+
+def _check_objective(config: RunConfig) -> None:
+    o, r = config.objective, config.rollout
+    require(
+        o.dual_clip == 0 or o.dual_clip > 1 + o.clip_high,
+        "objective.dual_clip",
+        o.dual_clip,
+        "must exceed 1 + objective.clip_high, or be 0 to turn it off",
+    )
+    require(
+        o.minibatches == 1 or o.old_logprobs != "current",
+        "objective.minibatches",
+        o.minibatches,
+        "several updates a batch need fixed old log-probs; set objective.old_logprobs=recompute "
+        "or sampler",
+    )
+    require(
+        r.prompts_per_step % o.minibatches == 0,
+        "objective.minibatches",
+        o.minibatches,
+        f"groups are not split, so it must divide rollout.prompts_per_step={r.prompts_per_step}",
+    )
+
+
+def _check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
+    path = f"stages[{index}]"
+    require(
+        stage.temperature_rule != "match_diversity" or index > 0,
+        f"{path}.temperature_rule",
+        stage.temperature_rule,
+        "needs a stage before it; use fixed or probe in the first stage",
+    )
+    needed = config.data.max_prompt_tokens + stage.max_response_tokens
+    limit, row_len = config.model.max_position_tokens, config.batch.row_len
+    require(
+        limit == 0 or needed <= limit,
+        f"{path}.max_response_tokens",
+        stage.max_response_tokens,
+        f"with data.max_prompt_tokens={config.data.max_prompt_tokens} a sequence may reach "
+        f"{needed} positions, over model.max_position_tokens={limit}; lower the budget or "
+        "raise the limit",
+    )
+    require(
+        row_len == 0 or needed <= row_len,
+        "batch.row_len",
+        row_len,
+        f"a sequence of stage {index} may reach {needed} tokens; set it to 0 or to at least that",
+    )
 
 
 def _check_row_len(config: RunConfig) -> None:
@@ -118,46 +193,8 @@ def _check_row_len(config: RunConfig) -> None:
     )
 
 
-def _check_reward(config: RunConfig) -> None:
-    r = config.reward
-    require(
-        r.timeout_s <= MAX_ANSWER_TIMEOUT_S,
-        "reward.timeout_s",
-        r.timeout_s,
-        f"the deadline of one answer, at most {MAX_ANSWER_TIMEOUT_S:g} (a day); lower it, such as "
-        "to 5.0",
-    )
-    require(
-        r.memory_limit_bytes == 0 or r.memory_limit_bytes >= MIN_WORKER_MEMORY_BYTES,
-        "reward.memory_limit_bytes",
-        r.memory_limit_bytes,
-        f"a worker needs {MIN_WORKER_MEMORY_BYTES} to load; set it to that or more, or to 0 for no "
-        "limit",
-    )
-
-
-def _check_seeds(config: RunConfig) -> None:
-    """Checks the seeds that go into generators unhashed; `seed` and evaluate.seed are hashed."""
-    for name, seed in (
-        ("data.arithmetic.seed", config.data.arithmetic.seed),
-        ("warmstart.seed", config.warmstart.seed),
-    ):
-        require(
-            0 <= seed < SEED_LIMIT,
-            name,
-            seed,
-            "must lie in [0, 2^63); set it to 0 or another number in that range",
-        )
-
-
 def _check_warmstart(config: RunConfig) -> None:
-    w, arithmetic = config.warmstart, config.data.arithmetic
-    require(
-        0 <= w.slip_rate <= MAX_SLIP_RATE,
-        "warmstart.slip_rate",
-        w.slip_rate,
-        f"must lie in [0, {MAX_SLIP_RATE}], as a text of many slips has no higher rate",
-    )
+    w = config.warmstart
     require(
         w.num_heads % w.num_kv_heads == 0,
         "warmstart.num_kv_heads",
@@ -165,20 +202,10 @@ def _check_warmstart(config: RunConfig) -> None:
         f"must divide warmstart.num_heads={w.num_heads}",
     )
     require(w.head_dim % 2 == 0, "warmstart.head_dim", w.head_dim, "rotary width must be even")
-    for name in ("train", "held_out"):
-        count = getattr(arithmetic, name)
-        require(count >= 0, f"data.arithmetic.{name}", count, "must not be negative; 0 is none")
 
 
 def _check_probe(config: RunConfig) -> None:
     p = config.probe
-    require(
-        p.step >= MIN_PROBE_STEP,
-        "probe.step",
-        p.step,
-        f"temperatures must lie at least {MIN_PROBE_STEP} apart; set it to that or more, such as "
-        "to 0.1",
-    )
     count = (p.stop - p.start) / p.step + 1
     require(
         count < MAX_PROBE_TEMPERATURES + 1,
@@ -205,7 +232,6 @@ def _check_probe(config: RunConfig) -> None:
 
 def _check_evaluate(config: RunConfig) -> None:
     e, limit = config.evaluate, config.model.max_position_tokens
-    require(0 < e.top_p <= 1, "evaluate.top_p", e.top_p, "must lie in (0, 1]")
     needed = config.data.max_prompt_tokens + e.max_response_tokens
     require(
         limit == 0 or needed <= limit or e.yarn != "off",
@@ -217,10 +243,33 @@ def _check_evaluate(config: RunConfig) -> None:
     require(bool(e.length_edges), "evaluate.length_edges", (), "at least one length is needed")
     for name in ("length_edges", "budgets"):
         edges = getattr(e, name)
-        require(min(edges, default=1) >= 1, f"evaluate.{name}", edges, "each must be at least 1")
         require(
             all(low < high for low, high in itertools.pairwise(edges)),
             f"evaluate.{name}",
             edges,
             "must ascend",
         )
+
+
+def _check_yarn(config: RunConfig) -> None:
+    y, path = config.rope.yarn, "rope.yarn"
+    require(
+        y.beta_fast > y.beta_slow,
+        f"{path}.beta_fast",
+        y.beta_fast,
+        f"must exceed {path}.beta_slow={y.beta_slow:g}",
+    )
+    scaled = [
+        f"stages[{i}].rope_factor={stage.rope_factor:g}"
+        for i, stage in enumerate(config.stages)
+        if stage.rope_factor > 1
+    ]
+    if config.evaluate.yarn != "off" and y.factor > 1:
+        scaled.append(f"evaluate.yarn={config.evaluate.yarn}")
+    require(
+        y.original_max_position_embeddings >= 1 or not scaled,
+        f"{path}.original_max_position_embeddings",
+        y.original_max_position_embeddings,
+        f"{', '.join(scaled)} needs the length that the checkpoint was trained for; set it, such "
+        "as to 32768 for Qwen3",
+    )

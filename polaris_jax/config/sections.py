@@ -1,301 +1,302 @@
-"""The config's sections: frozen dataclasses that hold every setting's name, type and default.
+"""The config's sections: every setting, declared once.
 
-A default is written once, here. `polaris_jax.config` builds and checks the sections; `rules` holds
-the rules. Functions elsewhere take their section, never the complete config.
+A declaration has the field's type, default, help and range, whether a resume may change it, and the
+value that earlier versions had (`settings.Setting` explains each). Rules over several fields are
+functions in `rules`. `training` declares what a step of training computes, this file the rest.
+docs/config.md and --help are made from both. Functions elsewhere take their section, never the
+complete config.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import types
+from collections.abc import Mapping
 from typing import Literal
+
+from polaris_jax.config.settings import YES, Setting, declared_sections, setting
+from polaris_jax.config.training import (
+    BatchSection,
+    ModelSection,
+    ObjectiveSection,
+    OptimizerSection,
+    RolloutSection,
+    StageSection,
+)
 
 # Limits that other packages import from here.
 MAX_SLIP_RATE = 0.6  # limit of warmstart.slip_rate: the rate if every result of a text may slip
 MIN_WORKER_MEMORY_BYTES = 1 << 26  # limit of reward.memory_limit_bytes: a worker needs this to load
 MAX_ANSWER_TIMEOUT_S = 86_400.0  # limit of reward.timeout_s: timers overflow far above it
+MIN_PROBE_STEP = 0.001  # closer temperatures sample nearly alike and measure the same
 SEED_LIMIT = 1 << 63  # limit of seeds that go into generators unhashed
+SEED_RULE = "must lie in [0, 2^63); set it to 0 or another number in that range"
 
 PROMPT_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
 
 
-class ConfigError(ValueError):
-    """A bad config value; its text is one line for the user."""
-
-
-def require(ok: bool, path: str, value: object, rule: str) -> None:
-    """Raises ConfigError if `ok` is false.
-
-    Args:
-        ok: True if the rule holds.
-        path: name of the field.
-        value: value of the field.
-        rule: text of the rule and of the remedy.
-
-    Raises:
-        ConfigError: `ok` is false. The text names the field, its value and the rule.
-    """
-    if not ok:
-        raise ConfigError(f"{path}={value!r}: {rule}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSection:
-    """Which weights, and how the trainer computes with them."""
-
-    path: str = ""  # HF directory, Hub id, or GGUF file; empty: made by the warm start
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; master weights are always float32
-    attention: Literal["auto", "reference", "chunked", "splash", "triton", "cudnn"] = "auto"
-    # kept for the backward pass: everything, each layer's input, or these inputs in host memory
-    remat: Literal["none", "layer", "layer_offload"] = "layer"
-    max_position_tokens: int = 0  # prompt + response limit; 0: the checkpoint's own (x YaRN factor)
-
-
 @dataclasses.dataclass(frozen=True)
 class ArithmeticSection:
-    """Procedural word problems, taken when `data.problems` is empty; train=0 turns them off."""
+    """Procedural word problems, used if `data.problems` is empty."""
 
-    train: int = 0
-    held_out: int = 0
-    seed: int = 0
+    train: int = setting(
+        0,
+        "Problems to train on; 0: none.",
+        at_least=0,
+        rule="must not be negative; 0 is none",
+    )
+    held_out: int = setting(
+        0, "Problems held out for scores.", at_least=0, rule="must not be negative; 0 is none"
+    )
+    seed: int = setting(0, "Seed of the problems.", at_least=0, below=SEED_LIMIT, rule=SEED_RULE)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSection:
-    problems: str = (
-        ""  # jsonl, json, parquet, HF data set directory or name; empty: see data.arithmetic
+    """Which problems, and how they become prompts."""
+
+    problems: str = setting(
+        "",
+        "A jsonl, json or parquet file, or a Hugging Face data set directory or name; empty: see "
+        "data.arithmetic.",
+        usual="dataset dataset_name",
     )
-    prompt_suffix: str = PROMPT_SUFFIX
-    max_prompt_tokens: int = 1024
-    arithmetic: ArithmeticSection = ArithmeticSection()
+    prompt_suffix: str = setting(PROMPT_SUFFIX, "Text added to each problem.")
+    max_prompt_tokens: int = setting(
+        1024,
+        "Problems with longer prompts are left out, never cut.",
+        above=0,
+        usual="max_prompt_length",
+    )
+    arithmetic: ArithmeticSection = setting(ArithmeticSection())
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmstartSection:
-    """Supervised warm start that makes a base model on the spot; steps=0 turns it off."""
+    """Supervised warm start that makes a small base model on the spot."""
 
-    steps: int = 0
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    examples: int = 8192
-    slip_rate: float = 0.3  # share of intermediate results that carry a slip, up to MAX_SLIP_RATE
-    seed: int = 0
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    head_dim: int = 32
-    max_position_tokens: int = 512
-
-
-@dataclasses.dataclass(frozen=True)
-class RolloutSection:
-    prompts_per_step: int = 128
-    responses_per_prompt: int = 8
-    top_p: float = 1.0
-    top_k: int = 0
-    slots: int = 64
-    page_size: int = 16
-    num_pages: int = 0  # 0: every slot at full length, or as far as device memory goes
-    reserve: float = 0.1  # with num_pages=0, share of device memory left free beside the pool
-    data: int = 0  # the sampler's mesh on a process's devices; 0: all (1 on a CPU)
-    tensor: int = 1  # devices that share one copy of the sampler's weights
-    processes: int = 1  # processes that share a sampler, for a model too large for one host
-    # the last devices of each process, which only sample; the others train; 0: all do both
-    devices: int = 0
-    # where master weights and moments lie during sampling; host: pinned memory, fetched for each
-    # update
-    trainer_state: Literal["device", "host"] = "device"
-    # decode kernels: xla anywhere, ragged on TPU, pallas_gpu on GPU, native on a CPU with a C++
-    # compiler; auto: the platform's own kernel if it can be used
-    attention: Literal["auto", "xla", "ragged", "pallas_gpu", "native"] = "auto"
-    decode_steps: int = 16  # decode steps in a device call
-    prefill_chunk: int = 128  # prompt tokens in a prefill call
-    prefill_budget: int = 8192  # prompt tokens between two decode calls; 0: no limit
-    prefix_cache: bool = True  # full pages are reused by later prompts with equal beginnings
-    # wait: a step trains on all groups that it has begun. carry: a step begins more groups, ends
-    # when `partial_share` of its groups are complete, and the next step continues the others
-    partial_rollouts: Literal["wait", "carry"] = "wait"
-    partial_share: float = 0.8  # under carry; in [0.5, 1]
-    partial_max_lag: int = 2  # under carry: updates between a token's policy and the trained one
-    max_logp_gap_mean: float = 0.0  # stop the run above this mean |sampler - trainer|; 0: off
-    total_tokens: int = 0  # end the run after this number of sampled tokens (ablations); 0: off
-    save_every: int = 1  # steps from one rollouts/step_N.jsonl to the next; 0: never write
-
-
-@dataclasses.dataclass(frozen=True)
-class StageSection:
-    steps: int = 100
-    max_response_tokens: int = 39_936
-    temperature: float = 1.4
-    # fixed: `temperature`; probe: the workdir's probe.json (if there is none: `temperature`, with a
-    # warning); match_diversity: reset at the stage's start so that diversity regains its value of
-    # the former stage's start
-    temperature_rule: Literal["fixed", "probe", "match_diversity"] = "fixed"
-    reset_optimizer: bool = True
-    drop_above: float = 0.9  # drop problems above this accuracy at the stage's end; 1.0: off
-    drop_statistic: Literal["stage_mean", "last"] = "stage_mean"
-    rope_factor: float = 1.0  # YaRN factor during this stage
-    evaluate_temperature: float = 0.0  # for the held-out score while training; 0: evaluate's
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchSection:
-    # tokens in a packed row; 0: max prompt + max response of the stages, rounded up to a multiple
-    # that the mesh divides
-    row_len: int = 0
-    rows: int = 0  # packed rows in a microbatch (global); 0: one for each data x fsdp shard
-    rescue: bool = True
-    substitute: bool = True
-    min_informative: float = 1.0 / 3.0
-    on_scarce: Literal["train", "resample", "skip"] = "train"
-    max_resample: int = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectiveSection:
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    dual_clip: float = 3.0  # 0: off
-    old_logprobs: Literal["current", "recompute", "sampler"] = "current"
-    tis_cap: float = 2.0
-    minibatches: int = 1  # optimizer steps for each rollout batch
-    aggregation: Literal[
-        "token_mean", "sequence_mean", "sequence_sum_constant", "microbatch_token_mean"
-    ] = "token_mean"
-    std: Literal["std", "off"] = "std"
-    baseline: Literal["mean", "leave_one_out"] = "mean"
-    mask_truncated: bool = False
-    kl_coef: float = 0.0
-    entropy_coef: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerSection:
-    learning_rate: float = 1e-6
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    max_skips: int = 5  # consecutive non-finite updates before the run stops
-    # bfloat16 halves the moments' memory and departs from the recipe: the second moment is rounded
-    # stochastically, because it would never fall otherwise
-    moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    moments_in_host_memory: bool = False  # between updates; each update fetches 8 B a parameter
+    steps: int = setting(0, "Updates; 0: no warm start.", at_least=0)
+    batch_size: int = setting(64, "Texts in an update.", above=0)
+    learning_rate: float = setting(3e-3, "Learning rate of the warm start.", above=0)
+    examples: int = setting(8192, "Texts to train on.", above=0)
+    slip_rate: float = setting(
+        0.3,
+        "Share of intermediate results that carry a slip.",
+        at_least=0,
+        at_most=MAX_SLIP_RATE,
+        rule=f"must lie in [0, {MAX_SLIP_RATE}], as a text of many slips has no higher rate",
+    )
+    seed: int = setting(
+        0, "Seed of weights and texts.", at_least=0, below=SEED_LIMIT, rule=SEED_RULE
+    )
+    hidden_size: int = setting(128, "Width of the model.", above=0)
+    intermediate_size: int = setting(384, "Width of the MLP.", above=0)
+    num_layers: int = setting(4, "Layers.", above=0)
+    num_heads: int = setting(4, "Query heads.", above=0)
+    num_kv_heads: int = setting(2, "Key and value heads; must divide num_heads.", above=0)
+    head_dim: int = setting(32, "Width of a head; must be even.", above=0)
+    max_position_tokens: int = setting(512, "Longest sequence of the model.", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardSection:
-    workers: int = 2
-    timeout_s: float = 5.0
-    memory_limit_bytes: int = 1 << 30  # address space of one worker; 0: no limit
-    # train: the answer must follow </think>; eval: the last box anywhere, for models without tags
-    mode: Literal["train", "eval"] = "train"
-    control: Literal["none", "permute"] = "none"  # permute: shuffle rewards in a group (ablation)
+    """How responses are graded."""
+
+    workers: int = setting(2, "Grader processes.", above=0, resume=YES)
+    timeout_s: float = setting(
+        5.0,
+        "Deadline of one answer, in seconds.",
+        above=0,
+        at_most=MAX_ANSWER_TIMEOUT_S,
+        rule=f"the deadline of one answer, above 0 and at most {MAX_ANSWER_TIMEOUT_S:g} (a day); "
+        "set it in that range, such as to 5.0",
+    )
+    memory_limit_bytes: int = setting(
+        1 << 30,
+        "Address space of one worker; 0: no limit.",
+        at_least=MIN_WORKER_MEMORY_BYTES,
+        also=0,
+        rule=f"a worker needs {MIN_WORKER_MEMORY_BYTES} to load; set it to that or more, or to 0 "
+        "for no limit",
+    )
+    mode: Literal["train", "eval"] = setting(
+        "train",
+        "train: the answer must follow </think>. eval: the last box anywhere, for models without "
+        "tags.",
+    )
+    control: Literal["none", "permute"] = setting(
+        "none", "permute: shuffles rewards within each group (a control experiment)."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class CalibrateSection:
-    n: int = 8
-    temperature: float = 0.6
-    max_response_tokens: int = 0  # 0: the first stage's
-    preset: Literal["full", "drop_perfect", "aggressive"] = "drop_perfect"
-    batch_prompts: int = 64  # prompts between two saves
+    """`polaris calibrate`: how hard each problem is for the model."""
+
+    n: int = setting(8, "Responses to each problem.", above=0)
+    temperature: float = setting(0.6, "Sampling temperature.", above=0)
+    max_response_tokens: int = setting(0, "Longest response; 0: the first stage's.", at_least=0)
+    preset: Literal["full", "drop_perfect", "aggressive"] = setting(
+        "drop_perfect",
+        "Problems that stay: all, those not always solved, or those solved in at most half of the "
+        "responses.",
+    )
+    batch_prompts: int = setting(64, "Prompts between two saves.", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSection:
-    start: float = 0.1
-    stop: float = 1.7
-    step: float = 0.1
-    problems: int = 64
-    n: int = 16
-    max_response_tokens: int = 0  # 0: the first stage's
-    rgz_tolerance: float = 0.02
-    cez_tolerance: float = 0.10
-    max_candidates: int = 5  # in a temperature reset at a stage end
+    """`polaris probe` and temperature resets: a sweep over temperatures."""
+
+    start: float = setting(0.1, "Lowest temperature.", above=0)
+    stop: float = setting(1.7, "Highest temperature; the sweep needs three or more.")
+    step: float = setting(
+        0.1,
+        "Distance of two temperatures.",
+        at_least=MIN_PROBE_STEP,
+        rule=f"temperatures must lie at least {MIN_PROBE_STEP} apart; set it to that or more, such "
+        "as to 0.1",
+    )
+    problems: int = setting(64, "Problems that are sampled.", above=0)
+    n: int = setting(16, "Responses to each problem at each temperature.", above=0)
+    max_response_tokens: int = setting(0, "Longest response; 0: the first stage's.", at_least=0)
+    rgz_tolerance: float = setting(
+        0.02, "Loss of accuracy inside the robust generation zone.", at_least=0
+    )
+    cez_tolerance: float = setting(
+        0.10,
+        "Loss of accuracy inside the controlled exploration zone; at least rgz_tolerance.",
+        at_least=0,
+    )
+    max_candidates: int = setting(5, "Temperatures tried in a reset between stages.", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSection:
-    every_steps: int = 10
-    keep_last: int = 2
-    grace_s: float = 25.0
+    """When checkpoints are saved, and how many are kept."""
+
+    every_steps: int = setting(10, "Steps between two checkpoints.", above=0, usual="save_steps")
+    keep_last: int = setting(2, "Checkpoints kept.", above=0)
+    grace_s: float = setting(25.0, "Seconds that a stop may take to save.", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSection:
-    problems: str = ""  # a source like data.problems; empty: data.arithmetic.held_out
-    # Steps between held-out scores during training; 0: off. The score is graded in mode "eval",
-    # whatever reward.mode is. The budget in every stage is max_response_tokens below, by default
-    # the last stage's.
-    every_steps: int = 0
-    n: int = 8
-    temperature: float = 0.6
-    top_k: int = 0
-    top_p: float = 1.0
-    max_response_tokens: int = 0  # 0: the last stage's
-    length_edges: tuple[int, ...] = (16_384, 32_768)
-    budgets: tuple[int, ...] = ()  # tokens at which the budget curve truncates; (): powers of two
-    seed: int = 0
-    yarn: Literal["off", "on", "both"] = (
-        "off"  # on: with rope.yarn; off: without it; both: one after the other
+    """`polaris evaluate`, and the held-out score during training.
+
+    The held-out score is graded in mode "eval", whatever reward.mode is. Its budget is
+    max_response_tokens in every stage.
+    """
+
+    problems: str = setting(
+        "", "A source like data.problems; empty: the problems of data.arithmetic.held_out."
+    )
+    every_steps: int = setting(
+        0, "Steps between held-out scores during training; 0: none.", at_least=0, usual="eval_steps"
+    )
+    n: int = setting(8, "Responses to each problem.", above=0)
+    temperature: float = setting(0.6, "Sampling temperature; 0: greedy.", at_least=0)
+    top_k: int = setting(0, "Samples from the k likeliest tokens; 0: off.", at_least=0)
+    top_p: float = setting(
+        1.0, "Samples from the likeliest tokens of this total; 1.0: off.", above=0, at_most=1
+    )
+    max_response_tokens: int = setting(0, "Longest response; 0: the last stage's.", at_least=0)
+    length_edges: tuple[int, ...] = setting(
+        (16_384, 32_768), "Ascending lengths, in tokens, that divide the length groups.", at_least=1
+    )
+    budgets: tuple[int, ...] = setting(
+        (), "Ascending tokens at which the budget curve truncates; (): powers of two.", at_least=1
+    )
+    seed: int = setting(0, "Any integer; hashed before use.")
+    yarn: Literal["off", "on", "both"] = setting(
+        "off", "on: with rope.yarn. off: without. both: one after the other."
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshSection:
-    data: int = 1
-    fsdp: int = -1  # -1: all devices that the other axes leave
-    context: int = 1
-    tensor: int = 1
+    """The trainer's mesh: the product of its axes is the number of training devices."""
+
+    data: int = setting(1, "Copies of the parameters.", at_least=1)
+    fsdp: int = setting(
+        -1,
+        "Shards of parameters and batch; -1: all devices that are left.",
+        at_least=1,
+        also=-1,
+        rule="must be at least 1, or -1 for the rest",
+    )
+    context: int = setting(1, "Parts of each sequence.", at_least=1)
+    tensor: int = setting(1, "Parts of each layer's heads and MLP.", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class YarnSection:
-    factor: float = 1.5
-    original_max_position_embeddings: int = 32_768
-    attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    """YaRN beyond the trained length, for stages and for evaluation."""
+
+    factor: float = setting(
+        1.5, "Factor in evaluation; 1.0: off.", at_least=1, rule="must be 1.0 (off) or more"
+    )
+    original_max_position_embeddings: int = setting(
+        32_768, "Length that the checkpoint was trained for (32,768 for Qwen3)."
+    )
+    attention_factor: float = setting(
+        1.0,
+        "Factor of the rotary sines and cosines; 1.0 leaves attention as it is.",
+        above=0,
+        rule="must be above 0; 1.0 leaves attention as it is",
+    )
+    beta_fast: float = setting(32.0, "Rotations above which a frequency stays; above beta_slow.")
+    beta_slow: float = setting(1.0, "Rotations below which a frequency is interpolated.", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeSection:
-    yarn: YarnSection = YarnSection()
+    """Rotary embeddings."""
+
+    yarn: YarnSection = setting(YarnSection())
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricsSection:
-    tensorboard: bool = True
-    wandb: bool = False
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = setting(True, "Writes TensorBoard files.")
+    wandb: bool = setting(False, "Logs to Weights & Biases.")
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributedSection:
-    heartbeat_timeout_s: int = 100
+    """Runs of several processes."""
+
+    heartbeat_timeout_s: int = setting(
+        100, "Seconds without a sign of life before a process counts as lost.", above=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """All settings of a run. Field names are those of the command line."""
+    """Settings of the run itself."""
 
-    seed: int = 0  # any integer: hashed together with the name of its use
-    model: ModelSection = ModelSection()
-    data: DataSection = DataSection()
-    warmstart: WarmstartSection = WarmstartSection()
-    rollout: RolloutSection = RolloutSection()
-    stages: tuple[StageSection, ...] = (StageSection(),)
-    batch: BatchSection = BatchSection()
-    objective: ObjectiveSection = ObjectiveSection()
-    optimizer: OptimizerSection = OptimizerSection()
-    reward: RewardSection = RewardSection()
-    calibrate: CalibrateSection = CalibrateSection()
-    probe: ProbeSection = ProbeSection()
-    checkpoint: CheckpointSection = CheckpointSection()
-    evaluate: EvaluateSection = EvaluateSection()
-    mesh: MeshSection = MeshSection()
-    rope: RopeSection = RopeSection()
-    metrics: MetricsSection = MetricsSection()
-    distributed: DistributedSection = DistributedSection()
+    seed: int = setting(0, "Any integer; hashed together with the name of each use.")
+    model: ModelSection = setting(ModelSection())
+    data: DataSection = setting(DataSection())
+    warmstart: WarmstartSection = setting(WarmstartSection())
+    rollout: RolloutSection = setting(RolloutSection())
+    stages: tuple[StageSection, ...] = setting((StageSection(),))
+    batch: BatchSection = setting(BatchSection())
+    objective: ObjectiveSection = setting(ObjectiveSection())
+    optimizer: OptimizerSection = setting(OptimizerSection())
+    reward: RewardSection = setting(RewardSection())
+    calibrate: CalibrateSection = setting(CalibrateSection())
+    probe: ProbeSection = setting(ProbeSection())
+    checkpoint: CheckpointSection = setting(CheckpointSection(), resume=YES)
+    evaluate: EvaluateSection = setting(EvaluateSection(), resume=YES)
+    mesh: MeshSection = setting(MeshSection(), resume=YES)
+    rope: RopeSection = setting(RopeSection())
+    metrics: MetricsSection = setting(MetricsSection(), resume=YES)
+    distributed: DistributedSection = setting(DistributedSection(), resume=YES)
+
+
+SETTINGS: Mapping[str, Setting] = types.MappingProxyType(
+    {field.name: field for section in declared_sections(RunConfig) for field in section.settings}
+)

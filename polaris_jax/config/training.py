@@ -1,208 +1,324 @@
-"""The rules of training: rollout, objective, optimizer, stages (`rules` has the others)."""
+"""The sections that decide what a step of training computes (`sections` has the others)."""
 
 from __future__ import annotations
 
-from polaris_jax.config.sections import RunConfig, StageSection, require
+import dataclasses
+from typing import Literal
+
+from polaris_jax.config.settings import GROWS, YES, setting
 
 
-def check_rollout(config: RunConfig) -> None:
-    """Checks samples, groups, slots and pages of a training rollout.
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """Which weights to train, and how the trainer computes with them."""
 
-    Raises:
-        ConfigError: a rule is broken.
-    """
-    r = config.rollout
-    require(
-        r.responses_per_prompt >= 2,
-        "rollout.responses_per_prompt",
-        r.responses_per_prompt,
-        "a group baseline needs at least 2 responses; set it to 2 or more, or use "
-        "`polaris evaluate` for single samples",
+    path: str = setting(
+        "",
+        "Hugging Face directory, Hub id or GGUF file; empty: made by the warm start.",
+        usual="model_name model_name_or_path",
     )
-    require(
-        r.top_p == 1.0,
-        "rollout.top_p",
-        r.top_p,
-        "training rollouts must sample from the whole distribution, or the kept mass enters the "
-        "ratio; set it to 1.0 (evaluate.top_p is free)",
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "bfloat16", "Type of the trainer's arithmetic; master weights are always float32."
     )
-    require(
-        r.top_k == 0,
-        "rollout.top_k",
-        r.top_k,
-        "training rollouts must sample from the whole distribution; set it to 0 "
+    attention: Literal["auto", "reference", "chunked", "splash", "triton", "cudnn"] = setting(
+        "auto", "Attention back end of the trainer; auto: the fastest that the platform allows."
+    )
+    remat: Literal["none", "layer", "layer_offload"] = setting(
+        "layer",
+        "Kept for the backward pass: everything (none), each layer's input, or these inputs in "
+        "host memory.",
+    )
+    max_position_tokens: int = setting(
+        0,
+        "Limit of prompt and response together; 0: the checkpoint's own (times the YaRN factor).",
+        at_least=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSection:
+    """How responses are sampled during training, and the sampler's memory."""
+
+    prompts_per_step: int = setting(
+        128, "Prompts in a step.", above=0, usual="batch_size train_batch_size"
+    )
+    responses_per_prompt: int = setting(
+        8,
+        "Responses to each prompt (its group).",
+        at_least=2,
+        rule="a group baseline needs at least 2 responses; set it to 2 or more, or use `polaris "
+        "evaluate` for single samples",
+        usual="num_generations group_size",
+    )
+    top_p: float = setting(
+        1.0,
+        "Training samples from the complete distribution.",
+        at_least=1,
+        at_most=1,
+        rule="training rollouts must sample from the complete distribution, or the kept mass "
+        "enters the ratio; set it to 1.0 (evaluate.top_p is free)",
+    )
+    top_k: int = setting(
+        0,
+        "Training samples from the complete distribution.",
+        at_least=0,
+        at_most=0,
+        rule="training rollouts must sample from the complete distribution; set it to 0 "
         "(evaluate.top_k is free)",
     )
-    require(
-        r.processes >= 1,
-        "rollout.processes",
-        r.processes,
-        "the number of processes that share one sampler must be at least 1; set it to 1, or to a "
-        "divisor of the number of the run's processes",
+    slots: int = setting(64, "Sequences that a sampler decodes at a time.", above=0, resume=YES)
+    page_size: int = setting(16, "Tokens in a page of the KV pool.", above=0)
+    num_pages: int = setting(
+        0,
+        "Pages in the KV pool; 0: every slot at full length, or as far as device memory goes.",
+        at_least=0,
+        resume=YES,
     )
-    require(
-        r.data == 0 or r.slots % r.data == 0,
-        "rollout.slots",
-        r.slots,
-        f"each of rollout.data={r.data} shards has as many; choose a multiple of it",
+    reserve: float = setting(
+        0.1,
+        "With num_pages=0: share of device memory left free beside the pool.",
+        at_least=0,
+        below=1,
+        rule="a share of device memory; must lie in [0, 1)",
+        resume=YES,
     )
-    require(
-        r.num_pages == 0 or r.num_pages >= 2 * max(1, r.data),
-        "rollout.num_pages",
-        r.num_pages,
-        f"each of {max(1, r.data)} data shards needs at least 2, as its first is not usable; "
-        "raise it, or set it to 0",
+    data: int = setting(
+        0,
+        "Data shards of the sampler on a process's devices; 0: all (1 on a CPU).",
+        at_least=0,
+        resume=YES,
     )
-    require(
-        0 <= r.reserve < 1,
-        "rollout.reserve",
-        r.reserve,
-        "a share of device memory; must lie in [0, 1)",
+    tensor: int = setting(
+        1, "Devices that share one copy of the sampler's weights.", above=0, resume=YES
     )
-    _check_partial(config)
-
-
-def check_objective(config: RunConfig) -> None:
-    """Checks the clips, caps and minibatches of the loss.
-
-    Raises:
-        ConfigError: a rule is broken.
-    """
-    o, r = config.objective, config.rollout
-    require(
-        0 < o.clip_low < 1,
-        "objective.clip_low",
-        o.clip_low,
-        "ratios are clipped below 1 - clip_low, which must lie between 0 and 1; set it in (0, 1), "
-        "such as to 0.2",
+    processes: int = setting(
+        1,
+        "Processes that share a sampler, for a model too large for one host.",
+        at_least=1,
+        rule="the number of processes that share one sampler must be at least 1; set it to 1, or "
+        "to a divisor of the number of the run's processes",
+        resume=YES,
     )
-    require(
-        o.dual_clip == 0 or o.dual_clip > 1 + o.clip_high,
-        "objective.dual_clip",
-        o.dual_clip,
-        "must exceed 1 + objective.clip_high, or be 0 to turn it off",
+    devices: int = setting(
+        0,
+        "The last devices of each process, which only sample while the others train; 0: all do "
+        "both.",
+        at_least=0,
+        resume=YES,
     )
-    require(
-        o.tis_cap == 0 or o.tis_cap >= 1,
-        "objective.tis_cap",
-        o.tis_cap,
-        "a cap below 1 would weaken tokens whose policy has not moved; set it to 0 (off), or to 1 "
-        "or more, such as 2.0",
+    trainer_state: Literal["device", "host"] = setting(
+        "device",
+        "Where master weights and moments lie during sampling; host: pinned memory, fetched for "
+        "each update.",
+        resume=YES,
     )
-    require(
-        o.minibatches == 1 or o.old_logprobs != "current",
-        "objective.minibatches",
-        o.minibatches,
-        "several updates a batch need fixed old log-probs; set objective.old_logprobs=recompute "
-        "or sampler",
+    attention: Literal["auto", "xla", "ragged", "pallas_gpu", "native"] = setting(
+        "auto",
+        "Decode kernel: xla anywhere, ragged on TPU, pallas_gpu on GPU, native on a CPU with a C++ "
+        "compiler; auto: the platform's own kernel if it can be used.",
+        resume=YES,
     )
-    require(
-        r.prompts_per_step % o.minibatches == 0,
-        "objective.minibatches",
-        o.minibatches,
-        f"groups are not split, so it must divide rollout.prompts_per_step={r.prompts_per_step}",
+    decode_steps: int = setting(16, "Decode steps in a device call.", above=0)
+    prefill_chunk: int = setting(128, "Prompt tokens in a prefill call.", above=0)
+    prefill_budget: int = setting(
+        8192, "Prompt tokens between two decode calls; 0: no limit.", at_least=0
     )
-
-
-def check_optimizer(config: RunConfig) -> None:
-    """Checks AdamW's constants and the rules for scarce batches.
-
-    Raises:
-        ConfigError: a rule is broken.
-    """
-    opt, share = config.optimizer, config.batch.min_informative
-    require(0 <= opt.b1 < 1, "optimizer.b1", opt.b1, "must lie in [0, 1)")
-    require(0 <= opt.b2 < 1, "optimizer.b2", opt.b2, "must lie in [0, 1)")
-    require(0 <= share <= 1, "batch.min_informative", share, "a share; must lie in [0, 1]")
-    require(
-        config.batch.substitute or config.batch.on_scarce == "train",
-        "batch.on_scarce",
-        config.batch.on_scarce,
-        "has no effect with batch.substitute=False; set it to train, or batch.substitute to True",
+    prefix_cache: bool = setting(
+        True, "Later prompts with an equal beginning reuse its full pages."
     )
-
-
-def check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
-    """Checks one stage: budget, temperature, drop and rotary scaling.
-
-    Raises:
-        ConfigError: a rule is broken.
-    """
-    path = f"stages[{index}]"
-    require(stage.steps >= 1, f"{path}.steps", stage.steps, "must be at least 1")
-    require(
-        stage.max_response_tokens >= 1,
-        f"{path}.max_response_tokens",
-        stage.max_response_tokens,
-        "must be at least 1",
+    partial_rollouts: Literal["wait", "carry"] = setting(
+        "wait",
+        "wait: a step trains on all groups that it began. carry: a step begins more groups and "
+        "ends when partial_share of its groups are complete; the next step continues the others.",
+        before="wait",
     )
-    require(
-        stage.temperature > 0,
-        f"{path}.temperature",
-        stage.temperature,
-        "training samples at a temperature above 0; greedy rollouts have no diversity",
+    partial_share: float = setting(
+        0.8,
+        "With carry: share of a step's groups that it waits for.",
+        at_least=0.5,
+        at_most=1,
+        rule="the share of a step's groups that it waits for; must lie in [0.5, 1] (below a half, "
+        "more groups would be carried over than a step trains, and their lag could not be bounded)",
+        before=0.8,
     )
-    require(
-        stage.evaluate_temperature >= 0,
-        f"{path}.evaluate_temperature",
-        stage.evaluate_temperature,
-        "must not be negative; 0 takes evaluate.temperature",
+    partial_max_lag: int = setting(
+        2,
+        "With carry: most updates between a token's policy and the trained one.",
+        above=0,
+        before=2,
     )
-    require(
-        0 <= stage.drop_above <= 1,
-        f"{path}.drop_above",
-        stage.drop_above,
-        "must lie in [0, 1]; 1.0 drops nothing",
+    max_logp_gap_mean: float = setting(
+        0.0,
+        "Stops the run if the mean |sampler - trainer| log-prob is above this, in nats; 0: off.",
+        at_least=0,
     )
-    require(
-        stage.rope_factor >= 1,
-        f"{path}.rope_factor",
-        stage.rope_factor,
-        "YaRN stretches positions; set it to 1.0 (off) or more",
+    total_tokens: int = setting(
+        0, "Ends the run after this number of sampled tokens; 0: off.", at_least=0
     )
-    require(
-        stage.temperature_rule != "match_diversity" or index > 0,
-        f"{path}.temperature_rule",
-        stage.temperature_rule,
-        "needs a stage before it; use fixed or probe in the first stage",
-    )
-    needed = config.data.max_prompt_tokens + stage.max_response_tokens
-    limit, row_len = config.model.max_position_tokens, config.batch.row_len
-    require(
-        limit == 0 or needed <= limit,
-        f"{path}.max_response_tokens",
-        stage.max_response_tokens,
-        f"with data.max_prompt_tokens={config.data.max_prompt_tokens} a sequence may reach "
-        f"{needed} positions, over model.max_position_tokens={limit}; lower the budget or "
-        "raise the limit",
-    )
-    require(
-        row_len == 0 or needed <= row_len,
-        "batch.row_len",
-        row_len,
-        f"a sequence of stage {index} may reach {needed} tokens; set it to 0 or to at least that",
+    save_every: int = setting(
+        1,
+        "Steps from one rollouts/step_N.jsonl to the next; 0: never written.",
+        at_least=0,
+        resume=YES,
     )
 
 
-def _check_partial(config: RunConfig) -> None:
-    r, o = config.rollout, config.objective
-    require(
-        0.5 <= r.partial_share <= 1,
-        "rollout.partial_share",
-        r.partial_share,
-        "the share of a step's groups that it waits for; must lie in [0.5, 1] (below a half, more "
-        "groups would be carried over than a step trains, and their lag could not be bounded)",
+@dataclasses.dataclass(frozen=True)
+class StageSection:
+    """One stage of training. A run has one or more, numbered from 0: `stages[0]`."""
+
+    steps: int = setting(100, "Updates in this stage.", at_least=1, resume=GROWS, usual="max_steps")
+    max_response_tokens: int = setting(
+        39_936,
+        "Longest response.",
+        at_least=1,
+        usual="max_new_tokens max_tokens max_completion_length",
     )
-    needs = "rollout.partial_rollouts=carry trains tokens of former policies"
-    require(
-        r.partial_rollouts == "wait" or o.old_logprobs == "sampler",
-        "objective.old_logprobs",
-        o.old_logprobs,
-        f"{needs}, each against the log-prob that it was sampled with; set it to sampler",
+    temperature: float = setting(
+        1.4,
+        "Sampling temperature.",
+        above=0,
+        rule="training samples at a temperature above 0; greedy rollouts have no diversity",
     )
-    require(
-        r.partial_rollouts == "wait" or o.tis_cap > 0,
-        "objective.tis_cap",
-        o.tis_cap,
-        f"{needs}, whose importance weights must be bounded; set it above 0, such as 2.0",
+    temperature_rule: Literal["fixed", "probe", "match_diversity"] = setting(
+        "fixed",
+        "fixed: `temperature`. probe: the workdir's probe.json (if there is none: `temperature`, "
+        "with a warning). match_diversity: reset at the stage's start so that diversity regains "
+        "its value at the former stage's start.",
+    )
+    reset_optimizer: bool = setting(True, "The stage begins with a fresh optimizer.")
+    drop_above: float = setting(
+        0.9,
+        "Problems above this accuracy are dropped at the stage's end; 1.0: none.",
+        at_least=0,
+        at_most=1,
+        rule="must lie in [0, 1]; 1.0 drops nothing",
+    )
+    drop_statistic: Literal["stage_mean", "last"] = setting(
+        "stage_mean", "Accuracy that drop_above is compared with: the stage's mean or the last."
+    )
+    rope_factor: float = setting(
+        1.0,
+        "YaRN factor during this stage; 1.0: off.",
+        at_least=1,
+        rule="YaRN stretches positions; set it to 1.0 (off) or more",
+    )
+    evaluate_temperature: float = setting(
+        0.0,
+        "Temperature of the held-out score in this stage; 0: evaluate.temperature.",
+        at_least=0,
+        rule="must not be negative; 0 takes evaluate.temperature",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSection:
+    """From graded groups to packed rows: rescue, substitution, packing."""
+
+    row_len: int = setting(
+        0,
+        "Tokens in a packed row; 0: the longest prompt and response of the stages, rounded up to a "
+        "multiple that the mesh divides.",
+        at_least=0,
+    )
+    rows: int = setting(
+        0,
+        "Packed rows in a microbatch, over all devices; 0: one for each data x fsdp shard.",
+        at_least=0,
+    )
+    rescue: bool = setting(
+        True, "A group without a correct response takes a stored correct one of its problem."
+    )
+    substitute: bool = setting(
+        True, "Groups whose rewards all agree are replaced by copies of informative groups."
+    )
+    min_informative: float = setting(
+        1.0 / 3.0,
+        "Share of informative groups below which a batch is scarce.",
+        at_least=0,
+        at_most=1,
+        rule="a share; must lie in [0, 1]",
+    )
+    on_scarce: Literal["train", "resample", "skip"] = setting(
+        "train", "What a step does with a scarce batch."
+    )
+    max_resample: int = setting(
+        2, "With resample: most times that a step samples anew.", at_least=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveSection:
+    """The loss."""
+
+    clip_low: float = setting(
+        0.2,
+        "Ratios are clipped below 1 - clip_low.",
+        above=0,
+        below=1,
+        rule="ratios are clipped below 1 - clip_low, which must lie between 0 and 1; set it in "
+        "(0, 1), such as to 0.2",
+        usual="epsilon",
+    )
+    clip_high: float = setting(
+        0.28, "Ratios are clipped above 1 + clip_high.", at_least=0, usual="epsilon epsilon_high"
+    )
+    dual_clip: float = setting(
+        3.0,
+        "Bound of the loss where the advantage is negative, as a ratio above 1 + clip_high; 0: "
+        "off.",
+        at_least=0,
+    )
+    old_logprobs: Literal["current", "recompute", "sampler"] = setting(
+        "current",
+        "Log-probs in the ratio's denominator: those of the update itself, those computed again "
+        "before the first update, or the sampler's.",
+    )
+    tis_cap: float = setting(
+        2.0,
+        "Cap of the importance weight between sampler and trainer; 0: off.",
+        at_least=1,
+        also=0,
+        rule="a cap below 1 would weaken tokens whose policy has not moved; set it to 0 (off), or "
+        "to 1 or more, such as 2.0",
+    )
+    minibatches: int = setting(
+        1, "Optimizer steps for each rollout batch; must divide prompts_per_step.", above=0
+    )
+    aggregation: Literal[
+        "token_mean", "sequence_mean", "sequence_sum_constant", "microbatch_token_mean"
+    ] = setting("token_mean", "How token losses become the loss.")
+    std: Literal["std", "off"] = setting(
+        "std", "std: advantages are divided by their group's standard deviation."
+    )
+    baseline: Literal["mean", "leave_one_out"] = setting(
+        "mean", "Baseline of a response: its group's mean, or the mean of the other responses."
+    )
+    mask_truncated: bool = setting(
+        False, "Leaves responses that reached the limit out of the loss."
+    )
+    kl_coef: float = setting(0.0, "Weight of the KL term; 0: off.", at_least=0, usual="beta kl")
+    entropy_coef: float = setting(0.0, "Weight of the entropy bonus; 0: off.", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSection:
+    """AdamW."""
+
+    learning_rate: float = setting(1e-6, "Learning rate, constant.", at_least=0, usual="lr")
+    b1: float = setting(0.9, "Decay of the first moment.", at_least=0, below=1, usual="betas")
+    b2: float = setting(0.999, "Decay of the second moment.", at_least=0, below=1, usual="betas")
+    eps: float = setting(1e-8, "Added to the root of the second moment.", above=0, usual="epsilon")
+    weight_decay: float = setting(0.01, "Weight decay, on every parameter.", at_least=0)
+    max_grad_norm: float = setting(
+        1.0, "Longer gradients are scaled to this norm.", above=0, usual="grad_clip max_norm"
+    )
+    max_skips: int = setting(5, "Consecutive non-finite updates before the run stops.", above=0)
+    moment_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "bfloat16 halves the moments' memory and departs from the recipe: the second moment is "
+        "rounded stochastically, because it would never fall otherwise.",
+    )
+    moments_in_host_memory: bool = setting(
+        False, "Keeps moments in host memory between updates; each update fetches 8 B a parameter."
     )

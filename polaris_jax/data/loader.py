@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from polaris_jax.config.sections import ConfigError
+from polaris_jax.config.settings import ConfigError
 from polaris_jax.data.prompts import render_prompt
 from polaris_jax.records import Group, Problem, require_fields
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.config.sections import ConfigError, DataSection
+from polaris_jax.config.sections import DataSection
+from polaris_jax.config.settings import ConfigError
 from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import read_problems
 from polaris_jax.records import Problem

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.config.sections import ConfigError
+from polaris_jax.config.settings import ConfigError
 from polaris_jax.system.files import as_place, files_below, is_remote
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")

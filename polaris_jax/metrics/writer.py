@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from polaris_jax.config.sections import ConfigError
+from polaris_jax.config.settings import ConfigError
 from polaris_jax.system.files import AnyPath, append_bytes, as_place, is_remote, write_bytes
 
 METRICS = "metrics.jsonl"

@@ -18,7 +18,7 @@ from typing import Protocol, TextIO
 
 from etils import epath
 
-from polaris_jax.config.sections import ConfigError
+from polaris_jax.config.settings import ConfigError
 from polaris_jax.system.files import is_remote, write_json
 
 LOCK = ".lock"

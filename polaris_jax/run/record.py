@@ -23,6 +23,7 @@ from polaris_jax.config import (
     binding_fields,
     config_fields,
     config_hash,
+    declared_name,
 )
 from polaris_jax.system.files import AnyPath, as_place, write_json
 
@@ -120,7 +121,7 @@ def _differing(record: dict[str, Any], config: RunConfig, names: Iterable[str]) 
     recorded, present = record["config"], _plain(config_fields(config))
     differing = []
     for name in sorted(names):
-        there = recorded.get(name, ADDED_FIELDS.get(name, ABSENT))
+        there = recorded.get(name, ADDED_FIELDS.get(declared_name(name), ABSENT))
         here = present.get(name, ABSENT)
         if there != here:
             differing.append(f"{name}={there!r} there, {here!r} here")

@@ -20,7 +20,7 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.config.sections import ConfigError
+from polaris_jax.config.settings import ConfigError
 
 AnyPath = str | os.PathLike[str]
 

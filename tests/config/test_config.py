@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from polaris_jax import config as config_module
 from polaris_jax.config import (
+    SETTINGS,
     ConfigError,
     RunConfig,
     StageSection,
@@ -21,7 +22,6 @@ from polaris_jax.config import (
     row_len_tokens,
     stage,
 )
-from polaris_jax.config.rules import NOT_NEGATIVE, POSITIVE
 
 
 def with_values(**values):
@@ -120,12 +120,10 @@ def test_what_other_trainers_call_a_field_suggests_ours(mapping, nearest):
         build_config(mapping)
 
 
-def test_every_usual_name_leads_to_a_field_of_ours():
-    fields = config_fields(build_config(default_config()))
-    assert {field for ours in config_module.USUAL_NAMES.values() for field in ours} <= set(fields)
-    assert not {name.rsplit(".", 1)[-1] for name in fields} & (
-        set(config_module.USUAL_NAMES) - {"batch_size"}  # the warm start has one
-    )
+def test_no_usual_name_is_the_name_of_a_field_of_ours():
+    usual = {name for field in SETTINGS.values() for name in field.usual.split()}
+    ours = {name.rsplit(".", 1)[-1] for name in SETTINGS}
+    assert usual & ours == {"batch_size"}  # the warm start has one
 
 
 @pytest.mark.parametrize(
@@ -157,6 +155,33 @@ def test_a_wrong_type_is_named_with_what_was_expected(mapping, words):
     assert str(caught.value) == words
 
 
+POSITIVE = {
+    "rollout": "prompts_per_step slots page_size decode_steps prefill_chunk tensor partial_max_lag",
+    "data": "max_prompt_tokens",
+    "objective": "minibatches",
+    "optimizer": "max_grad_norm max_skips eps",
+    "reward": "workers",
+    "calibrate": "n temperature batch_prompts",
+    "probe": "start problems n max_candidates",
+    "checkpoint": "every_steps keep_last grace_s",
+    "evaluate": "n",
+    "distributed": "heartbeat_timeout_s",
+    "warmstart": "batch_size examples learning_rate hidden_size intermediate_size num_layers "
+    "num_heads num_kv_heads head_dim max_position_tokens",
+}
+NOT_NEGATIVE = {
+    "rollout": "num_pages prefill_budget max_logp_gap_mean save_every total_tokens data devices",
+    "batch": "row_len rows max_resample",
+    "model": "max_position_tokens",
+    "objective": "clip_high kl_coef entropy_coef dual_clip",
+    "optimizer": "learning_rate weight_decay",
+    "calibrate": "max_response_tokens",
+    "probe": "max_response_tokens rgz_tolerance cez_tolerance",
+    "evaluate": "every_steps temperature top_k max_response_tokens",
+    "warmstart": "steps",
+}
+
+
 def signed_fields(table):
     return [f"{section}__{name}" for section, names in table.items() for name in names.split()]
 
@@ -164,8 +189,10 @@ def signed_fields(table):
 @pytest.mark.parametrize("name", signed_fields(POSITIVE))
 def test_fields_that_must_be_positive(name):
     section, field = name.split("__")
-    value = 0.0 if isinstance(getattr(getattr(RunConfig(), section), field), float) else 0
-    assert refusal(**{name: value}).startswith(f"{section}.{field}={value}: must be above 0")
+    default = getattr(getattr(RunConfig(), section), field)
+    value = 0.0 if isinstance(default, float) else 0
+    text = f"{section}.{field}={value}: must be above 0; the default is {default}"
+    assert refusal(**{name: value}) == text
 
 
 @pytest.mark.parametrize("name", signed_fields(NOT_NEGATIVE))
@@ -269,6 +296,9 @@ TWO_STAGES = [{"temperature_rule": "match_diversity"}, {}]
         ({"data__arithmetic__seed": -1}, "data.arithmetic.seed=-1", "[0, 2^63)"),
         ({"reward__memory_limit_bytes": 1000}, "reward.memory_limit_bytes=1000", "67108864"),
         ({"reward__memory_limit_bytes": -1}, "reward.memory_limit_bytes=-1", "0 for no limit"),
+        ({"reward__timeout_s": 0.0}, "reward.timeout_s=0.0", "above 0"),
+        ({"probe__step": 0.0}, "probe.step=0.0", "set it to that or more"),
+        ({"objective__tis_cap": -1.0}, "objective.tis_cap=-1.0", "0 (off), or to 1 or more"),
         ({"reward__timeout_s": 1e12}, "reward.timeout_s=1000000000000.0", "at most 86400"),
         ({"objective__clip_low": 0.0}, "objective.clip_low=0.0", "(0, 1)"),
         ({"objective__clip_low": 1.0}, "objective.clip_low=1.0", "(0, 1)"),

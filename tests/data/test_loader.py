@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polaris_jax.config.sections import ConfigError
+from polaris_jax.config.settings import ConfigError
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.records import Problem
 
