@@ -33,7 +33,7 @@ from polaris_jax.records import Graded, Group, TrainBatch
 from polaris_jax.reward.grade_ahead import GradeAhead
 from polaris_jax.rollout import SamplingParams
 from polaris_jax.rollout.groups import begin, most_in_flight, sample_groups, settle
-from polaris_jax.stages.controller import observe
+from polaris_jax.stages.controller import StepStats, observe
 from polaris_jax.state import RunState, with_next_stage
 from polaris_jax.system.seeds import fold_seed
 from polaris_jax.system.signals import StopRequest
@@ -326,8 +326,8 @@ def end_step(parts: Parts, state: RunState, metrics: dict[str, Any]) -> RunState
     """The state one step later, with the step's metrics pending; it may end its stage."""
     if parts.config.rollout.partial_rollouts == "carry":
         metrics = metrics | carried_metrics(state.carried)
-    entropy = value_of(metrics.get("update/fresh_entropy"))
-    stage = observe(state.stage, parts.config.stages, entropy=entropy)
+    stats = StepStats(entropy=value_of(metrics.get("update/fresh_entropy")))
+    stage, _ = observe(state.stage, stats, parts.config.stages)
     state = dataclasses.replace(state, step=state.step + 1, stage=stage, pending_metrics=metrics)
     return with_next_stage(parts, state)
 

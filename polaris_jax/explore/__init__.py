@@ -1,10 +1,10 @@
 """Diversity of rollouts, temperature zones, and the choice of a temperature (numpy only)."""
 
+from polaris_jax.explore.diversity import distinct_ngrams, group_diversities
 from polaris_jax.explore.temperature import (
     Candidate,
     Decision,
     candidate_temperatures,
-    distinct_ngrams,
     measure_candidate,
     next_temperature,
 )
@@ -17,6 +17,7 @@ __all__ = [
     "candidate_temperatures",
     "distinct_ngrams",
     "find_zones",
+    "group_diversities",
     "measure_candidate",
     "next_temperature",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polaris_jax.explore.temperature import distinct_ngrams
+from polaris_jax.explore.diversity import distinct_ngrams
 from polaris_jax.records import Graded, Group, Versions
 
 CORRECT = 1.0

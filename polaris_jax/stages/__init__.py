@@ -1,6 +1,8 @@
 """Stages of a run: controller, difficulty of problems, length of responses (numpy only)."""
 
+from polaris_jax.stages.accuracy_log import AccuracyLog, SkippedLine, read_accuracy_log
 from polaris_jax.stages.controller import (
+    StepStats,
     initial_state,
     observe,
     stage_ended,
@@ -14,11 +16,15 @@ from polaris_jax.stages.difficulty import (
 )
 
 __all__ = [
+    "AccuracyLog",
     "AccuracyTable",
+    "SkippedLine",
+    "StepStats",
     "curate",
     "initial_state",
     "observe",
     "pass_rate_histogram",
+    "read_accuracy_log",
     "shape_name",
     "stage_ended",
     "too_easy",

@@ -11,6 +11,18 @@ from polaris_jax.config.sections import StageSection
 from polaris_jax.records import StageState
 
 
+@dataclasses.dataclass(frozen=True)
+class StepStats:
+    """The statistics of a step that the controller uses.
+
+    Attributes:
+        entropy: policy entropy in nats over the fresh tokens of the step's update (no rescued row,
+            no copy). None if there was no update, or no fresh token.
+    """
+
+    entropy: float | None = None
+
+
 def decision(kind: str, value: Any, reason: str, table: Iterable[Any] = ()) -> dict[str, Any]:
     """One entry of a stage's decisions in stages.json."""
     return {"kind": kind, "value": value, "reason": reason, "table": list(table)}
@@ -58,18 +70,20 @@ def stage_ended(state: StageState, stages: Sequence[StageSection]) -> bool:
 
 
 def observe(
-    state: StageState, stages: Sequence[StageSection], *, entropy: float | None
-) -> StageState:
-    """The state after one more step.
+    state: StageState, stats: StepStats, stages: Sequence[StageSection]
+) -> tuple[StageState, list[dict[str, Any]]]:
+    """The state after one more step, and a decision if the stage has ended.
 
     A step without an update, or with an update that was skipped as not finite, counts as a step and
     leaves the entropies unchanged. The end of the last stage sets `finished`.
 
     Args:
         state: state before the step.
+        stats: statistics of the step.
         stages: the config's stages.
-        entropy: policy entropy in nats over the fresh tokens of the step's update (no rescued row,
-            no copy). None if there was no update, or no fresh token.
+
+    Returns:
+        (state, decisions); decisions is empty unless this step ended the stage.
 
     Raises:
         ValueError: the stage has already ended. Enter the next stage first.
@@ -80,11 +94,14 @@ def observe(
             "stage, or end the run, before another step"
         )
     first, last = state.first_entropy, state.last_entropy
-    if entropy is not None and math.isfinite(entropy):
-        last = float(entropy)
+    if stats.entropy is not None and math.isfinite(stats.entropy):
+        last = float(stats.entropy)
         first = last if first is None else first
     state = dataclasses.replace(
         state, steps_done=state.steps_done + 1, first_entropy=first, last_entropy=last
     )
-    ended = stage_ended(state, stages)
-    return dataclasses.replace(state, finished=ended and state.stage == len(stages) - 1)
+    if not stage_ended(state, stages):
+        return state, []
+    state = dataclasses.replace(state, finished=state.stage == len(stages) - 1)
+    steps = stages[state.stage].steps
+    return state, [decision("stage_end", state.stage, f"stage {state.stage} did its {steps} steps")]

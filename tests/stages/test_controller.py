@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from polaris_jax.config.sections import StageSection
-from polaris_jax.stages import initial_state, observe, stage_ended
+from polaris_jax.stages import StepStats, initial_state, observe, stage_ended
 
 STAGES = (
     StageSection(steps=3, max_response_tokens=100, temperature=1.4),
@@ -15,9 +15,10 @@ STAGES = (
 
 
 def steps(state, *entropies, stages=STAGES):
+    decisions = []
     for entropy in entropies:
-        state = observe(state, stages, entropy=entropy)
-    return state
+        state, decisions = observe(state, StepStats(entropy=entropy), stages)
+    return state, decisions
 
 
 def test_first_state_takes_the_stages_own_settings():
@@ -36,44 +37,47 @@ def test_a_run_can_begin_at_a_later_stage():
         initial_state(STAGES, stage=3)
 
 
-def test_a_stage_ends_with_its_last_step():
+def test_a_stage_ends_with_its_last_step_and_only_then_decides():
     state = initial_state(STAGES)
     for done in (1, 2):
-        state = observe(state, STAGES, entropy=0.5)
-        assert state.steps_done == done
+        state, decisions = observe(state, StepStats(0.5), STAGES)
+        assert (state.steps_done, decisions) == (done, [])
         assert not stage_ended(state, STAGES)
-    state = observe(state, STAGES, entropy=0.5)
+    state, decisions = observe(state, StepStats(0.5), STAGES)
     assert stage_ended(state, STAGES)
     assert not state.finished
+    assert [set(d) for d in decisions] == [{"kind", "value", "reason", "table"}]
+    assert (decisions[0]["kind"], decisions[0]["value"]) == ("stage_end", 0)
 
 
 def test_observe_changes_nothing_it_is_given():
     state = initial_state(STAGES)
     before = dataclasses.replace(state)
-    results = [observe(state, STAGES, entropy=0.5) for _ in range(2)]
+    results = [observe(state, StepStats(0.5), STAGES) for _ in range(2)]
     assert state == before
     assert results[0] == results[1]
 
 
 def test_entropies_are_those_of_the_stages_first_and_newest_update():
-    state = steps(initial_state(STAGES), None, 0.8, 0.6)
+    state, _ = steps(initial_state(STAGES), None, 0.8, 0.6)
     assert (state.first_entropy, state.last_entropy) == (0.8, 0.6)
-    state = steps(initial_state(STAGES), 0.9, 0.7, None)
+    state, _ = steps(initial_state(STAGES), 0.9, 0.7, None)
     assert (state.first_entropy, state.last_entropy) == (0.9, 0.7)
-    state = steps(initial_state(STAGES), float("nan"), 0.7, float("inf"))
+    state, _ = steps(initial_state(STAGES), float("nan"), 0.7, float("inf"))
     assert (state.first_entropy, state.last_entropy) == (0.7, 0.7)
 
 
 def test_the_run_finishes_with_its_last_stage_and_never_steps_on():
-    state = steps(initial_state(STAGES, stage=1), 0.5, 0.4)
+    state, _ = steps(initial_state(STAGES, stage=1), 0.5, 0.4)
     assert not state.finished
-    state = steps(initial_state(STAGES, stage=2, step=5), 0.4)
+    state, decisions = steps(initial_state(STAGES, stage=2, step=5), 0.4)
     assert state.finished
+    assert decisions[0]["value"] == 2
     with pytest.raises(ValueError, match="has done its 1 steps"):
         steps(state, 0.4)
 
 
 def test_no_step_between_two_stages():
-    state = steps(initial_state(STAGES), 0.9, 0.7, 0.5)
+    state, _ = steps(initial_state(STAGES), 0.9, 0.7, 0.5)
     with pytest.raises(ValueError, match="enter the next"):
         steps(state, 0.5)

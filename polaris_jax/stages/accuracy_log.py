@@ -1,0 +1,113 @@
+"""Reader of the accuracy log that the original's training scripts write."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from fractions import Fraction
+from typing import Any
+
+from polaris_jax.stages.difficulty import DROP_ABOVE, Statistic, decimal_fraction
+from polaris_jax.system.files import AnyPath, as_place
+
+
+@dataclasses.dataclass(frozen=True)
+class SkippedLine:
+    """A line that could not be used.
+
+    Attributes:
+        line: number of the line, from 1.
+        reason: what is wrong with the line.
+    """
+
+    line: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AccuracyLog:
+    """The content of an accuracy log.
+
+    Attributes:
+        scores: problem index -> accuracy of each visit in [0, 1], in the log's order.
+        skipped: lines that could not be used.
+        lines: number of lines used.
+    """
+
+    scores: dict[int, tuple[float, ...]]
+    skipped: tuple[SkippedLine, ...]
+    lines: int
+
+    def easy_ids(
+        self, *, drop_above: float = DROP_ABOVE, statistic: Statistic = "stage_mean"
+    ) -> tuple[int, ...]:
+        """Problems whose mean (or newest) accuracy is strictly above `drop_above`.
+
+        The comparison is exact, in fractions.
+
+        Raises:
+            ValueError: the statistic is unknown.
+        """
+        if statistic not in ("stage_mean", "last"):
+            raise ValueError(f"statistic={statistic!r}: expected stage_mean or last")
+        limit = decimal_fraction(drop_above)
+        easy = []
+        for index, scores in self.scores.items():
+            taken = scores[-1:] if statistic == "last" else scores
+            total = sum((decimal_fraction(score) for score in taken), Fraction(0))
+            if total > limit * len(taken):
+                easy.append(index)
+        return tuple(easy)
+
+
+def read_accuracy_log(path: AnyPath) -> AccuracyLog:
+    """The visits of a log of lines `{"index": [...], "score": [...]}`, one line a step.
+
+    A malformed line is left out and named in `skipped`. Empty lines are ignored.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    scores: dict[int, list[float]] = {}
+    skipped: list[SkippedLine] = []
+    lines = 0
+    with as_place(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            visits = _parse(line)
+            if isinstance(visits, str):
+                skipped.append(SkippedLine(number, visits))
+                continue
+            lines += 1
+            for index, score in visits:
+                scores.setdefault(index, []).append(score)
+    return AccuracyLog({i: tuple(s) for i, s in scores.items()}, tuple(skipped), lines)
+
+
+def _parse(line: bytes) -> list[tuple[int, float]] | str:
+    """The visits of a line, or a text that says what is wrong with the line."""
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        return f"not JSON: {error.msg} at column {error.colno}"
+    except ValueError as error:
+        return f"not JSON: {error}"
+    except RecursionError:
+        return "not JSON: nested too deeply"
+    if not isinstance(record, dict) or not {"index", "score"} <= record.keys():
+        return 'not an object with "index" and "score"'
+    indices, scores = record["index"], record["score"]
+    if not isinstance(indices, list) or not isinstance(scores, list):
+        return '"index" and "score" must be lists'
+    if len(indices) != len(scores):
+        return f"{len(indices)} indices and {len(scores)} scores"
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in indices):
+        return "an index is not an integer"
+    if not all(_is_rate(score) for score in scores):
+        return "a score is not a number in [0, 1]"
+    return [(i, float(score)) for i, score in zip(indices, scores, strict=True)]
+
+
+def _is_rate(score: Any) -> bool:
+    return isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1
