@@ -118,7 +118,7 @@ def test_each_rule_bites(path, source, words):
         ("rollout/jetstream.py", "def f():\n    from jetstream.engine import engine_api"),
         ("data/loader.py", "def f():\n    import grain.python as grain"),
         ("stages/a.py", "from jaxtyping import Float\nfrom polaris_jax.records import Graded"),
-        ("models/qwen.py", "from .layers import rope\nfrom polaris_jax.sharding import x"),
+        ("models/decoder.py", "from .layers import rope\nfrom polaris_jax.sharding import x"),
     ],
 )
 def test_what_the_rules_allow(path, source):

@@ -11,19 +11,19 @@ from polaris_jax.models.attention import (
     shard_work,
 )
 from polaris_jax.models.config import ModelConfig, RopeScaling
+from polaris_jax.models.decoder import (
+    Layers,
+    Qwen,
+    model_tree_path,
+    param_axes,
+    param_shapes,
+)
 from polaris_jax.models.heads.counted_tokens import HeadLoop, counted_logprobs, counted_loss
 from polaris_jax.models.heads.logprobs import (
     CHUNK_TOKENS,
     next_token_logprobs,
     target_logprobs,
     token_logprobs,
-)
-from polaris_jax.models.qwen import (
-    Layers,
-    Qwen,
-    model_tree_path,
-    param_axes,
-    param_shapes,
 )
 from polaris_jax.models.weights.hf import (
     load_config,

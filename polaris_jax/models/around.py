@@ -9,7 +9,7 @@ from jax import Array
 from polaris_jax.models.layers import project, swiglu
 
 if TYPE_CHECKING:
-    from polaris_jax.models.qwen import Layers
+    from polaris_jax.models.decoder import Layers
 
 
 class Around:

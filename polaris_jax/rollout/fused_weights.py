@@ -11,7 +11,7 @@ of a step of few rows. So a CPU holds the weights in one of two forms (`Matrices
 Q, K and V make one product, gate and up another. The head is [D, V], the order in which a product
 with few rows runs fastest; tied embeddings are its columns.
 
-One device only. The layer itself is that of `models.qwen`, called through `Around`.
+One device only. The layer itself is that of `models.decoder`, called through `Around`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from polaris_jax.models import Around, Attention, ModelConfig, Qwen, attend
-from polaris_jax.models.qwen import Attend, Layers, run_layers
+from polaris_jax.models.decoder import Attend, Layers, run_layers
 from polaris_jax.rollout import native
 
 MATRICES = ("q_DNH", "k_DKH", "v_DKH", "o_NHD", "gate_DF", "up_DF", "down_FD")

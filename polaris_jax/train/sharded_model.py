@@ -54,7 +54,7 @@ from polaris_jax.models import (
     resolve_attention,
     row_order,
 )
-from polaris_jax.models.qwen import run_layers
+from polaris_jax.models.decoder import run_layers
 from polaris_jax.sharding import (
     CONTEXT,
     MESH_AXES,
@@ -86,7 +86,7 @@ class ShardedModel:
         row_len: tokens of a complete packed row, over all shards.
         dtype: dtype of the computation; parameters and their gradients are float32.
         attention: the resolved back end.
-        remat: see `models.qwen.run_layers`.
+        remat: see `models.decoder.run_layers`.
         specs: PartitionSpec of every parameter by its path.
     """
 

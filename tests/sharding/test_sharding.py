@@ -186,7 +186,7 @@ def test_each_family_meets_context_and_tensor_without_context(family):
 
 def test_tiled_attention_and_remat_on_a_mesh_give_the_parameters_of_one_device(monkeypatch):
     # A shard's row is two pieces of 12 tokens: three tiles each, over twelve tiles of keys.
-    monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", 4)
+    monkeypatch.setattr("polaris_jax.models.attention.portable.SHORT_ROW_BLOCK_TOKENS", 4)
     model = ModelSection(dtype="float32", attention="chunked", remat="layer")
     assert_equals_one_device((1, 2, 2, 2), FAMILIES["qwen2"], model=model)
 

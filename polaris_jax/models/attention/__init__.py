@@ -11,8 +11,8 @@ Back ends, one file each, all with the same answer:
 `resolve_attention` checks a choice against platform and shapes, and picks for `auto`.
 """
 
+from polaris_jax.models.attention.backends import Attention, resolve_attention
 from polaris_jax.models.attention.dispatch import attend
-from polaris_jax.models.attention.resolve import Attention, resolve_attention
 from polaris_jax.models.attention.shards import (
     ContextShard,
     Layout,

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from jax import Array
 
-from polaris_jax.models.attention.chunked import attend_chunked
+from polaris_jax.models.attention.backends import Attention, portable
 from polaris_jax.models.attention.cudnn import attend_cudnn
+from polaris_jax.models.attention.gpu import attend_triton
+from polaris_jax.models.attention.portable import attend_chunked
 from polaris_jax.models.attention.reference import attend_reference
-from polaris_jax.models.attention.resolve import Attention, portable
 from polaris_jax.models.attention.shards import ContextShard
 from polaris_jax.models.attention.splash import attend_splash
-from polaris_jax.models.attention.triton import attend_triton
 
 BACK_ENDS: dict[str, Callable[..., Array]] = {
     "reference": attend_reference,

@@ -17,8 +17,8 @@ from jax import Array
 from jax.core import Tracer
 
 from polaris_jax.models.attention import Attention
+from polaris_jax.models.decoder import Qwen, Remat
 from polaris_jax.models.heads.vocab_shards import VocabShards, head_logits
-from polaris_jax.models.qwen import Qwen, Remat
 
 CHUNK_TOKENS = 512
 # Residuals of the backward pass: inputs, then each token's largest logit, log of the mass relative

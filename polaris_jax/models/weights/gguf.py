@@ -13,7 +13,7 @@ import numpy as np
 
 from polaris_jax.models.config import ModelConfig
 from polaris_jax.models.weights.hf_config import parse_rope_scaling
-from polaris_jax.models.weights.safetensors_files import Index
+from polaris_jax.models.weights.safetensors import Index
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

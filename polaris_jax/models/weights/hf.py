@@ -25,7 +25,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from polaris_jax.models.config import ModelConfig, RopeScaling
-from polaris_jax.models.qwen import Qwen
+from polaris_jax.models.decoder import Qwen
 from polaris_jax.models.tokenizer import (
     copy_tokenizer,
     has_tokenizer,
@@ -46,7 +46,7 @@ from polaris_jax.models.weights.hf_config import (
 )
 from polaris_jax.models.weights.hf_names import EMBEDDING, hf_shapes, hf_tensors, to_hf
 from polaris_jax.models.weights.placing import place_params
-from polaris_jax.models.weights.safetensors_files import (
+from polaris_jax.models.weights.safetensors import (
     DTYPES,
     INDEX_FILE,
     Index,
@@ -58,7 +58,7 @@ from polaris_jax.models.weights.safetensors_writer import (
     write_small_json,
 )
 from polaris_jax.models.weights.sources import GGUF_SUFFIX, resolve
-from polaris_jax.models.weights.stream import Weights, check_weights, tensor_blocks
+from polaris_jax.models.weights.tensors import Weights, check_weights, tensor_blocks
 from polaris_jax.system.files import matching
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from polaris_jax.models.config import ModelConfig
-from polaris_jax.models.qwen import param_shapes
+from polaris_jax.models.decoder import param_shapes
 
 # Parameter -> (name in the file, axes in the file). "NH-D" is [N*H, D].
 _TOP = {

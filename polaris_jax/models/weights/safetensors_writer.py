@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 from etils import epath
 
-from polaris_jax.models.weights.safetensors_files import DTYPES, SINGLE_FILE
+from polaris_jax.models.weights.safetensors import DTYPES, SINGLE_FILE
 
 # Hugging Face's default.
 MAX_SHARD_BYTES = 5_000_000_000

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.models.attention import ContextShard, in_row_order, row_order
-from polaris_jax.models.attention.chunked import visible_tiles
+from polaris_jax.models.attention.portable import visible_tiles
 from polaris_jax.models.attention.shards import chunk_tokens, run_start, shard_work
 from polaris_jax.models.attention.splash import splash_kernel
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.models import token_logprobs
-from tests.models.test_qwen import QWEN3, make, tokens
+from tests.models.test_decoder import QWEN3, make, tokens
 
 compiled_logprobs = jax.jit(token_logprobs, static_argnames="chunk_tokens")
 

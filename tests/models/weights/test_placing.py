@@ -20,7 +20,7 @@ from polaris_jax.models.weights import placing
 from polaris_jax.models.weights.hf import export, export_into
 from polaris_jax.models.weights.hf_names import from_hf, hf_name, hf_part, hf_shapes
 from polaris_jax.models.weights.placing import place_params
-from polaris_jax.models.weights.stream import param_reader
+from polaris_jax.models.weights.tensors import param_reader
 from polaris_jax.sharding import TRAINER_RULES, make_mesh, param_shardings
 
 CONFIG = ModelConfig(

@@ -19,7 +19,7 @@ if __name__ == "__main__":
     from polaris_jax.models import load_config, load_pretrained, param_axes, param_shapes
     from polaris_jax.models.weights import placing
     from polaris_jax.models.weights.hf_names import from_hf, hf_name
-    from polaris_jax.models.weights.safetensors_files import SafetensorsReader
+    from polaris_jax.models.weights.safetensors import SafetensorsReader
     from polaris_jax.sharding import TRAINER_RULES, make_mesh, param_shardings
 
     placing.STAGING_BYTES = 0

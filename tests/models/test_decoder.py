@@ -97,7 +97,7 @@ def input_gradient(model: Qwen, attention: str, position_BT: jax.Array, segment_
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("attention", ["reference", "chunked"])
 def test_causality_by_gradient(config, attention, monkeypatch):
-    monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", 4)
+    monkeypatch.setattr("polaris_jax.models.attention.portable.SHORT_ROW_BLOCK_TOKENS", 4)
     gradient_of = input_gradient(make(config), attention, tokens(1, 10)[1])
     for t in (0, 5, 9):
         reached = gradient_of(t) > 0
@@ -109,7 +109,7 @@ def test_causality_by_gradient(config, attention, monkeypatch):
 @pytest.mark.parametrize("attention", ["reference", "chunked"])
 def test_a_logit_has_no_gradient_beyond_its_segment(config, attention, monkeypatch):
     """Exactly none: neither at other segments nor at padding, wherever in the row that lies."""
-    monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", 4)
+    monkeypatch.setattr("polaris_jax.models.attention.portable.SHORT_ROW_BLOCK_TOKENS", 4)
     segment_T = np.array([1] * 3 + [0] * 2 + [2] * 6 + [3] * 2 + [0] * 3)
     position_T = np.concatenate([np.arange(n) for n in (3, 2, 6, 2, 3)])
     model = make(config)
@@ -125,7 +125,7 @@ def test_a_logit_has_no_gradient_beyond_its_segment(config, attention, monkeypat
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("attention", ["reference", "chunked"])
 def test_packed_segments_equal_separate_rows(config, attention, monkeypatch):
-    monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", 8)
+    monkeypatch.setattr("polaris_jax.models.attention.portable.SHORT_ROW_BLOCK_TOKENS", 8)
     model = make(config)
     token_BT, position_BT = tokens(2, 9)
     run = jax.jit(functools.partial(Qwen.__call__, attention=attention))

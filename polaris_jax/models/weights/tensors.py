@@ -22,7 +22,7 @@ from polaris_jax.models.weights.hf_names import (
     hf_part,
     hf_shapes,
 )
-from polaris_jax.models.weights.safetensors_files import Index
+from polaris_jax.models.weights.safetensors import Index
 
 # Tensors of the vocabulary's size are read in blocks of rows; a block has about this many bytes.
 BLOCK_BYTES = 64 << 20

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from polaris_jax.models.attention.gpu import HEAD_DIM_MAX as TRITON_HEAD_DIM_MAX
 from polaris_jax.models.attention.splash import BLOCK_TOKENS_MIN as SPLASH_BLOCK_TOKENS_MIN
-from polaris_jax.models.attention.triton import HEAD_DIM_MAX as TRITON_HEAD_DIM_MAX
 
 Attention = Literal["auto", "reference", "chunked", "splash", "triton", "cudnn"]
 

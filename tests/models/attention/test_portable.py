@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from polaris_jax.models.attention import ContextShard, attend
-from polaris_jax.models.attention.chunked import attend_chunked
+from polaris_jax.models.attention.portable import attend_chunked
 from polaris_jax.models.attention.reference import attend_reference
 from tests.support.models.attention.cases import (
     assert_equals_reference,
@@ -23,7 +23,7 @@ def tiles_of(monkeypatch):
     """Sets the tile's width, so that small rows have many tiles."""
 
     def set_width(tokens: int) -> None:
-        monkeypatch.setattr("polaris_jax.models.attention.chunked.SHORT_ROW_BLOCK_TOKENS", tokens)
+        monkeypatch.setattr("polaris_jax.models.attention.portable.SHORT_ROW_BLOCK_TOKENS", tokens)
 
     return set_width
 

@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from polaris_jax.models.attention import ContextShard, attend
-from polaris_jax.models.attention.triton import attend_triton
+from polaris_jax.models.attention.gpu import attend_triton
 from tests.support.models.attention.cases import assert_equals_reference, case
 
 interpreted = functools.partial(attend_triton, interpret=True)
