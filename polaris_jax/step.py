@@ -29,6 +29,7 @@ from polaris_jax.measure.solve import grade_groups, graded_here
 from polaris_jax.metrics import value_of
 from polaris_jax.metrics.rollout_stats import age_metrics, carried_metrics, rollout_metrics
 from polaris_jax.metrics.throughput import update_flops
+from polaris_jax.models import packs_rows
 from polaris_jax.records import Graded, Group, TrainBatch
 from polaris_jax.reward.grade_ahead import GradeAhead
 from polaris_jax.rollout import SamplingParams
@@ -266,7 +267,7 @@ def pack_minibatches(
             row_len=parts.updater.row_len,
             rows=parts.updater.rows,
             shards=parts.updater.shards,
-            one_a_row=parts.config.model.attention == "cudnn",
+            one_a_row=not packs_rows(parts.config.model.attention),
             objective=objective,
             max_response_tokens=state.stage.max_response_tokens,
             temperature=state.stage.temperature,

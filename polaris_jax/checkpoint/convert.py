@@ -36,7 +36,7 @@ from polaris_jax.models.weights.hf import (
     open_checkpoint,
 )
 from polaris_jax.models.weights.placing import place_params
-from polaris_jax.models.weights.safetensors_writer import MAX_SHARD_BYTES
+from polaris_jax.models.weights.safetensors import MAX_SHARD_BYTES
 from polaris_jax.models.weights.sources import resolve
 from polaris_jax.models.weights.tensors import Weights
 from polaris_jax.system.files import AnyPath, as_place, is_remote

@@ -1,11 +1,11 @@
 """Qwen2, Qwen2.5 and Qwen3 dense models, their log-probs, and their weights on disk."""
 
-from polaris_jax.models.around import Around
 from polaris_jax.models.attention import (
     Attention,
     ContextShard,
     attend,
     in_row_order,
+    packs_rows,
     resolve_attention,
     row_order,
     shard_work,
@@ -25,6 +25,7 @@ from polaris_jax.models.heads.logprobs import (
     target_logprobs,
     token_logprobs,
 )
+from polaris_jax.models.layers import Around
 from polaris_jax.models.weights.hf import (
     load_config,
     load_pretrained,
@@ -43,6 +44,7 @@ __all__ = [
     "counted_logprobs",
     "counted_loss",
     "in_row_order",
+    "packs_rows",
     "resolve_attention",
     "row_order",
     "shard_work",

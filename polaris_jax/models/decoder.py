@@ -25,9 +25,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from polaris_jax.models import attention as attention_lib
-from polaris_jax.models.around import Around
 from polaris_jax.models.config import ModelConfig, RopeScaling
-from polaris_jax.models.layers import apply_rope, rms_norm, rope_tables
+from polaris_jax.models.layers import Around, apply_rope, rms_norm, rope_tables
 
 # attend(layer_index, q_BTNH, k_BTKH, v_BTKH, carry) -> (out_BTNH, carry)
 Attend = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]

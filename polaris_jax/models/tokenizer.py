@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from polaris_jax.models.weights.safetensors_writer import created
+from polaris_jax.models.weights.safetensors import created
 from polaris_jax.models.weights.sources import GGUF_SUFFIX, resolve
 from polaris_jax.system.files import is_remote, write_bytes
 

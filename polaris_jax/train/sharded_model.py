@@ -49,6 +49,7 @@ from polaris_jax.models import (
     counted_loss,
     in_row_order,
     model_tree_path,
+    packs_rows,
     param_axes,
     param_shapes,
     resolve_attention,
@@ -138,7 +139,7 @@ def sharded_model(
             num_kv_heads=config.num_kv_heads // mesh.shape[TENSOR],
             context_shards=mesh.shape[CONTEXT],
             dtype=section.dtype,
-            one_segment_a_row=section.attention == "cudnn",
+            one_segment_a_row=not packs_rows(section.attention),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -1,18 +1,21 @@
 """Causal grouped-query attention with segment ids, behind one function.
 
-Back ends, one file each, all with the same answer:
+Back ends, all with the same answer; `backends.py` has the table of them:
 
     reference  all scores at once; tests and short rows
     chunked    online softmax over blocks of keys, pure JAX: O(T) memory, every platform
     splash     TPU, jax's Pallas kernel
     triton     GPU, jax's Pallas kernel
     cudnn      GPU, no segment ids: one segment a row
-
-`resolve_attention` checks a choice against platform and shapes, and picks for `auto`.
 """
 
-from polaris_jax.models.attention.backends import Attention, resolve_attention
-from polaris_jax.models.attention.dispatch import attend
+from polaris_jax.models.attention.backends import (
+    Attention,
+    attend,
+    packs_rows,
+    resolve_attention,
+)
+from polaris_jax.models.attention.portable import MASKED_SCORE
 from polaris_jax.models.attention.shards import (
     ContextShard,
     Layout,
@@ -20,7 +23,6 @@ from polaris_jax.models.attention.shards import (
     row_order,
     shard_work,
 )
-from polaris_jax.models.attention.softmax import MASKED_SCORE
 
 __all__ = [
     "MASKED_SCORE",
@@ -29,6 +31,7 @@ __all__ = [
     "Layout",
     "attend",
     "in_row_order",
+    "packs_rows",
     "resolve_attention",
     "row_order",
     "shard_work",

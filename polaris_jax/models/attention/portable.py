@@ -1,9 +1,10 @@
-"""Attention by blocks with an online softmax, in pure JAX: O(T) memory, forward and backward.
+"""Attention in pure JAX, on every platform: all scores of a row at once, or by blocks.
 
-Queries and keys are cut into tiles. A tile of queries visits only the tiles of keys between the
-start of its earliest segment and its own diagonal, so that a packed row costs as much as its
-segments. The forward pass keeps the output and one log-sum-exp a query; the backward pass computes
-the scores of each pair of tiles again.
+`attend_reference` holds every score. `attend_chunked` has an online softmax over blocks of keys and
+O(T) memory, forward and backward: queries and keys are cut into tiles, and a tile of
+queries visits only the tiles of keys between the start of its earliest segment and its own
+diagonal, so that a packed row costs as much as its segments. The forward pass keeps the output and
+one log-sum-exp a query; the backward pass computes the scores of each pair of tiles again.
 
 Letters of this file: X tiles of queries in a row, Y tiles of keys, E queries of a tile, C keys of a
 tile, M = E x G rows of a score tile (the queries of a tile times the heads that share a kv head,
@@ -21,7 +22,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from polaris_jax.models.attention.shards import ContextShard, query_index, run_start
-from polaris_jax.models.attention.softmax import MASKED_SCORE
+
+# Finite, so that a row whose every key is masked (padding) yields numbers and not NaN.
+MASKED_SCORE = -1e30
 
 # Short rows are those of a CPU or of tests: small tiles waste least where segments of some hundred
 # tokens meet the diagonal. On an accelerator each pair of tiles is a few kernel launches: fewer,
@@ -29,6 +32,30 @@ from polaris_jax.models.attention.softmax import MASKED_SCORE
 SHORT_ROW_TOKENS = 4096
 SHORT_ROW_BLOCK_TOKENS = 64
 LONG_ROW_BLOCK_TOKENS = 512
+
+
+def attend_reference(
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    segment_BS: Array | None,
+    context: ContextShard | None = None,
+) -> Array:
+    """See `attend`; holds [B, N, T, S] scores in float32."""
+    batch, queries, num_heads, width = q_BTNH.shape
+    length, num_kv_heads = k_BSKH.shape[1:3]
+    index_T = query_index(context, length)
+    q_BTKGH = q_BTNH.reshape(batch, queries, num_kv_heads, num_heads // num_kv_heads, width)
+    score_BKGTS = jnp.einsum(
+        "btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    ) * (width**-0.5)
+    visible_BTS = (index_T[:, None] >= jnp.arange(length)[None, :])[None]
+    if segment_BS is not None:
+        visible_BTS = visible_BTS & (segment_BS[:, index_T, None] == segment_BS[:, None, :])
+    score_BKGTS = jnp.where(visible_BTS[:, None, None], score_BKGTS, MASKED_SCORE)
+    weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    out_BTKGH = jnp.einsum("bkgts,bskh->btkgh", weight_BKGTS, v_BSKH)
+    return out_BTKGH.reshape(q_BTNH.shape)
 
 
 def attend_chunked(

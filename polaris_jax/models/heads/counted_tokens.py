@@ -25,8 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from polaris_jax.models.heads.logprobs import CHUNK_TOKENS
-from polaris_jax.models.heads.vocab_shards import VocabShards, head_logits
+from polaris_jax.models.heads.logprobs import CHUNK_TOKENS, VocabShards, head_logits
 
 Terms = dict[str, Array]
 # (log-prob, entropy, terms) -> loss; all of the same tokens, elementwise.

@@ -49,11 +49,9 @@ from polaris_jax.models.weights.placing import place_params
 from polaris_jax.models.weights.safetensors import (
     DTYPES,
     INDEX_FILE,
+    MAX_SHARD_BYTES,
     Index,
     SafetensorsReader,
-)
-from polaris_jax.models.weights.safetensors_writer import (
-    MAX_SHARD_BYTES,
     write_safetensors,
     write_small_json,
 )

@@ -1,11 +1,22 @@
-"""Which back end a run takes, and what is refused before anything compiles."""
+"""Which back end a run takes, what is refused before anything compiles, and the one call."""
 
+import dataclasses
 from typing import get_args, get_type_hints
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from polaris_jax.config.sections import ModelSection
-from polaris_jax.models.attention import Attention, resolve_attention
+from polaris_jax.models.attention import (
+    Attention,
+    ContextShard,
+    attend,
+    backends,
+    packs_rows,
+    resolve_attention,
+)
+from tests.support.models.attention.cases import case
 
 QWEN3_4B = {
     "length": 53_248,
@@ -24,6 +35,11 @@ def resolve(backend, platform, **changes):
 
 def test_the_config_offers_the_same_choices():
     assert get_args(get_type_hints(ModelSection)["attention"]) == get_args(Attention)
+    assert get_args(Attention) == ("auto", *backends.BACK_ENDS)
+
+
+def test_only_a_back_end_without_segment_ids_keeps_rows_unpacked():
+    assert {name for name in get_args(Attention) if not packs_rows(name)} == {"cudnn"}
 
 
 @pytest.mark.parametrize(
@@ -90,3 +106,33 @@ def test_pure_jax_runs_everywhere(backend, platform):
 def test_what_cannot_run_is_refused_with_the_remedy(backend, platform, changes, words):
     with pytest.raises(ValueError, match=words):
         resolve(backend, platform, **changes)
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"), [(255, "reference"), (256, "chunked"), (53_248, "chunked")]
+)
+def test_auto_takes_what_runs_everywhere(length, expected, monkeypatch):
+    called = []
+    spies = {
+        name: dataclasses.replace(row, attend=lambda q, *_, name=name: called.append(name))
+        for name, row in backends.BACK_ENDS.items()
+    }
+    monkeypatch.setattr(backends, "BACK_ENDS", spies)
+    rows = jnp.zeros((1, length, 1, 1))
+    attend(rows, rows, rows, None)
+    assert called == [expected]
+
+
+def test_an_unknown_back_end_is_named():
+    c = case(1, 8, segments=1, padding=0)
+    with pytest.raises(ValueError, match=r"attention='flash': expected auto or one of reference"):
+        attend(*c[:4], backend="flash")
+
+
+def test_shapes_that_do_not_fit_are_named():
+    c = case(1, 8, segments=1, padding=0)
+    with pytest.raises(ValueError, match="num_heads=4: must be a multiple of num_kv_heads=3"):
+        attend(c.q_BTNH, jnp.zeros((1, 8, 3, 16)), jnp.zeros((1, 8, 3, 16)), None)
+    with pytest.raises(ValueError, match="8 positions of each of 2 shards, k_BSKH 8"):
+        attend(*c[:4], context=ContextShard("rows", 2))
+    assert np.isfinite(attend(*c[:4])).all()

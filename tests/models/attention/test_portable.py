@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from polaris_jax.models.attention import ContextShard, attend
-from polaris_jax.models.attention.portable import attend_chunked
-from polaris_jax.models.attention.reference import attend_reference
+from polaris_jax.models.attention.portable import attend_chunked, attend_reference
 from tests.support.models.attention.cases import (
     assert_equals_reference,
     case,

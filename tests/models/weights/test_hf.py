@@ -26,8 +26,7 @@ from polaris_jax.models.presets import PRESETS
 from polaris_jax.models.tokenizer import load_tokenizer
 from polaris_jax.models.weights.hf import stream_convert
 from polaris_jax.models.weights.hf_config import parse_config
-from polaris_jax.models.weights.safetensors import INDEX_FILE
-from polaris_jax.models.weights.safetensors_writer import write_safetensors
+from polaris_jax.models.weights.safetensors import INDEX_FILE, write_safetensors
 from tests.fixtures.parity_cases import (
     ARCHITECTURES,
     config_fields,

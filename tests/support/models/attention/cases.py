@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from polaris_jax.models.attention import ContextShard, row_order
-from polaris_jax.models.attention.reference import attend_reference
+from polaris_jax.models.attention.portable import attend_reference
 from tests.tolerances import ATTENTION_RTOL
 
 Attend = Callable[..., jax.Array]
