@@ -14,9 +14,15 @@ from polaris_jax.checkpoint import Checkpointer, CheckpointError
 from polaris_jax.checkpoint.arrays import StreamedArray
 from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig, RopeScaling, param_shapes
-from polaris_jax.models.weights.hf_names import hf_shapes, hf_tensors, to_hf
 from polaris_jax.models.weights.safetensors import Index
-from polaris_jax.models.weights.tensors import Weights, param_dtype, param_reader
+from polaris_jax.models.weights.tensors import (
+    Weights,
+    hf_shapes,
+    hf_tensors,
+    param_dtype,
+    param_reader,
+    to_hf,
+)
 
 _PREFIX = "params/"
 _TOKEN_IDS = "token_ids"

@@ -1,4 +1,4 @@
-"""Qwen2, Qwen2.5 and Qwen3 dense models, their log-probs, and their weights on disk."""
+"""Dense decoders (Qwen2, Qwen2.5, Qwen3, Llama), their log-probs, and their weights on disk."""
 
 from polaris_jax.models.attention import (
     Attention,
@@ -11,13 +11,8 @@ from polaris_jax.models.attention import (
     shard_work,
 )
 from polaris_jax.models.config import ModelConfig, RopeScaling
-from polaris_jax.models.decoder import (
-    Layers,
-    Qwen,
-    model_tree_path,
-    param_axes,
-    param_shapes,
-)
+from polaris_jax.models.decoder import Decoder, Layers, model_tree_path
+from polaris_jax.models.family import FAMILIES, Family, param_axes, param_shapes
 from polaris_jax.models.heads.counted_tokens import HeadLoop, counted_logprobs, counted_loss
 from polaris_jax.models.heads.logprobs import (
     CHUNK_TOKENS,
@@ -33,11 +28,16 @@ from polaris_jax.models.weights.hf import (
     save_pretrained,
 )
 
+Qwen = Decoder
+
 __all__ = [
     "CHUNK_TOKENS",
     "Around",
     "Attention",
     "ContextShard",
+    "Decoder",
+    "FAMILIES",
+    "Family",
     "HeadLoop",
     "Layers",
     "attend",

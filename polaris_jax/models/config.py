@@ -1,10 +1,12 @@
-"""The frozen description of a Qwen2, Qwen2.5 or Qwen3 dense checkpoint."""
+"""The frozen description of one dense checkpoint's architecture."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from typing import Any, Literal
+
+from polaris_jax.models.family import Family, family_named, param_shapes
 
 RopeType = Literal["default", "linear", "yarn", "llama3"]
 
@@ -112,10 +114,11 @@ class ModelConfig:
         rms_norm_eps: added to the mean square.
         max_position_embeddings: positions the checkpoint claims, in tokens.
         tie_embeddings: the head is the embedding.
-        qkv_bias: Qwen2's bias on the q, k, v projections.
-        qk_norm: Qwen3's RMSNorm over H on q and k.
+        qkv_bias: True if q, k and v have biases; None: as the family has it.
+        qk_norm: True if queries and keys are normed; None: as the family has it. What the norm
+            spans is the family's.
         rope_scaling: change of the rotary frequencies, or None.
-        model_type: Hugging Face's name: "qwen2", "qwen3" or "llama".
+        model_type: Hugging Face's name of the family, a key of `family.FAMILIES`.
         end_ids: token ids that end a response of this checkpoint. No part of the architecture: two
             configs that differ in them alone are equal.
     """
@@ -131,8 +134,8 @@ class ModelConfig:
     rms_norm_eps: float
     max_position_embeddings: int
     tie_embeddings: bool
-    qkv_bias: bool
-    qk_norm: bool
+    qkv_bias: bool | None = None
+    qk_norm: bool | None = None
     rope_scaling: RopeScaling | None = None
     model_type: str = "qwen3"
     end_ids: tuple[int, ...] = dataclasses.field(default=(), compare=False)
@@ -148,6 +151,15 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}: rotary embedding needs an even width")
+        family = family_named(self.model_type)
+        for name, own in (("qkv_bias", family.qkv_bias), ("qk_norm", family.qk_norm != "none")):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, own)
+
+    @property
+    def family(self) -> Family:
+        """What the checkpoint's family has that others lack."""
+        return family_named(self.model_type)
 
     def architecture(self) -> dict[str, Any]:
         """The fields that two checkpoints must share for their weights to be compatible."""
@@ -158,9 +170,4 @@ class ModelConfig:
     @property
     def num_parameters(self) -> int:
         """Number of weights, embeddings included."""
-        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        bias = self.head_dim * (self.num_heads + 2 * self.num_kv_heads) * self.qkv_bias
-        norms = 2 * self.hidden_size + 2 * self.head_dim * self.qk_norm
-        layer = attention + bias + norms + 3 * self.hidden_size * self.intermediate_size
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
-        return self.num_layers * layer + embeddings + self.hidden_size
+        return sum(math.prod(shape) for shape in param_shapes(self).values())

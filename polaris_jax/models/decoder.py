@@ -1,11 +1,12 @@
-"""The model of trainer and sampler: dense Qwen2, Qwen2.5 and Qwen3.
+"""The model of trainer and sampler: one decoder for every family of `family.FAMILIES`.
 
-`Qwen` is a `flax.nnx.Module` used as an immutable pytree, with plain `jax.jit`, `jax.grad` and
+`Decoder` is a `flax.nnx.Module` used as an immutable pytree, with plain `jax.jit`, `jax.grad` and
 `tree.map`. Layers are stacked on a leading L axis and scanned. Trainer and sampler pass different
 `attend` functions to `forward`: the trainer's attends within the row, and the sampler's writes keys
 and values into its page pool, which is part of the scan's carry.
 
-Parameters have logical axis names (`param_axes`); only `sharding` knows the mesh.
+A layer does what its parameters are for: biases, norms before or after a block and norms of queries
+and keys are left out if the family has no parameters for them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ from jax.typing import DTypeLike
 
 from polaris_jax.models import attention as attention_lib
 from polaris_jax.models.config import ModelConfig, RopeScaling
-from polaris_jax.models.layers import Around, apply_rope, rms_norm, rope_tables
+from polaris_jax.models.family import PARAMS, param_shapes
+from polaris_jax.models.layers import (
+    GATES,
+    Around,
+    apply_rope,
+    rms_norm,
+    rms_norm_heads,
+    rope_tables,
+)
 
 # attend(layer_index, q_BTNH, k_BTKH, v_BTKH, carry) -> (out_BTNH, carry)
 Attend = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
@@ -34,64 +43,6 @@ Attend = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
 # "layer_offload" each layer's input in host memory.
 Remat = Literal["none", "layer", "layer_offload"]
 LAYER_INPUT = "layer_input"
-
-
-# One declaration for each parameter: shape (by dimension letter) and logical axes. Layer parameters
-# get a leading L. `_has_param` says which of them an architecture has.
-_LAYER_PARAMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "attn_norm_D": ("D", ("norm",)),
-    "q_DNH": ("DNH", ("embed", "heads", "head_dim")),
-    "k_DKH": ("DKH", ("embed", "kv_heads", "head_dim")),
-    "v_DKH": ("DKH", ("embed", "kv_heads", "head_dim")),
-    "o_NHD": ("NHD", ("heads", "head_dim", "embed")),
-    "q_bias_NH": ("NH", ("heads", "head_dim")),
-    "k_bias_KH": ("KH", ("kv_heads", "head_dim")),
-    "v_bias_KH": ("KH", ("kv_heads", "head_dim")),
-    "q_norm_H": ("H", ("norm",)),
-    "k_norm_H": ("H", ("norm",)),
-    "mlp_norm_D": ("D", ("norm",)),
-    "gate_DF": ("DF", ("embed", "mlp")),
-    "up_DF": ("DF", ("embed", "mlp")),
-    "down_FD": ("FD", ("mlp", "embed")),
-}
-_TOP_PARAMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "embed_VD": ("VD", ("vocab", "table")),
-    "norm_D": ("D", ("norm",)),
-    "head_VD": ("VD", ("vocab", "table")),
-}
-
-
-def _has_param(config: ModelConfig, name: str) -> bool:
-    if name.endswith(("bias_NH", "bias_KH")):
-        return config.qkv_bias
-    if name in ("q_norm_H", "k_norm_H"):
-        return config.qk_norm
-    if name == "head_VD":
-        return not config.tie_embeddings
-    return True
-
-
-def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter by its path, e.g. `layers/q_DNH` -> (L, D, N, H)."""
-    size = {
-        "V": config.vocab_size,
-        "D": config.hidden_size,
-        "F": config.intermediate_size,
-        "N": config.num_heads,
-        "K": config.num_kv_heads,
-        "H": config.head_dim,
-    }
-    shapes = {n: tuple(size[c] for c in dims) for n, (dims, _) in _TOP_PARAMS.items()}
-    for name, (dims, _) in _LAYER_PARAMS.items():
-        shapes[f"layers/{name}"] = (config.num_layers, *(size[c] for c in dims))
-    return {path: s for path, s in shapes.items() if _has_param(config, path.split("/")[-1])}
-
-
-def param_axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """Logical axes of every parameter by its path; `sharding` maps them to mesh axes."""
-    axes = {name: a for name, (_, a) in _TOP_PARAMS.items()}
-    axes |= {f"layers/{name}": ("layers", *a) for name, (_, a) in _LAYER_PARAMS.items()}
-    return {path: axes[path] for path in param_shapes(config)}
 
 
 def model_tree_path(path: tuple[Any, ...]) -> str:
@@ -106,30 +57,36 @@ class Layers(nnx.Module):
     Parameters that the architecture lacks are None.
     """
 
-    attn_norm_D: nnx.Param
+    attn_norm_D: nnx.Param | None
     q_DNH: nnx.Param
     k_DKH: nnx.Param
     v_DKH: nnx.Param
     o_NHD: nnx.Param
-    q_bias_NH: nnx.Param
-    k_bias_KH: nnx.Param
-    v_bias_KH: nnx.Param
-    q_norm_H: nnx.Param
-    k_norm_H: nnx.Param
-    mlp_norm_D: nnx.Param
+    q_bias_NH: nnx.Param | None
+    k_bias_KH: nnx.Param | None
+    v_bias_KH: nnx.Param | None
+    q_norm_H: nnx.Param | None
+    k_norm_H: nnx.Param | None
+    q_norm_NH: nnx.Param | None
+    k_norm_KH: nnx.Param | None
+    attn_out_norm_D: nnx.Param | None
+    mlp_norm_D: nnx.Param | None
     gate_DF: nnx.Param
     up_DF: nnx.Param
     down_FD: nnx.Param
+    mlp_out_norm_D: nnx.Param | None
 
     def __init__(self, params: dict[str, Array]):
-        for name in _LAYER_PARAMS:
-            setattr(self, name, nnx.Param(params[name]) if name in params else None)
+        for path in PARAMS:
+            folder, _, name = path.rpartition("/")
+            if folder:
+                setattr(self, name, nnx.Param(params[name]) if name in params else None)
 
 
-class Qwen(nnx.Module):
+class Decoder(nnx.Module):
     """Weights and forward pass of one decoder; an immutable pytree.
 
-    Build one with `Qwen.init`, `Qwen.from_params`, or `load_pretrained`.
+    Build one with `Decoder.init`, `Decoder.from_params`, or `load_pretrained`.
     """
 
     def __init__(self, config: ModelConfig, params: dict[str, Array]):
@@ -142,7 +99,7 @@ class Qwen(nnx.Module):
         self.head_VD = None if config.tie_embeddings else nnx.Param(params["head_VD"])
 
     @classmethod
-    def from_params(cls, config: ModelConfig, params: dict[str, Array]) -> Qwen:
+    def from_params(cls, config: ModelConfig, params: dict[str, Array]) -> Decoder:
         """A model over the given arrays, keyed like `param_shapes`.
 
         Raises:
@@ -159,7 +116,7 @@ class Qwen(nnx.Module):
         return cls(config, params)
 
     @classmethod
-    def init(cls, config: ModelConfig, key: Array, *, dtype: DTypeLike = jnp.float32) -> Qwen:
+    def init(cls, config: ModelConfig, key: Array, *, dtype: DTypeLike = jnp.float32) -> Decoder:
         """Random weights: norms 1, biases 0, embeddings std 0.02, matrices std fan_in^-1/2."""
         params = {}
         for path, shape in param_shapes(config).items():
@@ -180,10 +137,10 @@ class Qwen(nnx.Module):
         leaves, _ = jax.tree_util.tree_flatten_with_path(self)
         return {model_tree_path(path): leaf for path, leaf in leaves}
 
-    def with_rope_scaling(self, rope_scaling: RopeScaling | None) -> Qwen:
+    def with_rope_scaling(self, rope_scaling: RopeScaling | None) -> Decoder:
         """The same weights under other rotary frequencies."""
         config = dataclasses.replace(self.config, rope_scaling=rope_scaling)
-        return Qwen.from_params(config, self.params())
+        return Decoder.from_params(config, self.params())
 
     def __call__(
         self,
@@ -269,7 +226,7 @@ def run_layers(
     unroll: bool = False,
     around: Around | None = None,
 ) -> tuple[Array, Any]:
-    """`Qwen.forward` from embedded tokens, over stacked layers that need not belong to a `Qwen`.
+    """`Decoder.forward` from embedded tokens, over stacked layers of any owner.
 
     Args:
         config: the architecture.
@@ -277,12 +234,14 @@ def run_layers(
         norm_D: weights of the final norm.
         x_BTD: embeddings of this device's tokens.
         position_BT: rotary positions of the tokens that `attend` gets, i.e. after `around.enter`.
-        attend: see `Qwen.forward`.
-        carry: see `Qwen.forward`.
-        remat: see `Qwen.__call__`.
-        unroll: see `Qwen.forward`.
+        attend: see `Decoder.forward`.
+        carry: see `Decoder.forward`.
+        remat: see `Decoder.__call__`.
+        unroll: see `Decoder.forward`.
         around: a layer's products and the steps around them; None: those of one device.
     """
+    if config.family.scale_embeddings:
+        x_BTD = x_BTD * jnp.asarray(config.hidden_size**0.5, x_BTD.dtype)
     cos_BTh, sin_BTh = rope_tables(position_BT, config)
     layer_fn = functools.partial(_layer, config, attend, cos_BTh, sin_BTh, around or Around())
     if remat not in get_args(Remat):
@@ -313,23 +272,53 @@ def _layer(
     with jax.named_scope("weights"):
         p = around.weights(p)
     with jax.named_scope("attention"):
-        y_BTD = around.enter(rms_norm(x_BTD, p.attn_norm_D[...], config.rms_norm_eps))
+        y_BTD = around.enter(_normed(x_BTD, p.attn_norm_D, config))
         q_BTNH, k_BTKH, v_BTKH = around.qkv(index, p, y_BTD)
-        if config.qkv_bias:
+        if p.q_bias_NH is not None and p.k_bias_KH is not None and p.v_bias_KH is not None:
             q_BTNH = q_BTNH + p.q_bias_NH[...][None, None]
             k_BTKH = k_BTKH + p.k_bias_KH[...][None, None]
             v_BTKH = v_BTKH + p.v_bias_KH[...][None, None]
-        if config.qk_norm:
-            q_BTNH = rms_norm(q_BTNH, p.q_norm_H[...], config.rms_norm_eps)
-            k_BTKH = rms_norm(k_BTKH, p.k_norm_H[...], config.rms_norm_eps)
+        q_BTNH = _qk_normed(q_BTNH, p.q_norm_H, p.q_norm_NH, config.num_heads, config, around)
+        k_BTKH = _qk_normed(k_BTKH, p.k_norm_H, p.k_norm_KH, config.num_kv_heads, config, around)
         q_BTNH = apply_rope(q_BTNH, cos_BTh, sin_BTh)
         k_BTKH = apply_rope(k_BTKH, cos_BTh, sin_BTh)
         out_BTNH, carry = attend(index, q_BTNH, k_BTKH, v_BTKH, carry)
-        x_BTD = x_BTD + around.leave(around.attention_output(index, p, out_BTNH))
+        out_BTD = around.leave(around.attention_output(index, p, out_BTNH))
+        x_BTD = x_BTD + _normed(out_BTD, p.attn_out_norm_D, config)
     with jax.named_scope("mlp"):
-        y_BTD = around.enter(rms_norm(x_BTD, p.mlp_norm_D[...], config.rms_norm_eps))
-        x_BTD = x_BTD + around.leave(around.mlp(index, p, y_BTD))
+        y_BTD = around.enter(_normed(x_BTD, p.mlp_norm_D, config))
+        gate_BTF, up_BTF = around.gate_up(index, p, y_BTD)
+        gated_BTF = GATES[config.family.activation](gate_BTF, up_BTF)
+        out_BTD = around.leave(around.down(index, p, gated_BTF))
+        x_BTD = x_BTD + _normed(out_BTD, p.mlp_out_norm_D, config)
     return (x_BTD, carry), None
+
+
+def _normed(x_BTD: Array, weight_D: nnx.Param | None, config: ModelConfig) -> Array:
+    """`x_BTD`, normed if the family has a norm here."""
+    return x_BTD if weight_D is None else rms_norm(x_BTD, weight_D[...], config.rms_norm_eps)
+
+
+def _qk_normed(
+    x_BTNH: Array,
+    weight_H: nnx.Param | None,
+    weight_NH: nnx.Param | None,
+    num_heads: int,
+    config: ModelConfig,
+    around: Around,
+) -> Array:
+    """Queries or keys, normed over each head, over all `num_heads` together, or not at all."""
+    if weight_H is not None:
+        return rms_norm(x_BTNH, weight_H[...], config.rms_norm_eps)
+    if weight_NH is None:
+        return x_BTNH
+    return rms_norm_heads(
+        x_BTNH,
+        weight_NH[...],
+        config.rms_norm_eps,
+        width=num_heads * config.head_dim,
+        over_heads=around.sum_over_heads,
+    )
 
 
 def _unstacked(layers: Layers, count: int) -> list[Layers]:

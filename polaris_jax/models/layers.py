@@ -1,8 +1,10 @@
-"""RMSNorm, rotary positions with their scalings, the SwiGLU block, and a layer's products."""
+"""RMSNorm, rotary positions with their scalings, the gate of an MLP, and a layer's products."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import jax
@@ -29,20 +31,38 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return normed.astype(x.dtype) * jnp.expand_dims(weight, range(x.ndim - 1))
 
 
+def rms_norm_heads(
+    x_BTNH: Array,
+    weight_NH: Array,
+    eps: float,
+    *,
+    width: int,
+    over_heads: Callable[[Array], Array],
+) -> Array:
+    """`rms_norm` over all heads of a token together.
+
+    Args:
+        x_BTNH: this device's heads.
+        weight_NH: this device's weights.
+        eps: added to the mean square.
+        width: number of entries of all heads, on all devices.
+        over_heads: sums over the devices that hold the other heads.
+    """
+    x32 = x_BTNH.astype(jnp.float32)
+    square_BT = over_heads(jnp.sum(x32 * x32, axis=(-2, -1))) / width
+    normed = x32 * jax.lax.rsqrt(square_BT + eps)[..., None, None]
+    return normed.astype(x_BTNH.dtype) * weight_NH[None, None]
+
+
 def project(x_BTD: Array, weight: Array) -> Array:
     """[B, T, ...]: `x_BTD` times `weight`, [D, ...].
 
     As one product of two matrices: on the CPU the gradient of the einsum over B and T takes twice
-    as long (4,096 tokens, 128 x 384, forward and backward of `swiglu`: 54 ms against 26).
+    as long (4,096 tokens, 128 x 384, forward and backward of a gated MLP: 54 ms against 26).
     """
     batch, length, width = x_BTD.shape
     y = jnp.matmul(x_BTD.reshape(batch * length, width), weight.reshape(width, -1))
     return y.reshape(batch, length, *weight.shape[1:])
-
-
-def swiglu(x_BTD: Array, gate_DF: Array, up_DF: Array, down_FD: Array) -> Array:
-    """[B, T, D] output of the gated MLP: down(silu(gate(x)) * up(x))."""
-    return project(gated(project(x_BTD, gate_DF), project(x_BTD, up_DF)), down_FD)
 
 
 @jax.custom_vjp
@@ -66,6 +86,9 @@ def _gated_backward(kept: tuple[Array, Array], grad: Array) -> tuple[Array, Arra
 
 
 gated.defvjp(_gated_forward, _gated_backward)
+
+# activation(gate) * up, by config.json's name of the activation.
+GATES: Mapping[str, Callable[[Array, Array], Array]] = MappingProxyType({"silu": gated})
 
 
 def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
@@ -161,6 +184,10 @@ class Around:
         """A block's output: partial sums over this device's heads -> own tokens."""
         return x_BTD
 
+    def sum_over_heads(self, x_BT: Array) -> Array:
+        """The sum of what the devices that share a token's heads hold."""
+        return x_BT
+
     def qkv(self, index: Array, layer: Layers, x_BTD: Array) -> tuple[Array, Array, Array]:
         """Queries, keys and values (q_BTNH, k_BTKH, v_BTKH) of layer `index`, without biases."""
         del index
@@ -177,7 +204,12 @@ class Around:
         o_NHD = layer.o_NHD[...]
         return project(out_BTX, o_NHD.reshape(-1, o_NHD.shape[-1]))
 
-    def mlp(self, index: Array, layer: Layers, x_BTD: Array) -> Array:
-        """[B, T, D] output of the gated MLP of layer `index`."""
+    def gate_up(self, index: Array, layer: Layers, x_BTD: Array) -> tuple[Array, Array]:
+        """The MLP's gate and up projections (gate_BTF, up_BTF) of layer `index`."""
         del index
-        return swiglu(x_BTD, layer.gate_DF[...], layer.up_DF[...], layer.down_FD[...])
+        return project(x_BTD, layer.gate_DF[...]), project(x_BTD, layer.up_DF[...])
+
+    def down(self, index: Array, layer: Layers, x_BTF: Array) -> Array:
+        """[B, T, D] of the gated projections in layer `index`."""
+        del index
+        return project(x_BTF, layer.down_FD[...])

@@ -25,8 +25,6 @@ def _qwen3(
         rms_norm_eps=1e-6,
         max_position_embeddings=40_960,
         tie_embeddings=tie_embeddings,
-        qkv_bias=False,
-        qk_norm=True,
         model_type="qwen3",
     )
 
@@ -46,8 +44,6 @@ def _r1_distill_qwen(
         rms_norm_eps=1e-6,
         max_position_embeddings=131_072,
         tie_embeddings=False,
-        qkv_bias=True,
-        qk_norm=False,
         model_type="qwen2",
     )
 

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from polaris_jax import sharding
 from polaris_jax.models import ModelConfig, Qwen
-from polaris_jax.models.decoder import param_shapes
+from polaris_jax.models.family import param_shapes
 from polaris_jax.rollout import programs, weight_sync
 from polaris_jax.rollout.decode_state import Rows, SamplerConfig
 from polaris_jax.rollout.program_spec import (

@@ -194,10 +194,14 @@ class _FusedProducts(Around):
         out_BTX = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
         return _product(index, self._weights.output, out_BTX)
 
-    def mlp(self, index: Array, layer: Layers, x_BTD: Array) -> Array:
+    def gate_up(self, index: Array, layer: Layers, x_BTD: Array) -> tuple[Array, Array]:
         del layer
         gate_BTF, up_BTF = jnp.split(_product(index, self._weights.gate_up, x_BTD), 2, axis=-1)
-        return _product(index, self._weights.down, jax.nn.silu(gate_BTF) * up_BTF)
+        return gate_BTF, up_BTF
+
+    def down(self, index: Array, layer: Layers, x_BTF: Array) -> Array:
+        del layer
+        return _product(index, self._weights.down, x_BTF)
 
 
 def _product(layer: Array, matrices: Matrices, x_BTD: Array) -> Array:

@@ -296,6 +296,9 @@ class _Gathered(Around):
     def enter(self, x_BTD: Array) -> Array:
         return _gather_tokens(x_BTD, self._tensor)
 
+    def sum_over_heads(self, x_BT: Array) -> Array:
+        return jax.lax.psum(x_BT, self._tensor) if self._tensor else x_BT
+
     def leave(self, x_BTD: Array) -> Array:
         if not self._tensor:
             return x_BTD

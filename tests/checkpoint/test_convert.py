@@ -23,7 +23,7 @@ from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import ModelConfig, Qwen, load_pretrained, save_pretrained
 from polaris_jax.models.presets import preset
 from polaris_jax.models.weights.hf import export, export_into
-from polaris_jax.models.weights.hf_names import hf_shapes
+from polaris_jax.models.weights.tensors import hf_shapes
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 TINY = ModelConfig(

@@ -7,7 +7,7 @@ import pytest
 from polaris_jax.models import param_shapes
 from polaris_jax.models.presets import PRESETS, preset
 from polaris_jax.models.weights.hf_config import config_json, parse_config
-from polaris_jax.models.weights.hf_names import hf_shapes
+from polaris_jax.models.weights.tensors import hf_shapes
 
 # Hidden, mlp, layers, heads, kv heads, vocabulary, rotary base, positions, tied: config.json.
 PUBLISHED = {

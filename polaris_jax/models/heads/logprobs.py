@@ -17,7 +17,7 @@ from jax import Array
 from jax.core import Tracer
 
 from polaris_jax.models.attention import Attention
-from polaris_jax.models.decoder import Qwen, Remat
+from polaris_jax.models.decoder import Decoder, Remat
 
 CHUNK_TOKENS = 512
 # Residuals of the backward pass: inputs, then each token's largest logit, log of the mass relative
@@ -26,7 +26,7 @@ Residuals = tuple[Array, Array, Array, Array, Array, Array, Array]
 
 
 def token_logprobs(
-    model: Qwen,
+    model: Decoder,
     token_BT: Array | np.ndarray,
     position_BT: Array | np.ndarray,
     segment_BT: Array | np.ndarray | None = None,
@@ -107,7 +107,7 @@ def _check_arguments(
 
 
 def next_token_logprobs(
-    model: Qwen,
+    model: Decoder,
     hidden_BTD: Array,
     token_BT: Array,
     segment_BT: Array | None,

@@ -7,41 +7,19 @@ but needs torch for it.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polaris_jax.models.config import ModelConfig
+from polaris_jax.models.family import PARAMS, Family, family_named
 from polaris_jax.models.weights.hf_config import parse_rope_scaling
 from polaris_jax.models.weights.safetensors import Index
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
-
-# Architectures as llama.cpp names them; its converter permutes the rows of Q and K for llama.
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-_PERMUTED = ("llama",)
-
-# Tensor names: Hugging Face's -> GGUF's.
-_TOP = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-}
-_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 # How llama.cpp's `tokenizer.ggml.pre` names split text before merging. The patterns are those of
 # the checkpoints' own tokenizer.json.
@@ -79,11 +57,8 @@ class GgufFile:
             raise ValueError(f"{path}: not a whole GGUF file ({error})") from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self._arch = str(self.get("general.architecture"))
-        if self._arch not in _ARCHITECTURES:
-            raise ValueError(
-                f"{path}: general.architecture={self._arch!r}: not known; expected one of "
-                f"{', '.join(_ARCHITECTURES)}"
-            )
+        self._family = family_named(self._arch, field=f"{path}: general.architecture")
+        self._names = _hf_names(self._family, self._tensors)
         if "rope_freqs.weight" in self._tensors:
             raise ValueError(
                 f"{path}: has rope_freqs.weight (Llama 3.1's rotary scaling as a table), which is "
@@ -142,8 +117,6 @@ class GgufFile:
             rms_norm_eps=_decimal(self._need("attention.layer_norm_rms_epsilon")),
             max_position_embeddings=max_positions,
             tie_embeddings="output.weight" not in self._tensors,
-            qkv_bias=arch == "qwen2",
-            qk_norm=arch == "qwen3",
             rope_scaling=parse_rope_scaling(
                 self._rope(), max_position_embeddings=max_positions, where=str(self.path)
             ),
@@ -177,7 +150,7 @@ class GgufFile:
 
     def names(self) -> set[str]:
         """Hugging Face's names of all tensors; a tensor that has none keeps its own."""
-        return {_hf_name(name) for name in self._tensors}
+        return set(self._names)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         if name not in self._tensors:
@@ -186,7 +159,7 @@ class GgufFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape by its Hugging Face name."""
-        return self._shape(_gguf_name(name))
+        return self._shape(self._names.get(name, name))
 
     def dtype(self, name: str) -> np.dtype:
         """float32: what tensors are dequantised to."""
@@ -202,8 +175,9 @@ class GgufFile:
         """
         from gguf import dequantize
 
-        stored = self._tensors[_gguf_name(name)]
-        permuted = self._arch in _PERMUTED and name.rsplit(".", 1)[0].endswith(("q_proj", "k_proj"))
+        stored = self._tensors[self._names[name]]
+        rows_of_heads = name.rsplit(".", 1)[0].endswith(("q_proj", "k_proj"))
+        permuted = self._family.gguf_rotary == "neighbours" and rows_of_heads
         rows = slice(None) if permuted or index is None else index[0]
         try:
             value = dequantize(stored.data[rows], stored.tensor_type)
@@ -236,22 +210,21 @@ def unpermute(value: np.ndarray, num_heads: int) -> np.ndarray:
     return np.ascontiguousarray(apart.swapaxes(1, 2)).reshape(value.shape)
 
 
-def _gguf_name(name: str) -> str:
-    stem, kind = name.rsplit(".", 1)
-    if stem in _TOP:
-        return f"{_TOP[stem]}.{kind}"
-    _, _, layer, part = stem.split(".", 3)
-    return f"blk.{layer}.{_LAYER[part]}.{kind}"
-
-
-def _hf_name(name: str) -> str:
-    stem, kind = name.rsplit(".", 1)
-    top = {theirs: ours for ours, theirs in _TOP.items()}
-    if stem in top:
-        return f"{top[stem]}.{kind}"
-    layers = {theirs: ours for ours, theirs in _LAYER.items()}
-    block, _, part = stem.partition(".")[2].partition(".")
-    return f"model.layers.{block}.{layers[part]}.{kind}" if part in layers else name
+def _hf_names(family: Family, tensors: Iterable[str]) -> dict[str, str]:
+    """GGUF's name of every tensor by Hugging Face's; a tensor that has none keeps its own."""
+    paths = {
+        param.gguf: path
+        for path, param in PARAMS.items()
+        if not param.part.startswith("norm") or family.stands(param.part.removeprefix("norm "))
+    }
+    names = {}
+    for tensor in tensors:
+        layer, part = None, tensor
+        if tensor.startswith("blk."):
+            _, layer, part = tensor.split(".", 2)
+        path = paths.get(part)
+        names[family.hf_name(path, layer) if path else tensor] = tensor
+    return names
 
 
 def _decimal(value: float) -> float:

@@ -25,7 +25,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from polaris_jax.models.config import ModelConfig, RopeScaling
-from polaris_jax.models.decoder import Qwen
+from polaris_jax.models.decoder import Decoder
 from polaris_jax.models.tokenizer import (
     copy_tokenizer,
     has_tokenizer,
@@ -44,7 +44,6 @@ from polaris_jax.models.weights.hf_config import (
     parse_rope_scaling,
     positive,
 )
-from polaris_jax.models.weights.hf_names import EMBEDDING, hf_shapes, hf_tensors, to_hf
 from polaris_jax.models.weights.placing import place_params
 from polaris_jax.models.weights.safetensors import (
     DTYPES,
@@ -56,7 +55,15 @@ from polaris_jax.models.weights.safetensors import (
     write_small_json,
 )
 from polaris_jax.models.weights.sources import GGUF_SUFFIX, resolve
-from polaris_jax.models.weights.tensors import Weights, check_weights, tensor_blocks
+from polaris_jax.models.weights.tensors import (
+    EMBEDDING,
+    Weights,
+    check_weights,
+    hf_shapes,
+    hf_tensors,
+    tensor_blocks,
+    to_hf,
+)
 from polaris_jax.system.files import matching
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -91,7 +98,7 @@ def load_pretrained(
     rope_scaling: RopeSpec | None = None,
     *,
     shardings: Mapping[str, Sharding] | None = None,
-) -> tuple[Qwen, Any]:
+) -> tuple[Decoder, Any]:
     """A model and its tokenizer from an HF directory, a Hub id or a GGUF file.
 
     Args:
@@ -135,7 +142,7 @@ def load_pretrained(
         tokenizer = gguf_tokenizer(weights)
     else:
         tokenizer = load_tokenizer(place) if has_tokenizer(place) else None
-    return Qwen.from_params(config, params), tokenizer
+    return Decoder.from_params(config, params), tokenizer
 
 
 def open_checkpoint(place: epath.Path) -> tuple[ModelConfig, Weights]:
@@ -168,14 +175,14 @@ def dtype_named(name: str) -> np.dtype:
 
 def load_with_tokenizer(
     path: str, *, dtype: str, shardings: Mapping[str, Sharding] | None = None
-) -> tuple[Qwen, Any]:
+) -> tuple[Decoder, Any]:
     """`load_pretrained` for callers that need the tokenizer: raises if there is none."""
     model, tokenizer = load_pretrained(path, dtype=dtype, shardings=shardings)
     return model, load_tokenizer(path) if tokenizer is None else tokenizer
 
 
 def save_pretrained(
-    model: Qwen,
+    model: Decoder,
     path: AnyPath,
     tokenizer: Any = None,
     *,
@@ -338,7 +345,7 @@ def _remove_weights(directory: epath.Path) -> None:
 class ModelWeights:
     """The tensors of a model on its devices; every process gets each full tensor, one at a time."""
 
-    def __init__(self, model: Qwen) -> None:
+    def __init__(self, model: Decoder) -> None:
         self._params, self._tensors = model.params(), hf_tensors(model.config)
         self._shapes = hf_shapes(model.config)
 

@@ -15,18 +15,14 @@ from typing import Any, TypeGuard, get_args
 from etils import epath
 
 from polaris_jax.models.config import ModelConfig, RopeScaling, RopeType
+from polaris_jax.models.family import Family, family_named
 from polaris_jax.system.files import matching
 
 CONFIG_FILE = "config.json"
-ARCHITECTURES = {
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "llama": "LlamaForCausalLM",
-}
-# transformers' own defaults, for fields that a config.json leaves out.
+# transformers' own default.
 _DEFAULT_ROPE_THETA = 10_000.0
-_DEFAULT_RMS_NORM_EPS = 1e-6
-_DEFAULT_QWEN3_HEAD_DIM = 128
+# config.json's other names of an activation.
+_ACTIVATIONS = {"swish": "silu"}
 # Entries of a rope dictionary that are read, or that say nothing about frequencies here:
 # attn_factor is vLLM's, and transformers ignores it.
 _ROPE_FIELDS = {
@@ -81,8 +77,6 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
 
     Raises:
         ValueError: an architecture or a feature that this model does not have, or a missing field.
-
-    Differs: a Llama checkpoint is a Qwen2 without bias here, and stays `model_type="llama"`.
     """
     for name in ("rope_scaling", "rope_parameters"):
         if fields.get(name) is not None and not isinstance(fields[name], Mapping):
@@ -94,18 +88,14 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
                 "rotary positions are not supported"
             )
     model_type = fields.get("model_type")
-    if model_type not in ARCHITECTURES:
+    family = family_named(model_type, field=f"{where}: model_type")
+    named = fields.get("architectures") or [family.architecture]
+    if family.architecture not in named:
         raise ValueError(
-            f"{where}: model_type={model_type!r}: this architecture is not known; expected one of "
-            f"{', '.join(ARCHITECTURES)} (dense, text only)"
-        )
-    named = fields.get("architectures") or [ARCHITECTURES[model_type]]
-    if ARCHITECTURES[model_type] not in named:
-        raise ValueError(
-            f"{where}: architectures={named}: expected {ARCHITECTURES[model_type]} for "
+            f"{where}: architectures={named}: expected {family.architecture} for "
             f"model_type={model_type}"
         )
-    _refuse_unsupported(fields, model_type, where)
+    _refuse_unsupported(fields, family, where)
 
     def need(name: str) -> int:
         value = fields.get(name)
@@ -114,14 +104,14 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
         return value
 
     num_heads = need("num_attention_heads")
-    # transformers takes null for as many as query heads, and absent so for Llama alone.
-    absent = None if model_type == "llama" else 0
+    # transformers takes null for as many as query heads, and absent so for some families alone.
+    absent = None if family.all_kv_heads else 0
     as_many = fields.get("num_key_value_heads", absent) is None
     num_kv_heads = num_heads if as_many else need("num_key_value_heads")
     if fields.get("head_dim") is not None:
         head_dim = need("head_dim")
-    elif model_type == "qwen3" and "head_dim" not in fields:
-        head_dim = _DEFAULT_QWEN3_HEAD_DIM
+    elif family.head_dim is not None and "head_dim" not in fields:
+        head_dim = family.head_dim
     else:
         head_dim = need("hidden_size") // num_heads
     max_positions = need("max_position_embeddings")
@@ -135,22 +125,23 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
         head_dim=head_dim,
         rope_theta=positive(_rope_theta(fields), "rope_theta", where),
         rms_norm_eps=positive(
-            fields.get("rms_norm_eps", _DEFAULT_RMS_NORM_EPS), "rms_norm_eps", where
+            fields.get("rms_norm_eps", family.rms_norm_eps), "rms_norm_eps", where
         ),
         max_position_embeddings=max_positions,
         tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
-        qkv_bias=model_type == "qwen2",
-        qk_norm=model_type == "qwen3",
         rope_scaling=parse_rope_scaling(
             _rope_fields(fields), max_position_embeddings=max_positions, where=where
         ),
-        model_type=model_type,
+        model_type=str(model_type),
     )
 
 
-def _refuse_unsupported(fields: Mapping[str, Any], model_type: str, where: str) -> None:
-    if (activation := fields.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise ValueError(f"{where}: hidden_act={activation!r}: only silu is supported")
+def _refuse_unsupported(fields: Mapping[str, Any], family: Family, where: str) -> None:
+    activation = fields.get("hidden_act", family.activation)
+    if _ACTIVATIONS.get(str(activation), activation) != family.activation:
+        raise ValueError(
+            f"{where}: hidden_act={activation!r}: only {family.activation} is supported"
+        )
     if quantization := fields.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else "?"
         raise ValueError(
@@ -158,8 +149,10 @@ def _refuse_unsupported(fields: Mapping[str, Any], model_type: str, where: str) 
             "supported; take the unquantised checkpoint, or a GGUF file"
         )
     for name in ("attention_bias", "mlp_bias"):
-        if model_type != "qwen2" and fields.get(name):
-            raise ValueError(f"{where}: {name}=true: not supported for model_type={model_type}")
+        if not family.qkv_bias and fields.get(name):
+            raise ValueError(
+                f"{where}: {name}=true: not supported for model_type={fields['model_type']}"
+            )
     layer_types = fields.get("layer_types")
     if layer_types is not None:
         sliding = sorted(set(layer_types) - {"full_attention"})
@@ -344,7 +337,7 @@ def config_json(
     if scaling is not None and scaling.rope_type == "yarn":
         max_positions = round(scaling.factor * (scaling.original_max_position_embeddings or 0))
     fields: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[config.model_type]],
+        "architectures": [config.family.architecture],
         "model_type": config.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -353,7 +346,7 @@ def config_json(
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": config.family.activation,
         "rms_norm_eps": config.rms_norm_eps,
         "max_position_embeddings": max_positions,
         "tie_word_embeddings": config.tie_embeddings,
@@ -368,10 +361,5 @@ def config_json(
         "torch_dtype": dtype,
         "dtype": dtype,
     }
-    if config.model_type == "qwen3":
-        fields["attention_bias"] = False
-    if config.model_type == "llama":
-        fields |= {"attention_bias": False, "mlp_bias": False}
-    else:
-        fields |= {"use_sliding_window": False, "sliding_window": None}
+    fields |= config.family.config_fields
     return fields | {name: i for name, i in (token_ids or {}).items() if i is not None}

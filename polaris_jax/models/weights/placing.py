@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from polaris_jax.models.config import ModelConfig
-from polaris_jax.models.decoder import param_shapes
+from polaris_jax.models.family import param_shapes
 from polaris_jax.models.weights.tensors import ReadPart, Weights, param_reader
 
 # A process's part of a parameter up to this size is put together on the host: one transfer.

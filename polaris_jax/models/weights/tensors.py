@@ -1,8 +1,11 @@
-"""Where weights come from, by their Hugging Face names: files, a model in memory, a checkpoint.
+"""Tensors by their Hugging Face names: where they come from, and which parameter each one is.
 
 Every conversion from one form of weights to another reads through `Weights`, part by part, so that
 no conversion holds a complete model: `param_reader` gives parts of our stacked parameters, and
 `tensor_blocks` gives parts of a file's tensors.
+
+Hugging Face keeps a matrix as [out, in], heads and head width merged, one tensor a layer; ours are
+[in, out] with heads apart, stacked over layers. The letters are those of the dimension key.
 """
 
 from __future__ import annotations
@@ -14,16 +17,11 @@ from typing import Protocol
 import numpy as np
 
 from polaris_jax.models.config import ModelConfig
-from polaris_jax.models.weights.hf_names import (
-    EMBEDDING,
-    HEAD,
-    from_hf,
-    hf_name,
-    hf_part,
-    hf_shapes,
-)
+from polaris_jax.models.family import PARAMS, dimensions, param_shapes
 from polaris_jax.models.weights.safetensors import Index
 
+EMBEDDING = PARAMS["embed_VD"].hf
+HEAD = PARAMS["head_VD"].hf
 # Tensors of the vocabulary's size are read in blocks of rows; a block has about this many bytes.
 BLOCK_BYTES = 64 << 20
 # Left in checkpoints by old versions; the model computes them.
@@ -121,8 +119,10 @@ def tensor_blocks(weights: Weights, name: str, dtype: np.dtype) -> Iterator[np.n
 def param_dtype(path: str, config: ModelConfig, weights: Weights) -> np.dtype:
     """The narrowest dtype that holds a parameter's tensors of all layers exactly."""
     if not path.startswith("layers/"):
-        return weights.dtype(hf_name(path))
-    dtypes = {weights.dtype(hf_name(path, layer)) for layer in range(config.num_layers)}
+        return weights.dtype(config.family.hf_name(path))
+    dtypes = {
+        weights.dtype(config.family.hf_name(path, layer)) for layer in range(config.num_layers)
+    }
     return dtypes.pop() if len(dtypes) == 1 else np.result_type(np.float32, *dtypes)
 
 
@@ -140,7 +140,8 @@ def param_reader(path: str, config: ModelConfig, weights: Weights, dtype: np.dty
 
     def one(layer: int | None, index: tuple[slice, ...]) -> np.ndarray:
         theirs, rest = hf_part(path, index, config)
-        return from_hf(path, weights.read(hf_name(path, layer), theirs), config)[rest]
+        tensor = weights.read(config.family.hf_name(path, layer), theirs)
+        return from_hf(path, tensor, config)[rest]
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         if not path.startswith("layers/"):
@@ -153,3 +154,79 @@ def param_reader(path: str, config: ModelConfig, weights: Weights, dtype: np.dty
         return part
 
     return read
+
+
+def hf_tensors(config: ModelConfig) -> dict[str, tuple[str, int | None]]:
+    """Every tensor of a checkpoint in file order: name -> (our parameter path, layer or None)."""
+    paths = param_shapes(config)
+    tensors: dict[str, tuple[str, int | None]] = {EMBEDDING: ("embed_VD", None)}
+    for layer in range(config.num_layers):
+        for path in paths:
+            if path.startswith("layers/"):
+                tensors[config.family.hf_name(path, layer)] = (path, layer)
+    for path in ("norm_D", "head_VD"):
+        if path in paths:
+            tensors[config.family.hf_name(path)] = (path, None)
+    return tensors
+
+
+def hf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a checkpoint, in file order."""
+    return {
+        name: tuple(
+            math.prod(dimensions(config)[letter] for letter in merged)
+            for merged in PARAMS[path].hf_axes.split("-")
+        )
+        for name, (path, _) in hf_tensors(config).items()
+    }
+
+
+def from_hf(path: str, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """One layer's tensor, or full units of its axes, in our axes: [N*H, D] -> q [D, N, H]; a view.
+
+    If the file merges two axes (N*H), a part of the tensor holds complete inner axes (H).
+    """
+    sizes, ours = dimensions(config), path.rsplit("_", 1)[-1]
+    apart: list[int] = []
+    for merged, size in zip(PARAMS[path].hf_axes.split("-"), tensor.shape, strict=True):
+        inner = [sizes[letter] for letter in merged[1:]]
+        apart += [size // math.prod(inner), *inner]
+    theirs = PARAMS[path].hf_axes.replace("-", "")
+    return tensor.reshape(apart).transpose([theirs.index(letter) for letter in ours])
+
+
+def hf_part(
+    path: str, index: tuple[slice, ...], config: ModelConfig
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Which part of the file's tensor a part of one layer's parameter needs.
+
+    Args:
+        path: the parameter.
+        index: a slice for each of its axes (without the layers axis).
+        config: the architecture.
+
+    Returns:
+        (index into the file's tensor, index into `from_hf` of that part). The second index selects
+        everything unless inner axes (H of N*H) are split: complete inner axes are read then.
+    """
+    sizes, ours = dimensions(config), path.rsplit("_", 1)[-1]
+    wanted = {
+        letter: slice(*part.indices(sizes[letter])[:2])
+        for letter, part in zip(ours, index, strict=True)
+    }
+    theirs: list[slice] = []
+    rest = dict(wanted)
+    for merged in PARAMS[path].hf_axes.split("-"):
+        inner = math.prod(sizes[letter] for letter in merged[1:])
+        outer = wanted[merged[0]]
+        theirs.append(slice(outer.start * inner, outer.stop * inner))
+        rest[merged[0]] = slice(None)
+    return tuple(theirs), tuple(rest[letter] for letter in ours)
+
+
+def to_hf(path: str, value: np.ndarray) -> np.ndarray:
+    """The inverse of `from_hf`: one layer's parameter as Hugging Face's tensor."""
+    axes, ours = PARAMS[path].hf_axes, path.rsplit("_", 1)[-1]
+    moved = value.transpose([ours.index(letter) for letter in axes.replace("-", "")])
+    sizes = dict(zip(ours, value.shape, strict=True))
+    return moved.reshape([math.prod(sizes[x] for x in merged) for merged in axes.split("-")])

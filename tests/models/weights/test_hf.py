@@ -434,7 +434,7 @@ def test_damage_in_a_file_is_one_line(damage, words, tmp_path):
 
 
 def test_presets_have_the_tensors_of_their_checkpoints():
-    from polaris_jax.models.weights.hf_names import hf_shapes
+    from polaris_jax.models.weights.tensors import hf_shapes
 
     shapes = hf_shapes(PRESETS["qwen3-4b"])
     assert len(shapes) == 398  # as the model page counts them

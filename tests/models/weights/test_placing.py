@@ -18,9 +18,8 @@ from polaris_jax.config import MeshSection
 from polaris_jax.models import ModelConfig, param_axes, param_shapes
 from polaris_jax.models.weights import placing
 from polaris_jax.models.weights.hf import export, export_into
-from polaris_jax.models.weights.hf_names import from_hf, hf_name, hf_part, hf_shapes
 from polaris_jax.models.weights.placing import place_params
-from polaris_jax.models.weights.tensors import param_reader
+from polaris_jax.models.weights.tensors import from_hf, hf_part, hf_shapes, param_reader
 from polaris_jax.sharding import TRAINER_RULES, make_mesh, param_shardings
 
 CONFIG = ModelConfig(
@@ -69,9 +68,11 @@ class Counting:
     def whole(self, path):
         """A parameter put together without any of the code under test but `from_hf`."""
         if not path.startswith("layers/"):
-            return from_hf(path, self.tensors[hf_name(path)], CONFIG)
+            return from_hf(path, self.tensors[CONFIG.family.hf_name(path)], CONFIG)
         layers = range(CONFIG.num_layers)
-        return np.stack([from_hf(path, self.tensors[hf_name(path, i)], CONFIG) for i in layers])
+        return np.stack(
+            [from_hf(path, self.tensors[CONFIG.family.hf_name(path, i)], CONFIG) for i in layers]
+        )
 
 
 def trainer_shardings(section):
@@ -147,7 +148,7 @@ def test_a_process_reads_the_parts_of_its_own_devices_alone(monkeypatch):
         read = param_reader(path, CONFIG, weights, F32)
         placing._put(shape, read, shardings[path])
     assert made == [4, 4]
-    for name in (hf_name("layers/q_DNH", 0), "model.embed_tokens.weight"):
+    for name in (CONFIG.family.hf_name("layers/q_DNH", 0), "model.embed_tokens.weight"):
         assert weights.read_entries[name] == weights.tensors[name].size / 2, name
     assert len(weights.read_entries) == 2
 
@@ -178,7 +179,7 @@ def test_two_processes_read_half_each(tmp_path):
         assert process.returncode == 0, err
         said = json.loads(out.splitlines()[-1])
         assert said["equal"]
-        for name in ("model.embed_tokens.weight", hf_name("layers/gate_DF", 2)):
+        for name in ("model.embed_tokens.weight", CONFIG.family.hf_name("layers/gate_DF", 2)):
             assert said["entries"][name] == weights.tensors[name].size / 2, name
 
 

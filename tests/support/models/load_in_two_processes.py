@@ -18,8 +18,8 @@ if __name__ == "__main__":
     from polaris_jax.config import MeshSection
     from polaris_jax.models import load_config, load_pretrained, param_axes, param_shapes
     from polaris_jax.models.weights import placing
-    from polaris_jax.models.weights.hf_names import from_hf, hf_name
     from polaris_jax.models.weights.safetensors import SafetensorsReader
+    from polaris_jax.models.weights.tensors import from_hf
     from polaris_jax.sharding import TRAINER_RULES, make_mesh, param_shardings
 
     placing.STAGING_BYTES = 0
@@ -42,9 +42,11 @@ if __name__ == "__main__":
     for path, value in model.params().items():
         if path.startswith("layers/"):
             layers = range(config.num_layers)
-            whole = np.stack([from_hf(path, tensors[hf_name(path, i)], config) for i in layers])
+            whole = np.stack(
+                [from_hf(path, tensors[config.family.hf_name(path, i)], config) for i in layers]
+            )
         else:
-            whole = from_hf(path, tensors[hf_name(path)], config)
+            whole = from_hf(path, tensors[config.family.hf_name(path)], config)
         assert value.sharding == shardings[path], path
         assert not value.is_fully_addressable, path
         equal &= all(np.array_equal(s.data, whole[s.index]) for s in value.addressable_shards)
