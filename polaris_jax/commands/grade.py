@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     pair, argv = _explained_pair(argv)
     own = parse("grade", argv, doc=__doc__ or "", define=_define, takes_config=False).flags
     if pair is not None:
-        from polaris_jax.reward.equivalence import explain_path
+        from polaris_jax.reward.math.equivalence import explain_path
 
         print(explain_path(*pair, preset=own["preset"]))
         return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polaris_jax.reward.equivalence import answers_match
+from polaris_jax.reward.math.equivalence import answers_match
 from polaris_jax.reward.scoring import score_response
 
 if TYPE_CHECKING:

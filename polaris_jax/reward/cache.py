@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from polaris_jax.reward.equivalence import Explanation
+from polaris_jax.reward.math.equivalence import Explanation
 from polaris_jax.reward.worker_process import Pair
 
 

@@ -19,8 +19,8 @@ from polaris_jax.config import ConfigError
 from polaris_jax.data.problems import read_problems
 from polaris_jax.data.sources import DataError
 from polaris_jax.reward import Grader
-from polaris_jax.reward.equivalence import gold_texts
 from polaris_jax.reward.extract import Mode
+from polaris_jax.reward.math.equivalence import gold_texts
 from polaris_jax.run.progress_file import name_aside, whole_rows
 from polaris_jax.system.files import append_bytes, as_place, write_bytes
 from polaris_jax.system.progress import Progress

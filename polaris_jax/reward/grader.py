@@ -17,10 +17,10 @@ import numpy as np
 
 from polaris_jax.config.sections import MAX_ANSWER_TIMEOUT_S, MIN_WORKER_MEMORY_BYTES
 from polaris_jax.reward.cache import VerdictCache
-from polaris_jax.reward.equivalence import Explanation, gold_texts, quick_verdict
 from polaris_jax.reward.extract import Mode, check_mode, response_answer
-from polaris_jax.reward.normalize import MAX_ANSWER_CHARS
-from polaris_jax.reward.policy import policy_named
+from polaris_jax.reward.math.equivalence import Explanation, gold_texts, quick_verdict
+from polaris_jax.reward.math.normalize import MAX_ANSWER_CHARS
+from polaris_jax.reward.math.policy import policy_named
 from polaris_jax.reward.pool import FAILURES, WorkerPool
 from polaris_jax.reward.worker_process import Pair
 

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections import deque
 
-from polaris_jax.reward.equivalence import Explanation
+from polaris_jax.reward.math.equivalence import Explanation
 from polaris_jax.reward.worker_process import (
     Pair,
     WorkerProcess,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from polaris_jax.reward.equivalence import answers_match
 from polaris_jax.reward.extract import Mode, response_answer
+from polaris_jax.reward.math.equivalence import answers_match
 
 
 def score_response(text: str, gold: object, mode: Mode = "train") -> float:

@@ -22,8 +22,8 @@ def main(timeout_s: float, memory_limit_bytes: int, preset: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # Before the limit, so that a small one cannot break the import of what grading needs.
-    from polaris_jax.reward.equivalence import explain
-    from polaris_jax.reward.structures import compare  # noqa: F401
+    from polaris_jax.reward.math.equivalence import explain
+    from polaris_jax.reward.math.structures import compare  # noqa: F401
 
     if memory_limit_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))

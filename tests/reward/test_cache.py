@@ -1,7 +1,7 @@
 """The cache of verdicts: the least recently used goes first, both bounds hold."""
 
 from polaris_jax.reward.cache import VerdictCache
-from polaris_jax.reward.equivalence import Explanation
+from polaris_jax.reward.math.equivalence import Explanation
 
 EQUAL = Explanation(True, "exact", "", "a", "b")
 

@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STUB = """
 import os, sys, time
 sys.path.insert(0, {root!r})
-from polaris_jax.reward import equivalence, worker
+from polaris_jax.reward import worker
+from polaris_jax.reward.math import equivalence
 
 def explain(answer, golds, preset):
     if "hang" in answer:
@@ -114,7 +115,7 @@ def test_plain_numbers_start_no_worker() -> None:
 
 def test_the_quick_way_and_the_workers_agree() -> None:
     from polaris_jax.reward import answers_match
-    from polaris_jax.reward.equivalence import gold_texts, quick_verdict
+    from polaris_jax.reward.math.equivalence import gold_texts, quick_verdict
 
     texts = ["5", "5.0", "-5", "05", "5.50", "11/2", "x", "x+1", "(5)", "", "0", "-0", "1e3"]
     for answer in texts:

@@ -7,10 +7,10 @@ and angle signs.
 
 from __future__ import annotations
 
-from polaris_jax.reward import numeric
-from polaris_jax.reward.syntax import Node, holds, render, symbols
-from polaris_jax.reward.units import denies
-from polaris_jax.reward.vocabulary import CHANGING_WORDS, FUNCTION_NAMES, word_set
+from polaris_jax.reward.math import numeric
+from polaris_jax.reward.math.syntax import Node, holds, render, symbols
+from polaris_jax.reward.math.units import denies
+from polaris_jax.reward.math.vocabulary import CHANGING_WORDS, FUNCTION_NAMES, word_set
 
 # Letters that stand for a function wherever brackets and an equals sign follow; other small ones
 # do so only where the other side holds the bracket's letter: `a(n) = n^2`, never `x(y) = 5`.

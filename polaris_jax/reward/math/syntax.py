@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-from polaris_jax.reward.normalize import Unreadable
+from polaris_jax.reward.math.normalize import Unreadable
 
 Node = tuple[Any, ...]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from polaris_jax.reward import answers_match
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 LEAVES = [
     *map(str, range(1, 13)),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from fractions import Fraction
 
-from polaris_jax.reward.cursor import END, Cursor
-from polaris_jax.reward.normalize import Unreadable
-from polaris_jax.reward.number_words import PARTS
-from polaris_jax.reward.syntax import Node, product
-from polaris_jax.reward.vocabulary import (
+from polaris_jax.reward.math.cursor import END, Cursor
+from polaris_jax.reward.math.normalize import Unreadable
+from polaris_jax.reward.math.number_words import PARTS
+from polaris_jax.reward.math.syntax import Node, product
+from polaris_jax.reward.math.vocabulary import (
     ASSENTING_WORDS,
     CHOICES,
     DENYING_WORDS,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from polaris_jax.reward import numeric
-from polaris_jax.reward.exact import Undecidable, exact_value
-from polaris_jax.reward.policy import Policy
-from polaris_jax.reward.rounding import rounds_approximately, rounds_to
-from polaris_jax.reward.syntax import Node, holds, symbols
-from polaris_jax.reward.verdict import Verdict
-from polaris_jax.reward.vocabulary import SILENT_UNITS, UNIT_SCALES
+from polaris_jax.reward.math import numeric
+from polaris_jax.reward.math.exact import Undecidable, exact_value
+from polaris_jax.reward.math.policy import Policy
+from polaris_jax.reward.math.rounding import rounds_approximately, rounds_to
+from polaris_jax.reward.math.syntax import Node, holds, symbols
+from polaris_jax.reward.math.verdict import Verdict
+from polaris_jax.reward.math.vocabulary import SILENT_UNITS, UNIT_SCALES
 
 _HUNDRED = ("num", Fraction(100), None)
 

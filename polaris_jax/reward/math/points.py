@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from polaris_jax.reward.evaluator import context
-from polaris_jax.reward.syntax import Node, holds, nodes, symbols
-from polaris_jax.reward.vocabulary import word_set
+from polaris_jax.reward.math.evaluator import context
+from polaris_jax.reward.math.syntax import Node, holds, nodes, symbols
+from polaris_jax.reward.math.vocabulary import word_set
 
 POSITIVE_POINTS = 3
 SIGNED_POINTS = 3

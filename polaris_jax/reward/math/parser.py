@@ -4,14 +4,14 @@ and depth, size and number of digits are bounded while parsing.
 
 from __future__ import annotations
 
-from polaris_jax.reward.atoms import AtomReader
-from polaris_jax.reward.cursor import END
-from polaris_jax.reward.normalize import Token, Unreadable
-from polaris_jax.reward.number_words import spelt_number
-from polaris_jax.reward.relations import is_inequality
-from polaris_jax.reward.syntax import Node, number, product, render, signed, tree_depth
-from polaris_jax.reward.units import RELATIONS
-from polaris_jax.reward.vocabulary import CURRENCIES, SEPARATORS, unit_name
+from polaris_jax.reward.math.atoms import AtomReader
+from polaris_jax.reward.math.cursor import END
+from polaris_jax.reward.math.normalize import Token, Unreadable
+from polaris_jax.reward.math.number_words import spelt_number
+from polaris_jax.reward.math.relations import is_inequality
+from polaris_jax.reward.math.syntax import Node, number, product, render, signed, tree_depth
+from polaris_jax.reward.math.units import RELATIONS
+from polaris_jax.reward.math.vocabulary import CURRENCIES, SEPARATORS, unit_name
 
 MAX_TREE_DEPTH = 120
 _STARTS_ATOM = frozenset({"(", "[", "{", "S{", "|", "dollar", "pounds"})

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from polaris_jax.reward import numeric
-from polaris_jax.reward.intervals import is_set_like, same_sets
-from polaris_jax.reward.matrices import worked_out
-from polaris_jax.reward.names import is_name, names_differ
-from polaris_jax.reward.policy import Policy
-from polaris_jax.reward.relations import (
+from polaris_jax.reward.math import numeric
+from polaris_jax.reward.math.intervals import is_set_like, same_sets
+from polaris_jax.reward.math.matrices import worked_out
+from polaris_jax.reward.math.names import is_name, names_differ
+from polaris_jax.reward.math.policy import Policy
+from polaris_jax.reward.math.relations import (
     FLIPPED,
     calls_as_products,
     constant_calls_as_letters,
@@ -28,9 +28,9 @@ from polaris_jax.reward.relations import (
     values,
     without_subscripts,
 )
-from polaris_jax.reward.scalars import compare_scalars, same_scalar
-from polaris_jax.reward.syntax import Node, holds, symbols
-from polaris_jax.reward.verdict import Verdict
+from polaris_jax.reward.math.scalars import compare_scalars, same_scalar
+from polaris_jax.reward.math.syntax import Node, holds, symbols
+from polaris_jax.reward.math.verdict import Verdict
 
 MAX_ITEMS = 200
 MAX_PAIRS = 2500  # comparisons of two unordered collections

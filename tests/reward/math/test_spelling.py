@@ -3,7 +3,7 @@
 import pytest
 
 from polaris_jax.reward import answers_match
-from polaris_jax.reward.spelling import readings
+from polaris_jax.reward.math.spelling import readings
 
 PARTED = [
     ("(1,200)", "1200"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from polaris_jax.reward.normalize import Token
-from polaris_jax.reward.vocabulary import (
+from polaris_jax.reward.math.normalize import Token
+from polaris_jax.reward.math.vocabulary import (
     ASSENTING_WORDS,
     CHANGING_WORDS,
     CHOICES,

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from polaris_jax.reward import answers_match
-from polaris_jax.reward.policy import DEFAULT, LENIENT, STRICT, Policy
+from polaris_jax.reward.math.policy import DEFAULT, LENIENT, STRICT, Policy
 
 # answer, gold, whether (strict, default, lenient) accept it
 DECISIONS = {
@@ -59,7 +59,7 @@ def test_decisions(case: str) -> None:
 
 def test_every_field_of_a_policy_is_decided_by_some_case() -> None:
     """Each field, set alone to lenient's or default's value, changes what strict says somewhere."""
-    from polaris_jax.reward import equivalence
+    from polaris_jax.reward.math import equivalence
 
     for field in dataclasses.fields(Policy)[1:]:
         values = {getattr(policy, field.name) for policy in (DEFAULT, LENIENT)}

@@ -8,11 +8,11 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from polaris_jax.reward import numeric
-from polaris_jax.reward.evaluator import context, value_at
-from polaris_jax.reward.points import bends
-from polaris_jax.reward.relations import FLIPPED, is_exclusion
-from polaris_jax.reward.syntax import Node, holds, render, substitute, symbols
+from polaris_jax.reward.math import numeric
+from polaris_jax.reward.math.evaluator import context, value_at
+from polaris_jax.reward.math.points import bends
+from polaris_jax.reward.math.relations import FLIPPED, is_exclusion
+from polaris_jax.reward.math.syntax import Node, holds, render, substitute, symbols
 
 MAX_PIECES = 200
 # An expression of one name that is a straight line through these is taken for one: whole numbers,

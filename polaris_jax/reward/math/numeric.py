@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from polaris_jax.reward.evaluator import context, value_at
-from polaris_jax.reward.points import Point, points
-from polaris_jax.reward.syntax import Node, symbols
+from polaris_jax.reward.math.evaluator import context, value_at
+from polaris_jax.reward.math.points import Point, points
+from polaris_jax.reward.math.syntax import Node, symbols
 
 MAX_SYMBOLS = 16
 BASE_DPS = 50

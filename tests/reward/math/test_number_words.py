@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from polaris_jax.reward import answers_match
-from polaris_jax.reward.number_words import spelt_number
+from polaris_jax.reward.math.number_words import spelt_number
 
 VALUES = {
     "seven": 7, "twenty one": 21, "one hundred": 100, "one hundred and five": 105,

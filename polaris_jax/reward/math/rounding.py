@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from polaris_jax.reward import numeric
-from polaris_jax.reward.evaluator import context
-from polaris_jax.reward.exact import Undecidable, exact_value
-from polaris_jax.reward.policy import Policy
-from polaris_jax.reward.syntax import Node
+from polaris_jax.reward.math import numeric
+from polaris_jax.reward.math.evaluator import context
+from polaris_jax.reward.math.exact import Undecidable, exact_value
+from polaris_jax.reward.math.policy import Policy
+from polaris_jax.reward.math.syntax import Node
 
 FLOAT_DIGITS = 12  # from here a decimal is a float's print: right to one in the last place
 PRINT_DIGITS = 15  # from here a float's complete print: right to some roundings of 2^-53

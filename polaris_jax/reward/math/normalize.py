@@ -17,7 +17,7 @@ import re
 from types import MappingProxyType
 
 from polaris_jax.reward.extract import closing_brace
-from polaris_jax.reward.vocabulary import (
+from polaris_jax.reward.math.vocabulary import (
     FUNCTIONS,
     GREEK,
     INVERSE,

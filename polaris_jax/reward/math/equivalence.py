@@ -33,20 +33,20 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from polaris_jax.reward.budget import start_pair
-from polaris_jax.reward.choices import labelled_choice
-from polaris_jax.reward.normalize import (
+from polaris_jax.reward.math.budget import start_pair
+from polaris_jax.reward.math.choices import labelled_choice
+from polaris_jax.reward.math.normalize import (
     MAX_ANSWER_CHARS,
     Token,
     Unreadable,
     canonical_key,
     tokens,
 )
-from polaris_jax.reward.policy import Policy, policy_named
-from polaris_jax.reward.spelling import plain_text, readings
-from polaris_jax.reward.times import same_time
-from polaris_jax.reward.verdict import Verdict
-from polaris_jax.reward.words import same_words
+from polaris_jax.reward.math.policy import Policy, policy_named
+from polaris_jax.reward.math.spelling import plain_text, readings
+from polaris_jax.reward.math.times import same_time
+from polaris_jax.reward.math.verdict import Verdict
+from polaris_jax.reward.math.words import same_words
 
 MAX_GOLDS = 64
 MAX_FORM_CHARS = 200
@@ -273,9 +273,9 @@ def _compare_meaning(
     if (verdict := same_time(answer, gold)) is not None:
         return Verdict(verdict, "time", "" if verdict else "another time")
     # Imported here, so that an answer that the first layers decide loads no mathematics.
-    from polaris_jax.reward.parser import parses
-    from polaris_jax.reward.relations import called_names
-    from polaris_jax.reward.structures import compare
+    from polaris_jax.reward.math.parser import parses
+    from polaris_jax.reward.math.relations import called_names
+    from polaris_jax.reward.math.structures import compare
 
     trees: list[list[Any]] = []
     for side, found in (("the answer", answer), ("gold", gold)):

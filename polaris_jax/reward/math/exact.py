@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from polaris_jax.reward.syntax import Node
+from polaris_jax.reward.math.syntax import Node
 
 MAX_BITS = 40_000  # of an exact value's numerator or denominator
 

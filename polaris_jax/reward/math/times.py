@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polaris_jax.reward.normalize import Token
+from polaris_jax.reward.math.normalize import Token
 
 _MONTHS = (
     "january", "february", "march", "april", "may", "june", "july", "august", "september",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from polaris_jax.reward import numeric
-from polaris_jax.reward.names import is_name
-from polaris_jax.reward.syntax import Node, holds, nodes, render, substitute, symbols
-from polaris_jax.reward.vocabulary import FUNCTION_NAMES
+from polaris_jax.reward.math import numeric
+from polaris_jax.reward.math.names import is_name
+from polaris_jax.reward.math.syntax import Node, holds, nodes, render, substitute, symbols
+from polaris_jax.reward.math.vocabulary import FUNCTION_NAMES
 
 _ORDERS = frozenset({"<", ">", "leq", "geq"})
 FLIPPED = {"<": ">", ">": "<", "leq": "geq", "geq": "leq", "neq": "neq"}

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from polaris_jax.reward.normalize import Token
-from polaris_jax.reward.policy import Policy
-from polaris_jax.reward.vocabulary import CHOICES, NUMBER_WORDS, SHORT_WORDS, is_unit_word, word_set
+from polaris_jax.reward.math.normalize import Token
+from polaris_jax.reward.math.policy import Policy
+from polaris_jax.reward.math.vocabulary import (
+    CHOICES,
+    NUMBER_WORDS,
+    SHORT_WORDS,
+    is_unit_word,
+    word_set,
+)
 
 _PLAIN_WORDS = word_set(
     "true false even odd none undefined infinite finite never always sometimes north south east "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from polaris_jax.reward.vocabulary import NUMBER_WORDS, SCALES
+from polaris_jax.reward.math.vocabulary import NUMBER_WORDS, SCALES
 
 PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
 PARTS |= {

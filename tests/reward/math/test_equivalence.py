@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.reward import answers_match
-from polaris_jax.reward.equivalence import gold_texts, quick_verdict
+from polaris_jax.reward.math.equivalence import gold_texts, quick_verdict
 
 # (answer, gold), right
 EQUAL = {

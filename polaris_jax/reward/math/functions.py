@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from fractions import Fraction
 
-from polaris_jax.reward.normalize import Unreadable
-from polaris_jax.reward.syntax import Node, product, signed, substitute
-from polaris_jax.reward.units import UnitCursor
-from polaris_jax.reward.vocabulary import FUNCTIONS
+from polaris_jax.reward.math.normalize import Unreadable
+from polaris_jax.reward.math.syntax import Node, product, signed, substitute
+from polaris_jax.reward.math.units import UnitCursor
+from polaris_jax.reward.math.vocabulary import FUNCTIONS
 
 _OF_SETS = frozenset({"min", "max", "gcd", "lcm"})
 PREFIX_FUNCTIONS = FUNCTIONS - {"deg"} | {"arcsec"}

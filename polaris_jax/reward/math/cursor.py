@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polaris_jax.reward.normalize import Token, Unreadable
+from polaris_jax.reward.math.normalize import Token, Unreadable
 
 MAX_DEPTH = 100  # of the parser: some 25 levels of nesting
 END: Token = ("end-of-answer", "")

@@ -10,9 +10,9 @@ from typing import Any
 import mpmath
 from mpmath.libmp import NoConvergence
 
-from polaris_jax.reward import budget
-from polaris_jax.reward.exact import Undecidable
-from polaris_jax.reward.syntax import Node, holds, render
+from polaris_jax.reward.math import budget
+from polaris_jax.reward.math.exact import Undecidable
+from polaris_jax.reward.math.syntax import Node, holds, render
 
 MAX_MAGNITUDE_BITS = 60_000  # of the exponent range of an approximate value
 MAX_STEPS = 20_000  # for one value, a node is one or more: sums over many terms end here

@@ -1,0 +1,1 @@
+"""Whether two mathematical answers are equal: from text to syntax trees to values."""
