@@ -272,7 +272,7 @@ def _one_answer(name: str, value: Any) -> str | int | float:
 
 def _from_solution(text: str) -> str:
     """The answer in a worked solution."""
-    from polaris_jax.reward.free import boxed_list
+    from polaris_jax.reward.extract import boxed_list
 
     boxed = boxed_list(text)
     if boxed is not None:

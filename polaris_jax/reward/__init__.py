@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from polaris_jax.reward.math.equivalence import answers_match
-from polaris_jax.reward.scoring import score_response
+from polaris_jax.reward.protocol import score_response
 
 if TYPE_CHECKING:
     from polaris_jax.reward.grader import Grader

@@ -16,13 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from polaris_jax.config.sections import MAX_ANSWER_TIMEOUT_S, MIN_WORKER_MEMORY_BYTES
-from polaris_jax.reward.cache import VerdictCache
 from polaris_jax.reward.extract import Mode, check_mode, response_answer
 from polaris_jax.reward.math.equivalence import Explanation, gold_texts, quick_verdict
 from polaris_jax.reward.math.normalize import MAX_ANSWER_CHARS
 from polaris_jax.reward.math.policy import policy_named
-from polaris_jax.reward.pool import FAILURES, WorkerPool
-from polaris_jax.reward.worker_process import Pair
+from polaris_jax.reward.pool import FAILURES, Pair, WorkerPool
 
 MAX_CACHED_PAIRS = 50_000
 MAX_CACHED_CHARS = 1 << 25  # about 32 to 130 MiB
@@ -251,3 +249,44 @@ def _check_texts(texts: Sequence[str], golds: Sequence[object]) -> None:
             raise ValueError(
                 f"texts[{index}]={text!r}: a response is a text; pass '' where there is none"
             )
+
+
+class VerdictCache:
+    """Verdicts of the newest pairs, bounded by a number of pairs and of characters in total."""
+
+    def __init__(self, max_pairs: int, max_chars: int) -> None:
+        self._max_pairs, self._max_chars = max_pairs, max_chars
+        self._found: OrderedDict[Pair, Explanation] = OrderedDict()
+        self._chars = 0
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @property
+    def chars(self) -> int:
+        """Characters of all the pairs and their verdicts."""
+        return self._chars
+
+    def get(self, pair: Pair) -> Explanation | None:
+        """The verdict of a pair, which becomes the most recently used; None if unknown."""
+        if pair not in self._found:
+            return None
+        self._found.move_to_end(pair)
+        return self._found[pair]
+
+    def put(self, pair: Pair, verdict: Explanation) -> None:
+        """Adds a new pair and forgets old ones until the bounds hold."""
+        self._found[pair] = verdict
+        self._chars += _chars(pair, verdict)
+        while len(self._found) > self._max_pairs or self._chars > self._max_chars:
+            self._chars -= _chars(*self._found.popitem(last=False))
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._found.clear()
+        self._chars = 0
+
+
+def _chars(pair: Pair, verdict: Explanation) -> int:
+    texts = (pair[0], *pair[1], verdict.reason, verdict.answer, verdict.gold)
+    return sum(map(len, texts))

@@ -1,6 +1,6 @@
 """The cache of verdicts: the least recently used goes first, both bounds hold."""
 
-from polaris_jax.reward.cache import VerdictCache
+from polaris_jax.reward.grader import VerdictCache
 from polaris_jax.reward.math.equivalence import Explanation
 
 EQUAL = Explanation(True, "exact", "", "a", "b")

@@ -6,14 +6,12 @@ import itertools
 from abc import abstractmethod
 from fractions import Fraction
 
-from polaris_jax.reward.math.cursor import END
-from polaris_jax.reward.math.functions import PREFIX_FUNCTIONS, FunctionReader
-from polaris_jax.reward.math.names import is_called
+from polaris_jax.reward.math.cursor import END, PREFIX_FUNCTIONS, FunctionReader
 from polaris_jax.reward.math.normalize import Unreadable
-from polaris_jax.reward.math.number_words import spelt_number
+from polaris_jax.reward.math.relations import is_called
 from polaris_jax.reward.math.syntax import Node, number, render
 from polaris_jax.reward.math.vocabulary import FUNCTION_NAMES, GREEK, SEPARATORS, unit_name
-from polaris_jax.reward.math.words import folded
+from polaris_jax.reward.math.words import folded, spelt_number
 
 _CLOSERS = {"(": (")", "]"), "[": (")", "]"), "S{": ("S}",), "{": ("}",)}
 MAX_NUMBER_WORDS = 12

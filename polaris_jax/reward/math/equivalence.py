@@ -2,7 +2,7 @@ r"""Decides whether an answer equals the gold answer, in layers from cheap to ex
 
 1. Equal characters, or two plain numbers. Nothing is imported for this layer.
 2. Equal canonical tokens (`normalize`).
-3. Syntax trees (`parser`): exact values, else values at 50 digits and at random points (`numeric`);
+3. Syntax trees (`parser`): exact values, else values at 50 digits and at random points (`scalars`);
    lists, sets, intervals, matrices and relations part by part (`structures`, `intervals`).
 
 No text is ever evaluated or given to `sympify`: the parser accepts only numbers, letters and the
@@ -33,8 +33,6 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from polaris_jax.reward.math.budget import start_pair
-from polaris_jax.reward.math.choices import labelled_choice
 from polaris_jax.reward.math.normalize import (
     MAX_ANSWER_CHARS,
     Token,
@@ -42,11 +40,9 @@ from polaris_jax.reward.math.normalize import (
     canonical_key,
     tokens,
 )
-from polaris_jax.reward.math.policy import Policy, policy_named
+from polaris_jax.reward.math.policy import Policy, Verdict, policy_named, start_pair
 from polaris_jax.reward.math.spelling import plain_text, readings
-from polaris_jax.reward.math.times import same_time
-from polaris_jax.reward.math.verdict import Verdict
-from polaris_jax.reward.math.words import same_words
+from polaris_jax.reward.math.words import labelled_choice, same_time, same_words
 
 MAX_GOLDS = 64
 MAX_FORM_CHARS = 200
@@ -91,7 +87,7 @@ def gold_texts(gold: object) -> tuple[str, ...]:
 def _unboxed(text: str) -> str:
     text = text.strip()
     if "\\boxed" in text or "\\fbox" in text:
-        from polaris_jax.reward.free import boxed_list
+        from polaris_jax.reward.extract import boxed_list
 
         return boxed_list(text) or ""
     return text

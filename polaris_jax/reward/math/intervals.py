@@ -8,11 +8,10 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from polaris_jax.reward.math import numeric
-from polaris_jax.reward.math.evaluator import context, value_at
-from polaris_jax.reward.math.points import bends
 from polaris_jax.reward.math.relations import FLIPPED, is_exclusion
+from polaris_jax.reward.math.scalars import AGREEMENT_DIGITS, BASE_DPS, agree, constant_value
 from polaris_jax.reward.math.syntax import Node, holds, render, substitute, symbols
+from polaris_jax.reward.math.values import bends, context, value_at
 
 MAX_PIECES = 200
 # An expression of one name that is a straight line through these is taken for one: whole numbers,
@@ -74,13 +73,13 @@ def _names(node: Node) -> set[str]:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return a == b or numeric.agree(a, b, 0, numeric.AGREEMENT_DIGITS)
+    return a == b or agree(a, b, 0, AGREEMENT_DIGITS)
 
 
 def _value(node: Node) -> Any:
     if symbols(node):
         raise NotASet("an end that is no number")
-    value = numeric.constant_value(node)
+    value = constant_value(node)
     if value is None or context().im(value[0]) != 0:
         raise NotASet("an end that is no real number")
     return context().re(value[0])
@@ -237,7 +236,7 @@ def _fraction(value: Any) -> Fraction:
 
 def _linear_root(node: Node, name: str) -> tuple[Any, Any]:
     ctx = context()
-    ctx.dps = numeric.BASE_DPS
+    ctx.dps = BASE_DPS
     values = []
     for point in LINEAR_POINTS:
         value = value_at(node, {name: ctx.mpf(point)})

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polaris_jax.reward.math.exact import Undecidable, exact_value
-from polaris_jax.reward.math.syntax import Node, holds
+from polaris_jax.reward.math.syntax import Node, Undecidable, exact_value, holds
 
 MAX_SIDE = 4
 MAX_ENTRY_NODES = 500  # a product of products doubles its entries: past this it is left as written

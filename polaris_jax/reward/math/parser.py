@@ -5,13 +5,12 @@ and depth, size and number of digits are bounded while parsing.
 from __future__ import annotations
 
 from polaris_jax.reward.math.atoms import AtomReader
-from polaris_jax.reward.math.cursor import END
+from polaris_jax.reward.math.cursor import END, RELATIONS
 from polaris_jax.reward.math.normalize import Token, Unreadable
-from polaris_jax.reward.math.number_words import spelt_number
 from polaris_jax.reward.math.relations import is_inequality
 from polaris_jax.reward.math.syntax import Node, number, product, render, signed, tree_depth
-from polaris_jax.reward.math.units import RELATIONS
 from polaris_jax.reward.math.vocabulary import CURRENCIES, SEPARATORS, unit_name
+from polaris_jax.reward.math.words import spelt_number
 
 MAX_TREE_DEPTH = 120
 _STARTS_ATOM = frozenset({"(", "[", "{", "S{", "|", "dollar", "pounds"})

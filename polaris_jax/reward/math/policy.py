@@ -1,12 +1,17 @@
-"""Which unequal forms count as equal: three presets, `strict`, `default` and `lenient`.
+"""The rules of a comparison: which unequal forms count as equal, what it says, what it may cost.
 
-Training uses `default`. Each field is one decision; `docs/grading.md` shows them side by side.
+Training uses the preset `default`. Each field of a `Policy` is one decision; `docs/grading.md`
+shows the three presets side by side. No mathematics is imported here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import threading
 from types import MappingProxyType
+from typing import NamedTuple
+
+# ---- presets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,3 +80,37 @@ def policy_named(preset: str) -> Policy:
             "pass one of them"
         )
     return PRESETS[preset]
+
+
+# ---- what a layer says of a pair
+
+
+class Verdict(NamedTuple):
+    """Whether two answers are equal, which layer decided, and why not ("" for equal ones)."""
+
+    equal: bool
+    layer: str
+    reason: str = ""
+
+
+# ---- steps that one pair may cost: a list of fifty sums against another is thousands of values,
+# each within its own limit; kept by thread, like mpmath's context
+
+MAX_PAIR_STEPS = 100_000  # some tenths of a second
+
+_LEFT = threading.local()
+
+
+def start_pair() -> None:
+    """Gives this thread the steps of a new pair of answers."""
+    _LEFT.steps = MAX_PAIR_STEPS
+
+
+def steps_left() -> int:
+    """What this thread's pair has left, below zero where its last value took more."""
+    return getattr(_LEFT, "steps", MAX_PAIR_STEPS)
+
+
+def spend(steps: int) -> None:
+    """Takes the steps of one value off."""
+    _LEFT.steps = steps_left() - steps

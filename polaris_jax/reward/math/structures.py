@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from polaris_jax.reward.math import numeric
 from polaris_jax.reward.math.intervals import is_set_like, same_sets
 from polaris_jax.reward.math.matrices import worked_out
-from polaris_jax.reward.math.names import is_name, names_differ
-from polaris_jax.reward.math.policy import Policy
+from polaris_jax.reward.math.policy import Policy, Verdict
 from polaris_jax.reward.math.relations import (
     FLIPPED,
     calls_as_products,
@@ -20,17 +18,18 @@ from polaris_jax.reward.math.relations import (
     in_order_of,
     is_exclusion,
     is_inequality,
+    is_name,
     left_minus_right,
     named_value,
+    names_differ,
     names_of,
     ordered_values,
     proportional_inequalities,
     values,
     without_subscripts,
 )
-from polaris_jax.reward.math.scalars import compare_scalars, same_scalar
+from polaris_jax.reward.math.scalars import compare_scalars, proportional, same_scalar
 from polaris_jax.reward.math.syntax import Node, holds, symbols
-from polaris_jax.reward.math.verdict import Verdict
 
 MAX_ITEMS = 200
 MAX_PAIRS = 2500  # comparisons of two unordered collections
@@ -362,7 +361,7 @@ def _same_equation(answer: Node, gold: Node, policy: Policy) -> bool:
     if any(side[0] in ("tuple", "set", "list", "matrix") for side in answer[1] + gold[1]):
         return _same_sequence(answer[1], gold[1], policy)
     answer, gold = constant_calls_as_letters(answer), constant_calls_as_letters(gold)
-    return numeric.proportional(left_minus_right(answer), left_minus_right(gold))
+    return proportional(left_minus_right(answer), left_minus_right(gold))
 
 
 def _same_chain(answer: Node, gold: Node, policy: Policy) -> bool:
