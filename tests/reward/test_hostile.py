@@ -194,8 +194,8 @@ def test_long_lists_of_sums_share_one_budget(tmp_path: Path) -> None:
 def patterns() -> list[tuple[str, re.Pattern[str]]]:
     """Every regular expression of the package's modules."""
     found = []
-    for module in pkgutil.iter_modules(reward.__path__):
-        loaded = importlib.import_module(f"polaris_jax.reward.{module.name}")
+    for module in pkgutil.walk_packages(reward.__path__, "polaris_jax.reward."):
+        loaded = importlib.import_module(module.name)
         for name, value in vars(loaded).items():
             if isinstance(value, re.Pattern):
                 found.append((f"{module.name}.{name}", value))
