@@ -167,6 +167,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             gguf_rotary="neighbours",
             config_fields={"attention_bias": False, "mlp_bias": False},
         ),
+        "olmo2": Family(
+            "Olmo2ForCausalLM",
+            norms="after",
+            qk_norm="projection",
+            rms_norm_eps=1e-5,
+            all_kv_heads=True,
+            config_fields={"attention_bias": False},
+        ),
     }
 )
 

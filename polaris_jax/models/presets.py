@@ -1,4 +1,4 @@
-"""Architectures of the recipe's base models, for plans and shape tests without their weights."""
+"""Architectures of published base models, for plans and shape tests without their weights."""
 
 from __future__ import annotations
 
@@ -48,6 +48,25 @@ def _r1_distill_qwen(
     )
 
 
+def _olmo2(
+    hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int
+) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=100_352,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=128,
+        rope_theta=5e5,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=4096,
+        tie_embeddings=False,
+        model_type="olmo2",
+    )
+
+
 PRESETS: dict[str, ModelConfig] = {
     "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, tie_embeddings=True),
     "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, tie_embeddings=True),
@@ -56,6 +75,8 @@ PRESETS: dict[str, ModelConfig] = {
     "qwen3-14b": _qwen3(5120, 17_408, 40, 40, tie_embeddings=False),
     "r1-distill-qwen-1.5b": _r1_distill_qwen(151_936, 1536, 8960, 12, 2),
     "r1-distill-qwen-7b": _r1_distill_qwen(152_064, 3584, 18_944, 28, 4),
+    "olmo-2-0425-1b": _olmo2(2048, 8192, 16, 16),
+    "olmo-2-1124-7b": _olmo2(4096, 11_008, 32, 32),
 }
 
 

@@ -18,6 +18,8 @@ PUBLISHED = {
     "qwen3-14b": (5120, 17_408, 40, 40, 8, 151_936, 1e6, 40_960, False),
     "r1-distill-qwen-1.5b": (1536, 8960, 28, 12, 2, 151_936, 1e4, 131_072, False),
     "r1-distill-qwen-7b": (3584, 18_944, 28, 28, 4, 152_064, 1e4, 131_072, False),
+    "olmo-2-0425-1b": (2048, 8192, 16, 16, 16, 100_352, 5e5, 4096, False),
+    "olmo-2-1124-7b": (4096, 11_008, 32, 32, 32, 100_352, 5e5, 4096, False),
 }
 # As the model pages count them. The files of Qwen3-0.6B and 1.7B hold the tied head once more,
 # which the pages count too: 751,632,384 and 2,031,739,904 there.
@@ -29,6 +31,8 @@ PARAMETERS = {
     "qwen3-14b": 14_768_307_200,
     "r1-distill-qwen-1.5b": 1_777_088_000,
     "r1-distill-qwen-7b": 7_615_616_512,
+    "olmo-2-0425-1b": 1_484_916_736,
+    "olmo-2-1124-7b": 7_298_617_344,
 }
 
 
@@ -46,13 +50,11 @@ def test_presets_are_the_published_config_json(name):
         c.max_position_embeddings,
         c.tie_embeddings,
     )
-    is_qwen3 = name.startswith("qwen3")
     assert c.head_dim == 128
     assert c.rms_norm_eps == 1e-6
     assert c.rope_scaling is None
-    assert (c.model_type, c.qk_norm, c.qkv_bias) == (
-        ("qwen3", True, False) if is_qwen3 else ("qwen2", False, True)
-    )
+    family = {"qwen3": ("qwen3", True, False), "olmo-": ("olmo2", True, False)}
+    assert (c.model_type, c.qk_norm, c.qkv_bias) == family.get(name[:5], ("qwen2", False, True))
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

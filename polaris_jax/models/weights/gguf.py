@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 # the checkpoints' own tokenizer.json.
 _GPT2_PRE = ("gpt-2",)
 _DIGITS_PRE = ("smollm", "starcoder")  # GPT-2's split, and every digit on its own
+_LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _PATTERN_PRE = {
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "llama-bpe": _LLAMA3_PATTERN,
+    "dbrx": _LLAMA3_PATTERN,  # OLMo 2's
 }
 _SAME_PRE = {"deepseek-r1-qwen": "qwen2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
 _NFC_PRE = ("qwen2",)
@@ -103,6 +107,11 @@ class GgufFile:
                 f"are not supported (head width {head_dim})"
             )
         max_positions = int(self._need("context_length"))
+        if 0 < int(self.get(f"{arch}.attention.sliding_window", 0)) < max_positions:
+            raise ValueError(
+                f"{self.path}: {arch}.attention.sliding_window is set: sliding-window attention is "
+                "not supported; take a model without it"
+            )
         vocab_size = int(self._shape("token_embd.weight")[0])
         ends = [self.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
         return ModelConfig(

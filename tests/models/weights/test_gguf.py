@@ -50,7 +50,7 @@ def assert_equal_params(got: Qwen, want: Qwen) -> None:
 
 
 @pytest.mark.parametrize("name", list(BY_NAME))
-def test_qwen_weights_and_config_equal_the_safetensors(name, tmp_path):
+def test_weights_and_config_equal_the_safetensors(name, tmp_path):
     a = BY_NAME[name]
     want, _ = load_pretrained(write_checkpoint(tmp_path / "hf", a, "plain"))
     file = write_gguf(tmp_path / "m.gguf", a.model_type, a, tensors(a), tokenizer=TOKENIZER)
@@ -241,6 +241,7 @@ def test_tokenizer_from_metadata(tmp_path):
         ("qwen2", "12 1", ["1", "2", "Ġ", "1"]),
         ("deepseek-r1-qwen", "12 1", ["1", "2", "Ġ", "1"]),
         ("llama-bpe", "12 1", ["12", "Ġ", "1"]),
+        ("dbrx", "12 1", ["12", "Ġ", "1"]),
     ],
 )
 def test_pre_tokenizers_split_digits_their_own_way(pre, text, want, tmp_path):
@@ -280,6 +281,7 @@ def test_defects_are_named(tmp_path):
     missing = {n: v for n, v in values.items() if "layers.1.mlp.up" not in n}
     refused(r"layers\.1\.mlp\.up_proj\.weight is missing", values=missing, tokenizer=TOKENIZER)
     refused("rope.dimension_count=8", extra={"qwen2.rope.dimension_count": 8})
+    refused("sliding_window is set", extra={"qwen2.attention.sliding_window": 8})
     refused("longrope", extra={"qwen2.rope.scaling.type": "longrope"})
     whole = file.read_bytes()
     for damaged in (b"GGML" + whole[4:], whole[:100], whole[: len(whole) // 2], b""):

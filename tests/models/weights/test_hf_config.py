@@ -75,6 +75,30 @@ LLAMA = {
     "tie_word_embeddings": True,
     "vocab_size": 49152,
 }
+OLMO2_7B = {
+    "architectures": ["Olmo2ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "eos_token_id": 100257,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "model_type": "olmo2",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "pad_token_id": 100277,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 500000,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "use_cache": True,
+    "vocab_size": 100352,
+}
+BASES = [QWEN3_4B, R1_DISTILL_7B, LLAMA, OLMO2_7B]
 YARN = {"rope_type": "yarn", "factor": 1.5, "original_max_position_embeddings": 32768}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -98,11 +122,12 @@ def in_spelling_5(fields: dict) -> dict:
 def test_known_checkpoints_give_their_presets():
     assert parse_config(QWEN3_4B) == PRESETS["qwen3-4b"]
     assert parse_config(R1_DISTILL_7B) == PRESETS["r1-distill-qwen-7b"]
+    assert parse_config(OLMO2_7B) == PRESETS["olmo-2-1124-7b"]
     llama = parse_config(LLAMA)
     assert (llama.qkv_bias, llama.qk_norm, llama.head_dim) == (False, False, 64)
 
 
-@pytest.mark.parametrize("base", [QWEN3_4B, R1_DISTILL_7B, LLAMA], ids=["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("base", BASES, ids=[base["model_type"] for base in BASES])
 @pytest.mark.parametrize(
     "scaling",
     [
@@ -144,7 +169,7 @@ def with_explicit_factor(config: ModelConfig) -> ModelConfig:
 
 
 @pytest.mark.parametrize("scaling", [None, YARN, LLAMA3], ids=["none", "yarn", "llama3"])
-@pytest.mark.parametrize("base", [QWEN3_4B, R1_DISTILL_7B, LLAMA], ids=["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("base", BASES, ids=[base["model_type"] for base in BASES])
 def test_transformers_reads_what_we_write_and_we_read_what_it_writes(base, scaling, tmp_path):
     config = parse_config(base | {"rope_scaling": scaling})
     (tmp_path / "config.json").write_text(json.dumps(config_json(config, dtype="bfloat16")))
@@ -258,7 +283,7 @@ def test_sliding_window_is_judged_by_layer_types_where_they_are():
     assert parse_config(fields) == PRESETS["qwen3-4b"]
 
 
-@pytest.mark.parametrize("base", [QWEN3_4B, R1_DISTILL_7B, LLAMA], ids=["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("base", BASES, ids=[base["model_type"] for base in BASES])
 def test_null_kv_heads_are_as_many_as_query_heads(base):
     config = parse_config(base | {"num_key_value_heads": None})
     assert config.num_kv_heads == config.num_heads == base["num_attention_heads"]

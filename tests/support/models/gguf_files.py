@@ -28,13 +28,20 @@ _NAMES = {
 }
 
 
-def gguf_name(name: str) -> str:
-    """Hugging Face's tensor name -> llama.cpp's."""
+_NAMES_AFTER = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def gguf_name(name: str, *, norms_after: bool = False) -> str:
+    """Hugging Face's tensor name -> llama.cpp's; `norms_after` as in OLMo 2."""
     stem, kind = name.rsplit(".", 1)
     if stem in _NAMES:
         return f"{_NAMES[stem]}.{kind}"
     _, _, layer, part = stem.split(".", 3)
-    return f"blk.{layer}.{_NAMES[part]}.{kind}"
+    names = _NAMES | _NAMES_AFTER if norms_after else _NAMES
+    return f"blk.{layer}.{names[part]}.{kind}"
 
 
 def permute(value: np.ndarray, heads: int) -> np.ndarray:
@@ -118,7 +125,7 @@ def write_gguf(
             value = permute(value, a.num_heads if "q_proj" in name else a.num_kv_heads)
         stored = kind if value.ndim == 2 else GGMLQuantizationType.F32
         data = value if value.dtype == np.uint8 else quantize(value, stored)
-        out.add_tensor(gguf_name(name), data, raw_dtype=stored)
+        out.add_tensor(gguf_name(name, norms_after=a.norms_after), data, raw_dtype=stored)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
