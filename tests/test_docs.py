@@ -1,9 +1,12 @@
-"""Links, paths and module names in the documents lead somewhere; decisions stay short."""
+"""Links, paths and names in the documents lead somewhere; decisions stay short."""
 
 import pathlib
 import re
 
 import pytest
+
+from polaris_jax.run.step_clock import GRADER_STATS, SAMPLER_STATS
+from polaris_jax.step import COUNTED
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -83,6 +86,26 @@ def test_paths_and_modules_exist(page):
     text = page.read_text()
     assert missing_paths(text) == []
     assert missing_modules(text) == []
+
+
+def test_the_architecture_names_what_exists():
+    package = "\n".join(path.read_text() for path in (ROOT / "polaris_jax").rglob("*.py"))
+    spans = re.findall(r"`([A-Za-z_][\w.]*)`", (ROOT / "docs/architecture.md").read_text())
+    names = {span.split(".")[-1] for span in spans if not span.endswith((".json", ".jsonl"))}
+    assert len(names) > 50
+    assert [n for n in sorted(names) if not re.search(rf"\b{re.escape(n)}\b", package)] == []
+
+
+def test_every_metric_is_described():
+    areas = "rollout|update|batch|data|eval|time|throughput|memory|reward|sampler|compiles"
+    package = [path.read_text() for path in sorted((ROOT / "polaris_jax").rglob("*.py"))]
+    names = re.findall(rf'"((?:{areas})/[a-z_@]+)"', "\n".join(package))
+    names += [f"batch/{name}" for name in COUNTED]
+    names += [f"sampler/{name}" for name in SAMPLER_STATS]
+    names += [f"reward/{name}" for name in GRADER_STATS]
+    page = (ROOT / "docs/howto/reading_a_run.md").read_text()
+    assert len(names) > 50
+    assert [name for name in sorted(set(names)) if name not in page] == []
 
 
 @pytest.mark.parametrize("page", DECISIONS, ids=named)
