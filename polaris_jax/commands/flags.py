@@ -13,8 +13,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from polaris_jax.commands.config_file import load_config
-from polaris_jax.commands.overrides import check_override, overrides
+from polaris_jax.commands.config_file import check_override, load_config, overrides
 from polaris_jax.config import ConfigError, RunConfig, build_config
 from polaris_jax.config.listing import fields_text, sections_text
 from polaris_jax.system.files import as_place, is_remote

@@ -13,13 +13,36 @@ Example:
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
 from absl import flags
+from etils import epath
 
 from polaris_jax.commands.flags import parse
 from polaris_jax.config import ConfigError
-from polaris_jax.system.files import as_place, is_remote
+from polaris_jax.data.problems import read_problems
+from polaris_jax.data.sources import DataError
+from polaris_jax.reward import Grader
+from polaris_jax.reward.extract import Mode
+from polaris_jax.reward.math.equivalence import explain_path, gold_texts
+from polaris_jax.run.progress_file import name_aside, whole_rows
+from polaris_jax.system.files import append_bytes, as_place, is_remote, write_bytes
 from polaris_jax.system.interrupts import begin_work
+from polaris_jax.system.progress import Progress
 
+BATCH_ROWS = 1000
+HASH_BYTES = 1 << 20
+TEXT_FIELDS = ("text", "response", "completion", "output", "answer")
+GOLD_FIELDS = ("gold", "answer", "final_answer", "ground_truth", "expected_answer")
 MODES = ["train", "eval", "free"]
 PRESETS = ["strict", "default", "lenient"]
 
@@ -45,8 +68,6 @@ def main(argv: list[str]) -> int:
     pair, argv = _explained_pair(argv)
     own = parse("grade", argv, doc=__doc__ or "", define=_define, takes_config=False).flags
     if pair is not None:
-        from polaris_jax.reward.math.equivalence import explain_path
-
         print(explain_path(*pair, preset=own["preset"]))
         return 0
     for name in ("input", "out"):
@@ -64,9 +85,6 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--out={own['out']}: it needs to be a file in a directory that exists")
     if out.exists() and out.resolve() == source.resolve():
         raise ConfigError(f"--out={own['out']}: it is the input; name another file")
-    from polaris_jax.reward.grade_file import GradeOptions, grade_file
-    from polaris_jax.system.progress import Progress
-
     options = GradeOptions(
         text_field=own["text_field"],
         gold_field=own["gold_field"],
@@ -91,3 +109,240 @@ def _explained_pair(argv: list[str]) -> tuple[tuple[str, str] | None, list[str]]
     if len(pair) != 2:
         raise ConfigError("--explain: needs an answer and a gold answer behind it")
     return (pair[0], pair[1]), [*argv[:place], *argv[place + 3 :]]
+
+
+@dataclasses.dataclass(frozen=True)
+class GradeOptions:
+    """How rows are read and graded.
+
+    Attributes:
+        text_field: name of the response field; "": the first of TEXT_FIELDS in the first row.
+        gold_field: name of the gold answer field; "": the first of GOLD_FIELDS.
+        problems: problem file with the golds, looked up by `problem_id`; "": the rows hold golds.
+        mode: "train", "eval" or "free".
+        preset: "strict", "default" or "lenient".
+        workers, timeout_s, memory_limit_bytes: the arguments of `Grader`.
+    """
+
+    text_field: str = ""
+    gold_field: str = ""
+    problems: str = ""
+    mode: Mode = "eval"
+    preset: str = "default"
+    workers: int = 2
+    timeout_s: float = 5.0
+    memory_limit_bytes: int = 1 << 30
+
+
+@dataclasses.dataclass
+class GradeSummary:
+    """Counts over the complete output file, including rows of earlier calls."""
+
+    rows: int = 0
+    resumed: int = 0
+    correct: int = 0
+    layers: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Counts a row of the output."""
+        self.rows += 1
+        self.correct += row["reward"] == 1.0
+        self.layers[f"{row['layer']} {'equal' if row['reward'] else 'not equal'}"] += 1
+
+    def table(self) -> str:
+        """Rows by the layer that decided, most frequent first."""
+        share = f" ({self.correct / self.rows:.1%})" if self.rows else ""
+        lines = [f"{self.rows} rows, {self.correct} correct{share}"]
+        for name, count in sorted(self.layers.items(), key=lambda item: (-item[1], item[0])):
+            layer, _, verdict = name.partition(" ")
+            lines.append(f"  {layer:<12}{verdict:<12}{count:>8}")
+        return "\n".join(lines)
+
+
+def grade_file(
+    source: epath.Path, out: epath.Path, options: GradeOptions, *, progress: Progress
+) -> GradeSummary:
+    """Grades each row of a JSON-lines file; a rerun continues after the last finished row.
+
+    The first line of `out` records the input and the options. Then each input row has one line: its
+    fields without the text, and row, reward, answer, gold, layer, reason, answer_form, gold_form.
+
+    Raises:
+        ConfigError: a file, line or field is missing or not readable.
+    """
+    head = json.dumps({"identity": _identity(source, options)}, sort_keys=True)
+    summary = _resume(out, head, progress)
+    if summary.resumed:
+        progress.line(f"resumed after {summary.resumed} rows")
+    golds = _golds(options.problems) if options.problems else None
+    rows = itertools.islice(_rows(source, options, golds), summary.resumed, None)
+    with Grader(
+        options.workers,
+        options.timeout_s,
+        options.memory_limit_bytes,
+        preset=options.preset,
+    ) as grader:
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
+            texts, answers = [row.text for row in batch], [row.gold for row in batch]
+            lines = []
+            for row, grade in zip(batch, grader.grade(texts, answers, options.mode), strict=True):
+                found = row.others | {"row": row.number, "gold": row.gold} | grade._asdict()
+                lines.append(json.dumps(_finite(found), allow_nan=False) + "\n")
+                summary.add(found)
+            append_bytes(out, "".join(lines).encode())
+            progress.line(f"graded {summary.rows} rows")
+    return summary
+
+
+def _golds(problems: str) -> dict[str, Any]:
+    """The gold of every id, by the ids that responses name."""
+    try:  # as `evaluate` reads: repeats stay
+        found, _ = read_problems(problems, unique=False, field="--problems")
+    except DataError:  # as `train` reads: an id's second problem is renamed
+        found, _ = read_problems(problems, field="--problems")
+    return {problem.id: problem.answer for problem in found}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    number: int
+    text: str
+    gold: Any
+    others: dict[str, Any]
+
+
+def _identity(source: epath.Path, options: GradeOptions) -> dict[str, Any]:
+    """The identity of the output: the input's bytes and the options of reading and comparing."""
+    names = ("text_field", "gold_field", "mode", "preset", "timeout_s", "memory_limit_bytes")
+    found = {name: getattr(options, name) for name in names}
+    for name, path in (("input", source), ("problems", as_place(options.problems or os.devnull))):
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(HASH_BYTES):
+                digest.update(block)
+        found[name] = digest.hexdigest()
+    return found
+
+
+def _resume(out: epath.Path, head: str, progress: Progress) -> GradeSummary:
+    """Counts the finished rows of an output with an equal identity; sets other outputs aside.
+
+    An output with an equal identity that was set aside before is put back.
+    """
+    summary = GradeSummary()
+    present = out.read_bytes() if out.exists() else None
+    first, *lines = io.BytesIO(present or b"").readlines() or [b""]
+    if present is not None and first != head.encode() + b"\n":
+        own = out.with_name(name_aside(out.name, head.encode()))
+        first = first.rstrip(b"\n")
+        if lines or (first and not first.startswith(b'{"identity"')):
+            aside = out.with_name(name_aside(out.name, first))
+            write_bytes(aside, present)
+            progress.line(f"{len(lines)} rows of other settings set aside as {aside}")
+        first, *lines = io.BytesIO(own.read_bytes() if own.exists() else b"").readlines() or [b""]
+    if first != head.encode() + b"\n":
+        lines = []
+    whole = b"".join([head.encode() + b"\n", *_count(lines, summary)])
+    if whole != present:
+        write_bytes(out, whole)
+    summary.resumed = summary.rows
+    return summary
+
+
+def _count(lines: list[bytes], summary: GradeSummary) -> list[bytes]:
+    """Counts the complete rows before the first torn or damaged one, and returns their lines."""
+    for done, line in enumerate(lines):
+        row = whole_rows([line])
+        if not line.endswith(b"\n") or not row or not _is_graded(row[0]):
+            return lines[:done]
+        summary.add(row[0])
+    return lines
+
+
+def _is_graded(row: dict[str, Any]) -> bool:
+    return row.get("reward") in (0.0, 1.0) and isinstance(row.get("layer"), str)
+
+
+def _finite(value: Any) -> Any:
+    """A JSON value with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list) else value
+
+
+def _rows(
+    source: epath.Path, options: GradeOptions, golds: dict[str, Any] | None
+) -> Iterator[_Row]:
+    text_field, gold_field = options.text_field, options.gold_field
+    with (
+        source.open("rb") as raw,  # a store gives text in no other encoding than UTF-8
+        io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace") as file,
+    ):
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            row = _parsed(source, number, line)
+            if set(row) == {"identity"}:  # the first line of evaluate's responses.jsonl
+                continue
+            text_field = text_field or _first_of(TEXT_FIELDS, row, "--text_field", source, number)
+            if golds is None:
+                others = [name for name in GOLD_FIELDS if name != text_field]
+                if not gold_field and "problem_id" in row and not set(others) & set(row):
+                    raise ConfigError(
+                        f"--problems: needed, {source}, line {number} has a problem_id and no "
+                        "gold; name the problem file, as evaluate.problems did, like "
+                        "--problems=aime24.jsonl"
+                    )
+                gold_field = gold_field or _first_of(others, row, "--gold_field", source, number)
+                gold = _field(row, gold_field, source, number)
+            else:
+                key = str(_field(row, "problem_id", source, number))
+                if key not in golds:
+                    raise ConfigError(f"{source}, line {number}: no problem {key!r} in --problems")
+                gold = golds[key]
+            try:
+                gold_texts(gold)
+            except (TypeError, RecursionError) as error:
+                raise ConfigError(
+                    f"{source}, line {number}: {gold_field or 'gold'}: {error}"
+                ) from None
+            text = _field(row, text_field, source, number)
+            if not isinstance(text, str):
+                raise ConfigError(
+                    f"{source}, line {number}: {text_field} is {type(text).__name__}; "
+                    "a response is a string"
+                )
+            kept = {name: value for name, value in row.items() if name not in (text_field,)}
+            yield _Row(number, text, gold, kept)
+
+
+def _parsed(source: epath.Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{source}, line {number}: not JSON ({error})") from None
+    except RecursionError:
+        raise ConfigError(f"{source}, line {number}: not JSON (nested too deeply)") from None
+    if not isinstance(row, dict):
+        raise ConfigError(f"{source}, line {number}: {type(row).__name__}; a row is a JSON object")
+    return row
+
+
+def _field(row: dict[str, Any], name: str, source: epath.Path, number: int) -> Any:
+    if name not in row:
+        raise ConfigError(
+            f"{source}, line {number}: no field {name!r}; there are {', '.join(sorted(row))}"
+        )
+    return row[name]
+
+
+def _first_of(names: Any, row: dict[str, Any], flag: str, source: epath.Path, number: int) -> str:
+    found = next((name for name in names if name in row), None)
+    if found is None:
+        raise ConfigError(
+            f"{flag}: needed, {source}, line {number} has none of {', '.join(names)}; "
+            f"there are {', '.join(sorted(row))}"
+        )
+    return found

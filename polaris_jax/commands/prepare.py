@@ -11,19 +11,72 @@ Example:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
+from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.system.interrupts import begin_work
+
+if TYPE_CHECKING:
+    from etils import epath
+
+    from polaris_jax.records import Problem
+    from polaris_jax.system.progress import Progress
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     command = parse("prepare", argv, doc=__doc__ or "")
     start_jax(command)
-    from polaris_jax.measure.prepare import prepare
     from polaris_jax.system.processes import is_first
     from polaris_jax.system.progress import Progress
 
     begin_work()
     prepare(command.config, command.workdir, progress=Progress(enabled=is_first()))
     return 0
+
+
+def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> None:
+    """Reads, validates, deduplicates and filters problems; writes them and prepare.json.
+
+    Raises:
+        ConfigError: no source, no problem left, or the workdir holds another config's run.
+    """
+    from polaris_jax.assemble import load_base_tokenizer
+    from polaris_jax.data.problem_sets import PREPARED, fitting
+    from polaris_jax.data.problems import write_problems
+    from polaris_jax.run.record import refuse_other_run
+    from polaris_jax.run.workdir import ensure_workdir, write_json
+
+    refuse_other_run(workdir, config, sections=("model", "data", "warmstart"))
+    ensure_workdir(workdir)
+    problems, origin, read = _read(config, workdir, progress)
+    tokenizer = load_base_tokenizer(config)
+    kept = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
+    write_problems(kept, workdir / PREPARED)
+    if len(kept) < len(problems):
+        read["counts"]["prompt_too_long"] = len(problems) - len(kept)
+    write_json(workdir / "prepare.json", read | {"source": origin, "kept": len(kept)})
+    progress.line(f"prepared {len(kept)} problems from {origin} -> {PREPARED}")
+
+
+def _read(
+    config: RunConfig, workdir: epath.Path, progress: Progress
+) -> tuple[list[Problem], str, dict[str, Any]]:
+    """The problems, the name of their source, and the counts of its rows for prepare.json."""
+    from polaris_jax.assemble import training_problems
+    from polaris_jax.data.problems import read_problems
+
+    if config.data.problems:
+        problems, report = read_problems(config.data.problems)
+        for message in report.messages:
+            progress.line(f"left out: {message}")
+        return problems, config.data.problems, report.as_dict()
+    if not config.data.arithmetic.train:
+        raise ConfigError(
+            "data.problems='': nothing to prepare; name a file or a data set, like "
+            "--config.data.problems=problems.jsonl"
+        )
+    problems, origin = training_problems(config, workdir, progress, prepared=False)
+    return problems, origin, {"rows": len(problems), "counts": {}, "messages": []}

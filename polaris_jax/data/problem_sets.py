@@ -15,6 +15,7 @@ from polaris_jax.records import Problem
 
 PREPARED = "problems.parquet"  # written by `polaris prepare`
 CURATED = "curated.parquet"  # written by `polaris calibrate`
+NAMED_PROMPTS = 3  # prompts that are too long which a line names; all are counted
 Say = Callable[[str], None]
 Make = Callable[[], list[Problem]]
 
@@ -84,13 +85,15 @@ def fitting(
         max_prompt_tokens=data.max_prompt_tokens,
     )
     if dropped:
-        longest = max(dropped, key=lambda i: dropped[i])
+        longest = sorted(dropped, key=lambda i: -dropped[i])[:NAMED_PROMPTS]
+        some = ", ".join(f"{name} ({dropped[name]} tokens)" for name in longest)
         say(
             f"left out {len(dropped)} problems with prompts over data.max_prompt_tokens="
-            f"{data.max_prompt_tokens}, the longest {longest} ({dropped[longest]} tokens)"
+            f"{data.max_prompt_tokens}, the longest {some}"
         )
     if not kept:
         raise ConfigError(
-            f"data.max_prompt_tokens={data.max_prompt_tokens}: no prompt is that short; raise it"
+            f"data.max_prompt_tokens={data.max_prompt_tokens}: none of the {len(problems)} prompts "
+            "is that short; raise it"
         )
     return kept

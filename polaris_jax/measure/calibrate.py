@@ -20,7 +20,7 @@ from polaris_jax.assemble import (
 from polaris_jax.config import RunConfig, config_fields
 from polaris_jax.data.problem_sets import PREPARED, fitting, read_named
 from polaris_jax.data.problems import write_problems
-from polaris_jax.measure.policy import open_policy
+from polaris_jax.measure.solve import open_policy
 from polaris_jax.models.positions import check_positions
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure

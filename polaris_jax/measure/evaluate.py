@@ -27,7 +27,7 @@ from polaris_jax.evaluate.estimators import (
     length_groups,
     pass_at_k,
 )
-from polaris_jax.measure.policy import open_policy
+from polaris_jax.measure.solve import open_policy
 from polaris_jax.models import Qwen
 from polaris_jax.models.positions import check_evaluated_positions, yarn_scaling
 from polaris_jax.models.weights.sources import agree_on_weights

@@ -20,7 +20,7 @@ from polaris_jax.data.problem_sets import fitting
 from polaris_jax.explore import find_zones
 from polaris_jax.explore.temperature import measure_candidate
 from polaris_jax.explore.zones import MIN_SAMPLES
-from polaris_jax.measure.policy import open_policy
+from polaris_jax.measure.solve import open_policy
 from polaris_jax.models.positions import check_positions
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import probe_figure

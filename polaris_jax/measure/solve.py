@@ -1,22 +1,29 @@
-"""Problems sampled and graded by all processes together."""
+"""Problems sampled and graded by all processes together, and the policy that commands open."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from polaris_jax.assemble import Solver
+from polaris_jax.assemble import Solver, open_solver
+from polaris_jax.config import RunConfig
 from polaris_jax.data.prompts import render_prompt
+from polaris_jax.models import Qwen, RopeScaling
 from polaris_jax.records import Graded, Group, Problem
 from polaris_jax.reward import Grader
 from polaris_jax.reward.extract import Mode
 from polaris_jax.reward.grade_ahead import GradeAhead, gradable
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.groups import begin, sample_groups
+from polaris_jax.rollout.samplers import Samplers
+from polaris_jax.sharding import split_devices
 from polaris_jax.system import processes
+from polaris_jax.system.failures import at_run_time
+from polaris_jax.system.progress import Progress
 
 
 def solve(
@@ -124,3 +131,71 @@ def grade_groups(
 def graded_here(number: int) -> bool:
     """True if this process grades group number `number` of those that were sampled."""
     return number % jax.process_count() == jax.process_index()
+
+
+class Policy:
+    """Samples and grades problems under fixed settings; made by `open_policy`."""
+
+    def __init__(self, solver: Solver, sampler: Sampler) -> None:
+        self._solver, self._sampler = solver, sampler
+
+    def solve(self, problems: Sequence[Problem], **settings: Any) -> Graded:
+        """Graded responses to each problem; settings as in `solve`."""
+        return solve(self._solver, self._sampler, problems, **settings)
+
+    def prefix_rewards(
+        self, graded: Graded, budgets: Sequence[int]
+    ) -> dict[tuple[int, int], dict[int, float]]:
+        """(p, r) -> budget -> reward of the response's first `budget` tokens, if that cuts it.
+
+        Graded in mode "eval" (the last box anywhere), each process a share.
+        """
+        cut = [
+            (p, r, budget)
+            for p, group in enumerate(graded.token_ids)
+            for r, token_ids in enumerate(group)
+            for budget in budgets
+            if budget < len(token_ids)
+        ]
+        mine = cut[jax.process_index() :: jax.process_count()]
+        texts = [
+            self._solver.tokenizer.decode(graded.token_ids[p][r][:budget], skip_special_tokens=True)
+            for p, r, budget in mine
+        ]
+        golds = [graded.golds[p] for p, _, _ in mine]
+        rewards = self._solver.grader.score(texts, golds, mode="eval").tolist()
+        shares = processes.gather_objects(rewards)
+        found: dict[tuple[int, int], dict[int, float]] = {}
+        for process, share in enumerate(shares):
+            for (p, r, budget), reward in zip(cut[process :: len(shares)], share, strict=True):
+                found.setdefault((p, r), {})[budget] = reward
+        return found
+
+
+@contextlib.contextmanager
+def open_policy(
+    config: RunConfig,
+    progress: Progress,
+    weights: tuple[Qwen, Any],
+    *,
+    max_response_tokens: int,
+    rope_scaling: RopeScaling | None = None,
+) -> Iterator[Policy]:
+    """A policy that samples with these weights.
+
+    Args:
+        config: the run's config.
+        progress: gets a line about the sampler's kernels.
+        weights: (model, tokenizer).
+        max_response_tokens: longest budget that will be asked for.
+        rope_scaling: rotary scaling to sample under; None keeps the model's own.
+    """
+    model, tokenizer = weights
+    end_ids = model.config.end_ids
+    if rope_scaling is not None:
+        model = model.with_rope_scaling(rope_scaling)
+    samplers = Samplers(config, split_devices(0, config.rollout.processes)[1], progress)
+    with open_solver(config, tokenizer, samplers, end_ids=end_ids) as solver:
+        sampler = solver.samplers.make(model, max_response_tokens=max_response_tokens)
+        with at_run_time(lambda: "sampling"):
+            yield Policy(solver, sampler)

@@ -255,7 +255,7 @@ def test_a_prompt_that_is_too_long_is_named_and_counted(line, tmp_path, capsys):
     where = tmp_path / "run"
     assert main(["prepare", *line, f"--workdir={where}", f"--config.data.problems={rows}"]) == 0
     assert re.search(
-        r"left out: 1 prompts over data.max_prompt_tokens=\d+: long \(\d+\)",
+        r"left out 1 problems .* over data.max_prompt_tokens=\d+, the longest long \(\d+ tokens\)",
         capsys.readouterr().out,
     )
     summary = read(where / "prepare.json")

@@ -2,8 +2,8 @@
 
 import pytest
 
+from polaris_jax.commands.config_file import overrides
 from polaris_jax.commands.flags import parse
-from polaris_jax.commands.overrides import overrides
 from polaris_jax.config import ConfigError
 
 TINY = "--config=configs/tiny_cpu.py"

@@ -14,7 +14,7 @@ from polaris_jax.assemble import open_solver
 from polaris_jax.config import ArithmeticSection, ConfigError, EvaluateSection, RunConfig
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import warmstart_model_config
-from polaris_jax.measure import evaluate, policy, solve
+from polaris_jax.measure import evaluate, solve
 from polaris_jax.measure.evaluate import response_identity
 from polaris_jax.models import Qwen, RopeScaling
 from polaris_jax.records import Problem, Response
@@ -121,7 +121,7 @@ def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
         samplers: Any = None
         with open_solver(config, tokenizer, samplers, end_ids=()) as solver:
             sampler: Any = None
-            yield policy.Policy(solver, sampler)
+            yield solve.Policy(solver, sampler)
 
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))

@@ -6,7 +6,7 @@ import pytest
 
 from polaris_jax.__main__ import main
 from polaris_jax.measure import evaluate
-from polaris_jax.measure.policy import Policy
+from polaris_jax.measure.solve import Policy
 from tests.support.micro_run import flags, make_base
 
 pytestmark = pytest.mark.xdist_group("resumed commands")  # one worker makes the base

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from polaris_jax.commands.prepare import prepare
 from polaris_jax.config import ConfigError, build_config, default_config
 from polaris_jax.measure.calibrate import calibrate
-from polaris_jax.measure.prepare import prepare
 from polaris_jax.measure.probe import probe
 from polaris_jax.run.workdir import claim
 from polaris_jax.system.progress import Progress

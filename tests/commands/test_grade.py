@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from polaris_jax.__main__ import main
+from polaris_jax.commands import grade as grade_module
+from polaris_jax.commands.grade import GradeOptions, grade_file
 from polaris_jax.config import ConfigError
-from polaris_jax.reward import grade_file as grade_module
-from polaris_jax.reward.grade_file import GradeOptions, grade_file
 from polaris_jax.system.progress import Progress
 
 PAIRS = [("\\boxed{5}", "5"), ("\\boxed{\\frac{2}{4}}", "0.5"), ("\\boxed{6}", "7"), ("none", "1")]

@@ -5,9 +5,10 @@ import types
 import jax
 import pytest
 
+from polaris_jax import models, rollout
+from polaris_jax.commands import generate as module
 from polaris_jax.config import WarmstartSection
 from polaris_jax.demo.warmstart import warmstart_model_config
-from polaris_jax.measure import generate as module
 from polaris_jax.models import Qwen, RopeScaling
 from polaris_jax.records import Response
 
@@ -57,8 +58,8 @@ def run(monkeypatch, chunks, model=MODEL, **changes):
     def on_text(_, text):
         seen.streamed += text
 
-    monkeypatch.setattr(module, "Sampler", Told)
-    monkeypatch.setattr(module, "load_with_tokenizer", lambda *_, **__: (model, Bytes()))
+    monkeypatch.setattr(rollout, "Sampler", Told)
+    monkeypatch.setattr(models, "load_with_tokenizer", lambda *_, **__: (model, Bytes()))
     settings = {"n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 9, "seed": 0}
     settings |= {"suffix": "", "raw": True, "dtype": "float32"}
     settings |= {"yarn_factor": 1.0, "yarn_original_tokens": 0}
