@@ -1,6 +1,7 @@
 """Who may import whom, checked over every import of the tree and by loading packages for real."""
 
 import json
+import os
 import pathlib
 import resource
 import statistics
@@ -197,3 +198,28 @@ def test_no_module_loads_torch_or_tensorflow():
     modules = [n.removesuffix(".__init__") for n in names if not n.endswith("__main__")]
     loaded = loaded_after(f"import importlib\nfor n in {modules!r}: importlib.import_module(n)")
     assert loaded.isdisjoint({"torch", "tensorflow", "seqio"})
+
+
+def test_importing_and_loading_a_tokenizer_print_nothing_and_keep_the_environment(tmp_path):
+    """Outside of a command too, with torch missing (transformers advises to install it)."""
+    text = f"""
+import os, pkgutil, sys
+sys.modules["torch"] = None  # as if it were not installed
+before = dict(os.environ)
+import polaris_jax
+for module in pkgutil.iter_modules(polaris_jax.__path__):
+    if module.ispkg and module.name != "demo":
+        __import__(f"polaris_jax.{{module.name}}")
+from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.models.tokenizer import load_tokenizer
+build_tokenizer().save_pretrained({str(tmp_path)!r})
+load_tokenizer({str(tmp_path)!r})
+changed = set(os.environ.items()) ^ set(before.items())
+assert not {{name for name, _ in changed if name.startswith("TRANSFORMERS")}}, changed
+"""
+    names = ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "TRANSFORMERS_VERBOSITY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -29,7 +29,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     Its end-of-sequence token is `<|im_end|>` and its padding token `<|endoftext|>`, as Qwen's.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+
+    from polaris_jax.models.tokenizer import import_transformers
 
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = [to_bytes.pre_tokenize_str(word)[0][0] for word in _words()]
@@ -42,7 +43,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     special = [END_OF_TEXT, TURN_START, TURN_END]
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     backend.add_tokens([AddedToken(t, normalized=False) for t in (THINK_START, THINK_END)])
-    return PreTrainedTokenizerFast(
+    return import_transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=TURN_END,
         pad_token=END_OF_TEXT,

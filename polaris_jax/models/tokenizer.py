@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
 )
 # Goes with them: the ids that end a response, and the sampling that its makers recommend.
 GENERATION_FILE = "generation_config.json"
+_NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 _TEMPLATES = "additional_chat_templates"
 # Any one of these holds a vocabulary.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -60,15 +61,32 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
         with tempfile.TemporaryDirectory() as local:
             copy_tokenizer(place, epath.Path(local))
             return load_tokenizer(local)
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
+    transformers = import_transformers()
     try:
         if (place / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(str(place))
-        return AutoTokenizer.from_pretrained(str(place))
+            return transformers.PreTrainedTokenizerFast.from_pretrained(str(place))
+        return transformers.AutoTokenizer.from_pretrained(str(place))
     except Exception as error:  # `tokenizers` raises bare Exceptions for a file it cannot read
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path}: the tokenizer does not load ({reason})") from error
+
+
+def import_transformers() -> Any:
+    """The `transformers` package, imported without its advice to install PyTorch.
+
+    Nothing here needs PyTorch. The variable that silences the advice is set during the import only,
+    so that a program that imports us keeps its own setting.
+    """
+    before = os.environ.get(_NO_ADVICE)
+    os.environ[_NO_ADVICE] = "1"
+    try:
+        import transformers
+    finally:
+        if before is None:
+            del os.environ[_NO_ADVICE]
+        else:
+            os.environ[_NO_ADVICE] = before
+    return transformers
 
 
 def has_tokenizer(directory: epath.Path) -> bool:

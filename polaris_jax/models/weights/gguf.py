@@ -248,7 +248,8 @@ def gguf_tokenizer(file: os.PathLike[str] | GgufFile) -> PreTrainedTokenizerFast
         ValueError: no tokenizer in the file, or one of a kind that is not supported.
     """
     from tokenizers import AddedToken, decoders, processors
-    from transformers import PreTrainedTokenizerFast
+
+    from polaris_jax.models.tokenizer import import_transformers
 
     file = file if isinstance(file, GgufFile) else GgufFile(file)
     tokens: list[str] | None = file.get("tokenizer.ggml.tokens")
@@ -283,7 +284,7 @@ def gguf_tokenizer(file: os.PathLike[str] | GgufFile) -> PreTrainedTokenizerFast
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokens.index(bos))]
         )
-    return PreTrainedTokenizerFast(
+    return import_transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend,
         chat_template=file.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
