@@ -57,8 +57,8 @@ class DataSection:
 
     problems: str = setting(
         "",
-        "A jsonl, json or parquet file, or a Hugging Face data set directory or name; empty: see "
-        "data.arithmetic.",
+        "A jsonl, json or parquet file, a Hugging Face data set directory or name, or a function "
+        "that yields rows, as file.py:name or package.module:name; empty: see data.arithmetic.",
         usual="dataset dataset_name",
     )
     prompt_suffix: str = setting(PROMPT_SUFFIX, "Text added to each problem.")

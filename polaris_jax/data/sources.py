@@ -1,4 +1,4 @@
-"""Reads rows from files: jsonl, json, parquet, arrow, a directory of them, or a name on the Hub.
+"""Reads rows: from jsonl, json, parquet, arrow, a directory of them, the Hub, or a function.
 
 A row that cannot be parsed becomes a `Row` with an error, so that one bad line never ends a run.
 `problems` checks what a row must hold.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -51,18 +52,20 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The files of a source.
+    """The files of a source, or its function.
 
     Attributes:
         root: directory that names in messages are relative to.
         read: the files, in reading order.
         beside: files of a directory that are left out, because others are its training split or
             its tables.
+        function: `file.py:function` or `package.module:function`; empty for files.
     """
 
     root: epath.Path
     read: tuple[epath.Path, ...]
     beside: tuple[epath.Path, ...] = ()
+    function: str = ""
 
     @property
     def has_split(self) -> bool:
@@ -83,8 +86,8 @@ def resolve_source(source: str) -> Files:
     read. A Hub name is downloaded first.
 
     Args:
-        source: a file or directory (also gs://, s3://), or a data set `owner/name` on the Hugging
-            Face Hub.
+        source: a file or directory (also gs://, s3://), a data set `owner/name` on the Hugging
+            Face Hub, or a function (see `function_source`).
 
     Raises:
         DataError: the name is empty, nothing exists under it, it has no readable file, or the Hub
@@ -95,6 +98,13 @@ def resolve_source(source: str) -> Files:
             f"data.problems={source!r}: no source given; name a file, a directory ('.' for the "
             "present one) or a Hub name as owner/name"
         )
+    from polaris_jax.data.function_source import is_function  # which needs this module
+
+    if is_function(source):
+        file = source.rpartition(":")[0]
+        if file.endswith(".py") and not os.path.isfile(file):
+            raise DataError(f"data.problems={source!r}: there is no file {file}; check the path")
+        return Files(as_place("."), (), function=source)
     path = as_place(source)
     if path.is_file():
         if path.suffix not in SUFFIXES:
@@ -108,7 +118,7 @@ def resolve_source(source: str) -> Files:
         if not looks_like_hub:
             raise DataError(
                 f"data.problems={source!r}: there is no such file or directory; "
-                "check the path, or give a Hub name as owner/name"
+                "check the path, or give a Hub name as owner/name, or a function as file.py:name"
             )
         path = download_dataset(source)
     files = _pick_split(path)
@@ -168,7 +178,7 @@ def download_dataset(name: str) -> epath.Path:
 
 
 def read_rows(files: Files, columns: Collection[str] | None = None) -> Iterator[Row]:
-    """Every row of a source's files, in order; unreadable ones carry an error.
+    """Every row of a source, in order; unreadable ones carry an error.
 
     Args:
         files: files of the source.
@@ -176,8 +186,12 @@ def read_rows(files: Files, columns: Collection[str] | None = None) -> Iterator[
             None: every column.
 
     Raises:
-        DataError: a complete file is unreadable.
+        DataError: a complete file is unreadable, or the function fails.
     """
+    if files.function:
+        from polaris_jax.data.function_source import function_rows
+
+        yield from function_rows(files.function)
     for path in files.read:
         place = path.relative_to(files.root).as_posix()
         if path.suffix in (".jsonl", ".json"):

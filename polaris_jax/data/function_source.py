@@ -1,0 +1,242 @@
+"""Rows from a function: `data.problems=file.py:function` or `package.module:function`.
+
+The function takes no argument and yields (or returns) rows: dicts with the fields of any other
+source, or `Problem` records. It runs in a process of its own, which sends one JSON line a row, so a
+function that hangs or crashes ends in one line of error, and none of its imports reach this
+process. The other process ends with this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NoReturn, cast
+
+from polaris_jax.data.sources import DataError, Row
+from polaris_jax.records import Problem
+from polaris_jax.system.interrupts import raise_interrupt
+
+SILENCE_S = 300.0  # a function that gives no row for so long is ended
+MAX_ROW_BYTES = 1 << 24  # of a row's JSON
+MAX_ROWS = 2_000_000  # a function that never ends must not fill the memory
+_START = "from polaris_jax.data.function_source import send_rows; send_rows()"
+_CHUNK_BYTES = 1 << 16
+_NAME = re.compile(r"(?P<place>[^:]+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
+
+
+def is_function(source: str) -> bool:
+    """True if a source is written as `file.py:function` or `package.module:function`."""
+    return _NAME.fullmatch(source) is not None
+
+
+def function_rows(source: str) -> Iterator[Row]:
+    """The rows that a function yields, in order.
+
+    Args:
+        source: `file.py:function` or `package.module:function`.
+
+    Raises:
+        DataError: the function cannot be imported, raises an exception, gives no row for
+            `SILENCE_S`, or yields something that is no row or over a limit. The text names the
+            function, the row and the remedy.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _START, source],
+        stdin=subprocess.PIPE,  # its end tells the process that this one has ended
+        stdout=subprocess.PIPE,
+        env=_environment(),
+        bufsize=0,
+        start_new_session=True,  # so that its own children end with it
+    )
+    try:
+        with _interruptible():
+            for number, fields in enumerate(_messages(process, source), 1):
+                if number > MAX_ROWS:
+                    _refuse(source, f"yields more than {MAX_ROWS:,} rows; let it end earlier")
+                yield Row(f"{source}:row {number}", fields)
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            cast(IO[bytes], pipe).close()
+
+
+def _messages(process: subprocess.Popen[bytes], source: str) -> Iterator[dict[str, Any]]:
+    """The fields of each row, until the process says that the function has ended."""
+    output, rest, count = cast(IO[bytes], process.stdout), b"", 0
+    with selectors.DefaultSelector() as selector:
+        selector.register(output, selectors.EVENT_READ)
+        while True:
+            if not selector.select(SILENCE_S):
+                _refuse(
+                    source,
+                    f"gave no row {count + 1} within {SILENCE_S:g} s; mend it where it hangs, or "
+                    "write its rows to a jsonl file and name that",
+                )
+            chunk = os.read(output.fileno(), _CHUNK_BYTES)
+            if not chunk:
+                _refuse(
+                    source,
+                    f"its process ended with status {process.wait()} after row {count}; mend what "
+                    "ends it (memory, a crash, os._exit)",
+                )
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                _require_short(line, source, count + 1)
+                message = json.loads(line)
+                if message is None:
+                    return
+                if isinstance(message, str):
+                    _refuse(source, message)
+                count += 1
+                yield message
+            _require_short(rest, source, count + 1)
+
+
+def _require_short(line: bytes, source: str, number: int) -> None:
+    if len(line) > MAX_ROW_BYTES:
+        _refuse(source, f"row {number} has over {MAX_ROW_BYTES:,} bytes; yield shorter texts")
+
+
+def _refuse(source: str, reason: str) -> NoReturn:
+    raise DataError(f"data.problems={source!r}: {reason}")
+
+
+def _environment() -> dict[str, str]:
+    """The environment of the process: this package importable, accelerators left alone."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets Ctrl-C raise KeyboardInterrupt: nothing is to be saved while rows are read."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        yield
+        return
+    former = signal.signal(signal.SIGINT, lambda _, frame: raise_interrupt(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+# ---- inside the process
+
+
+class _Refused(Exception):
+    """Why there are no rows, or no more; its text goes behind the name of the function."""
+
+
+def send_rows() -> NoReturn:
+    """Calls the function that the command line names, and writes its rows to stdout.
+
+    One JSON line each: an object is a row, a text the reason of a failure, null the end.
+    """
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)  # what the function prints must not reach the rows
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        last: str | None = None
+        try:
+            for row in _rows(sys.argv[1]):
+                out.write(row + b"\n")
+                out.flush()
+        except _Refused as error:
+            last = str(error)
+        out.write(json.dumps(last).encode() + b"\n")
+    os._exit(0)  # its threads need not end
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    os._exit(1)
+
+
+def _rows(source: str) -> Iterator[bytes]:
+    """Each row of the function as a JSON object."""
+    number = 1
+    try:
+        returned = _load(source)()
+        if isinstance(returned, str | bytes | Mapping) or not isinstance(returned, Iterable):
+            raise _Refused(
+                f"returned a {type(returned).__name__}; yield rows one by one, or return a list"
+            )
+        for number, row in enumerate(returned, 1):
+            yield _as_json(number, row)
+            number += 1  # an exception belongs to the next row
+    except _Refused:
+        raise
+    except BaseException as error:
+        place = _place(error, source)
+        raise _Refused(f"row {number}: {_one_line(error)}{place}; mend the function") from error
+
+
+def _as_json(number: int, row: Any) -> bytes:
+    if isinstance(row, Problem):
+        fields = dataclasses.asdict(row)
+        row = fields.pop("extra", {}) | {name: v for name, v in fields.items() if v is not None}
+    if not isinstance(row, Mapping):
+        raise _Refused(
+            f"row {number} is a {type(row).__name__}; yield a dict with a problem and an answer, "
+            "or a Problem"
+        )
+    try:
+        return json.dumps(dict(row)).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _Refused(
+            f"row {number}: {_one_line(error)}; yield texts, numbers, lists and dicts of them"
+        ) from error
+
+
+def _load(source: str) -> Any:
+    """The function. Its folder, or for a module the present directory, is added to `sys.path`."""
+    place, _, name = source.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            sys.path.append(os.path.dirname(os.path.abspath(place)))
+            spec = importlib.util.spec_from_file_location("problem_source", place)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look it up
+            spec.loader.exec_module(module)
+        else:
+            sys.path.append(os.getcwd())
+            module = importlib.import_module(place)
+    except BaseException as error:
+        text = f"importing {place} fails: {_one_line(error)}{_place(error, source)}; mend it"
+        raise _Refused(text) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        kind = "has no" if function is None else f"has no function but a {type(function).__name__}"
+        raise _Refused(f"{place} {kind} {name!r}; name a function that it defines")
+    return function
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _place(error: BaseException, source: str) -> str:
+    """` (line 4)`, the last line of the function's file that led to the error; empty if none."""
+    place = os.path.basename(source.rpartition(":")[0])
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if os.path.basename(frame.filename) == place]
+    return f" ({place}, line {lines[-1]})" if lines else ""
