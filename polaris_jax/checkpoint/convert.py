@@ -35,10 +35,9 @@ from polaris_jax.models.weights.hf import (
     export_into,
     open_checkpoint,
 )
-from polaris_jax.models.weights.placing import place_params
 from polaris_jax.models.weights.safetensors import MAX_SHARD_BYTES
 from polaris_jax.models.weights.sources import resolve
-from polaris_jax.models.weights.tensors import Weights
+from polaris_jax.models.weights.tensors import Weights, place_params
 from polaris_jax.system.files import AnyPath, as_place, is_remote
 
 

@@ -44,7 +44,6 @@ from polaris_jax.models.weights.hf_config import (
     parse_rope_scaling,
     positive,
 )
-from polaris_jax.models.weights.placing import place_params
 from polaris_jax.models.weights.safetensors import (
     DTYPES,
     INDEX_FILE,
@@ -61,6 +60,7 @@ from polaris_jax.models.weights.tensors import (
     check_weights,
     hf_shapes,
     hf_tensors,
+    place_params,
     tensor_blocks,
     to_hf,
 )

@@ -1,4 +1,4 @@
-"""One of two processes that load a checkpoint together: run by test_placing.py.
+"""One of two processes that load a checkpoint together: run by test_tensors.py.
 
 Arguments: coordinator's address, process index, directory. Prints JSON: the entries that this
 process read of each tensor, and whether each shard on its devices equals the part of the file.
@@ -17,12 +17,12 @@ if __name__ == "__main__":
 
     from polaris_jax.config import MeshSection
     from polaris_jax.models import load_config, load_pretrained, param_axes, param_shapes
-    from polaris_jax.models.weights import placing
+    from polaris_jax.models.weights import tensors as tensors_lib
     from polaris_jax.models.weights.safetensors import SafetensorsReader
     from polaris_jax.models.weights.tensors import from_hf
     from polaris_jax.sharding import TRAINER_RULES, make_mesh, param_shardings
 
-    placing.STAGING_BYTES = 0
+    tensors_lib.STAGING_BYTES = 0
     entries: dict[str, int] = {}
     read = SafetensorsReader.read
 

@@ -16,10 +16,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from polaris_jax.config import MeshSection
 from polaris_jax.models import ModelConfig, param_axes, param_shapes
-from polaris_jax.models.weights import placing
+from polaris_jax.models.weights import tensors as tensors_lib
 from polaris_jax.models.weights.hf import export, export_into
-from polaris_jax.models.weights.placing import place_params
-from polaris_jax.models.weights.tensors import from_hf, hf_part, hf_shapes, param_reader
+from polaris_jax.models.weights.tensors import (
+    from_hf,
+    hf_part,
+    hf_shapes,
+    param_reader,
+    place_params,
+)
 from polaris_jax.sharding import TRAINER_RULES, make_mesh, param_shardings
 
 CONFIG = ModelConfig(
@@ -112,7 +117,7 @@ def test_no_more_is_read_than_is_asked_for_but_for_split_heads():
     ids=lambda s: f"data{s.data}-fsdp{s.fsdp}-tensor{s.tensor}",
 )
 def test_sharded_parameters_are_whole_and_in_place(section, staging_bytes, monkeypatch):
-    monkeypatch.setattr(placing, "STAGING_BYTES", staging_bytes)
+    monkeypatch.setattr(tensors_lib, "STAGING_BYTES", staging_bytes)
     weights, shardings = Counting(), trainer_shardings(section)
     params = place_params(CONFIG, weights, F32, shardings)
     assert params.keys() == param_shapes(CONFIG).keys()
@@ -125,7 +130,7 @@ def test_sharded_parameters_are_whole_and_in_place(section, staging_bytes, monke
 
 def test_a_process_reads_the_parts_of_its_own_devices_alone(monkeypatch):
     """Process 1 of 2 in imitation: a sharding of whose devices only half are addressable."""
-    monkeypatch.setattr(placing, "STAGING_BYTES", 0)
+    monkeypatch.setattr(tensors_lib, "STAGING_BYTES", 0)
     shardings = trainer_shardings(MeshSection(fsdp=4, tensor=2))
     mine = set(jax.devices()[4:8])
     original = NamedSharding.addressable_devices_indices_map
@@ -146,7 +151,7 @@ def test_a_process_reads_the_parts_of_its_own_devices_alone(monkeypatch):
     for path in ("layers/q_DNH", "embed_VD"):
         shape = (1, *param_shapes(CONFIG)[path][1:]) if "/" in path else param_shapes(CONFIG)[path]
         read = param_reader(path, CONFIG, weights, F32)
-        placing._put(shape, read, shardings[path])
+        tensors_lib._put(shape, read, shardings[path])
     assert made == [4, 4]
     for name in (CONFIG.family.hf_name("layers/q_DNH", 0), "model.embed_tokens.weight"):
         assert weights.read_entries[name] == weights.tensors[name].size / 2, name
@@ -185,7 +190,7 @@ def test_two_processes_read_half_each(tmp_path):
 
 @pytest.mark.parametrize("staging_bytes", [0, 1 << 30], ids=["by layers", "staged"])
 def test_without_shardings_arrays_are_free_to_move(staging_bytes, monkeypatch):
-    monkeypatch.setattr(placing, "STAGING_BYTES", staging_bytes)
+    monkeypatch.setattr(tensors_lib, "STAGING_BYTES", staging_bytes)
     weights = Counting()
     for path, value in place_params(CONFIG, weights, F32).items():
         np.testing.assert_array_equal(np.asarray(value), weights.whole(path))
@@ -194,7 +199,7 @@ def test_without_shardings_arrays_are_free_to_move(staging_bytes, monkeypatch):
 
 
 def test_a_device_of_choice(monkeypatch):
-    monkeypatch.setattr(placing, "STAGING_BYTES", 0)
+    monkeypatch.setattr(tensors_lib, "STAGING_BYTES", 0)
     there = SingleDeviceSharding(jax.devices()[5])
     params = place_params(CONFIG, Counting(), F32, dict.fromkeys(param_shapes(CONFIG), there))
     assert all(value.devices() == {jax.devices()[5]} for value in params.values())
@@ -205,5 +210,5 @@ def test_layers_split_over_devices_are_staged():
     split = NamedSharding(mesh, PartitionSpec("x"))
     weights = Counting()
     read = param_reader("layers/gate_DF", CONFIG, weights, F32)
-    value = placing.place(param_shapes(CONFIG)["layers/gate_DF"], F32, read, split)
+    value = tensors_lib.place(param_shapes(CONFIG)["layers/gate_DF"], F32, read, split)
     np.testing.assert_array_equal(np.asarray(value), weights.whole("layers/gate_DF"))
