@@ -33,8 +33,8 @@ from polaris_jax.plan.hlo import program_traffic
 from polaris_jax.plan.hlo_ledger import OTHER
 from polaris_jax.plan.topologies import devices, parse_topology
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.abstract_programs import decode_program
-from polaris_jax.rollout.kv_layouts import RAGGED_BLOCK_TOKENS
+from polaris_jax.rollout.kv.layouts import RAGGED_BLOCK_TOKENS
+from polaris_jax.rollout.programs.abstract import decode_program
 from polaris_jax.sharding import make_sampler_mesh
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from polaris_jax.plan.compile import device_bytes
 from polaris_jax.plan.hlo_ledger import OTHER, Branch, Ledger, Line, main_loop_ledger, owned_bytes
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.program_spec import program_spec
+from polaris_jax.rollout.programs.spec import program_spec
 from polaris_jax.sharding import slot_shards
 
 WEIGHTS, KV = "weights", "KV"
@@ -80,7 +80,7 @@ def decode_bytes(
 
     Args:
         text: text of the compiled program.
-        args: the arguments that `abstract_programs.decode_program` names.
+        args: the arguments that `rollout.programs.abstract.decode_program` names.
         config: the sizes that the program was made for.
         mesh: the sampler's mesh.
         context_tokens: live tokens of each row.

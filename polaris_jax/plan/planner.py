@@ -23,7 +23,7 @@ from polaris_jax.plan.roofline import (
     truncated_exponential,
 )
 from polaris_jax.plan.topologies import Topology
-from polaris_jax.rollout.program_spec import program_spec
+from polaris_jax.rollout.programs.spec import program_spec
 
 # Tokens of a block in attention loops whose count the compiler does not know (skipped blocks).
 ATTENTION_BLOCK_TOKENS = 512

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from polaris_jax.plan.compile import Program, device_bytes
 from polaris_jax.plan.job import Job, Setting
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.abstract_programs import (
+from polaris_jax.rollout.programs.abstract import (
     AbstractProgram,
     decode_program,
     prefill_program,

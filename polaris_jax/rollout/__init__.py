@@ -4,7 +4,7 @@ from polaris_jax.records import Response
 from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.driven import RolloutAborted, RolloutPaused
 from polaris_jax.rollout.sampler import Sampler
-from polaris_jax.rollout.sampling import SamplingParams
+from polaris_jax.rollout.settings import SamplingParams
 
 __all__ = [
     "Response",

@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from polaris_jax.rollout.layout_choice import Attention
+from polaris_jax.rollout.kv import pages_for
+from polaris_jax.rollout.kv.backends import Attention
 from polaris_jax.rollout.number_checks import real_number, whole_number
-from polaris_jax.rollout.page_allocator import TRASH_PAGE, PageAllocator
-from polaris_jax.rollout.paged_kv import pages_for
-from polaris_jax.rollout.sampling import PromptParams, RowParams
+from polaris_jax.rollout.pages import TRASH_PAGE, PageAllocator
+from polaris_jax.rollout.settings import PromptParams, RowParams
 
 Layout = Literal["auto", "pages", "staged"]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -40,9 +40,9 @@ class SamplerConfig:
         prefix_cache: True: later sequences that begin alike share the full pages of earlier ones,
             until the weights change.
         layout: when decode writes to the pool. "pages": each step writes its keys and values.
-            "staged": each call writes once (see `staged_kv`; fast on a CPU). "auto": "staged" on a
+            "staged": each call writes once (see `kv.staged`; fast on a CPU). "auto": "staged" on a
             CPU, else "pages".
-        attention: attention back end, see `kv_layouts`. "native": C++ kernels of a CPU, also for
+        attention: attention back end, see `kv.layouts`. "native": C++ kernels of a CPU, also for
             matrix products (one device, float32). "auto": the platform's own kernel if there is one
             that serves. "ragged" and "pallas_gpu" imply the layout "pages".
         min_rows: on a CPU, the smallest number of rows with its own decode program. 0: chosen by

@@ -8,7 +8,7 @@ from typing import Protocol
 from jax.sharding import Mesh
 
 from polaris_jax import sharding
-from polaris_jax.rollout.run import Ended, Request
+from polaris_jax.rollout.request import Ended, Request
 
 
 class RolloutAborted(RuntimeError):

@@ -16,11 +16,11 @@ from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.engine_records import PrefillJob, ResultTokens
 from polaris_jax.rollout.prefix_cache import PrefixCache
 from polaris_jax.rollout.prompt_logprobs import prompt_logprobs
-from polaris_jax.rollout.run import Request, deal
-from polaris_jax.rollout.sampling import MAX_STOP_TOKENS
+from polaris_jax.rollout.request import Request, deal
 from polaris_jax.rollout.scheduler import Scheduler
 from polaris_jax.rollout.sequences import Plan
 from polaris_jax.rollout.sequences import Sequence as Sample
+from polaris_jax.rollout.settings import MAX_STOP_TOKENS
 
 
 class Driver:

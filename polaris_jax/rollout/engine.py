@@ -28,10 +28,10 @@ from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig, compact
 from polaris_jax.rollout.engine_checks import check_slots, checked_tokens
 from polaris_jax.rollout.engine_records import Flight, PrefillJob, Prefix, ResultTokens
 from polaris_jax.rollout.prefill_calls import prefill_call, prefill_calls
-from polaris_jax.rollout.prefix_insert import insert_prefix
-from polaris_jax.rollout.program_spec import prefill_shape, program_spec
 from polaris_jax.rollout.programs import Model, Packed, Programs
-from polaris_jax.rollout.sampling import PromptParams, pad_stop_ids
+from polaris_jax.rollout.programs.spec import prefill_shape, program_spec
+from polaris_jax.rollout.settings import PromptParams, pad_stop_ids
+from polaris_jax.rollout.verbs import insert_prefix
 
 
 class Engine:
@@ -242,7 +242,7 @@ class Engine:
         for slot in live:
             state.reserve(int(slot), self.config.decode_steps)
         parts = np.split(live, np.searchsorted(live, self.slots_a_shard * np.arange(1, self.data)))
-        # Longest first: neighbours of similar length share a tile in `staged_kv`.
+        # Longest first: neighbours of similar length share a tile in `kv.staged`.
         parts = [p[np.argsort(-state.rows.position_B[p], kind="stable")] for p in parts]
         bucket = self._bucket(max(map(len, parts)))
         index_B = np.full(self.data * bucket, -1)

@@ -23,9 +23,9 @@ import numpy as np
 
 from polaris_jax.records import Group, Response
 from polaris_jax.rollout.driven import RolloutAborted
-from polaris_jax.rollout.run import deal
+from polaris_jax.rollout.request import deal
 from polaris_jax.rollout.sampler import Sampler
-from polaris_jax.rollout.sampling import SamplingParams
+from polaris_jax.rollout.settings import SamplingParams
 from polaris_jax.system import processes
 from polaris_jax.system.seeds import fold_seed
 

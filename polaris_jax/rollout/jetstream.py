@@ -24,8 +24,8 @@ from polaris_jax.models import Qwen
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
 from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.engine_records import Prefix
-from polaris_jax.rollout.paged_kv import pages_for
-from polaris_jax.rollout.sampling import PromptParams
+from polaris_jax.rollout.kv import pages_for
+from polaris_jax.rollout.settings import PromptParams
 
 # The Driver pads prompts to powers of two from here.
 SHORTEST_PADDED_PROMPT = 16

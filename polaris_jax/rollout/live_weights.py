@@ -7,9 +7,9 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from polaris_jax.models import Qwen
-from polaris_jax.rollout.program_spec import ProgramSpec
 from polaris_jax.rollout.programs import Model
-from polaris_jax.rollout.weight_sync import SyncReport, sync_weights
+from polaris_jax.rollout.programs.spec import ProgramSpec
+from polaris_jax.rollout.weights import SyncReport, sync_weights
 
 
 class LiveWeights:

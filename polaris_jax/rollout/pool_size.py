@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig
 from polaris_jax.rollout.decode_state import SamplerConfig
-from polaris_jax.rollout.program_spec import program_spec
+from polaris_jax.rollout.programs.spec import program_spec
 from polaris_jax.sharding import greatest, head_shards, slot_shards
 
 

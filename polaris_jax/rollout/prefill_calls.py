@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from polaris_jax.rollout.engine_records import PrefillJob
-from polaris_jax.rollout.program_spec import PrefillShape
+from polaris_jax.rollout.programs.spec import PrefillShape
 
 
 class PrefillCall(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polaris_jax.rollout.page_allocator import PageAllocator
+from polaris_jax.rollout.pages import PageAllocator
 
 KEY_BYTES = 16  # two different prefixes among 2^40 share a key with probability below 2^-48
 FIRST_KEY = bytes(KEY_BYTES)

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from polaris_jax.models import token_logprobs
-from polaris_jax.rollout.program_spec import PREFILL_CALL_TOKENS
 from polaris_jax.rollout.programs import Model
+from polaris_jax.rollout.programs.spec import PREFILL_CALL_TOKENS
 from polaris_jax.sharding import from_host, on_members, replicated, to_host
 
 SHORTEST_ROW = 32

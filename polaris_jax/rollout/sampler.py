@@ -18,13 +18,13 @@ from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.driven import driven
 from polaris_jax.rollout.engine import Engine
-from polaris_jax.rollout.live_state import LiveState
+from polaris_jax.rollout.live import LiveState
 from polaris_jax.rollout.live_weights import LiveWeights
+from polaris_jax.rollout.request import Ended, OnProgress, OnTokens, Request
 from polaris_jax.rollout.request_checks import Prompts, checked_request
-from polaris_jax.rollout.run import Ended, OnProgress, OnTokens, Request
 from polaris_jax.rollout.sampler_stats import happened
-from polaris_jax.rollout.sampling import SamplingParams
-from polaris_jax.rollout.weight_sync import SyncReport, check_live
+from polaris_jax.rollout.settings import SamplingParams
+from polaris_jax.rollout.weights import SyncReport, check_live
 
 
 class Sampler:

@@ -6,7 +6,7 @@ from typing import Any
 
 from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.driver import Driver
-from polaris_jax.rollout.weight_sync import SyncReport
+from polaris_jax.rollout.weights import SyncReport
 
 
 def happened(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from polaris_jax.rollout.paged_kv import pages_for
+from polaris_jax.rollout.kv import pages_for
 from polaris_jax.rollout.prefix_cache import extend_keys
-from polaris_jax.rollout.sampling import PromptParams
+from polaris_jax.rollout.settings import PromptParams
 
 
 @dataclasses.dataclass(eq=False)

@@ -11,7 +11,7 @@ import pytest
 
 from polaris_jax.__main__ import main
 from polaris_jax.config import ConfigError
-from polaris_jax.rollout.layout_choice import choose_layout, smem_bytes
+from polaris_jax.rollout.kv.backends import choose_layout, smem_bytes
 
 pytestmark = pytest.mark.xdist_group("plan_command")  # one worker makes what its tests share
 
@@ -144,7 +144,7 @@ def little_scalar_memory(monkeypatch):
             attention, platform, model, page_size=page_size, rows=rows, pages=pages
         )
 
-    monkeypatch.setattr("polaris_jax.rollout.program_spec.choose_layout", choose)
+    monkeypatch.setattr("polaris_jax.rollout.programs.spec.choose_layout", choose)
 
 
 def test_a_sampler_that_the_product_refuses_names_pages_that_fit(

@@ -13,7 +13,7 @@ import pytest
 
 from polaris_jax.plan.decode_bytes import decode_bytes
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.abstract_programs import decode_program
+from polaris_jax.rollout.programs.abstract import decode_program
 from polaris_jax.sharding import make_sampler_mesh
 from tests.support.rollout.rollout_cases import CONFIG
 

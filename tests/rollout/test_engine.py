@@ -9,10 +9,10 @@ from polaris_jax.rollout import SamplerConfig, programs
 from polaris_jax.rollout.decode_state import compact
 from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.engine_records import PrefillJob
+from polaris_jax.rollout.kv.staged import TILE_ROWS, tile_rows
 from polaris_jax.rollout.prefill_calls import prefill_calls
-from polaris_jax.rollout.program_spec import fine_row_buckets, program_spec, row_buckets
-from polaris_jax.rollout.sampling import PromptParams, pad_stop_ids
-from polaris_jax.rollout.staged_kv import TILE_ROWS, tile_rows
+from polaris_jax.rollout.programs.spec import fine_row_buckets, program_spec, row_buckets
+from polaris_jax.rollout.settings import PromptParams, pad_stop_ids
 from tests.support.rollout.native_kernels import needs_compiler
 from tests.support.rollout.rollout_cases import CONFIG, dense_logits, random_prompts, small_model
 

@@ -14,7 +14,7 @@ import pytest
 
 from polaris_jax.models import Qwen, param_shapes
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.sampling import PromptParams
+from polaris_jax.rollout.settings import PromptParams
 from tests.support.rollout.rollout_cases import CONFIG, small_model
 
 SCRIPT = Path(__file__).parents[1] / "support" / "rollout" / "drive_jetstream.py"

@@ -5,7 +5,7 @@ import pytest
 
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.jetstream import jetstream_engine
-from polaris_jax.rollout.sampling import PromptParams
+from polaris_jax.rollout.settings import PromptParams
 from tests.support.rollout.rollout_cases import dense_logits, small_model
 
 MAX_TOKENS = 6

@@ -7,9 +7,9 @@ from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine import Engine
-from polaris_jax.rollout.paged_kv import pages_for
-from polaris_jax.rollout.sampling import PromptParams
+from polaris_jax.rollout.kv import pages_for
 from polaris_jax.rollout.sequences import Prompt, Sequence
+from polaris_jax.rollout.settings import PromptParams
 from tests.support.rollout.fake_engine import FakeEngine, FakeSampler, settings
 from tests.support.rollout.rollout_cases import CONFIG, small_model
 

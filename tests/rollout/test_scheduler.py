@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from polaris_jax.rollout.decode_state import SamplerConfig
-from polaris_jax.rollout.page_allocator import PageAllocator
-from polaris_jax.rollout.paged_kv import pages_for
+from polaris_jax.rollout.kv import pages_for
+from polaris_jax.rollout.pages import PageAllocator
 from polaris_jax.rollout.scheduler import Prompt, Scheduler, Sequence
 from tests.support.rollout.fake_engine import VOCAB, FakeSampler, settings
 

@@ -19,7 +19,7 @@ from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine_records import ResultTokens
-from polaris_jax.rollout.run import Request
+from polaris_jax.rollout.request import Request
 from tests.support.rollout.fake_engine import settings
 
 PROBLEMS, SAMPLES = 128, 8

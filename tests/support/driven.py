@@ -10,8 +10,8 @@ from polaris_jax.rollout import RolloutAborted, SamplingParams
 from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.driver import Driver
-from polaris_jax.rollout.run import Ended, Request
-from polaris_jax.rollout.sampling import per_prompt
+from polaris_jax.rollout.request import Ended, Request
+from polaris_jax.rollout.settings import per_prompt
 
 
 class DrivenSampler:

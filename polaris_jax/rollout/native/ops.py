@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from polaris_jax.rollout.kv import Pool
+from polaris_jax.rollout.kv.staged import Staged
 from polaris_jax.rollout.native.build import ATTENTION, PACK, PRODUCT, ZEROS
-from polaris_jax.rollout.paged_kv import Pool
-from polaris_jax.rollout.staged_kv import Staged
 
 PANEL_COLUMNS = 32  # kPanel in product.h
 
@@ -58,7 +58,7 @@ def attend_staged(
     cached_B: Array,
     table_BJ: Array,
 ) -> Array:
-    """`staged_kv.attend_staged` once the step's token is staged: out_BNH, pages read in place."""
+    """`kv.staged.attend_staged` once the step's token is staged: out_BNH, pages read in place."""
     out = jax.ShapeDtypeStruct(q_BNH.shape, jnp.float32)
     return jax.ffi.ffi_call(ATTENTION, out)(
         jnp.int32(layer), jnp.int32(step), q_BNH, *staged, *pool, cached_B, table_BJ

@@ -12,7 +12,7 @@ import pytest
 from polaris_jax.config import ConfigError
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams, native
 from polaris_jax.rollout.native import build
-from polaris_jax.rollout.program_spec import program_spec
+from polaris_jax.rollout.programs.spec import program_spec
 from polaris_jax.sharding import make_sampler_mesh
 from tests.support.rollout.native_kernels import needs_compiler
 from tests.support.rollout.rollout_cases import CONFIG, small_model

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from polaris_jax.rollout import native
-from polaris_jax.rollout.paged_kv import Pool
-from polaris_jax.rollout.staged_kv import Staged
+from polaris_jax.rollout.kv import Pool
+from polaris_jax.rollout.kv.staged import Staged
 from tests.support.rollout.native_kernels import needs_compiler
 from tests.tolerances import ATTENTION_ATOL, PRODUCT_RTOL
 

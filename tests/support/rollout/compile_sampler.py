@@ -28,12 +28,12 @@ from polaris_jax.models.presets import preset
 from polaris_jax.plan.compile import compile_with_text, hold_libtpu
 from polaris_jax.plan.topologies import devices, parse_topology
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.abstract_programs import (
+from polaris_jax.rollout.pool_size import page_bytes
+from polaris_jax.rollout.programs.abstract import (
     decode_program,
     prefill_program,
     weight_sync_programs,
 )
-from polaris_jax.rollout.pool_size import page_bytes
 from polaris_jax.sharding import (
     TRAINER_RULES,
     make_mesh,

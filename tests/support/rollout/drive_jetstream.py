@@ -14,7 +14,7 @@ import numpy as np
 from polaris_jax.models import ModelConfig, Qwen
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.jetstream import jetstream_engine, load_driver
-from polaris_jax.rollout.sampling import PromptParams
+from polaris_jax.rollout.settings import PromptParams
 
 BOS, STOP, MAX_TOKENS = 1, 2, 12
 CONFIG = ModelConfig(61, 32, 48, 2, 4, 2, 16, 1e4, 1e-6, 128, True, False, True)

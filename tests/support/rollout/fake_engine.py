@@ -19,9 +19,9 @@ from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine_records import ResultTokens
-from polaris_jax.rollout.paged_kv import pages_for
-from polaris_jax.rollout.run import Request
-from polaris_jax.rollout.sampling import PromptParams
+from polaris_jax.rollout.kv import pages_for
+from polaris_jax.rollout.request import Request
+from polaris_jax.rollout.settings import PromptParams
 from tests.support.rollout.schedule_checks import check_schedule
 
 VOCAB = 97

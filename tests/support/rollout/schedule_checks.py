@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from polaris_jax.rollout.page_allocator import TRASH_PAGE, PageAllocator
-from polaris_jax.rollout.paged_kv import pages_for
+from polaris_jax.rollout.kv import pages_for
+from polaris_jax.rollout.pages import TRASH_PAGE, PageAllocator
 from polaris_jax.rollout.prefix_cache import PrefixCache
 from polaris_jax.rollout.scheduler import Scheduler
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import hypothesis
 from hypothesis import strategies as st
 
-from polaris_jax.rollout.run import Request
+from polaris_jax.rollout.request import Request
 
 LONGEST_PROMPT = 20
 LONGEST_RESPONSE = 20

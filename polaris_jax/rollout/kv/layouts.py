@@ -1,6 +1,6 @@
 """Layouts of the pages in the pool, by attention back end.
 
-    xla         paged_kv.Pool; reference on every platform, the only one on a CPU. On a TPU it has
+    xla         kv.Pool; reference on every platform, the only one on a CPU. On a TPU it has
                 the pages of `ragged`: with the others the compiler makes copies of the pool
     ragged      TPU: jax's `ragged_paged_attention`; keys and values of a head side by side
     pallas_gpu  GPU: jax's Pallas `paged_attention`; KV heads outermost
@@ -22,8 +22,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from polaris_jax.models.config import ModelConfig
-from polaris_jax.rollout import paged_kv
-from polaris_jax.rollout.paged_kv import pages_for
+from polaris_jax.rollout import kv
+from polaris_jax.rollout.kv import pages_for
 
 # What one step of a kernel's inner loop covers.
 RAGGED_BLOCK_TOKENS = 512
@@ -55,7 +55,7 @@ class KVLayout:
         page_axis: page axis of every array of the pool; L*Z pages, layer by layer.
         head_axis: head axis of every array of the pool.
         shapes: (KV heads, head width, L*Z, Y) -> the pool with shapes in place of arrays.
-        attend: like `paged_kv.attend_pages`, for any number of queries a row.
+        attend: like `kv.attend_pages`, for any number of queries a row.
         attend_one: like `attend`, for exactly one query a row.
         block_tokens: keys that one step of the kernel's inner loop covers. The kernel reads a
             row's last block completely. 0: no kernel.
@@ -99,7 +99,7 @@ def attend_ragged(
     num_layers: int,
     kernel: Callable[..., Array] | None = None,
 ) -> tuple[Array, RaggedPool]:
-    """`paged_kv.attend_pages` through jax's TPU kernel.
+    """`kv.attend_pages` through jax's TPU kernel.
 
     Padding queries are computed too, at positions after the row's; only their outputs are wrong.
 
@@ -145,7 +145,7 @@ def attend_token_major(
     table_BJ: Array,
     num_layers: int,
 ) -> tuple[Array, RaggedPool]:
-    """`paged_kv.attend_pages` on the pages of `ragged`, without a kernel."""
+    """`kv.attend_pages` on the pages of `ragged`, without a kernel."""
     rows, page_size, heads2, _ = pool.kv_ZYCH.shape
     base = layer * (rows // num_layers)
     pool = _write_ragged(base, k_BTKH, v_BTKH, pool, position_BT, live_BT, table_BJ)
@@ -155,7 +155,7 @@ def attend_token_major(
         k_BJYKH, v_BJYKH = kv_BJYCH[..., 0::2, :], kv_BJYCH[..., 1::2, :]
         return jnp.transpose(k_BJYKH, (0, 1, 3, 4, 2)), jnp.swapaxes(v_BJYKH, 2, 3)
 
-    out_BTNH = paged_kv.attend_blocks(
+    out_BTNH = kv.attend_blocks(
         q_BTNH,
         read,
         num_kv=heads2 // 2,
@@ -177,7 +177,7 @@ def _write_ragged(
     table_BJ: Array,
 ) -> RaggedPool:
     page_size, heads2, width = pool.kv_ZYCH.shape[1:]
-    page_BT, offset_BT = paged_kv.page_of_tokens(table_BJ, position_BT, live_BT, page_size)
+    page_BT, offset_BT = kv.page_of_tokens(table_BJ, position_BT, live_BT, page_size)
     kv_BTCH = jnp.stack([k_BTKH, v_BTKH], axis=3).reshape(*k_BTKH.shape[:2], heads2, width)
     return RaggedPool(pool.kv_ZYCH.at[base + page_BT, offset_BT].set(kv_BTCH))
 
@@ -197,7 +197,7 @@ def attend_head_major(
     table_BJ: Array,
     num_layers: int,
 ) -> tuple[Array, HeadMajorPool]:
-    """`paged_kv.attend_pages` on pages with KV heads outermost."""
+    """`kv.attend_pages` on pages with KV heads outermost."""
     num_kv, rows, page_size, _ = pool.k_KZYH.shape
     base = layer * (rows // num_layers)
     pool = _write_head_major(base, k_BTKH, v_BTKH, pool, position_BT, live_BT, table_BJ)
@@ -206,7 +206,7 @@ def attend_head_major(
         k_KBJYH, v_KBJYH = pool.k_KZYH[:, base + page_BJ], pool.v_KZYH[:, base + page_BJ]
         return jnp.transpose(k_KBJYH, (1, 2, 0, 4, 3)), jnp.moveaxis(v_KBJYH, 0, 2)
 
-    out_BTNH = paged_kv.attend_blocks(
+    out_BTNH = kv.attend_blocks(
         q_BTNH,
         read,
         num_kv=num_kv,
@@ -231,7 +231,7 @@ def attend_pallas_gpu(
     num_layers: int,
     interpret: bool = False,
 ) -> tuple[Array, HeadMajorPool]:
-    """`paged_kv.attend_pages` for one query a row, through jax's Pallas GPU kernel.
+    """`kv.attend_pages` for one query a row, through jax's Pallas GPU kernel.
 
     Args:
         interpret: run the kernel's body as plain jax operations, for tests.
@@ -267,7 +267,7 @@ def _write_head_major(
     table_BJ: Array,
 ) -> HeadMajorPool:
     page_size = pool.k_KZYH.shape[2]
-    page_BT, offset_BT = paged_kv.page_of_tokens(table_BJ, position_BT, live_BT, page_size)
+    page_BT, offset_BT = kv.page_of_tokens(table_BJ, position_BT, live_BT, page_size)
     page_BT = base + page_BT
     return HeadMajorPool(
         pool.k_KZYH.at[:, page_BT, offset_BT].set(jnp.moveaxis(k_BTKH, 2, 0)),
@@ -281,9 +281,9 @@ XLA = KVLayout(
     "xla",
     page_axis=0,
     head_axis=1,
-    shapes=lambda k, h, z, y: paged_kv.Pool((z, k, h, y), (z, k, y, h)),
-    attend=paged_kv.attend_pages,
-    attend_one=paged_kv.attend_pages,
+    shapes=lambda k, h, z, y: kv.Pool((z, k, h, y), (z, k, y, h)),
+    attend=kv.attend_pages,
+    attend_one=kv.attend_pages,
 )
 RAGGED = KVLayout(
     "ragged",

@@ -1,6 +1,6 @@
 """The kernels compile for chips that are not here, at the recipe's shapes, with bounded memory.
 
-Nothing runs: numerics are tested on each layout's plain-jax stand-in (test_kv_layouts.py).
+Nothing runs: numerics are tested on each layout's plain-jax stand-in (test_layouts.py).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import pytest
 
 from polaris_jax.models.presets import preset
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GIB = 1 << 30
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("libtpu"), pytest.mark.timeout(3000)]
 
@@ -76,7 +76,7 @@ def lines(case) -> list[dict]:
         [
             *(
                 sys.executable,
-                str(Path(__file__).parents[1] / "support" / "rollout" / "compile_sampler.py"),
+                str(Path(__file__).parents[2] / "support" / "rollout" / "compile_sampler.py"),
             ),
             *(case.topology, case.model),
             f"--tensor={','.join(map(str, case.tensors))}",

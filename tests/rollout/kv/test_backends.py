@@ -8,8 +8,8 @@ import pytest
 from polaris_jax.config import ConfigError
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.layout_choice import SMEM_BYTES, choose_layout, smem_bytes
-from polaris_jax.rollout.program_spec import program_spec
+from polaris_jax.rollout.kv.backends import SMEM_BYTES, choose_layout, smem_bytes
+from polaris_jax.rollout.programs.spec import program_spec
 from tests.support.rollout.rollout_cases import CONFIG
 
 QWEN3_4B = PRESETS["qwen3-4b"]

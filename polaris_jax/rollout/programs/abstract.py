@@ -18,14 +18,14 @@ from jax.typing import DTypeLike
 from polaris_jax import sharding
 from polaris_jax.models import ModelConfig, Qwen
 from polaris_jax.models.family import param_shapes
-from polaris_jax.rollout import programs, weight_sync
+from polaris_jax.rollout import programs, weights
 from polaris_jax.rollout.decode_state import Rows, SamplerConfig
-from polaris_jax.rollout.program_spec import (
+from polaris_jax.rollout.programs.spec import (
     ProgramSpec,
     prefill_shape,
     program_spec,
 )
-from polaris_jax.rollout.sampling import MAX_STOP_TOKENS, RowParams
+from polaris_jax.rollout.settings import MAX_STOP_TOKENS, RowParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +122,10 @@ def weight_sync_programs(params: Qwen, dtype: DTypeLike, mesh: Mesh) -> list[Abs
         dtype: dtype of the sampler's weights.
         mesh: the sampler's mesh. If several processes share the sampler: over all their devices.
     """
-    shardings = weight_sync.weight_shardings(params, mesh)
+    shardings = weights.weight_shardings(params, mesh)
     return [
         AbstractProgram(
-            f"weight_sync/{path}", weight_sync.cast_to(jnp.dtype(dtype), shardings[path]), (leaf,)
+            f"weight_sync/{path}", weights.cast_to(jnp.dtype(dtype), shardings[path]), (leaf,)
         )
         for path, leaf in params.params().items()
     ]
@@ -137,7 +137,7 @@ def abstract_weights(model_config: ModelConfig, dtype: DTypeLike, mesh: Mesh) ->
         path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
         for path, shape in param_shapes(model_config).items()
     }
-    shardings = weight_sync.weight_shardings(Qwen.from_params(model_config, leaves), mesh)
+    shardings = weights.weight_shardings(Qwen.from_params(model_config, leaves), mesh)
     for path, leaf in leaves.items():
         leaves[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
     return Qwen.from_params(model_config, leaves)

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from polaris_jax.rollout.page_allocator import TRASH_PAGE, PageAllocator
+from polaris_jax.rollout.pages import TRASH_PAGE, PageAllocator
 
 NUM_PAGES = 9
 

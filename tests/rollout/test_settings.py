@@ -9,7 +9,7 @@ import pytest
 
 from polaris_jax.rollout import SamplingParams
 from polaris_jax.rollout.compile_counter import CompileCounter
-from polaris_jax.rollout.sampling import RowParams, draw_tokens, per_prompt
+from polaris_jax.rollout.settings import RowParams, draw_tokens, per_prompt
 from tests.support.rollout.rollout_cases import product_uniform, uniform_at
 from tests.tolerances import LOGPROB_ATOL
 

@@ -12,8 +12,9 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention.kernel import (
 )
 
 from polaris_jax.models.attention import attend as dense_attend
-from polaris_jax.rollout import paged_kv
-from polaris_jax.rollout.kv_layouts import (
+from polaris_jax.rollout import kv
+from polaris_jax.rollout.kv import pages_for
+from polaris_jax.rollout.kv.layouts import (
     PALLAS_GPU,
     RAGGED,
     TOKEN_MAJOR,
@@ -21,7 +22,6 @@ from polaris_jax.rollout.kv_layouts import (
     attend_pallas_gpu,
     attend_ragged,
 )
-from polaris_jax.rollout.paged_kv import pages_for
 from tests.support.rollout.rollout_cases import CONFIG
 from tests.tolerances import ATTENTION_ATOL
 
@@ -127,10 +127,10 @@ def test_padding_at_the_end_of_a_row_changes_nothing(layout):
 def test_pages_are_copied_and_moved_in_every_layer(layout):
     pool = noisy_pool(layout, 4)
     pool = jax.tree.map(lambda x: x + jnp.arange(x.size).reshape(x.shape), pool)
-    copied = paged_kv.copy_pages(
+    copied = kv.copy_pages(
         pool, jnp.array([1]), jnp.array([3]), num_layers=LAYERS, page_axis=layout.page_axis
     )
-    moved = paged_kv.move_pages(
+    moved = kv.move_pages(
         noisy_pool(layout, 4),
         pool,
         jnp.array([2, 0, 1]),

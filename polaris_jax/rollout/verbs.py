@@ -9,7 +9,7 @@ import numpy as np
 
 from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.engine_records import Prefix
-from polaris_jax.rollout.sampling import PromptParams
+from polaris_jax.rollout.settings import PromptParams
 
 
 def insert_prefix(

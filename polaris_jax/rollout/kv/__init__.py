@@ -6,7 +6,7 @@ trash: dead rows and padding write there, and every read of it is masked.
 
 Attention here (`attend_pages`) takes any number of queries a row. It loops over blocks of pages
 with an online softmax, as many blocks as the longest row needs. Prefill and decode on accelerators
-use it; decode on a CPU is in `staged_kv`.
+use it; decode on a CPU is in `kv.staged`.
 
 Source: paged attention, Kwon et al. 2023 (arXiv:2309.06180), section 4.1; online softmax, Milakov
 and Gimelshein 2018 (arXiv:1805.02867), section 3. Differs: keys of a page lie by head dimension,

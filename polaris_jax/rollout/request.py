@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from polaris_jax.records import Response
-from polaris_jax.rollout.sampling import PromptParams
 from polaris_jax.rollout.sequences import Prompt
 from polaris_jax.rollout.sequences import Sequence as Sample
+from polaris_jax.rollout.settings import PromptParams
 from polaris_jax.rollout.stop_strings import Decode, completing_token
 
 OnProgress = Callable[[int, int, int], None]

@@ -14,9 +14,9 @@ from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig
 from polaris_jax.rollout import native
 from polaris_jax.rollout.decode_state import SamplerConfig
-from polaris_jax.rollout.kv_layouts import XLA, KVLayout
-from polaris_jax.rollout.layout_choice import choose_layout
-from polaris_jax.rollout.staged_kv import TILE_ROWS
+from polaris_jax.rollout.kv.backends import choose_layout
+from polaris_jax.rollout.kv.layouts import XLA, KVLayout
+from polaris_jax.rollout.kv.staged import TILE_ROWS
 
 # Matmul rows of CPU XLA agree bit for bit between 2 and 32 rows, not with 1 or above.
 MIN_ROWS = 2
@@ -38,7 +38,7 @@ class ProgramSpec:
     Attributes:
         num_layers: L.
         steps: K, decode steps of a call at most.
-        staged: decode leaves the pool alone until a call's end; see `staged_kv`.
+        staged: decode leaves the pool alone until a call's end; see `kv.staged`.
         unroll: layers by a Python loop; a scan over stacked weights copies each layer's on a CPU.
         fused: the sampler's weights are `FusedWeights`.
         native: the kernels in `native` make decode's attention and the products; implies `staged`

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from polaris_jax.models.attention import attend as dense_attend
-from polaris_jax.rollout import paged_kv, staged_kv
-from polaris_jax.rollout.paged_kv import Pool, pages_for
+from polaris_jax.rollout import kv
+from polaris_jax.rollout.kv import Pool, pages_for
+from polaris_jax.rollout.kv import staged as staged_kv
 from tests.support.rollout.rollout_cases import CONFIG
 from tests.tolerances import ATTENTION_ATOL
 
@@ -35,7 +36,7 @@ def filled(page_size: int, known_B: np.ndarray) -> tuple[Pool, np.ndarray]:
     num_pages = BATCH * pages + 1
     order = 1 + np.random.default_rng(0).permutation(num_pages - 1)
     table_BJ = order.reshape(BATCH, pages).astype(np.int32)
-    pool = paged_kv.init_pool(CONFIG, num_pages=num_pages, page_size=page_size, dtype=jnp.float32)
+    pool = kv.init_pool(CONFIG, num_pages=num_pages, page_size=page_size, dtype=jnp.float32)
     k_ZKHY, v_ZKYH = (np.array(x) + NOISE for x in pool)
     _, k_BTKH, v_BTKH = (np.asarray(x) for x in qkv())
     for layer in range(LAYERS):

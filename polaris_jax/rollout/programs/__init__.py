@@ -21,11 +21,12 @@ from jax import Array
 
 from polaris_jax import sharding
 from polaris_jax.models import Qwen
-from polaris_jax.rollout import native, paged_kv, staged_kv
+from polaris_jax.rollout import kv, native
 from polaris_jax.rollout.decode_state import Rows
 from polaris_jax.rollout.fused_weights import FusedWeights
-from polaris_jax.rollout.program_spec import ProgramSpec
-from polaris_jax.rollout.sampling import NO_TOKEN, draw_tokens, row_keys, row_uniforms
+from polaris_jax.rollout.kv.staged import Staged, attend_staged, new_staged, write_staged
+from polaris_jax.rollout.programs.spec import ProgramSpec
+from polaris_jax.rollout.settings import NO_TOKEN, draw_tokens, row_keys, row_uniforms
 
 STAGED_HEAD_AXIS = 2
 QUERY_HEAD_AXIS = 2
@@ -95,13 +96,13 @@ def compiled(spec: ProgramSpec) -> Programs:
             out_axes=(z, 0),
         ),
         copy_pages=jitted(
-            functools.partial(paged_kv.copy_pages, **pages),
+            functools.partial(kv.copy_pages, **pages),
             pool_at=0,
             in_axes=(z, 0, 0),
             out_axes=z,
         ),
         move_pages=jitted(
-            functools.partial(paged_kv.move_pages, **pages),
+            functools.partial(kv.move_pages, **pages),
             pool_at=0,
             in_axes=(z, z, 0),
             out_axes=z,
@@ -150,21 +151,19 @@ def _attend(spec: ProgramSpec, *, one_query: bool, **rows: Array) -> Any:
     return lambda layer, q, k, v, pool: split(layer, q, k, v, pool, *rows.values())
 
 
-def _new_staged(pool: Any, batch: int, spec: ProgramSpec) -> staged_kv.Staged:
+def _new_staged(pool: Any, batch: int, spec: ProgramSpec) -> Staged:
     z, h = spec.layout.head_axis, STAGED_HEAD_AXIS
-    new = functools.partial(
-        staged_kv.new_staged, batch=batch, num_layers=spec.num_layers, steps=spec.steps
-    )
+    new = functools.partial(new_staged, batch=batch, num_layers=spec.num_layers, steps=spec.steps)
     return sharding.over_heads(new, spec.mesh, in_axes=(z,), out_axes=h)(pool)
 
 
 def _attend_staged(spec: ProgramSpec, pool: Any, step: Array, rows: Rows, table_BJ: Array) -> Any:
-    """`staged_kv.attend_staged` for `Qwen.forward`; the pool is only read."""
+    """`kv.staged.attend_staged` for `Qwen.forward`; the pool is only read."""
     cached_B = jnp.where(rows.alive_B, rows.position_B, 0)
     h = STAGED_HEAD_AXIS
     kernel = native.attend_staged if spec.native else None
     split = sharding.over_heads(
-        functools.partial(staged_kv.attend_staged, num_layers=spec.num_layers, attend=kernel),
+        functools.partial(attend_staged, num_layers=spec.num_layers, attend=kernel),
         spec.mesh,
         in_axes=(None, 1, 1, 1, h, spec.layout.head_axis, None, None, None),
         out_axes=(1, h),
@@ -183,7 +182,7 @@ def _write_staged(
     spec: ProgramSpec, pool: Any, staged: Any, first_B: Array, count_B: Array, table_BJ: Array
 ) -> Any:
     z = spec.layout.head_axis
-    write = functools.partial(staged_kv.write_staged, num_layers=spec.num_layers)
+    write = functools.partial(write_staged, num_layers=spec.num_layers)
     split = sharding.over_heads(
         write, spec.mesh, in_axes=(z, STAGED_HEAD_AXIS, None, None, None), out_axes=z
     )

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 
 from polaris_jax.models.attention import attend as dense_attend
-from polaris_jax.rollout import paged_kv
-from polaris_jax.rollout.paged_kv import Pool, pages_for
+from polaris_jax.rollout import kv
+from polaris_jax.rollout.kv import Pool, pages_for
 from tests.support.rollout.rollout_cases import CONFIG
 from tests.tolerances import ATTENTION_ATOL
 
 LAYERS, BATCH, LENGTH = 2, 3, 21
-attend_pages = jax.jit(
-    functools.partial(paged_kv.attend_pages, num_layers=LAYERS), static_argnames=()
-)
+attend_pages = jax.jit(functools.partial(kv.attend_pages, num_layers=LAYERS), static_argnames=())
 
 
 @functools.cache
@@ -42,7 +40,7 @@ def scattered_table(page_size: int, width: int) -> tuple[np.ndarray, int]:
 
 def noisy_pool(page_size: int, num_pages: int) -> Pool:
     """What lies in the pool before must not matter, whatever another request left there."""
-    pool = paged_kv.init_pool(CONFIG, num_pages=num_pages, page_size=page_size, dtype=jnp.float32)
+    pool = kv.init_pool(CONFIG, num_pages=num_pages, page_size=page_size, dtype=jnp.float32)
     return jax.tree.map(lambda x: x + jnp.nan, pool)
 
 
@@ -75,9 +73,9 @@ def test_chunks_over_pages_equal_dense_attention(page_size):
 
 
 def test_copied_pages_carry_every_layer_and_leave_the_rest():
-    pool = paged_kv.init_pool(CONFIG, num_pages=5, page_size=4, dtype=jnp.float32)
+    pool = kv.init_pool(CONFIG, num_pages=5, page_size=4, dtype=jnp.float32)
     pool = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), pool)
-    copied = paged_kv.copy_pages(
+    copied = kv.copy_pages(
         pool, np.array([2, 0], np.int32), np.array([4, 0], np.int32), num_layers=LAYERS
     )
     for before, after in zip(pool, copied, strict=True):

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from polaris_jax.models.attention import MASKED_SCORE
-from polaris_jax.rollout.paged_kv import Pool
+from polaris_jax.rollout.kv import Pool
 
 TILE_ROWS = 32
 BLOCK_TOKENS = 64
