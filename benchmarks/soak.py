@@ -25,7 +25,7 @@ import numpy as np
 
 from polaris_jax.models import ModelConfig, Qwen
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout.compile_counter import CompileCounter
+from polaris_jax.rollout.live import CompileCounter
 
 MODEL = ModelConfig(
     vocab_size=96,

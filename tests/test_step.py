@@ -17,18 +17,9 @@ from polaris_jax.config import RolloutSection, RunConfig, StageSection
 from polaris_jax.metrics.rollout_stats import age_metrics, carried_metrics
 from polaris_jax.records import Group
 from polaris_jax.rollout import RolloutAborted, SamplerConfig, SamplingParams
-from polaris_jax.rollout.groups import (
-    begin,
-    owners_of,
-    quotas,
-    sample_groups,
-)
-from polaris_jax.rollout.groups import (
-    groups_from_host as groups_from,
-)
-from polaris_jax.rollout.groups import (
-    groups_to_host as array_state,
-)
+from polaris_jax.rollout.groups import begin, owners_of, quotas, sample_groups
+from polaris_jax.rollout.groups import groups_from_host as groups_from
+from polaris_jax.rollout.groups import groups_to_host as array_state
 from polaris_jax.state import RunState
 from polaris_jax.step import collect_rollouts, draw, sample
 from polaris_jax.system.signals import StopRequest

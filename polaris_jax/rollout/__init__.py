@@ -1,10 +1,9 @@
 """Rollouts: a paged, continuously batching sampler behind JetStream's engine verbs."""
 
 from polaris_jax.records import Response
-from polaris_jax.rollout.decode_state import SamplerConfig
-from polaris_jax.rollout.driven import RolloutAborted, RolloutPaused
+from polaris_jax.rollout.request import RolloutAborted, RolloutPaused
 from polaris_jax.rollout.sampler import Sampler
-from polaris_jax.rollout.settings import SamplingParams
+from polaris_jax.rollout.settings import SamplerConfig, SamplingParams
 
 __all__ = [
     "Response",

@@ -1,132 +1,24 @@
-"""The sampler's sizes and its decode state: the pool, its allocators, and the slots."""
+"""The sampler's decode state (the pool, its allocators, and the slots), and the pool's size."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Literal, NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
-from polaris_jax.rollout.kv import pages_for
-from polaris_jax.rollout.kv.backends import Attention
-from polaris_jax.rollout.number_checks import real_number, whole_number
-from polaris_jax.rollout.pages import TRASH_PAGE, PageAllocator
-from polaris_jax.rollout.settings import PromptParams, RowParams
-
-Layout = Literal["auto", "pages", "staged"]
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerConfig:
-    """Sizes of the sampler.
-
-    `slots` and `num_pages` count over all data shards; on a mesh each data shard has its part.
-    Rotary scaling is not set here. YaRN's factor, original length and attention factor come from
-    `model.config.rope_scaling`, for all requests of a sampler.
-
-    Attributes:
-        slots: number of sequences decoded at once.
-        page_size: tokens of a page.
-        num_pages: pages of the pool; the first page of each data shard is not usable. 0: as many
-            pages as fit into device memory, at most enough for every slot at `max_len`. On a CPU,
-            0 gives this maximum.
-        max_len: maximum number of prompt + response tokens of a sequence.
-        decode_steps: decode steps of one device call.
-        prefill_chunk: maximum number of tokens of a prompt in one row of a prefill call.
-        prefill_budget: maximum number of prompt tokens prefilled between two decode calls. A longer
-            prompt is prefilled in several turns while other rows decode. 0: no limit.
-        prefix_cache: True: later sequences that begin alike share the full pages of earlier ones,
-            until the weights change.
-        layout: when decode writes to the pool. "pages": each step writes its keys and values.
-            "staged": each call writes once (see `kv.staged`; fast on a CPU). "auto": "staged" on a
-            CPU, else "pages".
-        attention: attention back end, see `kv.layouts`. "native": C++ kernels of a CPU, also for
-            matrix products (one device, float32). "auto": the platform's own kernel if there is one
-            that serves. "ragged" and "pallas_gpu" imply the layout "pages".
-        min_rows: on a CPU, the smallest number of rows with its own decode program. 0: chosen by
-            the model's size, because a step of a small model costs little more than its dispatch.
-        dtype: dtype of weights and pages ("float32", "bfloat16", "float16"); None: the model's own.
-        dispatch_ahead: True: the driver dispatches the next call before it has read the last call's
-            tokens, if pages suffice and no sequence waits for a slot. None: True on accelerators
-            only, because host and device share the cores of a CPU.
-        reserve: share of device memory that stays free beside the pool if num_pages=0, in [0, 1).
-            Prefill and decode need this memory for temporaries.
-    """
-
-    slots: int = 8
-    page_size: int = 16
-    num_pages: int = 512
-    max_len: int = 1024
-    decode_steps: int = 16
-    prefill_chunk: int = 128
-    prefill_budget: int = 8192
-    prefix_cache: bool = True
-    layout: Layout = "auto"
-    attention: Attention = "auto"
-    min_rows: int = 0
-    dtype: str | None = None
-    dispatch_ahead: bool | None = None
-    reserve: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("slots", "page_size", "max_len", "decode_steps", "prefill_chunk"):
-            if whole_number(name, getattr(self, name)) < 1:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: must be at least 1; leave it out for "
-                    "the default"
-                )
-        for name, meaning in (("prefill_budget", "no limit"), ("min_rows", "by the model's size")):
-            if whole_number(name, getattr(self, name)) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0 (0: {meaning})")
-        whole_number("num_pages", self.num_pages)
-        if self.num_pages < 2 and self.num_pages != 0:
-            raise ValueError(
-                f"num_pages={self.num_pages}: page 0 is not usable; at least 2, or 0 to derive it"
-            )
-        if self.layout not in ("auto", "pages", "staged"):
-            raise ValueError(f"layout={self.layout!r}: expected auto, pages or staged")
-        if not 0 <= real_number("reserve", self.reserve) < 1:
-            raise ValueError(
-                f"reserve={self.reserve}: must be a share in [0, 1); 0.1 leaves a tenth free"
-            )
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(
-                f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}; None is the model's own"
-            )
-        for name, others in (("prefix_cache", ()), ("dispatch_ahead", (None,))):
-            value = getattr(self, name)
-            if not isinstance(value, bool) and value not in others:
-                raise ValueError(
-                    f"{name}={value!r}: must be one of {[True, False, *others]}; give it as a bool"
-                )
-
-    @property
-    def pages_of_a_row(self) -> int:
-        """J, pages of the longest sequence."""
-        return pages_for(self.max_len, self.page_size)
-
-
-class Rows(NamedTuple):
-    """Inputs of a decode call for its rows, each [B].
-
-    Attributes:
-        token_B: last token; its keys and values are not in the pool yet.
-        position_B: position of the last token.
-        prompt_len_B: number of prompt tokens; response positions count from here.
-        limit_B: prompt tokens + max_tokens. No token is drawn for this position or beyond. 0: the
-            slot has been cleared, and the row is dead whatever `alive_B` says.
-        alive_B: False if the row is dead: the call computes no token for the row.
-        params: sampling settings.
-    """
-
-    token_B: Any
-    position_B: Any
-    prompt_len_B: Any
-    limit_B: Any
-    alive_B: Any
-    params: RowParams
+from polaris_jax import sharding
+from polaris_jax.config import ConfigError
+from polaris_jax.models import ModelConfig
+from polaris_jax.rollout.pages import TRASH_PAGE, PageAllocator, pages_for
+from polaris_jax.rollout.programs import Rows
+from polaris_jax.rollout.programs.draw import RowParams
+from polaris_jax.rollout.programs.spec import program_spec
+from polaris_jax.rollout.settings import PromptParams, SamplerConfig
 
 
 class DecodeState:
@@ -252,3 +144,75 @@ def compact(state: DecodeState, index_B: np.ndarray) -> tuple[Rows, np.ndarray]:
         return out
 
     return jax.tree.map(take, state.rows), take(state.table_BJ)
+
+
+def page_bytes(
+    model_config: ModelConfig, config: SamplerConfig, mesh: Mesh | None, dtype: DTypeLike
+) -> int:
+    """Bytes of one page on one device: keys and values of all layers, its share of the heads."""
+    layout = program_spec(model_config, config, mesh).layout
+    pool = layout.abstract_pool(model_config, num_pages=1, page_size=config.page_size, dtype=dtype)
+    total = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(pool))
+    return total // sharding.head_shards(mesh)
+
+
+def pool_pages(
+    model_config: ModelConfig, config: SamplerConfig, mesh: Mesh | None, dtype: DTypeLike
+) -> int:
+    """Pages of all data shards: `config.num_pages`, or if that is 0, as many as memory allows.
+
+    Call this once the weights are in place, and the trainer's state if it shares the devices.
+
+    Raises:
+        ConfigError: not even one sequence of `max_len` fits.
+    """
+    if config.num_pages:
+        return config.num_pages
+    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+    pages = pages_with_room(
+        [device.memory_stats() for device in devices],
+        page_bytes=page_bytes(model_config, config, mesh, dtype),
+        pages_of_a_row=config.pages_of_a_row,
+        slots=config.slots // sharding.slot_shards(mesh),
+        reserve=config.reserve,
+    )
+    return -sharding.greatest(-pages, mesh) * sharding.slot_shards(mesh)
+
+
+def pages_with_room(
+    memory_stats: Sequence[Mapping[str, int] | None],
+    *,
+    page_bytes: int,
+    pages_of_a_row: int,
+    slots: int,
+    reserve: float,
+) -> int:
+    """Pages of one data shard: (1 - reserve) x limit - in use on the fullest device, in pages.
+
+    Args:
+        memory_stats: `jax.Device.memory_stats()` of each device; None (a CPU) sets no limit.
+        page_bytes: bytes of a page on a device.
+        pages_of_a_row: pages of the longest sequence.
+        slots: number of slots of the shard; limits the pages to what all slots can fill.
+        reserve: share of the memory to leave free.
+
+    Raises:
+        ConfigError: the room is less than one sequence needs.
+    """
+    full = slots * pages_of_a_row + 1
+    rooms = [
+        int((1 - reserve) * stats["bytes_limit"]) - stats["bytes_in_use"]
+        for stats in memory_stats
+        if stats and "bytes_limit" in stats
+    ]
+    if not rooms:
+        return full
+    pages = min(full, min(rooms) // page_bytes)
+    if pages < pages_of_a_row + 1:
+        raise ConfigError(
+            f"rollout.num_pages=0: {min(rooms)} bytes of device memory are left for the KV pool "
+            f"(rollout.reserve={reserve:g}), {max(pages, 0)} pages of {page_bytes} bytes, and one "
+            f"sequence of full length needs {pages_of_a_row + 1}; shorten it, raise "
+            "rollout.tensor, or lower rollout.reserve"
+        )
+    return pages

@@ -7,15 +7,14 @@ would have got alone.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import DecodeState
-from polaris_jax.rollout.engine_records import PrefillJob, ResultTokens
-from polaris_jax.rollout.prefix_cache import PrefixCache
-from polaris_jax.rollout.prompt_logprobs import prompt_logprobs
+from polaris_jax.rollout.engine import PrefillJob, ResultTokens
+from polaris_jax.rollout.pages import PrefixCache
+from polaris_jax.rollout.programs import prompt_logprobs
 from polaris_jax.rollout.request import Request, deal
 from polaris_jax.rollout.scheduler import Scheduler
 from polaris_jax.rollout.sequences import Plan
@@ -44,7 +43,7 @@ class Driver:
         failed: True if anything but a callback broke off a step. The driver is unusable then.
     """
 
-    def __init__(self, engine: Any, state: DecodeState, compiles: CompileCounter):
+    def __init__(self, engine: Any, state: DecodeState, compiles: AbstractContextManager[Any]):
         config, shards = engine.config, engine.data
         self._engine = engine
         self._state = state
@@ -275,7 +274,7 @@ class Driver:
 
         KeyboardInterrupt is re-raised after every request has been notified.
         """
-        with contextlib.ExitStack() as told:
+        with ExitStack() as told:
             for request in reversed(requests):
                 told.callback(self._tell, request)
 

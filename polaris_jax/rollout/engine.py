@@ -1,37 +1,91 @@
-"""Prefill, insert, generate: the sampler's device programs behind JetStream's verbs.
+"""The sampler's device calls: prefill prompts, dispatch a decode call, collect its tokens.
 
-As in JetStream, prefill returns a prompt's keys and values and no token. The first `generate` takes
-the prompt's last token as its input, so one program draws every token. `generate` runs up to K
-steps in one device call. Stop tokens and limits end rows on the device.
+A prefill writes keys and values directly into pool pages and returns no token. The first decode
+step takes the prompt's last token as its input, so one program draws every token. A decode call
+runs up to K steps. Stop tokens and limits end rows on the device. The driver calls the engine; the
+scheduler reserves the pages. JetStream's verbs are in `verbs`.
 
-JetStream's Driver calls `prefill`, `insert`, `generate` (see rollout/jetstream.py). Our driver
-calls `prefill_rows` (many prompts at once, written directly into pool pages), `copy_pages`,
-`launch` and `collect`; our scheduler reserves the pages.
+In each layer a prefill call writes the keys and values of all its rows before any row attends. So a
+sequence may continue in the next row, and a row may read pages that an earlier row writes. Only a
+sequence's last row is padded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from polaris_jax import sharding
 from polaris_jax.models import ModelConfig
 from polaris_jax.rollout import programs
-from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig, compact
-from polaris_jax.rollout.engine_checks import check_slots, checked_tokens
-from polaris_jax.rollout.engine_records import Flight, PrefillJob, Prefix, ResultTokens
-from polaris_jax.rollout.prefill_calls import prefill_call, prefill_calls
-from polaris_jax.rollout.programs import Model, Packed, Programs
-from polaris_jax.rollout.programs.spec import prefill_shape, program_spec
-from polaris_jax.rollout.settings import PromptParams, pad_stop_ids
-from polaris_jax.rollout.verbs import insert_prefix
+from polaris_jax.rollout.decode_state import DecodeState, compact
+from polaris_jax.rollout.fused_weights import Model
+from polaris_jax.rollout.programs import Packed, Programs
+from polaris_jax.rollout.programs.spec import PrefillShape, prefill_shape, program_spec
+from polaris_jax.rollout.settings import SamplerConfig, pad_stop_ids
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultTokens:
+    """The tokens of one `generate` call, JetStream's layout plus log-probs.
+
+    Attributes:
+        data: int32 [slots, 2K + 1]: K tokens, K validity flags, the response length so far.
+        tokens_idx: columns of the tokens.
+        valid_idx: columns of the flags; a flag is 0 if the row had ended.
+        length_idx: column of the lengths, in response tokens.
+        samples_per_slot: 1.
+        logprobs: float32 [slots, K], nats; see `draw_tokens`.
+        count: int32 [slots], new tokens of each slot.
+        alive: bool [slots], False for rows that have ended.
+        steps: decode steps that ran, on the data shard that ran longest.
+        rows: rows that the devices computed in each step.
+    """
+
+    data: np.ndarray
+    tokens_idx: tuple[int, int]
+    valid_idx: tuple[int, int]
+    length_idx: tuple[int, int]
+    samples_per_slot: int
+    logprobs: np.ndarray
+    count: np.ndarray
+    alive: np.ndarray
+    steps: int
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefillJob:
+    """Tokens whose keys and values go into `pages`, from position `start` on."""
+
+    tokens: Sequence[int]
+    pages: Sequence[int]
+    start: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Flight:
+    """A decode call whose results the host has not read yet."""
+
+    index_B: np.ndarray  # slot of each row, -1 for none
+    packed: Packed
+
+
+class PrefillCall(NamedTuple):
+    """Host arrays of a call, rows of all data shards: tokens, first position, tokens that count,
+    pages."""
+
+    token_BT: np.ndarray
+    first_B: np.ndarray
+    count_B: np.ndarray
+    table_BJ: np.ndarray
 
 
 class Engine:
@@ -52,7 +106,7 @@ class Engine:
         asked = config.dispatch_ahead
         self.dispatches_ahead = on_accelerator if asked is None else asked
         made = programs.compiled(self.spec)
-        self._programs = Programs(*(partial(sharding.from_host, program) for program in made))
+        self.programs = Programs(*(partial(sharding.from_host, program) for program in made))
 
     def init_decode_state(self, dtype: Any = jnp.float32) -> DecodeState:
         """An empty pool and empty slots; pages have dtype `dtype`."""
@@ -75,150 +129,6 @@ class Engine:
     def _up(self, tree: Any, *, axis: int | None = 0) -> Any:
         """Host arrays, placed for the programs."""
         return sharding.on_members(tree, self.spec.mesh, axis=axis)
-
-    # --- JetStream's verbs ---
-
-    def prefill(
-        self,
-        *,
-        params: Model,
-        existing_prefix: Prefix | None = None,
-        padded_tokens: Array | np.ndarray,
-        true_length: int,
-    ) -> Prefix:
-        """The keys and values of a prompt, appended to those of `existing_prefix` if given.
-
-        Args:
-            params: weights.
-            existing_prefix: an already prefilled beginning.
-            padded_tokens: [T] token ids; only the first `true_length` are used.
-            true_length: number of tokens used, at least 1; at most `max_len` together with the
-                tokens of `existing_prefix`.
-
-        Returns:
-            The prefix, in its own pages.
-
-        Raises:
-            ValueError: a length or a token id is out of range, or the mesh has several data shards,
-                which prefixes outside of the pool do not support.
-        """
-        if self.data > 1:
-            raise ValueError(
-                f"data={self.data}: JetStream's verbs run on one data shard; make the engine "
-                "without a mesh, or with data=1"
-            )
-        before = 0 if existing_prefix is None else int(existing_prefix.length)
-        tokens = checked_tokens(
-            padded_tokens,
-            true_length,
-            room=self.config.max_len - before,
-            vocab_size=self.model_config.vocab_size,
-        )
-        width = self.config.pages_of_a_row
-        if existing_prefix is None:
-            start, pool = 0, self.new_pool(width + 1, params.norm_D[...].dtype)
-        else:
-            start = before - 1
-            tokens = [int(existing_prefix.token), *tokens]
-            pool = jax.tree.map(jnp.copy, existing_prefix.pages)
-        job = PrefillJob(tokens[:-1], list(range(1, width + 1)), start)
-        pool = self._run_prefill(params, pool, [[job]])
-        return Prefix(pool, np.int32(tokens[-1]), np.int32(start + len(tokens)))
-
-    def insert(
-        self,
-        prefix: Prefix,
-        decode_state: DecodeState,
-        slot: int,
-        *,
-        params: PromptParams,
-        sample: int = 0,
-    ) -> DecodeState:
-        """The state with the prefix in `slot`; the slot's former pages are released.
-
-        Args:
-            prefix: result of `prefill`; a prefix can be inserted again.
-            decode_state: changed in place and returned.
-            slot: in [0, slots).
-            params: sampling settings of the row, which ends at `max_tokens` or `max_len`.
-            sample: index of the sample; the sample's noise depends on this index.
-
-        Raises:
-            ValueError: the slot does not exist.
-            RuntimeError: the pool has too few free pages. The slot is empty then.
-        """
-        self._insert(prefix, decode_state, [slot], params=params, first_sample=sample)
-        return decode_state
-
-    def insert_samples(
-        self,
-        prefix: Prefix,
-        decode_state: DecodeState,
-        slots: Sequence[int],
-        *,
-        params: PromptParams,
-    ) -> DecodeState:
-        """The state with one sample of the prefix in each of `slots`, all on one data shard.
-
-        Samples share the full pages; each has a copy of the last page, to continue writing there.
-
-        Args:
-            prefix: result of `prefill`.
-            decode_state: changed in place and returned.
-            slots: at least one, all different, in [0, slots). Their former pages are released.
-            params: sampling settings of all samples, whose indices count from 0.
-
-        Raises:
-            ValueError: no slots, unknown or repeated slots, or slots on several data shards.
-            RuntimeError: the pool has too few free pages for all. The slots are empty then.
-        """
-        self._insert(prefix, decode_state, list(slots), params=params)
-        return decode_state
-
-    def _insert(
-        self,
-        prefix: Prefix,
-        state: DecodeState,
-        slots: list[int],
-        *,
-        params: PromptParams,
-        first_sample: int = 0,
-    ) -> None:
-        check_slots(slots, num_slots=self.config.slots, slots_a_shard=self.slots_a_shard)
-        shard = slots[0] // self.slots_a_shard
-        insert_prefix(
-            prefix,
-            state,
-            slots,
-            params=params,
-            first_sample=first_sample,
-            page_size=self.config.page_size,
-            move_pages=self._programs.move_pages,
-            copy_pages=lambda pairs: self.copy_pages(
-                state, [pairs if d == shard else [] for d in range(self.data)]
-            ),
-        )
-
-    def generate(
-        self,
-        params: Model,
-        decode_state: DecodeState,
-        *,
-        stop_token_ids: Sequence[int] = (),
-    ) -> tuple[DecodeState, ResultTokens]:
-        """K tokens for every live slot, or fewer if its row ends; so JetStream detects an end.
-        Ended rows stay in their slots until the slots are freed.
-
-        Args:
-            params: weights.
-            decode_state: changed in place and returned.
-            stop_token_ids: ids that end a row.
-
-        Raises:
-            RuntimeError: a live row needs a page and none is free (a scheduler reserves before).
-        """
-        flight = self.launch(params, decode_state, stop_token_ids=stop_token_ids, exit_below=None)
-        return decode_state, self.collect(decode_state, flight)
 
     def launch(
         self,
@@ -325,8 +235,6 @@ class Engine:
             rows=len(flight.index_B),
         )
 
-    # --- what JetStream's contract lacks ---
-
     def prefill_rows(
         self,
         params: Model,
@@ -356,14 +264,14 @@ class Engine:
                 if part:
                     from_to[:, shard, : len(part)] = np.array(part, np.int32).T
             pairs = self._up(tuple(from_to.reshape(2, -1)))
-            state.pool = self._programs.copy_pages(state.pool, *pairs)
+            state.pool = self.programs.copy_pages(state.pool, *pairs)
 
     def warm(self, params: Model, state: DecodeState) -> None:
         """Compiles decode and prefill for every number of rows; no later call compiles them."""
         chunk, width = self.prefill_shape.chunk, self.config.pages_of_a_row
         for rows in self.prefill_shape.row_buckets:
             call = prefill_call([[]] * self.data, rows=rows, chunk=chunk, pages_of_a_row=width)
-            state.pool = self._programs.prefill(params, state.pool, *self._up(call))
+            state.pool = self.programs.prefill(params, state.pool, *self._up(call))
         for bucket in self.spec.row_buckets:
             nobody = np.full(self.data * bucket, -1)
             state.pool, _ = self._decode(params, state, nobody, pad_stop_ids(()), 1)
@@ -388,12 +296,58 @@ class Engine:
         if self.dispatches_ahead:
             rows = sharding.on_slots(rows, self.spec.mesh)
         stop_X = self._up(stop_X, axis=None)
-        return self._programs.decode(params, state.pool, rows, table_BJ, stop_X, exit_below_D)
+        return self.programs.decode(params, state.pool, rows, table_BJ, stop_X, exit_below_D)
 
     def _run_prefill(
         self, params: Model, pool: Any, jobs_by_shard: Sequence[Sequence[PrefillJob]]
     ) -> Any:
         width = self.config.pages_of_a_row
         for call in prefill_calls(jobs_by_shard, self.prefill_shape, pages_of_a_row=width):
-            pool = self._programs.prefill(params, pool, *self._up(call))
+            pool = self.programs.prefill(params, pool, *self._up(call))
         return pool
+
+
+def prefill_calls(
+    jobs_by_shard: Sequence[Sequence[PrefillJob]], shape: PrefillShape, *, pages_of_a_row: int
+) -> Iterator[PrefillCall]:
+    """The calls for all jobs; each is the largest that the remaining rows fill, or the smallest.
+
+    Args:
+        jobs_by_shard: token sequences of each data shard, in an order in which pages are written
+            before they are read.
+        shape: shape of the compiled programs.
+        pages_of_a_row: J.
+    """
+    chunk, buckets = shape
+    waiting = [
+        [
+            PrefillJob(job.tokens[i : i + chunk], job.pages, job.start + i)
+            for job in jobs
+            for i in range(0, len(job.tokens), chunk)
+        ]
+        for jobs in jobs_by_shard
+    ]
+    while most := max(map(len, waiting)):
+        rows = max((b for b in buckets if b <= most), default=buckets[0])
+        parts = [queue[:rows] for queue in waiting]
+        yield prefill_call(parts, rows=rows, chunk=chunk, pages_of_a_row=pages_of_a_row)
+        waiting = [queue[rows:] for queue in waiting]
+
+
+def prefill_call(
+    jobs_by_shard: Sequence[Sequence[PrefillJob]], *, rows: int, chunk: int, pages_of_a_row: int
+) -> PrefillCall:
+    """One call with `rows` rows a data shard, a job of at most `chunk` tokens in each."""
+    total = len(jobs_by_shard) * rows
+    call = PrefillCall(
+        np.zeros((total, chunk), np.int32),
+        np.zeros(total, np.int32),
+        np.zeros(total, np.int32),
+        np.zeros((total, pages_of_a_row), np.int32),
+    )
+    for shard, jobs in enumerate(jobs_by_shard):
+        for row, job in enumerate(jobs, start=shard * rows):
+            call.token_BT[row, : len(job.tokens)] = job.tokens
+            call.first_B[row], call.count_B[row] = job.start, len(job.tokens)
+            call.table_BJ[row, : len(job.pages)] = job.pages
+    return call

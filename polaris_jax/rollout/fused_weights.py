@@ -204,6 +204,10 @@ class _FusedProducts(Around):
         return _product(index, self._weights.down, x_BTF)
 
 
+# The weights that the programs take: fused on a CPU without a mesh.
+Model = Qwen | FusedWeights
+
+
 def _product(layer: Array, matrices: Matrices, x_BTD: Array) -> Array:
     batch, length, width = x_BTD.shape
     return matrices.product(layer, x_BTD.reshape(-1, width)).reshape(batch, length, -1)

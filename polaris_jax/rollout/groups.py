@@ -22,8 +22,7 @@ import jax
 import numpy as np
 
 from polaris_jax.records import Group, Response
-from polaris_jax.rollout.driven import RolloutAborted
-from polaris_jax.rollout.request import deal
+from polaris_jax.rollout.request import RolloutAborted, deal
 from polaris_jax.rollout.sampler import Sampler
 from polaris_jax.rollout.settings import SamplingParams
 from polaris_jax.system import processes

@@ -21,11 +21,10 @@ import jax
 import numpy as np
 
 from polaris_jax.models import Qwen
-from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
-from polaris_jax.rollout.engine import Engine
-from polaris_jax.rollout.engine_records import Prefix
-from polaris_jax.rollout.kv import pages_for
-from polaris_jax.rollout.settings import PromptParams
+from polaris_jax.rollout.decode_state import DecodeState
+from polaris_jax.rollout.pages import pages_for
+from polaris_jax.rollout.settings import PromptParams, SamplerConfig
+from polaris_jax.rollout.verbs import Prefix, VerbEngine
 
 # The Driver pads prompts to powers of two from here.
 SHORTEST_PADDED_PROMPT = 16
@@ -174,7 +173,7 @@ def _engine_class() -> type:
             self._params = params
             self._stop_token_ids = stop_token_ids
             self._samples = samples_per_slot
-            self._engine = Engine(model.config, config)
+            self._engine = VerbEngine(model.config, config)
             self._mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
 
         def prefill(

@@ -1,21 +1,28 @@
-"""One request: its prompts and samples, their data shards, and the reports to the caller."""
+"""One request: its prompts and samples, their data shards, its stop strings, and its reports."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import Protocol
 
+from jax.sharding import Mesh
+
+from polaris_jax import sharding
 from polaris_jax.records import Response
 from polaris_jax.rollout.sequences import Prompt
 from polaris_jax.rollout.sequences import Sequence as Sample
 from polaris_jax.rollout.settings import PromptParams
-from polaris_jax.rollout.stop_strings import Decode, completing_token
 
 OnProgress = Callable[[int, int, int], None]
 OnTokens = Callable[[int, int, list[int]], None]
 Ended = tuple[int, int, Response]
+Decode = Callable[[list[int]], str]
+
+# What decoding may change at the beginning of a piece: a stripped space, a character cut in two.
+MARGIN_CHARS = 8
 
 
 def deal(costs: Sequence[int], shards: int, loads: Sequence[int] | None = None) -> list[int]:
@@ -224,3 +231,103 @@ class Request:
 def _so_far(response: Response) -> tuple[list[int], list[float], list[tuple[int, int]]]:
     """The tokens, log-probs and versions that a sample continues."""
     return list(response.token_ids), list(response.logprobs), list(response.versions)
+
+
+class RolloutAborted(RuntimeError):
+    """The request was aborted; all of its pages have been released."""
+
+
+class RolloutPaused(RuntimeError):
+    """The sampler was paused before the request had ended; the request stays live.
+
+    Attributes:
+        request: the live request. After `resume`, continue it with `drive` or drop it with `abort`.
+    """
+
+    def __init__(self, request: Request):
+        super().__init__(
+            f"this sampler is paused with {request.num_done} of {request.num_total} responses "
+            "done: call resume, then drive or abort this error's `request`"
+        )
+        self.request = request
+
+
+class Steps(Protocol):
+    """The part of a sampler that steps."""
+
+    paused: bool
+
+    def step(self) -> bool:
+        """See `Sampler.step`."""
+        ...
+
+    def abort(self, request: Request) -> None:
+        """See `Sampler.abort`."""
+        ...
+
+
+def driven(
+    sampler: Steps, request: Request, should_abort: Callable[[], bool] | None, mesh: Mesh | None
+) -> Generator[Ended, None, None]:
+    """See `Sampler.drive`; `mesh` is the sampler's."""
+    try:
+        while not request.done:
+            if sampler.paused:
+                raise RolloutPaused(request)
+            if sharding.greatest(int(should_abort is not None and should_abort()), mesh):
+                raise RolloutAborted(
+                    f"rollout aborted with {request.num_done} of {request.num_total} responses done"
+                )
+            sampler.step()
+            yield from request.take_ended()
+        # Another caller's step may have ended the last responses.
+        yield from request.take_ended()
+        if request.failure is not None:
+            raise request.failure
+        if request.aborted:
+            raise RolloutAborted(
+                f"the request was aborted with {request.num_done} of {request.num_total} "
+                "responses done"
+            )
+    except RolloutPaused:
+        raise
+    except BaseException:  # also if the caller closes the generator early
+        sampler.abort(request)
+        raise
+
+
+def completing_token(
+    tokens: Sequence[int], first_new: int, strings: Sequence[str], decode: Decode
+) -> int | None:
+    """The index of the token with which the text first contains one of the strings.
+
+    Text is decoded from a few tokens before the new tokens, not from the first token on. So
+    decoding must be local: the text of a part must be the same part of the complete text, except
+    for the first few characters.
+
+    Args:
+        tokens: token ids of the response.
+        first_new: index of the first new token; the text before it contains none of the strings.
+        strings: non-empty strings.
+        decode: the text of token ids.
+
+    Returns:
+        The index, or None if the text contains none of the strings.
+    """
+    start = _context_start(tokens, first_new, max(map(len, strings)) + MARGIN_CHARS, decode)
+
+    def found(end: int) -> bool:
+        text = decode(list(tokens[start:end]))
+        return any(string in text for string in strings)
+
+    if not found(len(tokens)):
+        return None
+    return next(end for end in range(first_new + 1, len(tokens) + 1) if found(end)) - 1
+
+
+def _context_start(tokens: Sequence[int], first_new: int, chars: int, decode: Decode) -> int:
+    """An index from which the tokens before `first_new` have `chars` characters or more, else 0."""
+    back = chars
+    while back < first_new and len(decode(list(tokens[first_new - back : first_new]))) < chars:
+        back *= 2
+    return max(0, first_new - back)

@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.records import Response
-from polaris_jax.rollout.decode_state import SamplerConfig
-from polaris_jax.rollout.number_checks import real_number, whole_number
-from polaris_jax.rollout.request import OnProgress, OnTokens, Request
-from polaris_jax.rollout.settings import PromptParams, SamplingParams, pad_stop_ids, per_prompt
-from polaris_jax.rollout.stop_strings import Decode, completing_token
+from polaris_jax.rollout.request import Decode, OnProgress, OnTokens, Request, completing_token
+from polaris_jax.rollout.settings import (
+    PromptParams,
+    SamplerConfig,
+    SamplingParams,
+    pad_stop_ids,
+    per_prompt,
+    real_number,
+    whole_number,
+)
 
 Prompts = Sequence[Sequence[Any] | np.ndarray]
 

@@ -14,17 +14,12 @@ from jax.sharding import Mesh
 from polaris_jax import sharding
 from polaris_jax.models import Qwen
 from polaris_jax.records import Response
-from polaris_jax.rollout.compile_counter import CompileCounter
-from polaris_jax.rollout.decode_state import SamplerConfig
-from polaris_jax.rollout.driven import driven
 from polaris_jax.rollout.engine import Engine
-from polaris_jax.rollout.live import LiveState
-from polaris_jax.rollout.live_weights import LiveWeights
-from polaris_jax.rollout.request import Ended, OnProgress, OnTokens, Request
+from polaris_jax.rollout.live import CompileCounter, LiveState, happened
+from polaris_jax.rollout.request import Ended, OnProgress, OnTokens, Request, driven
 from polaris_jax.rollout.request_checks import Prompts, checked_request
-from polaris_jax.rollout.sampler_stats import happened
-from polaris_jax.rollout.settings import SamplingParams
-from polaris_jax.rollout.weights import SyncReport, check_live
+from polaris_jax.rollout.settings import SamplerConfig, SamplingParams
+from polaris_jax.rollout.weights import LiveWeights, SyncReport, check_live
 
 
 class Sampler:

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from polaris_jax.config import RunConfig, check_pages
 from polaris_jax.models import ModelConfig, Qwen
-from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.sampler import Sampler
+from polaris_jax.rollout.settings import SamplerConfig
 from polaris_jax.sharding import make_sampler_mesh, slot_shards
 from polaris_jax.system.progress import Progress
 

@@ -19,9 +19,7 @@ import heapq
 import sys
 from collections.abc import Sequence as Seq
 
-from polaris_jax.rollout.kv import pages_for
-from polaris_jax.rollout.pages import PageAllocator
-from polaris_jax.rollout.prefix_cache import PrefixCache
+from polaris_jax.rollout.pages import PageAllocator, PrefixCache, pages_for
 from polaris_jax.rollout.sequences import Plan, PrefillPart, Prompt, Sequence, needed_pages
 
 __all__ = ["Plan", "Prompt", "Scheduler", "Sequence"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from polaris_jax.rollout.kv import pages_for
-from polaris_jax.rollout.prefix_cache import extend_keys
+from polaris_jax.rollout.pages import extend_keys, pages_for
 from polaris_jax.rollout.settings import PromptParams
 
 

@@ -1,29 +1,19 @@
-"""Sampling settings, their checks, and the device function that draws one token a row.
-
-A token is drawn with one uniform number a row. The CDF is inverted in two levels: first the block,
-then the token in the block. So no noise over the vocabulary is needed. Top-k and top-p find their
-thresholds by bisection over the bits of the logits, so nothing is sorted. Filters run only if some
-row uses them.
-
-Source: top-p, Holtzman et al. 2019 (arXiv:1904.09751), section 3.1; min-p, Nguyen et al. 2024
-(arXiv:2407.01082), section 3. Differs: top-p acts on the tokens that top-k and min-p keep,
-renormalised; ties go to the lower id.
-"""
+"""Settings of a sampler and of a request, and their checks."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from polaris_jax.rollout.number_checks import real_number, whole_number
+from polaris_jax.rollout.pages import pages_for
 
+Layout = Literal["auto", "pages", "staged"]
+Attention = Literal["auto", "xla", "ragged", "pallas_gpu", "native"]
+DTYPES = ("float32", "bfloat16", "float16")
 MAX_STOP_TOKENS = 16
 NO_TOKEN = -1
 MAX_SEED = 2**32 - 1
@@ -33,6 +23,96 @@ LEAST = 1e-30  # much smaller float32 divisors overflow, and still smaller ones 
 
 Number = float | int
 PerPrompt = Sequence[Any] | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """Sizes of the sampler.
+
+    `slots` and `num_pages` count over all data shards; on a mesh each data shard has its part.
+    Rotary scaling is not set here. YaRN's factor, original length and attention factor come from
+    `model.config.rope_scaling`, for all requests of a sampler.
+
+    Attributes:
+        slots: number of sequences decoded at once.
+        page_size: tokens of a page.
+        num_pages: pages of the pool; the first page of each data shard is not usable. 0: as many
+            pages as fit into device memory, at most enough for every slot at `max_len`. On a CPU,
+            0 gives this maximum.
+        max_len: maximum number of prompt + response tokens of a sequence.
+        decode_steps: decode steps of one device call.
+        prefill_chunk: maximum number of tokens of a prompt in one row of a prefill call.
+        prefill_budget: maximum number of prompt tokens prefilled between two decode calls. A longer
+            prompt is prefilled in several turns while other rows decode. 0: no limit.
+        prefix_cache: True: later sequences that begin alike share the full pages of earlier ones,
+            until the weights change.
+        layout: when decode writes to the pool. "pages": each step writes its keys and values.
+            "staged": each call writes once (see `kv.staged`; fast on a CPU). "auto": "staged" on a
+            CPU, else "pages".
+        attention: attention back end, see `kv.layouts`. "native": C++ kernels of a CPU, also for
+            matrix products (one device, float32). "auto": the platform's own kernel if there is one
+            that serves. "ragged" and "pallas_gpu" imply the layout "pages".
+        min_rows: on a CPU, the smallest number of rows with its own decode program. 0: chosen by
+            the model's size, because a step of a small model costs little more than its dispatch.
+        dtype: dtype of weights and pages ("float32", "bfloat16", "float16"); None: the model's own.
+        dispatch_ahead: True: the driver dispatches the next call before it has read the last call's
+            tokens, if pages suffice and no sequence waits for a slot. None: True on accelerators
+            only, because host and device share the cores of a CPU.
+        reserve: share of device memory that stays free beside the pool if num_pages=0, in [0, 1).
+            Prefill and decode need this memory for temporaries.
+    """
+
+    slots: int = 8
+    page_size: int = 16
+    num_pages: int = 512
+    max_len: int = 1024
+    decode_steps: int = 16
+    prefill_chunk: int = 128
+    prefill_budget: int = 8192
+    prefix_cache: bool = True
+    layout: Layout = "auto"
+    attention: Attention = "auto"
+    min_rows: int = 0
+    dtype: str | None = None
+    dispatch_ahead: bool | None = None
+    reserve: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "page_size", "max_len", "decode_steps", "prefill_chunk"):
+            if whole_number(name, getattr(self, name)) < 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: must be at least 1; leave it out for "
+                    "the default"
+                )
+        for name, meaning in (("prefill_budget", "no limit"), ("min_rows", "by the model's size")):
+            if whole_number(name, getattr(self, name)) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0 (0: {meaning})")
+        whole_number("num_pages", self.num_pages)
+        if self.num_pages < 2 and self.num_pages != 0:
+            raise ValueError(
+                f"num_pages={self.num_pages}: page 0 is not usable; at least 2, or 0 to derive it"
+            )
+        if self.layout not in ("auto", "pages", "staged"):
+            raise ValueError(f"layout={self.layout!r}: expected auto, pages or staged")
+        if not 0 <= real_number("reserve", self.reserve) < 1:
+            raise ValueError(
+                f"reserve={self.reserve}: must be a share in [0, 1); 0.1 leaves a tenth free"
+            )
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(
+                f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}; None is the model's own"
+            )
+        for name, others in (("prefix_cache", ()), ("dispatch_ahead", (None,))):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and value not in others:
+                raise ValueError(
+                    f"{name}={value!r}: must be one of {[True, False, *others]}; give it as a bool"
+                )
+
+    @property
+    def pages_of_a_row(self) -> int:
+        """J, pages of the longest sequence."""
+        return pages_for(self.max_len, self.page_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,161 +237,41 @@ def pad_stop_ids(stop_token_ids: Sequence[int]) -> np.ndarray:
     return padded
 
 
-class RowParams(NamedTuple):
-    """Sampling settings of the rows of a decode call, each [B].
-
-    `seed_B` and `sample_B` give the row's key; the filters are as in `SamplingParams`.
-    """
-
-    temperature_B: Any
-    top_p_B: Any
-    top_k_B: Any
-    min_p_B: Any
-    seed_B: Any
-    sample_B: Any
-
-
-def row_keys(params: RowParams) -> Array:
-    """[B] keys: fold_in(key(prompt's seed), sample index)."""
-    return jax.vmap(lambda seed, sample: jax.random.fold_in(jax.random.key(seed), sample))(
-        params.seed_B, params.sample_B
-    )
-
-
-def row_uniforms(key_B: Array, response_position_B: Array) -> Array:
-    """[B] uniform numbers in [0, 1): key folded by the position in the response, from 0."""
-    return jax.vmap(lambda key, at: jax.random.uniform(jax.random.fold_in(key, at)))(
-        key_B, response_position_B
-    )
-
-
-def draw_tokens(logit_BV: Array, uniform_B: Array, params: RowParams) -> tuple[Array, Array]:
-    """One token a row, and its log-prob before any filter.
+def whole_number(name: str, value: Any) -> int:
+    """A Python, numpy or jax integer as an int; floats, bools and texts are refused.
 
     Args:
-        logit_BV: float32 logits.
-        uniform_B: in [0, 1).
-        params: settings of each row.
+        name: name of the field, with the prompt's index if there is one.
+        value: the caller's value.
 
-    Returns:
-        (token_B int32, logp_B float32): logp = log_softmax(logits / temperature) at the token;
-        argmax and temperature 1 if temperature is 0.
+    Raises:
+        ValueError: the value is not a whole number.
     """
-    greedy_B = params.temperature_B == 0
-    # Divided last: the likeliest token's mass is 1 and its log-prob finite at any temperature.
-    distance_BV = logit_BV - jnp.max(logit_BV, axis=-1, keepdims=True)
-    shifted_BV = distance_BV / jnp.where(greedy_B, 1.0, params.temperature_B)[:, None]
-    mass_BV = jnp.exp(shifted_BV)
-    norm_B = jnp.sum(mass_BV, axis=-1)
-    # Filters and argmax are computed only if some row needs them.
-    filters = (params.top_k_B > 0) | (params.top_p_B < 1) | (params.min_p_B > 0)
-    token_B = jax.lax.cond(
-        jnp.any(filters & ~greedy_B),
-        lambda: _inverse_cdf(_filtered(logit_BV, mass_BV, params), uniform_B),
-        lambda: _inverse_cdf(mass_BV, uniform_B),
-    )
-    token_B = jax.lax.cond(
-        jnp.any(greedy_B),
-        lambda: jnp.where(greedy_B, jnp.argmax(logit_BV, axis=-1), token_B),
-        lambda: token_B,
-    ).astype(jnp.int32)
-    chosen_B = jnp.take_along_axis(shifted_BV, token_B[:, None], axis=-1)[:, 0]
-    return token_B, chosen_B - jnp.log(norm_B)
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(
+            f"{name}={value!r}: must be a whole number, not {type(value).__name__}; give an int"
+        ) from None
 
 
-def _inverse_cdf(mass_BV: Array, uniform_B: Array) -> Array:
-    """The token at which the running mass passes uniform x total; never a token of mass 0."""
-    vocab = mass_BV.shape[-1]
-    width = 1 << max(2, math.ceil(math.log2(vocab) / 2))
-    mass_BV = jnp.pad(mass_BV, ((0, 0), (0, -vocab % width)))
-    mass_BXW = mass_BV.reshape(mass_BV.shape[0], -1, width)
-    block_BX = jnp.sum(mass_BXW, axis=-1)
-    below_BX = jnp.cumsum(block_BX, axis=-1)
-    target_B = uniform_B * below_BX[:, -1]
-    block_B = _first_past(below_BX, block_BX, target_B)
-    before_B = jnp.take_along_axis(below_BX - block_BX, block_B[:, None], axis=-1)[:, 0]
-    inside_BW = jnp.take_along_axis(mass_BXW, block_B[:, None, None], axis=1)[:, 0]
-    within_B = _first_past(jnp.cumsum(inside_BW, axis=-1), inside_BW, target_B - before_B)
-    return block_B * width + within_B
+def real_number(name: str, value: Any) -> float:
+    """A Python, numpy or jax number as a float; bools and texts are refused.
 
+    Args:
+        name: name of the field, with the prompt's index if there is one.
+        value: the caller's value.
 
-def _first_past(running_BX: Array, mass_BX: Array, target_B: Array) -> Array:
-    """First index of positive mass whose running mass exceeds the target, else the last positive.
-
-    Rounding may leave no index past the target, or put a running sum past it where the mass is 0.
+    Raises:
+        ValueError: the value is not a number.
     """
-    positive_BX = mass_BX > 0
-    index_X = jnp.arange(mass_BX.shape[-1])[None]
-    past_BX = positive_BX & (running_BX > target_B[:, None])
-    last_B = jnp.max(jnp.where(positive_BX, index_X, 0), axis=-1)
-    first_B = jnp.min(jnp.where(past_BX, index_X, mass_BX.shape[-1]), axis=-1)
-    return jnp.minimum(first_B, last_B)
-
-
-def _filtered(logit_BV: Array, mass_BV: Array, params: RowParams) -> Array:
-    """`mass_BV` with 0 for every token that top-k, min-p or top-p drops."""
-    order_BV = _ordered_bits(logit_BV)
-    rank_on = jnp.any(params.top_k_B > 0)
-    mass_on = jnp.any(params.top_p_B < 1)
-    mass_BV = jax.lax.cond(
-        rank_on, lambda m: jnp.where(_top_k(order_BV, params.top_k_B), m, 0.0), lambda m: m, mass_BV
-    )
-    # The likeliest token has mass 1, whatever top-k dropped.
-    mass_BV = jnp.where(mass_BV >= params.min_p_B[:, None], mass_BV, 0.0)
-    return jax.lax.cond(
-        mass_on,
-        lambda m: jnp.where(_top_p(order_BV, m, params.top_p_B), m, 0.0),
-        lambda m: m,
-        mass_BV,
-    )
-
-
-def _ordered_bits(x: Array) -> Array:
-    """uint32 keys that order like the float32 values; -0 and 0 are one key."""
-    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)
-    sign = jnp.uint32(1 << 31)
-    return jnp.where(bits >= sign, ~bits, bits | sign)
-
-
-def _largest_key(enough: Any, batch: int) -> Array:
-    """[B] the largest uint32 key for which enough(key_B) holds, by bisection over its bits."""
-
-    def bit(i: Array, key_B: Array) -> Array:
-        candidate_B = key_B | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
-        return jnp.where(enough(candidate_B), candidate_B, key_B)
-
-    return jax.lax.fori_loop(0, 32, bit, jnp.zeros(batch, jnp.uint32))
-
-
-def _rank_among_equals(equal_BV: Array) -> Array:
-    return jnp.cumsum(equal_BV, axis=-1, dtype=jnp.int32) - equal_BV
-
-
-def _top_k(order_BV: Array, top_k_B: Array) -> Array:
-    """True for the first k tokens by (logit, lower id); for all tokens if k is 0."""
-
-    def count(key_B: Array) -> Array:
-        return jnp.sum(order_BV >= key_B[:, None], axis=-1, dtype=jnp.int32)
-
-    kth_B = _largest_key(lambda key_B: count(key_B) >= top_k_B, order_BV.shape[0])
-    above_BV, equal_BV = order_BV > kth_B[:, None], order_BV == kth_B[:, None]
-    room_B = top_k_B - jnp.sum(above_BV, axis=-1, dtype=jnp.int32)
-    keep_BV = above_BV | (equal_BV & (_rank_among_equals(equal_BV) < room_B[:, None]))
-    return keep_BV | (top_k_B == 0)[:, None]
-
-
-def _top_p(order_BV: Array, mass_BV: Array, top_p_B: Array) -> Array:
-    """True for tokens with less than top_p of the mass before them; for all if top_p is 1."""
-    wanted_B = top_p_B * jnp.sum(mass_BV, axis=-1)
-
-    def mass_from(key_B: Array) -> Array:
-        return jnp.sum(jnp.where(order_BV >= key_B[:, None], mass_BV, 0.0), axis=-1)
-
-    border_B = _largest_key(lambda key_B: mass_from(key_B) >= wanted_B, order_BV.shape[0])
-    above_BV, equal_BV = order_BV > border_B[:, None], order_BV == border_B[:, None]
-    equal_BV = equal_BV & (mass_BV > 0)
-    before_B = jnp.sum(jnp.where(above_BV, mass_BV, 0.0), axis=-1)
-    step_B = jnp.max(jnp.where(equal_BV, mass_BV, 0.0), axis=-1)
-    before_BV = before_B[:, None] + _rank_among_equals(equal_BV) * step_B[:, None]
-    keep_BV = above_BV | (equal_BV & (before_BV < wanted_B[:, None]))
-    return keep_BV | (top_p_B >= 1)[:, None]
+    try:
+        if isinstance(value, bool | np.bool_ | str | bytes) or np.ndim(value):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}={value!r}: must be a number, not {type(value).__name__}; give a float"
+        ) from None

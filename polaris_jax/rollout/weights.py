@@ -25,7 +25,8 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from polaris_jax.models import Qwen, param_axes
-from polaris_jax.rollout.fused_weights import FusedWeights, fuse
+from polaris_jax.rollout.fused_weights import FusedWeights, Model, fuse
+from polaris_jax.rollout.programs.spec import ProgramSpec
 from polaris_jax.sharding import (
     SAMPLER_RULES,
     from_host,
@@ -53,6 +54,38 @@ class SyncReport:
 
     def __add__(self, other: SyncReport) -> SyncReport:
         return SyncReport(self.bytes + other.bytes, self.seconds + other.seconds)
+
+
+class LiveWeights:
+    """A sampler's own copy of a model, in the form that its programs take.
+
+    Attributes:
+        model: the weights; None if there are none.
+        synced: total cost of the syncs since the last reset.
+    """
+
+    def __init__(self, spec: ProgramSpec, mesh: Mesh | None, dtype: DTypeLike):
+        self._spec, self._mesh, self._dtype = spec, mesh, dtype
+        self.model: Model | None = None
+        self.synced = SyncReport()
+
+    def take(self, model: Qwen) -> None:
+        """Copies `model`, which `check_live` must have accepted.
+
+        The old weights are freed leaf by leaf, so there are no weights if the copy fails.
+        """
+        spec, old = self._spec, self.model
+        self.model = None
+        self.model, report = sync_weights(
+            model, self._dtype, self._mesh, old=old, fused=spec.fused, packed=spec.native
+        )
+        self.synced += report
+
+    def free(self) -> None:
+        """Deletes the weights."""
+        for leaf in jax.tree.leaves(self.model):
+            leaf.delete()
+        self.model = None
 
 
 def sync_weights(

@@ -12,7 +12,7 @@ from polaris_jax.config import CheckpointSection
 from polaris_jax.metrics.throughput import memory_metrics, update_throughput
 from polaris_jax.reward import Grader
 from polaris_jax.rollout import Sampler
-from polaris_jax.rollout.compile_counter import CompileCounter
+from polaris_jax.rollout.live import CompileCounter
 from polaris_jax.system import processes
 
 GRADER_STATS = ("graded", "timeouts", "crashes")

@@ -3,7 +3,7 @@
 import pytest
 
 from polaris_jax.records import Response
-from polaris_jax.rollout.decode_state import SamplerConfig
+from polaris_jax.rollout.settings import SamplerConfig
 from tests.support.rollout.fake_engine import FakeSampler, expected_tokens, settings
 
 ROOMY = SamplerConfig(

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.driver import Driver
-from polaris_jax.rollout.engine import Engine
-from polaris_jax.rollout.kv import pages_for
+from polaris_jax.rollout.live import CompileCounter
+from polaris_jax.rollout.pages import pages_for
 from polaris_jax.rollout.sequences import Prompt, Sequence
 from polaris_jax.rollout.settings import PromptParams
+from polaris_jax.rollout.verbs import VerbEngine
 from tests.support.rollout.fake_engine import FakeEngine, FakeSampler, settings
 from tests.support.rollout.rollout_cases import CONFIG, small_model
 
@@ -126,7 +126,7 @@ def test_a_pool_that_just_holds_the_responses_needs_no_preemption():
 def decoded(limits, *, exit_below=1):
     """What one call on the device gives rows of these limits."""
     config = SamplerConfig(slots=4, page_size=4, num_pages=33, max_len=32, decode_steps=STEPS)
-    engine = Engine(CONFIG, config)
+    engine = VerbEngine(CONFIG, config)
     model, state = small_model(), engine.init_decode_state()
     prefix = engine.prefill(params=model, padded_tokens=np.arange(5), true_length=5)
     for slot, limit in enumerate(limits):

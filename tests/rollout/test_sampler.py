@@ -8,7 +8,7 @@ import pytest
 
 from polaris_jax.models import RopeScaling, token_logprobs
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout.compile_counter import CompileCounter
+from polaris_jax.rollout.live import CompileCounter
 from tests.support.rollout.rollout_cases import (
     CONFIG,
     dense_logits,

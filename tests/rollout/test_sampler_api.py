@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams, live_weights
-from polaris_jax.rollout.prompt_logprobs import prompt_logprobs
+from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams, weights
+from polaris_jax.rollout.programs import prompt_logprobs
 from tests.support.random_models import random_model
 from tests.support.rollout.rollout_cases import CONFIG, random_prompts, small_model
 
@@ -379,7 +379,7 @@ def test_after_an_update_that_failed_there_are_no_weights_until_one_succeeds(exp
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(live_weights, "sync_weights", fail)
+        patch.setattr(weights, "sync_weights", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             sampler.update_weights(small_model())
     sampler.resume()

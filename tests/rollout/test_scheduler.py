@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from polaris_jax.rollout.decode_state import SamplerConfig
-from polaris_jax.rollout.kv import pages_for
-from polaris_jax.rollout.pages import PageAllocator
-from polaris_jax.rollout.scheduler import Prompt, Scheduler, Sequence
+from polaris_jax.rollout.pages import PageAllocator, pages_for
+from polaris_jax.rollout.scheduler import Scheduler
+from polaris_jax.rollout.sequences import Prompt, Sequence
+from polaris_jax.rollout.settings import SamplerConfig
 from tests.support.rollout.fake_engine import VOCAB, FakeSampler, settings
 
 

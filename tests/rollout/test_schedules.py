@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.kv import pages_for
+from polaris_jax.rollout.pages import pages_for
 from tests.support.rollout.fake_engine import STOPS, VOCAB, FakeSampler, settings
 from tests.support.rollout.schedules import CUTS, LONGEST, Act, Submit, cases, pick, schedules
 

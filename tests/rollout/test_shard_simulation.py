@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polaris_jax.rollout.compile_counter import CompileCounter
-from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
+from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.driver import Driver
-from polaris_jax.rollout.engine_records import ResultTokens
+from polaris_jax.rollout.engine import ResultTokens
+from polaris_jax.rollout.live import CompileCounter
 from polaris_jax.rollout.request import Request
+from polaris_jax.rollout.settings import SamplerConfig
 from tests.support.rollout.fake_engine import settings
 
 PROBLEMS, SAMPLES = 128, 8

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh
 from polaris_jax.config import MeshSection
 from polaris_jax.models import Qwen, param_axes
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout.compile_counter import CompileCounter
+from polaris_jax.rollout.live import CompileCounter
 from polaris_jax.rollout.programs.abstract import abstract_weights, weight_sync_programs
 from polaris_jax.rollout.weights import sync_weights
 from polaris_jax.sharding import (

@@ -7,9 +7,9 @@ from typing import Any
 
 from polaris_jax.records import Response
 from polaris_jax.rollout import RolloutAborted, SamplingParams
-from polaris_jax.rollout.compile_counter import CompileCounter
 from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.driver import Driver
+from polaris_jax.rollout.live import CompileCounter
 from polaris_jax.rollout.request import Ended, Request
 from polaris_jax.rollout.settings import per_prompt
 

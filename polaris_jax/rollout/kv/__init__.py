@@ -45,11 +45,6 @@ def init_pool(config: ModelConfig, *, num_pages: int, page_size: int, dtype: DTy
     )
 
 
-def pages_for(tokens: int, page_size: int) -> int:
-    """Number of pages that `tokens` tokens take."""
-    return -(-tokens // page_size)
-
-
 def copy_pages(
     pool: Any, from_X: Array, to_X: Array, *, num_layers: int, page_axis: int = 0
 ) -> Any:

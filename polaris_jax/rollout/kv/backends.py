@@ -6,8 +6,8 @@ from typing import Literal
 
 from polaris_jax.config import ConfigError
 from polaris_jax.models.config import ModelConfig
-from polaris_jax.rollout.kv import pages_for
 from polaris_jax.rollout.kv.layouts import PALLAS_GPU, RAGGED, TOKEN_MAJOR, XLA, KVLayout
+from polaris_jax.rollout.pages import pages_for
 
 Attention = Literal["auto", "xla", "ragged", "pallas_gpu", "native"]
 

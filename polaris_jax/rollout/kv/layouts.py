@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 
 from polaris_jax.models.config import ModelConfig
 from polaris_jax.rollout import kv
-from polaris_jax.rollout.kv import pages_for
+from polaris_jax.rollout.pages import pages_for
 
 # What one step of a kernel's inner loop covers.
 RAGGED_BLOCK_TOKENS = 512

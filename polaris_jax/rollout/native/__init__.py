@@ -1,10 +1,71 @@
-"""Decode kernels in C++ for a CPU: packed products and paged attention, by XLA's FFI.
+"""Decode kernels in C++ for a CPU, as jax functions: packed products and paged attention.
 
 XLA packs the matrices of a product in every call and copies pages before it attends to them. These
-kernels do neither. They are compiled on the machine that runs them, if it has a C++ compiler.
+kernels do neither. They are compiled on the machine that runs them, if it has a C++ compiler, and
+called by XLA's FFI; `load` must have been called before one is used.
+
+Float32, on one CPU device, forward only. A row's result is the same bits whatever rows are beside
+it and wherever its decode call began.
 """
 
-from polaris_jax.rollout.native.build import BuildFailed, load
-from polaris_jax.rollout.native.ops import attend_staged, pack, packed_product, unpacked, zeros
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from polaris_jax.rollout.kv import Pool
+from polaris_jax.rollout.kv.staged import Staged
+from polaris_jax.rollout.native.build import ATTENTION, PACK, PRODUCT, ZEROS, BuildFailed, load
 
 __all__ = ["BuildFailed", "attend_staged", "load", "pack", "packed_product", "unpacked", "zeros"]
+
+PANEL_COLUMNS = 32  # kPanel in product.h
+
+
+def zeros(shape: tuple[int, ...]) -> Array:
+    """Float32 zeros, on large pages of memory if the system has them."""
+    return jax.ffi.ffi_call(ZEROS, jax.ShapeDtypeStruct(shape, jnp.float32))()
+
+
+def pack(weight_LDX: Array) -> Array:
+    """[L, P, D, 32]: panels of 32 columns, each contiguous; the last is filled up with zeros."""
+    layers, width, columns = weight_LDX.shape
+    panels = -(-columns // PANEL_COLUMNS)
+    out = jax.ShapeDtypeStruct((layers, panels, width, PANEL_COLUMNS), jnp.float32)
+    return jax.ffi.ffi_call(PACK, out)(weight_LDX)
+
+
+def unpacked(panel_PDC: Array, *, columns: int) -> Array:
+    """[D, X]: the matrix of one layer of `pack`."""
+    _, width, _ = panel_PDC.shape
+    return panel_PDC.swapaxes(0, 1).reshape(width, -1)[:, :columns]
+
+
+def packed_product(layer: Array | int, x_MD: Array, panel_LPDC: Array, *, columns: int) -> Array:
+    """[M, X]: `x_MD` times the matrix of layer `layer`.
+
+    Args:
+        layer: int32 index.
+        x_MD: float32 inputs.
+        panel_LPDC: result of `pack`.
+        columns: X.
+    """
+    out = jax.ShapeDtypeStruct((x_MD.shape[0], columns), jnp.float32)
+    return jax.ffi.ffi_call(PRODUCT, out)(jnp.int32(layer), x_MD, panel_LPDC)
+
+
+def attend_staged(
+    layer: Array,
+    q_BNH: Array,
+    staged: Staged,
+    pool: Pool,
+    step: Array,
+    cached_B: Array,
+    table_BJ: Array,
+) -> Array:
+    """`kv.staged.attend_staged` once the step's token is staged: out_BNH, pages read in place."""
+    out = jax.ShapeDtypeStruct(q_BNH.shape, jnp.float32)
+    return jax.ffi.ffi_call(ATTENTION, out)(
+        jnp.int32(layer), jnp.int32(step), q_BNH, *staged, *pool, cached_B, table_BJ
+    )

@@ -19,13 +19,10 @@ from polaris_jax import sharding
 from polaris_jax.models import ModelConfig, Qwen
 from polaris_jax.models.family import param_shapes
 from polaris_jax.rollout import programs, weights
-from polaris_jax.rollout.decode_state import Rows, SamplerConfig
-from polaris_jax.rollout.programs.spec import (
-    ProgramSpec,
-    prefill_shape,
-    program_spec,
-)
-from polaris_jax.rollout.settings import MAX_STOP_TOKENS, RowParams
+from polaris_jax.rollout.programs import Rows
+from polaris_jax.rollout.programs.draw import RowParams
+from polaris_jax.rollout.programs.spec import ProgramSpec, prefill_shape, program_spec
+from polaris_jax.rollout.settings import MAX_STOP_TOKENS, SamplerConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ from polaris_jax import sharding
 from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig
 from polaris_jax.rollout import native
-from polaris_jax.rollout.decode_state import SamplerConfig
 from polaris_jax.rollout.kv.backends import choose_layout
 from polaris_jax.rollout.kv.layouts import XLA, KVLayout
 from polaris_jax.rollout.kv.staged import TILE_ROWS
+from polaris_jax.rollout.settings import SamplerConfig
 
 # Matmul rows of CPU XLA agree bit for bit between 2 and 32 rows, not with 1 or above.
 MIN_ROWS = 2

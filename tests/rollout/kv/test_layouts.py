@@ -13,7 +13,6 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention.kernel import (
 
 from polaris_jax.models.attention import attend as dense_attend
 from polaris_jax.rollout import kv
-from polaris_jax.rollout.kv import pages_for
 from polaris_jax.rollout.kv.layouts import (
     PALLAS_GPU,
     RAGGED,
@@ -22,6 +21,7 @@ from polaris_jax.rollout.kv.layouts import (
     attend_pallas_gpu,
     attend_ragged,
 )
+from polaris_jax.rollout.pages import pages_for
 from tests.support.rollout.rollout_cases import CONFIG
 from tests.tolerances import ATTENTION_ATOL
 

@@ -9,8 +9,9 @@ import pytest
 
 from polaris_jax.models.attention import attend as dense_attend
 from polaris_jax.rollout import kv
-from polaris_jax.rollout.kv import Pool, pages_for
+from polaris_jax.rollout.kv import Pool
 from polaris_jax.rollout.kv import staged as staged_kv
+from polaris_jax.rollout.pages import pages_for
 from tests.support.rollout.rollout_cases import CONFIG
 from tests.tolerances import ATTENTION_ATOL
 

@@ -28,7 +28,7 @@ from polaris_jax.models.presets import preset
 from polaris_jax.plan.compile import compile_with_text, hold_libtpu
 from polaris_jax.plan.topologies import devices, parse_topology
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.pool_size import page_bytes
+from polaris_jax.rollout.decode_state import page_bytes
 from polaris_jax.rollout.programs.abstract import (
     decode_program,
     prefill_program,

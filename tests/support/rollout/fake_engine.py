@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from polaris_jax.rollout.compile_counter import CompileCounter
-from polaris_jax.rollout.decode_state import DecodeState, SamplerConfig
+from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.driver import Driver
-from polaris_jax.rollout.engine_records import ResultTokens
-from polaris_jax.rollout.kv import pages_for
+from polaris_jax.rollout.engine import ResultTokens
+from polaris_jax.rollout.live import CompileCounter
+from polaris_jax.rollout.pages import pages_for
 from polaris_jax.rollout.request import Request
-from polaris_jax.rollout.settings import PromptParams
+from polaris_jax.rollout.settings import PromptParams, SamplerConfig
 from tests.support.rollout.schedule_checks import check_schedule
 
 VOCAB = 97

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polaris_jax.models import ModelConfig, Qwen
-from polaris_jax.rollout.settings import RowParams, row_keys, row_uniforms
+from polaris_jax.rollout.programs.draw import RowParams, row_keys, row_uniforms
 from tests.support.random_models import random_model
 from tests.tolerances import NEAR_TIE
 

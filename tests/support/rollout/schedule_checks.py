@@ -2,9 +2,7 @@
 
 from collections import Counter
 
-from polaris_jax.rollout.kv import pages_for
-from polaris_jax.rollout.pages import TRASH_PAGE, PageAllocator
-from polaris_jax.rollout.prefix_cache import PrefixCache
+from polaris_jax.rollout.pages import TRASH_PAGE, PageAllocator, PrefixCache, pages_for
 from polaris_jax.rollout.scheduler import Scheduler
 
 

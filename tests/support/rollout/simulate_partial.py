@@ -24,7 +24,7 @@ from polaris_jax.metrics.rollout_stats import age_metrics
 from polaris_jax.records import Group
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.decode_state import DecodeState
-from polaris_jax.rollout.engine_records import ResultTokens
+from polaris_jax.rollout.engine import ResultTokens
 from polaris_jax.step import draw, sample
 from polaris_jax.system.signals import StopRequest
 from tests.rollout.test_shard_simulation import (

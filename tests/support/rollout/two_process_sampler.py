@@ -26,7 +26,7 @@ from polaris_jax.models import param_axes  # noqa: E402
 from polaris_jax.rollout import (  # noqa: E402
     RolloutAborted,
     Sampler,
-    pool_size,
+    decode_state,
 )
 from polaris_jax.sharding import (  # noqa: E402
     TRAINER_RULES,
@@ -61,8 +61,8 @@ def main() -> None:
     except RolloutAborted:
         ended = "aborted"
     # The process with less memory decides for both.
-    pool_size.pages_with_room = lambda *_, **__: 100 - 10 * rank
-    pages = pool_size.pool_pages(
+    decode_state.pages_with_room = lambda *_, **__: 100 - 10 * rank
+    pages = decode_state.pool_pages(
         WIDE, SIZES.__class__(**{**SIZES.__dict__, "num_pages": 0}), mesh, "float32"
     )
     print(

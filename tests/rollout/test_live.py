@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax._src import monitoring
 
-from polaris_jax.rollout.compile_counter import CompileCounter
+from polaris_jax.rollout.live import CompileCounter
 
 
 def compile_something(size: int) -> None:
@@ -31,7 +31,7 @@ def test_only_the_block_counts():
 
 COUNT_ONE = """
 import jax, jax.numpy as jnp
-from polaris_jax.rollout.compile_counter import CompileCounter
+from polaris_jax.rollout.live import CompileCounter
 argument, hits, counter = jnp.zeros(5), [], CompileCounter()
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("cache_hits")))
 with counter:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from polaris_jax.rollout.settings import draw_tokens
-from tests.rollout.test_settings import kept_by_oracle, row_params
+from polaris_jax.rollout.programs.draw import draw_tokens
+from tests.rollout.programs.test_draw import kept_by_oracle, row_params
 from tests.tolerances import CHI_SQUARE_LEVEL
 
 DRAWS, VOCAB = 50_000, 40

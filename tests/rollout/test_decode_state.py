@@ -7,7 +7,7 @@ import pytest
 
 from polaris_jax.config import ConfigError
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout.pool_size import page_bytes, pages_with_room, pool_pages
+from polaris_jax.rollout.decode_state import page_bytes, pages_with_room, pool_pages
 from polaris_jax.sharding import make_sampler_mesh
 from tests.support.rollout.rollout_cases import CONFIG, small_model
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from polaris_jax.models import token_logprobs
 from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout.stop_strings import completing_token
+from polaris_jax.rollout.request import completing_token
 from polaris_jax.sharding import make_sampler_mesh
 from tests.support.rollout.rollout_cases import random_prompts, small_model
 from tests.tolerances import SAMPLER_LOGPROB_ATOL, SCHEDULE_LOGPROB_ATOL
