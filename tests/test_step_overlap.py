@@ -72,12 +72,12 @@ class OrderedEngine(FakeEngine):
         super().__init__(*args)
         self.begun: list[int] = []
 
-    def launch(self, model, state, **settings):
+    def dispatch(self, model, state, **settings):
         for slot in np.flatnonzero(state.rows.alive_B):
             if state.rows.position_B[slot] == state.rows.prompt_len_B[slot] - 1:
                 first = state.pages[slot][0]
                 self.begun.append(state.pool.shards[0][first][0][0])
-        return super().launch(model, state, **settings)
+        return super().dispatch(model, state, **settings)
 
 
 def one_at_a_time() -> DrivenSampler:

@@ -1,7 +1,7 @@
 """The loop of the sampler: plan, prefill, decode, deliver.
 
 `submit` queues a request. `step` runs one decode call for all requests. Between two steps the
-caller may submit, abort, or preempt for new weights. Each sequence still gets the tokens that it
+caller may submit, abort, or preempt for new weights. Each sample still gets the tokens that it
 would have got alone.
 """
 
@@ -15,10 +15,9 @@ from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.engine import PrefillJob, ResultTokens
 from polaris_jax.rollout.pages import PrefixCache
 from polaris_jax.rollout.programs import prompt_logprobs
-from polaris_jax.rollout.request import Request, deal
+from polaris_jax.rollout.request import Request, assign_shards
+from polaris_jax.rollout.samples import Plan, Sample
 from polaris_jax.rollout.scheduler import Scheduler
-from polaris_jax.rollout.sequences import Plan
-from polaris_jax.rollout.sequences import Sequence as Sample
 from polaris_jax.rollout.settings import MAX_STOP_TOKENS
 
 
@@ -26,8 +25,8 @@ class Driver:
     """The live requests of one engine, and the steps that sample them.
 
     Args:
-        engine: the device programs: `launch`, `launch_behind`, `outgrows`, `collect`,
-            `prefill_rows`, `copy_pages`, `warm`.
+        engine: the device programs: `dispatch`, `dispatch_behind`, `fits_smaller_bucket`,
+            `collect`, `prefill_rows`, `copy_pages`, `warm`.
         state: the engine's slots, pages and pool.
         compiles: counts the compilations in steps.
 
@@ -70,8 +69,8 @@ class Driver:
         self._shard_of: dict[int, int] = {}
         self._next_age = 0
         # A dispatched call that no step has collected yet, and the version of its weights.
-        self._flight: tuple[Any, int] | None = None
-        self._revived = False  # True if a row is live that the dispatched call takes for dead
+        self._dispatched: tuple[Any, int] | None = None
+        self._restarted = False  # True if a row is live that the dispatched call takes for dead
         self._in_step = False
         self.failed = False
         self._to_abort: list[Request] = []
@@ -106,7 +105,7 @@ class Driver:
     def submit(self, request: Request) -> None:
         """Queues a request behind all others."""
         loads = [scheduler.load for scheduler in self.schedulers]
-        shards = deal([part.cost for part in request.parts], len(loads), loads)
+        shards = assign_shards([part.cost for part in request.parts], len(loads), loads)
         for part, shard in zip(request.parts, shards, strict=True):
             self._request_of[id(part.prompt)] = request
             for sample in part.samples:
@@ -122,7 +121,7 @@ class Driver:
         """Makes one plan, runs one decode call of at most K steps, gives the requests their tokens.
 
         An engine that dispatches ahead also gets the next call before this call's tokens are read,
-        if no sequence waits for a slot and pages suffice. The next `step` then makes no plan.
+        if no sample waits for a slot and pages suffice. The next `step` then makes no plan.
         Callbacks run while the device works and report the tokens of the previous step. The
         callbacks of an ended request run once more at the end of the step. If a callback or
         `decode` of a request raises, the error becomes the request's `failure`, and the request is
@@ -140,21 +139,21 @@ class Driver:
                     engine.warm(model, state)
                     self._warm = True
                 self._score_prompts(model)
-                flight, self._flight = self._flight, None
-                if flight is None:
-                    self._spread()
+                call, self._dispatched = self._dispatched, None
+                if call is None:
+                    self._rebalance()
                     self._apply(model, [scheduler.schedule() for scheduler in self.schedulers])
-                    flight = self._launch(model, version)
-                if flight is not None and engine.dispatches_ahead and self._may_go_on(flight[0]):
-                    behind = engine.launch_behind(
-                        model, state, flight[0], stop_token_ids=self._stop_ids()
+                    call = self._dispatch(model, version)
+                if call is not None and engine.dispatches_ahead and self._reserve_behind(call[0]):
+                    behind = engine.dispatch_behind(
+                        model, state, call[0], stop_token_ids=self._stop_ids()
                     )
-                    self._flight = behind, version
+                    self._dispatched = behind, version
             try:
                 self._deliver(self._requests)
             finally:
-                if flight is not None:
-                    self._absorb(engine.collect(state, flight[0]), flight[1])
+                if call is not None:
+                    self._give_tokens(engine.collect(state, call[0]), call[1])
                 self.failed = False
                 ended = [request for request in self._requests if request.done]
                 for request in ended:
@@ -186,9 +185,9 @@ class Driver:
             request.aborted = True
         self._requests = []
 
-    def void(self) -> None:
-        """Forgets all keys and values; live sequences and prompt log-probs are computed again."""
-        self._flight = None
+    def preempt_all(self) -> None:
+        """Forgets all keys and values; live samples and prompt log-probs are computed again."""
+        self._dispatched = None
         for request in self._requests:
             request.scored = False
         for scheduler in self.schedulers:
@@ -196,7 +195,7 @@ class Driver:
                 self._state.clear(slot)
 
     def drop_prefixes(self) -> None:
-        """Forgets the cached pages of ended sequences; live sequences keep their pages."""
+        """Forgets the cached pages of ended samples; live samples keep their pages."""
         for cache in self._caches:
             if cache is not None:
                 cache.clear()
@@ -206,54 +205,54 @@ class Driver:
         for part in request.parts:
             del self._request_of[id(part.prompt)], self._shard_of[id(part.prompt)]
 
-    def _launch(self, model: Any, version: int) -> tuple[Any, int] | None:
-        """Dispatches a decode call: (call, version of its weights); None if no sequence decodes."""
-        self._revived = False
+    def _dispatch(self, model: Any, version: int) -> tuple[Any, int] | None:
+        """Dispatches a decode call: (call, version of its weights); None if no sample decodes."""
+        self._restarted = False
         if not any(scheduler.decoding for scheduler in self.schedulers):
             return None
-        flight = self._engine.launch(
+        call = self._engine.dispatch(
             model,
             self._state,
             stop_token_ids=self._stop_ids(),
             exit_below=[self._exit_below(s) for s in self.schedulers],
         )
-        return flight, version
+        return call, version
 
-    def _may_go_on(self, flight: Any) -> bool:
-        """True if the engine can dispatch another call behind `flight`.
+    def _reserve_behind(self, call: Any) -> bool:
+        """Gives every row the pages of another call behind `call`; False if none can follow.
 
-        Every row needs pages for both calls, and some row must have tokens left for the second
-        call. If the rows fit a smaller bucket, the next plan starts a smaller call instead.
+        Some row must have tokens left for the second call. If the rows fit a smaller bucket, the
+        next plan starts a smaller call instead.
         """
         steps = self._engine.config.decode_steps
-        live = [sequence for scheduler in self.schedulers for sequence in scheduler.live]
-        if self._revived or not any(s.length + steps < s.limit for s in live):
+        live = [sample for scheduler in self.schedulers for sample in scheduler.live]
+        if self._restarted or not any(s.length + steps < s.limit for s in live):
             return False
-        if self._engine.outgrows(flight, max(len(s.live) for s in self.schedulers)):
+        if self._engine.fits_smaller_bucket(call, max(len(s.live) for s in self.schedulers)):
             return False
         for scheduler in self.schedulers:
             grown = scheduler.grow_ahead(2 * steps)
             if grown is None:
                 return False
-            for sequence in grown:
-                assert sequence.slot is not None
-                self._state.set_pages(sequence.slot, sequence.pages)
+            for sample in grown:
+                assert sample.slot is not None
+                self._state.set_pages(sample.slot, sample.pages)
         return True
 
-    def _spread(self) -> None:
-        """Rebalances: moves waiting sequences to shards with free slots, oldest first."""
+    def _rebalance(self) -> None:
+        """Moves waiting samples to shards with free slots, oldest first."""
         while True:
             target = max(self.schedulers, key=lambda s: s.free_slots())
             if not target.free_slots():
                 return
-            spare = [
+            waiting = [
                 (sample.age, shard, sample)
                 for shard, scheduler in enumerate(self.schedulers)
-                if (sample := scheduler.oldest_to_spare()) is not None
+                if (sample := scheduler.oldest_without_slot()) is not None
             ]
-            if not spare:
+            if not waiting:
                 return
-            _, shard, sample = min(spare)
+            _, shard, sample = min(waiting)
             self.schedulers[shard].withdraw(sample)
             request = self._request_of[id(sample.prompt)]
             part = request.split(sample)
@@ -274,11 +273,11 @@ class Driver:
 
         KeyboardInterrupt is re-raised after every request has been notified.
         """
-        with ExitStack() as told:
+        with ExitStack() as callbacks:
             for request in reversed(requests):
-                told.callback(self._tell, request)
+                callbacks.callback(self._notify, request)
 
-    def _tell(self, request: Request) -> None:
+    def _notify(self, request: Request) -> None:
         if request.failure is not None:
             return
         try:
@@ -304,7 +303,7 @@ class Driver:
     def _exit_below(self, scheduler: Scheduler) -> int:
         """The number of live rows below which a call ends early.
 
-        If sequences wait, a call ends once a quarter of the slots has become free.
+        If samples wait, a call ends once a quarter of the slots has become free.
         """
         if not scheduler.waiting:
             return 1
@@ -324,8 +323,8 @@ class Driver:
         jobs = [
             [
                 PrefillJob(
-                    part.sequence.history(part.start, part.stop),
-                    part.sequence.pages,
+                    part.sample.history(part.start, part.stop),
+                    part.sample.pages,
                     part.start,
                 )
                 for part in plan.parts
@@ -347,10 +346,10 @@ class Driver:
             length=sample.length,
             prompt_len=len(prompt.tokens),
             params=prompt.params,
-            sample=sample.sample,
+            sample=sample.index,
         )
 
-    def _absorb(self, result: ResultTokens, version: int) -> None:
+    def _give_tokens(self, result: ResultTokens, version: int) -> None:
         rows = [len(scheduler.decoding) for scheduler in self.schedulers]
         fewest, most = self.live_rows or (max(rows), 0)
         self.live_rows = min(fewest, *rows), max(most, *rows)
@@ -375,8 +374,8 @@ class Driver:
                     continue
                 self.response_tokens += request.num_tokens - before
                 if ended:
-                    scheduler.finish(sample)
+                    scheduler.release(sample)
                     self._state.clear(slot)
                 elif not result.alive[slot]:  # another request's stop token ended the row
                     self._place(sample)
-                    self._revived = True
+                    self._restarted = True

@@ -71,7 +71,7 @@ class PrefillJob:
 
 
 @dataclasses.dataclass(frozen=True)
-class Flight:
+class DispatchedCall:
     """A decode call whose results the host has not read yet."""
 
     index_B: np.ndarray  # slot of each row, -1 for none
@@ -126,18 +126,18 @@ class Engine:
         zeros = partial(programs.zeros, where=where, by_native=self.spec.native)
         return jax.tree.map(lambda x: zeros(x.shape, x.dtype)(), abstract)
 
-    def _up(self, tree: Any, *, axis: int | None = 0) -> Any:
+    def _to_device(self, tree: Any, *, axis: int | None = 0) -> Any:
         """Host arrays, placed for the programs."""
         return sharding.on_members(tree, self.spec.mesh, axis=axis)
 
-    def launch(
+    def dispatch(
         self,
         params: Model,
         state: DecodeState,
         *,
         stop_token_ids: Sequence[int] = (),
         exit_below: int | Sequence[int] | None = 1,
-    ) -> Flight:
+    ) -> DispatchedCall:
         """Dispatches the decode call of `generate`; the host is free while the device works.
 
         Args:
@@ -158,30 +158,30 @@ class Engine:
         index_B = np.full(self.data * bucket, -1)
         for shard, part in enumerate(parts):
             index_B[shard * bucket :][: len(part)] = part
-        return self._fly(params, state, index_B, stop_token_ids, exit_below)
+        return self._dispatch(params, state, index_B, stop_token_ids, exit_below)
 
-    def launch_behind(
+    def dispatch_behind(
         self,
         params: Model,
         state: DecodeState,
-        flight: Flight,
+        call: DispatchedCall,
         *,
         stop_token_ids: Sequence[int] = (),
-    ) -> Flight:
-        """Dispatches a call that continues where `flight` ends, before `flight` is collected.
+    ) -> DispatchedCall:
+        """Dispatches a call that continues where `call` ends, before `call` is collected.
 
         Slots must hold pages for both calls. A row whose slot was cleared is dead in the new call.
         """
-        return self._fly(params, state, flight.index_B, stop_token_ids, 1, behind=flight)
+        return self._dispatch(params, state, call.index_B, stop_token_ids, 1, behind=call)
 
-    def outgrows(self, flight: Flight, rows: int) -> bool:
-        """True if the call's bucket is larger than `rows` rows of a data shard need."""
-        return len(flight.index_B) > self.data * self._bucket(rows)
+    def fits_smaller_bucket(self, call: DispatchedCall, rows: int) -> bool:
+        """True if a smaller bucket than the call's has room for `rows` rows of a data shard."""
+        return len(call.index_B) > self.data * self._bucket(rows)
 
     def _bucket(self, rows: int) -> int:
         return next(b for b in self.spec.row_buckets if b >= rows)
 
-    def _fly(
+    def _dispatch(
         self,
         params: Model,
         state: DecodeState,
@@ -189,8 +189,8 @@ class Engine:
         stop_token_ids: Sequence[int],
         exit_below: int | Sequence[int] | None,
         *,
-        behind: Flight | None = None,
-    ) -> Flight:
+        behind: DispatchedCall | None = None,
+    ) -> DispatchedCall:
         exit_below_D = np.array(1, np.int32)
         if exit_below is not None:
             bucket = len(index_B) // self.data
@@ -199,18 +199,18 @@ class Engine:
             exit_below_D = np.maximum(np.array(exit_below, np.int32), smaller + 1)
         stop_X = pad_stop_ids(stop_token_ids)
         state.pool, packed = self._decode(params, state, index_B, stop_X, exit_below_D, behind)
-        return Flight(index_B, packed)
+        return DispatchedCall(index_B, packed)
 
-    def collect(self, state: DecodeState, flight: Flight) -> ResultTokens:
+    def collect(self, state: DecodeState, call: DispatchedCall) -> ResultTokens:
         """Waits for the tokens of a dispatched call, and updates the slots."""
         steps = self.config.decode_steps
-        packed = sharding.to_host(flight.packed)
+        packed = sharding.to_host(call.packed)
         slots, rows = self.config.slots, state.rows
         # Skip rows that were dead when the call began, and slots cleared since.
         ran_B = (packed.count_B > 0) | packed.alive_B
-        held_B = [slot >= 0 and bool(state.pages[slot]) for slot in flight.index_B]
+        held_B = [slot >= 0 and bool(state.pages[slot]) for slot in call.index_B]
         at_B = np.flatnonzero(ran_B & np.array(held_B))
-        live = flight.index_B[at_B]
+        live = call.index_B[at_B]
         data = np.zeros((slots, 2 * steps + 1), np.int32)
         logprobs = np.zeros((slots, steps), np.float32)
         counts = np.zeros(slots, np.int32)
@@ -232,7 +232,7 @@ class Engine:
             count=counts,
             alive=rows.alive_B.copy(),
             steps=int(packed.steps.max()),
-            rows=len(flight.index_B),
+            rows=len(call.index_B),
         )
 
     def prefill_rows(
@@ -263,7 +263,7 @@ class Engine:
                 part = pairs[start : start + width]
                 if part:
                     from_to[:, shard, : len(part)] = np.array(part, np.int32).T
-            pairs = self._up(tuple(from_to.reshape(2, -1)))
+            pairs = self._to_device(tuple(from_to.reshape(2, -1)))
             state.pool = self.programs.copy_pages(state.pool, *pairs)
 
     def warm(self, params: Model, state: DecodeState) -> None:
@@ -271,7 +271,7 @@ class Engine:
         chunk, width = self.prefill_shape.chunk, self.config.pages_of_a_row
         for rows in self.prefill_shape.row_buckets:
             call = prefill_call([[]] * self.data, rows=rows, chunk=chunk, pages_of_a_row=width)
-            state.pool = self.programs.prefill(params, state.pool, *self._up(call))
+            state.pool = self.programs.prefill(params, state.pool, *self._to_device(call))
         for bucket in self.spec.row_buckets:
             nobody = np.full(self.data * bucket, -1)
             state.pool, _ = self._decode(params, state, nobody, pad_stop_ids(()), 1)
@@ -283,11 +283,11 @@ class Engine:
         index_B: np.ndarray,
         stop_X: np.ndarray,
         exit_below: int | np.ndarray,
-        behind: Flight | None = None,
+        behind: DispatchedCall | None = None,
     ) -> tuple[Any, Packed]:
         rows, table_BJ = compact(state, index_B)
         exit_below_D = np.broadcast_to(np.asarray(exit_below, np.int32), (self.data,))
-        rows, table_BJ, exit_below_D = self._up((rows, table_BJ, exit_below_D))
+        rows, table_BJ, exit_below_D = self._to_device((rows, table_BJ, exit_below_D))
         if behind is not None:
             last = behind.packed
             rows = rows._replace(
@@ -295,7 +295,7 @@ class Engine:
             )
         if self.dispatches_ahead:
             rows = sharding.on_slots(rows, self.spec.mesh)
-        stop_X = self._up(stop_X, axis=None)
+        stop_X = self._to_device(stop_X, axis=None)
         return self.programs.decode(params, state.pool, rows, table_BJ, stop_X, exit_below_D)
 
     def _run_prefill(
@@ -303,7 +303,7 @@ class Engine:
     ) -> Any:
         width = self.config.pages_of_a_row
         for call in prefill_calls(jobs_by_shard, self.prefill_shape, pages_of_a_row=width):
-            pool = self.programs.prefill(params, pool, *self._up(call))
+            pool = self.programs.prefill(params, pool, *self._to_device(call))
         return pool
 
 

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from polaris_jax.records import Group, Response
-from polaris_jax.rollout.request import RolloutAborted, deal
+from polaris_jax.rollout.request import RolloutAborted, assign_shards
 from polaris_jax.rollout.sampler import Sampler
 from polaris_jax.rollout.settings import SamplingParams
 from polaris_jax.system import processes
@@ -184,7 +184,7 @@ def owners_of(costs: Sequence[float], samplers: int) -> list[int]:
     """
     order = sorted(range(len(costs)), key=lambda i: -costs[i])
     # At least 1, or groups that are expected to take nothing would all go to one sampler.
-    dealt = deal([1 + round(costs[i]) for i in order], samplers)
+    dealt = assign_shards([1 + round(costs[i]) for i in order], samplers)
     owners = dict(zip(order, dealt, strict=True))
     return [owners[i] for i in range(len(costs))]
 

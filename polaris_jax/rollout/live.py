@@ -65,7 +65,7 @@ class LiveState:
             self.state.pool = engine.new_pool(self.num_pages, self._dtype)
         return driver
 
-    def begin_anew(self) -> None:
+    def restart(self) -> None:
         """Replaces the state of a failed step by empty slots and no pool; the counts continue."""
         broken, state = self.driver, self.state
         assert broken is not None
@@ -89,7 +89,7 @@ class LiveState:
         """Deletes the pages; live sequences will be computed again."""
         if self.driver is None or self.state is None:
             return
-        self.driver.void()
+        self.driver.preempt_all()
         for leaf in jax.tree.leaves(self.state.pool):
             leaf.delete()
         self.state.pool = None
@@ -101,7 +101,7 @@ class LiveState:
         return self.driver
 
 
-def happened(
+def sampler_stats(
     driver: Driver | None,
     state: DecodeState | None,
     *,

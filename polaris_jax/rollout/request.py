@@ -12,8 +12,7 @@ from jax.sharding import Mesh
 
 from polaris_jax import sharding
 from polaris_jax.records import Response
-from polaris_jax.rollout.sequences import Prompt
-from polaris_jax.rollout.sequences import Sequence as Sample
+from polaris_jax.rollout.samples import Prompt, Sample
 from polaris_jax.rollout.settings import PromptParams
 
 OnProgress = Callable[[int, int, int], None]
@@ -25,7 +24,9 @@ Decode = Callable[[list[int]], str]
 MARGIN_CHARS = 8
 
 
-def deal(costs: Sequence[int], shards: int, loads: Sequence[int] | None = None) -> list[int]:
+def assign_shards(
+    costs: Sequence[int], shards: int, loads: Sequence[int] | None = None
+) -> list[int]:
     """A shard for each item: in order, each item goes to the shard with the least load so far.
 
     The result depends on the arguments alone. Ties go to the lower shard.
@@ -177,12 +178,12 @@ class Request:
         self.num_tokens += len(new)
         self.num_done += ended
         if new and self._on_tokens is not None:
-            self._news.append((sample.prompt.index, sample.sample, new))
+            self._news.append((sample.prompt.index, sample.index, new))
         if ended:
             self._ended.append(sample)
             if self.prompt_logprobs is not None:  # later weights will give other values
                 prompt = sample.prompt.index
-                self._scores_at_end[prompt, sample.sample] = self.prompt_logprobs[prompt]
+                self._scores_at_end[prompt, sample.index] = self.prompt_logprobs[prompt]
         return ended
 
     def _count_to_stop(self, sample: Sample, tokens: list[int]) -> int | None:
@@ -205,19 +206,19 @@ class Request:
     def take_ended(self) -> list[Ended]:
         """(prompt index, sample index, response) of each response ended since the last call."""
         ended, self._ended = self._ended, []
-        return [(s.prompt.index, s.sample, self._response(s)) for s in ended]
+        return [(s.prompt.index, s.index, self._response(s)) for s in ended]
 
     def responses(self) -> list[list[Response]]:
         """All responses, [prompt][sample]; some may be unfinished."""
         groups = [list(group) for group in self._begun]
         for part in self.parts:
             for sample in part.samples:
-                groups[part.prompt.index][sample.sample] = self._response(sample)
+                groups[part.prompt.index][sample.index] = self._response(sample)
         return groups
 
     def _response(self, sample: Sample) -> Response:
         scores, index = self.prompt_logprobs, sample.prompt.index
-        at_end = self._scores_at_end.get((index, sample.sample))
+        at_end = self._scores_at_end.get((index, sample.index))
         spent = len(sample.tokens) >= sample.prompt.params.max_tokens
         return Response(
             tuple(sample.tokens),

@@ -15,7 +15,7 @@ from polaris_jax import sharding
 from polaris_jax.models import Qwen
 from polaris_jax.records import Response
 from polaris_jax.rollout.engine import Engine
-from polaris_jax.rollout.live import CompileCounter, LiveState, happened
+from polaris_jax.rollout.live import CompileCounter, LiveState, sampler_stats
 from polaris_jax.rollout.request import Ended, OnProgress, OnTokens, Request, driven
 from polaris_jax.rollout.request_checks import Prompts, checked_request
 from polaris_jax.rollout.settings import SamplerConfig, SamplingParams
@@ -185,7 +185,7 @@ class Sampler:
         finally:
             self._seconds += time.perf_counter() - began_s
             if driver.failed:
-                self._live.begin_anew()
+                self._live.restart()
         return self._live.busy
 
     def drive(
@@ -298,7 +298,7 @@ class Sampler:
         self.release_pool()
         self._weights.free()
 
-    # --- what happened ---
+    # --- statistics ---
 
     @property
     def share(self) -> tuple[int, int]:
@@ -311,11 +311,11 @@ class Sampler:
         return sharding.member_processes(self._mesh)
 
     def stats(self) -> dict[str, Any]:
-        """Counts and rates since `reset_stats`; `sampler_stats.happened` explains each number.
+        """Counts and rates since `reset_stats`; `live.sampler_stats` explains each number.
 
         A device error does not reset them.
         """
-        return happened(
+        return sampler_stats(
             self._live.driver,
             self._live.state,
             slots=self.config.slots,
@@ -348,7 +348,7 @@ class Sampler:
     def _take(self, model: Qwen) -> None:
         check_live(model)
         if self._live.driver is not None:
-            self._live.driver.void()
+            self._live.driver.preempt_all()
         self._weights.take(model)
         self.version += 1
 

@@ -183,8 +183,8 @@ class VerbEngine(Engine):
         Raises:
             RuntimeError: a live row needs a page and none is free (a scheduler reserves before).
         """
-        flight = self.launch(params, decode_state, stop_token_ids=stop_token_ids, exit_below=None)
-        return decode_state, self.collect(decode_state, flight)
+        call = self.dispatch(params, decode_state, stop_token_ids=stop_token_ids, exit_below=None)
+        return decode_state, self.collect(decode_state, call)
 
 
 def insert_prefix(

@@ -24,11 +24,11 @@ def test_a_fake_engine_goes_on_without_the_row_that_was_aborted():
     gone = sampler.submit([(1, 2)], [settings(40)])
     sampler.submit([(3, 4)], [settings(40, seed=1)], 3)
     sampler.step()
-    assert sampler.driver._flight is not None
+    assert sampler.driver._dispatched is not None
     sampler.abort(gone)
-    behind = sampler.engine.launched_behind
+    behind = sampler.engine.dispatched_behind
     sampler.run()
-    assert sampler.engine.launched_behind > behind
+    assert sampler.engine.dispatched_behind > behind
 
 
 def test_the_engine_goes_on_without_the_row_that_was_aborted(monkeypatch):
@@ -38,15 +38,15 @@ def test_the_engine_goes_on_without_the_row_that_was_aborted(monkeypatch):
     gone = sampler.submit([[9, 9]], SamplingParams(max_tokens=40))
     kept = sampler.submit(PROMPTS, params)
     sampler.step()
-    assert sampler._live.driver is not None and sampler._live.driver._flight is not None
+    assert sampler._live.driver is not None and sampler._live.driver._dispatched is not None
     flights, engine = [], sampler._engine
-    launch_behind = engine.launch_behind
+    dispatch_behind = engine.dispatch_behind
 
     def spied(*args, **kwargs):
-        flights.append(launch_behind(*args, **kwargs))
+        flights.append(dispatch_behind(*args, **kwargs))
         return flights[-1]
 
-    monkeypatch.setattr(engine, "launch_behind", spied)
+    monkeypatch.setattr(engine, "dispatch_behind", spied)
     sampler.abort(gone)
     while sampler.step():
         pass

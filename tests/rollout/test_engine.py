@@ -51,9 +51,9 @@ def test_a_call_ends_once_its_rows_fit_a_smaller_bucket():
         limit = 3 if slot < 2 else 6
         params = PromptParams(0.0, 1.0, 0, 0.0, max_tokens=limit, seed=0)
         state = made.insert(prefix, state, slot, params=params)
-    first = made.collect(state, made.launch(model, state))
+    first = made.collect(state, made.dispatch(model, state))
     assert (first.rows, first.steps) == (12, 3)
-    second = made.collect(state, made.launch(model, state))
+    second = made.collect(state, made.dispatch(model, state))
     assert (second.rows, second.steps) == (8, 3)
     assert not second.alive.any()
 

@@ -7,7 +7,7 @@ from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.live import CompileCounter
 from polaris_jax.rollout.pages import pages_for
-from polaris_jax.rollout.sequences import Prompt, Sequence
+from polaris_jax.rollout.samples import Prompt, Sample
 from polaris_jax.rollout.settings import PromptParams
 from polaris_jax.rollout.verbs import VerbEngine
 from tests.support.rollout.fake_engine import FakeEngine, FakeSampler, settings
@@ -23,10 +23,10 @@ class AskedEngine(FakeEngine):
         super().__init__(*args)
         self.calls: list[tuple[list[int], int]] = []
 
-    def launch(self, model, state, *, stop_token_ids, exit_below):
-        flight = super().launch(model, state, stop_token_ids=stop_token_ids, exit_below=exit_below)
-        self.calls.append((exit_below, flight.steps))
-        return flight
+    def dispatch(self, model, state, *, stop_token_ids, exit_below):
+        call = super().dispatch(model, state, stop_token_ids=stop_token_ids, exit_below=exit_below)
+        self.calls.append((exit_below, call.steps))
+        return call
 
 
 class AskedSampler(FakeSampler):
@@ -103,7 +103,7 @@ def test_each_shard_has_an_exit_of_its_own():
 @pytest.mark.parametrize("drawn", range(1, 12))
 def test_no_page_is_taken_for_tokens_beyond_a_rows_limit(drawn, page_size):
     prompt = Prompt(0, (1, 2, 3), settings(12), to_begin=1)
-    sequence = Sequence(prompt, 0, 0, tokens=[5] * drawn)
+    sequence = Sample(prompt, 0, 0, tokens=[5] * drawn)
     # The token of the last position never enters the cache.
     assert sequence.tokens_after(STEPS) == min(3 + drawn - 1 + STEPS, 3 + 12 - 1)
     state = FakeSampler(SamplerConfig(slots=1, page_size=page_size, num_pages=32, max_len=16)).state
@@ -132,7 +132,7 @@ def decoded(limits, *, exit_below=1):
     for slot, limit in enumerate(limits):
         params = PromptParams(0.0, 1.0, 0, 0.0, max_tokens=limit, seed=0)
         engine.insert(prefix, state, slot, params=params)
-    return engine.collect(state, engine.launch(model, state, exit_below=exit_below))
+    return engine.collect(state, engine.dispatch(model, state, exit_below=exit_below))
 
 
 @pytest.mark.parametrize(

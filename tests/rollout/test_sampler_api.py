@@ -330,8 +330,8 @@ def test_prompt_log_probs_are_those_of_the_weights_that_ended_the_response():
     sampler.resume()
     answers = {p: response.prompt_logprobs for p, _, response in sampler.drive(request)}
     assert {p: r[0].prompt_logprobs for p, r in enumerate(request.responses())} == answers
-    for p, weights in enumerate((small_model(), small_model(1))):
-        (wanted,) = prompt_logprobs(weights, [tuple(PROMPTS[p])], [0.0])
+    for p, model in enumerate((small_model(), small_model(1))):
+        (wanted,) = prompt_logprobs(model, [tuple(PROMPTS[p])], [0.0])
         assert answers[p] == pytest.approx(wanted, abs=1e-4)
 
 

@@ -18,7 +18,7 @@ from polaris_jax.models import Qwen
 from polaris_jax.records import Response
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.programs import prompt_logprobs
-from polaris_jax.rollout.request import deal
+from polaris_jax.rollout.request import assign_shards
 from polaris_jax.sharding import make_sampler_mesh, on_slots
 from tests.support.random_models import random_model
 from tests.support.rollout.rollout_cases import (
@@ -111,7 +111,7 @@ def test_a_shard_of_few_rows_goes_on_beside_a_full_one(ahead):
     sampler = Sampler(wide_model(), config, mesh=mesh(2, 1))
     assert sampler._engine.spec.row_buckets == (2, 4, 8)
     # All but two of the first shard's rows end at once, and none of the second's.
-    shards = deal([len(prompt) + 20 for prompt in PROMPTS], 2)
+    shards = assign_shards([len(prompt) + 20 for prompt in PROMPTS], 2)
     ends = [i for i, shard in enumerate(shards) if shard == 0][:-2]
     params = SamplingParams(
         temperature=TEMPERATURES,
@@ -190,11 +190,11 @@ def test_rows_of_a_sampler_without_a_mesh_lie_on_a_device_of_this_process(monkey
 
 
 def test_samples_are_dealt_by_tokens_and_by_nothing_else():
-    assert deal([5, 5, 5, 5], 2) == [0, 1, 0, 1]
-    assert deal([9, 1, 1, 1, 9], 2) == [0, 1, 1, 1, 1]
-    assert deal([], 3) == []
+    assert assign_shards([5, 5, 5, 5], 2) == [0, 1, 0, 1]
+    assert assign_shards([9, 1, 1, 1, 9], 2) == [0, 1, 1, 1, 1]
+    assert assign_shards([], 3) == []
     costs = np.random.default_rng(0).integers(1, 100, 400).tolist()
-    loads = np.bincount(deal(costs, 8), weights=costs)
+    loads = np.bincount(assign_shards(costs, 8), weights=costs)
     assert loads.max() - loads.min() <= 100
 
 

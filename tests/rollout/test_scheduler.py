@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from polaris_jax.rollout.pages import PageAllocator, pages_for
+from polaris_jax.rollout.samples import Prompt, Sample, Status
 from polaris_jax.rollout.scheduler import Scheduler
-from polaris_jax.rollout.sequences import Prompt, Sequence
 from polaris_jax.rollout.settings import SamplerConfig
 from tests.support.rollout.fake_engine import VOCAB, FakeSampler, settings
 
@@ -333,10 +333,10 @@ def test_what_waits_goes_on_at_whichever_shard_has_a_slot():
 def test_a_sample_that_was_sent_back_while_prefilling_leaves_nothing_where_it_was():
     scheduler = Scheduler(PageAllocator(12), slots=1, page_size=1, decode_steps=1, prefill_budget=2)
     prompt = Prompt(0, (1, 2, 3, 4, 5), settings(4), to_begin=1)
-    sample = Sequence(prompt, 0, 0)
+    sample = Sample(prompt, 0, 0)
     scheduler.add(prompt, [sample])
     scheduler.schedule()
-    assert sample.prefill_at == 2
+    assert (sample.status, sample.prefilled) == (Status.PREFILLING, 2)
     scheduler.preempt_all()
     scheduler.withdraw(sample)
     assert not scheduler.busy and not scheduler._prompts
@@ -371,22 +371,22 @@ def test_the_next_call_is_on_its_way_before_the_last_is_read():
     sampler = ahead()
     sampler.submit([(1, 2)], [settings(40)], 4)
     sampler.step()
-    assert sampler.engine.launched_behind == 1
+    assert sampler.engine.dispatched_behind == 1
     sampler.run()
     # 40 tokens are 10 calls; the last two end all rows, so nothing goes on behind them.
-    assert (sampler.blocks, sampler.engine.launched_behind) == (10, 9)
+    assert (sampler.blocks, sampler.engine.dispatched_behind) == (10, 9)
 
 
-def test_nothing_is_launched_behind_where_somebody_waits_or_pages_lack():
+def test_nothing_is_dispatched_behind_where_somebody_waits_or_pages_lack():
     waiting, short = ahead(), ahead(num_pages=12)
     waiting.submit([(1, 2)], [settings(8)], 5)
     waiting.step()
-    assert waiting.engine.launched_behind == 0
+    assert waiting.engine.dispatched_behind == 0
     waiting.run()
     # 11 pages: four rows of 5 tokens hold 8, and 4 tokens more each want 12.
     short.submit([(1, 2)], [settings(10)], 4)
     short.step()
-    assert short.engine.launched_behind == 0
+    assert short.engine.dispatched_behind == 0
     short.run()
 
 

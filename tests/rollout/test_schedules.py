@@ -88,7 +88,7 @@ def test_300_schedules():
         driver, abort = sampler.driver, sampler.driver.abort
 
         def noted(request):
-            met.append(driver._flight is not None and not request.done)
+            met.append(driver._dispatched is not None and not request.done)
             abort(request)
 
         driver.abort = noted

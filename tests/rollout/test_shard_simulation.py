@@ -60,7 +60,7 @@ class CountingEngine:
     def copy_pages(self, state: Any, pairs: Any) -> None:
         pass
 
-    def launch(self, model: Any, state: DecodeState, *, stop_token_ids: Any, exit_below: Any):
+    def dispatch(self, model: Any, state: DecodeState, *, stop_token_ids: Any, exit_below: Any):
         rows = state.rows
         left_B = np.where(rows.alive_B, rows.limit_B - 1 - rows.position_B, 0)
         count_B, longest = np.zeros_like(left_B), 0.0

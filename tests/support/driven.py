@@ -26,7 +26,7 @@ class DrivenSampler:
         self.driver = Driver(engine, state, CompileCounter())
 
     def drop_prefixes(self) -> None:
-        self.driver.void()
+        self.driver.preempt_all()
         self.driver.drop_prefixes()
 
     def submit(

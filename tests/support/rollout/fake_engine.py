@@ -72,7 +72,7 @@ class FakePool:
 
 
 @dataclasses.dataclass
-class FakeFlight:
+class FakeCall:
     index: list[int]
     bucket: int
     tokens: dict[int, list[int]]
@@ -88,7 +88,7 @@ class FakeEngine:
         self.slots_a_shard = config.slots // shards
         self.row_buckets = row_buckets(self.slots_a_shard)
         self.dispatches_ahead = bool(config.dispatch_ahead)
-        self.launched_behind = 0
+        self.dispatched_behind = 0
         self.prefilled_tokens = 0
         self.most_prefilled = 0  # in a step, by one shard
         self.begin_step()
@@ -128,9 +128,9 @@ class FakeEngine:
                 assert target != 0
                 pages[target] = values
 
-    def launch(
+    def dispatch(
         self, model: int, state: DecodeState, *, stop_token_ids: Any, exit_below: Any
-    ) -> FakeFlight:
+    ) -> FakeCall:
         position_B, token_B = state.rows.position_B, state.rows.token_B
         begin = {
             int(slot): (int(position_B[slot]), int(token_B[slot]))
@@ -140,25 +140,25 @@ class FakeEngine:
         bucket = next(b for b in self.row_buckets if b >= max(rows.values()))
         return self._run(model, state, begin, bucket, stop_token_ids, exit_below)
 
-    def launch_behind(
-        self, model: int, state: DecodeState, flight: FakeFlight, *, stop_token_ids: Any
-    ) -> FakeFlight:
-        """Begins at what the flight holds; the host's rows are those from before it."""
-        self.launched_behind += 1
+    def dispatch_behind(
+        self, model: int, state: DecodeState, call: FakeCall, *, stop_token_ids: Any
+    ) -> FakeCall:
+        """Begins at what the call holds; the host's rows are those from before it."""
+        self.dispatched_behind += 1
         begin = {}
         host_alive_B = state.rows.alive_B  # but for slots cleared since
-        for slot in (s for s in flight.index if flight.alive[s] and host_alive_B[s]):
-            new, before = flight.tokens[slot], int(state.rows.position_B[slot])
+        for slot in (s for s in call.index if call.alive[s] and host_alive_B[s]):
+            new, before = call.tokens[slot], int(state.rows.position_B[slot])
             token = new[-1] if new else int(state.rows.token_B[slot])
             begin[slot] = before + len(new), token
-        behind = self._run(model, state, begin, flight.bucket, stop_token_ids, [1] * self.data)
-        for slot in flight.index:
+        behind = self._run(model, state, begin, call.bucket, stop_token_ids, [1] * self.data)
+        for slot in call.index:
             behind.tokens.setdefault(slot, [])
             behind.alive.setdefault(slot, False)
-        return dataclasses.replace(behind, index=flight.index)
+        return dataclasses.replace(behind, index=call.index)
 
-    def outgrows(self, flight: FakeFlight, rows: int) -> bool:
-        return flight.bucket > next(b for b in self.row_buckets if b >= rows)
+    def fits_smaller_bucket(self, call: FakeCall, rows: int) -> bool:
+        return call.bucket > next(b for b in self.row_buckets if b >= rows)
 
     def _run(
         self,
@@ -168,10 +168,10 @@ class FakeEngine:
         bucket: int,
         stop_token_ids: Any,
         exit_below: Any,
-    ) -> FakeFlight:
+    ) -> FakeCall:
         assert len(stop_token_ids) <= 16
         live = list(begin)
-        flight = FakeFlight(live, bucket, {}, {}, 0)
+        call = FakeCall(live, bucket, {}, {}, 0)
         smaller = max((b for b in self.row_buckets if b < bucket), default=0)
         for shard in range(self.data):
             own = [slot for slot in live if slot // self.slots_a_shard == shard]
@@ -187,10 +187,10 @@ class FakeEngine:
                     if new in stop_token_ids or position + 1 >= state.rows.limit_B[slot]:
                         alive.discard(slot)
             for slot in own:
-                flight.tokens[slot] = rows[slot][0][begin[slot][0] + 1 :]
-                flight.alive[slot] = slot in alive
-            flight.steps = max(flight.steps, steps)
-        return flight
+                call.tokens[slot] = rows[slot][0][begin[slot][0] + 1 :]
+                call.alive[slot] = slot in alive
+            call.steps = max(call.steps, steps)
+        return call
 
     def _read(
         self, model: int, state: DecodeState, shard: int, slot: int, position: int, token: int
@@ -225,20 +225,20 @@ class FakeEngine:
         history.append(new)
         return new
 
-    def collect(self, state: DecodeState, flight: FakeFlight) -> ResultTokens:
+    def collect(self, state: DecodeState, call: FakeCall) -> ResultTokens:
         steps, slots, rows = self.config.decode_steps, self.config.slots, state.rows
         data = np.zeros((slots, 2 * steps + 1), np.int32)
         counts = np.zeros(slots, np.int32)
-        for slot in flight.index:
-            new = flight.tokens[slot]
-            if not state.pages[slot] or not (new or flight.alive[slot]):
+        for slot in call.index:
+            new = call.tokens[slot]
+            if not state.pages[slot] or not (new or call.alive[slot]):
                 continue
             counts[slot] = len(new)
             data[slot, : len(new)] = new
             if new:
                 rows.token_B[slot] = new[-1]
             rows.position_B[slot] += len(new)
-            rows.alive_B[slot] = flight.alive[slot]
+            rows.alive_B[slot] = call.alive[slot]
         return ResultTokens(
             data=data,
             tokens_idx=(0, steps),
@@ -248,8 +248,8 @@ class FakeEngine:
             logprobs=-data[:, :steps].astype(np.float32),
             count=counts,
             alive=rows.alive_B.copy(),
-            steps=flight.steps,
-            rows=len(flight.index),
+            steps=call.steps,
+            rows=len(call.index),
         )
 
 
@@ -337,11 +337,11 @@ class FakeSampler:
 
     def update_weights(self) -> None:
         self.model += 1
-        self.driver.void()
+        self.driver.preempt_all()
         self.check()
 
     def release_pool(self) -> None:
-        self.driver.void()
+        self.driver.preempt_all()
         self.state.pool = self.engine.new_pool()
         self.check()
 

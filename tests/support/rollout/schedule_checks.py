@@ -3,6 +3,7 @@
 from collections import Counter
 
 from polaris_jax.rollout.pages import TRASH_PAGE, PageAllocator, PrefixCache, pages_for
+from polaris_jax.rollout.samples import Status
 from polaris_jax.rollout.scheduler import Scheduler
 
 
@@ -10,23 +11,24 @@ def check_schedule(scheduler: Scheduler) -> None:
     """Returns when every invariant holds.
 
     Raises:
-        AssertionError: pages are lost, shared without a reference or twice in one sequence; a
-            sequence is in two places or in none.
+        AssertionError: pages are lost, shared without a reference or twice in one sample; a
+            sample is in two places or in none.
     """
     live = [s for s in scheduler._slots if s is not None]
     waiting = [s for _, s in scheduler._queue]
     assert len({id(s) for s in [*live, *waiting]}) == len(live) + len(waiting)
-    for index, sequence in enumerate(scheduler._slots):
-        if sequence is None:
+    for index, sample in enumerate(scheduler._slots):
+        if sample is None:
             continue
-        assert sequence.slot == scheduler._first_slot + index
-        assert len(set(sequence.pages)) == len(sequence.pages)
-        assert len(sequence.pages) >= pages_for(sequence.cached, scheduler._page_size)
-        assert sequence.begun
-    for sequence in waiting:
-        assert sequence.slot is None
-        assert sequence.prefill_at is None
-        assert not sequence.pages
+        assert sample.slot == scheduler._first_slot + index
+        assert len(set(sample.pages)) == len(sample.pages)
+        assert len(sample.pages) >= pages_for(sample.cached, scheduler._page_size)
+        assert sample.begun
+        assert sample.status in (Status.PREFILLING, Status.DECODING)
+    for sample in waiting:
+        assert sample.slot is None
+        assert sample.status is Status.WAITING
+        assert not sample.pages
     assert not scheduler._expired
     held = Counter(p for s in live for p in s.pages)
     held += Counter(p for prompt in scheduler._prompts for p in prompt.pages or ())

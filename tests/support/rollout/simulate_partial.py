@@ -69,13 +69,15 @@ class TailEngine(CountingEngine):
         self.time += max(tokens) / PREFILL
         self.prefilled += sum(tokens)
 
-    def launch(self, model: Any, state: DecodeState, *, stop_token_ids: Any, exit_below: Any):
+    def dispatch(self, model: Any, state: DecodeState, *, stop_token_ids: Any, exit_below: Any):
         rows = state.rows
         problems = [self._problem_of.get(int(seed), 0) for seed in rows.params.seed_B]
         self._ends_B = rows.prompt_len_B + self._lengths[problems, rows.params.sample_B]
         limit_B = rows.limit_B.copy()
         rows.limit_B[:] = np.minimum(limit_B, self._ends_B)
-        count_B = super().launch(model, state, stop_token_ids=stop_token_ids, exit_below=exit_below)
+        count_B = super().dispatch(
+            model, state, stop_token_ids=stop_token_ids, exit_below=exit_below
+        )
         rows.limit_B[:] = limit_B
         return count_B
 

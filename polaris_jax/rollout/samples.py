@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 
 from polaris_jax.rollout.pages import extend_keys, pages_for
 from polaris_jax.rollout.settings import PromptParams
@@ -36,35 +37,51 @@ class Prompt:
         return len(self.tokens) - 1
 
 
+class Status(enum.Enum):
+    """What a sample is doing.
+
+    WAITING: in the queue, without a slot or pages. PREFILLING: in a slot, while its pages do not
+    hold all of its tokens yet. DECODING: in a slot, one token a decode step. ENDED: the sample gets
+    no more tokens, because it has stopped, reached its limit or was aborted.
+    """
+
+    WAITING = enum.auto()
+    PREFILLING = enum.auto()
+    DECODING = enum.auto()
+    ENDED = enum.auto()
+
+
 @dataclasses.dataclass(eq=False)
-class Sequence:
+class Sample:
     """One sample of a prompt, and its progress.
 
     Attributes:
         prompt: the prompt that the sample continues.
-        sample: index among the prompt's samples.
+        index: index among the prompt's samples.
         age: admission order; a smaller age is older.
         tokens: response token ids so far.
         logprobs: log-probs of these tokens, in nats.
         versions: (version of the weights, number of tokens sampled from it) in order.
-        slot: slot that decodes the sample; None if the sample waits or has ended.
+        status: what the sample is doing; the scheduler sets it.
+        slot: the sample's slot; None while it waits, and once it has ended.
         pages: pages of the sample, in position order.
         begun: True if the sample has been admitted before.
         stopped: True if a stop token or string has ended the sample.
-        prefill_at: position at which the prefill continues; None if no prefill is left.
+        prefilled: tokens that the pages hold; counts only while the sample prefills.
     """
 
     prompt: Prompt
-    sample: int
+    index: int
     age: int
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
     versions: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    status: Status = Status.WAITING
     slot: int | None = None
     pages: list[int] = dataclasses.field(default_factory=list)
+    prefilled: int = 0
     begun: bool = False
     stopped: bool = False
-    prefill_at: int | None = None
 
     @property
     def length(self) -> int:
@@ -84,12 +101,7 @@ class Sequence:
     @property
     def cached(self) -> int:
         """Tokens that the pages hold; the next decode step writes the last token."""
-        return self.length - 1 if self.prefill_at is None else self.prefill_at
-
-    @property
-    def decodes(self) -> bool:
-        """True if the sample is in a slot and no prefill is left."""
-        return self.slot is not None and self.prefill_at is None
+        return self.prefilled if self.status is Status.PREFILLING else self.length - 1
 
     def history(self, start: int, stop: int) -> list[int]:
         """Prompt and response tokens at positions start to stop - 1."""
@@ -125,9 +137,9 @@ class Sequence:
 
 @dataclasses.dataclass(frozen=True)
 class PrefillPart:
-    """Positions `start` to `stop` - 1 of a sequence, to be prefilled into its pages."""
+    """Positions `start` to `stop` - 1 of a sample, to be prefilled into its pages."""
 
-    sequence: Sequence
+    sample: Sample
     start: int
     stop: int
 
@@ -137,21 +149,21 @@ class Plan:
     """The work of the device before the next decode call, in this order.
 
     Attributes:
-        preempted: (former slot, sequence) of each preempted sequence.
-        grown: live sequences whose pages changed.
-        admitted: sequences that got a slot.
+        preempted: (former slot, sample) of each preempted sample.
+        grown: live samples whose pages changed.
+        admitted: samples that got a slot.
         parts: parts to prefill. A part reads only pages that are written, or that earlier parts
             write.
         copies: (from, to) pages to copy after the prefill.
-        started: sequences whose prefill ends with this plan; they decode from this call on.
+        started: samples whose prefill ends with this plan; they decode from this call on.
     """
 
-    preempted: list[tuple[int, Sequence]]
-    grown: list[Sequence]
-    admitted: list[Sequence] = dataclasses.field(default_factory=list)
+    preempted: list[tuple[int, Sample]]
+    grown: list[Sample]
+    admitted: list[Sample] = dataclasses.field(default_factory=list)
     parts: list[PrefillPart] = dataclasses.field(default_factory=list)
     copies: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-    started: list[Sequence] = dataclasses.field(default_factory=list)
+    started: list[Sample] = dataclasses.field(default_factory=list)
 
     @property
     def prefill_tokens(self) -> int:
