@@ -19,6 +19,7 @@ from polaris_jax.config import (
 from polaris_jax.models import ModelConfig, RopeScaling
 from polaris_jax.models.presets import PRESETS, preset
 from polaris_jax.models.weights.hf_config import load_config_json, parse_config
+from polaris_jax.rollout.kv.backends import BACKENDS
 from polaris_jax.system.files import as_place
 
 
@@ -256,14 +257,14 @@ def search_settings(model: ModelConfig, *, devices: int, local_devices: int) -> 
 def sampler_changes(rollout: RolloutSection) -> Iterator[dict[str, Any]]:
     """Fields of `rollout` that may make a refused sampler legal, the smallest change first.
 
-    Larger pages come before fewer slots, because larger pages cost nothing. XLA's own kernel, which
-    refuses no size, comes last.
+    Larger pages come before fewer slots, because larger pages cost nothing. The reference back end,
+    which refuses no size, comes last.
     """
     for doublings in range(1, MAX_DOUBLINGS + 1):
         yield {"page_size": rollout.page_size << doublings}
         if rollout.slots >> doublings:
             yield {"slots": rollout.slots >> doublings}
-    yield {"attention": "xla"}
+    yield {"attention": BACKENDS[-1].name}
 
 
 def distance(a: Setting, b: Setting) -> float:

@@ -97,17 +97,12 @@ def sampler_set(
     The programs span the complete topology. No collective crosses data shards, so a sampler on
     one process's devices has the same bytes a device.
     """
-    rollout, mesh = job.config.rollout, _sampler_mesh(setting, devices)
+    mesh = _sampler_mesh(setting, devices)
     shards = mesh.shape["data"]
-    sizes = SamplerConfig(
+    sizes = dataclasses.replace(
+        SamplerConfig.of_run(job.config, max_len=job.max_len),
         slots=slots * shards,
-        page_size=rollout.page_size,
         num_pages=pages * shards,
-        max_len=job.max_len,
-        decode_steps=rollout.decode_steps,
-        prefill_chunk=rollout.prefill_chunk,
-        attention=rollout.attention,
-        dtype=job.config.model.dtype,
     )
     decode = _program(decode_program(job.model, sizes, mesh))
     prefill = _program(prefill_program(job.model, sizes, mesh))

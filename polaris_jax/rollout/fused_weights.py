@@ -27,6 +27,7 @@ from jax.typing import DTypeLike
 
 from polaris_jax.models import Around, Attention, ModelConfig, Qwen, attend
 from polaris_jax.models.decoder import Attend, Layers, run_layers
+from polaris_jax.models.family import param_shapes
 from polaris_jax.rollout import native
 
 MATRICES = ("q_DNH", "k_DKH", "v_DKH", "o_NHD", "gate_DF", "up_DF", "down_FD")
@@ -211,6 +212,12 @@ Model = Qwen | FusedWeights
 def _product(layer: Array, matrices: Matrices, x_BTD: Array) -> Array:
     batch, length, width = x_BTD.shape
     return matrices.product(layer, x_BTD.reshape(-1, width)).reshape(batch, length, -1)
+
+
+def refusal(config: ModelConfig) -> str:
+    """Why a model's layers cannot be held as `FusedWeights`; "" if they can."""
+    missing = [name for name in MATRICES if f"layers/{name}" not in param_shapes(config)]
+    return f"does not know layers without {', '.join(missing)}" if missing else ""
 
 
 def fuse(model: Qwen, *, packed: bool = False) -> FusedWeights:

@@ -118,7 +118,7 @@ class Request:
                     index,
                     tuple(prompts[index]),
                     rows[index],
-                    to_begin=len(own),
+                    to_admit=len(own),
                     expected=expected[index],
                 )
                 samples = [
@@ -157,7 +157,7 @@ class Request:
         old = self.parts[at]
         self.parts[at] = Part(old.prompt, [s for s in old.samples if s is not sample])
         sample.prompt = dataclasses.replace(
-            old.prompt, to_begin=int(not sample.begun), pages=None, keys=list(old.prompt.keys)
+            old.prompt, to_admit=int(not sample.admitted), pages=None, keys=list(old.prompt.keys)
         )
         self.parts.append(Part(sample.prompt, [sample]))
         return self.parts[-1]

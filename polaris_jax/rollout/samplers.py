@@ -37,22 +37,10 @@ class Samplers:
             max_response_tokens: the longest budget that will be asked for.
             say_kernels: print a line if the kernels differ from the last sampler's.
         """
-        section = self._config.rollout
+        max_len = self._config.data.max_prompt_tokens + max_response_tokens
         sampler = Sampler(
             model,
-            SamplerConfig(
-                slots=section.slots,
-                page_size=section.page_size,
-                num_pages=section.num_pages,
-                max_len=self._config.data.max_prompt_tokens + max_response_tokens,
-                decode_steps=section.decode_steps,
-                prefill_chunk=section.prefill_chunk,
-                prefill_budget=section.prefill_budget,
-                prefix_cache=section.prefix_cache,
-                attention=section.attention,
-                dtype=self._config.model.dtype,
-                reserve=section.reserve,
-            ),
+            SamplerConfig.of_run(self._config, max_len=max_len),
             mesh=self._mesh(),
         )
         if sampler.kernels != self._kernels and say_kernels:

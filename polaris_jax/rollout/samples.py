@@ -11,13 +11,13 @@ from polaris_jax.rollout.settings import PromptParams
 
 @dataclasses.dataclass(eq=False)
 class Prompt:
-    """A prompt and, until all of its samples have begun, its prefilled pages.
+    """A prompt and, until all of its samples are admitted, its prefilled pages.
 
     Attributes:
         index: index in the caller's list of prompts.
         tokens: token ids.
         params: sampling settings.
-        to_begin: number of samples that were never admitted.
+        to_admit: number of samples that were never admitted.
         expected: expected number of response tokens of a sample.
         pages: pages that hold all tokens but the last; the prompt holds a reference to each.
         keys: prefix cache keys of the first full pages; the list grows on demand.
@@ -26,7 +26,7 @@ class Prompt:
     index: int
     tokens: tuple[int, ...]
     params: PromptParams
-    to_begin: int
+    to_admit: int
     expected: float = 0.0
     pages: list[int] | None = None
     keys: list[bytes] = dataclasses.field(default_factory=list)
@@ -65,7 +65,7 @@ class Sample:
         status: what the sample is doing; the scheduler sets it.
         slot: the sample's slot; None while it waits, and once it has ended.
         pages: pages of the sample, in position order.
-        begun: True if the sample has been admitted before.
+        admitted: True if the sample has had a slot before.
         stopped: True if a stop token or string has ended the sample.
         prefilled: tokens that the pages hold; counts only while the sample prefills.
     """
@@ -80,7 +80,7 @@ class Sample:
     slot: int | None = None
     pages: list[int] = dataclasses.field(default_factory=list)
     prefilled: int = 0
-    begun: bool = False
+    admitted: bool = False
     stopped: bool = False
 
     @property

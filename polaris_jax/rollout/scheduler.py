@@ -146,9 +146,9 @@ class Scheduler:
         """Takes a waiting sample out of the queue, so that another shard can serve it."""
         self._queue = [item for item in self._queue if item[1] is not sample]
         heapq.heapify(self._queue)
-        if not sample.begun:
-            sample.prompt.to_begin -= 1
-        if sample.prompt.to_begin == 0:  # no sample that begins here will release its pages
+        if not sample.admitted:
+            sample.prompt.to_admit -= 1
+        if sample.prompt.to_admit == 0:  # no sample that begins here will release its pages
             self._release_prompt(sample.prompt)
             self._prompts = [p for p in self._prompts if p is not sample.prompt]
 
@@ -327,9 +327,9 @@ class Scheduler:
         self.prefix_hit_tokens += start
         sample.pages, sample.slot = [*shared, *pages], slot
         self._slots[slot - self._first_slot] = sample
-        if not sample.begun:
-            sample.begun = True
-            prompt.to_begin -= 1
+        if not sample.admitted:
+            sample.admitted = True
+            prompt.to_admit -= 1
         plan.admitted.append(sample)
         sample.status, sample.prefilled = Status.PREFILLING, start
         return self._prefill(sample, plan, budget)
@@ -367,7 +367,7 @@ class Scheduler:
 
     def _keep_or_expire(self, sample: Sample) -> None:
         prompt = sample.prompt
-        if prompt.to_begin == 0:
+        if prompt.to_admit == 0:
             if prompt.pages is not None:
                 self._expired += prompt.pages
                 prompt.pages = None

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from polaris_jax.config import RunConfig
 from polaris_jax.rollout.pages import pages_for
 
 Layout = Literal["auto", "pages", "staged"]
-Attention = Literal["auto", "xla", "ragged", "pallas_gpu", "native"]
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_STOP_TOKENS = 16
 NO_TOKEN = -1
@@ -49,9 +49,8 @@ class SamplerConfig:
         layout: when decode writes to the pool. "pages": each step writes its keys and values.
             "staged": each call writes once (see `kv.staged`; fast on a CPU). "auto": "staged" on a
             CPU, else "pages".
-        attention: attention back end, see `kv.layouts`. "native": C++ kernels of a CPU, also for
-            matrix products (one device, float32). "auto": the platform's own kernel if there is one
-            that serves. "ragged" and "pallas_gpu" imply the layout "pages".
+        attention: attention back end, a name of `kv.backends`. "auto": the first back end of the
+            platform that can serve.
         min_rows: on a CPU, the smallest number of rows with its own decode program. 0: chosen by
             the model's size, because a step of a small model costs little more than its dispatch.
         dtype: dtype of weights and pages ("float32", "bfloat16", "float16"); None: the model's own.
@@ -71,7 +70,7 @@ class SamplerConfig:
     prefill_budget: int = 8192
     prefix_cache: bool = True
     layout: Layout = "auto"
-    attention: Attention = "auto"
+    attention: str = "auto"
     min_rows: int = 0
     dtype: str | None = None
     dispatch_ahead: bool | None = None
@@ -108,6 +107,19 @@ class SamplerConfig:
                 raise ValueError(
                     f"{name}={value!r}: must be one of {[True, False, *others]}; give it as a bool"
                 )
+
+    @classmethod
+    def of_run(cls, config: RunConfig, *, max_len: int) -> SamplerConfig:
+        """The sizes of a run: every field that `config.rollout` has too is taken from there.
+
+        Args:
+            config: the run's config.
+            max_len: maximum number of prompt + response tokens of a sequence.
+        """
+        names = {f.name for f in dataclasses.fields(cls)}
+        names &= {f.name for f in dataclasses.fields(config.rollout)}
+        shared = {name: getattr(config.rollout, name) for name in names}
+        return cls(**shared, max_len=max_len, dtype=config.model.dtype)
 
     @property
     def pages_of_a_row(self) -> int:

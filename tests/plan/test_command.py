@@ -11,7 +11,7 @@ import pytest
 
 from polaris_jax.__main__ import main
 from polaris_jax.config import ConfigError
-from polaris_jax.rollout.kv.backends import choose_layout, smem_bytes
+from polaris_jax.rollout.kv.backends import choose_backend, smem_bytes
 
 pytestmark = pytest.mark.xdist_group("plan_command")  # one worker makes what its tests share
 
@@ -137,14 +137,13 @@ def little_scalar_memory(monkeypatch):
     """As on a TPU, whose kernel refuses a page table that is too large; here, of more than 128
     bytes: 8 slots of a page each, not of two."""
 
-    def choose(attention, platform, model, *, page_size, rows, pages):
-        if smem_bytes(rows, pages) > 128:
+    def choose(asked, sizes):
+        if smem_bytes(sizes.rows, sizes.pages) > 128:
+            page_size = sizes.page_size
             raise ConfigError(f"rollout.page_size={page_size}: the page table does not fit")
-        return choose_layout(
-            attention, platform, model, page_size=page_size, rows=rows, pages=pages
-        )
+        return choose_backend(asked, sizes)
 
-    monkeypatch.setattr("polaris_jax.rollout.programs.spec.choose_layout", choose)
+    monkeypatch.setattr("polaris_jax.rollout.programs.spec.choose_backend", choose)
 
 
 def test_a_sampler_that_the_product_refuses_names_pages_that_fit(

@@ -102,7 +102,7 @@ def test_each_shard_has_an_exit_of_its_own():
 @pytest.mark.parametrize("page_size", [1, 4, 8])
 @pytest.mark.parametrize("drawn", range(1, 12))
 def test_no_page_is_taken_for_tokens_beyond_a_rows_limit(drawn, page_size):
-    prompt = Prompt(0, (1, 2, 3), settings(12), to_begin=1)
+    prompt = Prompt(0, (1, 2, 3), settings(12), to_admit=1)
     sequence = Sample(prompt, 0, 0, tokens=[5] * drawn)
     # The token of the last position never enters the cache.
     assert sequence.tokens_after(STEPS) == min(3 + drawn - 1 + STEPS, 3 + 12 - 1)

@@ -11,7 +11,7 @@ from scipy import stats
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.programs.draw import RowParams, draw_tokens, row_keys, row_uniforms
 from tests.rollout.programs.test_draw import row_params
-from tests.rollout.test_sampling_distribution import OFF, VOCAB, logits, p_value
+from tests.rollout.programs.test_draw_distribution import OFF, VOCAB, logits, p_value
 from tests.support.rollout.rollout_cases import CONFIG, dense_logits, small_model
 from tests.tolerances import CHI_SQUARE_LEVEL
 

@@ -332,7 +332,7 @@ def test_what_waits_goes_on_at_whichever_shard_has_a_slot():
 
 def test_a_sample_that_was_sent_back_while_prefilling_leaves_nothing_where_it_was():
     scheduler = Scheduler(PageAllocator(12), slots=1, page_size=1, decode_steps=1, prefill_budget=2)
-    prompt = Prompt(0, (1, 2, 3, 4, 5), settings(4), to_begin=1)
+    prompt = Prompt(0, (1, 2, 3, 4, 5), settings(4), to_admit=1)
     sample = Sample(prompt, 0, 0)
     scheduler.add(prompt, [sample])
     scheduler.schedule()

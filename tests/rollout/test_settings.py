@@ -1,10 +1,13 @@
 """Settings are checked, and named with the value, before anything runs."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polaris_jax.rollout import SamplingParams
+from polaris_jax.config import ModelSection, RolloutSection, RunConfig
+from polaris_jax.rollout import SamplerConfig, SamplingParams
 from polaris_jax.rollout.settings import per_prompt
 
 
@@ -57,3 +60,26 @@ def test_numbers_of_numpy_and_jax_are_numbers():
     first, second = per_prompt(params, 2)
     assert (first.temperature, first.top_k, first.max_tokens, second.seed) == (0.5, 3, 4, 1)
     assert all(type(x) in (int, float) for x in dataclasses.astuple(first))
+
+
+def test_a_run_sets_every_size_that_its_rollout_section_has():
+    asked = RolloutSection(
+        slots=12,
+        page_size=32,
+        num_pages=7,
+        reserve=0.3,
+        attention="xla",
+        decode_steps=3,
+        prefill_chunk=5,
+        prefill_budget=9,
+        prefix_cache=False,
+    )
+    sizes = SamplerConfig.of_run(
+        RunConfig(rollout=asked, model=ModelSection(dtype="bfloat16")), max_len=77
+    )
+    shared = {f.name for f in dataclasses.fields(RolloutSection)} & set(vars(sizes))
+    own = {"max_len", "layout", "min_rows", "dtype", "dispatch_ahead"}
+    assert shared | own == set(vars(sizes))
+    for name in shared:
+        assert getattr(sizes, name) == getattr(asked, name) != getattr(SamplerConfig(), name)
+    assert (sizes.max_len, sizes.dtype) == (77, "bfloat16")

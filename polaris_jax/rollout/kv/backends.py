@@ -1,22 +1,179 @@
-"""Chooses the pool's layout for an attention back end; checks what each back end supports."""
+"""The attention back ends of the sampler, one row each, and the choice of one.
+
+    native      CPU: C++ kernels for decode attention and for matrix products (`rollout.native`)
+    ragged      TPU: jax's `ragged_paged_attention`
+    pallas_gpu  GPU: jax's Pallas `paged_attention`
+    xla         every platform: the reference, without a kernel
+
+`rollout.attention=auto` takes the first row of the platform that can serve. The sampler knows of a
+back end what its row holds: no other module compares names. How to add one:
+docs/howto/attention_backend.md.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from collections.abc import Callable
 
 from polaris_jax.config import ConfigError
 from polaris_jax.models.config import ModelConfig
+from polaris_jax.rollout import fused_weights, native
 from polaris_jax.rollout.kv.layouts import PALLAS_GPU, RAGGED, TOKEN_MAJOR, XLA, KVLayout
 from polaris_jax.rollout.pages import pages_for
 
-Attention = Literal["auto", "xla", "ragged", "pallas_gpu", "native"]
-
+AUTO = "auto"
+GPUS = ("gpu", "cuda", "rocm")
 # Scalar memory of a TPU core; `ragged_paged_attention` fetches the complete page table into it.
 SMEM_BYTES = 1 << 20
-GPUS = ("gpu", "cuda", "rocm")
 # Rows of the smallest matrix that a GPU's tensor cores take.
 GPU_MIN_DOT = 16
 RAGGED_HEAD_DIM = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a back end is to serve.
+
+    Attributes:
+        platform: platform of the devices: "cpu", "tpu", "gpu" (or "cuda", "rocm").
+        model: the architecture.
+        page_size: Y.
+        rows: rows of the largest decode call of a data shard.
+        pages: J, pages of the longest sequence.
+        dtype: dtype of weights and pages; None: not known yet.
+        mesh_size: devices of the sampler's mesh; 0: one device without a mesh.
+        staged: True if decode may write to the pool once a call (see `kv.staged`).
+    """
+
+    platform: str
+    model: ModelConfig
+    page_size: int = 16
+    rows: int = 1
+    pages: int = 1
+    dtype: str | None = None
+    mesh_size: int = 0
+    staged: bool = False
+
+
+# What is wrong with the sizes, in words that follow "rollout.attention='NAME': "; "" if nothing is.
+Limit = Callable[[Sizes], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """One attention back end.
+
+    Attributes:
+        name: value of `rollout.attention`.
+        layout: layout of its pages, with its attention functions.
+        platforms: platforms on which it runs; (): all.
+        limits: what it cannot serve. `auto` then takes another row; a run that names this one is
+            refused.
+        check: raises ConfigError for sizes that the user must change, under `auto` too.
+        native: True if C++ kernels make decode attention and matrix products.
+        reason: why `auto` takes it, given the platform.
+    """
+
+    name: str
+    layout: KVLayout
+    platforms: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    check: Callable[[Sizes], None] = lambda sizes: None
+    native: bool = False
+    reason: Callable[[str], str] = "the kernel of a {}".format
+
+    def runs_on(self, platform: str) -> bool:
+        """True if the platform is one of the back end's."""
+        return not self.platforms or platform in self.platforms
+
+    def refusal(self, sizes: Sizes) -> str:
+        """Why the back end cannot serve; "" if it can."""
+        platforms = " or ".join(self.platforms)
+        found = (
+            [limit(sizes) for limit in self.limits]
+            if self.runs_on(sizes.platform)
+            else [f"runs on {platforms}, the devices are {sizes.platform}"]
+        )
+        first = next(filter(None, found), "")
+        return first and f"rollout.attention={self.name!r}: {first}"
+
+
+def choose_backend(asked: str, sizes: Sizes) -> tuple[Backend, str]:
+    """The back end that serves, and why this one.
+
+    Args:
+        asked: `rollout.attention`: a name of the table, or "auto".
+        sizes: what to serve.
+
+    Raises:
+        ConfigError: the back end asked for cannot serve, or sizes must be changed.
+    """
+    named = [row for row in BACKENDS if asked in (row.name, AUTO)]
+    here = [row for row in named if row.runs_on(sizes.platform)]
+    if not named:
+        names = ", ".join(dict.fromkeys(row.name for row in BACKENDS))
+        raise ConfigError(f"rollout.attention={asked!r}: expected {AUTO} or one of {names}")
+    refusals = []
+    for row in here or named[:1]:
+        refusal = row.refusal(sizes)
+        if not refusal:
+            row.check(sizes)
+            own = row.native or asked == AUTO
+            why = row.reason(sizes.platform) if own else f"rollout.attention={asked!r}"
+            return row, refusals[0] if refusals else why
+        refusals.append(refusal)
+    raise ConfigError(f"{refusals[0]}; use {AUTO} or {BACKENDS[-1].name}")
+
+
+# --- limits ---
+
+
+def _head_dim_of_ragged(sizes: Sizes) -> str:
+    width = sizes.model.head_dim
+    if width == RAGGED_HEAD_DIM:
+        return ""
+    return f"needs head_dim={RAGGED_HEAD_DIM}, the model has {width}"
+
+
+def _powers_of_2(sizes: Sizes) -> str:
+    for name, value in (("page_size", sizes.page_size), ("head_dim", sizes.model.head_dim)):
+        if value & (value - 1):
+            return f"needs a power of 2, {name}={value} is none"
+    return ""
+
+
+def _width_of_a_dot(sizes: Sizes) -> str:
+    width = sizes.model.head_dim
+    return "" if width >= GPU_MIN_DOT else f"needs head_dim of at least {GPU_MIN_DOT}, not {width}"
+
+
+def _one_device(sizes: Sizes) -> str:
+    if not sizes.mesh_size:
+        return ""
+    return f"is for one device without a mesh, the sampler has a mesh of {sizes.mesh_size}"
+
+
+def _float32(sizes: Sizes) -> str:
+    if sizes.dtype == "float32":
+        return ""
+    return f"is for float32, the sampler's dtype is {sizes.dtype or 'unknown yet'}"
+
+
+def _staged(sizes: Sizes) -> str:
+    return "" if sizes.staged else "needs layout='staged'"
+
+
+def _fused(sizes: Sizes) -> str:
+    return fused_weights.refusal(sizes.model)
+
+
+def _compiled(sizes: Sizes) -> str:
+    del sizes
+    try:
+        native.load()
+    except native.BuildFailed as error:
+        return f"cannot be compiled: {error}"
+    return ""
 
 
 def smem_bytes(rows: int, pages: int) -> int:
@@ -24,85 +181,36 @@ def smem_bytes(rows: int, pages: int) -> int:
     return 4 * (rows * pages + 2 * rows + 1)
 
 
-def choose_layout(
-    attention: Attention,
-    platform: str,
-    config: ModelConfig,
-    *,
-    page_size: int,
-    rows: int,
-    pages: int,
-) -> tuple[KVLayout, str]:
-    """The layout of a back end, and why that one.
-
-    `auto` is the platform's kernel if the model's shape allows it.
-
-    Args:
-        attention: the back end asked for.
-        platform: platform of the devices: "cpu", "tpu", "gpu" (or "cuda").
-        config: the architecture.
-        page_size: Y.
-        rows: number of rows of the largest decode call of a data shard.
-        pages: J, pages of the longest sequence.
-
-    Raises:
-        ConfigError: the platform, the model or these sizes do not allow the back end.
-    """
-    why = f"rollout.attention={attention!r}"
-    if attention == "auto":
-        own: Attention = "pallas_gpu" if platform in GPUS else "ragged"
-        refusal = _refusal(own, platform, config, page_size=page_size)
-        attention = "xla" if refusal else own
-        why = refusal or f"the kernel of a {platform}"
-    elif attention in ("ragged", "pallas_gpu"):
-        refusal = _refusal(attention, platform, config, page_size=page_size)
-        if refusal:
-            raise ConfigError(f"{refusal}; use auto or xla")
-    if attention == "ragged":
-        _check_smem(page_size=page_size, rows=rows, pages=pages)
-        return RAGGED, why
-    if attention == "pallas_gpu":
-        return PALLAS_GPU, why
-    if attention != "xla":
-        raise ConfigError(
-            f"rollout.attention={attention!r}: expected auto, xla, ragged (TPU), pallas_gpu (GPU) "
-            "or native (CPU)"
-        )
-    return TOKEN_MAJOR if platform == "tpu" else XLA, why
-
-
-def _refusal(kernel: Attention, platform: str, config: ModelConfig, *, page_size: int) -> str:
-    """Why a kernel cannot serve; empty if it can."""
-    name, width = f"rollout.attention={kernel!r}", config.head_dim
-    if kernel == "ragged":
-        if platform != "tpu":
-            return f"{name}: a TPU kernel, the devices are {platform}"
-        if width != RAGGED_HEAD_DIM:
-            return f"{name}: needs head_dim={RAGGED_HEAD_DIM}, the model has {width}"
-        return ""
-    if platform not in GPUS:
-        return f"{name}: a GPU kernel, the devices are {platform}"
-    for what, value in (("page_size", page_size), ("head_dim", width)):
-        if not _is_power_of_2(value):
-            return f"{what}={value}: {name} needs a power of 2"
-    if width < GPU_MIN_DOT:
-        return f"head_dim={width}: {name} needs at least {GPU_MIN_DOT}"
-    return ""
-
-
-def _check_smem(*, page_size: int, rows: int, pages: int) -> None:
+def _check_smem(sizes: Sizes) -> None:
+    page_size, rows, pages = sizes.page_size, sizes.rows, sizes.pages
     needed = smem_bytes(rows, pages)
-    if needed >= SMEM_BYTES:
-        tokens, fitting = pages * page_size, 2 * page_size
-        while fitting < tokens and smem_bytes(rows, pages_for(tokens, fitting)) >= SMEM_BYTES:
-            fitting *= 2
-        raise ConfigError(
-            f"rollout.page_size={page_size}: the page table of {rows} slots x {pages} pages x 4 "
-            f"bytes = {needed} bytes (with lengths) does not fit the {SMEM_BYTES} bytes of scalar "
-            f"memory of rollout.attention='ragged'; use rollout.page_size={fitting}, fewer slots "
-            "a data shard, or xla"
-        )
+    if needed < SMEM_BYTES:
+        return
+    tokens, fitting = pages * page_size, 2 * page_size
+    while fitting < tokens and smem_bytes(rows, pages_for(tokens, fitting)) >= SMEM_BYTES:
+        fitting *= 2
+    raise ConfigError(
+        f"rollout.page_size={page_size}: the page table of {rows} slots x {pages} pages x 4 "
+        f"bytes = {needed} bytes (with lengths) does not fit the {SMEM_BYTES} bytes of scalar "
+        f"memory of rollout.attention='ragged'; use rollout.page_size={fitting}, fewer slots "
+        "a data shard, or xla"
+    )
 
 
-def _is_power_of_2(n: int) -> bool:
-    return n > 0 and n & (n - 1) == 0
+# --- the table: the first row of a platform that can serve is its `auto` ---
+
+BACKENDS = (
+    Backend(
+        "native",
+        XLA,
+        platforms=("cpu",),
+        limits=(_one_device, _float32, _staged, _fused, _compiled),
+        native=True,
+        reason=lambda platform: native.load(),
+    ),
+    Backend("ragged", RAGGED, platforms=("tpu",), limits=(_head_dim_of_ragged,), check=_check_smem),
+    Backend("pallas_gpu", PALLAS_GPU, platforms=GPUS, limits=(_powers_of_2, _width_of_a_dot)),
+    # On a TPU the pages of `ragged`: with the others the compiler makes copies of the pool.
+    Backend("xla", TOKEN_MAJOR, platforms=("tpu",), reason="the reference, on a {}".format),
+    Backend("xla", XLA, reason="the reference, on a {}".format),
+)

@@ -1,4 +1,4 @@
-"""Layouts of the pages in the pool, by attention back end.
+"""Layouts of the pages in the pool, and attention over each.
 
     xla         kv.Pool; reference on every platform, the only one on a CPU. On a TPU it has
                 the pages of `ragged`: with the others the compiler makes copies of the pool
@@ -51,7 +51,6 @@ class KVLayout:
     """One way to lay out pages, and attention over it.
 
     Attributes:
-        name: name of the back end.
         page_axis: page axis of every array of the pool; L*Z pages, layer by layer.
         head_axis: head axis of every array of the pool.
         shapes: (KV heads, head width, L*Z, Y) -> the pool with shapes in place of arrays.
@@ -59,15 +58,16 @@ class KVLayout:
         attend_one: like `attend`, for exactly one query a row.
         block_tokens: keys that one step of the kernel's inner loop covers. The kernel reads a
             row's last block completely. 0: no kernel.
+        stages: True if `kv.staged` can read the pages.
     """
 
-    name: str
     page_axis: int
     head_axis: int
     shapes: Callable[[int, int, int, int], Any]
     attend: Callable[..., tuple[Array, Any]]
     attend_one: Callable[..., tuple[Array, Any]]
     block_tokens: int = 0
+    stages: bool = False
 
     def abstract_pool(
         self, config: ModelConfig, *, num_pages: int, page_size: int, dtype: DTypeLike
@@ -278,15 +278,14 @@ def _write_head_major(
 # --- the layouts ---
 
 XLA = KVLayout(
-    "xla",
     page_axis=0,
     head_axis=1,
     shapes=lambda k, h, z, y: kv.Pool((z, k, h, y), (z, k, y, h)),
     attend=kv.attend_pages,
     attend_one=kv.attend_pages,
+    stages=True,
 )
 RAGGED = KVLayout(
-    "ragged",
     page_axis=0,
     head_axis=2,
     shapes=lambda k, h, z, y: RaggedPool((z, y, 2 * k, h)),
@@ -296,13 +295,11 @@ RAGGED = KVLayout(
 )
 TOKEN_MAJOR = dataclasses.replace(
     RAGGED,
-    name="xla",
     attend=attend_token_major,
     attend_one=attend_token_major,
     block_tokens=0,
 )
 PALLAS_GPU = KVLayout(
-    "pallas_gpu",
     page_axis=1,
     head_axis=0,
     shapes=lambda k, h, z, y: HeadMajorPool((k, z, y, h), (k, z, y, h)),

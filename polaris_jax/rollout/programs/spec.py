@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from polaris_jax import sharding
 from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig
-from polaris_jax.rollout import native
-from polaris_jax.rollout.kv.backends import choose_layout
-from polaris_jax.rollout.kv.layouts import XLA, KVLayout
+from polaris_jax.rollout import fused_weights
+from polaris_jax.rollout.kv.backends import Sizes, choose_backend
+from polaris_jax.rollout.kv.layouts import KVLayout
 from polaris_jax.rollout.kv.staged import TILE_ROWS
 from polaris_jax.rollout.settings import SamplerConfig
 
@@ -88,29 +88,31 @@ def program_spec(
             f"rollout.num_pages={config.num_pages}: each of {data} data shards needs at least 2"
         )
     device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
-    layout, layout_why = choose_layout(
-        "xla" if config.attention == "native" else config.attention,
-        device.platform,
-        model_config,
-        page_size=config.page_size,
-        rows=max(config.slots // data, MIN_ROWS),
-        pages=config.pages_of_a_row,
-    )
     on_cpu = device.platform == "cpu"
-    staged = config.layout == "staged" or (config.layout == "auto" and on_cpu)
-    if layout is not XLA:
-        if config.layout == "staged":
-            raise ConfigError(
-                f"layout='staged': not on a {device.platform} with attention={layout.name!r}; use "
-                "pages"
-            )
-        staged = False
-    native_serves, native_why = _native(config, device.platform, mesh, staged=staged)
-    why = native_why if on_cpu else layout_why
+    may_stage = config.layout == "staged" or (config.layout == "auto" and on_cpu)
+    backend, why = choose_backend(
+        config.attention,
+        Sizes(
+            platform=device.platform,
+            model=model_config,
+            page_size=config.page_size,
+            rows=max(config.slots // data, MIN_ROWS),
+            pages=config.pages_of_a_row,
+            dtype=config.dtype,
+            mesh_size=0 if mesh is None else mesh.size,
+            staged=may_stage,
+        ),
+    )
+    if config.layout == "staged" and not backend.layout.stages:
+        raise ConfigError(
+            f"layout='staged': not on a {device.platform} with attention={backend.name!r}; use "
+            "pages"
+        )
+    staged = may_stage and backend.layout.stages
     if staged:
-        least_flops = NATIVE_MIN_BUCKET_FLOPS if native_serves else MIN_BUCKET_FLOPS
+        least_flops = NATIVE_MIN_BUCKET_FLOPS if backend.native else MIN_BUCKET_FLOPS
         min_rows = config.min_rows or math.ceil(least_flops / (2 * model_config.num_parameters))
-        buckets = fine_row_buckets(config.slots // data, min_rows, single=native_serves)
+        buckets = fine_row_buckets(config.slots // data, min_rows, single=backend.native)
     else:
         buckets = row_buckets(config.slots // data)
     # A scan over stacked weights copies each layer's slice on a CPU.
@@ -119,42 +121,13 @@ def program_spec(
         steps=config.decode_steps,
         staged=staged,
         unroll=on_cpu,
-        fused=on_cpu and mesh is None,
-        native=native_serves,
+        fused=on_cpu and mesh is None and not fused_weights.refusal(model_config),
+        native=backend.native,
         row_buckets=buckets,
-        layout=layout,
+        layout=backend.layout,
         mesh=mesh,
-        kernels=f"{'native' if native_serves else layout.name} ({why})",
+        kernels=f"{backend.name} ({why})",
     )
-
-
-def _native(
-    config: SamplerConfig, platform: str, mesh: Mesh | None, *, staged: bool
-) -> tuple[bool, str]:
-    """Whether the native kernels serve, and by which compiler or why not.
-
-    Raises:
-        ConfigError: they were asked for and cannot serve.
-    """
-    if config.attention not in ("auto", "native"):
-        return False, f"rollout.attention={config.attention!r}"
-    refusal = ""
-    if platform != "cpu":
-        refusal = f"native is for CPUs, the devices are {platform}"
-    elif mesh is not None:
-        refusal = f"native is for one device without a mesh, the sampler has a mesh of {mesh.size}"
-    elif config.dtype != "float32":
-        refusal = f"native is for float32, the sampler's dtype is {config.dtype or 'unknown yet'}"
-    elif not staged:
-        refusal = "native needs layout='staged'"
-    else:
-        try:
-            return True, native.load()
-        except native.BuildFailed as error:
-            refusal = f"native cannot be compiled: {error}"
-    if config.attention == "native":
-        raise ConfigError(f"rollout.attention='native': {refusal}; use auto")
-    return False, refusal
 
 
 class PrefillShape(NamedTuple):

@@ -1,14 +1,22 @@
 """The platform's own kernel by default; what a back end cannot serve is refused."""
 
 import dataclasses
+import typing
 
 import jax
 import pytest
 
-from polaris_jax.config import ConfigError
+from polaris_jax.config import ConfigError, RolloutSection
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.kv.backends import SMEM_BYTES, choose_layout, smem_bytes
+from polaris_jax.rollout.kv.backends import (
+    AUTO,
+    BACKENDS,
+    SMEM_BYTES,
+    Sizes,
+    choose_backend,
+    smem_bytes,
+)
 from polaris_jax.rollout.programs.spec import program_spec
 from tests.support.rollout.rollout_cases import CONFIG
 
@@ -16,9 +24,20 @@ QWEN3_4B = PRESETS["qwen3-4b"]
 
 
 def choose(attention="auto", platform="tpu", config=QWEN3_4B, **sizes):
-    return choose_layout(
-        attention, platform, config, **({"page_size": 64, "rows": 64, "pages": 832} | sizes)
-    )[0].name
+    sizes = {"page_size": 64, "rows": 64, "pages": 832} | sizes
+    return choose_backend(attention, Sizes(platform, config, **sizes))[0].name
+
+
+def test_the_config_names_the_backends_of_the_table():
+    named = typing.get_args(typing.get_type_hints(RolloutSection)["attention"])
+    assert set(named) == {AUTO, *(row.name for row in BACKENDS)}
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu", "cuda", "rocm", "metal"])
+def test_every_platform_has_the_reference(platform):
+    serving = [row for row in BACKENDS if row.runs_on(platform) and not row.limits]
+    assert serving
+    assert choose("xla", platform=platform) == "xla"
 
 
 def test_auto_takes_the_platforms_own_kernel():
@@ -32,8 +51,14 @@ def test_auto_takes_the_platforms_own_kernel():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attention": "ragged", "platform": "cpu"}, "rollout.attention='ragged': a TPU kernel"),
-        ({"attention": "pallas_gpu"}, "'pallas_gpu': a GPU kernel, the devices are tpu"),
+        (
+            {"attention": "ragged", "platform": "cpu"},
+            "'ragged': runs on tpu, the devices are cpu; use auto",
+        ),
+        (
+            {"attention": "pallas_gpu"},
+            "runs on gpu or cuda or rocm, the devices are tpu",
+        ),
         ({"attention": "ragged", "config": CONFIG}, "needs head_dim=128, the model has 16"),
         ({"attention": "dense"}, "rollout.attention='dense': expected auto"),
         (
@@ -43,7 +68,7 @@ def test_auto_takes_the_platforms_own_kernel():
         ),
         (
             {"attention": "pallas_gpu", "platform": "gpu", "page_size": 24},
-            "page_size=24: .*power of 2",
+            "a power of 2, page_size=24 is none",
         ),
     ],
 )
@@ -75,21 +100,21 @@ def test_the_suggested_page_size_fits():
             128,
             24,
             "auto",
-            "xla (page_size=24: rollout.attention='pallas_gpu' needs a power of 2)",
+            "xla (rollout.attention='pallas_gpu': needs a power of 2, page_size=24 is none)",
         ),
         (
             "gpu",
             96,
             16,
             "auto",
-            "xla (head_dim=96: rollout.attention='pallas_gpu' needs a power of 2)",
+            "xla (rollout.attention='pallas_gpu': needs a power of 2, head_dim=96 is none)",
         ),
         (
             "gpu",
             8,
             16,
             "auto",
-            "xla (head_dim=8: rollout.attention='pallas_gpu' needs at least 16)",
+            "xla (rollout.attention='pallas_gpu': needs head_dim of at least 16, not 8)",
         ),
         ("gpu", 128, 16, "pallas_gpu", "pallas_gpu (rollout.attention='pallas_gpu')"),
     ],

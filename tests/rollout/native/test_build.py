@@ -148,9 +148,9 @@ def test_without_a_compiler_auto_is_xla_and_native_is_refused(monkeypatch):
 
     monkeypatch.setattr(native, "load", fail)
     assert not spec().native
-    assert spec().kernels == "xla (native cannot be compiled: no C++ compiler)"
+    assert spec().kernels == "xla (rollout.attention='native': cannot be compiled: no C++ compiler)"
     with pytest.raises(
-        ConfigError, match=r"native cannot be compiled: no C\+\+ compiler; use auto"
+        ConfigError, match=r"'native': cannot be compiled: no C\+\+ compiler; use auto"
     ):
         spec(attention="native")
     groups = Sampler(small_model(), SamplerConfig(max_len=32)).generate(

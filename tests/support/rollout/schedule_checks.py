@@ -23,7 +23,7 @@ def check_schedule(scheduler: Scheduler) -> None:
         assert sample.slot == scheduler._first_slot + index
         assert len(set(sample.pages)) == len(sample.pages)
         assert len(sample.pages) >= pages_for(sample.cached, scheduler._page_size)
-        assert sample.begun
+        assert sample.admitted
         assert sample.status in (Status.PREFILLING, Status.DECODING)
     for sample in waiting:
         assert sample.slot is None
