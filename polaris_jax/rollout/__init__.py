@@ -1,4 +1,11 @@
-"""Rollouts: a paged, continuously batching sampler behind JetStream's engine verbs."""
+"""Rollouts: a paged, continuously batching sampler.
+
+The way of a request: `sampler` (the public face) checks it (`request_checks`) and makes a
+`request`; `driver` plans each step with one `scheduler` a data shard, whose `samples` hold `pages`;
+`engine` prefills, dispatches and collects decode calls on the slots (`decode_state`); `programs` is
+what it compiles, with attention from `kv`. `groups` and `samplers` serve the training loop; `verbs`
+and `jetstream` make the engine JetStream's.
+"""
 
 from polaris_jax.records import Response
 from polaris_jax.rollout.request import RolloutAborted, RolloutPaused

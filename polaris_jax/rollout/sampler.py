@@ -73,7 +73,7 @@ class Sampler:
 
     @property
     def kernels(self) -> str:
-        """The decode kernels, and why: "native (g++ ...)", "xla (no C++ compiler ...)"."""
+        """The decode kernels, and why: "native (g++ ...)", "xla (rollout.attention=...)"."""
         return self._engine.spec.kernels
 
     # --- for callers that wait ---

@@ -7,6 +7,7 @@ from polaris_jax.rollout import SamplerConfig, programs
 from polaris_jax.rollout.decode_state import compact
 from polaris_jax.rollout.engine import Engine, PrefillJob, prefill_calls
 from polaris_jax.rollout.settings import PromptParams, pad_stop_ids
+from polaris_jax.rollout.verbs import VerbEngine
 from tests.support.rollout.rollout_cases import CONFIG, small_model
 
 SIZES = {"slots": 4, "page_size": 4, "max_len": 32, "decode_steps": 4, "prefill_chunk": 32}
@@ -44,7 +45,7 @@ def test_temporaries_do_not_grow_with_the_pool(program, layout):
 
 def test_a_call_ends_once_its_rows_fit_a_smaller_bucket():
     sizes = SIZES | {"slots": 20, "decode_steps": 8, "min_rows": 2}
-    made = Engine(CONFIG, SamplerConfig(num_pages=161, **sizes))
+    made = VerbEngine(CONFIG, SamplerConfig(num_pages=161, **sizes))
     model, state = small_model(), made.init_decode_state()
     prefix = made.prefill(params=model, padded_tokens=np.arange(5), true_length=5)
     for slot in range(10):
