@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from polaris_jax import __version__
-from polaris_jax.system import interrupts
+from polaris_jax.system import signals
 
 COMMANDS = {
     "prepare": "problems from files or data sets: validate, deduplicate, filter",
@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The console script and `python -m polaris_jax`: `main`, and an end without a traceback."""
-    interrupts.end_at_once()
+    signals.end_at_once()
     try:
         code = main()
-        interrupts.end_at_once()  # the exit has nothing to save either
+        signals.end_at_once()  # the exit has nothing to save either
         sys.stdout.flush()
         sys.stderr.flush()
     except BrokenPipeError:  # `| head`: nobody reads on, at exit neither
@@ -67,8 +67,8 @@ def entry() -> NoReturn:
             os.dup2(nowhere, stream.fileno())
         code = 1
     except KeyboardInterrupt:  # a second one, while the first unwound
-        code = interrupts.EXIT_STATUS
-    if code == interrupts.EXIT_STATUS:
+        code = signals.INTERRUPTED_STATUS
+    if code == signals.INTERRUPTED_STATUS:
         # XLA may be at work in a thread still: to take the interpreter down under it can crash.
         os._exit(code)
     if os.environ.get("POLARIS_NUM_PROCESSES", "1") != "1" and code:

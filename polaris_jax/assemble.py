@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.checkpoint.snapshots import Checkpoints
+from polaris_jax.checkpoint.snapshots import SnapshotSaver
 from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_tokens
 from polaris_jax.data.problem_sets import find_training_problems, fitting
 from polaris_jax.data.problems import problem_set_hash
@@ -31,8 +31,7 @@ from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
 from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.run import workdir as workdir_lib
-from polaris_jax.run.outputs import Outputs
-from polaris_jax.run.step_clock import StepClock
+from polaris_jax.run.outputs import Outputs, StepClock
 from polaris_jax.sharding import make_mesh, split_devices
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
@@ -95,7 +94,7 @@ class Parts:
     reference: Qwen | None
     solver: Solver
     outputs: Outputs
-    checkpoints: Checkpoints
+    checkpoints: SnapshotSaver
     clock: StepClock
 
     def rope_scaling(self, stage: int) -> RopeScaling | None:
@@ -180,7 +179,7 @@ def assemble(
             reference=reference,
             solver=solver,
             outputs=outputs,
-            checkpoints=Checkpoints(
+            checkpoints=SnapshotSaver(
                 checkpointer, before_save=lambda: outputs.note_timeouts(solver.grader)
             ),
             clock=StepClock(),

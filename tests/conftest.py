@@ -19,10 +19,9 @@ QUICK = {
     "batch", "benchmarks", "config", "data", "evaluate", "explore", "launch", "metrics", "report",
     "reward", "run", "stages",
     "test_array_checks.py", "test_config_file.py", "test_docs.py", "test_english.py",
-    "test_entry.py", "test_files.py", "test_groups.py", "test_imports.py", "test_interrupts.py",
-    "test_manifest.py",
+    "test_entry.py", "test_files.py", "test_groups.py", "test_imports.py",
     "test_mistakes.py", "test_one_step.py", "test_overrides.py", "test_plan_mistakes.py",
-    "test_processes.py", "test_progress.py", "test_records.py", "test_signals.py",
+    "test_progress.py", "test_records.py", "test_signals.py",
     "test_stage_change.py", "test_step_rules.py", "test_suite_setup.py", "test_train.py",
     "test_visit.py",
 }  # fmt: skip

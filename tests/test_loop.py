@@ -99,7 +99,7 @@ class Train:
 
 
 class Kept:
-    """In the place of `Checkpoints`: (step, pending) of what was saved."""
+    """In the place of `SnapshotSaver`: (step, pending) of what was saved."""
 
     def __init__(self, newest: RunState) -> None:
         self.saved, self._newest = [], newest.snapshot().key

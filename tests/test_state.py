@@ -11,7 +11,7 @@ from polaris_jax import step
 from polaris_jax.__main__ import main
 from polaris_jax.assemble import assemble
 from polaris_jax.batch.substitution import Substitution
-from polaris_jax.checkpoint.snapshots import Checkpoints, Snapshot
+from polaris_jax.checkpoint.snapshots import Snapshot, SnapshotSaver
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import run_command
 from polaris_jax.config import ConfigError, build_config
@@ -123,7 +123,7 @@ class Saved:
 def test_a_snapshot_is_saved_once_and_a_later_one_of_its_step_replaces_it():
     events: list[Any] = []
     saver: Any = Saved(events)
-    checkpoints = Checkpoints(saver, before_save=lambda: events.append("time-outs"))
+    checkpoints = SnapshotSaver(saver, before_save=lambda: events.append("time-outs"))
 
     def snapshot(step: int, stage: int = 0, owed: float | None = None) -> Snapshot:
         return Snapshot(step, stage, owed is not None, None, {"owed": owed})

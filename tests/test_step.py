@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from polaris_jax.assemble import Parts
-from polaris_jax.checkpoint.host_state import canonical_json, read_host
+from polaris_jax.checkpoint.snapshots import canonical_json, read_host
 from polaris_jax.config import RolloutSection, RunConfig, StageSection
 from polaris_jax.metrics.rollout_stats import age_metrics, carried_metrics
 from polaris_jax.records import Group

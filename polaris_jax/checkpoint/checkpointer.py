@@ -1,8 +1,8 @@
 """Saves and restores everything that a resume needs.
 
 A checkpoint is a directory named by its step. It holds `arrays/` (orbax, written by all processes),
-`host.json`, `host.bin` (the arrays that `host.json` refers to) and, written last, `MANIFEST.json`
-(see `manifest`). `step_folders` describes how a checkpoint is written, replaced and deleted on a
+`host.json`, `host.bin` (the arrays that `host.json` refers to) and, written last, `MANIFEST.json`.
+`step_folders` describes how a checkpoint is written, replaced and deleted on a
 disk or in an object store. `latest` reads every byte of a checkpoint before it returns the step.
 
 All processes of a run call `save`, `latest` and `restore` together, on a shared disk or store.
@@ -22,23 +22,25 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from polaris_jax.checkpoint import manifest
-from polaris_jax.checkpoint.architecture import differing_arrays, differing_fields, shape_and_dtype
+from polaris_jax.checkpoint import step_folders
 from polaris_jax.checkpoint.arrays import (
     StreamedArray,
     as_committed_as,
+    differing_arrays,
+    differing_fields,
     named_leaves,
     open_arrays,
     save_args,
+    shape_and_dtype,
     within_reach,
 )
 from polaris_jax.checkpoint.arrays import orbax as _orbax
-from polaris_jax.checkpoint.host_state import canonical_json, plain, read_host
+from polaris_jax.checkpoint.snapshots import canonical_json, plain, read_host
 from polaris_jax.checkpoint.step_folders import DATA, StepFolders
 from polaris_jax.config.settings import ConfigError
-from polaris_jax.run.ownership import TakenOver
+from polaris_jax.run.workdir import TakenOver
 from polaris_jax.system import processes
-from polaris_jax.system.files import AnyPath, as_place, sync_directory, write_bytes
+from polaris_jax.system.files import AnyPath, as_place, first_line, sync_directory, write_bytes
 
 T = TypeVar("T")
 
@@ -93,7 +95,6 @@ class Checkpointer:
         self._warn = warn or (lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
         self._verified: set[int] = set()
         self._torn: set[int] = set()
-        self._newest_saved: int | None = None
 
     @classmethod
     def of(cls, path: AnyPath, **options: Any) -> Checkpointer:
@@ -110,11 +111,6 @@ class Checkpointer:
         if path.name.isdigit():
             return cls(path.parent, only=int(path.name), **options)
         return cls(path, **options)
-
-    @property
-    def newest_saved(self) -> int | None:
-        """The step that this object last saved, verified or restored; None before that."""
-        return self._newest_saved
 
     def steps(self) -> list[int]:
         """Steps that are complete by manifest, names and sizes, ascending, without checksums."""
@@ -138,7 +134,7 @@ class Checkpointer:
         if step is None:
             which = "" if self._only is None else f" {self._only}"
             torn = [s for s in self._candidates() if self._folders.lacks_manifest(s)]
-            why = f"; step {torn[-1]} is torn: {manifest.MANIFEST} is missing" if torn else ""
+            why = f"; step {torn[-1]} is torn: {step_folders.MANIFEST} is missing" if torn else ""
             raise ConfigError(f"checkpoint {self.directory}: no whole checkpoint{which} in it{why}")
         return step
 
@@ -148,7 +144,6 @@ class Checkpointer:
                 continue
             reason = self._fault(step)
             if reason is None:
-                self._newest_saved = step
                 return step
             older = "; falling back to an older one" if self._only is None else ""
             self._warn(f"checkpoint {step} in {self.directory} is not whole: {reason}{older}")
@@ -173,7 +168,7 @@ class Checkpointer:
             TakenOver: another run owns the directory.
         """
         leaves = named_leaves(arrays)
-        streamed = any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
+        streamed = _streamed(leaves)
         for path, leaf in leaves.items():
             if not isinstance(leaf, StreamedArray if streamed else jax.Array):
                 raise ValueError(
@@ -193,7 +188,6 @@ class Checkpointer:
             raise CheckpointError(self._save_failure(step, error)) from error
         self._torn.discard(step)
         self._verified.add(step)
-        self._newest_saved = step
 
     def _write(
         self, step: int, leaves: dict[str, Any], host: bytes, host_arrays: list[np.ndarray]
@@ -213,9 +207,9 @@ class Checkpointer:
                 "arrays": {path: shape_and_dtype(leaf) for path, leaf in leaves.items()},
                 DATA: folder,
             }
-            manifest.sync_folders(path)
+            step_folders.sync_folders(path)
             self._may_write()
-            manifest.write_manifest(path, facts, files)
+            step_folders.write_manifest(path, facts, files)
             sync_directory(self.directory)
             reason = folders.fault(step, checksums=False)
             if reason is not None:
@@ -226,7 +220,7 @@ class Checkpointer:
 
         folder = _from_first(begin)
         data = path / folder
-        streamed = any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
+        streamed = _streamed(leaves)
         with _orbax(saving=True, streamed=streamed) as orbax:
             args = ocp.args.PyTreeSave(leaves, save_args=save_args(leaves))
             with within_reach(data / ARRAYS, saving=True) as place:
@@ -237,9 +231,9 @@ class Checkpointer:
                 with (data / HOST_ARRAYS).open("wb") as file:
                     for array in host_arrays:
                         file.write(array.data)
-        names = _from_first(lambda: [f"{folder}{name}" for name in manifest.list_files(data)])
+        names = _from_first(lambda: [f"{folder}{name}" for name in step_folders.list_files(data)])
         mine = names[jax.process_index() :: jax.process_count()]
-        shares = processes.gather_objects(manifest.sync_and_sum(path, mine))
+        shares = processes.gather_objects(step_folders.sync_and_sum(path, mine))
         files = {name: entry for share in shares for name, entry in share.items()}
         processes.first_does(commit, f"checkpoint {step} committed")
 
@@ -287,7 +281,6 @@ class Checkpointer:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} cannot be read: {_cause(error)[0]}"
             ) from error
-        self._newest_saved = step
         ordered = [as_committed_as(leaf, restored[path]) for path, leaf in leaves.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), ordered), host
 
@@ -298,7 +291,7 @@ class Checkpointer:
             CheckpointError: the step is not complete.
         """
         try:
-            return manifest.read_manifest(self._folders.path(step))
+            return step_folders.read_manifest(self._folders.path(step))
         except ValueError as error:
             where = f"checkpoint {step} in {self.directory}"
             raise CheckpointError(f"{where} is not whole: {error}") from error
@@ -322,7 +315,7 @@ class Checkpointer:
             ) from error
 
     def _check_architecture(self, step: int, leaves: dict[str, Any], *, partial: bool) -> None:
-        facts = manifest.read_manifest(self._folders.path(step))
+        facts = step_folders.read_manifest(self._folders.path(step))
         saved, present = facts["architecture"], self._architecture
         told = differing_fields(saved, present) if saved is not None and present is not None else ""
         told = told or differing_arrays(facts["arrays"], leaves, partial=partial)
@@ -363,6 +356,10 @@ class Checkpointer:
         )
 
 
+def _streamed(leaves: dict[str, Any]) -> bool:
+    return any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
+
+
 def _from_first(function: Callable[[], T]) -> T:
     """The first process's result, in all processes; the others do not call `function`."""
     return processes.gather_objects(function() if processes.is_first() else None)[0]
@@ -375,4 +372,4 @@ def _cause(error: BaseException) -> tuple[str, int]:
         number = int(match[1])
     if number:
         return os.strerror(number), number
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300], 0
+    return first_line(error), 0

@@ -1,7 +1,8 @@
 """Converts weights between Hugging Face safetensors, GGUF and Orbax checkpoints.
 
 Every source is read and every target written one tensor at a time, so the complete model is never
-in memory. A target is complete if it has its last file: config.json in a Hugging Face directory,
+in memory. Only the parameters (`params/...`) of a training checkpoint are read, not optimizer and
+counters. A target is complete if it has its last file: config.json in a Hugging Face directory,
 MANIFEST.json in a checkpoint. Readers refuse a target without this file. After a failure no target
 exists.
 """
@@ -13,14 +14,16 @@ import dataclasses
 import os
 from typing import Any
 
+import jax
+import numpy as np
 from etils import epath
 
-from polaris_jax.checkpoint import Checkpointer, manifest
+from polaris_jax.checkpoint import Checkpointer, CheckpointError, step_folders
+from polaris_jax.checkpoint.arrays import StreamedArray
 from polaris_jax.checkpoint.checkpointer import ARRAYS, HOST, TOKENIZER
 from polaris_jax.checkpoint.step_folders import UNFINISHED
-from polaris_jax.checkpoint.weights import CheckpointWeights, save_weights
 from polaris_jax.config import ConfigError
-from polaris_jax.models import ModelConfig, Qwen, load_pretrained
+from polaris_jax.models import ModelConfig, Qwen, RopeScaling, load_pretrained, param_shapes
 from polaris_jax.models.tokenizer import (
     copy_tokenizer,
     has_tokenizer,
@@ -35,10 +38,118 @@ from polaris_jax.models.weights.hf import (
     export_into,
     open_checkpoint,
 )
-from polaris_jax.models.weights.safetensors import MAX_SHARD_BYTES
+from polaris_jax.models.weights.safetensors import MAX_SHARD_BYTES, Index
 from polaris_jax.models.weights.sources import resolve
-from polaris_jax.models.weights.tensors import Weights, place_params
-from polaris_jax.system.files import AnyPath, as_place, is_remote
+from polaris_jax.models.weights.tensors import place_params, Weights, hf_shapes, hf_tensors, param_dtype, param_reader, to_hf
+from polaris_jax.system.files import AnyPath, as_place, first_line, is_remote
+
+_PREFIX = "params/"
+_TOKEN_IDS = "token_ids"
+
+
+class CheckpointWeights:
+    """The tensors of one step by their Hugging Face names; see `models.weights.Weights`."""
+
+    def __init__(self, checkpointer: Checkpointer, step: int) -> None:
+        """Opens the parameters of a complete step.
+
+        Raises:
+            ConfigError: the step does not record its architecture.
+            CheckpointError: the step is not complete, lacks a parameter, or has a parameter of
+                another shape.
+        """
+        facts = checkpointer.facts(step)
+        self._where = f"checkpoint {step} in {checkpointer.directory}"
+        self.config = _architecture(facts["architecture"], self._where)
+        self._tensors, self._shapes = hf_tensors(self.config), hf_shapes(self.config)
+        self._dtypes: dict[str, np.dtype] = {}
+        for path, shape in param_shapes(self.config).items():
+            dtype, saved_shape = facts["arrays"].get(_PREFIX + path, (None, None))
+            if dtype is None:
+                raise CheckpointError(f"{self._where}: {_PREFIX}{path} is missing")
+            if tuple(saved_shape) != shape:
+                raise CheckpointError(
+                    f"{self._where}: {_PREFIX}{path} has shape {tuple(saved_shape)}, but its "
+                    f"architecture says {shape}"
+                )
+            self._dtypes[path] = np.dtype(dtype)
+        names = [_PREFIX + path for path in self._dtypes]
+        self._stores = checkpointer.open_arrays(step, names)
+        #: Special ids of the config.json that the weights came from; empty for a training run's.
+        self.token_ids: dict[str, int | None] = checkpointer.host(step).get(_TOKEN_IDS, {})
+
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> np.dtype:
+        """The saved parameter's dtype."""
+        return self._dtypes[self._tensors[name][0]]
+
+    def read(self, name: str, index: Index = None) -> np.ndarray:
+        """A tensor's values. Only its layer is read, or the rows of a matrix [V, D].
+
+        Raises:
+            CheckpointError: the files cannot be read.
+        """
+        path, layer = self._tensors[name]
+        store = self._stores[_PREFIX + path]
+        try:
+            if layer is None and index is not None:  # no axis of these tensors is merged or moved
+                return store[tuple(index)].read().result()
+            value = (store if layer is None else store[layer]).read().result()
+        except (OSError, ValueError, RuntimeError) as error:
+            text = f"{self._where}: {path} cannot be read: {first_line(error)}"
+            raise CheckpointError(text) from error
+        tensor = to_hf(path, value)
+        return tensor if index is None else tensor[index]
+
+
+def save_weights(
+    checkpointer: Checkpointer,
+    config: ModelConfig,
+    weights: Weights,
+    *,
+    dtype: np.dtype | None,
+    token_ids: dict[str, int | None],
+) -> None:
+    """Saves weights as step 0 in a single process, with one layer's tensor in memory at a time.
+
+    Args:
+        checkpointer: checkpointer of a new directory, made for this architecture.
+        config: the architecture.
+        weights: the checked weights.
+        dtype: element type of the saved parameters; None keeps the source's.
+        token_ids: special ids for the config.json of a later export.
+
+    Raises:
+        ConfigError: the run has several processes, or the weights are float64.
+        CheckpointError: the write failed. No checkpoint is left.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError("convert: runs in one process; start it without launch/local.sh")
+    arrays = {}
+    for path, shape in param_shapes(config).items():
+        kind = dtype or param_dtype(path, config, weights)
+        if kind.itemsize > 4:
+            raise ConfigError(f"--dtype=auto: {path} is {kind}; name float32 or bfloat16")
+        arrays[_PREFIX + path] = StreamedArray(
+            shape, kind, param_reader(path, config, weights, kind)
+        )
+    checkpointer.save(0, arrays, {_TOKEN_IDS: token_ids})
+
+
+def _architecture(fields: dict[str, Any] | None, where: str) -> ModelConfig:
+    if fields is None:
+        raise ConfigError(f"{where}: it does not say which architecture it is of")
+    fields = dict(fields)
+    if fields["rope_scaling"] is not None:
+        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+    return ModelConfig(**fields)
 
 
 def is_orbax(path: AnyPath) -> bool:
@@ -54,7 +165,7 @@ def _is_step(place: epath.Path) -> bool:
     """True for a step's directory, or for the mark of a step whose save was cut off."""
     if place.suffix == UNFINISHED or (place.parent / f"{place.name}{UNFINISHED}").exists():
         return True
-    return any((place / part).exists() for part in (manifest.MANIFEST, ARRAYS, HOST))
+    return any((place / part).exists() for part in (step_folders.MANIFEST, ARRAYS, HOST))
 
 
 def load_any(path: epath.Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:

@@ -1,12 +1,22 @@
-"""Saves a run's snapshots as checkpoints, none of them twice."""
+"""A run's snapshots: saved as checkpoints, none of them twice; their host state as exact JSON.
+
+In the JSON an array is replaced by its dtype, its shape and its offset in a binary file. The
+reason: the rescue sink of a long run takes gigabytes. As text it would be half as large again, and
+slow.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
-from polaris_jax.checkpoint.checkpointer import Checkpointer
+import numpy as np
+
+if TYPE_CHECKING:
+    from polaris_jax.checkpoint.checkpointer import Checkpointer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +43,8 @@ class Snapshot:
         return self.step, self.stage, self.pending
 
 
-class Checkpoints:
-    """The checkpoints of a training run.
+class SnapshotSaver:
+    """Saves the snapshots of a training run.
 
     Args:
         checkpointer: writes and reads them.
@@ -64,3 +74,103 @@ class Checkpoints:
         self._before_save()
         self.checkpointer.save(snapshot.step, snapshot.arrays, snapshot.host)
         self._newest = snapshot.key
+
+
+ARRAY = "__array__"  # [dtype, shape, offset in bytes]
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON returns it, so that a saved dict compares equal to a present one."""
+    return json.loads(json.dumps(value, default=_number, sort_keys=True))
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def canonical_json(host: dict[str, Any], name: str) -> tuple[bytes, list[np.ndarray]]:
+    """The host state as JSON, and its arrays; equal states give equal bytes.
+
+    Args:
+        host: dicts with string keys, lists, plain values, numpy scalars and arrays of numbers.
+        name: name of the state's owner, for error messages.
+
+    Returns:
+        (JSON text, arrays in the order of their offsets, little-endian).
+
+    Raises:
+        ValueError: the state is not JSON-able.
+    """
+    arrays: list[np.ndarray] = []
+    offset = 0
+
+    def beside(value: Any) -> Any:
+        nonlocal offset
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+            return _number(value)
+        fields = [value.dtype.name, list(value.shape), offset]
+        arrays.append(np.ascontiguousarray(value, value.dtype.newbyteorder("<")))
+        offset += value.nbytes
+        return {ARRAY: fields}
+
+    try:
+        _check_keys(host, "host")
+        # NaN is allowed: Python can read it, and a state that holds a NaN must still be saved.
+        text = json.dumps(host, sort_keys=True, separators=(",", ":"), default=beside)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: host state cannot be saved: {error}") from error
+    return text.encode(), arrays
+
+
+def read_host(text: bytes, open_arrays: Callable[[], IO[bytes]]) -> dict[str, Any]:
+    """The state that `canonical_json` was given, with tuples as lists.
+
+    Args:
+        text: the JSON.
+        open_arrays: opens the file that holds all arrays one after the other; called only if there
+            are arrays.
+    """
+    places: list[dict[str, Any]] = []
+
+    def note(fields: dict[str, Any]) -> dict[str, Any]:
+        if ARRAY in fields:
+            places.append(fields)
+        return fields
+
+    host = json.loads(text, object_hook=note)
+    if not places:
+        return host
+    with open_arrays() as file:
+        for fields in sorted(places, key=lambda fields: fields[ARRAY][2]):
+            name, shape, offset = fields[ARRAY]
+            dtype = np.dtype(name)
+            file.seek(offset)
+            data = file.read(dtype.itemsize * math.prod(shape))
+            array = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+            fields[ARRAY] = array
+    return _placed(host)
+
+
+def _placed(value: Any) -> Any:
+    if isinstance(value, dict):
+        if ARRAY in value:
+            return value[ARRAY]
+        return {name: _placed(item) for name, item in value.items()}
+    return [_placed(item) for item in value] if isinstance(value, list) else value
+
+
+def _check_keys(value: Any, path: str) -> None:
+    # json silently turns the key 1 into "1": the restored state would differ.
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key == ARRAY:
+                raise TypeError(f"{path} has the key {key!r}, which marks an array")
+            if not isinstance(key, str):
+                raise TypeError(f"{path} has the key {key!r}; JSON keys are strings")
+            _check_keys(item, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            if isinstance(item, dict | list | tuple):
+                _check_keys(item, f"{path}[{i}]")

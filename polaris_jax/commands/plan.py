@@ -21,7 +21,7 @@ from absl import flags
 from polaris_jax.commands.flags import parse
 from polaris_jax.config import ConfigError
 from polaris_jax.system.files import as_place, is_remote, write_bytes
-from polaris_jax.system.interrupts import begin_work
+from polaris_jax.system.signals import begin_work
 
 
 def _define(values: flags.FlagValues) -> None:

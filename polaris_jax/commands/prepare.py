@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
 from polaris_jax.config import ConfigError, RunConfig
-from polaris_jax.system.interrupts import begin_work
+from polaris_jax.system.signals import begin_work
 
 if TYPE_CHECKING:
     from etils import epath

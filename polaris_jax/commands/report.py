@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from polaris_jax.commands.flags import parse
 from polaris_jax.config import ConfigError
-from polaris_jax.system.interrupts import begin_work
+from polaris_jax.system.signals import begin_work
 
 
 def main(argv: list[str]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from polaris_jax.commands.flags import Command, HelpRequested, print_error
 from polaris_jax.config import ConfigError
-from polaris_jax.system import interrupts
+from polaris_jax.system import signals
 
 PROCESSES = "polaris_jax.system.processes"
 
@@ -34,8 +34,8 @@ def run_command(command: Callable[[], int]) -> int:
         print(help_text)
         return 0
     except KeyboardInterrupt:
-        print(interrupts.LINE, file=sys.stderr)
-        return _failed(interrupts.EXIT_STATUS)
+        print(signals.INTERRUPTED, file=sys.stderr)
+        return _failed(signals.INTERRUPTED_STATUS)
     except BrokenPipeError:
         return 1
     except Exception as error:
@@ -77,7 +77,6 @@ def start_jax(command: Command) -> None:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     from polaris_jax.system import processes
-    from polaris_jax.system.agreement import agree_on_run
 
     processes.initialize(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
-    agree_on_run(command.config, command.identity())
+    processes.agree(processes.run_facts(command.config, command.identity()))

@@ -1,23 +1,29 @@
-"""A run's directory: who owns it, and its small files (for run.json see `record`).
+"""A run's directory: which run owns it, and its small files (for run.json see `record`).
 
 `claim` decides whether a command starts or resumes a run in a workdir, and keeps a second command
 out. Nothing here imports jax, so a bad workdir is reported before a device is touched.
+
+On a disk the kernel holds a lock for the run and releases it when the process ends, so a second run
+is refused. An object store has no locks: a run writes its token to `.lock`, and the newest run
+wins. The reason: the older run may have been preempted, or be about to be, without a chance to
+release the workdir. A run whose token is gone ends before it writes again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import secrets
+import socket
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from etils import epath
 
 from polaris_jax.config import ConfigError, RunConfig
-from polaris_jax.run.ownership import NoOwnership, Ownership, take
 from polaris_jax.run.record import RECORD, read_record, refuse_other_config, write_record
 from polaris_jax.system.files import (
     PARTIAL,
@@ -28,6 +34,84 @@ from polaris_jax.system.files import (
     write_bytes,
     write_json,
 )
+
+LOCK = ".lock"
+
+
+class TakenOver(RuntimeError):
+    """Another run owns the workdir now. The text is one line for the user."""
+
+
+class Ownership:
+    """The ownership of a workdir until `release`.
+
+    This class is that of a process that writes nothing: all methods do nothing.
+    """
+
+    def announce(self) -> None:
+        """Takes the workdir over from other runs, in a store. Call after checking the config."""
+
+    def check(self) -> None:
+        """Raises TakenOver if the workdir is no longer ours. Call before every write of a step.
+
+        Raises:
+            TakenOver: another run has claimed the workdir since.
+        """
+
+    def release(self) -> None:
+        """Lets other runs claim the workdir. Any end of the process has this effect, too."""
+
+
+class _DiskLock(Ownership):
+    def __init__(self, workdir: epath.Path) -> None:
+        self._file = open(workdir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+        try:  # the kernel releases the lock when the process ends, so a kill leaves no lock
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            owner = self._file.read().strip() or "another process"
+            self._file.close()
+            raise ConfigError(
+                f"workdir={workdir}: `polaris train` already runs in it ({owner}); "
+                "wait for it, end it, or choose another --workdir"
+                if isinstance(error, BlockingIOError)
+                else f"workdir={workdir}: its disk knows no file locks ({error.strerror}); "
+                "choose a --workdir on another disk"
+            ) from None
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without the owner's name
+            self._file.truncate(0)
+            self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+            self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
+
+
+class _StoreToken(Ownership):
+    def __init__(self, workdir: epath.Path) -> None:
+        self._path, self._token = workdir / LOCK, secrets.token_hex(8)
+
+    def announce(self) -> None:
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token}
+        write_json(self._path, owner)
+
+    def check(self) -> None:
+        try:
+            owner = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            owner = {}
+        if owner.get("token") != self._token:
+            by = f"pid {owner['pid']} on {owner['host']}" if owner else "a run that has ended since"
+            raise TakenOver(
+                f"workdir={self._path.parent}: another run has taken it over ({by}); this one ends "
+                "and leaves it alone"
+            )
+
+    def release(self) -> None:
+        with contextlib.suppress(TakenOver, OSError):
+            self.check()
+            self._path.unlink(missing_ok=True)
+
 
 __all__ = [
     "Claim",
@@ -71,8 +155,7 @@ class Claim:
         """Raises TakenOver if the workdir is no longer ours. Call before every write of a step.
 
         Raises:
-            TakenOver: another run has claimed the workdir since (in an object store; see
-                `ownership`).
+            TakenOver: another run has claimed the workdir since (in an object store).
         """
         self._ownership.check()
 
@@ -105,12 +188,7 @@ def ensure_workdir(workdir: AnyPath) -> epath.Path:
 
 
 def claim(
-    workdir: AnyPath,
-    config: RunConfig,
-    *,
-    command: str = "train",
-    overwrite: bool = False,
-    primary: bool = True,
+    workdir: AnyPath, config: RunConfig, *, overwrite: bool = False, primary: bool = True
 ) -> Claim:
     """Claims a workdir for a training run, which starts there or resumes with an equal config.
 
@@ -120,7 +198,6 @@ def claim(
         workdir: directory of the run; created if missing.
         config: config of the run. On resume, logging, checkpoint cadence, workers, evaluation, mesh
             and memory sizes may differ from the first start, and the last stage may grow.
-        command: name of the command, for run.json and messages.
         overwrite: delete what training wrote here before, and start anew.
         primary: True in the first process of a run. The call writes nothing if False.
 
@@ -130,10 +207,10 @@ def claim(
     """
     workdir = as_place(workdir)
     if not primary:
-        return Claim("resume" if (workdir / RECORD).exists() else "new", NoOwnership())
+        return Claim("resume" if (workdir / RECORD).exists() else "new", Ownership())
     ensure_workdir(workdir)
     try:
-        ownership = take(workdir, command)
+        ownership = _StoreToken(workdir) if is_remote(workdir) else _DiskLock(workdir)
     except OSError as error:
         raise _unwritable(workdir, error) from None
     try:
@@ -141,7 +218,7 @@ def claim(
         ownership.announce()
         if overwrite:
             _delete_made_by_training(workdir)
-        write_record(workdir, command, config, record)
+        write_record(workdir, "train", config, record)
     except OSError as error:
         ownership.release()
         raise _unwritable(workdir, error) from None
@@ -189,19 +266,13 @@ def write_rollouts(
     write_bytes(path, old + "".join(lines).encode())
 
 
-def delete_rollouts_from(workdir: AnyPath, step: int) -> int:
-    """Deletes the rollouts of `step` and later steps, which a resumed run writes again.
-
-    Returns:
-        The number of deleted files, without unfinished ones.
-    """
-    folder, deleted = as_place(workdir) / ROLLOUTS, 0
+def delete_rollouts_from(workdir: AnyPath, step: int) -> None:
+    """Deletes the rollouts of `step` and later steps, which a resumed run writes again."""
+    folder = as_place(workdir) / ROLLOUTS
     for path in folder.iterdir() if folder.is_dir() else ():
         match = re.fullmatch(rf"step_(\d+)\.jsonl({re.escape(PARTIAL)})?", path.name)
         if match and (int(match[1]) >= step or match[2]):
             path.unlink()
-            deleted += not match[2]
-    return deleted
 
 
 # ---- claiming

@@ -172,10 +172,11 @@ def _store_errors(path: epath.Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             raise
-        raise OSError(error.errno or errno.EIO, _first_line(error), str(path)) from error
+        raise OSError(error.errno or errno.EIO, first_line(error), str(path)) from error
     except Exception as error:  # aiohttp's, botocore's, gcsfs's own
-        raise OSError(errno.EIO, _first_line(error), str(path)) from error
+        raise OSError(errno.EIO, first_line(error), str(path)) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the error's type if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from polaris_jax.checkpoint import Checkpointer, CheckpointError, manifest
+from polaris_jax.checkpoint import Checkpointer, CheckpointError, step_folders
 from polaris_jax.checkpoint import checkpointer as checkpoint_lib
 from polaris_jax.config import ConfigError
 from polaris_jax.models import ModelConfig, Qwen, param_shapes
@@ -212,13 +212,12 @@ def test_keep_last_deletes_the_oldest(saver):
         saver.save(step, tree(step), {"step": step})
     assert saver.steps() == [10, 12]
     assert names_in(saver) == ["10", "12"]
-    assert saver.latest() == saver.newest_saved == 12
+    assert saver.latest() == 12
     assert saver.restore(10, tree())[1] == {"step": 10}
 
 
 def test_nothing_yet(saver):
     assert saver.latest() is None
-    assert saver.newest_saved is None
     assert saver.steps() == []
     with pytest.raises(ConfigError, match="no whole checkpoint"):
         saver.latest_or_error()
@@ -239,7 +238,7 @@ def test_a_disk_that_fails_once_a_checkpoint_is_whole_is_no_failure(saver, monke
 
     saver.save(1, tree(1), {"n": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "delete_others", refuse)
+        patch.setattr(step_folders, "delete_others", refuse)
         saver.save(2, tree(2), {"n": 2})
     assert saver.latest() == 2
     saver.save(3, tree(3), {"n": 3})
@@ -291,8 +290,8 @@ DAMAGE = {
     "flipped bit": (flip_a_bit, "does not match its checksum"),
     "truncated": (truncate, "bytes, expected"),
     "empty": (empty, "the directory is empty"),
-    "no manifest": (lambda d: (d / manifest.MANIFEST).unlink(), "MANIFEST.json is missing"),
-    "torn manifest": (lambda d: os.truncate(d / manifest.MANIFEST, 50), "cannot be read"),
+    "no manifest": (lambda d: (d / step_folders.MANIFEST).unlink(), "MANIFEST.json is missing"),
+    "torn manifest": (lambda d: os.truncate(d / step_folders.MANIFEST, 50), "cannot be read"),
     "missing file": (lambda d: (d / "host.json").unlink(), "host.json is missing"),
     "foreign file": (lambda d: (d / "notes").write_text("x"), "notes does not belong"),
 }
@@ -355,7 +354,7 @@ DEADLY = (
     (os, "unlink"),
     (os, "rmdir"),
     (checkpoint_lib, "_orbax"),
-    (manifest, "sync_and_sum"),
+    (step_folders, "sync_and_sum"),
 )
 
 
@@ -462,7 +461,7 @@ def test_a_disk_that_fills_up_at_the_very_end(saver, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "write_manifest", full)
+        patch.setattr(step_folders, "write_manifest", full)
         with pytest.raises(CheckpointError, match=r"No space left on device; free some space"):
             saver.save(2, tree(), {"n": 2})
     assert names_in(saver) == ["1"]
@@ -524,7 +523,7 @@ def test_other_shapes_are_named_even_without_an_architecture(saver, monkeypatch)
 
 def test_the_manifest_records_config_and_architecture(tmp_path):
     Checkpointer(tmp_path, config_hash="abc", architecture={"a": (1, 2)}).save(5, tree(), {})
-    facts = json.loads((tmp_path / "5" / manifest.MANIFEST).read_text())
+    facts = json.loads((tmp_path / "5" / step_folders.MANIFEST).read_text())
     assert (facts["step"], facts["config_hash"]) == (5, "abc")
     assert facts["architecture"] == {"a": [1, 2]}
     assert facts["arrays"]["half"] == ["bfloat16", [8, 4]]

@@ -17,7 +17,7 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from polaris_jax.__main__ import main
-from polaris_jax.checkpoint import Checkpointer, manifest
+from polaris_jax.checkpoint import Checkpointer, step_folders
 from polaris_jax.checkpoint.convert import convert, load_any
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import ModelConfig, Qwen, load_pretrained, save_pretrained
@@ -96,7 +96,7 @@ def source(tmp_path):
 def test_there_and_back_is_the_same_directory(source, tmp_path):
     there, back = str(tmp_path / "orbax"), str(tmp_path / "back")
     assert main(["convert", "--from", str(source), "--to", there]) == 0
-    facts = manifest.read_manifest(Path(there) / "0")
+    facts = step_folders.read_manifest(Path(there) / "0")
     assert facts["arrays"]["params/layers/q_DNH"] == ["bfloat16", [3, 32, 4, 16]]
     convert(there, back, form="auto", dtype="auto", max_shard_bytes=40_000)
     assert files(back) == files(source)

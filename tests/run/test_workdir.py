@@ -1,5 +1,7 @@
 """Claiming a workdir, its record, and the small files of a run."""
 
+from __future__ import annotations
+
 import dataclasses
 import errno
 import json
@@ -22,6 +24,7 @@ from polaris_jax.config import (
 )
 from polaris_jax.run import record as run_record
 from polaris_jax.run import workdir as workdir_lib
+from polaris_jax.run.workdir import TakenOver
 
 
 @pytest.fixture
@@ -284,10 +287,10 @@ def test_rollouts_are_deterministic_and_cut_back_to_a_step(tmp_path):
     assert workdir_lib.rollouts_path(tmp_path, 1).read_bytes() == before
     (tmp_path / "rollouts" / "step_000000.jsonl.partial").write_text("torn")
     (tmp_path / "rollouts" / "notes.txt").write_text("mine")
-    assert workdir_lib.delete_rollouts_from(tmp_path, 2) == 2
+    workdir_lib.delete_rollouts_from(tmp_path, 2)
     left = sorted(path.name for path in (tmp_path / "rollouts").iterdir())
     assert left == ["notes.txt", "step_000000.jsonl", "step_000001.jsonl"]
-    assert workdir_lib.delete_rollouts_from(tmp_path / "nowhere", 0) == 0
+    workdir_lib.delete_rollouts_from(tmp_path / "nowhere", 0)
 
 
 def test_write_json_is_whole_or_absent(tmp_path, monkeypatch):
@@ -308,3 +311,45 @@ def test_write_json_is_whole_or_absent(tmp_path, monkeypatch):
     with pytest.raises(ValueError):
         workdir_lib.write_json(path, [float("nan")])
     assert path.read_bytes() == before
+
+
+WORKDIR = "gs://bucket/run"
+
+
+def test_the_newest_run_wins_and_the_older_one_is_told(bucket):
+    config = build_config(default_config())
+    older = workdir_lib.claim(WORKDIR, config)
+    older.check()
+    newer = workdir_lib.claim(WORKDIR, config)
+    assert (older.status, newer.status) == ("new", "resume")
+    with pytest.raises(TakenOver, match=r"workdir=gs://bucket/run: another run has taken it over"):
+        older.check()
+    older.release()  # must not remove the token of the newer one
+    newer.check()
+    newer.release()
+    assert "bucket/run/.lock" not in bucket.objects
+
+
+def test_a_run_of_another_config_does_not_put_the_owner_out(bucket):
+    config = build_config(default_config())
+    owner = workdir_lib.claim(WORKDIR, config)
+    changed = dataclasses.replace(config.optimizer, learning_rate=0.5)
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate"):
+        workdir_lib.claim(WORKDIR, dataclasses.replace(config, optimizer=changed))
+    owner.check()
+
+
+def test_overwrite_empties_the_workdir_of_what_training_made(bucket):
+    config = build_config(default_config())
+    workdir_lib.claim(WORKDIR, config).release()
+    for name in (
+        "metrics.jsonl",
+        "checkpoints/4/MANIFEST.json",
+        "checkpoints/4.unfinished",
+        "mine",
+    ):
+        bucket.put(f"bucket/run/{name}", b"x")
+    with workdir_lib.claim(WORKDIR, config, overwrite=True) as claim:
+        assert claim.status == "new"
+        left = {name.removeprefix("bucket/run/") for name in bucket.objects}
+        assert left == {"mine", "run.json", ".lock"}

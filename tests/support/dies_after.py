@@ -13,7 +13,6 @@ from typing import Any
 from polaris_jax import loop
 from polaris_jax.__main__ import entry
 from polaris_jax.assemble import Parts
-from polaris_jax.checkpoint import manifest
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.run.outputs import Outputs
@@ -25,7 +24,7 @@ from polaris_jax.train.update import Updater
 MOMENTS: dict[str, tuple[Any, str]] = {
     "rollout": (Driver, "step"),
     "update": (Updater, "update"),
-    "save": (manifest, "sync_and_sum"),  # the data are on the disk, the manifest is not
+    "save": (step_folders, "sync_and_sum"),  # the data are on the disk, the manifest is not
 }
 # The same within, or at the end of, the entry of stage 1.
 ENTRY_MOMENTS: dict[str, tuple[Any, str]] = {

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.checkpoint.manifest import read_manifest
+from polaris_jax.checkpoint.step_folders import read_manifest
 from polaris_jax.config import WarmstartSection
 from polaris_jax.data.prompts import render_example
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer

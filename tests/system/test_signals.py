@@ -1,15 +1,21 @@
 """A signal is a request; the former handlers come back."""
 
+from __future__ import annotations
+
 import errno
 import io
 import os
+import pathlib
 import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
 from polaris_jax.commands.train import exit_status
 from polaris_jax.config import ConfigError
+from polaris_jax.system import signals
 from polaris_jax.system import signals as module
 from polaris_jax.system.signals import StopRequest, stopped_status
 
@@ -98,3 +104,92 @@ def test_a_status_that_is_none_is_refused(value, monkeypatch):
     monkeypatch.setenv("POLARIS_STOPPED_STATUS", value)
     with pytest.raises(ConfigError, match=r"POLARIS_STOPPED_STATUS=.*from 0 to 255"):
         stopped_status()
+
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _python_s_own_handler():
+    """Whatever started the tests: a shell's background job ignores Ctrl-C."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+def call(text, **more):
+    own = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", own + text],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        **more,
+    )
+
+
+def test_a_start_ends_at_once_with_one_line():
+    """Within an import, whose finally and except do not run."""
+    process = call(
+        "import os, signal\n"
+        "from polaris_jax.system.signals import end_at_once\n"
+        "end_at_once()\n"
+        "print('half a line', end='')\n"
+        "try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "finally: print('unwound')"
+    )
+    assert process.communicate(timeout=60) == ("half a line", f"{signals.INTERRUPTED}\n")
+    assert process.returncode == 130
+
+
+def test_a_command_that_imports_ends_at_once():
+    process = call(
+        "import sys\n"
+        "from polaris_jax.__main__ import entry\n"
+        "sys.argv = ['polaris', 'calibrate', '--config=configs/tiny_cpu.py', '--workdir=w']\n"
+        "print('begun', flush=True)\n"
+        "entry()",
+        cwd=ROOT,
+    )
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert (out, error) == ("", f"{signals.INTERRUPTED}\n")
+    assert process.returncode == 130
+
+
+def test_work_unwinds():
+    signals.end_at_once()
+    signals.begin_work()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_in_the_garbage_collector_it_comes_a_moment_later():
+    signals.end_at_once()
+    signals.begin_work()
+    left = []
+
+    def _xla_gc_callback():
+        os.kill(os.getpid(), signal.SIGINT)
+        left.append(True)
+
+    _xla_gc_callback()
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(5)
+    assert left == [True]
+
+
+@pytest.mark.parametrize("other", [signal.SIG_IGN, lambda *_: None], ids=["nohup", "own"])
+def test_another_handler_stays(other):
+    signal.signal(signal.SIGINT, other)
+    signals.end_at_once()
+    signals.begin_work()
+    assert signal.getsignal(signal.SIGINT) is other
+
+
+def test_nothing_changes_for_who_calls_main():
+    signals.begin_work()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
