@@ -51,11 +51,10 @@ from polaris_jax.metrics.throughput import train_flops_per_token
 from polaris_jax.models import ModelConfig, Qwen
 from polaris_jax.models.attention import Attention, attend, resolve_attention
 from polaris_jax.models.presets import preset
-from polaris_jax.plan.chips import CHIPS, Chip
 from polaris_jax.plan.job import Job, Setting
 from polaris_jax.plan.planner import Planner
 from polaris_jax.plan.roofline import ASSUMED, Estimate
-from polaris_jax.plan.topologies import parse_topology
+from polaris_jax.plan.topologies import CHIPS, Chip, parse_topology
 from polaris_jax.records import TrainBatch
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.sharding import make_mesh

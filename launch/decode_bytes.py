@@ -28,9 +28,8 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 from polaris_jax.models.presets import preset
 from polaris_jax.plan.compile import compile_with_text, device_bytes, hold_libtpu
-from polaris_jax.plan.decode_bytes import KV, WEIGHTS, DecodeBytes, decode_bytes
+from polaris_jax.plan.decode_bytes import KV, OTHER, WEIGHTS, DecodeBytes, decode_bytes
 from polaris_jax.plan.hlo import program_traffic
-from polaris_jax.plan.hlo_ledger import OTHER
 from polaris_jax.plan.topologies import devices, parse_topology
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.kv.layouts import RAGGED_BLOCK_TOKENS
@@ -123,10 +122,11 @@ NOTHING here ran on a TPU. {MODEL} in bfloat16, {ROWS} rows x {CONTEXT_TOKENS:,}
 data shard, pages of {SIZES.page_size} tokens, calls of {SIZES.decode_steps} steps. Bytes are one
 device's, for one step, in GB (1e9).
 
-Counted by walking the compiled HLO (`plan/hlo_ledger.py`): every instruction's operands and results
-in HBM, once each, a fusion's as a whole; of what is only sliced or gathered from, the slice; of
-what is updated in place, the update, read and written; nothing of what lies in VMEM; times the
-trips of the loops around it. What a call does once counts 1/{SIZES.decode_steps} in a step.
+Counted by walking the compiled HLO (`plan/decode_bytes.py`): every instruction's operands and
+results in HBM, once each, a fusion's as a whole; of what is only sliced or gathered from, the
+slice; of what is updated in place, the update, read and written; nothing of what lies in VMEM;
+times the trips of the loops around it. What a call does once counts 1/{SIZES.decode_steps} in a
+step.
 
 From shapes, not from the text: the kernel `ragged_paged_attention` reads each row's live pages once
 a layer, up to a whole block of {RAGGED_BLOCK_TOKENS} tokens. Its queries and outputs are operands

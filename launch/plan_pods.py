@@ -16,13 +16,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from polaris_jax.plan.table import MARKDOWN_HEADER, markdown_row
+from polaris_jax.plan.fit import gib
 
 ROOT = Path(__file__).resolve().parents[1]
 FITS = 0  # no number of full-length rows is asked for
@@ -161,6 +161,51 @@ def markdown(tables: Sequence[tuple[str, Sequence[tuple[Case, dict[str, Any]]]]]
         lines += ["", f"## {title}", "", MARKDOWN_HEADER]
         lines += [markdown_row(case.label, plan) for case, plan in rows]
     return "\n".join(lines) + "\n"
+
+
+MARKDOWN_HEADER = (
+    "| config | pod | devices | mesh (fsdp x context x tensor), rows | sampler tensor | "
+    "update GiB (of HBM) | sampling without pool GiB | pool GiB a device | full rows | "
+    "gradient collectives, GB on the wire | rollout s | update s | tokens/s a device |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def markdown_row(name: str, plan: Mapping[str, Any]) -> str:
+    """One row of docs/results/plan.md, from a plan.json."""
+    mesh, setting = plan["setting"]["mesh"], plan["setting"]
+    cells = [
+        name,
+        plan["topology"],
+        str(plan["devices"]),
+        f"{mesh['fsdp']} x {mesh['context']} x {mesh['tensor']}, {setting['rows']}",
+        str(setting["sampler_tensor"]),
+    ]
+    if not plan["fits"]:
+        reason = plan["reasons"][0]
+        near = plan.get("nearest")
+        advice = f"; nearest that fits: {near}" if near else ""
+        return "| " + " | ".join([*cells, f"does not fit: {reason}{advice}", *[""] * 7]) + " |"
+    phases = {p["name"]: p for p in plan["fit"]["phases"]}
+    update = max(phases[n]["total"] for n in phases if n.startswith("update"))
+    pool = phases["sampling"]["parts"]["KV pool"]
+    gradients = next(p for p in plan["programs"] if p["name"] == "update: gradients")
+    kinds: dict[str, float] = {}
+    for c in gradients["collectives"]:
+        kinds[c["kind"]] = kinds.get(c["kind"], 0.0) + c["wire_bytes"]
+    wire = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in kinds.items() if size > 5e7)
+    e = plan["estimate"]
+    cells += [
+        f"{gib(update)} ({update / plan['chip']['hbm_bytes']:.0%})",
+        gib(phases["sampling"]["total"] - pool),
+        gib(pool),
+        str(plan["fit"]["full_rows"]),
+        wire or "none",
+        f"{e['rollout_s']:,.0f}",
+        f"{e['update_s']:,.0f}",
+        f"{e['tokens_per_s_device']:,.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
 
 
 def _commit() -> str:

@@ -1,19 +1,34 @@
-"""Compiles one program for devices that are absent, and returns what the compiler reports."""
+"""The product's programs, compiled for devices that are absent, and what the compiler reports.
+
+The arguments are shapes and shardings; nothing is allocated and no device is needed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
+import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from polaris_jax.plan.hlo import Traffic, program_traffic
+from polaris_jax.plan.job import Job, Setting
+from polaris_jax.rollout import SamplerConfig
+from polaris_jax.rollout.programs.abstract import (
+    AbstractProgram,
+    decode_program,
+    prefill_program,
+    weight_sync_programs,
+)
+from polaris_jax.sharding import make_mesh, make_sampler_mesh
+from polaris_jax.train.programs import abstract_arguments, update_programs
 
 HOST_MEMORY = "pinned_host"
 FINAL_TEXT = ".after_codegen.txt"
@@ -21,23 +36,6 @@ LOCK_NAME = "polaris_plan_libtpu.lock"
 # The lock's descriptor. Only the kernel closes it: Python ends before libtpu releases its own lock
 # file, and libtpu would refuse the next process in between.
 _held: list[int] = []
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A program of the product and the arguments that the product calls it with.
-
-    Attributes:
-        name: name in tables.
-        fn: jitted function, with donation and output shardings set.
-        args: ShapeDtypeStructs with shardings; nothing is allocated.
-        kwargs: static keyword arguments.
-    """
-
-    name: str
-    fn: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,38 +75,37 @@ class Compiled:
 
 
 def compile_program(
-    program: Program,
+    program: AbstractProgram,
     *,
     devices: int,
     platform: str,
     dynamic_trips: float = 1.0,
     host_devices: int = 0,
-    read: Callable[[str], None] = lambda text: None,
-) -> Compiled:
-    """Compiles `program` for its arguments' devices.
+) -> tuple[Compiled, str]:
+    """Compiles `program` for its arguments' devices: what the compiler reports, and the HLO text.
 
-    A refusal for lack of memory is a result and not an error, because a plan asks for it.
+    A refusal for lack of memory is a result and not an error, because a plan asks for it; the text
+    is empty then.
 
     Args:
         program: the program to compile.
         devices: number of devices in the program's mesh.
         platform: the devices' platform: tpu, gpu or cpu.
         dynamic_trips, host_devices: see `hlo.program_traffic`.
-        read: called with the compiled text.
     """
     began = time.perf_counter()
-    lowered = program.fn.lower(*program.args, **program.kwargs)
+    lowered = program.lower()
     try:
         compiled, text = compile_with_text(lowered, on_tpu=platform == "tpu")
     except jax.errors.JaxRuntimeError as error:
         message = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in message and "xceed" not in message:
             raise
-        return Compiled(program.name, refusal=message[:300], compile_s=time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Compiled(program.name, refusal=message[:300], compile_s=seconds), ""
     seconds = time.perf_counter() - began
-    read(text)
     memory: Any = compiled.memory_analysis()
-    return Compiled(
+    report = Compiled(
         name=program.name,
         argument=memory.argument_size_in_bytes,
         output=memory.output_size_in_bytes,
@@ -124,6 +121,7 @@ def compile_program(
             text, devices=devices, dynamic_trips=dynamic_trips, host_devices=host_devices
         ),
     )
+    return report, text
 
 
 def compile_with_text(lowered: Any, *, on_tpu: bool) -> tuple[Any, str]:
@@ -173,8 +171,103 @@ def device_bytes(tree: Any) -> int:
         if leaf.sharding is not None and leaf.sharding.memory_kind == HOST_MEMORY:
             continue
         shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-        size = leaf.dtype.itemsize
-        for dim in shape:
-            size *= dim
-        total += size
+        total += leaf.dtype.itemsize * math.prod(shape)
     return total
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateSet:
+    """An update's programs, and the bytes a device of the state that they start from."""
+
+    accumulate: AbstractProgram
+    apply: AbstractProgram
+    params_bytes: int
+    moments_bytes: int
+    reference_bytes: int  # the KL term's frozen model; 0 without one
+    params: Any  # abstract, for the weight sync
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSet:
+    """A sampler's programs for one pool.
+
+    Attributes:
+        decode, prefill: the programs.
+        weights_bytes: bytes of the sampler's weights on a device.
+        page_bytes: bytes of one page on a device, all layers, without the padding of tiles.
+        prefill_tokens: tokens of a prefill call in one data shard.
+        sizes: the sampler's sizes.
+        mesh: the sampler's mesh.
+    """
+
+    decode: AbstractProgram
+    prefill: AbstractProgram
+    weights_bytes: int
+    page_bytes: int
+    prefill_tokens: int
+    sizes: SamplerConfig
+    mesh: Mesh
+
+
+def update_set(job: Job, setting: Setting, devices: Sequence[Any]) -> UpdateSet:
+    """The gradient and optimizer programs of an update."""
+    mesh, config = make_mesh(setting.mesh, devices), job.config
+    made = update_programs(
+        job.model, config.objective, config.optimizer, config.model, mesh, row_len=job.row_len
+    )
+    state, accumulator, arrays = abstract_arguments(
+        job.model, config.optimizer, mesh=mesh, rows=setting.rows, row_len=job.row_len
+    )
+    reference = state.params if config.objective.kl_coef > 0 else None
+    return UpdateSet(
+        accumulate=AbstractProgram(
+            "update: gradients", made.accumulate, (state.params, accumulator, arrays, reference)
+        ),
+        apply=AbstractProgram("update: optimizer", made.apply, (state, accumulator)),
+        params_bytes=device_bytes(state.params),
+        moments_bytes=device_bytes(state.opt_state),
+        reference_bytes=device_bytes(reference),
+        params=state.params,
+    )
+
+
+def sync_programs(job: Job, params: Any, setting: Setting) -> list[AbstractProgram]:
+    """The steps of the weight sync, run one after the other."""
+    # The trainer's order of devices: one jitted function reshards from mesh to mesh.
+    trainer = jax.tree.leaves(params)[0].sharding.mesh
+    mesh = _sampler_mesh(setting, list(trainer.devices.flat))
+    return weight_sync_programs(params, job.config.model.dtype, mesh)
+
+
+def sampler_set(
+    job: Job, setting: Setting, devices: Sequence[Any], *, slots: int, pages: int
+) -> SamplerSet:
+    """The sampler's programs with `slots` slots and `pages` pages in each data shard.
+
+    The programs span the complete topology. No collective crosses data shards, so a sampler on
+    one process's devices has the same bytes a device.
+    """
+    mesh = _sampler_mesh(setting, devices)
+    shards = mesh.shape["data"]
+    sizes = dataclasses.replace(
+        SamplerConfig.of_run(job.config, max_len=job.max_len),
+        slots=slots * shards,
+        num_pages=pages * shards,
+    )
+    decode = decode_program(job.model, sizes, mesh)
+    prefill = prefill_program(job.model, sizes, mesh)
+    token_BT = prefill.args[2]
+    return SamplerSet(
+        decode=decode,
+        prefill=prefill,
+        weights_bytes=device_bytes(decode.args[0]),
+        page_bytes=device_bytes(decode.args[1]) // pages,
+        prefill_tokens=token_BT.shape[0] * token_BT.shape[1] // shards,
+        sizes=sizes,
+        mesh=mesh,
+    )
+
+
+def _sampler_mesh(setting: Setting, devices: Sequence[Any]) -> Mesh:
+    tensor = setting.sampler_tensor
+    return make_sampler_mesh(devices, data=len(devices) // tensor, tensor=tensor)

@@ -139,73 +139,47 @@ def judge(
     breaches = [_over(phase, budget, hbm_bytes) for phase in phases if phase.total > budget]
     if asked_pages > left and asked_pages * sizes.page + beside > budget:
         breaches.append(
-            f"the KV pool: {asked_pages} pages a data shard need {_gib(pool)} a device and "
-            f"{_gib(room)} are left; at most {left} pages fit"
+            f"the KV pool: {asked_pages} pages a data shard need {gib(pool)} GiB a device and "
+            f"{gib(room)} GiB are left; at most {left} pages fit"
         )
     # Page 0 of a pool is not usable.
     rows = data_shards * (max(0, pages - 1) // pages_per_row)
     if not breaches and rows == 0:
         breaches.append(
             f"sampling: a pool of {pages} pages a data shard holds no sequence of full length "
-            f"({pages_per_row} pages); {_gib(room)} a device are left for it"
+            f"({pages_per_row} pages); {gib(room)} GiB a device are left for it"
         )
     return Fit(budget, phases, pages, rows, tuple(breaches))
 
 
 def _phases(sizes: Sizes, pool: int, residency: Residency) -> tuple[Phase, ...]:
-    kept_pool = (("KV pool", pool),) if residency.pool == "kept" else ()
-    weights = ("sampler weights", sizes.weights)
-    reference = (("reference model", sizes.reference),) if sizes.reference else ()
-    state = (("master weights and moments", sizes.state),) if residency.state == "device" else ()
-    return (
-        Phase(
-            "update: gradients",
-            (
-                ("program (weights, accumulator, batch, temporaries)", sizes.accumulate),
-                ("moments", sizes.moments),
-                weights,
-                *kept_pool,
-            ),
-        ),
-        Phase(
-            "update: optimizer",
-            (
-                ("program (state, gradients, temporaries)", sizes.apply),
-                weights,
-                *reference,
-                *kept_pool,
-            ),
-        ),
-        Phase(
-            "weight sync",
-            (
-                ("master weights and moments", sizes.state),
-                weights,
-                ("one leaf and temporaries", sizes.sync_step),
-                *reference,
-                *kept_pool,
-            ),
-        ),
-        Phase(
-            "sampling",
-            (
-                ("program (sampler weights, temporaries)", sizes.sampling),
-                ("KV pool", pool),
-                *state,
-                *reference,
-            ),
-        ),
-    )
+    weights, kv_pool = ("sampler weights", sizes.weights), ("KV pool", pool)
+    state = ("master weights and moments", sizes.state)
+    kept = [kv_pool] if residency.pool == "kept" else []
+    beside = [state] if residency.state == "device" else []
+    reference = [("reference model", sizes.reference)] if sizes.reference else []
+    gradients = ("program (weights, accumulator, batch, temporaries)", sizes.accumulate)
+    optimizer = ("program (state, gradients, temporaries)", sizes.apply)
+    leaf = ("one leaf and temporaries", sizes.sync_step)
+    sampling = ("program (sampler weights, temporaries)", sizes.sampling)
+    phases = {
+        "update: gradients": [gradients, ("moments", sizes.moments), weights, *kept],
+        "update: optimizer": [optimizer, weights, *reference, *kept],
+        "weight sync": [state, weights, leaf, *reference, *kept],
+        "sampling": [sampling, kv_pool, *beside, *reference],
+    }
+    return tuple(Phase(name, tuple(parts)) for name, parts in phases.items())
 
 
 def _over(phase: Phase, budget: int, hbm_bytes: int) -> str:
     name, size = max(phase.parts, key=lambda part: part[1])
     return (
-        f"{phase.name}: {_gib(phase.total)} a device, over {BUDGET:.0%} of {_gib(hbm_bytes)} by "
-        f"{_gib(phase.total - budget)}; most of it {name}, {_gib(size)}"
+        f"{phase.name}: {gib(phase.total)} GiB a device, over {BUDGET:.0%} of {gib(hbm_bytes)} GiB "
+        f"by {gib(phase.total - budget)} GiB; most of it {name}, {gib(size)} GiB"
     )
 
 
-def _gib(size: float) -> str:
+def gib(size: float) -> str:
+    """Bytes as GiB: two decimals, or two significant digits for small sizes."""
     value = size / (1 << 30)
-    return f"{value:.2f} GiB" if value >= 0.095 or value == 0 else f"{value:.2g} GiB"
+    return f"{value:.2f}" if value >= 0.095 or value == 0 else f"{value:.2g}"

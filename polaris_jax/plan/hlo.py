@@ -13,8 +13,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polaris_jax.plan.hlo_memory import is_kernel, moves, uses
-from polaris_jax.plan.hlo_text import Computation, Instruction, Module, loop_trips, parse_module
+from polaris_jax.plan.hlo_text import (
+    CASTS,
+    Computation,
+    Instruction,
+    Module,
+    all_bytes,
+    is_kernel,
+    moves,
+    parse_module,
+    uses,
+)
 
 COLLECTIVES = (
     "all-gather",
@@ -27,6 +36,84 @@ COLLECTIVES = (
 )
 # An all-reduce of which each device keeps a slice: a reduce-scatter at twice the traffic.
 SLICED_ALL_REDUCE = "all-reduce+slice"
+_TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Trips:
+    """How often a loop's body runs.
+
+    Attributes:
+        count: the number of turns; None if it is not in the text.
+        is_bound: True if the loop may end earlier (the loop has a second condition).
+    """
+
+    count: int | None
+    is_bound: bool = False
+
+
+def loop_trips(module: Module, computation: Computation, loop: Instruction) -> Trips:
+    """How often a `while` runs: XLA's own note, else the constant that its condition compares with.
+
+    The induction variable is taken to begin at its initial constant (0 when that is not one) and
+    to grow by 1, as in every loop that jax makes.
+    """
+    noted = _TRIPS.search(loop.attributes)
+    if noted:
+        return Trips(int(noted.group(1)))
+
+    def bounds(condition: Computation, node: Instruction) -> tuple[list[int], bool]:
+        """(iteration counts that the condition compares with, whether it asks for more)."""
+        if node.opcode == "and":
+            parts = [bounds(condition, condition.by_name[name]) for name in node.operands]
+            found = [bound for part in parts for bound in part[0]]
+            return found, any(part[1] for part in parts) or len(found) < len(parts)
+        if node.opcode in CASTS:
+            return bounds(condition, condition.by_name[node.operands[0]])
+        if node.opcode == "fusion":
+            flat = _inline(condition, node, module.called(node, "calls"))
+            return bounds(flat, flat.root)
+        if node.opcode != "compare" or "direction=LT" not in node.attributes:
+            return [], True
+        start, stop = (_constant(computation, condition, name, loop) for name in node.operands[:2])
+        return ([stop - (start or 0)], False) if stop is not None else ([], True)
+
+    condition = module.called(loop, "condition")
+    found, others = bounds(condition, condition.root)
+    return Trips(min(found), is_bound=others) if found else Trips(None)
+
+
+def _inline(condition: Computation, fusion: Instruction, inner: Computation) -> Computation:
+    """`inner` with its parameters replaced by what the fusion is given, inside `condition`."""
+    names = {i.name: f"{fusion.name}/{i.name}" for i in inner.instructions}
+    given = {inner.parameters[i].name: name for i, name in enumerate(fusion.operands)}
+    names |= given
+    body = [
+        dataclasses.replace(
+            i, name=names[i.name], operands=tuple(names.get(name, name) for name in i.operands)
+        )
+        for i in inner.instructions
+        if i.name not in given
+    ]
+    rest = [dataclasses.replace(i, is_root=False) for i in condition.instructions]
+    return Computation(condition.name, (*rest, *body))
+
+
+def _constant(
+    outer: Computation, condition: Computation, name: str, loop: Instruction
+) -> int | None:
+    """An integer operand of a loop's condition, followed into the loop's initial values."""
+    node = condition.source(name)
+    if node is not None and node.opcode == "get-tuple-element" and node.index is not None:
+        initial = outer.by_name.get(loop.operands[0])
+        if condition.by_name[node.operands[0]].opcode != "parameter":
+            return None
+        if initial is None or initial.opcode != "tuple":
+            return None
+        node = outer.source(initial.operands[node.index])
+    if node is None or node.opcode != "constant" or not re.fullmatch(r"-?\d+", node.arguments):
+        return None
+    return int(node.arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +234,7 @@ class _Walk:
             if opcode == "while":
                 self._visit_loop(computation, instruction, times)
             elif opcode == "call":
-                called = self._called(instruction, "to_apply")
+                called = self.module.called(instruction, "to_apply")
                 self.visit(called, times, in_fusion=in_fusion, caller=named)
             elif opcode == "conditional":
                 for branch in instruction.branches:
@@ -156,24 +243,25 @@ class _Walk:
                 # A TPU writes some collectives inside a fusion, and fusions that run beside others
                 # as `fusion-start`; what such a start runs is named again by its end.
                 inside = in_fusion or opcode != "async-start"
-                called = self._called(instruction, "calls")
+                called = self.module.called(instruction, "calls")
                 begun = named if opcode == "async-start" else None
                 self.visit(called, times, in_fusion=inside, caller=begun)
             base = opcode.removesuffix("-start")
             if base in COLLECTIVES and not opcode.endswith("-done"):
                 self._count_collective(computation, instruction, base, times, named=named)
             if not in_fusion:
-                self._count_memory(computation, instruction, times)
-
-    def _called(self, instruction: Instruction, key: str) -> Computation:
-        return self.module.computations[instruction.called(key) or ""]
+                size = times * moves(self.module, computation, instruction).total
+                if is_kernel(instruction):
+                    self.kernel_bytes += size
+                else:
+                    self.hbm_bytes += size
 
     def _visit_loop(self, computation: Computation, loop: Instruction, times: float) -> None:
         trips = loop_trips(self.module, computation, loop)
         self.dynamic_loops += trips.count is None
         self.bounded_loops += trips.is_bound
         count = self.dynamic_trips if trips.count is None else trips.count
-        self.visit(self._called(loop, "body"), times * count)
+        self.visit(self.module.called(loop, "body"), times * count)
 
     def _count_collective(
         self,
@@ -192,7 +280,7 @@ class _Walk:
             source = computation.by_name.get(name)
             if source is None:
                 continue
-            size = sum(shape.bytes for shape in source.shapes)
+            size = all_bytes(source.shapes)
             payload = size * group if kind == "all-gather" else size
             sliced = kind == "all-reduce" and self._is_sliced(instruction, index, named)
             name = SLICED_ALL_REDUCE if sliced else kind
@@ -207,13 +295,6 @@ class _Walk:
         computation, instruction = named
         found = list(uses(self.module, computation, instruction.name, index if many else None))
         return bool(found) and all(use is not None and use.bytes <= whole / 2 for use in found)
-
-    def _count_memory(self, computation: Computation, node: Instruction, times: float) -> None:
-        size = times * moves(self.module, computation, node).total
-        if is_kernel(node):
-            self.kernel_bytes += size
-        else:
-            self.hbm_bytes += size
 
 
 def _groups(instruction: Instruction, devices: int) -> tuple[int, Sequence[np.ndarray]]:

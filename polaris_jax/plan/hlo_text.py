@@ -1,11 +1,18 @@
-"""Compiled HLO text as data: computations, instructions, shapes, and how often each loop runs."""
+"""Compiled HLO text as data: computations, instructions, and the HBM bytes that each one moves.
+
+Of the bytes that an instruction reads from HBM and writes to HBM, each operand and each result
+counts once, even if a fusion reads an operand twice. If an operand is only sliced or gathered from,
+only the slices count. If an operand is updated in place, only the update counts. Arrays in another
+memory (a TPU's VMEM) do not count.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 BITS = {
     "pred": 8,
@@ -24,6 +31,9 @@ BITS = {
 }
 HBM_SPACE = 0  # S(1) is a TPU's VMEM, S(2) its semaphores, S(5) host memory, S(6) its SMEM
 
+COPIES = ("bitcast", "copy")
+CASTS = (*COPIES, "convert")
+
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -34,7 +44,6 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"^ *([\w\-]+)\(")
 _INDEX = re.compile(r"^, index=(\d+)")
 _ORIGIN = re.compile(r'op_name="([^"]*)"')
-_TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +57,7 @@ class Shape:
     @property
     def bytes(self) -> int:
         """Bytes without the padding of tiles."""
-        count = 1
-        for dim in self.dims:
-            count *= dim
-        return -(-count * BITS[self.dtype] // 8)
+        return -(-math.prod(self.dims) * BITS[self.dtype] // 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +128,13 @@ class Computation:
     def parameters(self) -> Mapping[int, Instruction]:
         return {int(i.arguments): i for i in self.instructions if i.opcode == "parameter"}
 
+    def source(self, name: str, *, through: Sequence[str] = COPIES) -> Instruction | None:
+        """The instruction whose result `name` is, or is a copy of."""
+        node = self.by_name.get(name)
+        while node is not None and node.opcode in through and node.operands:
+            node = self.by_name.get(node.operands[0])
+        return node
+
 
 @dataclasses.dataclass(frozen=True)
 class Module:
@@ -129,6 +142,10 @@ class Module:
 
     entry: str
     computations: Mapping[str, Computation]
+
+    def called(self, node: Instruction, key: str) -> Computation:
+        """The computation that an attribute of `node` names, such as `calls` or `body`."""
+        return self.computations[node.called(key) or ""]
 
 
 def parse_module(text: str) -> Module:
@@ -202,106 +219,147 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
     return tuple(shapes)
 
 
+FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"),
+    *("call", "conditional", "opt-barrier", "partition-id", "replica-id", "domain"),
+    *("async-start", "async-update", "async-done", "add-dependency", "get-dimension-size"),
+}
+FUSIONS = ("fusion", "fusion-start")
+SLICES = ("dynamic-slice", "slice")
+THROUGH = ("bitcast", "convert", "copy", "reshape", "get-tuple-element", "transpose")
+
+
 @dataclasses.dataclass(frozen=True)
-class Trips:
-    """How often a loop's body runs.
+class Moves:
+    """HBM bytes of one execution of an instruction.
 
     Attributes:
-        count: the number of turns; None if it is not in the text.
-        is_bound: True if the loop may end earlier (the loop has a second condition).
+        reads: pairs of an operand and the bytes that are read from it.
+        updates: pairs of an operand that is changed in place and the bytes read and written there.
+        written: bytes of results that do not take an operand's place.
     """
 
-    count: int | None
-    is_bound: bool = False
+    reads: tuple[tuple[str, int], ...] = ()
+    updates: tuple[tuple[str, int], ...] = ()
+    written: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(size for _, size in (*self.reads, *self.updates)) + self.written
 
 
-def loop_trips(module: Module, computation: Computation, loop: Instruction) -> Trips:
-    """How often a `while` runs: XLA's own note, else the constant that its condition compares with.
+def is_kernel(node: Instruction) -> bool:
+    """True for a custom call with operands (Pallas, cuDNN).
 
-    The induction variable is taken to begin at its initial constant (0 when that is not one) and
-    to grow by 1, as in every loop that jax makes.
+    Such a call may read an operand several times, or only a part of it. AllocateBuffer and similar
+    calls have no operands.
     """
-    noted = _TRIPS.search(loop.attributes)
-    if noted:
-        return Trips(int(noted.group(1)))
-    condition = module.computations[loop.called("condition") or ""]
-    bounds, others = _bounds(module, computation, condition, condition.root, loop)
-    if not bounds:
-        return Trips(None)
-    return Trips(min(bounds), is_bound=others)
+    return node.opcode == "custom-call" and bool(node.operands)
 
 
-def _bounds(
-    module: Module,
-    outer: Computation,
-    condition: Computation,
-    node: Instruction,
-    loop: Instruction,
-) -> tuple[list[int], bool]:
-    """(iteration counts that the condition compares with, whether it asks for more)."""
-    if node.opcode == "and":
-        parts = [
-            _bounds(module, outer, condition, condition.by_name[name], loop)
-            for name in node.operands
-        ]
-        bounds = [bound for part in parts for bound in part[0]]
-        return bounds, any(part[1] for part in parts) or len(bounds) < len(parts)
-    if node.opcode in ("bitcast", "copy", "convert"):
-        return _bounds(module, outer, condition, condition.by_name[node.operands[0]], loop)
-    if node.opcode == "fusion":
-        inner = module.computations[node.called("calls") or ""]
-        flat = _inline(condition, node, inner)
-        return _bounds(module, outer, flat, flat.root, loop)
-    if node.opcode != "compare" or "direction=LT" not in node.attributes:
-        return [], True
-    start = _constant(outer, condition, node.operands[0], loop)
-    stop = _constant(outer, condition, node.operands[1], loop)
-    return ([stop - (start or 0)], False) if stop is not None else ([], True)
+def moves(module: Module, computation: Computation, node: Instruction) -> Moves:
+    """The HBM bytes of `node`; for a kernel, the bytes of all its operands and results."""
+    opcode = node.opcode
+    if opcode in FREE or opcode.endswith(("-done", "-update")):
+        return Moves()
+    if opcode == "custom-call" and not node.operands:
+        return Moves()
+    if opcode in FUSIONS:
+        return _fusion(module, computation, node)
+    if opcode in ("gather", *SLICES):
+        source = computation.by_name.get(node.operands[0])
+        part = all_bytes(node.shapes) if source is not None and hbm_bytes(source.shapes) else 0
+        return Moves(((node.operands[0], part),), (), hbm_bytes(node.shapes))
+    if opcode in ("dynamic-update-slice", "scatter"):
+        update = node.operands[-1 if opcode == "scatter" else 1]
+        shapes = computation.by_name[update].shapes
+        written = all_bytes(shapes) if hbm_bytes(node.shapes) else 0
+        return Moves(((update, hbm_bytes(shapes)),), ((node.operands[0], written),))
+    sources = ((name, computation.by_name.get(name)) for name in node.operands)
+    reads = tuple(
+        (name, hbm_bytes(source.shapes)) for name, source in sources if source is not None
+    )
+    written = hbm_bytes(node.shapes)
+    if opcode.endswith("-start"):
+        # The result repeats the operand beside what is new.
+        written = max(0, written - sum(size for _, size in reads))
+    return Moves(reads, (), written)
 
 
-def _inline(condition: Computation, fusion: Instruction, inner: Computation) -> Computation:
-    """`inner` with its parameters replaced by what the fusion is given, inside `condition`."""
-    given = {inner.parameters[i].name: name for i, name in enumerate(fusion.operands)}
-    prefix = f"{fusion.name}/"
-
-    def renamed(name: str) -> str:
-        return given.get(name, prefix + name)
-
-    body = [
-        dataclasses.replace(
-            i, name=prefix + i.name, operands=tuple(renamed(name) for name in i.operands)
-        )
-        for i in inner.instructions
-        if i.name not in given
-    ]
-    rest = [dataclasses.replace(i, is_root=False) for i in condition.instructions]
-    return Computation(condition.name, (*rest, *body))
-
-
-def _constant(
-    outer: Computation, condition: Computation, name: str, loop: Instruction
-) -> int | None:
-    """An integer operand of a loop's condition, followed into the loop's initial values."""
-    node = condition.by_name.get(name)
-    if node is None:
-        return None
-    if node.opcode == "constant":
-        return int(node.arguments) if re.fullmatch(r"-?\d+", node.arguments) else None
-    if node.opcode in ("bitcast", "copy"):
-        return _constant(outer, condition, node.operands[0], loop)
-    if node.opcode == "get-tuple-element":
-        source = condition.by_name[node.operands[0]]
-        index = re.search(r"index=(\d+)", node.attributes)
-        initial = outer.by_name.get(loop.operands[0])
-        if source.opcode == "parameter" and index and initial and initial.opcode == "tuple":
-            return _outer_constant(outer, initial.operands[int(index.group(1))])
-    return None
+def _fusion(module: Module, computation: Computation, node: Instruction) -> Moves:
+    """The HBM bytes of a fusion. If the fusion only slices an operand, only the slices count."""
+    inner = module.called(node, "calls")
+    updated = updated_in_place(inner)
+    reads, updates = [], []
+    for index, name in enumerate(node.operands):
+        source, parameter = computation.by_name.get(name), inner.parameters.get(index)
+        if source is None or parameter is None:
+            continue
+        if parameter.name in updated:
+            updates.append((name, 2 * updated[parameter.name]))
+            continue
+        parts = list(uses(module, inner, parameter.name, None))
+        whole = hbm_bytes(source.shapes)
+        if whole and parts and all(part is not None for part in parts):
+            whole = min(whole, sum(part.bytes for part in parts if part is not None))
+        reads.append((name, whole))
+    # The result of a start repeats its operands before what is new.
+    kept = hbm_bytes(node.shapes if node.opcode == "fusion" else inner.root.shapes)
+    kept -= sum(hbm_bytes(inner.by_name[name].shapes) for name in updated)
+    return Moves(tuple(reads), tuple(updates), max(kept, 0))
 
 
-def _outer_constant(outer: Computation, name: str) -> int | None:
-    node = outer.by_name.get(name)
-    while node is not None and node.opcode in ("copy", "bitcast") and node.operands:
-        node = outer.by_name.get(node.operands[0])
-    if node is not None and node.opcode == "constant" and re.fullmatch(r"-?\d+", node.arguments):
-        return int(node.arguments)
-    return None
+def updated_in_place(inner: Computation) -> dict[str, int]:
+    """Parameters that a fusion's root updates in part -> bytes of the update."""
+    root = inner.root
+    found: dict[str, int] = {}
+    for name in root.operands if root.opcode == "tuple" else [root.name]:
+        node = inner.source(name, through=CASTS)
+        if node is None or node.opcode not in ("dynamic-update-slice", "scatter"):
+            continue
+        target = inner.source(node.operands[0], through=CASTS)
+        update = inner.by_name[node.operands[-1 if node.opcode == "scatter" else 1]]
+        if target and target.opcode == "parameter" and target.shapes[0].space == HBM_SPACE:
+            found[target.name] = all_bytes(update.shapes)
+    return found
+
+
+def uses(
+    module: Module, computation: Computation, name: str, element: int | None
+) -> Iterator[Shape | None]:
+    """The slice that each reader takes of a result; None for a reader that takes all.
+
+    Args:
+        module: module with the fusions that read the result.
+        computation: the computation that has the result.
+        name: the result's name.
+        element: number of the element to follow, for a tuple result.
+    """
+    for user in computation.users[name]:
+        opcode = user.opcode
+        if element is not None and opcode == "get-tuple-element":
+            if user.index == element:
+                yield from uses(module, computation, user.name, None)
+        elif opcode in SLICES or (opcode == "gather" and user.operands[0] == name):
+            yield user.shapes[0] if user.operands[0] == name else None
+        elif opcode in THROUGH or opcode.endswith("-done"):
+            yield from uses(module, computation, user.name, element)
+        elif opcode in FUSIONS:
+            inner = module.called(user, "calls")
+            for index, operand in enumerate(user.operands):
+                if operand == name:
+                    yield from uses(module, inner, inner.parameters[index].name, None)
+        else:
+            yield None
+    if computation.root.name == name:
+        yield None
+
+
+def hbm_bytes(shapes: tuple[Shape, ...]) -> int:
+    """Bytes of those arrays that lie in HBM."""
+    return sum(shape.bytes for shape in shapes if shape.space == HBM_SPACE)
+
+
+def all_bytes(shapes: tuple[Shape, ...]) -> int:
+    """Bytes of arrays in any memory."""
+    return sum(shape.bytes for shape in shapes)

@@ -6,9 +6,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from polaris_jax.plan import flops, programs
-from polaris_jax.plan.chips import Chip
-from polaris_jax.plan.compile import Compiled, Program, compile_program
+from polaris_jax.metrics.throughput import forward_flops_per_token, train_flops_per_token
+from polaris_jax.plan.compile import (
+    Compiled,
+    SamplerSet,
+    compile_program,
+    sampler_set,
+    sync_programs,
+    update_set,
+)
 from polaris_jax.plan.decode_bytes import DecodeBytes, decode_bytes
 from polaris_jax.plan.fit import BUDGET, COLOCATED, Fit, Residency, Sizes, judge
 from polaris_jax.plan.hlo import Traffic
@@ -22,7 +28,8 @@ from polaris_jax.plan.roofline import (
     live_context,
     truncated_exponential,
 )
-from polaris_jax.plan.topologies import Topology
+from polaris_jax.plan.topologies import Chip, Topology
+from polaris_jax.rollout.programs.abstract import AbstractProgram
 from polaris_jax.rollout.programs.spec import program_spec
 
 # Tokens of a block in attention loops whose count the compiler does not know (skipped blocks).
@@ -182,11 +189,15 @@ class Planner:
         their own dtype, and the sampler's weights.
         """
         config, count = self.job.config, len(self.devices)
-        width = 2 if config.model.dtype == "bfloat16" else 4
         moment = 2 if config.optimizer.moment_dtype == "bfloat16" else 4
         in_host = config.optimizer.moments_in_host_memory
         state = 8 + (0 if in_host else 2 * moment) + (4 if config.objective.kl_coef > 0 else 0)
-        return int(self.job.model.num_parameters * (state / count + width / setting.sampler_tensor))
+        return int(self.job.model.num_parameters * state / count + self._weight_bytes(setting))
+
+    def _weight_bytes(self, setting: Setting) -> float:
+        """The sampler's weights on a device, from the number of parameters."""
+        width = 2 if self.job.config.model.dtype == "bfloat16" else 4
+        return self.job.model.num_parameters * width / setting.sampler_tensor
 
     def may_fit(self, setting: Setting) -> bool:
         """False if the resident memory alone is over the budget."""
@@ -205,10 +216,9 @@ class Planner:
             return None
         if accumulate.refusal or apply.refusal:
             return False
-        width = 2 if self.job.config.model.dtype == "bfloat16" else 4
-        weights = self.job.model.num_parameters * width / setting.sampler_tensor
         applied = apply.total + made.reference_bytes
-        needed = max(accumulate.total + made.moments_bytes, applied) + weights
+        needed = max(accumulate.total + made.moments_bytes, applied)
+        needed += self._weight_bytes(setting)
         return needed <= BUDGET * self.chip.hbm_bytes
 
     def slots(self, setting: Setting) -> int:
@@ -224,35 +234,29 @@ class Planner:
             self._done[key] = make(setting)
         return self._done[key]
 
-    def _compile(
-        self,
-        program: Program,
-        dynamic_trips: float,
-        read: Callable[[str], None] = lambda text: None,
-    ) -> Compiled:
-        done = compile_program(
+    def _compile(self, program: AbstractProgram, dynamic_trips: float) -> tuple[Compiled, str]:
+        done, text = compile_program(
             program,
             devices=len(self.devices),
             platform=self.topology.platform,
             dynamic_trips=dynamic_trips,
             host_devices=self.chip.near,
-            read=read,
         )
         what = "refused" if done.refusal else f"{done.total / (1 << 30):.2f} GiB a device"
         self.say(f"compiled {program.name} in {done.compile_s:.1f} s: {what}")
-        return done
+        return done, text
 
     def _update(self, setting: Setting) -> Any:
         self.say(f"{self.topology.name}, {setting}")
-        made = programs.update_set(self.job, setting, self.devices)
+        made = update_set(self.job, setting, self.devices)
         blocks = self.job.row_len / ATTENTION_BLOCK_TOKENS / 2
-        accumulate = self._compile(made.accumulate, max(1.0, blocks))
-        return made, accumulate, self._compile(made.apply, 1.0)
+        accumulate, _ = self._compile(made.accumulate, max(1.0, blocks))
+        return made, accumulate, self._compile(made.apply, 1.0)[0]
 
     def _sync(self, setting: Setting) -> list[Compiled]:
         update = self._once(("update", setting.mesh, setting.rows), self._update, setting)[0]
-        steps = programs.sync_programs(self.job, update.params, setting)
-        return [self._compile(step, 1.0) for step in steps]
+        steps = sync_programs(self.job, update.params, setting)
+        return [self._compile(step, 1.0)[0] for step in steps]
 
     def _sampler(self, setting: Setting) -> Any:
         """(programs, decode, prefill, bytes a page, bytes beside the pool, bytes of a step).
@@ -264,63 +268,52 @@ class Planner:
         less = few // 2
         context = live_context(self._lengths(), self.job.mean_prompt_tokens)
         trips = max(1.0, context / DECODE_BLOCK_TOKENS)
-
         made = self._sampler_set(setting, pages=few)
-        steps: list[DecodeBytes | None] = []
-
-        def read(text: str) -> None:
-            steps.append(_decode_step(text, made, round(context)))
-
-        decode = self._compile(made.decode, trips, read)
-        prefill = self._compile(made.prefill, 1.0)
-        smaller = self._compile(self._sampler_set(setting, pages=less).decode, trips)
+        decode, text = self._compile(made.decode, trips)
+        prefill, _ = self._compile(made.prefill, 1.0)
+        smaller, _ = self._compile(self._sampler_set(setting, pages=less).decode, trips)
         page = max(float(made.page_bytes), (decode.total - smaller.total) / (few - less))
         beside = max(0, int(max(decode.total, prefill.total) - few * page))
-        return made, decode, prefill, page, beside, steps[0] if steps else None
+        return made, decode, prefill, page, beside, _decode_step(text, made, round(context))
 
     def _few_pages(self) -> int:
         """The pages of a small pool that holds one sequence of full length."""
         return max(4, -(-self.job.max_len // self.job.config.rollout.page_size) + 1)
 
-    def _sampler_set(self, setting: Setting, *, pages: int) -> programs.SamplerSet:
+    def _sampler_set(self, setting: Setting, *, pages: int) -> SamplerSet:
         slots = self.slots(setting)
-        return programs.sampler_set(self.job, setting, self.devices, slots=slots, pages=pages)
+        return sampler_set(self.job, setting, self.devices, slots=slots, pages=pages)
 
     def _lengths(self) -> Any:
         return truncated_exponential(self.job.mean_response_tokens, self.job.max_response_tokens)
 
-    def _flops(
-        self, setting: Setting, sampler: programs.SamplerSet, slots: int
-    ) -> dict[str, float]:
+    def _flops(self, setting: Setting, sampler: SamplerSet, slots: int) -> dict[str, float]:
+        """FLOPs of each program on a device, counted from shapes.
+
+        XLA's cost analysis counts a loop's body once and a Pallas kernel as nothing. The rows of a
+        microbatch count as full, with one segment each. A prefill call runs no head.
+        """
         model, config, count = self.job.model, self.job.config, len(self.devices)
+        rollout, row_len, shared = config.rollout, self.job.row_len, setting.sampler_tensor
         context = live_context(self._lengths(), self.job.mean_prompt_tokens)
-        shared = setting.sampler_tensor
+        head = 2.0 * model.vocab_size * model.hidden_size
+        per_token = train_flops_per_token(
+            model, (row_len + 1) / 2, remat=config.model.remat != "none"
+        )
+        prefill = forward_flops_per_token(model, rollout.prefill_chunk / 2) - head
+        decode = slots * rollout.decode_steps * forward_flops_per_token(model, context)
         return {
-            "update: gradients": flops.update_flops(
-                model,
-                rows=setting.rows,
-                row_len=self.job.row_len,
-                remat=config.model.remat != "none",
-            )
-            / count,
-            "update: optimizer": flops.apply_flops(model) / count,
-            "prefill": flops.prefill_flops(
-                model,
-                tokens=sampler.prefill_tokens,
-                context_tokens=config.rollout.prefill_chunk / 2,
-            )
-            / shared,
-            "decode": flops.decode_flops(
-                model, slots=slots, steps=config.rollout.decode_steps, context_tokens=context
-            )
-            / shared,
+            "update: gradients": setting.rows * row_len * per_token / count,
+            "update: optimizer": 16.0 * model.num_parameters / count,  # clip and AdamW, a weight
+            "prefill": sampler.prefill_tokens * prefill / shared,
+            "decode": decode / shared,
         }
 
     def _estimate(
         self,
         setting: Setting,
         fit: Fit,
-        sampler: programs.SamplerSet,
+        sampler: SamplerSet,
         compiled: tuple[Compiled, ...],
         sizes: Sizes,
         slots: int,
@@ -378,13 +371,13 @@ def _link_s(compiled: Compiled, chip: Chip) -> float:
     return link_s(compiled.traffic, chip) if compiled.traffic else 0.0
 
 
-def _decode_step(text: str, made: programs.SamplerSet, context_tokens: int) -> DecodeBytes | None:
-    """The bytes of a decode step; None without an attention kernel.
+def _decode_step(text: str, made: SamplerSet, context_tokens: int) -> DecodeBytes | None:
+    """The bytes of a decode step; None without an attention kernel, or if there is no text.
 
     Only the reads of an attention kernel are known from shapes.
     """
     args, sizes, mesh = made.decode.args, made.sizes, made.mesh
-    if not program_spec(args[0].config, sizes, mesh).layout.block_tokens:
+    if not text or not program_spec(args[0].config, sizes, mesh).layout.block_tokens:
         return None
     return decode_bytes(text, args, config=sizes, mesh=mesh, context_tokens=context_tokens)
 

@@ -12,7 +12,7 @@ import math
 
 from polaris_jax.metrics.throughput import forward_flops_per_token
 from polaris_jax.models import ModelConfig
-from polaris_jax.plan.chips import Chip
+from polaris_jax.plan.topologies import Chip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A plan as text, as JSON and as rows of a markdown table."""
+"""A plan as text and as JSON."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ from typing import Any
 
 from polaris_jax.plan.compile import Compiled
 from polaris_jax.plan.decode_bytes import DecodeBytes
+from polaris_jax.plan.fit import gib
 from polaris_jax.plan.planner import Assessment, Planner
-
-GIB = 1 << 30
-
-
-def gib(size: float) -> str:
-    """Bytes as GiB: two decimals, or two significant digits for small sizes."""
-    value = size / GIB
-    return f"{value:.2f}" if value >= 0.095 or value == 0 else f"{value:.2g}"
 
 
 def plan_json(planner: Planner, assessment: Assessment) -> dict[str, Any]:
@@ -211,7 +204,7 @@ def _collectives(items: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             *(p["name"], c["kind"], str(c["group"]), str(c["span"]), str(c["hosts"])),
-            *(f"{c['executed']:.0f}", _mb(c["wire_bytes"])),
+            *(f"{c['executed']:.0f}", f"{c['wire_bytes'] / 1e6:,.1f}"),
         ]
         for p in items
         for c in p["collectives"]
@@ -231,10 +224,6 @@ def _decode_step(step: Mapping[str, Any]) -> str:
     )
 
 
-def _mb(size: float) -> str:
-    return f"{size / 1e6:,.1f}"
-
-
 def _phases(plan: Mapping[str, Any]) -> str:
     hbm, fit = plan["chip"]["hbm_bytes"], plan["fit"]
     rows = []
@@ -251,16 +240,13 @@ def _verdict(plan: Mapping[str, Any]) -> str:
         reasons = "\n".join(f"  {reason}" for reason in plan["reasons"])
         return f"DOES NOT FIT\n{reasons}"
     fit = plan["fit"]
+    largest = max(p["total"] for p in fit["phases"]) / plan["chip"]["hbm_bytes"]
     shards = plan["devices"] // plan["setting"]["sampler_tensor"]
     return (
-        f"FITS: the largest phase takes {_largest_share(plan):.0%} of the HBM; KV pool "
+        f"FITS: the largest phase takes {largest:.0%} of the HBM; KV pool "
         f"{fit['pages']:,} pages a data shard ({shards} of them), {fit['full_rows']} sequences "
         f"of full length ({plan['max_len']:,} tokens) at once; {fit['slots']} slots a data shard"
     )
-
-
-def _largest_share(plan: Mapping[str, Any]) -> float:
-    return max(p["total"] for p in plan["fit"]["phases"]) / plan["chip"]["hbm_bytes"]
 
 
 def _estimate(plan: Mapping[str, Any]) -> str:
@@ -289,48 +275,3 @@ def _parameters(count: int) -> str:
 def _seconds(seconds: float) -> str:
     """Whole seconds of a pod, two digits of a laptop's milliseconds."""
     return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-
-
-MARKDOWN_HEADER = (
-    "| config | pod | devices | mesh (fsdp x context x tensor), rows | sampler tensor | "
-    "update GiB (of HBM) | sampling without pool GiB | pool GiB a device | full rows | "
-    "gradient collectives, GB on the wire | rollout s | update s | tokens/s a device |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
-)
-
-
-def markdown_row(name: str, plan: Mapping[str, Any]) -> str:
-    """One row of docs/results/plan.md, from `plan_json`."""
-    mesh, setting = plan["setting"]["mesh"], plan["setting"]
-    cells = [
-        name,
-        plan["topology"],
-        str(plan["devices"]),
-        f"{mesh['fsdp']} x {mesh['context']} x {mesh['tensor']}, {setting['rows']}",
-        str(setting["sampler_tensor"]),
-    ]
-    if not plan["fits"]:
-        reason = plan["reasons"][0]
-        near = plan.get("nearest")
-        advice = f"; nearest that fits: {near}" if near else ""
-        return "| " + " | ".join([*cells, f"does not fit: {reason}{advice}", *[""] * 7]) + " |"
-    phases = {p["name"]: p for p in plan["fit"]["phases"]}
-    update = max(phases[n]["total"] for n in phases if n.startswith("update"))
-    pool = phases["sampling"]["parts"]["KV pool"]
-    gradients = next(p for p in plan["programs"] if p["name"] == "update: gradients")
-    kinds: dict[str, float] = {}
-    for c in gradients["collectives"]:
-        kinds[c["kind"]] = kinds.get(c["kind"], 0.0) + c["wire_bytes"]
-    wire = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in kinds.items() if size > 5e7)
-    e = plan["estimate"]
-    cells += [
-        f"{gib(update)} ({update / plan['chip']['hbm_bytes']:.0%})",
-        gib(phases["sampling"]["total"] - pool),
-        gib(pool),
-        str(plan["fit"]["full_rows"]),
-        wire or "none",
-        f"{e['rollout_s']:,.0f}",
-        f"{e['update_s']:,.0f}",
-        f"{e['tokens_per_s_device']:,.0f}",
-    ]
-    return "| " + " | ".join(cells) + " |"

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polaris_jax.plan.compile import Program, compile_program, device_bytes
+from polaris_jax.plan.compile import compile_program, device_bytes
+from polaris_jax.rollout.programs.abstract import AbstractProgram
 
 ROOT = Path(__file__).parents[2]
 MESH = Mesh(np.array(jax.devices()[:4]), ("x",))
@@ -28,8 +29,8 @@ def test_bytes_of_a_device_count_shards():
 def test_a_donated_argument_is_not_counted_twice():
     total = abstract((64, 64), ("x",))
     fn = jax.jit(lambda total, x: total + x, donate_argnums=0)
-    done = compile_program(
-        Program("add", fn, (total, abstract((64, 64), ("x",)))), devices=4, platform="cpu"
+    done, _ = compile_program(
+        AbstractProgram("add", fn, (total, abstract((64, 64), ("x",)))), devices=4, platform="cpu"
     )
     shard = 64 * 64 * 4 // 4
     assert (done.argument, done.output, done.alias) == (2 * shard, shard, shard)

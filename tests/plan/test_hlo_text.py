@@ -2,7 +2,8 @@
 
 import pytest
 
-from polaris_jax.plan.hlo_text import Shape, loop_trips, parse_module, parse_shapes
+from polaris_jax.plan.hlo import loop_trips
+from polaris_jax.plan.hlo_text import Shape, parse_module, parse_shapes
 
 LOOP = """
 %cond (p: (s32[], s32[])) -> pred[] {{

@@ -13,12 +13,11 @@ from polaris_jax.config import (
     RunConfig,
     StageSection,
 )
-from polaris_jax.plan.chips import CHIPS
+from polaris_jax.plan.compile import update_set
 from polaris_jax.plan.hlo import program_traffic
 from polaris_jax.plan.job import Setting, make_job
 from polaris_jax.plan.planner import Planner, link_s
-from polaris_jax.plan.programs import update_set
-from polaris_jax.plan.topologies import parse_topology
+from polaris_jax.plan.topologies import CHIPS, parse_topology
 
 CONFIG = dataclasses.replace(
     RunConfig(),

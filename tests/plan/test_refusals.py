@@ -29,7 +29,8 @@ def nothing_compiled(monkeypatch):
             token_BT = program.args[2]["token_BT"]
             rows, tokens = token_BT.sharding.shard_shape(token_BT.shape)
             temporary = int(OTHER_BYTES + ROW_BYTES * rows * tokens / ROW_TOKENS)
-        return Compiled(program.name, argument=device_bytes(program.args), temporary=temporary)
+        report = Compiled(program.name, argument=device_bytes(program.args), temporary=temporary)
+        return report, ""
 
     monkeypatch.setattr("polaris_jax.plan.planner.compile_program", compiled)
     monkeypatch.setattr("polaris_jax.plan.command.hold_libtpu", lambda say: None)

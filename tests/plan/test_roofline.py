@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from polaris_jax.models.presets import preset
-from polaris_jax.plan.chips import CHIPS
 from polaris_jax.plan.roofline import (
     Efficiency,
     Lengths,
@@ -17,6 +16,7 @@ from polaris_jax.plan.roofline import (
     truncated_exponential,
     update_model_flops,
 )
+from polaris_jax.plan.topologies import CHIPS
 
 MODEL = preset("qwen3-4b")
 CHIP = dataclasses.replace(

@@ -7,8 +7,14 @@ import pytest
 
 from polaris_jax.config import ConfigError
 from polaris_jax.metrics.throughput import peak_flops
-from polaris_jax.plan.chips import CHIPS, GIB, GPU_KINDS
-from polaris_jax.plan.topologies import devices, larger_topologies, parse_topology
+from polaris_jax.plan.topologies import (
+    CHIPS,
+    GIB,
+    GPU_KINDS,
+    devices,
+    larger_topologies,
+    parse_topology,
+)
 
 TARGET_FIELDS = ("device_memory_size", "memory_bandwidth")
 
