@@ -12,7 +12,6 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 
-from polaris_jax.report.scores import pair_names
 from polaris_jax.report.style import (
     BLUE,
     GREEN,
@@ -21,13 +20,16 @@ from polaris_jax.report.style import (
     MARKERS,
     ORANGE,
     PURPLE,
+    QUIET,
     RED,
     SKY,
     TOKENS,
     legend,
+    note,
     panels,
     rates,
 )
+from polaris_jax.report.summary import pair_names
 
 ZONES = {
     "cold": ("#DCE9F2", "cold"),
@@ -38,7 +40,7 @@ ZONES = {
 
 
 def difficulty_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
-    """The histogram of pass rates that calibration found, perfect problems set apart.
+    """The histogram of pass rates that calibration found, with dropped problems in grey.
 
     Args:
         summary: content of calibrate.json.
@@ -46,47 +48,21 @@ def difficulty_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
     """
     counts, n = summary["histogram"], summary["n"]
     total = max(1, sum(counts))
-    removed = _removed_bins(summary)
+    kept_to = {"full": n, "aggressive": n // 2}.get(summary.get("preset", ""), n - 1)
     with panels(path, f"Problem difficulty for this model: {summary['shape']}") as (axes,):
         for correct, count in enumerate(counts):
-            gone = correct in removed
-            color = GREY if gone else BLUE
-            axes.bar(
-                correct,
-                count,
-                width=0.82,
-                color=color,
-                hatch="///" if gone else None,
-                edgecolor="white",
-                alpha=0.65 if gone else 1.0,
-            )
-            axes.annotate(
-                f"{count}\n{count / total:.0%}",
-                (correct, count),
-                ha="center",
-                va="bottom",
-                fontsize=8,
-                color="#555555",
-            )
+            dropped = {"color": GREY, "hatch": "///", "alpha": 0.65}
+            look = {"color": BLUE} if correct <= kept_to else dropped
+            axes.bar(correct, count, width=0.82, edgecolor="white", **look)
+            note(axes, f"{count}\n{count / total:.0%}", (correct, count), va="bottom")
         axes.set_xticks(range(len(counts)), [f"{k}/{n}" for k in range(len(counts))])
         axes.set_ylim(0, 1.2 * max(1, *counts))
         axes.set_xlabel(f"correct responses of {n} (hard to easy)")
         axes.set_ylabel("problems")
         axes.grid(axis="x", visible=False)
         kept = f"{summary['kept']} of {summary['problems']} problems kept"
-        axes.set_title(
-            f"{kept}; {summary['dropped']} dropped (grey)",
-            fontsize=10,
-            fontweight="normal",
-            color="#555555",
-        )
-
-
-def _removed_bins(summary: Mapping[str, Any]) -> set[int]:
-    n = summary["n"]
-    above = {"full": n, "drop_perfect": n - 1, "aggressive": n // 2}
-    limit = above.get(summary.get("preset", "drop_perfect"), n - 1)
-    return {correct for correct in range(n + 1) if correct > limit}
+        title = f"{kept}; {summary['dropped']} dropped (grey)"
+        axes.set_title(title, fontsize=10, fontweight="normal", color=QUIET)
 
 
 def probe_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
@@ -120,16 +96,9 @@ def probe_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
         top.set_ylim(0, min(1.02, 1.1 * highest + 0.02))
         if chosen is not None:
             on_the_right = chosen > temperatures.mean()
-            top.annotate(
-                f"suggested T = {chosen:g}",
-                (chosen, 0.04),
-                xytext=(-5 if on_the_right else 5, 0),
-                ha="right" if on_the_right else "left",
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                fontsize=9,
-                color=INK,
-            )
+            side, away = ("right", -5) if on_the_right else ("left", 5)
+            text, at = f"suggested T = {chosen:g}", (chosen, 0.04)
+            note(top, text, at, offset=(away, 0), of_height=True, ha=side, fontsize=9, color=INK)
         bottom.plot(
             temperatures, summary["diversities"], color=ORANGE, marker="s", label="diversity"
         )
@@ -154,15 +123,9 @@ def _shade_zones(axes: Axes, temperatures: np.ndarray, labels: list[str], *, nam
         axes.axvspan(edges[start], edges[i], color=color, zorder=0, linewidth=0)
         if name:
             width = (edges[i] - edges[start]) / (edges[-1] - edges[0])
-            axes.annotate(
-                text if width > 0.2 else text.replace(" ", "\n"),
-                ((edges[start] + edges[i]) / 2, 1.02),
-                ha="center",
-                va="bottom",
-                xycoords=("data", "axes fraction"),
-                fontsize=8,
-                color="#555555",
-            )
+            text = text if width > 0.2 else text.replace(" ", "\n")
+            middle = (edges[start] + edges[i]) / 2
+            note(axes, text, (middle, 1.02), of_height=True, va="bottom")
         start = i
     axes.set_xlim(edges[0], edges[-1])
     axes.grid(visible=False, axis="x")
@@ -195,26 +158,12 @@ Runs = list[tuple[str, Mapping[str, Any], str]]
 
 
 def _average_panel(axes: Axes, runs: Runs) -> None:
-    for position, (name, run, color) in enumerate(runs):
+    for position, (_, run, color) in enumerate(runs):
         error = run.get("stderr") or 0.0
-        axes.bar(
-            position,
-            run["avg@k"],
-            width=0.6,
-            color=color,
-            yerr=error,
-            capsize=4,
-            error_kw={"ecolor": INK, "elinewidth": 1.2},
-            label=name,
-        )
-        axes.annotate(
-            f"{run['avg@k']:.1%}",
-            (position, run["avg@k"] + error),
-            ha="center",
-            xytext=(0, 3),
-            textcoords="offset points",
-            fontsize=9,
-        )
+        bars = {"ecolor": INK, "elinewidth": 1.2}
+        axes.bar(position, run["avg@k"], 0.6, color=color, yerr=error, capsize=4, error_kw=bars)
+        at = (position, run["avg@k"] + error)
+        note(axes, f"{run['avg@k']:.1%}", at, offset=(0, 3), fontsize=9, color="black")
     rates(axes, "accuracy")
     axes.set_ylim(0, 1.1)
     axes.set_xlim(-0.75, len(runs) - 0.25)
@@ -244,28 +193,13 @@ def _pass_panel(axes: Axes, runs: Runs) -> None:
 
 def _length_panel(axes: Axes, runs: Runs) -> None:
     width = 0.8 / len(runs)
-    for offset, (name, run, color) in enumerate(runs):
+    for offset, (_, run, color) in enumerate(runs):
         groups = run.get("length_groups") or []
         for position, group in enumerate(groups):
-            accuracy = group["accuracy"]
-            x = position + (offset - (len(runs) - 1) / 2) * width
+            at = position + (offset - (len(runs) - 1) / 2) * width, group["accuracy"] or 0.0
             count = group_count(group)
-            axes.bar(
-                x,
-                accuracy or 0.0,
-                width=0.92 * width,
-                color=color,
-                label=name if position == 0 else None,
-            )
-            axes.annotate(
-                "none" if not count else f"n={count}",
-                (x, accuracy or 0.0),
-                ha="center",
-                xytext=(0, 2),
-                textcoords="offset points",
-                fontsize=7,
-                color="#555555",
-            )
+            axes.bar(*at, width=0.92 * width, color=color)
+            note(axes, f"n={count}" if count else "none", at, offset=(0, 2), fontsize=7)
         axes.set_xticks(range(len(groups)), [group["name"] for group in groups])
     rates(axes, "accuracy")
     axes.set_ylim(0, 1.1)
@@ -296,17 +230,10 @@ def _budget_panel(axes: Axes, runs: Runs) -> None:
         budgets = [p["budget"] for p in points]
         plain, scaled = colors.get(color, (GREEN, SKY))
         axes.plot(budgets, [p["accuracy"] for p in points], color=plain, marker=marker, label=name)
-        yarn = [
-            (p["budget"], p["accuracy_yarn"]) for p in points if p.get("accuracy_yarn") is not None
-        ]
-        if yarn:
-            axes.plot(
-                *zip(*yarn, strict=True),
-                color=scaled,
-                marker=marker,
-                linestyle="--",
-                label=f"{name}, YaRN",
-            )
+        if yarn := [p for p in points if p.get("accuracy_yarn") is not None]:
+            budgets_on, scores = ([p[key] for p in yarn] for key in ("budget", "accuracy_yarn"))
+            look = {"color": scaled, "marker": marker, "label": f"{name}, YaRN"}
+            axes.plot(budgets_on, scores, linestyle="--", **look)
         if budgets:
             axes.set_xscale("log", base=2)
             ticks = _apart(budgets)

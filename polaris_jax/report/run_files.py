@@ -1,16 +1,105 @@
-"""What a run directory holds, read as far as it is there."""
+"""What a run directory holds: the files that can be read, and why the others give nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from etils import epath
 
 from polaris_jax.metrics import read_metrics
-from polaris_jax.report.shapes import line_misfit, misfit
 from polaris_jax.system.files import matching
+
+T = TypeVar("T")
+
+NUMBER = (int, float)
+MAYBE = (int, float, type(None))
+
+# A shape is a type or several, a list with the shape of its items, or a mapping of fields to their
+# shapes; a field with a question mark may be missing or null.
+_EVALUATION = {
+    "avg@k": NUMBER,
+    **dict.fromkeys(("k", "problems", "max_response_tokens"), int),
+    "temperature": NUMBER,
+    "stderr?": NUMBER,
+    "pass@k?": dict,
+    "length_groups?": [{"name": str, "accuracy": MAYBE}],
+    "budget_curve?": [{"budget": NUMBER, "accuracy": NUMBER, "accuracy_yarn?": NUMBER}],
+}
+_STAGE = {
+    **dict.fromkeys(("stage", "first_step", "last_step?", "max_response_tokens"), int),
+    "temperature": NUMBER,
+    "dropped_ids_count": int,
+    "decisions?": [{"kind": str}],
+}
+_SHAPES: MappingProxyType[str, Any] = MappingProxyType(
+    {
+        "stages.json": [_STAGE],
+        "run.json": {"versions?": dict, "starts?": [dict], "config?": dict},
+        "prepare.json": {},
+        "calibrate.json": {
+            "histogram": [int],
+            "shape": str,
+            **dict.fromkeys(("n", "problems", "kept", "dropped"), int),
+        },
+        "probe.json": {
+            "temperatures": [NUMBER],
+            "accuracies": [NUMBER],
+            "diversities": [MAYBE],
+            "stderrs?": [MAYBE],
+            "zones?": {"labels?": [str]},
+            "initial_temperature?": NUMBER,
+        },
+    }
+)
+
+
+def _lines_misfit(lines: list[dict[str, Any]]) -> str:
+    """What is wrong with lines of metrics.jsonl or timing.jsonl; "" if nothing is.
+
+    A line has a step. Its metrics are numbers or null, or lists of them, one entry a process.
+    """
+    for number, line in enumerate(lines, 1):
+        for key, value in line.items():
+            metric = [MAYBE] if isinstance(value, list) else MAYBE
+            wanted = int if key == "step" else metric if "/" in key else object
+            if found := _misfit(value, wanted, key):
+                return f"line {number}: {found}"
+    return ""
+
+
+def _misfit(value: Any, shape: Any, where: str = "") -> str:
+    """What is wrong with a document of this shape, in one line; "" if nothing is."""
+    at = f"{where}: " if where else ""
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{at}{type(value).__name__}, expected a list"
+        found = (_misfit(item, shape[0], f"{where}[{i}]") for i, item in enumerate(value))
+        return next((text for text in found if text), "")
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{at}{type(value).__name__}, expected an object"
+        for field, inner in shape.items():
+            name = field.removesuffix("?")
+            if value.get(name) is None and (name != field or type(None) in _types(inner)):
+                continue
+            if name not in value:
+                return f"{at}no field {name!r}"
+            if text := _misfit(value[name], inner, f"{where}.{name}" if where else name):
+                return text
+        return ""
+    if not isinstance(value, shape):
+        wanted = " or ".join(kind.__name__ for kind in _types(shape))
+        return f"{at}{type(value).__name__}, expected {wanted}"
+    return ""
+
+
+def _types(shape: Any) -> tuple[type, ...]:
+    return shape if isinstance(shape, tuple) else (shape,) if isinstance(shape, type) else ()
+
 
 BEFORE_TAG = "before"
 
@@ -56,46 +145,39 @@ def read_run(run_dir: epath.Path) -> RunFiles:
         raise FileNotFoundError(2, "there is no such run directory", str(run_dir))
     absent: dict[str, str] = {}
 
-    def lines(name: str) -> list[dict[str, Any]]:
-        path = run_dir / name
-        if not path.exists():
-            absent[name] = "not there"
-            return []
-        try:
-            found = read_metrics(path)
-        except ValueError as error:
-            absent[name] = f"damaged: {error}"
-            return []
-        for number, line in enumerate(found, 1):
-            if wrong := line_misfit(line):
-                absent[name] = f"damaged: line {number}: {wrong}"
-                return []
-        if not found:
-            absent[name] = "empty"
-        return found
-
-    def document(name: str) -> Any:
+    def read(name: str, parse: Callable[[epath.Path], T], misfit: Callable[[T], str]) -> T | None:
         path = run_dir / name
         if not path.exists():
             absent[name] = "not there"
             return None
         try:
-            found = json.loads(path.read_bytes())
+            found = parse(path)
+            wrong = misfit(found)
         except (ValueError, RecursionError) as error:
-            absent[name] = f"damaged: {error}"
-            return None
-        if wrong := misfit(name, found):
+            found, wrong = None, str(error)
+        if wrong:
             absent[name] = f"damaged: {wrong}"
             return None
         return found
+
+    def lines(name: str) -> list[dict[str, Any]]:
+        found = read(name, read_metrics, _lines_misfit)
+        if found == []:
+            absent[name] = "empty"
+        return found or []
+
+    def document(name: str) -> Any:
+        shape = _SHAPES.get(name, _EVALUATION)
+        return read(
+            name, lambda path: json.loads(path.read_bytes()), lambda found: _misfit(found, shape)
+        )
 
     tagged = {
         path.name.removesuffix("_eval.json"): document(path.name)
         for path in matching(run_dir, "*_eval.json")
     }
-    before = tagged.pop(BEFORE_TAG, None)
-    if not (run_dir / f"{BEFORE_TAG}_eval.json").exists():
-        absent[f"{BEFORE_TAG}_eval.json"] = "not there"
+    tagged.setdefault(BEFORE_TAG, document(f"{BEFORE_TAG}_eval.json"))
+    before = tagged.pop(BEFORE_TAG)
     return RunFiles(
         metrics=lines("metrics.jsonl"),
         timing=lines("timing.jsonl"),

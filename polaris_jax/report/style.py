@@ -22,6 +22,7 @@ from polaris_jax.system.files import write_bytes
 # Okabe and Ito's palette: told apart under the common forms of colour blindness.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 RED, PURPLE, SKY, GREY, INK = "#D55E00", "#CC79A7", "#56B4E9", "#7A7A7A", "#222222"
+QUIET = "#555555"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 WIDTH_INCHES = 8.0
@@ -46,8 +47,8 @@ RC: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#E4E4E4",
     "grid.linewidth": 0.8,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
@@ -73,9 +74,7 @@ def panels(
 ) -> Iterator[list[Axes]]:
     """The axes of a new figure, row by row; saved to `path` as PNG when the block ends."""
     with mpl.rc_context(RC):
-        height = 1.1 + PANEL_INCHES * rows
-        if rows == 1:
-            height = 3.9
+        height = 1.1 + PANEL_INCHES * rows if rows > 1 else 3.9
         figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
         grid = figure.subplots(rows, columns, sharex="col" if share_x else "none", squeeze=False)
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
@@ -110,8 +109,8 @@ def curve(
     lines: Sequence[dict[str, Any]],
     name: str,
     *,
-    label: str,
     color: str,
+    label: str | None = None,
     unit: float = 1.0,
 ) -> None:
     """Metric `name` over steps; with many points a running mean over the faint raw line.
@@ -123,8 +122,8 @@ def curve(
         axes: axes to draw on.
         lines: lines of metrics.jsonl or timing.jsonl.
         name: name of the metric; nothing is drawn if no line has the metric.
-        label: label in the legend.
         color: color of the line.
+        label: label in the legend; None: the legend leaves the metric out.
         unit: number that values are divided by.
     """
     steps, values = numbers(lines, "step"), numbers(lines, name) / unit
@@ -158,20 +157,39 @@ def mark_stages(all_axes: Sequence[Axes], stages: Sequence[dict[str, Any]], last
                 axes.axvspan(first - 0.5, end - 0.5, color="#F3F1EA", zorder=0, linewidth=0)
             if index:
                 axes.axvline(first - 0.5, color=GREY, linewidth=1.0, linestyle=(0, (4, 3)))
-        all_axes[0].annotate(
+        text = (
             f"stage {stage['stage']} · T {stage['temperature']:.3g}\n"
-            f"{short_number(stage['max_response_tokens'])} tokens",
-            xy=(max(first - 0.5, 0), 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, 3),
-            textcoords="offset points",
-            fontsize=8,
-            color="#555555",
-            va="bottom",
+            f"{short_number(stage['max_response_tokens'])} tokens"
         )
+        at = (max(first - 0.5, 0), 1.0)
+        note(all_axes[0], text, at, offset=(3, 3), of_height=True, ha="left", va="bottom")
     for axes in all_axes:
         axes.set_xlim(-0.5, last_step + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def note(
+    axes: Axes,
+    text: str,
+    at: tuple[float, float],
+    *,
+    offset: tuple[float, float] = (0, 0),
+    of_height: bool = False,
+    **look: Any,
+) -> None:
+    """A small text at a point.
+
+    Args:
+        axes: axes to write on.
+        text: the text.
+        at: the point.
+        offset: distance of the text from the point, in points.
+        of_height: True if the y of the point is a share of the height of the axes.
+        look: properties of the text.
+    """
+    look = {"ha": "center", "fontsize": 8, "color": QUIET} | look
+    where = ("data", "axes fraction") if of_height else "data"
+    axes.annotate(text, at, xytext=offset, textcoords="offset points", xycoords=where, **look)
 
 
 def rates(axes: Axes, label: str) -> None:

@@ -1,15 +1,95 @@
-"""The run in numbers: the rows that `polaris report` prints and the tables of report.html."""
+"""The run in numbers: the rows that `polaris report` prints and the tables of report.html.
+
+An eval.json is named by the weights that it scores. Two scores give a gain only if they differ by
+their weights alone.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from etils import epath
 
 from polaris_jax.report.run_files import RunFiles
-from polaris_jax.report.scores import gain_text, pair_names
+
+BASE = "base model"
+Score = Mapping[str, Any]
+
+
+def score_name(score: Score) -> str:
+    """`base model`, `after RL` or `checkpoint a/b`: by the weights that were scored."""
+    checkpoint = score.get("checkpoint") or "base"
+    if checkpoint == "base":
+        return BASE
+    if checkpoint == "latest":
+        return "after RL"
+    return f"checkpoint {'/'.join(PurePosixPath(checkpoint).parts[-2:])}"
+
+
+def pair_names(before: Score | None, after: Score | None) -> tuple[str, str]:
+    """Names of before_eval.json and eval.json; only the base of another score is `before RL`."""
+    first, last = ("" if score is None else score_name(score) for score in (before, after))
+    if first == BASE and last != BASE:
+        return "before RL", last
+    return f"{first}, tag before", last
+
+
+def not_comparable(before: Score, after: Score) -> str:
+    """Why the difference of two scores is no gain: `temperature 0.6 and 1.3`; empty if it is."""
+    names = score_name(before), score_name(after)
+    reasons = []
+    if before.get("checkpoint") == after.get("checkpoint"):
+        reasons.append(f"both of the {BASE}" if names[0] == BASE else "both of one checkpoint")
+    for name, key in (
+        ("problems", "problems"),
+        ("temperature", "temperature"),
+        ("n", "k"),
+        ("budget", "max_response_tokens"),
+        ("top_p", "top_p"),
+        ("top_k", "top_k"),
+    ):
+        if before.get(key) != after.get(key):
+            reasons.append(f"{name} {_text(before.get(key))} and {_text(after.get(key))}")
+    yarn = _yarn(before), _yarn(after)
+    if yarn[0] != yarn[1]:
+        reasons.append(f"YaRN {yarn[0]} and {yarn[1]}")
+    return ", ".join(reasons)
+
+
+def gain_text(before: Score, after: Score) -> str:
+    """`+32.0 ± 2.7 points`, or why there is none to tell."""
+    reason = not_comparable(before, after)
+    if reason:
+        return f"not comparable: {reason}"
+    error = math.hypot(*(score.get("stderr") or 0.0 for score in (before, after)))
+    return f"{100 * (after['avg@k'] - before['avg@k']):+.1f} ± {100 * error:.1f} points"
+
+
+def caption(before: Score | None, after: Score | None) -> str:
+    """What the figure of held-out scores shows."""
+    if before is None or after is None:
+        return "Held-out problems."
+    reason = not_comparable(before, after)
+    if reason:
+        return f"Held-out problems. The two scores are not comparable: {reason}."
+    return "Held-out problems: same problems, seeds, temperature and budget before and after."
+
+
+def _yarn(score: Score) -> str:
+    """Under which scaling the score itself was sampled; `both` scores without it first."""
+    if score.get("rope") != "on":
+        return "off"
+    factor = score.get("yarn_factor")
+    return "on" if factor is None else f"x {_text(factor)}"
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
 
 DASH = "-"
 
@@ -56,26 +136,23 @@ class ReportSummary:
 
 def summary_rows(run: RunFiles, stages: Sequence[StageRow]) -> tuple[tuple[str, str], ...]:
     """(name, value) of everything a reader wants first; what is unknown is left out."""
-    rows: list[tuple[str, str]] = []
-    rows += evaluation_rows(run)
+    rows = [(f"avg@{score['k']} {name}", score_text(score)) for name, score in named_scores(run)]
+    if run.before is not None and run.evaluation is not None:
+        rows.append(("gain", gain_text(run.before, run.evaluation)))
     if run.calibrate:
         c = run.calibrate
         rows.append(("difficulty", f"{c['shape']}; {c['kept']} of {c['problems']} problems kept"))
     if run.probe and run.probe.get("initial_temperature") is not None:
         rows.append(("probed temperature", f"{run.probe['initial_temperature']:g}"))
     for stage in stages:
-        rows.append(
-            (
-                f"stage {stage.stage}",
-                f"steps {stage.steps}, temperature {stage.temperature:.3g}, up to "
-                f"{stage.max_response_tokens} tokens, reward {share(stage.reward_first)} -> "
-                f"{share(stage.reward_last)}",
-            )
+        text = (
+            f"steps {stage.steps}, temperature {stage.temperature:.3g}, up to "
+            f"{stage.max_response_tokens} tokens, reward {share(stage.reward_first)} -> "
+            f"{share(stage.reward_last)}"
         )
+        rows.append((f"stage {stage.stage}", text))
     if run.metrics:
-        rescued, substituted = total(run.metrics, "rescued"), total(run.metrics, "substituted")
-        rows.append(("groups rescued", str(rescued)))
-        rows.append(("groups substituted", str(substituted)))
+        rows += [(f"groups {k}", str(total(run.metrics, k))) for k in ("rescued", "substituted")]
         rows.append(("problems dropped", str(dropped(run))))
         skipped = sum(int(line.get("update/skipped") or 0) for line in run.metrics)
         if skipped:
@@ -88,14 +165,6 @@ def summary_rows(run: RunFiles, stages: Sequence[StageRow]) -> tuple[tuple[str, 
     if speeds:
         rows.append(("speed", ", ".join(speeds)))
     return tuple(rows)
-
-
-def evaluation_rows(run: RunFiles) -> list[tuple[str, str]]:
-    """avg@k of every evaluation, and the gain where two of them may be compared."""
-    rows = [(f"avg@{score['k']} {name}", score_text(score)) for name, score in named_scores(run)]
-    if run.before is not None and run.evaluation is not None:
-        rows.append(("gain", gain_text(run.before, run.evaluation)))
-    return rows
 
 
 def named_scores(run: RunFiles) -> list[tuple[str, dict[str, Any]]]:
@@ -118,13 +187,8 @@ def stage_rows(run: RunFiles) -> tuple[StageRow, ...]:
     """The stages of stages.json with the metrics of their steps."""
     rows = []
     for index, record in enumerate(run.stages):
-        following = run.stages[index + 1]["first_step"] if index + 1 < len(run.stages) else None
-        lines = [
-            line
-            for line in run.metrics
-            if line["step"] >= record["first_step"]
-            and (following is None or line["step"] < following)
-        ]
+        end = run.stages[index + 1]["first_step"] if index + 1 < len(run.stages) else math.inf
+        lines = [line for line in run.metrics if record["first_step"] <= line["step"] < end]
         last = record.get("last_step")
         last = lines[-1]["step"] if last is None and lines else last
         rewards = [r for line in lines if (r := line.get("rollout/reward_mean")) is not None]
