@@ -20,8 +20,8 @@ from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_toke
 from polaris_jax.data.problem_sets import find_training_problems, fitting
 from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.demo.arithmetic import arithmetic_problems
-from polaris_jax.demo.base_model import base_model_architecture, make_base_model
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.demo.warmstart import base_model_architecture, make_base_model
 from polaris_jax.evaluate.benchmarks import find_held_out_problems
 from polaris_jax.models import ModelConfig, Qwen, RopeScaling, load_config, load_with_tokenizer
 from polaris_jax.models.positions import check_positions, yarn_scaling

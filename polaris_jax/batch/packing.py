@@ -98,7 +98,7 @@ def pack(
     response_len = np.array([len(graded.token_ids[p][r]) for p, r in pairs], np.int64)
     total_len = prompt_len + response_len
     room = np.full_like(total_len, row_len) if one_a_row else total_len
-    row, start, segment = _first_fit_decreasing(room, row_len)
+    row, start, segment = first_fit_decreasing(room, row_len)
     row_count = max(1, -(-(int(row.max(initial=-1)) + 1) // rows)) * rows
     cost = np.bincount(row, total_len.astype(np.float64) ** 2, minlength=row_count)
     place = np.arange(row_count)
@@ -184,10 +184,13 @@ def _token_lists(
     return prompts, tokens
 
 
-def _first_fit_decreasing(
+def first_fit_decreasing(
     length: np.ndarray, row_len: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The row, first position and segment number (from 1) of each sequence."""
+    """The row, first position and segment number (from 1) of each sequence.
+
+    Sequences are placed by descending length, ties in their order, into the first row with room.
+    """
     row, start, segment = (np.zeros(len(length), np.int64) for _ in range(3))
     free = np.full(len(length), row_len, np.int64)  # at most one row a sequence
     placed = np.zeros(len(length), np.int64)

@@ -17,25 +17,150 @@ careful hand is there to be found. It costs more tokens, which is why the respon
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from polaris_jax.config.sections import MAX_SLIP_RATE
-from polaris_jax.demo.arithmetic_chains import (
-    FAMILIES,
-    HELD_OUT_OF,
-    MAX_STEPS,
-    PLAIN,
-    Chain,
-    Family,
-    chains_told,
-    operands_of,
-    run_steps,
-)
 from polaris_jax.records import Problem
+
+LARGEST_VALUE = 20
+MAX_STEPS = 5
+HELD_OUT_OF = 4  # one chain in 4 is reserved for held-out problems
+CHAINS_TOLD = 13_686_396  # chains that all families can tell
+PLAIN = {"=": "+"}  # what a step that an opening tells is in the chain
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One way of telling a chain.
+
+    Attributes:
+        name: enters problem ids and sources.
+        opening: first sentence; it tells the start value and the steps that `opening_ops` lists.
+        changes: op -> the sentences that can tell such a step.
+        question: last sentence.
+        largest_start: upper bound of the start value.
+        opening_ops: choices of ops that the opening itself tells; "=" adds the start value again.
+    """
+
+    name: str
+    opening: dict[str, str]
+    changes: dict[str, tuple[str, ...]]
+    question: str
+    largest_start: int = 9
+
+    @property
+    def min_steps(self) -> int:
+        """Steps that the shortest problem of this family has."""
+        return max(1, min(len(ops) for ops in self.opening))
+
+    def ops(self, opening: str, done: int) -> list[str]:
+        """What the step behind `done` others may be, after an opening that tells some itself."""
+        return [opening[done]] if done < len(opening) else list(self.changes)
+
+
+FAMILIES = (
+    Family(
+        "trade",
+        {"": "{who} has {a}{thing}."},
+        {
+            "+": ("{Pro} buys {n} more.", "{Pro} finds {n} more."),
+            "-": ("{Pro} gives away {n}.", "{Pro} loses {n}."),
+        },
+        " How many{thing} does{pro} have?",
+    ),
+    Family(
+        "ride",
+        {"": "A {ride} carries {a} people."},
+        {"+": (" At a stop {n} get on.",), "-": (" At a stop {n} get off.",)},
+        " How many people are on the {ride}?",
+    ),
+    Family(
+        "groups",
+        {"*": "{who} fills {a} bags with {b}{thing} each."},
+        {"+": ("{Pro} adds {n}.",), "-": ("{Pro} takes out {n}.",)},
+        " How many{thing} are there?",
+        largest_start=5,
+    ),
+    Family(
+        "compare",
+        {
+            "+=": "{who} has {a}{thing}.{other} has {b} more than {who}.",
+            "-=": "{who} has {a}{thing}.{other} has {b} fewer than {who}.",
+        },
+        {"+": (" They get {n} more.",), "-": (" They lose {n}.",)},
+        " How many{thing} do they have together?",
+    ),
+    Family(
+        "box",
+        {"": "A {box} holds {a}{thing}."},
+        {"+": (" Then {n} are put in.",), "-": (" Then {n} are taken out.",)},
+        " How many{thing} are in the {box}?",
+        largest_start=19,
+    ),
+    Family(
+        "number",
+        {"": "Start with {a}."},
+        {"+": (" Add {n}.",), "-": (" Subtract {n}.",), "*": (" Multiply by {n}.",)},
+        " What is the result?",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A start value and its steps; `key` names it within all families.
+
+    Attributes:
+        family: name of the family that tells it.
+        start: the first value.
+        steps: (op, operand) pairs, op one of `+`, `-`, `*`.
+    """
+
+    family: str
+    start: int
+    steps: tuple[tuple[str, int], ...]
+
+    @property
+    def key(self) -> str:
+        """Family and operands as text, e.g. `trade:7+5-4`."""
+        return f"{self.family}:{self.start}" + "".join(f"{op}{n}" for op, n in self.steps)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this chain belongs to the held-out side, whatever seed or count is asked for."""
+        return hashlib.sha256(self.key.encode()).digest()[0] % HELD_OUT_OF == 0
+
+    @property
+    def answer(self) -> int:
+        """The right result."""
+        return run_steps(self.start, self.steps)[-1]
+
+
+def run_steps(start: int, steps: Iterable[tuple[str, int]]) -> list[int]:
+    """The value after each step."""
+    values, value = [], start
+    for op, n in steps:
+        value = value + n if op == "+" else value - n if op == "-" else value * n
+        values.append(value)
+    return values
+
+
+def operands_of(op: str, value: int, start: int) -> range:
+    """The operands of `op` that keep the next value between 1 and the largest."""
+    if op == "=":
+        return range(start, start + 1) if value + start <= LARGEST_VALUE else range(0)
+    if op == "+":
+        return range(2, min(9, LARGEST_VALUE - value) + 1)
+    if op == "-":
+        return range(2, min(9, value - 1) + 1)
+    return range(2, min(5, LARGEST_VALUE // value) + 1) if value > 1 else range(0)
+
 
 HURRIED_SLIPS = (1,)  # always one too many: slips of one text never cancel out
 CAREFUL_SLIPS = (-2, -1, 1, 2)
@@ -68,13 +193,19 @@ def arithmetic_problems(
             any is drawn), a count or the seed below 0.
     """
     _check_seed("data.arithmetic.seed", seed)
-    chains = chains_told()
-    _check_count("train", train, chains - chains // HELD_OUT_OF)
-    _check_count("held_out", held_out, chains // HELD_OUT_OF)
-    sides = []
-    for side, count in enumerate((train, held_out)):
-        rng = np.random.default_rng([seed, side])
-        sides.append(_distinct_problems(count, rng, held_out=bool(side)))
+    held_out_chains = CHAINS_TOLD // HELD_OUT_OF
+    counts = {"train": train, "held_out": held_out}
+    for (side, count), told in zip(
+        counts.items(), (CHAINS_TOLD - held_out_chains, held_out_chains), strict=True
+    ):
+        if count < 0:
+            raise ValueError(f"data.arithmetic.{side}={count}: must not be negative; 0 is none")
+        if count > told:
+            raise _too_many(side, count, told)
+    sides = [
+        _distinct_problems(count, np.random.default_rng([seed, number]), side=side)
+        for number, (side, count) in enumerate(counts.items())
+    ]
     return sides[0], sides[1]
 
 
@@ -109,16 +240,15 @@ def supervised_examples(count: int, *, seed: int, slip_rate: float) -> list[tupl
     rng = np.random.default_rng([seed, 2])
     examples = []
     for index in range(count):
-        family = FAMILIES[index % len(FAMILIES)]
-        chain = _draw_chain(rng, family, _draw_steps(rng, family))
-        while chain.held_out:
-            chain = _draw_chain(rng, family, _draw_steps(rng, family))
-        if rng.random() < hurried_share:
-            values = _slipped_values(chain, rng, HURRIED_SLIP_RATE, HURRIED_SLIPS)
-            examples.append((_tell(chain, rng), solution(chain, values, hurried=True)))
-        else:
-            values = _slipped_values(chain, rng, careful_rate, CAREFUL_SLIPS)
-            examples.append((_tell(chain, rng), solution(chain, values)))
+        family, chain = FAMILIES[index % len(FAMILIES)], None
+        while chain is None or chain.held_out:
+            steps = int(rng.integers(family.min_steps, MAX_STEPS + 1))
+            chain = _draw_chain(rng, family, steps)
+        hurried = rng.random() < hurried_share
+        rate = HURRIED_SLIP_RATE if hurried else careful_rate
+        slips = HURRIED_SLIPS if hurried else CAREFUL_SLIPS
+        values = _slipped_values(chain, rng, rate, slips)
+        examples.append((_tell(chain, rng), solution(chain, values, hurried=hurried)))
     return examples
 
 
@@ -160,37 +290,26 @@ def _check_seed(field: str, seed: int) -> None:
         raise ValueError(f"{field}={seed}: must not be negative; set it to 0 or more")
 
 
-def _check_count(side: str, count: int, told: int) -> None:
-    field = f"data.arithmetic.{side}={count}"
-    if count < 0:
-        raise ValueError(f"{field}: must not be negative; 0 is none")
-    if count > told:
-        raise ValueError(f"{field}: only about {told} distinct problems can be told; ask for fewer")
+def _too_many(side: str, count: int, told: int) -> ValueError:
+    return ValueError(
+        f"data.arithmetic.{side}={count}: only about {told} distinct problems can be told; ask for "
+        "fewer"
+    )
 
 
 def _distinct_problems(
-    count: int, rng: np.random.Generator, *, held_out: bool, patience: int | None = None
+    count: int, rng: np.random.Generator, *, side: str, patience: int = 0
 ) -> list[Problem]:
     problems: dict[str, Problem] = {}
-    patience = 1000 + 200 * count if patience is None else patience
-    while len(problems) < count:
-        patience -= 1
-        if patience < 0:
-            side = "held_out" if held_out else "train"
-            raise ValueError(
-                f"data.arithmetic.{side}={count}: only about {len(problems)} distinct problems "
-                "can be told; ask for fewer"
-            )
+    for _ in range(patience or 1000 + 200 * count):
+        if len(problems) == count:
+            return list(problems.values())
         steps = int(rng.integers(1, MAX_STEPS + 1))
         fitting = [family for family in FAMILIES if family.min_steps <= steps]
         chain = _draw_chain(rng, fitting[rng.integers(len(fitting))], steps)
-        if chain.held_out == held_out and chain.key not in problems:
+        if chain.held_out == (side == "held_out") and chain.key not in problems:
             problems[chain.key] = _tell(chain, rng)
-    return list(problems.values())
-
-
-def _draw_steps(rng: np.random.Generator, family: Family) -> int:
-    return int(rng.integers(family.min_steps, MAX_STEPS + 1))
+    raise _too_many(side, count, len(problems))
 
 
 def _draw_chain(rng: np.random.Generator, family: Family, steps: int) -> Chain:
@@ -245,10 +364,7 @@ def _tell(chain: Chain, rng: np.random.Generator) -> Problem:
 
 
 def _slipped_values(
-    chain: Chain,
-    rng: np.random.Generator,
-    rate: float,
-    slips: tuple[int, ...],
+    chain: Chain, rng: np.random.Generator, rate: float, slips: tuple[int, ...]
 ) -> list[int]:
     """The results that a text writes when each slips with probability `rate`.
 

@@ -1,4 +1,4 @@
-"""A tokenizer of a few hundred tokens for the procedural problems, made in memory.
+"""A tokenizer of a few hundred tokens for the procedural problems, made in memory, and ChatML.
 
 Words of the problems are single tokens, digits are tokens of their own, and the 256 bytes stand in
 for everything else: any text encodes without an unknown token and decodes to itself. The special
@@ -11,10 +11,21 @@ from typing import TYPE_CHECKING
 
 from polaris_jax.config.sections import PROMPT_SUFFIX
 from polaris_jax.demo import arithmetic
-from polaris_jax.demo.chat_templates import CHATML
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+# One turn is `<|im_start|>ROLE\nTEXT<|im_end|>\n`; nothing is added that the messages do not hold
+# (Qwen2.5's own template inserts a system turn).
+# Source: POLARIS (blog, "example input").
+CHATML = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK_START, THINK_END = "<think>", "</think>"

@@ -1,4 +1,4 @@
-"""A supervised warm start: makes a small base model on the spot, before any RL.
+"""The demo's base model: a small model made on the spot by a supervised warm start, before any RL.
 
 Runs in one process on its default device: the models are small, and every process would compute the
 same. Deterministic by seed, bit for bit on one machine.
@@ -6,8 +6,10 @@ same. Deterministic by seed, bit for bit on one machine.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,11 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from jax import Array
 
-from polaris_jax.config import WarmstartSection
-from polaris_jax.models import ModelConfig, Qwen, next_token_logprobs
+from polaris_jax.batch.packing import first_fit_decreasing
+from polaris_jax.config import RunConfig, WarmstartSection
+from polaris_jax.data.prompts import render_example
+from polaris_jax.demo.arithmetic import supervised_examples
+from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.models import ModelConfig, Qwen, next_token_logprobs, save_pretrained
 from polaris_jax.models.attention import attend as attention
+from polaris_jax.system.files import write_bytes
+from polaris_jax.system.progress import Progress
 from polaris_jax.train.optimizer import guarded_step
 
 Example = tuple[Sequence[int], Sequence[int]]
@@ -87,18 +96,20 @@ def warm_start(
             examples than a batch.
     """
     _check(examples, section, model.config)
+    length = np.array([len(prompt) + len(completion) for prompt, completion in examples])
     plans = list(_batches(examples, section))
-    row_len = _best_row_len(examples, plans)
-    packed = [_first_fit_decreasing(examples, plan, row_len) for plan in plans]
-    heights = _row_counts([len(bins) for bins in packed])
+    row_len = _best_row_len(length, plans)
+    packed = [first_fit_decreasing(length[plan], row_len) for plan in plans]
+    heights = _row_counts([1 + int(row.max()) for row, _, _ in packed])
     params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), model)
     opt_state = _optimizer(section.learning_rate, section.steps).init(params)
     for first, count in _runs(heights):
-        rows = heights[first]
+        shape = heights[first], row_len
         batches = [
-            _arrays(examples, bins, rows=rows, row_len=row_len)
-            for bins in [*packed[first : first + count], *[[]] * (STEPS_A_CALL - count)]
+            _arrays([examples[i] for i in plans[step]], packed[step], shape)
+            for step in range(first, first + count)
         ]
+        batches += [_arrays([], ((), (), ()), shape)] * (STEPS_A_CALL - count)
         params, opt_state, loss_U = _several_steps(
             params,
             opt_state,
@@ -131,45 +142,24 @@ def _check(examples: Sequence[Example], section: WarmstartSection, config: Model
 
 
 def _batches(examples: Sequence[Example], section: WarmstartSection) -> Iterator[np.ndarray]:
-    """The example indices of every step: shuffled epochs, their ragged ends dropped."""
+    """The example indices of every step: shuffled epochs, their ragged ends dropped; ascending."""
     rng = np.random.default_rng(section.seed)
     order, at = rng.permutation(len(examples)), 0
     for _ in range(section.steps):
         if at + section.batch_size > len(examples):
             order, at = rng.permutation(len(examples)), 0
-        yield order[at : at + section.batch_size]
+        yield np.sort(order[at : at + section.batch_size])
         at += section.batch_size
 
 
-def _length(example: Example) -> int:
-    return len(example[0]) + len(example[1])
-
-
-def _first_fit_decreasing(
-    examples: Sequence[Example], indices: np.ndarray, row_len: int
-) -> list[list[int]]:
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted((int(i) for i in indices), key=lambda i: (-_length(examples[i]), i)):
-        length = _length(examples[i])
-        row = next((r for r, free in enumerate(room) if free >= length), len(bins))
-        if row == len(bins):
-            bins.append([])
-            room.append(row_len)
-        bins[row].append(i)
-        room[row] -= length
-    return bins
-
-
-def _best_row_len(examples: Sequence[Example], plans: Sequence[np.ndarray]) -> int:
+def _best_row_len(length: np.ndarray, plans: Sequence[np.ndarray]) -> int:
     """The row length of least estimated cost, from the first batches."""
-    longest = max(_length(example) for example in examples)
-    unit = -(-longest // ROW_MULTIPLE_TOKENS) * ROW_MULTIPLE_TOKENS
+    unit = -(-int(length.max()) // ROW_MULTIPLE_TOKENS) * ROW_MULTIPLE_TOKENS
 
     def cost(row_len: int) -> int:
-        bins = [_first_fit_decreasing(examples, plan, row_len) for plan in plans[:64]]
-        rows = sum(_row_counts([len(members) for members in bins]))
-        return rows * row_len * (ATTENTION_BREAK_EVEN_TOKENS + row_len)
+        placed = [first_fit_decreasing(length[plan], row_len) for plan in plans[:64]]
+        needed = [1 + int(row.max()) for row, _, _ in placed]
+        return sum(_row_counts(needed)) * row_len * (ATTENTION_BREAK_EVEN_TOKENS + row_len)
 
     return min(
         (unit * n // 2 for n in (2, 3, 4, 6, 8)), key=lambda row_len: (cost(row_len), row_len)
@@ -200,23 +190,24 @@ def _runs(heights: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _arrays(
-    examples: Sequence[Example], bins: list[list[int]], *, rows: int, row_len: int
+    examples: Sequence[Example], places: Sequence[Sequence[int]], shape: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    token_BT = np.zeros((rows, row_len), np.int32)
-    position_BT = np.zeros((rows, row_len), np.int32)
-    segment_BT = np.zeros((rows, row_len), np.int32)
-    weight_BT = np.zeros((rows, row_len), np.float32)
-    for row, members in enumerate(bins):
-        at = 0
-        for segment, i in enumerate(members, start=1):
-            prompt, completion = examples[i]
-            end = at + len(prompt) + len(completion)
-            token_BT[row, at:end] = [*prompt, *completion]
-            position_BT[row, at:end] = np.arange(end - at)
-            segment_BT[row, at:end] = segment
-            # Entry t speaks of token t+1; the first token of a row has no predecessor.
-            weight_BT[row, at + max(len(prompt) - 1, 0) : end - 1] = 1.0
-            at = end
+    """A batch as packed rows.
+
+    Args:
+        examples: the batch's examples.
+        places: row, first position and segment number of each example.
+        shape: (rows, tokens of a row).
+    """
+    token_BT, position_BT, segment_BT = (np.zeros(shape, np.int32) for _ in range(3))
+    weight_BT = np.zeros(shape, np.float32)
+    for (prompt, completion), row, at, segment in zip(examples, *places, strict=True):
+        end = at + len(prompt) + len(completion)
+        token_BT[row, at:end] = [*prompt, *completion]
+        position_BT[row, at:end] = np.arange(end - at)
+        segment_BT[row, at:end] = segment
+        # Entry t speaks of token t+1; the first token of a row has no predecessor.
+        weight_BT[row, at + max(len(prompt) - 1, 0) : end - 1] = 1.0
     weight_BT /= max(weight_BT.sum(), 1.0)
     return {
         "token_BT": token_BT,
@@ -279,3 +270,40 @@ def _cross_entropy(params: Qwen, arrays: dict[str, Array]) -> Array:
     )
     logp_BT, _ = next_token_logprobs(params, hidden_BTD, arrays["token_BT"], segment_BT, 1.0)
     return -jnp.sum(logp_BT * arrays["weight_BT"])
+
+
+def base_model_architecture(config: RunConfig) -> ModelConfig:
+    """The architecture of the model that `make_base_model` makes."""
+    return warmstart_model_config(config.warmstart, vocab_size=len(build_tokenizer()))
+
+
+def make_base_model(config: RunConfig, path: epath.Path, progress: Progress) -> None:
+    """Trains the small base model by supervision, unless it is already there and complete."""
+    section, done = config.warmstart, path / "warmstart.json"
+    identity = dataclasses.asdict(section) | {"prompt_suffix": config.data.prompt_suffix}
+    if done.exists() and json.loads(done.read_text()) == identity:
+        return
+    tokenizer = build_tokenizer()
+    model_config = warmstart_model_config(section, vocab_size=len(tokenizer))
+    suffix = config.data.prompt_suffix
+    examples = [
+        render_example(tokenizer, problem.problem, completion, suffix=suffix)
+        for problem, completion in supervised_examples(
+            section.examples, seed=section.seed, slip_rate=section.slip_rate
+        )
+    ]
+    model = Qwen.init(model_config, jax.random.key(section.seed))
+    progress.line(
+        f"warm start: {section.steps} supervised steps on {len(examples)} worked solutions, "
+        f"{model_config.num_parameters:,} parameters"
+    )
+    with progress.phase("warm start", section.steps) as phase:
+        model = warm_start(
+            model,
+            examples,
+            section,
+            on_step=lambda step, loss: phase.advance_to(step + 1, f"loss {loss:.3f}"),
+        )
+    done.unlink(missing_ok=True)  # or a kill here would leave these weights under the old name
+    save_pretrained(model, path, tokenizer=tokenizer)
+    write_bytes(done, json.dumps(identity, sort_keys=True).encode())

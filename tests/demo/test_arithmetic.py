@@ -11,13 +11,13 @@ from polaris_jax.data.filters import normalized_text
 from polaris_jax.demo import arithmetic
 from polaris_jax.demo.arithmetic import (
     FAMILIES,
+    LARGEST_VALUE,
     MAX_STEPS,
     Chain,
     arithmetic_problems,
     solution,
     supervised_examples,
 )
-from polaris_jax.demo.arithmetic_chains import LARGEST_VALUE, count_chains
 from tests.tolerances import SLIP_RATE_ATOL
 
 STEP = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
@@ -99,7 +99,7 @@ def test_too_many_problems_are_refused():
     with pytest.raises(ValueError, match=r"data\.arithmetic\.held_out=3000000: only about"):
         # A patience of a few hundred draws stands in for minutes of drawing.
         arithmetic._distinct_problems(
-            3_000_000, np.random.default_rng(0), held_out=True, patience=500
+            3_000_000, np.random.default_rng(0), side="held_out", patience=500
         )
 
 
@@ -111,6 +111,28 @@ def test_more_than_can_be_told_are_refused_before_any_is_drawn(monkeypatch, trai
     monkeypatch.setattr(arithmetic, "_distinct_problems", lambda *_, **__: pytest.fail("drawn"))
     with pytest.raises(ValueError, match=rf"data\.arithmetic\.{field}: only about \d+ distinct"):
         arithmetic_problems(train, held_out)
+
+
+def count_chains(family: arithmetic.Family, max_steps: int = MAX_STEPS) -> int:
+    """How many chains a family can tell, counted by the values that they pass through."""
+    count = 0
+    for start, opening in itertools.product(range(2, family.largest_start + 1), family.opening):
+        ways = {start: 1}  # value -> chains so far that end in it
+        for done in range(max_steps):
+            longer: collections.Counter[int] = collections.Counter()
+            for (value, chains), op in itertools.product(ways.items(), family.ops(opening, done)):
+                for n in arithmetic.operands_of(op, value, start):
+                    longer[arithmetic.run_steps(value, [(arithmetic.PLAIN.get(op, op), n)])[0]] += (
+                        chains
+                    )
+            ways = longer
+            if done + 1 >= family.min_steps:
+                count += sum(ways.values())
+    return count
+
+
+def test_the_number_of_all_chains():
+    assert sum(map(count_chains, FAMILIES)) == arithmetic.CHAINS_TOLD
 
 
 @pytest.mark.parametrize("name", ["groups", "compare"])

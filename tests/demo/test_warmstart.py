@@ -1,13 +1,20 @@
 """The warm start: it learns, packs without leaking, and repeats bit for bit."""
 
+from __future__ import annotations
+
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polaris_jax.config import WarmstartSection
+from polaris_jax.config import RunConfig, WarmstartSection
 from polaris_jax.demo import warmstart
 from polaris_jax.demo.warmstart import warm_start
+from polaris_jax.system.files import as_place
+from polaris_jax.system.progress import Progress
 from tests.support.train.cases import QWEN3, logprobs, make_model
 from tests.tolerances import LOGPROB_ATOL, LOSS_RTOL
 
@@ -132,3 +139,20 @@ def test_batches_get_one_of_two_counts_of_rows(needed, given):
 def test_bad_examples_are_named(examples, message):
     with pytest.raises(ValueError, match=message):
         warm_start(make_model(), examples, SECTION)
+
+
+CONFIG = dataclasses.replace(RunConfig(), warmstart=WarmstartSection(steps=1, examples=1))
+
+
+def test_a_kill_while_other_weights_are_written_leaves_no_mark(tmp_path, monkeypatch):
+    done = tmp_path / "warmstart.json"
+    done.write_text(json.dumps({"of": "another warm start"}))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(warmstart, "warm_start", lambda model, *_, **__: model)
+    monkeypatch.setattr(warmstart, "save_pretrained", killed)
+    with pytest.raises(KeyboardInterrupt):
+        warmstart.make_base_model(CONFIG, as_place(tmp_path), Progress(enabled=False))
+    assert not done.exists()
