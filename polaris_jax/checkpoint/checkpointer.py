@@ -95,6 +95,8 @@ class Checkpointer:
         self._warn = warn or (lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
         self._verified: set[int] = set()
         self._torn: set[int] = set()
+        #: The step that this object last saved, verified or restored; None before that.
+        self.newest_saved: int | None = None
 
     @classmethod
     def of(cls, path: AnyPath, **options: Any) -> Checkpointer:
@@ -144,6 +146,7 @@ class Checkpointer:
                 continue
             reason = self._fault(step)
             if reason is None:
+                self.newest_saved = step
                 return step
             older = "; falling back to an older one" if self._only is None else ""
             self._warn(f"checkpoint {step} in {self.directory} is not whole: {reason}{older}")
@@ -188,6 +191,7 @@ class Checkpointer:
             raise CheckpointError(self._save_failure(step, error)) from error
         self._torn.discard(step)
         self._verified.add(step)
+        self.newest_saved = step
 
     def _write(
         self, step: int, leaves: dict[str, Any], host: bytes, host_arrays: list[np.ndarray]
@@ -281,6 +285,7 @@ class Checkpointer:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} cannot be read: {_cause(error)[0]}"
             ) from error
+        self.newest_saved = step
         ordered = [as_committed_as(leaf, restored[path]) for path, leaf in leaves.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), ordered), host
 

@@ -40,7 +40,15 @@ from polaris_jax.models.weights.hf import (
 )
 from polaris_jax.models.weights.safetensors import MAX_SHARD_BYTES, Index
 from polaris_jax.models.weights.sources import resolve
-from polaris_jax.models.weights.tensors import place_params, Weights, hf_shapes, hf_tensors, param_dtype, param_reader, to_hf
+from polaris_jax.models.weights.tensors import (
+    Weights,
+    hf_shapes,
+    hf_tensors,
+    param_dtype,
+    param_reader,
+    place_params,
+    to_hf,
+)
 from polaris_jax.system.files import AnyPath, as_place, first_line, is_remote
 
 _PREFIX = "params/"
@@ -195,12 +203,7 @@ def _open_orbax(path: os.PathLike[str]) -> tuple[CheckpointWeights, epath.Path]:
 
 
 def convert(
-    source: str,
-    target: str,
-    *,
-    form: str,
-    dtype: str,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
+    source: str, target: str, *, form: str, dtype: str, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> str:
     """Writes `target`, and returns a line that describes what was written.
 

@@ -7,6 +7,7 @@ slow.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -132,33 +133,21 @@ def read_host(text: bytes, open_arrays: Callable[[], IO[bytes]]) -> dict[str, An
         open_arrays: opens the file that holds all arrays one after the other; called only if there
             are arrays.
     """
-    places: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as opened:
+        file: IO[bytes] | None = None
 
-    def note(fields: dict[str, Any]) -> dict[str, Any]:
-        if ARRAY in fields:
-            places.append(fields)
-        return fields
-
-    host = json.loads(text, object_hook=note)
-    if not places:
-        return host
-    with open_arrays() as file:
-        for fields in sorted(places, key=lambda fields: fields[ARRAY][2]):
+        def with_array(fields: dict[str, Any]) -> Any:
+            nonlocal file
+            if ARRAY not in fields:
+                return fields
+            file = file or opened.enter_context(open_arrays())
             name, shape, offset = fields[ARRAY]
             dtype = np.dtype(name)
             file.seek(offset)
             data = file.read(dtype.itemsize * math.prod(shape))
-            array = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
-            fields[ARRAY] = array
-    return _placed(host)
+            return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
 
-
-def _placed(value: Any) -> Any:
-    if isinstance(value, dict):
-        if ARRAY in value:
-            return value[ARRAY]
-        return {name: _placed(item) for name, item in value.items()}
-    return [_placed(item) for item in value] if isinstance(value, list) else value
+        return json.loads(text, object_hook=with_array)
 
 
 def _check_keys(value: Any, path: str) -> None:

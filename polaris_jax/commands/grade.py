@@ -36,8 +36,8 @@ from polaris_jax.reward.extract import Mode
 from polaris_jax.reward.math.equivalence import explain_path, gold_texts
 from polaris_jax.run.progress_file import name_aside, whole_rows
 from polaris_jax.system.files import append_bytes, as_place, is_remote, write_bytes
-from polaris_jax.system.signals import begin_work
 from polaris_jax.system.progress import Progress
+from polaris_jax.system.signals import begin_work
 
 BATCH_ROWS = 1000
 HASH_BYTES = 1 << 20

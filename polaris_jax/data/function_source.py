@@ -27,7 +27,7 @@ from typing import IO, Any, NoReturn, cast
 
 from polaris_jax.data.sources import DataError, Row
 from polaris_jax.records import Problem
-from polaris_jax.system.interrupts import raise_interrupt
+from polaris_jax.system.signals import raise_interrupt
 
 SILENCE_S = 300.0  # a function that gives no row for so long is ended
 MAX_ROW_BYTES = 1 << 24  # of a row's JSON

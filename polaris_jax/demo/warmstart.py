@@ -190,7 +190,9 @@ def _runs(heights: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _arrays(
-    examples: Sequence[Example], places: Sequence[Sequence[int]], shape: tuple[int, int]
+    examples: Sequence[Example],
+    places: Sequence[Sequence[int] | np.ndarray],
+    shape: tuple[int, int],
 ) -> dict[str, np.ndarray]:
     """A batch as packed rows.
 

@@ -50,10 +50,7 @@ class Decision:
 
 
 def candidate_temperatures(
-    current: float,
-    entropy_first: float | None,
-    entropy_last: float | None,
-    max_candidates: int,
+    current: float, entropy_first: float | None, entropy_last: float | None, max_candidates: int
 ) -> tuple[float, ...]:
     """The temperatures above `current` to measure at a stage's end, in ascending order.
 

@@ -10,8 +10,11 @@ import resource
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import jax
+
+from polaris_jax.models import ModelConfig
 from polaris_jax.records import TrainBatch
 
 # Dense bfloat16 FLOP/s of one jax device, by a part of its `device_kind` in lower case; the first
@@ -34,26 +37,7 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 )
 
 
-class Architecture(Protocol):
-    """The sizes that FLOPs depend on; `models.ModelConfig` has these fields."""
-
-    @property
-    def num_parameters(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def tie_embeddings(self) -> bool: ...
-
-
-def forward_flops_per_token(model: Architecture, context_tokens: float) -> float:
+def forward_flops_per_token(model: ModelConfig, context_tokens: float) -> float:
     """FLOPs of one token's forward pass.
 
     A token takes two FLOPs for each weight that is multiplied (the head is multiplied, the
@@ -72,7 +56,7 @@ def forward_flops_per_token(model: Architecture, context_tokens: float) -> float
 
 
 def train_flops_per_token(
-    model: Architecture, context_tokens: float, *, remat: bool = False
+    model: ModelConfig, context_tokens: float, *, remat: bool = False
 ) -> float:
     """FLOPs of one token's forward and backward pass (three times the forward: 6 N + attention).
 
@@ -107,7 +91,7 @@ def mfu(flops: float, seconds: float, *, device_kind: str, devices: int) -> floa
     return flops / seconds / (peak * devices) if peak and seconds > 0 else None
 
 
-def update_flops(model: Architecture, batches: Iterable[TrainBatch]) -> float:
+def update_flops(model: ModelConfig, batches: Iterable[TrainBatch]) -> float:
     """Model FLOPs of an update on packed rows; padding does not count.
 
     Each token counts with the number of keys that the token attends to.
@@ -145,8 +129,6 @@ def memory_metrics() -> dict[str, float | None]:
     `memory/host_bytes` and `memory/host_peak_bytes` are resident sizes of this process.
     `memory/device_bytes`, `_peak_bytes` and `_limit_bytes` are maxima over its local devices.
     """
-    import jax
-
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
 
     def fullest(name: str) -> float | None:

@@ -13,13 +13,13 @@ from polaris_jax.config import (
     MeshSection,
     RolloutSection,
     RunConfig,
-    check_mesh,
     row_len_tokens,
 )
 from polaris_jax.models import ModelConfig, RopeScaling
 from polaris_jax.models.presets import PRESETS, preset
 from polaris_jax.models.weights.hf_config import load_config_json, parse_config
 from polaris_jax.rollout.kv.backends import BACKENDS
+from polaris_jax.sharding import mesh_shape
 from polaris_jax.system.files import as_place
 
 
@@ -185,19 +185,9 @@ def config_setting(config: RunConfig, *, devices: int, local_devices: int) -> Se
             mesh, or the sampler does not use all of its `local_devices`.
     """
     check_sampler(config, local_devices=local_devices)
-    mesh = config.mesh
-    check_mesh(mesh)
-    others = mesh.data * mesh.context * mesh.tensor
-    fsdp = devices // others if mesh.fsdp == -1 else mesh.fsdp
-    if others * fsdp != devices:
-        raise ConfigError(
-            f"mesh.fsdp={mesh.fsdp}: with data={mesh.data}, context={mesh.context}, "
-            f"tensor={mesh.tensor} the mesh needs {others * max(fsdp, 1)} devices and the topology "
-            f"has {devices}; choose sizes whose product is {devices}, or fsdp=-1"
-        )
+    mesh = dataclasses.replace(config.mesh, fsdp=mesh_shape(config.mesh, devices)[1])
     tensor = config.rollout.tensor
-    rows = config.batch.rows or mesh.data * fsdp
-    setting = Setting(dataclasses.replace(mesh, fsdp=fsdp), rows, tensor)
+    setting = Setting(mesh, config.batch.rows or mesh.data * mesh.fsdp, tensor)
     if setting.rows % setting.row_shards:
         raise ConfigError(
             f"batch.rows={setting.rows}: the rows of a microbatch are split over mesh.data x "

@@ -96,15 +96,9 @@ def _length(axes: Sequence[Axes], lines: Lines, stages: Lines) -> None:
         curve(bottom, lines, f"rollout/clip_ratio{suffix}", label=label, color=color)
     ends = [stage["first_step"] for stage in stages[1:]] + [lines[-1]["step"] + 1]
     for index, (stage, end) in enumerate(zip(stages, ends, strict=False)):
-        top.hlines(
-            stage["max_response_tokens"],
-            stage["first_step"] - 0.5,
-            end - 0.5,
-            color=RED,
-            linewidth=1.2,
-            linestyle=":",
-            label="budget" if index == 0 else None,
-        )
+        budget, first = stage["max_response_tokens"], stage["first_step"]
+        label = "" if index else "budget"
+        top.hlines(budget, first - 0.5, end - 0.5, RED, ":", label=label, linewidth=1.2)
     from_zero(top, "tokens (mean)")
     top.yaxis.set_major_formatter(TOKENS)
     rates(bottom, "cut by the budget")

@@ -52,7 +52,7 @@ def difficulty_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
     with panels(path, f"Problem difficulty for this model: {summary['shape']}") as (axes,):
         for correct, count in enumerate(counts):
             dropped = {"color": GREY, "hatch": "///", "alpha": 0.65}
-            look = {"color": BLUE} if correct <= kept_to else dropped
+            look: dict[str, Any] = {"color": BLUE} if correct <= kept_to else dropped
             axes.bar(correct, count, width=0.82, edgecolor="white", **look)
             note(axes, f"{count}\n{count / total:.0%}", (correct, count), va="bottom")
         axes.set_xticks(range(len(counts)), [f"{k}/{n}" for k in range(len(counts))])
@@ -232,8 +232,8 @@ def _budget_panel(axes: Axes, runs: Runs) -> None:
         axes.plot(budgets, [p["accuracy"] for p in points], color=plain, marker=marker, label=name)
         if yarn := [p for p in points if p.get("accuracy_yarn") is not None]:
             budgets_on, scores = ([p[key] for p in yarn] for key in ("budget", "accuracy_yarn"))
-            look = {"color": scaled, "marker": marker, "label": f"{name}, YaRN"}
-            axes.plot(budgets_on, scores, linestyle="--", **look)
+            style = f"{marker}--"
+            axes.plot(budgets_on, scores, style, color=scaled, label=f"{name}, YaRN")
         if budgets:
             axes.set_xscale("log", base=2)
             ticks = _apart(budgets)

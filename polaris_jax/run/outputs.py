@@ -29,21 +29,10 @@ from polaris_jax.system import processes
 
 # Null in the metrics of a step without an update.
 UPDATE_METRICS = (
-    "rollout/logp_gap_mean",
-    "rollout/logp_gap_max",
-    "batch/padding_share",
-    "batch/attention_imbalance",
-    "batch/context_imbalance",
-    "batch/tokens",
-    "update/loss",
-    "update/grad_norm",
-    "update/entropy",
-    "update/fresh_entropy",
-    "update/clip_fraction_low",
-    "update/clip_fraction_high",
-    "update/clip_fraction_dual",
-    "update/ratio_mean",
-    "update/skipped",
+    *("rollout/logp_gap_mean", "rollout/logp_gap_max", "batch/padding_share", "batch/tokens"),
+    *("batch/attention_imbalance", "batch/context_imbalance", "update/loss", "update/grad_norm"),
+    *("update/entropy", "update/fresh_entropy", "update/ratio_mean", "update/skipped"),
+    *(f"update/clip_fraction_{side}" for side in ("low", "high", "dual")),
 )
 
 
@@ -206,17 +195,9 @@ def step_text(step: int, metrics: Mapping[str, Any]) -> str:
 
 GRADER_STATS = ("graded", "timeouts", "crashes")
 SAMPLER_STATS = (
-    "slot_occupancy",
-    "row_waste",
-    "live_rows_min",
-    "live_rows_max",
-    "pages_peak",
-    "preemptions",
-    "prefix_hits",
-    "prefix_query_tokens",
-    "prefix_hit_tokens",
-    "prefix_hit_rate",
-    "compiles",
+    *("slot_occupancy", "row_waste", "live_rows_min", "live_rows_max", "pages_peak"),
+    *("preemptions", "prefix_hits", "prefix_query_tokens", "prefix_hit_tokens"),
+    *("prefix_hit_rate", "compiles"),
 )
 
 

@@ -1,34 +1,32 @@
 """Meshes and shardings: mesh axes are named here and in the trainer's `shard_map`.
 
-mesh        the trainer's mesh and the shardings of its batches
-parameters  the tables from logical axes to mesh axes, and the placement of parameters
-sampler     the sampler's mesh, and how programs are split over it
+mesh     the trainer's mesh, and how batches and parameters lie on it
+sampler  the sampler's mesh, and how programs are split over it
 """
 
 from polaris_jax.sharding.mesh import (
     CONTEXT,
     MESH_AXES,
     ROW_AXES,
+    SAMPLER_RULES,
     TENSOR,
     TOKEN_AXES,
-    batch_sharding,
-    make_mesh,
-    replicated,
-    row_shards,
-    stack_sharding,
-    wide_axes,
-)
-from polaris_jax.sharding.parameters import (
-    SAMPLER_RULES,
     TRAINER_RULES,
     Rules,
+    batch_sharding,
     global_array,
     in_host_memory,
     leaf_spec,
+    make_mesh,
+    mesh_shape,
     moved,
     on_device,
     param_shardings,
     private_copies,
+    replicated,
+    row_shards,
+    stack_sharding,
+    wide_axes,
 )
 from polaris_jax.sharding.sampler import (
     SAMPLER_AXES,
@@ -77,6 +75,7 @@ __all__ = [
     "in_host_memory",
     "leaf_spec",
     "make_mesh",
+    "mesh_shape",
     "make_sampler_mesh",
     "moved",
     "on_device",

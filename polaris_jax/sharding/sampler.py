@@ -16,8 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.config import ConfigError
-from polaris_jax.sharding.mesh import TENSOR, replicated
-from polaris_jax.sharding.parameters import global_array
+from polaris_jax.sharding.mesh import TENSOR, global_array, replicated
 
 SAMPLER_AXES = ("data", TENSOR)
 

@@ -79,12 +79,7 @@ class Progress:
         """A bar (or rare plain lines) for `total` pieces of work."""
         if self.enabled and self._stream.isatty() and self.rich is None:
             from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                TextColumn,
-                TimeElapsedColumn,
-            )
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as RichProgress
 
             columns = (

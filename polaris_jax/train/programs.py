@@ -42,12 +42,7 @@ Arrays = dict[str, Array]
 INT_FIELDS = ("token_BT", "target_BT", "position_BT", "segment_BT")
 LOGPROB_FIELDS = (*INT_FIELDS, "temperature_BT", "weight_BT", "fresh_BT")
 # The arrays that are uploaded, [rows, row_len] each: TrainBatch's fields and the next tokens.
-FIELDS = (
-    *LOGPROB_FIELDS,
-    "advantage_BT",
-    "old_logp_BT",
-    "sampler_logp_BT",
-)
+FIELDS = (*LOGPROB_FIELDS, "advantage_BT", "old_logp_BT", "sampler_logp_BT")
 
 # The names that `local_loss` sums over a microbatch's tokens; `*_max` is a maximum.
 SUMS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -103,26 +104,26 @@ def state_shardings(config: ModelConfig, optimizer: OptimizerSection, mesh: Mesh
     abstract = _abstract(config, optimizer)
     params = param_shardings(abstract.params, mesh, TRAINER_RULES, axes=param_axes(config))
     moments = in_host_memory(params) if optimizer.moments_in_host_memory else params
-
-    def is_model(node: Any) -> bool:
-        return isinstance(node, Qwen)
-
-    rest = jax.tree.map(
-        lambda node: moments if is_model(node) else replicated(mesh),
-        dataclasses.replace(abstract, params=None),
-        is_leaf=is_model,
-    )
+    rest = dataclasses.replace(abstract, params=None)
+    rest = _map_models(lambda _: moments, rest, other=lambda _: replicated(mesh))
     return dataclasses.replace(rest, params=params)
+
+
+def _map_models(
+    function: Callable[[Qwen], Any], tree: Any, *, other: Callable[[Any], Any] = lambda leaf: leaf
+) -> Any:
+    """A pytree with `function` applied to each model in it, and `other` to all other leaves."""
+    return jax.tree.map(
+        lambda node: function(node) if isinstance(node, Qwen) else other(node),
+        tree,
+        is_leaf=lambda node: isinstance(node, Qwen),
+    )
 
 
 def parked_shardings(shardings: TrainState) -> TrainState:
     """`state_shardings` with weights and moments in host memory; the counters stay on device."""
     model_shardings = in_host_memory(shardings.params)
-    opt_state = jax.tree.map(
-        lambda node: model_shardings if isinstance(node, Qwen) else node,
-        shardings.opt_state,
-        is_leaf=lambda node: isinstance(node, Qwen),
-    )
+    opt_state = _map_models(lambda _: model_shardings, shardings.opt_state)
     return dataclasses.replace(shardings, params=model_shardings, opt_state=opt_state)
 
 
@@ -158,11 +159,7 @@ def with_rope_scaling(state: TrainState, rope_scaling: RopeScaling | None) -> Tr
 
     The moments change, too, because their pytrees hold the model's config.
     """
-    return jax.tree.map(
-        lambda x: x.with_rope_scaling(rope_scaling) if isinstance(x, Qwen) else x,
-        state,
-        is_leaf=lambda x: isinstance(x, Qwen),
-    )
+    return _map_models(lambda model: model.with_rope_scaling(rope_scaling), state)
 
 
 def load_sharded(path: str, mesh: Mesh) -> Qwen:

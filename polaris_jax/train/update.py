@@ -290,12 +290,7 @@ class Updater:
     def _programs_for(self, config: ModelConfig) -> UpdatePrograms:
         if config not in self._programs:
             self._programs[config] = update_programs(
-                config,
-                self.objective,
-                self.optimizer,
-                self.model,
-                self.mesh,
-                row_len=self.row_len,
+                config, self.objective, self.optimizer, self.model, self.mesh, row_len=self.row_len
             )
         return self._programs[config]
 

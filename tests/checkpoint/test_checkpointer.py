@@ -212,12 +212,13 @@ def test_keep_last_deletes_the_oldest(saver):
         saver.save(step, tree(step), {"step": step})
     assert saver.steps() == [10, 12]
     assert names_in(saver) == ["10", "12"]
-    assert saver.latest() == 12
+    assert saver.latest() == saver.newest_saved == 12
     assert saver.restore(10, tree())[1] == {"step": 10}
 
 
 def test_nothing_yet(saver):
     assert saver.latest() is None
+    assert saver.newest_saved is None
     assert saver.steps() == []
     with pytest.raises(ConfigError, match="no whole checkpoint"):
         saver.latest_or_error()
