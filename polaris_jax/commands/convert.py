@@ -19,11 +19,19 @@ from polaris_jax.system.signals import begin_work
 
 
 def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("from", "", "source", flag_values=values)
+    flags.DEFINE_string(
+        "from", "", "Hugging Face directory, Hub id, GGUF file or checkpoint", flag_values=values
+    )
     flags.DEFINE_string("to", "", "target directory, new or empty", flag_values=values)
-    flags.DEFINE_enum("format", "auto", ["auto", "hf", "orbax"], "of --to", flag_values=values)
     flags.DEFINE_enum(
-        "dtype", "auto", ["auto", "float32", "bfloat16"], "of the weights", flag_values=values
+        "format", "auto", ["auto", "hf", "orbax"], "format of --to", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "dtype",
+        "auto",
+        ["auto", "float32", "bfloat16"],
+        "type of the written weights",
+        flag_values=values,
     )
 
 

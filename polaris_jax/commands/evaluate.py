@@ -23,8 +23,13 @@ from polaris_jax.system.signals import begin_work
 
 
 def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("checkpoint", "", "path, or latest; none: base", flag_values=values)
-    flags.DEFINE_string("tag", "", "put before the file names", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint",
+        "",
+        "path of a checkpoint, or latest; empty: the base model",
+        flag_values=values,
+    )
+    flags.DEFINE_string("tag", "", "text put before the file names", flag_values=values)
 
 
 def main(argv: list[str]) -> int:

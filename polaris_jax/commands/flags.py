@@ -137,18 +137,16 @@ def _help(doc: str, values: flags.FlagValues, section: str | None) -> str:
 
 def _flag_lines(values: flags.FlagValues) -> str:
     """One line a flag, in the order of declaration."""
-    lines = []
+    texts = {}
     for name in values:
         flag = values[name]
-        if name != flag.name or name.startswith("config."):
-            continue
-        default = "" if flag.default in (None, "", False) else f" (default {flag.default})"
-        lines.append(f"  --{name:<14} {' '.join(flag.help.split())}{default}")
-    if "config" in values:
-        lines[1:1] = [
-            "  --config.A.B=V   overrides a field, --config.stages[0].A=V one of a stage",
-        ]
-    return "\n".join(lines)
+        if name == flag.name and not name.startswith("config."):
+            default = "" if flag.default in (None, "", False) else f" (default {flag.default})"
+            texts[name] = f"{' '.join(flag.help.split())}{default}"
+            if name == "config":
+                texts["config.A.B=V"] = "overrides a field, --config.stages[0].A=V one of a stage"
+    width = max(map(len, texts))
+    return "\n".join(f"  --{name:<{width}}  {text}" for name, text in texts.items())
 
 
 def _one_line(error: BaseException) -> str:

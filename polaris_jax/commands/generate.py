@@ -25,24 +25,33 @@ if TYPE_CHECKING:
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("model", "", "HF directory, Hub id or GGUF file", flag_values=values)
     flags.DEFINE_string("prompt", "", "the user's text; - reads stdin", flag_values=values)
-    flags.DEFINE_integer("n", 1, "completions", lower_bound=1, flag_values=values)
-    flags.DEFINE_float("temperature", 0.6, "0 is greedy", lower_bound=0.0, flag_values=values)
+    flags.DEFINE_integer("n", 1, "number of completions", lower_bound=1, flag_values=values)
     flags.DEFINE_float(
-        "top_p", 1.0, "1 is off", lower_bound=0.0, upper_bound=1.0, flag_values=values
+        "temperature", 0.6, "sampling temperature; 0: greedy", lower_bound=0.0, flag_values=values
     )
-    flags.DEFINE_integer("top_k", 0, "0 is off", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("max_tokens", 512, "budget", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "of the sampling noise", flag_values=values)
+    flags.DEFINE_float(
+        "top_p",
+        1.0,
+        "samples from the likeliest tokens of this total; 1: off",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "top_k", 0, "samples from the k likeliest tokens; 0: off", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_integer("max_tokens", 512, "longest completion", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "seed of the sampling noise", flag_values=values)
     flags.DEFINE_string("suffix", PROMPT_SUFFIX, "added to the prompt", flag_values=values)
     flags.DEFINE_bool("raw", False, "leave out chat template and suffix", flag_values=values)
     flags.DEFINE_enum(
         "dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=values
     )
-    flags.DEFINE_float("yarn", 1.0, "YaRN factor, 1 is off", lower_bound=1.0, flag_values=values)
+    flags.DEFINE_float("yarn", 1.0, "YaRN factor; 1: off", lower_bound=1.0, flag_values=values)
     flags.DEFINE_integer(
         "yarn_original",
         0,
-        "length YaRN stretches; 0: the checkpoint's",
+        "length that YaRN stretches; 0: the checkpoint's",
         lower_bound=0,
         flag_values=values,
     )

@@ -50,17 +50,25 @@ PRESETS = ["strict", "default", "lenient"]
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("input", "", "JSON lines of responses", flag_values=values)
     flags.DEFINE_string("out", "", "where graded rows go", flag_values=values)
-    flags.DEFINE_string("text_field", "", "of the response; found by itself", flag_values=values)
-    flags.DEFINE_string("gold_field", "", "of the gold; found by itself", flag_values=values)
+    flags.DEFINE_string(
+        "text_field", "", "field of the response; empty: found by its name", flag_values=values
+    )
+    flags.DEFINE_string(
+        "gold_field", "", "field of the gold answer; empty: found by its name", flag_values=values
+    )
     flags.DEFINE_string("problems", "", "problem file with the golds", flag_values=values)
     flags.DEFINE_enum("mode", "eval", MODES, "how answers are extracted", flag_values=values)
     flags.DEFINE_enum("preset", "default", PRESETS, "what counts as equal", flag_values=values)
-    flags.DEFINE_integer("workers", 2, "processes", lower_bound=1, flag_values=values)
-    flags.DEFINE_float("timeout_s", 5.0, "of one answer", lower_bound=0.01, flag_values=values)
-    flags.DEFINE_integer(
-        "memory_mib", 1024, "of one worker; 0: no limit", lower_bound=0, flag_values=values
+    flags.DEFINE_integer("workers", 2, "grader processes", lower_bound=1, flag_values=values)
+    flags.DEFINE_float(
+        "timeout_s", 5.0, "deadline of one answer, in seconds", lower_bound=0.01, flag_values=values
     )
-    flags.DEFINE_bool("explain", False, "ANSWER GOLD: the path of one pair", flag_values=values)
+    flags.DEFINE_integer(
+        "memory_mib", 1024, "memory of one worker; 0: no limit", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_bool(
+        "explain", False, "ANSWER GOLD: prints how one pair is decided", flag_values=values
+    )
 
 
 def main(argv: list[str]) -> int:

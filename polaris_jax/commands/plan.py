@@ -25,14 +25,19 @@ from polaris_jax.system.signals import begin_work
 
 
 def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("topology", "", "e.g. v5p:2x2x4, v6e:8x8, h100:8", flag_values=values)
+    flags.DEFINE_string(
+        "topology", "", "the pod, such as v5p:2x2x4, v6e:8x8 or h100:8", flag_values=values
+    )
     flags.DEFINE_integer(
-        "stage", None, "from 0; default: the one with the longest responses", flag_values=values
+        "stage",
+        None,
+        "stage, from 0; default: the one with the longest responses",
+        flag_values=values,
     )
     flags.DEFINE_float(
         "mean_response_tokens",
         0.0,
-        "for the estimates; 0: 20,000 or half of the budget",
+        "mean length for the estimates; 0: 20,000 or half of the budget",
         lower_bound=0.0,
         flag_values=values,
     )
@@ -40,13 +45,23 @@ def _define(values: flags.FlagValues) -> None:
         "pool", "freed", ["freed", "kept"], "the KV pool during the update", flag_values=values
     )
     flags.DEFINE_float(
-        "hbm_gib", 0.0, "of a device; 0: the chip's", lower_bound=0.0, flag_values=values
+        "hbm_gib", 0.0, "memory of a device; 0: the chip's", lower_bound=0.0, flag_values=values
     )
     flags.DEFINE_float(
-        "mfu", 0.4, "of the update", lower_bound=0.01, upper_bound=1.0, flag_values=values
+        "mfu",
+        0.4,
+        "assumed model FLOPs utilisation of the update",
+        lower_bound=0.01,
+        upper_bound=1.0,
+        flag_values=values,
     )
     flags.DEFINE_float(
-        "bandwidth", 0.6, "share in decode", lower_bound=0.01, upper_bound=1.0, flag_values=values
+        "bandwidth",
+        0.6,
+        "assumed share of the memory bandwidth in decode",
+        lower_bound=0.01,
+        upper_bound=1.0,
+        flag_values=values,
     )
     flags.DEFINE_bool("search", False, "try meshes and row counts", flag_values=values)
     flags.DEFINE_string("out", "plan.json", "where the plan is written", flag_values=values)

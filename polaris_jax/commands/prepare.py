@@ -1,8 +1,8 @@
 r"""Problems from anywhere to the workdir's problems.parquet.
 
-Reads `data.problems` (jsonl, json, parquet, a Hugging Face data set directory or name; empty: the
-procedural problems of `data.arithmetic`), validates, deduplicates and filters; prepare.json counts
-every row left out, by reason.
+Reads `data.problems` (jsonl, json, parquet, a Hugging Face data set directory or name, a function
+as file.py:name; empty: the procedural problems of `data.arithmetic`), validates, deduplicates and
+filters; prepare.json counts every row left out, by reason.
 
 Example:
   polaris prepare --config=configs/polaris_4b.py --workdir=runs/4b \

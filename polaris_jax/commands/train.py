@@ -28,7 +28,7 @@ from polaris_jax.system.signals import StopRequest, stopped_status
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("overwrite", False, "start anew in a used workdir", flag_values=values)
-    flags.DEFINE_integer("stage", -1, "begin at this stage, from 0", flag_values=values)
+    flags.DEFINE_integer("stage", -1, "number of the stage to begin at, from 0", flag_values=values)
     flags.DEFINE_string("from", "", "checkpoint to begin a later stage from", flag_values=values)
 
 
