@@ -16,7 +16,7 @@ from etils import epath
 
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.snapshots import SnapshotSaver
-from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_tokens
+from polaris_jax.config import ConfigError, RewardSection, RunConfig, config_hash, row_len_tokens
 from polaris_jax.data.problem_sets import find_training_problems, fitting
 from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.demo.arithmetic import arithmetic_problems
@@ -52,6 +52,7 @@ class Solver:
         stop_token_ids: ids that end a response.
         grader: the grading workers of this process.
         samplers: makes samplers.
+        correct_at: `reward.correct_at`.
     """
 
     tokenizer: Any
@@ -59,6 +60,7 @@ class Solver:
     stop_token_ids: tuple[int, ...]
     grader: Grader
     samplers: Samplers
+    correct_at: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,7 @@ def assemble(
     Raises:
         ConfigError: problems, model, devices or workdir do not suit the config.
     """
+    check_reward(config.reward)
     problems, origin = training_problems(config, workdir, progress)
     held_out = evaluation_problems(config, progress)[0] if config.evaluate.every_steps else []
     model_config = base_model_config(config)
@@ -198,19 +201,39 @@ def open_solver(
         samplers: makes the samplers.
         end_ids: the model's `ModelConfig.end_ids`.
     """
-    section = config.reward
-    with Grader(
-        workers=section.workers,
-        timeout_s=section.timeout_s,
-        memory_limit_bytes=section.memory_limit_bytes,
-    ) as grader:
+    with open_grader(config.reward) as grader:
         yield Solver(
             tokenizer=tokenizer,
             prompt_suffix=config.data.prompt_suffix,
             stop_token_ids=stop_token_ids(tokenizer, end_ids),
             grader=grader,
             samplers=samplers,
+            correct_at=config.reward.correct_at,
         )
+
+
+def open_grader(section: RewardSection) -> Grader:
+    """The grading workers of `config.reward`. Close them at the end.
+
+    Raises:
+        ConfigError: a function of `reward.function` cannot be used.
+    """
+    return Grader(
+        workers=section.workers,
+        timeout_s=section.timeout_s,
+        memory_limit_bytes=section.memory_limit_bytes,
+        function=section.function,
+    )
+
+
+def check_reward(section: RewardSection) -> None:
+    """Raises ConfigError if a function of `reward.function` cannot be used: a worker tries.
+
+    Raises:
+        ConfigError: a function is missing, not callable, or importing it fails.
+    """
+    if section.function:
+        open_grader(section).close()
 
 
 # ---- problems

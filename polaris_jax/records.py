@@ -41,6 +41,7 @@ class Problem:
         source: origin of the problem, for reports.
         pass_rate: share of right calibration rollouts, in [0, 1]; None before calibration.
         response_tokens: mean length of calibration rollouts; None before calibration.
+        extra: the row's other columns, JSON values; a reward function sees them.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Problem:
     source: str = ""
     pass_rate: float | None = None
     response_tokens: float | None = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Group:
         begun: version of the policy when sampling began; no token is older.
         responses: n responses; () before sampling begins.
         texts: the n decoded responses, special tokens left out; () while a response is unfinished.
+        extra: `Problem.extra`.
     """
 
     problem_id: str
@@ -111,6 +114,7 @@ class Group:
     begun: int = 0
     responses: tuple[Response, ...] = ()
     texts: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -145,6 +149,14 @@ def require_rewards(
         )
 
 
+def correct_rewards(reward_PR: np.ndarray, correct_at: float) -> np.ndarray:
+    """True for each reward that counts as correct: at least `correct_at`.
+
+    Both sides are float32, as rewards are: 0.7 in float32 is a little less than 0.7.
+    """
+    return np.asarray(reward_PR, np.float32) >= np.float32(correct_at)
+
+
 def require_fields(state: Mapping[str, Any], *names: str) -> None:
     """Raises ValueError if a field of a `state_dict` is missing.
 
@@ -177,6 +189,9 @@ class Graded:
         rescued_PR: True if a row came from the rescue sink; all False if not given.
         versions: [P][R] `Response.versions`, empty for a rescued row; None if unknown, then all
             tokens count as the present policy's.
+        parts: [P][R] named entries that reward functions returned beside the reward; empty for a
+            rescued row; None if no response has any.
+        correct_at: reward from which a response counts as correct.
     """
 
     problem_ids: Sequence[str]
@@ -189,6 +204,8 @@ class Graded:
     reward_PR: np.ndarray
     rescued_PR: np.ndarray | None = None
     versions: Sequence[Sequence[Versions]] | None = None
+    parts: Sequence[Sequence[Mapping[str, float | None]]] | None = None
+    correct_at: float = 1.0
 
     def __post_init__(self) -> None:
         reward_PR = np.asarray(self.reward_PR, np.float32)
@@ -209,7 +226,7 @@ class Graded:
         for name in ("prompts", "golds"):
             if (count := len(getattr(self, name))) != prompts:
                 raise ValueError(f"{name} holds {count} of {prompts} prompts: give one each")
-        for name in ("token_ids", "logprobs", "texts", "finish_reasons", "versions"):
+        for name in ("token_ids", "logprobs", "texts", "finish_reasons", "versions", "parts"):
             groups = getattr(self, name)
             if groups is None:
                 continue
@@ -227,6 +244,11 @@ class Graded:
 
     def __len__(self) -> int:
         return len(self.problem_ids)
+
+    @property
+    def correct_PR(self) -> np.ndarray:
+        """True for responses that count as correct."""
+        return correct_rewards(self.reward_PR, self.correct_at)
 
     @property
     def informative_P(self) -> np.ndarray:

@@ -27,7 +27,12 @@ from polaris_jax.batch import (
 from polaris_jax.batch.packing import stale_tokens
 from polaris_jax.measure.solve import grade_groups, graded_here
 from polaris_jax.metrics import value_of
-from polaris_jax.metrics.rollout_stats import age_metrics, carried_metrics, rollout_metrics
+from polaris_jax.metrics.rollout_stats import (
+    age_metrics,
+    carried_metrics,
+    part_metrics,
+    rollout_metrics,
+)
 from polaris_jax.metrics.throughput import update_flops
 from polaris_jax.models import packs_rows
 from polaris_jax.records import Graded, Group, TrainBatch
@@ -166,7 +171,13 @@ def grade(parts: Parts, state: RunState, batch: dict[int, Group], grading: Grade
     """The batch with its rewards, which `reward.control=permute` shuffles within each group."""
     section = parts.config.reward
     with parts.clock.timer("grade"):
-        graded = grade_groups(parts.solver.grader, batch, mode=section.mode, ahead=grading)
+        graded = grade_groups(
+            parts.solver.grader,
+            batch,
+            mode=section.mode,
+            correct_at=section.correct_at,
+            ahead=grading,
+        )
     if section.control == "permute":
         shuffle = step_rng(parts, state, "permute")
         graded = dataclasses.replace(graded, reward_PR=shuffle.permuted(graded.reward_PR, axis=1))
@@ -179,7 +190,9 @@ def record(
     """The state with its accuracy and length tables updated, and the batch's rollout metrics."""
     lengths, accuracy, stage = copy.copy(state.lengths), copy.copy(state.accuracy), state.stage
     lengths.record(graded.problem_ids, graded.token_ids)
-    accuracy.record(graded.problem_ids, graded.reward_PR, stage=stage.stage)
+    accuracy.record(
+        graded.problem_ids, graded.reward_PR, stage=stage.stage, correct_at=graded.correct_at
+    )
     draws = [group.draw for group in batch.values()]
     parts.outputs.write_rollouts(state.step, graded, draws=draws, attempt=attempt)
     metrics = rollout_metrics(
@@ -187,6 +200,7 @@ def record(
     )
     if parts.config.rollout.partial_rollouts == "carry":
         metrics |= age_metrics(graded.versions or (), version=state.policy_version)
+    metrics |= part_metrics(graded)
     metrics["data/epoch"] = next(iter(batch.values())).epoch
     state = dataclasses.replace(state, lengths=lengths, accuracy=accuracy)
     tokens = sum(len(response) for group in graded.token_ids for response in group)

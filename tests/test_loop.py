@@ -1,5 +1,6 @@
 """A run that is killed, stopped and torn ends with the bytes of one that was not."""
 
+import dataclasses
 import json
 import signal
 from typing import Any
@@ -208,6 +209,19 @@ def test_a_stage_is_scored_at_its_own_temperature(monkeypatch, stage, temperatur
     assert samplers.released == 1
     off_beat = make_state(step=3, stage=stage_at(stage), train=train)
     assert held_out.held_out_score(parts, off_beat, stop=StopRequest()) is None
+
+
+def test_a_held_out_score_counts_correct_responses_and_says_the_mean_reward(monkeypatch):
+    config = build_config({"evaluate": {"every_steps": 1}})
+    parts = make_parts(config, held_out=(Problem("a", "?", "1"),), samplers=Reused())
+    for correct_at, said in ((1.0, "avg@8 50.0%"), (0.5, "avg@8 100.0%, mean reward 0.750")):
+        record = dataclasses.replace(graded([0.5 if correct_at < 1 else 0.0, 1.0]))
+        record = dataclasses.replace(record, correct_at=correct_at)
+        monkeypatch.setattr(held_out, "solve", lambda *_, record=record, **__: record)
+        state = make_state(step=1, train=Train())
+        held_out.held_out_score(parts, state, stop=StopRequest())
+        line = parts.progress.lines[-1].replace(" on 1 held-out problems at temperature 0.6", "")
+        assert line.endswith(said)
 
 
 def test_a_run_learns_counts_and_says_what_it_did(whole):

@@ -40,6 +40,7 @@ def test_a_reward_outside_0_to_1_is_refused_with_its_problem(reward):
         ({"golds": ["1"]}, "golds holds 1 of 2 prompts"),
         ({"texts": [["x"] * 2, ["x"]]}, r"texts holds groups of \[2, 1\]"),
         ({"versions": [[()] * 2]}, r"versions holds groups of \[2\]"),
+        ({"parts": [[{}] * 2, [{}]]}, r"parts holds groups of \[2, 1\]"),
         ({"rescued_PR": np.zeros((2, 1), bool)}, r"rescued_PR has shape \(2, 1\)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -47,3 +48,12 @@ def test_a_reward_outside_0_to_1_is_refused_with_its_problem(reward):
 def test_fields_of_other_sizes_than_the_rewards_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         graded(**fields)
+
+
+@pytest.mark.parametrize("correct_at", [0.1, 0.3, 0.7, 0.9, 1.0])
+def test_a_reward_of_exactly_correct_at_counts_as_correct(correct_at):
+    """0.7 in float32, as rewards are kept, is less than the double 0.7."""
+    reward_PR = np.array([[correct_at, correct_at - 1e-3], [0.0, 1.0]], np.float32)
+    record = graded(reward_PR=reward_PR, correct_at=correct_at)
+    assert record.correct_PR.tolist() == [[True, False], [False, True]]
+    assert graded(reward_PR=reward_PR).correct_PR.sum() == 1 + (correct_at == 1.0)

@@ -24,7 +24,7 @@ from polaris_jax.state import RunState
 from polaris_jax.step import collect_rollouts, draw, sample
 from polaris_jax.system.signals import StopRequest
 from tests.support.driven import DrivenSampler
-from tests.support.parts import make_parts, make_state, stage_at
+from tests.support.parts import NothingRight, make_parts, make_state, stage_at
 from tests.support.rollout.fake_engine import FakeEngine, expected_tokens
 
 SEED, STOPS, BUDGET, PROBLEMS = 0, (3, 5, 11), 24, 7  # half of all responses reach the budget
@@ -43,16 +43,11 @@ class Tokenizer:
         return " ".join(map(str, token_ids))
 
 
-class Grader:
-    def score(self, texts, golds, mode):
-        return np.zeros(len(texts), np.float32)
-
-
-class HalfRight(Grader):
+class HalfRight(NothingRight):
     """Half of all answers are right: those whose text has an odd length."""
 
-    def score(self, texts, golds, mode):
-        return np.array([len(text) % 2 for text in texts], np.float32)
+    def reward(self, response):
+        return float(len(response.graded_text) % 2)
 
 
 class Loader:
@@ -85,7 +80,7 @@ def new_parts(section: RolloutSection, *steps: int, total_tokens: int = 0) -> Pa
     section = dataclasses.replace(section, total_tokens=total_tokens)
     stages = tuple(StageSection(steps=count) for count in steps)
     config = RunConfig(rollout=section, stages=stages)
-    return make_parts(config, tokenizer=Tokenizer(), grader=Grader())
+    return make_parts(config, tokenizer=Tokenizer(), grader=NothingRight())
 
 
 def new_state(sampler: DrivenSampler, loader: Loader | None = None) -> RunState:

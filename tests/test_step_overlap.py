@@ -9,7 +9,7 @@ import numpy as np
 from polaris_jax.config import RolloutSection
 from polaris_jax.step import draw, grade, sample
 from tests.support.driven import DrivenSampler
-from tests.support.parts import make_parts
+from tests.support.parts import NothingRight, make_parts
 from tests.support.rollout.fake_engine import FakeEngine
 from tests.test_step import BUDGET, NEVER, Tokenizer, after, new_parts, new_sampler, new_state
 
@@ -17,18 +17,18 @@ GRADED_WITHIN_S = 20.0
 SECTION = RolloutSection(prompts_per_step=4, responses_per_prompt=2)
 
 
-class NotingGrader:
+class NotingGrader(NothingRight):
     """Keeps what it was given."""
 
     def __init__(self):
         self.begun = threading.Event()
         self.texts: Counter[str] = Counter()
 
-    def score(self, texts, golds, mode):
-        self.texts.update(texts)
-        if texts:
+    def grade_inputs(self, responses):
+        self.texts.update(one.graded_text for one in responses)
+        if responses:
             self.begun.set()
-        return np.zeros(len(texts), np.float32)
+        return super().grade_inputs(responses)
 
 
 class WaitingSampler(DrivenSampler):

@@ -20,6 +20,7 @@ SEQUENCE_FIELDS = (
     "texts",
     "finish_reasons",
     "versions",
+    "parts",
 )
 ARRAY_FIELDS = ("reward_PR", "rescued_PR")
 
@@ -63,6 +64,13 @@ def concat_graded(parts: Sequence[Graded]) -> Graded:
     given = [part.versions is not None for part in parts]
     if any(given) and not all(given):
         raise ValueError("versions is given in some parts only: give it in all or in none")
+    if any(part.parts is not None for part in parts):  # a reward's entries: some batches have none
+        parts = [
+            part
+            if part.parts is not None
+            else dataclasses.replace(part, parts=[[{}] * sizes[0]] * len(part))
+            for part in parts
+        ]
     fields: dict[str, Any] = {
         name: _like(
             getattr(parts[0], name), (value for part in parts for value in getattr(part, name))
@@ -82,7 +90,7 @@ def replace_rows(graded: Graded, rows: Mapping[tuple[int, int], Mapping[str, Any
     Args:
         graded: P groups of R rows.
         rows: (group, row) -> {field: value}, for fields that are indexed [P][R]. A field that is
-            None in `graded` (versions) stays None.
+            None in `graded` (versions, parts) stays None.
     """
     if not rows:
         return graded

@@ -13,7 +13,6 @@ from polaris_jax.batch.groups import replace_rows
 from polaris_jax.records import Graded, require_fields
 
 _ARRAYS = ("token_ids", "logprobs")
-CORRECT = 1.0  # the grader's reward for a right answer; a response with less is not stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +27,7 @@ class StoredResponse:
         step: global step of the visit.
         stage: stage of the visit.
         temperature: sampling temperature of the visit.
+        reward: reward of the response; earlier versions stored none, and only rewards of 1.
     """
 
     token_ids: tuple[int, ...]
@@ -37,6 +37,7 @@ class StoredResponse:
     step: int
     stage: int
     temperature: float
+    reward: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +98,7 @@ class RescueBuffer:
         Returns:
             The number of responses stored.
         """
-        rescued_PR = np.asarray(graded.rescued_PR, bool)
-        correct_PR = (graded.reward_PR >= CORRECT) & ~rescued_PR
+        correct_PR = graded.correct_PR & ~np.asarray(graded.rescued_PR, bool)
         stored = 0
         for p in np.flatnonzero(correct_PR.any(axis=1)).tolist():
             r = np.flatnonzero(correct_PR[p]).tolist()[-1]
@@ -111,6 +111,7 @@ class RescueBuffer:
                     "step": int(step),
                     "stage": int(stage),
                     "temperature": float(temperature),
+                    "reward": float(graded.reward_PR[p, r]),
                 },
             )
             stored += 1
@@ -119,11 +120,11 @@ class RescueBuffer:
     def rescue(
         self, graded: Graded, *, max_response_tokens: int, rng: np.random.Generator
     ) -> tuple[Graded, int]:
-        """Puts one stored response into each group whose responses have all failed.
+        """Puts one stored response into each group without a correct response.
 
-        A group is rescued if all its rewards are 0 and its problem has a stored response that fits
-        the budget. The stored response replaces one uniformly random row: reward 1, `rescued_PR`
-        True, and the log-probs of the original sampling.
+        A group is rescued if none of its responses is correct and its problem has a stored response
+        that fits the budget. The stored response replaces one uniformly random row, with its own
+        reward, `rescued_PR` True, and the log-probs of the original sampling.
 
         Args:
             graded: graded groups, accuracy already logged; not changed.
@@ -134,7 +135,7 @@ class RescueBuffer:
             (the new batch, the number of rescued groups).
         """
         rows: dict[tuple[int, int], dict[str, Any]] = {}
-        for p in np.flatnonzero((graded.reward_PR == 0.0).all(axis=1)).tolist():
+        for p in np.flatnonzero(~graded.correct_PR.any(axis=1)).tolist():
             slot = self._slots.get(_plain(graded.problem_ids[p]))
             if slot is None or len(slot.token_ids_T) > max_response_tokens:
                 continue
@@ -144,9 +145,10 @@ class RescueBuffer:
                 "logprobs": _like(graded.logprobs[p][r], slot.logp_T),
                 "texts": slot.rest["text"],
                 "finish_reasons": slot.rest["finish_reason"],
-                "reward_PR": CORRECT,
+                "reward_PR": slot.rest.get("reward", 1.0),
                 "rescued_PR": True,
                 "versions": (),
+                "parts": {},
             }
         return replace_rows(graded, rows), len(rows)
 

@@ -127,6 +127,21 @@ class RewardSection:
     control: Literal["none", "permute"] = setting(
         "none", "permute: shuffles rewards within each group (a control experiment)."
     )
+    function: str = setting(
+        "",
+        "A reward function: file.py:name or package.module:name; several with weights as "
+        "a.py:f*0.8,b.py:g*0.2; empty: the math grader. See docs/howto/reward.md.",
+        before="",
+    )
+    correct_at: float = setting(
+        1.0,
+        "A response counts as correct from this reward on.",
+        above=0,
+        at_most=1,
+        rule="the reward from which a response counts as correct, above 0 and at most 1; set it "
+        "to 1.0, or lower for a reward that grades in parts",
+        before=1.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,7 +133,9 @@ class PromptLoader(Iterator[list[Group]]):
             index = int(cast(int, self._order[self._position]))
             problem, draw = self._problems[index], self._draws[index]
             text, ids = self._render(problem)
-            groups.append(Group(problem.id, ids, text, problem.answer, draw, epoch))
+            groups.append(
+                Group(problem.id, ids, text, problem.answer, draw, epoch, extra=problem.extra)
+            )
             self._draws[index] += 1
             self._position += 1
         return groups

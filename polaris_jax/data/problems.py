@@ -11,6 +11,9 @@ format: the text after the mark is the answer. `solution` comes last because mos
 worked text there. Its last `\\boxed{}` is the answer, together with the boxes that a comma or `and`
 joins to this box. A text without a box is used only if it is short (one line of at most 60
 characters); otherwise the row counts as malformed.
+
+All other columns are `Problem.extra`, for reward functions: values of JSON's types that are not
+null. Columns of other types (times, bytes) are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from polaris_jax.data.filters import content_id, deduplicate
-from polaris_jax.data.sources import JSON_ANSWERS, DataError, read_rows, resolve_source
+from polaris_jax.data.sources import EXTRA, JSON_ANSWERS, DataError, read_rows, resolve_source
 from polaris_jax.records import Gold, Problem
 from polaris_jax.system.files import AnyPath, write_bytes
 
@@ -189,7 +192,20 @@ def parse_row(fields: Mapping[str, Any]) -> Problem:
         source=_text("source", source if isinstance(source, str) else str(source)),
         pass_rate=None if pass_rate is None else float(pass_rate),
         response_tokens=None if tokens is None else float(tokens),
+        extra={
+            name: value
+            for name, value in fields.items()
+            if name not in _COLUMNS and value is not None and _is_json(value)
+        },
     )
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_id(value: Any) -> bool:
@@ -295,9 +311,10 @@ def problem_set_hash(problems: Iterable[Problem]) -> str:
 def write_problems(problems: Sequence[Problem], path: AnyPath) -> None:
     """Writes a parquet file of id, problem, answer, source, pass_rate and response_tokens.
 
-    Answers are written as JSON to keep their types, so `read_problems` returns its own problems
-    unchanged. In records from elsewhere, `read_problems` strips the texts, as in any row, and takes
-    the answer after the last `#### `. The file appears complete or not at all.
+    Answers are written as JSON to keep their types, and so are the extra columns, in one column
+    that is there only if a problem has any. So `read_problems` returns its own problems unchanged.
+    In records from elsewhere, `read_problems` strips the texts, as in any row, and takes the answer
+    after the last `#### `. The file appears complete or not at all.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -310,6 +327,9 @@ def write_problems(problems: Sequence[Problem], path: AnyPath) -> None:
         "pass_rate": pa.array([p.pass_rate for p in problems], pa.float64()),
         "response_tokens": pa.array([p.response_tokens for p in problems], pa.float64()),
     }
+    if any(p.extra for p in problems):
+        extras = [json.dumps(p.extra) if p.extra else None for p in problems]
+        columns[EXTRA] = pa.array(extras, pa.string())
     table = pa.table(columns).replace_schema_metadata(JSON_ANSWERS)
     out = io.BytesIO()
     pq.write_table(table, out)

@@ -24,6 +24,7 @@ _TRAIN = re.compile(r"(?<![A-Za-z])[Tt]rain|(?<=[a-z])Train|TRAIN")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Schema metadata of our own parquet files, whose answers are JSON so that types survive.
 JSON_ANSWERS = {b"polaris_answers": b"json"}
+EXTRA = "extra"  # the column of such a file that holds a row's other columns, as one JSON object
 # What pyarrow raises on damaged files: its own errors, those of text that is no UTF-8 and of times
 # past the calendar (ValueErrors), of numbers past their type.
 _DAMAGES = (OSError, ValueError, OverflowError, TypeError, KeyError, MemoryError)
@@ -182,8 +183,8 @@ def read_rows(files: Files, columns: Collection[str] | None = None) -> Iterator[
 
     Args:
         files: files of the source.
-        columns: columns to read, if a table has them; other columns are None and are not read.
-            None: every column.
+        columns: columns of a table to read beside those that hold JSON's types; other columns are
+            None and are not read. None: every column.
 
     Raises:
         DataError: a complete file is unreadable, or the function fails.
@@ -253,7 +254,7 @@ def _parquet(path: epath.Path, place: str, columns: Collection[str] | None) -> I
         with path.open("rb") as file, pq.ParquetFile(file) as table:
             ours = (table.schema_arrow.metadata or {}).items() >= JSON_ANSWERS.items()
             names = table.schema_arrow.names
-            read = names if columns is None else [name for name in names if name in columns]
+            read = _read_columns(table.schema_arrow, columns)
             others = dict.fromkeys(name for name in names if name not in read)
             number = 0
             for batch in table.iter_batches(batch_size=4096, columns=read):
@@ -268,6 +269,29 @@ def _parquet(path: epath.Path, place: str, columns: Collection[str] | None) -> I
                         yield Row(where, fields | others)
     except damages as error:
         raise DataError(f"data.problems={str(path)!r}: not a parquet file ({error})") from error
+
+
+def _read_columns(schema: Any, columns: Collection[str] | None) -> list[str]:
+    """The names of a table's columns that are read; see `read_rows`."""
+    return [
+        field.name
+        for field in schema
+        if columns is None or field.name in columns or _holds_json(field.type)
+    ]
+
+
+def _holds_json(kind: Any) -> bool:
+    """True for texts, numbers, truth values, and lists and structures of these."""
+    import pyarrow.types as t
+
+    if t.is_dictionary(kind):
+        return _holds_json(kind.value_type)
+    if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
+        return _holds_json(kind.value_type)
+    if t.is_struct(kind):
+        return all(_holds_json(field.type) for field in kind)
+    simple = (t.is_string, t.is_large_string, t.is_boolean, t.is_integer, t.is_floating, t.is_null)
+    return any(is_kind(kind) for is_kind in simple)
 
 
 def _parquet_rows(batch: Any, damages: Any) -> Iterator[dict[str, Any] | str]:
@@ -288,9 +312,10 @@ def _parquet_rows(batch: Any, damages: Any) -> Iterator[dict[str, Any] | str]:
 
 
 def _own_row(where: str, fields: dict[str, Any]) -> Row:
-    """A row of a file that we wrote, with its answer decoded from JSON."""
+    """A row of a file that we wrote, with its answer and its extra columns decoded from JSON."""
     try:
-        return Row(where, fields | {"answer": json.loads(fields["answer"])})
+        extra = json.loads(fields.pop(EXTRA, None) or "{}")
+        return Row(where, {**extra, **fields, "answer": json.loads(fields["answer"])})
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         return Row(where, {}, f"answer: not valid JSON ({error})")
 
@@ -306,7 +331,7 @@ def _arrow(path: epath.Path, place: str, columns: Collection[str] | None) -> Ite
             number = 0
             for batch in _arrow_batches(file, is_file):
                 names = batch.schema.names
-                read = names if columns is None else [name for name in names if name in columns]
+                read = _read_columns(batch.schema, columns)
                 others = dict.fromkeys(name for name in names if name not in read)
                 chosen = batch.select(read)
                 chosen.validate(full=True)  # reading a damaged batch as it is ends the process

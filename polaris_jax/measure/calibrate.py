@@ -13,6 +13,7 @@ from polaris_jax.assemble import (
     TRAINED_ON,
     agree_on_problems,
     base_model_config,
+    check_reward,
     load_base,
     load_base_tokenizer,
     training_problems,
@@ -20,7 +21,7 @@ from polaris_jax.assemble import (
 from polaris_jax.config import RunConfig, config_fields
 from polaris_jax.data.problem_sets import PREPARED, fitting, read_named
 from polaris_jax.data.problems import write_problems
-from polaris_jax.measure.solve import open_policy
+from polaris_jax.measure.solve import open_policy, reward_identity
 from polaris_jax.models.positions import check_positions
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure
@@ -49,6 +50,7 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
     refuse_other_run(
         workdir, config, sections=("seed", "model", "data", "warmstart", "rope", "calibrate")
     )
+    check_reward(config.reward)
     ensure_workdir(workdir)
     section = config.calibrate
     max_response_tokens = section.max_response_tokens or config.stages[0].max_response_tokens
@@ -81,7 +83,7 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
                     seed_parts=(config.seed, "calibrate"),
                     mode=config.reward.mode,
                 )
-                sums = np.round(graded.reward_PR.sum(axis=1)).astype(int).tolist()
+                sums = graded.correct_PR.sum(axis=1).tolist()
                 means = [sum(map(len, group)) / section.n for group in graded.token_ids]
                 rows = [
                     {"id": p.id, "correct": right, "tokens": mean}
@@ -145,6 +147,7 @@ def count_identity(
     }
     return fields | {
         "reward.mode": config.reward.mode,
+        **reward_identity(config.reward, problems),
         "problems": problems_digest(problems),
         "budget": max_response_tokens,
     }

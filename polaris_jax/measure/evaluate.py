@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import (
+    check_reward,
     evaluation_problems,
     load_base,
     load_base_tokenizer,
@@ -27,11 +28,11 @@ from polaris_jax.evaluate.estimators import (
     length_groups,
     pass_at_k,
 )
-from polaris_jax.measure.solve import open_policy
+from polaris_jax.measure.solve import open_policy, reward_identity
 from polaris_jax.models import Qwen
 from polaris_jax.models.positions import check_evaluated_positions, yarn_scaling
 from polaris_jax.models.weights.sources import agree_on_weights
-from polaris_jax.records import Problem
+from polaris_jax.records import Problem, correct_rewards
 from polaris_jax.report.figures import evaluation_figure
 from polaris_jax.run.progress_file import ProgressFile, problems_digest
 from polaris_jax.run.workdir import ensure_workdir, write_json
@@ -76,6 +77,7 @@ def evaluate(
         ConfigError: there are no held-out problems or no such checkpoint, or a sequence needs more
             positions than the checkpoint has.
     """
+    check_reward(config.reward)
     ensure_workdir(workdir)
     section = config.evaluate
     max_response_tokens = section.max_response_tokens or config.stages[-1].max_response_tokens
@@ -199,7 +201,7 @@ def _respond(
                 top_k=section.top_k,
                 top_p=section.top_p,
             )
-            prefixes = policy.prefix_rewards(graded, _budgets(section, max_response_tokens))
+            prefixes = policy.prefix_rewards(graded, batch, _budgets(section, max_response_tokens))
             done.append(
                 [
                     {
@@ -246,6 +248,7 @@ def response_identity(
         "problems": problems_digest(problems),
         "budget": max_response_tokens,
         "yarn": yarn,
+        **reward_identity(config.reward, problems),
     }
 
 
@@ -277,17 +280,22 @@ def _score(
     ids = sorted(by_problem)
     reward_PR = np.array([[row["reward"] for row in by_problem[i]] for i in ids], np.float32)
     length_PR = np.array([[row["tokens"] for row in by_problem[i]] for i in ids])
-    average = avg_at_k(reward_PR)
+    correct_at = config.reward.correct_at
+    correct_PR = correct_rewards(reward_PR, correct_at)
+    average, mean_reward = avg_at_k(correct_PR), avg_at_k(reward_PR).value
     ungraded: set[int] = set()
 
-    def prefix_reward(p: int, r: int, at: int) -> float:
+    def prefix_correct(p: int, r: int, at: int) -> float:
         rewards = by_problem[ids[p]][r].get("reward_at", {})  # earlier versions stored none
         if str(at) not in rewards:
             ungraded.add(at)
-        return rewards.get(str(at), 0.0)
+        return float(correct_rewards(rewards.get(str(at), 0.0), correct_at))
 
     curve = budget_curve(
-        length_PR, reward_PR, budgets=_budgets(section, max_response_tokens), regrade=prefix_reward
+        length_PR,
+        correct_PR,
+        budgets=_budgets(section, max_response_tokens),
+        regrade=prefix_correct,
     )
     if ungraded:
         progress.line(
@@ -299,8 +307,9 @@ def _score(
     return {
         "avg@k": average.value,
         "stderr": average.stderr,
+        **({"mean_reward": mean_reward} if mean_reward != average.value else {}),
         "k": section.n,
-        "pass@k": {str(k): pass_at_k(reward_PR, k).value for k in powers},
+        "pass@k": {str(k): pass_at_k(correct_PR, k).value for k in powers},
         "problems": len(ids),
         "temperature": section.temperature,
         "top_k": section.top_k,
@@ -311,7 +320,7 @@ def _score(
         "well_formed_share": float(np.mean([row["well_formed"] for row in rows])),
         "length_groups": [
             dataclasses.asdict(group)
-            for group in length_groups(length_PR, reward_PR, edges=section.length_edges)
+            for group in length_groups(length_PR, correct_PR, edges=section.length_edges)
         ],
         "budget_curve": [dataclasses.asdict(point) for point in curve],
     }

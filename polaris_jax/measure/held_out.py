@@ -13,9 +13,10 @@ def held_out_score(parts: Parts, state: RunState, *, stop: StopRequest) -> float
     """avg@n of the state's weights in [0, 1]; None if no score is due after this step.
 
     Problems and sampling noise are the same at every step. Responses are graded as `polaris
-    evaluate` grades them (mode "eval"). Their budget is `evaluate.max_response_tokens`, by default
-    the last stage's, in every stage, so a run's scores can be compared. The temperature is the
-    stage's `evaluate_temperature`, else `evaluate.temperature`.
+    evaluate` grades them (`reward.function` in mode "eval"), and a response counts from
+    `reward.correct_at` on. Their budget is `evaluate.max_response_tokens`, by default the last
+    stage's, in every stage, so a run's scores can be compared. The temperature is the stage's
+    `evaluate_temperature`, else `evaluate.temperature`.
 
     Raises:
         RolloutAborted: `stop` was requested in some process.
@@ -44,9 +45,10 @@ def held_out_score(parts: Parts, state: RunState, *, stop: StopRequest) -> float
             should_abort=lambda: stop.requested,
         )
         sampler.release()  # the next update needs the memory
-    score = avg_at_k(graded.reward_PR).value
+    score, reward = (avg_at_k(x_PR).value for x_PR in (graded.correct_PR, graded.reward_PR))
     parts.progress.line(
         f"step {state.step - 1}: avg@{section.n} {score:.1%} on {len(parts.held_out)} held-out "
         f"problems at temperature {temperature:g}"
+        + (f", mean reward {reward:.3f}" if reward != score else "")
     )
     return score

@@ -11,6 +11,7 @@ from etils import epath
 
 from polaris_jax.assemble import (
     base_model_config,
+    check_reward,
     load_base,
     load_base_tokenizer,
     training_problems,
@@ -20,7 +21,7 @@ from polaris_jax.data.problem_sets import fitting
 from polaris_jax.explore import find_zones
 from polaris_jax.explore.temperature import measure_candidate
 from polaris_jax.explore.zones import MIN_SAMPLES
-from polaris_jax.measure.solve import open_policy
+from polaris_jax.measure.solve import open_policy, reward_identity
 from polaris_jax.models.positions import check_positions
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import probe_figure
@@ -41,6 +42,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
         to fall).
     """
     refuse_other_run(workdir, config, sections=("seed", "model", "data", "warmstart", "rope"))
+    check_reward(config.reward)
     ensure_workdir(workdir)
     section = config.probe
     max_response_tokens = section.max_response_tokens or config.stages[0].max_response_tokens
@@ -75,7 +77,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
                     mode=config.reward.mode,
                 )
                 row = dataclasses.asdict(
-                    measure_candidate(temperature, graded.texts, graded.reward_PR)
+                    measure_candidate(temperature, graded.texts, graded.correct_PR)
                 )
                 done.append([row])
                 rows[temperature] = row
@@ -143,6 +145,7 @@ def row_identity(
     }
     return fields | {
         "reward.mode": config.reward.mode,
+        **reward_identity(config.reward, problems),
         "n": config.probe.n,
         "budget": max_response_tokens,
         "problems": problems_digest(problems),

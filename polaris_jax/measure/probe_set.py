@@ -39,7 +39,7 @@ def measure_temperature(
         mode=parts.config.reward.mode,
         should_abort=lambda: stop.requested,
     )
-    return measure_candidate(temperature, graded.texts, graded.reward_PR)
+    return measure_candidate(temperature, graded.texts, graded.correct_PR)
 
 
 def probe_set(parts: Parts) -> list[Problem]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,13 +12,13 @@ import jax
 import numpy as np
 
 from polaris_jax.assemble import Solver, open_solver
-from polaris_jax.config import RunConfig
+from polaris_jax.config import RewardSection, RunConfig
 from polaris_jax.data.prompts import render_prompt
 from polaris_jax.models import Qwen, RopeScaling
 from polaris_jax.records import Graded, Group, Problem
-from polaris_jax.reward import Grader
+from polaris_jax.reward import Grader, RewardInput
 from polaris_jax.reward.extract import Mode
-from polaris_jax.reward.grade_ahead import GradeAhead, gradable
+from polaris_jax.reward.grade_ahead import GradeAhead, reward_inputs, rewarded
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.groups import begin, sample_groups
 from polaris_jax.rollout.samplers import Samplers
@@ -78,20 +80,27 @@ def solve(
         wanted=len(problems),
         should_abort=should_abort,
     )
-    return grade_groups(solver.grader, dict(enumerate(groups)), mode=mode)
+    return grade_groups(
+        solver.grader, dict(enumerate(groups)), mode=mode, correct_at=solver.correct_at
+    )
 
 
 def drawn_once(problems: Sequence[Problem], *, tokenizer: Any, prompt_suffix: str) -> list[Group]:
     """The problems' prompts as groups without responses, for sampling without a loader."""
     rendered = [render_prompt(tokenizer, p.problem, suffix=prompt_suffix) for p in problems]
     return [
-        Group(problem.id, ids, text, problem.answer, draw=0, epoch=0)
+        Group(problem.id, ids, text, problem.answer, draw=0, epoch=0, extra=problem.extra)
         for problem, (text, ids) in zip(problems, rendered, strict=True)
     ]
 
 
 def grade_groups(
-    grader: Grader, groups: Mapping[int, Group], *, mode: Mode, ahead: GradeAhead | None = None
+    grader: Grader,
+    groups: Mapping[int, Group],
+    *,
+    mode: Mode,
+    correct_at: float = 1.0,
+    ahead: GradeAhead | None = None,
 ) -> Graded:
     """The groups' responses with their rewards; each process grades its own share of the groups.
 
@@ -100,21 +109,24 @@ def grade_groups(
         groups: complete groups by number, equal in every process. The number decides which
             process grades a group.
         mode: "train" grades prompt + response, "eval" the response alone.
+        correct_at: reward from which a response counts as correct.
         ahead: grading in the background that has some of this process's share.
     """
     members, width = list(groups.values()), len(next(iter(groups.values())).texts)
-    known = {} if ahead is None else ahead.rewards()
+    known = {} if ahead is None else ahead.graded()
     mine = [number for number in groups if graded_here(number)]
     rest = [number for number in mine if number not in known]
-    texts = [text for number in rest for text in gradable(groups[number], mode)]
-    golds = [groups[number].gold for number in rest for _ in range(width)]
-    graded_now = grader.score(texts, golds, mode=mode).reshape(-1, width)
-    by_number = known | {i: row.tolist() for i, row in zip(rest, graded_now, strict=True)}
+    found = iter(rewarded(grader, [x for n in rest for x in reward_inputs(groups[n], mode)]))
+    known |= {number: [next(found) for _ in range(width)] for number in rest}
+    share = [known[number] for number in mine]
     reward_PR = np.zeros((len(members), width), np.float32)
-    shares = processes.gather_objects([by_number[number] for number in mine])
-    for process, share in enumerate(shares):
-        theirs = [p for p, number in enumerate(groups) if number % len(shares) == process]
-        reward_PR[theirs] = np.array(share, np.float32).reshape(-1, width)
+    parts: list[list[dict[str, float | None]]] = [[{}] * width for _ in members]
+    shares = processes.gather_objects(share)
+    for process, theirs in enumerate(shares):
+        places = [p for p, number in enumerate(groups) if number % len(shares) == process]
+        for p, responses in zip(places, theirs, strict=True):
+            reward_PR[p] = [reward for reward, _ in responses]
+            parts[p] = [entries for _, entries in responses]
     return Graded(
         problem_ids=tuple(group.problem_id for group in members),
         prompts=tuple(group.prompt for group in members),
@@ -125,6 +137,8 @@ def grade_groups(
         finish_reasons=tuple(tuple(r.finish_reason for r in group.responses) for group in members),
         reward_PR=reward_PR,
         versions=tuple(tuple(r.versions for r in group.responses) for group in members),
+        parts=parts if any(entries for group in parts for entries in group) else None,
+        correct_at=correct_at,
     )
 
 
@@ -144,11 +158,16 @@ class Policy:
         return solve(self._solver, self._sampler, problems, **settings)
 
     def prefix_rewards(
-        self, graded: Graded, budgets: Sequence[int]
+        self, graded: Graded, problems: Sequence[Problem], budgets: Sequence[int]
     ) -> dict[tuple[int, int], dict[int, float]]:
         """(p, r) -> budget -> reward of the response's first `budget` tokens, if that cuts it.
 
         Graded in mode "eval" (the last box anywhere), each process a share.
+
+        Args:
+            graded: responses to the problems, in their order.
+            problems: the problems.
+            budgets: budgets in tokens.
         """
         cut = [
             (p, r, budget)
@@ -158,12 +177,24 @@ class Policy:
             if budget < len(token_ids)
         ]
         mine = cut[jax.process_index() :: jax.process_count()]
-        texts = [
-            self._solver.tokenizer.decode(graded.token_ids[p][r][:budget], skip_special_tokens=True)
-            for p, r, budget in mine
-        ]
-        golds = [graded.golds[p] for p, _, _ in mine]
-        rewards = self._solver.grader.score(texts, golds, mode="eval").tolist()
+        tokenizer, suffix = self._solver.tokenizer, self._solver.prompt_suffix
+        drawn = drawn_once(problems, tokenizer=tokenizer, prompt_suffix=suffix)
+        grades = self._solver.grader.grade_inputs(
+            [
+                RewardInput(
+                    tokenizer.decode(graded.token_ids[p][r][:budget], skip_special_tokens=True),
+                    prompt_text=drawn[p].prompt_text,
+                    answer=drawn[p].gold,
+                    problem_id=drawn[p].problem_id,
+                    extra=drawn[p].extra,
+                    finish_reason="length",
+                    num_tokens=budget,
+                    mode="eval",
+                )
+                for p, r, budget in mine
+            ]
+        )
+        rewards = [float(np.float32(grade.reward)) for grade in grades]  # as `Graded` has them
         shares = processes.gather_objects(rewards)
         found: dict[tuple[int, int], dict[int, float]] = {}
         for process, share in enumerate(shares):
@@ -199,3 +230,19 @@ def open_policy(
         sampler = solver.samplers.make(model, max_response_tokens=max_response_tokens)
         with at_run_time(lambda: "sampling"):
             yield Policy(solver, sampler)
+
+
+def reward_identity(section: RewardSection, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What rewards depend on besides mode and answers; {} for the math grader.
+
+    Part of a progress file's identity: rows graded by another function are not reused. The text of
+    the function is not part of it, only its name.
+    """
+    fields: dict[str, Any] = {}
+    if section.function:
+        fields["reward.function"] = section.function
+        extras = json.dumps([[p.id, p.extra] for p in problems], sort_keys=True)
+        fields["extra"] = hashlib.blake2b(extras.encode(), digest_size=16).hexdigest()
+    if section.correct_at != 1.0:
+        fields["reward.correct_at"] = section.correct_at
+    return fields

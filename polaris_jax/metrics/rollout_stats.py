@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.explore.diversity import distinct_ngrams
+from polaris_jax.metrics.writer import Mean
 from polaris_jax.records import Graded, Group, Versions
-
-CORRECT = 1.0
 
 
 def rollout_metrics(
@@ -38,7 +37,7 @@ def rollout_metrics(
     length_B = np.array(lengths, np.float64)[own_B]
     ends = [str(reason) for group in graded.finish_reasons for reason in group]
     clipped_B = np.array([end == "length" for end in ends], bool)[own_B]
-    correct_B = reward_PR[own_PR] >= CORRECT
+    correct_B = graded.correct_PR[own_PR]
     highest_P = np.where(own_PR, reward_PR, -np.inf).max(axis=1, initial=-np.inf)
     lowest_P = np.where(own_PR, reward_PR, np.inf).min(axis=1, initial=np.inf)
     own_texts = [
@@ -58,6 +57,20 @@ def rollout_metrics(
     if max_response_tokens is not None:
         values["max_response_tokens"] = int(max_response_tokens)
     return {f"rollout/{name}": value for name, value in values.items()}
+
+
+def part_metrics(graded: Graded) -> dict[str, Mean]:
+    """`reward/NAME` for each named entry that a reward function returned beside the reward.
+
+    A mean over the responses that have the entry; null if it is None in all of them. A response
+    whose reward function failed has no entries.
+    """
+    found: dict[str, Mean] = {}
+    for entries in (entries for group in graded.parts or () for entries in group):
+        for name, value in entries.items():
+            term = Mean(0.0, 0) if value is None else Mean(value, 1)
+            found[f"reward/{name}"] = found.get(f"reward/{name}", Mean(0.0, 0)) + term
+    return found
 
 
 def age_metrics(versions: Sequence[Sequence[Versions]], *, version: int) -> dict[str, Any]:

@@ -154,6 +154,7 @@ def summary_rows(run: RunFiles, stages: Sequence[StageRow]) -> tuple[tuple[str, 
     if run.metrics:
         rows += [(f"groups {k}", str(total(run.metrics, k))) for k in ("rescued", "substituted")]
         rows.append(("problems dropped", str(dropped(run))))
+        rows += reward_parts(run)
         skipped = sum(int(line.get("update/skipped") or 0) for line in run.metrics)
         if skipped:
             rows.append(("updates skipped", str(skipped)))
@@ -227,6 +228,23 @@ def dropped(run: RunFiles) -> int:
     counts = [record["dropped_ids_count"] for record in run.stages]
     counts += [int(line.get("data/dropped") or 0) for line in run.metrics[-1:]]
     return max(counts, default=0)
+
+
+def reward_parts(run: RunFiles) -> list[tuple[str, str]]:
+    """(`reward/NAME`, first value -> last value) of what reward functions logged, and the number of
+    responses whose grading failed, by kind."""
+    names = sorted({name for line in run.metrics for name in line if name.startswith("reward/")})
+    rows = []
+    for name in names:
+        values = [line[name] for line in run.metrics if line.get(name) is not None]
+        if values:
+            rows.append((name, f"{values[0]:.4g} -> {values[-1]:.4g}"))
+    counts = {
+        kind: sum(int(line.get(f"reward/{kind}") or 0) for line in run.timing)
+        for kind in ("timeouts", "crashes", "memory", "errors", "invalid")
+    }
+    failed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    return [*rows, *([("grading failed", failed)] if failed else [])]
 
 
 def mean_speed(timing: Sequence[dict[str, Any]], phase: str) -> float | None:

@@ -1,16 +1,16 @@
-"""Rewards of responses: extraction, equivalence of answers, and a pool of killable workers."""
+"""Rewards of responses: reward functions, equality of answers, and a pool of killable workers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from polaris_jax.reward.math.equivalence import answers_match
-from polaris_jax.reward.protocol import score_response
+from polaris_jax.reward.protocol import RewardInput, math_reward, score_response
 
 if TYPE_CHECKING:
     from polaris_jax.reward.grader import Grader
 
-__all__ = ["Grader", "answers_match", "score_response"]
+__all__ = ["Grader", "RewardInput", "answers_match", "math_reward", "score_response"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,19 +6,38 @@ when, or with which others, it is graded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from polaris_jax.records import Gold, Group
+from polaris_jax.records import Group
 from polaris_jax.reward.extract import Mode
 from polaris_jax.reward.grader import Grader
+from polaris_jax.reward.protocol import RewardInput
+
+Rewarded = tuple[float, dict[str, float | None]]  # a response's reward and its named parts
 
 
-def gradable(group: Group, mode: Mode) -> list[str]:
-    """The texts that the grader reads for a complete group: in train mode prompt + response."""
-    prefix = group.prompt_text if mode == "train" else ""
-    return [prefix + text for text in group.texts]
+def reward_inputs(group: Group, mode: Mode) -> list[RewardInput]:
+    """Each response of a complete group as a reward function sees it."""
+    return [
+        RewardInput(
+            text,
+            prompt_text=group.prompt_text,
+            answer=group.gold,
+            problem_id=group.problem_id,
+            extra=group.extra,
+            finish_reason=response.finish_reason,
+            num_tokens=len(response.token_ids),
+            mode=mode,
+        )
+        for text, response in zip(group.texts, group.responses, strict=True)
+    ]
+
+
+def rewarded(grader: Grader, responses: list[RewardInput]) -> list[Rewarded]:
+    """Reward and named parts of each response."""
+    return [(grade.reward, dict(grade.parts)) for grade in grader.grade_inputs(responses)]
 
 
 class GradeAhead:
@@ -41,7 +60,7 @@ class GradeAhead:
         self._grades = grades
         self._grader = grader
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grade-ahead")
-        self._rewards: dict[int, Future[list[float]]] = {}
+        self._graded: dict[int, Future[list[Rewarded]]] = {}
 
     def __enter__(self) -> GradeAhead:
         return self
@@ -58,17 +77,15 @@ class GradeAhead:
         """Queues a complete group under `number`, if this process grades it; once each."""
         if not self._grades(number):
             return
-        assert number not in self._rewards
-        texts = gradable(group, self.mode)
-        self._rewards[number] = self._thread.submit(self._score, texts, group.gold)
+        assert number not in self._graded
+        self._graded[number] = self._thread.submit(
+            rewarded, self._grader, reward_inputs(group, self.mode)
+        )
 
-    def rewards(self) -> dict[int, list[float]]:
-        """The rewards of every queued group by its number, once all are graded.
+    def graded(self) -> dict[int, list[Rewarded]]:
+        """Rewards and parts of every queued group by its number, once all are graded.
 
         Raises:
             RuntimeError: the workers died before they were ready.
         """
-        return {number: future.result() for number, future in self._rewards.items()}
-
-    def _score(self, texts: Sequence[str], gold: Gold) -> list[float]:
-        return [float(r) for r in self._grader.score(texts, [gold] * len(texts), mode=self.mode)]
+        return {number: future.result() for number, future in self._graded.items()}

@@ -1,50 +1,65 @@
-"""Grades responses in killable processes: a hanging answer fails alone and never stops the step.
+"""Grades responses in killable processes: a hanging one fails alone and never stops the step.
 
-Answers that need no mathematics are decided in this process. Pairs that were graded before come
-from a bounded cache. All others go to the worker pool.
+The math grader decides answers that need no mathematics in this process, and takes pairs that were
+graded before from a bounded cache. All others go to the worker pool, like every response that a
+reward function of your own grades.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
-from types import TracebackType
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polaris_jax.config.sections import MAX_ANSWER_TIMEOUT_S, MIN_WORKER_MEMORY_BYTES
+from polaris_jax.config.settings import ConfigError
 from polaris_jax.reward.extract import Mode, check_mode, response_answer
 from polaris_jax.reward.math.equivalence import Explanation, gold_texts, quick_verdict
 from polaris_jax.reward.math.normalize import MAX_ANSWER_CHARS
 from polaris_jax.reward.math.policy import policy_named
-from polaris_jax.reward.pool import FAILURES, Pair, WorkerPool
+from polaris_jax.reward.pool import Failure, WorkerPool
+from polaris_jax.reward.protocol import MATH, RefusedFunction, RewardInput, parse_functions
 
 MAX_CACHED_PAIRS = 50_000
 MAX_CACHED_CHARS = 1 << 25  # about 32 to 130 MiB
 
 _COUNTS = (
     "graded", "correct", "no_answer", "quick", "cached", "worked", "too_long",
-    "timeouts", "crashes", "memory", "errors",
+    "timeouts", "crashes", "memory", "errors", "invalid",
 )  # fmt: skip
 _NO_ANSWER = Explanation(False, "empty", "no answer", "", "")
 _NO_GOLD = Explanation(False, "empty", "no gold", "", "")
 _TOO_LONG = Explanation(False, "length", f"more than {MAX_ANSWER_CHARS} characters", "", "")
-# A failure of the pool -> its count in `Grader.stats`.
-_COUNTED_AS = {"timeout": "timeouts", "crash": "crashes", "memory": "memory", "error": "errors"}
+# The kind of a `Failure` -> its count in `Grader.stats`, and the reason if the failure has none.
+_FAILURES = {
+    "timeout": ("timeouts", "no verdict within the deadline"),
+    "crash": ("crashes", "its worker died twice"),
+    "memory": ("memory", "the worker's memory limit"),
+    "error": ("errors", "an error in the worker"),
+    "invalid": ("invalid", ""),
+}
+_NO_PARTS: Mapping[str, float | None] = MappingProxyType({})
+
+Pair = tuple[str, tuple[str, ...]]  # an answer and its gold alternatives
 
 
 class Grade(NamedTuple):
     """The grade of one response.
 
     Attributes:
-        reward: 1.0 or 0.0.
-        answer: the extracted answer, or None.
-        layer: the deciding layer: an `Explanation.layer`, or "timeout", "memory", "crash", "error".
-        reason: one line that says why the answer is wrong; "" if the reward is 1.
+        reward: in [0, 1]; 1.0 or 0.0 from the math grader.
+        answer: the extracted answer; None if there is none, or a reward function graded.
+        layer: the deciding layer: an `Explanation.layer`, "function" for a reward function, or how
+            grading failed: "timeout", "memory", "crash", "error", "invalid".
+        reason: one line that says why the answer is wrong, or how grading failed; else "".
         answer_form, gold_form: the normal forms that were compared, shortened.
+        parts: named entries that reward functions returned beside the reward.
     """
 
     reward: float
@@ -53,6 +68,7 @@ class Grade(NamedTuple):
     reason: str
     answer_form: str
     gold_form: str
+    parts: Mapping[str, float | None] = _NO_PARTS
 
 
 class Grader:
@@ -69,9 +85,12 @@ class Grader:
         memory_limit_bytes: address space of one worker, at least 64 MiB; 0: no limit.
         preset: "strict", "default" (used in training) or "lenient"; see `policy`.
         cache: False: every pair is graded anew.
+        function: reward functions as in `reward.function`; "" is the math grader. The first worker
+            starts at once and imports them.
 
     Raises:
         ValueError: an argument is out of range, or has the wrong type.
+        ConfigError: a reward function cannot be used.
 
     Hanging answers lengthen a call by at most about `ceil(hanging / workers) * (timeout_s + start)`
     seconds, where `start` is the time to replace a worker.
@@ -85,6 +104,7 @@ class Grader:
         *,
         preset: str = "default",
         cache: bool = True,
+        function: str = "",
     ) -> None:
         if not _is_whole(workers) or workers < 1:
             raise ValueError(
@@ -106,12 +126,27 @@ class Grader:
                 "limit"
             )
         policy_named(preset)
-        self._pool = WorkerPool(workers, timeout_s, memory_limit_bytes, preset)
+        try:
+            functions = parse_functions(function)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self._is_math = functions == ((MATH, 1.0),)
+        self._function, self._functions = function, functions
+        self._pool = WorkerPool(
+            workers, timeout_s, memory_limit_bytes, preset, () if self._is_math else functions
+        )
         self._cache = VerdictCache(MAX_CACHED_PAIRS if cache else 0, MAX_CACHED_CHARS)
         self._lock = threading.RLock()
         self._closed = False
         self._stats: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self._layers: Counter[str] = Counter()
+        self._named: set[tuple[int, str]] = set()
+        if not self._is_math:
+            try:
+                self._pool.start()
+            except (RefusedFunction, RuntimeError) as error:
+                self._closed = True
+                raise ConfigError(f"reward.function={function!r}: {error}") from error
 
     def __enter__(self) -> Grader:
         return self
@@ -131,7 +166,7 @@ class Grader:
     def score(
         self, texts: Sequence[str], golds: Sequence[object], mode: Mode = "train"
     ) -> np.ndarray:
-        """The rewards, float32, each 0 or 1, in the order of the texts.
+        """The rewards, float32, in [0, 1], in the order of the texts.
 
         Args:
             texts: prompt + response in train mode, the response alone in other modes.
@@ -161,29 +196,26 @@ class Grader:
             raise ValueError(
                 f"{len(texts)} texts and {len(golds)} golds: each response needs its own gold"
             )
+        return self.grade_inputs(
+            [
+                RewardInput(text, answer=gold, mode=mode)  # pyright: ignore[reportArgumentType]
+                for text, gold in zip(texts, golds, strict=True)
+            ]
+        )
+
+    def grade_inputs(self, responses: Sequence[RewardInput]) -> list[Grade]:
+        """A grade of each response, with all that a reward function may look at.
+
+        Raises:
+            ValueError: the Grader is closed.
+            RuntimeError: workers die before they are ready, or can no longer import a function.
+        """
         with self._lock:
             if self._closed:
                 raise ValueError("this Grader is closed; make a new one")
-            answers = [response_answer(text, mode) for text in texts]
-            found: list[Explanation | None] = []
-            waiting: OrderedDict[Pair, list[int]] = OrderedDict()
-            for index, (answer, gold) in enumerate(zip(answers, golds, strict=True)):
-                known, pair = self._at_once(answer, gold_texts(gold))
-                found.append(known)
-                if pair is not None:
-                    waiting.setdefault(pair, []).append(index)
-            pairs = list(waiting)
-            for pair, verdict in zip(pairs, self._pool.work(pairs), strict=True):
-                self._record(pair, verdict)
-                for index in waiting[pair]:
-                    found[index] = verdict
-                self._stats["cached"] += len(waiting[pair]) - 1
-            grades = [
-                Grade(float(one.equal), answer, *one[1:])
-                for answer, one in zip(answers, found, strict=True)
-                if one is not None
-            ]
-            self._stats["graded"] += len(texts)
+            grade = self._by_math if self._is_math else self._by_functions
+            grades = grade(responses)
+            self._stats["graded"] += len(grades)
             self._stats["correct"] += sum(grade.reward == 1.0 for grade in grades)
             self._layers.update(grade.layer for grade in grades)
             return grades
@@ -192,9 +224,9 @@ class Grader:
         """Counts of answers since the start.
 
         `graded` and `correct` count all answers. `no_answer`, `quick`, `cached`, `worked` and
-        `too_long` say how they were decided. `timeouts`, `crashes`, `memory` and `errors` count
-        failures in the workers (all graded 0). `layer/NAME` counts answers by the deciding layer;
-        these counts add up to `graded`.
+        `too_long` say how they were decided. `timeouts`, `crashes`, `memory`, `errors` and
+        `invalid` count failures in the workers (all graded 0). `layer/NAME` counts answers by the
+        deciding layer; these counts add up to `graded`.
         """
         return {**self._stats, **{f"layer/{name}": n for name, n in self._layers.items()}}
 
@@ -204,7 +236,63 @@ class Grader:
             self._closed = True
             self._pool.close()
 
-    # -- one call ----------------------------------------
+    # -- reward functions --------------------------------
+    def _by_functions(self, responses: Sequence[RewardInput]) -> list[Grade]:
+        requests = [dict(vars(response)) for response in responses]
+        try:
+            replies = self._pool.work(requests)
+        except RefusedFunction as error:
+            raise RuntimeError(f"reward.function={self._function!r}: {error}") from error
+        self._stats["worked"] += len(replies)
+        grades = []
+        for response, reply in zip(responses, replies, strict=True):
+            if isinstance(reply, Failure):
+                reason = self._note(reply, response)
+                grades.append(Grade(0.0, None, reply.kind, reason, "", ""))
+            else:
+                reward, parts = reply
+                grades.append(Grade(reward, None, "function", "", "", "", parts))
+        return grades
+
+    def _note(self, failure: Failure, response: RewardInput) -> str:
+        """Counts a function's failure and returns its reason; names the first of each kind."""
+        name, reason = _FAILURES[failure.kind]
+        reason = failure.reason or reason
+        self._stats[name] += 1
+        if (failure.function, failure.kind) not in self._named:
+            self._named.add((failure.function, failure.kind))
+            path = self._functions[failure.function][0]
+            problem = f" (problem {response.problem_id!r})" if response.problem_id else ""
+            print(
+                f"warning: reward.function: {path}: {reason}{problem}: this response and others "
+                f"like it score 0; they are counted as {name}, and this is said once",
+                file=sys.stderr,
+                flush=True,
+            )
+        return reason
+
+    # -- the math grader ---------------------------------
+    def _by_math(self, responses: Sequence[RewardInput]) -> list[Grade]:
+        answers = [response_answer(one.graded_text, one.mode) for one in responses]
+        found: list[Explanation | None] = []
+        waiting: OrderedDict[Pair, list[int]] = OrderedDict()
+        for index, (answer, response) in enumerate(zip(answers, responses, strict=True)):
+            known, pair = self._at_once(answer, gold_texts(response.answer))
+            found.append(known)
+            if pair is not None:
+                waiting.setdefault(pair, []).append(index)
+        replies = self._pool.work([[answer, golds] for answer, golds in waiting])
+        for (pair, indices), reply in zip(waiting.items(), replies, strict=True):
+            verdict = self._verdict(pair, reply)
+            for index in indices:
+                found[index] = verdict
+            self._stats["cached"] += len(indices) - 1
+        return [
+            Grade(float(one.equal), answer, *one[1:])
+            for answer, one in zip(answers, found, strict=True)
+            if one is not None
+        ]
+
     def _at_once(
         self, answer: str | None, golds: tuple[str, ...]
     ) -> tuple[Explanation | None, Pair | None]:
@@ -225,13 +313,17 @@ class Grader:
             return verdict, None
         return None, (answer, golds)
 
-    def _record(self, pair: Pair, verdict: Explanation) -> None:
-        """Counts a worker's verdict, and caches the verdict unless a failure forced it."""
-        if verdict.layer in FAILURES:
-            self._stats[_COUNTED_AS[verdict.layer]] += 1
-        else:
-            self._cache.put(pair, verdict)
-        self._stats["worked"] += verdict.layer != "crash"
+    def _verdict(self, pair: Pair, reply: list[Any] | Failure) -> Explanation:
+        """A worker's verdict, counted, and cached unless a failure forced it."""
+        if isinstance(reply, Failure):
+            name, reason = _FAILURES[reply.kind]
+            self._stats[name] += 1
+            self._stats["worked"] += reply.kind != "crash"
+            return Explanation(False, reply.kind, reason, "", "")
+        verdict = Explanation(*reply)
+        self._cache.put(pair, verdict)
+        self._stats["worked"] += 1
+        return verdict
 
 
 def _is_whole(value: object) -> bool:

@@ -1,7 +1,7 @@
-"""Worker processes that each grade one pair at a time under a deadline, and are replaced on death.
+"""Worker processes that each grade one response at a time under a deadline, replaced on death.
 
-No pair waits in a pipe behind a hanging answer. Pairs that are not being graded stay in the queue
-of this process, where they have no deadline yet.
+No request waits in a pipe behind a hanging one. Requests that no worker has stay in the queue of
+this process, where they have no deadline yet.
 
 Workers are programs (`sys.executable -m polaris_jax.reward.worker`) talked to over pipes, not
 multiprocessing children: those import the main script again, and JAX with it, and die in scripts
@@ -15,75 +15,99 @@ import dataclasses
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from polaris_jax.reward.math.equivalence import Explanation
+from polaris_jax.reward.protocol import Functions, RefusedFunction
 
 START_TIMEOUT_S = 60.0  # a loaded machine may take long to start Python
 MAX_ATTEMPTS = 2  # an answer is graded once more if its worker was killed from outside
 MAX_FAILED_STARTS = 3
 
-Pair = tuple[str, tuple[str, ...]]  # an answer and its gold alternatives
+Request = list[Any] | dict[str, Any]  # what a worker reads; see `worker`
 
-FAILURES = {
-    "timeout": Explanation(False, "timeout", "no verdict within the deadline", "", ""),
-    "crash": Explanation(False, "crash", "its worker died twice", "", ""),
-    "memory": Explanation(False, "memory", "the worker's memory limit", "", ""),
-    "error": Explanation(False, "error", "an error in the worker", "", ""),
-}
+
+class Failure(NamedTuple):
+    """Why a request got no reply.
+
+    Attributes:
+        kind: "timeout", "crash" (its worker died twice), "memory", "error" (an exception) or
+            "invalid" (what a reward function returned is no reward).
+        reason: the text of the exception, or what was returned; "" for other kinds.
+        function: index of the reward function that was running; 0 for the math grader.
+    """
+
+    kind: str
+    reason: str = ""
+    function: int = 0
 
 
 @dataclasses.dataclass
 class _Call:
     """What one call still has to do."""
 
-    pairs: list[Pair]
+    requests: Sequence[Request]
     queue: deque[int]
     attempts: list[int]
-    verdicts: list[Explanation | None]
+    replies: list[Any]
     left: int
 
-    def settle(self, index: int, verdict: Explanation) -> None:
-        self.verdicts[index] = verdict
+    def settle(self, index: int, reply: Any) -> None:
+        self.replies[index] = reply
         self.left -= 1
 
 
 class WorkerPool:
-    """Verdicts of pairs from worker processes.
+    """Replies to requests, from worker processes.
 
     Args:
         workers: largest number of processes.
-        timeout_s: deadline of one pair in seconds.
+        timeout_s: deadline of one request in seconds.
         memory_limit_bytes: address space of one worker; 0 for none.
-        preset: name of the comparison policy.
+        preset: name of the math grader's comparison policy.
+        functions: reward functions; () for the math grader.
     """
 
-    def __init__(self, workers: int, timeout_s: float, memory_limit_bytes: int, preset: str):
+    def __init__(
+        self,
+        workers: int,
+        timeout_s: float,
+        memory_limit_bytes: int,
+        preset: str,
+        functions: Functions = (),
+    ) -> None:
         self._count, self._timeout_s = workers, timeout_s
         self._memory_limit_bytes, self._preset = memory_limit_bytes, preset
+        self._functions = functions
         self._failed_starts = 0
         self.workers: list[WorkerProcess] = []
 
-    def work(self, pairs: list[Pair]) -> list[Explanation]:
-        """Verdicts in the order of the pairs; one of FAILURES if a worker gave no verdict.
+    def start(self) -> None:
+        """Starts one worker and waits until it is ready.
 
         Raises:
+            RefusedFunction: a reward function cannot be used.
             RuntimeError: workers die before they are ready.
         """
-        if not pairs:
-            return []
-        try:
-            return self._dispatch(pairs)
-        except BaseException:  # Ctrl-C too: a busy worker's late reply must not meet a new call
-            for worker in self.workers:
-                worker.stop()
-            self.workers = []
-            raise
+        self._run(_Call((), deque(), [], [], 1), lambda: any(w.ready for w in self.workers))
+
+    def work(self, requests: Sequence[Request]) -> list[Any]:
+        """Replies in the order of the requests; a `Failure` if a worker gave none.
+
+        Raises:
+            RefusedFunction: a reward function can no longer be used.
+            RuntimeError: workers die before they are ready.
+        """
+        count = len(requests)
+        call = _Call(requests, deque(range(count)), [0] * count, [None] * count, count)
+        self._run(call, lambda: not call.left)
+        return call.replies
 
     def close(self) -> None:
         """Ends the workers."""
@@ -91,23 +115,25 @@ class WorkerPool:
         for worker in workers:
             worker.stop(gently=worker.index is None and worker.ready)
 
-    def _dispatch(self, pairs: list[Pair]) -> list[Explanation]:
-        call = _Call(
-            pairs, deque(range(len(pairs))), [0] * len(pairs), [None] * len(pairs), len(pairs)
-        )
-        with selectors.DefaultSelector() as selector:
+    def _run(self, call: _Call, done: Callable[[], bool]) -> None:
+        try:
+            with selectors.DefaultSelector() as selector:
+                for worker in self.workers:
+                    selector.register(worker.output, selectors.EVENT_READ, worker)
+                while not done():
+                    self._start_missing(selector, call)
+                    self._hand_out(selector, call)
+                    for worker, takes_more in self._next_events(selector):
+                        if takes_more:
+                            worker.send_rest()  # a dead one shows when its output ends
+                        else:
+                            self._receive(selector, call, worker)
+                    self._end_overdue(selector, call)
+        except BaseException:  # Ctrl-C too: a busy worker's late reply must not meet a new call
             for worker in self.workers:
-                selector.register(worker.output, selectors.EVENT_READ, worker)
-            while call.left:
-                self._start_missing(selector, call)
-                self._hand_out(selector, call)
-                for worker, takes_more in self._next_events(selector):
-                    if takes_more:
-                        worker.send_rest()  # a dead one shows when its output ends
-                    else:
-                        self._receive(selector, call, worker)
-                self._end_overdue(selector, call)
-        return [verdict for verdict in call.verdicts if verdict is not None]
+                worker.stop()
+            self.workers = []
+            raise
 
     def _start_missing(self, selector: selectors.BaseSelector, call: _Call) -> None:
         while len(self.workers) < min(self._count, call.left):
@@ -116,14 +142,16 @@ class WorkerPool:
             selector.register(worker.output, selectors.EVENT_READ, worker)
 
     def _command(self) -> list[str]:
-        return worker_command(self._timeout_s, self._memory_limit_bytes, self._preset)
+        return worker_command(
+            self._timeout_s, self._memory_limit_bytes, self._preset, self._functions
+        )
 
     def _hand_out(self, selector: selectors.BaseSelector, call: _Call) -> None:
         for worker in list(self.workers):
             if not call.queue or not worker.ready or worker.index is not None:
                 continue
             index = call.queue.popleft()
-            if worker.send(index, call.pairs[index], self._timeout_s):
+            if worker.send(index, call.requests[index], self._timeout_s):
                 call.attempts[index] += 1
             else:
                 call.queue.appendleft(index)
@@ -154,15 +182,21 @@ class WorkerPool:
             elif call.attempts[index] < MAX_ATTEMPTS:
                 call.queue.appendleft(index)
             else:
-                call.settle(index, FAILURES["crash"])
+                call.settle(index, Failure("crash", function=worker.function))
             return
         for reply in replies:
             if reply == "ready":
                 worker.ready = True
                 self._failed_starts = 0
+            elif isinstance(reply, dict):
+                raise RefusedFunction(reply["refused"])
+            elif isinstance(reply, int):
+                worker.function = reply
             elif worker.index is not None:
-                verdict = FAILURES[reply] if isinstance(reply, str) else Explanation(*reply)
-                call.settle(worker.index, verdict)
+                if isinstance(reply[0], str):
+                    kind, reason = reply
+                    reply = Failure(kind, reason, worker.function)
+                call.settle(worker.index, reply)
                 worker.index = None
 
     def _end_overdue(self, selector: selectors.BaseSelector, call: _Call) -> None:
@@ -172,10 +206,12 @@ class WorkerPool:
                 continue
             index = worker.index
             self._end(selector, worker)
-            if index is None:
-                self._count_failed_start(worker)
+            if index is not None:
+                call.settle(index, Failure("timeout", function=worker.function))
+            elif self._functions:
+                raise RefusedFunction(f"importing it takes more than {START_TIMEOUT_S:g} s")
             else:
-                call.settle(index, FAILURES["timeout"])
+                self._count_failed_start(worker)
 
     def _end(self, selector: selectors.BaseSelector, worker: WorkerProcess) -> None:
         selector.unregister(worker.output)
@@ -188,7 +224,12 @@ class WorkerPool:
         self._failed_starts += 1
         if self._failed_starts >= MAX_FAILED_STARTS:
             check = subprocess.run(
-                self._command(), input="", capture_output=True, text=True, env=worker_environment()
+                self._command(),
+                input="",
+                capture_output=True,
+                text=True,
+                env=worker_environment(),
+                timeout=START_TIMEOUT_S,
             )
             reason = (check.stderr.strip().splitlines() or [f"exit status {check.returncode}"])[-1]
             raise RuntimeError(
@@ -199,9 +240,11 @@ class WorkerPool:
 # ---- one process
 
 
-def worker_command(timeout_s: float, memory_limit_bytes: int, preset: str) -> list[str]:
+def worker_command(
+    timeout_s: float, memory_limit_bytes: int, preset: str, functions: Functions
+) -> list[str]:
     """The command line of a worker; -P keeps files of the current directory out of its imports."""
-    arguments = [str(timeout_s), str(memory_limit_bytes), preset]
+    arguments = [str(timeout_s), str(memory_limit_bytes), preset, json.dumps(functions)]
     return [sys.executable, "-P", "-m", "polaris_jax.reward.worker", *arguments]
 
 
@@ -216,12 +259,13 @@ def worker_environment() -> dict[str, str]:
 
 
 class WorkerProcess:
-    """One child process: starting, idle, or busy with one pair under a deadline.
+    """One child process: starting, idle, or busy with one request under a deadline.
 
     Attributes:
         ready: True once the process has reported that it can grade.
-        index: index of the pair that the process grades, or None.
-        deadline_s: deadline of the start or of the pair, on the monotonic clock.
+        index: index of the request that the process has, or None.
+        function: index of the reward function that the process called last.
+        deadline_s: deadline of the start or of the request, on the monotonic clock.
         unsent: the rest of a request that the pipe has not taken yet.
     """
 
@@ -238,6 +282,7 @@ class WorkerProcess:
         os.set_blocking(self.input.fileno(), False)  # a stopped worker must not stop the parent
         self.ready = False
         self.index: int | None = None
+        self.function = 0
         self.deadline_s = time.monotonic() + START_TIMEOUT_S
         self.unsent = b""
         self._received = b""
@@ -250,12 +295,13 @@ class WorkerProcess:
     def output(self) -> Any:
         return self.process.stdout
 
-    def send(self, index: int, pair: Pair, timeout_s: float) -> bool:
+    def send(self, index: int, request: Request, timeout_s: float) -> bool:
         """Begins a request; False if the process is dead."""
-        self.unsent = json.dumps([pair[0], list(pair[1])]).encode() + b"\n"
+        # default: numpy's numbers and arrays, which a gold answer may be
+        self.unsent = json.dumps(request, default=lambda value: value.tolist()).encode() + b"\n"
         if not self.send_rest():
             return False
-        self.index = index
+        self.index, self.function = index, 0
         self.deadline_s = time.monotonic() + timeout_s
         return True
 
@@ -288,6 +334,7 @@ class WorkerProcess:
             except subprocess.TimeoutExpired:
                 gently = False
         if not gently:
-            self.process.kill()
+            with contextlib.suppress(OSError):  # with what a reward function has started
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.output.close()

@@ -1,53 +1,124 @@
-"""The grading process: JSON lines in, JSON lines out, one answer at a time.
+"""The grading process: JSON lines in, JSON lines out, one response at a time.
 
-Started by `Grader` as `python -m polaris_jax.reward.worker TIMEOUT_S MEMORY_LIMIT_BYTES PRESET`. A
-request is `[answer, [gold, ...]]`, a reply the fields of an `Explanation`, `"memory"` or `"error"`;
-the first line out is `"ready"`. It ends when stdin closes. It kills itself if one answer takes
-TIMEOUT_S and a second more: then the parent, which would have killed it, is gone.
+Started by `WorkerPool` as `python -m polaris_jax.reward.worker TIMEOUT_S MEMORY_LIMIT_BYTES PRESET
+FUNCTIONS`. FUNCTIONS is JSON: import paths and weights of reward functions, or [] for the math
+grader. A request of the math grader is `[answer, [gold, ...]]`, its reply the fields of an
+`Explanation`. A request of functions is the fields of a `RewardInput`, the reply `[reward, parts]`;
+before it comes the index of each function as it is called. Either may be answered by
+`["memory", ""]`, `["error", reason]` or `["invalid", reason]`.
+
+The first line out is `"ready"`, or `{"refused": reason}` if a function cannot be used. The process
+ends when stdin closes. It kills itself if one response takes TIMEOUT_S and a second more: then the
+parent, which would have killed it, is gone.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 # What follows the parent's own deadline before the alarm, in seconds.
 GRACE_S = 1.0
 
+Reply = Callable[[Any], None]
 
-def main(timeout_s: float, memory_limit_bytes: int, preset: str) -> None:
+
+def main(
+    timeout_s: float,
+    memory_limit_bytes: int,
+    preset: str,
+    functions: Sequence[tuple[str, float]] = (),
+) -> None:
     """Answers requests from stdin on stdout until stdin closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    requests, replies = _private_pipes()
+
+    def reply(value: Any) -> None:
+        replies.write(json.dumps(value) + "\n")
+        replies.flush()
+
     # Before the limit, so that a small one cannot break the import of what grading needs.
     from polaris_jax.reward.math.equivalence import explain
     from polaris_jax.reward.math.structures import compare  # noqa: F401
+    from polaris_jax.reward.protocol import FailedFunction, RefusedFunction
 
+    try:
+        score = _scorer(functions, reply) if functions else None
+    except RefusedFunction as error:
+        reply({"refused": str(error)})
+        return
     if memory_limit_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    replies = sys.stdout
-    sys.stdout = sys.stderr
-    replies.write('"ready"\n')
-    replies.flush()
-    for line in sys.stdin:
+    reply("ready")
+    for line in requests:
         signal.setitimer(signal.ITIMER_REAL, timeout_s + GRACE_S)
         try:
-            answer, golds = json.loads(line)
-            reply: tuple | str = explain(answer, golds, preset=preset)
+            request = json.loads(line)
+            answer: Any = score(request) if score else explain(*request, preset=preset)
         except MemoryError:
-            reply = "memory"
+            answer = ["memory", ""]
+        except FailedFunction as error:
+            answer = [error.kind, error.reason]
         except Exception:  # noqa: BLE001 - a bad answer is reward 0, counted, never the end of a step
-            reply = "error"
+            answer = ["error", ""]
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
+        reply(answer)
+
+
+def _private_pipes() -> tuple[Any, Any]:
+    """The parent's pipes, out of reach: what is printed or read by graded code is not a message."""
+    requests = os.fdopen(os.dup(0), "r")
+    replies = os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return requests, replies
+
+
+def _scorer(functions: Sequence[tuple[str, float]], reply: Reply) -> Callable[[Any], list[Any]]:
+    """What turns the fields of a `RewardInput` into its weighted reward and named entries.
+
+    Raises:
+        RefusedFunction: a function cannot be used; the text begins with its path.
+    """
+    from polaris_jax.reward.protocol import (
+        RefusedFunction,
+        RewardInput,
+        call,
+        combined,
+        load_function,
+    )
+
+    loaded = []
+    for path, _ in functions:
+        try:
+            loaded.append(load_function(path))
+        except RefusedFunction as error:
+            raise RefusedFunction(f"{path}: {error}") from error
+    weights = [weight for _, weight in functions]
+
+    def score(fields: dict[str, Any]) -> list[Any]:
+        response, rewards, parts = RewardInput(**fields), [], {}
+        for index, function in enumerate(loaded):
+            reply(index)
+            reward, entries = call(function, response)
+            rewards.append(reward)
+            parts |= entries
+        return [combined(rewards, weights), parts]
+
+    return score
 
 
 if __name__ == "__main__":
     try:
-        main(float(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+        main(float(sys.argv[1]), int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4]))
     except BrokenPipeError:  # the parent left between request and reply
         sys.exit(0)

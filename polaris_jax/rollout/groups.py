@@ -214,6 +214,7 @@ def groups_to_host(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [
         {
             **{name: getattr(group, name) for name in _PLAIN},
+            **({"extra": dict(group.extra)} if group.extra else {}),
             "prompt": np.array(group.prompt, np.int32),
             "token_ids": np.array([i for r in group.responses for i in r.token_ids], np.int32),
             "logprobs": np.array([x for r in group.responses for x in r.logprobs], np.float64),
@@ -244,6 +245,7 @@ def groups_from_host(
             for response in _responses(zip(*columns, strict=True))
         )
         plain = {name: fields[name] for name in _PLAIN}
+        plain["extra"] = fields.get("extra", {})
         groups.append(Group(prompt=tuple(fields["prompt"].tolist()), responses=responses, **plain))
     return tuple(groups)
 

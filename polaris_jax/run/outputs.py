@@ -168,6 +168,9 @@ def rollout_rows(
         for p in range(len(graded))
         for r in range(graded.reward_PR.shape[1])
     ]
+    if graded.parts is not None:
+        for row, parts in zip(rows, (x for g in graded.parts for x in g), strict=True):
+            row |= {"parts": dict(parts)} if parts else {}
     if draws is not None and graded.versions is not None:
         ages = [(draw, v) for draw, g in zip(draws, graded.versions, strict=True) for v in g]
         for row, (draw, versions) in zip(rows, ages, strict=True):
@@ -193,7 +196,7 @@ def step_text(step: int, metrics: Mapping[str, Any]) -> str:
     )
 
 
-GRADER_STATS = ("graded", "timeouts", "crashes")
+GRADER_STATS = ("graded", "timeouts", "crashes", "memory", "errors", "invalid")
 SAMPLER_STATS = (
     *("slot_occupancy", "row_waste", "live_rows_min", "live_rows_max", "pages_peak"),
     *("preemptions", "prefix_hits", "prefix_query_tokens", "prefix_hit_tokens"),

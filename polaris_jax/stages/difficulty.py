@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from polaris_jax.records import require_fields, require_rewards
+from polaris_jax.records import correct_rewards, require_fields, require_rewards
 
 Statistic = Literal["stage_mean", "last"]
 Preset = Literal["full", "drop_perfect", "aggressive"]
 Shape = Literal["mirrored J", "J", "U", "flat", "empty"]
 
-CORRECT = 1.0
 DROP_ABOVE = 0.9
 AGGRESSIVE_ABOVE = 0.5
 TOO_EASY_ABOVE = 0.7  # mean reward above which a set teaches too little
@@ -59,6 +58,7 @@ class AccuracyTable:
         reward_PR: np.ndarray | Sequence[Sequence[float]],
         *,
         stage: int,
+        correct_at: float = 1.0,
     ) -> None:
         """Adds one visit for each group, in batch order. A problem may occur twice (two visits).
 
@@ -66,6 +66,7 @@ class AccuracyTable:
             problem_ids: P ids.
             reward_PR: graded rewards in [0, 1], before rescue and substitution.
             stage: index of the stage that the step belongs to.
+            correct_at: reward from which a response counts as right.
 
         Raises:
             ValueError: the numbers of ids and groups differ, or a reward is outside [0, 1].
@@ -78,7 +79,7 @@ class AccuracyTable:
             )
         require_rewards(reward_PR, problem_ids)
         visits = self._visits.setdefault(int(stage), {})
-        right_P = (reward_PR >= CORRECT).sum(axis=1).tolist()
+        right_P = correct_rewards(reward_PR, correct_at).sum(axis=1).tolist()
         seen = int(reward_PR.shape[1])
         for problem_id, right in zip(map(_plain, problem_ids), right_P, strict=True):
             before_right, before_seen, _, _ = visits.get(problem_id, (0, 0, 0, 0))

@@ -50,3 +50,12 @@ def test_join_refuses_groups_of_two_sizes_and_no_part():
         concat_graded([graded_of(0, responses=2), graded_of(0, responses=3)])
     with pytest.raises(ValueError, match="at least one"):
         concat_graded([])
+
+
+def test_parts_are_joined_even_if_a_batch_has_none():
+    bare = graded_of(0, prompts=1, responses=2)
+    given = dataclasses.replace(graded_of(1, prompts=1, responses=2), parts=[[{"a": 1.0}, {}]])
+    assert concat_graded([bare, bare]).parts is None
+    joined = concat_graded([bare, given, bare])
+    assert [list(group) for group in joined.parts] == [[{}, {}], [{"a": 1.0}, {}], [{}, {}]]
+    assert [list(group) for group in select_groups(joined, [1]).parts] == [[{"a": 1.0}, {}]]

@@ -90,7 +90,6 @@ def test_rescues_a_failed_group_with_the_stored_row_as_it_was_sampled():
     ("visit", "budget"),
     [
         pytest.param(group([0, 1, 0]), 3, id="group-with-a-right-row"),
-        pytest.param(group([0, 0.5, 0]), 3, id="group-with-some-reward"),
         pytest.param(group([1, 1, 1]), 3, id="all-right"),
         pytest.param(group([0, 0, 0], problem_id="new"), 3, id="empty-slot"),
         pytest.param(group([0, 0, 0]), 2, id="stored-response-over-budget"),
@@ -229,3 +228,43 @@ def test_a_state_without_slots_is_refused_and_changes_nothing():
     with pytest.raises(ValueError, match="state holds no 'slots'"):
         sink.load_state_dict({})
     assert len(sink) == 1
+
+
+def graded_from(rewards, *, correct_at, **more):
+    return dataclasses.replace(to_graded([group(rewards, **more)]), correct_at=correct_at)
+
+
+def test_correctness_decides_what_is_stored_and_which_group_has_failed():
+    sink = RescueBuffer()
+    assert sink.update(graded_from([0.7, 0.6], correct_at=0.7), **VISIT) == 1
+    assert (sink.get("q").text, sink.get("q").reward) == ("0/0", np.float32(0.7))
+    rng = np.random.default_rng(0)
+    for rewards, expected in (([0.6, 0.0], 1), ([0.6, 0.7], 0), ([0.0, 0.0], 1)):
+        failed = graded_from(rewards, correct_at=0.7)
+        assert sink.rescue(failed, max_response_tokens=9, rng=rng)[1] == expected
+
+
+def test_a_rescued_row_keeps_its_own_reward_and_has_no_parts():
+    sink = RescueBuffer()
+    sink.update(graded_from([0.75, 0.0], correct_at=0.5), **VISIT)
+    failed = dataclasses.replace(
+        graded_from([0.25, 0.25], correct_at=0.5), parts=[[{"a": 1.0}, {"a": 2.0}]]
+    )
+    rescued, _ = sink.rescue(failed, max_response_tokens=9, rng=np.random.default_rng(0))
+    row = int(np.flatnonzero(rescued.rescued_PR[0])[0])
+    assert (rescued.reward_PR[0, row], rescued.reward_PR[0, 1 - row]) == (0.75, 0.25)
+    assert (rescued.parts[0][row], rescued.parts[0][1 - row]) == ({}, failed.parts[0][1 - row])
+    assert rescued.correct_PR[0].tolist() == rescued.rescued_PR[0].tolist()
+
+
+def test_a_sink_of_an_earlier_version_holds_rewards_of_1():
+    state = sink_with(group([1])).state_dict()
+    for entry in state["slots"]:
+        del entry["reward"]
+    sink = RescueBuffer()
+    sink.load_state_dict(state)
+    assert sink.get("q").reward == 1.0
+    rescued, count = sink.rescue(
+        to_graded([group([0, 0])]), max_response_tokens=9, rng=np.random.default_rng(0)
+    )
+    assert (count, rescued.reward_PR.sum()) == (1, 1.0)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -215,3 +217,49 @@ def test_messages_are_of_letters_that_any_file_takes_and_short(tmp_path):
     messages = read_problems(path)[1].messages
     assert messages[0].endswith("among its fields (\\ud800)")
     assert all(len(message.encode()) <= 400 for message in messages)
+
+
+EXTRA = {"tests": [1, {"a": None}], "level": 3, "é": "x", "flag": True, "rate": 0.5}
+
+
+def test_other_columns_are_extra_and_survive_a_file(tmp_path):
+    rows = [
+        {"id": "a", "problem": "P", "answer": "1", **EXTRA, "empty": None},
+        {"id": "b", "problem": "Q", "answer": "2", "solution": "no extra"},
+        {"id": "c", "problem": "R", "answer": "3", "extra": {"x": 1}, "score": float("nan")},
+    ]
+    problems, _ = read_problems(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert [problem.extra for problem in problems] == [EXTRA, {}, {"extra": {"x": 1}}]
+    for number in range(2):  # what was written is read, and written again
+        write_problems(problems, tmp_path / f"{number}.parquet")
+        assert read_problems(tmp_path / f"{number}.parquet")[0] == problems
+        problems = read_problems(tmp_path / f"{number}.parquet")[0]
+    assert (tmp_path / "0.parquet").read_bytes() == (tmp_path / "1.parquet").read_bytes()
+
+
+def test_a_file_of_problems_without_extra_has_the_columns_it_always_had(tmp_path):
+    write_problems([Problem("a", "P", "1")], tmp_path / "a.parquet")
+    names = pq.read_schema(tmp_path / "a.parquet").names
+    assert names == ["id", "problem", "answer", "source", "pass_rate", "response_tokens"]
+
+
+def test_columns_of_a_table_that_hold_json_are_extra(tmp_path):
+    columns = {
+        "problem": ["P"],
+        "answer": ["1"],
+        "texts": [["a", "b"]],
+        "pair": [{"x": 1, "y": [0.5]}],
+        "word": pa.array(["w"]).dictionary_encode(),
+        "when": pa.array([2**62], pa.timestamp("us")),
+        "bytes": [b"x"],
+        "mixed": pa.array([{"when": 0}], pa.struct([("when", pa.timestamp("us"))])),
+    }
+    table = pa.table(columns)
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.OSFile(str(tmp_path / "b.arrow"), "wb") as file:
+        arrow = pa.ipc.new_file(file, table.schema)
+        arrow.write_table(table)
+        arrow.close()
+    for name in ("a.parquet", "b.arrow"):
+        (problem,) = read_problems(tmp_path / name)[0]
+        assert problem.extra == {"texts": ["a", "b"], "pair": {"x": 1, "y": [0.5]}, "word": "w"}

@@ -11,7 +11,13 @@ import pytest
 from etils import epath
 
 from polaris_jax.assemble import open_solver
-from polaris_jax.config import ArithmeticSection, ConfigError, EvaluateSection, RunConfig
+from polaris_jax.config import (
+    ArithmeticSection,
+    ConfigError,
+    EvaluateSection,
+    RewardSection,
+    RunConfig,
+)
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import warmstart_model_config
 from polaris_jax.measure import evaluate, solve
@@ -105,6 +111,63 @@ def written(text: str, tokenizer) -> Response:
     return Response(ids, (-1.0,) * len(ids), "stop")
 
 
+FUNCTION = """
+def half_for_two(response):
+    assert response.extra == {"level": 3} and "1 + 1?" in response.prompt_text
+    assert response.mode == "eval" and (response.finish_reason == "length") == (response.num_tokens == 6)
+    return 0.5 if "2" in response.text else 0.25 if response.text else 0.0
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("correct_at", "average", "curve", "pass_2"),
+    [(1.0, 0.0, [0.0, 0.0], 0.0), (0.5, 0.5, [0.0, 0.5], 1.0), (0.25, 1.0, [1.0, 1.0], 1.0)],
+)
+def test_an_evaluation_grades_with_the_function_and_counts_from_correct_at(
+    tmp_path, monkeypatch, correct_at, average, curve, pass_2
+):
+    tokenizer = build_tokenizer()
+    two, three = (written(f"well \\boxed{{{n}}}", tokenizer) for n in (2, 3))
+    assert len(two.token_ids) == len(three.token_ids) > 6
+    (tmp_path / "mine.py").write_text(FUNCTION)
+
+    def sampled(sampler, groups, params, **options):
+        (group,) = groups
+        return [with_texts(dataclasses.replace(group, responses=(two, three)), tokenizer)]
+
+    (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2", "level": 3}')
+    monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
+    monkeypatch.setattr(evaluate, "open_policy", opener(tokenizer))
+    monkeypatch.setattr(solve, "sample_groups", sampled)
+    config = with_evaluate(
+        problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64, budgets=(6, 64)
+    )
+    data = dataclasses.replace(config.data, max_prompt_tokens=64)
+    reward = RewardSection(function=f"{tmp_path}/mine.py:half_for_two", correct_at=correct_at)
+    config = dataclasses.replace(config, data=data, reward=reward)
+    where = epath.Path(tmp_path / "run")
+    found = evaluate.evaluate(config, where, progress=Progress(enabled=False))
+    assert found["avg@k"] == average
+    assert found["mean_reward"] == 0.375
+    assert [point["accuracy"] for point in found["budget_curve"]] == curve
+    assert found["pass@k"]["2"] == pass_2
+    rows = [
+        json.loads(line) for line in (tmp_path / "run/responses.jsonl").read_text().splitlines()
+    ]
+    assert [row["reward"] for row in rows if "reward" in row] == [0.5, 0.25]
+
+
+def opener(tokenizer):
+    @contextlib.contextmanager
+    def opened(config, progress, *_, **__):
+        samplers: Any = None
+        with open_solver(config, tokenizer, samplers, end_ids=()) as solver:
+            sampler: Any = None
+            yield solve.Policy(solver, sampler)
+
+    return opened
+
+
 def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
     tokenizer = build_tokenizer()
     early = written(r"so \boxed{2} or \boxed{3}", tokenizer)  # right until it is changed
@@ -116,16 +179,9 @@ def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
         (group,) = groups
         return [with_texts(dataclasses.replace(group, responses=(early, late)), tokenizer)]
 
-    @contextlib.contextmanager
-    def opened(config, progress, *_, **__):
-        samplers: Any = None
-        with open_solver(config, tokenizer, samplers, end_ids=()) as solver:
-            sampler: Any = None
-            yield solve.Policy(solver, sampler)
-
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
-    monkeypatch.setattr(evaluate, "open_policy", opened)
+    monkeypatch.setattr(evaluate, "open_policy", opener(tokenizer))
     monkeypatch.setattr(solve, "sample_groups", sampled)
     lines: list[str] = []
     progress = Progress(enabled=False)

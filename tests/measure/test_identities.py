@@ -21,8 +21,14 @@ def changed(section, **fields) -> RunConfig:
 @pytest.mark.parametrize("identity", [count_identity, row_identity])
 @pytest.mark.parametrize(
     ("section", "fields"),
-    [("reward", {"mode": "eval"}), ("model", {"path": "other"}), ("data", {"prompt_suffix": ""})],
-    ids=["mode", "model", "suffix"],
+    [
+        ("reward", {"mode": "eval"}),
+        ("reward", {"function": "a.py:f"}),
+        ("reward", {"correct_at": 0.5}),
+        ("model", {"path": "other"}),
+        ("data", {"prompt_suffix": ""}),
+    ],
+    ids=["mode", "function", "correct_at", "model", "suffix"],
 )
 def test_what_a_reward_depends_on_changes_the_identity(identity, section, fields):
     config = changed(section, **fields)
@@ -47,4 +53,19 @@ def test_n_and_temperature_of_a_calibration_count(fields):
     config = changed("calibrate", **fields)
     assert count_identity(config, PROBLEMS, max_response_tokens=8) != count_identity(
         CONFIG, PROBLEMS, max_response_tokens=8
+    )
+
+
+@pytest.mark.parametrize("identity", [count_identity, row_identity])
+def test_extra_columns_count_if_a_function_may_read_them(identity):
+    more = [dataclasses.replace(PROBLEMS[0], extra={"tests": [1]}), PROBLEMS[1]]
+    for function, same in (("", True), ("a.py:f", False)):
+        config = changed("reward", function=function)
+        of_more = identity(config, more, max_response_tokens=8)
+        assert (of_more == identity(config, PROBLEMS, max_response_tokens=8)) == same
+
+
+def test_rows_that_an_earlier_version_left_are_those_of_the_math_grader():
+    assert not {"reward.function", "reward.correct_at", "extra"} & set(
+        count_identity(CONFIG, PROBLEMS, max_response_tokens=8)
     )

@@ -34,7 +34,7 @@ class Said:
 def solve(problems: list[Problem], *, n: int, **_: Any) -> SimpleNamespace:
     """Half of all responses are right, at every temperature."""
     right_PR = np.tile(np.arange(n) % 2, (len(problems), 1)).astype(np.float32)
-    return SimpleNamespace(texts=[["a b c d"] * n for _ in problems], reward_PR=right_PR)
+    return SimpleNamespace(texts=[["a b c d"] * n for _ in problems], correct_PR=right_PR)
 
 
 @pytest.mark.parametrize(("n", "noted"), [(32, False), (16, True)], ids=["enough", "few"])

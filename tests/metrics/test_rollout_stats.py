@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.batch import RescueBuffer
-from polaris_jax.metrics.rollout_stats import rollout_metrics
+from polaris_jax.metrics.rollout_stats import part_metrics, rollout_metrics
 from polaris_jax.records import Graded
 
 
@@ -92,3 +92,24 @@ def test_a_rescued_row_never_enters():
     bare = dataclasses.replace(rescued, rescued_PR=np.zeros((2, 2), bool))
     assert metrics["rollout/diversity"] == pytest.approx((1.0 + 0.5) / 2)
     assert rollout_metrics(bare, temperature=1.4)["rollout/diversity"] != pytest.approx(0.75)
+
+
+def test_lengths_of_correct_responses_follow_correct_at():
+    graded = graded_of([[0.5, 0.25]], lengths=[[10, 20]])
+    assert rollout_metrics(graded, temperature=1.0)["rollout/mean_length_correct"] is None
+    lower = rollout_metrics(dataclasses.replace(graded, correct_at=0.5), temperature=1.0)
+    assert lower["rollout/mean_length_correct"] == 10.0
+    assert lower["rollout/mean_length_incorrect"] == 20.0
+    assert lower["rollout/reward_mean"] == 0.375
+
+
+def test_parts_are_means_over_the_responses_that_have_them():
+    graded = graded_of([[1, 0], [0, 0]])
+    assert part_metrics(graded) == {}
+    parts = [[{"a": 1.0, "never": None}, {"a": 2.0}], [{"a": None}, {}]]
+    metrics = part_metrics(dataclasses.replace(graded, parts=parts))
+    assert {name: (mean.sum, mean.weight) for name, mean in metrics.items()} == {
+        "reward/a": (3.0, 2),
+        "reward/never": (0.0, 0),
+    }
+    assert [mean.value for mean in metrics.values()] == [1.5, None]

@@ -12,6 +12,7 @@ from polaris_jax.reward import Grader
 from polaris_jax.reward.grade_ahead import GradeAhead
 from polaris_jax.rollout import RolloutAborted, SamplingParams
 from polaris_jax.rollout.groups import begin, sample_groups
+from tests.support.parts import NothingRight
 
 PROBLEMS, N = 4, 3
 DRAWN = [
@@ -105,10 +106,10 @@ def test_what_was_not_graded_ahead_is_graded_afterwards():
 def test_a_group_is_graded_while_others_are_sampled():
     graded = threading.Event()
 
-    class Noting:
-        def score(self, texts, golds, mode):
+    class Noting(NothingRight):
+        def reward(self, response):
             graded.set()
-            return np.zeros(len(texts), np.float32)
+            return 0.0
 
     class Waiting(ShuffledSampler):
         def drive(self, request, should_abort):
@@ -125,11 +126,11 @@ def test_a_group_is_graded_while_others_are_sampled():
 def test_an_aborted_rollout_lets_go_of_what_is_not_graded():
     release, calls = threading.Event(), []
 
-    class Slow:
-        def score(self, texts, golds, mode):
-            calls.append(golds)
+    class Slow(NothingRight):
+        def grade_inputs(self, responses):
+            calls.append(responses)
             release.wait(timeout=30)
-            return np.zeros(len(texts), np.float32)
+            return super().grade_inputs(responses)
 
     with pytest.raises(RolloutAborted), GradeAhead(Slow(), "train") as ahead:
         sampled(ShuffledSampler(1, aborts_after=PROBLEMS * N - 1), on_complete=ahead.add)

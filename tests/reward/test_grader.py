@@ -52,7 +52,7 @@ worker.main({timeout_s}, {memory}, "default")
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(timeout_s: float, memory_limit_bytes: int, preset: str) -> list[str]:
+    def command(timeout_s: float, memory_limit_bytes: int, *_: object) -> list[str]:
         text = STUB.format(root=str(ROOT), timeout_s=timeout_s, memory=memory_limit_bytes)
         return [sys.executable, "-c", text]
 

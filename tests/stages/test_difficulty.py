@@ -221,3 +221,11 @@ def test_a_mean_above_seven_tenths_is_too_easy():
     assert not too_easy([0.7, 0.7])
     assert too_easy([0.7, 0.75])
     assert not too_easy([])
+
+
+def test_a_response_is_right_from_correct_at_on():
+    table = AccuracyTable()
+    rewards = np.array([[0.7, 0.69, 1.0, 0.0]], np.float32)
+    table.record(["q"], rewards, stage=0, correct_at=0.7)
+    table.record(["r"], rewards, stage=0)
+    assert (table.counts("q", 0), table.counts("r", 0)) == ((2, 4), (1, 4))

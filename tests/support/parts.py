@@ -13,6 +13,8 @@ from polaris_jax.batch import RescueBuffer
 from polaris_jax.config import RunConfig
 from polaris_jax.models.tokenizer import stop_token_ids
 from polaris_jax.records import Graded, StageState
+from polaris_jax.reward import RewardInput
+from polaris_jax.reward.grader import Grade
 from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.run.outputs import StepClock
 from polaris_jax.stages.difficulty import AccuracyTable
@@ -64,6 +66,16 @@ class Written:
 
     def write_timing(self, step: int, line: dict[str, Any]) -> None:
         self.timing.append((step, line))
+
+
+class NothingRight:
+    """A grader without workers; every reward is 0."""
+
+    def reward(self, response: RewardInput) -> float:
+        return 0.0
+
+    def grade_inputs(self, responses: Sequence[RewardInput]) -> list[Grade]:
+        return [Grade(self.reward(one), None, "stand-in", "", "", "") for one in responses]
 
 
 def make_parts(

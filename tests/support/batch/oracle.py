@@ -19,19 +19,19 @@ def store(slots, groups, *, step, stage, temperature):
         for row in group["rows"]:
             if row["reward"] == 1 and not row["rescued"]:
                 kept = {k: row[k] for k in ("tokens", "logprobs", "text", "finish_reason")}
-                kept.update(step=step, stage=stage, temperature=temperature)
+                kept.update(step=step, stage=stage, temperature=temperature, reward=row["reward"])
                 slots[group["id"]] = kept
 
 
 def rescue(slots, groups, *, budget, rng):
     groups, count = copy.deepcopy(groups), 0
     for group in groups:
-        failed = all(row["reward"] == 0 for row in group["rows"])
+        failed = all(row["reward"] < 1 for row in group["rows"])
         kept = slots.get(group["id"])
         if failed and kept is not None and len(kept["tokens"]) <= budget:
             row = group["rows"][rng.integers(len(group["rows"]))]
             row.update({k: v for k, v in kept.items() if k in row})
-            row.update(reward=1, rescued=True)
+            row.update(rescued=True)
             count += 1
     return groups, count
 

@@ -39,8 +39,8 @@ from tests.rollout.test_shard_simulation import (
     CountingEngine,
 )
 from tests.support.driven import DrivenSampler
-from tests.support.parts import make_parts, make_state, stage_at
-from tests.test_step import Grader, after
+from tests.support.parts import NothingRight, make_parts, make_state, stage_at
+from tests.test_step import after
 
 STOP, TOKEN, PREFILL = 3, 1, 120
 TRAINING_STEPS = 8
@@ -131,7 +131,7 @@ def simulate(shards: int, slots: int, **section: Any) -> dict[str, float]:
     parts = make_parts(
         RunConfig(rollout=rollout, stages=(StageSection(steps=TRAINING_STEPS),)),
         tokenizer=Tokenizer(),
-        grader=Grader(),
+        grader=NothingRight(),
     )
     stage = stage_at(max_response_tokens=BUDGET)
     state = make_state(stage=stage, sampler=DrivenSampler(engine), loader=Problems())

@@ -28,7 +28,8 @@ from polaris_jax.explore import distinct_ngrams
 from polaris_jax.models import ModelConfig, Qwen, RopeScaling, load_pretrained
 from polaris_jax.models.tokenizer import load_tokenizer
 from polaris_jax.records import Graded, Problem, TrainBatch
-from polaris_jax.reward import Grader
+from polaris_jax.reward import Grader, RewardInput
+from polaris_jax.reward.grader import Grade
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.train.update import Updater
@@ -76,7 +77,7 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """`Grader.score`."""
+    """`Grader.grade_inputs`; texts as the math grader reads them."""
 
     texts: list[str]
     golds: list[str]  # as `repr` writes them
@@ -202,17 +203,23 @@ def _spy_on_samplers(patch: pytest.MonkeyPatch, calls: Calls) -> None:
 
 
 def _spy_on_rewards(patch: pytest.MonkeyPatch, calls: Calls) -> None:
-    score, record = Grader.score, AccuracyTable.record
+    grade, record = Grader.grade_inputs, AccuracyTable.record
     rescue, update = RescueBuffer.rescue, RescueBuffer.update
 
-    def spied_score(self: Grader, texts: Any, golds: Any, mode: Any = "train") -> np.ndarray:
-        rewards = score(self, texts, golds, mode)
-        calls.append(Scored(list(texts), [repr(gold) for gold in golds], mode, rewards.tolist()))
-        return rewards
+    def spied_grade(self: Grader, responses: Sequence[RewardInput]) -> list[Grade]:
+        grades = grade(self, responses)
+        if responses:
+            texts = [one.graded_text for one in responses]
+            golds = [repr(one.answer) for one in responses]
+            rewards = [float(one.reward) for one in grades]
+            calls.append(Scored(texts, golds, responses[0].mode, rewards))
+        return grades
 
-    def spied_record(self: AccuracyTable, problem_ids: Any, reward_PR: Any, *, stage: int) -> None:
+    def spied_record(
+        self: AccuracyTable, problem_ids: Any, reward_PR: Any, *, stage: int, **options: Any
+    ) -> None:
         calls.append(Counted(list(problem_ids), np.array(reward_PR), stage))
-        record(self, problem_ids, reward_PR, stage=stage)
+        record(self, problem_ids, reward_PR, stage=stage, **options)
 
     def spied_rescue(
         self: RescueBuffer, graded: Graded, *, max_response_tokens: int, rng: Any
@@ -225,7 +232,7 @@ def _spy_on_rewards(patch: pytest.MonkeyPatch, calls: Calls) -> None:
         calls.append(Stored(graded, options["stage"]))
         return update(self, graded, **options)
 
-    patch.setattr(Grader, "score", spied_score)
+    patch.setattr(Grader, "grade_inputs", spied_grade)
     patch.setattr(AccuracyTable, "record", spied_record)
     patch.setattr(RescueBuffer, "rescue", spied_rescue)
     patch.setattr(RescueBuffer, "update", spied_update)
