@@ -10,7 +10,7 @@ import pytest
 from polaris_jax.config import MeshSection
 from polaris_jax.models import token_logprobs
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from polaris_jax.sharding import make_mesh
+from polaris_jax.sharding import make_mesh, make_sampler_mesh
 from polaris_jax.train.state import init_train_state
 from tests.support.random_models import random_model
 from tests.support.rollout.rollout_cases import CONFIG, dense_logits, random_prompts
@@ -33,13 +33,17 @@ FAMILIES = ["llama", "olmo2"]
 OWN = {"tie_embeddings": False, "qkv_bias": None, "qk_norm": None}
 
 
-@pytest.mark.parametrize("attention", ["xla", "auto"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_sampler_draws_from_the_dense_model(name, attention):
-    """Greedy tokens are the dense argmax, and log-probs are the trainer's, with either kernel."""
+@pytest.mark.parametrize(
+    ("name", "attention", "tensor"),
+    [(name, attention, 1) for name in FAMILIES for attention in ("xla", "auto")]
+    + [("olmo2", "xla", 2)],
+)
+def test_the_sampler_draws_from_the_dense_model(name, attention, tensor):
+    """Greedy tokens are the dense argmax, log-probs the trainer's: each kernel, and on a mesh."""
     model = random_model(dataclasses.replace(CONFIG, **OWN, model_type=name), scale=3.0)
     sizes = SamplerConfig(slots=4, page_size=4, num_pages=64, max_len=64, attention=attention)
-    sampler = Sampler(model, sizes)
+    mesh = make_sampler_mesh(jax.devices(), data=2, tensor=tensor) if tensor > 1 else None
+    sampler = Sampler(model, sizes, mesh=mesh)
     prompts = random_prompts(3, seed=5, longest=20)
     greedy = sampler.generate(prompts, SamplingParams(temperature=0.0, max_tokens=12))
     for prompt, (response,) in zip(prompts, greedy, strict=True):
