@@ -1,4 +1,4 @@
-"""Dense decoders (Qwen2, Qwen2.5, Qwen3, Llama), their log-probs, and their weights on disk."""
+"""Dense decoders of the families in `FAMILIES`, their log-probs, and their weights on disk."""
 
 from polaris_jax.models.attention import (
     Attention,

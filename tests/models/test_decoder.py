@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from polaris_jax.models import (
+    Decoder,
     ModelConfig,
-    Qwen,
     RopeScaling,
     model_tree_path,
     param_axes,
@@ -43,7 +43,7 @@ QWEN2 = dataclasses.replace(
 CONFIGS = [pytest.param(QWEN3, id="qwen3"), pytest.param(QWEN2, id="qwen2")]
 
 
-def make(config: ModelConfig, seed: int = 0) -> Qwen:
+def make(config: ModelConfig, seed: int = 0) -> Decoder:
     return random_model(config, seed, noise=0.1)
 
 
@@ -75,7 +75,7 @@ def test_host_arrays_and_lists_are_taken_as_device_arrays_are(given, attention):
     np.testing.assert_array_equal(got, want)
 
 
-def input_gradient(model: Qwen, attention: str, position_BT: jax.Array, segment_BT=None):
+def input_gradient(model: Decoder, attention: str, position_BT: jax.Array, segment_BT=None):
     """The function of t: |d logits at t / d input embedding| of each position of a row, [T]."""
     length = position_BT.shape[1]
     untied = dataclasses.replace(model.config, tie_embeddings=False)
@@ -85,7 +85,7 @@ def input_gradient(model: Qwen, attention: str, position_BT: jax.Array, segment_
         params = model.params() | {"embed_VD": embed_VD}
         if model.config.tie_embeddings:
             params["head_VD"] = model.params()["embed_VD"]
-        moved = Qwen.from_params(untied, params)
+        moved = Decoder.from_params(untied, params)
         hidden = moved(jnp.arange(length)[None], position_BT, segment_BT, attention=attention)
         return moved.unembed(hidden)[0, t].sum()
 
@@ -128,7 +128,7 @@ def test_packed_segments_equal_separate_rows(config, attention, monkeypatch):
     monkeypatch.setattr("polaris_jax.models.attention.portable.SHORT_ROW_BLOCK_TOKENS", 8)
     model = make(config)
     token_BT, position_BT = tokens(2, 9)
-    run = jax.jit(functools.partial(Qwen.__call__, attention=attention))
+    run = jax.jit(functools.partial(Decoder.__call__, attention=attention))
     apart = run(model, token_BT, position_BT)
     packed_token = jnp.concatenate([token_BT[:1], token_BT[1:], jnp.zeros((1, 3), int)], axis=1)
     packed_position = jnp.concatenate([position_BT[:1], position_BT[1:], jnp.arange(3)[None]], 1)
@@ -247,8 +247,8 @@ def test_impossible_sizes_are_named(name, size):
 def test_bad_params_are_named():
     params = make(QWEN3).params()
     with pytest.raises(ValueError, match=r"norm_D.*missing"):
-        Qwen.from_params(QWEN3, {k: v for k, v in params.items() if k != "norm_D"})
+        Decoder.from_params(QWEN3, {k: v for k, v in params.items() if k != "norm_D"})
     with pytest.raises(ValueError, match=r"extra.*unexpected"):
-        Qwen.from_params(QWEN3, params | {"extra": params["norm_D"]})
+        Decoder.from_params(QWEN3, params | {"extra": params["norm_D"]})
     with pytest.raises(ValueError, match=r"norm_D: shape"):
-        Qwen.from_params(QWEN3, params | {"norm_D": jnp.ones(3)})
+        Decoder.from_params(QWEN3, params | {"norm_D": jnp.ones(3)})

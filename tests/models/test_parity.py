@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polaris_jax.models import Qwen, RopeScaling, load_pretrained, save_pretrained
+from polaris_jax.models import Decoder, RopeScaling, load_pretrained, save_pretrained
 from tests.fixtures.parity_cases import (
     ARCHITECTURES,
     CASE_IDS,
@@ -31,7 +31,7 @@ def stored(architecture, rope) -> np.ndarray:
         return file[f"{architecture.name}-{rope}"]
 
 
-def logits(model: Qwen, token_BT: np.ndarray) -> np.ndarray:
+def logits(model: Decoder, token_BT: np.ndarray) -> np.ndarray:
     position_BT = np.arange(token_BT.shape[1])[None]
     return np.asarray(_forward(model, np.int32(token_BT), np.int32(position_BT)))[0]
 
@@ -65,7 +65,7 @@ def test_every_feature_shows_in_the_stored_logits(name, tmp_path):
     model, _ = load_pretrained(write_checkpoint(tmp_path, architecture, "yarn"))
     want = stored(architecture, "yarn")
 
-    def moved(other: Qwen) -> float:
+    def moved(other: Decoder) -> float:
         return distance(logits(other, token_BT)[STORED_POSITIONS], want)
 
     assert moved(model) <= 1
@@ -80,13 +80,13 @@ def test_every_feature_shows_in_the_stored_logits(name, tmp_path):
         if architecture.bias:
             path = f"layers/{kind}"
             zeroed = params | {path: jnp.zeros_like(params[path])}
-            assert moved(Qwen.from_params(model.config, zeroed)) >= PARITY_SENSITIVITY
+            assert moved(Decoder.from_params(model.config, zeroed)) >= PARITY_SENSITIVITY
     if architecture.qk_norm:
         bare = dataclasses.replace(model.config, qk_norm=False)
         rest = {
             p: x for p, x in params.items() if not p.startswith(("layers/q_norm", "layers/k_norm"))
         }
-        assert moved(Qwen.from_params(bare, rest)) >= PARITY_SENSITIVITY
+        assert moved(Decoder.from_params(bare, rest)) >= PARITY_SENSITIVITY
 
 
 @pytest.mark.parametrize("rope", ["yarn", "yarn_factor_1"])

@@ -5,13 +5,13 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from polaris_jax.models import ModelConfig, Qwen, param_shapes
+from polaris_jax.models import Decoder, ModelConfig, param_shapes
 
 
 def random_model(
     config: ModelConfig, seed: int = 0, *, scale: float = 1.0, noise: float = 0.0, dtype="float32"
-) -> Qwen:
-    """Weights distributed as `Qwen.init` makes them, then changed.
+) -> Decoder:
+    """Weights distributed as `Decoder.init` makes them, then changed.
 
     Args:
         config: the architecture.
@@ -35,4 +35,4 @@ def random_model(
             values = std * rng.standard_normal(shape)
         values = scale * values + noise * rng.standard_normal(shape)
         params[path] = jnp.asarray(values.astype(np.float32).astype(jnp.dtype(dtype)))
-    return Qwen.from_params(config, params)
+    return Decoder.from_params(config, params)

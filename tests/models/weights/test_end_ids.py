@@ -10,7 +10,7 @@ from etils import epath
 
 from polaris_jax.checkpoint.convert import convert, load_any
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
-from polaris_jax.models import ModelConfig, Qwen, load_config, load_pretrained, save_pretrained
+from polaris_jax.models import Decoder, ModelConfig, load_config, load_pretrained, save_pretrained
 from polaris_jax.models.tokenizer import read_end_ids, save_end_ids, stop_token_ids
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 
@@ -31,7 +31,7 @@ CONFIG = ModelConfig(
     qkv_bias=False,
     qk_norm=True,
 )
-MODEL = Qwen.init(CONFIG, jax.random.key(0))
+MODEL = Decoder.init(CONFIG, jax.random.key(0))
 
 
 def saved(tmp_path, *, generation=None, config=None, model=MODEL):
@@ -114,7 +114,7 @@ def test_a_training_run_stops_at_them_and_at_the_tokenizers():
 
 def tokens_of(end_ids, **params) -> tuple[int, ...]:
     model = MODEL.with_rope_scaling(None)
-    model = Qwen.from_params(dataclasses.replace(CONFIG, end_ids=end_ids), model.params())
+    model = Decoder.from_params(dataclasses.replace(CONFIG, end_ids=end_ids), model.params())
     sampler = Sampler(model, SamplerConfig(slots=1, page_size=8, num_pages=9, max_len=64))
     ((response,),) = sampler.generate([[1, 2]], SamplingParams(max_tokens=40, **params))
     assert response.finish_reason == ("stop" if len(response.token_ids) < 40 else "length")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, dequantize, quantize
 
-from polaris_jax.models import Qwen, RopeScaling, load_config, load_pretrained
+from polaris_jax.models import Decoder, RopeScaling, load_config, load_pretrained
 from polaris_jax.models.tokenizer import load_tokenizer
 from polaris_jax.models.weights.gguf import GgufFile, gguf_tokenizer, unpermute
 from polaris_jax.models.weights.hf import stream_convert
@@ -43,7 +43,7 @@ def no_bias(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value for name, value in values.items() if not name.endswith("bias")}
 
 
-def assert_equal_params(got: Qwen, want: Qwen) -> None:
+def assert_equal_params(got: Decoder, want: Decoder) -> None:
     assert got.params().keys() == want.params().keys()
     for path, value in want.params().items():
         np.testing.assert_array_equal(got.params()[path], value, err_msg=path)
@@ -305,11 +305,11 @@ def smollm2():
 
 
 @jax.jit
-def forward(model: Qwen, token_BT: jax.Array) -> jax.Array:
+def forward(model: Decoder, token_BT: jax.Array) -> jax.Array:
     return model.unembed(model(token_BT, jnp.arange(token_BT.shape[1])[None]))[0]
 
 
-def smollm2_logits(model: Qwen, ids: np.ndarray) -> np.ndarray:
+def smollm2_logits(model: Decoder, ids: np.ndarray) -> np.ndarray:
     """[T, V]; one shape for all prompts."""
     padded = np.pad(ids, (0, 32 - len(ids)))[None]
     return np.asarray(forward(model, padded))[: len(ids)]

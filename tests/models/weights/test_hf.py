@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import (
-    Qwen,
+    Decoder,
     load_config,
     load_pretrained,
     param_shapes,
@@ -45,12 +45,12 @@ LLAMA_FIELDS = {
 }
 
 
-def random_model(name: str, dtype: str = "float32", rope: str = "yarn") -> Qwen:
+def random_model(name: str, dtype: str = "float32", rope: str = "yarn") -> Decoder:
     config = parse_config(config_fields(BY_NAME[name], rope))
     return random_models.random_model(config, noise=1.0, dtype=dtype)
 
 
-def assert_same_bits(a: Qwen, b: Qwen) -> None:
+def assert_same_bits(a: Decoder, b: Decoder) -> None:
     assert a.params().keys() == b.params().keys()
     for path, value in a.params().items():
         other = b.params()[path]
