@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jax import Array
@@ -111,16 +111,16 @@ def _cudnn_limits(need: Need) -> Iterator[str]:
         )
 
 
-# Of a platform's own back ends `auto` tries the last first.
+# Of a platform's own back ends `auto` takes the first that can serve.
 BACK_ENDS: Mapping[Attention, BackEnd] = MappingProxyType(
     {
-        "reference": BackEnd(attend_reference),
-        "chunked": BackEnd(attend_chunked),
         "splash": BackEnd(attend_splash, "tpu", limits=_splash_limits, row_rule=_splash_rows),
-        "triton": BackEnd(attend_triton, "gpu", takes_shards=False, limits=_triton_limits),
         "cudnn": BackEnd(
             attend_cudnn, "gpu", packs_rows=False, takes_shards=False, limits=_cudnn_limits
         ),
+        "triton": BackEnd(attend_triton, "gpu", takes_shards=False, limits=_triton_limits),
+        "chunked": BackEnd(attend_chunked),
+        "reference": BackEnd(attend_reference),
     }
 )
 
@@ -161,9 +161,9 @@ def resolve_attention(
     """
     platform = "gpu" if platform in ("cuda", "rocm") else platform
     need = Need(length, head_dim, context_shards, dtype)
-    if backend not in ("auto", *BACK_ENDS):
+    if backend not in get_args(Attention):
         raise ValueError(
-            f"model.attention={backend!r}: expected one of {', '.join(('auto', *BACK_ENDS))}"
+            f"model.attention={backend!r}: expected one of {', '.join(get_args(Attention))}"
         )
 
     def refusals(row: BackEnd) -> Iterator[str]:
@@ -196,7 +196,7 @@ def resolve_attention(
     if backend == "auto":
         own: list[Attention] = [name for name, row in BACK_ENDS.items() if row.platform == platform]
         taken: list[Attention] = [name for name in own if not any(refusals(BACK_ENDS[name]))]
-        chosen = taken[-1] if taken else "chunked" if own else portable(length)
+        chosen = taken[0] if taken else "chunked" if own else portable(length)
     for objection in objections(BACK_ENDS[chosen]):
         asked = chosen if chosen == backend else f"{backend}, resolved to {chosen}"
         raise ValueError(f"model.attention={asked}: {objection}")
