@@ -48,7 +48,7 @@ from polaris_jax.config import (
     StageSection,
 )
 from polaris_jax.metrics.throughput import train_flops_per_token
-from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.models import Decoder, ModelConfig
 from polaris_jax.models.attention import Attention, attend, resolve_attention
 from polaris_jax.models.presets import preset
 from polaris_jax.plan.job import Job, Setting
@@ -225,7 +225,7 @@ def decode(sizes: Sizes, bandwidth: float, repeat: int) -> tuple[float, list[str
     """Seconds of a decode step, and table rows."""
     model, rollout, rng = sizes.model, sizes.config.rollout, np.random.default_rng(0)
     weights = jax.jit(
-        lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), Qwen.init(model, key))
+        lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), Decoder.init(model, key))
     )(jax.random.key(0))
     sampler = Sampler(
         weights,

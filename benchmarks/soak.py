@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.models import Decoder, ModelConfig
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.live import CompileCounter
 
@@ -92,7 +92,7 @@ def main() -> None:
 
 def soak(calls: int, warm: int, rows: int) -> list[Sample]:
     """One sample after `warm` calls, then `rows` more, evenly over the rest."""
-    models = [Qwen.init(MODEL, jax.random.key(seed)) for seed in range(2)]
+    models = [Decoder.init(MODEL, jax.random.key(seed)) for seed in range(2)]
     compiles, rng = CompileCounter(), np.random.default_rng(0)
     ends = {warm, *np.linspace(warm, calls, rows + 1)[1:].round().astype(int).tolist()}
     samples: list[Sample] = []

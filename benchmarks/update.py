@@ -113,7 +113,7 @@ def _write_weights(target: Path) -> Path:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    from polaris_jax.models import Qwen, save_pretrained
+    from polaris_jax.models import Decoder, save_pretrained
 
     words = {f"w{i}": i for i in range(step_case.VOCAB)}
     tokenizer = PreTrainedTokenizerFast(
@@ -122,7 +122,7 @@ def _write_weights(target: Path) -> Path:
         eos_token=f"w{step_case.VOCAB - 1}",
         unk_token="w0",
     )
-    save_pretrained(Qwen.init(SHAPES["peers"], jax.random.key(0)), str(target), tokenizer)
+    save_pretrained(Decoder.init(SHAPES["peers"], jax.random.key(0)), str(target), tokenizer)
     return target
 
 

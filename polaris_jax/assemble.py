@@ -23,7 +23,7 @@ from polaris_jax.demo.arithmetic import arithmetic_problems
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import base_model_architecture, make_base_model
 from polaris_jax.evaluate.benchmarks import find_held_out_problems
-from polaris_jax.models import ModelConfig, Qwen, RopeScaling, load_config, load_with_tokenizer
+from polaris_jax.models import Decoder, ModelConfig, RopeScaling, load_config, load_with_tokenizer
 from polaris_jax.models.positions import check_positions, yarn_scaling
 from polaris_jax.models.tokenizer import load_tokenizer, stop_token_ids
 from polaris_jax.models.weights.sources import agree_on_weights
@@ -93,7 +93,7 @@ class Parts:
     base_path: str
     model_config: ModelConfig
     updater: Updater
-    reference: Qwen | None
+    reference: Decoder | None
     solver: Solver
     outputs: Outputs
     checkpoints: SnapshotSaver
@@ -333,6 +333,6 @@ def require_base_model(config: RunConfig) -> None:
         )
 
 
-def load_base(config: RunConfig, workdir: epath.Path, progress: Progress) -> tuple[Qwen, Any]:
+def load_base(config: RunConfig, workdir: epath.Path, progress: Progress) -> tuple[Decoder, Any]:
     """The float32 base model, on each process's default device, and its tokenizer."""
     return load_with_tokenizer(base_path(config, workdir, progress), dtype="float32")

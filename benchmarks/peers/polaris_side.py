@@ -45,7 +45,7 @@ def main() -> None:
 
     from polaris_jax.batch import pack
     from polaris_jax.config import MeshSection, ModelSection, ObjectiveSection, OptimizerSection
-    from polaris_jax.models import Qwen, load_pretrained
+    from polaris_jax.models import Decoder, load_pretrained
     from polaris_jax.records import Graded
     from polaris_jax.sharding import make_mesh
     from polaris_jax.train.state import init_train_state
@@ -54,7 +54,7 @@ def main() -> None:
     if args.weights:
         model, _ = load_pretrained(args.weights, dtype="float32")
     else:
-        model = Qwen.init(SHAPES[args.shape], jax.random.key(0))
+        model = Decoder.init(SHAPES[args.shape], jax.random.key(0))
     the_case = step_case.make_case(scale=args.scale)
     groups, size = len(the_case.responses) // step_case.RESPONSES, step_case.RESPONSES
 

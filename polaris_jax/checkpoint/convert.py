@@ -23,7 +23,7 @@ from polaris_jax.checkpoint.arrays import StreamedArray
 from polaris_jax.checkpoint.checkpointer import ARRAYS, HOST, TOKENIZER
 from polaris_jax.checkpoint.step_folders import UNFINISHED
 from polaris_jax.config import ConfigError
-from polaris_jax.models import ModelConfig, Qwen, RopeScaling, load_pretrained, param_shapes
+from polaris_jax.models import Decoder, ModelConfig, RopeScaling, load_pretrained, param_shapes
 from polaris_jax.models.tokenizer import (
     copy_tokenizer,
     has_tokenizer,
@@ -176,7 +176,7 @@ def _is_step(place: epath.Path) -> bool:
     return any((place / part).exists() for part in (step_folders.MANIFEST, ARRAYS, HOST))
 
 
-def load_any(path: epath.Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:
+def load_any(path: epath.Path, *, dtype: str = "float32") -> tuple[Decoder, Any]:
     """Model and tokenizer of a checkpoint, HF directory or GGUF file.
 
     The tokenizer of a checkpoint is in the folder `tokenizer/` beside the step; None if there is
@@ -192,7 +192,7 @@ def load_any(path: epath.Path, *, dtype: str = "float32") -> tuple[Qwen, Any]:
     tokenizer = load_tokenizer(beside) if beside.is_dir() else None
     end_ids = read_end_ids(beside, vocab_size=weights.config.vocab_size)
     config = dataclasses.replace(weights.config, end_ids=end_ids)
-    return Qwen.from_params(config, params), tokenizer
+    return Decoder.from_params(config, params), tokenizer
 
 
 def _open_orbax(path: os.PathLike[str]) -> tuple[CheckpointWeights, epath.Path]:

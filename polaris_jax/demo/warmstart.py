@@ -26,7 +26,7 @@ from polaris_jax.config import RunConfig, WarmstartSection
 from polaris_jax.data.prompts import render_example
 from polaris_jax.demo.arithmetic import supervised_examples
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
-from polaris_jax.models import ModelConfig, Qwen, next_token_logprobs, save_pretrained
+from polaris_jax.models import Decoder, ModelConfig, next_token_logprobs, save_pretrained
 from polaris_jax.models.attention import attend as attention
 from polaris_jax.system.files import write_bytes
 from polaris_jax.system.progress import Progress
@@ -72,12 +72,12 @@ def warmstart_model_config(section: WarmstartSection, *, vocab_size: int) -> Mod
 
 
 def warm_start(
-    model: Qwen,
+    model: Decoder,
     examples: Sequence[Example],
     section: WarmstartSection,
     *,
     on_step: Callable[[int, float], None] | None = None,
-) -> Qwen:
+) -> Decoder:
     """`model` after `section.steps` steps of cross-entropy on the completions, float32.
 
     Each step takes `batch_size` examples of a shuffled epoch, packed into one of two numbers of
@@ -233,17 +233,17 @@ def _optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation
     jax.jit, static_argnames=("learning_rate", "steps"), donate_argnames=("params", "opt_state")
 )
 def _several_steps(
-    params: Qwen,
+    params: Decoder,
     opt_state: Any,
     *,
     stack: dict[str, Array],
     count: Array,
     learning_rate: float,
     steps: int,
-) -> tuple[Qwen, Any, Array]:
+) -> tuple[Decoder, Any, Array]:
     """The first `count` steps of a stack of batches; the losses of the others are 0."""
 
-    def one(i: Array, carry: tuple[Qwen, Any, Array]) -> tuple[Qwen, Any, Array]:
+    def one(i: Array, carry: tuple[Decoder, Any, Array]) -> tuple[Decoder, Any, Array]:
         params, opt_state, loss_U = carry
         arrays = {name: x_UBT[i] for name, x_UBT in stack.items()}
         loss, grads = jax.value_and_grad(_cross_entropy)(params, arrays)
@@ -260,7 +260,7 @@ def _several_steps(
     return jax.lax.fori_loop(0, count, one, (params, opt_state, jnp.zeros(size, jnp.float32)))
 
 
-def _cross_entropy(params: Qwen, arrays: dict[str, Array]) -> Array:
+def _cross_entropy(params: Decoder, arrays: dict[str, Array]) -> Array:
     segment_BT = arrays["segment_BT"]
 
     def attend(_: Array, q: Array, k: Array, v: Array, carry: None) -> tuple[Array, None]:
@@ -294,7 +294,7 @@ def make_base_model(config: RunConfig, path: epath.Path, progress: Progress) -> 
             section.examples, seed=section.seed, slip_rate=section.slip_rate
         )
     ]
-    model = Qwen.init(model_config, jax.random.key(section.seed))
+    model = Decoder.init(model_config, jax.random.key(section.seed))
     progress.line(
         f"warm start: {section.steps} supervised steps on {len(examples)} worked solutions, "
         f"{model_config.num_parameters:,} parameters"

@@ -29,7 +29,7 @@ from polaris_jax.evaluate.estimators import (
     pass_at_k,
 )
 from polaris_jax.measure.solve import open_policy, reward_identity
-from polaris_jax.models import Qwen
+from polaris_jax.models import Decoder
 from polaris_jax.models.positions import check_evaluated_positions, yarn_scaling
 from polaris_jax.models.weights.sources import agree_on_weights
 from polaris_jax.records import Problem, correct_rewards
@@ -129,7 +129,7 @@ def evaluate(
 
 def _weights(
     config: RunConfig, workdir: epath.Path, checkpoint: str, progress: Progress
-) -> tuple[Qwen, Any]:
+) -> tuple[Decoder, Any]:
     if not checkpoint:
         return load_base(config, workdir, progress)
     path = workdir / "checkpoints" if checkpoint == "latest" else as_place(checkpoint)
@@ -159,7 +159,7 @@ def _respond(
     config: RunConfig,
     workdir: epath.Path,
     progress: Progress,
-    weights: tuple[Qwen, Any],
+    weights: tuple[Decoder, Any],
     problems: list[Any],
     max_response_tokens: int,
     prefix: str,
@@ -225,7 +225,7 @@ def _respond(
 
 def response_identity(
     config: RunConfig,
-    model: Qwen,
+    model: Decoder,
     problems: Sequence[Problem],
     *,
     max_response_tokens: int,

@@ -14,7 +14,7 @@ import numpy as np
 from polaris_jax.assemble import Solver, open_solver
 from polaris_jax.config import RewardSection, RunConfig
 from polaris_jax.data.prompts import render_prompt
-from polaris_jax.models import Qwen, RopeScaling
+from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Graded, Group, Problem
 from polaris_jax.reward import Grader, RewardInput
 from polaris_jax.reward.extract import Mode
@@ -207,7 +207,7 @@ class Policy:
 def open_policy(
     config: RunConfig,
     progress: Progress,
-    weights: tuple[Qwen, Any],
+    weights: tuple[Decoder, Any],
     *,
     max_response_tokens: int,
     rope_scaling: RopeScaling | None = None,

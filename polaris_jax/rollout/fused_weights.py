@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from polaris_jax.models import Around, Attention, ModelConfig, Qwen, attend
+from polaris_jax.models import Around, Attention, Decoder, ModelConfig, attend
 from polaris_jax.models.decoder import Attend, Layers, run_layers
 from polaris_jax.models.family import param_shapes
 from polaris_jax.rollout import native
@@ -97,7 +97,7 @@ class PackedMatrices:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FusedWeights:
-    """A model for decoding; an immutable pytree with what `Qwen` has for a forward pass.
+    """A model for decoding; an immutable pytree with what `Decoder` has for a forward pass.
 
     Attributes:
         config: the architecture.
@@ -130,7 +130,7 @@ class FusedWeights:
         attention: Attention = "auto",
         remat: str = "none",
     ) -> Array:
-        """`Qwen.__call__`, forward only."""
+        """`Decoder.__call__`, forward only."""
         del remat
 
         def attend_row(_: Array, q: Array, k: Array, v: Array, carry: None) -> tuple[Array, None]:
@@ -139,7 +139,7 @@ class FusedWeights:
         return self.forward(token_BT, position_BT, attend_row, None)[0]
 
     def head_weight(self) -> Array:
-        """`Qwen.head_weight`: [V, D]."""
+        """`Decoder.head_weight`: [V, D]."""
         return self.head.whole().T
 
     def forward(
@@ -151,7 +151,7 @@ class FusedWeights:
         *,
         unroll: bool = False,
     ) -> tuple[Array, Any]:
-        """`Qwen.forward`; layers always go by a loop, which costs nothing here."""
+        """`Decoder.forward`; layers always go by a loop, which costs nothing here."""
         del unroll
         if self.embed_VD is None:
             x_BTD = self.head.columns(token_BT)
@@ -169,7 +169,7 @@ class FusedWeights:
         )
 
     def unembed(self, hidden_BTD: Array) -> Array:
-        """`Qwen.unembed`: float32 logits [B, T, V]."""
+        """`Decoder.unembed`: float32 logits [B, T, V]."""
         batch, length, width = hidden_BTD.shape
         logit_XV = self.head.product(0, hidden_BTD.reshape(-1, width), dtype=jnp.float32)
         return logit_XV.reshape(batch, length, -1)
@@ -206,7 +206,7 @@ class _FusedProducts(Around):
 
 
 # The weights that the programs take: fused on a CPU without a mesh.
-Model = Qwen | FusedWeights
+Model = Decoder | FusedWeights
 
 
 def _product(layer: Array, matrices: Matrices, x_BTD: Array) -> Array:
@@ -220,7 +220,7 @@ def refusal(config: ModelConfig) -> str:
     return f"does not know layers without {', '.join(missing)}" if missing else ""
 
 
-def fuse(model: Qwen, *, packed: bool = False) -> FusedWeights:
+def fuse(model: Decoder, *, packed: bool = False) -> FusedWeights:
     """The weights of `model` for decoding on a CPU; to be jitted.
 
     Args:

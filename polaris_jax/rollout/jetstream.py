@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from polaris_jax.models import Qwen
+from polaris_jax.models import Decoder
 from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.pages import pages_for
 from polaris_jax.rollout.settings import PromptParams, SamplerConfig
@@ -82,7 +82,7 @@ def load_driver() -> type:
 
 
 def jetstream_engine(
-    model: Qwen,
+    model: Decoder,
     config: SamplerConfig,
     *,
     tokenizer: Any,
@@ -135,7 +135,7 @@ def jetstream_engine(
     return _engine_class()(model, config, tokenizer, params, stop_token_ids, samples_per_slot)
 
 
-def _check_same_shapes(old: Qwen, new: Qwen) -> None:
+def _check_same_shapes(old: Decoder, new: Decoder) -> None:
     if new.config != old.config:
         raise ValueError(
             f"load_params: weights of another architecture, {new.config}; the engine was compiled "
@@ -160,7 +160,7 @@ def _engine_class() -> type:
 
         def __init__(
             self,
-            model: Qwen,
+            model: Decoder,
             config: SamplerConfig,
             tokenizer: Any,
             params: PromptParams,
@@ -179,7 +179,7 @@ def _engine_class() -> type:
         def prefill(
             self,
             *,
-            params: Qwen,
+            params: Decoder,
             existing_prefix: Prefix | None = None,
             padded_tokens: Any,
             true_length: int,
@@ -196,7 +196,7 @@ def _engine_class() -> type:
             slots = range(first, first + self._samples)
             return self._engine.insert_samples(prefix, decode_state, slots, params=self._params)
 
-        def generate(self, params: Qwen, decode_state: DecodeState) -> tuple[DecodeState, Any]:
+        def generate(self, params: Decoder, decode_state: DecodeState) -> tuple[DecodeState, Any]:
             live = np.flatnonzero(decode_state.rows.alive_B)
             state, result = self._engine.generate(
                 params, decode_state, stop_token_ids=self._stop_token_ids
@@ -215,7 +215,7 @@ def _engine_class() -> type:
                 samples_per_slot=self._samples,
             )
 
-        def load_params(self, params: Qwen | None = None) -> Qwen:
+        def load_params(self, params: Decoder | None = None) -> Decoder:
             """What `prefill` and `generate` take as `params`: the weights given last.
 
             Args:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from polaris_jax import sharding
-from polaris_jax.models import Qwen
+from polaris_jax.models import Decoder
 from polaris_jax.records import Response
 from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.live import CompileCounter, LiveState, sampler_stats
@@ -43,7 +43,7 @@ class Sampler:
     """
 
     def __init__(
-        self, model: Qwen, config: SamplerConfig | None = None, *, mesh: Mesh | None = None
+        self, model: Decoder, config: SamplerConfig | None = None, *, mesh: Mesh | None = None
     ):
         """A sampler with a copy of `model`'s weights.
 
@@ -248,7 +248,7 @@ class Sampler:
 
     # --- weights and memory ---
 
-    def update_weights(self, model: Qwen) -> None:
+    def update_weights(self, model: Decoder) -> None:
         """Copies new weights of the same shapes; drops everything cached under the old weights.
 
         Requests may be live if the sampler is paused. They continue under the new weights, and
@@ -345,7 +345,7 @@ class Sampler:
         if self._live.in_step:
             raise RuntimeError(f"{what} in a callback; do it after the step has ended")
 
-    def _take(self, model: Qwen) -> None:
+    def _take(self, model: Decoder) -> None:
         check_live(model)
         if self._live.driver is not None:
             self._live.driver.preempt_all()

@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from polaris_jax.config import RunConfig, check_pages
-from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.models import Decoder, ModelConfig
 from polaris_jax.rollout.sampler import Sampler
 from polaris_jax.rollout.settings import SamplerConfig
 from polaris_jax.sharding import make_sampler_mesh, slot_shards
@@ -29,7 +29,9 @@ class Samplers:
         self._kernels = ""
         self._reused: tuple[ModelConfig, Sampler] | None = None
 
-    def make(self, model: Qwen, *, max_response_tokens: int, say_kernels: bool = True) -> Sampler:
+    def make(
+        self, model: Decoder, *, max_response_tokens: int, say_kernels: bool = True
+    ) -> Sampler:
         """A sampler with room for prompts of `data.max_prompt_tokens` and this budget.
 
         Args:
@@ -48,7 +50,7 @@ class Samplers:
             self._progress.line(f"decode kernels: {sampler.kernels}")
         return sampler
 
-    def reused(self, model: Qwen, *, max_response_tokens: int) -> Sampler:
+    def reused(self, model: Decoder, *, max_response_tokens: int) -> Sampler:
         """The sampler of the last call with new weights, or a new one for another architecture.
 
         Held-out scores use it, so that its programs are compiled once. The budget is the same in

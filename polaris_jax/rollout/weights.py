@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from polaris_jax.models import Qwen, param_axes
+from polaris_jax.models import Decoder, param_axes
 from polaris_jax.rollout.fused_weights import FusedWeights, Model, fuse
 from polaris_jax.rollout.programs.spec import ProgramSpec
 from polaris_jax.sharding import (
@@ -69,7 +69,7 @@ class LiveWeights:
         self.model: Model | None = None
         self.synced = SyncReport()
 
-    def take(self, model: Qwen) -> None:
+    def take(self, model: Decoder) -> None:
         """Copies `model`, which `check_live` must have accepted.
 
         The old weights are freed leaf by leaf, so there are no weights if the copy fails.
@@ -89,11 +89,11 @@ class LiveWeights:
 
 
 def sync_weights(
-    params: Qwen,
+    params: Decoder,
     dtype: DTypeLike,
     mesh: Mesh | None,
     *,
-    old: Qwen | FusedWeights | None = None,
+    old: Decoder | FusedWeights | None = None,
     fused: bool = False,
     packed: bool = False,
 ) -> tuple[Any, SyncReport]:
@@ -132,7 +132,7 @@ def sync_weights(
     return weights, SyncReport(written, time.perf_counter() - began_s)
 
 
-def check_live(params: Qwen) -> None:
+def check_live(params: Decoder) -> None:
     """Checks that every parameter can be read.
 
     Raises:
@@ -147,7 +147,7 @@ def check_live(params: Qwen) -> None:
         )
 
 
-def weight_shardings(params: Qwen, mesh: Mesh) -> dict[str, NamedSharding]:
+def weight_shardings(params: Decoder, mesh: Mesh) -> dict[str, NamedSharding]:
     """Sharding of each weight on the sampler's mesh, by path."""
     axes = param_axes(params.config)
     leaves = params.params()
@@ -162,12 +162,14 @@ def cast_to(dtype: np.dtype, where: Sharding) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _cast_all(params: Qwen, dtype: np.dtype, fused: bool, packed: bool) -> Qwen | FusedWeights:
+def _cast_all(
+    params: Decoder, dtype: np.dtype, fused: bool, packed: bool
+) -> Decoder | FusedWeights:
     cast = jax.tree.map(lambda x: x.astype(dtype), params)
     return jax.tree.map(jnp.copy, fuse(cast, packed=packed) if fused else cast)
 
 
-def _on_one_device(params: Qwen) -> bool:
+def _on_one_device(params: Decoder) -> bool:
     here = jax.local_devices()[0]
     return all(
         not isinstance(x, jax.Array)
@@ -185,7 +187,7 @@ def _delete(weights: Any) -> None:
         leaf.delete()
 
 
-def _resharded(params: Qwen, dtype: np.dtype, mesh: Mesh | None, old: Qwen | None) -> Qwen:
+def _resharded(params: Decoder, dtype: np.dtype, mesh: Mesh | None, old: Decoder | None) -> Decoder:
     leaves = params.params()
     old_leaves = {} if old is None else old.params()
     global_ = any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in leaves.values())
@@ -202,7 +204,7 @@ def _resharded(params: Qwen, dtype: np.dtype, mesh: Mesh | None, old: Qwen | Non
         moved = _moved(leaf, dtype, targets[path])
         # One leaf at a time, because the temporaries of two leaves would add up.
         new[path] = jax.block_until_ready(_local(moved, targets[path], mesh))
-    return Qwen.from_params(params.config, new)
+    return Decoder.from_params(params.config, new)
 
 
 def _moved(leaf: Any, dtype: np.dtype, target: Sharding) -> jax.Array:

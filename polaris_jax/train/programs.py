@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from polaris_jax.config import ModelSection, ObjectiveSection, OptimizerSection
-from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.models import Decoder, ModelConfig
 from polaris_jax.sharding import (
     MESH_AXES,
     batch_sharding,
@@ -71,11 +71,11 @@ class UpdatePrograms:
 
     sharded: ShardedModel
     shardings: TrainState
-    zeros: Callable[[], Qwen]
-    accumulate: Callable[..., tuple[Qwen, Arrays]]
-    accumulate_many: Callable[..., tuple[Qwen, Arrays]]
-    apply: Callable[[TrainState, Qwen], tuple[TrainState, Arrays]]
-    logprobs: Callable[[Qwen, Arrays], Array]
+    zeros: Callable[[], Decoder]
+    accumulate: Callable[..., tuple[Decoder, Arrays]]
+    accumulate_many: Callable[..., tuple[Decoder, Arrays]]
+    apply: Callable[[TrainState, Decoder], tuple[TrainState, Arrays]]
+    logprobs: Callable[[Decoder, Arrays], Array]
 
 
 def update_programs(
@@ -101,14 +101,14 @@ def update_programs(
     transform = make_optimizer(optimizer)
     everywhere = wide_axes(mesh, MESH_AXES)
 
-    def zeros() -> Qwen:
-        shapes = jax.eval_shape(lambda key: Qwen.init(config, key), jax.random.key(0))
+    def zeros() -> Decoder:
+        shapes = jax.eval_shape(lambda key: Decoder.init(config, key), jax.random.key(0))
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
 
     def accumulate(
-        params: Qwen, total: Qwen, arrays: Arrays, reference: Qwen | None
-    ) -> tuple[Qwen, Arrays]:
-        def loss(params: Qwen) -> tuple[Array, Arrays]:
+        params: Decoder, total: Decoder, arrays: Arrays, reference: Decoder | None
+    ) -> tuple[Decoder, Arrays]:
+        def loss(params: Decoder) -> tuple[Array, Arrays]:
             return local_loss(params, arrays, reference, objective=objective, sharded=sharded)
 
         grads, sums = jax.grad(loss, has_aux=True)(params)
@@ -117,9 +117,9 @@ def update_programs(
         return jax.tree.map(jnp.add, total, grads), _over_devices(sums, everywhere)
 
     def accumulate_many(
-        params: Qwen, total: Qwen, stack: Arrays, count: Array, reference: Qwen | None
-    ) -> tuple[Qwen, Arrays]:
-        def one(i: Array, carry: tuple[Qwen, Arrays]) -> tuple[Qwen, Arrays]:
+        params: Decoder, total: Decoder, stack: Arrays, count: Array, reference: Decoder | None
+    ) -> tuple[Decoder, Arrays]:
+        def one(i: Array, carry: tuple[Decoder, Arrays]) -> tuple[Decoder, Arrays]:
             total, sums = carry
             arrays = {name: x_UBT[i] for name, x_UBT in stack.items()}
             total, own = accumulate(params, total, arrays, reference)
@@ -128,7 +128,7 @@ def update_programs(
         sums = {name: jnp.zeros(stack["token_BT"].shape[0], jnp.float32) for name in SUMS}
         return jax.lax.fori_loop(0, count, one, (total, sums))
 
-    def apply(state: TrainState, total: Qwen) -> tuple[TrainState, Arrays]:
+    def apply(state: TrainState, total: Decoder) -> tuple[TrainState, Arrays]:
         if optimizer.moments_in_host_memory:
             fetched = jax.device_put(state.opt_state, on_device(shardings.opt_state))
             state = dataclasses.replace(state, opt_state=fetched)
@@ -143,7 +143,7 @@ def update_programs(
         step = state.step + jnp.where(skipped, 0, 1)
         return TrainState(params, opt_state, step, skips), {"grad_norm": norm, "skipped": skipped}
 
-    def logprobs(params: Qwen, arrays: Arrays) -> Array:
+    def logprobs(params: Decoder, arrays: Arrays) -> Array:
         return local_logprobs(params, arrays, sharded)[0]
 
     def on_mesh(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
@@ -177,7 +177,7 @@ def update_programs(
 
 def abstract_arguments(
     config: ModelConfig, optimizer: OptimizerSection, *, mesh: Mesh, rows: int, row_len: int
-) -> tuple[TrainState, Qwen, Arrays]:
+) -> tuple[TrainState, Decoder, Arrays]:
     """(state, gradient accumulator, arrays of a microbatch) as shapes with shardings."""
     state = abstract_train_state(config, optimizer, mesh=mesh)
     sharding = batch_sharding(mesh)
@@ -200,9 +200,9 @@ def _over_devices(sums: Arrays, axes: tuple[str, ...]) -> Arrays:
 
 
 def local_loss(
-    params: Qwen,
+    params: Decoder,
     arrays: Arrays,
-    reference: Qwen | None,
+    reference: Decoder | None,
     *,
     objective: ObjectiveSection,
     sharded: ShardedModel,

@@ -40,10 +40,10 @@ from polaris_jax.models import (
     Around,
     Attention,
     ContextShard,
+    Decoder,
     HeadLoop,
     Layers,
     ModelConfig,
-    Qwen,
     attend,
     counted_logprobs,
     counted_loss,
@@ -168,7 +168,7 @@ def _check_mesh(config: ModelConfig, mesh: Mesh, *, row_len: int) -> None:
         )
 
 
-def local_logprobs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> tuple[Array, Array]:
+def local_logprobs(params: Decoder, arrays: Arrays, sharded: ShardedModel) -> tuple[Array, Array]:
     """(logp_BT, entropy_BT) of this device's counted tokens, float32, nats; inside shard_map.
 
     An entry has the meaning that `models.token_logprobs` documents, and is 0 at tokens that do not
@@ -185,7 +185,7 @@ def local_logprobs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> tuple
 
 
 def local_token_losses(
-    params: Qwen,
+    params: Decoder,
     arrays: Arrays,
     sharded: ShardedModel,
     *,
@@ -221,7 +221,7 @@ def _head_loop(sharded: ShardedModel) -> HeadLoop:
 HeadInputs = tuple[Array, Array, Array, Array, Array]
 
 
-def _head_inputs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> HeadInputs:
+def _head_inputs(params: Decoder, arrays: Arrays, sharded: ShardedModel) -> HeadInputs:
     """head_VD, hidden_BTD, target_BT, temperature_BT, counted_BT of this device's tokens."""
     head = "embed_VD" if sharded.config.tie_embeddings else "head_VD"
     return (
@@ -233,7 +233,7 @@ def _head_inputs(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> HeadInp
     )
 
 
-def _local_hidden(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> Array:
+def _local_hidden(params: Decoder, arrays: Arrays, sharded: ShardedModel) -> Array:
     """Final hidden states [B, T, D] of this device's tokens."""
     vocab_axes = _axes_of(sharded.spec("embed_VD")[0])
     with jax.named_scope("embed"):
@@ -266,7 +266,7 @@ def _local_hidden(params: Qwen, arrays: Arrays, sharded: ShardedModel) -> Array:
     return hidden_BTD
 
 
-def reduce_gradients(grads: Qwen, sharded: ShardedModel) -> Qwen:
+def reduce_gradients(grads: Decoder, sharded: ShardedModel) -> Decoder:
     """This device's shard of the full gradient, from the gradient of its own share of the loss."""
 
     def reduce(key_path: tuple[Any, ...], grad: Array) -> Array:

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from polaris_jax.config import OptimizerSection
 from polaris_jax.models import (
+    Decoder,
     ModelConfig,
-    Qwen,
     RopeScaling,
     load_config,
     load_pretrained,
@@ -44,14 +44,14 @@ class TrainState:
         skips_in_a_row: int32, updates skipped for non-finite gradients since the last applied one.
     """
 
-    params: Qwen
+    params: Decoder
     opt_state: Any
     step: Array
     skips_in_a_row: Array
 
 
 def init_train_state(
-    model: Qwen, optimizer: OptimizerSection, mesh: Mesh, *, take: bool = False
+    model: Decoder, optimizer: OptimizerSection, mesh: Mesh, *, take: bool = False
 ) -> TrainState:
     """A fresh state around float32 copies of `model`'s weights, placed on the mesh.
 
@@ -73,7 +73,7 @@ def init_train_state(
     return _fresh(params, optimizer, shardings)
 
 
-def is_placed(model: Qwen, shardings: Qwen) -> bool:
+def is_placed(model: Decoder, shardings: Decoder) -> bool:
     """True if every weight is float32 and has its sharding."""
     pairs = zip(jax.tree.leaves(model), jax.tree.leaves(shardings), strict=True)
     return all(leaf.dtype == jnp.float32 and leaf.sharding == s for leaf, s in pairs)
@@ -84,7 +84,7 @@ def random_train_state(
 ) -> TrainState:
     """A fresh state around random weights, made in place on the mesh."""
     shardings = state_shardings(config, optimizer, mesh)
-    make = jax.jit(lambda key: Qwen.init(config, key), out_shardings=shardings.params)
+    make = jax.jit(lambda key: Decoder.init(config, key), out_shardings=shardings.params)
     return _fresh(make(key), optimizer, shardings)
 
 
@@ -110,13 +110,16 @@ def state_shardings(config: ModelConfig, optimizer: OptimizerSection, mesh: Mesh
 
 
 def _map_models(
-    function: Callable[[Qwen], Any], tree: Any, *, other: Callable[[Any], Any] = lambda leaf: leaf
+    function: Callable[[Decoder], Any],
+    tree: Any,
+    *,
+    other: Callable[[Any], Any] = lambda leaf: leaf,
 ) -> Any:
     """A pytree with `function` applied to each model in it, and `other` to all other leaves."""
     return jax.tree.map(
-        lambda node: function(node) if isinstance(node, Qwen) else other(node),
+        lambda node: function(node) if isinstance(node, Decoder) else other(node),
         tree,
-        is_leaf=lambda node: isinstance(node, Qwen),
+        is_leaf=lambda node: isinstance(node, Decoder),
     )
 
 
@@ -137,14 +140,14 @@ def fresh_moments(
 
 def _abstract(config: ModelConfig, optimizer: OptimizerSection) -> TrainState:
     def init(key: Array) -> TrainState:
-        params: Any = Qwen.init(config, key)
+        params: Any = Decoder.init(config, key)
         zero = jnp.zeros((), jnp.int32)
         return TrainState(params, make_optimizer(optimizer).init(params), zero, zero)
 
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def _fresh(params: Qwen, optimizer: OptimizerSection, shardings: TrainState) -> TrainState:
+def _fresh(params: Decoder, optimizer: OptimizerSection, shardings: TrainState) -> TrainState:
     def init(params: Any) -> tuple[Any, Array, Array]:
         opt_state = make_optimizer(optimizer).init(params)
         return opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
@@ -162,7 +165,7 @@ def with_rope_scaling(state: TrainState, rope_scaling: RopeScaling | None) -> Tr
     return _map_models(lambda model: model.with_rope_scaling(rope_scaling), state)
 
 
-def load_sharded(path: str, mesh: Mesh) -> Qwen:
+def load_sharded(path: str, mesh: Mesh) -> Decoder:
     """The float32 model at `path`, split over the mesh as the trainer splits it.
 
     Each process reads only its own parts.

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from polaris_jax.config import ModelSection, ObjectiveSection, OptimizerSection
 from polaris_jax.metrics import Mean
-from polaris_jax.models import ModelConfig, Qwen, shard_work
+from polaris_jax.models import Decoder, ModelConfig, shard_work
 from polaris_jax.records import TrainBatch
 from polaris_jax.sharding import (
     CONTEXT,
@@ -90,7 +90,7 @@ class Updater:
         self.objective, self.optimizer, self.model, self.mesh = objective, optimizer, model, mesh
         self.rows, self.row_len, self._parks = rows, row_len, parks
         self._programs: dict[ModelConfig, UpdatePrograms] = {}
-        self._reference: tuple[Qwen, Qwen] | None = None  # as given, as placed
+        self._reference: tuple[Decoder, Decoder] | None = None  # as given, as placed
 
     def check_model(self, config: ModelConfig) -> None:
         """Checks that models of this architecture can be trained; compiles nothing.
@@ -101,7 +101,7 @@ class Updater:
         sharded_model(config, self.model, self.mesh, row_len=self.row_len)
 
     def update(
-        self, state: TrainState, batch: TrainBatch, *, reference: Qwen | None = None
+        self, state: TrainState, batch: TrainBatch, *, reference: Decoder | None = None
     ) -> tuple[TrainState, Metrics]:
         """The state after one optimizer step on `batch`, and the step's metrics.
 
@@ -156,8 +156,8 @@ class Updater:
         return float(work_BC.max(axis=1).sum() / work_BC.mean(axis=1).sum())
 
     def gradient(
-        self, params: Qwen, batch: TrainBatch, *, reference: Qwen | None = None
-    ) -> tuple[Qwen, list[Arrays]]:
+        self, params: Decoder, batch: TrainBatch, *, reference: Decoder | None = None
+    ) -> tuple[Decoder, list[Arrays]]:
         """The loss's float32 gradient over the complete batch, and each call's metric sums.
 
         Arguments and errors: see `update`.
@@ -182,7 +182,7 @@ class Updater:
             sums.append(partial)
         return total, sums
 
-    def recompute_logprobs(self, params: Qwen, batch: TrainBatch) -> TrainBatch:
+    def recompute_logprobs(self, params: Decoder, batch: TrainBatch) -> TrainBatch:
         """`batch` with `old_logp_BT` computed under `params`.
 
         The sampler's log-probs are kept in `sampler_logp_BT`.
@@ -273,8 +273,8 @@ class Updater:
             yield stack, global_array(count, replicated(self.mesh))
 
     def _placed_reference(
-        self, reference: Qwen | None, config: ModelConfig, programs: UpdatePrograms
-    ) -> Qwen | None:
+        self, reference: Decoder | None, config: ModelConfig, programs: UpdatePrograms
+    ) -> Decoder | None:
         if reference is None or self.objective.kl_coef == 0:
             return None
         known = self._reference

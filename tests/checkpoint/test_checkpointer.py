@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from polaris_jax.checkpoint import Checkpointer, CheckpointError, step_folders
 from polaris_jax.checkpoint import checkpointer as checkpoint_lib
 from polaris_jax.config import ConfigError
-from polaris_jax.models import ModelConfig, Qwen, param_shapes
+from polaris_jax.models import Decoder, ModelConfig, param_shapes
 
 TINY = ModelConfig(
     vocab_size=32,
@@ -96,13 +96,13 @@ def test_every_leaf_comes_back_bit_for_bit_with_its_type_and_host_state(saver):
 def test_a_model_is_a_tree_like_any_other(saver):
     rng = np.random.default_rng(0)
     shapes = param_shapes(TINY)
-    model = Qwen.from_params(
+    model = Decoder.from_params(
         TINY, {p: jnp.asarray(rng.normal(size=s), jnp.float32) for p, s in shapes.items()}
     )
     saver.save(0, {"params": model, "step": jnp.int32(3)}, {})
-    like = jax.eval_shape(lambda key: Qwen.init(TINY, key), jax.random.key(0))
+    like = jax.eval_shape(lambda key: Decoder.init(TINY, key), jax.random.key(0))
     restored, _ = saver.restore(0, {"params": like}, partial=True)
-    assert isinstance(restored["params"], Qwen)
+    assert isinstance(restored["params"], Decoder)
     assert bits(restored["params"]) == bits(model)
 
 

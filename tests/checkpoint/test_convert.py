@@ -20,7 +20,7 @@ from polaris_jax.__main__ import main
 from polaris_jax.checkpoint import Checkpointer, step_folders
 from polaris_jax.checkpoint.convert import convert, load_any
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
-from polaris_jax.models import ModelConfig, Qwen, load_pretrained, save_pretrained
+from polaris_jax.models import Decoder, ModelConfig, load_pretrained, save_pretrained
 from polaris_jax.models.presets import preset
 from polaris_jax.models.weights.hf import export, export_into
 from polaris_jax.models.weights.tensors import hf_shapes
@@ -139,7 +139,7 @@ def test_of_a_training_checkpoint_only_the_parameters_are_read(source, tmp_path)
 def test_a_checkpoint_of_converted_weights_restores_like_any_other(source, tmp_path):
     convert(str(source), str(tmp_path / "orbax"), form="orbax", dtype="float32")
     model, _ = load_pretrained(source)
-    like = {"params": jax.eval_shape(lambda key: Qwen.init(TINY, key), jax.random.key(0))}
+    like = {"params": jax.eval_shape(lambda key: Decoder.init(TINY, key), jax.random.key(0))}
     saver = Checkpointer(tmp_path / "orbax", architecture=dataclasses.asdict(TINY))
     restored, _ = saver.restore(0, like)
     for path, value in model.params().items():

@@ -9,10 +9,10 @@ from polaris_jax import models, rollout
 from polaris_jax.commands import generate as module
 from polaris_jax.config import WarmstartSection
 from polaris_jax.demo.warmstart import warmstart_model_config
-from polaris_jax.models import Qwen, RopeScaling
+from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Response
 
-MODEL = Qwen.init(warmstart_model_config(WarmstartSection(), vocab_size=256), jax.random.key(0))
+MODEL = Decoder.init(warmstart_model_config(WarmstartSection(), vocab_size=256), jax.random.key(0))
 
 
 class Bytes:

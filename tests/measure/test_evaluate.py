@@ -22,13 +22,13 @@ from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import warmstart_model_config
 from polaris_jax.measure import evaluate, solve
 from polaris_jax.measure.evaluate import response_identity
-from polaris_jax.models import Qwen, RopeScaling
+from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Problem, Response
 from polaris_jax.rollout.groups import with_texts
 from polaris_jax.system.progress import Progress
 
 CONFIG = RunConfig()
-MODEL = Qwen.init(warmstart_model_config(CONFIG.warmstart, vocab_size=16), jax.random.key(0))
+MODEL = Decoder.init(warmstart_model_config(CONFIG.warmstart, vocab_size=16), jax.random.key(0))
 PROBLEMS = [Problem("a", "1 + 1?", "2"), Problem("b", "2 + 2?", "4")]
 
 
@@ -36,11 +36,11 @@ def identity(config=CONFIG, model=MODEL, problems=PROBLEMS):
     return response_identity(config, model, problems, max_response_tokens=8, yarn=False)
 
 
-def other_weight() -> Qwen:
+def other_weight() -> Decoder:
     params = MODEL.params()
     q = params["layers/q_DNH"]
     bumped = q.at[(0,) * q.ndim].set(np.nextafter(q[(0,) * q.ndim], np.float32(9)))
-    return Qwen.from_params(MODEL.config, params | {"layers/q_DNH": bumped})
+    return Decoder.from_params(MODEL.config, params | {"layers/q_DNH": bumped})
 
 
 @pytest.mark.parametrize(

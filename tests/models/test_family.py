@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polaris_jax.models import FAMILIES, Decoder, Family, ModelConfig, family, param_shapes
+from polaris_jax.models import (
+    FAMILIES,
+    Decoder,
+    Family,
+    ModelConfig,
+    Qwen,
+    family,
+    param_shapes,
+)
 from polaris_jax.models.family import PARAMS
 from polaris_jax.models.layers import GATES, rope_frequencies
 from tests.support.random_models import random_model
@@ -144,3 +152,7 @@ def test_a_config_may_say_otherwise_than_its_family():
     bare = dataclasses.replace(config, qkv_bias=False, qk_norm=False)
     assert not any("bias" in path or "q_norm" in path for path in param_shapes(bare))
     assert jnp.isfinite(random_model(bare)(jnp.zeros((1, 3), int), jnp.arange(3)[None])).all()
+
+
+def test_the_models_public_name_of_old_is_the_same_class():
+    assert Qwen is Decoder

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polaris_jax.models import Qwen, param_shapes
+from polaris_jax.models import Decoder, param_shapes
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.settings import PromptParams
 from tests.support.rollout.rollout_cases import CONFIG, small_model
@@ -148,7 +148,7 @@ def test_new_weights_are_taken_over_and_others_refused():
     with pytest.raises(ValueError, match="embed_VD is bfloat16"):
         engine.load_params(jax.tree.map(lambda x: x.astype(jnp.bfloat16), other))
     deep = dataclasses.replace(CONFIG, num_layers=3)
-    deeper = Qwen.from_params(deep, {p: np.zeros(s) for p, s in param_shapes(deep).items()})
+    deeper = Decoder.from_params(deep, {p: np.zeros(s) for p, s in param_shapes(deep).items()})
     with pytest.raises(ValueError, match="another architecture"):
         engine.load_params(deeper)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.config import ConfigError
-from polaris_jax.models import Qwen
+from polaris_jax.models import Decoder
 from polaris_jax.records import Response
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.programs import prompt_logprobs
@@ -53,7 +53,7 @@ MESHES = [
 
 
 @functools.cache
-def wide_model() -> Qwen:
+def wide_model() -> Decoder:
     return random_model(WIDE, 1, scale=3.0)
 
 

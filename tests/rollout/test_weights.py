@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from polaris_jax.config import MeshSection
-from polaris_jax.models import Qwen, param_axes
+from polaris_jax.models import Decoder, param_axes
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.live import CompileCounter
 from polaris_jax.rollout.programs.abstract import abstract_weights, weight_sync_programs
@@ -26,14 +26,14 @@ from tests.support.random_models import random_model
 from tests.support.rollout.rollout_cases import CONFIG, small_model
 
 
-def trainer_params(section: MeshSection, devices=None) -> Qwen:
+def trainer_params(section: MeshSection, devices=None) -> Decoder:
     """The small model as a trainer holds it."""
     mesh = make_mesh(section, devices)
     where = param_shardings(small_model(), mesh, TRAINER_RULES, axes=param_axes(CONFIG))
     return private_copies(small_model(), where)
 
 
-def same_values(weights: Qwen, dtype=jnp.float32) -> bool:
+def same_values(weights: Decoder, dtype=jnp.float32) -> bool:
     leaves = zip(jax.tree.leaves(weights), jax.tree.leaves(small_model()), strict=True)
     return all(np.array_equal(a, b.astype(dtype)) for a, b in leaves)
 

@@ -26,7 +26,7 @@ from polaris_jax.config import WarmstartSection
 from polaris_jax.data.prompts import render_example
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import warm_start
-from polaris_jax.models import ModelConfig, Qwen, save_pretrained
+from polaris_jax.models import Decoder, ModelConfig, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = " Answer."
@@ -63,7 +63,7 @@ def make_base(directory: Path, *, hidden_size: int = 32) -> tuple[Path, Path]:
         for _ in range(256)
     ]
     section = WarmstartSection(steps=80, batch_size=32, learning_rate=1e-2)
-    model = warm_start(Qwen.init(config, jax.random.key(0)), examples, section)
+    model = warm_start(Decoder.init(config, jax.random.key(0)), examples, section)
     base = directory / "base"
     save_pretrained(model, base, tokenizer=tokenizer)
     rows = [

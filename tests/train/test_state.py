@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.config import MeshSection
-from polaris_jax.models import Qwen
+from polaris_jax.models import Decoder
 from polaris_jax.sharding import make_mesh
 from polaris_jax.train.state import (
     abstract_train_state,
@@ -84,7 +84,7 @@ def test_a_placed_model_is_taken_and_not_copied():
 def test_random_state_equals_init_and_is_made_in_place():
     mesh = make_mesh(MeshSection(data=2))
     state = random_train_state(QWEN3, jax.random.key(3), optimizer=OPTIMIZER, mesh=mesh)
-    want = Qwen.init(QWEN3, jax.random.key(3))
+    want = Decoder.init(QWEN3, jax.random.key(3))
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=FUSED_RTOL)
     assert int(state.step) == int(state.skips_in_a_row) == 0

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from polaris_jax.models import (
+    Decoder,
     ModelConfig,
-    Qwen,
     load_pretrained,
     save_pretrained,
     token_logprobs,
@@ -51,7 +51,7 @@ def write_weights(name: str, folder: Path) -> Path:
     """
     target = folder / name
     if not (target / "config.json").exists():
-        model = Qwen.init(MICRO, jax.random.key(0)) if name == "micro" else _smollm2()
+        model = Decoder.init(MICRO, jax.random.key(0)) if name == "micro" else _smollm2()
         save_pretrained(model, str(target))
     return target
 
@@ -90,7 +90,7 @@ def logprob_error(weights: Path, examples: Sequence[dict[str, Any]], max_len: in
     return float(max(errors))
 
 
-def _smollm2() -> Qwen:
+def _smollm2() -> Decoder:
     spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(

@@ -153,7 +153,7 @@ def pool_sharding(spec: ProgramSpec) -> jax.sharding.NamedSharding:
 
 
 def _attend(spec: ProgramSpec, *, one_query: bool, **rows: Array) -> Any:
-    """The layout's attention for `Qwen.forward`; each tensor shard attends with its own heads."""
+    """The layout's attention for `Decoder.forward`; a tensor shard attends with its own heads."""
     layout = spec.layout
     attend = layout.attend_one if one_query else layout.attend
     names = tuple(rows)
@@ -179,7 +179,7 @@ def _new_staged(pool: Any, batch: int, spec: ProgramSpec) -> Staged:
 
 
 def _attend_staged(spec: ProgramSpec, pool: Any, step: Array, rows: Rows, table_BJ: Array) -> Any:
-    """`kv.staged.attend_staged` for `Qwen.forward`; the pool is only read."""
+    """`kv.staged.attend_staged` for `Decoder.forward`; the pool is only read."""
     cached_B = jnp.where(rows.alive_B, rows.position_B, 0)
     h = STAGED_HEAD_AXIS
     kernel = native.attend_staged if spec.native else None

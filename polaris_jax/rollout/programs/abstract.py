@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from polaris_jax import sharding
-from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.models import Decoder, ModelConfig
 from polaris_jax.models.family import param_shapes
 from polaris_jax.rollout import programs, weights
 from polaris_jax.rollout.programs import Rows
@@ -110,7 +110,7 @@ def prefill_program(
     return AbstractProgram("prefill", programs.compiled(spec).prefill, args)
 
 
-def weight_sync_programs(params: Qwen, dtype: DTypeLike, mesh: Mesh) -> list[AbstractProgram]:
+def weight_sync_programs(params: Decoder, dtype: DTypeLike, mesh: Mesh) -> list[AbstractProgram]:
     """The programs of one weight sync, which run one after the other.
 
     Args:
@@ -128,16 +128,16 @@ def weight_sync_programs(params: Qwen, dtype: DTypeLike, mesh: Mesh) -> list[Abs
     ]
 
 
-def abstract_weights(model_config: ModelConfig, dtype: DTypeLike, mesh: Mesh) -> Qwen:
+def abstract_weights(model_config: ModelConfig, dtype: DTypeLike, mesh: Mesh) -> Decoder:
     """The sampler's weights as ShapeDtypeStructs with shardings."""
     leaves: dict[str, Any] = {
         path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
         for path, shape in param_shapes(model_config).items()
     }
-    shardings = weights.weight_shardings(Qwen.from_params(model_config, leaves), mesh)
+    shardings = weights.weight_shardings(Decoder.from_params(model_config, leaves), mesh)
     for path, leaf in leaves.items():
         leaves[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
-    return Qwen.from_params(model_config, leaves)
+    return Decoder.from_params(model_config, leaves)
 
 
 def _dtype(config: SamplerConfig) -> str:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from polaris_jax.config import MeshSection
-from polaris_jax.models import ModelConfig, Qwen, param_axes, param_shapes
+from polaris_jax.models import Decoder, ModelConfig, param_axes, param_shapes
 from polaris_jax.models.presets import preset
 from polaris_jax.plan.compile import compile_with_text, hold_libtpu
 from polaris_jax.plan.topologies import devices, parse_topology
@@ -86,7 +86,7 @@ def report_sync(model: ModelConfig, found, tensor: int, *, on_tpu: bool) -> None
     trainer = make_mesh(MeshSection(), found)
     leaves = {p: jax.ShapeDtypeStruct(s, jnp.float32) for p, s in param_shapes(model).items()}
     where = param_shardings(leaves, trainer, TRAINER_RULES, axes=param_axes(model))
-    params = Qwen.from_params(
+    params = Decoder.from_params(
         model,
         {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[p]) for p, x in leaves.items()},
     )

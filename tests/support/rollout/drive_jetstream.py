@@ -11,7 +11,7 @@ import sys
 import jax
 import numpy as np
 
-from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.models import Decoder, ModelConfig
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.jetstream import jetstream_engine, load_driver
 from polaris_jax.rollout.settings import PromptParams
@@ -56,7 +56,7 @@ async def drive(driver_module, driver, prompts, samples):
 
 
 def main(decode_steps: int, interleaved: bool, samples: int) -> None:
-    model = Qwen.init(CONFIG, jax.random.key(0))
+    model = Decoder.init(CONFIG, jax.random.key(0))
     model = jax.tree.map(lambda x: 3 * x, model)  # sharper logits: no ties
     config = SamplerConfig(
         slots=4, page_size=4, num_pages=65, max_len=64, decode_steps=decode_steps

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polaris_jax.models import ModelConfig, Qwen
+from polaris_jax.models import Decoder, ModelConfig
 from polaris_jax.rollout.programs.draw import RowParams, row_keys, row_uniforms
 from tests.support.random_models import random_model
 from tests.tolerances import NEAR_TIE
@@ -29,7 +29,7 @@ CONFIG = ModelConfig(
 
 
 @functools.cache
-def small_model(seed: int = 0) -> Qwen:
+def small_model(seed: int = 0) -> Decoder:
     """Weights three times the usual: the next token depends visibly on what came before."""
     return random_model(CONFIG, seed, scale=3.0)
 
@@ -44,12 +44,12 @@ def random_prompts(count: int, *, seed: int = 0, longest: int = 30) -> list[list
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _padded_logits(model: Qwen, token_T: jax.Array, length: int) -> jax.Array:
+def _padded_logits(model: Decoder, token_T: jax.Array, length: int) -> jax.Array:
     position_BT = jnp.arange(length)[None]
     return model.unembed(model(token_T[None], position_BT, attention="reference"))[0]
 
 
-def dense_logits_along(model: Qwen, tokens: list[int]) -> np.ndarray:
+def dense_logits_along(model: Decoder, tokens: list[int]) -> np.ndarray:
     """[T, V] logits after each of `tokens`, recomputed from nothing."""
     length = 64 * -(-len(tokens) // 64)
     token_T = np.zeros(length, np.int32)
@@ -57,7 +57,7 @@ def dense_logits_along(model: Qwen, tokens: list[int]) -> np.ndarray:
     return np.asarray(_padded_logits(model, token_T, length))[: len(tokens)]
 
 
-def dense_logits(model: Qwen, tokens: list[int]) -> np.ndarray:
+def dense_logits(model: Decoder, tokens: list[int]) -> np.ndarray:
     """Logits after the last of `tokens`, recomputed from nothing."""
     return dense_logits_along(model, tokens)[-1]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from polaris_jax.batch import group_advantages, pack
 from polaris_jax.config import MeshSection, ModelSection, ObjectiveSection, OptimizerSection
-from polaris_jax.models import ModelConfig, Qwen, token_logprobs
+from polaris_jax.models import Decoder, ModelConfig, token_logprobs
 from polaris_jax.records import Graded, TrainBatch
 from polaris_jax.sharding import make_mesh, private_copies
 from polaris_jax.train.state import state_shardings
@@ -43,7 +43,7 @@ FP32 = ModelSection(dtype="float32", remat="none")
 OPTIMIZER = OptimizerSection(learning_rate=1e-3)
 
 
-def make_model(config: ModelConfig = QWEN3, seed: int = 0) -> Qwen:
+def make_model(config: ModelConfig = QWEN3, seed: int = 0) -> Decoder:
     """Random weights whose logits have a standard deviation near 1."""
     return random_model(config, seed, noise=0.1)
 
@@ -127,7 +127,7 @@ def _sequence_gradient(model, token_T, is_response_T, advantage):
     return jax.grad(loss)(model)
 
 
-def plain_gradient(model: Qwen, graded: Graded) -> Qwen:
+def plain_gradient(model: Decoder, graded: Graded) -> Decoder:
     """Gradient of the on-policy token mean, one unpacked sequence after another, dense softmax."""
     advantage_PR = group_advantages(graded.reward_PR)
     tokens = sum(len(r) for group in graded.token_ids for r in group)
@@ -145,7 +145,7 @@ def plain_gradient(model: Qwen, graded: Graded) -> Qwen:
     return total
 
 
-def accumulated_gradient(updater: Updater, model: Qwen, batch: TrainBatch) -> Qwen:
+def accumulated_gradient(updater: Updater, model: Decoder, batch: TrainBatch) -> Decoder:
     """What the updater hands to the optimizer, before the clip."""
     shardings = state_shardings(model.config, OPTIMIZER, updater.mesh)
     return updater.gradient(private_copies(model, shardings.params), batch)[0]

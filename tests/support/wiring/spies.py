@@ -25,7 +25,7 @@ from polaris_jax.__main__ import main
 from polaris_jax.batch import RescueBuffer, group_advantages
 from polaris_jax.data.problems import read_problems
 from polaris_jax.explore import distinct_ngrams
-from polaris_jax.models import ModelConfig, Qwen, RopeScaling, load_pretrained
+from polaris_jax.models import Decoder, ModelConfig, RopeScaling, load_pretrained
 from polaris_jax.models.tokenizer import load_tokenizer
 from polaris_jax.records import Graded, Problem, TrainBatch
 from polaris_jax.reward import Grader, RewardInput
@@ -181,11 +181,11 @@ def _spy_on_samplers(patch: pytest.MonkeyPatch, calls: Calls) -> None:
     held = weakref.WeakKeyDictionary()
     numbers = iter(range(1 << 20))
 
-    def spied_init(self: Sampler, model: Qwen, *args: Any, **options: Any) -> None:
+    def spied_init(self: Sampler, model: Decoder, *args: Any, **options: Any) -> None:
         made(self, model, *args, **options)
         held[self] = next(numbers), model.config, weights_of(model)
 
-    def spied_update(self: Sampler, model: Qwen) -> None:
+    def spied_update(self: Sampler, model: Decoder) -> None:
         update_weights(self, model)
         held[self] = held[self][0], model.config, weights_of(model)
 
@@ -242,7 +242,7 @@ def _spy_on_updates(patch: pytest.MonkeyPatch, calls: Calls) -> None:
     update, recompute = Updater.update, Updater.recompute_logprobs
 
     def spied_update(
-        self: Updater, state: Any, batch: TrainBatch, *, reference: Qwen | None = None
+        self: Updater, state: Any, batch: TrainBatch, *, reference: Decoder | None = None
     ) -> Any:
         # Before the call, which takes the state's arrays away.
         config, weights = state.params.config, weights_of(state.params)
@@ -253,7 +253,7 @@ def _spy_on_updates(patch: pytest.MonkeyPatch, calls: Calls) -> None:
         calls.append(Updated(config, weights, moments, frozen, batch, gave))
         return state, metrics
 
-    def spied_recompute(self: Updater, params: Qwen, batch: TrainBatch) -> TrainBatch:
+    def spied_recompute(self: Updater, params: Decoder, batch: TrainBatch) -> TrainBatch:
         gave = recompute(self, params, batch)
         calls.append(Recomputed(weights_of(params), gave))
         return gave
@@ -269,7 +269,7 @@ def largest(opt_state: Any, name: str) -> float:
     return max(float(np.abs(np.asarray(leaf)).max()) for leaf in leaves)
 
 
-def weights_of(model: Qwen) -> str:
+def weights_of(model: Decoder) -> str:
     """A digest of a model's weights: that of other weights is another one."""
     digest = hashlib.blake2b(digest_size=8)
     for name, param in sorted(model.params().items()):
