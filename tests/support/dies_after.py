@@ -13,6 +13,7 @@ from typing import Any
 from polaris_jax import loop
 from polaris_jax.__main__ import entry
 from polaris_jax.assemble import Parts
+from polaris_jax.checkpoint import step_folders
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.run.outputs import Outputs
