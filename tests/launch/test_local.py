@@ -37,7 +37,7 @@ def stand_in(tmp_path):
     return make
 
 
-def dispatch(python, *arguments, **more):
+def launch(python, *arguments, **more):
     return subprocess.run(
         [str(LOCAL), *arguments],
         env=environment(python, **more),
