@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
-import importlib.util
 import json
 import os
 import re
@@ -20,7 +18,6 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
@@ -28,6 +25,7 @@ from typing import IO, Any, NoReturn, cast
 from polaris_jax.data.sources import DataError, Row
 from polaris_jax.records import Problem
 from polaris_jax.system.signals import raise_interrupt
+from polaris_jax.system.user_code import RefusedFunction, load_function, one_line, place_in
 
 SILENCE_S = 300.0  # a function that gives no row for so long is ended
 MAX_ROW_BYTES = 1 << 24  # of a row's JSON
@@ -172,7 +170,7 @@ def _rows(source: str) -> Iterator[bytes]:
     """Each row of the function as a JSON object."""
     number = 1
     try:
-        returned = _load(source)()
+        returned = load_function(source)()
         if isinstance(returned, str | bytes | Mapping) or not isinstance(returned, Iterable):
             raise _Refused(
                 f"returned a {type(returned).__name__}; yield rows one by one, or return a list"
@@ -182,9 +180,11 @@ def _rows(source: str) -> Iterator[bytes]:
             number += 1  # an exception belongs to the next row
     except _Refused:
         raise
+    except RefusedFunction as error:
+        raise _Refused(str(error)) from error
     except BaseException as error:
-        place = _place(error, source)
-        raise _Refused(f"row {number}: {_one_line(error)}{place}; mend the function") from error
+        place = place_in(error, source.rpartition(":")[0])
+        raise _Refused(f"row {number}: {one_line(error)}{place}; mend the function") from error
 
 
 def _as_json(number: int, row: Any) -> bytes:
@@ -200,43 +200,5 @@ def _as_json(number: int, row: Any) -> bytes:
         return json.dumps(dict(row)).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise _Refused(
-            f"row {number}: {_one_line(error)}; yield texts, numbers, lists and dicts of them"
+            f"row {number}: {one_line(error)}; yield texts, numbers, lists and dicts of them"
         ) from error
-
-
-def _load(source: str) -> Any:
-    """The function. Its folder, or for a module the present directory, is added to `sys.path`."""
-    place, _, name = source.rpartition(":")
-    try:
-        if place.endswith(".py"):
-            sys.path.append(os.path.dirname(os.path.abspath(place)))
-            spec = importlib.util.spec_from_file_location("problem_source", place)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # dataclasses look it up
-            spec.loader.exec_module(module)
-        else:
-            sys.path.append(os.getcwd())
-            module = importlib.import_module(place)
-    except BaseException as error:
-        text = f"importing {place} fails: {_one_line(error)}{_place(error, source)}; mend it"
-        raise _Refused(text) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        kind = "has no" if function is None else f"has no function but a {type(function).__name__}"
-        raise _Refused(f"{place} {kind} {name!r}; name a function that it defines")
-    return function
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _place(error: BaseException, source: str) -> str:
-    """` (line 4)`, the last line of the function's file that led to the error; empty if none."""
-    place = os.path.basename(source.rpartition(":")[0])
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if os.path.basename(frame.filename) == place]
-    return f" ({place}, line {lines[-1]})" if lines else ""

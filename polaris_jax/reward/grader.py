@@ -24,7 +24,8 @@ from polaris_jax.reward.math.equivalence import Explanation, gold_texts, quick_v
 from polaris_jax.reward.math.normalize import MAX_ANSWER_CHARS
 from polaris_jax.reward.math.policy import policy_named
 from polaris_jax.reward.pool import Failure, WorkerPool
-from polaris_jax.reward.protocol import MATH, RefusedFunction, RewardInput, parse_functions
+from polaris_jax.reward.protocol import MATH, RewardInput, parse_functions
+from polaris_jax.system.user_code import RefusedFunction
 
 MAX_CACHED_PAIRS = 50_000
 MAX_CACHED_CHARS = 1 << 25  # about 32 to 130 MiB

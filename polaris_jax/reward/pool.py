@@ -24,7 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from polaris_jax.reward.protocol import Functions, RefusedFunction
+from polaris_jax.reward.protocol import Functions
+from polaris_jax.system.user_code import RefusedFunction
 
 START_TIMEOUT_S = 60.0  # a loaded machine may take long to start Python
 MAX_ATTEMPTS = 2  # an answer is graded once more if its worker was killed from outside

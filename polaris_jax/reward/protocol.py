@@ -7,17 +7,13 @@ further named numbers. It runs inside the grading workers alone: no other proces
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from polaris_jax.reward.extract import Mode, response_answer
 from polaris_jax.reward.math.equivalence import answers_match
+from polaris_jax.system.user_code import one_line
 
 if TYPE_CHECKING:
     from polaris_jax.records import Gold
@@ -133,63 +129,12 @@ def parse_functions(spec: str) -> Functions:
 # ---- inside a worker
 
 
-class RefusedFunction(ValueError):
-    """The reason why a reward function cannot be used, in one line."""
-
-
 class FailedFunction(Exception):
     """A reward function has raised an exception ("error") or returned no reward ("invalid")."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(kind, reason)
         self.kind, self.reason = kind, reason
-
-
-def load_function(path: str) -> RewardFunction:
-    """The function that an import path names.
-
-    A file's folder, or for a module the present directory, is put at the end of `sys.path`, so that
-    the function can import what lies beside it and nothing is shadowed.
-
-    Raises:
-        RefusedFunction: the file is missing, importing fails, or the name is missing or not
-            callable.
-    """
-    place, _, name = path.rpartition(":")
-    try:
-        if place.endswith(".py"):
-            file = os.path.abspath(place)
-            if not os.path.isfile(file):
-                raise RefusedFunction(f"there is no file {file}; check the path")
-            module = _module_of(file)
-        else:
-            sys.path.append(os.getcwd())
-            module = importlib.import_module(place)
-    except RefusedFunction:
-        raise
-    except BaseException as error:
-        raise RefusedFunction(f"importing it fails: {one_line(error)}; mend it") from error
-    function = getattr(module, name, None)
-    if function is None:
-        raise RefusedFunction(f"{place} has no {name!r}; name a function that it defines")
-    if callable(function):
-        return cast(RewardFunction, function)
-    raise RefusedFunction(
-        f"{name!r} is a {type(function).__name__} and not callable; name a function"
-    )
-
-
-def _module_of(file: str) -> ModuleType:
-    """The module of a file, under a name that no module and no other file has."""
-    name = f"reward_function:{file}"
-    if name not in sys.modules:
-        sys.path.append(os.path.dirname(file))
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look it up
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def call(function: RewardFunction, response: RewardInput) -> tuple[float, dict[str, float | None]]:
@@ -230,12 +175,6 @@ def call(function: RewardFunction, response: RewardInput) -> tuple[float, dict[s
 def combined(rewards: Sequence[float], weights: Sequence[float]) -> float:
     """The weighted sum of several functions' rewards, rounded to 1e-6."""
     return round(math.fsum(w * r for w, r in zip(weights, rewards, strict=True)), DIGITS)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and text in one line; a syntax error with its place."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def _number(value: object) -> float | None:

@@ -46,7 +46,8 @@ def main(
     # Before the limit, so that a small one cannot break the import of what grading needs.
     from polaris_jax.reward.math.equivalence import explain
     from polaris_jax.reward.math.structures import compare  # noqa: F401
-    from polaris_jax.reward.protocol import FailedFunction, RefusedFunction
+    from polaris_jax.reward.protocol import FailedFunction
+    from polaris_jax.system.user_code import RefusedFunction
 
     try:
         score = _scorer(functions, reply) if functions else None
@@ -89,13 +90,8 @@ def _scorer(functions: Sequence[tuple[str, float]], reply: Reply) -> Callable[[A
     Raises:
         RefusedFunction: a function cannot be used; the text begins with its path.
     """
-    from polaris_jax.reward.protocol import (
-        RefusedFunction,
-        RewardInput,
-        call,
-        combined,
-        load_function,
-    )
+    from polaris_jax.reward.protocol import RewardInput, call, combined
+    from polaris_jax.system.user_code import RefusedFunction, load_function
 
     loaded = []
     for path, _ in functions:
