@@ -148,7 +148,7 @@ def test_each_failure_is_one_line_with_function_row_and_remedy(written, monkeypa
     ("text", "name", "words"),
     [
         ("def rows(): pass", "other", "has no 'other'; name a function that it defines"),
-        ("rows = 3", "rows", "has no function but a int 'rows'"),
+        ("rows = 3", "rows", "has the type int and is not callable"),
         ("import no_such_module", "rows", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("def rows(:", "rows", "SyntaxError"),
         ("1 / 0", "rows", "ZeroDivisionError: division by zero (mine.py, line 1); mend it"),

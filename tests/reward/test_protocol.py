@@ -142,7 +142,7 @@ def test_names_that_are_refused(spec: str, rule: str) -> None:
         ("raise SystemExit\n", "f", "fails: SystemExit"),
         ("import os\nos._exit(9)\n", "f", "ended 3 times before it was ready: exit status 9"),
         ("g = 1\n", "f", "has no 'f'; name a function that it defines"),
-        ("f = 1\n", "f", "is a int and not callable"),
+        ("f = 1\n", "f", "has the type int and is not callable"),
     ],
     ids=["missing", "syntax", "import", "raises", "exits", "dies", "no-name", "no-function"],
 )
