@@ -195,6 +195,7 @@ def grade_file(
             lines = []
             for row, grade in zip(batch, grader.grade(texts, answers, options.mode), strict=True):
                 found = row.others | {"row": row.number, "gold": row.gold} | grade._asdict()
+                del found["parts"]  # the math grader has none
                 lines.append(json.dumps(_finite(found), allow_nan=False) + "\n")
                 summary.add(found)
             append_bytes(out, "".join(lines).encode())

@@ -199,6 +199,7 @@ def test_it_ends_with_the_command(written, tmp_path, request, command, number):
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"PYTHONPATH": str(request.config.rootpath)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # nohup ignores it
     )
     until = time.monotonic() + 120
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
