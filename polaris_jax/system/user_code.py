@@ -51,7 +51,9 @@ def load_function(path: str) -> Callable[..., Any]:
         raise RefusedFunction(f"{place} has no {name!r}; name a function that it defines")
     if not callable(function):
         kind = type(function).__name__
-        raise RefusedFunction(f"{name!r} of {place} has the type {kind} and is not callable; name a function")
+        raise RefusedFunction(
+            f"{name!r} of {place} has the type {kind} and is not callable; name a function"
+        )
     return function
 
 
