@@ -159,6 +159,7 @@ def open_state(parts: Parts, start: StartAt | None = None) -> RunState:
         parts.progress.line(f"{redone} steps are done again")
     if latest is not None:
         parts.outputs.write_stages(state.stage_records)
+        parts.checkpoints.checkpointer.tidy()
     return state
 
 

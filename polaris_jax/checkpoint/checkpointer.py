@@ -36,7 +36,7 @@ from polaris_jax.checkpoint.arrays import (
 )
 from polaris_jax.checkpoint.arrays import orbax as _orbax
 from polaris_jax.checkpoint.snapshots import canonical_json, plain, read_host
-from polaris_jax.checkpoint.step_folders import DATA, StepFolders
+from polaris_jax.checkpoint.step_folders import DATA, StepFolders, step_number
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.run.workdir import TakenOver
 from polaris_jax.system import processes
@@ -110,8 +110,8 @@ class Checkpointer:
             raise ConfigError(f"checkpoint {path}: no such directory")
         if (path / "checkpoints").is_dir():  # checked first: a workdir may be called 7 too
             return cls(path / "checkpoints", **options)
-        if path.name.isdigit():
-            return cls(path.parent, only=int(path.name), **options)
+        if (step := step_number(path.name)) is not None:
+            return cls(path.parent, only=step, **options)
         return cls(path, **options)
 
     def steps(self) -> list[int]:
@@ -342,6 +342,25 @@ class Checkpointer:
         else:
             self._torn.add(step)
         return reason
+
+    def tidy(self) -> None:
+        """Deletes what kills have left, and complete steps beyond `keep_last`.
+
+        A save does the same. A resume calls this, because a run that has nothing left to do saves
+        nothing. All processes call it.
+
+        Raises:
+            TakenOver: another run owns the directory.
+        """
+
+        def clean() -> None:
+            self._may_write()
+            with contextlib.suppress(OSError):  # a read-only disk: nothing of ours is in the way
+                self._folders.sweep()
+            if newest := self.steps():
+                self._prune(newest[-1])
+
+        processes.first_does(clean, "checkpoints tidied")
 
     def _prune(self, newest: int) -> None:
         # The new checkpoint is complete by now: if this fails, the next save tries again.

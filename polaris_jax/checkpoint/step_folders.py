@@ -26,7 +26,7 @@ import os
 import re
 import secrets
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,11 +43,21 @@ from polaris_jax.system.files import (
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
+DATA = "data"  # manifest key: the data's folder inside the step's folder; "": that folder
+TOKEN = "data-"
+_DATA = re.compile(rf"{TOKEN}[0-9a-f]+/")
 READ_BYTES = 1 << 23
 NO_OTHERS = r"(?!)"  # matches no name
 THREADS = 4  # zlib releases the GIL; more threads only compete for the disk
 
 FileEntry = dict[str, int]  # {"size": bytes, "crc32": checksum}
+
+_STEP = re.compile(r"0|[1-9][0-9]{0,17}")  # as saved; str.isdigit also takes 07 and a raised 2
+
+
+def step_number(name: str) -> int | None:
+    """The step of a folder's name; None if no step has that name."""
+    return int(name) if _STEP.fullmatch(name) else None
 
 
 def list_files(directory: AnyPath) -> list[str]:
@@ -119,9 +129,45 @@ def read_manifest(directory: AnyPath) -> dict[str, Any]:
         raise ValueError(f"{MANIFEST} is incomplete")
     if body.pop("self") != zlib.crc32(_canonical(body)):
         raise ValueError(f"{MANIFEST} does not match its own checksum")
-    if body["format"] != FORMAT:
-        raise ValueError(f"{MANIFEST} has format {body['format']}, this version reads {FORMAT}")
+    if body.get("format") != FORMAT:
+        raise ValueError(f"{MANIFEST} has format {body.get('format')}, this version reads {FORMAT}")
+    for name, fits in _FIELDS.items():
+        if not fits(body.get(name)):
+            raise ValueError(f"{MANIFEST} has no valid {name!r}")
     return body
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_entry(value: Any) -> bool:
+    return (
+        isinstance(value, dict) and _is_count(value.get("size")) and _is_count(value.get("crc32"))
+    )
+
+
+def _is_array(value: Any) -> bool:
+    """Whether a value is [dtype, shape]."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], list)
+        and all(map(_is_count, value[1]))
+    )
+
+
+# The types of a manifest's fields: its own checksum says nothing of what wrote it. The fields of a
+# step may be absent, since other folders have manifests, too.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "files": lambda v: isinstance(v, dict) and all(map(_is_entry, v.values())),
+    "step": lambda v: v is None or _is_count(v),
+    "config_hash": lambda v: v is None or isinstance(v, str),
+    "architecture": lambda v: v is None or isinstance(v, dict),
+    "arrays": lambda v: v is None or (isinstance(v, dict) and all(map(_is_array, v.values()))),
+    DATA: lambda v: v in (None, "") or (isinstance(v, str) and bool(_DATA.fullmatch(v))),
+}
 
 
 def fault(directory: AnyPath, *, checksums: bool = True, others: str = NO_OTHERS) -> str | None:
@@ -197,8 +243,6 @@ def _crc32(path: epath.Path) -> int:
     return value
 
 
-DATA = "data"  # manifest key: the data's folder inside the step's folder; "": that folder
-TOKEN = "data-"
 UNFINISHED = ".unfinished"
 _EARLIER_LEFT = (".partial", ".replaced", ".deleted")  # left by a kill of version 0.1
 
@@ -215,9 +259,8 @@ class StepFolders:
         """Every step that has a folder, ascending, complete or not."""
         if not self.directory.is_dir():
             return []
-        return sorted(
-            int(p.name) for p in self.directory.iterdir() if p.name.isdigit() and p.is_dir()
-        )
+        named = ((step_number(path.name), path) for path in self.directory.iterdir())
+        return sorted(step for step, path in named if step is not None and path.is_dir())
 
     def path(self, step: int) -> epath.Path:
         """The path of a step's folder."""
@@ -240,7 +283,10 @@ class StepFolders:
         if not self.path(step).is_dir():
             return "there is no such directory"
         others = ".*" if self._mark(step).exists() else f"{TOKEN}.*"
-        return fault(self.path(step), checksums=checksums, others=others)
+        reason = fault(self.path(step), checksums=checksums, others=others)
+        if reason is None and (own := read_manifest(self.path(step)).get("step", step)) != step:
+            return f"its {MANIFEST} is that of step {own}"
+        return reason
 
     # ---- writing
 
@@ -278,14 +324,14 @@ class StepFolders:
         self.clear(step)
 
     def sweep(self) -> None:
-        """Deletes what kills have left. Call only in a save, if this run owns the directory."""
-        for path in list(self.directory.iterdir()):
-            step = path.name.split(".")[0]
-            if not step.isdigit():
+        """Deletes what kills have left. Call only if this run owns the directory."""
+        for path in list(self.directory.iterdir()) if self.directory.is_dir() else ():
+            step = step_number(path.name.split(".")[0])
+            if step is None:
                 continue
             if path.suffix == UNFINISHED:
                 with contextlib.suppress(OSError):  # unreadable now: a later save tries again
-                    self.clear(int(step))
+                    self.clear(step)
             elif path.suffix in _EARLIER_LEFT:
                 delete(path)
 

@@ -75,6 +75,15 @@ def _end(_: int, __: FrameType | None) -> NoReturn:
 
 
 STOPPED_STATUS = "POLARIS_STOPPED_STATUS"
+# A lost terminal, what schedulers send ahead of a time limit (USR1, USR2), Ctrl-\\, and the soft
+# limit of CPU time. Each would end a process that does not handle it.
+LIKE_SIGTERM = (
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGQUIT,
+    signal.SIGXCPU,
+)
 
 
 def stopped_status() -> int:
@@ -98,9 +107,10 @@ class StopRequest:
     """Records whether a signal has asked this process to stop, and which one.
 
     The first signal sets `requested`; the loop then saves a resumable checkpoint. A later Ctrl-C
-    ends the process at once. A later SIGTERM changes nothing. SIGHUP, which a lost terminal sends,
-    counts as SIGTERM, and stays ignored under nohup. Install it after `jax.distributed.initialize`,
-    whose own handler would otherwise replace this one for SIGTERM.
+    ends the process at once. Any other later signal changes nothing. The signals of `LIKE_SIGTERM`
+    count as SIGTERM; one that the process ignored before (SIGHUP under nohup) stays ignored.
+    Install it after `jax.distributed.initialize`, whose own handler would otherwise replace this
+    one for SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -124,10 +134,8 @@ class StopRequest:
         return self.signal == signal.SIGINT
 
     def __enter__(self) -> StopRequest:
-        numbers = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
-        for number in numbers:
+        others = [n for n in LIKE_SIGTERM if signal.getsignal(n) != signal.SIG_IGN]
+        for number in (signal.SIGTERM, signal.SIGINT, *others):
             self._former[number] = signal.signal(number, self._handle)
         return self
 

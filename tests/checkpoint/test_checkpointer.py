@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import zlib
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from polaris_jax.checkpoint import Checkpointer, CheckpointError, step_folders
 from polaris_jax.checkpoint import checkpointer as checkpoint_lib
 from polaris_jax.config import ConfigError
 from polaris_jax.models import Decoder, ModelConfig, param_shapes
+from polaris_jax.run.workdir import TakenOver
 
 TINY = ModelConfig(
     vocab_size=32,
@@ -622,3 +624,82 @@ def test_two_processes_write_one_checkpoint_that_one_process_reads(tmp_path):
     restored, _ = saver.restore(2, {k: jax.ShapeDtypeStruct((16, 4), jnp.float32) for k in "wr"})
     full = np.random.default_rng(2).normal(size=(16, 4)).astype(np.float32)
     assert np.array_equal(restored["w"], full)
+
+
+def test_a_copy_under_another_number_is_no_checkpoint(tmp_path):
+    saver = Checkpointer(tmp_path)
+    saver.save(8, tree(8), {})
+    shutil.copytree(tmp_path / "8", tmp_path / "99")
+    warnings = []
+    assert Checkpointer(tmp_path, warn=warnings.append).latest() == 8
+    assert "checkpoint 99" in warnings[0] and "that of step 8" in warnings[0]
+    assert Checkpointer(tmp_path).steps() == [8]
+
+
+@pytest.mark.parametrize("name", ["\u00b2", "08", "+8", "8 ", "8" * 30], ids=ascii)
+def test_only_decimal_names_are_steps(tmp_path, name):
+    saver = Checkpointer(tmp_path, warn=pytest.fail)
+    saver.save(8, tree(8), {})
+    shutil.copytree(tmp_path / "8", tmp_path / name)
+    fresh = Checkpointer(tmp_path, warn=pytest.fail)
+    assert fresh.latest() == 8
+    fresh.save(9, tree(9), {})
+    assert (tmp_path / name).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("files", []),
+        ("files", {"host.json": 7}),
+        ("files", {"host.json": {"size": "7", "crc32": 1}}),
+        ("files", {"host.json": {"size": 7}}),
+        ("files", None),
+        ("step", "8"),
+        ("step", True),
+        ("data", "../6/"),
+        ("data", 3),
+        ("arrays", {"params": ["float32", "8"]}),
+        ("arrays", {"params": ["float32", [8, -6]]}),
+        ("arrays", 3),
+        ("architecture", []),
+        ("config_hash", 5),
+        ("format", [1]),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_a_manifest_of_other_types_falls_back(tmp_path, field, value):
+    saver = Checkpointer(tmp_path)
+    for step in (6, 8):
+        saver.save(step, tree(step), {})
+    body = step_folders.read_manifest(tmp_path / "8") | {field: value}
+    body["self"] = zlib.crc32(step_folders._canonical(body))
+    (tmp_path / "8" / "MANIFEST.json").write_text(json.dumps(body))
+    warnings = []
+    assert Checkpointer(tmp_path, warn=warnings.append).latest() == 6
+    assert "checkpoint 8" in warnings[0] and "MANIFEST.json" in warnings[0]
+
+
+def test_what_a_kill_left_goes_when_the_run_is_opened_again(tmp_path):
+    saver = Checkpointer(tmp_path, keep_last=3)
+    for step in (4, 6, 8):
+        saver.save(step, tree(step), {})
+    shutil.copytree(tmp_path / "4", tmp_path / "10")  # killed while it was written
+    (tmp_path / "10" / "MANIFEST.json").unlink()
+    (tmp_path / "10.unfinished").touch()
+    finished = Checkpointer(tmp_path, keep_last=2, warn=pytest.fail)
+    assert finished.latest() == 8
+    finished.tidy()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["6", "8"]
+    assert Checkpointer(tmp_path, warn=pytest.fail).latest() == 8
+
+
+def test_nothing_is_tidied_in_a_directory_that_another_run_owns(tmp_path):
+    def taken():
+        raise TakenOver("taken")
+
+    for step in (4, 6, 8):
+        Checkpointer(tmp_path, keep_last=3).save(step, tree(step), {})
+    with pytest.raises(TakenOver):
+        Checkpointer(tmp_path, keep_last=1, may_write=taken).tidy()
+    assert Checkpointer(tmp_path).steps() == [4, 6, 8]

@@ -30,7 +30,15 @@ def _with_a_terminal():
 
 @pytest.mark.parametrize(
     ("number", "interrupts"),
-    [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGHUP, False)],
+    [
+        (signal.SIGTERM, False),
+        (signal.SIGINT, True),
+        (signal.SIGHUP, False),
+        (signal.SIGUSR1, False),
+        (signal.SIGUSR2, False),
+        (signal.SIGQUIT, False),
+        (signal.SIGXCPU, False),
+    ],
 )
 def test_first_signal_is_a_request(number, interrupts, capsys):
     before = signal.getsignal(number)
