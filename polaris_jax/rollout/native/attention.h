@@ -13,7 +13,8 @@
 
 namespace polaris {
 
-// exp of numbers <= 0 to 2 units in the last place; below -87 it is 0.
+// exp of numbers <= 0 to 2 units in the last place; from -87 down it is 0. NaN stays NaN, so that a
+// broken key or query shows in the output.
 inline Vec Exp(Vec x) {
   const Vec turns = x * 1.44269504088896341f;
   // Rounds to the nearest integer: the sum leaves no room for a fraction.
@@ -31,7 +32,7 @@ inline Vec Exp(Vec x) {
   typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
   // Casts between vectors of one size keep the bits.
   const Vec power = (Vec)(((Ints)shifted - 0x4B400000 + 127) << 23);
-  return x > -87.0f ? value * power : Vec{};
+  return x <= -87.0f ? Vec{} : value * power;
 }
 
 // scores[g][i] = sum over h of q[g][h] * keys[h][i], for C vectors of tokens, which may lie in several

@@ -156,6 +156,39 @@ def test_far_apart_scores_leave_the_largest():
     np.testing.assert_allclose(got, expected, atol=50 * ATTENTION_ATOL)  # of scores up to 1,000
 
 
+@pytest.mark.parametrize("what", ["key", "value", "staged key", "infinite key"])
+@pytest.mark.parametrize("page_size", [4, 16])
+def test_a_nan_shows_wherever_it_lies(page_size, what):
+    """In all heads that read it, in no other row: dense attention does the same."""
+    cached, width, group = (5, 16, 17, 37, 50), 16, 3
+    pool, staged, table_BJ, q_BNH, *_ = attention_case(
+        group=group, width=width, page_size=page_size, cached=cached
+    )
+    pages = pool.k_ZKHY.shape[0] // LAYERS
+    for b, count in enumerate(cached):
+        for t in range(0, count, 3):
+            page = pages + table_BJ[b, t // page_size]
+            k, v, k_staged = pool.k_ZKHY, pool.v_ZKYH, staged.k_LBKHT
+            if what == "value":
+                v = v.at[page, 1, t % page_size].set(np.nan)
+            elif what == "staged key":
+                k_staged = k_staged.at[1, b, 1, 2, 0].set(np.nan)
+            else:
+                value = np.nan if what == "key" else np.inf
+                k = k.at[page, 1, 2, t % page_size].set(value)
+            got = attend(
+                abs(q_BNH),
+                staged._replace(k_LBKHT=k_staged),
+                pool._replace(k_ZKHY=k, v_ZKYH=v),
+                0,
+                np.array(cached, np.int32),
+                table_BJ,
+            )
+            broken = np.zeros(got.shape, bool)
+            broken[b, group:] = True  # heads of the second key head
+            np.testing.assert_array_equal(np.isnan(got), broken)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
