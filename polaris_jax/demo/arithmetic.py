@@ -1,7 +1,7 @@
 """Procedural arithmetic word problems of graded difficulty, and supervised texts that solve them.
 
 A problem is a chain: a start value and one to five steps (`+`, `-` or `*` with an operand from 2 to
-9), every value between 1 and 20, told in one of six families of wording. Difficulty is the
+9), every value between 1 and 20. The sentences come from one of six families. Difficulty is the
 number of steps. A share of all chains, chosen by a hash of (family, operands), belongs to the
 held-out side for good: training problems and supervised texts never come from it.
 
@@ -31,21 +31,21 @@ from polaris_jax.records import Problem
 LARGEST_VALUE = 20
 MAX_STEPS = 5
 HELD_OUT_OF = 4  # one chain in 4 is reserved for held-out problems
-CHAINS_TOLD = 13_686_396  # chains that all families can tell
-PLAIN = {"=": "+"}  # what a step that an opening tells is in the chain
+CHAINS_TOLD = 13_686_396  # number of distinct chains, over all families
+PLAIN = {"=": "+"}  # op of an opening -> op in the chain
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One way of telling a chain.
+    """Templates of the sentences that word a chain.
 
     Attributes:
-        name: enters problem ids and sources.
-        opening: first sentence; it tells the start value and the steps that `opening_ops` lists.
-        changes: op -> the sentences that can tell such a step.
+        name: part of problem ids and sources.
+        opening: first sentences, by the ops of the steps that they state beside the start value,
+            one character an op; "" states the start value only, "=" adds the start value again.
+        changes: sentences for one further step, by op.
         question: last sentence.
         largest_start: upper bound of the start value.
-        opening_ops: choices of ops that the opening itself tells; "=" adds the start value again.
     """
 
     name: str
@@ -60,7 +60,12 @@ class Family:
         return max(1, min(len(ops) for ops in self.opening))
 
     def ops(self, opening: str, done: int) -> list[str]:
-        """What the step behind `done` others may be, after an opening that tells some itself."""
+        """The ops that the next step may have.
+
+        Args:
+            opening: ops of the opening, a key of `self.opening`.
+            done: number of steps before it.
+        """
         return [opening[done]] if done < len(opening) else list(self.changes)
 
 
@@ -117,7 +122,7 @@ class Chain:
     """A start value and its steps; `key` names it within all families.
 
     Attributes:
-        family: name of the family that tells it.
+        family: name of the family that words the chain.
         start: the first value.
         steps: (op, operand) pairs, op one of `+`, `-`, `*`.
     """
@@ -189,8 +194,8 @@ def arithmetic_problems(
         seed: seed of the draw, not negative; the side on which a chain lies does not depend on it.
 
     Raises:
-        ValueError: more distinct problems are asked for than the families can tell (at once, before
-            any is drawn), a count or the seed below 0.
+        ValueError: more distinct problems are requested than there are chains (raised before any
+            problem is drawn), or a count or the seed is below 0.
     """
     _check_seed("data.arithmetic.seed", seed)
     held_out_chains = CHAINS_TOLD // HELD_OUT_OF

@@ -1,4 +1,4 @@
-"""What a run directory holds: the files that can be read, and why the others give nothing."""
+"""Reads the files of a run directory for the report, and says why a file cannot be used."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ T = TypeVar("T")
 NUMBER = (int, float)
 MAYBE = (int, float, type(None))
 
-# A shape is a type or several, a list with the shape of its items, or a mapping of fields to their
-# shapes; a field with a question mark may be missing or null.
+# The expected shape of each JSON file. A shape is a type, a tuple of types, a list with the shape
+# of the items, or a mapping of fields to shapes. A field whose name ends in a question mark, or
+# whose types include None, may be missing or null. Other fields of a file are ignored.
 _EVALUATION = {
     "avg@k": NUMBER,
     **dict.fromkeys(("k", "problems", "max_response_tokens"), int),
@@ -58,9 +59,10 @@ _SHAPES: MappingProxyType[str, Any] = MappingProxyType(
 
 
 def _lines_misfit(lines: list[dict[str, Any]]) -> str:
-    """What is wrong with lines of metrics.jsonl or timing.jsonl; "" if nothing is.
+    """What is wrong with the lines of metrics.jsonl or timing.jsonl, in one line; "" if nothing is.
 
-    A line has a step. Its metrics are numbers or null, or lists of them, one entry a process.
+    A step is an integer. A metric (a name with a slash) is a number or null, or a list of these
+    with one entry a process.
     """
     for number, line in enumerate(lines, 1):
         for key, value in line.items():
@@ -72,7 +74,13 @@ def _lines_misfit(lines: list[dict[str, Any]]) -> str:
 
 
 def _misfit(value: Any, shape: Any, where: str = "") -> str:
-    """What is wrong with a document of this shape, in one line; "" if nothing is."""
+    """Why `value` does not have the expected shape, in one line; "" if it has.
+
+    Args:
+        value: parsed JSON.
+        shape: the expected shape; see `_SHAPES`.
+        where: path of the value in its file, for the text.
+    """
     at = f"{where}: " if where else ""
     if isinstance(shape, list):
         if not isinstance(value, list):
@@ -106,18 +114,22 @@ BEFORE_TAG = "before"
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """The files of a run; None or empty where one is absent.
+    """The parsed files of a run. A file that is absent gives None or an empty list.
 
     Attributes:
         metrics: lines of metrics.jsonl, one a step.
-        timing: lines of timing.jsonl.
-        stages: records of stages.json.
+        timing: lines of timing.jsonl, one a step.
+        stages: records of stages.json, one a stage.
         run: run.json.
-        calibrate, probe, prepare: what these commands left.
-        evaluation: eval.json, as a rule the score after training; `scores.score_name` tells.
-        before: before_eval.json, as a rule the score of the weights that training started from.
-        others: further tagged evaluations, by tag.
-        absent: {file name: why it gives nothing}.
+        prepare: prepare.json, the summary of `polaris prepare`.
+        calibrate: calibrate.json, the result of `polaris calibrate`.
+        probe: probe.json, the result of `polaris probe`.
+        evaluation: eval.json, usually the score after training; `summary.score_name` says which
+            weights were scored.
+        before: before_eval.json, usually the score of the weights that training started from.
+        others: scores in other files TAG_eval.json, by tag.
+        absent: reason why a file is missing here, by file name: the file does not exist, is empty,
+            or is damaged.
     """
 
     metrics: list[dict[str, Any]]
@@ -134,12 +146,12 @@ class RunFiles:
 
 
 def read_run(run_dir: epath.Path) -> RunFiles:
-    """Everything readable in `run_dir`.
+    """The files of the run in `run_dir`.
 
-    A damaged file, or one of another shape, counts as absent, with the reason.
+    A file that cannot be parsed, or that does not have the expected shape, counts as absent.
 
     Raises:
-        FileNotFoundError: `run_dir` is no directory.
+        FileNotFoundError: `run_dir` is not a directory.
     """
     if not run_dir.is_dir():
         raise FileNotFoundError(2, "there is no such run directory", str(run_dir))
@@ -194,7 +206,7 @@ def read_run(run_dir: epath.Path) -> RunFiles:
 
 
 def holds_anything(run: RunFiles) -> bool:
-    """Whether there was any file of a run, a damaged one included."""
+    """True if the directory has at least one file of a run, even a damaged one."""
     files = dataclasses.asdict(run)
     absent = files.pop("absent")
     return any(files.values()) or any(why != "not there" for why in absent.values())

@@ -1,10 +1,11 @@
 """One optimizer step from a packed batch: one compiled `accumulate`, one compiled `apply`.
 
-`accumulate` takes a batch of any number of rows in microbatches of a fixed shape, and sums their
-gradients into a float32 accumulator. On a CPU one call takes several microbatches, with the same
-bits. `apply` clips the gradient and steps, or skips the step. The loss is a plain sum over tokens,
-and the tokens' weights contain the aggregation, so the result depends neither on the number of
-microbatches nor on the packing.
+A batch is split into microbatches of a fixed shape. `accumulate` adds the gradient of one
+microbatch to a float32 accumulator. On a CPU one call takes several microbatches and gives the same
+bits. `apply` clips the gradient and takes the optimizer step, or skips the step if the gradient is
+not finite. The loss is a plain sum over tokens: `TrainBatch.weight_BT` contains the aggregation
+(`objective.aggregation`), so the result depends neither on the number of microbatches nor on the
+packing.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ from polaris_jax.train.state import TrainState, fresh_moments, is_placed, parked
 Metrics = dict[str, Mean | float | None]
 
 # On a CPU one call takes a stack of microbatches. Each call allocates its temporaries anew, and the
-# operating system's clearing of this memory was a fifth of an update's CPU time with a call for
-# each microbatch.
+# operating system clears that memory. With a call for each microbatch the clearing took a fifth of
+# an update's CPU time.
 STACKED_MICROBATCHES = 16
 
 
@@ -61,9 +62,10 @@ class Updater:
         optimizer: AdamW's constants and the gradient clip.
         model: compute dtype, attention back end, rematerialisation.
         mesh: mesh from `sharding.make_mesh`.
-        parks: True if `park` moves the state into host memory; False: `park` does nothing.
         rows: packed rows of a microbatch, over all devices; 0: one for each data x fsdp shard.
         row_len: tokens of a row.
+        parks: True: `park` moves the state into host memory, so that the sampler may use the
+            device memory between updates. False: `park` and `fetch` return the state unchanged.
 
     Raises:
         ValueError: `rows` does not divide over the mesh's data x fsdp.
@@ -90,7 +92,7 @@ class Updater:
         self.objective, self.optimizer, self.model, self.mesh = objective, optimizer, model, mesh
         self.rows, self.row_len, self._parks = rows, row_len, parks
         self._programs: dict[ModelConfig, UpdatePrograms] = {}
-        self._reference: tuple[Decoder, Decoder] | None = None  # as given, as placed
+        self._reference: tuple[Decoder, Decoder] | None = None  # (argument, placed copy)
 
     def check_model(self, config: ModelConfig) -> None:
         """Checks that models of this architecture can be trained; compiles nothing.
@@ -110,29 +112,32 @@ class Updater:
         Args:
             state: parameters, moments, counters.
             batch: packed rows, a multiple of a microbatch's rows; the same in every process.
-            reference: the frozen model of the KL term, needed if kl_coef > 0. The model is placed
-                on the mesh once, and runs under the policy's rotary scaling and temperature. Its
-                own arrays are used without copies if they are float32 and placed like the trainer's
-                weights.
+            reference: the frozen model of the KL term, needed if kl_coef > 0, else ignored. The
+                model is placed on the mesh once, and runs under the policy's rotary scaling and
+                temperature. The model's own arrays are used without copies if they are float32 and
+                placed like the trainer's weights.
 
         Returns:
-            (state, metrics). The metrics are:
+            (state, metrics). Each metric is a `Mean`, except update/skipped and
+            rollout/logp_gap_max:
 
-            - update/{loss, grad_norm, entropy, clip_fraction_low, clip_fraction_high,
-              clip_fraction_dual, tis_fraction, ratio_mean, kl}: `Mean`s; all but loss and grad_norm
-              are means over response tokens.
-            - update/skipped: 1.0 if the gradient was not finite. Parameters and moments are
-              unchanged then.
-            - update/fresh_entropy: entropy at tokens whose `fresh_BT` is 1 (no copies).
-            - rollout/logp_gap_mean, rollout/logp_gap_max: |sampler - trainer| in nats over tokens
-              whose `fresh_BT` is 1; the max is None without such tokens. The gap is measured under
-              the parameters before this step: with several minibatches only the first one's is the
-              plain gap (with old_logprobs="recompute" every minibatch's is).
+            - update/{entropy, clip_fraction_low, clip_fraction_high, clip_fraction_dual,
+              tis_fraction, ratio_mean, kl}: means over tokens whose `weight_BT` is not 0.
+              tis_fraction is present only if old_logprobs is "sampler", kl only if kl_coef > 0.
+            - update/loss, update/grad_norm: the batch's loss, and the gradient's norm before it is
+              clipped.
+            - update/skipped: 1.0 if the gradient was not finite, else 0.0. If it is 1.0, parameters
+              and moments are unchanged.
+            - update/fresh_entropy: mean entropy over tokens whose `fresh_BT` is 1.
+            - rollout/logp_gap_mean, rollout/logp_gap_max: |sampler - trainer| log-prob in nats over
+              tokens whose `fresh_BT` is 1; the max is None if there are none. The trainer's
+              log-probs are those before this step. With old_logprobs="recompute" they are the
+              recomputed ones, so no minibatch's gap contains the updates of earlier minibatches.
             - batch/{padding_share, attention_imbalance, context_imbalance}: figures of the packing.
 
         Raises:
-            ValueError: the batch has another shape, a token id is outside the vocabulary, or the
-                reference is missing.
+            ValueError: the batch's shape does not match `rows` and `row_len`, a token id is outside
+                the vocabulary, or the reference is missing.
         """
         programs = self._programs_for(state.params.config)
         total, sums = self.gradient(state.params, batch, reference=reference)
@@ -145,12 +150,15 @@ class Updater:
         }
 
     def context_imbalance(self, batch: TrainBatch) -> float:
-        """The busiest context shard's attention work over the mean of its row, >= 1.
+        """How unevenly the tokens of a row split the attention work over context shards.
 
-        Work is counted as for the back end `chunked`, which skips the tiles of other segments. The
-        rows' figures are weighted by their work. Packed rows are above 1; rows of one segment are
-        at 1 (see docs/decisions/update.md). A back end that computes complete rows (`splash`) is
-        balanced whatever this figure is.
+        For one row this is the work of the busiest context shard divided by the mean over shards.
+        Rows are averaged with their work as weights. Work is counted as for the back end `chunked`,
+        which skips tiles of other segments. A back end that computes complete rows (`splash`) is
+        balanced whatever this figure is. See docs/decisions/update.md.
+
+        Returns:
+            A number of at least 1: 1 if every row is one segment, usually more for packed rows.
         """
         work_BC = shard_work(batch.segment_BT, self.mesh.shape[CONTEXT], CONTEXT_LAYOUT)
         return float(work_BC.max(axis=1).sum() / work_BC.mean(axis=1).sum())
@@ -158,9 +166,13 @@ class Updater:
     def gradient(
         self, params: Decoder, batch: TrainBatch, *, reference: Decoder | None = None
     ) -> tuple[Decoder, list[Arrays]]:
-        """The loss's float32 gradient over the complete batch, and each call's metric sums.
+        """The float32 gradient of the loss over the complete batch, and sums for the metrics.
 
-        Arguments and errors: see `update`.
+        For arguments and errors see `update`.
+
+        Returns:
+            (gradient, sums). `sums` has one entry a call of the compiled program. An entry
+            has the sums of a microbatch, or of a stack of microbatches on a CPU.
         """
         config = params.config
         self._check(batch, config)
@@ -186,6 +198,9 @@ class Updater:
         """`batch` with `old_logp_BT` computed under `params`.
 
         The sampler's log-probs are kept in `sampler_logp_BT`.
+
+        Raises:
+            ValueError: see `update`.
         """
         self._check(batch, params.config)
         programs = self._programs_for(params.config)
@@ -203,14 +218,17 @@ class Updater:
         return dataclasses.replace(batch, old_logp_BT=logp_BT, sampler_logp_BT=sampler_logp_BT)
 
     def park(self, state: TrainState) -> TrainState:
-        """`state` placed for the time between updates; with `parks` in host memory.
+        """`state` in host memory, for the time between updates; unchanged if `parks` is False.
 
-        The given state is consumed.
+        The counters stay on the device. The arrays of the given state that are moved are deleted.
         """
         return moved(state, self._between_updates(state.params.config)) if self._parks else state
 
     def fetch(self, state: TrainState) -> TrainState:
-        """`state` on the devices, placed for an update; the given state is consumed."""
+        """`state` on the devices, ready for an update: undoes `park`.
+
+        The arrays of the given state that are moved are deleted.
+        """
         shardings = self._programs_for(state.params.config).shardings
         return moved(state, shardings) if self._parks else state
 
@@ -241,7 +259,10 @@ class Updater:
     def _parts(
         self, batch: TrainBatch, programs: UpdatePrograms, fields: Sequence[str], rows: int
     ) -> Iterator[dict[str, np.ndarray]]:
-        """The fields of up to `rows` rows at a time, on the host, tokens in the mesh's order."""
+        """Yields the batch's `fields` as host arrays, at most `rows` rows at a time.
+
+        The tokens of a row are in the order in which the mesh's context shards take them.
+        """
         order = programs.sharded.token_order()
         values = {name: _field(batch, name) for name in fields}
         for first in range(0, batch.token_BT.shape[0], rows):
@@ -258,7 +279,10 @@ class Updater:
     def _stacks(
         self, batch: TrainBatch, programs: UpdatePrograms
     ) -> Iterator[tuple[Arrays, Array]]:
-        """Microbatches in padded stacks of one size, and the number of microbatches in each."""
+        """Yields stacks of microbatches and the number of microbatches in each.
+
+        Every stack is padded to `STACKED_MICROBATCHES`, so that one program serves all.
+        """
         sharding, size = stack_sharding(self.mesh), STACKED_MICROBATCHES * self.rows
         for part in self._parts(batch, programs, FIELDS, size):
             rows = len(part["token_BT"])
@@ -296,7 +320,7 @@ class Updater:
 
 
 def _field(batch: TrainBatch, name: str) -> np.ndarray:
-    """The array [rows, row_len] that a name in `FIELDS` stands for."""
+    """The array [rows, row_len] of a name in `FIELDS`; targets are the tokens one place later."""
     if name == "target_BT":
         return np.pad(batch.token_BT[:, 1:], ((0, 0), (0, 1)))
     if name == "sampler_logp_BT" and batch.sampler_logp_BT is None:
@@ -307,7 +331,7 @@ def _field(batch: TrainBatch, name: str) -> np.ndarray:
 def _metrics(
     sums: Sequence[dict[str, Any]], step: dict[str, Any], objective: ObjectiveSection
 ) -> Metrics:
-    """Metrics from the sums over the microbatches, in float64, under their public names."""
+    """The metrics of one update, by name, from the sums of all calls; added up in float64."""
     each = {name: [float(x) for part in sums for x in np.ravel(part[name])] for name in sums[0]}
     total = {name: sum(values) for name, values in each.items()}
     tokens, fresh = total["tokens"], total["fresh"]
@@ -336,9 +360,13 @@ def _metrics(
 
 
 def merge_metrics(parts: Sequence[Metrics]) -> Metrics:
-    """The metrics of several minibatches as one: means pooled, skips added, the gap's max taken.
+    """The metrics of several minibatches as one: means are pooled, `update/skipped` is summed.
 
-    The log-prob gap is the first minibatch's: later ones run under parameters that have moved.
+    The log-prob gap (mean and max) is that of the first minibatch. The gap of a later one would
+    also contain the updates of earlier minibatches (unless old_logprobs is "recompute").
+
+    Args:
+        parts: metrics of each minibatch, in order; at least one.
     """
     merged = dict(parts[0])
     for part in parts[1:]:
