@@ -1,7 +1,8 @@
 """The records that packages pass to one another, and the dimension key of the project.
 
-Data flows one way: `Problem -> Group -> Graded -> TrainBatch`. Records are frozen; a function takes
-one and returns a new one. numpy only: host packages import this module without pulling in jax.
+Data flows one way: `Problem -> Group -> Graded -> TrainBatch`. Records are frozen: a function takes
+one and returns a new one. This module imports numpy and not jax, so packages that work on the host
+can import it without jax.
 
 Dimension key. Every array local, argument and field carries its axes as a suffix:
 
@@ -24,9 +25,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-FinishReason = Literal["stop", "length", "unfinished"]
-Gold = str | int | float | Sequence[str | int | float]
-Versions = Sequence[tuple[int, int]]  # (version of a policy, tokens sampled by it) in order
+FinishReason = Literal["stop", "length", "unfinished"]  # see `Response`
+Gold = str | int | float | Sequence[str | int | float]  # one answer, or a list of alternatives
+Versions = Sequence[tuple[int, int]]  # (version of the policy, number of its tokens), in order
 NO_STAGE = -1  # `StageState.stage` of a run that has not entered a stage yet
 
 
@@ -35,13 +36,13 @@ class Problem:
     """One problem: a question and the answers that count as right.
 
     Attributes:
-        id: stable and unique in a data set; every table of a run is keyed by it.
-        problem: the question as the data set writes it, without `data.prompt_suffix`.
-        answer: the gold: a string, a number, or a list of alternatives.
+        id: stable and unique in a data set; every table of a run is keyed by problem ids.
+        problem: the question as in the data set, without `data.prompt_suffix`.
+        answer: the gold answer: a string, a number, or a list of alternatives.
         source: origin of the problem, for reports.
-        pass_rate: share of right calibration rollouts, in [0, 1]; None before calibration.
-        response_tokens: mean length of calibration rollouts; None before calibration.
-        extra: the row's other columns, JSON values; a reward function sees them.
+        pass_rate: share of correct calibration rollouts, in [0, 1]; None before calibration.
+        response_tokens: mean length of calibration rollouts, in tokens; None before calibration.
+        extra: the row's other columns, as JSON values; a reward function gets them.
     """
 
     id: str
@@ -63,11 +64,11 @@ class Response:
             before any top-k, top-p or min-p mask; in nats, same length as `token_ids`.
         finish_reason: "stop" if a stop token or string ended the response; "length" if the budget
             did; "unfinished" if the request was aborted (`Sampler.submit(begun=...)` continues it).
-        prompt_logprobs: like `logprobs`, for the prompt's tokens from the second on. All come from
-            the weights that gave the response's last token, even if the response began under
-            others. None: not requested.
+        prompt_logprobs: like `logprobs`, for the prompt's tokens from the second on. All are
+            computed with the weights that sampled the response's last token, even if earlier tokens
+            were sampled with other weights. None: not requested.
         versions: (version, tokens) pairs in order: how many tokens each version of the sampler's
-            weights gave (see `Sampler.version`). Not compared.
+            weights sampled (see `Sampler.version`). Ignored when responses are compared.
     """
 
     token_ids: tuple[int, ...]
@@ -78,7 +79,7 @@ class Response:
 
     @property
     def ended(self) -> bool:
-        """True if a stop or the budget has ended it."""
+        """True if a stop token or string, or the budget, has ended the response."""
         return self.finish_reason != "unfinished"
 
 
@@ -89,16 +90,16 @@ class Group:
     A group exists from the moment its prompt is drawn until it is graded.
 
     Attributes:
-        problem_id: id of the problem; every table of a run is keyed by it.
-        prompt: token ids, chat template applied.
-        prompt_text: the prompt as text; the reward's train mode reads prompt + response.
-        gold: the answers that count as right.
-        draw: how often the problem had been drawn before in this run.
-        epoch: the epoch in which its batch began, from 0.
-        seed: sampling seed of all responses. With the sample's index and the token's position it
-            decides the noise of a token, so an unfinished response continues as if never
-            interrupted.
-        begun: version of the policy when sampling began; no token is older.
+        problem_id: `Problem.id`.
+        prompt: token ids of the prompt, with the chat template.
+        prompt_text: the prompt as text; in mode "train" the reward reads prompt + response.
+        gold: `Problem.answer`.
+        draw: number of times that this run had drawn the problem before.
+        epoch: epoch in which the batch of this draw began, from 0.
+        seed: sampling seed of all responses. The seed, the index of the response and the position
+            of a token decide the token's noise, so an unfinished response continues as if it had
+            never been interrupted.
+        begun: version of the policy when sampling began; no token is from an older version.
         responses: n responses; () before sampling begins.
         texts: the n decoded responses, special tokens left out; () while a response is unfinished.
         extra: `Problem.extra`.
@@ -130,11 +131,11 @@ class Group:
 def require_rewards(
     reward_PR: np.ndarray, problem_ids: Sequence[Any] | np.ndarray | None = None
 ) -> None:
-    """Raises ValueError if a reward is not finite or not in [0, 1].
+    """Checks that every reward is finite and in [0, 1].
 
     Args:
-        reward_PR: rewards of P prompts' responses.
-        problem_ids: P ids, for the message.
+        reward_PR: rewards.
+        problem_ids: ids of the P problems, for the error; None: the error has none.
 
     Raises:
         ValueError: a reward is not finite or not in [0, 1].
@@ -150,15 +151,16 @@ def require_rewards(
 
 
 def correct_rewards(reward_PR: np.ndarray, correct_at: float) -> np.ndarray:
-    """True for each reward that counts as correct: at least `correct_at`.
+    """True for each reward that counts as correct, bool [P, R]: it is at least `correct_at`.
 
-    Both sides are float32, as rewards are: 0.7 in float32 is a little less than 0.7.
+    Both sides are compared in float32. A reward of 0.7 is stored as float32, a little less than the
+    float 0.7, and must still reach `correct_at=0.7`.
     """
     return np.asarray(reward_PR, np.float32) >= np.float32(correct_at)
 
 
 def require_fields(state: Mapping[str, Any], *names: str) -> None:
-    """Raises ValueError if a field of a `state_dict` is missing.
+    """Checks that a `state_dict` has the named fields.
 
     Raises:
         ValueError: a field is missing.
@@ -170,28 +172,31 @@ def require_fields(state: Mapping[str, Any], *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
-    """Responses with their rewards, the input of rescue, substitution and packing.
+    """The responses of a batch with their rewards, the input of rescue, substitution and packing.
 
-    Nested fields are indexed [P][R]. Batch functions return a new record and never change one.
-    Raises ValueError if a reward is outside [0, 1] or not finite, because such a reward would spoil
-    the baseline of its group, or if a field does not have the P prompts or [P][R] responses of
-    `reward_PR`.
+    The record has P prompts with R responses each. Batch functions return a new record.
 
     Attributes:
-        problem_ids: P ids.
-        prompts: P prompts (token ids).
-        golds: P golds.
-        token_ids: response token ids.
-        logprobs: the sampler's log-prob of each response token, nats.
-        texts: decoded responses.
-        finish_reasons: "stop" or "length".
-        reward_PR: terminal rewards in [0, 1], float32.
-        rescued_PR: True if a row came from the rescue sink; all False if not given.
-        versions: [P][R] `Response.versions`, empty for a rescued row; None if unknown, then all
-            tokens count as the present policy's.
-        parts: [P][R] named entries that reward functions returned beside the reward; empty for a
-            rescued row; None if no response has any.
+        problem_ids: [P] problem ids.
+        prompts: [P] token ids of each prompt.
+        golds: [P] gold answers.
+        token_ids: [P][R] token ids of each response.
+        logprobs: [P][R] the sampler's log-prob of each response token, in nats.
+        texts: [P][R] decoded responses.
+        finish_reasons: [P][R] "stop" or "length".
+        reward_PR: rewards of the complete responses, in [0, 1], float32.
+        rescued_PR: True for a response that rescue put in the place of a sampled one; None in the
+            constructor: all False.
+        versions: [P][R] `Response.versions`, empty for a rescued response. None if unknown: all
+            tokens then count as sampled by the present policy.
+        parts: [P][R] named numbers that reward functions returned beside the reward, empty for a
+            rescued response; None if no response has any.
         correct_at: reward from which a response counts as correct.
+
+    Raises:
+        ValueError: a reward is outside [0, 1] or not finite, because such a reward would spoil the
+            baseline of its group; or a field does not have the P prompts or [P][R] responses of
+            `reward_PR`.
     """
 
     problem_ids: Sequence[str]
@@ -247,12 +252,12 @@ class Graded:
 
     @property
     def correct_PR(self) -> np.ndarray:
-        """True for responses that count as correct."""
+        """True for responses that count as correct; see `correct_rewards`."""
         return correct_rewards(self.reward_PR, self.correct_at)
 
     @property
     def informative_P(self) -> np.ndarray:
-        """True for groups whose rewards are not all equal."""
+        """True for prompts whose R rewards differ; the advantages of the others are 0."""
         return self.reward_PR.max(axis=1) != self.reward_PR.min(axis=1)
 
 
@@ -260,30 +265,32 @@ class Graded:
 class TrainBatch:
     """Packed rows, ready for the update.
 
-    Every [B, T] float field is aligned with `models.token_logprobs`: entry t belongs to the
-    prediction of token t+1. Rows beyond the last packed sequence are all padding.
+    A row holds several sequences (prompt + response), its segments. Every [B, T] float field is
+    aligned with `models.token_logprobs`: entry t belongs to the prediction of token t+1. Rows after
+    the last sequence are padding.
 
     Attributes:
         token_BT: int32 token ids, 0 at padding.
-        position_BT: int32, from 0 in each segment.
-        segment_BT: int32, 0 is padding, segments of a row count from 1.
+        position_BT: int32, position in the segment, from 0.
+        segment_BT: int32, number of the segment in its row, from 1; 0 at padding.
         weight_BT: float32, weight of the token's surrogate in the loss; 0 outside responses.
-            Only these weights express objective.aggregation, so the loss is a plain sum and does
+            These weights alone express objective.aggregation, so the loss is a plain sum and does
             not depend on the packing.
-        advantage_BT: float32, the sequence's advantage at each response token.
-        old_logp_BT: float32, the sampler's (or stored) log-probs, nats, 0 outside responses.
+        advantage_BT: float32, the sequence's advantage at each response token, 0 elsewhere.
+        old_logp_BT: float32, log-probs in nats under the policy that sampled the response (or as
+            recomputed by the trainer), 0 outside responses.
         temperature_BT: float32 > 0, temperature of the trained policy, 1 at padding.
-        fresh_BT: float32, 1 at response tokens that the present policy sampled at this step and
-            that are no copy; 0 elsewhere. The log-prob gap, and the entropy that stages use, are
-            measured over these tokens.
+        fresh_BT: float32, 1 at response tokens that the present policy sampled, 0 at tokens of
+            older policies, of rescued or copied responses, and elsewhere. The log-prob gap and the
+            entropy that stages use are measured over these tokens.
         sequences: number of sequences that count in the loss.
         tokens: number of response tokens that count in the loss.
         padding_share: share of positions that carry no token, in [0, 1].
-        attention_imbalance: attention cost (sum of squared lengths) of each microbatch's costliest
-            shard over the mean of its shards, summed over microbatches; 1 if all shards have equal
-            work.
-        sampler_logp_BT: the sampler's log-probs if the trainer has recomputed `old_logp_BT`; else
-            None.
+        attention_imbalance: attention cost (sum of squared lengths) of the costliest shard of each
+            microbatch, divided by the mean over shards; numerator and denominator are summed over
+            microbatches. 1 if all shards have equal work.
+        sampler_logp_BT: the sampler's log-probs, in nats, if the trainer has recomputed
+            `old_logp_BT`; else None.
     """
 
     token_BT: np.ndarray
@@ -308,16 +315,18 @@ class StageState:
     Attributes:
         stage: index into `config.stages`, from 0; NO_STAGE before the first is entered.
         first_step: global step at which this stage began.
-        steps_done: updates or skipped steps done in this stage.
+        steps_done: steps done in this stage, including steps without an update.
         temperature: sampling temperature of this stage.
         max_response_tokens: response budget of this stage.
         dropped_ids: problems dropped from the training set, in the order of dropping.
-        target_diversity: distinct-4-gram of the fixed probe set at the stage's start; None if the
-            temperature rule does not need it.
-        target_probe: description of what `target_diversity` was measured on; two are comparable
-            only if these are equal. None if unknown (checkpoints of earlier versions).
-        first_entropy: policy entropy (nats) of the stage's first step; None before it.
-        last_entropy: policy entropy (nats) of its newest step with an update.
+        target_diversity: share of distinct 4-grams in responses to the fixed probe set at the
+            stage's start, in [0, 1]; None if the temperature rule does not need it.
+        target_probe: description of what `target_diversity` was measured on. Two diversities are
+            comparable only if their descriptions are equal. None if unknown (checkpoints of earlier
+            versions).
+        first_entropy: policy entropy (nats) of the stage's first step that measured one; None
+            before that step.
+        last_entropy: policy entropy (nats) of the stage's newest step that measured one.
         decisions: decisions made on entering this stage: dicts of kind, value, reason, table.
         finished: True if the run is over: its last stage has ended, or `rollout.total_tokens` are
             spent.

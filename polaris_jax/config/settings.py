@@ -1,8 +1,8 @@
 """One setting: its default, its help, its range, and what a resume may do with it.
 
-`polaris_jax.config.sections` declares every field of the config with `setting`. What reads the
-declarations: the check of ranges, the fields that a resume may change, the names that an error
-suggests, docs/config.md, and --help.
+`config/sections.py` and `config/training.py` declare every field of the config with `setting`. All
+else is derived from these declarations: the check of ranges, the list of fields that a resume may
+change, the names that an error suggests, docs/config.md, and --help.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import re
 import typing
 from typing import Any, Literal
 
+# Values of `Setting.resume`.
 NO = "no"  # a resume with another value is refused
 YES = "yes"  # does not change what a run computes: a resume may change it
-GROWS = "may grow in the last stage"
+GROWS = "may grow in the last stage"  # a resume may raise it there, and not change it elsewhere
+
 ALWAYS: Any = object()  # `before` of a field that every version had, or that a resume may change
 _KEY = "setting"
 
@@ -42,19 +44,24 @@ def require(ok: bool, path: str, value: object, rule: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is declared about one field.
+    """The declaration of one config field.
 
     Attributes:
-        default: its value in a config that does not set it.
+        default: the field's value in a config that does not set the field.
         help: one or two sentences for docs/config.md and --help.
-        above: values must be above this limit; None: no such limit. Likewise at_least, below and
-            at_most. In a list each entry must keep to the limits.
-        also: one value outside the limits that is allowed as well.
+        above: exclusive lower limit; None: no such limit. In a list each entry must keep to the
+            limits.
+        at_least: inclusive lower limit, or None.
+        below: exclusive upper limit, or None.
+        at_most: inclusive upper limit, or None.
+        also: one value outside the limits that is allowed as well, or None.
         rule: text of the error for a value outside the limits; empty: made from the limits.
-        resume: NO, YES or GROWS.
-        before: the value that matches what versions without this field did. Runs of these versions
-            resume with this value. Needed for a field that is added, unless a resume may change it.
-        usual: names of this field in other trainers, separated by spaces.
+        resume: NO, YES or GROWS: whether a resume may change the value.
+        before: the value that reproduces the behaviour of versions that lacked the field. A run of
+            such a version resumes with this value. ALWAYS: there is none. A new field needs
+            `before`, unless a resume may change the field.
+        usual: names of this field in other trainers, separated by spaces. If a user gives one of
+            these names, the error suggests this field.
         name: dotted name, such as `stages[i].steps`; filled in by `declared_sections`.
         kind: the field's type; filled in by `declared_sections`.
     """
@@ -90,7 +97,7 @@ class Setting:
             raise ConfigError(f"{name}={shown!r}: {self.rule or each + self._rule()}")
 
     def allowed(self) -> str:
-        """The values that the type and the limits allow, in a few words; empty if all."""
+        """The values that the type and the limits allow, e.g. `[0, 1]`; "" if all are allowed."""
         if typing.get_origin(self.kind) is Literal:
             return ", ".join(map(str, typing.get_args(self.kind)))
         low, high = _limit(self.above, self.at_least), _limit(self.below, self.at_most)
@@ -127,7 +134,13 @@ class Setting:
 
 
 def setting(default: Any, help: str = "", **facts: Any) -> Any:
-    """A field of a section, with all that is known about it; the facts are those of `Setting`."""
+    """A dataclass field that carries its `Setting` as metadata.
+
+    Args:
+        default: see `Setting`.
+        help: see `Setting`.
+        facts: further fields of `Setting`, such as `at_least=0`.
+    """
     return dataclasses.field(
         default=default, metadata={_KEY: Setting(default=default, help=help, **facts)}
     )
@@ -135,7 +148,13 @@ def setting(default: Any, help: str = "", **facts: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A section's dotted name (empty at the top), its docstring, and its own settings."""
+    """A section of the config.
+
+    Attributes:
+        name: dotted name, such as `rollout`; empty for the config itself.
+        help: docstring of the section's dataclass.
+        settings: the section's own fields, without those of sections inside it.
+    """
 
     name: str
     help: str
@@ -143,12 +162,13 @@ class Section:
 
 
 def declared_sections(cls: type, name: str = "", *, resume: str = NO) -> list[Section]:
-    """The section that a dataclass declares, then the sections in it.
+    """The section that a dataclass declares, then the sections inside it, at any depth.
 
     Args:
         cls: a dataclass whose fields are all declared with `setting`.
-        name: the section's dotted name.
-        resume: what is declared for the section itself; a field's own declaration goes first.
+        name: the section's dotted name; empty for the config itself.
+        resume: `resume` of the field that holds the section. It applies to the section's fields
+            whose own `resume` is NO.
     """
     own, inner = [], []
     for field, kind in typing.get_type_hints(cls).items():
@@ -167,7 +187,7 @@ def declared_sections(cls: type, name: str = "", *, resume: str = NO) -> list[Se
 
 
 def config_fields(config: Any) -> dict[str, Any]:
-    """Every leaf as dotted name -> value, e.g. `stages[0].steps` -> 100."""
+    """Every field's value by dotted name, e.g. `stages[0].steps` -> 100; tuples become lists."""
     leaves: dict[str, Any] = {}
 
     def walk(value: Any, path: str) -> None:
@@ -185,7 +205,10 @@ def config_fields(config: Any) -> dict[str, Any]:
 
 
 def declared_name(field: str) -> str:
-    """The declared name of a config's field: `stages[2].steps` -> `stages[i].steps`."""
+    """`Setting.name` of a field: the index of a list becomes `i`.
+
+    For example, `stages[2].steps` becomes `stages[i].steps`.
+    """
     return re.sub(r"\[-?\d+\]", "[i]", field)
 
 

@@ -1,4 +1,4 @@
-"""Scores of sampled responses: avg@k, unbiased pass@k, by token budget and by response length."""
+"""Scores of sampled responses: avg@k, unbiased pass@k, and accuracy by token budget and length."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from polaris_jax.records import require_rewards
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A score and how far it may be off.
+    """A score and its standard error.
 
     Attributes:
-        value: in [0, 1].
-        stderr: standard error over problems (their spread / sqrt(P)); None for one problem.
-        problems: P.
+        value: the score, a mean over problems, in [0, 1].
+        stderr: standard error of `value`: the problems' sample deviation / sqrt(P). None if P is 1.
+        problems: number of problems, P.
     """
 
     value: float
@@ -50,10 +50,11 @@ def avg_at_k(reward_PR: np.ndarray) -> Estimate:
         reward_PR: rewards in [0, 1].
 
     Returns:
-        The mean; its standard error takes problems as the sample, responses as part of each score.
+        The mean and its standard error. The error is computed from one score a problem, the mean of
+        the problem's R rewards.
 
     Raises:
-        ValueError: no problem or no response, or a reward outside [0, 1].
+        ValueError: there is no problem or no response, or a reward is outside [0, 1].
     """
     return _over_problems(_checked(reward_PR).mean(axis=1))
 
@@ -65,10 +66,10 @@ def pass_at_k(reward_PR: np.ndarray, k: int) -> Estimate:
 
     Args:
         reward_PR: rewards in [0, 1]; a response is right when its reward is above 0.5.
-        k: responses that one may try.
+        k: number of responses that are tried, from 1 to R.
 
     Raises:
-        ValueError: k below 1 or above R, or rewards that `avg_at_k` refuses.
+        ValueError: k is below 1 or above R, or `avg_at_k` refuses the rewards.
 
     Source: Chen et al. 2021 (arXiv:2107.03374), section 2.1.
     """
@@ -84,13 +85,13 @@ def pass_at_k(reward_PR: np.ndarray, k: int) -> Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class BudgetPoint:
-    """The score at one budget.
+    """The score at one token budget.
 
     Attributes:
-        budget: response tokens allowed.
-        accuracy: avg@k of the cut rollouts.
-        stderr: its standard error over problems; None for one problem.
-        cut_share: share of responses that the budget cut, in [0, 1].
+        budget: largest response length in tokens.
+        accuracy: avg@k if every response is cut at the budget, in [0, 1].
+        stderr: standard error of `accuracy` over problems; None for one problem.
+        cut_share: share of responses that are longer than the budget, in [0, 1].
     """
 
     budget: int
@@ -100,7 +101,11 @@ class BudgetPoint:
 
 
 def default_budgets(max_response_tokens: int) -> tuple[int, ...]:
-    """The six largest powers of two below the full budget, and the full budget."""
+    """The six largest powers of two below `max_response_tokens`, ascending, and that number itself.
+
+    Raises:
+        ValueError: `max_response_tokens` is below 1.
+    """
     if max_response_tokens < 1:
         raise ValueError(f"max_response_tokens={max_response_tokens}: must be at least 1")
     powers = [1 << i for i in range((max_response_tokens - 1).bit_length())]
@@ -116,18 +121,22 @@ def budget_curve(
 ) -> list[BudgetPoint]:
     """avg@k at each budget, as if sampling had stopped there.
 
-    A response that is longer than the budget is cut and counts as wrong, one that fits keeps its
-    reward; so at the full budget the score is the plain one. What was cut may have held its answer
-    already: `regrade` then grades the prefix.
+    A response within the budget keeps its reward, so the score at the full budget equals avg@k of
+    the complete responses. A longer response is cut at the budget. Its reward is then 0, unless
+    `regrade` is given: the first `budget` tokens may already contain the answer.
 
     Args:
         length_PR: response lengths in tokens, stop token included.
         reward_PR: rewards in [0, 1], of the same shape.
         budgets: token budgets, each at least 1, in any order.
-        regrade: (problem index, response index, budget) -> reward of the first `budget` tokens.
+        regrade: function of (problem index, response index, budget) that returns the reward of the
+            response's first `budget` tokens, in [0, 1]. None: a response that is cut scores 0.
+
+    Returns:
+        One point for each budget, in the order of `budgets`.
 
     Raises:
-        ValueError: shapes differ, or a budget below 1.
+        ValueError: the shapes differ, a budget is below 1, or `avg_at_k` refuses the rewards.
     """
     length_PR, reward_PR = np.asarray(length_PR), np.asarray(reward_PR, np.float64)
     if length_PR.shape != reward_PR.shape:
@@ -148,7 +157,7 @@ def budget_curve(
     return points
 
 
-BLOG_EDGES = (16 * 1024, 32 * 1024)
+BLOG_EDGES = (16 * 1024, 32 * 1024)  # tokens; the borders of the POLARIS blog's length groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +180,7 @@ class LengthGroup:
 def length_groups(
     length_PR: np.ndarray, reward_PR: np.ndarray, *, edges: Sequence[int] = BLOG_EDGES
 ) -> list[LengthGroup]:
-    """Accuracy for each group of response lengths, shortest first.
+    """Accuracy of short, medium and long responses, the group of the shortest first.
 
     Args:
         length_PR: response lengths in tokens.
@@ -181,7 +190,7 @@ def length_groups(
             `>E`; with more, an inner edge belongs to the group above it.
 
     Raises:
-        ValueError: shapes differ, no edge, or edges do not ascend.
+        ValueError: the shapes differ, there is no response or no edge, or the edges do not ascend.
 
     Source: POLARIS blog, length groups of the evaluation with and without YaRN.
     """

@@ -125,12 +125,12 @@ def next_temperature(
 ) -> Decision:
     """The next stage's temperature: the lowest that brings the diversity back.
 
-    The choice is the lowest candidate above `current` that reaches the target and is not in the
-    Performance Collapse Zone; if none reaches it, the highest above `current` that is not in it;
-    if all are, or there is none, `current` stays. It stays, too, where the sweep tells nothing: no
-    response had an n-gram at the stage's start, or no candidate has a right answer. The zones are
-    those of the complete sweep, the present temperature included, by each candidate's own accuracy
-    (see `zone_labels`).
+    Only candidates above `current` that are not in the Performance Collapse Zone are considered.
+    The choice is the lowest one that reaches the target. If none reaches the target, the choice is
+    the highest one. If there is no such candidate, `current` stays. `current` also stays if the
+    sweep is uninformative: no response had an n-gram at the stage's start, or no candidate has a
+    right answer. The zones are those of the complete sweep, the present temperature included, by
+    each candidate's measured accuracy (see `zone_labels`).
 
     Args:
         candidates: measured on one fixed probe set, in any order, with one n and one budget. Put

@@ -10,26 +10,31 @@ import numpy as np
 
 Label = Literal["cold", "rgz", "cez", "pcz"]
 
-RGZ_TOLERANCE = 0.02
+RGZ_TOLERANCE = 0.02  # distance from the plateau, in accuracy
 CEZ_TOLERANCE = 0.10
 MIN_TEMPERATURES = 3
-# Samples a temperature (problems x responses) at which noise leaves all borders of the blog's curve
-# within a step of 0.05 in 19 sweeps of 20; with 1,024 it is 17 of 20, with 512 13 (test_zones.py).
+# Responses (problems x responses a problem) that each temperature of a sweep needs. test_zones.py
+# simulates sweeps of the blog's curve. With 2,048 responses, all zone borders lie within one step
+# (0.05) of the true ones in 19 of 20 sweeps; with 1,024 in 17, with 512 in 13.
 MIN_SAMPLES = 2_048
 ROUNDING = 1e-9  # 0.70 - 0.02 is not 0.68 in binary; a border value counts as inside
 
 
 @dataclasses.dataclass(frozen=True)
 class Zones:
-    """The zones of a sweep; a border is the last probed temperature inside the lower zone.
+    """The zones of a temperature sweep.
+
+    The border between two zones is the last probed temperature inside the lower one.
 
     Attributes:
-        labels: one a temperature, in ascending order: "cold" (below the plateau), "rgz" (Robust
-            Generation Zone), "cez" (Controlled Exploration Zone), "pcz" (Performance Collapse).
+        labels: zone of each temperature, in ascending order of temperature: "cold" (too low to
+            reach the plateau), "rgz" (Robust Generation Zone), "cez" (Controlled Exploration Zone)
+            or "pcz" (Performance Collapse Zone).
         rgz: first and last temperature of the RGZ.
         cez: end of the RGZ and last temperature of the CEZ; None if the CEZ is empty.
         pcz_from: last temperature before the PCZ; None if the sweep does not reach the PCZ.
-        initial_temperature: T0, the last temperature of the RGZ.
+        initial_temperature: T0, the temperature that training starts from: the last temperature of
+            the RGZ.
     """
 
     labels: tuple[Label, ...]
@@ -49,28 +54,31 @@ def find_zones(
 ) -> Zones:
     """Cold, robust, exploration and collapse zone of a temperature sweep, and T0.
 
-    The plateau is the best smoothed accuracy (centred mean of 3, 2 at the ends). A temperature is
-    inside a zone when its accuracy, as measured or smoothed, lies within the zone's tolerance of
-    the plateau; the first and the last one by their measured accuracy alone, as their mean of 2
-    would hide a collapse that begins at the sweep's last step. A tolerance is never narrower than
-    that temperature's standard error. From the first to the last temperature inside, all belong to
-    the zone: noise invents no further zones.
+    Accuracies are smoothed by a centred mean of 3 points, of 2 at the two ends. The plateau is the
+    highest smoothed accuracy. A temperature is inside a zone if its measured or its smoothed
+    accuracy is at least the plateau minus the zone's tolerance. At the two ends only the measured
+    accuracy counts, because a mean of 2 would hide a collapse that begins at the sweep's last step.
+    The tolerance at a temperature is never below the standard error there. A zone extends from the
+    first to the last temperature inside, so a noisy point in between does not split the zone.
 
     Args:
-        temperatures: ascending, distinct, at least 3.
-        accuracies: mean accuracy at each, in [0, 1].
+        temperatures: at least 3 temperatures, distinct and ascending.
+        accuracies: mean accuracy at each temperature, in [0, 1].
         stderrs: standard error of each accuracy; None: 0.
-        rgz_tolerance: absolute.
-        cez_tolerance: absolute, at least rgz_tolerance.
+        rgz_tolerance: tolerance of the Robust Generation Zone, in accuracy (absolute).
+        cez_tolerance: tolerance of the Controlled Exploration Zone, in accuracy (absolute), at
+            least `rgz_tolerance`.
 
     Raises:
-        ValueError: fewer than 3 temperatures, not ascending, lengths that differ, a number that
-            is not finite, tolerances out of order, or no right answer at any temperature.
+        ValueError: there are fewer than 3 temperatures, they do not ascend, lengths differ, a
+            number is not finite, a standard error is negative, `rgz_tolerance` is negative or above
+            `cez_tolerance`, or no accuracy is above 0.
 
     Source: POLARIS, "Temperature Zone". Differs: the text names no numbers; tolerances, smoothing
-        and the cold zone are ours. Inside means measured *or* smoothed: the smoothed curve alone
-        rounds off a sharp collapse and would end a zone one step early, the measured one alone
-        loses a border to one unlucky point. The ends' smoothed accuracies enter the plateau only.
+        and the cold zone are ours. Either accuracy, measured or smoothed, is enough: smoothing
+        alone rounds off a sharp collapse and would end a zone one step early, and the measured
+        accuracy alone moves a border for one unlucky point. The smoothed accuracies of the two ends
+        are used for the plateau only.
     """
     temperatures = np.asarray(temperatures, np.float64)
     accuracies = np.asarray(accuracies, np.float64)
@@ -103,20 +111,20 @@ def zone_labels(
     cez_tolerance: float = CEZ_TOLERANCE,
     measured_only: bool = False,
 ) -> tuple[Label, ...]:
-    """The zone of each point of a curve in ascending order of temperature; any length from 1.
+    """The zone of each point of an accuracy curve; the rules are those of `find_zones`.
 
     Args:
-        accuracies: accuracy of each point of the curve.
+        accuracies: accuracy of each point, in ascending order of temperature; at least one point.
         stderrs: standard error of each accuracy.
         rgz_tolerance: tolerance of the Robust Generation Zone; see `find_zones`.
         cez_tolerance: tolerance of the Controlled Exploration Zone; see `find_zones`.
-        measured_only: True asks of each point its own accuracy, for a sweep of a few points, where
-            one good neighbour would lift a collapsed point over the border.
+        measured_only: True: only a point's measured accuracy counts, not the smoothed one. For a
+            sweep of few points, in which a good neighbour would hide a collapse.
     """
     smoothed = _smoothed(accuracies)
     plateau = smoothed.max()
-    # An end's mean halves the fall to it: a sweep that stops where the collapse begins would hide
-    # it. The ends count as measured.
+    # At an end the mean of 2 halves a drop of accuracy. If the collapse begins at the sweep's last
+    # temperature, the mean would hide the collapse, so only the measured accuracy counts there.
     either = np.maximum(accuracies, smoothed)
     either[[0, -1]] = accuracies[[0, -1]]
     if measured_only:
@@ -140,7 +148,7 @@ def zone_labels(
 
 
 def _smoothed(accuracies: np.ndarray) -> np.ndarray:
-    """Centred mean of 3, of 2 at the ends; a curve of fewer than 3 points as it is."""
+    """Centred mean of 3 points, of 2 at the ends; a curve of fewer than 3 points is unchanged."""
     if len(accuracies) < MIN_TEMPERATURES:
         return accuracies.copy()
     total, counts = accuracies.copy(), np.full(len(accuracies), 3.0)

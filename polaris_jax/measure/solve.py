@@ -1,4 +1,8 @@
-"""Problems sampled and graded by all processes together, and the policy that commands open."""
+"""Samples and grades problems, all processes together.
+
+A training run calls `solve` for held-out scores and for the probe set. The commands calibrate,
+probe and evaluate open a `Policy`, which has a sampler and a grader of its own.
+"""
 
 from __future__ import annotations
 
@@ -46,19 +50,19 @@ def solve(
 
     Args:
         solver: tokenizer and grader.
-        sampler: this process's sampler, which other processes may share.
-        problems: equal in every process.
-        n: responses a problem.
+        sampler: this process's sampler; it may span several processes.
+        problems: the problems, the same in every process.
+        n: number of responses to each problem.
         temperature: sampling temperature; 0 is greedy.
-        max_response_tokens: budget of a response, stop token included.
-        seed_parts: folded with the problem's id into each prompt's sampling seed.
+        max_response_tokens: largest length of a response in tokens, stop token included.
+        seed_parts: values that are hashed with the problem's id into each prompt's sampling seed.
         mode: "train" grades prompt + response, "eval" the response alone.
-        top_k: 0 is off.
-        top_p: 1 is off.
-        should_abort: polled between device calls.
+        top_k: number of likeliest tokens that are sampled from; 0: all.
+        top_p: share of probability that is sampled from, in (0, 1]; 1: all tokens.
+        should_abort: called between device calls; sampling is aborted if it returns True.
 
     Raises:
-        RolloutAborted: `should_abort` returned True in some process.
+        RolloutAborted: `should_abort` returned True in a process.
     """
     groups = sample_groups(
         sampler,
@@ -86,7 +90,15 @@ def solve(
 
 
 def drawn_once(problems: Sequence[Problem], *, tokenizer: Any, prompt_suffix: str) -> list[Group]:
-    """The problems' prompts as groups without responses, for sampling without a loader."""
+    """A group without responses for each problem, with its prompt rendered and encoded.
+
+    In training the loader makes these groups. Here there is no loader, so draw and epoch are 0.
+
+    Args:
+        problems: the problems.
+        tokenizer: applies the chat template and encodes.
+        prompt_suffix: `data.prompt_suffix`.
+    """
     rendered = [render_prompt(tokenizer, p.problem, suffix=prompt_suffix) for p in problems]
     return [
         Group(problem.id, ids, text, problem.answer, draw=0, epoch=0, extra=problem.extra)
@@ -106,11 +118,15 @@ def grade_groups(
 
     Args:
         grader: the grading workers of this process.
-        groups: complete groups by number, equal in every process. The number decides which
+        groups: complete groups by number, the same in every process. The number decides which
             process grades a group.
         mode: "train" grades prompt + response, "eval" the response alone.
         correct_at: reward from which a response counts as correct.
-        ahead: grading in the background that has some of this process's share.
+        ahead: background grading, which has been given some of this process's groups; their rewards
+            are taken from it. None: all groups are graded here.
+
+    Returns:
+        All groups with the rewards of all processes, in the order of `groups`.
     """
     members, width = list(groups.values()), len(next(iter(groups.values())).texts)
     known = {} if ahead is None else ahead.graded()
@@ -148,26 +164,31 @@ def graded_here(number: int) -> bool:
 
 
 class Policy:
-    """Samples and grades problems under fixed settings; made by `open_policy`."""
+    """A model with its tokenizer, grader and sampler; made by `open_policy`."""
 
     def __init__(self, solver: Solver, sampler: Sampler) -> None:
         self._solver, self._sampler = solver, sampler
 
     def solve(self, problems: Sequence[Problem], **settings: Any) -> Graded:
-        """Graded responses to each problem; settings as in `solve`."""
+        """`solve` with this policy's solver and sampler; `settings` are its other arguments."""
         return solve(self._solver, self._sampler, problems, **settings)
 
     def prefix_rewards(
         self, graded: Graded, problems: Sequence[Problem], budgets: Sequence[int]
     ) -> dict[tuple[int, int], dict[int, float]]:
-        """(p, r) -> budget -> reward of the response's first `budget` tokens, if that cuts it.
+        """Rewards of responses that are cut at each token budget.
 
-        Graded in mode "eval" (the last box anywhere), each process a share.
+        The beginnings are graded in mode "eval", whatever mode the responses were graded in. Each
+        process grades a share; all return the same.
 
         Args:
-            graded: responses to the problems, in their order.
+            graded: responses to the problems, in the problems' order.
             problems: the problems.
             budgets: budgets in tokens.
+
+        Returns:
+            {(p, r): {budget: reward of the first `budget` tokens of response r to problem p}}. Only
+            budgets below the response's length have an entry.
         """
         cut = [
             (p, r, budget)
@@ -194,7 +215,7 @@ class Policy:
                 for p, r, budget in mine
             ]
         )
-        rewards = [float(np.float32(grade.reward)) for grade in grades]  # as `Graded` has them
+        rewards = [float(np.float32(grade.reward)) for grade in grades]  # rounded as in `Graded`
         shares = processes.gather_objects(rewards)
         found: dict[tuple[int, int], dict[int, float]] = {}
         for process, share in enumerate(shares):
@@ -212,14 +233,14 @@ def open_policy(
     max_response_tokens: int,
     rope_scaling: RopeScaling | None = None,
 ) -> Iterator[Policy]:
-    """A policy that samples with these weights.
+    """A context manager that opens a policy with these weights, and closes its workers at the end.
 
     Args:
         config: the run's config.
-        progress: gets a line about the sampler's kernels.
+        progress: prints a line about the sampler's kernels.
         weights: (model, tokenizer).
-        max_response_tokens: longest budget that will be asked for.
-        rope_scaling: rotary scaling to sample under; None keeps the model's own.
+        max_response_tokens: largest budget that the policy's `solve` will be called with.
+        rope_scaling: rotary scaling to sample under; None: the model's own.
     """
     model, tokenizer = weights
     end_ids = model.config.end_ids
@@ -233,10 +254,19 @@ def open_policy(
 
 
 def reward_identity(section: RewardSection, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What rewards depend on besides mode and answers; {} for the math grader.
+    """Settings that change rewards, for the identity of a progress file.
 
-    Part of a progress file's identity: rows graded by another function are not reused. The text of
-    the function is not part of it, only its name.
+    A command that was interrupted reuses the rows of its progress file only if their identity is
+    the same, so rows that another reward function graded are computed again.
+
+    Args:
+        section: the config's section.
+        problems: the problems; a reward function sees their extra columns.
+
+    Returns:
+        The reward function's import path, a digest of the extra columns, and `reward.correct_at`.
+        Defaults are left out, so the result is {} for the math grader with `correct_at` 1. A change
+        of the function's source text does not change the identity.
     """
     fields: dict[str, Any] = {}
     if section.function:

@@ -1,10 +1,11 @@
-"""What differs between families of dense decoders: a record for each, and one parameter table.
+"""Families of dense decoders (Qwen2, Llama, ...): a record for each, and one table of parameters.
 
-`config.json`, GGUF metadata, tensor names, the decoder, presets, sharding and the sampler's fused
-weights read `FAMILIES` and `PARAMS`; nothing else compares a family's name. All families share the
-rest: RMSNorm, rotary positions over pairs (i, i + H/2), grouped-query attention over every earlier
-token, a gated MLP. Sliding windows, experts and partial rotary positions are refused when a
-checkpoint is read, whatever its family. docs/howto/model_family.md adds a record.
+`FAMILIES` has what differs between families, `PARAMS` has every parameter. The readers and writers
+of checkpoints, the decoder, presets, sharding and the sampler's fused weights use these tables; no
+other code compares a family's name. All families share the rest: RMSNorm, rotary positions over
+pairs (i, i + H/2), grouped-query attention over every earlier token, a gated MLP. A checkpoint with
+sliding windows, experts or partial rotary positions is refused, whatever its family.
+docs/howto/model_family.md says how to add a family.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ Part = Literal["", "norm before", "norm after", "qkv bias", "head norm", "projec
 
 
 class Param(NamedTuple):
-    """One parameter. The letters at the end of its name are its dimensions: q_DNH is [D, N, H].
+    """One parameter of `PARAMS`.
+
+    The letters at the end of a parameter's name are its dimensions: q_DNH has shape [D, N, H].
 
     Attributes:
         axes: logical axes, one for each dimension; `sharding` maps them to mesh axes.
-        hf: Hugging Face's tensor name, after "model.layers.0." in a layer.
-        hf_axes: dimensions of Hugging Face's tensor; "NH-D" is [N*H, D].
-        gguf: GGUF's tensor name, after "blk.0." in a layer.
-        part: what a model must have for the parameter to exist; empty: every model has it.
+        hf: Hugging Face's tensor name. For a layer's parameter the prefix "model.layers.0." is left
+            out.
+        hf_axes: dimensions of Hugging Face's tensor; "NH-D" means [N*H, D].
+        gguf: GGUF's tensor name. For a layer's parameter the prefix "blk.0." is left out.
+        part: the optional part of a model that the parameter belongs to (see `model_params`); empty
+            if every model has the parameter.
     """
 
     axes: tuple[str, ...]
@@ -41,8 +46,8 @@ class Param(NamedTuple):
 _NORM = ("norm",)
 _HEADS, _KV_HEADS = ("heads", "head_dim"), ("kv_heads", "head_dim")
 
-# Every parameter that some family has, by its path without layer numbers. A layer's are stacked on
-# a leading L axis, which the table leaves out.
+# The parameters of all families, by path. In a model, the parameters of all layers are stacked on a
+# leading L axis, so a path has no layer number. The table leaves the L axis out.
 PARAMS: Mapping[str, Param] = MappingProxyType(
     {
         "embed_VD": Param(
@@ -106,24 +111,27 @@ PARAMS: Mapping[str, Param] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What one family has that another lacks.
+    """What differs between one family of models and another.
 
     Attributes:
-        architecture: the class in transformers, as config.json names it.
+        architecture: name of the class in transformers, as in config.json's `architectures`.
         norms: where a block's RMSNorm stands: "before" attention and MLP, on their input; "after"
             them, on their output before it is added to the residual stream; or "both".
-        qkv_bias: True: q, k and v projections have biases.
+        qkv_bias: True: the Q, K and V projections have biases.
         qk_norm: RMSNorm of queries and keys, before rotary positions: over each "head", over the
             complete "projection" (all heads of a token together), or "none".
         activation: activation of the MLP's gate, by config.json's name; see `layers.GATES`.
         scale_embeddings: True: embeddings are multiplied by sqrt(D).
-        renamed: Hugging Face's names of parameters whose name differs from `PARAMS`, by path.
-        gguf_rotary: the pairs that llama.cpp rotates: "halves", (i, i + H/2), or "neighbours",
-            (2i, 2i + 1), for which its converter permutes the rows of Q and K.
-        config_fields: what config.json says of features that the family could have and has not.
-        rms_norm_eps: transformers' default if config.json has none.
-        head_dim: transformers' default if config.json has none; None: D / N.
-        all_kv_heads: True: a config.json without num_key_value_heads means as many as query heads.
+        renamed: Hugging Face's tensor names, by path, of parameters that this family names
+            differently from `PARAMS`.
+        gguf_rotary: the pairs of rows that llama.cpp rotates in a head: "halves" (i, i + H/2), or
+            "neighbours" (2i, 2i + 1). For "neighbours", llama.cpp's converter permutes the rows of
+            the Q and K projections.
+        config_fields: further fields for the config.json of an export. They state that features
+            which transformers' class supports (biases, sliding windows) are off.
+        rms_norm_eps: value if config.json has none; transformers' default.
+        head_dim: value if config.json has none; transformers' default. None: D / N.
+        all_kv_heads: True: if config.json has no num_key_value_heads, K is N.
     """
 
     architecture: str
@@ -140,18 +148,23 @@ class Family:
     all_kv_heads: bool = False
 
     def stands(self, where: str) -> bool:
-        """Whether blocks have a norm there, "before" or "after" them."""
+        """True if the family has norms `where` ("before" or "after") attention and MLP."""
         return self.norms in (where, "both")
 
     def hf_name(self, path: str, layer: int | str | None = None) -> str:
-        """Hugging Face's tensor name of a parameter; of one layer if it belongs to layers."""
+        """Hugging Face's tensor name of a parameter.
+
+        Args:
+            path: path of the parameter in `PARAMS`.
+            layer: number of the layer; None for a parameter outside of the layers.
+        """
         name = self.renamed.get(path, PARAMS[path].hf)
         return name if layer is None else f"model.layers.{layer}.{name}"
 
 
 _NO_WINDOW = {"use_sliding_window": False, "sliding_window": None}
 
-# By Hugging Face's `model_type`, which is llama.cpp's `general.architecture`, too.
+# By config.json's `model_type`. GGUF's `general.architecture` has the same names.
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, config_fields=_NO_WINDOW),
@@ -180,14 +193,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 
 def family_named(name: Any, *, field: str = "model_type") -> Family:
-    """The family of a `model_type`.
+    """The family with a given name.
 
     Args:
-        name: Hugging Face's name.
-        field: what the error calls it.
+        name: config.json's `model_type`, or GGUF's `general.architecture`.
+        field: name of the field that `name` was read from, for the error.
 
     Raises:
-        ValueError: there is no such family.
+        ValueError: no family has this name.
     """
     if name not in FAMILIES:
         raise ValueError(
@@ -198,7 +211,7 @@ def family_named(name: Any, *, field: str = "model_type") -> Family:
 
 
 def model_params(config: ModelConfig) -> dict[str, Param]:
-    """The parameters that an architecture has, by path."""
+    """The entries of `PARAMS` that a model of this architecture has, by path."""
     family = config.family
     over_projection = family.qk_norm == "projection"
     has: dict[Part, bool] = {
@@ -214,7 +227,7 @@ def model_params(config: ModelConfig) -> dict[str, Param]:
 
 
 def dimensions(config: ModelConfig) -> dict[str, int]:
-    """Size of each dimension letter of a parameter's name."""
+    """Size of each dimension, by its letter in parameter names."""
     return {
         "V": config.vocab_size,
         "D": config.hidden_size,

@@ -1,8 +1,8 @@
-"""Named topologies and their chips: `v5p:2x2x4`, `h100:32`, `cpu:8`; no hardware has to be present.
+"""Named topologies and their chips, e.g. `v5p:2x2x4`, `h100:32`, `cpu:8`.
 
-TPU devices come from libtpu. GPU devices come from jax's CUDA plugin and a target description in
-this package. CPU devices are XLA's virtual devices. A chip's memory, speed and links are public
-figures, each with its source.
+jax compiles for the devices of a topology without the hardware. TPU devices come from libtpu. GPU
+devices come from jax's CUDA plugin and a target description in this package. CPU devices are XLA's
+virtual devices. A chip's memory, speed and links are public figures, each with its source.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Chip:
 
     Attributes:
         name: the chip's part of a topology's name, e.g. "v5p".
-        hbm_bytes: memory that a program may use.
-        peak_flops: dense bfloat16, FLOP/s.
-        hbm_bytes_per_s: memory bandwidth.
-        link_bytes_per_s: what one device sends to its group in a ring: one torus axis in both
-            directions on a TPU, NVLink in one direction on a GPU.
-        far_link_bytes_per_s: what one device sends between groups of `near` devices (GPU hosts);
-            0: there are no such groups.
-        near: number of devices that `link_bytes_per_s` joins; 0: all.
+        hbm_bytes: device memory that a program may use, in bytes.
+        peak_flops: peak of dense bfloat16 products, in FLOP/s.
+        hbm_bytes_per_s: bandwidth of the device memory.
+        link_bytes_per_s: bandwidth at which one device sends in a ring of near devices: one torus
+            axis in both directions on a TPU, NVLink in one direction on a GPU.
+        far_link_bytes_per_s: bandwidth at which one device sends to devices that are not near (in
+            other GPU hosts); 0: all devices are near.
+        near: number of devices that are near one another (a GPU host); 0: all.
         source: where the figures are from.
     """
 
@@ -45,8 +45,14 @@ class Chip:
     near: int = 0
 
     def per_device(self, devices_per_chip: int) -> Chip:
-        """The share of one of a chip's devices (in a deviceless topology each core of a tpu7x is
-        a device). `hbm_bytes` is per device already, because the compiler names it per device."""
+        """The figures of one jax device, if the chip is split into several.
+
+        In a topology without hardware each of the two cores of a tpu7x is a device. Speed and
+        bandwidths are divided; `hbm_bytes` is already the memory of one device, as libtpu reports.
+
+        Args:
+            devices_per_chip: number of jax devices of one chip.
+        """
         if devices_per_chip == 1:
             return self
         return dataclasses.replace(
@@ -82,7 +88,8 @@ GPU_KINDS = ("h100", "h200")
 Platform = Literal["tpu", "gpu", "cpu"]
 GPUS_PER_HOST = 8
 FORMS = f"{'|'.join(TPU_KINDS)}:AxB[xC], {'|'.join(GPU_KINDS)}:N, or cpu:N"
-# The usual pods of each chip, smallest first: a plan names the next one if a pod is too small.
+# Usual shapes of each chip, smallest first. If a config does not fit a topology, the plan suggests
+# larger ones from this table.
 LARGER: dict[str, tuple[str, ...]] = {
     "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8"),
     "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8"),
@@ -100,8 +107,9 @@ class Topology:
 
     Attributes:
         name: the text that was parsed.
-        kind: the chip's name.
-        shape: number of chips along each axis.
+        kind: name of the chip, a key of `CHIPS`.
+        shape: number of chips along each axis of the TPU torus; for GPUs and CPU devices their
+            number alone.
     """
 
     name: str
@@ -117,15 +125,20 @@ class Topology:
         return math.prod(self.shape)
 
     def chip(self, num_devices: int) -> Chip:
-        """The figures of one device of `devices(topology)`."""
+        """The figures of one jax device of this topology.
+
+        Args:
+            num_devices: number of devices that `devices` returns for the topology.
+        """
         return CHIPS[self.kind].per_device(max(1, num_devices // self.num_chips))
 
 
 def parse_topology(text: str) -> Topology:
-    """The topology that a name stands for.
+    """The topology that a name such as `v5p:2x2x4` stands for.
 
     Raises:
-        ConfigError: the chip is unknown, or the shape cannot be read.
+        ConfigError: the chip is unknown, the shape cannot be read or has another number of axes
+            than the chip, or a number of GPUs above 8 is not a multiple of 8.
     """
     kind, _, shape = text.partition(":")
     if kind not in CHIPS or not shape:
@@ -148,17 +161,17 @@ def parse_topology(text: str) -> Topology:
 
 
 def larger_topologies(topology: Topology) -> list[Topology]:
-    """The same chip in the usual larger pods, smallest first."""
+    """The usual topologies of the same chip that have more chips, smallest first."""
     family = [parse_topology(f"{topology.kind}:{s}") for s in LARGER.get(topology.kind, ())]
     return [other for other in family if other.num_chips > topology.num_chips]
 
 
 def devices(topology: Topology) -> Sequence[Any]:
-    """The topology's devices, in jax's order.
+    """The jax devices of a topology, in jax's order.
 
     Raises:
-        ConfigError: the chip has no such shape, there are too few virtual devices, or the plugin
-            that knows the chip is not installed.
+        ConfigError: the chip has no such shape, jax has too few virtual CPU devices, or the plugin
+            for the chip (libtpu, jax's CUDA plugin) is not installed.
     """
     import jax
 

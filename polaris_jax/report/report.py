@@ -1,4 +1,4 @@
-"""A run directory in, figures/ and report.html out: one page that needs no other file."""
+"""Makes the report of a run directory: figures/*.png, and report.html with the figures embedded."""
 
 from __future__ import annotations
 
@@ -55,13 +55,17 @@ pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; }
 
 
 def make_report(run_dir: AnyPath) -> ReportSummary:
-    """The run in figures/*.png and report.html, both in `run_dir`, and in the rows it returns.
+    """Writes figures/*.png and report.html into `run_dir`.
 
-    A file that is absent leaves its figures out; they are named in `absent`.
+    A figure whose data is absent is left out, and its file from an earlier report is deleted.
+
+    Returns:
+        The rows and stages of the report's tables, the paths of figures and page, and in `absent`
+        each figure or file that was left out, with the reason.
 
     Raises:
-        FileNotFoundError: `run_dir` is no directory.
-        ConfigError: it holds no file of a run.
+        FileNotFoundError: `run_dir` is not a directory.
+        ConfigError: `run_dir` holds no file of a run.
     """
     run_dir = as_place(run_dir)
     run = read_run(run_dir)
@@ -105,7 +109,7 @@ def make_report(run_dir: AnyPath) -> ReportSummary:
             paths.append(path)
             captions.append(text)
             continue
-        path.unlink(missing_ok=True)  # of an earlier report
+        path.unlink(missing_ok=True)  # an earlier report may have written it
         why = run.absent.get(source, "holds none of its metrics")
         absent.append((f"figure {name}", f"{source}: {why}"))
     named = {reason.split(":")[0] for _, reason in absent}
@@ -131,7 +135,7 @@ def write_html(
     Args:
         summary: the report's rows, stages and figures.
         run: the files of the run, for the tables.
-        captions: one sentence a figure of `summary.figures`.
+        captions: caption of each figure, in the order of `summary.figures`.
         title: title of the page.
     """
     parts = [
@@ -163,7 +167,7 @@ def _text(value: Any) -> str:
 
 
 def _table(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table whose first column is a heading."""
+    """An HTML table; the first cell of each row is a heading. No head if `header` is empty."""
     names = "".join(f"<th>{_text(name)}</th>" for name in header)
     head = f"<thead><tr>{names}</tr></thead>" if names else ""
     body = "".join(

@@ -1,6 +1,7 @@
-"""How every figure looks: palette, axes, stage marks, and saving.
+"""The common look of all figures: colours, axes, stage marks, and saving.
 
-Figures are plain matplotlib `Figure` objects: no pyplot, so no global state and no display.
+Figures are matplotlib `Figure` objects. pyplot is not used, because it keeps global state and may
+open a display.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from polaris_jax.system.files import write_bytes
 
-# Okabe and Ito's palette: told apart under the common forms of colour blindness.
+# Okabe and Ito's palette, which readers with the common forms of colour blindness can distinguish.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 RED, PURPLE, SKY, GREY, INK = "#D55E00", "#CC79A7", "#56B4E9", "#7A7A7A", "#222222"
 QUIET = "#555555"
@@ -29,7 +30,7 @@ WIDTH_INCHES = 8.0
 PANEL_INCHES = 2.5
 
 DPI = 150
-SMOOTH_FROM = 16  # with this many points or more, a running mean is drawn over faint raw points
+SMOOTH_FROM = 16  # points from which on `curve` draws a running mean over the faint raw line
 
 RC: dict[Any, Any] = {
     "figure.facecolor": "white",
@@ -61,7 +62,7 @@ TOKENS = FuncFormatter(lambda value, _: short_number(value))
 
 
 def short_number(value: float) -> str:
-    """12.3K for 12,300; the plain number below 10,000."""
+    """A number in short form: `12.3K` for 12,300, up to G for 1e9; unchanged below 10,000."""
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "K")):
         if abs(value) >= limit:
             return f"{value / (1e3 if suffix == 'K' else limit):.3g}{suffix}"
@@ -72,7 +73,18 @@ def short_number(value: float) -> str:
 def panels(
     path: epath.Path, title: str, *, rows: int = 1, columns: int = 1, share_x: bool = True
 ) -> Iterator[list[Axes]]:
-    """The axes of a new figure, row by row; saved to `path` as PNG when the block ends."""
+    """A context manager that gives the axes of a new figure and saves the figure at the end.
+
+    Args:
+        path: path of the PNG file.
+        title: title above all panels.
+        rows: number of rows of panels.
+        columns: number of panels in a row.
+        share_x: True: the panels of a column have one x axis.
+
+    Yields:
+        The axes, row by row.
+    """
     with mpl.rc_context(RC):
         height = 1.1 + PANEL_INCHES * rows if rows > 1 else 3.9
         figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
@@ -86,17 +98,20 @@ def panels(
 
 
 def numbers(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
-    """Column `name` of metric lines as floats; nan where it is null or missing."""
+    """Field `name` of each row as float64 [rows]; nan if the field is null or missing."""
     values = [row.get(name) for row in rows]
     return np.array([np.nan if v is None else float(v) for v in values], np.float64)
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Centred mean over `width` points, shorter at the ends; nan entries do not count."""
+    """Centred mean over up to `width` points, fewer at the ends; nan values are left out.
+
+    The result is nan if all of the points are.
+    """
     known = np.isfinite(values)
 
     def summed(terms: np.ndarray) -> np.ndarray:
-        # not mode="same": it is as long as the kernel where that is the longer one
+        # Not mode="same": its result has the kernel's length if the kernel is longer than `terms`.
         first = (width - 1) // 2
         return np.convolve(terms, np.ones(width))[first : first + len(terms)]
 
@@ -113,18 +128,18 @@ def curve(
     label: str | None = None,
     unit: float = 1.0,
 ) -> None:
-    """Metric `name` over steps; with many points a running mean over the faint raw line.
+    """Draws metric `name` over steps; with many points, a running mean over the faint raw line.
 
-    The mean stops at stage borders, because the recipe causes the jumps there. The line is broken
-    at steps whose metric is null: nothing was measured there.
+    The mean is taken within each stage, because the recipe causes jumps at the borders. A step with
+    a null metric leaves a gap in the line.
 
     Args:
         axes: axes to draw on.
         lines: lines of metrics.jsonl or timing.jsonl.
         name: name of the metric; nothing is drawn if no line has the metric.
         color: color of the line.
-        label: label in the legend; None: the legend leaves the metric out.
-        unit: number that values are divided by.
+        label: label in the legend; None: the metric is not in the legend.
+        unit: values are divided by this number before they are drawn.
     """
     steps, values = numbers(lines, "step"), numbers(lines, name) / unit
     known = np.isfinite(values)
@@ -148,7 +163,13 @@ def curve(
 
 
 def mark_stages(all_axes: Sequence[Axes], stages: Sequence[dict[str, Any]], last_step: int) -> None:
-    """Shades every second stage, draws its border, and names the stages above the first panel."""
+    """Shades every second stage, draws the borders, and labels the stages above the top panel.
+
+    Args:
+        all_axes: axes of all panels, the top one first; the x axis is the step.
+        stages: records of stages.json.
+        last_step: last step of the x axis.
+    """
     for index, stage in enumerate(stages):
         first = stage["first_step"]
         end = stages[index + 1]["first_step"] if index + 1 < len(stages) else last_step + 1
@@ -177,15 +198,15 @@ def note(
     of_height: bool = False,
     **look: Any,
 ) -> None:
-    """A small text at a point.
+    """Writes a small text at a position.
 
     Args:
         axes: axes to write on.
         text: the text.
-        at: the point.
-        offset: distance of the text from the point, in points.
-        of_height: True if the y of the point is a share of the height of the axes.
-        look: properties of the text.
+        at: (x, y) in data coordinates.
+        offset: (x, y) distance of the text from `at`, in typographic points.
+        of_height: True: y is a share of the height of the axes, in [0, 1], not a data coordinate.
+        look: further properties of the text, such as `ha="left"`.
     """
     look = {"ha": "center", "fontsize": 8, "color": QUIET} | look
     where = ("data", "axes fraction") if of_height else "data"
@@ -193,20 +214,20 @@ def note(
 
 
 def rates(axes: Axes, label: str) -> None:
-    """The y axis as a share from 0 to 100%."""
+    """Sets up and labels the y axis for shares in [0, 1], shown as 0% to 100%."""
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_ylabel(label)
 
 
 def from_zero(axes: Axes, label: str) -> None:
-    """The y axis from 0 with some room above the highest point."""
+    """Sets up and labels a y axis that begins at 0, with some room above the highest point."""
     axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
     axes.set_ylabel(label)
 
 
 def legend(axes: Axes, **placement: Any) -> None:
-    """A legend, where the axes have something to name; to their right unless placed otherwise."""
+    """Adds a legend if the axes have labels; to the right of them unless `placement` is given."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         outside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}

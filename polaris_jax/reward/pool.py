@@ -1,11 +1,12 @@
-"""Worker processes that each grade one response at a time under a deadline, replaced on death.
+"""Worker processes for grading. Each grades one response at a time and has a deadline for it.
 
-No request waits in a pipe behind a hanging one. Requests that no worker has stay in the queue of
-this process, where they have no deadline yet.
+A worker that dies is replaced; one that misses its deadline is killed and replaced. A worker gets
+its next request only after its reply, so no request waits behind one that hangs. The other requests
+wait in a queue of this process. A request's deadline starts when a worker gets it.
 
-Workers are programs (`sys.executable -m polaris_jax.reward.worker`) talked to over pipes, not
-multiprocessing children: those import the main script again, and JAX with it, and die in scripts
-without a `__main__` guard, from stdin and in notebooks.
+A worker is a separate program (`sys.executable -m polaris_jax.reward.worker`), connected by pipes.
+Children of `multiprocessing` are not used: they import the main script again, and JAX with it, and
+they fail in notebooks, in programs from stdin, and in scripts without a `__main__` guard.
 """
 
 from __future__ import annotations
@@ -28,19 +29,21 @@ from polaris_jax.reward.protocol import Functions
 from polaris_jax.system.user_code import RefusedFunction
 
 START_TIMEOUT_S = 60.0  # a loaded machine may take long to start Python
-MAX_ATTEMPTS = 2  # an answer is graded once more if its worker was killed from outside
-MAX_FAILED_STARTS = 3
+MAX_ATTEMPTS = 2  # a response is graded a second time if its worker dies
+MAX_FAILED_STARTS = 3  # in a row, before a worker is ready
 
-Request = list[Any] | dict[str, Any]  # what a worker reads; see `worker`
+Request = list[Any] | dict[str, Any]  # a request as JSON; see `worker`
 
 
 class Failure(NamedTuple):
     """Why a request got no reply.
 
     Attributes:
-        kind: "timeout", "crash" (its worker died twice), "memory", "error" (an exception) or
-            "invalid" (what a reward function returned is no reward).
-        reason: the text of the exception, or what was returned; "" for other kinds.
+        kind: "timeout", "crash" (two workers died while they graded it), "memory" (the limit was
+            reached), "error" (an exception) or "invalid" (a reward function returned something that
+            is not a reward).
+        reason: text of the exception, or what the reward function returned; "" for the other kinds
+            and for the math grader.
         function: index of the reward function that was running; 0 for the math grader.
     """
 
@@ -51,7 +54,15 @@ class Failure(NamedTuple):
 
 @dataclasses.dataclass
 class _Call:
-    """What one call still has to do."""
+    """The requests of one call of `WorkerPool.work`, and what has come of them.
+
+    Attributes:
+        requests: the requests.
+        queue: indices of requests that no worker has.
+        attempts: number of workers that each request was sent to.
+        replies: reply or `Failure` of each request; None until there is one.
+        left: number of requests without a reply.
+    """
 
     requests: Sequence[Request]
     queue: deque[int]
@@ -65,12 +76,12 @@ class _Call:
 
 
 class WorkerPool:
-    """Replies to requests, from worker processes.
+    """A pool of worker processes that answer requests.
 
     Args:
         workers: largest number of processes.
         timeout_s: deadline of one request in seconds.
-        memory_limit_bytes: address space of one worker; 0 for none.
+        memory_limit_bytes: largest address space of one worker; 0: no limit.
         preset: name of the math grader's comparison policy.
         functions: reward functions; () for the math grader.
     """
@@ -93,17 +104,21 @@ class WorkerPool:
         """Starts one worker and waits until it is ready.
 
         Raises:
-            RefusedFunction: a reward function cannot be used.
-            RuntimeError: workers die before they are ready.
+            RefusedFunction: a reward function cannot be imported or used.
+            RuntimeError: several workers in a row died before they were ready.
         """
         self._run(_Call((), deque(), [], [], 1), lambda: any(w.ready for w in self.workers))
 
     def work(self, requests: Sequence[Request]) -> list[Any]:
-        """Replies in the order of the requests; a `Failure` if a worker gave none.
+        """Sends the requests to workers and waits for all replies.
+
+        Returns:
+            The replies in the order of the requests. A `Failure` stands for a request without a
+            reply.
 
         Raises:
-            RefusedFunction: a reward function can no longer be used.
-            RuntimeError: workers die before they are ready.
+            RefusedFunction: a reward function can no longer be imported or used.
+            RuntimeError: several workers in a row died before they were ready.
         """
         count = len(requests)
         call = _Call(requests, deque(range(count)), [0] * count, [None] * count, count)
@@ -126,11 +141,11 @@ class WorkerPool:
                     self._hand_out(selector, call)
                     for worker, takes_more in self._next_events(selector):
                         if takes_more:
-                            worker.send_rest()  # a dead one shows when its output ends
+                            worker.send_rest()  # a dead worker is noticed when its output ends
                         else:
                             self._receive(selector, call, worker)
                     self._end_overdue(selector, call)
-        except BaseException:  # Ctrl-C too: a busy worker's late reply must not meet a new call
+        except BaseException:  # Ctrl-C too: the next call must not read a late reply of this one
             for worker in self.workers:
                 worker.stop()
             self.workers = []
@@ -159,7 +174,12 @@ class WorkerPool:
                 self._end(selector, worker)
 
     def _next_events(self, selector: selectors.BaseSelector) -> list[tuple[WorkerProcess, bool]]:
-        """Workers that have something to read, or that take the rest of a request (True)."""
+        """Waits until a worker can be served or the next deadline has passed.
+
+        Returns:
+            (worker, flag) pairs. The flag is False if the worker has sent something or has ended,
+            True if its pipe takes more of the request.
+        """
         waiting = [w.deadline_s for w in self.workers if not w.ready or w.index is not None]
         if not waiting:
             return []
@@ -220,7 +240,7 @@ class WorkerPool:
         worker.stop()
 
     def _count_failed_start(self, worker: WorkerProcess) -> None:
-        if worker.ready:  # an idle worker that someone killed
+        if worker.ready:  # killed from outside while it was idle
             return
         self._failed_starts += 1
         if self._failed_starts >= MAX_FAILED_STARTS:
@@ -244,13 +264,13 @@ class WorkerPool:
 def worker_command(
     timeout_s: float, memory_limit_bytes: int, preset: str, functions: Functions
 ) -> list[str]:
-    """The command line of a worker; -P keeps files of the current directory out of its imports."""
+    """The command line of a worker; with -P it does not import from the current directory."""
     arguments = [str(timeout_s), str(memory_limit_bytes), preset, json.dumps(functions)]
     return [sys.executable, "-P", "-m", "polaris_jax.reward.worker", *arguments]
 
 
 def worker_environment() -> dict[str, str]:
-    """The parent's environment, with this very package importable in the child."""
+    """This process's environment, with PYTHONPATH set so that a worker imports this package."""
     import polaris_jax
 
     root = str(Path(polaris_jax.__file__).resolve().parent.parent)
@@ -260,14 +280,14 @@ def worker_environment() -> dict[str, str]:
 
 
 class WorkerProcess:
-    """One child process: starting, idle, or busy with one request under a deadline.
+    """One worker process: starting, idle, or busy with one request.
 
     Attributes:
         ready: True once the process has reported that it can grade.
-        index: index of the request that the process has, or None.
+        index: index of the request that the process is busy with; None if it is starting or idle.
         function: index of the reward function that the process called last.
-        deadline_s: deadline of the start or of the request, on the monotonic clock.
-        unsent: the rest of a request that the pipe has not taken yet.
+        deadline_s: deadline of the start or of the request, in seconds of `time.monotonic`.
+        unsent: rest of the request, in bytes that the pipe has not taken yet.
     """
 
     def __init__(self, command: list[str]) -> None:
@@ -297,8 +317,14 @@ class WorkerProcess:
         return self.process.stdout
 
     def send(self, index: int, request: Request, timeout_s: float) -> bool:
-        """Begins a request; False if the process is dead."""
-        # default: numpy's numbers and arrays, which a gold answer may be
+        """Begins to send a request and starts its deadline; False if the process is dead.
+
+        Args:
+            index: index of the request among those of the call.
+            request: the request.
+            timeout_s: seconds until the deadline.
+        """
+        # `default` converts numpy numbers and arrays, which a gold answer may contain.
         self.unsent = json.dumps(request, default=lambda value: value.tolist()).encode() + b"\n"
         if not self.send_rest():
             return False
@@ -307,7 +333,7 @@ class WorkerProcess:
         return True
 
     def send_rest(self) -> bool:
-        """Writes what the pipe takes of the request; False if the process is dead."""
+        """Writes as much of the request as the pipe takes; False if the process is dead."""
         try:
             while self.unsent:
                 self.unsent = self.unsent[os.write(self.input.fileno(), self.unsent) :]
@@ -318,7 +344,7 @@ class WorkerProcess:
         return True
 
     def receive(self) -> list[Any] | None:
-        """Whole replies read so far; None when the process has closed its end."""
+        """Reads from the pipe; returns the complete replies, or None if the process has ended."""
         chunk = os.read(self.output.fileno(), 65536)
         if not chunk:
             return None
@@ -326,7 +352,11 @@ class WorkerProcess:
         return [json.loads(line) for line in lines]
 
     def stop(self, *, gently: bool = False) -> None:
-        """Ends and reaps the process and closes both pipes."""
+        """Ends the process, waits for its exit and closes both pipes.
+
+        Args:
+            gently: True: gives the process half a second to end by itself before it is killed.
+        """
         with contextlib.suppress(OSError):
             self.input.close()
         if gently:
@@ -335,7 +365,7 @@ class WorkerProcess:
             except subprocess.TimeoutExpired:
                 gently = False
         if not gently:
-            with contextlib.suppress(OSError):  # with what a reward function has started
+            with contextlib.suppress(OSError):  # processes that a reward function has started, too
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.output.close()

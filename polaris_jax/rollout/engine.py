@@ -2,8 +2,9 @@
 
 A prefill writes keys and values directly into pool pages and returns no token. The first decode
 step takes the prompt's last token as its input, so one program draws every token. A decode call
-runs up to K steps. Stop tokens and limits end rows on the device. The driver calls the engine; the
-scheduler reserves the pages. JetStream's verbs are in `verbs`.
+runs up to K = `decode_steps` steps, each of which draws one token for every live row. The device
+ends a row at a stop token or at the row's length limit. The driver calls the engine; the scheduler
+reserves the pages. JetStream's methods (prefill, insert, generate) are in `verbs`.
 
 In each layer a prefill call writes the keys and values of all its rows before any row attends. So a
 sequence may continue in the next row, and a row may read pages that an earlier row writes. Only a
@@ -34,19 +35,20 @@ from polaris_jax.rollout.settings import SamplerConfig, pad_stop_ids
 
 @dataclasses.dataclass(frozen=True)
 class ResultTokens:
-    """The tokens of one `generate` call, JetStream's layout plus log-probs.
+    """The tokens of one decode call, in JetStream's layout, with their log-probs.
 
     Attributes:
         data: int32 [slots, 2K + 1]: K tokens, K validity flags, the response length so far.
-        tokens_idx: columns of the tokens.
-        valid_idx: columns of the flags; a flag is 0 if the row had ended.
-        length_idx: column of the lengths, in response tokens.
-        samples_per_slot: 1.
-        logprobs: float32 [slots, K], nats; see `draw_tokens`.
-        count: int32 [slots], new tokens of each slot.
-        alive: bool [slots], False for rows that have ended.
+        tokens_idx: (first, end) of the columns of `data` with tokens.
+        valid_idx: (first, end) of the columns with validity flags. A flag is 1 if the step drew a
+            token for the slot.
+        length_idx: (first, end) of the column with the response length, in tokens.
+        samples_per_slot: always 1.
+        logprobs: float32 [slots, K], nats; see `programs.draw.draw_tokens`.
+        count: int32 [slots], number of new tokens of each slot.
+        alive: bool [slots], False for slots that are empty or whose row has ended.
         steps: decode steps that ran, on the data shard that ran longest.
-        rows: rows that the devices computed in each step.
+        rows: rows that the devices computed in each step, over all data shards, dead ones included.
     """
 
     data: np.ndarray
@@ -63,7 +65,13 @@ class ResultTokens:
 
 @dataclasses.dataclass(frozen=True)
 class PrefillJob:
-    """Tokens whose keys and values go into `pages`, from position `start` on."""
+    """Tokens of one sequence whose keys and values a prefill call writes.
+
+    Attributes:
+        tokens: token ids.
+        pages: page ids of the sequence, in the order of its positions, from position 0.
+        start: position of the first token.
+    """
 
     tokens: Sequence[int]
     pages: Sequence[int]
@@ -74,13 +82,16 @@ class PrefillJob:
 class DispatchedCall:
     """A decode call whose results the host has not read yet."""
 
-    index_B: np.ndarray  # slot of each row, -1 for none
-    packed: Packed
+    index_B: np.ndarray  # slot of each row; -1 for a padding row
+    packed: Packed  # device arrays with the results
 
 
 class PrefillCall(NamedTuple):
-    """Host arrays of a call, rows of all data shards: tokens, first position, tokens that count,
-    pages."""
+    """Host arrays of one prefill call, with the rows of all data shards.
+
+    Row b has `count_B` tokens, of which the first has position `first_B`; the rest of the row is
+    padding. `table_BJ` has the page ids of the row's sequence.
+    """
 
     token_BT: np.ndarray
     first_B: np.ndarray
@@ -92,6 +103,14 @@ class Engine:
     """Compiled prefill and decode for one architecture, one set of sizes and one mesh.
 
     Weights are an argument of every call. New weights of the same shapes need no compilation.
+
+    Args:
+        model_config: architecture of the model.
+        config: sizes and settings of the sampler.
+        mesh: the sampler's mesh; None: jax's default device.
+
+    Raises:
+        ConfigError: the programs cannot be compiled for these sizes; see `program_spec`.
     """
 
     def __init__(self, model_config: ModelConfig, config: SamplerConfig, mesh: Mesh | None = None):
@@ -115,7 +134,7 @@ class Engine:
         return DecodeState(pool, self.config, num_pages=pages, data=self.data)
 
     def new_pool(self, num_pages: int, dtype: Any) -> Any:
-        """A pool of zeros, `num_pages` over all data shards."""
+        """A pool of zeros with `num_pages` pages in total, rounded down to equal data shards."""
         abstract = self.spec.layout.abstract_pool(
             self.model_config,
             num_pages=num_pages // self.data * self.data,
@@ -127,7 +146,7 @@ class Engine:
         return jax.tree.map(lambda x: zeros(x.shape, x.dtype)(), abstract)
 
     def _to_device(self, tree: Any, *, axis: int | None = 0) -> Any:
-        """Host arrays, placed for the programs."""
+        """Host arrays in the form that the programs take; see `sharding.on_members`."""
         return sharding.on_members(tree, self.spec.mesh, axis=axis)
 
     def dispatch(
@@ -138,15 +157,22 @@ class Engine:
         stop_token_ids: Sequence[int] = (),
         exit_below: int | Sequence[int] | None = 1,
     ) -> DispatchedCall:
-        """Dispatches the decode call of `generate`; the host is free while the device works.
+        """Dispatches a decode call for all live slots and returns at once.
+
+        The device works while the host continues. `collect` waits for the tokens.
 
         Args:
             params: weights.
             state: the slots and the pool; changed in place.
             stop_token_ids: ids that end a row.
-            exit_below: a data shard ends the call early if fewer of its rows are alive, or once
-                its rows fit a smaller bucket; one number for all shards, or one a shard. A shard
-                that begins below the number runs until no row is alive. None: every shard does.
+            exit_below: smallest number of live rows with which a data shard continues the call; one
+                number for all shards, or one a shard. With fewer live rows, or once its rows fit a
+                smaller bucket, the shard ends the call before `decode_steps` steps. A shard that
+                begins with fewer rows continues until no row is alive. None: all shards continue
+                until no row is alive.
+
+        Raises:
+            RuntimeError: the pool has too few free pages for `decode_steps` more tokens a slot.
         """
         live = np.flatnonzero(state.rows.alive_B)
         for slot in live:
@@ -170,12 +196,14 @@ class Engine:
     ) -> DispatchedCall:
         """Dispatches a call that continues where `call` ends, before `call` is collected.
 
-        Slots must hold pages for both calls. A row whose slot was cleared is dead in the new call.
+        The new call has the same rows. A row whose slot was cleared is dead in the new call.
+
+        Slots must hold pages for both calls. For the arguments see `dispatch`.
         """
         return self._dispatch(params, state, call.index_B, stop_token_ids, 1, behind=call)
 
     def fits_smaller_bucket(self, call: DispatchedCall, rows: int) -> bool:
-        """True if a smaller bucket than the call's has room for `rows` rows of a data shard."""
+        """True if a smaller bucket (`ProgramSpec.row_buckets`) holds `rows` rows a data shard."""
         return len(call.index_B) > self.data * self._bucket(rows)
 
     def _bucket(self, rows: int) -> int:
@@ -195,14 +223,18 @@ class Engine:
         if exit_below is not None:
             bucket = len(index_B) // self.data
             smaller = max((b for b in self.spec.row_buckets if b < bucket), default=0)
-            # A shard's call ends once its rows fit the next smaller bucket, to continue there.
+            # A shard ends the call once its rows fit the next smaller bucket. The next call then
+            # uses that bucket's program.
             exit_below_D = np.maximum(np.array(exit_below, np.int32), smaller + 1)
         stop_X = pad_stop_ids(stop_token_ids)
         state.pool, packed = self._decode(params, state, index_B, stop_X, exit_below_D, behind)
         return DispatchedCall(index_B, packed)
 
     def collect(self, state: DecodeState, call: DispatchedCall) -> ResultTokens:
-        """Waits for the tokens of a dispatched call, and updates the slots."""
+        """Waits for the tokens of a dispatched call, and updates the slots.
+
+        Slots that were cleared after the dispatch get no tokens.
+        """
         steps = self.config.decode_steps
         packed = sharding.to_host(call.packed)
         slots, rows = self.config.slots, state.rows
@@ -243,11 +275,11 @@ class Engine:
     ) -> None:
         """Writes the keys and values of several token sequences into their pages of the pool.
 
-        A job may read pages that an earlier job writes.
+        A job may read pages that an earlier job of its data shard writes.
 
         Args:
             params: weights.
-            state: the state, whose pool is changed in place.
+            state: the slots and the pool; the pool is changed in place.
             jobs_by_shard: the sequences of each data shard.
         """
         state.pool = self._run_prefill(params, state.pool, jobs_by_shard)
@@ -255,7 +287,7 @@ class Engine:
     def copy_pages(
         self, state: DecodeState, pairs_by_shard: Sequence[Sequence[tuple[int, int]]]
     ) -> None:
-        """Copies pages (from, to) of each data shard in every layer."""
+        """Copies pages in every layer, by the (source, target) page ids of each data shard."""
         width = self.slots_a_shard
         for start in range(0, max(map(len, pairs_by_shard)), width):
             from_to = np.zeros((2, self.data, width), np.int32)
@@ -267,7 +299,7 @@ class Engine:
             state.pool = self.programs.copy_pages(state.pool, *pairs)
 
     def warm(self, params: Model, state: DecodeState) -> None:
-        """Compiles decode and prefill for every number of rows; no later call compiles them."""
+        """Compiles decode and prefill for every bucket of rows, so that no later call compiles."""
         chunk, width = self.prefill_shape.chunk, self.config.pages_of_a_row
         for rows in self.prefill_shape.row_buckets:
             call = prefill_call([[]] * self.data, rows=rows, chunk=chunk, pages_of_a_row=width)
@@ -310,12 +342,15 @@ class Engine:
 def prefill_calls(
     jobs_by_shard: Sequence[Sequence[PrefillJob]], shape: PrefillShape, *, pages_of_a_row: int
 ) -> Iterator[PrefillCall]:
-    """The calls for all jobs; each is the largest that the remaining rows fill, or the smallest.
+    """The prefill calls for all jobs.
+
+    A job of more tokens than a row is split over several rows. Each call uses the largest compiled
+    number of rows that the remaining rows fill, or the smallest one if they fill none.
 
     Args:
         jobs_by_shard: token sequences of each data shard, in an order in which pages are written
             before they are read.
-        shape: shape of the compiled programs.
+        shape: tokens of a row, and the numbers of rows that are compiled.
         pages_of_a_row: J.
     """
     chunk, buckets = shape
@@ -337,7 +372,11 @@ def prefill_calls(
 def prefill_call(
     jobs_by_shard: Sequence[Sequence[PrefillJob]], *, rows: int, chunk: int, pages_of_a_row: int
 ) -> PrefillCall:
-    """One call with `rows` rows a data shard, a job of at most `chunk` tokens in each."""
+    """The host arrays of a call with one job a row; a row without a job is padding.
+
+    Each data shard has `rows` rows of `chunk` tokens. It may have at most `rows` jobs, each of at
+    most `chunk` tokens.
+    """
     total = len(jobs_by_shard) * rows
     call = PrefillCall(
         np.zeros((total, chunk), np.int32),

@@ -1,7 +1,7 @@
 """GGUF files: weights dequantised tensor by tensor, configuration and tokenizer from the metadata.
 
-`gguf` reads the format and dequantises; `tokenizers` builds the tokenizer. transformers can do both
-but needs torch for it.
+The `gguf` library reads the format and dequantises; the `tokenizers` library builds the tokenizer.
+transformers has both functions, but they need torch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-# How llama.cpp's `tokenizer.ggml.pre` names split text before merging. The patterns are those of
-# the checkpoints' own tokenizer.json.
+# `tokenizer.ggml.pre` names the rule by which a tokenizer splits text before BPE merges. The groups
+# below say what each name means. The patterns are those of the checkpoints' own tokenizer.json.
 _GPT2_PRE = ("gpt-2",)
 _DIGITS_PRE = ("smollm", "starcoder")  # GPT-2's split, and every digit on its own
 _LLAMA3_PATTERN = (
@@ -36,21 +36,22 @@ _PATTERN_PRE = {
     "dbrx": _LLAMA3_PATTERN,  # OLMo 2's
 }
 _SAME_PRE = {"deepseek-r1-qwen": "qwen2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
-_NFC_PRE = ("qwen2",)
-_WHOLE_WORDS_PRE = ("llama-bpe",)  # a word that is a token is not merged up to
-_ADDS_BOS_PRE = ("llama-bpe",)
-# gguf.TokenType
+_NFC_PRE = ("qwen2",)  # text is normalised to Unicode NFC first
+_WHOLE_WORDS_PRE = ("llama-bpe",)  # a word that is a token is taken as it is, without merges
+_ADDS_BOS_PRE = ("llama-bpe",)  # a prompt begins with the BOS token unless the metadata says no
+# Values of gguf.TokenType.
 _CONTROL, _USER_DEFINED = 3, 4
 
 
 class GgufFile:
-    """One open GGUF file; tensors are mapped, so the object is small whatever the model."""
+    """One open GGUF file. Tensors are memory-mapped and are read only on request."""
 
     def __init__(self, path: os.PathLike[str]) -> None:
-        """Reads the metadata.
+        """Opens the file and reads its metadata.
 
         Raises:
-            ValueError: not a GGUF file, a damaged one, or an architecture that is not supported.
+            ValueError: the file is not a GGUF file or is damaged, or its architecture or its rotary
+                scaling is not supported.
         """
         from gguf import GGUFReader
 
@@ -81,7 +82,7 @@ class GgufFile:
         return value
 
     def _count(self, key: str, default: int | None = None) -> int:
-        """A whole number of the metadata; an array, one entry a layer, must have equal ones."""
+        """An integer of the metadata. If the file has one a layer, they must be equal."""
         value = self._need(key) if default is None else self.get(f"{self._arch}.{key}", default)
         values = set(value) if isinstance(value, list) else {value}
         if len(values) != 1:
@@ -95,7 +96,9 @@ class GgufFile:
         """The architecture that the metadata describes.
 
         Raises:
-            ValueError: a missing entry, or a rotary scaling that is not supported.
+            ValueError: an entry is missing, or the file needs a feature that is not supported
+                (partial rotary positions, sliding windows, a kind of rotary scaling, layers of
+                different sizes).
         """
         arch, num_heads = self._arch, self._count("attention.head_count")
         hidden_size = int(self._need("embedding_length"))
@@ -134,7 +137,10 @@ class GgufFile:
         )
 
     def _rope(self) -> dict[str, Any] | None:
-        """The rotary scaling as llama.cpp reads it: without a type the factor's is linear."""
+        """The rotary scaling in the form of config.json's `rope_scaling`; None if there is none.
+
+        As in llama.cpp, a factor without a type means linear scaling.
+        """
         prefix = f"{self._arch}.rope.scaling"
         kind = self.get(f"{prefix}.type", "linear")
         legacy = self.get(f"{self._arch}.rope.scale_linear")
@@ -151,14 +157,15 @@ class GgufFile:
         ):
             if (value := self.get(f"{prefix}.{theirs}")) is not None:
                 rope[ours] = int(value) if "original" in ours else _decimal(value)
-        # llama.cpp's attn_factor multiplies 0.1 ln(factor) + 1, which is what its absence means.
+        # llama.cpp uses attn_factor * (0.1 ln(factor) + 1), and attn_factor is 1 if it is absent.
+        # Hugging Face's attention_factor is the complete product.
         if (attn_factor := self.get(f"{prefix}.attn_factor")) is not None and kind == "yarn":
             usual = 0.1 * float(np.log(rope.get("factor", 1.0))) + 1.0
             rope["attention_factor"] = _decimal(attn_factor) * usual
         return rope
 
     def names(self) -> set[str]:
-        """Hugging Face's names of all tensors; a tensor that has none keeps its own."""
+        """Hugging Face's names of all tensors; a tensor without one keeps its GGUF name."""
         return set(self._names)
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -171,16 +178,22 @@ class GgufFile:
         return self._shape(self._names.get(name, name))
 
     def dtype(self, name: str) -> np.dtype:
-        """float32: what tensors are dequantised to."""
+        """float32 for every tensor, because `read` dequantises to float32."""
         return np.dtype(np.float32)
 
     def read(self, name: str, index: Index = None) -> np.ndarray:
-        """A tensor in Hugging Face's layout, float32, Q and K rows back in their order.
+        """A tensor in Hugging Face's layout, dequantised to float32.
 
-        Rows that `index` leaves out are not dequantised, save where Q and K are permuted.
+        If llama.cpp's converter has permuted the rows of a Q or K projection, they are put back in
+        Hugging Face's order. Rows that `index` leaves out are not dequantised, except in permuted
+        tensors.
+
+        Args:
+            name: Hugging Face's name.
+            index: one slice an axis; None: the complete tensor.
 
         Raises:
-            ValueError: a quantisation that `gguf` cannot undo.
+            ValueError: the `gguf` library cannot undo the quantisation.
         """
         from gguf import dequantize
 
@@ -205,14 +218,15 @@ class GgufFile:
 
 
 def unpermute(value: np.ndarray, num_heads: int) -> np.ndarray:
-    """Rows of a Q or K projection from llama.cpp's order to Hugging Face's.
+    """Rows of a Q or K projection, put from llama.cpp's order into Hugging Face's.
 
-    llama.cpp rotates neighbouring pairs (2i, 2i+1), Hugging Face pairs (i, i + H/2): its converter
-    interleaves the two halves of every head.
+    Rotary positions rotate pairs of rows of a head: (2i, 2i + 1) in llama.cpp, (i, i + H/2) in
+    Hugging Face's code. So llama.cpp's converter interleaves the two halves of every head; this
+    function is the inverse.
 
     Args:
-        value: [heads * H, ...].
-        num_heads: N or K.
+        value: weight or bias, [num_heads * H, ...].
+        num_heads: N for a Q projection, K for a K projection.
     """
     half = value.shape[0] // num_heads // 2
     apart = value.reshape(num_heads, half, 2, *value.shape[1:])
@@ -220,7 +234,7 @@ def unpermute(value: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def _hf_names(family: Family, tensors: Iterable[str]) -> dict[str, str]:
-    """GGUF's name of every tensor by Hugging Face's; a tensor that has none keeps its own."""
+    """Maps Hugging Face's name to GGUF's; a tensor without one is listed by its GGUF name."""
     paths = {
         param.gguf: path
         for path, param in PARAMS.items()
@@ -245,7 +259,7 @@ def gguf_tokenizer(file: os.PathLike[str] | GgufFile) -> PreTrainedTokenizerFast
     """The tokenizer in a GGUF file's metadata.
 
     Raises:
-        ValueError: no tokenizer in the file, or one of a kind that is not supported.
+        ValueError: the file has no tokenizer, or the kind of tokenizer is not supported.
     """
     from tokenizers import AddedToken, decoders, processors
 
@@ -277,7 +291,7 @@ def gguf_tokenizer(file: os.PathLike[str] | GgufFile) -> PreTrainedTokenizerFast
         index = file.get(f"tokenizer.ggml.{key}_token_id")
         if index is not None:
             named[f"{name}_token"] = tokens[index]
-    # Without a word on it llama.cpp adds the token for Llama 3's tokenizers only.
+    # If the metadata does not say, llama.cpp adds the BOS token for Llama 3's tokenizers only.
     adds_bos = _SAME_PRE.get(pre, pre) in _ADDS_BOS_PRE
     if file.get("tokenizer.ggml.add_bos_token", adds_bos) and "bos_token" in named:
         bos = named["bos_token"]
