@@ -61,7 +61,7 @@ def entry() -> NoReturn:
         signals.end_at_once()  # the exit has nothing to save either
         sys.stdout.flush()
         sys.stderr.flush()
-    except BrokenPipeError:  # `| head`: nobody reads on, at exit neither
+    except BrokenPipeError:  # as with `| head`: stdout is closed, and stays closed at exit
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere, stream.fileno())

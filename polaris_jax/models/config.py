@@ -45,7 +45,7 @@ class RopeScaling:
         beta_fast: yarn only; dimensions that turn more often than this over the original length
             keep their frequency.
         beta_slow: yarn only; dimensions that turn less often than this are fully interpolated.
-        truncate: yarn only; round the border dimensions to whole ones.
+        truncate: yarn only; round the border dimensions to whole numbers.
         low_freq_factor: llama3 only.
         high_freq_factor: llama3 only.
 

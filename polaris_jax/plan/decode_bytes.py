@@ -171,7 +171,7 @@ class _Walk:
             if node.opcode == "while":
                 count = loop_trips(self.module, frame.computation, node).count
                 body = frame.inside(self.module, node, "body")
-                # A count that the text does not tell is none of the decode programs' own.
+                # The decode programs' own loops have known counts; another loop counts once.
                 found += self.lines(body, times * (1 if count is None else count))
             elif node.opcode in ("call", "async-start"):
                 key = "to_apply" if node.opcode == "call" else "calls"

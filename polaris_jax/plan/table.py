@@ -273,5 +273,5 @@ def _parameters(count: int) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    """Whole seconds of a pod, two digits of a laptop's milliseconds."""
+    """Seconds as text: a whole number from 10 s on, two significant digits below."""
     return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

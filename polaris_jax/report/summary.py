@@ -61,7 +61,7 @@ def not_comparable(before: Score, after: Score) -> str:
 
 
 def gain_text(before: Score, after: Score) -> str:
-    """`+32.0 ± 2.7 points`, or why there is none to tell."""
+    """The gain between two scores, e.g. `+32.0 ± 2.7 points`, or why they cannot be compared."""
     reason = not_comparable(before, after)
     if reason:
         return f"not comparable: {reason}"

@@ -229,7 +229,7 @@ def _ends_number(found: list[Token]) -> bool:
 def _scan_command(
     name: str, text: str, position: int, found: list[Token], in_text: bool, depth: int
 ) -> int:
-    """Appends what a command says; returns where to read on."""
+    """Appends the tokens of a LaTeX command to `found`; returns the position after the command."""
     name = _ALIASES.get(name, name)
     if name in _SILENT:
         if name in ("left", "right") and text[position : position + 1] == ".":

@@ -369,7 +369,7 @@ def _near(names: set[str], point: int, integers: frozenset[str]) -> dict[str, An
 
 
 def _far(names: set[str], scale: int, sign: int, integers: frozenset[str]) -> dict[str, Any]:
-    """Values between half a scale and a whole one; the other sign turns every name around."""
+    """Values of magnitude scale / 2 to scale, negated if `sign` is -1; 2 to 9 for `integers`."""
     ctx = context()
     values: dict[str, Any] = {}
     for name in names:

@@ -91,7 +91,7 @@ def same_words(answer: tuple[Token, ...], gold: tuple[Token, ...], policy: Polic
         return (ours if policy.case_counts else ours.upper()) == theirs
     if not any(kind in ("word", "run") for kind, _ in (*answer, *gold)):
         return False
-    # A word inside text is lower case from the start: upper case tells nothing there.
+    # A word that was read as text is in lower case already, so case cannot be compared.
     both = (*answer, *gold)
     in_text = any(kind == "word" for kind, _ in both)
     if in_text or all(folded(value) == value.lower() for kind, value in both if kind == "run"):

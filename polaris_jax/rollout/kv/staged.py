@@ -138,7 +138,7 @@ def write_staged(
     """
     num_pages, page_size = pool.k_ZKHY.shape[0] // num_layers, pool.k_ZKHY.shape[-1]
     steps = staged.k_LBKHT.shape[-1]
-    # So many pages can `steps` tokens touch.
+    # The largest number of pages that `steps` consecutive tokens lie in.
     touched = (steps + page_size - 2) // page_size + 1
     index_BX = (first_B // page_size)[:, None] + jnp.arange(touched)[None]
     used_BX = (index_BX * page_size < (first_B + count_B)[:, None]) & (count_B > 0)[:, None]

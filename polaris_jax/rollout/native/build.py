@@ -96,7 +96,7 @@ def _library(compiler: str, version: str) -> Path:
             made = Path(folder) / "kernels.so"
             _run([*command, str(made)])
             library = _named(base, digest, made)
-            # Whole at once: another process may be loading it.
+            # Renamed only when complete: another process may load the file at any time.
             os.replace(made, library)
         return library
     except OSError:
