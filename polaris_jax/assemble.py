@@ -183,7 +183,7 @@ def assemble(
             solver=solver,
             outputs=outputs,
             checkpoints=SnapshotSaver(
-                checkpointer, before_save=lambda: outputs.note_timeouts(solver.grader)
+                checkpointer, before_save=lambda: outputs.note_grading(solver.grader)
             ),
             clock=StepClock(),
         )

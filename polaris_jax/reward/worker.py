@@ -25,6 +25,18 @@ from typing import Any
 # What follows the parent's own deadline before the alarm, in seconds.
 GRACE_S = 1.0
 
+# Ctrl-C, and what schedulers send to every process of a run: the parent handles these, and ends its
+# workers itself. A worker that died of one would cost a response its reward.
+THE_PARENTS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGQUIT,
+    signal.SIGXCPU,
+)
+
 Reply = Callable[[Any], None]
 
 
@@ -35,7 +47,8 @@ def main(
     functions: Sequence[tuple[str, float]] = (),
 ) -> None:
     """Answers requests from stdin on stdout until stdin closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in THE_PARENTS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     requests, replies = _private_pipes()
 

@@ -115,13 +115,15 @@ class Outputs:
         assert self._writer is not None
         self._writer.write_timing(step, line)
 
-    def note_timeouts(self, grader: Grader) -> None:
-        """Records in run.json that a time-out has decided a reward, if any process had one.
+    def note_grading(self, grader: Grader) -> None:
+        """Records in run.json that something beside the answers has decided a reward.
 
-        Every process calls it before a checkpoint that contains the reward is saved.
+        That is a time-out, a memory failure or the death of a worker, in any process. Every process
+        calls it before a checkpoint that contains the reward is saved.
         """
-        timeouts = sum(processes.gather_objects(grader.stats()["timeouts"]))
-        if timeouts and self._first:
+        stats = grader.stats()
+        failures = sum(processes.gather_objects(sum(stats[name] for name in NOT_REPEATABLE)))
+        if failures and self._first:
             workdir_lib.mark_nondeterministic(self._workdir)
 
     def write_rollouts(
@@ -196,6 +198,8 @@ def step_text(step: int, metrics: Mapping[str, Any]) -> str:
     )
 
 
+# Failures of grading that depend on the machine and its load: a rerun may grade otherwise.
+NOT_REPEATABLE = ("timeouts", "crashes", "memory")
 GRADER_STATS = ("graded", "timeouts", "crashes", "memory", "errors", "invalid")
 SAMPLER_STATS = (
     *("slot_occupancy", "row_waste", "live_rows_min", "live_rows_max", "pages_peak"),

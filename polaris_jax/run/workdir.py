@@ -235,7 +235,7 @@ def note(workdir: AnyPath, **facts: Any) -> None:
 
 
 def mark_nondeterministic(workdir: AnyPath) -> None:
-    """Records in run.json that a grading timed out, so the result depends on the clock."""
+    """Records in run.json that the result depends on more than config, data and seed."""
     if json.loads((as_place(workdir) / RECORD).read_text())["deterministic"]:
         note(workdir, deterministic=False)
 

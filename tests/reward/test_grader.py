@@ -377,6 +377,17 @@ def test_a_parent_killed_in_the_middle_leaves_no_hanging_orphan(tmp_path: Path) 
     assert wait_until(lambda: not any(alive(pid) for pid in pids), 8.0)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGXCPU"])
+def test_a_signal_to_the_whole_run_costs_no_reward(name: str) -> None:
+    with Grader(workers=1) as grader:
+        assert grader.score(boxed(r"\frac{2}{4}"), ["0.5"]) == [1.0]
+        (worker,) = grader._pool.workers
+        worker.process.send_signal(getattr(signal, name))
+        assert grader.score(boxed(r"\frac{3}{4}"), ["0.75"]) == [1.0]
+        assert worker.process.poll() is None
+        assert grader.stats()["crashes"] == 0
+
+
 def test_ctrl_c_ends_the_parent_alone_and_quietly(tmp_path: Path) -> None:
     hang = 'grader.score([r"</think>\\boxed{hang}"], ["5"])'
     process, pids = _parent(tmp_path, 30.0, hang)
