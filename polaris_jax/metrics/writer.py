@@ -25,6 +25,7 @@ from etils import epath
 
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.system.files import AnyPath, append_bytes, as_place, is_remote, write_bytes
+from polaris_jax.system.progress import say
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
@@ -93,6 +94,7 @@ class MetricsWriter:
             )
         self._workdir, self._enabled = as_place(workdir), enabled
         self._last_step: int | None = None
+        self._warned = False
         self._events = self._wandb_run = None
         if enabled and tensorboard:
             self._events = EventFiles(self._workdir, first_step=first_step)
@@ -115,30 +117,30 @@ class MetricsWriter:
         self._append(METRICS, step, metrics, durable=True)
 
     def write_timing(self, step: int, values: dict[str, Any]) -> None:
-        """Appends the step's line to timing.jsonl: wall clock, throughput, memory, time-outs."""
+        """Appends the step's line to timing.jsonl: wall clock, throughput, memory, time-outs.
+
+        Nothing depends on the file: if it cannot be written, that is a warning, printed once.
+        """
         self._append(TIMING, step, values, durable=False)
 
-    def cut_back(self, step: int) -> int:
+    def cut_back(self, step: int) -> tuple[int, list[int]]:
         """Drops the lines of `step` and later, and a last line that a kill has torn.
 
+        Unreadable lines of timing.jsonl are dropped too.
+
         Returns:
-            How many lines of metrics.jsonl were dropped: steps that are done again.
+            How many lines of metrics.jsonl were dropped (steps that are done again), and the
+            earlier steps that have no line in it.
+
+        Raises:
+            ValueError: a line of metrics.jsonl other than the last is damaged.
         """
         if not self._enabled:
-            return 0
+            return 0, []
         self._last_step = None
-        dropped = 0
-        for name in (METRICS, TIMING):
-            path = self._workdir / name
-            if not path.exists():
-                continue
-            old = path.read_bytes()
-            kept = [raw for raw, line in _whole_lines(old, path) if line["step"] < step]
-            if b"".join(kept) != old:
-                write_bytes(path, b"".join(kept))
-            if name == METRICS:
-                dropped = len(old.splitlines()) - len(kept)
-        return dropped
+        with self._warning_once():
+            _cut(self._workdir / TIMING, step, strict=False)
+        return _cut(self._workdir / METRICS, step, strict=True)
 
     def close(self) -> None:
         """Flushes and closes TensorBoard and W&B; the files hold every line already."""
@@ -148,12 +150,23 @@ class MetricsWriter:
             self._wandb_run.finish()
         self._events = self._wandb_run = None
 
+    @contextlib.contextmanager
+    def _warning_once(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                place, reason = error.filename or TIMING, error.strerror or error
+                say(f"warning: {place}: {reason}; the run continues", sys.stderr)
+            self._warned = True
+
     def _append(self, name: str, step: int, values: dict[str, Any], *, durable: bool) -> None:
         line = reduce_metrics(values)
         if not self._enabled:
             return
         text = json.dumps({"step": int(step), **line}, allow_nan=False) + "\n"
-        append_bytes(self._workdir / name, text.encode(), durable=durable)
+        with contextlib.nullcontext() if durable else self._warning_once():
+            append_bytes(self._workdir / name, text.encode(), durable=durable)
         numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
         if self._events is not None:
             self._events.add(step, numbers)
@@ -202,21 +215,38 @@ def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
         ValueError: another line is no JSON object with a step; file and line are named.
     """
     path = as_place(path)
-    return [line for _, line in _whole_lines(path.read_bytes(), path)]
+    return [line for _, line in _complete_lines(path.read_bytes(), path)]
 
 
-def _whole_lines(data: bytes, path: epath.Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _cut(path: epath.Path, step: int, *, strict: bool) -> tuple[int, list[int]]:
+    """What `cut_back` does to one file, and returns."""
+    old = path.read_bytes() if path.exists() else b""
+    lines = _complete_lines(old, path, strict=strict)
+    kept = [(raw, line) for raw, line in lines if line["step"] < step]
+    new = b"".join(raw for raw, _ in kept)
+    if new != old:
+        write_bytes(path, new)
+    missing = set(range(step)) - {line["step"] for _, line in kept}
+    return len(old.splitlines()) - len(kept), sorted(missing)
+
+
+def _complete_lines(
+    data: bytes, path: epath.Path, *, strict: bool = True
+) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines and what they say, without a torn last one (and, if not `strict`, any other)."""
     lines, raws = [], data.splitlines(keepends=True)
     for i, raw in enumerate(raws):
         try:
             line = json.loads(raw)
-            if not isinstance(line, dict) or "step" not in line:
+            if not isinstance(line, dict) or type(line.get("step")) is not int:
                 raise ValueError("no object with a step")
             if not raw.endswith(b"\n"):
                 raise ValueError("no line end")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if i == len(raws) - 1:
                 break
+            if not strict:
+                continue
             raise ValueError(f"{path}:{i + 1}: {error}; mend or delete the line") from None
         lines.append((raw, line))
     return lines

@@ -7,6 +7,7 @@ timing.jsonl: seconds a phase, and the counts of sampler and graders.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from polaris_jax.checkpoint.checkpointer import TOKENIZER
 from polaris_jax.config import CheckpointSection, RunConfig
 from polaris_jax.metrics import MetricsWriter, value_of
 from polaris_jax.metrics.throughput import memory_metrics, update_throughput
+from polaris_jax.metrics.writer import METRICS
 from polaris_jax.models.tokenizer import save_end_ids, save_tokenizer
 from polaris_jax.records import Graded
 from polaris_jax.reward import Grader
@@ -26,6 +28,7 @@ from polaris_jax.rollout import Sampler
 from polaris_jax.rollout.live import CompileCounter
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.system import processes
+from polaris_jax.system.progress import say
 
 # Null in the metrics of a step without an update.
 UPDATE_METRICS = (
@@ -86,14 +89,24 @@ class Outputs:
         )
         if not self._first:
             return 0
-        redone = self._writer.cut_back(lines_from)
+        redone, missing = self._writer.cut_back(lines_from)
+        if missing:
+            say(
+                f"warning: {METRICS} has no line for {len(missing)} of the steps before the "
+                f"checkpoint, the first of them {missing[0]}; the run continues, and run.json "
+                "names them in missing_metrics",
+                sys.stderr,
+            )
         workdir_lib.delete_rollouts_from(self._workdir, first_step)
         tokenizer_dir = self._workdir / "checkpoints" / TOKENIZER
         tokenizer_dir.mkdir(parents=True, exist_ok=True)
         save_tokenizer(self._tokenizer, tokenizer_dir)  # again: a kill may have torn it
         save_end_ids(self._end_ids, tokenizer_dir, replace=True)
         devices = Counter(device.device_kind for device in jax.devices())
-        workdir_lib.note(self._workdir, devices=devices, processes=jax.process_count())
+        facts = {"devices": devices, "processes": jax.process_count()}
+        workdir_lib.note(
+            self._workdir, **facts, **({"missing_metrics": missing} if missing else {})
+        )
         return redone
 
     def close(self) -> None:

@@ -110,7 +110,7 @@ def test_cut_back_then_redo_gives_the_bytes_of_a_run_that_was_not_interrupted(tm
     with open(killed / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 7, "sta')  # the kill came in the middle of a write
     writer = MetricsWriter(killed)
-    assert writer.cut_back(4) == 4  # 4, 5, 6 and the torn 7
+    assert writer.cut_back(4) == (4, [])  # 4, 5, 6 and the torn 7
     assert [line["step"] for line in read_metrics(killed / "timing.jsonl")] == [0, 1, 2, 3]
     run(killed, range(4, 10), writer)
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
@@ -129,7 +129,7 @@ def test_cut_back_of_an_open_writer_goes_on_in_the_new_file(tmp_path):
 
 def test_cut_back_of_nothing_is_nothing(tmp_path):
     writer = MetricsWriter(tmp_path)
-    assert writer.cut_back(0) == 0
+    assert writer.cut_back(0) == (0, [])
     writer.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -143,11 +143,42 @@ def test_reader_leaves_out_a_torn_last_line_and_names_a_bad_one_before(tmp_path)
         read_metrics(path)
 
 
+def test_lines_that_were_lost_before_the_checkpoint_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 4}\n{"step": 5}\n')
+    assert MetricsWriter(tmp_path).cut_back(5) == (1, [0, 2, 3])
+    (tmp_path / "metrics.jsonl").unlink()
+    assert MetricsWriter(tmp_path).cut_back(2) == (0, [0, 1])
+
+
+@pytest.mark.parametrize(
+    "line", ["nonsense", '{"step": "1"}', "[" * 100_000, "\x00", "5"], ids=ascii
+)
+def test_a_damaged_line_of_timing_stops_nothing(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+    (tmp_path / "timing.jsonl").write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n{{"step": 3}}\n')
+    assert MetricsWriter(tmp_path).cut_back(3) == (0, [2])
+    assert lines_of(tmp_path / "timing.jsonl") == ['{"step": 0}', '{"step": 2}']
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2"):
+        MetricsWriter(tmp_path).cut_back(3)
+
+
+def test_timing_that_cannot_be_written_is_a_warning(tmp_path, capsys):
+    (tmp_path / "timing.jsonl").mkdir()
+    writer = MetricsWriter(tmp_path)
+    assert writer.cut_back(0) == (0, [])
+    for step in range(3):
+        writer.write(step, {})
+        writer.write_timing(step, {})
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "timing.jsonl" in warning and "the run continues" in warning
+
+
 def test_a_disabled_writer_touches_nothing(tmp_path):
     writer = MetricsWriter(tmp_path, tensorboard=True, enabled=False)
     writer.write(0, {"a": 1.0})
     writer.write_timing(0, {"b": 1.0})
-    assert writer.cut_back(0) == 0
+    assert writer.cut_back(0) == (0, [])
     writer.close()
     assert list(tmp_path.iterdir()) == []
 

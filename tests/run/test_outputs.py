@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
+from etils import epath
 
 from polaris_jax.config import build_config, default_config
+from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.reward import Grader
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.outputs import GRADER_STATS, Outputs
@@ -34,3 +37,15 @@ def test_a_run_says_that_the_machine_decided_a_reward(tmp_path, monkeypatch, fai
         outputs.note_grading(grader)
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["deterministic"] is repeatable
+
+
+def test_a_resume_says_which_lines_of_metrics_are_lost(tmp_path, capsys):
+    config = build_config(default_config())
+    with workdir_lib.claim(tmp_path, config) as claim:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 2}\n{"step": 3}\n')
+        with contextlib.closing(
+            Outputs(epath.Path(tmp_path), config, claim, tokenizer=build_tokenizer())
+        ) as outputs:
+            assert outputs.begin(first_step=3, lines_from=3) == 1
+    assert json.loads((tmp_path / "run.json").read_text())["missing_metrics"] == [1]
+    assert "no line for 1 of the steps before the checkpoint" in capsys.readouterr().err
