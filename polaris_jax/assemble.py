@@ -31,7 +31,7 @@ from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
 from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.run import workdir as workdir_lib
-from polaris_jax.run.outputs import Outputs, StepClock
+from polaris_jax.run.outputs import Outputs, StepClock, numerics_of
 from polaris_jax.sharding import make_mesh, split_devices
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
@@ -160,7 +160,19 @@ def assemble(
         )
         outputs = opened.enter_context(
             contextlib.closing(
-                Outputs(workdir, config, claim, tokenizer=tokenizer, end_ids=model_config.end_ids)
+                Outputs(
+                    workdir,
+                    config,
+                    claim,
+                    tokenizer=tokenizer,
+                    end_ids=model_config.end_ids,
+                    numerics=numerics_of(
+                        samplers.kernels(
+                            model_config,
+                            max_response_tokens=config.stages[0].max_response_tokens,
+                        )
+                    ),
+                )
             )
         )
         checkpointer = Checkpointer(

@@ -222,6 +222,10 @@ def _cut(path: epath.Path, step: int, *, strict: bool) -> tuple[int, list[int]]:
     """What `cut_back` does to one file, and returns."""
     old = path.read_bytes() if path.exists() else b""
     lines = _complete_lines(old, path, strict=strict)
+    others = [line["step"] for _, line in lines if type(line["step"]) is not int]
+    if others and strict:
+        raise ValueError(f"{path}: step={others[0]!r} is no whole number; mend or delete the line")
+    lines = [(raw, line) for raw, line in lines if type(line["step"]) is int]
     kept = [(raw, line) for raw, line in lines if line["step"] < step]
     new = b"".join(raw for raw, _ in kept)
     if new != old:
@@ -238,7 +242,7 @@ def _complete_lines(
     for i, raw in enumerate(raws):
         try:
             line = json.loads(raw)
-            if not isinstance(line, dict) or type(line.get("step")) is not int:
+            if not isinstance(line, dict) or "step" not in line:
                 raise ValueError("no object with a step")
             if not raw.endswith(b"\n"):
                 raise ValueError("no line end")

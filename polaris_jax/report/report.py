@@ -188,7 +188,9 @@ def _facts(run: RunFiles) -> str:
         str(run.run.get("devices") or ""),
         f"begun {starts[0]['time']}" if "time" in starts[0] else "",
         f"started {len(starts)} times" if len(starts) > 1 else "",
-        "" if run.run.get("deterministic", True) else "not deterministic: a grading timed out",
+        ""
+        if run.run.get("deterministic", True)
+        else "not deterministic: the machine decided a reward, or changed",
     ]
     return " · ".join(fact for fact in facts if fact)
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from polaris_jax.config import RunConfig, check_pages
 from polaris_jax.models import Decoder, ModelConfig
+from polaris_jax.rollout.programs.spec import program_spec
 from polaris_jax.rollout.sampler import Sampler
 from polaris_jax.rollout.settings import SamplerConfig
 from polaris_jax.sharding import make_sampler_mesh, slot_shards
@@ -28,6 +29,12 @@ class Samplers:
         self._config, self._devices, self._progress = config, devices, progress
         self._kernels = ""
         self._reused: tuple[ModelConfig, Sampler] | None = None
+
+    def kernels(self, model_config: ModelConfig, *, max_response_tokens: int) -> str:
+        """The decode kernels of a sampler for this budget, and why (`Sampler.kernels`)."""
+        max_len = self._config.data.max_prompt_tokens + max_response_tokens
+        sizes = SamplerConfig.of_run(self._config, max_len=max_len)
+        return program_spec(model_config, sizes, self._mesh()).kernels
 
     def make(
         self, model: Decoder, *, max_response_tokens: int, say_kernels: bool = True

@@ -7,6 +7,9 @@ timing.jsonl: seconds a phase, and the counts of sampler and graders.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib.metadata
+import os
 import sys
 import time
 from collections import Counter, defaultdict
@@ -26,6 +29,7 @@ from polaris_jax.records import Graded
 from polaris_jax.reward import Grader
 from polaris_jax.rollout import Sampler
 from polaris_jax.rollout.live import CompileCounter
+from polaris_jax.rollout.native.build import cpu_features
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.system import processes
 from polaris_jax.system.progress import say
@@ -48,6 +52,7 @@ class Outputs:
         claim: this run's claim on the workdir, checked before each write.
         tokenizer: saved beside the checkpoints, so that each can be converted on its own.
         end_ids: the model's end ids, saved with it.
+        numerics: what the last bits of the run depend on (`numerics_of`); recorded in run.json.
 
     Attributes:
         first_line: the first step whose line is written; None before `begin`.
@@ -61,9 +66,11 @@ class Outputs:
         *,
         tokenizer: Any,
         end_ids: Sequence[int] = (),
+        numerics: Mapping[str, Any] | None = None,
     ) -> None:
         self._workdir, self._config, self._claim = workdir, config, claim
         self._tokenizer, self._end_ids = tokenizer, tuple(end_ids)
+        self._numerics = dict(numerics or {})
         self._first = processes.is_first()
         self._writer: MetricsWriter | None = None
         self.first_line: int | None = None
@@ -107,6 +114,13 @@ class Outputs:
         workdir_lib.note(
             self._workdir, **facts, **({"missing_metrics": missing} if missing else {})
         )
+        if changed := workdir_lib.note_numerics(self._workdir, self._numerics, step=first_step):
+            say(
+                f"warning: {', '.join(changed)} differ from the run's last start: from step "
+                f"{first_step} on the last bits are not those of an uninterrupted run (run.json: "
+                "deterministic, numerics_changes)",
+                sys.stderr,
+            )
         return redone
 
     def close(self) -> None:
@@ -156,6 +170,32 @@ class Outputs:
         if self._first:
             self._claim.check()
             workdir_lib.write_json(self._workdir / "stages.json", list(records))
+
+
+def numerics_of(kernels: str) -> dict[str, Any]:
+    """What the last bits of a run depend on, beside config, data and seed, by name.
+
+    Args:
+        kernels: the sampler's decode kernels, with the compiler that made them.
+    """
+    device = jax.devices()[0]
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
+    found = {
+        "decode kernels": kernels,
+        "device": device.device_kind,
+        "versions": versions,
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+    if device.platform == "cpu":
+        digest = hashlib.sha256(cpu_features().encode()).hexdigest()[:16]
+        found |= {"CPU features": digest, "CPU threads": _threads()}
+    return found
+
+
+def _threads() -> int:
+    """The CPUs that this process may use, which is how many threads XLA starts."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def rollout_rows(

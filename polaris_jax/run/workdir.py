@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from etils import epath
@@ -238,6 +238,33 @@ def mark_nondeterministic(workdir: AnyPath) -> None:
     """Records in run.json that the result depends on more than config, data and seed."""
     if json.loads((as_place(workdir) / RECORD).read_text())["deterministic"]:
         note(workdir, deterministic=False)
+
+
+def note_numerics(workdir: AnyPath, numerics: Mapping[str, Any], *, step: int) -> list[str]:
+    """Records what the last bits of a run depend on, at a start; says what has changed since.
+
+    A change makes the run not deterministic from `step` on: what follows is not what a run would
+    have computed that was not interrupted.
+
+    Args:
+        workdir: directory of the run.
+        numerics: what the last bits depend on, by name.
+        step: the step that is done next.
+
+    Returns:
+        Names of what differs from the last start; none at step 0, and in a run of an earlier
+        version, which recorded nothing.
+    """
+    record = json.loads((as_place(workdir) / RECORD).read_text())
+    now, before = json.loads(json.dumps(dict(numerics))), record.get("numerics") or {}
+    names = [name for name in before if before[name] != now.get(name)] if step else []
+    facts: dict[str, Any] = {"numerics": now}
+    if names:
+        change = {"step": step} | {name: [before[name], now.get(name)] for name in names}
+        facts["numerics_changes"] = [*record.get("numerics_changes", []), change]
+        facts["deterministic"] = False
+    note(workdir, **facts)
+    return names
 
 
 # ---- rollouts/

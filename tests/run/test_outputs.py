@@ -12,7 +12,7 @@ from polaris_jax.config import build_config, default_config
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.reward import Grader
 from polaris_jax.run import workdir as workdir_lib
-from polaris_jax.run.outputs import GRADER_STATS, Outputs
+from polaris_jax.run.outputs import GRADER_STATS, Outputs, numerics_of
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,42 @@ def test_a_resume_says_which_lines_of_metrics_are_lost(tmp_path, capsys):
             assert outputs.begin(first_step=3, lines_from=3) == 1
     assert json.loads((tmp_path / "run.json").read_text())["missing_metrics"] == [1]
     assert "no line for 1 of the steps before the checkpoint" in capsys.readouterr().err
+
+
+def test_a_start_on_another_machine_is_said_and_recorded(tmp_path, capsys):
+    config = build_config(default_config())
+    here = numerics_of("native (c++ 12)")
+    assert here["CPU threads"] >= 1 and here["versions"].keys() == {"jax", "jaxlib", "numpy"}
+    elsewhere = here | {"decode kernels": "xla (no compiler)", "CPU features": "another"}
+
+    def start(numerics, step):
+        with (
+            workdir_lib.claim(tmp_path, config) as claim,
+            contextlib.closing(
+                Outputs(
+                    epath.Path(tmp_path),
+                    config,
+                    claim,
+                    tokenizer=build_tokenizer(),
+                    numerics=numerics,
+                )
+            ) as outputs,
+        ):
+            outputs.begin(first_step=step, lines_from=step)
+        (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n')
+        return json.loads((tmp_path / "run.json").read_text()), capsys.readouterr().err
+
+    start(elsewhere, 0)
+    record, said = start(here, 0)  # nothing of the run exists yet
+    assert record["deterministic"] is True and said == ""
+    record, said = start(here, 2)
+    assert record["deterministic"] is True and said == ""
+    record, said = start(elsewhere, 3)
+    assert record["deterministic"] is False
+    assert record["numerics"] == elsewhere
+    kernels = ["native (c++ 12)", "xla (no compiler)"]
+    assert record["numerics_changes"][0]["step"] == 3
+    assert record["numerics_changes"][0]["decode kernels"] == kernels
+    assert said.count("\n") == 1 and "CPU features, decode kernels differ" in said
+    record, said = start(elsewhere, 3)
+    assert len(record["numerics_changes"]) == 1 and said == ""

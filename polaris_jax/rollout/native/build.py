@@ -81,7 +81,7 @@ def _library(compiler: str, version: str) -> Path:
     """The compiled library in the cache, or in a folder of its own."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     flags = [*FLAGS, "-march=native" if x86 else "-mcpu=native"]
-    texts = (jaxlib.__version__, version, *platform.libc_ver(), _cpu_features(), *flags)
+    texts = (jaxlib.__version__, version, *platform.libc_ver(), cpu_features(), *flags)
     sources = (source.read_text() for source in SOURCES)
     digest = hashlib.sha256("\0".join((*texts, *sources)).encode()).hexdigest()[:24]
     command = [compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o"]
@@ -148,8 +148,8 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
-def _cpu_features() -> str:
-    """What -march=native depends on."""
+def cpu_features() -> str:
+    """What -march=native depends on: one line of names."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):
