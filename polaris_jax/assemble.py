@@ -26,7 +26,7 @@ from polaris_jax.evaluate.benchmarks import find_held_out_problems
 from polaris_jax.models import Decoder, ModelConfig, RopeScaling, load_config, load_with_tokenizer
 from polaris_jax.models.positions import check_positions, yarn_scaling
 from polaris_jax.models.tokenizer import load_tokenizer, stop_token_ids
-from polaris_jax.models.weights.sources import agree_on_weights
+from polaris_jax.models.weights.sources import agree_on_weights, model_identity
 from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
 from polaris_jax.rollout.samplers import Samplers
@@ -150,6 +150,8 @@ def assemble(
                 f"optimizer.moment_dtype={config.optimizer.moment_dtype}: the recipe's is float32"
             )
         path = base_path(config, workdir, progress)  # the warm start, if one is configured
+        if processes.is_first():
+            workdir_lib.keep_identity(workdir, model_identity(path), path=path)
         model_config, tokenizer = load_config(path), load_tokenizer(path)
         reference = load_sharded(path, updater.mesh) if config.objective.kl_coef else None
         problems = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)

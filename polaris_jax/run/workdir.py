@@ -240,6 +240,33 @@ def mark_nondeterministic(workdir: AnyPath) -> None:
         note(workdir, deterministic=False)
 
 
+def keep_identity(workdir: AnyPath, identity: Mapping[str, str], *, path: str) -> None:
+    """Records which model a run began with, and refuses another one under the same path.
+
+    A run of an earlier version has recorded nothing: the present model counts as its own.
+
+    Args:
+        workdir: directory of the run.
+        identity: digests of the model's parts, by name.
+        path: where the model lies, for the error.
+
+    Raises:
+        ConfigError: a part differs from the one with which the run began.
+    """
+    former = json.loads((as_place(workdir) / RECORD).read_text()).get("identity")
+    if not isinstance(former, dict):
+        note(workdir, identity=dict(identity))
+        return
+    names = [name for name in identity if former.get(name) != identity[name]]
+    if names:
+        digests = ", ".join(f"{former.get(name)} there, {identity[name]} here" for name in names)
+        raise ConfigError(
+            f"model.path={path}: another {' and '.join(names)} than the run in workdir={workdir} "
+            f"began with ({digests}); put the former files back, or begin anew with another "
+            "--workdir or --overwrite"
+        )
+
+
 def note_numerics(workdir: AnyPath, numerics: Mapping[str, Any], *, step: int) -> list[str]:
     """Records what the last bits of a run depend on, at a start; says what has changed since.
 
@@ -324,7 +351,9 @@ def _fitting_record(workdir: epath.Path, config: RunConfig) -> dict[str, Any] | 
 def _refuse_orphans(workdir: epath.Path) -> None:
     # Results without a record are refused: resuming them could silently mix two configs.
     folder, metrics = workdir / "checkpoints", workdir / "metrics.jsonl"
-    steps = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    steps = (
+        [p for p in folder.iterdir() if re.fullmatch("[0-9]+", p.name)] if folder.is_dir() else []
+    )
     for path, present in ((folder, bool(steps)), (metrics, metrics.exists())):
         if present:
             raise ConfigError(
