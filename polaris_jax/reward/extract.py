@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Literal, NamedTuple, get_args
 
+from polaris_jax.reward.tex import HiddenParts, closing_brace, is_doubled, is_escaped
+
 Mode = Literal["train", "eval", "free"]
 
 THINK_END = "</think>"
@@ -22,9 +24,6 @@ MAX_LOOKED_AT = 32
 WINDOW_CHARS = 1 << 16
 LONGEST_COMMAND = 8  # `\\boxed`, the character after it that must not be a letter, and one more
 _COMMAND = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")  # not `\boxedx`
-_BRACE = re.compile(
-    r"\\.|[{}]", re.DOTALL
-)  # an escaped character, so `\{` never counts, or a brace
 _OPEN = re.compile(r"\s{0,8}\{")
 # `\boxed 5`, `\boxed5`: TeX would box one digit, the writer means the number.
 _BARE = re.compile(r"\s{0,8}([-+]?\d(?:[\d.,/]{0,63}\d)?|[A-Za-z](?![A-Za-z]))")
@@ -100,27 +99,24 @@ def _command_box(text: str, start: int, command: re.Match[str]) -> Box:
 
 
 def _box_commands_backwards(text: str) -> Iterator[tuple[int, int]]:
-    """Starts and ends of the box commands of a text, last first."""
+    """Starts and ends of the box commands that TeX would execute, last first."""
+    hidden: HiddenParts | None = None
+    doubled: bool | None = None
     # From window to window: a text may hold thousands of commands that only begin like these.
     for last in range(len(text), 0, -WINDOW_CHARS):
         first = max(0, last - WINDOW_CHARS)
         found = list(_COMMAND.finditer(text, first, last + LONGEST_COMMAND))
         for command in reversed(found):
-            if command.start() < last:
-                yield command.start(), command.end()
-
-
-def closing_brace(text: str, start: int) -> int | None:
-    """The position where the brace opened before `start` closes; None if it never closes."""
-    depth = 1
-    for mark in _BRACE.finditer(text, start):
-        if mark.group() == "{":
-            depth += 1
-        elif mark.group() == "}":
-            depth -= 1
-            if depth == 0:
-                return mark.start()
-    return None
+            start = command.start()
+            if start >= last:
+                continue
+            if is_escaped(text, start):
+                doubled = is_doubled(text) if doubled is None else doubled
+                if not doubled or is_escaped(text, start, doubled=True):
+                    continue
+            hidden = hidden or HiddenParts(text)
+            if start not in hidden:
+                yield start, command.end()
 
 
 def response_answer(text: str, mode: Mode = "train") -> str | None:
@@ -171,6 +167,21 @@ _LEADS_ON = re.compile(
     r"\b|=|[.!?]\s",
     re.IGNORECASE,
 )
+# `I think`, `So we get that it is`, `Maybe`, `Result:`: words before an answer that say nothing.
+_LEAD_IN = re.compile(
+    r"\s{0,8}(?:(?:so|thus|hence|therefore|then|well|ok|okay|maybe|perhaps|probably|presumably|likely|"
+    r"surely|clearly|certainly|finally|yes|sure|hmm?|um)\b,?\s{1,8})?"
+    r"(?:(?:i['’]m|i\sam|we\sare)\s{1,4}(?:sure|certain|confident)\s{1,4}(?:that\s{1,4})?)?"
+    r"(?:(?:i|we)(?:['’](?:d|ve|ll))?\s{1,4}(?:(?:would|can|will|have|also|now)\s{1,4})?"
+    r"(?:think|thought|believe|guess|say|said|get|got|find|found|obtain|obtained|have|had|conclude|"
+    r"suppose|reckon|compute|computed|calculate|calculated|see|answer)\b[,:]?\s{1,8}"
+    r"(?:that\s{1,4})?)?"
+    r"(?:(?:it|this|that)(?:['’]s|\s{1,4}(?:is|equals|must\sbe))\s{1,8})?"
+    r"(?:(?:(?:the|my)\s{1,4})?(?:final\s{1,4})?(?:(?:ans|answer|guess|result|solution|value)\s{0,4}"
+    r"(?:is\b|[:=])|ans(?:wer)?\s)\s{0,8})?",
+    re.IGNORECASE,
+)
+_PRONOUN = re.compile(r"\bI(?:['’][a-z]{1,2})?\s{1,4}[a-z]{2}")  # `42, I think`
 _CLOSERS = {r"\(": r"\)", r"\[": r"\]", "$": "$", "$$": "$$"}
 
 
@@ -198,8 +209,10 @@ def free_answer(text: str) -> str | None:
     """
     if _whole_boxes(text):
         return boxed_list(text)
-    if len(text) <= MAX_WHOLE_CHARS and _is_bare(text):
-        return text.strip() or None
+    if len(text) <= MAX_WHOLE_CHARS:
+        said = _LEAD_IN.sub("", text, count=1)
+        if _is_bare(said):
+            return said.strip() or None
     if (announced := _last(_ANNOUNCED, text)) is not None:
         end = _SENTENCE_END.search(text, announced.end())
         said = text[announced.end() : end.start() if end else len(text)]
@@ -232,6 +245,8 @@ def _is_bare(text: str) -> bool:
     if any(mark.group() not in ("\\\\", "\\$") for mark in _MARK.finditer(text)):
         return False
     words = [word for word in _WORD.findall(text) if word.lower() not in ("and", "or")]
+    if _PRONOUN.search(text):
+        return False
     return len(words) <= 1 or "\\" in text[:1]
 
 

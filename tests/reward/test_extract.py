@@ -123,6 +123,7 @@ def test_a_response_that_is_no_text_is_refused(text):
     [
         *("\\boxed{", "{", "}", "\\", "\\boxed{5}", "\\boxed ", "\\boxed", "</think>"),
         *("\\\\\\boxed{", "\\boxedx", "\\fboxx"),
+        *("%", "\\begin{"),
     ],
 )
 def test_a_megabyte_of_anything_is_read_in_linear_time(piece: str) -> None:
@@ -199,6 +200,17 @@ BOMBS = {
     "blank lines": "the answer is" + "\n " * 500_000,
     "words": "and " * 250_000,
     "backslashes": "\\" * 1_000_000,
+    "comments": "% \\boxed{5}\n" * 80_000,
+    "percent signs": "5 % \\boxed{5} x% of " * 50_000,
+    "escaped boxes": r"\\boxed{5}" * 100_000,
+    "verbs": r"\verb|\boxed{5}" * 70_000,
+    "listings": r"\lstinline{\boxed{5}" * 50_000,
+    "options of listings": r"\lstinline[\boxed{5}" * 50_000,
+    "comments of HTML": r"<!-- \boxed{5}" * 70_000,
+    "verbatim text": r"\begin{verbatim}\boxed{5}" * 40_000,
+    "verbatim texts": r"\begin{comment}\boxed{5}\end{comment}" * 25_000,
+    "false parts": r"\iffalse\boxed{5}\fi" * 40_000,
+    "words before an answer": "I think that " * 80_000,
 }
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 from types import MappingProxyType
 
-from polaris_jax.reward.extract import closing_brace
 from polaris_jax.reward.math.vocabulary import (
     FUNCTIONS,
     GREEK,
@@ -26,6 +25,7 @@ from polaris_jax.reward.math.vocabulary import (
     is_unit_word,
     word_set,
 )
+from polaris_jax.reward.tex import closing_brace
 
 Token = tuple[str, str]
 
@@ -119,6 +119,8 @@ def tokens(text: str) -> tuple[Token, ...]:
     """
     found: list[Token] = []
     _scan(text, found, in_text=False, depth=0)
+    if found[-2:] == [_POINT, _POINT] and not _ends_decimal(found):
+        raise Unreadable("an answer that continues")  # `1, 2, 3, ...`, never `0.333...`
     while found and found[-1] in _TRAILING:
         found.pop()
     while found and found[0] == _LINE_BREAK:
@@ -129,9 +131,16 @@ def tokens(text: str) -> tuple[Token, ...]:
 
 
 _ABOUT = frozenset({"approx", "approximately", "about", "around", "roughly"})
+_POINT = ("op", ".")
 _LINE_BREAK = ("op", "\\\\")
 # A lone backslash is what strip() leaves of a control space.
-_TRAILING = frozenset(("op", sign) for sign in ".,;:?") | {_LINE_BREAK, ("let", "\\")}
+_TRAILING = frozenset(("op", sign) for sign in ".,;:") | {_LINE_BREAK, ("let", "\\")}
+
+
+def _ends_decimal(found: list[Token]) -> bool:
+    """Whether the points at the end stand behind a decimal."""
+    before = next((token for token in reversed(found) if token != _POINT), _POINT)
+    return before[0] == "num" and "." in before[1]
 
 
 def canonical_key(found: tuple[Token, ...]) -> tuple[Token, ...]:

@@ -131,17 +131,58 @@ def plain_text(text: str) -> str:
     text = _LONE_SIGN.sub(r"\1", text)
     if "color" in text and _COLOURED_DIGITS.fullmatch(text.strip()):
         text = _COLOURED.sub(r"\1\2", text)
+    text = _shown(text)
     if text.isascii():
-        return text.replace("\x00", "").strip()
+        return text
     out: list[str] = []
     for char in text:
         if char in _UNICODE:
             out.append(_UNICODE[char])
         elif char.isascii():
             out.append(char)
-        elif unicodedata.category(char) in ("Cf", "Cs", "Cc", "Co"):
-            continue
         else:
             wide = unicodedata.normalize("NFKC", char)
             out.append(wide if len(wide) == 1 else char)
-    return "".join(out).replace("\x00", "").strip()
+    return "".join(out).strip()
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_REORDERING = frozenset("\u202d\u202e")  # what follows is shown in one direction, whatever it is
+
+
+def _shown(text: str) -> str:
+    """The answer without what shows nothing; "" if a reader and a program would read two answers.
+
+    Formatting characters (joiners, marks of direction, soft hyphens, BOM) and NUL go at either end;
+    within the answer formatting characters become a space. Nothing is left if they part two digits
+    or turn several characters around, nor if a control character stands within the answer, or half
+    a surrogate pair anywhere.
+    """
+    if text.isascii() and not _CONTROL.search(text):
+        return text.strip()
+    first, last = 0, len(text)
+    while first < last and _shows_nothing(text[first]):
+        first += 1
+    while last > first and _shows_nothing(text[last - 1]):
+        last -= 1
+    inner = text[first:last]
+    if _CONTROL.search(inner) or (last - first > 1 and not _REORDERING.isdisjoint(text)):
+        return ""
+    out: list[str] = []
+    seen, hidden = "", False  # the last character with a shape; whether one without came after it
+    for char in inner:
+        formatting = unicodedata.category(char) == "Cf"
+        if hidden and _is_numeric(seen) and _is_numeric(char):
+            return ""
+        hidden = formatting or (hidden and char.isspace())
+        seen = seen if formatting or char.isspace() else char
+        out.append(" " if formatting else char)
+    return "".join(out)
+
+
+def _shows_nothing(char: str) -> bool:
+    return char == "\x00" or char.isspace() or unicodedata.category(char) == "Cf"
+
+
+def _is_numeric(char: str) -> bool:
+    return char.isnumeric() or char == "."
