@@ -10,7 +10,13 @@ from polaris_jax.reward.math.cursor import END, PREFIX_FUNCTIONS, FunctionReader
 from polaris_jax.reward.math.normalize import Unreadable
 from polaris_jax.reward.math.relations import is_called
 from polaris_jax.reward.math.syntax import Node, number, render
-from polaris_jax.reward.math.vocabulary import FUNCTION_NAMES, GREEK, SEPARATORS, unit_name
+from polaris_jax.reward.math.vocabulary import (
+    CHOICES,
+    FUNCTION_NAMES,
+    GREEK,
+    SEPARATORS,
+    unit_name,
+)
 from polaris_jax.reward.math.words import folded, spelt_number
 
 _CLOSERS = {"(": (")", "]"), "[": (")", "]"), "S{": ("S}",), "{": ("}",)}
@@ -20,6 +26,8 @@ _DECORATIONS = frozenset(
 )
 _UNSUPPORTED = frozenset({"int", "lim", "cases", "forall", "exists"})
 _ENDS = frozenset({("op", ","), ("op", ";"), ("word", "and"), ("word", "or")})
+_BEFORE_ITEM = _ENDS | {END} | {("op", sign) for sign in ("(", "[", "{", "S{", "=", "approx", "in")}
+_AFTER_ITEM = _ENDS | {END} | {("op", sign) for sign in (")", "]", "}", "S}", "%")}
 _PROBABILITIES = {"mathbb:E": "E", "mathbb:P": "P", "Pr": "P"}
 _CONSTANTS = {"e": "e", "i": "i", "pi": "pi"}
 
@@ -59,6 +67,11 @@ class AtomReader(FunctionReader):
             node = self.expression()
             self.expect("|")
             self.bars -= 1
+            return ("func", "abs", (node,))
+        if value == "||":
+            self.next()
+            node = self.expression()
+            self.expect("||")
             return ("func", "abs", (node,))
         raise Unreadable(f"unexpected {value!r}")
 
@@ -123,6 +136,7 @@ class AtomReader(FunctionReader):
     def bracketed(self) -> Node:
         self.enter()
         bars, self.bars = self.bars, 0
+        start = self.position
         opener = self.next()[1]
         closers = _CLOSERS[opener]
         items: list[Node] = []
@@ -143,10 +157,24 @@ class AtomReader(FunctionReader):
         if not items:
             raise Unreadable("empty brackets")
         if len(items) == 1:
+            if (opener, closer) == ("[", "]") and self.is_list_of_one(start, items[0]):
+                return ("tuple", "[", "]", tuple(items))
             if (opener, closer) in (("(", ")"), ("[", "]")):
                 return items[0]
             raise Unreadable("an interval of one end")
         return ("tuple", opener, closer, tuple(items))
+
+    def is_list_of_one(self, start: int, item: Node) -> bool:
+        """Whether square brackets from `start` to here are an answer's own, and group no factor.
+
+        Around a matrix, words, a choice letter or a figure's corners (an area) they are a dress.
+        """
+        before = self.tokens[start - 1] if start else END
+        if item[0] in ("matrix", "words") or (item[0] == "sym" and item[1] in CHOICES):
+            return False
+        if item[0] == "mul" and all(part[0] == "sym" and part[1].isupper() for part in item[1]):
+            return False
+        return before in _BEFORE_ITEM and self.peek() in _AFTER_ITEM
 
     def set_builder_head(self) -> bool:
         r"""Passes `x :`, `x \mid` or `x \in \mathbb{R} :` after a brace; False if there is none."""

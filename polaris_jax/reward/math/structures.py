@@ -10,6 +10,7 @@ from typing import Any
 
 from polaris_jax.reward.math.intervals import is_set_like, same_sets
 from polaris_jax.reward.math.matrices import worked_out
+from polaris_jax.reward.math.measures import as_lengths, measured_value
 from polaris_jax.reward.math.policy import Policy, Verdict
 from polaris_jax.reward.math.relations import (
     FLIPPED,
@@ -83,6 +84,11 @@ def same(answer: Node, gold: Node, policy: Policy) -> bool:
             return answer[1][0][0] != "rel" and same(answer[1][0], gold, policy)
         if gold[0] == "set" and len(gold[1]) == 1 and answer[0] not in _COLLECTIONS:
             return same(answer, gold[1][0], policy)
+    if policy.brackets_may_be_dropped and _of_one(gold):  # `[5]`, of which 5 is the one entry
+        ours = answer[-1][0] if _of_one(answer) or _of_one_set(answer) else answer
+        return same(ours, gold[3][0], policy)
+    if policy.brackets_may_be_dropped and _of_one(answer) and _of_one_set(gold):
+        return same(answer[3][0], gold[1][0], policy)
     if set(kinds) == {"set", "tuple"} or set(kinds) == {"set"}:
         return answer[0] == gold[0] and _same_set(answer[1], gold[1], policy)
     if is_set_like(gold) or is_set_like(answer):
@@ -102,6 +108,15 @@ def same(answer: Node, gold: Node, policy: Policy) -> bool:
     if kinds[0] in ("words", "based") or kinds[1] in ("words", "based"):
         return False
     return same_scalar(answer, gold, policy)
+
+
+def _of_one(node: Node) -> bool:
+    """Whether a tree is a list of one entry in square brackets."""
+    return node[0] == "tuple" and len(node[3]) == 1
+
+
+def _of_one_set(node: Node) -> bool:
+    return node[0] == "set" and len(node[1]) == 1
 
 
 def _difference(answer: Node, gold: Node) -> str:
@@ -330,6 +345,8 @@ def _same_ratio(answers: tuple[Node, ...], golds: tuple[Node, ...], policy: Poli
 
 
 def _same_relation(answer: Node, gold: Node, policy: Policy) -> bool:
+    if answer[0] == "rel" and gold[0] == "rel":
+        answer, gold = as_lengths(answer), as_lengths(gold)
     ours = named_value(answer) if answer[0] == "rel" else None
     theirs = named_value(gold) if gold[0] == "rel" else None
     if answer[0] == "rel" and gold[0] == "rel":
@@ -347,10 +364,13 @@ def _same_relation(answer: Node, gold: Node, policy: Policy) -> bool:
         if answer[2] == gold[2] == ("=",):
             return _same_equation(answer, gold, policy)
         return _same_chain(answer, gold, policy) or same_sets(answer, gold)
-    if ours is not None:
-        return policy.names_may_be_dropped and same(ours[1], gold, policy)
-    if theirs is not None:
-        return policy.names_may_be_dropped and same(answer, theirs[1], policy)
+    our_value = measured_value(answer) if ours is None and answer[0] == "rel" else None
+    their_value = measured_value(gold) if theirs is None and gold[0] == "rel" else None
+    our_value, their_value = ours[1] if ours else our_value, theirs[1] if theirs else their_value
+    if our_value is not None:
+        return policy.names_may_be_dropped and same(our_value, gold, policy)
+    if their_value is not None:
+        return policy.names_may_be_dropped and same(answer, their_value, policy)
     return same_sets(answer, gold)
 
 
