@@ -97,6 +97,13 @@ HOSTILE = {
     "spaced letters": "a " * 2900,
     "spaces": "1" + " " * 5900,
     "joined spaces": "1 " * 2900 + "111",
+    "magnitudes far apart": r"x+10^{-600}+" + "+".join(rf"\sin({k}x)" for k in range(1, 150)),
+    "factorials far apart": r"n!+10^{-600}+(n+1)!+(n+2)!+(2n)!+(3n)!",
+    "bends far apart": "+".join(rf"|x-10^{{{k}}}|" for k in range(1, 150)),
+    "floors close together": "+".join(rf"\lfloor x+10^{{-{k}}}\rfloor" for k in range(1, 150)),
+    "minima in minima": r"\min(x,10^{90}+" * 25 + "1" + ")" * 25,
+    "brackets of one": "[" * 900 + "5" + "]" * 900,
+    "invisible characters": "\u200b".join("x" * 2000),
     "matrix": r"\begin{pmatrix}" + "&".join("1" * 2000) + r"\end{pmatrix}",
     "ragged matrix": r"\begin{pmatrix}1&2\\3\end{pmatrix}",
     "wide set": r"\{" + ",".join(f"x_{{{i}}}" for i in range(250)) + r"\}",
@@ -208,6 +215,7 @@ def bombs() -> list[str]:
         " ", "\n", "1", "1,", "1.", "1,111", ".", "-", "a", "ab ", "\\", "{", "}", "\\text{", "$",
         "\\[", "\\boxed", "^", "^{", "5th", "e5", "%", "the answer is ", ". ", "\n \n", "<|",
         "1 111", "1{,}111", "0.1\\overline{", "\\\\", "so ", ",",
+        "% ", "\\verb|", "\\lstinline[", "<!-- ", "\\begin{", "I think ", "the final ", "i've ",
     ]  # fmt: skip
     return [piece * (80_000 // len(piece)) + "\x01" for piece in pieces]
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+from polaris_jax.reward.math.points import bends, constant_range
 from polaris_jax.reward.math.relations import FLIPPED, is_exclusion
-from polaris_jax.reward.math.scalars import AGREEMENT_DIGITS, BASE_DPS, agree, constant_value
+from polaris_jax.reward.math.scalars import AGREEMENT_DIGITS, BASE_DPS, agree, digits_for
 from polaris_jax.reward.math.syntax import Node, holds, render, substitute, symbols
-from polaris_jax.reward.math.values import bends, context, value_at
+from polaris_jax.reward.math.values import context, value_at
 
 MAX_PIECES = 200
 # An expression of one name that is a straight line through these is taken for one: whole numbers,
@@ -46,6 +47,12 @@ def same_sets(answer: Node, gold: Node) -> bool:
         return False
     if ours_named and theirs_named and ours_named != theirs_named:
         return False
+    ctx = context()
+    ctx.dps = BASE_DPS
+    dps = digits_for(constant_range((answer, gold)))
+    if dps is None:
+        return False
+    ctx.dps = dps
     try:
         ours, theirs = _pieces(answer), _pieces(gold)
     except NotASet:
@@ -73,16 +80,16 @@ def _names(node: Node) -> set[str]:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return a == b or agree(a, b, 0, AGREEMENT_DIGITS)
+    return a == b or agree(a, b, 0, context().dps - BASE_DPS + AGREEMENT_DIGITS)
 
 
 def _value(node: Node) -> Any:
     if symbols(node):
         raise NotASet("an end that is no number")
-    value = constant_value(node)
-    if value is None or context().im(value[0]) != 0:
+    found = value_at(node, {})
+    if found is None or context().im(found.value) != 0:
         raise NotASet("an end that is no real number")
-    return context().re(value[0])
+    return context().re(found.value)
 
 
 def _pieces(node: Node) -> list[Piece]:
@@ -236,13 +243,12 @@ def _fraction(value: Any) -> Fraction:
 
 def _linear_root(node: Node, name: str) -> tuple[Any, Any]:
     ctx = context()
-    ctx.dps = BASE_DPS
     values = []
     for point in LINEAR_POINTS:
         value = value_at(node, {name: ctx.mpf(point)})
-        if value is None or ctx.im(value[0]) != 0:
+        if value is None or ctx.im(value.value) != 0:
             raise NotASet("no value")
-        values.append(ctx.re(value[0]))
+        values.append(ctx.re(value.value))
     slope = values[1] - values[0]
     if slope == 0 or not all(
         _equal(value, values[0] + point * slope)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+from polaris_jax.reward.math.points import Point, constant_range, points
 from polaris_jax.reward.math.policy import Policy, Verdict
 from polaris_jax.reward.math.syntax import Node, Undecidable, exact_value, holds, symbols
-from polaris_jax.reward.math.values import Point, context, points, value_at
+from polaris_jax.reward.math.values import Value, context, value_at
 from polaris_jax.reward.math.vocabulary import SILENT_UNITS, UNIT_SCALES
 
 # ---- constants at 50 digits, functions at random points
@@ -29,7 +30,21 @@ LOST_DIGITS = 15  # of a constant that is compared as far as it was computed
 SPARE_DIGITS = 15  # of rounding that functions and quotients may add to that of the largest term
 
 
-def constant_value(node: Node, dps: int = BASE_DPS) -> tuple[Any, int] | None:
+# A term may lie this many digits below the others, and still change what is compared. Where it lies
+# deeper, values are computed again with digits enough to see it, or what it does to second order.
+SEEN_DIGITS = 8
+
+
+def digits_for(range_digits: int) -> int | None:
+    """Digits in which to compute what has magnitudes that far apart; None: more than MAX_DPS."""
+    if range_digits <= SEEN_DIGITS:
+        return BASE_DPS
+    if BASE_DPS + 2 * range_digits > MAX_DPS:
+        return None
+    return min(MAX_DPS, BASE_DPS + 3 * range_digits)
+
+
+def constant_value(node: Node, dps: int = BASE_DPS) -> Value | None:
     """The value of a tree without symbols to about `dps` digits, and the digits of its magnitude.
 
     Returns:
@@ -59,20 +74,24 @@ def _agreement(a: Any, b: Any, magnitude_digits: int, digits: int) -> bool | Non
     return None if largest <= noise * 10 else False
 
 
-def _same_value(a: Node, b: Node, point: Point, digits: int | None) -> bool | None:
-    """Whether two trees have one value at a point; None if either has none there.
+def _same_value(
+    a: Node, b: Node, point: Point, digits: int | None, dps: int = BASE_DPS
+) -> bool | None:
+    """Whether two trees have one value at a point; None if either has none there, or cannot tell.
 
-    Where both values lie below the rounding they are computed again with as many digits more as
-    they are small: zero by cancellation shrinks with the rounding, e^{-100} stays.
+    Both are computed again with more digits where magnitudes on the way lie far apart, so that a
+    term of 10^{-60} counts beside x, and where both values lie below the rounding: zero by
+    cancellation shrinks with the rounding, e^{-100} stays.
 
     Args:
         a: a tree.
         b: the other one.
         point: the values of their symbols.
         digits: number of digits that must agree; None: all computed digits except LOST_DIGITS.
+        dps: digits of the first computation.
     """
     ctx = context()
-    dps = BASE_DPS
+    spread = 0  # digits between the magnitudes that the computation must show
     raised = False
     while True:
         ctx.dps = dps
@@ -80,25 +99,32 @@ def _same_value(a: Node, b: Node, point: Point, digits: int | None) -> bool | No
         right = value_at(b, point.values, real_throughout=point.real_throughout)
         if left is None or right is None:
             return None
-        magnitude_digits = max(left[1], right[1])
-        if digits is None and magnitude_digits > dps - BASE_DPS + 12 and dps == BASE_DPS:
-            dps = magnitude_digits + BASE_DPS
-            continue
-        wanted = dps - LOST_DIGITS if digits is None else digits
-        found = _agreement(left[0], right[0], magnitude_digits, wanted)
+        if not spread:
+            spread = max(left.range_digits, right.range_digits, 1)
+            wide = digits_for(spread)
+            if wide is None:
+                return None
+            if wide > dps:
+                dps = wide
+                continue
+        magnitude_digits = max(left.magnitude_digits, right.magnitude_digits)
+        lost = LOST_DIGITS + (spread if spread > SEEN_DIGITS else 0)
+        wanted = dps - lost if digits is None else digits
+        found = _agreement(left.value, right.value, magnitude_digits, wanted)
         if found is not None:
             break
         if raised:
             return True
-        smallness = -int(ctx.log10(max(abs(left[0]), abs(right[0]))))
+        smallness = -int(ctx.log10(max(abs(left.value), abs(right.value))))
         dps, raised = max(dps, magnitude_digits + BASE_DPS + smallness), True
         if dps > MAX_DPS:
             return None
-    if not found or digits is None or ctx.isinf(left[0]):
+    if not found or digits is None or ctx.isinf(left.value):
         return found
     # A relative bound alone would take x^30 + 0.001 for x^30 where x is large.
-    rounding = ctx.mpf(10) ** (magnitude_digits - ctx.dps + SPARE_DIGITS)
-    return bool(abs(left[0] - right[0]) <= rounding)
+    largest = spread if spread > SEEN_DIGITS else magnitude_digits
+    rounding = ctx.mpf(10) ** (largest - ctx.dps + SPARE_DIGITS)
+    return bool(abs(left.value - right.value) <= rounding)
 
 
 def same_constant(a: Node, b: Node) -> bool:
@@ -119,9 +145,13 @@ def same_function(a: Node, b: Node) -> bool:
     if len(names) > MAX_SYMBOLS:
         return False
     context().dps = BASE_DPS
+    dps = digits_for(constant_range((a, b)))
+    if dps is None:
+        return False
     counted = 0
+    context().dps = dps
     for point in points(a, b):
-        found = _same_value(a, b, point, AGREEMENT_DIGITS)
+        found = _same_value(a, b, point, AGREEMENT_DIGITS, dps)
         if found is False:
             return False
         counted += found is True
@@ -135,24 +165,45 @@ def proportional(a: Node, b: Node, *, positive: bool = False) -> bool:
         return False
     ctx = context()
     ctx.dps = BASE_DPS
+    dps = digits_for(constant_range((a, b)))
+    if dps is None:
+        return False
+    ctx.dps = dps
+    places = list(points(a, b))
+    found = _values_at(a, b, places, dps)
+    spreads = [max(left.range_digits, right.range_digits) for left, right in found]
+    wide = max((digits_for(spread) or 0 for spread in spreads), default=0)
+    if wide > dps:
+        dps = wide
+        found = _values_at(a, b, places, dps)
+    # A point at which the magnitudes lie too far apart tells nothing.
+    known = [digits_for(spread) is not None for spread in spreads]
+    found = [pair for pair, counts in zip(found, known, strict=False) if counts]
+    spare = (dps - BASE_DPS) // 3
     first: Any = None
-    counted = 0
-    for point in points(a, b):
-        left = value_at(a, point.values, real_throughout=point.real_throughout)
-        right = value_at(b, point.values, real_throughout=point.real_throughout)
-        if left is None or right is None:
-            continue
-        if abs(left[0]) < 1e-30 or abs(right[0]) < 1e-30:
+    for left, right in found:
+        if min(abs(left.value), abs(right.value)) < ctx.mpf(10) ** -(30 + spare):
             return False
-        ratio = left[0] / right[0]
+        ratio = left.value / right.value
         if positive and not (ctx.im(ratio) == 0 and ctx.re(ratio) > 0):
             return False
-        tolerance = abs(ratio) * ctx.mpf(10) ** (5 - AGREEMENT_DIGITS)
+        tolerance = abs(ratio) * ctx.mpf(10) ** (5 - AGREEMENT_DIGITS - spare)
         if first is not None and not abs(first - ratio) <= tolerance:
             return False
         first = ratio
-        counted += 1
-    return counted >= MIN_POINTS + 1
+    return len(found) >= MIN_POINTS + 1
+
+
+def _values_at(a: Node, b: Node, places: list[Point], dps: int) -> list[tuple[Value, Value]]:
+    """The values of two trees wherever both have one."""
+    found: list[tuple[Value, Value]] = []
+    for point in places:
+        context().dps = dps
+        left = value_at(a, point.values, real_throughout=point.real_throughout)
+        right = value_at(b, point.values, real_throughout=point.real_throughout)
+        if left is not None and right is not None:
+            found.append((left, right))
+    return found
 
 
 # ---- when a decimal stands for the exact value that it was rounded from

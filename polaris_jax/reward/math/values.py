@@ -1,11 +1,9 @@
-"""The value of an expression tree at a point, and the points at which two trees are compared."""
+"""The value of an expression tree at a point, to 50 digits and more."""
 
 from __future__ import annotations
 
-import random
 import threading
 import zlib
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -13,8 +11,7 @@ import mpmath
 from mpmath.libmp import NoConvergence
 
 from polaris_jax.reward.math.policy import spend, steps_left
-from polaris_jax.reward.math.syntax import Node, Undecidable, holds, nodes, render, symbols
-from polaris_jax.reward.math.vocabulary import word_set
+from polaris_jax.reward.math.syntax import Node, Undecidable, holds, render
 
 # ---- values to 50 digits and more, every size bounded first
 
@@ -26,7 +23,7 @@ MAX_TERMS = 2000
 FUNCTION_STEPS = 4
 GAMMA_STEPS = 40  # at a whole number
 GAMMA_STEPS_BETWEEN = 400  # elsewhere: a series
-DIGITS_OF_A_STEP = 200  # every 200 further digits of precision count as one more step
+DIGITS_OF_A_STEP = 200  # a step's cost grows with the square of every 200 digits of precision
 
 _TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 _DEGREE = ("div", ("const", "pi"), ("num", Fraction(180), None))
@@ -51,15 +48,16 @@ def _in_radians(node: Any) -> Any:
 
 
 class Evaluator:
-    """One evaluation: values of the symbols, and the largest magnitude met on the way."""
+    """One evaluation: values of the symbols, and the largest and least magnitudes on the way."""
 
     def __init__(self, ctx: Any, values: dict[str, Any]) -> None:
         self.ctx = ctx
         self.values = values
         self.magnitude_bits = 0
+        self.smallness_bits = 0  # of the least value on the way, or a decimal's last place
         self.steps = 0
         self.max_steps = min(MAX_STEPS, steps_left())
-        self.step = 1 + ctx.dps // DIGITS_OF_A_STEP
+        self.step = 1 + (ctx.dps // DIGITS_OF_A_STEP) ** 2
         self.left_the_reals = False
 
     def spend(self, steps: int) -> None:
@@ -79,6 +77,7 @@ class Evaluator:
             self.left_the_reals |= self.ctx.im(value) != 0
             bits = int(self.ctx.mag(value))
             self.magnitude_bits = max(self.magnitude_bits, bits)
+            self.smallness_bits = max(self.smallness_bits, -bits)
             if abs(bits) > MAX_MAGNITUDE_BITS:
                 raise Undecidable("a value beyond every bound")
         return value
@@ -86,6 +85,7 @@ class Evaluator:
     def compute(self, node: Node) -> Any:
         ctx, kind = self.ctx, node[0]
         if kind == "num":
+            self.smallness_bits = max(self.smallness_bits, node[1].denominator.bit_length())
             return ctx.mpf(node[1].numerator) / node[1].denominator
         if kind == "const":
             return {"pi": +ctx.pi, "e": +ctx.e, "i": ctx.j, "inf": ctx.inf}[node[1]]
@@ -200,6 +200,8 @@ class Evaluator:
             raise Undecidable(f"no value: {name}")
         if abs(first) > 10**6:
             raise Undecidable("a function of a huge argument")
+        if name in ("tanh", "coth"):  # how far from 1 they are
+            self.smallness_bits = max(self.smallness_bits, int(3 * min(abs(first), 10**5)))
         return getattr(ctx, own_name[name])(first)
 
     def root(self, value: Any, degree: Any) -> Any:
@@ -214,7 +216,7 @@ class Evaluator:
     def rounded(self, name: str, value: Any) -> Any:
         value = self.real(value)
         nearest = self.ctx.nint(value)
-        if value != nearest and abs(value - nearest) < self.ctx.mpf(10) ** -20:
+        if value != nearest and abs(value - nearest) < self.ctx.mpf(10) ** -(self.ctx.dps * 2 // 5):
             raise Undecidable("a floor at a jump")
         return self.ctx.floor(value) if name == "floor" else self.ctx.ceil(value)
 
@@ -242,10 +244,23 @@ DOMAIN_ERRORS = (
 )
 
 
-def value_at(
-    node: Node, values: dict[str, Any], *, real_throughout: bool = False
-) -> tuple[Any, int] | None:
-    """The value of a tree at a point and the digits of its magnitude; None if it has none.
+class Value(NamedTuple):
+    """A computed value, and what its digits must show.
+
+    Attributes:
+        value: the number.
+        magnitude_digits: digits of the largest magnitude on the way.
+        range_digits: digits from the least magnitude on the way to the largest: a term that many
+            digits below another one is seen by a computation of more digits alone.
+    """
+
+    value: Any
+    magnitude_digits: int
+    range_digits: int
+
+
+def value_at(node: Node, values: dict[str, Any], *, real_throughout: bool = False) -> Value | None:
+    """The value of a tree at a point; None if it has none.
 
     real_throughout: a value is none as well when anything on the way to it is not real.
     """
@@ -258,141 +273,5 @@ def value_at(
         spend(evaluator.steps)
     if real_throughout and evaluator.left_the_reals:
         return None
-    return value, max(0, int(evaluator.magnitude_bits * 0.30103))
-
-
-# ---- points: fixed random ones, first near 1, then far out. Two analytic expressions that agree
-# near 1 agree everywhere. One with a bend does not: |x - 3| is 3 - x up to 3. Such a pair is looked
-# at on both sides of zero up to the size of its own constants.
-
-POSITIVE_POINTS = 3
-SIGNED_POINTS = 3
-FAR_SCALES = (10, 100, 1000)
-MAX_SCALE = 10**6
-INTEGER_POINTS = (-7, -2, 2, 5, 12)
-COMPLEX_POINTS = 2
-
-_BENDS = word_set("abs max min floor ceil sgn sqrt arcsin arccos arctan arccot arcsec arccsc")
-_JUMPS = frozenset({"floor", "ceil"})
-_COMPLEX_PARTS = frozenset({"abs", "arg", "Re", "Im", "sgn"})
-
-
-class Point(NamedTuple):
-    """Values of the symbols; real_throughout: passed over where anything leaves the reals."""
-
-    values: dict[str, Any]
-    real_throughout: bool
-
-
-def points(a: Node, b: Node) -> Iterator[Point]:
-    """Where two trees are compared: positive points first, then signed ones, then those of bends.
-
-    A tree with a bend adds points of both signs at each scale, a floor integers, and an absolute
-    value of z or w points off the real line.
-    """
-    names = symbols(a) | symbols(b)
-    integers = frozenset(_bounds(a) | _bounds(b)) if holds((a, b), "sum", "prod") else frozenset()
-    for point in range(POSITIVE_POINTS + SIGNED_POINTS):
-        yield Point(_near(names, point, integers), point >= POSITIVE_POINTS)
-    bent = bends(a) | bends(b)
-    if bent:
-        for scale in _scales((a, b)):
-            for sign in (1, -1):
-                yield Point(_far(names, scale, sign, integers), True)
-    if bent & _JUMPS:
-        for whole in INTEGER_POINTS:
-            yield Point(_whole(names, whole, integers), True)
-    if bent & _COMPLEX_PARTS and all(name[:1] in "zw" for name in names):
-        for point in range(COMPLEX_POINTS):
-            yield Point(_complex(names, point), False)
-
-
-def bends(node: Any) -> frozenset[str]:
-    """The functions of a tree's symbols that are no analytic ones of a real: |x|, floors, roots.
-
-    `root` and `sqrt` are named for even roots alone, Re, Im and arg for what they do off the line.
-    """
-    found: set[str] = set()
-    for item in nodes(node):
-        if item[0] == "func" and item[1] in _BENDS | _COMPLEX_PARTS and symbols(item[2]):
-            found.add(item[1])
-        elif item[0] == "func" and item[1] == "root" and symbols(item[2]):
-            degree = item[2][1]
-            if degree[0] != "num" or degree[1].denominator != 1 or degree[1] % 2 == 0:
-                found.add("root")
-        elif item[0] == "pow" and symbols(item[1]) and _is_even_root(item[2]):
-            found.add("root")
-    return frozenset(found)
-
-
-def _is_even_root(exponent: Node) -> bool:
-    """Whether an exponent's denominator is an even number."""
-    while exponent[0] == "neg":
-        exponent = exponent[1]
-    if exponent[0] == "div":
-        bottom = exponent[2]
-        return bottom[0] == "num" and bottom[1] % 2 == 0
-    return exponent[0] == "num" and exponent[1].denominator % 2 == 0
-
-
-def _bounds(node: Any) -> set[str]:
-    """Names that stand in the bounds of a sum or product: they are integers."""
-    found: set[str] = set()
-    for item in nodes(node):
-        if item[0] in ("sum", "prod"):
-            found |= symbols(item[2:4])
-    return found
-
-
-def _scales(node: Any) -> tuple[int, ...]:
-    """FAR_SCALES, and one beyond the largest constant where that is larger."""
-    largest = max((abs(item[1]) for item in nodes(node) if item[0] == "num"), default=Fraction(0))
-    beyond = 4 * int(min(largest, MAX_SCALE))
-    return (*FAR_SCALES, beyond) if beyond > FAR_SCALES[-1] else FAR_SCALES
-
-
-def _near(names: set[str], point: int, integers: frozenset[str]) -> dict[str, Any]:
-    ctx = context()
-    values: dict[str, Any] = {}
-    for name in names:
-        source = random.Random(f"{name}:{point}")
-        if name in integers:
-            values[name] = ctx.mpf(3 * point + source.randint(2, 4))
-            continue
-        value = ctx.mpf(source.randrange(10**18, 24 * 10**17)) / 10**18
-        if source.random() < 0.5:
-            value = value / 3
-        if point >= POSITIVE_POINTS and source.random() < 0.6:
-            value = -value
-        values[name] = value
-    return values
-
-
-def _far(names: set[str], scale: int, sign: int, integers: frozenset[str]) -> dict[str, Any]:
-    """Values of magnitude scale / 2 to scale, negated if `sign` is -1; 2 to 9 for `integers`."""
-    ctx = context()
-    values: dict[str, Any] = {}
-    for name in names:
-        source = random.Random(f"{name}:far:{scale}")
-        value = ctx.mpf(source.randrange(5 * 10**17, 10**18)) * scale / 10**18
-        turned = sign * source.choice((1, -1))
-        values[name] = ctx.mpf(source.randint(2, 9)) if name in integers else turned * value
-    return values
-
-
-def _whole(names: set[str], whole: int, integers: frozenset[str]) -> dict[str, Any]:
-    ctx = context()
-    values: dict[str, Any] = {}
-    for name in names:
-        shift = random.Random(f"{name}:whole:{whole}").randint(0, 3)
-        values[name] = ctx.mpf(abs(whole) + shift if name in integers else whole + shift)
-    return values
-
-
-def _complex(names: set[str], point: int) -> dict[str, Any]:
-    ctx = context()
-    values: dict[str, Any] = {}
-    for name in names:
-        source = random.Random(f"{name}:complex:{point}")
-        values[name] = ctx.mpc(source.uniform(-2, 2), source.uniform(0.3, 2))
-    return values
+    magnitude, smallness = max(0, evaluator.magnitude_bits), evaluator.smallness_bits
+    return Value(value, int(magnitude * 0.30103), int((magnitude + smallness) * 0.30103))

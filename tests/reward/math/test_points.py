@@ -5,7 +5,7 @@ import pytest
 from polaris_jax.reward import answers_match
 from polaris_jax.reward.math.normalize import tokens
 from polaris_jax.reward.math.parser import parse
-from polaris_jax.reward.math.values import bends, points
+from polaris_jax.reward.math.points import bends, points
 
 EQUAL = [
     ("|x-3|", "|3-x|"),
