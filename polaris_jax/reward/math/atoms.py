@@ -51,6 +51,9 @@ class AtomReader(FunctionReader):
             if value in FUNCTION_NAMES and self.is_op("("):
                 return ("call", value, self.parenthesised(self.next()[1]))
             return ("const", _CONSTANTS[value]) if value in _CONSTANTS else ("sym", value)
+        if (kind, value) == ("run", "NO") and self.holds_equation:  # a side, as in `NO = 2`
+            self.next()
+            return ("mul", (("sym", "N"), ("sym", "O")))
         if kind in ("word", "run"):
             return self.words()
         if kind == "begin":

@@ -35,7 +35,9 @@ def is_measured(node: Node) -> bool:
         terms = [part[1] if part[0] == "neg" else part for part in node[1]]
         return all(is_measured(part) for part in terms)
     if kind == "pow":
-        return node[2][0] == "num" and node[1][0] == "mul" and is_measured(node[1])
+        return node[2][0] == "num" and node[1][0] in ("mul", "func") and is_measured(node[1])
+    if kind == "based":  # `\text{Area}_{ABC}`
+        return str(node[2])[:1].isupper()
     if kind in ("sym", "decor"):
         return _is_dressed(node) and (kind == "decor" or len(node[1]) > 1)
     return False

@@ -63,6 +63,7 @@ _ALIASES = MappingProxyType(
         "lparen": "(", "rparen": ")", "isin": "in", "land": "wedge", "imath": "i",
         "overrightarrow": "vec", "overleftrightarrow": "overline", "widehat": "hat",
         "varpi": "pi", "Reals": "R", "R": "R", "ang": "angle", "implies": "to", "iff": "iff",
+        "measuredangle": "angle",
     }
 )  # fmt: skip
 
