@@ -126,6 +126,12 @@ def test_a_function_that_cannot_be_used_ends_each_command_before_anything_runs(b
         assert not (tmp_path / "run").exists()
 
 
+CARRY = (
+    "--config.rollout.partial_rollouts=carry",
+    "--config.objective.old_logprobs=sampler",
+)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("carry", [False, True], ids=["wait", "carry"])
@@ -142,7 +148,7 @@ def test_from_prepare_to_report_killed_and_resumed(base, tmp_path, carry):
         "--config.rollout.save_every=1",
         "--config.calibrate.n=4",
         "--config.calibrate.preset=full",
-        *(["--config.rollout.partial_rollouts=carry"] if carry else []),
+        *(CARRY if carry else ()),
     )
     assert run("prepare", line, whole).returncode == 0
     line.append("--config.data.problems=")  # the workdir's files from here on
