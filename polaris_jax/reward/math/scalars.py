@@ -21,6 +21,7 @@ from polaris_jax.reward.math.vocabulary import SILENT_UNITS, UNIT_SCALES
 MAX_SYMBOLS = 16
 BASE_DPS = 50
 MAX_DPS = 2000  # to which a value is computed again that lies below the rounding
+MAX_WIDE_DPS = 30_000  # to which values of magnitudes far apart are
 MIN_POINTS = 2
 
 # Agreement of two values computed with 50 digits: far above their rounding, far below what two
@@ -36,12 +37,11 @@ SEEN_DIGITS = 8
 
 
 def digits_for(range_digits: int) -> int | None:
-    """Digits in which to compute what has magnitudes that far apart; None: more than MAX_DPS."""
+    """Digits in which to compute what has magnitudes that far apart; None: too many."""
     if range_digits <= SEEN_DIGITS:
         return BASE_DPS
-    if BASE_DPS + 2 * range_digits > MAX_DPS:
-        return None
-    return min(MAX_DPS, BASE_DPS + 3 * range_digits)
+    dps = max(min(MAX_DPS, BASE_DPS + 3 * range_digits), BASE_DPS + 2 * range_digits)
+    return dps if dps <= MAX_WIDE_DPS else None
 
 
 def constant_value(node: Node, dps: int = BASE_DPS) -> Value | None:
@@ -116,8 +116,9 @@ def _same_value(
         if raised:
             return True
         smallness = -int(ctx.log10(max(abs(left.value), abs(right.value))))
+        limit = max(dps, MAX_DPS)
         dps, raised = max(dps, magnitude_digits + BASE_DPS + smallness), True
-        if dps > MAX_DPS:
+        if dps > limit:
             return None
     if not found or digits is None or ctx.isinf(left.value):
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import zlib
 from fractions import Fraction
@@ -23,9 +24,10 @@ MAX_TERMS = 2000
 FUNCTION_STEPS = 4
 GAMMA_STEPS = 40  # at a whole number
 GAMMA_STEPS_BETWEEN = 400  # elsewhere: a series
-DIGITS_OF_A_STEP = 200  # a step's cost grows with the square of every 200 digits of precision
+DIGITS_OF_A_STEP = 200  # the cost of a step grows by every 200 digits, and by their square
 
 _TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
+_CHEAP = frozenset({"sqrt", "abs", "floor", "ceil", "max", "min", "sgn"})
 _DEGREE = ("div", ("const", "pi"), ("num", Fraction(180), None))
 
 _CONTEXTS = threading.local()
@@ -57,7 +59,10 @@ class Evaluator:
         self.smallness_bits = 0  # of the least value on the way, or a decimal's last place
         self.steps = 0
         self.max_steps = min(MAX_STEPS, steps_left())
-        self.step = 1 + (ctx.dps // DIGITS_OF_A_STEP) ** 2
+        longer = ctx.dps // DIGITS_OF_A_STEP
+        self.step = 1 + longer + longer * longer // 16
+        self.function_steps = FUNCTION_STEPS * (1 + longer // 4)
+        self.series_steps = GAMMA_STEPS_BETWEEN * (1 + longer)  # more terms, too
         self.left_the_reals = False
 
     def spend(self, steps: int) -> None:
@@ -150,14 +155,21 @@ class Evaluator:
     def gamma(self, value: Any) -> Any:
         if abs(value) > 5000:
             raise Undecidable("a factorial out of range")
-        self.spend(GAMMA_STEPS if self.ctx.isint(value) else GAMMA_STEPS_BETWEEN)
+        if self.ctx.isint(value) and value > 0:  # exact, whatever the digits
+            self.spend(1 + GAMMA_STEPS // self.step)
+            return self.ctx.mpf(math.factorial(int(value) - 1))
+        self.spend(GAMMA_STEPS if self.ctx.isint(value) else self.series_steps)
         return self.ctx.gamma(value)
 
     def function(self, name: str, nodes: tuple[Node | None, ...]) -> Any:
         ctx = self.ctx
         if name in _TRIGONOMETRIC:
             nodes = tuple(map(_in_radians, nodes))
-        self.spend(FUNCTION_STEPS)
+        self.spend(FUNCTION_STEPS if name in _CHEAP else self.function_steps)
+        if name == "ln" and nodes[0] is not None and nodes[0][0] == "pow":
+            base, exponent = self(nodes[0][1]), self(nodes[0][2])
+            if ctx.im(base) == 0 == ctx.im(exponent) and ctx.isfinite(base) and ctx.re(base) > 0:
+                return exponent * ctx.log(base)  # a power of any size
         values = [self(node) for node in nodes if node is not None]
         first = values[0]
         if name == "log":
@@ -179,7 +191,7 @@ class Evaluator:
             if any(abs(value) > 5000 for value in values):
                 raise Undecidable("a binomial out of range")
             whole = all(ctx.isint(value) for value in values)
-            self.spend(3 * (GAMMA_STEPS if whole else GAMMA_STEPS_BETWEEN))
+            self.spend(3 * (GAMMA_STEPS if whole else self.series_steps))
             return ctx.binomial(first, values[1])
         if name == "fact2":
             self.gamma(first)  # the same bounds
