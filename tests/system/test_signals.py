@@ -22,10 +22,11 @@ from polaris_jax.system.signals import StopRequest, stopped_status
 
 @pytest.fixture(autouse=True)
 def _with_a_terminal():
-    """Whatever started the tests: nohup ignores SIGHUP."""
-    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Whatever started the tests: nohup ignores SIGHUP, a shell's background job SIGQUIT."""
+    former = {n: signal.signal(n, signal.SIG_DFL) for n in signals.LIKE_SIGTERM}
     yield
-    signal.signal(signal.SIGHUP, former)
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
