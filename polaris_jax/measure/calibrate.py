@@ -28,13 +28,9 @@ from polaris_jax.report.figures import difficulty_figure
 from polaris_jax.run.progress_file import ProgressFile, problems_digest
 from polaris_jax.run.record import refuse_other_run
 from polaris_jax.run.workdir import ensure_workdir, write_json
-from polaris_jax.stages.difficulty import curate, pass_rate_histogram, shape_name
+from polaris_jax.stages.difficulty import TOO_EASY_ABOVE, curate, pass_rate_histogram, shape_name
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
-
-# Above this mean reward a set is too easy to train on (POLARIS blog, section 1).
-TOO_EASY_MEAN = 0.7
-
 
 # Fields that change no count, or that `count_identity` takes as separate arguments.
 NOT_OF_COUNTS = {f"calibrate.{name}" for name in ("preset", "batch_prompts", "max_response_tokens")}
@@ -127,10 +123,10 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
         f"{summary['curated_shape']}"
     )
     kept_mean = float(np.mean([p.pass_rate or 0.0 for p in curated])) if curated else 1.0
-    if kept_mean > TOO_EASY_MEAN:
+    if kept_mean > TOO_EASY_ABOVE:
         progress.line(
-            f"warning: the curated set's mean reward is {kept_mean:.2f}, over {TOO_EASY_MEAN}: too "
-            "easy for this model (POLARIS, section 1)"
+            f"warning: the curated set's mean reward is {kept_mean:.2f}, over {TOO_EASY_ABOVE}: "
+            "too easy for this model (POLARIS, section 1)"
         )
     return summary
 

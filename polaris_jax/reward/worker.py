@@ -22,20 +22,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from polaris_jax.system.signals import LIKE_SIGTERM
+
 # What follows the parent's own deadline before the alarm, in seconds.
 GRACE_S = 1.0
 
 # Ctrl-C, and what schedulers send to every process of a run: the parent handles these, and ends its
 # workers itself. A worker that died of one would cost a response its reward.
-THE_PARENTS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGQUIT,
-    signal.SIGXCPU,
-)
+THE_PARENTS = (signal.SIGINT, signal.SIGTERM, *LIKE_SIGTERM)
 
 Reply = Callable[[Any], None]
 

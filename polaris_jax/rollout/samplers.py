@@ -32,9 +32,7 @@ class Samplers:
 
     def kernels(self, model_config: ModelConfig, *, max_response_tokens: int) -> str:
         """The decode kernels of a sampler for this budget, and why (`Sampler.kernels`)."""
-        max_len = self._config.data.max_prompt_tokens + max_response_tokens
-        sizes = SamplerConfig.of_run(self._config, max_len=max_len)
-        return program_spec(model_config, sizes, self._mesh()).kernels
+        return program_spec(model_config, self._sizes(max_response_tokens), self._mesh()).kernels
 
     def make(
         self, model: Decoder, *, max_response_tokens: int, say_kernels: bool = True
@@ -46,12 +44,7 @@ class Samplers:
             max_response_tokens: the longest budget that will be asked for.
             say_kernels: print a line if the kernels differ from the last sampler's.
         """
-        max_len = self._config.data.max_prompt_tokens + max_response_tokens
-        sampler = Sampler(
-            model,
-            SamplerConfig.of_run(self._config, max_len=max_len),
-            mesh=self._mesh(),
-        )
+        sampler = Sampler(model, self._sizes(max_response_tokens), mesh=self._mesh())
         if sampler.kernels != self._kernels and say_kernels:
             self._kernels = sampler.kernels
             self._progress.line(f"decode kernels: {sampler.kernels}")
@@ -73,6 +66,10 @@ class Samplers:
     def check(self) -> None:
         """Raises ConfigError if the page pool does not suffice for these devices."""
         check_pages(self._config, slot_shards(self._mesh()))
+
+    def _sizes(self, max_response_tokens: int) -> SamplerConfig:
+        max_len = self._config.data.max_prompt_tokens + max_response_tokens
+        return SamplerConfig.of_run(self._config, max_len=max_len)
 
     def _mesh(self) -> Mesh:
         section = self._config.rollout
