@@ -245,7 +245,8 @@ def decode(sizes: Sizes, bandwidth: float, repeat: int) -> tuple[float, list[str
     def generate(tokens: int) -> float:
         prompts = rng.integers(1, model.vocab_size, (sizes.rows, sizes.context))
         began = time.perf_counter()
-        sampler.generate(list(prompts), SamplingParams(temperature=1.0, max_tokens=tokens))
+        params = SamplingParams(temperature=1.0, max_tokens=tokens, stop_token_ids=())
+        sampler.generate(list(prompts), params)
         return time.perf_counter() - began
 
     start_s = generate(SHORT_TOKENS)

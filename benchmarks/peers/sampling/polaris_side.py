@@ -25,6 +25,7 @@ def load(job: dict[str, Any]) -> side.Generate:
             n=1,
             max_tokens=[request["tokens"] for request in requests],
             seed=[request["seed"] for request in requests],
+            stop_token_ids=(),  # the lengths are forced
         )
         groups = sampler.generate([request["prompt"] for request in requests], params)
         responses = [group[0] for group in groups]
