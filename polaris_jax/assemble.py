@@ -32,6 +32,7 @@ from polaris_jax.reward import Grader
 from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.outputs import Outputs, StepClock, numerics_of
+from polaris_jax.run.record import with_recorded_defaults
 from polaris_jax.sharding import make_mesh, split_devices
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
@@ -120,6 +121,8 @@ def assemble(
     Raises:
         ConfigError: problems, model, devices or workdir do not suit the config.
     """
+    if not overwrite:
+        config = with_recorded_defaults(workdir, config, progress.line)
     check_reward(config.reward)
     problems, origin = training_problems(config, workdir, progress)
     held_out = evaluation_problems(config, progress)[0] if config.evaluate.every_steps else []

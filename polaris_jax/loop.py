@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -16,10 +14,11 @@ from ml_collections import ConfigDict
 from polaris_jax.assemble import Parts, assemble
 from polaris_jax.config import RunConfig, build_config
 from polaris_jax.measure.held_out import held_out_score
-from polaris_jax.metrics import value_of
+from polaris_jax.metrics.writer import reduce_metrics
 from polaris_jax.rollout import RolloutAborted
 from polaris_jax.run.outputs import step_text
 from polaris_jax.stage_change import change_stage
+from polaris_jax.stages.guards import check_health, failed_grading, watch
 from polaris_jax.state import RunState, StartAt, open_state
 from polaris_jax.step import step
 from polaris_jax.system.failures import at_run_time
@@ -51,7 +50,7 @@ def run(
 
     Raises:
         ConfigError: config, problems, model, devices or workdir do not suit one another.
-        RuntimeError: the run's numbers cannot be trusted (see `check_health`).
+        RuntimeError: the run's numbers cannot be trusted (see `stages.guards`).
     """
     config = build_config(config) if isinstance(config, ConfigDict) else config
     workdir, progress = as_place(workdir), Progress(enabled=is_first())
@@ -68,6 +67,8 @@ def run(
     ending = "finished" if state.done else "stopped; rerun the same command to continue"
     if stop.signal is not None:
         ending += f" ({stop.waited_s:.1f} s after {stop.signal.name})"
+    if warning := state.guards.summary():
+        progress.line(f"warning: {warning}")
     progress.line(f"{ending}: {state.step} steps  {counts}")
     return state
 
@@ -108,7 +109,7 @@ def write_step(parts: Parts, state: RunState, *, score: float | None) -> RunStat
         The state without pending metrics.
 
     Raises:
-        RuntimeError: the metrics show that the run must stop (see `check_health`).
+        RuntimeError: the metrics show that the run must stop (see `stages.guards`).
     """
     assert state.pending_metrics is not None
     number, records = state.step - 1, state.stage_records
@@ -120,35 +121,15 @@ def write_step(parts: Parts, state: RunState, *, score: float | None) -> RunStat
         metrics[f"eval/avg@{parts.config.evaluate.n}"] = score
     parts.outputs.write_metrics(number, metrics)
     parts.progress.line(step_text(number, metrics))
-    check_health(number, int(state.train.skips_in_a_row), metrics, parts.config)
+    line = reduce_metrics(metrics)
+    check_health(number, int(state.train.skips_in_a_row), line, parts.config)
+    guards, warnings = watch(state.guards, line, step=number, section=parts.config.guards)
+    for text in warnings:
+        parts.progress.line(f"warning: {text}")
     if state.at_stage_end:
         records = (*records[:-1], {**records[-1], "last_step": number})
         parts.outputs.write_stages(records)
-    return dataclasses.replace(state, pending_metrics=None, stage_records=records)
-
-
-def check_health(
-    step: int, skips_in_a_row: int, metrics: Mapping[str, Any], config: RunConfig
-) -> None:
-    """Raises RuntimeError if the run must stop, since its numbers cannot be trusted.
-
-    Raises:
-        RuntimeError: too many non-finite updates in a row, or a sampler whose policy is not the
-            trainer's; names the step, the value and the limit.
-    """
-    limit = config.optimizer.max_skips
-    if skips_in_a_row >= limit:
-        raise RuntimeError(
-            f"step {step}: {skips_in_a_row} updates in a row had a non-finite gradient "
-            f"(optimizer.max_skips={limit}); lower optimizer.learning_rate or look at the step's "
-            "rollouts"
-        )
-    gap, gate = value_of(metrics.get("rollout/logp_gap_mean")), config.rollout.max_logp_gap_mean
-    if gate and gap is not None and gap > gate:
-        raise RuntimeError(
-            f"step {step}: rollout/logp_gap_mean={gap:.4g} nats exceeds "
-            f"rollout.max_logp_gap_mean={gate:g}: the sampler's policy is not the trainer's"
-        )
+    return dataclasses.replace(state, pending_metrics=None, stage_records=records, guards=guards)
 
 
 def save_if_due(parts: Parts, state: RunState) -> None:
@@ -164,13 +145,21 @@ def save_if_due(parts: Parts, state: RunState) -> None:
 
 
 def write_timing(parts: Parts, state: RunState) -> None:
-    """Writes the step's line of timing.jsonl; warns once if a preemption would lose the step."""
+    """Writes the step's line of timing.jsonl, and warnings about what only the clock knows.
+
+    Raises:
+        RuntimeError: grading failed too often, and `guards.stop` names "grader".
+    """
     line = parts.clock.line(
         state.live_sampler(),
         parts.solver.grader,
         devices=list(parts.updater.mesh.devices.flat),
     )
-    parts.outputs.write_timing(state.step - 1, line)
-    warning = parts.clock.grace_warning(line, parts.config.checkpoint)
-    if warning:
-        parts.progress.line(f"warning: {warning}")
+    number = state.step - 1
+    parts.outputs.write_timing(number, line)
+    for warning in (
+        parts.clock.grace_warning(line, parts.config.checkpoint),
+        failed_grading(line, step=number, section=parts.config.guards),
+    ):
+        if warning:
+            parts.progress.line(f"warning: {warning}")

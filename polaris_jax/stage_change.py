@@ -15,6 +15,7 @@ from polaris_jax.assemble import Parts
 from polaris_jax.config import ConfigError
 from polaris_jax.explore import next_temperature
 from polaris_jax.explore.temperature import candidate_temperatures
+from polaris_jax.explore.zones import tolerances
 from polaris_jax.measure.probe_set import (
     measure_temperature,
     probe_identity,
@@ -209,8 +210,7 @@ def matching_temperature(
         candidates,
         current=previous.temperature,
         target_diversity=previous.target_diversity,
-        rgz_tolerance=section.rgz_tolerance,
-        cez_tolerance=section.cez_tolerance,
+        **tolerances(section, [candidate.accuracy for candidate in candidates]),
     )
     return chosen.temperature, decision(
         "temperature", chosen.temperature, chosen.reason, chosen.table

@@ -25,6 +25,7 @@ from polaris_jax.rollout import Sampler
 from polaris_jax.rollout.groups import groups_from_host, groups_to_host
 from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
+from polaris_jax.stages.guards import History
 from polaris_jax.stages.lengths import LengthTable
 from polaris_jax.system.seeds import fold_seed
 from polaris_jax.train.state import (
@@ -57,6 +58,7 @@ class RunState:
         stage_records: the entries of stages.json.
         pending_metrics: the newest step's metrics until they are written to metrics.jsonl; else
             None.
+        guards: what the guards remember of the steps written.
     """
 
     step: int
@@ -72,6 +74,7 @@ class RunState:
     carried: tuple[Group, ...] = ()
     stage_records: tuple[dict[str, Any], ...] = ()
     pending_metrics: dict[str, Any] | None = None
+    guards: History = dataclasses.field(default_factory=History)
 
     @property
     def done(self) -> bool:
@@ -121,6 +124,7 @@ class RunState:
             "lengths": self.lengths.state_dict(),
             "carried": groups_to_host(self.carried),
             "owed": None if pending is None else reduce_metrics(pending),
+            "guards": dataclasses.asdict(self.guards),
         }
         return Snapshot(self.step, self.stage.stage, pending is not None, self.train, host)
 
@@ -201,6 +205,7 @@ def restore(parts: Parts, step: int) -> RunState:
         carried=groups_from_host(host.get("carried", []), parts.solver.stop_token_ids),
         stage_records=tuple(host["stage_records"]),
         pending_metrics=host.get("owed"),
+        guards=History(**host.get("guards", {})),  # checkpoints of earlier versions have none
     )
     state = with_next_stage(parts, state)
     parts.checkpoints.found(state.snapshot())

@@ -164,7 +164,7 @@ def test_the_decision_names_the_statistic_that_it_rests_on(statistic, reason):
     assert stage.decisions[0]["reason"] == reason
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"initial_temperature": null}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"initial_temperature": "hot"}'])
 def test_a_damaged_probe_is_named_with_the_remedy(text, tmp_path):
     (tmp_path / "probe.json").write_text(text)
     config = build_config({"stages": [{"temperature_rule": "probe"}]})
@@ -173,6 +173,16 @@ def test_a_damaged_probe_is_named_with_the_remedy(text, tmp_path):
         ConfigError, match=r"probe\.json: not what `polaris probe` leaves"
     ) as caught:
         change(parts, entering(0))
+    assert "stages[0].temperature_rule=fixed" in str(caught.value)
+
+
+def test_a_probe_that_found_no_temperature_stops_the_run_with_the_remedy(tmp_path):
+    (tmp_path / "probe.json").write_text('{"initial_temperature": null}')
+    config = build_config({"stages": [{"temperature_rule": "probe"}]})
+    parts = new_parts("a", config, workdir=epath.Path(tmp_path))
+    with pytest.raises(ConfigError, match=r"probe\.json: `polaris probe` found no temp") as caught:
+        change(parts, entering(0))
+    assert "run it again on easier problems" in str(caught.value)
     assert "stages[0].temperature_rule=fixed" in str(caught.value)
 
 
@@ -265,4 +275,4 @@ def test_a_stage_keeps_what_its_target_was_measured_on(monkeypatch):
     stage, _ = change(parts, entering(0))
     assert stage.target_diversity == pytest.approx(0.14)
     assert stage.target_probe == stage_change.probe_identity(parts, stage)
-    assert "4 problems" in stage.target_probe and "16 responses" in stage.target_probe
+    assert "4 problems" in stage.target_probe and "32 responses" in stage.target_probe

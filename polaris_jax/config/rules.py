@@ -13,6 +13,7 @@ from polaris_jax.config.sections import SETTINGS, MeshSection, RunConfig, StageS
 from polaris_jax.config.settings import config_fields, declared_name, require
 
 MAX_PROBE_TEMPERATURES = 1000
+GUARDS = ("uninformative", "zero_reward", "entropy", "length", "clip", "grader")
 
 
 def validate(config: RunConfig) -> None:
@@ -38,6 +39,13 @@ def validate(config: RunConfig) -> None:
     _check_row_len(config)
     _check_warmstart(config)
     _check_probe(config)
+    for name in config.guards.stop.replace(",", " ").split():
+        require(
+            name in GUARDS,
+            "guards.stop",
+            config.guards.stop,
+            f"{name} is no guard; name some of {', '.join(GUARDS)}",
+        )
     _check_evaluate(config)
     _check_yarn(config)
     check_pages(config, max(1, config.rollout.data))
@@ -221,12 +229,18 @@ def _check_probe(config: RunConfig) -> None:
         f"zones need at least 3 temperatures; from probe.start={p.start:g} in steps of "
         f"{p.step:g} set it to {p.start + 2 * p.step:g} or more, or lower probe.step",
     )
+    further = "accuracy falls further in the exploration zone than in the robust one; set it to"
     require(
-        p.cez_tolerance >= p.rgz_tolerance,
+        p.cez_share >= p.rgz_share,
+        "probe.cez_share",
+        p.cez_share,
+        f"{further} probe.rgz_share={p.rgz_share:g} or more",
+    )
+    require(
+        p.cez_tolerance >= p.rgz_tolerance or p.cez_tolerance == 0,
         "probe.cez_tolerance",
         p.cez_tolerance,
-        f"accuracy falls further in the exploration zone than in the robust one; set it to "
-        f"probe.rgz_tolerance={p.rgz_tolerance:g} or more",
+        f"{further} probe.rgz_tolerance={p.rgz_tolerance:g} or more, or to 0 for probe.cez_share",
     )
 
 

@@ -163,27 +163,83 @@ class CalibrateSection:
 class ProbeSection:
     """`polaris probe` and temperature resets: a sweep over temperatures."""
 
-    start: float = setting(0.1, "Lowest temperature.", above=0)
+    start: float = setting(0.2, "Lowest temperature.", above=0, former=(0.1,))
     stop: float = setting(1.7, "Highest temperature; the sweep needs three or more.")
     step: float = setting(
-        0.1,
+        0.15,
         "Distance of two temperatures.",
         at_least=MIN_PROBE_STEP,
         rule=f"temperatures must lie at least {MIN_PROBE_STEP} apart; set it to that or more, such "
         "as to 0.1",
+        former=(0.1,),
     )
     problems: int = setting(64, "Problems that are sampled.", above=0)
-    n: int = setting(16, "Responses to each problem at each temperature.", above=0)
+    n: int = setting(32, "Responses to each problem at each temperature.", above=0, former=(16,))
     max_response_tokens: int = setting(0, "Longest response; 0: the first stage's.", at_least=0)
+    rgz_share: float = setting(
+        0.03,
+        "Loss inside the robust generation zone, as a share of the best accuracy.",
+        at_least=0,
+        at_most=1,
+        before=0.03,
+    )
+    cez_share: float = setting(
+        0.14,
+        "Loss inside the controlled exploration zone, as a share of the best accuracy; at least "
+        "rgz_share.",
+        at_least=0,
+        at_most=1,
+        before=0.14,
+    )
     rgz_tolerance: float = setting(
-        0.02, "Loss of accuracy inside the robust generation zone.", at_least=0
+        0.0,
+        "The robust zone's loss in points of accuracy, as earlier versions had it; 0: rgz_share.",
+        at_least=0,
+        former=(0.02,),
     )
     cez_tolerance: float = setting(
-        0.10,
-        "Loss of accuracy inside the controlled exploration zone; at least rgz_tolerance.",
+        0.0,
+        "The exploration zone's loss in points of accuracy, as earlier versions had it; 0: "
+        "cez_share.",
         at_least=0,
+        former=(0.10,),
     )
     max_candidates: int = setting(5, "Temperatures tried in a reset between stages.", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardsSection:
+    """Limits of a run; passing one prints a warning, or ends the run if `stop` names the guard.
+
+    The guards are uninformative, zero_reward, entropy, length, clip and grader.
+    rollout.max_logp_gap_mean and optimizer.max_skips always end the run.
+    """
+
+    stop: str = setting("", "Guards that end the run, separated by commas; the others warn.")
+    uninformative_steps: int = setting(
+        5, "Steps in a row that no group informs, or without an update; 0: off.", at_least=0
+    )
+    zero_reward_steps: int = setting(
+        5, "Steps in a row in which every reward is 0; 0: off.", at_least=0
+    )
+    steps: int = setting(
+        3, "Steps in a row for entropy, length and clip; 0: all three off.", at_least=0
+    )
+    entropy_low: float = setting(
+        0.1, "Share of the entropy of the stage's first steps; 0: off.", at_least=0, below=1
+    )
+    entropy_high: float = setting(
+        5.0, "Multiple of the entropy of the stage's first steps; 0: off.", at_least=1, also=0
+    )
+    length_growth: float = setting(
+        3.0, "Multiple of the mean length of the stage's first steps; 0: off.", at_least=1, also=0
+    )
+    clip_ratio: float = setting(
+        0.9, "Share of responses that the budget ends; 0: off.", at_least=0, at_most=1
+    )
+    grader_failures: float = setting(
+        0.05, "Share of a step's answers whose grading failed; 0: off.", at_least=0, at_most=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,6 +360,7 @@ class RunConfig:
     reward: RewardSection = setting(RewardSection())
     calibrate: CalibrateSection = setting(CalibrateSection())
     probe: ProbeSection = setting(ProbeSection())
+    guards: GuardsSection = setting(GuardsSection(), resume=YES)
     checkpoint: CheckpointSection = setting(CheckpointSection(), resume=YES)
     evaluate: EvaluateSection = setting(EvaluateSection(), resume=YES)
     mesh: MeshSection = setting(MeshSection(), resume=YES)

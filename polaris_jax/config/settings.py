@@ -60,6 +60,8 @@ class Setting:
         before: the value that reproduces the behaviour of versions that lacked the field. A run of
             such a version resumes with this value. ALWAYS: there is none. A new field needs
             `before`, unless a resume may change the field.
+        former: defaults of earlier versions. A run that recorded one of them keeps it, unless the
+            config now has another value than the default.
         usual: names of this field in other trainers, separated by spaces. If a user gives one of
             these names, the error suggests this field.
         name: dotted name, such as `stages[i].steps`; filled in by `declared_sections`.
@@ -76,6 +78,7 @@ class Setting:
     rule: str = ""
     resume: str = NO
     before: Any = ALWAYS
+    former: tuple[Any, ...] = ()
     usual: str = ""
     name: str = ""
     kind: Any = object

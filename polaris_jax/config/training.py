@@ -151,6 +151,7 @@ class RolloutSection:
         0.0,
         "Stops the run if the mean |sampler - trainer| log-prob is above this, in nats; 0: off.",
         at_least=0,
+        resume=YES,
     )
     total_tokens: int = setting(
         0, "Ends the run after this number of sampled tokens; 0: off.", at_least=0

@@ -64,6 +64,8 @@ class ReadReport:
         kept: number of problems returned.
         counts: number of rows or problems by reason: `malformed`, `duplicate`,
             `duplicate_with_other_answer` (left out), `renamed_id` (kept).
+        lost: number of rows that were read without a part of theirs: `turns` of a chat before or
+            after the last user turn, or `column NAME`, whose values are no JSON.
         messages: one `place: reason` for each file that was not read, then for the first malformed
             rows and contradictions.
     """
@@ -73,6 +75,7 @@ class ReadReport:
     kept: int
     counts: dict[str, int]
     messages: tuple[str, ...]
+    lost: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The report in JSON-able types."""
@@ -106,6 +109,7 @@ def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport
     places: list[str] = []
     messages: list[str] = []
     counts: collections.Counter[str] = collections.Counter()
+    lost: collections.Counter[str] = collections.Counter()
     rows = 0
     files = resolve_source(source)
     for row in read_rows(files, _COLUMNS):
@@ -115,6 +119,7 @@ def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport
                 raise RowError(row.error)
             problems.append(parse_row(row.fields))
             places.append(row.place)
+            lost.update(_lost_parts(row.fields))
         except RowError as error:
             counts["malformed"] += 1
             messages.append(_printable(f"{row.place}: {error}"))
@@ -150,6 +155,7 @@ def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport
         kept=len(problems),
         counts={reason: count for reason, count in sorted(counts.items()) if count},
         messages=tuple(named),
+        lost=dict(sorted(lost.items())),
     )
 
 
@@ -198,6 +204,17 @@ def parse_row(fields: Mapping[str, Any]) -> Problem:
             if name not in _COLUMNS and value is not None and _is_json(value)
         },
     )
+
+
+def _lost_parts(fields: Mapping[str, Any]) -> list[str]:
+    """The parts of a row that its problem does not keep: see `ReadReport.lost`."""
+    chat = next((fields[f] for f in PROBLEM_FIELDS if fields.get(f) is not None), None)
+    turns = ["turns"] if isinstance(chat, list) and len(chat) > 1 else []
+    return turns + [
+        f"column {name}"
+        for name, value in fields.items()
+        if name not in _COLUMNS and value is not None and not _is_json(value)
+    ]
 
 
 def _is_json(value: Any) -> bool:

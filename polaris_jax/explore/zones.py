@@ -8,16 +8,19 @@ from typing import Literal
 
 import numpy as np
 
+from polaris_jax.config.sections import ProbeSection
+
 Label = Literal["cold", "rgz", "cez", "pcz"]
 
-RGZ_TOLERANCE = 0.02  # distance from the plateau, in accuracy
-CEZ_TOLERANCE = 0.10
+# Shares of the plateau: the blog's 2 and 10 points at its 70%.
+RGZ_TOLERANCE = 0.03
+CEZ_TOLERANCE = 0.14
 MIN_TEMPERATURES = 3
 # Responses (problems x responses a problem) that each temperature of a sweep needs. test_zones.py
 # simulates sweeps of the blog's curve. With 2,048 responses, all zone borders lie within one step
 # (0.05) of the true ones in 19 of 20 sweeps; with 1,024 in 17, with 512 in 13.
 MIN_SAMPLES = 2_048
-ROUNDING = 1e-9  # 0.70 - 0.02 is not 0.68 in binary; a border value counts as inside
+ROUNDING = 1e-9  # 0.70 - 0.021 is not 0.679 in binary; a border value counts as inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Zones:
         pcz_from: last temperature before the PCZ; None if the sweep does not reach the PCZ.
         initial_temperature: T0, the temperature that training starts from: the last temperature of
             the RGZ.
+        at_edge: True if T0 is the hottest temperature of the sweep, so that the RGZ may end above.
     """
 
     labels: tuple[Label, ...]
@@ -42,6 +46,7 @@ class Zones:
     cez: tuple[float, float] | None
     pcz_from: float | None
     initial_temperature: float
+    at_edge: bool = False
 
 
 def find_zones(
@@ -58,15 +63,16 @@ def find_zones(
     highest smoothed accuracy. A temperature is inside a zone if its measured or its smoothed
     accuracy is at least the plateau minus the zone's tolerance. At the two ends only the measured
     accuracy counts, because a mean of 2 would hide a collapse that begins at the sweep's last step.
-    The tolerance at a temperature is never below the standard error there. A zone extends from the
-    first to the last temperature inside, so a noisy point in between does not split the zone.
+    The tolerance is a share of the plateau, and at a temperature never below the standard error
+    there. A zone extends from the first to the last temperature inside, so a noisy point in between
+    does not split the zone.
 
     Args:
         temperatures: at least 3 temperatures, distinct and ascending.
         accuracies: mean accuracy at each temperature, in [0, 1].
         stderrs: standard error of each accuracy; None: 0.
-        rgz_tolerance: tolerance of the Robust Generation Zone, in accuracy (absolute).
-        cez_tolerance: tolerance of the Controlled Exploration Zone, in accuracy (absolute), at
+        rgz_tolerance: tolerance of the Robust Generation Zone, a share of the plateau.
+        cez_tolerance: tolerance of the Controlled Exploration Zone, a share of the plateau, at
             least `rgz_tolerance`.
 
     Raises:
@@ -100,7 +106,54 @@ def find_zones(
         cez=(border, last_before_collapse) if exploring else None,
         pcz_from=last_before_collapse if "pcz" in labels else None,
         initial_temperature=border,
+        at_edge=border == float(temperatures[-1]),
     )
+
+
+def tolerances(section: ProbeSection, accuracies: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """A config's `rgz_tolerance` and `cez_tolerance` of `find_zones` for this curve.
+
+    `probe.rgz_tolerance` and `probe.cez_tolerance` are points of accuracy, which runs of earlier
+    versions recorded; where they are not 0 they count, and else `probe.rgz_share`, `cez_share`.
+    """
+    best = float(_smoothed(np.asarray(accuracies, np.float64)).max())
+
+    def share(points: float, usual: float) -> float:
+        return points / best if points and best > 0 else usual
+
+    rgz = share(section.rgz_tolerance, section.rgz_share)
+    cez = share(section.cez_tolerance, section.cez_share)
+    return {"rgz_tolerance": rgz, "cez_tolerance": max(rgz, cez)}
+
+
+def is_above_zero(
+    accuracies: Sequence[float] | np.ndarray, stderrs: Sequence[float] | np.ndarray
+) -> bool:
+    """True if the plateau lies more than two standard errors above 0: a sweep that measured one."""
+    best, error = plateau(accuracies, stderrs)
+    return best > 2 * error
+
+
+def plateau(
+    accuracies: Sequence[float] | np.ndarray, stderrs: Sequence[float] | np.ndarray
+) -> tuple[float, float]:
+    """The plateau of an accuracy curve, which is its highest smoothed accuracy, and its error.
+
+    Args:
+        accuracies: accuracy of each temperature, in ascending order of temperature.
+        stderrs: standard error of each accuracy.
+
+    Returns:
+        (accuracy, standard error of this mean of up to 3 points)
+    """
+    smoothed = _smoothed(np.asarray(accuracies, np.float64))
+    # A mean of k points: the square of its error is their mean squared error divided by k.
+    k = np.full(len(smoothed), 1.0 if len(smoothed) < MIN_TEMPERATURES else 3.0)
+    if len(smoothed) >= MIN_TEMPERATURES:
+        k[[0, -1]] = 2.0
+    errors = np.sqrt(_smoothed(np.square(np.asarray(stderrs, np.float64))) / k)
+    best = float(smoothed.max())
+    return best, float(errors[smoothed >= best - ROUNDING].max())
 
 
 def zone_labels(
@@ -122,7 +175,7 @@ def zone_labels(
             sweep of few points, in which a good neighbour would hide a collapse.
     """
     smoothed = _smoothed(accuracies)
-    plateau = smoothed.max()
+    best = smoothed.max()
     # At an end the mean of 2 halves a drop of accuracy. If the collapse begins at the sweep's last
     # temperature, the mean would hide the collapse, so only the measured accuracy counts there.
     either = np.maximum(accuracies, smoothed)
@@ -131,8 +184,8 @@ def zone_labels(
         either = accuracies
 
     def inside(tolerance: float) -> np.ndarray:
-        widened = np.maximum(tolerance, stderrs)
-        return np.flatnonzero(either >= plateau - widened - ROUNDING)
+        widened = np.maximum(tolerance * best, stderrs)
+        return np.flatnonzero(either >= best - widened - ROUNDING)
 
     first, last_robust = inside(rgz_tolerance)[[0, -1]]
     last_exploring = max(inside(cez_tolerance)[-1], last_robust)

@@ -18,6 +18,12 @@ from polaris_jax.rollout import Sampler
 from polaris_jax.system.seeds import fold_seed
 from polaris_jax.system.signals import StopRequest
 
+# What to do about a sweep without a plateau above 0.
+NO_PLATEAU = (
+    "run it again on easier problems, with a larger probe.max_response_tokens, or with more "
+    "samples (probe.n)"
+)
+
 
 def measure_temperature(
     parts: Parts,
@@ -63,15 +69,21 @@ def read_initial_temperature(path: epath.Path, *, stage: int) -> float | None:
     """The temperature that `polaris probe` suggests in probe.json; None without that file.
 
     Raises:
-        ConfigError: the file holds something else.
+        ConfigError: the probe found no temperature, or the file holds something else.
     """
     if not path.exists():
         return None
     try:
-        return float(json.loads(path.read_text())["initial_temperature"])
+        value = json.loads(path.read_text())["initial_temperature"]
+        if value is not None:
+            return float(value)
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"{path}: not what `polaris probe` leaves ({type(error).__name__}: {error}); "
             "delete it and run `polaris probe` again, or set "
             f"stages[{stage}].temperature_rule=fixed"
         ) from None
+    raise ConfigError(
+        f"{path}: `polaris probe` found no temperature, as no accuracy could be told from 0; "
+        f"{NO_PLATEAU}, or set stages[{stage}].temperature_rule=fixed"
+    )

@@ -74,7 +74,7 @@ def probe_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
     """
     temperatures = np.asarray(summary["temperatures"], float)
     chosen = summary.get("initial_temperature")
-    labels = summary.get("zones", {}).get("labels") or []
+    labels = (summary.get("zones") or {}).get("labels") or []
     with panels(path, "Temperature zones", rows=2) as (top, bottom):
         for axes in (top, bottom):
             _shade_zones(axes, temperatures, labels, name=axes is top)

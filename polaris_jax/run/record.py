@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -10,7 +11,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from etils import epath
 
 from polaris_jax.config import (
     ADDED_FIELDS,
+    SETTINGS,
     ConfigError,
     RunConfig,
     binding_fields,
@@ -94,6 +96,37 @@ def refuse_other_run(workdir: AnyPath, config: RunConfig, *, sections: Sequence[
             )
     if differing := _differing(record, config, names):
         raise _other_config(workdir, differing, "choose another --workdir")
+
+
+def with_recorded_defaults(
+    workdir: AnyPath, config: RunConfig, say: Callable[[str], None]
+) -> RunConfig:
+    """The config in which a default that has changed since is what the workdir's run recorded.
+
+    Only fields that have the present default are replaced, and only by a default of an earlier
+    version (`Setting.former`): a value of the user's own is compared like any other.
+
+    Args:
+        workdir: directory of the run; without a record nothing is replaced.
+        config: the present config.
+        say: prints a line about each value that is kept.
+    """
+    record = read_record(as_place(workdir))
+    recorded = {} if record is None else record["config"]
+    for name, value in config_fields(config).items():
+        setting, there = SETTINGS[declared_name(name)], recorded.get(name)
+        if there in setting.former and value == setting.default:
+            config = _with_field(config, name, there)
+            say(f"{name}={there}, as this workdir's run began; the default is {value} now")
+    return config
+
+
+def _with_field(section: Any, name: str, value: Any) -> Any:
+    """The section with another value of a field; dots lead into sections inside."""
+    head, _, rest = name.partition(".")
+    if rest:
+        value = _with_field(getattr(section, head), rest, value)
+    return dataclasses.replace(section, **{head: value})
 
 
 def _prepared_from(workdir: epath.Path) -> str:

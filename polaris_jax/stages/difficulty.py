@@ -13,13 +13,14 @@ from polaris_jax.records import correct_rewards, require_fields, require_rewards
 
 Statistic = Literal["stage_mean", "last"]
 Preset = Literal["full", "drop_perfect", "aggressive"]
-Shape = Literal["mirrored J", "J", "U", "flat", "empty"]
+Shape = Literal["unsolved", "solved", "mirrored J", "J", "U", "hump", "flat", "empty"]
 
 DROP_ABOVE = 0.9
 AGGRESSIVE_ABOVE = 0.5
 TOO_EASY_ABOVE = 0.7  # mean reward above which a set teaches too little
 SKEW = 0.2  # smallest difference between the two ends' shares that makes a J
 ENDS = 0.8  # smallest share of both ends together that makes a U; a uniform histogram has 2/3
+ALL_BUT_ALL = 0.9  # share of 0/n (or of n/n) from which a set is unsolved (or solved)
 
 
 class AccuracyTable:
@@ -211,12 +212,16 @@ def pass_rate_histogram(pass_rates: Iterable[float], n: int) -> np.ndarray:
 
 
 def shape_name(histogram: Sequence[int] | np.ndarray) -> Shape:
-    """The name of a pass-rate histogram: "mirrored J", "J", "U" or "flat".
+    """The name of a pass-rate histogram, which its defining bins must justify.
 
-    A rate under 1/3 is hard, a rate over 2/3 is easy. In a "mirrored J" the hard problems exceed
-    the easy ones by at least 0.2 of all problems; in a "J" the easy exceed the hard by as much. Of
-    the others, a "U" has at least 0.8 of all problems at both ends together; the rest is "flat".
-    The name is "empty" if there is no problem.
+    "unsolved": at least 90% of the problems were never solved. "solved": at least 90% always.
+    Otherwise a rate under 1/3 is hard, a rate over 2/3 is easy, and the rest is middling:
+
+    - "mirrored J": hard problems exceed easy ones by at least 0.2 of all problems, and are at least
+      as many as middling ones. "J": the same with hard and easy exchanged.
+    - "U": hard and easy problems together are at least 0.8 of all.
+    - "hump": middling problems are more than half of all.
+    - "flat": all else. "empty": there is no problem.
 
     Args:
         histogram: problems solved in 0/n .. n/n of their rollouts; n >= 1.
@@ -228,14 +233,21 @@ def shape_name(histogram: Sequence[int] | np.ndarray) -> Shape:
     if not total:
         return "empty"
     n = len(counts) - 1
+    if counts[0] >= ALL_BUT_ALL * total:
+        return "unsolved"
+    if counts[n] >= ALL_BUT_ALL * total:
+        return "solved"
     solved = np.arange(n + 1)
     hard = float(counts[3 * solved < n].sum() / total)
     easy = float(counts[3 * solved > 2 * n].sum() / total)
-    if hard - easy >= SKEW:
+    middling = 1.0 - hard - easy
+    if hard - easy >= SKEW and hard >= middling:
         return "mirrored J"
-    if easy - hard >= SKEW:
+    if easy - hard >= SKEW and easy >= middling:
         return "J"
-    return "U" if hard + easy >= ENDS else "flat"
+    if hard + easy >= ENDS:
+        return "U"
+    return "hump" if middling > 0.5 else "flat"
 
 
 def too_easy(pass_rates: Iterable[float]) -> bool:

@@ -177,6 +177,7 @@ NOT_NEGATIVE = {
     "optimizer": "learning_rate weight_decay",
     "calibrate": "max_response_tokens",
     "probe": "max_response_tokens rgz_tolerance cez_tolerance",
+    "guards": "uninformative_steps zero_reward_steps steps",
     "evaluate": "every_steps temperature top_k max_response_tokens",
     "warmstart": "steps",
 }
@@ -357,9 +358,14 @@ TWO_STAGES = [{"temperature_rule": "match_diversity"}, {}]
         ({"stages": TWO_STAGES}, "stages[0].temperature_rule='match_diversity'", "use fixed"),
         ({"model__max_position_tokens": 8192}, "stages[0].max_response_tokens=39936", "lower the"),
         ({"batch__row_len": 1024}, "batch.row_len=1024", "set it to 0 or to at least that"),
-        ({"probe__start": 0.6, "probe__stop": 0.79}, "probe.stop=0.79", "set it to 0.8 or more"),
+        ({"probe__start": 0.6, "probe__stop": 0.79}, "probe.stop=0.79", "set it to 0.9 or more"),
         ({"probe__stop": 0.0}, "probe.stop=0.0", "at least 3 temperatures"),
-        ({"probe__rgz_tolerance": 0.2}, "probe.cez_tolerance=0.1", "rgz_tolerance=0.2 or more"),
+        ({"probe__rgz_share": 0.2}, "probe.cez_share=0.14", "rgz_share=0.2 or more"),
+        (
+            {"probe__rgz_tolerance": 0.2, "probe__cez_tolerance": 0.1},
+            "probe.cez_tolerance=0.1",
+            "rgz_tolerance=0.2 or more, or to 0 for probe.cez_share",
+        ),
         ({"evaluate__top_p": 0.0}, "evaluate.top_p=0.0", "(0, 1]"),
         ({"evaluate__length_edges": (32, 16)}, "evaluate.length_edges=(32, 16)", "ascend"),
         ({"evaluate__length_edges": ()}, "evaluate.length_edges=()", "at least one"),
@@ -411,6 +417,9 @@ def test_the_budget_rule_states_the_numbers():
         {"reward__memory_limit_bytes": 1 << 26},
         {"reward__timeout_s": 86_400.0},
         {"probe__start": 0.001, "probe__stop": 1.0, "probe__step": 0.001},
+        {"probe__cez_tolerance": 1.0},
+        {"probe__rgz_tolerance": 0.2},
+        {"guards__stop": "entropy, clip"},
     ],
 )
 def test_values_on_the_allowed_side_pass(values):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from polaris_jax.config import ProbeSection
 from polaris_jax.explore import find_zones
-from polaris_jax.explore.zones import MIN_SAMPLES
+from polaris_jax.explore.zones import MIN_SAMPLES, is_above_zero, plateau, tolerances
 
 STEP = 0.05
 GRID = np.round(np.arange(0.2, 1.81, STEP), 2)
@@ -88,6 +89,50 @@ def test_standard_errors_win_some_borders_back(shape):
     assert few < given < more == no_wider
 
 
+def test_a_tolerance_is_a_share_of_the_plateau():
+    """A tenth of the accuracy has the same zones; two points would call all of it robust."""
+    zones, low = find_zones(GRID, blog_curve()), find_zones(GRID, blog_curve() / 10)
+    assert low == zones
+    temperatures = [1.0, 1.2, 1.4, 1.6, 1.7]
+    accuracy, stderrs = [0.05, 0.05, 0.045, 0.034, 0.03], [0.002] * 5
+    assert find_zones(temperatures, accuracy, stderrs=stderrs).initial_temperature == 1.2
+    points = tolerances(ProbeSection(rgz_tolerance=0.02, cez_tolerance=0.1), accuracy)
+    assert find_zones(temperatures, accuracy, stderrs=stderrs, **points).initial_temperature == 1.7
+
+
+def test_points_of_an_earlier_version_are_turned_into_shares():
+    curve = blog_curve()
+    assert tolerances(ProbeSection(), curve) == {"rgz_tolerance": 0.03, "cez_tolerance": 0.14}
+    points = tolerances(ProbeSection(rgz_tolerance=0.02, cez_tolerance=0.1), curve)
+    assert points == pytest.approx({"rgz_tolerance": 0.02 / 0.65, "cez_tolerance": 0.1 / 0.65})
+    one = tolerances(ProbeSection(rgz_tolerance=0.2), curve)
+    assert one == pytest.approx(dict.fromkeys(one, 0.2 / 0.65))
+
+
+def test_a_temperature_at_the_end_of_the_sweep_is_marked():
+    assert find_zones([0.5, 1.0, 1.5], [0.4, 0.4, 0.4]).at_edge
+    assert not find_zones(GRID, blog_curve()).at_edge
+
+
+def test_a_plateau_within_two_standard_errors_of_0_is_none():
+    assert is_above_zero([0.5, 0.5, 0.1], [0.02] * 3)
+    assert not is_above_zero([0.0] * 4, [0.0] * 4)
+    one_of_1024 = [0.0, 1 / 1024, 0.0, 0.0]  # a problem was solved once in 16
+    assert not is_above_zero(one_of_1024, [0.0, 1 / 1024, 0.0, 0.0])
+    assert plateau([0.3, 0.3, 0.3], [0.03, 0.03, 0.03]) == pytest.approx((0.3, 0.03 / 2**0.5))
+
+
+def test_the_defaults_of_a_probe_have_samples_enough_and_the_blogs_temperatures():
+    section = ProbeSection()
+    assert section.problems * section.n >= MIN_SAMPLES
+    steps = np.round((np.array([1.4, 1.55]) - section.start) / section.step, 6)
+    assert (steps == np.round(steps)).all()
+    grid = section.start + section.step * np.arange(11)
+    zones = find_zones(grid, np.interp(grid, GRID, blog_curve()))
+    borders = [*(zones.cez or ()), zones.pcz_from, zones.initial_temperature]
+    assert np.round(borders, 6).tolist() == [1.4, 1.55, 1.55, 1.4]
+
+
 def test_flat_curve_is_all_plateau():
     zones = find_zones([0.5, 1.0, 1.5], [0.4, 0.4, 0.4])
     assert zones.labels == ("rgz",) * 3
@@ -135,7 +180,8 @@ def test_one_sharp_peak():
 
 
 def test_a_value_on_the_border_is_inside():
-    zones = find_zones([1.0, 1.1, 1.2, 1.3, 1.4], [0.7, 0.7, 0.68, 0.60, 0.3])
+    """0.03 and 0.14 of a plateau at 0.7 are 2.1 and 9.8 points."""
+    zones = find_zones([1.0, 1.1, 1.2, 1.3, 1.4], [0.7, 0.7, 0.679, 0.602, 0.3])
     assert zones.labels == ("rgz", "rgz", "rgz", "cez", "pcz")
 
 

@@ -201,12 +201,17 @@ def test_histogram_counts_every_problem_once():
         pytest.param([35, 5, 3, 2, 2, 2, 3, 8, 40], "U", id="both-ends"),
         pytest.param([10] * 9, "flat", id="uniform"),
         pytest.param([0] * 9, "empty", id="no-problem"),
-        pytest.param([9, 0], "mirrored J", id="one-rollout-a-problem"),
+        pytest.param([6, 2], "mirrored J", id="one-rollout-a-problem"),
+        pytest.param([9, 0], "unsolved", id="one-rollout-and-none-solved"),
+        pytest.param([178, 8, 3, 1, 1, 1, 0, 0, 0], "unsolved", id="178-of-192"),
+        pytest.param([192] + [0] * 8, "unsolved", id="random-weights"),
+        pytest.param([85, 10, 3, 1, 1, 0, 0, 0, 0], "mirrored J", id="under-nine-tenths"),
+        pytest.param([15, 8, 7, 20, 25, 20, 2, 2, 1], "hump", id="skewed-in-the-middle"),
     ],
 )
 def test_shapes(histogram, name):
     assert shape_name(histogram) == name
-    mirrored = {"J": "mirrored J", "mirrored J": "J"}
+    mirrored = {"J": "mirrored J", "mirrored J": "J", "unsolved": "solved", "solved": "unsolved"}
     assert shape_name(histogram[::-1]) == mirrored.get(name, name)
 
 
