@@ -13,9 +13,10 @@ DEV := $(VENV)/.installed-dev
 GOLDEN := $(VENV)/.installed-golden
 WORKERS ?= 2
 ARGS ?=
+SEED ?= 0
 
 .PHONY: help demo demo-seeds test test-quick test-slow lint style bench bench-gpu bench-grader \
-  bench-sampler docs house venv venv-tpu venv-cuda12
+  bench-sampler docs drills house venv venv-tpu venv-cuda12
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -34,6 +35,9 @@ test-quick: style  ## ruff, the tests that need a host only, one step of trainin
 
 test-slow: $(GOLDEN)  ## the slow tests: live torch, libtpu, many kills, all notebooks
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow --timeout 3600 $(ARGS)
+
+drills: $(DEV)  ## kills, damage, hostile files and answers, random load, by SEED=0 (an hour)
+	$(BIN)/python -m tests.drills --seed $(SEED) --out workdirs/drills/seed_$(SEED) $(ARGS)
 
 lint: style  ## ruff, formatting, type checker, shell scripts
 	$(BIN)/basedpyright

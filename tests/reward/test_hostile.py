@@ -16,118 +16,12 @@ import pytest
 
 from polaris_jax import reward
 from polaris_jax.reward import Grader
+from tests.support.hostile_answers import GOLDS, HOSTILE
 
 pytestmark = pytest.mark.xdist_group("hostile")  # one worker makes what its tests share
 
 # One pair without a deadline: far above the worst seen (0.3 s), far below a hang.
 LONGEST_S = 4.0
-
-HOSTILE = {
-    "import": '__import__("os").system("touch EXECUTED")',
-    "open": 'open("EXECUTED", "w")',
-    "exec": "exec(\"open('EXECUTED','w')\")",
-    "attributes": "().__class__.__bases__[0].__subclasses__()",
-    "lambda": "(lambda: 0)()",
-    "input": r"\input{/etc/passwd}",
-    "write18": r"\immediate\write18{touch EXECUTED}",
-    "recursive macro": r"\def\x{\x}\x",
-    "format": "%s%n{0.__class__}{{7*7}}",
-    "power tower": "9^{9^{9^9}}",
-    "python power tower": "9**9**9**9",
-    "negative tower": "2^{-2^{10^{10}}}",
-    "small base": "(1/3)^{10^{8}}",
-    "irrational base": r"\pi^{10^{9}}",
-    "variable power": "x^{10^{9}}",
-    "binomial power": "(x+1)^{10^5}",
-    "exponential tower": "e^{e^{e^{e^{e}}}}",
-    "factorial": "(10^6)!",
-    "factorial tower": "((((9!)!)!)!)!",
-    "many factorials": "x" + "!" * 3000,
-    "binomial": r"\binom{10^9}{5\cdot10^8}",
-    "root of a huge degree": r"\sqrt[10^{10}]{2}",
-    "huge sum": r"\sum_{k=1}^{10^{100}} k",
-    "huge sine": r"\sin(10^{10^{10}})",
-    "huge exponent": "1e99999999999",
-    "tiny exponent": "1e-999999",
-    "nested sums": r"\sum_{i=1}^{1000}\sum_{j=1}^{1000}\sum_{k=1}^{1000} ijk",
-    "a sum of powers": r"\sum_{k=1}^{1000} k^{k^{k}}",
-    "a product": r"\prod_{k=1}^{2000} k!",
-    "a sum to a symbol": r"\sum_{k=1}^{n^{n^n}} k",
-    "a sum over nothing": r"\sum_{=}^{} ",
-    "a matrix power": r"\begin{pmatrix}1&1\\1&0\end{pmatrix}^{10^9}",
-    "a sum of complex factorials": r"\sum_{k=1}^{2000} (k+i)!",
-    "a sum of binomials of a name": r"\sum_{k=1}^{2000}\binom{x}{k}k!",
-    "numbers as small as any": r"\pi\cdot 10^{-9999}",
-    "products of matrices": (
-        r"\begin{pmatrix}a&b^2&c&d\\e&f&g&h\\j&k&l&m\\n&o&p&q\end{pmatrix}" * 8
-    ),
-    "matrices in a row": r"\begin{pmatrix}x&1\\1&y\end{pmatrix}" * 60,
-    "a matrix of ten thousand": r"\begin{pmatrix}"
-    + r"\\".join(["1&" * 99 + "1"] * 100)
-    + r"\end{pmatrix}",
-    "number words": "one hundred and " * 300,
-    "hyphens": "twenty-" * 700,
-    "ordinals": "5th" * 1900,
-    "months": "May 5, " * 700,
-    "colons": "1:" * 2900,
-    "braces deep": "{" * 10**6,
-    "five megabytes of digits": "7" * 5_000_000,
-    "digits": "9" * 5000,
-    "a megabyte of digits": "1" * 1_000_000,
-    "a megabyte of braces": "{" * 500_000 + "}" * 500_000,
-    "braces": "{" * 2000 + "1" + "}" * 2000,
-    "brackets": "(" * 2900 + "1" + ")" * 2900,
-    "nested roots": r"\sqrt{" * 800 + "2" + "}" * 800,
-    "nested fractions": r"\frac{1}{1+" * 400 + "1" + "}" * 400,
-    "open fractions": r"\frac{" * 800,
-    "nested powers": "x^{" * 900 + "2" + "}" * 900,
-    "text in text": r"\text{" * 900,
-    "minus signs": "-" * 5000 + "1",
-    "division chain": "1/2" * 1500,
-    "plus-minus": r"1\pm1" * 900,
-    "bars": "|x" * 2000,
-    "subscripts": "x_{1}" * 900,
-    "primes": "x" + "'" * 4000,
-    "carets": "^" * 5000,
-    "percents": "5" + "%" * 4000,
-    "commas": "1," * 2900,
-    "thousands": "1,111" * 1100,
-    "repeating": r"0.\overline{1}" * 400,
-    "letters": "a" * 5900,
-    "spaced letters": "a " * 2900,
-    "spaces": "1" + " " * 5900,
-    "joined spaces": "1 " * 2900 + "111",
-    "magnitudes far apart": r"x+10^{-600}+" + "+".join(rf"\sin({k}x)" for k in range(1, 150)),
-    "factorials far apart": r"n!+10^{-600}+(n+1)!+(n+2)!+(2n)!+(3n)!",
-    "bends far apart": "+".join(rf"|x-10^{{{k}}}|" for k in range(1, 150)),
-    "floors close together": "+".join(rf"\lfloor x+10^{{-{k}}}\rfloor" for k in range(1, 150)),
-    "minima in minima": r"\min(x,10^{90}+" * 25 + "1" + ")" * 25,
-    "brackets of one": "[" * 900 + "5" + "]" * 900,
-    "invisible characters": "\u200b".join("x" * 2000),
-    "matrix": r"\begin{pmatrix}" + "&".join("1" * 2000) + r"\end{pmatrix}",
-    "ragged matrix": r"\begin{pmatrix}1&2\\3\end{pmatrix}",
-    "wide set": r"\{" + ",".join(f"x_{{{i}}}" for i in range(250)) + r"\}",
-    "unions": r"(0,1)\cup" * 500 + "(0,1)",
-    "null": "\x00",
-    "surrogate": "\ud800",
-    "right to left": "\u202e6\u202c",
-    "combining": "6\u0301" * 1000,
-    "other digits": "٦",
-    "backslashes": "\\" * 5999,
-    "lone commands": r"\frac\sqrt\binom\left\right\text\overline\begin\end",
-    "division by zero": "1/0",
-    "zero to the zero": r"\frac{0}{0}",
-    "infinity minus infinity": r"\infty-\infty",
-    "log of zero": r"\log 0+\ln 0+\log_1 5",
-    "tangent at a pole": r"\tan\frac{\pi}{2}",
-}
-
-GOLDS = (
-    "5", r"\frac{1}{2}", "x+1", "(1,2)", "[0,1)", r"\{1,2\}", "1,2", "x<3", r"\text{even}",
-    r"\begin{pmatrix}1\\2\end{pmatrix}", r"\sqrt{2}", "2.50", r"5\%", "9^{9^{9^8}}", "204_5",
-    "1:2", r"1\pm\sqrt2", "y=2x+1", r"(-\infty,1)\cup(2,3]",
-)  # fmt: skip
-
 
 SOUP = (
     r"\frac { } ( ) [ ] 1 2 12 x y + - * / ^ _ ! \sqrt \pi \pm \cup \cap \setminus , ; = < > \leq "

@@ -95,7 +95,7 @@ def environment(bucket: Bucket) -> dict[str, str]:
 def mount(monkeypatch: pytest.MonkeyPatch, bucket: Bucket) -> None:
     """Lets epath's `gs://` and `s3://` mean `bucket` for the length of a test."""
     for scheme in ("gs", "s3"):
-        monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, scheme, _EpathDoor(bucket))
+        monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, scheme, EpathDoor(bucket))
         monkeypatch.setitem(files._STORES, scheme, ("json", ""))  # gcsfs need not be installed
 
 
@@ -110,7 +110,9 @@ class _Upload(io.BytesIO):
         super().close()
 
 
-class _EpathDoor(backend._OsPathBackend):
+class EpathDoor(backend._OsPathBackend):
+    """A backend of epath over a bucket."""
+
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
 
@@ -198,7 +200,11 @@ def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
                     self.rfile.readline()
                 self.rfile.readline()
                 return body
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            length = int(self.headers.get("Content-Length") or 0)
+            body = self.rfile.read(length)
+            if len(body) < length:  # its sender was killed: a store keeps no part of an object
+                raise ConnectionError("the sender is gone")
+            return body
 
         def _send(self, status: int, body: bytes = b"", **headers: str) -> None:
             self.send_response(status)
