@@ -25,7 +25,7 @@ from polaris_jax.batch import (
     substitute_uninformative,
 )
 from polaris_jax.batch.packing import stale_tokens
-from polaris_jax.measure.solve import grade_groups, graded_here
+from polaris_jax.measure.solve import grade_groups, graded_here, judged
 from polaris_jax.metrics import value_of
 from polaris_jax.metrics.rollout_stats import (
     age_metrics,
@@ -40,6 +40,7 @@ from polaris_jax.reward.grade_ahead import GradeAhead
 from polaris_jax.rollout import SamplingParams
 from polaris_jax.rollout.groups import begin, most_in_flight, sample_groups, settle
 from polaris_jax.stages.controller import StepStats, observe
+from polaris_jax.stages.guards import is_due
 from polaris_jax.state import RunState, with_next_stage
 from polaris_jax.system.seeds import fold_seed
 from polaris_jax.system.signals import StopRequest
@@ -202,9 +203,25 @@ def record(
         metrics |= age_metrics(graded.versions or (), version=state.policy_version)
     metrics |= part_metrics(graded)
     metrics["data/epoch"] = next(iter(batch.values())).epoch
+    if attempt == 0:
+        say_health(parts, state, graded)
     state = dataclasses.replace(state, lengths=lengths, accuracy=accuracy)
     tokens = sum(len(response) for group in graded.token_ids for response in group)
     return state.counted(sampled_tokens=tokens), metrics
+
+
+def say_health(parts: Parts, state: RunState, graded: Graded) -> None:
+    """Prints what the batch says of the policy, at the first step and if no group has informed.
+
+    A streak of such steps is judged when its guard is due (`guards.uninformative_steps`).
+    """
+    streak = state.guards.streaks.get("uninformative", 0) + 1
+    due = is_due(streak, parts.config.guards.uninformative_steps)
+    if state.step > 0 and (graded.informative_P.any() or not due):
+        return
+    health = judged(graded, parts.problems, parts.solver.tokenizer, reward=parts.config.reward)
+    for text in health.lines():
+        parts.progress.line(text)
 
 
 def rescue(

@@ -27,6 +27,7 @@ from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.groups import begin, sample_groups
 from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.sharding import split_devices
+from polaris_jax.stages.health import Health, judge, turn_tokens
 from polaris_jax.system import processes
 from polaris_jax.system.failures import at_run_time
 from polaris_jax.system.progress import Progress
@@ -158,6 +159,36 @@ def grade_groups(
     )
 
 
+def judged(
+    graded: Graded,
+    problems: Sequence[Problem],
+    tokenizer: Any,
+    *,
+    reward: RewardSection,
+    mode: Mode | None = None,
+) -> Health:
+    """What graded responses say of the policy; see `stages.health`.
+
+    Args:
+        graded: the responses as sampled.
+        problems: problems that have the responses' ids.
+        tokenizer: the policy's tokenizer.
+        reward: the config's section.
+        mode: the mode in which the responses were graded; None: `reward.mode`.
+    """
+    questions = {problem.id: problem.problem for problem in problems}
+    return judge(
+        graded,
+        questions=[questions.get(problem_id, "") for problem_id in graded.problem_ids],
+        prompt_texts=[
+            tokenizer.decode(list(ids), skip_special_tokens=False) for ids in graded.prompts
+        ],
+        mode=mode or reward.mode,
+        is_math=not reward.function,
+        chat_tokens=turn_tokens(tokenizer),
+    )
+
+
 def graded_here(number: int) -> bool:
     """True if this process grades group number `number` of those that were sampled."""
     return number % jax.process_count() == jax.process_index()
@@ -172,6 +203,10 @@ class Policy:
     def solve(self, problems: Sequence[Problem], **settings: Any) -> Graded:
         """`solve` with this policy's solver and sampler; `settings` are its other arguments."""
         return solve(self._solver, self._sampler, problems, **settings)
+
+    def judged(self, graded: Graded, problems: Sequence[Problem], **settings: Any) -> Health:
+        """`judged` with this policy's tokenizer; `settings` are its other arguments."""
+        return judged(graded, problems, self._solver.tokenizer, **settings)
 
     def prefix_rewards(
         self, graded: Graded, problems: Sequence[Problem], budgets: Sequence[int]

@@ -33,8 +33,8 @@ SUFFIX = " Answer."
 PROBLEMS = 12
 
 
-def make_base(directory: Path, *, hidden_size: int = 32) -> tuple[Path, Path]:
-    """(model directory, problems.jsonl)."""
+def make_base(directory: Path, *, hidden_size: int = 32, trained: bool = True) -> tuple[Path, Path]:
+    """(model directory, problems.jsonl). Not `trained`: random weights."""
     tokenizer = build_tokenizer()
     config = ModelConfig(
         vocab_size=len(tokenizer),
@@ -63,7 +63,8 @@ def make_base(directory: Path, *, hidden_size: int = 32) -> tuple[Path, Path]:
         for _ in range(256)
     ]
     section = WarmstartSection(steps=80, batch_size=32, learning_rate=1e-2)
-    model = warm_start(Decoder.init(config, jax.random.key(0)), examples, section)
+    model = Decoder.init(config, jax.random.key(0))
+    model = warm_start(model, examples, section) if trained else model
     base = directory / "base"
     save_pretrained(model, base, tokenizer=tokenizer)
     rows = [
