@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -17,7 +17,13 @@ from etils import epath
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.snapshots import SnapshotSaver
 from polaris_jax.config import ConfigError, RewardSection, RunConfig, config_hash, row_len_tokens
-from polaris_jax.data.problem_sets import find_training_problems, fitting
+from polaris_jax.data.problem_sets import (
+    CURATED,
+    PREPARED,
+    ProblemSet,
+    find_training_problems,
+    fitting,
+)
 from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.demo.arithmetic import arithmetic_problems
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
@@ -31,8 +37,10 @@ from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
 from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.run import workdir as workdir_lib
+from polaris_jax.run.identity import differing_inputs, refuse_other_inputs
 from polaris_jax.run.outputs import Outputs, StepClock, numerics_of
-from polaris_jax.run.record import with_recorded_defaults
+from polaris_jax.run.owner import alone
+from polaris_jax.run.record import read_record, with_recorded_defaults
 from polaris_jax.sharding import make_mesh, split_devices
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
@@ -124,7 +132,7 @@ def assemble(
     if not overwrite:
         config = with_recorded_defaults(workdir, config, progress.line)
     check_reward(config.reward)
-    problems, origin = training_problems(config, workdir, progress)
+    found = training_problems(config, workdir, progress, overwrite=overwrite)
     held_out = evaluation_problems(config, progress)[0] if config.evaluate.every_steps else []
     model_config = base_model_config(config)
     check_positions(config, model_config, progress.line)
@@ -147,17 +155,28 @@ def assemble(
         claim = opened.enter_context(
             workdir_lib.claim(workdir, config, overwrite=overwrite, primary=processes.is_first())
         )
-        progress.line(f"problems: {len(problems)} from {origin}")
+        progress.line(f"problems: {len(found.problems)} from {found.origin} ({found.why})")
         if config.optimizer.moment_dtype != "float32":
             progress.line(
                 f"optimizer.moment_dtype={config.optimizer.moment_dtype}: the recipe's is float32"
             )
         path = base_path(config, workdir, progress)  # the warm start, if one is configured
-        if processes.is_first():
-            workdir_lib.keep_identity(workdir, model_identity(path), path=path)
         model_config, tokenizer = load_config(path), load_tokenizer(path)
+        problems = fitting(found.problems, config.data, tokenizer=tokenizer, say=progress.line)
+        if processes.is_first():
+            inputs = model_inputs(path, tokenizer, model_config)
+            workdir_lib.keep_identity(
+                workdir,
+                inputs | {"problems": found.digest},
+                places=dict.fromkeys(inputs, f"model.path={path}") | {"problems": found.origin},
+            )
+            workdir_lib.note(workdir, problem_set=found.place)
+            if other := differing_inputs(found.model or {}, inputs):
+                progress.line(
+                    f"warning: {found.origin} was curated for a model with another "
+                    f"{' and '.join(other)}; `polaris calibrate` makes it anew"
+                )
         reference = load_sharded(path, updater.mesh) if config.objective.kl_coef else None
-        problems = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
         if held_out:
             held_out = fitting(held_out, config.data, tokenizer=tokenizer, say=progress.line)
         solver = opened.enter_context(
@@ -257,18 +276,50 @@ def check_reward(section: RewardSection) -> None:
 
 
 def training_problems(
-    config: RunConfig, workdir: epath.Path, progress: Progress, *, prepared: bool = True
-) -> tuple[list[Problem], str]:
-    """The problems to train on, the same in all processes, and where they come from.
+    config: RunConfig,
+    workdir: epath.Path,
+    progress: Progress,
+    *,
+    files: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> ProblemSet:
+    """The problems to train on, the same in all processes.
+
+    A run that has begun in the workdir keeps the set that it began with.
+
+    Args:
+        config: the config.
+        workdir: where `prepare`, `calibrate` and an earlier start left their files.
+        progress: gets lines for a person.
+        files: names of the workdir's files that are read; None: those of `data.use`.
+        overwrite: a run in the workdir does not count.
 
     Raises:
-        ConfigError: there are none, or processes read different ones.
+        ConfigError: there are none, they were made of others, or processes read different ones.
     """
-    problems, origin = find_training_problems(
-        config.data, workdir, progress.line, make=lambda: _arithmetic(config)[0], prepared=prepared
+    record = None if overwrite or files is not None else read_record(workdir)
+    if files is None:
+        files = () if config.data.use == "problems" else (CURATED, PREPARED)
+    found = find_training_problems(
+        config.data,
+        workdir,
+        progress.line,
+        make=lambda: _arithmetic(config)[0],
+        files=files,
+        began_with=None if record is None else _began_with(record, workdir),
     )
-    agree_on_problems(TRAINED_ON, problems)
-    return problems, origin
+    agree_on_problems(TRAINED_ON, found.problems)
+    return found
+
+
+def _began_with(record: Mapping[str, Any], workdir: epath.Path) -> str:
+    """`ProblemSet.place` of the set that a run began with."""
+    if isinstance(place := record.get("problem_set"), str):
+        return place
+    # A run of version 0.2 or earlier: `data.problems` came before the workdir's files.
+    if record["config"].get("data.problems"):
+        return ""
+    return next((name for name in (CURATED, PREPARED) if (workdir / name).exists()), "")
 
 
 def evaluation_problems(
@@ -304,6 +355,43 @@ def _arithmetic(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
     return arithmetic_problems(section.train, section.held_out, seed=section.seed)
 
 
+# ---- what results depend on
+
+
+def model_inputs(path: str, tokenizer: Any, model_config: ModelConfig) -> dict[str, Any]:
+    """Digests of the model that a command samples from, by name; see `run.identity`."""
+    ids = sorted(stop_token_ids(tokenizer, model_config.end_ids))
+    return model_identity(path) | {
+        "architecture": model_config.architecture(),
+        "stop ids": ", ".join(map(str, ids)),
+    }
+
+
+def base_inputs(
+    config: RunConfig, workdir: epath.Path, progress: Progress
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """`model_inputs` of the base model, and the places of these inputs, as errors name them.
+
+    Only the first process computes them; the others get nothing.
+
+    Raises:
+        ConfigError: a run in the workdir began with another model.
+    """
+    path = base_path(config, workdir, progress)
+    if not processes.is_first():
+        return {}, {}
+    inputs = model_inputs(path, load_tokenizer(path), load_config(path))
+    places = dict.fromkeys(inputs, f"model.path={path}")
+    refuse_other_inputs(
+        (read_record(workdir) or {}).get("identity") or {},
+        inputs,
+        places=places,
+        of=f"the run in workdir={workdir} began with",
+        remedy="choose another --workdir",
+    )
+    return inputs, places
+
+
 # ---- the base model
 
 
@@ -318,7 +406,12 @@ def base_path(config: RunConfig, workdir: epath.Path, progress: Progress) -> str
     if not path:
         require_base_model(config)
         made = workdir / WARMSTART_DIR
-        processes.first_does(lambda: make_base_model(config, made, progress), "warm start")
+
+        def make() -> None:
+            with alone(workdir, WARMSTART_DIR, progress):
+                make_base_model(config, made, progress)
+
+        processes.first_does(make, "warm start")
         path = str(made)
     agree_on_weights(path)
     return path

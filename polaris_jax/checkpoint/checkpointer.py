@@ -38,7 +38,7 @@ from polaris_jax.checkpoint.arrays import orbax as _orbax
 from polaris_jax.checkpoint.snapshots import canonical_json, plain, read_host
 from polaris_jax.checkpoint.step_folders import DATA, StepFolders, step_number
 from polaris_jax.config.settings import ConfigError
-from polaris_jax.run.workdir import TakenOver
+from polaris_jax.run.owner import TakenOver
 from polaris_jax.system import processes
 from polaris_jax.system.files import AnyPath, as_place, first_line, sync_directory, write_bytes
 

@@ -10,11 +10,16 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from absl import flags
 
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
 from polaris_jax.config import ConfigError
+from polaris_jax.run.owner import lock_name, owned
+from polaris_jax.system.files import as_place, is_remote
 from polaris_jax.system.signals import begin_work
 
 
@@ -49,6 +54,23 @@ def main(argv: list[str]) -> int:
     from polaris_jax.checkpoint.convert import convert
 
     begin_work()
-    line = convert(own["from"], own["to"], form=own["format"], dtype=own["dtype"])
+    with _target_owned(own["to"]):
+        line = convert(own["from"], own["to"], form=own["format"], dtype=own["dtype"])
     print(line)
     return 0
+
+
+@contextlib.contextmanager
+def _target_owned(target: str) -> Iterator[None]:
+    """A context manager that owns `--to`, by a lock in the nearest directory that is there."""
+    out = as_place(target)
+    there = next((path for path in out.parents if path.is_dir()), out.parent)
+    if is_remote(out):  # a store has no locks, and its files are complete or absent
+        yield
+        return
+    name = "_".join(out.relative_to(there).parts)
+    busy = f"--to={target}: `polaris convert` already writes it"
+    with owned(there, name, busy=busy, remedy="name another"):
+        yield
+        # `convert` refuses a target that is there, so nobody needs the lock any more.
+        (there / lock_name(name)).unlink(missing_ok=True)

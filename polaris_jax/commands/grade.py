@@ -34,8 +34,7 @@ from polaris_jax.data.sources import DataError
 from polaris_jax.reward import Grader
 from polaris_jax.reward.extract import Mode
 from polaris_jax.reward.math.equivalence import explain_path, gold_texts
-from polaris_jax.run.progress_file import name_aside, whole_rows
-from polaris_jax.system.files import append_bytes, as_place, is_remote, write_bytes
+from polaris_jax.system.files import as_place, is_remote
 from polaris_jax.system.progress import Progress
 from polaris_jax.system.signals import begin_work
 
@@ -172,18 +171,37 @@ def grade_file(
 ) -> GradeSummary:
     """Grades each row of a JSON-lines file; a rerun continues after the last finished row.
 
-    The first line of `out` records the input and the options. Then each input row has one line: its
-    fields without the text, and row, reward, answer, gold, layer, reason, answer_form, gold_form.
+    Each input row has one line in `out`: its fields without the text, and row, reward, answer,
+    gold, layer, reason, answer_form, gold_form. `X.identity.json` beside it records input and
+    options.
 
     Raises:
-        ConfigError: a file, line or field is missing or not readable.
+        ConfigError: a file, line or field is missing or not readable, or another `polaris grade`
+            writes to `out`.
     """
-    head = json.dumps({"identity": _identity(source, options)}, sort_keys=True)
-    summary = _resume(out, head, progress)
-    if summary.resumed:
+    with owned(
+        out.parent,
+        out.name,
+        busy=f"--out={out}: `polaris grade` already writes to it",
+        remedy="name another --out",
+        writes=(out.name, identity_path(out).name),
+    ):
+        return _grade_file(source, out, options, progress)
+
+
+def _grade_file(
+    source: epath.Path, out: epath.Path, options: GradeOptions, progress: Progress
+) -> GradeSummary:
+    done = ProgressFile(out, _identity(source, options), key=("row",), valid=_is_graded)
+    summary, finished = GradeSummary(), {row["row"] for row in done.rows}
+    for row in done.rows:
+        summary.add(row)
+    done.rows.clear()  # an output may be long
+    if finished:
+        summary.resumed = summary.rows
         progress.line(f"resumed after {summary.resumed} rows")
     golds = _golds(options.problems) if options.problems else None
-    rows = itertools.islice(_rows(source, options, golds), summary.resumed, None)
+    rows = (row for row in _rows(source, options, golds) if row.number not in finished)
     with Grader(
         options.workers,
         options.timeout_s,
@@ -192,13 +210,13 @@ def grade_file(
     ) as grader:
         while batch := list(itertools.islice(rows, BATCH_ROWS)):
             texts, answers = [row.text for row in batch], [row.gold for row in batch]
-            lines = []
+            new = []
             for row, grade in zip(batch, grader.grade(texts, answers, options.mode), strict=True):
                 found = row.others | {"row": row.number, "gold": row.gold} | grade._asdict()
                 del found["parts"]  # the math grader has none
-                lines.append(json.dumps(_finite(found), allow_nan=False) + "\n")
+                new.append(_finite(found))
                 summary.add(found)
-            append_bytes(out, "".join(lines).encode())
+            done.append(new)
             progress.line(f"graded {summary.rows} rows")
     return summary
 
@@ -233,42 +251,7 @@ def _identity(source: epath.Path, options: GradeOptions) -> dict[str, Any]:
     return found
 
 
-def _resume(out: epath.Path, head: str, progress: Progress) -> GradeSummary:
-    """Counts the finished rows of an output with an equal identity; sets other outputs aside.
-
-    An output with an equal identity that was set aside before is put back.
-    """
-    summary = GradeSummary()
-    present = out.read_bytes() if out.exists() else None
-    first, *lines = io.BytesIO(present or b"").readlines() or [b""]
-    if present is not None and first != head.encode() + b"\n":
-        own = out.with_name(name_aside(out.name, head.encode()))
-        first = first.rstrip(b"\n")
-        if lines or (first and not first.startswith(b'{"identity"')):
-            aside = out.with_name(name_aside(out.name, first))
-            write_bytes(aside, present)
-            progress.line(f"{len(lines)} rows of other settings set aside as {aside}")
-        first, *lines = io.BytesIO(own.read_bytes() if own.exists() else b"").readlines() or [b""]
-    if first != head.encode() + b"\n":
-        lines = []
-    whole = b"".join([head.encode() + b"\n", *_count(lines, summary)])
-    if whole != present:
-        write_bytes(out, whole)
-    summary.resumed = summary.rows
-    return summary
-
-
-def _count(lines: list[bytes], summary: GradeSummary) -> list[bytes]:
-    """Counts the complete rows before the first torn or damaged one, and returns their lines."""
-    for done, line in enumerate(lines):
-        row = whole_rows([line])
-        if not line.endswith(b"\n") or not row or not _is_graded(row[0]):
-            return lines[:done]
-        summary.add(row[0])
-    return lines
-
-
-def _is_graded(row: dict[str, Any]) -> bool:
+def _is_graded(row: Mapping[str, Any]) -> bool:
     return row.get("reward") in (0.0, 1.0) and isinstance(row.get("layer"), str)
 
 
@@ -293,7 +276,7 @@ def _rows(
             if not line.strip():
                 continue
             row = _parsed(source, number, line)
-            if set(row) == {"identity"}:  # the first line of evaluate's responses.jsonl
+            if set(row) == {"identity"}:  # responses.jsonl of version 0.2 begins with it
                 continue
             text_field = text_field or _first_of(TEXT_FIELDS, row, "--text_field", source, number)
             if golds is None:

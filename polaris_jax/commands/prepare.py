@@ -45,19 +45,33 @@ def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> No
     """
     from polaris_jax.assemble import load_base_tokenizer
     from polaris_jax.data.problem_sets import PREPARED, fitting
-    from polaris_jax.data.problems import write_problems
+    from polaris_jax.data.problems import problems_digest, write_problems
+    from polaris_jax.run.owner import owned
     from polaris_jax.run.record import refuse_other_run
     from polaris_jax.run.workdir import ensure_workdir, write_json
+    from polaris_jax.system.processes import is_first
 
     refuse_other_run(workdir, config, sections=("model", "data", "warmstart"))
     ensure_workdir(workdir)
-    problems, origin, read = _read(config, workdir, progress)
-    tokenizer = load_base_tokenizer(config)
-    kept = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
-    write_problems(kept, workdir / PREPARED)
-    if len(kept) < len(problems):
-        read["counts"]["prompt_too_long"] = len(problems) - len(kept)
-    write_json(workdir / "prepare.json", read | {"source": origin, "kept": len(kept)})
+    with owned(
+        workdir,
+        "prepare",
+        busy=f"workdir={workdir}: `polaris prepare` already runs in it",
+        remedy="choose another --workdir",
+        writes=(PREPARED, "prepare.json"),
+        primary=is_first(),
+    ) as ownership:
+        problems, origin, read = _read(config, workdir, progress)
+        tokenizer = load_base_tokenizer(config)
+        kept = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
+        if len(kept) < len(problems):
+            read["counts"]["prompt_too_long"] = len(problems) - len(kept)
+        digest = problems_digest(problems, extras=True)
+        made_of = {"name": origin, "digest": digest, "source": digest}
+        if is_first():
+            ownership.check()
+            write_problems(kept, workdir / PREPARED, made_of=made_of)
+            write_json(workdir / "prepare.json", read | {"source": origin, "kept": len(kept)})
     progress.line(f"prepared {len(kept)} problems from {origin} -> {PREPARED}")
 
 
@@ -78,5 +92,6 @@ def _read(
             "data.problems='': nothing to prepare; name a file or a data set, like "
             "--config.data.problems=problems.jsonl"
         )
-    problems, origin = training_problems(config, workdir, progress, prepared=False)
-    return problems, origin, {"rows": len(problems), "counts": {}, "messages": []}
+    found = training_problems(config, workdir, progress, files=())
+    read = {"rows": len(found.problems), "counts": {}, "messages": []}
+    return list(found.problems), found.origin, read

@@ -61,6 +61,12 @@ class DataSection:
         "that yields rows, as file.py:name or package.module:name; empty: see data.arithmetic.",
         usual="dataset dataset_name",
     )
+    use: Literal["auto", "problems"] = setting(
+        "auto",
+        "Which problems train and probe read: auto takes the workdir's curated.parquet, else its "
+        "problems.parquet, if they were made of data.problems; problems takes data.problems.",
+        before="auto",
+    )
     prompt_suffix: str = setting(PROMPT_SUFFIX, "Text added to each problem.")
     max_prompt_tokens: int = setting(
         1024,

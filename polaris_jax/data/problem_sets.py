@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -10,7 +11,7 @@ from etils import epath
 from polaris_jax.config.sections import DataSection
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.data.filters import drop_long_prompts
-from polaris_jax.data.problems import read_problems
+from polaris_jax.data.problems import problems_digest, read_made_of, read_problems
 from polaris_jax.records import Problem
 
 PREPARED = "problems.parquet"  # written by `polaris prepare`
@@ -40,33 +41,135 @@ def read_named(
     return problems, report.counts
 
 
-def find_training_problems(
-    data: DataSection, workdir: epath.Path, say: Say, *, make: Make, prepared: bool = True
-) -> tuple[list[Problem], str]:
-    """The problems to train on, and where they come from.
+@dataclasses.dataclass(frozen=True)
+class ProblemSet:
+    """The problems of a command.
 
-    `data.problems` first, else the workdir's curated.parquet, else its problems.parquet, else the
-    procedural problems of `data.arithmetic`.
+    Attributes:
+        problems: the problems, before long prompts are left out.
+        place: "curated.parquet" or "problems.parquet" of the workdir; "" for the config's source.
+        origin: the file, data set or function that they were read from, for people.
+        why: why this one, for people.
+        source: digest of the config's source that they come from; None if it is not known.
+        model: inputs of the model for which `calibrate` chose them; None if nothing is recorded.
+    """
+
+    problems: Sequence[Problem]
+    place: str
+    origin: str
+    why: str
+    source: str | None
+    model: Mapping[str, Any] | None = None
+
+    @property
+    def digest(self) -> str:
+        """A text that depends on the problems' content, but not on their order."""
+        return problems_digest(self.problems, extras=True)
+
+    def made_of(self) -> dict[str, Any]:
+        """What a file that is made of this set records of it; see `find_training_problems`."""
+        return {"name": self.origin, "digest": self.digest, "source": self.source}
+
+
+def find_training_problems(
+    data: DataSection,
+    workdir: epath.Path,
+    say: Say,
+    *,
+    make: Make,
+    files: Sequence[str] = (CURATED, PREPARED),
+    began_with: str | None = None,
+) -> ProblemSet:
+    """The problems to train on.
+
+    The workdir's curated.parquet, else its problems.parquet, else the config's source:
+    `data.problems`, else the procedural problems of `data.arithmetic`. A file of the workdir has to
+    be made of the config's source: by the digest that it records, not by a name.
 
     Args:
         data: `config.data`.
         workdir: where `prepare` and `calibrate` left their files.
         say: gets lines for a person.
         make: returns the procedural problems.
-        prepared: False ignores the workdir's files.
+        files: names of the workdir's files that are read, the first before the others.
+        began_with: `ProblemSet.place` of the set that a resumed run began with: it keeps that one.
+            None: no run has begun.
 
     Raises:
-        ConfigError: there is none of these, or no valid problem in it.
+        ConfigError: there is none of these, no valid problem in it, or a file of the workdir was
+            made of other problems.
     """
+    if began_with is not None:
+        files = (began_with,) if began_with else ()
+        if began_with and not (workdir / began_with).exists():
+            raise ConfigError(
+                f"{workdir / began_with}: the run in this workdir began with its problems, and it "
+                "is gone; restore the file, or begin anew with --overwrite"
+            )
+    for name in files:
+        path = workdir / name
+        if path.exists():
+            problems = read_named(str(path), say)[0]
+            made_of = read_made_of(path)
+            if began_with is None:
+                _check_made_of(path, made_of, data, say)
+                why = f"made of {made_of['name']}" if made_of else "found in the workdir"
+            else:
+                why = "the run began with it"
+            known = made_of or {}
+            return ProblemSet(
+                problems, name, str(path), why, known.get("source"), known.get("model")
+            )
+    if began_with is not None:
+        why = "the run began with it"
+    elif not files:
+        why = "the config's source"
+    else:
+        why = f"no {' or '.join(files)} in the workdir"
     if data.problems:
-        return read_named(data.problems, say)[0], data.problems
-    for name in (CURATED, PREPARED) if prepared else ():
-        if (workdir / name).exists():
-            return read_named(str(workdir / name), say)[0], str(workdir / name)
-    if data.arithmetic.train:
-        return make(), f"{data.arithmetic.train} arithmetic problems"
+        problems, origin = read_named(data.problems, say)[0], f"data.problems={data.problems}"
+    elif data.arithmetic.train:
+        problems, origin = make(), f"{data.arithmetic.train} arithmetic problems"
+    else:
+        raise ConfigError(
+            f"data.problems='': no problems; name a file, or run `polaris prepare` on {workdir} "
+            "first"
+        )
+    return ProblemSet(problems, "", origin, why, problems_digest(problems, extras=True))
+
+
+def _check_made_of(
+    path: epath.Path, made_of: dict[str, Any] | None, data: DataSection, say: Say
+) -> None:
+    """Checks that a file of the workdir was made of the problems that the config means.
+
+    Raises:
+        ConfigError: it was made of others; names both.
+    """
+    command = "calibrate" if path.name == CURATED else "prepare"
+    if data.problems:
+        wanted, name = (
+            problems_digest(read_problems(data.problems)[0], extras=True),
+            (f"data.problems={data.problems}"),
+        )
+    elif path.name == CURATED and (prepared := path.with_name(PREPARED)).exists():
+        wanted, name = problems_digest(read_problems(prepared)[0], extras=True), str(prepared)
+    else:
+        return  # nothing beside it that it could contradict
+    known = {(made_of or {}).get("digest"), (made_of or {}).get("source")}
+    if wanted in known:
+        return
+    if None in known:
+        say(
+            f"warning: {path} does not record what it was made of (an earlier version made it, or "
+            f"what it was made of); used as it is. `polaris {command}` makes it anew"
+        )
+        return
+    former = f"{made_of['name']} (digest {made_of['digest'][:8]})" if made_of else ""
     raise ConfigError(
-        f"data.problems='': no problems; name a file, or run `polaris prepare` on {workdir} first"
+        f"{name} (digest {wanted[:8]}): {path} was made of other problems: {former}; run "
+        f"`polaris {command}` again, set data.use=problems to leave the workdir's files out, or "
+        "put the former problems back"
     )
 
 

@@ -28,6 +28,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from polaris_jax.data.filters import content_id, deduplicate
 from polaris_jax.data.sources import EXTRA, JSON_ANSWERS, DataError, read_rows, resolve_source
 from polaris_jax.records import Gold, Problem
@@ -37,6 +39,7 @@ PROBLEM_FIELDS = ("problem", "question", "prompt")
 ANSWER_FIELDS = ("answer", "gold", "final_answer", "ground_truth", "reward_model", "solution")
 ID_FIELDS = ("id", "problem_id", "unique_id", "uid", "index")
 FIELD = "data.problems"  # the field that errors of this module and of `sources` name
+MADE_OF = b"polaris_made_of"  # in the metadata of a parquet file
 NAMED_ROWS = 20  # malformed rows that a report lists; all are counted
 MESSAGE_CHARS = 400
 _SHORT_SOLUTION_CHARS = 60
@@ -325,13 +328,48 @@ def problem_set_hash(problems: Iterable[Problem]) -> str:
     return digest.hexdigest()
 
 
-def write_problems(problems: Sequence[Problem], path: AnyPath) -> None:
+def problems_digest(problems: Iterable[Problem], *, extras: bool = False) -> str:
+    """A text that depends on each id, problem and answer, but not on their order.
+
+    Args:
+        problems: the problems.
+        extras: True if the other columns count, too.
+    """
+    lines = sorted(
+        json.dumps([p.id, p.problem, repr(p.answer), *([p.extra] if extras and p.extra else [])])
+        for p in problems
+    )
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+def read_made_of(path: epath.Path) -> dict[str, Any] | None:
+    """What `write_problems` was told that a file was made of; None if it was told nothing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with path.open("rb") as file:
+            metadata = pq.read_schema(file).metadata or {}
+        made_of = json.loads(metadata.get(MADE_OF, b"null"))
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a parquet file ({error}); write it anew") from None
+    return made_of if isinstance(made_of, dict) else None
+
+
+def write_problems(
+    problems: Sequence[Problem], path: AnyPath, *, made_of: Mapping[str, Any] | None = None
+) -> None:
     """Writes a parquet file of id, problem, answer, source, pass_rate and response_tokens.
 
     Answers are written as JSON to keep their types, and so are the extra columns, in one column
     that is there only if a problem has any. So `read_problems` returns its own problems unchanged.
     In records from elsewhere, `read_problems` strips the texts, as in any row, and takes the answer
     after the last `#### `. The file appears complete or not at all.
+
+    Args:
+        problems: the problems.
+        path: path of the file.
+        made_of: what `read_made_of` returns for the file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -347,7 +385,8 @@ def write_problems(problems: Sequence[Problem], path: AnyPath) -> None:
     if any(p.extra for p in problems):
         extras = [json.dumps(p.extra) if p.extra else None for p in problems]
         columns[EXTRA] = pa.array(extras, pa.string())
-    table = pa.table(columns).replace_schema_metadata(JSON_ANSWERS)
+    record = {} if made_of is None else {MADE_OF: json.dumps(made_of, sort_keys=True).encode()}
+    table = pa.table(columns).replace_schema_metadata(JSON_ANSWERS | record)
     out = io.BytesIO()
     pq.write_table(table, out)
     write_bytes(path, out.getvalue())

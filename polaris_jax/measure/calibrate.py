@@ -10,8 +10,7 @@ import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import (
-    TRAINED_ON,
-    agree_on_problems,
+    base_inputs,
     base_model_config,
     check_reward,
     load_base,
@@ -19,21 +18,25 @@ from polaris_jax.assemble import (
     training_problems,
 )
 from polaris_jax.config import RunConfig, config_fields
-from polaris_jax.data.problem_sets import PREPARED, fitting, read_named
-from polaris_jax.data.problems import write_problems
-from polaris_jax.measure.solve import open_policy, reward_identity
+from polaris_jax.data.problem_sets import CURATED, PREPARED, fitting
+from polaris_jax.data.problems import problems_digest, write_problems
+from polaris_jax.measure.solve import open_policy, open_progress, reward_identity
 from polaris_jax.models.positions import check_positions
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure
-from polaris_jax.run.progress_file import ProgressFile, problems_digest
+from polaris_jax.run.owner import Ownership, owned
 from polaris_jax.run.record import refuse_other_run
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.stages.difficulty import TOO_EASY_ABOVE, curate, pass_rate_histogram, shape_name
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
 
+RESULTS = ("difficulty.parquet", CURATED, "difficulty.png", "calibrate.json")
 # Fields that change no count, or that `count_identity` takes as separate arguments.
-NOT_OF_COUNTS = {f"calibrate.{name}" for name in ("preset", "batch_prompts", "max_response_tokens")}
+NOT_OF_COUNTS = {
+    *(f"calibrate.{name}" for name in ("preset", "batch_prompts", "max_response_tokens")),
+    "data.use",
+}
 
 
 def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
@@ -48,16 +51,40 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
     )
     check_reward(config.reward)
     ensure_workdir(workdir)
+    with owned(
+        workdir,
+        "calibrate",
+        busy=f"workdir={workdir}: `polaris calibrate` already runs in it",
+        remedy="choose another --workdir",
+        writes=("calibrate_progress.jsonl", "calibrate_progress.identity.json", *RESULTS),
+        primary=processes.is_first(),
+    ) as ownership:
+        return _calibrate(config, workdir, progress, ownership)
+
+
+def _calibrate(
+    config: RunConfig, workdir: epath.Path, progress: Progress, ownership: Ownership
+) -> dict[str, Any]:
     section = config.calibrate
     max_response_tokens = section.max_response_tokens or config.stages[0].max_response_tokens
-    problems, origin = problems_to_calibrate(config, workdir, progress)
+    found = training_problems(config, workdir, progress, files=(PREPARED,))
     tokenizer = load_base_tokenizer(config)
-    problems = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
+    problems = fitting(found.problems, config.data, tokenizer=tokenizer, say=progress.line)
     check_positions(config, base_model_config(config), progress.line)
-    progress.line(f"calibrating {len(problems)} problems from {origin}")
-    identity = count_identity(config, problems, max_response_tokens=max_response_tokens)
-    path = workdir / "calibrate_progress.jsonl"
-    done = ProgressFile(path, identity, writes=processes.is_first())
+    progress.line(f"calibrating {len(problems)} problems from {found.origin} ({found.why})")
+    inputs, places = base_inputs(config, workdir, progress)
+    model = dict(inputs)
+    if not found.place:  # a file of the workdir is made anew on purpose: its rows are set aside
+        inputs["problems"], places["problems"] = found.digest, found.origin
+    done = open_progress(
+        workdir / "calibrate_progress.jsonl",
+        count_identity(config, problems, max_response_tokens=max_response_tokens),
+        key=("id",),
+        valid=lambda row: type(row["correct"]) is int and 0 <= row["correct"] <= section.n,
+        inputs=inputs,
+        places=places,
+        may_write=ownership.check,
+    )
     correct = {row["id"]: row["correct"] for row in done.rows}
     tokens = {row["id"]: row.get("tokens") for row in done.rows}  # files of 0.1 have none
     if correct:
@@ -113,8 +140,10 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
         "dropped": len(problems) - len(curated),
     }
     if processes.is_first():
-        write_problems(rated, workdir / "difficulty.parquet")
-        write_problems(curated, workdir / "curated.parquet")
+        ownership.check()
+        made_of = found.made_of() | {"model": model}
+        write_problems(rated, workdir / "difficulty.parquet", made_of=made_of)
+        write_problems(curated, workdir / CURATED, made_of=made_of)
         write_json(workdir / "calibrate.json", summary)
         difficulty_figure(summary, workdir / "difficulty.png")
     progress.line(
@@ -147,15 +176,3 @@ def count_identity(
         "problems": problems_digest(problems),
         "budget": max_response_tokens,
     }
-
-
-def problems_to_calibrate(
-    config: RunConfig, workdir: epath.Path, progress: Progress
-) -> tuple[list[Problem], str]:
-    """The problems that `calibrate` rates: what `prepare` left, else the config's source."""
-    prepared = workdir / PREPARED
-    if not prepared.exists():
-        return training_problems(config, workdir, progress, prepared=False)
-    problems, _ = read_named(str(prepared), progress.line)
-    agree_on_problems(TRAINED_ON, problems)
-    return problems, str(prepared)

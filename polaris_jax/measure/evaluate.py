@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import (
+    base_inputs,
     check_reward,
     evaluation_problems,
     load_base,
@@ -21,6 +22,7 @@ from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.convert import is_orbax, load_any
 from polaris_jax.config import ConfigError, EvaluateSection, RunConfig, config_fields
 from polaris_jax.data.problem_sets import fitting
+from polaris_jax.data.problems import problems_digest
 from polaris_jax.evaluate.estimators import (
     avg_at_k,
     budget_curve,
@@ -28,13 +30,15 @@ from polaris_jax.evaluate.estimators import (
     length_groups,
     pass_at_k,
 )
-from polaris_jax.measure.solve import open_policy, reward_identity
+from polaris_jax.measure.solve import open_policy, open_progress, reward_identity
 from polaris_jax.models import Decoder
 from polaris_jax.models.positions import check_evaluated_positions, yarn_scaling
+from polaris_jax.models.tokenizer import tokenizer_digests
 from polaris_jax.models.weights.sources import agree_on_weights
 from polaris_jax.records import Problem, correct_rewards
 from polaris_jax.report.figures import evaluation_figure
-from polaris_jax.run.progress_file import ProgressFile, problems_digest
+from polaris_jax.run.owner import Ownership, owned
+from polaris_jax.run.progress_file import ProgressFile
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system import processes
 from polaris_jax.system.files import as_place
@@ -45,7 +49,7 @@ BATCH_PROMPTS = 128
 NOT_OF_RESPONSES = {
     f"evaluate.{name}"
     for name in ("every_steps", "length_edges", "budgets", "yarn", "max_response_tokens")
-}
+} | {"data.use"}
 # Below this budget the blog's own figures are out of reach for lack of tokens alone.
 COMPARABLE_TOKENS = 64 * 1024
 
@@ -79,7 +83,32 @@ def evaluate(
     """
     check_reward(config.reward)
     ensure_workdir(workdir)
-    section = config.evaluate
+    prefix = f"{tag}_" if tag else ""
+    with owned(
+        workdir,
+        f"{prefix}evaluate",
+        busy=f"workdir={workdir}: `polaris evaluate` with --tag={tag} already runs in it",
+        remedy="choose another --tag",
+        writes=[
+            f"{prefix}{name}"
+            for stem in ("responses", "responses_yarn")
+            for name in (f"{stem}.jsonl", f"{stem}.identity.json", "eval.json", "eval.png")
+        ],
+        primary=processes.is_first(),
+    ) as ownership:
+        return _evaluate(config, workdir, progress, ownership, checkpoint=checkpoint, tag=tag)
+
+
+def _evaluate(
+    config: RunConfig,
+    workdir: epath.Path,
+    progress: Progress,
+    ownership: Ownership,
+    *,
+    checkpoint: str,
+    tag: str,
+) -> dict[str, Any]:
+    section, prefix = config.evaluate, f"{tag}_" if tag else ""
     max_response_tokens = section.max_response_tokens or config.stages[-1].max_response_tokens
     given, left_out = evaluation_problems(config, progress)
     if config.evaluate.problems and max_response_tokens < COMPARABLE_TOKENS:
@@ -99,11 +128,31 @@ def evaluate(
         )
     problems = fitting(given, config.data, tokenizer=weights[1], say=progress.line)
     left_out = left_out | {"long_prompt": len(given) - len(problems)}
-    prefix = f"{tag}_" if tag else ""
     results = {}
+    inputs, places = _inputs(config, workdir, progress, weights[1], checkpoint)
+    inputs["problems"] = problems_digest(given, extras=True)
+    places["problems"] = f"evaluate.problems={config.evaluate.problems}"
     for yarn in passes:
+        done = open_progress(
+            workdir / f"{prefix}responses{'_yarn' if yarn else ''}.jsonl",
+            response_identity(
+                config, weights[0], problems, max_response_tokens=max_response_tokens, yarn=yarn
+            ),
+            key=("problem_id", "sample"),
+            unit=section.n,
+            valid=_is_response,
+            inputs=inputs,
+            places=places,
+            may_write=ownership.check,
+        )
         rows = _respond(
-            config, workdir, progress, weights, problems, max_response_tokens, prefix, yarn
+            config,
+            progress,
+            weights,
+            problems,
+            max_response_tokens=max_response_tokens,
+            done=done,
+            yarn=yarn,
         )
         results[yarn] = _score(config, rows, max_response_tokens, progress)
     summary = dict(results[min(results)])
@@ -117,6 +166,7 @@ def evaluate(
     summary["rope"] = section.yarn
     summary["left_out"] = {reason: count for reason, count in left_out.items() if count}
     if processes.is_first():
+        ownership.check()
         write_json(workdir / f"{prefix}eval.json", summary)
         evaluation_figure(summary, workdir / f"{prefix}eval.png")
     progress.line(
@@ -140,6 +190,21 @@ def _weights(
     return model, tokenizer or load_base_tokenizer(config)
 
 
+def _inputs(
+    config: RunConfig, workdir: epath.Path, progress: Progress, tokenizer: Any, checkpoint: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the responses depend on by content, and the places of it; see `run.identity`.
+
+    Other weights at `model.path` are refused. A checkpoint's weights are among the settings, since
+    `--checkpoint=latest` names others from day to day; its tokenizer stays.
+    """
+    if not checkpoint:
+        return base_inputs(config, workdir, progress)
+    digests = tokenizer_digests(tokenizer)
+    inputs = {f"{name} of {checkpoint}": value for name, value in digests.items()}
+    return inputs, dict.fromkeys(inputs, f"--checkpoint={checkpoint}")
+
+
 def _agree_on_checkpoint(path: epath.Path) -> None:
     """Raises ConfigError unless all processes find the same weights at `path`.
 
@@ -157,27 +222,22 @@ def _agree_on_checkpoint(path: epath.Path) -> None:
 
 def _respond(
     config: RunConfig,
-    workdir: epath.Path,
     progress: Progress,
     weights: tuple[Decoder, Any],
-    problems: list[Any],
+    problems: Sequence[Problem],
+    *,
     max_response_tokens: int,
-    prefix: str,
+    done: ProgressFile,
     yarn: bool,
 ) -> list[dict[str, Any]]:
     """Rows of responses.jsonl, sampled now or found from an earlier call."""
-    section = config.evaluate
-    identity = response_identity(
-        config, weights[0], problems, max_response_tokens=max_response_tokens, yarn=yarn
-    )
-    name = f"{prefix}responses{'_yarn' if yarn else ''}.jsonl"
-    done = ProgressFile(workdir / name, identity, writes=processes.is_first(), unit=section.n)
-    finished = {row["problem_id"] for row in done.rows}
+    section, rows = config.evaluate, list(done.rows)
+    finished = {row["problem_id"] for row in rows}
     waiting = [p for p in problems if p.id not in finished]
     if finished:
         progress.line(f"resumed after {len(finished)} problems")
     if not waiting:
-        return done.rows
+        return rows
     factor = config.rope.yarn.factor if yarn else 1.0
     with (
         open_policy(
@@ -202,25 +262,30 @@ def _respond(
                 top_p=section.top_p,
             )
             prefixes = policy.prefix_rewards(graded, batch, _budgets(section, max_response_tokens))
-            done.append(
-                [
-                    {
-                        "problem_id": problem.id,
-                        "sample": r,
-                        "reward": float(graded.reward_PR[p, r]),
-                        "reward_at": {str(b): x for b, x in prefixes.get((p, r), {}).items()},
-                        "tokens": len(graded.token_ids[p][r]),
-                        "finish_reason": graded.finish_reasons[p][r],
-                        "well_formed": "</think>" in graded.texts[p][r]
-                        and "\\boxed{" in graded.texts[p][r],
-                        "text": graded.texts[p][r],
-                    }
-                    for p, problem in enumerate(batch)
-                    for r in range(section.n)
-                ]
-            )
+            new = [
+                {
+                    "problem_id": problem.id,
+                    "sample": r,
+                    "reward": float(graded.reward_PR[p, r]),
+                    "reward_at": {str(b): x for b, x in prefixes.get((p, r), {}).items()},
+                    "tokens": len(graded.token_ids[p][r]),
+                    "finish_reason": graded.finish_reasons[p][r],
+                    "well_formed": "</think>" in graded.texts[p][r]
+                    and "\\boxed{" in graded.texts[p][r],
+                    "text": graded.texts[p][r],
+                }
+                for p, problem in enumerate(batch)
+                for r in range(section.n)
+            ]
+            done.append(new)
+            rows += new
             phase.advance_to(len(finished) + first + len(batch))
-    return done.rows
+    return rows
+
+
+def _is_response(row: Mapping[str, Any]) -> bool:
+    numbers = all(isinstance(row[name], int | float) for name in ("reward", "tokens", "sample"))
+    return numbers and isinstance(row["text"], str) and isinstance(row["finish_reason"], str)
 
 
 def response_identity(

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import (
+    base_inputs,
     base_model_config,
     check_reward,
     load_base,
@@ -18,19 +19,22 @@ from polaris_jax.assemble import (
 )
 from polaris_jax.config import RunConfig, config_fields
 from polaris_jax.data.problem_sets import fitting
-from polaris_jax.explore import find_zones
+from polaris_jax.data.problems import problems_digest
+from polaris_jax.explore import Candidate, find_zones
 from polaris_jax.explore.temperature import measure_candidate
 from polaris_jax.explore.zones import MIN_SAMPLES
-from polaris_jax.measure.solve import open_policy, reward_identity
+from polaris_jax.measure.solve import open_policy, open_progress, reward_identity
 from polaris_jax.models.positions import check_positions
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import probe_figure
-from polaris_jax.run.progress_file import ProgressFile, problems_digest
+from polaris_jax.run.owner import Ownership, owned
 from polaris_jax.run.record import refuse_other_run
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
 from polaris_jax.system.seeds import fold_seed
+
+ROW = dataclasses.fields(Candidate)
 
 
 def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
@@ -44,21 +48,46 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
     refuse_other_run(workdir, config, sections=("seed", "model", "data", "warmstart", "rope"))
     check_reward(config.reward)
     ensure_workdir(workdir)
+    with owned(
+        workdir,
+        "probe",
+        busy=f"workdir={workdir}: `polaris probe` already runs in it",
+        remedy="choose another --workdir",
+        writes=("probe_progress.jsonl", "probe_progress.identity.json", "probe.json", "probe.png"),
+        primary=processes.is_first(),
+    ) as ownership:
+        return _probe(config, workdir, progress, ownership)
+
+
+def _probe(
+    config: RunConfig, workdir: epath.Path, progress: Progress, ownership: Ownership
+) -> dict[str, Any]:
     section = config.probe
     max_response_tokens = section.max_response_tokens or config.stages[0].max_response_tokens
-    problems, origin = training_problems(config, workdir, progress)
+    found = training_problems(config, workdir, progress)
     tokenizer = load_base_tokenizer(config)
-    problems = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
+    problems = fitting(found.problems, config.data, tokenizer=tokenizer, say=progress.line)
     check_positions(config, base_model_config(config), progress.line)
     order = np.random.default_rng(fold_seed(config.seed, "probe set")).permutation(len(problems))
     problems = [problems[i] for i in order[: section.problems]]
     count = int(np.floor((section.stop - section.start) / section.step + 1e-6)) + 1
     temperatures = [round(section.start + i * section.step, 6) for i in range(count)]
     progress.line(
-        f"probing {len(temperatures)} temperatures on {len(problems)} problems from {origin}"
+        f"probing {len(temperatures)} temperatures on {len(problems)} problems from "
+        f"{found.origin} ({found.why})"
     )
-    identity = row_identity(config, problems, max_response_tokens=max_response_tokens)
-    done = ProgressFile(workdir / "probe_progress.jsonl", identity, writes=processes.is_first())
+    inputs, places = base_inputs(config, workdir, progress)
+    if not found.place:  # a file of the workdir is made anew on purpose: its rows are set aside
+        inputs["problems"], places["problems"] = found.digest, found.origin
+    done = open_progress(
+        workdir / "probe_progress.jsonl",
+        row_identity(config, problems, max_response_tokens=max_response_tokens),
+        key=("temperature",),
+        valid=lambda row: all(isinstance(row[f.name], int | float) for f in ROW),
+        inputs=inputs,
+        places=places,
+        may_write=ownership.check,
+    )
     rows = {row["temperature"]: row for row in done.rows}
     waiting = [t for t in temperatures if t not in rows]
     if waiting:
@@ -112,6 +141,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
         "initial_temperature": zones.initial_temperature,
     }
     if processes.is_first():
+        ownership.check()
         write_json(workdir / "probe.json", summary)
         probe_figure(summary, workdir / "probe.png")
     progress.line(
@@ -142,6 +172,7 @@ def row_identity(
         name: value
         for name, value in config_fields(config).items()
         if name.split(".")[0] in ("seed", "model", "data", "warmstart", "rope")
+        and name != "data.use"
     }
     return fields | {
         "reward.mode": config.reward.mode,

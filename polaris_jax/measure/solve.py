@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from polaris_jax.assemble import Solver, open_solver
 from polaris_jax.config import RewardSection, RunConfig
@@ -26,6 +27,7 @@ from polaris_jax.reward.grade_ahead import GradeAhead, reward_inputs, rewarded
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.groups import begin, sample_groups
 from polaris_jax.rollout.samplers import Samplers
+from polaris_jax.run.progress_file import ProgressFile
 from polaris_jax.sharding import split_devices
 from polaris_jax.stages.health import Health, judge, turn_tokens
 from polaris_jax.system import processes
@@ -286,6 +288,27 @@ def open_policy(
         sampler = solver.samplers.make(model, max_response_tokens=max_response_tokens)
         with at_run_time(lambda: "sampling"):
             yield Policy(solver, sampler)
+
+
+def open_progress(path: epath.Path, settings: Mapping[str, Any], **options: Any) -> ProgressFile:
+    """A command's `ProgressFile`: the first process writes it, then the others read it.
+
+    Args:
+        path: path of the file.
+        settings: see `ProgressFile`.
+        options: its other arguments. Inputs are compared in the first process alone.
+
+    Raises:
+        ConfigError: see `ProgressFile`.
+    """
+    opened: list[ProgressFile] = []
+    processes.first_does(
+        lambda: opened.append(ProgressFile(path, settings, **options)), f"open {path.name}"
+    )
+    if not opened:
+        options |= {"inputs": {}, "writes": False}
+        opened.append(ProgressFile(path, settings, **options))
+    return opened[0]
 
 
 def reward_identity(section: RewardSection, problems: Sequence[Problem]) -> dict[str, Any]:

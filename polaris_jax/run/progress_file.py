@@ -1,99 +1,244 @@
-"""Rows that a long command has finished, so that a rerun continues where it stopped."""
+"""Rows that a long command has finished, so that a rerun continues where it stopped.
+
+`X.jsonl` holds the rows, as plain JSON lines. `X.identity.json` beside it records what they depend
+on: settings, and the inputs of `identity`. New rows never mix with rows of other settings or other
+inputs, or with damaged lines.
+
+- Other settings: the rows are set aside, complete, as `X.settings-DIGEST.jsonl`. If a command
+  returns to those settings, they count again.
+- Other inputs under the same settings: refused, because the path is the same and the content is
+  not, so one of the two is a mistake.
+- A damaged line: the file is cut off before it. A row that is there twice counts once.
+
+Versions up to 0.2 wrote the settings as the first line of `X.jsonl`. Such a file still counts.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from polaris_jax.records import Problem
+from polaris_jax.config import ConfigError
+from polaris_jax.run.identity import refuse_other_inputs
 from polaris_jax.system.files import AnyPath, append_bytes, as_place, write_bytes
 from polaris_jax.system.progress import say
 
+IDENTITY = ".identity.json"
+CONTENT = ("weights", "architecture", "problems", "extra")  # settings that inputs change
 
-def problems_digest(problems: Iterable[Problem]) -> str:
-    """A text that depends on each id, problem and answer, but not on their order.
 
-    It is part of a `ProgressFile`'s identity, because a source may be edited under its old name.
+def identity_path(path: epath.Path) -> epath.Path:
+    """The path of `X.identity.json` beside `X.jsonl`."""
+    return path.with_name(path.stem + IDENTITY)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A progress file as it lies on the disk.
+
+    Attributes:
+        settings: the settings of its rows; None if there is no such file.
+        inputs: the inputs of its rows; {} if they are not recorded.
+        lines: its complete lines, without the settings of versions up to 0.2.
     """
-    lines = sorted(json.dumps([p.id, p.problem, repr(p.answer)]) for p in problems)
-    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
-
-def whole_rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
-    """The rows of JSON lines before the first damaged line. Later rows count as not done."""
-    rows: list[dict[str, Any]] = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # ValueError: also bytes that are not UTF-8
-            break
-        if not isinstance(row, dict):
-            break
-        rows.append(row)
-    return rows
-
-
-def name_aside(name: str, head: bytes) -> str:
-    """The name of a file that is set aside. Different settings (`head`) give different names."""
-    return f"{name}.settings-{hashlib.sha256(head).hexdigest()[:8]}"
+    settings: dict[str, Any] | None = None
+    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lines: tuple[bytes, ...] = ()
 
 
 class ProgressFile:
-    """A JSON-lines file whose first line records the settings that its rows depend on.
+    """Finished rows on a disk. Not to be opened by two processes that write.
 
-    New rows never mix with rows of other settings or with damaged lines. A file of other settings
-    is set aside complete, under its own name. A file with a damaged line is cut off before that
-    line. If a run returns to settings whose file was set aside, the rows of that file count again.
+    Args:
+        path: path of the progress file.
+        settings: what its rows depend on, by name.
+        key: names of the fields that tell rows apart; no row is kept twice.
+        inputs: digests of what its rows depend on by content, by name.
+        places: config field and value of each input, for errors.
+        writes: False in processes that only read.
+        unit: number of rows with an equal first key field that are useful only together. A kill may
+            tear the last unit, which is then cut off like a torn line.
+        valid: False for a row that this command cannot have written, which is damage.
+        may_write: called before each write; raises if the file belongs to another command.
+
+    Attributes:
+        rows: the rows that were there when the file was opened.
+
+    Raises:
+        ConfigError: the rows have other inputs, or what they depend on is not known.
     """
 
     def __init__(
-        self, path: AnyPath, identity: dict[str, Any], *, writes: bool, unit: int = 1
+        self,
+        path: AnyPath,
+        settings: Mapping[str, Any],
+        *,
+        key: Sequence[str],
+        inputs: Mapping[str, Any] | None = None,
+        places: Mapping[str, str] | None = None,
+        writes: bool = True,
+        unit: int = 1,
+        valid: Callable[[Mapping[str, Any]], bool] = lambda row: True,
+        may_write: Callable[[], None] = lambda: None,
     ) -> None:
-        """Opens or starts the file.
+        self.path, self._key, self._unit = as_place(path), tuple(key), unit
+        self._writes, self._may_write, self._valid = writes, may_write, valid
+        settings = json.loads(json.dumps(dict(settings)))
+        inputs = json.loads(json.dumps(dict(inputs or {})))
+        found = present = _read(self.path)
+        if found.settings != settings or not found.lines:
+            aside = _read_aside(self.path, settings)
+            found = aside if aside.lines or found.settings != settings else found
+        former = found.inputs if found.lines else {}
+        for stored in (present, found):
+            if stored.lines and _of_config(stored.settings) == _of_config(settings):
+                refuse_other_inputs(
+                    stored.inputs,
+                    inputs,
+                    places=places or {},
+                    of=f"the rows of {self.path} were made with",
+                    remedy=f"delete that file and {identity_path(self.path).name} to begin anew",
+                )
+        rows = self._distinct(found.lines)
+        self.rows = list(rows.values())
+        self._seen = set(rows)
+        if writes:
+            self._may_write()
+            if present.settings != settings and present.lines:
+                self._set_aside(present)
+                write_bytes(self.path, b"")  # rows never lie beside the settings of others
+            self._write_if_new(identity_path(self.path), _identity(settings, inputs | former))
+            self._write_if_new(self.path, b"".join(map(_line, self.rows)))
 
-        Args:
-            path: path of the progress file.
-            identity: the settings that its rows depend on.
-            writes: False in processes that only read.
-            unit: number of rows that are useful only together. A kill may tear the last unit, which
-                is then cut off like a torn line.
-        """
-        self.path, self._writes = as_place(path), writes
-        self.rows: list[dict[str, Any]] = []
-        head = json.dumps({"identity": json.loads(json.dumps(identity))}, sort_keys=True)
-        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
-        if lines and lines[0] != head.encode():
-            own = self.path.with_name(name_aside(self.path.name, head.encode()))
-            if writes:
-                _set_aside(self.path, lines)
-            # Never deleted: another process may look for its rows when our file is already there.
-            lines = own.read_bytes().split(b"\n")[:-1] if own.exists() else []
-        if lines and lines[0] == head.encode():
-            rows = whole_rows(lines[1:])
-            self.rows = rows[: len(rows) // unit * unit]
-            lines = lines[: 1 + len(self.rows)]
-            if writes:
-                write_bytes(self.path, b"\n".join(lines) + b"\n")
-        elif writes:
-            write_bytes(self.path, head.encode() + b"\n")
-
-    def append(self, rows: list[dict[str, Any]]) -> None:
-        """Adds finished rows. They are on the disk when the call returns."""
-        self.rows += rows
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Adds finished rows that are not there yet. They are on the disk when the call returns."""
+        new = {self._name(row): row for row in rows if self._name(row) not in self._seen}
+        self._seen |= set(new)
         if self._writes:
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-            append_bytes(self.path, "".join(lines).encode())
+            self._may_write()
+            append_bytes(self.path, b"".join(map(_line, new.values())))
+
+    def _name(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[name] for name in self._key)
+
+    def _distinct(self, lines: Iterable[bytes]) -> dict[tuple[Any, ...], dict[str, Any]]:
+        """The rows before the first damaged line, each once, without incomplete units."""
+        first: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for line in lines:
+            try:
+                row = json.loads(line)
+                if not self._valid(row):
+                    break
+                first.setdefault(self._name(row), row)
+            except (ValueError, RecursionError, TypeError, LookupError):
+                break  # not JSON, not UTF-8, no object, a field missing or of another type
+        sizes = Counter(name[0] for name in first)
+        return {name: row for name, row in first.items() if sizes[name[0]] == self._unit}
+
+    def _set_aside(self, stored: _Stored) -> None:
+        """Copies the rows of other settings beside the file, and reports the new name."""
+        settings = stored.settings or {}
+        aside = _aside(self.path, settings)
+        write_bytes(identity_path(aside), _identity(settings, stored.inputs))
+        write_bytes(aside, b"".join(line + b"\n" for line in stored.lines))
+        say(f"{len(stored.lines)} rows of other settings set aside as {aside}", sys.stdout)
+
+    @staticmethod
+    def _write_if_new(path: epath.Path, content: bytes) -> None:
+        if not path.exists() or path.read_bytes() != content:
+            write_bytes(path, content)
 
 
-def _set_aside(path: epath.Path, lines: list[bytes]) -> None:
-    """Sets the rows of other settings aside beside the file, and reports the new name."""
-    if len(lines) < 2:
-        return
-    aside = path.with_name(name_aside(path.name, lines[0]))
-    write_bytes(aside, path.read_bytes())
-    say(f"{len(lines) - 1} rows of other settings set aside as {aside}", sys.stdout)
+def _of_config(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The settings that the config gives, without those that depend on the content of inputs."""
+    if settings is None:
+        return None
+    return {name: value for name, value in settings.items() if name not in CONTENT}
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    try:
+        return f"{text}\n".encode()
+    except UnicodeEncodeError:  # half of a character, from a user's own column
+        return f"{json.dumps(row)}\n".encode()
+
+
+def _identity(settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> bytes:
+    value = {"settings": settings, "inputs": inputs}
+    return f"{json.dumps(value, sort_keys=True, indent=1)}\n".encode()
+
+
+def _aside(path: epath.Path, settings: Mapping[str, Any]) -> epath.Path:
+    """The name under which rows of these settings are set aside."""
+    return path.with_name(f"{path.stem}.settings-{_digest(_head(settings))}{path.suffix}")
+
+
+def _read_aside(path: epath.Path, settings: Mapping[str, Any]) -> _Stored:
+    """The rows of these settings that were set aside, by this version or by one up to 0.2."""
+    aside = _read(_aside(path, settings))
+    if aside.settings == settings:
+        return aside
+    former = path.with_name(f"{path.name}.settings-{_digest(_head(settings))}")
+    lines = _lines(former)
+    if lines and lines[0] == _head(settings):
+        return _Stored(dict(settings), {}, tuple(lines[1:]))
+    return _Stored()
+
+
+def _read(path: epath.Path) -> _Stored:
+    """The file at `path`.
+
+    Raises:
+        ConfigError: it has rows, and what they depend on is not known.
+    """
+    lines, identity = _lines(path), _read_identity(path)
+    if lines and lines[0].startswith(b'{"identity"'):
+        try:
+            settings = json.loads(lines[0])["identity"]
+        except (ValueError, RecursionError):
+            settings = None
+        if isinstance(settings, dict):
+            same = identity is not None and identity["settings"] == settings
+            inputs = identity["inputs"] if identity is not None and same else {}
+            return _Stored(settings, inputs, tuple(lines[1:]))
+        identity = None
+    if identity is not None:
+        return _Stored(identity["settings"], identity["inputs"], tuple(lines))
+    if lines:
+        raise ConfigError(
+            f"{path}: {identity_path(path).name} beside it, which records what its rows were made "
+            "with, is missing or damaged; restore that file, or move both away to begin anew"
+        )
+    return _Stored()
+
+
+def _read_identity(path: epath.Path) -> dict[str, Any] | None:
+    """The content of the identity file of `path`; None if it is missing or damaged."""
+    try:
+        identity = json.loads(identity_path(path).read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    parts = identity.keys() == {"settings", "inputs"} if isinstance(identity, dict) else False
+    return identity if parts and all(isinstance(p, dict) for p in identity.values()) else None
+
+
+def _lines(path: epath.Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def _head(settings: Mapping[str, Any]) -> bytes:
+    """The first line by which versions up to 0.2 recorded settings."""
+    return json.dumps({"identity": settings}, sort_keys=True).encode()
+
+
+def _digest(head: bytes) -> str:
+    return hashlib.sha256(head).hexdigest()[:8]

@@ -1,117 +1,34 @@
-"""A run's directory: which run owns it, and its small files (for run.json see `record`).
+"""A run's directory: whether a run starts or resumes in it, and its small files.
 
 `claim` decides whether a command starts or resumes a run in a workdir, and keeps a second command
-out. Nothing here imports jax, so a bad workdir is reported before a device is touched.
-
-On a disk the kernel holds a lock for the run and releases it when the process ends, so a second run
-is refused. An object store has no locks: a run writes its token to `.lock`, and the newest run
-wins. The reason: the older run may have been preempted, or be about to be, without a chance to
-release the workdir. A run whose token is gone ends before it writes again.
+out (`owner`). Nothing here imports jax, so a bad workdir is reported before a device is touched.
+For run.json see `record`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-import secrets
-import socket
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from etils import epath
 
 from polaris_jax.config import ConfigError, RunConfig
+from polaris_jax.run.identity import refuse_other_inputs
+from polaris_jax.run.owner import Ownership, own
 from polaris_jax.run.record import RECORD, read_record, refuse_other_config, write_record
 from polaris_jax.system.files import (
-    PARTIAL,
     AnyPath,
     as_place,
     delete,
+    delete_partials,
     is_remote,
     write_bytes,
     write_json,
 )
-
-LOCK = ".lock"
-
-
-class TakenOver(RuntimeError):
-    """Another run owns the workdir now. The text is one line for the user."""
-
-
-class Ownership:
-    """The ownership of a workdir until `release`.
-
-    This class is that of a process that writes nothing: all methods do nothing.
-    """
-
-    def announce(self) -> None:
-        """Takes the workdir over from other runs, in a store. Call after checking the config."""
-
-    def check(self) -> None:
-        """Raises TakenOver if the workdir is no longer ours. Call before every write of a step.
-
-        Raises:
-            TakenOver: another run has claimed the workdir since.
-        """
-
-    def release(self) -> None:
-        """Lets other runs claim the workdir. Any end of the process has this effect, too."""
-
-
-class _DiskLock(Ownership):
-    def __init__(self, workdir: epath.Path) -> None:
-        self._file = open(workdir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
-        try:  # the kernel releases the lock when the process ends, so a kill leaves no lock
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.seek(0)
-            owner = self._file.read().strip() or "another process"
-            self._file.close()
-            raise ConfigError(
-                f"workdir={workdir}: `polaris train` already runs in it ({owner}); "
-                "wait for it, end it, or choose another --workdir"
-                if isinstance(error, BlockingIOError)
-                else f"workdir={workdir}: its disk knows no file locks ({error.strerror}); "
-                "choose a --workdir on another disk"
-            ) from None
-        with contextlib.suppress(OSError):  # on a full disk the lock holds without the owner's name
-            self._file.truncate(0)
-            self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-            self._file.flush()
-
-    def release(self) -> None:
-        self._file.close()
-
-
-class _StoreToken(Ownership):
-    def __init__(self, workdir: epath.Path) -> None:
-        self._path, self._token = workdir / LOCK, secrets.token_hex(8)
-
-    def announce(self) -> None:
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token}
-        write_json(self._path, owner)
-
-    def check(self) -> None:
-        try:
-            owner = json.loads(self._path.read_bytes())
-        except FileNotFoundError:
-            owner = {}
-        if owner.get("token") != self._token:
-            by = f"pid {owner['pid']} on {owner['host']}" if owner else "a run that has ended since"
-            raise TakenOver(
-                f"workdir={self._path.parent}: another run has taken it over ({by}); this one ends "
-                "and leaves it alone"
-            )
-
-    def release(self) -> None:
-        with contextlib.suppress(TakenOver, OSError):
-            self.check()
-            self._path.unlink(missing_ok=True)
-
 
 __all__ = [
     "Claim",
@@ -125,16 +42,15 @@ __all__ = [
     "write_rollouts",
 ]
 
+LOCK = ".lock"
 ROLLOUTS = "rollouts"
+_FILES = (RECORD, "metrics.jsonl", "timing.jsonl", "stages.json")
 # What training writes: pattern of the name -> for a folder, the pattern of our files inside.
 # --overwrite deletes these and nothing else. Files of other commands and of people stay.
 _MADE_BY_TRAINING: dict[str, str | None] = {
-    r"run\.json": None,
-    r"metrics\.jsonl": None,
-    r"timing\.jsonl": None,
-    r"stages\.json": None,
+    **{re.escape(name): None for name in _FILES},
     r"checkpoints": r"\d+(\.[a-z]+)*|tokenizer",  # the tokenizer of the trained model
-    r"rollouts": r"step_\d+\.jsonl(\.partial)?",
+    r"rollouts": r"step_\d+\.jsonl(\.[0-9a-f]{8})?(\.partial)?",
     r"tensorboard": r"events\.out\.tfevents\..*",
     r"wandb": r"run_id|run-.*|offline-run-.*|latest-run|debug.*\.log",
 }
@@ -177,11 +93,11 @@ def ensure_workdir(workdir: AnyPath) -> epath.Path:
         ConfigError: a file cannot be written into the workdir.
     """
     place = as_place(workdir)
-    probe = place / f".writable-{secrets.token_hex(4)}"
+    probe = place / ".writable"
     try:
         place.mkdir(parents=True, exist_ok=True)
         write_bytes(probe, b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(workdir, error) from None
     return place
@@ -209,10 +125,12 @@ def claim(
     if not primary:
         return Claim("resume" if (workdir / RECORD).exists() else "new", Ownership())
     ensure_workdir(workdir)
-    try:
-        ownership = _StoreToken(workdir) if is_remote(workdir) else _DiskLock(workdir)
-    except OSError as error:
-        raise _unwritable(workdir, error) from None
+    ownership = own(
+        workdir / LOCK,
+        busy=f"workdir={workdir}: `polaris train` already runs in it",
+        remedy="choose another --workdir",
+        writes=_FILES,
+    )
     try:
         record = None if overwrite else _fitting_record(workdir, config)
         ownership.announce()
@@ -240,31 +158,31 @@ def mark_nondeterministic(workdir: AnyPath) -> None:
         note(workdir, deterministic=False)
 
 
-def keep_identity(workdir: AnyPath, identity: Mapping[str, str], *, path: str) -> None:
-    """Records which model a run began with, and refuses another one under the same path.
+def keep_identity(
+    workdir: AnyPath, inputs: Mapping[str, Any], *, places: Mapping[str, str]
+) -> None:
+    """Records what a run began with (model, tokenizer, problems), and refuses to go on with others.
 
-    A run of an earlier version has recorded nothing: the present model counts as its own.
+    What a run of an earlier version has not recorded is taken from the present start.
 
     Args:
         workdir: directory of the run.
-        identity: digests of the model's parts, by name.
-        path: where the model lies, for the error.
+        inputs: digests by name.
+        places: config field and value of each name, for errors.
 
     Raises:
-        ConfigError: a part differs from the one with which the run began.
+        ConfigError: an input differs from the one with which the run began.
     """
-    former = json.loads((as_place(workdir) / RECORD).read_text()).get("identity")
-    if not isinstance(former, dict):
-        note(workdir, identity=dict(identity))
-        return
-    names = [name for name in identity if former.get(name) != identity[name]]
-    if names:
-        digests = ", ".join(f"{former.get(name)} there, {identity[name]} here" for name in names)
-        raise ConfigError(
-            f"model.path={path}: another {' and '.join(names)} than the run in workdir={workdir} "
-            f"began with ({digests}); put the former files back, or begin anew with another "
-            "--workdir or --overwrite"
-        )
+    former = json.loads((as_place(workdir) / RECORD).read_text()).get("identity") or {}
+    refuse_other_inputs(
+        former,
+        inputs,
+        places=places,
+        of=f"the run in workdir={workdir} began with",
+        remedy="begin anew with another --workdir or --overwrite",
+    )
+    if former.keys() < inputs.keys():
+        note(workdir, identity=dict(inputs) | former)
 
 
 def note_numerics(workdir: AnyPath, numerics: Mapping[str, Any], *, step: int) -> list[str]:
@@ -324,9 +242,10 @@ def delete_rollouts_from(workdir: AnyPath, step: int) -> None:
     """Deletes the rollouts of `step` and later steps, which a resumed run writes again."""
     folder = as_place(workdir) / ROLLOUTS
     for path in folder.iterdir() if folder.is_dir() else ():
-        match = re.fullmatch(rf"step_(\d+)\.jsonl({re.escape(PARTIAL)})?", path.name)
-        if match and (int(match[1]) >= step or match[2]):
+        match = re.fullmatch(r"step_(\d+)\.jsonl", path.name)
+        if match and int(match[1]) >= step:
             path.unlink()
+    delete_partials(folder)
 
 
 # ---- claiming

@@ -15,7 +15,9 @@ import fnmatch
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+import re
+import secrets
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from etils import epath
@@ -25,6 +27,7 @@ from polaris_jax.config.settings import ConfigError
 AnyPath = str | os.PathLike[str]
 
 PARTIAL = ".partial"
+_PARTIAL_OF = re.compile(r"(.+?)(\.[0-9a-f]{8})?\.partial")  # versions to 0.2 had no number in it
 # What fsspec needs for a scheme: the package, and our extra that brings it.
 _STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
@@ -75,7 +78,8 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
         with _store_errors(place):
             place.write_bytes(data)
         return
-    partial = place.with_name(place.name + PARTIAL)
+    # A name of its own: two processes that write one file at once leave one of the two contents.
+    partial = place.with_name(f"{place.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         with open(partial, "wb") as file:
             file.write(data)
@@ -87,6 +91,21 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
             partial.unlink(missing_ok=True)
         raise
     sync_directory(place.parent)
+
+
+def delete_partials(folder: epath.Path, names: Collection[str] | None = None) -> None:
+    """Deletes the partial copies of files that a kill has left. For the files' owner alone.
+
+    Args:
+        folder: where they lie; in a store and in an absent folder there are none.
+        names: names of the files; None: of every file in the folder.
+    """
+    if is_remote(folder) or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        made = _PARTIAL_OF.fullmatch(path.name)
+        if made and (names is None or made[1] in names):
+            path.unlink(missing_ok=True)
 
 
 def append_bytes(path: AnyPath, data: bytes, *, durable: bool = True) -> None:

@@ -24,7 +24,7 @@ from polaris_jax.checkpoint import Checkpointer, CheckpointError, step_folders
 from polaris_jax.checkpoint import checkpointer as checkpoint_lib
 from polaris_jax.config import ConfigError
 from polaris_jax.models import Decoder, ModelConfig, param_shapes
-from polaris_jax.run.workdir import TakenOver
+from polaris_jax.run.owner import TakenOver
 
 TINY = ModelConfig(
     vocab_size=32,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.checkpoint import Checkpointer, CheckpointError, step_folders
-from polaris_jax.run.workdir import TakenOver
+from polaris_jax.run.owner import TakenOver
 from tests.support import fake_bucket
 
 CHECKPOINTS = "gs://bucket/run/checkpoints"

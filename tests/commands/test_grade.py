@@ -58,7 +58,7 @@ def test_a_rerun_goes_on_after_the_last_whole_row(
     grade_file(source, out, GradeOptions(), progress=quiet())
     whole = out.read_bytes()
     lines = whole.splitlines(keepends=True)
-    out.write_bytes(b"".join(lines[: 1 + cut]) + lines[1 + cut][:9])
+    out.write_bytes(b"".join(lines[:cut]) + lines[cut][:9])
     summary = grade_file(source, out, GradeOptions(), progress=quiet())
     assert (summary.resumed, summary.rows, summary.correct) == (cut, 4, 2)
     assert out.read_bytes() == whole
@@ -225,7 +225,7 @@ def test_everything_may_lie_in_a_bucket(bucket, capsys) -> None:
     assert main(command) == 0
     assert "2 rows, 1 correct" in capsys.readouterr().out
     whole = bucket.read("bucket/new/graded.jsonl")
-    assert [json.loads(line)["reward"] for line in whole.splitlines()[1:]] == [1.0, 0.0]
+    assert [json.loads(line)["reward"] for line in whole.splitlines()] == [1.0, 0.0]
 
     bucket.put("bucket/new/graded.jsonl", whole[:-5])
     assert main(command) == 0
@@ -233,7 +233,7 @@ def test_everything_may_lie_in_a_bucket(bucket, capsys) -> None:
     assert bucket.read("bucket/new/graded.jsonl") == whole
 
     assert main([*command, "--preset=strict"]) == 0
-    assert f"2 rows of other settings set aside as {place}/new/graded.jsonl." in (
+    assert f"2 rows of other settings set aside as {place}/new/graded.settings-" in (
         capsys.readouterr().out
     )
     assert main(command) == 0

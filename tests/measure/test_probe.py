@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from polaris_jax.config import build_config
+from polaris_jax.data.problem_sets import ProblemSet
 from polaris_jax.explore.zones import MIN_SAMPLES
 from polaris_jax.measure import probe as probe_module
 from polaris_jax.records import Problem
@@ -40,7 +41,8 @@ def solve(problems: list[Problem], *, n: int, **_: Any) -> SimpleNamespace:
 @pytest.mark.parametrize(("n", "noted"), [(32, False), (16, True)], ids=["enough", "few"])
 def test_few_samples_are_noted_in_the_file_and_to_the_reader(tmp_path, monkeypatch, n, noted):
     for name, stand_in in {
-        "training_problems": lambda *_: (PROBLEMS, "a list"),
+        "training_problems": lambda *_: ProblemSet(PROBLEMS, "", "a list", "given", None),
+        "base_inputs": lambda *_: ({}, {}),
         "load_base_tokenizer": lambda _: None,
         "fitting": lambda problems, *_, **__: problems,
         "base_model_config": lambda *_: None,

@@ -24,7 +24,7 @@ from polaris_jax.config import (
 )
 from polaris_jax.run import record as run_record
 from polaris_jax.run import workdir as workdir_lib
-from polaris_jax.run.workdir import TakenOver
+from polaris_jax.run.owner import TakenOver
 
 
 @pytest.fixture

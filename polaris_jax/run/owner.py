@@ -1,0 +1,197 @@
+"""Which process owns the files that a command writes.
+
+Two commands may run in one workdir at once unless they write the same files: each command locks
+what it writes, `train` with `.lock`, the others with a lock of their own (`.calibrate.lock`).
+
+On a disk the kernel holds a lock for the process and releases it when the process ends, so a second
+command is refused. An object store has no locks: a command writes its token to the lock file, and
+the newest command wins. The reason: the older one may have been preempted, or be about to be,
+without a chance to release anything. A command whose token is gone ends before it writes again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+from collections.abc import Collection, Iterator
+from typing import TextIO
+
+from etils import epath
+
+from polaris_jax.config import ConfigError
+from polaris_jax.system.files import delete_partials, is_remote, write_json
+from polaris_jax.system.progress import Progress
+
+
+class TakenOver(RuntimeError):
+    """Another command owns the files now. The text is one line for the user."""
+
+
+class Ownership:
+    """The ownership of a command's files until `release`.
+
+    This class is that of a process that writes nothing: all methods do nothing.
+    """
+
+    def announce(self) -> None:
+        """Takes the files over from other commands, in a store. Call after checking the config."""
+
+    def check(self) -> None:
+        """Raises TakenOver if the files are no longer ours. Call before every write.
+
+        Raises:
+            TakenOver: another command has claimed the files since.
+        """
+
+    def release(self) -> None:
+        """Lets other commands claim the files. Any end of the process has this effect, too."""
+
+
+class _DiskLock(Ownership):
+    def __init__(self, lock: epath.Path, *, busy: str, remedy: str) -> None:
+        self._file = open(lock, "a+", encoding="utf-8")  # noqa: SIM115
+        try:  # the kernel releases the lock when the process ends, so a kill leaves no lock
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = _read_owner(self._file)
+            self._file.close()
+            raise ConfigError(
+                f"{busy} ({owner}); wait for it, end it, or {remedy}"
+                if isinstance(error, BlockingIOError)
+                else f"{lock.parent}: its disk knows no file locks ({error.strerror}); choose a "
+                "directory on another disk"
+            ) from None
+        _write_owner(self._file)
+
+    def release(self) -> None:
+        self._file.close()
+
+
+class _StoreToken(Ownership):
+    def __init__(self, lock: epath.Path) -> None:
+        self._path, self._token = lock, secrets.token_hex(8)
+
+    def announce(self) -> None:
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token}
+        write_json(self._path, owner)
+
+    def check(self) -> None:
+        try:
+            owner = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            owner = {}
+        if owner.get("token") != self._token:
+            by = f"pid {owner['pid']} on {owner['host']}" if owner else "a run that has ended since"
+            raise TakenOver(
+                f"workdir={self._path.parent}: another run has taken it over ({by}); this one ends "
+                "and leaves it alone"
+            )
+
+    def release(self) -> None:
+        with contextlib.suppress(TakenOver, OSError):
+            self.check()
+            self._path.unlink(missing_ok=True)
+
+
+def own(lock: epath.Path, *, busy: str, remedy: str, writes: Collection[str]) -> Ownership:
+    """Claims the files that a command writes. Does not announce it in a store.
+
+    Args:
+        lock: path of the lock file; its directory must exist.
+        busy: begins the error if another process has the lock: who does what.
+        remedy: ends that error: what to do beside waiting for the other or ending it.
+        writes: names of the files, beside the lock, whose partial copies a kill may have left;
+            these are deleted.
+
+    Raises:
+        ConfigError: another process owns them, or the disk knows no locks.
+        OSError: the lock file cannot be written.
+    """
+    if is_remote(lock):
+        return _StoreToken(lock)
+    ownership = _DiskLock(lock, busy=busy, remedy=remedy)
+    delete_partials(lock.parent, writes)
+    return ownership
+
+
+def lock_name(name: str) -> str:
+    """The name of the lock file of `owned`."""
+    return f".{name}.lock"
+
+
+@contextlib.contextmanager
+def owned(
+    directory: epath.Path,
+    name: str,
+    *,
+    busy: str,
+    remedy: str,
+    writes: Collection[str] = (),
+    primary: bool = True,
+) -> Iterator[Ownership]:
+    """A context manager that owns what a command writes.
+
+    Args:
+        directory: where the command writes.
+        name: what is written, in the lock's name: `.NAME.lock`.
+        busy: begins the error if another process writes the same: who does what.
+        remedy: ends that error: what to do beside waiting for the other or ending it.
+        writes: names of files in `directory` whose partial copies are deleted.
+        primary: True in the first process of a command; the others own nothing.
+
+    Raises:
+        ConfigError: another process owns it, or the lock file cannot be written.
+    """
+    if not primary:
+        yield Ownership()
+        return
+    lock = directory / lock_name(name)
+    try:
+        ownership = own(lock, busy=busy, remedy=remedy, writes=writes)
+        ownership.announce()
+    except OSError as error:
+        raise ConfigError(
+            f"{lock}: cannot be written ({error.strerror}); choose another directory"
+        ) from None
+    try:
+        yield ownership
+    finally:
+        ownership.release()
+
+
+@contextlib.contextmanager
+def alone(directory: epath.Path, name: str, progress: Progress) -> Iterator[None]:
+    """A context manager that waits until no other process is inside one of the same name.
+
+    Several commands may need what the first of them makes. In a store nothing is locked: each makes
+    it, with the same bytes.
+    """
+    if is_remote(directory):
+        yield
+        return
+    with open(directory / lock_name(name), "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.line(f"waiting for {name}, which {_read_owner(file)} makes")
+            fcntl.flock(file, fcntl.LOCK_EX)  # ends when the other process ends, also by a kill
+        except OSError:
+            pass  # a disk without locks; `train` refuses it by name
+        _write_owner(file)
+        yield
+
+
+def _read_owner(file: TextIO) -> str:
+    file.seek(0)
+    return file.read().strip() or "another process"
+
+
+def _write_owner(file: TextIO) -> None:
+    with contextlib.suppress(OSError):  # on a full disk the lock holds without the owner's name
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
