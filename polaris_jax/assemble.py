@@ -153,7 +153,13 @@ def assemble(
     updater.check_model(model_config)
     with contextlib.ExitStack() as opened:
         claim = opened.enter_context(
-            workdir_lib.claim(workdir, config, overwrite=overwrite, primary=processes.is_first())
+            workdir_lib.claim(
+                workdir,
+                config,
+                overwrite=overwrite,
+                primary=processes.is_first(),
+                problem_set=found.place,
+            )
         )
         progress.line(f"problems: {len(found.problems)} from {found.origin} ({found.why})")
         if config.optimizer.moment_dtype != "float32":
@@ -170,7 +176,6 @@ def assemble(
                 inputs | {"problems": found.digest},
                 places=dict.fromkeys(inputs, f"model.path={path}") | {"problems": found.origin},
             )
-            workdir_lib.note(workdir, problem_set=found.place)
             if other := differing_inputs(found.model or {}, inputs):
                 progress.line(
                     f"warning: {found.origin} was curated for a model with another "

@@ -11,7 +11,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,15 +186,29 @@ def refuse_other_config(workdir: epath.Path, record: dict[str, Any], config: Run
 
 
 def write_record(
-    workdir: epath.Path, command: str, config: RunConfig, record: dict[str, Any] | None
+    workdir: epath.Path,
+    command: str,
+    config: RunConfig,
+    record: dict[str, Any] | None,
+    *,
+    begun: Mapping[str, Any],
 ) -> None:
-    """Writes run.json: config, versions, commit, and the starts in `record` plus this one."""
+    """Writes run.json: config, versions, commit, and the starts in `record` plus this one.
+
+    Args:
+        workdir: directory of the run.
+        command: name of the command.
+        config: config of the run.
+        record: content of run.json from earlier starts; None at the first.
+        begun: facts about the run's beginning, which `record` keeps if it has them.
+    """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     start = {"time": now, "argv": sys.argv[1:], "commit": _commit(), "host": socket.gethostname()}
     write_json(
         workdir / RECORD,
         {
             "deterministic": True,
+            **begun,
             **(record or {}),
             "command": command,
             "config": _plain(config_fields(config)),

@@ -104,7 +104,12 @@ def ensure_workdir(workdir: AnyPath) -> epath.Path:
 
 
 def claim(
-    workdir: AnyPath, config: RunConfig, *, overwrite: bool = False, primary: bool = True
+    workdir: AnyPath,
+    config: RunConfig,
+    *,
+    overwrite: bool = False,
+    primary: bool = True,
+    problem_set: str | None = None,
 ) -> Claim:
     """Claims a workdir for a training run, which starts there or resumes with an equal config.
 
@@ -116,6 +121,7 @@ def claim(
             and memory sizes may differ from the first start, and the last stage may grow.
         overwrite: delete what training wrote here before, and start anew.
         primary: True in the first process of a run. The call writes nothing if False.
+        problem_set: what the run's first start records as the name of its problem set.
 
     Raises:
         ConfigError: the directory cannot be written, another training is running in it, or it holds
@@ -136,7 +142,8 @@ def claim(
         ownership.announce()
         if overwrite:
             _delete_made_by_training(workdir)
-        write_record(workdir, "train", config, record)
+        begun = {} if problem_set is None else {"problem_set": problem_set}
+        write_record(workdir, "train", config, record, begun=begun)
     except OSError as error:
         ownership.release()
         raise _unwritable(workdir, error) from None
