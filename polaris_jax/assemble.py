@@ -311,13 +311,13 @@ def training_problems(
         progress.line,
         make=lambda: _arithmetic(config)[0],
         files=files,
-        began_with=None if record is None else _began_with(record, workdir),
+        began_with=None if record is None else began_with(record, workdir),
     )
     agree_on_problems(TRAINED_ON, found.problems)
     return found
 
 
-def _began_with(record: Mapping[str, Any], workdir: epath.Path) -> str:
+def began_with(record: Mapping[str, Any], workdir: epath.Path) -> str:
     """`ProblemSet.place` of the set that a run began with."""
     if isinstance(place := record.get("problem_set"), str):
         return place

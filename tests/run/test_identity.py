@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from polaris_jax.__main__ import main
+from polaris_jax.assemble import began_with
 from polaris_jax.config import ConfigError, build_config, default_config
 from polaris_jax.models.weights.sources import model_identity
 from polaris_jax.run import workdir as workdir_lib
@@ -233,3 +235,16 @@ def test_a_run_says_what_its_bytes_depended_on_beside_its_seed(base_and_problems
     assert record()["numerics_changes"][0]["step"] == 3
     assert record()["deterministic"] is False
     assert [json.loads(row)["step"] for row in metrics.read_text().splitlines()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    "files", [(), ("problems.parquet",), ("problems.parquet", "curated.parquet")]
+)
+def test_a_run_of_version_0_2_keeps_its_problems(tmp_path, named, files):
+    """It read `data.problems` before the workdir's files, and recorded nothing."""
+    for name in files:
+        (tmp_path / name).write_bytes(b"")
+    record = {"config": {"data.problems": "p.jsonl" if named else ""}}
+    assert began_with(record, epath.Path(tmp_path)) == ("" if named or not files else files[-1])
+    assert began_with(record | {"problem_set": "x"}, epath.Path(tmp_path)) == "x"
