@@ -21,7 +21,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import flags
@@ -34,6 +34,8 @@ from polaris_jax.data.sources import DataError
 from polaris_jax.reward import Grader
 from polaris_jax.reward.extract import Mode
 from polaris_jax.reward.math.equivalence import explain_path, gold_texts
+from polaris_jax.run.owner import owned
+from polaris_jax.run.progress_file import ProgressFile, identity_path
 from polaris_jax.system.files import as_place, is_remote
 from polaris_jax.system.progress import Progress
 from polaris_jax.system.signals import begin_work

@@ -92,7 +92,7 @@ class ProgressFile:
         self.path, self._key, self._unit = as_place(path), tuple(key), unit
         self._writes, self._may_write, self._valid = writes, may_write, valid
         settings = json.loads(json.dumps(dict(settings)))
-        inputs = json.loads(json.dumps(dict(inputs or {})))
+        now: dict[str, Any] = json.loads(json.dumps(dict(inputs or {})))
         found = present = _read(self.path)
         if found.settings != settings or not found.lines:
             aside = _read_aside(self.path, settings)
@@ -102,7 +102,7 @@ class ProgressFile:
             if stored.lines and _of_config(stored.settings) == _of_config(settings):
                 refuse_other_inputs(
                     stored.inputs,
-                    inputs,
+                    now,
                     places=places or {},
                     of=f"the rows of {self.path} were made with",
                     remedy=f"delete that file and {identity_path(self.path).name} to begin anew",
@@ -115,7 +115,7 @@ class ProgressFile:
             if present.settings != settings and present.lines:
                 self._set_aside(present)
                 write_bytes(self.path, b"")  # rows never lie beside the settings of others
-            self._write_if_new(identity_path(self.path), _identity(settings, inputs | former))
+            self._write_if_new(identity_path(self.path), _identity(settings, now | former))
             self._write_if_new(self.path, b"".join(map(_line, self.rows)))
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -135,7 +135,7 @@ class ProgressFile:
         for line in lines:
             try:
                 row = json.loads(line)
-                if not self._valid(row):
+                if not isinstance(row, dict) or not self._valid(row):
                     break
                 first.setdefault(self._name(row), row)
             except (ValueError, RecursionError, TypeError, LookupError):

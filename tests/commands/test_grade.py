@@ -27,9 +27,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def graded(path: Path) -> list[dict]:
-    head, *rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert set(head) == {"identity"}
-    return rows
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def quiet() -> Progress:
@@ -190,7 +188,7 @@ def test_a_rerun_goes_on_before_the_first_damaged_row(
     grade_file(source, out, GradeOptions(), progress=quiet())
     whole = out.read_bytes()
     lines = whole.splitlines(keepends=True)
-    out.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
+    out.write_bytes(b"".join([lines[0], damage, *lines[2:]]))
     summary = grade_file(source, out, GradeOptions(), progress=quiet())
     assert (summary.resumed, summary.rows) == (1, 4)
     assert out.read_bytes() == whole

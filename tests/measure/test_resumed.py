@@ -67,7 +67,7 @@ def test_what_is_done_is_not_sampled_again(command, line, tmp_path, monkeypatch)
     assert run("cut") == (1, of_whole[:2])
     first = (tmp_path / "cut" / done).read_bytes()
     assert (tmp_path / "whole" / done).read_bytes().startswith(first)
-    assert first.count(b"\n") > 1  # rows after the settings
+    assert first.count(b"\n") > 0
     assert not (tmp_path / "cut" / result).exists()
     fails.clear()
     assert run("cut") == (0, of_whole[1:])
