@@ -168,7 +168,7 @@ def mark_nondeterministic(workdir: AnyPath) -> None:
 def keep_identity(
     workdir: AnyPath, inputs: Mapping[str, Any], *, places: Mapping[str, str]
 ) -> None:
-    """Records what a run began with (model, tokenizer, problems), and refuses to go on with others.
+    """Records the model and problems that a run began with, and refuses other ones.
 
     What a run of an earlier version has not recorded is taken from the present start.
 
