@@ -52,7 +52,7 @@ def test_few_samples_are_noted_in_the_file_and_to_the_reader(tmp_path, monkeypat
         "probe_figure": lambda *_: None,
     }.items():
         monkeypatch.setattr(probe_module, name, stand_in)
-    config = build_config({"probe": {"n": n, "stop": 0.3}})
+    config = build_config({"probe": {"n": n, "stop": 0.3, "step": 0.05}})
     said: Any = Said()
     summary = probe_module.probe(config, epath.Path(tmp_path), progress=said)
     assert (64 * n < MIN_SAMPLES) == noted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,24 +42,37 @@ def kept(workdir: Path) -> dict[Path, bytes]:
     return {p: b for p, b in files.items() if p.name != "run.json" and not p.name.endswith(".lock")}
 
 
-def test_another_model_at_the_same_path_is_refused_and_nothing_is_lost(tmp_path):
-    base, problems = micro_run.make_base(tmp_path)
-    line, workdir = micro_run.flags(base, problems, *ONE_STEP), tmp_path / "run"
-    micro_run.finish(micro_run.start_train(workdir, line))
+@pytest.fixture(scope="module")
+def base_and_problems(tmp_path_factory):
+    return micro_run.make_base(tmp_path_factory.mktemp("base"))
+
+
+HERE = ("--config.mesh.fsdp=8", "--config.batch.rows=8")  # this process's devices
+
+
+def test_another_model_at_the_same_path_is_refused_and_nothing_is_lost(
+    base_and_problems, tmp_path, capsys
+):
+    base, problems = base_and_problems
+    workdir = tmp_path / "run"
+    line = [*micro_run.flags(base, problems, *ONE_STEP), *HERE, f"--workdir={workdir}"]
+    assert main(["train", *line]) == 0
     before = kept(workdir)
     for file, part in PARTS.items():
         former = swap(base / file)
-        process = micro_run.start_train(workdir, line)
-        said = process.communicate(timeout=300)[0]
-        assert process.returncode == 2, said
-        assert f"another {part} than the run in workdir=" in said
+        capsys.readouterr()
+        try:
+            assert main(["train", *line]) == 2
+        finally:
+            (base / file).write_bytes(former)
+        assert f"another {part} than the run in workdir=" in capsys.readouterr().err
         assert kept(workdir) == before
-        (base / file).write_bytes(former)
-    assert "already complete: 2 steps" in micro_run.finish(micro_run.start_train(workdir, line))
+    assert main(["train", *line]) == 0
+    assert "already complete: 2 steps" in capsys.readouterr().out
 
 
-def test_each_part_of_a_model_is_known_by_its_bytes(tmp_path):
-    base, _ = micro_run.make_base(tmp_path)
+def test_each_part_of_a_model_is_known_by_its_bytes(base_and_problems, tmp_path):
+    base = Path(shutil.copytree(base_and_problems[0], tmp_path / "base"))
     before = model_identity(base)
     assert model_identity(base) == before
     for file, part in PARTS.items():
@@ -102,11 +116,6 @@ MEASURES = {
 }
 
 
-@pytest.fixture(scope="module")
-def base_and_problems(tmp_path_factory):
-    return micro_run.make_base(tmp_path_factory.mktemp("base"))
-
-
 @pytest.mark.parametrize("command", MEASURES)
 def test_a_measurement_of_another_model_is_refused(command, base_and_problems, tmp_path, capsys):
     """Finished or cut off in its middle: no table of one model is taken for another's."""
@@ -115,7 +124,7 @@ def test_a_measurement_of_another_model_is_refused(command, base_and_problems, t
     line = [
         command,
         *micro_run.flags(base, problems, *more, f"--config.evaluate.problems={problems}"),
-        *("--config.mesh.fsdp=8", "--config.batch.rows=8"),  # this process's devices
+        *HERE,
         f"--workdir={tmp_path}",
     ]
     assert main(line) == 0
@@ -148,7 +157,7 @@ def test_edited_problems_are_refused_by_name(base_and_problems, tmp_path, capsys
     line = [
         "calibrate",
         *micro_run.flags(base, own, *MEASURES["calibrate"][1:]),
-        *("--config.mesh.fsdp=8", "--config.batch.rows=8"),
+        *HERE,
         f"--workdir={tmp_path / 'run'}",
     ]
     assert main(line) == 0
@@ -164,8 +173,7 @@ def test_what_calibrate_curated_is_trained_on_also_where_the_problems_are_named(
     more = (*MEASURES["calibrate"][1:], "--config.calibrate.n=1", *ONE_STEP)
     line = micro_run.flags(base, problems, *more)
     for command in ("prepare", "calibrate"):
-        here = ("--config.mesh.fsdp=8", "--config.batch.rows=8", f"--workdir={tmp_path}")
-        assert main([command, *line, *here]) == 0
+        assert main([command, *line, *HERE, f"--workdir={tmp_path}"]) == 0
     kept_count = json.loads((tmp_path / "calibrate.json").read_text())["kept"]
     assert 0 < kept_count < micro_run.PROBLEMS
     said = micro_run.finish(micro_run.start_train(tmp_path, line))
