@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -177,8 +178,8 @@ def changes(workdir: Path, pattern: str) -> dict[str, tuple[int, int, int]]:
     found = {}
     for name in glob.glob(pattern, root_dir=workdir):
         with contextlib.suppress(OSError):
-            stat = os.stat(workdir / name)
-            found[name] = stat.st_ino, stat.st_size, stat.st_mtime_ns
+            entry = os.stat(workdir / name)
+            found[name] = entry.st_ino, entry.st_size, entry.st_mtime_ns
     return found
 
 
@@ -221,6 +222,11 @@ def differing(here: dict[str, str], there: dict[str, str]) -> list[str]:
     return sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
 
 
+def _special(folder: str, names: list[str]) -> list[str]:
+    """What cannot be copied: pipes."""
+    return [name for name in names if stat.S_ISFIFO(os.lstat(f"{folder}/{name}").st_mode)]
+
+
 class Place:
     """The folders of a drill.
 
@@ -238,7 +244,7 @@ class Place:
         """Keeps a folder of a case that fell short, for whoever looks into it."""
         kept = self.stock.parent / "kept" / f"{self.own.name}.{folder.name}"
         shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(folder, kept, symlinks=True, ignore_dangling_symlinks=True)
+        shutil.copytree(folder, kept, symlinks=True, ignore=_special)
 
     def made(self, name: str, make: Callable[[Path], None]) -> Path:
         """A folder of the stock, made by the first drill that needs it; a killed one is remade."""

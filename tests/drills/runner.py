@@ -72,10 +72,12 @@ def main() -> None:
 def run_one(drill: Drill, out: Path) -> None:
     """Runs one drill in this process; its cases go to the file that the runner reads."""
     os.environ.setdefault("MPLBACKEND", "Agg")
-    place = Place(out / "stock", out / "own" / f"{drill.kind}.{drill.name}")
+    own = out / "own" / f"{drill.kind}.{drill.name}"
+    shutil.rmtree(own, ignore_errors=True)  # of one that was killed
+    place = Place(out / "stock", own)
     run = importlib.import_module(f"tests.drills.{drill.kind}").run
     cases = [dataclasses.asdict(case) for case in run(drill, place)]
-    shutil.rmtree(place.own, ignore_errors=True)
+    shutil.rmtree(own, ignore_errors=True)
     _cases_file(out, drill).write_text(json.dumps(cases))
 
 
