@@ -39,7 +39,7 @@ from tests.drills.drill import (
 )  # fmt: skip
 
 ROW = "damages"
-TIMEOUT_S = 300
+TIMEOUT_S = 150
 # Run -> (the file whose changes are counted before it is stopped, how many, cases of a seed).
 STOPPED = {
     "train": ("metrics.jsonl", 6, 16),
