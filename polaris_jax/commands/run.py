@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -13,6 +14,17 @@ from polaris_jax.config import ConfigError
 from polaris_jax.system import signals
 
 PROCESSES = "polaris_jax.system.processes"
+# What to do about an error of the system that names a file.
+_REMEDIES = {
+    errno.EISDIR: "a file belongs there; move the directory away",
+    errno.ENOTDIR: "a directory belongs there; move the file away",
+    errno.ELOOP: "the link leads to itself; restore the file",
+    errno.EACCES: "give this user the right to it, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOSPC: "free some space and rerun",
+    errno.EDQUOT: "free some space and rerun",
+    errno.EMFILE: "raise the limit, as with `ulimit -n`, and rerun",
+}
 
 
 def run_command(command: Callable[[], int]) -> int:
@@ -60,7 +72,8 @@ def _describe(error: Exception) -> str:
     if isinstance(error, ConfigError) or (isinstance(error, ValueError | RuntimeError) and text):
         return text
     if isinstance(error, OSError):
-        return f"{error.filename or ''}: {error.strerror or text}".lstrip(": ")
+        remedy = f"; {_REMEDIES[number]}" if (number := error.errno or 0) in _REMEDIES else ""
+        return f"{error.filename or ''}: {error.strerror or text}".lstrip(": ") + remedy
     return f"{type(error).__name__}: {text} (POLARIS_TRACEBACK=1 shows where)"
 
 

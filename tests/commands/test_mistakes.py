@@ -1,8 +1,12 @@
 """Each mistake on the command line is one clear line on stderr and exit code 2."""
 
+import errno
+import os
+
 import pytest
 
 from polaris_jax.__main__ import main
+from polaris_jax.commands.run import run_command
 from polaris_jax.rollout import samplers
 
 TINY = "--config=configs/tiny_cpu.py"
@@ -120,3 +124,21 @@ def test_usage_lists_every_command(capsys):
     out = capsys.readouterr().out
     assert all(f"  {name}" in out for name in ("prepare", "train", "generate"))
     assert main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EISDIR, "move the directory away"),
+        (errno.ENOSPC, "free some space and rerun"),
+        (errno.ELOOP, "the link leads to itself"),
+    ],
+)
+def test_an_error_of_the_system_names_the_file_and_a_remedy(number, remedy, capsys):
+    def command() -> int:
+        raise OSError(number, os.strerror(number), "run/probe.json")
+
+    assert run_command(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: run/probe.json: {os.strerror(number)}; ")
+    assert remedy in line
