@@ -36,7 +36,7 @@ def sampled_tokens(workdir: Path) -> int:
 def per_problem(path: Path) -> dict[str, float]:
     """Mean reward of each held-out problem in a responses.jsonl."""
     rewards: dict[str, list[float]] = {}
-    for line in path.read_text().splitlines()[1:]:
+    for line in path.read_text().splitlines():
         row = json.loads(line)
         rewards.setdefault(row["problem_id"], []).append(row["reward"])
     return {i: float(np.mean(r)) for i, r in rewards.items()}

@@ -133,7 +133,7 @@ def test_evaluate(workdir):
         assert summary["pass@k"]["1"] == pytest.approx(summary["avg@k"])
         assert summary["pass@k"]["4"] >= summary["pass@k"]["1"]
     assert after["budget_curve"][-1]["accuracy_yarn"] == pytest.approx(after["yarn"]["avg@k"])
-    rows = [json.loads(x) for x in (workdir / "responses.jsonl").read_text().splitlines()[1:]]
+    rows = [json.loads(x) for x in (workdir / "responses.jsonl").read_text().splitlines()]
     assert np.mean([row["reward"] for row in rows]) == pytest.approx(after["avg@k"])
 
 
