@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from polaris_jax.system.progress import Progress
 
 
+# What the entries of prepare.json's `lost` say to a person.
+LOST = {
+    "turns": "turns of their chat: only the last user turn is asked",
+    "gold": "their gold: the math grader cannot read it (programs, unit tests, proofs); set "
+    "reward.function, or leave them out",
+}
+
+
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     command = parse("prepare", argv, doc=__doc__ or "")
@@ -46,6 +54,7 @@ def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> No
     from polaris_jax.assemble import load_base_tokenizer
     from polaris_jax.data.problem_sets import PREPARED, fitting
     from polaris_jax.data.problems import problems_digest, write_problems
+    from polaris_jax.reward.golds import gold_kinds
     from polaris_jax.run.owner import owned
     from polaris_jax.run.record import refuse_other_run
     from polaris_jax.run.workdir import ensure_workdir, write_json
@@ -64,6 +73,11 @@ def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> No
         problems, origin, read = _read(config, workdir, progress)
         tokenizer = load_base_tokenizer(config)
         kept = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
+        if not config.reward.function and (golds := [p for p in kept if not gold_kinds(p.answer)]):
+            read["lost"]["gold"] = len(golds)
+        for part, rows in read["lost"].items():
+            named = part if part.isprintable() else ascii(part)
+            progress.line(f"warning: {rows} rows lose {LOST.get(part, named)}")
         if len(kept) < len(problems):
             read["counts"]["prompt_too_long"] = len(problems) - len(kept)
         digest = problems_digest(problems, extras=True)
@@ -93,5 +107,5 @@ def _read(
             "--config.data.problems=problems.jsonl"
         )
     found = training_problems(config, workdir, progress, files=())
-    read = {"rows": len(found.problems), "counts": {}, "messages": []}
+    read = {"rows": len(found.problems), "counts": {}, "messages": [], "lost": {}}
     return list(found.problems), found.origin, read

@@ -24,6 +24,7 @@ _TRAIN = re.compile(r"(?<![A-Za-z])[Tt]rain|(?<=[a-z])Train|TRAIN")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Schema metadata of our own parquet files, whose answers are JSON so that types survive.
 JSON_ANSWERS = {b"polaris_answers": b"json"}
+UNREAD: Any = object()  # the value of a column that is not read, since it holds no JSON
 EXTRA = "extra"  # the column of such a file that holds a row's other columns, as one JSON object
 # What pyarrow raises on damaged files: its own errors, those of text that is no UTF-8 and of times
 # past the calendar (ValueErrors), of numbers past their type.
@@ -184,7 +185,7 @@ def read_rows(files: Files, columns: Collection[str] | None = None) -> Iterator[
     Args:
         files: files of the source.
         columns: columns of a table to read beside those that hold JSON's types; other columns are
-            None and are not read. None: every column.
+            UNREAD. None: every column.
 
     Raises:
         DataError: a complete file is unreadable, or the function fails.
@@ -255,7 +256,7 @@ def _parquet(path: epath.Path, place: str, columns: Collection[str] | None) -> I
             ours = (table.schema_arrow.metadata or {}).items() >= JSON_ANSWERS.items()
             names = table.schema_arrow.names
             read = _read_columns(table.schema_arrow, columns)
-            others = dict.fromkeys(name for name in names if name not in read)
+            others = dict.fromkeys((name for name in names if name not in read), UNREAD)
             number = 0
             for batch in table.iter_batches(batch_size=4096, columns=read):
                 for fields in _parquet_rows(batch, damages):
@@ -332,7 +333,7 @@ def _arrow(path: epath.Path, place: str, columns: Collection[str] | None) -> Ite
             for batch in _arrow_batches(file, is_file):
                 names = batch.schema.names
                 read = _read_columns(batch.schema, columns)
-                others = dict.fromkeys(name for name in names if name not in read)
+                others = dict.fromkeys((name for name in names if name not in read), UNREAD)
                 chosen = batch.select(read)
                 chosen.validate(full=True)  # reading a damaged batch as it is ends the process
                 for fields in chosen.to_pylist():

@@ -106,6 +106,9 @@ def _calibrate(
                     seed_parts=(config.seed, "calibrate"),
                     mode=config.reward.mode,
                 )
+                if first == 0:
+                    for text in policy.judged(graded, batch, reward=config.reward).lines():
+                        progress.line(text)
                 sums = graded.correct_PR.sum(axis=1).tolist()
                 means = [sum(map(len, group)) / section.n for group in graded.token_ids]
                 rows = [

@@ -50,6 +50,8 @@ NOT_OF_RESPONSES = {
     f"evaluate.{name}"
     for name in ("every_steps", "length_edges", "budgets", "yarn", "max_response_tokens")
 } | {"data.use"}
+# Causes that say nothing against a score: greedy responses agree, and an easy set may be solved.
+NO_FAULTS = ("no_spread", "too_easy")
 # Below this budget the blog's own figures are out of reach for lack of tokens alone.
 COMPARABLE_TOKENS = 64 * 1024
 
@@ -261,6 +263,10 @@ def _respond(
                 top_k=section.top_k,
                 top_p=section.top_p,
             )
+            if first == 0:
+                health = policy.judged(graded, batch, reward=config.reward, mode="eval")
+                for text in health.lines() if health.cause not in NO_FAULTS else ():
+                    progress.line(text)
             prefixes = policy.prefix_rewards(graded, batch, _budgets(section, max_response_tokens))
             new = [
                 {

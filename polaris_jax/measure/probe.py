@@ -22,13 +22,14 @@ from polaris_jax.data.problem_sets import fitting
 from polaris_jax.data.problems import problems_digest
 from polaris_jax.explore import Candidate, find_zones
 from polaris_jax.explore.temperature import measure_candidate
-from polaris_jax.explore.zones import MIN_SAMPLES
+from polaris_jax.explore.zones import MIN_SAMPLES, is_above_zero, tolerances
+from polaris_jax.measure.probe_set import NO_PLATEAU
 from polaris_jax.measure.solve import open_policy, open_progress, reward_identity
 from polaris_jax.models.positions import check_positions
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import probe_figure
 from polaris_jax.run.owner import Ownership, owned
-from polaris_jax.run.record import refuse_other_run
+from polaris_jax.run.record import refuse_other_run, with_recorded_defaults
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
@@ -45,6 +46,7 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
     Source: POLARIS, section 2 (temperature zones; initialise at the border where accuracy begins
         to fall).
     """
+    config = with_recorded_defaults(workdir, config, progress.line)
     refuse_other_run(workdir, config, sections=("seed", "model", "data", "warmstart", "rope"))
     check_reward(config.reward)
     ensure_workdir(workdir)
@@ -89,7 +91,7 @@ def _probe(
         may_write=ownership.check,
     )
     rows = {row["temperature"]: row for row in done.rows}
-    waiting = [t for t in temperatures if t not in rows]
+    waiting, judged = [t for t in temperatures if t not in rows], []
     if waiting:
         base = load_base(config, workdir, progress)
         with (
@@ -108,6 +110,7 @@ def _probe(
                 row = dataclasses.asdict(
                     measure_candidate(temperature, graded.texts, graded.correct_PR)
                 )
+                judged.append(policy.judged(graded, problems, reward=config.reward))
                 done.append([row])
                 rows[temperature] = row
                 phase.advance_to(len(rows), f"T {temperature:g}: {row['accuracy']:.1%}")
@@ -119,13 +122,17 @@ def _probe(
             ("diversities", "diversity"),
         )
     }
-    zones = find_zones(
-        temperatures,
-        columns["accuracies"],
-        stderrs=columns["stderrs"],
-        rgz_tolerance=section.rgz_tolerance,
-        cez_tolerance=section.cez_tolerance,
-    )
+    if judged:  # of a sweep that is cold at one end and collapses at the other, the best
+        best = max(judged, key=lambda health: (health.informative, health.correct_share))
+        for text in best.lines():
+            progress.line(text)
+    accuracies, stderrs = columns["accuracies"], columns["stderrs"]
+    zones = None
+    if is_above_zero(accuracies, stderrs):
+        zones = find_zones(
+            temperatures, accuracies, stderrs=stderrs, **tolerances(section, accuracies)
+        )
+    chosen = None if zones is None else zones.initial_temperature
     summary = {
         "temperatures": temperatures,
         **columns,
@@ -133,20 +140,24 @@ def _probe(
         "problems": len(problems),
         "note": few_samples_note(len(problems), section.n),
         "max_response_tokens": max_response_tokens,
-        "zones": {
-            name: value
-            for name, value in dataclasses.asdict(zones).items()
-            if name != "initial_temperature"
-        },
-        "initial_temperature": zones.initial_temperature,
+        "zones": zones
+        and {k: v for k, v in dataclasses.asdict(zones).items() if k != "initial_temperature"},
+        "initial_temperature": chosen,
+        "at_edge": zones is not None and zones.at_edge,
     }
     if processes.is_first():
         ownership.check()
         write_json(workdir / "probe.json", summary)
         probe_figure(summary, workdir / "probe.png")
+    if chosen is None:
+        raise RuntimeError(
+            f"probe: the best accuracy, {max(accuracies):.2%}, lies within two standard errors of "
+            f"0, so there is no temperature to begin with; {NO_PLATEAU}"
+        )
+    edge = ", the hottest of the sweep: raise probe.stop to see where it ends"
     progress.line(
-        f"robust zone up to {zones.initial_temperature:g}: suggested initial temperature "
-        f"{zones.initial_temperature:g}"
+        f"robust zone up to {chosen:g}: suggested initial temperature {chosen:g}"
+        f"{edge if summary['at_edge'] else ''}"
     )
     if summary["note"]:
         progress.line(f"note: {summary['note']}")

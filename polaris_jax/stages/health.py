@@ -71,16 +71,38 @@ _REMEDIES: dict[Cause, str] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
-    """A response to show: whose it is, how it ends, what was extracted, and why it is wrong."""
+class View:
+    """One response and what can be seen in it."""
 
     problem_id: str
     question: str
-    end: str
-    answer: str | None
+    prompt: str
+    text: str
     gold: Gold
+    tokens: Sequence[int]
+    logprobs: Sequence[float]
+    cut: bool
+    correct: bool
     reward: float
-    reason: str
+    box: bool
+    think_end: bool
+    answer: str | None
+
+    def reason(self) -> str:
+        if self.correct:
+            return "correct"
+        if self.answer is not None:
+            return "another answer"
+        cut = "cut by the budget, " if self.cut else ""
+        if not self.box:
+            return f"{cut}no box"
+        return f"{cut}no box to read" if self.think_end else f"{cut}no {THINK_END}"
+
+    def loops(self) -> bool:
+        """True if the second half repeats itself."""
+        half = self.tokens[len(self.tokens) // 2 :]
+        grams = [tuple(half[i : i + 4]) for i in range(len(half) - 3)]
+        return len(grams) > 2 and len(set(grams)) < LOOP * len(grams)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +125,7 @@ class Health:
     correct_share: float
     cause: Cause | None = None
     shares: str = ""
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[View, ...] = ()
 
     def lines(self) -> list[str]:
         """The judgement for a person: one line if the policy can learn, else a warning of a few.
@@ -123,9 +145,9 @@ class Health:
             answer = "none" if one.answer is None else _shown(one.answer)
             lines += [
                 f"  {_shown(one.problem_id)}: {_shown(one.question)}",
-                f"    ends: {_end(one.end)}",
+                f"    ends: {_end(one.text)}",
                 f"    answer: {answer}  gold: {_shown(str(one.gold))}  reward: {one.reward:g} "
-                f"({one.reason})",
+                f"({one.reason()})",
             ]
         return lines
 
@@ -173,7 +195,7 @@ def judge(
             cause, shares = "no_spread", f"{solved:.0%} of the groups are solved in every response"
     shown = [view for view in views if view.correct == (cause == "too_easy")] or views
     picked = np.unique(np.linspace(0, len(shown) - 1, SAMPLES).round().astype(int))
-    samples = tuple(shown[i].sample() for i in picked)
+    samples = tuple(shown[i] for i in picked)
     return dataclasses.replace(health, cause=cause, shares=shares, samples=samples)
 
 
@@ -182,57 +204,12 @@ def turn_tokens(tokenizer: object) -> tuple[str, ...]:
 
     Without a chat template they show that the model expects one.
     """
-    names: set[str] = set(map(str, getattr(tokenizer, "all_special_tokens", ())))
-    if (added := getattr(tokenizer, "get_added_vocab", None)) is not None:
-        names |= set(added())
+    added = getattr(tokenizer, "get_added_vocab", dict)()
+    names = {*map(str, getattr(tokenizer, "all_special_tokens", ())), *added}
     marks = re.compile(
         r"im_start|start_header|start_of_turn|user|assistant|\[INST\]", re.IGNORECASE
     )
     return tuple(sorted(name for name in names if marks.search(name)))
-
-
-# ---- one response
-
-
-@dataclasses.dataclass(frozen=True)
-class _View:
-    """One response and what can be seen in it."""
-
-    problem_id: str
-    question: str
-    prompt: str
-    text: str
-    gold: Gold
-    tokens: Sequence[int]
-    logprobs: Sequence[float]
-    cut: bool
-    correct: bool
-    reward: float
-    box: bool
-    think_end: bool
-    answer: str | None
-
-    def sample(self) -> Sample:
-        return Sample(
-            self.problem_id, self.question, self.text, self.answer, self.gold, self.reward,
-            self.reason(),
-        )  # fmt: skip
-
-    def reason(self) -> str:
-        if self.correct:
-            return "correct"
-        if self.answer is not None:
-            return "another answer"
-        cut = "cut by the budget, " if self.cut else ""
-        if not self.box:
-            return f"{cut}no box"
-        return f"{cut}no box to read" if self.think_end else f"{cut}no {THINK_END}"
-
-    def loops(self) -> bool:
-        """True if the second half repeats itself."""
-        half = self.tokens[len(self.tokens) // 2 :]
-        grams = [tuple(half[i : i + 4]) for i in range(len(half) - 3)]
-        return len(grams) > 2 and len(set(grams)) < LOOP * len(grams)
 
 
 def _views(
@@ -241,7 +218,7 @@ def _views(
     prompt_texts: Sequence[str],
     mode: Mode,
     is_math: bool,
-) -> list[_View]:
+) -> list[View]:
     """Up to LOOKED_AT responses, evenly spread over the batch, wrong ones first."""
     correct_B = graded.correct_PR.reshape(-1)
     chosen: list[int] = []
@@ -255,7 +232,7 @@ def _views(
         text, prompt = graded.texts[p][r], prompt_texts[p]
         read = prompt + text if mode == "train" else text
         views.append(
-            _View(
+            View(
                 problem_id=str(graded.problem_ids[p]),
                 question=questions[p],
                 prompt=prompt,
@@ -274,16 +251,13 @@ def _views(
     return views
 
 
-# ---- the cause
-
-
 def _share(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags) if flags else 0.0
 
 
 def _cause(
-    wrong: Sequence[_View],
-    views: Sequence[_View],
+    wrong: Sequence[View],
+    views: Sequence[View],
     chat_tokens: Sequence[str],
     mode: Mode,
     is_math: bool,
@@ -326,7 +300,7 @@ def _cause(
     return _answers(judged)
 
 
-def _answers(judged: Sequence[_View]) -> tuple[Cause, str]:
+def _answers(judged: Sequence[View]) -> tuple[Cause, str]:
     """The cause that the extracted answers show."""
     count = len(judged)
     silent = [view for view in judged if view.answer is None]
@@ -351,7 +325,7 @@ def _answers(judged: Sequence[_View]) -> tuple[Cause, str]:
     return "too_hard", f"{len(pairs)} of {count} wrong responses have an answer, which is another"
 
 
-def _runaway(wrong: Sequence[_View], views: Sequence[_View], mode: Mode) -> str:
+def _runaway(wrong: Sequence[View], views: Sequence[View], mode: Mode) -> str:
     """How responses that are cut show that the policy does not know how to end; else ""."""
     noise = _noise(wrong)
     properly_ended = [not v.cut and (v.answer is not None or not noise) for v in views]
@@ -368,7 +342,7 @@ def _runaway(wrong: Sequence[_View], views: Sequence[_View], mode: Mode) -> str:
     return ""
 
 
-def _has_room_after_answer(view: _View, mode: Mode) -> bool:
+def _has_room_after_answer(view: View, mode: Mode) -> bool:
     """True if a cut response had its answer well before its end."""
     if view.answer is None:
         return False
@@ -377,7 +351,7 @@ def _has_room_after_answer(view: _View, mode: Mode) -> bool:
     return len(boxes) > 1 or behind > 0.1 * len(view.text)
 
 
-def _noise(views: Sequence[_View]) -> str:
+def _noise(views: Sequence[View]) -> str:
     """Says that the tokens are nearly uniform noise, as those of random weights are; else ""."""
     logprobs = [value for view in views for value in view.logprobs]
     tokens = [token for view in views for token in view.tokens]

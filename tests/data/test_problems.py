@@ -1,5 +1,6 @@
 """Rows become problems under every usual field name; what is not one is named and counted."""
 
+import datetime
 import json
 from pathlib import Path
 
@@ -150,6 +151,23 @@ def test_a_malformed_row_is_named_and_counted_and_the_rest_is_read(tmp_path):
         "set.jsonl:8: the problem of set.jsonl:1 with another answer, '2', there '1'"
     )
     json.dumps(report.as_dict())
+
+
+def test_rows_that_lose_turns_or_columns_are_counted(tmp_path):
+    system = {"role": "system", "content": "Be brief."}
+    rows = [
+        {"prompt": [system, {"role": "user", "content": f"Q{i}"}], "answer": "1", "level": 3}
+        for i in range(3)
+    ]
+    rows += [{"prompt": [{"role": "user", "content": "alone"}], "answer": "1"}]
+    rows[0]["made"] = datetime.datetime(2026, 1, 1)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "chats.parquet")
+    problems, report = read_problems(tmp_path / "chats.parquet")
+    assert [p.problem for p in problems] == ["Q0", "Q1", "Q2", "alone"]
+    assert problems[0].extra == {"level": 3}
+    assert report.lost == {"column made": 4, "turns": 3}  # a column of a table, in every row
+    assert report.counts == {}
+    assert report.as_dict()["lost"] == report.lost
 
 
 def test_every_malformed_row_is_counted_though_few_are_spelled_out(tmp_path):

@@ -14,6 +14,7 @@ from polaris_jax.data.problem_sets import ProblemSet
 from polaris_jax.explore.zones import MIN_SAMPLES
 from polaris_jax.measure import probe as probe_module
 from polaris_jax.records import Problem
+from polaris_jax.stages.health import Health
 
 PROBLEMS = [Problem(f"p{i}", "?", "1") for i in range(64)]
 
@@ -48,11 +49,13 @@ def test_few_samples_are_noted_in_the_file_and_to_the_reader(tmp_path, monkeypat
         "base_model_config": lambda *_: None,
         "load_base": lambda *_: None,
         "check_positions": lambda *_: None,
-        "open_policy": lambda *_, **__: contextlib.nullcontext(SimpleNamespace(solve=solve)),
+        "open_policy": lambda *_, **__: contextlib.nullcontext(
+            SimpleNamespace(solve=solve, judged=lambda *_, **__: Health(64, 64, 64 * n, 0.5))
+        ),
         "probe_figure": lambda *_: None,
     }.items():
         monkeypatch.setattr(probe_module, name, stand_in)
-    config = build_config({"probe": {"n": n, "stop": 0.3, "step": 0.05}})
+    config = build_config({"probe": {"n": n, "start": 0.1, "stop": 0.3, "step": 0.1}})
     said: Any = Said()
     summary = probe_module.probe(config, epath.Path(tmp_path), progress=said)
     assert (64 * n < MIN_SAMPLES) == noted
