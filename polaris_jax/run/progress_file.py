@@ -9,6 +9,7 @@ inputs, or with damaged lines.
 - Other inputs under the same settings: refused, because the path is the same and the content is
   not, so one of the two is a mistake.
 - A damaged line: the file is cut off before it. A row that is there twice counts once.
+- Rows that are not those that were written, by a checksum in `X.identity.json`: refused.
 
 Versions up to 0.2 wrote the settings as the first line of `X.jsonl`. Such a file still counts.
 """
@@ -19,8 +20,9 @@ import dataclasses
 import hashlib
 import json
 import sys
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -31,6 +33,8 @@ from polaris_jax.system.files import AnyPath, append_bytes, as_place, write_byte
 from polaris_jax.system.progress import say
 
 IDENTITY = ".identity.json"
+PARTS = {"settings", "inputs", "rows"}
+WRITTEN = ("count", "crc32")  # of the rows that were written
 CONTENT = ("weights", "architecture", "problems", "extra")  # settings that inputs change
 
 
@@ -47,11 +51,13 @@ class _Stored:
         settings: the settings of its rows; None if there is no such file.
         inputs: the inputs of its rows; {} if they are not recorded.
         lines: its complete lines, without the settings of versions up to 0.2.
+        written: number and checksum of the rows that were written, as far as it is known.
     """
 
     settings: dict[str, Any] | None = None
     inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
     lines: tuple[bytes, ...] = ()
+    written: tuple[int, int] = (0, 0)
 
 
 class ProgressFile:
@@ -107,16 +113,19 @@ class ProgressFile:
                     of=f"the rows of {self.path} were made with",
                     remedy=f"delete that file and {identity_path(self.path).name} to begin anew",
                 )
-        rows = self._distinct(found.lines)
+        rows = self._distinct(found.lines, found.written)
         self.rows = list(rows.values())
         self._seen = set(rows)
+        content = b"".join(map(_line, self.rows))
+        self._settings, self._inputs = settings, now | former
+        self._written = len(self.rows), zlib.crc32(content)
         if writes:
             self._may_write()
             if present.settings != settings and present.lines:
                 self._set_aside(present)
                 write_bytes(self.path, b"")  # rows never lie beside the settings of others
-            self._write_if_new(identity_path(self.path), _identity(settings, now | former))
-            self._write_if_new(self.path, b"".join(map(_line, self.rows)))
+            self._write_identity()
+            self._write_if_new(self.path, content)
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Adds finished rows that are not there yet. They are on the disk when the call returns."""
@@ -124,22 +133,44 @@ class ProgressFile:
         self._seen |= set(new)
         if self._writes:
             self._may_write()
-            append_bytes(self.path, b"".join(map(_line, new.values())))
+            content = b"".join(map(_line, new.values()))
+            append_bytes(self.path, content)
+            count, crc32 = self._written
+            self._written = count + len(new), zlib.crc32(content, crc32)
+            self._write_identity()  # rows behind those that it counts are not checked: a kill
+
+    def _write_identity(self) -> None:
+        content = _identity(self._settings, self._inputs, self._written)
+        self._write_if_new(identity_path(self.path), content)
 
     def _name(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row[name] for name in self._key)
 
-    def _distinct(self, lines: Iterable[bytes]) -> dict[tuple[Any, ...], dict[str, Any]]:
-        """The rows before the first damaged line, each once, without incomplete units."""
+    def _distinct(
+        self, lines: Sequence[bytes], written: tuple[int, int]
+    ) -> dict[tuple[Any, ...], dict[str, Any]]:
+        """The rows before the first damaged line, each once, without incomplete units.
+
+        Raises:
+            ConfigError: all of the rows that were written can be read, and one is another.
+        """
         first: dict[tuple[Any, ...], dict[str, Any]] = {}
+        whole = 0
         for line in lines:
             try:
                 row = json.loads(line)
                 if not isinstance(row, dict) or not self._valid(row):
                     break
                 first.setdefault(self._name(row), row)
+                whole += 1
             except (ValueError, RecursionError, TypeError, LookupError):
                 break  # not JSON, not UTF-8, no object, a field missing or of another type
+        count, crc32 = written
+        if whole >= count and zlib.crc32(b"".join(line + b"\n" for line in lines[:count])) != crc32:
+            raise ConfigError(
+                f"{self.path}: its first {count} rows are not those that were written; restore "
+                f"the file, or delete it and {identity_path(self.path).name} to begin anew"
+            )
         sizes = Counter(name[0] for name in first)
         return {name: row for name, row in first.items() if sizes[name[0]] == self._unit}
 
@@ -147,7 +178,7 @@ class ProgressFile:
         """Copies the rows of other settings beside the file, and reports the new name."""
         settings = stored.settings or {}
         aside = _aside(self.path, settings)
-        write_bytes(identity_path(aside), _identity(settings, stored.inputs))
+        write_bytes(identity_path(aside), _identity(settings, stored.inputs, stored.written))
         write_bytes(aside, b"".join(line + b"\n" for line in stored.lines))
         say(f"{len(stored.lines)} rows of other settings set aside as {aside}", sys.stdout)
 
@@ -172,8 +203,11 @@ def _line(row: Mapping[str, Any]) -> bytes:
         return f"{json.dumps(row)}\n".encode()
 
 
-def _identity(settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> bytes:
-    value = {"settings": settings, "inputs": inputs}
+def _identity(
+    settings: Mapping[str, Any], inputs: Mapping[str, Any], written: tuple[int, int]
+) -> bytes:
+    rows = dict(zip(WRITTEN, written, strict=True))
+    value = {"settings": settings, "inputs": inputs, "rows": rows}
     return f"{json.dumps(value, sort_keys=True, indent=1)}\n".encode()
 
 
@@ -212,7 +246,8 @@ def _read(path: epath.Path) -> _Stored:
             return _Stored(settings, inputs, tuple(lines[1:]))
         identity = None
     if identity is not None:
-        return _Stored(identity["settings"], identity["inputs"], tuple(lines))
+        count, crc32 = (identity["rows"].get(name, 0) for name in WRITTEN)
+        return _Stored(identity["settings"], identity["inputs"], tuple(lines), (count, crc32))
     if lines:
         raise ConfigError(
             f"{path}: {identity_path(path).name} beside it, which records what its rows were made "
@@ -227,8 +262,12 @@ def _read_identity(path: epath.Path) -> dict[str, Any] | None:
         identity = json.loads(identity_path(path).read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
         return None
-    parts = identity.keys() == {"settings", "inputs"} if isinstance(identity, dict) else False
-    return identity if parts and all(isinstance(p, dict) for p in identity.values()) else None
+    if not isinstance(identity, dict) or not all(isinstance(p, dict) for p in identity.values()):
+        return None
+    identity.setdefault("rows", {})
+    numbers = [identity["rows"].get(name, 0) for name in WRITTEN]
+    fits = identity.keys() == PARTS and all(type(n) is int and n >= 0 for n in numbers)
+    return identity if fits else None
 
 
 def _lines(path: epath.Path) -> list[bytes]:

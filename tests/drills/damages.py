@@ -56,7 +56,9 @@ STOPPED = {
 SHORT = {"train": 2, "calibrate": 1, "grade": 2}
 CHECKPOINTS, CHECKPOINTS_SHORT = 50, 20
 # What no later step reads: the damage may stay, in this file alone.
-UNREAD = re.compile(r"metrics\.jsonl|timing\.jsonl|rollouts/.*|tensorboard/.*|.*\.png|.*\.said")
+UNREAD = re.compile(
+    r"metrics\.jsonl|timing\.jsonl|rollouts/.*|tensorboard/.*|.*\.png|calibrate\.json|difficulty.*"
+)
 # What a command changes before it looks at other files.
 TOUCHED = re.compile(r"run\.json|\..*lock|tensorboard/.*|timing\.jsonl|.*\.identity\.json|logs/.*")
 

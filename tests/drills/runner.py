@@ -96,7 +96,9 @@ def run_all(wanted: list[Drill], out: Path) -> int:
     def stop(number: int, _: Any) -> None:
         raise Stopped(number)
 
-    former = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    heard = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    heard = [number for number in heard if signal.getsignal(number) != signal.SIG_IGN]  # nohup
+    former = {number: signal.signal(number, stop) for number in heard}
     running: list[Running] = []
     try:
         while waiting or running:
@@ -109,8 +111,10 @@ def run_all(wanted: list[Drill], out: Path) -> int:
                     running.remove(one)
             time.sleep(0.1)
     except Stopped as stopped:
-        print("stopped; rerun the same command to continue", file=sys.stderr, flush=True)
-        return 128 + stopped.args[0]
+        number = signal.Signals(stopped.args[0])
+        text = f"stopped by {number.name}; rerun the same command to continue"
+        print(text, file=sys.stderr, flush=True)
+        return 128 + number
     finally:
         for number in former:
             signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,7 @@
 """Rows of a long command survive a kill and never mix with those of other settings or inputs."""
 
 import json
+import zlib
 
 import pytest
 
@@ -37,7 +38,38 @@ def test_the_settings_lie_beside_the_rows(path):
     opened(path, inputs=MODEL).append([{"id": "a"}])
     assert lines(path) == [{"id": "a"}]
     identity = json.loads((path.parent / "rows.identity.json").read_text())
-    assert identity == {"settings": {"n": 8}, "inputs": MODEL}
+    assert identity["settings"] == {"n": 8}
+    assert identity["inputs"] == MODEL
+    assert identity["rows"] == {"count": 1, "crc32": zlib.crc32(path.read_bytes())}
+
+
+@pytest.mark.parametrize("way", ["a digit", "one for another", "an order"])
+def test_rows_that_are_not_those_that_were_written_are_refused(path, way):
+    opened(path).append([{"id": "a", "correct": 2}, {"id": "b", "correct": 3}])
+    text = path.read_text()
+    first, second = text.splitlines(keepends=True)
+    changed = {
+        "a digit": text.replace("2", "6"),
+        "one for another": first.replace("a", "z") + second,
+    }
+    path.write_text(changed.get(way, second + first))
+    with pytest.raises(ConfigError, match=r"rows\.jsonl: its first 2 rows are not those .* delete"):
+        opened(path)
+    path.write_text(text)
+    assert len(opened(path).rows) == 2
+
+
+def test_rows_that_a_kill_left_uncounted_count(path):
+    file = opened(path)
+    file.append([{"id": "a"}])
+    beside = path.with_name("rows.identity.json")
+    before = beside.read_bytes()
+    file.append([{"id": "b"}])
+    beside.write_bytes(before)
+    assert opened(path).rows == [{"id": "a"}, {"id": "b"}]
+    file = opened(path)
+    file.append([{"id": "c"}])
+    assert json.loads(beside.read_text())["rows"]["count"] == 3
 
 
 def test_a_torn_unit_goes_like_a_torn_line(path):
