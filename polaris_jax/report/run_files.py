@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from etils import epath
 
 from polaris_jax.metrics import read_metrics
 from polaris_jax.system.files import matching
+from polaris_jax.system.foreign import RECORD_BYTES, read_json
 
 T = TypeVar("T")
 
@@ -166,7 +166,7 @@ def read_run(run_dir: epath.Path) -> RunFiles:
             found = parse(path)
             wrong = misfit(found)
         except (ValueError, RecursionError) as error:
-            found, wrong = None, str(error)
+            found, wrong = None, str(error).removeprefix(f"{path}: ")
         if wrong:
             absent[name] = f"damaged: {wrong}"
             return None
@@ -181,7 +181,11 @@ def read_run(run_dir: epath.Path) -> RunFiles:
     def document(name: str) -> Any:
         shape = _SHAPES.get(name, _EVALUATION)
         return read(
-            name, lambda path: json.loads(path.read_bytes()), lambda found: _misfit(found, shape)
+            name,
+            lambda path: read_json(
+                path, most_bytes=RECORD_BYTES, kind=object, strict=False, remedy="make it again"
+            ),
+            lambda found: _misfit(found, shape),
         )
 
     tagged = {

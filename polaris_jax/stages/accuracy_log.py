@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from fractions import Fraction
 from typing import Any
 
 from polaris_jax.stages.difficulty import DROP_ABOVE, Statistic, decimal_fraction
 from polaris_jax.system.files import AnyPath, as_place
+from polaris_jax.system.foreign import (
+    ForeignFileError,
+    bounded_lines,
+    open_regular,
+    parse_json,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +76,9 @@ def read_accuracy_log(path: AnyPath) -> AccuracyLog:
     scores: dict[int, list[float]] = {}
     skipped: list[SkippedLine] = []
     lines = 0
-    with as_place(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            visits = _parse(line)
+    with open_regular(as_place(path)) as file:
+        for number, line in bounded_lines(file):
+            visits = "too long" if line is None else _parse(line)
             if isinstance(visits, str):
                 skipped.append(SkippedLine(number, visits))
                 continue
@@ -88,13 +91,9 @@ def read_accuracy_log(path: AnyPath) -> AccuracyLog:
 def _parse(line: bytes) -> list[tuple[int, float]] | str:
     """The visits of a line, or a text that says what is wrong with the line."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        return f"not JSON: {error.msg} at column {error.colno}"
-    except ValueError as error:
-        return f"not JSON: {error}"
-    except RecursionError:
-        return "not JSON: nested too deeply"
+        record = parse_json(line, where="line", kind=object, strict=False, remedy="")
+    except ForeignFileError as error:
+        return str(error).removeprefix("line: ")
     if not isinstance(record, dict) or not {"index", "score"} <= record.keys():
         return 'not an object with "index" and "score"'
     indices, scores = record["index"], record["score"]

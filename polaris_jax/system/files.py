@@ -153,15 +153,26 @@ def matching(directory: epath.Path, pattern: str) -> list[epath.Path]:
     return sorted(found, key=lambda path: path.name)
 
 
-def files_below(directory: epath.Path) -> Iterator[epath.Path]:
-    """Every file in a directory and its subfolders; none if the directory does not exist."""
+def files_below(directory: epath.Path, *, links: bool = True) -> Iterator[epath.Path]:
+    """Every file in a directory and its subfolders; none if the directory does not exist.
+
+    Args:
+        directory: the directory.
+        links: True follows a link to a folder, unless it leads back to a folder that holds it.
+            False takes such a link for a file.
+    """
     if not directory.is_dir():
         return
     for path in directory.iterdir():
-        if path.is_dir():
-            yield from files_below(path)
+        if path.is_dir() and (links or not os.path.islink(path)):
+            if not (os.path.islink(path) and _holds(os.path.realpath(path), directory)):
+                yield from files_below(path, links=links)
         else:
             yield path
+
+
+def _holds(folder: str, directory: epath.Path) -> bool:
+    return f"{os.path.realpath(directory)}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def delete(path: epath.Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-MAX_CHARS = 300  # of an exception's text
+from polaris_jax.system.foreign import one_line
 
 
 class RefusedFunction(ValueError):
@@ -72,12 +72,6 @@ def _module_of(file: str) -> ModuleType:
             del sys.modules[name]  # else the next call would find a part of it
             raise
     return sys.modules[name]
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and text in one line."""
-    text = " ".join(str(error).split())[:MAX_CHARS]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def place_in(error: BaseException, file: str) -> str:

@@ -42,9 +42,9 @@ def test_malformed_lines_are_named_and_the_rest_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"\xff\xfe", "utf-8"),
-        (b'{"index": [1], "score": [' + b"9" * 5000 + b"]}", "4300 digits"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"\xff\xfe", "no UTF-8"),
+        (b'{"index": [1], "score": [' + b"9" * 5000 + b"]}", "thousands of digits"),
+        (b"[" * 100_000, "nested deeper than 100 levels"),
     ],
     ids=["bytes", "a number without end", "depth"],
 )
