@@ -20,6 +20,7 @@ from polaris_jax.commands.run import start_jax
 from polaris_jax.config import ConfigError
 from polaris_jax.run.owner import lock_name, owned
 from polaris_jax.system.files import as_place, is_remote
+from polaris_jax.system.foreign import printable
 from polaris_jax.system.signals import begin_work
 
 
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
     begin_work()
     with _target_owned(own["to"]):
         line = convert(own["from"], own["to"], form=own["format"], dtype=own["dtype"])
-    print(line)
+    print(printable(line))
     return 0
 
 

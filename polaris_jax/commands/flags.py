@@ -17,6 +17,7 @@ from polaris_jax.commands.config_file import check_override, load_config, overri
 from polaris_jax.config import ConfigError, RunConfig, build_config
 from polaris_jax.config.listing import fields_text, sections_text
 from polaris_jax.system.files import as_place, is_remote
+from polaris_jax.system.foreign import printable
 
 _HELP = re.compile(r"-h|--?help(?:full)?(?:=(.+))?")
 Define = Callable[[flags.FlagValues], None]
@@ -194,4 +195,4 @@ def _unknown_flag(name: str, flag: str, values: flags.FlagValues) -> str:
 
 def print_error(text: str) -> None:
     """One line on stderr."""
-    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    print(f"error: {printable(' '.join(text.split()))}", file=sys.stderr, flush=True)

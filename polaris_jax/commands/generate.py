@@ -15,6 +15,7 @@ from absl import flags
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
 from polaris_jax.config import PROMPT_SUFFIX, ConfigError
+from polaris_jax.system.foreign import printable
 from polaris_jax.system.signals import begin_work
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ def main(argv: list[str]) -> int:
     n = own["n"]
 
     def on_text(_: int, text: str) -> None:
-        print(text, end="", flush=True)
+        print(printable(text, lines=True), end="", flush=True)
 
     def on_end(sample: int, text: str) -> None:
-        print(f"--- {sample + 1} of {n}\n{text}", flush=True)
+        print(f"--- {sample + 1} of {n}\n{printable(text, lines=True)}", flush=True)
 
     completions = generate(
         own["model"],
@@ -154,7 +155,7 @@ def generate(
     if raw:
         prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
     else:
-        _, prompt_ids = render_prompt(tokenizer, prompt, suffix=suffix)
+        _, prompt_ids = render_prompt(tokenizer, prompt, suffix=suffix, special_tokens=True)
     max_len = len(prompt_ids) + max_tokens
     page_size = 16
     sampler = Sampler(

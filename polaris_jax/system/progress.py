@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from polaris_jax.system.foreign import printable
+
 # In a pipe a phase prints at most this often: a log of weeks stays readable.
 PLAIN_INTERVAL_S = 10.0
 _NOBODY_READS = (errno.EPIPE, errno.EIO)  # at the other end of a pipe, or of a terminal
@@ -22,7 +24,7 @@ def say(text: str, stream: TextIO) -> None:
     save.
     """
     try:
-        print(text, file=stream, flush=True)
+        print(printable(text, lines=True), file=stream, flush=True)
     except OSError as error:
         if error.errno not in _NOBODY_READS:
             raise
@@ -70,7 +72,7 @@ class Progress:
         if not self.enabled:
             return
         if self.rich is not None:
-            self.rich.console.print(text, markup=False, highlight=False)
+            self.rich.console.print(printable(text, lines=True), markup=False, highlight=False)
         else:
             say(text, self._stream)
 

@@ -59,3 +59,10 @@ def test_disabled_is_silent():
         phase.advance_to(1)
     progress.line("x")
     assert out.getvalue() == ""
+
+
+def test_a_line_cannot_steer_the_terminal():
+    for out in (io.StringIO(), Terminal()):
+        progress = Progress(stream=out)
+        progress.line("left out: \x1b[31mred\r\u202e\ud800\n\tnext")
+        assert out.getvalue() == "left out: \\x1b[31mred\\r\\u202e\\ud800\n\tnext\n"
