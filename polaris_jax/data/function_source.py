@@ -13,17 +13,15 @@ import dataclasses
 import json
 import os
 import re
-import selectors
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from polaris_jax.data.sources import DataError, Row
 from polaris_jax.records import Problem
+from polaris_jax.system.child import Child, ChildFailure, answers
 from polaris_jax.system.signals import raise_interrupt
 from polaris_jax.system.user_code import RefusedFunction, load_function, one_line, place_in
 
@@ -31,7 +29,6 @@ SILENCE_S = 300.0  # a function that gives no row for so long is ended
 MAX_ROW_BYTES = 1 << 24  # of a row's JSON
 MAX_ROWS = 2_000_000  # a function that never ends must not fill the memory
 _START = "from polaris_jax.data.function_source import send_rows; send_rows()"
-_CHUNK_BYTES = 1 << 16
 _NAME = re.compile(r"(?P<place>[^:]+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 
 
@@ -51,74 +48,38 @@ def function_rows(source: str) -> Iterator[Row]:
             `SILENCE_S`, or yields something that is no row or over a limit. The text names the
             function, the row and the remedy.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", _START, source],
-        stdin=subprocess.PIPE,  # its end tells the process that this one has ended
-        stdout=subprocess.PIPE,
-        env=_environment(),
-        bufsize=0,
-        start_new_session=True,  # so that its own children end with it
-    )
-    try:
-        with _interruptible():
-            for number, fields in enumerate(_messages(process, source), 1):
-                if number > MAX_ROWS:
-                    _refuse(source, f"yields more than {MAX_ROWS:,} rows; let it end earlier")
-                yield Row(f"{source}:row {number}", fields)
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            cast(IO[bytes], pipe).close()
+    with Child(_START, [source]) as child, _interruptible():
+        for number, fields in enumerate(_messages(child, source), 1):
+            if number > MAX_ROWS:
+                _refuse(source, f"yields more than {MAX_ROWS:,} rows; let it end earlier")
+            yield Row(f"{source}:row {number}", fields)
 
 
-def _messages(process: subprocess.Popen[bytes], source: str) -> Iterator[dict[str, Any]]:
+def _messages(child: Child, source: str) -> Iterator[dict[str, Any]]:
     """The fields of each row, until the process says that the function has ended."""
-    output, rest, count = cast(IO[bytes], process.stdout), b"", 0
-    with selectors.DefaultSelector() as selector:
-        selector.register(output, selectors.EVENT_READ)
+    count = 0
+    try:
         while True:
-            if not selector.select(SILENCE_S):
-                _refuse(
-                    source,
-                    f"gave no row {count + 1} within {SILENCE_S:g} s; mend it where it hangs, or "
-                    "write its rows to a jsonl file and name that",
-                )
-            chunk = os.read(output.fileno(), _CHUNK_BYTES)
-            if not chunk:
-                _refuse(
-                    source,
-                    f"its process ended with status {process.wait()} after row {count}; mend what "
-                    "ends it (memory, a crash, os._exit)",
-                )
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                _require_short(line, source, count + 1)
-                message = json.loads(line)
-                if message is None:
-                    return
-                if isinstance(message, str):
-                    _refuse(source, message)
-                count += 1
-                yield message
-            _require_short(rest, source, count + 1)
-
-
-def _require_short(line: bytes, source: str, number: int) -> None:
-    if len(line) > MAX_ROW_BYTES:
-        _refuse(source, f"row {number} has over {MAX_ROW_BYTES:,} bytes; yield shorter texts")
+            message = json.loads(child.line(silence_s=SILENCE_S, most_bytes=MAX_ROW_BYTES))
+            if message is None:
+                return
+            if isinstance(message, str):
+                _refuse(source, message)
+            count += 1
+            yield message
+    except ChildFailure as failure:
+        reasons = {
+            "silent": f"gave no row {count + 1} within {SILENCE_S:g} s; mend it where it hangs, or "
+            "write its rows to a jsonl file and name that",
+            "ended": f"its process ended with status {failure.status} after row {count}; mend what "
+            "ends it (memory, a crash, os._exit)",
+            "long": f"row {count + 1} has over {MAX_ROW_BYTES:,} bytes; yield shorter texts",
+        }
+        _refuse(source, reasons[failure.kind])
 
 
 def _refuse(source: str, reason: str) -> NoReturn:
     raise DataError(f"data.problems={source!r}: {reason}")
-
-
-def _environment() -> dict[str, str]:
-    """The environment of the process: this package importable, accelerators left alone."""
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
 
 
 @contextlib.contextmanager
@@ -147,9 +108,7 @@ def send_rows() -> NoReturn:
 
     One JSON line each: an object is a row, a text the reason of a failure, null the end.
     """
-    with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)  # what the function prints must not reach the rows
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+    with answers() as out:
         last: str | None = None
         try:
             for row in _rows(sys.argv[1]):
@@ -159,11 +118,6 @@ def send_rows() -> NoReturn:
             last = str(error)
         out.write(json.dumps(last).encode() + b"\n")
     os._exit(0)  # its threads need not end
-
-
-def _end_with_parent() -> None:
-    os.read(0, 1)
-    os._exit(1)
 
 
 def _rows(source: str) -> Iterator[bytes]:
