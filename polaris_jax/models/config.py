@@ -19,16 +19,29 @@ _ROPE_NUMBERS = (
     "high_freq_factor",
     *_ROPE_OPTIONAL,
 )
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
+# The largest values that a checkpoint may claim, each several times the largest one in use: what is
+# built from the description alone, before any weights are there, has a size.
+MOST = {
+    "vocab_size": 1 << 22,
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "num_layers": 1 << 10,
+    "num_heads": 1 << 12,
+    "num_kv_heads": 1 << 12,
+    "head_dim": 1 << 12,
+    "max_position_embeddings": 1 << 30,
+}
+MOST_ROPE_THETA = 1e15
+MOST_ROPE_FACTOR = 1e6
+
+
+def shortened(value: Any) -> str:
+    """A value as an error shows it, also if it has thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python's limit on the digits that it writes
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +89,19 @@ class RopeScaling:
                 isinstance(number, int | float) and math.isfinite(number)
             ):
                 raise ValueError(f"rope_scaling.{name}={number!r}: must be a finite number")
-        if self.factor < 1:
-            raise ValueError(f"rope_scaling.factor={self.factor}: must be at least 1")
-        if (
-            self.rope_type in ("yarn", "llama3")
-            and (self.original_max_position_embeddings or 0) < 1
+        if not 1 <= self.factor <= MOST_ROPE_FACTOR:
+            raise ValueError(
+                f"rope_scaling.factor={self.factor}: must lie in [1, {MOST_ROPE_FACTOR:g}]; take "
+                "the new length over the original one"
+            )
+        if not 0 < (self.attention_factor or 1.0) <= MOST_ROPE_FACTOR:
+            raise ValueError(
+                f"rope_scaling.attention_factor={self.attention_factor}: must lie in (0, "
+                f"{MOST_ROPE_FACTOR:g}]; leave it out for the usual one"
+            )
+        original = self.original_max_position_embeddings or 0
+        if original > MOST["max_position_embeddings"] or (
+            self.rope_type in ("yarn", "llama3") and original < 1
         ):
             raise ValueError(
                 f"rope_scaling.original_max_position_embeddings="
@@ -141,10 +162,21 @@ class ModelConfig:
     end_ids: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        for name in _SIZES:
+        for name, most in MOST.items():
             size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}={size!r}: must be a whole number of at least 1")
+            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
+                raise ValueError(
+                    f"{name}={shortened(size)}: must be a whole number from 1 to {most}; take the "
+                    "value of the checkpoint's own config.json"
+                )
+        for name, most in (("rope_theta", MOST_ROPE_THETA), ("rms_norm_eps", 1.0)):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and 0 < value <= most):
+                raise ValueError(
+                    f"{name}={shortened(value)}: must be a number above 0 and at most {most:g}; "
+                    "take the value of the checkpoint's own config.json"
+                )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}"

@@ -202,7 +202,7 @@ def family_named(name: Any, *, field: str = "model_type") -> Family:
     Raises:
         ValueError: no family has this name.
     """
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(
             f"{field}={name!r}: this architecture is not known; expected one of "
             f"{', '.join(FAMILIES)} (dense, text only)"

@@ -11,9 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from polaris_jax.models.config import shortened
 from polaris_jax.models.weights.safetensors import created
 from polaris_jax.models.weights.sources import GGUF_SUFFIX, resolve
 from polaris_jax.system.files import is_remote, write_bytes
+from polaris_jax.system.foreign import (
+    DOWNLOAD,
+    TOKENIZER_BYTES,
+    TOKENIZER_PATH,
+    ForeignFileError,
+    one_line,
+    read_bytes,
+    read_json,
+    read_text,
+    require_regular,
+    shown,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,6 +45,7 @@ TOKENIZER_FILES = (
 GENERATION_FILE = "generation_config.json"
 _NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 _TEMPLATES = "additional_chat_templates"
+_MOST_DECODED_CHARS = 64  # of what a decoder puts in the place of a token
 # Any one of these holds a vocabulary.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
@@ -44,7 +58,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: no tokenizer there.
-        ValueError: a GGUF tokenizer of a kind that is not supported.
+        ValueError: a file of it is damaged, or a GGUF tokenizer is of a kind that is not supported.
     """
     place = resolve(path)
     if place.suffix == GGUF_SUFFIX:
@@ -61,15 +75,85 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     if is_remote(place):
         with tempfile.TemporaryDirectory() as local:
             copy_tokenizer(place, epath.Path(local))
-            return load_tokenizer(local)
+            return as_foreign(_load(epath.Path(local), shown(path)), path)
+    return as_foreign(_load(place, shown(path)), path)
+
+
+def _load(place: epath.Path, where: str) -> Any:
+    check_tokenizer_files(place)
     transformers = import_transformers()
     try:
         if (place / "tokenizer.json").is_file():
             return transformers.PreTrainedTokenizerFast.from_pretrained(str(place))
-        return transformers.AutoTokenizer.from_pretrained(str(place))
-    except Exception as error:  # `tokenizers` raises bare Exceptions for a file it cannot read
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path}: the tokenizer does not load ({reason})") from error
+        return transformers.AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # `tokenizers` raises bare Exceptions, and Rust's panics
+        raise ForeignFileError(
+            f"{where}: the tokenizer does not load ({one_line(error)}); {DOWNLOAD}"
+        ) from error
+
+
+def as_foreign(tokenizer: Any, path: str | os.PathLike[str]) -> Any:
+    """The tokenizer, marked as loaded from `path`: its prompts are rendered in a child process.
+
+    Raises:
+        ForeignFileError: its chat template is neither a text nor a table of texts.
+    """
+    template = tokenizer.chat_template
+    texts = list(template.values()) if isinstance(template, dict) else [template]
+    if template is not None and not all(isinstance(text, str) for text in texts):
+        raise ForeignFileError(
+            f"{shown(path)}: its chat_template is no text; mend tokenizer_config.json"
+        )
+    setattr(tokenizer, TOKENIZER_PATH, os.fspath(path))
+    return tokenizer
+
+
+def check_tokenizer_files(place: epath.Path) -> None:
+    """Checks kinds, sizes and nesting of tokenizer files, before a library reads them.
+
+    Raises:
+        ForeignFileError: the text names the file and the defect.
+    """
+    for name in TOKENIZER_FILES:
+        file = place / name
+        if not file.exists():
+            continue
+        if name.endswith(".json"):
+            fields = read_json(file, most_bytes=TOKENIZER_BYTES, strict=False)
+            if name == "tokenizer.json":
+                _check_decoder(fields.get("decoder"), shown(file))
+        elif name.endswith(".jinja"):
+            read_text(file)
+        else:
+            read_bytes(file, most_bytes=TOKENIZER_BYTES)
+    for file in (place / _TEMPLATES).iterdir() if (place / _TEMPLATES).is_dir() else ():
+        read_text(file)
+
+
+def _check_decoder(decoder: Any, where: str) -> None:
+    """Refuses decoders whose time or output does not follow from the number of tokens.
+
+    Responses are decoded in this process. Its other parts are one pass over the text.
+    """
+    if not isinstance(decoder, dict):
+        return
+    pattern = decoder.get("pattern")
+    if isinstance(pattern, dict) and "Regex" in pattern:
+        raise ForeignFileError(
+            f"{where}: decoder.pattern is a regular expression, which is not supported; name a "
+            "text there"
+        )
+    content = decoder.get("content")
+    if isinstance(content, str) and len(content) > _MOST_DECODED_CHARS:
+        raise ForeignFileError(
+            f"{where}: decoder.content has {len(content):,} characters, more than "
+            f"{_MOST_DECODED_CHARS}; {DOWNLOAD}"
+        )
+    parts = decoder.get("decoders")
+    for part in parts if isinstance(parts, list) else ():
+        _check_decoder(part, where)
 
 
 def import_transformers() -> Any:
@@ -98,7 +182,7 @@ def has_tokenizer(directory: epath.Path) -> bool:
 def copy_tokenizer(source: epath.Path, target: epath.Path) -> None:
     """Copies a directory's tokenizer files and generation_config.json, byte for byte."""
     for name in (*TOKENIZER_FILES, GENERATION_FILE):
-        if (source / name).is_file():
+        if (source / name).exists():
             _copy(source / name, target / name)
     if (source / _TEMPLATES).is_dir():
         (target / _TEMPLATES).mkdir(exist_ok=True)
@@ -107,6 +191,7 @@ def copy_tokenizer(source: epath.Path, target: epath.Path) -> None:
 
 
 def _copy(source: epath.Path, target: epath.Path) -> None:
+    require_regular(source)
     with created(target) as out:
         out.write(source.read_bytes())
 
@@ -139,19 +224,16 @@ def read_end_ids(
             list of ids.
     """
     file, sources = directory / GENERATION_FILE, list(fields)
-    if file.is_file():
-        try:
-            content = json.loads(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{file}: not JSON ({error}); restore the file or delete it") from None
-        sources.insert(0, content if isinstance(content, dict) else {})
+    if file.exists():
+        sources.insert(0, read_json(file, remedy="restore the file or delete it"))
     found: dict[int, None] = {}
     for source in sources:
         ids = source.get("eos_token_id")
         for i in [] if ids is None else ids if isinstance(ids, list) else [ids]:
             if isinstance(i, bool) or not isinstance(i, int):
                 raise ValueError(
-                    f"{directory}: eos_token_id={ids!r}: must be a token id or a list of token ids"
+                    f"{directory}: eos_token_id={shortened(ids)}: must be a token id or a list of "
+                    "token ids"
                 )
             found[i] = None
     return tuple(i for i in found if 0 <= i < vocab_size)

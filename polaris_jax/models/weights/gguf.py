@@ -16,6 +16,7 @@ from polaris_jax.models.config import ModelConfig
 from polaris_jax.models.family import PARAMS, Family, family_named
 from polaris_jax.models.weights.hf_config import parse_rope_scaling
 from polaris_jax.models.weights.safetensors import Index
+from polaris_jax.system.foreign import DOWNLOAD, ForeignFileError, naming, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,13 +56,19 @@ class GgufFile:
         """
         from gguf import GGUFReader
 
+        from polaris_jax.models.weights.gguf_header import check_gguf_header
+
         self.path = path
+        check_gguf_header(path)
         try:
             self._reader = GGUFReader(path)
-        except (ValueError, IndexError, OverflowError, KeyError) as error:
-            raise ValueError(f"{path}: not a whole GGUF file ({error})") from error
+        except (ValueError, LookupError, OverflowError) as error:
+            raise ForeignFileError(
+                f"{path}: not a whole GGUF file ({one_line(error)}); {DOWNLOAD}"
+            ) from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        self._arch = str(self.get("general.architecture"))
+        with naming(str(path)):
+            self._arch = str(self.get("general.architecture"))
         self._family = family_named(self._arch, field=f"{path}: general.architecture")
         self._names = _hf_names(self._family, self._tensors)
         if "rope_freqs.weight" in self._tensors:
@@ -98,8 +105,12 @@ class GgufFile:
         Raises:
             ValueError: an entry is missing, or the file needs a feature that is not supported
                 (partial rotary positions, sliding windows, a kind of rotary scaling, layers of
-                different sizes).
+                different sizes), or has a value of another type or out of its range.
         """
+        with naming(str(self.path)):
+            return self._config()
+
+    def _config(self) -> ModelConfig:
         arch, num_heads = self._arch, self._count("attention.head_count")
         hidden_size = int(self._need("embedding_length"))
         head_dim = int(self.get(f"{arch}.attention.key_length", hidden_size // num_heads))
@@ -261,11 +272,18 @@ def gguf_tokenizer(file: os.PathLike[str] | GgufFile) -> PreTrainedTokenizerFast
     Raises:
         ValueError: the file has no tokenizer, or the kind of tokenizer is not supported.
     """
+    from polaris_jax.models.tokenizer import as_foreign
+
+    file = file if isinstance(file, GgufFile) else GgufFile(file)
+    with naming(str(file.path)):
+        return as_foreign(_tokenizer(file), file.path)
+
+
+def _tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, decoders, processors
 
     from polaris_jax.models.tokenizer import import_transformers
 
-    file = file if isinstance(file, GgufFile) else GgufFile(file)
     tokens: list[str] | None = file.get("tokenizer.ggml.tokens")
     merges: list[str] | None = file.get("tokenizer.ggml.merges")
     kind = file.get("tokenizer.ggml.model")
@@ -290,6 +308,8 @@ def gguf_tokenizer(file: os.PathLike[str] | GgufFile) -> PreTrainedTokenizerFast
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         index = file.get(f"tokenizer.ggml.{key}_token_id")
         if index is not None:
+            if not 0 <= index < len(tokens):
+                raise ValueError(f"tokenizer.ggml.{key}_token_id={index}: there is no such token")
             named[f"{name}_token"] = tokens[index]
     # If the metadata does not say, llama.cpp adds the BOS token for Llama 3's tokenizers only.
     adds_bos = _SAME_PRE.get(pre, pre) in _ADDS_BOS_PRE

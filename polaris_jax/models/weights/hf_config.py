@@ -6,21 +6,28 @@ and `dtype`. Both are read; `config_json` writes both, so that either version lo
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeGuard, get_args
 
 from etils import epath
 
-from polaris_jax.models.config import ModelConfig, RopeScaling, RopeType
+from polaris_jax.models.config import MOST, ModelConfig, RopeScaling, RopeType, shortened
 from polaris_jax.models.family import Family, family_named
 from polaris_jax.system.files import matching
+from polaris_jax.system.foreign import naming, read_json
 
 CONFIG_FILE = "config.json"
 # transformers' own default.
 _DEFAULT_ROPE_THETA = 10_000.0
+# Our names of the sizes that config.json calls otherwise.
+_OUR_NAMES = {
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+}
 # config.json's other names of an activation.
 _ACTIVATIONS = {"swish": "silu"}
 # Entries of a rope dictionary that are read, or that say nothing about frequencies here:
@@ -53,19 +60,13 @@ def load_config_json(directory: epath.PathLike) -> dict[str, Any]:
         ValueError: it is no JSON object.
     """
     path = epath.Path(directory) / CONFIG_FILE
-    if not path.is_file():
+    if not path.exists():
         half = matching(path.parent, "*.safetensors")
         why = "; its export was cut short: make it again" if half else ""
         raise FileNotFoundError(
             2, f"no {CONFIG_FILE} here; a checkpoint directory needs one{why}", str(directory)
         )
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: holds a {type(fields).__name__}, expected a JSON object")
-    return fields
+    return read_json(path)
 
 
 def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> ModelConfig:
@@ -76,8 +77,14 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
         where: its name in errors.
 
     Raises:
-        ValueError: an architecture or a feature that this model does not have, or a missing field.
+        ValueError: an architecture or a feature that this model does not have, or a field that is
+            missing, of another type or out of its range.
     """
+    with naming(where):  # for the types that no check below names
+        return _parse_config(fields, where)
+
+
+def _parse_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
     for name in ("rope_scaling", "rope_parameters"):
         if fields.get(name) is not None and not isinstance(fields[name], Mapping):
             raise ValueError(f"{where}: {name}={fields[name]!r}: expected an object or null")
@@ -90,18 +97,28 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
     model_type = fields.get("model_type")
     family = family_named(model_type, field=f"{where}: model_type")
     named = fields.get("architectures") or [family.architecture]
-    if family.architecture not in named:
+    if not isinstance(named, list) or family.architecture not in named:
         raise ValueError(
-            f"{where}: architectures={named}: expected {family.architecture} for "
+            f"{where}: architectures={shortened(named)}: expected {family.architecture} for "
             f"model_type={model_type}"
         )
     _refuse_unsupported(fields, family, where)
 
     def need(name: str) -> int:
-        value = fields.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{where}: {name}={value!r}: needed, a whole number above 0")
+        value, most = fields.get(name), MOST[_OUR_NAMES.get(name, name)]
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise ValueError(
+                f"{where}: {name}={shortened(value)}: needed, a whole number above 0 and at most "
+                f"{most}; download the file again"
+            )
         return value
+
+    tied = fields.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise ValueError(
+            f"{where}: tie_word_embeddings={shortened(tied)}: expected true or false; download the "
+            "file again"
+        )
 
     num_heads = need("num_attention_heads")
     # transformers takes null for as many as query heads, and absent so for some families alone.
@@ -128,7 +145,7 @@ def parse_config(fields: Mapping[str, Any], *, where: str = CONFIG_FILE) -> Mode
             fields.get("rms_norm_eps", family.rms_norm_eps), "rms_norm_eps", where
         ),
         max_position_embeddings=max_positions,
-        tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        tie_embeddings=tied,
         rope_scaling=parse_rope_scaling(
             _rope_fields(fields), max_position_embeddings=max_positions, where=where
         ),
@@ -155,6 +172,11 @@ def _refuse_unsupported(fields: Mapping[str, Any], family: Family, where: str) -
             )
     layer_types = fields.get("layer_types")
     if layer_types is not None:
+        if not isinstance(layer_types, list) or not all(isinstance(t, str) for t in layer_types):
+            raise ValueError(
+                f"{where}: layer_types={shortened(layer_types)}: expected a list of texts; "
+                "download the file again"
+            )
         sliding = sorted(set(layer_types) - {"full_attention"})
         if sliding:
             raise ValueError(
@@ -215,15 +237,16 @@ def parse_rope_scaling(
             f"{where}: rope type 'mrope' (multimodal positions): only text models are supported; "
             "take the text checkpoint"
         )
-    if kind not in get_args(RopeType):
+    if not isinstance(kind, str) or kind not in get_args(RopeType):
         reason = " (its frequencies depend on the batch's longest row)" if kind == "dynamic" else ""
         raise ValueError(
-            f"{where}: rope_type={kind!r}: not supported{reason}; expected one of "
+            f"{where}: rope_type={shortened(kind)}: not supported{reason}; expected one of "
             f"{', '.join(get_args(RopeType))}"
         )
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise ValueError(
-            f"{where}: partial_rotary_factor={rope['partial_rotary_factor']}: only 1 is supported"
+            f"{where}: partial_rotary_factor={shortened(rope['partial_rotary_factor'])}: only 1 is "
+            "supported"
         )
     if unknown := sorted(rope.keys() - _ROPE_FIELDS):
         warnings.warn(f"{where}: {', '.join(unknown)}: unknown, left out of account", stacklevel=2)
@@ -235,7 +258,9 @@ def parse_rope_scaling(
     if factor is None and kind == "yarn":
         factor = max_position_embeddings / original
     if not _is_number(factor) or not factor >= 1:
-        raise ValueError(f"{where}: factor={factor!r}: {kind} needs a number of at least 1")
+        raise ValueError(
+            f"{where}: factor={shortened(factor)}: {kind} needs a number of at least 1"
+        )
     if kind == "linear":
         return RopeScaling("linear", float(factor))
     if kind == "llama3":
@@ -270,17 +295,23 @@ def positive(value: Any, name: str, where: str) -> float:
         ValueError: it is none; the text names file and field.
     """
     if not _is_number(value) or not value > 0:
-        raise ValueError(f"{where}: {name}={value!r}: needed, a number above 0")
+        raise ValueError(
+            f"{where}: {name}={shortened(value)}: needed, a number above 0; take the value of the "
+            "checkpoint's own config.json"
+        )
     return float(value)
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """True for a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < sys.float_info.max if isinstance(value, int) else math.isfinite(value)
 
 
 def _number(rope: Mapping[str, Any], name: str, where: str) -> float:
     if not _is_number(rope.get(name)):
-        raise ValueError(f"{where}: {name}={rope.get(name)!r}: llama3 needs a number")
+        raise ValueError(f"{where}: {name}={shortened(rope.get(name))}: llama3 needs a number")
     return float(rope[name])
 
 

@@ -25,11 +25,22 @@ import numpy as np
 from etils import epath
 
 from polaris_jax.system.files import is_remote, matching
+from polaris_jax.system.foreign import (
+    DOWNLOAD,
+    INDEX_BYTES,
+    ForeignFileError,
+    open_regular,
+    parse_json,
+    printable,
+    read_json,
+    require_plain_name,
+    require_regular,
+)
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-# Larger than any real header (a million tensors); the format's own limit.
-_MAX_HEADER_BYTES = 100_000_000
+_MOST_AXES = 8
+_MOST_BYTES = 1 << 50  # of a file: an offset beyond it is damage
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -74,14 +85,15 @@ class SafetensorsReader:
         self._stored: dict[str, _Stored] = {}
         for name in files:
             path = directory / name
-            if not path.is_file():
+            if not path.exists():
                 raise FileNotFoundError(
                     2, f"missing, though {INDEX_FILE} names it; download it again", str(path)
                 )
+            require_regular(path)
             try:
                 held = _read_header(path)
             except (ValueError, OSError) as error:
-                raise ValueError(f"{path}: damaged ({error}); download it again") from error
+                raise ForeignFileError(f"{path}: damaged ({error}); {DOWNLOAD}") from error
             held = {t: stored for t, stored in held.items() if indexed.get(t, name) == name}
             if twice := sorted(held.keys() & self._stored.keys()):
                 raise ValueError(
@@ -112,7 +124,7 @@ class SafetensorsReader:
         stored = self._stored[name]
         if stored.dtype not in DTYPES:
             raise ValueError(
-                f"{stored.path}: {name} has dtype {stored.dtype}; expected one of "
+                f"{stored.path}: {printable(name)} has dtype {stored.dtype}; expected one of "
                 f"{', '.join(DTYPES)}; take the unquantised checkpoint"
             )
         return DTYPES[stored.dtype]
@@ -163,41 +175,42 @@ def _read_header(path: epath.Path) -> dict[str, _Stored]:
         ValueError: the file is not a complete safetensors file; the message says why.
     """
     size = path.stat().length
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+        if size < 8 or length > size - 8:
             raise ValueError(f"its {size} bytes do not hold the header of {length} that it claims")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise ValueError(f"its header is not JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise ValueError("its header is not a JSON object")
+        if length > INDEX_BYTES:
+            raise ValueError(f"its header of {length} bytes is longer than {INDEX_BYTES}")
+        header = parse_json(file.read(length), where="its header", remedy="")
     header.pop("__metadata__", None)
     tensors, spans = {}, []
     for name, entry in header.items():
         dtype, shape, begin, end = _fields(name, entry)
         if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
-            raise ValueError(f"{name} {dtype}{list(shape)} has {end - begin} bytes")
+            raise ValueError(f"{printable(name)} {dtype}{list(shape)} has {end - begin} bytes")
         tensors[name] = _Stored(path, dtype, shape, 8 + length + begin)
         spans.append((begin, end))
     wanted = max((end for _, end in spans), default=0)
     if size - 8 - length != wanted:
         raise ValueError(f"it has {size} bytes, and its header wants {8 + length + wanted}")
-    if any(a_end > b for (_, a_end), (b, _) in zip(sorted(spans), sorted(spans)[1:], strict=False)):
-        raise ValueError("its tensors overlap")
+    spans.sort()
+    ends = [0, *(end for _, end in spans)]
+    if any(begin != end for (begin, _), end in zip(spans, ends, strict=False)):
+        raise ValueError("its tensors overlap, or leave bytes between them")
     return tensors
 
 
 def _fields(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        numbers = [*shape, begin, end]
-    except (TypeError, KeyError, ValueError):
-        raise ValueError(f"the entry of {name} lacks dtype, shape or data_offsets") from None
-    if not all(isinstance(n, int) and n >= 0 for n in numbers) or begin > end:
-        raise ValueError(f"the entry of {name} has an impossible shape or offset")
-    return str(dtype), tuple(shape), begin, end
+    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (fields.get(name) for name in ("dtype", "shape", "data_offsets"))
+    named = isinstance(dtype, str) and len(dtype) <= 16
+    if not (named and isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2):
+        raise ValueError(f"the entry of {_some([name])} lacks dtype, shape or data_offsets")
+    begin, end = offsets
+    possible = all(type(n) is int and 0 <= n <= _MOST_BYTES for n in [*shape, begin, end])
+    if not possible or len(shape) > _MOST_AXES or begin > end:
+        raise ValueError(f"the entry of {_some([name])} has an impossible shape or offset")
+    return printable(str(dtype)), tuple(shape), begin, end
 
 
 def _files_of(directory: epath.Path) -> tuple[list[str], dict[str, str]]:
@@ -206,10 +219,10 @@ def _files_of(directory: epath.Path) -> tuple[list[str], dict[str, str]]:
     The single file goes first, as in transformers: `save_pretrained` there leaves an earlier
     export's index behind.
     """
-    if (directory / SINGLE_FILE).is_file():
+    if (directory / SINGLE_FILE).exists():
         return [SINGLE_FILE], {}
     index = directory / INDEX_FILE
-    if index.is_file():
+    if index.exists():
         weight_map = _weight_map(index)
         return sorted(set(weight_map.values())), weight_map
     found = [path.name for path in matching(directory, "*.safetensors")]
@@ -226,29 +239,20 @@ def _files_of(directory: epath.Path) -> tuple[list[str], dict[str, str]]:
 
 def _weight_map(index: epath.Path) -> dict[str, str]:
     """The file of each tensor, as an index says; every file lies within its directory."""
-    try:
-        weight_map = dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{index}: not an index of safetensors ({error!r}); download it again"
-        ) from error
+    weight_map = read_json(index, most_bytes=INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ForeignFileError(
+            f"{index}: not an index of safetensors (no object weight_map in it); {DOWNLOAD}"
+        )
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not name:
-            raise ValueError(
-                f"{index}: weight_map.{tensor}={name!r}: expected the name of a file; download it "
-                "again"
-            )
-        if name.startswith("/") or "://" in name or ".." in name.split("/"):
-            raise ValueError(
-                f"{index}: weight_map.{tensor}={name!r}: leads out of the directory; put the files "
-                "beside the index and name them so"
-            )
+        require_plain_name(name, where=f"{index}: weight_map.{_some([tensor])}")
     return weight_map
 
 
 def _some(names: list[str]) -> str:
     """A few of many names, for an error."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    shown = ", ".join(printable(name[:200]) for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def write_safetensors(

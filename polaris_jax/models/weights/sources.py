@@ -13,6 +13,7 @@ from etils import epath
 
 from polaris_jax.system import processes
 from polaris_jax.system.files import AnyPath, as_place, is_remote
+from polaris_jax.system.foreign import open_regular
 
 GGUF_SUFFIX = ".gguf"
 # Weights, configuration and tokenizer; not the PyTorch, ONNX and GGUF copies beside them.
@@ -122,7 +123,7 @@ def model_identity(path: AnyPath) -> dict[str, str]:
     """
     place = resolve(path)
     if not place.is_dir():
-        with place.open("rb") as file:  # metadata come first: tokenizer and template among them
+        with open_regular(place) as file:  # metadata come first: tokenizer and template among them
             metadata = hashlib.blake2b(file.read(GGUF_METADATA_BYTES), digest_size=8).hexdigest()
         return {"weights": _digest([place]), "tokenizer": metadata, "chat template": metadata}
     return {
@@ -135,14 +136,14 @@ def model_identity(path: AnyPath) -> dict[str, str]:
 def _files(folder: epath.Path, patterns: Sequence[str]) -> list[epath.Path]:
     """The files of a folder whose name fits a pattern, by name."""
     named = [p for p in folder.iterdir() if any(fnmatch.fnmatch(p.name, w) for w in patterns)]
-    return sorted(named, key=lambda path: path.name)
+    return sorted((path for path in named if not path.is_dir()), key=lambda path: path.name)
 
 
 def _digest(files: Iterable[epath.Path], *, completely: bool = False) -> str:
     """16 hex digits of files: names, sizes, and their bytes or a sample of them."""
     digest = hashlib.blake2b(digest_size=8)
     for path in files:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
             digest.update(json.dumps([path.name, size]).encode())
             if completely:

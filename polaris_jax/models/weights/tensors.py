@@ -29,6 +29,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from polaris_jax.models.config import ModelConfig
 from polaris_jax.models.family import PARAMS, dimensions, param_shapes
 from polaris_jax.models.weights.safetensors import Index
+from polaris_jax.system.foreign import printable
 
 EMBEDDING = PARAMS["embed_VD"].hf
 HEAD = PARAMS["head_VD"].hf
@@ -100,7 +101,8 @@ def check_weights(config: ModelConfig, weights: Weights, where: str) -> None:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" (and {len(names) - 5} more)" if len(names) > 5 else "")
+    shown = ", ".join(printable(name[:200]) for name in names[:5])
+    return shown + (f" (and {len(names) - 5} more)" if len(names) > 5 else "")
 
 
 def _equal(weights: Weights, a: str, b: str) -> bool:

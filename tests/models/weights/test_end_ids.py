@@ -71,7 +71,7 @@ def test_what_is_no_id_is_refused_by_name(tmp_path, bad):
 def test_a_damaged_file_is_named(tmp_path):
     path = saved(tmp_path)
     (path / "generation_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"generation_config\.json: not JSON"):
+    with pytest.raises(ValueError, match=r"generation_config\.json: not valid JSON"):
         load_pretrained(path)
 
 

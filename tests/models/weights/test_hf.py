@@ -362,7 +362,10 @@ def test_tokenizer_goes_with_the_weights(tmp_path):
 def test_missing_and_broken_tokenizers_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no tokenizer here"):
         load_tokenizer(tmp_path)
-    for broken in ("", "{}", '{"added_tokens": [], "model": {"type": "none"}}'):
+    (tmp_path / "tokenizer.json").write_text("")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not valid JSON"):
+        load_tokenizer(tmp_path)
+    for broken in ("{}", '{"added_tokens": [], "model": {"type": "none"}}'):
         (tmp_path / "tokenizer.json").write_text(broken)
         with pytest.raises(ValueError, match="tokenizer does not load") as error:
             load_tokenizer(tmp_path)
@@ -414,12 +417,15 @@ def test_a_tensor_may_lie_at_any_byte(tmp_path):
     [
         (lambda data: b"", "do not hold the header"),
         (lambda data: (1 << 60).to_bytes(8, "little") + data[8:], "do not hold the header"),
-        (lambda data: data[:8] + b"x" + data[9:], "not JSON"),
+        (lambda data: data[:8] + b"x" + data[9:], "not valid JSON"),
         (lambda data: data[:-1], "its header wants"),
         (lambda data: data + b"x", "its header wants"),
         (lambda data: data.replace(b'"shape":[64,', b'"shape":[63,', 1), "bytes"),
         (lambda data: data.replace(b'"shape"', b'"shapf"', 1), "lacks dtype, shape"),
-        (lambda data: data.replace(b'"data_offsets":[0,', b'"data_offsets":[-,', 1), "not JSON"),
+        (
+            lambda data: data.replace(b'"data_offsets":[0,', b'"data_offsets":[-,', 1),
+            "not valid JSON",
+        ),
     ],
     ids=["empty", "length", "json", "short", "long", "shape", "entry", "offset"],
 )

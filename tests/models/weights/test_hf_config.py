@@ -316,5 +316,5 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
         load_config(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="JSON object"):
+    with pytest.raises(ValueError, match="expected an object"):
         load_config(tmp_path)
