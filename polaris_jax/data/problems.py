@@ -31,9 +31,11 @@ from typing import Any
 from etils import epath
 
 from polaris_jax.data.filters import content_id, deduplicate
-from polaris_jax.data.sources import EXTRA, JSON_ANSWERS, DataError, read_rows, resolve_source
+from polaris_jax.data.sources import DataError, read_rows, resolve_source
+from polaris_jax.data.tables import EXTRA, JSON_ANSWERS
 from polaris_jax.records import Gold, Problem
 from polaris_jax.system.files import AnyPath, write_bytes
+from polaris_jax.system.foreign import printable
 
 PROBLEM_FIELDS = ("problem", "question", "prompt")
 ANSWER_FIELDS = ("answer", "gold", "final_answer", "ground_truth", "reward_model", "solution")
@@ -125,12 +127,12 @@ def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport
             lost.update(_lost_parts(row.fields))
         except RowError as error:
             counts["malformed"] += 1
-            messages.append(_printable(f"{row.place}: {error}"))
+            messages.append(_message(f"{row.place}: {error}"))
     named = messages[:NAMED_ROWS]
     if files.beside:
         some = ", ".join(files.names_beside[:3]) + (", ..." if len(files.beside) > 3 else "")
         chosen = "train split" if files.has_split else "tables"
-        named.insert(0, _printable(f"{len(files.beside)} files beside the {chosen} ({some})"))
+        named.insert(0, _message(f"{len(files.beside)} files beside the {chosen} ({some})"))
     if unique:
         read = problems
         problems, found = deduplicate(read)
@@ -138,7 +140,7 @@ def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport
         counts["duplicate_with_other_answer"] = len(found.other_answer)
         counts["renamed_id"] = len(found.renamed)
         named += [
-            _printable(
+            _message(
                 f"{places[drop]}: the problem of {places[keep]} with another answer, "
                 f"{read[drop].answer!r}, there {read[keep].answer!r}"
             )
@@ -162,9 +164,9 @@ def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport
     )
 
 
-def _printable(message: str) -> str:
-    """A message that any terminal and file can hold, cut if a row's value is long."""
-    text = message.encode(errors="backslashreplace").decode()
+def _message(text: str) -> str:
+    """A message in one printable line, cut if a row's value is long."""
+    text = printable(text)
     return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 3] + "..."
 
 

@@ -7,7 +7,6 @@ A row that cannot be parsed becomes a `Row` with an error, so that one bad line 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -16,20 +15,23 @@ from typing import Any
 from etils import epath
 
 from polaris_jax.config.settings import ConfigError
-from polaris_jax.system.files import as_place, files_below, is_remote
+from polaris_jax.system.files import as_place, files_below
+from polaris_jax.system.foreign import (
+    LINE_BYTES,
+    ROWS_BYTES,
+    ForeignFileError,
+    bounded_lines,
+    open_regular,
+    parse_json,
+    read_json,
+    shown,
+)
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
 # At the start of a word (math_train, trainset, MathTrain): "constraints" is no split.
 _TRAIN = re.compile(r"(?<![A-Za-z])[Tt]rain|(?<=[a-z])Train|TRAIN")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# Schema metadata of our own parquet files, whose answers are JSON so that types survive.
-JSON_ANSWERS = {b"polaris_answers": b"json"}
 UNREAD: Any = object()  # the value of a column that is not read, since it holds no JSON
-EXTRA = "extra"  # the column of such a file that holds a row's other columns, as one JSON object
-# What pyarrow raises on damaged files: its own errors, those of text that is no UTF-8 and of times
-# past the calendar (ValueErrors), of numbers past their type.
-_DAMAGES = (OSError, ValueError, OverflowError, TypeError, KeyError, MemoryError)
-_ARROW_FILE = b"ARROW1"
 _ROW_KEYS = ("data", "problems", "rows", "examples", "train")
 
 
@@ -108,7 +110,7 @@ def resolve_source(source: str) -> Files:
             raise DataError(f"data.problems={source!r}: there is no file {file}; check the path")
         return Files(as_place("."), (), function=source)
     path = as_place(source)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         if path.suffix not in SUFFIXES:
             raise DataError(
                 f"data.problems={source!r}: cannot read {path.suffix or 'a file without suffix'}; "
@@ -194,12 +196,16 @@ def read_rows(files: Files, columns: Collection[str] | None = None) -> Iterator[
         from polaris_jax.data.function_source import function_rows
 
         yield from function_rows(files.function)
+    if tables := [path for path in files.read if path.suffix in (".parquet", ".arrow")]:
+        from polaris_jax.data.tables import check_tables, table_rows
+
+        check_tables(tables, columns)
     for path in files.read:
         place = path.relative_to(files.root).as_posix()
-        if path.suffix in (".jsonl", ".json"):
-            yield from (_jsonl if path.suffix == ".jsonl" else _json)(path, place)
+        if path in tables:
+            yield from table_rows(path, place, columns)
         else:
-            yield from (_parquet if path.suffix == ".parquet" else _arrow)(path, place, columns)
+            yield from (_jsonl if path.suffix == ".jsonl" else _json)(path, place)
 
 
 def _row(place: str, value: Any) -> Row:
@@ -209,29 +215,32 @@ def _row(place: str, value: Any) -> Row:
 
 
 def _jsonl(path: epath.Path, place: str) -> Iterator[Row]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with open_regular(path) as file:
+        for number, line in bounded_lines(file):
             where = f"{place}:{number}"
-            if not line.strip():
+            if line is None:
+                yield Row(where, {}, f"has over {LINE_BYTES:,} bytes; shorten it")
                 continue
             try:
-                value = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:  # also bytes that are no UTF-8, and numbers without end
-                yield Row(where, {}, f"not valid JSON ({error})")
-            except RecursionError:
-                yield Row(where, {}, "not valid JSON (nested too deeply)")
+                value = parse_json(line, where="row", kind=object, strict=False, remedy="")
+            except ForeignFileError as error:
+                yield Row(where, {}, str(error).removeprefix("row: "))
             else:
                 yield _row(where, value)
 
 
 def _json(path: epath.Path, place: str) -> Iterator[Row]:
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"data.problems={str(path)!r}: not valid JSON ({error}); a file with one object a line "
-            "must end in .jsonl"
-        ) from error
+        value: Any = read_json(
+            path,
+            most_bytes=ROWS_BYTES,
+            kind=object,
+            strict=False,
+            remedy="a file with one object a line must end in .jsonl, and may be of any size",
+        )
+    except ForeignFileError as error:
+        reason = str(error).removeprefix(f"{shown(path)}: ")
+        raise DataError(f"data.problems={str(path)!r}: {reason}") from error
     if isinstance(value, Mapping):
         lists = [value[key] for key in _ROW_KEYS if isinstance(value.get(key), list)]
         if not lists:
@@ -244,113 +253,3 @@ def _json(path: epath.Path, place: str) -> Iterator[Row]:
         raise DataError(f"data.problems={str(path)!r}: expected a list of objects")
     for number, item in enumerate(value, 1):
         yield _row(f"{place}:row {number}", item)
-
-
-def _parquet(path: epath.Path, place: str, columns: Collection[str] | None) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    damages = (pa.ArrowException, *_DAMAGES)
-    try:
-        with path.open("rb") as file, pq.ParquetFile(file) as table:
-            ours = (table.schema_arrow.metadata or {}).items() >= JSON_ANSWERS.items()
-            names = table.schema_arrow.names
-            read = _read_columns(table.schema_arrow, columns)
-            others = dict.fromkeys((name for name in names if name not in read), UNREAD)
-            number = 0
-            for batch in table.iter_batches(batch_size=4096, columns=read):
-                for fields in _parquet_rows(batch, damages):
-                    number += 1
-                    where = f"{place}:row {number}"
-                    if isinstance(fields, str):
-                        yield Row(where, {}, fields)
-                    elif ours:
-                        yield _own_row(where, fields | others)
-                    else:
-                        yield Row(where, fields | others)
-    except damages as error:
-        raise DataError(f"data.problems={str(path)!r}: not a parquet file ({error})") from error
-
-
-def _read_columns(schema: Any, columns: Collection[str] | None) -> list[str]:
-    """The names of a table's columns that are read; see `read_rows`."""
-    return [
-        field.name
-        for field in schema
-        if columns is None or field.name in columns or _holds_json(field.type)
-    ]
-
-
-def _holds_json(kind: Any) -> bool:
-    """True for texts, numbers, truth values, and lists and structures of these."""
-    import pyarrow.types as t
-
-    if t.is_dictionary(kind):
-        return _holds_json(kind.value_type)
-    if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
-        return _holds_json(kind.value_type)
-    if t.is_struct(kind):
-        return all(_holds_json(field.type) for field in kind)
-    simple = (t.is_string, t.is_large_string, t.is_boolean, t.is_integer, t.is_floating, t.is_null)
-    return any(is_kind(kind) for is_kind in simple)
-
-
-def _parquet_rows(batch: Any, damages: Any) -> Iterator[dict[str, Any] | str]:
-    """The rows of a batch; for a row that cannot be read, the reason."""
-    try:
-        batch.validate(full=True)
-        rows: list[dict[str, Any] | str] = batch.to_pylist()
-    except damages:
-        rows = []
-        for number in range(batch.num_rows):
-            row = batch.slice(number, 1)
-            try:
-                row.validate(full=True)
-                rows += row.to_pylist()
-            except damages as error:
-                rows.append(f"not readable ({error})")
-    yield from rows
-
-
-def _own_row(where: str, fields: dict[str, Any]) -> Row:
-    """A row of a file that we wrote, with its answer and its extra columns decoded from JSON."""
-    try:
-        extra = json.loads(fields.pop(EXTRA, None) or "{}")
-        return Row(where, {**extra, **fields, "answer": json.loads(fields["answer"])})
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        return Row(where, {}, f"answer: not valid JSON ({error})")
-
-
-def _arrow(path: epath.Path, place: str, columns: Collection[str] | None) -> Iterator[Row]:
-    import pyarrow as pa
-
-    try:
-        file = path.open("rb") if is_remote(path) else pa.memory_map(str(path))
-        with file:
-            is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
-            file.seek(0)
-            number = 0
-            for batch in _arrow_batches(file, is_file):
-                names = batch.schema.names
-                read = _read_columns(batch.schema, columns)
-                others = dict.fromkeys((name for name in names if name not in read), UNREAD)
-                chosen = batch.select(read)
-                chosen.validate(full=True)  # reading a damaged batch as it is ends the process
-                for fields in chosen.to_pylist():
-                    number += 1
-                    yield Row(f"{place}:row {number}", fields | others)
-    except (pa.ArrowException, *_DAMAGES) as error:
-        raise DataError(f"data.problems={str(path)!r}: not an arrow stream ({error})") from error
-
-
-def _arrow_batches(file: Any, is_file: bool) -> Iterator[Any]:
-    """The record batches of an arrow file or, without its magic, of a stream."""
-    import pyarrow as pa
-
-    if not is_file:
-        with pa.ipc.open_stream(file) as stream:
-            yield from stream
-        return
-    with pa.ipc.open_file(file) as table:
-        for number in range(table.num_record_batches):
-            yield table.get_batch(number)
