@@ -3,7 +3,7 @@
 from polaris_jax.data.filters import deduplicate, drop_long_prompts, normalized_text
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.data.problems import ReadReport, read_problems, write_problems
-from polaris_jax.data.prompts import add_suffix, render_example, render_prompt
+from polaris_jax.data.prompts import add_suffix, render_example, render_prompt, render_prompts
 from polaris_jax.data.sources import DataError
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "read_problems",
     "render_example",
     "render_prompt",
+    "render_prompts",
     "write_problems",
 ]

@@ -9,11 +9,11 @@ import dataclasses
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from polaris_jax.config.sections import PROMPT_SUFFIX
-from polaris_jax.data.prompts import render_prompt
+from polaris_jax.data.prompts import lacks_question, render_prompts
 from polaris_jax.records import Problem
 
 # Formulas, and TeX commands in prose. These keep their case.
@@ -92,7 +92,12 @@ def _answer_text(problem: Problem) -> list[str]:
 
 
 def drop_long_prompts(
-    problems: Iterable[Problem], tokenizer: Any, *, suffix: str, max_prompt_tokens: int
+    problems: Iterable[Problem],
+    tokenizer: Any,
+    *,
+    suffix: str,
+    max_prompt_tokens: int,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Problem], dict[str, int]]:
     """The problems whose rendered prompt fits, and the token count of each that does not.
 
@@ -103,16 +108,32 @@ def drop_long_prompts(
         tokenizer: counts the tokens, chat template and suffix included.
         suffix: `data.prompt_suffix`.
         max_prompt_tokens: the most tokens a prompt may have, inclusive.
+        say: gets one warning if prompts do not hold their question: chat templates may drop it.
 
     Returns:
         (kept, {id of a dropped problem: its tokens}).
     """
+    problems = list(problems)
+    prompts = render_prompts(
+        tokenizer,
+        [problem.problem for problem in problems],
+        suffix=suffix,
+        names=[problem.id for problem in problems],
+    )
     kept: list[Problem] = []
     dropped: dict[str, int] = {}
-    for problem in problems:
-        _, ids = render_prompt(tokenizer, problem.problem, suffix=suffix)
+    without: list[str] = []
+    for problem, (text, ids) in zip(problems, prompts, strict=True):
         if len(ids) <= max_prompt_tokens:
             kept.append(problem)
         else:
             dropped[problem.id] = len(ids)
+        if lacks_question(text, problem.problem):
+            without.append(problem.id)
+    if without:
+        others = f" and {len(without) - 1} others" if len(without) > 1 else ""
+        say(
+            f"warning: the prompt of problem {without[0]!r}{others} does not hold its question: "
+            "the tokenizer's chat template drops or changes it; mend the template"
+        )
     return kept, dropped

@@ -186,6 +186,7 @@ def fitting(
         tokenizer,
         suffix=data.prompt_suffix,
         max_prompt_tokens=data.max_prompt_tokens,
+        say=say,
     )
     if dropped:
         longest = sorted(dropped, key=lambda i: -dropped[i])[:NAMED_PROMPTS]

@@ -18,7 +18,7 @@ from etils import epath
 
 from polaris_jax.assemble import Solver, open_solver
 from polaris_jax.config import RewardSection, RunConfig
-from polaris_jax.data.prompts import render_prompt
+from polaris_jax.data.prompts import render_prompts
 from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Graded, Group, Problem
 from polaris_jax.reward import Grader, RewardInput
@@ -102,7 +102,12 @@ def drawn_once(problems: Sequence[Problem], *, tokenizer: Any, prompt_suffix: st
         tokenizer: applies the chat template and encodes.
         prompt_suffix: `data.prompt_suffix`.
     """
-    rendered = [render_prompt(tokenizer, p.problem, suffix=prompt_suffix) for p in problems]
+    rendered = render_prompts(
+        tokenizer,
+        [problem.problem for problem in problems],
+        suffix=prompt_suffix,
+        names=[problem.id for problem in problems],
+    )
     return [
         Group(problem.id, ids, text, problem.answer, draw=0, epoch=0, extra=problem.extra)
         for problem, (text, ids) in zip(problems, rendered, strict=True)

@@ -71,3 +71,24 @@ def test_long_prompts_are_dropped_whole_at_the_limit():
     )
     assert kept == problems[:7]
     assert dropped == {id: n for id, n in tokens.items() if n > limit}
+
+
+def test_a_template_that_drops_the_question_is_one_warning():
+    problems = [Problem(f"p{i}", f"What is {i}+1?", str(i + 1)) for i in range(3)]
+    tokenizer, told = build_tokenizer(), []
+    drop_long_prompts(problems, tokenizer, suffix="", max_prompt_tokens=999, say=told.append)
+    assert told == []
+    tokenizer.chat_template = "<|im_start|>user\n<|im_end|>\n"
+    kept, _ = drop_long_prompts(
+        problems, tokenizer, suffix="", max_prompt_tokens=999, say=told.append
+    )
+    assert kept == problems
+    assert told == [
+        "warning: the prompt of problem 'p0' and 2 others does not hold its question: the "
+        "tokenizer's chat template drops or changes it; mend the template"
+    ]
+    told.clear()
+    tokenizer.chat_template = "{{ messages[0].content | trim | lower }}"
+    spaced = [Problem("a", "  WHAT  is\n1? ", "1")]
+    drop_long_prompts(spaced, tokenizer, suffix="", max_prompt_tokens=999, say=told.append)
+    assert told == []

@@ -1,0 +1,149 @@
+"""Renders and encodes prompts in a child process, under a deadline and a memory limit.
+
+A chat template may loop for ever or make a text that fills the memory, and the patterns of a
+tokenizer may take for ever on some texts. Neither can be stopped in this process. One child renders
+all prompts of a call and sends a JSON line each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from polaris_jax.data.prompts import Prompt, PromptRenderer, template_error
+from polaris_jax.system.child import Child, ChildFailure, answers
+from polaris_jax.system.foreign import one_line
+
+START_S = 120.0  # for Python and `transformers` on a loaded machine
+PROMPT_S = 20.0  # for one prompt; usual are 0.3 ms
+GRACE_S = 5.0  # after which a child that is late ends itself: its parent may be gone
+MEMORY_BYTES = 8 << 30  # address space, of which the tokenizer takes a small part
+_MOST_LINE_BYTES = 128 << 20
+_REQUESTS = 100  # that are sent at a time
+_START = "from polaris_jax.data.prompt_child import send_prompts; send_prompts()"
+_NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+
+
+class RenderedPrompts:
+    """The prompts of one loaded tokenizer, each rendered once. Its copies begin without any."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[tuple[bool, str, str], Prompt] = {}
+        self._child: Child | None = None
+        self._template: Any = None  # that the child has
+
+    def __reduce__(self) -> tuple[type[RenderedPrompts], tuple[()]]:
+        return RenderedPrompts, ()
+
+    def render(
+        self, tokenizer: Any, contents: Sequence[str], *, special_tokens: bool, names: Sequence[str]
+    ) -> list[Prompt]:
+        """The prompts of questions with their suffixes; see `render_prompts`.
+
+        Raises:
+            ForeignFileError: a prompt cannot be made within the limits. The text names the
+                tokenizer, the problem and the reason.
+        """
+        template = repr(tokenizer.chat_template)
+        keys = [(special_tokens, template, content) for content in contents]
+        missing = {key: n for n, key in enumerate(keys) if key not in self._prompts}
+        if missing:
+            asked = [content for *_, content in missing]
+            new: list[Prompt] = []
+            try:
+                self._ask(tokenizer, asked, special_tokens, new)
+            except _Refused as refused:
+                self._close()
+                late = [names[n] for n in missing.values()][len(new) :] if names else ()
+                raise template_error(tokenizer, late, str(refused)) from refused.__cause__
+            self._prompts |= zip(missing, new, strict=True)
+            if len(missing) > 1:  # a loop over single prompts keeps its child
+                self._close()
+        return [self._prompts[key] for key in keys]
+
+    def _ask(
+        self, tokenizer: Any, contents: Sequence[str], special_tokens: bool, prompts: list[Prompt]
+    ) -> None:
+        """Appends the prompts of questions as the child sends them."""
+        try:
+            child = self._ready_child(tokenizer)
+            for start in range(0, len(contents), _REQUESTS):
+                part = contents[start : start + _REQUESTS]
+                child.send(json.dumps([special_tokens, part]).encode() + b"\n")
+                for _ in part:
+                    line = child.line(silence_s=PROMPT_S, most_bytes=_MOST_LINE_BYTES)
+                    answer = json.loads(line)
+                    if isinstance(answer, str):
+                        raise _Refused(answer)
+                    text, ids = answer
+                    prompts.append((text, tuple(ids)))
+        except ChildFailure as failure:
+            reason = {
+                "silent": f"it takes more than {PROMPT_S:g} s",
+                "ended": f"its process ended with status {failure.status}: it crashed or needs "
+                f"more than {MEMORY_BYTES >> 30} GiB",
+                "long": "its prompt is too long",
+            }[failure.kind]
+            raise _Refused(reason) from failure
+
+    def _ready_child(self, tokenizer: Any) -> Child:
+        if self._child is not None and self._template == tokenizer.chat_template:
+            return self._child
+        self._close()
+        with tempfile.TemporaryFile() as job:
+            pickle.dump(tokenizer, job)
+            job.seek(0)
+            number = job.fileno()
+            child = Child(_START, [str(number)], files=[number], stderr=subprocess.DEVNULL)
+            self._child, self._template = child, tokenizer.chat_template
+            weakref.finalize(self, child.close)
+            child.line(silence_s=START_S, most_bytes=100)
+        return child
+
+    def _close(self) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+
+class _Refused(Exception):
+    """Why there is no prompt."""
+
+
+def send_prompts() -> NoReturn:
+    """Renders what stdin asks for, with the tokenizer in a file. Runs inside the child.
+
+    The command line has the file's number. A line of stdin is [special_tokens, questions]. An empty
+    object says that the process is ready; then comes [text, ids] for each question, or the reason
+    why there is none.
+    """
+    os.environ[_NO_ADVICE] = "1"
+    with os.fdopen(int(sys.argv[1]), "rb") as job:
+        tokenizer = pickle.load(job)  # from our own parent
+    renderer = PromptRenderer(tokenizer)
+    with answers(memory_bytes=MEMORY_BYTES, watched=False) as out:
+
+        def send(answer: Any) -> None:
+            out.write(json.dumps(answer).encode() + b"\n")
+            out.flush()
+
+        send({})
+        for line in sys.stdin:
+            special_tokens, contents = json.loads(line)
+            for content in contents:
+                signal.setitimer(signal.ITIMER_REAL, PROMPT_S + GRACE_S)
+                try:
+                    answer: Any = renderer.render(content, special_tokens=special_tokens)
+                except BaseException as error:  # noqa: BLE001 - Rust's panics too
+                    answer = one_line(error)
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                send(answer)
+    os._exit(0)
