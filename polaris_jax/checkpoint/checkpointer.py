@@ -41,6 +41,8 @@ from polaris_jax.config.settings import ConfigError
 from polaris_jax.run.owner import TakenOver
 from polaris_jax.system import processes
 from polaris_jax.system.files import AnyPath, as_place, first_line, sync_directory, write_bytes
+from polaris_jax.system.foreign import HOST_BYTES, open_regular, read_bytes
+from polaris_jax.system.progress import say
 
 T = TypeVar("T")
 
@@ -92,7 +94,7 @@ class Checkpointer:
         self._folders = StepFolders(self.directory)
         self._keep_last, self._only, self._may_write = keep_last, only, may_write
         self._config_hash, self._architecture = config_hash, plain(architecture)
-        self._warn = warn or (lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
+        self._warn = warn or (lambda text: say(f"warning: {text}", sys.stderr))
         self._verified: set[int] = set()
         self._torn: set[int] = set()
         #: The step that this object last saved, verified or restored; None before that.
@@ -304,7 +306,8 @@ class Checkpointer:
     def host(self, step: int) -> dict[str, Any]:
         """The host state of `step`, without the device arrays."""
         data = self._folders.data(step)
-        return read_host((data / HOST).read_bytes(), lambda: (data / HOST_ARRAYS).open("rb"))
+        text = read_bytes(data / HOST, most_bytes=HOST_BYTES)
+        return read_host(text, lambda: open_regular(data / HOST_ARRAYS))
 
     def open_arrays(self, step: int, names: list[str]) -> dict[str, Any]:
         """Arrays of `step` by name, as opened tensorstores, which are read part by part.

@@ -50,6 +50,7 @@ from polaris_jax.models.weights.tensors import (
     to_hf,
 )
 from polaris_jax.system.files import AnyPath, as_place, first_line, is_remote
+from polaris_jax.system.foreign import naming
 
 _PREFIX = "params/"
 _TOKEN_IDS = "token_ids"
@@ -83,8 +84,15 @@ class CheckpointWeights:
             self._dtypes[path] = np.dtype(dtype)
         names = [_PREFIX + path for path in self._dtypes]
         self._stores = checkpointer.open_arrays(step, names)
+        for path, shape in param_shapes(self.config).items():
+            store = self._stores[_PREFIX + path]
+            if tuple(store.shape) != shape or store.dtype.numpy_dtype != self._dtypes[path]:
+                raise CheckpointError(
+                    f"{self._where}: {_PREFIX}{path} is stored with shape {tuple(store.shape)}, "
+                    f"but its {step_folders.MANIFEST} says {shape}; restore the checkpoint"
+                )
         #: Special ids of the config.json that the weights came from; empty for a training run's.
-        self.token_ids: dict[str, int | None] = checkpointer.host(step).get(_TOKEN_IDS, {})
+        self.token_ids: dict[str, int | None] = _token_ids(checkpointer, step)
 
     def names(self) -> set[str]:
         """Names of all tensors."""
@@ -155,9 +163,20 @@ def _architecture(fields: dict[str, Any] | None, where: str) -> ModelConfig:
     if fields is None:
         raise ConfigError(f"{where}: it does not say which architecture it is of")
     fields = dict(fields)
-    if fields["rope_scaling"] is not None:
-        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-    return ModelConfig(**fields)
+    with naming(where, remedy="restore the checkpoint"):
+        if fields["rope_scaling"] is not None:
+            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        return ModelConfig(**fields)
+
+
+def _token_ids(checkpointer: Checkpointer, step: int) -> dict[str, int | None]:
+    ids = checkpointer.host(step).get(_TOKEN_IDS, {})
+    if not isinstance(ids, dict) or not all(i is None or type(i) is int for i in ids.values()):
+        raise CheckpointError(
+            f"checkpoint {step} in {checkpointer.directory}: {_TOKEN_IDS} of its host state is no "
+            "table of ids; restore the checkpoint"
+        )
+    return ids
 
 
 def is_orbax(path: AnyPath) -> bool:

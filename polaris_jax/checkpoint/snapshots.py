@@ -11,10 +11,13 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+
+from polaris_jax.system.foreign import naming, parse_json
 
 if TYPE_CHECKING:
     from polaris_jax.checkpoint.checkpointer import Checkpointer
@@ -141,13 +144,33 @@ def read_host(text: bytes, open_arrays: Callable[[], IO[bytes]]) -> dict[str, An
             if ARRAY not in fields:
                 return fields
             file = file or opened.enter_context(open_arrays())
-            name, shape, offset = fields[ARRAY]
-            dtype = np.dtype(name)
+            dtype, shape, offset = _array_of(fields[ARRAY])
+            size = dtype.itemsize * math.prod(shape)
+            if offset + size > file.seek(0, os.SEEK_END):
+                raise ValueError(f"host state: an array of {size} bytes is not in its file")
             file.seek(offset)
-            data = file.read(dtype.itemsize * math.prod(shape))
+            data = file.read(size)
             return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
 
-        return json.loads(text, object_hook=with_array)
+        # The tables of a long run have more values than a file from elsewhere may have.
+        return parse_json(
+            text, where="host state", strict=False, most_values=len(text), object_hook=with_array
+        )
+
+
+def _array_of(entry: Any) -> tuple[np.dtype, list[int], int]:
+    """An array's dtype, shape and offset, checked.
+
+    Raises:
+        ValueError: the entry is not what `canonical_json` writes.
+    """
+    with naming("host state", remedy="the checkpoint is damaged"):
+        name, shape, offset = entry
+        dtype = np.dtype(str(name))
+        counts = [*shape, offset]
+        if dtype.kind not in "biuf" or not all(type(n) is int and n >= 0 for n in counts):
+            raise ValueError(f"an array is described as {str(entry)[:100]}")
+        return dtype, list(shape), offset
 
 
 def _check_keys(value: Any, path: str) -> None:

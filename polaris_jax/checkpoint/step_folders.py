@@ -21,6 +21,7 @@ and deleted by the next save.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -39,6 +40,13 @@ from polaris_jax.system.files import (
     is_remote,
     sync_directory,
     write_bytes,
+)
+from polaris_jax.system.foreign import (
+    MANIFEST_BYTES,
+    parse_json,
+    printable,
+    read_bytes,
+    require_regular,
 )
 
 MANIFEST = "MANIFEST.json"
@@ -66,7 +74,8 @@ def list_files(directory: AnyPath) -> list[str]:
     The manifest itself and hidden files (made by a desktop or a network disk) are left out.
     """
     directory = epath.Path(directory)
-    names = [str(path.relative_to(directory)) for path in files_below(directory)]
+    found = files_below(directory, links=False)  # or a clean-up would delete what lies elsewhere
+    names = [str(path.relative_to(directory)) for path in found]
     return sorted(
         name
         for name in names
@@ -119,13 +128,14 @@ def read_manifest(directory: AnyPath) -> dict[str, Any]:
     """
     directory = epath.Path(directory)
     try:
-        body = json.loads((directory / MANIFEST).read_bytes())
+        data = read_bytes(directory / MANIFEST, most_bytes=MANIFEST_BYTES)
+        body = parse_json(data, where="it", remedy="")
     except FileNotFoundError:
         empty = directory.is_dir() and not any(directory.iterdir())
         raise ValueError("the directory is empty" if empty else f"{MANIFEST} is missing") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{MANIFEST} cannot be read ({error})") from error
-    if not isinstance(body, dict) or "self" not in body:
+    if "self" not in body:
         raise ValueError(f"{MANIFEST} is incomplete")
     if body.pop("self") != zlib.crc32(_canonical(body)):
         raise ValueError(f"{MANIFEST} does not match its own checksum")
@@ -183,11 +193,12 @@ def fault(directory: AnyPath, *, checksums: bool = True, others: str = NO_OTHERS
         files = read_manifest(directory)["files"]
         present = list_files(directory)
         if missing := sorted(files.keys() - set(present)):
-            return f"{missing[0]} is missing"
+            return f"{printable(missing[0])} is missing"
         foreign = sorted(set(present) - files.keys())
         if foreign := [name for name in foreign if not re.fullmatch(others, name)]:
-            return f"{foreign[0]} does not belong to it"
+            return f"{printable(foreign[0])} does not belong to it"
         for name, entry in files.items():
+            require_regular(directory / name)
             size = (directory / name).stat().length
             if size != entry["size"]:
                 return f"{name} has {size} bytes, expected {entry['size']}"
@@ -215,6 +226,9 @@ def delete_others(directory: AnyPath) -> None:
             may be complete.
     """
     directory = epath.Path(directory)
+    manifest = directory / MANIFEST
+    if not is_remote(manifest) and manifest.exists() and not manifest.is_file():
+        raise OSError(errno.EINVAL, "a directory or a pipe, expected a file", str(manifest))
     try:
         named = set(read_manifest(directory)["files"]) | {MANIFEST}
     except ValueError as error:

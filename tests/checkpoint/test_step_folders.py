@@ -224,3 +224,19 @@ def test_reasons_for_nothing_at_all(tmp_path):
     assert step_folders.fault(tmp_path) == "the directory is empty"
     (tmp_path / "x").write_text("")
     assert step_folders.fault(tmp_path) == "MANIFEST.json is missing"
+
+
+def test_a_clean_up_follows_no_link(tmp_path):
+    """A checkpoint of others may link to folders of ours; a save cleans up what is not named."""
+    kept = tmp_path / "outside"
+    kept.mkdir()
+    (kept / "mine.txt").write_text("mine")
+    checkpointer = Checkpointer(tmp_path / "steps")
+    checkpointer.save(1, tree(1), {})
+    for place in ("x", "arrays/x"):
+        (tmp_path / "steps/1" / place).symlink_to(kept)
+        assert "does not belong" in (step_folders.fault(tmp_path / "steps/1") or "")
+        step_folders.delete_others(tmp_path / "steps/1")
+        assert not (tmp_path / "steps/1" / place).exists()
+        assert step_folders.fault(tmp_path / "steps/1") is None
+    assert (kept / "mine.txt").read_text() == "mine"
