@@ -2,19 +2,21 @@
 
 The library lies in the user's cache, named by a hash of all that decides what is in it (source,
 headers' version, compiler, C library, flags and the CPU's features: a home directory may serve
-several machines) and by its own checksum. No home, or a cache that cannot be written, is no error:
-the library is then compiled for this process alone.
+several machines) and by its own checksum. No home, or a cache that cannot be written or that others
+may write to, is no error: the library is then compiled for this process alone.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import functools
 import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -87,11 +89,12 @@ def _library(compiler: str, version: str) -> Path:
     command = [compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o"]
     try:
         base = _cache()
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _require_own(base)
         for library in base.glob(f"kernels-{digest}-*.so"):
             if library == _named(base, digest, library):  # complete: a torn file would crash us
                 return library
             library.unlink()
-        base.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=base) as folder:
             made = Path(folder) / "kernels.so"
             _run([*command, str(made)])
@@ -117,6 +120,17 @@ def _cache() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / CACHE_FOLDER
     except RuntimeError as error:
         raise OSError(str(error)) from None
+
+
+def _require_own(base: Path) -> None:
+    """Checks that nobody else can put a library there: its name is no secret.
+
+    Raises:
+        OSError: the folder belongs to another user, or everybody may write to it.
+    """
+    found = base.stat()
+    if found.st_uid not in (os.getuid(), 0) or found.st_mode & stat.S_IWOTH:
+        raise PermissionError(errno.EPERM, "others may write to it", str(base))
 
 
 def _named(base: Path, digest: str, library: Path) -> Path:

@@ -83,6 +83,17 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
 
 
 @needs_compiler
+def test_a_cache_that_others_may_write_to_is_not_used(tmp_path):
+    assert run(LOAD, XDG_CACHE_HOME=str(tmp_path)).startswith("loaded ")
+    assert (tmp_path / "polaris_jax").stat().st_mode & 0o777 == 0o700
+    (library,) = libraries(tmp_path)
+    library.unlink()
+    (tmp_path / "polaris_jax").chmod(0o777)
+    assert run(LOAD, XDG_CACHE_HOME=str(tmp_path)).startswith("loaded ")
+    assert libraries(tmp_path) == []
+
+
+@needs_compiler
 def test_a_user_without_a_home_needs_none(tmp_path):
     # As in a container whose user has a number and no name.
     nameless = "import pwd\n\ndef none(uid):\n    raise KeyError(uid)\n\npwd.getpwuid = none\n"
