@@ -16,7 +16,7 @@ ARGS ?=
 SEED ?= 0
 
 .PHONY: help demo demo-seeds test test-quick test-slow lint style bench bench-gpu bench-grader \
-  bench-sampler docs drills house venv venv-tpu venv-cuda12
+  bench-sampler docs drills house audit venv venv-tpu venv-cuda12
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -73,6 +73,11 @@ docs: $(BASE)  ## docs/config.md, from the declarations of the settings
 
 house: $(BASE)  ## the structure of the package, measured
 	$(BIN)/python benchmarks/house.py $(ARGS)
+
+# Asks pypi.org and osv.dev for the advisories of each installed version: it needs the network.
+audit: $(BASE)  ## installed packages against the public advisories (pip-audit; needs the network)
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --local --progress-spinner off $(ARGS)
 
 venv: $(DEV)  ## only make .venv with everything that the tests need
 
