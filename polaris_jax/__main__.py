@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -19,6 +20,8 @@ COMMANDS = {
     "evaluate": "avg@k, pass@k, accuracy by length and by token budget",
     "grade": "responses against gold answers, with the reason of each verdict",
     "plan": "does a config fit a pod; compiles without one",
+    "status": "where a run stands: step, time left, last score, hosts, warnings",
+    "show": "a run's responses, readable: question, gold, rewards, reasons",
     "report": "every figure of a run and one report.html",
     "convert": "Hugging Face, GGUF and Orbax checkpoints into one another",
     "generate": "complete one prompt on the terminal",
@@ -56,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """The console script and `python -m polaris_jax`: `main`, and an end without a traceback."""
     signals.end_at_once()
+    with contextlib.suppress(AttributeError):  # a stream of its own kind, or none
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         code = main()
         signals.end_at_once()  # the exit has nothing to save either

@@ -188,20 +188,18 @@ def assemble(
             open_solver(config, tokenizer, samplers, end_ids=model_config.end_ids)
         )
         outputs = opened.enter_context(
-            contextlib.closing(
-                Outputs(
-                    workdir,
-                    config,
-                    claim,
-                    tokenizer=tokenizer,
-                    end_ids=model_config.end_ids,
-                    numerics=numerics_of(
-                        samplers.kernels(
-                            model_config,
-                            max_response_tokens=config.stages[0].max_response_tokens,
-                        )
-                    ),
-                )
+            Outputs(
+                workdir,
+                config,
+                claim,
+                tokenizer=tokenizer,
+                end_ids=model_config.end_ids,
+                numerics=numerics_of(
+                    samplers.kernels(
+                        model_config,
+                        max_response_tokens=config.stages[0].max_response_tokens,
+                    )
+                ),
             )
         )
         checkpointer = Checkpointer(

@@ -17,14 +17,16 @@ from polaris_jax.measure.held_out import held_out_score
 from polaris_jax.metrics.writer import reduce_metrics
 from polaris_jax.rollout import RolloutAborted
 from polaris_jax.run.outputs import step_text
+from polaris_jax.run.signs import Signs
+from polaris_jax.run.standing import read_standing, score_text
 from polaris_jax.stage_change import change_stage
 from polaris_jax.stages.guards import check_health, failed_grading, watch
 from polaris_jax.state import RunState, StartAt, open_state
 from polaris_jax.step import step
+from polaris_jax.system.console import open_console
 from polaris_jax.system.failures import at_run_time
 from polaris_jax.system.files import as_place
-from polaris_jax.system.processes import any_process, is_first
-from polaris_jax.system.progress import Progress
+from polaris_jax.system.processes import any_process, process_index
 from polaris_jax.system.signals import StopRequest
 
 
@@ -53,13 +55,16 @@ def run(
         RuntimeError: the run's numbers cannot be trusted (see `stages.guards`).
     """
     config = build_config(config) if isinstance(config, ConfigDict) else config
-    workdir, progress = as_place(workdir), Progress(enabled=is_first())
+    workdir = as_place(workdir)
+    progress = open_console(Signs(workdir, process=process_index()))
     with (
         stop or StopRequest() as stop,
         assemble(config, workdir, progress=progress, overwrite=overwrite) as parts,
     ):
         # No name for the first state: it would keep what the run outgrows in memory.
         state = train(parts, open_state(parts, start), stop=stop)
+        by = "" if stop.signal is None else f" by {stop.signal.name}"
+        parts.outputs.note_end("finished" if state.done else f"stopped{by}")
     if state.done and parts.outputs.first_line == state.step:
         progress.line(f"already complete: {state.step} steps in {workdir}")
         return state
@@ -70,7 +75,23 @@ def run(
     if warning := state.guards.summary():
         progress.line(f"warning: {warning}")
     progress.line(f"{ending}: {state.step} steps  {counts}")
+    if state.done:
+        for text in closing_lines(workdir, state):
+            progress.line(text)
     return state
+
+
+def closing_lines(workdir: epath.Path, state: RunState) -> list[str]:
+    """What a finished run has done, and what to run next."""
+    run = read_standing(workdir)
+    tokens = state.counts.get("sampled_tokens", 0)
+    score = f"{text}; " if (text := score_text(run.scores)) else ""
+    here = f"--config=... --workdir={workdir}"
+    return [
+        f"{score}{run.hours:.1f} hours, {tokens:,} tokens sampled",
+        f"next: polaris evaluate {here} --checkpoint=latest; polaris report {here}; "
+        f"polaris show {workdir} --wrong",
+    ]
 
 
 def train(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:

@@ -192,6 +192,10 @@ class Graded:
         parts: [P][R] named numbers that reward functions returned beside the reward, empty for a
             rescued response; None if no response has any.
         correct_at: reward from which a response counts as correct.
+        answers: [P][R] the answer that the grader found in each response, shortened to 1,000
+            characters; None where it found none, or a reward function graded. None if unknown.
+        reasons: [P][R] one line that says why each response is wrong, or how grading failed; "" if
+            there is no more to say. None if unknown.
 
     Raises:
         ValueError: a reward is outside [0, 1] or not finite, because such a reward would spoil the
@@ -211,6 +215,8 @@ class Graded:
     versions: Sequence[Sequence[Versions]] | None = None
     parts: Sequence[Sequence[Mapping[str, float | None]]] | None = None
     correct_at: float = 1.0
+    answers: Sequence[Sequence[str | None]] | None = None
+    reasons: Sequence[Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         reward_PR = np.asarray(self.reward_PR, np.float32)
@@ -231,7 +237,10 @@ class Graded:
         for name in ("prompts", "golds"):
             if (count := len(getattr(self, name))) != prompts:
                 raise ValueError(f"{name} holds {count} of {prompts} prompts: give one each")
-        for name in ("token_ids", "logprobs", "texts", "finish_reasons", "versions", "parts"):
+        for name in (
+            *("token_ids", "logprobs", "texts", "finish_reasons"),
+            *("versions", "parts", "answers", "reasons"),
+        ):
             groups = getattr(self, name)
             if groups is None:
                 continue

@@ -88,8 +88,9 @@ def collect_rollouts(
     state, batch, grading = sample(parts, state, groups, stop=stop)
     graded = grade(parts, state, batch, grading)
     state, metrics = record(parts, state, batch, graded, attempt=attempt)
-    state, graded = rescue(parts, state, graded, attempt=attempt)
-    return state, graded, metrics
+    rescued_state, rescued = rescue(parts, state, graded, attempt=attempt)
+    write_responses(parts, state, batch, graded, rescued, attempt=attempt)
+    return rescued_state, rescued, metrics
 
 
 def draw(parts: Parts, state: RunState, *, attempt: int) -> tuple[RunState, list[Group]]:
@@ -194,8 +195,6 @@ def record(
     accuracy.record(
         graded.problem_ids, graded.reward_PR, stage=stage.stage, correct_at=graded.correct_at
     )
-    draws = [group.draw for group in batch.values()]
-    parts.outputs.write_rollouts(state.step, graded, draws=draws, attempt=attempt)
     metrics = rollout_metrics(
         graded, temperature=stage.temperature, max_response_tokens=stage.max_response_tokens
     )
@@ -241,6 +240,40 @@ def rescue(
     )
     sink.update(graded, step=state.step, stage=stage.stage, temperature=stage.temperature)
     return dataclasses.replace(state, sink=sink).counted(rescued_groups=rescued), graded
+
+
+def write_responses(
+    parts: Parts,
+    state: RunState,
+    batch: dict[int, Group],
+    graded: Graded,
+    rescued: Graded,
+    *,
+    attempt: int,
+) -> None:
+    """Writes the batch to rollouts/: as sampled, and which stored responses its rescue took.
+
+    Args:
+        parts: what the run is made of.
+        state: the state before the rescue.
+        batch: the batch's groups.
+        graded: the batch before the rescue.
+        rescued: the batch after the rescue.
+        attempt: number of the batch within its step, from 0.
+    """
+    wanted = set(graded.problem_ids)
+    questions = {problem.id: problem.problem for problem in parts.problems if problem.id in wanted}
+    parts.outputs.write_rollouts(
+        state.step,
+        graded,
+        questions=[questions.get(problem_id, "") for problem_id in graded.problem_ids],
+        rescues={
+            (p, r): state.sink.get(graded.problem_ids[p])
+            for p, r in np.argwhere(rescued.rescued_PR).tolist()
+        },
+        draws=[group.draw for group in batch.values()],
+        attempt=attempt,
+    )
 
 
 def substitute(

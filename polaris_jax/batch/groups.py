@@ -21,6 +21,8 @@ SEQUENCE_FIELDS = (
     "finish_reasons",
     "versions",
     "parts",
+    "answers",
+    "reasons",
 )
 ARRAY_FIELDS = ("reward_PR", "rescued_PR")
 
@@ -90,7 +92,7 @@ def replace_rows(graded: Graded, rows: Mapping[tuple[int, int], Mapping[str, Any
     Args:
         graded: P groups of R rows.
         rows: (group, row) -> {field: value}, for fields that are indexed [P][R]. A field that is
-            None in `graded` (versions, parts) stays None.
+            None in `graded` (versions, answers) stays None.
     """
     if not rows:
         return graded

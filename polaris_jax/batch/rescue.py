@@ -149,6 +149,8 @@ class RescueBuffer:
                 "rescued_PR": True,
                 "versions": (),
                 "parts": {},
+                "answers": None,
+                "reasons": "",
             }
         return replace_rows(graded, rows), len(rows)
 

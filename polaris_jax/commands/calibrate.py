@@ -19,9 +19,8 @@ def main(argv: list[str]) -> int:
     command = parse("calibrate", argv, doc=__doc__ or "")
     start_jax(command)
     from polaris_jax.measure.calibrate import calibrate
-    from polaris_jax.system.processes import is_first
-    from polaris_jax.system.progress import Progress
+    from polaris_jax.system.console import open_console
 
     begin_work()
-    calibrate(command.config, command.workdir, progress=Progress(enabled=is_first()))
+    calibrate(command.config, command.workdir, progress=open_console())
     return 0

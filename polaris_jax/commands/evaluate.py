@@ -42,14 +42,13 @@ def main(argv: list[str]) -> int:
         )
     start_jax(command)
     from polaris_jax.measure.evaluate import evaluate
-    from polaris_jax.system.processes import is_first
-    from polaris_jax.system.progress import Progress
+    from polaris_jax.system.console import open_console
 
     begin_work()
     evaluate(
         command.config,
         command.workdir,
-        progress=Progress(enabled=is_first()),
+        progress=open_console(),
         checkpoint=command.flags["checkpoint"],
         tag=command.flags["tag"],
     )

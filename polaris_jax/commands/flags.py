@@ -57,6 +57,7 @@ def parse(
     define: Define | None = None,
     takes_config: bool = True,
     takes_workdir: bool = True,
+    directory: bool = False,
 ) -> Command:
     """The parsed, checked command line.
 
@@ -67,6 +68,8 @@ def parse(
         define: declares the command's own flags.
         takes_config: whether --config and --workdir belong to it.
         takes_workdir: False: --config alone belongs to it.
+        directory: True for a command without --config whose one argument is the workdir, as in
+            `polaris status DIR`; --workdir=DIR says the same.
 
     Raises:
         ConfigError: any mistake in the arguments or in the config.
@@ -85,8 +88,9 @@ def parse(
             )
         else:
             flags.DEFINE_string("config", None, "config file (configs/*.py)", flag_values=values)
-        if takes_workdir:
-            flags.DEFINE_string("workdir", "", "where the run's files lie", flag_values=values)
+    if directory or (takes_config and takes_workdir):
+        flags.DEFINE_string("workdir", "", "where the run's files lie", flag_values=values)
+    values.set_gnu_getopt(directory)  # flags may follow the directory
     if define is not None:
         define(values)
     if asked:
@@ -102,11 +106,15 @@ def parse(
         raise ConfigError(_illegal_value(error)) from None
     except (flags.Error, AttributeError, LookupError, ValueError, TypeError) as error:
         raise ConfigError(_one_line(error)) from None
-    if len(rest) > 1:
-        raise ConfigError(f"{rest[1]!r}: unexpected argument; flags look like --name=value")
     own = {flag: values[flag].value for flag in values}
+    words = [*rest[1:], *([own["workdir"]] if directory and own["workdir"] else [])]
+    if len(words) > directory:
+        what = "unexpected argument; flags look like --name=value"
+        raise ConfigError(f"{words[-1]!r}: {'name one directory' if directory else what}")
+    if directory and not words:
+        raise ConfigError(f"DIR: needed; name a run's directory, as in polaris {name} runs/4b")
     if not takes_config:
-        return Command(name, RunConfig(), as_place("."), own)
+        return Command(name, RunConfig(), as_place(words[0] if words else "."), own)
     config = build_config(values["config"].value or {})
     for path in (config.model.path, config.data.problems, config.evaluate.problems):
         if is_remote(path):

@@ -18,9 +18,8 @@ def main(argv: list[str]) -> int:
     command = parse("probe", argv, doc=__doc__ or "")
     start_jax(command)
     from polaris_jax.measure.probe import probe
-    from polaris_jax.system.processes import is_first
-    from polaris_jax.system.progress import Progress
+    from polaris_jax.system.console import open_console
 
     begin_work()
-    probe(command.config, command.workdir, progress=Progress(enabled=is_first()))
+    probe(command.config, command.workdir, progress=open_console())
     return 0

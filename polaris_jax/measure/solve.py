@@ -23,7 +23,8 @@ from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Graded, Group, Problem
 from polaris_jax.reward import Grader, RewardInput
 from polaris_jax.reward.extract import Mode
-from polaris_jax.reward.grade_ahead import GradeAhead, reward_inputs, rewarded
+from polaris_jax.reward.grade_ahead import GradeAhead, reward_inputs
+from polaris_jax.reward.grader import Grade
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.groups import begin, sample_groups
 from polaris_jax.rollout.samplers import Samplers
@@ -33,6 +34,8 @@ from polaris_jax.stages.health import Health, judge, turn_tokens
 from polaris_jax.system import processes
 from polaris_jax.system.failures import at_run_time
 from polaris_jax.system.progress import Progress
+
+MAX_ANSWER_CHARS = 1000  # of an extracted answer in `Graded.answers`
 
 
 def solve(
@@ -140,17 +143,19 @@ def grade_groups(
     known = {} if ahead is None else ahead.graded()
     mine = [number for number in groups if graded_here(number)]
     rest = [number for number in mine if number not in known]
-    found = iter(rewarded(grader, [x for n in rest for x in reward_inputs(groups[n], mode)]))
+    found = iter(grader.grade_inputs([x for n in rest for x in reward_inputs(groups[n], mode)]))
     known |= {number: [next(found) for _ in range(width)] for number in rest}
-    share = [known[number] for number in mine]
+    shares = processes.gather_objects(
+        [[_as_columns(grade) for grade in known[number]] for number in mine]
+    )
     reward_PR = np.zeros((len(members), width), np.float32)
     parts: list[list[dict[str, float | None]]] = [[{}] * width for _ in members]
-    shares = processes.gather_objects(share)
+    answers: list[list[str | None]] = [[None] * width for _ in members]
+    reasons = [[""] * width for _ in members]
     for process, theirs in enumerate(shares):
         places = [p for p, number in enumerate(groups) if number % len(shares) == process]
         for p, responses in zip(places, theirs, strict=True):
-            reward_PR[p] = [reward for reward, _ in responses]
-            parts[p] = [entries for _, entries in responses]
+            reward_PR[p], parts[p], answers[p], reasons[p] = map(list, zip(*responses, strict=True))
     return Graded(
         problem_ids=tuple(group.problem_id for group in members),
         prompts=tuple(group.prompt for group in members),
@@ -163,6 +168,8 @@ def grade_groups(
         versions=tuple(tuple(r.versions for r in group.responses) for group in members),
         parts=parts if any(entries for group in parts for entries in group) else None,
         correct_at=correct_at,
+        answers=answers,
+        reasons=reasons,
     )
 
 
@@ -194,6 +201,12 @@ def judged(
         is_math=not reward.function,
         chat_tokens=turn_tokens(tokenizer),
     )
+
+
+def _as_columns(grade: Grade) -> tuple[float, dict[str, float | None], str | None, str]:
+    """Reward, parts, answer and reason; an answer of a page is shortened."""
+    answer = grade.answer if grade.answer is None else grade.answer[:MAX_ANSWER_CHARS]
+    return grade.reward, dict(grade.parts), answer, grade.reason
 
 
 def graded_here(number: int) -> bool:

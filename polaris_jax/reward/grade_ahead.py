@@ -12,10 +12,8 @@ from types import TracebackType
 
 from polaris_jax.records import Group
 from polaris_jax.reward.extract import Mode
-from polaris_jax.reward.grader import Grader
+from polaris_jax.reward.grader import Grade, Grader
 from polaris_jax.reward.protocol import RewardInput
-
-Rewarded = tuple[float, dict[str, float | None]]  # a response's reward and its named parts
 
 
 def reward_inputs(group: Group, mode: Mode) -> list[RewardInput]:
@@ -33,11 +31,6 @@ def reward_inputs(group: Group, mode: Mode) -> list[RewardInput]:
         )
         for text, response in zip(group.texts, group.responses, strict=True)
     ]
-
-
-def rewarded(grader: Grader, responses: list[RewardInput]) -> list[Rewarded]:
-    """Reward and named parts of each response."""
-    return [(grade.reward, dict(grade.parts)) for grade in grader.grade_inputs(responses)]
 
 
 class GradeAhead:
@@ -60,7 +53,7 @@ class GradeAhead:
         self._grades = grades
         self._grader = grader
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grade-ahead")
-        self._graded: dict[int, Future[list[Rewarded]]] = {}
+        self._graded: dict[int, Future[list[Grade]]] = {}
 
     def __enter__(self) -> GradeAhead:
         return self
@@ -79,11 +72,11 @@ class GradeAhead:
             return
         assert number not in self._graded
         self._graded[number] = self._thread.submit(
-            rewarded, self._grader, reward_inputs(group, self.mode)
+            self._grader.grade_inputs, reward_inputs(group, self.mode)
         )
 
-    def graded(self) -> dict[int, list[Rewarded]]:
-        """Rewards and parts of every queued group by its number, once all are graded.
+    def graded(self) -> dict[int, list[Grade]]:
+        """The grades of every queued group by its number, once all are graded.
 
         Raises:
             RuntimeError: the workers died before they were ready.

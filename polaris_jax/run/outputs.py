@@ -19,6 +19,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from polaris_jax.batch import StoredResponse
 from polaris_jax.checkpoint.checkpointer import TOKENIZER
 from polaris_jax.config import CheckpointSection, RunConfig
 from polaris_jax.metrics import MetricsWriter, value_of
@@ -32,6 +33,7 @@ from polaris_jax.rollout.live import CompileCounter
 from polaris_jax.rollout.native.build import cpu_features
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.system import processes
+from polaris_jax.system.foreign import one_line
 from polaris_jax.system.progress import say
 
 # Null in the metrics of a step without an update.
@@ -123,10 +125,26 @@ class Outputs:
             )
         return redone
 
+    def __enter__(self) -> Outputs:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Closes; records an error in run.json as the end of this start."""
+        self.close()
+        if error is not None:
+            with contextlib.suppress(OSError, RuntimeError):  # the workdir is another run's now
+                self.note_end(f"failed: {one_line(error)}")
+
     def close(self) -> None:
         """Flushes and closes what is open."""
         if self._writer is not None:
             self._writer.close()
+
+    def note_end(self, how: str) -> None:
+        """Records in run.json how this start ended."""
+        if self._first:
+            self._claim.check()
+            workdir_lib.note_end(self._workdir, how)
 
     def write_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """One line of metrics.jsonl: functions of config, data and seed alone.
@@ -154,15 +172,28 @@ class Outputs:
             workdir_lib.mark_nondeterministic(self._workdir)
 
     def write_rollouts(
-        self, step: int, graded: Graded, *, draws: Sequence[int], attempt: int
+        self,
+        step: int,
+        graded: Graded,
+        *,
+        questions: Sequence[str],
+        rescues: Mapping[tuple[int, int], StoredResponse | None],
+        draws: Sequence[int],
+        attempt: int,
     ) -> None:
-        """A step's responses, as sampled and graded, in rollouts/."""
+        """A step's responses in rollouts/; see `rollout_rows`."""
         every = self._config.rollout.save_every
         if not every or step % every or not self._first:
             return
         self._claim.check()
         carries = self._config.rollout.partial_rollouts == "carry"
-        rows = rollout_rows(graded, attempt=attempt, draws=draws if carries else None)
+        rows = rollout_rows(
+            graded,
+            questions=questions,
+            rescues=rescues,
+            attempt=attempt,
+            draws=draws if carries else None,
+        )
         workdir_lib.write_rollouts(self._workdir, step, rows, append=attempt > 0)
 
     def write_stages(self, records: Sequence[dict[str, Any]]) -> None:
@@ -199,12 +230,22 @@ def _threads() -> int:
 
 
 def rollout_rows(
-    graded: Graded, *, attempt: int, draws: Sequence[int] | None
+    graded: Graded,
+    *,
+    questions: Sequence[str],
+    rescues: Mapping[tuple[int, int], StoredResponse | None],
+    attempt: int,
+    draws: Sequence[int] | None,
 ) -> list[dict[str, Any]]:
     """Rows of rollouts/step_N.jsonl: every response as sampled and graded.
 
+    A response in whose place a stored one was trained also has the stored one's step, reward and
+    text, as `rescue_step`, `rescue_reward` and `rescue_text`.
+
     Args:
         graded: the batch as sampled and graded.
+        questions: [P] the problems as in the data set.
+        rescues: {(p, r): the stored response that took the place of response r to prompt p}.
         attempt: number of the batch within its step, from 0.
         draws: draw number of each prompt. If given, a row also names its draw, and how many tokens
             each version of the policy gave.
@@ -214,6 +255,7 @@ def rollout_rows(
             "problem_id": graded.problem_ids[p],
             "sample": r,
             "attempt": attempt,
+            "question": questions[p],
             "gold": graded.golds[p],
             "text": graded.texts[p][r],
             "tokens": len(graded.token_ids[p][r]),
@@ -223,6 +265,17 @@ def rollout_rows(
         for p in range(len(graded))
         for r in range(graded.reward_PR.shape[1])
     ]
+    for name, groups in (("answer", graded.answers), ("reason", graded.reasons)):
+        for row, value in zip(rows, (x for g in groups or () for x in g), strict=bool(groups)):
+            row[name] = value
+    responses = graded.reward_PR.shape[1]
+    for (p, r), stored in rescues.items():
+        if stored is not None:
+            rows[p * responses + r] |= {
+                "rescue_step": stored.step,
+                "rescue_reward": stored.reward,
+                "rescue_text": stored.text,
+            }
     if graded.parts is not None:
         for row, parts in zip(rows, (x for g in graded.parts for x in g), strict=True):
             row |= {"parts": dict(parts)} if parts else {}

@@ -8,6 +8,7 @@ For run.json see `record`.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import re
@@ -44,7 +45,7 @@ __all__ = [
 
 LOCK = ".lock"
 ROLLOUTS = "rollouts"
-_FILES = (RECORD, "metrics.jsonl", "timing.jsonl", "stages.json")
+_FILES = (RECORD, "metrics.jsonl", "timing.jsonl", "stages.json", "warnings.json")
 # What training writes: pattern of the name -> for a folder, the pattern of our files inside.
 # --overwrite deletes these and nothing else. Files of other commands and of people stay.
 _MADE_BY_TRAINING: dict[str, str | None] = {
@@ -52,6 +53,7 @@ _MADE_BY_TRAINING: dict[str, str | None] = {
     r"checkpoints": r"\d+(\.[a-z]+)*|tokenizer",  # the tokenizer of the trained model
     r"rollouts": r"step_\d+\.jsonl(\.[0-9a-f]{8})?(\.partial)?",
     r"tensorboard": r"events\.out\.tfevents\..*",
+    r"alive": r"\d+\.json(\.[0-9a-f]{8})?(\.partial)?",
     r"wandb": r"run_id|run-.*|offline-run-.*|latest-run|debug.*\.log",
 }
 
@@ -157,6 +159,14 @@ def note(workdir: AnyPath, **facts: Any) -> None:
     """Adds facts (for example devices) to run.json."""
     path = as_place(workdir) / RECORD
     write_json(path, {**json.loads(path.read_text()), **facts})
+
+
+def note_end(workdir: AnyPath, how: str) -> None:
+    """Adds to run.json how and when the newest start ended; a start that was killed has neither."""
+    record = json.loads((as_place(workdir) / RECORD).read_text())
+    *former, start = record["starts"]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    note(workdir, starts=[*former, {**start, "ended": how, "ended_at": now}])
 
 
 def mark_nondeterministic(workdir: AnyPath) -> None:

@@ -165,6 +165,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def process_index() -> int:
+    """Number of this process, from 0."""
+    return jax.process_index()
+
+
 def gather_objects(value: Any) -> list[Any]:
     """The `value` of every process, in process order. Every process gets the list.
 

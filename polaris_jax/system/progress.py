@@ -7,13 +7,16 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TextIO
+
+from polaris_jax.system.foreign import printable
 
 from polaris_jax.system.foreign import printable
 
 # In a pipe a phase prints at most this often: a log of weeks stays readable.
 PLAIN_INTERVAL_S = 10.0
+WARNING = "warning: "  # how a line that the watcher keeps begins
 _NOBODY_READS = (errno.EPIPE, errno.EIO)  # at the other end of a pipe, or of a terminal
 
 
@@ -34,23 +37,50 @@ def say(text: str, stream: TextIO) -> None:
             os.close(nowhere)
 
 
+class Watcher(Protocol):
+    """Keeps what a person may ask for later, from another terminal."""
+
+    def doing(self, text: str) -> None:
+        """Called, at any rate, with what the process does now."""
+
+    def warned(self, text: str) -> None:
+        """Called with the text of each warning."""
+
+
 class Phase:
     """One counted piece of work. `advance_to` may be called at any rate."""
 
     def __init__(self, console: Progress, name: str, total: int) -> None:
         self._console, self._name, self._total = console, name, total
-        self._shown_at_s = time.monotonic()
-        self._bar = None
+        self._began_s = self._shown_at_s = time.monotonic()
+        self._console.doing(name)
 
-    def advance_to(self, done: int, note: str = "") -> None:
-        """Shows that `done` of the total is done."""
+    def advance_to(self, done: int, note: str = "", *, total: int | None = None) -> None:
+        """Shows that `done` of the total is done.
+
+        Args:
+            done: number of pieces that are done.
+            note: more about them.
+            total: number of all pieces, if it is not the one that the phase began with: of several
+                processes each does a share.
+        """
+        self._total = self._total if total is None else total
+        self._console.doing(f"{self._name}: {done}/{self._total}")
         if self._console.rich is not None:
-            self._console.rich.update(self._console.task, completed=done, note=note)
+            self._console.rich.update(
+                self._console.task, completed=done, total=self._total, note=note
+            )
             return
         now_s = time.monotonic()
         if self._console.enabled and now_s - self._shown_at_s >= PLAIN_INTERVAL_S:
             self._shown_at_s = now_s
-            self._console.line(f"{self._name}: {done}/{self._total} {note}".rstrip())
+            pace = ""
+            if done:
+                left_s = (now_s - self._began_s) / done * (self._total - done)
+                pace = f"({done / (now_s - self._began_s):.3g}/s, {left_s:.0f} s left)"
+            self._console.line(
+                " ".join(f"{self._name}: {done}/{self._total} {note} {pace}".split())
+            )
 
 
 class Progress:
@@ -59,16 +89,28 @@ class Progress:
     Args:
         enabled: False prints nothing.
         stream: where lines go, stdout by default.
+        watcher: gets what the process does, enabled or not, and lines that begin with "warning: ".
+        compiling: True while a program is being compiled, which a bar then says.
     """
 
-    def __init__(self, *, enabled: bool = True, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        enabled: bool = True,
+        stream: TextIO | None = None,
+        watcher: Watcher | None = None,
+        compiling: Callable[[], bool] | None = None,
+    ) -> None:
         self.enabled = enabled
         self._stream = stream or sys.stdout
+        self._watcher, self._compiling = watcher, compiling
         self.rich: Any = None
         self.task: Any = None
 
     def line(self, text: str) -> None:
         """Prints one line, above a live bar if there is one."""
+        if self._watcher is not None and text.startswith(WARNING):
+            self._watcher.warned(text.removeprefix(WARNING))
         if not self.enabled:
             return
         if self.rich is not None:
@@ -76,24 +118,16 @@ class Progress:
         else:
             say(text, self._stream)
 
+    def doing(self, text: str) -> None:
+        """Tells the watcher what this process does; prints nothing."""
+        if self._watcher is not None:
+            self._watcher.doing(text)
+
     @contextlib.contextmanager
     def phase(self, name: str, total: int) -> Iterator[Phase]:
         """A bar (or rare plain lines) for `total` pieces of work."""
         if self.enabled and self._stream.isatty() and self.rich is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as RichProgress
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            with RichProgress(
-                *columns, console=Console(file=self._stream), transient=True
-            ) as self.rich:
+            with _rich_bars(self._stream, self._compiling or (lambda: False)) as self.rich:
                 self.task = self.rich.add_task(name, total=total, note="")
                 try:
                     yield Phase(self, name, total)
@@ -101,3 +135,37 @@ class Progress:
                     self.rich = self.task = None
         else:
             yield Phase(self, name, total)
+
+
+def _rich_bars(stream: TextIO, compiling: Callable[[], bool]) -> Any:
+    """Bars with count, rate, time left and note; "compiling" while that is so."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class Pace(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            if compiling():
+                return Text("compiling", style="yellow")
+            return Text(f"{task.speed:.3g}/s" if task.speed else "")
+
+    return RichProgress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Pace(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=Console(file=stream),
+        transient=True,
+    )

@@ -53,9 +53,7 @@ class Written:
         self.stages: list[list[dict[str, Any]]] = []
         self.timing: list[tuple[int, dict[str, Any]]] = []
 
-    def write_rollouts(
-        self, step: int, graded: Graded, *, draws: Sequence[int], attempt: int
-    ) -> None:
+    def write_rollouts(self, step: int, graded: Graded, **_: Any) -> None:
         self.rollouts.append(graded)
 
     def write_metrics(self, step: int, metrics: dict[str, Any]) -> None:
