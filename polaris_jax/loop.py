@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from polaris_jax.assemble import Parts, assemble
 from polaris_jax.config import RunConfig, build_config
-from polaris_jax.measure.held_out import held_out_score
+from polaris_jax.measure.held_out import held_out_score, score_before
 from polaris_jax.metrics.writer import reduce_metrics
 from polaris_jax.rollout import RolloutAborted
 from polaris_jax.run.outputs import step_text
@@ -112,6 +112,7 @@ def train(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
                     if state.next_stage is not None:
                         state = change_stage(parts, state, stop=stop)
                         save_if_due(parts, state)
+                    score_before(parts, state, stop=stop)
                     state = step(parts, state, stop=stop)
                 score = held_out_score(parts, state, stop=stop)
                 state = write_step(parts, state, score=score)

@@ -162,7 +162,7 @@ def sample(
             },
             expected_tokens=expected,
             on_complete=grading.add,
-            on_progress=lambda done, total, tokens: phase.advance_to(done, f"{tokens} tokens"),
+            on_progress=phase.on_responses,
             should_abort=lambda: stop.requested,
         )
     batch, carried = settle(groups, section.prompts_per_step)

@@ -24,10 +24,39 @@ def held_out_score(parts: Parts, state: RunState, *, stop: StopRequest) -> float
     section = parts.config.evaluate
     if not parts.held_out or state.step % section.every_steps:
         return None
+    return _score(parts, state, f"step {state.step - 1}", stop=stop)
+
+
+def score_before(parts: Parts, state: RunState, *, stop: StopRequest) -> None:
+    """Writes the held-out score of the weights that no update has changed, once in a run.
+
+    It has a line of its own in metrics.jsonl, with step -1. Does nothing after the first step, or
+    if the run takes no held-out scores, or if the line is there: a run that was killed in its first
+    step has it already.
+
+    Raises:
+        RolloutAborted: `stop` was requested in some process.
+    """
+    if state.step or not parts.held_out or parts.outputs.scored_before:
+        return
+    sampler = state.live_sampler()
+    sampler.release_pool()  # a probe of the stage's start may have filled it
+    score = _score(parts, state, "before training", stop=stop)
+    parts.outputs.write_score_before({f"eval/avg@{parts.config.evaluate.n}": score})
+    parts.clock.begin_stage(sampler, parts.solver.grader)  # its answers are not of step 0
+
+
+def _score(parts: Parts, state: RunState, when: str, *, stop: StopRequest) -> float:
+    """The held-out score; prints it, and `when` it was taken."""
+    section = parts.config.evaluate
     stage = parts.config.stages[state.stage.stage]
     temperature = stage.evaluate_temperature or section.temperature
     max_response_tokens = section.max_response_tokens or parts.config.stages[-1].max_response_tokens
-    with parts.clock.timer("evaluate"):
+    responses = len(parts.held_out) * section.n
+    with (
+        parts.clock.timer("evaluate"),
+        parts.progress.phase(f"{when}: held-out score", responses) as phase,
+    ):
         sampler = parts.solver.samplers.reused(
             state.train.params, max_response_tokens=max_response_tokens
         )
@@ -43,11 +72,12 @@ def held_out_score(parts: Parts, state: RunState, *, stop: StopRequest) -> float
             top_k=section.top_k,
             top_p=section.top_p,
             should_abort=lambda: stop.requested,
+            on_progress=phase.on_responses,
         )
         sampler.release()  # the next update needs the memory
     score, reward = (avg_at_k(x_PR).value for x_PR in (graded.correct_PR, graded.reward_PR))
     parts.progress.line(
-        f"step {state.step - 1}: avg@{section.n} {score:.1%} on {len(parts.held_out)} held-out "
+        f"{when}: avg@{section.n} {score:.1%} on {len(parts.held_out)} held-out "
         f"problems at temperature {temperature:g}"
         + (f", mean reward {reward:.3f}" if reward != score else "")
     )

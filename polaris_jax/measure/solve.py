@@ -51,6 +51,7 @@ def solve(
     top_k: int = 0,
     top_p: float = 1.0,
     should_abort: Callable[[], bool] | None = None,
+    on_progress: Callable[[int, int, int], None] | None = None,
 ) -> Graded:
     """A record with n graded responses to each problem, in the problems' order.
 
@@ -66,6 +67,7 @@ def solve(
         top_k: number of likeliest tokens that are sampled from; 0: all.
         top_p: share of probability that is sampled from, in (0, 1]; 1: all tokens.
         should_abort: called between device calls; sampling is aborted if it returns True.
+        on_progress: called with (responses done, responses in all, tokens), of this process.
 
     Raises:
         RolloutAborted: `should_abort` returned True in a process.
@@ -89,6 +91,7 @@ def solve(
         tokenizer=solver.tokenizer,
         wanted=len(problems),
         should_abort=should_abort,
+        on_progress=on_progress,
     )
     return grade_groups(
         solver.grader, dict(enumerate(groups)), mode=mode, correct_at=solver.correct_at

@@ -52,6 +52,7 @@ class Curves:
         needs: metrics of which the lines must have one.
         caption: one sentence under the figure.
         source: file that has the lines.
+        scores: True also draws the line of step -1, which has a held-out score alone.
     """
 
     name: str
@@ -61,15 +62,18 @@ class Curves:
     needs: tuple[str, ...]
     caption: str
     source: str = "metrics.jsonl"
+    scores: bool = False
 
     def figure(self, lines: Lines, stages: Lines, path: epath.Path) -> bool:
         """Draws the figure; returns False, drawing nothing, if the lines lack its metrics."""
         if not any(line.get(name) is not None for line in lines for name in self.needs):
             return False
+        if not self.scores:
+            lines = [line for line in lines if line["step"] >= 0]
         with panels(path, self.title, rows=self.rows) as all_axes:
             self.draw(all_axes, lines, stages)
             all_axes[-1].set_xlabel("step")
-            mark_stages(all_axes, stages, lines[-1]["step"])
+            mark_stages(all_axes, stages, lines[0]["step"], lines[-1]["step"])
             for axes in all_axes:
                 legend(axes)
         return True
@@ -199,6 +203,7 @@ CURVES = (
         "groups whose responses disagree: only these teach. Held-out scores in between are graded "
         "in mode eval, with evaluate.max_response_tokens (by default the last stage's) in every "
         "stage.",
+        scores=True,
     ),
     Curves(
         "length",

@@ -162,12 +162,15 @@ def curve(
         axes.plot(steps[inside][dots], smooth[dots], color=color, linestyle="", marker="o", ms=3.5)
 
 
-def mark_stages(all_axes: Sequence[Axes], stages: Sequence[dict[str, Any]], last_step: int) -> None:
+def mark_stages(
+    all_axes: Sequence[Axes], stages: Sequence[dict[str, Any]], first_step: int, last_step: int
+) -> None:
     """Shades every second stage, draws the borders, and labels the stages above the top panel.
 
     Args:
         all_axes: axes of all panels, the top one first; the x axis is the step.
         stages: records of stages.json.
+        first_step: first step of the x axis; -1 if it begins with a score before training.
         last_step: last step of the x axis.
     """
     for index, stage in enumerate(stages):
@@ -185,7 +188,7 @@ def mark_stages(all_axes: Sequence[Axes], stages: Sequence[dict[str, Any]], last
         at = (max(first - 0.5, 0), 1.0)
         note(all_axes[0], text, at, offset=(3, 3), of_height=True, ha="left", va="bottom")
     for axes in all_axes:
-        axes.set_xlim(-0.5, last_step + 0.5)
+        axes.set_xlim(min(first_step, 0) - 0.5, last_step + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

@@ -32,6 +32,7 @@ from polaris_jax.rollout import Sampler
 from polaris_jax.rollout.live import CompileCounter
 from polaris_jax.rollout.native.build import cpu_features
 from polaris_jax.run import workdir as workdir_lib
+from polaris_jax.run.standing import BEFORE
 from polaris_jax.system import processes
 from polaris_jax.system.foreign import one_line
 from polaris_jax.system.progress import say
@@ -43,6 +44,8 @@ UPDATE_METRICS = (
     *("update/entropy", "update/fresh_entropy", "update/ratio_mean", "update/skipped"),
     *(f"update/clip_fraction_{side}" for side in ("low", "high", "dual")),
 )
+
+_SCORED = b'{"step": %d,' % BEFORE
 
 
 class Outputs:
@@ -58,6 +61,7 @@ class Outputs:
 
     Attributes:
         first_line: the first step whose line is written; None before `begin`.
+        scored_before: True if metrics.jsonl has the score of the first weights, whose step is -1.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Outputs:
         self._first = processes.is_first()
         self._writer: MetricsWriter | None = None
         self.first_line: int | None = None
+        self.scored_before = False
 
     def begin(self, *, first_step: int, lines_from: int) -> int:
         """Opens the files and deletes what an earlier start of the run wrote after its checkpoint.
@@ -96,9 +101,13 @@ class Outputs:
             first_step=lines_from,
             enabled=self._first,
         )
+        redone, missing = self._writer.cut_back(lines_from)
+        metrics, scored = self._workdir / METRICS, False
+        if self._first and metrics.exists():
+            scored = metrics.read_bytes().startswith(_SCORED)
+        self.scored_before = processes.any_process(scored)  # the others may read an older file
         if not self._first:
             return 0
-        redone, missing = self._writer.cut_back(lines_from)
         if missing:
             say(
                 f"warning: {METRICS} has no line for {len(missing)} of the steps before the "
@@ -154,6 +163,13 @@ class Outputs:
         assert self._writer is not None
         self._claim.check()
         self._writer.write(step, dict.fromkeys(UPDATE_METRICS) | metrics)
+
+    def write_score_before(self, metrics: dict[str, Any]) -> None:
+        """The line of metrics.jsonl for the weights before the first update."""
+        assert self._writer is not None
+        self._claim.check()
+        self._writer.write(BEFORE, metrics)
+        self.scored_before = True
 
     def write_timing(self, step: int, line: dict[str, Any]) -> None:
         """One line of timing.jsonl: wall clock, throughput, memory, time-outs."""

@@ -83,6 +83,11 @@ class Phase:
             )
 
 
+    def on_responses(self, done: int, total: int, tokens: int) -> None:
+        """`advance_to` for responses: those that are done, all of them, and their tokens."""
+        self.advance_to(done, f"{tokens:,} tokens", total=total)
+
+
 class Progress:
     """Prints lines and phases; silent in all processes except the first.
 
