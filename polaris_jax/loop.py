@@ -18,10 +18,10 @@ from polaris_jax.metrics.writer import reduce_metrics
 from polaris_jax.rollout import RolloutAborted
 from polaris_jax.run.outputs import step_text
 from polaris_jax.run.signs import Signs
-from polaris_jax.run.standing import read_standing, score_text
+from polaris_jax.run.standing import duration, read_standing, score_text
 from polaris_jax.stage_change import change_stage
 from polaris_jax.stages.guards import check_health, failed_grading, watch
-from polaris_jax.state import RunState, StartAt, open_state
+from polaris_jax.state import RunState, StartAt, open_state, with_score
 from polaris_jax.step import step
 from polaris_jax.system.console import open_console
 from polaris_jax.system.failures import at_run_time
@@ -82,13 +82,13 @@ def run(
 
 
 def closing_lines(workdir: epath.Path, state: RunState) -> list[str]:
-    """What a finished run has done, and what to run next."""
+    """What a finished run has reached, what it took, and what to run next."""
     run = read_standing(workdir)
     tokens = state.counts.get("sampled_tokens", 0)
     score = f"{text}; " if (text := score_text(run.scores)) else ""
     here = f"--config=... --workdir={workdir}"
     return [
-        f"{score}{run.hours:.1f} hours, {tokens:,} tokens sampled",
+        f"{score}{tokens:,} tokens sampled in {duration(run.seconds)}",
         f"next: polaris evaluate {here} --checkpoint=latest; polaris report {here}; "
         f"polaris show {workdir} --wrong",
     ]
@@ -141,6 +141,7 @@ def write_step(parts: Parts, state: RunState, *, score: float | None) -> RunStat
     }
     if score is not None:
         metrics[f"eval/avg@{parts.config.evaluate.n}"] = score
+        state = with_score(parts, state, score)
     parts.outputs.write_metrics(number, metrics)
     parts.progress.line(step_text(number, metrics))
     line = reduce_metrics(metrics)
@@ -149,7 +150,11 @@ def write_step(parts: Parts, state: RunState, *, score: float | None) -> RunStat
     for text in warnings:
         parts.progress.line(f"warning: {text}")
     if state.at_stage_end:
-        records = (*records[:-1], {**records[-1], "last_step": number})
+        ended = {**records[-1], "last_step": number}
+        if (ending := state.stage.ending) is not None:
+            ended["decisions"] = [*ended["decisions"], ending]
+            parts.progress.line(f"stage {state.stage.stage} ends: {ending['reason']}")
+        records = (*records[:-1], ended)
         parts.outputs.write_stages(records)
     return dataclasses.replace(state, pending_metrics=None, stage_records=records, guards=guards)
 

@@ -333,12 +333,18 @@ class StageState:
         target_probe: description of what `target_diversity` was measured on. Two diversities are
             comparable only if their descriptions are equal. None if unknown (checkpoints of earlier
             versions).
-        first_entropy: policy entropy (nats) of the stage's first step that measured one; None
-            before that step.
-        last_entropy: policy entropy (nats) of the stage's newest step that measured one.
+        first_entropy: mean policy entropy (nats) of the stage's first steps that measured one; None
+            before the first of them.
+        last_entropy: mean policy entropy (nats) of as many newest steps that measured one.
         decisions: decisions made on entering this stage: dicts of kind, value, reason, table.
         finished: True if the run is over: its last stage has ended, or `rollout.total_tokens` are
             spent.
+        first_entropies, last_entropies: what the two means are taken over.
+        entropies: number of steps of the stage that measured an entropy.
+        recent: (reward, clip ratio, entropy) of the newest steps, oldest first; () if no rule of
+            the stage needs them.
+        scores: (steps done, held-out score) of the newest held-out scores; () likewise.
+        ending: the decision of the rule that ends the stage before its last step; else None.
     """
 
     stage: int = NO_STAGE
@@ -353,3 +359,9 @@ class StageState:
     last_entropy: float | None = None
     decisions: tuple[dict[str, Any], ...] = ()
     finished: bool = False
+    first_entropies: tuple[float, ...] = ()
+    last_entropies: tuple[float, ...] = ()
+    entropies: int = 0
+    recent: tuple[tuple[float | None, float | None, float | None], ...] = ()
+    scores: tuple[tuple[int, float], ...] = ()
+    ending: dict[str, Any] | None = None

@@ -212,9 +212,10 @@ def matching_temperature(
         target_diversity=previous.target_diversity,
         **tolerances(section, [candidate.accuracy for candidate in candidates]),
     )
-    return chosen.temperature, decision(
-        "temperature", chosen.temperature, chosen.reason, chosen.table
-    )
+    first, last = previous.first_entropy, previous.last_entropy
+    fall = "entropy unknown" if first is None else f"entropy {first:.4g}, then {last:.4g} nats"
+    reason = f"{chosen.reason}; candidates {grid[0] - previous.temperature:.3g} apart ({fall})"
+    return chosen.temperature, decision("temperature", chosen.temperature, reason, chosen.table)
 
 
 def stage_sampler(

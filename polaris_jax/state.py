@@ -23,7 +23,7 @@ from polaris_jax.metrics.writer import reduce_metrics
 from polaris_jax.records import Group, StageState
 from polaris_jax.rollout import Sampler
 from polaris_jax.rollout.groups import groups_from_host, groups_to_host
-from polaris_jax.stages.controller import stage_ended
+from polaris_jax.stages.controller import observe_score, stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.guards import History
 from polaris_jax.stages.lengths import LengthTable
@@ -271,14 +271,20 @@ def tables(parts: Parts, host: Mapping[str, Any] | None = None) -> dict[str, Any
     return {"accuracy": accuracy, "lengths": lengths, "sink": sink}
 
 
+def with_score(parts: Parts, state: RunState, score: float) -> RunState:
+    """The state after a held-out score, which may end its stage (`stages[i].end_score_gain`)."""
+    stage, _ = observe_score(state.stage, score, parts.config.stages)
+    return with_next_stage(parts, dataclasses.replace(state, stage=stage))
+
+
 def with_next_stage(parts: Parts, state: RunState) -> RunState:
     """The state with `next_stage` set if its stage has ended, or `stage.finished` if the run has.
 
-    The run ends with its last stage, or once `rollout.total_tokens` are spent and no group is in
-    flight.
+    The run ends with its last stage, or once `rollout.total_tokens` are spent. What ends a stage or
+    the run before its last step waits until no group is in flight.
     """
     stages, stage = parts.config.stages, state.stage
-    ended = stage_ended(stage, stages)
+    ended = stage_ended(stage, stages) and not state.carried
     spent = state.tokens_spent(parts.config.rollout.total_tokens) and not state.carried
     finished = spent or (ended and stage.stage == len(stages) - 1)
     return dataclasses.replace(
@@ -290,5 +296,7 @@ def with_next_stage(parts: Parts, state: RunState) -> RunState:
 
 def stage_from(fields: Mapping[str, Any]) -> StageState:
     """A `StageState` from a checkpoint's fields, in which JSON has lists for tuples."""
-    lists = {name: tuple(fields[name]) for name in ("dropped_ids", "decisions")}
-    return StageState(**{**fields, **lists})
+    names = ("dropped_ids", "decisions", "first_entropies", "last_entropies")
+    lists = {name: tuple(fields.get(name, ())) for name in names}
+    rows = {name: tuple(map(tuple, fields.get(name, ()))) for name in ("recent", "scores")}
+    return StageState(**{**fields, **lists, **rows})

@@ -106,6 +106,7 @@ def draw(parts: Parts, state: RunState, *, attempt: int) -> tuple[RunState, list
     if section.partial_rollouts == "carry":
         seed_parts = (config.seed, "carry")  # the seed must not depend on the step that starts it
         last = state.stage.steps_done + 1 >= config.stages[state.stage.stage].steps
+        last = last or state.stage.ending is not None
         if not (last or state.tokens_spent(section.total_tokens)):
             wanted = most_in_flight(wanted, section.partial_share)
     loader = copy.copy(state.loader)
@@ -391,7 +392,11 @@ def end_step(parts: Parts, state: RunState, metrics: dict[str, Any]) -> RunState
     """The state one step later, with the step's metrics pending; it may end its stage."""
     if parts.config.rollout.partial_rollouts == "carry":
         metrics = metrics | carried_metrics(state.carried)
-    stats = StepStats(entropy=value_of(metrics.get("update/fresh_entropy")))
+    stats = StepStats(
+        entropy=value_of(metrics.get("update/fresh_entropy")),
+        reward=value_of(metrics.get("rollout/reward_mean")),
+        clip_ratio=value_of(metrics.get("rollout/clip_ratio")),
+    )
     stage, _ = observe(state.stage, stats, parts.config.stages)
     state = dataclasses.replace(state, step=state.step + 1, stage=stage, pending_metrics=metrics)
     return with_next_stage(parts, state)

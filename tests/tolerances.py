@@ -89,3 +89,7 @@ CHI_SQUARE_LEVEL = 1e-3
 # Processor seconds that `import polaris_jax` may add to bare Python: it imports nothing heavy
 # (measured: 0.002), numpy would add 0.1 and jax 0.7.
 IMPORT_S = 0.5
+
+# Seconds of `polaris status` and `polaris show` in one new process: below the second after which a
+# person waits, times the load of a machine with other tests (measured: 0.35).
+STATUS_S = 4.0

@@ -234,8 +234,9 @@ def _group_lines(
     named = f"problem {_word(first['problem_id'])}" if "problem_id" in first else "response"
     attempt = f", attempt {_word(first['attempt'])}" if first.get("attempt") else ""
     alike = len({json.dumps(row.get("reward")) for row in group}) == 1 and len(group) > 1
-    nothing = ", all rewards equal: nothing to learn from" if alike else ""
-    yield f"=== {named}{attempt}: {right} of {len(group)} correct{nothing}"
+    rescued = any("rescue_text" in row for row in group)
+    how = ", rescued" if rescued else ", all rewards equal: it teaches nothing" if alike else ""
+    yield f"=== {named}{attempt}: {right} of {len(group)} correct{how}"
     for name in ("question", "gold"):
         if name in first:
             yield f"{name}:"

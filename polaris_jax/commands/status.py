@@ -24,7 +24,7 @@ from polaris_jax.commands.flags import parse
 from polaris_jax.config import ConfigError
 from polaris_jax.run.record import RECORD
 from polaris_jax.run.signs import BEAT_S, Sign, read_signs, read_warnings
-from polaris_jax.run.standing import Standing, read_standing, score_text
+from polaris_jax.run.standing import Standing, duration, read_standing, score_text
 from polaris_jax.run.workdir import LOCK
 from polaris_jax.system.files import is_remote
 from polaris_jax.system.foreign import printable
@@ -123,7 +123,7 @@ def _rows(run: Standing, *, lives: bool, now_s: float) -> Iterator[tuple[str, st
     if stage := run.stage:
         yield (
             "stage",
-            f"{stage['stage']} of 0 to {max(len(run.stage_lengths) - 1, stage['stage'])}, "
+            f"{stage['stage']} (of 0 to {max(len(run.stage_lengths) - 1, stage['stage'])}), "
             f"temperature {_number(stage.get('temperature'))}, up to "
             f"{stage['max_response_tokens']} response tokens, {stage['dropped_ids_count']} "
             "problems dropped",
@@ -133,7 +133,7 @@ def _rows(run: Standing, *, lives: bool, now_s: float) -> Iterator[tuple[str, st
         pace = f"{run.pace_s:.1f} s a step"
         if lives and left:
             pace = f"at most {duration(left * run.pace_s)} ({left} steps at {pace})"
-        yield "time left" if lives and left else "pace", f"{pace}; {run.hours:.1f} hours so far"
+        yield "time left" if lives and left else "pace", f"{pace}; {duration(run.seconds)} so far"
     if run.tokens_per_s is not None:
         whose = " in the first process" if run.record.get("processes", 1) != 1 else ""
         yield "sampling", f"{run.tokens_per_s:,.0f} tokens/s{whose}"
@@ -174,18 +174,6 @@ def _sign_text(sign: Sign, now_s: float) -> str:
 
 def _ago(then_s: float, now_s: float) -> str:
     return f"{duration(max(0.0, now_s - then_s))} ago"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: `42 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 def _number(value: Any) -> str:

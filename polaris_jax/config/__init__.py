@@ -104,6 +104,15 @@ ADDED_FIELDS: Mapping[str, Any] = types.MappingProxyType(
     {name: field.before for name, field in SETTINGS.items() if field.before is not ALWAYS}
 )
 
+# What the held-out score of a run depends on.
+SCORE_FIELDS = frozenset(
+    f"evaluate.{name}"
+    for name in (
+        *("problems", "every_steps", "n", "temperature", "top_k", "top_p"),
+        *("max_response_tokens", "seed"),
+    )
+)
+
 
 def default_config() -> ConfigDict:
     """A locked ConfigDict of all defaults. All files in configs/ start from it."""
@@ -234,11 +243,15 @@ def binding_fields(config: RunConfig) -> dict[str, Any]:
     """The leaves that a resume may not change.
 
     A resume may change logging, checkpoint cadence, workers, evaluation, device mesh, memory sizes,
-    and the length of the last stage (which may only grow: `refuse_other_config` checks this).
+    and the length of the last stage (which may only grow: `refuse_other_config` checks this). If a
+    held-out score may end a stage, evaluation binds, but for what the score does not depend on.
     """
+    scored = any(stage.end_score_gain for stage in config.stages)
     last_stage = f"stages[{len(config.stages) - 1}]."
 
     def binds(name: str) -> bool:
+        if scored and name in SCORE_FIELDS:
+            return True
         resume = SETTINGS[declared_name(name)].resume
         return resume == NO or (resume == GROWS and not name.startswith(last_stage))
 

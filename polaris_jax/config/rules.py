@@ -171,6 +171,15 @@ def _check_stage(config: RunConfig, index: int, stage: StageSection) -> None:
         stage.temperature_rule,
         "needs a stage before it; use fixed or probe in the first stage",
     )
+    every_steps = config.evaluate.every_steps
+    require(
+        stage.end_score_gain == 0 or 0 < every_steps <= stage.end_window,
+        f"{path}.end_score_gain",
+        stage.end_score_gain,
+        f"compares held-out scores of {path}.end_window={stage.end_window} steps, and "
+        f"evaluate.every_steps={every_steps}; set that to 1 to {stage.end_window}, or "
+        "raise end_window, or set it to 0 (off)",
+    )
     needed = config.data.max_prompt_tokens + stage.max_response_tokens
     limit, row_len = config.model.max_position_tokens, config.batch.row_len
     require(

@@ -168,7 +168,9 @@ class RolloutSection:
 class StageSection:
     """One stage of training. A run has one or more, numbered from 0: `stages[0]`."""
 
-    steps: int = setting(100, "Updates in this stage.", at_least=1, resume=GROWS, usual="max_steps")
+    steps: int = setting(
+        100, "Updates in this stage, at most.", at_least=1, resume=GROWS, usual="max_steps"
+    )
     max_response_tokens: int = setting(
         39_936,
         "Longest response.",
@@ -203,6 +205,40 @@ class StageSection:
         "YaRN factor during this stage; 1.0: off.",
         at_least=1,
         rule="YaRN stretches positions; set it to 1.0 (off) or more",
+    )
+    end_window: int = setting(
+        10,
+        "Steps of a mean in the end_ rules, which may end the stage early.",
+        at_least=1,
+        before=10,
+    )
+    end_reward_gain: float = setting(
+        0.0,
+        "Ends the stage if the mean reward of end_window steps exceeds that of the end_window "
+        "steps before by less than this; 0: off.",
+        at_least=0,
+        before=0.0,
+    )
+    end_score_gain: float = setting(
+        0.0,
+        "The same for the mean held-out score; needs evaluate.every_steps of at most end_window; "
+        "0: off.",
+        at_least=0,
+        before=0.0,
+    )
+    end_clip_ratio: float = setting(
+        0.0,
+        "Ends the stage if the budget ended more than this share of the responses, mean over "
+        "end_window steps; 0: off.",
+        at_least=0,
+        below=1,
+        before=0.0,
+    )
+    end_entropy: float = setting(
+        0.0,
+        "Ends the stage if the mean entropy of end_window steps is below this, in nats; 0: off.",
+        at_least=0,
+        before=0.0,
     )
     evaluate_temperature: float = setting(
         0.0,

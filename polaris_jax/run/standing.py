@@ -37,7 +37,7 @@ class Standing:
         last: newest line of metrics.jsonl; {} if there is none.
         scores: (step, name, held-out score), in order; step -1 is before the first update.
         pace_s: mean seconds of a step over the newest ones; None if unknown.
-        hours: hours that all steps took, by timing.jsonl.
+        seconds: seconds that all steps took, by timing.jsonl.
         tokens_per_s: response tokens a second of the first process's sampler, over the newest
             steps; None if unknown.
         checkpoint: step of the newest checkpoint; None if there is none.
@@ -51,7 +51,7 @@ class Standing:
     last: dict[str, Any]
     scores: list[tuple[int, str, float]]
     pace_s: float | None
-    hours: float
+    seconds: float
     tokens_per_s: float | None
     checkpoint: int | None
     checkpoint_at_s: float | None
@@ -122,7 +122,7 @@ def read_standing(workdir: epath.Path) -> Standing:
             if name.startswith(SCORE) and (value := _finite(line[name])) is not None
         ],
         pace_s=sum(recent) / len(recent) if recent else None,
-        hours=sum(seconds) / 3600,
+        seconds=sum(seconds),
         tokens_per_s=sum(known) / len(known) if known else None,
         checkpoint=checkpoint,
         checkpoint_at_s=checkpoint_at_s,
@@ -143,6 +143,18 @@ def score_text(scores: Sequence[tuple[int, str, float]]) -> str:
         return f"{name} {value:.1%} {when(step)}"
     gain = f"{100 * (value - first[2]):+.1f} points"
     return f"{name} {first[2]:.1%} {when(first[0])}, {value:.1%} {when(step)} ({gain})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `42 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 def _object(path: epath.Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from polaris_jax.stages.controller import (
     StepStats,
     initial_state,
     observe,
+    observe_score,
     stage_ended,
 )
 from polaris_jax.stages.difficulty import (
@@ -23,6 +24,7 @@ __all__ = [
     "curate",
     "initial_state",
     "observe",
+    "observe_score",
     "pass_rate_histogram",
     "read_accuracy_log",
     "shape_name",

@@ -82,7 +82,6 @@ class Phase:
                 " ".join(f"{self._name}: {done}/{self._total} {note} {pace}".split())
             )
 
-
     def on_responses(self, done: int, total: int, tokens: int) -> None:
         """`advance_to` for responses: those that are done, all of them, and their tokens."""
         self.advance_to(done, f"{tokens:,} tokens", total=total)

@@ -2,8 +2,12 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
+import time
+
+import pytest
 
 from polaris_jax.system import progress as module
 from polaris_jax.system.progress import Progress
@@ -21,7 +25,10 @@ def test_plain_lines_are_rare(monkeypatch):
     with Progress(stream=out).phase("work", 4) as phase:
         for done in range(1, 5):
             phase.advance_to(done, "note")
-    assert out.getvalue().splitlines() == ["work: 2/4 note", "work: 4/4 note"]
+    assert out.getvalue().splitlines() == [
+        "work: 2/4 note (0.182/s, 11 s left)",
+        "work: 4/4 note (0.133/s, 0 s left)",
+    ]
 
 
 def test_a_terminal_gets_a_bar_and_lines_above_it():
@@ -50,6 +57,46 @@ def test_a_line_that_nobody_reads_ends_nothing():
     )
     os.close(write_end)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_bar_says_the_rate_the_time_left_and_that_it_compiles(monkeypatch):
+    out, compiling = Terminal(), [True]
+    monkeypatch.setenv("COLUMNS", "160")
+    with Progress(stream=out, compiling=lambda: compiling[0]).phase("work", 4) as phase:
+        bars = phase._console.rich
+        bars.refresh()
+        assert "compiling" in out.getvalue()
+        compiling[0] = False
+        for done in (1, 2):
+            phase.on_responses(done, 8, 1234 * done)
+            time.sleep(0.01)
+        bars.refresh()
+    said = out.getvalue().rpartition("compiling")[2]
+    assert "2/8" in said and "2,468 tokens" in said  # of this process's share
+    assert re.search(r"[\d.e+]+/s .*left", said)
+
+
+class Watch:
+    def __init__(self):
+        self.done, self.warnings = [], []
+
+    def doing(self, text):
+        self.done.append(text)
+
+    def warned(self, text):
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_watcher_hears_of_work_and_warnings_in_every_process(enabled):
+    watch = Watch()
+    progress = Progress(enabled=enabled, stream=io.StringIO(), watcher=watch)
+    progress.line("a line")
+    progress.line("warning: look here")
+    with progress.phase("work", 4) as phase:
+        phase.advance_to(3)
+    assert watch.warnings == ["look here"]
+    assert watch.done == ["work", "work: 3/4"]
 
 
 def test_disabled_is_silent():
