@@ -273,8 +273,9 @@ def tables(parts: Parts, host: Mapping[str, Any] | None = None) -> dict[str, Any
 
 def with_score(parts: Parts, state: RunState, score: float) -> RunState:
     """The state after a held-out score, which may end its stage (`stages[i].end_score_gain`)."""
-    stage, _ = observe_score(state.stage, score, parts.config.stages)
-    return with_next_stage(parts, dataclasses.replace(state, stage=stage))
+    stage, decisions = observe_score(state.stage, score, parts.config.stages)
+    state = dataclasses.replace(state, stage=stage)
+    return with_next_stage(parts, state) if decisions else state
 
 
 def with_next_stage(parts: Parts, state: RunState) -> RunState:

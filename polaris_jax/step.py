@@ -163,7 +163,7 @@ def sample(
             },
             expected_tokens=expected,
             on_complete=grading.add,
-            on_progress=phase.on_responses,
+            on_progress=phase.sampling(0, responses),
             should_abort=lambda: stop.requested,
         )
     batch, carried = settle(groups, section.prompts_per_step)
@@ -270,7 +270,7 @@ def write_responses(
         questions=[questions.get(problem_id, "") for problem_id in graded.problem_ids],
         rescues={
             (p, r): state.sink.get(graded.problem_ids[p])
-            for p, r in np.argwhere(rescued.rescued_PR).tolist()
+            for p, r in np.argwhere(np.asarray(rescued.rescued_PR, bool)).tolist()
         },
         draws=[group.draw for group in batch.values()],
         attempt=attempt,

@@ -72,7 +72,7 @@ def _score(parts: Parts, state: RunState, when: str, *, stop: StopRequest) -> fl
             top_k=section.top_k,
             top_p=section.top_p,
             should_abort=lambda: stop.requested,
-            on_progress=phase.on_responses,
+            on_progress=phase.sampling(0, responses),
         )
         sampler.release()  # the next update needs the memory
     score, reward = (avg_at_k(x_PR).value for x_PR in (graded.correct_PR, graded.reward_PR))

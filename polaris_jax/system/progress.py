@@ -55,21 +55,11 @@ class Phase:
         self._began_s = self._shown_at_s = time.monotonic()
         self._console.doing(name)
 
-    def advance_to(self, done: int, note: str = "", *, total: int | None = None) -> None:
-        """Shows that `done` of the total is done.
-
-        Args:
-            done: number of pieces that are done.
-            note: more about them.
-            total: number of all pieces, if it is not the one that the phase began with: of several
-                processes each does a share.
-        """
-        self._total = self._total if total is None else total
+    def advance_to(self, done: int, note: str = "") -> None:
+        """Shows that `done` of the total is done."""
         self._console.doing(f"{self._name}: {done}/{self._total}")
         if self._console.rich is not None:
-            self._console.rich.update(
-                self._console.task, completed=done, total=self._total, note=note
-            )
+            self._console.rich.update(self._console.task, completed=done, note=note)
             return
         now_s = time.monotonic()
         if self._console.enabled and now_s - self._shown_at_s >= PLAIN_INTERVAL_S:
@@ -82,9 +72,15 @@ class Phase:
                 " ".join(f"{self._name}: {done}/{self._total} {note} {pace}".split())
             )
 
-    def on_responses(self, done: int, total: int, tokens: int) -> None:
-        """`advance_to` for responses: those that are done, all of them, and their tokens."""
-        self.advance_to(done, f"{tokens:,} tokens", total=total)
+    def sampling(self, before: int, count: int) -> Callable[[int, int, int], None]:
+        """An `on_progress` for sampling `count` responses after `before` others.
+
+        It is called with the responses done, the responses in all and the tokens, of this process:
+        its share of the `count` stands for all of them.
+        """
+        return lambda done, total, tokens: self.advance_to(
+            before + count * done // max(1, total), f"{tokens:,} tokens"
+        )
 
 
 class Progress:
