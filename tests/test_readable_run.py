@@ -1,4 +1,4 @@
-"""A run that a person looks at: while it lives, after a kill, at its end; scored before it trains."""
+"""A run that a person looks at: alive, killed, ended; and its score before it trains."""
 
 import json
 import time

@@ -233,7 +233,7 @@ def _stages(summary: ReportSummary) -> list[str]:
     for stage in summary.stages:
         if stage.decisions:
             decisions = "".join(f"<li>{_text(d)}</li>" for d in stage.decisions)
-            entries.append(f"<h3>On entering stage {_text(stage.stage)}</h3><ul>{decisions}</ul>")
+            entries.append(f"<h3>Decisions of stage {_text(stage.stage)}</h3><ul>{decisions}</ul>")
         rows.append(
             [
                 stage.stage,

@@ -64,9 +64,9 @@ def test_evaluate_samples_in_the_one_way_that_it_is_told(
 
 def test_a_training_run_is_scored_as_the_config_says(two_stages: Recorded):
     asked = two_stages.calls.asked(SCORED)
-    assert [call.params.temperature for call in asked] == [0.7, 0.7, 1.3, 1.3]
+    assert [call.params.temperature for call in asked] == [0.7, 0.7, 0.7, 1.3, 1.3]
     # The last stage's budget, in the first one too: scores of all steps can be compared.
-    assert [call.params.max_tokens for call in asked] == [16] * 4
+    assert [call.params.max_tokens for call in asked] == [16] * 5
     assert {(call.params.top_k, call.params.top_p) for call in asked} == {(7, 0.9)}
     assert len({tuple(call.prompts) for call in asked}) == 1
     assert len({tuple(call.params.seed) for call in asked}) == 1  # and so is their noise
@@ -74,7 +74,7 @@ def test_a_training_run_is_scored_as_the_config_says(two_stages: Recorded):
 
 def test_the_held_out_score_is_graded_in_eval_mode(two_stages: Recorded):
     scored = [call for call in two_stages.calls.of(Scored) if call.mode == "eval"]
-    assert [len(call.texts) for call in scored] == [3 * SCORED] * 4
+    assert [len(call.texts) for call in scored] == [3 * SCORED] * 5
     assert not any("Start with" in text for call in scored for text in call.texts)
     lines = read_lines(two_stages.workdir / "metrics.jsonl")
     means = [float(np.mean(call.rewards)) for call in scored]
@@ -93,7 +93,7 @@ def test_a_budget_of_its_own_holds_for_the_held_out_score(micro: Micro, tmp_path
     }
     calls = run("train", micro.line(fields), tmp_path)
     assert [call.params.max_tokens for call in calls.asked(TRAINED)] == [12, 16]
-    assert [call.params.max_tokens for call in calls.asked(SCORED)] == [12, 12]
+    assert [call.params.max_tokens for call in calls.asked(SCORED)] == [12, 12, 12]
 
 
 def texts(calls: Calls, mode: str) -> list[str]:
