@@ -37,7 +37,7 @@ from polaris_jax.system.foreign import (
 )
 
 LISTED = 12  # steps that an error lists
-HEAD_SHARE = 3  # of a shortened text, one part in so many is its beginning
+HEAD_SHARE = 3  # a third of a shortened text is its beginning
 
 
 def _define(values: flags.FlagValues) -> None:

@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Collection, Iterator
 from typing import TextIO
 
@@ -25,6 +26,8 @@ from etils import epath
 from polaris_jax.config import ConfigError
 from polaris_jax.system.files import delete_partials, is_remote, write_json
 from polaris_jax.system.progress import Progress
+
+RETRY_S = 0.1
 
 
 class TakenOver(RuntimeError):
@@ -55,7 +58,7 @@ class _DiskLock(Ownership):
     def __init__(self, lock: epath.Path, *, busy: str, remedy: str) -> None:
         self._file = open(lock, "a+", encoding="utf-8")  # noqa: SIM115
         try:  # the kernel releases the lock when the process ends, so a kill leaves no lock
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._file)
         except OSError as error:
             owner = _read_owner(self._file)
             self._file.close()
@@ -183,6 +186,19 @@ def alone(directory: epath.Path, name: str, progress: Progress) -> Iterator[None
             pass  # a disk without locks; `train` refuses it by name
         _write_owner(file)
         yield
+
+
+def _lock(file: TextIO) -> None:
+    """Takes the lock, at the second try if `polaris status` holds it for an instant.
+
+    Raises:
+        OSError: another process owns it (BlockingIOError), or the disk knows no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(RETRY_S)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _read_owner(file: TextIO) -> str:
