@@ -12,8 +12,6 @@ from typing import Any, Protocol, TextIO
 
 from polaris_jax.system.foreign import printable
 
-from polaris_jax.system.foreign import printable
-
 # In a pipe a phase prints at most this often: a log of weeks stays readable.
 PLAIN_INTERVAL_S = 10.0
 WARNING = "warning: "  # how a line that the watcher keeps begins
