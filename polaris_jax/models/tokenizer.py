@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from polaris_jax.models.config import shortened
-from polaris_jax.models.weights.safetensors import created
 from polaris_jax.models.weights.sources import GGUF_SUFFIX, resolve
 from polaris_jax.system.files import is_remote, write_bytes
 from polaris_jax.system.foreign import (
@@ -192,15 +191,11 @@ def copy_tokenizer(source: epath.Path, target: epath.Path) -> None:
 
 def _copy(source: epath.Path, target: epath.Path) -> None:
     require_regular(source)
-    with created(target) as out:
-        out.write(source.read_bytes())
+    write_bytes(target, source.read_bytes())  # in the place of a link or a pipe, not into it
 
 
 def save_tokenizer(tokenizer: Any, target: epath.Path) -> None:
     """Writes a tokenizer's files into a directory that exists."""
-    if not is_remote(target):
-        tokenizer.save_pretrained(os.fspath(target))
-        return
     with tempfile.TemporaryDirectory() as local:
         tokenizer.save_pretrained(local)
         copy_tokenizer(epath.Path(local), target)

@@ -30,9 +30,11 @@ from etils import epath
 from polaris_jax.config import ConfigError
 from polaris_jax.run.identity import refuse_other_inputs
 from polaris_jax.system.files import AnyPath, append_bytes, as_place, write_bytes
+from polaris_jax.system.foreign import require_regular
 from polaris_jax.system.progress import say
 
 IDENTITY = ".identity.json"
+_REMEDY = "restore the file, or move both away to begin anew"
 PARTS = {"settings", "inputs", "rows"}
 WRITTEN = ("count", "crc32")  # of the rows that were written
 CONTENT = ("weights", "architecture", "problems", "extra")  # settings that inputs change
@@ -258,9 +260,13 @@ def _read(path: epath.Path) -> _Stored:
 
 def _read_identity(path: epath.Path) -> dict[str, Any] | None:
     """The content of the identity file of `path`; None if it is missing or damaged."""
+    beside = identity_path(path)
+    if not beside.exists():
+        return None
+    require_regular(beside, remedy=_REMEDY)
     try:
-        identity = json.loads(identity_path(path).read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
+        identity = json.loads(beside.read_bytes())
+    except (ValueError, RecursionError):
         return None
     if not isinstance(identity, dict) or not all(isinstance(p, dict) for p in identity.values()):
         return None
@@ -271,7 +277,10 @@ def _read_identity(path: epath.Path) -> dict[str, Any] | None:
 
 
 def _lines(path: epath.Path) -> list[bytes]:
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    if not path.exists():
+        return []
+    require_regular(path, remedy=_REMEDY)
+    return path.read_bytes().split(b"\n")[:-1]
 
 
 def _head(settings: Mapping[str, Any]) -> bytes:

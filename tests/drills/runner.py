@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.drills.drill import GONE_WITHIN_S, MARK, ROOT, Case, Drill, Place, marked, sweep
 
-KINDS = ("answers", "load", "damages", "pairs", "kills")
+KINDS = ("answers", "files", "load", "damages", "pairs", "kills")
 AT_ONCE = 2
 DRILL_TIMEOUT_S = 3600
 ROWS = (  # of the table, in order

@@ -1,6 +1,7 @@
 """Rows of a long command survive a kill and never mix with those of other settings or inputs."""
 
 import json
+import os
 import zlib
 
 import pytest
@@ -57,6 +58,16 @@ def test_rows_that_are_not_those_that_were_written_are_refused(path, way):
         opened(path)
     path.write_text(text)
     assert len(opened(path).rows) == 2
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.identity.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_refused_by_name(path, name, make):
+    opened(path).append([{"id": "a"}])
+    (path.parent / name).unlink()
+    make(path.parent / name)
+    with pytest.raises(ConfigError, match=rf"{name}: is a .*, expected a regular file; restore"):
+        opened(path)
 
 
 def test_rows_that_a_kill_left_uncounted_count(path):
