@@ -58,6 +58,7 @@ def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> No
     from polaris_jax.run.owner import owned
     from polaris_jax.run.record import refuse_other_run
     from polaris_jax.run.workdir import ensure_workdir, write_json
+    from polaris_jax.system.foreign import printable
     from polaris_jax.system.processes import is_first
 
     refuse_other_run(workdir, config, sections=("model", "data", "warmstart"))
@@ -76,8 +77,7 @@ def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> No
         if not config.reward.function and (golds := [p for p in kept if not gold_kinds(p.answer)]):
             read["lost"]["gold"] = len(golds)
         for part, rows in read["lost"].items():
-            named = part if part.isprintable() else ascii(part)
-            progress.line(f"warning: {rows} rows lose {LOST.get(part, named)}")
+            progress.line(f"warning: {rows} rows lose {LOST.get(part, printable(part))}")
         if len(kept) < len(problems):
             read["counts"]["prompt_too_long"] = len(problems) - len(kept)
         digest = problems_digest(problems, extras=True)

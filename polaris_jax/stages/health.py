@@ -20,6 +20,7 @@ import numpy as np
 from polaris_jax.records import Gold, Graded
 from polaris_jax.reward.extract import THINK_END, Mode, response_answer
 from polaris_jax.reward.golds import answer_kind, gold_kinds
+from polaris_jax.system.foreign import printable
 
 Cause = Literal[
     "question", "golds", "template", "budget", "no_end", "no_box", "no_think_end", "type",
@@ -380,11 +381,6 @@ def _named(kind: str | None) -> str:
     names = {"number": "a number", "formula": "a formula", "choice": "a letter of a choice",
              "words": "words"}  # fmt: skip
     return names.get(kind or "", "an unreadable text")
-
-
-def printable(text: str) -> str:
-    """The text with every character escaped that could steer a terminal or forge a line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _shown(text: str) -> str:
