@@ -173,9 +173,9 @@ def grade_file(
 ) -> GradeSummary:
     """Grades each row of a JSON-lines file; a rerun continues after the last finished row.
 
-    Each input row has one line in `out`: its fields without the text, and row, reward, answer,
-    gold, layer, reason, answer_form, gold_form. `X.identity.json` beside it records input and
-    options.
+    Each input row has one line in `out`: its own fields, and row, reward, answer, gold, layer,
+    reason, answer_form, gold_form. An own field of such a name becomes `input_NAME`.
+    `X.identity.json` beside `out` records input and options.
 
     Raises:
         ConfigError: a file, line or field is missing or not readable, or another `polaris grade`
@@ -214,13 +214,24 @@ def _grade_file(
             texts, answers = [row.text for row in batch], [row.gold for row in batch]
             new = []
             for row, grade in zip(batch, grader.grade(texts, answers, options.mode), strict=True):
-                found = row.others | {"row": row.number, "gold": row.gold} | grade._asdict()
-                del found["parts"]  # the math grader has none
-                new.append(_finite(found))
-                summary.add(found)
+                verdict = {"row": row.number, "gold": row.gold} | grade._asdict()
+                del verdict["parts"]  # the math grader has none
+                new.append(_finite(_beside(row.fields, verdict)))
+                summary.add(verdict)
             done.append(new)
             progress.line(f"graded {summary.rows} rows")
     return summary
+
+
+def _beside(fields: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
+    """The input's fields with the verdict; one of a name of ours is called `input_NAME`."""
+    gold = ("gold", verdict["gold"])
+    own = {
+        (f"input_{name}" if name in verdict else name): value
+        for name, value in fields.items()
+        if (name, value) != gold
+    }
+    return own | verdict
 
 
 def _golds(problems: str) -> dict[str, Any]:
@@ -237,7 +248,7 @@ class _Row:
     number: int
     text: str
     gold: Any
-    others: dict[str, Any]
+    fields: dict[str, Any]
 
 
 def _identity(source: epath.Path, options: GradeOptions) -> dict[str, Any]:
@@ -308,8 +319,7 @@ def _rows(
                     f"{source}, line {number}: {text_field} is {type(text).__name__}; "
                     "a response is a string"
                 )
-            kept = {name: value for name, value in row.items() if name not in (text_field,)}
-            yield _Row(number, text, gold, kept)
+            yield _Row(number, text, gold, row)
 
 
 def _parsed(source: epath.Path, number: int, line: str) -> dict[str, Any]:

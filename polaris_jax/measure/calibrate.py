@@ -94,7 +94,7 @@ def _calibrate(
         base = load_base(config, workdir, progress)
         with (
             open_policy(config, progress, base, max_response_tokens=max_response_tokens) as policy,
-            progress.phase("calibrate", len(problems)) as phase,
+            progress.phase("calibrate", len(problems) * section.n) as phase,
         ):
             for first in range(0, len(waiting), section.batch_prompts):
                 batch = waiting[first : first + section.batch_prompts]
@@ -105,6 +105,7 @@ def _calibrate(
                     max_response_tokens=max_response_tokens,
                     seed_parts=(config.seed, "calibrate"),
                     mode=config.reward.mode,
+                    on_progress=phase.sampling(len(correct) * section.n, len(batch) * section.n),
                 )
                 if first == 0:
                     for text in policy.judged(graded, batch, reward=config.reward).lines():
@@ -118,7 +119,7 @@ def _calibrate(
                 done.append(rows)
                 correct |= {row["id"]: row["correct"] for row in rows}
                 tokens |= {row["id"]: row["tokens"] for row in rows}
-                phase.advance_to(len(correct))
+                phase.advance_to(len(correct) * section.n)
     rated = [
         dataclasses.replace(p, pass_rate=correct[p.id] / section.n, response_tokens=tokens[p.id])
         for p in problems

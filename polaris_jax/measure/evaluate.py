@@ -35,7 +35,7 @@ from polaris_jax.models import Decoder
 from polaris_jax.models.positions import check_evaluated_positions, yarn_scaling
 from polaris_jax.models.tokenizer import tokenizer_digests
 from polaris_jax.models.weights.sources import agree_on_weights
-from polaris_jax.records import Problem, correct_rewards
+from polaris_jax.records import Graded, Problem, correct_rewards
 from polaris_jax.report.figures import evaluation_figure
 from polaris_jax.run.owner import Ownership, owned
 from polaris_jax.run.progress_file import ProgressFile
@@ -249,7 +249,7 @@ def _respond(
             max_response_tokens=max_response_tokens,
             rope_scaling=yarn_scaling(config.rope.yarn, factor),
         ) as policy,
-        progress.phase("evaluate", len(problems)) as phase,
+        progress.phase("evaluate", len(problems) * section.n) as phase,
     ):
         for first in range(0, len(waiting), BATCH_PROMPTS):
             batch = waiting[first : first + BATCH_PROMPTS]
@@ -262,6 +262,7 @@ def _respond(
                 mode="eval",
                 top_k=section.top_k,
                 top_p=section.top_p,
+                on_progress=phase.sampling(len(rows), len(batch) * section.n),
             )
             if first == 0:
                 health = policy.judged(graded, batch, reward=config.reward, mode="eval")
@@ -269,24 +270,46 @@ def _respond(
                     progress.line(text)
             prefixes = policy.prefix_rewards(graded, batch, _budgets(section, max_response_tokens))
             new = [
-                {
-                    "problem_id": problem.id,
-                    "sample": r,
-                    "reward": float(graded.reward_PR[p, r]),
-                    "reward_at": {str(b): x for b, x in prefixes.get((p, r), {}).items()},
-                    "tokens": len(graded.token_ids[p][r]),
-                    "finish_reason": graded.finish_reasons[p][r],
-                    "well_formed": "</think>" in graded.texts[p][r]
-                    and "\\boxed{" in graded.texts[p][r],
-                    "text": graded.texts[p][r],
-                }
+                response_row(problem, graded, p, r, prefixes.get((p, r), {}))
                 for p, problem in enumerate(batch)
                 for r in range(section.n)
             ]
             done.append(new)
             rows += new
-            phase.advance_to(len(finished) + first + len(batch))
+            phase.advance_to(len(rows))
     return rows
+
+
+def response_row(
+    problem: Problem, graded: Graded, p: int, r: int, prefixes: Mapping[int, float]
+) -> dict[str, Any]:
+    """A row of responses.jsonl: plain columns, and the problem's own columns behind them.
+
+    A column of the problem's that has the name of one of ours is called `extra_NAME`.
+
+    Args:
+        problem: problem number `p` of `graded`.
+        graded: graded responses.
+        p: number of the problem.
+        r: number of the response.
+        prefixes: {budget: reward of the response's beginning}, for budgets that cut it.
+    """
+    text = graded.texts[p][r]
+    row = {
+        "problem_id": problem.id,
+        "sample": r,
+        "question": problem.problem,
+        "gold": problem.answer,
+        "reward": float(graded.reward_PR[p, r]),
+        **{f"reward_at_{budget}": reward for budget, reward in prefixes.items()},
+        "answer": graded.answers[p][r] if graded.answers else None,
+        "reason": graded.reasons[p][r] if graded.reasons else "",
+        "tokens": len(graded.token_ids[p][r]),
+        "finish_reason": graded.finish_reasons[p][r],
+        "well_formed": "</think>" in text and "\\boxed{" in text,
+        "text": text,
+    }
+    return row | {(f"extra_{k}" if k in row else k): v for k, v in problem.extra.items()}
 
 
 def _is_response(row: Mapping[str, Any]) -> bool:
@@ -357,10 +380,12 @@ def _score(
     ungraded: set[int] = set()
 
     def prefix_correct(p: int, r: int, at: int) -> float:
-        rewards = by_problem[ids[p]][r].get("reward_at", {})  # earlier versions stored none
-        if str(at) not in rewards:
+        row = by_problem[ids[p]][r]
+        former = row.get("reward_at", {})  # versions up to 0.2 stored an object, or none
+        reward = row.get(f"reward_at_{at}", former.get(str(at)))
+        if reward is None:
             ungraded.add(at)
-        return float(correct_rewards(rewards.get(str(at), 0.0), correct_at))
+        return float(correct_rewards(reward or 0.0, correct_at))
 
     curve = budget_curve(
         length_PR,

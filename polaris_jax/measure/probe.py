@@ -93,10 +93,10 @@ def _probe(
     rows = {row["temperature"]: row for row in done.rows}
     waiting, judged = [t for t in temperatures if t not in rows], []
     if waiting:
-        base = load_base(config, workdir, progress)
+        base, responses = load_base(config, workdir, progress), len(problems) * section.n
         with (
             open_policy(config, progress, base, max_response_tokens=max_response_tokens) as policy,
-            progress.phase("probe", len(temperatures)) as phase,
+            progress.phase("probe", len(temperatures) * responses) as phase,
         ):
             for temperature in waiting:
                 graded = policy.solve(
@@ -106,6 +106,7 @@ def _probe(
                     max_response_tokens=max_response_tokens,
                     seed_parts=(config.seed, "probe", f"{temperature:.4f}"),
                     mode=config.reward.mode,
+                    on_progress=phase.sampling(len(rows) * responses, responses),
                 )
                 row = dataclasses.asdict(
                     measure_candidate(temperature, graded.texts, graded.correct_PR)
@@ -113,7 +114,7 @@ def _probe(
                 judged.append(policy.judged(graded, problems, reward=config.reward))
                 done.append([row])
                 rows[temperature] = row
-                phase.advance_to(len(rows), f"T {temperature:g}: {row['accuracy']:.1%}")
+                phase.advance_to(len(rows) * responses, f"T {temperature:g}: {row['accuracy']:.1%}")
     columns = {
         name: [rows[t][key] for t in temperatures]
         for name, key in (

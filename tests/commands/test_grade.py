@@ -238,3 +238,18 @@ def test_everything_may_lie_in_a_bucket(bucket, capsys) -> None:
     assert bucket.read("bucket/new/graded.jsonl") == whole
     assert main([*command, f"--out={place}/r.jsonl"]) == 2
     assert f"--out={place}/r.jsonl: it is the input" in capsys.readouterr().err
+
+
+def test_the_columns_of_the_input_stay(tmp_path: Path) -> None:
+    rows = [
+        {"id": 7, "text": r"\boxed{3}", "answer": "3", "reward": 0.5, "tags": ["a"]},
+        {"id": 8, "text": r"\boxed{4}", "answer": "3", "reward": 1, "tags": []},
+    ]
+    source = write(tmp_path / "in.jsonl", rows)
+    grade_file(source, tmp_path / "out.jsonl", GradeOptions(), progress=quiet())
+    found = graded(tmp_path / "out.jsonl")
+    assert [row["reward"] for row in found] == [1.0, 0.0]
+    for row, new in zip(rows, found, strict=True):
+        assert new["text"] == row["text"] and new["gold"] == row["answer"]
+        assert (new["id"], new["tags"]) == (row["id"], row["tags"])
+        assert (new["input_reward"], new["input_answer"]) == (row["reward"], row["answer"])

@@ -23,7 +23,7 @@ from polaris_jax.demo.warmstart import warmstart_model_config
 from polaris_jax.measure import evaluate, solve
 from polaris_jax.measure.evaluate import response_identity
 from polaris_jax.models import Decoder, RopeScaling
-from polaris_jax.records import Problem, Response
+from polaris_jax.records import Graded, Problem, Response
 from polaris_jax.rollout.groups import with_texts
 from polaris_jax.system.progress import Progress
 
@@ -169,6 +169,27 @@ def opener(tokenizer):
             yield solve.Policy(solver, sampler)
 
     return opened
+
+
+def test_a_row_has_plain_columns_and_those_of_the_problem():
+    problem = Problem("a", "1 + 1?", "2", extra={"level": 3, "reward": "mine", "tags": "x"})
+    graded = Graded(
+        problem_ids=["a"],
+        prompts=[(1,)],
+        golds=["2"],
+        token_ids=[[(1, 2), (3,)]],
+        logprobs=[[(-1.0, -1.0), (-1.0,)]],
+        texts=[["so 2", "3"]],
+        finish_reasons=[["length", "stop"]],
+        reward_PR=np.array([[0.0, 1.0]], np.float32),
+        answers=[[None, "2"]],
+        reasons=[["no answer", ""]],
+    )
+    row = evaluate.response_row(problem, graded, 0, 0, {1: 0.0})
+    assert not any(isinstance(value, dict | list) for value in row.values())
+    wanted = {"question": "1 + 1?", "gold": "2", "answer": None, "reason": "no answer"}
+    wanted |= {"reward": 0.0, "reward_at_1": 0.0, "level": 3, "tags": "x", "extra_reward": "mine"}
+    assert row == row | wanted
 
 
 def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):

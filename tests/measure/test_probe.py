@@ -15,6 +15,7 @@ from polaris_jax.explore.zones import MIN_SAMPLES
 from polaris_jax.measure import probe as probe_module
 from polaris_jax.records import Problem
 from polaris_jax.stages.health import Health
+from polaris_jax.system.progress import Progress
 
 PROBLEMS = [Problem(f"p{i}", "?", "1") for i in range(64)]
 
@@ -30,7 +31,8 @@ class Said:
 
     @contextlib.contextmanager
     def phase(self, name: str, total: int):
-        yield SimpleNamespace(advance_to=lambda done, text: None)
+        with Progress(enabled=False).phase(name, total) as quiet:
+            yield quiet
 
 
 def solve(problems: list[Problem], *, n: int, **_: Any) -> SimpleNamespace:
