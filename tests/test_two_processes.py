@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
+from polaris_jax.commands.status import status_lines
 from tests.support.micro_run import (
     ROOT,
     final_leaves,
@@ -186,6 +188,8 @@ def kill_one(base, workdir: Path, *, killed: int) -> None:
 def test_a_killed_pair_resumes_and_ends_as_one_process_does(base, alone, tmp_path):
     workdir = tmp_path / "run"
     kill_one(base, workdir, killed=1)
+    lives, lines = status_lines(epath.Path(workdir), now_s=time.time())
+    assert not lives and "rerun the same command to continue" in lines[0]
 
     with Pair(base, workdir) as pair:
         status, out, err = pair.outcome()
@@ -200,6 +204,9 @@ def test_a_killed_pair_resumes_and_ends_as_one_process_does(base, alone, tmp_pat
     assert_shares(alone, expected=[24])
     for name in ("metrics.jsonl", "stages.json"):
         assert (workdir / name).exists()
+    lives, lines = status_lines(epath.Path(workdir), now_s=time.time())
+    assert not lives and lines[0].endswith(": finished")
+    assert [text[:9] for text in lines if text.startswith("process ")] == ["process 0", "process 1"]
 
 
 @pytest.mark.slow

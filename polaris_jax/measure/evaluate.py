@@ -385,7 +385,7 @@ def _score(
         reward = row.get(f"reward_at_{at}", former.get(str(at)))
         if reward is None:
             ungraded.add(at)
-        return float(correct_rewards(reward or 0.0, correct_at))
+        return float(correct_rewards(np.array(reward or 0.0), correct_at))
 
     curve = budget_curve(
         length_PR,
