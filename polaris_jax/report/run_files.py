@@ -11,7 +11,7 @@ from etils import epath
 
 from polaris_jax.metrics import read_metrics
 from polaris_jax.system.files import matching
-from polaris_jax.system.foreign import RECORD_BYTES, read_json
+from polaris_jax.system.foreign import RECORD_BYTES, read_json, require_regular
 
 T = TypeVar("T")
 
@@ -163,6 +163,7 @@ def read_run(run_dir: epath.Path) -> RunFiles:
             absent[name] = "not there"
             return None
         try:
+            require_regular(path)
             found = parse(path)
             wrong = misfit(found)
         except (ValueError, RecursionError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -372,3 +373,11 @@ def test_names_come_from_the_weights():
     )
     assert pair_names(None, BEFORE)[1] == "base model"
     assert caption(None, BEFORE) == "Held-out problems."
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_counts_as_absent(run_dir, make):
+    (run_dir / "timing.jsonl").unlink()
+    make(run_dir / "timing.jsonl")
+    reason = read_run(epath.Path(run_dir)).absent["timing.jsonl"]
+    assert "expected a regular file" in reason
