@@ -390,5 +390,5 @@ def write_problems(
     record = {} if made_of is None else {MADE_OF: json.dumps(made_of, sort_keys=True).encode()}
     table = pa.table(columns).replace_schema_metadata(JSON_ANSWERS | record)
     out = io.BytesIO()
-    pq.write_table(table, out)
+    pq.write_table(table, out, write_page_checksum=True)
     write_bytes(path, out.getvalue())

@@ -182,7 +182,10 @@ _Batch = tuple[Any, dict[str, Any], bool]
 def _parquet(path: epath.Path, columns: Collection[str] | None) -> Iterator[_Batch]:
     import pyarrow.parquet as pq
 
-    with open_regular(path) as file, pq.ParquetFile(file) as table:
+    with (
+        open_regular(path) as file,
+        pq.ParquetFile(file, page_checksum_verification=True) as table,  # of pages that have one
+    ):
         ours = (table.schema_arrow.metadata or {}).items() >= JSON_ANSWERS.items()
         read = _read_columns(table.schema_arrow, columns)
         others = dict.fromkeys((n for n in table.schema_arrow.names if n not in read), UNREAD)

@@ -281,3 +281,15 @@ def test_columns_of_a_table_that_hold_json_are_extra(tmp_path):
     for name in ("a.parquet", "b.arrow"):
         (problem,) = read_problems(tmp_path / name)[0]
         assert problem.extra == {"texts": ["a", "b"], "pair": {"x": 1, "y": [0.5]}, "word": "w"}
+
+
+@pytest.mark.parametrize("at", [0.1, 0.25, 0.4, 0.55])
+def test_damaged_rows_of_our_own_parquet_are_refused(tmp_path, at):
+    problems = [Problem(f"p{i}", f"What is {i} plus {7 * i}?", str(8 * i)) for i in range(300)]
+    file = tmp_path / "problems.parquet"
+    write_problems(problems, file)
+    data = bytearray(file.read_bytes())
+    data[int(at * len(data))] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=r"problems\.parquet.*not a parquet file"):
+        read_problems(str(file))
