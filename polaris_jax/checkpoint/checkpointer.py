@@ -50,6 +50,11 @@ ARRAYS = "arrays"
 HOST = "host.json"
 HOST_ARRAYS = "host.bin"
 TOKENIZER = "tokenizer"  # folder beside the steps
+_REMEDIES = {
+    errno.ENOSPC: "free some space and rerun",
+    errno.EDQUOT: "free some space and rerun",
+    errno.EMFILE: "raise the limit, as with `ulimit -n`, and rerun",
+}
 
 
 class CheckpointError(RuntimeError):
@@ -374,8 +379,7 @@ class Checkpointer:
 
     def _save_failure(self, step: int, error: BaseException) -> str:
         text, number = _cause(error)
-        full = number in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "free some space and rerun" if full else "mend this and rerun"
+        remedy = _REMEDIES.get(number, "mend this and rerun")
         older = self.steps()
         kept = f"checkpoint {older[-1]} is kept" if older else "there is no older one"
         return (

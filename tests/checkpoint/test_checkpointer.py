@@ -703,3 +703,37 @@ def test_nothing_is_tidied_in_a_directory_that_another_run_owns(tmp_path):
     with pytest.raises(TakenOver):
         Checkpointer(tmp_path, keep_last=1, may_write=taken).tidy()
     assert Checkpointer(tmp_path).steps() == [4, 6, 8]
+
+
+FEW_DESCRIPTORS = """
+import gc, os, resource, sys
+import jax.numpy as jnp
+from polaris_jax.checkpoint import Checkpointer, CheckpointError
+tree = {f"a{i}": jnp.ones((4, 4)) for i in range(8)}
+checkpointer = Checkpointer(sys.argv[1])
+checkpointer.save(1, tree, {})
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+for spare in (0, 1, 3, 8, 12, 40):
+    used = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, most))
+    for work in (lambda: checkpointer.save(2, tree, {}), lambda: checkpointer.restore(1, tree)):
+        try:
+            work()
+            print("done")
+        except CheckpointError as error:
+            print(error)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+gc.collect()
+checkpointer.save(2, tree, {})
+print(checkpointer.latest())
+"""
+
+
+def test_without_file_descriptors_a_save_is_one_line_and_no_traceback(tmp_path):
+    command = [sys.executable, "-c", FEW_DESCRIPTORS, str(tmp_path / "steps")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    *lines, newest = ran.stdout.splitlines()
+    assert (ran.returncode, ran.stderr, newest) == (0, "", "2")
+    assert len(lines) == 12
+    assert all("Too many open files" in line for line in lines), lines
+    assert all("`ulimit -n`" in line for line in lines[::2])
