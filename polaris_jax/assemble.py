@@ -23,6 +23,7 @@ from polaris_jax.data.problem_sets import (
     ProblemSet,
     find_training_problems,
     fitting,
+    fitting_prompts,
 )
 from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.demo.arithmetic import arithmetic_problems
@@ -168,9 +169,11 @@ def assemble(
             )
         path = base_path(config, workdir, progress)  # the warm start, if one is configured
         model_config, tokenizer = load_config(path), load_tokenizer(path)
-        problems = fitting(found.problems, config.data, tokenizer=tokenizer, say=progress.line)
+        problems, prompts = fitting_prompts(
+            found.problems, config.data, tokenizer=tokenizer, say=progress.line
+        )
         if processes.is_first():
-            inputs = model_inputs(path, tokenizer, model_config)
+            inputs = model_inputs(path, tokenizer, model_config) | {"prompt token ids": prompts}
             workdir_lib.keep_identity(
                 workdir,
                 inputs | {"problems": found.digest},

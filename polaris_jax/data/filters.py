@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -98,7 +99,7 @@ def drop_long_prompts(
     suffix: str,
     max_prompt_tokens: int,
     say: Callable[[str], None] = lambda _: None,
-) -> tuple[list[Problem], dict[str, int]]:
+) -> tuple[list[Problem], dict[str, int], str]:
     """The problems whose rendered prompt fits, and the token count of each that does not.
 
     A prompt is never truncated: half a problem has another answer.
@@ -111,7 +112,8 @@ def drop_long_prompts(
         say: gets one warning if prompts do not hold their question: chat templates may drop it.
 
     Returns:
-        (kept, {id of a dropped problem: its tokens}).
+        (kept, {id of a dropped problem: its tokens}, digest of the kept ones' token ids, which does
+        not depend on their order).
     """
     problems = list(problems)
     prompts = render_prompts(
@@ -123,9 +125,12 @@ def drop_long_prompts(
     kept: list[Problem] = []
     dropped: dict[str, int] = {}
     without: list[str] = []
+    digests: list[bytes] = []
     for problem, (text, ids) in zip(problems, prompts, strict=True):
         if len(ids) <= max_prompt_tokens:
             kept.append(problem)
+            line = json.dumps([problem.id, *ids]).encode()
+            digests.append(hashlib.blake2b(line, digest_size=8).digest())
         else:
             dropped[problem.id] = len(ids)
         if lacks_question(text, problem.problem):
@@ -136,4 +141,5 @@ def drop_long_prompts(
             f"warning: the prompt of problem {without[0]!r}{others} does not hold its question: "
             "the tokenizer's chat template drops or changes it; mend the template"
         )
-    return kept, dropped
+    digest = hashlib.blake2b(b"".join(sorted(digests)), digest_size=8).hexdigest()
+    return kept, dropped, digest

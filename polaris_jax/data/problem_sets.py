@@ -181,7 +181,18 @@ def fitting(
     Raises:
         ConfigError: no prompt is that short.
     """
-    kept, dropped = drop_long_prompts(
+    return fitting_prompts(problems, data, tokenizer=tokenizer, say=say)[0]
+
+
+def fitting_prompts(
+    problems: Sequence[Problem], data: DataSection, *, tokenizer: Any, say: Say
+) -> tuple[list[Problem], str]:
+    """What `fitting` returns, and a digest of the token ids of these problems' prompts.
+
+    Raises:
+        ConfigError: no prompt is short enough.
+    """
+    kept, dropped, digest = drop_long_prompts(
         problems,
         tokenizer,
         suffix=data.prompt_suffix,
@@ -200,4 +211,4 @@ def fitting(
             f"data.max_prompt_tokens={data.max_prompt_tokens}: none of the {len(problems)} prompts "
             "is that short; raise it"
         )
-    return kept
+    return kept, digest

@@ -29,6 +29,7 @@ from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import Decoder, ModelConfig, next_token_logprobs, save_pretrained
 from polaris_jax.models.attention import attend as attention
 from polaris_jax.system.files import write_bytes
+from polaris_jax.system.foreign import read_json
 from polaris_jax.system.progress import Progress
 from polaris_jax.train.optimizer import guarded_step
 
@@ -283,7 +284,8 @@ def make_base_model(config: RunConfig, path: epath.Path, progress: Progress) -> 
     """Trains the small base model by supervision, unless it is already there and complete."""
     section, done = config.warmstart, path / "warmstart.json"
     identity = dataclasses.asdict(section) | {"prompt_suffix": config.data.prompt_suffix}
-    if done.exists() and json.loads(done.read_text()) == identity:
+    remedy = f"delete {path} to make the model anew"
+    if done.exists() and read_json(done, remedy=remedy) == json.loads(json.dumps(identity)):
         return
     tokenizer = build_tokenizer()
     model_config = warmstart_model_config(section, vocab_size=len(tokenizer))

@@ -15,6 +15,7 @@ from polaris_jax.explore.temperature import measure_candidate
 from polaris_jax.measure.solve import solve
 from polaris_jax.records import Problem, StageState
 from polaris_jax.rollout import Sampler
+from polaris_jax.system.foreign import RECORD_BYTES, read_json
 from polaris_jax.system.seeds import fold_seed
 from polaris_jax.system.signals import StopRequest
 
@@ -74,7 +75,7 @@ def read_initial_temperature(path: epath.Path, *, stage: int) -> float | None:
     if not path.exists():
         return None
     try:
-        value = json.loads(path.read_text())["initial_temperature"]
+        value = read_json(path, most_bytes=RECORD_BYTES)["initial_temperature"]
         if value is not None:
             return float(value)
     except (ValueError, LookupError, TypeError) as error:

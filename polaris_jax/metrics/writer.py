@@ -25,9 +25,17 @@ from etils import epath
 
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.system.files import AnyPath, append_bytes, as_place, is_remote, write_bytes
+from polaris_jax.system.foreign import (
+    ForeignFileError,
+    parse_json,
+    read_bytes,
+    read_json,
+    shown,
+)
 from polaris_jax.system.progress import say
 
 METRICS = "metrics.jsonl"
+LINES_BYTES = 1 << 30  # of a file of lines, as after some 500,000 steps
 TIMING = "timing.jsonl"
 WANDB = "wandb"
 NONFINITE = "nonfinite"
@@ -154,10 +162,12 @@ class MetricsWriter:
     def _warning_once(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, ForeignFileError) as error:
             if not self._warned:
-                place, reason = error.filename or TIMING, error.strerror or error
-                say(f"warning: {place}: {reason}; the run continues", sys.stderr)
+                reason = str(error)
+                if isinstance(error, OSError):
+                    reason = f"{error.filename or TIMING}: {error.strerror or error}"
+                say(f"warning: {reason}; the run continues", sys.stderr)
             self._warned = True
 
     def _append(self, name: str, step: int, values: dict[str, Any], *, durable: bool) -> None:
@@ -215,12 +225,12 @@ def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
         ValueError: another line is no JSON object with a step; file and line are named.
     """
     path = as_place(path)
-    return [line for _, line in _complete_lines(path.read_bytes(), path)]
+    return [line for _, line in _complete_lines(_content(path), path)]
 
 
 def _cut(path: epath.Path, step: int, *, strict: bool) -> tuple[int, list[int]]:
     """What `cut_back` does to one file, and returns."""
-    old = path.read_bytes() if path.exists() else b""
+    old = _content(path) if path.exists() else b""
     lines = _complete_lines(old, path, strict=strict)
     others = [line["step"] for _, line in lines if type(line["step"]) is not int]
     if others and strict:
@@ -234,24 +244,28 @@ def _cut(path: epath.Path, step: int, *, strict: bool) -> tuple[int, list[int]]:
     return len(old.splitlines()) - len(kept), sorted(missing)
 
 
+def _content(path: epath.Path) -> bytes:
+    remedy = "it is not what a run of this length leaves; move it away"
+    return read_bytes(path, most_bytes=LINES_BYTES, remedy=remedy)
+
+
 def _complete_lines(
     data: bytes, path: epath.Path, *, strict: bool = True
 ) -> list[tuple[bytes, dict[str, Any]]]:
     """The lines and what they say, without a torn last one (and, if not `strict`, any other)."""
     lines, raws = [], data.splitlines(keepends=True)
     for i, raw in enumerate(raws):
+        where = f"{shown(path)}:{i + 1}"
         try:
-            line = json.loads(raw)
-            if not isinstance(line, dict) or "step" not in line:
-                raise ValueError("no object with a step")
-            if not raw.endswith(b"\n"):
-                raise ValueError("no line end")
-        except (ValueError, RecursionError) as error:
+            line = parse_json(raw, where=where, remedy="mend or delete the line", strict=False)
+            if "step" not in line or not raw.endswith(b"\n"):
+                raise ValueError(f"{where}: no object with a step; mend or delete the line")
+        except ValueError:
             if i == len(raws) - 1:
                 break
             if not strict:
                 continue
-            raise ValueError(f"{path}:{i + 1}: {error}; mend or delete the line") from None
+            raise
         lines.append((raw, line))
     return lines
 
@@ -266,7 +280,7 @@ def _start_wandb(workdir: epath.Path) -> Any:
         write_bytes(folder / "run_id", secrets.token_hex(8).encode())
     run_id = (folder / "run_id").read_text()
     config_path = workdir / "run.json"
-    config = json.loads(config_path.read_text()).get("config") if config_path.exists() else None
+    config = read_json(config_path).get("config") if config_path.exists() else None
     local = tempfile.mkdtemp() if is_remote(workdir) else str(workdir)  # its own log, not ours
     run = wandb.init(project="polaris_jax", dir=local, id=run_id, resume="allow", config=config)
     run.define_metric("*", step_metric="step")

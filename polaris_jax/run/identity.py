@@ -9,22 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from polaris_jax.config import ConfigError
-
-
-def prompts_digest(prompts: Mapping[str, Sequence[int]]) -> str:
-    """A text that depends on the token ids of each problem's prompt, but not on their order.
-
-    Args:
-        prompts: {problem id: token ids of its prompt}.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(prompts):
-        digest.update(json.dumps([name, *prompts[name]]).encode())
-    return digest.hexdigest()
 
 
 def refuse_other_inputs(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import socket
@@ -25,6 +24,7 @@ from etils import epath
 
 from polaris_jax.config import ConfigError
 from polaris_jax.system.files import delete_partials, is_remote, write_json
+from polaris_jax.system.foreign import CONFIG_BYTES, read_json
 from polaris_jax.system.progress import Progress
 
 RETRY_S = 0.1
@@ -84,11 +84,12 @@ class _StoreToken(Ownership):
 
     def check(self) -> None:
         try:
-            owner = json.loads(self._path.read_bytes())
+            owner = read_json(self._path, most_bytes=CONFIG_BYTES, remedy="delete it")
         except FileNotFoundError:
             owner = {}
         if owner.get("token") != self._token:
-            by = f"pid {owner['pid']} on {owner['host']}" if owner else "a run that has ended since"
+            by = f"pid {owner.get('pid')} on {owner.get('host')}"
+            by = by if owner else "a run that has ended since"
             raise TakenOver(
                 f"workdir={self._path.parent}: another run has taken it over ({by}); this one ends "
                 "and leaves it alone"

@@ -28,6 +28,7 @@ from polaris_jax.config import (
     declared_name,
 )
 from polaris_jax.system.files import AnyPath, as_place, write_json
+from polaris_jax.system.foreign import RECORD_BYTES, read_json
 
 RECORD = "run.json"
 ABSENT = "absent"
@@ -53,16 +54,23 @@ def read_record(workdir: epath.Path) -> dict[str, Any] | None:
     path = workdir / RECORD
     if not path.exists():
         return None
-    try:
-        record = json.loads(path.read_text())
-        missing = {"config", "binding", "starts"} - record.keys()
-        if missing:
-            raise ValueError(f"{', '.join(sorted(missing))} missing")
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"{path}: not the record of a run ({error}); restore the file, or use --overwrite to "
-            "begin anew"
-        ) from None
+    remedy = "restore the file, or use --overwrite to begin anew"
+    record = read_json(path, most_bytes=RECORD_BYTES, remedy=remedy)
+    for name, kind in {"config": dict, "binding": list, "starts": list}.items():
+        if not isinstance(record.get(name), kind):
+            raise ConfigError(f"{path}: not the record of a run ({name} missing); {remedy}")
+    return record
+
+
+def read_facts(workdir: AnyPath) -> dict[str, Any]:
+    """The content of run.json in a workdir that a run owns.
+
+    Raises:
+        ConfigError: the file is gone, or is not the record of a run.
+    """
+    record = read_record(as_place(workdir))
+    if record is None:
+        raise ConfigError(f"{as_place(workdir) / RECORD}: gone while the run runs; restore it")
     return record
 
 
@@ -135,8 +143,8 @@ def _prepared_from(workdir: epath.Path) -> str:
     if not path.exists():
         return ""
     try:
-        return str(json.loads(path.read_text()).get("source", ""))
-    except (ValueError, AttributeError):
+        return str(read_json(path, most_bytes=RECORD_BYTES).get("source", ""))
+    except ConfigError:
         return ""
 
 

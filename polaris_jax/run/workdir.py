@@ -20,7 +20,13 @@ from etils import epath
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.run.identity import refuse_other_inputs
 from polaris_jax.run.owner import Ownership, own
-from polaris_jax.run.record import RECORD, read_record, refuse_other_config, write_record
+from polaris_jax.run.record import (
+    RECORD,
+    read_facts,
+    read_record,
+    refuse_other_config,
+    write_record,
+)
 from polaris_jax.system.files import (
     AnyPath,
     as_place,
@@ -157,8 +163,7 @@ def claim(
 
 def note(workdir: AnyPath, **facts: Any) -> None:
     """Adds facts (for example devices) to run.json."""
-    path = as_place(workdir) / RECORD
-    write_json(path, {**json.loads(path.read_text()), **facts})
+    write_json(as_place(workdir) / RECORD, {**read_facts(workdir), **facts})
 
 
 def note_end(workdir: AnyPath, how: str) -> None:
@@ -171,7 +176,7 @@ def note_end(workdir: AnyPath, how: str) -> None:
 
 def mark_nondeterministic(workdir: AnyPath) -> None:
     """Records in run.json that the result depends on more than config, data and seed."""
-    if json.loads((as_place(workdir) / RECORD).read_text())["deterministic"]:
+    if read_facts(workdir).get("deterministic") is not False:
         note(workdir, deterministic=False)
 
 
@@ -190,7 +195,8 @@ def keep_identity(
     Raises:
         ConfigError: an input differs from the one with which the run began.
     """
-    former = json.loads((as_place(workdir) / RECORD).read_text()).get("identity") or {}
+    former = read_facts(workdir).get("identity")
+    former = former if isinstance(former, dict) else {}
     refuse_other_inputs(
         former,
         inputs,
@@ -217,8 +223,9 @@ def note_numerics(workdir: AnyPath, numerics: Mapping[str, Any], *, step: int) -
         Names of what differs from the last start; none at step 0, and in a run of an earlier
         version, which recorded nothing.
     """
-    record = json.loads((as_place(workdir) / RECORD).read_text())
-    now, before = json.loads(json.dumps(dict(numerics))), record.get("numerics") or {}
+    record = read_facts(workdir)
+    now, before = json.loads(json.dumps(dict(numerics))), record.get("numerics")
+    before = before if isinstance(before, dict) else {}
     names = [name for name in before if before[name] != now.get(name)] if step else []
     facts: dict[str, Any] = {"numerics": now}
     if names:

@@ -66,7 +66,7 @@ def test_long_prompts_are_dropped_whole_at_the_limit():
         p.id: len(render_prompt(tokenizer, p.problem, suffix=PROMPT_SUFFIX)[1]) for p in problems
     }
     limit = tokens["6"]
-    kept, dropped = drop_long_prompts(
+    kept, dropped, _ = drop_long_prompts(
         problems, tokenizer, suffix=PROMPT_SUFFIX, max_prompt_tokens=limit
     )
     assert kept == problems[:7]
@@ -79,7 +79,7 @@ def test_a_template_that_drops_the_question_is_one_warning():
     drop_long_prompts(problems, tokenizer, suffix="", max_prompt_tokens=999, say=told.append)
     assert told == []
     tokenizer.chat_template = "<|im_start|>user\n<|im_end|>\n"
-    kept, _ = drop_long_prompts(
+    kept, _, _ = drop_long_prompts(
         problems, tokenizer, suffix="", max_prompt_tokens=999, say=told.append
     )
     assert kept == problems

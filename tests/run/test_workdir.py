@@ -207,7 +207,7 @@ def test_checkpoints_without_a_record_are_not_taken_over(tmp_path, config):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": 1'], ids=repr)
 def test_a_damaged_record_is_named(tmp_path, config, text):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"run\.json: not the record of a run"):
+    with pytest.raises(ConfigError, match=r"run\.json: .*restore the file, or use --overwrite"):
         workdir_lib.claim(tmp_path, config)
     workdir_lib.claim(tmp_path, config, overwrite=True).release()
 
