@@ -228,9 +228,11 @@ def _rerun(name: str, place: Place, folder: Path, damaged: str) -> tuple[str, st
         return fault, "refused"
     if "Traceback" in said:
         return f"a traceback: {last_words(said)}", ""
-    if name == "recipe":  # the undisturbed one has been through the probe as well
-        wanted = {n: d for n, d in wanted.items() if n != "probe.json"}
-    patterns = [p for p in run.equal if p != "probe.json" or name != "recipe"]
+    patterns = run.equal
+    if name == "recipe":  # its last command alone runs again
+        patterns = runs.TRAINED
+        earlier = ("calibrate", "difficulty", "curated", "problems", "probe")
+        wanted = {n: d for n, d in wanted.items() if not n.startswith(earlier)}
     different = differing(digests(workdir, patterns), wanted)
     warned = any(
         n in text for text in re.findall("^warning: .*$", said, re.MULTILINE) for n in names

@@ -89,7 +89,7 @@ def run_all(wanted: list[Drill], out: Path) -> int:
         token_file.write_text(secrets.token_hex(8))
     token = token_file.read_text()
     sweep(token, prefix=True)  # what a killed drill run has left
-    done = {(line["kind"], line["name"]) for line in finished(out)}
+    done = {(line["kind"], line["name"]) for line in finished(out) if not _broke(line)}
     waiting = collections.deque(d for d in wanted if (d.kind, d.name) not in done)
     print(f"{len(done)} drills are finished, {len(waiting)} wait: {out}", flush=True)
 
@@ -128,6 +128,11 @@ def run_all(wanted: list[Drill], out: Path) -> int:
     (out / "results.md").write_text(table(lines) + "\n")
     print(table(lines))
     return int(any(case["fell_short"] for line in lines for case in line["cases"]))
+
+
+def _broke(line: dict[str, Any]) -> bool:
+    """Whether a drill itself failed; a rerun does it again."""
+    return any(case["row"] == ROWS[-1] for case in line["cases"])
 
 
 def _keys(drills: list[Drill]) -> set[tuple[str, str]]:
@@ -183,12 +188,12 @@ def _note(one: Running, out: Path, *, late: bool) -> None:
     if not file.exists():
         log = file.with_suffix(".log").read_text(errors="replace").strip().splitlines()
         why = "it took too long" if late else f"status {status}: {' / '.join(log[-2:])[-300:]}"
-        cases.append(Case("drills that broke", drill.name, why))
+        cases.append(Case(ROWS[-1], drill.name, why))
     deadline = time.monotonic() + GONE_WITHIN_S
     while (left := marked(one.mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
     if left:
-        cases.append(Case("drills that broke", drill.name, f"left processes: {left}"))
+        cases.append(Case(ROWS[-1], drill.name, f"left processes: {left}"))
         sweep(one.mark)
     shutil.rmtree(out / "own" / f"{drill.kind}.{drill.name}.tmp", ignore_errors=True)
     line = dataclasses.asdict(drill) | {
@@ -214,12 +219,13 @@ def _commit() -> str:
 
 
 def finished(out: Path) -> list[dict[str, Any]]:
-    """What each finished drill found; a torn last line counts as not finished."""
+    """What each finished drill found last; a torn last line counts as not finished."""
     path = out / "drills.jsonl"
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     if lines and not lines[-1].endswith(b"\n"):
         path.write_bytes(b"".join(lines[:-1]))
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    found = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return list({(line["kind"], line["name"]): line for line in found}.values())
 
 
 def table(lines: list[dict[str, Any]]) -> str:

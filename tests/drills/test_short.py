@@ -68,6 +68,16 @@ def test_a_torn_line_counts_as_not_finished(tmp_path):
     assert (tmp_path / "drills.jsonl").read_text() == f"{line}\n"
 
 
+def test_a_drill_that_broke_is_done_again(tmp_path):
+    file = tmp_path / "drills.jsonl"
+    broken = {"kind": "load", "name": "a", "cases": [{"row": runner.ROWS[-1]}]}
+    fine = broken | {"cases": []}
+    file.write_text(json.dumps(broken) + "\n")
+    assert [runner._broke(line) for line in runner.finished(tmp_path)] == [True]
+    file.write_text(file.read_text() + json.dumps(fine) + "\n")
+    assert runner.finished(tmp_path) == [fine]
+
+
 def test_the_stock_is_made_once_and_anew_after_a_kill(tmp_path):
     place, made = Place(tmp_path / "stock", tmp_path / "own"), []
     (tmp_path / "stock" / "x").mkdir()
