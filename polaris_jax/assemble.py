@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -33,15 +33,17 @@ from polaris_jax.evaluate.benchmarks import find_held_out_problems
 from polaris_jax.models import Decoder, ModelConfig, RopeScaling, load_config, load_with_tokenizer
 from polaris_jax.models.positions import check_positions, yarn_scaling
 from polaris_jax.models.tokenizer import load_tokenizer, stop_token_ids
-from polaris_jax.models.weights.sources import agree_on_weights, model_identity
+from polaris_jax.models.weights.identity import model_inputs
+from polaris_jax.models.weights.sources import agree_on_weights
 from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
 from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.run import workdir as workdir_lib
-from polaris_jax.run.identity import differing_inputs, refuse_other_inputs
-from polaris_jax.run.outputs import Outputs, StepClock, numerics_of
+from polaris_jax.run.identity import differing_inputs
+from polaris_jax.run.outputs import Outputs, numerics_of
 from polaris_jax.run.owner import alone
-from polaris_jax.run.record import read_record, with_recorded_defaults
+from polaris_jax.run.record import began_with, read_record, with_recorded_defaults
+from polaris_jax.run.step_clock import StepClock
 from polaris_jax.sharding import make_mesh, split_devices
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
@@ -318,16 +320,6 @@ def training_problems(
     return found
 
 
-def began_with(record: Mapping[str, Any], workdir: epath.Path) -> str:
-    """`ProblemSet.place` of the set that a run began with."""
-    if isinstance(place := record.get("problem_set"), str):
-        return place
-    # A run of version 0.2 or earlier: `data.problems` came before the workdir's files.
-    if record["config"].get("data.problems"):
-        return ""
-    return next((name for name in (CURATED, PREPARED) if (workdir / name).exists()), "")
-
-
 def evaluation_problems(
     config: RunConfig, progress: Progress
 ) -> tuple[list[Problem], dict[str, int]]:
@@ -359,43 +351,6 @@ def agree_on_problems(name: str, problems: Sequence[Problem]) -> None:
 def _arithmetic(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
     section = config.data.arithmetic
     return arithmetic_problems(section.train, section.held_out, seed=section.seed)
-
-
-# ---- what results depend on
-
-
-def model_inputs(path: str, tokenizer: Any, model_config: ModelConfig) -> dict[str, Any]:
-    """Digests of the model that a command samples from, by name; see `run.identity`."""
-    ids = sorted(stop_token_ids(tokenizer, model_config.end_ids))
-    return model_identity(path) | {
-        "architecture": model_config.architecture(),
-        "stop ids": ", ".join(map(str, ids)),
-    }
-
-
-def base_inputs(
-    config: RunConfig, workdir: epath.Path, progress: Progress
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """`model_inputs` of the base model, and the places of these inputs, as errors name them.
-
-    Only the first process computes them; the others get nothing.
-
-    Raises:
-        ConfigError: a run in the workdir began with another model.
-    """
-    path = base_path(config, workdir, progress)
-    if not processes.is_first():
-        return {}, {}
-    inputs = model_inputs(path, load_tokenizer(path), load_config(path))
-    places = dict.fromkeys(inputs, f"model.path={path}")
-    refuse_other_inputs(
-        (read_record(workdir) or {}).get("identity") or {},
-        inputs,
-        places=places,
-        of=f"the run in workdir={workdir} began with",
-        remedy="choose another --workdir",
-    )
-    return inputs, places
 
 
 # ---- the base model

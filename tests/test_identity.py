@@ -10,10 +10,10 @@ import pytest
 from etils import epath
 
 from polaris_jax.__main__ import main
-from polaris_jax.assemble import began_with
 from polaris_jax.config import ConfigError, build_config, default_config
-from polaris_jax.models.weights.sources import model_identity
+from polaris_jax.models.weights.identity import model_identity
 from polaris_jax.run import workdir as workdir_lib
+from polaris_jax.run.record import began_with
 from tests.support import micro_run
 
 ONE_STEP = ("--config.stages[0].steps=1", "--config.stages[1].steps=1")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from polaris_jax.run.outputs import StepClock
+from polaris_jax.run.step_clock import StepClock
 from polaris_jax.system import processes
 from tests.support.micro_run import finish, flags, make_base, start_train
 

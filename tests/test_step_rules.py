@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from polaris_jax.config import CheckpointSection, build_config, default_config
-from polaris_jax.run.outputs import StepClock, beyond_grace
+from polaris_jax.run.step_clock import StepClock, beyond_grace
 from polaris_jax.stages.guards import check_health
 from tests.support.micro_run import flags, make_base, start_train
 

@@ -10,7 +10,6 @@ import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import (
-    base_inputs,
     base_model_config,
     check_reward,
     load_base,
@@ -20,7 +19,7 @@ from polaris_jax.assemble import (
 from polaris_jax.config import RunConfig, config_fields
 from polaris_jax.data.problem_sets import CURATED, PREPARED, fitting
 from polaris_jax.data.problems import problems_digest, write_problems
-from polaris_jax.measure.solve import open_policy, open_progress, reward_identity
+from polaris_jax.measure.solve import base_inputs, open_policy, open_progress, reward_identity
 from polaris_jax.models.positions import check_positions
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure

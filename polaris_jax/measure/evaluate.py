@@ -12,7 +12,6 @@ import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import (
-    base_inputs,
     check_reward,
     evaluation_problems,
     load_base,
@@ -30,10 +29,10 @@ from polaris_jax.evaluate.estimators import (
     length_groups,
     pass_at_k,
 )
-from polaris_jax.measure.solve import open_policy, open_progress, reward_identity
+from polaris_jax.measure.solve import base_inputs, open_policy, open_progress, reward_identity
 from polaris_jax.models import Decoder
 from polaris_jax.models.positions import check_evaluated_positions, yarn_scaling
-from polaris_jax.models.tokenizer import tokenizer_digests
+from polaris_jax.models.weights.identity import tokenizer_digests
 from polaris_jax.models.weights.sources import agree_on_weights
 from polaris_jax.records import Graded, Problem, correct_rewards
 from polaris_jax.report.figures import evaluation_figure

@@ -10,7 +10,6 @@ import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import (
-    base_inputs,
     base_model_config,
     check_reward,
     load_base,
@@ -24,7 +23,7 @@ from polaris_jax.explore import Candidate, find_zones
 from polaris_jax.explore.temperature import measure_candidate
 from polaris_jax.explore.zones import MIN_SAMPLES, is_above_zero, tolerances
 from polaris_jax.measure.probe_set import NO_PLATEAU
-from polaris_jax.measure.solve import open_policy, open_progress, reward_identity
+from polaris_jax.measure.solve import base_inputs, open_policy, open_progress, reward_identity
 from polaris_jax.models.positions import check_positions
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import probe_figure

@@ -16,10 +16,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from polaris_jax.assemble import Solver, open_solver
+from polaris_jax.assemble import Solver, base_path, open_solver
 from polaris_jax.config import RewardSection, RunConfig
 from polaris_jax.data.prompts import render_prompts
-from polaris_jax.models import Decoder, RopeScaling
+from polaris_jax.models import Decoder, RopeScaling, load_config
+from polaris_jax.models.tokenizer import load_tokenizer
+from polaris_jax.models.weights.identity import model_inputs
 from polaris_jax.records import Graded, Group, Problem
 from polaris_jax.reward import Grader, RewardInput
 from polaris_jax.reward.extract import Mode
@@ -28,7 +30,9 @@ from polaris_jax.reward.grader import Grade
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.groups import begin, sample_groups
 from polaris_jax.rollout.samplers import Samplers
+from polaris_jax.run.identity import refuse_other_inputs
 from polaris_jax.run.progress_file import ProgressFile
+from polaris_jax.run.record import read_record
 from polaris_jax.sharding import split_devices
 from polaris_jax.stages.health import Health, judge, turn_tokens
 from polaris_jax.system import processes
@@ -309,6 +313,31 @@ def open_policy(
         sampler = solver.samplers.make(model, max_response_tokens=max_response_tokens)
         with at_run_time(lambda: "sampling"):
             yield Policy(solver, sampler)
+
+
+def base_inputs(
+    config: RunConfig, workdir: epath.Path, progress: Progress
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """`model_inputs` of the base model, and the places of these inputs, as errors name them.
+
+    Only the first process computes them; the others get nothing.
+
+    Raises:
+        ConfigError: a run in the workdir began with another model.
+    """
+    path = base_path(config, workdir, progress)
+    if not processes.is_first():
+        return {}, {}
+    inputs = model_inputs(path, load_tokenizer(path), load_config(path))
+    places = dict.fromkeys(inputs, f"model.path={path}")
+    refuse_other_inputs(
+        (read_record(workdir) or {}).get("identity") or {},
+        inputs,
+        places=places,
+        of=f"the run in workdir={workdir} began with",
+        remedy="choose another --workdir",
+    )
+    return inputs, places
 
 
 def open_progress(path: epath.Path, settings: Mapping[str, Any], **options: Any) -> ProgressFile:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -245,18 +244,6 @@ def save_end_ids(end_ids: Sequence[int], target: epath.Path, *, replace: bool = 
     file = target / GENERATION_FILE
     if end_ids and (replace or not file.is_file()):
         write_bytes(file, (json.dumps({"eos_token_id": list(end_ids)}) + "\n").encode())
-
-
-def tokenizer_digests(tokenizer: Any) -> dict[str, str]:
-    """16 hex digits each of "tokenizer" and "chat template", of a tokenizer in memory."""
-    contents = {
-        "tokenizer": tokenizer.backend_tokenizer.to_str(),
-        "chat template": json.dumps(tokenizer.chat_template),
-    }
-    return {
-        name: hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        for name, text in contents.items()
-    }
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast | None) -> Mapping[str, int | None]:

@@ -27,6 +27,7 @@ from polaris_jax.config import (
     config_hash,
     declared_name,
 )
+from polaris_jax.data.problem_sets import CURATED, PREPARED
 from polaris_jax.system.files import AnyPath, as_place, write_json
 from polaris_jax.system.foreign import RECORD_BYTES, read_json
 
@@ -60,6 +61,16 @@ def read_record(workdir: epath.Path) -> dict[str, Any] | None:
         if not isinstance(record.get(name), kind):
             raise ConfigError(f"{path}: not the record of a run ({name} missing); {remedy}")
     return record
+
+
+def began_with(record: Mapping[str, Any], workdir: epath.Path) -> str:
+    """The workdir's file whose problems a run began with; "" for the config's source."""
+    if isinstance(place := record.get("problem_set"), str):
+        return place
+    # A run of version 0.2 or earlier: `data.problems` came before the workdir's files.
+    if record["config"].get("data.problems"):
+        return ""
+    return next((name for name in (CURATED, PREPARED) if (workdir / name).exists()), "")
 
 
 def read_facts(workdir: AnyPath) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def test_one_that_fails_half_way_is_refused_before_anything_is_written(
             f"error: data.problems='{broken}': row 13: ConnectionError: the data"
         )
         assert said.count("\n") == 1
-        assert not where.exists() or not list(where.iterdir())
+        left = list(where.iterdir()) if where.exists() else []
+        assert all(path.name.endswith(".lock") for path in left)
     words = ["evaluate", *line, f"--config.evaluate.problems={broken}", f"--workdir={tmp_path}/e"]
     assert main(words) == 2
     assert capsys.readouterr().err.startswith(f"error: evaluate.problems='{broken}': row 13: ")

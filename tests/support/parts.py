@@ -16,7 +16,7 @@ from polaris_jax.records import Graded, StageState
 from polaris_jax.reward import RewardInput
 from polaris_jax.reward.grader import Grade
 from polaris_jax.rollout.samplers import Samplers
-from polaris_jax.run.outputs import StepClock
+from polaris_jax.run.step_clock import StepClock
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.lengths import LengthTable
 from polaris_jax.state import RunState

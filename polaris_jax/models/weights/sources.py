@@ -18,14 +18,6 @@ from polaris_jax.system.foreign import open_regular
 GGUF_SUFFIX = ".gguf"
 # Weights, configuration and tokenizer; not the PyTorch, ONNX and GGUF copies beside them.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
-# Parts of a model that a run's identity names apart. tokenizer_config.json may hold the template.
-WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
-TOKENIZER = [
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt"),
-]
-TEMPLATE = ["*.jinja", "tokenizer_config.json"]
-GGUF_METADATA_BYTES = 1 << 25
 SAMPLES = 16  # parts of a file that its digest reads
 SAMPLE_BYTES = 1 << 16
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
@@ -106,40 +98,16 @@ def weights_digest(place: epath.Path) -> str:
     The sample is spread over each file: a tuned model may share its first and last tensors with the
     one that it comes from. A checkpoint's step is known by its manifest, which has every checksum.
     """
-    return _digest(_files(place, WANTED) if place.is_dir() else [place])
+    return files_digest(named_files(place, WANTED) if place.is_dir() else [place])
 
 
-def model_identity(path: AnyPath) -> dict[str, str]:
-    """Digests of what a run takes from `model.path`, by name.
-
-    Weights are read in samples, as `weights_digest` does. Tokenizer and chat template are read
-    completely, since one swapped digit in tokenizer.json makes another tokenizer.
-
-    Args:
-        path: HF directory, Hub id or GGUF file.
-
-    Returns:
-        16 hex digits each of "weights", "tokenizer" and "chat template".
-    """
-    place = resolve(path)
-    if not place.is_dir():
-        with open_regular(place) as file:  # metadata come first: tokenizer and template among them
-            metadata = hashlib.blake2b(file.read(GGUF_METADATA_BYTES), digest_size=8).hexdigest()
-        return {"weights": _digest([place]), "tokenizer": metadata, "chat template": metadata}
-    return {
-        "weights": _digest(_files(place, WEIGHTS)),
-        "tokenizer": _digest(_files(place, TOKENIZER), completely=True),
-        "chat template": _digest(_files(place, TEMPLATE), completely=True),
-    }
-
-
-def _files(folder: epath.Path, patterns: Sequence[str]) -> list[epath.Path]:
+def named_files(folder: epath.Path, patterns: Sequence[str]) -> list[epath.Path]:
     """The files of a folder whose name fits a pattern, by name."""
     named = [p for p in folder.iterdir() if any(fnmatch.fnmatch(p.name, w) for w in patterns)]
     return sorted((path for path in named if not path.is_dir()), key=lambda path: path.name)
 
 
-def _digest(files: Iterable[epath.Path], *, completely: bool = False) -> str:
+def files_digest(files: Iterable[epath.Path], *, completely: bool = False) -> str:
     """16 hex digits of files: names, sizes, and their bytes or a sample of them."""
     digest = hashlib.blake2b(digest_size=8)
     for path in files:
