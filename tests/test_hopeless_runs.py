@@ -123,10 +123,12 @@ def test_steps_without_reward_do_not_end_in_silence(line, tmp_path, capsys, stop
         assert status == 1
         assert "guards.stop names uninformative" in err
         return
-    assert status == 0, err
+    assert status == 1, err
     assert "warning: step 4: every reward is 0" in out
     assert "warning: 12 of 12 steps taught nothing" in out
     assert "finished: 12 steps" in out
+    status, out, _ = run("train", line[0], tmp_path, capsys, **fields)
+    assert (status, "already complete: 12 steps" in out) == (0, True)
 
 
 def test_rewards_of_two_per_cent_whose_groups_inform_get_no_warning(line, tmp_path, capsys):

@@ -5,7 +5,8 @@ checkpoint. A workdir of another config is refused, naming the fields that diffe
 starts anew. `--stage N --from CKPT` begins at stage N (from 0, as in `config.stages[N]`) with the
 weights, accuracy table and rescue sink of another run's checkpoint. SIGTERM or a lost terminal
 leaves a checkpoint and exits 0 (or as POLARIS_STOPPED_STATUS says, for schedulers that restart only
-what has failed), Ctrl-C leaves one and exits 130.
+what has failed), Ctrl-C leaves one and exits 130. A run of which half the steps taught nothing ends
+with 1.
 
 Example:
   polaris train --config=configs/polaris_4b.py --workdir=runs/4b \
@@ -22,6 +23,7 @@ from etils import epath
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
 from polaris_jax.config import ConfigError, RunConfig
+from polaris_jax.run.record import has_finished
 from polaris_jax.system.files import as_place, is_remote
 from polaris_jax.system.signals import StopRequest, stopped_status
 
@@ -59,7 +61,10 @@ def main(argv: list[str]) -> int:
 
     start = StartAt(stage, as_place(source)) if source else None
     stop = StopRequest()
+    complete = not overwrite and has_finished(workdir)
     state = run(config, workdir, overwrite=overwrite, start=start, stop=stop)
+    if state.done and state.guards.hopeless and not complete:
+        return 1  # `run` has said why
     interrupted = any_process(stop.interrupted)  # one status in all processes
     return exit_status(state.done, interrupted=interrupted, when_stopped=when_stopped)
 

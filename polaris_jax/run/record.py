@@ -73,6 +73,13 @@ def began_with(record: Mapping[str, Any], workdir: epath.Path) -> str:
     return next((name for name in (CURATED, PREPARED) if (workdir / name).exists()), "")
 
 
+def has_finished(workdir: AnyPath) -> bool:
+    """True if a start of the workdir's run has reached the run's end."""
+    record = read_record(as_place(workdir))
+    starts = [] if record is None else record["starts"]
+    return any(isinstance(s, dict) and s.get("ended") == "finished" for s in starts)
+
+
 def read_facts(workdir: AnyPath) -> dict[str, Any]:
     """The content of run.json in a workdir that a run owns.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from polaris_jax.config.sections import GuardsSection, RunConfig
 
+JUDGED_STEPS = 10  # fewest steps by which a run is called hopeless
 BASELINE_STEPS = 3  # measured steps of a stage whose mean is the stage's start
 GRADING_FAILURES = ("timeouts", "crashes", "memory", "errors", "invalid")
 Metrics = Mapping[str, Any]  # a line of metrics.jsonl: numbers, or None
@@ -35,6 +36,11 @@ class History:
     streaks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     stage: int = -1
     starts: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def hopeless(self) -> bool:
+        """True if at least half of the steps taught nothing, and there were enough to tell."""
+        return self.steps >= JUDGED_STEPS and 2 * self.idle_steps >= self.steps
 
     def summary(self) -> str:
         """A warning if at least half of the steps taught nothing; else ""."""
