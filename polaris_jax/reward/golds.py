@@ -22,8 +22,11 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _NAMED = re.compile(r"[A-Za-z]\w?\s{0,4}=(?!=)")  # `x = 5` counts as 5
 _IN_WORDS = re.compile(r"[\w\s.,;:!?'’()\\{}$~-]*")
 _CODE = re.compile(
-    r"\b(?:def|class)\s+\w+\s*[(:]|^\s*(?:assert|import|from|return|print|for|while|#include)\b"
-    r"|\b(?:assert|lambda)\b.*[=:]|\bprint\(|\bint\s+main\b|[;{]\s*$|\bfunction\s*\w*\(|=>|\"\s*:",
+    # Every repeat has a limit: golds and answers are other people's.
+    r"\b(?:def|class)\s{1,9}\w{1,99}\s{0,9}[(:]"
+    r"|^[ \t]{0,40}(?:assert|import|from|return|print|for|while|#include)\b"
+    r"|\b(?:assert|lambda)\b.{0,200}[=:]|\bprint\(|\bint\s{1,9}main\b|[;{][ \t]{0,9}$"
+    r"|\bfunction\s{0,9}\w{0,99}\(|=>|\"\s{0,9}:",
     re.MULTILINE,
 )
 

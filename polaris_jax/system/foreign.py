@@ -24,6 +24,7 @@ from etils import epath
 
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.system.files import AnyPath, is_remote
+from polaris_jax.system.text import one_line, printable
 
 T = TypeVar("T")
 
@@ -56,33 +57,11 @@ _KINDS = {
 _STRING = re.compile(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)')
 _NO_STRUCTURE = bytes(byte for byte in range(256) if byte not in b"[]{},")
 _OPENING, _CLOSING = np.frombuffer(b"[{", np.uint8), np.frombuffer(b"]}", np.uint8)
-# Control characters (ESC begins a terminal's commands), line separators, marks that reverse the
-# direction of writing, and halves of characters, which no output can hold.
-_HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 _TYPES = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
 
 
 class ForeignFileError(ConfigError):
     """A file of others that cannot be used. The text is one line: file, defect, remedy."""
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    """The text with every character escaped that could steer a terminal or forge a line.
-
-    Args:
-        text: text of unknown origin.
-        lines: True keeps line feeds and tabs, for texts of several lines.
-    """
-
-    def escaped(match: re.Match[str]) -> str:
-        char = match[0]
-        if lines and char in "\n\t":
-            return char
-        return char.encode("unicode_escape").decode()
-
-    return _HIDDEN.sub(escaped, text)
 
 
 def require_regular(path: AnyPath, *, remedy: str = "put the file itself there") -> None:
@@ -292,12 +271,6 @@ def naming(where: str, *, remedy: str = DOWNLOAD) -> Iterator[None]:
     except (RecursionError, MemoryError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else "needs too much memory"
         raise ForeignFileError(f"{where}: {what}; {remedy}") from error
-
-
-def one_line(error: BaseException, *, most_chars: int = 300) -> str:
-    """An exception's type and text in one printable line."""
-    text = printable(" ".join(str(error).split()))[:most_chars]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def bounded_lines(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from polaris_jax.system.foreign import one_line
+from polaris_jax.system.text import one_line
 
 
 class RefusedFunction(ValueError):

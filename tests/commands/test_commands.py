@@ -92,7 +92,9 @@ def test_probe(workdir):
 
 
 def test_train_over_eight_devices(workdir):
-    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    before, *lines = (json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines())
+    assert before.keys() == {"step", "eval/avg@4"}
+    assert before["step"] == -1
     assert len(lines) == 2
     assert all("eval/avg@4" in line for line in lines)
     for kind in ("correct", "incorrect"):
@@ -107,7 +109,7 @@ def test_a_stop_while_scoring_resumes_with_the_score(workdir, line, tmp_path, mo
 
     def stopped(*args, **options):
         calls.append(options["should_abort"]())
-        if len(calls) in (1, 3):  # after a stage's last step, and after the run's
+        if len(calls) in (2, 4):  # after a stage's last step, and after the run's
             os.kill(os.getpid(), signal.SIGTERM)
         return solve(*args, **options)
 
@@ -116,7 +118,7 @@ def test_a_stop_while_scoring_resumes_with_the_score(workdir, line, tmp_path, mo
     for ended, status in ((1, 143), (2, 143), (2, 0), (2, 0)):  # the last one is complete already
         assert main(["train", *line, f"--workdir={tmp_path}"]) == status
         assert Checkpointer(tmp_path / "checkpoints").latest() == ended
-    assert calls == [False] * 4  # each score once begun in vain, once taken
+    assert calls == [False] * 5  # the one before training; the others once in vain, once taken
     for name in ("metrics.jsonl", "stages.json"):
         assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
     rollouts = sorted(path.name for path in (workdir / "rollouts").iterdir())

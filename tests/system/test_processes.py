@@ -12,8 +12,9 @@ import polaris_jax
 from polaris_jax import assemble
 from polaris_jax.__main__ import main
 from polaris_jax.config import ConfigError, build_config, config_fields, default_config
+from polaris_jax.data.problem_sets import PREPARED
 from polaris_jax.data.problems import read_problems, write_problems
-from polaris_jax.measure import calibrate, evaluate
+from polaris_jax.measure import evaluate
 from polaris_jax.models.weights import sources
 from polaris_jax.models.weights.sources import weights_digest
 from polaris_jax.system import processes
@@ -242,17 +243,21 @@ def test_a_commands_own_flags_are_compared(command, flag, peer, tmp_path, capsys
     assert f"{flag}='other' in process 1" in capsys.readouterr().err
 
 
+def read_to_calibrate(config, workdir):
+    assemble.training_problems(config, workdir, QUIET, files=(PREPARED,))
+
+
 def read_prepared(config, workdir):
     problems, _ = read_problems(config.data.problems)
     write_problems(problems, workdir / "problems.parquet")
-    calibrate.problems_to_calibrate(config, workdir, QUIET)
+    read_to_calibrate(config, workdir)
 
 
 @pytest.mark.parametrize(
     ("name", "read"),
     [
         ("problem set", lambda config, at: assemble.training_problems(config, at, QUIET)),
-        ("problem set", lambda config, at: calibrate.problems_to_calibrate(config, at, QUIET)),
+        ("problem set", read_to_calibrate),
         ("problem set", read_prepared),
         ("held-out problem set", lambda config, _: assemble.evaluation_problems(config, QUIET)),
         ("base model", lambda config, at: assemble.base_path(config, at, QUIET)),
