@@ -116,7 +116,13 @@ MEASURES = {
 }
 
 
-@pytest.mark.parametrize("command", MEASURES)
+@pytest.mark.parametrize(
+    "command",
+    [
+        name if name == "calibrate" else pytest.param(name, marks=pytest.mark.slow)
+        for name in MEASURES
+    ],
+)
 def test_a_measurement_of_another_model_is_refused(command, base_and_problems, tmp_path, capsys):
     """Finished or cut off in its middle: no table of one model is taken for another's."""
     base, problems = base_and_problems

@@ -50,6 +50,7 @@ def line(base):
     return flags(model, f"{source}:training", *more)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_prepare_calibrate_probe_train_and_evaluate_take_it(base, line, tmp_path, capsys):
     _, problems, source = base

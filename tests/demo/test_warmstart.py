@@ -57,6 +57,7 @@ def uneven_examples():
     return [([x % 7 + 1] * 3, [x % 7 + 1] * (2 + 3 * (x % 5))) for x in range(64)]
 
 
+@pytest.mark.slow
 def test_several_steps_a_call_are_those_of_one_call_each(monkeypatch):
     """Parameters to the last bit; calls end where the number of rows changes."""
     section = WarmstartSection(steps=13, batch_size=8, seed=1)

@@ -78,6 +78,7 @@ def test_fewer_samples_lose_borders(shape, samples, bound):
     assert bound <= share < SHARE_WITHIN_ONE_STEP
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_standard_errors_win_some_borders_back(shape):
     """At 512 samples they exceed the robust zone's tolerance; at 1,024 they change nothing."""

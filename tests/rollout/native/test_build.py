@@ -83,6 +83,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_cache_that_others_may_write_to_is_not_used(tmp_path):
     assert run(LOAD, XDG_CACHE_HOME=str(tmp_path)).startswith("loaded ")
     assert (tmp_path / "polaris_jax").stat().st_mode & 0o777 == 0o700
