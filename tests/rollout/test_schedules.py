@@ -35,8 +35,8 @@ def fake_samplers(draw) -> FakeSampler:
     return FakeSampler(config, shards)
 
 
-# Aborts of unfinished requests with a call on its way, in 300 schedules. What hypothesis draws moves
-# with the constants in the code that is imported: 41 once, 38 now.
+# Aborts of unfinished requests with a call on its way, in 300 schedules. What hypothesis draws
+# moves with the constants in the code that is imported: 41 once, 38 now.
 LEAST_MET = 30
 
 
