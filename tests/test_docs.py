@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from polaris_jax.run.outputs import GRADER_STATS, SAMPLER_STATS
+from polaris_jax.run.step_clock import GRADER_STATS, SAMPLER_STATS
 from polaris_jax.step import COUNTED
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

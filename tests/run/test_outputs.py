@@ -12,7 +12,8 @@ from polaris_jax.config import build_config, default_config
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.reward import Grader
 from polaris_jax.run import workdir as workdir_lib
-from polaris_jax.run.outputs import GRADER_STATS, Outputs, numerics_of
+from polaris_jax.run.outputs import Outputs, numerics_of
+from polaris_jax.run.step_clock import GRADER_STATS
 
 
 @pytest.mark.parametrize(
