@@ -30,6 +30,10 @@ from polaris_jax.system.progress import Progress
 RETRY_S = 0.1
 
 
+class InUse(ConfigError):
+    """Another process owns the files. The text is one line for the user."""
+
+
 class TakenOver(RuntimeError):
     """Another command owns the files now. The text is one line for the user."""
 
@@ -62,10 +66,10 @@ class _DiskLock(Ownership):
         except OSError as error:
             owner = _read_owner(self._file)
             self._file.close()
+            if isinstance(error, BlockingIOError):
+                raise InUse(f"{busy} ({owner}); wait for it, end it, or {remedy}") from None
             raise ConfigError(
-                f"{busy} ({owner}); wait for it, end it, or {remedy}"
-                if isinstance(error, BlockingIOError)
-                else f"{lock.parent}: its disk knows no file locks ({error.strerror}); choose a "
+                f"{lock.parent}: its disk knows no file locks ({error.strerror}); choose a "
                 "directory on another disk"
             ) from None
         _write_owner(self._file)
@@ -112,7 +116,8 @@ def own(lock: epath.Path, *, busy: str, remedy: str, writes: Collection[str]) ->
             these are deleted.
 
     Raises:
-        ConfigError: another process owns them, or the disk knows no locks.
+        InUse: another process owns them.
+        ConfigError: the disk knows no locks.
         OSError: the lock file cannot be written.
     """
     if is_remote(lock):
@@ -148,7 +153,8 @@ def owned(
         primary: True in the first process of a command; the others own nothing.
 
     Raises:
-        ConfigError: another process owns it, or the lock file cannot be written.
+        InUse: another process owns it.
+        ConfigError: the lock file cannot be written.
     """
     if not primary:
         yield Ownership()

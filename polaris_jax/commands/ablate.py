@@ -1,0 +1,289 @@
+"""Whole runs of several arms, from several bases and seeds, and what their differences are worth.
+
+TABLE.py says which runs there are (see polaris_jax/ablate/table.py). Each run is an ordinary
+workdir below --out. Worker processes share the machine's cores and take the next run that nobody
+has; rerun the command to continue after any stop. Leaves ablations.json and ablations.md.
+
+Example:
+  polaris ablate configs/ablations/rescue.py --out runs/rescue
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+from etils import epath
+
+from polaris_jax.ablate.page import Outcome, as_markdown, summarise
+from polaris_jax.ablate.table import Run, Table
+from polaris_jax.commands.flags import parse
+from polaris_jax.config import ConfigError, RunConfig
+from polaris_jax.run.owner import InUse, alone, owned
+from polaris_jax.run.workdir import ensure_workdir, write_json
+from polaris_jax.system.files import as_place, is_remote, write_bytes
+from polaris_jax.system.progress import Progress
+from polaris_jax.system.signals import StopRequest
+
+FINISHED, FAILED = "ablation.json", "ablation_failed.txt"
+POLL_S = 0.2
+# The runs of all workers compile the same programs.
+COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": "{out}/compiled",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+}
+WORKER = "POLARIS_ABLATE_WORKER"  # "I/N" in the processes that the command starts
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("out", "", "directory of the runs and of the result", flag_values=values)
+    flags.DEFINE_integer(
+        "workers", 0, "processes that train; 0: one a core", lower_bound=0, flag_values=values
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; its exit code."""
+    words = [word for word in argv if not word.startswith("-")]
+    path = words[0] if words and argv[0] == words[0] else ""
+    rest = argv[1:] if path else argv
+    command = parse("ablate", rest, doc=__doc__ or "", define=_define, takes_config=False)
+    if not path:
+        raise ConfigError("TABLE.py: needed; name a file with a TABLE, before the flags")
+    if not command.flags["out"]:
+        raise ConfigError("--out: needed; name a directory for the runs")
+    out = as_place(command.flags["out"])
+    if is_remote(out):
+        raise ConfigError(f"--out={out}: name a directory on a disk; workers lock their runs")
+    table = load_table(path)
+    for run in [table.base_run(base) for base in table.bases] + table.runs():
+        _check(run)
+    ensure_workdir(out)
+    if WORKER in os.environ:
+        return _work(table, out)
+    return _lead(table, path, out, workers=command.flags["workers"] or _cores())
+
+
+def load_table(path: str) -> Table:
+    """The TABLE of a Python file, which is run.
+
+    Raises:
+        ConfigError: there is no such file, it fails, or it has no TABLE.
+    """
+    if not os.path.isfile(path):
+        raise ConfigError(f"{path}: there is no such file; name one with a TABLE")
+    spec = importlib.util.spec_from_file_location("polaris_table", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001  # whatever a file of Python may do
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}; mend the file") from None
+    table = getattr(module, "TABLE", None)
+    if not isinstance(table, Table):
+        raise ConfigError(f"{path}: has no TABLE = Table(...); see polaris_jax/ablate/table.py")
+    return table
+
+
+def _check(run: Run) -> None:
+    """Raises ConfigError if a run's config is not one, or has no held-out scores."""
+    name = f"arm {run.arm!r}" if run.arm else f"base {run.base!r}"
+    try:
+        config = _config(run, epath.Path("."))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    if not config.evaluate.every_steps:
+        raise ConfigError(
+            f"{name}: evaluate.every_steps=0: a run is judged by its held-out scores; set it"
+        )
+
+
+def _config(run: Run, workdir: epath.Path, *more: str) -> RunConfig:
+    words = [*run.flags(), *more, f"--workdir={workdir}"]
+    return parse("train", words, doc="").config
+
+
+# ---- the command
+
+
+def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
+    """Starts the workers, waits for them, and writes what the finished runs show."""
+    busy = f"--out={out}: `polaris ablate` already runs in it"
+    with owned(out, "ablate", busy=busy, remedy="name another --out"):
+        progress, runs = Progress(enabled=True), table.runs()
+        waiting = [run for run in runs if not (out / run.name / FINISHED).exists()]
+        progress.line(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished")
+        status = 0
+        if waiting:
+            for run in waiting:  # what failed before is tried again
+                (out / run.name / FAILED).unlink(missing_ok=True)
+            status = _run_workers(path, out, min(workers, len(waiting)))
+        outcomes = [found for run in runs if (found := read_outcome(out, run)) is not None]
+        failures = {
+            run.name: (out / run.name / FAILED).read_text()
+            for run in runs
+            if (out / run.name / FAILED).exists()
+        }
+        summary = summarise(table, outcomes)
+        page = as_markdown(summary, title=os.path.basename(path), failures=failures)
+        write_json(out / "ablations.json", summary)
+        write_bytes(out / "ablations.md", page.encode())
+        print(page)
+        if status:
+            return status
+        return 0 if len(outcomes) == len(runs) else 1
+
+
+def _run_workers(path: str, out: epath.Path, count: int) -> int:
+    """Runs the worker processes to their end; 130 if they were interrupted."""
+    words = [sys.executable, "-m", "polaris_jax", "ablate", path, f"--out={out}"]
+    processes, told = [], False
+    with StopRequest() as stop:
+        for index in range(count):
+            environment = os.environ | {WORKER: f"{index}/{count}"}
+            # The pipe stays empty. It closes with this process, also if this process is killed.
+            processes.append(subprocess.Popen(words, env=environment, stdin=subprocess.PIPE))
+        while any(process.poll() is None for process in processes):
+            time.sleep(POLL_S)
+            if stop.requested and not told:
+                told = True
+                for process in processes:
+                    process.terminate()  # each run that is under way leaves a checkpoint
+    for process in processes:
+        process.communicate()
+    return 130 if stop.interrupted else 0
+
+
+def _cores() -> int:
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+# ---- a worker
+
+
+def _work(table: Table, out: epath.Path) -> int:
+    """Makes bases and runs that no other worker has, until none is left."""
+    index, count = map(int, os.environ[WORKER].split("/"))
+    _take_cores(index, count)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for name, value in COMPILED.items():
+        os.environ.setdefault(name, value.format(out=out))
+    progress = Progress(enabled=True)
+    for run in table.runs():
+        if (out / run.name / FINISHED).exists() or (out / run.name / FAILED).exists():
+            continue
+        with _mine(out / run.name) as mine:
+            if not mine:
+                continue
+            try:
+                before = _score_base(table, run.base, out)
+                if (outcome := _train(table, run, out, before)) is None:
+                    return 130  # stopped; the run has a checkpoint
+            except ConfigError as error:  # such as another table's run in the folder
+                raise ConfigError(f"{run.name}: {error}") from None
+            except Exception as error:  # noqa: BLE001  # the other runs need not fail with it
+                write_bytes(out / run.name / FAILED, f"{type(error).__name__}: {error}".encode())
+                progress.line(f"{run.name}: failed: {error}")
+                continue
+            progress.line(f"{run.name}: {table.figure} {outcome.figure(table.figure):.1%}")
+    return 0
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()  # until the command that started this process has ended
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _take_cores(index: int, count: int) -> None:
+    """Keeps this process on its share of the cores, so that XLA starts no more threads."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, set(cores[index::count]) or {cores[index % len(cores)]})
+
+
+@contextlib.contextmanager
+def _mine(folder: epath.Path) -> Iterator[bool]:
+    """True if no other worker has this run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with owned(folder, "ablate", busy="", remedy=""):
+            yield not (folder / FINISHED).exists()
+    except InUse:
+        yield False
+
+
+def _score_base(table: Table, base: str, out: epath.Path) -> float:
+    """The base's held-out score; the base is made if its config says how."""
+    workdir = ensure_workdir(out / "bases" / base)
+    with alone(workdir, "score", Progress(enabled=True)):
+        if not (workdir / "eval.json").exists():
+            _command("evaluate", [*table.base_run(base).flags(), f"--workdir={workdir}"])
+    return float(json.loads((workdir / "eval.json").read_text())["avg@k"])
+
+
+def _train(table: Table, run: Run, out: epath.Path, before: float) -> Outcome | None:
+    """Trains a run to its end; None if it was stopped."""
+    from polaris_jax.loop import run as train
+
+    workdir, made = out / run.name, out / "bases" / run.base / "base_model"
+    words = [f"--config.model.path={made}", "--config.warmstart.steps=0"] if made.exists() else []
+    for command in run.before:
+        _command(command, [*run.flags(), *words, f"--workdir={workdir}"])
+    stop = StopRequest()
+    state = train(_config(run, workdir, *words), workdir, stop=stop)
+    if not state.done:
+        return None
+    outcome = Outcome(
+        arm=run.arm,
+        base=run.base,
+        seed=run.seed,
+        before=before,
+        scores=tuple(_scores(workdir)),
+        sampled_tokens=state.counts.get("sampled_tokens", 0),
+        updates=state.step - state.counts.get("steps_without_update", 0),
+    )
+    write_json(workdir / FINISHED, {**vars(outcome), "scores": [list(s) for s in outcome.scores]})
+    return outcome
+
+
+def _scores(workdir: epath.Path) -> Iterator[tuple[int, float]]:
+    """(step, held-out score) of a run, without the score before its first update."""
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            if re.fullmatch(r"eval/avg@\d+", name) and value is not None and row["step"] >= 0:
+                yield row["step"], value
+
+
+def _command(name: str, words: list[str]) -> None:
+    """Runs a command in this process.
+
+    Raises:
+        RuntimeError: it ended with a status other than 0.
+    """
+    module: Any = importlib.import_module(f"polaris_jax.commands.{name}")
+    if status := module.main(words):
+        raise RuntimeError(f"`polaris {name}` ended with status {status}")
+
+
+def read_outcome(out: epath.Path, run: Run) -> Outcome | None:
+    """A finished run's outcome; None if it is not finished."""
+    path = out / run.name / FINISHED
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    return Outcome(**found | {"scores": tuple((step, score) for step, score in found["scores"])})
