@@ -64,9 +64,11 @@ def main(argv: list[str]) -> int:
         raise ConfigError("TABLE.py: needed; name a file with a TABLE, before the flags")
     if not command.flags["out"]:
         raise ConfigError("--out: needed; name a directory for the runs")
+    if is_remote(command.flags["out"]):
+        raise ConfigError(
+            f"--out={command.flags['out']}: name a directory on a disk; workers lock their runs"
+        )
     out = as_place(command.flags["out"])
-    if is_remote(out):
-        raise ConfigError(f"--out={out}: name a directory on a disk; workers lock their runs")
     table = load_table(path)
     for run in [table.base_run(base) for base in table.bases] + table.runs():
         _check(run)

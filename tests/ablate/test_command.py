@@ -1,0 +1,123 @@
+"""`polaris ablate` from the command line: killed in its middle, it ends like one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from polaris_jax.__main__ import main
+from tests.support import micro_run
+
+TABLE = """
+from polaris_jax.ablate import Arm, Table
+
+TABLE = Table(
+    config={config!r},
+    overrides={overrides!r},
+    arms=(Arm("plain", {{"batch.rescue": False}}), Arm("rescue", {{"batch.rescue": True}})),
+    seeds=(0, 1),
+)
+"""
+
+
+def write_table(directory: Path) -> Path:
+    base, problems = micro_run.make_base(directory)
+    config, *words = micro_run.flags(base, problems)
+    overrides = dict(word.removeprefix("--config.").split("=", 1) for word in words)
+    overrides |= {
+        "stages[0].steps": 2,
+        "stages[1].steps": 1,
+        "evaluate.every_steps": 1,
+        "evaluate.problems": str(problems),
+        "evaluate.n": 2,
+    }
+    path = directory / "table.py"
+    path.write_text(TABLE.format(config=config.removeprefix("--config="), overrides=overrides))
+    return path
+
+
+def start(table: Path, out: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "polaris_jax", "ablate", str(table), f"--out={out}", "--workers=2"],
+        cwd=micro_run.ROOT,
+        env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_table_that_was_killed_gives_the_result_of_one_that_was_not(tmp_path):
+    table, whole, cut = write_table(tmp_path), tmp_path / "whole", tmp_path / "cut"
+    said = micro_run.finish(start(table, whole), timeout_s=900)
+    assert "4 of 4 runs are finished, from 1 bases." in said
+    process = start(table, cut)
+    while not list(cut.glob("runs/*/*/metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)  # the workers end with it, and leave checkpoints
+    process.wait()
+    refused = start(table, cut)  # at once: workers that still save are waited for by their locks
+    refused.communicate(timeout=900)
+    said = micro_run.finish(start(table, cut), timeout_s=900)
+    assert "4 runs, " in said
+    for name in ("ablations.json", "ablations.md"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    summary = json.loads((whole / "ablations.json").read_text())
+    assert [arm["name"] for arm in summary["arms"]] == ["plain", "rescue"]
+    assert all(len(outcome["scores"]) == 3 for outcome in summary["outcomes"])
+    assert all(outcome["sampled_tokens"] > 0 for outcome in summary["outcomes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "TABLE.py: needed"),
+        (["none.py", "--out=x"], "none.py: there is no such file"),
+        (["T"], "--out: needed"),
+        (["T", "--out=gs://b/x"], "name a directory on a disk"),
+        (["T", "--out=x", "--workers=-1"], "--workers"),
+    ],
+    ids=["nothing", "no file", "no out", "store", "workers"],
+)
+def test_mistakes_are_one_line(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("t.py").write_text(TABLE.format(config="c.py", overrides={}))
+    assert main(["ablate", *(word.replace("T", "t.py") for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("TABLE = 5", "t.py: has no TABLE = Table(...)"),
+        ("raise OSError('x')", "t.py: OSError: x; mend the file"),
+        (TABLE.format(config="none.py", overrides={}), "base 'base': --config=none.py"),
+    ],
+    ids=["no table", "raises", "config"],
+)
+def test_a_table_with_a_mistake_is_refused_before_any_run(
+    text, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("t.py").write_text(text)
+    assert main(["ablate", "t.py", "--out=x"]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("x").exists()
+
+
+def test_a_run_without_held_out_scores_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = str(micro_run.ROOT / "configs" / "tiny_cpu.py")
+    Path("t.py").write_text(TABLE.format(config=config, overrides={}))
+    assert main(["ablate", "t.py", "--out=x"]) == 2
+    assert "base 'base': evaluate.every_steps=0" in capsys.readouterr().err
