@@ -48,5 +48,5 @@ def test_the_page_has_a_row_an_arm_and_says_what_is_missing():
     assert "4 of 6 runs are finished, from 2 bases." in page
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert rows[0].startswith("| `plain` | 2 | 18.8 ± 1.3 |  |  |  | 17.5 ± 12.5 | 1 | 1,000 | 7 |")
-    assert "| +16.2 ± 3.8 | -31.4 to +63.9 | 2 of 2 |" in rows[1]
+    assert "| +16.3 ± 3.7 | -31.4 to +63.9 | 2 of 2 |" in rows[1]
     assert "- `runs/late/a-0`: no memory" in page
