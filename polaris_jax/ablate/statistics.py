@@ -78,7 +78,7 @@ def paired(
 
     Args:
         arm: {(base, seed): figure} of one arm.
-        against: the same of the arm that it is compared with.
+        against: {(base, seed): figure} of the other arm.
         confidence: how often the interval covers the mean.
     """
     pairs = sorted(arm.keys() & against.keys())
