@@ -185,6 +185,7 @@ def kill_one(base, workdir: Path, *, killed: int) -> None:
     assert "finished:" not in out
 
 
+@pytest.mark.slow
 def test_a_killed_pair_resumes_and_ends_as_one_process_does(base, alone, tmp_path):
     workdir = tmp_path / "run"
     kill_one(base, workdir, killed=1)

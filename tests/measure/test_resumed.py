@@ -41,7 +41,10 @@ def line(tmp_path_factory):
     return flags(*base, *(f"--config.{name}={value}" for name, value in fields.items()))
 
 
-@pytest.mark.parametrize("command", RESULTS)
+@pytest.mark.parametrize(
+    "command",
+    ["calibrate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("probe", "evaluate"))],
+)
 def test_what_is_done_is_not_sampled_again(command, line, tmp_path, monkeypatch):
     solve, asked, fails = Policy.solve, [], []
 
