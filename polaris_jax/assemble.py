@@ -39,7 +39,6 @@ from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
 from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.run import workdir as workdir_lib
-from polaris_jax.run.identity import differing_inputs
 from polaris_jax.run.outputs import Outputs, numerics_of
 from polaris_jax.run.owner import alone
 from polaris_jax.run.record import began_with, read_record, with_recorded_defaults
@@ -181,11 +180,7 @@ def assemble(
                 inputs | {"problems": found.digest},
                 places=dict.fromkeys(inputs, f"model.path={path}") | {"problems": found.origin},
             )
-            if other := differing_inputs(found.model or {}, inputs):
-                progress.line(
-                    f"warning: {found.origin} was curated for a model with another "
-                    f"{' and '.join(other)}; `polaris calibrate` makes it anew"
-                )
+            found.say_if_for_another(inputs, progress.line)
         reference = load_sharded(path, updater.mesh) if config.objective.kl_coef else None
         if held_out:
             held_out = fitting(held_out, config.data, tokenizer=tokenizer, say=progress.line)
@@ -316,7 +311,7 @@ def training_problems(
         files=files,
         began_with=None if record is None else began_with(record, workdir),
     )
-    agree_on_problems(TRAINED_ON, found.problems)
+    _agree_on_problems(TRAINED_ON, found.problems)
     return found
 
 
@@ -331,20 +326,12 @@ def evaluation_problems(
     problems, left_out = find_held_out_problems(
         config.evaluate, config.data, progress.line, make=lambda: _arithmetic(config)[1]
     )
-    agree_on_problems(HELD_OUT, problems)
+    _agree_on_problems(HELD_OUT, problems)
     return problems, left_out
 
 
-def agree_on_problems(name: str, problems: Sequence[Problem]) -> None:
-    """Checks that all processes of a run have read the same problems.
-
-    Args:
-        name: name of the set in errors.
-        problems: the problems before long prompts are left out.
-
-    Raises:
-        ConfigError: the processes differ; names each digest and its processes.
-    """
+def _agree_on_problems(name: str, problems: Sequence[Problem]) -> None:
+    """Raises ConfigError if the processes of a run have not read the same problems."""
     processes.agree({name: f"{problem_set_hash(problems)} ({len(problems)} problems)"})
 
 

@@ -89,7 +89,15 @@ def collect_rollouts(
     graded = grade(parts, state, batch, grading)
     state, metrics = record(parts, state, batch, graded, attempt=attempt)
     rescued_state, rescued = rescue(parts, state, graded, attempt=attempt)
-    write_responses(parts, state, batch, graded, rescued, attempt=attempt)
+    parts.outputs.write_rollouts(
+        state.step,
+        graded,
+        rescued=rescued,
+        sink=state.sink,
+        problems=parts.problems,
+        draws=[group.draw for group in batch.values()],
+        attempt=attempt,
+    )
     return rescued_state, rescued, metrics
 
 
@@ -241,40 +249,6 @@ def rescue(
     )
     sink.update(graded, step=state.step, stage=stage.stage, temperature=stage.temperature)
     return dataclasses.replace(state, sink=sink).counted(rescued_groups=rescued), graded
-
-
-def write_responses(
-    parts: Parts,
-    state: RunState,
-    batch: dict[int, Group],
-    graded: Graded,
-    rescued: Graded,
-    *,
-    attempt: int,
-) -> None:
-    """Writes the batch to rollouts/: as sampled, and which stored responses its rescue took.
-
-    Args:
-        parts: what the run is made of.
-        state: the state before the rescue.
-        batch: the batch's groups.
-        graded: the batch before the rescue.
-        rescued: the batch after the rescue.
-        attempt: number of the batch within its step, from 0.
-    """
-    wanted = set(graded.problem_ids)
-    questions = {problem.id: problem.problem for problem in parts.problems if problem.id in wanted}
-    parts.outputs.write_rollouts(
-        state.step,
-        graded,
-        questions=[questions.get(problem_id, "") for problem_id in graded.problem_ids],
-        rescues={
-            (p, r): state.sink.get(graded.problem_ids[p])
-            for p, r in np.argwhere(np.asarray(rescued.rescued_PR, bool)).tolist()
-        },
-        draws=[group.draw for group in batch.values()],
-        attempt=attempt,
-    )
 
 
 def substitute(

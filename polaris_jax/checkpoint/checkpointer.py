@@ -131,7 +131,7 @@ class Checkpointer:
 
         Warns of each newer step that is not complete, with the reason.
         """
-        return _from_first(self._latest)
+        return processes.from_first(self._latest)
 
     def latest_or_error(self) -> int:
         """`latest`, for a user who has asked for a checkpoint.
@@ -229,7 +229,7 @@ class Checkpointer:
                 folders.clear(step)
             self._prune(step)
 
-        folder = _from_first(begin)
+        folder = processes.from_first(begin)
         data = path / folder
         streamed = _streamed(leaves)
         with _orbax(saving=True, streamed=streamed) as orbax:
@@ -242,7 +242,9 @@ class Checkpointer:
                 with (data / HOST_ARRAYS).open("wb") as file:
                     for array in host_arrays:
                         file.write(array.data)
-        names = _from_first(lambda: [f"{folder}{name}" for name in step_folders.list_files(data)])
+        names = processes.from_first(
+            lambda: [f"{folder}{name}" for name in step_folders.list_files(data)]
+        )
         mine = names[jax.process_index() :: jax.process_count()]
         shares = processes.gather_objects(step_folders.sync_and_sum(path, mine))
         files = {name: entry for share in shares for name, entry in share.items()}
@@ -262,7 +264,7 @@ class Checkpointer:
                 differ; no array has been read.
             CheckpointError: the checkpoint is not complete, or cannot be read.
         """
-        reason = _from_first(lambda: None if step in self._verified else self._fault(step))
+        reason = processes.from_first(lambda: None if step in self._verified else self._fault(step))
         if reason is not None:
             raise CheckpointError(f"checkpoint {step} in {self.directory} is not whole: {reason}")
         leaves = named_leaves(abstract)
@@ -389,11 +391,6 @@ class Checkpointer:
 
 def _streamed(leaves: dict[str, Any]) -> bool:
     return any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
-
-
-def _from_first(function: Callable[[], T]) -> T:
-    """The first process's result, in all processes; the others do not call `function`."""
-    return processes.gather_objects(function() if processes.is_first() else None)[0]
 
 
 def _cause(error: BaseException) -> tuple[str, int]:

@@ -55,7 +55,7 @@ def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> No
     from polaris_jax.data.problem_sets import PREPARED, fitting
     from polaris_jax.data.problems import problems_digest, write_problems
     from polaris_jax.reward.golds import gold_kinds
-    from polaris_jax.run.owner import owned
+    from polaris_jax.run.owner import command_owns
     from polaris_jax.run.record import refuse_other_run
     from polaris_jax.run.workdir import ensure_workdir, write_json
     from polaris_jax.system.foreign import printable
@@ -63,14 +63,8 @@ def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> No
 
     refuse_other_run(workdir, config, sections=("model", "data", "warmstart"))
     ensure_workdir(workdir)
-    with owned(
-        workdir,
-        "prepare",
-        busy=f"workdir={workdir}: `polaris prepare` already runs in it",
-        remedy="choose another --workdir",
-        writes=(PREPARED, "prepare.json"),
-        primary=is_first(),
-    ) as ownership:
+    writes = (PREPARED, "prepare.json")
+    with command_owns(workdir, "prepare", writes=writes, primary=is_first()) as ownership:
         problems, origin, read = _read(config, workdir, progress)
         tokenizer = load_base_tokenizer(config)
         kept = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)

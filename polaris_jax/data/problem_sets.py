@@ -13,6 +13,7 @@ from polaris_jax.config.settings import ConfigError
 from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import problems_digest, read_made_of, read_problems
 from polaris_jax.records import Problem
+from polaris_jax.run.identity import differing_inputs
 
 PREPARED = "problems.parquet"  # written by `polaris prepare`
 CURATED = "curated.parquet"  # written by `polaris calibrate`
@@ -65,6 +66,14 @@ class ProblemSet:
     def digest(self) -> str:
         """A text that depends on the problems' content, but not on their order."""
         return problems_digest(self.problems, extras=True)
+
+    def say_if_for_another(self, model: Mapping[str, Any], say: Say) -> None:
+        """Warns if `calibrate` chose the problems for a model with other inputs than these."""
+        if other := differing_inputs(self.model or {}, model):
+            say(
+                f"warning: {self.origin} was curated for a model with another "
+                f"{' and '.join(other)}; `polaris calibrate` makes it anew"
+            )
 
     def made_of(self) -> dict[str, Any]:
         """What a file that is made of this set records of it; see `find_training_problems`."""

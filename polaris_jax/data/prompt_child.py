@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from array import array
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -36,7 +37,8 @@ class RenderedPrompts:
     """The prompts of one loaded tokenizer, each rendered once. Its copies begin without any."""
 
     def __init__(self) -> None:
-        self._prompts: dict[tuple[bool, str, str], Prompt] = {}
+        # Ids as 4 bytes each: a set of 50,000 problems would take half a GiB as tuples.
+        self._prompts: dict[tuple[bool, str, str], tuple[str, array[int]]] = {}
         self._child: Child | None = None
         self._template: Any = None  # that the child has
 
@@ -64,10 +66,12 @@ class RenderedPrompts:
                 self._close()
                 late = [names[n] for n in missing.values()][len(new) :] if names else ()
                 raise template_error(tokenizer, late, str(refused)) from refused.__cause__
-            self._prompts |= zip(missing, new, strict=True)
+            compact = ((text, array("i", ids)) for text, ids in new)
+            self._prompts |= zip(missing, compact, strict=True)
             if len(missing) > 1:  # a loop over single prompts keeps its child
                 self._close()
-        return [self._prompts[key] for key in keys]
+        found = (self._prompts[key] for key in keys)
+        return [(text, tuple(ids)) for text, ids in found]
 
     def _ask(
         self, tokenizer: Any, contents: Sequence[str], special_tokens: bool, prompts: list[Prompt]

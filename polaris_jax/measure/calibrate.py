@@ -9,21 +9,15 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from polaris_jax.assemble import (
-    base_model_config,
-    check_reward,
-    load_base,
-    load_base_tokenizer,
-    training_problems,
-)
+from polaris_jax.assemble import check_reward, load_base
 from polaris_jax.config import RunConfig, config_fields
-from polaris_jax.data.problem_sets import CURATED, PREPARED, fitting
+from polaris_jax.data.problem_sets import CURATED, PREPARED
 from polaris_jax.data.problems import problems_digest, write_problems
-from polaris_jax.measure.solve import base_inputs, open_policy, open_progress, reward_identity
-from polaris_jax.models.positions import check_positions
+from polaris_jax.measure.inputs import measured_on, open_progress, reward_identity
+from polaris_jax.measure.solve import open_policy
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure
-from polaris_jax.run.owner import Ownership, owned
+from polaris_jax.run.owner import Ownership, command_owns
 from polaris_jax.run.record import refuse_other_run
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.stages.difficulty import TOO_EASY_ABOVE, curate, pass_rate_histogram, shape_name
@@ -50,14 +44,9 @@ def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> 
     )
     check_reward(config.reward)
     ensure_workdir(workdir)
-    with owned(
-        workdir,
-        "calibrate",
-        busy=f"workdir={workdir}: `polaris calibrate` already runs in it",
-        remedy="choose another --workdir",
-        writes=("calibrate_progress.jsonl", "calibrate_progress.identity.json", *RESULTS),
-        primary=processes.is_first(),
-    ) as ownership:
+    writes = ("calibrate_progress.jsonl", "calibrate_progress.identity.json", *RESULTS)
+    primary = processes.is_first()
+    with command_owns(workdir, "calibrate", writes=writes, primary=primary) as ownership:
         return _calibrate(config, workdir, progress, ownership)
 
 
@@ -66,22 +55,16 @@ def _calibrate(
 ) -> dict[str, Any]:
     section = config.calibrate
     max_response_tokens = section.max_response_tokens or config.stages[0].max_response_tokens
-    found = training_problems(config, workdir, progress, files=(PREPARED,))
-    tokenizer = load_base_tokenizer(config)
-    problems = fitting(found.problems, config.data, tokenizer=tokenizer, say=progress.line)
-    check_positions(config, base_model_config(config), progress.line)
-    progress.line(f"calibrating {len(problems)} problems from {found.origin} ({found.why})")
-    inputs, places = base_inputs(config, workdir, progress)
-    model = dict(inputs)
-    if not found.place:  # a file of the workdir is made anew on purpose: its rows are set aside
-        inputs["problems"], places["problems"] = found.digest, found.origin
+    measured = measured_on(config, workdir, progress, files=(PREPARED,))
+    problems = measured.problems
+    progress.line(f"calibrating {len(problems)} problems from {measured.origin}")
     done = open_progress(
         workdir / "calibrate_progress.jsonl",
         count_identity(config, problems, max_response_tokens=max_response_tokens),
         key=("id",),
         valid=lambda row: type(row["correct"]) is int and 0 <= row["correct"] <= section.n,
-        inputs=inputs,
-        places=places,
+        inputs=measured.inputs,
+        places=measured.places,
         may_write=ownership.check,
     )
     correct = {row["id"]: row["correct"] for row in done.rows}
@@ -90,7 +73,7 @@ def _calibrate(
         progress.line(f"resumed after {len(correct)} problems")
     waiting = [p for p in problems if p.id not in correct]
     if waiting:
-        base = load_base(config, workdir, progress)
+        base = load_base(config, workdir, progress)[0], measured.tokenizer
         with (
             open_policy(config, progress, base, max_response_tokens=max_response_tokens) as policy,
             progress.phase("calibrate", len(problems) * section.n) as phase,
@@ -144,7 +127,7 @@ def _calibrate(
     }
     if processes.is_first():
         ownership.check()
-        made_of = found.made_of() | {"model": model}
+        made_of = measured.found.made_of() | {"model": measured.model}
         write_problems(rated, workdir / "difficulty.parquet", made_of=made_of)
         write_problems(curated, workdir / CURATED, made_of=made_of)
         write_json(workdir / "calibrate.json", summary)

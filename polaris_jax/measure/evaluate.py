@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import (
@@ -19,24 +17,19 @@ from polaris_jax.assemble import (
 )
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.convert import is_orbax, load_any
-from polaris_jax.config import ConfigError, EvaluateSection, RunConfig, config_fields
+from polaris_jax.config import ConfigError, RunConfig, config_fields
 from polaris_jax.data.problem_sets import fitting
 from polaris_jax.data.problems import problems_digest
-from polaris_jax.evaluate.estimators import (
-    avg_at_k,
-    budget_curve,
-    default_budgets,
-    length_groups,
-    pass_at_k,
-)
-from polaris_jax.measure.solve import base_inputs, open_policy, open_progress, reward_identity
+from polaris_jax.evaluate.scoring import budgets_of, score_rows
+from polaris_jax.measure.inputs import base_inputs, open_progress, reward_identity
+from polaris_jax.measure.solve import open_policy
 from polaris_jax.models import Decoder
 from polaris_jax.models.positions import check_evaluated_positions, yarn_scaling
 from polaris_jax.models.weights.identity import tokenizer_digests
 from polaris_jax.models.weights.sources import agree_on_weights
-from polaris_jax.records import Graded, Problem, correct_rewards
+from polaris_jax.records import Graded, Problem
 from polaris_jax.report.figures import evaluation_figure
-from polaris_jax.run.owner import Ownership, owned
+from polaris_jax.run.owner import Ownership, command_owns
 from polaris_jax.run.progress_file import ProgressFile
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system import processes
@@ -85,18 +78,13 @@ def evaluate(
     check_reward(config.reward)
     ensure_workdir(workdir)
     prefix = f"{tag}_" if tag else ""
-    with owned(
-        workdir,
-        f"{prefix}evaluate",
-        busy=f"workdir={workdir}: `polaris evaluate` with --tag={tag} already runs in it",
-        remedy="choose another --tag",
-        writes=[
-            f"{prefix}{name}"
-            for stem in ("responses", "responses_yarn")
-            for name in (f"{stem}.jsonl", f"{stem}.identity.json", "eval.json", "eval.png")
-        ],
-        primary=processes.is_first(),
-    ) as ownership:
+    writes = [
+        f"{prefix}{name}"
+        for stem in ("responses", "responses_yarn")
+        for name in (f"{stem}.jsonl", f"{stem}.identity.json", "eval.json", "eval.png")
+    ]
+    primary = processes.is_first()
+    with command_owns(workdir, "evaluate", writes=writes, primary=primary, tag=tag) as ownership:
         return _evaluate(config, workdir, progress, ownership, checkpoint=checkpoint, tag=tag)
 
 
@@ -155,7 +143,13 @@ def _evaluate(
             done=done,
             yarn=yarn,
         )
-        results[yarn] = _score(config, rows, max_response_tokens, progress)
+        results[yarn] = score_rows(
+            rows,
+            section,
+            correct_at=config.reward.correct_at,
+            max_response_tokens=max_response_tokens,
+            say=progress.line,
+        )
     summary = dict(results[min(results)])
     if len(results) == 2:
         for plain, scaled in zip(
@@ -200,7 +194,7 @@ def _inputs(
     `--checkpoint=latest` names others from day to day; its tokenizer stays.
     """
     if not checkpoint:
-        return base_inputs(config, workdir, progress)
+        return base_inputs(config, workdir, progress, tokenizer=tokenizer)
     digests = tokenizer_digests(tokenizer)
     inputs = {f"{name} of {checkpoint}": value for name, value in digests.items()}
     return inputs, dict.fromkeys(inputs, f"--checkpoint={checkpoint}")
@@ -267,7 +261,8 @@ def _respond(
                 health = policy.judged(graded, batch, reward=config.reward, mode="eval")
                 for text in health.lines() if health.cause not in NO_FAULTS else ():
                     progress.line(text)
-            prefixes = policy.prefix_rewards(graded, batch, _budgets(section, max_response_tokens))
+            budgets = budgets_of(section, max_response_tokens)
+            prefixes = policy.prefix_rewards(graded, batch, budgets)
             new = [
                 response_row(problem, graded, p, r, prefixes.get((p, r), {}))
                 for p, problem in enumerate(batch)
@@ -356,66 +351,3 @@ def _checksums(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return jnp.sum(bits ^ (bits >> 13), dtype=jnp.uint32)
 
     return jax.tree.map(checksum, params)
-
-
-def _budgets(section: EvaluateSection, max_response_tokens: int) -> tuple[int, ...]:
-    """The budgets, in tokens, at which the budget curve cuts the responses."""
-    return section.budgets or default_budgets(max_response_tokens)
-
-
-def _score(
-    config: RunConfig, rows: list[dict[str, Any]], max_response_tokens: int, progress: Progress
-) -> dict[str, Any]:
-    section = config.evaluate
-    by_problem: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_problem.setdefault(row["problem_id"], []).append(row)
-    ids = sorted(by_problem)
-    reward_PR = np.array([[row["reward"] for row in by_problem[i]] for i in ids], np.float32)
-    length_PR = np.array([[row["tokens"] for row in by_problem[i]] for i in ids])
-    correct_at = config.reward.correct_at
-    correct_PR = correct_rewards(reward_PR, correct_at)
-    average, mean_reward = avg_at_k(correct_PR), avg_at_k(reward_PR).value
-    ungraded: set[int] = set()
-
-    def prefix_correct(p: int, r: int, at: int) -> float:
-        row = by_problem[ids[p]][r]
-        former = row.get("reward_at", {})  # versions up to 0.2 stored an object, or none
-        reward = row.get(f"reward_at_{at}", former.get(str(at)))
-        if reward is None:
-            ungraded.add(at)
-        return float(correct_rewards(np.array(reward or 0.0), correct_at))
-
-    curve = budget_curve(
-        length_PR,
-        correct_PR,
-        budgets=_budgets(section, max_response_tokens),
-        regrade=prefix_correct,
-    )
-    if ungraded:
-        progress.line(
-            f"warning: responses were stored before budgets {sorted(ungraded)} were asked for; "
-            "those that they cut count as wrong there (another evaluate.seed samples anew)"
-        )
-    powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= section.n]
-    ended = [row["finish_reason"] == "stop" for row in rows]
-    return {
-        "avg@k": average.value,
-        "stderr": average.stderr,
-        **({"mean_reward": mean_reward} if mean_reward != average.value else {}),
-        "k": section.n,
-        "pass@k": {str(k): pass_at_k(correct_PR, k).value for k in powers},
-        "problems": len(ids),
-        "temperature": section.temperature,
-        "top_k": section.top_k,
-        "top_p": section.top_p,
-        "max_response_tokens": max_response_tokens,
-        "mean_length": float(length_PR.mean()),
-        "ended_share": float(np.mean(ended)),
-        "well_formed_share": float(np.mean([row["well_formed"] for row in rows])),
-        "length_groups": [
-            dataclasses.asdict(group)
-            for group in length_groups(length_PR, correct_PR, edges=section.length_edges)
-        ],
-        "budget_curve": [dataclasses.asdict(point) for point in curve],
-    }

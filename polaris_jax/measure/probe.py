@@ -9,25 +9,18 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from polaris_jax.assemble import (
-    base_model_config,
-    check_reward,
-    load_base,
-    load_base_tokenizer,
-    training_problems,
-)
+from polaris_jax.assemble import check_reward, load_base
 from polaris_jax.config import RunConfig, config_fields
-from polaris_jax.data.problem_sets import fitting
 from polaris_jax.data.problems import problems_digest
 from polaris_jax.explore import Candidate, find_zones
 from polaris_jax.explore.temperature import measure_candidate
 from polaris_jax.explore.zones import MIN_SAMPLES, is_above_zero, tolerances
+from polaris_jax.measure.inputs import measured_on, open_progress, reward_identity
 from polaris_jax.measure.probe_set import NO_PLATEAU
-from polaris_jax.measure.solve import base_inputs, open_policy, open_progress, reward_identity
-from polaris_jax.models.positions import check_positions
+from polaris_jax.measure.solve import open_policy
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import probe_figure
-from polaris_jax.run.owner import Ownership, owned
+from polaris_jax.run.owner import Ownership, command_owns
 from polaris_jax.run.record import refuse_other_run, with_recorded_defaults
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system import processes
@@ -49,14 +42,9 @@ def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict
     refuse_other_run(workdir, config, sections=("seed", "model", "data", "warmstart", "rope"))
     check_reward(config.reward)
     ensure_workdir(workdir)
-    with owned(
-        workdir,
-        "probe",
-        busy=f"workdir={workdir}: `polaris probe` already runs in it",
-        remedy="choose another --workdir",
-        writes=("probe_progress.jsonl", "probe_progress.identity.json", "probe.json", "probe.png"),
-        primary=processes.is_first(),
-    ) as ownership:
+    writes = ("probe_progress.jsonl", "probe_progress.identity.json", "probe.json", "probe.png")
+    primary = processes.is_first()
+    with command_owns(workdir, "probe", writes=writes, primary=primary) as ownership:
         return _probe(config, workdir, progress, ownership)
 
 
@@ -65,34 +53,30 @@ def _probe(
 ) -> dict[str, Any]:
     section = config.probe
     max_response_tokens = section.max_response_tokens or config.stages[0].max_response_tokens
-    found = training_problems(config, workdir, progress)
-    tokenizer = load_base_tokenizer(config)
-    problems = fitting(found.problems, config.data, tokenizer=tokenizer, say=progress.line)
-    check_positions(config, base_model_config(config), progress.line)
+    measured = measured_on(config, workdir, progress)
+    problems = measured.problems
     order = np.random.default_rng(fold_seed(config.seed, "probe set")).permutation(len(problems))
     problems = [problems[i] for i in order[: section.problems]]
     count = int(np.floor((section.stop - section.start) / section.step + 1e-6)) + 1
     temperatures = [round(section.start + i * section.step, 6) for i in range(count)]
     progress.line(
         f"probing {len(temperatures)} temperatures on {len(problems)} problems from "
-        f"{found.origin} ({found.why})"
+        f"{measured.origin}"
     )
-    inputs, places = base_inputs(config, workdir, progress)
-    if not found.place:  # a file of the workdir is made anew on purpose: its rows are set aside
-        inputs["problems"], places["problems"] = found.digest, found.origin
     done = open_progress(
         workdir / "probe_progress.jsonl",
         row_identity(config, problems, max_response_tokens=max_response_tokens),
         key=("temperature",),
         valid=lambda row: all(isinstance(row[f.name], int | float) for f in ROW),
-        inputs=inputs,
-        places=places,
+        inputs=measured.inputs,
+        places=measured.places,
         may_write=ownership.check,
     )
     rows = {row["temperature"]: row for row in done.rows}
     waiting, judged = [t for t in temperatures if t not in rows], []
     if waiting:
-        base, responses = load_base(config, workdir, progress), len(problems) * section.n
+        base = load_base(config, workdir, progress)[0], measured.tokenizer
+        responses = len(problems) * section.n
         with (
             open_policy(config, progress, base, max_response_tokens=max_response_tokens) as policy,
             progress.phase("probe", len(temperatures) * responses) as phase,

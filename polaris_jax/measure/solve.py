@@ -7,21 +7,16 @@ probe and evaluate open a `Policy`, which has a sampler and a grader of its own.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
-from polaris_jax.assemble import Solver, base_path, open_solver
+from polaris_jax.assemble import Solver, open_solver
 from polaris_jax.config import RewardSection, RunConfig
 from polaris_jax.data.prompts import render_prompts
-from polaris_jax.models import Decoder, RopeScaling, load_config
-from polaris_jax.models.tokenizer import load_tokenizer
-from polaris_jax.models.weights.identity import model_inputs
+from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Graded, Group, Problem
 from polaris_jax.reward import Grader, RewardInput
 from polaris_jax.reward.extract import Mode
@@ -30,9 +25,6 @@ from polaris_jax.reward.grader import Grade
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.groups import begin, sample_groups
 from polaris_jax.rollout.samplers import Samplers
-from polaris_jax.run.identity import refuse_other_inputs
-from polaris_jax.run.progress_file import ProgressFile
-from polaris_jax.run.record import read_record
 from polaris_jax.sharding import split_devices
 from polaris_jax.stages.health import Health, judge, turn_tokens
 from polaris_jax.system import processes
@@ -313,74 +305,3 @@ def open_policy(
         sampler = solver.samplers.make(model, max_response_tokens=max_response_tokens)
         with at_run_time(lambda: "sampling"):
             yield Policy(solver, sampler)
-
-
-def base_inputs(
-    config: RunConfig, workdir: epath.Path, progress: Progress
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """`model_inputs` of the base model, and the places of these inputs, as errors name them.
-
-    Only the first process computes them; the others get nothing.
-
-    Raises:
-        ConfigError: a run in the workdir began with another model.
-    """
-    path = base_path(config, workdir, progress)
-    if not processes.is_first():
-        return {}, {}
-    inputs = model_inputs(path, load_tokenizer(path), load_config(path))
-    places = dict.fromkeys(inputs, f"model.path={path}")
-    refuse_other_inputs(
-        (read_record(workdir) or {}).get("identity") or {},
-        inputs,
-        places=places,
-        of=f"the run in workdir={workdir} began with",
-        remedy="choose another --workdir",
-    )
-    return inputs, places
-
-
-def open_progress(path: epath.Path, settings: Mapping[str, Any], **options: Any) -> ProgressFile:
-    """A command's `ProgressFile`: the first process writes it, then the others read it.
-
-    Args:
-        path: path of the file.
-        settings: see `ProgressFile`.
-        options: its other arguments. Inputs are compared in the first process alone.
-
-    Raises:
-        ConfigError: see `ProgressFile`.
-    """
-    opened: list[ProgressFile] = []
-    processes.first_does(
-        lambda: opened.append(ProgressFile(path, settings, **options)), f"open {path.name}"
-    )
-    if not opened:
-        options |= {"inputs": {}, "writes": False}
-        opened.append(ProgressFile(path, settings, **options))
-    return opened[0]
-
-
-def reward_identity(section: RewardSection, problems: Sequence[Problem]) -> dict[str, Any]:
-    """Settings that change rewards, for the identity of a progress file.
-
-    A command that was interrupted reuses the rows of its progress file only if their identity is
-    the same, so rows that another reward function graded are computed again.
-
-    Args:
-        section: the config's section.
-        problems: the problems; a reward function sees their extra columns.
-
-    Returns:
-        The reward function's import path, a digest of the extra columns, and `reward.correct_at`.
-        Defaults are left out, so the result is {} for the math grader with `correct_at` 1. A change
-        of the function's source text does not change the identity.
-    """
-    fields: dict[str, Any] = {}
-    if section.function:
-        fields["reward.function"] = section.function
-        extras = json.dumps([[p.id, p.extra] for p in problems], sort_keys=True)
-        fields["extra"] = hashlib.blake2b(extras.encode(), digest_size=16).hexdigest()
-    if section.correct_at != 1.0:
-        fields["reward.correct_at"] = section.correct_at
-    return fields

@@ -15,15 +15,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
-from polaris_jax.batch import StoredResponse
+from polaris_jax.batch import RescueBuffer, StoredResponse
 from polaris_jax.checkpoint.checkpointer import TOKENIZER
 from polaris_jax.config import RunConfig
 from polaris_jax.metrics import MetricsWriter, value_of
 from polaris_jax.metrics.writer import METRICS
 from polaris_jax.models.tokenizer import save_end_ids, save_tokenizer
-from polaris_jax.records import Graded
+from polaris_jax.records import Graded, Problem
 from polaris_jax.reward import Grader
 from polaris_jax.rollout.native.build import cpu_features
 from polaris_jax.run import workdir as workdir_lib
@@ -187,21 +188,37 @@ class Outputs:
         step: int,
         graded: Graded,
         *,
-        questions: Sequence[str],
-        rescues: Mapping[tuple[int, int], StoredResponse | None],
+        rescued: Graded,
+        sink: RescueBuffer,
+        problems: Sequence[Problem],
         draws: Sequence[int],
         attempt: int,
     ) -> None:
-        """A step's responses in rollouts/; see `rollout_rows`."""
+        """A step's responses in rollouts/; see `rollout_rows`.
+
+        Args:
+            step: number of the step.
+            graded: the batch as sampled and graded.
+            rescued: the batch after the rescue.
+            sink: the sink from which it was rescued.
+            problems: problems that have the batch's ids.
+            draws: draw number of each prompt.
+            attempt: number of the batch within its step, from 0.
+        """
         every = self._config.rollout.save_every
         if not every or step % every or not self._first:
             return
         self._claim.check()
         carries = self._config.rollout.partial_rollouts == "carry"
+        wanted = set(graded.problem_ids)
+        questions = {p.id: p.problem for p in problems if p.id in wanted}
         rows = rollout_rows(
             graded,
-            questions=questions,
-            rescues=rescues,
+            questions=[questions.get(problem_id, "") for problem_id in graded.problem_ids],
+            rescues={
+                (p, r): sink.get(graded.problem_ids[p])
+                for p, r in np.argwhere(np.asarray(rescued.rescued_PR, bool)).tolist()
+            },
             attempt=attempt,
             draws=draws if carries else None,
         )

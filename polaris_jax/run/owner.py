@@ -173,6 +173,38 @@ def owned(
         ownership.release()
 
 
+def command_owns(
+    workdir: epath.Path,
+    command: str,
+    *,
+    writes: Collection[str],
+    primary: bool = True,
+    tag: str | None = None,
+) -> contextlib.AbstractContextManager[Ownership]:
+    """A context manager that owns what a command writes into a workdir.
+
+    Args:
+        workdir: the workdir, which exists.
+        command: name of the command.
+        writes: names of its files, whose partial copies are deleted.
+        primary: see `owned`.
+        tag: the command's --tag, with which several may run at once; None if it has none.
+
+    Raises:
+        InUse: the same command already runs there.
+        ConfigError: the lock file cannot be written.
+    """
+    which = "" if tag is None else f" with --tag={tag}"
+    return owned(
+        workdir,
+        f"{tag}_{command}" if tag else command,
+        busy=f"workdir={workdir}: `polaris {command}`{which} already runs in it",
+        remedy="choose another --workdir" if tag is None else "choose another --tag",
+        writes=writes,
+        primary=primary,
+    )
+
+
 @contextlib.contextmanager
 def alone(directory: epath.Path, name: str, progress: Progress) -> Iterator[None]:
     """A context manager that waits until no other process is inside one of the same name.

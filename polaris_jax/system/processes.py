@@ -28,7 +28,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jaxlib
@@ -37,6 +37,7 @@ import numpy as np
 import polaris_jax
 from polaris_jax.config import ConfigError, RunConfig, config_fields
 
+T = TypeVar("T")
 DRAIN_S = 0.3  # time for the reader to get what was logged just before an abort
 MAX_HELD_LINES = 500
 MAX_REASON_CHARS = 200
@@ -191,6 +192,11 @@ def gather_objects(value: Any) -> list[Any]:
     return [
         json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.reshape(-1), strict=True)
     ]
+
+
+def from_first(function: Callable[[], T]) -> T:
+    """The first process's result, in all processes; the others do not call `function`."""
+    return gather_objects(function() if is_first() else None)[0]
 
 
 def any_process(flag: bool) -> bool:

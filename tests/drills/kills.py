@@ -44,7 +44,7 @@ def drills(seed: int, short: bool) -> list[Drill]:
 
 
 def run(drill: Drill, place: Place) -> Iterator[Case]:
-    """Kills one run so many times, and compares its end."""
+    """Kills one run several times, and compares its final files with those of a whole run."""
     name = drill.name.partition(".")[0]
     kind = runs.RUNS[name]
     row = "kills of two or four processes" if kind.ranks > 1 else "kills of one process"

@@ -32,7 +32,7 @@ class Run:
         ranks: processes of the run.
         bucket: whether the workdir lies in an object store.
         problems: the set that it reads, a file of the stock.
-        kills: of one seed.
+        kills: number of kills for each seed.
     """
 
     commands: tuple[str, ...]

@@ -83,7 +83,7 @@ def test_problems_that_cannot_be_asked_are_counted(tmp_path, monkeypatch):
         asked.append(len(problems))
         return [row | {"sample": r, "well_formed": True} for r in range(config.evaluate.n)]
 
-    monkeypatch.setattr(evaluate, "base_inputs", lambda *_: ({}, {}))
+    monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
     monkeypatch.setattr(evaluate, "_respond", respond)
     config = with_evaluate(problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64)
@@ -100,7 +100,7 @@ def test_a_budget_past_the_models_positions_is_refused_before_anything_is_sample
     tmp_path, monkeypatch
 ):
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
-    monkeypatch.setattr(evaluate, "base_inputs", lambda *_: ({}, {}))
+    monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
     monkeypatch.setattr(evaluate, "_respond", lambda *_: pytest.fail("it sampled"))
     config = with_evaluate(problems=str(tmp_path / "set.jsonl"))
@@ -138,7 +138,7 @@ def test_an_evaluation_grades_with_the_function_and_counts_from_correct_at(
         return [with_texts(dataclasses.replace(group, responses=(two, three)), tokenizer)]
 
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2", "level": 3}')
-    monkeypatch.setattr(evaluate, "base_inputs", lambda *_: ({}, {}))
+    monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
     monkeypatch.setattr(evaluate, "open_policy", opener(tokenizer))
     monkeypatch.setattr(solve, "sample_groups", sampled)
@@ -204,7 +204,7 @@ def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
         return [with_texts(dataclasses.replace(group, responses=(early, late)), tokenizer)]
 
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
-    monkeypatch.setattr(evaluate, "base_inputs", lambda *_: ({}, {}))
+    monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
     monkeypatch.setattr(evaluate, "open_policy", opener(tokenizer))
     monkeypatch.setattr(solve, "sample_groups", sampled)
@@ -231,7 +231,7 @@ def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
 
 
 def test_a_missing_checkpoint_is_refused_before_any_warm_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "base_inputs", lambda *_: ({}, {}))
+    monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
     monkeypatch.setattr(evaluate, "load_base", lambda *_: pytest.fail("a base model was asked for"))
     data = dataclasses.replace(CONFIG.data, arithmetic=ArithmeticSection(train=8, held_out=4))
     config = dataclasses.replace(CONFIG, data=data)

@@ -13,11 +13,13 @@ from polaris_jax.config import build_config
 from polaris_jax.data.problem_sets import ProblemSet
 from polaris_jax.explore.zones import MIN_SAMPLES
 from polaris_jax.measure import probe as probe_module
+from polaris_jax.measure.inputs import Measured
 from polaris_jax.records import Problem
 from polaris_jax.stages.health import Health
 from polaris_jax.system.progress import Progress
 
 PROBLEMS = [Problem(f"p{i}", "?", "1") for i in range(64)]
+FOUND = ProblemSet(PROBLEMS, "", "a list", "given", None)
 
 
 class Said:
@@ -44,13 +46,8 @@ def solve(problems: list[Problem], *, n: int, **_: Any) -> SimpleNamespace:
 @pytest.mark.parametrize(("n", "noted"), [(32, False), (16, True)], ids=["enough", "few"])
 def test_few_samples_are_noted_in_the_file_and_to_the_reader(tmp_path, monkeypatch, n, noted):
     for name, stand_in in {
-        "training_problems": lambda *_: ProblemSet(PROBLEMS, "", "a list", "given", None),
-        "base_inputs": lambda *_: ({}, {}),
-        "load_base_tokenizer": lambda _: None,
-        "fitting": lambda problems, *_, **__: problems,
-        "base_model_config": lambda *_: None,
-        "load_base": lambda *_: None,
-        "check_positions": lambda *_: None,
+        "measured_on": lambda *_: Measured(FOUND, PROBLEMS, None, {}, {}, {}),
+        "load_base": lambda *_: (None, None),
         "open_policy": lambda *_, **__: contextlib.nullcontext(
             SimpleNamespace(solve=solve, judged=lambda *_, **__: Health(64, 64, 64 * n, 0.5))
         ),

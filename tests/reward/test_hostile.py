@@ -58,7 +58,8 @@ def measure(
 ) -> dict:
     """name -> (longest seconds of one pair, the pairs that were not simply False).
 
-    Each text meets at most so many of the golds, all of them in turn.
+    Each text is graded against at most `most` golds. Successive texts take successive golds, so
+    that every gold is used.
     """
     root = str(Path(__file__).resolve().parents[2])
     ran = subprocess.run(

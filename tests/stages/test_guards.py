@@ -1,4 +1,4 @@
-"""Guards warn of streaks, stop where they are told to, and leave a healthy run alone."""
+"""Guards warn of steps in a row, end a run if configured so, and say nothing of a healthy run."""
 
 import dataclasses
 import json
