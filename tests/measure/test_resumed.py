@@ -5,8 +5,10 @@ import json
 import pytest
 
 from polaris_jax.__main__ import main
+from polaris_jax.data import prompt_child
 from polaris_jax.measure import evaluate
 from polaris_jax.measure.solve import Policy
+from polaris_jax.system.child import Child
 from tests.support.micro_run import flags, make_base
 
 pytestmark = pytest.mark.xdist_group("resumed commands")  # one worker makes the base
@@ -62,7 +64,16 @@ def test_what_is_done_is_not_sampled_again(command, line, tmp_path, monkeypatch)
         status = main([command, *line, f"--workdir={tmp_path / name}"])
         return status, list(asked)
 
+    started = []
+
+    class Counted(Child):
+        def __init__(self, *arguments, **options):
+            started.append(arguments)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(prompt_child, "Child", Counted)
     assert run("whole")[0] == 0
+    assert len(started) == 1  # it renders every prompt, and no batch renders them again
     of_whole = list(asked)
     assert len(of_whole) == 3
     done, result, *_ = RESULTS[command]
