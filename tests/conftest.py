@@ -54,6 +54,8 @@ if os.environ.get("POLARIS_TYPECHECK", "1") != "0":
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.long_cases import LONG_CASES  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -65,8 +67,10 @@ def is_quick(path):
 
 @pytest.hookimpl(tryfirst=True)  # before -m picks tests
 def pytest_collection_modifyitems(items):
-    """Marks the tests of QUICK."""
+    """Marks the tests of QUICK, and the long cases as slow."""
     for item in items:
+        if item.nodeid.removeprefix("tests/") in LONG_CASES:
+            item.add_marker("slow")
         if is_quick(item.path) and item.get_closest_marker("slow") is None:
             item.add_marker("quick")
 

@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests.conftest import QUICK, VIRTUAL_DEVICES, skipped_line
+from tests.long_cases import LONG_CASES
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -48,6 +51,35 @@ def test_every_quick_name_is_a_file_or_folder_of_tests(request):
     names = {path.name for path in (ROOT / "tests").rglob("*") if path.name != "__pycache__"}
     assert names >= QUICK
     assert request.node.get_closest_marker("quick") is not None
+
+
+@pytest.mark.parametrize("case", sorted(LONG_CASES))
+def test_every_long_case_is_a_test(case):
+    path, _, name = case.partition("::")
+    assert f"def {name.partition('[')[0]}(" in (ROOT / "tests" / path).read_text()
+
+
+GROUPED = """
+import pytest
+
+pytestmark = pytest.mark.xdist_group("one")
+
+@pytest.fixture(scope="module")
+def made():
+    open("made", "a").write("x")
+
+@pytest.mark.parametrize("number", range(6))
+def test(made, number): ...
+"""
+
+
+def test_a_group_of_tests_stays_on_one_worker(tmp_path):
+    """Else each worker makes what the group shares: minutes of the suite."""
+    (tmp_path / "test_grouped.py").write_text(GROUPED)
+    words = ["-n", "2", "--dist", "loadgroup", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "made").read_text() == "x"
 
 
 @pytest.mark.parametrize(

@@ -128,10 +128,10 @@ def test_a_response_that_is_no_text_is_refused(text):
 )
 def test_a_megabyte_of_anything_is_read_in_linear_time(piece: str) -> None:
     text = piece * (1_000_000 // len(piece))
-    start_s = time.perf_counter()
+    start_s = time.process_time()  # of this process alone: the machine may be loaded
     score_response(text, "5", mode="eval")
     score_response("</think>" + text, "5")
-    assert time.perf_counter() - start_s < 1.0
+    assert time.process_time() - start_s < 1.0
 
 
 TEXTS = {
