@@ -1,12 +1,16 @@
-"""What the full-size configs take after a colon: a pod to run on, `final`, or `tiny`.
+"""What the full-size configs take after a colon: a pod, `final`, `match_diversity` or `tiny`.
 
     --config=configs/polaris_4b.py:v5p:2x2x4    Qwen3-4B on 16 v5p chips
     --config=configs/polaris_4b.py:tiny         the same stages with a model that a laptop trains
     --config=configs/polaris_4b.py:final:amc23  evaluation as the recipe's final one
+    --config=configs/polaris_4b.py:match_diversity:v5p:2x2x4    later temperatures by measurement
 
 A pod sets the mesh, the sampler's mesh and its page pool; every number of the recipe stays.
 `polaris plan` shows what each of them leaves free. `final` sets `evaluate` alone, to what the
 recipe states for that model's final evaluation: avg@32, or with a benchmark's name its own k.
+`match_diversity`, before another target or alone, chooses the temperature of each later stage so
+that the diversity of the stage before is regained, as the recipe's text says, in place of the
+released scripts' fixed temperatures.
 `tiny` is a smoke test of a config's shape: two steps a stage, a small model made on the spot,
 arithmetic problems.
 """
@@ -53,6 +57,7 @@ PODS = {
 }
 
 
+RESET = "match_diversity"
 FINAL = ("final", *(f"final:{name}" for name in BENCHMARKS))
 
 
@@ -61,12 +66,16 @@ def aim(config: ConfigDict, target: str, *, final: Mapping[str, Any] | None = No
 
     Args:
         config: of the file.
-        target: what stands after the colon.
+        target: what stands after the colon; match_diversity may stand before another target.
         final: the recipe's final evaluation as fields of `evaluate`; None: it states none.
 
     Raises:
         ValueError: another target, or a final evaluation that is not stated.
     """
+    if target.partition(":")[0] == RESET:
+        for entry in config.stages[1:]:
+            entry.temperature_rule = RESET
+        target = target.partition(":")[2]
     if not target:
         return config
     if target in FINAL:
@@ -83,8 +92,8 @@ def aim(config: ConfigDict, target: str, *, final: Mapping[str, Any] | None = No
         return _shrunk(config)
     if target not in PODS:
         raise ValueError(
-            f"--config=...:{target}: no such target; take one of {', '.join((*PODS, *FINAL))}, or "
-            "tiny"
+            f"--config=...:{target}: no such target; take one of {', '.join((*PODS, *FINAL))}, "
+            f"tiny, or {RESET}, alone or before one of these"
         )
     pod = PODS[target]
     config.mesh.context = pod.context

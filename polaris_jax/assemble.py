@@ -37,6 +37,7 @@ from polaris_jax.models.weights.identity import model_inputs
 from polaris_jax.models.weights.sources import agree_on_weights
 from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
+from polaris_jax.reward.golds import foreign_golds
 from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.outputs import Outputs, numerics_of
@@ -46,6 +47,7 @@ from polaris_jax.run.step_clock import StepClock
 from polaris_jax.sharding import make_mesh, split_devices
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
+from polaris_jax.system.seeds import fold_seed
 from polaris_jax.train.state import load_sharded
 from polaris_jax.train.update import Updater
 
@@ -173,6 +175,8 @@ def assemble(
         problems, prompts = fitting_prompts(
             found.problems, config.data, tokenizer=tokenizer, say=progress.line
         )
+        if config.reward.control == "foreign_golds":
+            problems = foreign_golds(problems, seed=fold_seed(config.seed, "foreign golds"))
         if processes.is_first():
             inputs = model_inputs(path, tokenizer, model_config) | {"prompt token ids": prompts}
             workdir_lib.keep_identity(

@@ -13,7 +13,7 @@ from typing import Any
 
 from polaris_jax.assemble import Parts
 from polaris_jax.config import ConfigError
-from polaris_jax.explore import next_temperature
+from polaris_jax.explore import Candidate, next_temperature
 from polaris_jax.explore.temperature import candidate_temperatures
 from polaris_jax.explore.zones import tolerances
 from polaris_jax.measure.probe_set import (
@@ -29,6 +29,8 @@ from polaris_jax.system.signals import StopRequest
 from polaris_jax.train.state import with_rope_scaling
 
 Decision = dict[str, Any]
+
+MAX_COLLAPSED = 2  # hotter candidates in the collapse zone; one may be noise
 
 
 def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
@@ -46,6 +48,7 @@ def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunStat
     dropped, decisions = drop_easy(parts, state, index, previous)
     temperature, chosen = choose_temperature(parts, state, index, previous, stop=stop)
     decisions.append(chosen)
+    tokens = sum(candidate["tokens"] for candidate in chosen["table"])
 
     train = with_rope_scaling(state.train, parts.rope_scaling(index))
     if previous is not None and section.reset_optimizer:
@@ -67,6 +70,7 @@ def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunStat
     following = parts.config.stages[index + 1 : index + 2]
     if any(stage.temperature_rule == "match_diversity" for stage in following):
         measured = measure_temperature(parts, sampler, stage, temperature, stop=stop)
+        tokens += measured.tokens
         stage = dataclasses.replace(
             stage,
             target_diversity=measured.diversity,
@@ -92,6 +96,7 @@ def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunStat
         state, stage=stage, next_stage=None, sampler=sampler, stage_records=records
     )
     easy = [entry["value"] for entry in decisions if entry["kind"] == "drop_easy"]
+    state = state.counted(reset_tokens=tokens) if tokens else state
     return state.counted(dropped_problems=sum(easy)) if easy else state
 
 
@@ -187,7 +192,9 @@ def matching_temperature(
 ) -> tuple[float, Decision]:
     """The temperature at which the policy is as diverse as it was when stage `previous` began.
 
-    Candidates are sampled by the previous stage's sampler, under its budget and rotary scaling.
+    Candidates are sampled by the previous stage's sampler, under its budget and rotary scaling,
+    from the present temperature up until one reaches the target, `MAX_COLLAPSED` lie in the
+    collapse zone, or `probe.max_candidates` are measured.
     """
     section = parts.config.probe
     grid = candidate_temperatures(
@@ -201,17 +208,18 @@ def matching_temperature(
                 former.params, max_response_tokens=previous.max_response_tokens
             )
             measuring.callback(sampler.release)
-        temperatures = (previous.temperature, *grid)
-        candidates = [
-            measure_temperature(parts, sampler, previous, t, stop=stop) for t in temperatures
-        ]
-    assert previous.target_diversity is not None
-    chosen = next_temperature(
-        candidates,
-        current=previous.temperature,
-        target_diversity=previous.target_diversity,
-        **tolerances(section, [candidate.accuracy for candidate in candidates]),
-    )
+        assert previous.target_diversity is not None
+        candidates: list[Candidate] = []
+        for temperature in (previous.temperature, *grid):
+            candidates.append(measure_temperature(parts, sampler, previous, temperature, stop=stop))
+            chosen = next_temperature(
+                candidates,
+                current=previous.temperature,
+                target_diversity=previous.target_diversity,
+                **tolerances(section, [candidate.accuracy for candidate in candidates]),
+            )
+            if chosen.reached or chosen.collapsed(previous.temperature) == MAX_COLLAPSED:
+                break
     first, last = previous.first_entropy, previous.last_entropy
     fall = "entropy unknown" if first is None else f"entropy {first:.4g}, then {last:.4g} nats"
     reason = f"{chosen.reason}; candidates {grid[0] - previous.temperature:.3g} apart ({fall})"

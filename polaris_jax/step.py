@@ -19,6 +19,7 @@ from polaris_jax.batch import (
     concat_graded,
     fresh_rows,
     group_advantages,
+    is_scarce,
     no_substitution,
     pack,
     select_groups,
@@ -32,6 +33,7 @@ from polaris_jax.metrics.rollout_stats import (
     carried_metrics,
     part_metrics,
     rollout_metrics,
+    spread_metrics,
 )
 from polaris_jax.metrics.throughput import update_flops
 from polaris_jax.models import packs_rows
@@ -49,6 +51,7 @@ from polaris_jax.train.update import merge_metrics
 # Totals of the run whose growth in a step is a `batch/` metric.
 COUNTED = (
     "rescued_groups",
+    "rescued_age_steps",
     "resampled_batches",
     "substituted_groups",
     "donors_reused",
@@ -64,12 +67,14 @@ def step(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
     """
     before = state.counts
     state, graded, rollout_metrics = collect_rollouts(parts, state, stop=stop)
-    state, graded, substitution = substitute(parts, state, graded, stop=stop)
+    state, graded = resample_if_scarce(parts, state, graded, stop=stop)
+    graded, substitution = substitute(parts, state, graded, before=before)
     state.live_sampler().release_pool()  # frees the KV pages: the update needs their memory
     with parts.clock.timer("update"):
         batches = pack_minibatches(parts, state, graded, substitution)
         state, update_metrics = update(parts, state, batches)
     state, batch_metrics = count_batch(state, substitution, updated=bool(batches), before=before)
+    batch_metrics |= spread_metrics(graded, trained=bool(batches))
     return end_step(parts, state, rollout_metrics | update_metrics | batch_metrics)
 
 
@@ -119,12 +124,19 @@ def draw(parts: Parts, state: RunState, *, attempt: int) -> tuple[RunState, list
             wanted = most_in_flight(wanted, section.partial_share)
     loader = copy.copy(state.loader)
     new = begin(
-        loader.take(wanted - len(state.carried)),
+        loader.take(wanted - len(state.carried), weights=prompt_weights(parts, state)),
         n=section.responses_per_prompt,
         version=state.policy_version,
         seed_parts=seed_parts,
     )
     return dataclasses.replace(state, loader=loader), [*state.carried, *new]
+
+
+def prompt_weights(parts: Parts, state: RunState) -> dict[str, float] | None:
+    """The weight of each problem in the draw; None if all have the same (`data.weighting`)."""
+    if parts.config.data.weighting == "uniform":
+        return None
+    return state.accuracy.learnable([problem.id for problem in parts.problems])
 
 
 def sample(
@@ -247,37 +259,62 @@ def rescue(
         max_response_tokens=stage.max_response_tokens,
         rng=step_rng(parts, state, "rescue", attempt),
     )
+    rows_P = np.flatnonzero(graded.rescued_PR.any(axis=1)).tolist()
+    age_steps = sum(state.step - sink.stored_at(graded.problem_ids[p]) for p in rows_P)
     sink.update(graded, step=state.step, stage=stage.stage, temperature=stage.temperature)
-    return dataclasses.replace(state, sink=sink).counted(rescued_groups=rescued), graded
+    state = dataclasses.replace(state, sink=sink)
+    return state.counted(rescued_groups=rescued, rescued_age_steps=age_steps), graded
 
 
-def substitute(
+def resample_if_scarce(
     parts: Parts, state: RunState, graded: Graded, *, stop: StopRequest
-) -> tuple[RunState, Graded, Substitution]:
-    """The batch with a copy of an informative group in place of each uninformative one.
+) -> tuple[RunState, Graded]:
+    """The batch with informative groups of further batches in place of uninformative ones.
 
-    Draws more prompts first if informative groups are scarce and `batch.on_scarce` is "resample".
-    The step's rollout metrics remain those of its first batch, which nothing has selected.
+    Under `batch.on_scarce=resample` the step draws further prompts until informative groups are no
+    longer scarce, `batch.max_resample` times at most. Its rollout metrics remain those of its first
+    batch, which nothing has selected.
+
+    Source: with `batch.min_informative=1`, dynamic sampling: DAPO, Yu et al. 2025
+        (arXiv:2503.14476), section 3.2.
     """
     section = parts.config.batch
-    if not section.substitute:
-        return state, graded, no_substitution(graded)
-    attempts = [*range(1, section.max_resample + 1), 0]  # 0: the last, which does not resample
-    while True:
-        attempt, resample = attempts.pop(0), section.on_scarce == "resample"
-        swapped, substitution = substitute_uninformative(
-            graded,
-            min_informative=section.min_informative,
-            on_scarce="train" if resample and not attempts else section.on_scarce,
-            rng=step_rng(parts, state, "substitute", attempt),
-        )
-        if not (resample and attempts) or substitution.action == "train":
-            return state, swapped, substitution
+    most = section.max_resample if section.on_scarce == "resample" else 0
+    for attempt in range(1, most + 1):
+        if not is_scarce(graded, section.min_informative):
+            break
         state, more, _ = collect_rollouts(parts, state, stop=stop, attempt=attempt)
         state = state.counted(resampled_batches=1)
         pooled = concat_graded([graded, more])
         informative_first = np.argsort(~pooled.informative_P, kind="stable")
         graded = select_groups(pooled, informative_first[: len(graded)])
+    return state, graded
+
+
+def substitute(
+    parts: Parts, state: RunState, graded: Graded, *, before: Mapping[str, int]
+) -> tuple[Graded, Substitution]:
+    """The batch with a copy of an informative group in place of each uninformative one.
+
+    Args:
+        parts: what the run is made of.
+        state: the state after the batch was sampled.
+        graded: the batch.
+        before: the counts before the step.
+    """
+    section = parts.config.batch
+    if not section.substitute:
+        skip = section.on_scarce == "skip" and is_scarce(graded, section.min_informative)
+        return graded, no_substitution(graded, action="skip" if skip else "train")
+    drawn = state.counts.get("resampled_batches", 0) - before.get("resampled_batches", 0)
+    last = drawn == section.max_resample  # 0 numbers the last attempt, so that old runs resume
+    return substitute_uninformative(
+        graded,
+        min_informative=section.min_informative,
+        on_scarce="skip" if section.on_scarce == "skip" else "train",
+        max_copies=section.max_copies,
+        rng=step_rng(parts, state, "substitute", 0 if last else drawn + 1),
+    )
 
 
 def pack_minibatches(
@@ -358,8 +395,13 @@ def count_batch(
         donors_reused=substitution.reused,
         steps_without_update=int(not updated),
     )
-    metrics = {f"batch/{name}": state.counts.get(name, 0) - before.get(name, 0) for name in COUNTED}
-    return state, metrics | {"batch/informative_groups": substitution.informative}
+    grown = {name: state.counts.get(name, 0) - before.get(name, 0) for name in COUNTED}
+    rescued, age_steps = grown["rescued_groups"], grown.pop("rescued_age_steps")
+    metrics: dict[str, Any] = {f"batch/{name}": number for name, number in grown.items()}
+    metrics["batch/rescued_age"] = age_steps / rescued if rescued else None
+    metrics["batch/informative_groups"] = substitution.informative
+    metrics["rollout/reset_tokens"] = state.counts.get("reset_tokens", 0)
+    return state, metrics
 
 
 def end_step(parts: Parts, state: RunState, metrics: dict[str, Any]) -> RunState:

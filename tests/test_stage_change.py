@@ -276,3 +276,45 @@ def test_a_stage_keeps_what_its_target_was_measured_on(monkeypatch):
     assert stage.target_diversity == pytest.approx(0.14)
     assert stage.target_probe == stage_change.probe_identity(parts, stage)
     assert "4 problems" in stage.target_probe and "32 responses" in stage.target_probe
+
+
+def sweep(accuracies, slope):
+    """A `measure_temperature` whose n-th call has the n-th accuracy, the last one for good."""
+    calls = []
+
+    def measured(parts, sampler, stage, temperature, *, stop):
+        accuracy = accuracies[min(len(calls), len(accuracies) - 1)]
+        calls.append(temperature)
+        return Candidate(temperature, accuracy, diversity=slope * temperature, tokens=100)
+
+    return measured, calls
+
+
+@pytest.mark.parametrize("distance", [1, 3, 10])
+def test_a_reset_tries_hotter_until_one_reaches_the_target(monkeypatch, distance):
+    measured, calls = sweep([0.5], 0.1)
+    monkeypatch.setattr(stage_change, "measure_temperature", measured)
+    target = 0.1 * (1.4 + 0.05 * distance)
+    state = change_stage(
+        new_parts("abcd", MATCHED), entering(1, ended(MATCHED, target_diversity=target)), stop=NEVER
+    )
+    assert state.stage.temperature == pytest.approx(1.4 + 0.05 * distance)
+    assert "reaches the target" in state.stage.decisions[1]["reason"]
+    assert len(calls) == 1 + distance
+    assert state.counts["reset_tokens"] == 100 * len(calls)
+    assert [row["tokens"] for row in state.stage.decisions[1]["table"]] == [100] * len(calls)
+
+
+def test_a_reset_says_why_it_misses_its_target(monkeypatch):
+    for accuracies, tried, reason in (
+        ([0.5], 11, "no candidate outside the collapse zone reaches the target 0.9000"),
+        ([0.5, 0.49, 0.1, 0.05, 0.5], 4, "no candidate outside the collapse zone reaches"),
+        ([0.5, 0.1, 0.05, 0.5], 3, "temperature 1.4 stays: all candidates above it lie in the col"),
+    ):
+        measured, calls = sweep(accuracies, 0.1)
+        monkeypatch.setattr(stage_change, "measure_temperature", measured)
+        stage, _ = change(
+            new_parts("abcd", MATCHED), entering(1, ended(MATCHED, target_diversity=0.9))
+        )
+        assert len(calls) == tried
+        assert stage.decisions[1]["reason"].startswith(reason)

@@ -8,7 +8,7 @@ import pytest
 
 from polaris_jax import step
 from polaris_jax.assemble import Parts
-from polaris_jax.batch import Substitution
+from polaris_jax.batch import Substitution, no_substitution
 from polaris_jax.config import BatchSection, RunConfig
 from polaris_jax.records import Graded, Group
 from polaris_jax.state import RunState
@@ -58,8 +58,9 @@ class Drawn:
         return graded, metrics
 
     def make_informative(self, graded: Graded) -> tuple[Graded, Substitution]:
-        self.state, graded, swapped = step.substitute(self.parts, self.state, graded, stop=NEVER)
-        return graded, swapped
+        before = {"resampled_batches": self.state.counts.get("resampled_batches", 0)}
+        self.state, graded = step.resample_if_scarce(self.parts, self.state, graded, stop=NEVER)
+        return step.substitute(self.parts, self.state, graded, before=before)
 
     @property
     def written(self) -> list[Graded]:
@@ -145,3 +146,45 @@ def test_what_is_drawn_again_is_counted_once_and_leaves_the_steps_metrics(monkey
     problems = ("failed", "solved", "mixed", "hard")
     assert run.right_and_seen(*problems) == [(0, 4), (4, 4), (1, 4), (0, 4)]
     assert metrics["rollout/reward_mean"] == 0.5
+
+
+def test_dynamic_sampling_draws_until_every_group_informs_and_copies_nothing(monkeypatch):
+    first = graded_of(("failed", [0, 0, 0, 0]), ("mixed", [1, 0, 0, 1]))
+    barren = graded_of(("solved", [1, 1, 1, 1]), ("hard", [0, 0, 0, 0]))
+    last = graded_of(("other", [1, 0, 0, 0]), ("third", [0, 1, 0, 0]))
+    fields = {"on_scarce": "resample", "max_resample": 9, "min_informative": 1.0}
+    run = Drawn(monkeypatch, first, barren, last, substitute=False, **fields)
+    batch, metrics = run.visit()
+    batch, swapped = run.make_informative(batch)
+    assert list(batch.problem_ids) == ["mixed", "other"]
+    assert (swapped.action, swapped.replaced) == ("train", 0)
+    assert run.state.counts["resampled_batches"] == 2
+    # What was drawn in vain was sampled all the same, and the metrics are the first batch's.
+    assert run.state.counts["sampled_tokens"] == 6 * sum(LENGTHS)
+    assert metrics["rollout/informative_share"] == 0.5
+
+
+def test_dynamic_sampling_is_bounded(monkeypatch):
+    barren = [graded_of(("hard", [0, 0, 0, 0])) for _ in range(4)]
+    fields = {"on_scarce": "resample", "max_resample": 3, "min_informative": 1.0}
+    run = Drawn(monkeypatch, *barren, substitute=False, **fields)
+    _, swapped = run.make_informative(run.visit()[0])
+    assert run.state.counts["resampled_batches"] == 3
+    assert swapped.action == "none"
+
+
+def test_a_scarce_batch_can_be_skipped_without_substitution(monkeypatch):
+    scarce = graded_of(("mixed", [1, 0]), ("a", [0, 0]), ("b", [0, 0]), ("c", [1, 1]))
+    run = Drawn(monkeypatch, scarce, substitute=False, on_scarce="skip")
+    assert run.make_informative(run.visit()[0])[1].action == "skip"
+
+
+def test_the_age_of_what_rescues(monkeypatch):
+    run = Drawn(monkeypatch, graded_of(("failed", [0, 0]), ("mixed", [1, 0])))
+    store(run, "failed")
+    batch, _ = run.visit()
+    state, metrics = step.count_batch(run.state, no_substitution(batch), updated=True, before={})
+    assert metrics["batch/rescued_groups"] == 1
+    assert metrics["batch/rescued_age"] == run.state.step - STORED_STEP
+    later = step.count_batch(state, no_substitution(batch), updated=True, before=state.counts)[1]
+    assert later["batch/rescued_age"] is None

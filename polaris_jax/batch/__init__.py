@@ -7,6 +7,7 @@ from polaris_jax.batch.rescue import RescueBuffer, StoredResponse
 from polaris_jax.batch.substitution import (
     Substitution,
     fresh_rows,
+    is_scarce,
     no_substitution,
     substitute_uninformative,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "concat_graded",
     "fresh_rows",
     "group_advantages",
+    "is_scarce",
     "no_substitution",
     "pack",
     "select_groups",

@@ -84,6 +84,10 @@ class RescueBuffer:
         slot = self._slots.get(_plain(problem_id))
         return None if slot is None else slot.unpack()
 
+    def stored_at(self, problem_id: str) -> int:
+        """The step at which a problem's stored response was sampled; KeyError if there is none."""
+        return int(self._slots[_plain(problem_id)].rest["step"])
+
     def update(self, graded: Graded, *, step: int, stage: int, temperature: float) -> int:
         """Stores the last correct row of each group.
 

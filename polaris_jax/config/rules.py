@@ -28,12 +28,6 @@ def validate(config: RunConfig) -> None:
     _check_rollout(config)
     _check_partial(config)
     _check_objective(config)
-    require(
-        config.batch.substitute or config.batch.on_scarce == "train",
-        "batch.on_scarce",
-        config.batch.on_scarce,
-        "has no effect with batch.substitute=False; set it to train, or batch.substitute to True",
-    )
     for index, stage in enumerate(config.stages):
         _check_stage(config, index, stage)
     _check_row_len(config)

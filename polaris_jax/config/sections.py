@@ -74,6 +74,12 @@ class DataSection:
         above=0,
         usual="max_prompt_length",
     )
+    weighting: Literal["uniform", "pass_rate"] = setting(
+        "uniform",
+        "uniform: every problem once an epoch. pass_rate: each prompt is drawn in proportion to "
+        "the expected p(1 - p) of its problem, p the pass rate in its newest visits.",
+        before="uniform",
+    )
     arithmetic: ArithmeticSection = setting(ArithmeticSection())
 
 
@@ -130,8 +136,10 @@ class RewardSection:
         "train: the answer must follow </think>. eval: the last box anywhere, for models without "
         "tags.",
     )
-    control: Literal["none", "permute"] = setting(
-        "none", "permute: shuffles rewards within each group (a control experiment)."
+    control: Literal["none", "permute", "foreign_golds"] = setting(
+        "none",
+        "Control experiments, from which nothing can be learned. permute: shuffles rewards within "
+        "each group. foreign_golds: each training problem gets another problem's gold.",
     )
     function: str = setting(
         "",
@@ -210,7 +218,13 @@ class ProbeSection:
         at_least=0,
         former=(0.10,),
     )
-    max_candidates: int = setting(5, "Temperatures tried in a reset between stages.", above=0)
+    max_candidates: int = setting(
+        10,
+        "Temperatures tried in a reset between stages, at most; the reset tries no more once one "
+        "reaches the target.",
+        above=0,
+        former=(5,),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

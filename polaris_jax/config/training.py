@@ -264,10 +264,20 @@ class BatchSection:
         at_least=0,
     )
     rescue: bool = setting(
-        True, "A group without a correct response takes a stored correct one of its problem."
+        True,
+        "A group without a correct response takes a stored correct one of its problem. Without "
+        "effect in a problem's first epoch.",
     )
     substitute: bool = setting(
-        True, "Groups whose rewards all agree are replaced by copies of informative groups."
+        True,
+        "Groups whose rewards all agree are replaced by copies of informative groups. Copies bring "
+        "no new problem: batch/effective_groups never exceeds the informative groups.",
+    )
+    max_copies: int = setting(
+        0,
+        "Copies of one group at most; places left over stay without effect. 0: no limit.",
+        at_least=0,
+        before=0,
     )
     min_informative: float = setting(
         1.0 / 3.0,
@@ -277,7 +287,9 @@ class BatchSection:
         rule="a share; must lie in [0, 1]",
     )
     on_scarce: Literal["train", "resample", "skip"] = setting(
-        "train", "What a step does with a scarce batch."
+        "train",
+        "What a step does with a scarce batch. resample: draws further prompts, and keeps the "
+        "informative groups; with min_informative=1 this is dynamic sampling.",
     )
     max_resample: int = setting(
         2, "With resample: most times that a step samples anew.", at_least=0
@@ -298,7 +310,11 @@ class ObjectiveSection:
         usual="epsilon",
     )
     clip_high: float = setting(
-        0.28, "Ratios are clipped above 1 + clip_high.", at_least=0, usual="epsilon epsilon_high"
+        0.28,
+        "Ratios are clipped above 1 + clip_high. With minibatches=1 and old_logprobs=current the "
+        "ratio is 1, and neither clip acts.",
+        at_least=0,
+        usual="epsilon epsilon_high",
     )
     dual_clip: float = setting(
         3.0,

@@ -2,6 +2,7 @@
 
 The order is a pure function of (seed, problems, drops so far, position): grain's index shuffle with
 a new order each epoch. A batch may span the end of an epoch, so it may hold a problem twice.
+With weights there are no epochs, and the draw is a function of the weights too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -93,7 +94,7 @@ class PromptLoader(Iterator[list[Group]]):
                 f"{len(out)}; raise stages[i].drop_above or bring harder problems"
             )
         order_seed = np.random.SeedSequence([self._seed, self._generation]).generate_state(1)[0]
-        self._dropped, self._epoch_size = dropped_ids, len(left)
+        self._dropped, self._epoch_size, self._left = dropped_ids, len(left), left
         self._order = grain.MapDataset.source(left).shuffle(seed=int(order_seed)).repeat()
 
     @property
@@ -120,8 +121,13 @@ class PromptLoader(Iterator[list[Group]]):
     def __next__(self) -> list[Group]:
         return self.take(self.batch_size)
 
-    def take(self, count: int) -> list[Group]:
+    def take(self, count: int, *, weights: Mapping[str, float] | None = None) -> list[Group]:
         """The next `count` prompts, as groups without responses; 0 is allowed.
+
+        Args:
+            count: number of prompts.
+            weights: problem id -> weight >= 0 in the draw. No problem is drawn twice unless `count`
+                exceeds their number. None: the next ones of the epoch.
 
         Raises:
             ValueError: `count` is below 0.
@@ -129,8 +135,12 @@ class PromptLoader(Iterator[list[Group]]):
         if count < 0:
             raise ValueError(f"count={count}: must not be negative; take 0 or more prompts")
         epoch, groups = self.epoch, []
-        for _ in range(count):
-            index = int(cast(int, self._order[self._position]))
+        if weights is None:
+            first = self._position
+            indices = [int(cast(int, self._order[first + i])) for i in range(count)]
+        else:
+            indices = self._weighted(count, weights)
+        for index in indices:
             problem, draw = self._problems[index], self._draws[index]
             text, ids = self._render(problem)
             groups.append(
@@ -139,6 +149,22 @@ class PromptLoader(Iterator[list[Group]]):
             self._draws[index] += 1
             self._position += 1
         return groups
+
+    def _weighted(self, count: int, weights: Mapping[str, float]) -> list[int]:
+        """Indices of `count` problems, drawn by weight; all of them before one comes again.
+
+        Source: Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir": the
+            largest of log w + Gumbel noise are a weighted draw without replacement.
+        """
+        rng = np.random.default_rng([self._seed, self._generation, self._position])
+        w_P = np.array([weights[self._problems[i].id] for i in self._left], np.float64)
+        with np.errstate(divide="ignore"):
+            logw_P = np.log(w_P)
+        found: list[int] = []
+        while len(found) < count:
+            order = np.argsort(-(logw_P + rng.gumbel(size=len(logw_P))), kind="stable")
+            found += [self._left[i] for i in order.tolist()]
+        return found[:count]
 
     def _render(self, problem: Problem) -> tuple[str, tuple[int, ...]]:
         if problem.id not in self._rendered:

@@ -26,12 +26,14 @@ class Candidate:
         accuracy: mean accuracy, in [0, 1].
         diversity: distinct-4-gram, in [0, 1].
         stderr: standard error of the accuracy.
+        tokens: response tokens that were sampled for it; 0 if unknown.
     """
 
     temperature: float
     accuracy: float
     diversity: float
     stderr: float = 0.0
+    tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +44,17 @@ class Decision:
         temperature: temperature of the next stage.
         reason: one sentence with the numbers it rests on.
         table: every candidate as a plain dict with its zone, in ascending order, for stages.json.
+        reached: True if the temperature's diversity reaches the target.
     """
 
     temperature: float
     reason: str
     table: tuple[dict[str, Any], ...] = ()
+    reached: bool = False
+
+    def collapsed(self, current: float) -> int:
+        """The number of candidates above `current` in the Performance Collapse Zone."""
+        return sum(row["zone"] == "pcz" and row["temperature"] > current for row in self.table)
 
 
 def candidate_temperatures(
@@ -187,7 +195,7 @@ def next_temperature(
     else:
         why = "all candidates above it lie in the collapse zone" if above else "none lies above it"
         return Decision(float(current), f"temperature {current} stays: {why}", table)
-    return Decision(float(best.temperature), reason, table)
+    return Decision(float(best.temperature), reason, table, reached=bool(reaching))
 
 
 def _check(ordered: Sequence[Candidate], current: float, target_diversity: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 
@@ -46,7 +47,9 @@ def measure_temperature(
         mode=parts.config.reward.mode,
         should_abort=lambda: stop.requested,
     )
-    return measure_candidate(temperature, graded.texts, graded.correct_PR)
+    found = measure_candidate(temperature, graded.texts, graded.correct_PR)
+    tokens = sum(len(response) for group in graded.token_ids for response in group)
+    return dataclasses.replace(found, tokens=tokens)
 
 
 def probe_set(parts: Parts) -> list[Problem]:

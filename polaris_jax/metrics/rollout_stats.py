@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,6 +72,27 @@ def part_metrics(graded: Graded) -> dict[str, Mean]:
             term = Mean(0.0, 0) if value is None else Mean(value, 1)
             found[f"reward/{name}"] = found.get(f"reward/{name}", Mean(0.0, 0)) + term
     return found
+
+
+def spread_metrics(graded: Graded, *, trained: bool) -> dict[str, Any]:
+    """Over how many problems a batch's gradient spreads.
+
+    Args:
+        graded: the batch to train on, after rescue and substitution.
+        trained: False if the step made no update.
+
+    Returns:
+        batch/distinct_problems: problems of its informative groups, a copy counted once;
+        effective_groups: (sum w)^2 / sum w^2 with w the rows trained per distinct problem, so
+            copies lower it; None without an informative group.
+
+    Source: Kish 1965, "Survey Sampling", for the effective sample size.
+    """
+    informative = np.flatnonzero(graded.informative_P).tolist() if trained else []
+    groups = collections.Counter(graded.problem_ids[p] for p in informative)
+    w_P = np.array(list(groups.values()), np.float64) * graded.reward_PR.shape[1]
+    effective = float(w_P.sum() ** 2 / (w_P**2).sum()) if len(w_P) else None
+    return {"batch/distinct_problems": len(w_P), "batch/effective_groups": effective}
 
 
 def age_metrics(versions: Sequence[Sequence[Versions]], *, version: int) -> dict[str, Any]:

@@ -6,9 +6,15 @@ a reward function of your own: a math answer never equals them.
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
+from polaris_jax.records import Problem
 from polaris_jax.reward.math.equivalence import gold_texts
 from polaris_jax.reward.math.normalize import MAX_ANSWER_CHARS
 
@@ -71,3 +77,24 @@ def answer_kind(text: str) -> Kind | None:
 def gold_kinds(gold: object) -> set[Kind]:
     """The kinds of a gold answer's alternatives; empty if the math grader can read none of them."""
     return {kind for text in gold_texts(gold) if (kind := answer_kind(text)) is not None}
+
+
+def foreign_golds(problems: Sequence[Problem], *, seed: int) -> list[Problem]:
+    """The problems, each with another problem's gold: nothing about the problems can be learned.
+
+    Every gold is used once. A problem keeps a gold equal to its own only if more than half of all
+    problems have that gold.
+
+    Args:
+        problems: the training problems.
+        seed: seed of the exchange.
+    """
+    order = np.random.default_rng(seed).permutation(len(problems)).tolist()
+    golds = [repr(problem.answer) for problem in problems]
+    order.sort(key=lambda i: golds[i])  # equal golds stand together, each run in random order
+    most = max(Counter(golds).values(), default=0)  # a shift by this leaves every run of equals
+    exchanged = list(problems)
+    for place, i in enumerate(order):
+        source = problems[order[(place + most) % len(order)]]
+        exchanged[i] = dataclasses.replace(problems[i], answer=source.answer)
+    return exchanged

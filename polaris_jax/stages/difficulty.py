@@ -18,6 +18,7 @@ Shape = Literal["unsolved", "solved", "mirrored J", "J", "U", "hump", "flat", "e
 DROP_ABOVE = 0.9
 AGGRESSIVE_ABOVE = 0.5
 TOO_EASY_ABOVE = 0.7  # mean reward above which a set teaches too little
+CALIBRATION_WEIGHT = 8  # responses that a calibrated pass rate counts as
 SKEW = 0.2  # smallest difference between the two ends' shares that makes a J
 ENDS = 0.8  # smallest share of both ends together that makes a U; a uniform histogram has 2/3
 ALL_BUT_ALL = 0.9  # share of 0/n (or of n/n) from which a set is unsolved (or solved)
@@ -125,6 +126,36 @@ class AccuracyTable:
         """(right, seen) of a problem in a stage; (0, 0) if the problem was not visited."""
         right, seen, _, _ = self._visits.get(stage, {}).get(_plain(problem_id), (0, 0, 0, 0))
         return right, seen
+
+    def learnable(self, problem_ids: Iterable[str]) -> dict[str, float]:
+        """The expected p(1 - p) of each problem, p its pass rate now: the variance of its reward.
+
+        The expectation is under Beta(1 + right, 1 + wrong). The counts are those of the newest
+        visit, with the mean of the stage's earlier visits as one visit more, as the policy moves.
+        Without a visit in training the calibration counts as 8 responses. A problem that was never
+        seen has 1/6, the prior's.
+
+        Source: for p(1 - p) as what a group can teach, Foster and Foerster 2025, "Learning to
+            Reason at the Frontier of Learnability" (arXiv:2502.12272), section 3.
+        """
+        newest = {
+            problem_id: counts
+            for stage in sorted(self._visits)
+            for problem_id, counts in self._visits[stage].items()
+        }
+        weights = {}
+        for problem_id in problem_ids:
+            right = seen = 0.0
+            if (key := _plain(problem_id)) in newest:
+                all_right, all_seen, right, seen = newest[key]
+                if all_seen > seen:
+                    right += seen * (all_right - right) / (all_seen - seen)
+                    seen *= 2
+            elif key in self._calibration:
+                right, seen = CALIBRATION_WEIGHT * self._calibration[key], CALIBRATION_WEIGHT
+            a, b = 1 + right, 1 + seen - right
+            weights[problem_id] = a * b / ((a + b) * (a + b + 1))
+        return weights
 
     def pass_rates(self) -> dict[str, float]:
         """Each problem's mean accuracy in its newest stage, or its calibration if never visited."""

@@ -10,6 +10,7 @@ from polaris_jax.batch import (
     RescueBuffer,
     fresh_rows,
     group_advantages,
+    is_scarce,
     substitute_uninformative,
 )
 from tests.support.batch.batches import random_groups, to_graded, to_groups
@@ -170,3 +171,42 @@ def test_a_share_outside_0_to_1(share):
 def test_unknown_option():
     with pytest.raises(ValueError, match="on_scarce='retry'"):
         substitute(batch("i0"), on_scarce="retry")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+@pytest.mark.parametrize("pattern", ["i0000", "ii00000", "iii0", "0i0i00000000", "iiii"])
+def test_a_limit_on_copies(pattern, limit):
+    given = batch(pattern)
+    donors, poor = pattern.count("i"), pattern.count("0")
+    graded, done = substitute(given, 3, max_copies=limit)
+    copies = Counter(int(source) for p, source in enumerate(done.source_P) if source != p)
+    assert done.replaced == copies.total() == min(poor, limit * donors)
+    assert done.reused == max(0, done.replaced - donors)
+    assert all(count <= limit for count in copies.values())
+    assert all(pattern[source] == "i" for source in copies)
+    # Every donor is copied once before one is copied again; what is left has no advantage.
+    assert max(copies.values(), default=0) - 1 <= (done.replaced - 1) // donors or limit > 1
+    assert int((~graded.informative_P).sum()) == poor - done.replaced
+
+
+def test_no_limit_draws_as_before():
+    given = batch("ii00000")
+    free, loose = substitute(given, 5), substitute(given, 5, max_copies=0)
+    assert free[1].source_P.tolist() == loose[1].source_P.tolist()
+    with pytest.raises(ValueError, match="max_copies=-1"):
+        substitute(given, max_copies=-1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "share", "scarce"),
+    [
+        ("i00", 1 / 3, False),
+        ("i000", 1 / 3, True),
+        ("ii", 1.0, False),
+        ("i0", 1.0, True),
+        ("00", 0.0, True),
+        ("", 0.0, True),
+    ],
+)
+def test_scarce_batches(pattern, share, scarce):
+    assert is_scarce(batch(pattern), share) == scarce

@@ -315,16 +315,7 @@ TWO_STAGES = [{"temperature_rule": "match_diversity"}, {}]
         ({"mesh__context": -1}, "mesh.context=-1", "at least 1"),
         ({"mesh__tensor": 0}, "mesh.tensor=0", "at least 1"),
         ({"mesh__fsdp": 0}, "mesh.fsdp=0", "or -1 for the rest"),
-        (
-            {"batch__substitute": False, "batch__on_scarce": "skip"},
-            "batch.on_scarce='skip'",
-            "batch.substitute to True",
-        ),
-        (
-            {"batch__substitute": False, "batch__on_scarce": "resample"},
-            "batch.on_scarce='resample'",
-            "batch.substitute to True",
-        ),
+        ({"batch__max_copies": -1}, "batch.max_copies=-1", "at least 0"),
         ({"objective__tis_cap": 0.5}, "objective.tis_cap=0.5", "0 (off), or to 1 or more"),
         ({"rollout__partial_share": 0.4}, "rollout.partial_share=0.4", "[0.5, 1]"),
         ({"rollout__partial_share": 1.1}, "rollout.partial_share=1.1", "[0.5, 1]"),

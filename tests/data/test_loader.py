@@ -210,3 +210,30 @@ def test_fewer_than_no_prompts():
     assert len(loader.take(0)) == 0
     with pytest.raises(ValueError, match="count=-1: must not be negative"):
         loader.take(-1)
+
+
+def drawn(loader, batches, weights):
+    return [ids_of(loader.take(3, weights=weights)) for _ in range(batches)]
+
+
+def test_a_weighted_draw_follows_its_weights_and_resumes():
+    weights = {"p0": 4.0, "p1": 2.0, "p2": 1.0, "p3": 1.0, "p4": 0.0}
+    loader = make_loader(5, batch_size=1)
+    firsts = collections.Counter(loader.take(1, weights=weights)[0].problem_id for _ in range(2000))
+    for problem_id, weight in weights.items():  # within four standard errors of a binomial
+        share = weight / 8
+        assert abs(firsts[problem_id] - 2000 * share) <= 4 * (2000 * share * (1 - share)) ** 0.5
+    fresh = make_loader(5, batch_size=1)
+    fresh.load_state_dict(as_json(loader.state_dict()))
+    assert drawn(fresh, 20, weights) == drawn(loader, 20, weights)
+    assert fresh.state_dict() == loader.state_dict()
+
+
+def test_a_weighted_batch_holds_no_problem_twice_until_all_are_drawn():
+    weights = {"p0": 1e6, "p1": 1.0, "p2": 1e-6, "p3": 0.0}
+    loader = make_loader(4, dropped_ids=["p3"])
+    for _ in range(20):
+        assert sorted(ids_of(loader.take(3, weights=weights))) == ["p0", "p1", "p2"]
+    assert sorted(ids_of(loader.take(6, weights=weights))) == ["p0", "p0", "p1", "p1", "p2", "p2"]
+    draws = [group.draw for group in loader.take(1, weights={**weights, "p1": 0.0, "p2": 0.0})]
+    assert draws == [22]

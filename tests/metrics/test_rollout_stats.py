@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.batch import RescueBuffer
-from polaris_jax.metrics.rollout_stats import part_metrics, rollout_metrics
+from polaris_jax.metrics.rollout_stats import part_metrics, rollout_metrics, spread_metrics
 from polaris_jax.records import Graded
 
 
@@ -113,3 +113,21 @@ def test_parts_are_means_over_the_responses_that_have_them():
         "reward/never": (0.0, 0),
     }
     assert [mean.value for mean in metrics.values()] == [1.5, None]
+
+
+def test_copies_lower_the_effective_number_of_groups():
+    mixed, alone = graded_of([[1, 0], [0, 0], [1, 0]]), graded_of([[0, 0], [1, 1]])
+    named = dataclasses.replace(mixed, problem_ids=("a", "b", "c"))
+    assert spread_metrics(named, trained=True) == {
+        "batch/distinct_problems": 2,
+        "batch/effective_groups": 2.0,
+    }
+    copied = dataclasses.replace(graded_of([[1, 0]] * 4), problem_ids=("a", "a", "a", "c"))
+    found = spread_metrics(copied, trained=True)
+    assert found["batch/distinct_problems"] == 2
+    assert found["batch/effective_groups"] == pytest.approx((3 + 1) ** 2 / (3**2 + 1))
+    for batch, trained in ((alone, True), (copied, False)):
+        assert spread_metrics(batch, trained=trained) == {
+            "batch/distinct_problems": 0,
+            "batch/effective_groups": None,
+        }

@@ -2,7 +2,8 @@
 
 import pytest
 
-from polaris_jax.reward.golds import answer_kind, gold_kinds
+from polaris_jax.records import Problem
+from polaris_jax.reward.golds import answer_kind, foreign_golds, gold_kinds
 
 KINDS = {
     "number": [
@@ -52,3 +53,26 @@ def test_a_gold_is_readable_if_one_alternative_is():
     assert gold_kinds(["assert f(1) == 2", 4]) == {"number"}
     assert gold_kinds(2.5) == {"number"}
     assert gold_kinds([]) == set()
+
+
+def problems_with(golds):
+    return [Problem(f"p{i}", f"Question {i}?", gold) for i, gold in enumerate(golds)]
+
+
+@pytest.mark.parametrize(
+    "golds", [["1", "2"], ["1", "1", "2", "2"], ["a", "b", "a", "c", ["a", "b"], 7] * 5]
+)
+def test_foreign_golds_are_never_a_problems_own(golds):
+    problems = problems_with(golds)
+    found = foreign_golds(problems, seed=3)
+    assert [p.id for p in found] == [p.id for p in problems]
+    assert sorted(repr(p.answer) for p in found) == sorted(map(repr, golds))
+    assert all(mine.answer != own.answer for mine, own in zip(found, problems, strict=True))
+    assert found == foreign_golds(problems, seed=3)
+
+
+def test_golds_of_a_majority_stay_where_they_must():
+    found = foreign_golds(problems_with(["1", "1", "1", "2"]), seed=0)
+    assert sum(p.answer == "1" for p in found) == 3
+    assert [p.answer for p in found[3:]] == ["1"]
+    assert foreign_golds([], seed=0) == []

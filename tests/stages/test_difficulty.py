@@ -234,3 +234,30 @@ def test_a_response_is_right_from_correct_at_on():
     table.record(["q"], rewards, stage=0, correct_at=0.7)
     table.record(["r"], rewards, stage=0)
     assert (table.counts("q", 0), table.counts("r", 0)) == ((2, 4), (1, 4))
+
+
+def test_the_most_learnable_problem_is_solved_half_of_the_time():
+    table = table_of(*((str(right), right, 8, 0) for right in range(9)))
+    weights = table.learnable([str(right) for right in range(9)])
+    values = list(weights.values())
+    assert max(weights, key=weights.__getitem__) == "4"
+    assert values == pytest.approx(values[::-1])  # p and 1 - p teach alike
+    assert values[:5] == sorted(values[:5])
+    # The mean of p (1 - p) under Beta(1 + right, 1 + wrong), by numerical integration.
+    p = (np.arange(200_000) + 0.5) / 200_000
+    for right, value in enumerate(values):
+        density = p**right * (1 - p) ** (8 - right)
+        assert value == pytest.approx(float((density * p * (1 - p)).sum() / density.sum()))
+
+
+def test_what_is_learnable_follows_the_newest_visits():
+    unseen = AccuracyTable().learnable(["new"])["new"]
+    assert unseen == pytest.approx(1 / 6)
+    calibrated = AccuracyTable({"q": 0.5}).learnable(["q"])["q"]
+    assert calibrated == table_of(("q", 4, 8, 0)).learnable(["q"])["q"]
+    # A stage's visit takes the place of calibration and of the stage before.
+    later = table_of(("q", 4, 8, 0), ("q", 0, 8, 1), calibration={"q": 0.5})
+    assert later.learnable(["q"]) == table_of(("q", 0, 8, 0)).learnable(["q"])
+    # The newest visit weighs as much as all earlier ones together.
+    many = table_of(*[("q", 0, 8, 0)] * 9, ("q", 8, 8, 0)).learnable(["q"])["q"]
+    assert many == table_of(("q", 0, 8, 0), ("q", 8, 8, 0)).learnable(["q"])["q"]
