@@ -26,7 +26,7 @@ from polaris_jax.data.problem_sets import (
     fitting_prompts,
 )
 from polaris_jax.data.problems import problem_set_hash
-from polaris_jax.demo.arithmetic import arithmetic_problems
+from polaris_jax.demo.arithmetic import Mix, arithmetic_problems
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import base_model_architecture, make_base_model
 from polaris_jax.evaluate.benchmarks import find_held_out_problems
@@ -341,7 +341,14 @@ def _agree_on_problems(name: str, problems: Sequence[Problem]) -> None:
 
 def _arithmetic(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
     section = config.data.arithmetic
-    return arithmetic_problems(section.train, section.held_out, seed=section.seed)
+    mix = Mix(
+        section.min_steps,
+        section.max_steps,
+        section.families,
+        hard_from=section.hard_from,
+        hard_share=section.hard_share,
+    )
+    return arithmetic_problems(section.train, section.held_out, seed=section.seed, mix=mix)
 
 
 # ---- the base model

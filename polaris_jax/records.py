@@ -265,6 +265,11 @@ class Graded:
         return correct_rewards(self.reward_PR, self.correct_at)
 
     @property
+    def response_tokens(self) -> int:
+        """Tokens of all responses together."""
+        return sum(len(response) for group in self.token_ids for response in group)
+
+    @property
     def informative_P(self) -> np.ndarray:
         """True for prompts whose R rewards differ; the advantages of the others are 0."""
         return self.reward_PR.max(axis=1) != self.reward_PR.min(axis=1)

@@ -226,8 +226,7 @@ def record(
     if attempt == 0:
         say_health(parts, state, graded)
     state = dataclasses.replace(state, lengths=lengths, accuracy=accuracy)
-    tokens = sum(len(response) for group in graded.token_ids for response in group)
-    return state.counted(sampled_tokens=tokens), metrics
+    return state.counted(sampled_tokens=graded.response_tokens), metrics
 
 
 def say_health(parts: Parts, state: RunState, graded: Graded) -> None:

@@ -6,41 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polaris_jax.ablate.statistics import Pair, Paired, paired, spread
+from polaris_jax.ablate.outcome import Outcome, chosen_value, figures_by_value
+from polaris_jax.ablate.statistics import Paired, paired, spread
 from polaris_jax.ablate.table import Table
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """A finished run.
-
-    Attributes:
-        arm: name of its arm.
-        base: name of its base.
-        seed: its seed.
-        before: its base's held-out score, in [0, 1].
-        scores: (step, held-out score) in the order of steps.
-        sampled_tokens: response tokens of its training rollouts.
-        updates: updates that it made.
-    """
-
-    arm: str
-    base: str
-    seed: int
-    before: float
-    scores: tuple[tuple[int, float], ...]
-    sampled_tokens: int
-    updates: int
-
-    @property
-    def pair(self) -> Pair:
-        """What it is paired by."""
-        return self.base, self.seed
-
-    def figure(self, name: str) -> float:
-        """The mean of its held-out scores, or the last."""
-        values = [score for _, score in self.scores]
-        return values[-1] if name == "last" else sum(values) / len(values)
 
 
 def summarise(table: Table, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -48,16 +16,17 @@ def summarise(table: Table, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
     Args:
         table: the table.
-        outcomes: its finished runs; arms without one are left out.
+        outcomes: its finished runs; arms without a counted one are left out.
     """
     first = table.arms[0].name
+    counted = [o for o in outcomes if o.value is None]
     figures = {
-        arm.name: {o.pair: o.figure(table.figure) for o in outcomes if o.arm == arm.name}
+        arm.name: {o.pair: o.figure(table.figure) for o in counted if o.arm == arm.name}
         for arm in table.arms
     }
     arms = []
     for arm in table.arms:
-        own = [o for o in outcomes if o.arm == arm.name]
+        own = [o for o in counted if o.arm == arm.name]
         if not own:
             continue
         difference = None if arm.name == first else paired(figures[arm.name], figures[first])
@@ -65,6 +34,7 @@ def summarise(table: Table, outcomes: Sequence[Outcome]) -> dict[str, Any]:
             {
                 "name": arm.name,
                 "overrides": {name: _plain(value) for name, value in arm.overrides.items()},
+                "tuned": _tuned(table, arm.name, outcomes),
                 "figure": dataclasses.asdict(spread(list(figures[arm.name].values()))),
                 "last": dataclasses.asdict(spread([o.figure("last") for o in own])),
                 "difference": None
@@ -72,6 +42,7 @@ def summarise(table: Table, outcomes: Sequence[Outcome]) -> dict[str, Any]:
                 else dataclasses.asdict(difference) | {"sign_p": difference.sign_p},
                 "collapsed": sum(o.figure("last") < table.collapsed_below * o.before for o in own),
                 "sampled_tokens": sum(o.sampled_tokens for o in own) / len(own),
+                "total_tokens": sum(o.total_tokens for o in own) / len(own),
                 "updates": sum(o.updates for o in own) / len(own),
             }
         )
@@ -81,9 +52,24 @@ def summarise(table: Table, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "config": table.config,
         "bases": list(table.bases),
         "runs": len(table.runs()),
-        "finished": len(outcomes),
+        "finished": len(counted),
         "arms": arms,
         "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
+    }
+
+
+def _tuned(table: Table, arm: str, outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+    """The tuned field, the value chosen and each value's figures; None if nothing is tuned."""
+    if table.tuning is None:
+        return None
+    figures = figures_by_value(table, arm, outcomes)
+    values = list(figures)
+    chosen = chosen_value(table, arm, outcomes)
+    return {
+        "field": table.tuning.field,
+        "value": chosen,
+        "at_edge": len(values) > 1 and chosen in (values[0], values[-1]),
+        "figures": [[v, dataclasses.asdict(spread(found))] for v, found in figures.items()],
     }
 
 
@@ -106,6 +92,10 @@ def as_markdown(summary: Mapping[str, Any], *, title: str, failures: Mapping[str
         f"{summary['finished']} of {summary['runs']} runs are finished, from "
         f"{len(summary['bases'])} bases.",
         "",
+        "Tokens are all that a run sampled to learn, temperature resets and the commands before "
+        "training included. A run has collapsed if its last score is under a set share of its "
+        "base's.",
+        "",
         "| arm | runs | figure | difference | 95% | above 0 | last score | collapsed | tokens | "
         "updates |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -122,14 +112,36 @@ def as_markdown(summary: Mapping[str, Any], *, title: str, failures: Mapping[str
             *_difference(difference),
             _percent(arm["last"]),
             str(arm["collapsed"]),
-            f"{arm['sampled_tokens']:,.0f}",
+            f"{arm['total_tokens']:,.0f}",
             f"{arm['updates']:,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += _tuning_lines(summary["arms"])
     if failures:
         lines += ["", "Failed:", ""]
         lines += [f"- `{name}`: {reason}" for name, reason in failures.items()]
     return "\n".join([*lines, ""])
+
+
+def _tuning_lines(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The values that were tried, on bases and seeds that are not counted."""
+    tuned = [(arm["name"], arm["tuned"]) for arm in arms if arm["tuned"] is not None]
+    if not tuned:
+        return []
+    field, values = tuned[0][1]["field"], [value for value, _ in tuned[0][1]["figures"]]
+    lines = [
+        "",
+        f"`{field}` of each arm is the best of {', '.join(map(str, values))}, by the figure over "
+        f"{tuned[0][1]['figures'][0][1]['n']} runs from bases that are not counted above:",
+        "",
+        f"| arm | {' | '.join(map(str, values))} | taken |",
+        f"|---|{'---|' * len(values)}---|",
+    ]
+    for name, found in tuned:
+        cells = [_percent(figure) for _, figure in found["figures"]]
+        edge = " (edge of the grid)" if found["at_edge"] else ""
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {found['value']}{edge} |")
+    return lines
 
 
 def _percent(found: Mapping[str, Any]) -> str:

@@ -17,13 +17,16 @@ A table is a Python file with a `TABLE`:
 
 Each arm is run from each base with each seed. The first arm is the one that the others are compared
 with. What a table compares is written down before its runs; a changed table needs another folder.
+
+An arm is compared at its best if the table has a `Tuning`: each arm is first run with each value, on
+bases and seeds that are not counted, and the counted runs take the value with the best figure.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from polaris_jax.config import ConfigError
@@ -43,6 +46,10 @@ class Arm:
         seeds: `seed` of each run; (): those of the table.
         before: commands that run in the workdir before training: prepare, calibrate, probe.
         config: config file, or FILE:TARGET; empty: the table's.
+        tokens_of: name of another arm. A run then ends once it has sampled as many tokens as that
+            arm's run of the same base and seed, commands before training and temperature resets
+            included; its steps must suffice.
+        tuned_as: name of another arm whose tuned value this one takes; empty: it is tuned itself.
     """
 
     name: str
@@ -50,6 +57,25 @@ class Arm:
     seeds: Sequence[int] = ()
     before: Sequence[str] = ()
     config: str = ""
+    tokens_of: str = ""
+    tuned_as: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Which value each arm is given, found on bases that are not counted.
+
+    Attributes:
+        field: the config field that is tuned, such as optimizer.learning_rate.
+        values: its values.
+        bases: {name: config fields of a base}, none of them a counted one.
+        seeds: `seed` of the runs of each arm, value and base.
+    """
+
+    field: str
+    values: Sequence[Any]
+    bases: Mapping[str, Mapping[str, Any]]
+    seeds: Sequence[int] = (0,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +89,9 @@ class Run:
         config: config file, or FILE:TARGET.
         overrides: config fields, without model.path of a base that is made on the spot.
         before: commands that run before training.
+        value: the value of the tuned field that it tries; None for a run that is counted.
+        needs: names of the runs that must have ended before it.
+        tokens_of: arm whose run of the same base and seed says how many tokens it may sample.
     """
 
     arm: str
@@ -71,11 +100,26 @@ class Run:
     config: str
     overrides: Mapping[str, Any]
     before: tuple[str, ...]
+    value: Any = None
+    needs: tuple[str, ...] = ()
+    tokens_of: str = ""
+
+    @property
+    def counted(self) -> bool:
+        """False for a run that only serves to choose a value."""
+        return self.value is None
+
+    @property
+    def budget_run(self) -> str:
+        """The name of the run that says how many tokens it may sample."""
+        return dataclasses.replace(self, arm=self.tokens_of).name
 
     @property
     def name(self) -> str:
         """The folder of its workdir, below the output folder."""
-        return f"runs/{self.arm}/{self.base}-{self.seed}"
+        if self.counted:
+            return f"runs/{self.arm}/{self.base}-{self.seed}"
+        return f"tuning/{self.arm}/{self.value}/{self.base}-{self.seed}"
 
     def flags(self) -> list[str]:
         """Its config as words of a command line."""
@@ -93,6 +137,11 @@ class Table:
         bases: {name: config fields of a base}. If a config makes its model by a warm start, each
             base is made once and shared by its runs.
         seeds: `seed` of the runs of each arm and base.
+        tuning: how each arm is given its best value of one field; None: no field is tuned.
+        evaluate: True: `polaris evaluate` scores each counted run's last weights, and keeps its
+            responses in the workdir.
+        notes: a function of the output folder, called at the end; what it returns is added to
+            ablations.md.
         figure: what is compared: "mean" is the mean of a run's held-out scores, "last" the last.
         collapsed_below: a run has collapsed if its last score is under this share of its base's.
     """
@@ -102,6 +151,9 @@ class Table:
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     bases: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"base": {}})
     seeds: Sequence[int] = (0,)
+    tuning: Tuning | None = None
+    evaluate: bool = False
+    notes: Callable[[Any], str] | None = None
     figure: Literal["mean", "last"] = "mean"
     collapsed_below: float = 0.5
 
@@ -110,7 +162,29 @@ class Table:
         _require(len(names) > 0, "arms=(): needs at least one arm")
         twice = next((name for name in names if names.count(name) > 1), None)
         _require(twice is None, f"arms: the name {twice!r} occurs twice; give each arm its own")
-        for name in (*names, *self.bases):
+        tuning_bases = () if self.tuning is None else tuple(self.tuning.bases)
+        counted = next((name for name in tuning_bases if name in self.bases), None)
+        _require(counted is None, f"tuning.bases: {counted!r} is counted; tune on other bases")
+        for arm in self.arms:
+            for field, other in ("tokens_of", arm.tokens_of), ("tuned_as", arm.tuned_as):
+                _require(
+                    not other or (other in names and other != arm.name),
+                    f"arm {arm.name!r}: {field}={other!r}: there is no such other arm",
+                )
+        by_name = {arm.name: arm for arm in self.arms}
+        for arm in self.arms:
+            other = by_name.get(arm.tokens_of)
+            _require(
+                other is None or not (other.tokens_of or (other.tuned_as and not arm.tuned_as)),
+                f"arm {arm.name!r}: tokens_of={arm.tokens_of!r}: that arm's runs depend on others; "
+                "name an arm without tokens_of and tuned_as",
+            )
+            tuned = by_name.get(arm.tuned_as)
+            _require(
+                tuned is None or not tuned.tuned_as,
+                f"arm {arm.name!r}: tuned_as={arm.tuned_as!r}: that arm is not tuned itself",
+            )
+        for name in (*names, *self.bases, *tuning_bases):
             _require(
                 _NAME.fullmatch(name) is not None,
                 f"{name!r}: a name of an arm or base is a folder's; take letters, digits, _, . and "
@@ -123,43 +197,69 @@ class Table:
             _require(
                 not unknown, f"arm {arm.name!r}: before={unknown}: expected {', '.join(BEFORE)}"
             )
-        for fields in (self.overrides, *self.bases.values(), *(a.overrides for a in self.arms)):
+        places = [self.overrides, *self.bases.values(), *(a.overrides for a in self.arms)]
+        if self.tuning is not None:
+            _require(len(self.tuning.values) > 0, "tuning.values=(): needs at least one value")
+            places += [{self.tuning.field: None}, *self.tuning.bases.values()]
+        for fields in places:
             for field in fields:
                 _require(
                     _FIELD.fullmatch(field) is not None and field != "seed",
                     f"{field!r}: expected a config field other than seed, like batch.rescue",
                 )
 
+    @property
+    def all_bases(self) -> dict[str, Mapping[str, Any]]:
+        """The counted bases and those of the tuning."""
+        return {**(self.tuning.bases if self.tuning else {}), **self.bases}
+
     def base_run(self, base: str) -> Run:
         """The config that makes and scores a base."""
-        return Run("", base, 0, self.config, {**self.overrides, **self.bases[base]}, ())
+        return Run("", base, 0, self.config, {**self.overrides, **self.all_bases[base]}, ())
 
     def runs(self) -> list[Run]:
-        """Every run: seed by seed, so that a table that is cut off has all arms."""
+        """Every counted run: seed by seed, so that a table that is cut off has all arms."""
         seeds = {arm.name: tuple(arm.seeds or self.seeds) for arm in self.arms}
-        places = [
-            (number, base, arm)
+        return [
+            self._run(arm, base, seeds[arm.name][number])
             for number in range(max(map(len, seeds.values())))
             for base in self.bases
             for arm in self.arms
             if number < len(seeds[arm.name])
         ]
+
+    def tuning_runs(self) -> list[Run]:
+        """Every run that serves to choose a value."""
+        if self.tuning is None:
+            return []
         return [
-            Run(
-                arm.name,
-                base,
-                seeds[arm.name][number],
-                arm.config or self.config,
-                {
-                    **self.overrides,
-                    **self.bases[base],
-                    **arm.overrides,
-                    "seed": seeds[arm.name][number],
-                },
-                tuple(arm.before),
-            )
-            for number, base, arm in places
+            self._run(arm, base, seed, value)
+            for base in self.tuning.bases
+            for seed in self.tuning.seeds
+            for arm in self.arms
+            if not arm.tuned_as
+            for value in self.tuning.values
         ]
+
+    def _run(self, arm: Arm, base: str, seed: int, value: Any = None) -> Run:
+        tried = {} if value is None or self.tuning is None else {self.tuning.field: value}
+        run = Run(
+            arm.name,
+            base,
+            seed,
+            arm.config or self.config,
+            {**self.overrides, **self.all_bases[base], **arm.overrides, **tried, "seed": seed},
+            tuple(arm.before),
+            value=value,
+            tokens_of=arm.tokens_of,
+        )
+        needs = []
+        if arm.tokens_of:
+            needs.append(run.budget_run)
+        if value is None and self.tuning is not None:
+            tuned = arm.tuned_as or arm.name
+            needs += [other.name for other in self.tuning_runs() if other.arm == tuned]
+        return dataclasses.replace(run, needs=tuple(needs))
 
 
 def flags(overrides: Mapping[str, Any]) -> list[str]:

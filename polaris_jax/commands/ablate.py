@@ -2,7 +2,8 @@
 
 TABLE.py says which runs there are (see polaris_jax/ablate/table.py). Each run is an ordinary
 workdir below --out. Worker processes share the machine's cores and take the next run that nobody
-has; rerun the command to continue after any stop. Leaves ablations.json and ablations.md.
+has; rerun the command to continue after any stop. Leaves ablations.json, ablations.md and
+ablations.png. docs/howto/ablation.md shows how to write a table.
 
 Example:
   polaris ablate configs/ablations/rescue.py --out runs/rescue
@@ -24,11 +25,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from absl import flags
+from absl import flags as absl_flags
 from etils import epath
 
-from polaris_jax.ablate.page import Outcome, as_markdown, summarise
-from polaris_jax.ablate.table import Run, Table
+from polaris_jax.ablate.outcome import Outcome, chosen_value
+from polaris_jax.ablate.page import as_markdown, summarise
+from polaris_jax.ablate.table import Run, Table, flags
 from polaris_jax.commands.flags import parse
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.run.owner import InUse, alone, owned
@@ -47,9 +49,11 @@ COMPILED = {
 WORKER = "POLARIS_ABLATE_WORKER"  # "I/N" in the processes that the command starts
 
 
-def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("out", "", "directory of the runs and of the result", flag_values=values)
-    flags.DEFINE_integer(
+def _define(values: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string(
+        "out", "", "directory of the runs and of the result", flag_values=values
+    )
+    absl_flags.DEFINE_integer(
         "workers", 0, "processes that train; 0: one a core", lower_bound=0, flag_values=values
     )
 
@@ -70,7 +74,7 @@ def main(argv: list[str]) -> int:
         )
     out = as_place(command.flags["out"])
     table = load_table(path)
-    for run in [table.base_run(base) for base in table.bases] + table.runs():
+    for run in [table.base_run(base) for base in table.all_bases] + _all_runs(table):
         _check(run)
     ensure_workdir(out)
     if WORKER in os.environ:
@@ -125,7 +129,7 @@ def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
     """Starts the workers, waits for them, and writes what the finished runs show."""
     busy = f"--out={out}: `polaris ablate` already runs in it"
     with owned(out, "ablate", busy=busy, remedy="name another --out"):
-        progress, runs = Progress(enabled=True), table.runs()
+        progress, runs = Progress(enabled=True), _all_runs(table)
         waiting = [run for run in runs if not (out / run.name / FINISHED).exists()]
         progress.line(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished")
         status = 0
@@ -139,14 +143,32 @@ def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
             for run in runs
             if (out / run.name / FAILED).exists()
         }
-        summary = summarise(table, outcomes)
-        page = as_markdown(summary, title=os.path.basename(path), failures=failures)
-        write_json(out / "ablations.json", summary)
-        write_bytes(out / "ablations.md", page.encode())
-        print(page)
+        if len([o for o in outcomes if o.value is not None]) == len(table.tuning_runs()):
+            _write_results(table, path, out, outcomes, failures)
         if status:
             return status
         return 0 if len(outcomes) == len(runs) else 1
+
+
+def _all_runs(table: Table) -> list[Run]:
+    return [*table.tuning_runs(), *table.runs()]
+
+
+def _write_results(
+    table: Table, path: str, out: epath.Path, outcomes: list[Outcome], failures: dict[str, str]
+) -> None:
+    """Leaves ablations.json, .md and .png, and prints the page."""
+    from polaris_jax.ablate.figure import ablation_figure
+
+    summary, title = summarise(table, outcomes), os.path.basename(path)
+    page = as_markdown(summary, title=title, failures=failures)
+    if table.notes is not None:
+        page += f"\n{table.notes(out)}\n"
+    write_json(out / "ablations.json", summary)
+    write_bytes(out / "ablations.md", page.encode())
+    if summary["arms"]:
+        ablation_figure(summary, out / "ablations.png", title=title)
+    print(page)
 
 
 def _run_workers(path: str, out: epath.Path, count: int) -> int:
@@ -184,25 +206,51 @@ def _work(table: Table, out: epath.Path) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for name, value in COMPILED.items():
         os.environ.setdefault(name, value.format(out=out))
-    progress = Progress(enabled=True)
-    for run in table.runs():
-        if (out / run.name / FINISHED).exists() or (out / run.name / FAILED).exists():
-            continue
-        with _mine(out / run.name) as mine:
-            if not mine:
-                continue
-            try:
-                before = _score_base(table, run.base, out)
-                if (outcome := _train(table, run, out, before)) is None:
-                    return 130  # stopped; the run has a checkpoint
-            except ConfigError as error:  # such as another table's run in the folder
-                raise ConfigError(f"{run.name}: {error}") from None
-            except Exception as error:  # noqa: BLE001  # the other runs need not fail with it
-                write_bytes(out / run.name / FAILED, f"{type(error).__name__}: {error}".encode())
-                progress.line(f"{run.name}: failed: {error}")
-                continue
-            progress.line(f"{run.name}: {table.figure} {outcome.figure(table.figure):.1%}")
+    with StopRequest() as stop:
+        while waiting := [run for run in _all_runs(table) if not _ended(out, run)]:
+            ready = [run for run in waiting if all(_ended_at(out, name) for name in run.needs)]
+            took = False
+            for run in ready:
+                with _mine(out / run.name) as mine:
+                    if not mine:
+                        continue
+                    took = True
+                    if not _do(table, run, out, stop):
+                        return 130  # stopped; the run has a checkpoint
+            if stop.requested:
+                return 130
+            if not took:
+                time.sleep(POLL_S)  # others have what is ready, or what this worker waits for
     return 0
+
+
+def _ended(out: epath.Path, run: Run) -> bool:
+    return _ended_at(out, run.name)
+
+
+def _ended_at(out: epath.Path, name: str) -> bool:
+    return (out / name / FINISHED).exists() or (out / name / FAILED).exists()
+
+
+def _do(table: Table, run: Run, out: epath.Path, stop: StopRequest) -> bool:
+    """Trains a run, or notes why that failed; False if it was stopped."""
+    progress = Progress(enabled=True)
+    try:
+        for name in run.needs:
+            if (out / name / FAILED).exists():
+                raise RuntimeError(f"it depends on {name}, which failed")
+        before = _score_base(table, run.base, out)
+        outcome = _train(table, run, out, before, stop)
+    except ConfigError as error:  # such as another table's run in the folder
+        raise ConfigError(f"{run.name}: {error}") from None
+    except Exception as error:  # noqa: BLE001  # the other runs need not fail with it
+        write_bytes(out / run.name / FAILED, f"{type(error).__name__}: {error}".encode())
+        progress.line(f"{run.name}: failed: {error}")
+        return True
+    if outcome is None:
+        return False
+    progress.line(f"{run.name}: {table.figure} {outcome.figure(table.figure):.1%}")
+    return True
 
 
 def _end_with_parent() -> None:
@@ -237,29 +285,58 @@ def _score_base(table: Table, base: str, out: epath.Path) -> float:
     return float(json.loads((workdir / "eval.json").read_text())["avg@k"])
 
 
-def _train(table: Table, run: Run, out: epath.Path, before: float) -> Outcome | None:
+def _train(
+    table: Table, run: Run, out: epath.Path, before: float, stop: StopRequest
+) -> Outcome | None:
     """Trains a run to its end; None if it was stopped."""
     from polaris_jax.loop import run as train
 
     workdir, made = out / run.name, out / "bases" / run.base / "base_model"
     words = [f"--config.model.path={made}", "--config.warmstart.steps=0"] if made.exists() else []
+    words += flags(_settled(table, run, out))
     for command in run.before:
         _command(command, [*run.flags(), *words, f"--workdir={workdir}"])
-    stop = StopRequest()
+    before_tokens = _tokens_before(workdir, run)
+    if run.tokens_of:
+        limit = read_outcome_at(out, run.budget_run).total_tokens - before_tokens
+        words += flags({"rollout.total_tokens": max(1, limit)})
     state = train(_config(run, workdir, *words), workdir, stop=stop)
     if not state.done:
         return None
+    after = None
+    if table.evaluate and run.counted:
+        checkpoint = ["--checkpoint=latest", f"--workdir={workdir}"]
+        _command("evaluate", [*run.flags(), *words, *checkpoint])
+        after = float(json.loads((workdir / "eval.json").read_text())["avg@k"])
+    sampled = state.counts.get("sampled_tokens", 0)
     outcome = Outcome(
         arm=run.arm,
         base=run.base,
         seed=run.seed,
         before=before,
         scores=tuple(_scores(workdir)),
-        sampled_tokens=state.counts.get("sampled_tokens", 0),
+        sampled_tokens=sampled,
         updates=state.step - state.counts.get("steps_without_update", 0),
+        total_tokens=sampled + state.counts.get("reset_tokens", 0) + before_tokens,
+        after=after,
+        value=run.value,
     )
     write_json(workdir / FINISHED, {**vars(outcome), "scores": [list(s) for s in outcome.scores]})
     return outcome
+
+
+def _settled(table: Table, run: Run, out: epath.Path) -> dict[str, Any]:
+    """The value that the tuning has chosen for a counted run."""
+    if table.tuning is None or not run.counted:
+        return {}
+    outcomes = [read_outcome_at(out, name) for name in run.needs if name.startswith("tuning/")]
+    return {table.tuning.field: chosen_value(table, run.arm, outcomes)}
+
+
+def _tokens_before(workdir: epath.Path, run: Run) -> int:
+    """Response tokens that the commands before training have sampled."""
+    files = [workdir / f"{command}.json" for command in run.before if command != "prepare"]
+    return sum(json.loads(path.read_text())["sampled_tokens"] for path in files)
 
 
 def _scores(workdir: epath.Path) -> Iterator[tuple[int, float]]:
@@ -284,8 +361,10 @@ def _command(name: str, words: list[str]) -> None:
 
 def read_outcome(out: epath.Path, run: Run) -> Outcome | None:
     """A finished run's outcome; None if it is not finished."""
-    path = out / run.name / FINISHED
-    if not path.exists():
-        return None
-    found = json.loads(path.read_text())
+    return read_outcome_at(out, run.name) if (out / run.name / FINISHED).exists() else None
+
+
+def read_outcome_at(out: epath.Path, name: str) -> Outcome:
+    """The outcome of the finished run of that name."""
+    found = json.loads((out / name / FINISHED).read_text())
     return Outcome(**found | {"scores": tuple((step, score) for step, score in found["scores"])})

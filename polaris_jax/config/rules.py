@@ -205,7 +205,21 @@ def _check_row_len(config: RunConfig) -> None:
 
 
 def _check_warmstart(config: RunConfig) -> None:
-    w = config.warmstart
+    w, a = config.warmstart, config.data.arithmetic
+    for name, section in ("data.arithmetic", a), ("warmstart", w):
+        require(
+            section.max_steps >= section.min_steps,
+            f"{name}.max_steps",
+            section.max_steps,
+            f"must be at least {name}.min_steps={section.min_steps}",
+        )
+    require(
+        a.hard_from == 0 or a.min_steps < a.hard_from <= a.max_steps,
+        "data.arithmetic.hard_from",
+        a.hard_from,
+        f"must exceed data.arithmetic.min_steps={a.min_steps} and not "
+        f"data.arithmetic.max_steps={a.max_steps}; set it between, or to 0 for even lengths",
+    )
     require(
         w.num_heads % w.num_kv_heads == 0,
         "warmstart.num_kv_heads",

@@ -49,6 +49,24 @@ class ArithmeticSection:
         0, "Problems held out for scores.", at_least=0, rule="must not be negative; 0 is none"
     )
     seed: int = setting(0, "Seed of the problems.", at_least=0, below=SEED_LIMIT, rule=SEED_RULE)
+    min_steps: int = setting(1, "Fewest steps of a problem.", above=0, before=1)
+    max_steps: int = setting(5, "Most steps of a problem.", above=0, before=5)
+    hard_from: int = setting(
+        0,
+        "Steps from which a problem is hard, above min_steps; 0: lengths are drawn evenly.",
+        at_least=0,
+        before=0,
+    )
+    hard_share: float = setting(
+        0.5,
+        "Share of hard problems, if hard_from is not 0.",
+        at_least=0,
+        at_most=1,
+        before=0.5,
+    )
+    families: tuple[str, ...] = setting(
+        (), "Families: trade, ride, groups, compare, box, number; (): all.", before=()
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +116,9 @@ class WarmstartSection:
         at_most=MAX_SLIP_RATE,
         rule=f"must lie in [0, {MAX_SLIP_RATE}], as a text of many slips has no higher rate",
     )
+    min_steps: int = setting(1, "Fewest steps of a text's problem.", above=0, before=1)
+    max_steps: int = setting(5, "Most steps of a text's problem.", above=0, before=5)
+    families: tuple[str, ...] = setting((), "Families of the texts; (): all.", before=())
     seed: int = setting(
         0, "Seed of weights and texts.", at_least=0, below=SEED_LIMIT, rule=SEED_RULE
     )

@@ -1,9 +1,10 @@
 """Procedural arithmetic word problems of graded difficulty, and supervised texts that solve them.
 
-A problem is a chain: a start value and one to five steps (`+`, `-` or `*` with an operand from 2 to
+A problem is a chain: a start value and one or more steps (`+`, `-` or `*` with an operand from 2 to
 9), every value between 1 and 20. The sentences come from one of six families. Difficulty is the
-number of steps. A share of all chains, chosen by a hash of (family, operands), belongs to the
-held-out side for good: training problems and supervised texts never come from it.
+number of steps, from 1 to 5 unless a `Mix` says otherwise. A share of all chains, chosen by a hash
+of (family, operands), belongs to the held-out side for good: training problems and supervised texts
+never come from it.
 
 Supervised texts come in two hands, as found text does:
 
@@ -25,13 +26,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from polaris_jax.config import ConfigError
 from polaris_jax.config.sections import MAX_SLIP_RATE
 from polaris_jax.records import Problem
 
 LARGEST_VALUE = 20
-MAX_STEPS = 5
 HELD_OUT_OF = 4  # one chain in 4 is reserved for held-out problems
-CHAINS_TOLD = 13_686_396  # number of distinct chains, over all families
 PLAIN = {"=": "+"}  # op of an opening -> op in the chain
 
 
@@ -118,6 +118,66 @@ FAMILIES = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Mix:
+    """Which problems a set draws.
+
+    Attributes:
+        min_steps: fewest steps of a problem.
+        max_steps: most steps of a problem.
+        families: names of the families; (): all.
+        hard_from: steps from which a problem is hard; 0: lengths are drawn evenly.
+        hard_share: share of hard problems, if `hard_from` is not 0.
+
+    Raises:
+        ConfigError: a family is unknown, or none of them has problems of such lengths.
+    """
+
+    min_steps: int = 1
+    max_steps: int = 5
+    families: tuple[str, ...] = ()
+    hard_from: int = 0
+    hard_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        known = [family.name for family in FAMILIES]
+        for name in self.families:
+            if name not in known:
+                raise ConfigError(
+                    f"families={self.families}: there is no family {name!r}; take some of "
+                    f"{', '.join(known)}, or () for all"
+                )
+        if not self.fitting(self.max_steps):
+            raise ConfigError(
+                f"max_steps={self.max_steps}: the shortest problem of {', '.join(self.families)} "
+                "has more; raise it, or name further families"
+            )
+
+    def fitting(self, steps: int) -> list[Family]:
+        """The families of the mix that have problems of so many steps."""
+        return [
+            family
+            for family in FAMILIES
+            if family.min_steps <= steps and (not self.families or family.name in self.families)
+        ]
+
+    def draw_steps(self, rng: np.random.Generator, least: int = 1) -> int:
+        """The number of steps of the next problem, at least `least`."""
+        low, high = self.min_steps, self.max_steps
+        if self.hard_from:
+            hard = rng.random() < self.hard_share
+            low, high = (self.hard_from, high) if hard else (low, self.hard_from - 1)
+        return int(rng.integers(max(low, least), max(high, least) + 1))
+
+    def chains(self) -> int:
+        """The number of distinct chains of the mix, both sides together."""
+        families = self.fitting(self.max_steps)
+        return sum(_count_chains(family, self.min_steps, self.max_steps) for family in families)
+
+
+DEFAULT_MIX = Mix()
+
+
+@dataclasses.dataclass(frozen=True)
 class Chain:
     """A start value and its steps; `key` names it within all families.
 
@@ -167,6 +227,25 @@ def operands_of(op: str, value: int, start: int) -> range:
     return range(2, min(5, LARGEST_VALUE // value) + 1) if value > 1 else range(0)
 
 
+def _count_chains(family: Family, min_steps: int, max_steps: int) -> int:
+    """The number of distinct chains of a family, by its number of ways to reach each value."""
+    total = 0
+    for opening in family.opening:
+        for start in range(2, family.largest_start + 1):
+            ways = {start: 1}  # value -> chains that have reached it
+            for done in range(max_steps):
+                reached: dict[int, int] = {}
+                for value, count in ways.items():
+                    for op in family.ops(opening, done):
+                        for n in operands_of(op, value, start):
+                            after = run_steps(value, [(PLAIN.get(op, op), n)])[-1]
+                            reached[after] = reached.get(after, 0) + count
+                ways = reached
+                if done + 1 >= max(min_steps, family.min_steps):
+                    total += sum(ways.values())
+    return total
+
+
 HURRIED_SLIPS = (1,)  # always one too many: slips of one text never cancel out
 CAREFUL_SLIPS = (-2, -1, 1, 2)
 HURRIED_SLIP_RATE = MAX_SLIP_RATE  # share of a hurried text's results that are one off
@@ -181,40 +260,44 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 def arithmetic_problems(
-    train: int, held_out: int, *, seed: int = 0
+    train: int, held_out: int, *, seed: int = 0, mix: Mix = DEFAULT_MIX
 ) -> tuple[list[Problem], list[Problem]]:
     """Training and held-out problems that share no text and no (family, operands).
 
-    Both have the same mix: steps drawn evenly from 1 to 5, families evenly among those that have
-    such a length. Ids are the chains' keys, sources `arithmetic/FAMILY/STEPS`.
+    Both have the same mix: steps drawn as it says, families evenly among those that have such a
+    length. Ids are the chains' keys, sources `arithmetic/FAMILY/STEPS`.
 
     Args:
-        train: number of training problems; there are some ten million.
-        held_out: number of held-out problems; there are some three million.
+        train: number of training problems; by default there are some ten million.
+        held_out: number of held-out problems; by default there are some three million.
         seed: seed of the draw, not negative; the side on which a chain lies does not depend on it.
+        mix: which problems.
 
     Raises:
         ValueError: more distinct problems are requested than there are chains (raised before any
             problem is drawn), or a count or the seed is below 0.
     """
     _check_seed("data.arithmetic.seed", seed)
-    held_out_chains = CHAINS_TOLD // HELD_OUT_OF
+    chains = mix.chains()
+    held_out_chains = chains // HELD_OUT_OF
     counts = {"train": train, "held_out": held_out}
     for (side, count), told in zip(
-        counts.items(), (CHAINS_TOLD - held_out_chains, held_out_chains), strict=True
+        counts.items(), (chains - held_out_chains, held_out_chains), strict=True
     ):
         if count < 0:
             raise ValueError(f"data.arithmetic.{side}={count}: must not be negative; 0 is none")
         if count > told:
             raise _too_many(side, count, told)
     sides = [
-        _distinct_problems(count, np.random.default_rng([seed, number]), side=side)
+        _distinct_problems(count, np.random.default_rng([seed, number]), side=side, mix=mix)
         for number, (side, count) in enumerate(counts.items())
     ]
     return sides[0], sides[1]
 
 
-def supervised_examples(count: int, *, seed: int, slip_rate: float) -> list[tuple[Problem, str]]:
+def supervised_examples(
+    count: int, *, seed: int, slip_rate: float, mix: Mix = DEFAULT_MIX
+) -> list[tuple[Problem, str]]:
     """Problems with a written-out solution each, some of which slip: what a warm start learns from.
 
     Every family takes its turn, and no chain is of the held-out side. The hand is drawn a text:
@@ -227,6 +310,7 @@ def supervised_examples(count: int, *, seed: int, slip_rate: float) -> list[tupl
         seed: seed of the draw, not negative.
         slip_rate: share of intermediate results that carry a slip, in [0, 0.6]; 0 gives careful,
             right texts only.
+        mix: which problems.
 
     Returns:
         (problem, completion) pairs; the completion has no end-of-turn token.
@@ -242,12 +326,12 @@ def supervised_examples(count: int, *, seed: int, slip_rate: float) -> list[tupl
         )
     careful_rate = slip_rate * CAREFUL_SLIP_SHARE
     hurried_share = (slip_rate - careful_rate) / (HURRIED_SLIP_RATE - careful_rate)
-    rng = np.random.default_rng([seed, 2])
+    rng, families = np.random.default_rng([seed, 2]), mix.fitting(mix.max_steps)
     examples = []
     for index in range(count):
-        family, chain = FAMILIES[index % len(FAMILIES)], None
+        family, chain = families[index % len(families)], None
         while chain is None or chain.held_out:
-            steps = int(rng.integers(family.min_steps, MAX_STEPS + 1))
+            steps = mix.draw_steps(rng, family.min_steps)
             chain = _draw_chain(rng, family, steps)
         hurried = rng.random() < hurried_share
         rate = HURRIED_SLIP_RATE if hurried else careful_rate
@@ -298,19 +382,25 @@ def _check_seed(field: str, seed: int) -> None:
 def _too_many(side: str, count: int, told: int) -> ValueError:
     return ValueError(
         f"data.arithmetic.{side}={count}: only about {told} distinct problems can be told; ask for "
-        "fewer"
+        "fewer, or for longer ones (data.arithmetic.max_steps)"
     )
 
 
 def _distinct_problems(
-    count: int, rng: np.random.Generator, *, side: str, patience: int = 0
+    count: int,
+    rng: np.random.Generator,
+    *,
+    side: str,
+    mix: Mix = DEFAULT_MIX,
+    patience: int = 0,
 ) -> list[Problem]:
     problems: dict[str, Problem] = {}
     for _ in range(patience or 1000 + 200 * count):
         if len(problems) == count:
             return list(problems.values())
-        steps = int(rng.integers(1, MAX_STEPS + 1))
-        fitting = [family for family in FAMILIES if family.min_steps <= steps]
+        steps = mix.draw_steps(rng)
+        if not (fitting := mix.fitting(steps)):
+            continue
         chain = _draw_chain(rng, fitting[rng.integers(len(fitting))], steps)
         if chain.held_out == (side == "held_out") and chain.key not in problems:
             problems[chain.key] = _tell(chain, rng)

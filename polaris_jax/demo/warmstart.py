@@ -24,7 +24,7 @@ from jax import Array
 from polaris_jax.batch.packing import first_fit_decreasing
 from polaris_jax.config import RunConfig, WarmstartSection
 from polaris_jax.data.prompts import render_example
-from polaris_jax.demo.arithmetic import supervised_examples
+from polaris_jax.demo.arithmetic import Mix, supervised_examples
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import Decoder, ModelConfig, next_token_logprobs, save_pretrained
 from polaris_jax.models.attention import attend as attention
@@ -43,6 +43,8 @@ ROW_MULTIPLE_TOKENS = 32
 # A call's temporaries are fresh memory: on a CPU two fifths of a step of 0.8M parameters were the
 # kernel clearing it when each step was a call. Ctrl-C is answered between calls, hence not more.
 STEPS_A_CALL = 4
+# Fields that a warmstart.json of earlier versions lacks, as they were.
+ADDED = {"min_steps": 1, "max_steps": 5, "families": []}
 # Attention over this number of positions costs a token about as much as the matrices of a small
 # model (0.8M parameters, 2 CPU cores): long rows waste attention, short ones waste padding.
 ATTENTION_BREAK_EVEN_TOKENS = 460
@@ -285,7 +287,8 @@ def make_base_model(config: RunConfig, path: epath.Path, progress: Progress) -> 
     section, done = config.warmstart, path / "warmstart.json"
     identity = dataclasses.asdict(section) | {"prompt_suffix": config.data.prompt_suffix}
     remedy = f"delete {path} to make the model anew"
-    if done.exists() and read_json(done, remedy=remedy) == json.loads(json.dumps(identity)):
+    identity = json.loads(json.dumps(identity))
+    if done.exists() and ADDED | read_json(done, remedy=remedy) == identity:
         return
     tokenizer = build_tokenizer()
     model_config = warmstart_model_config(section, vocab_size=len(tokenizer))
@@ -293,7 +296,10 @@ def make_base_model(config: RunConfig, path: epath.Path, progress: Progress) -> 
     examples = [
         render_example(tokenizer, problem.problem, completion, suffix=suffix)
         for problem, completion in supervised_examples(
-            section.examples, seed=section.seed, slip_rate=section.slip_rate
+            section.examples,
+            seed=section.seed,
+            slip_rate=section.slip_rate,
+            mix=Mix(section.min_steps, section.max_steps, section.families),
         )
     ]
     model = Decoder.init(model_config, jax.random.key(section.seed))

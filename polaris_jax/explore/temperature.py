@@ -90,7 +90,12 @@ def candidate_temperatures(
 
 
 def measure_candidate(
-    temperature: float, groups: Sequence[Sequence[str]], reward_PR: np.ndarray, n: int = NGRAM
+    temperature: float,
+    groups: Sequence[Sequence[str]],
+    reward_PR: np.ndarray,
+    n: int = NGRAM,
+    *,
+    tokens: int = 0,
 ) -> Candidate:
     """The `Candidate` of a probe's rollouts at one temperature.
 
@@ -103,6 +108,7 @@ def measure_candidate(
         groups: [P][R] response texts.
         reward_PR: their rewards in [0, 1].
         n: words of an n-gram.
+        tokens: response tokens that were sampled.
 
     Raises:
         ValueError: no reward.
@@ -120,6 +126,7 @@ def measure_candidate(
         accuracy=float(reward_PR.mean()),
         diversity=distinct_ngrams(groups, n),
         stderr=float(np.sqrt(variance)),
+        tokens=tokens,
     )
 
 

@@ -122,6 +122,7 @@ def _calibrate(
         ),
         "mean": float(np.mean(rates)),
         "problems": len(problems),
+        "sampled_tokens": sum(round((tokens[p.id] or 0) * section.n) for p in problems),
         "kept": len(curated),
         "dropped": len(problems) - len(curated),
     }

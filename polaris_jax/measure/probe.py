@@ -27,7 +27,8 @@ from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
 from polaris_jax.system.seeds import fold_seed
 
-ROW = dataclasses.fields(Candidate)
+# Rows of earlier versions have no tokens.
+ROW = [field.name for field in dataclasses.fields(Candidate) if field.name != "tokens"]
 
 
 def probe(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def _probe(
         workdir / "probe_progress.jsonl",
         row_identity(config, problems, max_response_tokens=max_response_tokens),
         key=("temperature",),
-        valid=lambda row: all(isinstance(row[f.name], int | float) for f in ROW),
+        valid=lambda row: all(isinstance(row[name], int | float) for name in ROW),
         inputs=measured.inputs,
         places=measured.places,
         may_write=ownership.check,
@@ -92,7 +93,12 @@ def _probe(
                     on_progress=phase.sampling(len(rows) * responses, responses),
                 )
                 row = dataclasses.asdict(
-                    measure_candidate(temperature, graded.texts, graded.correct_PR)
+                    measure_candidate(
+                        temperature,
+                        graded.texts,
+                        graded.correct_PR,
+                        tokens=graded.response_tokens,
+                    )
                 )
                 judged.append(policy.judged(graded, problems, reward=config.reward))
                 done.append([row])
@@ -124,6 +130,7 @@ def _probe(
         "problems": len(problems),
         "note": few_samples_note(len(problems), section.n),
         "max_response_tokens": max_response_tokens,
+        "sampled_tokens": sum(rows[t].get("tokens", 0) for t in temperatures),
         "zones": zones
         and {k: v for k, v in dataclasses.asdict(zones).items() if k != "initial_temperature"},
         "initial_temperature": chosen,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 
@@ -47,9 +46,9 @@ def measure_temperature(
         mode=parts.config.reward.mode,
         should_abort=lambda: stop.requested,
     )
-    found = measure_candidate(temperature, graded.texts, graded.correct_PR)
-    tokens = sum(len(response) for group in graded.token_ids for response in group)
-    return dataclasses.replace(found, tokens=tokens)
+    return measure_candidate(
+        temperature, graded.texts, graded.correct_PR, tokens=graded.response_tokens
+    )
 
 
 def probe_set(parts: Parts) -> list[Problem]:

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from polaris_jax.ablate import Arm, Table
-from polaris_jax.ablate.page import Outcome, as_markdown, summarise
+from polaris_jax.ablate.outcome import Outcome
+from polaris_jax.ablate.page import as_markdown, summarise
 
 TABLE = Table(
     (Arm("plain"), Arm("rescue", {"batch.rescue": True}), Arm("late")),

@@ -7,13 +7,14 @@ import re
 import numpy as np
 import pytest
 
+from polaris_jax.config import ConfigError
 from polaris_jax.data.filters import normalized_text
 from polaris_jax.demo import arithmetic
 from polaris_jax.demo.arithmetic import (
     FAMILIES,
     LARGEST_VALUE,
-    MAX_STEPS,
     Chain,
+    Mix,
     arithmetic_problems,
     solution,
     supervised_examples,
@@ -89,7 +90,7 @@ def test_every_family_and_every_difficulty(sides):
         kinds = collections.Counter(p.source.split("/")[1] for p in side)
         steps = collections.Counter(int(p.source.split("/")[2]) for p in side)
         assert set(kinds) == {family.name for family in FAMILIES}
-        assert set(steps) == set(range(1, MAX_STEPS + 1))
+        assert set(steps) == {1, 2, 3, 4, 5}
         assert min(steps.values()) > len(side) / 10
     supervised = supervised_examples(len(FAMILIES), seed=0, slip_rate=0.0)
     assert {p.source.split("/")[1] for p, _ in supervised} == {f.name for f in FAMILIES}
@@ -113,7 +114,7 @@ def test_more_than_can_be_told_are_refused_before_any_is_drawn(monkeypatch, trai
         arithmetic_problems(train, held_out)
 
 
-def count_chains(family: arithmetic.Family, max_steps: int = MAX_STEPS) -> int:
+def count_chains(family: arithmetic.Family, max_steps: int = 5) -> int:
     """How many chains a family can tell, counted by the values that they pass through."""
     count = 0
     for start, opening in itertools.product(range(2, family.largest_start + 1), family.opening):
@@ -132,7 +133,7 @@ def count_chains(family: arithmetic.Family, max_steps: int = MAX_STEPS) -> int:
 
 
 def test_the_number_of_all_chains():
-    assert sum(map(count_chains, FAMILIES)) == arithmetic.CHAINS_TOLD
+    assert sum(map(count_chains, FAMILIES)) == Mix().chains() == 13_686_396
 
 
 @pytest.mark.parametrize("name", ["groups", "compare"])
@@ -201,3 +202,39 @@ def test_both_hands_occur_and_the_careful_one_is_longer_and_righter():
 def test_slip_rate_out_of_range(rate):
     with pytest.raises(ValueError, match="slip_rate"):
         supervised_examples(1, seed=0, slip_rate=rate)
+
+
+def lengths(problems):
+    return collections.Counter(len(chain_of(problem)[2]) for problem in problems)
+
+
+def test_a_mix_says_how_long_problems_are_and_which_families():
+    mix = Mix(2, 9, families=("trade", "compare"))
+    train, held_out = arithmetic_problems(400, 100, mix=mix)
+    assert set(lengths(train)) == set(range(2, 10))
+    assert {chain_of(p)[0] for p in (*train, *held_out)} == {"trade", "compare"}
+    assert all(0 < int(p.answer) <= LARGEST_VALUE for p in train)
+    texts = supervised_examples(300, seed=1, slip_rate=0.0, mix=mix)
+    assert set(lengths(p for p, _ in texts)) == set(range(2, 10))
+    assert all(text.endswith(f"\\boxed{{{p.answer}}}") for p, text in texts)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_hard_problems(share):
+    train, _ = arithmetic_problems(800, 0, mix=Mix(1, 8, hard_from=6, hard_share=share))
+    hard = sum(count for steps, count in lengths(train).items() if steps >= 6)
+    assert abs(hard / 800 - share) <= 4 * (share * (1 - share) / 800) ** 0.5  # standard errors
+
+
+@pytest.mark.parametrize("steps", [(1, 1), (1, 3), (3, 5), (6, 7)])
+def test_the_chains_of_a_mix_are_counted(steps):
+    low, high = steps
+    counted = sum(count_chains(f, high) - count_chains(f, low - 1) for f in FAMILIES)
+    assert Mix(low, high).chains() == counted
+
+
+def test_what_is_no_mix_is_refused():
+    with pytest.raises(ConfigError, match="there is no family 'sums'; take some of trade, ride,"):
+        Mix(families=("sums",))
+    with pytest.raises(ConfigError, match="max_steps=1: the shortest problem of compare has more"):
+        Mix(max_steps=1, families=("compare",))

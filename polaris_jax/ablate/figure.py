@@ -1,0 +1,101 @@
+"""The figure of an ablation: differences to the first arm, and the arms' curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from matplotlib.ticker import FuncFormatter
+
+from polaris_jax.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    MARKERS,
+    ORANGE,
+    PERCENT,
+    PURPLE,
+    RED,
+    SKY,
+    legend,
+    panels,
+)
+
+COLORS = (GREY, BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
+POINTS = FuncFormatter(lambda value, _: f"{100 * value:+g}")
+
+
+def ablation_figure(summary: Mapping[str, Any], path: epath.Path, *, title: str) -> None:
+    """Draws ablations.png.
+
+    The upper panel has the mean held-out score of each arm over training, with one standard error;
+    the lower one each arm's difference to the first, with its 95% interval and every pair.
+
+    Args:
+        summary: the content of ablations.json.
+        path: the PNG file.
+        title: title of the figure.
+    """
+    arms, outcomes = summary["arms"], [o for o in summary["outcomes"] if o["value"] is None]
+    with panels(path, title, rows=2, share_x=False) as (top, bottom):
+        for number, arm in enumerate(arms):
+            own = [o for o in outcomes if o["arm"] == arm["name"]]
+            look = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+            step_S, mean_S, error_S = _curve(own)
+            top.plot(step_S, mean_S, ms=3.5, label=arm["name"], **look)
+            top.fill_between(
+                step_S, mean_S - error_S, mean_S + error_S, color=look["color"], alpha=0.15
+            )
+        top.set_xlabel("step")
+        top.set_ylabel("held-out score")
+        top.yaxis.set_major_formatter(PERCENT)
+        legend(top)
+        against = {
+            (o["base"], o["seed"]): _figure(o, summary)
+            for o in outcomes
+            if o["arm"] == summary["against"]
+        }
+        compared = [arm for arm in arms if arm["difference"] is not None]
+        for place, arm in enumerate(compared):
+            color = COLORS[(1 + place) % len(COLORS)]
+            pairs = [
+                _figure(o, summary) - against[o["base"], o["seed"]]
+                for o in outcomes
+                if o["arm"] == arm["name"] and (o["base"], o["seed"]) in against
+            ]
+            bottom.plot(pairs, [place] * len(pairs), "|", color=color, alpha=0.5, ms=9)
+            found = arm["difference"]
+            if found["low"] is not None:
+                bottom.plot([found["low"], found["high"]], [place] * 2, color=color, linewidth=2.4)
+            bottom.plot(found["mean"], place, "o", color=color, ms=7)
+        bottom.axvline(0, color=INK, linewidth=1.0)
+        bottom.set_yticks(range(len(compared)), [arm["name"] for arm in compared])
+        bottom.set_ylim(len(compared) - 0.5, -0.5)
+        bottom.xaxis.set_major_formatter(POINTS)
+        bottom.set_xlabel(f"points above {summary['against']}: mean, 95% interval, each pair")
+
+
+def _figure(outcome: Mapping[str, Any], summary: Mapping[str, Any]) -> float:
+    values = [score for _, score in outcome["scores"]]
+    return values[-1] if summary["figure"] == "last" else float(np.mean(values))
+
+
+def _curve(outcomes: list[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, mean score and its standard error over the runs that have a score at the step."""
+    by_step: dict[int, list[float]] = {}
+    for outcome in outcomes:
+        by_step.setdefault(-1, []).append(outcome["before"])
+        for step, score in outcome["scores"]:
+            by_step.setdefault(step, []).append(score)
+    steps = sorted(by_step)
+    mean_S = np.array([np.mean(by_step[s]) for s in steps])
+    error_S = np.array(
+        [
+            np.std(found, ddof=1) / np.sqrt(len(found)) if len(found) > 1 else 0.0
+            for found in (by_step[s] for s in steps)
+        ]
+    )
+    return np.array(steps), mean_S, error_S
