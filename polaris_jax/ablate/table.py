@@ -18,8 +18,8 @@ A table is a Python file with a `TABLE`:
 Each arm is run from each base with each seed. The first arm is the one that the others are compared
 with. What a table compares is written down before its runs; a changed table needs another folder.
 
-An arm is compared at its best if the table has a `Tuning`: each arm is first run with each value, on
-bases and seeds that are not counted, and the counted runs take the value with the best figure.
+If the table has a `Tuning`, each arm is compared at its best: it is first run with each value, on
+bases and seeds that are not counted, and its counted runs take the value with the best figure.
 """
 
 from __future__ import annotations

@@ -206,33 +206,25 @@ def _work(table: Table, out: epath.Path) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for name, value in COMPILED.items():
         os.environ.setdefault(name, value.format(out=out))
-    with StopRequest() as stop:
-        while waiting := [run for run in _all_runs(table) if not _ended(out, run)]:
-            ready = [run for run in waiting if all(_ended_at(out, name) for name in run.needs)]
-            took = False
-            for run in ready:
-                with _mine(out / run.name) as mine:
-                    if not mine:
-                        continue
-                    took = True
-                    if not _do(table, run, out, stop):
-                        return 130  # stopped; the run has a checkpoint
-            if stop.requested:
-                return 130
-            if not took:
-                time.sleep(POLL_S)  # others have what is ready, or what this worker waits for
+    while waiting := [run for run in _all_runs(table) if not _ended(out, run.name)]:
+        took = False
+        for run in waiting:
+            if not all(_ended(out, name) for name in run.needs):
+                continue
+            with _mine(out / run.name) as mine:
+                if mine and not _do(table, run, out):
+                    return 130  # stopped; the run has a checkpoint
+                took = took or mine
+        if not took:
+            time.sleep(POLL_S)  # others have what is ready, or what this worker waits for
     return 0
 
 
-def _ended(out: epath.Path, run: Run) -> bool:
-    return _ended_at(out, run.name)
-
-
-def _ended_at(out: epath.Path, name: str) -> bool:
+def _ended(out: epath.Path, name: str) -> bool:
     return (out / name / FINISHED).exists() or (out / name / FAILED).exists()
 
 
-def _do(table: Table, run: Run, out: epath.Path, stop: StopRequest) -> bool:
+def _do(table: Table, run: Run, out: epath.Path) -> bool:
     """Trains a run, or notes why that failed; False if it was stopped."""
     progress = Progress(enabled=True)
     try:
@@ -240,7 +232,7 @@ def _do(table: Table, run: Run, out: epath.Path, stop: StopRequest) -> bool:
             if (out / name / FAILED).exists():
                 raise RuntimeError(f"it depends on {name}, which failed")
         before = _score_base(table, run.base, out)
-        outcome = _train(table, run, out, before, stop)
+        outcome = _train(table, run, out, before)
     except ConfigError as error:  # such as another table's run in the folder
         raise ConfigError(f"{run.name}: {error}") from None
     except Exception as error:  # noqa: BLE001  # the other runs need not fail with it
@@ -285,9 +277,7 @@ def _score_base(table: Table, base: str, out: epath.Path) -> float:
     return float(json.loads((workdir / "eval.json").read_text())["avg@k"])
 
 
-def _train(
-    table: Table, run: Run, out: epath.Path, before: float, stop: StopRequest
-) -> Outcome | None:
+def _train(table: Table, run: Run, out: epath.Path, before: float) -> Outcome | None:
     """Trains a run to its end; None if it was stopped."""
     from polaris_jax.loop import run as train
 
@@ -300,7 +290,7 @@ def _train(
     if run.tokens_of:
         limit = read_outcome_at(out, run.budget_run).total_tokens - before_tokens
         words += flags({"rollout.total_tokens": max(1, limit)})
-    state = train(_config(run, workdir, *words), workdir, stop=stop)
+    state = train(_config(run, workdir, *words), workdir)
     if not state.done:
         return None
     after = None

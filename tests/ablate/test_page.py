@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from etils import epath
 
-from polaris_jax.ablate import Arm, Table
-from polaris_jax.ablate.outcome import Outcome
+from polaris_jax.ablate import Arm, Table, Tuning
+from polaris_jax.ablate.figure import ablation_figure
+from polaris_jax.ablate.outcome import Outcome, chosen_value
 from polaris_jax.ablate.page import as_markdown, summarise
 
 TABLE = Table(
@@ -17,7 +19,7 @@ TABLE = Table(
 
 def outcome(arm: str, base: str, *scores: float) -> Outcome:
     steps = tuple(enumerate(scores))
-    return Outcome(arm, base, 0, before=0.2, scores=steps, sampled_tokens=1000, updates=7)
+    return Outcome(arm, base, 0, 0.2, steps, sampled_tokens=1000, updates=7, total_tokens=1200)
 
 
 OUTCOMES = [
@@ -38,6 +40,7 @@ def test_figures_and_differences():
     assert rescue["difference"]["mean"] == pytest.approx((0.2 + 0.125) / 2)
     assert (rescue["difference"]["positive"], rescue["difference"]["n"]) == (2, 2)
     assert rescue["last"]["mean"] == pytest.approx(0.45)
+    assert plain["tuned"] is None
     assert (rescue["sampled_tokens"], rescue["updates"]) == (1000, 7)
     assert json.loads(json.dumps(summary))["outcomes"][0]["scores"] == [[0, 0.1], [1, 0.3]]
 
@@ -48,6 +51,52 @@ def test_the_page_has_a_row_an_arm_and_says_what_is_missing():
     )
     assert "4 of 6 runs are finished, from 2 bases." in page
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    assert rows[0].startswith("| `plain` | 2 | 18.8 ± 1.3 |  |  |  | 17.5 ± 12.5 | 1 | 1,000 | 7 |")
+    assert rows[0].startswith("| `plain` | 2 | 18.8 ± 1.3 |  |  |  | 17.5 ± 12.5 | 1 | 1,200 | 7 |")
     assert "| +16.3 ± 3.7 | -31.4 to +63.9 | 2 of 2 |" in rows[1]
     assert "- `runs/late/a-0`: no memory" in page
+
+
+TUNED = Table(
+    (Arm("plain"), Arm("late", tuned_as="plain")),
+    config="c.py",
+    bases={"a": {}},
+    tuning=Tuning("optimizer.learning_rate", (1e-4, 3e-4, 1e-3), {"t": {}}, seeds=(0, 1)),
+)
+
+
+def tried(value: float, seed: int, score: float) -> Outcome:
+    return Outcome("plain", "t", seed, 0.2, ((0, score),), 10, updates=1, value=value)
+
+
+def test_an_arm_takes_the_value_with_the_best_mean_and_the_page_shows_all():
+    outcomes = [
+        *(tried(1e-4, seed, 0.1) for seed in (0, 1)),
+        *(tried(3e-4, seed, score) for seed, score in enumerate((0.1, 0.6))),
+        *(tried(1e-3, seed, 0.3) for seed in (0, 1)),
+    ]
+    assert chosen_value(TUNED, "plain", outcomes) == chosen_value(TUNED, "late", outcomes) == 3e-4
+    counted = [outcome("plain", "a", 0.2), outcome("late", "a", 0.4)]
+    summary = summarise(TUNED, [*outcomes, *counted])
+    assert summary["finished"] == 2  # what chooses a value is not counted
+    plain, late = summary["arms"]
+    assert plain["figure"]["n"] == 1 and late["difference"]["mean"] == pytest.approx(0.2)
+    assert plain["tuned"]["value"] == 3e-4 and not plain["tuned"]["at_edge"]
+    page = as_markdown(summary, title="t.py", failures={})
+    assert "`optimizer.learning_rate` of each arm is the best of 0.0001, 0.0003, 0.001" in page
+    assert "| `plain` | 10.0 ± 0.0 | 35.0 ± 25.0 | 30.0 ± 0.0 | 0.0003 |" in page
+    edge = summarise(TUNED, [tried(v, 0, v) for v in (1e-4, 3e-4, 1e-3)] + counted)
+    assert edge["arms"][0]["tuned"]["at_edge"]
+    assert "0.001 (edge of the grid) |" in as_markdown(edge, title="t.py", failures={})
+
+
+def test_a_value_without_a_run_is_no_choice():
+    with pytest.raises(ValueError, match=r"arm 'plain': no tuning run with 0.0003 is finished"):
+        chosen_value(TUNED, "plain", [tried(1e-4, 0, 0.1)])
+
+
+def test_the_figure_is_drawn(tmp_path):
+    path = epath.Path(tmp_path / "a.png")
+    ablation_figure(summarise(TABLE, OUTCOMES), path, title="rescue.py")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    alone = summarise(TABLE, OUTCOMES[:1])  # one arm, one run: no difference, no error
+    ablation_figure(alone, path, title="rescue.py")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from polaris_jax.ablate import Arm, Table
+from polaris_jax.ablate import Arm, Table, Tuning
 from polaris_jax.config import ConfigError
 
 TABLE = Table(
@@ -70,4 +70,62 @@ def test_a_tuple_is_written_as_the_command_line_reads_it():
 def test_mistakes_are_named(fields, words):
     with pytest.raises(ConfigError) as refused:
         Table(**{"arms": (Arm("x"),), "config": "c.py", **fields})
+    assert words in str(refused.value)
+
+
+TUNED = Table(
+    config="c.py",
+    bases={"a": {"warmstart.seed": 0}},
+    arms=(
+        Arm("plain"),
+        Arm("all", {"batch.rescue": True}, before=("calibrate", "probe")),
+        Arm("equal", tokens_of="all", tuned_as="plain"),
+    ),
+    tuning=Tuning(
+        "optimizer.learning_rate", (1e-4, 3e-4), bases={"t": {"warmstart.seed": 9}}, seeds=(0, 1)
+    ),
+)
+
+
+def test_tuning_runs_come_from_other_bases_and_the_counted_runs_wait_for_them():
+    tried = TUNED.tuning_runs()
+    assert len(tried) == 2 * 2 * 2  # arms that are tuned, values, seeds
+    assert {run.base for run in tried} == {"t"}
+    first = tried[0]
+    assert first.name == "tuning/plain/0.0001/t-0"
+    assert "--config.optimizer.learning_rate=0.0001" in first.flags()
+    assert not first.counted and first.needs == ()
+    plain, whole, equal = TUNED.runs()
+    assert plain.needs == tuple(run.name for run in tried if run.arm == "plain")
+    assert set(equal.needs) == {whole.name, *plain.needs}
+    assert equal.budget_run == whole.name == "runs/all/a-0"
+    assert not any("learning_rate" in flag for flag in plain.flags())
+    assert "--config.warmstart.seed=9" in TUNED.base_run("t").flags()
+
+
+@pytest.mark.parametrize(
+    ("arms", "tuning", "words"),
+    [
+        ((Arm("x", tokens_of="y"),), None, "tokens_of='y': there is no such other arm"),
+        ((Arm("x", tokens_of="x"),), None, "tokens_of='x': there is no such other arm"),
+        ((Arm("x", tuned_as="z"),), None, "tuned_as='z': there is no such other arm"),
+        (
+            (Arm("x", tokens_of="y"), Arm("y", tokens_of="x")),
+            None,
+            "tokens_of='y': that arm's runs depend on others",
+        ),
+        (
+            (Arm("x", tuned_as="y"), Arm("y", tuned_as="x")),
+            None,
+            "tuned_as='y': that arm is not tuned itself",
+        ),
+        ((Arm("x"),), Tuning("a.b", (1,), {"base": {}}), "'base' is counted; tune on other bases"),
+        ((Arm("x"),), Tuning("a.b", (), {"t": {}}), "tuning.values=(): needs at least one"),
+        ((Arm("x"),), Tuning("a b", (1,), {"t": {}}), "'a b': expected a config field"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_what_depends_on_nothing_there_is_refused(arms, tuning, words):
+    with pytest.raises(ConfigError) as refused:
+        Table(arms, config="c.py", tuning=tuning)
     assert words in str(refused.value)
