@@ -26,6 +26,7 @@ from polaris_jax.data.problem_sets import (
     fitting_prompts,
 )
 from polaris_jax.data.problems import problem_set_hash
+from polaris_jax.data.prompts import PromptFormat, read_shots
 from polaris_jax.demo.arithmetic import Mix, arithmetic_problems
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import base_model_architecture, make_base_model
@@ -61,7 +62,7 @@ class Solver:
 
     Attributes:
         tokenizer: encodes prompts, decodes responses.
-        prompt_suffix: `data.prompt_suffix`.
+        prompt_format: how a problem becomes a prompt.
         stop_token_ids: ids that end a response.
         grader: the grading workers of this process.
         samplers: makes samplers.
@@ -69,7 +70,7 @@ class Solver:
     """
 
     tokenizer: Any
-    prompt_suffix: str
+    prompt_format: PromptFormat
     stop_token_ids: tuple[int, ...]
     grader: Grader
     samplers: Samplers
@@ -247,7 +248,7 @@ def open_solver(
     with open_grader(config.reward) as grader:
         yield Solver(
             tokenizer=tokenizer,
-            prompt_suffix=config.data.prompt_suffix,
+            prompt_format=PromptFormat(config.data.prompt_suffix, read_shots(config.data.shots)),
             stop_token_ids=stop_token_ids(tokenizer, end_ids),
             grader=grader,
             samplers=samplers,

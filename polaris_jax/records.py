@@ -92,7 +92,8 @@ class Group:
     Attributes:
         problem_id: `Problem.id`.
         prompt: token ids of the prompt, with the chat template.
-        prompt_text: the prompt as text; in mode "train" the reward reads prompt + response.
+        prompt_text: the prompt as text, without worked examples (`data.shots`); in mode "train" the
+            reward reads prompt + response.
         gold: `Problem.answer`.
         draw: number of times that this run had drawn the problem before.
         epoch: epoch in which the batch of this draw began, from 0.

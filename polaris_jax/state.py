@@ -252,7 +252,7 @@ def new_loader(parts: Parts) -> PromptLoader:
     return PromptLoader(
         parts.problems,
         tokenizer=parts.solver.tokenizer,
-        prompt_suffix=parts.config.data.prompt_suffix,
+        prompt_format=parts.solver.prompt_format,
         batch_size=parts.config.rollout.prompts_per_step,
         seed=fold_seed(parts.config.seed, "loader"),
     )

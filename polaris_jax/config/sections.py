@@ -86,6 +86,13 @@ class DataSection:
         before="auto",
     )
     prompt_suffix: str = setting(PROMPT_SUFFIX, "Text added to each problem.")
+    shots: str = setting(
+        "",
+        'A file of worked examples, one {"problem": "...", "response": "..."} a line, that stand '
+        "before each problem as turns of the chat; empty: none.",
+        before="",
+        usual="few_shot num_fewshot",
+    )
     max_prompt_tokens: int = setting(
         1024,
         "Problems with longer prompts are left out, never cut.",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from polaris_jax.config.sections import PROMPT_SUFFIX
-from polaris_jax.data.prompts import lacks_question, render_prompts
+from polaris_jax.data.prompts import Shots, lacks_question, render_prompts
 from polaris_jax.records import Problem
 
 # Formulas, and TeX commands in prose. These keep their case.
@@ -97,6 +97,7 @@ def drop_long_prompts(
     tokenizer: Any,
     *,
     suffix: str,
+    shots: Shots = (),
     max_prompt_tokens: int,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Problem], dict[str, int], str]:
@@ -108,6 +109,7 @@ def drop_long_prompts(
         problems: what to filter; order is kept.
         tokenizer: counts the tokens, chat template and suffix included.
         suffix: `data.prompt_suffix`.
+        shots: worked examples; see `PromptFormat`.
         max_prompt_tokens: the most tokens a prompt may have, inclusive.
         say: gets one warning if prompts do not hold their question: chat templates may drop it.
 
@@ -120,6 +122,7 @@ def drop_long_prompts(
         tokenizer,
         [problem.problem for problem in problems],
         suffix=suffix,
+        shots=shots,
         names=[problem.id for problem in problems],
     )
     kept: list[Problem] = []

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from polaris_jax.config.settings import ConfigError
-from polaris_jax.data.prompts import render_prompt
+from polaris_jax.data.prompts import PromptFormat, render_prompt
 from polaris_jax.records import Group, Problem, require_fields
 
 
@@ -36,7 +36,7 @@ class PromptLoader(Iterator[list[Group]]):
         problems: Sequence[Problem],
         *,
         tokenizer: Any,
-        prompt_suffix: str,
+        prompt_format: PromptFormat,
         batch_size: int,
         seed: int,
         dropped_ids: Iterable[str] = (),
@@ -46,7 +46,7 @@ class PromptLoader(Iterator[list[Group]]):
         Args:
             problems: the training set, dropped problems included; ids must be unique.
             tokenizer: renders each prompt at its first draw.
-            prompt_suffix: text appended to each problem (`data.prompt_suffix`).
+            prompt_format: how a problem becomes a prompt.
             batch_size: prompts in a batch, at least 1; may exceed the number of problems.
             seed: seed of the order.
             dropped_ids: problems that are dropped from the start.
@@ -62,7 +62,7 @@ class PromptLoader(Iterator[list[Group]]):
         self.batch_size = batch_size
         self._problems = list(problems)
         self._tokenizer = tokenizer
-        self._suffix = prompt_suffix
+        self._format = prompt_format
         self._seed = int(seed)
         self._index = {problem.id: i for i, problem in enumerate(self._problems)}
         if len(self._index) < len(self._problems):
@@ -168,9 +168,13 @@ class PromptLoader(Iterator[list[Group]]):
 
     def _render(self, problem: Problem) -> tuple[str, tuple[int, ...]]:
         if problem.id not in self._rendered:
-            self._rendered[problem.id] = render_prompt(
-                self._tokenizer, problem.problem, suffix=self._suffix
+            text, ids = render_prompt(
+                self._tokenizer,
+                problem.problem,
+                suffix=self._format.suffix,
+                shots=self._format.shots,
             )
+            self._rendered[problem.id] = self._format.last_turn(text), ids
         return self._rendered[problem.id]
 
     def drop(self, problem_ids: Iterable[str]) -> int:
@@ -236,5 +240,6 @@ class PromptLoader(Iterator[list[Group]]):
     @functools.cached_property
     def _fingerprint(self) -> str:
         rows = [(p.id, p.problem, p.answer) for p in self._problems]
-        text = json.dumps([self._seed, self._suffix, rows], default=list)
+        shots = [self._format.shots] if self._format.shots else []
+        text = json.dumps([self._seed, self._format.suffix, rows, *shots], default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

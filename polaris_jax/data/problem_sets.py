@@ -205,6 +205,7 @@ def fitting_prompts(
         problems,
         tokenizer,
         suffix=data.prompt_suffix,
+        shots=read_shots(data.shots),
         max_prompt_tokens=data.max_prompt_tokens,
         say=say,
     )

@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from polaris_jax.data.prompts import Prompt, PromptRenderer, template_error
+from polaris_jax.data.prompts import Prompt, PromptRenderer, Shots, template_error
 from polaris_jax.system.child import Child, ChildFailure, answers
 from polaris_jax.system.foreign import one_line
 
@@ -38,7 +38,7 @@ class RenderedPrompts:
 
     def __init__(self) -> None:
         # Ids as 4 bytes each: a set of 50,000 problems would take half a GiB as tuples.
-        self._prompts: dict[tuple[bool, str, str], tuple[str, array[int]]] = {}
+        self._prompts: dict[tuple[bool, str, Shots, str], tuple[str, array[int]]] = {}
         self._child: Child | None = None
         self._template: Any = None  # that the child has
 
@@ -46,7 +46,13 @@ class RenderedPrompts:
         return RenderedPrompts, ()
 
     def render(
-        self, tokenizer: Any, contents: Sequence[str], *, special_tokens: bool, names: Sequence[str]
+        self,
+        tokenizer: Any,
+        contents: Sequence[str],
+        shots: Shots,
+        *,
+        special_tokens: bool,
+        names: Sequence[str],
     ) -> list[Prompt]:
         """The prompts of questions with their suffixes; see `render_prompts`.
 
@@ -55,13 +61,13 @@ class RenderedPrompts:
                 tokenizer, the problem and the reason.
         """
         template = repr(tokenizer.chat_template)
-        keys = [(special_tokens, template, content) for content in contents]
+        keys = [(special_tokens, template, shots, content) for content in contents]
         missing = {key: n for n, key in enumerate(keys) if key not in self._prompts}
         if missing:
             asked = [content for *_, content in missing]
             new: list[Prompt] = []
             try:
-                self._ask(tokenizer, asked, special_tokens, new)
+                self._ask(tokenizer, asked, (special_tokens, shots), new)
             except _Refused as refused:
                 self._close()
                 late = [names[n] for n in missing.values()][len(new) :] if names else ()
@@ -74,14 +80,18 @@ class RenderedPrompts:
         return [(text, tuple(ids)) for text, ids in found]
 
     def _ask(
-        self, tokenizer: Any, contents: Sequence[str], special_tokens: bool, prompts: list[Prompt]
+        self,
+        tokenizer: Any,
+        contents: Sequence[str],
+        options: tuple[bool, Shots],
+        prompts: list[Prompt],
     ) -> None:
         """Appends the prompts of questions as the child sends them."""
         try:
             child = self._ready_child(tokenizer)
             for start in range(0, len(contents), _REQUESTS):
                 part = contents[start : start + _REQUESTS]
-                child.send(json.dumps([special_tokens, part]).encode() + b"\n")
+                child.send(json.dumps([*options, part]).encode() + b"\n")
                 for _ in part:
                     line = child.line(silence_s=PROMPT_S, most_bytes=_MOST_LINE_BYTES)
                     answer = json.loads(line)
@@ -125,9 +135,9 @@ class _Refused(Exception):
 def send_prompts() -> NoReturn:
     """Renders what stdin asks for, with the tokenizer in a file. Runs inside the child.
 
-    The command line has the file's number. A line of stdin is [special_tokens, questions]. An empty
-    object says that the process is ready; then comes [text, ids] for each question, or the reason
-    why there is none.
+    The command line has the file's number. A line of stdin is [special_tokens, shots, questions].
+    An empty object says that the process is ready; then comes [text, ids] for each question, or the
+    reason why there is none.
     """
     os.environ[_NO_ADVICE] = "1"
     with os.fdopen(int(sys.argv[1]), "rb") as job:
@@ -141,11 +151,11 @@ def send_prompts() -> NoReturn:
 
         send({})
         for line in sys.stdin:
-            special_tokens, contents = json.loads(line)
+            special_tokens, shots, contents = json.loads(line)
             for content in contents:
                 signal.setitimer(signal.ITIMER_REAL, PROMPT_S + GRACE_S)
                 try:
-                    answer: Any = renderer.render(content, special_tokens=special_tokens)
+                    answer: Any = renderer.render(content, shots, special_tokens=special_tokens)
                 except BaseException as error:  # noqa: BLE001 - Rust's panics too
                     answer = one_line(error)
                 signal.setitimer(signal.ITIMER_REAL, 0.0)

@@ -9,12 +9,22 @@ the characters are encoded as characters.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polaris_jax.system.foreign import TOKENIZER_PATH, ForeignFileError, one_line, shown
+from polaris_jax.config.settings import ConfigError
+from polaris_jax.system.files import as_place
+from polaris_jax.system.foreign import (
+    TOKENIZER_PATH,
+    ForeignFileError,
+    one_line,
+    parse_json,
+    read_text,
+    shown,
+)
 
 # Characters that no text has, from the last private plane: one stands for each special token while
 # a prompt is encoded, one for each first character of a token that a question spells while the
@@ -26,6 +36,61 @@ _PRIVATE = re.compile("[\U00100000-\U0010ffff]")
 RENDERED = "polaris_rendered"  # attribute of a loaded tokenizer: its `RenderedPrompts`
 
 Prompt = tuple[str, tuple[int, ...]]
+Shots = tuple[tuple[str, str], ...]
+MOST_SHOTS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptFormat:
+    """How problems become prompts.
+
+    Attributes:
+        suffix: text added to each question, those of the worked examples included.
+        shots: (question, response) of worked examples, which stand before the problem as turns of
+            the chat. Where the tokenizer has no chat template they are paragraphs.
+    """
+
+    suffix: str = ""
+    shots: Shots = ()
+
+    def last_turn(self, prompt_text: str) -> str:
+        """A prompt's text after its worked examples: what the reward reads before a response."""
+        at = 0
+        for _, response in self.shots:
+            found = prompt_text.find(response.strip(), at)
+            if found < 0:  # the chat template changes responses
+                return prompt_text
+            at = found + len(response.strip())
+        return prompt_text[at:]
+
+
+def read_shots(path: str) -> Shots:
+    """The worked examples of `data.shots`: JSON lines with "problem" and "response".
+
+    Raises:
+        ConfigError: the file is missing, too long, or a line is not an example.
+    """
+    if not path:
+        return ()
+    remedy = 'write one {"problem": "...", "response": "..."} a line'
+    shots: list[tuple[str, str]] = []
+    try:
+        lines = read_text(as_place(path), remedy=remedy).splitlines()
+    except (OSError, ForeignFileError) as error:
+        raise ConfigError(f"data.shots={path}: {one_line(error)}; {remedy}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        row = parse_json(line.encode(), where=f"data.shots={path}: line {number}", remedy=remedy)
+        texts = [row.get(name) for name in ("problem", "response")] if isinstance(row, dict) else []
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ConfigError(f"data.shots={path}: line {number} is not a worked example; {remedy}")
+        shots.append((texts[0], texts[1]))
+    if not 0 < len(shots) <= MOST_SHOTS:
+        raise ConfigError(
+            f"data.shots={path}: {len(shots)} examples, expected 1 to {MOST_SHOTS}; {remedy}"
+        )
+    return tuple(shots)
 
 
 def add_suffix(text: str, suffix: str) -> str:
@@ -41,12 +106,17 @@ def add_suffix(text: str, suffix: str) -> str:
 
 
 def render_prompt(
-    tokenizer: Any, problem_text: str, *, suffix: str, special_tokens: bool = False
+    tokenizer: Any,
+    problem_text: str,
+    *,
+    suffix: str,
+    shots: Shots = (),
+    special_tokens: bool = False,
 ) -> Prompt:
     """A prompt as text and as token ids; see `render_prompts`."""
-    return render_prompts(tokenizer, [problem_text], suffix=suffix, special_tokens=special_tokens)[
-        0
-    ]
+    return render_prompts(
+        tokenizer, [problem_text], suffix=suffix, shots=shots, special_tokens=special_tokens
+    )[0]
 
 
 def render_prompts(
@@ -54,6 +124,7 @@ def render_prompts(
     problem_texts: Sequence[str],
     *,
     suffix: str,
+    shots: Shots = (),
     special_tokens: bool = False,
     names: Sequence[str] = (),
 ) -> list[Prompt]:
@@ -64,6 +135,7 @@ def render_prompts(
             prompt when it has one, else the prompt is the plain text.
         problem_texts: the questions as the data set writes them.
         suffix: `data.prompt_suffix`.
+        shots: worked examples before each question; see `PromptFormat`.
         special_tokens: True if special tokens that a question spells are meant as such; False
             encodes their characters.
         names: names of the problems, for errors.
@@ -76,19 +148,20 @@ def render_prompts(
             memory, for one of the questions.
     """
     contents = [add_suffix(text, suffix) for text in problem_texts]
+    shots = tuple((add_suffix(question, suffix), response) for question, response in shots)
     path = getattr(tokenizer, TOKENIZER_PATH, None)
     if path is None:
         renderer, prompts = PromptRenderer(tokenizer), []
         for number, content in enumerate(contents):
             try:
-                prompts.append(renderer.render(content, special_tokens=special_tokens))
+                prompts.append(renderer.render(content, shots, special_tokens=special_tokens))
             except Exception as error:
                 raise template_error(tokenizer, names[number:], one_line(error)) from error
         return prompts
     from polaris_jax.data.prompt_child import RenderedPrompts
 
     rendered = tokenizer.__dict__.setdefault(RENDERED, RenderedPrompts())
-    return rendered.render(tokenizer, contents, special_tokens=special_tokens, names=names)
+    return rendered.render(tokenizer, contents, shots, special_tokens=special_tokens, names=names)
 
 
 def template_error(tokenizer: Any, names: Sequence[str], reason: str) -> ForeignFileError:
@@ -113,24 +186,30 @@ class PromptRenderer:
         self._tokenizer = tokenizer
         self._templated = bool(getattr(tokenizer, "chat_template", None))
         self._spelt = _spelt_tokens(tokenizer)
-        self._own_tokens: int | None = None  # number of those that the template writes
+        self._own_tokens: dict[int, int] = {}  # turns -> number of those that the template writes
         self._safe: _SafeEncoder | None = None
 
-    def render(self, content: str, *, special_tokens: bool) -> Prompt:
+    def render(self, content: str, shots: Shots = (), *, special_tokens: bool) -> Prompt:
         """The prompt of one question, its suffix included."""
-        text = self._templated_text(content)
-        if special_tokens or self._spelt is None or not self._may_forge(content, text):
+        turns = [*(text for shot in shots for text in shot), content]
+        text = self._templated_text(turns)
+        if special_tokens or self._spelt is None or not self._may_forge(turns, text):
             return text, self._encoded(text)
         if self._safe is None:
             self._safe = _SafeEncoder(self._tokenizer, self._spelt, templated=self._templated)
-        text = self._templated_text(self._safe.marked(content))
+        text = self._templated_text([self._safe.marked(turn) for turn in turns])
         return self._safe.unmarked(text), tuple(self._safe.encode(text))
 
-    def _templated_text(self, content: str) -> str:
+    def _templated_text(self, turns: Sequence[str]) -> str:
+        """The prompt's text: user and assistant in turn, a user's turn last."""
         if not self._templated:
-            return content
+            return "\n\n".join(turns)
+        messages = [
+            {"role": ("user", "assistant")[number % 2], "content": turn}
+            for number, turn in enumerate(turns)
+        ]
         text = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            messages, tokenize=False, add_generation_prompt=True
         )
         if len(text) > MOST_CHARS:
             raise ValueError(f"its prompt has {len(text):,} characters, more than {MOST_CHARS:,}")
@@ -142,15 +221,16 @@ class PromptRenderer:
         # The template has written the special tokens, a beginning-of-sequence token among them.
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _may_forge(self, content: str, text: str) -> bool:
+    def _may_forge(self, turns: Sequence[str], text: str) -> bool:
         """True if the text may have special tokens that the template did not write."""
         assert self._spelt is not None
-        if self._spelt.search(content):
+        if any(self._spelt.search(turn) for turn in turns):
             return True
-        if self._own_tokens is None:
-            self._own_tokens = len(self._spelt.findall(self._templated_text("x")))
+        if len(turns) not in self._own_tokens:
+            own = self._spelt.findall(self._templated_text(["x"] * len(turns)))
+            self._own_tokens[len(turns)] = len(own)
         # A border of template and question may spell one too.
-        return len(self._spelt.findall(text)) != self._own_tokens
+        return len(self._spelt.findall(text)) != self._own_tokens[len(turns)]
 
 
 def _added_tokens(tokenizer: Any) -> dict[str, Any]:

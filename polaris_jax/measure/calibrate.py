@@ -10,10 +10,15 @@ import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import check_reward, load_base
-from polaris_jax.config import RunConfig, config_fields
+from polaris_jax.config import RunConfig
 from polaris_jax.data.problem_sets import CURATED, PREPARED
 from polaris_jax.data.problems import problems_digest, write_problems
-from polaris_jax.measure.inputs import measured_on, open_progress, reward_identity
+from polaris_jax.measure.inputs import (
+    measured_on,
+    open_progress,
+    response_settings,
+    reward_identity,
+)
 from polaris_jax.measure.solve import open_policy
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure
@@ -26,10 +31,9 @@ from polaris_jax.system.progress import Progress
 
 RESULTS = ("difficulty.parquet", CURATED, "difficulty.png", "calibrate.json")
 # Fields that change no count, or that `count_identity` takes as separate arguments.
-NOT_OF_COUNTS = {
-    *(f"calibrate.{name}" for name in ("preset", "batch_prompts", "max_response_tokens")),
-    "data.use",
-}
+NOT_OF_COUNTS = tuple(
+    f"calibrate.{name}" for name in ("preset", "batch_prompts", "max_response_tokens")
+)
 
 
 def calibrate(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> dict[str, Any]:
@@ -152,12 +156,7 @@ def count_identity(
 ) -> dict[str, Any]:
     """What the counts of right responses depend on: those of another identity are not reused."""
     sections = ("seed", "model", "data", "warmstart", "calibrate", "rope")
-    fields = {
-        name: value
-        for name, value in config_fields(config).items()
-        if name.split(".")[0] in sections and name not in NOT_OF_COUNTS
-    }
-    return fields | {
+    return response_settings(config, sections, without=NOT_OF_COUNTS) | {
         "reward.mode": config.reward.mode,
         **reward_identity(config.reward, problems),
         "problems": problems_digest(problems),

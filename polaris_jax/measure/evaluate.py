@@ -17,11 +17,16 @@ from polaris_jax.assemble import (
 )
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.convert import is_orbax, load_any
-from polaris_jax.config import ConfigError, RunConfig, config_fields
+from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.data.problem_sets import fitting
 from polaris_jax.data.problems import problems_digest
 from polaris_jax.evaluate.scoring import budgets_of, score_rows
-from polaris_jax.measure.inputs import base_inputs, open_progress, reward_identity
+from polaris_jax.measure.inputs import (
+    base_inputs,
+    open_progress,
+    response_settings,
+    reward_identity,
+)
 from polaris_jax.measure.solve import open_policy
 from polaris_jax.models import Decoder
 from polaris_jax.models.positions import check_evaluated_positions, yarn_scaling
@@ -38,10 +43,10 @@ from polaris_jax.system.progress import Progress
 
 BATCH_PROMPTS = 128
 # Fields that change no response, or that `response_identity` takes as separate arguments.
-NOT_OF_RESPONSES = {
+NOT_OF_RESPONSES = tuple(
     f"evaluate.{name}"
     for name in ("every_steps", "length_edges", "budgets", "yarn", "max_response_tokens")
-} | {"data.use"}
+)
 # Causes that say nothing against a score: greedy responses agree, and an easy set may be solved.
 NO_FAULTS = ("no_spread", "too_easy")
 # Below this budget the blog's own figures are out of reach for lack of tokens alone.
@@ -323,11 +328,8 @@ def response_identity(
 
     Every weight counts: an export in bfloat16 may have the very norms of its base.
     """
-    fields = {
-        name: value
-        for name, value in config_fields(config).items()
-        if name.split(".")[0] in ("data", "evaluate", "rope") and name not in NOT_OF_RESPONSES
-    }
+    sections = ("data", "evaluate", "rope")
+    fields = response_settings(config, sections, without=NOT_OF_RESPONSES)
     checksums = {path: int(value) for path, value in _checksums(model.params()).items()}
     return fields | {
         "model.dtype": config.model.dtype,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -17,7 +17,10 @@ from polaris_jax.assemble import (
     training_problems,
 )
 from polaris_jax.config import RewardSection, RunConfig
+from polaris_jax.config.sections import SETTINGS
+from polaris_jax.config.settings import ALWAYS, config_fields, declared_name
 from polaris_jax.data.problem_sets import ProblemSet, fitting
+from polaris_jax.data.prompts import read_shots
 from polaris_jax.models import load_config
 from polaris_jax.models.positions import check_positions
 from polaris_jax.models.weights.identity import model_inputs
@@ -136,6 +139,33 @@ def open_progress(path: epath.Path, settings: Mapping[str, Any], **options: Any)
         options |= {"inputs": {}, "writes": False}
         opened.append(ProgressFile(path, settings, **options))
     return opened[0]
+
+
+# Fields of the section data that change no response to a given problem.
+ONLY_TRAINING = ("data.use", "data.weighting")
+
+
+def response_settings(
+    config: RunConfig, sections: Sequence[str], *, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Settings that change responses, for the identity of a progress file.
+
+    A field that has the value of versions without it is left out, so their files still count.
+
+    Args:
+        config: the config.
+        sections: the sections that count.
+        without: fields that do not.
+    """
+    fields = {}
+    for name, value in config_fields(config).items():
+        before = SETTINGS[declared_name(name)].before
+        former = before is not ALWAYS and value == (list(before) if before == () else before)
+        if name.split(".")[0] in sections and name not in (*without, *ONLY_TRAINING):
+            fields |= {} if former else {name: value}
+    if config.data.shots:
+        fields["data.shots"] = [list(shot) for shot in read_shots(config.data.shots)]
+    return fields
 
 
 def reward_identity(section: RewardSection, problems: Sequence[Problem]) -> dict[str, Any]:

@@ -10,12 +10,17 @@ import numpy as np
 from etils import epath
 
 from polaris_jax.assemble import check_reward, load_base
-from polaris_jax.config import RunConfig, config_fields
+from polaris_jax.config import RunConfig
 from polaris_jax.data.problems import problems_digest
 from polaris_jax.explore import Candidate, find_zones
 from polaris_jax.explore.temperature import measure_candidate
 from polaris_jax.explore.zones import MIN_SAMPLES, is_above_zero, tolerances
-from polaris_jax.measure.inputs import measured_on, open_progress, reward_identity
+from polaris_jax.measure.inputs import (
+    measured_on,
+    open_progress,
+    response_settings,
+    reward_identity,
+)
 from polaris_jax.measure.probe_set import NO_PLATEAU
 from polaris_jax.measure.solve import open_policy
 from polaris_jax.records import Problem
@@ -170,13 +175,7 @@ def row_identity(
     config: RunConfig, problems: Sequence[Problem], *, max_response_tokens: int
 ) -> dict[str, Any]:
     """What a temperature's row depends on: those of another identity are not reused."""
-    fields = {
-        name: value
-        for name, value in config_fields(config).items()
-        if name.split(".")[0] in ("seed", "model", "data", "warmstart", "rope")
-        and name != "data.use"
-    }
-    return fields | {
+    return response_settings(config, ("seed", "model", "data", "warmstart", "rope")) | {
         "reward.mode": config.reward.mode,
         **reward_identity(config.reward, problems),
         "n": config.probe.n,

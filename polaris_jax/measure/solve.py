@@ -15,7 +15,7 @@ import numpy as np
 
 from polaris_jax.assemble import Solver, open_solver
 from polaris_jax.config import RewardSection, RunConfig
-from polaris_jax.data.prompts import render_prompts
+from polaris_jax.data.prompts import PromptFormat, render_prompts
 from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Graded, Group, Problem
 from polaris_jax.reward import Grader, RewardInput
@@ -71,7 +71,7 @@ def solve(
     groups = sample_groups(
         sampler,
         begin(
-            drawn_once(problems, tokenizer=solver.tokenizer, prompt_suffix=solver.prompt_suffix),
+            drawn_once(problems, solver.prompt_format, tokenizer=solver.tokenizer),
             n=n,
             version=0,
             seed_parts=seed_parts,
@@ -94,24 +94,35 @@ def solve(
     )
 
 
-def drawn_once(problems: Sequence[Problem], *, tokenizer: Any, prompt_suffix: str) -> list[Group]:
+def drawn_once(
+    problems: Sequence[Problem], prompt_format: PromptFormat, *, tokenizer: Any
+) -> list[Group]:
     """A group without responses for each problem, with its prompt rendered and encoded.
 
     In training the loader makes these groups. Here there is no loader, so draw and epoch are 0.
 
     Args:
         problems: the problems.
+        prompt_format: how a problem becomes a prompt.
         tokenizer: applies the chat template and encodes.
-        prompt_suffix: `data.prompt_suffix`.
     """
     rendered = render_prompts(
         tokenizer,
         [problem.problem for problem in problems],
-        suffix=prompt_suffix,
+        suffix=prompt_format.suffix,
+        shots=prompt_format.shots,
         names=[problem.id for problem in problems],
     )
     return [
-        Group(problem.id, ids, text, problem.answer, draw=0, epoch=0, extra=problem.extra)
+        Group(
+            problem.id,
+            ids,
+            prompt_format.last_turn(text),
+            problem.answer,
+            draw=0,
+            epoch=0,
+            extra=problem.extra,
+        )
         for problem, (text, ids) in zip(problems, rendered, strict=True)
     ]
 
@@ -252,8 +263,8 @@ class Policy:
             if budget < len(token_ids)
         ]
         mine = cut[jax.process_index() :: jax.process_count()]
-        tokenizer, suffix = self._solver.tokenizer, self._solver.prompt_suffix
-        drawn = drawn_once(problems, tokenizer=tokenizer, prompt_suffix=suffix)
+        tokenizer = self._solver.tokenizer
+        drawn = drawn_once(problems, self._solver.prompt_format, tokenizer=tokenizer)
         grades = self._solver.grader.grade_inputs(
             [
                 RewardInput(

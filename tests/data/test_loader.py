@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.data.loader import PromptLoader
+from polaris_jax.data.prompts import PromptFormat
 from polaris_jax.records import Problem
 
 
@@ -29,7 +30,7 @@ def make_loader(count, *, batch_size=3, seed=0, dropped_ids=(), problems=None):
     return PromptLoader(
         problems or make_problems(count),
         tokenizer=Letters(),
-        prompt_suffix=" Go.",
+        prompt_format=PromptFormat(" Go."),
         batch_size=batch_size,
         seed=seed,
         dropped_ids=dropped_ids,

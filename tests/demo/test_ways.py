@@ -26,9 +26,7 @@ def test_every_supervised_text_has_a_way():
         assert way_of(cut) in (way, "other")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "<think></think>", "no idea", "<think>a\nb</think>", "4"]
-)
+@pytest.mark.parametrize("text", ["", "<think></think>", "no idea", "<think>a\nb</think>", "4"])
 def test_other_texts_are_of_no_way(text):
     assert way_of(text) == "other"
 

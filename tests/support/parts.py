@@ -11,6 +11,7 @@ from etils import epath
 from polaris_jax.assemble import Parts, Solver
 from polaris_jax.batch import RescueBuffer
 from polaris_jax.config import RunConfig
+from polaris_jax.data.prompts import PromptFormat
 from polaris_jax.models.tokenizer import stop_token_ids
 from polaris_jax.records import Graded, StageState
 from polaris_jax.reward import RewardInput
@@ -88,7 +89,7 @@ def make_parts(
     config = config or RunConfig()
     progress = given.setdefault("progress", Screen())
     solver = Solver(
-        prompt_suffix=config.data.prompt_suffix,
+        prompt_format=PromptFormat(config.data.prompt_suffix),
         tokenizer=tokenizer or Absent("tokenizer"),
         stop_token_ids=() if tokenizer is None else stop_token_ids(tokenizer),
         grader=grader or Absent("grader"),
