@@ -51,7 +51,6 @@ from polaris_jax.train.update import merge_metrics
 # Totals of the run whose growth in a step is a `batch/` metric.
 COUNTED = (
     "rescued_groups",
-    "rescued_age_steps",
     "resampled_batches",
     "substituted_groups",
     "donors_reused",
@@ -394,10 +393,13 @@ def count_batch(
         donors_reused=substitution.reused,
         steps_without_update=int(not updated),
     )
-    grown = {name: state.counts.get(name, 0) - before.get(name, 0) for name in COUNTED}
-    rescued, age_steps = grown["rescued_groups"], grown.pop("rescued_age_steps")
-    metrics: dict[str, Any] = {f"batch/{name}": number for name, number in grown.items()}
-    metrics["batch/rescued_age"] = age_steps / rescued if rescued else None
+
+    def grown(name: str) -> int:
+        return state.counts.get(name, 0) - before.get(name, 0)
+
+    metrics: dict[str, Any] = {f"batch/{name}": grown(name) for name in COUNTED}
+    rescued = grown("rescued_groups")
+    metrics["batch/rescued_age"] = grown("rescued_age_steps") / rescued if rescued else None
     metrics["batch/informative_groups"] = substitution.informative
     metrics["rollout/reset_tokens"] = state.counts.get("reset_tokens", 0)
     return state, metrics

@@ -73,7 +73,7 @@ def ablation_figure(summary: Mapping[str, Any], path: epath.Path, *, title: str)
             bottom.plot(found["mean"], place, "o", color=color, ms=7)
         bottom.axvline(0, color=INK, linewidth=1.0)
         bottom.set_yticks(range(len(compared)), [arm["name"] for arm in compared])
-        bottom.set_ylim(len(compared) - 0.5, -0.5)
+        bottom.set_ylim(max(len(compared), 1) - 0.5, -0.5)
         bottom.xaxis.set_major_formatter(POINTS)
         bottom.set_xlabel(f"points above {summary['against']}: mean, 95% interval, each pair")
 

@@ -153,7 +153,7 @@ class Mix:
             )
 
     def fitting(self, steps: int) -> list[Family]:
-        """The families of the mix that have problems of so many steps."""
+        """The families of the mix that have problems with this number of steps."""
         return [
             family
             for family in FAMILIES

@@ -205,7 +205,6 @@ def test_no_limit_draws_as_before():
         ("ii", 1.0, False),
         ("i0", 1.0, True),
         ("00", 0.0, True),
-        ("", 0.0, True),
     ],
 )
 def test_scarce_batches(pattern, share, scarce):

@@ -74,10 +74,10 @@ def test_the_shown_commands_are_found():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_the_commands_it_shows_share_a_workdir(path):
-    """prepare, calibrate and train at full size; a smoke test has one of its own."""
+    """prepare, calibrate and train; a smoke test and another run have one of their own."""
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     commands = [c for c in text.replace("\\\n", " ").split("\n") if "--workdir=" in c]
-    full = [c for c in commands if ":tiny" not in c]
+    full = [c for c in commands if not re.search(r"\.py:(tiny|plain|two_digits)\b", c)]
     assert len({re.search(r"--workdir=(\S+)", c)[1] for c in full}) <= 1
 
 
@@ -225,7 +225,8 @@ def test_tiny_keeps_stages_rules_and_objective(name):
 
 
 def test_an_unknown_target_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r":v9z: no such target; take one of v5p:2x2x1.*or tiny"):
+    known = r"take one of v5p:2x2x1.*tiny, or match_diversity"
+    with pytest.raises(ValueError, match=rf":v9z: no such target; {known}"):
         load("polaris_4b", "v9z")
 
 
@@ -264,3 +265,17 @@ def test_the_tiny_run_trains_both_stages_to_the_end(tmp_path):
     assert [(s["first_step"], s["last_step"]) for s in stages] == [(0, 1), (2, 3)]
     assert [s["max_response_tokens"] for s in stages] == [56, 64]
     assert {d["kind"] for d in stages[1]["decisions"]} >= {"drop_easy", "reset_optimizer"}
+
+
+@pytest.mark.parametrize("name", RECIPE)
+@pytest.mark.parametrize("target", ["match_diversity", "match_diversity:h100:8"])
+def test_temperatures_by_measurement_change_nothing_else(name, target):
+    rest = target.partition(":")[2]
+    plain, reset = build_config(load(name, rest)), build_config(load(name, target))
+    rules = [stage.temperature_rule for stage in reset.stages]
+    assert rules == [plain.stages[0].temperature_rule, *["match_diversity"] * (len(rules) - 1)]
+    as_before = [
+        dataclasses.replace(stage, temperature_rule=old.temperature_rule)
+        for stage, old in zip(reset.stages, plain.stages, strict=True)
+    ]
+    assert dataclasses.replace(reset, stages=tuple(as_before)) == plain

@@ -40,7 +40,8 @@ class Said:
 def solve(problems: list[Problem], *, n: int, **_: Any) -> SimpleNamespace:
     """Half of all responses are right, at every temperature."""
     right_PR = np.tile(np.arange(n) % 2, (len(problems), 1)).astype(np.float32)
-    return SimpleNamespace(texts=[["a b c d"] * n for _ in problems], correct_PR=right_PR)
+    texts = [["a b c d"] * n for _ in problems]
+    return SimpleNamespace(texts=texts, correct_PR=right_PR, response_tokens=4 * right_PR.size)
 
 
 @pytest.mark.parametrize(("n", "noted"), [(32, False), (16, True)], ids=["enough", "few"])
