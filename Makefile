@@ -15,17 +15,26 @@ WORKERS ?= 2
 ARGS ?=
 SEED ?= 0
 
-.PHONY: help demo demo-seeds test test-quick test-slow lint style bench bench-gpu bench-grader \
-  bench-sampler docs drills house audit venv venv-tpu venv-cuda12
+.PHONY: help demo demo-real demo-seeds ablations ablations-all test test-quick test-slow lint \
+  style bench bench-gpu bench-grader bench-sampler docs drills house audit venv venv-tpu venv-cuda12
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
-demo: $(BASE)  ## the whole recipe at small size: warm start to report.html (about 12 minutes)
+demo: $(BASE)  ## plain GRPO and the complete recipe from one small base (5 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh $(ARGS)
 
-demo-seeds: $(BASE)  ## the demo over seeds 0, 1, 2 with plain GRPO and the permuted control
+demo-real: $(BASE)  ## a real model, SmolLM2-135M, learns to add (10 minutes; 90 MB to download)
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo_real.sh $(ARGS)
+
+demo-seeds: $(BASE)  ## configs/tiny_cpu.py over seeds 0, 1, 2, with plain GRPO and a control
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo_seeds.sh $(ARGS)
+
+ablations: $(BASE)  ## the recipe's parts on the demo's task, with error bars (1 hour)
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/ablations.sh $(ARGS)
+
+ablations-all: $(BASE)  ## the same, and resets, budgets, dropping, the objective (2 hours)
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/ablations.sh --all $(ARGS)
 
 test: $(DEV) lint  ## lint, types and the fast tests, without torch
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)

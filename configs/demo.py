@@ -19,13 +19,17 @@ from ml_collections import ConfigDict
 
 from polaris_jax.config import default_config, stage
 
-TARGETS = ("", "plain")
+TARGETS = ("", "plain", "two_stages")
 
 
 def get_config(target: str = "") -> ConfigDict:
-    """One stage on two CPU cores. `target`: empty, or plain for GRPO without the recipe's parts."""
+    """One stage on two CPU cores.
+
+    `target`: empty; plain, GRPO without the recipe's parts; or two_stages, for a change between
+    stages.
+    """
     if target not in TARGETS:
-        raise ValueError(f"--config=configs/demo.py:{target}: take plain, or nothing")
+        raise ValueError(f"--config=configs/demo.py:{target}: take plain, two_stages, or nothing")
     config = default_config()
 
     config.warmstart.steps = 800
@@ -57,7 +61,8 @@ def get_config(target: str = "") -> ConfigDict:
     config.probe.problems = 96
     config.probe.n = 8
 
-    config.stages = [stage(steps=60, max_response_tokens=72, temperature=1.0)]
+    stages = 2 if target == "two_stages" else 1
+    config.stages = [stage(steps=60, max_response_tokens=72, temperature=1.0)] * stages
     config.batch.row_len = 256
     config.batch.rows = 4
     config.optimizer.learning_rate = 3e-4

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The whole recipe on this machine: prepare, calibrate, probe, evaluate, train, evaluate, report.
+# The demo: plain GRPO and the complete recipe from one small base model, for one seed.
 #
 #   launch/demo.sh [WORKDIR] [--config.a.b=value ...]      (default workdirs/demo)
 #
-# Every command resumes: after Ctrl-C the same line goes on where it stopped. POLARIS_PYTHON names
-# another interpreter than this checkout's .venv/bin/python.
+# Makes the base (WORKDIR/base), trains it both ways (WORKDIR/plain, WORKDIR/polaris), scores both and
+# prints what the gains consist of. Every command resumes: after Ctrl-C the same line goes on where it
+# stopped. POLARIS_PYTHON names another interpreter than this checkout's .venv/bin/python.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -22,18 +23,23 @@ for flag in "$@"; do
   [[ $flag == --config.* ]] || die "$flag: expected --config.a.b=value (see --help)"
 done
 cd "$launch_root"
-polaris() {
-  local command=$1
-  shift
-  "$launch_python" -m polaris_jax "$command" --config=configs/tiny_cpu.py --workdir="$workdir" "$@"
-}
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 began=$SECONDS
-polaris prepare "$@"
-polaris calibrate "$@"
-polaris probe "$@"
-polaris evaluate --tag=before "$@"
-polaris train "$@"
-polaris evaluate --checkpoint=latest "$@"
-polaris report "$@"
+more=("$@")
+polaris() {
+  local command=$1 target=$2 name=$3
+  shift 3
+  "$launch_python" -m polaris_jax "$command" --config="configs/demo.py$target" \
+    --workdir="$workdir/$name" "${more[@]}" "$@"
+}
+base=(--config.model.path="$workdir/base/base_model" --config.warmstart.steps=0)
+polaris evaluate "" base
+polaris train :plain plain "${base[@]}"
+polaris evaluate :plain plain "${base[@]}" --checkpoint=latest
+polaris calibrate :two_stages polaris "${base[@]}"
+polaris probe :two_stages polaris "${base[@]}"
+polaris train :two_stages polaris "${base[@]}"
+polaris evaluate :two_stages polaris "${base[@]}" --checkpoint=latest
+polaris report :two_stages polaris "${base[@]}"
+"$launch_python" launch/demo_result.py "$workdir"
 echo "demo: $((SECONDS - began)) s"

@@ -34,7 +34,7 @@ for seed in 0 1 2; do
   polaris=$root/polaris-$seed
   plain=$root/plain-$seed
   control=$root/control-$seed
-  launch/demo.sh "$polaris" --config.seed="$seed" --config.warmstart.seed="$seed"
+  launch/tiny.sh "$polaris" --config.seed="$seed" --config.warmstart.seed="$seed"
 
   tokens=$("$launch_python" launch/demo_seeds.py tokens "$polaris")
   mkdir -p "$plain" "$control"

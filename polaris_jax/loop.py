@@ -64,7 +64,7 @@ def run(
         # No name for the first state: it would keep what the run outgrows in memory.
         state = train(parts, open_state(parts, start), stop=stop)
         by = "" if stop.signal is None else f" by {stop.signal.name}"
-        parts.outputs.note_end("finished" if state.done else f"stopped{by}")
+        parts.outputs.note_end("finished" if state.done else f"stopped{by}", state.counts)
     if state.done and parts.outputs.first_line == state.step:
         progress.line(f"already complete: {state.step} steps in {workdir}")
         return state

@@ -257,8 +257,9 @@ def rescue(
         max_response_tokens=stage.max_response_tokens,
         rng=step_rng(parts, state, "rescue", attempt),
     )
-    rows_P = np.flatnonzero(graded.rescued_PR.any(axis=1)).tolist()
-    age_steps = sum(state.step - sink.stored_at(graded.problem_ids[p]) for p in rows_P)
+    rescued_P: np.ndarray = np.any(np.asarray(graded.rescued_PR), axis=1)
+    ids = [i for i, was in zip(graded.problem_ids, rescued_P, strict=True) if was]
+    age_steps = sum(state.step - sink.stored_at(problem_id) for problem_id in ids)
     sink.update(graded, step=state.step, stage=stage.stage, temperature=stage.temperature)
     state = dataclasses.replace(state, sink=sink)
     return state.counted(rescued_groups=rescued, rescued_age_steps=age_steps), graded

@@ -43,28 +43,22 @@ def ablation_figure(summary: Mapping[str, Any], path: epath.Path, *, title: str)
     with panels(path, title, rows=2, share_x=False) as (top, bottom):
         for number, arm in enumerate(arms):
             own = [o for o in outcomes if o["arm"] == arm["name"]]
-            look = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+            color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
             step_S, mean_S, error_S = _curve(own)
-            top.plot(step_S, mean_S, ms=3.5, label=arm["name"], **look)
-            top.fill_between(
-                step_S, mean_S - error_S, mean_S + error_S, color=look["color"], alpha=0.15
-            )
+            top.plot(step_S, mean_S, ms=3.5, label=arm["name"], color=color, marker=marker)
+            top.fill_between(step_S, mean_S - error_S, mean_S + error_S, color=color, alpha=0.15)
         top.set_xlabel("step")
         top.set_ylabel("held-out score")
         top.yaxis.set_major_formatter(PERCENT)
         legend(top)
-        against = {
-            (o["base"], o["seed"]): _figure(o, summary)
-            for o in outcomes
-            if o["arm"] == summary["against"]
-        }
+        figures = {(o["arm"], o["base"], o["seed"]): _figure(o, summary) for o in outcomes}
         compared = [arm for arm in arms if arm["difference"] is not None]
         for place, arm in enumerate(compared):
-            color = COLORS[(1 + place) % len(COLORS)]
+            color = COLORS[arms.index(arm) % len(COLORS)]
             pairs = [
-                _figure(o, summary) - against[o["base"], o["seed"]]
-                for o in outcomes
-                if o["arm"] == arm["name"] and (o["base"], o["seed"]) in against
+                value - figures[arm["against"], base, seed]
+                for (name, base, seed), value in figures.items()
+                if name == arm["name"] and (arm["against"], base, seed) in figures
             ]
             bottom.plot(pairs, [place] * len(pairs), "|", color=color, alpha=0.5, ms=9)
             found = arm["difference"]
@@ -75,7 +69,10 @@ def ablation_figure(summary: Mapping[str, Any], path: epath.Path, *, title: str)
         bottom.set_yticks(range(len(compared)), [arm["name"] for arm in compared])
         bottom.set_ylim(max(len(compared), 1) - 0.5, -0.5)
         bottom.xaxis.set_major_formatter(POINTS)
-        bottom.set_xlabel(f"points above {summary['against']}: mean, 95% interval, each pair")
+        bottom.set_xlabel(
+            f"points above {summary['against']}, or the arm it is compared with: mean, 95% "
+            "interval, each pair"
+        )
 
 
 def _figure(outcome: Mapping[str, Any], summary: Mapping[str, Any]) -> float:

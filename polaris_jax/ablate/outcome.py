@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from etils import epath
+
 from polaris_jax.ablate.statistics import Pair
-from polaris_jax.ablate.table import Table
+from polaris_jax.ablate.table import Run, Table
+from polaris_jax.run.standing import read_standing
+from polaris_jax.run.workdir import write_json
+
+FINISHED = "ablation.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,3 +81,72 @@ def chosen_value(table: Table, arm: str, outcomes: Sequence[Outcome]) -> Any:
         if not found:
             raise ValueError(f"arm {arm!r}: no tuning run with {value} is finished")
     return max(figures, key=lambda v: sum(figures[v]) / len(figures[v]), default=None)
+
+
+def write_outcome(workdir: epath.Path, outcome: Outcome) -> None:
+    """Leaves the outcome in the run's workdir."""
+    write_json(workdir / FINISHED, {**vars(outcome), "scores": [list(s) for s in outcome.scores]})
+
+
+def outcome_of(
+    workdir: epath.Path, run: Run, *, before: float | None = None, after: float | None = None
+) -> Outcome:
+    """The outcome of a finished training run, from its files.
+
+    Args:
+        workdir: the run's directory.
+        run: the run.
+        before: the base's score; None: the run's own before its first update.
+        after: the score of the last weights.
+    """
+    counts = json.loads((workdir / "run.json").read_text()).get("counts", {})
+    scores = list(_scores(workdir))
+    steps = 1 + max(step for step, _ in scores)
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        steps = max(steps, 1 + json.loads(line)["step"])
+    sampled = counts.get("sampled_tokens", 0)
+    return Outcome(
+        arm=run.arm,
+        base=run.base,
+        seed=run.seed,
+        before=next(score for step, score in scores if step < 0) if before is None else before,
+        scores=tuple((step, score) for step, score in scores if step >= 0),
+        sampled_tokens=sampled,
+        updates=steps - counts.get("steps_without_update", 0),
+        total_tokens=sampled + counts.get("reset_tokens", 0) + tokens_before(workdir, run),
+        after=after,
+        value=run.value,
+    )
+
+
+def tokens_before(workdir: epath.Path, run: Run) -> int:
+    """Response tokens that the commands before training have sampled."""
+    files = [workdir / f"{command}.json" for command in run.before if command != "prepare"]
+    return sum(json.loads(path.read_text())["sampled_tokens"] for path in files)
+
+
+def _scores(workdir: epath.Path) -> Iterator[tuple[int, float]]:
+    """(step, held-out score) of a run; step -1 is before its first update."""
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            if re.fullmatch(r"eval/avg@\d+", name) and value is not None:
+                yield row["step"], value
+
+
+def read_outcome(out: epath.Path, run: Run) -> Outcome | None:
+    """A finished run's outcome; None if it is not finished.
+
+    A run that was trained by `polaris train` itself has an outcome, too.
+    """
+    if (out / run.name / FINISHED).exists():
+        return read_outcome_at(out, run.name)
+    if (out / run.name / "run.json").exists() and read_standing(out / run.name).finished:
+        return outcome_of(out / run.name, run)
+    return None
+
+
+def read_outcome_at(out: epath.Path, name: str) -> Outcome:
+    """The outcome of the finished run of that name."""
+    found = json.loads((out / name / FINISHED).read_text())
+    return Outcome(**found | {"scores": tuple((step, score) for step, score in found["scores"])})

@@ -18,7 +18,6 @@ def summarise(table: Table, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         table: the table.
         outcomes: its finished runs; arms without a counted one are left out.
     """
-    first = table.arms[0].name
     counted = [o for o in outcomes if o.value is None]
     figures = {
         arm.name: {o.pair: o.figure(table.figure) for o in counted if o.arm == arm.name}
@@ -29,7 +28,8 @@ def summarise(table: Table, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         own = [o for o in counted if o.arm == arm.name]
         if not own:
             continue
-        difference = None if arm.name == first else paired(figures[arm.name], figures[first])
+        against = table.against(arm)
+        difference = None if against is None else paired(figures[arm.name], figures[against])
         arms.append(
             {
                 "name": arm.name,
@@ -37,6 +37,7 @@ def summarise(table: Table, outcomes: Sequence[Outcome]) -> dict[str, Any]:
                 "tuned": _tuned(table, arm.name, outcomes),
                 "figure": dataclasses.asdict(spread(list(figures[arm.name].values()))),
                 "last": dataclasses.asdict(spread([o.figure("last") for o in own])),
+                "against": against,
                 "difference": None
                 if difference is None
                 else dataclasses.asdict(difference) | {"sign_p": difference.sign_p},
@@ -48,7 +49,7 @@ def summarise(table: Table, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         )
     return {
         "figure": table.figure,
-        "against": first,
+        "against": table.arms[0].name,
         "config": table.config,
         "bases": list(table.bases),
         "runs": len(table.runs()),
@@ -81,13 +82,15 @@ def as_markdown(summary: Mapping[str, Any], *, title: str, failures: Mapping[str
         title: name of the table.
         failures: {name of a run: why it failed}.
     """
+    first = summary["against"]
     figure = {"mean": "mean of a run's held-out scores", "last": "last held-out score"}
     lines = [
         f"# {title}",
         "",
         f"Figure, declared in the table: {figure[summary['figure']]}, in percent. Differences are "
-        f"those to `{summary['against']}`, paired by base and seed, with the standard error over "
-        "the pairs, the 95% interval of Student's t, and how many pairs are above 0.",
+        f"those to `{first}`, or to the arm named beside them, paired by base and seed, with the "
+        "standard error over the pairs, the 95% interval of Student's t, and how many pairs are "
+        "above 0.",
         "",
         f"{summary['finished']} of {summary['runs']} runs are finished, from "
         f"{len(summary['bases'])} bases.",
@@ -109,7 +112,7 @@ def as_markdown(summary: Mapping[str, Any], *, title: str, failures: Mapping[str
             f"`{arm['name']}`",
             str(arm["figure"]["n"]),
             _percent(arm["figure"]),
-            *_difference(difference),
+            *_difference(difference, arm["against"] if arm["against"] != first else None),
             _percent(arm["last"]),
             str(arm["collapsed"]),
             f"{arm['total_tokens']:,.0f}",
@@ -149,14 +152,15 @@ def _percent(found: Mapping[str, Any]) -> str:
     return f"{100 * found['mean']:.1f}{error}"
 
 
-def _difference(found: Paired | None) -> list[str]:
+def _difference(found: Paired | None, against: str | None) -> list[str]:
     if found is None:
         return ["", "", ""]
+    other = f" to `{against}`" if against else ""
     error = "" if found.stderr is None else f" ± {100 * found.stderr:.1f}"
     interval = ""
     if found.low is not None and found.high is not None:
         interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
-    return [f"{100 * found.mean:+.1f}{error}", interval, f"{found.positive} of {found.n}"]
+    return [f"{100 * found.mean:+.1f}{error}{other}", interval, f"{found.positive} of {found.n}"]
 
 
 def _plain(value: Any) -> Any:

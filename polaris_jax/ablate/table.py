@@ -50,6 +50,7 @@ class Arm:
             arm's run of the same base and seed, commands before training and temperature resets
             included; its steps must suffice.
         tuned_as: name of another arm whose tuned value this one takes; empty: it is tuned itself.
+        against: name of the arm that it is compared with; empty: the first; None: with none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Arm:
     config: str = ""
     tokens_of: str = ""
     tuned_as: str = ""
+    against: str | None = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +140,8 @@ class Table:
             base is made once and shared by its runs.
         seeds: `seed` of the runs of each arm and base.
         tuning: how each arm is given its best value of one field; None: no field is tuned.
+        train: False: nothing is trained, and a run is `polaris evaluate` of its base with the arm's
+            fields, for a table of ways to sample.
         evaluate: True: `polaris evaluate` scores each counted run's last weights, and keeps its
             responses in the workdir.
         notes: a function of the output folder, called at the end; what it returns is added to
@@ -152,6 +156,7 @@ class Table:
     bases: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"base": {}})
     seeds: Sequence[int] = (0,)
     tuning: Tuning | None = None
+    train: bool = True
     evaluate: bool = False
     notes: Callable[[Any], str] | None = None
     figure: Literal["mean", "last"] = "mean"
@@ -166,7 +171,8 @@ class Table:
         counted = next((name for name in tuning_bases if name in self.bases), None)
         _require(counted is None, f"tuning.bases: {counted!r} is counted; tune on other bases")
         for arm in self.arms:
-            for field, other in ("tokens_of", arm.tokens_of), ("tuned_as", arm.tuned_as):
+            for field in ("tokens_of", "tuned_as", "against"):
+                other = getattr(arm, field)
                 _require(
                     not other or (other in names and other != arm.name),
                     f"arm {arm.name!r}: {field}={other!r}: there is no such other arm",
@@ -191,6 +197,10 @@ class Table:
                 "-",
             )
         _require(len(self.bases) > 0, "bases={}: needs at least one base")
+        _require(
+            self.train or not (self.tuning or any(a.tokens_of or a.before for a in self.arms)),
+            "train=False: nothing is trained, so no arm has tuning, tokens_of or before",
+        )
         _require(self.figure in ("mean", "last"), f"figure={self.figure!r}: expected mean or last")
         for arm in self.arms:
             unknown = [command for command in arm.before if command not in BEFORE]
@@ -212,6 +222,11 @@ class Table:
     def all_bases(self) -> dict[str, Mapping[str, Any]]:
         """The counted bases and those of the tuning."""
         return {**(self.tuning.bases if self.tuning else {}), **self.bases}
+
+    def against(self, arm: Arm) -> str | None:
+        """The name of the arm that `arm` is compared with; None if with none."""
+        first = self.arms[0].name
+        return (arm.against or first) if arm.against is not None and arm.name != first else None
 
     def base_run(self, base: str) -> Run:
         """The config that makes and scores a base."""

@@ -5,6 +5,9 @@ workdir below --out. Worker processes share the machine's cores and take the nex
 has; rerun the command to continue after any stop. Leaves ablations.json, ablations.md and
 ablations.png. docs/howto/ablation.md shows how to write a table.
 
+--list prints the commands of each run instead, for a cluster's queue. A run that was trained by its
+own command counts as one of the table's.
+
 Example:
   polaris ablate configs/ablations/rescue.py --out runs/rescue
 """
@@ -16,7 +19,7 @@ import importlib
 import importlib.util
 import json
 import os
-import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,7 +31,16 @@ from typing import Any
 from absl import flags as absl_flags
 from etils import epath
 
-from polaris_jax.ablate.outcome import Outcome, chosen_value
+from polaris_jax.ablate.outcome import (
+    FINISHED,
+    Outcome,
+    chosen_value,
+    outcome_of,
+    read_outcome,
+    read_outcome_at,
+    tokens_before,
+    write_outcome,
+)
 from polaris_jax.ablate.page import as_markdown, summarise
 from polaris_jax.ablate.table import Run, Table, flags
 from polaris_jax.commands.flags import parse
@@ -39,7 +51,7 @@ from polaris_jax.system.files import as_place, is_remote, write_bytes
 from polaris_jax.system.progress import Progress
 from polaris_jax.system.signals import StopRequest
 
-FINISHED, FAILED = "ablation.json", "ablation_failed.txt"
+FAILED = "ablation_failed.txt"
 POLL_S = 0.2
 # The runs of all workers compile the same programs.
 COMPILED = {
@@ -56,6 +68,8 @@ def _define(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_integer(
         "workers", 0, "processes that train; 0: one a core", lower_bound=0, flag_values=values
     )
+
+    absl_flags.DEFINE_bool("list", False, "print each run's commands, run none", flag_values=values)
 
 
 def main(argv: list[str]) -> int:
@@ -75,7 +89,9 @@ def main(argv: list[str]) -> int:
     out = as_place(command.flags["out"])
     table = load_table(path)
     for run in [table.base_run(base) for base in table.all_bases] + _all_runs(table):
-        _check(run)
+        _check(run, trained=table.train)
+    if command.flags["list"]:
+        return _list(table, out)
     ensure_workdir(out)
     if WORKER in os.environ:
         return _work(table, out)
@@ -104,14 +120,14 @@ def load_table(path: str) -> Table:
     return table
 
 
-def _check(run: Run) -> None:
-    """Raises ConfigError if a run's config is not one, or has no held-out scores."""
+def _check(run: Run, *, trained: bool) -> None:
+    """Raises ConfigError if a run's config is not one, or it is trained without held-out scores."""
     name = f"arm {run.arm!r}" if run.arm else f"base {run.base!r}"
     try:
         config = _config(run, epath.Path("."))
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
-    if not config.evaluate.every_steps:
+    if trained and not config.evaluate.every_steps:
         raise ConfigError(
             f"{name}: evaluate.every_steps=0: a run is judged by its held-out scores; set it"
         )
@@ -148,6 +164,25 @@ def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
         if status:
             return status
         return 0 if len(outcomes) == len(runs) else 1
+
+
+def _list(table: Table, out: epath.Path) -> int:
+    """Prints the commands of the runs that are not finished, a line each.
+
+    Raises:
+        ConfigError: a run's config depends on the results of others.
+    """
+    for run in _all_runs(table):
+        if run.needs:
+            raise ConfigError(
+                f"--list: the config of {run.name} depends on other runs (tuning, tokens_of); run "
+                "the table without --list"
+            )
+        if read_outcome(out, run) is not None:
+            continue
+        for command in (*run.before, "train" if table.train else "evaluate"):
+            print(shlex.join(["polaris", command, *run.flags(), f"--workdir={out / run.name}"]))
+    return 0
 
 
 def _all_runs(table: Table) -> list[Run]:
@@ -232,7 +267,7 @@ def _do(table: Table, run: Run, out: epath.Path) -> bool:
             if (out / name / FAILED).exists():
                 raise RuntimeError(f"it depends on {name}, which failed")
         before = _score_base(table, run.base, out)
-        outcome = _train(table, run, out, before)
+        outcome = (_train if table.train else _evaluate)(table, run, out, before)
     except ConfigError as error:  # such as another table's run in the folder
         raise ConfigError(f"{run.name}: {error}") from None
     except Exception as error:  # noqa: BLE001  # the other runs need not fail with it
@@ -281,14 +316,11 @@ def _train(table: Table, run: Run, out: epath.Path, before: float) -> Outcome | 
     """Trains a run to its end; None if it was stopped."""
     from polaris_jax.loop import run as train
 
-    workdir, made = out / run.name, out / "bases" / run.base / "base_model"
-    words = [f"--config.model.path={made}", "--config.warmstart.steps=0"] if made.exists() else []
-    words += flags(_settled(table, run, out))
+    workdir, words = out / run.name, _base_words(out, run) + flags(_settled(table, run, out))
     for command in run.before:
         _command(command, [*run.flags(), *words, f"--workdir={workdir}"])
-    before_tokens = _tokens_before(workdir, run)
     if run.tokens_of:
-        limit = read_outcome_at(out, run.budget_run).total_tokens - before_tokens
+        limit = read_outcome_at(out, run.budget_run).total_tokens - tokens_before(workdir, run)
         words += flags({"rollout.total_tokens": max(1, limit)})
     state = train(_config(run, workdir, *words), workdir)
     if not state.done:
@@ -298,21 +330,25 @@ def _train(table: Table, run: Run, out: epath.Path, before: float) -> Outcome | 
         checkpoint = ["--checkpoint=latest", f"--workdir={workdir}"]
         _command("evaluate", [*run.flags(), *words, *checkpoint])
         after = float(json.loads((workdir / "eval.json").read_text())["avg@k"])
-    sampled = state.counts.get("sampled_tokens", 0)
-    outcome = Outcome(
-        arm=run.arm,
-        base=run.base,
-        seed=run.seed,
-        before=before,
-        scores=tuple(_scores(workdir)),
-        sampled_tokens=sampled,
-        updates=state.step - state.counts.get("steps_without_update", 0),
-        total_tokens=sampled + state.counts.get("reset_tokens", 0) + before_tokens,
-        after=after,
-        value=run.value,
-    )
-    write_json(workdir / FINISHED, {**vars(outcome), "scores": [list(s) for s in outcome.scores]})
+    outcome = outcome_of(workdir, run, before=before, after=after)
+    write_outcome(workdir, outcome)
     return outcome
+
+
+def _evaluate(table: Table, run: Run, out: epath.Path, before: float) -> Outcome:
+    """Scores the base with an arm's fields."""
+    workdir = ensure_workdir(out / run.name)
+    _command("evaluate", [*run.flags(), *_base_words(out, run), f"--workdir={workdir}"])
+    score = float(json.loads((workdir / "eval.json").read_text())["avg@k"])
+    outcome = Outcome(run.arm, run.base, run.seed, before, ((0, score),), 0, updates=0, after=score)
+    write_outcome(workdir, outcome)
+    return outcome
+
+
+def _base_words(out: epath.Path, run: Run) -> list[str]:
+    """Flags that name the base's weights, if they were made on the spot."""
+    made = out / "bases" / run.base / "base_model"
+    return [f"--config.model.path={made}", "--config.warmstart.steps=0"] if made.exists() else []
 
 
 def _settled(table: Table, run: Run, out: epath.Path) -> dict[str, Any]:
@@ -321,21 +357,6 @@ def _settled(table: Table, run: Run, out: epath.Path) -> dict[str, Any]:
         return {}
     outcomes = [read_outcome_at(out, name) for name in run.needs if name.startswith("tuning/")]
     return {table.tuning.field: chosen_value(table, run.arm, outcomes)}
-
-
-def _tokens_before(workdir: epath.Path, run: Run) -> int:
-    """Response tokens that the commands before training have sampled."""
-    files = [workdir / f"{command}.json" for command in run.before if command != "prepare"]
-    return sum(json.loads(path.read_text())["sampled_tokens"] for path in files)
-
-
-def _scores(workdir: epath.Path) -> Iterator[tuple[int, float]]:
-    """(step, held-out score) of a run, without the score before its first update."""
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        for name, value in row.items():
-            if re.fullmatch(r"eval/avg@\d+", name) and value is not None and row["step"] >= 0:
-                yield row["step"], value
 
 
 def _command(name: str, words: list[str]) -> None:
@@ -347,14 +368,3 @@ def _command(name: str, words: list[str]) -> None:
     module: Any = importlib.import_module(f"polaris_jax.commands.{name}")
     if status := module.main(words):
         raise RuntimeError(f"`polaris {name}` ended with status {status}")
-
-
-def read_outcome(out: epath.Path, run: Run) -> Outcome | None:
-    """A finished run's outcome; None if it is not finished."""
-    return read_outcome_at(out, run.name) if (out / run.name / FINISHED).exists() else None
-
-
-def read_outcome_at(out: epath.Path, name: str) -> Outcome:
-    """The outcome of the finished run of that name."""
-    found = json.loads((out / name / FINISHED).read_text())
-    return Outcome(**found | {"scores": tuple((step, score) for step, score in found["scores"])})

@@ -82,8 +82,8 @@ def read_shots(path: str) -> Shots:
         if not line.strip():
             continue
         row = parse_json(line.encode(), where=f"data.shots={path}: line {number}", remedy=remedy)
-        texts = [row.get(name) for name in ("problem", "response")] if isinstance(row, dict) else []
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        texts = [str(row.get(name) or "") for name in ("problem", "response")]
+        if not all(text.strip() for text in texts):
             raise ConfigError(f"data.shots={path}: line {number} is not a worked example; {remedy}")
         shots.append((texts[0], texts[1]))
     if not 0 < len(shots) <= MOST_SHOTS:

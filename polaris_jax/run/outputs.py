@@ -145,11 +145,11 @@ class Outputs:
         if self._writer is not None:
             self._writer.close()
 
-    def note_end(self, how: str) -> None:
-        """Records in run.json how this start ended."""
+    def note_end(self, how: str, counts: Mapping[str, int] | None = None) -> None:
+        """Records in run.json how this start ended, and the run's totals."""
         if self._first:
             self._claim.check()
-            workdir_lib.note_end(self._workdir, how)
+            workdir_lib.note_end(self._workdir, how, counts)
 
     def write_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """One line of metrics.jsonl: functions of config, data and seed alone.

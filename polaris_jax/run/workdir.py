@@ -166,12 +166,19 @@ def note(workdir: AnyPath, **facts: Any) -> None:
     write_json(as_place(workdir) / RECORD, {**read_facts(workdir), **facts})
 
 
-def note_end(workdir: AnyPath, how: str) -> None:
-    """Adds to run.json how and when the newest start ended; a start that was killed has neither."""
+def note_end(workdir: AnyPath, how: str, counts: Mapping[str, int] | None = None) -> None:
+    """Adds to run.json how and when the newest start ended; a start that was killed has neither.
+
+    Args:
+        workdir: directory of the run.
+        how: how it ended.
+        counts: the run's totals at that moment, if they are known.
+    """
     record = json.loads((as_place(workdir) / RECORD).read_text())
     *former, start = record["starts"]
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    note(workdir, starts=[*former, {**start, "ended": how, "ended_at": now}])
+    totals = {} if counts is None else {"counts": dict(sorted(counts.items()))}
+    note(workdir, starts=[*former, {**start, "ended": how, "ended_at": now}], **totals)
 
 
 def mark_nondeterministic(workdir: AnyPath) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 
 import pytest
@@ -29,16 +30,64 @@ def python(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", ["demo.sh", "demo_seeds.sh"])
+SCRIPTS = ["demo.sh", "demo_real.sh", "demo_seeds.sh", "tiny.sh"]
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "ablations.sh"])
 def test_help_runs_nothing(name, python):
     done = call(name, "--help", python=python)
     assert done.returncode == 0
-    assert f"launch/{name} [WORKDIR]" in done.stdout
+    assert f"launch/{name} [" in done.stdout
     assert "-m polaris_jax" not in done.stdout
 
 
-def test_the_demo_runs_every_command_with_that_interpreter(python):
+def commands_of(done):
+    """(command, config, workdir) of each polaris command that a script has run."""
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("-m polaris")]
+    value = re.compile(r"--(?:config|workdir|out)=(\S+)")
+    return [(line[2], *(m[1] for word in line if (m := value.fullmatch(word)))) for line in lines]
+
+
+def test_the_demo_trains_one_base_both_ways(python):
     done = call("demo.sh", "w", "--config.seed=1", python=python)
+    assert done.returncode == 0, done.stderr
+    plain, polaris = "configs/demo.py:plain", "configs/demo.py:two_stages"
+    assert commands_of(done) == [
+        ("evaluate", "configs/demo.py", "w/base"),
+        *((name, plain, "w/plain") for name in ("train", "evaluate")),
+        *((name, polaris, "w/polaris") for name in ("calibrate", "probe", "train", "evaluate")),
+        ("report", polaris, "w/polaris"),
+    ]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("-m polaris")]
+    assert all("--config.seed=1" in line for line in lines)
+    assert all("--config.model.path=w/base/base_model" in line for line in lines[1:])
+    assert "launch/demo_result.py w" in done.stdout
+
+
+def test_the_real_demo_scores_before_and_after(python):
+    done = call("demo_real.sh", "w", python=python)
+    assert done.returncode == 0, done.stderr
+    config = "configs/smollm2_sums.py"
+    assert commands_of(done)[:4] == [
+        (name, config, "w") for name in ("evaluate", "train", "evaluate", "report")
+    ]
+    assert "show w/before_responses.jsonl --limit=5" in done.stdout
+
+
+@pytest.mark.parametrize("more", [(), ("--all",)])
+def test_the_ablations_are_every_table(more, python):
+    done = call("ablations.sh", "--out", "o", *more, python=python)
+    assert done.returncode == 0, done.stderr
+    tables = [line.split()[3] for line in done.stdout.splitlines() if "ablate" in line.split()]
+    there = {path.stem for path in (ROOT / "configs/ablations").glob("[!_]*.py")}
+    named = {pathlib.Path(table).stem for table in tables}
+    assert named == there if more else named < there
+    assert f"--out=o/{pathlib.Path(tables[0]).stem}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "launch/ablations.py o docs/results"
+
+
+def test_the_tiny_recipe_runs_every_command_with_that_interpreter(python):
+    done = call("tiny.sh", "w", "--config.seed=1", python=python)
     assert done.returncode == 0, done.stderr
     words = [line.split() for line in done.stdout.splitlines()[:-1]]
     assert [line[2] for line in words] == [
@@ -49,7 +98,11 @@ def test_the_demo_runs_every_command_with_that_interpreter(python):
 
 
 @pytest.mark.parametrize(
-    ("name", "argument"), [("demo.sh", "--workdir=w"), ("demo_seeds.sh", "--seeds=3")]
+    ("name", "argument"),
+    [
+        *((name, "--workdir=w") for name in ("demo.sh", "tiny.sh", "demo_real.sh")),
+        *(("demo_seeds.sh", "--seeds=3"), ("ablations.sh", "--seeds=3")),
+    ],
 )
 def test_another_flag_is_refused(name, argument, python):
     done = call(name, argument, python=python)
@@ -57,7 +110,7 @@ def test_another_flag_is_refused(name, argument, python):
     assert argument in done.stderr
 
 
-@pytest.mark.parametrize("name", ["demo.sh", "demo_seeds.sh"])
+@pytest.mark.parametrize("name", [*SCRIPTS, "ablations.sh"])
 def test_a_missing_interpreter_is_named(name, tmp_path):
     done = call(name, python=tmp_path / "none")
     assert done.returncode == 2

@@ -1,0 +1,11 @@
+"""Problem sources of the ablations."""
+
+from collections.abc import Iterator
+
+from polaris_jax.demo.arithmetic import Mix, arithmetic_problems
+
+
+def easy() -> Iterator[dict[str, str]]:
+    """96 problems of one or two steps."""
+    for problem in arithmetic_problems(96, 0, mix=Mix(1, 2))[0]:
+        yield {"id": problem.id, "problem": problem.problem, "answer": str(problem.answer)}

@@ -1,0 +1,95 @@
+"""What the small ablations share: bases, learning rates, and the notes below their tables.
+
+The task, the model and the sizes are those of configs/demo.py. Everything here was fixed before the
+runs that count: nine bases with one RL seed each, three learning rates, and two further bases on
+which each arm's learning rate is found with three RL seeds.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from polaris_jax.ablate import Arm, Tuning
+from polaris_jax.demo.ways import count_rows, decompose
+
+CONFIG = "configs/demo.py"
+OVERRIDES = {"evaluate.every_steps": 10}
+SEEDS = (0,)
+LEARNING_RATES = (1e-4, 3e-4, 6e-4)
+
+PLAIN = {"batch.rescue": False, "batch.substitute": False}
+RESCUE = {"batch.rescue": True, "batch.substitute": False}
+SUBSTITUTION = {"batch.rescue": False, "batch.substitute": True}
+BOTH = {"batch.rescue": True, "batch.substitute": True}
+
+
+def base(number: int) -> dict[str, Any]:
+    """Base `number`: a warm start and a problem set of its own."""
+    return {"warmstart.seed": number, "data.arithmetic.seed": number}
+
+
+BASES = {f"base{number}": base(number) for number in range(9)}
+TUNING = Tuning(
+    "optimizer.learning_rate",
+    LEARNING_RATES,
+    bases={"tuning": base(100)},
+    seeds=(0, 1, 2),
+)
+
+
+def plain(**fields: Any) -> Arm:
+    """The arm that the others are compared with."""
+    return Arm("plain", PLAIN, **fields)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a responses.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def decomposition(out: Any) -> str:
+    """Which part of each arm's gain lies within a way of writing, and which in its choice.
+
+    Args:
+        out: the folder of the table's runs.
+    """
+    out = Path(str(out))
+    before = {p.parent.name: count_rows(rows(p)) for p in out.glob("bases/*/responses.jsonl")}
+    lines = [
+        "What the gain of the last weights consists of, in points, mean over the runs: more right "
+        "answers within a way of writing, and other shares of the ways.",
+        "",
+        "| arm | gain | within a way | by the choice of the way | careful | right | hurried | "
+        "right |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in sorted(out.glob("runs/*")):
+        gains = [
+            decompose(before[path.parent.name.rpartition("-")[0]], count_rows(rows(path)))
+            for path in sorted(arm.glob("*/responses.jsonl"))
+        ]
+        if not gains:
+            continue
+        parts = [
+            100 * sum(getattr(gain, name) for gain in gains) / len(gains)
+            for name in ("total", "within", "choice")
+        ]
+        cells = [f"`{arm.name}`", *(f"{part:+.1f}" for part in parts)]
+        for way in ("careful", "hurried"):
+            share = sum(gain.after[way].share for gain in gains) / len(gains)
+            right = sum(gain.after[way].share * gain.after[way].right for gain in gains)
+            cells += [f"{share:.0%}", f"{right / len(gains) / share:.1%}" if share else ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    every = list(before.values())
+    shares = [sum(ways[way].share for ways in every) / len(every) for way in ("careful", "hurried")]
+    right = [
+        sum(ways[way].share * ways[way].right for ways in every) / len(every) / share
+        for way, share in zip(("careful", "hurried"), shares, strict=True)
+        if share
+    ]
+    lines += [
+        "",
+        f"Before: {shares[0]:.0%} careful, {right[0]:.1%} of them right; {shares[1]:.0%} hurried, "
+        f"{right[-1]:.1%} of them right.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,41 @@
+"""Curation: all problems, without those always solved, without the easier half, easy ones alone.
+
+    polaris ablate configs/ablations/difficulty.py --out workdirs/ablations/difficulty
+
+The base has learned more of its easy problems than that of the other tables: one step is mostly
+right, five steps mostly wrong.
+
+Expected before the runs: dropping what is always solved gains a little, dropping the easier half as
+much or less, and easy problems alone lose on the whole mix.
+"""
+
+import runpy
+from pathlib import Path
+
+from polaris_jax.ablate import Arm, Table
+
+task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
+SETS = Path(__file__).with_name("_sets.py")
+MASTERS_EASY = {"warmstart.slip_rate": 0.4, "data.arithmetic.min_steps": 1}
+
+
+def curated(preset: str) -> Arm:
+    """Training on what `polaris calibrate` keeps."""
+    return Arm(preset, {**task["BOTH"], "calibrate.preset": preset}, before=("calibrate",))
+
+
+TABLE = Table(
+    config=task["CONFIG"],
+    overrides={**task["OVERRIDES"], **MASTERS_EASY},
+    bases=task["BASES"],
+    seeds=task["SEEDS"],
+    arms=(
+        curated("full"),
+        curated("drop_perfect"),
+        curated("aggressive"),
+        Arm(
+            "too-easy",
+            {**task["BOTH"], "data.problems": str(Path(__file__).with_name("_sets.py")) + ":easy"},
+        ),
+    ),
+)

@@ -1,0 +1,25 @@
+"""Dropping problems that the first stage has learned, on and off.
+
+    polaris ablate configs/ablations/easy_drop.py --out workdirs/ablations/easy_drop
+
+Expected before the runs: a gain, as the base masters its easy problems, which then teach nothing.
+"""
+
+import runpy
+from pathlib import Path
+
+from polaris_jax.ablate import Arm, Table
+
+task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
+MASTERS_EASY = {"warmstart.slip_rate": 0.4, "data.arithmetic.min_steps": 1}
+
+TABLE = Table(
+    config="configs/demo.py:two_stages",
+    overrides={**task["OVERRIDES"], **task["BOTH"], **MASTERS_EASY},
+    bases=task["BASES"],
+    seeds=task["SEEDS"],
+    arms=(
+        Arm("kept", {"stages[0].drop_above": 1.0}),
+        Arm("dropped", {"stages[0].drop_above": 0.9}),
+    ),
+)
