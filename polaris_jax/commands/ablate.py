@@ -44,6 +44,7 @@ from polaris_jax.ablate.outcome import (
 from polaris_jax.ablate.page import as_markdown, summarise
 from polaris_jax.ablate.table import Run, Table, flags
 from polaris_jax.commands.flags import parse
+from polaris_jax.commands.run import keep_programs
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.run.owner import InUse, alone, owned
 from polaris_jax.run.workdir import ensure_workdir, write_json
@@ -53,11 +54,6 @@ from polaris_jax.system.signals import StopRequest
 
 FAILED = "ablation_failed.txt"
 POLL_S = 0.2
-# The runs of all workers compile the same programs.
-COMPILED = {
-    "JAX_COMPILATION_CACHE_DIR": "{out}/compiled",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-}
 WORKER = "POLARIS_ABLATE_WORKER"  # "I/N" in the processes that the command starts
 
 
@@ -239,8 +235,7 @@ def _work(table: Table, out: epath.Path) -> int:
     index, count = map(int, os.environ[WORKER].split("/"))
     _take_cores(index, count)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    for name, value in COMPILED.items():
-        os.environ.setdefault(name, value.format(out=out))
+    keep_programs()  # the runs of all workers compile the same
     while waiting := [run for run in _all_runs(table) if not _ended(out, run.name)]:
         took = False
         for run in waiting:

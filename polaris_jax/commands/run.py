@@ -14,6 +14,7 @@ from polaris_jax.config import ConfigError
 from polaris_jax.system import signals
 
 PROCESSES = "polaris_jax.system.processes"
+MIN_COMPILE_S = 0.3  # programs that compile faster are not kept
 # What to do about an error of the system that names a file.
 _REMEDIES = {
     errno.EISDIR: "a file belongs there; move the directory away",
@@ -83,13 +84,36 @@ def start_jax(command: Command) -> None:
     Raises:
         ConfigError: they were given another command, config or version.
     """
-    import jax
-
-    cache = os.environ.get("POLARIS_COMPILE_CACHE")
-    if cache:
-        jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     from polaris_jax.system import processes
 
     processes.initialize(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
+    keep_programs()
     processes.agree(processes.run_facts(command.config, command.identity()))
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs for later processes: jax's compilation cache.
+
+    `POLARIS_COMPILE_CACHE` names a directory, or 0 for none. Without it a run of one process takes
+    the user's cache folder, unless jax's own variable names one. Several processes compile for
+    themselves: only the first would write, and the others must not wait for each other.
+    """
+    import jax
+    import jaxlib
+
+    asked = os.environ.get("POLARIS_COMPILE_CACHE", "")
+    if asked == "0":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if not asked:
+        if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.process_count() > 1:
+            return
+        from polaris_jax.system.cache import MOST_BYTES, program_cache
+
+        try:
+            asked = str(program_cache(jax.__version__, jaxlib.__version__))
+        except OSError:  # no home, a full disk, a folder of others: compile anew
+            return
+        jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+    jax.config.update("jax_compilation_cache_dir", asked)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)

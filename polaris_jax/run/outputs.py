@@ -26,10 +26,10 @@ from polaris_jax.metrics.writer import METRICS
 from polaris_jax.models.tokenizer import save_end_ids, save_tokenizer
 from polaris_jax.records import Graded, Problem
 from polaris_jax.reward import Grader
-from polaris_jax.rollout.native.build import cpu_features
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.standing import BEFORE
 from polaris_jax.system import processes
+from polaris_jax.system.cache import cpu_features
 from polaris_jax.system.foreign import one_line
 from polaris_jax.system.progress import say
 

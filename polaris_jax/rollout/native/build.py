@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import errno
 import functools
 import hashlib
 import os
 import platform
 import shutil
-import stat
 import subprocess
-import sys
 import tempfile
 import zlib
 from pathlib import Path
 
 import jax
 import jaxlib
+
+from polaris_jax.system.cache import cache_folder, cpu_features, require_own
 
 SOURCE = Path(__file__).with_name("kernels.cc")
 SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
@@ -33,7 +32,6 @@ PRODUCT, ATTENTION = "polaris_packed_product", "polaris_attend_staged"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared")
 COMPILE_TIMEOUT_S = 300
-CACHE_FOLDER = "polaris_jax"
 
 
 class BuildFailed(RuntimeError):
@@ -88,9 +86,9 @@ def _library(compiler: str, version: str) -> Path:
     digest = hashlib.sha256("\0".join((*texts, *sources)).encode()).hexdigest()[:24]
     command = [compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o"]
     try:
-        base = _cache()
+        base = cache_folder()
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _require_own(base)
+        require_own(base)
         for library in base.glob(f"kernels-{digest}-*.so"):
             if library == _named(base, digest, library):  # complete: a torn file would crash us
                 return library
@@ -108,29 +106,6 @@ def _library(compiler: str, version: str) -> Path:
         library = Path(folder) / "kernels.so"
         _run([*command, str(library)])
         return library
-
-
-def _cache() -> Path:
-    """The user's cache folder.
-
-    Raises:
-        OSError: there is none, as for a container's user without a name or $HOME.
-    """
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / CACHE_FOLDER
-    except RuntimeError as error:
-        raise OSError(str(error)) from None
-
-
-def _require_own(base: Path) -> None:
-    """Checks that nobody else can put a library there: its name is no secret.
-
-    Raises:
-        OSError: the folder belongs to another user, or everybody may write to it.
-    """
-    found = base.stat()
-    if found.st_uid not in (os.getuid(), 0) or found.st_mode & stat.S_IWOTH:
-        raise PermissionError(errno.EPERM, "others may write to it", str(base))
 
 
 def _named(base: Path, digest: str, library: Path) -> Path:
@@ -160,12 +135,3 @@ def _run(command: list[str]) -> str:
     except subprocess.TimeoutExpired:
         raise BuildFailed(f"{command[0]}: took longer than {COMPILE_TIMEOUT_S} s") from None
     return done.stdout
-
-
-def cpu_features() -> str:
-    """What -march=native depends on: one line of names."""
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return line
-    return f"{platform.machine()} {platform.processor()}"
