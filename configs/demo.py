@@ -61,8 +61,8 @@ def get_config(target: str = "") -> ConfigDict:
     config.probe.problems = 96
     config.probe.n = 8
 
-    stages = 2 if target == "two_stages" else 1
-    config.stages = [stage(steps=60, max_response_tokens=72, temperature=1.0)] * stages
+    count = 2 if target == "two_stages" else 1
+    config.stages = [stage(steps=60, max_response_tokens=72, temperature=1.0) for _ in range(count)]
     config.batch.row_len = 256
     config.batch.rows = 4
     config.optimizer.learning_rate = 3e-4

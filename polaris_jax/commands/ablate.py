@@ -84,8 +84,8 @@ def main(argv: list[str]) -> int:
         )
     out = as_place(command.flags["out"])
     table = load_table(path)
-    for run in [table.base_run(base) for base in table.all_bases] + _all_runs(table):
-        _check(run, trained=table.train)
+    for run in distinct_runs(table):
+        check(run, trained=table.train)
     if command.flags["list"]:
         return _list(table, out)
     ensure_workdir(out)
@@ -116,8 +116,18 @@ def load_table(path: str) -> Table:
     return table
 
 
-def _check(run: Run, *, trained: bool) -> None:
-    """Raises ConfigError if a run's config is not one, or it is trained without held-out scores."""
+def distinct_runs(table: Table) -> list[Run]:
+    """A run of each base, and of each arm: their configs cover those of all runs."""
+    arms = {(run.arm, run.counted): run for run in all_runs(table)}
+    return [*(table.base_run(base) for base in table.all_bases), *arms.values()]
+
+
+def check(run: Run, *, trained: bool) -> None:
+    """Checks that a run has a config.
+
+    Raises:
+        ConfigError: it has none, or it is trained without held-out scores.
+    """
     name = f"arm {run.arm!r}" if run.arm else f"base {run.base!r}"
     try:
         config = _config(run, epath.Path("."))
@@ -141,7 +151,7 @@ def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
     """Starts the workers, waits for them, and writes what the finished runs show."""
     busy = f"--out={out}: `polaris ablate` already runs in it"
     with owned(out, "ablate", busy=busy, remedy="name another --out"):
-        progress, runs = Progress(enabled=True), _all_runs(table)
+        progress, runs = Progress(enabled=True), all_runs(table)
         waiting = [run for run in runs if not (out / run.name / FINISHED).exists()]
         progress.line(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished")
         status = 0
@@ -168,7 +178,7 @@ def _list(table: Table, out: epath.Path) -> int:
     Raises:
         ConfigError: a run's config depends on the results of others.
     """
-    for run in _all_runs(table):
+    for run in all_runs(table):
         if run.needs:
             raise ConfigError(
                 f"--list: the config of {run.name} depends on other runs (tuning, tokens_of); run "
@@ -181,7 +191,8 @@ def _list(table: Table, out: epath.Path) -> int:
     return 0
 
 
-def _all_runs(table: Table) -> list[Run]:
+def all_runs(table: Table) -> list[Run]:
+    """The runs that choose values, and then the counted ones."""
     return [*table.tuning_runs(), *table.runs()]
 
 
@@ -236,7 +247,7 @@ def _work(table: Table, out: epath.Path) -> int:
     _take_cores(index, count)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_programs()  # the runs of all workers compile the same
-    while waiting := [run for run in _all_runs(table) if not _ended(out, run.name)]:
+    while waiting := [run for run in all_runs(table) if not _ended(out, run.name)]:
         took = False
         for run in waiting:
             if not all(_ended(out, name) for name in run.needs):

@@ -1,0 +1,38 @@
+"""Every table of configs/ablations is one, and each of its runs has a config."""
+
+from pathlib import Path
+
+import pytest
+
+from polaris_jax.commands import ablate
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "configs" / "ablations"
+TABLES = sorted(path for path in FOLDER.rglob("*.py") if not path.name.startswith("_"))
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda p: str(p.relative_to(FOLDER)))
+def test_every_run_of_every_table_has_a_config(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    table = ablate.load_table(str(path))
+    for run in ablate.distinct_runs(table):
+        ablate.check(run, trained=table.train)
+    text = path.read_text()
+    assert f"polaris ablate {path.relative_to(ROOT)} --out" in text
+    if path.parent == FOLDER:
+        assert "Expected before the runs:" in text
+    else:
+        assert "Not run here." in text
+
+
+def test_the_small_tables_are_the_fixed_design(monkeypatch):
+    """Nine bases with one seed each; what is tuned is tuned on other bases with three seeds."""
+    monkeypatch.chdir(ROOT)
+    for path in FOLDER.glob("[!_]*.py"):
+        table = ablate.load_table(str(path))
+        assert len(table.bases) == 9
+        assert table.seeds == (0,)
+        if table.tuning is not None:
+            assert len(table.tuning.values) == 3
+            assert len(table.tuning.seeds) == 3
+            assert not set(table.tuning.bases) & set(table.bases)
