@@ -25,6 +25,8 @@ bases and seeds that are not counted, and its counted runs take the value with t
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -275,6 +277,28 @@ class Table:
             tuned = arm.tuned_as or arm.name
             needs += [other.name for other in self.tuning_runs() if other.arm == tuned]
         return dataclasses.replace(run, needs=tuple(needs))
+
+
+def load_table(path: str) -> Table:
+    """The TABLE of a Python file, which is run.
+
+    Raises:
+        ConfigError: there is no such file, it fails, or it has no TABLE.
+    """
+    if not os.path.isfile(path):
+        raise ConfigError(f"{path}: there is no such file; name one with a TABLE")
+    spec = importlib.util.spec_from_file_location("polaris_table", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001  # whatever a file of Python may do
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}; mend the file") from None
+    table = getattr(module, "TABLE", None)
+    if not isinstance(table, Table):
+        raise ConfigError(f"{path}: has no TABLE = Table(...); see polaris_jax/ablate/table.py")
+    return table
 
 
 def flags(overrides: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import json
 import os
 import shlex
@@ -42,7 +41,7 @@ from polaris_jax.ablate.outcome import (
     write_outcome,
 )
 from polaris_jax.ablate.page import as_markdown, summarise
-from polaris_jax.ablate.table import Run, Table, flags
+from polaris_jax.ablate.table import Run, Table, flags, load_table
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import keep_programs
 from polaris_jax.config import ConfigError, RunConfig
@@ -94,28 +93,6 @@ def main(argv: list[str]) -> int:
     return _lead(table, path, out, workers=command.flags["workers"] or _cores())
 
 
-def load_table(path: str) -> Table:
-    """The TABLE of a Python file, which is run.
-
-    Raises:
-        ConfigError: there is no such file, it fails, or it has no TABLE.
-    """
-    if not os.path.isfile(path):
-        raise ConfigError(f"{path}: there is no such file; name one with a TABLE")
-    spec = importlib.util.spec_from_file_location("polaris_table", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001  # whatever a file of Python may do
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}; mend the file") from None
-    table = getattr(module, "TABLE", None)
-    if not isinstance(table, Table):
-        raise ConfigError(f"{path}: has no TABLE = Table(...); see polaris_jax/ablate/table.py")
-    return table
-
-
 def distinct_runs(table: Table) -> list[Run]:
     """A run of each base, and of each arm: their configs cover those of all runs."""
     arms = {(run.arm, run.counted): run for run in all_runs(table)}
@@ -152,13 +129,13 @@ def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
     busy = f"--out={out}: `polaris ablate` already runs in it"
     with owned(out, "ablate", busy=busy, remedy="name another --out"):
         progress, runs = Progress(enabled=True), all_runs(table)
-        waiting = [run for run in runs if not (out / run.name / FINISHED).exists()]
+        waiting = [run for run in runs if not _known(out, run)]
         progress.line(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished")
         status = 0
         if waiting:
             for run in waiting:  # what failed before is tried again
                 (out / run.name / FAILED).unlink(missing_ok=True)
-            status = _run_workers(path, out, min(workers, len(waiting)))
+            status = _run_workers(table, path, out, min(workers, len(waiting)))
         outcomes = [found for run in runs if (found := read_outcome(out, run)) is not None]
         failures = {
             run.name: (out / run.name / FAILED).read_text()
@@ -169,7 +146,21 @@ def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
             _write_results(table, path, out, outcomes, failures)
         if status:
             return status
-        return 0 if len(outcomes) == len(runs) else 1
+        if missing := len(runs) - len(outcomes):
+            progress.line(
+                f"{missing} of {len(runs)} runs are not finished; worker_*.log in {out} says why, "
+                "and the same command goes on"
+            )
+        return 1 if missing else 0
+
+
+def _known(out: epath.Path, run: Run) -> bool:
+    """True if the run has ended, by a worker or by its own command, whose outcome is then noted."""
+    if (outcome := read_outcome(out, run)) is None:
+        return False
+    if not (out / run.name / FINISHED).exists():
+        write_outcome(out / run.name, outcome)
+    return True
 
 
 def _list(table: Table, out: epath.Path) -> int:
@@ -213,24 +204,54 @@ def _write_results(
     print(page)
 
 
-def _run_workers(path: str, out: epath.Path, count: int) -> int:
-    """Runs the worker processes to their end; 130 if they were interrupted."""
+def _run_workers(table: Table, path: str, out: epath.Path, count: int) -> int:
+    """Runs the worker processes to their end; 130 if they were interrupted.
+
+    Each writes what its runs print to worker_I.log. This process prints each run that ends.
+    """
     words = [sys.executable, "-m", "polaris_jax", "ablate", path, f"--out={out}"]
     processes, told = [], False
-    with StopRequest() as stop:
+    with StopRequest() as stop, contextlib.ExitStack() as opened:
         for index in range(count):
             environment = os.environ | {WORKER: f"{index}/{count}"}
+            log = opened.enter_context(open(os.fspath(out / f"worker_{index}.log"), "ab"))
             # The pipe stays empty. It closes with this process, also if this process is killed.
-            processes.append(subprocess.Popen(words, env=environment, stdin=subprocess.PIPE))
+            processes.append(
+                subprocess.Popen(
+                    words,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+        waiting = [run for run in all_runs(table) if not _ended(out, run.name)]
         while any(process.poll() is None for process in processes):
             time.sleep(POLL_S)
+            waiting = _say_ended(table, out, waiting)
             if stop.requested and not told:
                 told = True
                 for process in processes:
                     process.terminate()  # each run that is under way leaves a checkpoint
+        _say_ended(table, out, waiting)
     for process in processes:
         process.communicate()
     return 130 if stop.interrupted else 0
+
+
+def _say_ended(table: Table, out: epath.Path, waiting: list[Run]) -> list[Run]:
+    """Prints a line for each run that has ended, and returns the others."""
+    progress = Progress(enabled=True)
+    left = []
+    for run in waiting:
+        if not _ended(out, run.name):
+            left.append(run)
+        elif (out / run.name / FINISHED).exists():
+            value = read_outcome_at(out, run.name).figure(table.figure)
+            progress.line(f"{run.name}: {table.figure} {value:.1%}")
+        else:
+            progress.line(f"{run.name}: failed: {(out / run.name / FAILED).read_text()}")
+    return left
 
 
 def _cores() -> int:
@@ -287,7 +308,8 @@ def _do(table: Table, run: Run, out: epath.Path) -> bool:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()  # until the command that started this process has ended
+    while os.read(0, 1024):  # until the command that started this process has ended
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

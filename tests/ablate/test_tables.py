@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from polaris_jax.ablate.table import load_table
 from polaris_jax.commands import ablate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,7 +15,7 @@ TABLES = sorted(path for path in FOLDER.rglob("*.py") if not path.name.startswit
 @pytest.mark.parametrize("path", TABLES, ids=lambda p: str(p.relative_to(FOLDER)))
 def test_every_run_of_every_table_has_a_config(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    table = ablate.load_table(str(path))
+    table = load_table(str(path))
     for run in ablate.distinct_runs(table):
         ablate.check(run, trained=table.train)
     text = path.read_text()
@@ -29,7 +30,7 @@ def test_the_small_tables_are_the_fixed_design(monkeypatch):
     """Nine bases with one seed each; what is tuned is tuned on other bases with three seeds."""
     monkeypatch.chdir(ROOT)
     for path in FOLDER.glob("[!_]*.py"):
-        table = ablate.load_table(str(path))
+        table = load_table(str(path))
         assert len(table.bases) == 9
         assert table.seeds == (0,)
         if table.tuning is not None:
