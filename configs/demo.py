@@ -34,7 +34,7 @@ def get_config(target: str = "") -> ConfigDict:
 
     config.warmstart.steps = 800
     config.warmstart.batch_size = 32
-    config.warmstart.slip_rate = 0.55
+    config.warmstart.slip_rate = 0.5
     config.warmstart.hidden_size = 64
     config.warmstart.intermediate_size = 192
     config.warmstart.num_layers = 3

@@ -149,7 +149,7 @@ def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
         if missing := len(runs) - len(outcomes):
             progress.line(
                 f"{missing} of {len(runs)} runs are not finished; worker_*.log in {out} says why, "
-                "and the same command goes on"
+                "and the same command trains them"
             )
         return 1 if missing else 0
 
