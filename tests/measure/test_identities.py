@@ -69,3 +69,26 @@ def test_rows_that_an_earlier_version_left_are_those_of_the_math_grader():
     assert not {"reward.function", "reward.correct_at", "extra"} & set(
         count_identity(CONFIG, PROBLEMS, max_response_tokens=8)
     )
+
+
+@pytest.mark.parametrize("identity", [count_identity, row_identity])
+def test_a_field_as_it_always_was_changes_no_identity(identity):
+    """So that the rows of earlier versions, which lack the field, still count."""
+    names = identity(CONFIG, PROBLEMS, max_response_tokens=8)
+    added = {"data.shots", "data.weighting", "data.arithmetic.families", "warmstart.max_steps"}
+    assert not added & set(names)
+    weighted = changed("data", weighting="pass_rate")  # changes which prompts, and no response
+    assert identity(weighted, PROBLEMS, max_response_tokens=8) == names
+    longer = changed("warmstart", max_steps=8)
+    assert identity(longer, PROBLEMS, max_response_tokens=8) != names
+
+
+@pytest.mark.parametrize("identity", [count_identity, row_identity])
+def test_worked_examples_count_by_their_text(identity, tmp_path):
+    path = tmp_path / "shots.jsonl"
+    found = []
+    for answer in ("2", "3"):
+        path.write_text(f'{{"problem": "1 + 1?", "response": "{answer}"}}\n')
+        config = changed("data", shots=str(path))
+        found.append(identity(config, PROBLEMS, max_response_tokens=8))
+    assert found[0] != found[1]
