@@ -26,7 +26,7 @@ from polaris_jax.data.problem_sets import (
     fitting_prompts,
 )
 from polaris_jax.data.problems import problem_set_hash
-from polaris_jax.data.prompts import PromptFormat, read_shots
+from polaris_jax.data.prompts import PromptFormat, prompt_format
 from polaris_jax.demo.arithmetic import Mix, arithmetic_problems
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import base_model_architecture, make_base_model
@@ -248,7 +248,7 @@ def open_solver(
     with open_grader(config.reward) as grader:
         yield Solver(
             tokenizer=tokenizer,
-            prompt_format=PromptFormat(config.data.prompt_suffix, read_shots(config.data.shots)),
+            prompt_format=prompt_format(config.data),
             stop_token_ids=stop_token_ids(tokenizer, end_ids),
             grader=grader,
             samplers=samplers,

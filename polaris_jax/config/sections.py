@@ -86,6 +86,24 @@ class DataSection:
         before="auto",
     )
     prompt_suffix: str = setting(PROMPT_SUFFIX, "Text added to each problem.")
+    system_prompt: str = setting(
+        "",
+        "Text of a system turn before the problem; empty: none but the template's own.",
+        before="",
+        usual="system",
+    )
+    chat_template: str = setting(
+        "",
+        "A file with a jinja template, chatml, or none (turns are paragraphs); empty: the "
+        "tokenizer's own.",
+        before="",
+    )
+    template_args: tuple[str, ...] = setting(
+        (), "Variables of the chat template, as name=value: enable_thinking=false.", before=()
+    )
+    response_prefill: str = setting(
+        "", "Text that begins each response; part of the prompt.", before=""
+    )
     shots: str = setting(
         "",
         'A file of worked examples, one {"problem": "...", "response": "..."} a line, that stand '

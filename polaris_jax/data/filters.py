@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from polaris_jax.config.sections import PROMPT_SUFFIX
-from polaris_jax.data.prompts import Shots, lacks_question, render_prompts
+from polaris_jax.data.prompts import PromptFormat, lacks_question
 from polaris_jax.records import Problem
+from polaris_jax.system.text import printable
 
 # Formulas, and TeX commands in prose. These keep their case.
 _MATH = re.compile(r"(\$\$.*?\$\$|\$.*?\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+)")
+SHOWN_CHARS = 300  # of a prompt's beginning, and of its end
 _SUFFIX_WORDS = " ".join(PROMPT_SUFFIX.split()).casefold()
 
 
@@ -96,8 +98,7 @@ def drop_long_prompts(
     problems: Iterable[Problem],
     tokenizer: Any,
     *,
-    suffix: str,
-    shots: Shots = (),
+    prompt_format: PromptFormat,
     max_prompt_tokens: int,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Problem], dict[str, int], str]:
@@ -108,23 +109,23 @@ def drop_long_prompts(
     Args:
         problems: what to filter; order is kept.
         tokenizer: counts the tokens, chat template and suffix included.
-        suffix: `data.prompt_suffix`.
-        shots: worked examples; see `PromptFormat`.
+        prompt_format: how a problem becomes a prompt.
         max_prompt_tokens: the most tokens a prompt may have, inclusive.
-        say: gets one warning if prompts do not hold their question: chat templates may drop it.
+        say: gets the first prompt, and one warning if prompts do not hold their question: chat
+            templates may drop it.
 
     Returns:
         (kept, {id of a dropped problem: its tokens}, digest of the kept ones' token ids, which does
         not depend on their order).
     """
     problems = list(problems)
-    prompts = render_prompts(
+    prompts = prompt_format.render(
         tokenizer,
         [problem.problem for problem in problems],
-        suffix=suffix,
-        shots=shots,
         names=[problem.id for problem in problems],
     )
+    for problem, (text, ids) in zip(problems[:1], prompts, strict=False):
+        say(f"prompt of problem {problem.id!r}, {len(ids)} tokens: {_shortened(text)}")
     kept: list[Problem] = []
     dropped: dict[str, int] = {}
     without: list[str] = []
@@ -146,3 +147,10 @@ def drop_long_prompts(
         )
     digest = hashlib.blake2b(b"".join(sorted(digests)), digest_size=8).hexdigest()
     return kept, dropped, digest
+
+
+def _shortened(text: str) -> str:
+    """Beginning and end of a text, in one printable line."""
+    if len(text) > 2 * SHOWN_CHARS:
+        text = f"{text[:SHOWN_CHARS]} ... {text[-SHOWN_CHARS:]}"
+    return repr(printable(text, lines=True))

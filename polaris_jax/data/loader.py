@@ -7,6 +7,7 @@ With weights there are no epochs, and the draw is a function of the weights too.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -16,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 
 from polaris_jax.config.settings import ConfigError
-from polaris_jax.data.prompts import PromptFormat, render_prompt
+from polaris_jax.data.prompts import PromptFormat
 from polaris_jax.records import Group, Problem, require_fields
 
 
@@ -168,12 +169,7 @@ class PromptLoader(Iterator[list[Group]]):
 
     def _render(self, problem: Problem) -> tuple[str, tuple[int, ...]]:
         if problem.id not in self._rendered:
-            text, ids = render_prompt(
-                self._tokenizer,
-                problem.problem,
-                suffix=self._format.suffix,
-                shots=self._format.shots,
-            )
+            ((text, ids),) = self._format.render(self._tokenizer, [problem.problem])
             self._rendered[problem.id] = self._format.last_turn(text), ids
         return self._rendered[problem.id]
 
@@ -240,6 +236,7 @@ class PromptLoader(Iterator[list[Group]]):
     @functools.cached_property
     def _fingerprint(self) -> str:
         rows = [(p.id, p.problem, p.answer) for p in self._problems]
-        shots = [self._format.shots] if self._format.shots else []
-        text = json.dumps([self._seed, self._format.suffix, rows, *shots], default=list)
+        more = dataclasses.astuple(self._format)[1:]
+        more = [] if self._format == PromptFormat(self._format.suffix) else [more]
+        text = json.dumps([self._seed, self._format.suffix, rows, *more], default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ from polaris_jax.config.sections import DataSection
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import problems_digest, read_made_of, read_problems
-from polaris_jax.data.prompts import read_shots
+from polaris_jax.data.prompts import prompt_format
 from polaris_jax.records import Problem
 from polaris_jax.run.identity import differing_inputs
 
@@ -205,8 +205,7 @@ def fitting_prompts(
     kept, dropped, digest = drop_long_prompts(
         problems,
         tokenizer,
-        suffix=data.prompt_suffix,
-        shots=read_shots(data.shots),
+        prompt_format=prompt_format(data),
         max_prompt_tokens=data.max_prompt_tokens,
         say=say,
     )

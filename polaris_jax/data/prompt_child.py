@@ -7,6 +7,7 @@ all prompts of a call and sends a JSON line each.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -17,9 +18,9 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from polaris_jax.data.prompts import Prompt, PromptRenderer, Shots, template_error
+from polaris_jax.data.prompts import Prompt, PromptRenderer, Shots, Template, template_error
 from polaris_jax.system.child import Child, ChildFailure, answers
 from polaris_jax.system.foreign import one_line
 
@@ -33,12 +34,20 @@ _START = "from polaris_jax.data.prompt_child import send_prompts; send_prompts()
 _NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 
+class RenderOptions(NamedTuple):
+    """How the prompts of a call are rendered; see `render_prompts`."""
+
+    special_tokens: bool
+    shots: Shots
+    template: Template
+
+
 class RenderedPrompts:
     """The prompts of one loaded tokenizer, each rendered once. Its copies begin without any."""
 
     def __init__(self) -> None:
         # Ids as 4 bytes each: a set of 50,000 problems would take half a GiB as tuples.
-        self._prompts: dict[tuple[bool, str, Shots, str], tuple[str, array[int]]] = {}
+        self._prompts: dict[tuple[RenderOptions, str, str], tuple[str, array[int]]] = {}
         self._child: Child | None = None
         self._template: Any = None  # that the child has
 
@@ -49,9 +58,8 @@ class RenderedPrompts:
         self,
         tokenizer: Any,
         contents: Sequence[str],
-        shots: Shots,
+        options: RenderOptions,
         *,
-        special_tokens: bool,
         names: Sequence[str],
     ) -> list[Prompt]:
         """The prompts of questions with their suffixes; see `render_prompts`.
@@ -61,13 +69,13 @@ class RenderedPrompts:
                 tokenizer, the problem and the reason.
         """
         template = repr(tokenizer.chat_template)
-        keys = [(special_tokens, template, shots, content) for content in contents]
+        keys = [(options, template, content) for content in contents]
         missing = {key: n for n, key in enumerate(keys) if key not in self._prompts}
         if missing:
             asked = [content for *_, content in missing]
             new: list[Prompt] = []
             try:
-                self._ask(tokenizer, asked, (special_tokens, shots), new)
+                self._ask(tokenizer, asked, options, new)
             except _Refused as refused:
                 self._close()
                 late = [names[n] for n in missing.values()][len(new) :] if names else ()
@@ -83,7 +91,7 @@ class RenderedPrompts:
         self,
         tokenizer: Any,
         contents: Sequence[str],
-        options: tuple[bool, Shots],
+        options: RenderOptions,
         prompts: list[Prompt],
     ) -> None:
         """Appends the prompts of questions as the child sends them."""
@@ -91,7 +99,9 @@ class RenderedPrompts:
             child = self._ready_child(tokenizer)
             for start in range(0, len(contents), _REQUESTS):
                 part = contents[start : start + _REQUESTS]
-                child.send(json.dumps([*options, part]).encode() + b"\n")
+                template = dataclasses.astuple(options.template)
+                request = [options.special_tokens, options.shots, template, part]
+                child.send(json.dumps(request).encode() + b"\n")
                 for _ in part:
                     line = child.line(silence_s=PROMPT_S, most_bytes=_MOST_LINE_BYTES)
                     answer = json.loads(line)
@@ -135,9 +145,9 @@ class _Refused(Exception):
 def send_prompts() -> NoReturn:
     """Renders what stdin asks for, with the tokenizer in a file. Runs inside the child.
 
-    The command line has the file's number. A line of stdin is [special_tokens, shots, questions].
-    An empty object says that the process is ready; then comes [text, ids] for each question, or the
-    reason why there is none.
+    The command line has the file's number. A line of stdin is [special_tokens, shots, template,
+    questions]. An empty object says that the process is ready; then comes [text, ids] for each
+    question, or the reason why there is none.
     """
     os.environ[_NO_ADVICE] = "1"
     with os.fdopen(int(sys.argv[1]), "rb") as job:
@@ -151,11 +161,14 @@ def send_prompts() -> NoReturn:
 
         send({})
         for line in sys.stdin:
-            special_tokens, shots, contents = json.loads(line)
+            special_tokens, shots, (system, text, args, prefill), contents = json.loads(line)
+            template = Template(system, text, tuple(map(tuple, args)), prefill)
             for content in contents:
                 signal.setitimer(signal.ITIMER_REAL, PROMPT_S + GRACE_S)
                 try:
-                    answer: Any = renderer.render(content, shots, special_tokens=special_tokens)
+                    answer: Any = renderer.render(
+                        content, shots, template, special_tokens=special_tokens
+                    )
                 except BaseException as error:  # noqa: BLE001 - Rust's panics too
                     answer = one_line(error)
                 signal.setitimer(signal.ITIMER_REAL, 0.0)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from polaris_jax.config.sections import DataSection
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.system.files import as_place
 from polaris_jax.system.foreign import (
@@ -38,6 +39,38 @@ RENDERED = "polaris_rendered"  # attribute of a loaded tokenizer: its `RenderedP
 Prompt = tuple[str, tuple[int, ...]]
 Shots = tuple[tuple[str, str], ...]
 MOST_SHOTS = 64
+# Templates that `data.chat_template` knows by name. A turn of ChatML is `<|im_start|>ROLE\nTEXT
+# <|im_end|>\n`; nothing is added that the messages do not hold.
+NAMED_TEMPLATES = {
+    "none": "",
+    "chatml": "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How turns become a text.
+
+    Attributes:
+        system: text of a system turn before all others; "" for none of ours. Many templates write
+            one of their own then.
+        text: a chat template in place of the tokenizer's own; "" for none: turns are paragraphs;
+            None for the tokenizer's own.
+        args: (name, JSON text of the value) of further variables of the template, such as
+            enable_thinking.
+        prefill: text that begins each response. It is part of the prompt.
+    """
+
+    system: str = ""
+    text: str | None = None
+    args: tuple[tuple[str, str], ...] = ()
+    prefill: str = ""
+
+
+OWN_TEMPLATE = Template()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +81,25 @@ class PromptFormat:
         suffix: text added to each question, those of the worked examples included.
         shots: (question, response) of worked examples, which stand before the problem as turns of
             the chat. Where the tokenizer has no chat template they are paragraphs.
+        template: how turns become a text.
     """
 
     suffix: str = ""
     shots: Shots = ()
+    template: Template = OWN_TEMPLATE
+
+    def render(
+        self, tokenizer: Any, problem_texts: Sequence[str], *, names: Sequence[str] = ()
+    ) -> list[Prompt]:
+        """The prompts of problems; see `render_prompts`."""
+        return render_prompts(
+            tokenizer,
+            problem_texts,
+            suffix=self.suffix,
+            shots=self.shots,
+            template=self.template,
+            names=names,
+        )
 
     def last_turn(self, prompt_text: str) -> str:
         """A prompt's text after its worked examples: what the reward reads before a response."""
@@ -62,6 +110,54 @@ class PromptFormat:
                 return prompt_text
             at = found + len(response.strip())
         return prompt_text[at:]
+
+
+def prompt_format(data: DataSection) -> PromptFormat:
+    """The format that a config's section `data` describes.
+
+    Raises:
+        ConfigError: a file that it names is missing or of no use, or `data.template_args` has an
+            entry without a value.
+    """
+    args: dict[str, str] = {}
+    for entry in data.template_args:
+        name, given, value = entry.partition("=")
+        if not given or not name.isidentifier() or name in ("messages", "tools"):
+            raise ConfigError(
+                f"data.template_args={entry!r}: expected name=value, such as enable_thinking=false"
+            )
+        try:
+            parse_json(value.encode(), where="data.template_args", kind=object)
+        except ForeignFileError:
+            value = json.dumps(value)  # a word without quotes
+        args[name] = value
+    template = Template(
+        data.system_prompt,
+        read_template(data.chat_template),
+        tuple(sorted(args.items())),
+        data.response_prefill,
+    )
+    return PromptFormat(data.prompt_suffix, read_shots(data.shots), template)
+
+
+def read_template(name: str) -> str | None:
+    """The text of `data.chat_template`: none, chatml, or a file; None for the tokenizer's own.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if not name:
+        return None
+    if name in NAMED_TEMPLATES:
+        return NAMED_TEMPLATES[name]
+    named = ", ".join(NAMED_TEMPLATES)
+    try:
+        return read_text(as_place(name), remedy="give a jinja file")
+    except (OSError, ForeignFileError) as error:
+        raise ConfigError(
+            f"data.chat_template={name}: {one_line(error)}; name a file with a chat template, or "
+            f"one of {named}"
+        ) from None
 
 
 def read_shots(path: str) -> Shots:
@@ -111,11 +207,17 @@ def render_prompt(
     *,
     suffix: str,
     shots: Shots = (),
+    template: Template = OWN_TEMPLATE,
     special_tokens: bool = False,
 ) -> Prompt:
     """A prompt as text and as token ids; see `render_prompts`."""
     return render_prompts(
-        tokenizer, [problem_text], suffix=suffix, shots=shots, special_tokens=special_tokens
+        tokenizer,
+        [problem_text],
+        suffix=suffix,
+        shots=shots,
+        template=template,
+        special_tokens=special_tokens,
     )[0]
 
 
@@ -125,6 +227,7 @@ def render_prompts(
     *,
     suffix: str,
     shots: Shots = (),
+    template: Template = OWN_TEMPLATE,
     special_tokens: bool = False,
     names: Sequence[str] = (),
 ) -> list[Prompt]:
@@ -136,6 +239,7 @@ def render_prompts(
         problem_texts: the questions as the data set writes them.
         suffix: `data.prompt_suffix`.
         shots: worked examples before each question; see `PromptFormat`.
+        template: how the turns become a text.
         special_tokens: True if special tokens that a question spells are meant as such; False
             encodes their characters.
         names: names of the problems, for errors.
@@ -154,14 +258,17 @@ def render_prompts(
         renderer, prompts = PromptRenderer(tokenizer), []
         for number, content in enumerate(contents):
             try:
-                prompts.append(renderer.render(content, shots, special_tokens=special_tokens))
+                prompts.append(
+                    renderer.render(content, shots, template, special_tokens=special_tokens)
+                )
             except Exception as error:
                 raise template_error(tokenizer, names[number:], one_line(error)) from error
         return prompts
-    from polaris_jax.data.prompt_child import RenderedPrompts
+    from polaris_jax.data.prompt_child import RenderedPrompts, RenderOptions
 
     rendered = tokenizer.__dict__.setdefault(RENDERED, RenderedPrompts())
-    return rendered.render(tokenizer, contents, shots, special_tokens=special_tokens, names=names)
+    options = RenderOptions(special_tokens, shots, template)
+    return rendered.render(tokenizer, contents, options, names=names)
 
 
 def template_error(tokenizer: Any, names: Sequence[str], reason: str) -> ForeignFileError:
@@ -184,53 +291,77 @@ class PromptRenderer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._templated = bool(getattr(tokenizer, "chat_template", None))
         self._spelt = _spelt_tokens(tokenizer)
-        self._own_tokens: dict[int, int] = {}  # turns -> number of those that the template writes
-        self._safe: _SafeEncoder | None = None
+        # (turns, template) -> number of tokens that the template writes
+        self._own_tokens: dict[tuple[int, Template], int] = {}
+        self._safe: dict[bool, _SafeEncoder] = {}
 
-    def render(self, content: str, shots: Shots = (), *, special_tokens: bool) -> Prompt:
+    def render(
+        self,
+        content: str,
+        shots: Shots = (),
+        template: Template = OWN_TEMPLATE,
+        *,
+        special_tokens: bool,
+    ) -> Prompt:
         """The prompt of one question, its suffix included."""
         turns = [*(text for shot in shots for text in shot), content]
-        text = self._templated_text(turns)
-        if special_tokens or self._spelt is None or not self._may_forge(turns, text):
-            return text, self._encoded(text)
-        if self._safe is None:
-            self._safe = _SafeEncoder(self._tokenizer, self._spelt, templated=self._templated)
-        text = self._templated_text([self._safe.marked(turn) for turn in turns])
-        return self._safe.unmarked(text), tuple(self._safe.encode(text))
+        templated = self._is_templated(template)
+        text = self._templated_text(turns, template)
+        if special_tokens or self._spelt is None or not self._may_forge(turns, text, template):
+            return text, self._encoded(text, templated=templated)
+        if templated not in self._safe:
+            self._safe[templated] = _SafeEncoder(self._tokenizer, self._spelt, templated=templated)
+        safe = self._safe[templated]
+        text = self._templated_text([safe.marked(turn) for turn in turns], template)
+        return safe.unmarked(text), tuple(safe.encode(text))
 
-    def _templated_text(self, turns: Sequence[str]) -> str:
+    def _is_templated(self, template: Template) -> bool:
+        own = getattr(self._tokenizer, "chat_template", None)
+        return bool(own if template.text is None else template.text)
+
+    def _templated_text(self, turns: Sequence[str], template: Template) -> str:
         """The prompt's text: user and assistant in turn, a user's turn last."""
-        if not self._templated:
-            return "\n\n".join(turns)
+        if not self._is_templated(template):
+            system = [template.system] if template.system else []
+            return "\n\n".join([*system, *turns]) + template.prefill
         messages = [
             {"role": ("user", "assistant")[number % 2], "content": turn}
             for number, turn in enumerate(turns)
         ]
+        if template.system:
+            messages.insert(0, {"role": "system", "content": template.system})
         text = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            messages,
+            chat_template=template.text,
+            tokenize=False,
+            add_generation_prompt=True,
+            **{name: json.loads(value) for name, value in template.args},
         )
         if len(text) > MOST_CHARS:
             raise ValueError(f"its prompt has {len(text):,} characters, more than {MOST_CHARS:,}")
-        return text
+        return text + template.prefill
 
-    def _encoded(self, text: str) -> tuple[int, ...]:
-        if not self._templated:
+    def _encoded(self, text: str, *, templated: bool) -> tuple[int, ...]:
+        if not templated:
             return tuple(self._tokenizer.encode(text))
         # The template has written the special tokens, a beginning-of-sequence token among them.
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _may_forge(self, turns: Sequence[str], text: str) -> bool:
-        """True if the text may have special tokens that the template did not write."""
+    def _may_forge(self, turns: Sequence[str], text: str, template: Template) -> bool:
+        """True if the text may have special tokens that the template did not write.
+
+        A system turn and a prefill are the config's own: their special tokens are meant as such.
+        """
         assert self._spelt is not None
         if any(self._spelt.search(turn) for turn in turns):
             return True
-        if len(turns) not in self._own_tokens:
-            own = self._spelt.findall(self._templated_text(["x"] * len(turns)))
-            self._own_tokens[len(turns)] = len(own)
+        key = len(turns), template
+        if key not in self._own_tokens:
+            own = self._spelt.findall(self._templated_text(["x"] * len(turns), template))
+            self._own_tokens[key] = len(own)
         # A border of template and question may spell one too.
-        return len(self._spelt.findall(text)) != self._own_tokens[len(turns)]
+        return len(self._spelt.findall(text)) != self._own_tokens[key]
 
 
 def _added_tokens(tokenizer: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from polaris_jax.config import RewardSection, RunConfig
 from polaris_jax.config.sections import SETTINGS
 from polaris_jax.config.settings import ALWAYS, config_fields, declared_name
 from polaris_jax.data.problem_sets import ProblemSet, fitting
-from polaris_jax.data.prompts import read_shots
+from polaris_jax.data.prompts import read_shots, read_template
 from polaris_jax.models import load_config
 from polaris_jax.models.positions import check_positions
 from polaris_jax.models.weights.identity import model_inputs
@@ -165,6 +165,8 @@ def response_settings(
             fields |= {} if former else {name: value}
     if config.data.shots:
         fields["data.shots"] = [list(shot) for shot in read_shots(config.data.shots)]
+    if config.data.chat_template:
+        fields["data.chat_template"] = read_template(config.data.chat_template)
     return fields
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from polaris_jax.assemble import Solver, open_solver
 from polaris_jax.config import RewardSection, RunConfig
-from polaris_jax.data.prompts import PromptFormat, render_prompts
+from polaris_jax.data.prompts import PromptFormat
 from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Graded, Group, Problem
 from polaris_jax.reward import Grader, RewardInput
@@ -106,11 +106,9 @@ def drawn_once(
         prompt_format: how a problem becomes a prompt.
         tokenizer: applies the chat template and encodes.
     """
-    rendered = render_prompts(
+    rendered = prompt_format.render(
         tokenizer,
         [problem.problem for problem in problems],
-        suffix=prompt_format.suffix,
-        shots=prompt_format.shots,
         names=[problem.id for problem in problems],
     )
     return [

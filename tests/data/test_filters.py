@@ -4,7 +4,7 @@ import pytest
 
 from polaris_jax.config.sections import PROMPT_SUFFIX
 from polaris_jax.data.filters import content_id, deduplicate, drop_long_prompts, normalized_text
-from polaris_jax.data.prompts import render_prompt
+from polaris_jax.data.prompts import PromptFormat, render_prompt
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.records import Problem
 
@@ -67,7 +67,7 @@ def test_long_prompts_are_dropped_whole_at_the_limit():
     }
     limit = tokens["6"]
     kept, dropped, _ = drop_long_prompts(
-        problems, tokenizer, suffix=PROMPT_SUFFIX, max_prompt_tokens=limit
+        problems, tokenizer, prompt_format=PromptFormat(PROMPT_SUFFIX), max_prompt_tokens=limit
     )
     assert kept == problems[:7]
     assert dropped == {id: n for id, n in tokens.items() if n > limit}
@@ -76,19 +76,31 @@ def test_long_prompts_are_dropped_whole_at_the_limit():
 def test_a_template_that_drops_the_question_is_one_warning():
     problems = [Problem(f"p{i}", f"What is {i}+1?", str(i + 1)) for i in range(3)]
     tokenizer, told = build_tokenizer(), []
-    drop_long_prompts(problems, tokenizer, suffix="", max_prompt_tokens=999, say=told.append)
-    assert told == []
+    options = {"prompt_format": PromptFormat(), "max_prompt_tokens": 999, "say": told.append}
+    drop_long_prompts(problems, tokenizer, **options)
+    assert len(told) == 1
+    assert told[0].startswith("prompt of problem 'p0', ")
+    assert "<|im_start|>user\\nWhat is 0+1?" in told[0]
+    told.clear()
     tokenizer.chat_template = "<|im_start|>user\n<|im_end|>\n"
-    kept, _, _ = drop_long_prompts(
-        problems, tokenizer, suffix="", max_prompt_tokens=999, say=told.append
-    )
+    kept, _, _ = drop_long_prompts(problems, tokenizer, **options)
     assert kept == problems
-    assert told == [
+    assert told[1:] == [
         "warning: the prompt of problem 'p0' and 2 others does not hold its question: the "
         "tokenizer's chat template drops or changes it; mend the template"
     ]
     told.clear()
     tokenizer.chat_template = "{{ messages[0].content | trim | lower }}"
     spaced = [Problem("a", "  WHAT  is\n1? ", "1")]
-    drop_long_prompts(spaced, tokenizer, suffix="", max_prompt_tokens=999, say=told.append)
-    assert told == []
+    drop_long_prompts(spaced, tokenizer, **options)
+    assert len(told) == 1
+
+
+def test_of_a_long_prompt_both_ends_are_shown_and_nothing_steers_the_terminal():
+    told = []
+    problem = Problem("p", "a" * 1000 + "\x1b[2J" + "z" * 1000, "1")
+    options = {"prompt_format": PromptFormat(), "max_prompt_tokens": 9999, "say": told.append}
+    drop_long_prompts([problem], build_tokenizer(), **options)
+    assert len(told[0]) < 800
+    assert "aaa ... zzz" in told[0]
+    assert "\x1b" not in told[0]
