@@ -26,6 +26,7 @@ COMMANDS = {
     "report": "every figure of a run and one report.html",
     "convert": "Hugging Face, GGUF and Orbax checkpoints into one another",
     "generate": "complete one prompt on the terminal",
+    "doctor": "what this machine has and lacks: versions, devices, memory, a self test",
 }
 
 MORE = """More: polaris COMMAND --help; polaris --version.
