@@ -15,6 +15,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +31,7 @@ from polaris_jax.config import (
 )
 
 EXAMPLE = "configs/tiny_cpu.py"
+SHIPPED = "shipped_configs"  # folder in an installed package; a checkout has configs/ beside it
 _MISSPELT = (
     re.compile(r'Key "(\w+)" does not exist'),
     re.compile(r'Did you mean "\w+" instead of "(\w+)"'),
@@ -44,12 +46,18 @@ _TRUTHS = ("true", "t", "1", "false", "f", "0")
 def load_config(value: str) -> ConfigDict:
     """What the `get_config` of `FILE` or `FILE:TARGET` returns, locked.
 
+    FILE may also be the name of a config that comes with the package, such as tiny_cpu.
+
     Raises:
         ConfigError: no such file, a mistake in it, or a target that it does not take.
     """
-    path, colon, target = value.partition(":")
-    if not os.path.isfile(path):
-        raise ConfigError(f"--config={value}: there is no such file; name one like {EXAMPLE}")
+    named, colon, target = value.partition(":")
+    path = find_config(named)
+    if path is None:
+        raise ConfigError(
+            f"--config={value}: there is no such file; name one like {EXAMPLE}, or one that comes "
+            f"with the package: {', '.join(shipped_configs())}"
+        )
     try:
         get_config = getattr(_module(path), "get_config", None)
         if not callable(get_config):
@@ -72,6 +80,23 @@ def load_config(value: str) -> ConfigDict:
             "return a ConfigDict, as in configs/base.py"
         )
     return lock(config if isinstance(config, ConfigDict) else ConfigDict(dict(config)))
+
+
+def find_config(name: str) -> str | None:
+    """The path of a config by its path, or by its name; None if there is none."""
+    if os.path.isfile(name):
+        return name
+    return shipped_configs().get(name)
+
+
+def shipped_configs() -> dict[str, str]:
+    """{name: path} of the configs that come with the package, in a checkout or installed."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package.parent / "configs", package / SHIPPED):
+        found = {p.stem: str(p) for p in sorted(folder.glob("*.py")) if not p.name.startswith("_")}
+        if "tiny_cpu" in found:  # else it is some other project's folder
+            return found
+    return {}
 
 
 def _module(path: str) -> ModuleType:

@@ -1,11 +1,14 @@
 """Whatever is wrong with a config file is one line that names file, line and remedy."""
 
+from pathlib import Path
+
 import pytest
 
 from polaris_jax.__main__ import main
-from polaris_jax.commands.config_file import load_config
+from polaris_jax.commands.config_file import load_config, shipped_configs
 from polaris_jax.config import ConfigError
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAD = "from polaris_jax.config import default_config\n"
 BODY = HEAD + "def get_config():\n    config = default_config()\n    {}\n    return config\n"
 
@@ -79,3 +82,24 @@ def test_a_file_runs_once_and_its_dictionaries_are_locked(tmp_path, capsys):
     assert err.startswith("error: --config.seed=x: expected a whole number")
     with pytest.raises(AttributeError):
         load_config(str(path)).stages[0].step = 1
+
+
+@pytest.mark.parametrize("name", ["tiny_cpu", "demo:plain", "polaris_4b:h100:8"])
+def test_a_config_that_comes_with_the_package_goes_by_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, _, target = name.partition(":")
+    path = str(ROOT / "configs" / f"{file}.py") + (f":{target}" if target else "")
+    assert load_config(name).to_dict() == load_config(path).to_dict()
+
+
+def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny_cpu").write_text("def get_config():\n    return {'seed': 7}\n")
+    assert load_config("tiny_cpu").seed == 7
+
+
+def test_a_name_that_is_none_lists_those_that_are():
+    with pytest.raises(ConfigError, match=r"--config=tiny: there is no such file.*tiny_cpu"):
+        load_config("tiny")
+    assert "base" in shipped_configs()
+    assert not any(name.startswith("_") for name in shipped_configs())
