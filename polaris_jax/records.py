@@ -43,6 +43,7 @@ class Problem:
         pass_rate: share of correct calibration rollouts, in [0, 1]; None before calibration.
         response_tokens: mean length of calibration rollouts, in tokens; None before calibration.
         extra: the row's other columns, as JSON values; a reward function gets them.
+        turns: (role, text) of the turns of a chat before the question: system, user or assistant.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Problem:
     pass_rate: float | None = None
     response_tokens: float | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

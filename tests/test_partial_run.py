@@ -117,6 +117,15 @@ def test_sigterm_in_a_rollout_keeps_what_was_in_flight(line, whole, tmp_path):
     assert_same_run(workdir, whole)
 
 
+def decisions(workdir):
+    """stages.json without the reasons: they name entropies of steps whose groups differ."""
+    stages = json.loads((workdir / "stages.json").read_text())
+    for stage in stages:
+        for made in stage["decisions"]:
+            del made["reason"]
+    return stages
+
+
 def test_under_the_same_weights_a_draw_has_the_response_of_a_run_that_waits(base, tmp_path):
     """Learning rate 0; a share of 1 begins what it trains and waits for all of it."""
     rows = {}
@@ -127,7 +136,7 @@ def test_under_the_same_weights_a_draw_has_the_response_of_a_run_that_waits(base
         rows[share] = {
             (row["problem_id"], row["draw"], row["sample"]): row for row in rollout_rows(workdir)
         }
-        assert (workdir / "stages.json").read_bytes() == (tmp_path / "0.6/stages.json").read_bytes()
+        assert decisions(workdir) == decisions(tmp_path / "0.6")
     assert rows["0.6"].keys() == rows["1.0"].keys()
     went_on = 0
     for key, row in rows["1.0"].items():

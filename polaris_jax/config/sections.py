@@ -65,7 +65,7 @@ class ArithmeticSection:
         before=0.5,
     )
     families: tuple[str, ...] = setting(
-        (), "Families: trade, ride, groups, compare, box, number; (): all.", before=()
+        (), "Families: trade, ride, groups, compare, box, number; (): all.", before=[]
     )
 
 
@@ -86,9 +86,16 @@ class DataSection:
         before="auto",
     )
     prompt_suffix: str = setting(PROMPT_SUFFIX, "Text added to each problem.")
+    turns: Literal["all", "last"] = setting(
+        "all",
+        "Of a problem that is a chat: all keeps the turns before the last user turn, last leaves "
+        "them out.",
+        before="last",
+    )
     system_prompt: str = setting(
         "",
-        "Text of a system turn before the problem; empty: none but the template's own.",
+        "Text of a system turn before the problem, unless its chat has one; empty: none but the "
+        "template's own.",
         before="",
         usual="system",
     )
@@ -99,7 +106,7 @@ class DataSection:
         before="",
     )
     template_args: tuple[str, ...] = setting(
-        (), "Variables of the chat template, as name=value: enable_thinking=false.", before=()
+        (), "Variables of the chat template, as name=value: enable_thinking=false.", before=[]
     )
     response_prefill: str = setting(
         "", "Text that begins each response; part of the prompt.", before=""
@@ -143,7 +150,7 @@ class WarmstartSection:
     )
     min_steps: int = setting(1, "Fewest steps of a text's problem.", above=0, before=1)
     max_steps: int = setting(5, "Most steps of a text's problem.", above=0, before=5)
-    families: tuple[str, ...] = setting((), "Families of the texts; (): all.", before=())
+    families: tuple[str, ...] = setting((), "Families of the texts; (): all.", before=[])
     seed: int = setting(
         0, "Seed of weights and texts.", at_least=0, below=SEED_LIMIT, rule=SEED_RULE
     )

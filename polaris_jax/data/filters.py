@@ -119,11 +119,7 @@ def drop_long_prompts(
         not depend on their order).
     """
     problems = list(problems)
-    prompts = prompt_format.render(
-        tokenizer,
-        [problem.problem for problem in problems],
-        names=[problem.id for problem in problems],
-    )
+    prompts = prompt_format.render(tokenizer, problems)
     for problem, (text, ids) in zip(problems[:1], prompts, strict=False):
         say(f"prompt of problem {problem.id!r}, {len(ids)} tokens: {_shortened(text)}")
     kept: list[Problem] = []

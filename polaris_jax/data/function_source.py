@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from polaris_jax.data.sources import DataError, Row
+from polaris_jax.data.tables import TURNS
 from polaris_jax.records import Problem
 from polaris_jax.system.child import Child, ChildFailure, answers
 from polaris_jax.system.signals import raise_interrupt
@@ -144,7 +145,9 @@ def _rows(source: str) -> Iterator[bytes]:
 def _as_json(number: int, row: Any) -> bytes:
     if isinstance(row, Problem):
         fields = dataclasses.asdict(row)
-        row = fields.pop("extra", {}) | {name: v for name, v in fields.items() if v is not None}
+        turns = {TURNS: row.turns} if row.turns else {}
+        fields = {n: v for n, v in fields.items() if v is not None and n not in ("extra", "turns")}
+        row = {**row.extra, **fields, **turns}
     if not isinstance(row, Mapping):
         raise _Refused(
             f"row {number} is a {type(row).__name__}; yield a dict with a problem and an answer, "

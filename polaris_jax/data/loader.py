@@ -169,7 +169,7 @@ class PromptLoader(Iterator[list[Group]]):
 
     def _render(self, problem: Problem) -> tuple[str, tuple[int, ...]]:
         if problem.id not in self._rendered:
-            ((text, ids),) = self._format.render(self._tokenizer, [problem.problem])
+            ((text, ids),) = self._format.render(self._tokenizer, [problem])
             self._rendered[problem.id] = self._format.last_turn(text), ids
         return self._rendered[problem.id]
 
@@ -235,7 +235,9 @@ class PromptLoader(Iterator[list[Group]]):
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        rows = [(p.id, p.problem, p.answer) for p in self._problems]
+        rows = [
+            (p.id, p.problem, p.answer, *([p.turns] if p.turns else [])) for p in self._problems
+        ]
         more = dataclasses.astuple(self._format)[1:]
         more = [] if self._format == PromptFormat(self._format.suffix) else [more]
         text = json.dumps([self._seed, self._format.suffix, rows, *more], default=list)

@@ -2,7 +2,7 @@
 
 Field names; the first name that has a value in the row is used:
 
-    problem   problem, question, prompt (a text, or chat messages: the last user turn)
+    problem   problem, question, prompt (a text, or chat messages)
     answer    answer, gold, final_answer, ground_truth, reward_model.ground_truth, solution
     id        id, problem_id, unique_id, uid, index; none: a hash of the normalised text
 
@@ -32,7 +32,7 @@ from etils import epath
 
 from polaris_jax.data.filters import content_id, deduplicate
 from polaris_jax.data.sources import DataError, read_rows, resolve_source
-from polaris_jax.data.tables import EXTRA, JSON_ANSWERS
+from polaris_jax.data.tables import EXTRA, JSON_ANSWERS, TURNS
 from polaris_jax.records import Gold, Problem
 from polaris_jax.system.files import AnyPath, write_bytes
 from polaris_jax.system.foreign import printable
@@ -44,13 +44,14 @@ FIELD = "data.problems"  # the field that errors of this module and of `sources`
 MADE_OF = b"polaris_made_of"  # in the metadata of a parquet file
 NAMED_ROWS = 20  # malformed rows that a report lists; all are counted
 MESSAGE_CHARS = 400
+ROLES = ("system", "user", "assistant")
 _SHORT_SOLUTION_CHARS = 60
 _COLUMNS = frozenset(
     (
         *PROBLEM_FIELDS,
         *ANSWER_FIELDS,
         *ID_FIELDS,
-        *("pass_rate", "response_tokens", "source", "data_source"),
+        *("pass_rate", "response_tokens", "source", "data_source", TURNS),
     )
 )
 
@@ -69,8 +70,9 @@ class ReadReport:
         kept: number of problems returned.
         counts: number of rows or problems by reason: `malformed`, `duplicate`,
             `duplicate_with_other_answer` (left out), `renamed_id` (kept).
-        lost: number of rows that were read without a part of theirs: `turns` of a chat before or
-            after the last user turn, or `column NAME`, whose values are no JSON.
+        lost: number of rows that were read without a part of theirs: `turns` of a chat after the
+            last user turn, or before it if one is no text, or `column NAME`, whose values are no
+            JSON.
         messages: one `place: reason` for each file that was not read, then for the first malformed
             rows and contradictions.
     """
@@ -208,18 +210,43 @@ def parse_row(fields: Mapping[str, Any]) -> Problem:
             for name, value in fields.items()
             if name not in _COLUMNS and value is not None and _is_json(value)
         },
+        turns=_earlier_turns(fields),
     )
 
 
 def _lost_parts(fields: Mapping[str, Any]) -> list[str]:
     """The parts of a row that its problem does not keep: see `ReadReport.lost`."""
-    chat = next((fields[f] for f in PROBLEM_FIELDS if fields.get(f) is not None), None)
-    turns = ["turns"] if isinstance(chat, list) and len(chat) > 1 else []
+    chat = _chat(fields)
+    kept = 1 + len(_earlier_turns(fields))
+    turns = ["turns"] if chat is not None and len(chat) > kept else []
     return turns + [
         f"column {name}"
         for name, value in fields.items()
         if name not in _COLUMNS and value is not None and not _is_json(value)
     ]
+
+
+def _chat(fields: Mapping[str, Any]) -> list[Any] | None:
+    """The chat messages of a row; None if its problem is a text."""
+    chat = next((fields[f] for f in PROBLEM_FIELDS if fields.get(f) is not None), None)
+    return chat if isinstance(chat, list) else None
+
+
+def _earlier_turns(fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The turns before the last user turn; () if one of them is no text of a known role."""
+    if (own := fields.get(TURNS)) is not None:
+        pairs = [turn for turn in own if isinstance(turn, list)] if isinstance(own, list) else []
+    else:
+        turns = [turn for turn in _chat(fields) or () if isinstance(turn, Mapping)]
+        users = [number for number, turn in enumerate(turns) if turn.get("role") == "user"]
+        before = turns[: users[-1]] if users else []
+        pairs = [[turn.get("role"), turn.get("content")] for turn in before]
+    found = []
+    for pair in pairs:
+        if len(pair) != 2 or pair[0] not in ROLES or not isinstance(pair[1], str):
+            return ()
+        found.append((pair[0], _text("turns", pair[1])))
+    return tuple(found)
 
 
 def _is_json(value: Any) -> bool:
@@ -326,7 +353,8 @@ def problem_set_hash(problems: Iterable[Problem]) -> str:
     """16 hex digits of the problems' ids, texts and answers, in order."""
     digest = hashlib.blake2b(digest_size=8)
     for problem in problems:
-        digest.update(json.dumps([problem.id, problem.problem, problem.answer]).encode())
+        turns = [problem.turns] if problem.turns else []
+        digest.update(json.dumps([problem.id, problem.problem, problem.answer, *turns]).encode())
     return digest.hexdigest()
 
 
@@ -337,10 +365,12 @@ def problems_digest(problems: Iterable[Problem], *, extras: bool = False) -> str
         problems: the problems.
         extras: True if the other columns count, too.
     """
-    lines = sorted(
-        json.dumps([p.id, p.problem, repr(p.answer), *([p.extra] if extras and p.extra else [])])
-        for p in problems
-    )
+    lines = []
+    for p in problems:
+        more = [p.extra] if extras and p.extra else []
+        more += [p.turns] if p.turns else []
+        lines.append(json.dumps([p.id, p.problem, repr(p.answer), *more]))
+    lines.sort()
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
@@ -384,9 +414,10 @@ def write_problems(
         "pass_rate": pa.array([p.pass_rate for p in problems], pa.float64()),
         "response_tokens": pa.array([p.response_tokens for p in problems], pa.float64()),
     }
-    if any(p.extra for p in problems):
-        extras = [json.dumps(p.extra) if p.extra else None for p in problems]
-        columns[EXTRA] = pa.array(extras, pa.string())
+    extras = [{**p.extra, **({TURNS: p.turns} if p.turns else {})} for p in problems]
+    if any(extras):
+        texts = [json.dumps(extra) if extra else None for extra in extras]
+        columns[EXTRA] = pa.array(texts, pa.string())
     record = {} if made_of is None else {MADE_OF: json.dumps(made_of, sort_keys=True).encode()}
     table = pa.table(columns).replace_schema_metadata(JSON_ANSWERS | record)
     out = io.BytesIO()

@@ -20,7 +20,14 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from polaris_jax.data.prompts import Prompt, PromptRenderer, Shots, Template, template_error
+from polaris_jax.data.prompts import (
+    Prompt,
+    PromptRenderer,
+    Shots,
+    Template,
+    Turns,
+    template_error,
+)
 from polaris_jax.system.child import Child, ChildFailure, answers
 from polaris_jax.system.foreign import one_line
 
@@ -32,6 +39,9 @@ _MOST_LINE_BYTES = 128 << 20
 _REQUESTS = 100  # that are sent at a time
 _START = "from polaris_jax.data.prompt_child import send_prompts; send_prompts()"
 _NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+
+
+Content = tuple[str, Turns]  # a question with its suffix, and the turns before it
 
 
 class RenderOptions(NamedTuple):
@@ -47,7 +57,7 @@ class RenderedPrompts:
 
     def __init__(self) -> None:
         # Ids as 4 bytes each: a set of 50,000 problems would take half a GiB as tuples.
-        self._prompts: dict[tuple[RenderOptions, str, str], tuple[str, array[int]]] = {}
+        self._prompts: dict[tuple[RenderOptions, str, Content], tuple[str, array[int]]] = {}
         self._child: Child | None = None
         self._template: Any = None  # that the child has
 
@@ -57,7 +67,7 @@ class RenderedPrompts:
     def render(
         self,
         tokenizer: Any,
-        contents: Sequence[str],
+        contents: Sequence[Content],
         options: RenderOptions,
         *,
         names: Sequence[str],
@@ -90,7 +100,7 @@ class RenderedPrompts:
     def _ask(
         self,
         tokenizer: Any,
-        contents: Sequence[str],
+        contents: Sequence[Content],
         options: RenderOptions,
         prompts: list[Prompt],
     ) -> None:
@@ -166,8 +176,9 @@ def send_prompts() -> NoReturn:
             for content in contents:
                 signal.setitimer(signal.ITIMER_REAL, PROMPT_S + GRACE_S)
                 try:
+                    question, before = content
                     answer: Any = renderer.render(
-                        content, shots, template, special_tokens=special_tokens
+                        question, before, shots, template, special_tokens=special_tokens
                     )
                 except BaseException as error:  # noqa: BLE001 - Rust's panics too
                     answer = one_line(error)

@@ -17,6 +17,7 @@ from typing import Any
 
 from polaris_jax.config.sections import DataSection
 from polaris_jax.config.settings import ConfigError
+from polaris_jax.records import Problem
 from polaris_jax.system.files import as_place
 from polaris_jax.system.foreign import (
     TOKENIZER_PATH,
@@ -38,6 +39,7 @@ RENDERED = "polaris_rendered"  # attribute of a loaded tokenizer: its `RenderedP
 
 Prompt = tuple[str, tuple[int, ...]]
 Shots = tuple[tuple[str, str], ...]
+Turns = tuple[tuple[str, str], ...]
 MOST_SHOTS = 64
 # Templates that `data.chat_template` knows by name. A turn of ChatML is `<|im_start|>ROLE\nTEXT
 # <|im_end|>\n`; nothing is added that the messages do not hold.
@@ -82,23 +84,25 @@ class PromptFormat:
         shots: (question, response) of worked examples, which stand before the problem as turns of
             the chat. Where the tokenizer has no chat template they are paragraphs.
         template: how turns become a text.
+        turns: "all" keeps the turns of a problem's chat before its question; "last" leaves them
+            out.
     """
 
     suffix: str = ""
     shots: Shots = ()
     template: Template = OWN_TEMPLATE
+    turns: str = "all"
 
-    def render(
-        self, tokenizer: Any, problem_texts: Sequence[str], *, names: Sequence[str] = ()
-    ) -> list[Prompt]:
+    def render(self, tokenizer: Any, problems: Sequence[Problem]) -> list[Prompt]:
         """The prompts of problems; see `render_prompts`."""
         return render_prompts(
             tokenizer,
-            problem_texts,
+            [problem.problem for problem in problems],
             suffix=self.suffix,
             shots=self.shots,
             template=self.template,
-            names=names,
+            turns=[problem.turns if self.turns == "all" else () for problem in problems],
+            names=[problem.id for problem in problems],
         )
 
     def last_turn(self, prompt_text: str) -> str:
@@ -137,7 +141,7 @@ def prompt_format(data: DataSection) -> PromptFormat:
         tuple(sorted(args.items())),
         data.response_prefill,
     )
-    return PromptFormat(data.prompt_suffix, read_shots(data.shots), template)
+    return PromptFormat(data.prompt_suffix, read_shots(data.shots), template, data.turns)
 
 
 def read_template(name: str) -> str | None:
@@ -228,6 +232,7 @@ def render_prompts(
     suffix: str,
     shots: Shots = (),
     template: Template = OWN_TEMPLATE,
+    turns: Sequence[Turns] = (),
     special_tokens: bool = False,
     names: Sequence[str] = (),
 ) -> list[Prompt]:
@@ -240,6 +245,8 @@ def render_prompts(
         suffix: `data.prompt_suffix`.
         shots: worked examples before each question; see `PromptFormat`.
         template: how the turns become a text.
+        turns: `Problem.turns` of each question; (): none has any. A system turn among them takes
+            the place of the template's.
         special_tokens: True if special tokens that a question spells are meant as such; False
             encodes their characters.
         names: names of the problems, for errors.
@@ -251,7 +258,10 @@ def render_prompts(
         ForeignFileError: the chat template raises an exception, or takes too long or too much
             memory, for one of the questions.
     """
-    contents = [add_suffix(text, suffix) for text in problem_texts]
+    contents = [
+        (add_suffix(text, suffix), tuple(before))
+        for text, before in zip(problem_texts, turns or [()] * len(problem_texts), strict=True)
+    ]
     shots = tuple((add_suffix(question, suffix), response) for question, response in shots)
     path = getattr(tokenizer, TOKENIZER_PATH, None)
     if path is None:
@@ -259,7 +269,7 @@ def render_prompts(
         for number, content in enumerate(contents):
             try:
                 prompts.append(
-                    renderer.render(content, shots, template, special_tokens=special_tokens)
+                    renderer.render(*content, shots, template, special_tokens=special_tokens)
                 )
             except Exception as error:
                 raise template_error(tokenizer, names[number:], one_line(error)) from error
@@ -292,20 +302,25 @@ class PromptRenderer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._spelt = _spelt_tokens(tokenizer)
-        # (turns, template) -> number of tokens that the template writes
-        self._own_tokens: dict[tuple[int, Template], int] = {}
+        # (roles, template) -> number of tokens that the template writes
+        self._own_tokens: dict[tuple[tuple[str, ...], Template], int] = {}
         self._safe: dict[bool, _SafeEncoder] = {}
 
     def render(
         self,
         content: str,
+        before: Turns = (),
         shots: Shots = (),
         template: Template = OWN_TEMPLATE,
         *,
         special_tokens: bool,
     ) -> Prompt:
-        """The prompt of one question, its suffix included."""
-        turns = [*(text for shot in shots for text in shot), content]
+        """The prompt of one question, its suffix included, after the turns before it."""
+        turns = [turn for turn in before if turn[0] == "system"]
+        for question, response in shots:
+            turns += [("user", question), ("assistant", response)]
+        turns += [turn for turn in before if turn[0] != "system"]
+        turns.append(("user", content))
         templated = self._is_templated(template)
         text = self._templated_text(turns, template)
         if special_tokens or self._spelt is None or not self._may_forge(turns, text, template):
@@ -313,24 +328,21 @@ class PromptRenderer:
         if templated not in self._safe:
             self._safe[templated] = _SafeEncoder(self._tokenizer, self._spelt, templated=templated)
         safe = self._safe[templated]
-        text = self._templated_text([safe.marked(turn) for turn in turns], template)
+        marked = [(role, safe.marked(text)) for role, text in turns]
+        text = self._templated_text(marked, template)
         return safe.unmarked(text), tuple(safe.encode(text))
 
     def _is_templated(self, template: Template) -> bool:
         own = getattr(self._tokenizer, "chat_template", None)
         return bool(own if template.text is None else template.text)
 
-    def _templated_text(self, turns: Sequence[str], template: Template) -> str:
-        """The prompt's text: user and assistant in turn, a user's turn last."""
+    def _templated_text(self, turns: Sequence[tuple[str, str]], template: Template) -> str:
+        """The prompt's text. The config's system turn comes first unless the chat has its own."""
+        if template.system and not any(role == "system" for role, _ in turns):
+            turns = [("system", template.system), *turns]
         if not self._is_templated(template):
-            system = [template.system] if template.system else []
-            return "\n\n".join([*system, *turns]) + template.prefill
-        messages = [
-            {"role": ("user", "assistant")[number % 2], "content": turn}
-            for number, turn in enumerate(turns)
-        ]
-        if template.system:
-            messages.insert(0, {"role": "system", "content": template.system})
+            return "\n\n".join(text for _, text in turns) + template.prefill
+        messages = [{"role": role, "content": text} for role, text in turns]
         text = self._tokenizer.apply_chat_template(
             messages,
             chat_template=template.text,
@@ -348,18 +360,18 @@ class PromptRenderer:
         # The template has written the special tokens, a beginning-of-sequence token among them.
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _may_forge(self, turns: Sequence[str], text: str, template: Template) -> bool:
+    def _may_forge(self, turns: Sequence[tuple[str, str]], text: str, template: Template) -> bool:
         """True if the text may have special tokens that the template did not write.
 
         A system turn and a prefill are the config's own: their special tokens are meant as such.
         """
         assert self._spelt is not None
-        if any(self._spelt.search(turn) for turn in turns):
+        if any(self._spelt.search(turn) for _, turn in turns):
             return True
-        key = len(turns), template
+        key = tuple(role for role, _ in turns), template
         if key not in self._own_tokens:
-            own = self._spelt.findall(self._templated_text(["x"] * len(turns), template))
-            self._own_tokens[key] = len(own)
+            plain = self._templated_text([(role, "x") for role, _ in turns], template)
+            self._own_tokens[key] = len(self._spelt.findall(plain))
         # A border of template and question may spell one too.
         return len(self._spelt.findall(text)) != self._own_tokens[key]
 

@@ -30,6 +30,7 @@ from polaris_jax.system.foreign import (
 
 # Schema metadata of our own parquet files, whose answers are JSON so that types survive.
 JSON_ANSWERS = {b"polaris_answers": b"json"}
+TURNS = "polaris_turns"  # `Problem.turns` among the other columns of such a file
 EXTRA = "extra"  # the column of such a file that holds a row's other columns, as one JSON object
 # What a table may decode to: text files of problems compress to a twentieth.
 DECODED_BYTES, DECODED_TIMES = 256 << 20, 200

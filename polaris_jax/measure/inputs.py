@@ -160,7 +160,10 @@ def response_settings(
     fields = {}
     for name, value in config_fields(config).items():
         before = SETTINGS[declared_name(name)].before
-        former = before is not ALWAYS and value == (list(before) if before == () else before)
+        former = before is not ALWAYS and value == before
+        if name == "data.turns":  # "all": the problems' digest has their turns
+            fields |= {} if value == "all" or "data" not in sections else {name: value}
+            continue
         if name.split(".")[0] in sections and name not in (*without, *ONLY_TRAINING):
             fields |= {} if former else {name: value}
     if config.data.shots:

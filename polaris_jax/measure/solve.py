@@ -106,11 +106,7 @@ def drawn_once(
         prompt_format: how a problem becomes a prompt.
         tokenizer: applies the chat template and encodes.
     """
-    rendered = prompt_format.render(
-        tokenizer,
-        [problem.problem for problem in problems],
-        names=[problem.id for problem in problems],
-    )
+    rendered = prompt_format.render(tokenizer, problems)
     return [
         Group(
             problem.id,

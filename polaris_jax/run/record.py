@@ -27,6 +27,7 @@ from polaris_jax.config import (
     config_hash,
     declared_name,
 )
+from polaris_jax.config.settings import ALWAYS
 from polaris_jax.data.problem_sets import CURATED, PREPARED
 from polaris_jax.system.files import AnyPath, as_place, write_json
 from polaris_jax.system.foreign import RECORD_BYTES, read_json
@@ -130,7 +131,8 @@ def with_recorded_defaults(
     """The config in which a default that has changed since is what the workdir's run recorded.
 
     Only fields that have the present default are replaced, and only by a default of an earlier
-    version (`Setting.former`): a value of the user's own is compared like any other.
+    version (`Setting.former`), or by what versions without the field did (`Setting.before`): a
+    value of the user's own is compared like any other.
 
     Args:
         workdir: directory of the run; without a record nothing is replaced.
@@ -141,7 +143,10 @@ def with_recorded_defaults(
     recorded = {} if record is None else record["config"]
     for name, value in config_fields(config).items():
         setting, there = SETTINGS[declared_name(name)], recorded.get(name)
-        if there in setting.former and value == setting.default:
+        kept = there in setting.former
+        if record is not None and name not in recorded and setting.before is not ALWAYS:
+            there, kept = setting.before, setting.before != setting.default
+        if kept and value == setting.default:
             config = _with_field(config, name, there)
             say(f"{name}={there}, as this workdir's run began; the default is {value} now")
     return config
@@ -182,6 +187,9 @@ def _differing(record: dict[str, Any], config: RunConfig, names: Iterable[str]) 
     for name in sorted(names):
         there = recorded.get(name, ADDED_FIELDS.get(declared_name(name), ABSENT))
         here = present.get(name, ABSENT)
+        added = name not in recorded and declared_name(name) in ADDED_FIELDS
+        if added and here == _plain({name: SETTINGS[declared_name(name)].default})[name]:
+            continue  # `with_recorded_defaults` gives it the value of versions without the field
         if there != here:
             differing.append(f"{name}={there!r} there, {here!r} here")
     return differing

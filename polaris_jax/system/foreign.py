@@ -11,6 +11,7 @@ numbers of values are checked before anything of their size is built.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -280,12 +281,18 @@ def bounded_lines(
 
     The rest of such a line is skipped without being held. Lines of white space are left out.
     """
+    # A file of an object store has a `readline` without a limit.
+    reader = file if isinstance(file, io.BufferedIOBase) else io.BufferedReader(cast(Any, file))
     number = 0
-    while line := file.readline(most_bytes + 1):
-        number += 1
-        if len(line) > most_bytes and not line.endswith(b"\n"):
-            while (rest := file.readline(_BLOCK_BYTES)) and not rest.endswith(b"\n"):
-                pass
-            yield number, None
-        elif line.strip():
-            yield number, line
+    try:
+        while line := reader.readline(most_bytes + 1):
+            number += 1
+            if len(line) > most_bytes and not line.endswith(b"\n"):
+                while (rest := reader.readline(_BLOCK_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield number, None
+            elif line.strip():
+                yield number, line
+    finally:
+        if reader is not file:
+            reader.detach()  # or it would close the file

@@ -1,5 +1,6 @@
 """Rows become problems under every usual field name; what is not one is named and counted."""
 
+import dataclasses
 import datetime
 import json
 from pathlib import Path
@@ -10,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polaris_jax.data.problems import RowError, parse_row, read_problems, write_problems
+from polaris_jax.data.problems import (
+    RowError,
+    parse_row,
+    problem_set_hash,
+    problems_digest,
+    read_problems,
+    write_problems,
+)
 from polaris_jax.data.sources import DataError
 from polaris_jax.records import Problem
 
@@ -165,7 +173,8 @@ def test_rows_that_lose_turns_or_columns_are_counted(tmp_path):
     problems, report = read_problems(tmp_path / "chats.parquet")
     assert [p.problem for p in problems] == ["Q0", "Q1", "Q2", "alone"]
     assert problems[0].extra == {"level": 3}
-    assert report.lost == {"column made": 4, "turns": 3}  # a column of a table, in every row
+    assert [p.turns for p in problems] == [(("system", "Be brief."),)] * 3 + [()]
+    assert report.lost == {"column made": 4}  # a column of a table, in every row
     assert report.counts == {}
     assert report.as_dict()["lost"] == report.lost
 
@@ -293,3 +302,41 @@ def test_damaged_rows_of_our_own_parquet_are_refused(tmp_path, at):
     file.write_bytes(data)
     with pytest.raises(DataError, match=r"problems\.parquet.*not a parquet file"):
         read_problems(str(file))
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("chat", "turns", "lost"),
+    [
+        ([turn("user", "Q")], (), 0),
+        ([turn("system", "S"), turn("user", "Q")], (("system", "S"),), 0),
+        (
+            [turn("user", "A"), turn("assistant", "B"), turn("user", "Q")],
+            (("user", "A"), ("assistant", "B")),
+            0,
+        ),
+        ([turn("user", "Q"), turn("assistant", "gold")], (), 1),  # what follows is no prompt
+        ([turn("system", ["image"]), turn("user", "Q")], (), 1),
+        ([turn("tool", "T"), turn("user", "Q")], (), 1),
+    ],
+    ids=["question", "system", "chat", "answered", "image", "tool"],
+)
+def test_the_turns_of_a_chat(chat, turns, lost, tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"prompt": chat, "answer": "1"}) + "\n")
+    problems, report = read_problems(path)
+    assert problems[0].problem == "Q"
+    assert problems[0].turns == turns
+    assert report.lost.get("turns", 0) == lost
+    write_problems(problems, tmp_path / "own.parquet")  # and back, with the other columns
+    assert read_problems(tmp_path / "own.parquet")[0] == problems
+
+
+def test_turns_count_in_the_digests_where_there_are_any():
+    plain = Problem("a", "Q", "1")
+    chat = dataclasses.replace(plain, turns=(("system", "S"),))
+    for digest in (problem_set_hash, problems_digest):
+        assert digest([plain]) != digest([chat])

@@ -182,3 +182,27 @@ def test_long_lines_are_skipped_and_the_next_are_read():
         (5, b"last"),
     ]
     assert list(bounded_lines(io.BytesIO(b"x" * 51), most_bytes=50)) == [(1, None)]
+
+
+class StoreFile(io.RawIOBase):
+    """A file of an object store, as fsspec's: its `readline` takes no limit."""
+
+    def __init__(self, data):
+        self._data = io.BytesIO(data)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self._data.readinto(buffer)
+
+    def readline(self):  # pyright: ignore
+        return self._data.readline()
+
+
+@pytest.mark.parametrize("data", [b"a\n\nbb\nccc", b"", b"x" * 50 + b"\nend\n"])
+def test_lines_of_a_store_are_those_of_a_disk(data):
+    store = StoreFile(data)
+    found = list(bounded_lines(store, most_bytes=9))
+    assert found == list(bounded_lines(io.BytesIO(data), most_bytes=9))
+    assert not store.closed
