@@ -65,7 +65,7 @@ def get_config(target: str = "") -> ConfigDict:
     config.stages = [stage(steps=60, max_response_tokens=72, temperature=1.0) for _ in range(count)]
     config.batch.row_len = 256
     config.batch.rows = 4
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.learning_rate = 1e-4
     config.checkpoint.every_steps = 20
     if target == "plain":
         config.batch.rescue = False

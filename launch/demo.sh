@@ -3,9 +3,10 @@
 #
 #   launch/demo.sh [WORKDIR] [--config.a.b=value ...]      (default workdirs/demo)
 #
-# Makes the base (WORKDIR/base), trains it both ways (WORKDIR/plain, WORKDIR/polaris), scores both and
-# prints what the gains consist of. Every command resumes: after Ctrl-C the same line goes on where it
-# stopped. POLARIS_PYTHON names another interpreter than this checkout's .venv/bin/python.
+# Makes the base (WORKDIR/base) and trains it both ways: the complete recipe in WORKDIR/polaris, and
+# plain GRPO in WORKDIR/plain until it has sampled as many tokens, calibration and probe included.
+# Scores both and prints what the gains consist of. Every command resumes: after Ctrl-C the same line
+# goes on where it stopped. POLARIS_PYTHON names another interpreter than .venv/bin/python.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -34,12 +35,14 @@ polaris() {
 }
 base=(--config.model.path="$workdir/base/base_model" --config.warmstart.steps=0)
 polaris evaluate "" base
-polaris train :plain plain "${base[@]}"
-polaris evaluate :plain plain "${base[@]}" --checkpoint=latest
 polaris calibrate :two_stages polaris "${base[@]}"
 polaris probe :two_stages polaris "${base[@]}"
 polaris train :two_stages polaris "${base[@]}"
 polaris evaluate :two_stages polaris "${base[@]}" --checkpoint=latest
 polaris report :two_stages polaris "${base[@]}"
+tokens=$("$launch_python" launch/demo_result.py tokens "$workdir/polaris")
+equal=(--config.rollout.total_tokens="$tokens" "--config.stages[0].steps=1000")
+polaris train :plain plain "${base[@]}" "${equal[@]}"
+polaris evaluate :plain plain "${base[@]}" "${equal[@]}" --checkpoint=latest
 "$launch_python" launch/demo_result.py "$workdir"
 echo "demo: $((SECONDS - began)) s"

@@ -1,6 +1,7 @@
 """What one run of the demo has shown, and what the recorded runs of all bases have.
 
-usage: demo_result.py WORKDIR
+usage: demo_result.py WORKDIR           the result of `make demo`
+       demo_result.py tokens RUN        tokens that a run has sampled to learn
 """
 
 from __future__ import annotations
@@ -64,9 +65,12 @@ def recorded(summary: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) == 3 and sys.argv[1] == "tokens":
+        print(tokens(Path(sys.argv[2])))
+    elif len(sys.argv) == 2:
+        print("\n".join(lines(Path(sys.argv[1]))))
+    else:
         sys.exit(__doc__)
-    print("\n".join(lines(Path(sys.argv[1]))))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from polaris_jax.demo.ways import count_rows, decompose
 CONFIG = "configs/demo.py"
 OVERRIDES = {"evaluate.every_steps": 10}
 SEEDS = (0,)
-LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+LEARNING_RATES = (3e-5, 1e-4, 3e-4)
 
 PLAIN = {"batch.rescue": False, "batch.substitute": False}
 RESCUE = {"batch.rescue": True, "batch.substitute": False}

@@ -54,13 +54,15 @@ def test_the_demo_trains_one_base_both_ways(python):
     plain, polaris = "configs/demo.py:plain", "configs/demo.py:two_stages"
     assert commands_of(done) == [
         ("evaluate", "configs/demo.py", "w/base"),
-        *((name, plain, "w/plain") for name in ("train", "evaluate")),
         *((name, polaris, "w/polaris") for name in ("calibrate", "probe", "train", "evaluate")),
         ("report", polaris, "w/polaris"),
+        *((name, plain, "w/plain") for name in ("train", "evaluate")),
     ]
     lines = [line for line in done.stdout.splitlines() if line.startswith("-m polaris")]
     assert all("--config.seed=1" in line for line in lines)
     assert all("--config.model.path=w/base/base_model" in line for line in lines[1:])
+    tokens = "--config.rollout.total_tokens=launch/demo_result.py tokens w/polaris"
+    assert done.stdout.count(tokens) == 2  # plain GRPO samples as many
     assert "launch/demo_result.py w" in done.stdout
 
 
