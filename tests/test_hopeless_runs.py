@@ -144,6 +144,7 @@ def test_prepare_counts_what_rows_lose(line, tmp_path, capsys):
     chat = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Start with 1."},
+        {"role": "assistant", "content": "1"},
     ]
     rows = [
         {"prompt": chat, "answer": "1"},
@@ -155,7 +156,7 @@ def test_prepare_counts_what_rows_lose(line, tmp_path, capsys):
     fields = {"data__problems": problems}
     status, out, err = run("prepare", line[0], tmp_path / "a", capsys, **fields)
     assert status == 0, err
-    assert "warning: 1 rows lose turns of their chat: only the last user turn is asked" in out
+    assert "warning: 1 rows lose turns of their chat: what follows the last user turn" in out
     assert "warning: 1 rows lose their gold: the math grader cannot read it" in out
     assert json.loads((tmp_path / "a" / "prepare.json").read_text())["lost"] == {
         "gold": 1,

@@ -18,7 +18,7 @@ from polaris_jax.records import Graded, Problem
 from polaris_jax.rollout import RolloutAborted
 from polaris_jax.stage_change import change_stage
 from polaris_jax.state import RunState
-from polaris_jax.step import substitute
+from polaris_jax.step import resample_if_scarce, substitute
 from polaris_jax.system.signals import StopRequest
 from tests.support.kills import Life, assert_same_run, kill_at_random, metrics
 from tests.support.micro_run import final_state, finish, flags, make_base, start_train
@@ -86,7 +86,8 @@ def test_a_scarce_batch_is_treated_as_configured(monkeypatch, on_scarce, max_res
     section = BatchSection(on_scarce=on_scarce, max_resample=max_resample, min_informative=0.5)
     parts = make_parts(RunConfig(batch=section))
     scarce = graded([0, 0], [1, 0], [0, 0], [1, 1])
-    _, batch, swapped = substitute(parts, make_state(), scarce, stop=StopRequest())
+    state, batch = resample_if_scarce(parts, make_state(), scarce, stop=StopRequest())
+    batch, swapped = substitute(parts, state, batch, before={})
     assert swapped.action == action
     assert drawn == ([1] if on_scarce == "resample" and max_resample else [])
     assert len(batch) == 4

@@ -87,6 +87,8 @@ def test_a_step_counts_what_it_did_with_its_batch(action):
         "batch/informative_groups": 3,
         "batch/substituted_groups": 5,
         "batch/donors_reused": 2,
+        "batch/rescued_age": 0.0,
+        "rollout/reset_tokens": 0,
     }
     assert state.counts["substituted_groups"] == 5
     assert state.counts["donors_reused"] == 2

@@ -56,7 +56,7 @@ class Loader:
     def __init__(self, drawn: int = 0):
         self.drawn = drawn
 
-    def take(self, count: int) -> list[Group]:
+    def take(self, count: int, *, weights: None = None) -> list[Group]:
         numbers = range(self.drawn, self.drawn + count)
         self.drawn += count
         return [

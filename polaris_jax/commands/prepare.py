@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # What the entries of prepare.json's `lost` say to a person.
 LOST = {
-    "turns": "turns of their chat: only the last user turn is asked",
+    "turns": "turns of their chat: what follows the last user turn, or is no text",
     "gold": "their gold: the math grader cannot read it (programs, unit tests, proofs); set "
     "reward.function, or leave them out",
 }
