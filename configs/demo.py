@@ -5,7 +5,7 @@
 or by hand, in two workdirs:
 
     polaris train --config=configs/demo.py:plain --workdir=workdirs/demo/plain
-    polaris train --config=configs/demo.py --workdir=workdirs/demo/polaris
+    polaris train --config=configs/demo.py:recipe --workdir=workdirs/demo/polaris
 
 The base is a small Qwen3 made on the spot by a supervised warm start on worked solutions. Most of
 them are written in a hurry, with wrong intermediate results (`polaris_jax.demo.arithmetic`). The
@@ -19,17 +19,19 @@ from ml_collections import ConfigDict
 
 from polaris_jax.config import default_config, stage
 
-TARGETS = ("", "plain", "two_stages")
+TARGETS = ("", "plain", "two_stages", "recipe")
 
 
 def get_config(target: str = "") -> ConfigDict:
     """One stage on two CPU cores.
 
-    `target`: empty; plain, GRPO without the recipe's parts; or two_stages, for a change between
-    stages.
+    `target`: empty; plain, GRPO without the recipe's parts; two_stages, for a change between
+    stages; or recipe, two stages at measured temperatures.
     """
     if target not in TARGETS:
-        raise ValueError(f"--config=configs/demo.py:{target}: take plain, two_stages, or nothing")
+        raise ValueError(
+            f"--config=configs/demo.py:{target}: take {', '.join(TARGETS[1:])}, or nothing"
+        )
     config = default_config()
 
     config.warmstart.steps = 800
@@ -61,8 +63,11 @@ def get_config(target: str = "") -> ConfigDict:
     config.probe.problems = 96
     config.probe.n = 8
 
-    count = 2 if target == "two_stages" else 1
+    count = 2 if target in ("two_stages", "recipe") else 1
     config.stages = [stage(steps=60, max_response_tokens=72, temperature=1.0) for _ in range(count)]
+    if target == "recipe":
+        config.stages[0].temperature_rule = "probe"
+        config.stages[1].temperature_rule = "match_diversity"
     config.batch.row_len = 256
     config.batch.rows = 4
     config.optimizer.learning_rate = 1e-4

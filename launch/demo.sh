@@ -35,11 +35,11 @@ polaris() {
 }
 base=(--config.model.path="$workdir/base/base_model" --config.warmstart.steps=0)
 polaris evaluate "" base
-polaris calibrate :two_stages polaris "${base[@]}"
-polaris probe :two_stages polaris "${base[@]}"
-polaris train :two_stages polaris "${base[@]}"
-polaris evaluate :two_stages polaris "${base[@]}" --checkpoint=latest
-polaris report :two_stages polaris "${base[@]}"
+polaris calibrate :recipe polaris "${base[@]}"
+polaris probe :recipe polaris "${base[@]}"
+polaris train :recipe polaris "${base[@]}"
+polaris evaluate :recipe polaris "${base[@]}" --checkpoint=latest
+polaris report :recipe polaris "${base[@]}"
 tokens=$("$launch_python" launch/demo_result.py tokens "$workdir/polaris")
 equal=(--config.rollout.total_tokens="$tokens" "--config.stages[0].steps=1000")
 polaris train :plain plain "${base[@]}" "${equal[@]}"

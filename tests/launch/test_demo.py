@@ -51,7 +51,7 @@ def commands_of(done):
 def test_the_demo_trains_one_base_both_ways(python):
     done = call("demo.sh", "w", "--config.seed=1", python=python)
     assert done.returncode == 0, done.stderr
-    plain, polaris = "configs/demo.py:plain", "configs/demo.py:two_stages"
+    plain, polaris = "configs/demo.py:plain", "configs/demo.py:recipe"
     assert commands_of(done) == [
         ("evaluate", "configs/demo.py", "w/base"),
         *((name, polaris, "w/polaris") for name in ("calibrate", "probe", "train", "evaluate")),
