@@ -385,3 +385,17 @@ def test_units_and_nouns_in_free_mode_are_those_of_a_box() -> None:
         assert bool(score_response(text, gold, mode="free")) == right, (text, gold)
         if not text.startswith("I"):
             assert answers_match(text, gold) == right, (text, gold)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "equal"),
+    [
+        (r"4:51 \text{ p.m.}.", r"4:51 \text{ p.m.}", True),
+        (r"$(-\infty, 0) \cup \{1\}$..", [r"$(-\infty, 0) \cup \{1\}$."], True),
+        ("x..", "x.", True),
+        ("x...", "x", False),
+        ("5....", "5", False),
+    ],
+)
+def test_two_points_are_a_full_stop_and_three_are_dots(answer, gold, equal):
+    assert answers_match(answer, gold) is equal

@@ -120,8 +120,8 @@ def tokens(text: str) -> tuple[Token, ...]:
     """
     found: list[Token] = []
     _scan(text, found, in_text=False, depth=0)
-    if found[-2:] == [_POINT, _POINT] and not _ends_decimal(found):
-        raise Unreadable("an answer that continues")  # `1, 2, 3, ...`, never `0.333...`
+    if _ends_in_dots(found):
+        raise Unreadable("an answer that continues")
     while found and found[-1] in _TRAILING:
         found.pop()
     while found and found[0] == _LINE_BREAK:
@@ -138,10 +138,17 @@ _LINE_BREAK = ("op", "\\\\")
 _TRAILING = frozenset(("op", sign) for sign in ".,;:") | {_LINE_BREAK, ("let", "\\")}
 
 
-def _ends_decimal(found: list[Token]) -> bool:
-    """Whether the points at the end stand behind a decimal."""
-    before = next((token for token in reversed(found) if token != _POINT), _POINT)
-    return before[0] == "num" and "." in before[1]
+def _ends_in_dots(found: list[Token]) -> bool:
+    """Whether three points end the answer, and no decimal stands before them.
+
+    `1, 2, 3, ...`, never `0.333...`. Two points are a full stop behind an answer with its own.
+    """
+    rest = len(found)
+    while rest and found[rest - 1] == _POINT:
+        rest -= 1
+    kind, value = found[rest - 1] if rest else _POINT
+    points = len(found) - rest + (kind == "num")  # a number takes the first point
+    return points >= 3 and not (kind == "num" and "." in value)
 
 
 def canonical_key(found: tuple[Token, ...]) -> tuple[Token, ...]:
