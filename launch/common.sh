@@ -54,3 +54,27 @@ run() {
 usage() {
   awk 'NR > 1 && !/^#/ {exit} NR > 1 && !/^#SBATCH/ {sub(/^# ?/, ""); print}' "$1"
 }
+
+# take_workdir DEFAULT FILE "$@": sets workdir and overrides from `[WORKDIR] [--config.a.b=value ...]` of
+# the script FILE, whose usage it prints under --help; needs the interpreter.
+# shellcheck disable=SC2034  # the scripts read both
+take_workdir() {
+  workdir=$1
+  local script=$2 flag
+  shift 2
+  if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    usage "$script"
+    exit 0
+  fi
+  need_python
+  if [[ $# -gt 0 && $1 != -* ]]; then
+    workdir=$1
+    shift
+  fi
+  for flag in "$@"; do
+    [[ $flag == --config.* ]] || die "$flag: expected --config.a.b=value (see --help)"
+  done
+  overrides=("$@")
+  cd "$launch_root" || exit
+  export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+}

@@ -10,28 +10,13 @@
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-  usage "${BASH_SOURCE[0]}"
-  exit 0
-fi
-need_python
-workdir=workdirs/demo
-if [[ $# -gt 0 && $1 != -* ]]; then
-  workdir=$1
-  shift
-fi
-for flag in "$@"; do
-  [[ $flag == --config.* ]] || die "$flag: expected --config.a.b=value (see --help)"
-done
-cd "$launch_root"
-export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+take_workdir workdirs/demo "${BASH_SOURCE[0]}" "$@"
 began=$SECONDS
-more=("$@")
 polaris() {
   local command=$1 target=$2 name=$3
   shift 3
   "$launch_python" -m polaris_jax "$command" --config="configs/demo.py$target" \
-    --workdir="$workdir/$name" "${more[@]}" "$@"
+    --workdir="$workdir/$name" "${overrides[@]}" "$@"
 }
 base=(--config.model.path="$workdir/base/base_model" --config.warmstart.steps=0)
 polaris evaluate "" base

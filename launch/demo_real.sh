@@ -9,21 +9,7 @@
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-  usage "${BASH_SOURCE[0]}"
-  exit 0
-fi
-need_python
-workdir=workdirs/demo_real
-if [[ $# -gt 0 && $1 != -* ]]; then
-  workdir=$1
-  shift
-fi
-for flag in "$@"; do
-  [[ $flag == --config.* ]] || die "$flag: expected --config.a.b=value (see --help)"
-done
-cd "$launch_root"
-export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+take_workdir workdirs/demo_real "${BASH_SOURCE[0]}" "$@"
 config=configs/smollm2_sums.py${POLARIS_TARGET:+:$POLARIS_TARGET}
 polaris() {
   local command=$1
@@ -31,10 +17,10 @@ polaris() {
   "$launch_python" -m polaris_jax "$command" --config="$config" --workdir="$workdir" "$@"
 }
 began=$SECONDS
-polaris evaluate --tag=before "$@"
-polaris train "$@"
-polaris evaluate --checkpoint=latest "$@"
-polaris report "$@"
+polaris evaluate --tag=before "${overrides[@]}"
+polaris train "${overrides[@]}"
+polaris evaluate --checkpoint=latest "${overrides[@]}"
+polaris report "${overrides[@]}"
 for when in before_ ""; do
   echo "== ${when:-after_}responses"
   "$launch_python" -m polaris_jax show "$workdir/${when}responses.jsonl" --limit=5

@@ -8,32 +8,18 @@
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-  usage "${BASH_SOURCE[0]}"
-  exit 0
-fi
-need_python
-workdir=workdirs/tiny
-if [[ $# -gt 0 && $1 != -* ]]; then
-  workdir=$1
-  shift
-fi
-for flag in "$@"; do
-  [[ $flag == --config.* ]] || die "$flag: expected --config.a.b=value (see --help)"
-done
-cd "$launch_root"
+take_workdir workdirs/tiny "${BASH_SOURCE[0]}" "$@"
 polaris() {
   local command=$1
   shift
   "$launch_python" -m polaris_jax "$command" --config=configs/tiny_cpu.py --workdir="$workdir" "$@"
 }
-export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 began=$SECONDS
-polaris prepare "$@"
-polaris calibrate "$@"
-polaris probe "$@"
-polaris evaluate --tag=before "$@"
-polaris train "$@"
-polaris evaluate --checkpoint=latest "$@"
-polaris report "$@"
+polaris prepare "${overrides[@]}"
+polaris calibrate "${overrides[@]}"
+polaris probe "${overrides[@]}"
+polaris evaluate --tag=before "${overrides[@]}"
+polaris train "${overrides[@]}"
+polaris evaluate --checkpoint=latest "${overrides[@]}"
+polaris report "${overrides[@]}"
 echo "tiny: $((SECONDS - began)) s"

@@ -16,7 +16,7 @@ from etils import epath
 
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.snapshots import SnapshotSaver
-from polaris_jax.config import ConfigError, RewardSection, RunConfig, config_hash, row_len_tokens
+from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_tokens
 from polaris_jax.data.problem_sets import (
     CURATED,
     PREPARED,
@@ -27,7 +27,8 @@ from polaris_jax.data.problem_sets import (
 )
 from polaris_jax.data.problems import problem_set_hash
 from polaris_jax.data.prompts import PromptFormat, prompt_format
-from polaris_jax.demo.arithmetic import Mix, arithmetic_problems
+from polaris_jax.demo.arithmetic import arithmetic_problems
+from polaris_jax.demo.chains import Mix
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import base_model_architecture, make_base_model
 from polaris_jax.evaluate.benchmarks import find_held_out_problems
@@ -38,6 +39,7 @@ from polaris_jax.models.weights.identity import model_inputs
 from polaris_jax.models.weights.sources import agree_on_weights
 from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
+from polaris_jax.reward.configured import check_reward, open_grader
 from polaris_jax.reward.golds import foreign_golds
 from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.run import workdir as workdir_lib
@@ -256,30 +258,6 @@ def open_solver(
         )
 
 
-def open_grader(section: RewardSection) -> Grader:
-    """The grading workers of `config.reward`. Close them at the end.
-
-    Raises:
-        ConfigError: a function of `reward.function` cannot be used.
-    """
-    return Grader(
-        workers=section.workers,
-        timeout_s=section.timeout_s,
-        memory_limit_bytes=section.memory_limit_bytes,
-        function=section.function,
-    )
-
-
-def check_reward(section: RewardSection) -> None:
-    """Raises ConfigError if a function of `reward.function` cannot be used: a worker tries.
-
-    Raises:
-        ConfigError: a function is missing, not callable, or importing it fails.
-    """
-    if section.function:
-        open_grader(section).close()
-
-
 # ---- problems
 
 
@@ -342,14 +320,8 @@ def _agree_on_problems(name: str, problems: Sequence[Problem]) -> None:
 
 def _arithmetic(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
     section = config.data.arithmetic
-    mix = Mix(
-        section.min_steps,
-        section.max_steps,
-        section.families,
-        hard_from=section.hard_from,
-        hard_share=section.hard_share,
-    )
-    return arithmetic_problems(section.train, section.held_out, seed=section.seed, mix=mix)
+    counts, seed = (section.train, section.held_out), section.seed
+    return arithmetic_problems(*counts, seed=seed, mix=Mix.of(section))
 
 
 # ---- the base model

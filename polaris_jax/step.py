@@ -26,11 +26,13 @@ from polaris_jax.batch import (
     substitute_uninformative,
 )
 from polaris_jax.batch.packing import stale_tokens
-from polaris_jax.measure.solve import grade_groups, graded_here, judged
+from polaris_jax.measure.batch_health import say_health
+from polaris_jax.measure.solve import grade_groups, graded_here
 from polaris_jax.metrics import value_of
 from polaris_jax.metrics.rollout_stats import (
     age_metrics,
     carried_metrics,
+    count_metrics,
     part_metrics,
     rollout_metrics,
     spread_metrics,
@@ -42,20 +44,10 @@ from polaris_jax.reward.grade_ahead import GradeAhead
 from polaris_jax.rollout import SamplingParams
 from polaris_jax.rollout.groups import begin, most_in_flight, sample_groups, settle
 from polaris_jax.stages.controller import StepStats, observe
-from polaris_jax.stages.guards import is_due
 from polaris_jax.state import RunState, with_next_stage
 from polaris_jax.system.seeds import fold_seed
 from polaris_jax.system.signals import StopRequest
 from polaris_jax.train.update import merge_metrics
-
-# Totals of the run whose growth in a step is a `batch/` metric.
-COUNTED = (
-    "rescued_groups",
-    "resampled_batches",
-    "substituted_groups",
-    "donors_reused",
-    "steps_without_update",
-)
 
 
 def step(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
@@ -228,20 +220,6 @@ def record(
     return state.counted(sampled_tokens=graded.response_tokens), metrics
 
 
-def say_health(parts: Parts, state: RunState, graded: Graded) -> None:
-    """Prints what the batch says of the policy, at the first step and if no group has informed.
-
-    A streak of such steps is judged when its guard is due (`guards.uninformative_steps`).
-    """
-    streak = state.guards.streaks.get("uninformative", 0) + 1
-    due = is_due(streak, parts.config.guards.uninformative_steps)
-    if state.step > 0 and (graded.informative_P.any() or not due):
-        return
-    health = judged(graded, parts.problems, parts.solver.tokenizer, reward=parts.config.reward)
-    for text in health.lines():
-        parts.progress.line(text)
-
-
 def rescue(
     parts: Parts, state: RunState, graded: Graded, *, attempt: int
 ) -> tuple[RunState, Graded]:
@@ -394,16 +372,8 @@ def count_batch(
         donors_reused=substitution.reused,
         steps_without_update=int(not updated),
     )
-
-    def grown(name: str) -> int:
-        return state.counts.get(name, 0) - before.get(name, 0)
-
-    metrics: dict[str, Any] = {f"batch/{name}": grown(name) for name in COUNTED}
-    rescued = grown("rescued_groups")
-    metrics["batch/rescued_age"] = grown("rescued_age_steps") / rescued if rescued else None
-    metrics["batch/informative_groups"] = substitution.informative
-    metrics["rollout/reset_tokens"] = state.counts.get("reset_tokens", 0)
-    return state, metrics
+    metrics = count_metrics(before, state.counts)
+    return state, metrics | {"batch/informative_groups": substitution.informative}
 
 
 def end_step(parts: Parts, state: RunState, metrics: dict[str, Any]) -> RunState:

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from polaris_jax.metrics.rollout_stats import COUNTED
 from polaris_jax.run.step_clock import GRADER_STATS, SAMPLER_STATS
-from polaris_jax.step import COUNTED
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

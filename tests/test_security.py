@@ -27,7 +27,7 @@ def test_each_line_names_tests_that_exist(row):
 
 
 def test_the_limits_that_it_states_are_those_of_the_code():
-    from polaris_jax.data import prompt_child, prompts, tables
+    from polaris_jax.data import prompt_child, prompt_renderer, tables
     from polaris_jax.system import foreign
 
     stated = {
@@ -39,7 +39,7 @@ def test_the_limits_that_it_states_are_those_of_the_code():
         "1 GiB and 8 times": (tables.MEMORY_BYTES >> 30, tables.MEMORY_TIMES) == (1, 8),
         "256 MiB and 200 times": (tables.DECODED_BYTES >> 20, tables.DECODED_TIMES) == (256, 200),
         "20 s a prompt, 8 GiB": (prompt_child.PROMPT_S, prompt_child.MEMORY_BYTES >> 30) == (20, 8),
-        "4 million characters": prompts.MOST_CHARS == 4 << 20,
+        "4 million characters": prompt_renderer.MOST_CHARS == 4 << 20,
     }
     assert all(stated.values()), stated
     assert all(words in UNTRUSTED for words in stated)

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from polaris_jax.demo.arithmetic import Mix, arithmetic_problems
+from polaris_jax.demo.arithmetic import arithmetic_problems
+from polaris_jax.demo.chains import Mix
 
 
 def easy() -> Iterator[dict[str, str]]:

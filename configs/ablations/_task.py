@@ -6,10 +6,12 @@ which each arm's learning rate is found with three RL seeds.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from polaris_jax.ablate import Arm, Tuning
+from polaris_jax.ablate import Arm, Table, Tuning
 from polaris_jax.demo.ways import count_rows, decompose
 
 CONFIG = "configs/demo.py"
@@ -40,6 +42,18 @@ TUNING = Tuning(
 def plain(**fields: Any) -> Arm:
     """The arm that the others are compared with."""
     return Arm("plain", PLAIN, **fields)
+
+
+def table(*arms: Arm, overrides: Mapping[str, Any] = MappingProxyType({}), **fields: Any) -> Table:
+    """A table of the fixed design.
+
+    Args:
+        arms: its arms.
+        overrides: further fields of every run.
+        fields: other fields of the `Table`.
+    """
+    usual = {"config": CONFIG, "bases": BASES, "seeds": SEEDS}
+    return Table(arms, overrides={**OVERRIDES, **overrides}, **{**usual, **fields})
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

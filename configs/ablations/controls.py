@@ -8,20 +8,14 @@ Expected before the runs: both controls stay at the base's score, which is the s
 import runpy
 from pathlib import Path
 
-from polaris_jax.ablate import Arm, Table
+from polaris_jax.ablate import Arm
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
 
-TABLE = Table(
-    config=task["CONFIG"],
-    overrides=task["OVERRIDES"],
-    bases=task["BASES"],
-    seeds=task["SEEDS"],
-    arms=(
-        Arm("both", task["BOTH"]),
-        Arm("permuted", {**task["BOTH"], "reward.control": "permute"}),
-        Arm("foreign-golds", {**task["BOTH"], "reward.control": "foreign_golds"}),
-    ),
+TABLE = task["table"](
+    Arm("both", task["BOTH"]),
+    Arm("permuted", {**task["BOTH"], "reward.control": "permute"}),
+    Arm("foreign-golds", {**task["BOTH"], "reward.control": "foreign_golds"}),
     evaluate=True,
     notes=task["decomposition"],
 )

@@ -12,7 +12,7 @@ much or less, and easy problems alone lose on the whole mix.
 import runpy
 from pathlib import Path
 
-from polaris_jax.ablate import Arm, Table
+from polaris_jax.ablate import Arm
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
 SETS = Path(__file__).with_name("_sets.py")
@@ -24,18 +24,13 @@ def curated(preset: str) -> Arm:
     return Arm(preset, {**task["BOTH"], "calibrate.preset": preset}, before=("calibrate",))
 
 
-TABLE = Table(
-    config=task["CONFIG"],
-    overrides={**task["OVERRIDES"], **MASTERS_EASY},
-    bases=task["BASES"],
-    seeds=task["SEEDS"],
-    arms=(
-        curated("full"),
-        curated("drop_perfect"),
-        curated("aggressive"),
-        Arm(
-            "too-easy",
-            {**task["BOTH"], "data.problems": str(Path(__file__).with_name("_sets.py")) + ":easy"},
-        ),
+TABLE = task["table"](
+    curated("full"),
+    curated("drop_perfect"),
+    curated("aggressive"),
+    Arm(
+        "too-easy",
+        {**task["BOTH"], "data.problems": str(Path(__file__).with_name("_sets.py")) + ":easy"},
     ),
+    overrides={**MASTERS_EASY},
 )

@@ -8,18 +8,14 @@ Expected before the runs: a gain, as the base masters its easy problems, which t
 import runpy
 from pathlib import Path
 
-from polaris_jax.ablate import Arm, Table
+from polaris_jax.ablate import Arm
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
 MASTERS_EASY = {"warmstart.slip_rate": 0.4, "data.arithmetic.min_steps": 1}
 
-TABLE = Table(
+TABLE = task["table"](
+    Arm("kept", {"stages[0].drop_above": 1.0}),
+    Arm("dropped", {"stages[0].drop_above": 0.9}),
     config="configs/demo.py:two_stages",
-    overrides={**task["OVERRIDES"], **task["BOTH"], **MASTERS_EASY},
-    bases=task["BASES"],
-    seeds=task["SEEDS"],
-    arms=(
-        Arm("kept", {"stages[0].drop_above": 1.0}),
-        Arm("dropped", {"stages[0].drop_above": 0.9}),
-    ),
+    overrides={**task["BOTH"], **MASTERS_EASY},
 )

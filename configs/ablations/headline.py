@@ -8,19 +8,13 @@ Expected before the runs: the recipe wins, by its rescue.
 import runpy
 from pathlib import Path
 
-from polaris_jax.ablate import Arm, Table
+from polaris_jax.ablate import Arm
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
-TABLE = Table(
-    config=task["CONFIG"],
-    overrides=task["OVERRIDES"],
-    bases=task["BASES"],
-    seeds=task["SEEDS"],
+TABLE = task["table"](
+    Arm("plain", {**task["PLAIN"], "stages[0].steps": 1000}, tokens_of="polaris"),
+    Arm("polaris", config="configs/demo.py:recipe", before=("calibrate", "probe")),
     tuning=task["TUNING"],
-    arms=(
-        Arm("plain", {**task["PLAIN"], "stages[0].steps": 1000}, tokens_of="polaris"),
-        Arm("polaris", config="configs/demo.py:recipe", before=("calibrate", "probe")),
-    ),
     evaluate=True,
     notes=task["decomposition"],
 )

@@ -11,7 +11,7 @@ most of that back.
 import runpy
 from pathlib import Path
 
-from polaris_jax.ablate import Arm, Table
+from polaris_jax.ablate import Arm
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
 SHORT, LONG = 40, 96
@@ -29,15 +29,11 @@ def budgets(first: int, second: int) -> dict[str, int]:
     return {"stages[0].max_response_tokens": first, "stages[1].max_response_tokens": second}
 
 
-TABLE = Table(
+TABLE = task["table"](
+    Arm("long", budgets(LONG, LONG)),
+    Arm("short", budgets(SHORT, SHORT)),
+    Arm("short-then-long", budgets(SHORT, LONG)),
     config="configs/demo.py:two_stages",
-    overrides={**task["OVERRIDES"], **task["BOTH"], **TO_8_STEPS},
-    bases=task["BASES"],
-    seeds=task["SEEDS"],
-    arms=(
-        Arm("long", budgets(LONG, LONG)),
-        Arm("short", budgets(SHORT, SHORT)),
-        Arm("short-then-long", budgets(SHORT, LONG)),
-    ),
+    overrides={**task["BOTH"], **TO_8_STEPS},
     evaluate=True,
 )

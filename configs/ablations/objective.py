@@ -10,24 +10,19 @@ steps; the three kinds of old log-probs agree, since sampler and trainer do.
 import runpy
 from pathlib import Path
 
-from polaris_jax.ablate import Arm, Table
+from polaris_jax.ablate import Arm
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
 FOUR = {"objective.minibatches": 4, "objective.old_logprobs": "recompute"}
 
-TABLE = Table(
-    config=task["CONFIG"],
-    overrides={**task["OVERRIDES"], **task["BOTH"]},
-    bases=task["BASES"],
-    seeds=task["SEEDS"],
-    arms=(
-        Arm("usual"),
-        Arm("clip-0.2-0.2-of-4", {**FOUR, "objective.clip_high": 0.2}),
-        Arm("clip-0.2-0.28-of-4", FOUR, against="clip-0.2-0.2-of-4"),
-        Arm("kl-0.001", {"objective.kl_coef": 0.001}),
-        Arm("kl-0.01", {"objective.kl_coef": 0.01}),
-        Arm("entropy-0.001", {"objective.entropy_coef": 0.001}),
-        Arm("old-recompute", {"objective.old_logprobs": "recompute"}),
-        Arm("old-sampler", {"objective.old_logprobs": "sampler"}),
-    ),
+TABLE = task["table"](
+    Arm("usual"),
+    Arm("clip-0.2-0.2-of-4", {**FOUR, "objective.clip_high": 0.2}),
+    Arm("clip-0.2-0.28-of-4", FOUR, against="clip-0.2-0.2-of-4"),
+    Arm("kl-0.001", {"objective.kl_coef": 0.001}),
+    Arm("kl-0.01", {"objective.kl_coef": 0.01}),
+    Arm("entropy-0.001", {"objective.entropy_coef": 0.001}),
+    Arm("old-recompute", {"objective.old_logprobs": "recompute"}),
+    Arm("old-sampler", {"objective.old_logprobs": "sampler"}),
+    overrides={**task["BOTH"]},
 )

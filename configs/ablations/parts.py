@@ -11,7 +11,7 @@ as plain GRPO.
 import runpy
 from pathlib import Path
 
-from polaris_jax.ablate import Arm, Table
+from polaris_jax.ablate import Arm
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
 DYNAMIC = {
@@ -22,21 +22,15 @@ DYNAMIC = {
     "stages[0].steps": 400,  # its tokens end it
 }
 
-TABLE = Table(
-    config=task["CONFIG"],
-    overrides=task["OVERRIDES"],
-    bases=task["BASES"],
-    seeds=task["SEEDS"],
+TABLE = task["table"](
+    task["plain"](),
+    Arm("substitution", task["SUBSTITUTION"]),
+    Arm("rescue", task["RESCUE"]),
+    Arm("both", task["BOTH"]),
+    Arm("one-copy", {**task["BOTH"], "batch.max_copies": 1}),
+    Arm("dynamic", DYNAMIC, tokens_of="plain"),
+    Arm("weighting", {**task["PLAIN"], "data.weighting": "pass_rate"}),
     tuning=task["TUNING"],
-    arms=(
-        task["plain"](),
-        Arm("substitution", task["SUBSTITUTION"]),
-        Arm("rescue", task["RESCUE"]),
-        Arm("both", task["BOTH"]),
-        Arm("one-copy", {**task["BOTH"], "batch.max_copies": 1}),
-        Arm("dynamic", DYNAMIC, tokens_of="plain"),
-        Arm("weighting", {**task["PLAIN"], "data.weighting": "pass_rate"}),
-    ),
     evaluate=True,
     notes=task["decomposition"],
 )

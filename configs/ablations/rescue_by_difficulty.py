@@ -9,23 +9,19 @@ grows with the number of steps, as fewer problems are solved.
 import runpy
 from pathlib import Path
 
-from polaris_jax.ablate import Arm, Table
+from polaris_jax.ablate import Arm
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
 LENGTHS = {"1": (1, 1), "2": (2, 2), "3": (3, 3), "4-5": (4, 5)}
 
 
 def steps(low: int, high: int) -> dict[str, int]:
-    """Problems of so many steps."""
+    """Problems of `low` to `high` steps."""
     return {"data.arithmetic.min_steps": low, "data.arithmetic.max_steps": high}
 
 
-TABLE = Table(
-    config=task["CONFIG"],
-    overrides=task["OVERRIDES"],
-    bases=task["BASES"],
-    seeds=task["SEEDS"],
-    arms=tuple(
+TABLE = task["table"](
+    *(
         Arm(
             f"{name}-steps-{kind}",
             {**task[kind.upper()], **steps(*length)},

@@ -9,19 +9,15 @@ first lowers it; a hot second stage loses.
 import runpy
 from pathlib import Path
 
-from polaris_jax.ablate import Arm, Table
+from polaris_jax.ablate import Arm
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
 LONG = {"stages[0].steps": 120, "stages[1].steps": 120}
 
-TABLE = Table(
+TABLE = task["table"](
+    Arm("fixed"),
+    Arm("match-diversity", {"stages[1].temperature_rule": "match_diversity"}),
+    Arm("hot", {"stages[1].temperature": 1.4}),
     config="configs/demo.py:two_stages",
-    overrides={**task["OVERRIDES"], **task["BOTH"], **LONG},
-    bases=task["BASES"],
-    seeds=task["SEEDS"],
-    arms=(
-        Arm("fixed"),
-        Arm("match-diversity", {"stages[1].temperature_rule": "match_diversity"}),
-        Arm("hot", {"stages[1].temperature": 1.4}),
-    ),
+    overrides={**task["BOTH"], **LONG},
 )

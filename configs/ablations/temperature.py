@@ -9,7 +9,7 @@ little, and some of its runs collapse; 1.6 lies in the collapse zone and loses.
 import runpy
 from pathlib import Path
 
-from polaris_jax.ablate import Arm, Table
+from polaris_jax.ablate import Arm
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
 
@@ -19,16 +19,10 @@ def at(temperature: float) -> dict[str, object]:
     return {**task["BOTH"], "stages[0].temperature": temperature}
 
 
-TABLE = Table(
-    config=task["CONFIG"],
-    overrides=task["OVERRIDES"],
-    bases=task["BASES"],
-    seeds=task["SEEDS"],
-    arms=(
-        Arm("1.0", at(1.0)),
-        Arm("0.4", at(0.4)),
-        Arm("probed", {**task["BOTH"], "stages[0].temperature_rule": "probe"}, before=("probe",)),
-        Arm("1.3", at(1.3)),
-        Arm("1.6", at(1.6)),
-    ),
+TABLE = task["table"](
+    Arm("1.0", at(1.0)),
+    Arm("0.4", at(0.4)),
+    Arm("probed", {**task["BOTH"], "stages[0].temperature_rule": "probe"}, before=("probe",)),
+    Arm("1.3", at(1.3)),
+    Arm("1.6", at(1.6)),
 )

@@ -12,7 +12,7 @@ factor loses, the larger the more; so the curves cross near the trained length.
 import runpy
 from pathlib import Path
 
-from polaris_jax.ablate import Arm, Table
+from polaris_jax.ablate import Arm
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
 TRAINED_TOKENS = 96  # longest prompt and text of the warm start, rounded up
@@ -20,7 +20,7 @@ FACTORS = (1.0, 1.25, 1.5, 2.0)
 
 
 def arm(steps: int, factor: float) -> Arm:
-    """Problems of so many steps, with positions scaled by the factor."""
+    """Problems with that number of steps; YaRN scales positions by the factor."""
     fields = {
         "data.arithmetic.min_steps": steps,
         "data.arithmetic.max_steps": steps,
@@ -31,8 +31,8 @@ def arm(steps: int, factor: float) -> Arm:
     return Arm(f"{steps}-steps-{factor if factor > 1 else 'off'}", fields, against=against)
 
 
-TABLE = Table(
-    config=task["CONFIG"],
+TABLE = task["table"](
+    *(arm(steps, factor) for steps in (3, 5, 6, 7, 8) for factor in FACTORS),
     overrides={
         "warmstart.slip_rate": 0.0,
         "warmstart.steps": 1200,
@@ -41,6 +41,5 @@ TABLE = Table(
         "rope.yarn.original_max_position_embeddings": TRAINED_TOKENS,
     },
     bases=task["BASES"],
-    arms=tuple(arm(steps, factor) for steps in (3, 5, 6, 7, 8) for factor in FACTORS),
     train=False,
 )

@@ -237,8 +237,9 @@ class Table:
     def runs(self) -> list[Run]:
         """Every counted run: seed by seed, so that a table that is cut off has all arms."""
         seeds = {arm.name: tuple(arm.seeds or self.seeds) for arm in self.arms}
+        tried = self.tuning_runs()
         return [
-            self._run(arm, base, seeds[arm.name][number])
+            self._run(arm, base, seeds[arm.name][number], tried=tried)
             for number in range(max(map(len, seeds.values())))
             for base in self.bases
             for arm in self.arms
@@ -258,14 +259,16 @@ class Table:
             for value in self.tuning.values
         ]
 
-    def _run(self, arm: Arm, base: str, seed: int, value: Any = None) -> Run:
-        tried = {} if value is None or self.tuning is None else {self.tuning.field: value}
+    def _run(
+        self, arm: Arm, base: str, seed: int, value: Any = None, tried: Sequence[Run] = ()
+    ) -> Run:
+        own = {} if value is None or self.tuning is None else {self.tuning.field: value}
         run = Run(
             arm.name,
             base,
             seed,
             arm.config or self.config,
-            {**self.overrides, **self.all_bases[base], **arm.overrides, **tried, "seed": seed},
+            {**self.overrides, **self.all_bases[base], **arm.overrides, **own, "seed": seed},
             tuple(arm.before),
             value=value,
             tokens_of=arm.tokens_of,
@@ -273,9 +276,9 @@ class Table:
         needs = []
         if arm.tokens_of:
             needs.append(run.budget_run)
-        if value is None and self.tuning is not None:
+        if value is None:
             tuned = arm.tuned_as or arm.name
-            needs += [other.name for other in self.tuning_runs() if other.arm == tuned]
+            needs += [other.name for other in tried if other.arm == tuned]
         return dataclasses.replace(run, needs=tuple(needs))
 
 

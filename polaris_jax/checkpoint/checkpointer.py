@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import re
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -40,7 +38,7 @@ from polaris_jax.checkpoint.step_folders import DATA, StepFolders, step_number
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.run.owner import TakenOver
 from polaris_jax.system import processes
-from polaris_jax.system.files import AnyPath, as_place, first_line, sync_directory, write_bytes
+from polaris_jax.system.files import AnyPath, as_place, cause_of, sync_directory, write_bytes
 from polaris_jax.system.foreign import HOST_BYTES, open_regular, read_bytes
 from polaris_jax.system.progress import say
 
@@ -292,7 +290,7 @@ class Checkpointer:
             host = self.host(step)
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"checkpoint {step} in {self.directory} cannot be read: {_cause(error)[0]}"
+                f"checkpoint {step} in {self.directory} cannot be read: {cause_of(error)[0]}"
             ) from error
         self.newest_saved = step
         ordered = [as_committed_as(leaf, restored[path]) for path, leaf in leaves.items()]
@@ -326,7 +324,7 @@ class Checkpointer:
             return open_arrays(self._folders.data(step) / ARRAYS, names)
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"checkpoint {step} in {self.directory} cannot be read: {_cause(error)[0]}"
+                f"checkpoint {step} in {self.directory} cannot be read: {cause_of(error)[0]}"
             ) from error
 
     def _check_architecture(self, step: int, leaves: dict[str, Any], *, partial: bool) -> None:
@@ -380,7 +378,7 @@ class Checkpointer:
                 self._folders.delete(step)
 
     def _save_failure(self, step: int, error: BaseException) -> str:
-        text, number = _cause(error)
+        text, number = cause_of(error)
         remedy = _REMEDIES.get(number, "mend this and rerun")
         older = self.steps()
         kept = f"checkpoint {older[-1]} is kept" if older else "there is no older one"
@@ -391,13 +389,3 @@ class Checkpointer:
 
 def _streamed(leaves: dict[str, Any]) -> bool:
     return any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
-
-
-def _cause(error: BaseException) -> tuple[str, int]:
-    """One line that says what went wrong, and the system's error number (0: none)."""
-    number = getattr(error, "errno", None) or 0
-    if match := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's spelling
-        number = int(match[1])
-    if number:
-        return os.strerror(number), number
-    return first_line(error), 0

@@ -268,7 +268,8 @@ def _work(table: Table, out: epath.Path) -> int:
     _take_cores(index, count)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_programs()  # the runs of all workers compile the same
-    while waiting := [run for run in all_runs(table) if not _ended(out, run.name)]:
+    runs = all_runs(table)
+    while waiting := [run for run in runs if not _ended(out, run.name)]:
         took = False
         for run in waiting:
             if not all(_ended(out, name) for name in run.needs):

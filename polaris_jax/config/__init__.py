@@ -21,15 +21,13 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from polaris_jax.config.data import PROMPT_SUFFIX, ArithmeticSection, DataSection, WarmstartSection
 from polaris_jax.config.rules import check_mesh, check_pages, row_unit_tokens, validate
 from polaris_jax.config.sections import (
-    PROMPT_SUFFIX,
     SETTINGS,
-    ArithmeticSection,
     BatchSection,
     CalibrateSection,
     CheckpointSection,
-    DataSection,
     DistributedSection,
     EvaluateSection,
     GuardsSection,
@@ -44,7 +42,6 @@ from polaris_jax.config.sections import (
     RopeSection,
     RunConfig,
     StageSection,
-    WarmstartSection,
     YarnSection,
 )
 from polaris_jax.config.settings import (

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from polaris_jax.config.sections import PROMPT_SUFFIX
+from polaris_jax.config.data import PROMPT_SUFFIX
 from polaris_jax.data.prompts import PromptFormat, lacks_question
 from polaris_jax.records import Problem
 from polaris_jax.system.text import printable

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.config.sections import DataSection
+from polaris_jax.config.data import DataSection
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import problems_digest, read_made_of, read_problems

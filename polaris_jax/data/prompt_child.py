@@ -20,7 +20,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from polaris_jax.data.prompts import (
+from polaris_jax.data.prompt_renderer import (
     Prompt,
     PromptRenderer,
     Shots,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from polaris_jax.config.sections import PROMPT_SUFFIX
+from polaris_jax.config.data import PROMPT_SUFFIX
 from polaris_jax.demo import arithmetic
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from jax import Array
 from polaris_jax.batch.packing import first_fit_decreasing
 from polaris_jax.config import RunConfig, WarmstartSection
 from polaris_jax.data.prompts import render_example
-from polaris_jax.demo.arithmetic import Mix, supervised_examples
+from polaris_jax.demo.arithmetic import supervised_examples
+from polaris_jax.demo.chains import Mix
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import Decoder, ModelConfig, next_token_logprobs, save_pretrained
 from polaris_jax.models.attention import attend as attention

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from polaris_jax.config.sections import DataSection, EvaluateSection
+from polaris_jax.config.data import DataSection
+from polaris_jax.config.sections import EvaluateSection
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.data.problem_sets import Make, Say, read_named
 from polaris_jax.data.problems import read_problems

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from etils import epath
 
 from polaris_jax.assemble import (
-    check_reward,
     evaluation_problems,
     load_base,
     load_base_tokenizer,
@@ -34,6 +33,7 @@ from polaris_jax.models.weights.identity import tokenizer_digests
 from polaris_jax.models.weights.sources import agree_on_weights
 from polaris_jax.records import Graded, Problem
 from polaris_jax.report.figures import evaluation_figure
+from polaris_jax.reward.configured import check_reward
 from polaris_jax.run.owner import Ownership, command_owns
 from polaris_jax.run.progress_file import ProgressFile
 from polaris_jax.run.workdir import ensure_workdir, write_json

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from polaris_jax.assemble import check_reward, load_base
+from polaris_jax.assemble import load_base
 from polaris_jax.config import RunConfig
 from polaris_jax.data.problems import problems_digest
 from polaris_jax.explore import Candidate, find_zones
@@ -25,6 +25,7 @@ from polaris_jax.measure.probe_set import NO_PLATEAU
 from polaris_jax.measure.solve import open_policy
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import probe_figure
+from polaris_jax.reward.configured import check_reward
 from polaris_jax.run.owner import Ownership, command_owns
 from polaris_jax.run.record import refuse_other_run, with_recorded_defaults
 from polaris_jax.run.workdir import ensure_workdir, write_json

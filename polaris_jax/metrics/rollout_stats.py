@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,39 @@ def part_metrics(graded: Graded) -> dict[str, Mean]:
             term = Mean(0.0, 0) if value is None else Mean(value, 1)
             found[f"reward/{name}"] = found.get(f"reward/{name}", Mean(0.0, 0)) + term
     return found
+
+
+# Totals of the run whose growth in a step is a `batch/` metric.
+COUNTED = (
+    "rescued_groups",
+    "resampled_batches",
+    "substituted_groups",
+    "donors_reused",
+    "steps_without_update",
+)
+
+
+def count_metrics(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, Any]:
+    """What a step has added to the totals of its run.
+
+    Args:
+        before: `RunState.counts` before the step.
+        after: the same after it.
+
+    Returns:
+        batch/NAME for each name of `COUNTED`; batch/rescued_age, the mean age in steps of the
+        responses that rescued a group, None without a rescue; rollout/reset_tokens, the run's
+        total.
+    """
+
+    def grown(name: str) -> int:
+        return after.get(name, 0) - before.get(name, 0)
+
+    metrics: dict[str, Any] = {f"batch/{name}": grown(name) for name in COUNTED}
+    rescued = grown("rescued_groups")
+    metrics["batch/rescued_age"] = grown("rescued_age_steps") / rescued if rescued else None
+    metrics["rollout/reset_tokens"] = after.get("reset_tokens", 0)
+    return metrics
 
 
 def spread_metrics(graded: Graded, *, trained: bool) -> dict[str, Any]:

@@ -210,3 +210,13 @@ def _store_errors(path: epath.Path) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or the error's type if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def cause_of(error: BaseException) -> tuple[str, int]:
+    """One line that says what went wrong, and the system's error number (0: none)."""
+    number = getattr(error, "errno", None) or 0
+    if match := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's spelling
+        number = int(match[1])
+    if number:
+        return os.strerror(number), number
+    return first_line(error), 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from polaris_jax.config.sections import PROMPT_SUFFIX
+from polaris_jax.config.data import PROMPT_SUFFIX
 from polaris_jax.data.filters import content_id, deduplicate, drop_long_prompts, normalized_text
 from polaris_jax.data.prompts import PromptFormat, render_prompt
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from polaris_jax.config import ConfigError
-from polaris_jax.config.sections import ArithmeticSection, DataSection
+from polaris_jax.config.data import ArithmeticSection, DataSection
 from polaris_jax.data.problem_sets import CURATED, PREPARED, find_training_problems
 from polaris_jax.data.problems import problems_digest, write_problems
 from polaris_jax.records import Problem

@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polaris_jax.data.problems import (
-    RowError,
-    parse_row,
     problem_set_hash,
     problems_digest,
     read_problems,
     write_problems,
 )
+from polaris_jax.data.rows import RowError, parse_row
 from polaris_jax.data.sources import DataError
 from polaris_jax.records import Problem
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polaris_jax.config.sections import PROMPT_SUFFIX
+from polaris_jax.config.data import PROMPT_SUFFIX
 from polaris_jax.data.prompts import (
     add_suffix,
     lacks_question,

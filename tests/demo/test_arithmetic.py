@@ -9,16 +9,9 @@ import pytest
 
 from polaris_jax.config import ConfigError
 from polaris_jax.data.filters import normalized_text
-from polaris_jax.demo import arithmetic
-from polaris_jax.demo.arithmetic import (
-    FAMILIES,
-    LARGEST_VALUE,
-    Chain,
-    Mix,
-    arithmetic_problems,
-    solution,
-    supervised_examples,
-)
+from polaris_jax.demo import arithmetic, chains
+from polaris_jax.demo.arithmetic import arithmetic_problems, solution, supervised_examples
+from polaris_jax.demo.chains import FAMILIES, LARGEST_VALUE, Chain, Mix
 from tests.tolerances import SLIP_RATE_ATOL
 
 STEP = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
@@ -114,18 +107,16 @@ def test_more_than_can_be_told_are_refused_before_any_is_drawn(monkeypatch, trai
         arithmetic_problems(train, held_out)
 
 
-def count_chains(family: arithmetic.Family, max_steps: int = 5) -> int:
+def count_chains(family: chains.Family, max_steps: int = 5) -> int:
     """How many chains a family can tell, counted by the values that they pass through."""
     count = 0
     for start, opening in itertools.product(range(2, family.largest_start + 1), family.opening):
         ways = {start: 1}  # value -> chains so far that end in it
         for done in range(max_steps):
             longer: collections.Counter[int] = collections.Counter()
-            for (value, chains), op in itertools.product(ways.items(), family.ops(opening, done)):
-                for n in arithmetic.operands_of(op, value, start):
-                    longer[arithmetic.run_steps(value, [(arithmetic.PLAIN.get(op, op), n)])[0]] += (
-                        chains
-                    )
+            for (value, many), op in itertools.product(ways.items(), family.ops(opening, done)):
+                for n in chains.operands_of(op, value, start):
+                    longer[chains.run_steps(value, [(chains.PLAIN.get(op, op), n)])[0]] += many
             ways = longer
             if done + 1 >= family.min_steps:
                 count += sum(ways.values())
@@ -141,7 +132,7 @@ def test_chains_are_counted_as_they_are_drawn(name):
     family = next(family for family in FAMILIES if family.name == name)
     rng = np.random.default_rng(0)
     steps = range(family.min_steps, 3)
-    drawn = {arithmetic._draw_chain(rng, family, n).key for _ in range(8000) for n in steps}
+    drawn = {chains.draw_chain(rng, family, n).key for _ in range(8000) for n in steps}
     assert count_chains(family, max_steps=2) == len(drawn)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polaris_jax.config.sections import PROMPT_SUFFIX
+from polaris_jax.config.data import PROMPT_SUFFIX
 from polaris_jax.data.prompts import render_example, render_prompt
 from polaris_jax.demo.arithmetic import arithmetic_problems, supervised_examples
 from polaris_jax.demo.tiny_tokenizer import CHATML, build_tokenizer

@@ -1,10 +1,11 @@
-"""Ways of writing are told apart, and a gain is the sum of its parts."""
+"""Each text is assigned its way of writing, and a gain is the sum of its parts."""
 
 import itertools
 
 import pytest
 
-from polaris_jax.demo.arithmetic import Chain, Mix, solution, supervised_examples
+from polaris_jax.demo.arithmetic import solution, supervised_examples
+from polaris_jax.demo.chains import Chain, Mix
 from polaris_jax.demo.ways import WAYS, WayCount, count_ways, decompose, gain_lines, way_of
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from polaris_jax.assemble import evaluation_problems
-from polaris_jax.config.sections import PROMPT_SUFFIX, EvaluateSection, RunConfig
+from polaris_jax.config.data import PROMPT_SUFFIX
+from polaris_jax.config.sections import EvaluateSection, RunConfig
 from polaris_jax.data.prompts import add_suffix
 from polaris_jax.data.sources import DataError
 from polaris_jax.evaluate.benchmarks import BENCHMARKS, is_benchmark, read_benchmark
