@@ -10,23 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from polaris_jax.config.data import PROMPT_SUFFIX
+from polaris_jax.data.prompts import NAMED_TEMPLATES
 from polaris_jax.demo import arithmetic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-# One turn is `<|im_start|>ROLE\nTEXT<|im_end|>\n`; nothing is added that the messages do not hold
-# (Qwen2.5's own template inserts a system turn).
+# Nothing is added that the messages do not hold (Qwen2.5's own template inserts a system turn).
 # Source: POLARIS (blog, "example input").
-CHATML = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
+CHATML = NAMED_TEMPLATES["chatml"]
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK_START, THINK_END = "<think>", "</think>"
 

@@ -6,7 +6,6 @@ import pytest
 
 from polaris_jax.config import ConfigError, DataSection
 from polaris_jax.data.prompts import (
-    NAMED_TEMPLATES,
     PromptFormat,
     Template,
     prompt_format,
@@ -52,7 +51,6 @@ def test_another_template_and_its_variables(tmp_path):
 
 
 def test_named_templates():
-    assert NAMED_TEMPLATES["chatml"] == CHATML
     tokenizer = build_tokenizer()
     tokenizer.chat_template = None
     with_chatml = format_of(chat_template="chatml").render(tokenizer, [PROBLEM])
