@@ -139,6 +139,7 @@ def assemble(
     if not overwrite:
         config = with_recorded_defaults(workdir, config, progress.line)
     check_reward(config.reward)
+    prompt_format(config.data)  # its files are there: said before a warm start of minutes
     found = training_problems(config, workdir, progress, overwrite=overwrite)
     held_out = evaluation_problems(config, progress)[0] if config.evaluate.every_steps else []
     model_config = base_model_config(config)

@@ -169,12 +169,12 @@ def _list(table: Table, out: epath.Path) -> int:
     Raises:
         ConfigError: a run's config depends on the results of others.
     """
+    if bound := [run.name for run in all_runs(table) if run.needs]:
+        raise ConfigError(
+            f"--list: the config of {bound[0]} depends on other runs (tuning, tokens_of); run the "
+            "table without --list"
+        )
     for run in all_runs(table):
-        if run.needs:
-            raise ConfigError(
-                f"--list: the config of {run.name} depends on other runs (tuning, tokens_of); run "
-                "the table without --list"
-            )
         if read_outcome(out, run) is not None:
             continue
         for command in (*run.before, "train" if table.train else "evaluate"):

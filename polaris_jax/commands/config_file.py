@@ -5,6 +5,7 @@ Every mistake is one line with its place. Overrides are checked against the decl
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib.util
 import inspect
@@ -174,8 +175,8 @@ def _nearest(leaf: str, message: str) -> str:
     return ""
 
 
-def overrides(argv: list[str]) -> Iterator[tuple[str, str | None]]:
-    """(field, value) of every `--config.FIELD=VALUE`; None for a flag without a value."""
+def overrides(argv: list[str]) -> Iterator[tuple[int, str, str | None]]:
+    """(index of the word, field, value) of every `--config.FIELD=VALUE`; None: it has no value."""
     for place, word in enumerate(argv):
         if word == "--":
             return
@@ -184,11 +185,52 @@ def overrides(argv: list[str]) -> Iterator[tuple[str, str | None]]:
             if value is None and not found[1]:
                 after = argv[place + 1 : place + 2]
                 value = after[0] if after and not after[0].startswith("--") else None
-            yield found[2], value
+            yield place, found[2], value
 
 
-def check_override(config: ConfigDict, field: str, value: str | None) -> None:
-    """Raises ConfigError unless `--config.field=value` sets a declared field to a legal value.
+def check_overrides(config: ConfigDict, argv: list[str]) -> list[str]:
+    """The words of a command line, with every list of texts as a Python tuple.
+
+    ml_collections reads a tuple as a Python literal, and `trade,ride` as one text.
+
+    Args:
+        config: the overridden config; gives the number of stages, and the value of an example.
+        argv: words after the command's name.
+
+    Raises:
+        ConfigError: an override names no declared field, or its value is not a legal one.
+    """
+    words = list(argv)
+    for place, field, value in overrides(argv):
+        hint = check_override(config, field, value)
+        if hint == tuple[str, ...] and value is not None:
+            literal = repr(_texts(value))
+            if "=" in argv[place]:
+                words[place] = f"--config.{field}={literal}"
+            else:
+                words[place + 1] = literal
+    return words
+
+
+def _texts(value: str) -> tuple[str, ...]:
+    """The texts of `a,b`, `(a,b)`, `("a", "b")` or `a`."""
+    try:
+        literal = ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        literal = None
+    if isinstance(literal, tuple | list) and all(isinstance(text, str) for text in literal):
+        return tuple(literal)
+    if isinstance(literal, str):
+        return (literal,)
+    value = value.strip()
+    if value[:1] + value[-1:] in ("()", "[]"):
+        value = value[1:-1]
+    texts = [text.strip() for text in value.split(",")]
+    return tuple(texts[:-1] if texts[-1] == "" else texts)
+
+
+def check_override(config: ConfigDict, field: str, value: str | None) -> Any:
+    """The declared type of the field that `--config.field=value` sets to a legal value.
 
     Args:
         config: the overridden config; gives the number of stages, and the value of an example.
@@ -233,13 +275,16 @@ def check_override(config: ConfigDict, field: str, value: str | None) -> None:
                 )
             hint, here = typing.get_args(hint)[0], here[int(index)]
         elif index is not None:
-            raise ConfigError(f"{given}: {path} has no entries; set it whole{_like(path, here)}")
+            raise ConfigError(
+                f"{given}: {path} has no entries; set it whole{_like(path, here, hint)}"
+            )
     if _is_section(hint):
         raise ConfigError(
             f"{given}: {field} is a section; set a field of it, like "
             f"--config.{field}.{next(iter(typing.get_type_hints(hint)))}"
         )
-    _check_value(given, hint, value, _like(field, here))
+    _check_value(given, hint, value, _like(field, here, hint))
+    return hint
 
 
 def _check_value(given: str, hint: Any, value: str | None, like: str) -> None:
@@ -253,7 +298,7 @@ def _check_value(given: str, hint: Any, value: str | None, like: str) -> None:
         raise ConfigError(f"{given}: expected a whole number{like}")
     if hint is float and not _converts(lambda: float(value)):
         raise ConfigError(f"{given}: expected a number{like}")
-    if typing.get_origin(hint) is tuple and not _NUMBERS.fullmatch(value.strip()):
+    if hint == tuple[int, ...] and not _NUMBERS.fullmatch(value.strip()):
         raise ConfigError(f"{given}: expected whole numbers{like}")
 
 
@@ -267,10 +312,11 @@ def _converts(*attempts: Any) -> bool:
     return False
 
 
-def _like(field: str, value: Any) -> str:
+def _like(field: str, value: Any, hint: Any) -> str:
     """`, like --config.field=value`, with what the config holds."""
     if isinstance(value, tuple | list):
-        value = f"({','.join(map(str, value or (16384, 32768)))})"
+        example = ("one", "two") if hint == tuple[str, ...] else (16384, 32768)
+        value = f"({','.join(map(str, value or example))})"
     return f", like --config.{field}={value}"
 
 

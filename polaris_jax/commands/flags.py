@@ -13,7 +13,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from polaris_jax.commands.config_file import check_override, load_config, overrides
+from polaris_jax.commands.config_file import check_overrides, load_config
 from polaris_jax.config import ConfigError, RunConfig, build_config
 from polaris_jax.config.listing import fields_text, sections_text
 from polaris_jax.system.files import as_place, is_remote
@@ -81,8 +81,7 @@ def parse(
     if takes_config:
         if path and not asked:
             config = load_config(path)
-            for field, value in overrides(words):
-                check_override(config, field, value)
+            words = check_overrides(config, words)
             config_flags.DEFINE_config_dict(
                 "config", config, flag_values=values, sys_argv=["", *words]
             )

@@ -24,7 +24,7 @@ from polaris_jax.data.prompt_renderer import (
     template_error,
 )
 from polaris_jax.records import Problem
-from polaris_jax.system.files import as_place
+from polaris_jax.system.files import as_place, cause_of
 from polaris_jax.system.foreign import (
     TOKENIZER_PATH,
     ForeignFileError,
@@ -130,8 +130,8 @@ def read_template(name: str) -> str | None:
         return read_text(as_place(name), remedy="give a jinja file")
     except (OSError, ForeignFileError) as error:
         raise ConfigError(
-            f"data.chat_template={name}: {one_line(error)}; name a file with a chat template, or "
-            f"one of {named}"
+            f"data.chat_template={name}: {cause_of(error)[0]}; name a file with a chat template, "
+            f"or one of {named}"
         ) from None
 
 
@@ -148,7 +148,7 @@ def read_shots(path: str) -> Shots:
     try:
         lines = read_text(as_place(path), remedy=remedy).splitlines()
     except (OSError, ForeignFileError) as error:
-        raise ConfigError(f"data.shots={path}: {one_line(error)}; {remedy}") from None
+        raise ConfigError(f"data.shots={path}: {cause_of(error)[0]}; {remedy}") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

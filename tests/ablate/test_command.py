@@ -121,3 +121,11 @@ def test_a_run_without_held_out_scores_is_refused(tmp_path, monkeypatch, capsys)
     Path("t.py").write_text(TABLE.format(config=config, overrides={}))
     assert main(["ablate", "t.py", "--out=x"]) == 2
     assert "base 'base': evaluate.every_steps=0" in capsys.readouterr().err
+
+
+def test_a_list_of_runs_that_depend_on_others_is_refused_before_anything_is_printed(capsys):
+    table = str(micro_run.ROOT / "configs" / "ablations" / "headline.py")
+    assert main(["ablate", table, "--out=x", "--list"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "depends on other runs" in said.err

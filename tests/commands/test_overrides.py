@@ -70,5 +70,28 @@ def test_what_is_right_passes():
     assert (config.batch.rescue, config.seed, config.model.path) == (False, 7, "a=b")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config.data.arithmetic.families=trade,ride"],
+        ["--config.data.arithmetic.families=(trade, ride)"],
+        ["--config.data.arithmetic.families=('trade','ride')"],
+        ['--config.data.arithmetic.families=["trade","ride",]'],
+        ["--config.data.arithmetic.families", "trade,ride"],
+    ],
+)
+def test_lists_of_texts_need_no_quotes(words):
+    assert parsed(*words).data.arithmetic.families == ("trade", "ride")
+
+
+def test_a_text_of_a_list_may_hold_any_character():
+    config = parsed("--config.data.template_args=enable_thinking=false,mode=1")
+    assert config.data.template_args == ("enable_thinking=false", "mode=1")
+    assert parsed("--config.data.template_args=a=(1)").data.template_args == ("a=(1)",)
+    assert parsed("--config.data.template_args=()").data.template_args == ()
+    with pytest.raises(ConfigError, match=r"needs a value, like --config.*=\(one,two\)"):
+        parsed("--config.data.template_args")
+
+
 def test_words_behind_two_dashes_are_none():
-    assert list(overrides(["--config.seed=1", "--", "--config.seed=2"])) == [("seed", "1")]
+    assert list(overrides(["--config.seed=1", "--", "--config.seed=2"])) == [(0, "seed", "1")]

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from polaris_jax.__main__ import main
 from polaris_jax.config import ConfigError
 from polaris_jax.data.prompts import PromptFormat, read_shots, render_prompt
 from polaris_jax.demo.tiny_tokenizer import THINK_END, TURN_END, TURN_START, build_tokenizer
+from tests.support.micro_run import ROOT
 
 SHOTS = (("What is 2 + 3?", "2 + 3 = 5. \\boxed{5}"), ("What is 4 + 4?", "4 + 4 = 8. \\boxed{8}"))
 SUFFIX = " Box it."
@@ -95,5 +97,13 @@ def test_what_is_no_file_of_examples_is_refused(content, said, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.shots=.*none\.jsonl"):
+    with pytest.raises(ConfigError, match=r"data\.shots=.*none\.jsonl: No such file"):
         read_shots(str(tmp_path / "none.jsonl"))
+
+
+def test_missing_examples_are_refused_before_the_warm_start(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    words = ["--config=configs/tiny_cpu.py", f"--workdir={tmp_path / 'run'}"]
+    assert main(["train", *words, "--config.data.shots=none.jsonl"]) == 2
+    assert "data.shots=none.jsonl: No such file" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "base_model").exists()
