@@ -18,9 +18,7 @@ from collections.abc import Iterator, Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any
 
 from polaris_jax.config import (
     SETTINGS,
@@ -30,6 +28,9 @@ from polaris_jax.config import (
     unknown_field,
     usual_fields,
 )
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 EXAMPLE = "configs/tiny_cpu.py"
 SHIPPED = "shipped_configs"  # folder in an installed package; a checkout has configs/ beside it
@@ -52,6 +53,8 @@ def load_config(value: str) -> ConfigDict:
     Raises:
         ConfigError: no such file, a mistake in it, or a target that it does not take.
     """
+    from ml_collections import ConfigDict
+
     named, colon, target = value.partition(":")
     path = find_config(named)
     if path is None:

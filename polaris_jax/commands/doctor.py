@@ -104,7 +104,12 @@ def versions() -> Iterator[Finding]:
         f"polaris_jax {__version__}, Python {platform.python_version()}, {platform.platform()}",
     )
     shown = []
-    for requirement in importlib.metadata.requires("polaris_jax") or ():
+    try:
+        requirements = importlib.metadata.requires("polaris_jax") or ()
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("note", "polaris_jax is not installed, so what it needs is not known here")
+        return
+    for requirement in requirements:
         if "extra ==" in requirement:
             continue
         name, rule = re.match(r"([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?\s*([^;]*)", requirement).groups()  # pyright: ignore[reportOptionalMemberAccess]
@@ -129,8 +134,10 @@ _SHOWN = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "
 
 def _allows(rule: str, version: str) -> bool:
     """Whether a rule such as `>=0.10,<0.13` allows a version."""
-    from packaging.specifiers import InvalidSpecifier, SpecifierSet
-
+    try:
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet
+    except ModuleNotFoundError:  # it comes with jax
+        return True
     try:
         return SpecifierSet(rule.strip()).contains(version, prereleases=True)
     except InvalidSpecifier:

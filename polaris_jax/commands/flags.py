@@ -7,17 +7,22 @@ import difflib
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
-
-from absl import flags
-from etils import epath
-from ml_collections import config_flags
+from typing import TYPE_CHECKING, Any
 
 from polaris_jax.commands.config_file import check_overrides, load_config
 from polaris_jax.config import ConfigError, RunConfig, build_config
 from polaris_jax.config.listing import fields_text, sections_text
 from polaris_jax.system.files import as_place, is_remote
 from polaris_jax.system.foreign import printable
+
+if TYPE_CHECKING:
+    from absl import flags
+    from etils import epath
+else:
+    try:
+        from absl import flags
+    except ModuleNotFoundError:
+        from polaris_jax.commands import plain_flags as flags
 
 _HELP = re.compile(r"-h|--?help(?:full)?(?:=(.+))?")
 Define = Callable[[flags.FlagValues], None]
@@ -80,6 +85,8 @@ def parse(
     asked = [found[1] for word in argv if (found := _HELP.fullmatch(word))]
     if takes_config:
         if path and not asked:
+            from ml_collections import config_flags
+
             config = load_config(path)
             words = check_overrides(config, words)
             config_flags.DEFINE_config_dict(

@@ -3,16 +3,19 @@ r"""Responses against gold answers, row by row, with the reason of each verdict.
 Reads JSON lines and writes one line a row: reward, extracted answer, deciding layer, normal forms,
 reason. Rerun it to continue where it stopped. With `--problems` the golds come from a problem file
 by problem_id, as for the responses.jsonl of `polaris evaluate`. `--explain ANSWER GOLD` prints the
-path that one pair takes.
+path that one pair takes. `--audit=sympy` asks sympy, too, adds its verdict to each row, and prints
+the pairs on which the two differ.
 
 Example:
   polaris grade --input responses.jsonl --gold_field gold --mode eval --workers 2 --out graded.jsonl
   polaris grade --input=runs/4b/responses.jsonl --problems=aime24.jsonl --out=graded.jsonl
   polaris grade --explain '\frac{2}{4}' '0.5'
+  polaris grade --input responses.jsonl --audit=sympy --out audited.jsonl
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -22,16 +25,14 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from absl import flags
-from etils import epath
-
-from polaris_jax.commands.flags import parse
+from polaris_jax.commands.flags import flags, parse
 from polaris_jax.config import ConfigError
 from polaris_jax.data.problems import read_problems
 from polaris_jax.data.sources import DataError
 from polaris_jax.reward import Grader
+from polaris_jax.reward.audit import SecondOpinion, SympyAudit
 from polaris_jax.reward.extract import Mode
 from polaris_jax.reward.math.equivalence import explain_path, gold_texts
 from polaris_jax.run.owner import owned
@@ -39,6 +40,10 @@ from polaris_jax.run.progress_file import ProgressFile, identity_path
 from polaris_jax.system.files import as_place, is_remote
 from polaris_jax.system.progress import Progress
 from polaris_jax.system.signals import begin_work
+from polaris_jax.system.text import printable
+
+if TYPE_CHECKING:
+    from etils import epath
 
 BATCH_ROWS = 1000
 HASH_BYTES = 1 << 20
@@ -46,6 +51,8 @@ TEXT_FIELDS = ("text", "response", "completion", "output", "answer")
 GOLD_FIELDS = ("gold", "answer", "final_answer", "ground_truth", "expected_answer")
 MODES = ["train", "eval", "free"]
 PRESETS = ["strict", "default", "lenient"]
+AUDITS = ["none", "sympy"]
+MOST_SHOWN = 50  # pairs on which sympy differs; the output file has all of them
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -60,6 +67,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("problems", "", "problem file with the golds", flag_values=values)
     flags.DEFINE_enum("mode", "eval", MODES, "how answers are extracted", flag_values=values)
     flags.DEFINE_enum("preset", "default", PRESETS, "what counts as equal", flag_values=values)
+    flags.DEFINE_enum("audit", "none", AUDITS, "who is asked, too", flag_values=values)
     flags.DEFINE_integer("workers", 2, "grader processes", lower_bound=1, flag_values=values)
     flags.DEFINE_float(
         "timeout_s", 5.0, "deadline of one answer, in seconds", lower_bound=0.01, flag_values=values
@@ -100,6 +108,7 @@ def main(argv: list[str]) -> int:
         problems=own["problems"],
         mode=own["mode"],
         preset=own["preset"],
+        audit=own["audit"],
         workers=own["workers"],
         timeout_s=own["timeout_s"],
         memory_limit_bytes=own["memory_mib"] << 20,
@@ -130,6 +139,7 @@ class GradeOptions:
         problems: problem file with the golds, looked up by `problem_id`; "": the rows hold golds.
         mode: "train", "eval" or "free".
         preset: "strict", "default" or "lenient".
+        audit: "sympy" asks sympy about each pair; "none" does not.
         workers, timeout_s, memory_limit_bytes: the arguments of `Grader`.
     """
 
@@ -138,6 +148,7 @@ class GradeOptions:
     problems: str = ""
     mode: Mode = "eval"
     preset: str = "default"
+    audit: str = "none"
     workers: int = 2
     timeout_s: float = 5.0
     memory_limit_bytes: int = 1 << 30
@@ -147,16 +158,35 @@ class GradeOptions:
 class GradeSummary:
     """Counts over the complete output file, including rows of earlier calls."""
 
+    is_audited: bool = False
     rows: int = 0
     resumed: int = 0
     correct: int = 0
     layers: Counter[str] = dataclasses.field(default_factory=Counter)
+    audited: Counter[str] = dataclasses.field(default_factory=Counter)
+    differing: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, row: dict[str, Any]) -> None:
         """Counts a row of the output."""
         self.rows += 1
         self.correct += row["reward"] == 1.0
         self.layers[f"{row['layer']} {'equal' if row['reward'] else 'not equal'}"] += 1
+        if self.is_audited:
+            self._add_audited(row)
+
+    def _add_audited(self, row: dict[str, Any]) -> None:
+        if row["sympy"] is None:
+            self.audited["no verdict"] += 1
+        elif row["sympy"] == (row["reward"] == 1.0):
+            self.audited["agree"] += 1
+        else:
+            self.audited["differ"] += 1
+            if len(self.differing) < MOST_SHOWN:
+                ours, theirs = ("equal", "different") if row["reward"] else ("different", "equal")
+                self.differing.append(
+                    f"  row {row['row']}: {row['answer']!r} for {row['gold']!r}: we say {ours} "
+                    f"({row['layer']}), sympy {theirs}"
+                )
 
     def table(self) -> str:
         """Rows by the layer that decided, most frequent first."""
@@ -165,6 +195,12 @@ class GradeSummary:
         for name, count in sorted(self.layers.items(), key=lambda item: (-item[1], item[0])):
             layer, _, verdict = name.partition(" ")
             lines.append(f"  {layer:<12}{verdict:<12}{count:>8}")
+        if self.is_audited:
+            counts = (self.audited[name] for name in ("agree", "differ", "no verdict"))
+            lines.append("sympy: agrees on {}, differs on {}, no verdict on {}".format(*counts))
+            lines += map(printable, self.differing)
+            if (more := self.audited["differ"] - len(self.differing)) > 0:
+                lines.append(f"  and {more} more: see the column sympy of the output")
         return "\n".join(lines)
 
 
@@ -175,6 +211,7 @@ def grade_file(
 
     Each input row has one line in `out`: its own fields, and row, reward, answer, gold, layer,
     reason, answer_form, gold_form. An own field of such a name becomes `input_NAME`.
+    With an audit there are sympy (true, false, or null without a verdict) and sympy_reason, too.
     `X.identity.json` beside `out` records input and options.
 
     Raises:
@@ -195,7 +232,8 @@ def _grade_file(
     source: epath.Path, out: epath.Path, options: GradeOptions, progress: Progress
 ) -> GradeSummary:
     done = ProgressFile(out, _identity(source, options), key=("row",), valid=_is_graded)
-    summary, finished = GradeSummary(), {row["row"] for row in done.rows}
+    summary = GradeSummary(is_audited=options.audit != "none")
+    finished = {row["row"] for row in done.rows}
     for row in done.rows:
         summary.add(row)
     done.rows.clear()  # an output may be long
@@ -204,18 +242,19 @@ def _grade_file(
         progress.line(f"resumed after {summary.resumed} rows")
     golds = _golds(options.problems) if options.problems else None
     rows = (row for row in _rows(source, options, golds) if row.number not in finished)
-    with Grader(
-        options.workers,
-        options.timeout_s,
-        options.memory_limit_bytes,
-        preset=options.preset,
-    ) as grader:
+    limits = options.workers, options.timeout_s, options.memory_limit_bytes
+    with contextlib.ExitStack() as stack:
+        grader = stack.enter_context(Grader(*limits, preset=options.preset))
+        audit = stack.enter_context(SympyAudit(*limits)) if options.audit == "sympy" else None
         while batch := list(itertools.islice(rows, BATCH_ROWS)):
             texts, answers = [row.text for row in batch], [row.gold for row in batch]
-            new = []
-            for row, grade in zip(batch, grader.grade(texts, answers, options.mode), strict=True):
+            grades, new = grader.grade(texts, answers, options.mode), []
+            opinions = audit.judge([one.answer for one in grades], answers) if audit else grades
+            for row, grade, opinion in zip(batch, grades, opinions, strict=True):
                 verdict = {"row": row.number, "gold": row.gold} | grade._asdict()
                 del verdict["parts"]  # the math grader has none
+                if isinstance(opinion, SecondOpinion):
+                    verdict |= {"sympy": opinion.equal, "sympy_reason": opinion.reason}
                 new.append(_finite(_beside(row.fields, verdict)))
                 summary.add(verdict)
             done.append(new)
@@ -255,6 +294,8 @@ def _identity(source: epath.Path, options: GradeOptions) -> dict[str, Any]:
     """The identity of the output: the input's bytes and the options of reading and comparing."""
     names = ("text_field", "gold_field", "mode", "preset", "timeout_s", "memory_limit_bytes")
     found = {name: getattr(options, name) for name in names}
+    if options.audit != "none":
+        found["audit"] = options.audit
     for name, path in (("input", source), ("problems", as_place(options.problems or os.devnull))):
         digest = hashlib.sha256()
         with path.open("rb") as file:

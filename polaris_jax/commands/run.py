@@ -72,6 +72,8 @@ def _describe(error: Exception) -> str:
     text = str(error)
     if isinstance(error, ConfigError) or (isinstance(error, ValueError | RuntimeError) and text):
         return text
+    if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").split(".")[0]):
+        return f"{name} is not installed; `polaris doctor` lists what is missing and how to get it"
     if isinstance(error, OSError):
         remedy = f"; {_REMEDIES[number]}" if (number := error.errno or 0) in _REMEDIES else ""
         return f"{error.filename or ''}: {error.strerror or text}".lstrip(": ") + remedy

@@ -17,9 +17,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any, Literal
 
 from polaris_jax.config.data import PROMPT_SUFFIX, ArithmeticSection, DataSection, WarmstartSection
 from polaris_jax.config.rules import check_mesh, check_pages, row_unit_tokens, validate
@@ -52,6 +50,9 @@ from polaris_jax.config.settings import (
     config_fields,
     declared_name,
 )
+
+if TYPE_CHECKING:  # imported inside functions: `polaris grade` needs no ml_collections
+    from ml_collections import ConfigDict
 
 __all__ = [
     "ADDED_FIELDS",
@@ -123,6 +124,8 @@ def stage(**fields: Any) -> ConfigDict:
 
 def lock(config: ConfigDict) -> ConfigDict:
     """Locks a config, its sections, and the dicts inside lists, which `lock()` would not lock."""
+    from ml_collections import ConfigDict
+
     for value in config.values():
         if isinstance(value, ConfigDict):
             lock(value)
@@ -134,6 +137,8 @@ def lock(config: ConfigDict) -> ConfigDict:
 
 
 def _to_config_dict(section: Any) -> ConfigDict:
+    from ml_collections import ConfigDict
+
     def convert(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return _to_config_dict(value)
@@ -161,6 +166,8 @@ def build_config(config: Mapping[str, Any] | ConfigDict) -> RunConfig:
 
 
 def _build(cls: type, mapping: Any, path: str) -> Any:
+    from ml_collections import ConfigDict
+
     if not isinstance(mapping, Mapping | ConfigDict):
         name = path.removesuffix(".") or "config"
         raise ConfigError(f"{name}={mapping!r}: expected a section with fields")

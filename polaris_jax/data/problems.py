@@ -25,9 +25,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-from etils import epath
+from typing import TYPE_CHECKING, Any
 
 from polaris_jax.data.filters import deduplicate
 from polaris_jax.data.rows import COLUMNS, PROBLEM_FIELDS, RowError, lost_parts, parse_row
@@ -36,6 +34,9 @@ from polaris_jax.data.tables import EXTRA, JSON_ANSWERS, TURNS
 from polaris_jax.records import Problem
 from polaris_jax.system.files import AnyPath, write_bytes
 from polaris_jax.system.foreign import printable
+
+if TYPE_CHECKING:
+    from etils import epath
 
 FIELD = "data.problems"  # the field that errors of this module and of `sources` name
 MADE_OF = b"polaris_made_of"  # in the metadata of a parquet file

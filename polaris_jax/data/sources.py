@@ -10,9 +10,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
-
-from etils import epath
+from typing import TYPE_CHECKING, Any
 
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.system.files import as_place, files_below
@@ -26,6 +24,9 @@ from polaris_jax.system.foreign import (
     read_json,
     shown,
 )
+
+if TYPE_CHECKING:
+    from etils import epath
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
 # At the start of a word (math_train, trainset, MathTrain): "constraints" is no split.
@@ -158,6 +159,7 @@ def download_dataset(name: str) -> epath.Path:
     Raises:
         DataError: the data set does not exist or is not accessible, or there is no network.
     """
+    from etils import epath
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -15,11 +15,9 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from etils import epath
-
 from polaris_jax.data.sources import UNREAD, DataError, Row
 from polaris_jax.system.child import Child, ChildFailure, answers
-from polaris_jax.system.files import is_remote
+from polaris_jax.system.files import epath, is_remote
 from polaris_jax.system.foreign import (
     LINE_BYTES,
     one_line,

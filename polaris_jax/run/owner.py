@@ -18,14 +18,15 @@ import secrets
 import socket
 import time
 from collections.abc import Collection, Iterator
-from typing import TextIO
-
-from etils import epath
+from typing import TYPE_CHECKING, TextIO
 
 from polaris_jax.config import ConfigError
 from polaris_jax.system.files import delete_partials, is_remote, write_json
 from polaris_jax.system.foreign import CONFIG_BYTES, read_json
 from polaris_jax.system.progress import Progress
+
+if TYPE_CHECKING:
+    from etils import epath
 
 RETRY_S = 0.1
 

@@ -23,15 +23,16 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from etils import epath
+from typing import TYPE_CHECKING, Any
 
 from polaris_jax.config import ConfigError
 from polaris_jax.run.identity import refuse_other_inputs
 from polaris_jax.system.files import AnyPath, append_bytes, as_place, write_bytes
 from polaris_jax.system.foreign import require_regular
 from polaris_jax.system.progress import say
+
+if TYPE_CHECKING:
+    from etils import epath
 
 IDENTITY = ".identity.json"
 _REMEDY = "restore the file, or move both away to begin anew"

@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar, cast
 
 import numpy as np
-from etils import epath
 
 from polaris_jax.config.settings import ConfigError
-from polaris_jax.system.files import AnyPath, is_remote
+from polaris_jax.system.files import AnyPath, epath, is_remote
 from polaris_jax.system.text import one_line, printable
 
 T = TypeVar("T")

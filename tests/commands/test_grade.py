@@ -253,3 +253,25 @@ def test_the_columns_of_the_input_stay(tmp_path: Path) -> None:
         assert new["text"] == row["text"] and new["gold"] == row["answer"]
         assert (new["id"], new["tags"]) == (row["id"], row["tags"])
         assert (new["input_reward"], new["input_answer"]) == (row["reward"], row["answer"])
+
+
+def test_an_audit_lists_the_pairs_on_which_sympy_differs(tmp_path: Path, capsys) -> None:
+    pairs = [("1/2", "0.5"), ("0.6666666666666666", "2/3"), ("3", "4"), ("\\text{no}", "5")]
+    rows = [{"text": f"\\boxed{{{answer}}}", "gold": gold} for answer, gold in pairs]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    command = ["grade", f"--input={source}", f"--out={out}", "--audit=sympy"]
+    for _ in range(2):  # the second call reads the finished rows
+        assert main(command) == 0
+        printed = capsys.readouterr().out
+        assert "sympy: agrees on 2, differs on 1, no verdict on 1" in printed
+        assert "row 2: '0.6666666666666666' for '2/3': we say equal (rounding)" in printed
+    assert [row["sympy"] for row in graded(out)] == [True, False, False, None]
+    assert graded(out)[3]["sympy_reason"].startswith("not compared as values")
+
+
+def test_a_column_named_sympy_is_no_audit(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"text": "\\boxed{1}", "gold": "1", "sympy": "mine"}])
+    for _ in range(2):
+        summary = grade_file(source, tmp_path / "out.jsonl", GradeOptions(), progress=quiet())
+    assert "sympy" not in summary.table()
+    assert graded(tmp_path / "out.jsonl")[0]["sympy"] == "mine"
