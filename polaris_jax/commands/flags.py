@@ -29,7 +29,11 @@ Define = Callable[[flags.FlagValues], None]
 
 
 class HelpRequested(Exception):
-    """--help was given; carries the text."""
+    """--help was given; carries the text, and the flags in `values`."""
+
+    def __init__(self, text: str, values: flags.FlagValues) -> None:
+        super().__init__(text)
+        self.values = values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +104,7 @@ def parse(
     if define is not None:
         define(values)
     if asked:
-        raise HelpRequested(_help(doc, values, asked[0] if takes_config else None))
+        raise HelpRequested(_help(doc, values, asked[0] if takes_config else None), values)
     if takes_config and not path:
         _require_known(name, words, values)
         raise ConfigError("--config: needed; name a file like configs/tiny_cpu.py")
@@ -136,7 +140,9 @@ def _help(doc: str, values: flags.FlagValues, section: str | None) -> str:
     """The command's help, or the fields of one section of the config."""
     if section:
         return f"--config.FIELD=VALUE overrides a field.\n\n{fields_text(section)}"
-    text = f"{doc.strip()}\n\nFlags:\n{_flag_lines(values)}"
+    text = doc.strip()
+    if lines := _flag_lines(values):
+        text += f"\n\nFlags:\n{lines}"
     if "config" not in values:
         return text
     return "\n".join(
@@ -160,7 +166,7 @@ def _flag_lines(values: flags.FlagValues) -> str:
             texts[name] = f"{' '.join(flag.help.split())}{default}"
             if name == "config":
                 texts["config.A.B=V"] = "overrides a field, --config.stages[0].A=V one of a stage"
-    width = max(map(len, texts))
+    width = max(map(len, texts), default=0)
     return "\n".join(f"  --{name:<{width}}  {text}" for name, text in texts.items())
 
 
