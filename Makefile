@@ -22,7 +22,7 @@ ARGS ?=
 SEED ?= 0
 
 .PHONY: help demo demo-real demo-seeds ablations ablations-all test test-quick test-slow test-oldest \
-  lint style bench bench-gpu bench-grader bench-sampler docs drills house audit constraints dist \
+  lint style bench bench-gpu bench-grader bench-sampler docs drills house audit constraints dist docker-steps \
   venv venv-tpu venv-cuda12 venv-cuda13
 
 help:  ## this list
@@ -116,6 +116,9 @@ dist:  ## sdist and wheel in workdirs/dist, checked by twine; publishes nothing
 	rm -f $(DIST)/*.whl $(DIST)/*.tar.gz
 	$(DIST)/venv/bin/python -m build --outdir $(DIST)
 	$(DIST)/venv/bin/twine check --strict $(DIST)/*.whl $(DIST)/*.tar.gz
+
+docker-steps: $(DEV)  ## the Dockerfile's steps for a CPU in a fresh venv, without Docker
+	$(BIN)/python -m tests.support.docker_steps --target cpu --root workdirs/docker_steps $(ARGS)
 
 venv: $(DEV)  ## only make .venv with everything that the tests need
 
