@@ -1,0 +1,18 @@
+# Name of each command, which is that of its module, and what `polaris --help` says of it.
+COMMANDS = {
+    "prepare": "problems from files or data sets: validate, deduplicate, filter",
+    "calibrate": "how hard each problem is for this model; the curated set",
+    "probe": "temperature sweep, zones, the temperature to begin with",
+    "train": "all stages of the recipe; resumes by itself",
+    "evaluate": "avg@k, pass@k, accuracy by length and by token budget",
+    "grade": "responses against gold answers, with the reason of each verdict",
+    "plan": "does a config fit a pod; compiles without one",
+    "status": "where a run stands: step, time left, last score, hosts, warnings",
+    "show": "a run's responses, readable: question, gold, rewards, reasons",
+    "ablate": "arms x seeds of whole runs, and what their differences are worth",
+    "report": "every figure of a run and one report.html",
+    "convert": "Hugging Face, GGUF and Orbax checkpoints into one another",
+    "generate": "complete one prompt on the terminal",
+    "doctor": "what this machine has and lacks: versions, devices, memory, a self test",
+    "completion": "a script that lets bash, zsh or fish complete commands and flags",
+}

@@ -17,6 +17,7 @@ import shlex
 import typing
 from collections.abc import Callable, Sequence
 
+from polaris_jax.commands import COMMANDS
 from polaris_jax.commands.config_file import shipped_configs
 from polaris_jax.commands.flags import HelpRequested, parse
 from polaris_jax.config import SETTINGS, ConfigError
@@ -48,8 +49,6 @@ def main(argv: list[str]) -> int:
     if len(words) != 1 or words[0] not in SHELLS:
         given = f"{' '.join(words)!r}: " if words else ""
         raise ConfigError(f"{given}name one shell: polaris completion {'|'.join(SHELLS)}")
-    from polaris_jax.__main__ import COMMANDS
-
     commands = {name: (text, flags_of(name)) for name, text in COMMANDS.items()}
     print(SHELLS[words[0]](commands), end="")
     return 0
