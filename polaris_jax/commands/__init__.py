@@ -1,3 +1,5 @@
+"""One module a command, and the table of them."""
+
 # Name of each command, which is that of its module, and what `polaris --help` says of it.
 COMMANDS = {
     "prepare": "problems from files or data sets: validate, deduplicate, filter",
