@@ -37,6 +37,7 @@ DEVICES_S, SELF_TEST_S = 120.0, 180.0  # deadlines of the child processes on a l
 OPTIONAL = {
     "gcsfs": "gs:// workdirs: pip install 'polaris_jax[gcs]'",
     "s3fs": "s3:// workdirs: pip install 'polaris_jax[s3]'",
+    "datasets": "a Hub data set's config, split and revision: pip install 'polaris_jax[hub]'",
     "wandb": "metrics.wandb: pip install 'polaris_jax[wandb]'",
     "google-jetstream": "JetStream's own clients: pip install --no-deps -r "
     "requirements-jetstream.txt",
@@ -156,7 +157,8 @@ def devices() -> Iterator[Finding]:
     if platform_name == "cpu" and _has_nvidia():
         yield Finding(
             "note",
-            "an NVIDIA GPU is here and jax does not use it: pip install 'polaris_jax[cuda12]'",
+            "an NVIDIA GPU is here and jax does not use it: pip install 'polaris_jax[cuda12]', or "
+            "[cuda13] if nvidia-smi shows CUDA 13",
         )
     if platform_name == "cpu" and any(Path("/dev").glob("accel*")):
         yield Finding(
