@@ -7,6 +7,6 @@ from polaris_jax.demo.chains import Mix
 
 
 def easy() -> Iterator[dict[str, str]]:
-    """96 problems of one or two steps."""
-    for problem in arithmetic_problems(96, 0, mix=Mix(1, 2))[0]:
+    """192 problems of one or two steps."""
+    for problem in arithmetic_problems(192, 0, mix=Mix(1, 2))[0]:
         yield {"id": problem.id, "problem": problem.problem, "answer": str(problem.answer)}

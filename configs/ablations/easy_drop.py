@@ -11,11 +11,10 @@ from pathlib import Path
 from polaris_jax.ablate import Arm
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
-MASTERS_EASY = {"warmstart.slip_rate": 0.4, "data.arithmetic.min_steps": 1}
 
 TABLE = task["table"](
     Arm("kept", {"stages[0].drop_above": 1.0}),
     Arm("dropped", {"stages[0].drop_above": 0.9}),
     config="configs/demo.py:two_stages",
-    overrides={**task["BOTH"], **MASTERS_EASY},
+    overrides={**task["BOTH"]},
 )

@@ -2,7 +2,8 @@
 
     polaris ablate configs/ablations/length.py --out workdirs/ablations/length
 
-Problems have 3 to 8 steps, and the short budget cuts the solutions of those with more than about 4.
+Problems have 3 to 8 steps. Half of the base's texts are careful, and the short budget cuts those of
+more than about 4 steps; the hurried ones fit, and are mostly wrong.
 
 Expected before the runs: the short budget loses on the long problems, and a long second stage wins
 most of that back.
@@ -16,6 +17,7 @@ from polaris_jax.ablate import Arm
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
 SHORT, LONG = 40, 96
 TO_8_STEPS = {
+    "warmstart.slip_rate": 0.3,
     "data.arithmetic.min_steps": 3,
     "data.arithmetic.max_steps": 8,
     "warmstart.max_steps": 8,

@@ -2,10 +2,10 @@
 
     polaris ablate configs/ablations/parts.py --out workdirs/ablations/parts
 
-Expected before the runs: rescue gains, since most problems are never solved at first and return
-every eight steps; substitution gains little or nothing, since copies bring no new problem; dynamic
-sampling pays for its informative groups with twice the tokens a step, and has as many tokens in all
-as plain GRPO.
+Expected before the runs: rescue gains, since two fifths of the problems are never solved at first
+and every problem returns after sixteen steps; substitution gains little or nothing, since copies
+bring no new problem; dynamic sampling pays for its informative groups with two to three times the
+tokens a step, and has as many tokens in all as plain GRPO.
 """
 
 import runpy

@@ -35,6 +35,7 @@ TABLE = task["table"](
     *(arm(steps, factor) for steps in (3, 5, 6, 7, 8) for factor in FACTORS),
     overrides={
         "warmstart.slip_rate": 0.0,
+        "warmstart.habits": 0.0,
         "warmstart.steps": 1200,
         "data.max_prompt_tokens": 96,
         "evaluate.max_response_tokens": 96,

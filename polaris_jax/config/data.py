@@ -127,6 +127,13 @@ class WarmstartSection:
         at_most=MAX_SLIP_RATE,
         rule=f"must lie in [0, {MAX_SLIP_RATE}], as a text of many slips has no higher rate",
     )
+    habits: float = setting(
+        0.0,
+        "Share of the arithmetic facts that the texts mostly have wrong, each in a way of its own.",
+        at_least=0,
+        at_most=1,
+        before=0.0,
+    )
     min_steps: int = setting(1, "Fewest steps of a text's problem.", above=0, before=1)
     max_steps: int = setting(5, "Most steps of a text's problem.", above=0, before=5)
     families: tuple[str, ...] = setting((), "Families of the texts; (): all.", before=[])

@@ -14,13 +14,18 @@ Supervised texts come in two hands, as found text does:
 A model warm-started on them writes both. Its errors are a habit and not noise at the end of a
 distribution, so that sampling colder does not remove them; reinforcement learning can, because the
 careful hand is there to be found. It costs more tokens, which is why the response budget matters.
+
+That is one choice, and plain GRPO learns it in ten steps. Wrong facts are many (`habit`): the texts
+mostly have 7 + 5 at 14 and 9 - 3 at 5, in either hand, and right in one case of ten. A problem with
+no such fact is always solved, one with three hardly ever, and each fact is learned for itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -39,6 +44,8 @@ from polaris_jax.records import Problem
 HURRIED_SLIPS = (1,)  # always one too many: slips of one text never cancel out
 CAREFUL_SLIPS = (-2, -1, 1, 2)
 HURRIED_SLIP_RATE = MAX_SLIP_RATE  # share of a hurried text's results that are one off
+HABITS = (-3, -2, -1, 1, 2, 3)  # how far off a fact is: no single correction mends them all
+HABIT_RATE = 0.9  # share of the texts that have such a fact wrong
 CAREFUL_SLIP_SHARE = 1 / 6  # a careful text's slip rate, as a share of the overall rate
 
 _PEOPLE = (("Ann", "She"), ("Eve", "She"), ("Mia", "She"), ("Bob", "He"), ("Tom", "He"))
@@ -86,7 +93,7 @@ def arithmetic_problems(
 
 
 def supervised_examples(
-    count: int, *, seed: int, slip_rate: float, mix: Mix = DEFAULT_MIX
+    count: int, *, seed: int, slip_rate: float, habits: float = 0.0, mix: Mix = DEFAULT_MIX
 ) -> list[tuple[Problem, str]]:
     """Problems with a written-out solution each, some of which slip: what a warm start learns from.
 
@@ -100,6 +107,8 @@ def supervised_examples(
         seed: seed of the draw, not negative.
         slip_rate: share of intermediate results that carry a slip, in [0, 0.6]; 0 gives careful,
             right texts only.
+        habits: share of the facts that have a `habit`, which is written in `HABIT_RATE` of the
+            cases, in either hand.
         mix: which problems.
 
     Returns:
@@ -126,7 +135,7 @@ def supervised_examples(
         hurried = rng.random() < hurried_share
         rate = HURRIED_SLIP_RATE if hurried else careful_rate
         slips = HURRIED_SLIPS if hurried else CAREFUL_SLIPS
-        values = _slipped_values(chain, rng, rate, slips)
+        values = _slipped_values(chain, rng, rate, slips, lambda *fact: habit(*fact, seed, habits))
         examples.append((_tell(chain, rng), solution(chain, values, hurried=hurried)))
     return examples
 
@@ -226,8 +235,29 @@ def _tell(chain: Chain, rng: np.random.Generator) -> Problem:
     )
 
 
+def habit(value: int, op: str, n: int, seed: int, share: float) -> int:
+    """How far off most texts of a warm start have the result of `value op n`; 0: it is right.
+
+    A larger share adds habits and changes none.
+
+    Args:
+        value: the value before the step.
+        op: the step's operation.
+        n: its operand.
+        seed: the warm start's seed; each has other habits.
+        share: share of all facts that have a habit, in [0, 1].
+    """
+    digest = hashlib.sha256(f"{seed}:{value}{op}{n}".encode()).digest()
+    reached = int.from_bytes(digest[:4]) < share * 2**32
+    return HABITS[digest[4] % len(HABITS)] if reached else 0
+
+
 def _slipped_values(
-    chain: Chain, rng: np.random.Generator, rate: float, slips: tuple[int, ...]
+    chain: Chain,
+    rng: np.random.Generator,
+    rate: float,
+    slips: tuple[int, ...],
+    habit_of: Callable[[int, str, int], int],
 ) -> list[int]:
     """The results that a text writes when each slips with probability `rate`.
 
@@ -237,10 +267,14 @@ def _slipped_values(
     values: list[int] = []
     value = chain.start
     for index, step in enumerate(chain.steps):
+        usual = habit_of(value, *step)
         value = run_steps(value, [step])[0]
-        if rng.random() < rate:
+        own = slips if rng.random() < rate else ()
+        if usual and rng.random() < HABIT_RATE:
+            own = (usual,)
+        if own:
             rest = chain.steps[index + 1 :]
-            ends = {value + slip: [value + slip, *run_steps(value + slip, rest)] for slip in slips}
+            ends = {value + slip: [value + slip, *run_steps(value + slip, rest)] for slip in own}
             allowed = [v for v, run in ends.items() if min(run) >= 0 and run[-1] != chain.answer]
             if allowed:
                 value = allowed[rng.integers(len(allowed))]

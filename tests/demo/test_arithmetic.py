@@ -10,7 +10,13 @@ import pytest
 from polaris_jax.config import ConfigError
 from polaris_jax.data.filters import normalized_text
 from polaris_jax.demo import arithmetic, chains
-from polaris_jax.demo.arithmetic import arithmetic_problems, solution, supervised_examples
+from polaris_jax.demo.arithmetic import (
+    HABIT_RATE,
+    arithmetic_problems,
+    habit,
+    solution,
+    supervised_examples,
+)
 from polaris_jax.demo.chains import FAMILIES, LARGEST_VALUE, Chain, Mix
 from tests.tolerances import SLIP_RATE_ATOL
 
@@ -187,6 +193,36 @@ def test_both_hands_occur_and_the_careful_one_is_longer_and_righter():
     assert solution(chain, [13, 9], hurried=True) == (
         "<think>7 + 5 = 13, 13 - 4 = 9</think>\n\\boxed{9}"
     )
+
+
+def test_habits_are_facts_that_most_texts_have_wrong_in_the_same_way():
+    share, results = 0.3, collections.defaultdict(collections.Counter)
+    for problem, text in supervised_examples(6000, seed=6, slip_rate=0.0, habits=share):
+        steps = read_steps(text)
+        for op, n, before, after in ((op, n, a, c) for a, op, n, c in steps):
+            results[before, op, n][after - APPLY[op](before, n)] += 1
+        errors = [c != APPLY[op](a, n) for a, op, n, c in steps]
+        assert (f"{{{problem.answer}}}" in text) == (not any(errors)), "habits never cancel out"
+    wrong = 0
+    for (before, op, n), offsets in results.items():
+        usual = habit(before, op, n, 6, share)
+        assert set(offsets) <= {0, usual}, "a fact has one habit"
+        wrong += usual != 0
+        count = sum(offsets.values())
+        if usual and count >= 100:  # 0.9 of the cases, if the rest of the chain allows it
+            assert offsets[usual] / count < HABIT_RATE + 4 * (0.09 / count) ** 0.5
+            assert offsets[usual] / count > 0.5
+    assert abs(wrong / len(results) - share) < 4 * (0.21 / len(results)) ** 0.5
+
+
+def test_a_larger_share_adds_habits_and_another_seed_has_others():
+    facts = [(value, op, n) for value in range(1, 21) for op in "+-*" for n in range(2, 10)]
+    few = {fact: habit(*fact, 0, 0.2) for fact in facts}
+    many = {fact: habit(*fact, 0, 0.6) for fact in facts}
+    assert all(many[fact] == usual for fact, usual in few.items() if usual)
+    assert sum(map(bool, few.values())) < sum(map(bool, many.values()))
+    assert few != {fact: habit(*fact, 1, 0.2) for fact in facts}
+    assert not any(habit(*fact, 0, 0.0) for fact in facts)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 0.61, 1.0])
