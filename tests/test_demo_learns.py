@@ -11,10 +11,10 @@ from tests.support.micro_run import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo learns"), pytest.mark.timeout(1800)]
 
-STEPS = 60
+STEPS = 120
 # Gain of the held-out score, as a share, from before to after training; chance alone moves a score
 # of 128 x 4 responses by one or two points.
-LEAST_GAIN, MOST_OF_A_CONTROL = 0.04, 0.025
+LEAST_GAIN, MOST_OF_A_CONTROL = 0.06, 0.025  # plain GRPO gains 0.125 from this base
 
 
 def polaris(*words):
