@@ -64,7 +64,8 @@ def get_config(target: str = "") -> ConfigDict:
     config.probe.n = 4  # 7% of the demo's tokens; zones of a real run need 2,048 samples
 
     count = 2 if target in ("two_stages", "recipe") else 1
-    config.stages = [stage(steps=100, max_response_tokens=72, temperature=1.0) for _ in range(count)]
+    fields = {"steps": 100, "max_response_tokens": 72, "temperature": 1.0}
+    config.stages = [stage(**fields) for _ in range(count)]
     if target == "recipe":
         config.stages[0].temperature_rule = "probe"
         config.stages[1].temperature_rule = "match_diversity"
