@@ -14,6 +14,13 @@ from ml_collections import ConfigDict
 from polaris_jax.assemble import Parts, assemble
 from polaris_jax.config import RunConfig, build_config
 from polaris_jax.measure.held_out import held_out_score, score_before
+from polaris_jax.measure.workload import (
+    UNKNOWN,
+    Forecast,
+    before_text,
+    first_step_text,
+    training_left,
+)
 from polaris_jax.metrics.writer import reduce_metrics
 from polaris_jax.rollout import RolloutAborted
 from polaris_jax.run.outputs import step_text
@@ -26,7 +33,7 @@ from polaris_jax.step import step
 from polaris_jax.system.console import open_console
 from polaris_jax.system.failures import at_run_time
 from polaris_jax.system.files import as_place
-from polaris_jax.system.processes import any_process, process_index
+from polaris_jax.system.processes import any_process, process_count, process_index
 from polaris_jax.system.signals import StopRequest
 
 
@@ -37,6 +44,7 @@ def run(
     overwrite: bool = False,
     start: StartAt | None = None,
     stop: StopRequest | None = None,
+    forecast: Forecast = UNKNOWN,
 ) -> RunState:
     """Trains in `workdir`, or continues the run that it holds, and returns the last state.
 
@@ -49,6 +57,8 @@ def run(
         overwrite: delete what an earlier training left in the workdir.
         start: begin at a later stage, from another run's checkpoint.
         stop: records the signal that ended the run; made here if not given.
+        forecast: what is known of the machine's speed, for the line that says how long a run of
+            more than an hour takes.
 
     Raises:
         ConfigError: config, problems, model, devices or workdir do not suit one another.
@@ -62,7 +72,7 @@ def run(
         assemble(config, workdir, progress=progress, overwrite=overwrite) as parts,
     ):
         # No name for the first state: it would keep what the run outgrows in memory.
-        state = train(parts, open_state(parts, start), stop=stop)
+        state = train(parts, announced(parts, open_state(parts, start), forecast), stop=stop)
         by = "" if stop.signal is None else f" by {stop.signal.name}"
         parts.outputs.note_end("finished" if state.done else f"stopped{by}", state.counts)
     if state.done and parts.outputs.first_line == state.step:
@@ -78,6 +88,14 @@ def run(
     if state.done:
         for text in closing_lines(workdir, state):
             progress.line(text)
+    return state
+
+
+def announced(parts: Parts, state: RunState, forecast: Forecast) -> RunState:
+    """The state; prints what the run will sample if that takes more than an hour."""
+    left = training_left(parts.config, state.stage, state.next_stage)
+    if not state.stage.finished and (text := before_text("train", left, forecast)):
+        parts.progress.line(text)
     return state
 
 
@@ -184,6 +202,11 @@ def write_timing(parts: Parts, state: RunState) -> None:
     )
     number = state.step - 1
     parts.outputs.write_timing(number, line)
+    if number == parts.outputs.first_line:
+        samplers = process_count() // parts.config.rollout.processes
+        position = state.stage, state.next_stage
+        if text := first_step_text(parts.config, *position, line, samplers=samplers):
+            parts.progress.line(text)
     for warning in (
         parts.clock.grace_warning(line, parts.config.checkpoint),
         failed_grading(line, step=number, section=parts.config.guards),

@@ -214,6 +214,25 @@ def load_any(path: epath.Path, *, dtype: str = "float32") -> tuple[Decoder, Any]
     return Decoder.from_params(config, params), tokenizer
 
 
+def describe_step(step: epath.Path) -> tuple[ModelConfig, epath.Path]:
+    """The architecture of a step's weights, and the folder where its tokenizer would be.
+
+    No weights are read.
+
+    Args:
+        step: directory of a complete step.
+
+    Raises:
+        ConfigError: the step does not record its architecture.
+    """
+    checkpointer = Checkpointer.of(step)
+    where = f"checkpoint {step.name} in {checkpointer.directory}"
+    config = _architecture(checkpointer.facts(int(step.name))["architecture"], where)
+    beside = epath.Path(checkpointer.directory / TOKENIZER)
+    end_ids = read_end_ids(beside, vocab_size=config.vocab_size)
+    return dataclasses.replace(config, end_ids=end_ids), beside
+
+
 def _open_orbax(path: os.PathLike[str]) -> tuple[CheckpointWeights, epath.Path]:
     """The newest complete step's weights, and the path where its tokenizer would be."""
     checkpointer = Checkpointer.of(os.fspath(path))

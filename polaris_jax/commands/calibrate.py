@@ -2,25 +2,47 @@
 
 Samples `calibrate.n` responses a problem; leaves difficulty.parquet, curated.parquet,
 difficulty.png and calibrate.json. Rerun it to continue where it stopped.
+`--checkpoint=latest` takes the workdir's newest checkpoint in place of the base model, a path any
+other (Orbax or Hugging Face); `--tag=after` then leaves after_difficulty.parquet and so on.
+`--config.calibrate.keep_responses=true` keeps the responses in calibrate_responses/.
+`--compare A B` samples nothing: it draws two models' pass rates side by side, and which problems
+each of them solves. A and B are workdirs, difficulty.parquet files, or accuracy logs of the
+original's format (jsonl). Leaves difficulty_compared.json and .png in `--out`.
 
 Example:
   polaris calibrate --config=configs/polaris_4b.py --workdir=runs/4b
+  polaris calibrate --compare runs/1p7b runs/4b --out figures
 """
 
 from __future__ import annotations
 
-from polaris_jax.commands.flags import parse
+from polaris_jax.commands.compare import compare_command
+from polaris_jax.commands.flags import check_tag, define_policy, parse
 from polaris_jax.commands.run import start_jax
 from polaris_jax.system.signals import begin_work
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
-    command = parse("calibrate", argv, doc=__doc__ or "")
+    if (compared := compare_command("calibrate", argv, doc=__doc__ or "", most=2)) is not None:
+        from polaris_jax.measure.compare_difficulty import compare_difficulty
+
+        compare_difficulty(compared.sources, compared.names, compared.out, say=print)
+        return 0
+    command = parse("calibrate", argv, doc=__doc__ or "", define=define_policy)
+    check_tag(command)
     start_jax(command)
+    from polaris_jax.commands.forecast import machine_forecast
     from polaris_jax.measure.calibrate import calibrate
     from polaris_jax.system.console import open_console
 
     begin_work()
-    calibrate(command.config, command.workdir, progress=open_console())
+    calibrate(
+        command.config,
+        command.workdir,
+        progress=open_console(),
+        checkpoint=command.flags["checkpoint"],
+        tag=command.flags["tag"],
+        forecast=machine_forecast(command.config),
+    )
     return 0

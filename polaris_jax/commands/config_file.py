@@ -42,6 +42,7 @@ _MISSPELT = (
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=(.*))?", re.DOTALL)
 _PART = re.compile(r"(\w+)(?:\[(.*)\])?")
 _NUMBERS = re.compile(r"[(\[]?\s*(\d+(\s*,\s*\d+)*\s*,?)?\s*[)\]]?")
+_DECIMALS = re.compile(r"[(\[]?\s*([\d.]+(\s*,\s*[\d.]+)*\s*,?)?\s*[)\]]?")
 _TRUTHS = ("true", "t", "1", "false", "f", "0")
 
 
@@ -303,6 +304,9 @@ def _check_value(given: str, hint: Any, value: str | None, like: str) -> None:
         raise ConfigError(f"{given}: expected a number{like}")
     if hint == tuple[int, ...] and not _NUMBERS.fullmatch(value.strip()):
         raise ConfigError(f"{given}: expected whole numbers{like}")
+    if hint == tuple[float, ...] and not _DECIMALS.fullmatch(value.strip()):
+        raise ConfigError(f"{given}: expected numbers{like}")
+        raise ConfigError(f"{given}: expected whole numbers{like}")
 
 
 def _converts(*attempts: Any) -> bool:
@@ -318,8 +322,8 @@ def _converts(*attempts: Any) -> bool:
 def _like(field: str, value: Any, hint: Any) -> str:
     """`, like --config.field=value`, with what the config holds."""
     if isinstance(value, tuple | list):
-        example = ("one", "two") if hint == tuple[str, ...] else (16384, 32768)
-        value = f"({','.join(map(str, value or example))})"
+        examples = {tuple[str, ...]: ("one", "two"), tuple[float, ...]: (0.6, 1.0, 1.4)}
+        value = f"({','.join(map(str, value or examples.get(hint, (16384, 32768))))})"
     return f", like --config.{field}={value}"
 
 

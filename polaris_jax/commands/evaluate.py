@@ -12,35 +12,17 @@ Example:
 
 from __future__ import annotations
 
-import re
-
-from absl import flags
-
-from polaris_jax.commands.flags import parse
+from polaris_jax.commands.flags import check_tag, define_policy, parse
 from polaris_jax.commands.run import start_jax
-from polaris_jax.config import ConfigError
 from polaris_jax.system.signals import begin_work
-
-
-def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "checkpoint",
-        "",
-        "path of a checkpoint, or latest; empty: the base model",
-        flag_values=values,
-    )
-    flags.DEFINE_string("tag", "", "text put before the file names", flag_values=values)
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
-    command = parse("evaluate", argv, doc=__doc__ or "", define=_define)
-    if not re.fullmatch(r"[A-Za-z0-9_-]*", command.flags["tag"]):
-        raise ConfigError(
-            f"--tag={command.flags['tag']}: it begins the names of files; take letters, digits, - "
-            "and _ only, like --tag=before"
-        )
+    command = parse("evaluate", argv, doc=__doc__ or "", define=define_policy)
+    check_tag(command)
     start_jax(command)
+    from polaris_jax.commands.forecast import machine_forecast
     from polaris_jax.measure.evaluate import evaluate
     from polaris_jax.system.console import open_console
 
@@ -51,5 +33,6 @@ def main(argv: list[str]) -> int:
         progress=open_console(),
         checkpoint=command.flags["checkpoint"],
         tag=command.flags["tag"],
+        forecast=machine_forecast(command.config),
     )
     return 0

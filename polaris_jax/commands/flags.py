@@ -136,6 +136,26 @@ def parse(
     return Command(name, config, as_place(own["workdir"]), own)
 
 
+def define_policy(values: flags.FlagValues) -> None:
+    """Declares --checkpoint and --tag, the flags of commands that measure a policy."""
+    flags.DEFINE_string(
+        "checkpoint",
+        "",
+        "path of a checkpoint, or latest; empty: the base model",
+        flag_values=values,
+    )
+    flags.DEFINE_string("tag", "", "text put before the file names", flag_values=values)
+
+
+def check_tag(command: Command) -> None:
+    """Raises ConfigError unless --tag may begin the name of a file."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]*", command.flags["tag"]):
+        raise ConfigError(
+            f"--tag={command.flags['tag']}: it begins the names of files; take letters, digits, - "
+            "and _ only, like --tag=before"
+        )
+
+
 def _help(doc: str, values: flags.FlagValues, section: str | None) -> str:
     """The command's help, or the fields of one section of the config."""
     if section:

@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
         check_start(stage, as_place(source), config, workdir, overwrite=overwrite)
     when_stopped = stopped_status()
     start_jax(command)
+    from polaris_jax.commands.forecast import machine_forecast
     from polaris_jax.loop import run
     from polaris_jax.state import StartAt
     from polaris_jax.system.processes import any_process
@@ -62,7 +63,8 @@ def main(argv: list[str]) -> int:
     start = StartAt(stage, as_place(source)) if source else None
     stop = StopRequest()
     complete = not overwrite and has_finished(workdir)
-    state = run(config, workdir, overwrite=overwrite, start=start, stop=stop)
+    forecast = machine_forecast(config)
+    state = run(config, workdir, overwrite=overwrite, start=start, stop=stop, forecast=forecast)
     if state.done and state.guards.hopeless and not complete:
         return 1  # `run` has said why
     interrupted = any_process(stop.interrupted)  # one status in all processes

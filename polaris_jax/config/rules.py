@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
-from polaris_jax.config.sections import SETTINGS, MeshSection, RunConfig, StageSection
+from polaris_jax.config.sections import (
+    MIN_PROBE_STEP,
+    SETTINGS,
+    MeshSection,
+    RunConfig,
+    StageSection,
+)
 from polaris_jax.config.settings import config_fields, declared_name, require
 
 MAX_PROBE_TEMPERATURES = 1000
@@ -33,6 +40,7 @@ def validate(config: RunConfig) -> None:
     _check_row_len(config)
     _check_warmstart(config)
     _check_probe(config)
+    _check_calibrate(config)
     for name in config.guards.stop.replace(",", " ").split():
         require(
             name in GUARDS,
@@ -229,7 +237,56 @@ def _check_warmstart(config: RunConfig) -> None:
     require(w.head_dim % 2 == 0, "warmstart.head_dim", w.head_dim, "rotary width must be even")
 
 
+def _check_calibrate(config: RunConfig) -> None:
+    c = config.calibrate
+    require(
+        c.min_rate <= c.max_rate,
+        "calibrate.min_rate",
+        c.min_rate,
+        f"no pass rate lies in [{c.min_rate:g}, {c.max_rate:g}]; set it to "
+        f"calibrate.max_rate={c.max_rate:g} or less",
+    )
+
+
 def _check_probe(config: RunConfig) -> None:
+    if config.probe.temperatures:
+        _check_probed_list(config.probe.temperatures)
+    else:
+        _check_probed_range(config)
+    p = config.probe
+    further = "accuracy falls further in the exploration zone than in the robust one; set it to"
+    require(
+        p.cez_share >= p.rgz_share,
+        "probe.cez_share",
+        p.cez_share,
+        f"{further} probe.rgz_share={p.rgz_share:g} or more",
+    )
+    require(
+        p.cez_tolerance >= p.rgz_tolerance or p.cez_tolerance == 0,
+        "probe.cez_tolerance",
+        p.cez_tolerance,
+        f"{further} probe.rgz_tolerance={p.rgz_tolerance:g} or more, or to 0 for probe.cez_share",
+    )
+
+
+def _check_probed_list(temperatures: Sequence[float]) -> None:
+    steps = [b - a for a, b in itertools.pairwise(temperatures)]
+    require(
+        3 <= len(temperatures) <= MAX_PROBE_TEMPERATURES,
+        "probe.temperatures",
+        temperatures,
+        f"zones need 3 to {MAX_PROBE_TEMPERATURES} temperatures; name more, or leave it empty for "
+        "probe.start, probe.stop and probe.step",
+    )
+    require(
+        min(steps) > MIN_PROBE_STEP - 1e-9,
+        "probe.temperatures",
+        temperatures,
+        f"must ascend by at least {MIN_PROBE_STEP} each; sort the list and name each once",
+    )
+
+
+def _check_probed_range(config: RunConfig) -> None:
     p = config.probe
     count = (p.stop - p.start) / p.step + 1
     require(
@@ -245,19 +302,6 @@ def _check_probe(config: RunConfig) -> None:
         p.stop,
         f"zones need at least 3 temperatures; from probe.start={p.start:g} in steps of "
         f"{p.step:g} set it to {p.start + 2 * p.step:g} or more, or lower probe.step",
-    )
-    further = "accuracy falls further in the exploration zone than in the robust one; set it to"
-    require(
-        p.cez_share >= p.rgz_share,
-        "probe.cez_share",
-        p.cez_share,
-        f"{further} probe.rgz_share={p.rgz_share:g} or more",
-    )
-    require(
-        p.cez_tolerance >= p.rgz_tolerance or p.cez_tolerance == 0,
-        "probe.cez_tolerance",
-        p.cez_tolerance,
-        f"{further} probe.rgz_tolerance={p.rgz_tolerance:g} or more, or to 0 for probe.cez_share",
     )
 
 

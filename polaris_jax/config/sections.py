@@ -87,10 +87,26 @@ class CalibrateSection:
     n: int = setting(8, "Responses to each problem.", above=0)
     temperature: float = setting(0.6, "Sampling temperature.", above=0)
     max_response_tokens: int = setting(0, "Longest response; 0: the first stage's.", at_least=0)
-    preset: Literal["full", "drop_perfect", "aggressive"] = setting(
+    preset: Literal["full", "drop_perfect", "aggressive", "range"] = setting(
         "drop_perfect",
-        "Problems that stay: all, those not always solved, or those solved in at most half of the "
-        "responses.",
+        "Problems that stay: all, those not always solved, those solved in at most half of the "
+        "responses, or those whose pass rate lies in [min_rate, max_rate].",
+    )
+    min_rate: float = setting(
+        0.0, "Lowest pass rate that preset=range keeps.", at_least=0, at_most=1, before=0.0
+    )
+    max_rate: float = setting(
+        1.0, "Highest pass rate that preset=range keeps.", at_least=0, at_most=1, before=1.0
+    )
+    problems: int = setting(
+        0,
+        "Problems that are sampled, drawn by the seed; the others are in neither of the files that "
+        "it leaves. 0: all.",
+        at_least=0,
+        before=0,
+    )
+    keep_responses: bool = setting(
+        False, "Keep the responses, in the workdir's calibrate_responses/.", resume=YES
     )
     batch_prompts: int = setting(64, "Prompts between two saves.", above=0)
 
@@ -108,6 +124,20 @@ class ProbeSection:
         rule=f"temperatures must lie at least {MIN_PROBE_STEP} apart; set it to that or more, such "
         "as to 0.1",
         former=(0.1,),
+    )
+    temperatures: tuple[float, ...] = setting(
+        (),
+        "The temperatures in place of start, stop and step; three or more, ascending.",
+        above=0,
+        before=[],
+    )
+    refine: int = setting(
+        2,
+        "Temperatures added halfway to the next one at the borders of the robust and the "
+        "exploration zone, at most; none closer than 0.05 to another.",
+        at_least=0,
+        at_most=16,
+        before=0,
     )
     problems: int = setting(64, "Problems that are sampled.", above=0)
     n: int = setting(32, "Responses to each problem at each temperature.", above=0, former=(16,))

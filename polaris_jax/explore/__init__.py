@@ -1,6 +1,6 @@
 """Diversity of rollouts, temperature zones, and the choice of a temperature (numpy only)."""
 
-from polaris_jax.explore.diversity import distinct_ngrams, group_diversities
+from polaris_jax.explore.diversity import distinct_ngrams, diversity_stderr
 from polaris_jax.explore.temperature import (
     Candidate,
     Decision,
@@ -16,8 +16,8 @@ __all__ = [
     "Zones",
     "candidate_temperatures",
     "distinct_ngrams",
+    "diversity_stderr",
     "find_zones",
-    "group_diversities",
     "measure_candidate",
     "next_temperature",
 ]

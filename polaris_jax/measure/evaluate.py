@@ -14,31 +14,26 @@ from polaris_jax.assemble import (
     load_base,
     load_base_tokenizer,
 )
-from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.checkpoint.convert import is_orbax, load_any
-from polaris_jax.config import ConfigError, RunConfig
+from polaris_jax.checkpoint.convert import load_any
+from polaris_jax.config import RunConfig
 from polaris_jax.data.problem_sets import fitting
 from polaris_jax.data.problems import problems_digest
 from polaris_jax.evaluate.scoring import budgets_of, score_rows
-from polaris_jax.measure.inputs import (
-    base_inputs,
-    open_progress,
-    response_settings,
-    reward_identity,
-)
+from polaris_jax.measure.inputs import open_progress, response_settings, reward_identity
+from polaris_jax.measure.responses import response_row
 from polaris_jax.measure.solve import open_policy
+from polaris_jax.measure.weights import base_inputs, find_checkpoint
+from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.models import Decoder
 from polaris_jax.models.positions import check_evaluated_positions, yarn_scaling
 from polaris_jax.models.weights.identity import tokenizer_digests
-from polaris_jax.models.weights.sources import agree_on_weights
-from polaris_jax.records import Graded, Problem
+from polaris_jax.records import Problem
 from polaris_jax.report.figures import evaluation_figure
 from polaris_jax.reward.configured import check_reward
 from polaris_jax.run.owner import Ownership, command_owns
 from polaris_jax.run.progress_file import ProgressFile
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system import processes
-from polaris_jax.system.files import as_place
 from polaris_jax.system.progress import Progress
 
 BATCH_PROMPTS = 128
@@ -60,6 +55,7 @@ def evaluate(
     progress: Progress,
     checkpoint: str = "",
     tag: str = "",
+    forecast: Forecast = UNKNOWN,
 ) -> dict[str, Any]:
     """Scores a policy on the held-out problems -> eval.json, responses.jsonl, eval.png.
 
@@ -75,6 +71,7 @@ def evaluate(
         progress: gets lines and bars for a person.
         checkpoint: "" is the base model, "latest" the workdir's newest checkpoint, else a path.
         tag: put before the file names, e.g. `before` -> before_eval.json.
+        forecast: what is known of the machine's speed.
 
     Raises:
         ConfigError: there are no held-out problems or no such checkpoint, or a sequence needs more
@@ -90,7 +87,15 @@ def evaluate(
     ]
     primary = processes.is_first()
     with command_owns(workdir, "evaluate", writes=writes, primary=primary, tag=tag) as ownership:
-        return _evaluate(config, workdir, progress, ownership, checkpoint=checkpoint, tag=tag)
+        return _evaluate(
+            config,
+            workdir,
+            progress,
+            ownership,
+            checkpoint=checkpoint,
+            tag=tag,
+            forecast=forecast,
+        )
 
 
 def _evaluate(
@@ -101,6 +106,7 @@ def _evaluate(
     *,
     checkpoint: str,
     tag: str,
+    forecast: Forecast,
 ) -> dict[str, Any]:
     section, prefix = config.evaluate, f"{tag}_" if tag else ""
     max_response_tokens = section.max_response_tokens or config.stages[-1].max_response_tokens
@@ -126,8 +132,8 @@ def _evaluate(
     inputs, places = _inputs(config, workdir, progress, weights[1], checkpoint)
     inputs["problems"] = problems_digest(given, extras=True)
     places["problems"] = f"evaluate.problems={config.evaluate.problems}"
-    for yarn in passes:
-        done = open_progress(
+    files = {
+        yarn: open_progress(
             workdir / f"{prefix}responses{'_yarn' if yarn else ''}.jsonl",
             response_identity(
                 config, weights[0], problems, max_response_tokens=max_response_tokens, yarn=yarn
@@ -139,6 +145,13 @@ def _evaluate(
             places=places,
             may_write=ownership.check,
         )
+        for yarn in passes
+    }
+    left = sum(len(problems) * section.n - len(done.rows) for done in files.values())
+    batch = min(BATCH_PROMPTS, len(problems)) * section.n
+    work = [Batches(left, batch, section.n, max_response_tokens)]
+    workload = Workload("evaluate", work, forecast=forecast, progress=progress)
+    for yarn, done in files.items():
         rows = _respond(
             config,
             progress,
@@ -147,6 +160,7 @@ def _evaluate(
             max_response_tokens=max_response_tokens,
             done=done,
             yarn=yarn,
+            workload=workload,
         )
         results[yarn] = score_rows(
             rows,
@@ -182,10 +196,7 @@ def _weights(
 ) -> tuple[Decoder, Any]:
     if not checkpoint:
         return load_base(config, workdir, progress)
-    path = workdir / "checkpoints" if checkpoint == "latest" else as_place(checkpoint)
-    if not path.exists():
-        raise ConfigError(f"--checkpoint={checkpoint}: {path} does not exist")
-    _agree_on_checkpoint(path)
+    path, _ = find_checkpoint(workdir, checkpoint)
     model, tokenizer = load_any(path)
     return model, tokenizer or load_base_tokenizer(config)
 
@@ -205,21 +216,6 @@ def _inputs(
     return inputs, dict.fromkeys(inputs, f"--checkpoint={checkpoint}")
 
 
-def _agree_on_checkpoint(path: epath.Path) -> None:
-    """Raises ConfigError unless all processes find the same weights at `path`.
-
-    If `path` holds several steps, the first process chooses the step.
-    """
-    place = path
-    if is_orbax(path):
-        steps = Checkpointer.of(path)
-        newest = processes.gather_objects(max(steps.steps(), default=-1))[0]
-        if newest < 0:
-            return  # loading reports this error better
-        place = steps.directory / str(newest)
-    agree_on_weights(place, name="checkpoint")
-
-
 def _respond(
     config: RunConfig,
     progress: Progress,
@@ -229,6 +225,7 @@ def _respond(
     max_response_tokens: int,
     done: ProgressFile,
     yarn: bool,
+    workload: Workload,
 ) -> list[dict[str, Any]]:
     """Rows of responses.jsonl, sampled now or found from an earlier call."""
     section, rows = config.evaluate, list(done.rows)
@@ -249,6 +246,7 @@ def _respond(
         ) as policy,
         progress.phase("evaluate", len(problems) * section.n) as phase,
     ):
+        workload.starts()
         for first in range(0, len(waiting), BATCH_PROMPTS):
             batch = waiting[first : first + BATCH_PROMPTS]
             graded = policy.solve(
@@ -276,39 +274,8 @@ def _respond(
             done.append(new)
             rows += new
             phase.advance_to(len(rows))
+            workload.did(responses=len(new), tokens=graded.response_tokens)
     return rows
-
-
-def response_row(
-    problem: Problem, graded: Graded, p: int, r: int, prefixes: Mapping[int, float]
-) -> dict[str, Any]:
-    """A row of responses.jsonl: plain columns, and the problem's own columns behind them.
-
-    A column of the problem's that has the name of one of ours is called `extra_NAME`.
-
-    Args:
-        problem: problem number `p` of `graded`.
-        graded: graded responses.
-        p: number of the problem.
-        r: number of the response.
-        prefixes: {budget: reward of the response's beginning}, for budgets that cut it.
-    """
-    text = graded.texts[p][r]
-    row = {
-        "problem_id": problem.id,
-        "sample": r,
-        "question": problem.problem,
-        "gold": problem.answer,
-        "reward": float(graded.reward_PR[p, r]),
-        **{f"reward_at_{budget}": reward for budget, reward in prefixes.items()},
-        "answer": graded.answers[p][r] if graded.answers else None,
-        "reason": graded.reasons[p][r] if graded.reasons else "",
-        "tokens": len(graded.token_ids[p][r]),
-        "finish_reason": graded.finish_reasons[p][r],
-        "well_formed": "</think>" in text and "\\boxed{" in text,
-        "text": text,
-    }
-    return row | {(f"extra_{k}" if k in row else k): v for k, v in problem.extra.items()}
 
 
 def _is_response(row: Mapping[str, Any]) -> bool:

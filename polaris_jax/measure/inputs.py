@@ -10,41 +10,34 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.assemble import (
-    base_model_config,
-    base_path,
-    load_base_tokenizer,
-    training_problems,
-)
+from polaris_jax.assemble import training_problems
 from polaris_jax.config import RewardSection, RunConfig
 from polaris_jax.config.sections import SETTINGS
 from polaris_jax.config.settings import ALWAYS, config_fields, declared_name
 from polaris_jax.data.problem_sets import ProblemSet, fitting
 from polaris_jax.data.prompts import read_shots, read_template
-from polaris_jax.models import load_config
+from polaris_jax.measure.weights import BASE, Weights
 from polaris_jax.models.positions import check_positions
-from polaris_jax.models.weights.identity import model_inputs
 from polaris_jax.records import Problem
-from polaris_jax.run.identity import refuse_other_inputs
 from polaris_jax.run.progress_file import ProgressFile
-from polaris_jax.run.record import read_record
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What `calibrate` and `probe` measure the base model on.
+    """What `calibrate` and `probe` measure, and on which problems.
 
     Attributes:
         found: the problem set.
         problems: its problems whose prompts are short enough.
-        tokenizer: the base model's. It keeps the prompts that it has rendered, so the sampler has
-            to use this one.
-        model: digests of the base model's parts; {} in processes other than the first.
+        tokenizer: the model's. It keeps the prompts that it has rendered, so the sampler has to use
+            this one.
+        model: digests of the model's parts; {} in processes other than the first.
         inputs: `model`, and the digest of the problems unless the workdir's own file has them,
             which is made anew on purpose.
         places: config field and value of each input, for errors.
+        weights: the base model's, or those of a checkpoint.
     """
 
     found: ProblemSet
@@ -53,6 +46,7 @@ class Measured:
     model: dict[str, Any]
     inputs: dict[str, Any]
     places: dict[str, str]
+    weights: Weights = BASE
 
     @property
     def origin(self) -> str:
@@ -66,58 +60,32 @@ def measured_on(
     progress: Progress,
     *,
     files: Sequence[str] | None = None,
+    checkpoint: str = "",
 ) -> Measured:
-    """The problems and the base model of a measurement; no weights are loaded.
+    """The problems and the model of a measurement; no weights are loaded.
 
     Args:
         config: the config.
         workdir: see `training_problems`.
         progress: gets lines for a person.
         files: see `training_problems`.
+        checkpoint: "" is the base model, "latest" the workdir's newest checkpoint, else a path.
 
     Raises:
         ConfigError: problems or model do not suit the config, or the run in the workdir.
     """
+    weights = Weights.of(workdir, checkpoint)
     found = training_problems(config, workdir, progress, files=files)
-    tokenizer = load_base_tokenizer(config)
+    model_config, tokenizer = weights.describe(config)
     problems = fitting(found.problems, config.data, tokenizer=tokenizer, say=progress.line)
-    check_positions(config, base_model_config(config), progress.line)
-    model, places = base_inputs(config, workdir, progress, tokenizer=tokenizer)
+    check_positions(config, model_config, progress.line)
+    model, places = weights.inputs(
+        config, workdir, progress, model_config=model_config, tokenizer=tokenizer
+    )
     inputs = dict(model)
     if not found.place:
         inputs["problems"], places["problems"] = found.digest, found.origin
-    return Measured(found, problems, tokenizer, model, inputs, places)
-
-
-def base_inputs(
-    config: RunConfig, workdir: epath.Path, progress: Progress, *, tokenizer: Any
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """`model_inputs` of the base model, and the places of these inputs, as errors name them.
-
-    Only the first process computes them; the others get nothing.
-
-    Args:
-        config: the config.
-        workdir: where the warm start makes the model, if there is one.
-        progress: gets lines for a person.
-        tokenizer: the base model's.
-
-    Raises:
-        ConfigError: a run in the workdir began with another model.
-    """
-    path = base_path(config, workdir, progress)
-    if not processes.is_first():
-        return {}, {}
-    inputs = model_inputs(path, tokenizer, load_config(path))
-    places = dict.fromkeys(inputs, f"model.path={path}")
-    refuse_other_inputs(
-        (read_record(workdir) or {}).get("identity") or {},
-        inputs,
-        places=places,
-        of=f"the run in workdir={workdir} began with",
-        remedy="choose another --workdir",
-    )
-    return inputs, places
+    return Measured(found, problems, tokenizer, model, inputs, places, weights)
 
 
 def open_progress(path: epath.Path, settings: Mapping[str, Any], **options: Any) -> ProgressFile:

@@ -153,6 +153,56 @@ def live_context(lengths: Lengths, prompt_tokens: float) -> float:
     return prompt_tokens + lengths.square / (2 * lengths.mean)
 
 
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Seconds of sampling one batch; the attributes are those of `Estimate`."""
+
+    decode_steps: float
+    kv_s: float
+    weights_s: float
+    decode_compute_s: float
+    decode_collective_s: float
+    prefill_s: float
+    rollout_s: float
+
+
+def estimate_rollout(
+    model: ModelConfig,
+    chip: Chip,
+    lengths: Lengths,
+    *,
+    devices: int,
+    responses: int,
+    prompts: int,
+    prompt_tokens: float,
+    weights_bytes: float,
+    kv_token_bytes: float,
+    sequences: int,
+    step_collective_s: float = 0.0,
+    efficiency: Efficiency = ASSUMED,
+) -> Rollout:
+    """The seconds of sampling a batch of responses; arguments as those of `estimate_step`."""
+    speed = devices * chip.peak_flops * efficiency.mfu
+    tokens = responses * lengths.mean
+    context = live_context(lengths, prompt_tokens)
+    steps = max(float(lengths.longest), tokens / sequences)
+    bandwidth = chip.hbm_bytes_per_s * efficiency.bandwidth
+    kv_s = tokens * context * kv_token_bytes / devices / bandwidth
+    weights_s = steps * weights_bytes / bandwidth
+    compute_s = tokens * forward_flops_per_token(model, context) / speed
+    prefill_s = prompts * prompt_tokens * forward_flops_per_token(model, prompt_tokens / 2) / speed
+    collective_s = steps * step_collective_s
+    return Rollout(
+        decode_steps=steps,
+        kv_s=kv_s,
+        weights_s=weights_s,
+        decode_compute_s=compute_s,
+        decode_collective_s=collective_s,
+        prefill_s=prefill_s,
+        rollout_s=max(kv_s + weights_s, compute_s) + collective_s + prefill_s,
+    )
+
+
 def estimate_step(
     model: ModelConfig,
     chip: Chip,
@@ -195,18 +245,21 @@ def estimate_step(
     compute_s = flops * (4 / 3 if update.recompute else 1) / speed
     hbm_s = update.hbm_bytes / chip.hbm_bytes_per_s
     update_s = max(compute_s, hbm_s, update.collective_s)
-
-    tokens = responses * lengths.mean
-    context = live_context(lengths, prompt_tokens)
-    steps = max(float(lengths.longest), tokens / sequences)
-    bandwidth = chip.hbm_bytes_per_s * efficiency.bandwidth
-    kv_s = tokens * context * kv_token_bytes / devices / bandwidth
-    weights_s = steps * weights_bytes / bandwidth
-    decode_compute_s = tokens * forward_flops_per_token(model, context) / speed
-    prefill_s = prompts * prompt_tokens * forward_flops_per_token(model, prompt_tokens / 2) / speed
-    decode_collective_s = steps * step_collective_s
-    rollout_s = max(kv_s + weights_s, decode_compute_s) + decode_collective_s + prefill_s
-    step_s = rollout_s + update_s + sync_s
+    rollout = estimate_rollout(
+        model,
+        chip,
+        lengths,
+        devices=devices,
+        responses=responses,
+        prompts=prompts,
+        prompt_tokens=prompt_tokens,
+        weights_bytes=weights_bytes,
+        kv_token_bytes=kv_token_bytes,
+        sequences=sequences,
+        step_collective_s=step_collective_s,
+        efficiency=efficiency,
+    )
+    tokens, step_s = responses * lengths.mean, rollout.rollout_s + update_s + sync_s
     return Estimate(
         update_compute_s=compute_s,
         update_hbm_s=hbm_s,
@@ -214,13 +267,7 @@ def estimate_step(
         update_s=update_s,
         sequences=sequences,
         room_for=room_for,
-        decode_steps=steps,
-        kv_s=kv_s,
-        weights_s=weights_s,
-        decode_compute_s=decode_compute_s,
-        decode_collective_s=decode_collective_s,
-        prefill_s=prefill_s,
-        rollout_s=rollout_s,
+        **dataclasses.asdict(rollout),
         sync_s=sync_s,
         step_s=step_s,
         tokens_per_s=tokens / step_s,

@@ -6,7 +6,7 @@ Each takes what its command leaves as JSON and a path for the PNG.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from etils import epath
@@ -19,18 +19,28 @@ from polaris_jax.report.style import (
     INK,
     MARKERS,
     ORANGE,
+    PERCENT,
     PURPLE,
     QUIET,
     RED,
     SKY,
     TOKENS,
+    from_zero,
     legend,
     note,
     panels,
     rates,
 )
 from polaris_jax.report.summary import pair_names
+from polaris_jax.stages.difficulty import Preset, curate
 
+WIDE_INCHES = 11.0
+# Further lists of probe.json: name, label of the axis, color.
+PROBED = (
+    ("entropies", "entropy, nats a token", PURPLE),
+    ("mean_lengths", "mean response, tokens", GREEN),
+    ("clip_ratios", "responses at the budget", RED),
+)
 ZONES = {
     "cold": ("#DCE9F2", "cold"),
     "rgz": ("#DDF0E8", "robust generation"),
@@ -48,11 +58,11 @@ def difficulty_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
     """
     counts, n = summary["histogram"], summary["n"]
     total = max(1, sum(counts))
-    kept_to = {"full": n, "aggressive": n // 2}.get(summary.get("preset", ""), n - 1)
+    kept = _kept_bars(summary)
     with panels(path, f"Problem difficulty for this model: {summary['shape']}") as (axes,):
         for correct, count in enumerate(counts):
             dropped = {"color": GREY, "hatch": "///", "alpha": 0.65}
-            look: dict[str, Any] = {"color": BLUE} if correct <= kept_to else dropped
+            look: dict[str, Any] = {"color": BLUE} if correct in kept else dropped
             axes.bar(correct, count, width=0.82, edgecolor="white", **look)
             note(axes, f"{count}\n{count / total:.0%}", (correct, count), va="bottom")
         axes.set_xticks(range(len(counts)), [f"{k}/{n}" for k in range(len(counts))])
@@ -60,13 +70,28 @@ def difficulty_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
         axes.set_xlabel(f"correct responses of {n} (hard to easy)")
         axes.set_ylabel("problems")
         axes.grid(axis="x", visible=False)
-        kept = f"{summary['kept']} of {summary['problems']} problems kept"
-        title = f"{kept}; {summary['dropped']} dropped (grey)"
+        title = (
+            f"{summary['kept']} of {summary['problems']} problems kept; {summary['dropped']} "
+            "dropped (grey)"
+        )
         axes.set_title(title, fontsize=10, fontweight="normal", color=QUIET)
 
 
+def _kept_bars(summary: Mapping[str, Any]) -> set[int]:
+    """The numbers of correct responses whose problems were kept."""
+    n, limits = summary["n"], summary.get("rates") or []
+    lowest, highest = limits if len(limits) == 2 else (0.0, 1.0)
+    named = summary.get("preset")
+    preset: Preset = next((p for p in get_args(Preset) if p == named), "drop_perfect")
+    bars = {str(k): k / n for k in range(n + 1)}
+    return set(map(int, curate(bars, preset, lowest=lowest, highest=highest)))
+
+
 def probe_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
-    """Accuracy and diversity against temperature, the zones shaded, the suggestion marked.
+    """What a probe measured at each temperature, the zones shaded, the suggestion marked.
+
+    Accuracy and diversity with their standard errors, accuracy against diversity, and entropy,
+    length and clip ratio if the probe recorded them.
 
     Args:
         summary: content of probe.json.
@@ -75,38 +100,103 @@ def probe_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
     temperatures = np.asarray(summary["temperatures"], float)
     chosen = summary.get("initial_temperature")
     labels = (summary.get("zones") or {}).get("labels") or []
-    with panels(path, "Temperature zones", rows=2) as (top, bottom):
-        for axes in (top, bottom):
-            _shade_zones(axes, temperatures, labels, name=axes is top)
+    more = [
+        (name, label, color)
+        for name, label, color in PROBED
+        if any(value is not None for value in summary.get(name) or [])
+    ]
+    count = 3 + len(more)
+    short = [f"{zone.upper()} {ZONES[zone][1]}" for zone in ("rgz", "cez", "pcz") if zone in labels]
+    beside = f": {', '.join(short)}" if short else ""
+    with panels(
+        path,
+        f"Temperature zones{beside}",
+        rows=(count + 1) // 2,
+        columns=2,
+        share_x=False,
+        width=WIDE_INCHES,
+    ) as all_axes:
+        top, against, diversity, *others = all_axes
+        for axes in others[len(more) :]:
+            axes.set_visible(False)
+        swept = [top, diversity, *others[: len(more)]]
+        for axes in swept:
+            _shade_zones(axes, temperatures, labels, name=axes in (top, others[0]))
             if chosen is not None:
                 axes.axvline(chosen, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
-        stderrs = summary.get("stderrs") or [None] * len(temperatures)
-        errors = [0.0 if error is None else error for error in stderrs]
-        top.errorbar(
-            temperatures,
-            summary["accuracies"],
-            yerr=errors,
-            color=BLUE,
-            marker="o",
-            capsize=3,
-            label="accuracy ±\nstandard error",
-        )
+            axes.set_xlabel("sampling temperature")
+        errors = errors_of(summary, "stderrs")
+        style = {"color": BLUE, "marker": "o", "capsize": 3}
+        top.errorbar(temperatures, summary["accuracies"], yerr=errors, **style)
         highest = max(a + e for a, e in zip(summary["accuracies"], errors, strict=True))
-        rates(top, "accuracy")
+        rates(top, "accuracy ± standard error")
         top.set_ylim(0, min(1.02, 1.1 * highest + 0.02))
         if chosen is not None:
             on_the_right = chosen > temperatures.mean()
             side, away = ("right", -5) if on_the_right else ("left", 5)
             text, at = f"suggested T = {chosen:g}", (chosen, 0.04)
             note(top, text, at, offset=(away, 0), of_height=True, ha=side, fontsize=9, color=INK)
-        bottom.plot(
-            temperatures, summary["diversities"], color=ORANGE, marker="s", label="diversity"
-        )
-        bottom.set_ylabel("distinct 4-grams / all")
-        bottom.set_ylim(bottom=0)
-        bottom.set_xlabel("sampling temperature")
-        legend(top)
-        legend(bottom)
+        style = {"color": ORANGE, "marker": "s", "capsize": 3}
+        spread = errors_of(summary, "diversity_stderrs")
+        diversity.errorbar(temperatures, summary["diversities"], yerr=spread, **style)
+        diversity.set_ylabel("distinct 4-grams / all")
+        diversity.set_ylim(bottom=0)
+        accuracy_against_diversity(against, summary, color=BLUE)
+        for axes, (name, label, color) in zip(others, more, strict=False):
+            values = [np.nan if value is None else value for value in summary[name]]
+            axes.plot(temperatures, values, color=color, marker="o")
+            from_zero(axes, label)
+            if name == "clip_ratios":
+                axes.set_ylim(0, max(0.1, axes.get_ylim()[1]))
+                axes.yaxis.set_major_formatter(PERCENT)
+
+
+def errors_of(summary: Mapping[str, Any], name: str) -> list[float]:
+    """A list of standard errors of probe.json, 0 where none is known."""
+    errors = summary.get(name) or [None] * len(summary["temperatures"])
+    return [0.0 if error is None else error for error in errors]
+
+
+def accuracy_against_diversity(
+    axes: Axes, summary: Mapping[str, Any], *, color: str, label: str | None = None
+) -> None:
+    """Draws one probe's temperatures as points: diversity across, accuracy upwards.
+
+    Args:
+        axes: axes to draw on.
+        summary: content of probe.json.
+        color: color of the points.
+        label: label in the legend; None: each point is labelled with its temperature.
+    """
+    accuracies, diversities = summary["accuracies"], summary["diversities"]
+    axes.errorbar(
+        diversities,
+        accuracies,
+        xerr=errors_of(summary, "diversity_stderrs"),
+        yerr=errors_of(summary, "stderrs"),
+        color=color,
+        marker="o",
+        markersize=4,
+        linewidth=1.0,
+        elinewidth=0.9,
+        label=label,
+    )
+    chosen = summary.get("initial_temperature")
+    highest = max(a + e for a, e in zip(accuracies, errors_of(summary, "stderrs"), strict=True))
+    points = zip(summary["temperatures"], diversities, accuracies, strict=True)
+    for number, (t, x, y) in enumerate(points):
+        if t == chosen:
+            axes.plot([x], [y], marker="o", ms=11, mfc="none", mec=INK, linestyle="")
+        if label is None:
+            look: dict[str, Any] = {"va": "bottom", "offset": (3, 4)}
+            if (
+                number % 2 and y > 0.1 * highest
+            ):  # above and below in turn, so that near ones do not touch
+                look = {"va": "top", "offset": (-3, -4)}
+            note(axes, f"{t:g}", (x, y), ha="center", fontsize=7, **look)
+    rates(axes, "accuracy")
+    axes.set_ylim(0, min(1.02, 1.1 * highest + 0.02))
+    axes.set_xlabel("diversity: distinct 4-grams / all")
 
 
 def _shade_zones(axes: Axes, temperatures: np.ndarray, labels: list[str], *, name: bool) -> None:
@@ -119,11 +209,12 @@ def _shade_zones(axes: Axes, temperatures: np.ndarray, labels: list[str], *, nam
     for i in range(1, len(labels) + 1):
         if i < len(labels) and labels[i] == labels[start]:
             continue
-        color, text = ZONES[labels[start]]
+        label = labels[start]
+        color, text = ZONES[label]
         axes.axvspan(edges[start], edges[i], color=color, zorder=0, linewidth=0)
         if name:
             width = (edges[i] - edges[start]) / (edges[-1] - edges[0])
-            text = text if width > 0.2 else text.replace(" ", "\n")
+            text = text if width > 0.3 or label == "cold" else label.upper()
             middle = (edges[start] + edges[i]) / 2
             note(axes, text, (middle, 1.02), of_height=True, va="bottom")
         start = i

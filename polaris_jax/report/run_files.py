@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
+from polaris_jax.config import ConfigError
 from polaris_jax.metrics import read_metrics
 from polaris_jax.system.files import matching
 from polaris_jax.system.foreign import RECORD_BYTES, read_json, require_regular
@@ -44,6 +45,7 @@ _SHAPES: MappingProxyType[str, Any] = MappingProxyType(
         "calibrate.json": {
             "histogram": [int],
             "shape": str,
+            "rates?": [NUMBER],
             **dict.fromkeys(("n", "problems", "kept", "dropped"), int),
         },
         "probe.json": {
@@ -51,6 +53,8 @@ _SHAPES: MappingProxyType[str, Any] = MappingProxyType(
             "accuracies": [NUMBER],
             "diversities": [MAYBE],
             "stderrs?": [MAYBE],
+            "diversity_stderrs?": [MAYBE],
+            **{f"{name}?": [MAYBE] for name in ("entropies", "mean_lengths", "clip_ratios")},
             "zones?": {"labels?": [str]},
             "initial_temperature?": NUMBER,
         },
@@ -208,6 +212,25 @@ def read_run(run_dir: epath.Path) -> RunFiles:
         others={tag: value for tag, value in tagged.items() if value is not None},
         absent=absent,
     )
+
+
+def read_probe(path: epath.Path) -> dict[str, Any]:
+    """The content of a probe.json.
+
+    Raises:
+        ConfigError: the file is not what `polaris probe` leaves.
+    """
+    remedy = "make it again with `polaris probe`"
+    found = read_json(path, most_bytes=RECORD_BYTES, remedy=remedy)
+    wrong = _misfit(found, _SHAPES["probe.json"])
+    sizes = {len(found.get(name) or []) for name in ("temperatures", "accuracies", "diversities")}
+    if not wrong and (len(sizes) > 1 or 0 in sizes):
+        wrong = "its lists are empty, or of different lengths"
+    if not wrong and None in found["diversities"]:
+        wrong = "a diversity is null"
+    if wrong:
+        raise ConfigError(f"{path}: not what `polaris probe` leaves: {wrong}; {remedy}")
+    return found
 
 
 def holds_anything(run: RunFiles) -> bool:

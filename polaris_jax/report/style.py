@@ -71,7 +71,13 @@ def short_number(value: float) -> str:
 
 @contextlib.contextmanager
 def panels(
-    path: epath.Path, title: str, *, rows: int = 1, columns: int = 1, share_x: bool = True
+    path: epath.Path,
+    title: str,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    share_x: bool = True,
+    width: float = WIDTH_INCHES,
 ) -> Iterator[list[Axes]]:
     """A context manager that gives the axes of a new figure and saves the figure at the end.
 
@@ -81,13 +87,14 @@ def panels(
         rows: number of rows of panels.
         columns: number of panels in a row.
         share_x: True: the panels of a column have one x axis.
+        width: width of the figure, in inches.
 
     Yields:
         The axes, row by row.
     """
     with mpl.rc_context(RC):
         height = 1.1 + PANEL_INCHES * rows if rows > 1 else 3.9
-        figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         grid = figure.subplots(rows, columns, sharex="col" if share_x else "none", squeeze=False)
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
         yield list(grid.reshape(-1))

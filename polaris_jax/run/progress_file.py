@@ -119,7 +119,7 @@ class ProgressFile:
         rows = self._distinct(found.lines, found.written)
         self.rows = list(rows.values())
         self._seen = set(rows)
-        content = b"".join(map(_line, self.rows))
+        content = b"".join(map(row_line, self.rows))
         self._settings, self._inputs = settings, now | former
         self._written = len(self.rows), zlib.crc32(content)
         if writes:
@@ -136,7 +136,7 @@ class ProgressFile:
         self._seen |= set(new)
         if self._writes:
             self._may_write()
-            content = b"".join(map(_line, new.values()))
+            content = b"".join(map(row_line, new.values()))
             append_bytes(self.path, content)
             count, crc32 = self._written
             self._written = count + len(new), zlib.crc32(content, crc32)
@@ -198,7 +198,8 @@ def _of_config(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {name: value for name, value in settings.items() if name not in CONTENT}
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def row_line(row: Mapping[str, Any]) -> bytes:
+    """A row as a line of a JSON-lines file."""
     text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     try:
         return f"{text}\n".encode()

@@ -13,7 +13,6 @@ from polaris_jax.stages.difficulty import (
     curate,
     pass_rate_histogram,
     shape_name,
-    too_easy,
 )
 
 __all__ = [
@@ -29,5 +28,4 @@ __all__ = [
     "read_accuracy_log",
     "shape_name",
     "stage_ended",
-    "too_easy",
 ]

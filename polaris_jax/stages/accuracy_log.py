@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from fractions import Fraction
 from typing import Any
 
-from polaris_jax.stages.difficulty import DROP_ABOVE, Statistic, decimal_fraction
 from polaris_jax.system.files import AnyPath, as_place
 from polaris_jax.system.foreign import (
     ForeignFileError,
@@ -42,27 +40,6 @@ class AccuracyLog:
     scores: dict[int, tuple[float, ...]]
     skipped: tuple[SkippedLine, ...]
     lines: int
-
-    def easy_ids(
-        self, *, drop_above: float = DROP_ABOVE, statistic: Statistic = "stage_mean"
-    ) -> tuple[int, ...]:
-        """Problems whose mean (or newest) accuracy is strictly above `drop_above`.
-
-        The comparison is exact, in fractions.
-
-        Raises:
-            ValueError: the statistic is unknown.
-        """
-        if statistic not in ("stage_mean", "last"):
-            raise ValueError(f"statistic={statistic!r}: expected stage_mean or last")
-        limit = decimal_fraction(drop_above)
-        easy = []
-        for index, scores in self.scores.items():
-            taken = scores[-1:] if statistic == "last" else scores
-            total = sum((decimal_fraction(score) for score in taken), Fraction(0))
-            if total > limit * len(taken):
-                easy.append(index)
-        return tuple(easy)
 
 
 def read_accuracy_log(path: AnyPath) -> AccuracyLog:

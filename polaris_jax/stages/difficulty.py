@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import numpy as np
 from polaris_jax.records import correct_rewards, require_fields, require_rewards
 
 Statistic = Literal["stage_mean", "last"]
-Preset = Literal["full", "drop_perfect", "aggressive"]
+Preset = Literal["full", "drop_perfect", "aggressive", "range"]
 Shape = Literal["unsolved", "solved", "mirrored J", "J", "U", "hump", "flat", "empty"]
 
 DROP_ABOVE = 0.9
@@ -122,11 +121,6 @@ class AccuracyTable:
                 easy.append(problem_id)
         return tuple(easy)
 
-    def counts(self, problem_id: str, stage: int) -> tuple[int, int]:
-        """(right, seen) of a problem in a stage; (0, 0) if the problem was not visited."""
-        right, seen, _, _ = self._visits.get(stage, {}).get(_plain(problem_id), (0, 0, 0, 0))
-        return right, seen
-
     def learnable(self, problem_ids: Iterable[str]) -> dict[str, float]:
         """The expected p(1 - p) of each problem, p its pass rate now: the variance of its reward.
 
@@ -157,14 +151,6 @@ class AccuracyTable:
             weights[problem_id] = a * b / ((a + b) * (a + b + 1))
         return weights
 
-    def pass_rates(self) -> dict[str, float]:
-        """Each problem's mean accuracy in its newest stage, or its calibration if never visited."""
-        rates: dict[Any, float] = dict(self._calibration)
-        for stage in sorted(self._visits):
-            for problem_id, (right, seen, _, _) in self._visits[stage].items():
-                rates[problem_id] = right / seen
-        return rates
-
     def state_dict(self) -> dict[str, Any]:
         """The table's contents in plain JSON types."""
         return {
@@ -194,13 +180,22 @@ def decimal_fraction(value: float) -> Fraction:
     return Fraction(str(float(value)))
 
 
-def curate(pass_rates: Mapping[str, float], preset: Preset = "drop_perfect") -> tuple[str, ...]:
+def curate(
+    pass_rates: Mapping[str, float],
+    preset: Preset = "drop_perfect",
+    *,
+    lowest: float = 0.0,
+    highest: float = 1.0,
+) -> tuple[str, ...]:
     """The ids that stay in the training set, in the order given.
 
     Args:
         pass_rates: problem id -> share of calibration rollouts that solved it.
         preset: "full" keeps all problems; "drop_perfect" drops those that are always solved;
-            "aggressive" drops those solved in more than half of the rollouts (4/8 stays).
+            "aggressive" drops those solved in more than half of the rollouts (4/8 stays); "range"
+            keeps those whose rate lies in [lowest, highest].
+        lowest: lowest rate that "range" keeps.
+        highest: highest rate that "range" keeps.
 
     Raises:
         ValueError: the preset is unknown, or a rate is outside [0, 1].
@@ -214,7 +209,9 @@ def curate(pass_rates: Mapping[str, float], preset: Preset = "drop_perfect") -> 
         return tuple(i for i, rate in pass_rates.items() if rate < 1.0)
     if preset == "aggressive":
         return tuple(i for i, rate in pass_rates.items() if rate <= AGGRESSIVE_ABOVE)
-    raise ValueError(f"preset={preset!r}: expected full, drop_perfect or aggressive")
+    if preset == "range":
+        return tuple(i for i, rate in pass_rates.items() if lowest <= rate <= highest)
+    raise ValueError(f"preset={preset!r}: expected full, drop_perfect, aggressive or range")
 
 
 def _check_rates(pass_rates: Mapping[str, float]) -> None:
@@ -279,12 +276,6 @@ def shape_name(histogram: Sequence[int] | np.ndarray) -> Shape:
     if hard + easy >= ENDS:
         return "U"
     return "hump" if middling > 0.5 else "flat"
-
-
-def too_easy(pass_rates: Iterable[float]) -> bool:
-    """True if the mean is above 0.7. Such a set teaches too little and needs stricter curation."""
-    rates = list(pass_rates)
-    return bool(rates) and math.fsum(rates) / len(rates) > TOO_EASY_ABOVE
 
 
 def _plain(problem_id: Any) -> Any:

@@ -171,6 +171,11 @@ def process_index() -> int:
     return jax.process_index()
 
 
+def process_count() -> int:
+    """Number of processes of this run."""
+    return jax.process_count()
+
+
 def gather_objects(value: Any) -> list[Any]:
     """The `value` of every process, in process order. Every process gets the list.
 

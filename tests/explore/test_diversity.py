@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from polaris_jax.explore import distinct_ngrams, group_diversities
+from polaris_jax.explore import distinct_ngrams
+from polaris_jax.explore.diversity import group_diversities
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,20 @@ from polaris_jax.data.problem_sets import ProblemSet
 from polaris_jax.explore.zones import MIN_SAMPLES
 from polaris_jax.measure import probe as probe_module
 from polaris_jax.measure.inputs import Measured
+from polaris_jax.measure.weights import Weights
 from polaris_jax.records import Problem
 from polaris_jax.stages.health import Health
 from polaris_jax.system.progress import Progress
 
 PROBLEMS = [Problem(f"p{i}", "?", "1") for i in range(64)]
 FOUND = ProblemSet(PROBLEMS, "", "a list", "given", None)
+
+
+class NoWeights(Weights):
+    """The base model, which is not loaded."""
+
+    def load(self, *_: Any) -> Any:
+        return None
 
 
 class Said:
@@ -41,14 +49,19 @@ def solve(problems: list[Problem], *, n: int, **_: Any) -> SimpleNamespace:
     """Half of all responses are right, at every temperature."""
     right_PR = np.tile(np.arange(n) % 2, (len(problems), 1)).astype(np.float32)
     texts = [["a b c d"] * n for _ in problems]
-    return SimpleNamespace(texts=texts, correct_PR=right_PR, response_tokens=4 * right_PR.size)
+    return SimpleNamespace(
+        texts=texts,
+        correct_PR=right_PR,
+        response_tokens=4 * right_PR.size,
+        logprobs=[[(-0.5,) * 4] * n for _ in problems],
+        finish_reasons=[["stop", "length"] * (n // 2) for _ in problems],
+    )
 
 
 @pytest.mark.parametrize(("n", "noted"), [(32, False), (16, True)], ids=["enough", "few"])
 def test_few_samples_are_noted_in_the_file_and_to_the_reader(tmp_path, monkeypatch, n, noted):
     for name, stand_in in {
-        "measured_on": lambda *_: Measured(FOUND, PROBLEMS, None, {}, {}, {}),
-        "load_base": lambda *_: (None, None),
+        "measured_on": lambda *_, **__: Measured(FOUND, PROBLEMS, None, {}, {}, {}, NoWeights()),
         "open_policy": lambda *_, **__: contextlib.nullcontext(
             SimpleNamespace(solve=solve, judged=lambda *_, **__: Health(64, 64, 64 * n, 0.5))
         ),

@@ -57,21 +57,6 @@ def test_a_line_that_no_parser_takes_ends_nothing(tmp_path, line, reason):
     assert reason in log.skipped[0].reason
 
 
-def test_statistics_and_the_strict_limit(tmp_path):
-    visits = [(1, 1.0), (1, 0.8), (2, 1.0), (2, 0.9), (3, 0.9), (4, 0.5), (4, 1.0)]
-    log = read_accuracy_log(
-        write(
-            tmp_path / "log.jsonl",
-            *({"index": [index], "score": [score]} for index, score in visits),
-        )
-    )
-    assert log.easy_ids() == (2,)  # 1 has exactly 0.9, as decimals
-    assert log.easy_ids(statistic="last") == (4,)
-    assert log.easy_ids(drop_above=0.7) == (1, 2, 3, 4)
-    with pytest.raises(ValueError, match="statistic='max'"):
-        log.easy_ids(statistic="max")
-
-
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_accuracy_log(tmp_path / "none.jsonl")
@@ -99,14 +84,6 @@ def test_a_log_of_the_originals_shape(tmp_path):
         quarters.setdefault(index, []).append(q)
     assert list(log.scores) == list(quarters)
     assert log.scores == {i: tuple(q / 4 for q in several) for i, several in quarters.items()}
-    easy = tuple(i for i, several in quarters.items() if 10 * sum(several) > 36 * len(several))
-    assert log.easy_ids(statistic="stage_mean") == easy
-    last = tuple(i for i, several in quarters.items() if several[-1] == 4)
-    assert log.easy_ids(statistic="last") == last
-    assert 0 < len(easy) < len(last), "the two statistics differ on these visits"
-    above = tuple(i for i, several in quarters.items() if sum(several) > 3 * len(several))
-    assert log.easy_ids(drop_above=0.75) == above
-    assert set(easy) < set(above)
 
 
 @needs_original
@@ -115,5 +92,3 @@ def test_the_originals_log():
     assert log.skipped == (SkippedLine(1, "32 indices and 8 scores"),)
     assert (log.lines, len(log.scores)) == (516, 4_032)
     assert sum(map(len, log.scores.values())) == 4_128
-    assert len(log.easy_ids(statistic="stage_mean")) == 958
-    assert len(log.easy_ids(statistic="last")) == 966

@@ -1,0 +1,84 @@
+"""Graded responses as rows that people and `polaris show` read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from polaris_jax.records import Graded, Problem
+from polaris_jax.run.progress_file import row_line
+from polaris_jax.system.files import write_bytes
+
+
+def response_row(
+    problem: Problem, graded: Graded, p: int, r: int, prefixes: Mapping[int, float]
+) -> dict[str, Any]:
+    """A row of responses.jsonl: plain columns, and the problem's own columns behind them.
+
+    A column of the problem's that has the name of one of ours is called `extra_NAME`.
+
+    Args:
+        problem: problem number `p` of `graded`.
+        graded: graded responses.
+        p: number of the problem.
+        r: number of the response.
+        prefixes: {budget: reward of the response's beginning}, for budgets that cut it.
+    """
+    text = graded.texts[p][r]
+    row = {
+        "problem_id": problem.id,
+        "sample": r,
+        "question": problem.problem,
+        "gold": problem.answer,
+        "reward": float(graded.reward_PR[p, r]),
+        **{f"reward_at_{budget}": reward for budget, reward in prefixes.items()},
+        "answer": graded.answers[p][r] if graded.answers else None,
+        "reason": graded.reasons[p][r] if graded.reasons else "",
+        "tokens": len(graded.token_ids[p][r]),
+        "finish_reason": graded.finish_reasons[p][r],
+        "well_formed": "</think>" in text and "\\boxed{" in text,
+        "text": text,
+    }
+    return row | {(f"extra_{k}" if k in row else k): v for k, v in problem.extra.items()}
+
+
+class KeptResponses:
+    """A folder with the responses of a measurement: a JSON-lines file for each batch of problems.
+
+    A batch that a kill has interrupted is sampled again and replaces its file. Files of other
+    settings or other inputs have other names.
+
+    Args:
+        folder: the folder; made by the first write.
+        identity: what the responses depend on, as in the progress file.
+        may_write: called before each write; raises if the folder belongs to another command.
+    """
+
+    def __init__(
+        self, folder: epath.Path, identity: Mapping[str, Any], *, may_write: Callable[[], None]
+    ) -> None:
+        text = json.dumps(identity, sort_keys=True, default=str)
+        self._digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        self._folder, self._may_write = folder, may_write
+
+    def write(self, graded: Graded, problems: Sequence[Problem], *, before: int) -> None:
+        """Writes the responses of a batch; they are on the disk when the call returns.
+
+        Args:
+            graded: responses to the problems, in the problems' order.
+            problems: the problems.
+            before: number of problems that were finished before, which names the file.
+        """
+        rows = [
+            response_row(problem, graded, p, r, {})
+            for p, problem in enumerate(problems)
+            for r in range(len(graded.texts[p]))
+        ]
+        self._may_write()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{before:08d}-{self._digest}.jsonl"
+        write_bytes(path, b"".join(map(row_line, rows)))

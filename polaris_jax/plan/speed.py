@@ -1,0 +1,131 @@
+"""ESTIMATES of how long a command samples, without compiling anything.
+
+They rest on a chip's public figures and on the shares of them that a plan assumes (`roofline`). A
+plan knows more, since it compiles: collectives, padding, and the memory that programs take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from polaris_jax.config import RunConfig
+from polaris_jax.models import ModelConfig
+from polaris_jax.plan.job import MEAN_PROMPT_TOKENS, MEAN_RESPONSE_TOKENS
+from polaris_jax.plan.roofline import (
+    ASSUMED,
+    Lengths,
+    estimate_rollout,
+    live_context,
+    truncated_exponential,
+    update_model_flops,
+)
+from polaris_jax.plan.topologies import CHIPS, Chip
+
+# The chip of a jax device, by a part of its `device_kind` in lower case; the first match counts.
+# Cards of the same name with slower memory are left out, so that nothing is promised for them.
+KINDS: tuple[tuple[str, str], ...] = (
+    ("v6 lite", "v6e"),
+    ("v6e", "v6e"),
+    ("v5 lite", "v5e"),
+    ("v5e", "v5e"),
+    ("v5p", "v5p"),
+    ("v5", "v5p"),
+    ("v4", "v4"),
+    ("h100 pcie", ""),
+    ("h100 nvl", ""),
+    ("h100", "h100"),
+    ("h200 nvl", ""),
+    ("h200", "h200"),
+)
+POOL_SHARE = 0.7  # of a device's memory that weights and the KV pool take while sampling
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def known_chip(device_kind: str) -> Chip | None:
+    """The chip of a jax device by its `device_kind`; None if its figures are not known."""
+    kind = device_kind.lower()
+    name = next((chip for part, chip in KINDS if part in kind), "")
+    return CHIPS.get(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """The devices of a run.
+
+    Attributes:
+        chip: one device.
+        devices: their number, over all processes.
+        samplers: number of samplers that the devices serve, each with `rollout.slots`.
+    """
+
+    chip: Chip
+    devices: int
+    samplers: int = 1
+
+
+def expected_lengths(budget: int) -> Lengths:
+    """Response lengths as `polaris plan` assumes them: 20,000 tokens, at most half of the budget.
+
+    Args:
+        budget: largest length of a response in tokens.
+    """
+    return truncated_exponential(min(MEAN_RESPONSE_TOKENS, budget / 2), budget)
+
+
+def sampling_s(
+    config: RunConfig, model: ModelConfig, machine: Machine, *, responses: int, n: int, budget: int
+) -> float:
+    """Estimated seconds of sampling one batch.
+
+    Args:
+        config: the run's config.
+        model: the architecture.
+        machine: the devices.
+        responses: responses of the batch.
+        n: responses to each prompt.
+        budget: largest length of a response in tokens.
+    """
+    chip, devices, tensor = machine.chip, machine.devices, config.rollout.tensor
+    element, lengths = WEIGHT_BYTES[config.model.dtype], expected_lengths(budget)
+    prompt_tokens = min(MEAN_PROMPT_TOKENS, config.data.max_prompt_tokens)
+    weights = model.num_parameters * element / tensor
+    kv_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * element
+    room = max(0.0, chip.hbm_bytes * POOL_SHARE - weights)
+    held = int(room // (kv_token / tensor * live_context(lengths, prompt_tokens)))
+    shards = max(1, devices // tensor)
+    return estimate_rollout(
+        model,
+        chip,
+        lengths,
+        devices=devices,
+        responses=responses,
+        prompts=max(1, responses // n),
+        prompt_tokens=prompt_tokens,
+        weights_bytes=weights,
+        kv_token_bytes=kv_token,
+        sequences=min(responses, max(1, held) * shards, config.rollout.slots * machine.samplers),
+    ).rollout_s
+
+
+def step_s(config: RunConfig, model: ModelConfig, machine: Machine, *, budget: int) -> float:
+    """Estimated seconds of a training step: its rollouts, and the update's arithmetic.
+
+    Args:
+        config: the run's config.
+        model: the architecture.
+        machine: the devices.
+        budget: the stage's response budget in tokens.
+    """
+    rollout = config.rollout
+    responses = rollout.prompts_per_step * rollout.responses_per_prompt
+    flops = update_model_flops(
+        model,
+        expected_lengths(budget),
+        responses=responses,
+        prompt_tokens=min(MEAN_PROMPT_TOKENS, config.data.max_prompt_tokens),
+    )
+    forwards = 4 / 3 if config.objective.old_logprobs == "recompute" else 1
+    update_s = flops * forwards / (machine.devices * machine.chip.peak_flops * ASSUMED.mfu)
+    n = rollout.responses_per_prompt
+    sampled_s = sampling_s(config, model, machine, responses=responses, n=n, budget=budget)
+    return sampled_s + update_s
