@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from polaris_jax.explore import distinct_ngrams
+from polaris_jax.explore import distinct_ngrams, diversity_stderr
 from polaris_jax.explore.diversity import group_diversities
 
 
@@ -54,3 +54,22 @@ def test_an_ngram_has_words():
 def test_a_flat_list_of_texts_is_no_list_of_problems():
     with pytest.raises(ValueError, match=r"groups\[1\]='a b c d e': .*texts of one problem in a"):
         distinct_ngrams([["a b c d e"], "a b c d e"])
+
+
+def test_the_standard_error_is_the_spread_of_sampling_again():
+    rng = np.random.default_rng(0)
+    words = np.array(list("abcdef"))
+
+    def sample():
+        return [[" ".join(words[rng.integers(0, 6, 30)]) for _ in range(12)] for _ in range(6)]
+
+    groups = [sample() for _ in range(60)]
+    spread = np.std([distinct_ngrams(group) for group in groups], ddof=1)
+    found = np.mean([diversity_stderr(group) for group in groups[:20]])
+    assert 0.7 * spread < found < 1.6 * spread
+
+
+def test_no_spread_is_0_and_too_few_responses_have_none():
+    assert diversity_stderr([["a b c d e"] * 4]) == pytest.approx(0.0)
+    assert diversity_stderr([["a b c d e", "short"]]) is None
+    assert diversity_stderr([["a b c d e"], []]) is None

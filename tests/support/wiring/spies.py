@@ -48,6 +48,7 @@ __all__ = [
     "base_weights",
     "distinct_ngrams",
     "group_advantages",
+    "main",
     "read_json",
     "read_lines",
     "run",
