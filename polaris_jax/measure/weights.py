@@ -142,8 +142,8 @@ class Weights:
             config: the config.
             workdir: where the warm start makes the base model, if there is one.
             progress: gets lines for a person.
-            model_config: of `describe`.
-            tokenizer: of `describe`.
+            model_config: architecture, as `describe` returns it.
+            tokenizer: tokenizer, as `describe` returns it.
 
         Raises:
             ConfigError: see `base_inputs`.
