@@ -131,43 +131,29 @@ def test_another_checkpoint_is_refused_by_name_and_has_files_of_its_own_with_a_t
     assert identity["inputs"]["weights"].endswith(" of step 0")
 
 
-def test_probe_takes_a_list_refines_it_and_records_what_it_saw(micro: Micro, tmp_path: Path):
-    fields = {
-        "probe.temperatures": "(0.5,0.9,1.5)",
-        "probe.problems": 5,
-        "probe.n": 3,
-        "probe.refine": 1,
-    }
-    calls = run("probe", micro.line(fields), tmp_path)
-    asked = [call.params.temperature for call in calls.of(Asked)]
-    summary = read_json(tmp_path / "probe.json")
-    assert asked[:3] == [0.5, 0.9, 1.5]
-    assert asked[3:] == summary["refined"]
-    assert summary["temperatures"] == sorted(asked)
-    for name in ("entropies", "mean_lengths", "clip_ratios"):
-        assert len(summary[name]) == len(asked)
-    assert all(0 < length <= 12 for length in summary["mean_lengths"])
-    assert all(0 <= share <= 1 for share in summary["clip_ratios"])
-    assert summary["entropies"] == sorted(summary["entropies"])  # heat raises it
-    assert str(summary["initial_temperature"]) in summary["reason"]
-
-
-def test_probe_takes_its_grid_problems_and_samples_from_the_config(micro: Micro, tmp_path: Path):
+def test_probe_takes_its_grid_refines_it_and_records_what_it_saw(micro: Micro, tmp_path: Path):
     fields = {
         "probe.start": 0.4,
         "probe.stop": 1.0,
         "probe.step": 0.3,
         "probe.problems": 5,
         "probe.n": 3,
-        "probe.refine": 0,
+        "probe.refine": 1,
     }
     calls = run("probe", micro.line(fields), tmp_path)
     asked = calls.of(Asked)
-    assert [call.params.temperature for call in asked] == [0.4, 0.7, 1.0]
+    temperatures = [call.params.temperature for call in asked]
+    summary = read_json(tmp_path / "probe.json")
+    assert temperatures[:3] == [0.4, 0.7, 1.0]
+    assert temperatures[3:] == summary["refined"]
+    assert summary["temperatures"] == sorted(temperatures)
     assert {(len(call.prompts), call.params.n) for call in asked} == {(5, 3)}
     assert len({tuple(call.prompts) for call in asked}) == 1
     assert {call.params.max_tokens for call in asked} == {12}  # the first stage's
-    summary = read_json(tmp_path / "probe.json")
-    assert summary["temperatures"] == [0.4, 0.7, 1.0]
     assert (summary["problems"], summary["n"]) == (5, 3)
-    assert [len(summary[name]) for name in ("accuracies", "diversities")] == [3, 3]
+    names = ("accuracies", "diversities", "entropies", "mean_lengths", "clip_ratios")
+    assert {len(summary[name]) for name in names} == {len(asked)}
+    assert all(0 < length <= 12 for length in summary["mean_lengths"])
+    assert all(0 <= share <= 1 for share in summary["clip_ratios"])
+    assert summary["entropies"] == sorted(summary["entropies"])  # heat raises it
+    assert str(summary["initial_temperature"]) in summary["reason"]
