@@ -11,7 +11,8 @@ from etils import epath
 
 from polaris_jax.records import Graded, Problem
 from polaris_jax.run.progress_file import row_line
-from polaris_jax.system.files import write_bytes
+from polaris_jax.system import processes
+from polaris_jax.system.files import delete_partials, write_bytes
 
 
 def response_row(
@@ -49,6 +50,7 @@ def response_row(
 class KeptResponses:
     """A folder with the responses of a measurement: a JSON-lines file for each batch of problems.
 
+    Partial files that a kill has left are deleted; only the folder's owner may make this object.
     A batch that a kill has interrupted is sampled again and replaces its file. Files of other
     settings or other inputs have other names.
 
@@ -64,6 +66,8 @@ class KeptResponses:
         text = json.dumps(identity, sort_keys=True, default=str)
         self._digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         self._folder, self._may_write = folder, may_write
+        if processes.is_first():
+            delete_partials(folder)
 
     def write(self, graded: Graded, problems: Sequence[Problem], *, before: int) -> None:
         """Writes the responses of a batch; they are on the disk when the call returns.

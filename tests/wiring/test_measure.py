@@ -155,5 +155,5 @@ def test_probe_takes_its_grid_refines_it_and_records_what_it_saw(micro: Micro, t
     assert {len(summary[name]) for name in names} == {len(asked)}
     assert all(0 < length <= 12 for length in summary["mean_lengths"])
     assert all(0 <= share <= 1 for share in summary["clip_ratios"])
-    assert summary["entropies"] == sorted(summary["entropies"])  # heat raises it
+    assert summary["entropies"][-1] > summary["entropies"][0] > 0  # heat raises it
     assert str(summary["initial_temperature"]) in summary["reason"]
