@@ -306,7 +306,6 @@ def _check_value(given: str, hint: Any, value: str | None, like: str) -> None:
         raise ConfigError(f"{given}: expected whole numbers{like}")
     if hint == tuple[float, ...] and not _DECIMALS.fullmatch(value.strip()):
         raise ConfigError(f"{given}: expected numbers{like}")
-        raise ConfigError(f"{given}: expected whole numbers{like}")
 
 
 def _converts(*attempts: Any) -> bool:
