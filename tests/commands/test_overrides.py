@@ -31,6 +31,10 @@ def in_repository(request, monkeypatch):
         ),
         ("batch.rescue=maybe", "expected true or false, like --config.batch.rescue=True"),
         ("evaluate.length_edges=x", "whole numbers, like --config.evaluate.length_edges=(24,40)"),
+        (
+            "probe.temperatures=x",
+            "expected numbers, like --config.probe.temperatures=(0.6,1.0,1.4)",
+        ),
         ("evaluate.length_edges[0]=3", "has no entries; set it whole, like"),
         ("stages=3", "stages is a list; set a field of one entry, like --config.stages[0].steps"),
         ("stages[0]=3", "stages[0] is a section; set a field of it, like --config.stages[0].steps"),
@@ -57,6 +61,7 @@ def test_what_is_right_passes():
         "--config.stages[-1].steps=3",
         "--config.evaluate.length_edges=(1, 2)",
         "--config.evaluate.budgets=8,16",
+        "--config.probe.temperatures=0.5,1,1.25",
         "--config.optimizer.learning_rate=1",
         "--noconfig.batch.rescue",
         "--config.seed",
@@ -66,6 +71,7 @@ def test_what_is_right_passes():
     assert config.stages[1].steps == 3
     assert config.evaluate.length_edges == (1, 2)
     assert config.evaluate.budgets == (8, 16)
+    assert config.probe.temperatures == (0.5, 1.0, 1.25)
     assert config.optimizer.learning_rate == 1.0
     assert (config.batch.rescue, config.seed, config.model.path) == (False, 7, "a=b")
 
