@@ -14,7 +14,7 @@ from polaris_jax.__main__ import main
 from polaris_jax.config import ConfigError, build_config, config_fields, default_config
 from polaris_jax.data.problem_sets import PREPARED
 from polaris_jax.data.problems import read_problems, write_problems
-from polaris_jax.measure import evaluate
+from polaris_jax.measure import evaluate, weights
 from polaris_jax.models.weights import sources
 from polaris_jax.models.weights.sources import weights_digest
 from polaris_jax.system import processes
@@ -291,11 +291,11 @@ def test_the_first_processs_newest_step_is_compared(peer, tmp_path, monkeypatch)
     for step in (3, 4):
         (tmp_path / str(step)).mkdir()
         (tmp_path / str(step) / "MANIFEST.json").write_text(str(step))
-    monkeypatch.setattr(evaluate.Checkpointer, "steps", lambda self: [3, 4])
+    monkeypatch.setattr(weights.Checkpointer, "steps", lambda self: [3, 4])
     compared = []
-    monkeypatch.setattr(evaluate, "agree_on_weights", lambda path, name: compared.append(path))
+    monkeypatch.setattr(weights, "agree_on_weights", lambda path, name: compared.append(path))
     monkeypatch.setattr(processes, "gather_objects", lambda newest: [3, newest])
-    evaluate._agree_on_checkpoint(epath.Path(tmp_path))
+    assert weights.find_checkpoint(epath.Path("unused"), str(tmp_path)) == (tmp_path, 3)
     assert compared == [tmp_path / "3"]
 
 
