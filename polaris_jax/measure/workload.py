@@ -155,7 +155,9 @@ def left_text(responses: int, tokens: float, seconds: float) -> str:
 
 
 def hours(seconds: float) -> str:
-    """Hours with one decimal, and days from two days on: `30.5 h`, `110.8 h (4.6 days)`."""
+    """`12 min`, `30.5 h`, and days from two days on: `110.8 h (4.6 days)`."""
+    if seconds < LONG_S:
+        return f"{seconds / 60:.0f} min"
     days = f" ({seconds / 86400:.1f} days)" if seconds >= 2 * 86400 else ""
     return f"{seconds / 3600:,.1f} h{days}"
 

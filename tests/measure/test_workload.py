@@ -61,7 +61,7 @@ def test_hours_are_said_before_and_measured_after_the_first_batch(monkeypatch):
 def test_an_unknown_speed_is_called_unknown(monkeypatch):
     before, after = lines_of(UNKNOWN, WORK, batch_s=1.0, monkeypatch=monkeypatch)
     assert "how many hours is unknown" in before
-    assert after.endswith("0.0 h are left")  # what was said before is put right
+    assert after.endswith("0 min are left")  # what was said before is put right
 
 
 @pytest.mark.parametrize(
