@@ -319,6 +319,13 @@ def _agree_on_problems(name: str, problems: Sequence[Problem]) -> None:
     processes.agree({name: f"{problem_set_hash(problems)} ({len(problems)} problems)"})
 
 
+def procedural_problems(config: RunConfig) -> list[Problem]:
+    """The training problems of `data.arithmetic`, the same in all processes."""
+    problems = _arithmetic(config)[0]
+    _agree_on_problems(TRAINED_ON, problems)
+    return problems
+
+
 def _arithmetic(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
     section = config.data.arithmetic
     counts, seed = (section.train, section.held_out), section.seed

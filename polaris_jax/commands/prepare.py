@@ -1,105 +1,312 @@
 r"""Problems from anywhere to the workdir's problems.parquet.
 
-Reads `data.problems` (jsonl, json, parquet, a Hugging Face data set directory or name, a function
-as file.py:name; empty: the procedural problems of `data.arithmetic`), validates, deduplicates and
-filters; prepare.json counts every row left out, by reason.
+Reads `data.problems`, or the sources of the flags: jsonl, json, csv, parquet, a Hugging Face data
+set directory or name, a function as file.py:name; without any, the procedural problems of
+`data.arithmetic`. Validates, leaves out repeats, near repeats, problems of benchmarks (--against),
+rows that cannot be learned from (--drop) and prompts that are too long. prepare.json counts every
+row left out by source and reason, rejected.jsonl holds each of them. docs/data.md has the details.
+
+Behind a source stand its options: name, cap (most problems that stay), config, split and revision
+(of a Hub data set), and the columns problem, answer, id, source, pass_rate.
 
 Example:
   polaris prepare --config=configs/polaris_4b.py --workdir=runs/4b \
-      --config.data.problems=deepscaler.jsonl
+      --config.data.problems=deepscaler.jsonl --against=aime24.jsonl --against=aime25.jsonl
+  polaris prepare --config=configs/tiny_cpu.py --workdir=runs/mine \
+      --source=my.csv,problem=text,answer=result,cap=5000 --source=openai/gsm8k,config=main
 """
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from absl import flags
 
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
 from polaris_jax.config import ConfigError, RunConfig
+from polaris_jax.data.prepare.options import RULES, PrepareOptions
 from polaris_jax.system.signals import begin_work
 
 if TYPE_CHECKING:
     from etils import epath
 
-    from polaris_jax.records import Problem
+    from polaris_jax.data.prepare.pipeline import Preparation, SourceRows
     from polaris_jax.system.progress import Progress
 
-
+REJECTED = "rejected.jsonl"
+SUMMARY = "prepare.json"
+ROWS = ".prepare_rows"  # folder of the workdir with the rows, while the command runs
+NAMED_ROWS = 20  # malformed rows and contradictions that are printed; rejected.jsonl has all
 # What the entries of prepare.json's `lost` say to a person.
 LOST = {
     "turns": "turns of their chat: what follows the last user turn, or is no text",
-    "gold": "their gold: the math grader cannot read it (programs, unit tests, proofs); set "
+    "gold": "their gold: the math grader cannot read it, and only the same letters equal it; set "
     "reward.function, or leave them out",
 }
+# Flags that name a column, and our field.
+COLUMN_FLAGS = {
+    "problem_column": "problem",
+    "answer_column": "answer",
+    "id_column": "id",
+    "pass_rate_column": "pass_rate",
+}
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_multi_string(
+        "source", [], "a source with its options; may be given several times", flag_values=values
+    )
+    for flag, field in COLUMN_FLAGS.items():
+        flags.DEFINE_string(
+            flag, "", f"column of the sources that holds the {field}", flag_values=values
+        )
+    flags.DEFINE_multi_string(
+        "against",
+        [],
+        "benchmark whose problems must not stay: a file, or a name like aime24; several times",
+        flag_values=values,
+    )
+    flags.DEFINE_list("drop", list(RULES), "rules that apply; empty: none", flag_values=values)
+    flags.DEFINE_float(
+        "near_similarity",
+        0.8,
+        "share of common 3-grams from which problems with equal answers and numbers are near "
+        "duplicates",
+        lower_bound=0.5,
+        upper_bound=1.0,
+        flag_values=values,
+    )
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
-    command = parse("prepare", argv, doc=__doc__ or "")
+    command = parse("prepare", argv, doc=__doc__ or "", define=_define)
+    own = command.flags
+    unknown = [rule for rule in own["drop"] if rule and rule not in RULES]
+    if unknown:
+        raise ConfigError(f"--drop={unknown[0]}: no such rule; there are {', '.join(RULES)}")
+    columns = {field: own[flag] for flag, field in COLUMN_FLAGS.items() if own[flag]}
+    if own["source"] and command.config.data.problems:
+        raise ConfigError(
+            f"--source: data.problems={command.config.data.problems!r} names problems, too; leave "
+            "one out, like --config.data.problems="
+        )
+    if columns and not own["source"]:
+        flag = next(flag for flag in COLUMN_FLAGS if own[flag])
+        field = COLUMN_FLAGS[flag]
+        raise ConfigError(
+            f"--{flag}: belongs to --source; behind data.problems write the column, like "
+            f"my.csv,{field}={own[flag]}, so that every command reads it so"
+        )
     start_jax(command)
     from polaris_jax.system.processes import is_first
     from polaris_jax.system.progress import Progress
 
     begin_work()
-    prepare(command.config, command.workdir, progress=Progress(enabled=is_first()))
+    options = PrepareOptions(
+        sources=tuple(own["source"]),
+        columns=columns,
+        against=tuple(own["against"]),
+        drop=frozenset(filter(None, own["drop"])),
+        near_similarity=own["near_similarity"],
+    )
+    progress = Progress(enabled=is_first())
+    prepare(command.config, command.workdir, progress=progress, options=options)
     return 0
 
 
-def prepare(config: RunConfig, workdir: epath.Path, *, progress: Progress) -> None:
-    """Reads, validates, deduplicates and filters problems; writes them and prepare.json.
+def prepare(
+    config: RunConfig,
+    workdir: epath.Path,
+    *,
+    progress: Progress,
+    options: PrepareOptions | None = None,
+) -> None:
+    """Reads, validates and filters problems; writes them, prepare.json and rejected.jsonl.
+
+    A run that has begun with problems.parquet keeps it: nothing is written then.
 
     Raises:
         ConfigError: no source, no problem left, or the workdir holds another config's run.
     """
-    from polaris_jax.assemble import load_base_tokenizer
-    from polaris_jax.data.problem_sets import PREPARED, fitting
-    from polaris_jax.data.problems import problems_digest, write_problems
-    from polaris_jax.reward.golds import gold_kinds
+    from polaris_jax.data.problem_sets import PREPARED
     from polaris_jax.run.owner import command_owns
     from polaris_jax.run.record import refuse_other_run
-    from polaris_jax.run.workdir import ensure_workdir, write_json
-    from polaris_jax.system.foreign import printable
+    from polaris_jax.run.workdir import ensure_workdir
     from polaris_jax.system.processes import is_first
 
+    options = options or PrepareOptions()
     refuse_other_run(workdir, config, sections=("model", "data", "warmstart"))
+    if _run_began(workdir):
+        progress.line(f"{PREPARED} stays: the run in {workdir} began with it; nothing is prepared")
+        return
+    sources, origin = _sources(config, options)
+    benchmarks = _benchmarks(config, options, progress)
     ensure_workdir(workdir)
-    writes = (PREPARED, "prepare.json")
-    with command_owns(workdir, "prepare", writes=writes, primary=is_first()) as ownership:
-        problems, origin, read = _read(config, workdir, progress)
-        tokenizer = load_base_tokenizer(config)
-        kept = fitting(problems, config.data, tokenizer=tokenizer, say=progress.line)
-        if not config.reward.function and (golds := [p for p in kept if not gold_kinds(p.answer)]):
-            read["lost"]["gold"] = len(golds)
-        for part, rows in read["lost"].items():
-            progress.line(f"warning: {rows} rows lose {LOST.get(part, printable(part))}")
-        if len(kept) < len(problems):
-            read["counts"]["prompt_too_long"] = len(problems) - len(kept)
-        digest = problems_digest(problems, extras=True)
+    writes = (PREPARED, SUMMARY, REJECTED)
+    with (
+        command_owns(workdir, "prepare", writes=writes, primary=is_first()) as ownership,
+        _folder(workdir, primary=is_first()) as folder,
+        _prepared(config, options, sources, benchmarks, folder, progress) as (found, digest),
+    ):
+        _say(found, progress)
         made_of = {"name": origin, "digest": digest, "source": digest}
         if is_first():
             ownership.check()
-            write_problems(kept, workdir / PREPARED, made_of=made_of)
-            write_json(workdir / "prepare.json", read | {"source": origin, "kept": len(kept)})
-    progress.line(f"prepared {len(kept)} problems from {origin} -> {PREPARED}")
+            _write(found, folder, workdir, made_of, options)
+        progress.line(f"prepared {len(found.kept_N)} problems from {origin} -> {PREPARED}")
 
 
-def _read(
-    config: RunConfig, workdir: epath.Path, progress: Progress
-) -> tuple[list[Problem], str, dict[str, Any]]:
-    """The problems, the name of their source, and the counts of its rows for prepare.json."""
-    from polaris_jax.assemble import training_problems
-    from polaris_jax.data.problems import read_problems
+def _run_began(workdir: epath.Path) -> bool:
+    """True if the workdir's run reads problems.parquet, or what was made of it."""
+    from polaris_jax.data.problem_sets import PREPARED
+    from polaris_jax.run.record import began_with, read_record
 
+    record = read_record(workdir)
+    return (
+        record is not None and bool(began_with(record, workdir)) and (workdir / PREPARED).exists()
+    )
+
+
+def _sources(config: RunConfig, options: PrepareOptions) -> tuple[list[SourceRows], str]:
+    """The sources, and their names for people."""
+    from polaris_jax.assemble import procedural_problems
+    from polaris_jax.data.prepare.pipeline import SourceRows
+    from polaris_jax.data.prepare.reading import open_sources
+
+    if options.sources:
+        sources = open_sources(
+            options.sources, rules=options.drop, columns=options.columns, field="--source"
+        )
+        return sources, " + ".join(source.text for source in sorted(sources, key=lambda s: s.name))
     if config.data.problems:
-        problems, report = read_problems(config.data.problems)
-        for message in report.messages:
-            progress.line(f"left out: {message}")
-        return problems, config.data.problems, report.as_dict()
+        return open_sources([config.data.problems], rules=options.drop), config.data.problems
     if not config.data.arithmetic.train:
         raise ConfigError(
             "data.problems='': nothing to prepare; name a file or a data set, like "
             "--config.data.problems=problems.jsonl"
         )
-    found = training_problems(config, workdir, progress, files=())
-    read = {"rows": len(found.problems), "counts": {}, "messages": [], "lost": {}}
-    return list(found.problems), found.origin, read
+    # They are made to be solved and to resemble each other: no rule applies to them.
+    count = config.data.arithmetic.train
+    rows = SourceRows("arithmetic", "", lambda: procedural_problems(config), count=count)
+    return [rows], f"{count} arithmetic problems"
+
+
+def _benchmarks(
+    config: RunConfig, options: PrepareOptions, progress: Progress
+) -> list[tuple[str, list[Any]]]:
+    """The problems of each benchmark that --against names."""
+    from polaris_jax.evaluate.benchmarks import read_against
+
+    if config.evaluate.problems and not options.against:
+        progress.line(
+            f"evaluate.problems={config.evaluate.problems} is not compared with the training "
+            f"problems; --against={config.evaluate.problems} leaves out what is in both"
+        )
+    return [read_against(text, say=progress.line) for text in options.against]
+
+
+@contextlib.contextmanager
+def _folder(workdir: epath.Path, *, primary: bool) -> Iterator[Path]:
+    """An empty local directory for rows: in the workdir, so that its disk has to hold them."""
+    from polaris_jax.system.files import is_remote
+
+    if is_remote(workdir) or not primary:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
+    folder = Path(workdir / ROWS)
+    shutil.rmtree(folder, ignore_errors=True)  # a kill leaves it
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _prepared(
+    config: RunConfig,
+    options: PrepareOptions,
+    sources: list[SourceRows],
+    benchmarks: list[tuple[str, list[Any]]],
+    folder: Path,
+    progress: Progress,
+) -> Iterator[tuple[Preparation, str]]:
+    """The rows with their fates, and the digest of what was read."""
+    from polaris_jax.assemble import load_base_tokenizer
+    from polaris_jax.data.filters import PromptChecks
+    from polaris_jax.data.prepare.pipeline import Preparation, Rules
+    from polaris_jax.data.problem_sets import say_long_prompts
+    from polaris_jax.data.prompts import prompt_format
+
+    prompts = PromptChecks(
+        load_base_tokenizer(config), prompt_format(config.data), say=progress.line, remember=False
+    )
+    rules = Rules(
+        math_reward=not config.reward.function,
+        near_similarity=options.near_similarity,
+        benchmarks=benchmarks,
+        prompt_tokens=lambda problems: list(map(len, prompts.token_ids(problems))),
+        max_prompt_tokens=config.data.max_prompt_tokens,
+    )
+    found = Preparation(sources, rules, folder=folder, progress=progress)
+    try:
+        digest = found.read()
+        found.require_problems()
+        found.leave_out_repeats()
+        found.leave_out_long_prompts()
+        prompts.warn()
+        kept = len(found.kept_N)
+        say_long_prompts(
+            found.long_prompts, config.data.max_prompt_tokens, kept=kept, say=progress.line
+        )
+        found.leave_out_known()
+        found.apply_caps()
+        found.finish()
+        if not len(found.kept_N):
+            raise ConfigError(
+                f"every one of {found.rows:,} rows was left out ({found.reasons()}); --drop= names "
+                "the rules that apply"
+            )
+        yield found, digest
+    finally:
+        found.close()
+
+
+def _say(found: Preparation, progress: Progress) -> None:
+    """Prints what was left out."""
+    from polaris_jax.system.foreign import printable
+
+    for message in found.report_messages(NAMED_ROWS):
+        progress.line(f"left out: {message}")
+    for part, rows in found.lost.items():
+        progress.line(f"warning: {rows} rows lose {LOST.get(part, printable(part))}")
+    for line in found.report_table():
+        progress.line(line)
+
+
+def _write(
+    found: Preparation,
+    folder: Path,
+    workdir: epath.Path,
+    made_of: dict[str, Any],
+    options: PrepareOptions,
+) -> None:
+    from polaris_jax.data.prepare.output import write_kept, write_rejected
+    from polaris_jax.data.problem_sets import PREPARED
+    from polaris_jax.run.workdir import write_json
+    from polaris_jax.system.files import move_file
+
+    write_kept(found, folder / PREPARED, made_of=made_of)
+    write_rejected(found, folder / REJECTED)
+    move_file(folder / REJECTED, workdir / REJECTED)
+    move_file(folder / PREPARED, workdir / PREPARED)
+    summary = found.summary(NAMED_ROWS) | {"source": made_of["name"], "options": options.as_dict()}
+    write_json(workdir / SUMMARY, summary)

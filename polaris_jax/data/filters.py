@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from polaris_jax.config.data import PROMPT_SUFFIX
@@ -118,31 +118,67 @@ def drop_long_prompts(
         (kept, {id of a dropped problem: its tokens}, digest of the kept ones' token ids, which does
         not depend on their order).
     """
+    checks = PromptChecks(tokenizer, prompt_format, say=say)
     problems = list(problems)
-    prompts = prompt_format.render(tokenizer, problems)
-    for problem, (text, ids) in zip(problems[:1], prompts, strict=False):
-        say(f"prompt of problem {problem.id!r}, {len(ids)} tokens: {_shortened(text)}")
     kept: list[Problem] = []
     dropped: dict[str, int] = {}
-    without: list[str] = []
     digests: list[bytes] = []
-    for problem, (text, ids) in zip(problems, prompts, strict=True):
+    for problem, ids in zip(problems, checks.token_ids(problems), strict=True):
         if len(ids) <= max_prompt_tokens:
             kept.append(problem)
             line = json.dumps([problem.id, *ids]).encode()
             digests.append(hashlib.blake2b(line, digest_size=8).digest())
         else:
             dropped[problem.id] = len(ids)
-        if lacks_question(text, problem.problem):
-            without.append(problem.id)
-    if without:
-        others = f" and {len(without) - 1} others" if len(without) > 1 else ""
-        say(
-            f"warning: the prompt of problem {without[0]!r}{others} does not hold its question: "
-            "the tokenizer's chat template drops or changes it; mend the template"
-        )
+    checks.warn()
     digest = hashlib.blake2b(b"".join(sorted(digests)), digest_size=8).hexdigest()
     return kept, dropped, digest
+
+
+class PromptChecks:
+    """Renders prompts, shows the first, and finds those that do not hold their question.
+
+    Args:
+        tokenizer: renders and counts.
+        prompt_format: how a problem becomes a prompt.
+        say: gets the first prompt, and the warning.
+        remember: see `render_prompts`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompt_format: PromptFormat,
+        *,
+        say: Callable[[str], None],
+        remember: bool = True,
+    ) -> None:
+        self._tokenizer, self._format = tokenizer, prompt_format
+        self._say, self._remember = say, remember
+        self._shown = False
+        self._first_without, self._without = "", 0
+
+    def token_ids(self, problems: Sequence[Problem]) -> list[tuple[int, ...]]:
+        """The token ids of each problem's prompt."""
+        prompts = self._format.render(self._tokenizer, problems, remember=self._remember)
+        for problem, (text, ids) in zip(problems, prompts, strict=True):
+            if not self._shown:
+                self._shown = True
+                shown = _shortened(text)
+                self._say(f"prompt of problem {problem.id!r}, {len(ids)} tokens: {shown}")
+            if lacks_question(text, problem.problem):
+                self._first_without = self._first_without or problem.id
+                self._without += 1
+        return [ids for _, ids in prompts]
+
+    def warn(self) -> None:
+        """Says how many prompts did not hold their question, if there were any."""
+        if self._without:
+            others = f" and {self._without - 1} others" if self._without > 1 else ""
+            self._say(
+                f"warning: the prompt of problem {self._first_without!r}{others} does not hold its "
+                "question: the tokenizer's chat template drops or changes it; mend the template"
+            )
 
 
 def _shortened(text: str) -> str:

@@ -209,16 +209,31 @@ def fitting_prompts(
         max_prompt_tokens=data.max_prompt_tokens,
         say=say,
     )
+    say_long_prompts(dropped, data.max_prompt_tokens, kept=len(kept), say=say)
+    return kept, digest
+
+
+def say_long_prompts(dropped: Mapping[str, int], most: int, *, kept: int, say: Say) -> None:
+    """Says which prompts are longer than `data.max_prompt_tokens`, if any are.
+
+    Args:
+        dropped: tokens of the prompts that are, by the problem's id.
+        most: the limit.
+        kept: number of prompts that are not.
+        say: gets the line.
+
+    Raises:
+        ConfigError: all are.
+    """
     if dropped:
         longest = sorted(dropped, key=lambda i: -dropped[i])[:NAMED_PROMPTS]
         some = ", ".join(f"{name} ({dropped[name]} tokens)" for name in longest)
         say(
             f"left out {len(dropped)} problems with prompts over data.max_prompt_tokens="
-            f"{data.max_prompt_tokens}, the longest {some}"
+            f"{most}, the longest {some}"
         )
     if not kept:
         raise ConfigError(
-            f"data.max_prompt_tokens={data.max_prompt_tokens}: none of the {len(problems)} prompts "
-            "is that short; raise it"
+            f"data.max_prompt_tokens={most}: none of the {len(dropped)} prompts is that short; "
+            "raise it"
         )
-    return kept, digest

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from polaris_jax.data.filters import deduplicate
 from polaris_jax.data.rows import COLUMNS, PROBLEM_FIELDS, RowError, lost_parts, parse_row
+from polaris_jax.data.sorted_digest import sorted_digest
 from polaris_jax.data.sources import DataError, read_rows, resolve_source
 from polaris_jax.data.tables import EXTRA, JSON_ANSWERS, TURNS
 from polaris_jax.records import Problem
@@ -113,12 +114,10 @@ def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport
             lost.update(lost_parts(row.fields))
         except RowError as error:
             counts["malformed"] += 1
-            messages.append(_message(f"{row.place}: {error}"))
+            messages.append(short_line(f"{row.place}: {error}"))
     named = messages[:NAMED_ROWS]
-    if files.beside:
-        some = ", ".join(files.names_beside[:3]) + (", ..." if len(files.beside) > 3 else "")
-        chosen = "train split" if files.has_split else "tables"
-        named.insert(0, _message(f"{len(files.beside)} files beside the {chosen} ({some})"))
+    if beside := files.said_beside:
+        named.insert(0, short_line(beside))
     if unique:
         read = problems
         problems, found = deduplicate(read)
@@ -126,7 +125,7 @@ def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport
         counts["duplicate_with_other_answer"] = len(found.other_answer)
         counts["renamed_id"] = len(found.renamed)
         named += [
-            _message(
+            short_line(
                 f"{places[drop]}: the problem of {places[keep]} with another answer, "
                 f"{read[drop].answer!r}, there {read[keep].answer!r}"
             )
@@ -150,7 +149,7 @@ def _read_problems(source: str, unique: bool) -> tuple[list[Problem], ReadReport
     )
 
 
-def _message(text: str) -> str:
+def short_line(text: str) -> str:
     """A message in one printable line, cut if a row's value is long."""
     text = printable(text)
     return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 3] + "..."
@@ -182,13 +181,14 @@ def problems_digest(problems: Iterable[Problem], *, extras: bool = False) -> str
         problems: the problems.
         extras: True if the other columns count, too.
     """
-    lines = []
-    for p in problems:
-        more = [p.extra] if extras and p.extra else []
-        more += [p.turns] if p.turns else []
-        lines.append(json.dumps([p.id, p.problem, repr(p.answer), *more]))
-    lines.sort()
-    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+    return sorted_digest(digest_line(problem, extras=extras) for problem in problems)
+
+
+def digest_line(p: Problem, *, extras: bool) -> str:
+    """What `problems_digest` hashes of a problem."""
+    more = [p.extra] if extras and p.extra else []
+    more += [p.turns] if p.turns else []
+    return json.dumps([p.id, p.problem, repr(p.answer), *more])
 
 
 def read_made_of(path: epath.Path) -> dict[str, Any] | None:
@@ -220,8 +220,22 @@ def write_problems(
         path: path of the file.
         made_of: what `read_made_of` returns for the file.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    table = problem_table(problems, extras=any(p.extra or p.turns for p in problems))
+    out = io.BytesIO()
+    pq.write_table(with_made_of(table, made_of), out, write_page_checksum=True)
+    write_bytes(path, out.getvalue())
+
+
+def problem_table(problems: Sequence[Problem], *, extras: bool) -> Any:
+    """The pyarrow table of problems that `write_problems` describes.
+
+    Args:
+        problems: the problems.
+        extras: True if it has the column of the other columns.
+    """
+    import pyarrow as pa
 
     columns = {
         "id": pa.array([p.id for p in problems], pa.string()),
@@ -231,12 +245,13 @@ def write_problems(
         "pass_rate": pa.array([p.pass_rate for p in problems], pa.float64()),
         "response_tokens": pa.array([p.response_tokens for p in problems], pa.float64()),
     }
-    extras = [{**p.extra, **({TURNS: p.turns} if p.turns else {})} for p in problems]
-    if any(extras):
-        texts = [json.dumps(extra) if extra else None for extra in extras]
-        columns[EXTRA] = pa.array(texts, pa.string())
+    if extras:
+        found = [{**p.extra, **({TURNS: p.turns} if p.turns else {})} for p in problems]
+        columns[EXTRA] = pa.array([json.dumps(e) if e else None for e in found], pa.string())
+    return pa.table(columns)
+
+
+def with_made_of(table: Any, made_of: Mapping[str, Any] | None) -> Any:
+    """The table with the marks of a file of ours; see `write_problems`."""
     record = {} if made_of is None else {MADE_OF: json.dumps(made_of, sort_keys=True).encode()}
-    table = pa.table(columns).replace_schema_metadata(JSON_ANSWERS | record)
-    out = io.BytesIO()
-    pq.write_table(table, out, write_page_checksum=True)
-    write_bytes(path, out.getvalue())
+    return table.replace_schema_metadata(JSON_ANSWERS | record)

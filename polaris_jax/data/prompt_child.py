@@ -71,6 +71,7 @@ class RenderedPrompts:
         options: RenderOptions,
         *,
         names: Sequence[str],
+        remember: bool = True,
     ) -> list[Prompt]:
         """The prompts of questions with their suffixes; see `render_prompts`.
 
@@ -80,22 +81,35 @@ class RenderedPrompts:
         """
         template = repr(tokenizer.chat_template)
         keys = [(options, template, content) for content in contents]
+        if not remember:
+            return self._render(tokenizer, contents, options, names)
         missing = {key: n for n, key in enumerate(keys) if key not in self._prompts}
         if missing:
             asked = [content for *_, content in missing]
-            new: list[Prompt] = []
-            try:
-                self._ask(tokenizer, asked, options, new)
-            except _Refused as refused:
-                self._close()
-                late = [names[n] for n in missing.values()][len(new) :] if names else ()
-                raise template_error(tokenizer, late, str(refused)) from refused.__cause__
+            late = [names[n] for n in missing.values()] if names else ()
+            new = self._render(tokenizer, asked, options, late)
             compact = ((text, array("i", ids)) for text, ids in new)
             self._prompts |= zip(missing, compact, strict=True)
             if len(missing) > 1:  # a loop over single prompts keeps its child
                 self._close()
         found = (self._prompts[key] for key in keys)
         return [(text, tuple(ids)) for text, ids in found]
+
+    def _render(
+        self,
+        tokenizer: Any,
+        contents: Sequence[Content],
+        options: RenderOptions,
+        names: Sequence[str],
+    ) -> list[Prompt]:
+        """The prompts, made anew by a child that stays."""
+        new: list[Prompt] = []
+        try:
+            self._ask(tokenizer, contents, options, new)
+        except _Refused as refused:
+            self._close()
+            raise template_error(tokenizer, names[len(new) :], str(refused)) from refused.__cause__
+        return new
 
     def _ask(
         self,

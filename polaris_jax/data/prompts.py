@@ -64,7 +64,9 @@ class PromptFormat:
     template: Template = OWN_TEMPLATE
     turns: str = "all"
 
-    def render(self, tokenizer: Any, problems: Sequence[Problem]) -> list[Prompt]:
+    def render(
+        self, tokenizer: Any, problems: Sequence[Problem], *, remember: bool = True
+    ) -> list[Prompt]:
         """The prompts of problems; see `render_prompts`."""
         return render_prompts(
             tokenizer,
@@ -74,6 +76,7 @@ class PromptFormat:
             template=self.template,
             turns=[problem.turns if self.turns == "all" else () for problem in problems],
             names=[problem.id for problem in problems],
+            remember=remember,
         )
 
     def last_turn(self, prompt_text: str) -> str:
@@ -206,6 +209,7 @@ def render_prompts(
     turns: Sequence[Turns] = (),
     special_tokens: bool = False,
     names: Sequence[str] = (),
+    remember: bool = True,
 ) -> list[Prompt]:
     """Prompts as text and as token ids.
 
@@ -221,6 +225,7 @@ def render_prompts(
         special_tokens: True if special tokens that a question spells are meant as such; False
             encodes their characters.
         names: names of the problems, for errors.
+        remember: False does not keep the prompts for later calls, for sets of any size.
 
     Returns:
         A (text, ids) pair each. The text is what the ids spell, special tokens included.
@@ -249,7 +254,7 @@ def render_prompts(
 
     rendered = tokenizer.__dict__.setdefault(RENDERED, RenderedPrompts())
     options = RenderOptions(special_tokens, shots, template)
-    return rendered.render(tokenizer, contents, options, names=names)
+    return rendered.render(tokenizer, contents, options, names=names, remember=remember)
 
 
 def lacks_question(prompt_text: str, problem_text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,23 +12,38 @@ from polaris_jax.data.filters import content_id
 from polaris_jax.data.tables import TURNS
 from polaris_jax.records import Gold, Problem
 
-PROBLEM_FIELDS = ("problem", "question", "prompt")
-ANSWER_FIELDS = ("answer", "gold", "final_answer", "ground_truth", "reward_model", "solution")
+PROBLEM_FIELDS = ("problem", "question", "prompt", "messages", "conversations")
+ANSWER_FIELDS = (
+    *("answer", "gold", "final_answer", "ground_truth", "reward_model", "solution"),
+    *("solutions", "completion"),
+)
 ID_FIELDS = ("id", "problem_id", "unique_id", "uid", "index")
 ROLES = ("system", "user", "assistant")
+_WORKED = ("solution", "solutions", "completion")  # their last box is the answer
 _SHORT_SOLUTION_CHARS = 60
-COLUMNS = frozenset(
+# Columns that are no `Problem.extra`, and those that are none if the problem or its answer is read
+# from them.
+_OURS = frozenset(
     (
-        *PROBLEM_FIELDS,
-        *ANSWER_FIELDS,
+        *("problem", "question", "prompt"),
+        *("answer", "gold", "final_answer", "ground_truth", "reward_model", "solution"),
         *ID_FIELDS,
         *("pass_rate", "response_tokens", "source", "data_source", TURNS),
     )
 )
+_OURS_IF_USED = ("messages", "conversations", "solutions", "completion")
+COLUMNS = _OURS.union(_OURS_IF_USED)
+# ShareGPT's names of a turn's fields and of its roles.
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+_RATE = re.compile(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*")
 
 
 class RowError(ValueError):
     """The reason why a row is not a problem."""
+
+
+class NeedsImage(RowError):
+    """A row whose question holds an image."""
 
 
 def parse_row(fields: Mapping[str, Any]) -> Problem:
@@ -39,13 +55,14 @@ def parse_row(fields: Mapping[str, Any]) -> Problem:
     """
     text = _problem_text(fields)
     given = next((fields[f] for f in ID_FIELDS if _is_id(fields.get(f))), None)
-    pass_rate = fields.get("pass_rate")
+    pass_rate = _as_rate(fields.get("pass_rate"))
     if pass_rate is not None and not (_is_number(pass_rate) and 0 <= pass_rate <= 1):
         raise RowError(f"pass_rate={pass_rate!r}: must lie in [0, 1]")
     tokens = fields.get("response_tokens")
     if tokens is not None and not (_is_number(tokens) and tokens >= 0):
         raise RowError(f"response_tokens={tokens!r}: must be a number of at least 0")
     source = fields.get("source") or fields.get("data_source") or ""
+    ours = _own_columns(fields)
     return Problem(
         id=content_id(text) if given is None else _text("id", str(given).strip()),
         problem=text,
@@ -56,7 +73,7 @@ def parse_row(fields: Mapping[str, Any]) -> Problem:
         extra={
             name: value
             for name, value in fields.items()
-            if name not in COLUMNS and value is not None and _is_json(value)
+            if name not in ours and value is not None and _is_json(value)
         },
         turns=_earlier_turns(fields),
     )
@@ -67,17 +84,46 @@ def lost_parts(fields: Mapping[str, Any]) -> list[str]:
     chat = _chat(fields)
     kept = 1 + len(_earlier_turns(fields))
     turns = ["turns"] if chat is not None and len(chat) > kept else []
+    ours = _own_columns(fields)
     return turns + [
         f"column {name}"
         for name, value in fields.items()
-        if name not in COLUMNS and value is not None and not _is_json(value)
+        if name not in ours and value is not None and not _is_json(value)
     ]
 
 
 def _chat(fields: Mapping[str, Any]) -> list[Any] | None:
     """The chat messages of a row; None if its problem is a text."""
-    chat = next((fields[f] for f in PROBLEM_FIELDS if fields.get(f) is not None), None)
-    return chat if isinstance(chat, list) else None
+    name = _problem_field(fields)
+    return fields[name] if name is not None and isinstance(fields[name], list) else None
+
+
+def _problem_field(fields: Mapping[str, Any]) -> str | None:
+    return next((name for name in PROBLEM_FIELDS if fields.get(name) is not None), None)
+
+
+def _own_columns(fields: Mapping[str, Any]) -> frozenset[str]:
+    """The columns of a row that are not `Problem.extra`."""
+    used = (_problem_field(fields), _answer_field(fields))
+    return _OURS.union(name for name in _OURS_IF_USED if name in used)
+
+
+def _turn(turn: Any) -> tuple[Any, Any]:
+    """Role and text of a chat message, in OpenAI's form or in ShareGPT's.
+
+    Content in parts is their texts, or the list itself if a part is no text.
+    """
+    if not isinstance(turn, Mapping):
+        return None, None
+    role, content = turn.get("role"), turn.get("content")
+    if role is None and "value" in turn:
+        role, content = turn.get("from"), turn["value"]
+        role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else None
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        if all(isinstance(text, str) for text in texts):
+            content = "\n".join(texts)
+    return role, content
 
 
 def _earlier_turns(fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -85,16 +131,20 @@ def _earlier_turns(fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     if (own := fields.get(TURNS)) is not None:
         pairs = [turn for turn in own if isinstance(turn, list)] if isinstance(own, list) else []
     else:
-        turns = [turn for turn in _chat(fields) or () if isinstance(turn, Mapping)]
-        users = [number for number, turn in enumerate(turns) if turn.get("role") == "user"]
-        before = turns[: users[-1]] if users else []
-        pairs = [[turn.get("role"), turn.get("content")] for turn in before]
+        turns = [_turn(turn) for turn in _chat(fields) or () if isinstance(turn, Mapping)]
+        users = [number for number, (role, _) in enumerate(turns) if role == "user"]
+        pairs = [[role, text] for role, text in (turns[: users[-1]] if users else [])]
     found = []
     for pair in pairs:
         if len(pair) != 2 or pair[0] not in ROLES or not isinstance(pair[1], str):
             return ()
         found.append((pair[0], _text("turns", pair[1])))
     return tuple(found)
+
+
+def _is_image(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return isinstance(kind, str) and kind.startswith(("image", "input_image", "video"))
 
 
 def _is_json(value: Any) -> bool:
@@ -135,13 +185,14 @@ def _problem_text(fields: Mapping[str, Any]) -> str:
     for name in PROBLEM_FIELDS:
         value = fields.get(name)
         if isinstance(value, list):
-            turns = [turn for turn in value if isinstance(turn, Mapping)]
-            users = [turn.get("content") for turn in turns if turn.get("role") == "user"]
+            users = [text for role, text in map(_turn, value) if role == "user"]
             value = users[-1] if users else None
             if value is None:
                 raise RowError(f"{name}: a list without a user turn")
         if value is None:
             continue
+        if isinstance(value, list) and any(map(_is_image, value)):
+            raise NeedsImage(f"{name}: a part of it is an image")
         if not isinstance(value, str):
             raise RowError(f"{name}: expected a text, got {type(value).__name__}")
         if value.strip():
@@ -152,24 +203,47 @@ def _problem_text(fields: Mapping[str, Any]) -> str:
     raise RowError(f"no {', '.join(PROBLEM_FIELDS)} among its fields ({', '.join(fields)})")
 
 
-def _answer(fields: Mapping[str, Any]) -> Gold:
+def _answer_field(fields: Mapping[str, Any]) -> str | None:
+    """The first column with an answer; None if there is none."""
     for name in ANSWER_FIELDS:
         value = fields.get(name)
-        if name == "reward_model" and value is not None:
-            if not isinstance(value, Mapping):
-                raise RowError(f"{name}: expected an object, got {type(value).__name__}")
+        if name == "reward_model" and isinstance(value, Mapping):
             value = value.get("ground_truth")
-        if value is None or value == [] or (isinstance(value, str) and not value.strip()):
-            continue
-        if name == "solution" and isinstance(value, str):
-            value = _from_solution(value)
-        if isinstance(value, list):
-            return [_one_answer(name, item) for item in value]
-        return _one_answer(name, value)
-    present = [name for name in ANSWER_FIELDS if name in fields]
-    if present:
-        raise RowError(f"{present[0]}: is empty")
-    raise RowError(f"no {', '.join(ANSWER_FIELDS)} among its fields ({', '.join(fields)})")
+        if not (value is None or value == [] or (isinstance(value, str) and not value.strip())):
+            return name
+    return None
+
+
+def _answer(fields: Mapping[str, Any]) -> Gold:
+    name = _answer_field(fields)
+    if name is None:
+        chat = _chat(fields)
+        if chat is not None and (text := _last_reply(chat)):
+            return _one_answer("answer", _from_solution(text, "the chat's last turn"))
+        present = [name for name in ANSWER_FIELDS if name in fields]
+        if present:
+            raise RowError(f"{present[0]}: is empty")
+        raise RowError(f"no {', '.join(ANSWER_FIELDS)} among its fields ({', '.join(fields)})")
+    value = fields[name]
+    if name == "reward_model":
+        if not isinstance(value, Mapping):
+            raise RowError(f"{name}: expected an object, got {type(value).__name__}")
+        value = value.get("ground_truth")
+    if name == "completion" and isinstance(value, list):
+        value = _last_reply(value)
+    if name in _WORKED and isinstance(value, list):
+        value = [_from_solution(v, name) if isinstance(v, str) else v for v in value]
+    elif name in _WORKED and isinstance(value, str):
+        value = _from_solution(value, name)
+    if isinstance(value, list):
+        return [_one_answer(name, item) for item in value]
+    return _one_answer(name, value)
+
+
+def _last_reply(chat: list[Any]) -> str:
+    """The assistant's text after the last user turn; "" if there is none."""
+    role, text = _turn(chat[-1]) if chat else (None, None)
+    return text.strip() if role == "assistant" and isinstance(text, str) else ""
 
 
 def _one_answer(name: str, value: Any) -> str | int | float:
@@ -183,8 +257,8 @@ def _one_answer(name: str, value: Any) -> str | int | float:
     raise RowError(f"{name}={value!r}: expected a text, a finite number or a list of them")
 
 
-def _from_solution(text: str) -> str:
-    """The answer in a worked solution."""
+def _from_solution(text: str, name: str) -> str:
+    """The answer in a worked solution, in the field `name`."""
     from polaris_jax.reward.extract import boxed_list
 
     boxed = boxed_list(text)
@@ -193,5 +267,13 @@ def _from_solution(text: str) -> str:
     if "#### " in text or (len(text) <= _SHORT_SOLUTION_CHARS and "\n" not in text.strip()):
         return text
     raise RowError(
-        "solution: a worked text without \\boxed{}; give the final answer in a field of its own"
+        f"{name}: a worked text without \\boxed{{}}; give the final answer in a field of its own"
     )
+
+
+def _as_rate(value: Any) -> Any:
+    """The value, or for a text such as "5/8" (Polaris-53K's form) the share."""
+    found = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not int(found[2]):
+        return value
+    return int(found[1]) / int(found[2])

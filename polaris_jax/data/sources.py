@@ -1,4 +1,4 @@
-"""Reads rows: from jsonl, json, parquet, arrow, a directory of them, the Hub, or a function.
+"""Reads rows: from jsonl, json, csv, parquet, arrow, a directory of them, the Hub, or a function.
 
 A row that cannot be parsed becomes a `Row` with an error, so that one bad line never ends a run.
 `problems` checks what a row must hold.
@@ -12,7 +12,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from polaris_jax.config.settings import ConfigError
+from polaris_jax.data.csv_rows import csv_rows
+from polaris_jax.data.hub import dataset_files, download_dataset
+from polaris_jax.data.source_text import HUB_OPTIONS, DataError, SourceText, parse_source
 from polaris_jax.system.files import as_place, files_below
 from polaris_jax.system.foreign import (
     LINE_BYTES,
@@ -28,16 +30,13 @@ from polaris_jax.system.foreign import (
 if TYPE_CHECKING:
     from etils import epath
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+_TABLES = (".parquet", ".arrow")
 # At the start of a word (math_train, trainset, MathTrain): "constraints" is no split.
 _TRAIN = re.compile(r"(?<![A-Za-z])[Tt]rain|(?<=[a-z])Train|TRAIN")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 UNREAD: Any = object()  # the value of a column that is not read, since it holds no JSON
 _ROW_KEYS = ("data", "problems", "rows", "examples", "train")
-
-
-class DataError(ConfigError):
-    """A data source cannot be read at all. The text is one line for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +64,14 @@ class Files:
         beside: files of a directory that are left out, because others are its training split or
             its tables.
         function: `file.py:function` or `package.module:function`; empty for files.
+        columns: (our field, the source's column) pairs; see `SourceText`.
     """
 
     root: epath.Path
     read: tuple[epath.Path, ...]
     beside: tuple[epath.Path, ...] = ()
     function: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
 
     @property
     def has_split(self) -> bool:
@@ -82,8 +83,17 @@ class Files:
         """`beside`, as messages name them."""
         return tuple(path.relative_to(self.root).as_posix() for path in self.beside)
 
+    @property
+    def said_beside(self) -> str:
+        """A line about `beside` for a person; "" if there are none."""
+        if not self.beside:
+            return ""
+        some = ", ".join(self.names_beside[:3]) + (", ..." if len(self.beside) > 3 else "")
+        chosen = "train split" if self.has_split else "tables"
+        return f"{len(self.beside)} files beside the {chosen} ({some})"
 
-def resolve_source(source: str) -> Files:
+
+def resolve_source(source: str | SourceText) -> Files:
     """The files of a source.
 
     If names of files or folders in a directory mark a training split, only that split is read, in
@@ -92,47 +102,71 @@ def resolve_source(source: str) -> Files:
 
     Args:
         source: a file or directory (also gs://, s3://), a data set `owner/name` on the Hugging
-            Face Hub, or a function (see `function_source`).
+            Face Hub, or a function (see `function_source`), with options (see `source_text`).
 
     Raises:
         DataError: the name is empty, nothing exists under it, it has no readable file, or the Hub
             cannot be reached.
     """
-    if not source.strip():  # as a path it would be the present directory, and all below it
+    text = source if isinstance(source, str) else source.text
+    if not text.strip():  # as a path it would be the present directory, and all below it
         raise DataError(
-            f"data.problems={source!r}: no source given; name a file, a directory ('.' for the "
+            f"data.problems={text!r}: no source given; name a file, a directory ('.' for the "
             "present one) or a Hub name as owner/name"
         )
+    parsed = parse_source(source) if isinstance(source, str) else source
+    return dataclasses.replace(_find(parsed), columns=parsed.columns)
+
+
+def _find(source: SourceText) -> Files:
     from polaris_jax.data.function_source import is_function  # which needs this module
 
-    if is_function(source):
-        file = source.rpartition(":")[0]
+    text, where = source.text, source.where
+    asks = " and ".join(name for name in HUB_OPTIONS if getattr(source, name))
+    if is_function(where):
+        file = where.rpartition(":")[0]
         if file.endswith(".py") and not os.path.isfile(file):
-            raise DataError(f"data.problems={source!r}: there is no file {file}; check the path")
-        return Files(as_place("."), (), function=source)
-    path = as_place(source)
+            raise DataError(f"data.problems={text!r}: there is no file {file}; check the path")
+        _refuse_hub_options(text, asks, "a function")
+        return Files(as_place("."), (), function=where)
+    path = as_place(where)
     if path.exists() and not path.is_dir():
         if path.suffix not in SUFFIXES:
             raise DataError(
-                f"data.problems={source!r}: cannot read {path.suffix or 'a file without suffix'}; "
+                f"data.problems={text!r}: cannot read {path.suffix or 'a file without suffix'}; "
                 f"give one of {', '.join(SUFFIXES)}, a directory or a Hub name"
             )
+        _refuse_hub_options(text, asks, "a file")
         return Files(path.parent, (path,))
     if not path.exists():
-        looks_like_hub = _HUB_NAME.fullmatch(source) and path.suffix not in SUFFIXES
+        looks_like_hub = _HUB_NAME.fullmatch(where) and path.suffix not in SUFFIXES
         if not looks_like_hub:
             raise DataError(
-                f"data.problems={source!r}: there is no such file or directory; "
+                f"data.problems={text!r}: there is no such file or directory; "
                 "check the path, or give a Hub name as owner/name, or a function as file.py:name"
             )
-        path = download_dataset(source)
+    elif source.revision:
+        _refuse_hub_options(text, "revision", "a directory")
+    if source.config or source.split:
+        files = dataset_files(source)
+        return Files(files[0].parent, tuple(files))
+    if not path.exists():
+        path = download_dataset(where, SUFFIXES, revision=source.revision, text=text)
     files = _pick_split(path)
     if not files.read:
         raise DataError(
-            f"data.problems={source!r}: the directory holds no {', '.join(SUFFIXES)} file; "
+            f"data.problems={text!r}: the directory holds no {', '.join(SUFFIXES)} file; "
             "point to the folder that does"
         )
     return files
+
+
+def _refuse_hub_options(text: str, asks: str, what: str) -> None:
+    if asks:
+        raise DataError(
+            f"data.problems={text!r}: {asks} belongs to a data set of the Hub, and this is {what}; "
+            "leave it out"
+        )
 
 
 def _pick_split(root: epath.Path) -> Files:
@@ -145,42 +179,14 @@ def _pick_split(root: epath.Path) -> Files:
         and path.name != "dataset_dict.json"
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
+    # A directory's csv files are read if there are no others: they are often notes beside the rows.
+    files = [path for path in files if path.suffix != ".csv"] or files
     train = [path for path in files if _TRAIN.search(path.relative_to(root).as_posix())]
     # Of what is kept as tables and as text, the tables: one set in two formats is read once.
-    tables = [path for path in train or files if path.suffix in (".parquet", ".arrow")]
+    tables = [path for path in train or files if path.suffix in _TABLES]
     read = tables or train or files
     beside = tuple(path for path in files if path not in set(read))
     return Files(root, tuple(read), beside)
-
-
-def download_dataset(name: str) -> epath.Path:
-    """The local copy of a data set on the Hub, downloaded unless it is cached.
-
-    Raises:
-        DataError: the data set does not exist or is not accessible, or there is no network.
-    """
-    from etils import epath
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return epath.Path(
-            snapshot_download(
-                name, repo_type="dataset", allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]
-            )
-        )
-    except LocalEntryNotFoundError as error:
-        raise DataError(
-            f"data.problems={name!r}: there is no such directory here, it is not in the Hub cache "
-            "and the Hugging Face Hub cannot be reached; check the path or the network, or "
-            "download the data set elsewhere and give its directory"
-        ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"data.problems={name!r}: there is no such directory here, and as a data set of the "
-            f"Hugging Face Hub it cannot be downloaded ({reason}); check the name"
-        ) from error
 
 
 def read_rows(files: Files, columns: Collection[str] | None = None) -> Iterator[Row]:
@@ -194,20 +200,43 @@ def read_rows(files: Files, columns: Collection[str] | None = None) -> Iterator[
     Raises:
         DataError: a complete file is unreadable, or the function fails.
     """
+    rows = _read_rows(files, columns)
+    return (_renamed(row, files.columns) for row in rows) if files.columns else rows
+
+
+def _read_rows(files: Files, columns: Collection[str] | None) -> Iterator[Row]:
     if files.function:
         from polaris_jax.data.function_source import function_rows
 
         yield from function_rows(files.function)
-    if tables := [path for path in files.read if path.suffix in (".parquet", ".arrow")]:
+    if tables := [path for path in files.read if path.suffix in _TABLES]:
         from polaris_jax.data.tables import check_tables, table_rows
 
-        check_tables(tables, columns)
+        wanted = None if columns is None else {*columns, *(theirs for _, theirs in files.columns)}
+        check_tables(tables, wanted)
     for path in files.read:
         place = path.relative_to(files.root).as_posix()
         if path in tables:
-            yield from table_rows(path, place, columns)
+            yield from table_rows(path, place, wanted)
         else:
-            yield from (_jsonl if path.suffix == ".jsonl" else _json)(path, place)
+            yield from {".jsonl": _jsonl, ".json": _json, ".csv": _csv}[path.suffix](path, place)
+
+
+def _renamed(row: Row, columns: tuple[tuple[str, str], ...]) -> Row:
+    """The row with the source's columns under our names.
+
+    A column that has such a name already, and is not the one that is meant, becomes `other_NAME`.
+    """
+    if row.error is not None:
+        return row
+    fields, renamed = dict(row.fields), {}
+    for ours, theirs in columns:
+        if theirs not in row.fields:
+            known = ", ".join(row.fields)
+            return Row(row.place, {}, f"has no column {theirs!r} for {ours} ({known})")
+        renamed[ours] = fields.pop(theirs, row.fields[theirs])
+    others = {f"other_{name}" if name in renamed else name: v for name, v in fields.items()}
+    return Row(row.place, others | renamed)
 
 
 def _row(place: str, value: Any) -> Row:
@@ -255,3 +284,8 @@ def _json(path: epath.Path, place: str) -> Iterator[Row]:
         raise DataError(f"data.problems={str(path)!r}: expected a list of objects")
     for number, item in enumerate(value, 1):
         yield _row(f"{place}:row {number}", item)
+
+
+def _csv(path: epath.Path, place: str) -> Iterator[Row]:
+    for number, fields, error in csv_rows(path):
+        yield Row(f"{place}:{number}", fields, error)

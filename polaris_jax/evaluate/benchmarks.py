@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from polaris_jax.config.data import DataSection
 from polaris_jax.config.sections import EvaluateSection
 from polaris_jax.config.settings import ConfigError
+from polaris_jax.data.prepare.tokens import math_tokens
 from polaris_jax.data.problem_sets import Make, Say, read_named
 from polaris_jax.data.problems import read_problems
-from polaris_jax.data.sources import DataError
+from polaris_jax.data.source_text import DataError, parse_source
 from polaris_jax.records import Problem
 
 
@@ -19,59 +22,128 @@ class Benchmark:
     """A known benchmark.
 
     Attributes:
-        name: stem of its file.
+        name: stem of its file, and the name by which it is asked for.
         problems: how many it has.
         k: responses a problem in the recipe's final evaluation (avg@k).
+        source: where it is on the Hugging Face Hub, as `data.source_text` writes it.
+        split: its split there.
+        digest: `texts_digest` of the file that the recipe evaluated.
+        about: what else is to be known about it.
     """
 
     name: str
     problems: int
     k: int
+    source: str
+    split: str
+    digest: str
+    about: str = ""
 
 
-# Source: recipe's final evaluation; AMC23 is 83 problems of AMC12 2022-23, not the 40 of others.
+# Source: recipe's final evaluation. The Hub's copies were not downloaded where this was written:
+# names, splits and columns are as others' code uses them.
 BENCHMARKS = {
     b.name: b
     for b in (
-        Benchmark("aime24", 30, 32),
-        Benchmark("aime25", 30, 32),
-        Benchmark("amc23", 83, 8),
-        Benchmark("minerva", 272, 4),
-        Benchmark("olympiad", 675, 4),
+        Benchmark(
+            *("aime24", 30, 32, "HuggingFaceH4/aime_2024", "train"),
+            "1fcb524de2f2864a",
+        ),
+        Benchmark(
+            *("aime25", 30, 32, "math-ai/aime25", "test"),
+            "7a8ff431855a8ad9",
+        ),
+        Benchmark(
+            *("amc23", 83, 8, "AI-MO/aimo-validation-amc", "train"),
+            "54999590e32567cc",
+            "the 83 of the 100 problems of AMC 12A and 12B of 2022 and 2023 whose answers could be "
+            "made integers; what others call AMC23 are 40 of them, those of 2023",
+        ),
+        Benchmark(
+            *("minerva", 272, 4, "math-ai/minervamath,problem=question,answer=answer", "test"),
+            "663a2983da67dd7f",
+        ),
+        Benchmark(
+            *("olympiad", 675, 4, "knoveleng/OlympiadBench,problem=question", "train"),
+            "31ad976a58b8e51b",
+            "the English competition problems with text alone and a final answer of OlympiadBench; "
+            "copies with 674 leave one out",
+        ),
     )
 }
 
 
 def is_benchmark(source: str) -> bool:
     """True for a file that is named as a known benchmark."""
-    path = Path(source)
+    path = Path(parse_source(source).where)
     return bool(path.suffix) and path.stem in BENCHMARKS
 
 
-def read_benchmark(path: str | Path) -> list[Problem]:
-    """Every problem of a benchmark file, in its order, repeats included.
+def benchmark_source(text: str) -> str:
+    """The source of a known benchmark if `text` is its name and no file; else `text`."""
+    known = BENCHMARKS.get(text)
+    return text if known is None or Path(text).exists() else known.source
+
+
+def texts_digest(problems: Iterable[Problem]) -> str:
+    """16 hex digits of the problems' texts, whatever their order, white space and macros."""
+    texts = sorted(" ".join(math_tokens(problem.problem)) for problem in problems)
+    return hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest()
+
+
+def read_benchmark(
+    path: str | Path, *, field: str = "evaluate.problems", say: Say = lambda _: None
+) -> list[Problem]:
+    """Every problem of a benchmark, in its order, repeats included.
 
     A benchmark must be complete, unlike training data: a missing row changes the score. Problem
     texts may contain the instruction suffix; `data.prompts.add_suffix` does not add it twice.
+
+    Args:
+        path: a file, a name in `BENCHMARKS`, or another source.
+        field: config field or flag that gave it, for errors.
+        say: gets a warning if a known benchmark has other texts than the recipe's file.
 
     Raises:
         DataError: missing file, malformed rows, an id that occurs twice, or, in a file that is
             named as a known benchmark, another number of problems.
     """
-    problems, report = read_problems(path, unique=False, field="evaluate.problems")
+    text = str(path)
+    source = benchmark_source(text)
+    problems, report = read_problems(source, unique=False, field=field)
     if report.counts:
         raise DataError(
-            f"evaluate.problems={str(path)!r}: {report.counts['malformed']} malformed rows "
+            f"{field}={text!r}: {report.counts['malformed']} malformed rows "
             f"({report.messages[0]}); a benchmark must be whole, mend the file"
         )
-    known = BENCHMARKS.get(Path(path).stem)
+    known = BENCHMARKS.get(Path(parse_source(text).where).stem)
     if known is not None and known.problems != len(problems):
         raise DataError(
-            f"evaluate.problems={str(path)!r}: {len(problems)} problems, and {known.name} has "
+            f"{field}={text!r}: {len(problems)} problems, and {known.name} has "
             f"{known.problems}; a benchmark must be whole: mend the file, or give another set "
             "another name"
         )
+    if known is not None and (digest := texts_digest(problems)) != known.digest:
+        say(
+            f"warning: {text}: its texts are not those that the recipe evaluated as {known.name} "
+            f"(digest {digest}, there {known.digest}); scores may not be comparable"
+        )
     return problems
+
+
+def read_against(text: str, *, say: Say) -> tuple[str, list[Problem]]:
+    """The name and the problems of a benchmark that training problems must not hold.
+
+    Args:
+        text: a file, a name in `BENCHMARKS`, or another source.
+        say: gets lines for a person.
+
+    Raises:
+        DataError: it cannot be read, or is a known benchmark and not complete.
+    """
+    if text in BENCHMARKS or is_benchmark(text):
+        return parse_source(text).name, read_benchmark(text, field="--against", say=say)
+    return parse_source(text).name, read_named(text, say, field="--against")[0]
 
 
 def find_held_out_problems(
@@ -88,8 +160,8 @@ def find_held_out_problems(
     Raises:
         ConfigError: neither is configured, or a file named as a known benchmark is not complete.
     """
-    if is_benchmark(evaluate.problems):
-        return read_benchmark(evaluate.problems), {}
+    if evaluate.problems in BENCHMARKS or is_benchmark(evaluate.problems):
+        return read_benchmark(evaluate.problems, say=say), {}
     if evaluate.problems:
         return read_named(evaluate.problems, say, unique=False, field="evaluate.problems")
     if data.arithmetic.held_out:

@@ -99,6 +99,28 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
     sync_directory(place.parent)
 
 
+def move_file(source: AnyPath, path: AnyPath) -> None:
+    """Puts a finished local file in the place of `path`, durably and in one step.
+
+    Args:
+        source: the file, on the disk of `path` unless that is in a store; it is gone afterwards.
+        path: where it belongs. The directory must exist.
+
+    Raises:
+        OSError: the disk is full or the path is not writable; the old content of `path` stays.
+    """
+    place = epath.Path(path)
+    if is_remote(place):
+        with open(source, "rb") as file:
+            write_bytes(place, file.read())
+        os.unlink(source)
+        return
+    with open(source, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(source, place)
+    sync_directory(place.parent)
+
+
 def delete_partials(folder: epath.Path, names: Collection[str] | None = None) -> None:
     """Deletes the partial copies of files that a kill has left. For the files' owner alone.
 

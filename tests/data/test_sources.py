@@ -248,5 +248,5 @@ def test_a_hub_name_without_network_says_so(tmp_path, monkeypatch):
 
 def test_a_hub_name_reads_what_was_downloaded(tmp_path, monkeypatch):
     write(tmp_path / "data" / "train.parquet")
-    monkeypatch.setattr(sources, "download_dataset", lambda name: tmp_path)
+    monkeypatch.setattr(sources, "download_dataset", lambda name, *_, **__: tmp_path)
     assert fields("owner/name") == ROWS
