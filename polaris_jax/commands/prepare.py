@@ -36,7 +36,8 @@ from polaris_jax.system.signals import begin_work
 if TYPE_CHECKING:
     from etils import epath
 
-    from polaris_jax.data.prepare.pipeline import Preparation, SourceRows
+    from polaris_jax.data.prepare.pipeline import Preparation
+    from polaris_jax.data.prepare.terms import SourceRows
     from polaris_jax.system.progress import Progress
 
 REJECTED = "rejected.jsonl"
@@ -177,8 +178,8 @@ def _run_began(workdir: epath.Path) -> bool:
 def _sources(config: RunConfig, options: PrepareOptions) -> tuple[list[SourceRows], str]:
     """The sources, and their names for people."""
     from polaris_jax.assemble import procedural_problems
-    from polaris_jax.data.prepare.pipeline import SourceRows
     from polaris_jax.data.prepare.reading import open_sources
+    from polaris_jax.data.prepare.terms import SourceRows
 
     if options.sources:
         sources = open_sources(
@@ -242,7 +243,9 @@ def _prepared(
     """The rows with their fates, and the digest of what was read."""
     from polaris_jax.assemble import load_base_tokenizer
     from polaris_jax.data.filters import PromptChecks
-    from polaris_jax.data.prepare.pipeline import Preparation, Rules
+    from polaris_jax.data.prepare.pipeline import Preparation
+    from polaris_jax.data.prepare.summary import reasons_line
+    from polaris_jax.data.prepare.terms import Rules
     from polaris_jax.data.problem_sets import say_long_prompts
     from polaris_jax.data.prompts import prompt_format
 
@@ -265,15 +268,15 @@ def _prepared(
         prompts.warn()
         kept = len(found.kept_N)
         say_long_prompts(
-            found.long_prompts, config.data.max_prompt_tokens, kept=kept, say=progress.line
+            found.long_prompts(), config.data.max_prompt_tokens, kept=kept, say=progress.line
         )
         found.leave_out_known()
         found.apply_caps()
         found.finish()
         if not len(found.kept_N):
             raise ConfigError(
-                f"every one of {found.rows:,} rows was left out ({found.reasons()}); --drop= names "
-                "the rules that apply"
+                f"every one of {found.rows:,} rows was left out ({reasons_line(found)}); --drop "
+                "names the rules that apply"
             )
         yield found, digest
     finally:
@@ -282,13 +285,14 @@ def _prepared(
 
 def _say(found: Preparation, progress: Progress) -> None:
     """Prints what was left out."""
+    from polaris_jax.data.prepare.summary import messages, table
     from polaris_jax.system.foreign import printable
 
-    for message in found.report_messages(NAMED_ROWS):
+    for message in messages(found, NAMED_ROWS):
         progress.line(f"left out: {message}")
     for part, rows in found.lost.items():
         progress.line(f"warning: {rows} rows lose {LOST.get(part, printable(part))}")
-    for line in found.report_table():
+    for line in table(found):
         progress.line(line)
 
 
@@ -300,6 +304,7 @@ def _write(
     options: PrepareOptions,
 ) -> None:
     from polaris_jax.data.prepare.output import write_kept, write_rejected
+    from polaris_jax.data.prepare.summary import summary
     from polaris_jax.data.problem_sets import PREPARED
     from polaris_jax.run.workdir import write_json
     from polaris_jax.system.files import move_file
@@ -308,5 +313,5 @@ def _write(
     write_rejected(found, folder / REJECTED)
     move_file(folder / REJECTED, workdir / REJECTED)
     move_file(folder / PREPARED, workdir / PREPARED)
-    summary = found.summary(NAMED_ROWS) | {"source": made_of["name"], "options": options.as_dict()}
-    write_json(workdir / SUMMARY, summary)
+    told = {"source": made_of["name"], "options": options.as_dict()}
+    write_json(workdir / SUMMARY, summary(found, NAMED_ROWS) | told)

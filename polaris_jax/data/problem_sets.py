@@ -209,15 +209,15 @@ def fitting_prompts(
         max_prompt_tokens=data.max_prompt_tokens,
         say=say,
     )
-    say_long_prompts(dropped, data.max_prompt_tokens, kept=len(kept), say=say)
+    say_long_prompts(list(dropped.items()), data.max_prompt_tokens, kept=len(kept), say=say)
     return kept, digest
 
 
-def say_long_prompts(dropped: Mapping[str, int], most: int, *, kept: int, say: Say) -> None:
+def say_long_prompts(dropped: Sequence[tuple[str, int]], most: int, *, kept: int, say: Say) -> None:
     """Says which prompts are longer than `data.max_prompt_tokens`, if any are.
 
     Args:
-        dropped: tokens of the prompts that are, by the problem's id.
+        dropped: id and tokens of each problem whose prompt is.
         most: the limit.
         kept: number of prompts that are not.
         say: gets the line.
@@ -226,8 +226,8 @@ def say_long_prompts(dropped: Mapping[str, int], most: int, *, kept: int, say: S
         ConfigError: all are.
     """
     if dropped:
-        longest = sorted(dropped, key=lambda i: -dropped[i])[:NAMED_PROMPTS]
-        some = ", ".join(f"{name} ({dropped[name]} tokens)" for name in longest)
+        longest = sorted(dropped, key=lambda pair: -pair[1])[:NAMED_PROMPTS]
+        some = ", ".join(f"{name} ({tokens} tokens)" for name, tokens in longest)
         say(
             f"left out {len(dropped)} problems with prompts over data.max_prompt_tokens="
             f"{most}, the longest {some}"

@@ -120,8 +120,9 @@ def _turn(turn: Any) -> tuple[Any, Any]:
         role, content = turn.get("from"), turn["value"]
         role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else None
     if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
-        if all(isinstance(text, str) for text in texts):
+        parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        texts = [text for text in parts if isinstance(text, str)]
+        if len(texts) == len(parts):
             content = "\n".join(texts)
     return role, content
 

@@ -6,12 +6,15 @@ at least half of the 13-grams of the shorter of the two texts. That finds a benc
 a longer row, and one whose last sentences are cut. Texts are compared by their tokens (`tokens`),
 so white space, dollar signs and other macros make no difference.
 
-A text of 8 to 12 tokens, which has no 13-gram, is found where one of both begins with the other.
+A text of fewer than 13 tokens has no 13-gram. It is found if the benchmark's problem begins with it
+and it has 8 tokens or ends where a sentence of that problem does; and a benchmark's problem of 8 to
+12 tokens if the row begins with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -24,6 +27,9 @@ from polaris_jax.records import Problem
 GRAM_TOKENS = 13
 LEAST_SHARE = 0.5
 LEAST_TOKENS = 8  # of a text that is found by its beginning
+LEAST_SENTENCE_TOKENS = 3  # of one that ends with a sentence
+MOST_BEGIN_CHARS = 400  # in which 12 tokens end
+_SENTENCE_END = re.compile(r"[.?!](?=\s|$)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +61,11 @@ class BenchmarkIndex:
         self._begins: dict[tuple[str, ...], int] = {}  # texts' first tokens, of each short length
         self._whole: dict[tuple[str, ...], int] = {}  # complete short texts
         for number, tokens in enumerate(texts):
+            text = self._problems[number][1].problem
+            for end in _SENTENCE_END.finditer(text[:MOST_BEGIN_CHARS]):
+                begin = math_tokens(text[: end.end()])
+                if LEAST_SENTENCE_TOKENS <= len(begin) < GRAM_TOKENS:
+                    self._begins.setdefault(tuple(begin), number)
             for count in range(LEAST_TOKENS, min(GRAM_TOKENS, len(tokens) + 1)):
                 self._begins.setdefault(tuple(tokens[:count]), number)
             if len(tokens) < GRAM_TOKENS:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from polaris_jax.data.prepare.near import band_keys, near_duplicates, shingles
 from polaris_jax.data.prepare.overlap import BenchmarkIndex, Hit
 from polaris_jax.data.prepare.rules import row_rules
 from polaris_jax.data.prepare.spool import Entry, Spool
+from polaris_jax.data.prepare.terms import MALFORMED, REASONS, Rules, SourceRows
 from polaris_jax.data.prepare.tokens import answer_key, math_tokens, numbers_key
-from polaris_jax.data.problems import digest_line, short_line
+from polaris_jax.data.problems import digest_line
 from polaris_jax.data.rows import PROBLEM_FIELDS, NeedsImage, RowError, lost_parts, parse_row
 from polaris_jax.data.sorted_digest import sorted_digest
 from polaris_jax.data.sources import DataError, Row
@@ -40,69 +41,8 @@ from polaris_jax.records import Problem
 from polaris_jax.system.progress import Progress
 from polaris_jax.system.text import printable
 
-REASONS = (
-    "",
-    "malformed",
-    "needs_image",
-    "proof",
-    "choice_without_options",
-    "answer_too_long",
-    "answer_unreadable",
-    "duplicate",
-    "prompt_too_long",
-    "in_benchmark",
-    "near_duplicate",
-    "over_cap",
-)
-MALFORMED = "malformed"
-# What is counted: the reasons, a part of the duplicates, and rows that stay under another id.
-COUNTED = (*REASONS[1:], "duplicate_with_other_answer", "renamed_id")
 BATCH = 1000
 REMEMBERED = 20_000  # problems whose grams are kept while near duplicates are compared
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceRows:
-    """A source that is read.
-
-    Attributes:
-        name: its name, unique in a call.
-        text: how it was given.
-        rows: opens it; rows, or problems that need no parsing.
-        count: about how many rows it has, for the progress bar.
-        cap: most problems of it that stay; None: all.
-        beside: names of files that are not read.
-        rules: the row rules and "near" that apply to it.
-        marks: True if its problems without a source of their own get its name.
-    """
-
-    name: str
-    text: str
-    rows: Callable[[], Iterable[Row | Problem]]
-    count: int = 0
-    cap: int | None = None
-    beside: str = ""
-    rules: Set[str] = frozenset()
-    marks: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """What applies to all sources.
-
-    Attributes:
-        math_reward: see `row_rules`.
-        near_similarity: share of grams from which two problems are near duplicates.
-        benchmarks: problems that must not stay, by the name of their benchmark.
-        prompt_tokens: returns how many tokens each problem's prompt has.
-        max_prompt_tokens: the most that one may have.
-    """
-
-    math_reward: bool
-    near_similarity: float
-    benchmarks: Sequence[tuple[str, Sequence[Problem]]]
-    prompt_tokens: Callable[[Sequence[Problem]], Sequence[int]]
-    max_prompt_tokens: int
 
 
 class Preparation:
@@ -121,7 +61,7 @@ class Preparation:
         self.sources = sorted(sources, key=lambda source: source.name)
         self.counts = [Counter[str]() for _ in self.sources]
         self.lost: Counter[str] = Counter()
-        self.long_prompts: dict[int, int] = {}
+        self._long_prompts: dict[int, int] = {}
         self._rules, self._progress = rules, progress
         self._spool = Spool(folder / "rows")
         self._facts = Facts()
@@ -242,7 +182,7 @@ class Preparation:
                 for number, count in zip(numbers, tokens, strict=True):
                     if count > self._rules.max_prompt_tokens:
                         self._leave_out(number, "prompt_too_long")
-                        self.long_prompts[number] = count
+                        self._long_prompts[number] = count
                 phase.advance_to(numbers[-1])
 
     def leave_out_known(self) -> None:
@@ -327,65 +267,19 @@ class Preparation:
             if reason := REASONS[self._codes[number]]:
                 yield self._record(number, entry, reason)
 
-    def reasons(self) -> str:
-        """The counts of reasons, in one line."""
-        total = sum(self.counts, Counter())
-        return ", ".join(f"{total[reason]} {reason}" for reason in COUNTED if total[reason])
+    def long_prompts(self) -> list[tuple[str, int]]:
+        """Id and tokens of each problem whose prompt is too long."""
+        found = ((self._spool[number].problem, n) for number, n in self._long_prompts.items())
+        return [(problem.id, n) for problem, n in found if problem is not None]
 
-    def report_messages(self, most: int) -> list[str]:
-        """Lines about files that were not read, the first malformed rows and contradictions."""
-        lines = [source.beside for source in self.sources if source.beside]
-        malformed = np.flatnonzero(np.frombuffer(self._codes, np.uint8) == REASONS.index(MALFORMED))
-        for number in malformed[:most].tolist():
-            entry = self._spool[number]
-            lines.append(f"{entry.place}: {entry.detail}")
-        return list(map(short_line, lines + self._contradictions(most)))
+    def malformed(self, most: int) -> list[str]:
+        """A line for each of the first rows that hold no problem."""
+        code = REASONS.index(MALFORMED)
+        numbers = np.flatnonzero(np.frombuffer(self._codes, np.uint8) == code)
+        found = (self._spool[number] for number in numbers[:most].tolist())
+        return [f"{entry.place}: {entry.detail}" for entry in found]
 
-    def report_table(self) -> list[str]:
-        """Rows by reason and source, as lines of text."""
-        total = sum(self.counts, Counter())
-        shown = ["kept", *(reason for reason in COUNTED if total[reason])]
-        names = [source.name for source in self.sources]
-        columns = [["", "rows", *shown]]
-        for name, counts in zip(names, self.counts, strict=True):
-            rows = sum(counts[reason] for reason in ("kept", *REASONS[1:]))
-            columns.append(
-                [printable(name), *(f"{n:,}" for n in (rows, *(counts[r] for r in shown)))]
-            )
-        if len(names) > 1:
-            columns.append(["all", f"{self.rows:,}", *(f"{total[reason]:,}" for reason in shown)])
-        widths = [max(map(len, column)) for column in columns]
-        return [
-            "  ".join(
-                cell.ljust(width) if number == 0 else cell.rjust(width)
-                for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in zip(*columns, strict=True)
-        ]
-
-    def summary(self, most: int) -> dict[str, Any]:
-        """What prepare.json says about the rows."""
-        total = sum(self.counts, Counter())
-        return {
-            "rows": self.rows,
-            "kept": total["kept"],
-            "counts": {reason: total[reason] for reason in COUNTED if total[reason]},
-            "sources": {
-                source.name: {
-                    "source": source.text,
-                    "rows": self._of_source.count(number),
-                    "kept": counts["kept"],
-                    "counts": {reason: counts[reason] for reason in COUNTED if counts[reason]},
-                }
-                for number, (source, counts) in enumerate(
-                    zip(self.sources, self.counts, strict=True)
-                )
-            },
-            "lost": dict(sorted(self.lost.items())),
-            "messages": self.report_messages(most),
-        }
-
-    def _contradictions(self, most: int) -> list[str]:
+    def contradictions(self, most: int) -> list[str]:
         """A line for each of the first repeats with another answer than the row that stays."""
         lines = []
         for number in sorted(self._other_answer)[:most]:
@@ -406,8 +300,8 @@ class Preparation:
         }
         if entry.detail:
             record["detail"] = entry.detail
-        if number in self.long_prompts:
-            record["detail"] = f"{self.long_prompts[number]} tokens"
+        if number in self._long_prompts:
+            record["detail"] = f"{self._long_prompts[number]} tokens"
         if entry.problem is not None:
             record |= {"id": entry.problem.id, "problem": entry.problem.problem}
             record["answer"] = entry.problem.answer

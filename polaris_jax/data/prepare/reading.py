@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 
 from etils import epath
 
-from polaris_jax.data.prepare.pipeline import SourceRows
+from polaris_jax.data.prepare.terms import SourceRows
 from polaris_jax.data.rows import COLUMNS
 from polaris_jax.data.source_text import DataError, SourceText, parse_source
 from polaris_jax.data.sources import Files, read_rows, resolve_source

@@ -37,7 +37,8 @@ _ASKS_VALUE = re.compile(
 )
 _PROOF_GOLD = re.compile(
     r"(?i)\W{0,9}(?:text)?\W{0,3}(?:proof|prove[nd]?|q\.?\s?e\.?\s?d\.?"
-    r"|see (?:the )?(?:proof|solution)|omitted|as above|blacksquare|square|box|n/?a|none|not applicable)\W{0,9}"
+    r"|see (?:the )?(?:proof|solution)|omitted|as above"
+    r"|blacksquare|square|box|n/?a|none|not applicable)\W{0,9}"
 )
 _CHOICE_GOLD = re.compile(r"\W{0,4}(?:\\(?:text|textbf|mathrm|mathbf|boxed)\W{0,3})?([A-E])\W{0,4}")
 _OPTIONS = {
@@ -57,6 +58,10 @@ _IMAGE_WORDS = re.compile(
     r"(?:figure|diagram|picture|image|graph|drawing|chart)\b"
     r"|\b(?:figure|diagram|picture|image|graph|drawing|chart)\s(?:on|at|to)\sthe\s(?:right|left)\b"
 )
+# A quick look before the slow one.
+_SPEAKS_OF_IMAGE = re.compile(r"(?:igure|iagram|icture|mage|raph|rawing|hart|able|rid|map)s?\b")
+_SPEAKS_OF_PROOF = re.compile(r"rove|how|emonstrate|erify|ustify")
+_PLAIN_NUMBER = re.compile(r"\s{0,9}-?\d{1,15}(?:\.\d{1,15})?\s{0,9}")
 # A figure or a table in the text itself.
 _DRAWN = re.compile(
     r"\[/?asy\]|\\begin\{(?:asy|tikzpicture|array|tabular|picture|pspicture|pmatrix|matrix)"
@@ -96,7 +101,7 @@ def row_rules(rules: Set[str], *, math_reward: bool) -> RowRule:
     """
 
     def rule(problem: Problem, fields: Mapping[str, Any]) -> Verdict:
-        readable = not math_reward or bool(gold_kinds(problem.answer))
+        readable = not math_reward or _readable(problem.answer)
         if IMAGE in rules and (found := _needs_image(problem, fields)):
             return Verdict("needs_image", found, readable)
         if PROOF in rules and (found := _asks_proof(problem, readable=readable)):
@@ -110,11 +115,20 @@ def row_rules(rules: Set[str], *, math_reward: bool) -> RowRule:
     return rule
 
 
+def _readable(answer: Any) -> bool:
+    plain = isinstance(answer, int | float) or (
+        isinstance(answer, str) and _PLAIN_NUMBER.fullmatch(answer)
+    )
+    return bool(plain) or bool(gold_kinds(answer))
+
+
 def _asks_proof(problem: Problem, *, readable: bool) -> str:
     golds = gold_texts(problem.answer)
     if golds and all(_PROOF_GOLD.fullmatch(gold) for gold in golds):
         found = _ASKS_PROOF.search(problem.problem)
         return "the answer says so" if found or not readable else ""
+    if not _SPEAKS_OF_PROOF.search(problem.problem):
+        return ""
     found = _ASKS_PROOF.search(problem.problem)
     if found is None or _ASKS_VALUE.search(problem.problem):
         return ""
@@ -159,6 +173,8 @@ def _needs_image(problem: Problem, fields: Mapping[str, Any]) -> str:
             return f"the row has a column {name!r}"
     if found := _IMAGE_MARK.search(problem.problem):
         return f"holds {found[0]!r}"
+    if not _SPEAKS_OF_IMAGE.search(problem.problem):
+        return ""
     found = _IMAGE_WORDS.search(problem.problem)
     if found is not None and not _DRAWN.search(problem.problem):
         return f"says {' '.join(found[0].split())!r}"

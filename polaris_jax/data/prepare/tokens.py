@@ -34,16 +34,15 @@ _SAME = {
 }
 _CANONICAL = {other: name for name, others in _SAME.items() for other in others.split()}
 # Macros of looks alone.
-_LOOKS = frozenset(
-    """
+_LOOKS_TEXT = """
     Big Bigg Biggl Biggr Bigl Bigr begin bf big bigg biggl biggr bigl bigr bigskip
     boldsymbol cal centering displaystyle emph end enspace ensuremath fbox hbox hfill hline
     hspace it label lbrace lbrack left limits mathbb mathbf mathcal mathfrak mathit mathrm
     mathsf mathtt mbox medskip medspace middle newline noindent nolimits operatorname par
     phantom qquad quad rbrace rbrack right rm scriptstyle sf smallskip space text textbf
     textit textnormal textrm textsf textstyle texttt textup thinspace underline vspace
-    """.split()
-)
+"""
+_LOOKS = frozenset(_LOOKS_TEXT.split())
 _SIGNS = str.maketrans(
     {
         "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "×": r"\times ", "·": r"\times ", "⋅": r"\times ",
@@ -72,12 +71,12 @@ def math_tokens(text: str) -> list[str]:
             continue
         name = token[1:]
         if name not in _LOOKS:
-            tokens.append("\\" + _CANONICAL.get(name, name))
+            tokens.append(f"\\{_CANONICAL.get(name, name)}")
     return tokens
 
 
 def answer_key(answer: Any) -> str:
-    r"""A text that is equal for answers that are written alike: 072 and 72, \dfrac12 and \frac12."""
+    r"""A text that is equal for answers of one form: 072 and 72, \dfrac12 and \frac12."""
     answers = [answer] if isinstance(answer, str | int | float) else answer
     return "|".join(sorted(map(_one_key, answers)))
 

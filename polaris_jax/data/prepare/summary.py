@@ -1,0 +1,76 @@
+"""What a person is told about the rows of a preparation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from polaris_jax.data.prepare.pipeline import Preparation
+from polaris_jax.data.prepare.terms import COUNTED, REASONS
+from polaris_jax.data.problems import short_line
+from polaris_jax.system.text import printable
+
+
+def reasons_line(found: Preparation) -> str:
+    """The counts of reasons, in one line."""
+    total = sum(found.counts, Counter())
+    return ", ".join(f"{total[reason]} {reason}" for reason in COUNTED if total[reason])
+
+
+def messages(found: Preparation, most: int) -> list[str]:
+    """Lines about files that were not read, the first malformed rows and contradictions.
+
+    Args:
+        found: the rows and their fates.
+        most: lines about rows of a kind.
+    """
+    beside = [source.beside for source in found.sources if source.beside]
+    return list(map(short_line, beside + found.malformed(most) + found.contradictions(most)))
+
+
+def table(found: Preparation) -> list[str]:
+    """The number of rows by reason and source, as lines of text."""
+    total = sum(found.counts, Counter())
+    shown = ["kept", *(reason for reason in COUNTED if total[reason])]
+    columns = [["", "rows", *shown]]
+    counted = list(zip([source.name for source in found.sources], found.counts, strict=True))
+    if len(counted) > 1:
+        counted.append(("all", total))
+    for name, counts in counted:
+        numbers = [sum(counts[r] for r in ("kept", *REASONS[1:])), *(counts[r] for r in shown)]
+        columns.append([printable(name), *(f"{number:,}" for number in numbers)])
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in zip(*columns, strict=True)
+    ]
+
+
+def summary(found: Preparation, most: int) -> dict[str, Any]:
+    """What prepare.json says about the rows.
+
+    Args:
+        found: the rows and their fates.
+        most: see `messages`.
+    """
+    total = sum(found.counts, Counter())
+    return {
+        "rows": found.rows,
+        "kept": total["kept"],
+        "counts": _counts(total),
+        "sources": {
+            source.name: {
+                "source": source.text,
+                "rows": sum(counts[reason] for reason in ("kept", *REASONS[1:])),
+                "kept": counts["kept"],
+                "counts": _counts(counts),
+            }
+            for source, counts in zip(found.sources, found.counts, strict=True)
+        },
+        "lost": dict(sorted(found.lost.items())),
+        "messages": messages(found, most),
+    }
+
+
+def _counts(counts: Counter[str]) -> dict[str, int]:
+    return {reason: counts[reason] for reason in COUNTED if counts[reason]}
