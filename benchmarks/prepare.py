@@ -89,7 +89,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where `dropped` writes its list")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, help="where `rows` works; else a temporary one")
-    parser.add_argument("--tokenizer", default="", help="model.path of `rows`")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="model.path of `rows`; a tokenizer is enough"
+    )
     args = parser.parse_args()
     if args.what == "caught":
         measure_caught(args.data)
@@ -97,7 +99,8 @@ def main() -> None:
         list_dropped(args.data, args.out)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            measure_rows(args.folder or Path(folder), args.rows, args.tokenizer)
+            tokenizer = args.tokenizer or args.data / "r1_distill_qwen_tokenizer"
+            measure_rows(args.folder or Path(folder), args.rows, tokenizer)
 
 
 def benchmarks_of(data: Path) -> list[tuple[str, list[Problem]]]:
@@ -214,7 +217,7 @@ def synthetic_rows(count: int) -> Iterator[str]:
         yield json.dumps(row) + "\n"
 
 
-def measure_rows(folder: Path, count: int, tokenizer: str) -> None:
+def measure_rows(folder: Path, count: int, tokenizer: Path) -> None:
     """Prints rows a second and the peak of the resident set for `count` synthetic rows."""
     folder.mkdir(parents=True, exist_ok=True)
     source, against = folder / "rows.jsonl", folder / "against.jsonl"
@@ -222,10 +225,9 @@ def measure_rows(folder: Path, count: int, tokenizer: str) -> None:
         file.writelines(synthetic_rows(count))
     lines = [line for line in source.open() if '"id"' in line][:1000]
     against.write_text("".join(lines[::10]))
-    command = [sys.executable, "-m", "polaris_jax", "prepare", "--config=configs/tiny_cpu.py"]
+    command = [sys.executable, "-m", "polaris_jax", "prepare", "--config=configs/polaris_4b.py"]
     command += [f"--workdir={folder / 'run'}", f"--source={source}", f"--against={against}"]
-    command += ["--config.data.max_prompt_tokens=1024"]
-    command += [f"--config.model.path={tokenizer}"] if tokenizer else []
+    command += [f"--config.model.path={tokenizer}"]
     began_s = time.monotonic()
     subprocess.run(command, cwd=ROOT, check=True)
     wall_s = time.monotonic() - began_s

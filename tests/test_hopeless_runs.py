@@ -154,7 +154,7 @@ def test_prepare_counts_what_rows_lose(line, tmp_path, capsys):
     problems = tmp_path / "chats.jsonl"
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     fields = {"data__problems": problems}
-    status, out, err = run("prepare", line[0], tmp_path / "a", capsys, **fields)
+    status, out, err = run("prepare", line[0], tmp_path / "a", capsys, drop="", **fields)
     assert status == 0, err
     assert "warning: 1 rows lose turns of their chat: what follows the last user turn" in out
     assert "warning: 1 rows lose their gold: the math grader cannot read it" in out

@@ -47,7 +47,8 @@ class GramHasher:
             flat.extend([0] * short)
             sizes.append(len(tokens) + short)
         word_W = np.array(flat, np.uint64)
-        ends = np.cumsum(sizes)
+        token_counts = np.array(sizes, np.int64)
+        ends = np.cumsum(token_counts)
         gram_W = np.zeros(max(0, len(word_W) - n + 1), np.uint64)
         for k in range(n):  # wraps around, as hashes may
             gram_W = gram_W * _BASE + word_W[k : k + len(gram_W)]
@@ -55,7 +56,7 @@ class GramHasher:
         for k in range(1, n):  # grams that reach into the next text
             last = ends[:-1] - k
             inside[last[last >= 0]] = False
-        counts = np.array(sizes, np.int64) - n + 1
+        counts = token_counts - n + 1
         return _mixed(gram_W[inside]), np.cumsum(counts) - counts
 
 

@@ -6,9 +6,8 @@ at least half of the 13-grams of the shorter of the two texts. That finds a benc
 a longer row, and one whose last sentences are cut. Texts are compared by their tokens (`tokens`),
 so white space, dollar signs and other macros make no difference.
 
-A text of fewer than 13 tokens has no 13-gram. It is found if the benchmark's problem begins with it
-and it has 8 tokens or ends where a sentence of that problem does; and a benchmark's problem of 8 to
-12 tokens if the row begins with it.
+A text of fewer than 13 tokens has no 13-gram. Such a row is found if it is the first sentences of a
+benchmark's problem, and such a problem if it has 8 tokens and the row begins with it.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from polaris_jax.records import Problem
 
 GRAM_TOKENS = 13
 LEAST_SHARE = 0.5
-LEAST_TOKENS = 8  # of a text that is found by its beginning
-LEAST_SENTENCE_TOKENS = 3  # of one that ends with a sentence
+LEAST_TOKENS = 8  # of a problem that a row begins with
+LEAST_SENTENCE_TOKENS = 3  # of first sentences
 MOST_BEGIN_CHARS = 400  # in which 12 tokens end
 _SENTENCE_END = re.compile(r"[.?!](?=\s|$)")
 
@@ -66,8 +65,6 @@ class BenchmarkIndex:
                 begin = math_tokens(text[: end.end()])
                 if LEAST_SENTENCE_TOKENS <= len(begin) < GRAM_TOKENS:
                     self._begins.setdefault(tuple(begin), number)
-            for count in range(LEAST_TOKENS, min(GRAM_TOKENS, len(tokens) + 1)):
-                self._begins.setdefault(tuple(tokens[:count]), number)
             if len(tokens) < GRAM_TOKENS:
                 self._whole.setdefault(tuple(tokens), number)
         self._lengths = sorted({len(t) for t in self._whole if len(t) >= LEAST_TOKENS})

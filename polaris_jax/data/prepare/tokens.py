@@ -54,6 +54,7 @@ _SIGNS = str.maketrans(
 _DOTS = re.compile(r"\.\s?\.\s?\.")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\,|,)(?=\d{3}(?!\d))")
 _SHORT_FRACTION = re.compile(r"(\\[dtc]?frac)\s{0,4}(\d)\s{0,4}(\d)")
+_DEGREE = re.compile(r"\^\s{0,4}(?:\{\s{0,4}\\circ\s{0,4}\}|\\circ\b)")
 _EMPTY = re.compile(r"[\^_]\{\s{0,4}\}")  # of `$C^{}_{}$`, which looks like $C$
 _TOKEN = re.compile(r"\\[A-Za-z]+|[^\W\d_]+|\d+|[-+/=<>^_!%]")
 _SUFFIX = re.compile(r"\s+".join(map(re.escape, PROMPT_SUFFIX.split())))
@@ -62,7 +63,9 @@ _SUFFIX = re.compile(r"\s+".join(map(re.escape, PROMPT_SUFFIX.split())))
 def math_tokens(text: str) -> list[str]:
     """The tokens of a problem's text, in order, without the instruction suffix."""
     text = unicodedata.normalize("NFKC", _SUFFIX.sub(" ", text).translate(_SIGNS))
-    text = _THOUSANDS.sub("", _DOTS.sub(r"\\dots ", _EMPTY.sub("", text)))
+    text = _THOUSANDS.sub(
+        "", _DOTS.sub(r"\\dots ", _EMPTY.sub("", _DEGREE.sub(r"\\degree ", text)))
+    )
     text = _SHORT_FRACTION.sub(r"\1 \2 \3", text)
     tokens = []
     for token in _TOKEN.findall(text):
