@@ -154,7 +154,7 @@ def test_prepare_counts_what_rows_lose(line, tmp_path, capsys):
     problems = tmp_path / "chats.jsonl"
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     fields = {"data__problems": problems}
-    status, out, err = run("prepare", line[0], tmp_path / "a", capsys, drop="", **fields)
+    status, out, err = run("prepare", [*line[0], "--drop="], tmp_path / "a", capsys, **fields)
     assert status == 0, err
     assert "warning: 1 rows lose turns of their chat: what follows the last user turn" in out
     assert "warning: 1 rows lose their gold: the math grader cannot read it" in out
@@ -162,6 +162,11 @@ def test_prepare_counts_what_rows_lose(line, tmp_path, capsys):
         "gold": 1,
         "turns": 1,
     }
+
+    status, out, err = run("prepare", line[0], tmp_path / "c", capsys, **fields)
+    assert "their gold" not in out
+    summary = json.loads((tmp_path / "c" / "prepare.json").read_text())
+    assert summary["counts"]["answer_unreadable"] == 1
 
     fields["reward__function"] = f"{line[1]}:never"
     status, out, err = run("prepare", line[0], tmp_path / "b", capsys, **fields)

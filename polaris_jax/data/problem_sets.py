@@ -232,7 +232,7 @@ def say_long_prompts(dropped: Sequence[tuple[str, int]], most: int, *, kept: int
             f"left out {len(dropped)} problems with prompts over data.max_prompt_tokens="
             f"{most}, the longest {some}"
         )
-    if not kept:
+    if dropped and not kept:
         raise ConfigError(
             f"data.max_prompt_tokens={most}: none of the {len(dropped)} prompts is that short; "
             "raise it"
