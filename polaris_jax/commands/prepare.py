@@ -83,6 +83,12 @@ def _define(values: flags.FlagValues) -> None:
         upper_bound=1.0,
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "pass_rates",
+        "0:1",
+        "LOWEST:HIGHEST; leaves out problems whose row has a pass rate outside",
+        flag_values=values,
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -105,6 +111,7 @@ def main(argv: list[str]) -> int:
             f"--{flag}: belongs to --source; behind data.problems write the column, like "
             f"my.csv,{field}={own[flag]}, so that every command reads it so"
         )
+    pass_rates = _range(own["pass_rates"])
     start_jax(command)
     from polaris_jax.system.processes import is_first
     from polaris_jax.system.progress import Progress
@@ -116,10 +123,24 @@ def main(argv: list[str]) -> int:
         against=tuple(own["against"]),
         drop=frozenset(filter(None, own["drop"])),
         near_similarity=own["near_similarity"],
+        pass_rates=pass_rates,
     )
     progress = Progress(enabled=is_first())
     prepare(command.config, command.workdir, progress=progress, options=options)
     return 0
+
+
+def _range(text: str) -> tuple[float, float]:
+    """The two rates of `0.1:0.9`."""
+    try:
+        lowest, highest = map(float, text.split(":"))
+    except ValueError:
+        lowest, highest = 1.0, 0.0
+    if not 0 <= lowest <= highest <= 1:
+        raise ConfigError(
+            f"--pass_rates={text}: must be two rates in [0, 1], the lower one first, like 0.1:0.9"
+        )
+    return lowest, highest
 
 
 def prepare(
@@ -258,6 +279,7 @@ def _prepared(
         benchmarks=benchmarks,
         prompt_tokens=lambda problems: list(map(len, prompts.token_ids(problems))),
         max_prompt_tokens=config.data.max_prompt_tokens,
+        pass_rates=options.pass_rates,
     )
     found = Preparation(sources, rules, folder=folder, progress=progress)
     try:

@@ -51,21 +51,21 @@ BENCHMARKS = {
         ),
         Benchmark(
             *("aime25", 30, 32, "math-ai/aime25", "test"),
-            "7a8ff431855a8ad9",
+            "456e3125693336be",
         ),
         Benchmark(
             *("amc23", 83, 8, "AI-MO/aimo-validation-amc", "train"),
-            "54999590e32567cc",
-            "the 83 of the 100 problems of AMC 12A and 12B of 2022 and 2023 whose answers could be "
-            "made integers; what others call AMC23 are 40 of them, those of 2023",
+            "b7283f80873c8845",
+            "those of the 100 problems of AMC 12A and 12B, 2022 and 2023, whose answers could be "
+            "made whole numbers; what others call AMC23 are often 40 problems of 2023 alone",
         ),
         Benchmark(
             *("minerva", 272, 4, "math-ai/minervamath,problem=question,answer=answer", "test"),
-            "663a2983da67dd7f",
+            "4e1547b42af927b5",
         ),
         Benchmark(
             *("olympiad", 675, 4, "knoveleng/OlympiadBench,problem=question", "train"),
-            "31ad976a58b8e51b",
+            "f5e0abd5eaa14b1a",
             "the English competition problems with text alone and a final answer of OlympiadBench; "
             "copies with 674 leave one out",
         ),

@@ -105,6 +105,7 @@ def test_a_run_that_began_keeps_its_problems(files, tmp_path, capsys, monkeypatc
         (["--source={a}", "--against=nothing"], "--against='nothing': there is no such file"),
         (["--source={a}", "--problem_column=q"], "no problem in it: 6 rows, 6 malformed"),
         (["--source={a}", "--near_similarity=2"], "near_similarity"),
+        (["--source={a}", "--pass_rates=0.9:0.1"], "must be two rates in [0, 1], the lower one"),
         (["--source={empty}"], "no problem in it: 0 rows"),
     ],
 )
@@ -123,3 +124,17 @@ def test_if_every_row_leaves_the_reasons_are_said(tmp_path, capsys):
     assert run(tmp_path, f"--source={path}") == 2
     assert "every one of 1 rows was left out (1 proof); --drop names" in capsys.readouterr().err
     assert run(tmp_path, f"--source={path}", "--drop=") == 0
+
+
+def test_a_pass_rate_of_another_model_counts_if_it_is_asked_for_twice(tmp_path):
+    """Its column has to be named, and the range; by default it stays an extra column."""
+    rows = [{"problem": f"Start with {i}.", "answer": i, "difficulty": f"{i}/8"} for i in range(8)]
+    path = write(tmp_path / "p.jsonl", rows)
+    assert run(tmp_path, f"--source={path}", "--pass_rates=0.2:0.8") == 0
+    problems = read_problems(tmp_path / "run" / "problems.parquet")[0]
+    assert [p.pass_rate for p in problems] == [None] * 8
+    assert problems[5].extra == {"difficulty": "5/8"}
+    assert run(tmp_path, f"--source={path},pass_rate=difficulty", "--pass_rates=0.2:0.8") == 0
+    problems = read_problems(tmp_path / "run" / "problems.parquet")[0]
+    assert [p.pass_rate for p in problems] == [k / 8 for k in range(2, 7)]
+    assert {r["reason"] for r in records(tmp_path)} == {"pass_rate_outside"}

@@ -9,7 +9,14 @@ from polaris_jax.config.data import PROMPT_SUFFIX
 from polaris_jax.config.sections import EvaluateSection, RunConfig
 from polaris_jax.data.prompts import add_suffix
 from polaris_jax.data.sources import DataError
-from polaris_jax.evaluate.benchmarks import BENCHMARKS, is_benchmark, read_benchmark
+from polaris_jax.evaluate.benchmarks import (
+    BENCHMARKS,
+    is_benchmark,
+    read_against,
+    read_benchmark,
+    texts_digest,
+)
+from polaris_jax.records import Problem
 from polaris_jax.system.progress import Progress
 from tests.fixtures.gold_cases import SIZES, benchmark_rows
 from tests.support.original_data import DATA, needs_original
@@ -94,3 +101,54 @@ def test_the_five_files(name):
     problems = read_benchmark(DATA / "benchmarks" / f"{name}.jsonl")
     assert len(problems) == BENCHMARKS[name].problems
     assert all(add_suffix(p.problem, PROMPT_SUFFIX) == p.problem for p in problems)
+
+
+def test_a_name_reads_what_the_hub_has(tmp_path, monkeypatch):
+    from polaris_jax.data import sources
+
+    write(tmp_path / "train.jsonl", [row(i) for i in range(30)])
+    asked = []
+
+    def download(name, *_, **__):
+        asked.append(name)
+        return sources.epath.Path(tmp_path)
+
+    monkeypatch.setattr(sources, "download_dataset", download)
+    monkeypatch.chdir(tmp_path)
+    said = []
+    problems = read_benchmark("aime24", say=said.append)
+    assert len(problems) == 30
+    assert asked == ["HuggingFaceH4/aime_2024"]
+    assert "its texts are not those that the recipe evaluated as aime24" in said[0]
+    section = EvaluateSection(problems="aime24")
+    config, progress = RunConfig(evaluate=section), Progress(enabled=False)
+    assert len(evaluation_problems(config, progress)[0]) == 30
+    name, against = read_against("aime24", say=said.append)
+    assert (name, len(against)) == ("aime24", 30)
+
+
+def test_other_files_are_read_as_they_are_to_compare_with(tmp_path):
+    path = write(tmp_path / "mine.jsonl", [row(0), row(0, id="again"), row(1, answer="")])
+    said = []
+    name, problems = read_against(f"{path},name=held_out", say=said.append)
+    assert (name, len(problems)) == ("held_out", 1)
+    with pytest.raises(DataError, match="--against=.*none.jsonl.*no such file"):
+        read_against(str(tmp_path / "none.jsonl"), say=said.append)
+
+
+def test_a_digest_does_not_depend_on_order_suffix_or_macros():
+    texts = ["What is $\\frac12$?", "How many?"]
+    problems = [Problem(f"{i}", text, "1") for i, text in enumerate(texts)]
+    others = [
+        Problem("x", "How  many?" + PROMPT_SUFFIX, "2"),
+        Problem("y", "What is \\(\\dfrac{1}{2}\\)?", "3"),
+    ]
+    assert texts_digest(problems) == texts_digest(others)
+
+
+@needs_original
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_digests_of_the_five_files(name):
+    said = []
+    read_benchmark(DATA / "benchmarks" / f"{name}.jsonl", say=said.append)
+    assert said == []

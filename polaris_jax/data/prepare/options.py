@@ -20,6 +20,7 @@ class PrepareOptions:
         against: benchmarks whose problems must not stay.
         drop: which of `RULES` apply.
         near_similarity: share of common grams from which two problems are near duplicates.
+        pass_rates: lowest and highest pass rate of a problem whose row has one.
     """
 
     sources: tuple[str, ...] = ()
@@ -27,6 +28,7 @@ class PrepareOptions:
     against: tuple[str, ...] = ()
     drop: frozenset[str] = frozenset(RULES)
     near_similarity: float = 0.8
+    pass_rates: tuple[float, float] = (0.0, 1.0)
 
     def as_dict(self) -> dict[str, Any]:
         """The options in JSON-able types."""
@@ -36,4 +38,5 @@ class PrepareOptions:
             "against": sorted(self.against),
             "drop": [rule for rule in RULES if rule in self.drop],
             "near_similarity": self.near_similarity,
+            "pass_rates": list(self.pass_rates),
         }

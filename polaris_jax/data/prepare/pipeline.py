@@ -128,6 +128,10 @@ class Preparation:
         if problem is not None:
             verdict = rule(problem, fields)
             reason, detail = verdict.reason, verdict.detail
+            lowest, highest = self._rules.pass_rates
+            rate = problem.pass_rate
+            if not reason and rate is not None and not lowest <= rate <= highest:
+                reason, detail = "pass_rate_outside", f"{rate:g}"
             flags = 1 + 2 * (not verdict.readable) + 4 * bool(problem.extra or problem.turns)
             if source.marks and not problem.source:
                 problem = dataclasses.replace(problem, source=source.name)

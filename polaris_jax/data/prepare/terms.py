@@ -16,6 +16,7 @@ REASONS = (
     "choice_without_options",
     "answer_too_long",
     "answer_unreadable",
+    "pass_rate_outside",
     "duplicate",
     "prompt_too_long",
     "in_benchmark",
@@ -62,6 +63,7 @@ class Rules:
         benchmarks: problems that must not stay, by the name of their benchmark.
         prompt_tokens: returns how many tokens each problem's prompt has.
         max_prompt_tokens: the most that one may have.
+        pass_rates: lowest and highest pass rate of a problem whose row has one.
     """
 
     math_reward: bool
@@ -69,3 +71,4 @@ class Rules:
     benchmarks: Sequence[tuple[str, Sequence[Problem]]]
     prompt_tokens: Callable[[Sequence[Problem]], Sequence[int]]
     max_prompt_tokens: int
+    pass_rates: tuple[float, float] = (0.0, 1.0)
