@@ -39,7 +39,7 @@ class SourceText:
         where: file, directory, Hub name or function.
         name: short name for tables and records.
         cap: most problems that `prepare` keeps of this source; None: all.
-        config, split, revision: of a data set; "" if not given.
+        config, split, revision: which part of a data set; "" if not given.
         columns: (our field, the source's column) pairs.
     """
 

@@ -132,7 +132,7 @@ def test_other_files_are_read_as_they_are_to_compare_with(tmp_path):
     said = []
     name, problems = read_against(f"{path},name=held_out", say=said.append)
     assert (name, len(problems)) == ("held_out", 1)
-    with pytest.raises(DataError, match="--against=.*none.jsonl.*no such file"):
+    with pytest.raises(DataError, match=r"--against=.*none\.jsonl.*no such file"):
         read_against(str(tmp_path / "none.jsonl"), say=said.append)
 
 

@@ -50,10 +50,10 @@ class FactTable:
     """128-bit hashes of N rows, uint64 [N, 2] each.
 
     Attributes:
-        text: of the normalised text.
-        record: of all content, which orders rows that compete.
-        id: of the id.
-        answer: of the answer.
+        text: hash of the normalised text.
+        record: hash of all content, which orders rows that compete.
+        id: hash of the id.
+        answer: hash of the answer.
     """
 
     text: np.ndarray

@@ -92,7 +92,7 @@ def near_duplicates(
     depends on the rows' order alone, and nothing is left out without a similar one that stays.
 
     Args:
-        keys: of `band_keys`.
+        keys: what `band_keys` returns.
         grams_of: the `shingles` of a row.
         least_similarity: from which a pair counts as near duplicates.
     """

@@ -1,4 +1,4 @@
-"""What a person is told about the rows of a preparation."""
+"""The counts and lines that `prepare` prints and records about its rows."""
 
 from __future__ import annotations
 
