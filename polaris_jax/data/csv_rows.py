@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from typing import IO, Any
-
-from etils import epath
+from typing import IO, TYPE_CHECKING, Any
 
 from polaris_jax.data.source_text import DataError
 from polaris_jax.system.foreign import LINE_BYTES, one_line, open_regular
+
+if TYPE_CHECKING:
+    from etils import epath
 
 DELIMITERS = ",;\t"  # a spreadsheet of a country with decimal commas writes semicolons
 _SKIP_BYTES = 1 << 20

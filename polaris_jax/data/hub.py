@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-
-from etils import epath
+from typing import TYPE_CHECKING
 
 from polaris_jax.data.source_text import DataError, SourceText
+from polaris_jax.system.files import as_place
 from polaris_jax.system.text import one_line
+
+if TYPE_CHECKING:
+    from etils import epath
 
 
 def download_dataset(
@@ -33,7 +36,7 @@ def download_dataset(
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return epath.Path(
+        return as_place(
             snapshot_download(
                 name,
                 repo_type="dataset",
@@ -90,7 +93,7 @@ def dataset_files(source: SourceText) -> list[epath.Path]:
     files = [entry["filename"] for entry in loaded.cache_files]
     if not files:
         raise DataError(f"{where}: `datasets` keeps no file of it; download it, and name its files")
-    return [epath.Path(file) for file in files]
+    return [as_place(file) for file in files]
 
 
 def _reason(error: BaseException) -> str:
