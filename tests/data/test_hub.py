@@ -9,6 +9,7 @@ import pytest
 from polaris_jax.data import hub, sources
 from polaris_jax.data.problems import read_problems
 from polaris_jax.data.sources import DataError
+from polaris_jax.system.files import as_place
 
 
 class Table:
@@ -73,7 +74,7 @@ def test_a_revision_alone_needs_no_further_package(monkeypatch, tmp_path):
 
     def download(name, suffixes, **kwargs):
         asked.update(kwargs, name=name)
-        return sources.epath.Path(tmp_path)
+        return as_place(tmp_path)
 
     monkeypatch.setattr(sources, "download_dataset", download)
     monkeypatch.setattr(hub, "dataset_files", lambda _: pytest.fail("not needed"))

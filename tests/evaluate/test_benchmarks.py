@@ -17,6 +17,7 @@ from polaris_jax.evaluate.benchmarks import (
     texts_digest,
 )
 from polaris_jax.records import Problem
+from polaris_jax.system.files import as_place
 from polaris_jax.system.progress import Progress
 from tests.fixtures.gold_cases import SIZES, benchmark_rows
 from tests.support.original_data import DATA, needs_original
@@ -111,7 +112,7 @@ def test_a_name_reads_what_the_hub_has(tmp_path, monkeypatch):
 
     def download(name, *_, **__):
         asked.append(name)
-        return sources.epath.Path(tmp_path)
+        return as_place(tmp_path)
 
     monkeypatch.setattr(sources, "download_dataset", download)
     monkeypatch.chdir(tmp_path)
