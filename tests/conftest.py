@@ -16,8 +16,8 @@ VIRTUAL_DEVICES = 8
 # Files and folders, anywhere under tests/, whose tests are `quick` unless they are slow: what needs
 # a host only, and one step of training. `make test-quick` runs these.
 QUICK = {
-    "batch", "benchmarks", "config", "data", "evaluate", "explore", "launch", "metrics", "report",
-    "reward", "run", "stages",
+    "batch", "benchmarks", "config", "data", "evaluate", "explore", "guide", "launch", "metrics",
+    "report", "reward", "run", "stages",
     "test_array_checks.py", "test_config_file.py", "test_docs.py", "test_english.py",
     "test_entry.py", "test_files.py", "test_groups.py", "test_imports.py",
     "test_mistakes.py", "test_one_step.py", "test_overrides.py", "test_packaging.py",

@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from polaris_jax.metrics.rollout_stats import COUNTED
-from polaris_jax.run.step_clock import GRADER_STATS, SAMPLER_STATS
+from polaris_jax.config import SETTINGS, declared_name
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -97,16 +96,26 @@ def test_the_architecture_names_what_exists():
     assert [n for n in sorted(names) if not re.search(rf"\b{re.escape(n)}\b", package)] == []
 
 
-def test_every_metric_is_described():
-    areas = "rollout|update|batch|data|eval|time|throughput|memory|reward|sampler|compiles"
-    package = [path.read_text() for path in sorted((ROOT / "polaris_jax").rglob("*.py"))]
-    names = re.findall(rf'"((?:{areas})/[a-z_@]+)"', "\n".join(package))
-    names += [f"batch/{name}" for name in COUNTED]
-    names += [f"sampler/{name}" for name in SAMPLER_STATS]
-    names += [f"reward/{name}" for name in GRADER_STATS]
-    page = (ROOT / "docs/howto/reading_a_run.md").read_text()
-    assert len(names) > 50
-    assert [name for name in sorted(set(names)) if name not in page] == []
+def second_column(page):
+    """The backticked texts of the second column of a page's tables."""
+    rows = [line.split("|") for line in page.read_text().splitlines() if line.startswith("| `")]
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row[2])]
+
+
+def test_the_settings_named_for_other_trainers_exist():
+    names = second_column(ROOT / "docs/howto/coming_from.md")
+    assert len(names) > 30
+    assert [name for name in names if declared_name(name) not in SETTINGS] == []
+
+
+def test_the_errors_that_are_explained_exist():
+    """Texts in code, with what is put in left out: a line may be split over several literals."""
+    page = (ROOT / "docs/howto/errors.md").read_text()
+    lines = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    package = "".join(path.read_text() for path in (ROOT / "polaris_jax").rglob("*.py"))
+    texts = re.sub(r'"\s*f?"', "", package)
+    assert len(lines) > 15
+    assert [line for line in lines if line not in texts] == []
 
 
 @pytest.mark.parametrize("page", DECISIONS, ids=named)

@@ -69,4 +69,4 @@ def test_a_command_is_suggested_only_where_one_is_near(capsys):
     assert main(["xyzzy"]) == 2
     error = capsys.readouterr().err
     assert "did you mean" not in error
-    assert "there are prepare, calibrate" in error
+    assert "there are init, prepare, calibrate" in error

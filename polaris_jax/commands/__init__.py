@@ -2,6 +2,7 @@
 
 # Name of each command, which is that of its module, and what `polaris --help` says of it.
 COMMANDS = {
+    "init": "a commented config for your model and your data",
     "prepare": "problems from files or data sets: validate, deduplicate, filter",
     "calibrate": "how hard each problem is for this model; the curated set",
     "probe": "temperature sweep, zones, the temperature to begin with",

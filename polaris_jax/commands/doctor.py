@@ -172,9 +172,9 @@ def _has_nvidia() -> bool:
 
 def memory() -> Iterator[Finding]:
     """Memory, threads, files and disk."""
-    total = _total_memory()
+    total = total_memory()
     if total is not None:
-        text = f"memory: {total / GIB:.1f} GiB, {_cores()} cores"
+        text = f"memory: {total / GIB:.1f} GiB, {core_count()} cores"
         if total < LEAST_MEMORY_GIB * GIB:
             yield Finding("note", f"{text}; the small configs need {LEAST_MEMORY_GIB:g} GiB")
         else:
@@ -192,7 +192,7 @@ def memory() -> Iterator[Finding]:
     yield Finding(mark, f"disk: {free / GIB:.1f} GiB free in {os.getcwd()}")
 
 
-def _total_memory() -> int | None:
+def total_memory() -> int | None:
     """Bytes that this process may use: the machine's, a container's or a limit's, the least."""
     found = []
     with contextlib.suppress(ValueError, OSError, AttributeError):
@@ -212,7 +212,8 @@ def _total_memory() -> int | None:
     return min(found, default=None)
 
 
-def _cores() -> int:
+def core_count() -> int:
+    """Cores that this process may use."""
     usable = getattr(os, "sched_getaffinity", None)
     return len(usable(0)) if usable else os.cpu_count() or 1
 

@@ -25,6 +25,11 @@ else:
         from polaris_jax.commands import plain_flags as flags
 
 _HELP = re.compile(r"-h|--?help(?:full)?(?:=(.+))?")
+# An argument without a name, and how to give it.
+OPERANDS = {
+    "DIR": ("directory", "name a run's directory, as in polaris {} runs/4b"),
+    "FILE": ("file", "name a file, as in polaris {} my.py"),
+}
 Define = Callable[[flags.FlagValues], None]
 
 
@@ -43,7 +48,8 @@ class Command:
     Attributes:
         name: name of the command.
         config: the checked config; the defaults if the command takes no --config.
-        workdir: directory of the command's files; the present one if it takes no --workdir.
+        workdir: directory of the command's files; the present one if it takes no --workdir. Of a
+            command with a FILE, that file.
         flags: the command's own flags, by name.
     """
 
@@ -66,7 +72,7 @@ def parse(
     define: Define | None = None,
     takes_config: bool = True,
     takes_workdir: bool = True,
-    directory: bool = False,
+    operand: str = "",
 ) -> Command:
     """The parsed, checked command line.
 
@@ -77,14 +83,15 @@ def parse(
         define: declares the command's own flags.
         takes_config: whether --config and --workdir belong to it.
         takes_workdir: False: --config alone belongs to it.
-        directory: True for a command without --config whose one argument is the workdir, as in
-            `polaris status DIR`; --workdir=DIR says the same.
+        operand: what the one argument of a command without --config is: DIR, the workdir, as in
+            `polaris status DIR` (--workdir=DIR says the same), or FILE, as in `polaris init FILE`.
+            Empty: the command takes no such argument.
 
     Raises:
         ConfigError: any mistake in the arguments or in the config.
         HelpRequested: for --help.
     """
-    values = flags.FlagValues()
+    values, directory = flags.FlagValues(), operand == "DIR"
     words, path = _without_config(argv) if takes_config else (argv, "")
     asked = [found[1] for word in argv if (found := _HELP.fullmatch(word))]
     if takes_config:
@@ -100,7 +107,7 @@ def parse(
             flags.DEFINE_string("config", None, "config file (configs/*.py)", flag_values=values)
     if directory or (takes_config and takes_workdir):
         flags.DEFINE_string("workdir", "", "where the run's files lie", flag_values=values)
-    values.set_gnu_getopt(directory)  # flags may follow the directory
+    values.set_gnu_getopt(bool(operand))  # flags may follow the directory or file
     if define is not None:
         define(values)
     if asked:
@@ -118,11 +125,13 @@ def parse(
         raise ConfigError(_one_line(error)) from None
     own = {flag: values[flag].value for flag in values}
     words = [*rest[1:], *([own["workdir"]] if directory and own["workdir"] else [])]
-    if len(words) > directory:
+    if len(words) > bool(operand):
         what = "unexpected argument; flags look like --name=value"
-        raise ConfigError(f"{words[-1]!r}: {'name one directory' if directory else what}")
-    if directory and not words:
-        raise ConfigError(f"DIR: needed; name a run's directory, as in polaris {name} runs/4b")
+        raise ConfigError(
+            f"{words[-1]!r}: {f'name one {OPERANDS[operand][0]}' if operand else what}"
+        )
+    if operand and not words:
+        raise ConfigError(f"{operand}: needed; {OPERANDS[operand][1].format(name)}")
     if not takes_config:
         return Command(name, RunConfig(), as_place(words[0] if words else "."), own)
     config = build_config(values["config"].value or {})

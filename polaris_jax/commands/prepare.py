@@ -19,6 +19,7 @@ Example:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -265,14 +266,14 @@ def _prepared(
     from polaris_jax.assemble import load_base_tokenizer
     from polaris_jax.data.filters import PromptChecks
     from polaris_jax.data.prepare.pipeline import Preparation
-    from polaris_jax.data.prepare.summary import reasons_line
+    from polaris_jax.data.prepare.summary import none_left
     from polaris_jax.data.prepare.terms import Rules
     from polaris_jax.data.problem_sets import say_long_prompts
     from polaris_jax.data.prompts import prompt_format
+    from polaris_jax.reward.configured import LOOKED_AT, warn_of_reward
 
-    prompts = PromptChecks(
-        load_base_tokenizer(config), prompt_format(config.data), say=progress.line, remember=False
-    )
+    tokenizer = load_base_tokenizer(config)
+    prompts = PromptChecks(tokenizer, prompt_format(config.data), say=progress.line, remember=False)
     rules = Rules(
         math_reward=not config.reward.function,
         near_similarity=options.near_similarity,
@@ -296,10 +297,9 @@ def _prepared(
         found.apply_caps()
         found.finish()
         if not len(found.kept_N):
-            raise ConfigError(
-                f"every one of {found.rows:,} rows was left out ({reasons_line(found)}); --drop "
-                "names the rules that apply"
-            )
+            raise ConfigError(none_left(found))
+        looked_at = list(itertools.islice(found.kept(), LOOKED_AT))
+        warn_of_reward(config.reward, config.data, tokenizer, looked_at, progress.line)
         yield found, digest
     finally:
         found.close()

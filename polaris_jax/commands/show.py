@@ -53,7 +53,7 @@ def _define(values: flags.FlagValues) -> None:
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     command = parse(
-        "show", argv, doc=__doc__ or "", define=_define, takes_config=False, directory=True
+        "show", argv, doc=__doc__ or "", define=_define, takes_config=False, operand="DIR"
     )
     own = command.flags
     path, what = find_responses(command.workdir, own["step"])

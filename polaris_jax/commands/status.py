@@ -44,7 +44,7 @@ def _define(values: flags.FlagValues) -> None:
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     command = parse(
-        "status", argv, doc=__doc__ or "", define=_define, takes_config=False, directory=True
+        "status", argv, doc=__doc__ or "", define=_define, takes_config=False, operand="DIR"
     )
     workdir, watch = command.workdir, command.flags["watch"]
     while True:

@@ -1,5 +1,7 @@
 """The settings as text: docs/config.md (`python -m polaris_jax.config.listing`) and --help.
 
+With the argument `names` the text of docs/other_names.md.
+
 Both are made from the declarations in `polaris_jax.config.sections`.
 """
 
@@ -23,6 +25,12 @@ Every field of the config, by section. A config file sets fields of a ConfigDict
 
 *Resume* says whether a run that is resumed may have another value than before. This page is made by
 `make docs` from `polaris_jax/config/sections.py` and `training.py`, where each field is declared.
+"""
+NAMES_HEAD = """# Names in other trainers
+
+What other trainers call our settings. A config or a command line that gives such a name gets an
+error that names ours. [Coming from verl or TRL](howto/coming_from.md) goes through their settings
+one by one. This page is made by `make docs` from the declarations of the settings (`usual=`).
 """
 TOP = "run"  # name of the section of the fields that stand in none
 WIDTH = 100
@@ -48,6 +56,19 @@ def markdown() -> str:
         table = "\n".join(f"| {' | '.join(row)} |" for row in _escaped(rows))
         parts.append(f"{heading}\n{table}\n")
     return "\n".join(parts)
+
+
+def names_markdown() -> str:
+    """The text of docs/other_names.md: what other trainers call our fields."""
+    ours: dict[str, list[str]] = {}
+    for section in _listed():
+        for field in section.settings:
+            for name in field.usual.split():
+                ours.setdefault(name, []).append(f"`{field.name}`")
+    rows = [["their name", "our field"], ["---"] * 2]
+    rows += [[f"`{name}`", ", ".join(fields)] for name, fields in sorted(ours.items())]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in _escaped(rows))
+    return f"{NAMES_HEAD}\n{table}\n"
 
 
 def sections_text() -> str:
@@ -124,4 +145,4 @@ def _escaped(rows: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(markdown())
+    sys.stdout.write(names_markdown() if sys.argv[1:] == ["names"] else markdown())

@@ -218,7 +218,9 @@ class GuardsSection:
 class CheckpointSection:
     """When checkpoints are saved, and how many are kept."""
 
-    every_steps: int = setting(10, "Steps between two checkpoints.", above=0, usual="save_steps")
+    every_steps: int = setting(
+        10, "Steps between two checkpoints.", above=0, usual="save_steps save_freq"
+    )
     keep_last: int = setting(2, "Checkpoints kept.", above=0)
     grace_s: float = setting(25.0, "Seconds that a stop may take to save.", above=0)
 
@@ -235,7 +237,10 @@ class EvaluateSection:
         "", "A source like data.problems; empty: the problems of data.arithmetic.held_out."
     )
     every_steps: int = setting(
-        0, "Steps between held-out scores during training; 0: none.", at_least=0, usual="eval_steps"
+        0,
+        "Steps between held-out scores during training; 0: none.",
+        at_least=0,
+        usual="eval_steps test_freq",
     )
     n: int = setting(8, "Responses to each problem.", above=0)
     temperature: float = setting(0.6, "Sampling temperature; 0: greedy.", at_least=0)

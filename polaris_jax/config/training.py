@@ -175,7 +175,7 @@ class StageSection:
         39_936,
         "Longest response.",
         at_least=1,
-        usual="max_new_tokens max_tokens max_completion_length",
+        usual="max_new_tokens max_tokens max_completion_length max_response_length",
     )
     temperature: float = setting(
         1.4,
@@ -307,20 +307,21 @@ class ObjectiveSection:
         below=1,
         rule="ratios are clipped below 1 - clip_low, which must lie between 0 and 1; set it in "
         "(0, 1), such as to 0.2",
-        usual="epsilon",
+        usual="epsilon clip_ratio_low",
     )
     clip_high: float = setting(
         0.28,
         "Ratios are clipped above 1 + clip_high. With minibatches=1 and old_logprobs=current the "
         "ratio is 1, and neither clip acts.",
         at_least=0,
-        usual="epsilon epsilon_high",
+        usual="epsilon epsilon_high clip_ratio_high",
     )
     dual_clip: float = setting(
         3.0,
         "Bound of the loss where the advantage is negative, as a ratio above 1 + clip_high; 0: "
         "off.",
         at_least=0,
+        usual="clip_ratio_c delta",
     )
     old_logprobs: Literal["current", "recompute", "sampler"] = setting(
         "current",
@@ -336,11 +337,14 @@ class ObjectiveSection:
         "to 1 or more, such as 2.0",
     )
     minibatches: int = setting(
-        1, "Optimizer steps for each rollout batch; must divide prompts_per_step.", above=0
+        1,
+        "Optimizer steps for each rollout batch; must divide prompts_per_step.",
+        above=0,
+        usual="ppo_mini_batch_size num_iterations",
     )
     aggregation: Literal[
         "token_mean", "sequence_mean", "sequence_sum_constant", "microbatch_token_mean"
-    ] = setting("token_mean", "How token losses become the loss.")
+    ] = setting("token_mean", "How token losses become the loss.", usual="loss_agg_mode loss_type")
     std: Literal["std", "off"] = setting(
         "std", "std: advantages are divided by their group's standard deviation."
     )
@@ -350,8 +354,12 @@ class ObjectiveSection:
     mask_truncated: bool = setting(
         False, "Leaves responses that reached the limit out of the loss."
     )
-    kl_coef: float = setting(0.0, "Weight of the KL term; 0: off.", at_least=0, usual="beta kl")
-    entropy_coef: float = setting(0.0, "Weight of the entropy bonus; 0: off.", at_least=0)
+    kl_coef: float = setting(
+        0.0, "Weight of the KL term; 0: off.", at_least=0, usual="beta kl kl_loss_coef"
+    )
+    entropy_coef: float = setting(
+        0.0, "Weight of the entropy bonus; 0: off.", at_least=0, usual="entropy_coeff"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

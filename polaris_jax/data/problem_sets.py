@@ -11,7 +11,7 @@ from etils import epath
 from polaris_jax.config.data import DataSection
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.data.filters import drop_long_prompts
-from polaris_jax.data.problems import problems_digest, read_made_of, read_problems
+from polaris_jax.data.problems import problems_digest, read_made_of, read_problems, row_count
 from polaris_jax.data.prompts import prompt_format
 from polaris_jax.records import Problem
 from polaris_jax.run.identity import differing_inputs
@@ -119,6 +119,12 @@ def find_training_problems(
     for name in files:
         path = workdir / name
         if path.exists():
+            if name == CURATED and row_count(path) == 0:
+                raise ConfigError(
+                    f"{path}: `polaris calibrate` kept no problem, since the model solves all of "
+                    "them always; take harder problems, set calibrate.preset=full and calibrate "
+                    "again, or set data.use=problems"
+                )
             problems = read_named(str(path), say)[0]
             made_of = read_made_of(path)
             if began_with is None:

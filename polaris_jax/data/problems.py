@@ -205,6 +205,18 @@ def read_made_of(path: epath.Path) -> dict[str, Any] | None:
     return made_of if isinstance(made_of, dict) else None
 
 
+def row_count(path: epath.Path) -> int:
+    """The number of rows of a parquet file that `write_problems` made."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with path.open("rb") as file:
+            return pq.read_metadata(file).num_rows
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a parquet file ({error}); write it anew") from None
+
+
 def write_problems(
     problems: Sequence[Problem], path: AnyPath, *, made_of: Mapping[str, Any] | None = None
 ) -> None:

@@ -19,6 +19,7 @@ from polaris_jax.data.prompts import read_shots, read_template
 from polaris_jax.measure.weights import BASE, Weights
 from polaris_jax.models.positions import check_positions
 from polaris_jax.records import Problem
+from polaris_jax.reward.configured import warn_of_reward
 from polaris_jax.run.progress_file import ProgressFile
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
@@ -78,6 +79,7 @@ def measured_on(
     found = training_problems(config, workdir, progress, files=files)
     model_config, tokenizer = weights.describe(config)
     problems = fitting(found.problems, config.data, tokenizer=tokenizer, say=progress.line)
+    warn_of_reward(config.reward, config.data, tokenizer, problems, progress.line)
     check_positions(config, model_config, progress.line)
     model, places = weights.inputs(
         config, workdir, progress, model_config=model_config, tokenizer=tokenizer

@@ -15,9 +15,10 @@ from polaris_jax.config import (
     RunConfig,
     row_len_tokens,
 )
-from polaris_jax.models import ModelConfig, RopeScaling
+from polaris_jax.models import ModelConfig, RopeScaling, load_config
 from polaris_jax.models.presets import PRESETS, preset
 from polaris_jax.models.weights.hf_config import load_config_json, parse_config
+from polaris_jax.models.weights.sources import GGUF_SUFFIX
 from polaris_jax.rollout.kv.backends import BACKENDS
 from polaris_jax.sharding import mesh_shape
 from polaris_jax.system.files import as_place
@@ -148,17 +149,19 @@ def make_job(config: RunConfig, *, stage: int | None, mean_response_tokens: floa
 
 
 def architecture(config: RunConfig) -> ModelConfig:
-    """The architecture that `model.path` names: a preset's name or a directory with config.json.
+    """The architecture that `model.path` names: a preset, a GGUF file or a directory.
 
     No weights are read. Without a path, the architecture of the warm start's small model.
 
     Raises:
-        ConfigError: the path is neither a preset's name nor a directory with config.json.
+        ConfigError: the path is none of these, or the directory has no config.json.
     """
     path = config.model.path
     if not path and config.warmstart.steps:
         return base_model_architecture(config)
     directory = as_place(path)
+    if directory.suffix == GGUF_SUFFIX and directory.is_file():
+        return load_config(path)
     file = directory / "config.json"
     if path and file.is_file():
         return parse_config(load_config_json(directory), where=str(file))
@@ -167,7 +170,7 @@ def architecture(config: RunConfig) -> ModelConfig:
     except ValueError:
         raise ConfigError(
             f"model.path={path!r}: a plan needs the architecture only, and this is neither a "
-            f"directory with config.json nor one of {', '.join(PRESETS)}"
+            f"directory with config.json, a GGUF file, nor one of {', '.join(PRESETS)}"
         ) from None
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from polaris_jax.metrics.glossary import is_known
 from polaris_jax.models import load_pretrained
 from tests.support.micro_run import ROOT, final_leaves, finish, flags, make_base, start_train
 
@@ -28,6 +29,8 @@ def test_one_step_samples_grades_updates_and_saves(tmp_path):
     assert "finished: 1 steps" in out
 
     (metrics,) = (json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines())
+    (timing,) = (json.loads(text) for text in (workdir / "timing.jsonl").read_text().splitlines())
+    assert [name for name in (*metrics, *timing) if not is_known(name)] == []
     assert 0 < metrics["rollout/reward_mean"] < 1
     assert metrics["batch/informative_groups"] > 0
     assert metrics["rollout/logp_gap_max"] < 1e-4

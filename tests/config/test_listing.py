@@ -8,7 +8,7 @@ import pytest
 
 from polaris_jax.__main__ import main
 from polaris_jax.config import SETTINGS, default_config
-from polaris_jax.config.listing import WIDTH, fields_text, markdown
+from polaris_jax.config.listing import WIDTH, fields_text, markdown, names_markdown
 from polaris_jax.config.settings import GROWS, NO, YES, declared_name, declared_sections, setting
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "config.md"
@@ -16,6 +16,12 @@ PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "config.md"
 
 def test_the_page_is_what_the_declarations_make():
     assert PAGE.read_text() == markdown(), "run `make docs`"
+
+
+def test_the_page_of_other_names_is_what_the_declarations_make():
+    page = PAGE.with_name("other_names.md").read_text()
+    assert page == names_markdown(), "run `make docs`"
+    assert "| `lr` | `optimizer.learning_rate` |" in page
 
 
 def test_every_field_has_a_row_with_its_help():

@@ -17,6 +17,7 @@ from polaris_jax.plan.job import (
     sampler_changes,
     search_settings,
 )
+from tests.support.stranger import random_gguf
 
 CONFIG = dataclasses.replace(
     RunConfig(),
@@ -52,6 +53,11 @@ def test_bad_stages(kwargs, words):
 
 def with_path(path):
     return dataclasses.replace(CONFIG, model=ModelSection(path=path))
+
+
+def test_a_gguf_file_has_an_architecture(tmp_path):
+    path = random_gguf(tmp_path / "model.gguf")
+    assert architecture(with_path(str(path))).max_position_embeddings == 512
 
 
 def test_a_damaged_config_json_is_named(tmp_path):

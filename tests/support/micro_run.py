@@ -33,8 +33,10 @@ SUFFIX = " Answer."
 PROBLEMS = 12
 
 
-def make_base(directory: Path, *, hidden_size: int = 32, trained: bool = True) -> tuple[Path, Path]:
-    """(model directory, problems.jsonl). Not `trained`: random weights."""
+def make_base(
+    directory: Path, *, hidden_size: int = 32, trained: bool = True, tags: bool = True
+) -> tuple[Path, Path]:
+    """(model directory, problems.jsonl). Not `trained`: random weights; no `tags`: boxes alone."""
     tokenizer = build_tokenizer()
     config = ModelConfig(
         vocab_size=len(tokenizer),
@@ -57,7 +59,8 @@ def make_base(directory: Path, *, hidden_size: int = 32, trained: bool = True) -
         render_example(
             tokenizer,
             pick.choice(texts),
-            f"<think>{thought(pick)}</think>\n\\boxed{{{pick.randrange(1, 5)}}}",
+            f"{f'<think>{thought(pick)}</think>' if tags else thought(pick)}\n"
+            f"\\boxed{{{pick.randrange(1, 5)}}}",
             suffix=SUFFIX,
         )
         for _ in range(256)

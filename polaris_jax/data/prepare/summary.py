@@ -17,6 +17,17 @@ def reasons_line(found: Preparation) -> str:
     return ", ".join(f"{total[reason]} {reason}" for reason in COUNTED if total[reason])
 
 
+def none_left(found: Preparation) -> str:
+    """The error if no row stays: the reasons, and what to do about them."""
+    remedy = "--drop names the rules that apply"
+    if sum(found.counts, Counter())["answer_unreadable"] > found.rows / 2:
+        remedy = (
+            "the math grader cannot read these answers; set reward.function for answers such as "
+            "programs"
+        )
+    return f"every one of {found.rows:,} rows was left out ({reasons_line(found)}); {remedy}"
+
+
 def messages(found: Preparation, most: int) -> list[str]:
     """Lines about files that were not read, the first malformed rows and contradictions.
 

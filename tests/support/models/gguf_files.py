@@ -80,6 +80,7 @@ def write_gguf(
     tokenizer: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
     names_kv_heads: bool = True,
+    positions: int = 32,
 ) -> Path:
     """A GGUF file; matrices are quantised to `kind`, vectors stay float32.
 
@@ -92,9 +93,10 @@ def write_gguf(
         tokenizer: tokens, merges, pre, types, ids and template; None leaves it out.
         extra: more metadata by full key; str, int, float or a list.
         names_kv_heads: False leaves their number out, as where the config.json does.
+        positions: the context length.
     """
     out = GGUFWriter(path, arch)
-    out.add_context_length(32)
+    out.add_context_length(positions)
     out.add_embedding_length(a.hidden_size)
     out.add_block_count(a.num_layers)
     out.add_feed_forward_length(a.intermediate_size)

@@ -1,0 +1,118 @@
+"""`polaris init`: what it writes, and what it says instead."""
+
+import json
+
+import pytest
+
+from polaris_jax.__main__ import main
+from polaris_jax.commands.config_file import load_config
+from polaris_jax.config import build_config
+from tests.support.stranger import as_gsm8k, random_qwen3
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A directory with a model and a set in GSM8K's form."""
+    folder = tmp_path_factory.mktemp("stranger")
+    random_qwen3(folder / "model")
+    as_gsm8k(folder / "gsm8k")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def there(here, monkeypatch):
+    monkeypatch.chdir(here)
+
+
+def init(file, *more, data="gsm8k.jsonl"):
+    return main(["init", file, "--model=model", f"--data={data}", *more])
+
+
+def rows(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_it_writes_a_config_and_holds_problems_out(here, capsys):
+    assert init("first.py", "--nosample") == 0
+    out = capsys.readouterr().out
+    assert "model: qwen3, 0.03 M parameters" in out
+    assert "data: 40 problems of 40 rows; columns question, answer" in out
+    assert "wrote" in out
+    config = build_config(load_config("first.py"))
+    assert config.model.path == str(here / "model")
+    assert config.reward.mode == "train"
+    assert config.data.max_prompt_tokens + config.stages[0].max_response_tokens <= 512
+    from polaris_jax.data.problems import read_problems
+
+    train, held_out = (
+        read_problems(p)[0] for p in (config.data.problems, config.evaluate.problems)
+    )
+    assert (len(train), len(held_out)) == (32, 8)
+    assert not {p.id for p in train} & {p.id for p in held_out}
+    text = (here / "first.py").read_text()
+    assert "polaris prepare   --config=first.py --workdir=runs/first" in text
+
+
+def test_it_overwrites_nothing(here, capsys):
+    (here / "kept.py").write_text("# mine\n")
+    (here / "other_train.parquet").write_text("mine")
+    for file, named in (("kept.py", "kept.py"), ("other.py", "other_train.parquet")):
+        assert init(file, "--nosample") == 2
+        err = capsys.readouterr().err
+        assert f"{named}: exists, and is never overwritten" in err
+    assert (here / "kept.py").read_text() == "# mine\n"
+    assert not (here / "other.py").exists()
+
+
+def test_with_a_file_for_scores_nothing_is_held_out_and_a_pod_gets_a_layout(here):
+    assert init("pod.py", "--nosample", "--evaluate=gsm8k.jsonl", "--hardware=v6e:8x8") == 0
+    config = build_config(load_config("pod.py"))
+    assert config.data.problems == config.evaluate.problems == str(here / "gsm8k.jsonl")
+    assert not (here / "pod_train.parquet").exists()
+    assert config.model.dtype == "bfloat16"
+    assert len(config.stages) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["init"], "FILE: needed; name a file, as in polaris init my.py"),
+        (["init", "a.py", "b.py"], "name one file"),
+        (["init", "a.py", "--data=x"], "--model: needed"),
+        (["init", "a.py", "--model=model"], "--data: needed"),
+        (["init", "a.txt", "--model=model", "--data=x"], "ends in .py"),
+        (["init", "no/a.py", "--model=model", "--data=x"], "there is no directory "),
+        (["init", "a.py", "--model=nowhere/at/all", "--data=x"], "no such checkpoint"),
+        (["init", "a.py", "--model=model", "--data=x.jsonl"], "--data='x.jsonl': there is no such"),
+        (["init", "a.py", "--model=model", "--data=x", "--hardware=h200"], "--hardware=h200"),
+        (["init", "a.py", "--model=model", "--data=x", "--hardware=cpu:2"], "name cpu"),
+        (["init", "a.py", "--model=model", "--date=x"], "did you mean --data?"),
+        (
+            ["init", "a.py", "--model=model", "--data=gsm8k.jsonl", "--hold_out=30"],
+            "--hold_out=30: of 40 problems at most half",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_mistake_is_one_line(words, said, here, capsys):
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+    assert not (here / "a.py").exists()
+
+
+def test_golds_that_are_programs_do_not_fit(here, capsys):
+    code = [{"problem": f"Write f{i}.", "answer": f"def f{i}(x):\n    return x"} for i in range(40)]
+    data = rows(here / "code.jsonl", *code)
+    assert init("code.py", "--nosample", data=data) == 1
+    assert "does not fit: the reward cannot read the gold answers: 100%" in capsys.readouterr().err
+    assert not (here / "code.py").exists()
+
+
+def test_a_template_without_the_question_does_not_fit(tmp_path, capsys):
+    model = random_qwen3(tmp_path / "model")
+    (model / "chat_template.jinja").write_text("Be brief.")
+    words = [f"--model={model}", "--data=gsm8k.jsonl", "--nosample"]
+    assert main(["init", str(tmp_path / "a.py"), *words]) == 1
+    assert "does not fit: the prompt does not contain the question" in capsys.readouterr().err
