@@ -67,6 +67,8 @@ RUNS: dict[str, dict[str, object]] = {
     "polaris grade --input=responses.jsonl --gold_field=gold --out=graded.jsonl": {},
     "polaris prepare --config=tiny_cpu --workdir=runs/tiny": {},
     "polaris completion --help": {},
+    "polaris prepare --config=configs/tiny_cpu.py --workdir=runs/own "
+    "--config.data.problems=problems.jsonl": {},
     "polaris prepare --config=configs/tiny_cpu.py --workdir=runs/sums "
     "--config.data.problems=my_problems.py:sums": {},
     f"polaris train {TINY_MINE} --config.reward.function=my_reward.py:score "
@@ -84,6 +86,19 @@ FORM = "nothing: a form with words to fill in, or a make target"
 NEEDS: dict[str, str] = {
     "polaris init my.py --model=DIR --data=FILE --hardware=h100:8": FORM,
     "polaris COMMAND --help=SECTION": FORM,
+    "polaris prepare --against=mine.jsonl": FORM,
+    "polaris prepare --source=my.csv,problem=text,answer=result": FORM,
+    **dict.fromkeys(
+        (
+            "polaris prepare --config=configs/tiny_cpu.py --workdir=runs/own "
+            "--source=my.csv,problem=frage,answer=loesung,cap=5000 "
+            "--source=openai/gsm8k,config=main,name=grade_school --against=aime24.jsonl "
+            "--against=aime25.jsonl",
+            "polaris prepare --config=configs/polaris_7b.py --workdir=runs/7b --pass_rates=0.1:0.9 "
+            "--source=POLARIS-Project/Polaris-Dataset-53K,pass_rate=difficulty",
+        ),
+        "the Hugging Face Hub; tests/commands/test_prepare.py has such sources as files",
+    ),
     "polaris show DIR --wrong": FORM,
     "polaris report --workdir=DIR --config=...": FORM,
     "polaris grade --explain ANSWER GOLD": FORM,
