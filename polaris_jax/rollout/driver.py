@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
+from polaris_jax.rollout.balance import next_move
 from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.engine import PrefillJob, ResultTokens
 from polaris_jax.rollout.pages import PrefixCache
 from polaris_jax.rollout.programs import prompt_logprobs
-from polaris_jax.rollout.request import Request, assign_shards
-from polaris_jax.rollout.samples import Plan, Sample
+from polaris_jax.rollout.request import Request
+from polaris_jax.rollout.samples import Plan, Sample, Status
 from polaris_jax.rollout.scheduler import Scheduler
 from polaris_jax.rollout.settings import MAX_STOP_TOKENS
 
@@ -26,7 +27,7 @@ class Driver:
 
     Args:
         engine: the device programs: `dispatch`, `dispatch_behind`, `fits_smaller_bucket`,
-            `collect`, `prefill_rows`, `copy_pages`, `warm`.
+            `collect`, `prefill_rows`, `copy_pages`, `warm`, `recompute_reads`.
         state: the engine's slots, pages and pool.
         compiles: counts the compilations in steps.
 
@@ -38,6 +39,7 @@ class Driver:
             the first call.
         prompt_tokens: tokens of the submitted prompts, each prompt counted once.
         response_tokens: response tokens that samples were given.
+        moves: live samples that moved to another data shard.
         failures: requests that ended because their own callback or `decode` raised.
         failed: True if anything but a callback broke off a step. The driver is unusable then.
     """
@@ -79,15 +81,15 @@ class Driver:
     def reset_counts(self) -> None:
         """Sets every count to 0."""
         self.steps = self.row_steps = self.prompt_tokens = self.response_tokens = 0
-        self.failures = 0
+        self.failures = self.moves = 0
         self.live_rows: tuple[int, int] | None = None
         for scheduler in self.schedulers:
             scheduler.reset_counts()
 
     def take_counts(self, former: Driver) -> None:
         """Continues the counts of a driver that this one replaces."""
-        counts = ("steps", "row_steps", "live_rows", "prompt_tokens", "response_tokens", "failures")
-        for name in counts:
+        counts = ("steps", "row_steps", "live_rows", "prompt_tokens", "response_tokens")
+        for name in (*counts, "failures", "moves"):
             setattr(self, name, getattr(former, name))
         for scheduler, before in zip(self.schedulers, former.schedulers, strict=True):
             scheduler.take_counts(before)
@@ -104,8 +106,7 @@ class Driver:
 
     def submit(self, request: Request) -> None:
         """Queues a request behind all others."""
-        loads = [scheduler.load for scheduler in self.schedulers]
-        shards = assign_shards([part.cost for part in request.parts], len(loads), loads)
+        shards = request.deal([scheduler.load for scheduler in self.schedulers])
         for part, shard in zip(request.parts, shards, strict=True):
             self._request_of[id(part.prompt)] = request
             for sample in part.samples:
@@ -224,6 +225,8 @@ class Driver:
         Some row must have tokens left for the second call. If the rows fit a smaller bucket, the
         next plan starts a smaller call instead.
         """
+        if self._next_move() is not None:  # the next plan makes the move
+            return False
         steps = self._engine.config.decode_steps
         live = [sample for scheduler in self.schedulers for sample in scheduler.live]
         if self._restarted or not any(s.length + steps < s.limit for s in live):
@@ -240,7 +243,7 @@ class Driver:
         return True
 
     def _rebalance(self) -> None:
-        """Moves waiting samples to shards with free slots, oldest first."""
+        """Moves samples to emptier shards: the oldest waiting first, then live ones if it pays."""
         while True:
             target = max(self.schedulers, key=lambda s: s.free_slots())
             if not target.free_slots():
@@ -251,14 +254,26 @@ class Driver:
                 if (sample := scheduler.oldest_without_slot()) is not None
             ]
             if not waiting:
-                return
+                break
             _, shard, sample = min(waiting)
             self.schedulers[shard].withdraw(sample)
-            request = self._request_of[id(sample.prompt)]
-            part = request.split(sample)
-            self._request_of[id(part.prompt)] = request
-            self._shard_of[id(part.prompt)] = self.schedulers.index(target)
-            target.add(part.prompt, part.samples)
+            self._place_in(target, sample)
+        while (move := self._next_move()) is not None:
+            sample, source, target = move
+            self._state.clear(source.release(sample, Status.WAITING))
+            self._place_in(target, sample)
+            self.moves += 1
+
+    def _next_move(self) -> tuple[Sample, Scheduler, Scheduler] | None:
+        return next_move(self.schedulers, self._engine.recompute_reads)
+
+    def _place_in(self, scheduler: Scheduler, sample: Sample) -> None:
+        """Queues a sample that left its own shard in another one."""
+        request = self._request_of[id(sample.prompt)]
+        part = request.split(sample)
+        self._request_of[id(part.prompt)] = request
+        self._shard_of[id(part.prompt)] = self.schedulers.index(scheduler)
+        scheduler.add(part.prompt, part.samples)
 
     def _score_prompts(self, model: Any) -> None:
         for request in self._requests:

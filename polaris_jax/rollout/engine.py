@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from polaris_jax import sharding
 from polaris_jax.models import ModelConfig
 from polaris_jax.rollout import programs
+from polaris_jax.rollout.balance import recompute_reads
 from polaris_jax.rollout.decode_state import DecodeState, compact
 from polaris_jax.rollout.fused_weights import Model
 from polaris_jax.rollout.programs import Packed, Programs
@@ -119,6 +120,7 @@ class Engine:
         self.data = sharding.slot_shards(mesh)
         self.spec = program_spec(model_config, config, mesh)
         self.slots_a_shard = config.slots // self.data
+        self.recompute_reads = recompute_reads(model_config, config)
         self.prefill_shape = prefill_shape(config.prefill_chunk, fine=self.spec.staged)
         device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
         on_accelerator = device.platform != "cpu"

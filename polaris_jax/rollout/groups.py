@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from polaris_jax.records import Group, Response
-from polaris_jax.rollout.request import RolloutAborted, assign_shards
+from polaris_jax.rollout.balance import assign_shards
+from polaris_jax.rollout.request import RolloutAborted
 from polaris_jax.rollout.sampler import Sampler
 from polaris_jax.rollout.settings import SamplingParams
 from polaris_jax.system import processes

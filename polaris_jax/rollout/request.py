@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from polaris_jax import sharding
 from polaris_jax.records import Response
+from polaris_jax.rollout.balance import deal
 from polaris_jax.rollout.samples import Prompt, Sample
 from polaris_jax.rollout.settings import PromptParams
 
@@ -22,26 +23,6 @@ Decode = Callable[[list[int]], str]
 
 # What decoding may change at the beginning of a piece: a stripped space, a character cut in two.
 MARGIN_CHARS = 8
-
-
-def assign_shards(
-    costs: Sequence[int], shards: int, loads: Sequence[int] | None = None
-) -> list[int]:
-    """A shard for each item: in order, each item goes to the shard with the least load so far.
-
-    The result depends on the arguments alone. Ties go to the lower shard.
-
-    Args:
-        costs: tokens that each item may take.
-        shards: number of shards.
-        loads: tokens that each shard has at first; None: 0 for all shards.
-    """
-    loads, dealt = list(loads or [0] * shards), []
-    for cost in costs:
-        shard = min(range(shards), key=lambda s: (loads[s], s))
-        loads[shard] += cost
-        dealt.append(shard)
-    return dealt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +37,13 @@ class Part:
     prompt: Prompt
     samples: list[Sample]
 
-    @property
-    def cost(self) -> int:
-        """Tokens still expected: those of the prompt and of all samples."""
-        return round(len(self.prompt.tokens) + sum(s.expected_left for s in self.samples))
-
 
 class Request:
     """Prompts that were submitted together, and their responses so far.
 
     Attributes:
         parts: parts of the request, the longest expected first, then in the order of the prompts.
+            Before `deal` all samples of a prompt are one part.
         num_total: number of responses, including those that had ended before the request.
         num_prompt_tokens: tokens of the prompts, each prompt counted once.
         num_done: number of responses that have ended.
@@ -93,7 +70,7 @@ class Request:
         scores_prompts: bool = False,
         expected_tokens: Sequence[float] | None = None,
         begun: Sequence[Sequence[Response]] | None = None,
-        shards: int = 1,
+        samples: Sequence[Sequence[int]] | None = None,
         on_progress: OnProgress | None = None,
         on_tokens: OnTokens | None = None,
     ):
@@ -102,30 +79,32 @@ class Request:
         order = list(range(len(prompts)))
         if expected_tokens is not None:
             order.sort(key=lambda i: -expected_tokens[i])
-        # If there are fewer prompts than shards, the samples of a prompt go to several shards.
-        most_cuts = -(-shards // max(1, len(prompts)))
         ages = itertools.count()
         self.parts: list[Part] = []
         self._begun = (
             [[Response((), (), "unfinished")] * n] * len(prompts) if begun is None else begun
         )
+        asked = [range(n)] * len(prompts) if samples is None else samples
         for index in order:
-            wanted = [sample for sample in range(n) if not self._begun[index][sample].ended]
-            cuts = min(len(wanted), most_cuts)
-            for cut in range(cuts):
-                own = wanted[len(wanted) * cut // cuts : len(wanted) * (cut + 1) // cuts]
-                prompt = Prompt(
-                    index,
-                    tuple(prompts[index]),
-                    rows[index],
-                    to_admit=len(own),
-                    expected=expected[index],
+            wanted = [sample for sample in asked[index] if not self._begun[index][sample].ended]
+            if not wanted:
+                continue
+            prompt = Prompt(
+                index,
+                tuple(prompts[index]),
+                rows[index],
+                to_admit=len(wanted),
+                expected=expected[index],
+            )
+            self.parts.append(
+                Part(
+                    prompt,
+                    [
+                        Sample(prompt, sample, next(ages), *_so_far(self._begun[index][sample]))
+                        for sample in wanted
+                    ],
                 )
-                samples = [
-                    Sample(prompt, sample, next(ages), *_so_far(self._begun[index][sample]))
-                    for sample in own
-                ]
-                self.parts.append(Part(prompt, samples))
+            )
         self.stop_ids = frozenset(stop_ids)
         self.prompts = tuple(prompts)
         self.temperatures = [row.temperature for row in rows]
@@ -135,9 +114,9 @@ class Request:
         self._scores_at_end: dict[tuple[int, int], tuple[float, ...]] = {}
         self._stop_strings = tuple(stop_strings)
         self._decode = decode if stop_strings else None
-        self.num_total = n * len(prompts)
+        self.num_total = sum(map(len, asked))
         self.num_prompt_tokens = sum(map(len, prompts))
-        self.num_done = sum(response.ended for group in self._begun for response in group)
+        self.num_done = self.num_total - next(ages)
         self.num_tokens = 0
         self.aborted = False
         self.failure: Exception | None = None
@@ -151,8 +130,32 @@ class Request:
         """True if no sample is live or waiting."""
         return self.aborted or self.num_done == self.num_total
 
+    def deal(self, loads: Sequence[int]) -> list[int]:
+        """Cuts the prompts' samples into parts by data shard; returns the shard of each part.
+
+        Args:
+            loads: tokens that each data shard still has to compute; see `balance.deal`.
+        """
+        dealt = deal(
+            [(len(p.prompt.tokens), [s.expected_left for s in p.samples]) for p in self.parts],
+            list(loads),
+            # If there are fewer prompts than shards, every shard gets samples.
+            at_least=-(-len(loads) // max(1, len(self.parts))),
+        )
+        parts, shards = [], []
+        for part, places in zip(self.parts, dealt, strict=True):
+            for shard in dict.fromkeys(places):
+                own = [s for s, k in zip(part.samples, places, strict=True) if k == shard]
+                prompt = dataclasses.replace(part.prompt, to_admit=len(own), keys=[])
+                for sample in own:
+                    sample.prompt = prompt
+                parts.append(Part(prompt, own))
+                shards.append(shard)
+        self.parts = parts
+        return shards
+
     def split(self, sample: Sample) -> Part:
-        """Moves one waiting sample into a new part, for another shard."""
+        """Moves one sample that has no slot into a new part, for another shard."""
         (at,) = (i for i, part in enumerate(self.parts) if part.prompt is sample.prompt)
         old = self.parts[at]
         self.parts[at] = Part(old.prompt, [s for s in old.samples if s is not sample])

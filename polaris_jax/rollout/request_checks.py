@@ -30,6 +30,7 @@ def checked_request(
     *,
     expected_tokens: Sequence[float] | None,
     begun: Sequence[Sequence[Response]] | None,
+    samples: Sequence[Sequence[int]] | None,
     on_progress: OnProgress | None,
     on_tokens: OnTokens | None,
     config: SamplerConfig,
@@ -45,6 +46,7 @@ def checked_request(
         params: sampling settings.
         expected_tokens: see `Sampler.generate`.
         begun: see `Sampler.submit`.
+        samples: see `Sampler.submit`.
         on_progress: see `Sampler.generate`.
         on_tokens: see `Sampler.generate`.
         config: the sampler's sizes.
@@ -95,7 +97,7 @@ def checked_request(
         scores_prompts=params.prompt_logprobs,
         expected_tokens=expected_tokens,
         begun=begun,
-        shards=shards,
+        samples=samples,
         on_progress=on_progress,
         on_tokens=on_tokens,
     )

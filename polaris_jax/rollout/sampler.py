@@ -142,6 +142,7 @@ class Sampler:
         *,
         expected_tokens: Sequence[float] | None = None,
         begun: Sequence[Sequence[Response]] | None = None,
+        samples: Sequence[Sequence[int]] | None = None,
         on_progress: OnProgress | None = None,
         on_tokens: OnTokens | None = None,
     ) -> Request:
@@ -155,12 +156,16 @@ class Sampler:
             begun: [prompt][sample] responses of an aborted request with the same settings. An
                 unfinished response continues as if never interrupted; its keys and values are
                 computed again. An ended response is kept and not reported again.
+            samples: indices of each prompt's samples to be sampled here, in [0, n). The others stay
+                as `begun` has them. None: all n.
 
         Raises:
             ValueError: a prompt or setting cannot be served.
             RuntimeError: one of the sampler's callbacks made this call, or there are no weights.
         """
-        request = self._request(prompts, params, expected_tokens, on_progress, on_tokens, begun)
+        request = self._request(
+            prompts, params, expected_tokens, on_progress, on_tokens, begun, samples
+        )
         self._live.ready().submit(request)
         return request
 
@@ -360,6 +365,7 @@ class Sampler:
         on_progress: OnProgress | None,
         on_tokens: OnTokens | None,
         begun: Sequence[Sequence[Response]] | None = None,
+        samples: Sequence[Sequence[int]] | None = None,
     ) -> Request:
         """A request that can be served; not submitted yet."""
         self._check_callable()
@@ -369,6 +375,7 @@ class Sampler:
             SamplingParams() if params is None else params,
             expected_tokens=expected_tokens,
             begun=begun,
+            samples=samples,
             on_progress=on_progress,
             on_tokens=on_tokens,
             config=self.config,

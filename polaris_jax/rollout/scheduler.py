@@ -30,6 +30,9 @@ from polaris_jax.rollout.samples import (
 )
 
 
+ROOM_CALLS = 8  # decode calls for which a moved sample and its new neighbours should find pages
+
+
 class Scheduler:
     """Slots, pages and the queue of one data shard.
 
@@ -101,6 +104,19 @@ class Scheduler:
         return len(self._queue)
 
     @property
+    def tokens(self) -> int:
+        """Prompt and response tokens so far of the live and the waiting samples."""
+        live = sum(sample.length for sample in self._slots if sample is not None)
+        return live + sum(sample.length for _, sample in self._queue)
+
+    @property
+    def prefilling(self) -> bool:
+        """True if a sample waits, or is in a slot with tokens left to prefill."""
+        return bool(self._queue) or any(
+            s is not None and s.status is Status.PREFILLING for s in self._slots
+        )
+
+    @property
     def load(self) -> int:
         """Tokens still to compute: those expected of the samples, and prompts to prefill."""
         samples = [*self.live, *(sample for _, sample in self._queue)]
@@ -134,6 +150,12 @@ class Scheduler:
     def free_slots(self) -> int:
         """Number of free slots beyond those that waiting samples will take."""
         return max(0, sum(s is None for s in self._slots) - len(self._queue))
+
+    def has_room(self, sample: Sample) -> bool:
+        """True if the next plan can admit a sample without taking pages that others soon need."""
+        live = sum(s is not None for s in self._slots)
+        needed = pages_for(sample.tokens_after(self._steps), self._page_size)
+        return self._allocator.num_free >= needed + (1 + ROOM_CALLS) * (live + 1)
 
     def oldest_without_slot(self) -> Sample | None:
         """The oldest waiting sample that no free slot is left for; None if there is none."""

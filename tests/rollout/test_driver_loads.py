@@ -7,7 +7,7 @@ from polaris_jax.rollout.settings import SamplerConfig
 from tests.support.rollout.fake_engine import FakeSampler, expected_tokens, settings
 
 ROOMY = SamplerConfig(
-    slots=16, page_size=4, num_pages=400, max_len=256, decode_steps=4, prefix_cache=False
+    slots=16, page_size=4, num_pages=2000, max_len=512, decode_steps=4, prefix_cache=False
 )
 
 
@@ -21,8 +21,11 @@ def loads(sampler: FakeSampler) -> list[int]:
 
 def test_new_requests_go_where_samples_have_ended():
     sampler = FakeSampler(ROOMY, shards=2)
-    # The first prompt was expected to take longer, and ends at once.
-    sampler.submit([(1, 2), (3, 4)], [settings(4), settings(200)], 4, expected=[100, 90])
+    sampler.engine.recompute_reads = 1e9  # nothing moves
+    # The prompts are long beside their samples, so each is one part. The first was expected to
+    # take longer, and ends at once.
+    prompts = [(1,) * 210, (3,) * 210]
+    sampler.submit(prompts, [settings(4), settings(200)], 4, expected=[100, 90])
     for _ in range(4):
         sampler.step()
     assert live(sampler) == [0, 4]

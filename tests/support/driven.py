@@ -45,7 +45,6 @@ class DrivenSampler:
             params.stop_token_ids,
             expected_tokens=expected_tokens,
             begun=begun,
-            shards=self.engine.data,
             on_progress=on_progress,
         )
         self.driver.submit(request)

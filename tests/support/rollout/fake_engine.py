@@ -88,6 +88,7 @@ class FakeEngine:
         self.slots_a_shard = config.slots // shards
         self.row_buckets = row_buckets(self.slots_a_shard)
         self.dispatches_ahead = bool(config.dispatch_ahead)
+        self.recompute_reads = 1.0
         self.dispatched_behind = 0
         self.prefilled_tokens = 0
         self.most_prefilled = 0  # in a step, by one shard
@@ -281,7 +282,6 @@ class FakeSampler:
             n,
             stops,
             expected_tokens=expected,
-            shards=self.engine.data,
             **callbacks,
         )
         request = ask()

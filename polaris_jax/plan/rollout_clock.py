@@ -1,0 +1,252 @@
+"""The seconds of a rollout: the product's own driver and schedulers, under a clock.
+
+The engine here only counts. A decode step of a data shard takes the time to read its weights and
+the keys and values of its live tokens, or that of its arithmetic if that is longer. A call lasts as
+long as its slowest shard. Prefill takes its arithmetic. The host's time for a call is hidden if the
+call was dispatched ahead, and waited for otherwise. Pages are as many as the pool holds, so samples
+wait and are preempted as in a run.
+
+Time is coarse: one token of the simulation stands for `grain` tokens, and one call of one such
+token for `grain / decode_steps` calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from polaris_jax.rollout.decode_state import DecodeState
+from polaris_jax.rollout.driver import Driver
+from polaris_jax.rollout.engine import ResultTokens
+from polaris_jax.rollout.request import Request
+from polaris_jax.rollout.settings import PromptParams, SamplerConfig
+
+STOP, TOKEN = 1, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """What the work of one data shard costs.
+
+    Attributes:
+        weights_s: seconds to read the weights once.
+        kv_token_s: seconds to read one token's keys and values.
+        row_s: seconds of arithmetic of one decoded token.
+        prefill_token_s: seconds of arithmetic of one prefilled token.
+        host_call_s: the host's seconds for one decode call.
+    """
+
+    weights_s: float
+    kv_token_s: float
+    row_s: float
+    prefill_token_s: float
+    host_call_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """The sampler of one host.
+
+    Attributes:
+        shards: number of data shards.
+        slots: slots of a data shard.
+        pool_tokens: tokens that the pages of a data shard hold.
+        page_size: tokens of a page.
+        decode_steps: decode steps of a call.
+        prefill_budget: see `SamplerConfig`.
+    """
+
+    shards: int
+    slots: int
+    pool_tokens: int
+    page_size: int = 64
+    decode_steps: int = 16
+    prefill_budget: int = 8192
+
+
+@dataclasses.dataclass
+class _Call:
+    position_B: np.ndarray  # after the call
+    count_B: np.ndarray
+    alive_B: np.ndarray
+
+
+class CountingEngine:
+    """Ends each row at its sample's length, and keeps the time; the part that the driver calls.
+
+    Args:
+        sizes: the sampler.
+        clock: what work costs.
+        token_PR: the tokens of each sample, in grains.
+        grain: tokens that one token of the simulation stands for.
+        max_len: largest length of a sequence, in grains.
+    """
+
+    def __init__(
+        self, sizes: Shards, clock: Clock, token_PR: np.ndarray, *, grain: int, max_len: int, recompute_reads: float
+    ):
+        page = max(4, sizes.page_size // grain)
+        pages = max(sizes.pool_tokens // grain // page, -(-max_len // page)) + 1
+        self.config = SamplerConfig(
+            slots=sizes.shards * sizes.slots,
+            page_size=page,
+            num_pages=sizes.shards * pages,
+            max_len=max_len,
+            decode_steps=1,
+            # A call here stands for grain / decode_steps calls.
+            prefill_budget=sizes.prefill_budget // sizes.decode_steps,
+            prefix_cache=False,
+        )
+        self.data, self.slots_a_shard = sizes.shards, sizes.slots
+        self.dispatches_ahead = True
+        self.recompute_reads = recompute_reads / grain
+        self._clock, self._token_PR, self._grain = clock, token_PR, grain
+        self._calls = grain / sizes.decode_steps
+        self.time_s = self.prefill_s = self.host_s = 0.0
+        self.shard_s_D = np.zeros(sizes.shards)  # of each shard, if it waited for no other
+
+    def warm(self, model: Any, state: Any) -> None:
+        """Nothing to compile."""
+
+    def copy_pages(self, state: Any, pairs: Any) -> None:
+        """Copies no pages: one page of a prompt takes no time."""
+
+    def prefill_rows(self, model: Any, state: Any, jobs: Sequence[Sequence[Any]]) -> None:
+        """Adds the prefill of the shard that has the most of it."""
+        token_D = np.array([sum(len(job.tokens) for job in own) for own in jobs]) * self._grain
+        self.shard_s_D += token_D * self._clock.prefill_token_s
+        took = float(token_D.max()) * self._clock.prefill_token_s
+        self.prefill_s += took
+        self.time_s += took
+
+    def dispatch(self, model: Any, state: DecodeState, **_: Any) -> _Call:
+        """A call; the host's time comes before it."""
+        self._wait(self._clock.host_call_s * self._calls)
+        rows = state.rows
+        return self._run(state, rows.position_B, rows.alive_B)
+
+    def dispatch_behind(self, model: Any, state: DecodeState, call: _Call, **_: Any) -> _Call:
+        """A call behind another; the host's time runs beside it."""
+        before_s = self.time_s
+        held_B = np.array([bool(pages) for pages in state.pages])
+        behind = self._run(state, call.position_B, call.alive_B & held_B)
+        self._wait(max(0.0, self._clock.host_call_s * self._calls - (self.time_s - before_s)))
+        return behind
+
+    def fits_smaller_bucket(self, call: Any, rows: int) -> bool:
+        """False: rows without a sequence read nothing, so an accelerator has one bucket."""
+        return False
+
+    def collect(self, state: DecodeState, call: _Call) -> ResultTokens:
+        """The tokens of a call: the last one of a sample stops it."""
+        rows, slots = state.rows, self.config.slots
+        held_B = np.array([bool(pages) for pages in state.pages])
+        count_B = np.where(held_B, call.count_B, 0)
+        rows.position_B[:] += count_B
+        rows.alive_B[:] &= np.where(count_B > 0, call.alive_B, rows.alive_B)
+        data = np.full((slots, 3), TOKEN, np.int32)
+        data[(count_B > 0) & ~call.alive_B, 0] = STOP
+        return ResultTokens(
+            data=data,
+            tokens_idx=(0, 1),
+            valid_idx=(1, 2),
+            length_idx=(2, 3),
+            samples_per_slot=1,
+            logprobs=np.zeros((slots, 1), np.float32),
+            count=count_B,
+            alive=rows.alive_B.copy(),
+            steps=1,
+            rows=slots,
+        )
+
+    def _wait(self, seconds: float) -> None:
+        self.host_s += seconds
+        self.time_s += seconds
+
+    def _run(self, state: DecodeState, position_B: np.ndarray, alive_B: np.ndarray) -> _Call:
+        rows, clock = state.rows, self._clock
+        token_B = self._token_PR[rows.params.seed_B, rows.params.sample_B]
+        count_B = alive_B.astype(np.int32)
+        shape = self.data, self.slots_a_shard
+        live_D = count_B.reshape(shape).sum(1)
+        kv_D = (count_B * (position_B + 1)).reshape(shape).sum(1) * self._grain
+        read_D = (live_D > 0) * clock.weights_s + kv_D * clock.kv_token_s
+        step_D = np.maximum(read_D, live_D * clock.row_s)
+        self.shard_s_D += step_D * self._grain
+        self.time_s += float(step_D.max()) * self._grain
+        after_B = position_B + count_B
+        return _Call(after_B, count_B, alive_B & (after_B + 1 < rows.prompt_len_B + token_B))
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """What a host's rollout took.
+
+    Attributes:
+        time_s: seconds from the first to the last call.
+        prefill_s: seconds of them that were prefill.
+        host_s: seconds of them in which devices waited for the host.
+        own_s: seconds of the slowest shard if no shard had waited for another.
+        preemptions: samples that were preempted because pages ran out.
+        moves: live samples that moved to another shard.
+    """
+
+    time_s: float
+    prefill_s: float
+    host_s: float
+    own_s: float
+    preemptions: int
+    moves: int
+
+
+def time_host(
+    sizes: Shards,
+    clock: Clock,
+    token_PR: np.ndarray,
+    *,
+    prompt_tokens: int,
+    longest: int,
+    expected_P: np.ndarray | None = None,
+    recompute_reads: float,
+    grain: int = 64,
+) -> Timed:
+    """The time in which one host samples its share of a step.
+
+    Args:
+        sizes: the host's sampler.
+        clock: what work costs.
+        token_PR: response tokens of each sample; 0: another host samples it.
+        prompt_tokens: tokens of each prompt.
+        longest: the budget in tokens.
+        expected_P: expected tokens of each prompt's samples; None: nothing is known.
+        grain: tokens that one token of the simulation stands for.
+    """
+    grain_PR = -(-token_PR // grain)
+    own = [i for i in range(len(token_PR)) if grain_PR[i].any()]
+    prompt, budget = max(2, round(prompt_tokens / grain)), -(-longest // grain)
+    engine = CountingEngine(sizes, clock, grain_PR, grain=grain, max_len=prompt + budget, recompute_reads=recompute_reads)
+    state = DecodeState(None, engine.config, num_pages=engine.config.num_pages, data=engine.data)
+    driver = Driver(engine, state, contextlib.nullcontext())
+    request = Request(
+        [(TOKEN,) * prompt] * len(own),
+        [PromptParams(1.0, 1.0, 0, 0.0, budget, i) for i in own],
+        token_PR.shape[1],
+        (STOP,),
+        expected_tokens=None if expected_P is None else (expected_P[own] / grain).tolist(),
+        samples=[np.flatnonzero(grain_PR[i]).tolist() for i in own],
+    )
+    driver.submit(request)
+    while driver.busy:
+        driver.step(None, version=0)
+    return Timed(
+        time_s=engine.time_s,
+        prefill_s=engine.prefill_s,
+        host_s=engine.host_s,
+        own_s=float(engine.shard_s_D.max()),
+        preemptions=sum(scheduler.preemptions for scheduler in driver.schedulers),
+        moves=driver.moves,
+    )
