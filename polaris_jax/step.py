@@ -27,7 +27,7 @@ from polaris_jax.batch import (
 )
 from polaris_jax.batch.packing import stale_tokens
 from polaris_jax.measure.batch_health import say_health
-from polaris_jax.measure.solve import grade_groups, graded_here
+from polaris_jax.measure.solve import grade_groups
 from polaris_jax.metrics import value_of
 from polaris_jax.metrics.rollout_stats import (
     age_metrics,
@@ -153,7 +153,7 @@ def sample(
     responses = len(groups) * section.responses_per_prompt
     with (
         parts.clock.timer("rollout"),
-        GradeAhead(solver.grader, parts.config.reward.mode, grades=graded_here) as grading,
+        GradeAhead(solver.grader, parts.config.reward.mode) as grading,
         parts.progress.phase(f"step {state.step} rollout", responses) as phase,
     ):
         groups = sample_groups(
@@ -173,7 +173,7 @@ def sample(
                 if version - group.begun >= section.partial_max_lag
             },
             expected_tokens=expected,
-            on_complete=grading.add,
+            on_ended=grading.add,
             on_progress=phase.sampling(0, responses),
             should_abort=lambda: stop.requested,
         )

@@ -7,6 +7,7 @@ probe and evaluate open a `Policy`, which has a sampler and a grader of its own.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Graded, Group, Problem
 from polaris_jax.reward import Grader, RewardInput
 from polaris_jax.reward.extract import Mode
-from polaris_jax.reward.grade_ahead import GradeAhead, reward_inputs
+from polaris_jax.reward.grade_ahead import GradeAhead, reward_input
 from polaris_jax.reward.grader import Grade
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.groups import begin, sample_groups
@@ -129,37 +130,44 @@ def grade_groups(
     correct_at: float = 1.0,
     ahead: GradeAhead | None = None,
 ) -> Graded:
-    """The groups' responses with their rewards; each process grades its own share of the groups.
+    """The groups' responses with their rewards; each process grades its own share.
 
     Args:
         grader: the grading workers of this process.
         groups: complete groups by number, the same in every process. The number decides which
-            process grades a group.
+            process grades what no process has graded ahead.
         mode: "train" grades prompt + response, "eval" the response alone.
         correct_at: reward from which a response counts as correct.
-        ahead: background grading, which has been given some of this process's groups; their rewards
-            are taken from it. None: all groups are graded here.
+        ahead: background grading, which has been given some of the responses; their rewards are
+            taken from it. None, in all processes alike: all responses are graded here.
 
     Returns:
         All groups with the rewards of all processes, in the order of `groups`.
     """
     members, width = list(groups.values()), len(next(iter(groups.values())).texts)
+    place = {number: p for p, number in enumerate(groups)}
     known = {} if ahead is None else ahead.graded()
-    mine = [number for number in groups if graded_here(number)]
-    rest = [number for number in mine if number not in known]
-    found = iter(grader.grade_inputs([x for n in rest for x in reward_inputs(groups[n], mode)]))
-    known |= {number: [next(found) for _ in range(width)] for number in rest}
-    shares = processes.gather_objects(
-        [[_as_columns(grade) for grade in known[number]] for number in mine]
-    )
+    known = {key: grade for key, grade in known.items() if key[0] in place}
+    taken = set[tuple[int, int]]()
+    if ahead is not None:
+        taken = {key for keys in processes.gather_objects(list(known)) for key in map(tuple, keys)}
+    rest = [
+        (number, sample)
+        for number in groups
+        if graded_here(number)
+        for sample in range(width)
+        if (number, sample) not in taken
+    ]
+    inputs = [reward_input(groups[n], s, groups[n].texts[s], mode) for n, s in rest]
+    known |= dict(zip(rest, grader.grade_inputs(inputs), strict=True))
+    shares = processes.gather_objects([(key, _as_columns(grade)) for key, grade in known.items()])
     reward_PR = np.zeros((len(members), width), np.float32)
     parts: list[list[dict[str, float | None]]] = [[{}] * width for _ in members]
     answers: list[list[str | None]] = [[None] * width for _ in members]
     reasons = [[""] * width for _ in members]
-    for process, theirs in enumerate(shares):
-        places = [p for p, number in enumerate(groups) if number % len(shares) == process]
-        for p, responses in zip(places, theirs, strict=True):
-            reward_PR[p], parts[p], answers[p], reasons[p] = map(list, zip(*responses, strict=True))
+    for (number, r), columns in itertools.chain.from_iterable(shares):
+        p = place[number]
+        reward_PR[p, r], parts[p][r], answers[p][r], reasons[p][r] = columns
     return Graded(
         problem_ids=tuple(group.problem_id for group in members),
         prompts=tuple(group.prompt for group in members),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ class Clock:
         row_s: seconds of arithmetic of one decoded token.
         prefill_token_s: seconds of arithmetic of one prefilled token.
         host_call_s: the host's seconds for one decode call.
+        recompute_reads: see `balance.recompute_reads`; infinite: no live row moves.
     """
 
     weights_s: float
@@ -45,6 +47,7 @@ class Clock:
     row_s: float
     prefill_token_s: float
     host_call_s: float = 0.0
+    recompute_reads: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +90,14 @@ class CountingEngine:
     """
 
     def __init__(
-        self, sizes: Shards, clock: Clock, token_PR: np.ndarray, *, grain: int, max_len: int, recompute_reads: float
+        self,
+        sizes: Shards,
+        clock: Clock,
+        token_PR: np.ndarray,
+        *,
+        grain: int,
+        max_len: int,
+        recompute_reads: float,
     ):
         page = max(4, sizes.page_size // grain)
         pages = max(sizes.pool_tokens // grain // page, -(-max_len // page)) + 1
@@ -103,7 +113,7 @@ class CountingEngine:
         )
         self.data, self.slots_a_shard = sizes.shards, sizes.slots
         self.dispatches_ahead = True
-        self.recompute_reads = recompute_reads / grain
+        self.recompute_reads = clock.recompute_reads / grain
         self._clock, self._token_PR, self._grain = clock, token_PR, grain
         self._calls = grain / sizes.decode_steps
         self.time_s = self.prefill_s = self.host_s = 0.0
@@ -211,7 +221,6 @@ def time_host(
     prompt_tokens: int,
     longest: int,
     expected_P: np.ndarray | None = None,
-    recompute_reads: float,
     grain: int = 64,
 ) -> Timed:
     """The time in which one host samples its share of a step.
@@ -228,7 +237,14 @@ def time_host(
     grain_PR = -(-token_PR // grain)
     own = [i for i in range(len(token_PR)) if grain_PR[i].any()]
     prompt, budget = max(2, round(prompt_tokens / grain)), -(-longest // grain)
-    engine = CountingEngine(sizes, clock, grain_PR, grain=grain, max_len=prompt + budget, recompute_reads=recompute_reads)
+    engine = CountingEngine(
+        sizes,
+        clock,
+        grain_PR,
+        grain=grain,
+        max_len=prompt + budget,
+        recompute_reads=recompute_reads,
+    )
     state = DecodeState(None, engine.config, num_pages=engine.config.num_pages, data=engine.data)
     driver = Driver(engine, state, contextlib.nullcontext())
     request = Request(

@@ -1,4 +1,4 @@
-"""Grades groups while others are still being sampled.
+"""Grades responses while others are still being sampled.
 
 The rewards are those that grading afterwards would give: the reward of an answer does not depend on
 when, or with which others, it is graded.
@@ -6,7 +6,8 @@ when, or with which others, it is graded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -16,25 +17,23 @@ from polaris_jax.reward.grader import Grade, Grader
 from polaris_jax.reward.protocol import RewardInput
 
 
-def reward_inputs(group: Group, mode: Mode) -> list[RewardInput]:
-    """Each response of a complete group as a reward function sees it."""
-    return [
-        RewardInput(
-            text,
-            prompt_text=group.prompt_text,
-            answer=group.gold,
-            problem_id=group.problem_id,
-            extra=group.extra,
-            finish_reason=response.finish_reason,
-            num_tokens=len(response.token_ids),
-            mode=mode,
-        )
-        for text, response in zip(group.texts, group.responses, strict=True)
-    ]
+def reward_input(group: Group, sample: int, text: str, mode: Mode) -> RewardInput:
+    """One ended response of a group as a reward function sees it; `text` is the response's."""
+    response = group.responses[sample]
+    return RewardInput(
+        text,
+        prompt_text=group.prompt_text,
+        answer=group.gold,
+        problem_id=group.problem_id,
+        extra=group.extra,
+        finish_reason=response.finish_reason,
+        num_tokens=len(response.token_ids),
+        mode=mode,
+    )
 
 
 class GradeAhead:
-    """Rewards of groups, graded by one thread in the order in which they are added.
+    """Rewards of responses, graded by one thread; what waits is graded together.
 
     Leaving its context after an error drops what is not graded yet.
 
@@ -46,14 +45,14 @@ class GradeAhead:
         mode: the mode given.
     """
 
-    def __init__(
-        self, grader: Grader, mode: Mode, *, grades: Callable[[int], bool] = lambda _: True
-    ) -> None:
+    def __init__(self, grader: Grader, mode: Mode) -> None:
         self.mode: Mode = mode
-        self._grades = grades
         self._grader = grader
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grade-ahead")
-        self._graded: dict[int, Future[list[Grade]]] = {}
+        self._waiting: deque[tuple[tuple[int, int], RewardInput]] = deque()
+        self._turns: list[Future[None]] = []
+        self._graded: dict[tuple[int, int], Grade] = {}
+        self._known: set[tuple[int, int]] = set()
 
     def __enter__(self) -> GradeAhead:
         return self
@@ -66,19 +65,31 @@ class GradeAhead:
     ) -> None:
         self._thread.shutdown(wait=False, cancel_futures=error is not None)
 
-    def add(self, number: int, group: Group) -> None:
-        """Queues a complete group under `number`, if this process grades it; once each."""
-        if not self._grades(number):
-            return
-        assert number not in self._graded
-        self._graded[number] = self._thread.submit(
-            self._grader.grade_inputs, reward_inputs(group, self.mode)
-        )
+    def add(self, number: int, group: Group, texts: Mapping[int, str]) -> None:
+        """Queues ended responses of group `number`; each response once.
 
-    def graded(self) -> dict[int, list[Grade]]:
-        """The grades of every queued group by its number, once all are graded.
+        Args:
+            number: the group's number.
+            group: the group; only the responses in `texts` need be ended.
+            texts: text of each response to grade, by sample.
+        """
+        for sample, text in texts.items():
+            assert (number, sample) not in self._known
+            self._known.add((number, sample))
+            self._waiting.append(((number, sample), reward_input(group, sample, text, self.mode)))
+        self._turns.append(self._thread.submit(self._grade_waiting))
+
+    def graded(self) -> dict[tuple[int, int], Grade]:
+        """The grade of every queued response by (group's number, sample), once all are graded.
 
         Raises:
             RuntimeError: the workers died before they were ready.
         """
-        return {number: future.result() for number, future in self._graded.items()}
+        for turn in self._turns:
+            turn.result()
+        return dict(self._graded)
+
+    def _grade_waiting(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        grades = self._grader.grade_inputs([response for _, response in batch])
+        self._graded |= {key: grade for (key, _), grade in zip(batch, grades, strict=True)}

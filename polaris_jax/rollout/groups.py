@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from polaris_jax.records import Group, Response
-from polaris_jax.rollout.balance import assign_shards
+from polaris_jax.rollout.balance import assign_shards, deal
 from polaris_jax.rollout.request import RolloutAborted
 from polaris_jax.rollout.sampler import Sampler
 from polaris_jax.rollout.settings import SamplingParams
@@ -80,13 +80,14 @@ def sample_groups(
     wanted: int,
     due: Container[int] = (),
     expected_tokens: Sequence[float] | None = None,
-    on_complete: Callable[[int, Group], None] | None = None,
+    on_ended: Callable[[int, Group, Mapping[int, str]], None] | None = None,
     on_progress: Callable[[int, int, int], None] | None = None,
     should_abort: Callable[[], bool] | None = None,
 ) -> list[Group]:
     """The groups after sampling; at least `wanted` of them are complete and have their texts.
 
-    The unfinished groups are dealt to the samplers by expected tokens. Each sampler stops once its
+    What is unfinished is dealt to the samplers by expected tokens (`places_of`): the samples, if
+    all groups must be complete at the end, and otherwise the groups. Each sampler stops once its
     part of `wanted` is complete and so are all of its groups that are due. It decides by its own
     groups alone, so that no collective crosses samplers while they decode. Responses are gathered
     once, at the end. The processes of one sampler make the same calls.
@@ -100,7 +101,8 @@ def sample_groups(
         due: indices of groups that must be complete at the end.
         expected_tokens: expected response tokens of each group, the same in every process; the
             longest begin first. None: equal for all groups.
-        on_complete: called with (index, group) as soon as a group of this process is complete.
+        on_ended: called with (index, group, {sample: text}) as soon as all samples of a group that
+            this sampler has are ended. No text is given to two processes.
         on_progress: called with (responses done, responses in all, tokens).
         should_abort: polled between device calls.
 
@@ -109,22 +111,30 @@ def sample_groups(
     """
     (index, count), members = sampler.share, sampler.members
     groups = list(groups)
-    unfinished = [i for i, group in enumerate(groups) if not group.complete]
-    costs = [1.0 if expected_tokens is None else expected_tokens[i] for i in unfinished]
-    owners = owners_of(costs, count)
-    places = [[i for i, k in zip(unfinished, owners, strict=True) if k == s] for s in range(count)]
+    complete_before = [i for i, group in enumerate(groups) if group.complete]
+    by_sample = wanted >= len(groups)
+    places = places_of(
+        groups,
+        count,
+        expected_tokens=expected_tokens,
+        max_tokens=int(params.max_tokens),
+        by_sample=by_sample,
+    )
     mine = places[index]
-    quota = quotas([len(own) for own in places], wanted - (len(groups) - len(unfinished)))[index]
+    quota = quotas([len(own) for own in places], wanted - len(complete_before))[index]
+    quota = len(mine) if by_sample else quota
     waits_for = {i for i in mine if i in due}
+    texts: dict[int, dict[int, str]] = {i: {} for i in range(len(groups))}
 
-    def note_complete(i: int) -> None:
-        groups[i] = with_texts(groups[i], tokenizer)
-        if on_complete is not None:
-            on_complete(i, groups[i])
+    def note_ended(i: int, samples: Iterable[int], process: int) -> None:
+        if on_ended is not None and process == jax.process_index():
+            for sample in samples:
+                response = groups[i].responses[sample]
+                texts[i][sample] = tokenizer.decode(response.token_ids, skip_special_tokens=True)
+            on_ended(i, groups[i], texts[i])
 
-    for i, group in enumerate(groups):
-        if group.complete:
-            note_complete(i)
+    for i in complete_before:
+        note_ended(i, range(len(groups[i].responses)), i % jax.process_count())
     aborted, complete = False, set[int]()
     # A resumed run has an empty cache here, so an uninterrupted run must start from one, too.
     sampler.drop_prefixes()
@@ -134,16 +144,20 @@ def sample_groups(
             dataclasses.replace(params, seed=[groups[i].seed for i in mine]),
             expected_tokens=None if expected_tokens is None else [expected_tokens[i] for i in mine],
             begun=[groups[i].responses for i in mine],
+            samples=list(mine.values()),
             on_progress=on_progress,
         )
+        own_groups = list(mine)
         try:
             with contextlib.closing(sampler.drive(request, should_abort)) as ended:
                 for own, sample, response in ended:
-                    i = mine[own]
+                    i = own_groups[own]
                     groups[i] = groups[i].with_response(sample, response)
-                    if groups[i].complete:
+                    if all(groups[i].responses[s].ended for s in mine[i]):
                         complete.add(i)
-                        note_complete(i)
+                        # A carried group has responses that ended in an earlier step.
+                        here = mine[i] if by_sample else range(len(groups[i].responses))
+                        note_ended(i, here, members[i % len(members)])
                         if len(complete) >= quota and waits_for <= complete:
                             break
         except RolloutAborted:
@@ -153,24 +167,95 @@ def sample_groups(
             groups[i] = dataclasses.replace(groups[i], responses=tuple(responses))
     if jax.process_count() > 1:
         speaks = jax.process_index() == members[0]  # one process reports for each sampler
-        shares = processes.gather_objects(
-            {"aborted": aborted, "groups": [_as_lists(groups[i]) for i in mine] if speaks else []}
-        )
+        sampled = [_as_lists(groups[i], own) for i, own in mine.items()] if speaks else []
+        shares = processes.gather_objects({"aborted": aborted, "sampled": sampled})
         aborted = any(share["aborted"] for share in shares)
         for k, share in enumerate(shares[:: len(members)]):
-            for i, lists in zip(places[k], share["groups"], strict=True):
-                groups[i] = dataclasses.replace(groups[i], responses=_responses(lists))
+            for (i, own), lists in zip(places[k].items(), share["sampled"], strict=True):
+                for sample, response in zip(own, _responses(lists), strict=True):
+                    groups[i] = groups[i].with_response(sample, response)
     if aborted:
         raise RolloutAborted("the rollout was abandoned on a signal")
-    return [with_texts(group, tokenizer) if group.complete else group for group in groups]
+    return [
+        with_texts(group, tokenizer, known=texts[i]) if group.complete else group
+        for i, group in enumerate(groups)
+    ]
 
 
-def with_texts(group: Group, tokenizer: Any) -> Group:
-    """A complete group with its responses decoded; unchanged if it has its texts."""
+def with_texts(group: Group, tokenizer: Any, *, known: Mapping[int, str] | None = None) -> Group:
+    """A complete group with its responses decoded; unchanged if it has its texts.
+
+    Args:
+        group: the group.
+        tokenizer: decodes the responses that are not in `known`.
+        known: texts of some of the responses, by sample.
+    """
     if group.texts:
         return group
-    texts = tuple(tokenizer.decode(r.token_ids, skip_special_tokens=True) for r in group.responses)
+    known = known or {}
+    texts = tuple(
+        known[sample]
+        if sample in known
+        else tokenizer.decode(response.token_ids, skip_special_tokens=True)
+        for sample, response in enumerate(group.responses)
+    )
     return dataclasses.replace(group, texts=texts)
+
+
+def places_of(
+    groups: Sequence[Group],
+    samplers: int,
+    *,
+    expected_tokens: Sequence[float] | None,
+    max_tokens: int,
+    by_sample: bool,
+) -> list[dict[int, list[int]]]:
+    """The unfinished samples that each sampler samples: [sampler] {group: its samples}.
+
+    A function of its arguments alone, so every process finds the same. The longest expected come
+    first.
+
+    Args:
+        groups: the groups, complete or not.
+        samplers: number of samplers.
+        expected_tokens: expected response tokens of each group; None: equal for all groups.
+        max_tokens: budget of a response, which stands for what is not expected.
+        by_sample: True to deal samples, because those of a group have similar lengths
+            (`balance.deal`). False to keep a group on one sampler, which then knows when the group
+            is complete.
+    """
+    left = {
+        i: [s for s, response in enumerate(group.responses) if not response.ended]
+        for i, group in enumerate(groups)
+        if not group.complete
+    }
+    expected = dict.fromkeys(left, float(max_tokens))
+    if expected_tokens is not None:
+        expected = {i: expected_tokens[i] for i in left}
+    if by_sample:
+        order = sorted(left, key=lambda i: -expected[i])
+        dealt = deal(
+            [
+                (
+                    len(groups[i].prompt),
+                    # At least 1, or what is expected to take nothing would not be spread.
+                    [max(1, expected[i] - len(groups[i].responses[s].token_ids)) for s in left[i]],
+                )
+                for i in order
+            ],
+            [0] * samplers,
+            at_least=-(-samplers // max(1, len(order))),
+        )
+        owners = dict(zip(order, dealt, strict=True))
+    else:
+        costs = [1.0] * len(left) if expected_tokens is None else list(expected.values())
+        whole = zip(left, owners_of(costs, samplers), strict=True)
+        owners = {i: [owner] * len(left[i]) for i, owner in whole}
+    places: list[dict[int, list[int]]] = [{} for _ in range(samplers)]
+    for i, samples in left.items():
+        for sample, owner in zip(samples, owners[i], strict=True):
+            places[owner].setdefault(i, []).append(sample)
+    return places
 
 
 def owners_of(costs: Sequence[float], samplers: int) -> list[int]:
@@ -270,8 +355,9 @@ def _cut_at_stop(response: Response, stop_token_ids: Sequence[int]) -> Response:
     )
 
 
-def _as_lists(group: Group) -> list[Any]:
-    return [(r.token_ids, r.logprobs, r.finish_reason, r.versions) for r in group.responses]
+def _as_lists(group: Group, samples: Iterable[int]) -> list[Any]:
+    sampled = [group.responses[sample] for sample in samples]
+    return [(r.token_ids, r.logprobs, r.finish_reason, r.versions) for r in sampled]
 
 
 def _responses(lists: Iterable[Any]) -> tuple[Response, ...]:

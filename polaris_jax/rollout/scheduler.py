@@ -29,7 +29,6 @@ from polaris_jax.rollout.samples import (
     needed_pages,
 )
 
-
 ROOM_CALLS = 8  # decode calls for which a moved sample and its new neighbours should find pages
 
 

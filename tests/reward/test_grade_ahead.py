@@ -82,7 +82,7 @@ def test_rewards_are_those_of_grading_afterwards(mode, seed):
     with Grader(workers=1) as grader:
         after = grade_groups(grader, sampled(ShuffledSampler(9)), mode=mode)
         with GradeAhead(grader, mode) as ahead:
-            groups = sampled(ShuffledSampler(seed), on_complete=ahead.add)
+            groups = sampled(ShuffledSampler(seed), on_ended=ahead.add)
         graded = grade_groups(grader, groups, mode=mode, ahead=ahead)
     np.testing.assert_array_equal(graded.reward_PR, after.reward_PR)
     assert graded.texts == after.texts
@@ -96,8 +96,8 @@ def test_what_was_not_graded_ahead_is_graded_afterwards():
         after = grade_groups(grader, groups, mode="eval")
         with GradeAhead(grader, "eval") as ahead:
             # Rewards that grading would not give: they show which were taken from here.
-            other = dataclasses.replace(groups[2], texts=("\\boxed{x}",) * N, gold="x")
-            ahead.add(2, other)
+            other = dataclasses.replace(groups[2], gold="x")
+            ahead.add(2, other, dict.fromkeys(range(N), "\\boxed{x}"))
         graded = grade_groups(grader, groups, mode="eval", ahead=ahead)
     np.testing.assert_array_equal(graded.reward_PR[[0, 1, 3]], after.reward_PR[[0, 1, 3]])
     assert graded.reward_PR[2].tolist() == [1.0] * N != after.reward_PR[2].tolist()
@@ -120,7 +120,7 @@ def test_a_group_is_graded_while_others_are_sampled():
                 yield ended
 
     with GradeAhead(Noting(), "train") as ahead:
-        sampled(Waiting(1), on_complete=ahead.add)
+        sampled(Waiting(1), on_ended=ahead.add)
 
 
 def test_an_aborted_rollout_lets_go_of_what_is_not_graded():
@@ -133,7 +133,7 @@ def test_an_aborted_rollout_lets_go_of_what_is_not_graded():
             return super().grade_inputs(responses)
 
     with pytest.raises(RolloutAborted), GradeAhead(Slow(), "train") as ahead:
-        sampled(ShuffledSampler(1, aborts_after=PROBLEMS * N - 1), on_complete=ahead.add)
+        sampled(ShuffledSampler(1, aborts_after=PROBLEMS * N - 1), on_ended=ahead.add)
     release.set()
     ahead._thread.shutdown(wait=True)
     assert len(calls) <= 1

@@ -35,6 +35,7 @@ class DrivenSampler:
         params: SamplingParams,
         *,
         begun: Sequence[Sequence[Response]],
+        samples: Sequence[Sequence[int]],
         expected_tokens: Sequence[float] | None,
         on_progress: Any,
     ) -> Request:
@@ -45,6 +46,7 @@ class DrivenSampler:
             params.stop_token_ids,
             expected_tokens=expected_tokens,
             begun=begun,
+            samples=samples,
             on_progress=on_progress,
         )
         self.driver.submit(request)
