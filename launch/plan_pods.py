@@ -151,7 +151,8 @@ def markdown(tables: Sequence[tuple[str, Sequence[tuple[Case, dict[str, Any]]]]]
         "own programs, added up over what is resident in each phase and judged against 90% of "
         "the HBM. Seconds and tokens/s are ESTIMATES from public figures of the chips: update at "
         "40% MFU, decode at 60% of the bandwidth, mean response 20,000 tokens (or half the "
-        "budget), lengths exponential up to the budget. The KV pool is freed during the update; "
+        "budget), lengths lognormal, correlated within a prompt and cut at the budget; the rollout "
+        "is that of the product's own schedulers. The KV pool is freed during the update; "
         "master weights and moments stay on the devices. GPU compilers set no limit and leave out "
         "cuDNN's workspace, CUDA's context and NCCL's buffers.",
     ]

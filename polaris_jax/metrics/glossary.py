@@ -278,6 +278,11 @@ TIMING = (
         "0; else raise `rollout.num_pages` or lower `rollout.slots`",
     ),
     Metric(
+        ("sampler/moves",),
+        "live rows that moved to an emptier data shard; their tokens are computed again",
+        "some, where a sampler has several data shards",
+    ),
+    Metric(
         (
             "sampler/prefix_hits",
             "sampler/prefix_query_tokens",

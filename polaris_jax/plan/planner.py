@@ -19,6 +19,8 @@ from polaris_jax.plan.decode_bytes import DecodeBytes, decode_bytes
 from polaris_jax.plan.fit import BUDGET, COLOCATED, Fit, Residency, Sizes, judge
 from polaris_jax.plan.hlo import Traffic
 from polaris_jax.plan.job import Job, Setting, sampler_device_count
+from polaris_jax.plan.lengths import cut_lognormal
+from polaris_jax.plan.rollout_clock import Shards
 from polaris_jax.plan.roofline import (
     ASSUMED,
     Efficiency,
@@ -26,7 +28,6 @@ from polaris_jax.plan.roofline import (
     UpdateWork,
     estimate_step,
     live_context,
-    truncated_exponential,
 )
 from polaris_jax.plan.topologies import Chip, Topology
 from polaris_jax.rollout.programs.abstract import AbstractProgram
@@ -285,7 +286,7 @@ class Planner:
         return sampler_set(self.job, setting, self.devices, slots=slots, pages=pages)
 
     def _lengths(self) -> Any:
-        return truncated_exponential(self.job.mean_response_tokens, self.job.max_response_tokens)
+        return cut_lognormal(self.job.mean_response_tokens, self.job.max_response_tokens)
 
     def _flops(self, setting: Setting, sampler: SamplerSet, slots: int) -> dict[str, float]:
         """FLOPs of each program on a device, counted from shapes.
@@ -327,10 +328,7 @@ class Planner:
         microbatches = max(1.0, batch_tokens / row_tokens)
         hbm = microbatches * _hbm(accumulate) + _hbm(apply)
         links = microbatches * _link_s(accumulate, self.chip) + _link_s(apply, self.chip)
-        context = live_context(lengths, job.mean_prompt_tokens)
-        shards = count // setting.sampler_tensor
-        by_pages = int((fit.pages - 1) * page_size // context)
-        sequences = min(max(1, min(by_pages, slots)) * shards, job.responses)
+        of_a_sampler = sampler_device_count(self.devices, config)
         return estimate_step(
             job.model,
             self.chip,
@@ -342,8 +340,16 @@ class Planner:
             update=UpdateWork(hbm, links, config.objective.old_logprobs == "recompute"),
             weights_bytes=sizes.weights,
             kv_token_bytes=sampler.page_bytes / page_size * setting.sampler_tensor,
-            sequences=sequences,
-            room_for=by_pages * shards,
+            samplers=count // of_a_sampler,
+            sampler=Shards(
+                shards=of_a_sampler // setting.sampler_tensor,
+                slots=slots,
+                pool_tokens=(fit.pages - 1) * page_size,
+                page_size=page_size,
+                decode_steps=config.rollout.decode_steps,
+                prefill_budget=config.rollout.prefill_budget,
+            ),
+            by_sample=config.rollout.partial_rollouts == "wait",
             step_collective_s=_link_s(decode, self.chip) / config.rollout.decode_steps,
             sync_s=sum(
                 max(_link_s(c, self.chip), _hbm(c) / self.chip.hbm_bytes_per_s) for c in sync

@@ -20,13 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from polaris_jax.records import Group, Response
 from polaris_jax.rollout.decode_state import DecodeState
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine import ResultTokens
+from polaris_jax.rollout.groups import places_of
+from polaris_jax.rollout.programs import Rows
 from polaris_jax.rollout.request import Request
 from polaris_jax.rollout.settings import PromptParams, SamplerConfig
 
 STOP, TOKEN = 1, 0
+CALLS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """The sampler of one host.
+    """The sizes of one sampler: that of a host, or of the hosts that share one.
 
     Attributes:
         shards: number of data shards.
@@ -97,7 +101,6 @@ class CountingEngine:
         *,
         grain: int,
         max_len: int,
-        recompute_reads: float,
     ):
         page = max(4, sizes.page_size // grain)
         pages = max(sizes.pool_tokens // grain // page, -(-max_len // page)) + 1
@@ -173,13 +176,17 @@ class CountingEngine:
             rows=slots,
         )
 
+    def lengths(self, rows: Rows) -> np.ndarray:
+        """The response tokens of each slot's sample, in grains; a prompt's seed is its index."""
+        return self._token_PR[rows.params.seed_B, rows.params.sample_B]
+
     def _wait(self, seconds: float) -> None:
         self.host_s += seconds
         self.time_s += seconds
 
     def _run(self, state: DecodeState, position_B: np.ndarray, alive_B: np.ndarray) -> _Call:
         rows, clock = state.rows, self._clock
-        token_B = self._token_PR[rows.params.seed_B, rows.params.sample_B]
+        token_B = self.lengths(rows)
         count_B = alive_B.astype(np.int32)
         shape = self.data, self.slots_a_shard
         live_D = count_B.reshape(shape).sum(1)
@@ -194,11 +201,11 @@ class CountingEngine:
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """What a host's rollout took.
+    """What a sampler's rollout took.
 
     Attributes:
         time_s: seconds from the first to the last call.
-        prefill_s: seconds of them that were prefill.
+        prefill_s: seconds of them that were prefill, of prompts and of rows that moved.
         host_s: seconds of them in which devices waited for the host.
         own_s: seconds of the slowest shard if no shard had waited for another.
         preemptions: samples that were preempted because pages ran out.
@@ -234,17 +241,10 @@ def time_host(
         expected_P: expected tokens of each prompt's samples; None: nothing is known.
         grain: tokens that one token of the simulation stands for.
     """
-    grain_PR = -(-token_PR // grain)
+    grain_PR = np.where(token_PR > 0, np.maximum(1, np.rint(token_PR / grain)), 0).astype(int)
     own = [i for i in range(len(token_PR)) if grain_PR[i].any()]
     prompt, budget = max(2, round(prompt_tokens / grain)), -(-longest // grain)
-    engine = CountingEngine(
-        sizes,
-        clock,
-        grain_PR,
-        grain=grain,
-        max_len=prompt + budget,
-        recompute_reads=recompute_reads,
-    )
+    engine = CountingEngine(sizes, clock, grain_PR, grain=grain, max_len=prompt + budget)
     state = DecodeState(None, engine.config, num_pages=engine.config.num_pages, data=engine.data)
     driver = Driver(engine, state, contextlib.nullcontext())
     request = Request(
@@ -266,3 +266,68 @@ def time_host(
         preemptions=sum(scheduler.preemptions for scheduler in driver.schedulers),
         moves=driver.moves,
     )
+
+
+def time_pod(
+    samplers: int,
+    sizes: Shards,
+    clock: Clock,
+    token_PR: np.ndarray,
+    *,
+    prompt_tokens: int,
+    longest: int,
+    expected_P: np.ndarray,
+    grain: int = 0,
+    by_sample: bool = True,
+    heaviest: int = 1,
+) -> Timed:
+    """The time in which all samplers together sample a step: that of the slowest.
+
+    Only the samplers with the most keys and values to read are simulated.
+
+    Args:
+        samplers: number of samplers, all of the same sizes.
+        sizes: the sizes of one.
+        clock: what work costs.
+        token_PR: response tokens of each sample.
+        prompt_tokens: tokens of each prompt.
+        longest: the budget in tokens.
+        expected_P: expected tokens of each prompt's samples.
+        grain: tokens that one token of the simulation stands for; 0: chosen so that the longest
+            response takes `CALLS` calls.
+        by_sample: False: the samples of a prompt stay on one sampler.
+        heaviest: number of samplers that are simulated.
+    """
+    grain = grain or max(1, longest // CALLS)
+    width = token_PR.shape[1]
+    unfinished = (Response((), (), "unfinished"),) * width
+    groups = [
+        Group("", (TOKEN,) * prompt_tokens, "", "", draw=0, epoch=0, responses=unfinished)
+        for _ in token_PR
+    ]
+    places = places_of(
+        groups,
+        samplers,
+        expected_tokens=expected_P.tolist(),
+        max_tokens=longest,
+        by_sample=by_sample,
+    )
+    shares = [np.zeros_like(token_PR) for _ in places]
+    for own_PR, place in zip(shares, places, strict=True):
+        for i, samples in place.items():
+            own_PR[i, samples] = token_PR[i, samples]
+    shares.sort(key=lambda own_PR: -float((own_PR * (prompt_tokens + own_PR / 2)).sum()))
+    times = [
+        time_host(
+            sizes,
+            clock,
+            own_PR,
+            prompt_tokens=prompt_tokens,
+            longest=longest,
+            expected_P=expected_P,
+            grain=grain,
+        )
+        for own_PR in shares[:heaviest]
+        if own_PR.any()
+    ]
+    return max(times, key=lambda host: host.time_s)

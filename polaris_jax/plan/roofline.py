@@ -1,18 +1,23 @@
 """ESTIMATES of a GRPO step's seconds from bytes, FLOPs and a chip's public figures.
 
 Nothing here has been measured on the chip. An update takes as long as the slowest of its compute,
-its memory traffic and its collectives. A rollout takes as long as reading the weights once a step
-and every live key and value once a token. Host work is left out.
+its memory traffic and its collectives. A perfectly balanced rollout takes as long as reading the
+weights once a step and every live key and value once a token. A rollout takes as long as the
+product's own schedulers need for it under that clock (`rollout_clock`): shards wait for the slowest
+one, samples wait for pages, and devices wait for the host.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 
 from polaris_jax.metrics.throughput import forward_flops_per_token
 from polaris_jax.models import ModelConfig
+from polaris_jax.plan.lengths import Lengths, draw
+from polaris_jax.plan.rollout_clock import Clock, Shards, time_pod
 from polaris_jax.plan.topologies import Chip
+from polaris_jax.rollout.balance import recompute_reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,60 +28,18 @@ class Efficiency:
         mfu: model FLOPs utilisation of the update (recomputation not credited).
         bandwidth: share of the HBM's bandwidth that decode reaches.
         padding: share of a packed row that is padding.
+        host_call_s: the host's seconds for one decode call. Scheduling 256 rows on 8 data shards
+            takes about 1 ms of one core; the rest, dispatch and read-back, is a guess.
     """
 
     mfu: float = 0.40
     bandwidth: float = 0.60
     padding: float = 0.03
+    host_call_s: float = 0.003
 
 
 ASSUMED = Efficiency()
-
-
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    """Moments of the response length in tokens: an exponential cut off at the budget.
-
-    Attributes:
-        mean: mean length.
-        square: mean of the squared length.
-        longest: the budget; some response of each step is assumed to reach the budget.
-    """
-
-    mean: float
-    square: float
-    longest: int
-
-
-def truncated_exponential(mean: float, longest: int) -> Lengths:
-    """Lengths on [0, longest] with density ~ exp(-rate x) and the given mean.
-
-    A mean over half of `longest` needs a negative rate: most responses are near the budget then.
-    """
-    if mean >= longest:
-        return Lengths(float(longest), float(longest) ** 2, longest)
-    low, high = -700.0, 700.0  # rate x longest; exp overflows beyond
-    for _ in range(200):
-        middle = (low + high) / 2
-        if _unit_mean(middle) > mean / longest:
-            low = middle
-        else:
-            high = middle
-    return Lengths(mean, _unit_square((low + high) / 2) * longest**2, longest)
-
-
-def _unit_mean(rate: float) -> float:
-    """Mean of a density ~ exp(-rate x) on [0, 1]."""
-    if abs(rate) < 1e-4:
-        return 0.5 - rate / 12
-    return 1 / rate - 1 / math.expm1(rate)
-
-
-def _unit_square(rate: float) -> float:
-    """Mean square of a density ~ exp(-rate x) on [0, 1]."""
-    if abs(rate) < 1e-4:
-        return 1 / 3 - rate / 12
-    return 2 / rate**2 - (1 + 2 / rate) / math.expm1(rate)
+DRAWS = 4  # of a step's lengths; they differ by up to a fifth on many small hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +71,13 @@ class Estimate:
         decode_compute_s: arithmetic of the decoded tokens.
         decode_collective_s: collectives of the decode steps.
         prefill_s: prefill of every prompt once.
-        rollout_s: max(kv + weights, compute) + collectives + prefill.
+        balanced_s: a rollout in which no shard waits: max(kv + weights, compute) + collectives +
+            prefill.
+        rollout_s: a rollout as the product's schedulers make it, with its collectives.
+        imbalance: rollout_s over balanced_s.
+        host_s: seconds of the rollout in which the devices wait for the host.
+        preemptions: samples of one host that were preempted because pages ran out.
+        moves: live samples of one host that moved to another data shard.
         sync_s: weight sync from trainer to sampler.
         step_s: rollout + update + sync.
         tokens_per_s: response tokens over step_s.
@@ -128,7 +97,12 @@ class Estimate:
     decode_compute_s: float
     decode_collective_s: float
     prefill_s: float
+    balanced_s: float
     rollout_s: float
+    imbalance: float
+    host_s: float
+    preemptions: float
+    moves: float
     sync_s: float
     step_s: float
     tokens_per_s: float
@@ -155,7 +129,7 @@ def live_context(lengths: Lengths, prompt_tokens: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Seconds of sampling one batch; the attributes are those of `Estimate`."""
+    """Seconds of a rollout in which no shard waits; the attributes are those of `Estimate`."""
 
     decode_steps: float
     kv_s: float
@@ -163,10 +137,10 @@ class Rollout:
     decode_compute_s: float
     decode_collective_s: float
     prefill_s: float
-    rollout_s: float
+    balanced_s: float
 
 
-def estimate_rollout(
+def balanced_rollout(
     model: ModelConfig,
     chip: Chip,
     lengths: Lengths,
@@ -181,7 +155,13 @@ def estimate_rollout(
     step_collective_s: float = 0.0,
     efficiency: Efficiency = ASSUMED,
 ) -> Rollout:
-    """The seconds of sampling a batch of responses; arguments as those of `estimate_step`."""
+    """The seconds of sampling a batch of responses in perfect balance.
+
+    Args:
+        sequences: sequences decoded at once, over all devices.
+        model, chip, lengths, devices, responses, prompts, prompt_tokens, weights_bytes,
+            kv_token_bytes, step_collective_s, efficiency: see `estimate_step`.
+    """
     speed = devices * chip.peak_flops * efficiency.mfu
     tokens = responses * lengths.mean
     context = live_context(lengths, prompt_tokens)
@@ -199,7 +179,7 @@ def estimate_rollout(
         decode_compute_s=compute_s,
         decode_collective_s=collective_s,
         prefill_s=prefill_s,
-        rollout_s=max(kv_s + weights_s, compute_s) + collective_s + prefill_s,
+        balanced_s=max(kv_s + weights_s, compute_s) + collective_s + prefill_s,
     )
 
 
@@ -215,8 +195,9 @@ def estimate_step(
     update: UpdateWork,
     weights_bytes: float,
     kv_token_bytes: float,
-    sequences: int,
-    room_for: int,
+    samplers: int,
+    sampler: Shards,
+    by_sample: bool,
     step_collective_s: float,
     sync_s: float,
     efficiency: Efficiency = ASSUMED,
@@ -234,8 +215,9 @@ def estimate_step(
         update: what the update moves.
         weights_bytes: the sampler's weights on one device.
         kv_token_bytes: keys and values of one token, over all devices that share the token.
-        sequences: sequences decoded at once, over all devices.
-        room_for: sequences that the pools hold at once at their mean length.
+        samplers: number of samplers, which share the step.
+        sampler: the sizes of one sampler.
+        by_sample: True if samples are dealt to the samplers, False if groups are.
         step_collective_s: seconds of one decode step's collectives.
         sync_s: seconds of the weight sync.
         efficiency: shares of the chip's figures that a step is assumed to reach.
@@ -245,7 +227,13 @@ def estimate_step(
     compute_s = flops * (4 / 3 if update.recompute else 1) / speed
     hbm_s = update.hbm_bytes / chip.hbm_bytes_per_s
     update_s = max(compute_s, hbm_s, update.collective_s)
-    rollout = estimate_rollout(
+
+    tokens = responses * lengths.mean
+    context = live_context(lengths, prompt_tokens)
+    shards = samplers * sampler.shards
+    held = int(sampler.pool_tokens // context)  # sequences of mean length in a shard's pool
+    sequences = min(max(1, min(held, sampler.slots)) * shards, responses)
+    balanced = balanced_rollout(
         model,
         chip,
         lengths,
@@ -259,18 +247,103 @@ def estimate_step(
         step_collective_s=step_collective_s,
         efficiency=efficiency,
     )
-    tokens, step_s = responses * lengths.mean, rollout.rollout_s + update_s + sync_s
+
+    bandwidth = chip.hbm_bytes_per_s * efficiency.bandwidth
+    token_s = forward_flops_per_token(model, context) / (speed / shards)
+    clock = Clock(
+        weights_s=weights_bytes / bandwidth,
+        kv_token_s=kv_token_bytes * shards / devices / bandwidth,
+        row_s=token_s,
+        prefill_token_s=token_s,
+        host_call_s=efficiency.host_call_s,
+        recompute_reads=recompute_reads(
+            model, max_len=int(prompt_tokens) + lengths.longest, kv_token_bytes=kv_token_bytes
+        ),
+    )
+    waste, mean = _simulated(
+        lengths,
+        prompts,
+        responses // prompts,
+        int(prompt_tokens),
+        samplers,
+        sampler,
+        clock,
+        by_sample=by_sample,
+        rows=sequences // shards,
+    )
+    collective_s = balanced.decode_collective_s
+    rollout_s = (balanced.balanced_s - collective_s) * waste + collective_s
+    step_s = rollout_s + update_s + sync_s
     return Estimate(
         update_compute_s=compute_s,
         update_hbm_s=hbm_s,
         update_collective_s=update.collective_s,
         update_s=update_s,
         sequences=sequences,
-        room_for=room_for,
-        **dataclasses.asdict(rollout),
+        room_for=held * shards,
+        **dataclasses.asdict(balanced),
+        rollout_s=rollout_s,
+        imbalance=rollout_s / balanced.balanced_s,
+        host_s=mean["host_s"],
+        preemptions=mean["preemptions"],
+        moves=mean["moves"],
         sync_s=sync_s,
         step_s=step_s,
         tokens_per_s=tokens / step_s,
         tokens_per_s_device=tokens / step_s / devices,
         update_mfu=flops / update_s / (devices * chip.peak_flops),
     )
+
+
+@functools.cache
+def _simulated(
+    lengths: Lengths,
+    prompts: int,
+    responses: int,
+    prompt_tokens: int,
+    samplers: int,
+    sampler: Shards,
+    clock: Clock,
+    *,
+    by_sample: bool,
+    rows: int,
+) -> tuple[float, dict[str, float]]:
+    """(time over that of perfect balance, means of fields of `Timed`) over some draws of a step.
+
+    A draw has other moments than its distribution, so each is compared with its own balance.
+
+    Args:
+        lengths: the distribution.
+        prompts: prompts of a step.
+        responses: responses to a prompt.
+        prompt_tokens: tokens of a prompt.
+        samplers: number of samplers.
+        sampler: the sizes of one sampler.
+        clock: what work costs.
+        by_sample: see `estimate_step`.
+        rows: rows of mean length that a data shard decodes at once.
+    """
+    shards, wastes, times = samplers * sampler.shards, [], []
+    for seed in range(DRAWS):
+        token_PR, expected_P = draw(lengths, prompts=prompts, responses=responses, seed=seed)
+        timed = time_pod(
+            samplers,
+            sampler,
+            clock,
+            token_PR,
+            prompt_tokens=prompt_tokens,
+            longest=lengths.longest,
+            expected_P=expected_P,
+            by_sample=by_sample,
+        )
+        tokens = float(token_PR.sum())
+        kv_tokens = float((token_PR * (prompt_tokens + token_PR / 2)).sum())
+        steps = max(float(token_PR.max()), tokens / (max(1, rows) * shards))
+        read_s = kv_tokens * clock.kv_token_s / shards + steps * clock.weights_s
+        prefill_s = prompts * prompt_tokens * clock.prefill_token_s / shards
+        wastes.append(timed.time_s / (max(read_s, tokens * clock.row_s / shards) + prefill_s))
+        times.append(timed)
+    return sum(wastes) / DRAWS, {
+        field: sum(getattr(timed, field) for timed in times) / DRAWS
+        for field in ("host_s", "preemptions", "moves")
+    }

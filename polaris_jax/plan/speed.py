@@ -1,7 +1,8 @@
 """ESTIMATES of how long a command samples, without compiling anything.
 
 They rest on a chip's public figures and on the shares of them that a plan assumes (`roofline`). A
-plan knows more, since it compiles: collectives, padding, and the memory that programs take.
+plan knows more, since it compiles: collectives, padding, the memory that programs take, and how far
+the shards are from perfect balance.
 """
 
 from __future__ import annotations
@@ -11,14 +12,8 @@ import dataclasses
 from polaris_jax.config import RunConfig
 from polaris_jax.models import ModelConfig
 from polaris_jax.plan.job import MEAN_PROMPT_TOKENS, MEAN_RESPONSE_TOKENS
-from polaris_jax.plan.roofline import (
-    ASSUMED,
-    Lengths,
-    estimate_rollout,
-    live_context,
-    truncated_exponential,
-    update_model_flops,
-)
+from polaris_jax.plan.lengths import Lengths, cut_lognormal
+from polaris_jax.plan.roofline import ASSUMED, balanced_rollout, live_context, update_model_flops
 from polaris_jax.plan.topologies import CHIPS, Chip
 
 # The chip of a jax device, by a part of its `device_kind` in lower case; the first match counts.
@@ -69,7 +64,7 @@ def expected_lengths(budget: int) -> Lengths:
     Args:
         budget: largest length of a response in tokens.
     """
-    return truncated_exponential(min(MEAN_RESPONSE_TOKENS, budget / 2), budget)
+    return cut_lognormal(min(MEAN_RESPONSE_TOKENS, budget / 2), budget)
 
 
 def sampling_s(
@@ -93,7 +88,7 @@ def sampling_s(
     room = max(0.0, chip.hbm_bytes * POOL_SHARE - weights)
     held = int(room // (kv_token / tensor * live_context(lengths, prompt_tokens)))
     shards = max(1, devices // tensor)
-    return estimate_rollout(
+    return balanced_rollout(
         model,
         chip,
         lengths,
@@ -104,7 +99,7 @@ def sampling_s(
         weights_bytes=weights,
         kv_token_bytes=kv_token,
         sequences=min(responses, max(1, held) * shards, config.rollout.slots * machine.samplers),
-    ).rollout_s
+    ).balanced_s
 
 
 def step_s(config: RunConfig, model: ModelConfig, machine: Machine, *, budget: int) -> float:

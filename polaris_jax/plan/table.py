@@ -254,7 +254,11 @@ def _estimate(plan: Mapping[str, Any]) -> str:
     return (
         f"ESTIMATES of one step, not measured (mean response {a['mean_response_tokens']:,.0f} "
         f"tokens, update at {a['mfu']:.0%} MFU, decode at {a['bandwidth']:.0%} of the bandwidth):\n"
-        f"  rollout {_seconds(e['rollout_s'])}: {e['sequences']} sequences at once (the pools hold "
+        f"  rollout {_seconds(e['rollout_s'])}: {e['imbalance']:.2f} times a balanced one "
+        f"({_seconds(e['balanced_s'])}), since shards wait for the slowest and samples for pages "
+        f"({e['preemptions']:.0f} preempted and {e['moves']:.0f} moved on a host); devices wait "
+        f"{_seconds(e['host_s'])} for the host\n"
+        f"  balanced: {e['sequences']} sequences at once (the pools hold "
         f"{e['room_for']} of mean length), "
         f"{e['decode_steps']:,.0f} decode steps; keys and values {_seconds(e['kv_s'])}, weights "
         f"{_seconds(e['weights_s'])}, arithmetic {_seconds(e['decode_compute_s'])}, collectives "

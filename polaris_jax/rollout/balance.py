@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import jax.numpy as jnp
-
 from polaris_jax.metrics.throughput import forward_flops_per_token
 from polaris_jax.models import ModelConfig
 from polaris_jax.rollout.samples import Sample
 from polaris_jax.rollout.scheduler import Scheduler
-from polaris_jax.rollout.settings import SamplerConfig
 
 # FLOPs that an accelerator computes in prefill (at 40% of its peak) while it reads a byte in decode
 # (at 60% of its bandwidth). v5p: 111, v5e: 160, H100: 197, v6e: 373. The rule of `next_move` needs
@@ -76,16 +73,15 @@ def deal(
     return dealt
 
 
-def recompute_reads(model: ModelConfig, config: SamplerConfig) -> float:
+def recompute_reads(model: ModelConfig, *, max_len: int, kv_token_bytes: float) -> float:
     """The number of tokens that a decode step reads in the time in which one is computed anew.
 
     Args:
         model: the architecture.
-        config: the sampler's sizes; a moved row is taken to hold half of `max_len`.
+        max_len: largest length of a sequence; a row that moves is taken to have half of it.
+        kv_token_bytes: bytes of one token's keys and values, all layers and heads.
     """
-    values = 2 * model.num_layers * model.num_kv_heads * model.head_dim
-    kv_token_bytes = values * jnp.dtype(config.dtype or jnp.float32).itemsize
-    return forward_flops_per_token(model, config.max_len / 4) / FLOPS_A_BYTE / kv_token_bytes
+    return forward_flops_per_token(model, max_len / 4) / FLOPS_A_BYTE / kv_token_bytes
 
 
 def next_move(

@@ -117,7 +117,7 @@ def sample_groups(
         groups,
         count,
         expected_tokens=expected_tokens,
-        max_tokens=int(params.max_tokens),
+        max_tokens=int(np.max(params.max_tokens)),
         by_sample=by_sample,
     )
     mine = places[index]

@@ -123,6 +123,7 @@ def sampler_stats(
         pages that hold a prefix.
     preemptions: rows preempted because pages ran out. voided: rows preempted because new weights
         came, or the pool was freed, while the sampler was paused.
+    moves: live rows that moved to another data shard, where their tokens are computed again.
     failures: requests that ended because their own callback or `decode` raised.
     prefix_hits: samples that shared a prompt that another sample had prefilled.
     prefix_query_tokens: tokens that admitted sequences needed in their pages. prefix_hit_tokens:
@@ -162,6 +163,7 @@ def sampler_stats(
         "pages_idle": sum(a.num_idle for a in allocators),
         "preemptions": sum(s.preemptions for s in schedulers),
         "voided": sum(s.voided for s in schedulers),
+        "moves": 0 if driver is None else driver.moves,
         "failures": 0 if driver is None else driver.failures,
         "prefix_hits": sum(s.prefix_hits for s in schedulers),
         "prefix_query_tokens": needed,

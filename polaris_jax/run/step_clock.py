@@ -18,7 +18,7 @@ from polaris_jax.system import processes
 GRADER_STATS = ("graded", "timeouts", "crashes", "memory", "errors", "invalid")
 SAMPLER_STATS = (
     *("slot_occupancy", "row_waste", "live_rows_min", "live_rows_max", "pages_peak"),
-    *("preemptions", "prefix_hits", "prefix_query_tokens", "prefix_hit_tokens"),
+    *("preemptions", "moves", "prefix_hits", "prefix_query_tokens", "prefix_hit_tokens"),
     *("prefix_hit_rate", "compiles"),
 )
 

@@ -3,17 +3,16 @@
 import dataclasses
 import math
 
-import numpy as np
 import pytest
 
 from polaris_jax.models.presets import preset
+from polaris_jax.plan.lengths import Lengths
+from polaris_jax.plan.rollout_clock import Shards
 from polaris_jax.plan.roofline import (
     Efficiency,
-    Lengths,
     UpdateWork,
     estimate_step,
     live_context,
-    truncated_exponential,
     update_model_flops,
 )
 from polaris_jax.plan.topologies import CHIPS
@@ -24,31 +23,11 @@ CHIP = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("mean", [500.0, 20_000.0, 40_000.0])
-def test_moments_of_the_cut_exponential(mean):
-    longest = 52_224
-    lengths = truncated_exponential(mean, longest)
-    x = (np.arange(4_000) + 0.5) / 4_000
-    # The rate is not given out: find it from the density's mean, independently.
-    low, high = -600.0, 600.0
-    for _ in range(60):
-        rate = (low + high) / 2
-        weight = np.exp(-rate * (x - (rate < 0)))
-        low, high = (rate, high) if (weight @ x) / weight.sum() > mean / longest else (low, rate)
-    square = (weight @ x**2) / weight.sum() * longest**2
-    assert lengths.mean == mean
-    assert math.isclose(lengths.square, square, rel_tol=1e-3)
-
-
-def test_all_at_the_budget():
-    assert truncated_exponential(100, 100) == Lengths(100.0, 10_000.0, 100)
-
-
 def test_model_flops_of_equal_lengths():
     """6 a weight and token, and 6 L N H T^2 of causal attention (and the diagonal's half)."""
     length, responses = 1000, 7
     flops = update_model_flops(
-        MODEL, Lengths(length, length**2, length), responses=responses, prompt_tokens=0
+        MODEL, Lengths(length, length**2, length, math.inf), responses=responses, prompt_tokens=0
     )
     attention = 6 * MODEL.num_layers * MODEL.num_heads * MODEL.head_dim * length * (length + 1)
     assert math.isclose(
@@ -57,11 +36,11 @@ def test_model_flops_of_equal_lengths():
 
 
 def test_a_live_sequence_of_equal_lengths_is_half_grown():
-    assert live_context(Lengths(1000, 1000**2, 1000), 300) == 300 + 500
+    assert live_context(Lengths(1000, 1000**2, 1000, math.inf), 300) == 300 + 500
 
 
 def estimate(**kwargs):
-    lengths = Lengths(1000.0, 1000.0**2, 1000)
+    lengths = Lengths(1000.0, 1000.0**2, 1000, math.inf)
     given = {
         "devices": 4,
         "responses": 64,
@@ -70,11 +49,12 @@ def estimate(**kwargs):
         "update": UpdateWork(0.0, 0.0, False),
         "weights_bytes": 1e9,
         "kv_token_bytes": 1e5,
-        "sequences": 32,
-        "room_for": 32,
+        "samplers": 1,
+        "sampler": Shards(shards=4, slots=8, pool_tokens=10_000),
+        "by_sample": True,
         "step_collective_s": 0.0,
         "sync_s": 0.5,
-        "efficiency": Efficiency(mfu=0.5, bandwidth=0.5),
+        "efficiency": Efficiency(mfu=0.5, bandwidth=0.5, host_call_s=0.0),
     } | kwargs
     return estimate_step(MODEL, CHIP, lengths, **given)
 
@@ -84,11 +64,26 @@ def test_decode_reads_weights_once_a_step_and_every_live_key_once_a_token():
     assert found.decode_steps == 2000  # 64 responses, 32 at once
     assert math.isclose(found.weights_s, 2000 * 1e9 / 0.5e12)
     assert math.isclose(found.kv_s, 64_000 * 500 * 1e5 / 4 / 0.5e12)
-    assert math.isclose(found.rollout_s, max(found.weights_s + found.kv_s, found.decode_compute_s))
+    assert math.isclose(found.balanced_s, max(found.weights_s + found.kv_s, found.decode_compute_s))
+    # Equal lengths: no shard waits.
+    assert found.balanced_s < found.rollout_s < 1.02 * found.balanced_s
+
+
+def test_the_host_is_waited_for_where_calls_cannot_be_dispatched_ahead():
+    slow = Efficiency(mfu=0.5, bandwidth=0.5, host_call_s=0.01)
+    found = estimate(efficiency=slow)  # samples wait for slots, so most calls need a plan
+    assert 0.5 * 2000 / 16 * 0.01 < found.host_s <= 2000 / 16 * 0.01
+    assert found.rollout_s > estimate().rollout_s + 0.9 * found.host_s
+
+
+def test_a_pool_too_small_for_the_slots_takes_longer():
+    small = estimate(sampler=Shards(shards=4, slots=8, pool_tokens=3_000))
+    assert small.preemptions > 0 and small.room_for < 32
+    assert small.rollout_s > 1.02 * estimate().rollout_s
 
 
 def test_the_longest_response_sets_a_floor():
-    assert estimate(sequences=1000).decode_steps == 1000
+    assert estimate(sampler=Shards(4, 250, 10**6)).decode_steps == 1000
 
 
 @pytest.mark.parametrize(
