@@ -22,6 +22,7 @@ no such fact is always solved, one with three hardly ever, and each fact is lear
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import re
@@ -125,6 +126,7 @@ def supervised_examples(
         )
     careful_rate = slip_rate * CAREFUL_SLIP_SHARE
     hurried_share = (slip_rate - careful_rate) / (HURRIED_SLIP_RATE - careful_rate)
+    habit_of = functools.partial(habit, seed=seed, share=habits)
     rng, families = np.random.default_rng([seed, 2]), mix.fitting(mix.max_steps)
     examples = []
     for index in range(count):
@@ -135,7 +137,7 @@ def supervised_examples(
         hurried = rng.random() < hurried_share
         rate = HURRIED_SLIP_RATE if hurried else careful_rate
         slips = HURRIED_SLIPS if hurried else CAREFUL_SLIPS
-        values = _slipped_values(chain, rng, rate, slips, lambda *fact: habit(*fact, seed, habits))
+        values = _slipped_values(chain, rng, rate, slips, habit_of)
         examples.append((_tell(chain, rng), solution(chain, values, hurried=hurried)))
     return examples
 
@@ -235,7 +237,7 @@ def _tell(chain: Chain, rng: np.random.Generator) -> Problem:
     )
 
 
-def habit(value: int, op: str, n: int, seed: int, share: float) -> int:
+def habit(value: int, op: str, n: int, *, seed: int, share: float) -> int:
     """How far off most texts of a warm start have the result of `value op n`; 0: it is right.
 
     A larger share adds habits and changes none.

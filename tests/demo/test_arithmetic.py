@@ -205,7 +205,7 @@ def test_habits_are_facts_that_most_texts_have_wrong_in_the_same_way():
         assert (f"{{{problem.answer}}}" in text) == (not any(errors)), "habits never cancel out"
     wrong = 0
     for (before, op, n), offsets in results.items():
-        usual = habit(before, op, n, 6, share)
+        usual = habit(before, op, n, seed=6, share=share)
         assert set(offsets) <= {0, usual}, "a fact has one habit"
         wrong += usual != 0
         count = sum(offsets.values())
@@ -217,12 +217,12 @@ def test_habits_are_facts_that_most_texts_have_wrong_in_the_same_way():
 
 def test_a_larger_share_adds_habits_and_another_seed_has_others():
     facts = [(value, op, n) for value in range(1, 21) for op in "+-*" for n in range(2, 10)]
-    few = {fact: habit(*fact, 0, 0.2) for fact in facts}
-    many = {fact: habit(*fact, 0, 0.6) for fact in facts}
+    few = {fact: habit(*fact, seed=0, share=0.2) for fact in facts}
+    many = {fact: habit(*fact, seed=0, share=0.6) for fact in facts}
     assert all(many[fact] == usual for fact, usual in few.items() if usual)
     assert sum(map(bool, few.values())) < sum(map(bool, many.values()))
-    assert few != {fact: habit(*fact, 1, 0.2) for fact in facts}
-    assert not any(habit(*fact, 0, 0.0) for fact in facts)
+    assert few != {fact: habit(*fact, seed=1, share=0.2) for fact in facts}
+    assert not any(habit(*fact, seed=0, share=0.0) for fact in facts)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 0.61, 1.0])
