@@ -14,6 +14,7 @@ from polaris_jax.data.rows import COLUMNS
 from polaris_jax.data.source_text import DataError, SourceText, parse_source
 from polaris_jax.data.sources import Files, read_rows, resolve_source
 from polaris_jax.system.files import is_remote
+from polaris_jax.system.foreign import ForeignFileError, require_regular
 
 _BLOCK_BYTES = 1 << 22
 
@@ -76,8 +77,12 @@ def count_rows(files: Files) -> int:
 
 
 def _rows_of(path: epath.Path) -> int:
-    if is_remote(path) or not path.is_file():
+    if is_remote(path):
         return 0
+    try:
+        require_regular(path)
+    except (OSError, ForeignFileError):
+        return 0  # reading it says what is wrong
     if path.suffix in (".jsonl", ".csv"):
         with path.open("rb") as file:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
