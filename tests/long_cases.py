@@ -33,5 +33,7 @@ LONG_CASES = {
     "checkpoint/test_step_folders.py::"
     "test_an_end_before_any_change_leaves_a_whole_one[9-same step]",
     "reward/test_hostile.py::test_no_pattern_explodes",
+    "plan/test_refusals.py::test_refused_with_the_nearest_setting_that_fits[eight rows a device]",
+    "plan/test_refusals.py::test_refused_with_the_nearest_setting_that_fits[a pool over the HBM]",
     "test_identity.py::test_what_calibrate_curated_is_trained_on_also_where_the_problems_are_named",
 }

@@ -67,7 +67,9 @@ class Drawn:
         return self.parts.outputs.rollouts  # pyright: ignore
 
     def right_and_seen(self, *problem_ids: str) -> list[tuple[int, int]]:
-        return [self.state.accuracy.counts(i, STAGE.stage) for i in problem_ids]
+        visits = dict(self.state.accuracy.state_dict()["visits"])
+        counts = {i: (right, seen) for i, right, seen, *_ in visits.get(STAGE.stage, [])}
+        return [counts.get(i, (0, 0)) for i in problem_ids]
 
 
 def store(run: Drawn, problem_id: str) -> None:
