@@ -17,9 +17,8 @@ Example:
 from __future__ import annotations
 
 from polaris_jax.commands.compare import compare_command
-from polaris_jax.commands.flags import check_tag, define_policy, parse
-from polaris_jax.commands.run import start_jax
-from polaris_jax.system.signals import begin_work
+from polaris_jax.commands.flags import define_policy, parse
+from polaris_jax.commands.run import run_measurement
 
 
 def main(argv: list[str]) -> int:
@@ -30,19 +29,4 @@ def main(argv: list[str]) -> int:
         compare_difficulty(compared.sources, compared.names, compared.out, say=print)
         return 0
     command = parse("calibrate", argv, doc=__doc__ or "", define=define_policy)
-    check_tag(command)
-    start_jax(command)
-    from polaris_jax.commands.forecast import machine_forecast
-    from polaris_jax.measure.calibrate import calibrate
-    from polaris_jax.system.console import open_console
-
-    begin_work()
-    calibrate(
-        command.config,
-        command.workdir,
-        progress=open_console(),
-        checkpoint=command.flags["checkpoint"],
-        tag=command.flags["tag"],
-        forecast=machine_forecast(command.config),
-    )
-    return 0
+    return run_measurement(command)

@@ -12,27 +12,11 @@ Example:
 
 from __future__ import annotations
 
-from polaris_jax.commands.flags import check_tag, define_policy, parse
-from polaris_jax.commands.run import start_jax
-from polaris_jax.system.signals import begin_work
+from polaris_jax.commands.flags import define_policy, parse
+from polaris_jax.commands.run import run_measurement
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     command = parse("evaluate", argv, doc=__doc__ or "", define=define_policy)
-    check_tag(command)
-    start_jax(command)
-    from polaris_jax.commands.forecast import machine_forecast
-    from polaris_jax.measure.evaluate import evaluate
-    from polaris_jax.system.console import open_console
-
-    begin_work()
-    evaluate(
-        command.config,
-        command.workdir,
-        progress=open_console(),
-        checkpoint=command.flags["checkpoint"],
-        tag=command.flags["tag"],
-        forecast=machine_forecast(command.config),
-    )
-    return 0
+    return run_measurement(command)

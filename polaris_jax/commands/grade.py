@@ -245,7 +245,9 @@ def _grade_file(
     limits = options.workers, options.timeout_s, options.memory_limit_bytes
     with contextlib.ExitStack() as stack:
         grader = stack.enter_context(Grader(*limits, preset=options.preset))
-        audit = stack.enter_context(SympyAudit(*limits)) if options.audit == "sympy" else None
+        audit = None
+        if options.audit == "sympy":
+            audit = stack.enter_context(contextlib.closing(SympyAudit(*limits)))
         while batch := list(itertools.islice(rows, BATCH_ROWS)):
             texts, answers = [row.text for row in batch], [row.gold for row in batch]
             grades, new = grader.grade(texts, answers, options.mode), []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
 
-from polaris_jax.commands.flags import Command, HelpRequested, print_error
+from polaris_jax.commands.flags import Command, HelpRequested, check_tag, print_error
 from polaris_jax.config import ConfigError
 from polaris_jax.system import signals
 
@@ -91,6 +92,33 @@ def start_jax(command: Command) -> None:
     processes.initialize(heartbeat_timeout_s=command.config.distributed.heartbeat_timeout_s)
     keep_programs()
     processes.agree(processes.run_facts(command.config, command.identity()))
+
+
+def run_measurement(command: Command) -> int:
+    """Runs `calibrate`, `probe` or `evaluate`, each a function of that name in `measure`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: --tag may not begin the name of a file; or see `start_jax`.
+    """
+    check_tag(command)
+    start_jax(command)
+    from polaris_jax.commands.forecast import machine_forecast
+    from polaris_jax.system.console import open_console
+
+    module = importlib.import_module(f"polaris_jax.measure.{command.name}")
+    signals.begin_work()
+    getattr(module, command.name)(
+        command.config,
+        command.workdir,
+        progress=open_console(),
+        checkpoint=command.flags["checkpoint"],
+        tag=command.flags["tag"],
+        forecast=machine_forecast(command.config),
+    )
+    return 0
 
 
 def keep_programs() -> None:

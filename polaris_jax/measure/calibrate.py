@@ -25,7 +25,7 @@ from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure
 from polaris_jax.reward.configured import check_reward
-from polaris_jax.run.owner import Ownership, command_owns
+from polaris_jax.run.owner import Ownership, command_owns, tag_prefix
 from polaris_jax.run.progress_file import ProgressFile
 from polaris_jax.run.record import began_with, read_record, refuse_other_run
 from polaris_jax.run.workdir import ensure_workdir, write_json
@@ -84,17 +84,18 @@ def calibrate(
             "this would replace; add --tag=NAME, as in --tag=after, for files of their own"
         )
     ensure_workdir(workdir)
-    prefix = f"{tag}_" if tag else ""
-    writes = [
-        f"{prefix}{name}" for name in (PROGRESS, "calibrate_progress.identity.json", *RESULTS)
-    ]
+    writes = (PROGRESS, "calibrate_progress.identity.json", *RESULTS)
     primary = processes.is_first()
-    with command_owns(
-        workdir, "calibrate", writes=writes, primary=primary, tag=tag or None
-    ) as ownership:
+    with command_owns(workdir, "calibrate", writes=writes, primary=primary, tag=tag) as ownership:
         measured = measured_on(config, workdir, progress, files=(PREPARED,), checkpoint=checkpoint)
         return _calibrate(
-            config, workdir, progress, ownership, measured, prefix=prefix, forecast=forecast
+            config,
+            workdir,
+            progress,
+            ownership,
+            measured,
+            prefix=tag_prefix(tag),
+            forecast=forecast,
         )
 
 

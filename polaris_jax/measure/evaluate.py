@@ -30,7 +30,7 @@ from polaris_jax.models.weights.identity import tokenizer_digests
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import evaluation_figure
 from polaris_jax.reward.configured import check_reward
-from polaris_jax.run.owner import Ownership, command_owns
+from polaris_jax.run.owner import Ownership, command_owns, tag_prefix
 from polaris_jax.run.progress_file import ProgressFile
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system import processes
@@ -79,9 +79,8 @@ def evaluate(
     """
     check_reward(config.reward)
     ensure_workdir(workdir)
-    prefix = f"{tag}_" if tag else ""
     writes = [
-        f"{prefix}{name}"
+        name
         for stem in ("responses", "responses_yarn")
         for name in (f"{stem}.jsonl", f"{stem}.identity.json", "eval.json", "eval.png")
     ]
@@ -108,7 +107,7 @@ def _evaluate(
     tag: str,
     forecast: Forecast,
 ) -> dict[str, Any]:
-    section, prefix = config.evaluate, f"{tag}_" if tag else ""
+    section, prefix = config.evaluate, tag_prefix(tag)
     max_response_tokens = section.max_response_tokens or config.stages[-1].max_response_tokens
     given, left_out = evaluation_problems(config, progress)
     if config.evaluate.problems and max_response_tokens < COMPARABLE_TOKENS:

@@ -29,7 +29,7 @@ from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.records import Graded, Problem
 from polaris_jax.report.figures import probe_figure
 from polaris_jax.reward.configured import check_reward
-from polaris_jax.run.owner import Ownership, command_owns
+from polaris_jax.run.owner import Ownership, command_owns, tag_prefix
 from polaris_jax.run.progress_file import ProgressFile
 from polaris_jax.run.record import refuse_other_run, with_recorded_defaults
 from polaris_jax.run.workdir import ensure_workdir, write_json
@@ -84,16 +84,18 @@ def probe(
     refuse_other_run(workdir, config, sections=("seed", "model", "data", "warmstart", "rope"))
     check_reward(config.reward)
     ensure_workdir(workdir)
-    prefix = f"{tag}_" if tag else ""
-    names = ("probe_progress.jsonl", "probe_progress.identity.json", "probe.json", "probe.png")
-    writes = [f"{prefix}{name}" for name in names]
+    writes = ("probe_progress.jsonl", "probe_progress.identity.json", "probe.json", "probe.png")
     primary = processes.is_first()
-    with command_owns(
-        workdir, "probe", writes=writes, primary=primary, tag=tag or None
-    ) as ownership:
+    with command_owns(workdir, "probe", writes=writes, primary=primary, tag=tag) as ownership:
         measured = measured_on(config, workdir, progress, checkpoint=checkpoint)
         return _probe(
-            config, workdir, progress, ownership, measured, prefix=prefix, forecast=forecast
+            config,
+            workdir,
+            progress,
+            ownership,
+            measured,
+            prefix=tag_prefix(tag),
+            forecast=forecast,
         )
 
 

@@ -27,7 +27,8 @@ from polaris_jax.report.summary import (
     stage_rows,
     summary_rows,
 )
-from polaris_jax.system.files import AnyPath, as_place, write_bytes
+from polaris_jax.run.owner import command_owns
+from polaris_jax.system.files import AnyPath, as_place, delete_partials, write_bytes
 
 STYLE = """
 :root { color-scheme: light; }
@@ -65,7 +66,7 @@ def make_report(run_dir: AnyPath) -> ReportSummary:
 
     Raises:
         FileNotFoundError: `run_dir` is not a directory.
-        ConfigError: `run_dir` holds no file of a run.
+        ConfigError: `run_dir` holds no file of a run, or another report is being made of it.
     """
     run_dir = as_place(run_dir)
     run = read_run(run_dir)
@@ -74,6 +75,12 @@ def make_report(run_dir: AnyPath) -> ReportSummary:
             f"--workdir={run_dir}: holds no file of a run (metrics.jsonl, eval.json, ...); name "
             "the directory that the other commands were given"
         )
+    with command_owns(run_dir, "report", writes=("report.html",)):
+        delete_partials(run_dir / "figures")
+        return _write(run_dir, run)
+
+
+def _write(run_dir: epath.Path, run: RunFiles) -> ReportSummary:
     figures: list[tuple[str, str, str, Callable[[epath.Path], bool | None]]] = [
         (
             "evaluation",

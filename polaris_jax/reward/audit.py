@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from types import TracebackType
 from typing import NamedTuple
 
 from polaris_jax.config.settings import ConfigError
@@ -33,7 +32,7 @@ class SecondOpinion(NamedTuple):
 
 
 class SympyAudit:
-    """Worker processes that ask sympy whether answers equal their golds.
+    """Worker processes that ask sympy whether answers equal their golds. Close them at the end.
 
     Args:
         workers: number of processes, at least 1.
@@ -56,15 +55,8 @@ class SympyAudit:
                 f"--audit=sympy: its worker does not start ({error}); pip install 'sympy>=1.13'"
             ) from error
 
-    def __enter__(self) -> SympyAudit:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends the processes."""
         self._pool.close()
 
     def judge(self, answers: Sequence[str | None], golds: Sequence[object]) -> list[SecondOpinion]:

@@ -187,9 +187,10 @@ def command_owns(
     Args:
         workdir: the workdir, which exists.
         command: name of the command.
-        writes: names of its files, whose partial copies are deleted.
+        writes: names of its files without the tag; partial copies of them are deleted.
         primary: see `owned`.
-        tag: the command's --tag, with which several may run at once; None if it has none.
+        tag: the command's --tag, with which several may run at once; it stands before the names
+            of the files. None if the command has no such flag.
 
     Raises:
         InUse: the same command already runs there.
@@ -198,12 +199,17 @@ def command_owns(
     which = "" if tag is None else f" with --tag={tag}"
     return owned(
         workdir,
-        f"{tag}_{command}" if tag else command,
+        f"{tag_prefix(tag)}{command}",
         busy=f"workdir={workdir}: `polaris {command}`{which} already runs in it",
         remedy="choose another --workdir" if tag is None else "choose another --tag",
-        writes=writes,
+        writes=[f"{tag_prefix(tag)}{name}" for name in writes],
         primary=primary,
     )
+
+
+def tag_prefix(tag: str | None) -> str:
+    """What stands before the names of a command's files."""
+    return f"{tag}_" if tag else ""
 
 
 @contextlib.contextmanager

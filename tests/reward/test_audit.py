@@ -1,5 +1,6 @@
 """sympy's second opinion: in order, under the deadline, and a clear error without sympy."""
 
+import contextlib
 import importlib.util
 import time
 
@@ -12,7 +13,7 @@ ENDLESS = "10^{10^{10^{10}}} + \\sqrt{2}"
 
 
 def test_verdicts_come_in_order_and_one_that_hangs_costs_its_deadline():
-    with SympyAudit(2, 1.0, 1 << 30) as audit:
+    with contextlib.closing(SympyAudit(2, 1.0, 1 << 30)) as audit:
         start_s = time.monotonic()
         found = audit.judge(
             ["1/2", None, ENDLESS, "3", "\\text{no}"], ["0.5", "1", "\\sqrt{3}", "4", "5"]

@@ -33,13 +33,10 @@ SUFFIX = " Answer."
 PROBLEMS = 12
 
 
-def make_base(
-    directory: Path, *, hidden_size: int = 32, trained: bool = True, tags: bool = True
-) -> tuple[Path, Path]:
-    """(model directory, problems.jsonl). Not `trained`: random weights; no `tags`: boxes alone."""
-    tokenizer = build_tokenizer()
-    config = ModelConfig(
-        vocab_size=len(tokenizer),
+def small_qwen3(vocab_size: int, *, positions: int, hidden_size: int = 32) -> ModelConfig:
+    """A Qwen3 of two layers."""
+    return ModelConfig(
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=64,
         num_layers=2,
@@ -48,11 +45,19 @@ def make_base(
         head_dim=16,
         rope_theta=1e4,
         rms_norm_eps=1e-6,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         tie_embeddings=True,
         qkv_bias=False,
         qk_norm=True,
     )
+
+
+def make_base(
+    directory: Path, *, hidden_size: int = 32, trained: bool = True, tags: bool = True
+) -> tuple[Path, Path]:
+    """(model directory, problems.jsonl). Not `trained`: random weights; no `tags`: boxes alone."""
+    tokenizer = build_tokenizer()
+    config = small_qwen3(len(tokenizer), positions=64, hidden_size=hidden_size)
     texts = [f"Start with {i}." for i in range(PROBLEMS)]
     pick = random.Random(0)
     examples = [

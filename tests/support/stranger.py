@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from polaris_jax.demo.tiny_tokenizer import CHATML, build_tokenizer
-from polaris_jax.models import ModelConfig, save_pretrained
+from polaris_jax.models import save_pretrained
 from tests.fixtures.parity_cases import Architecture, tensors
+from tests.support.micro_run import small_qwen3
 from tests.support.models.gguf_files import write_gguf
 from tests.support.r1_tokenizer import write_r1_tokenizer
 from tests.support.random_models import random_model
@@ -22,21 +23,7 @@ ROWS = 40
 def random_qwen3(directory: Path, *, positions: int = POSITIONS) -> Path:
     """A Hugging Face directory of a random Qwen3 of 30 thousand parameters, with ChatML."""
     tokenizer = build_tokenizer()
-    config = ModelConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-        rope_theta=1e4,
-        rms_norm_eps=1e-6,
-        max_position_embeddings=positions,
-        tie_embeddings=True,
-        qkv_bias=False,
-        qk_norm=True,
-    )
+    config = small_qwen3(len(tokenizer), positions=positions)
     save_pretrained(random_model(config), directory, tokenizer=tokenizer)
     return directory
 
