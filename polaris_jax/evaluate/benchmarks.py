@@ -73,10 +73,23 @@ BENCHMARKS = {
 }
 
 
-def is_benchmark(source: str) -> bool:
-    """True for a file that is named as a known benchmark."""
+def is_benchmark(source: str, *, field: str = "evaluate.problems") -> bool:
+    """True for the name of a known benchmark, and for a file that is named as one.
+
+    Args:
+        source: what the user gave.
+        field: config field or flag that gave it, for errors.
+
+    Raises:
+        DataError: it is one word, and neither a known benchmark nor a file.
+    """
+    if source.isalnum() and source not in BENCHMARKS and not Path(source).exists():
+        raise DataError(
+            f"{field}={source!r}: there is no such file, and no benchmark of that name; give a "
+            f"path, or one of {', '.join(BENCHMARKS)}"
+        )
     path = Path(parse_source(source).where)
-    return bool(path.suffix) and path.stem in BENCHMARKS
+    return source in BENCHMARKS or (bool(path.suffix) and path.stem in BENCHMARKS)
 
 
 def benchmark_source(text: str) -> str:
@@ -141,7 +154,7 @@ def read_against(text: str, *, say: Say) -> tuple[str, list[Problem]]:
     Raises:
         DataError: it cannot be read, or is a known benchmark and not complete.
     """
-    if text in BENCHMARKS or is_benchmark(text):
+    if is_benchmark(text, field="--against"):
         return parse_source(text).name, read_benchmark(text, field="--against", say=say)
     return parse_source(text).name, read_named(text, say, field="--against")[0]
 
@@ -160,7 +173,7 @@ def find_held_out_problems(
     Raises:
         ConfigError: neither is configured, or a file named as a known benchmark is not complete.
     """
-    if evaluate.problems in BENCHMARKS or is_benchmark(evaluate.problems):
+    if is_benchmark(evaluate.problems):
         return read_benchmark(evaluate.problems, say=say), {}
     if evaluate.problems:
         return read_named(evaluate.problems, say, unique=False, field="evaluate.problems")

@@ -153,3 +153,12 @@ def test_the_digests_of_the_five_files(name):
     said = []
     read_benchmark(DATA / "benchmarks" / f"{name}.jsonl", say=said.append)
     assert said == []
+
+
+@pytest.mark.parametrize("field", ["evaluate.problems", "--against"])
+def test_a_word_that_is_no_benchmark_names_them(field, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"{field}='amc24'.*; give a path, or one of aime24"):
+        is_benchmark("amc24", field=field)
+    (tmp_path / "amc24").mkdir()
+    assert not is_benchmark("amc24", field=field)
