@@ -30,6 +30,7 @@ from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.standing import BEFORE
 from polaris_jax.system import processes
 from polaris_jax.system.cache import cpu_features
+from polaris_jax.system.files import delete_partials
 from polaris_jax.system.foreign import one_line
 from polaris_jax.system.progress import say
 
@@ -90,6 +91,13 @@ class Outputs:
             The number of lines cut: steps that are done again.
         """
         self.first_line = lines_from
+        if self._first:  # before anything is cut: a place that cannot be written loses nothing
+            tokenizer_dir = self._workdir / "checkpoints" / TOKENIZER
+            tokenizer_dir.mkdir(parents=True, exist_ok=True)
+            for folder in (tokenizer_dir, *(p for p in tokenizer_dir.iterdir() if p.is_dir())):
+                delete_partials(folder)
+            save_tokenizer(self._tokenizer, tokenizer_dir)  # again: a kill may have torn it
+            save_end_ids(self._end_ids, tokenizer_dir, replace=True)
         self._writer = MetricsWriter(
             self._workdir,
             tensorboard=self._config.metrics.tensorboard,
@@ -112,10 +120,6 @@ class Outputs:
                 sys.stderr,
             )
         workdir_lib.delete_rollouts_from(self._workdir, first_step)
-        tokenizer_dir = self._workdir / "checkpoints" / TOKENIZER
-        tokenizer_dir.mkdir(parents=True, exist_ok=True)
-        save_tokenizer(self._tokenizer, tokenizer_dir)  # again: a kill may have torn it
-        save_end_ids(self._end_ids, tokenizer_dir, replace=True)
         devices = Counter(device.device_kind for device in jax.devices())
         facts = {"devices": devices, "processes": jax.process_count()}
         workdir_lib.note(

@@ -92,9 +92,10 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, place)
-    except OSError:
+    except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        error.filename, error.filename2 = os.fspath(place), None  # what the user knows
         raise
     sync_directory(place.parent)
 

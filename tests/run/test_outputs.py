@@ -52,6 +52,40 @@ def test_a_resume_says_which_lines_of_metrics_are_lost(tmp_path, capsys):
     assert "no line for 1 of the steps before the checkpoint" in capsys.readouterr().err
 
 
+def test_a_start_deletes_what_a_kill_left_of_the_tokenizer(tmp_path):
+    config = build_config(default_config())
+    folder = tmp_path / "checkpoints" / "tokenizer"
+    for left in ("tokenizer.json.0123abcd.partial", "additional_chat_templates/a.0123abcd.partial"):
+        (folder / left).parent.mkdir(parents=True, exist_ok=True)
+        (folder / left).write_text("{")
+    with (
+        workdir_lib.claim(tmp_path, config) as claim,
+        contextlib.closing(
+            Outputs(epath.Path(tmp_path), config, claim, tokenizer=build_tokenizer())
+        ) as outputs,
+    ):
+        outputs.begin(first_step=0, lines_from=0)
+    assert (folder / "tokenizer.json").is_file()
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_a_tokenizer_that_cannot_be_written_stops_a_resume_before_anything_is_cut(tmp_path):
+    config = build_config(default_config())
+    in_the_way = tmp_path / "checkpoints" / "tokenizer" / "tokenizer.json"
+    in_the_way.mkdir(parents=True)
+    with workdir_lib.claim(tmp_path, config) as claim:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+        with (
+            contextlib.closing(
+                Outputs(epath.Path(tmp_path), config, claim, tokenizer=build_tokenizer())
+            ) as outputs,
+            pytest.raises(IsADirectoryError) as caught,
+        ):
+            outputs.begin(first_step=1, lines_from=1)
+    assert caught.value.filename == str(in_the_way)
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
+
+
 def test_a_start_on_another_machine_is_said_and_recorded(tmp_path, capsys):
     config = build_config(default_config())
     here = numerics_of("native (c++ 12)")
