@@ -21,7 +21,7 @@ from etils import epath
 from polaris_jax.checkpoint import Checkpointer, CheckpointError, step_folders
 from polaris_jax.checkpoint.arrays import StreamedArray
 from polaris_jax.checkpoint.checkpointer import ARRAYS, HOST, TOKENIZER
-from polaris_jax.checkpoint.step_folders import UNFINISHED
+from polaris_jax.checkpoint.step_folders import MANIFEST, UNFINISHED, fault
 from polaris_jax.config import ConfigError
 from polaris_jax.models import Decoder, ModelConfig, RopeScaling, load_pretrained, param_shapes
 from polaris_jax.models.tokenizer import (
@@ -310,6 +310,11 @@ def _bring(weights: Weights, source: epath.Path, out: epath.Path) -> dict[str, i
     """Saves the source's tokenizer in `out`, and returns the special ids that belong to it."""
     if not isinstance(weights, CheckpointWeights):
         return bring_tokenizer(source, weights, out)
+    if (source / MANIFEST).exists() and (why := fault(source, others=".*")):
+        raise ConfigError(
+            f"{source}: damaged: {why}; start `polaris train` on the run again, which writes it, "
+            "or put the model's own tokenizer files there and delete MANIFEST.json"
+        )
     if source.is_dir():
         copy_tokenizer(source, out)
     if weights.token_ids or not (source.is_dir() and has_tokenizer(source)):

@@ -27,7 +27,7 @@ from polaris_jax.run.signs import BEAT_S, Sign, read_signs, read_warnings
 from polaris_jax.run.standing import Standing, duration, read_standing, score_text
 from polaris_jax.run.workdir import LOCK
 from polaris_jax.system.files import is_remote
-from polaris_jax.system.foreign import printable
+from polaris_jax.system.foreign import ForeignFileError, printable, require_regular
 
 SILENT_S = 5 * BEAT_S  # without a sign for so long, a run that no lock tells of counts as dead
 SHOWN_WARNINGS = 5
@@ -107,13 +107,14 @@ def _lock(workdir: epath.Path) -> tuple[bool | None, str]:
     if is_remote(workdir):
         return None, ""
     try:
+        require_regular(workdir / LOCK)
         with open(workdir / LOCK, encoding="utf-8", errors="replace") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True, file.read(200).strip()
             return False, ""
-    except OSError:
+    except (OSError, ForeignFileError):
         return None, ""
 
 

@@ -121,6 +121,7 @@ def _write(run_dir: epath.Path, run: RunFiles) -> ReportSummary:
         absent.append((f"figure {name}", f"{source}: {why}"))
     named = {reason.split(":")[0] for _, reason in absent}
     absent += [(name, why) for name, why in run.absent.items() if name not in named]
+    absent += run.gaps.items()
 
     stages = stage_rows(run)
     summary = ReportSummary(

@@ -134,6 +134,7 @@ class RunFiles:
         others: scores in other files TAG_eval.json, by tag.
         absent: reason why a file is missing here, by file name: the file does not exist, is empty,
             or is damaged.
+        gaps: which steps a file lacks that another one has, by file name.
     """
 
     metrics: list[dict[str, Any]]
@@ -147,6 +148,7 @@ class RunFiles:
     before: dict[str, Any] | None
     others: dict[str, dict[str, Any]]
     absent: dict[str, str]
+    gaps: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_run(run_dir: epath.Path) -> RunFiles:
@@ -199,9 +201,10 @@ def read_run(run_dir: epath.Path) -> RunFiles:
     }
     tagged.setdefault(BEFORE_TAG, document(f"{BEFORE_TAG}_eval.json"))
     before = tagged.pop(BEFORE_TAG)
+    metrics, timing = lines("metrics.jsonl"), lines("timing.jsonl")
     return RunFiles(
-        metrics=lines("metrics.jsonl"),
-        timing=lines("timing.jsonl"),
+        metrics=metrics,
+        timing=timing,
         stages=document("stages.json") or [],
         run=document("run.json"),
         prepare=document("prepare.json"),
@@ -211,7 +214,20 @@ def read_run(run_dir: epath.Path) -> RunFiles:
         before=before,
         others={tag: value for tag, value in tagged.items() if value is not None},
         absent=absent,
+        gaps=_gaps({"metrics.jsonl": metrics, "timing.jsonl": timing}),
     )
+
+
+def _gaps(files: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """Which steps each file has no line for, of the steps that any of them has one for."""
+    steps = {name: {line["step"] for line in lines} for name, lines in files.items()}
+    known = {step for own in steps.values() for step in own if step >= 0}  # -1 is no step's
+    return {
+        name: f"no line for {len(known - own)} of {len(known)} steps, the first of them "
+        f"{min(known - own)}"
+        for name, own in steps.items()
+        if own and known - own
+    }
 
 
 def read_probe(path: epath.Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from polaris_jax.config import ConfigError
 from polaris_jax.system.files import delete_partials, is_remote, write_json
-from polaris_jax.system.foreign import CONFIG_BYTES, read_json
+from polaris_jax.system.foreign import CONFIG_BYTES, read_json, require_regular
 from polaris_jax.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class Ownership:
 
 class _DiskLock(Ownership):
     def __init__(self, lock: epath.Path, *, busy: str, remedy: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            require_regular(lock, remedy="delete it")
         self._file = open(lock, "a+", encoding="utf-8")  # noqa: SIM115
         try:  # the kernel releases the lock when the process ends, so a kill leaves no lock
             _lock(self._file)

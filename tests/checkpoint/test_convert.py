@@ -205,6 +205,22 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(source, tmp_path, capsys):
     assert not (tmp_path / "hf").exists()
 
 
+def test_a_flipped_bit_in_the_tokenizer_of_a_run_is_found(source, tmp_path, capsys):
+    convert(str(source), str(tmp_path / "orbax"), form="orbax", dtype="auto")
+    beside = tmp_path / "orbax" / "tokenizer"
+    template = beside / "chat_template.jinja"
+    template.write_text("{{ messages }}")
+    entries = step_folders.sync_and_sum(beside, step_folders.list_files(beside))
+    step_folders.write_manifest(beside, {}, entries)
+    args = ["convert", "--from", str(tmp_path / "orbax"), "--to"]
+    assert main([*args, str(tmp_path / "hf")]) == 0
+    template.write_text("{{ messagez }}")
+    assert main([*args, str(tmp_path / "another")]) == 2
+    error = capsys.readouterr().err
+    assert "chat_template.jinja" in error and "does not match its checksum; start" in error
+    assert not (tmp_path / "another").exists()
+
+
 @pytest.mark.parametrize("left", ["arrays", "host.json", "unfinished"])
 @pytest.mark.parametrize("named", ["workdir", "checkpoints", "step"])
 def test_a_torn_checkpoint_is_told_as_such(left, named, tmp_path, capsys):

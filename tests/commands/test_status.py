@@ -185,6 +185,13 @@ def test_a_damaged_file_leaves_its_part_unknown(tmp_path, name, content):
     assert "steps" in said
 
 
+def test_a_pipe_in_the_place_of_the_lock_is_not_waited_for(tmp_path):
+    make_run(tmp_path)
+    os.mkfifo(tmp_path / ".lock")
+    running, rows = status(tmp_path)
+    assert not running and "steps" in rows
+
+
 def test_a_directory_without_a_run_is_refused(tmp_path, capsys):
     assert main(["status", str(tmp_path)]) == 2
     assert "holds no run (no run.json)" in capsys.readouterr().err

@@ -375,6 +375,18 @@ def test_names_come_from_the_weights():
     assert caption(None, BEFORE) == "Held-out problems."
 
 
+def test_steps_that_one_file_lacks_are_said(run_dir):
+    steps = (run_dir / "metrics.jsonl").read_text().count("\n")
+    timing = run_dir / "timing.jsonl"
+    timing.write_text("".join(timing.read_text().splitlines(keepends=True)[:-1]))
+    summary = make_report(run_dir)
+    assert (
+        "timing.jsonl",
+        f"no line for 1 of {steps} steps, the first of them {steps - 1}",
+    ) in summary.absent
+    assert "no line for 1 of" in summary.html.read_text()
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
 def test_what_is_no_file_counts_as_absent(run_dir, make):
     (run_dir / "timing.jsonl").unlink()

@@ -8,6 +8,7 @@ import json
 import pytest
 from etils import epath
 
+from polaris_jax.checkpoint import step_folders
 from polaris_jax.config import build_config, default_config
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.reward import Grader
@@ -67,6 +68,9 @@ def test_a_start_deletes_what_a_kill_left_of_the_tokenizer(tmp_path):
         outputs.begin(first_step=0, lines_from=0)
     assert (folder / "tokenizer.json").is_file()
     assert not list(folder.rglob("*.partial"))
+    assert step_folders.fault(folder) is None
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert "tokenizer_config.json" in step_folders.fault(folder)
 
 
 def test_a_tokenizer_that_cannot_be_written_stops_a_resume_before_anything_is_cut(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -53,6 +54,12 @@ def test_what_a_kill_left_of_our_files_is_deleted_and_nothing_else(tmp_path):
         (tmp_path / name).write_text("x")
     with owned(epath.Path(tmp_path), "calibrate", **WORDS, writes=["a.json"]):
         assert {p.name for p in tmp_path.iterdir()} == {*stays, ".calibrate.lock"}
+
+
+def test_a_pipe_in_the_place_of_the_lock_is_named(tmp_path):
+    os.mkfifo(tmp_path / ".calibrate.lock")
+    with pytest.raises(ConfigError, match=r"\.calibrate\.lock: is a named pipe, .*; delete it"):
+        owned(epath.Path(tmp_path), "calibrate", **WORDS).__enter__()
 
 
 def _write_often(path: str, letter: str) -> None:
