@@ -1,13 +1,14 @@
 """The seconds of a rollout: the product's own driver and schedulers, under a clock.
 
 The engine here only counts. A decode step of a data shard takes the time to read its weights and
-the keys and values of its live tokens, or that of its arithmetic if that is longer. A call lasts as
-long as its slowest shard. Prefill takes its arithmetic. The host's time for a call is hidden if the
-call was dispatched ahead, and waited for otherwise. Pages are as many as the pool holds, so samples
-wait and are preempted as in a run.
+the keys and values of its live tokens, or that of its arithmetic if that is longer. Prefill takes
+its arithmetic, on the shard that has it: no shard waits for another until the host reads the tokens
+of the call behind it. A call lasts as long as its slowest shard. The host's time for a call is
+hidden if the call was dispatched ahead, and waited for otherwise. Pages are as many as the pool
+holds, so samples wait and are preempted as in a run.
 
-Time is coarse: one token of the simulation stands for `grain` tokens, and one call of one such
-token for `grain / decode_steps` calls.
+Time is coarse: one token of the simulation stands for `grain` tokens, and one call for `grain`
+calls.
 """
 
 from __future__ import annotations
@@ -109,18 +110,19 @@ class CountingEngine:
             page_size=page,
             num_pages=sizes.shards * pages,
             max_len=max_len,
-            decode_steps=1,
-            # A call here stands for grain / decode_steps calls.
-            prefill_budget=sizes.prefill_budget // sizes.decode_steps,
+            decode_steps=sizes.decode_steps,
+            prefill_budget=sizes.prefill_budget,
             prefix_cache=False,
         )
         self.data, self.slots_a_shard = sizes.shards, sizes.slots
         self.dispatches_ahead = True
+        # Of tokens that stand for `grain` tokens each; a step reads each of them once.
+        self.weight_reads = clock.weights_s / clock.kv_token_s / grain
         self.recompute_reads = clock.recompute_reads / grain
         self._clock, self._token_PR, self._grain = clock, token_PR, grain
-        self._calls = grain / sizes.decode_steps
         self.time_s = self.prefill_s = self.host_s = 0.0
         self.shard_s_D = np.zeros(sizes.shards)  # of each shard, if it waited for no other
+        self._prefill_s_D = np.zeros(sizes.shards)  # before the next call
 
     def warm(self, model: Any, state: Any) -> None:
         """Nothing to compile."""
@@ -129,25 +131,25 @@ class CountingEngine:
         """Copies no pages: one page of a prompt takes no time."""
 
     def prefill_rows(self, model: Any, state: Any, jobs: Sequence[Sequence[Any]]) -> None:
-        """Adds the prefill of the shard that has the most of it."""
+        """Adds the prefill to the next call of the shards that have it."""
         token_D = np.array([sum(len(job.tokens) for job in own) for own in jobs]) * self._grain
-        self.shard_s_D += token_D * self._clock.prefill_token_s
-        took = float(token_D.max()) * self._clock.prefill_token_s
-        self.prefill_s += took
-        self.time_s += took
+        self._prefill_s_D += token_D * self._clock.prefill_token_s
+        self.prefill_s += float(token_D.max()) * self._clock.prefill_token_s
 
-    def dispatch(self, model: Any, state: DecodeState, **_: Any) -> _Call:
+    def dispatch(self, model: Any, state: DecodeState, *, steps: Sequence[int], **_: Any) -> _Call:
         """A call; the host's time comes before it."""
-        self._wait(self._clock.host_call_s * self._calls)
+        self._wait(self._clock.host_call_s * self._grain)
         rows = state.rows
-        return self._run(state, rows.position_B, rows.alive_B)
+        return self._run(state, rows.position_B, rows.alive_B, steps)
 
-    def dispatch_behind(self, model: Any, state: DecodeState, call: _Call, **_: Any) -> _Call:
+    def dispatch_behind(
+        self, model: Any, state: DecodeState, call: _Call, *, steps: Sequence[int], **_: Any
+    ) -> _Call:
         """A call behind another; the host's time runs beside it."""
         before_s = self.time_s
         held_B = np.array([bool(pages) for pages in state.pages])
-        behind = self._run(state, call.position_B, call.alive_B & held_B)
-        self._wait(max(0.0, self._clock.host_call_s * self._calls - (self.time_s - before_s)))
+        behind = self._run(state, call.position_B, call.alive_B & held_B, steps)
+        self._wait(max(0.0, self._clock.host_call_s * self._grain - (self.time_s - before_s)))
         return behind
 
     def fits_smaller_bucket(self, call: Any, rows: int) -> bool:
@@ -156,24 +158,25 @@ class CountingEngine:
 
     def collect(self, state: DecodeState, call: _Call) -> ResultTokens:
         """The tokens of a call: the last one of a sample stops it."""
-        rows, slots = state.rows, self.config.slots
+        rows, slots, steps = state.rows, self.config.slots, self.config.decode_steps
         held_B = np.array([bool(pages) for pages in state.pages])
         count_B = np.where(held_B, call.count_B, 0)
         rows.position_B[:] += count_B
         rows.alive_B[:] &= np.where(count_B > 0, call.alive_B, rows.alive_B)
-        data = np.full((slots, 3), TOKEN, np.int32)
-        data[(count_B > 0) & ~call.alive_B, 0] = STOP
+        data = np.full((slots, 2 * steps + 1), TOKEN, np.int32)
+        ended = np.flatnonzero((count_B > 0) & ~call.alive_B)
+        data[ended, count_B[ended] - 1] = STOP
         return ResultTokens(
             data=data,
-            tokens_idx=(0, 1),
-            valid_idx=(1, 2),
-            length_idx=(2, 3),
+            tokens_idx=(0, steps),
+            valid_idx=(steps, 2 * steps),
+            length_idx=(2 * steps, 2 * steps + 1),
             samples_per_slot=1,
-            logprobs=np.zeros((slots, 1), np.float32),
+            logprobs=np.zeros((slots, steps), np.float32),
             count=count_B,
             alive=rows.alive_B.copy(),
-            steps=1,
-            rows=slots,
+            steps=int(count_B.max()),
+            row_steps=int(count_B.sum()),
         )
 
     def lengths(self, rows: Rows) -> np.ndarray:
@@ -184,19 +187,26 @@ class CountingEngine:
         self.host_s += seconds
         self.time_s += seconds
 
-    def _run(self, state: DecodeState, position_B: np.ndarray, alive_B: np.ndarray) -> _Call:
-        rows, clock = state.rows, self._clock
-        token_B = self.lengths(rows)
-        count_B = alive_B.astype(np.int32)
-        shape = self.data, self.slots_a_shard
-        live_D = count_B.reshape(shape).sum(1)
-        kv_D = (count_B * (position_B + 1)).reshape(shape).sum(1) * self._grain
-        read_D = (live_D > 0) * clock.weights_s + kv_D * clock.kv_token_s
-        step_D = np.maximum(read_D, live_D * clock.row_s)
-        self.shard_s_D += step_D * self._grain
-        self.time_s += float(step_D.max()) * self._grain
-        after_B = position_B + count_B
-        return _Call(after_B, count_B, alive_B & (after_B + 1 < rows.prompt_len_B + token_B))
+    def _run(
+        self,
+        state: DecodeState,
+        position_B: np.ndarray,
+        alive_B: np.ndarray,
+        steps: Sequence[int],
+    ) -> _Call:
+        rows, clock, shape = state.rows, self._clock, (self.data, self.slots_a_shard)
+        left_B = rows.prompt_len_B + self.lengths(rows) - 1 - position_B
+        steps_B = np.repeat(np.array(steps), self.slots_a_shard)
+        count_B = np.where(alive_B, np.minimum(steps_B, left_B), 0).astype(np.int32)
+        read_B = count_B * (position_B + 1) + count_B * (count_B - 1) // 2
+        read_D = read_B.reshape(shape).sum(1) * self._grain * clock.kv_token_s
+        read_D += count_B.reshape(shape).max(1) * clock.weights_s
+        took_D = np.maximum(read_D, count_B.reshape(shape).sum(1) * clock.row_s) * self._grain
+        took_D += self._prefill_s_D
+        self._prefill_s_D = np.zeros(self.data)
+        self.shard_s_D += took_D
+        self.time_s += float(took_D.max())
+        return _Call(position_B + count_B, count_B, alive_B & (count_B < left_B))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +215,8 @@ class Timed:
 
     Attributes:
         time_s: seconds from the first to the last call.
-        prefill_s: seconds of them that were prefill, of prompts and of rows that moved.
+        prefill_s: seconds of prefill, of prompts and of rows that moved, if all shards had waited
+            for the one with the most of each; part of it runs beside other shards' decoding.
         host_s: seconds of them in which devices waited for the host.
         own_s: seconds of the slowest shard if no shard had waited for another.
         preemptions: samples that were preempted because pages ran out.
@@ -228,7 +239,7 @@ def time_host(
     prompt_tokens: int,
     longest: int,
     expected_P: np.ndarray | None = None,
-    grain: int = 64,
+    grain: int = 4,
 ) -> Timed:
     """The time in which one host samples its share of a step.
 
@@ -298,7 +309,7 @@ def time_pod(
         by_sample: False: the samples of a prompt stay on one sampler.
         heaviest: number of samplers that are simulated.
     """
-    grain = grain or max(1, longest // CALLS)
+    grain = grain or max(1, longest // CALLS // sizes.decode_steps)
     width = token_PR.shape[1]
     unfinished = (Response((), (), "unfinished"),) * width
     groups = [

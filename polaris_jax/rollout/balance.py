@@ -1,9 +1,10 @@
 """Which data shard decodes which sample: dealt when a request comes, moved while others end.
 
 A decode call lasts as long as its slowest shard, and what a shard reads grows with the tokens of
-its live rows. The samples of a prompt have similar lengths. So they are dealt to different shards,
-unless their prompt is long beside them, and a live row moves to an emptier shard if computing it
-anew costs less than it saves. Everything here is a function of the requests alone.
+its live rows. So a shard with many tokens takes fewer steps in a call. The samples of a prompt have
+similar lengths. So they are dealt to different shards, unless their prompt is long beside them. A
+live row moves to an emptier shard if computing it anew costs less than it saves. Everything here is
+a function of the requests alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from polaris_jax.metrics.throughput import forward_flops_per_token
 from polaris_jax.models import ModelConfig
-from polaris_jax.rollout.samples import Sample
+from polaris_jax.rollout.samples import Plan, Sample
 from polaris_jax.rollout.scheduler import Scheduler
 
 # FLOPs that an accelerator computes in prefill (at 40% of its peak) while it reads a byte in decode
@@ -82,6 +83,40 @@ def recompute_reads(model: ModelConfig, *, max_len: int, kv_token_bytes: float) 
         kv_token_bytes: bytes of one token's keys and values, all layers and heads.
     """
     return forward_flops_per_token(model, max_len / 4) / FLOPS_A_BYTE / kv_token_bytes
+
+
+def even_steps(
+    schedulers: Sequence[Scheduler],
+    plans: Sequence[Plan] = (),
+    *,
+    most: int,
+    weights: float,
+    recompute: float,
+) -> list[int]:
+    """Decode steps of each shard with which all shards of a call end at about the same time.
+
+    A step of a shard takes the time to read its weights and its rows' tokens, and the prefill
+    before the call takes its own. The shard that would end first takes `most` steps, and the others
+    as many as fit into that time, at least one. Nothing waits for a slower shard then, although one
+    program serves them all.
+
+    Args:
+        schedulers: one scheduler a data shard.
+        plans: what each shard prefills before the call; empty: nothing.
+        most: steps of a call.
+        weights: the weights, in tokens that a step reads in the same time.
+        recompute: cost of prefilling one token; see `recompute_reads`.
+    """
+    token_D = [sum(sample.length for sample in s.decoding) for s in schedulers]
+    cost_D = [weights + tokens if tokens else 0.0 for tokens in token_D]
+    parts_D = [plan.parts for plan in plans] or [[] for _ in schedulers]
+    prefill_D = [sum(part.stop - part.start for part in parts) for parts in parts_D]
+    longest = most * max(cost_D)
+    begun_D = [min(recompute * tokens, longest) if tokens else 0.0 for tokens in prefill_D]
+    ends = (b + most * c for b, c in zip(begun_D, cost_D, strict=True) if c)
+    until = max(min(ends, default=0.0), *begun_D)
+    steps_D = [round((until - b) / c) if c else most for b, c in zip(begun_D, cost_D, strict=True)]
+    return [min(most, max(1, steps)) for steps in steps_D]
 
 
 def next_move(

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from polaris_jax.rollout.balance import next_move
+from polaris_jax.rollout.balance import even_steps, next_move
 from polaris_jax.rollout.decode_state import DecodeState
-from polaris_jax.rollout.engine import PrefillJob, ResultTokens
+from polaris_jax.rollout.engine import ResultTokens
 from polaris_jax.rollout.pages import PrefixCache
+from polaris_jax.rollout.prefill import jobs_of
 from polaris_jax.rollout.programs import prompt_logprobs
 from polaris_jax.rollout.request import Request
 from polaris_jax.rollout.samples import Plan, Sample, Status
@@ -27,7 +28,7 @@ class Driver:
 
     Args:
         engine: the device programs: `dispatch`, `dispatch_behind`, `fits_smaller_bucket`,
-            `collect`, `prefill_rows`, `copy_pages`, `warm`, `recompute_reads`.
+            `collect`, `prefill_rows`, `copy_pages`, `warm`, `recompute_reads`, `weight_reads`.
         state: the engine's slots, pages and pool.
         compiles: counts the compilations in steps.
 
@@ -143,12 +144,12 @@ class Driver:
                 call, self._dispatched = self._dispatched, None
                 if call is None:
                     self._rebalance()
-                    self._apply(model, [scheduler.schedule() for scheduler in self.schedulers])
-                    call = self._dispatch(model, version)
+                    plans = [scheduler.schedule() for scheduler in self.schedulers]
+                    self._apply(model, plans)
+                    call = self._dispatch(model, version, plans)
                 if call is not None and engine.dispatches_ahead and self._reserve_behind(call[0]):
-                    behind = engine.dispatch_behind(
-                        model, state, call[0], stop_token_ids=self._stop_ids()
-                    )
+                    asked = {"stop_token_ids": self._stop_ids(), "steps": self._even_steps()}
+                    behind = engine.dispatch_behind(model, state, call[0], **asked)
                     self._dispatched = behind, version
             try:
                 self._deliver(self._requests)
@@ -206,7 +207,7 @@ class Driver:
         for part in request.parts:
             del self._request_of[id(part.prompt)], self._shard_of[id(part.prompt)]
 
-    def _dispatch(self, model: Any, version: int) -> tuple[Any, int] | None:
+    def _dispatch(self, model: Any, version: int, plans: list[Plan]) -> tuple[Any, int] | None:
         """Dispatches a decode call: (call, version of its weights); None if no sample decodes."""
         self._restarted = False
         if not any(scheduler.decoding for scheduler in self.schedulers):
@@ -216,8 +217,14 @@ class Driver:
             self._state,
             stop_token_ids=self._stop_ids(),
             exit_below=[self._exit_below(s) for s in self.schedulers],
+            steps=self._even_steps(plans),
         )
         return call, version
+
+    def _even_steps(self, plans: Sequence[Plan] = ()) -> list[int]:
+        engine = self._engine
+        reads = {"weights": engine.weight_reads, "recompute": engine.recompute_reads}
+        return even_steps(self.schedulers, plans, most=engine.config.decode_steps, **reads)
 
     def _reserve_behind(self, call: Any) -> bool:
         """Gives every row the pages of another call behind `call`; False if none can follow.
@@ -335,17 +342,7 @@ class Driver:
                 state.set_pages(sample.slot, sample.pages)
             for sample in plan.started:
                 self._place(sample)
-        jobs = [
-            [
-                PrefillJob(
-                    part.sample.history(part.start, part.stop),
-                    part.sample.pages,
-                    part.start,
-                )
-                for part in plan.parts
-            ]
-            for plan in plans
-        ]
+        jobs = [jobs_of(plan) for plan in plans]
         if any(jobs):
             engine.prefill_rows(model, state, jobs)
         if any(plan.copies for plan in plans):
@@ -369,7 +366,7 @@ class Driver:
         fewest, most = self.live_rows or (max(rows), 0)
         self.live_rows = min(fewest, *rows), max(most, *rows)
         self.steps += result.steps
-        self.row_steps += result.rows * result.steps
+        self.row_steps += result.row_steps
         for scheduler in self.schedulers:
             for sample in scheduler.decoding:
                 slot = sample.slot

@@ -14,9 +14,9 @@ sequence's last row is padded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,9 @@ from polaris_jax.rollout import programs
 from polaris_jax.rollout.balance import recompute_reads
 from polaris_jax.rollout.decode_state import DecodeState, compact
 from polaris_jax.rollout.fused_weights import Model
+from polaris_jax.rollout.prefill import PrefillJob, prefill_call, prefill_calls
 from polaris_jax.rollout.programs import Packed, Programs
-from polaris_jax.rollout.programs.spec import PrefillShape, prefill_shape, program_spec
+from polaris_jax.rollout.programs.spec import prefill_shape, program_spec
 from polaris_jax.rollout.settings import SamplerConfig, pad_stop_ids
 
 
@@ -49,7 +50,7 @@ class ResultTokens:
         count: int32 [slots], number of new tokens of each slot.
         alive: bool [slots], False for slots that are empty or whose row has ended.
         steps: decode steps that ran, on the data shard that ran longest.
-        rows: rows that the devices computed in each step, over all data shards, dead ones included.
+        row_steps: rows that the devices computed, summed over the steps, dead ones included.
     """
 
     data: np.ndarray
@@ -61,22 +62,7 @@ class ResultTokens:
     count: np.ndarray
     alive: np.ndarray
     steps: int
-    rows: int
-
-
-@dataclasses.dataclass(frozen=True)
-class PrefillJob:
-    """Tokens of one sequence whose keys and values a prefill call writes.
-
-    Attributes:
-        tokens: token ids.
-        pages: page ids of the sequence, in the order of its positions, from position 0.
-        start: position of the first token.
-    """
-
-    tokens: Sequence[int]
-    pages: Sequence[int]
-    start: int = 0
+    row_steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,19 +71,6 @@ class DispatchedCall:
 
     index_B: np.ndarray  # slot of each row; -1 for a padding row
     packed: Packed  # device arrays with the results
-
-
-class PrefillCall(NamedTuple):
-    """Host arrays of one prefill call, with the rows of all data shards.
-
-    Row b has `count_B` tokens, of which the first has position `first_B`; the rest of the row is
-    padding. `table_BJ` has the page ids of the row's sequence.
-    """
-
-    token_BT: np.ndarray
-    first_B: np.ndarray
-    count_B: np.ndarray
-    table_BJ: np.ndarray
 
 
 class Engine:
@@ -125,6 +98,7 @@ class Engine:
         self.recompute_reads = recompute_reads(
             model_config, max_len=config.max_len, kv_token_bytes=values * size
         )
+        self.weight_reads = model_config.num_parameters / values
         self.prefill_shape = prefill_shape(config.prefill_chunk, fine=self.spec.staged)
         device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
         on_accelerator = device.platform != "cpu"
@@ -162,6 +136,7 @@ class Engine:
         *,
         stop_token_ids: Sequence[int] = (),
         exit_below: int | Sequence[int] | None = 1,
+        steps: Sequence[int] | None = None,
     ) -> DispatchedCall:
         """Dispatches a decode call for all live slots and returns at once.
 
@@ -176,6 +151,7 @@ class Engine:
                 smaller bucket, the shard ends the call before `decode_steps` steps. A shard that
                 begins with fewer rows continues until no row is alive. None: all shards continue
                 until no row is alive.
+            steps: most steps of each data shard, of at most `decode_steps`; None: `decode_steps`.
 
         Raises:
             RuntimeError: the pool has too few free pages for `decode_steps` more tokens a slot.
@@ -190,7 +166,7 @@ class Engine:
         index_B = np.full(self.data * bucket, -1)
         for shard, part in enumerate(parts):
             index_B[shard * bucket :][: len(part)] = part
-        return self._dispatch(params, state, index_B, stop_token_ids, exit_below)
+        return self._dispatch(params, state, index_B, stop_token_ids, exit_below, steps)
 
     def dispatch_behind(
         self,
@@ -199,6 +175,7 @@ class Engine:
         call: DispatchedCall,
         *,
         stop_token_ids: Sequence[int] = (),
+        steps: Sequence[int] | None = None,
     ) -> DispatchedCall:
         """Dispatches a call that continues where `call` ends, before `call` is collected.
 
@@ -206,7 +183,7 @@ class Engine:
 
         Slots must hold pages for both calls. For the arguments see `dispatch`.
         """
-        return self._dispatch(params, state, call.index_B, stop_token_ids, 1, behind=call)
+        return self._dispatch(params, state, call.index_B, stop_token_ids, 1, steps, behind=call)
 
     def fits_smaller_bucket(self, call: DispatchedCall, rows: int) -> bool:
         """True if a smaller bucket (`ProgramSpec.row_buckets`) holds `rows` rows a data shard."""
@@ -222,6 +199,7 @@ class Engine:
         index_B: np.ndarray,
         stop_token_ids: Sequence[int],
         exit_below: int | Sequence[int] | None,
+        steps: Sequence[int] | None,
         *,
         behind: DispatchedCall | None = None,
     ) -> DispatchedCall:
@@ -233,7 +211,10 @@ class Engine:
             # uses that bucket's program.
             exit_below_D = np.maximum(np.array(exit_below, np.int32), smaller + 1)
         stop_X = pad_stop_ids(stop_token_ids)
-        state.pool, packed = self._decode(params, state, index_B, stop_X, exit_below_D, behind)
+        most_D = np.array(self.config.decode_steps if steps is None else steps, np.int32)
+        state.pool, packed = self._decode(
+            params, state, index_B, stop_X, exit_below_D, most_D, behind
+        )
         return DispatchedCall(index_B, packed)
 
     def collect(self, state: DecodeState, call: DispatchedCall) -> ResultTokens:
@@ -270,7 +251,7 @@ class Engine:
             count=counts,
             alive=rows.alive_B.copy(),
             steps=int(packed.steps.max()),
-            rows=len(call.index_B),
+            row_steps=len(call.index_B) // self.data * int(packed.steps.sum()),
         )
 
     def prefill_rows(
@@ -312,7 +293,7 @@ class Engine:
             state.pool = self.programs.prefill(params, state.pool, *self._to_device(call))
         for bucket in self.spec.row_buckets:
             nobody = np.full(self.data * bucket, -1)
-            state.pool, _ = self._decode(params, state, nobody, pad_stop_ids(()), 1)
+            state.pool, _ = self._decode(params, state, nobody, pad_stop_ids(()), 1, 1)
 
     def _decode(
         self,
@@ -321,11 +302,14 @@ class Engine:
         index_B: np.ndarray,
         stop_X: np.ndarray,
         exit_below: int | np.ndarray,
+        steps: int | np.ndarray,
         behind: DispatchedCall | None = None,
     ) -> tuple[Any, Packed]:
         rows, table_BJ = compact(state, index_B)
-        exit_below_D = np.broadcast_to(np.asarray(exit_below, np.int32), (self.data,))
-        rows, table_BJ, exit_below_D = self._to_device((rows, table_BJ, exit_below_D))
+        by_shard = [
+            np.broadcast_to(np.asarray(x, np.int32), self.data) for x in (exit_below, steps)
+        ]
+        rows, table_BJ, *by_shard = self._to_device((rows, table_BJ, *by_shard))
         if behind is not None:
             last = behind.packed
             rows = rows._replace(
@@ -334,7 +318,7 @@ class Engine:
         if self.dispatches_ahead:
             rows = sharding.on_slots(rows, self.spec.mesh)
         stop_X = self._to_device(stop_X, axis=None)
-        return self.programs.decode(params, state.pool, rows, table_BJ, stop_X, exit_below_D)
+        return self.programs.decode(params, state.pool, rows, table_BJ, stop_X, *by_shard)
 
     def _run_prefill(
         self, params: Model, pool: Any, jobs_by_shard: Sequence[Sequence[PrefillJob]]
@@ -343,56 +327,3 @@ class Engine:
         for call in prefill_calls(jobs_by_shard, self.prefill_shape, pages_of_a_row=width):
             pool = self.programs.prefill(params, pool, *self._to_device(call))
         return pool
-
-
-def prefill_calls(
-    jobs_by_shard: Sequence[Sequence[PrefillJob]], shape: PrefillShape, *, pages_of_a_row: int
-) -> Iterator[PrefillCall]:
-    """The prefill calls for all jobs.
-
-    A job of more tokens than a row is split over several rows. Each call uses the largest compiled
-    number of rows that the remaining rows fill, or the smallest one if they fill none.
-
-    Args:
-        jobs_by_shard: token sequences of each data shard, in an order in which pages are written
-            before they are read.
-        shape: tokens of a row, and the numbers of rows that are compiled.
-        pages_of_a_row: J.
-    """
-    chunk, buckets = shape
-    waiting = [
-        [
-            PrefillJob(job.tokens[i : i + chunk], job.pages, job.start + i)
-            for job in jobs
-            for i in range(0, len(job.tokens), chunk)
-        ]
-        for jobs in jobs_by_shard
-    ]
-    while most := max(map(len, waiting)):
-        rows = max((b for b in buckets if b <= most), default=buckets[0])
-        parts = [queue[:rows] for queue in waiting]
-        yield prefill_call(parts, rows=rows, chunk=chunk, pages_of_a_row=pages_of_a_row)
-        waiting = [queue[rows:] for queue in waiting]
-
-
-def prefill_call(
-    jobs_by_shard: Sequence[Sequence[PrefillJob]], *, rows: int, chunk: int, pages_of_a_row: int
-) -> PrefillCall:
-    """The host arrays of a call with one job a row; a row without a job is padding.
-
-    Each data shard has `rows` rows of `chunk` tokens. It may have at most `rows` jobs, each of at
-    most `chunk` tokens.
-    """
-    total = len(jobs_by_shard) * rows
-    call = PrefillCall(
-        np.zeros((total, chunk), np.int32),
-        np.zeros(total, np.int32),
-        np.zeros(total, np.int32),
-        np.zeros((total, pages_of_a_row), np.int32),
-    )
-    for shard, jobs in enumerate(jobs_by_shard):
-        for row, job in enumerate(jobs, start=shard * rows):
-            call.token_BT[row, : len(job.tokens)] = job.tokens
-            call.first_B[row], call.count_B[row] = job.start, len(job.tokens)
-            call.table_BJ[row, : len(job.pages)] = job.pages
-    return call

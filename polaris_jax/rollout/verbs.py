@@ -18,8 +18,9 @@ import numpy as np
 from jax import Array
 
 from polaris_jax.rollout.decode_state import DecodeState
-from polaris_jax.rollout.engine import Engine, PrefillJob, ResultTokens
+from polaris_jax.rollout.engine import Engine, ResultTokens
 from polaris_jax.rollout.fused_weights import Model
+from polaris_jax.rollout.prefill import PrefillJob
 from polaris_jax.rollout.settings import PromptParams
 
 

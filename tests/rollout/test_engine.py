@@ -5,7 +5,8 @@ import pytest
 
 from polaris_jax.rollout import SamplerConfig, programs
 from polaris_jax.rollout.decode_state import compact
-from polaris_jax.rollout.engine import Engine, PrefillJob, prefill_calls
+from polaris_jax.rollout.engine import Engine
+from polaris_jax.rollout.prefill import PrefillJob, prefill_calls
 from polaris_jax.rollout.settings import PromptParams, pad_stop_ids
 from polaris_jax.rollout.verbs import VerbEngine
 from tests.support.rollout.rollout_cases import CONFIG, small_model
@@ -22,7 +23,7 @@ def compiled_memory(program: str, num_pages: int, layout: str):
     if program == "decode":
         rows, table_BJ = compact(state, np.full(4, -1))
         lowered = compiled.decode.lower(
-            model, state.pool, rows, table_BJ, pad_stop_ids(()), np.ones(1, np.int32)
+            model, state.pool, rows, table_BJ, pad_stop_ids(()), *np.ones((2, 1), np.int32)
         )
     else:
         token_BT, row_B = np.zeros((4, 32), np.int32), np.zeros(4, np.int32)
@@ -53,9 +54,9 @@ def test_a_call_ends_once_its_rows_fit_a_smaller_bucket():
         params = PromptParams(0.0, 1.0, 0, 0.0, max_tokens=limit, seed=0)
         state = made.insert(prefix, state, slot, params=params)
     first = made.collect(state, made.dispatch(model, state))
-    assert (first.rows, first.steps) == (12, 3)
+    assert (first.row_steps, first.steps) == (12 * 3, 3)
     second = made.collect(state, made.dispatch(model, state))
-    assert (second.rows, second.steps) == (8, 3)
+    assert (second.row_steps, second.steps) == (8 * 3, 3)
     assert not second.alive.any()
 
 

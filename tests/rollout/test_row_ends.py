@@ -23,8 +23,8 @@ class AskedEngine(FakeEngine):
         super().__init__(*args)
         self.calls: list[tuple[list[int], int]] = []
 
-    def dispatch(self, model, state, *, stop_token_ids, exit_below):
-        call = super().dispatch(model, state, stop_token_ids=stop_token_ids, exit_below=exit_below)
+    def dispatch(self, model, state, *, exit_below, **asked):
+        call = super().dispatch(model, state, exit_below=exit_below, **asked)
         self.calls.append((exit_below, call.steps))
         return call
 

@@ -75,7 +75,7 @@ class Programs(NamedTuple):
     """Jitted functions of one spec.
 
     prefill(model, pool, token_BT, first_B, count_B, table_BJ) -> pool
-    decode(model, pool, rows, table_BJ, stop_X, exit_below_D) -> (pool, Packed)
+    decode(model, pool, rows, table_BJ, stop_X, exit_below_D, steps_D) -> (pool, Packed)
     copy_pages(pool, from_X, to_X) -> pool
     move_pages(pool, prefix_pool, to_J) -> pool
     """
@@ -113,7 +113,7 @@ def compiled(spec: ProgramSpec) -> Programs:
         decode=jitted(
             functools.partial(_decode, spec=spec),
             pool_at=1,
-            in_axes=(None, z, 0, 0, None, 0),
+            in_axes=(None, z, 0, 0, None, 0, 0),
             out_axes=(z, 0),
         ),
         copy_pages=jitted(
@@ -228,7 +228,20 @@ def _prefill(
         live_BT=step_BT < count_B[:, None],
         table_BJ=table_BJ,
     )
-    _, pool = model.forward(token_BT, first_B[:, None] + step_BT, attend, pool, unroll=spec.unroll)
+
+    def write(pool: Any) -> Any:
+        position_BT = first_B[:, None] + step_BT
+        return model.forward(token_BT, position_BT, attend, pool, unroll=spec.unroll)[1]
+
+    if sharding.slot_shards(spec.mesh) == 1:
+        return write(pool)
+    # A shard without a row of its own does nothing. A loop, because a branch may copy the pool.
+    some = jnp.any(count_B > 0)
+    _, pool = jax.lax.while_loop(
+        lambda state: (state[0] < 1) & some,
+        lambda state: (state[0] + 1, write(state[1])),
+        (jnp.int32(0), pool),
+    )
     return pool
 
 
@@ -239,6 +252,7 @@ def _decode(
     table_BJ: Array,
     stop_X: Array,
     exit_below_D: Array,
+    steps_D: Array,
     *,
     spec: ProgramSpec,
 ) -> tuple[Any, Packed]:
@@ -270,7 +284,7 @@ def _decode(
 
     def going(state: Any) -> Array:
         i, _, _, alive_B, *_ = state
-        return (i < steps) & (jnp.sum(alive_B) >= exit_below)
+        return (i < steps) & (i < steps_D[0]) & (jnp.sum(alive_B) >= exit_below)
 
     def step(state: Any) -> Any:
         i, token_B, position_B, alive_B, cache, token_BK, logp_BK = state

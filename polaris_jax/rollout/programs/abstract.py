@@ -84,6 +84,7 @@ def decode_program(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh)
         a_row(config.pages_of_a_row),
         jax.ShapeDtypeStruct((MAX_STOP_TOKENS,), np.int32, sharding=sharding.replicated(mesh)),
         _split(mesh, (data,), np.int32),
+        _split(mesh, (data,), np.int32),
     )
     return AbstractProgram("decode", programs.compiled(spec).decode, args)
 

@@ -88,7 +88,7 @@ class FakeEngine:
         self.slots_a_shard = config.slots // shards
         self.row_buckets = row_buckets(self.slots_a_shard)
         self.dispatches_ahead = bool(config.dispatch_ahead)
-        self.recompute_reads = 1.0
+        self.recompute_reads = self.weight_reads = 1.0
         self.dispatched_behind = 0
         self.prefilled_tokens = 0
         self.most_prefilled = 0  # in a step, by one shard
@@ -130,7 +130,13 @@ class FakeEngine:
                 pages[target] = values
 
     def dispatch(
-        self, model: int, state: DecodeState, *, stop_token_ids: Any, exit_below: Any
+        self,
+        model: int,
+        state: DecodeState,
+        *,
+        stop_token_ids: Any,
+        exit_below: Any,
+        steps: list[int],
     ) -> FakeCall:
         position_B, token_B = state.rows.position_B, state.rows.token_B
         begin = {
@@ -139,10 +145,16 @@ class FakeEngine:
         }
         rows = Counter(slot // self.slots_a_shard for slot in begin)
         bucket = next(b for b in self.row_buckets if b >= max(rows.values()))
-        return self._run(model, state, begin, bucket, stop_token_ids, exit_below)
+        return self._run(model, state, begin, bucket, stop_token_ids, exit_below, steps)
 
     def dispatch_behind(
-        self, model: int, state: DecodeState, call: FakeCall, *, stop_token_ids: Any
+        self,
+        model: int,
+        state: DecodeState,
+        call: FakeCall,
+        *,
+        stop_token_ids: Any,
+        steps: list[int],
     ) -> FakeCall:
         """Begins at what the call holds; the host's rows are those from before it."""
         self.dispatched_behind += 1
@@ -152,7 +164,8 @@ class FakeEngine:
             new, before = call.tokens[slot], int(state.rows.position_B[slot])
             token = new[-1] if new else int(state.rows.token_B[slot])
             begin[slot] = before + len(new), token
-        behind = self._run(model, state, begin, call.bucket, stop_token_ids, [1] * self.data)
+        ends = [1] * self.data
+        behind = self._run(model, state, begin, call.bucket, stop_token_ids, ends, steps)
         for slot in call.index:
             behind.tokens.setdefault(slot, [])
             behind.alive.setdefault(slot, False)
@@ -169,8 +182,11 @@ class FakeEngine:
         bucket: int,
         stop_token_ids: Any,
         exit_below: Any,
+        most_steps: list[int],
     ) -> FakeCall:
         assert len(stop_token_ids) <= 16
+        assert all(1 <= most <= self.config.decode_steps for most in most_steps)
+        assert max(most_steps) == self.config.decode_steps
         live = list(begin)
         call = FakeCall(live, bucket, {}, {}, 0)
         smaller = max((b for b in self.row_buckets if b < bucket), default=0)
@@ -180,7 +196,7 @@ class FakeEngine:
             alive = set(own)
             steps, least = 0, max(exit_below[shard], smaller + 1)
             least = 1 if len(alive) < least else least
-            while steps < self.config.decode_steps and len(alive) >= least:
+            while steps < most_steps[shard] and len(alive) >= least:
                 steps += 1
                 for slot in sorted(alive):
                     new = self._decode_one(state, shard, slot, rows[slot])
@@ -250,7 +266,7 @@ class FakeEngine:
             count=counts,
             alive=rows.alive_B.copy(),
             steps=call.steps,
-            rows=len(call.index),
+            row_steps=len(call.index) * call.steps,
         )
 
 

@@ -29,7 +29,7 @@ from tests.support.parts import NothingRight, make_parts, make_state, stage_at
 from tests.support.rollout.pods import LENGTHS, PODS, PROMPT_TOKENS, RESPONSES
 from tests.test_step import after
 
-GRAIN = 256
+GRAIN = 16
 HOST, PROBLEMS, SAMPLES = PODS["h100:32"], 32, RESPONSES
 PROMPT, BUDGET = round(PROMPT_TOKENS / GRAIN) + 1, LENGTHS.longest // GRAIN
 TRAINING_STEPS = 8
