@@ -29,7 +29,7 @@ from polaris_jax.demo.chains import Mix
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import Decoder, ModelConfig, next_token_logprobs, save_pretrained
 from polaris_jax.models.attention import attend as attention
-from polaris_jax.system.files import write_bytes
+from polaris_jax.system.files import delete_partials, write_bytes
 from polaris_jax.system.foreign import read_json
 from polaris_jax.system.progress import Progress
 from polaris_jax.train.optimizer import guarded_step
@@ -317,5 +317,6 @@ def make_base_model(config: RunConfig, path: epath.Path, progress: Progress) -> 
             on_step=lambda step, loss: phase.advance_to(step + 1, f"loss {loss:.3f}"),
         )
     done.unlink(missing_ok=True)  # or a kill here would leave these weights under the old name
+    delete_partials(path)
     save_pretrained(model, path, tokenizer=tokenizer)
     write_bytes(done, json.dumps(identity, sort_keys=True).encode())

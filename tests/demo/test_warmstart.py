@@ -157,3 +157,11 @@ def test_a_kill_while_other_weights_are_written_leaves_no_mark(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         warmstart.make_base_model(CONFIG, as_place(tmp_path), Progress(enabled=False))
     assert not done.exists()
+
+
+def test_what_a_kill_left_of_an_export_is_swept(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.json.0123abcd.partial").write_text("{")
+    monkeypatch.setattr(warmstart, "warm_start", lambda model, *_, **__: model)
+    warmstart.make_base_model(CONFIG, as_place(tmp_path), Progress(enabled=False))
+    assert (tmp_path / "model.safetensors").is_file()
+    assert not list(tmp_path.glob("*.partial"))
