@@ -99,7 +99,8 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--{name}={own[name]}: there is no such file")
     has_parent = is_remote(out) or out.parent.is_dir()  # a store has no directories to make
     if out.is_dir() or not has_parent:
-        raise ConfigError(f"--out={own['out']}: it needs to be a file in a directory that exists")
+        what = "is a directory" if out.is_dir() else "lies in no directory that exists"
+        raise ConfigError(f"--out={own['out']}: it {what}; name a file in one that exists")
     if out.exists() and out.resolve() == source.resolve():
         raise ConfigError(f"--out={own['out']}: it is the input; name another file")
     options = GradeOptions(

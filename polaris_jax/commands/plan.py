@@ -77,7 +77,8 @@ def main(argv: list[str]) -> int:
 
     topology, out = parse_topology(own["topology"]), as_place(own["out"])
     if out.is_dir() or not (is_remote(out) or out.parent.is_dir()):
-        raise ConfigError(f"--out={own['out']}: it needs to be a file in a directory that exists")
+        what = "is a directory" if out.is_dir() else "lies in no directory that exists"
+        raise ConfigError(f"--out={own['out']}: it {what}; name a file in one that exists")
     _before_jax(topology)
     from polaris_jax.plan.command import PlanOptions, plan
     from polaris_jax.plan.fit import Residency

@@ -19,6 +19,7 @@ MIN_COMPILE_S = 0.3  # programs that compile faster are not kept
 # What to do about an error of the system that names a file.
 _REMEDIES = {
     errno.EISDIR: "a file belongs there; move the directory away",
+    errno.ENXIO: "a regular file belongs there; delete the pipe or socket",
     errno.ENOTDIR: "a directory belongs there; move the file away",
     errno.ELOOP: "the link leads to itself; restore the file",
     errno.EACCES: "give this user the right to it, or choose another place",

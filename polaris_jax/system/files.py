@@ -155,7 +155,9 @@ def append_bytes(path: AnyPath, data: bytes, *, durable: bool = True) -> None:
         place = epath.Path(path)
         write_bytes(place, (place.read_bytes() if place.exists() else b"") + data)
         return
-    with open(path, "ab") as file:
+    # Of a pipe that nobody reads an open would wait for ever; without blocking it is an error.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+    with open(os.open(path, flags, 0o666), "ab") as file:
         file.write(data)
         file.flush()
         if durable:

@@ -163,7 +163,7 @@ def test_bad_rows_are_named(text: str, words: str, tmp_path: Path, capsys) -> No
         (["--input=/", "--out=o"], "--input=/: it is a directory; name one file in it"),
         (["--input=S"], "--out: needed"),
         (["--input=S", "--out=S"], "it is the input"),
-        (["--input=S", "--out=/none/here/o"], "in a directory that exists"),
+        (["--input=S", "--out=/none/here/o"], "it lies in no directory that exists; name a file"),
         (["--input=S", "--out=o", "--problems=none"], "--problems=none: there is no such file"),
         (["--input=S", "--out=o", "--mode=both"], "mode"),
         (["--input=S", "--out=o", "--presett=strict"], "did you mean --preset?"),

@@ -20,8 +20,11 @@ SEARCH = [TINY, "--topology=cpu:2", "--search"]
         ([TINY, "--topology=cpu:8", "--config.mesh.fsdp=-1", "--config.batch.rows=3"], "rows=3"),
         ([TINY, "--topology=cpu:2", "--config.mesh.fsdp=-1", "--config.rollout.tensor=4"], "=4"),
         ([TINY, "--topology=cpu:2", "--config.mesh.tensor=0"], "mesh.tensor=0: must be at least 1"),
-        ([TINY, "--topology=cpu:2", "--out=none/here.json"], "--out=none/here.json: it needs"),
-        ([TINY, "--topology=cpu:2", "--out=configs"], "--out=configs: it needs to be a file"),
+        ([TINY, "--topology=cpu:2", "--out=none/here.json"], "--out=none/here.json: it lies"),
+        (
+            [TINY, "--topology=cpu:2", "--out=configs"],
+            "--out=configs: it is a directory; name a file",
+        ),
         ([*SEARCH, "--config.rollout.devices=1"], "rollout.devices=1: a plan knows"),
         ([*SEARCH, "--config.rollout.data=1"], "rollout.data=1: a plan lays a sampler over all"),
         ([TINY, "--topology=cpu:2", "--mean_response_tokens=1e6"], "at most at the stage's"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import types
@@ -163,8 +164,9 @@ def test_a_damaged_line_of_timing_stops_nothing(tmp_path, line):
         MetricsWriter(tmp_path).cut_back(3)
 
 
-def test_timing_that_cannot_be_written_is_a_warning(tmp_path, capsys):
-    (tmp_path / "timing.jsonl").mkdir()
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_timing_that_cannot_be_written_is_a_warning(make, tmp_path, capsys):
+    make(tmp_path / "timing.jsonl")
     writer = MetricsWriter(tmp_path)
     assert writer.cut_back(0) == (0, [])
     for step in range(3):

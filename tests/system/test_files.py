@@ -1,5 +1,6 @@
 """Places on a disk and in an object store, and writes that are whole or absent."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -48,6 +49,13 @@ def test_writes_and_appends_add_up(bucket, tmp_path, remote):
     files.delete(folder / "a")
     files.delete(folder / "absent")
     assert [p.name for p in files.matching(folder, "*")] == ["new"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(OSError) as caught:
+        files.append_bytes(tmp_path / "a", b"1\n")
+    assert caught.value.errno == errno.ENXIO and caught.value.filename == str(tmp_path / "a")
 
 
 def test_a_refused_write_names_the_place_and_keeps_the_old(bucket, monkeypatch, tmp_path):
