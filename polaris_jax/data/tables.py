@@ -171,7 +171,9 @@ def table_rows(path: epath.Path, place: str, columns: Collection[str] | None) ->
         raise
     except damages as error:
         reason = "needs too much memory" if isinstance(error, MemoryError) else one_line(error)
-        raise DataError(f"data.problems={str(path)!r}: not {kind} ({reason})") from error
+        raise DataError(
+            f"data.problems={str(path)!r}: not {kind} ({reason}); fetch or make it again"
+        ) from error
 
 
 # A batch, the columns that are not read, and whether the file is one of ours.
