@@ -252,7 +252,7 @@ def _rows(
     workload: str, runs: dict[Side, list[dict[str, Any]]], *, candidate: bool = False
 ) -> list[record.Row]:
     """The rows of a record; without `candidate` the first side is ours."""
-    first = next(iter(runs), None)
+    ours = next(iter(runs.values()), [])
     return [
         record.Row(
             workload=f"{workload}: {WORKLOADS[workload]}",
@@ -264,7 +264,7 @@ def _rows(
             settings={k: v for k, v in side.settings.items() if k != "dtype"},
             seconds=_median(found),
             tokens_per_s=found[0]["real_tokens"] / _median(found),
-            ratio=None if candidate or side == first else _ratio(runs[first], found),
+            ratio=None if candidate or found is ours else _ratio(ours, found),
             peak_bytes=int(statistics.median(run["peak_bytes"] for run in found)),
             candidate=candidate,
         )
