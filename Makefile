@@ -23,8 +23,8 @@ ARGS ?=
 SEED ?= 0
 
 .PHONY: help demo demo-real demo-seeds ablations ablations-all test test-quick test-slow test-oldest \
-  lint style bench bench-gpu bench-grader bench-sampler docs site drills house audit constraints dist docker-steps \
-  venv venv-tpu venv-cuda12 venv-cuda13
+  lint style bench bench-check bench-gpu bench-grader bench-sampler docs site drills house audit \
+  constraints dist docker-steps venv venv-tpu venv-cuda12 venv-cuda13
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -75,13 +75,13 @@ style: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# bench-sampler is not among them: it downloads gigabytes of other systems. Nor are house.py, which
-# measures the sources, and same_bytes.py, which compares two runs.
+# bench-sampler is not among them: it downloads gigabytes of other systems. Nor are bench-check, which
+# judges, house.py, which measures the sources, and same_bytes.py, which compares two runs.
 bench: $(BASE)  ## every benchmark of a CPU that needs no other data or system, one after the other
 	for file in benchmarks/*.py; do \
 	  case "$$file" in \
 	    benchmarks/gpu.py|benchmarks/grader.py|benchmarks/sampler.py) continue;; \
-	    benchmarks/house.py|benchmarks/same_bytes.py) continue;; \
+	    benchmarks/check.py|benchmarks/house.py|benchmarks/same_bytes.py) continue;; \
 	  esac; \
 	  echo "== $$file"; $(BIN)/python "$$file" $(ARGS); \
 	done
@@ -92,8 +92,11 @@ bench-gpu: venv-cuda12  ## decode, update and attention of Qwen3-4B's shape on o
 bench-grader: $(BASE)  ## the math grader beside math-verify and sympy: answers/s, labelled accuracy
 	$(BIN)/python benchmarks/grader.py $(ARGS)
 
-bench-sampler: $(BASE)  ## rollout speed beside vLLM, transformers, tunix (installs them, gigabytes; 1 hour)
+bench-sampler: $(BASE)  ## rollout speed beside vLLM, transformers, tunix (installs them, gigabytes; hours)
 	$(BIN)/python benchmarks/sampler.py $(ARGS)
+
+bench-check: $(BASE)  ## our sampler and update over the machine's products: 95% of the recorded ratios?
+	$(BIN)/python benchmarks/check.py $(ARGS)
 
 docs: $(BASE)  ## the pages that are made of declarations: settings, their other names, metrics
 	$(BIN)/python -m polaris_jax.config.listing > docs/config.md

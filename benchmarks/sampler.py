@@ -1,13 +1,17 @@
 """Rollout speed beside other systems: useful response tokens a second over long-tailed lengths.
 
-    python benchmarks/sampler.py [--workloads S1,S2,S3,S4] [--sides polaris_jax,vllm,...]
-        [--rounds 3] [--out FILE]
+    python benchmarks/sampler.py [--workloads S1,S2,...,S6] [--sides polaris_jax,vllm,...]
+        [--rounds 3] [--out FILE] [--record FILE.json]
 
 S1: a random Qwen3 of 15.7M parameters, 16 prompts x 8. S2: SmolLM2-135M, 8 prompts x 4. S3: a long
 prefix that all prompts share, with and without our prefix cache. S4: 256 requests over a page pool
-for all of them and for a quarter.
+for all of them and for a quarter. S5: a random Qwen3 of 102M parameters with a vocabulary of
+151,936, 8 prompts x 4. S6: S1's model, 8 prompts x 4 with responses of up to 1,792 tokens.
 
-Float32, 2 threads, temperature 1, chosen tokens' log-probs returned, stop ids ignored. Every sample
+2 threads, temperature 1, stop ids ignored; the chosen tokens' log-probs are returned unless a
+side's name says otherwise. A side's dtype, allocator and settings stand in its row. vLLM runs at
+the best of a grid for each dtype (block size, tcmalloc and libiomp5 preloaded, prefix cache): each
+point is tried once, the best one takes part in the rounds, with log-probs and without. Every sample
 has a length of its own and is a request of its own; equal prompts come 8 (4) times, and what a side
 makes of that is its business. A side that cannot end a request alone runs a batch to its longest
 one, and only the tokens asked for count. Weights are the same files. New prompts every round; sides
@@ -35,12 +39,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
+from peers import record
 from peers.report import Report
 from peers.sampling import environments, tables
 from peers.sampling.driver import OURS, Process, Side
 from peers.sampling.environments import PeerFailed
-from peers.sampling.sides import PEERS, sides_of
+from peers.sampling.sides import DTYPES, PEERS, VLLM, sides_of, vllm_grid, without_logprobs
 from peers.sampling.tables import Result
 from peers.sampling.workloads import WORKLOADS, Request, Workload, requests, shrunk
 from update import MATMUL
@@ -59,6 +65,8 @@ def main() -> None:
     report.add(_head(args))
     pythons = _interpreters(args)
     broken = False
+    rows: list[record.Row] = []
+    notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.workloads.split(","):
             workload = shrunk(WORKLOADS[name]) if args.tiny else WORKLOADS[name]
@@ -72,22 +80,34 @@ def main() -> None:
                 report.add([f"Left out: {error.args[0]}.", ""])
                 continue
             sides = [side for side in sides if side.system in args.sides.split(",")]
+            tried: list[Result] = []
+            if VLLM in args.sides.split(",") and not workload.only_ours:
+                tried = _tried(args, workload, weights, rounds, pythons)
+                sides += _best(tried)
+                report.add(tables.tried(tried))
             if not sides:
                 report.add([f"Left out: none of its sides is among --sides={args.sides}.", ""])
                 continue
             results, matmul = _measure(args, workload, weights, rounds, sides, pythons)
             for result in results:
-                if result.rounds:
-                    examples = result.rounds[-1]["examples"]
+                examples = result.rounds[-1].get("examples") if result.rounds else None
+                if examples and result.dtype == "float32":
                     result.logprob_error = ours.logprob_error(weights, examples, workload.max_len)
             report.add(_part(workload, results, matmul))
+            what = f"{workload.name}: {ours.MODELS[workload.model]}"
+            what += f", {workload.prompts} prompts x {workload.samples}"
+            rows += tables.rows(what, results) + tables.rows(what, tried, candidate=True)
+            notes += tables.failures(what, [*results, *tried])
+            if args.record:
+                made = record.new_record("sampler", threads=args.threads, rows=rows, notes=notes)
+                made.write(args.record)
             broken |= any(r.failure for r in results if r.side.system == OURS)
     sys.exit(1 if broken else 0)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="useful response tokens a second")
-    systems = (OURS, *dict.fromkeys(side.system for side in PEERS))
+    systems = (OURS, VLLM, *dict.fromkeys(side.system for side in PEERS))
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help="separated by commas")
     parser.add_argument("--sides", default=",".join(systems), help="systems, separated by commas")
     parser.add_argument("--rounds", type=int, default=3)
@@ -99,6 +119,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--timeout_s", type=float, default=1800, help="of one answer of a side")
     parser.add_argument("--tiny", action="store_true", help="a smoke test; figures mean nothing")
+    parser.add_argument("--record", type=Path, help="also write the rows as JSON")
     parser.add_argument("--out", default="", help="also write a Markdown file, part by part")
     args = parser.parse_args()
     for flag, given, known in (
@@ -137,13 +158,7 @@ def _measure(
     pythons: dict[str, str | PeerFailed],
 ) -> tuple[list[Result], list[float]]:
     """Every side on every round but the first, which compiles; the matmul rate of each round."""
-    job = {
-        "weights": str(weights),
-        "threads": args.threads,
-        "slots": workload.num_requests,
-        "max_len": workload.max_len,
-        "longest_prompt": workload.longest_prompt,
-    }
+    job = _job(args, workload, weights)
     lines = [[dataclasses.asdict(request) for request in part] for part in rounds]
     results = [Result(side) for side in sides]
     running: dict[str, Process] = {}
@@ -151,14 +166,7 @@ def _measure(
     try:
         for result in results:
             with _noting_failure(result, running):
-                python = pythons[result.side.system]
-                if isinstance(python, PeerFailed):
-                    raise python
-                result.version = environments.version(python, result.side.system)
-                process = Process(result.side, python, job, timeout_s=args.timeout_s)
-                running[result.name] = process
-                result.load_s = process.load_s
-                result.first_s = process.ask(lines[0])["seconds"]
+                _start(result, running, pythons, job, lines[0], timeout_s=args.timeout_s)
         for number, asked in enumerate(lines[1:]):
             matmul.append(_matmul_rate(args.threads))
             first = number % len(results)
@@ -175,6 +183,70 @@ def _measure(
         for process in running.values():
             process.end()
     return results, matmul
+
+
+def _job(args: argparse.Namespace, workload: Workload, weights: Path) -> dict[str, Any]:
+    return {
+        "weights": str(weights),
+        "threads": args.threads,
+        "slots": workload.num_requests,
+        "max_len": workload.max_len,
+        "longest_prompt": workload.longest_prompt,
+    }
+
+
+def _start(
+    result: Result,
+    running: dict[str, Process],
+    pythons: dict[str, str | PeerFailed],
+    job: dict[str, Any],
+    asked: list[dict[str, Any]],
+    *,
+    timeout_s: float,
+) -> None:
+    """Loads a side and makes the call that compiles."""
+    python = pythons[result.side.system]
+    if isinstance(python, PeerFailed):
+        raise python
+    result.version = environments.version(python, result.side.system)
+    process = Process(result.side, python, job, timeout_s=timeout_s)
+    running[result.name] = process
+    result.load_s, result.libraries = process.load_s, process.libraries
+    result.first_s = process.ask(asked)["seconds"]
+
+
+def _tried(
+    args: argparse.Namespace,
+    workload: Workload,
+    weights: Path,
+    rounds: Sequence[Sequence[Request]],
+    pythons: dict[str, str | PeerFailed],
+) -> list[Result]:
+    """Each setting of vLLM on one round, one process after the other."""
+    lines = [[dataclasses.asdict(request) for request in part] for part in rounds[:2]]
+    results = [Result(side) for dtype in DTYPES for side in vllm_grid(dtype)]
+    for result in results:
+        running: dict[str, Process] = {}
+        try:
+            with _noting_failure(result, running):
+                job = _job(args, workload, weights)
+                _start(result, running, pythons, job, lines[0], timeout_s=args.timeout_s)
+                result.rounds.append(running[result.name].ask(lines[1]))
+        finally:
+            for process in running.values():
+                process.end()
+    return results
+
+
+def _best(tried: Sequence[Result]) -> list[Side]:
+    """The fastest side of each dtype, and the same without log-probs."""
+    sides = []
+    for dtype in DTYPES:
+        ran = [result for result in tried if result.dtype == dtype and result.rounds]
+        if ran:
+            best = max(ran, key=lambda result: result.rates[0]).side
+            sides += [best, without_logprobs(best)]
+    return sides
 
 
 @contextlib.contextmanager
@@ -207,12 +279,10 @@ def _part(workload: Workload, results: list[Result], matmul: list[float]) -> lis
 
 
 def _head(args: argparse.Namespace) -> list[str]:
-    asked = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     return [
         "# Rollout speed",
         "",
-        f"{date.today()}, commit `{commit or 'unknown'}`, {args.threads} threads of "
+        f"{date.today()}, commit `{record.commit()}`, {args.threads} threads of "
         f"{os.cpu_count()} ({platform.machine()}), Python {platform.python_version()}, medians of "
         f"{args.rounds} rounds{', TINY: figures mean nothing' if args.tiny else ''}. Made by "
         "`benchmarks/sampler.py`.",

@@ -1,13 +1,20 @@
 """One GRPO step on this machine: seconds, memory, padding and model FLOPs, beside other systems.
 
-    python benchmarks/update.py [--trl_python PATH] [--tunix_python PATH] [--repeat 3] [--out FILE]
+    python benchmarks/update.py [--workloads U1,U2,U3] [--trl_python PATH] [--tunix_python PATH]
+        [--repeat 3] [--out FILE] [--record FILE.json]
 
-64 responses with long-tailed lengths, a Qwen3 of 15M parameters and a vocabulary of 8,192, float32,
-2 threads: the product's update, TRL's GRPOTrainer loss with torch's AdamW, tunix's grpo loss with
-optax's. Each side is a process of its own; the sides take turns, `--repeat` times; compile and load
-time is apart. Then a 100M-parameter shape against the machine's own matmul rate, measured in the
-same run, and a table of seconds over four batch sizes at a fixed row length. A side without an
-interpreter is left out and said so.
+U1: 64 responses with long-tailed lengths up to 256, a Qwen3 of 15M parameters and a vocabulary of
+8,192. U2: 32 of them, a vocabulary of 151,936. U3: 16 responses of up to 1,024 tokens. 2 threads:
+the product's update, TRL's GRPOTrainer loss with torch's AdamW, tunix's grpo loss with optax's. TRL
+runs at the best of a grid for each dtype: batches of all rows, 16 and 8, gradients accumulated;
+each point is tried once. tunix runs one batch in float32. Each side is a process of its own; the
+sides take turns, `--repeat` times; compile and load time is apart. A side without an interpreter is
+left out and said so. A float32 side whose first loss is not ours trains something else: it is
+noted.
+
+Then what must not grow: seconds over four batch sizes against a fitted line, a step's time over
+`--flat_steps` steps, compiles after the second step. At last a 100M-parameter shape against the
+machine's own matmul rate, measured in the same run.
 
 Model FLOPs of a step: 6 x (parameters without the embedding table) x real tokens, plus causal
 attention 6 x L x N x H x sum of squared lengths. Neither recomputation nor padding is counted.
@@ -16,6 +23,7 @@ attention 6 x L x N x H x sum of squared lengths. Neither recomputation nor padd
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -23,13 +31,25 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peers import growth, record
 from peers.report import Report
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / "peers"
+OURS = record.OURS
+DTYPES = ("float32", "bfloat16")
+TRL_BATCHES = (0, 16, 8)  # 0: all rows in one batch
+MAX_LOSS_ERROR = 0.02  # of our loss
+SCALES = (1, 2, 4, 8)
+WORKLOADS = {
+    "U1": "64 responses of up to 256 tokens, Qwen3 of 15M parameters",
+    "U2": "32 responses of up to 256 tokens, Qwen3 of 70M parameters, vocabulary 151,936",
+    "U3": "16 responses of up to 1,024 tokens, Qwen3 of 15M parameters",
+}
 MATMUL = """
 import os, sys, time
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -44,54 +64,128 @@ print(2 * 2048**3 / best[4])
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One line of a table: a system with its settings."""
+
+    name: str
+    system: str
+    dtype: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+
 def main() -> None:
+    args = _arguments()
+    report = Report(args.out)
+    report.add([_head(args)])
+    rows: list[record.Row] = []
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for workload in args.workloads.split(","):
+            weights = write_weights(Path(folder), workload)
+            sides, tried = _sides(args, workload, weights)
+            runs: dict[Side, list[dict[str, Any]]] = {side: [] for side in sides}
+            for _ in range(args.repeat):
+                for side in sides:
+                    runs[side].append(_run(args, side, workload, weights, args.steps))
+            found = _rows(workload, runs), _rows(workload, tried, candidate=True)
+            rows += [*found[0], *found[1]]
+            notes += _other_losses(workload, runs)
+            report.add([*_comparison(workload, runs, tried), *_other_losses(workload, runs), ""])
+            _write_record(args, rows, notes)
+    if not args.skip_growth:
+        grown = _growth(args)
+        notes += [line for line in grown if line.startswith(("kept", "BROKEN"))]
+        report.add(grown)
+        _write_record(args, rows, notes)
+    if not args.skip_large:
+        report.add(_large(args))
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="seconds and memory of one GRPO step")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="separated by commas")
     parser.add_argument("--trl_python", default="", help="an interpreter that imports trl")
     parser.add_argument("--tunix_python", default="", help="an interpreter that imports tunix")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a process")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--row_len", type=int, default=512)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--skip_large", action="store_true", help="only the comparison")
+    parser.add_argument("--flat_steps", type=int, default=100)
+    parser.add_argument("--skip_growth", action="store_true", help="no sizes, no long run")
+    parser.add_argument("--skip_large", action="store_true", help="no 100M shape")
+    parser.add_argument("--record", type=Path, help="also write the rows as JSON")
     parser.add_argument("--out", default="", help="also write a Markdown file")
     args = parser.parse_args()
-    report = Report(args.out)
-    report.add([_head(args)])
-    with tempfile.TemporaryDirectory() as folder:
-        weights = _write_weights(Path(folder) / "weights")
-        sides = _sides(args, weights)
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-        for _ in range(args.repeat):
-            for name, command in sides.items():
-                runs[name].append(_run(command))
-        report.add(_comparison(runs))
-    if not args.skip_large:
-        report.add(_large(args))
-        report.add(_sizes(args))
+    for name in args.workloads.split(","):
+        if name not in WORKLOADS:
+            parser.error(f"--workloads: {name!r}; expected some of {', '.join(WORKLOADS)}")
+    return args
 
 
-def _ours(args: argparse.Namespace, *more: str) -> list[str]:
+def trl_grid(dtype: str, responses: int) -> list[Side]:
+    """TRL with one dtype: rows of a batch; the gradients of a step's batches are accumulated."""
+    batches = dict.fromkeys(batch or responses for batch in TRL_BATCHES)
     return [
-        *(sys.executable, str(PEERS / "polaris_side.py"), "--threads", str(args.threads)),
-        *("--row_len", str(args.row_len), "--rows", str(args.rows)),
+        Side(f"trl, {dtype}, batches of {batch}", "trl", dtype, {"batch": batch, "dtype": dtype})
+        for batch in batches
+        if batch <= responses and responses % batch == 0
+    ]
+
+
+def fastest(tried: dict[Side, list[dict[str, Any]]]) -> list[Side]:
+    """The fastest side of each dtype."""
+    best: dict[str, Side] = {}
+    for side in sorted(tried, key=lambda side: _median(tried[side])):
+        best.setdefault(side.dtype, side)
+    return list(best.values())
+
+
+def _sides(
+    args: argparse.Namespace, workload: str, weights: Path
+) -> tuple[list[Side], dict[Side, list[dict[str, Any]]]]:
+    """The sides that take turns, ours first, and one run of each point of TRL's grid."""
+    sides = [Side(OURS, OURS, "float32"), Side("ours, bfloat16", OURS, "bfloat16")]
+    tried: dict[Side, list[dict[str, Any]]] = {}
+    responses = int(WORKLOADS[workload].split()[0])
+    for name in ("trl", "tunix"):
+        if not getattr(args, f"{name}_python"):
+            print(f"{name}: left out, no --{name}_python given", file=sys.stderr)
+        elif name == "tunix":
+            sides.append(Side("tunix, one batch", "tunix", "float32"))
+        else:
+            for side in [side for dtype in DTYPES for side in trl_grid(dtype, responses)]:
+                tried[side] = [_run(args, side, workload, weights, 1)]
+            sides += fastest(tried)
+    return sides, tried
+
+
+def _run(
+    args: argparse.Namespace, side: Side, workload: str, weights: Path, steps: int
+) -> dict[str, Any]:
+    if side.system == OURS:
+        more = ("--weights", str(weights), "--steps", str(steps), "--dtype", side.dtype)
+        return run(ours(args.threads, workload, *more))
+    script = PEERS / f"{side.system}_side.py"
+    python = getattr(args, f"{side.system}_python")
+    size = (str(weights), str(steps), str(args.threads), workload)
+    return run([python, str(script), *size, json.dumps(side.settings)])
+
+
+def ours(threads: int, workload: str, *more: str) -> list[str]:
+    """The command of our side."""
+    script = PEERS / "polaris_side.py"
+    return [
+        *(sys.executable, str(script), "--threads", str(threads), "--workload", workload),
         *more,
     ]
 
 
-def _sides(args: argparse.Namespace, weights: Path) -> dict[str, list[str]]:
-    sides = {"polaris_jax": _ours(args, "--weights", str(weights), "--steps", str(args.steps))}
-    for name in ("trl", "tunix"):
-        python = getattr(args, f"{name}_python")
-        if not python:
-            print(f"{name}: left out, no --{name}_python given", file=sys.stderr)
-            continue
-        script = PEERS / f"{name}_side.py"
-        sides[name] = [python, str(script), str(weights), str(args.steps), str(args.threads)]
-    return sides
+def run(command: list[str]) -> dict[str, Any]:
+    """What a side says.
 
-
-def _run(command: list[str]) -> dict[str, Any]:
+    Raises:
+        SystemExit: it failed; with the end of its stderr.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
     if command[0] == sys.executable:
         environment["PYTHONPATH"] = str(HERE.parent)
@@ -103,82 +197,121 @@ def _run(command: list[str]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _write_weights(target: Path) -> Path:
+def write_weights(folder: Path, workload: str) -> Path:
     """Random weights and a word tokenizer that every side can load."""
     sys.path[:0] = [str(HERE.parent), str(PEERS)]
     os.environ["JAX_PLATFORMS"] = "cpu"
-    import case as step_case  # pyright: ignore[reportMissingImports]
     import jax
-    from shapes import SHAPES  # pyright: ignore[reportMissingImports]
+    from shapes import SHAPE_OF, SHAPES  # pyright: ignore[reportMissingImports]
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
     from polaris_jax.models import Decoder, save_pretrained
 
-    words = {f"w{i}": i for i in range(step_case.VOCAB)}
+    target, shape = folder / SHAPE_OF[workload], SHAPES[SHAPE_OF[workload]]
+    if target.exists():
+        return target
+    words = {f"w{i}": i for i in range(shape.vocab_size)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")),
         pad_token="w0",
-        eos_token=f"w{step_case.VOCAB - 1}",
+        eos_token=f"w{shape.vocab_size - 1}",
         unk_token="w0",
     )
-    save_pretrained(Decoder.init(SHAPES["peers"], jax.random.key(0)), str(target), tokenizer)
+    save_pretrained(Decoder.init(shape, jax.random.key(0)), str(target), tokenizer)
     return target
 
 
 def _head(args: argparse.Namespace) -> str:
-    commit = subprocess.run(
-        ["git", "-C", str(HERE), "rev-parse", "--short=12", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return (
-        f"# One GRPO step\n\nCommit `{commit or 'unknown'}`, {args.threads} threads, "
-        f"{platform.machine()}, Python {platform.python_version()}. Made by "
-        f"`benchmarks/update.py --row_len {args.row_len} --rows {args.rows}`.\n"
+        f"# One GRPO step\n\nCommit `{record.commit()}`, {args.threads} threads, "
+        f"{record.cpu_name()}, Python {platform.python_version()}. Made by "
+        f"`benchmarks/update.py --workloads {args.workloads}`.\n"
     )
 
 
-def _median(runs: list[dict[str, Any]]) -> float:
+def _write_record(args: argparse.Namespace, rows: list[record.Row], notes: list[str]) -> None:
+    if args.record:
+        made = record.new_record("update", threads=args.threads, rows=rows, notes=notes)
+        made.write(args.record)
+
+
+def _median(runs: Sequence[dict[str, Any]]) -> float:
     return statistics.median(second for run in runs for second in run["seconds"])
 
 
-def _comparison(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
-    ours = runs["polaris_jax"]
-    lines = [
-        f"64 responses, {ours[0]['real_tokens']:,} real tokens, Qwen3 of "
-        f"{ours[0]['parameters'] / 1e6:.1f}M parameters, vocabulary 8,192, float32. "
-        f"Medians over {len(ours)} processes a side, taking turns.",
-        "",
-        "| side | seconds a step | spread | peak GiB | load and compile s | loss of step 1 |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, side in runs.items():
-        seconds = [s for run in side for s in run["seconds"]]
-        peak = statistics.median(run["peak_bytes"] for run in side) / 2**30
-        start = statistics.median(run["start_s"] for run in side)
-        lines.append(
-            f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f} to "
-            f"{max(seconds):.2f} | {peak:.2f} | {start:.1f} | {side[0]['loss']:.4g} |"
+def _ratio(first: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> float:
+    """Speed over speed, turn by turn: what slows the machine slows both sides of a turn."""
+    return statistics.median(
+        statistics.median(b["seconds"]) / statistics.median(a["seconds"])
+        for a, b in zip(first, other, strict=True)
+    )
+
+
+def _rows(
+    workload: str, runs: dict[Side, list[dict[str, Any]]], *, candidate: bool = False
+) -> list[record.Row]:
+    """The rows of a record; without `candidate` the first side is ours."""
+    ours = next(iter(runs.values()), [])
+    return [
+        record.Row(
+            workload=f"{workload}: {WORKLOADS[workload]}",
+            side=side.name,
+            system=side.system,
+            version=found[0].get("version", "this commit"),
+            dtype=side.dtype,
+            allocator=found[0]["allocator"],
+            settings={k: v for k, v in side.settings.items() if k != "dtype"},
+            seconds=_median(found),
+            tokens_per_s=found[0]["real_tokens"] / _median(found),
+            ratio=None if candidate or found is ours else _ratio(ours, found),
+            peak_bytes=int(statistics.median(run["peak_bytes"] for run in found)),
+            candidate=candidate,
         )
-    for name, side in runs.items():
-        if name != "polaris_jax":
-            # Pair by pair: what slows the machine slows both sides of a turn.
-            ratios = [
-                statistics.median(a["seconds"]) / statistics.median(b["seconds"])
-                for a, b in zip(ours, side, strict=True)
-            ]
-            memory = statistics.median(r["peak_bytes"] for r in ours) / statistics.median(
-                r["peak_bytes"] for r in side
-            )
-            lines.append("")
-            lines.append(
-                f"polaris_jax / {name}: {statistics.median(ratios):.3f} of the time "
-                f"({', '.join(f'{r:.3f}' for r in ratios)}), {memory:.3f} of the peak memory."
-            )
-    lines += ["", f"Padding share of the packed rows: {ours[0]['padding_share']:.1%}.", ""]
-    return lines
+        for side, found in runs.items()
+    ]
+
+
+def _other_losses(workload: str, runs: dict[Side, list[dict[str, Any]]]) -> list[str]:
+    """A line for each float32 side whose first loss is not ours."""
+    loss = next(iter(runs.values()))[0]["loss"]
+    return [
+        f"{workload}, {side.name}: loss of step 1 {found[0]['loss']:.4g}, ours {loss:.4g}: it "
+        "trains something else"
+        for side, found in runs.items()
+        if side.dtype == "float32" and abs(found[0]["loss"] - loss) > MAX_LOSS_ERROR * abs(loss)
+    ]
+
+
+def _comparison(
+    workload: str,
+    runs: dict[Side, list[dict[str, Any]]],
+    tried: dict[Side, list[dict[str, Any]]],
+) -> list[str]:
+    first, found = next(iter(runs.items()))
+    lines = [
+        f"## {workload}: {WORKLOADS[workload]}",
+        "",
+        f"{found[0]['real_tokens']:,} real tokens, {found[0]['parameters'] / 1e6:.1f}M parameters. "
+        f"Medians over {len(found)} processes a side, taking turns. Padding share of our packed "
+        f"rows: {found[0]['padding_share']:.1%}.",
+        "",
+        "| side | dtype | allocator | seconds a step | spread | ours / this | peak GiB | load and "
+        "compile s | loss of step 1 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for side, runs_of_side in runs.items():
+        seconds = [s for run in runs_of_side for s in run["seconds"]]
+        peak = statistics.median(run["peak_bytes"] for run in runs_of_side) / 2**30
+        start = statistics.median(run["start_s"] for run in runs_of_side)
+        ratio = "" if side == first else f"{_ratio(found, runs_of_side):.2f}"
+        lines.append(
+            f"| {side.name} | {side.dtype} | {runs_of_side[0]['allocator']} | "
+            f"{statistics.median(seconds):.2f} | {min(seconds):.2f} to {max(seconds):.2f} | "
+            f"{ratio} | {peak:.2f} | {start:.1f} | {runs_of_side[0]['loss']:.4g} |"
+        )
+    lines += ["", *(f"Tried once: {s.name}, {_median(r):.2f} s." for s, r in tried.items())]
+    return [*lines, ""]
 
 
 def _large(args: argparse.Namespace) -> list[str]:
@@ -192,9 +325,9 @@ def _large(args: argparse.Namespace) -> list[str]:
                 check=True,
             ).stdout
         )
-        run = _run(_ours(args, "--shape", "100m", "--steps", "2"))
+        found = run(ours(args.threads, "U1", "--shape", "100m", "--steps", "2"))
         rates.append(rate)
-        shares.append(run["model_flops"] / statistics.median(run["seconds"]) / rate)
+        shares.append(found["model_flops"] / statistics.median(found["seconds"]) / rate)
     return [
         "## Model FLOPs utilisation, 100M-parameter shape",
         "",
@@ -205,21 +338,27 @@ def _large(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def _sizes(args: argparse.Namespace) -> list[str]:
+def _growth(args: argparse.Namespace) -> list[str]:
+    """Seconds over four sizes, a long run, and a verdict on each."""
     lines = [
-        f"## Seconds over batch sizes, row length {args.row_len}",
+        "## What must not grow, U1",
         "",
         "| responses | real tokens | seconds a step | microseconds a token |",
         "|---|---|---|---|",
     ]
-    for scale in (1, 2, 4, 8):
-        run = _run(_ours(args, "--scale", str(scale), "--steps", "3"))
-        seconds = statistics.median(run["seconds"])
+    tokens, seconds = [], []
+    for scale in SCALES:
+        found = run(ours(args.threads, "U1", "--scale", str(scale), "--steps", str(args.steps)))
+        tokens.append(found["real_tokens"])
+        seconds.append(statistics.median(found["seconds"]))
         lines.append(
-            f"| {64 * scale} | {run['real_tokens']:,} | {seconds:.2f} | "
-            f"{1e6 * seconds / run['real_tokens']:.0f} |"
+            f"| {64 * scale} | {tokens[-1]:,} | {seconds[-1]:.2f} | "
+            f"{1e6 * seconds[-1] / tokens[-1]:.0f} |"
         )
-    return [*lines, ""]
+    long = run(ours(args.threads, "U1", "--steps", str(args.flat_steps)))
+    lines += ["", growth.linear(tokens, seconds), ""]
+    lines += [growth.flat(long["seconds"]), "", growth.compiled_once(long["compiles"]), ""]
+    return lines
 
 
 if __name__ == "__main__":

@@ -16,7 +16,13 @@ from etils import epath
 
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.snapshots import SnapshotSaver
-from polaris_jax.config import ConfigError, RunConfig, config_hash, row_len_tokens
+from polaris_jax.config import (
+    ConfigError,
+    RunConfig,
+    config_hash,
+    longest_response_tokens,
+    row_len_tokens,
+)
 from polaris_jax.data.problem_sets import (
     CURATED,
     PREPARED,
@@ -206,7 +212,7 @@ def assemble(
                 numerics=numerics_of(
                     samplers.kernels(
                         model_config,
-                        max_response_tokens=config.stages[0].max_response_tokens,
+                        max_response_tokens=longest_response_tokens(config),
                     )
                 ),
             )

@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 from polaris_jax.assemble import Parts
-from polaris_jax.config import ConfigError
+from polaris_jax.config import ConfigError, longest_response_tokens
 from polaris_jax.explore import Candidate, next_temperature
 from polaris_jax.explore.temperature import candidate_temperatures
 from polaris_jax.explore.zones import tolerances
@@ -205,7 +205,10 @@ def matching_temperature(
         if sampler is None:  # the run begins here, from another run's checkpoint
             former = with_rope_scaling(state.train, parts.rope_scaling(previous.stage))
             sampler = parts.solver.samplers.make(
-                former.params, max_response_tokens=previous.max_response_tokens
+                former.params,
+                max_response_tokens=max(
+                    previous.max_response_tokens, longest_response_tokens(parts.config)
+                ),
             )
             measuring.callback(sampler.release)
         assert previous.target_diversity is not None
@@ -229,15 +232,16 @@ def matching_temperature(
 def stage_sampler(
     parts: Parts, state: RunState, index: int, previous: StageState | None
 ) -> Sampler:
-    """The previous stage's sampler if budget and rotary scaling stay; else releases it for another.
+    """The previous stage's sampler if the rotary scaling stays; else releases it for another.
 
-    The weights are the state's.
+    A run's sampler has room for the longest stage, so a stage with longer responses compiles no
+    program of it. The weights are the state's.
     """
-    max_response_tokens = parts.config.stages[index].max_response_tokens
     if state.sampler is not None:
         assert previous is not None
-        rescaled = parts.rope_scaling(index) != parts.rope_scaling(previous.stage)
-        if max_response_tokens == previous.max_response_tokens and not rescaled:
+        if parts.rope_scaling(index) == parts.rope_scaling(previous.stage):
             return state.sampler
         state.sampler.release()
-    return parts.solver.samplers.make(state.train.params, max_response_tokens=max_response_tokens)
+    return parts.solver.samplers.make(
+        state.train.params, max_response_tokens=longest_response_tokens(parts.config)
+    )

@@ -17,7 +17,7 @@ from polaris_jax.assemble import Parts
 from polaris_jax.batch import RescueBuffer
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.snapshots import Snapshot
-from polaris_jax.config import ConfigError
+from polaris_jax.config import ConfigError, longest_response_tokens
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.metrics.writer import reduce_metrics
 from polaris_jax.records import Group, StageState
@@ -199,7 +199,7 @@ def restore(parts: Parts, step: int) -> RunState:
         loader=loader,
         **tables(parts, host),
         sampler=parts.solver.samplers.make(
-            train.params, max_response_tokens=stage.max_response_tokens
+            train.params, max_response_tokens=longest_response_tokens(parts.config)
         ),
         counts=host["counts"],
         carried=groups_from_host(host.get("carried", []), parts.solver.stop_token_ids),

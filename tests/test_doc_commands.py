@@ -130,6 +130,7 @@ NEEDS: dict[str, str] = {
     "make test-slow": "it runs the tests",
     "make lint": "a part of make test",
     "make drills": "an hour",
+    "make bench-check": "an idle machine; tests/benchmarks/test_record.py has its rules",
     "make test-oldest": "the network, and a second environment",
     "make dist": "the network; tests/test_wheel.py builds a wheel",
     "make demo-real": "the network; tests/launch/test_demo.py runs its script with a stand-in",

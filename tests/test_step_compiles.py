@@ -82,3 +82,22 @@ def test_nothing_compiles_after_the_second_step(fields, tmp_path):
     starts = (0, STAGES[0], sum(STAGES))
     assert late_compiles(compiles, starts) == {}
     assert compiles[sum(STAGES)] > 0  # it does count, also where the programs come from a cache
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_stage_of_longer_responses_compiles_nothing(tmp_path):
+    fields = (
+        f"stages[0].steps={STAGES[0]}",
+        f"stages[1].steps={STAGES[1]}",
+        "stages[1].rope_factor=1.0",  # another scaling is another model: its sampler compiles
+        "stages[1].max_response_tokens=28",
+        "stages[1].temperature_rule=fixed",  # no probe in the entry, so a step would compile
+        "stages[1].reset_optimizer=false",
+    )
+    line = flags(*make_base(tmp_path), *(f"--config.{field}" for field in fields))
+    finish(start_train(tmp_path / "run", line), 1000)
+    timing = [json.loads(text) for text in (tmp_path / "run/timing.jsonl").read_text().splitlines()]
+    compiles = [step["compiles/step"] for step in timing]
+    assert compiles[0] > 0
+    assert compiles[WARM_AFTER:] == [0] * (sum(STAGES) - WARM_AFTER)

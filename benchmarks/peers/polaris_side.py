@@ -1,7 +1,7 @@
 """Our side of `benchmarks/update.py`: the product's Updater on one packed batch.
 
-    python benchmarks/peers/polaris_side.py --weights DIR [--steps 3] [--threads 2] [--scale 1]
-        [--row_len 512] [--rows 4] [--shape peers|100m]
+    python benchmarks/peers/polaris_side.py --weights DIR [--workload U1] [--steps 3] [--threads 2]
+        [--scale 1] [--dtype float32] [--shape peers|vocabulary|100m]
 
 Prints one JSON line.
 """
@@ -17,19 +17,16 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "sampling"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="one GRPO step of polaris_jax")
     parser.add_argument("--weights", default="", help="HF directory; empty: random, --shape")
-    parser.add_argument("--shape", default="peers", choices=("peers", "100m"))
-    for name, default in (
-        ("steps", 3),
-        ("threads", 2),
-        ("scale", 1),
-        ("row_len", 512),
-        ("rows", 4),
-    ):
+    parser.add_argument("--shape", default="peers", choices=("peers", "vocabulary", "100m"))
+    parser.add_argument("--workload", default="U1")
+    parser.add_argument("--dtype", default="float32", help="of the forward and backward pass")
+    for name, default in (("steps", 3), ("threads", 2), ("scale", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -41,12 +38,14 @@ def main() -> None:
     import case as step_case
     import jax
     import numpy as np
+    import side
     from shapes import SHAPES
 
     from polaris_jax.batch import pack
     from polaris_jax.config import MeshSection, ModelSection, ObjectiveSection, OptimizerSection
     from polaris_jax.models import Decoder, load_pretrained
     from polaris_jax.records import Graded
+    from polaris_jax.rollout.live import CompileCounter
     from polaris_jax.sharding import make_mesh
     from polaris_jax.train.state import init_train_state
     from polaris_jax.train.update import Updater
@@ -55,7 +54,8 @@ def main() -> None:
         model, _ = load_pretrained(args.weights, dtype="float32")
     else:
         model = Decoder.init(SHAPES[args.shape], jax.random.key(0))
-    the_case = step_case.make_case(scale=args.scale)
+    workload = step_case.WORKLOADS[args.workload]
+    the_case = step_case.make_case(workload, scale=args.scale)
     groups, size = len(the_case.responses) // step_case.RESPONSES, step_case.RESPONSES
 
     def by_group(values: list) -> list:
@@ -77,29 +77,32 @@ def main() -> None:
     updater = Updater(
         objective,
         optimizer,
-        ModelSection(dtype="float32", remat="none"),
+        ModelSection(dtype=args.dtype, remat="none"),
         mesh,
-        rows=args.rows,
-        row_len=args.row_len,
+        rows=workload.rows,
+        row_len=workload.row_len,
     )
     state = init_train_state(model, optimizer, mesh)
     config = model.config
     del model
-    seconds, losses, batch = [], [], None
+    seconds, losses, compiles, counter, batch = [], [], [], CompileCounter(), None
     for _ in range(step_case.WARM_STEPS + args.steps):
+        counter.count = 0
         start = time.perf_counter()
-        batch = pack(
-            graded,
-            advantage_PR=the_case.advantages.reshape(groups, size),
-            fresh_PR=np.ones((groups, size), bool),
-            row_len=args.row_len,
-            rows=args.rows,
-            objective=objective,
-            max_response_tokens=step_case.MAX_RESPONSE_TOKENS,
-            temperature=step_case.TEMPERATURE,
-        )
-        state, metrics = updater.update(state, batch)
-        jax.block_until_ready(state)
+        with counter:
+            batch = pack(
+                graded,
+                advantage_PR=the_case.advantages.reshape(groups, size),
+                fresh_PR=np.ones((groups, size), bool),
+                row_len=workload.row_len,
+                rows=workload.rows,
+                objective=objective,
+                max_response_tokens=workload.max_response_tokens,
+                temperature=step_case.TEMPERATURE,
+            )
+            state, metrics = updater.update(state, batch)
+            jax.block_until_ready(state)
+        compiles.append(counter.count)
         seconds.append(time.perf_counter() - start)
         losses.append(metrics["update/loss"].value)
     timed = seconds[step_case.WARM_STEPS :]
@@ -123,8 +126,8 @@ def main() -> None:
                 "real_tokens": the_case.real_tokens,
                 "model_flops": flops,
                 "parameters": config.num_parameters,
-                "row_len": args.row_len,
-                "rows": args.rows,
+                "compiles": compiles,
+                **side.libraries(),
             }
         )
     )

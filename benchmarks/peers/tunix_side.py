@@ -1,13 +1,15 @@
 """tunix's side of `benchmarks/update.py`; run by the interpreter of an environment with tunix.
 
-    python benchmarks/peers/tunix_side.py WEIGHTS STEPS THREADS
+    python benchmarks/peers/tunix_side.py WEIGHTS STEPS THREADS WORKLOAD SETTINGS
 
 tunix's grpo_loss_fn under nnx.value_and_grad and optax's AdamW in one nnx.jit, as its trainer does,
-on one padded batch. Prints one JSON line.
+on one padded batch in float32. SETTINGS is JSON and has nothing that tunix takes. Prints one JSON
+line.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import resource
@@ -17,12 +19,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "sampling"))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import case as step_case
 import jax
 import jax.numpy as jnp
 import optax
+import side
 from flax import nnx
 from tunix.models.qwen3 import model as qwen3
 from tunix.models.qwen3 import params as qwen3_params
@@ -31,6 +35,7 @@ from tunix.rl import algo_core, common
 
 def main() -> None:
     weights, steps, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    workload = step_case.WORKLOADS[sys.argv[4]]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     began = time.perf_counter()
@@ -73,7 +78,8 @@ def main() -> None:
             temperature=step_case.TEMPERATURE,
             kl_loss_mode="kl",
         )
-        arrays = step_case.padded(step_case.make_case())
+        the_case = step_case.make_case(workload)
+        arrays = step_case.padded(the_case)
         example = common.TrainExample(
             **{k: jnp.asarray(v) for k, v in arrays.items()},
             ref_per_token_logps=None,
@@ -83,7 +89,7 @@ def main() -> None:
         def step(model, optimizer, example):
             def loss_fn(model, example):
                 return algo_core.grpo_loss_fn(
-                    model, example, algorithm, pad_id=0, eos_id=step_case.VOCAB - 1
+                    model, example, algorithm, pad_id=0, eos_id=workload.vocab - 1
                 )
 
             (loss, _), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model, example)
@@ -101,6 +107,9 @@ def main() -> None:
         json.dumps(
             {
                 "side": "tunix",
+                "version": importlib.metadata.version("google-tunix"),
+                "real_tokens": the_case.real_tokens,
+                **side.libraries(),
                 "seconds": seconds[step_case.WARM_STEPS :],
                 "loss": losses[0],
                 "start_s": time.perf_counter() - began - sum(seconds[step_case.WARM_STEPS :]),

@@ -89,6 +89,7 @@ __all__ = [
     "declared_name",
     "default_config",
     "lock",
+    "longest_response_tokens",
     "row_len_tokens",
     "row_unit_tokens",
     "stage",
@@ -233,12 +234,17 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
+def longest_response_tokens(config: RunConfig) -> int:
+    """The largest response budget of the run's stages, in tokens."""
+    return max(stage.max_response_tokens for stage in config.stages)
+
+
 def row_len_tokens(config: RunConfig) -> int:
     """Tokens in a packed row: batch.row_len, or the longest sequence that any stage allows.
 
     The longest sequence is rounded up so that mesh.context and mesh.tensor can split a row evenly.
     """
-    longest = max(stage.max_response_tokens for stage in config.stages)
+    longest = longest_response_tokens(config)
     unit = row_unit_tokens(config.mesh.context, config.mesh.tensor)
     return config.batch.row_len or -(-(config.data.max_prompt_tokens + longest) // unit) * unit
 

@@ -112,7 +112,7 @@ class RolloutSection:
         "each update.",
         resume=YES,
     )
-    attention: Literal["auto", "xla", "ragged", "pallas_gpu", "native"] = setting(
+    attention: Literal["auto", "xla", "ragged", "ragged_v3", "pallas_gpu", "native"] = setting(
         "auto",
         "Decode kernel: xla anywhere, ragged on TPU, pallas_gpu on GPU, native on a CPU with a C++ "
         "compiler; auto: the platform's own kernel if it can be used.",

@@ -250,7 +250,7 @@ def sampler_set(
     mesh = _sampler_mesh(setting, devices)
     shards = mesh.shape["data"]
     sizes = dataclasses.replace(
-        SamplerConfig.of_run(job.config, max_len=job.max_len),
+        SamplerConfig.of_run(job.config, max_len=job.sampler_len),
         slots=slots * shards,
         num_pages=pages * shards,
     )

@@ -13,6 +13,7 @@ from polaris_jax.config import (
     MeshSection,
     RolloutSection,
     RunConfig,
+    longest_response_tokens,
     row_len_tokens,
 )
 from polaris_jax.models import ModelConfig, RopeScaling, load_config
@@ -85,6 +86,11 @@ class Job:
     @property
     def max_response_tokens(self) -> int:
         return self.config.stages[self.stage].max_response_tokens
+
+    @property
+    def sampler_len(self) -> int:
+        """Tokens of the run's longest sequence, for which the sampler of every stage is made."""
+        return self.config.data.max_prompt_tokens + longest_response_tokens(self.config)
 
     @property
     def responses(self) -> int:

@@ -30,6 +30,7 @@ from polaris_jax.plan.roofline import (
     live_context,
 )
 from polaris_jax.plan.topologies import Chip, Topology
+from polaris_jax.rollout.pages import pages_for
 from polaris_jax.rollout.programs.abstract import AbstractProgram
 from polaris_jax.rollout.programs.spec import program_spec
 
@@ -126,15 +127,15 @@ class Planner:
             sampling=beside,
             reference=update.reference_bytes,
         )
-        pages_per_row = -(-self.job.max_len // self.job.config.rollout.page_size)
+        page_size = self.job.config.rollout.page_size
         fit = judge(
             sizes,
             hbm_bytes=self.chip.hbm_bytes,
-            pages_per_row=pages_per_row,
+            pages_per_row=pages_for(self.job.max_len, page_size),
             data_shards=len(self.devices) // setting.sampler_tensor,
             asked_pages=self._per_shard(num_pages, setting),
             residency=self.residency,
-            max_pages=slots * pages_per_row + 1,
+            max_pages=slots * pages_for(self.job.sampler_len, page_size) + 1,
         )
         estimate = None
         if not refusals and fit.pages > 1:

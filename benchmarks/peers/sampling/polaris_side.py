@@ -14,7 +14,8 @@ def load(job: dict[str, Any]) -> side.Generate:
     from polaris_jax.models import load_pretrained
     from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 
-    model, _ = load_pretrained(job["weights"], dtype="float32")
+    dtype = job["settings"].get("dtype", "float32")
+    model, _ = load_pretrained(job["weights"], dtype=dtype)
     sizes = {"slots": job["slots"], "max_len": job["max_len"], "num_pages": 0}
     sampler = Sampler(model, SamplerConfig(**{**sizes, **job["settings"]}))
     del model

@@ -22,12 +22,12 @@ class Sampled(NamedTuple):
 
     Attributes:
         tokens: token ids of each response, cut to the length asked for.
-        logprobs: of the chosen tokens, in nats.
+        logprobs: of the chosen tokens, in nats; None: the side was asked for none.
         details: figures of the side's own, e.g. `row_waste`.
     """
 
     tokens: list[list[int]]
-    logprobs: list[list[float]]
+    logprobs: list[list[float]] | None
     details: dict[str, Any]
 
 
@@ -53,6 +53,21 @@ def peak_bytes() -> int:
     )
 
 
+def libraries() -> dict[str, str]:
+    """The allocator and the OpenMP runtimes that this process has loaded, by their files."""
+    try:
+        with open("/proc/self/maps") as maps:
+            loaded = {line.rsplit("/", 1)[-1].split(".so")[0] for line in maps if ".so" in line}
+    except OSError:
+        return {"allocator": "unknown", "openmp": "unknown"}
+    allocators = sorted(n for n in loaded if n.startswith(("libtcmalloc", "libjemalloc")))
+    openmp = sorted(n.split("-")[0] for n in loaded if n.startswith(("libiomp5", "libgomp")))
+    return {
+        "allocator": "+".join(allocators) or "libc",
+        "openmp": "+".join(dict.fromkeys(openmp)) or "none",
+    }
+
+
 def serve(load: Callable[[dict[str, Any]], Generate]) -> None:
     """Loads once, then answers each line of requests with a line of figures, until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
@@ -65,14 +80,13 @@ def serve(load: Callable[[dict[str, Any]], Generate]) -> None:
     job = json.loads(sys.stdin.readline())
     began_s = time.perf_counter()
     generate = load(job)
-    answer({"load_s": time.perf_counter() - began_s})
+    answer({"load_s": time.perf_counter() - began_s, **libraries()})
     for line in sys.stdin:
         requests = json.loads(line)
         cpu_s, began_s = time.process_time(), time.perf_counter()
         sampled = generate(requests)
         seconds, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_s
         _check(requests, sampled)
-        some = range(0, len(requests), max(1, len(requests) // EXAMPLES))
         answer(
             {
                 "seconds": seconds,
@@ -83,24 +97,34 @@ def serve(load: Callable[[dict[str, Any]], Generate]) -> None:
                     hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
                     for tokens in sampled.tokens
                 ],
-                "mean_logprob": sum(map(sum, sampled.logprobs)) / sum(map(len, sampled.logprobs)),
-                "examples": [
-                    {
-                        "prompt": requests[i]["prompt"],
-                        "tokens": sampled.tokens[i],
-                        "logprobs": sampled.logprobs[i],
-                    }
-                    for i in some
-                ],
+                **_logprobs(requests, sampled),
                 **sampled.details,
             }
         )
 
 
+def _logprobs(requests: list[dict[str, Any]], sampled: Sampled) -> dict[str, Any]:
+    """The mean log-prob and a few complete responses; nothing if there are no log-probs."""
+    if sampled.logprobs is None:
+        return {}
+    some = range(0, len(requests), max(1, len(requests) // EXAMPLES))
+    return {
+        "mean_logprob": sum(map(sum, sampled.logprobs)) / sum(map(len, sampled.logprobs)),
+        "examples": [
+            {
+                "prompt": requests[i]["prompt"],
+                "tokens": sampled.tokens[i],
+                "logprobs": sampled.logprobs[i],
+            }
+            for i in some
+        ],
+    }
+
+
 def _check(requests: list[dict[str, Any]], sampled: Sampled) -> None:
     asked = [request["tokens"] for request in requests]
     for what, found in (("tokens", sampled.tokens), ("log-probs", sampled.logprobs)):
-        if [len(x) for x in found] != asked:
+        if found is not None and [len(x) for x in found] != asked:
             raise RuntimeError(
                 f"{what}: {[len(x) for x in found][:8]}... where {asked[:8]}... were asked for"
             )

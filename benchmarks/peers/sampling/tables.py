@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from peers.record import Row
+
 from .driver import OURS, Side
 from .workloads import Workload, lengths
 
@@ -23,6 +25,7 @@ class Result:
         rounds: the side's answers, one a round.
         logprob_error: largest difference to the trainer's log-probs over a few responses, in nats.
         failure: the last line of what went wrong, or "".
+        libraries: its allocator and OpenMP runtimes, by `side.libraries`.
     """
 
     side: Side
@@ -32,6 +35,17 @@ class Result:
     rounds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     logprob_error: float | None = None
     failure: str = ""
+    libraries: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def dtype(self) -> str:
+        """Of weights and products."""
+        return self.side.settings.get("dtype", "float32")
+
+    @property
+    def allocator(self) -> str:
+        """What the process had loaded."""
+        return self.libraries.get("allocator", "unknown")
 
     @property
     def name(self) -> str:
@@ -68,9 +82,9 @@ def title(workload: Workload, model: str) -> list[str]:
 def table(results: Sequence[Result]) -> list[str]:
     """One line a side that ran, then the sides that failed."""
     lines = [
-        "| side | version | useful tokens/s | spread | tokens/CPU s | peak GiB | waste | load s | "
-        "first call s | log-prob error |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| side | version | dtype | allocator | useful tokens/s | spread | tokens/CPU s | "
+        "peak GiB | waste | load s | first call s | log-prob error |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         if not result.rounds:
@@ -80,19 +94,71 @@ def table(results: Sequence[Result]) -> list[str]:
         peak = max(r["peak_bytes"] for r in result.rounds) / 2**30
         error = result.logprob_error
         lines.append(
-            f"| {result.name} | {result.version} | {statistics.median(rates):,.0f} | "
+            f"| {result.name} | {result.version} | {result.dtype} | {result.allocator} | "
+            f"{statistics.median(rates):,.0f} | "
             f"{min(rates):,.0f} to {max(rates):,.0f} | {cpu:,.0f} | {peak:.2f} | "
             f"{'unknown' if waste is None else f'{waste:.1%}'} | {result.load_s:.1f} | "
             f"{result.first_s:.1f} | {'unknown' if error is None else f'{error:.1e}'} |"
         )
     lines.append("")
-    for result in results:
-        if result.failure:
-            lines += [
-                f"{result.name}: failed after {len(result.rounds)} rounds: {result.failure}",
-                "",
-            ]
+    for line in failures("", results):
+        lines += [line, ""]
     return lines
+
+
+def failures(workload: str, results: Sequence[Result]) -> list[str]:
+    """A line for each side that failed."""
+    where = f"{workload}, " if workload else ""
+    return [
+        f"{where}{result.name}: failed after {len(result.rounds)} rounds: {result.failure}"
+        for result in results
+        if result.failure
+    ]
+
+
+def tried(results: Sequence[Result]) -> list[str]:
+    """The points of a grid, each tried once."""
+    lines = ["| tried once | useful tokens/s | allocator |", "|---|---|---|"]
+    for result in results:
+        if result.rounds:
+            lines.append(f"| {result.name} | {result.rates[0]:,.0f} | {result.allocator} |")
+    return [*lines, "", *failures("", results), ""]
+
+
+def rows(workload: str, results: Sequence[Result], *, candidate: bool = False) -> list[Row]:
+    """The rows of a record; ratios are those of the first side, if it is ours."""
+    made = []
+    for result in results:
+        if not result.rounds:
+            continue
+        first, pairs = results[0], []
+        if not candidate and result is not first and first.side.system == OURS:
+            pairs = _pairs(first, result)
+        settings = {k: v for k, v in result.side.settings.items() if k != "dtype"}
+        if result.side.preload:
+            settings["preload"] = "+".join(result.side.preload)
+        made.append(
+            Row(
+                workload=workload,
+                side=result.name,
+                system=result.side.system,
+                version=result.version,
+                dtype=result.dtype,
+                allocator=result.allocator,
+                settings=settings,
+                seconds=statistics.median(r["seconds"] for r in result.rounds),
+                tokens_per_s=statistics.median(result.rates),
+                ratio=statistics.median(pairs) if pairs else None,
+                peak_bytes=max(r["peak_bytes"] for r in result.rounds),
+                candidate=candidate,
+            )
+        )
+    return made
+
+
+def _pairs(first: Result, other: Result) -> list[float]:
+    """Rate over rate by rounds: what slows the machine slows both."""
+    return [a / b for a, b in zip(first.rates, other.rates, strict=False)]
 
 
 def ratios(results: Sequence[Result]) -> list[str]:
@@ -102,8 +168,7 @@ def ratios(results: Sequence[Result]) -> list[str]:
     if first.side.system != OURS:
         return []
     for other in others:
-        pairs = [a / b for a, b in zip(first.rates, other.rates, strict=False)]
-        if pairs:
+        if pairs := _pairs(first, other):
             lines += [
                 f"{first.name} / {other.name}: {statistics.median(pairs):.2f} times the tokens/s "
                 f"({', '.join(f'{p:.2f}' for p in pairs)}).",

@@ -1,4 +1,7 @@
-"""vLLM's CPU build as a side of `benchmarks/sampler.py`. Settings: `block_size`, `kv_gib`."""
+"""vLLM's CPU build as a side of `benchmarks/sampler.py`.
+
+Settings: `dtype`, `block_size`, `kv_gib`, `prefix_cache`, `logprobs`.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,11 @@ def load(job: dict[str, Any]) -> side.Generate:
     llm = LLM(
         job["weights"],
         skip_tokenizer_init=True,
-        dtype="float32",
+        dtype=settings["dtype"],
         max_model_len=job["max_len"],
         max_num_seqs=job["slots"],
         block_size=settings["block_size"],
+        enable_prefix_caching=settings["prefix_cache"],
         **settings.get("engine", {}),
     )
 
@@ -31,16 +35,19 @@ def load(job: dict[str, Any]) -> side.Generate:
             SamplingParams(
                 temperature=1.0,
                 max_tokens=request["tokens"],
-                min_tokens=request["tokens"],
+                # Forces the length by itself: `min_tokens` would mask logits in every step.
                 ignore_eos=True,
                 detokenize=False,
-                logprobs=0,  # the chosen token's alone
+                # The chosen token's alone, or none.
+                logprobs=0 if settings["logprobs"] else None,
             )
             for request in requests
         ]
         prompts = [{"prompt_token_ids": request["prompt"]} for request in requests]
         outputs = [out.outputs[0] for out in llm.generate(prompts, params, use_tqdm=False)]
         tokens = [list(out.token_ids) for out in outputs]
+        if not settings["logprobs"]:
+            return side.Sampled(tokens, None, {})
         logprobs = [
             [step[token].logprob for step, token in zip(out.logprobs, out.token_ids, strict=True)]
             for out in outputs

@@ -32,7 +32,7 @@ class Workload:
 
     Attributes:
         name: of the flag and the tables.
-        model: a name of `weights.MODELS`.
+        model: a name of `ours.MODELS`.
         prompts: different prompts of a round.
         samples: requests with the same prompt; each is a request of its own.
         prompt_tokens: least and most tokens of a prompt, uniform, the shared prefix not counted.
@@ -51,6 +51,11 @@ class Workload:
     sigma: float
     response_tokens: tuple[int, int]
     shared_prefix: int = 0
+
+    @property
+    def only_ours(self) -> bool:
+        """True if the workload compares our sampler with itself."""
+        return self.name in ("S3", "S4")
 
     @property
     def num_requests(self) -> int:
@@ -75,6 +80,8 @@ WORKLOADS = {
         Workload("S2", "smollm2", 8, 4, (64, 160), 48, 0.7, (8, 256)),
         Workload("S3", "micro", 32, 1, (16, 48), 32, 0.6, (8, 128), shared_prefix=512),
         Workload("S4", "micro", 32, 8, (64, 192), 80, 0.8, (8, 512)),
+        Workload("S5", "vocabulary", 8, 4, (64, 160), 48, 0.7, (8, 256)),
+        Workload("S6", "micro", 8, 4, (64, 192), 400, 0.8, (32, 1792)),
     )
 }
 

@@ -2,6 +2,7 @@
 
     native      CPU: C++ kernels for decode attention and for matrix products (`rollout.native`)
     ragged      TPU: jax's `ragged_paged_attention`
+    ragged_v3   TPU, by name alone: the third version of that kernel, if its package is installed
     pallas_gpu  GPU: jax's Pallas `paged_attention`
     xla         every platform: the reference, without a kernel
 
@@ -18,7 +19,9 @@ from collections.abc import Callable
 from polaris_jax.config import ConfigError
 from polaris_jax.models.config import ModelConfig
 from polaris_jax.rollout import fused_weights, native
+from polaris_jax.rollout.kv import ragged_v3
 from polaris_jax.rollout.kv.layouts import PALLAS_GPU, RAGGED, TOKEN_MAJOR, XLA, KVLayout
+from polaris_jax.rollout.kv.ragged_v3 import RAGGED_V3
 from polaris_jax.rollout.pages import pages_for
 
 AUTO = "auto"
@@ -176,8 +179,21 @@ def _compiled(sizes: Sizes) -> str:
     return ""
 
 
+def _bfloat16(sizes: Sizes) -> str:
+    if sizes.dtype == "bfloat16":
+        return ""
+    return f"is for bfloat16, the sampler's dtype is {sizes.dtype or 'unknown yet'}"
+
+
+def _tpu_inference(sizes: Sizes) -> str:
+    del sizes
+    if ragged_v3.installed():
+        return ""
+    return "needs the package tpu-inference (pip install --no-deps tpu-inference)"
+
+
 def smem_bytes(rows: int, pages: int) -> int:
-    """Scalar memory of a `ragged` decode call: page table, lengths, query offsets."""
+    """Scalar memory of a decode call of `ragged`: page table, lengths, query offsets."""
     return 4 * (rows * pages + 2 * rows + 1)
 
 
@@ -192,7 +208,7 @@ def _check_smem(sizes: Sizes) -> None:
     raise ConfigError(
         f"rollout.page_size={page_size}: the page table of {rows} slots x {pages} pages x 4 "
         f"bytes = {needed} bytes (with lengths) does not fit the {SMEM_BYTES} bytes of scalar "
-        f"memory of rollout.attention='ragged'; use rollout.page_size={fitting}, fewer slots "
+        f"memory of the TPU's ragged attention; use rollout.page_size={fitting}, fewer slots "
         "a data shard, or xla"
     )
 
@@ -209,6 +225,14 @@ BACKENDS = (
         reason=lambda platform: native.load(),
     ),
     Backend("ragged", RAGGED, platforms=("tpu",), limits=(_head_dim_of_ragged,), check=_check_smem),
+    # Its limits hold for `ragged` too, so `auto` never comes to it: nobody has run it on a chip.
+    Backend(
+        "ragged_v3",
+        RAGGED_V3,
+        platforms=("tpu",),
+        limits=(_head_dim_of_ragged, _bfloat16, _tpu_inference),
+        check=_check_smem,
+    ),
     Backend("pallas_gpu", PALLAS_GPU, platforms=GPUS, limits=(_powers_of_2, _width_of_a_dot)),
     # On a TPU the pages of `ragged`: with the others the compiler makes copies of the pool.
     Backend("xla", TOKEN_MAJOR, platforms=("tpu",), reason="the reference, on a {}".format),

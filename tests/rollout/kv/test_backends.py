@@ -9,6 +9,7 @@ import pytest
 from polaris_jax.config import ConfigError, RolloutSection
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.rollout import SamplerConfig
+from polaris_jax.rollout.kv import ragged_v3
 from polaris_jax.rollout.kv.backends import (
     AUTO,
     BACKENDS,
@@ -51,6 +52,7 @@ def test_auto_takes_the_platforms_own_kernel():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"attention": "ragged_v3"}, "'ragged_v3': is for bfloat16, .* dtype is unknown yet"),
         (
             {"attention": "ragged", "platform": "cpu"},
             "'ragged': runs on tpu, the devices are cpu; use auto",
@@ -131,3 +133,14 @@ def test_what_serves_an_accelerator_is_said_with_the_reason(
     config = dataclasses.replace(QWEN3_4B, head_dim=head_dim)
     sizes = SamplerConfig(slots=64, page_size=page_size, max_len=4096, attention=attention)
     assert program_spec(config, sizes, None).kernels == kernels
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["installed", "not installed"])
+def test_the_third_version_is_taken_by_name_alone_and_with_its_package(there, monkeypatch):
+    monkeypatch.setattr(ragged_v3, "installed", lambda: there)
+    assert choose(dtype="bfloat16") == "ragged"
+    if there:
+        assert choose("ragged_v3", dtype="bfloat16") == "ragged_v3"
+    else:
+        with pytest.raises(ConfigError, match="pip install --no-deps tpu-inference"):
+            choose("ragged_v3", dtype="bfloat16")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from polaris_jax.models.presets import preset
+from polaris_jax.rollout.kv import ragged_v3
 
 ROOT = Path(__file__).parents[3]
 GIB = 1 << 30
@@ -32,10 +33,12 @@ class Case:
     model: str
     tensors: tuple[int, ...]
     layers: int = 0
+    attention: str = "auto"
 
     @property
     def id(self) -> str:
-        return f"{self.topology.split(':')[0]}-{self.model}"
+        kernel = "" if self.attention == "auto" else f"-{self.attention}"
+        return f"{self.topology.split(':')[0]}-{self.model}{kernel}"
 
 
 QWEN, R1 = "qwen3-4b", "r1-distill-qwen-7b"  # 4 and 7 query heads a KV head
@@ -46,6 +49,8 @@ CASES = [
     Case("v5e:2x2", R1, (4,), layers=2),
     Case("v6e:2x2", QWEN, (1, 4), layers=2),
     Case("v6e:2x2", R1, (2, 4), layers=2),
+    Case("v5p:2x2x1", QWEN, (1, 4), layers=2, attention="ragged_v3"),
+    Case("v6e:2x2", QWEN, (1,), layers=2, attention="ragged_v3"),
     Case("h100:4", QWEN, (1, 4)),
     # A GPU's prefill takes 270 MiB more from a pool of about 1 GB on, however large: both pools lie
     # above that with 4 layers.
@@ -55,13 +60,14 @@ CASES = [
 
 def missing(case: Case):
     """Skips a case whose compiler is not installed."""
-    module, extra = ("libtpu", "tpu")
+    wanted = {"libtpu": "'polaris_jax[tpu]'"}
     if case.topology.startswith("h100"):
-        module, extra = "jax_cuda12_plugin", "cuda12"
-    return pytest.mark.skipif(
-        importlib.util.find_spec(module) is None,
-        reason=f"no {module}: pip install 'polaris_jax[{extra}]'",
-    )
+        wanted = {"jax_cuda12_plugin": "'polaris_jax[cuda12]'"}
+    if case.attention == "ragged_v3":
+        wanted[ragged_v3.PACKAGE] = "--no-deps tpu-inference"
+    absent = [name for name in wanted if importlib.util.find_spec(name) is None]
+    reason = "; ".join(f"no {name}: pip install {wanted[name]}" for name in absent)
+    return pytest.mark.skipif(bool(absent), reason=reason)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(c, id=c.id, marks=missing(c)) for c in CASES])
@@ -81,6 +87,7 @@ def lines(case) -> list[dict]:
             *(case.topology, case.model),
             f"--tensor={','.join(map(str, case.tensors))}",
             f"--layers={case.layers}",
+            f"--attention={case.attention}",
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
         capture_output=True,

@@ -21,6 +21,7 @@ from polaris_jax.rollout.kv.layouts import (
     attend_pallas_gpu,
     attend_ragged,
 )
+from polaris_jax.rollout.kv.ragged_v3 import RAGGED_V3, attend_decode, attend_prefill
 from polaris_jax.rollout.pages import pages_for
 from tests.support.rollout.rollout_cases import CONFIG
 from tests.tolerances import ATTENTION_ATOL
@@ -33,6 +34,56 @@ RAGGED_ON_CPU = dataclasses.replace(
 )
 GPU_ON_CPU = dataclasses.replace(
     PALLAS_GPU, attend_one=functools.partial(attend_pallas_gpu, interpret=True)
+)
+
+
+def read_like_v3(
+    q_QNH,
+    k_QKH,
+    v_QKH,
+    pages,
+    length_B,
+    page_X,
+    first_q_B,
+    distribution,
+    *,
+    update_kv_cache,
+    sm_scale,
+    d_block_sizes,
+    m_block_sizes,
+    vmem_limit_bytes,
+):
+    """What the package's kernel documents, sequence by sequence; its rules are asserted."""
+    page_size, (decode_end, prefill_end, end) = pages.shape[1], distribution.tolist()
+    assert end == len(length_B) == prefill_end or prefill_end == 0
+    for fetched_q, fetched, queries, keys in (d_block_sizes, m_block_sizes):
+        assert fetched_q % queries == 0 == fetched % keys
+        assert fetched % page_size == 0 == keys % page_size
+    assert vmem_limit_bytes > 0
+    outs, pages = [], np.array(pages)
+    for row, length in enumerate(length_B.tolist()):
+        first, stop = first_q_B[row : row + 2].tolist()
+        assert row >= decode_end or stop - first == 1
+        assert 0 < stop - first <= length
+        own = page_X.reshape(end, -1)[row]
+        at = [(own[t // page_size], t % page_size) for t in range(length)]
+        if update_kv_cache:
+            for new, (page, offset) in zip(range(first, stop), at[first - stop :], strict=True):
+                pages[page, offset] = np.stack([k_QKH[new], v_QKH[new]], axis=1)
+        kv_SK2H = np.stack([pages[page, offset] for page, offset in at])
+        groups = q_QNH.shape[1] // kv_SK2H.shape[1]
+        k_SNH, v_SNH = (np.repeat(kv_SK2H[:, :, i], groups, axis=1) for i in (0, 1))
+        score_NQS = sm_scale * np.einsum("qnh,snh->nqs", q_QNH[first:stop], k_SNH)
+        place_Q = np.arange(length - (stop - first), length)
+        score_NQS = np.where(np.arange(length) <= place_Q[:, None], score_NQS, -np.inf)
+        outs.append(jnp.einsum("nqs,snh->qnh", jax.nn.softmax(score_NQS), v_SNH))
+    return jnp.concatenate(outs), jnp.asarray(pages)
+
+
+V3_ON_CPU = dataclasses.replace(
+    RAGGED_V3,
+    attend=functools.partial(attend_prefill, kernel=read_like_v3),
+    attend_one=functools.partial(attend_decode, kernel=read_like_v3),
 )
 
 
@@ -51,6 +102,7 @@ LAYOUTS = [
     pytest.param(jitted(XLA), id="xla"),
     pytest.param(jitted(TOKEN_MAJOR), id="token_major"),
     pytest.param(RAGGED_ON_CPU, id="ragged"),  # its reference reads a count on the host
+    pytest.param(V3_ON_CPU, id="ragged_v3"),
     pytest.param(jitted(GPU_ON_CPU), id="pallas_gpu"),
 ]
 

@@ -63,9 +63,9 @@ def compiled(program, *, on_tpu: bool) -> dict:
     }
 
 
-def report(model: ModelConfig, mesh, kinds: list[str], *, on_tpu: bool) -> None:
+def report(model: ModelConfig, mesh, kinds: list[str], *, attention: str, on_tpu: bool) -> None:
     data, tensor = mesh.shape["data"], mesh.shape["tensor"]
-    config = dataclasses.replace(SIZES, slots=SIZES.slots * data)
+    config = dataclasses.replace(SIZES, slots=SIZES.slots * data, attention=attention)
     for kind in kinds:
         for pages in PAGES_A_SHARD:
             sized = dataclasses.replace(config, num_pages=pages * data)
@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("topology")
     parser.add_argument("preset")
     parser.add_argument("--tensor", default="1")
+    parser.add_argument("--attention", default="auto", help="back end of decode and prefill")
     parser.add_argument("--layers", type=int, default=0, help="0: all of the model's")
     args = parser.parse_args()
     topology, model = parse_topology(args.topology), preset(args.preset)
@@ -113,7 +114,8 @@ def main() -> None:
     for tensor in map(int, args.tensor.split(",")):
         whole = not args.layers
         kinds = ["decode", "prefill", *["decode-xla"] * (whole and tensor == 1)]
-        report(model, make_sampler_mesh(found, tensor=tensor), kinds, on_tpu=on_tpu)
+        mesh = make_sampler_mesh(found, tensor=tensor)
+        report(model, mesh, kinds, attention=args.attention, on_tpu=on_tpu)
         if whole:
             report_sync(model, found, tensor, on_tpu=on_tpu)
 

@@ -1,0 +1,192 @@
+"""Is this package as fast as recorded? Our sampler and update over the machine's bare products.
+
+    make bench-check                                        fails below 95% of a recorded ratio
+    python benchmarks/check.py --write                      records this machine's ratios
+    python benchmarks/check.py --new A.json --record B.json compares two records, measures nothing
+
+The ratio is our tokens/s over an anchor's: the model's matrix products alone in plain jax
+(`peers/anchor.py`), 32 rows for the sampler on S1 and S6, 2,048 rows for the update on U1, a third
+of whose rate stands for forward and backward. Anchor and side take turns, and the median of the
+pairs counts. Peers are not run: `--new` with a record of `benchmarks/sampler.py` or `update.py`
+checks their ratios. A ratio depends on the processor (caches, vector units), so the record of
+another one is refused. Exit 0: kept; 1: a ratio fell; 2: nothing to compare with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import update
+from peers import record
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "docs" / "results" / "bench_check.json"
+SAMPLER_ROWS, UPDATE_ROWS = 32, 2048
+SAMPLED = ("S1", "S6")
+UPDATED = "U1"
+
+
+def main() -> None:
+    args = _arguments()
+    if args.tiny and (args.write or args.new):
+        _refuse("--tiny: its figures mean nothing, so it neither writes nor compares; leave it out")
+    recorded = None
+    if not args.write and not args.tiny:
+        if not args.record.exists():
+            _refuse(f"{args.record}: no such record; make one with --write on an idle machine")
+        recorded = record.read(args.record)
+    if recorded is not None and not args.new and recorded.cpu != record.cpu_name():
+        _refuse(
+            f"{args.record}: measured on {recorded.cpu}, this is {record.cpu_name()}; record this "
+            "machine with --write --record=FILE first, at a commit that is known to be fast"
+        )
+    found = record.read(args.new) if args.new else measured(args)
+    if args.write:
+        found.write(args.record)
+    print("\n".join(record.table(found)))
+    if recorded is None:
+        return
+    lines = record.worse(recorded, found)
+    print("\n".join(lines) if lines else f"kept: every ratio is at least {record.LEAST_SHARE:.0%}")
+    sys.exit(1 if lines else 0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="our speed over the machine's, as recorded?")
+    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--new", type=Path, help="compare this record; measure nothing")
+    parser.add_argument("--write", action="store_true", help="write the record, compare nothing")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tiny", action="store_true", help="a smoke test; figures mean nothing")
+    return parser.parse_args()
+
+
+def _refuse(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+def measured(args: argparse.Namespace) -> record.Record:
+    """Our sampler and update, each in turns with its anchor."""
+    rows: list[record.Row] = []
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in SAMPLED[: 1 if args.tiny else None]:
+            rows += _sampler(args, name, Path(folder))
+        rows += _update(args, Path(folder))
+    return record.new_record("check", threads=args.threads, rows=rows)
+
+
+def _sampler(args: argparse.Namespace, name: str, folder: Path) -> list[record.Row]:
+    from peers.sampling import ours
+    from peers.sampling.driver import OURS, Process, Side
+    from peers.sampling.workloads import WORKLOADS, requests, shrunk
+
+    workload = shrunk(WORKLOADS[name]) if args.tiny else WORKLOADS[name]
+    weights = ours.write_weights(workload.model, folder)
+    vocab = ours.vocab_size(weights)
+    job = {
+        "weights": str(weights),
+        "threads": args.threads,
+        "slots": workload.num_requests,
+        "max_len": workload.max_len,
+        "longest_prompt": workload.longest_prompt,
+    }
+    process = Process(Side(OURS, OURS), sys.executable, job, timeout_s=1800)
+    try:
+        answers, anchors = [], []
+        for number in range(args.rounds + 1):
+            asked = [dataclasses.asdict(r) for r in requests(workload, number, vocab)]
+            answer = process.ask(asked)
+            if number:  # the first call compiles
+                answers.append(answer)
+                anchors.append(_anchor(args, workload.model, SAMPLER_ROWS))
+    finally:
+        process.end()
+    rates = [answer["useful_tokens"] / answer["seconds"] for answer in answers]
+    return rows_of(
+        f"{name}: {ours.MODELS[workload.model]}",
+        rates,
+        anchors,
+        seconds=statistics.median(answer["seconds"] for answer in answers),
+        allocator=process.libraries["allocator"],
+        peak_bytes=max(answer["peak_bytes"] for answer in answers),
+    )
+
+
+def _update(args: argparse.Namespace, folder: Path) -> list[record.Row]:
+    steps = "1" if args.tiny else "3"
+    weights = update.write_weights(folder, UPDATED)
+    command = update.ours(args.threads, UPDATED, "--weights", str(weights), "--steps", steps)
+    runs, anchors = [], []
+    for _ in range(args.rounds):
+        runs.append(update.run(command))
+        anchors.append(_anchor(args, "micro", UPDATE_ROWS) / 3)
+    seconds = [statistics.median(run["seconds"]) for run in runs]
+    return rows_of(
+        f"{UPDATED}: {update.WORKLOADS[UPDATED]}",
+        [run["real_tokens"] / s for run, s in zip(runs, seconds, strict=True)],
+        anchors,
+        seconds=statistics.median(seconds),
+        allocator=runs[0]["allocator"],
+        peak_bytes=max(run["peak_bytes"] for run in runs),
+    )
+
+
+def _anchor(args: argparse.Namespace, model: str, rows: int) -> float:
+    """Tokens/s of the products alone."""
+    script = Path(update.PEERS) / "anchor.py"
+    passes = "1" if args.tiny else "9"
+    command = [sys.executable, str(script), model, str(rows), str(args.threads), passes]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])["tokens_per_s"]
+
+
+def rows_of(
+    workload: str,
+    rates: list[float],
+    anchors: list[float],
+    *,
+    seconds: float,
+    allocator: str,
+    peak_bytes: int,
+) -> list[record.Row]:
+    """Our row and the anchor's, whose ratio is the median over the turns."""
+    mine = record.Row(
+        workload=workload,
+        side=record.OURS,
+        system=record.OURS,
+        version="this commit",
+        dtype="float32",
+        allocator=allocator,
+        settings={},
+        seconds=seconds,
+        tokens_per_s=statistics.median(rates),
+        ratio=None,
+        peak_bytes=peak_bytes,
+    )
+    anchor = dataclasses.replace(
+        mine,
+        side=record.ANCHOR,
+        system=record.ANCHOR,
+        seconds=seconds * mine.tokens_per_s / statistics.median(anchors),
+        tokens_per_s=statistics.median(anchors),
+        ratio=statistics.median(a / b for a, b in zip(rates, anchors, strict=True)),
+        peak_bytes=0,
+    )
+    return [mine, anchor]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""A record comes back from its file, and a ratio that falls is found."""
+
+import dataclasses
+import json
+
+import check
+import pytest
+from peers import record
+from peers.record import OURS, Row
+
+OUR_ROW = Row("S1: small", OURS, OURS, "this commit", "float32", "libc", {}, 1.0, 200.0, None, 1)
+ROW = dataclasses.replace(
+    OUR_ROW,
+    side="vllm, blocks of 32",
+    system="vllm",
+    version="1",
+    settings={"block_size": 32},
+    tokens_per_s=100.0,
+    ratio=2.0,
+)
+HALF = dataclasses.replace(
+    ROW, side="vllm, bfloat16", dtype="bfloat16", tokens_per_s=160.0, ratio=1.25
+)
+TRIED = dataclasses.replace(ROW, side="vllm, blocks of 128", ratio=None, candidate=True)
+
+
+def made(*rows: Row) -> record.Record:
+    return record.new_record("sampler", threads=2, rows=rows, notes=["a note"])
+
+
+def test_a_record_comes_back_from_its_file(tmp_path):
+    whole = made(OUR_ROW, ROW, TRIED)
+    whole.write(tmp_path / "x.json")
+    assert record.read(tmp_path / "x.json") == whole
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[1]", '{"rows": [{}]}'])
+def test_what_is_no_record_is_named(text, tmp_path):
+    path = tmp_path / "x.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit, match=r"x\.json: no record of a benchmark"):
+        record.read(path)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"), [(1.91, ""), (2.4, ""), (1.89, "1.890, 94.5% of the recorded 2.000")]
+)
+def test_a_ratio_below_95_percent_is_worse(ratio, words):
+    tried = dataclasses.replace(TRIED, side=ROW.side)  # the best of a grid is tried, too
+    now = made(OUR_ROW, dataclasses.replace(ROW, ratio=ratio), tried)
+    lines = record.worse(made(OUR_ROW, ROW, tried), now)
+    assert len(lines) == bool(words)
+    assert words in "".join(lines)
+
+
+def test_a_row_that_is_gone_is_worse_and_a_candidate_is_not():
+    (line,) = record.worse(made(OUR_ROW, ROW, TRIED), made(OUR_ROW))
+    assert "recorded 2.000, not measured now" in line
+
+
+def test_the_table_names_dtype_allocator_and_settings():
+    text = "\n".join(record.table(made(OUR_ROW, ROW, TRIED)))
+    assert "| vllm, blocks of 32 | 1 | float32 | libc | block_size=32 | 1 | 100 | 2.00 |" in text
+    assert "| tried once |" in text
+    assert text.endswith("- a note")
+
+
+def test_the_readme_quotes_the_fastest_side_of_our_dtype_and_of_any():
+    (line,) = record.readme_lines(made(OUR_ROW, ROW, HALF, TRIED), "x.json")
+    assert line == (
+        "| S1: small | 2.00 times vllm, blocks of 32 (float32, libc); 1.25 times vllm, bfloat16 "
+        "(bfloat16, libc) | [sampler](x.json) |"
+    )
+
+
+def test_our_rate_over_the_anchors_is_the_median_over_the_turns():
+    mine, anchor = check.rows_of(
+        "S1", [10.0, 20.0, 40.0], [100.0, 100.0, 100.0], seconds=3.0, allocator="libc", peak_bytes=9
+    )
+    assert (mine.ratio, mine.tokens_per_s) == (None, 20.0)
+    assert (anchor.side, anchor.ratio) == (record.ANCHOR, 0.2)
+
+
+def run_check(monkeypatch, *words: str) -> int:
+    monkeypatch.setattr("sys.argv", ["check.py", *words])
+    try:
+        check.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+@pytest.mark.parametrize(("ratio", "code"), [(2.0, 0), (1.8, 1)])
+def test_two_records_are_compared_without_a_measurement(ratio, code, tmp_path, monkeypatch, capsys):
+    made(OUR_ROW, ROW).write(tmp_path / "old.json")
+    made(OUR_ROW, dataclasses.replace(ROW, ratio=ratio)).write(tmp_path / "new.json")
+    flags = (f"--record={tmp_path / 'old.json'}", f"--new={tmp_path / 'new.json'}")
+    assert run_check(monkeypatch, *flags) == code
+    assert ("kept: every ratio" in capsys.readouterr().out) == (not code)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--record=nowhere.json",), "nowhere.json: no such record; make one with --write"),
+        (("--tiny", "--write"), "--tiny: its figures mean nothing"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(words, text, monkeypatch, capsys):
+    assert run_check(monkeypatch, *words) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_another_processors_record_is_refused(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "old.json"
+    made(OUR_ROW, ROW).write(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cpu": "an abacus"}))
+    assert run_check(monkeypatch, f"--record={path}") == 2
+    assert "measured on an abacus, this is" in capsys.readouterr().err
