@@ -212,8 +212,7 @@ def length_groups(
         )
     if not edges or any(low >= high for low, high in itertools.pairwise(edges)):
         raise ValueError(f"evaluate.length_edges={tuple(edges)}: must ascend, at least one")
-    group_PR = np.searchsorted(np.asarray(edges[:-1]), length_PR, side="right")
-    group_PR = group_PR + (length_PR > edges[-1])
+    group_PR = length_group_of(length_PR, edges)
     groups = []
     for index, name in enumerate(_names(edges)):
         inside_PR = group_PR == index
@@ -227,6 +226,12 @@ def length_groups(
             )
         )
     return groups
+
+
+def length_group_of(length_PR: np.ndarray, edges: Sequence[int]) -> np.ndarray:
+    """The index of each response's group in `length_groups`, int [P, R]."""
+    group_PR = np.searchsorted(np.asarray(edges[:-1]), length_PR, side="right")
+    return group_PR + (length_PR > edges[-1])
 
 
 def _names(edges: Sequence[int]) -> list[str]:
