@@ -124,7 +124,7 @@ def _differences(
             for name, ids in sets.items()
             if ids & set(common)
         }
-    if a.correct_PR.shape[1] > 1:
+    if most > 1:
         found["by_difficulty"] = [
             dataclasses.asdict(gain) for gain in gain_by_difficulty(a.correct_PR, b.correct_PR)
         ]
@@ -182,7 +182,7 @@ def comparison_lines(summary: Mapping[str, Any]) -> list[str]:
         lines += [
             "",
             f"By how many of {DIFFICULTY_BINS} responses of the first are right (one half of its "
-            "responses sorts the problems, the other is compared):",
+            "responses sorts the problems, the other halves are compared):",
             "",
             *_difficulty_table(differences),
         ]

@@ -156,35 +156,40 @@ class Gain:
 def gain_by_difficulty(first_PR: np.ndarray, second_PR: np.ndarray) -> list[Gain]:
     """Second minus first by the first model's pass rate, k/8; bins without problems are left out.
 
-    A problem is sorted by one half of the first model's responses and its gain measured against the
-    other half, both ways round. Sorting and measuring by the same responses would find gains on
-    the hardest problems and losses on the easiest between two samples of one model: regression to
-    the mean.
+    A problem is sorted by one half of the first model's responses, and its gain is measured on the
+    other half of both models', both ways round. Sorting and measuring by the same responses would
+    find gains on the hardest problems and losses on the easiest between two samples of one model:
+    regression to the mean. The second model's sorting half is left out too, because equal seeds
+    give both models the same noise in the same sample.
 
     Args:
         first_PR: rewards of the first model in [0, 1], at least 2 responses a problem. The halves
-            are its even and its odd responses.
-        second_PR: rewards of the second model on the same problems; R may differ.
+            are the even and the odd samples.
+        second_PR: rewards of the second model on the same problems, likewise; R may differ.
 
     Raises:
-        ValueError: the problems differ in number, the first model has one response a problem, or
-            the rewards are refused.
+        ValueError: the problems differ in number, a model has one response a problem, or the
+            rewards are refused.
     """
     first_PR, second_PR = checked_rewards(first_PR), checked_rewards(second_PR)
-    if len(first_PR) != len(second_PR) or first_PR.shape[1] < 2:
+    if len(first_PR) != len(second_PR) or min(first_PR.shape[1], second_PR.shape[1]) < 2:
         raise ValueError(
             f"first_PR {first_PR.shape}, second_PR {second_PR.shape}: gains by difficulty need the "
-            "same problems, and at least 2 responses of the first model to each; set evaluate.n"
+            "same problems, and at least 2 responses to each; set evaluate.n"
         )
-    after_P = second_PR.mean(axis=1)
-    halves = first_PR[:, 0::2].mean(axis=1), first_PR[:, 1::2].mean(axis=1)
+    (first_even_P, first_odd_P), (even_P, odd_P) = (
+        (x_PR[:, 0::2].mean(axis=1), x_PR[:, 1::2].mean(axis=1)) for x_PR in (first_PR, second_PR)
+    )
     gains: Mapping[int, list[np.ndarray]] = {b: [] for b in range(DIFFICULTY_BINS + 1)}
     weights: Mapping[int, list[np.ndarray]] = {b: [] for b in range(DIFFICULTY_BINS + 1)}
-    for sorts_P, measures_P in (halves, halves[::-1]):
+    for sorts_P, gain_P in (
+        (first_even_P, odd_P - first_odd_P),
+        (first_odd_P, even_P - first_even_P),
+    ):
         # Half up, as people round; numpy rounds halves to even.
         bin_P = np.floor(DIFFICULTY_BINS * sorts_P + 0.5).astype(int)
         for b in gains:
-            gains[b].append(np.where(bin_P == b, after_P - measures_P, 0.0) / 2)
+            gains[b].append(np.where(bin_P == b, gain_P, 0.0) / 2)
             weights[b].append((bin_P == b) / 2)
     found = []
     for b in gains:

@@ -51,17 +51,17 @@ def positions_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
     title = f"Log-probs by position, {summary['responses']} responses, {summary['checkpoint']}"
     with panels(path, title, rows=2, width=WIDE_INCHES) as (logprob, entropy):
         for index, curve in enumerate(summary["curves"]):
-            look = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+            color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
             at = np.array(curve["position"])
             value, error = (
                 np.array([np.nan if x is None else x for x in curve[name]], float)
                 for name in ("logprob", "stderr")
             )
-            logprob.plot(at, value, label=curve["name"], markersize=3, **look)
+            logprob.plot(at, value, label=curve["name"], color=color, marker=marker, markersize=3)
             low, high = (value + sign * Z * np.nan_to_num(error) for sign in (-1, 1))
-            logprob.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
+            logprob.fill_between(at, low, high, color=color, alpha=0.12, linewidth=0)
             shown = [np.nan if x is None else x for x in curve["entropy"]]
-            entropy.plot(at, shown, markersize=3, **look)
+            entropy.plot(at, shown, color=color, marker=marker, markersize=3)
         for axes in (logprob, entropy):
             marks = ((trained, "trained"), (summary["yarn_factor"] * trained, "YaRN"))
             for length, name in marks:
@@ -110,8 +110,9 @@ def _groups(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
                 axes.bar(at, value, 0.92 * width, color=color, yerr=spread, error_kw=bars)
             count = group_count(group)
             tall = value is not None and value > 0.12
-            look = {"fontsize": 6, "color": "white" if tall else INK}
-            note(axes, f"{count}" if count else "none", (at, 0), offset=(0, 2), **look)
+            color_of_text = "white" if tall else INK
+            text = f"{count}" if count else "none"
+            note(axes, text, (at, 0), offset=(0, 2), fontsize=6, color=color_of_text)
         axes.set_xticks(range(len(groups)), [group["name"] for group in groups])
     rates(axes, "accuracy")
     axes.set_xlabel("response length, tokens (the numbers count responses)")

@@ -120,9 +120,17 @@ def test_two_samples_of_one_model_gain_nothing_anywhere():
     assert total == pytest.approx((second_PR - first_PR).mean(), abs=CLOSED_FORM_ATOL)
 
 
+def test_a_model_that_keeps_its_seeds_gains_nothing_over_itself():
+    """Equal noise in the half that sorts must not count: these gains would be -0.2 to +0.2."""
+    first_PR = (np.random.default_rng(4).random((50, 4)) < 0.5).astype(float)
+    assert {gain.gain for gain in gain_by_difficulty(first_PR, first_PR)} == {0.0}
+
+
 def test_one_response_cannot_both_sort_and_measure():
-    with pytest.raises(ValueError, match=r"at least 2 responses .* set evaluate.n"):
+    with pytest.raises(ValueError, match=r"at least 2 responses to each; set evaluate.n"):
         gain_by_difficulty(np.ones((3, 1)), np.ones((3, 1)))
+    with pytest.raises(ValueError, match=r"at least 2 responses to each; set evaluate.n"):
+        gain_by_difficulty(np.ones((3, 2)), np.ones((3, 1)))
 
 
 def test_the_level_is_that_of_the_text():
