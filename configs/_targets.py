@@ -1,13 +1,19 @@
-"""What the full-size configs take after a colon: a pod, `final`, `match_diversity` or `tiny`.
+"""What the full-size configs take after a colon: a pod, an evaluation, a rule, or `tiny`.
 
     --config=configs/polaris_4b.py:v5p:2x2x4    Qwen3-4B on 16 v5p chips
     --config=configs/polaris_4b.py:tiny         the same stages with a model that a laptop trains
     --config=configs/polaris_4b.py:final:amc23  evaluation as the recipe's final one
+    --config=configs/polaris_4b.py:base:amc23   evaluation as the base model's makers recommend
+    --config=configs/polaris_4b.py:released:short    the authors' own checkpoint, with few responses
     --config=configs/polaris_4b.py:match_diversity:v5p:2x2x4    later temperatures by measurement
 
 A pod sets the mesh, the sampler's mesh and its page pool; every number of the recipe stays.
 `polaris plan` shows what each of them leaves free. `final` sets `evaluate` alone, to what the
 recipe states for that model's final evaluation: avg@32, or with a benchmark's name its own k.
+`base` does the same with the settings that the base model's makers recommend. `released` evaluates
+the checkpoint that the recipe's authors published, with and without YaRN, on AIME24 and AIME25, and
+puts the published scores beside: 60 problems x 32 responses, `released:short` x 4, and with a
+benchmark's name that benchmark with its own k.
 `match_diversity`, before another target or alone, chooses the temperature of each later stage so
 that the diversity of the stage before is regained, as the recipe's text says, in place of the
 released scripts' fixed temperatures.
@@ -59,15 +65,29 @@ PODS = {
 
 RESET = "match_diversity"
 FINAL = ("final", *(f"final:{name}" for name in BENCHMARKS))
+BASE = ("base", *(f"base:{name}" for name in BENCHMARKS))
+RELEASED = ("released", "released:short", *(f"released:{name}" for name in BENCHMARKS))
+SHORT_N = 4  # responses a problem of released:short
+POOL = "aime24+aime25"
 
 
-def aim(config: ConfigDict, target: str, *, final: Mapping[str, Any] | None = None) -> ConfigDict:
-    """`config` for `target`: a key of PODS, one of FINAL, `tiny`, or empty for no change.
+def aim(
+    config: ConfigDict,
+    target: str,
+    *,
+    final: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
+    released: str = "",
+) -> ConfigDict:
+    """`config` for `target`: a pod, an evaluation, `tiny`, or empty for no change.
 
     Args:
         config: of the file.
         target: what stands after the colon; match_diversity may stand before another target.
         final: the recipe's final evaluation as fields of `evaluate`; None: it states none.
+        base: the base model's recommended settings, likewise.
+        released: Hub name of the checkpoint that the recipe's authors published; "": none whose
+            settings are known.
 
     Raises:
         ValueError: another target, or a final evaluation that is not stated.
@@ -84,15 +104,22 @@ def aim(config: ConfigDict, target: str, *, final: Mapping[str, Any] | None = No
                 f"--config=...:{target}: the recipe states no final evaluation of this model; set "
                 "evaluate.{n,temperature,top_k,max_response_tokens,yarn} yourself"
             )
-        config.evaluate.update(final)
-        if ":" in target:
-            config.evaluate.n = BENCHMARKS[target.partition(":")[2]].k
-        return config
+        return _evaluated(config, final, target)
+    if target in BASE and base is not None:
+        return _evaluated(config, base, target)
+    if target in RELEASED:
+        if final is None or not released:
+            raise ValueError(
+                f"--config=...:{target}: no settings are stated for a released checkpoint of this "
+                "model; set model.path and evaluate.* yourself"
+            )
+        return _released(config, final, released, target.partition(":")[2])
     if target == "tiny":
         return _shrunk(config)
     if target not in PODS:
+        known = (*PODS, *FINAL, *BASE, *RELEASED)
         raise ValueError(
-            f"--config=...:{target}: no such target; take one of {', '.join((*PODS, *FINAL))}, "
+            f"--config=...:{target}: no such target; take one of {', '.join(known)}, "
             f"tiny, or {RESET}, alone or before one of these"
         )
     pod = PODS[target]
@@ -100,6 +127,32 @@ def aim(config: ConfigDict, target: str, *, final: Mapping[str, Any] | None = No
     config.rollout.tensor = pod.tensor
     config.rollout.slots = pod.slots
     config.rollout.page_size = pod.page_size
+    return config
+
+
+def _evaluated(config: ConfigDict, fields: Mapping[str, Any], target: str) -> ConfigDict:
+    config.evaluate.update(fields)
+    if ":" in target:
+        config.evaluate.n = BENCHMARKS[target.partition(":")[2]].k
+    return config
+
+
+def _released(
+    config: ConfigDict, final: Mapping[str, Any], released: str, which: str
+) -> ConfigDict:
+    """The published checkpoint under the final settings, without YaRN and with it."""
+    config.model.path = released
+    config.evaluate.update(final)
+    config.evaluate.every_steps = 0
+    config.evaluate.problems = POOL
+    config.evaluate.yarn = "both"
+    config.evaluate.own_rope = "drop"  # its config.json has YaRN already
+    config.evaluate.beside = "blog"
+    if which == "short":
+        config.evaluate.n = SHORT_N
+    elif which:
+        config.evaluate.problems = which
+        config.evaluate.n = BENCHMARKS[which].k
     return config
 
 

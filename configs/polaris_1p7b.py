@@ -19,7 +19,8 @@ Every 10 steps the run scores itself (avg@8) on the problems that evaluate.probl
 any it does not begin, unless evaluate.every_steps is 0.
 
 What may stand after the colon: configs/_targets.py, which has a mesh for each pod that it names
-(`polaris plan` shows how they fit) and `tiny`, a smoke test for any CPU.
+(`polaris plan` shows how they fit), `base`, the base model's recommended evaluation, and `tiny`, a
+smoke test for any CPU.
 
 Numbers: the recipe's (the split of steps is ours). The released 1.7B scripts drop no easy
 problems: stages[i].drop_above=1.0 reproduces them.
@@ -37,6 +38,16 @@ from polaris_jax.config import default_config, stage
 # The file beside this one, from whatever directory this one is loaded.
 aim = runpy.run_path(str(Path(__file__).with_name("_targets.py")))["aim"]
 
+# Source: Qwen3's model card, thinking mode; 38,912 tokens for competition problems.
+BASE = {
+    "n": 32,
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "top_k": 20,
+    "max_response_tokens": 38_912,
+    "yarn": "off",
+}
+
 
 def get_config(target: str = "") -> ConfigDict:
     """Qwen3-1.7B, two stages. `target`: a pod or `tiny`, see configs/_targets.py."""
@@ -50,4 +61,4 @@ def get_config(target: str = "") -> ConfigDict:
     ]
     config.evaluate.every_steps = 10
     config.evaluate.temperature = 1.2
-    return aim(config, target).lock()
+    return aim(config, target, base=BASE).lock()

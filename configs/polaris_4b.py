@@ -13,14 +13,24 @@ r"""POLARIS-4B: Qwen3-4B in three stages of 39,936, 48,128 and 52,224 response t
     polaris evaluate --config=configs/polaris_4b.py:final:aime24 --workdir=/mnt/runs/4b \
         --checkpoint=latest --tag=aime24 --config.evaluate.problems=aime24.jsonl
 
-and the last likewise with aime25, minerva, olympiad and amc23.
+and the last likewise with aime25, minerva, olympiad and amc23. Base and trained model, pooled and
+compared:
+
+    polaris evaluate --config=configs/polaris_4b.py:final --workdir=/mnt/runs/4b \
+        --checkpoint=base,latest --config.evaluate.problems=aime24+aime25
+
+The cheapest check of the recipe trains nothing: the authors' checkpoint beside their own scores,
+60 problems x 4 responses with YaRN and without (`released` alone: x 32):
+
+    polaris evaluate --config=configs/polaris_4b.py:released:short --workdir=runs/released
 
 Every 10 steps the run scores itself (avg@8) on the problems that evaluate.problems names; without
 any it does not begin, unless evaluate.every_steps is 0.
 
 What may stand after the colon: configs/_targets.py, which has a mesh for each pod that it names
 (`polaris plan` shows how they fit), `final`, the recipe's final evaluation (avg@32; final:NAME has
-the benchmark's own k), and `tiny`, a smoke test for any CPU.
+the benchmark's own k), `base`, the base model's recommended settings, `released`, and `tiny`, a
+smoke test for any CPU.
 
 Numbers: the recipe's (about 700 steps over the three stages; the share of each is ours). Stages 2
 and 3 pass the checkpoint's own 40,960 positions without YaRN: warned once.
@@ -47,9 +57,20 @@ FINAL = {
     "yarn": "on",  # rope.yarn: factor 1.5 on 32,768
 }
 
+# Source: Qwen3's model card, thinking mode; 38,912 tokens for competition problems.
+BASE = {
+    "n": 32,
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "top_k": 20,
+    "max_response_tokens": 38_912,
+    "yarn": "off",
+}
+RELEASED = "POLARIS-Project/Polaris-4B-Preview"
+
 
 def get_config(target: str = "") -> ConfigDict:
-    """Qwen3-4B, three stages. `target`: a pod, `final` or `tiny`, see configs/_targets.py."""
+    """Qwen3-4B, three stages. `target`: a pod or an evaluation, see configs/_targets.py."""
     config = default_config()
     config.model.path = "Qwen/Qwen3-4B"
     config.model.max_position_tokens = 53248
@@ -61,4 +82,4 @@ def get_config(target: str = "") -> ConfigDict:
     ]
     config.evaluate.every_steps = 10
     config.evaluate.temperature = 1.2
-    return aim(config, target, final=FINAL).lock()
+    return aim(config, target, final=FINAL, base=BASE, released=RELEASED).lock()

@@ -19,7 +19,8 @@ Every 10 steps the run scores itself (avg@8) on the problems that evaluate.probl
 any it does not begin, unless evaluate.every_steps is 0.
 
 What may stand after the colon: configs/_targets.py, which has a mesh for each pod that it names
-(`polaris plan` shows how they fit) and `tiny`, a smoke test for any CPU.
+(`polaris plan` shows how they fit), `base`, the base model's recommended evaluation, and `tiny`, a
+smoke test for any CPU.
 
 Numbers: the recipe's (the split of steps is ours). The released 7B scripts drop no easy problems:
 stages[i].drop_above=1.0 reproduces them.
@@ -37,6 +38,16 @@ from polaris_jax.config import default_config, stage
 # The file beside this one, from whatever directory this one is loaded.
 aim = runpy.run_path(str(Path(__file__).with_name("_targets.py")))["aim"]
 
+# Source: DeepSeek-R1's model card, which gives 32,768 tokens; the prompt's 1,024 are taken off.
+BASE = {
+    "n": 32,
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "top_k": 0,
+    "max_response_tokens": 31_744,
+    "yarn": "off",
+}
+
 
 def get_config(target: str = "") -> ConfigDict:
     """R1-Distill-Qwen-7B, three stages. `target`: a pod or `tiny`, see configs/_targets.py."""
@@ -51,4 +62,4 @@ def get_config(target: str = "") -> ConfigDict:
     ]
     config.evaluate.every_steps = 10
     config.evaluate.temperature = 0.6
-    return aim(config, target).lock()
+    return aim(config, target, base=BASE).lock()

@@ -115,8 +115,24 @@ NEEDS: dict[str, str] = {
         ),
         "a pod; tests/measure runs these commands on a small model",
     ),
+    "polaris evaluate --config=configs/polaris_4b.py:released:short --workdir=runs/released": (
+        "the network and an accelerator; tests/config reads the settings"
+    ),
     **dict.fromkeys(
         (
+            "polaris evaluate --config=configs/polaris_4b.py:final --workdir=runs/4b "
+            "--checkpoint=base,latest --tag=before,after "
+            "--config.evaluate.problems=aime24.jsonl+aime25.jsonl",
+            "polaris positions --config=configs/polaris_4b.py:final --workdir=runs/4b "
+            "--checkpoint=latest --tag=after "
+            "--config.evaluate.problems=aime24.jsonl+aime25.jsonl",
+        ),
+        "an accelerator; tests/measure/test_evaluations.py runs such lines on a small model",
+    ),
+    **dict.fromkeys(
+        (
+            "polaris evaluate --compare runs/4b/before_eval.json runs/4b/after_eval.json --out "
+            "figures",
             "polaris calibrate --compare runs/4b runs/4b/after_difficulty.parquet --out figures",
             "polaris probe --compare runs/4b runs/4b/stage1_probe.json --out figures",
         ),
@@ -210,7 +226,7 @@ def test_the_parser_takes_it(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(line)
     words = words[words.index("--") + 1 :] if "--" in words else words
-    known = ("prepare", "calibrate", "probe", "train", "evaluate", "report", "plan")
+    known = ("prepare", "calibrate", "probe", "train", "evaluate", "positions", "report", "plan")
     at = next(i for i, word in enumerate(words) if word in known)
     name, rest = words[at], words[at + 1 :]
     for shown, used in (("my.py:quick", "configs/tiny_cpu.py"), ("my.py", "configs/tiny_cpu.py")):

@@ -15,7 +15,7 @@ from polaris_jax.checkpoint.snapshots import Snapshot, SnapshotSaver
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import run_command
 from polaris_jax.config import ConfigError, build_config
-from polaris_jax.measure.solve import Policy
+from polaris_jax.measure.policy import Policy
 from polaris_jax.state import StartAt, open_state, start_from
 from polaris_jax.step import count_batch
 from polaris_jax.system.failures import at_run_time

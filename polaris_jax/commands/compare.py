@@ -32,14 +32,17 @@ class Compared:
     out: epath.Path
 
 
-def compare_command(name: str, argv: Sequence[str], *, doc: str, most: int) -> Compared | None:
+def compare_command(
+    name: str, argv: Sequence[str], *, doc: str, most: int, least: int = 2
+) -> Compared | None:
     """What `--compare A B ...` names; None if the flag is not there.
 
     Args:
         name: name of the command.
         argv: arguments after the command's name.
         doc: what --help prints.
-        most: largest number of things to compare; the smallest is 2.
+        most: largest number of things to compare.
+        least: smallest number; 1 if one path may hold several things.
 
     Raises:
         ConfigError: any mistake in the arguments.
@@ -54,8 +57,8 @@ def compare_command(name: str, argv: Sequence[str], *, doc: str, most: int) -> C
         flags.DEFINE_list("names", [], "a name for each, as in 1.5B,7B", flag_values=values)
 
     own = parse(name, rest, doc=doc, define=define, takes_config=False).flags
-    wanted = "two paths" if most == 2 else f"2 to {most} paths"
-    if not 2 <= len(paths) <= most:
+    wanted = "two paths" if most == 2 else f"{least} to {most} paths"
+    if not least <= len(paths) <= most:
         raise ConfigError(
             f"--compare={' '.join(paths)}: needs {wanted}, as in polaris {name} --compare runs/a "
             "runs/b"
@@ -79,7 +82,8 @@ def compare_command(name: str, argv: Sequence[str], *, doc: str, most: int) -> C
 
 def short_name(path: epath.Path) -> str:
     """A name for people: a workdir's own, with the tag of its file, or the file's name."""
-    found = re.fullmatch(r"(?:(.+)_)?(?:difficulty\.parquet|probe\.json)", path.name)
+    files = r"difficulty\.parquet|probe\.json|eval\.json|responses(?:_yarn.*)?\.jsonl"
+    found = re.fullmatch(rf"(?:(.+)_)?(?:{files})", path.name)
     if found is None:
         return path.stem or str(path)
     return f"{path.parent.name or '.'}{f' {found[1]}' if found[1] else ''}"

@@ -157,8 +157,10 @@ def define_policy(values: flags.FlagValues) -> None:
 
 
 def check_tag(command: Command) -> None:
-    """Raises ConfigError unless --tag may begin the name of a file."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]*", command.flags["tag"]):
+    """Raises ConfigError unless --tag may begin the name of a file; evaluate takes several."""
+    tag = command.flags["tag"]
+    tags = tag.split(",") if command.name == "evaluate" else [tag]
+    if not all(re.fullmatch(r"[A-Za-z0-9_-]*", each) for each in tags):
         raise ConfigError(
             f"--tag={command.flags['tag']}: it begins the names of files; take letters, digits, - "
             "and _ only, like --tag=before"

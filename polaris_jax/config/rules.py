@@ -324,6 +324,21 @@ def _check_evaluate(config: RunConfig) -> None:
             edges,
             "must ascend",
         )
+    factors = e.attention_factors
+    require(
+        not factors or (e.yarn != "off" and config.rope.yarn.factor > 1),
+        "evaluate.attention_factors",
+        factors,
+        "they are for evaluation under YaRN; set evaluate.yarn=on or both and rope.yarn.factor "
+        "above 1",
+    )
+    require(
+        len({*factors, config.rope.yarn.attention_factor}) == len(factors) + 1,
+        "evaluate.attention_factors",
+        factors,
+        "must differ from one another and from rope.yarn.attention_factor, which is evaluated "
+        "anyway",
+    )
 
 
 def _check_yarn(config: RunConfig) -> None:

@@ -234,7 +234,9 @@ class EvaluateSection:
     """
 
     problems: str = setting(
-        "", "A source like data.problems; empty: the problems of data.arithmetic.held_out."
+        "",
+        "A source like data.problems, or several, pooled, as in aime24+aime25; empty: the problems "
+        "of data.arithmetic.held_out.",
     )
     every_steps: int = setting(
         0,
@@ -258,6 +260,29 @@ class EvaluateSection:
     seed: int = setting(0, "Any integer; hashed before use.")
     yarn: Literal["off", "on", "both"] = setting(
         "off", "on: with rope.yarn. off: without. both: one after the other."
+    )
+    attention_factors: tuple[float, ...] = setting(
+        (),
+        "Further rope.yarn.attention_factor to evaluate under, one after the other; 1.0405 is what "
+        "serving software makes of factor 1.5. Needs yarn=on or both.",
+        above=0,
+    )
+    own_rope: Literal["keep", "drop"] = setting(
+        "keep",
+        "drop: without rope.yarn a checkpoint is evaluated without the rotary scaling of its own "
+        "config.json, too. keep: with it.",
+    )
+    force_answer_tokens: int = setting(
+        0,
+        "Budget forcing: a response that the budget cut is closed with </think> and "
+        "force_answer_text and continued for this many tokens; scored beside the others. 0: off.",
+        at_least=0,
+    )
+    force_answer_text: str = setting(
+        "The final answer is \\boxed{", "The beginning of a forced answer, after </think>."
+    )
+    beside: Literal["none", "blog"] = setting(
+        "none", "blog: the scores of the POLARIS blog's table beside ours, on its benchmarks."
     )
 
 

@@ -73,6 +73,31 @@ BENCHMARKS = {
 }
 
 
+# Column of a pooled problem that says which set it is from.
+POOLED = "pooled_set"
+
+
+def pooled_sources(text: str) -> list[str]:
+    """The sources of `aime24+aime25`, which are pooled; one for any other text.
+
+    A file with a + in its name is one source.
+    """
+    where = text.partition(",")[0]
+    if "+" not in text or ("+" in where and Path(where).exists()):
+        return [text]
+    return [part.strip() for part in text.split("+")]
+
+
+def known_benchmarks(text: str) -> list[str]:
+    """Names of the known benchmarks among pooled sources, files named as one included."""
+    stems = (
+        part if part in BENCHMARKS else Path(parse_source(part).where).stem
+        for part in pooled_sources(text)
+        if part
+    )
+    return [stem for stem in stems if stem in BENCHMARKS]
+
+
 def is_benchmark(source: str, *, field: str = "evaluate.problems") -> bool:
     """True for the name of a known benchmark, and for a file that is named as one.
 
@@ -173,13 +198,55 @@ def find_held_out_problems(
     Raises:
         ConfigError: neither is configured, or a file named as a known benchmark is not complete.
     """
-    if is_benchmark(evaluate.problems):
-        return read_benchmark(evaluate.problems, say=say), {}
+    sources = pooled_sources(evaluate.problems)
+    if len(sources) > 1:
+        return _pooled(evaluate.problems, sources, say)
     if evaluate.problems:
-        return read_named(evaluate.problems, say, unique=False, field="evaluate.problems")
+        return _read(evaluate.problems, say)
     if data.arithmetic.held_out:
         return make(), {}
     raise ConfigError(
         "evaluate.problems='': no held-out problems; name a file or a data set, or train with "
         "evaluate.every_steps=0"
     )
+
+
+def _read(source: str, say: Say) -> tuple[list[Problem], dict[str, int]]:
+    if is_benchmark(source):
+        return read_benchmark(source, say=say), {}
+    return read_named(source, say, unique=False, field="evaluate.problems")
+
+
+def _pooled(text: str, sources: list[str], say: Say) -> tuple[list[Problem], dict[str, int]]:
+    """The problems of several sources, each with the name of its own in column `POOLED`.
+
+    An id that an earlier source has gets its own set's name before it.
+    """
+    if not all(sources):
+        raise DataError(
+            f"evaluate.problems={text!r}: a source is empty; pool sets as in aime24+aime25"
+        )
+    names = [parse_source(source).name for source in sources]
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"evaluate.problems={text!r}: two sets are named {max(names, key=names.count)}; name "
+            "them apart, as in a.jsonl,name=first+b.jsonl,name=second"
+        )
+    problems: list[Problem] = []
+    left_out: dict[str, int] = {}
+    taken: set[str] = set()
+    for name, source in zip(names, sources, strict=True):
+        found, counts = _read(source, say)
+        for reason, count in counts.items():
+            left_out[reason] = left_out.get(reason, 0) + count
+        for problem in found:
+            own = f"{name}/{problem.id}" if problem.id in taken else problem.id
+            extra = {**problem.extra, POOLED: name}
+            problems.append(dataclasses.replace(problem, id=own, extra=extra))
+        taken = {problem.id for problem in problems}
+    if len(taken) < len(problems):
+        raise DataError(
+            f"evaluate.problems={text!r}: ids occur twice, also with the names of their sets "
+            "before them; give the rows ids of their own"
+        )
+    return problems, left_out

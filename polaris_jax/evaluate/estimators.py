@@ -33,7 +33,12 @@ def _over_problems(score_P: np.ndarray) -> Estimate:
     return Estimate(value=float(score_P.mean()), stderr=stderr, problems=problems)
 
 
-def _checked(reward_PR: np.ndarray) -> np.ndarray:
+def checked_rewards(reward_PR: np.ndarray) -> np.ndarray:
+    """The rewards as float64.
+
+    Raises:
+        ValueError: there is no problem or no response, or a reward is outside [0, 1].
+    """
     reward_PR = np.asarray(reward_PR, np.float64)
     if reward_PR.ndim != 2 or 0 in reward_PR.shape:
         raise ValueError(
@@ -56,7 +61,7 @@ def avg_at_k(reward_PR: np.ndarray) -> Estimate:
     Raises:
         ValueError: there is no problem or no response, or a reward is outside [0, 1].
     """
-    return _over_problems(_checked(reward_PR).mean(axis=1))
+    return _over_problems(checked_rewards(reward_PR).mean(axis=1))
 
 
 def pass_at_k(reward_PR: np.ndarray, k: int) -> Estimate:
@@ -73,14 +78,19 @@ def pass_at_k(reward_PR: np.ndarray, k: int) -> Estimate:
 
     Source: Chen et al. 2021 (arXiv:2107.03374), section 2.1.
     """
-    reward_PR = _checked(reward_PR)
+    return _over_problems(pass_scores(reward_PR, k))
+
+
+def pass_scores(reward_PR: np.ndarray, k: int) -> np.ndarray:
+    """`pass_at_k` of each problem, float64 [P]; arguments and errors are its own."""
+    reward_PR = checked_rewards(reward_PR)
     n = reward_PR.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"k={k}: pass@k needs 1 <= k <= {n}, the responses of a problem")
     right_P = (reward_PR > 0.5).sum(axis=1)
     # Exact integers: a product of floats loses digits at n in the hundreds.
     all_wrong = [math.comb(n - int(right), k) / math.comb(n, k) for right in right_P]
-    return _over_problems(1.0 - np.array(all_wrong))
+    return 1.0 - np.array(all_wrong)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,8 +212,7 @@ def length_groups(
         )
     if not edges or any(low >= high for low, high in itertools.pairwise(edges)):
         raise ValueError(f"evaluate.length_edges={tuple(edges)}: must ascend, at least one")
-    group_PR = np.searchsorted(np.asarray(edges[:-1]), length_PR, side="right")
-    group_PR = group_PR + (length_PR > edges[-1])
+    group_PR = length_group_of(length_PR, edges)
     groups = []
     for index, name in enumerate(_names(edges)):
         inside_PR = group_PR == index
@@ -217,6 +226,12 @@ def length_groups(
             )
         )
     return groups
+
+
+def length_group_of(length_PR: np.ndarray, edges: Sequence[int]) -> np.ndarray:
+    """The index of each response's group in `length_groups`, int [P, R]."""
+    group_PR = np.searchsorted(np.asarray(edges[:-1]), length_PR, side="right")
+    return group_PR + (length_PR > edges[-1])
 
 
 def _names(edges: Sequence[int]) -> list[str]:

@@ -19,8 +19,8 @@ from polaris_jax.measure.inputs import (
     response_settings,
     reward_identity,
 )
+from polaris_jax.measure.policy import open_policy
 from polaris_jax.measure.responses import KeptResponses
-from polaris_jax.measure.solve import open_policy
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure

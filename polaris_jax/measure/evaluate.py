@@ -1,12 +1,11 @@
-"""avg@k, pass@k, accuracy by length and by token budget, with and without YaRN."""
+"""avg@k, pass@k, maj@k, accuracy by length and by token budget, with and without YaRN."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from etils import epath
 
 from polaris_jax.assemble import (
@@ -15,17 +14,32 @@ from polaris_jax.assemble import (
     load_base_tokenizer,
 )
 from polaris_jax.checkpoint.convert import load_any
-from polaris_jax.config import RunConfig
+from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.data.problem_sets import fitting
 from polaris_jax.data.problems import problems_digest
-from polaris_jax.evaluate.scoring import budgets_of, score_rows
-from polaris_jax.measure.inputs import open_progress, response_settings, reward_identity
-from polaris_jax.measure.responses import response_row
-from polaris_jax.measure.solve import open_policy
+from polaris_jax.evaluate.benchmarks import BENCHMARKS, known_benchmarks
+from polaris_jax.evaluate.blog import beside_blog, beside_lines
+from polaris_jax.evaluate.scoring import budgets_of, grades_of, score_rows, scores_of, sets_of
+from polaris_jax.measure.compare_evaluations import compare_evaluations
+from polaris_jax.measure.forced import force_answers, forced_identity, is_forced_row
+from polaris_jax.measure.inputs import open_progress
+from polaris_jax.measure.policy import open_samplers
+from polaris_jax.measure.respond import (
+    BATCH_PROMPTS,
+    Asked,
+    Variant,
+    Weights,
+    grade_later,
+    is_response,
+    require_ids,
+    respond,
+    response_identity,
+    variants_of,
+)
+from polaris_jax.measure.scored import BASE, Scored, scored_by
 from polaris_jax.measure.weights import base_inputs, find_checkpoint
-from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
-from polaris_jax.models import Decoder
-from polaris_jax.models.positions import check_evaluated_positions, yarn_scaling
+from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload, before_text
+from polaris_jax.models.positions import check_evaluated_positions
 from polaris_jax.models.weights.identity import tokenizer_digests
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import evaluation_figure
@@ -36,14 +50,6 @@ from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
 
-BATCH_PROMPTS = 128
-# Fields that change no response, or that `response_identity` takes as separate arguments.
-NOT_OF_RESPONSES = tuple(
-    f"evaluate.{name}"
-    for name in ("every_steps", "length_edges", "budgets", "yarn", "max_response_tokens")
-)
-# Causes that say nothing against a score: greedy responses agree, and an easy set may be solved.
-NO_FAULTS = ("no_spread", "too_easy")
 # Below this budget the blog's own figures are out of reach for lack of tokens alone.
 COMPARABLE_TOKENS = 64 * 1024
 
@@ -57,142 +63,312 @@ def evaluate(
     tag: str = "",
     forecast: Forecast = UNKNOWN,
 ) -> dict[str, Any]:
-    """Scores a policy on the held-out problems -> eval.json, responses.jsonl, eval.png.
+    """Scores policies on the held-out problems -> eval.json, responses.jsonl, eval.png.
 
     Problems that cannot be asked are no part of the score: eval.json counts them in `left_out`.
 
     The same config and seeds give the same prompts and noise for any weights, so that two
     evaluations (before and after training) differ by their weights alone. A rerun continues
-    after the last complete batch.
+    after the last complete batch. Several policies, with or without YaRN, are compared problem by
+    problem -> eval_compared.json, eval_compared.md, eval_compared.png.
 
     Args:
         config: the run.
         workdir: gets the files.
         progress: gets lines and bars for a person.
-        checkpoint: "" is the base model, "latest" the workdir's newest checkpoint, else a path.
-        tag: put before the file names, e.g. `before` -> before_eval.json.
+        checkpoint: "" is the base model, "latest" the workdir's newest checkpoint, else a path;
+            several with commas between them, as in "base,latest".
+        tag: put before the file names, e.g. `before` -> before_eval.json; one for each checkpoint.
         forecast: what is known of the machine's speed.
+
+    Returns:
+        The content of eval.json, that of the last checkpoint if there are several.
 
     Raises:
         ConfigError: there are no held-out problems or no such checkpoint, or a sequence needs more
             positions than the checkpoint has.
     """
     check_reward(config.reward)
+    asked = scored_by(checkpoint, tag)
     ensure_workdir(workdir)
-    writes = [
-        name
-        for stem in ("responses", "responses_yarn")
-        for name in (f"{stem}.jsonl", f"{stem}.identity.json", "eval.json", "eval.png")
-    ]
+    variants = variants_of(config.evaluate)
+    stems = [f"{kind}{v.suffix}" for v in variants for kind in ("responses", "forced")]
+    writes = [f"{stem}{end}" for stem in stems for end in (".jsonl", ".identity.json")]
+    writes += ["eval.json", "eval.png", *COMPARED]
     primary = processes.is_first()
-    with command_owns(workdir, "evaluate", writes=writes, primary=primary, tag=tag) as ownership:
-        return _evaluate(
+    with contextlib.ExitStack() as owned:
+        owners = [
+            owned.enter_context(
+                command_owns(workdir, "evaluate", writes=writes, primary=primary, tag=scored.tag)
+            )
+            for scored in asked
+        ]
+        run = _Evaluation.begin(config, workdir, progress, asked, forecast=forecast)
+        summaries = [
+            run.score(scored, ownership) for scored, ownership in zip(asked, owners, strict=True)
+        ]
+        if len(asked) * len(variants) > 1 and primary:
+            for ownership in owners:
+                ownership.check()
+            prefix = tag_prefix(asked[0].tag) if len(asked) == 1 else ""
+            compare_evaluations(
+                [workdir / f"{tag_prefix(scored.tag)}eval.json" for scored in asked],
+                [scored.name for scored in asked],
+                workdir,
+                prefix=prefix,
+                say=progress.line,
+            )
+    return summaries[-1]
+
+
+COMPARED = ("eval_compared.json", "eval_compared.md", "eval_compared.png")
+
+
+class _Evaluation:
+    """What all checkpoints of one call share: problems, samplers, and what is left to sample."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        workdir: epath.Path,
+        progress: Progress,
+        given: Sequence[Problem],
+        left_out: Mapping[str, int],
+        *,
+        checkpoints: int,
+        forecast: Forecast,
+    ) -> None:
+        self._config, self._workdir, self._progress = config, workdir, progress
+        self._given, self._left_out = given, left_out
+        self._budget = budget_of(config)
+        self._samplers = open_samplers(config, progress)
+        self._checkpoints, self._forecast = checkpoints, forecast
+        self._workload: Workload | None = None
+        self._known = bool(known_benchmarks(config.evaluate.problems))
+        self._cost_said = False
+
+    @classmethod
+    def begin(
+        cls,
+        config: RunConfig,
+        workdir: epath.Path,
+        progress: Progress,
+        asked: Sequence[Scored],
+        *,
+        forecast: Forecast,
+    ) -> _Evaluation:
+        """Reads the problems, and finds every checkpoint before any is loaded."""
+        given, left_out = evaluation_problems(config, progress)
+        budget = budget_of(config)
+        if known_benchmarks(config.evaluate.problems) and budget < COMPARABLE_TOKENS:
+            progress.line(
+                f"warning: a budget of {budget} tokens is under 64K: not comparable with the "
+                "POLARIS blog's figures"
+            )
+        if config.evaluate.beside == "blog" and not known_benchmarks(config.evaluate.problems):
+            raise ConfigError(
+                f"evaluate.beside=blog: evaluate.problems={config.evaluate.problems} is none of "
+                f"the blog's benchmarks; take one or several of {', '.join(BENCHMARKS)}, or none"
+            )
+        for scored in asked:
+            if scored.checkpoint:
+                find_checkpoint(workdir, scored.checkpoint)
+        run = cls(
             config,
             workdir,
             progress,
-            ownership,
-            checkpoint=checkpoint,
-            tag=tag,
+            given,
+            left_out,
+            checkpoints=len(asked),
             forecast=forecast,
         )
+        run._say_cost(asked)
+        return run
 
+    def _say_cost(self, asked: Sequence[Scored]) -> None:
+        """Says what the blog's benchmarks will cost, before any weights are downloaded or read.
 
-def _evaluate(
-    config: RunConfig,
-    workdir: epath.Path,
-    progress: Progress,
-    ownership: Ownership,
-    *,
-    checkpoint: str,
-    tag: str,
-    forecast: Forecast,
-) -> dict[str, Any]:
-    section, prefix = config.evaluate, tag_prefix(tag)
-    max_response_tokens = section.max_response_tokens or config.stages[-1].max_response_tokens
-    given, left_out = evaluation_problems(config, progress)
-    if config.evaluate.problems and max_response_tokens < COMPARABLE_TOKENS:
-        progress.line(
-            f"warning: a budget of {max_response_tokens} tokens is under 64K: not comparable with "
-            "the POLARIS blog's figures"
+        A call that continues says it later, when it knows what is left.
+        """
+        variants = variants_of(self._config.evaluate)
+        began = any(
+            (self._workdir / f"{tag_prefix(scored.tag)}responses{variant.suffix}.jsonl").exists()
+            for scored in asked
+            for variant in variants
         )
-    weights = _weights(config, workdir, checkpoint, progress)
-    passes = {"off": [False], "on": [True], "both": [False, True]}[section.yarn]
-    for yarn in passes:
-        check_evaluated_positions(
-            config,
-            weights[0].config,
-            progress.line,
-            max_response_tokens=max_response_tokens,
-            yarn=yarn,
+        if self._known and not began:
+            n = self._config.evaluate.n
+            responses = len(asked) * len(variants) * len(self._given) * n
+            batch = min(BATCH_PROMPTS, len(self._given)) * n
+            work = [Batches(responses, batch, n, self._budget)]
+            self._progress.line(before_text("evaluate", work, self._forecast, always=True))
+            self._cost_said = True
+
+    def score(self, scored: Scored, ownership: Ownership) -> dict[str, Any]:
+        """Scores one checkpoint under every variant; its weights are freed at the end."""
+        config, section, progress = self._config, self._config.evaluate, self._progress
+        variants, prefix = variants_of(section), tag_prefix(scored.tag)
+        weights = _weights(config, self._workdir, scored.checkpoint, progress)
+        for variant in variants:
+            check_evaluated_positions(
+                config,
+                variant.of(weights)[0].config,
+                progress.line,
+                max_response_tokens=self._budget,
+                yarn=variant.yarn,
+            )
+        problems = fitting(self._given, config.data, tokenizer=weights[1], say=progress.line)
+        left_out = {**self._left_out, "long_prompt": len(self._given) - len(problems)}
+        asked = Asked(config, progress, problems, self._budget, self._samplers)
+        files = self._open(asked, weights, scored, ownership)
+        workload = self._work(asked, [done for done, _ in files.values()])
+        results = {}
+        for variant, (done, forced) in files.items():
+            rows = respond(asked, weights, variant, done=done, workload=workload)
+            results[variant] = self._result(asked, weights, variant, rows, done, forced)
+        summary = _with_variants(results, config)
+        summary |= {"checkpoint": scored.checkpoint or BASE, "rope": section.yarn}
+        summary["left_out"] = {reason: count for reason, count in left_out.items() if count}
+        if processes.is_first():
+            ownership.check()
+            write_json(self._workdir / f"{prefix}eval.json", summary)
+            evaluation_figure(summary, self._workdir / f"{prefix}eval.png")
+        for variant, result in results.items():
+            progress.line(_score_line(f"{scored.name}{variant.label}", result))
+            for line in beside_lines(result.get("beside") or {}):
+                progress.line(line)
+        return summary
+
+    def _open(
+        self, asked: Asked, weights: Weights, scored: Scored, ownership: Ownership
+    ) -> dict[Variant, tuple[ProgressFile, ProgressFile | None]]:
+        """The files of each variant: its responses, and its forced answers if any are asked for."""
+        config, section, prefix = self._config, self._config.evaluate, tag_prefix(scored.tag)
+        inputs, places = _inputs(
+            config, self._workdir, self._progress, weights[1], scored.checkpoint
         )
-    problems = fitting(given, config.data, tokenizer=weights[1], say=progress.line)
-    left_out = left_out | {"long_prompt": len(given) - len(problems)}
-    results = {}
-    inputs, places = _inputs(config, workdir, progress, weights[1], checkpoint)
-    inputs["problems"] = problems_digest(given, extras=True)
-    places["problems"] = f"evaluate.problems={config.evaluate.problems}"
-    files = {
-        yarn: open_progress(
-            workdir / f"{prefix}responses{'_yarn' if yarn else ''}.jsonl",
-            response_identity(
-                config, weights[0], problems, max_response_tokens=max_response_tokens, yarn=yarn
-            ),
-            key=("problem_id", "sample"),
-            unit=section.n,
-            valid=_is_response,
-            inputs=inputs,
-            places=places,
-            may_write=ownership.check,
-        )
-        for yarn in passes
-    }
-    left = sum(len(problems) * section.n - len(done.rows) for done in files.values())
-    batch = min(BATCH_PROMPTS, len(problems)) * section.n
-    work = [Batches(left, batch, section.n, max_response_tokens)]
-    workload = Workload("evaluate", work, forecast=forecast, progress=progress)
-    for yarn, done in files.items():
-        rows = _respond(
-            config,
-            progress,
-            weights,
-            problems,
-            max_response_tokens=max_response_tokens,
-            done=done,
-            yarn=yarn,
-            workload=workload,
-        )
-        results[yarn] = score_rows(
+        inputs["problems"] = problems_digest(self._given, extras=True)
+        places["problems"] = f"evaluate.problems={section.problems}"
+        options = {
+            "key": ("problem_id", "sample"),
+            "unit": section.n,
+            "inputs": inputs,
+            "places": places,
+            "may_write": ownership.check,
+        }
+        files = {}
+        for variant in variants_of(section):
+            identity = response_identity(
+                variant.config(config),
+                weights[0],
+                asked.problems,
+                max_response_tokens=self._budget,
+                yarn=variant.yarn,
+                drops_own=variant.of(weights) is not weights,
+            )
+            path = self._workdir / f"{prefix}responses{variant.suffix}.jsonl"
+            done = open_progress(path, identity, valid=is_response, **options)
+            require_ids(done.rows, budgets_of(section, self._budget), path=path)
+            forced = None
+            if section.force_answer_tokens:
+                forced = open_progress(
+                    self._workdir / f"{prefix}forced{variant.suffix}.jsonl",
+                    forced_identity(identity, section),
+                    valid=is_forced_row,
+                    **options,
+                )
+            files[variant] = done, forced
+        return files
+
+    def _work(self, asked: Asked, files: Sequence[ProgressFile]) -> Workload:
+        """What this call samples: said before its first checkpoint, that of the others included."""
+        if self._workload is None:
+            n = self._config.evaluate.n
+            each = len(asked.problems) * n
+            left = sum(each - len(done.rows) for done in files)
+            left += (self._checkpoints - 1) * len(files) * each
+            batch = min(BATCH_PROMPTS, len(asked.problems)) * n
+            self._workload = Workload(
+                "evaluate",
+                [Batches(left, batch, n, self._budget)],
+                forecast=self._forecast,
+                progress=self._progress,
+                always=self._known,
+                said=self._cost_said,
+            )
+        return self._workload
+
+    def _result(
+        self,
+        asked: Asked,
+        weights: Weights,
+        variant: Variant,
+        rows: Sequence[Mapping[str, Any]],
+        done: ProgressFile,
+        forced: ProgressFile | None,
+    ) -> dict[str, Any]:
+        config, section = self._config, self._config.evaluate
+        correct_at = config.reward.correct_at
+        result = score_rows(
             rows,
             section,
-            correct_at=config.reward.correct_at,
-            max_response_tokens=max_response_tokens,
-            say=progress.line,
+            correct_at=correct_at,
+            max_response_tokens=self._budget,
+            later=grade_later(asked, weights[1], rows, path=done.path),
         )
-    summary = dict(results[min(results)])
-    if len(results) == 2:
+        if forced is not None:
+            answers = force_answers(asked, weights, variant, rows, done=forced, path=done.path)
+            result["forced"] = {
+                "tokens": section.force_answer_tokens,
+                "share": sum(row["forced"] for row in answers) / len(answers),
+                **scores_of(grades_of(answers, correct_at), section.n),
+            }
+        if section.beside == "blog":
+            known = known_benchmarks(section.problems)
+            by_set = sets_of(rows) or ({known[0]: list(rows)} if len(known) == 1 else {})
+            result["beside"] = beside_blog(
+                {name: grades_of(of_set, correct_at).correct_PR for name, of_set in by_set.items()}
+            )
+        return result
+
+
+def budget_of(config: RunConfig) -> int:
+    """The budget of an evaluation's responses, in tokens."""
+    return config.evaluate.max_response_tokens or config.stages[-1].max_response_tokens
+
+
+def _with_variants(results: Mapping[Variant, dict[str, Any]], config: RunConfig) -> dict[str, Any]:
+    """The first variant's figures, with those of the others inside."""
+    first, *others = results
+    summary = dict(results[first])
+    factors = {}
+    for variant in others:
+        if variant.attention_factor is not None:
+            factors[f"{variant.attention_factor:g}"] = results[variant]
+            continue
         for plain, scaled in zip(
-            summary["budget_curve"], results[True]["budget_curve"], strict=True
+            summary["budget_curve"], results[variant]["budget_curve"], strict=True
         ):
             plain["accuracy_yarn"] = scaled["accuracy"]
-        summary["yarn"] = results[True]
-    summary |= {"checkpoint": checkpoint or "base", "yarn_factor": config.rope.yarn.factor}
-    summary["rope"] = section.yarn
-    summary["left_out"] = {reason: count for reason, count in left_out.items() if count}
-    if processes.is_first():
-        ownership.check()
-        write_json(workdir / f"{prefix}eval.json", summary)
-        evaluation_figure(summary, workdir / f"{prefix}eval.png")
-    progress.line(
-        f"{tag or checkpoint or 'base'}: avg@{section.n} {summary['avg@k']:.1%} "
-        f"+- {summary['stderr'] or 0:.1%} over {summary['problems']} problems, temperature "
-        f"{section.temperature:g}, up to {max_response_tokens} tokens"
+        summary["yarn"] = results[variant]
+    if factors:
+        summary["attention_factors"] = factors
+    yarn = config.rope.yarn
+    return summary | {"yarn_factor": yarn.factor, "attention_factor": yarn.attention_factor}
+
+
+def _score_line(name: str, summary: Mapping[str, Any]) -> str:
+    low, high = summary["interval"] or (summary["avg@k"],) * 2
+    return (
+        f"{name}: avg@{summary['k']} {summary['avg@k']:.1%} +- {summary['stderr'] or 0:.1%} "
+        f"(95%: {low:.1%} to {high:.1%}) over {summary['problems']} problems, temperature "
+        f"{summary['temperature']:g}, up to {summary['max_response_tokens']} tokens"
     )
-    return summary
 
 
 def _weights(
     config: RunConfig, workdir: epath.Path, checkpoint: str, progress: Progress
-) -> tuple[Decoder, Any]:
+) -> Weights:
     if not checkpoint:
         return load_base(config, workdir, progress)
     path, _ = find_checkpoint(workdir, checkpoint)
@@ -213,109 +389,3 @@ def _inputs(
     digests = tokenizer_digests(tokenizer)
     inputs = {f"{name} of {checkpoint}": value for name, value in digests.items()}
     return inputs, dict.fromkeys(inputs, f"--checkpoint={checkpoint}")
-
-
-def _respond(
-    config: RunConfig,
-    progress: Progress,
-    weights: tuple[Decoder, Any],
-    problems: Sequence[Problem],
-    *,
-    max_response_tokens: int,
-    done: ProgressFile,
-    yarn: bool,
-    workload: Workload,
-) -> list[dict[str, Any]]:
-    """Rows of responses.jsonl, sampled now or found from an earlier call."""
-    section, rows = config.evaluate, list(done.rows)
-    finished = {row["problem_id"] for row in rows}
-    waiting = [p for p in problems if p.id not in finished]
-    if finished:
-        progress.line(f"resumed after {len(finished)} problems")
-    if not waiting:
-        return rows
-    factor = config.rope.yarn.factor if yarn else 1.0
-    with (
-        open_policy(
-            config,
-            progress,
-            weights,
-            max_response_tokens=max_response_tokens,
-            rope_scaling=yarn_scaling(config.rope.yarn, factor),
-        ) as policy,
-        progress.phase("evaluate", len(problems) * section.n) as phase,
-    ):
-        workload.starts()
-        for first in range(0, len(waiting), BATCH_PROMPTS):
-            batch = waiting[first : first + BATCH_PROMPTS]
-            graded = policy.solve(
-                batch,
-                n=section.n,
-                temperature=section.temperature,
-                max_response_tokens=max_response_tokens,
-                seed_parts=(section.seed, "evaluate"),
-                mode="eval",
-                top_k=section.top_k,
-                top_p=section.top_p,
-                on_progress=phase.sampling(len(rows), len(batch) * section.n),
-            )
-            if first == 0:
-                health = policy.judged(graded, batch, reward=config.reward, mode="eval")
-                for text in health.lines() if health.cause not in NO_FAULTS else ():
-                    progress.line(text)
-            budgets = budgets_of(section, max_response_tokens)
-            prefixes = policy.prefix_rewards(graded, batch, budgets)
-            new = [
-                response_row(problem, graded, p, r, prefixes.get((p, r), {}))
-                for p, problem in enumerate(batch)
-                for r in range(section.n)
-            ]
-            done.append(new)
-            rows += new
-            phase.advance_to(len(rows))
-            workload.did(responses=len(new), tokens=graded.response_tokens)
-    return rows
-
-
-def _is_response(row: Mapping[str, Any]) -> bool:
-    numbers = all(isinstance(row[name], int | float) for name in ("reward", "tokens", "sample"))
-    return numbers and isinstance(row["text"], str) and isinstance(row["finish_reason"], str)
-
-
-def response_identity(
-    config: RunConfig,
-    model: Decoder,
-    problems: Sequence[Problem],
-    *,
-    max_response_tokens: int,
-    yarn: bool,
-) -> dict[str, Any]:
-    """What responses and rewards depend on: rows of a file with another identity are not reused.
-
-    Every weight counts: an export in bfloat16 may have the very norms of its base.
-    """
-    sections = ("data", "evaluate", "rope")
-    fields = response_settings(config, sections, without=NOT_OF_RESPONSES)
-    checksums = {path: int(value) for path, value in _checksums(model.params()).items()}
-    return fields | {
-        "model.dtype": config.model.dtype,
-        "architecture": model.config.architecture(),
-        "weights": checksums,
-        "problems": problems_digest(problems),
-        "budget": max_response_tokens,
-        "yarn": yarn,
-        **reward_identity(config.reward, problems),
-    }
-
-
-@jax.jit
-def _checksums(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """A number of each parameter's bits; whole numbers wrap around, whatever the order."""
-
-    def checksum(param: jax.Array) -> jax.Array:
-        kind = {2: jnp.uint16, 4: jnp.uint32}[param.dtype.itemsize]
-        bits = jax.lax.bitcast_convert_type(param, kind).astype(jnp.uint32)
-        bits = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B)
-        return jnp.sum(bits ^ (bits >> 13), dtype=jnp.uint32)
-
-    return jax.tree.map(checksum, params)

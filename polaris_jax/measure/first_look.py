@@ -8,7 +8,7 @@ from typing import Any
 from polaris_jax.assemble import load_base
 from polaris_jax.config import RunConfig
 from polaris_jax.guide.choices import Sampled
-from polaris_jax.measure.solve import open_policy
+from polaris_jax.measure.policy import open_policy
 from polaris_jax.records import Problem
 from polaris_jax.reward.extract import THINK_END
 from polaris_jax.system.files import as_place

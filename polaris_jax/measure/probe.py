@@ -23,8 +23,8 @@ from polaris_jax.measure.inputs import (
     response_settings,
     reward_identity,
 )
+from polaris_jax.measure.policy import Policy, open_policy
 from polaris_jax.measure.probe_set import NO_PLATEAU
-from polaris_jax.measure.solve import Policy, open_policy
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.records import Graded, Problem
 from polaris_jax.report.figures import probe_figure

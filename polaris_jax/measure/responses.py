@@ -15,8 +15,25 @@ from polaris_jax.system import processes
 from polaris_jax.system.files import delete_partials, write_bytes
 
 
+def ids_text(token_ids: Sequence[int]) -> str:
+    """Token ids as a plain column: decimal numbers with spaces between them."""
+    return " ".join(map(str, token_ids))
+
+
+def ids_of(row: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The token ids of a row; None if an earlier version wrote it without them."""
+    text = row.get("token_ids")
+    return None if text is None else tuple(map(int, text.split()))
+
+
 def response_row(
-    problem: Problem, graded: Graded, p: int, r: int, prefixes: Mapping[int, float]
+    problem: Problem,
+    graded: Graded,
+    p: int,
+    r: int,
+    prefixes: Mapping[int, float],
+    *,
+    with_ids: bool = False,
 ) -> dict[str, Any]:
     """A row of responses.jsonl: plain columns, and the problem's own columns behind them.
 
@@ -28,6 +45,7 @@ def response_row(
         p: number of the problem.
         r: number of the response.
         prefixes: {budget: reward of the response's beginning}, for budgets that cut it.
+        with_ids: add the token ids, the stop token included (`ids_of` reads them).
     """
     text = graded.texts[p][r]
     row = {
@@ -43,6 +61,7 @@ def response_row(
         "finish_reason": graded.finish_reasons[p][r],
         "well_formed": "</think>" in text and "\\boxed{" in text,
         "text": text,
+        **({"token_ids": ids_text(graded.token_ids[p][r])} if with_ids else {}),
     }
     return row | {(f"extra_{k}" if k in row else k): v for k, v in problem.extra.items()}
 

@@ -6,31 +6,25 @@ probe and evaluate open a `Policy`, which has a sampler and a grader of its own.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from polaris_jax.assemble import Solver, open_solver
-from polaris_jax.config import RewardSection, RunConfig
+from polaris_jax.assemble import Solver
+from polaris_jax.config import RewardSection
 from polaris_jax.data.prompts import PromptFormat
-from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Graded, Group, Problem
-from polaris_jax.reward import Grader, RewardInput
+from polaris_jax.reward import Grader
 from polaris_jax.reward.extract import Mode
 from polaris_jax.reward.grade_ahead import GradeAhead, reward_input
 from polaris_jax.reward.grader import Grade
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.groups import begin, sample_groups
-from polaris_jax.rollout.samplers import Samplers
-from polaris_jax.sharding import split_devices
 from polaris_jax.stages.health import Health, judge, turn_tokens
 from polaris_jax.system import processes
-from polaris_jax.system.failures import at_run_time
-from polaris_jax.system.progress import Progress
 
 MAX_ANSWER_CHARS = 1000  # of an extracted answer in `Graded.answers`
 
@@ -160,7 +154,7 @@ def grade_groups(
     ]
     inputs = [reward_input(groups[n], s, groups[n].texts[s], mode) for n, s in rest]
     known |= dict(zip(rest, grader.grade_inputs(inputs), strict=True))
-    shares = processes.gather_objects([(key, _as_columns(grade)) for key, grade in known.items()])
+    shares = processes.gather_objects([(key, as_columns(grade)) for key, grade in known.items()])
     reward_PR = np.zeros((len(members), width), np.float32)
     parts: list[list[dict[str, float | None]]] = [[{}] * width for _ in members]
     answers: list[list[str | None]] = [[None] * width for _ in members]
@@ -215,7 +209,7 @@ def judged(
     )
 
 
-def _as_columns(grade: Grade) -> tuple[float, dict[str, float | None], str | None, str]:
+def as_columns(grade: Grade) -> tuple[float, dict[str, float | None], str | None, str]:
     """Reward, parts, answer and reason; an answer of a page is shortened."""
     answer = grade.answer if grade.answer is None else grade.answer[:MAX_ANSWER_CHARS]
     return grade.reward, dict(grade.parts), answer, grade.reason
@@ -224,97 +218,3 @@ def _as_columns(grade: Grade) -> tuple[float, dict[str, float | None], str | Non
 def graded_here(number: int) -> bool:
     """True if this process grades group number `number` of those that were sampled."""
     return number % jax.process_count() == jax.process_index()
-
-
-class Policy:
-    """A model with its tokenizer, grader and sampler; made by `open_policy`."""
-
-    def __init__(self, solver: Solver, sampler: Sampler) -> None:
-        self._solver, self._sampler = solver, sampler
-
-    def solve(self, problems: Sequence[Problem], **settings: Any) -> Graded:
-        """`solve` with this policy's solver and sampler; `settings` are its other arguments."""
-        return solve(self._solver, self._sampler, problems, **settings)
-
-    def judged(self, graded: Graded, problems: Sequence[Problem], **settings: Any) -> Health:
-        """`judged` with this policy's tokenizer; `settings` are its other arguments."""
-        return judged(graded, problems, self._solver.tokenizer, **settings)
-
-    def prefix_rewards(
-        self, graded: Graded, problems: Sequence[Problem], budgets: Sequence[int]
-    ) -> dict[tuple[int, int], dict[int, float]]:
-        """Rewards of responses that are cut at each token budget.
-
-        The beginnings are graded in mode "eval", whatever mode the responses were graded in. Each
-        process grades a share; all return the same.
-
-        Args:
-            graded: responses to the problems, in the problems' order.
-            problems: the problems.
-            budgets: budgets in tokens.
-
-        Returns:
-            {(p, r): {budget: reward of the first `budget` tokens of response r to problem p}}. Only
-            budgets below the response's length have an entry.
-        """
-        cut = [
-            (p, r, budget)
-            for p, group in enumerate(graded.token_ids)
-            for r, token_ids in enumerate(group)
-            for budget in budgets
-            if budget < len(token_ids)
-        ]
-        mine = cut[jax.process_index() :: jax.process_count()]
-        tokenizer = self._solver.tokenizer
-        drawn = drawn_once(problems, self._solver.prompt_format, tokenizer=tokenizer)
-        grades = self._solver.grader.grade_inputs(
-            [
-                RewardInput(
-                    tokenizer.decode(graded.token_ids[p][r][:budget], skip_special_tokens=True),
-                    prompt_text=drawn[p].prompt_text,
-                    answer=drawn[p].gold,
-                    problem_id=drawn[p].problem_id,
-                    extra=drawn[p].extra,
-                    finish_reason="length",
-                    num_tokens=budget,
-                    mode="eval",
-                )
-                for p, r, budget in mine
-            ]
-        )
-        rewards = [float(np.float32(grade.reward)) for grade in grades]  # rounded as in `Graded`
-        shares = processes.gather_objects(rewards)
-        found: dict[tuple[int, int], dict[int, float]] = {}
-        for process, share in enumerate(shares):
-            for (p, r, budget), reward in zip(cut[process :: len(shares)], share, strict=True):
-                found.setdefault((p, r), {})[budget] = reward
-        return found
-
-
-@contextlib.contextmanager
-def open_policy(
-    config: RunConfig,
-    progress: Progress,
-    weights: tuple[Decoder, Any],
-    *,
-    max_response_tokens: int,
-    rope_scaling: RopeScaling | None = None,
-) -> Iterator[Policy]:
-    """A context manager that opens a policy with these weights, and closes its workers at the end.
-
-    Args:
-        config: the run's config.
-        progress: prints a line about the sampler's kernels.
-        weights: (model, tokenizer).
-        max_response_tokens: largest budget that the policy's `solve` will be called with.
-        rope_scaling: rotary scaling to sample under; None: the model's own.
-    """
-    model, tokenizer = weights
-    end_ids = model.config.end_ids
-    if rope_scaling is not None:
-        model = model.with_rope_scaling(rope_scaling)
-    samplers = Samplers(config, split_devices(0, config.rollout.processes)[1], progress)
-    with open_solver(config, tokenizer, samplers, end_ids=end_ids) as solver:
-        sampler = solver.samplers.make(model, max_response_tokens=max_response_tokens)
-        with at_run_time(lambda: "sampling"):
-            yield Policy(solver, sampler)

@@ -65,22 +65,31 @@ UNKNOWN = Forecast("this machine", 1)
 
 
 class Workload:
-    """What a command samples, and how long that takes. Prints only if it is more than an hour.
+    """What a command samples, and how long that takes. Prints if it is more than an hour.
 
     Args:
         name: the command, for people.
         work: what it will sample.
         forecast: what is known of the machine's speed.
         progress: gets the lines.
+        always: print what will be sampled, however short it is.
+        said: what will be sampled has been printed already.
     """
 
     def __init__(
-        self, name: str, work: list[Batches], *, forecast: Forecast, progress: Progress
+        self,
+        name: str,
+        work: list[Batches],
+        *,
+        forecast: Forecast,
+        progress: Progress,
+        always: bool = False,
+        said: bool = False,
     ) -> None:
         self._name, self._work, self._progress = name, work, progress
-        self._said = self._measured = False
+        self._said, self._measured = said, False
         self._began_s = time.monotonic()
-        if text := before_text(name, work, forecast):
+        if not said and (text := before_text(name, work, forecast, always=always)):
             self._said = True
             progress.line(text)
 
@@ -107,7 +116,7 @@ class Workload:
             )
 
 
-def before_text(name: str, work: list[Batches], forecast: Forecast) -> str:
+def before_text(name: str, work: list[Batches], forecast: Forecast, *, always: bool = False) -> str:
     """What a command will sample, in a line; "" if it takes less than an hour.
 
     If no speed is known, it says so, of work that may take an hour (`LONG_TOKENS` a device).
@@ -116,6 +125,7 @@ def before_text(name: str, work: list[Batches], forecast: Forecast) -> str:
         name: the command.
         work: what it will sample.
         forecast: what is known of the machine's speed.
+        always: True: the line also for less than an hour.
     """
     responses = sum(part.responses for part in work)
     tokens = sum(part.most_tokens for part in work)
@@ -123,14 +133,14 @@ def before_text(name: str, work: list[Batches], forecast: Forecast) -> str:
         return ""
     what = f"{name} will sample {responses:,} responses, {short_tokens(tokens)} tokens at most"
     if forecast.seconds is None:
-        if tokens <= LONG_TOKENS * forecast.count:
+        if tokens <= LONG_TOKENS * forecast.count and not always:
             return ""
         return (
             f"{what}; how many hours is unknown, as no speed is known for {forecast.devices}: the "
             "first batch will tell"
         )
     seconds = sum(forecast.seconds(part) * part.responses / part.batch for part in work)
-    if seconds <= LONG_S:
+    if seconds <= LONG_S and not always:
         return ""
     return (
         f"{what}; about {hours(seconds)} by the published speed of {forecast.devices}, if "

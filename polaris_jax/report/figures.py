@@ -5,7 +5,7 @@ Each takes what its command leaves as JSON and a path for the PNG.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -299,7 +299,7 @@ def _length_panel(axes: Axes, runs: Runs) -> None:
     axes.grid(axis="x", visible=False)
 
 
-def _apart(budgets: list[int]) -> list[int]:
+def apart(budgets: Sequence[int]) -> list[int]:
     """The budgets whose labels do not touch on a log axis, the last one among them."""
     step = (budgets[-1] / budgets[0]) ** (1 / 8)
     kept = [budgets[-1]]
@@ -327,7 +327,7 @@ def _budget_panel(axes: Axes, runs: Runs) -> None:
             axes.plot(budgets_on, scores, style, color=scaled, label=f"{name}, YaRN")
         if budgets:
             axes.set_xscale("log", base=2)
-            ticks = _apart(budgets)
+            ticks = apart(budgets)
             axes.set_xticks(ticks, [TOKENS(b) for b in ticks], rotation=30)
             axes.minorticks_off()
     rates(axes, "accuracy")

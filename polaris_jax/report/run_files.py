@@ -28,6 +28,12 @@ _EVALUATION = {
     "temperature": NUMBER,
     "stderr?": NUMBER,
     "pass@k?": dict,
+    **dict.fromkeys(("maj@k?", "sets?", "problem_scores?", "attention_factors?", "yarn?"), dict),
+    **dict.fromkeys(("pass@k_interval?", "maj@k_interval?"), dict),
+    "interval?": [NUMBER],
+    **dict.fromkeys(
+        ("mean_length?", "truncated_share?", "no_box_share?", "not_one_think_share?"), NUMBER
+    ),
     "length_groups?": [{"name": str, "accuracy": MAYBE}],
     "budget_curve?": [{"budget": NUMBER, "accuracy": NUMBER, "accuracy_yarn?": NUMBER}],
 }
@@ -246,6 +252,21 @@ def read_probe(path: epath.Path) -> dict[str, Any]:
         wrong = "a diversity is null"
     if wrong:
         raise ConfigError(f"{path}: not what `polaris probe` leaves: {wrong}; {remedy}")
+    return found
+
+
+def read_evaluation(path: epath.Path) -> dict[str, Any]:
+    """The content of an eval.json.
+
+    Raises:
+        ConfigError: the file is not what `polaris evaluate` leaves.
+    """
+    remedy = "make it again with `polaris evaluate`"
+    found = read_json(path, most_bytes=RECORD_BYTES, remedy=remedy)
+    parts = [found, found.get("yarn"), *(found.get("attention_factors") or {}).values()]
+    for part in parts:
+        if part is not None and (wrong := _misfit(part, _EVALUATION)):
+            raise ConfigError(f"{path}: not what `polaris evaluate` leaves: {wrong}; {remedy}")
     return found
 
 

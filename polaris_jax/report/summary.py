@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 from etils import epath
 
+from polaris_jax.evaluate.intervals import paired_difference
 from polaris_jax.report.run_files import RunFiles
 
 BASE = "base model"
@@ -61,10 +63,19 @@ def not_comparable(before: Score, after: Score) -> str:
 
 
 def gain_text(before: Score, after: Score) -> str:
-    """The gain between two scores, e.g. `+32.0 ± 2.7 points`, or why they cannot be compared."""
+    """The gain between two scores, e.g. `+32.0 ± 2.7 points`, or why they cannot be compared.
+
+    The error is paired by problem if both have `problem_scores` of the same problems.
+    """
     reason = not_comparable(before, after)
     if reason:
         return f"not comparable: {reason}"
+    first, second = (score.get("problem_scores") or {} for score in (before, after))
+    known = all(isinstance(x, int | float) for x in (*first.values(), *second.values()))
+    if known and len(first) > 1 and first.keys() == second.keys():
+        pairs = [(first[i], second[i]) for i in first]
+        found = paired_difference(*np.array(pairs, np.float64).T)
+        return f"{100 * found.value:+.1f} ± {100 * (found.stderr or 0.0):.1f} points, paired"
     error = math.hypot(*(score.get("stderr") or 0.0 for score in (before, after)))
     return f"{100 * (after['avg@k'] - before['avg@k']):+.1f} ± {100 * error:.1f} points"
 

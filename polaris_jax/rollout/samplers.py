@@ -28,7 +28,7 @@ class Samplers:
     def __init__(self, config: RunConfig, devices: Sequence[Any], progress: Progress) -> None:
         self._config, self._devices, self._progress = config, devices, progress
         self._kernels = ""
-        self._reused: tuple[ModelConfig, Sampler] | None = None
+        self._reused: tuple[tuple[ModelConfig, int], Sampler] | None = None
 
     def kernels(self, model_config: ModelConfig, *, max_response_tokens: int) -> str:
         """The decode kernels of a sampler for this budget, and why (`Sampler.kernels`)."""
@@ -50,17 +50,23 @@ class Samplers:
             self._progress.line(f"decode kernels: {sampler.kernels}")
         return sampler
 
-    def reused(self, model: Decoder, *, max_response_tokens: int) -> Sampler:
-        """The sampler of the last call with new weights, or a new one for another architecture.
+    def reused(
+        self, model: Decoder, *, max_response_tokens: int, say_kernels: bool = False
+    ) -> Sampler:
+        """The sampler of the last call with new weights, or a new one if it does not fit them.
 
-        Held-out scores use it, so that its programs are compiled once. The budget is the same in
-        every call.
+        Held-out scores and evaluations use it, so that its programs are compiled once. It does not
+        fit another architecture, rotary scaling or budget.
         """
-        if self._reused is not None and self._reused[0] == model.config:
+        key = model.config, max_response_tokens
+        if self._reused is not None and self._reused[0] == key:
             self._reused[1].update_weights(model)
-        else:  # the first time, and after a stage has changed the rotary scaling
-            sampler = self.make(model, max_response_tokens=max_response_tokens, say_kernels=False)
-            self._reused = model.config, sampler
+        else:
+            self._reused = None  # first, or two samplers would have weights
+            sampler = self.make(
+                model, max_response_tokens=max_response_tokens, say_kernels=say_kernels
+            )
+            self._reused = key, sampler
         return self._reused[1]
 
     def check(self) -> None:

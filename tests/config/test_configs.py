@@ -63,7 +63,7 @@ def test_the_commands_it_shows_have_what_they_score_on(path):
         name, _, target = re.search(r"--config=configs/(\w+)\.py(:(\S+))?", command).groups()
         config = build_config(load(name, *([target] if target else [])))
         scored = " evaluate " in command or config.evaluate.every_steps
-        named = "--config.evaluate.problems=" in command
+        named = "--config.evaluate.problems=" in command or config.evaluate.problems
         assert named or not scored or config.data.arithmetic.held_out, command
 
 
@@ -77,7 +77,9 @@ def test_the_commands_it_shows_share_a_workdir(path):
     """prepare, calibrate and train; a smoke test and another run have one of their own."""
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     commands = [c for c in text.replace("\\\n", " ").split("\n") if "--workdir=" in c]
-    full = [c for c in commands if not re.search(r"\.py:(tiny|plain|recipe|two_digits)\b", c)]
+    full = [
+        c for c in commands if not re.search(r"\.py:(tiny|plain|recipe|two_digits|released)\b", c)
+    ]
     assert len({re.search(r"--workdir=(\S+)", c)[1] for c in full}) <= 1
 
 
@@ -213,6 +215,46 @@ def test_the_final_evaluation_is_the_recipes(benchmark, k):
 def test_no_final_evaluation_is_made_up(name):
     with pytest.raises(ValueError, match="states no final evaluation of this model"):
         load(name, "final")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("polaris_4b", (0.6, 0.95, 20, 38_912)),
+        ("polaris_1p7b", (0.6, 0.95, 20, 38_912)),
+        ("polaris_7b", (0.6, 0.95, 0, 31_744)),
+    ],
+)
+def test_a_base_model_is_evaluated_as_its_makers_recommend(name, settings):
+    plain, base = build_config(load(name)), build_config(load(name, "base:minerva"))
+    e = base.evaluate
+    assert (e.temperature, e.top_p, e.top_k, e.max_response_tokens) == settings
+    assert (e.n, e.yarn, e.every_steps) == (4, "off", plain.evaluate.every_steps)
+    assert dataclasses.replace(base, evaluate=plain.evaluate) == plain
+
+
+@pytest.mark.parametrize(
+    ("target", "n", "problems"),
+    [
+        ("released", 32, "aime24+aime25"),
+        ("released:short", 4, "aime24+aime25"),
+        ("released:amc23", 8, "amc23"),
+    ],
+)
+def test_the_released_checkpoint_is_evaluated_as_the_recipe_states(target, n, problems):
+    final, config = (build_config(load("polaris_4b", t)) for t in ("final", target))
+    e = config.evaluate
+    assert config.model.path == "POLARIS-Project/Polaris-4B-Preview"
+    assert (e.n, e.problems, e.yarn, e.own_rope, e.beside) == (n, problems, "both", "drop", "blog")
+    for name in ("temperature", "top_p", "top_k", "max_response_tokens"):
+        assert getattr(e, name) == getattr(final.evaluate, name)
+    assert config.rope == final.rope
+
+
+@pytest.mark.parametrize("name", ["polaris_7b", "polaris_1p7b"])
+def test_no_released_settings_are_made_up(name):
+    with pytest.raises(ValueError, match="no settings are stated for a released checkpoint"):
+        load(name, "released")
 
 
 @pytest.mark.parametrize("name", RECIPE)

@@ -11,7 +11,9 @@ from polaris_jax.data.prompts import add_suffix
 from polaris_jax.data.sources import DataError
 from polaris_jax.evaluate.benchmarks import (
     BENCHMARKS,
+    POOLED,
     is_benchmark,
+    known_benchmarks,
     read_against,
     read_benchmark,
     texts_digest,
@@ -162,3 +164,43 @@ def test_a_word_that_is_no_benchmark_names_them(field, tmp_path, monkeypatch):
         is_benchmark("amc24", field=field)
     (tmp_path / "amc24").mkdir()
     assert not is_benchmark("amc24", field=field)
+
+
+def pooled(text):
+    return evaluation_problems(
+        RunConfig(evaluate=EvaluateSection(problems=text)), Progress(enabled=False)
+    )
+
+
+def test_sets_are_pooled_and_keep_their_names(tmp_path):
+    first = write(tmp_path / "first.jsonl", [row(0, level=3), row(1, answer="")])
+    second = write(tmp_path / "second.jsonl", [row(0), row(2)])
+    problems, left_out = pooled(f"{first}+{second}")
+    assert [p.id for p in problems] == ["b-0", "second/b-0", "b-2"]
+    assert [p.extra[POOLED] for p in problems] == ["first", "second", "second"]
+    assert problems[0].extra["level"] == 3
+    assert left_out == {"malformed": 1}
+    alone = pooled(f"{second}")[0]
+    assert [p.id for p in alone] == ["b-0", "b-2"] and POOLED not in alone[0].extra
+    named = pooled(f"{first},name=one+{first},name=two")[0]
+    assert [p.id for p in named] == ["b-0", "two/b-0"]
+
+
+def test_a_file_with_a_plus_in_its_name_is_one_source(tmp_path):
+    path = write(tmp_path / "a+b.jsonl", [row(0)])
+    assert POOLED not in pooled(str(path))[0][0].extra
+
+
+def test_sets_that_cannot_be_pooled(tmp_path):
+    path = write(tmp_path / "a.jsonl", [row(0)])
+    with pytest.raises(DataError, match=r"two sets are named a; name them apart"):
+        pooled(f"{path}+{path}")
+    with pytest.raises(DataError, match="a source is empty"):
+        pooled(f"{path}+")
+    with pytest.raises(DataError, match="1 problems, and aime25 has 30"):
+        pooled(f"{path}+{write(tmp_path / 'aime25.jsonl', [row(0)])}")
+
+
+def test_the_known_benchmarks_of_a_source():
+    assert known_benchmarks("aime24+data/aime25.jsonl+mine.jsonl") == ["aime24", "aime25"]
+    assert known_benchmarks("") == known_benchmarks("mine.jsonl") == []

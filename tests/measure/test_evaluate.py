@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import zlib
 from typing import Any
 
 import jax
@@ -20,10 +21,13 @@ from polaris_jax.config import (
 )
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import warmstart_model_config
-from polaris_jax.measure import evaluate, solve
-from polaris_jax.measure.evaluate import response_identity
+from polaris_jax.measure import evaluate, respond, solve
+from polaris_jax.measure.policy import Policy
+from polaris_jax.measure.respond import response_identity
+from polaris_jax.measure.responses import ids_of, response_row
 from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Graded, Problem, Response
+from polaris_jax.reward import score_response
 from polaris_jax.rollout.groups import with_texts
 from polaris_jax.system.progress import Progress
 
@@ -76,16 +80,16 @@ def test_problems_that_cannot_be_asked_are_counted(tmp_path, monkeypatch):
     lines = ['{"problem": "1 + 1?", "answer": "2"}', '{"problem": "2?"}', "no JSON"]
     long = json.dumps({"problem": "and " * 500 + "1 + 1?", "answer": "2"})
     (tmp_path / "set.jsonl").write_text("\n".join([*lines, long]))
-    row = {"problem_id": "a", "reward": 1.0, "tokens": 3, "finish_reason": "stop"}
+    row = {"problem_id": "a", "reward": 1.0, "tokens": 1, "finish_reason": "stop", "text": "2"}
     asked = []
 
-    def respond(config, progress, weights, problems, **_):
-        asked.append(len(problems))
-        return [row | {"sample": r, "well_formed": True} for r in range(config.evaluate.n)]
+    def sampled(given, *_, **__):
+        asked.append(len(given.problems))
+        return [row | {"sample": r, "well_formed": True} for r in range(given.config.evaluate.n)]
 
     monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
-    monkeypatch.setattr(evaluate, "_respond", respond)
+    monkeypatch.setattr(evaluate, "respond", sampled)
     config = with_evaluate(problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64)
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, max_prompt_tokens=64)
@@ -102,7 +106,7 @@ def test_a_budget_past_the_models_positions_is_refused_before_anything_is_sample
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
     monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, build_tokenizer()))
-    monkeypatch.setattr(evaluate, "_respond", lambda *_: pytest.fail("it sampled"))
+    monkeypatch.setattr(evaluate, "respond", lambda *_, **__: pytest.fail("it sampled"))
     config = with_evaluate(problems=str(tmp_path / "set.jsonl"))
     with pytest.raises(ConfigError, match=r"evaluate.max_response_tokens=39936: .* model's 512"):
         evaluate.evaluate(config, epath.Path(tmp_path / "run"), progress=Progress(enabled=False))
@@ -140,7 +144,7 @@ def test_an_evaluation_grades_with_the_function_and_counts_from_correct_at(
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2", "level": 3}')
     monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
-    monkeypatch.setattr(evaluate, "open_policy", opener(tokenizer))
+    monkeypatch.setattr(respond, "open_policy", opener(tokenizer))
     monkeypatch.setattr(solve, "sample_groups", sampled)
     config = with_evaluate(
         problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64, budgets=(6, 64)
@@ -166,7 +170,7 @@ def opener(tokenizer):
         samplers: Any = None
         with open_solver(config, tokenizer, samplers, end_ids=()) as solver:
             sampler: Any = None
-            yield solve.Policy(solver, sampler)
+            yield Policy(solver, sampler)
 
     return opened
 
@@ -185,7 +189,7 @@ def test_a_row_has_plain_columns_and_those_of_the_problem():
         answers=[[None, "2"]],
         reasons=[["no answer", ""]],
     )
-    row = evaluate.response_row(problem, graded, 0, 0, {1: 0.0})
+    row = response_row(problem, graded, 0, 0, {1: 0.0})
     assert not any(isinstance(value, dict | list) for value in row.values())
     wanted = {"question": "1 + 1?", "gold": "2", "answer": None, "reason": "no answer"}
     wanted |= {"reward": 0.0, "reward_at_1": 0.0, "level": 3, "tags": "x", "extra_reward": "mine"}
@@ -206,7 +210,7 @@ def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
     monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
     monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
-    monkeypatch.setattr(evaluate, "open_policy", opener(tokenizer))
+    monkeypatch.setattr(respond, "open_policy", opener(tokenizer))
     monkeypatch.setattr(solve, "sample_groups", sampled)
     lines: list[str] = []
     progress = Progress(enabled=False)
@@ -222,12 +226,41 @@ def test_each_budget_grades_what_it_leaves_of_a_response(tmp_path, monkeypatch):
         return [point["accuracy"] for point in summary["budget_curve"]]
 
     assert curve(1, at, 64) == [0.0, 1.0, 0.5]
-    assert not [line for line in lines if "count as wrong" in line]
+    path = tmp_path / "run" / "responses.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [ids_of(row) for row in rows] == [early.token_ids, late.token_ids]
     monkeypatch.setattr(solve, "sample_groups", lambda *_, **__: pytest.fail("it sampled again"))
     assert curve(1, at, 64) == [0.0, 1.0, 0.5]
-    # Responses are kept under other budgets; where no prefix was graded, a cut is wrong, and told.
-    assert curve(at + 1, 64) == [0.5, 0.5]
-    assert [line for line in lines if f"before budgets [{at + 1}] were asked for" in line]
+    # Later budgets are graded by the stored token ids, and nothing is sampled for them.
+    assert curve(at + 1, 64) == [1.0, 0.5]
+    asked = (2, at - 2, at - 1, len(early.token_ids) - 1)
+
+    def graded(response: Response, budget: int) -> float:
+        text = tokenizer.decode(response.token_ids[:budget], skip_special_tokens=True)
+        return score_response(text, "2", mode="eval")
+
+    expected = [(graded(early, budget) + graded(late, budget)) / 2 for budget in asked]
+    assert len(set(expected)) > 1
+    assert curve(*asked, 64) == [*expected, 0.5]
+    assert [line for line in lines if f"budgets [{at + 1}]: grading" in line]
+
+    # A file of a version without token ids still counts for the budgets of that time alone.
+    for row in rows:
+        del row["token_ids"]
+    rewrite(path, rows)
+    assert curve(1, at, 64) == [0.0, 1.0, 0.5]
+    with pytest.raises(ConfigError, match=rf"evaluate.budgets=\({at + 1}, 64\): .*evaluate.seed"):
+        curve(at + 1, 64)
+
+
+def rewrite(path, rows) -> None:
+    """Writes rows as if `evaluate` had."""
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(content)
+    beside = path.with_name("responses.identity.json")
+    identity = json.loads(beside.read_text())
+    identity["rows"] = {"count": len(rows), "crc32": zlib.crc32(content)}
+    beside.write_text(json.dumps(identity))
 
 
 def test_a_missing_checkpoint_is_refused_before_any_warm_start(tmp_path, monkeypatch):

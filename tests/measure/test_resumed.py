@@ -6,8 +6,8 @@ import pytest
 
 from polaris_jax.__main__ import main
 from polaris_jax.data import prompt_child
-from polaris_jax.measure import evaluate
-from polaris_jax.measure.solve import Policy
+from polaris_jax.measure import respond
+from polaris_jax.measure.policy import Policy
 from polaris_jax.system.child import Child
 from tests.support.micro_run import flags, make_base
 
@@ -57,7 +57,7 @@ def test_what_is_done_is_not_sampled_again(command, line, tmp_path, monkeypatch)
         return solve(self, problems, temperature=temperature, **options)
 
     monkeypatch.setattr(Policy, "solve", noted)
-    monkeypatch.setattr(evaluate, "BATCH_PROMPTS", 4)
+    monkeypatch.setattr(respond, "BATCH_PROMPTS", 4)
 
     def run(name: str) -> tuple[int, list]:
         asked.clear()

@@ -337,6 +337,14 @@ def test_equal_settings_give_a_gain():
     assert "same problems" in caption(BEFORE, AFTER)
 
 
+def test_a_gain_on_the_same_problems_is_paired():
+    before = BEFORE | {"problem_scores": {"a": 0.0, "b": 0.5, "c": 1.0}}
+    after = AFTER | {"problem_scores": {"a": 0.5, "b": 1.0, "c": 1.0}}
+    assert gain_text(before, after) == "+33.3 ± 16.7 points, paired"
+    others = AFTER | {"problem_scores": {"a": 0.5, "b": 1.0, "d": 1.0}}
+    assert gain_text(before, others) == gain_text(BEFORE, AFTER)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
