@@ -67,6 +67,8 @@ RUNS: dict[str, dict[str, object]] = {
     "polaris grade --input=responses.jsonl --gold_field=gold --out=graded.jsonl": {},
     "polaris prepare --config=tiny_cpu --workdir=runs/tiny": {},
     "polaris completion --help": {},
+    "polaris generate --model=my_model --input=prompts.jsonl --out=answers.jsonl --n=4 "
+    "--max_tokens=16": {},
     "polaris prepare --config=configs/tiny_cpu.py --workdir=runs/own "
     "--config.data.problems=problems.jsonl": {},
     "polaris prepare --config=configs/tiny_cpu.py --workdir=runs/sums "
@@ -138,6 +140,8 @@ NEEDS: dict[str, str] = {
         ),
         "what the commands before it made on a pod; tests/measure compares small ones",
     ),
+    "polaris serve --model=runs/4b/export --port=8000": "a model; tests/serve starts servers",
+    "pip install 'polaris_jax[serve]'": "the network",
     "make docs": "nothing: tests compare the pages that it makes",
     "make site": "mkdocs; a CI job of its own runs it",
     "make venv": "the network; CI runs it as a part of make test",
@@ -264,6 +268,8 @@ def test_they_run(tmp_path):
     as_gsm8k(tmp_path / "problems")
     rows = [{"id": f"q{i}", "problem": f"What is {i} plus 1?", "answer": i + 1} for i in range(4)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = [{"prompt": row["problem"]} for row in rows]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     for name, text in python_blocks().items():
         (tmp_path / name).write_text(text)
     for folder in ("configs", "launch", "polaris_jax"):

@@ -61,7 +61,11 @@ def test_each_package_says_what_it_is_for():
         assert {one.operator for one in requirement.specifier} == {">=", "<"}, requirement
 
 
-@pytest.mark.parametrize("extra", ["hub", "gcs", "s3", "tpu", "cuda12", "cuda13", "wandb"])
+def test_the_tests_have_what_the_server_needs():
+    assert set(EXTRAS["serve"]) <= set(EXTRAS["dev"])
+
+
+@pytest.mark.parametrize("extra", ["hub", "gcs", "s3", "tpu", "cuda12", "cuda13", "wandb", "serve"])
 def test_the_extras(extra):
     for line in EXTRAS[extra]:
         if (made := Requirement(line)).name == "jax":

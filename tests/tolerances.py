@@ -97,3 +97,7 @@ STATUS_S = 4.0
 # Share by which the hours that commands say may differ from those of docs/results/plan.md, which
 # compiles the programs and knows their collectives and padding (measured: 0.34 on v6e, 0 on h100).
 SPEED_RTOL = 0.4
+
+# Log-probs of one sequence by two programs of a float32 model on a CPU: decoded beside other rows
+# or alone, or scored in one piece without pages: sums in another order.
+SERVED_LOGPROB = 1e-5

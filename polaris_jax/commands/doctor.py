@@ -38,6 +38,7 @@ OPTIONAL = {
     "gcsfs": "gs:// workdirs: pip install 'polaris_jax[gcs]'",
     "s3fs": "s3:// workdirs: pip install 'polaris_jax[s3]'",
     "datasets": "a Hub data set's config, split and revision: pip install 'polaris_jax[hub]'",
+    "uvicorn": "polaris serve: pip install 'polaris_jax[serve]'",
     "wandb": "metrics.wandb: pip install 'polaris_jax[wandb]'",
     "google-jetstream": "JetStream's own clients: pip install --no-deps -r "
     "requirements-jetstream.txt",

@@ -1,31 +1,40 @@
 """One prompt to a completion, streamed to the terminal, or to n, each printed as it ends.
 
+With --input a file of prompts or chats to JSON lines: a row is {"prompt": "..."} or {"messages":
+[...]}, with a seed of its own if it has one. --out gets n lines a row, in the order of the rows.
+Rerun it to continue where it stopped.
+
 Example:
   polaris generate --model runs/4b/export --prompt "What is 7 times 8?" --n 2 --temperature 0.7
+  polaris generate --model runs/4b/export --input prompts.jsonl --out responses.jsonl --n 4
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from polaris_jax.commands.flags import parse
+from polaris_jax.commands.flags import Command, parse
 from polaris_jax.commands.run import start_jax
 from polaris_jax.config import PROMPT_SUFFIX, ConfigError
+from polaris_jax.system.files import as_place, is_remote
 from polaris_jax.system.foreign import printable
 from polaris_jax.system.signals import begin_work
 
 if TYPE_CHECKING:
-    from polaris_jax.models import ModelConfig
+    from polaris_jax.models import Decoder, ModelConfig
     from polaris_jax.records import Response
 
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("model", "", "HF directory, Hub id or GGUF file", flag_values=values)
     flags.DEFINE_string("prompt", "", "the user's text; - reads stdin", flag_values=values)
+    flags.DEFINE_string("input", "", "JSON lines of prompts or chats", flag_values=values)
+    flags.DEFINE_string("out", "", "where the lines for --input go", flag_values=values)
     flags.DEFINE_integer("n", 1, "number of completions", lower_bound=1, flag_values=values)
     flags.DEFINE_float(
         "temperature", 0.6, "sampling temperature; 0: greedy", lower_bound=0.0, flag_values=values
@@ -40,6 +49,14 @@ def _define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer(
         "top_k", 0, "samples from the k likeliest tokens; 0: off", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_float(
+        "min_p",
+        0.0,
+        "drops tokens less likely than this share of the likeliest; 0: off",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=values,
     )
     flags.DEFINE_integer("max_tokens", 512, "longest completion", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("seed", 0, "seed of the sampling noise", flag_values=values)
@@ -62,6 +79,8 @@ def main(argv: list[str]) -> int:
     """Runs the command; its exit code."""
     command = parse("generate", argv, doc=__doc__ or "", define=_define, takes_config=False)
     own = command.flags
+    if own["input"] or own["out"]:
+        return _complete_file(command)
     prompt = sys.stdin.read() if own["prompt"] == "-" else own["prompt"]
     for name, value, remedy in (
         ("model", own["model"], "name a Hugging Face directory, Hub id or GGUF file"),
@@ -86,6 +105,7 @@ def main(argv: list[str]) -> int:
         temperature=own["temperature"],
         top_p=own["top_p"],
         top_k=own["top_k"],
+        min_p=own["min_p"],
         max_tokens=own["max_tokens"],
         seed=own["seed"],
         suffix=own["suffix"],
@@ -112,6 +132,7 @@ def generate(
     temperature: float,
     top_p: float,
     top_k: int,
+    min_p: float,
     max_tokens: int,
     seed: int,
     suffix: str,
@@ -131,6 +152,7 @@ def generate(
         temperature: 0 is greedy.
         top_p: 1 is off.
         top_k: 0 is off.
+        min_p: 0 is off.
         max_tokens: budget of a completion.
         seed: seed of the sampling noise.
         suffix: appended to the prompt unless it ends so already.
@@ -142,16 +164,11 @@ def generate(
         on_end: gets (sample, text) of each of several completions as it ends.
     """
     from polaris_jax.data.prompts import render_prompt
-    from polaris_jax.models import RopeScaling, load_with_tokenizer
+    from polaris_jax.models.text_stream import TextStream
     from polaris_jax.models.tokenizer import stop_token_ids
     from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 
-    model, tokenizer = load_with_tokenizer(path, dtype=dtype)
-    if yarn_factor > 1:
-        original = yarn_original_tokens or _trained_tokens(model.config)
-        model = model.with_rope_scaling(
-            RopeScaling("yarn", yarn_factor, original, attention_factor=1.0)
-        )
+    model, tokenizer = _load(path, dtype, yarn_factor, yarn_original_tokens)
     if raw:
         prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
     else:
@@ -169,7 +186,7 @@ def generate(
             prefill_chunk=min(128, max(16, len(prompt_ids))),
         ),
     )
-    stream = _TextStream(tokenizer)
+    stream = TextStream(lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
 
     def on_tokens(_: int, sample: int, token_ids: Sequence[int]) -> None:
         text = stream.push(token_ids)
@@ -180,6 +197,7 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=min_p,
         n=n,
         max_tokens=max_tokens,
         seed=seed,
@@ -198,39 +216,66 @@ def generate(
     return [(response, tokenizer.decode(response.token_ids, skip_special_tokens=True))]
 
 
+def _complete_file(command: Command) -> int:
+    """Runs the command with --input; its exit code."""
+    own = command.flags
+    for name, remedy in (
+        ("model", "name a Hugging Face directory, Hub id or GGUF file"),
+        ("input", "name a JSON-lines file of prompts"),
+        ("out", "name a JSON-lines file for the responses"),
+    ):
+        if not own[name].strip():
+            raise ConfigError(f"--{name}: needed; {remedy}")
+    if own["prompt"]:
+        raise ConfigError("--prompt: does not go with --input; put it into that file")
+    source, out = as_place(own["input"]), as_place(own["out"])
+    if not source.is_file():
+        raise ConfigError(f"--input={own['input']}: there is no such file")
+    if out.is_dir() or not (is_remote(out) or out.parent.is_dir()):
+        raise ConfigError(f"--out={own['out']}: it needs to be a file in a directory that exists")
+    if out.exists() and out.resolve() == source.resolve():
+        raise ConfigError(f"--out={own['out']}: it is the input; name another file")
+    start_jax(command)
+    from polaris_jax.measure.completions import Settings, complete_file
+    from polaris_jax.models.tokenizer import stop_token_ids
+    from polaris_jax.system.console import open_console
+
+    begin_work()
+    model, tokenizer = _load(own["model"], own["dtype"], own["yarn"], own["yarn_original"])
+    names = [field.name for field in dataclasses.fields(Settings) if field.name != "yarn"]
+    progress = open_console()
+    rows, before = complete_file(
+        source,
+        out,
+        Settings(**{name: own[name] for name in names}, yarn=(own["yarn"], own["yarn_original"])),
+        path=own["model"],
+        model=model,
+        tokenizer=tokenizer,
+        stop_ids=stop_token_ids(tokenizer, model.config.end_ids),
+        progress=progress,
+    )
+    there = f", {before} of them before" if before else ""
+    progress.line(f"{rows} rows{there}: {own['out']}")
+    return 0
+
+
+def _load(
+    path: str, dtype: str, yarn_factor: float, yarn_original_tokens: int
+) -> tuple[Decoder, Any]:
+    """Model and tokenizer; see `generate`."""
+    from polaris_jax.models import RopeScaling, load_with_tokenizer
+
+    model, tokenizer = load_with_tokenizer(path, dtype=dtype)
+    if yarn_factor > 1:
+        original = yarn_original_tokens or _trained_tokens(model.config)
+        model = model.with_rope_scaling(
+            RopeScaling("yarn", yarn_factor, original, attention_factor=1.0)
+        )
+    return model, tokenizer
+
+
 def _trained_tokens(config: ModelConfig) -> int:
     """The length that the checkpoint was trained for; under YaRN it claims a stretched one."""
     scaling = config.rope_scaling
     own = None if scaling is None else scaling.original_max_position_embeddings
     return own or config.max_position_embeddings
-
-
-class _TextStream:
-    """The text of a growing token list, in complete characters. Text that may change is held back.
-
-    Each push decodes only the tokens since the push before the last, not the complete response.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self._ids = tokenizer, []
-        self._context = self._read = 0  # begin and end of the tokens returned last
-
-    def push(self, token_ids: Sequence[int]) -> str:
-        self._ids.extend(token_ids)
-        new = self._new()
-        if new.endswith("\N{REPLACEMENT CHARACTER}"):
-            return ""
-        self._context, self._read = self._read, len(self._ids)
-        return new
-
-    def rest(self) -> str:
-        """The text that is held back, after the last token."""
-        return self._new()
-
-    def _new(self) -> str:
-        """The text after the returned text. Earlier tokens affect how its first token decodes."""
-        told = self._text(self._context, self._read)
-        return self._text(self._context, len(self._ids))[len(told) :]
-
-    def _text(self, first: int, last: int) -> str:
-        return self._tokenizer.decode(self._ids[first:last], skip_special_tokens=True)

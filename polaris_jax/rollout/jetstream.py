@@ -1,8 +1,9 @@
 """Our engine as a true JetStream `engine_api.Engine`; the only module that imports jetstream.
 
 JetStream 0.2.2 imports seqio and tiktoken for tokenizers that we do not use (seqio imports
-TensorFlow). Its orchestrator imports grpc for a server that we do not start. Stand-ins replace
-these modules in `sys.modules` only while JetStream is imported.
+TensorFlow). Its orchestrator imports grpc for a server that we do not start: `serve.jetstream` has
+one of the same service over our scheduler. Stand-ins replace these modules in `sys.modules` only
+while JetStream is imported.
 """
 
 from __future__ import annotations
@@ -79,6 +80,23 @@ def load_driver() -> type:
     finally:
         root.setLevel(level)
         root.handlers[:] = handlers
+
+
+def load_protocol() -> tuple[types.ModuleType, types.ModuleType]:
+    """The messages and the service of JetStream's server: (jetstream_pb2, jetstream_pb2_grpc).
+
+    Unlike the rest of this module it needs the real grpc.
+
+    Raises:
+        ModuleNotFoundError: google-jetstream or grpcio is not installed.
+    """
+    import grpc
+
+    messages = importlib.import_module("jetstream.core.proto.jetstream_pb2")
+    service = importlib.import_module("jetstream.core.proto.jetstream_pb2_grpc")
+    if service.grpc is not grpc:  # it was loaded for the Driver, with the stand-in
+        service = importlib.reload(service)
+    return messages, service
 
 
 def jetstream_engine(

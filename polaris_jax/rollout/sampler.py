@@ -18,6 +18,7 @@ from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.live import CompileCounter, LiveState, sampler_stats
 from polaris_jax.rollout.request import Ended, OnProgress, OnTokens, Request, driven
 from polaris_jax.rollout.request_checks import Prompts, checked_request
+from polaris_jax.rollout.scores import Scores, score
 from polaris_jax.rollout.settings import SamplerConfig, SamplingParams
 from polaris_jax.rollout.weights import LiveWeights, SyncReport, check_live
 
@@ -251,8 +252,6 @@ class Sampler:
         """Continues after `pause`."""
         self.paused = False
 
-    # --- weights and memory ---
-
     def update_weights(self, model: Decoder) -> None:
         """Copies new weights of the same shapes; drops everything cached under the old weights.
 
@@ -303,7 +302,12 @@ class Sampler:
         self.release_pool()
         self._weights.free()
 
-    # --- statistics ---
+    def score(
+        self, sequences: Sequence[Sequence[int]], temperatures: Sequence[float], *, top: int
+    ) -> list[Scores]:
+        """Log-probs of every token, and the `top` likeliest in its place; see `scores.score`."""
+        self._check_callable()
+        return score(self._weights.model, sequences, temperatures, top=top, mesh=self._mesh)
 
     @property
     def share(self) -> tuple[int, int]:

@@ -60,7 +60,8 @@ def run(monkeypatch, chunks, model=MODEL, **changes):
 
     monkeypatch.setattr(rollout, "Sampler", Told)
     monkeypatch.setattr(models, "load_with_tokenizer", lambda *_, **__: (model, Bytes()))
-    settings = {"n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 9, "seed": 0}
+    settings = {"n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    settings |= {"max_tokens": 9, "seed": 0}
     settings |= {"suffix": "", "raw": True, "dtype": "float32"}
     settings |= {"yarn_factor": 1.0, "yarn_original_tokens": 0}
     told = {"on_text": on_text, "on_end": on_end}

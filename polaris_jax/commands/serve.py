@@ -1,0 +1,190 @@
+"""An HTTP server with the API that clients of language models speak.
+
+POST /v1/completions and /v1/chat/completions (stream, n, stop, seed, logprobs, top_k, min_p), GET
+/v1/models, /health, /metrics. It listens at this machine alone unless --host names another
+address; give it a key then. SIGTERM lets running requests end.
+
+Example:
+  polaris serve --model runs/4b/export --port 8000
+  curl localhost:8000/v1/completions -H 'content-type: application/json' -d '{"prompt": "1 + 1 ="}'
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from typing import Any
+
+from absl import flags
+
+from polaris_jax.commands.flags import parse
+from polaris_jax.commands.run import start_jax
+from polaris_jax.config import ConfigError
+from polaris_jax.system.progress import Progress
+
+MOST_DEFAULT_LEN = 4096
+KEY = "POLARIS_API_KEY"
+
+
+def _define(values: flags.FlagValues) -> None:
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    whole = functools.partial(flags.DEFINE_integer, flag_values=values)
+    real = functools.partial(flags.DEFINE_float, flag_values=values)
+    text("model", "", "HF directory, Hub id, GGUF file, or a run's workdir or checkpoints")
+    text("name", "", "the model's name for clients; empty: --model as given")
+    text("host", "127.0.0.1", "address to listen at")
+    whole("port", 8000, "TCP port; 0: any free one", lower_bound=0, upper_bound=65535)
+    text("api_key", "", "key that clients send; others on this machine see it in the process list")
+    text("api_key_env", KEY, "environment variable with the key, if --api_key is empty")
+    text("follow", "", "workdir of a run: its newest complete checkpoint is served")
+    real("follow_s", 10.0, "seconds between two looks at --follow", lower_bound=0.1)
+    flags.DEFINE_bool(
+        "allow_update", False, "clients may POST /v1/weights with a directory", flag_values=values
+    )
+    whole("slots", 16, "sequences decoded at once", lower_bound=1)
+    whole(
+        "max_len",
+        0,
+        f"most tokens of prompt and response; 0: the model's, at most {MOST_DEFAULT_LEN}",
+        lower_bound=0,
+    )
+    whole("num_pages", 0, "pages of the pool; 0: what fits", lower_bound=0)
+    whole("page_size", 16, "tokens of a page", lower_bound=1)
+    whole("decode_steps", 8, "tokens of a row between two looks at requests", lower_bound=1)
+    whole("tensor", 1, "devices that share one copy of the weights", lower_bound=1)
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=values
+    )
+    whole("max_waiting", 1024, "responses that may wait for a slot; then 429", lower_bound=0)
+    whole("max_body_mib", 8, "largest body of a request", lower_bound=1)
+    real("body_s", 30.0, "seconds in which a body must come", lower_bound=0.1)
+    real("grace_s", 25.0, "seconds that requests have to end after SIGTERM", lower_bound=0.0)
+    whole(
+        "jetstream_port",
+        0,
+        "port of JetStream's gRPC service; 0: none",
+        lower_bound=0,
+        upper_bound=65535,
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; its exit code."""
+    command = parse("serve", argv, doc=__doc__ or "", define=_define, takes_config=False)
+    own = command.flags
+    if not own["model"].strip():
+        raise ConfigError("--model: needed; name a Hugging Face directory, Hub id or GGUF file")
+    for package, extra in (("starlette", "serve"), ("uvicorn", "serve")):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"serve: {package} is not installed; pip install 'polaris_jax[{extra}]'"
+            )
+    key = own["api_key"] or os.environ.get(own["api_key_env"] or KEY, "")
+    start_jax(command)
+    return serve(own, key, progress=Progress())
+
+
+def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
+    """Loads the model and serves it.
+
+    Args:
+        own: the command's flags.
+        key: key that clients send; "": none.
+        progress: gets lines for a person.
+
+    Returns:
+        The exit code: 130 after Ctrl-C, 0 after SIGTERM.
+    """
+    import jax
+
+    from polaris_jax import sharding
+    from polaris_jax.models.tokenizer import stop_token_ids
+    from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
+    from polaris_jax.serve import server
+    from polaris_jax.serve.gauges import Gauges
+    from polaris_jax.serve.http import LOOPBACK, Door, Limits
+    from polaris_jax.serve.service import Inboxes, Service
+    from polaris_jax.serve.weights import Updates, load_served, newest_step
+    from polaris_jax.serve.worker import Worker
+    from polaris_jax.system.signals import INTERRUPTED_STATUS
+
+    if jax.process_count() > 1:
+        raise ConfigError("serve: runs in one process; start it without a launcher")
+    place = server.Place(own["host"], own["port"], own["grace_s"])
+    if own["follow"]:
+        newest_step(own["follow"])  # the directory is there: said before anything is loaded
+    listening = server.bind(place)
+    name = own["name"] or own["model"]
+    model, tokenizer = load_served(own["model"], dtype=own["dtype"])
+    config = model.config
+    max_len = own["max_len"] or min(MOST_DEFAULT_LEN, config.max_position_embeddings)
+    if max_len > config.max_position_embeddings:
+        raise ConfigError(
+            f"--max_len={max_len}: the model has {config.max_position_embeddings} positions; lower "
+            "it"
+        )
+    devices = jax.local_devices()
+    mesh = sharding.make_sampler_mesh(devices, tensor=own["tensor"])
+    sampler = Sampler(
+        model,
+        SamplerConfig(
+            slots=own["slots"],
+            page_size=own["page_size"],
+            num_pages=own["num_pages"],
+            max_len=max_len,
+            decode_steps=own["decode_steps"],
+            prefill_chunk=min(128, max_len),
+        ),
+        mesh=mesh,
+    )
+    del model  # the sampler has a copy
+    progress.line("compiling")
+    sampler.generate([[0]], SamplingParams(max_tokens=1, stop_token_ids=()))
+    sampler.reset_stats()
+    inboxes, gauges = Inboxes(), Gauges()
+    worker = Worker(sampler, inboxes.post, max_waiting=own["max_waiting"])
+    end_ids = stop_token_ids(tokenizer, config.end_ids)
+    service = Service(
+        name=name,
+        tokenizer=tokenizer,
+        end_ids=end_ids,
+        max_len=max_len,
+        slots=own["slots"],
+        worker=worker,
+        inboxes=inboxes,
+        updates=Updates(
+            worker,
+            config,
+            source=own["model"],
+            dtype=own["dtype"],
+            gauges=gauges,
+            log=progress.line,
+            follow=own["follow"],
+            every_s=own["follow_s"],
+        ),
+        allow_update=own["allow_update"],
+        door=Door(key, place.host),
+        limits=Limits(body_bytes=own["max_body_mib"] << 20, body_s=own["body_s"]),
+        log=progress.line,
+        gauges=gauges,
+    )
+    extra = None
+    if own["jetstream_port"]:
+        from polaris_jax.serve.jetstream import Orchestrator
+
+        extra = Orchestrator(service, place.host, own["jetstream_port"], key).running
+    if place.host not in LOOPBACK and not key:
+        progress.line(f"warning: --host={place.host} without a key: whoever reaches it may sample")
+    worker.start()
+    host, port = listening.getsockname()[:2]
+    progress.line(
+        f"serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1 "
+        f"({sampler.kernels}; {own['slots']} slots of {max_len} tokens)"
+    )
+    try:
+        interrupted = server.serve(service, place, listening, extra=extra)
+    finally:
+        worker.stop()
+    progress.line("stopped")
+    return INTERRUPTED_STATUS if interrupted else 0

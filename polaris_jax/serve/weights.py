@@ -1,0 +1,161 @@
+"""New weights while the server runs: from a directory, or from a run's checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from etils import epath
+
+from polaris_jax.checkpoint import Checkpointer
+from polaris_jax.checkpoint.convert import is_orbax, load_any
+from polaris_jax.config import ConfigError
+from polaris_jax.models import Decoder, ModelConfig
+from polaris_jax.models.tokenizer import load_tokenizer
+from polaris_jax.models.weights.sources import resolve
+from polaris_jax.rollout import Sampler
+from polaris_jax.serve.gauges import Gauges
+from polaris_jax.serve.worker import Worker
+from polaris_jax.system.files import as_place
+from polaris_jax.system.text import one_line
+
+
+def newest_step(directory: str) -> tuple[epath.Path, int]:
+    """The folder of the newest complete step of a run, and its number; -1 if there is none yet.
+
+    Args:
+        directory: a workdir, or its checkpoints/.
+
+    Raises:
+        ConfigError: there is no such directory.
+    """
+    checkpointer = Checkpointer.of(directory, warn=lambda _: None)
+    step = max(checkpointer.steps(), default=-1)
+    return checkpointer.directory / str(step), step
+
+
+def load_served(path: str, *, dtype: str) -> tuple[Decoder, Any]:
+    """Model and tokenizer of an HF directory, Hub id, GGUF file, checkpoint or workdir.
+
+    Raises:
+        ConfigError: there is no complete checkpoint, or none with a tokenizer.
+        FileNotFoundError, ValueError: see `load_pretrained`.
+    """
+    place = as_place(path) if is_orbax(path) else resolve(path)
+    model, tokenizer = load_any(place, dtype=dtype)
+    if tokenizer is None and is_orbax(path):
+        raise ConfigError(
+            f"--model={path}: its checkpoints have no tokenizer; name the model that the run began "
+            f"with, and --follow={path}"
+        )
+    return model, tokenizer or load_tokenizer(path)
+
+
+def swap(sampler: Sampler, model: Decoder) -> None:
+    """Gives the sampler new weights between two steps; live requests continue under them.
+
+    Raises:
+        Exception: see `Sampler.update_weights`. If the copy failed, the sampler has no weights and
+            stays paused: requests wait for an update that succeeds.
+    """
+    sampler.pause()
+    try:
+        sampler.update_weights(model)
+    except ValueError:  # the present weights are kept
+        sampler.resume()
+        raise
+    sampler.resume()
+
+
+class Updates:
+    """Brings new weights to the worker's sampler, one update after the other.
+
+    Args:
+        worker: owns the sampler.
+        config: the architecture that is served, its rotary scaling included.
+        source: what the present weights are called.
+        dtype: compute type.
+        gauges: counts the updates.
+        log: prints a line.
+        follow: workdir or checkpoints/ whose newest complete step is served; "": none.
+        every_s: seconds between two looks at it.
+        following: step that is served already; -1: none of that run.
+
+    Attributes:
+        source: what the present weights are called.
+        version: number of the present weights, from 0.
+        has_weights: False after a copy that failed half way.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        config: ModelConfig,
+        *,
+        source: str,
+        dtype: str,
+        gauges: Gauges,
+        log: Callable[[str], None],
+        follow: str = "",
+        every_s: float = 10.0,
+        following: int = -1,
+    ) -> None:
+        self._worker, self._config, self._dtype = worker, config, dtype
+        self._gauges, self._log = gauges, log
+        self._follow, self._every_s, self._step = follow, every_s, following
+        self._lock = asyncio.Lock()
+        self.source, self.version, self.has_weights = source, 0, True
+
+    async def take(self, path: str) -> None:
+        """Serves the weights of a directory from now on.
+
+        Raises:
+            ValueError, OSError, RuntimeError: the weights cannot be read, or are of another
+                architecture. The present weights are kept.
+        """
+        async with self._lock:
+            try:
+                model = await asyncio.to_thread(self._load, path)
+                version = await asyncio.wrap_future(
+                    self._worker.call(lambda sampler: _swapped(sampler, model))
+                )
+            except Exception as error:
+                self._gauges.updates["failed"] += 1
+                self._log(f"warning: weights of {path} not taken: {one_line(error)}")
+                self.has_weights = not await asyncio.wrap_future(
+                    self._worker.call(lambda sampler: sampler.paused)
+                )
+                raise
+            self.source, self.version, self.has_weights = path, version, True
+            self._gauges.updates["taken"] += 1
+            self._log(f"weights {version}: {path}")
+
+    async def follow(self) -> None:
+        """Serves each newer complete step of the run that is followed, until it is cancelled."""
+        while self._follow:
+            try:
+                folder, step = await asyncio.to_thread(newest_step, self._follow)
+                if step > self._step:
+                    with contextlib.suppress(ValueError):  # of another architecture, and stays so
+                        await self.take(str(folder))
+                    self._step = step
+            except Exception as error:  # noqa: BLE001 - the step may be gone: look again later
+                self._log(f"warning: --follow={self._follow}: {one_line(error)}")
+            await asyncio.sleep(self._every_s)
+
+    def _load(self, path: str) -> Decoder:
+        place = as_place(path) if is_orbax(path) else resolve(path)
+        model, _ = load_any(place, dtype=self._dtype)
+        if model.config != self._config:
+            raise ConfigError(
+                f"{path}: another architecture or rope_scaling than the served model's; start a "
+                "server for it"
+            )
+        return model
+
+
+def _swapped(sampler: Sampler, model: Decoder) -> int:
+    swap(sampler, model)
+    return sampler.version

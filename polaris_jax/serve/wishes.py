@@ -1,0 +1,388 @@
+"""What a client asks for, checked: the body of a request as prompts and sampling settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from polaris_jax.data.chats import read_chat
+from polaris_jax.data.prompt_renderer import Turns
+from polaris_jax.rollout import SamplingParams
+from polaris_jax.system.text import printable
+
+Decode = Callable[[list[int]], str]
+
+MOST_RESPONSES = 128  # of a prompt
+MOST_PROMPTS = 2048  # of a request
+MOST_TOP = 20
+MOST_STOPS = 16
+MOST_STOP_CHARS = 1024
+SEEDS = 2**32
+# Fields that change nothing here: names and marks for a service's own accounts and caches.
+IGNORED = {
+    "metadata",
+    "prompt_cache_key",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+}
+# Fields that would change the answer, and the values under which they do not.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": (),
+    "web_search_options": (),
+}
+COMMON = {
+    "ignore_eos",
+    "logprobs",
+    "max_tokens",
+    "min_p",
+    "model",
+    "n",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "stream",
+    "stream_options",
+    "temperature",
+    "top_k",
+    "top_p",
+}
+FIELDS = {
+    "completion": COMMON | {"best_of", "echo", "prompt"},
+    "chat": COMMON | {"chat_template_kwargs", "max_completion_tokens", "messages", "top_logprobs"},
+}
+
+
+class ApiError(Exception):
+    """An answer in the API's error form.
+
+    Attributes:
+        status: HTTP status.
+        text: what is wrong and what to do, for the client.
+        kind: `type` of the error object.
+        param: field of the body that is wrong; None: no single one.
+        code: `code` of the error object; None: none.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        text: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.status, self.text, self.kind, self.param, self.code = status, text, kind, param, code
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object that clients read."""
+        return {
+            "error": {
+                "message": printable(self.text, lines=True),
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """A checked request.
+
+    Attributes:
+        chat: True for chat completions.
+        model: name of the model that is asked for; None: any.
+        prompts: texts or token ids of each prompt; () for a chat.
+        messages: (role, text) of a chat; () otherwise. The last is the user's.
+        template_args: (name, JSON text) of further variables of the chat template.
+        n: responses a prompt.
+        max_tokens: budget of a response; None: what the context leaves. 0: score the prompt alone.
+        settings: temperature, top_p, top_k and min_p.
+        seed: seed of the noise; None: another one for each prompt.
+        stops: texts that end a response.
+        stop_ids: token ids that end a response beside the model's own.
+        ignore_eos: True: the model's own end ids do not end a response.
+        stream: True sends tokens as they are sampled.
+        usage: True sends the counts of tokens behind a stream.
+        echo: True sends the prompt before each response.
+        logprobs: True sends the log-prob of each token.
+        top: number of likeliest tokens to name at each position.
+    """
+
+    chat: bool
+    model: str | None
+    prompts: tuple[str | tuple[int, ...], ...]
+    messages: Turns
+    template_args: tuple[tuple[str, str], ...]
+    n: int
+    max_tokens: int | None
+    settings: Mapping[str, Any]
+    seed: int | None
+    stops: tuple[str, ...]
+    stop_ids: tuple[int, ...]
+    ignore_eos: bool
+    stream: bool
+    usage: bool
+    echo: bool
+    logprobs: bool
+    top: int
+
+    def params(
+        self,
+        prompts: tuple[tuple[int, ...], ...],
+        *,
+        max_len: int,
+        end_ids: tuple[int, ...],
+        decode: Decode,
+    ) -> SamplingParams | None:
+        """The sampling settings of encoded prompts; None if nothing is to be sampled.
+
+        Args:
+            prompts: token ids of each prompt.
+            max_len: most tokens of prompt and response.
+            end_ids: ids that end a response of this model.
+            decode: the text of token ids, in which stop strings are looked for.
+
+        Raises:
+            ApiError: a prompt is empty, or a prompt and its budget are longer than `max_len`.
+        """
+        field = "messages" if self.chat else "prompt"
+        for index, prompt in enumerate(prompts):
+            budget = 1 if self.max_tokens is None else self.max_tokens
+            if not prompt:
+                raise ApiError(400, f"{field}: prompt {index} has no token", param=field)
+            if len(prompt) + budget > max_len:
+                raise ApiError(
+                    400,
+                    f"{field}: prompt {index} has {len(prompt)} tokens, and {budget} are to be "
+                    f"sampled; this model's context has {max_len}: shorten the prompt or lower "
+                    "max_tokens",
+                    param=field,
+                    code="context_length_exceeded",
+                )
+        if self.max_tokens == 0:
+            return None
+        stop_ids = dict.fromkeys([*self.stop_ids, *(() if self.ignore_eos else end_ids)])
+        seeds = [secrets.randbelow(SEEDS) if self.seed is None else self.seed for _ in prompts]
+        return SamplingParams(
+            **self.settings,
+            n=self.n,
+            max_tokens=[self.max_tokens or max_len - len(prompt) for prompt in prompts],
+            seed=seeds,
+            stop_token_ids=tuple(stop_ids),
+            stop_strings=self.stops or None,
+            decode=decode if self.stops else None,
+        )
+
+
+def read_wish(body: Mapping[str, Any], *, chat: bool) -> Wish:
+    """The wish in a body.
+
+    Args:
+        body: the JSON object.
+        chat: True for chat completions.
+
+    Raises:
+        ApiError: a field is unknown, out of range, of another type, or not supported.
+    """
+    _require_known(body, FIELDS["chat" if chat else "completion"])
+    fields = _Fields(body)
+    n = fields.whole("n", 1, least=1, most=MOST_RESPONSES)
+    stream = fields.flag("stream")
+    options = fields.get("stream_options", dict, {})
+    if options and not stream:
+        raise fields.error("stream_options", "it goes with stream=true; leave it out")
+    for name in options.keys() - {"include_usage", "include_obfuscation"}:
+        raise fields.error("stream_options", f"there is no {name}; include_usage is all it knows")
+    if chat:
+        logprobs = fields.flag("logprobs")
+        top = fields.whole("top_logprobs", 0, least=0, most=MOST_TOP)
+        if top and not logprobs:
+            raise fields.error("top_logprobs", "it goes with logprobs=true; set that too")
+        names = ("max_completion_tokens", "max_tokens")
+        budgets = [fields.whole(name, None, least=1) for name in names]
+        max_tokens = next((budget for budget in budgets if budget is not None), None)
+    else:
+        top = fields.whole("logprobs", None, least=0, most=MOST_TOP)
+        logprobs, top = top is not None, top or 0
+        max_tokens = fields.whole("max_tokens", 16, least=0)
+        if fields.whole("best_of", n, least=1) != n:
+            raise fields.error("best_of", f"it must be n={n} here; leave it out")
+    echo = fields.flag("echo")
+    if max_tokens == 0 and not echo:
+        raise fields.error("max_tokens", "it must be at least 1, or 0 with echo=true")
+    if max_tokens == 0 and n > 1:
+        raise fields.error("n", "it must be 1 where max_tokens=0 samples nothing")
+    if stream and (echo or top):
+        name = "echo" if echo else "top_logprobs" if chat else "logprobs"
+        raise fields.error(
+            name,
+            "the likeliest tokens and the prompt's come when a response has ended: they do "
+            "not go with stream=true",
+        )
+    seed = fields.whole("seed", None)
+    return Wish(
+        chat=chat,
+        model=fields.get("model", str, None),
+        prompts=() if chat else _prompts(fields),
+        messages=_messages(fields) if chat else (),
+        template_args=_template_args(fields),
+        n=n,
+        max_tokens=max_tokens,
+        settings={
+            "temperature": fields.real("temperature", 1.0, least=0.0, most=100.0),
+            "top_p": fields.real("top_p", 1.0, least=1e-6, most=1.0),
+            "top_k": max(0, fields.whole("top_k", 0, least=-1, most=2**31 - 1)),
+            "min_p": fields.real("min_p", 0.0, least=0.0, most=1.0),
+        },
+        seed=None if seed is None else seed % SEEDS,
+        stops=_stops(fields),
+        stop_ids=_token_ids(fields, "stop_token_ids", body.get("stop_token_ids") or []),
+        ignore_eos=fields.flag("ignore_eos"),
+        stream=stream,
+        usage=options.get("include_usage") is True,
+        echo=echo,
+        logprobs=logprobs,
+        top=top,
+    )
+
+
+class _Fields:
+    """The fields of a body, with errors that name them. A field that is null is absent."""
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        self._body = body
+
+    def error(self, name: str, text: str) -> ApiError:
+        shown = json.dumps(self._body.get(name), ensure_ascii=False)
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+        return ApiError(400, f"{name}={shown}: {text}", param=name)
+
+    def value(self, name: str) -> Any:
+        return self._body.get(name)
+
+    def get(self, name: str, kind: type, default: Any) -> Any:
+        value = self._body.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, kind):
+            expected = {str: "a text", dict: "an object", list: "a list"}[kind]
+            raise self.error(name, f"must be {expected}")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self._body.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(name, "must be true or false")
+        return bool(value)
+
+    def whole(self, name: str, default: Any, *, least: int | None = None, most: int = 2**63) -> Any:
+        value = self._body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.error(name, "must be a whole number")
+        if (least is not None and value < least) or abs(value) > most:
+            rule = f"at least {least}" if most == 2**63 else f"in [{least}, {most}]"
+            raise self.error(name, f"must be {rule}")
+        return value
+
+    def real(self, name: str, default: float, *, least: float, most: float) -> float:
+        value = self._body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(name, "must be a number")
+        if not math.isfinite(value) or not least <= value <= most:
+            raise self.error(name, f"must be in [{least:g}, {most:g}]")
+        return float(value)
+
+
+def _require_known(body: Mapping[str, Any], known: set[str]) -> None:
+    for name, value in body.items():
+        if name in known or name in IGNORED:
+            continue
+        if name in NEUTRAL:
+            if value is None or value in NEUTRAL[name]:
+                continue
+            raise ApiError(400, f"{name}: not supported here; leave it out", param=name)
+        near = difflib.get_close_matches(name, known, n=1)
+        remedy = f"did you mean {near[0]}?" if near else "leave it out"
+        raise ApiError(400, f"{name[:60]!r}: there is no such field; {remedy}", param=name[:60])
+
+
+def _prompts(fields: _Fields) -> tuple[str | tuple[int, ...], ...]:
+    value = fields.value("prompt")
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not value:
+        raise fields.error("prompt", "needed: a text, token ids, or a list of either")
+    if len(value) > MOST_PROMPTS and isinstance(value[0], str | list):
+        raise fields.error("prompt", f"{len(value)} prompts, at most {MOST_PROMPTS} in a request")
+    if not all(isinstance(one, str | list) for one in value):
+        return (_token_ids(fields, "prompt", value),)
+    return tuple(p if isinstance(p, str) else _token_ids(fields, "prompt", p) for p in value)
+
+
+def _token_ids(fields: _Fields, name: str, value: Any) -> tuple[int, ...]:
+    whole = isinstance(value, list) and all(type(one) is int and 0 <= one < 2**31 for one in value)
+    if not whole:
+        raise fields.error(name, "token ids are whole numbers of at least 0, in one list")
+    return tuple(value)
+
+
+def _stops(fields: _Fields) -> tuple[str, ...]:
+    value = fields.value("stop")
+    stops = [value] if isinstance(value, str) else [] if value is None else value
+    fine = isinstance(stops, list) and all(isinstance(one, str) and one for one in stops)
+    if not fine or len(stops) > MOST_STOPS or sum(map(len, stops)) > MOST_STOP_CHARS:
+        raise fields.error(
+            "stop",
+            f"a text or a list of at most {MOST_STOPS} texts, none empty, of {MOST_STOP_CHARS} "
+            "characters in all",
+        )
+    return tuple(stops)
+
+
+def _messages(fields: _Fields) -> Turns:
+    try:
+        return read_chat(fields.value("messages"))
+    except ValueError as error:
+        raise ApiError(400, str(error), param="messages") from None
+
+
+def _template_args(fields: _Fields) -> tuple[tuple[str, str], ...]:
+    args = fields.get("chat_template_kwargs", dict, {})
+    for name, value in args.items():
+        plain = isinstance(value, str | int | float | bool) or value is None
+        if not name.isidentifier() or name in ("messages", "tools") or not plain:
+            raise fields.error(
+                "chat_template_kwargs", "names and plain values, like enable_thinking=false"
+            )
+    return tuple(sorted((name, json.dumps(value)) for name, value in args.items()))

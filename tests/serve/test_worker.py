@@ -1,0 +1,160 @@
+"""The thread that owns the sampler: its tokens, its limit, its end."""
+
+import dataclasses
+import queue
+
+import pytest
+
+from polaris_jax.rollout import Sampler, SamplingParams
+from polaris_jax.serve.weights import swap
+from polaris_jax.serve.worker import (
+    Accepted,
+    Failed,
+    Finished,
+    Job,
+    QueueFull,
+    Scored,
+    Stopped,
+    Tokens,
+    Worker,
+)
+from tests.support.random_models import random_model
+from tests.support.serving import SIZES, small_model
+
+pytestmark = pytest.mark.xdist_group("serve")
+LONG = SamplingParams(max_tokens=200, stop_token_ids=(), seed=1)
+
+
+@pytest.fixture
+def worker():
+    worker = Worker(Sampler(small_model()[0], SIZES), post, max_waiting=2)
+    worker.start()
+    yield worker
+    worker.stop()
+    assert not worker.alive
+
+
+def post(events):
+    for job, event in events:
+        job.inbox.put(event)
+
+
+def job_of(prompts, params, **fields):
+    return Job(prompts, params, inbox=queue.Queue(), **fields)
+
+
+def events_of(job):
+    events = []
+    while not isinstance(event := job.inbox.get(timeout=120), Finished | Failed):
+        events.append(event)
+    return [*events, event]
+
+
+def test_jobs_get_the_tokens_of_generate_whatever_runs_beside_them(worker):
+    params = SamplingParams(n=2, max_tokens=(9, 14), seed=(3, 4), stop_token_ids=(7,))
+    jobs = [job_of([[1, 2, 3], [4, 5]], params), job_of([[6]], LONG)]
+    for job in jobs:
+        worker.submit(job)
+    expected = Sampler(small_model()[0], SIZES).generate([[1, 2, 3], [4, 5]], params)
+    first, *events, last = events_of(jobs[0])
+    assert (first, last) == (Accepted(), Finished())
+    for p, group in enumerate(expected):
+        for s, response in enumerate(group):
+            own = [e for e in events if (e.prompt, e.sample) == (p, s)]
+            assert sum((e.token_ids for e in own), ()) == response.token_ids
+            assert sum(len(e.logprobs) for e in own) == len(response.token_ids)
+            reasons = [e.finish_reason for e in own]
+            assert reasons == [None] * (len(own) - 1) + [response.finish_reason]
+    events_of(jobs[1])
+    assert worker.unfinished == 0
+
+
+def test_what_may_wait_is_limited_and_room_comes_back(worker):
+    """4 slots and 2 waiting responses."""
+    big = job_of([[1]], SamplingParams(n=6, max_tokens=200, stop_token_ids=()))
+    worker.submit(big)
+    with pytest.raises(QueueFull, match="6 responses"):
+        worker.submit(job_of([[1]], LONG))
+    with pytest.raises(ValueError, match="7 responses: this server takes at most 6"):
+        worker.submit(job_of([[1]], SamplingParams(n=7)))
+    worker.cancel(big)
+    worker.call(lambda sampler: None).result(60)
+    late = job_of([[1]], LONG)
+    worker.submit(late)
+    assert isinstance(events_of(late)[-1], Finished)
+    assert worker.call(lambda sampler: sampler.stats()).result(60)["pages_used"] == 0
+
+
+def test_a_job_that_cannot_be_served_is_refused(worker):
+    job = job_of([[10**6]], LONG)
+    worker.submit(job)
+    (event,) = events_of(job)
+    assert event.refused and "outside of" in event.text
+    job = job_of([[1] * 100], LONG)
+    worker.submit(job)
+    assert events_of(job)[0].refused
+    assert worker.unfinished == 0
+
+
+def test_a_text_that_does_not_decode_fails_its_own_job(worker):
+    def broken(ids):
+        raise RuntimeError("no text")
+
+    params = SamplingParams(max_tokens=9, stop_strings=("x",), decode=broken)
+    bad, good = job_of([[1]], params), job_of([[1]], LONG)
+    worker.submit(bad)
+    worker.submit(good)
+    assert events_of(bad)[-1] == Failed("RuntimeError: no text")
+    assert isinstance(events_of(good)[-1], Finished)
+
+
+def test_scores_come_with_the_last_tokens_or_alone(worker):
+    job = job_of([[1, 2, 3]], SamplingParams(max_tokens=6), top=2, scores=True)
+    worker.submit(job)
+    tokens = [e for e in events_of(job) if isinstance(e, Tokens)]
+    assert [e.scores is None for e in tokens] == [True] * (len(tokens) - 1) + [False]
+    sampled = sum(len(e.token_ids) for e in tokens)
+    assert len(tokens[-1].scores.logprobs) == 3 + sampled - 1
+    assert {len(ids) for ids in tokens[-1].scores.top_ids} == {2}
+    job = job_of([[1, 2, 3], [4, 5]], None, top=1)
+    worker.submit(job)
+    scored = [e for e in events_of(job) if isinstance(e, Scored)]
+    assert [(e.prompt, len(e.scores.logprobs)) for e in scored] == [(0, 2), (1, 1)]
+
+
+def test_new_weights_between_two_steps_lose_no_token(worker):
+    job = job_of([[1, 2]], LONG)
+    worker.submit(job)
+    events = [job.inbox.get(timeout=120) for _ in range(2)]
+    other = small_model(1)[0]
+    worker.call(lambda sampler: swap(sampler, other)).result(60)
+    events += events_of(job)
+    assert sum(len(e.token_ids) for e in events if isinstance(e, Tokens)) == 200
+    params = SamplingParams(max_tokens=5, temperature=0.0)
+    job = job_of([[3]], params)
+    worker.submit(job)
+    found = sum((e.token_ids for e in events_of(job) if isinstance(e, Tokens)), ())
+    assert found == Sampler(other, SIZES).generate([[3]], params)[0][0].token_ids
+
+
+def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(worker):
+    config = small_model()[0].config
+    other = random_model(dataclasses.replace(config, rope_theta=2.0))
+    with pytest.raises(ValueError, match="another architecture"):
+        worker.call(lambda sampler: swap(sampler, other)).result(60)
+    job = job_of([[1]], SamplingParams(max_tokens=2))
+    worker.submit(job)
+    assert isinstance(events_of(job)[-1], Finished)
+
+
+def test_a_stop_fails_what_is_left():
+    worker = Worker(Sampler(small_model()[0], SIZES), post, max_waiting=2)
+    worker.start()
+    job = job_of([[1]], LONG)
+    worker.submit(job)
+    job.inbox.get(timeout=120)
+    worker.stop()
+    assert events_of(job)[-1] == Failed("the server is stopping")
+    with pytest.raises(Stopped):
+        worker.submit(job)
+    assert worker.stats["pages_used"] == 0
