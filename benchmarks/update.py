@@ -1,6 +1,7 @@
 """One GRPO step on this machine: seconds, memory, padding and model FLOPs, beside other systems.
 
     python benchmarks/update.py [--trl_python PATH] [--tunix_python PATH] [--repeat 3] [--out FILE]
+        [--share_prompts auto|on|off]
 
 64 responses with long-tailed lengths, a Qwen3 of 15M parameters and a vocabulary of 8,192, float32,
 2 threads: the product's update, TRL's GRPOTrainer loss with torch's AdamW, tunix's grpo loss with
@@ -10,7 +11,8 @@ same run, and a table of seconds over four batch sizes at a fixed row length. A 
 interpreter is left out and said so.
 
 Model FLOPs of a step: 6 x (parameters without the embedding table) x real tokens, plus causal
-attention 6 x L x N x H x sum of squared lengths. Neither recomputation nor padding is counted.
+attention 6 x L x N x H x sum of squared lengths. Neither recomputation nor padding is counted, and
+a prompt that responses share is counted once.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--row_len", type=int, default=512)
     parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--share_prompts", default="auto", choices=("auto", "on", "off"))
     parser.add_argument("--skip_large", action="store_true", help="only the comparison")
     parser.add_argument("--out", default="", help="also write a Markdown file")
     args = parser.parse_args()
@@ -75,6 +78,7 @@ def _ours(args: argparse.Namespace, *more: str) -> list[str]:
     return [
         *(sys.executable, str(PEERS / "polaris_side.py"), "--threads", str(args.threads)),
         *("--row_len", str(args.row_len), "--rows", str(args.rows)),
+        *("--share_prompts", args.share_prompts),
         *more,
     ]
 
@@ -136,7 +140,8 @@ def _head(args: argparse.Namespace) -> str:
     return (
         f"# One GRPO step\n\nCommit `{commit or 'unknown'}`, {args.threads} threads, "
         f"{platform.machine()}, Python {platform.python_version()}. Made by "
-        f"`benchmarks/update.py --row_len {args.row_len} --rows {args.rows}`.\n"
+        f"`benchmarks/update.py --row_len {args.row_len} --rows {args.rows} --share_prompts "
+        f"{args.share_prompts}`.\n"
     )
 
 
@@ -177,7 +182,12 @@ def _comparison(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
                 f"polaris_jax / {name}: {statistics.median(ratios):.3f} of the time "
                 f"({', '.join(f'{r:.3f}' for r in ratios)}), {memory:.3f} of the peak memory."
             )
-    lines += ["", f"Padding share of the packed rows: {ours[0]['padding_share']:.1%}.", ""]
+    lines += [
+        "",
+        f"Packed rows: {ours[0]['packed_rows']}, padding share {ours[0]['padding_share']:.1%}; "
+        f"shared prompts leave out {ours[0]['shared_prompt_tokens']:,} tokens.",
+        "",
+    ]
     return lines
 
 

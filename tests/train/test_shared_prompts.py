@@ -20,6 +20,7 @@ from tests.support.train.cases import (
     QWEN3,
     ROW_LEN,
     accumulated_gradient,
+    logprobs,
     make_graded,
     make_model,
     make_updater,
@@ -59,25 +60,39 @@ def test_chunked_gives_that_gradient_too(tiles_of_8):
     assert max_leaf_difference(got, plain_gradient(model, graded), relative=True) <= GRADIENT_RTOL
 
 
-@pytest.mark.parametrize(
+SIZES = pytest.mark.parametrize(
     "sizes", [(1, 2, 2, 2), pytest.param((2, 1, 4, 1), marks=pytest.mark.slow)], ids=str
 )
-def test_a_mesh_gives_the_gradient_and_log_probs_of_one_device(sizes, tiles_of_8):
-    """Rows over context, heads over tensor, parameters over fsdp."""
-    model, graded = make_model(), make_graded()
+
+
+def on_mesh(sizes):
+    """An updater with rows over context, heads over tensor, parameters over fsdp."""
     mesh = make_mesh(MeshSection(*sizes), jax.devices()[: math.prod(sizes)])
-    batch = pack_case(graded, row_len=LONG, rows=2, share_prompts=True)
-    many = Updater(ObjectiveSection(), OPTIMIZER, CHUNKED, mesh, rows=2, row_len=LONG)
-    one = make_updater(row_len=LONG, rows=2)
-    got = accumulated_gradient(many, model, batch)
-    want = accumulated_gradient(one, model, batch)
+    return Updater(ObjectiveSection(), OPTIMIZER, CHUNKED, mesh, rows=2, row_len=LONG)
+
+
+@SIZES
+def test_a_mesh_gives_the_gradient_of_one_device(sizes, tiles_of_8):
+    model, updater = make_model(), on_mesh(sizes)
+    batch = pack_case(make_graded(), row_len=LONG, rows=2, share_prompts=True)
+    got = accumulated_gradient(updater, model, batch)
+    want = accumulated_gradient(make_updater(row_len=LONG, rows=2), model, batch)
     assert max_leaf_difference(got, want, relative=True) <= GRADIENT_RTOL
-    got, want = (
-        updater.recompute_logprobs(init_train_state(model, OPTIMIZER, on).params, batch)
-        for updater, on in ((many, mesh), (one, one_device_mesh()))
-    )
-    np.testing.assert_allclose(got.old_logp_BT, want.old_logp_BT, rtol=0, atol=LOGPROB_ATOL)
-    assert many.context_imbalance(batch) > 1
+    assert updater.context_imbalance(batch) > 1
+
+
+@SIZES
+def test_a_mesh_gives_the_log_probs_of_own_prompts(sizes, tiles_of_8):
+    model, graded, updater = make_model(), make_graded(), on_mesh(sizes)
+    own = pack_case(graded, row_len=LONG, rows=2)
+    logp_BT, _ = logprobs(model, own.token_BT, own.position_BT, own.segment_BT, own.temperature_BT)
+    batch = pack_case(graded, row_len=LONG, rows=2, share_prompts=True)
+    params = init_train_state(model, OPTIMIZER, updater.mesh).params
+    got = by_response(batch, updater.recompute_logprobs(params, batch).old_logp_BT)
+    want = by_response(own, np.asarray(logp_BT))
+    assert got.keys() == want.keys() and len(got) == 24
+    for key, logps in want.items():
+        np.testing.assert_allclose(got[key], logps, rtol=0, atol=LOGPROB_ATOL)
 
 
 def by_response(batch, values_BT) -> dict[tuple[int, ...], list[float]]:
