@@ -157,8 +157,8 @@ class Planner:
         The new planner reuses the compiled programs of the update and the weight sync.
 
         Args:
-            job: a job with the same architecture and row length, and with the same model,
-                objective and optimizer sections.
+            job: a job with the same architecture, row length and batch.share_prompts, and with the
+                same model, objective and optimizer sections.
             same_sampler: True if the sampler's sizes are the same, too. The sampler's compiled
                 programs are reused then, and nothing is compiled again.
         """
