@@ -147,7 +147,6 @@ def _forward(
         b, x = at // tiles, at % tiles
         q_KMH = _tile(q_BXKMH, b, x)
         index_E, seen_E = index_XE[x], _of_tile(seen_BXE, b, x)
-        begin, end, tile_of = _visits(index_E, seen_E, block_kv)
 
         def one_pair(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             y = tile_of(i)
@@ -165,6 +164,7 @@ def _forward(
 
         zero_KM = jnp.zeros((num_kv_heads, rows), jnp.float32)
         zero_KMH = jnp.zeros((num_kv_heads, rows, width), jnp.float32)
+        begin, end, tile_of = _visits(index_E, seen_E, block_kv)
         max_KM, sum_KM, out_KMH = lax.fori_loop(
             begin,
             end,
@@ -192,7 +192,6 @@ def _backward(kept: tuple[Array, ...], dout_BXKMH: Array) -> tuple[Any, ...]:
         q_KMH, dout_KMH = _tile(q_BXKMH, b, x), _tile(dout_BXKMH, b, x)
         log_sum_KM, out_dout_KM = _tile(log_sum_BXKM, b, x), _tile(out_dout_BXKM, b, x)
         index_E, seen_E = index_XE[x], _of_tile(seen_BXE, b, x)
-        begin, end, tile_of = _visits(index_E, seen_E, block_kv)
         # Turned once a tile of queries, so that each product below is a plain row-major matmul:
         # the CPU's takes twice as long to contract over the rows of both sides.
         q_KHM, dout_KHM = q_KMH.swapaxes(1, 2), dout_KMH.swapaxes(1, 2)
@@ -210,6 +209,7 @@ def _backward(kept: tuple[Array, ...], dout_BXKMH: Array) -> tuple[Any, ...]:
             dk_BYKHC = _add_tile(dk_BYKHC, _dot("khm,kmc->khc", q_KHM, dscore_KMC), b, y)
             return dq_KMH + _dot("kmc,kch->kmh", dscore_KMC, k_KCH), dk_BYKHC, dv_BYKHC
 
+        begin, end, tile_of = _visits(index_E, seen_E, block_kv)
         dq_KMH, dk_BYKHC, dv_BYKHC = lax.fori_loop(
             begin,
             end,
