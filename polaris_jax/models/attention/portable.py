@@ -139,7 +139,7 @@ def _attend_tiles(
 
 def _forward(
     q_BXKMH: Array, k_BYKCH: Array, v_BYKCH: Array, index_XE: Array, seen_BXE: Seen
-) -> tuple[Array, tuple[Array, ...]]:
+) -> tuple[Array, tuple[Any, ...]]:
     batch, tiles, num_kv_heads, rows, width = q_BXKMH.shape
     block_kv = k_BYKCH.shape[3]
 
@@ -181,7 +181,7 @@ def _forward(
     return out_BXKMH, kept
 
 
-def _backward(kept: tuple[Array, ...], dout_BXKMH: Array) -> tuple[Any, ...]:
+def _backward(kept: tuple[Any, ...], dout_BXKMH: Array) -> tuple[Any, ...]:
     q_BXKMH, k_BYKCH, v_BYKCH, index_XE, seen_BXE, out_BXKMH, log_sum_BXKM = kept
     batch, tiles = q_BXKMH.shape[:2]
     block_kv, width = k_BYKCH.shape[3:]
