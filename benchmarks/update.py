@@ -1,7 +1,7 @@
 """One GRPO step on this machine: seconds, memory, padding and model FLOPs, beside other systems.
 
     python benchmarks/update.py [--workloads U1,U2,U3] [--trl_python PATH] [--tunix_python PATH]
-        [--repeat 3] [--out FILE] [--record FILE.json]
+        [--repeat 3] [--share_prompts auto|on|off] [--out FILE] [--record FILE.json]
 
 U1: 64 responses with long-tailed lengths up to 256, a Qwen3 of 15M parameters and a vocabulary of
 8,192. U2: 32 of them, a vocabulary of 151,936. U3: 16 responses of up to 1,024 tokens. 2 threads:
@@ -17,7 +17,8 @@ Then what must not grow: seconds over four batch sizes against a fitted line, a 
 machine's own matmul rate, measured in the same run.
 
 Model FLOPs of a step: 6 x (parameters without the embedding table) x real tokens, plus causal
-attention 6 x L x N x H x sum of squared lengths. Neither recomputation nor padding is counted.
+attention 6 x L x N x H x sum of squared lengths. Neither recomputation nor padding is counted, and
+a prompt that responses share is counted once.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a process")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--share_prompts", default="auto", choices=("auto", "on", "off"))
     parser.add_argument("--flat_steps", type=int, default=100)
     parser.add_argument("--skip_growth", action="store_true", help="no sizes, no long run")
     parser.add_argument("--skip_large", action="store_true", help="no 100M shape")
@@ -164,6 +166,7 @@ def _run(
 ) -> dict[str, Any]:
     if side.system == OURS:
         more = ("--weights", str(weights), "--steps", str(steps), "--dtype", side.dtype)
+        more += ("--share_prompts", args.share_prompts)
         return run(ours(args.threads, workload, *more))
     script = PEERS / f"{side.system}_side.py"
     python = getattr(args, f"{side.system}_python")
@@ -293,8 +296,9 @@ def _comparison(
         f"## {workload}: {WORKLOADS[workload]}",
         "",
         f"{found[0]['real_tokens']:,} real tokens, {found[0]['parameters'] / 1e6:.1f}M parameters. "
-        f"Medians over {len(found)} processes a side, taking turns. Padding share of our packed "
-        f"rows: {found[0]['padding_share']:.1%}.",
+        f"Medians over {len(found)} processes a side, taking turns. Our packed rows: "
+        f"{found[0]['packed_rows']}, padding share {found[0]['padding_share']:.1%}; shared prompts "
+        f"leave out {found[0]['shared_prompt_tokens']:,} tokens.",
         "",
         "| side | dtype | allocator | seconds a step | spread | ours / this | peak GiB | load and "
         "compile s | loss of step 1 |",

@@ -162,6 +162,7 @@ def assemble(
         make_mesh(config.mesh, trainer_devices),
         rows=config.batch.rows,
         row_len=row_len_tokens(config),
+        share_prompts=config.batch.share_prompts,
         parks=config.rollout.trainer_state == "host",
     )
     updater.check_model(model_config)
@@ -214,7 +215,8 @@ def assemble(
                         model_config,
                         max_response_tokens=longest_response_tokens(config),
                     )
-                ),
+                )
+                | {"shared prompts": updater.shares_prompts(model_config)},
             )
         )
         checkpointer = Checkpointer(

@@ -282,13 +282,14 @@ class Graded:
 class TrainBatch:
     """Packed rows, ready for the update.
 
-    A row holds several sequences (prompt + response), its segments. Every [B, T] float field is
-    aligned with `models.token_logprobs`: entry t belongs to the prediction of token t+1. Rows after
-    the last sequence are padding.
+    A row holds several sequences (prompt + response), its segments. If prompts are shared, a
+    segment is a prompt without its last token, followed by its branches: each is that last token
+    and a response. Every [B, T] float field is aligned with `models.token_logprobs`: entry t
+    belongs to the prediction of token t+1. Rows after the last sequence are padding.
 
     Attributes:
         token_BT: int32 token ids, 0 at padding.
-        position_BT: int32, position in the segment, from 0.
+        position_BT: int32, position in the sequence, from 0.
         segment_BT: int32, number of the segment in its row, from 1; 0 at padding.
         weight_BT: float32, weight of the token's surrogate in the loss; 0 outside responses.
             These weights alone express objective.aggregation, so the loss is a plain sum and does
@@ -308,6 +309,9 @@ class TrainBatch:
             microbatches. 1 if all shards have equal work.
         sampler_logp_BT: the sampler's log-probs, in nats, if the trainer has recomputed
             `old_logp_BT`; else None.
+        branch_BT: int32, number of the branch in its segment, from 1; 0 at the tokens that the
+            branches share and at padding. None if no prompt is shared.
+        shared_prompt_tokens: prompt tokens that sharing saved: they would be in `token_BT` again.
     """
 
     token_BT: np.ndarray
@@ -323,6 +327,8 @@ class TrainBatch:
     padding_share: float
     attention_imbalance: float = 1.0
     sampler_logp_BT: np.ndarray | None = None
+    branch_BT: np.ndarray | None = None
+    shared_prompt_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

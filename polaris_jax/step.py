@@ -321,6 +321,7 @@ def pack_minibatches(
             rows=parts.updater.rows,
             shards=parts.updater.shards,
             one_a_row=not packs_rows(parts.config.model.attention),
+            share_prompts=parts.updater.shares_prompts(parts.model_config),
             objective=objective,
             max_response_tokens=state.stage.max_response_tokens,
             temperature=state.stage.temperature,

@@ -1,7 +1,7 @@
 """Our side of `benchmarks/update.py`: the product's Updater on one packed batch.
 
     python benchmarks/peers/polaris_side.py --weights DIR [--workload U1] [--steps 3] [--threads 2]
-        [--scale 1] [--dtype float32] [--shape peers|vocabulary|100m]
+        [--scale 1] [--dtype float32] [--shape peers|vocabulary|100m] [--share_prompts auto|on|off]
 
 Prints one JSON line.
 """
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--weights", default="", help="HF directory; empty: random, --shape")
     parser.add_argument("--shape", default="peers", choices=("peers", "vocabulary", "100m"))
     parser.add_argument("--workload", default="U1")
+    parser.add_argument("--share_prompts", default="auto", choices=("auto", "on", "off"))
     parser.add_argument("--dtype", default="float32", help="of the forward and backward pass")
     for name, default in (("steps", 3), ("threads", 2), ("scale", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -81,6 +82,7 @@ def main() -> None:
         mesh,
         rows=workload.rows,
         row_len=workload.row_len,
+        share_prompts=args.share_prompts,
     )
     state = init_train_state(model, optimizer, mesh)
     config = model.config
@@ -99,6 +101,7 @@ def main() -> None:
                 objective=objective,
                 max_response_tokens=workload.max_response_tokens,
                 temperature=step_case.TEMPERATURE,
+                share_prompts=updater.shares_prompts(config),
             )
             state, metrics = updater.update(state, batch)
             jax.block_until_ready(state)
@@ -106,13 +109,12 @@ def main() -> None:
         seconds.append(time.perf_counter() - start)
         losses.append(metrics["update/loss"].value)
     timed = seconds[step_case.WARM_STEPS :]
-    lengths = np.array(
-        [len(p) + len(r) for p, r in zip(the_case.prompts, the_case.responses, strict=True)]
-    )
-    # See benchmarks/update.py: the embedding table is not counted, a head of its own is.
+    # See benchmarks/update.py: the embedding table is not counted, a head of its own is; a shared
+    # prompt counts once. The sum of 2 x position + 1 is a length's square.
     matmul_parameters = config.num_parameters - config.vocab_size * config.hidden_size
-    flops = 6 * matmul_parameters * int(lengths.sum()) + 6 * config.num_layers * (
-        config.num_heads * config.head_dim * int((lengths.astype(np.int64) ** 2).sum())
+    position_T = batch.position_BT[batch.segment_BT > 0].astype(np.int64)
+    flops = 6 * matmul_parameters * len(position_T) + 6 * config.num_layers * (
+        config.num_heads * config.head_dim * int((2 * position_T + 1).sum())
     )
     print(
         json.dumps(
@@ -124,6 +126,8 @@ def main() -> None:
                 "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "padding_share": batch.padding_share,
                 "real_tokens": the_case.real_tokens,
+                "shared_prompt_tokens": batch.shared_prompt_tokens,
+                "packed_rows": batch.token_BT.shape[0],
                 "model_flops": flops,
                 "parameters": config.num_parameters,
                 "compiles": compiles,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from polaris_jax.batch.placing import balanced, place_alone, place_shared
 from polaris_jax.config.sections import ObjectiveSection
 from polaris_jax.records import Graded, TrainBatch
 
@@ -38,15 +39,18 @@ def pack(
     selected_PR: np.ndarray | None = None,
     shards: int = 1,
     one_a_row: bool = False,
+    share_prompts: bool = False,
 ) -> TrainBatch:
     """All sequences of a batch in packed rows, ready for the update.
 
     Sequences are placed first-fit-decreasing by length, ties in batch order, so the same batch
-    always gives the same rows. Then rows of similar attention cost (the sum of squared lengths) are
-    put in one microbatch, and within a microbatch each shard gets similar sums. The reason: devices
-    wait for the slowest device in a microbatch, and rows with equal numbers of tokens differ in
-    cost by their sequences' lengths. Rows are not reordered under "microbatch_token_mean", where
-    the packing changes the loss.
+    always gives the same rows. With `share_prompts`, responses in one row share an equal prompt,
+    those of copied groups too (`placing.place_shared`). Then rows of similar attention cost (the
+    sum of squared lengths, the square of a shared prompt counted once) are put in one microbatch,
+    and within a microbatch each shard gets similar sums. The reason: devices wait for the slowest
+    device in a microbatch, and rows with equal numbers of tokens differ in cost by their sequences'
+    lengths. Rows are not reordered under "microbatch_token_mean", where the packing changes the
+    loss.
 
     Entry t of a field belongs to the prediction of token t+1, so a response of n tokens fills n
     entries, starting at the last token of its prompt.
@@ -71,10 +75,13 @@ def pack(
         selected_PR: True for the rows to pack (one minibatch); None: all.
         shards: parts into which a microbatch's rows are split, in order; divides `rows`.
         one_a_row: True: each sequence gets its own row, for attention without segment ids.
+        share_prompts: True: a row holds a prompt once for all of its responses there. The loss and
+            its gradient are the same to rounding.
 
     Raises:
         ValueError: a sequence is longer than a row, a prompt is empty, log-probs do not match their
-            tokens, or a shape does not match. The text names the problem's id.
+            tokens, or a shape does not match; the text names the problem's id. Or share_prompts is
+            True together with one_a_row or "microbatch_token_mean", whose loss would change.
     """
     shape = graded.reward_PR.shape
     selected_PR = np.ones(shape, bool) if selected_PR is None else np.asarray(selected_PR, bool)
@@ -90,6 +97,12 @@ def pack(
         raise ValueError(f"rows={rows}, temperature={temperature}: both must be above 0")
     if shards < 1 or rows % shards:
         raise ValueError(f"shards={shards}: must divide rows={rows}")
+    if share_prompts and (one_a_row or objective.aggregation == "microbatch_token_mean"):
+        raise ValueError(
+            f"share_prompts=True with one_a_row={one_a_row} and objective.aggregation="
+            f"{objective.aggregation}: prompts are shared by rows of several responses, under an "
+            "aggregation that does not depend on the packing"
+        )
 
     pairs = [(int(p), int(r)) for p, r in np.argwhere(selected_PR)]
     prompt_tokens, tokens = _token_lists(graded, pairs, row_len=row_len)
@@ -97,13 +110,19 @@ def pack(
     prompt_len = np.array([len(prompt) for prompt in prompt_tokens], np.int64)
     response_len = np.array([len(graded.token_ids[p][r]) for p, r in pairs], np.int64)
     total_len = prompt_len + response_len
-    room = np.full_like(total_len, row_len) if one_a_row else total_len
-    row, start, segment = first_fit_decreasing(room, row_len)
+    if share_prompts:
+        keys = [prompt.tobytes() for prompt in prompt_tokens]
+        placed = place_shared(total_len, prompt_len, keys, row_len=row_len, rows=rows)
+    else:
+        placed = place_alone(np.full_like(total_len, row_len) if one_a_row else total_len, row_len)
+    row, start, skip = placed.row, placed.start, placed.skip
+    own_len = total_len - skip
     row_count = max(1, -(-(int(row.max(initial=-1)) + 1) // rows)) * rows
-    cost = np.bincount(row, total_len.astype(np.float64) ** 2, minlength=row_count)
+    squares = total_len.astype(np.float64) ** 2 - skip.astype(np.float64) ** 2
+    cost = np.bincount(row, squares, minlength=row_count)
     place = np.arange(row_count)
     if objective.aggregation != "microbatch_token_mean":  # there the packing changes the loss
-        place = _balanced(cost, rows=rows, shards=shards)
+        place = balanced(cost, rows=rows, shards=shards)
     row = place[row]
     cost_MS = cost[np.argsort(place)].reshape(row_count // rows, shards, -1).sum(axis=2)
 
@@ -118,8 +137,9 @@ def pack(
         max_response_tokens=max_response_tokens,
     )
 
-    token_index = _ranges(row * row_len + start, total_len)
-    response_index = _ranges(row * row_len + start + prompt_len - 1, response_len)
+    token_index = _ranges(row * row_len + start, own_len)
+    last_prompt_token = row * row_len + start + prompt_len - 1 - skip
+    response_index = _ranges(last_prompt_token, response_len)
 
     def fill(index: np.ndarray, values: Any, dtype: type, empty: float = 0) -> np.ndarray:
         field_BT = np.full((row_count, row_len), empty, dtype)
@@ -133,11 +153,16 @@ def pack(
     fresh_BT = per_response(fresh_PR[p_of, r_of])
     if stale_PR is not None:
         stale = np.minimum(np.asarray(stale_PR)[p_of, r_of], response_len)
-        fresh_BT.reshape(-1)[_ranges(row * row_len + start + prompt_len - 1, stale)] = 0.0
+        fresh_BT.reshape(-1)[_ranges(last_prompt_token, stale)] = 0.0
+    branch_BT = None
+    if share_prompts:
+        branch_index = _ranges(last_prompt_token, response_len + 1)
+        branch_BT = fill(branch_index, np.repeat(placed.branch, response_len + 1), np.int32)
+    own_tokens = [tokens[i][skip[i] :] for i in range(len(tokens))]
     return TrainBatch(
-        token_BT=fill(token_index, _flat(tokens, np.int32), np.int32),
-        position_BT=fill(token_index, _ranges(np.zeros_like(total_len), total_len), np.int32),
-        segment_BT=fill(token_index, np.repeat(segment, total_len), np.int32),
+        token_BT=fill(token_index, _flat(own_tokens, np.int32), np.int32),
+        position_BT=fill(token_index, _ranges(skip, own_len), np.int32),
+        segment_BT=fill(token_index, np.repeat(placed.segment, own_len), np.int32),
         weight_BT=per_response(weight),
         advantage_BT=per_response(advantage_PR[p_of, r_of]),
         old_logp_BT=fill(
@@ -149,8 +174,10 @@ def pack(
         fresh_BT=fresh_BT,
         sequences=int(counts.sum()),
         tokens=int(response_len[counts].sum()),
-        padding_share=1.0 - float(total_len.sum()) / (row_count * row_len),
+        padding_share=1.0 - float(own_len.sum()) / (row_count * row_len),
         attention_imbalance=float(cost_MS.max(axis=1).sum() * shards / max(cost_MS.sum(), 1.0)),
+        branch_BT=branch_BT,
+        shared_prompt_tokens=int(skip.sum()),
     )
 
 
@@ -182,43 +209,6 @@ def _token_lists(
         prompts.append(prompt_T)
         tokens.append(np.concatenate([prompt_T, response_T]))
     return prompts, tokens
-
-
-def first_fit_decreasing(
-    length: np.ndarray, row_len: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The row, first position and segment number (from 1) of each sequence.
-
-    Sequences are placed by descending length, ties in their order, into the first row with room.
-    """
-    row, start, segment = (np.zeros(len(length), np.int64) for _ in range(3))
-    free = np.full(len(length), row_len, np.int64)  # at most one row a sequence
-    placed = np.zeros(len(length), np.int64)
-    used = 1
-    for i in np.argsort(-length, kind="stable"):
-        r = int(np.argmax(free[:used] >= length[i]))
-        if free[r] < length[i]:
-            r, used = used, used + 1
-        row[i], start[i] = r, row_len - free[r]
-        free[r] -= length[i]
-        placed[r] += 1
-        segment[i] = placed[r]
-    return row, start, segment
-
-
-def _balanced(cost: np.ndarray, *, rows: int, shards: int) -> np.ndarray:
-    """The new index of every row.
-
-    Rows are sorted by falling cost. The rows of a microbatch are dealt to the shards in alternating
-    order (first to last, then last to first).
-    """
-    order = np.argsort(-cost, kind="stable")
-    turn, column = np.divmod(np.arange(len(cost)) % rows, shards)
-    column = np.where(turn % 2, shards - 1 - column, column)
-    first = np.arange(len(cost)) // rows * rows
-    place = np.empty(len(cost), np.int64)
-    place[order] = first + column * (rows // shards) + turn
-    return place
 
 
 def _weights(

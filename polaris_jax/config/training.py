@@ -263,6 +263,12 @@ class BatchSection:
         "Packed rows in a microbatch, over all devices; 0: one for each data x fsdp shard.",
         at_least=0,
     )
+    share_prompts: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "A packed row holds a prompt once for all of its responses there: fewer tokens, the same "
+        "gradient to rounding. auto: where model.attention can (chunked, reference).",
+        before="off",
+    )
     rescue: bool = setting(
         True,
         "A group without a correct response takes a stored correct one of its problem. Without "

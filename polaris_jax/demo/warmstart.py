@@ -21,7 +21,7 @@ import optax
 from etils import epath
 from jax import Array
 
-from polaris_jax.batch.packing import first_fit_decreasing
+from polaris_jax.batch.placing import first_fit_decreasing
 from polaris_jax.config import RunConfig, WarmstartSection
 from polaris_jax.data.prompts import render_example
 from polaris_jax.demo.arithmetic import supervised_examples

@@ -155,6 +155,11 @@ STEP = (
         "response tokens that count in the loss",
     ),
     Metric(
+        ("batch/shared_prompt_tokens",),
+        "prompt tokens that the update did not compute again, because responses share them",
+        "only if `batch.share_prompts` is on or resolves to on",
+    ),
+    Metric(
         ("batch/padding_share",),
         "share of positions without a token",
         "demo: 0.08 to 0.2; high: lower `batch.row_len`, or more rows",

@@ -9,6 +9,7 @@ from polaris_jax.models.attention import (
     resolve_attention,
     row_order,
     shard_work,
+    shares_prompts,
 )
 from polaris_jax.models.config import ModelConfig, RopeScaling
 from polaris_jax.models.decoder import Decoder, Layers, model_tree_path
@@ -48,6 +49,7 @@ __all__ = [
     "resolve_attention",
     "row_order",
     "shard_work",
+    "shares_prompts",
     "target_logprobs",
     "ModelConfig",
     "Qwen",

@@ -28,7 +28,11 @@ from polaris_jax.rollout.programs.abstract import (
     weight_sync_programs,
 )
 from polaris_jax.sharding import make_mesh, make_sampler_mesh
-from polaris_jax.train.programs import abstract_arguments, update_programs
+from polaris_jax.train.programs import (
+    abstract_arguments,
+    resolve_share_prompts,
+    update_programs,
+)
 
 HOST_MEMORY = "pinned_host"
 FINAL_TEXT = ".after_codegen.txt"
@@ -185,6 +189,7 @@ class UpdateSet:
     moments_bytes: int
     reference_bytes: int  # the KL term's frozen model; 0 without one
     params: Any  # abstract, for the weight sync
+    shares_prompts: bool = False  # batch.share_prompts, resolved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,8 +220,16 @@ def update_set(job: Job, setting: Setting, devices: Sequence[Any]) -> UpdateSet:
     made = update_programs(
         job.model, config.objective, config.optimizer, config.model, mesh, row_len=job.row_len
     )
+    shares = resolve_share_prompts(
+        config.batch.share_prompts, made.sharded.attention, config.objective
+    )
     state, accumulator, arrays = abstract_arguments(
-        job.model, config.optimizer, mesh=mesh, rows=setting.rows, row_len=job.row_len
+        job.model,
+        config.optimizer,
+        mesh=mesh,
+        rows=setting.rows,
+        row_len=job.row_len,
+        share_prompts=shares,
     )
     reference = state.params if config.objective.kl_coef > 0 else None
     return UpdateSet(
@@ -228,6 +241,7 @@ def update_set(job: Job, setting: Setting, devices: Sequence[Any]) -> UpdateSet:
         moments_bytes=device_bytes(state.opt_state),
         reference_bytes=device_bytes(reference),
         params=state.params,
+        shares_prompts=shares,
     )
 
 

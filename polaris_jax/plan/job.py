@@ -98,6 +98,15 @@ class Job:
         rollout = self.config.rollout
         return rollout.prompts_per_step * rollout.responses_per_prompt
 
+    def prompt_sharing(self, row_tokens: float) -> float:
+        """Mean number of responses that share a prompt, if as many do as fit into a row.
+
+        Args:
+            row_tokens: tokens of a row, without padding.
+        """
+        fitting = (row_tokens - self.mean_prompt_tokens) / self.mean_response_tokens
+        return max(1.0, min(fitting, float(self.config.rollout.responses_per_prompt)))
+
 
 MAX_DOUBLINGS = 7  # tried doublings of a refused sampler's page size, and halvings of its slots
 MEAN_PROMPT_TOKENS = 300  # a problem of the recipe, template and suffix included

@@ -10,6 +10,7 @@ from polaris_jax.metrics.throughput import forward_flops_per_token, train_flops_
 from polaris_jax.plan.compile import (
     Compiled,
     SamplerSet,
+    UpdateSet,
     compile_program,
     sampler_set,
     sync_programs,
@@ -139,7 +140,7 @@ class Planner:
         )
         estimate = None
         if not refusals and fit.pages > 1:
-            estimate = self._estimate(setting, fit, sampler, compiled, sizes, slots)
+            estimate = self._estimate(setting, fit, update, sampler, compiled, sizes, slots)
         return Assessment(
             setting,
             compiled,
@@ -157,8 +158,8 @@ class Planner:
         The new planner reuses the compiled programs of the update and the weight sync.
 
         Args:
-            job: a job with the same architecture and row length, and with the same model,
-                objective and optimizer sections.
+            job: a job with the same architecture, row length and batch.share_prompts, and with the
+                same model, objective and optimizer sections.
             same_sampler: True if the sampler's sizes are the same, too. The sampler's compiled
                 programs are reused then, and nothing is compiled again.
         """
@@ -315,6 +316,7 @@ class Planner:
         self,
         setting: Setting,
         fit: Fit,
+        update: UpdateSet,
         sampler: SamplerSet,
         compiled: tuple[Compiled, ...],
         sizes: Sizes,
@@ -324,9 +326,10 @@ class Planner:
         config, page_size = job.config, job.config.rollout.page_size
         lengths = self._lengths()
         accumulate, apply, *sync, _, decode = compiled
-        batch_tokens = job.responses * (job.mean_prompt_tokens + lengths.mean)
-        row_tokens = setting.rows * job.row_len * (1 - self.efficiency.padding)
-        microbatches = max(1.0, batch_tokens / row_tokens)
+        row_tokens = job.row_len * (1 - self.efficiency.padding)
+        sharing = job.prompt_sharing(row_tokens) if update.shares_prompts else 1.0
+        batch_tokens = job.responses * (job.mean_prompt_tokens / sharing + lengths.mean)
+        microbatches = max(1.0, batch_tokens / (setting.rows * row_tokens))
         hbm = microbatches * _hbm(accumulate) + _hbm(apply)
         links = microbatches * _link_s(accumulate, self.chip) + _link_s(apply, self.chip)
         of_a_sampler = sampler_device_count(self.devices, config)
@@ -338,7 +341,7 @@ class Planner:
             responses=job.responses,
             prompts=config.rollout.prompts_per_step,
             prompt_tokens=job.mean_prompt_tokens,
-            update=UpdateWork(hbm, links, config.objective.old_logprobs == "recompute"),
+            update=UpdateWork(hbm, links, config.objective.old_logprobs == "recompute", sharing),
             weights_bytes=sizes.weights,
             kv_token_bytes=sampler.page_bytes / page_size * setting.sampler_tensor,
             samplers=count // of_a_sampler,

@@ -50,11 +50,13 @@ class UpdateWork:
         hbm_bytes: HBM bytes of all microbatches and the optimizer step.
         collective_s: seconds that their collectives take on the links.
         recompute: True if old log-probs take another forward pass.
+        sharing: see `update_model_flops`.
     """
 
     hbm_bytes: float
     collective_s: float
     recompute: bool
+    sharing: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +113,26 @@ class Estimate:
 
 
 def update_model_flops(
-    model: ModelConfig, lengths: Lengths, *, responses: int, prompt_tokens: float
+    model: ModelConfig,
+    lengths: Lengths,
+    *,
+    responses: int,
+    prompt_tokens: float,
+    sharing: float = 1.0,
 ) -> float:
-    """Model FLOPs of one update: forward and backward of every prompt and response."""
+    """Model FLOPs of one update: forward and backward of every prompt and response.
+
+    Args:
+        model: the architecture.
+        lengths: moments of the response length.
+        responses: responses of a step.
+        prompt_tokens: mean tokens of a prompt.
+        sharing: mean number of responses for which a prompt is computed once.
+    """
     p = prompt_tokens
-    tokens = p + lengths.mean
+    tokens = p / sharing + lengths.mean
     # A token at position t attends to t + 1 keys: the sum over a sequence is (T^2 + T) / 2.
-    square = p * p + 2 * p * lengths.mean + lengths.square
+    square = p * p / sharing + 2 * p * lengths.mean + lengths.square
     keys = (square / tokens + 1) / 2
     return 3 * responses * tokens * forward_flops_per_token(model, keys)
 
@@ -223,7 +238,13 @@ def estimate_step(
         efficiency: shares of the chip's figures that a step is assumed to reach.
     """
     speed = devices * chip.peak_flops * efficiency.mfu
-    flops = update_model_flops(model, lengths, responses=responses, prompt_tokens=prompt_tokens)
+    flops = update_model_flops(
+        model,
+        lengths,
+        responses=responses,
+        prompt_tokens=prompt_tokens,
+        sharing=update.sharing,
+    )
     compute_s = flops * (4 / 3 if update.recompute else 1) / speed
     hbm_s = update.hbm_bytes / chip.hbm_bytes_per_s
     update_s = max(compute_s, hbm_s, update.collective_s)

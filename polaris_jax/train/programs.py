@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from polaris_jax.config import ModelSection, ObjectiveSection, OptimizerSection
-from polaris_jax.models import Decoder, ModelConfig
+from polaris_jax.config import ConfigError, ModelSection, ObjectiveSection, OptimizerSection
+from polaris_jax.models import Attention, Decoder, ModelConfig, shares_prompts
 from polaris_jax.sharding import (
     MESH_AXES,
     batch_sharding,
@@ -39,6 +39,7 @@ from polaris_jax.train.state import TrainState, abstract_train_state, state_shar
 
 Arrays = dict[str, Array]
 
+BRANCH = "branch_BT"  # uploaded with the others if prompts are shared
 INT_FIELDS = ("token_BT", "target_BT", "position_BT", "segment_BT")
 LOGPROB_FIELDS = (*INT_FIELDS, "temperature_BT", "weight_BT", "fresh_BT")
 # The arrays that are uploaded, [rows, row_len] each: TrainBatch's fields and the next tokens.
@@ -176,18 +177,52 @@ def update_programs(
 
 
 def abstract_arguments(
-    config: ModelConfig, optimizer: OptimizerSection, *, mesh: Mesh, rows: int, row_len: int
+    config: ModelConfig,
+    optimizer: OptimizerSection,
+    *,
+    mesh: Mesh,
+    rows: int,
+    row_len: int,
+    share_prompts: bool = False,
 ) -> tuple[TrainState, Decoder, Arrays]:
     """(state, gradient accumulator, arrays of a microbatch) as shapes with shardings."""
     state = abstract_train_state(config, optimizer, mesh=mesh)
     sharding = batch_sharding(mesh)
+    whole_numbers = (*INT_FIELDS, BRANCH)
     arrays: Any = {
         name: jax.ShapeDtypeStruct(
-            (rows, row_len), jnp.int32 if name in INT_FIELDS else jnp.float32, sharding=sharding
+            (rows, row_len), jnp.int32 if name in whole_numbers else jnp.float32, sharding=sharding
         )
-        for name in FIELDS
+        for name in (*FIELDS, *((BRANCH,) if share_prompts else ()))
     }
     return state, state.params, arrays
+
+
+def resolve_share_prompts(
+    asked: Literal["auto", "on", "off"], attention: Attention, objective: ObjectiveSection
+) -> bool:
+    """Whether packed rows hold a prompt once for all of its responses there.
+
+    Args:
+        asked: `batch.share_prompts`. auto: if attention and objective allow it.
+        attention: the resolved back end.
+        objective: an aggregation that depends on the packing allows no sharing.
+
+    Raises:
+        ConfigError: `on`, and attention or objective do not allow it.
+    """
+    allowed = shares_prompts(attention)
+    if asked == "on" and not allowed:
+        raise ConfigError(
+            f"batch.share_prompts=on: model.attention={attention} cannot keep responses apart that "
+            "share a prompt; set it to auto or off, or model.attention=chunked"
+        )
+    if asked == "on" and objective.aggregation == "microbatch_token_mean":
+        raise ConfigError(
+            "batch.share_prompts=on: under objective.aggregation=microbatch_token_mean the loss "
+            "depends on the packing, which sharing changes; set it to auto or off"
+        )
+    return asked != "off" and allowed and objective.aggregation != "microbatch_token_mean"
 
 
 def _over_devices(sums: Arrays, axes: tuple[str, ...]) -> Arrays:

@@ -177,8 +177,9 @@ def local_logprobs(params: Decoder, arrays: Arrays, sharded: ShardedModel) -> tu
     Args:
         params: this device's shard of each parameter, float32.
         arrays: token_BT, target_BT, position_BT, segment_BT, temperature_BT, weight_BT and fresh_BT
-            of this device's tokens, in `sharded.token_order`. A token counts, in the loss or in the
-            log-prob gap, if its weight_BT or its fresh_BT is not 0.
+            of this device's tokens, in `sharded.token_order`; and branch_BT if prompts are shared.
+            A token counts, in the loss or in the log-prob gap, if its weight_BT or its fresh_BT is
+            not 0.
         sharded: how the model runs on the mesh.
     """
     return counted_logprobs(*_head_inputs(params, arrays, sharded), loop=_head_loop(sharded))
@@ -241,13 +242,17 @@ def _local_hidden(params: Decoder, arrays: Arrays, sharded: ShardedModel) -> Arr
         static = (vocab_axes, sharded.dtype, table_VD.shape[0])
         x_BTD: Any = embed_tokens(static, table_VD, arrays["token_BT"])
     context, tensor = sharded.axes((CONTEXT,)), sharded.axes((TENSOR,))
-    segment_BS = _in_row_order(_gather_tokens(arrays["segment_BT"], context + tensor), sharded)
+    segment_BS, branch_BS = (
+        None if x is None else _in_row_order(_gather_tokens(x, context + tensor), sharded)
+        for x in (arrays["segment_BT"], arrays.get("branch_BT"))
+    )
     position_BT = _gather_tokens(arrays["position_BT"], tensor)
     shard = ContextShard(CONTEXT, sharded.mesh.shape[CONTEXT], CONTEXT_LAYOUT) if context else None
 
     def attention(_: Array, q: Array, k: Array, v: Array, carry: None) -> tuple[Array, None]:
         k, v = (_in_row_order(_gather_tokens(x, context), sharded) for x in (k, v))
-        out = attend(q, k, v, segment_BS, backend=sharded.attention, context=shard)
+        backend = sharded.attention
+        out = attend(q, k, v, segment_BS, backend=backend, context=shard, branch_BS=branch_BS)
         return out, carry
 
     hidden_BTD, _ = run_layers(

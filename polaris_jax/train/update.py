@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -34,10 +34,12 @@ from polaris_jax.sharding import (
     stack_sharding,
 )
 from polaris_jax.train.programs import (
+    BRANCH,
     FIELDS,
     LOGPROB_FIELDS,
     Arrays,
     UpdatePrograms,
+    resolve_share_prompts,
     update_programs,
 )
 from polaris_jax.train.sharded_model import CONTEXT_LAYOUT, sharded_model
@@ -64,6 +66,7 @@ class Updater:
         mesh: mesh from `sharding.make_mesh`.
         rows: packed rows of a microbatch, over all devices; 0: one for each data x fsdp shard.
         row_len: tokens of a row.
+        share_prompts: `batch.share_prompts`, see `shares_prompts`.
         parks: True: `park` moves the state into host memory, so that the sampler may use the
             device memory between updates. False: `park` and `fetch` return the state unchanged.
 
@@ -80,6 +83,7 @@ class Updater:
         *,
         rows: int,
         row_len: int,
+        share_prompts: Literal["auto", "on", "off"] = "off",
         parks: bool = False,
     ) -> None:
         self.shards = row_shards(mesh)
@@ -91,6 +95,7 @@ class Updater:
             )
         self.objective, self.optimizer, self.model, self.mesh = objective, optimizer, model, mesh
         self.rows, self.row_len, self._parks = rows, row_len, parks
+        self._share_prompts: Literal["auto", "on", "off"] = share_prompts
         self._programs: dict[ModelConfig, UpdatePrograms] = {}
         self._reference: tuple[Decoder, Decoder] | None = None  # (argument, placed copy)
 
@@ -98,9 +103,18 @@ class Updater:
         """Checks that models of this architecture can be trained; compiles nothing.
 
         Raises:
-            ConfigError: see `sharded_model`.
+            ConfigError: see `sharded_model` and `resolve_share_prompts`.
         """
-        sharded_model(config, self.model, self.mesh, row_len=self.row_len)
+        self.shares_prompts(config)
+
+    def shares_prompts(self, config: ModelConfig) -> bool:
+        """Whether batches for this architecture are packed with shared prompts.
+
+        Raises:
+            ConfigError: see `check_model`.
+        """
+        sharded = sharded_model(config, self.model, self.mesh, row_len=self.row_len)
+        return resolve_share_prompts(self._share_prompts, sharded.attention, self.objective)
 
     def update(
         self, state: TrainState, batch: TrainBatch, *, reference: Decoder | None = None
@@ -118,8 +132,8 @@ class Updater:
                 placed like the trainer's weights.
 
         Returns:
-            (state, metrics). Each metric is a `Mean`, except update/skipped and
-            rollout/logp_gap_max:
+            (state, metrics). Each metric is a `Mean`, except update/skipped,
+            batch/shared_prompt_tokens and rollout/logp_gap_max:
 
             - update/{entropy, clip_fraction_low, clip_fraction_high, clip_fraction_dual,
               tis_fraction, ratio_mean, kl}: means over tokens whose `weight_BT` is not 0.
@@ -134,6 +148,8 @@ class Updater:
               log-probs are those before this step. With old_logprobs="recompute" they are the
               recomputed ones, so no minibatch's gap contains the updates of earlier minibatches.
             - batch/{padding_share, attention_imbalance, context_imbalance}: figures of the packing.
+            - batch/shared_prompt_tokens: prompt tokens that were not computed again; present only
+              if the batch shares prompts.
 
         Raises:
             ValueError: the batch's shape does not match `rows` and `row_len`, a token id is outside
@@ -143,6 +159,8 @@ class Updater:
         total, sums = self.gradient(state.params, batch, reference=reference)
         state, step = programs.apply(state, total)
         metrics = _metrics(jax.device_get(sums), jax.device_get(step), self.objective)
+        if batch.branch_BT is not None:
+            metrics["batch/shared_prompt_tokens"] = float(batch.shared_prompt_tokens)
         return state, metrics | {
             "batch/padding_share": Mean(batch.padding_share, 1.0),
             "batch/attention_imbalance": Mean(batch.attention_imbalance, 1.0),
@@ -160,7 +178,8 @@ class Updater:
         Returns:
             A number of at least 1: 1 if every row is one segment, usually more for packed rows.
         """
-        work_BC = shard_work(batch.segment_BT, self.mesh.shape[CONTEXT], CONTEXT_LAYOUT)
+        shards = self.mesh.shape[CONTEXT]
+        work_BC = shard_work(batch.segment_BT, shards, CONTEXT_LAYOUT, branch_BT=batch.branch_BT)
         return float(work_BC.max(axis=1).sum() / work_BC.mean(axis=1).sum())
 
     def gradient(
@@ -264,7 +283,8 @@ class Updater:
         The tokens of a row are in the order in which the mesh's context shards take them.
         """
         order = programs.sharded.token_order()
-        values = {name: _field(batch, name) for name in fields}
+        shared = () if batch.branch_BT is None else (BRANCH,)
+        values = {name: _field(batch, name) for name in (*fields, *shared)}
         for first in range(0, batch.token_BT.shape[0], rows):
             part = {name: x_BT[first : first + rows] for name, x_BT in values.items()}
             yield part if order is None else {name: x_BT[:, order] for name, x_BT in part.items()}
@@ -360,7 +380,7 @@ def _metrics(
 
 
 def merge_metrics(parts: Sequence[Metrics]) -> Metrics:
-    """The metrics of several minibatches as one: means are pooled, `update/skipped` is summed.
+    """The metrics of several minibatches as one: means are pooled, numbers are summed.
 
     The log-prob gap (mean and max) is that of the first minibatch. The gap of a later one would
     also contain the updates of earlier minibatches (unless old_logprobs is "recompute").

@@ -39,6 +39,15 @@ def test_another_stage_keeps_the_rows_and_has_shorter_sequences():
 
 
 @pytest.mark.parametrize(
+    ("row_tokens", "sharing"), [(300, 1.0), (800, 1.0), (300 + 3 * 500, 3.0), (50_000, 8.0)]
+)
+def test_as_many_responses_share_a_prompt_as_fit_into_a_row(row_tokens, sharing):
+    job = make_job(CONFIG, stage=1, mean_response_tokens=500)
+    assert job.mean_prompt_tokens == 300
+    assert job.prompt_sharing(row_tokens) == sharing
+
+
+@pytest.mark.parametrize(
     ("kwargs", "words"),
     [
         ({"stage": 2, "mean_response_tokens": 0}, "--stage=2: stages count from 0"),

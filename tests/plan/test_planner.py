@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from polaris_jax.config import (
+    BatchSection,
     MeshSection,
     ModelSection,
     ObjectiveSection,
@@ -54,6 +55,17 @@ def test_the_reference_of_a_kl_term_is_as_large_as_the_weights(kl_coef, share):
     planner = make_planner(objective=ObjectiveSection(kl_coef=kl_coef))
     made = update_set(planner.job, SETTING, jax.devices()[:8])
     assert made.reference_bytes == share * made.params_bytes
+
+
+@pytest.mark.parametrize(("asked", "shares"), [("auto", True), ("off", False)])
+def test_the_update_is_planned_with_the_arrays_that_a_run_gives_it(asked, shares):
+    """`auto` on CPUs, whose attention takes branches."""
+    planner = make_planner(batch=BatchSection(share_prompts=asked))
+    made = update_set(planner.job, SETTING, jax.devices()[:8])
+    assert made.shares_prompts == shares
+    arrays = made.accumulate.args[2]
+    assert ("branch_BT" in arrays) == shares
+    assert not shares or arrays["branch_BT"] == arrays["segment_BT"]  # shape, dtype, sharding
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,18 @@ def test_model_flops_of_equal_lengths():
     )
 
 
+def test_a_shared_prompt_is_computed_once():
+    lengths = Lengths(900.0, 900.0**2, 900, math.inf)
+    flops = {
+        sharing: update_model_flops(MODEL, lengths, responses=8, prompt_tokens=100, sharing=sharing)
+        for sharing in (1.0, 4.0)
+    }
+    prompt = update_model_flops(
+        MODEL, Lengths(100.0, 100.0**2, 100, math.inf), responses=1, prompt_tokens=0
+    )
+    assert math.isclose(flops[1.0] - flops[4.0], (8 - 8 / 4) * prompt, rel_tol=1e-9)
+
+
 def test_a_live_sequence_of_equal_lengths_is_half_grown():
     assert live_context(Lengths(1000, 1000**2, 1000, math.inf), 300) == 300 + 500
 

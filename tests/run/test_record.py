@@ -23,7 +23,7 @@ def workdir(tmp_path):
     """A workdir whose run began with an earlier version, and set two fields itself."""
     fields = config_fields(build_config({"probe": {"problems": 8}})) | FORMER
     fields |= {"probe.cez_tolerance": 1.0, "rollout.max_logp_gap_mean": 0.0}
-    for name in ("probe.rgz_share", "probe.cez_share", "guards.steps"):
+    for name in ("probe.rgz_share", "probe.cez_share", "guards.steps", "batch.share_prompts"):
         del fields[name]
     record = {"config": fields, "binding": sorted(fields), "starts": []}
     (tmp_path / "run.json").write_text(json.dumps(record))
@@ -49,7 +49,10 @@ def test_a_resume_keeps_the_former_defaults_and_takes_the_users_own(workdir):
     assert {name: fields[name] for name in FORMER} == FORMER | {"probe.cez_tolerance": 1.0}
     assert fields["rollout.max_logp_gap_mean"] == 0.05  # free to change
     assert "probe.n=16, as this workdir's run began; the default is 32 now" in said
-    assert len(said) == 4
+    # Versions without the field computed each prompt again: the same bits as before.
+    assert fields["batch.share_prompts"] == "off"
+    assert "batch.share_prompts=off, as this workdir's run began; the default is auto now" in said
+    assert len(said) == 5
 
 
 def test_a_value_of_the_users_own_is_still_refused(workdir):

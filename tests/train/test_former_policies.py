@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from polaris_jax.batch import Substitution, group_advantages
 from polaris_jax.config import RunConfig
@@ -29,12 +30,17 @@ class OneRow:
     rows = shards = 1
     row_len = 32
 
+    def __init__(self, shares: bool) -> None:
+        self._shares = shares
 
-def packed(graded: Graded, swapped: Substitution) -> list[TrainBatch]:
+    def shares_prompts(self, _: object) -> bool:
+        return self._shares
+
+
+def packed(graded: Graded, swapped: Substitution, *, shares: bool = False) -> list[TrainBatch]:
     """The batch packed by a step whose policy has version PRESENT."""
-    return pack_minibatches(
-        make_parts(CONFIG, updater=OneRow()), make_state(step=PRESENT), graded, swapped
-    )
+    parts = make_parts(CONFIG, updater=OneRow(shares), model_config=None)
+    return pack_minibatches(parts, make_state(step=PRESENT), graded, swapped)
 
 
 def graded_of_former_policies(rng: np.random.Generator) -> Graded:
@@ -52,11 +58,13 @@ def graded_of_former_policies(rng: np.random.Generator) -> Graded:
     )
 
 
-def test_each_token_counts_against_its_own_log_prob_under_the_cap():
+@pytest.mark.parametrize("shares", [False, True], ids=["own prompts", "shared prompts"])
+def test_each_token_counts_against_its_own_log_prob_under_the_cap(shares):
     rng = np.random.default_rng(0)
     graded = graded_of_former_policies(rng)
     swapped = Substitution(np.arange(2), 2, 0, 0, "train")
-    (batch,) = packed(graded, swapped)
+    (batch,) = packed(graded, swapped, shares=shares)
+    assert (batch.shared_prompt_tokens > 0) == shares
     # The present policy has moved by up to a nat, and by a factor of 20 where it did so most.
     logp_BT = batch.old_logp_BT + rng.normal(0, 1, batch.old_logp_BT.shape).astype(np.float32)
     loss = token_loss(
@@ -92,11 +100,11 @@ def test_each_token_counts_against_its_own_log_prob_under_the_cap():
 
 def place_of(batch, graded: Graded, p: int, r: int) -> tuple[int, int]:
     """(row, entry that predicts the first token) of a response, by its tokens."""
-    tokens = [*graded.prompts[p], *graded.token_ids[p][r]]
+    tokens = [graded.prompts[p][-1], *graded.token_ids[p][r]]
     for row, row_T in enumerate(batch.token_BT):
         for start in range(len(row_T) - len(tokens) + 1):
             if row_T[start : start + len(tokens)].tolist() == tokens:
-                return row, start + len(graded.prompts[p]) - 1
+                return row, start
     raise AssertionError((p, r))
 
 

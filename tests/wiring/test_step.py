@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def minibatches(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Recor
         "stages[1].rope_factor": 1.0,
         "stages[1].temperature_rule": "fixed",
         "batch.substitute": False,  # what is rescued is what is packed
+        "batch.share_prompts": "auto",
         "objective.minibatches": 2,
         "objective.old_logprobs": "recompute",
         "objective.kl_coef": 0.1,
@@ -193,11 +195,30 @@ def segments(update: Updated) -> Counter[tuple[tuple[int, ...], float]]:
     """How often a batch holds each sequence of tokens with an advantage."""
     found: Counter[tuple[tuple[int, ...], float]] = Counter()
     batch = update.batch
-    for row, segment_T in enumerate(batch.segment_BT):
-        for segment in range(1, int(segment_T.max()) + 1):
-            inside_T = segment_T == segment
-            advantage = batch.advantage_BT[row][inside_T & (batch.weight_BT[row] > 0)]
+    assert batch.branch_BT is not None
+    for row, (segment_T, branch_T) in enumerate(
+        zip(batch.segment_BT, batch.branch_BT, strict=True)
+    ):
+        for segment, branch in sorted({*zip(segment_T.tolist(), branch_T.tolist(), strict=True)}):
+            if not branch:
+                continue
+            own_T = (segment_T == segment) & (branch_T == branch)
+            advantage = batch.advantage_BT[row][own_T & (batch.weight_BT[row] > 0)]
             assert len(set(advantage.tolist())) == 1
-            tokens = tuple(batch.token_BT[row][inside_T].tolist())
+            shared_T = (segment_T == segment) & (branch_T == 0)
+            tokens = tuple(batch.token_BT[row][shared_T | own_T].tolist())
             found[tokens, round(float(advantage[0]), 4)] += 1
     return found
+
+
+def test_a_run_says_that_its_rows_share_prompts(minibatches: Recorded):
+    record = json.loads((minibatches.workdir / "run.json").read_text())
+    assert record["config"]["batch.share_prompts"] == "auto"
+    assert record["numerics"]["shared prompts"] is True
+    lines = read_lines(minibatches.workdir / "metrics.jsonl")
+    shared = [line["batch/shared_prompt_tokens"] for line in lines if line["step"] >= 0]
+    saved = [
+        sum(update.batch.shared_prompt_tokens for update in step.of(Updated))
+        for step in by_step(minibatches.calls)
+    ]
+    assert shared == saved and min(saved) > 0

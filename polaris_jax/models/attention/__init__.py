@@ -1,5 +1,7 @@
 """Causal grouped-query attention with segment ids, behind one function.
 
+`reference` and `chunked` also take branches: responses of a segment that share its prompt.
+
 Back ends, all with the same answer; `backends.py` has the table of them:
 
     reference  all scores at once; tests and short rows
@@ -14,6 +16,7 @@ from polaris_jax.models.attention.backends import (
     attend,
     packs_rows,
     resolve_attention,
+    shares_prompts,
 )
 from polaris_jax.models.attention.portable import MASKED_SCORE
 from polaris_jax.models.attention.shards import (
@@ -35,4 +38,5 @@ __all__ = [
     "resolve_attention",
     "row_order",
     "shard_work",
+    "shares_prompts",
 ]

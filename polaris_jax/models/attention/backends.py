@@ -50,10 +50,12 @@ class BackEnd:
     """One way to compute `attend`.
 
     Attributes:
-        attend: (q_BTNH, k_BSKH, v_BSKH, segment_BS, context) -> out_BTNH.
+        attend: (q_BTNH, k_BSKH, v_BSKH, segment_BS, context) -> out_BTNH; if `shares_prompts`, a
+            sixth argument is branch_BS.
         platform: "tpu" or "gpu"; None: every platform.
         packs_rows: True if several segments may lie in a row.
         takes_shards: True if the queries may be a context shard of the row.
+        shares_prompts: True if a segment may have branches, see `attend`.
         limits: why the kernel does not take a model or a dtype, each with a remedy. `auto` then
             takes another back end.
         row_rule: why the kernel does not take the run's rows. `auto` reports it instead of choosing
@@ -64,6 +66,7 @@ class BackEnd:
     platform: str | None = None
     packs_rows: bool = True
     takes_shards: bool = True
+    shares_prompts: bool = False
     limits: Callable[[Need], Iterator[str]] = _no_limit
     row_rule: Callable[[Need], Iterator[str]] = _no_limit
 
@@ -119,8 +122,8 @@ BACK_ENDS: Mapping[Attention, BackEnd] = MappingProxyType(
             attend_cudnn, "gpu", packs_rows=False, takes_shards=False, limits=_cudnn_limits
         ),
         "triton": BackEnd(attend_triton, "gpu", takes_shards=False, limits=_triton_limits),
-        "chunked": BackEnd(attend_chunked),
-        "reference": BackEnd(attend_reference),
+        "chunked": BackEnd(attend_chunked, shares_prompts=True),
+        "reference": BackEnd(attend_reference, shares_prompts=True),
     }
 )
 
@@ -128,6 +131,11 @@ BACK_ENDS: Mapping[Attention, BackEnd] = MappingProxyType(
 def packs_rows(backend: Attention) -> bool:
     """Whether a run with this `model.attention` packs several sequences into a row."""
     return backend == "auto" or BACK_ENDS[backend].packs_rows
+
+
+def shares_prompts(backend: Attention) -> bool:
+    """Whether this back end, as `resolve_attention` returns it, lets responses share a prompt."""
+    return BACK_ENDS[backend].shares_prompts
 
 
 def resolve_attention(
@@ -216,6 +224,7 @@ def attend(
     *,
     backend: Attention = "auto",
     context: ContextShard | None = None,
+    branch_BS: Array | None = None,
 ) -> Array:
     """Causal self-attention output, [B, T, N, H], in q's dtype; softmax in fp32.
 
@@ -233,6 +242,10 @@ def attend(
             rows, else `chunked`; `resolve_attention` knows the platform's fused kernels.
         context: which shard of the row the queries are. Only inside `jax.shard_map` over its axis,
             with `check_vma=False` where the back end is a Pallas kernel, which declares no axes.
+        branch_BS: the branches of each segment of the full row in row order: 0 at its shared tokens
+            and at padding, then 1, 2, ... in the segments' order, each in one run. A query in a
+            branch sees the shared tokens of its segment and its own branch, up to its own row
+            index, and no other branch. None: no segment has branches.
 
     Raises:
         ValueError: the shapes do not fit each other, or the back end does not support them.
@@ -253,4 +266,12 @@ def attend(
         backend = portable(length)
     if backend not in BACK_ENDS:
         raise ValueError(f"attention={backend!r}: expected auto or one of {', '.join(BACK_ENDS)}")
-    return BACK_ENDS[backend].attend(q_BTNH, k_BSKH, v_BSKH, segment_BS, context)
+    row = BACK_ENDS[backend]
+    if branch_BS is None:
+        return row.attend(q_BTNH, k_BSKH, v_BSKH, segment_BS, context)
+    if not row.shares_prompts:
+        raise ValueError(
+            f"model.attention={backend}: it takes no branches, so responses cannot share their "
+            "prompt; set batch.share_prompts=off, or model.attention=chunked"
+        )
+    return row.attend(q_BTNH, k_BSKH, v_BSKH, segment_BS, context, branch_BS)

@@ -3,7 +3,8 @@
 `attend_reference` holds every score. `attend_chunked` has an online softmax over blocks of keys and
 O(T) memory, forward and backward: queries and keys are cut into tiles, and a tile of
 queries visits only the tiles of keys between the start of its earliest segment and its own
-diagonal, so that a packed row costs as much as its segments. The forward pass keeps the output and
+diagonal, so that a packed row costs as much as its segments. If responses share a prompt, it visits
+the tiles of the prompt and then those of its own branches. The forward pass keeps the output and
 one log-sum-exp a query; the backward pass computes the scores of each pair of tiles again.
 
 Letters of this file: X tiles of queries in a row, Y tiles of keys, E queries of a tile, C keys of a
@@ -15,13 +16,14 @@ Source: FlashAttention-2, Dao 2023 (arXiv:2307.08691), algorithms 1 and 2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from polaris_jax.models.attention.shards import ContextShard, query_index, run_start
+from polaris_jax.models.attention.shards import ContextShard, Seen, query_index, seen_keys
 
 # Finite, so that a row whose every key is masked (padding) yields numbers and not NaN.
 MASKED_SCORE = -1e30
@@ -40,6 +42,7 @@ def attend_reference(
     v_BSKH: Array,
     segment_BS: Array | None,
     context: ContextShard | None = None,
+    branch_BS: Array | None = None,
 ) -> Array:
     """See `attend`; holds [B, N, T, S] scores in float32."""
     batch, queries, num_heads, width = q_BTNH.shape
@@ -52,6 +55,9 @@ def attend_reference(
     visible_BTS = (index_T[:, None] >= jnp.arange(length)[None, :])[None]
     if segment_BS is not None:
         visible_BTS = visible_BTS & (segment_BS[:, index_T, None] == segment_BS[:, None, :])
+    if branch_BS is not None:
+        own_BTS = branch_BS[:, index_T, None] == branch_BS[:, None, :]
+        visible_BTS = visible_BTS & (own_BTS | (branch_BS == 0)[:, None, :])
     score_BKGTS = jnp.where(visible_BTS[:, None, None], score_BKGTS, MASKED_SCORE)
     weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BSKH.dtype)
     out_BTKGH = jnp.einsum("bkgts,bskh->btkgh", weight_BKGTS, v_BSKH)
@@ -64,6 +70,7 @@ def attend_chunked(
     v_BSKH: Array,
     segment_BS: Array | None,
     context: ContextShard | None = None,
+    branch_BS: Array | None = None,
 ) -> Array:
     """See `attend`; any length, rows one at a time."""
     batch, queries, num_heads, width = q_BTNH.shape
@@ -79,10 +86,8 @@ def attend_chunked(
     # Padding queries repeat the piece's last one; what they give is cut off below.
     index_XE = jnp.pad(index_XE, ((0, 0), (0, tiles * block_q - piece)), mode="edge")
     index_XE = index_XE.reshape(pieces * tiles, block_q)
-    if segment_BS is None:
-        first_BXE = jnp.zeros((batch, *index_XE.shape), jnp.int32)
-    else:
-        first_BXE = run_start(segment_BS)[:, index_XE]
+    seen_BS = seen_keys(segment_BS, branch_BS, (batch, length))
+    seen_BXE = jax.tree.map(lambda x_BS: x_BS[:, index_XE], seen_BS)
 
     q = q_BTNH.reshape(batch, pieces, piece, num_kv_heads, -1)
     q = _pad(q, tiles * block_q - piece, axis=2)
@@ -92,7 +97,7 @@ def attend_chunked(
         .reshape(batch, pieces * tiles, num_kv_heads, -1, width)
     )
     out_BXKMH = _attend_tiles(
-        q_BXKMH, _key_tiles(k_BSKH, block_kv), _key_tiles(v_BSKH, block_kv), index_XE, first_BXE
+        q_BXKMH, _key_tiles(k_BSKH, block_kv), _key_tiles(v_BSKH, block_kv), index_XE, seen_BXE
     )
     out = out_BXKMH.reshape(batch, pieces * tiles, num_kv_heads, block_q, -1).swapaxes(2, 3)
     out = out.reshape(batch, pieces, tiles * block_q, num_heads, width)[:, :, :piece]
@@ -118,7 +123,7 @@ def _key_tiles(x_BSKH: Array, block: int) -> Array:
 
 @jax.custom_vjp
 def _attend_tiles(
-    q_BXKMH: Array, k_BYKCH: Array, v_BYKCH: Array, index_XE: Array, first_BXE: Array
+    q_BXKMH: Array, k_BYKCH: Array, v_BYKCH: Array, index_XE: Array, seen_BXE: Seen
 ) -> Array:
     """Attention output by tiles of queries.
 
@@ -127,26 +132,27 @@ def _attend_tiles(
         k_BYKCH: keys.
         v_BYKCH: values.
         index_XE: row index of each query, ascending within a tile.
-        first_BXE: row index of the first key that each query sees.
+        seen_BXE: the keys that each query sees.
     """
-    return _forward(q_BXKMH, k_BYKCH, v_BYKCH, index_XE, first_BXE)[0]
+    return _forward(q_BXKMH, k_BYKCH, v_BYKCH, index_XE, seen_BXE)[0]
 
 
 def _forward(
-    q_BXKMH: Array, k_BYKCH: Array, v_BYKCH: Array, index_XE: Array, first_BXE: Array
-) -> tuple[Array, tuple[Array, ...]]:
+    q_BXKMH: Array, k_BYKCH: Array, v_BYKCH: Array, index_XE: Array, seen_BXE: Seen
+) -> tuple[Array, tuple[Any, ...]]:
     batch, tiles, num_kv_heads, rows, width = q_BXKMH.shape
     block_kv = k_BYKCH.shape[3]
 
     def one_tile(_: None, at: Array) -> tuple[None, tuple[Array, Array]]:
         b, x = at // tiles, at % tiles
         q_KMH = _tile(q_BXKMH, b, x)
-        index_E, first_E = index_XE[x], first_BXE[b, x]
+        index_E, seen_E = index_XE[x], _of_tile(seen_BXE, b, x)
 
-        def one_pair(y: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def one_pair(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            y = tile_of(i)
             max_KM, sum_KM, out_KMH = state
             v_KCH = _tile(v_BYKCH, b, y)
-            score_KMC = _scores(q_KMH, _tile(k_BYKCH, b, y), index_E, first_E, y)
+            score_KMC = _scores(q_KMH, _tile(k_BYKCH, b, y), index_E, seen_E, y)
             new_max_KM = jnp.maximum(max_KM, score_KMC.max(axis=-1))
             weight_KMC = jnp.exp(score_KMC - new_max_KM[..., None])
             decay_KM = jnp.exp(max_KM - new_max_KM)
@@ -158,8 +164,10 @@ def _forward(
 
         zero_KM = jnp.zeros((num_kv_heads, rows), jnp.float32)
         zero_KMH = jnp.zeros((num_kv_heads, rows, width), jnp.float32)
+        begin, end, tile_of = _visits(index_E, seen_E, block_kv)
         max_KM, sum_KM, out_KMH = lax.fori_loop(
-            *visible_tiles(index_E, first_E, block_kv),
+            begin,
+            end,
             one_pair,
             (zero_KM + MASKED_SCORE, zero_KM, zero_KMH),
         )
@@ -169,12 +177,12 @@ def _forward(
     _, (out, log_sum) = lax.scan(one_tile, None, jnp.arange(batch * tiles))
     out_BXKMH = out.reshape(q_BXKMH.shape)
     log_sum_BXKM = log_sum.reshape(q_BXKMH.shape[:-1])
-    kept = (q_BXKMH, k_BYKCH, v_BYKCH, index_XE, first_BXE, out_BXKMH, log_sum_BXKM)
+    kept = (q_BXKMH, k_BYKCH, v_BYKCH, index_XE, seen_BXE, out_BXKMH, log_sum_BXKM)
     return out_BXKMH, kept
 
 
-def _backward(kept: tuple[Array, ...], dout_BXKMH: Array) -> tuple[Any, ...]:
-    q_BXKMH, k_BYKCH, v_BYKCH, index_XE, first_BXE, out_BXKMH, log_sum_BXKM = kept
+def _backward(kept: tuple[Any, ...], dout_BXKMH: Array) -> tuple[Any, ...]:
+    q_BXKMH, k_BYKCH, v_BYKCH, index_XE, seen_BXE, out_BXKMH, log_sum_BXKM = kept
     batch, tiles = q_BXKMH.shape[:2]
     block_kv, width = k_BYKCH.shape[3:]
     out_dout_BXKM = jnp.sum(out_BXKMH.astype(jnp.float32) * dout_BXKMH.astype(jnp.float32), axis=-1)
@@ -183,15 +191,16 @@ def _backward(kept: tuple[Array, ...], dout_BXKMH: Array) -> tuple[Any, ...]:
         b, x = at // tiles, at % tiles
         q_KMH, dout_KMH = _tile(q_BXKMH, b, x), _tile(dout_BXKMH, b, x)
         log_sum_KM, out_dout_KM = _tile(log_sum_BXKM, b, x), _tile(out_dout_BXKM, b, x)
-        index_E, first_E = index_XE[x], first_BXE[b, x]
+        index_E, seen_E = index_XE[x], _of_tile(seen_BXE, b, x)
         # Turned once a tile of queries, so that each product below is a plain row-major matmul:
         # the CPU's takes twice as long to contract over the rows of both sides.
         q_KHM, dout_KHM = q_KMH.swapaxes(1, 2), dout_KMH.swapaxes(1, 2)
 
-        def one_pair(y: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def one_pair(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            y = tile_of(i)
             dq_KMH, dk_BYKHC, dv_BYKHC = state
             k_KCH, v_KCH = _tile(k_BYKCH, b, y), _tile(v_BYKCH, b, y)
-            score_KMC = _scores(q_KMH, k_KCH, index_E, first_E, y)
+            score_KMC = _scores(q_KMH, k_KCH, index_E, seen_E, y)
             weight_KMC = jnp.exp(score_KMC - log_sum_KM[..., None])
             dweight_KMC = _dot("kmh,kch->kmc", dout_KMH, v_KCH)
             dscore_KMC = weight_KMC * (dweight_KMC - out_dout_KM[..., None]) * width**-0.5
@@ -200,8 +209,10 @@ def _backward(kept: tuple[Array, ...], dout_BXKMH: Array) -> tuple[Any, ...]:
             dk_BYKHC = _add_tile(dk_BYKHC, _dot("khm,kmc->khc", q_KHM, dscore_KMC), b, y)
             return dq_KMH + _dot("kmc,kch->kmh", dscore_KMC, k_KCH), dk_BYKHC, dv_BYKHC
 
+        begin, end, tile_of = _visits(index_E, seen_E, block_kv)
         dq_KMH, dk_BYKHC, dv_BYKHC = lax.fori_loop(
-            *visible_tiles(index_E, first_E, block_kv),
+            begin,
+            end,
             one_pair,
             (jnp.zeros(q_KMH.shape, jnp.float32), *dkv),
         )
@@ -221,19 +232,42 @@ _attend_tiles.defvjp(_forward, _backward)
 
 
 def visible_tiles(index_E: Array, first_E: Array, block_kv: int) -> tuple[Array, Array]:
-    """First and one past the last tile of keys that any query of a tile sees."""
+    """First and one past the last tile of keys, if each query sees [first, index]."""
     return first_E.min() // block_kv, index_E.max() // block_kv + 1
 
 
-def _scores(q_KMH: Array, k_KCH: Array, index_E: Array, first_E: Array, y: Array) -> Array:
+def _visits(
+    index_E: Array, seen_E: Seen, block_kv: int
+) -> tuple[Array, Array, Callable[[Array], Array]]:
+    """Begin and end of the loop over the tiles of keys that a tile of queries sees.
+
+    The third value turns the loop's counter into the number of the tile: it leaves out the tiles
+    between the shared tokens and the own branches.
+    """
+    own, end = visible_tiles(index_E, seen_E.own, block_kv)
+    if seen_E.first is None or seen_E.end is None:
+        return own, end, lambda i: i
+    first = seen_E.first.min() // block_kv
+    shared = jnp.clip((seen_E.end.max() + block_kv - 1) // block_kv, first, own)
+    left_out = own - shared
+    return first, end - left_out, lambda i: jnp.where(i < shared, i, i + left_out)
+
+
+def _scores(q_KMH: Array, k_KCH: Array, index_E: Array, seen_E: Seen, y: Array) -> Array:
     """float32 scores [K, M, C] of a pair of tiles, masked."""
     block_kv, width = k_KCH.shape[1:]
     group = q_KMH.shape[1] // index_E.shape[0]
     key_C = y * block_kv + jnp.arange(block_kv)
-    index_M, first_M = (jnp.repeat(a, group)[:, None] for a in (index_E, first_E))
-    visible_MC = (first_M <= key_C[None]) & (key_C[None] <= index_M)
+    index_M, seen_M = jax.tree.map(lambda a: jnp.repeat(a, group)[:, None], (index_E, seen_E))
+    visible_MC = (seen_M.own <= key_C[None]) & (key_C[None] <= index_M)
+    if seen_M.first is not None and seen_M.end is not None:
+        visible_MC |= (seen_M.first <= key_C[None]) & (key_C[None] < seen_M.end)
     score_KMC = _dot("kmh,kch->kmc", q_KMH, k_KCH) * width**-0.5
     return jnp.where(visible_MC[None], score_KMC, MASKED_SCORE)
+
+
+def _of_tile(seen_BXE: Seen, b: Array, x: Array) -> Seen:
+    return jax.tree.map(lambda a_BXE: a_BXE[b, x], seen_BXE)
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:

@@ -10,7 +10,7 @@ end that skips what other segments hide (`chunked`); `shard_work` says how evenl
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +111,11 @@ def in_row_order(x_BS: Array, shards: int, layout: Layout = "zigzag") -> Array:
 
 
 def shard_work(
-    segment_BT: np.ndarray, shards: int, layout: Layout = "zigzag"
+    segment_BT: np.ndarray,
+    shards: int,
+    layout: Layout = "zigzag",
+    *,
+    branch_BT: np.ndarray | None = None,
 ) -> Float64[np.ndarray, "B shards"]:
     """Pairs of a query and a key that it sees, of each shard of each row, float64 [B, shards].
 
@@ -119,11 +123,21 @@ def shard_work(
         segment_BT: segment ids in row order; padding, 0, sees padding and counts as it computes.
         shards: parts of each row.
         layout: see `row_order`.
+        branch_BT: branches in row order, see `attend`; None: no segment has any.
     """
     index_T = np.arange(segment_BT.shape[1])
     begins_BT = np.diff(segment_BT, axis=1, prepend=-1) != 0
-    first_BT = np.maximum.accumulate(np.where(begins_BT, index_T, 0), axis=1)
+
+    def newest(marks_BT: np.ndarray) -> np.ndarray:
+        return np.maximum.accumulate(np.where(marks_BT, index_T, 0), axis=1)
+
+    first_BT = newest(begins_BT)
     seen_BT = (index_T - first_BT + 1).astype(np.float64)
+    if branch_BT is not None:
+        branches_BT = begins_BT | (np.diff(branch_BT, axis=1, prepend=-1) != 0)
+        # Between the end of the shared tokens and the own branch lie those of the others.
+        hidden_BT = newest(branches_BT) - newest(branches_BT & (branch_BT == 1))
+        seen_BT -= np.where(branch_BT > 0, hidden_BT, 0)
     order = row_order(segment_BT.shape[1], shards, layout)
     return seen_BT[:, order].reshape(len(segment_BT), shards, -1).sum(axis=2)
 
@@ -147,3 +161,45 @@ def run_start(segment_BS: Array) -> Array:
         segment_BS[:, 1:] != segment_BS[:, :-1], ((0, 0), (1, 0)), constant_values=True
     )
     return jax.lax.cummax(jnp.where(begins_BS, index_S[None], 0), axis=1)
+
+
+class Seen(NamedTuple):
+    """Row indices of the keys that each query at row index i sees: [own, i] and [first, end).
+
+    Attributes:
+        own: int32, where the query's branch or, outside branches, its segment begins.
+        first: int32, where its segment begins if it lies in a branch, else `own`; None if no
+            segment has branches.
+        end: int32, where the shared tokens of its segment end if it lies in a branch, else 0; None
+            likewise. The second range is empty then.
+    """
+
+    own: Array
+    first: Array | None = None
+    end: Array | None = None
+
+
+def seen_keys(segment_BS: Array | None, branch_BS: Array | None, shape: tuple[int, int]) -> Seen:
+    """What the query at each position of a row sees; fields [B, S].
+
+    Args:
+        segment_BS: see `attend`; None: one segment a row.
+        branch_BS: see `attend`; None: no segment has branches.
+        shape: (B, S).
+    """
+    zero_BS = jnp.zeros(shape, jnp.int32)
+    first_BS = zero_BS if segment_BS is None else run_start(segment_BS)
+    if branch_BS is None:
+        return Seen(first_BS)
+    index_S = jnp.arange(shape[1], dtype=jnp.int32)
+    # Branches count from 1 and follow the shared tokens, so that the newest beginning of a
+    # segment or of its branch 1 is the segment's own at every token of a branch.
+    starts_BS = (index_S[None] == first_BS) | (
+        (branch_BS == 1) & (jnp.pad(branch_BS[:, :-1], ((0, 0), (1, 0))) != 1)
+    )
+    end_BS = jax.lax.cummax(jnp.where(starts_BS, index_S[None], 0), axis=1)
+    own_BS = jnp.maximum(first_BS, run_start(branch_BS))
+    in_branch_BS = branch_BS > 0
+    return Seen(
+        own_BS, jnp.where(in_branch_BS, first_BS, own_BS), jnp.where(in_branch_BS, end_BS, 0)
+    )

@@ -69,7 +69,12 @@ def make_graded(seed: int = 0, *, prompts: int = 6, responses: int = 4) -> Grade
 
 
 def pack_case(
-    graded: Graded, objective: ObjectiveSection | None = None, *, row_len=ROW_LEN, rows=ROWS
+    graded: Graded,
+    objective: ObjectiveSection | None = None,
+    *,
+    row_len=ROW_LEN,
+    rows=ROWS,
+    share_prompts=False,
 ) -> TrainBatch:
     objective = objective or ObjectiveSection()
     return pack(
@@ -81,6 +86,7 @@ def pack_case(
         objective=objective,
         max_response_tokens=24,
         temperature=TEMPERATURE,
+        share_prompts=share_prompts,
     )
 
 
