@@ -36,6 +36,18 @@ def test_without_a_gate_no_gap_is_too_large():
     check_health(0, 0, {"rollout/logp_gap_mean": 5.0}, config(gate=0.0))
 
 
+def test_with_8_bit_keys_and_values_there_always_is_a_gate():
+    tree = default_config()
+    tree.rollout.kv_dtype, tree.objective.old_logprobs = "int8", "sampler"
+    check_health(0, 0, {"rollout/logp_gap_mean": 0.09}, build_config(tree))
+    words = "logp_gap_mean=0.11 .*max_logp_gap_mean=0.1: .*kv_dtype=int8 rounds it, auto does not"
+    with pytest.raises(RuntimeError, match=words):
+        check_health(0, 0, {"rollout/logp_gap_mean": 0.11}, build_config(tree))
+    tree.rollout.max_logp_gap_mean = 0.02
+    with pytest.raises(RuntimeError, match=r"exceeds rollout\.max_logp_gap_mean=0\.02"):
+        check_health(0, 0, {"rollout/logp_gap_mean": 0.03}, build_config(tree))
+
+
 def test_updates_skipped_in_a_row_end_the_run():
     check_health(7, 2, {}, config())
     with pytest.raises(RuntimeError, match="step 7: 3 updates in a row had a non-finite gradient"):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +30,22 @@ from jax import Array
 
 from polaris_jax.models.attention import MASKED_SCORE
 from polaris_jax.rollout.kv import Pool
+from polaris_jax.rollout.kv.int8 import quantise
 
 TILE_ROWS = 32
 BLOCK_TOKENS = 64
 
 
 class Staged(NamedTuple):
-    """Keys and values of a call's steps, all layers."""
+    """Keys and values of a call's steps, all layers, as the pool will have them.
+
+    8-bit numbers are staged with their scales: a call reads its own tokens as later calls do.
+    """
 
     k_LBKHT: Array
     v_LBKTH: Array
+    k_scale_LBKT: Any = None
+    v_scale_LBKT: Any = None
 
 
 # (layer, queries, staged, pool, step, cached_B, table_BJ) -> out_BNH, as in `attend_staged`; what
@@ -59,10 +65,14 @@ def new_staged(pool: Pool, *, batch: int, num_layers: int, steps: int) -> Staged
     """Zeros for `steps` steps of `batch` rows, in the pool's dtype."""
     _, num_kv, width, _ = pool.k_ZKHY.shape
     dtype = pool.k_ZKHY.dtype
-    return Staged(
+    staged = Staged(
         jnp.zeros((num_layers, batch, num_kv, width, steps), dtype),
         jnp.zeros((num_layers, batch, num_kv, steps, width), dtype),
     )
+    if pool.k_scale_ZKY is None:
+        return staged
+    scale_LBKT = jnp.zeros((num_layers, batch, num_kv, steps), pool.k_scale_ZKY.dtype)
+    return staged._replace(k_scale_LBKT=scale_LBKT, v_scale_LBKT=scale_LBKT)
 
 
 def attend_staged(
@@ -97,11 +107,19 @@ def attend_staged(
     Returns:
         (out_BNH, staged).
     """
-    staged = Staged(
-        jax.lax.dynamic_update_slice(
+    if staged.k_scale_LBKT is not None:
+        (k_BKH, k_scale_BK), (v_BKH, v_scale_BK) = quantise(k_BKH), quantise(v_BKH)
+        at = (layer, 0, 0, step)
+        put = jax.lax.dynamic_update_slice
+        staged = staged._replace(
+            k_scale_LBKT=put(staged.k_scale_LBKT, k_scale_BK[None, ..., None], at),
+            v_scale_LBKT=put(staged.v_scale_LBKT, v_scale_BK[None, ..., None], at),
+        )
+    staged = staged._replace(
+        k_LBKHT=jax.lax.dynamic_update_slice(
             staged.k_LBKHT, k_BKH[None, ..., None], (layer, 0, 0, 0, step)
         ),
-        jax.lax.dynamic_update_slice(
+        v_LBKTH=jax.lax.dynamic_update_slice(
             staged.v_LBKTH, v_BKH[None, :, :, None], (layer, 0, 0, step, 0)
         ),
     )
@@ -110,7 +128,7 @@ def attend_staged(
     batch, _, width = q_BNH.shape
     num_kv = k_BKH.shape[1]
     q_BKGH = q_BNH.astype(jnp.float32).reshape(batch, num_kv, -1, width) * (width**-0.5)
-    new = _absorb_staged(q_BKGH, staged.k_LBKHT[layer], staged.v_LBKTH[layer], step)
+    new = _absorb_staged(q_BKGH, *_staged_layer(staged, layer), step)
     base = layer * (pool.k_ZKHY.shape[0] // num_layers)
     done = _absorb_pages(q_BKGH, pool, new, base, cached_B, table_BJ)
     out_BKGH = done.out_BKGH / done.norm_BKG[..., None]
@@ -160,7 +178,19 @@ def write_staged(
         )
         k_BXKHY = jnp.where(new_BXY[:, :, None, None], k_BXKHY, pool.k_ZKHY[row_BX])
         v_BXKYH = jnp.where(new_BXY[:, :, None, :, None], v_BXKYH, pool.v_ZKYH[row_BX])
-        return Pool(pool.k_ZKHY.at[row_BX].set(k_BXKHY), pool.v_ZKYH.at[row_BX].set(v_BXKYH))
+        return pool._replace(
+            k_ZKHY=pool.k_ZKHY.at[row_BX].set(k_BXKHY),
+            v_ZKYH=pool.v_ZKYH.at[row_BX].set(v_BXKYH),
+            k_scale_ZKY=scales(layer, pool.k_scale_ZKY, staged.k_scale_LBKT, row_BX),
+            v_scale_ZKY=scales(layer, pool.v_scale_ZKY, staged.v_scale_LBKT, row_BX),
+        )
+
+    def scales(layer: Array, scale_ZKY: Any, scale_LBKT: Any, row_BX: Array) -> Any:
+        if scale_ZKY is None:
+            return None
+        scale_BXKY = jnp.take_along_axis(scale_LBKT[layer][:, None], step_BXY[:, :, None], axis=-1)
+        scale_BXKY = jnp.where(new_BXY[:, :, None], scale_BXKY, scale_ZKY[row_BX])
+        return scale_ZKY.at[row_BX].set(scale_BXKY)
 
     return jax.lax.fori_loop(0, num_layers, one, pool)
 
@@ -168,6 +198,15 @@ def write_staged(
 def tile_rows(batch: int) -> int:
     """Rows of a tile: the largest divisor of `batch` up to `TILE_ROWS`."""
     return max(n for n in range(1, min(batch, TILE_ROWS) + 1) if batch % n == 0)
+
+
+def _staged_layer(staged: Staged, layer: Array) -> tuple[Array, Array]:
+    """A layer's staged keys and values as numbers to calculate with."""
+    k_BKHT, v_BKTH = staged.k_LBKHT[layer], staged.v_LBKTH[layer]
+    if staged.k_scale_LBKT is None:
+        return k_BKHT, v_BKTH
+    k_scale_BKT, v_scale_BKT = staged.k_scale_LBKT[layer], staged.v_scale_LBKT[layer]
+    return k_BKHT * k_scale_BKT[:, :, None], v_BKTH * v_scale_BKT[..., None]
 
 
 def _absorb_staged(q_BKGH: Array, k_BKHT: Array, v_BKTH: Array, step: Array) -> _Softmax:
@@ -215,6 +254,9 @@ def _absorb_block(
     key_PY = (block * pages + jnp.arange(pages))[:, None] * page_size + jnp.arange(page_size)[None]
     visible_BPY = key_PY[None] < cached_B[:, None, None]
     k_BPKHY, v_BPKYH = _read(pool.k_ZKHY, page_BP), _read(pool.v_ZKYH, page_BP)
+    if pool.k_scale_ZKY is not None:
+        k_BPKHY = k_BPKHY * _read(pool.k_scale_ZKY, page_BP)[..., None, :]
+        v_BPKYH = v_BPKYH * _read(pool.v_scale_ZKY, page_BP)[..., None]
     # What a page held before may be NaN, and 0 * NaN is NaN.
     v_BPKYH = jnp.where(visible_BPY[:, :, None, :, None], v_BPKYH, 0)
     return _absorb(q_BKGH, k_BPKHY, v_BPKYH, visible_BPY, state)
