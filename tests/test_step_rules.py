@@ -69,6 +69,28 @@ def test_the_gate_fires_in_a_run(tmp_path):
     assert 1e-12 < lines[0]["rollout/logp_gap_mean"] < 1e-4
 
 
+@pytest.mark.slow
+def test_a_run_with_8_bit_keys_and_values_measures_its_gap_and_is_bound_to_them(tmp_path):
+    base, problems = make_base(tmp_path)
+    eight = (
+        "--config.rollout.kv_dtype=int8",
+        "--config.objective.old_logprobs=sampler",
+        "--config.rollout.max_logp_gap_mean=0.1",
+    )
+    process = start_train(tmp_path / "run", flags(base, problems, *eight))
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert "does not read keys and values of rollout.kv_dtype='int8'" in out
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = [line["rollout/logp_gap_mean"] for line in lines]
+    assert all(gap is None or 1e-6 < gap < 0.1 for gap in found) and any(found)
+
+    exact = (*eight[1:], "--config.rollout.kv_dtype=auto")
+    process = start_train(tmp_path / "run", flags(base, problems, *exact))
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 2 and "rollout.kv_dtype" in out, out
+
+
 @pytest.mark.parametrize(("update_s", "save_s", "told"), [(20.0, 5.0, False), (20.0, 5.1, True)])
 def test_an_update_that_outlasts_the_grace_is_told(update_s, save_s, told):
     line = {"time/update_s": update_s, "time/save_s": save_s, "time/rollout_s": 1000.0}
