@@ -32,20 +32,29 @@ KEY_BLOCK_TOKENS = 128
 
 
 class Pool(NamedTuple):
-    """Pages of all layers; the scales are None unless the numbers are int8."""
+    """Pages of all layers."""
 
     k_ZKHY: Any
     v_ZKYH: Any
-    k_scale_ZKY: Any = None
-    v_scale_ZKY: Any = None
 
     def read(self, page_X: Array) -> tuple[Array, Array]:
         """Keys [..., K, H, Y] and values [..., K, Y, H] of the given rows of the arrays."""
-        k_XKHY, v_XKYH = self.k_ZKHY[page_X], self.v_ZKYH[page_X]
-        if self.k_scale_ZKY is None:
-            return k_XKHY, v_XKYH
+        return self.k_ZKHY[page_X], self.v_ZKYH[page_X]
+
+
+class ScaledPool(NamedTuple):
+    """`Pool` of 8-bit numbers, with a scale for each token and head."""
+
+    k_ZKHY: Any
+    v_ZKYH: Any
+    k_scale_ZKY: Any
+    v_scale_ZKY: Any
+
+    def read(self, page_X: Array) -> tuple[Array, Array]:
+        """See `Pool.read`; numbers times scales."""
         k_scale_XKY, v_scale_XKY = self.k_scale_ZKY[page_X], self.v_scale_ZKY[page_X]
-        return k_XKHY * k_scale_XKY[..., None, :], v_XKYH * v_scale_XKY[..., None]
+        k_XKHY = self.k_ZKHY[page_X] * k_scale_XKY[..., None, :]
+        return k_XKHY, self.v_ZKYH[page_X] * v_scale_XKY[..., None]
 
 
 def init_pool(config: ModelConfig, *, num_pages: int, page_size: int, dtype: DTypeLike) -> Pool:
@@ -100,13 +109,13 @@ def attend_pages(
     q_BTNH: Array,
     k_BTKH: Array,
     v_BTKH: Array,
-    pool: Pool,
+    pool: Pool | ScaledPool,
     *,
     position_BT: Array,
     live_BT: Array,
     table_BJ: Array,
     num_layers: int,
-) -> tuple[Array, Pool]:
+) -> tuple[Array, Pool | ScaledPool]:
     """Writes the new keys and values into their pages, then attends over the row's pages.
 
     Args:
@@ -127,7 +136,7 @@ def attend_pages(
     base = layer * (pool.k_ZKHY.shape[0] // num_layers)
     page_BT, offset_BT = page_of_tokens(table_BJ, position_BT, live_BT, page_size)
     page_BT = base + page_BT
-    if pool.k_scale_ZKY is not None:
+    if isinstance(pool, ScaledPool):
         (k_BTKH, k_scale_BTK), (v_BTKH, v_scale_BTK) = quantise(k_BTKH), quantise(v_BTKH)
         pool = pool._replace(
             k_scale_ZKY=pool.k_scale_ZKY.at[page_BT, :, offset_BT].set(k_scale_BTK),

@@ -381,7 +381,7 @@ def _int8(layout: KVLayout, turn: Callable[[Array], Array], **changed: Any) -> K
 XLA_INT8 = _int8(
     XLA,
     int8.rotate,
-    shapes=lambda k, h, z, y: kv.Pool((z, k, h, y), (z, k, y, h), (z, k, y), (z, k, y)),
+    shapes=lambda k, h, z, y: kv.ScaledPool((z, k, h, y), (z, k, y, h), (z, k, y), (z, k, y)),
 )
 RAGGED_INT8 = _int8(RAGGED, int8.rotate_by_product, steps=int8.constant_steps)
 TOKEN_MAJOR_INT8 = _int8(

@@ -26,7 +26,7 @@ from polaris_jax.models import token_logprobs
 from polaris_jax.rollout import kv, native
 from polaris_jax.rollout.fused_weights import Model
 from polaris_jax.rollout.kv.int8 import rotated
-from polaris_jax.rollout.kv.staged import Staged, attend_staged, new_staged, write_staged
+from polaris_jax.rollout.kv.staged import attend_staged, new_staged, write_staged
 from polaris_jax.rollout.programs.draw import RowParams, draw_tokens, row_keys, row_uniforms
 from polaris_jax.rollout.programs.spec import PREFILL_CALL_TOKENS, ProgramSpec
 from polaris_jax.rollout.settings import NO_TOKEN
@@ -181,7 +181,7 @@ def _attend(spec: ProgramSpec, *, one_query: bool, **rows: Array) -> Any:
     return lambda layer, q, k, v, pool: split(layer, q, k, v, pool, *rows.values())
 
 
-def _new_staged(pool: Any, batch: int, spec: ProgramSpec) -> Staged:
+def _new_staged(pool: Any, batch: int, spec: ProgramSpec) -> Any:
     z, h = spec.layout.head_axis, STAGED_HEAD_AXIS
     new = functools.partial(new_staged, batch=batch, num_layers=spec.num_layers, steps=spec.steps)
     return sharding.over_heads(new, spec.mesh, in_axes=(z,), out_axes=h)(pool)
