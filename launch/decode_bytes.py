@@ -3,14 +3,15 @@
 usage: decode_bytes.py [--out=docs/results/decode_bytes.md] [--json=FILE] [--lines=N]
 
 Qwen3-4B, 64 rows x 16,384 live tokens in each data shard, on one host of each chip, with weights on
-one device and split over four; each with a small and a large pool. Needs libtpu, which serves one
-process at a time.
+one device and split over four, with keys and values in bfloat16 and in 8 bits; each with a small
+and a large pool. Needs libtpu, which serves one process at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -40,10 +41,12 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL, ROWS, CONTEXT_TOKENS = "Qwen3-4B", 64, 16_384
 HOSTS = ("v5p:2x2x1", "v6e:2x2")
 TENSORS = (1, 4)
+KV_DTYPES = ("auto", "int8")
 PAGES = (1_000, 2_000)  # of a data shard; a v6e with the weights of tensor 1 takes no more
 COLUMNS = (
-    *("chip", "tensor", "needed: weights", "needed: KV"),
+    *("chip", "tensor", "kv_dtype", "needed: weights", "needed: KV"),
     *("moved: weights", "moved: KV", "moved: other", "moved / needed", "with filters"),
+    "moved / auto's",
     *("all but KV / weights", "all-gathers, MB a step (largest)"),
     *(f"temporaries MB, {PAGES[0]:,} / {PAGES[1]:,} pages", "pool aliased"),
 )
@@ -53,11 +56,13 @@ SIZES = SamplerConfig(
 )
 
 
-def measure(host: str, tensor: int, pages: int) -> dict[str, Any]:
+def measure(host: str, tensor: int, pages: int, kv_dtype: str) -> dict[str, Any]:
     """One compiled program as a dict, JSON-able."""
     mesh = make_sampler_mesh(devices(parse_topology(host)), tensor=tensor)
     data = mesh.shape["data"]
-    config = dataclasses.replace(SIZES, slots=ROWS * data, num_pages=pages * data)
+    config = dataclasses.replace(
+        SIZES, slots=ROWS * data, num_pages=pages * data, kv_dtype=kv_dtype
+    )
     program = decode_program(preset(MODEL), config, mesh)
     compiled, text = compile_with_text(program.lower(), on_tpu=True)
     memory: Any = compiled.memory_analysis()
@@ -72,6 +77,7 @@ def measure(host: str, tensor: int, pages: int) -> dict[str, Any]:
         "host": host,
         "tensor": tensor,
         "pages": pages,
+        "kv_dtype": kv_dtype,
         "pool_bytes": device_bytes(program.args[1]),
         "alias_bytes": memory.alias_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -120,7 +126,7 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
 
 NOTHING here ran on a TPU. {MODEL} in bfloat16, {ROWS} rows x {CONTEXT_TOKENS:,} live tokens in each
 data shard, pages of {SIZES.page_size} tokens, calls of {SIZES.decode_steps} steps. Bytes are one
-device's, for one step, in GB (1e9).
+device's, for one step, in GB (1e9). With kv_dtype=int8 keys and values are 8-bit numbers.
 
 Counted by walking the compiled HLO (`plan/decode_bytes.py`): every instruction's operands and
 results in HBM, once each, a fusion's as a whole; of what is only sliced or gathered from, the
@@ -141,19 +147,27 @@ The KV of {ROWS} such rows is more than one device of tensor 1 holds, so pools o
 """
     small = [one for one in found if one["pages"] == PAGES[0]]
     large = [one for one in found if one["pages"] == PAGES[1]]
-    rows = (_row(one, other) for one, other in zip(small, large, strict=True))
+    exact = {(o["host"], o["tensor"]): o for o in small if o["kv_dtype"] == "auto"}
+    rows = (
+        _row(one, other, exact[one["host"], one["tensor"]])
+        for one, other in zip(small, large, strict=True)
+    )
     return head + "\n".join(rows) + "\n"
 
 
-def _row(small: dict[str, Any], large: dict[str, Any]) -> str:
+def _row(small: dict[str, Any], large: dict[str, Any], exact: dict[str, Any]) -> str:
     moved = small["moved_bytes"]
+    share = sum(moved.values()) / sum(exact["moved_bytes"].values())
     aliased = all(one["alias_bytes"] >= one["pool_bytes"] for one in (small, large))
     cells = [
         small["host"].split(":")[0],
         str(small["tensor"]),
+        small["kv_dtype"],
         *(f"{small[key] / 1e9:.3f}" for key in ("weight_bytes", "live_bytes")),
         *(f"{moved[owner] / 1e9:.3f}" for owner in (WEIGHTS, KV, OTHER)),
-        *(f"{small[key]:.3f}" for key in ("ratio", "ratio_with_filters", "ratio_without_kv")),
+        *(f"{small[key]:.3f}" for key in ("ratio", "ratio_with_filters")),
+        f"{share:.3f}",
+        f"{small['ratio_without_kv']:.3f}",
         f"{small['all_gather_bytes_a_step'] / 1e6:.1f} "
         f"({small['largest_all_gather_bytes'] / 1e6:.2f})",
         f"{small['temporary_bytes'] / 1e6:.1f} / {large['temporary_bytes'] / 1e6:.1f}",
@@ -170,14 +184,12 @@ def main() -> None:
     args = parser.parse_args()
     hold_libtpu(partial(print, file=sys.stderr))
     found = []
-    for host in HOSTS:
-        for tensor in TENSORS:
-            for pages in PAGES:
-                one = measure(host, tensor, pages)
-                print(f"{host} tensor {tensor}, {pages} pages: {one['ratio']:.3f}", flush=True)
-                for line in one["lines"][: args.lines]:
-                    print(f"  {line['bytes'] / 1e6:12,.1f} MB {line['name']} {line['origin']}")
-                found.append(one)
+    for host, tensor, kv_dtype, pages in itertools.product(HOSTS, TENSORS, KV_DTYPES, PAGES):
+        one = measure(host, tensor, pages, kv_dtype)
+        print(f"{host} tensor {tensor} {kv_dtype}, {pages} pages: {one['ratio']:.3f}", flush=True)
+        for line in one["lines"][: args.lines]:
+            print(f"  {line['bytes'] / 1e6:12,.1f} MB {line['name']} {line['origin']}")
+        found.append(one)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
     args.out.write_text(markdown(found))

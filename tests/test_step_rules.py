@@ -36,6 +36,18 @@ def test_without_a_gate_no_gap_is_too_large():
     check_health(0, 0, {"rollout/logp_gap_mean": 5.0}, config(gate=0.0))
 
 
+def test_with_8_bit_keys_and_values_there_always_is_a_gate():
+    tree = default_config()
+    tree.rollout.kv_dtype, tree.objective.old_logprobs = "int8", "sampler"
+    check_health(0, 0, {"rollout/logp_gap_mean": 0.09}, build_config(tree))
+    words = "logp_gap_mean=0.11 .*max_logp_gap_mean=0.1: .*kv_dtype=int8 rounds it, auto does not"
+    with pytest.raises(RuntimeError, match=words):
+        check_health(0, 0, {"rollout/logp_gap_mean": 0.11}, build_config(tree))
+    tree.rollout.max_logp_gap_mean = 0.02
+    with pytest.raises(RuntimeError, match=r"exceeds rollout\.max_logp_gap_mean=0\.02"):
+        check_health(0, 0, {"rollout/logp_gap_mean": 0.03}, build_config(tree))
+
+
 def test_updates_skipped_in_a_row_end_the_run():
     check_health(7, 2, {}, config())
     with pytest.raises(RuntimeError, match="step 7: 3 updates in a row had a non-finite gradient"):
@@ -55,6 +67,29 @@ def test_the_gate_fires_in_a_run(tmp_path):
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0]
     assert 1e-12 < lines[0]["rollout/logp_gap_mean"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_with_8_bit_keys_and_values_measures_its_gap_and_is_bound_to_them(tmp_path):
+    base, problems = make_base(tmp_path)
+    settings = (
+        "--config.objective.old_logprobs=sampler",
+        "--config.rollout.max_logp_gap_mean=1e-5",
+    )
+    run = tmp_path / "run"
+    eight = "--config.rollout.kv_dtype=int8"
+    process = start_train(run, flags(base, problems, *settings, eight))
+    out, _ = process.communicate(timeout=1000)
+    assert process.returncode == 1, out
+    assert "does not read keys and values of rollout.kv_dtype='int8'" in out
+    assert "policy is not the trainer's; rollout.kv_dtype=int8 rounds it, auto does not" in out
+    (line,) = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert 1e-5 < line["rollout/logp_gap_mean"] < 0.1
+
+    process = start_train(run, flags(base, problems, *settings))
+    out, _ = process.communicate(timeout=1000)
+    assert process.returncode == 2 and "rollout.kv_dtype" in out, out
 
 
 @pytest.mark.parametrize(("update_s", "save_s", "told"), [(20.0, 5.0, False), (20.0, 5.1, True)])

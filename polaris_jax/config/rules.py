@@ -33,7 +33,7 @@ def validate(config: RunConfig) -> None:
     for name, value in config_fields(config).items():
         SETTINGS[declared_name(name)].check(name, value)
     _check_rollout(config)
-    _check_partial(config)
+    _check_former_policies(config)
     _check_objective(config)
     for index, stage in enumerate(config.stages):
         _check_stage(config, index, stage)
@@ -125,17 +125,23 @@ def _check_rollout(config: RunConfig) -> None:
     )
 
 
-def _check_partial(config: RunConfig) -> None:
+def _check_former_policies(config: RunConfig) -> None:
+    """Tokens of another policy than the trained one need truncated importance weights."""
     r, o = config.rollout, config.objective
-    needs = "rollout.partial_rollouts=carry trains tokens of former policies"
+    if r.partial_rollouts == "carry":
+        needs = "rollout.partial_rollouts=carry trains tokens of former policies"
+    elif r.kv_dtype != "auto":
+        needs = f"rollout.kv_dtype={r.kv_dtype} samples tokens from a rounded policy"
+    else:
+        return
     require(
-        r.partial_rollouts == "wait" or o.old_logprobs == "sampler",
+        o.old_logprobs == "sampler",
         "objective.old_logprobs",
         o.old_logprobs,
         f"{needs}, each against the log-prob that it was sampled with; set it to sampler",
     )
     require(
-        r.partial_rollouts == "wait" or o.tis_cap > 0,
+        o.tis_cap > 0,
         "objective.tis_cap",
         o.tis_cap,
         f"{needs}, whose importance weights must be bounded; set it above 0, such as 2.0",

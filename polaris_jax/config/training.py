@@ -7,6 +7,10 @@ from typing import Literal
 
 from polaris_jax.config.settings import GROWS, YES, setting
 
+# The limit of rollout.max_logp_gap_mean=0 with 8-bit keys and values, in nats: four times what
+# bfloat16 alone gives.
+INT8_LOGP_GAP_MEAN = 0.1
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
@@ -118,6 +122,12 @@ class RolloutSection:
         "compiler; auto: the platform's own kernel if it can be used.",
         resume=YES,
     )
+    kv_dtype: Literal["auto", "int8"] = setting(
+        "auto",
+        "Keys and values in the sampler's pages: auto, as model.dtype; int8, half the bytes of "
+        "bfloat16 and a rounded policy. int8 needs objective.old_logprobs=sampler and a tis_cap.",
+        before="auto",
+    )
     decode_steps: int = setting(16, "Decode steps in a device call.", above=0)
     prefill_chunk: int = setting(128, "Prompt tokens in a prefill call.", above=0)
     prefill_budget: int = setting(
@@ -149,7 +159,8 @@ class RolloutSection:
     )
     max_logp_gap_mean: float = setting(
         0.0,
-        "Stops the run if the mean |sampler - trainer| log-prob is above this, in nats; 0: off.",
+        "Stops the run if the mean |sampler - trainer| log-prob is above this, in nats; 0: off, or "
+        f"with kv_dtype=int8 {INT8_LOGP_GAP_MEAN}.",
         at_least=0,
         resume=YES,
     )

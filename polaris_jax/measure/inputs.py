@@ -136,6 +136,8 @@ def response_settings(
             continue
         if name.split(".")[0] in sections and name not in (*without, *ONLY_TRAINING):
             fields |= {} if former else {name: value}
+    if config.rollout.kv_dtype != "auto":
+        fields["rollout.kv_dtype"] = config.rollout.kv_dtype
     if config.data.shots:
         fields["data.shots"] = [list(shot) for shot in read_shots(config.data.shots)]
     if config.data.chat_template:

@@ -15,6 +15,7 @@ from polaris_jax.plan.job import MEAN_PROMPT_TOKENS, MEAN_RESPONSE_TOKENS
 from polaris_jax.plan.lengths import Lengths, cut_lognormal
 from polaris_jax.plan.roofline import ASSUMED, balanced_rollout, live_context, update_model_flops
 from polaris_jax.plan.topologies import CHIPS, Chip
+from polaris_jax.rollout.kv.layouts import XLA, XLA_INT8
 
 # The chip of a jax device, by a part of its `device_kind` in lower case; the first match counts.
 # Cards of the same name with slower memory are left out, so that nothing is promised for them.
@@ -84,7 +85,8 @@ def sampling_s(
     element, lengths = WEIGHT_BYTES[config.model.dtype], expected_lengths(budget)
     prompt_tokens = min(MEAN_PROMPT_TOKENS, config.data.max_prompt_tokens)
     weights = model.num_parameters * element / tensor
-    kv_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * element
+    layout = XLA_INT8 if config.rollout.kv_dtype == "int8" else XLA
+    kv_token = layout.token_bytes(model, config.model.dtype)
     room = max(0.0, chip.hbm_bytes * POOL_SHARE - weights)
     held = int(room // (kv_token / tensor * live_context(lengths, prompt_tokens)))
     shards = max(1, devices // tensor)

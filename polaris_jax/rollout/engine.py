@@ -93,10 +93,10 @@ class Engine:
         self.data = sharding.slot_shards(mesh)
         self.spec = program_spec(model_config, config, mesh)
         self.slots_a_shard = config.slots // self.data
-        values = 2 * model_config.num_layers * model_config.num_kv_heads * model_config.head_dim
-        size = jnp.dtype(config.dtype or jnp.float32).itemsize
         self.recompute_reads = recompute_reads(
-            model_config, max_len=config.max_len, kv_token_bytes=values * size
+            model_config,
+            max_len=config.max_len,
+            kv_token_bytes=self.spec.layout.token_bytes(model_config, config.dtype or jnp.float32),
         )
         self.weight_reads = model_config.num_parameters / values
         self.prefill_shape = prefill_shape(config.prefill_chunk, fine=self.spec.staged)

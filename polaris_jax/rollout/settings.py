@@ -14,6 +14,7 @@ from polaris_jax.rollout.pages import pages_for
 
 Layout = Literal["auto", "pages", "staged"]
 DTYPES = ("float32", "bfloat16", "float16")
+KV_DTYPES = ("auto", "int8")
 MAX_STOP_TOKENS = 16
 NO_TOKEN = -1
 MAX_SEED = 2**32 - 1
@@ -53,7 +54,9 @@ class SamplerConfig:
             platform that can serve.
         min_rows: on a CPU, the smallest number of rows with its own decode program. 0: chosen by
             the model's size, because a step of a small model costs little more than its dispatch.
-        dtype: dtype of weights and pages ("float32", "bfloat16", "float16"); None: the model's own.
+        dtype: dtype of the weights ("float32", "bfloat16", "float16"); None: the model's own.
+        kv_dtype: "auto": keys and values have the weights' dtype. "int8": they are rotated and
+            rounded to 8 bits (see `kv.int8`), so log-probs differ from the trainer's.
         dispatch_ahead: True: the driver dispatches the next call before it has read the last call's
             tokens, if pages suffice and no sequence waits for a slot. None: True on accelerators
             only, because host and device share the cores of a CPU.
@@ -73,6 +76,7 @@ class SamplerConfig:
     attention: str = "auto"
     min_rows: int = 0
     dtype: str | None = None
+    kv_dtype: str = "auto"
     dispatch_ahead: bool | None = None
     reserve: float = 0.1
 
@@ -100,6 +104,11 @@ class SamplerConfig:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(
                 f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}; None is the model's own"
+            )
+        if self.kv_dtype not in KV_DTYPES:
+            raise ValueError(
+                f"kv_dtype={self.kv_dtype!r}: must be one of {', '.join(KV_DTYPES)}; auto is the "
+                "dtype of the weights"
             )
         for name, others in (("prefix_cache", ()), ("dispatch_ahead", (None,))):
             value = getattr(self, name)

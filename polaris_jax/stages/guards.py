@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polaris_jax.config.sections import GuardsSection, RunConfig
+from polaris_jax.config.training import INT8_LOGP_GAP_MEAN
 
 JUDGED_STEPS = 10  # fewest steps by which a run is called hopeless
 BASELINE_STEPS = 3  # measured steps of a stage whose mean is the stage's start
@@ -183,8 +184,12 @@ def check_health(step: int, skips_in_a_row: int, metrics: Metrics, config: RunCo
             "rollouts"
         )
     gap, gate = metrics.get("rollout/logp_gap_mean"), config.rollout.max_logp_gap_mean
+    remedy = ""
+    if config.rollout.kv_dtype != "auto":
+        gate = gate or INT8_LOGP_GAP_MEAN
+        remedy = f"; rollout.kv_dtype={config.rollout.kv_dtype} rounds it, auto does not"
     if gate and gap is not None and gap > gate:
         raise RuntimeError(
             f"step {step}: rollout/logp_gap_mean={gap:.4g} nats exceeds "
-            f"rollout.max_logp_gap_mean={gate:g}: the sampler's policy is not the trainer's"
+            f"rollout.max_logp_gap_mean={gate:g}: the sampler's policy is not the trainer's{remedy}"
         )

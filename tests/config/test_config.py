@@ -340,6 +340,21 @@ TWO_STAGES = [{"temperature_rule": "match_diversity"}, {}]
             "objective.tis_cap=0.0",
             "set it above 0",
         ),
+        (
+            {"rollout__kv_dtype": "int8"},
+            "objective.old_logprobs='current'",
+            "rollout.kv_dtype=int8 samples tokens from a rounded policy, each against the log-prob "
+            "that it was sampled with; set it to sampler",
+        ),
+        (
+            {
+                "rollout__kv_dtype": "int8",
+                "objective__old_logprobs": "sampler",
+                "objective__tis_cap": 0.0,
+            },
+            "objective.tis_cap=0.0",
+            "set it above 0",
+        ),
         ({"stages": []}, "stages=[]", "at least one stage"),
         ({"stages": [{"steps": 0}]}, "stages[0].steps=0", "at least 1"),
         ({"stages": [{"max_response_tokens": 0}]}, "stages[0].max_response_tokens=0", "at least 1"),
@@ -388,6 +403,7 @@ def test_the_budget_rule_states_the_numbers():
     [
         {"objective__minibatches": 4, "objective__old_logprobs": "sampler"},
         {"rollout__partial_rollouts": "carry", "objective__old_logprobs": "sampler"},
+        {"rollout__kv_dtype": "int8", "objective__old_logprobs": "sampler"},
         {"objective__dual_clip": 0.0},
         {"model__max_position_tokens": 40_960},
         {"batch__row_len": 40_960},

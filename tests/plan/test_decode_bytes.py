@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -56,7 +57,7 @@ def test_a_program_of_other_arguments_is_refused(small):
 
 @pytest.fixture(scope="module")
 def on_chips(tmp_path_factory):
-    """What `launch/decode_bytes.py` says of each chip, tensor split and pool."""
+    """What `launch/decode_bytes.py` says of each chip, tensor split, kv_dtype and pool."""
     out = tmp_path_factory.mktemp("decode")
     done = subprocess.run(
         [
@@ -70,11 +71,14 @@ def on_chips(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((out / "all.json").read_text())
-    return {(one["host"].split(":")[0], one["tensor"], one["pages"]): one for one in found}
+    return {
+        (one["host"].split(":")[0], one["tensor"], one["kv_dtype"], one["pages"]): one
+        for one in found
+    }
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.xdist_group("libtpu")
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install 'polaris_jax[tpu]'"
@@ -83,9 +87,9 @@ class TestOnChips:
     """Qwen3-4B, 64 rows x 16K live tokens."""
 
     def test_what_a_step_moves_is_near_what_it_needs(self, on_chips):
-        assert {(chip, tensor) for chip, tensor, _ in on_chips} == {
-            (chip, tensor) for chip in ("v5p", "v6e") for tensor in (1, 4)
-        }
+        assert {key[:3] for key in on_chips} == set(
+            itertools.product(("v5p", "v6e"), (1, 4), ("auto", "int8"))
+        )
         for one in on_chips.values():
             assert one["pool_kernels"] == 36  # a layer each
             assert 1 <= one["ratio"] <= 1.4
@@ -96,15 +100,23 @@ class TestOnChips:
             assert one["weight_bytes"] <= one["moved_bytes"]["weights"]
             assert one["live_bytes"] <= one["moved_bytes"]["KV"] <= 1.01 * one["live_bytes"]
 
+    def test_8_bit_keys_and_values_move_at_most_0_62_of_the_bytes(self, on_chips):
+        for (chip, tensor, kv_dtype, pages), one in on_chips.items():
+            if kv_dtype == "int8":
+                exact = on_chips[chip, tensor, "auto", pages]
+                moved, before = (sum(x["moved_bytes"].values()) for x in (one, exact))
+                assert one["live_bytes"] * 2 == exact["live_bytes"]
+                assert moved <= 0.62 * before
+
     def test_the_pool_is_updated_in_place_and_temporaries_do_not_know_its_size(self, on_chips):
-        for chip, tensor, pages in on_chips:
-            one, other = on_chips[chip, tensor, pages], on_chips[chip, tensor, 1_000]
+        for key in on_chips:
+            one, other = on_chips[key], on_chips[*key[:3], 1_000]
             assert one["alias_bytes"] >= one["pool_bytes"]
             assert one["temporary_bytes"] == other["temporary_bytes"]
 
     def test_neither_pool_nor_weights_are_gathered(self, on_chips):
         layer_key_bytes = 2560 * 8 * 128 * 2  # the smallest matrix of a layer
-        for (_, tensor, _), one in on_chips.items():
+        for (_, tensor, _, _), one in on_chips.items():
             assert one["largest_all_gather_bytes"] < layer_key_bytes / 2
             # Hidden states and draws; a layer's output is at most [64, 2560] in float32.
             assert one["all_gather_bytes_a_step"] <= (tensor > 1) * 36 * 4 * 64 * 2560 * 4

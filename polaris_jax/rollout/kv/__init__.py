@@ -2,7 +2,8 @@
 
 Keys and values lie in two arrays whose pages are laid out as attention reads them: keys
 [L*Z, K, H, Y], values [L*Z, K, Y, H]; layer l's page z is row l*Z + z. Page 0 of each layer is
-trash: dead rows and padding write there, and every read of it is masked.
+trash: dead rows and padding write there, and every read of it is masked. With 8-bit keys and values
+(`kv.int8`) each token and head also has a scale, [L*Z, K, Y].
 
 Attention here (`attend_pages`) takes any number of queries a row. It loops over blocks of pages
 with an online softmax, as many blocks as the longest row needs. Prefill and decode on accelerators
@@ -25,6 +26,7 @@ from jax.typing import DTypeLike
 
 from polaris_jax.models.attention import MASKED_SCORE
 from polaris_jax.models.config import ModelConfig
+from polaris_jax.rollout.kv.int8 import quantise
 
 KEY_BLOCK_TOKENS = 128
 
@@ -34,6 +36,25 @@ class Pool(NamedTuple):
 
     k_ZKHY: Any
     v_ZKYH: Any
+
+    def read(self, page_X: Array) -> tuple[Array, Array]:
+        """Keys [..., K, H, Y] and values [..., K, Y, H] of the given rows of the arrays."""
+        return self.k_ZKHY[page_X], self.v_ZKYH[page_X]
+
+
+class ScaledPool(NamedTuple):
+    """`Pool` of 8-bit numbers, with a scale for each token and head."""
+
+    k_ZKHY: Any
+    v_ZKYH: Any
+    k_scale_ZKY: Any
+    v_scale_ZKY: Any
+
+    def read(self, page_X: Array) -> tuple[Array, Array]:
+        """See `Pool.read`; numbers times scales."""
+        k_scale_XKY, v_scale_XKY = self.k_scale_ZKY[page_X], self.v_scale_ZKY[page_X]
+        k_XKHY = self.k_ZKHY[page_X] * k_scale_XKY[..., None, :]
+        return k_XKHY, self.v_ZKYH[page_X] * v_scale_XKY[..., None]
 
 
 def init_pool(config: ModelConfig, *, num_pages: int, page_size: int, dtype: DTypeLike) -> Pool:
@@ -88,13 +109,13 @@ def attend_pages(
     q_BTNH: Array,
     k_BTKH: Array,
     v_BTKH: Array,
-    pool: Pool,
+    pool: Pool | ScaledPool,
     *,
     position_BT: Array,
     live_BT: Array,
     table_BJ: Array,
     num_layers: int,
-) -> tuple[Array, Pool]:
+) -> tuple[Array, Pool | ScaledPool]:
     """Writes the new keys and values into their pages, then attends over the row's pages.
 
     Args:
@@ -115,17 +136,19 @@ def attend_pages(
     base = layer * (pool.k_ZKHY.shape[0] // num_layers)
     page_BT, offset_BT = page_of_tokens(table_BJ, position_BT, live_BT, page_size)
     page_BT = base + page_BT
-    pool = Pool(
-        pool.k_ZKHY.at[page_BT, :, :, offset_BT].set(k_BTKH),
-        pool.v_ZKYH.at[page_BT, :, offset_BT].set(v_BTKH),
+    if isinstance(pool, ScaledPool):
+        (k_BTKH, k_scale_BTK), (v_BTKH, v_scale_BTK) = quantise(k_BTKH), quantise(v_BTKH)
+        pool = pool._replace(
+            k_scale_ZKY=pool.k_scale_ZKY.at[page_BT, :, offset_BT].set(k_scale_BTK),
+            v_scale_ZKY=pool.v_scale_ZKY.at[page_BT, :, offset_BT].set(v_scale_BTK),
+        )
+    pool = pool._replace(
+        k_ZKHY=pool.k_ZKHY.at[page_BT, :, :, offset_BT].set(k_BTKH),
+        v_ZKYH=pool.v_ZKYH.at[page_BT, :, offset_BT].set(v_BTKH),
     )
-
-    def read(page_BJ: Array) -> tuple[Array, Array]:
-        return pool.k_ZKHY[base + page_BJ], pool.v_ZKYH[base + page_BJ]
-
     out_BTNH = attend_blocks(
         q_BTNH,
-        read,
+        lambda page_BJ: pool.read(base + page_BJ),
         num_kv=num_kv,
         page_size=page_size,
         position_BT=position_BT,

@@ -19,8 +19,18 @@ from collections.abc import Callable
 from polaris_jax.config import ConfigError
 from polaris_jax.models.config import ModelConfig
 from polaris_jax.rollout import fused_weights, native
-from polaris_jax.rollout.kv import ragged_v3
-from polaris_jax.rollout.kv.layouts import PALLAS_GPU, RAGGED, TOKEN_MAJOR, XLA, KVLayout
+from polaris_jax.rollout.kv import int8, ragged_v3
+from polaris_jax.rollout.kv.layouts import (
+    PALLAS_GPU,
+    PALLAS_GPU_INT8,
+    RAGGED,
+    RAGGED_INT8,
+    TOKEN_MAJOR,
+    TOKEN_MAJOR_INT8,
+    XLA,
+    XLA_INT8,
+    KVLayout,
+)
 from polaris_jax.rollout.kv.ragged_v3 import RAGGED_V3
 from polaris_jax.rollout.pages import pages_for
 
@@ -43,7 +53,9 @@ class Sizes:
         page_size: Y.
         rows: rows of the largest decode call of a data shard.
         pages: J, pages of the longest sequence.
-        dtype: dtype of weights and pages; None: not known yet.
+        dtype: dtype of the weights; None: not known yet.
+        kv_dtype: "auto": pages have the weights' dtype; "int8": 8-bit numbers.
+        tensor: devices that share one copy of the weights.
         mesh_size: devices of the sampler's mesh; 0: one device without a mesh.
         staged: True if decode may write to the pool once a call (see `kv.staged`).
     """
@@ -54,6 +66,8 @@ class Sizes:
     rows: int = 1
     pages: int = 1
     dtype: str | None = None
+    kv_dtype: str = "auto"
+    tensor: int = 1
     mesh_size: int = 0
     staged: bool = False
 
@@ -69,6 +83,7 @@ class Backend:
     Attributes:
         name: value of `rollout.attention`.
         layout: layout of its pages, with its attention functions.
+        int8_layout: the same for 8-bit keys and values; None: it cannot read them.
         platforms: platforms on which it runs; (): all.
         limits: what it cannot serve. `auto` then takes another row; a run that names this one is
             refused.
@@ -79,6 +94,7 @@ class Backend:
 
     name: str
     layout: KVLayout
+    int8_layout: KVLayout | None
     platforms: tuple[str, ...] = ()
     limits: tuple[Limit, ...] = ()
     check: Callable[[Sizes], None] = lambda sizes: None
@@ -89,16 +105,27 @@ class Backend:
         """True if the platform is one of the back end's."""
         return not self.platforms or platform in self.platforms
 
+    def pages(self, kv_dtype: str) -> KVLayout:
+        """The layout for `rollout.kv_dtype`, for sizes that the back end can serve."""
+        found = self.layout if kv_dtype == "auto" else self.int8_layout
+        assert found is not None
+        return found
+
     def refusal(self, sizes: Sizes) -> str:
         """Why the back end cannot serve; "" if it can."""
         platforms = " or ".join(self.platforms)
         found = (
-            [limit(sizes) for limit in self.limits]
+            [self._keys_and_values(sizes), *(limit(sizes) for limit in self.limits)]
             if self.runs_on(sizes.platform)
             else [f"runs on {platforms}, the devices are {sizes.platform}"]
         )
         first = next(filter(None, found), "")
         return first and f"rollout.attention={self.name!r}: {first}"
+
+    def _keys_and_values(self, sizes: Sizes) -> str:
+        if sizes.kv_dtype == "auto" or self.int8_layout is not None:
+            return ""
+        return f"does not read keys and values of rollout.kv_dtype={sizes.kv_dtype!r}"
 
 
 def choose_backend(asked: str, sizes: Sizes) -> tuple[Backend, str]:
@@ -136,6 +163,19 @@ def _head_dim_of_ragged(sizes: Sizes) -> str:
     if width == RAGGED_HEAD_DIM:
         return ""
     return f"needs head_dim={RAGGED_HEAD_DIM}, the model has {width}"
+
+
+def _int8_heads_of_ragged(sizes: Sizes) -> str:
+    if sizes.kv_dtype == "auto":
+        return ""
+    heads = sizes.model.num_kv_heads // sizes.tensor
+    # Four 8-bit numbers share a word, and a register tile has 1, 2, 4 or a multiple of 8 words.
+    if heads % 2 or (heads // 2 not in (1, 2, 4) and heads % 16):
+        return (
+            f"with rollout.kv_dtype={sizes.kv_dtype!r} needs 2, 4, 8 or a multiple of 16 KV heads "
+            f"on a device, and has {heads} with rollout.tensor={sizes.tensor}"
+        )
+    return int8.refusal(sizes.model)
 
 
 def _powers_of_2(sizes: Sizes) -> str:
@@ -219,22 +259,43 @@ BACKENDS = (
     Backend(
         "native",
         XLA,
+        None,
         platforms=("cpu",),
         limits=(_one_device, _float32, _staged, _fused, _compiled),
         native=True,
         reason=lambda platform: native.load(),
     ),
-    Backend("ragged", RAGGED, platforms=("tpu",), limits=(_head_dim_of_ragged,), check=_check_smem),
+    Backend(
+        "ragged",
+        RAGGED,
+        RAGGED_INT8,
+        platforms=("tpu",),
+        limits=(_head_dim_of_ragged, _int8_heads_of_ragged),
+        check=_check_smem,
+    ),
     # Its limits hold for `ragged` too, so `auto` never comes to it: nobody has run it on a chip.
     Backend(
         "ragged_v3",
         RAGGED_V3,
+        None,
         platforms=("tpu",),
         limits=(_head_dim_of_ragged, _bfloat16, _tpu_inference),
         check=_check_smem,
     ),
-    Backend("pallas_gpu", PALLAS_GPU, platforms=GPUS, limits=(_powers_of_2, _width_of_a_dot)),
+    Backend(
+        "pallas_gpu",
+        PALLAS_GPU,
+        PALLAS_GPU_INT8,
+        platforms=GPUS,
+        limits=(_powers_of_2, _width_of_a_dot),
+    ),
     # On a TPU the pages of `ragged`: with the others the compiler makes copies of the pool.
-    Backend("xla", TOKEN_MAJOR, platforms=("tpu",), reason="the reference, on a {}".format),
-    Backend("xla", XLA, reason="the reference, on a {}".format),
+    Backend(
+        "xla",
+        TOKEN_MAJOR,
+        TOKEN_MAJOR_INT8,
+        platforms=("tpu",),
+        reason="the reference, on a {}".format,
+    ),
+    Backend("xla", XLA, XLA_INT8, reason="the reference, on a {}".format),
 )

@@ -22,14 +22,15 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from polaris_jax.models.attention import MASKED_SCORE
-from polaris_jax.rollout.kv import Pool
+from polaris_jax.rollout.kv import Pool, ScaledPool
+from polaris_jax.rollout.kv.int8 import quantise
 
 TILE_ROWS = 32
 BLOCK_TOKENS = 64
@@ -42,9 +43,18 @@ class Staged(NamedTuple):
     v_LBKTH: Array
 
 
+class ScaledStaged(NamedTuple):
+    """`Staged` of a `ScaledPool`: a call reads its own tokens as later calls do."""
+
+    k_LBKHT: Array
+    v_LBKTH: Array
+    k_scale_LBKT: Array
+    v_scale_LBKT: Array
+
+
 # (layer, queries, staged, pool, step, cached_B, table_BJ) -> out_BNH, as in `attend_staged`; what
 # the step has added is staged already.
-AttendStaged = Callable[[Array, Array, Staged, Pool, Array, Array, Array], Array]
+AttendStaged = Callable[[Array, Array, Any, Any, Array, Array, Array], Array]
 
 
 class _Softmax(NamedTuple):
@@ -55,14 +65,20 @@ class _Softmax(NamedTuple):
     out_BKGH: Array
 
 
-def new_staged(pool: Pool, *, batch: int, num_layers: int, steps: int) -> Staged:
+def new_staged(
+    pool: Pool | ScaledPool, *, batch: int, num_layers: int, steps: int
+) -> Staged | ScaledStaged:
     """Zeros for `steps` steps of `batch` rows, in the pool's dtype."""
     _, num_kv, width, _ = pool.k_ZKHY.shape
     dtype = pool.k_ZKHY.dtype
-    return Staged(
+    staged = Staged(
         jnp.zeros((num_layers, batch, num_kv, width, steps), dtype),
         jnp.zeros((num_layers, batch, num_kv, steps, width), dtype),
     )
+    if not isinstance(pool, ScaledPool):
+        return staged
+    scale_LBKT = jnp.zeros((num_layers, batch, num_kv, steps), pool.k_scale_ZKY.dtype)
+    return ScaledStaged(*staged, scale_LBKT, scale_LBKT)
 
 
 def attend_staged(
@@ -70,15 +86,15 @@ def attend_staged(
     q_BNH: Array,
     k_BKH: Array,
     v_BKH: Array,
-    staged: Staged,
-    pool: Pool,
+    staged: Staged | ScaledStaged,
+    pool: Pool | ScaledPool,
     step: Array,
     cached_B: Array,
     table_BJ: Array,
     *,
     num_layers: int,
     attend: AttendStaged | None = None,
-) -> tuple[Array, Staged]:
+) -> tuple[Array, Staged | ScaledStaged]:
     """Stages one token a row, then attends to the row's pages and to what is staged so far.
 
     Args:
@@ -97,11 +113,19 @@ def attend_staged(
     Returns:
         (out_BNH, staged).
     """
-    staged = Staged(
-        jax.lax.dynamic_update_slice(
+    if isinstance(staged, ScaledStaged):
+        (k_BKH, k_scale_BK), (v_BKH, v_scale_BK) = quantise(k_BKH), quantise(v_BKH)
+        at = (layer, 0, 0, step)
+        put = jax.lax.dynamic_update_slice
+        staged = staged._replace(
+            k_scale_LBKT=put(staged.k_scale_LBKT, k_scale_BK[None, ..., None], at),
+            v_scale_LBKT=put(staged.v_scale_LBKT, v_scale_BK[None, ..., None], at),
+        )
+    staged = staged._replace(
+        k_LBKHT=jax.lax.dynamic_update_slice(
             staged.k_LBKHT, k_BKH[None, ..., None], (layer, 0, 0, 0, step)
         ),
-        jax.lax.dynamic_update_slice(
+        v_LBKTH=jax.lax.dynamic_update_slice(
             staged.v_LBKTH, v_BKH[None, :, :, None], (layer, 0, 0, step, 0)
         ),
     )
@@ -110,7 +134,7 @@ def attend_staged(
     batch, _, width = q_BNH.shape
     num_kv = k_BKH.shape[1]
     q_BKGH = q_BNH.astype(jnp.float32).reshape(batch, num_kv, -1, width) * (width**-0.5)
-    new = _absorb_staged(q_BKGH, staged.k_LBKHT[layer], staged.v_LBKTH[layer], step)
+    new = _absorb_staged(q_BKGH, *_staged_layer(staged, layer), step)
     base = layer * (pool.k_ZKHY.shape[0] // num_layers)
     done = _absorb_pages(q_BKGH, pool, new, base, cached_B, table_BJ)
     out_BKGH = done.out_BKGH / done.norm_BKG[..., None]
@@ -118,14 +142,14 @@ def attend_staged(
 
 
 def write_staged(
-    pool: Pool,
-    staged: Staged,
+    pool: Pool | ScaledPool,
+    staged: Staged | ScaledStaged,
     first_B: Array,
     count_B: Array,
     table_BJ: Array,
     *,
     num_layers: int,
-) -> Pool:
+) -> Pool | ScaledPool:
     """The pool with each row's staged tokens in its pages.
 
     Args:
@@ -150,7 +174,7 @@ def write_staged(
     new_BXY = (step_BXY >= 0) & (step_BXY < count_B[:, None, None])
     step_BXY = jnp.clip(step_BXY, 0, steps - 1)
 
-    def one(layer: Array, pool: Pool) -> Pool:
+    def one(layer: Array, pool: Any) -> Any:
         row_BX = layer * num_pages + page_BX
         k_BXKHY = jnp.take_along_axis(
             staged.k_LBKHT[layer][:, None], step_BXY[:, :, None, None], axis=-1
@@ -160,7 +184,19 @@ def write_staged(
         )
         k_BXKHY = jnp.where(new_BXY[:, :, None, None], k_BXKHY, pool.k_ZKHY[row_BX])
         v_BXKYH = jnp.where(new_BXY[:, :, None, :, None], v_BXKYH, pool.v_ZKYH[row_BX])
-        return Pool(pool.k_ZKHY.at[row_BX].set(k_BXKHY), pool.v_ZKYH.at[row_BX].set(v_BXKYH))
+        pages = pool.k_ZKHY.at[row_BX].set(k_BXKHY), pool.v_ZKYH.at[row_BX].set(v_BXKYH)
+        if not isinstance(pool, ScaledPool) or not isinstance(staged, ScaledStaged):
+            return Pool(*pages)
+        return ScaledPool(
+            *pages,
+            scales(layer, pool.k_scale_ZKY, staged.k_scale_LBKT, row_BX),
+            scales(layer, pool.v_scale_ZKY, staged.v_scale_LBKT, row_BX),
+        )
+
+    def scales(layer: Array, scale_ZKY: Array, scale_LBKT: Array, row_BX: Array) -> Array:
+        scale_BXKY = jnp.take_along_axis(scale_LBKT[layer][:, None], step_BXY[:, :, None], axis=-1)
+        scale_BXKY = jnp.where(new_BXY[:, :, None], scale_BXKY, scale_ZKY[row_BX])
+        return scale_ZKY.at[row_BX].set(scale_BXKY)
 
     return jax.lax.fori_loop(0, num_layers, one, pool)
 
@@ -168,6 +204,15 @@ def write_staged(
 def tile_rows(batch: int) -> int:
     """Rows of a tile: the largest divisor of `batch` up to `TILE_ROWS`."""
     return max(n for n in range(1, min(batch, TILE_ROWS) + 1) if batch % n == 0)
+
+
+def _staged_layer(staged: Staged | ScaledStaged, layer: Array) -> tuple[Array, Array]:
+    """A layer's staged keys and values as numbers to calculate with."""
+    k_BKHT, v_BKTH = staged.k_LBKHT[layer], staged.v_LBKTH[layer]
+    if not isinstance(staged, ScaledStaged):
+        return k_BKHT, v_BKTH
+    k_scale_BKT, v_scale_BKT = staged.k_scale_LBKT[layer], staged.v_scale_LBKT[layer]
+    return k_BKHT * k_scale_BKT[:, :, None], v_BKTH * v_scale_BKT[..., None]
 
 
 def _absorb_staged(q_BKGH: Array, k_BKHT: Array, v_BKTH: Array, step: Array) -> _Softmax:
@@ -183,7 +228,7 @@ def _absorb_staged(q_BKGH: Array, k_BKHT: Array, v_BKTH: Array, step: Array) -> 
 
 
 def _absorb_pages(
-    q_BKGH: Array, pool: Pool, state: _Softmax, base: Array, cached_B: Array, table_BJ: Array
+    q_BKGH: Array, pool: Any, state: _Softmax, base: Array, cached_B: Array, table_BJ: Array
 ) -> _Softmax:
     """`state` with the tokens in the rows' pages, tile by tile of rows."""
     batch, rows = len(q_BKGH), tile_rows(len(q_BKGH))
@@ -209,12 +254,15 @@ def _absorb_pages(
 
 
 def _absorb_block(
-    q_BKGH: Array, pool: Pool, state: _Softmax, page_BP: Array, cached_B: Array, block: Array
+    q_BKGH: Array, pool: Any, state: _Softmax, page_BP: Array, cached_B: Array, block: Array
 ) -> _Softmax:
     pages, page_size = page_BP.shape[1], pool.k_ZKHY.shape[-1]
     key_PY = (block * pages + jnp.arange(pages))[:, None] * page_size + jnp.arange(page_size)[None]
     visible_BPY = key_PY[None] < cached_B[:, None, None]
     k_BPKHY, v_BPKYH = _read(pool.k_ZKHY, page_BP), _read(pool.v_ZKYH, page_BP)
+    if isinstance(pool, ScaledPool):
+        k_BPKHY = k_BPKHY * _read(pool.k_scale_ZKY, page_BP)[..., None, :]
+        v_BPKYH = v_BPKYH * _read(pool.v_scale_ZKY, page_BP)[..., None]
     # What a page held before may be NaN, and 0 * NaN is NaN.
     v_BPKYH = jnp.where(visible_BPY[:, :, None, :, None], v_BPKYH, 0)
     return _absorb(q_BKGH, k_BPKHY, v_BPKYH, visible_BPY, state)

@@ -25,7 +25,8 @@ from polaris_jax import sharding
 from polaris_jax.models import token_logprobs
 from polaris_jax.rollout import kv, native
 from polaris_jax.rollout.fused_weights import Model
-from polaris_jax.rollout.kv.staged import Staged, attend_staged, new_staged, write_staged
+from polaris_jax.rollout.kv.int8 import rotated
+from polaris_jax.rollout.kv.staged import attend_staged, new_staged, write_staged
 from polaris_jax.rollout.programs.draw import RowParams, draw_tokens, row_keys, row_uniforms
 from polaris_jax.rollout.programs.spec import PREFILL_CALL_TOKENS, ProgramSpec
 from polaris_jax.rollout.settings import NO_TOKEN
@@ -152,6 +153,14 @@ def pool_sharding(spec: ProgramSpec) -> jax.sharding.NamedSharding:
     )
 
 
+def _steps(spec: ProgramSpec, model: Model) -> dict[str, Array]:
+    """The constant scales of keys and values, if the layout has some, as an argument of `_attend`.
+
+    They follow from the weights, so new weights bring new ones.
+    """
+    return {} if spec.layout.steps is None else {"step_LC": spec.layout.steps(model)}
+
+
 def _attend(spec: ProgramSpec, *, one_query: bool, **rows: Array) -> Any:
     """The layout's attention for `Decoder.forward`; a tensor shard attends with its own heads."""
     layout = spec.layout
@@ -166,13 +175,13 @@ def _attend(spec: ProgramSpec, *, one_query: bool, **rows: Array) -> Any:
     split = sharding.over_heads(
         local,
         spec.mesh,
-        in_axes=(None, n, n, n, h, *(None for _ in names)),
+        in_axes=(None, n, n, n, h, *(1 if name == "step_LC" else None for name in names)),
         out_axes=(n, h),
     )
     return lambda layer, q, k, v, pool: split(layer, q, k, v, pool, *rows.values())
 
 
-def _new_staged(pool: Any, batch: int, spec: ProgramSpec) -> Staged:
+def _new_staged(pool: Any, batch: int, spec: ProgramSpec) -> Any:
     z, h = spec.layout.head_axis, STAGED_HEAD_AXIS
     new = functools.partial(new_staged, batch=batch, num_layers=spec.num_layers, steps=spec.steps)
     return sharding.over_heads(new, spec.mesh, in_axes=(z,), out_axes=h)(pool)
@@ -183,8 +192,9 @@ def _attend_staged(spec: ProgramSpec, pool: Any, step: Array, rows: Rows, table_
     cached_B = jnp.where(rows.alive_B, rows.position_B, 0)
     h = STAGED_HEAD_AXIS
     kernel = native.attend_staged if spec.native else None
+    local = functools.partial(attend_staged, num_layers=spec.num_layers, attend=kernel)
     split = sharding.over_heads(
-        functools.partial(attend_staged, num_layers=spec.num_layers, attend=kernel),
+        rotated(local) if spec.layout.kv_dtype else local,
         spec.mesh,
         in_axes=(None, 1, 1, 1, h, spec.layout.head_axis, None, None, None),
         out_axes=(1, h),
@@ -227,6 +237,7 @@ def _prefill(
         position_BT=first_B[:, None] + step_BT,
         live_BT=step_BT < count_B[:, None],
         table_BJ=table_BJ,
+        **_steps(spec, model),
     )
 
     def write(pool: Any) -> Any:
@@ -263,6 +274,7 @@ def _decode(
     begun = jnp.sum(rows.alive_B)
     exit_below = jnp.where(begun < exit_below_D[0], 1, jnp.maximum(exit_below_D[0], 1))
     key_B = row_keys(rows.params)
+    steps_of_weights = _steps(spec, model)
     cache: Any = pool
     if spec.staged:
         cache = _new_staged(pool, batch, spec)
@@ -277,6 +289,7 @@ def _decode(
                 position_BT=position_B[:, None],
                 live_BT=alive_B[:, None],
                 table_BJ=table_BJ,
+                **steps_of_weights,
             )
         return model.forward(
             token_B[:, None], position_B[:, None], attend_fn, cache, unroll=spec.unroll

@@ -99,16 +99,19 @@ def program_spec(
             rows=max(config.slots // data, MIN_ROWS),
             pages=config.pages_of_a_row,
             dtype=config.dtype,
+            kv_dtype=config.kv_dtype,
+            tensor=tensor,
             mesh_size=0 if mesh is None else mesh.size,
             staged=may_stage,
         ),
     )
-    if config.layout == "staged" and not backend.layout.stages:
+    layout = backend.pages(config.kv_dtype)
+    if config.layout == "staged" and not layout.stages:
         raise ConfigError(
             f"layout='staged': not on a {device.platform} with attention={backend.name!r}; use "
             "pages"
         )
-    staged = may_stage and backend.layout.stages
+    staged = may_stage and layout.stages
     if staged:
         least_flops = NATIVE_MIN_BUCKET_FLOPS if backend.native else MIN_BUCKET_FLOPS
         min_rows = config.min_rows or math.ceil(least_flops / (2 * model_config.num_parameters))
@@ -124,7 +127,7 @@ def program_spec(
         fused=on_cpu and mesh is None and not fused_weights.refusal(model_config),
         native=backend.native,
         row_buckets=buckets,
-        layout=backend.layout,
+        layout=layout,
         mesh=mesh,
         kernels=f"{backend.name} ({why})",
     )

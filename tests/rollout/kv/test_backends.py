@@ -79,6 +79,22 @@ def test_what_a_back_end_cannot_serve_is_refused_with_the_numbers(settings, mess
         choose(**settings)
 
 
+def test_8_bit_keys_and_values_go_to_the_kernels_that_read_them():
+    assert choose(kv_dtype="int8") == "ragged"
+    assert choose(kv_dtype="int8", tensor=4) == "ragged"  # 2 KV heads a device
+    assert choose(platform="gpu", kv_dtype="int8") == "pallas_gpu"
+    assert choose(platform="cpu", kv_dtype="int8", dtype="float32", staged=True) == "xla"
+    for sizes, why in (
+        ({"tensor": 8}, "needs 2, 4, 8 or a multiple of 16 KV heads on a device, and has 1 with"),
+        ({"config": dataclasses.replace(QWEN3_4B, model_type="olmo2")}, "constant scales"),
+    ):
+        assert choose(kv_dtype="int8", **sizes) == "xla"
+        with pytest.raises(ConfigError, match=why):
+            choose("ragged", kv_dtype="int8", **sizes)
+    with pytest.raises(ConfigError, match="'native': does not read keys and values of rollout"):
+        choose("native", platform="cpu", kv_dtype="int8")
+
+
 def test_the_suggested_page_size_fits():
     assert smem_bytes(256, 3328) >= SMEM_BYTES > smem_bytes(256, 832)
     assert choose(rows=256, page_size=64, pages=832) == "ragged"

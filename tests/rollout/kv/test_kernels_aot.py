@@ -120,8 +120,9 @@ def test_decode_runs_the_platforms_kernel(lines, case):
     kernels = {(s["program"], s["tensor"]): s["kernels"] for s, _ in of_programs(lines)}
     wanted = {(kind, tensor) for kind in ("decode", "prefill") for tensor in case.tensors}
     if not case.layers:
-        wanted.add(("decode-xla", 1))
+        wanted |= {("decode-xla", 1), ("decode-int8", 1), ("prefill-int8", 1)}
         assert kernels["decode-xla", 1] == 0
+        assert kernels["decode-int8", 1]
     assert kernels.keys() == wanted
     assert all(kernels["decode", tensor] for tensor in case.tensors)
 

@@ -72,6 +72,8 @@ def report(model: ModelConfig, mesh, kinds: list[str], *, attention: str, on_tpu
             make = decode_program if kind.startswith("decode") else prefill_program
             if kind.endswith("-xla"):
                 sized = dataclasses.replace(sized, attention="xla")
+            if kind.endswith("-int8"):
+                sized = dataclasses.replace(sized, kv_dtype="int8")
             line = {
                 "program": kind,
                 "data": data,
@@ -113,7 +115,8 @@ def main() -> None:
         model = dataclasses.replace(model, num_layers=args.layers)
     for tensor in map(int, args.tensor.split(",")):
         whole = not args.layers
-        kinds = ["decode", "prefill", *["decode-xla"] * (whole and tensor == 1)]
+        more = ["decode-xla", "decode-int8", "prefill-int8"] if whole and tensor == 1 else []
+        kinds = ["decode", "prefill", *more]
         mesh = make_sampler_mesh(found, tensor=tensor)
         report(model, mesh, kinds, attention=args.attention, on_tpu=on_tpu)
         if whole:
