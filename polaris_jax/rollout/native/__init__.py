@@ -16,11 +16,30 @@ from jax import Array
 
 from polaris_jax.rollout.kv import Pool
 from polaris_jax.rollout.kv.staged import Staged
-from polaris_jax.rollout.native.build import ATTENTION, PACK, PRODUCT, ZEROS, BuildFailed, load
+from polaris_jax.rollout.native.build import (
+    ATTENTION,
+    DRAW,
+    PACK,
+    PRODUCT,
+    ZEROS,
+    BuildFailed,
+    load,
+)
 
-__all__ = ["BuildFailed", "attend_staged", "load", "pack", "packed_product", "unpacked", "zeros"]
+__all__ = [
+    "DRAWN_VOCABS",
+    "BuildFailed",
+    "attend_staged",
+    "draw",
+    "load",
+    "pack",
+    "packed_product",
+    "unpacked",
+    "zeros",
+]
 
 PANEL_COLUMNS = 32  # kPanel in product.h
+DRAWN_VOCABS = range((1 << 14) + 1, (1 << 20) + 1)  # sizes whose blocks `draw` sums as XLA does
 
 
 def zeros(shape: tuple[int, ...]) -> Array:
@@ -69,3 +88,25 @@ def attend_staged(
     return jax.ffi.ffi_call(ATTENTION, out)(
         jnp.int32(layer), jnp.int32(step), q_BNH, *staged, *pool, cached_B, table_BJ
     )
+
+
+def draw(logit_BV: Array, uniform_B: Array, temperature_B: Array) -> tuple[Array, Array, Array]:
+    """A token of each row by `programs.draw`'s rule, without filters.
+
+    Tokens are XLA's: the kernel's exp and sums over blocks make the same bits. So does the sum over
+    V, except in its last bits where XLA takes another order: for fewer than 4 rows, which it splits
+    among threads, and if more than 32 tokens are left behind the last 64.
+
+    Args:
+        logit_BV: float32 logits; V is one of `DRAWN_VOCABS`.
+        uniform_B: in [0, 1).
+        temperature_B: 0 takes the likeliest token.
+
+    Returns:
+        (token_B, distance_B, norm_B): int32 tokens, their (logit - greatest logit) / temperature,
+        and the sum over V of exp of the same. Temperature 1 if it is 0.
+    """
+    batch, _ = logit_BV.shape
+    numbers = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    out = (jax.ShapeDtypeStruct((batch,), jnp.int32), numbers, numbers)
+    return jax.ffi.ffi_call(DRAW, out)(logit_BV, uniform_B, temperature_B)

@@ -29,6 +29,7 @@ SOURCE = Path(__file__).with_name("kernels.cc")
 SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 ZEROS, PACK = "polaris_zeros", "polaris_pack"
 PRODUCT, ATTENTION = "polaris_packed_product", "polaris_attend_staged"
+DRAW = "polaris_draw"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared")
 COMPILE_TIMEOUT_S = 300
@@ -115,7 +116,7 @@ def _named(base: Path, digest: str, library: Path) -> Path:
 
 def _register(library: Path) -> None:
     loaded = ctypes.CDLL(str(library))
-    for name in (ZEROS, PACK, PRODUCT, ATTENTION):
+    for name in (ZEROS, PACK, PRODUCT, ATTENTION, DRAW):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
 
 

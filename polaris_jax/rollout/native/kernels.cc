@@ -14,6 +14,7 @@
 #endif
 
 #include "attention.h"
+#include "draw.h"
 #include "for_each.h"
 #include "product.h"
 #include "xla/ffi/api/ffi.h"
@@ -148,6 +149,56 @@ ffi::Error AttendStaged(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
   return ffi::Error::Success();
 }
 
+// A token of each row of logits[B, V], its (logit - top) / temperature, and the row's sum of masses.
+// Temperature 0: the likeliest token, and temperature 1.
+ffi::Error Draw(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> logits, ffi::Buffer<ffi::F32> uniform,
+                ffi::Buffer<ffi::F32> temperature, ffi::ResultBuffer<ffi::S32> token,
+                ffi::ResultBuffer<ffi::F32> chosen, ffi::ResultBuffer<ffi::F32> norm) {
+  const int64_t batch = logits.dimensions()[0], vocab = logits.dimensions()[1];
+  int64_t width = 4;
+  while (width * width < vocab) width *= 2;
+  if (width < kBranch || width > kChunk || uniform.element_count() != static_cast<size_t>(batch) ||
+      temperature.element_count() != static_cast<size_t>(batch))
+    return ffi::Error::InvalidArgument("draw: shapes do not fit");
+  const int64_t chunks = (vocab + kChunk - 1) / kChunk, blocks = chunks * kChunk / width;
+  const int64_t parts = (vocab + kDrawPart - 1) / kDrawPart;
+  const int64_t threads = 1 + batch * vocab / kMinDrawn;
+  std::vector<float> tops(batch * parts), block_sums(batch * blocks);
+  std::vector<float> chunk_sums(batch * chunks * kSideBySide);
+  const float* from = logits.typed_data();
+  ForEach(pool, batch * parts, threads, [&](int64_t item) {
+    const int64_t b = item / parts, first = item % parts * kDrawPart;
+    tops[item] = Top(from + b * vocab + first, std::min(kDrawPart, vocab - first));
+  });
+  const auto row_of = [&](int64_t b) {
+    const float t = temperature.typed_data()[b];
+    const float* top = std::max_element(&tops[b * parts], &tops[b * parts] + parts);
+    return DrawRow{from + b * vocab, vocab, *top, 1.0f / (t == 0 ? 1.0f : t)};
+  };
+  ForEach(pool, batch * parts, threads, [&](int64_t item) {
+    const int64_t b = item / parts, first = item % parts * (kDrawPart / kChunk);
+    row_of(b).Sum(first, std::min(chunks, first + kDrawPart / kChunk), width,
+                  &block_sums[b * blocks + first * kChunk / width],
+                  &chunk_sums[(b * chunks + first) * kSideBySide]);
+  });
+  ForEach(pool, batch, threads, [&](int64_t b) {
+    const DrawRow row = row_of(b);
+    CorrectedSums sums;
+    for (int64_t c = 0; c < chunks; ++c) sums.Add(&chunk_sums[(b * chunks + c) * kSideBySide]);
+    // What is left behind the last chunk is added too, nothing or not.
+    const float nothing[kSideBySide] = {};
+    if (vocab % kChunk == 0) sums.Add(nothing);
+    const int64_t drawn =
+        temperature.typed_data()[b] == 0
+            ? ArgMax(row.logits, vocab, row.top)
+            : InverseCdf(row, &block_sums[b * blocks], width, uniform.typed_data()[b]);
+    token->typed_data()[b] = static_cast<int32_t>(drawn);
+    chosen->typed_data()[b] = (row.logits[drawn] - row.top) * row.scale;
+    norm->typed_data()[b] = sums.total.Total();
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace polaris
 
@@ -182,4 +233,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_attend_staged, polaris::AttendStaged,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_draw, polaris::Draw,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
