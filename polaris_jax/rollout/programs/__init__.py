@@ -140,8 +140,8 @@ def zeros(
     by_native: bool = False,
 ) -> Any:
     """Jitted: zeros, made on their own devices; `jnp.zeros` makes all on one device first."""
-    make = native.zeros if by_native else functools.partial(jnp.zeros, dtype=dtype)
-    return jax.jit(lambda: make(shape), out_shardings=where)
+    make = native.zeros if by_native else jnp.zeros
+    return jax.jit(lambda: make(shape, dtype), out_shardings=where)
 
 
 def pool_sharding(spec: ProgramSpec) -> jax.sharding.NamedSharding:
