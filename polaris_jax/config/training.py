@@ -17,8 +17,12 @@ class ModelSection:
         "Hugging Face directory, Hub id or GGUF file; empty: made by the warm start.",
         usual="model_name model_name_or_path",
     )
-    dtype: Literal["float32", "bfloat16"] = setting(
-        "bfloat16", "Type of the trainer's arithmetic; master weights are always float32."
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "Type of the trainer's arithmetic and of the sampler's weights and pages; master weights "
+        "are always float32. auto: bfloat16, but float32 on a CPU whose sampler would have no "
+        "kernels for it. run.json records the choice, and a resume keeps it.",
+        former=("bfloat16", "float32"),  # the second: what auto became on another machine
     )
     attention: Literal["auto", "reference", "chunked", "splash", "triton", "cudnn"] = setting(
         "auto", "Attention back end of the trainer; auto: the fastest that the platform allows."
@@ -33,6 +37,15 @@ class ModelSection:
         "Limit of prompt and response together; 0: the checkpoint's own (times the YaRN factor).",
         at_least=0,
     )
+
+    @property
+    def arithmetic(self) -> str:
+        """`dtype` without auto, which is bfloat16 here.
+
+        A start on a CPU has put float32 in place of auto before, if it must
+        (`rollout.samplers.with_dtype`).
+        """
+        return "bfloat16" if self.dtype == "auto" else self.dtype
 
 
 @dataclasses.dataclass(frozen=True)

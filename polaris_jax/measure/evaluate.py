@@ -21,7 +21,7 @@ from polaris_jax.data.problems import problems_digest
 from polaris_jax.evaluate.scoring import budgets_of, score_rows
 from polaris_jax.measure.inputs import open_progress, response_settings, reward_identity
 from polaris_jax.measure.responses import response_row
-from polaris_jax.measure.solve import open_policy
+from polaris_jax.measure.solve import open_policy, with_decided_dtype
 from polaris_jax.measure.weights import base_inputs, find_checkpoint
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.models import Decoder
@@ -77,6 +77,7 @@ def evaluate(
         ConfigError: there are no held-out problems or no such checkpoint, or a sequence needs more
             positions than the checkpoint has.
     """
+    config = with_decided_dtype(config, progress.line)
     check_reward(config.reward)
     ensure_workdir(workdir)
     writes = [
@@ -298,7 +299,7 @@ def response_identity(
     fields = response_settings(config, sections, without=NOT_OF_RESPONSES)
     checksums = {path: int(value) for path, value in _checksums(model.params()).items()}
     return fields | {
-        "model.dtype": config.model.dtype,
+        "model.dtype": config.model.arithmetic,
         "architecture": model.config.architecture(),
         "weights": checksums,
         "problems": problems_digest(problems),

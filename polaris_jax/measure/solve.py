@@ -25,7 +25,7 @@ from polaris_jax.reward.grade_ahead import GradeAhead, reward_input
 from polaris_jax.reward.grader import Grade
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.groups import begin, sample_groups
-from polaris_jax.rollout.samplers import Samplers
+from polaris_jax.rollout.samplers import Samplers, with_dtype
 from polaris_jax.sharding import split_devices
 from polaris_jax.stages.health import Health, judge, turn_tokens
 from polaris_jax.system import processes
@@ -291,6 +291,17 @@ class Policy:
         return found
 
 
+def with_decided_dtype(
+    config: RunConfig, say: Callable[[str], None] = lambda line: None
+) -> RunConfig:
+    """`rollout.samplers.with_dtype` for the devices that `open_policy` samples on."""
+    return with_dtype(config, _devices(config), say)
+
+
+def _devices(config: RunConfig) -> list[Any]:
+    return split_devices(0, config.rollout.processes)[1]
+
+
 @contextlib.contextmanager
 def open_policy(
     config: RunConfig,
@@ -313,7 +324,7 @@ def open_policy(
     end_ids = model.config.end_ids
     if rope_scaling is not None:
         model = model.with_rope_scaling(rope_scaling)
-    samplers = Samplers(config, split_devices(0, config.rollout.processes)[1], progress)
+    samplers = Samplers(with_decided_dtype(config), _devices(config), progress)
     with open_solver(config, tokenizer, samplers, end_ids=end_ids) as solver:
         sampler = solver.samplers.make(model, max_response_tokens=max_response_tokens)
         with at_run_time(lambda: "sampling"):

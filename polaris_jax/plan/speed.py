@@ -81,7 +81,7 @@ def sampling_s(
         budget: largest length of a response in tokens.
     """
     chip, devices, tensor = machine.chip, machine.devices, config.rollout.tensor
-    element, lengths = WEIGHT_BYTES[config.model.dtype], expected_lengths(budget)
+    element, lengths = WEIGHT_BYTES[config.model.arithmetic], expected_lengths(budget)
     prompt_tokens = min(MEAN_PROMPT_TOKENS, config.data.max_prompt_tokens)
     weights = model.num_parameters * element / tensor
     kv_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * element

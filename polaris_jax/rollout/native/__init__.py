@@ -48,7 +48,7 @@ DRAWN_VOCABS = range((1 << 14) + 1, (1 << 20) + 1)  # sizes whose blocks `draw` 
 
 
 def zeros(shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Zeros, on large pages of memory if the system has them; on Linux they take memory when used."""
+    """Zeros, on large pages if the system has them; on Linux they take memory when used."""
     return jax.ffi.ffi_call(ZEROS, jax.ShapeDtypeStruct(shape, dtype))()
 
 
@@ -86,7 +86,7 @@ def columns_of(panel_PDC: Array, index: Array, *, rows: int) -> Array:
 
     Args:
         panel_PDC: the layer's panels.
-        index: of the columns, any shape.
+        index: indices of the columns, any shape.
         rows: D.
     """
     found = panel_PDC[index // PANEL_COLUMNS, :, index % PANEL_COLUMNS]

@@ -55,7 +55,7 @@ def multiplies_bfloat16() -> bool:
     """True if the kernels multiply bfloat16 numbers, by AVX512-BF16 of CPU and compiler.
 
     Raises:
-        BuildFailed: as by `load`.
+        BuildFailed: see `load`.
     """
     return _loaded()[1]
 
