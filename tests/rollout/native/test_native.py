@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from polaris_jax.rollout import native
+from polaris_jax.rollout.fused_weights import fuse
 from polaris_jax.rollout.kv import Pool
 from polaris_jax.rollout.kv.staged import Staged
 from tests.support.rollout.native_kernels import needs_compiler, reason
-from tests.tolerances import ATTENTION_ATOL, PRODUCT_RTOL
+from tests.support.rollout.rollout_cases import CONFIG, small_model
+from tests.tolerances import ATTENTION_ATOL, BF16_LOGIT_RTOL, PRODUCT_RTOL
 
 pytestmark = needs_compiler
 LAYERS, BATCH, KV, STEPS, MOST = 2, 5, 2, 6, 64
@@ -250,3 +252,24 @@ def test_what_would_read_outside_is_refused(change, words):
         jax.block_until_ready(
             attend(q_BNH, staged, pool, change.get("step", 0), cached_B, table_BJ)
         )
+
+
+# --- a model in bfloat16 ---
+
+
+@pytest.mark.skipif(not reason() and not native.multiplies_bfloat16(), reason="no AVX512-BF16 here")
+def test_a_packed_models_logits_in_bfloat16_are_its_float32_ones_up_to_rounding():
+    model = small_model()
+    token_BT = jnp.asarray(np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 8)))
+
+    @jax.jit
+    def logits(dtype_like, packed_model):
+        position_BT = jnp.broadcast_to(jnp.arange(8), (2, 8))
+        cast = jax.tree.map(lambda x: x.astype(dtype_like.dtype), packed_model)
+        fused = fuse(cast, packed=True)
+        return fused.unembed(fused(token_BT, position_BT, attention="reference"))
+
+    exact, got = (logits(jnp.zeros((), d), model) for d in (jnp.float32, jnp.bfloat16))
+    assert got.dtype == jnp.float32
+    gap = np.abs(np.asarray(got) - exact)
+    assert 0 < gap.mean() < BF16_LOGIT_RTOL * np.abs(exact).mean()
