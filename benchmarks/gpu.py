@@ -236,7 +236,7 @@ def decode(sizes: Sizes, bandwidth: float, repeat: int) -> tuple[float, list[str
             max_len=sizes.max_len,
             decode_steps=rollout.decode_steps,
             prefill_chunk=rollout.prefill_chunk,
-            dtype=sizes.config.model.dtype,
+            dtype=sizes.config.model.arithmetic,
         ),
     )
     weights_bytes = sum(x.nbytes for x in jax.tree.leaves(weights))

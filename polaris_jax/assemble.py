@@ -47,7 +47,7 @@ from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
 from polaris_jax.reward.configured import check_reward, open_grader, warn_of_reward
 from polaris_jax.reward.golds import foreign_golds
-from polaris_jax.rollout.samplers import Samplers
+from polaris_jax.rollout.samplers import Samplers, with_dtype
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.outputs import Outputs, numerics_of
 from polaris_jax.run.owner import alone
@@ -153,6 +153,7 @@ def assemble(
     trainer_devices, sampler_devices = split_devices(
         config.rollout.devices, config.rollout.processes
     )
+    config = with_dtype(config, sampler_devices, progress.line)
     samplers = Samplers(config, sampler_devices, progress)
     samplers.check()
     updater = Updater(

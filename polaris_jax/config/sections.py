@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from typing import Literal
 
 from polaris_jax.config.data import DataSection, WarmstartSection
+from polaris_jax.config.rollout import RolloutSection
 from polaris_jax.config.settings import YES, Setting, declared_sections, setting
 from polaris_jax.config.training import (
     BatchSection,
     ModelSection,
     ObjectiveSection,
     OptimizerSection,
-    RolloutSection,
     StageSection,
 )
 

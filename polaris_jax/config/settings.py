@@ -1,8 +1,8 @@
 """One setting: its default, its help, its range, and what a resume may do with it.
 
-`config/sections.py` and `config/training.py` declare every field of the config with `setting`. All
-else is derived from these declarations: the check of ranges, the list of fields that a resume may
-change, the names that an error suggests, docs/config.md, and --help.
+`config/sections.py` and the modules that it imports declare every field of the config with
+`setting`. All else is derived from these declarations: the check of ranges, the list of fields that
+a resume may change, the names that an error suggests, docs/config.md, and --help.
 """
 
 from __future__ import annotations

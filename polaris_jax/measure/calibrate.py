@@ -19,7 +19,7 @@ from polaris_jax.measure.inputs import (
     response_settings,
     reward_identity,
 )
-from polaris_jax.measure.policy import open_policy
+from polaris_jax.measure.policy import open_policy, with_decided_dtype
 from polaris_jax.measure.responses import KeptResponses
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.records import Problem
@@ -27,7 +27,12 @@ from polaris_jax.report.figures import difficulty_figure
 from polaris_jax.reward.configured import check_reward
 from polaris_jax.run.owner import Ownership, command_owns, tag_prefix
 from polaris_jax.run.progress_file import ProgressFile
-from polaris_jax.run.record import began_with, read_record, refuse_other_run
+from polaris_jax.run.record import (
+    began_with,
+    read_record,
+    refuse_other_run,
+    with_recorded_defaults,
+)
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.stages.difficulty import TOO_EASY_ABOVE, curate, pass_rate_histogram, shape_name
 from polaris_jax.system import processes
@@ -74,6 +79,8 @@ def calibrate(
 
     Source: POLARIS, section 1 (offline difficulty estimation, targeted filtering).
     """
+    config = with_recorded_defaults(workdir, config, progress.line)
+    config = with_decided_dtype(config, progress.line)
     sections = ("seed", "model", "data", "warmstart", "rope") + (() if tag else ("calibrate",))
     refuse_other_run(workdir, config, sections=sections)
     check_reward(config.reward)

@@ -23,7 +23,7 @@ from polaris_jax.evaluate.scoring import budgets_of, grades_of, score_rows, scor
 from polaris_jax.measure.compare_evaluations import compare_evaluations
 from polaris_jax.measure.forced import force_answers, forced_identity, is_forced_row
 from polaris_jax.measure.inputs import open_progress
-from polaris_jax.measure.policy import open_samplers
+from polaris_jax.measure.policy import open_samplers, with_decided_dtype
 from polaris_jax.measure.respond import (
     BATCH_PROMPTS,
     Asked,
@@ -88,6 +88,7 @@ def evaluate(
         ConfigError: there are no held-out problems or no such checkpoint, or a sequence needs more
             positions than the checkpoint has.
     """
+    config = with_decided_dtype(config, progress.line)
     check_reward(config.reward)
     asked = scored_by(checkpoint, tag)
     ensure_workdir(workdir)

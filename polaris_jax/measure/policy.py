@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from polaris_jax.assemble import Solver, open_solver
@@ -13,7 +13,7 @@ from polaris_jax.measure.solve import judged, solve
 from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Graded, Problem
 from polaris_jax.rollout import Sampler
-from polaris_jax.rollout.samplers import Samplers
+from polaris_jax.rollout.samplers import Samplers, with_dtype
 from polaris_jax.sharding import split_devices
 from polaris_jax.stages.health import Health
 from polaris_jax.system.failures import at_run_time
@@ -109,4 +109,15 @@ def open_policy(
 
 def open_samplers(config: RunConfig, progress: Progress) -> Samplers:
     """What makes the samplers of a measurement, on all devices of this process."""
-    return Samplers(config, split_devices(0, config.rollout.processes)[1], progress)
+    return Samplers(with_decided_dtype(config), _devices(config), progress)
+
+
+def with_decided_dtype(
+    config: RunConfig, say: Callable[[str], None] = lambda line: None
+) -> RunConfig:
+    """`rollout.samplers.with_dtype` for the devices that `open_policy` samples on."""
+    return with_dtype(config, _devices(config), say)
+
+
+def _devices(config: RunConfig) -> list[Any]:
+    return split_devices(0, config.rollout.processes)[1]

@@ -87,7 +87,7 @@ def positions(
         ]
         trained = config.rope.yarn.original_max_position_embeddings
         width = max(1, trained // POINTS)
-        dtype = jnp.dtype(config.model.dtype)
+        dtype = jnp.dtype(config.model.arithmetic)
         model = Decoder.from_params(
             model.config, {path: value.astype(dtype) for path, value in model.params().items()}
         )

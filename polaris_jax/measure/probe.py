@@ -23,7 +23,7 @@ from polaris_jax.measure.inputs import (
     response_settings,
     reward_identity,
 )
-from polaris_jax.measure.policy import Policy, open_policy
+from polaris_jax.measure.policy import Policy, open_policy, with_decided_dtype
 from polaris_jax.measure.probe_set import NO_PLATEAU
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.records import Graded, Problem
@@ -81,6 +81,7 @@ def probe(
         to fall).
     """
     config = with_recorded_defaults(workdir, config, progress.line)
+    config = with_decided_dtype(config, progress.line)
     refuse_other_run(workdir, config, sections=("seed", "model", "data", "warmstart", "rope"))
     check_reward(config.reward)
     ensure_workdir(workdir)

@@ -270,7 +270,7 @@ def response_identity(
     fields = response_settings(config, sections, without=NOT_OF_RESPONSES)
     checksums = {path: int(value) for path, value in _checksums(model.params()).items()}
     return fields | {
-        "model.dtype": config.model.dtype,
+        "model.dtype": config.model.arithmetic,
         "architecture": model.config.architecture(),
         "weights": checksums,
         "problems": problems_digest(problems),

@@ -250,7 +250,7 @@ def sync_programs(job: Job, params: Any, setting: Setting) -> list[AbstractProgr
     # The trainer's order of devices: one jitted function reshards from mesh to mesh.
     trainer = jax.tree.leaves(params)[0].sharding.mesh
     mesh = _sampler_mesh(setting, list(trainer.devices.flat))
-    return weight_sync_programs(params, job.config.model.dtype, mesh)
+    return weight_sync_programs(params, job.config.model.arithmetic, mesh)
 
 
 def sampler_set(

@@ -199,7 +199,7 @@ class Planner:
 
     def _weight_bytes(self, setting: Setting) -> float:
         """The sampler's weights on a device, from the number of parameters."""
-        width = 2 if self.job.config.model.dtype == "bfloat16" else 4
+        width = 2 if self.job.config.model.arithmetic == "bfloat16" else 4
         return self.job.model.num_parameters * width / setting.sampler_tensor
 
     def may_fit(self, setting: Setting) -> bool:

@@ -82,11 +82,11 @@ def sampling_s(
         budget: largest length of a response in tokens.
     """
     chip, devices, tensor = machine.chip, machine.devices, config.rollout.tensor
-    element, lengths = WEIGHT_BYTES[config.model.dtype], expected_lengths(budget)
+    element, lengths = WEIGHT_BYTES[config.model.arithmetic], expected_lengths(budget)
     prompt_tokens = min(MEAN_PROMPT_TOKENS, config.data.max_prompt_tokens)
     weights = model.num_parameters * element / tensor
     layout = XLA_INT8 if config.rollout.kv_dtype == "int8" else XLA
-    kv_token = layout.token_bytes(model, config.model.dtype)
+    kv_token = layout.token_bytes(model, config.model.arithmetic)
     room = max(0.0, chip.hbm_bytes * POOL_SHARE - weights)
     held = int(room // (kv_token / tensor * live_context(lengths, prompt_tokens)))
     shards = max(1, devices // tensor)

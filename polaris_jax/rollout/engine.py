@@ -93,12 +93,12 @@ class Engine:
         self.data = sharding.slot_shards(mesh)
         self.spec = program_spec(model_config, config, mesh)
         self.slots_a_shard = config.slots // self.data
+        dtype = jnp.dtype(config.dtype or jnp.float32)
+        token_bytes = self.spec.layout.token_bytes(model_config, dtype)
         self.recompute_reads = recompute_reads(
-            model_config,
-            max_len=config.max_len,
-            kv_token_bytes=self.spec.layout.token_bytes(model_config, config.dtype or jnp.float32),
+            model_config, max_len=config.max_len, kv_token_bytes=token_bytes
         )
-        self.weight_reads = model_config.num_parameters / values
+        self.weight_reads = model_config.num_parameters * dtype.itemsize / token_bytes
         self.prefill_shape = prefill_shape(config.prefill_chunk, fine=self.spec.staged)
         device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
         on_accelerator = device.platform != "cpu"

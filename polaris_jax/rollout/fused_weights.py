@@ -77,21 +77,21 @@ class PackedMatrices:
     """`Matrices` in panels, for the native product."""
 
     panel_LPDC: Array
+    num_rows: int = dataclasses.field(metadata={"static": True})
     num_columns: int = dataclasses.field(metadata={"static": True})
 
     def product(self, layer: Array | int, x_MD: Array, *, dtype: DTypeLike | None = None) -> Array:
-        """See `Matrices`; float32 alone."""
-        del dtype
-        return native.packed_product(layer, x_MD, self.panel_LPDC, columns=self.num_columns)
+        """See `Matrices`; sums are float32."""
+        out_MX = native.packed_product(layer, x_MD, self.panel_LPDC, columns=self.num_columns)
+        return out_MX.astype(dtype or x_MD.dtype)
 
     def columns(self, index: Array) -> Array:
         """See `Matrices`."""
-        size = self.panel_LPDC.shape[-1]
-        return self.panel_LPDC[0, index // size, :, index % size]
+        return native.columns_of(self.panel_LPDC[0], index, rows=self.num_rows)
 
     def whole(self) -> Array:
         """See `Matrices`."""
-        return native.unpacked(self.panel_LPDC[0], columns=self.num_columns)
+        return native.unpacked(self.panel_LPDC[0], rows=self.num_rows, columns=self.num_columns)
 
 
 @jax.tree_util.register_dataclass
@@ -225,14 +225,14 @@ def fuse(model: Decoder, *, packed: bool = False) -> FusedWeights:
 
     Args:
         model: the model, on one device.
-        packed: True: make `PackedMatrices`, which need float32 and the native kernels. False: make
+        packed: True: make `PackedMatrices`, which need the native kernels. False: make
             `SeparateMatrices`.
     """
     config, p = model.config, model.params()
 
     def matrices(arrays: list[Array]) -> Matrices:
         if packed:
-            return PackedMatrices(native.pack(jnp.stack(arrays)), arrays[0].shape[1])
+            return PackedMatrices(native.pack(jnp.stack(arrays)), *arrays[0].shape)
         return SeparateMatrices(tuple(arrays))
 
     def each(*names: str, rows: int) -> Matrices:

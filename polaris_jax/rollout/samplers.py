@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from polaris_jax.config import RunConfig, check_pages
 from polaris_jax.models import Decoder, ModelConfig
+from polaris_jax.rollout import native
 from polaris_jax.rollout.programs.spec import program_spec
 from polaris_jax.rollout.sampler import Sampler
 from polaris_jax.rollout.settings import SamplerConfig
 from polaris_jax.sharding import make_sampler_mesh, slot_shards
 from polaris_jax.system.progress import Progress
+
+CPU = "cpu"
+
+
+def with_dtype(
+    config: RunConfig, devices: Sequence[Any], say: Callable[[str], None] = lambda line: None
+) -> RunConfig:
+    """The config with a type in place of `model.dtype=auto`.
+
+    It is bfloat16, but float32 on CPUs unless the native kernels serve it: to XLA's, bfloat16 is
+    several times slower to sample. Several processes take float32 on CPUs, since each may have
+    another CPU. The trainer has no part in the choice: on a CPU both types take it as long.
+
+    Args:
+        config: the run's config.
+        devices: devices that may sample.
+        say: prints the choice.
+    """
+    if config.model.dtype != "auto":
+        return config
+    refusal = _bfloat16_refusal(config, devices) if devices[0].platform == CPU else ""
+    dtype, why = ("float32", f" ({refusal})") if refusal else ("bfloat16", "")
+    say(f"model.dtype=auto: {dtype}{why}")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+
+
+def _bfloat16_refusal(config: RunConfig, devices: Sequence[Any]) -> str:
+    """Why bfloat16 would be sampled by XLA's kernels on these CPU devices; "" if it would not."""
+    if config.rollout.attention not in ("auto", "native"):
+        return f"rollout.attention={config.rollout.attention!r} has no kernels for bfloat16"
+    if len(devices) > 1 or jax.process_count() > 1:
+        return "kernels for bfloat16 serve one CPU device of one process"
+    try:
+        there = native.multiplies_bfloat16()
+    except native.BuildFailed as error:
+        return f"no kernels for bfloat16: {error}"
+    return "" if there else "no kernels for bfloat16: no AVX512-BF16"
 
 
 class Samplers:

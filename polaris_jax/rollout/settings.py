@@ -128,7 +128,7 @@ class SamplerConfig:
         names = {f.name for f in dataclasses.fields(cls)}
         names &= {f.name for f in dataclasses.fields(config.rollout)}
         shared = {name: getattr(config.rollout, name) for name in names}
-        return cls(**shared, max_len=max_len, dtype=config.model.dtype)
+        return cls(**shared, max_len=max_len, dtype=config.model.arithmetic)
 
     @property
     def pages_of_a_row(self) -> int:

@@ -190,6 +190,9 @@ def _differing(record: dict[str, Any], config: RunConfig, names: Iterable[str]) 
         added = name not in recorded and declared_name(name) in ADDED_FIELDS
         if added and here == _plain({name: SETTINGS[declared_name(name)].default})[name]:
             continue  # `with_recorded_defaults` gives it the value of versions without the field
+        setting = SETTINGS.get(declared_name(name))
+        if setting is not None and here == setting.default and there in setting.former:
+            continue  # and what was the default when the run began
         if there != here:
             differing.append(f"{name}={there!r} there, {here!r} here")
     return differing

@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from polaris_jax.config.rollout import INT8_LOGP_GAP_MEAN
 from polaris_jax.config.sections import GuardsSection, RunConfig
-from polaris_jax.config.training import INT8_LOGP_GAP_MEAN
 
 JUDGED_STEPS = 10  # fewest steps by which a run is called hopeless
 BASELINE_STEPS = 3  # measured steps of a stage whose mean is the stage's start

@@ -138,7 +138,7 @@ def sharded_model(
             num_heads=config.num_heads // mesh.shape[TENSOR],
             num_kv_heads=config.num_kv_heads // mesh.shape[TENSOR],
             context_shards=mesh.shape[CONTEXT],
-            dtype=section.dtype,
+            dtype=section.arithmetic,
             one_segment_a_row=not packs_rows(section.attention),
         )
     except ValueError as error:
@@ -148,7 +148,7 @@ def sharded_model(
         (path, leaf_spec(path, shapes[path], axes[path], mesh=mesh, rules=TRAINER_RULES))
         for path in sorted(shapes)
     )
-    return ShardedModel(config, mesh, row_len, section.dtype, attention, section.remat, specs)
+    return ShardedModel(config, mesh, row_len, section.arithmetic, attention, section.remat, specs)
 
 
 def _check_mesh(config: ModelConfig, mesh: Mesh, *, row_len: int) -> None:

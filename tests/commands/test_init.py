@@ -70,7 +70,7 @@ def test_with_a_file_for_scores_nothing_is_held_out_and_a_pod_gets_a_layout(here
     config = build_config(load_config("pod.py"))
     assert config.data.problems == config.evaluate.problems == str(here / "gsm8k.jsonl")
     assert not (here / "pod_train.parquet").exists()
-    assert config.model.dtype == "bfloat16"
+    assert config.model.arithmetic == "bfloat16"
     assert len(config.stages) == 2
 
 

@@ -141,7 +141,7 @@ def test_no_usual_name_is_the_name_of_a_field_of_ours():
             {"optimizer": {"max_grad_norm": -float("inf")}},
             "optimizer.max_grad_norm=-inf: must be finite",
         ),
-        ({"model": {"dtype": "fp8"}}, "model.dtype='fp8': expected one of float32, bfloat16"),
+        ({"model": {"dtype": "fp8"}}, "model.dtype='fp8': expected one of auto, float32, bfloat16"),
         ({"objective": {"std": True}}, "objective.std=True: expected one of std, off"),
         ({"rollout": 3}, "rollout=3: expected a section with fields"),
         ({"stages": 3}, "stages=3: expected a list"),

@@ -116,7 +116,7 @@ RECIPE = {
 # Of every model: each number of the recipe that a config holds, and each switch whose other value
 # would be another recipe.
 COMMON = {
-    "model.dtype": "bfloat16",  # compute; master weights are float32 always
+    "model.dtype": "auto",  # bfloat16 on TPUs and GPUs; master weights are float32 always
     "model.remat": "layer",
     "data.max_prompt_tokens": 1024,
     "rollout.prompts_per_step": 128,

@@ -6,7 +6,12 @@ import pytest
 from etils import epath
 
 from polaris_jax.config import ConfigError, build_config, config_fields
-from polaris_jax.run.record import read_record, refuse_other_config, with_recorded_defaults
+from polaris_jax.run.record import (
+    read_record,
+    refuse_other_config,
+    refuse_other_run,
+    with_recorded_defaults,
+)
 
 # The defaults of `probe` before shares took the place of points.
 FORMER = {
@@ -65,3 +70,18 @@ def test_a_value_of_the_users_own_is_still_refused(workdir):
 def test_a_new_workdir_has_the_present_defaults(tmp_path):
     config = build_config({})
     assert with_recorded_defaults(tmp_path, config, pytest.fail) == config
+
+
+@pytest.mark.parametrize("there", ["bfloat16", "float32"])
+def test_a_resume_keeps_what_auto_became(tmp_path, there):
+    """On another machine too; "bfloat16" was also the default of versions without auto."""
+    fields = config_fields(build_config({"model": {"dtype": there}}))
+    record = {"config": fields, "binding": sorted(fields), "starts": []}
+    (tmp_path / "run.json").write_text(json.dumps(record, default=list))
+    workdir = epath.Path(tmp_path)
+    refuse_other_run(workdir, build_config({}), sections=("model",))
+    config = with_recorded_defaults(workdir, build_config({}), lambda line: None)
+    assert config.model.dtype == there
+    other = "float32" if there == "bfloat16" else "bfloat16"
+    with pytest.raises(ConfigError, match=f"model.dtype='{there}' there, '{other}' here"):
+        refuse_other_run(workdir, build_config({"model": {"dtype": other}}), sections=("model",))

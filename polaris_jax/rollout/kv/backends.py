@@ -196,12 +196,6 @@ def _one_device(sizes: Sizes) -> str:
     return f"is for one device without a mesh, the sampler has a mesh of {sizes.mesh_size}"
 
 
-def _float32(sizes: Sizes) -> str:
-    if sizes.dtype == "float32":
-        return ""
-    return f"is for float32, the sampler's dtype is {sizes.dtype or 'unknown yet'}"
-
-
 def _staged(sizes: Sizes) -> str:
     return "" if sizes.staged else "needs layout='staged'"
 
@@ -230,6 +224,14 @@ def _tpu_inference(sizes: Sizes) -> str:
     if ragged_v3.installed():
         return ""
     return "needs the package tpu-inference (pip install --no-deps tpu-inference)"
+
+
+def _kernel_dtype(sizes: Sizes) -> str:
+    if sizes.dtype == "float32" or (sizes.dtype == "bfloat16" and native.multiplies_bfloat16()):
+        return ""
+    if sizes.dtype == "bfloat16":
+        return "multiplies bfloat16 by AVX512-BF16, which this CPU or its compiler lacks"
+    return f"is for float32 and bfloat16, the sampler's dtype is {sizes.dtype or 'unknown yet'}"
 
 
 def smem_bytes(rows: int, pages: int) -> int:
@@ -261,7 +263,7 @@ BACKENDS = (
         XLA,
         None,
         platforms=("cpu",),
-        limits=(_one_device, _float32, _staged, _fused, _compiled),
+        limits=(_one_device, _staged, _fused, _compiled, _kernel_dtype),
         native=True,
         reason=lambda platform: native.load(),
     ),

@@ -4,8 +4,9 @@ XLA packs the matrices of a product in every call and copies pages before it att
 kernels do neither. They are compiled on the machine that runs them, if it has a C++ compiler, and
 called by XLA's FFI; `load` must have been called before one is used.
 
-Float32, on one CPU device, forward only. A row's result is the same bits whatever rows are beside
-it and wherever its decode call began.
+On one CPU device, forward only, with weights and pages in float32 or, on a CPU with AVX512-BF16, in
+bfloat16; sums are float32. A row's result is the same bits whatever rows are beside it and wherever
+its decode call began.
 """
 
 from __future__ import annotations
@@ -13,46 +14,102 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from polaris_jax.rollout.kv import Pool
 from polaris_jax.rollout.kv.staged import Staged
-from polaris_jax.rollout.native.build import ATTENTION, PACK, PRODUCT, ZEROS, BuildFailed, load
+from polaris_jax.rollout.native.build import (
+    ATTENTION,
+    DRAW,
+    PACK,
+    PRODUCT,
+    ZEROS,
+    BuildFailed,
+    load,
+    multiplies_bfloat16,
+)
 
-__all__ = ["BuildFailed", "attend_staged", "load", "pack", "packed_product", "unpacked", "zeros"]
+__all__ = [
+    "DRAWN_VOCABS",
+    "BuildFailed",
+    "attend_staged",
+    "columns_of",
+    "draw",
+    "load",
+    "multiplies_bfloat16",
+    "pack",
+    "packed_product",
+    "unpacked",
+    "zeros",
+]
 
 PANEL_COLUMNS = 32  # kPanel in product.h
+DRAWN_VOCABS = range((1 << 14) + 1, (1 << 20) + 1)  # sizes whose blocks `draw` sums as XLA does
 
 
-def zeros(shape: tuple[int, ...]) -> Array:
-    """Float32 zeros, on large pages of memory if the system has them."""
-    return jax.ffi.ffi_call(ZEROS, jax.ShapeDtypeStruct(shape, jnp.float32))()
+def zeros(shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    """Zeros, on large pages if the system has them; on Linux they take memory when used."""
+    return jax.ffi.ffi_call(ZEROS, jax.ShapeDtypeStruct(shape, dtype))()
 
 
 def pack(weight_LDX: Array) -> Array:
-    """[L, P, D, 32]: panels of 32 columns, each contiguous; the last is filled up with zeros."""
+    """Panels of 32 columns, each contiguous; the last is filled up with zeros.
+
+    [L, P, D, 32] of float32. Of bfloat16, two rows lie side by side: [L, P, ceil(D / 2), 32, 2].
+    """
+    weight_LDX = jnp.pad(weight_LDX, ((0, 0), (0, _odd(weight_LDX)), (0, 0)))
     layers, width, columns = weight_LDX.shape
-    panels = -(-columns // PANEL_COLUMNS)
-    out = jax.ShapeDtypeStruct((layers, panels, width, PANEL_COLUMNS), jnp.float32)
-    return jax.ffi.ffi_call(PACK, out)(weight_LDX)
+    panels, dtype = -(-columns // PANEL_COLUMNS), weight_LDX.dtype
+    shape = (layers, panels, width, PANEL_COLUMNS)
+    if dtype == jnp.bfloat16:
+        shape = (layers, panels, width // 2, PANEL_COLUMNS, 2)
+    return jax.ffi.ffi_call(PACK, jax.ShapeDtypeStruct(shape, dtype))(weight_LDX)
 
 
-def unpacked(panel_PDC: Array, *, columns: int) -> Array:
-    """[D, X]: the matrix of one layer of `pack`."""
-    _, width, _ = panel_PDC.shape
-    return panel_PDC.swapaxes(0, 1).reshape(width, -1)[:, :columns]
+def unpacked(panel_PDC: Array, *, rows: int, columns: int) -> Array:
+    """[D, X]: the matrix of one layer of `pack`.
+
+    Args:
+        panel_PDC: the layer's panels.
+        rows: D.
+        columns: X.
+    """
+    if panel_PDC.dtype == jnp.bfloat16:
+        panels, _, size, _ = panel_PDC.shape
+        panel_PDC = panel_PDC.swapaxes(2, 3).reshape(panels, -1, size)
+    width = panel_PDC.shape[1]
+    return panel_PDC.swapaxes(0, 1).reshape(width, -1)[:rows, :columns]
+
+
+def columns_of(panel_PDC: Array, index: Array, *, rows: int) -> Array:
+    """[..., D]: columns of the matrix of one layer of `pack`.
+
+    Args:
+        panel_PDC: the layer's panels.
+        index: indices of the columns, any shape.
+        rows: D.
+    """
+    found = panel_PDC[index // PANEL_COLUMNS, :, index % PANEL_COLUMNS]
+    return found.reshape(*index.shape, -1)[..., :rows]
 
 
 def packed_product(layer: Array | int, x_MD: Array, panel_LPDC: Array, *, columns: int) -> Array:
-    """[M, X]: `x_MD` times the matrix of layer `layer`.
+    """[M, X] in float32: `x_MD` times the matrix of layer `layer`.
 
     Args:
         layer: int32 index.
-        x_MD: float32 inputs.
+        x_MD: inputs, of the dtype of the matrices.
         panel_LPDC: result of `pack`.
         columns: X.
     """
     out = jax.ShapeDtypeStruct((x_MD.shape[0], columns), jnp.float32)
+    x_MD = jnp.pad(x_MD, ((0, 0), (0, _odd(x_MD))))
     return jax.ffi.ffi_call(PRODUCT, out)(jnp.int32(layer), x_MD, panel_LPDC)
+
+
+def _odd(x: Array) -> int:
+    """Rows of zeros that bfloat16 matrices and inputs need, so that rows come in pairs."""
+    return x.shape[1] % 2 if x.dtype == jnp.bfloat16 else 0
 
 
 def attend_staged(
@@ -66,6 +123,36 @@ def attend_staged(
 ) -> Array:
     """`kv.staged.attend_staged` once the step's token is staged: out_BNH, pages read in place."""
     out = jax.ShapeDtypeStruct(q_BNH.shape, jnp.float32)
-    return jax.ffi.ffi_call(ATTENTION, out)(
-        jnp.int32(layer), jnp.int32(step), q_BNH, *staged, *pool, cached_B, table_BJ
+    out_BNH = jax.ffi.ffi_call(ATTENTION, out)(
+        jnp.int32(layer),
+        jnp.int32(step),
+        q_BNH.astype(jnp.float32),
+        *staged,
+        *pool,
+        cached_B,
+        table_BJ,
     )
+    return out_BNH.astype(q_BNH.dtype)
+
+
+def draw(logit_BV: Array, uniform_B: Array, temperature_B: Array) -> tuple[Array, Array, Array]:
+    """A token of each row by `programs.draw`'s rule, without filters.
+
+    Tokens are XLA's: the kernel's exp and sums over blocks make the same bits. So does the sum over
+    V, except in its last bits where XLA takes another order: for fewer than 4 rows, which it splits
+    among threads, and if more than 32 tokens are left behind the last 64.
+
+    Args:
+        logit_BV: float32 logits; V is one of `DRAWN_VOCABS`.
+        uniform_B: in [0, 1).
+        temperature_B: 0 takes the likeliest token.
+
+    Returns:
+        (token_B, distance_B, norm_B): int32 tokens, their (logit - greatest logit) / temperature,
+        and the sum over V of exp of the same. Temperature 1 if it is 0.
+    """
+    batch, _ = logit_BV.shape
+    numbers = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    out = (jax.ShapeDtypeStruct((batch,), jnp.int32), numbers, numbers)
+    token_B, distance_B, norm_B = jax.ffi.ffi_call(DRAW, out)(logit_BV, uniform_B, temperature_B)
+    return token_B, distance_B, norm_B

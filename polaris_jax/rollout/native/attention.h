@@ -1,4 +1,5 @@
-// One row's query over its pages and the tokens staged beside them.
+// One row's query over its pages and the tokens staged beside them. Keys and values are floats or
+// bfloat16 numbers; all sums are floats.
 
 #ifndef POLARIS_NATIVE_ATTENTION_H_
 #define POLARIS_NATIVE_ATTENTION_H_
@@ -38,8 +39,8 @@ inline Vec Exp(Vec x) {
 // scores[g][i] = sum over h of q[g][h] * keys[h][i], for C vectors of tokens, which may lie in several
 // pages: one vector alone makes too few sums to hide the latency of one. A key's row has `stride`
 // tokens.
-template <int G, int C, typename V>
-void ScoresOf(const float* q, int64_t width, const float* const (&keys)[C], int64_t stride,
+template <int G, int C, typename V, typename T>
+void ScoresOf(const float* q, int64_t width, const T* const (&keys)[C], int64_t stride,
               float* scores, int64_t scores_stride) {
   constexpr int kWidth = sizeof(V) / sizeof(float);
   V sum[C][G] = {};
@@ -56,19 +57,19 @@ void ScoresOf(const float* q, int64_t width, const float* const (&keys)[C], int6
 
 // `ScoresOf` for `count` tokens side by side. Those behind them may be read, and as many scores
 // written, up to kLanes - 1.
-template <int G>
-void Scores(const float* q, int64_t width, const float* keys, int64_t stride, int64_t count,
+template <int G, typename T>
+void Scores(const float* q, int64_t width, const T* keys, int64_t stride, int64_t count,
             float* scores, int64_t scores_stride) {
   for (int64_t i = 0; i < count;)
     i += WithLanes(stride - i, [&](auto lanes) {
-      const float* const at[] = {keys + i};
+      const T* const at[] = {keys + i};
       ScoresOf<G, 1, Lanes<lanes>>(q, width, at, stride, scores + i, scores_stride);
     });
 }
 
 // out[g][h] += sum over i of weights[g][i] * values[i][h], for C vectors of h.
-template <int G, int C, typename V>
-void GainOf(const float* weights, int64_t weights_stride, const float* values, int64_t count,
+template <int G, int C, typename V, typename T>
+void GainOf(const float* weights, int64_t weights_stride, const T* values, int64_t count,
             int64_t width, float* out) {
   constexpr int kWidth = sizeof(V) / sizeof(float);
   V sum[G][C];
@@ -88,8 +89,8 @@ void GainOf(const float* weights, int64_t weights_stride, const float* values, i
 }
 
 // `GainOf` for all h.
-template <int G>
-void Gain(const float* weights, int64_t weights_stride, const float* values, int64_t count,
+template <int G, typename T>
+void Gain(const float* weights, int64_t weights_stride, const T* values, int64_t count,
           int64_t width, float* out) {
   constexpr int kVecs = std::clamp(kSums / G, 1, 4);
   int64_t h = 0;
@@ -102,20 +103,23 @@ void Gain(const float* weights, int64_t weights_stride, const float* values, int
 }
 
 // Asks for numbers that are used soon. Pages lie anywhere, so the hardware cannot foresee them.
-inline void Prefetch(const float* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) __builtin_prefetch(from + i, 0, 2);
+template <typename T>
+void Prefetch(const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLineBytes / sizeof(T)) __builtin_prefetch(from + i, 0, 2);
 }
 
 // What the threads share of one call.
+template <typename T>
 struct Rows {
-  const float *q, *k_pages, *v_pages, *k_staged, *v_staged;
+  const float* q;
+  const T *k_pages, *v_pages, *k_staged, *v_staged;
   const int32_t *cached, *table;
   int64_t num_kv, width, page, pages_of_row, staged, steps, first_page;
 };
 
 // Some queries of a KV head of row b: scores of all its tokens, their softmax, the weighted values.
-template <int G>
-void Attend(const Rows& rows, int64_t b, int64_t kv, const float* q, float* out,
+template <int G, typename T>
+void Attend(const Rows<T>& rows, int64_t b, int64_t kv, const float* q, float* out,
             std::vector<float>& buffer) {
   const int64_t width = rows.width, page = rows.page, head = page * width;
   const int64_t cached = rows.cached[b], tokens = cached + rows.steps;
@@ -135,7 +139,7 @@ void Attend(const Rows& rows, int64_t b, int64_t kv, const float* q, float* out,
   if (page % kLanes == 0) {
     constexpr int kVecs = std::clamp(kSums / G, 1, 4);
     for (; scored + kVecs * kLanes <= cached; scored += kVecs * kLanes) {
-      const float* keys[kVecs];
+      const T* keys[kVecs];
       for (int c = 0; c < kVecs; ++c) {
         const int64_t at = scored + c * kLanes, ahead = at + kVecs * kLanes;
         keys[c] = rows.k_pages + page_at(at) + at % page;
@@ -182,9 +186,9 @@ void Attend(const Rows& rows, int64_t b, int64_t kv, const float* q, float* out,
     for (int64_t h = 0; h < width; ++h) out[g * width + h] /= norm[g];
 }
 
-template <int G>
-void AttendGroup(int64_t group, const Rows& rows, int64_t b, int64_t kv, const float* q, float* out,
-                 std::vector<float>& buffer) {
+template <int G, typename T>
+void AttendGroup(int64_t group, const Rows<T>& rows, int64_t b, int64_t kv, const float* q,
+                 float* out, std::vector<float>& buffer) {
   if constexpr (G > 0) {
     if (group == G)
       Attend<G>(rows, b, kv, q, out, buffer);

@@ -29,6 +29,7 @@ SOURCE = Path(__file__).with_name("kernels.cc")
 SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 ZEROS, PACK = "polaris_zeros", "polaris_pack"
 PRODUCT, ATTENTION = "polaris_packed_product", "polaris_attend_staged"
+DRAW = "polaris_draw"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared")
 COMPILE_TIMEOUT_S = 300
@@ -47,6 +48,19 @@ def load() -> str:
     Raises:
         BuildFailed: no C++ compiler, or it refused; the same in every call of a process.
     """
+    return _loaded()[0]
+
+
+def multiplies_bfloat16() -> bool:
+    """True if the kernels multiply bfloat16 numbers, by AVX512-BF16 of CPU and compiler.
+
+    Raises:
+        BuildFailed: see `load`.
+    """
+    return _loaded()[1]
+
+
+def _loaded() -> tuple[str, bool]:
     outcome = _load()
     if isinstance(outcome, BuildFailed):
         raise BuildFailed(str(outcome))
@@ -54,15 +68,15 @@ def load() -> str:
 
 
 @functools.cache
-def _load() -> str | BuildFailed:
+def _load() -> tuple[str, bool] | BuildFailed:
+    """(the compiler's version, True if products of bfloat16 are there), or why there is nothing."""
     try:
         compiler, version = _compiler()
-        _register(_library(compiler, version))
+        return version, _register(_library(compiler, version))
     except BuildFailed as error:
         return error
     except OSError as error:
         return BuildFailed(f"compiling or loading: {error}")
-    return version
 
 
 def _compiler() -> tuple[str, str]:
@@ -113,10 +127,11 @@ def _named(base: Path, digest: str, library: Path) -> Path:
     return base / f"kernels-{digest}-{zlib.crc32(library.read_bytes()):08x}.so"
 
 
-def _register(library: Path) -> None:
+def _register(library: Path) -> bool:
     loaded = ctypes.CDLL(str(library))
-    for name in (ZEROS, PACK, PRODUCT, ATTENTION):
+    for name in (ZEROS, PACK, PRODUCT, ATTENTION, DRAW):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
+    return bool(loaded.polaris_multiplies_bfloat16())
 
 
 def _run(command: list[str]) -> str:

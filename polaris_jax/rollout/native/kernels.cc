@@ -11,9 +11,11 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "attention.h"
+#include "draw.h"
 #include "for_each.h"
 #include "product.h"
 #include "xla/ffi/api/ffi.h"
@@ -23,83 +25,125 @@ namespace ffi = xla::ffi;
 namespace polaris {
 namespace {
 
+// A range of memory in which only complete pages of `size` bytes lie.
+struct Pages {
+  uint8_t *start, *end;
+
+  Pages(void* from, size_t bytes, uintptr_t size) {
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(from) + size - 1) / size * size;
+    const uintptr_t last = (reinterpret_cast<uintptr_t>(from) + bytes) / size * size;
+    start = reinterpret_cast<uint8_t*>(first);
+    end = reinterpret_cast<uint8_t*>(std::max(first, last));
+  }
+};
+
 // Asks for large pages for memory that is written next: with small ones a product of few rows waits
 // for their addresses. A system without them leaves it as it is.
-void LargePages(float* from, int64_t count) {
+void LargePages(void* from, size_t bytes) {
 #if defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kSize = 1 << 21;
-  const uintptr_t start = (reinterpret_cast<uintptr_t>(from) + kSize - 1) / kSize * kSize;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(from + count) / kSize * kSize;
-  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+  const Pages large(from, bytes, 1 << 21);
+  if (large.start < large.end) madvise(large.start, large.end - large.start, MADV_HUGEPAGE);
 #endif
 }
 
-// Zeros; what lies there is read from anywhere.
-ffi::Error Zeros(ffi::ThreadPool pool, ffi::ResultBuffer<ffi::F32> out) {
-  constexpr int64_t kPart = 1 << 19;
-  float* to = out->typed_data();
-  const int64_t count = out->element_count();
-  LargePages(to, count);
-  ForEach(pool, (count + kPart - 1) / kPart, pool.num_threads(), [&](int64_t item) {
-    std::memset(to + item * kPart, 0, std::min(kPart, count - item * kPart) * sizeof(float));
+// Zeros; what lies there is read from anywhere. On Linux the memory is given back to the system,
+// which gives it anew, as zeros, where it is first used: a page pool takes memory as it fills.
+ffi::Error Zeros(ffi::ThreadPool pool, ffi::Result<ffi::AnyBuffer> out) {
+  constexpr int64_t kPart = 1 << 21;
+  uint8_t* to = static_cast<uint8_t*>(out->untyped_data());
+  const int64_t bytes = out->size_bytes();
+  LargePages(to, bytes);
+#if defined(__linux__)
+  const Pages small(to, bytes, sysconf(_SC_PAGESIZE));
+  if (small.start < small.end &&
+      madvise(small.start, small.end - small.start, MADV_DONTNEED) == 0) {
+    std::memset(to, 0, small.start - to);
+    std::memset(small.end, 0, to + bytes - small.end);
+    return ffi::Error::Success();
+  }
+#endif
+  ForEach(pool, (bytes + kPart - 1) / kPart, pool.num_threads(), [&](int64_t item) {
+    std::memset(to + item * kPart, 0, std::min(kPart, bytes - item * kPart));
   });
   return ffi::Error::Success();
 }
 
-// out[L, P, D, 32] = panels of weights[L, D, X]; the last is filled up with zeros.
-ffi::Error Pack(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> weights,
-                ffi::ResultBuffer<ffi::F32> out) {
+// out = panels of weights[L, D, X]: [L, P, D, 32] of floats, [L, P, D / 2, 32, 2] of bfloat16
+// numbers, of which D must be even. The last panel is filled up with zeros.
+template <typename T>
+ffi::Error PackAs(ffi::ThreadPool& pool, ffi::AnyBuffer weights, ffi::Result<ffi::AnyBuffer> out) {
+  constexpr int64_t kTerms = sizeof(float) / sizeof(T);
   const int64_t layers = weights.dimensions()[0], width = weights.dimensions()[1];
   const int64_t columns = weights.dimensions()[2], panels = (columns + kPanel - 1) / kPanel;
-  if (out->element_count() != static_cast<size_t>(layers * panels * width * kPanel))
+  if (width % kTerms || out->element_count() != static_cast<size_t>(layers * panels * width * kPanel))
     return ffi::Error::InvalidArgument("pack: shapes do not fit");
-  LargePages(out->typed_data(), out->element_count());
+  LargePages(out->untyped_data(), out->size_bytes());
   ForEach(pool, layers * panels, pool.num_threads(), [&](int64_t item) {
     const int64_t first = item % panels * kPanel;
     const int64_t count = std::min<int64_t>(kPanel, columns - first);
-    const float* from = weights.typed_data() + item / panels * width * columns + first;
-    float* to = out->typed_data() + item * width * kPanel;
+    const T* from = static_cast<const T*>(weights.untyped_data()) +
+                    item / panels * width * columns + first;
+    T* to = static_cast<T*>(out->untyped_data()) + item * width * kPanel;
     for (int64_t d = 0; d < width; ++d) {
-      std::memcpy(to + d * kPanel, from + d * columns, count * sizeof(float));
-      std::fill(to + d * kPanel + count, to + (d + 1) * kPanel, 0.0f);
+      T* row = to + d / kTerms * kTerms * kPanel + d % kTerms;
+      for (int64_t i = 0; i < kPanel; ++i)
+        row[i * kTerms] = i < count ? from[d * columns + i] : T{};
     }
   });
   return ffi::Error::Success();
 }
 
-// out[M, X] = x[M, D] * weights[layer], packed as [L, P, D, 32].
-ffi::Error PackedProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
-                         ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> weights,
-                         ffi::ResultBuffer<ffi::F32> out) {
+ffi::Error Pack(ffi::ThreadPool pool, ffi::AnyBuffer weights, ffi::Result<ffi::AnyBuffer> out) {
+  if (weights.element_type() != out->element_type())
+    return ffi::Error::InvalidArgument("pack: types do not fit");
+  if (weights.element_type() == ffi::F32) return PackAs<float>(pool, weights, out);
+  if (weights.element_type() == ffi::BF16) return PackAs<Bfloat16>(pool, weights, out);
+  return ffi::Error::InvalidArgument("pack: neither float32 nor bfloat16");
+}
+
+// out[M, X] = x[M, D] * weights[layer], packed by `PackAs`.
+template <typename T>
+ffi::Error ProductOf(ffi::ThreadPool& pool, int64_t at, ffi::AnyBuffer x, ffi::AnyBuffer weights,
+                     ffi::ResultBuffer<ffi::F32> out) {
   const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
   const int64_t layers = weights.dimensions()[0], panels = weights.dimensions()[1];
   const int64_t columns = out->dimensions()[1];
-  const int64_t at = layer.typed_data()[0];
-  if (weights.dimensions()[2] != width || weights.dimensions()[3] != kPanel || at < 0 ||
-      at >= layers || out->dimensions()[0] != rows || columns <= (panels - 1) * kPanel ||
-      columns > panels * kPanel)
+  if (weights.element_count() != static_cast<size_t>(layers * panels * width * kPanel) || at < 0 ||
+      width % Terms<T>::kTerms || at >= layers || out->dimensions()[0] != rows ||
+      columns <= (panels - 1) * kPanel || columns > panels * kPanel)
     return ffi::Error::InvalidArgument("packed_product: shapes do not fit");
-  const float* from = weights.typed_data() + at * panels * width * kPanel;
+  const T* from = static_cast<const T*>(weights.untyped_data()) + at * panels * width * kPanel;
+  const T* inputs = static_cast<const T*>(x.untyped_data());
   float* to = out->typed_data();
   const int64_t threads = 1 + 2 * rows * width * columns / kMinFlops;
   const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
   ForEach(pool, panels * blocks, threads, [&](int64_t item) {
     const int64_t p = item / blocks, r = item % blocks * kRowBlock;
-    Panel(x.typed_data() + r * width, std::min(kRowBlock, rows - r), width,
-          from + p * width * kPanel, to + r * columns + p * kPanel, columns,
-          std::min<int64_t>(kPanel, columns - p * kPanel));
+    Panel(inputs + r * width, std::min(kRowBlock, rows - r), width, from + p * width * kPanel,
+          to + r * columns + p * kPanel, columns, std::min<int64_t>(kPanel, columns - p * kPanel));
   });
   return ffi::Error::Success();
 }
 
+ffi::Error PackedProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer, ffi::AnyBuffer x,
+                         ffi::AnyBuffer weights, ffi::ResultBuffer<ffi::F32> out) {
+  const int64_t at = layer.typed_data()[0];
+  if (x.element_type() == ffi::F32 && weights.element_type() == ffi::F32)
+    return ProductOf<float>(pool, at, x, weights, out);
+#if defined(__AVX512BF16__)
+  if (x.element_type() == ffi::BF16 && weights.element_type() == ffi::BF16)
+    return ProductOf<Bfloat16>(pool, at, x, weights, out);
+#endif
+  return ffi::Error::InvalidArgument("packed_product: not for these types");
+}
+
 // out[B, N, H] of one query a row over its pages and the first step + 1 staged tokens. A row
 // without cached tokens attends to the staged ones alone.
-ffi::Error AttendStaged(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
-                        ffi::Buffer<ffi::S32> step, ffi::Buffer<ffi::F32> q,
-                        ffi::Buffer<ffi::F32> k_staged, ffi::Buffer<ffi::F32> v_staged,
-                        ffi::Buffer<ffi::F32> k_pages, ffi::Buffer<ffi::F32> v_pages,
-                        ffi::Buffer<ffi::S32> cached, ffi::Buffer<ffi::S32> table,
-                        ffi::ResultBuffer<ffi::F32> out) {
+template <typename T>
+ffi::Error AttendTo(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> step,
+                    ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k_staged, ffi::AnyBuffer v_staged,
+                    ffi::AnyBuffer k_pages, ffi::AnyBuffer v_pages, ffi::Buffer<ffi::S32> cached,
+                    ffi::Buffer<ffi::S32> table, ffi::ResultBuffer<ffi::F32> out) {
   constexpr int kGroup = 8;
   const auto staged = k_staged.dimensions();  // [L, B, K, H, T]
   const int64_t batch = staged[1], num_kv = staged[2], width = staged[3], most = staged[4];
@@ -121,20 +165,23 @@ ffi::Error AttendStaged(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
     }
     tokens += count + taken;
   }
-  const Rows rows = {.q = q.typed_data(),
-                     .k_pages = k_pages.typed_data(),
-                     .v_pages = v_pages.typed_data(),
-                     .k_staged = k_staged.typed_data() + at * batch * num_kv * width * most,
-                     .v_staged = v_staged.typed_data() + at * batch * num_kv * width * most,
-                     .cached = cached.typed_data(),
-                     .table = table.typed_data(),
-                     .num_kv = num_kv,
-                     .width = width,
-                     .page = page,
-                     .pages_of_row = pages_of_row,
-                     .staged = most,
-                     .steps = taken,
-                     .first_page = at * num_pages};
+  const auto numbers = [](const ffi::AnyBuffer& buffer) {
+    return static_cast<const T*>(buffer.untyped_data());
+  };
+  const Rows<T> rows = {.q = q.typed_data(),
+                        .k_pages = numbers(k_pages),
+                        .v_pages = numbers(v_pages),
+                        .k_staged = numbers(k_staged) + at * batch * num_kv * width * most,
+                        .v_staged = numbers(v_staged) + at * batch * num_kv * width * most,
+                        .cached = cached.typed_data(),
+                        .table = table.typed_data(),
+                        .num_kv = num_kv,
+                        .width = width,
+                        .page = page,
+                        .pages_of_row = pages_of_row,
+                        .staged = most,
+                        .steps = taken,
+                        .first_page = at * num_pages};
   const int64_t threads = 1 + 4 * tokens * q.dimensions()[1] * width / kMinFlops;
   ForEach(pool, batch * num_kv, threads, [&](int64_t item) {
     thread_local std::vector<float> buffer;
@@ -148,26 +195,91 @@ ffi::Error AttendStaged(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
   return ffi::Error::Success();
 }
 
+ffi::Error AttendStaged(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
+                        ffi::Buffer<ffi::S32> step, ffi::Buffer<ffi::F32> q,
+                        ffi::AnyBuffer k_staged, ffi::AnyBuffer v_staged, ffi::AnyBuffer k_pages,
+                        ffi::AnyBuffer v_pages, ffi::Buffer<ffi::S32> cached,
+                        ffi::Buffer<ffi::S32> table, ffi::ResultBuffer<ffi::F32> out) {
+  const auto type = k_pages.element_type();
+  for (const ffi::AnyBuffer& other : {k_staged, v_staged, v_pages})
+    if (other.element_type() != type)
+      return ffi::Error::InvalidArgument("attend_staged: types do not fit");
+  const auto attend = type == ffi::BF16 ? AttendTo<Bfloat16> : AttendTo<float>;
+  if (type != ffi::BF16 && type != ffi::F32)
+    return ffi::Error::InvalidArgument("attend_staged: neither float32 nor bfloat16");
+  return attend(pool, layer, step, q, k_staged, v_staged, k_pages, v_pages, cached, table, out);
+}
+
+// A token of each row of logits[B, V], its (logit - top) / temperature, and the row's sum of masses.
+// Temperature 0: the likeliest token, and temperature 1.
+ffi::Error Draw(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> logits, ffi::Buffer<ffi::F32> uniform,
+                ffi::Buffer<ffi::F32> temperature, ffi::ResultBuffer<ffi::S32> token,
+                ffi::ResultBuffer<ffi::F32> chosen, ffi::ResultBuffer<ffi::F32> norm) {
+  const int64_t batch = logits.dimensions()[0], vocab = logits.dimensions()[1];
+  int64_t width = 4;
+  while (width * width < vocab) width *= 2;
+  if (width < kBranch || width > kChunk || uniform.element_count() != static_cast<size_t>(batch) ||
+      temperature.element_count() != static_cast<size_t>(batch))
+    return ffi::Error::InvalidArgument("draw: shapes do not fit");
+  const int64_t chunks = (vocab + kChunk - 1) / kChunk, blocks = chunks * kChunk / width;
+  const int64_t parts = (vocab + kDrawPart - 1) / kDrawPart;
+  const int64_t threads = 1 + batch * vocab / kMinDrawn;
+  std::vector<float> tops(batch * parts), block_sums(batch * blocks);
+  std::vector<float> chunk_sums(batch * chunks * kSideBySide);
+  const float* from = logits.typed_data();
+  ForEach(pool, batch * parts, threads, [&](int64_t item) {
+    const int64_t b = item / parts, first = item % parts * kDrawPart;
+    tops[item] = Top(from + b * vocab + first, std::min(kDrawPart, vocab - first));
+  });
+  const auto row_of = [&](int64_t b) {
+    const float t = temperature.typed_data()[b];
+    const float* top = std::max_element(&tops[b * parts], &tops[b * parts] + parts);
+    return DrawRow{from + b * vocab, vocab, *top, 1.0f / (t == 0 ? 1.0f : t)};
+  };
+  ForEach(pool, batch * parts, threads, [&](int64_t item) {
+    const int64_t b = item / parts, first = item % parts * (kDrawPart / kChunk);
+    row_of(b).Sum(first, std::min(chunks, first + kDrawPart / kChunk), width,
+                  &block_sums[b * blocks + first * kChunk / width],
+                  &chunk_sums[(b * chunks + first) * kSideBySide]);
+  });
+  ForEach(pool, batch, threads, [&](int64_t b) {
+    const DrawRow row = row_of(b);
+    CorrectedSums sums;
+    for (int64_t c = 0; c < chunks; ++c) sums.Add(&chunk_sums[(b * chunks + c) * kSideBySide]);
+    // What is left behind the last chunk is added too, nothing or not.
+    const float nothing[kSideBySide] = {};
+    if (vocab % kChunk == 0) sums.Add(nothing);
+    const int64_t drawn =
+        temperature.typed_data()[b] == 0
+            ? ArgMax(row.logits, vocab, row.top)
+            : InverseCdf(row, &block_sums[b * blocks], width, uniform.typed_data()[b]);
+    token->typed_data()[b] = static_cast<int32_t>(drawn);
+    chosen->typed_data()[b] = (row.logits[drawn] - row.top) * row.scale;
+    norm->typed_data()[b] = sums.total.Total();
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace polaris
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_zeros, polaris::Zeros,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .Ret<ffi::AnyBuffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_pack, polaris::Pack,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_packed_product, polaris::PackedProduct,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_attend_staged, polaris::AttendStaged,
@@ -176,10 +288,29 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_attend_staged, polaris::AttendStaged,
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_draw, polaris::Draw,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+// 1 if products of bfloat16 numbers are compiled.
+extern "C" int polaris_multiplies_bfloat16() {
+#if defined(__AVX512BF16__)
+  return 1;
+#else
+  return 0;
+#endif
+}

@@ -23,19 +23,19 @@ constexpr int kLanes = 4, kTileRows = 6, kTileVecs = 4;
 constexpr int kLanes = 4, kTileRows = 4, kTileVecs = 2;
 #endif
 constexpr int kSums = kTileRows * kTileVecs;  // Registers that sums may take.
-constexpr int kLine = 16;                     // Numbers in a line of the cache.
+constexpr int kLineBytes = 64;                // Of the cache.
 
 // Numbers side by side in a register.
-template <int N>
+template <typename T, int N>
 struct VectorOf {
-  typedef float Type __attribute__((vector_size(N * sizeof(float))));
+  typedef T Type __attribute__((vector_size(N * sizeof(T))));
 };
-template <>
-struct VectorOf<1> {
-  typedef float Type;
+template <typename T>
+struct VectorOf<T, 1> {
+  typedef T Type;
 };
 template <int N>
-using Lanes = typename VectorOf<N>::Type;
+using Lanes = typename VectorOf<float, N>::Type;
 using Vec = Lanes<kLanes>;
 
 // Numbers need not lie where a vector would be aligned.
@@ -48,6 +48,27 @@ inline V Load(const float* at) {
 template <typename V>
 inline void Store(float* at, V value) {
   std::memcpy(at, &value, sizeof(V));
+}
+
+// A float's upper half.
+struct Bfloat16 {
+  uint16_t bits;
+};
+template <typename V>
+inline V Load(const Bfloat16* at) {
+  if constexpr (std::is_same_v<V, float>) {
+    const uint32_t bits = static_cast<uint32_t>(at->bits) << 16;
+    V value;
+    std::memcpy(&value, &bits, sizeof(V));
+    return value;
+  } else {
+    constexpr int kWidth = sizeof(V) / sizeof(float);
+    typename VectorOf<uint16_t, kWidth>::Type halves;
+    std::memcpy(&halves, at, sizeof(halves));
+    typedef typename VectorOf<uint32_t, kWidth>::Type Words;
+    // Casts between vectors of one size keep the bits.
+    return (V)(__builtin_convertvector(halves, Words) << 16);
+  }
 }
 inline Vec Splat(float value) { return value - Vec{}; }
 

@@ -141,8 +141,8 @@ def zeros(
     by_native: bool = False,
 ) -> Any:
     """Jitted: zeros, made on their own devices; `jnp.zeros` makes all on one device first."""
-    make = native.zeros if by_native else functools.partial(jnp.zeros, dtype=dtype)
-    return jax.jit(lambda: make(shape), out_shardings=where)
+    make = native.zeros if by_native else jnp.zeros
+    return jax.jit(lambda: make(shape, dtype), out_shardings=where)
 
 
 def pool_sharding(spec: ProgramSpec) -> jax.sharding.NamedSharding:
@@ -306,7 +306,8 @@ def _decode(
         hidden_BTD = sharding.whole(hidden_BTD, mesh)
         logit_BV = sharding.rows_of_logits(model.unembed(hidden_BTD)[:, 0], mesh)
         uniform_B = row_uniforms(key_B, position_B + 1 - rows.prompt_len_B)
-        new_B, logp_B = sharding.whole(draw_tokens(logit_BV, uniform_B, rows.params), mesh)
+        drawn = draw_tokens(logit_BV, uniform_B, rows.params, by_native=spec.native)
+        new_B, logp_B = sharding.whole(drawn, mesh)
         new_B = jnp.where(alive_B, new_B, token_B)
         token_BK = token_BK.at[:, i].set(new_B)
         logp_BK = logp_BK.at[:, i].set(jnp.where(alive_B, logp_B, 0.0))

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from polaris_jax.rollout import native
+
 
 class RowParams(NamedTuple):
     """Sampling settings of the rows of a decode call, each [B].
@@ -48,18 +50,43 @@ def row_uniforms(key_B: Array, response_position_B: Array) -> Array:
     )
 
 
-def draw_tokens(logit_BV: Array, uniform_B: Array, params: RowParams) -> tuple[Array, Array]:
+def draw_tokens(
+    logit_BV: Array, uniform_B: Array, params: RowParams, *, by_native: bool = False
+) -> tuple[Array, Array]:
     """One token a row, and its log-prob before any filter.
 
     Args:
         logit_BV: float32 logits.
         uniform_B: in [0, 1).
         params: settings of each row.
+        by_native: True: the kernel in `native` draws, with the same tokens, unless a row has a
+            filter or the vocabulary is too small to be worth it.
 
     Returns:
         (token_B int32, logp_B float32): logp = log_softmax(logits / temperature) at the token;
         argmax and temperature 1 if temperature is 0.
     """
+    if not by_native or logit_BV.shape[-1] not in native.DRAWN_VOCABS:
+        return _draw_by_xla(logit_BV, uniform_B, params)
+    return jax.lax.cond(
+        jnp.any(_filters(params)),
+        lambda: _draw_by_xla(logit_BV, uniform_B, params),
+        lambda: _draw_by_native(logit_BV, uniform_B, params),
+    )
+
+
+def _filters(params: RowParams) -> Array:
+    """[B] True if a filter changes the row's draw; none does if temperature is 0."""
+    filters = (params.top_k_B > 0) | (params.top_p_B < 1) | (params.min_p_B > 0)
+    return filters & (params.temperature_B != 0)
+
+
+def _draw_by_native(logit_BV: Array, uniform_B: Array, params: RowParams) -> tuple[Array, Array]:
+    token_B, distance_B, norm_B = native.draw(logit_BV, uniform_B, params.temperature_B)
+    return token_B, distance_B - jnp.log(norm_B)
+
+
+def _draw_by_xla(logit_BV: Array, uniform_B: Array, params: RowParams) -> tuple[Array, Array]:
     greedy_B = params.temperature_B == 0
     # Divided last: the likeliest token's mass is 1 and its log-prob finite at any temperature.
     distance_BV = logit_BV - jnp.max(logit_BV, axis=-1, keepdims=True)
@@ -67,9 +94,8 @@ def draw_tokens(logit_BV: Array, uniform_B: Array, params: RowParams) -> tuple[A
     mass_BV = jnp.exp(shifted_BV)
     norm_B = jnp.sum(mass_BV, axis=-1)
     # Filters and argmax are computed only if some row needs them.
-    filters = (params.top_k_B > 0) | (params.top_p_B < 1) | (params.min_p_B > 0)
     token_B = jax.lax.cond(
-        jnp.any(filters & ~greedy_B),
+        jnp.any(_filters(params)),
         lambda: _inverse_cdf(_filtered(logit_BV, mass_BV, params), uniform_B),
         lambda: _inverse_cdf(mass_BV, uniform_B),
     )

@@ -130,7 +130,7 @@ def test_auto_takes_them_where_they_serve_and_says_why_not():
     assert spec().native
     assert spec().kernels == f"native ({native.load()})"
     for settings, why in (
-        ({"dtype": "bfloat16"}, "float32, the sampler's dtype is bfloat16"),
+        ({"dtype": "float16"}, "float32 and bfloat16, the sampler's dtype is float16"),
         ({"layout": "pages"}, "layout='staged'"),
         (
             {"mesh": make_sampler_mesh(jax.devices()[:2], data=2)},
@@ -144,6 +144,16 @@ def test_auto_takes_them_where_they_serve_and_says_why_not():
         with pytest.raises(ConfigError, match=f"rollout.attention='native': .*{why}"):
             spec(attention="native", **settings)
     assert spec(attention="xla").kernels == "xla (rollout.attention='xla')"
+
+
+@needs_compiler
+@pytest.mark.parametrize("there", [True, False], ids=["avx512_bf16", "none"])
+def test_bfloat16_is_served_if_the_cpu_multiplies_it(monkeypatch, there):
+    monkeypatch.setattr(native, "multiplies_bfloat16", lambda: there)
+    chosen = spec(dtype="bfloat16")
+    assert chosen.native == there
+    if not there:
+        assert "xla (rollout.attention='native': multiplies bfloat16 by AVX512" in chosen.kernels
 
 
 @needs_compiler

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from polaris_jax.rollout import native
+from polaris_jax.rollout.fused_weights import fuse
 from polaris_jax.rollout.kv import Pool
 from polaris_jax.rollout.kv.staged import Staged
-from tests.support.rollout.native_kernels import needs_compiler
-from tests.tolerances import ATTENTION_ATOL, PRODUCT_RTOL
+from tests.support.rollout.native_kernels import needs_compiler, reason
+from tests.support.rollout.rollout_cases import CONFIG, small_model
+from tests.tolerances import ATTENTION_ATOL, BF16_LOGIT_RTOL, PRODUCT_RTOL
 
 pytestmark = needs_compiler
 LAYERS, BATCH, KV, STEPS, MOST = 2, 5, 2, 6, 64
@@ -19,8 +21,22 @@ LAYERS, BATCH, KV, STEPS, MOST = 2, 5, 2, 6, 64
 KERNEL_ERRORS = (jax.errors.JaxRuntimeError, ValueError)
 
 
+BFLOAT16 = pytest.param(
+    jnp.bfloat16,
+    marks=pytest.mark.skipif(
+        not reason() and not native.multiplies_bfloat16(), reason="no AVX512-BF16 here"
+    ),
+)
+DTYPES = [jnp.float32, BFLOAT16]
+
+
 def normal(*shape, seed=0):
     return np.random.default_rng((seed, *shape)).standard_normal(shape, np.float32)
+
+
+def rounded(x, dtype):
+    """Float32 numbers that `dtype` holds exactly."""
+    return np.asarray(jnp.asarray(x, dtype).astype(jnp.float32))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,43 +44,63 @@ def kernels():
     native.load()
 
 
-@functools.partial(jax.jit, static_argnames="columns")
-def product(layer, x_MD, weight_LDX, *, columns):
-    return native.packed_product(layer, x_MD, native.pack(weight_LDX), columns=columns)
+@functools.partial(jax.jit, static_argnames=("columns", "dtype"))
+def product(layer, x_MD, weight_LDX, *, columns, dtype=jnp.float32):
+    panel_LPDC = native.pack(weight_LDX.astype(dtype))
+    return native.packed_product(layer, x_MD.astype(dtype), panel_LPDC, columns=columns)
 
 
 # --- the product ---
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 2, 5, 12, 13, 31, 241, 500])
 @pytest.mark.parametrize(("width", "columns"), [(1, 1), (40, 32), (513, 65), (1100, 31)])
-def test_a_product_equals_xlas(rows, width, columns):
-    x_MD, weight_LDX = normal(rows, width), normal(LAYERS, width, columns)
+def test_a_product_equals_xlas(rows, width, columns, dtype):
+    x_MD = rounded(normal(rows, width), dtype)
+    weight_LDX = rounded(normal(LAYERS, width, columns), dtype)
     for layer in range(LAYERS):
-        got = product(layer, x_MD, weight_LDX, columns=columns)
+        got = product(layer, x_MD, weight_LDX, columns=columns, dtype=dtype)
         exact = x_MD.astype(np.float64) @ weight_LDX[layer]
         scale = np.abs(x_MD).astype(np.float64) @ np.abs(weight_LDX[layer])
         assert np.all(np.abs(got - exact) <= PRODUCT_RTOL * scale)
 
 
-def test_a_rows_product_is_the_same_bits_in_any_company():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rows_product_is_the_same_bits_in_any_company(dtype):
     x_MD, weight_LDX = normal(300, 600), normal(1, 600, 70)
-    whole = np.asarray(product(0, x_MD, weight_LDX, columns=70))
+    whole = np.asarray(product(0, x_MD, weight_LDX, columns=70, dtype=dtype))
     for rows in ([0], [299], range(7), range(3, 40), range(100, 300)):
-        part = product(0, x_MD[list(rows)], weight_LDX, columns=70)
+        part = product(0, x_MD[list(rows)], weight_LDX, columns=70, dtype=dtype)
         np.testing.assert_array_equal(part, whole[list(rows)])
 
 
-def test_unpacked_is_what_was_packed():
-    weight_LDX = normal(2, 7, 45)
-    panel_LPDC = native.pack(jnp.asarray(weight_LDX))
-    assert panel_LPDC.shape == (2, 2, 7, 32)
-    np.testing.assert_array_equal(native.unpacked(panel_LPDC[1], columns=45), weight_LDX[1])
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [(jnp.float32, (2, 2, 7, 32)), (jnp.bfloat16, (2, 2, 4, 32, 2))]
+)
+def test_unpacked_is_what_was_packed(dtype, shape):
+    weight_LDX = rounded(normal(2, 7, 45), dtype)
+    panel_LPDC = native.pack(jnp.asarray(weight_LDX, dtype))
+    assert panel_LPDC.shape == shape
+    unpacked_DX = native.unpacked(panel_LPDC[1], rows=7, columns=45)
+    np.testing.assert_array_equal(unpacked_DX.astype(jnp.float32), weight_LDX[1])
+    index = jnp.array([[44, 0], [31, 32]])
+    found = native.columns_of(panel_LPDC[1], index, rows=7).astype(jnp.float32)
+    np.testing.assert_array_equal(found, np.moveaxis(weight_LDX[1][:, index], 0, -1))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [(), (3, 5), (3, 700_001)])
-def test_zeros_are_all_zeros(shape):
-    np.testing.assert_array_equal(native.zeros(shape), np.zeros(shape, np.float32))
+def test_zeros_are_all_zeros(shape, dtype):
+    made = native.zeros(shape, dtype)
+    assert made.dtype == dtype
+    np.testing.assert_array_equal(made.astype(jnp.float32), np.zeros(shape, np.float32))
+
+
+def test_dtypes_that_differ_are_refused():
+    mixed = jax.jit(lambda x, w: native.packed_product(0, x, native.pack(w), columns=4))
+    with pytest.raises(KERNEL_ERRORS, match="packed_product: not for these types"):
+        jax.block_until_ready(mixed(jnp.ones((3, 8)), jnp.ones((1, 8, 4), jnp.bfloat16)))
 
 
 def test_a_layer_that_is_not_there_is_refused():
@@ -75,12 +111,12 @@ def test_a_layer_that_is_not_there_is_refused():
 # --- attention ---
 
 
-def attention_case(*, group, width, page_size, cached, steps=STEPS):
+def attention_case(*, group, width, page_size, cached, steps=STEPS, dtype=jnp.float32):
     """(pool, staged, table, q, dense k and v) of rows with `cached` tokens and a call's."""
     pages = -(-MOST // page_size)
     num_pages = BATCH * pages + 1
     table_BJ = 1 + np.random.default_rng(0).permutation(num_pages - 1).reshape(BATCH, pages)
-    k_BTKH, v_BTKH = (normal(BATCH, MOST, KV, width, seed=seed) for seed in (1, 2))
+    k_BTKH, v_BTKH = (rounded(normal(BATCH, MOST, KV, width, seed=seed), dtype) for seed in (1, 2))
     k_ZKHY = normal(LAYERS * num_pages, KV, width, page_size, seed=3)
     v_ZKYH = normal(LAYERS * num_pages, KV, page_size, width, seed=4)
     k_LBKHT = normal(LAYERS, BATCH, KV, width, steps, seed=5)
@@ -94,8 +130,8 @@ def attention_case(*, group, width, page_size, cached, steps=STEPS):
             k_LBKHT[1, b, :, :, s] = k_BTKH[b, count + s]
             v_LBKTH[1, b, :, s] = v_BTKH[b, count + s]
     q_BNH = normal(BATCH, KV * group, width, seed=7)
-    pool = Pool(jnp.asarray(k_ZKHY), jnp.asarray(v_ZKYH))
-    staged = Staged(jnp.asarray(k_LBKHT), jnp.asarray(v_LBKTH))
+    pool = Pool(jnp.asarray(k_ZKHY, dtype), jnp.asarray(v_ZKYH, dtype))
+    staged = Staged(jnp.asarray(k_LBKHT, dtype), jnp.asarray(v_LBKTH, dtype))
     return pool, staged, table_BJ.astype(np.int32), q_BNH, k_BTKH, v_BTKH
 
 
@@ -118,12 +154,13 @@ def dense(q_BNH, k_BTKH, v_BTKH, counts):
     return out_BNH
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("page_size", [3, 4, 16, 64])
 @pytest.mark.parametrize(("group", "width"), [(1, 64), (3, 16), (7, 24), (11, 128)])
-def test_attention_equals_dense(page_size, group, width):
+def test_attention_equals_dense(page_size, group, width, dtype):
     cached = (0, 1, 16, 37, 50)
     pool, staged, table_BJ, q_BNH, k_BTKH, v_BTKH = attention_case(
-        group=group, width=width, page_size=page_size, cached=cached
+        group=group, width=width, page_size=page_size, cached=cached, dtype=dtype
     )
     for step in (0, 3, STEPS - 1):
         got = attend(q_BNH, staged, pool, step, np.array(cached, np.int32), table_BJ)
@@ -131,14 +168,20 @@ def test_attention_equals_dense(page_size, group, width):
         np.testing.assert_allclose(got, expected, atol=ATTENTION_ATOL)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("page_size", [4, 16])
-def test_where_a_call_began_changes_no_bit(page_size):
+def test_where_a_call_began_changes_no_bit(page_size, dtype):
     """The same tokens, more of them staged and fewer in pages."""
     results = []
     for moved in (0, 3, STEPS):
         cached = tuple(count - moved for count in (6, 16, 20, 37, 50))
         pool, staged, table_BJ, q_BNH, *_ = attention_case(
-            group=2, width=32, page_size=page_size, cached=cached, steps=2 * STEPS
+            group=2,
+            width=32,
+            page_size=page_size,
+            cached=cached,
+            steps=2 * STEPS,
+            dtype=dtype,
         )
         at = np.array(cached, np.int32)
         results.append(attend(q_BNH, staged, pool, moved, at, table_BJ))
@@ -209,3 +252,24 @@ def test_what_would_read_outside_is_refused(change, words):
         jax.block_until_ready(
             attend(q_BNH, staged, pool, change.get("step", 0), cached_B, table_BJ)
         )
+
+
+# --- a model in bfloat16 ---
+
+
+@pytest.mark.skipif(not reason() and not native.multiplies_bfloat16(), reason="no AVX512-BF16 here")
+def test_a_packed_models_logits_in_bfloat16_are_its_float32_ones_up_to_rounding():
+    model = small_model()
+    token_BT = jnp.asarray(np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 8)))
+
+    @jax.jit
+    def logits(dtype_like, packed_model):
+        position_BT = jnp.broadcast_to(jnp.arange(8), (2, 8))
+        cast = jax.tree.map(lambda x: x.astype(dtype_like.dtype), packed_model)
+        fused = fuse(cast, packed=True)
+        return fused.unembed(fused(token_BT, position_BT, attention="reference"))
+
+    exact, got = (logits(jnp.zeros((), d), model) for d in (jnp.float32, jnp.bfloat16))
+    assert got.dtype == jnp.float32
+    gap = np.abs(np.asarray(got) - exact)
+    assert 0 < gap.mean() < BF16_LOGIT_RTOL * np.abs(exact).mean()
