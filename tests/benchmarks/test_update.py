@@ -38,6 +38,8 @@ def timed(*seconds: float, loss: float = -0.04, **more) -> dict:
         "seconds": list(seconds),
         "loss": loss,
         "padding_share": 0.1,
+        "packed_rows": 24,
+        "shared_prompt_tokens": 100,
         "start_s": 1,
         **common,
     } | more
