@@ -69,6 +69,7 @@ def test_a_run_sets_every_size_that_its_rollout_section_has():
         num_pages=7,
         reserve=0.3,
         attention="xla",
+        kv_dtype="int8",
         decode_steps=3,
         prefill_chunk=5,
         prefill_budget=9,
