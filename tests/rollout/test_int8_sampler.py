@@ -27,6 +27,8 @@ from tests.tolerances import (
     SMOLLM2_INT8_GAP_MEAN,
 )
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = random_prompts(10)
 PARAMS = SamplingParams(
     temperature=(1.0, 0.6, 1.5, 0.0, 1.0, 1.2, 0.8, 1.0, 1.4, 1.0),

@@ -43,7 +43,9 @@ def tiles_of_8(monkeypatch):
     monkeypatch.setattr("polaris_jax.models.attention.portable.SHORT_ROW_BLOCK_TOKENS", 8)
 
 
-@pytest.mark.parametrize("config", [QWEN3, QWEN2], ids=["qwen3", "qwen2"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(QWEN3, marks=pytest.mark.slow), QWEN2], ids=["qwen3", "qwen2"]
+)
 def test_the_gradient_is_that_of_unpacked_sequences(config):
     model, graded = make_model(config), make_graded()
     batch = pack_case(graded, row_len=LONG, rows=2, share_prompts=True)
@@ -106,6 +108,7 @@ def by_response(batch, values_BT) -> dict[tuple[int, ...], list[float]]:
     return found
 
 
+@pytest.mark.slow
 def test_log_probs_and_metrics_are_those_of_own_prompts():
     """Minibatches, recomputed log-probs and the KL term, whose reference sees the same rows."""
     objective = ObjectiveSection(old_logprobs="recompute", kl_coef=0.1, minibatches=2)

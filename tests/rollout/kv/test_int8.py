@@ -40,6 +40,8 @@ from tests.support.rollout.rollout_cases import CONFIG
 from tests.tolerances import ATTENTION_ATOL
 
 LAYERS, BATCH, LENGTH, CHUNK, PAGE = 2, 3, 18, 8, 8
+pytestmark = pytest.mark.slow
+
 STEP = 0.03  # a constant scale of normal numbers that cuts none
 
 

@@ -56,7 +56,15 @@ def assert_alike(logit_BV, uniform_B, settings) -> None:
 
 # Blocks of 256, 512 and 1,024 tokens; the last one complete or not.
 @pytest.mark.parametrize(
-    ("batch", "vocab"), [(32, 16_385), (8, 20_480), (5, 70_016), (4, 300_032)], ids=str
+    ("batch", "vocab"),
+    [
+        (8, 20_480),
+        *(
+            pytest.param(*shape, marks=pytest.mark.slow)
+            for shape in ((32, 16_385), (5, 70_016), (4, 300_032))
+        ),
+    ],
+    ids=str,
 )
 def test_tokens_are_xlas_and_logprobs_up_to_rounding(batch, vocab):
     rng = np.random.default_rng(vocab)
