@@ -56,7 +56,7 @@ class Sample(NamedTuple):
         calls: `generate` calls so far.
         rss_bytes: resident memory, the median since the sample before.
         compiles: XLA compilations so far, of any kind.
-        threads: of the process.
+        threads: number of threads of the process.
         files: open descriptors.
         arrays: live device arrays.
         response_tokens: since the sample before.

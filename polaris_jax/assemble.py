@@ -153,7 +153,7 @@ def assemble(
     trainer_devices, sampler_devices = split_devices(
         config.rollout.devices, config.rollout.processes
     )
-    config = with_dtype(config, sampler_devices, progress.line)
+    config = with_dtype(config, model_config, sampler_devices, progress.line)
     samplers = Samplers(config, sampler_devices, progress)
     samplers.check()
     updater = Updater(

@@ -311,6 +311,7 @@ def pack_minibatches(
     )
     fresh_PR = fresh_rows(graded, substitution)
     stale_PR = stale_tokens(graded, state.policy_version)
+    share_prompts = parts.updater.shares_prompts(parts.model_config)
     batches = [
         pack(
             select_groups(graded, group),
@@ -321,7 +322,7 @@ def pack_minibatches(
             rows=parts.updater.rows,
             shards=parts.updater.shards,
             one_a_row=not packs_rows(parts.config.model.attention),
-            share_prompts=parts.updater.shares_prompts(parts.model_config),
+            share_prompts=share_prompts,
             objective=objective,
             max_response_tokens=state.stage.max_response_tokens,
             temperature=state.stage.temperature,

@@ -237,12 +237,13 @@ def test_a_run_says_what_its_bytes_depended_on_beside_its_seed(base_and_problems
     workdir = tmp_path / "run"
     line = micro_run.flags(base, problems, f"--config.reward.function={tmp_path}/own.py:score")
     line += ["--config.stages[0].steps=2", "--config.stages[1].steps=1"]
-    micro_run.finish(micro_run.start_train(workdir, line))
+    said = micro_run.finish(micro_run.start_train(workdir, line))
 
     def record() -> dict:
         return json.loads((workdir / "run.json").read_text())
 
     assert record()["deterministic"] is False
+    assert f"decode kernels: {record()['numerics']['decode kernels']}\n" in said
     numerics = {**record()["numerics"], "decode kernels": "another compiler's"}
     (workdir / "run.json").write_text(
         json.dumps({**record(), "numerics": numerics, "deterministic": True})

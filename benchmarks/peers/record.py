@@ -33,9 +33,9 @@ class Row:
         workload: its name and what it is, such as "S1: random Qwen3 ...".
         side: name of the side, unique in the workload.
         system: "polaris_jax", "vllm", "trl", ..., or `ANCHOR`.
-        version: of the system.
-        dtype: of weights and products.
-        allocator: of the process, as its loaded libraries say.
+        version: version of the system.
+        dtype: dtype of the weights and of the matrix products.
+        allocator: memory allocator of the process, found by its loaded libraries.
         settings: everything else that was set.
         seconds: median of a round or a step.
         tokens_per_s: median of useful response tokens, or of an update's real tokens.
@@ -58,8 +58,14 @@ class Row:
     candidate: bool = False
 
     @property
+    def compared_by(self) -> tuple[str, str, str, bool]:
+        """What a ratio is compared by: another run may find another point of a grid the best."""
+        logprobs = bool(self.settings.get("logprobs", True))
+        return self.workload, self.system, self.dtype, logprobs
+
+    @property
     def key(self) -> tuple[str, str]:
-        """What a row is compared by."""
+        """What tells a row from the others of its record."""
         return self.workload, self.side
 
 
@@ -140,12 +146,12 @@ def worse(recorded: Record, found: Record, *, least: float = LEAST_SHARE) -> lis
 
     Rows that were only tried for a grid do not count.
     """
-    new = {row.key: row for row in found.rows if not row.candidate}
+    new = {row.compared_by: row for row in found.rows if not row.candidate}
     lines = []
     for row in recorded.rows:
         if row.candidate or row.ratio is None or row.system == OURS:
             continue
-        now = new.get(row.key)
+        now = new.get(row.compared_by)
         what = f"{row.workload}, {OURS} / {row.side}"
         if now is None or now.ratio is None:
             lines.append(f"{what}: recorded {row.ratio:.3f}, not measured now")

@@ -92,10 +92,9 @@ def place_shared(
     )
     by_prompt = np.lexsort((-length, prompt, -tokens[prompt]))
     by_length = np.argsort(-length, kind="stable")
-    alone = np.arange(len(length))
     tries = [
-        _first_fit(order, length, shared, number, row_len=row_len)
-        for order, number in ((by_prompt, prompt), (by_length, prompt), (by_length, alone))
+        *(_first_fit(o, length, shared, prompt, row_len=row_len) for o in (by_prompt, by_length)),
+        place_alone(length, row_len),
     ]
 
     def cost(placement: Placement) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from etils import epath
 from polaris_jax.checkpoint import Checkpointer, CheckpointError, step_folders
 from polaris_jax.checkpoint.arrays import StreamedArray
 from polaris_jax.checkpoint.checkpointer import ARRAYS, HOST, TOKENIZER
-from polaris_jax.checkpoint.step_folders import MANIFEST, UNFINISHED, fault
+from polaris_jax.checkpoint.step_folders import MANIFEST, UNFINISHED, fault, seal
 from polaris_jax.config import ConfigError
 from polaris_jax.models import Decoder, ModelConfig, RopeScaling, load_pretrained, param_shapes
 from polaris_jax.models.tokenizer import (
@@ -228,7 +228,7 @@ def describe_step(step: epath.Path) -> tuple[ModelConfig, epath.Path]:
     checkpointer = Checkpointer.of(step)
     where = f"checkpoint {step.name} in {checkpointer.directory}"
     config = _architecture(checkpointer.facts(int(step.name))["architecture"], where)
-    beside = epath.Path(checkpointer.directory / TOKENIZER)
+    beside = _tokenizer_folder(checkpointer)
     end_ids = read_end_ids(beside, vocab_size=config.vocab_size)
     return dataclasses.replace(config, end_ids=end_ids), beside
 
@@ -237,7 +237,22 @@ def _open_orbax(path: os.PathLike[str]) -> tuple[CheckpointWeights, epath.Path]:
     """The newest complete step's weights, and the path where its tokenizer would be."""
     checkpointer = Checkpointer.of(os.fspath(path))
     weights = CheckpointWeights(checkpointer, checkpointer.latest_or_error())
-    return weights, epath.Path(checkpointer.directory / TOKENIZER)
+    return weights, _tokenizer_folder(checkpointer)
+
+
+def _tokenizer_folder(checkpointer: Checkpointer) -> epath.Path:
+    """Where the tokenizer of a run's checkpoints would be.
+
+    Raises:
+        ConfigError: its files are not those that were written.
+    """
+    beside = epath.Path(checkpointer.directory / TOKENIZER)
+    if (beside / MANIFEST).exists() and (why := fault(beside, others=".*")):
+        raise ConfigError(
+            f"{beside}: damaged: {why}; start `polaris train` on the run again, which writes it, "
+            "or put the model's own tokenizer files there and delete MANIFEST.json"
+        )
+    return beside
 
 
 def convert(
@@ -286,7 +301,9 @@ def convert(
         beside = out / TOKENIZER
         beside.mkdir()
         ids = _bring(weights, tokenizer_from, beside)
-        if not any(beside.iterdir()):
+        if any(beside.iterdir()):
+            seal(beside)
+        else:
             beside.rmdir()
         checkpointer = Checkpointer(out, architecture=config.architecture())
         save_weights(checkpointer, config, weights, dtype=kind, token_ids=ids)
@@ -310,11 +327,6 @@ def _bring(weights: Weights, source: epath.Path, out: epath.Path) -> dict[str, i
     """Saves the source's tokenizer in `out`, and returns the special ids that belong to it."""
     if not isinstance(weights, CheckpointWeights):
         return bring_tokenizer(source, weights, out)
-    if (source / MANIFEST).exists() and (why := fault(source, others=".*")):
-        raise ConfigError(
-            f"{source}: damaged: {why}; start `polaris train` on the run again, which writes it, "
-            "or put the model's own tokenizer files there and delete MANIFEST.json"
-        )
     if source.is_dir():
         copy_tokenizer(source, out)
     if weights.token_ids or not (source.is_dir() and has_tokenizer(source)):

@@ -119,6 +119,11 @@ def write_manifest(directory: AnyPath, facts: dict[str, Any], files: dict[str, F
     write_bytes(epath.Path(directory) / MANIFEST, text.encode() + b"\n")
 
 
+def seal(directory: AnyPath) -> None:
+    """Writes a manifest of all files that lie in a directory; `fault` then finds damage to them."""
+    write_manifest(directory, {}, sync_and_sum(directory, list_files(directory)))
+
+
 def read_manifest(directory: AnyPath) -> dict[str, Any]:
     """The manifest of a directory.
 

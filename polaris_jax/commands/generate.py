@@ -21,7 +21,7 @@ from absl import flags
 from polaris_jax.commands.flags import Command, parse
 from polaris_jax.commands.run import start_jax
 from polaris_jax.config import PROMPT_SUFFIX, ConfigError
-from polaris_jax.system.files import as_place, is_remote
+from polaris_jax.system.files import as_place, file_to_write
 from polaris_jax.system.foreign import printable
 from polaris_jax.system.signals import begin_work
 
@@ -228,11 +228,9 @@ def _complete_file(command: Command) -> int:
             raise ConfigError(f"--{name}: needed; {remedy}")
     if own["prompt"]:
         raise ConfigError("--prompt: does not go with --input; put it into that file")
-    source, out = as_place(own["input"]), as_place(own["out"])
+    source, out = as_place(own["input"]), file_to_write(own["out"], flag="--out")
     if not source.is_file():
         raise ConfigError(f"--input={own['input']}: there is no such file")
-    if out.is_dir() or not (is_remote(out) or out.parent.is_dir()):
-        raise ConfigError(f"--out={own['out']}: it needs to be a file in a directory that exists")
     if out.exists() and out.resolve() == source.resolve():
         raise ConfigError(f"--out={own['out']}: it is the input; name another file")
     start_jax(command)

@@ -37,7 +37,7 @@ from polaris_jax.reward.extract import Mode
 from polaris_jax.reward.math.equivalence import explain_path, gold_texts
 from polaris_jax.run.owner import owned
 from polaris_jax.run.progress_file import ProgressFile, identity_path
-from polaris_jax.system.files import as_place, is_remote
+from polaris_jax.system.files import as_place, file_to_write
 from polaris_jax.system.progress import Progress
 from polaris_jax.system.signals import begin_work
 from polaris_jax.system.text import printable
@@ -90,17 +90,14 @@ def main(argv: list[str]) -> int:
     for name in ("input", "out"):
         if not own[name]:
             raise ConfigError(f"--{name}: needed; name a JSON-lines file")
-    source, out = as_place(own["input"]), as_place(own["out"])
+    source = as_place(own["input"])
     for name in ("input", "problems") if own["problems"] else ("input",):
         path = as_place(own[name])
         if path.is_dir():
             raise ConfigError(f"--{name}={own[name]}: it is a directory; name one file in it")
         if not path.is_file():
             raise ConfigError(f"--{name}={own[name]}: there is no such file")
-    has_parent = is_remote(out) or out.parent.is_dir()  # a store has no directories to make
-    if out.is_dir() or not has_parent:
-        what = "is a directory" if out.is_dir() else "lies in no directory that exists"
-        raise ConfigError(f"--out={own['out']}: it {what}; name a file in one that exists")
+    out = file_to_write(own["out"], flag="--out")
     if out.exists() and out.resolve() == source.resolve():
         raise ConfigError(f"--out={own['out']}: it is the input; name another file")
     options = GradeOptions(

@@ -20,7 +20,7 @@ from absl import flags
 
 from polaris_jax.commands.flags import parse
 from polaris_jax.config import ConfigError
-from polaris_jax.system.files import as_place, is_remote, write_bytes
+from polaris_jax.system.files import file_to_write, write_bytes
 from polaris_jax.system.signals import begin_work
 
 
@@ -75,10 +75,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError("--topology: needed; name one like v5p:2x2x4, v6e:8x8 or h100:8")
     from polaris_jax.plan.topologies import parse_topology
 
-    topology, out = parse_topology(own["topology"]), as_place(own["out"])
-    if out.is_dir() or not (is_remote(out) or out.parent.is_dir()):
-        what = "is a directory" if out.is_dir() else "lies in no directory that exists"
-        raise ConfigError(f"--out={own['out']}: it {what}; name a file in one that exists")
+    topology, out = parse_topology(own["topology"]), file_to_write(own["out"], flag="--out")
     _before_jax(topology)
     from polaris_jax.plan.command import PlanOptions, plan
     from polaris_jax.plan.fit import Residency

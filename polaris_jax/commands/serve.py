@@ -112,8 +112,8 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     if jax.process_count() > 1:
         raise ConfigError("serve: runs in one process; start it without a launcher")
     place = server.Place(own["host"], own["port"], own["grace_s"])
-    if own["follow"]:
-        newest_step(own["follow"])  # the directory is there: said before anything is loaded
+    # The directory is there: said before anything is loaded.
+    newest = newest_step(own["follow"])[1] if own["follow"] else -1
     listening = server.bind(place)
     name = own["name"] or own["model"]
     model, tokenizer = load_served(own["model"], dtype=own["dtype"])
@@ -162,6 +162,7 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
             log=progress.line,
             follow=own["follow"],
             every_s=own["follow_s"],
+            following=newest if own["model"] == own["follow"] else -1,
         ),
         allow_update=own["allow_update"],
         door=Door(key, place.host),

@@ -83,6 +83,13 @@ class Setting:
     name: str = ""
     kind: Any = object
 
+    @property
+    def earlier(self) -> tuple[Any, ...]:
+        """What earlier versions did by default and this one does not: `former` and `before`."""
+        known = list(self.default) if isinstance(self.default, tuple) else self.default
+        found = self.former if self.before is ALWAYS else (*self.former, self.before)
+        return tuple(value for value in found if value != known)
+
     def check(self, name: str, value: Any) -> None:
         """Checks `value` against the limits.
 

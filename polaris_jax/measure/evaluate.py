@@ -29,6 +29,7 @@ from polaris_jax.measure.respond import (
     Asked,
     Variant,
     Weights,
+    forced_room,
     grade_later,
     is_response,
     require_ids,
@@ -46,6 +47,7 @@ from polaris_jax.report.figures import evaluation_figure
 from polaris_jax.reward.configured import check_reward
 from polaris_jax.run.owner import Ownership, command_owns, tag_prefix
 from polaris_jax.run.progress_file import ProgressFile
+from polaris_jax.run.record import with_recorded_defaults
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
@@ -88,6 +90,8 @@ def evaluate(
         ConfigError: there are no held-out problems or no such checkpoint, or a sequence needs more
             positions than the checkpoint has.
     """
+    # The run's own dtype: prompts are those of the config, as in evaluations before it.
+    config = with_recorded_defaults(workdir, config, progress.line, sections=("model",))
     config = with_decided_dtype(config, progress.line)
     check_reward(config.reward)
     asked = scored_by(checkpoint, tag)
@@ -104,6 +108,10 @@ def evaluate(
             )
             for scored in asked
         ]
+        if len(asked) > 1 and all(scored.tag for scored in asked):  # their table has no tag
+            owned.enter_context(
+                command_owns(workdir, "evaluate", writes=COMPARED, primary=primary, tag="")
+            )
         run = _Evaluation.begin(config, workdir, progress, asked, forecast=forecast)
         summaries = [
             run.score(scored, ownership) for scored, ownership in zip(asked, owners, strict=True)
@@ -215,7 +223,7 @@ class _Evaluation:
                 config,
                 variant.of(weights)[0].config,
                 progress.line,
-                max_response_tokens=self._budget,
+                max_response_tokens=self._budget + forced_room(section, weights[1]),
                 yarn=variant.yarn,
             )
         problems = fitting(self._given, config.data, tokenizer=weights[1], say=progress.line)
@@ -315,7 +323,7 @@ class _Evaluation:
             section,
             correct_at=correct_at,
             max_response_tokens=self._budget,
-            later=grade_later(asked, weights[1], rows, path=done.path),
+            later=grade_later(asked, weights[1], rows),
         )
         if forced is not None:
             answers = force_answers(asked, weights, variant, rows, done=forced, path=done.path)

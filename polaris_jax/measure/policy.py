@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from polaris_jax.assemble import Solver, open_solver
+from polaris_jax.assemble import Solver, base_model_config, open_solver
 from polaris_jax.config import RunConfig
 from polaris_jax.measure.beginnings import continued, grade_beginnings
 from polaris_jax.measure.solve import judged, solve
@@ -116,7 +116,9 @@ def with_decided_dtype(
     config: RunConfig, say: Callable[[str], None] = lambda line: None
 ) -> RunConfig:
     """`rollout.samplers.with_dtype` for the devices that `open_policy` samples on."""
-    return with_dtype(config, _devices(config), say)
+    if config.model.dtype != "auto":
+        return config  # without a look at the model
+    return with_dtype(config, base_model_config(config), _devices(config), say)
 
 
 def _devices(config: RunConfig) -> list[Any]:

@@ -13,6 +13,7 @@ from etils import epath
 from polaris_jax.assemble import evaluation_problems
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.data.prompts import prompt_format
+from polaris_jax.measure.policy import with_decided_dtype
 from polaris_jax.measure.respond import Variant
 from polaris_jax.measure.responses import ids_of
 from polaris_jax.measure.solve import drawn_once
@@ -20,6 +21,7 @@ from polaris_jax.measure.weights import Weights
 from polaris_jax.models import Decoder, token_logprobs
 from polaris_jax.report.evaluations import positions_figure
 from polaris_jax.run.owner import command_owns, tag_prefix
+from polaris_jax.run.record import with_recorded_defaults
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system import processes
 from polaris_jax.system.foreign import bounded_lines, open_regular, parse_json
@@ -61,6 +63,8 @@ def positions(
     """
     if responses < 1:
         raise ConfigError(f"--responses={responses}: must be at least 1")
+    config = with_recorded_defaults(workdir, config, progress.line, sections=("model",))
+    config = with_decided_dtype(config, progress.line)
     ensure_workdir(workdir)
     prefix = tag_prefix(tag)
     source, rows = _longest(workdir, prefix, responses)

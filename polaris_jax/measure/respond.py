@@ -200,29 +200,22 @@ def is_response(row: Mapping[str, Any]) -> bool:
     )
 
 
-def grade_later(
-    asked: Asked, tokenizer: Any, rows: Sequence[Mapping[str, Any]], *, path: Any
-) -> Later:
+def grade_later(asked: Asked, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> Later:
     """Rewards of what later budgets leave of the stored responses, by their token ids.
 
     Args:
         asked: what the responses were sampled for.
         tokenizer: the tokenizer of the weights that sampled them.
-        rows: the rows.
-        path: path of the rows' file, for errors.
+        rows: the rows; `require_ids` has passed them.
 
     Returns:
         {(problem id, sample, budget): reward} of each response that a budget cuts, and whose row
         has no reward there.
-
-    Raises:
-        ConfigError: see `require_ids`.
     """
     budgets = budgets_of(asked.config.evaluate, asked.max_response_tokens)
     cut = ungraded_prefixes(rows, budgets)
     if not cut:
         return {}
-    require_ids(rows, budgets, path=path)
     by_id = {problem.id: problem for problem in asked.problems}
     items = [(by_id[row["problem_id"]], ids_of(row) or (), budget) for row, budget in cut]
     new = sorted({budget for _, budget in cut})

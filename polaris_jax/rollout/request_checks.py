@@ -135,6 +135,38 @@ def check_params(params: Any) -> None:
         )
 
 
+def checked_ids(index: int, prompt: Sequence[Any] | np.ndarray, *, vocab_size: int) -> np.ndarray:
+    """The token ids of a prompt, int [tokens].
+
+    Args:
+        index: index in the caller's list of prompts.
+        prompt: token ids.
+        vocab_size: V.
+
+    Raises:
+        ValueError: the prompt is empty, or holds anything but token ids of the vocabulary.
+    """
+    try:
+        tokens = np.asarray(prompt)
+    except ValueError:  # ragged
+        tokens = np.empty((), object)
+    if tokens.size == 0:
+        raise ValueError(f"prompt {index}: empty; give it at least one token")
+    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+        raise ValueError(
+            f"prompt {index}: must be a flat sequence of integer token ids, got "
+            f"{reprlib.repr(prompt)}; encode text with the tokenizer, and give one prompt as "
+            "[prompt]"
+        )
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        bad = int(tokens[(tokens < 0) | (tokens >= vocab_size)][0])
+        raise ValueError(
+            f"prompt {index}: token id {bad} is outside of [0, {vocab_size}); encode the prompt "
+            "with this model's tokenizer"
+        )
+    return tokens
+
+
 def checked_prompt(
     index: int,
     prompt: Sequence[Any] | np.ndarray,
@@ -160,24 +192,7 @@ def checked_prompt(
         ValueError: the prompt is empty, holds anything but token ids of the vocabulary, or is too
             long for `max_len` or the pool.
     """
-    try:
-        tokens = np.asarray(prompt)
-    except ValueError:  # ragged
-        tokens = np.empty((), object)
-    if tokens.size == 0:
-        raise ValueError(f"prompt {index}: empty; give it at least one token")
-    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(
-            f"prompt {index}: must be a flat sequence of integer token ids, got "
-            f"{reprlib.repr(prompt)}; encode text with the tokenizer, and give one prompt as "
-            "[prompt]"
-        )
-    if tokens.min() < 0 or tokens.max() >= vocab_size:
-        bad = int(tokens[(tokens < 0) | (tokens >= vocab_size)][0])
-        raise ValueError(
-            f"prompt {index}: token id {bad} is outside of [0, {vocab_size}); encode the prompt "
-            "with this model's tokenizer"
-        )
+    tokens = checked_ids(index, prompt, vocab_size=vocab_size)
     needed = tokens.size + row.max_tokens
     numbers = f"prompt {index}: {tokens.size} prompt tokens + max_tokens={row.max_tokens}"
     if needed > config.max_len:

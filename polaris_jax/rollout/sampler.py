@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -17,7 +16,7 @@ from polaris_jax.records import Response
 from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.live import CompileCounter, LiveState, sampler_stats
 from polaris_jax.rollout.request import Ended, OnProgress, OnTokens, Request, driven
-from polaris_jax.rollout.request_checks import Prompts, checked_request
+from polaris_jax.rollout.request_checks import Prompts, checked_ids, checked_request
 from polaris_jax.rollout.scores import Scores, score
 from polaris_jax.rollout.settings import SamplerConfig, SamplingParams
 from polaris_jax.rollout.weights import LiveWeights, SyncReport, check_live
@@ -58,8 +57,7 @@ class Sampler:
             ValueError: mesh, model or platform do not allow these sizes.
         """
         self.config = config or SamplerConfig()
-        default = mesh is not None and list(mesh.devices.flat) == jax.local_devices()[:1]
-        self._mesh = None if default else mesh
+        self._mesh = sharding.unless_default(mesh)
         self._dtype = self.config.dtype or model.embed_VD[...].dtype
         sizes = dataclasses.replace(self.config, dtype=jnp.dtype(self._dtype).name)
         self._engine = Engine(model.config, sizes, self._mesh)
@@ -307,6 +305,8 @@ class Sampler:
     ) -> list[Scores]:
         """Log-probs of every token, and the `top` likeliest in its place; see `scores.score`."""
         self._check_callable()
+        for index, sequence in enumerate(sequences):
+            checked_ids(index, sequence, vocab_size=self._model_config.vocab_size)
         return score(self._weights.model, sequences, temperatures, top=top, mesh=self._mesh)
 
     @property

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
-from polaris_jax.config import RunConfig, check_pages
+from polaris_jax.config import ConfigError, RunConfig, check_pages, longest_response_tokens
 from polaris_jax.models import Decoder, ModelConfig
-from polaris_jax.rollout import native
 from polaris_jax.rollout.programs.spec import program_spec
 from polaris_jax.rollout.sampler import Sampler
 from polaris_jax.rollout.settings import SamplerConfig
-from polaris_jax.sharding import make_sampler_mesh, slot_shards
+from polaris_jax.sharding import make_sampler_mesh, slot_shards, unless_default
 from polaris_jax.system.progress import Progress
 
 CPU = "cpu"
 
 
 def with_dtype(
-    config: RunConfig, devices: Sequence[Any], say: Callable[[str], None] = lambda line: None
+    config: RunConfig,
+    model_config: ModelConfig,
+    devices: Sequence[Any],
+    say: Callable[[str], None] = lambda line: None,
 ) -> RunConfig:
     """The config with a type in place of `model.dtype=auto`.
 
@@ -32,28 +34,39 @@ def with_dtype(
 
     Args:
         config: the run's config.
+        model_config: architecture of the model.
         devices: devices that may sample.
         say: prints the choice.
     """
     if config.model.dtype != "auto":
         return config
-    refusal = _bfloat16_refusal(config, devices) if devices[0].platform == CPU else ""
-    dtype, why = ("float32", f" ({refusal})") if refusal else ("bfloat16", "")
-    say(f"model.dtype=auto: {dtype}{why}")
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+
+    def with_model(dtype: Literal["bfloat16", "float32"]) -> RunConfig:
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+
+    refusal = _refusal(with_model("bfloat16"), model_config, devices)
+    say(f"model.dtype=auto: float32 ({refusal})" if refusal else "model.dtype=auto: bfloat16")
+    return with_model("float32" if refusal else "bfloat16")
 
 
-def _bfloat16_refusal(config: RunConfig, devices: Sequence[Any]) -> str:
-    """Why bfloat16 would be sampled by XLA's kernels on these CPU devices; "" if it would not."""
-    if config.rollout.attention not in ("auto", "native"):
-        return f"rollout.attention={config.rollout.attention!r} has no kernels for bfloat16"
-    if len(devices) > 1 or jax.process_count() > 1:
-        return "kernels for bfloat16 serve one CPU device of one process"
+def _refusal(config: RunConfig, model_config: ModelConfig, devices: Sequence[Any]) -> str:
+    """Why these CPU devices would sample the config by XLA's kernels; "" if they would not."""
+    if devices[0].platform != CPU:
+        return ""
+    if jax.process_count() > 1:
+        return "each process may have another CPU"
+    max_len = config.data.max_prompt_tokens + longest_response_tokens(config)
+    sizes = SamplerConfig.of_run(config, max_len=max_len)
     try:
-        there = native.multiplies_bfloat16()
-    except native.BuildFailed as error:
-        return f"no kernels for bfloat16: {error}"
-    return "" if there else "no kernels for bfloat16: no AVX512-BF16"
+        spec = program_spec(model_config, sizes, _mesh_of(config, devices))
+    except ConfigError as error:  # rollout.attention=native is not for bfloat16 here
+        return str(error)
+    return "" if spec.native else f"in bfloat16: {spec.kernels}"
+
+
+def _mesh_of(config: RunConfig, devices: Sequence[Any]) -> Mesh | None:
+    section = config.rollout
+    return unless_default(make_sampler_mesh(devices, data=section.data, tensor=section.tensor))
 
 
 class Samplers:
@@ -117,6 +130,5 @@ class Samplers:
         max_len = self._config.data.max_prompt_tokens + max_response_tokens
         return SamplerConfig.of_run(self._config, max_len=max_len)
 
-    def _mesh(self) -> Mesh:
-        section = self._config.rollout
-        return make_sampler_mesh(self._devices, data=section.data, tensor=section.tensor)
+    def _mesh(self) -> Mesh | None:
+        return _mesh_of(self._config, self._devices)

@@ -54,7 +54,7 @@ def score(
         mesh: the sampler's mesh; its processes call together, with the same arguments.
 
     Raises:
-        ValueError: `top` is out of range.
+        ValueError: `top` is out of range. (`Sampler.score` also checks the token ids.)
     """
     if not 0 <= top <= TOPS[-1]:
         raise ValueError(f"top={top}: must be in [0, {TOPS[-1]}]; ask for fewer tokens")

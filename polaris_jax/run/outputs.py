@@ -20,7 +20,7 @@ from etils import epath
 
 from polaris_jax.batch import RescueBuffer, StoredResponse
 from polaris_jax.checkpoint.checkpointer import TOKENIZER
-from polaris_jax.checkpoint.step_folders import MANIFEST, list_files, sync_and_sum, write_manifest
+from polaris_jax.checkpoint.step_folders import MANIFEST, seal
 from polaris_jax.config import RunConfig
 from polaris_jax.metrics import MetricsWriter, value_of
 from polaris_jax.metrics.writer import METRICS
@@ -100,9 +100,7 @@ class Outputs:
             (tokenizer_dir / MANIFEST).unlink(missing_ok=True)
             save_tokenizer(self._tokenizer, tokenizer_dir)  # again: a kill may have torn it
             save_end_ids(self._end_ids, tokenizer_dir, replace=True)
-            write_manifest(
-                tokenizer_dir, {}, sync_and_sum(tokenizer_dir, list_files(tokenizer_dir))
-            )
+            seal(tokenizer_dir)
         self._writer = MetricsWriter(
             self._workdir,
             tensorboard=self._config.metrics.tensorboard,

@@ -11,7 +11,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,27 +126,32 @@ def refuse_other_run(workdir: AnyPath, config: RunConfig, *, sections: Sequence[
 
 
 def with_recorded_defaults(
-    workdir: AnyPath, config: RunConfig, say: Callable[[str], None]
+    workdir: AnyPath,
+    config: RunConfig,
+    say: Callable[[str], None],
+    *,
+    sections: Collection[str] = (),
 ) -> RunConfig:
     """The config in which a default that has changed since is what the workdir's run recorded.
 
-    Only fields that have the present default are replaced, and only by a default of an earlier
-    version (`Setting.former`), or by what versions without the field did (`Setting.before`): a
-    value of the user's own is compared like any other.
+    Only fields that have the present default are replaced, and only by what an earlier version did
+    by default (`Setting.earlier`): a value of the user's own is compared like any other.
 
     Args:
         workdir: directory of the run; without a record nothing is replaced.
         config: the present config.
         say: prints a line about each value that is kept.
+        sections: of fields of these sections alone; empty: of all.
     """
     record = read_record(as_place(workdir))
     recorded = {} if record is None else record["config"]
     for name, value in config_fields(config).items():
-        setting, there = SETTINGS[declared_name(name)], recorded.get(name)
-        kept = there in setting.former
-        if record is not None and name not in recorded and setting.before is not ALWAYS:
-            there, kept = setting.before, setting.before != setting.default
-        if kept and value == setting.default:
+        if sections and name.split(".")[0] not in sections:
+            continue
+        setting = SETTINGS[declared_name(name)]
+        # Versions without the field did as `before`; a run of theirs records it at its next start.
+        there = recorded.get(name, None if setting.before is ALWAYS else setting.before)
+        if record is not None and value == setting.default and there in setting.earlier:
             config = _with_field(config, name, there)
             say(f"{name}={there}, as this workdir's run began; the default is {value} now")
     return config
@@ -191,8 +196,8 @@ def _differing(record: dict[str, Any], config: RunConfig, names: Iterable[str]) 
         if added and here == _plain({name: SETTINGS[declared_name(name)].default})[name]:
             continue  # `with_recorded_defaults` gives it the value of versions without the field
         setting = SETTINGS.get(declared_name(name))
-        if setting is not None and here == setting.default and there in setting.former:
-            continue  # and what was the default when the run began
+        if setting is not None and here == setting.default and there in setting.earlier:
+            continue  # and what was done by default when the run began
         if there != here:
             differing.append(f"{name}={there!r} there, {here!r} here")
     return differing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from polaris_jax.serve.wishes import Wish
 from polaris_jax.serve.worker import Scored, Tokens
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
+
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # how vocabularies with byte fallback spell a byte
 
 
 class Vocabulary:
@@ -46,6 +50,8 @@ class Vocabulary:
         if BROKEN not in text:
             return list(text.encode())
         spelt = self._tokenizer.convert_ids_to_tokens(token_id)
+        if byte := _BYTE_TOKEN.fullmatch(spelt):
+            return [int(byte[1], 16)]
         found = [self._bytes.get(char) for char in spelt]
         return None if None in found else [byte for byte in found if byte is not None]
 

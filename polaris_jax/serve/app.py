@@ -53,7 +53,7 @@ def make_app(service: Service) -> Starlette:
             route("/health", handlers.health, "GET", is_open=True),
             route("/metrics", handlers.metrics, "GET"),
         ],
-        exception_handlers={HTTPException: _http_error},
+        exception_handlers={HTTPException: _http_error, Exception: _failed},
         lifespan=lifespan,
     )
 
@@ -62,6 +62,10 @@ async def _http_error(_: Request, error: Exception) -> Response:
     """404 and 405 of paths that do not exist."""
     assert isinstance(error, HTTPException)
     return _json(ApiError(error.status_code, str(error.detail)).body(), error.status_code)
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    return _error(ApiError(500, "an error of the server", kind="server_error"))
 
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -99,9 +103,9 @@ class _Handlers:
                 response = Response(status_code=LEFT_STATUS)
             except asyncio.CancelledError:  # its time after SIGTERM is over
                 response = _error(ApiError(503, STOPPING, kind="server_error"))
-            except Exception as error:  # noqa: BLE001 - an error of ours is no end of the server
-                service.log(f"error: {request.method} {path}: {one_line(error)}")
-                response = _error(ApiError(500, "an error of the server", kind="server_error"))
+            except Exception:  # an error of ours: `_failed` answers, and the log has where it was
+                self._told(request, path, 500, began_s)
+                raise
             if not isinstance(response, Stream):
                 self._told(request, path, response.status_code, began_s)
             else:
@@ -200,6 +204,7 @@ class _Handlers:
             prompts,
             params,
             top=wish.top,
+            temperature=wish.settings["temperature"],
             scores=wish.top > 0 or (wish.echo and wish.logprobs),
             inbox=asyncio.Queue(),
         )

@@ -141,7 +141,7 @@ class Updates:
                     with contextlib.suppress(ValueError):  # of another architecture, and stays so
                         await self.take(str(folder))
                     self._step = step
-            except Exception as error:  # noqa: BLE001 - the step may be gone: look again later
+            except (OSError, RuntimeError, ValueError) as error:  # it may be gone: look again later
                 self._log(f"warning: --follow={self._follow}: {one_line(error)}")
             await asyncio.sleep(self._every_s)
 

@@ -24,6 +24,8 @@ from polaris_jax.system.text import one_line
 T = TypeVar("T")
 
 STOPPING = "the server is stopping"
+# What a device raises, jax's errors among them. Other errors are ours: they end the thread.
+DEVICE_ERRORS = (RuntimeError, MemoryError)
 STATS_S = 0.5  # the statistics are at most this old while the sampler works
 
 
@@ -99,6 +101,7 @@ class Job:
         params: sampling settings; None scores the prompts and samples nothing.
         top: number of likeliest tokens that scores name.
         scores: True if ended responses come with the scores of prompt and response.
+        temperature: temperature of the scores; 0 counts as 1, as in sampling.
         inbox: where the receiver of the events keeps its own queue.
     """
 
@@ -106,6 +109,7 @@ class Job:
     params: SamplingParams | None
     top: int = 0
     scores: bool = False
+    temperature: float = 1.0
     inbox: Any = None
 
     @property
@@ -224,24 +228,31 @@ class Worker:
     # --- in the thread ---
 
     def _run(self) -> None:
-        while not self._stopping:
-            self._take_calls()
-            if self._stopping:
-                break
-            try:
-                self._sampler.step()
-            except Exception as error:  # noqa: BLE001 - the sampler has dropped every request
-                self.failures += 1
-                for job in list(self._jobs):
-                    self._end(job, Failed(f"the device failed: {one_line(error)}"))
-            for job, live in list(self._jobs.items()):
-                self._report(job, live)
+        try:
+            while not self._stopping:
+                self._take_calls()
+                if not self._stopping:
+                    self._step()
+            for live in self._jobs.values():
+                self._sampler.abort(live.request)
+        finally:  # after an error of ours too, which threading prints
+            with self._lock:
+                self._stopping = True
+            while not self._calls.empty():
+                self._calls.get()()
+            for job in list(self._jobs):
+                self._end(job, Failed(STOPPING))
             self._flush()
-        while not self._calls.empty():
-            self._calls.get()()
+
+    def _step(self) -> None:
+        try:
+            self._sampler.step()
+        except DEVICE_ERRORS as error:  # the sampler has dropped every request
+            self.failures += 1
+            for job in list(self._jobs):
+                self._end(job, Failed(f"the device failed: {one_line(error)}"))
         for job, live in list(self._jobs.items()):
-            self._sampler.abort(live.request)
-            self._end(job, Failed(STOPPING))
+            self._report(job, live)
         self._flush()
 
     def _take_calls(self) -> None:
@@ -250,11 +261,13 @@ class Worker:
             idle = not self._jobs or self._sampler.paused
             if idle:
                 self._flush()
+            # Not kept while the next one is waited for: it may hold weights.
             try:
-                call = self._calls.get(block=idle)
+                take = self._calls.get(block=idle)
             except queue.Empty:
                 return
-            call()
+            take()
+            del take
 
     def _begin(self, job: Job) -> None:
         if self._stopping:
@@ -262,7 +275,7 @@ class Worker:
             return
         try:
             if job.params is None:
-                scores = self._sampler.score(job.prompts, [1.0] * len(job.prompts), top=job.top)
+                scores = self._score(job, job.prompts)
                 self._tell(job, Accepted())
                 for index, one in enumerate(scores):
                     self._tell(job, Scored(index, one))
@@ -271,7 +284,7 @@ class Worker:
             request = self._sampler.submit(job.prompts, job.params)
         except ValueError as error:
             self._end(job, Failed(str(error), refused=True))
-        except Exception as error:  # noqa: BLE001 - no weights, or the device
+        except DEVICE_ERRORS as error:  # or there are no weights
             self._end(job, Failed(one_line(error)))
         else:
             self._jobs[job] = _Live(request)
@@ -284,6 +297,9 @@ class Worker:
         self._end(job, None)
 
     def _report(self, job: Job, live: _Live) -> None:
+        if (failure := live.request.failure) is not None:  # its text cannot be decoded
+            self._end(job, Failed(one_line(failure)))
+            return
         try:
             ended = {(p, s): response for p, s, response in self._sampler.poll(live.request)}
             for part in live.request.parts:
@@ -307,9 +323,7 @@ class Worker:
             with self._lock:
                 if job in self._accepted:
                     self._accepted[job] -= len(ended)
-            if live.request.failure is not None:
-                raise live.request.failure
-        except Exception as error:  # noqa: BLE001 - the text cannot be decoded, or the device
+        except DEVICE_ERRORS as error:
             self._sampler.abort(live.request)
             self._end(job, Failed(one_line(error)))
             return
@@ -319,10 +333,10 @@ class Worker:
     def _scores(self, job: Job, prompt: int, response: Response | None) -> Scores | None:
         if response is None or not job.scores:
             return None
-        assert job.params is not None
-        sequence = [*job.prompts[prompt], *response.token_ids]
-        temperature: Any = job.params.temperature
-        return self._sampler.score([sequence], [temperature], top=job.top)[0]
+        return self._score(job, [[*job.prompts[prompt], *response.token_ids]])[0]
+
+    def _score(self, job: Job, sequences: Sequence[Sequence[int]]) -> list[Scores]:
+        return self._sampler.score(sequences, [job.temperature] * len(sequences), top=job.top)
 
     def _tell(self, job: Job, event: Event) -> None:
         self._events.append((job, event))

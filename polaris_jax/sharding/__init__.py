@@ -48,6 +48,7 @@ from polaris_jax.sharding.sampler import (
     split_devices,
     to_host,
     to_members,
+    unless_default,
     whole,
 )
 
@@ -90,6 +91,7 @@ __all__ = [
     "rows_of_logits",
     "slot_sharding",
     "slot_shards",
+    "unless_default",
     "split_devices",
     "stack_sharding",
     "whole",

@@ -90,6 +90,12 @@ def make_sampler_mesh(devices: Sequence[Any], *, data: int = 0, tensor: int = 1)
     return Mesh(grid, SAMPLER_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
+def unless_default(mesh: Mesh | None) -> Mesh | None:
+    """The mesh; None in place of one of jax's default device alone, which needs no mesh."""
+    default = mesh is not None and list(mesh.devices.flat) == jax.local_devices()[:1]
+    return None if default else mesh
+
+
 def slot_shards(mesh: Mesh | None) -> int:
     """The number of parts into which slots and pool are split."""
     return 1 if mesh is None else mesh.shape["data"]

@@ -65,6 +65,22 @@ def as_place(path: AnyPath) -> epath.Path:
     return epath.Path(text)
 
 
+def file_to_write(text: str, *, flag: str) -> epath.Path:
+    """The place of a file that a user wants written.
+
+    Raises:
+        ConfigError: it is a directory or lies in none; or see `as_place`.
+    """
+    place = as_place(text)
+    if place.is_dir():
+        raise ConfigError(f"{flag}={text}: it is a directory; name a file in it")
+    if not (is_remote(place) or place.parent.is_dir()):  # a store has no directories to make
+        raise ConfigError(
+            f"{flag}={text}: it lies in no directory that exists; name a file in one that does"
+        )
+    return place
+
+
 def _list_anew(scheme: str) -> None:
     # fsspec caches listings for ever, but tensorstore and other processes write to the store too.
     from fsspec import config

@@ -211,18 +211,20 @@ def resolve_share_prompts(
     Raises:
         ConfigError: `on`, and attention or objective do not allow it.
     """
-    allowed = shares_prompts(attention)
-    if asked == "on" and not allowed:
-        raise ConfigError(
-            f"batch.share_prompts=on: model.attention={attention} cannot keep responses apart that "
-            "share a prompt; set it to auto or off, or model.attention=chunked"
+    refusal = ""
+    if not shares_prompts(attention):
+        refusal = (
+            f"model.attention={attention} cannot keep responses apart that share a prompt; set it "
+            "to auto or off, or model.attention=chunked"
         )
-    if asked == "on" and objective.aggregation == "microbatch_token_mean":
-        raise ConfigError(
-            "batch.share_prompts=on: under objective.aggregation=microbatch_token_mean the loss "
-            "depends on the packing, which sharing changes; set it to auto or off"
+    elif objective.aggregation == "microbatch_token_mean":
+        refusal = (
+            "under objective.aggregation=microbatch_token_mean the loss depends on the packing, "
+            "which sharing changes; set it to auto or off"
         )
-    return asked != "off" and allowed and objective.aggregation != "microbatch_token_mean"
+    if asked == "on" and refusal:
+        raise ConfigError(f"batch.share_prompts=on: {refusal}")
+    return asked != "off" and not refusal
 
 
 def _over_devices(sums: Arrays, axes: tuple[str, ...]) -> Arrays:

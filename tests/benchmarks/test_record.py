@@ -55,6 +55,8 @@ def test_a_ratio_below_95_percent_is_worse(ratio, words):
 
 
 def test_a_row_that_is_gone_is_worse_and_a_candidate_is_not():
+    other_point = dataclasses.replace(ROW, side="another point of the grid", settings={"batch": 1})
+    assert record.worse(made(OUR_ROW, ROW), made(OUR_ROW, other_point)) == []
     (line,) = record.worse(made(OUR_ROW, ROW, TRIED), made(OUR_ROW))
     assert "recorded 2.000, not measured now" in line
 

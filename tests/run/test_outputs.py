@@ -113,6 +113,10 @@ def test_a_start_on_another_machine_is_said_and_recorded(tmp_path, capsys):
         (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n')
         return json.loads((tmp_path / "run.json").read_text()), capsys.readouterr().err
 
+    untrue = "xla (rollout.attention='native': is for one device without a mesh, the sampler has "
+    start(here | {"decode kernels": f"{untrue}a mesh of 1)"}, 0)
+    record, said = start(here, 2)  # what earlier versions recorded of one device
+    assert record["deterministic"] is True and said == ""
     start(elsewhere, 0)
     record, said = start(here, 0)  # nothing of the run exists yet
     assert record["deterministic"] is True and said == ""

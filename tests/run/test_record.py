@@ -85,3 +85,20 @@ def test_a_resume_keeps_what_auto_became(tmp_path, there):
     other = "float32" if there == "bfloat16" else "bfloat16"
     with pytest.raises(ConfigError, match=f"model.dtype='{there}' there, '{other}' here"):
         refuse_other_run(workdir, build_config({"model": {"dtype": other}}), sections=("model",))
+
+
+def test_what_versions_without_a_field_did_is_kept_by_every_later_resume(workdir):
+    first, _ = resumed(workdir, cez_tolerance=1.0)
+    record = read_record(workdir)
+    assert record is not None
+    record["config"] = json.loads(json.dumps(config_fields(first)))  # as a start writes it
+    (workdir / "run.json").write_text(json.dumps(record))
+    again, said = resumed(workdir, cez_tolerance=1.0)
+    assert again == first
+    assert config_fields(again)["batch.share_prompts"] == "off"
+    assert not [line for line in said if "=[]" in line or "=()" in line]
+
+
+def test_of_some_sections_alone(workdir):
+    config = with_recorded_defaults(workdir, build_config({}), pytest.fail, sections=("model",))
+    assert config == build_config({})

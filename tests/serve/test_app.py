@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from polaris_jax.data.prompts import render_prompt
 from polaris_jax.models import save_pretrained
 from polaris_jax.rollout import Sampler, SamplingParams
+from polaris_jax.serve.answers import Vocabulary
 from polaris_jax.serve.http import Limits
 from tests.support.serving import JSON, SIZES, running, small_model
 from tests.tolerances import SERVED_LOGPROB
@@ -181,6 +183,45 @@ def test_logprobs_of_prompt_and_response(server, alone):
     count = len(scored["logprobs"]["tokens"])
     known = found["token_logprobs"][1:count]
     assert scored["logprobs"]["token_logprobs"][1:] == pytest.approx(known, abs=SERVED_LOGPROB)
+    status, error = error_of(server.ask(PLAIN, body | {"prompt": [5, 999_999_999]}))
+    assert status == 400 and "token id 999999999 is outside of" in error["message"]
+    # At the temperature that is asked for, as responses are.
+    warm = {"temperature": 2.0}
+    (scored,) = server.ask(PLAIN, body | warm)[1]["choices"]
+    (response,) = alone(prompt, **settings | warm, prompt_logprobs=True)
+    assert scored["logprobs"]["token_logprobs"][1:] == pytest.approx(
+        response.prompt_logprobs, abs=SERVED_LOGPROB
+    )
+
+
+def test_a_mistake_of_ours_is_answered_and_shown(server, monkeypatch, caplog):
+    def encode(*_):
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(type(server.service.prompts), "encode", encode)
+    status, error = error_of(server.ask(PLAIN, {"prompt": "x", "max_tokens": 1}))
+    assert (status, error["message"]) == (500, "an error of the server")
+    assert server.service.gauges.requests[PLAIN, 500] == 1
+    until_s = time.monotonic() + 20
+    while "a mistake" not in caplog.text and time.monotonic() < until_s:
+        time.sleep(0.05)  # logged once the answer is out
+    assert "a mistake" in caplog.text
+    monkeypatch.undo()
+    assert server.ask(PLAIN, {"prompt": "x", "max_tokens": 1})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("spelt", "found"), [("<0xE2>", [226]), ("\u0120a", [32, 97]), ("ü€", None)]
+)
+def test_bytes_of_a_part_of_a_character(spelt, found):
+    class Tokenizer:
+        def decode(self, ids, **_):
+            return "\ufffd"
+
+        def convert_ids_to_tokens(self, token_id):
+            return spelt
+
+    assert Vocabulary(Tokenizer()).bytes_of(0) == found
 
 
 def test_a_chats_likeliest_tokens(server):

@@ -8,6 +8,7 @@ import pytest
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.serve.weights import swap
 from polaris_jax.serve.worker import (
+    STOPPING,
     Accepted,
     Failed,
     Finished,
@@ -158,3 +159,21 @@ def test_a_stop_fails_what_is_left():
     with pytest.raises(Stopped):
         worker.submit(job)
     assert worker.stats["pages_used"] == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_of_ours_ends_the_thread_and_leaves_no_job_waiting(monkeypatch):
+    worker = Worker(Sampler(small_model()[0], SIZES), post, max_waiting=2)
+
+    def step(sampler):
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(Sampler, "step", step)
+    worker.start()
+    job = job_of([[1, 2]], LONG)
+    worker.submit(job)
+    assert events_of(job) == [Accepted(), Failed(STOPPING)]
+    worker._thread.join(60)
+    assert not worker.alive and worker.unfinished == 0
+    with pytest.raises(Stopped):
+        worker.submit(job_of([[1, 2]], LONG))

@@ -26,7 +26,7 @@ class Side:
     """One line of a table.
 
     Attributes:
-        name: of the line.
+        name: name of the line.
         system: `OURS`, or a name of `environments.PACKAGES`.
         settings: what the side's script makes of it.
         preload: libraries that its process loads before all others, by the beginning of their

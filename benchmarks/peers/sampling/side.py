@@ -22,7 +22,7 @@ class Sampled(NamedTuple):
 
     Attributes:
         tokens: token ids of each response, cut to the length asked for.
-        logprobs: of the chosen tokens, in nats; None: the side was asked for none.
+        logprobs: log-probs of the sampled tokens, in nats; None: they were not asked for.
         details: figures of the side's own, e.g. `row_waste`.
     """
 

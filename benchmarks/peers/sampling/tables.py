@@ -19,7 +19,7 @@ class Result:
 
     Attributes:
         side: which.
-        version: of its system.
+        version: version of the side's system.
         load_s: imports, weights and whatever is compiled before the first request.
         first_s: the first call, which compiles the rest; not among the rounds.
         rounds: the side's answers, one a round.

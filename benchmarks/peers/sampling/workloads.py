@@ -18,7 +18,7 @@ class Request:
     Attributes:
         prompt: token ids.
         tokens: response tokens, exactly.
-        seed: of its own, for sides whose draws are per request.
+        seed: seed of this request, for sides that draw for each request on its own.
     """
 
     prompt: list[int]
@@ -31,13 +31,13 @@ class Workload:
     """Prompts x samples with lognormal response lengths.
 
     Attributes:
-        name: of the flag and the tables.
+        name: name in the flag and in the tables.
         model: a name of `ours.MODELS`.
         prompts: different prompts of a round.
         samples: requests with the same prompt; each is a request of its own.
         prompt_tokens: least and most tokens of a prompt, uniform, the shared prefix not counted.
-        median: of the response lengths, in tokens.
-        sigma: of their logarithm.
+        median: median of the response lengths, in tokens.
+        sigma: standard deviation of their logarithm.
         response_tokens: least and most response tokens.
         shared_prefix: tokens that all prompts of a round begin with.
     """

@@ -113,14 +113,15 @@ class Backend:
 
     def refusal(self, sizes: Sizes) -> str:
         """Why the back end cannot serve; "" if it can."""
-        platforms = " or ".join(self.platforms)
-        found = (
-            [self._keys_and_values(sizes), *(limit(sizes) for limit in self.limits)]
-            if self.runs_on(sizes.platform)
-            else [f"runs on {platforms}, the devices are {sizes.platform}"]
-        )
-        first = next(filter(None, found), "")
+        limits = (self._platform, self._keys_and_values, *self.limits)
+        # In order, and none after the first that refuses: the last may compile.
+        first = next(filter(None, (limit(sizes) for limit in limits)), "")
         return first and f"rollout.attention={self.name!r}: {first}"
+
+    def _platform(self, sizes: Sizes) -> str:
+        if self.runs_on(sizes.platform):
+            return ""
+        return f"runs on {' or '.join(self.platforms)}, the devices are {sizes.platform}"
 
     def _keys_and_values(self, sizes: Sizes) -> str:
         if sizes.kv_dtype == "auto" or self.int8_layout is not None:

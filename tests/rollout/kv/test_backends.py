@@ -8,7 +8,7 @@ import pytest
 
 from polaris_jax.config import ConfigError, RolloutSection
 from polaris_jax.models.presets import PRESETS
-from polaris_jax.rollout import SamplerConfig
+from polaris_jax.rollout import SamplerConfig, native
 from polaris_jax.rollout.kv import ragged_v3
 from polaris_jax.rollout.kv.backends import (
     AUTO,
@@ -19,6 +19,7 @@ from polaris_jax.rollout.kv.backends import (
     smem_bytes,
 )
 from polaris_jax.rollout.programs.spec import program_spec
+from polaris_jax.sharding import make_sampler_mesh
 from tests.support.rollout.rollout_cases import CONFIG
 
 QWEN3_4B = PRESETS["qwen3-4b"]
@@ -160,3 +161,24 @@ def test_the_third_version_is_taken_by_name_alone_and_with_its_package(there, mo
     else:
         with pytest.raises(ConfigError, match="pip install --no-deps tpu-inference"):
             choose("ragged_v3", dtype="bfloat16")
+
+
+def test_without_a_compiler_bfloat16_is_xlas_and_nothing_is_compiled_for_a_mesh(monkeypatch):
+    calls = []
+
+    def fail():
+        calls.append(1)
+        raise native.BuildFailed("no C++ compiler")
+
+    monkeypatch.setattr(native, "load", fail)
+    monkeypatch.setattr(native, "multiplies_bfloat16", fail)
+    kernels = {
+        dtype: program_spec(QWEN3_4B, SamplerConfig(dtype=dtype), None).kernels
+        for dtype in ("float32", "bfloat16")
+    }
+    assert kernels["float32"] == kernels["bfloat16"]
+    assert kernels["bfloat16"].startswith("xla (") and "no C++ compiler" in kernels["bfloat16"]
+    assert len(calls) == 2
+    mesh = make_sampler_mesh(jax.devices()[:2], data=2)
+    program_spec(QWEN3_4B, SamplerConfig(dtype="bfloat16"), mesh)
+    assert len(calls) == 2
