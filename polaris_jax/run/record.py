@@ -141,7 +141,7 @@ def with_recorded_defaults(
         workdir: directory of the run; without a record nothing is replaced.
         config: the present config.
         say: prints a line about each value that is kept.
-        sections: of fields of these sections alone; empty: of all.
+        sections: names of the sections whose fields are replaced; empty: of every section.
     """
     record = read_record(as_place(workdir))
     recorded = {} if record is None else record["config"]

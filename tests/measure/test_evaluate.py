@@ -16,6 +16,7 @@ from polaris_jax.config import (
     ArithmeticSection,
     ConfigError,
     EvaluateSection,
+    ModelSection,
     RewardSection,
     RunConfig,
 )
@@ -31,7 +32,8 @@ from polaris_jax.reward import score_response
 from polaris_jax.rollout.groups import with_texts
 from polaris_jax.system.progress import Progress
 
-CONFIG = RunConfig()
+# float32: `model.dtype=auto` would look for weights, and these tests give their own.
+CONFIG = dataclasses.replace(RunConfig(), model=ModelSection(dtype="float32"))
 MODEL = Decoder.init(warmstart_model_config(CONFIG.warmstart, vocab_size=16), jax.random.key(0))
 PROBLEMS = [Problem("a", "1 + 1?", "2"), Problem("b", "2 + 2?", "4")]
 

@@ -68,7 +68,8 @@ def test_few_samples_are_noted_in_the_file_and_to_the_reader(tmp_path, monkeypat
         "probe_figure": lambda *_: None,
     }.items():
         monkeypatch.setattr(probe_module, name, stand_in)
-    config = build_config({"probe": {"n": n, "start": 0.1, "stop": 0.3, "step": 0.1}})
+    probe = {"n": n, "start": 0.1, "stop": 0.3, "step": 0.1}
+    config = build_config({"model": {"dtype": "float32"}, "probe": probe})
     said: Any = Said()
     summary = probe_module.probe(config, epath.Path(tmp_path), progress=said)
     assert (64 * n < MIN_SAMPLES) == noted
