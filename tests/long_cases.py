@@ -36,4 +36,24 @@ LONG_CASES = {
     "plan/test_refusals.py::test_refused_with_the_nearest_setting_that_fits[eight rows a device]",
     "plan/test_refusals.py::test_refused_with_the_nearest_setting_that_fits[a pool over the HBM]",
     "test_identity.py::test_what_calibrate_curated_is_trained_on_also_where_the_problems_are_named",
+    "rollout/test_transfers.py::test_a_warm_sampler_sends_and_reads_at_the_named_points_alone[2x2]",
+    "rollout/test_shard_simulation.py::test_the_plan_says_what_the_simulation_says",
+    "rollout/native/test_build.py::test_it_is_compiled_once_and_mended_when_damaged",
+    "rollout/kv/test_staged.py::"
+    "test_steps_equal_dense_attention_and_leave_their_tokens_in_the_pages[16]",
+    "models/test_family_in_use.py::test_the_update_is_the_plain_one_on_a_device_and_on_a_mesh[olmo2]",
+    "models/test_decoder.py::test_scan_unroll_and_remat_agree_in_value_and_gradient",
+    "models/heads/test_logprobs.py::test_near_temperature_0_the_likeliest_token_is_certain[1e-30]",
+    "models/heads/test_counted_tokens.py::"
+    "test_loss_and_gradient_are_those_of_the_head_everywhere[none-5]",
+    "sharding/test_sharding.py::"
+    "test_tiled_attention_and_remat_on_a_mesh_give_the_parameters_of_one_device",
+    "sharding/test_sharding.py::test_at_the_recipes_eps_only_near_zero_gradients_move_otherwise",
+    "train/test_shared_prompts.py::test_chunked_gives_that_gradient_too",
+    "train/test_state.py::test_moments_in_host_memory_change_where_they_lie_and_nothing_else",
+    "checkpoint/test_checkpointer.py::"
+    "test_a_kill_at_any_moment_of_a_save_leaves_a_whole_one[same step]",
+    "checkpoint/test_step_folders.py::test_an_end_before_any_change_leaves_a_whole_one[9-new step]",
+    "plan/test_command.py::test_a_sampler_that_the_product_refuses_names_pages_that_fit",
+    "test_identity.py::test_two_of_a_command_do_not_write_the_same_files",
 }

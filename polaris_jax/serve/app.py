@@ -19,7 +19,7 @@ from polaris_jax.serve.http import ClientLeft, read_object, until_left
 from polaris_jax.serve.running import LEFT_STATUS, Running, Stream
 from polaris_jax.serve.service import Service
 from polaris_jax.serve.wishes import ApiError, read_wish
-from polaris_jax.serve.worker import STOPPING, Job
+from polaris_jax.serve.worker import STOPPING
 from polaris_jax.system.text import one_line, printable
 
 MOST_LOGGED_CHARS = 120
@@ -193,21 +193,7 @@ class _Handlers:
         service, began_s = self._service, time.monotonic()
         wish = read_wish(await read_object(request, service.limits), chat=chat)
         self._require_name(wish.model)
-        prompts = await until_left(request.receive, service.prompts.encode(wish))
-        params = wish.params(
-            tuple(prompts),
-            max_len=service.max_len,
-            end_ids=service.end_ids,
-            decode=service.vocabulary.text,
-        )
-        job = Job(
-            prompts,
-            params,
-            top=wish.top,
-            temperature=wish.settings["temperature"],
-            scores=wish.top > 0 or (wish.echo and wish.logprobs),
-            inbox=asyncio.Queue(),
-        )
+        job = await until_left(request.receive, service.job(wish))
         running = Running(service, wish, job, began_s)
         try:
             await until_left(request.receive, running.accept())

@@ -8,7 +8,6 @@ preemption, prefix cache and aborts. So its messages are kept and its scheduler 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import hmac
@@ -19,7 +18,7 @@ from polaris_jax.config import ConfigError
 from polaris_jax.models.text_stream import TextStream
 from polaris_jax.rollout.jetstream import load_protocol
 from polaris_jax.serve.service import Service
-from polaris_jax.serve.wishes import ApiError, Wish, read_wish
+from polaris_jax.serve.wishes import ApiError, read_wish
 from polaris_jax.serve.worker import Failed, Finished, Job, QueueFull, Stopped, Tokens
 from polaris_jax.system.text import one_line
 
@@ -138,15 +137,7 @@ class Orchestrator:
         content = request.text_content.text if kind == "text_content" else None
         prompt = list(request.token_content.token_ids) if content is None else content
         body = {"prompt": prompt, "temperature": 0, "max_tokens": request.max_tokens}
-        wish: Wish = read_wish(body, chat=False)
-        prompts = await service.prompts.encode(wish)
-        params = wish.params(
-            tuple(prompts),
-            max_len=service.max_len,
-            end_ids=service.end_ids,
-            decode=service.vocabulary.text,
-        )
-        return Job(prompts, params, inbox=asyncio.Queue())
+        return await service.job(read_wish(body, chat=False))
 
     def _answer(self, text: str, token_ids: tuple[int, ...]) -> Any:
         content = self._messages.DecodeResponse.StreamContent

@@ -138,3 +138,25 @@ class Service:
     def __post_init__(self) -> None:
         self.prompts, self.vocabulary = Prompts(self.tokenizer), Vocabulary(self.tokenizer)
         self.created = int(time.time())
+
+    async def job(self, wish: Wish) -> Job:
+        """What the worker is asked for a wish: its prompts are encoded, its settings checked.
+
+        Raises:
+            ApiError: a prompt cannot be encoded, or a setting does not fit the model.
+        """
+        prompts = await self.prompts.encode(wish)
+        params = wish.params(
+            tuple(prompts),
+            max_len=self.max_len,
+            end_ids=self.end_ids,
+            decode=self.vocabulary.text,
+        )
+        return Job(
+            prompts,
+            params,
+            top=wish.top,
+            temperature=wish.settings["temperature"],
+            scores=wish.top > 0 or (wish.echo and wish.logprobs),
+            inbox=asyncio.Queue(),
+        )

@@ -209,7 +209,7 @@ ONE = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     answers=st.lists(st.one_of(ONE, st.lists(ONE, min_size=1, max_size=3)), min_size=1, max_size=6),
     rate=st.one_of(st.none(), st.floats(0, 1)),

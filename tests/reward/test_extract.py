@@ -128,10 +128,15 @@ def test_a_response_that_is_no_text_is_refused(text):
 )
 def test_a_megabyte_of_anything_is_read_in_linear_time(piece: str) -> None:
     text = piece * (1_000_000 // len(piece))
-    start_s = time.process_time()  # of this process alone: the machine may be loaded
-    score_response(text, "5", mode="eval")
-    score_response("</think>" + text, "5")
-    assert time.process_time() - start_s < 1.0
+
+    def took_s() -> float:
+        start_s = time.process_time()
+        score_response(text, "5", mode="eval")
+        score_response("</think>" + text, "5")
+        return time.process_time() - start_s
+
+    # The best of three: beside other work even a process's own time may double for a while.
+    assert any(took_s() < 1.0 for _ in range(3))
 
 
 TEXTS = {
