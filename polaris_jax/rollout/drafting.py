@@ -16,14 +16,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polaris_jax.rollout.drafts import PromptTexts
+from polaris_jax.rollout.drafts import NOWHERE, PromptTexts
 from polaris_jax.rollout.request import Request
-from polaris_jax.rollout.samples import Sample
+from polaris_jax.rollout.samples import Sample, Status
 from polaris_jax.rollout.scheduler import Scheduler
 from polaris_jax.rollout.settings import SamplerConfig
 
@@ -31,6 +31,7 @@ from polaris_jax.rollout.settings import SamplerConfig
 CPU_TOKENS, ACCELERATOR_TOKENS = 80, 320
 LEAST_GAIN = 1.05  # estimated tokens per time, over those of plain decoding
 INDEXED_TOKENS = 8192  # of a prompt's texts, between two device calls
+MOST_INDEXED = 1 << 17  # of a prompt's texts: about 10 MB
 # Shares of accepted tokens before anything is known, by matches of 2, 4, 8, 16 and 32 tokens. They
 # count as much as `PRIOR_TOKENS` tries.
 PRIOR = (0.5, 0.6, 0.7, 0.8, 0.85)
@@ -183,26 +184,43 @@ class RequestTexts:
             self._samples.setdefault(part.prompt.index, []).extend(part.samples)
         self._ended = {index: request.ended_texts(index) for index in self._samples}
         self._texts: dict[int, PromptTexts] = {}
+        self._places: dict[Sample, tuple[int, int]] = {}  # a draft's place, tokens so far
 
     def offer(self, sample: Sample, most: int) -> Offer | None:
         """A draft of up to `most` tokens for a live sample; None if nothing matches."""
         if most < 1:
             return None
-        texts = self._grown(sample.prompt.index)
-        tokens, match = texts.follow(sample.tokens, most)
+        texts, hint = self._grown(sample.prompt.index), NOWHERE
+        if sample in self._places:
+            place, length = self._places[sample]
+            hint = place + len(sample.tokens) - length
+        tokens, match, place = texts.follow(sample.tokens, most, hint=hint)
+        if not tokens:
+            return None
+        self._places[sample] = place, len(sample.tokens)
         assert sample.slot is not None
-        return Offer(sample.slot, tokens, match, self.rates) if tokens else None
+        return Offer(sample.slot, tokens, match, self.rates)
+
+    def forget_others(self, samples: Collection[Sample]) -> None:
+        """Frees what no live sample drafts from."""
+        live = {sample.prompt.index for sample in samples}
+        self._texts = {index: texts for index, texts in self._texts.items() if index in live}
+        self._places = {
+            sample: place
+            for sample, place in self._places.items()
+            if sample.prompt.index in live and sample.status is not Status.ENDED
+        }
 
     def _grown(self, index: int) -> PromptTexts:
         """The texts of a prompt, with up to `INDEXED_TOKENS` tokens more than last time."""
         texts = self._texts.setdefault(index, PromptTexts())
         sources: list[Any] = [*self._ended[index], *(s.tokens for s in self._samples[index])]
-        room = INDEXED_TOKENS
+        room = min(INDEXED_TOKENS, MOST_INDEXED - texts.tokens)
         for text, source in enumerate(sources):
             if text == len(texts):
                 texts.new_text()
             known = texts.length(text)
-            if known < len(source) and room:
+            if known < len(source) and room > 0:
                 part = source[known : known + room]
                 texts.extend(text, part.tolist() if isinstance(part, np.ndarray) else part)
                 room -= len(part)
@@ -291,6 +309,8 @@ class Drafting:
             return None
         live = [(request_of[id(s.prompt)], s) for rows in rows_D for s in rows]
         texts = {request: self._of(request) for request, _ in live}
+        for request, known in texts.items():
+            known.forget_others([sample for other, sample in live if other is request])
         offers = [
             offer
             for request, sample in live
