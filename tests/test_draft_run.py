@@ -29,17 +29,21 @@ def test_a_checkpoint_of_an_earlier_version_has_no_drafts():
     assert off.tokens == 0
 
 
-RUNS = 400  # seconds for the three runs
+RUN_S = 1200  # for one of the four runs, on a loaded machine
 
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory) -> list[str]:
-    return flags(*make_base(tmp_path_factory.mktemp("base")), "--config.stages[0].drop_above=0.2")
+    """Five steps over problems that return in the third."""
+    fields = ("stages[0].steps=3", "stages[1].steps=2", "stages[1].rope_factor=1.0")
+    more = (*fields, "stages[0].drop_above=0.2")
+    base = make_base(tmp_path_factory.mktemp("base"))
+    return flags(*base, *(f"--config.{field}" for field in more))
 
 
 def run(workdir: Path, line: list[str], *more: str) -> Path:
     program = ("tests.support.always_drafts",)
-    finish(start_train(workdir, [*line, *more], program=program), timeout_s=RUNS)
+    finish(start_train(workdir, [*line, *more], program=program), timeout_s=RUN_S)
     return workdir
 
 
@@ -55,7 +59,7 @@ def timing(workdir: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(4 * RUNS)
+@pytest.mark.timeout(4 * RUN_S)
 def test_a_run_that_drafts_trains_the_same(line, tmp_path):
     plain, drafts = tmp_path / "plain", tmp_path / "drafts"
     run(plain, line)
@@ -74,7 +78,7 @@ def test_a_run_that_drafts_trains_the_same(line, tmp_path):
     ]
     lines = timing(drafts)
     assert sum(step["sampler/draft_accepted"] for step in lines) > 0
-    assert all(lines[i]["sampler/compiles"] == 0 for i in (2, 3, 4, 7, 8))
+    assert lines[2]["sampler/compiles"] == 0 == lines[4]["sampler/compiles"]
     assert all(step["sampler/draft_tokens"] == 0 for step in timing(plain))
 
     # A run that is resumed drafts from what the checkpoint holds: the same bytes.

@@ -7,7 +7,7 @@ tokens that this request has accepted, by the length of the match that gave the 
 knows the clock: a schedule is a function of the requests alone, and of the weights.
 
 Source: the length of a match as a draft's merit, SuffixDecoding, Oliaro et al. 2024
-(arXiv:2411.04975), section 3.2; drafts for the tail alone, DAS (arXiv:2511.13841). Differs: shares
+(arXiv:2411.04975), section 3; drafts for the tail alone, DAS (arXiv:2511.13841). Differs: shares
 are counted for each request, and no draft is longer or shorter by its merit: one shape is compiled.
 """
 
