@@ -4,8 +4,8 @@ The way of a request: `sampler` (the public face) checks it (`request_checks`) a
 `request`; `driver` plans each step with one `scheduler` a data shard, whose `samples` hold `pages`;
 `engine` prefills, dispatches and collects decode calls on the slots (`decode_state`); `programs` is
 what it compiles, with attention from `kv`. `drafting` decides when a call verifies `drafts`, for
-which a run keeps earlier responses (`draft_store`). `groups` and `samplers` serve the training loop; `verbs`
-and `jetstream` make the engine JetStream's.
+which a run keeps earlier responses (`draft_store`). `groups` and `samplers` serve the training
+loop; `verbs` and `jetstream` make the engine JetStream's.
 """
 
 from polaris_jax.records import Response

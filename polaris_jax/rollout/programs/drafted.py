@@ -76,15 +76,24 @@ def verify(
             **attention.constant_steps(spec, model),
         )
     hidden_BTD, cache = model.forward(token_BT, position_BT, attend, cache, unroll=spec.unroll)
-    # From here on every position is a row of its own.
     hidden_BTD = sharding.whole(hidden_BTD.reshape(batch * length, 1, -1), mesh)
-    logit_BV = sharding.rows_of_logits(model.unembed(hidden_BTD)[:, 0], mesh)
+    logit_BV = model.unembed(hidden_BTD)[:, 0]
     params = jax.tree.map(lambda x: jnp.repeat(x, length), rows.params)
     at_BT = position_BT + 1 - rows.prompt_len_B[:, None]
     uniform_B = row_uniforms(row_keys(params), at_BT.reshape(-1))
-    drawn = draw_tokens(logit_BV, uniform_B, params, by_native=spec.native)
-    drawn_B, logp_B = sharding.whole(drawn, mesh)
-    drawn_BT, logp_BT = drawn_B.reshape(batch, length), logp_B.reshape(batch, length)
+
+    def draw(piece: Any) -> Any:
+        logit_BV, uniform_B, params = piece
+        logit_BV = sharding.rows_of_logits(logit_BV, mesh)
+        drawn = draw_tokens(logit_BV, uniform_B, params, by_native=spec.native)
+        return sharding.whole(drawn, mesh)
+
+    # In pieces: a draw holds its logits several times over.
+    pieces = jax.tree.map(
+        lambda x: x.reshape(length, batch, *x.shape[1:]), (logit_BV, uniform_B, params)
+    )
+    drawn, logp = jax.lax.map(draw, pieces)
+    drawn_BT, logp_BT = drawn.reshape(batch, length), logp.reshape(batch, length)
     taken_BT, alive_B = accepted(rows, draft_BX, drafted_B, drawn_BT, stop_X)
     count_B = jnp.sum(taken_BT, axis=1, dtype=jnp.int32)
     last_B = jnp.take_along_axis(drawn_BT, jnp.maximum(count_B - 1, 0)[:, None], axis=1)[:, 0]
