@@ -36,6 +36,7 @@ RUN_S = 1200  # for one of the four runs, on a loaded machine
 def line(tmp_path_factory) -> list[str]:
     """Five steps over problems that return in the third."""
     fields = ("stages[0].steps=3", "stages[1].steps=2", "stages[1].rope_factor=1.0")
+    fields += ("rollout.decode_steps=2",)  # short calls leave more of a response to draft
     more = (*fields, "stages[0].drop_above=0.2")
     base = make_base(tmp_path_factory.mktemp("base"))
     return flags(*base, *(f"--config.{field}" for field in more))
