@@ -57,6 +57,8 @@ def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunStat
     accuracy, loader = copy.copy(state.accuracy), copy.copy(state.loader)
     accuracy.forget(index)  # another run's checkpoint may hold visits of this stage
     loader.drop(dropped)
+    drafts = copy.copy(state.drafts)
+    drafts.drop(dropped)
     stage = initial_state(
         parts.config.stages,
         stage=index,
@@ -65,7 +67,7 @@ def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunStat
         dropped_ids=dropped,
         decisions=decisions,
     )
-    state = dataclasses.replace(state, train=train, accuracy=accuracy, loader=loader)
+    state = dataclasses.replace(state, train=train, accuracy=accuracy, loader=loader, drafts=drafts)
     sampler = stage_sampler(parts, state, index, previous)
     following = parts.config.stages[index + 1 : index + 2]
     if any(stage.temperature_rule == "match_diversity" for stage in following):

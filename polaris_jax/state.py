@@ -22,6 +22,7 @@ from polaris_jax.data.loader import PromptLoader
 from polaris_jax.metrics.writer import reduce_metrics
 from polaris_jax.records import Group, StageState
 from polaris_jax.rollout import Sampler
+from polaris_jax.rollout.draft_store import DraftStore
 from polaris_jax.rollout.groups import groups_from_host, groups_to_host
 from polaris_jax.stages.controller import observe_score, stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
@@ -51,6 +52,7 @@ class RunState:
         accuracy: correct and total responses of each problem, by stage.
         lengths: mean response tokens of each problem's newest visit.
         sink: stored correct responses, for the rescue.
+        drafts: newest responses of each problem, for the sampler's drafts.
         sampler: the stage's sampler, with the present weights. A snapshot leaves it out. None
             before the first stage.
         counts: totals of the run by name.
@@ -69,6 +71,7 @@ class RunState:
     accuracy: AccuracyTable
     lengths: LengthTable
     sink: RescueBuffer
+    drafts: DraftStore = dataclasses.field(default_factory=DraftStore)
     sampler: Sampler | None = None
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     carried: tuple[Group, ...] = ()
@@ -119,6 +122,7 @@ class RunState:
             "stage_records": list(self.stage_records),
             "accuracy": self.accuracy.state_dict(),
             "sink": self.sink.array_state(),
+            "drafts": self.drafts.array_state(),
             "loader": self.loader.state_dict(),
             "counts": dict(self.counts),
             "lengths": self.lengths.state_dict(),
@@ -259,16 +263,20 @@ def new_loader(parts: Parts) -> PromptLoader:
 
 
 def tables(parts: Parts, host: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The fields `accuracy`, `lengths` and `sink`: from calibration, or from a checkpoint."""
+    """The tables `accuracy`, `lengths`, `sink`, `drafts`: from calibration, or a checkpoint."""
     rates = {p.id: p.pass_rate for p in parts.problems if p.pass_rate is not None}
     tokens = {p.id: p.response_tokens for p in parts.problems if p.response_tokens is not None}
     accuracy, lengths, sink = AccuracyTable(rates), LengthTable(tokens), RescueBuffer()
+    rollout = parts.config.rollout
+    drafts = DraftStore(rollout.draft_store_tokens if rollout.draft == "history" else 0)
     if host is not None:
         accuracy.load_state_dict(host["accuracy"])
         sink.load_state_dict(host["sink"])
         if "lengths" in host:  # checkpoints of earlier versions have none
             lengths.load_state_dict(host["lengths"])
-    return {"accuracy": accuracy, "lengths": lengths, "sink": sink}
+        if "drafts" in host:
+            drafts.load_state_dict(host["drafts"])
+    return {"accuracy": accuracy, "lengths": lengths, "sink": sink, "drafts": drafts}
 
 
 def with_score(parts: Parts, state: RunState, score: float) -> RunState:

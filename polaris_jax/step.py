@@ -173,6 +173,7 @@ def sample(
                 if version - group.begun >= section.partial_max_lag
             },
             expected_tokens=expected,
+            history=[state.drafts.texts(group.problem_id) for group in groups],
             on_ended=grading.add,
             on_progress=phase.sampling(0, responses),
             should_abort=lambda: stop.requested,
@@ -201,9 +202,11 @@ def grade(parts: Parts, state: RunState, batch: dict[int, Group], grading: Grade
 def record(
     parts: Parts, state: RunState, batch: dict[int, Group], graded: Graded, *, attempt: int
 ) -> tuple[RunState, dict[str, Any]]:
-    """The state with its accuracy and length tables updated, and the batch's rollout metrics."""
+    """The state with its tables updated, but for the sink, and the batch's rollout metrics."""
     lengths, accuracy, stage = copy.copy(state.lengths), copy.copy(state.accuracy), state.stage
+    drafts = copy.copy(state.drafts)
     lengths.record(graded.problem_ids, graded.token_ids)
+    drafts.record(graded.problem_ids, graded.token_ids)
     accuracy.record(
         graded.problem_ids, graded.reward_PR, stage=stage.stage, correct_at=graded.correct_at
     )
@@ -216,7 +219,7 @@ def record(
     metrics["data/epoch"] = next(iter(batch.values())).epoch
     if attempt == 0:
         say_health(parts, state, graded)
-    state = dataclasses.replace(state, lengths=lengths, accuracy=accuracy)
+    state = dataclasses.replace(state, lengths=lengths, accuracy=accuracy, drafts=drafts)
     return state.counted(sampled_tokens=graded.response_tokens), metrics
 
 

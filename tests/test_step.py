@@ -17,6 +17,7 @@ from polaris_jax.config import RolloutSection, RunConfig, StageSection
 from polaris_jax.metrics.rollout_stats import age_metrics, carried_metrics
 from polaris_jax.records import Group
 from polaris_jax.rollout import RolloutAborted, SamplerConfig, SamplingParams
+from polaris_jax.rollout.draft_store import DraftStore
 from polaris_jax.rollout.groups import begin, owners_of, quotas, sample_groups
 from polaris_jax.rollout.groups import groups_from_host as groups_from
 from polaris_jax.rollout.groups import groups_to_host as array_state
@@ -244,6 +245,28 @@ def tables_of(state: RunState) -> dict:
         "carried": state.carried,
         "counts": dict(state.counts),
     }
+
+
+def test_a_step_drafts_from_what_earlier_steps_have_sampled():
+    section = RolloutSection(prompts_per_step=4, responses_per_prompt=3)
+    parts, sampler = new_parts(section, 6), new_sampler(4, 1)
+    state = dataclasses.replace(new_state(sampler), drafts=DraftStore(10_000))
+    collected, asked = collect_rollouts(parts, state, stop=NEVER)[0], []
+    assert state.drafts.tokens == 0  # whoever holds the former state can repeat the step
+    stored = {f"p{i}": collected.drafts.texts(f"p{i}") for i in range(PROBLEMS)}
+    assert sum(map(len, stored.values())) == 4 * 3
+    submit = sampler.submit
+
+    def noted(prompts, params, *, history, **rest):
+        asked.append((prompts, history))
+        return submit(prompts, params, history=history, **rest)
+
+    sampler.submit = noted
+    collect_rollouts(parts, after(collected), stop=NEVER)
+    ((prompts, history),) = asked
+    assert any(history)
+    for prompt, texts in zip(prompts, history, strict=True):
+        assert texts == stored[f"p{prompt[0] - 1}"]  # as `Loader` writes prompts
 
 
 def test_a_step_that_is_abandoned_or_repeated_leaves_the_state_before_it():

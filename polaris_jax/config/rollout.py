@@ -109,6 +109,23 @@ class RolloutSection:
     prefix_cache: bool = setting(
         True, "Later prompts with an equal beginning reuse its full pages."
     )
+    draft: Literal["off", "history"] = setting(
+        "off",
+        "history: while few rows are live, a call verifies tokens drafted from other responses to "
+        "the same prompt, of this step and of earlier ones. The same tokens are sampled in fewer "
+        "steps.",
+        resume=YES,
+    )
+    draft_tokens: int = setting(
+        8, "With history: drafted tokens of a row in a call.", above=0, resume=YES
+    )
+    draft_store_tokens: int = setting(
+        1 << 26,
+        "With history: tokens of earlier responses that the run keeps, four bytes each, in each "
+        "process's memory and in checkpoints; 0: drafts come from the step's own responses.",
+        at_least=0,
+        resume=YES,
+    )
     partial_rollouts: Literal["wait", "carry"] = setting(
         "wait",
         "wait: a step trains on all groups that it began. carry: a step begins more groups and "

@@ -298,6 +298,26 @@ TIMING = (
         "about 1 - 1/R (demo: 0.875 with 8 responses)",
     ),
     Metric(
+        (
+            "sampler/verify_calls",
+            "sampler/draft_tokens",
+            "sampler/draft_accepted",
+            "sampler/draft_rate",
+            "sampler/draft_steps_saved",
+        ),
+        "with `rollout.draft=history`: calls that verified drafts, tokens drafted and accepted, "
+        "their share, and the decode steps that the accepted tokens would have taken",
+        "a low share: few calls, since drafts that are rejected are given up",
+    ),
+    Metric(
+        (
+            "sampler/verify_calls_by_rows",
+            "sampler/draft_tokens_by_rows",
+            "sampler/draft_accepted_by_rows",
+        ),
+        "the same by live rows of a data shard: lists for 1, 2, 3 or 4, 5 to 8, and more",
+    ),
+    Metric(
         ("sampler/compiles", "compiles/step"),
         "compilations while sampling, and over the step, in the process with most",
         "0 after a stage's second step; more cost seconds each time",

@@ -352,6 +352,7 @@ class Planner:
                 page_size=page_size,
                 decode_steps=config.rollout.decode_steps,
                 prefill_budget=config.rollout.prefill_budget,
+                draft_tokens=config.rollout.draft_tokens,
             ),
             by_sample=config.rollout.partial_rollouts == "wait",
             step_collective_s=_link_s(decode, self.chip) / config.rollout.decode_steps,

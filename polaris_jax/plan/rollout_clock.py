@@ -23,6 +23,7 @@ import numpy as np
 
 from polaris_jax.records import Group, Response
 from polaris_jax.rollout.decode_state import DecodeState
+from polaris_jax.rollout.drafting import verify_rows
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine import ResultTokens
 from polaris_jax.rollout.groups import places_of
@@ -32,6 +33,7 @@ from polaris_jax.rollout.settings import PromptParams, SamplerConfig
 
 STOP, TOKEN = 1, 0
 CALLS = 200
+DRAFT_RATES = (0.5, 0.7, 0.9)  # for which a plan says what drafts save
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Shards:
         page_size: tokens of a page.
         decode_steps: decode steps of a call.
         prefill_budget: see `SamplerConfig`.
+        draft_tokens: see `SamplerConfig`; here it only says which calls are the rollout's tail.
     """
 
     shards: int
@@ -74,6 +77,7 @@ class Shards:
     page_size: int = 64
     decode_steps: int = 16
     prefill_budget: int = 8192
+    draft_tokens: int = 8
 
 
 @dataclasses.dataclass
@@ -115,12 +119,17 @@ class CountingEngine:
             prefix_cache=False,
         )
         self.data, self.slots_a_shard = sizes.shards, sizes.slots
+        drafting = dataclasses.replace(
+            self.config, draft="history", draft_tokens=sizes.draft_tokens
+        )
+        self._tail_rows = verify_rows(drafting, sizes.shards, min_rows=1, on_cpu=False)[-1]
         self.dispatches_ahead = True
         # Of tokens that stand for `grain` tokens each; a step reads each of them once.
         self.weight_reads = clock.weights_s / clock.kv_token_s / grain
         self.recompute_reads = clock.recompute_reads / grain
         self._clock, self._token_PR, self._grain = clock, token_PR, grain
-        self.time_s = self.prefill_s = self.host_s = 0.0
+        self.time_s = self.prefill_s = self.host_s = self.tail_s = 0.0
+        self.tail_steps = 0
         self.shard_s_D = np.zeros(sizes.shards)  # of each shard, if it waited for no other
         self._prefill_s_D = np.zeros(sizes.shards)  # before the next call
 
@@ -204,6 +213,9 @@ class CountingEngine:
         took_D = np.maximum(read_D, count_B.reshape(shape).sum(1) * clock.row_s) * self._grain
         took_D += self._prefill_s_D
         self._prefill_s_D = np.zeros(self.data)
+        if count_B.any() and (count_B > 0).reshape(shape).sum(1).max() <= self._tail_rows:
+            self.tail_s += float(took_D.max())
+            self.tail_steps += int(count_B.max()) * self._grain
         self.shard_s_D += took_D
         self.time_s += float(took_D.max())
         return _Call(position_B + count_B, count_B, alive_B & (count_B < left_B))
@@ -221,6 +233,8 @@ class Timed:
         own_s: seconds of the slowest shard if no shard had waited for another.
         preemptions: samples that were preempted because pages ran out.
         moves: live samples that moved to another shard.
+        tail_s: seconds of the calls in which no shard had more live rows than a sampler drafts for.
+        tail_steps: decode steps of these calls.
     """
 
     time_s: float
@@ -229,6 +243,8 @@ class Timed:
     own_s: float
     preemptions: int
     moves: int
+    tail_s: float
+    tail_steps: int
 
 
 def time_host(
@@ -276,6 +292,8 @@ def time_host(
         own_s=float(engine.shard_s_D.max()),
         preemptions=sum(scheduler.preemptions for scheduler in driver.schedulers),
         moves=driver.moves,
+        tail_s=engine.tail_s,
+        tail_steps=engine.tail_steps,
     )
 
 
@@ -342,3 +360,31 @@ def time_pod(
         if own_PR.any()
     ]
     return max(times, key=lambda host: host.time_s)
+
+
+def drafted_s(
+    rollout_s: float,
+    *,
+    tail_s: float,
+    step_s: float,
+    rate: float,
+    tokens: int,
+    host_call_s: float,
+) -> float:
+    """Seconds of a rollout whose tail drafts.
+
+    A verify call reads as much as a decode step and waits for the host. A drafted token is accepted
+    with probability `rate` if those before it were. A call in which that does not pay is plain.
+
+    Args:
+        rollout_s: seconds without drafts.
+        tail_s: seconds of the part that drafts.
+        step_s: seconds of a decode step in that part.
+        rate: in [0, 1].
+        tokens: tokens of a draft; every row always has one.
+        host_call_s: the host's seconds for one call.
+    """
+    if not tail_s:
+        return rollout_s
+    a_call = 1 + sum(rate**i for i in range(1, tokens + 1))
+    return rollout_s - tail_s + min(tail_s, tail_s / a_call * (1 + host_call_s / step_s))

@@ -15,7 +15,7 @@ import functools
 from polaris_jax.metrics.throughput import forward_flops_per_token
 from polaris_jax.models import ModelConfig
 from polaris_jax.plan.lengths import Lengths, draw
-from polaris_jax.plan.rollout_clock import Clock, Shards, time_pod
+from polaris_jax.plan.rollout_clock import DRAFT_RATES, Clock, Shards, drafted_s, time_pod
 from polaris_jax.plan.topologies import Chip
 from polaris_jax.rollout.balance import recompute_reads
 
@@ -80,6 +80,10 @@ class Estimate:
         host_s: seconds of the rollout in which the devices wait for the host.
         preemptions: samples of one host that were preempted because pages ran out.
         moves: live samples of one host that moved to another data shard.
+        tail_s: seconds of the rollout in which no data shard has more live rows than
+            `rollout.draft=history` drafts for; part of rollout_s.
+        drafted_s: rollout_s with `rollout.draft=history`, by the share of drafted tokens, each
+            behind accepted ones, that is accepted (`DRAFT_RATES`).
         sync_s: weight sync from trainer to sampler.
         step_s: rollout + update + sync.
         tokens_per_s: response tokens over step_s.
@@ -105,6 +109,8 @@ class Estimate:
     host_s: float
     preemptions: float
     moves: float
+    tail_s: float
+    drafted_s: dict[str, float]
     sync_s: float
     step_s: float
     tokens_per_s: float
@@ -308,6 +314,18 @@ def estimate_step(
         host_s=mean["host_s"],
         preemptions=mean["preemptions"],
         moves=mean["moves"],
+        tail_s=rollout_s * mean["tail_share"],
+        drafted_s={
+            f"{rate:g}": drafted_s(
+                rollout_s,
+                tail_s=rollout_s * mean["tail_share"],
+                step_s=mean["tail_step_s"],
+                rate=rate,
+                tokens=sampler.draft_tokens,
+                host_call_s=efficiency.host_call_s,
+            )
+            for rate in DRAFT_RATES
+        },
         sync_s=sync_s,
         step_s=step_s,
         tokens_per_s=tokens / step_s,
@@ -344,7 +362,7 @@ def _simulated(
         by_sample: see `estimate_step`.
         rows: rows of mean length that a data shard decodes at once.
     """
-    shards, wastes, times = samplers * sampler.shards, [], []
+    shards, wastes, times, tails = samplers * sampler.shards, [], [], []
     for seed in range(DRAWS):
         token_PR, expected_P = draw(lengths, prompts=prompts, responses=responses, seed=seed)
         timed = time_pod(
@@ -362,9 +380,13 @@ def _simulated(
         steps = max(float(token_PR.max()), tokens / (max(1, rows) * shards))
         read_s = kv_tokens * clock.kv_token_s / shards + steps * clock.weights_s
         prefill_s = prompts * prompt_tokens * clock.prefill_token_s / shards
+        tails.append(timed.tail_s / timed.time_s)
         wastes.append(timed.time_s / (max(read_s, tokens * clock.row_s / shards) + prefill_s))
         times.append(timed)
-    return sum(wastes) / DRAWS, {
+    means = {
         field: sum(getattr(timed, field) for timed in times) / DRAWS
-        for field in ("host_s", "preemptions", "moves")
+        for field in ("host_s", "preemptions", "moves", "tail_s", "tail_steps")
     }
+    means["tail_share"] = sum(tails) / DRAWS
+    means["tail_step_s"] = means.pop("tail_s") / max(1.0, means.pop("tail_steps"))
+    return sum(wastes) / DRAWS, means

@@ -263,12 +263,23 @@ def _estimate(plan: Mapping[str, Any]) -> str:
         f"{e['decode_steps']:,.0f} decode steps; keys and values {_seconds(e['kv_s'])}, weights "
         f"{_seconds(e['weights_s'])}, arithmetic {_seconds(e['decode_compute_s'])}, collectives "
         f"{_seconds(e['decode_collective_s'])}, prefill {_seconds(e['prefill_s'])}\n"
+        f"  with rollout.draft=history: {_drafted(e)}\n"
         f"  update {_seconds(e['update_s'])}: arithmetic {_seconds(e['update_compute_s'])}, memory "
         f"{_seconds(e['update_hbm_s'])}, collectives {_seconds(e['update_collective_s'])} "
         f"({e['update_mfu']:.0%} MFU)\n"
         f"  weight sync {_seconds(e['sync_s'])}\n"
         f"  step {_seconds(e['step_s'])}, {e['tokens_per_s']:,.0f} response tokens/s, "
         f"{e['tokens_per_s_device']:,.0f} a device"
+    )
+
+
+def _drafted(estimate: Mapping[str, Any]) -> str:
+    shares = ", ".join(
+        f"{_seconds(seconds)} at {rate}" for rate, seconds in estimate["drafted_s"].items()
+    )
+    return (
+        f"rollout {shares}, the chance that a drafted token is accepted behind accepted ones; "
+        f"{_seconds(estimate['tail_s'])} of it have few enough live rows"
     )
 
 

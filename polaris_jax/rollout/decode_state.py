@@ -18,6 +18,7 @@ from polaris_jax.rollout.pages import TRASH_PAGE, PageAllocator, pages_for
 from polaris_jax.rollout.programs import Rows
 from polaris_jax.rollout.programs.draw import RowParams
 from polaris_jax.rollout.programs.spec import program_spec
+from polaris_jax.rollout.samples import Plan, Sample
 from polaris_jax.rollout.settings import PromptParams, SamplerConfig
 
 
@@ -92,6 +93,30 @@ class DecodeState:
         rows.params.min_p_B[slot] = params.min_p
         rows.params.seed_B[slot] = params.seed
         rows.params.sample_B[slot] = sample
+
+    def place_sample(self, sample: Sample) -> None:
+        """Puts a sample with nothing left to prefill into its slot."""
+        prompt = sample.prompt
+        assert sample.slot is not None
+        self.place(
+            sample.slot,
+            sample.pages,
+            last_token=(sample.tokens or prompt.tokens)[-1],
+            length=sample.length,
+            prompt_len=len(prompt.tokens),
+            params=prompt.params,
+            sample=sample.index,
+        )
+
+    def apply(self, plan: Plan) -> None:
+        """Applies a plan to the slots: its preempted, grown and started samples."""
+        for slot, _ in plan.preempted:
+            self.clear(slot)
+        for sample in plan.grown:
+            assert sample.slot is not None
+            self.set_pages(sample.slot, sample.pages)
+        for sample in plan.started:
+            self.place_sample(sample)
 
     def set_pages(self, slot: int, pages: list[int]) -> None:
         """Makes `pages` the slot's pages, in position order."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from polaris_jax.rollout.balance import even_steps, next_move
 from polaris_jax.rollout.decode_state import DecodeState
+from polaris_jax.rollout.drafting import DraftCounts, Proposal, drafting_of
 from polaris_jax.rollout.engine import ResultTokens
 from polaris_jax.rollout.pages import PrefixCache
 from polaris_jax.rollout.prefill import jobs_of
@@ -28,7 +29,8 @@ class Driver:
 
     Args:
         engine: the device programs: `dispatch`, `dispatch_behind`, `fits_smaller_bucket`,
-            `collect`, `prefill_rows`, `copy_pages`, `warm`, `recompute_reads`, `weight_reads`.
+            `collect`, `prefill_rows`, `copy_pages`, `warm`, `recompute_reads`, `weight_reads`; if
+            it drafts also `verify`, `verify_rows`, `draft_costs`.
         state: the engine's slots, pages and pool.
         compiles: counts the compilations in steps.
 
@@ -41,6 +43,7 @@ class Driver:
         prompt_tokens: tokens of the submitted prompts, each prompt counted once.
         response_tokens: response tokens that samples were given.
         moves: live samples that moved to another data shard.
+        drafting: decides which steps draft.
         failures: requests that ended because their own callback or `decode` raised.
         failed: True if anything but a callback broke off a step. The driver is unusable then.
     """
@@ -52,13 +55,14 @@ class Driver:
         self._compiles = compiles
         self._warm = False
         self._caches = [PrefixCache(a) if config.prefix_cache else None for a in state.allocators]
+        self.drafting = drafting_of(engine)
         budget = config.prefill_budget and max(1, config.prefill_budget // shards)
         self.schedulers = [
             Scheduler(
                 allocator,
                 slots=engine.slots_a_shard,
                 page_size=config.page_size,
-                decode_steps=config.decode_steps,
+                decode_steps=self.drafting.most_tokens,
                 first_slot=shard * engine.slots_a_shard,
                 prefill_budget=budget,
                 cache=cache,
@@ -84,6 +88,7 @@ class Driver:
         self.steps = self.row_steps = self.prompt_tokens = self.response_tokens = 0
         self.failures = self.moves = 0
         self.live_rows: tuple[int, int] | None = None
+        self.drafting.counts = DraftCounts()
         for scheduler in self.schedulers:
             scheduler.reset_counts()
 
@@ -92,6 +97,7 @@ class Driver:
         counts = ("steps", "row_steps", "live_rows", "prompt_tokens", "response_tokens")
         for name in (*counts, "failures", "moves"):
             setattr(self, name, getattr(former, name))
+        self.drafting.counts = former.drafting.counts
         for scheduler, before in zip(self.schedulers, former.schedulers, strict=True):
             scheduler.take_counts(before)
 
@@ -120,10 +126,11 @@ class Driver:
             self._requests.append(request)
 
     def step(self, model: Any, *, version: int) -> None:
-        """Makes one plan, runs one decode call of at most K steps, gives the requests their tokens.
+        """Makes one plan, runs one decode or verify call, gives the requests their tokens.
 
-        An engine that dispatches ahead also gets the next call before this call's tokens are read,
-        if no sample waits for a slot and pages suffice. The next `step` then makes no plan.
+        A decode call has at most K steps. An engine that dispatches ahead also gets the next decode
+        call before this call's tokens are read, if no sample waits for a slot, pages suffice and no
+        draft is likely to pay. The next `step` then makes no plan.
         Callbacks run while the device works and report the tokens of the previous step. The
         callbacks of an ended request run once more at the end of the step. If a callback or
         `decode` of a request raises, the error becomes the request's `failure`, and the request is
@@ -142,11 +149,15 @@ class Driver:
                     self._warm = True
                 self._score_prompts(model)
                 call, self._dispatched = self._dispatched, None
+                proposal = None
                 if call is None:
                     self._rebalance()
                     plans = [scheduler.schedule() for scheduler in self.schedulers]
                     self._apply(model, plans)
-                    call = self._dispatch(model, version, plans)
+                    proposal = self.drafting.propose(self.schedulers, self._request_of)
+                    call = self._dispatch(model, version, plans, proposal)
+                else:  # by the tokens known so far, would a draft pay in the next plan?
+                    self.drafting.propose(self.schedulers, self._request_of)
                 if call is not None and engine.dispatches_ahead and self._reserve_behind(call[0]):
                     asked = {"stop_token_ids": self._stop_ids(), "steps": self._even_steps()}
                     behind = engine.dispatch_behind(model, state, call[0], **asked)
@@ -155,7 +166,9 @@ class Driver:
                 self._deliver(self._requests)
             finally:
                 if call is not None:
-                    self._give_tokens(engine.collect(state, call[0]), call[1])
+                    result = engine.collect(state, call[0])
+                    self.drafting.record(proposal, result.count, result.alive)
+                    self._give_tokens(result, call[1])
                 self.failed = False
                 ended = [request for request in self._requests if request.done]
                 for request in ended:
@@ -207,15 +220,20 @@ class Driver:
         for part in request.parts:
             del self._request_of[id(part.prompt)], self._shard_of[id(part.prompt)]
 
-    def _dispatch(self, model: Any, version: int, plans: list[Plan]) -> tuple[Any, int] | None:
-        """Dispatches a decode call: (call, version of its weights); None if no sample decodes."""
+    def _dispatch(
+        self, model: Any, version: int, plans: list[Plan], proposal: Proposal | None
+    ) -> tuple[Any, int] | None:
+        """Dispatches a call: (call, version of its weights); None if no sample decodes."""
         self._restarted = False
         if not any(scheduler.decoding for scheduler in self.schedulers):
             return None
-        call = self._engine.dispatch(
+        engine, state, stops = self._engine, self._state, self._stop_ids()
+        if proposal is not None:
+            return engine.verify(model, state, proposal.drafts, stop_token_ids=stops), version
+        call = engine.dispatch(
             model,
-            self._state,
-            stop_token_ids=self._stop_ids(),
+            state,
+            stop_token_ids=stops,
             exit_below=[self._exit_below(s) for s in self.schedulers],
             steps=self._even_steps(plans),
         )
@@ -224,15 +242,15 @@ class Driver:
     def _even_steps(self, plans: Sequence[Plan] = ()) -> list[int]:
         engine = self._engine
         reads = {"weights": engine.weight_reads, "recompute": engine.recompute_reads}
-        return even_steps(self.schedulers, plans, most=engine.config.decode_steps, **reads)
+        return even_steps(self.schedulers, plans, most=self.drafting.plain_steps(), **reads)
 
     def _reserve_behind(self, call: Any) -> bool:
         """Gives every row the pages of another call behind `call`; False if none can follow.
 
         Some row must have tokens left for the second call. If the rows fit a smaller bucket, the
-        next plan starts a smaller call instead.
+        next plan starts a smaller call instead. If drafts are likely to pay, it waits for tokens.
         """
-        if self._next_move() is not None:  # the next plan makes the move
+        if self.drafting.hot or self._next_move() is not None:  # the next plan makes the move
             return False
         steps = self._engine.config.decode_steps
         live = [sample for scheduler in self.schedulers for sample in scheduler.live]
@@ -335,31 +353,12 @@ class Driver:
         """Applies the plans, one a data shard, to the device's slots and pages."""
         engine, state = self._engine, self._state
         for plan in plans:
-            for slot, _ in plan.preempted:
-                state.clear(slot)
-            for sample in plan.grown:
-                assert sample.slot is not None
-                state.set_pages(sample.slot, sample.pages)
-            for sample in plan.started:
-                self._place(sample)
+            state.apply(plan)
         jobs = [jobs_of(plan) for plan in plans]
         if any(jobs):
             engine.prefill_rows(model, state, jobs)
         if any(plan.copies for plan in plans):
             engine.copy_pages(state, [plan.copies for plan in plans])
-
-    def _place(self, sample: Sample) -> None:
-        prompt = sample.prompt
-        assert sample.slot is not None
-        self._state.place(
-            sample.slot,
-            sample.pages,
-            last_token=(sample.tokens or prompt.tokens)[-1],
-            length=sample.length,
-            prompt_len=len(prompt.tokens),
-            params=prompt.params,
-            sample=sample.index,
-        )
 
     def _give_tokens(self, result: ResultTokens, version: int) -> None:
         rows = [len(scheduler.decoding) for scheduler in self.schedulers]
@@ -389,5 +388,5 @@ class Driver:
                     scheduler.release(sample)
                     self._state.clear(slot)
                 elif not result.alive[slot]:  # another request's stop token ended the row
-                    self._place(sample)
+                    self._state.place_sample(sample)
                     self._restarted = True

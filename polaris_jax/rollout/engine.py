@@ -1,10 +1,12 @@
-"""The sampler's device calls: prefill prompts, dispatch a decode call, collect its tokens.
+"""The sampler's device calls: prefill prompts, dispatch decode and verify calls, collect tokens.
 
 A prefill writes keys and values directly into pool pages and returns no token. The first decode
 step takes the prompt's last token as its input, so one program draws every token. A decode call
 runs up to K = `decode_steps` steps, each of which draws one token for every live row. The device
-ends a row at a stop token or at the row's length limit. The driver calls the engine; the scheduler
-reserves the pages. JetStream's methods (prefill, insert, generate) are in `verbs`.
+ends a row at a stop token or at the row's length limit. A verify call takes one step in which each
+row may have several drafted tokens, and keeps those that its draws agree with. The driver calls the
+engine; the scheduler reserves the pages. JetStream's methods (prefill, insert, generate) are in
+`verbs`.
 
 In each layer a prefill call writes the keys and values of all its rows before any row attends. So a
 sequence may continue in the next row, and a row may read pages that an earlier row writes. Only a
@@ -14,7 +16,7 @@ sequence's last row is padded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +30,7 @@ from polaris_jax.models import ModelConfig
 from polaris_jax.rollout import programs
 from polaris_jax.rollout.balance import recompute_reads
 from polaris_jax.rollout.decode_state import DecodeState, compact
+from polaris_jax.rollout.drafting import call_costs, verify_rows
 from polaris_jax.rollout.fused_weights import Model
 from polaris_jax.rollout.prefill import PrefillJob, prefill_call, prefill_calls
 from polaris_jax.rollout.programs import Packed, Programs
@@ -49,7 +52,8 @@ class ResultTokens:
         logprobs: float32 [slots, K], nats; see `programs.draw.draw_tokens`.
         count: int32 [slots], number of new tokens of each slot.
         alive: bool [slots], False for slots that are empty or whose row has ended.
-        steps: decode steps that ran, on the data shard that ran longest.
+        steps: decode steps that ran, on the data shard that ran longest; a verify call counts a
+            row's positions.
         row_steps: rows that the devices computed, summed over the steps, dead ones included.
     """
 
@@ -67,7 +71,7 @@ class ResultTokens:
 
 @dataclasses.dataclass(frozen=True)
 class DispatchedCall:
-    """A decode call whose results the host has not read yet."""
+    """A decode or verify call whose results the host has not read yet."""
 
     index_B: np.ndarray  # slot of each row; -1 for a padding row
     packed: Packed  # device arrays with the results
@@ -104,6 +108,12 @@ class Engine:
         on_accelerator = device.platform != "cpu"
         asked = config.dispatch_ahead
         self.dispatches_ahead = on_accelerator if asked is None else asked
+        self.draft_costs = call_costs(
+            on_cpu=not on_accelerator,
+            weight_bytes=model_config.num_parameters * dtype.itemsize / sharding.head_shards(mesh),
+        )
+        least = self.spec.row_buckets[0]
+        self.verify_rows = verify_rows(config, self.data, min_rows=least, on_cpu=not on_accelerator)
         made = programs.compiled(self.spec)
         self.programs = Programs(*(partial(sharding.from_host, program) for program in made))
 
@@ -156,16 +166,9 @@ class Engine:
         Raises:
             RuntimeError: the pool has too few free pages for `decode_steps` more tokens a slot.
         """
-        live = np.flatnonzero(state.rows.alive_B)
-        for slot in live:
+        for slot in np.flatnonzero(state.rows.alive_B):
             state.reserve(int(slot), self.config.decode_steps)
-        parts = np.split(live, np.searchsorted(live, self.slots_a_shard * np.arange(1, self.data)))
-        # Longest first: neighbours of similar length share a tile in `kv.staged`.
-        parts = [p[np.argsort(-state.rows.position_B[p], kind="stable")] for p in parts]
-        bucket = self._bucket(max(map(len, parts)))
-        index_B = np.full(self.data * bucket, -1)
-        for shard, part in enumerate(parts):
-            index_B[shard * bucket :][: len(part)] = part
+        index_B = self._index_of_live(state, self.spec.row_buckets)
         return self._dispatch(params, state, index_B, stop_token_ids, exit_below, steps)
 
     def dispatch_behind(
@@ -185,12 +188,50 @@ class Engine:
         """
         return self._dispatch(params, state, call.index_B, stop_token_ids, 1, steps, behind=call)
 
+    def verify(
+        self,
+        params: Model,
+        state: DecodeState,
+        drafts: Mapping[int, Sequence[int]],
+        *,
+        stop_token_ids: Sequence[int] = (),
+    ) -> DispatchedCall:
+        """Dispatches a verify call for all live slots and returns at once.
+
+        Each row gets the drafted tokens that it would have drawn, and one more; see
+        `programs.drafted`.
+
+        Args:
+            params: weights.
+            state: the slots and the pool; changed in place.
+            drafts: tokens that may follow a slot's last token, up to `draft_tokens`.
+            stop_token_ids: ids that end a row.
+
+        Raises:
+            RuntimeError: the pool has too few free pages for a draft.
+        """
+        for slot in np.flatnonzero(state.rows.alive_B):
+            state.reserve(int(slot), 1 + len(drafts.get(int(slot), ())))
+        index_B = self._index_of_live(state, self.verify_rows)
+        stop_X = pad_stop_ids(stop_token_ids)
+        state.pool, packed = self._verify(params, state, index_B, drafts, stop_X)
+        return DispatchedCall(index_B, packed)
+
+    def _index_of_live(self, state: DecodeState, buckets: Sequence[int]) -> np.ndarray:
+        """The slot of each row of a call for all live slots; -1 for a padding row."""
+        live = np.flatnonzero(state.rows.alive_B)
+        parts = np.split(live, np.searchsorted(live, self.slots_a_shard * np.arange(1, self.data)))
+        # Longest first: neighbours of similar length share a tile in `kv.staged`.
+        parts = [p[np.argsort(-state.rows.position_B[p], kind="stable")] for p in parts]
+        bucket = next(b for b in buckets if b >= max(map(len, parts)))
+        index_B = np.full(self.data * bucket, -1)
+        for shard, part in enumerate(parts):
+            index_B[shard * bucket :][: len(part)] = part
+        return index_B
+
     def fits_smaller_bucket(self, call: DispatchedCall, rows: int) -> bool:
         """True if a smaller bucket (`ProgramSpec.row_buckets`) holds `rows` rows a data shard."""
-        return len(call.index_B) > self.data * self._bucket(rows)
-
-    def _bucket(self, rows: int) -> int:
-        return next(b for b in self.spec.row_buckets if b >= rows)
+        return len(call.index_B) > self.data * next(b for b in self.spec.row_buckets if b >= rows)
 
     def _dispatch(
         self,
@@ -222,8 +263,8 @@ class Engine:
 
         Slots that were cleared after the dispatch get no tokens.
         """
-        steps = self.config.decode_steps
         packed = sharding.to_host(call.packed)
+        steps = packed.token_BK.shape[1]
         slots, rows = self.config.slots, state.rows
         # Skip rows that were dead when the call began, and slots cleared since.
         ran_B = (packed.count_B > 0) | packed.alive_B
@@ -286,7 +327,7 @@ class Engine:
             state.pool = self.programs.copy_pages(state.pool, *pairs)
 
     def warm(self, params: Model, state: DecodeState) -> None:
-        """Compiles decode and prefill for every bucket of rows, so that no later call compiles."""
+        """Compiles all programs for every bucket of rows, so that no later call compiles."""
         chunk, width = self.prefill_shape.chunk, self.config.pages_of_a_row
         for rows in self.prefill_shape.row_buckets:
             call = prefill_call([[]] * self.data, rows=rows, chunk=chunk, pages_of_a_row=width)
@@ -294,6 +335,9 @@ class Engine:
         for bucket in self.spec.row_buckets:
             nobody = np.full(self.data * bucket, -1)
             state.pool, _ = self._decode(params, state, nobody, pad_stop_ids(()), 1, 1)
+        for bucket in self.verify_rows:
+            nobody = np.full(self.data * bucket, -1)
+            state.pool, _ = self._verify(params, state, nobody, {}, pad_stop_ids(()))
 
     def _decode(
         self,
@@ -319,6 +363,24 @@ class Engine:
             rows = sharding.on_slots(rows, self.spec.mesh)
         stop_X = self._to_device(stop_X, axis=None)
         return self.programs.decode(params, state.pool, rows, table_BJ, stop_X, *by_shard)
+
+    def _verify(
+        self,
+        params: Model,
+        state: DecodeState,
+        index_B: np.ndarray,
+        drafts: Mapping[int, Sequence[int]],
+        stop_X: np.ndarray,
+    ) -> tuple[Any, Packed]:
+        draft_BX = np.zeros((len(index_B), self.config.draft_tokens), np.int32)
+        drafted_B = np.zeros(len(index_B), np.int32)
+        for row, slot in enumerate(index_B):
+            draft = drafts.get(int(slot), ())
+            draft_BX[row, : len(draft)], drafted_B[row] = draft, len(draft)
+        rows, table_BJ = compact(state, index_B)
+        args = self._to_device((rows, draft_BX, drafted_B, table_BJ))
+        stop_X = self._to_device(stop_X, axis=None)
+        return self.programs.verify(params, state.pool, *args, stop_X)
 
     def _run_prefill(
         self, params: Model, pool: Any, jobs_by_shard: Sequence[Sequence[PrefillJob]]

@@ -80,6 +80,7 @@ def sample_groups(
     wanted: int,
     due: Container[int] = (),
     expected_tokens: Sequence[float] | None = None,
+    history: Sequence[Sequence[np.ndarray]] | None = None,
     on_ended: Callable[[int, Group, Mapping[int, str]], None] | None = None,
     on_progress: Callable[[int, int, int], None] | None = None,
     should_abort: Callable[[], bool] | None = None,
@@ -101,6 +102,7 @@ def sample_groups(
         due: indices of groups that must be complete at the end.
         expected_tokens: expected response tokens of each group, the same in every process; the
             longest begin first. None: equal for all groups.
+        history: earlier responses to each group's prompt, from which a sampler drafts.
         on_ended: called with (index, group, {sample: text}) as soon as all samples of a group that
             this sampler has are ended. No text is given to two processes.
         on_progress: called with (responses done, responses in all, tokens).
@@ -145,6 +147,7 @@ def sample_groups(
             expected_tokens=None if expected_tokens is None else [expected_tokens[i] for i in mine],
             begun=[groups[i].responses for i in mine],
             samples=list(mine.values()),
+            history=None if history is None else [history[i] for i in mine],
             on_progress=on_progress,
         )
         own_groups = list(mine)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from polaris_jax.rollout.decode_state import DecodeState, pool_pages
+from polaris_jax.rollout.drafting import DraftCounts
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.weights import SyncReport
@@ -114,7 +115,8 @@ def sampler_stats(
 
     prompt_tokens: tokens of submitted prompts. response_tokens: tokens that samples were given.
     tokens_per_s: response tokens per second in `step`.
-    slot_occupancy: share of slot-steps that made a token, in [0, 1].
+    slot_occupancy: share of slot-steps that made a token, in [0, 1]; a verify call has a step for
+        each position of a row.
     row_steps: rows that the devices computed, summed over steps. row_waste: the share of row_steps
         that made no token, in [0, 1].
     live_rows: list of the rows now in the slots of each data shard. live_rows_min, live_rows_max:
@@ -129,6 +131,11 @@ def sampler_stats(
     prefix_query_tokens: tokens that admitted sequences needed in their pages. prefix_hit_tokens:
         those of them that were in pages already. prefix_hit_rate: the share of these, in [0, 1];
         0 if none was needed.
+    verify_calls: calls that verified drafts. draft_tokens: tokens drafted. draft_accepted: those of
+        them that were accepted. draft_rate: the share of these, in [0, 1]; 0 if none was drafted.
+    draft_steps_saved: decode steps that the accepted tokens would have taken.
+    verify_calls_by_rows, draft_tokens_by_rows, draft_accepted_by_rows: the same numbers by live
+        rows of a data shard: 1, 2, 3 or 4, 5 to 8, more.
     compiles: XLA compilations in `step`.
     weight_sync_bytes: bytes written to this process's devices. weight_sync_s: seconds of the syncs.
 
@@ -146,6 +153,7 @@ def sampler_stats(
     slot_steps = 0 if driver is None else driver.steps * slots
     row_steps = 0 if driver is None else driver.row_steps
     fewest, most = (0, 0) if driver is None else driver.live_rows or (0, 0)
+    drafts = DraftCounts() if driver is None else driver.drafting.counts
     needed = sum(s.prefix_query_tokens for s in schedulers)
     found = sum(s.prefix_hit_tokens for s in schedulers)
     return {
@@ -169,6 +177,7 @@ def sampler_stats(
         "prefix_query_tokens": needed,
         "prefix_hit_tokens": found,
         "prefix_hit_rate": found / needed if needed else 0.0,
+        **drafts.stats(),
         "compiles": compiles,
         "weight_sync_bytes": synced.bytes,
         "weight_sync_s": synced.seconds,

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
+import numpy as np
 from jax.sharding import Mesh
 
 from polaris_jax import sharding
@@ -20,6 +21,7 @@ OnProgress = Callable[[int, int, int], None]
 OnTokens = Callable[[int, int, list[int]], None]
 Ended = tuple[int, int, Response]
 Decode = Callable[[list[int]], str]
+Tokens = Sequence[int] | np.ndarray
 
 # What decoding may change at the beginning of a piece: a stripped space, a character cut in two.
 MARGIN_CHARS = 8
@@ -56,6 +58,7 @@ class Request:
         scores_prompts: True if the caller wants the log-probs of the prompts' own tokens.
         prompt_logprobs: these log-probs in nats, once they are computed.
         scored: True if the present weights computed `prompt_logprobs`.
+        history: earlier responses to each prompt, from which drafts are taken; token ids.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Request:
         expected_tokens: Sequence[float] | None = None,
         begun: Sequence[Sequence[Response]] | None = None,
         samples: Sequence[Sequence[int]] | None = None,
+        history: Sequence[Sequence[Tokens]] | None = None,
         on_progress: OnProgress | None = None,
         on_tokens: OnTokens | None = None,
     ):
@@ -105,6 +109,7 @@ class Request:
                     ],
                 )
             )
+        self.history = [()] * len(prompts) if history is None else history
         self.stop_ids = frozenset(stop_ids)
         self.prompts = tuple(prompts)
         self.temperatures = [row.temperature for row in rows]
@@ -129,6 +134,11 @@ class Request:
     def done(self) -> bool:
         """True if no sample is live or waiting."""
         return self.aborted or self.num_done == self.num_total
+
+    def ended_texts(self, prompt: int) -> list[Tokens]:
+        """Token ids of responses to a prompt that ended before this request, the oldest first."""
+        begun = [response.token_ids for response in self._begun[prompt] if response.ended]
+        return [*self.history[prompt], *begun]
 
     def deal(self, loads: Sequence[int]) -> list[int]:
         """Cuts the prompts' samples into parts by data shard; returns the shard of each part.

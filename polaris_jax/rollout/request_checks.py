@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.records import Response
-from polaris_jax.rollout.request import Decode, OnProgress, OnTokens, Request, completing_token
+from polaris_jax.rollout.request import (
+    Decode,
+    OnProgress,
+    OnTokens,
+    Request,
+    Tokens,
+    completing_token,
+)
 from polaris_jax.rollout.settings import (
     PromptParams,
     SamplerConfig,
@@ -28,11 +35,12 @@ def checked_request(
     prompts: Prompts,
     params: SamplingParams,
     *,
-    expected_tokens: Sequence[float] | None,
-    begun: Sequence[Sequence[Response]] | None,
-    samples: Sequence[Sequence[int]] | None,
-    on_progress: OnProgress | None,
-    on_tokens: OnTokens | None,
+    expected_tokens: Sequence[float] | None = None,
+    begun: Sequence[Sequence[Response]] | None = None,
+    samples: Sequence[Sequence[int]] | None = None,
+    history: Sequence[Sequence[Tokens]] | None = None,
+    on_progress: OnProgress | None = None,
+    on_tokens: OnTokens | None = None,
     config: SamplerConfig,
     vocab_size: int,
     end_ids: Sequence[int],
@@ -47,6 +55,7 @@ def checked_request(
         expected_tokens: see `Sampler.generate`.
         begun: see `Sampler.submit`.
         samples: see `Sampler.submit`.
+        history: see `Sampler.submit`.
         on_progress: see `Sampler.generate`.
         on_tokens: see `Sampler.generate`.
         config: the sampler's sizes.
@@ -98,6 +107,7 @@ def checked_request(
         expected_tokens=expected_tokens,
         begun=begun,
         samples=samples,
+        history=checked_history(history, len(prompts), vocab_size=vocab_size),
         on_progress=on_progress,
         on_tokens=on_tokens,
     )
@@ -286,6 +296,35 @@ def checked_expected(expected_tokens: Sequence[float] | None, num_prompts: int) 
                 f"prompt {index}: expected_tokens={number:g}: must be finite and at least 0; give "
                 "max_tokens where nothing is known"
             )
+
+
+def checked_history(
+    history: Sequence[Sequence[Tokens]] | None, num_prompts: int, *, vocab_size: int
+) -> list[list[np.ndarray]] | None:
+    """The earlier responses to each prompt, each int32 [tokens]; None passes.
+
+    Raises:
+        ValueError: there is not one entry a prompt, or a response holds anything but token ids of
+            the vocabulary.
+    """
+    if history is None:
+        return None
+    if len(history) != num_prompts:
+        raise ValueError(
+            f"history: {len(history)} entries for {num_prompts} prompts; give one list of "
+            "responses a prompt, [] for none"
+        )
+    found = []
+    for index, texts in enumerate(history):
+        token_XT = [np.asarray(text, np.int32) for text in texts]
+        for text, token_T in enumerate(token_XT):
+            if token_T.ndim != 1 or ((token_T < 0) | (token_T >= vocab_size)).any():
+                raise ValueError(
+                    f"history[{index}][{text}]: must be a flat sequence of token ids in "
+                    f"[0, {vocab_size}); give responses of this model's tokenizer"
+                )
+        found.append(token_XT)
+    return found
 
 
 def checked_begun(

@@ -15,7 +15,7 @@ from polaris_jax.models import Decoder
 from polaris_jax.records import Response
 from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.live import CompileCounter, LiveState, sampler_stats
-from polaris_jax.rollout.request import Ended, OnProgress, OnTokens, Request, driven
+from polaris_jax.rollout.request import Ended, OnProgress, OnTokens, Request, Tokens, driven
 from polaris_jax.rollout.request_checks import Prompts, checked_ids, checked_request
 from polaris_jax.rollout.scores import Scores, score
 from polaris_jax.rollout.settings import SamplerConfig, SamplingParams
@@ -65,8 +65,7 @@ class Sampler:
         self._weights = LiveWeights(self._engine.spec, self._mesh, self._dtype)
         self._compiles = CompileCounter()
         self._live = LiveState(self._engine, self._mesh, self._dtype, self._compiles)
-        self.paused = False
-        self.version = -1
+        self.paused, self.version = False, -1
         self.reset_stats()
         self._take(model)
 
@@ -83,6 +82,7 @@ class Sampler:
         params: SamplingParams | None = None,
         *,
         expected_tokens: Sequence[float] | None = None,
+        history: Sequence[Sequence[Tokens]] | None = None,
         on_progress: OnProgress | None = None,
         on_tokens: OnTokens | None = None,
         should_abort: Callable[[], bool] | None = None,
@@ -94,6 +94,8 @@ class Sampler:
             params: sampling settings; None: the defaults.
             expected_tokens: expected response tokens of a sample of each prompt; the longest begin
                 first. The order changes no token. None: the order of the prompts.
+            history: token ids of earlier responses to each prompt, the oldest first. With
+                `SamplerConfig.draft` drafts are taken from them; they change no token.
             on_progress: called in each step, while the device works, with (responses done,
                 responses in all, response tokens of this request so far) after the previous step,
                 even if nothing has changed. Called once more when the last response has ended.
@@ -109,7 +111,14 @@ class Sampler:
             Exception: whatever a callback or `params.decode` raised. No callback of this request
                 is called again, and other requests continue.
         """
-        request = self._request(prompts, params, expected_tokens, on_progress, on_tokens)
+        request = self._request(
+            prompts,
+            params,
+            expected_tokens=expected_tokens,
+            history=history,
+            on_progress=on_progress,
+            on_tokens=on_tokens,
+        )
         for _ in self._submit_and_drive(request, should_abort):
             pass
         return request.responses()
@@ -129,7 +138,9 @@ class Sampler:
         the unfinished responses. Between two responses the caller may pause the sampler, update
         its weights and resume it.
         """
-        request = self._request(prompts, params, expected_tokens, on_progress, None)
+        request = self._request(
+            prompts, params, expected_tokens=expected_tokens, on_progress=on_progress
+        )
         return self._submit_and_drive(request, should_abort)
 
     # --- for a loop of your own ---
@@ -142,6 +153,7 @@ class Sampler:
         expected_tokens: Sequence[float] | None = None,
         begun: Sequence[Sequence[Response]] | None = None,
         samples: Sequence[Sequence[int]] | None = None,
+        history: Sequence[Sequence[Tokens]] | None = None,
         on_progress: OnProgress | None = None,
         on_tokens: OnTokens | None = None,
     ) -> Request:
@@ -163,7 +175,14 @@ class Sampler:
             RuntimeError: one of the sampler's callbacks made this call, or there are no weights.
         """
         request = self._request(
-            prompts, params, expected_tokens, on_progress, on_tokens, begun, samples
+            prompts,
+            params,
+            expected_tokens=expected_tokens,
+            begun=begun,
+            samples=samples,
+            history=history,
+            on_progress=on_progress,
+            on_tokens=on_tokens,
         )
         self._live.ready().submit(request)
         return request
@@ -182,8 +201,7 @@ class Sampler:
         if self.paused or not self._live.busy:
             return self._live.busy
         self._check_callable()
-        driver = self._live.ready()
-        began_s = time.perf_counter()
+        driver, began_s = self._live.ready(), time.perf_counter()
         try:
             driver.step(self._weights.model, version=self.version)
         finally:
@@ -205,15 +223,13 @@ class Sampler:
             should_abort: polled between device calls. Any process of the sampler can abort.
 
         Yields:
-            (prompt index, sample index, response), each once, when the response ends.
+            (prompt index, sample index, response), each once, and all of them before an error.
 
         Raises:
-            RolloutAborted: `should_abort` returned True, or the request was aborted. Its ended
-                responses have been yielded before.
+            RolloutAborted: `should_abort` returned True, or the request was aborted.
             RolloutPaused: the sampler is paused. The request is live; drive it after `resume`.
             RuntimeError: one of the sampler's callbacks made this call.
-            Exception: whatever a callback or `decode` of the request raised. Its ended responses
-                have been yielded before.
+            Exception: whatever a callback or `decode` of the request raised.
         """
         return driven(self, request, should_abort, self._mesh)
 
@@ -320,10 +336,7 @@ class Sampler:
         return sharding.member_processes(self._mesh)
 
     def stats(self) -> dict[str, Any]:
-        """Counts and rates since `reset_stats`; `live.sampler_stats` explains each number.
-
-        A device error does not reset them.
-        """
+        """Counts and rates since `reset_stats`, device errors or not; see `live.sampler_stats`."""
         return sampler_stats(
             self._live.driver,
             self._live.state,
@@ -361,27 +374,14 @@ class Sampler:
         self._weights.take(model)
         self.version += 1
 
-    def _request(
-        self,
-        prompts: Prompts,
-        params: SamplingParams | None,
-        expected_tokens: Sequence[float] | None,
-        on_progress: OnProgress | None,
-        on_tokens: OnTokens | None,
-        begun: Sequence[Sequence[Response]] | None = None,
-        samples: Sequence[Sequence[int]] | None = None,
-    ) -> Request:
-        """A request that can be served; not submitted yet."""
+    def _request(self, prompts: Prompts, params: SamplingParams | None, **asked: Any) -> Request:
+        """A request that can be served; not submitted yet. `asked`: arguments of `submit`."""
         self._check_callable()
         self._live.ready()
         return checked_request(
             prompts,
             SamplingParams() if params is None else params,
-            expected_tokens=expected_tokens,
-            begun=begun,
-            samples=samples,
-            on_progress=on_progress,
-            on_tokens=on_tokens,
+            **asked,
             config=self.config,
             vocab_size=self._model_config.vocab_size,
             end_ids=self._model_config.end_ids,

@@ -15,6 +15,7 @@ from polaris_jax.rollout.pages import pages_for
 Layout = Literal["auto", "pages", "staged"]
 DTYPES = ("float32", "bfloat16", "float16")
 KV_DTYPES = ("auto", "int8")
+DRAFTS = ("off", "history")
 MAX_STOP_TOKENS = 16
 NO_TOKEN = -1
 MAX_SEED = 2**32 - 1
@@ -60,6 +61,10 @@ class SamplerConfig:
         dispatch_ahead: True: the driver dispatches the next call before it has read the last call's
             tokens, if pages suffice and no sequence waits for a slot. None: True on accelerators
             only, because host and device share the cores of a CPU.
+        draft: "history": while few rows are live, a call verifies tokens that are drafted from
+            other responses to the same prompt (`drafting`). The same tokens are sampled in fewer
+            steps. "off": each step draws one token a row.
+        draft_tokens: most drafted tokens of a row in a call.
         reserve: share of device memory that stays free beside the pool if num_pages=0, in [0, 1).
             Prefill and decode need this memory for temporaries.
     """
@@ -78,10 +83,13 @@ class SamplerConfig:
     dtype: str | None = None
     kv_dtype: str = "auto"
     dispatch_ahead: bool | None = None
+    draft: str = "off"
+    draft_tokens: int = 8
     reserve: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("slots", "page_size", "max_len", "decode_steps", "prefill_chunk"):
+        sizes = ("slots", "page_size", "max_len", "decode_steps", "prefill_chunk", "draft_tokens")
+        for name in sizes:
             if whole_number(name, getattr(self, name)) < 1:
                 raise ValueError(
                     f"{name}={getattr(self, name)}: must be at least 1; leave it out for "
@@ -109,6 +117,11 @@ class SamplerConfig:
             raise ValueError(
                 f"kv_dtype={self.kv_dtype!r}: must be one of {', '.join(KV_DTYPES)}; auto is the "
                 "dtype of the weights"
+            )
+        if self.draft not in DRAFTS:
+            raise ValueError(
+                f"draft={self.draft!r}: must be one of {', '.join(DRAFTS)}; off draws one token a "
+                "step"
             )
         for name, others in (("prefix_cache", ()), ("dispatch_ahead", (None,))):
             value = getattr(self, name)

@@ -20,6 +20,8 @@ SAMPLER_STATS = (
     *("slot_occupancy", "row_waste", "live_rows_min", "live_rows_max", "pages_peak"),
     *("preemptions", "moves", "prefix_hits", "prefix_query_tokens", "prefix_hit_tokens"),
     *("prefix_hit_rate", "compiles"),
+    *("verify_calls", "draft_tokens", "draft_accepted", "draft_rate", "draft_steps_saved"),
+    *("verify_calls_by_rows", "draft_tokens_by_rows", "draft_accepted_by_rows"),
 )
 
 

@@ -4,7 +4,8 @@ Requests of one to four prompts with one to five samples come in bursts into poo
 they preempt one another; between steps some are aborted, or aborted and continued, the sampler is
 paused, its pool released, its weights exchanged. A request counts once its responses are compared
 with those of a sampler that serves nothing else. Where two sets of weights have made one response,
-there is no such sampler: those are held against dense recomputation, and do not count.
+there is no such sampler: those are held against dense recomputation, and do not count. Half of the
+drills draft, from texts that are right, of other weights, partly or wholly wrong.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import numpy as np
 
 from tests.drills.drill import Case, Drill, Place
 
-ROW = "sampler requests"
-DRILLS, REQUESTS = 4, 450
+ROW, DRAFTED_ROW = "sampler requests", "sampler requests with drafts"
+DRILLS, REQUESTS, DRAFTED_REQUESTS = 4, 450, 1250
 SHORT_REQUESTS = 60
 # (slots, page size, pages, prefill budget, prefix cache, dispatch ahead): a row takes at most 10
 # pages of 4 or 5 of 8. The second and last pool hold little more than one row.
@@ -30,6 +31,7 @@ SIZES = (
     (12, 8, 61, 16, False, True),
     (5, 8, 7, 0, True, True),
 )
+DRAFT_TOKENS = (3, 8, 1, 5)  # of the drill with drafts for each pool
 LONGEST_PROMPT, LONGEST_RESPONSE, STEPS = 20, 20, 4
 STOPS = (7, 9)
 
@@ -58,33 +60,44 @@ class Asked:
 
 
 def drills(seed: int, short: bool) -> list[Drill]:
-    """One drill for each pool."""
-    count, size = (1, SHORT_REQUESTS) if short else (DRILLS, REQUESTS)
-    return [Drill("load", f"pool{i}", 1000 * seed + i, size) for i in range(count)]
+    """Two drills for each pool, without drafts and with them."""
+    count = 1 if short else DRILLS
+    return [
+        Drill("load", f"{name}{i}", 1000 * seed + i, SHORT_REQUESTS if short else size)
+        for name, size in (("pool", REQUESTS), ("draft", DRAFTED_REQUESTS))
+        for i in range(count)
+    ]
 
 
 def run(drill: Drill, place: Place) -> Iterator[Case]:
     """Bursts of requests until enough are compared."""
     pick = random.Random(f"{drill.name} {drill.seed}")
-    load = Load(SIZES[int(drill.name.removeprefix("pool"))])
-    compared = 0
+    pool, drafts = int(drill.name[-1]), drill.name.startswith("draft")
+    load = Load(SIZES[pool], DRAFT_TOKENS[pool] if drafts else 0)
+    compared, row = 0, DRAFTED_ROW if drafts else ROW
     while compared < drill.size:
         faults, count = load.burst(pick)
         compared += count
         for fault in faults:
-            yield Case(ROW, f"after {compared} requests", fault)
-        yield Case(ROW, f"a burst before {compared}", count=count - len(faults))
+            yield Case(row, f"after {compared} requests", fault)
+        yield Case(row, f"a burst before {compared}", count=count - len(faults))
     stats = load.sampler.stats()
     if stats["pages_used"]:
-        yield Case(ROW, "the end", f"{stats['pages_used']} pages are not given back", 0)
-    print(f"{compared} requests, {stats['preemptions']} preemptions, {load.parted} near ties")
+        yield Case(row, "the end", f"{stats['pages_used']} pages are not given back", 0)
+    if drafts and not 0 < stats["draft_accepted"] < stats["draft_tokens"]:
+        yield Case(row, "the end", f"{stats['draft_accepted']} drafted tokens were accepted", 0)
+    print(
+        f"{compared} requests, {stats['preemptions']} preemptions, {load.parted} near ties, "
+        f"{stats['draft_accepted']} of {stats['draft_tokens']} drafted tokens accepted"
+    )
 
 
 class Load:
     """A sampler under load, and one that serves alone."""
 
-    def __init__(self, sizes: tuple[int, int, int, int, bool, bool]) -> None:
+    def __init__(self, sizes: tuple[int, int, int, int, bool, bool], draft_tokens: int) -> None:
         from polaris_jax.rollout import Sampler, SamplerConfig
+        from polaris_jax.rollout.drafting import NO_COSTS
         from tests.support.rollout.rollout_cases import CONFIG, small_model
 
         self.vocab, self.model = CONFIG.vocab_size, small_model
@@ -93,9 +106,11 @@ class Load:
         config = SamplerConfig(
             slots=slots, page_size=page, num_pages=pages, prefill_budget=budget,
             prefix_cache=cache, dispatch_ahead=ahead, **shared,
+            draft="history" if draft_tokens else "off", draft_tokens=draft_tokens or 1,
         )  # fmt: skip
         single = SamplerConfig(slots=5, page_size=4, num_pages=61, prefix_cache=False, **shared)
-        self.sampler = Sampler(small_model(0), config)
+        self.sampler, self.drafts = Sampler(small_model(0), config), bool(draft_tokens)
+        self.sampler._engine.draft_costs = NO_COSTS  # whatever matches is drafted
         self.alone = functools.cache(lambda weights: Sampler(small_model(weights), single))
         self.parted = self.tokens = 0
 
@@ -132,7 +147,9 @@ class Load:
         while coming or live:
             if coming and (not live or pick.random() < 0.4):
                 asked = self.asked(pick)
-                live.append([asked, sampler.submit(asked.prompts, asked.params()), {}])
+                history = self.history(pick, asked)
+                request = sampler.submit(asked.prompts, asked.params(), history=history)
+                live.append([asked, request, {}])
                 coming -= 1
                 continue
             self.act(pick, live)
@@ -143,6 +160,19 @@ class Load:
         whole = [one for one in ended if not one[1].aborted]
         results = [self.compare(asked, answers) for asked, _, answers in whole]
         return [r for r in results if isinstance(r, str)], sum(r is not None for r in results)
+
+    def history(self, pick: random.Random, asked: Asked) -> list[list[list[int]]] | None:
+        """What is drafted from: what one of the weights says, some or all tokens exchanged."""
+        if not self.drafts or pick.random() < 0.2:
+            return None
+        wrong = pick.choice([0.0, 0.1, 0.3, 1.0])
+        return [
+            [
+                [pick.randrange(self.vocab) if pick.random() < wrong else t for t in r.token_ids]
+                for r in responses
+            ]
+            for responses in self.alone(pick.randrange(2)).generate(asked.prompts, asked.params())
+        ]
 
     def act(self, pick: random.Random, live: list[list[Any]]) -> None:
         """A step, or something rarer."""

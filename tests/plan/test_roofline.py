@@ -7,7 +7,7 @@ import pytest
 
 from polaris_jax.models.presets import preset
 from polaris_jax.plan.lengths import Lengths
-from polaris_jax.plan.rollout_clock import Shards
+from polaris_jax.plan.rollout_clock import Shards, drafted_s
 from polaris_jax.plan.roofline import (
     Efficiency,
     UpdateWork,
@@ -96,6 +96,25 @@ def test_a_pool_too_small_for_the_slots_takes_longer():
 
 def test_the_longest_response_sets_a_floor():
     assert estimate(sampler=Shards(4, 250, 10**6)).decode_steps == 1000
+
+
+def test_drafts_shorten_the_tail_alone():
+    found = estimate()  # 8 rows a shard: all of it is the tail
+    assert math.isclose(found.tail_s, found.rollout_s, rel_tol=0.01)
+    assert list(found.drafted_s) == ["0.5", "0.7", "0.9"]
+    seconds = list(found.drafted_s.values())
+    assert found.rollout_s > seconds[0] > seconds[1] > seconds[2]
+    a_call = sum(0.5**i for i in range(9))
+    assert math.isclose(seconds[0], found.rollout_s / a_call, rel_tol=0.01)
+    full = estimate(responses=160, sampler=Shards(4, 40, 10**6))
+    assert full.tail_s == 0.0  # equal lengths: all rows end at once
+    assert set(full.drafted_s.values()) == {full.rollout_s}
+
+
+def test_a_host_that_takes_longer_than_it_saves_is_not_waited_for():
+    times = {"tail_s": 50.0, "step_s": 0.01, "rate": 0.5, "tokens": 8}
+    assert drafted_s(100.0, host_call_s=1.0, **times) == 100.0
+    assert 50 < drafted_s(100.0, host_call_s=0.001, **times) < 85
 
 
 @pytest.mark.parametrize(

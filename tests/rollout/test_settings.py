@@ -74,6 +74,8 @@ def test_a_run_sets_every_size_that_its_rollout_section_has():
         prefill_chunk=5,
         prefill_budget=9,
         prefix_cache=False,
+        draft="history",
+        draft_tokens=5,
     )
     sizes = SamplerConfig.of_run(
         RunConfig(rollout=asked, model=ModelSection(dtype="bfloat16")), max_len=77

@@ -38,6 +38,7 @@ class DrivenSampler:
         samples: Sequence[Sequence[int]],
         expected_tokens: Sequence[float] | None,
         on_progress: Any,
+        history: Any = None,
     ) -> Request:
         request = Request(
             prompts,
@@ -47,6 +48,7 @@ class DrivenSampler:
             expected_tokens=expected_tokens,
             begun=begun,
             samples=samples,
+            history=history,
             on_progress=on_progress,
         )
         self.driver.submit(request)

@@ -32,6 +32,7 @@ from polaris_jax.rollout.native.build import (
 __all__ = [
     "DRAWN_VOCABS",
     "BuildFailed",
+    "attend_drafted",
     "attend_staged",
     "columns_of",
     "draw",
@@ -121,7 +122,11 @@ def attend_staged(
     cached_B: Array,
     table_BJ: Array,
 ) -> Array:
-    """`kv.staged.attend_staged` once the step's token is staged: out_BNH, pages read in place."""
+    """`kv.staged.attend_staged` once the step's token is staged: out_BNH, pages read in place.
+
+    A row may have several queries, one behind the other in `q_BNH`. Each sees one staged token more
+    than the one before.
+    """
     out = jax.ShapeDtypeStruct(q_BNH.shape, jnp.float32)
     out_BNH = jax.ffi.ffi_call(ATTENTION, out)(
         jnp.int32(layer),
@@ -133,6 +138,41 @@ def attend_staged(
         table_BJ,
     )
     return out_BNH.astype(q_BNH.dtype)
+
+
+def attend_drafted(
+    layer: Array,
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    staged: Staged,
+    pool: Pool,
+    cached_B: Array,
+    table_BJ: Array,
+) -> tuple[Array, Staged]:
+    """Stages T tokens a row; each attends to the row's pages and to staged tokens up to itself.
+
+    Args:
+        layer: index of the layer.
+        q_BTNH: queries, rotary positions applied.
+        k_BTKH: new keys.
+        v_BTKH: new values.
+        staged: the call's keys and values, with room for T tokens a row.
+        pool: the page pool, which is only read.
+        cached_B: tokens of each row in its pages.
+        table_BJ: pages of each row.
+
+    Returns:
+        (out_BTNH, staged).
+    """
+    k_BKHT, v_BKTH = jnp.moveaxis(k_BTKH, 1, 3), jnp.swapaxes(v_BTKH, 1, 2)
+    staged = Staged(
+        jax.lax.dynamic_update_index_in_dim(staged.k_LBKHT, k_BKHT, layer, 0),
+        jax.lax.dynamic_update_index_in_dim(staged.v_LBKTH, v_BKTH, layer, 0),
+    )
+    q_XNH = q_BTNH.reshape(-1, *q_BTNH.shape[2:])
+    out_XNH = attend_staged(layer, q_XNH, staged, pool, jnp.int32(0), cached_B, table_BJ)
+    return out_XNH.reshape(q_BTNH.shape), staged
 
 
 def draw(logit_BV: Array, uniform_B: Array, temperature_B: Array) -> tuple[Array, Array, Array]:

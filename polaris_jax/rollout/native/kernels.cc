@@ -137,8 +137,9 @@ ffi::Error PackedProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer, ffi:
   return ffi::Error::InvalidArgument("packed_product: not for these types");
 }
 
-// out[B, N, H] of one query a row over its pages and the first step + 1 staged tokens. A row
-// without cached tokens attends to the staged ones alone.
+// out[B T, N, H] of T queries a row over its pages and staged tokens: the first step + 1 for the
+// row's first query, and one more for each query behind it. A row without cached tokens attends to
+// the staged ones alone.
 template <typename T>
 ffi::Error AttendTo(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> step,
                     ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k_staged, ffi::AnyBuffer v_staged,
@@ -150,8 +151,9 @@ ffi::Error AttendTo(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> layer, ffi::Buf
   const int64_t at = layer.typed_data()[0], taken = step.typed_data()[0] + 1;
   const int64_t layers = staged[0], group = q.dimensions()[1] / num_kv;
   const int64_t num_pages = k_pages.dimensions()[0] / layers, page = k_pages.dimensions()[3];
-  const int64_t pages_of_row = table.dimensions()[1];
-  if (at < 0 || at >= layers || taken < 1 || taken > most || q.dimensions()[0] != batch)
+  const int64_t pages_of_row = table.dimensions()[1], queries = q.dimensions()[0] / batch;
+  if (at < 0 || at >= layers || taken < 1 || queries < 1 || taken + queries - 1 > most ||
+      q.dimensions()[0] != batch * queries)
     return ffi::Error::InvalidArgument("attend_staged: layer, step or rows do not fit");
   int64_t tokens = 0;
   for (int64_t b = 0; b < batch; ++b) {
@@ -163,7 +165,7 @@ ffi::Error AttendTo(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> layer, ffi::Buf
       if (z < 0 || z >= num_pages)
         return ffi::Error::InvalidArgument("attend_staged: a page outside the pool");
     }
-    tokens += count + taken;
+    tokens += (count + taken) * queries;
   }
   const auto numbers = [](const ffi::AnyBuffer& buffer) {
     return static_cast<const T*>(buffer.untyped_data());
@@ -186,11 +188,13 @@ ffi::Error AttendTo(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> layer, ffi::Buf
   ForEach(pool, batch * num_kv, threads, [&](int64_t item) {
     thread_local std::vector<float> buffer;
     const int64_t b = item / num_kv, kv = item % num_kv;
-    for (int64_t g = 0; g < group; g += kGroup) {
-      const int64_t from = (item * group + g) * width;
-      AttendGroup<kGroup>(std::min<int64_t>(kGroup, group - g), rows, b, kv, rows.q + from,
-                          out->typed_data() + from, buffer);
-    }
+    Rows<T> seen = rows;
+    for (int64_t t = 0; t < queries; ++t, ++seen.steps)  // The pages stay in the thread's cache.
+      for (int64_t g = 0; g < group; g += kGroup) {
+        const int64_t from = (((b * queries + t) * num_kv + kv) * group + g) * width;
+        AttendGroup<kGroup>(std::min<int64_t>(kGroup, group - g), seen, b, kv, rows.q + from,
+                            out->typed_data() + from, buffer);
+      }
   });
   return ffi::Error::Success();
 }

@@ -1,4 +1,4 @@
-"""The compiled programs: prefill a chunk of prompts, decode up to K steps, copy pages.
+"""The compiled programs: prefill prompts, decode up to K steps, verify drafts, copy pages.
 
 Samplers of equal specs share the programs. Weights are an argument, so new weights need no
 compilation. The pool is donated.
@@ -25,51 +25,14 @@ from polaris_jax import sharding
 from polaris_jax.models import token_logprobs
 from polaris_jax.rollout import kv, native
 from polaris_jax.rollout.fused_weights import Model
-from polaris_jax.rollout.kv.int8 import rotated
-from polaris_jax.rollout.kv.staged import attend_staged, new_staged, write_staged
-from polaris_jax.rollout.programs.draw import RowParams, draw_tokens, row_keys, row_uniforms
+from polaris_jax.rollout.programs import attention
+from polaris_jax.rollout.programs.drafted import verify
+from polaris_jax.rollout.programs.draw import draw_tokens, row_keys, row_uniforms
+from polaris_jax.rollout.programs.rows import Packed, Rows
 from polaris_jax.rollout.programs.spec import PREFILL_CALL_TOKENS, ProgramSpec
 from polaris_jax.rollout.settings import NO_TOKEN
 
-STAGED_HEAD_AXIS = 2
-QUERY_HEAD_AXIS = 2
 SHORTEST_ROW = 32  # tokens of a row of a prompt log-prob call
-
-
-class Rows(NamedTuple):
-    """Inputs of a decode call for its rows, each [B].
-
-    Attributes:
-        token_B: last token; its keys and values are not in the pool yet.
-        position_B: position of the last token.
-        prompt_len_B: number of prompt tokens; response positions count from here.
-        limit_B: prompt tokens + max_tokens. No token is drawn for this position or beyond. 0: the
-            slot has been cleared, and the row is dead whatever `alive_B` says.
-        alive_B: False if the row is dead: the call computes no token for the row.
-        params: sampling settings.
-    """
-
-    token_B: Any
-    position_B: Any
-    prompt_len_B: Any
-    limit_B: Any
-    alive_B: Any
-    params: RowParams
-
-
-class Packed(NamedTuple):
-    """Results of a decode call for the host, by the rows of the call; `steps` by data shard.
-
-    Another call can continue at once with `token_B` (the last token), `position_B` and `alive_B`.
-    """
-
-    token_BK: Any
-    logp_BK: Any
-    count_B: Any
-    token_B: Any
-    position_B: Any
-    alive_B: Any
-    steps: Any
 
 
 class Programs(NamedTuple):
@@ -77,12 +40,14 @@ class Programs(NamedTuple):
 
     prefill(model, pool, token_BT, first_B, count_B, table_BJ) -> pool
     decode(model, pool, rows, table_BJ, stop_X, exit_below_D, steps_D) -> (pool, Packed)
+    verify(model, pool, rows, draft_BX, drafted_B, table_BJ, stop_X) -> (pool, Packed)
     copy_pages(pool, from_X, to_X) -> pool
     move_pages(pool, prefix_pool, to_J) -> pool
     """
 
     prefill: Any
     decode: Any
+    verify: Any
     copy_pages: Any
     move_pages: Any
 
@@ -115,6 +80,12 @@ def compiled(spec: ProgramSpec) -> Programs:
             functools.partial(_decode, spec=spec),
             pool_at=1,
             in_axes=(None, z, 0, 0, None, 0, 0),
+            out_axes=(z, 0),
+        ),
+        verify=jitted(
+            functools.partial(verify, spec=spec),
+            pool_at=1,
+            in_axes=(None, z, 0, 0, 0, 0, None),
             out_axes=(z, 0),
         ),
         copy_pages=jitted(
@@ -153,73 +124,6 @@ def pool_sharding(spec: ProgramSpec) -> jax.sharding.NamedSharding:
     )
 
 
-def _steps(spec: ProgramSpec, model: Model) -> dict[str, Array]:
-    """The constant scales of keys and values, if the layout has some, as an argument of `_attend`.
-
-    They follow from the weights, so new weights bring new ones.
-    """
-    return {} if spec.layout.steps is None else {"step_LC": spec.layout.steps(model)}
-
-
-def _attend(spec: ProgramSpec, *, one_query: bool, **rows: Array) -> Any:
-    """The layout's attention for `Decoder.forward`; a tensor shard attends with its own heads."""
-    layout = spec.layout
-    attend = layout.attend_one if one_query else layout.attend
-    names = tuple(rows)
-
-    def local(layer: Array, q: Array, k: Array, v: Array, pool: Any, *values: Array) -> Any:
-        settings = dict(zip(names, values, strict=True))
-        return attend(layer, q, k, v, pool, num_layers=spec.num_layers, **settings)
-
-    n, h = QUERY_HEAD_AXIS, layout.head_axis
-    split = sharding.over_heads(
-        local,
-        spec.mesh,
-        in_axes=(None, n, n, n, h, *(1 if name == "step_LC" else None for name in names)),
-        out_axes=(n, h),
-    )
-    return lambda layer, q, k, v, pool: split(layer, q, k, v, pool, *rows.values())
-
-
-def _new_staged(pool: Any, batch: int, spec: ProgramSpec) -> Any:
-    z, h = spec.layout.head_axis, STAGED_HEAD_AXIS
-    new = functools.partial(new_staged, batch=batch, num_layers=spec.num_layers, steps=spec.steps)
-    return sharding.over_heads(new, spec.mesh, in_axes=(z,), out_axes=h)(pool)
-
-
-def _attend_staged(spec: ProgramSpec, pool: Any, step: Array, rows: Rows, table_BJ: Array) -> Any:
-    """`kv.staged.attend_staged` for `Decoder.forward`; the pool is only read."""
-    cached_B = jnp.where(rows.alive_B, rows.position_B, 0)
-    h = STAGED_HEAD_AXIS
-    kernel = native.attend_staged if spec.native else None
-    local = functools.partial(attend_staged, num_layers=spec.num_layers, attend=kernel)
-    split = sharding.over_heads(
-        rotated(local) if spec.layout.kv_dtype else local,
-        spec.mesh,
-        in_axes=(None, 1, 1, 1, h, spec.layout.head_axis, None, None, None),
-        out_axes=(1, h),
-    )
-
-    def attend(layer: Array, q: Array, k: Array, v: Array, staged: Any) -> tuple[Array, Any]:
-        out_BNH, staged = split(
-            layer, q[:, 0], k[:, 0], v[:, 0], staged, pool, step, cached_B, table_BJ
-        )
-        return out_BNH[:, None], staged
-
-    return attend
-
-
-def _write_staged(
-    spec: ProgramSpec, pool: Any, staged: Any, first_B: Array, count_B: Array, table_BJ: Array
-) -> Any:
-    z = spec.layout.head_axis
-    write = functools.partial(write_staged, num_layers=spec.num_layers)
-    split = sharding.over_heads(
-        write, spec.mesh, in_axes=(z, STAGED_HEAD_AXIS, None, None, None), out_axes=z
-    )
-    return split(pool, staged, first_B, count_B, table_BJ)
-
-
 def _prefill(
     model: Model,
     pool: Any,
@@ -231,13 +135,13 @@ def _prefill(
     spec: ProgramSpec,
 ) -> Any:
     step_BT = jnp.arange(token_BT.shape[1], dtype=jnp.int32)[None]
-    attend = _attend(
+    attend = attention.attend(
         spec,
         one_query=False,
         position_BT=first_B[:, None] + step_BT,
         live_BT=step_BT < count_B[:, None],
         table_BJ=table_BJ,
-        **_steps(spec, model),
+        **attention.constant_steps(spec, model),
     )
 
     def write(pool: Any) -> Any:
@@ -274,16 +178,16 @@ def _decode(
     begun = jnp.sum(rows.alive_B)
     exit_below = jnp.where(begun < exit_below_D[0], 1, jnp.maximum(exit_below_D[0], 1))
     key_B = row_keys(rows.params)
-    steps_of_weights = _steps(spec, model)
+    steps_of_weights = attention.constant_steps(spec, model)
     cache: Any = pool
     if spec.staged:
-        cache = _new_staged(pool, batch, spec)
+        cache = attention.stage(spec, pool, batch=batch, tokens=steps)
 
     def forward(i: Array, token_B: Array, position_B: Array, alive_B: Array, cache: Any) -> Any:
         if spec.staged:
-            attend_fn = _attend_staged(spec, pool, i, rows, table_BJ)
+            attend_fn = attention.attend_to_staged(spec, pool, i, rows, table_BJ)
         else:
-            attend_fn = _attend(
+            attend_fn = attention.attend(
                 spec,
                 one_query=True,
                 position_BT=position_B[:, None],
@@ -330,7 +234,7 @@ def _decode(
     )
     count_B = position_B - rows.position_B
     if spec.staged:
-        pool = _write_staged(spec, pool, cache, rows.position_B, count_B, table_BJ)
+        pool = attention.unstage(spec, pool, cache, rows.position_B, count_B, table_BJ)
     else:
         pool = cache
     return pool, Packed(token_BK, logp_BK, count_B, token_B, position_B, alive_B, ran[None])

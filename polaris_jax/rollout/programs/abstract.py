@@ -19,6 +19,7 @@ from polaris_jax import sharding
 from polaris_jax.models import Decoder, ModelConfig
 from polaris_jax.models.family import param_shapes
 from polaris_jax.rollout import programs, weights
+from polaris_jax.rollout.drafting import verify_rows
 from polaris_jax.rollout.programs import Rows
 from polaris_jax.rollout.programs.draw import RowParams
 from polaris_jax.rollout.programs.spec import ProgramSpec, prefill_shape, program_spec
@@ -30,7 +31,7 @@ class AbstractProgram:
     """A jitted function and abstract arguments with shardings.
 
     Attributes:
-        name: "decode", "prefill", "weight_sync/PATH".
+        name: "decode", "prefill", "verify", "weight_sync/PATH".
         fn: the jitted function; donation is part of it.
         args: ShapeDtypeStructs.
     """
@@ -59,34 +60,37 @@ def decode_program(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh)
     data = sharding.slot_shards(mesh)
     rows = data * spec.row_buckets[-1]
 
-    def a_row(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
-        return _split(mesh, (rows, *shape), dtype)
-
-    abstract_rows = Rows(
-        token_B=a_row(),
-        position_B=a_row(),
-        prompt_len_B=a_row(),
-        limit_B=a_row(),
-        alive_B=a_row(dtype=bool),
-        params=RowParams(
-            temperature_B=a_row(dtype=np.float32),
-            top_p_B=a_row(dtype=np.float32),
-            top_k_B=a_row(),
-            min_p_B=a_row(dtype=np.float32),
-            seed_B=a_row(dtype=np.uint32),
-            sample_B=a_row(),
-        ),
-    )
     args = (
         abstract_weights(model_config, _dtype(config), mesh),
         _abstract_pool(model_config, config, spec),
-        abstract_rows,
-        a_row(config.pages_of_a_row),
-        jax.ShapeDtypeStruct((MAX_STOP_TOKENS,), np.int32, sharding=sharding.replicated(mesh)),
+        _abstract_rows(mesh, rows),
+        _split(mesh, (rows, config.pages_of_a_row), np.int32),
+        _stop_ids(mesh),
         _split(mesh, (data,), np.int32),
         _split(mesh, (data,), np.int32),
     )
     return AbstractProgram("decode", programs.compiled(spec).decode, args)
+
+
+def verify_program(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh) -> AbstractProgram:
+    """The largest verify call of an accelerator with `config.draft_tokens` drafted tokens.
+
+    Raises:
+        ValueError: see `decode_program`.
+    """
+    spec = program_spec(model_config, config, mesh)
+    drafting, data = dataclasses.replace(config, draft="history"), sharding.slot_shards(mesh)
+    rows = data * verify_rows(drafting, data, min_rows=1, on_cpu=False)[-1]
+    args = (
+        abstract_weights(model_config, _dtype(config), mesh),
+        _abstract_pool(model_config, config, spec),
+        _abstract_rows(mesh, rows),
+        _split(mesh, (rows, config.draft_tokens), np.int32),
+        _split(mesh, (rows,), np.int32),
+        _split(mesh, (rows, config.pages_of_a_row), np.int32),
+        _stop_ids(mesh),
+    )
+    return AbstractProgram("verify", programs.compiled(spec).verify, args)
 
 
 def prefill_program(
@@ -164,3 +168,28 @@ def _abstract_pool(model_config: ModelConfig, config: SamplerConfig, spec: Progr
 def _split(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     where: NamedSharding = sharding.slot_sharding(mesh)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+
+def _abstract_rows(mesh: Mesh, rows: int) -> Rows:
+    def a_row(dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+        return _split(mesh, (rows,), dtype)
+
+    return Rows(
+        token_B=a_row(),
+        position_B=a_row(),
+        prompt_len_B=a_row(),
+        limit_B=a_row(),
+        alive_B=a_row(dtype=bool),
+        params=RowParams(
+            temperature_B=a_row(dtype=np.float32),
+            top_p_B=a_row(dtype=np.float32),
+            top_k_B=a_row(),
+            min_p_B=a_row(dtype=np.float32),
+            seed_B=a_row(dtype=np.uint32),
+            sample_B=a_row(),
+        ),
+    )
+
+
+def _stop_ids(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((MAX_STOP_TOKENS,), np.int32, sharding=sharding.replicated(mesh))

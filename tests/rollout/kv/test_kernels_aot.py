@@ -34,11 +34,13 @@ class Case:
     tensors: tuple[int, ...]
     layers: int = 0
     attention: str = "auto"
+    kinds: str = "decode,prefill"
 
     @property
     def id(self) -> str:
         kernel = "" if self.attention == "auto" else f"-{self.attention}"
-        return f"{self.topology.split(':')[0]}-{self.model}{kernel}"
+        kind = "-verify" if self.kinds == "verify" else ""
+        return f"{self.topology.split(':')[0]}-{self.model}{kernel}{kind}"
 
 
 QWEN, R1 = "qwen3-4b", "r1-distill-qwen-7b"  # 4 and 7 query heads a KV head
@@ -55,6 +57,8 @@ CASES = [
     # A GPU's prefill takes 270 MiB more from a pool of about 1 GB on, however large: both pools lie
     # above that with 4 layers.
     Case("h100:4", R1, (1, 4), layers=4),
+    Case("v5p:2x2x1", QWEN, (1, 4), layers=2, kinds="verify"),
+    Case("h100:4", QWEN, (1,), layers=2, kinds="verify"),
 ]
 
 
@@ -87,6 +91,7 @@ def lines(case) -> list[dict]:
             *(case.topology, case.model),
             f"--tensor={','.join(map(str, case.tensors))}",
             f"--layers={case.layers}",
+            f"--kinds={case.kinds}",
             f"--attention={case.attention}",
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
@@ -118,13 +123,16 @@ def test_the_pool_is_donated_and_temporaries_do_not_grow_with_it(lines):
 
 def test_decode_runs_the_platforms_kernel(lines, case):
     kernels = {(s["program"], s["tensor"]): s["kernels"] for s, _ in of_programs(lines)}
-    wanted = {(kind, tensor) for kind in ("decode", "prefill") for tensor in case.tensors}
+    wanted = {(kind, tensor) for kind in case.kinds.split(",") for tensor in case.tensors}
     if not case.layers:
         wanted |= {("decode-xla", 1), ("decode-int8", 1), ("prefill-int8", 1)}
         assert kernels["decode-xla", 1] == 0
         assert kernels["decode-int8", 1]
     assert kernels.keys() == wanted
-    assert all(kernels["decode", tensor] for tensor in case.tensors)
+    # A GPU's kernel takes one query a row, so a verify call has none there.
+    ours = "decode" if "decode" in case.kinds else "verify"
+    none = ours == "verify" and case.topology.startswith("h100")
+    assert all(bool(kernels[ours, tensor]) is not none for tensor in case.tensors)
 
 
 def test_no_collective_crosses_data_shards(lines):

@@ -32,6 +32,7 @@ from polaris_jax.rollout.decode_state import page_bytes
 from polaris_jax.rollout.programs.abstract import (
     decode_program,
     prefill_program,
+    verify_program,
     weight_sync_programs,
 )
 from polaris_jax.sharding import (
@@ -45,6 +46,7 @@ SIZES = SamplerConfig(
     slots=64, page_size=64, max_len=53_248, decode_steps=16, prefill_chunk=512, dtype="bfloat16"
 )
 PAGES_A_SHARD = (2_000, 4_000)
+MADE_BY = {"decode": decode_program, "prefill": prefill_program, "verify": verify_program}
 
 
 def compiled(program, *, on_tpu: bool) -> dict:
@@ -69,7 +71,7 @@ def report(model: ModelConfig, mesh, kinds: list[str], *, attention: str, on_tpu
     for kind in kinds:
         for pages in PAGES_A_SHARD:
             sized = dataclasses.replace(config, num_pages=pages * data)
-            make = decode_program if kind.startswith("decode") else prefill_program
+            make = MADE_BY[kind.split("-")[0]]
             if kind.endswith("-xla"):
                 sized = dataclasses.replace(sized, attention="xla")
             if kind.endswith("-int8"):
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("preset")
     parser.add_argument("--tensor", default="1")
     parser.add_argument("--attention", default="auto", help="back end of decode and prefill")
+    parser.add_argument("--kinds", default="decode,prefill")
     parser.add_argument("--layers", type=int, default=0, help="0: all of the model's")
     args = parser.parse_args()
     topology, model = parse_topology(args.topology), preset(args.preset)
@@ -116,7 +119,7 @@ def main() -> None:
     for tensor in map(int, args.tensor.split(",")):
         whole = not args.layers
         more = ["decode-xla", "decode-int8", "prefill-int8"] if whole and tensor == 1 else []
-        kinds = ["decode", "prefill", *more]
+        kinds = [*args.kinds.split(","), *more]
         mesh = make_sampler_mesh(found, tensor=tensor)
         report(model, mesh, kinds, attention=args.attention, on_tpu=on_tpu)
         if whole:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.rollout.decode_state import DecodeState
+from polaris_jax.rollout.drafting import NO_COSTS, verify_rows
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine import ResultTokens
 from polaris_jax.rollout.live import CompileCounter
@@ -89,6 +90,8 @@ class FakeEngine:
         self.row_buckets = row_buckets(self.slots_a_shard)
         self.dispatches_ahead = bool(config.dispatch_ahead)
         self.recompute_reads = self.weight_reads = 1.0
+        self.draft_costs = NO_COSTS
+        self.verify_rows = verify_rows(config, shards, min_rows=1, on_cpu=True)
         self.dispatched_behind = 0
         self.prefilled_tokens = 0
         self.most_prefilled = 0  # in a step, by one shard
@@ -171,6 +174,30 @@ class FakeEngine:
             behind.alive.setdefault(slot, False)
         return dataclasses.replace(behind, index=call.index)
 
+    def verify(
+        self, model: int, state: DecodeState, drafts: dict[int, list[int]], *, stop_token_ids: Any
+    ) -> FakeCall:
+        """Writes the last token and all drafted ones, right or wrong, then draws."""
+        rows, live = state.rows, np.flatnonzero(state.rows.alive_B).tolist()
+        call = FakeCall(live, len(live), {}, {}, 1 + self.config.draft_tokens)
+        assert drafts.keys() <= set(live)
+        for slot in live:
+            draft, position = drafts.get(slot, []), int(rows.position_B[slot])
+            assert len(draft) <= self.config.draft_tokens
+            shard, token = slot // self.slots_a_shard, int(rows.token_B[slot])
+            row = self._read(model, state, shard, slot, position, token)
+            drawn = [self._decode_one(state, shard, slot, row)]
+            for token in draft:
+                row[0][-1] = token
+                drawn.append(self._decode_one(state, shard, slot, row))
+            count, alive = 0, True
+            while alive and (count == 0 or draft[count - 1 : count] == drawn[count - 1 : count]):
+                ended = drawn[count] in stop_token_ids
+                alive = not ended and position + count + 2 < rows.limit_B[slot]
+                count += 1
+            call.tokens[slot], call.alive[slot] = drawn[:count], alive
+        return call
+
     def fits_smaller_bucket(self, call: FakeCall, rows: int) -> bool:
         return call.bucket > next(b for b in self.row_buckets if b >= rows)
 
@@ -186,7 +213,7 @@ class FakeEngine:
     ) -> FakeCall:
         assert len(stop_token_ids) <= 16
         assert all(1 <= most <= self.config.decode_steps for most in most_steps)
-        assert max(most_steps) == self.config.decode_steps
+        assert max(most_steps) == self.config.decode_steps or self.config.draft != "off"
         live = list(begin)
         call = FakeCall(live, bucket, {}, {}, 0)
         smaller = max((b for b in self.row_buckets if b < bucket), default=0)
@@ -243,7 +270,8 @@ class FakeEngine:
         return new
 
     def collect(self, state: DecodeState, call: FakeCall) -> ResultTokens:
-        steps, slots, rows = self.config.decode_steps, self.config.slots, state.rows
+        steps = max([self.config.decode_steps, *(len(call.tokens[slot]) for slot in call.index)])
+        slots, rows = self.config.slots, state.rows
         data = np.zeros((slots, 2 * steps + 1), np.int32)
         counts = np.zeros(slots, np.int32)
         for slot in call.index:

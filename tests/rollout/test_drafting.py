@@ -1,0 +1,245 @@
+"""When a step drafts: in the tail, as long as it pays, and by the requests alone."""
+
+import dataclasses
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from polaris_jax.rollout import SamplerConfig
+from polaris_jax.rollout.drafting import (
+    ROWS,
+    CallCosts,
+    Rates,
+    call_costs,
+    verify_rows,
+)
+from polaris_jax.rollout.pages import pages_for
+from tests.support.rollout.fake_engine import (
+    STOPS,
+    VOCAB,
+    FakeSampler,
+    expected_tokens,
+    settings,
+)
+from tests.support.rollout.schedules import CUTS, LONGEST, Act, Submit, cases, pick, schedules
+
+ROOMY = SamplerConfig(
+    slots=16, page_size=4, num_pages=400, max_len=64, decode_steps=4, draft="history"
+)
+PROMPTS = [(1, 2, 3), (4, 5), (6,)]
+
+
+def history_of(
+    prompts, rows, n: int, *, stops=(), wrong: float = 0.0, seed: int = 0
+) -> list[list[np.ndarray]]:
+    """The responses that will come, with a share of their tokens exchanged."""
+    noise = random.Random(seed)
+    return [
+        [
+            np.array(
+                [
+                    noise.randrange(VOCAB) if noise.random() < wrong else token
+                    for token in expected_tokens(
+                        tuple(prompt), row.seed, sample, max_tokens=row.max_tokens, stops=stops
+                    )
+                ]
+            )
+            for sample in range(n)
+        ]
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+
+
+def sampled(config: SamplerConfig, *, wrong: float | None, shards: int = 1) -> FakeSampler:
+    """A sampler that has served three prompts with two samples each; wrong None: no history."""
+    sampler = FakeSampler(config, shards)
+    rows = [settings(40, seed) for seed in range(3)]
+    history = None if wrong is None else history_of(PROMPTS, rows, 2, wrong=wrong)
+    sampler.submit(PROMPTS, rows, 2, history=history)
+    sampler.run()
+    return sampler
+
+
+def readings(sampler: FakeSampler) -> int:
+    """How often the weights were read: once a decode step, once a verify call."""
+    config, calls = sampler.engine.config, sum(sampler.driver.drafting.counts.calls)
+    return sampler.driver.steps - config.draft_tokens * calls
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_history_saves_steps_and_changes_no_token(shards):
+    plain = sampled(dataclasses.replace(ROOMY, draft="off"), wrong=0.0, shards=shards)
+    right, near, hostile, none = (
+        sampled(ROOMY, wrong=wrong, shards=shards) for wrong in (0.0, 0.1, 1.0, None)
+    )
+    for one in (right, near, hostile, none):
+        assert one.answers == plain.answers
+    counts = right.driver.drafting.counts.stats()
+    assert counts["draft_accepted"] > 0.8 * counts["draft_tokens"] > 0
+    # 40 tokens, 9 a call, and a call or two until a pair of tokens matches.
+    assert readings(right) <= 8
+    assert readings(right) < readings(near) < readings(plain) == 40
+    assert counts["draft_accepted"] / 6 <= counts["draft_steps_saved"] <= counts["draft_accepted"]
+    by_rows = counts["draft_accepted_by_rows"]
+    assert sum(by_rows) == counts["draft_accepted"]
+    assert by_rows[ROWS.index(8 if shards == 1 else 4)] > 0
+    assert plain.driver.drafting.counts.stats()["verify_calls"] == 0
+
+
+def test_a_full_batch_does_not_draft():
+    rows = [settings(40, seed) for seed in range(12)]
+    prompts = [(i,) for i in range(12)]
+    sampler = FakeSampler(ROOMY)
+    sampler.submit(prompts, rows, history=history_of(prompts, rows, 1))
+    assert sampler.engine.verify_rows[-1] == 8
+    for _ in range(5):
+        sampler.step()
+        assert sampler.driver.drafting.counts.stats()["verify_calls"] == 0
+    sampler.run()
+
+
+def test_drafts_that_are_rejected_are_given_up():
+    costs = CallCosts(token=1 / 20, call=0.05)
+    sampler = FakeSampler(dataclasses.replace(ROOMY, max_len=256))
+    sampler.driver.drafting._costs = costs
+    rows, noise, prompts = [settings(240)], random.Random(0), [(1,)]
+    # What comes now and then is right, and what follows in the history never is.
+    history = history_of(prompts, rows, 1)
+    for (text,) in history:
+        text[2::3] = [noise.randrange(VOCAB) for _ in text[2::3]]
+    sampler.submit(prompts, rows, history=history)
+    sampler.run()
+    counts = sampler.driver.drafting.counts.stats()
+    assert 0 < counts["verify_calls"] < 12  # of 60 calls and more
+    assert counts["draft_accepted"] < 0.3 * counts["draft_tokens"]
+
+
+def test_siblings_and_earlier_samples_are_drafted_from():
+    """One sample repeats what another says, so that its text is the history."""
+    sampler = FakeSampler(dataclasses.replace(ROOMY, draft_tokens=3))
+    rows = [settings(30)]
+    text = history_of([(1,)], rows, 1)[0][0]
+    request = sampler.submit([(1,)], rows, 3)
+    for part in request.parts:
+        part.samples[2].tokens[:] = text[:25].tolist()  # it has said what the first will say
+    proposal = None
+    while proposal is None or not proposal.offers:
+        sampler.driver.step(0, version=0)
+        proposal = sampler.driver.drafting.propose(
+            sampler.driver.schedulers, sampler.driver._request_of
+        )
+    first = next(o for o in proposal.offers if o.slot == request.parts[0].samples[0].slot)
+    at = len(request.parts[0].samples[0].tokens)
+    assert first.tokens == text[at : at + 3].tolist()
+
+
+def test_rates_follow_what_was_accepted():
+    rates = Rates()
+    before = rates.expected(8, 8)
+    assert rates.best(8) == 0.0
+    for _ in range(5):
+        rates.record(8, accepted=8, rejected=False)
+    assert rates.expected(8, 8) > before
+    assert rates.best(8) == rates.expected(8, 8)
+    assert rates.expected(2, 8) == Rates().expected(2, 8)  # another class
+    for _ in range(40):
+        rates.record(8, accepted=0, rejected=True)
+    assert rates.expected(8, 8) < 1
+    assert rates.best(8) == 0.0
+    for _ in range(400):
+        rates.rest()
+    assert rates.expected(8, 8) == pytest.approx(before, rel=0.1)  # it is tried again
+
+
+@pytest.mark.parametrize(
+    ("slots", "data", "tokens", "min_rows", "on_cpu", "rows"),
+    [
+        (64, 1, 8, 1, True, (1, 2, 4, 8)),
+        (64, 1, 8, 4, True, (4, 8)),
+        (4, 1, 8, 16, True, (4,)),
+        (6, 2, 8, 1, True, (1, 2, 3)),
+        (64, 1, 3, 8, True, (8, 16)),
+        (512, 8, 8, 1, False, (8, 32)),
+        (2, 1, 500, 1, False, (1,)),
+    ],
+)
+def test_few_shapes_are_compiled(slots, data, tokens, min_rows, on_cpu, rows):
+    config = SamplerConfig(slots=slots, draft="history", draft_tokens=tokens)
+    assert verify_rows(config, data, min_rows=min_rows, on_cpu=on_cpu) == rows
+    off = dataclasses.replace(config, draft="off")
+    assert verify_rows(off, data, min_rows=min_rows, on_cpu=on_cpu) == ()
+
+
+def test_a_small_model_pays_for_its_calls():
+    small, large = (call_costs(on_cpu=True, weight_bytes=b) for b in (4e6, 540e6))
+    assert small.call > 1 > large.call
+
+
+@st.composite
+def drafting_samplers(draw) -> FakeSampler:
+    shards = draw(st.sampled_from([1, 1, 2]))
+    page_size = draw(st.sampled_from([1, 2, 4]))
+    needed = pages_for(LONGEST, page_size)
+    slots = draw(st.sampled_from([1, 3, 8]))
+    config = SamplerConfig(
+        slots=shards * slots,
+        page_size=page_size,
+        num_pages=shards * (1 + needed + draw(st.integers(0, 2 * needed))),
+        max_len=LONGEST,
+        decode_steps=draw(st.integers(1, 5)),
+        prefill_budget=draw(st.sampled_from([0, 3, 16])),
+        prefix_cache=draw(st.booleans()),
+        dispatch_ahead=draw(st.booleans()),
+        draft="history",
+        draft_tokens=draw(st.sampled_from([1, 3, 8])),
+    )
+    return FakeSampler(config, shards)
+
+
+def act_on(sampler: FakeSampler, act: Submit | Act, wrong: float) -> None:
+    if isinstance(act, Submit):
+        rows = [settings(act.max_tokens, seed) for seed in act.seeds]
+        stops = STOPS if act.stops else ()
+        history = history_of(act.prompts, rows, act.n, stops=stops, wrong=wrong, seed=act.n)
+        sampler.submit(
+            act.prompts, rows, act.n, stops=stops, expected=act.expected, history=history
+        )
+    elif act.what == "step":
+        for _ in range(1 + act.number):
+            sampler.step()
+    elif act.what in CUTS or act.what in ("abort", "leave"):
+        sampler.paused = False
+        if act.what in CUTS:
+            sampler.step()
+        which = pick([request for request, _ in sampler.requests], act.number)
+        if which is not None and act.what.endswith("leave"):
+            sampler.leave(which)
+        elif which is not None:
+            sampler.abort(sampler.requests[which][0])
+    elif act.what in ("pause", "resume"):
+        sampler.paused = act.what == "pause"
+    elif act.what == "update":
+        sampler.update_weights()
+    else:
+        sampler.release_pool()
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
+def test_schedules(count):
+    calls = []
+
+    @cases(count)
+    @hypothesis.given(
+        drafting_samplers(), schedules(VOCAB, 8), st.sampled_from([0.0, 0.1, 0.5, 1.0])
+    )
+    def check(sampler, schedule, wrong):
+        for act in schedule:
+            act_on(sampler, act, wrong)
+        sampler.run()
+        calls.append(sampler.driver.drafting.counts.stats()["draft_accepted"])
+
+    check()
+    assert sum(accepted > 0 for accepted in calls) > count / 4
