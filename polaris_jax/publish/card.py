@@ -13,7 +13,7 @@ from etils import epath
 
 from polaris_jax import __version__
 from polaris_jax.config import SETTINGS, ConfigError, declared_name
-from polaris_jax.publish.facts import OWN, README, Origin, RunFacts
+from polaris_jax.publish.facts import OWN, README, WARM_START, Origin, RunFacts, place_name
 from polaris_jax.run.standing import duration, score_text
 from polaris_jax.system.files import write_bytes
 from polaris_jax.system.foreign import CONFIG_BYTES, ForeignFileError, read_json, read_text
@@ -127,8 +127,9 @@ def _front_matter(facts: RunFacts, license: str) -> str:
 
 
 def _title(facts: RunFacts) -> str:
-    name = facts.base.hub_id.rpartition("/")[2] or "A small model"
-    return f"{_cell(name)} after POLARIS" if facts.standing.steps else _cell(name)
+    name = facts.base.name.rpartition("/")[2]
+    name = "A model" if name in ("", WARM_START) else name
+    return f"{_cell(name)} after POLARIS"
 
 
 def _model_rows(facts: RunFacts, architecture: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -141,7 +142,7 @@ def _model_rows(facts: RunFacts, architecture: Mapping[str, Any]) -> list[tuple[
 
 
 def _scores(facts: RunFacts) -> str:
-    problems = facts.config.get("evaluate.problems")
+    problems = place_name(str(facts.config.get("evaluate.problems") or ""))
     if not problems and facts.config.get("data.arithmetic.held_out"):
         problems = "held-out word problems of polaris_jax"
     rows = [
@@ -227,6 +228,7 @@ def _settings(config: Mapping[str, Any]) -> list[str]:
         known = SETTINGS.get(declared_name(name))
         default = known.default if known else None
         if known is None or json.dumps(value) != json.dumps(default):
+            value = place_name(value) if isinstance(value, str) else value
             found.append(printable(f"{name}={json.dumps(value)}").replace("`", "'"))
     return found
 

@@ -37,7 +37,7 @@ class Origin:
     """A base model or a source of problems.
 
     Attributes:
-        name: its path or Hub id; empty: unknown.
+        name: its Hub id, or its path as `place_name` gives it; empty: unknown.
         license: the identifier in its card, or OWN; empty: unknown.
         hub_id: the Hub id, if it was named by one; else empty.
     """
@@ -128,6 +128,18 @@ def license_of(name: str, *, kind: str = "model") -> str:
     return found[1] if found else ""
 
 
+def place_name(name: str) -> str:
+    """A path or Hub id as strangers may see it: without the folders of this machine.
+
+    Args:
+        name: a path, a Hub id or another text; the options of a source may stand behind a comma.
+    """
+    place, comma, options = name.partition(",")
+    if not (place.startswith(("/", "~")) or is_remote(place)):
+        return name
+    return f".../{place.rstrip('/').rpartition('/')[2]}{comma}{options}"
+
+
 def is_hub_id(name: str) -> bool:
     """True if a name can only be a Hub id: no path of this machine has it."""
     return bool(_HUB_ID.fullmatch(name)) and not is_remote(name) and not as_place(name).exists()
@@ -151,7 +163,7 @@ def _base(config: Mapping[str, Any]) -> Origin:
         return Origin("")
     if not path:
         return Origin(WARM_START, license=OWN) if config.get("warmstart.steps") else Origin("")
-    return Origin(path, license_of(path), path if is_hub_id(path) else "")
+    return Origin(place_name(path), license_of(path), path if is_hub_id(path) else "")
 
 
 def _data(
@@ -169,7 +181,8 @@ def _data(
         else:
             place = name.partition(",")[0]  # a source's options stand behind it
             hub_id = place if is_hub_id(place) else ""
-            origin = Origin(name, license_of(place, kind="dataset") if place else "", hub_id)
+            license = license_of(place, kind="dataset") if place else ""
+            origin = Origin(place_name(name), license, hub_id)
         found.append((origin, kept if type(kept) is int else None))
     return tuple(found)
 
@@ -199,7 +212,8 @@ def _is_score(found: Mapping[str, Any]) -> bool:
 
 def _score_name(found: Mapping[str, Any], tag: str) -> str:
     checkpoint = found.get("checkpoint") or "base"
-    what = {"base": "base model", "latest": "newest checkpoint"}.get(checkpoint, str(checkpoint))
+    named = {"base": "base model", "latest": "newest checkpoint"}
+    what = named.get(checkpoint, place_name(str(checkpoint)))
     return f"{what} ({tag})" if tag else what
 
 

@@ -130,6 +130,17 @@ def test_what_is_not_known_is_said(run, capsys):
     assert "not known: The licence of the base model (org/base)." in capsys.readouterr().out
 
 
+def test_folders_of_this_machine_are_nobodys_business(run):
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["evaluate.problems"] = "gs://bucket/own/held_out.jsonl"
+    write(run / "run.json", record)
+    card = published(run)
+    assert str(run.parent) not in card and "bucket" not in card
+    assert 'model.path=".../base"' in card
+    assert "# base after POLARIS" in card
+    assert ".../data,cap=9" in card and "Problems: .../held\\_out.jsonl" in card
+
+
 def test_a_license_is_the_publishers_word(run):
     assert head_of(published(run, "--license=apache-2.0"))["license"] == "apache-2.0"
 
