@@ -22,7 +22,7 @@ WORKERS ?= 2
 ARGS ?=
 SEED ?= 0
 
-.PHONY: help demo demo-real demo-seeds ablations ablations-all test test-quick test-slow test-oldest \
+.PHONY: help demo demo-real demo-seeds ablations ablations-all test test-quick test-slow test-oldest notebooks \
   lint style bench bench-check bench-gpu bench-grader bench-sampler docs site drills house audit \
   constraints dist docker-steps venv venv-tpu venv-cuda12 venv-cuda13
 
@@ -102,6 +102,9 @@ docs: $(BASE)  ## the pages that are made of declarations: settings, their other
 	$(BIN)/python -m polaris_jax.config.listing > docs/config.md
 	$(BIN)/python -m polaris_jax.config.listing names > docs/other_names.md
 	$(BIN)/python -m polaris_jax.metrics.glossary > docs/metrics.md
+
+notebooks: $(DEV)  ## runs the notebooks and stores them with their outputs (ARGS: names of some)
+	$(BIN)/python -m tests.support.notebooks $(ARGS)
 
 # Its packages are not among those of the tests: CI builds the site in a job of its own.
 site: $(SITE) docs  ## the documentation as a site, in site/ (mkdocs; every warning is an error)

@@ -64,6 +64,7 @@ RUNS: dict[str, dict[str, object]] = {
     "polaris show runs/my": {},
     "polaris train --config=my.py:quick --workdir=runs/quick": {},
     "polaris convert --from runs/my/checkpoints --to export": {},
+    "polaris publish runs/my --export=export": {},
     "polaris grade --input=responses.jsonl --gold_field=gold --out=graded.jsonl": {},
     "polaris prepare --config=tiny_cpu --workdir=runs/tiny": {},
     "polaris completion --help": {},
@@ -142,6 +143,12 @@ NEEDS: dict[str, str] = {
     ),
     "polaris serve --model=runs/4b/export --port=8000": "a model; tests/serve starts servers",
     "pip install 'polaris_jax[serve]'": "the network",
+    "pip install 'polaris_jax[wandb]'": "the network",
+    f"polaris train {MY} --config.metrics.wandb=True --config.metrics.wandb_name=first "
+    "--config.metrics.wandb_tags=grpo,small": (
+        "an account at W&B; tests/metrics/test_trackers.py has a stand-in"
+    ),
+    "make notebooks": "minutes; tests/notebooks runs them",
     "make docs": "nothing: tests compare the pages that it makes",
     "make site": "mkdocs; a CI job of its own runs it",
     "make venv": "the network; CI runs it as a part of make test",

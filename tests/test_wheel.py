@@ -35,7 +35,7 @@ def test_an_installed_package_has_its_configs(tmp_path):
         names = archive.namelist()
     shipped = {Path(n).name for n in names if n.startswith("polaris_jax/shipped_configs/")}
     assert {path.name for path in (ROOT / "configs").rglob("*.py")} <= shipped
-    assert "three_numbers.jsonl" in shipped
+    assert {"three_numbers.jsonl", "tiny_cpu.json"} <= shipped
     assert "polaris_jax/py.typed" in names
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

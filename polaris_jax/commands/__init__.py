@@ -16,6 +16,7 @@ COMMANDS = {
     "ablate": "arms x seeds of whole runs, and what their differences are worth",
     "report": "every figure of a run and one report.html",
     "convert": "Hugging Face, GGUF and Orbax checkpoints into one another",
+    "publish": "a model card beside an export, from the files of its run",
     "generate": "complete one prompt on the terminal, or a file of prompts",
     "serve": "an HTTP server with the API that clients speak",
     "doctor": "what this machine has and lacks: versions, devices, memory, a self test",

@@ -16,7 +16,6 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from importlib.machinery import SourceFileLoader
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +27,12 @@ from polaris_jax.config import (
     unknown_field,
     usual_fields,
 )
+from polaris_jax.config.shipped import shipped_configs
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 EXAMPLE = "configs/tiny_cpu.py"
-SHIPPED = "shipped_configs"  # folder in an installed package; a checkout has configs/ beside it
 _MISSPELT = (
     re.compile(r'Key "(\w+)" does not exist'),
     re.compile(r'Did you mean "\w+" instead of "(\w+)"'),
@@ -92,16 +91,6 @@ def find_config(name: str) -> str | None:
     if os.path.isfile(name):
         return name
     return shipped_configs().get(name)
-
-
-def shipped_configs() -> dict[str, str]:
-    """{name: path} of the configs that come with the package, in a checkout or installed."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package.parent / "configs", package / SHIPPED):
-        found = {p.stem: str(p) for p in sorted(folder.glob("*.py")) if not p.name.startswith("_")}
-        if "tiny_cpu" in found:  # else it is some other project's folder
-            return found
-    return {}
 
 
 def _module(path: str) -> ModuleType:

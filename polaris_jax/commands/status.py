@@ -23,6 +23,7 @@ from etils import epath
 from polaris_jax.commands.flags import parse
 from polaris_jax.config import ConfigError
 from polaris_jax.run.record import RECORD
+from polaris_jax.run.reference import compare_with_reference
 from polaris_jax.run.signs import BEAT_S, Sign, read_signs, read_warnings
 from polaris_jax.run.standing import Standing, duration, read_standing, score_text
 from polaris_jax.run.workdir import LOCK
@@ -77,6 +78,8 @@ def status_lines(workdir: epath.Path, *, now_s: float) -> tuple[bool, list[str]]
     times = [*(sign.time_s for sign in signs), run.written_at_s or 0.0]
     lives, state = _life(workdir, run, silent_s=max(0.0, now_s - max(times)))
     rows = [("run", f"{workdir}: {state}"), *_rows(run, lives=lives, now_s=now_s)]
+    if compared := compare_with_reference(workdir):
+        rows.append(("expected", compared.text))
     rows += [(f"process {sign.process}", _sign_text(sign, now_s)) for sign in signs]
     rows += _warning_rows(run, warnings, now_s)
     return lives, [f"{name:<12}{printable(text)}" for name, text in rows]

@@ -335,6 +335,18 @@ class MetricsSection:
 
     tensorboard: bool = setting(True, "Writes TensorBoard files.")
     wandb: bool = setting(False, "Logs to Weights & Biases.")
+    wandb_project: str = setting("polaris_jax", "Project there.", usual="project_name project")
+    wandb_name: str = setting(
+        "", "Name of the run there; empty: W&B makes one.", usual="experiment_name run_name"
+    )
+    wandb_group: str = setting("", "Group of the run there; empty: none.")
+    wandb_tags: tuple[str, ...] = setting((), "Tags of the run there.")
+    samples: int = setting(
+        8,
+        "Responses in the table of samples that TensorBoard and Weights & Biases get at every "
+        "tenth step; 0: none.",
+        at_least=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

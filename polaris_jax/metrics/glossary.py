@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 HEAD = """# Metrics
 
@@ -357,15 +357,33 @@ _FILES = (
 
 def known_names() -> frozenset[str]:
     """Every declared name."""
-    return frozenset(name for _, _, table in _FILES for entry in table for name in entry.names)
+    return frozenset(name for entry in entries() for name in entry.names)
+
+
+def entries() -> Iterator[Metric]:
+    """Every declaration, in the order of the page."""
+    for _, _, table in _FILES:
+        yield from table
 
 
 def is_known(name: str) -> bool:
     """True if a written name is declared, or fits a declared one with NAME or N in it."""
-    patterns = [
-        re.escape(known).replace("NAME", r"\w+").replace("@N", r"@\d+") for known in known_names()
-    ]
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
+    return _entry_of(name) is not None
+
+
+def meaning_of(name: str) -> str:
+    """What a written name measures; empty if it is not declared."""
+    entry = _entry_of(name)
+    return "" if entry is None else entry.meaning
+
+
+def _entry_of(name: str) -> Metric | None:
+    for entry in entries():
+        for known in entry.names:
+            pattern = re.escape(known).replace("NAME", r"\w+").replace("@N", r"@\d+")
+            if re.fullmatch(pattern, name):
+                return entry
+    return None
 
 
 def markdown() -> str:

@@ -1,8 +1,8 @@
-"""The run's numbers as files: metrics.jsonl, timing.jsonl, TensorBoard, Weights & Biases.
+"""The run's numbers as files: metrics.jsonl, timing.jsonl, and what trackers are given of them.
 
 metrics.jsonl holds only functions of config, data and seed, one line a step, so that a run that was
 killed and resumed leaves the same bytes as one that was not. What depends on the machine or the
-clock goes to timing.jsonl. TensorBoard and W&B follow both files and promise nothing.
+clock goes to timing.jsonl. Trackers (TensorBoard, W&B) follow both files and promise nothing.
 """
 
 from __future__ import annotations
@@ -12,32 +12,30 @@ import dataclasses
 import importlib.util
 import json
 import math
-import secrets
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from polaris_jax.config.settings import ConfigError
-from polaris_jax.system.files import AnyPath, append_bytes, as_place, is_remote, write_bytes
-from polaris_jax.system.foreign import (
-    ForeignFileError,
-    parse_json,
-    read_bytes,
-    read_json,
-    shown,
+from polaris_jax.metrics.trackers import (
+    EventFiles,
+    Tracker,
+    WandbNames,
+    WandbRun,
+    sample_table,
+    stage_table,
 )
+from polaris_jax.system.files import AnyPath, append_bytes, as_place, write_bytes
+from polaris_jax.system.foreign import ForeignFileError, parse_json, read_bytes, shown
 from polaris_jax.system.progress import say
 
 METRICS = "metrics.jsonl"
 LINES_BYTES = 1 << 30  # of a file of lines, as after some 500,000 steps
 TIMING = "timing.jsonl"
-WANDB = "wandb"
+SAMPLES_EVERY = 10  # steps from one table of sampled responses to the next
 NONFINITE = "nonfinite"
 
 
@@ -79,6 +77,8 @@ class MetricsWriter:
         workdir: gets the files; must exist.
         tensorboard: also write event files to `tensorboard/`.
         wandb: also log to Weights & Biases.
+        names: what the run is called there.
+        samples: responses in a tracker's table of samples; 0: no such table.
         first_step: the first step that will be written; TensorBoard hides older points from it on.
         enabled: False writes nothing (every process but the first).
 
@@ -92,6 +92,8 @@ class MetricsWriter:
         *,
         tensorboard: bool = False,
         wandb: bool = False,
+        names: WandbNames | None = None,
+        samples: int = 0,
         first_step: int = 0,
         enabled: bool = True,
     ) -> None:
@@ -103,11 +105,12 @@ class MetricsWriter:
         self._workdir, self._enabled = as_place(workdir), enabled
         self._last_step: int | None = None
         self._warned = False
-        self._events = self._wandb_run = None
+        self._samples = samples
+        self._trackers: list[Tracker] = []
         if enabled and tensorboard:
-            self._events = EventFiles(self._workdir, first_step=first_step)
+            self._trackers.append(EventFiles(self._workdir, first_step=first_step))
         if enabled and wandb:
-            self._wandb_run = _start_wandb(self._workdir)
+            self._trackers.append(WandbRun(self._workdir, names or WandbNames()))
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Appends the step's line to metrics.jsonl; it is on the disk when this returns.
@@ -150,13 +153,35 @@ class MetricsWriter:
             _cut(self._workdir / TIMING, step, strict=False)
         return _cut(self._workdir / METRICS, step, strict=True)
 
+    def show_stages(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Gives the trackers the table of stages, which marks where each begins and ends.
+
+        Args:
+            records: records of stages.json.
+        """
+        if self._trackers and records:
+            newest = records[-1]
+            last = newest.get("last_step")
+            step = newest["first_step"] if last is None else last
+            for tracker in self._trackers:
+                tracker.add_table(step, "stages", stage_table(records))
+
+    def show_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Gives the trackers a table of sampled responses, at every tenth step.
+
+        Args:
+            step: number of the step.
+            rows: rows of rollouts/step_N.jsonl.
+        """
+        if self._trackers and self._samples and step % SAMPLES_EVERY == 0:
+            for tracker in self._trackers:
+                tracker.add_table(step, "samples", sample_table(rows, self._samples))
+
     def close(self) -> None:
-        """Flushes and closes TensorBoard and W&B; the files hold every line already."""
-        if self._events is not None:
-            self._events.close()
-        if self._wandb_run is not None:
-            self._wandb_run.finish()
-        self._events = self._wandb_run = None
+        """Flushes and closes the trackers; the files hold every line already."""
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []
 
     @contextlib.contextmanager
     def _warning_once(self) -> Iterator[None]:
@@ -178,10 +203,8 @@ class MetricsWriter:
         with contextlib.nullcontext() if durable else self._warning_once():
             append_bytes(self._workdir / name, text.encode(), durable=durable)
         numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
-        if self._events is not None:
-            self._events.add(step, numbers)
-        if self._wandb_run is not None:
-            self._wandb_run.log({**numbers, "step": int(step)})
+        for tracker in self._trackers:
+            tracker.add(step, numbers)
 
 
 def reduce_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -268,103 +291,3 @@ def _complete_lines(
             raise
         lines.append((raw, line))
     return lines
-
-
-def _start_wandb(workdir: epath.Path) -> Any:
-    import wandb  # pyright: ignore[reportMissingImports]
-
-    # The id is stored in the workdir: a resumed run continues its own W&B run, a new one does not.
-    folder = workdir / WANDB
-    folder.mkdir(exist_ok=True)
-    if not (folder / "run_id").exists():
-        write_bytes(folder / "run_id", secrets.token_hex(8).encode())
-    run_id = (folder / "run_id").read_text()
-    config_path = workdir / "run.json"
-    config = read_json(config_path).get("config") if config_path.exists() else None
-    local = tempfile.mkdtemp() if is_remote(workdir) else str(workdir)  # its own log, not ours
-    run = wandb.init(project="polaris_jax", dir=local, id=run_id, resume="allow", config=config)
-    run.define_metric("*", step_metric="step")
-    return run
-
-
-TENSORBOARD = "tensorboard"
-
-
-class EventFiles:
-    """Writes `tensorboard/` in a workdir, in the caller's thread.
-
-    tensorboardX's own thread dies of a full disk with a traceback, and its queue, which nobody
-    empties any more, then holds up the run for good.
-
-    Event files grow by appending, which a store cannot: there they are kept in a temporary folder
-    of this machine and are uploaded in full after every step.
-
-    Args:
-        workdir: gets the folder.
-        first_step: TensorBoard hides older points from it on.
-
-    Raises:
-        OSError: the disk refused; its place is named.
-    """
-
-    def __init__(self, workdir: epath.Path, *, first_step: int) -> None:
-        self._x = _tensorboard_x()
-        self._folder = workdir / TENSORBOARD
-        self._local = tempfile.TemporaryDirectory() if is_remote(workdir) else None
-        where = self._folder if self._local is None else epath.Path(self._local.name)
-        where.mkdir(parents=True, exist_ok=True)
-        with self._named_errors():
-            self._writer = self._x.EventsWriter(f"{where}/events")
-            started = self._x.SessionLog(status=self._x.SessionLog.START)
-            self._write(first_step, file_version="brain.Event:2")
-            self._write(first_step, session_log=started)
-
-    def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """The points of a step."""
-        with self._named_errors():
-            for name, number in numbers.items():
-                self._write(step, summary=self._x.scalar(name, number))
-            self._writer.flush()
-        self._copy()
-
-    def close(self) -> None:
-        """Closes; what the disk has refused before is not asked for again."""
-        with contextlib.suppress(OSError):
-            self._writer.close()
-            self._copy()
-        if self._local is not None:
-            self._local.cleanup()
-
-    def _write(self, step: int, **content: Any) -> None:
-        self._writer.write_event(self._x.Event(wall_time=time.time(), step=step, **content))
-
-    @contextlib.contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._folder)) from error
-
-    def _copy(self) -> None:
-        if self._local is None:
-            return
-        for file in epath.Path(self._local.name).iterdir():
-            write_bytes(self._folder / file.name, file.read_bytes())
-
-
-def _tensorboard_x() -> Any:
-    """What we use of tensorboardX; where torch is installed it would import that too."""
-    kept_out = "torch" not in sys.modules
-    if kept_out:
-        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
-    try:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.summary import scalar
-    finally:
-        if kept_out:
-            del sys.modules["torch"]
-    events: Any = event_pb2  # generated: a type checker finds nothing in it
-    return SimpleNamespace(
-        EventsWriter=EventsWriter, Event=events.Event, SessionLog=events.SessionLog, scalar=scalar
-    )

@@ -23,6 +23,7 @@ from polaris_jax.checkpoint.checkpointer import TOKENIZER
 from polaris_jax.checkpoint.step_folders import MANIFEST, seal
 from polaris_jax.config import RunConfig
 from polaris_jax.metrics import MetricsWriter, value_of
+from polaris_jax.metrics.trackers import WandbNames
 from polaris_jax.metrics.writer import METRICS
 from polaris_jax.models.tokenizer import save_end_ids, save_tokenizer
 from polaris_jax.records import Graded, Problem
@@ -101,17 +102,25 @@ class Outputs:
             save_tokenizer(self._tokenizer, tokenizer_dir)  # again: a kill may have torn it
             save_end_ids(self._end_ids, tokenizer_dir, replace=True)
             seal(tokenizer_dir)
+        metrics = self._config.metrics
         self._writer = MetricsWriter(
             self._workdir,
-            tensorboard=self._config.metrics.tensorboard,
-            wandb=self._config.metrics.wandb,
+            tensorboard=metrics.tensorboard,
+            wandb=metrics.wandb,
+            names=WandbNames(
+                project=metrics.wandb_project,
+                name=metrics.wandb_name,
+                group=metrics.wandb_group,
+                tags=metrics.wandb_tags,
+            ),
+            samples=metrics.samples,
             first_step=lines_from,
             enabled=self._first,
         )
         redone, missing = self._writer.cut_back(lines_from)
-        metrics, scored = self._workdir / METRICS, False
-        if self._first and metrics.exists():
-            scored = metrics.read_bytes().startswith(_SCORED)
+        lines, scored = self._workdir / METRICS, False
+        if self._first and lines.exists():
+            scored = lines.read_bytes().startswith(_SCORED)
         self.scored_before = processes.any_process(scored)  # the others may read an older file
         if not self._first:
             return 0
@@ -230,12 +239,16 @@ class Outputs:
             draws=draws if carries else None,
         )
         workdir_lib.write_rollouts(self._workdir, step, rows, append=attempt > 0)
+        if self._writer is not None and not attempt:
+            self._writer.show_samples(step, rows)
 
     def write_stages(self, records: Sequence[dict[str, Any]]) -> None:
         """stages.json, from the records that a checkpoint holds too."""
         if self._first:
             self._claim.check()
             workdir_lib.write_json(self._workdir / "stages.json", list(records))
+            if self._writer is not None:
+                self._writer.show_stages(records)
 
 
 def numerics_of(kernels: str) -> dict[str, Any]:

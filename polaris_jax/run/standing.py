@@ -102,8 +102,8 @@ class Standing:
 
 def read_standing(workdir: epath.Path) -> Standing:
     """Where the run in `workdir` stands."""
-    metrics = _tail_lines(workdir / "metrics.jsonl", also=SCORE.encode())
-    timing = _tail_lines(workdir / "timing.jsonl")
+    metrics = tail_lines(workdir / "metrics.jsonl", also=SCORE.encode())
+    timing = tail_lines(workdir / "timing.jsonl")
     trained = [line for line in metrics if line["step"] >= 0]
     seconds = [_seconds(line) for line in timing if line["step"] >= 0]
     recent = seconds[1:][-RECENT:] or seconds  # the first one compiles
@@ -179,9 +179,13 @@ def _stages(path: epath.Path) -> list[dict[str, Any]]:
     ]
 
 
-def _tail_lines(path: epath.Path, *, also: bytes | None = None) -> list[dict[str, Any]]:
-    """Lines with a whole `step`, damaged ones left out: all of timing.jsonl, and of metrics.jsonl
-    the newest and those that contain `also`."""
+def tail_lines(path: epath.Path, *, also: bytes | None = None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl or timing.jsonl with a whole `step`, without damaged ones.
+
+    Args:
+        path: the file; no lines if it cannot be read.
+        also: if given, only the newest line and those that contain it.
+    """
     try:
         lines = read_bytes(path, most_bytes=1 << 30).splitlines(keepends=True)
     except (OSError, ForeignFileError):

@@ -5,13 +5,11 @@ import math
 import os
 import subprocess
 import sys
-import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polaris_jax.config import ConfigError
 from polaris_jax.metrics import Mean, MetricsWriter, read_metrics
 from polaris_jax.metrics.writer import reduce_metrics
 
@@ -222,38 +220,3 @@ def test_a_full_disk_refuses_tensorboards_points_and_holds_up_nothing(tmp_path):
     )
     assert done.stdout.strip() == str(tmp_path / "tensorboard")
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_wandb_that_is_not_installed_is_a_config_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"metrics\.wandb=True.*pip install"):
-        MetricsWriter(tmp_path, wandb=True)
-
-
-def test_wandb_goes_on_in_the_run_of_its_workdir(tmp_path, monkeypatch):
-    begun, logged = [], []
-
-    class Run:
-        def define_metric(self, *args, **kwargs):
-            pass
-
-        def log(self, values):
-            logged.append(values)
-
-        def finish(self):
-            begun.append("finished")
-
-    def init(**kwargs):
-        begun.append(kwargs["id"])
-        return Run()
-
-    fake = types.ModuleType("wandb")
-    fake.init = init
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: fake)
-    for step in range(2):
-        writer = MetricsWriter(tmp_path, wandb=True, first_step=step)
-        writer.write(step, {"update/loss": 1.0, "none": None})
-        writer.close()
-    assert begun[0] == begun[2] != begun[1] == "finished"
-    assert logged == [{"update/loss": 1.0, "step": 0}, {"update/loss": 1.0, "step": 1}]

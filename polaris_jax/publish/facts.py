@@ -1,0 +1,248 @@
+"""What a model card says of a run, read from the run's files; what is missing is named.
+
+Only reads. Nothing is fetched: a licence is taken from a README.md that is on this machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from polaris_jax.run.standing import Standing, read_standing
+from polaris_jax.system.files import as_place, is_remote, matching
+from polaris_jax.system.foreign import (
+    CONFIG_BYTES,
+    RECORD_BYTES,
+    ForeignFileError,
+    read_json,
+    read_text,
+)
+
+README = "README.md"
+WARM_START = "a small model of the warm start"
+ARITHMETIC = "word problems that polaris_jax makes itself"
+OWN = "none of others: made by the run"
+_FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
+_LICENSE = re.compile(r"^license:[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?([\w.+-]+)[\"']?[ \t]*$", re.M)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A base model or a source of problems.
+
+    Attributes:
+        name: its Hub id, or its path as `place_name` gives it; empty: unknown.
+        license: the identifier in its card, or OWN; empty: unknown.
+        hub_id: the Hub id, if it was named by one; else empty.
+    """
+
+    name: str
+    license: str = ""
+    hub_id: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
+    """What the files of a workdir say.
+
+    Attributes:
+        standing: run.json, stages, steps and scores.
+        base: the base model.
+        data: the sources of the training problems, with the number of problems kept of each (None:
+            unknown).
+        evaluations: {name of the weights and the tag: content of an eval.json}.
+        documents: {name: content} of prepare.json, calibrate.json and probe.json, if there.
+        unknown: what could not be known, one sentence each.
+    """
+
+    standing: Standing
+    base: Origin
+    data: tuple[tuple[Origin, int | None], ...]
+    evaluations: Mapping[str, Mapping[str, Any]]
+    documents: Mapping[str, Mapping[str, Any]]
+    unknown: tuple[str, ...]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of run.json."""
+        return self.standing.record
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings of the run by their names."""
+        config = self.record.get("config")
+        return config if isinstance(config, dict) else {}
+
+
+def read_facts(workdir: epath.Path) -> RunFacts:
+    """The facts of the run in `workdir`."""
+    unknown: list[str] = []
+    documents = {
+        name: found
+        for name in ("prepare.json", "calibrate.json", "probe.json")
+        if (found := _document(workdir / name, unknown)) is not None
+    }
+    standing = read_standing(workdir)
+    config = standing.record.get("config")
+    config = config if isinstance(config, dict) else {}
+    evaluations = {}
+    for path in matching(workdir, "*eval.json"):
+        found = _document(path, unknown)
+        if found is None:
+            continue
+        if _is_score(found):
+            tag = path.name.removesuffix("eval.json").rstrip("_")
+            evaluations[_score_name(found, tag)] = found
+        else:
+            unknown.append(f"{path.name} is not what `polaris evaluate` leaves; it was left out.")
+    facts = RunFacts(
+        standing=standing,
+        base=_base(config),
+        data=_data(config, documents.get("prepare.json")),
+        evaluations=evaluations,
+        documents=documents,
+        unknown=(),
+    )
+    return dataclasses.replace(facts, unknown=(*unknown, *_missing(facts)))
+
+
+def license_of(name: str, *, kind: str = "model") -> str:
+    """The `license` in the head of a README.md beside a model or data set; empty if unknown.
+
+    Args:
+        name: a directory or file, or a Hub id that has been downloaded.
+        kind: what the Hub calls it: model or dataset.
+    """
+    try:
+        text = read_text(_card_of(name, kind), most_bytes=CONFIG_BYTES)
+    except (OSError, ValueError):  # no README.md, or none that can be read
+        return ""
+    head = _FRONT_MATTER.match(text.replace("\r\n", "\n"))
+    found = _LICENSE.search(head[1]) if head else None
+    return found[1] if found else ""
+
+
+def place_name(name: str) -> str:
+    """A path or Hub id as strangers may see it: without the folders of this machine.
+
+    Args:
+        name: a path, a Hub id or another text; the options of a source may stand behind a comma.
+    """
+    place, comma, options = name.partition(",")
+    if not (place.startswith(("/", "~")) or is_remote(place)):
+        return name
+    return f".../{place.rstrip('/').rpartition('/')[2]}{comma}{options}"
+
+
+def is_hub_id(name: str) -> bool:
+    """True if a name can only be a Hub id: no path of this machine has it."""
+    return bool(_HUB_ID.fullmatch(name)) and not is_remote(name) and not as_place(name).exists()
+
+
+def _card_of(name: str, kind: str) -> epath.Path:
+    if not is_hub_id(name):
+        place = as_place(name)
+        return (place if place.is_dir() else place.parent) / README
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, README, repo_type=kind)
+    if not isinstance(found, str):
+        raise FileNotFoundError(2, "not downloaded", name)
+    return epath.Path(found)
+
+
+def _base(config: Mapping[str, Any]) -> Origin:
+    path = config.get("model.path")
+    if not isinstance(path, str):
+        return Origin("")
+    if not path:
+        return Origin(WARM_START, license=OWN) if config.get("warmstart.steps") else Origin("")
+    return Origin(place_name(path), license_of(path), path if is_hub_id(path) else "")
+
+
+def _data(
+    config: Mapping[str, Any], prepared: Mapping[str, Any] | None
+) -> tuple[tuple[Origin, int | None], ...]:
+    sources = (prepared or {}).get("sources")
+    if isinstance(sources, dict) and all(isinstance(s, dict) for s in sources.values()):
+        named = [(str(s.get("source", "")), s.get("kept")) for s in sources.values()]
+    else:
+        named = [(str(config.get("data.problems") or ""), None)]
+    found = []
+    for name, kept in named:
+        if not name and config.get("data.arithmetic.train"):
+            origin = Origin(ARITHMETIC, license=OWN)
+        else:
+            place = name.partition(",")[0]  # a source's options stand behind it
+            hub_id = place if is_hub_id(place) else ""
+            license = license_of(place, kind="dataset") if place else ""
+            origin = Origin(place_name(name), license, hub_id)
+        found.append((origin, kept if type(kept) is int else None))
+    return tuple(found)
+
+
+def _document(path: epath.Path, unknown: list[str]) -> dict[str, Any] | None:
+    """The content of a JSON object; None if there is no file, or a damaged one, which is named."""
+    if not path.exists():
+        return None
+    try:
+        return read_json(path, most_bytes=RECORD_BYTES, strict=False)
+    except (OSError, ForeignFileError) as error:
+        unknown.append(f"{path.name} cannot be read ({type(error).__name__}); it was left out.")
+        return None
+
+
+def _is_score(found: Mapping[str, Any]) -> bool:
+    numbers = [found.get(name) for name in ("avg@k", "temperature")]
+    counts = [found.get(name) for name in ("k", "problems", "max_response_tokens")]
+    interval = found.get("interval")
+    return (
+        all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+        and all(type(x) is int for x in counts)
+        and (interval is None or (isinstance(interval, list) and len(interval) == 2))
+        and all(isinstance(x, int | float) for x in interval or ())
+    )
+
+
+def _score_name(found: Mapping[str, Any], tag: str) -> str:
+    checkpoint = found.get("checkpoint") or "base"
+    named = {"base": "base model", "latest": "newest checkpoint"}
+    what = named.get(checkpoint, place_name(str(checkpoint)))
+    return f"{what} ({tag})" if tag else what
+
+
+def _missing(facts: RunFacts) -> list[str]:
+    """One sentence for everything that the files do not say."""
+    record, found = facts.record, []
+    if not record:
+        found.append("There is no readable run.json: config, commit and versions are unknown.")
+    commit = record.get("commit")
+    if record and not commit:
+        found.append("The run was not started from a git tree: its commit is unknown.")
+    elif commit and str(commit).endswith("-dirty"):
+        found.append("The source tree had edits that the commit does not contain.")
+    if record and not record.get("devices"):
+        found.append("run.json does not name the hardware.")
+    if record and not facts.standing.finished:
+        found.append(f"The run has not ended: {facts.standing.steps} steps are done.")
+    if record.get("deterministic") is False:
+        found.append("More than config, data and seed decided a result (run.json: deterministic).")
+    if not any("newest checkpoint" in name for name in facts.evaluations):
+        found.append("No evaluation of the newest checkpoint is in the workdir.")
+    if facts.evaluations:
+        found.append("eval.json does not name its problems; the config's are named here.")
+    found.append("Which checkpoint the export was made of is not recorded in it.")
+    if not facts.base.license:
+        found.append(f"The licence of the base model ({facts.base.name or 'unknown'}).")
+    for origin, kept in facts.data:
+        if not origin.license:
+            found.append(f"The licence of the problems ({origin.name or 'unknown'}).")
+        if kept is None:
+            found.append(f"How many problems of {origin.name or 'the source'} were kept.")
+    return found

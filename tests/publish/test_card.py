@@ -1,0 +1,213 @@
+"""`polaris publish`: the card says what the files say, names the rest, and overwrites nobody's."""
+
+import json
+
+import pytest
+import yaml
+from etils import epath
+
+from polaris_jax.__main__ import main
+from polaris_jax.publish.card import UNKNOWN
+from polaris_jax.publish.facts import license_of
+
+EVALUATION = {
+    "avg@k": 0.584,
+    "stderr": 0.02,
+    "interval": [0.541, 0.627],
+    "k": 8,
+    "problems": 256,
+    "temperature": 0.6,
+    "max_response_tokens": 72,
+    "checkpoint": "latest",
+}
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The files of a finished run on a base model and data with cards of their own."""
+    base, data, run = tmp_path / "base", tmp_path / "data", tmp_path / "run"
+    write(base / "README.md", "---\nlanguage: en\nlicense: mit\n---\n# Base\n")
+    write(data / "README.md", "---\nlicense:\n- cc-by-4.0\n---\n")
+    config = {
+        "seed": 3,
+        "model.path": str(base),
+        "data.problems": str(data),
+        "evaluate.problems": "aime24",
+        "optimizer.learning_rate": 5e-7,
+        "stages[0].steps": 4,
+        "batch.rescue": True,
+    }
+    write(
+        run / "run.json",
+        {
+            "config": config,
+            "commit": "abc123",
+            "devices": {"NVIDIA H100": 8},
+            "processes": 1,
+            "versions": {"polaris_jax": "0.3", "jax": "0.10"},
+            "counts": {"sampled_tokens": 123_456},
+            "starts": [{"ended": "finished"}],
+        },
+    )
+    stage = {"stage": 0, "first_step": 0, "last_step": 3, "temperature": 1.4}
+    write(run / "stages.json", [stage | {"max_response_tokens": 72, "dropped_ids_count": 5}])
+    steps = [{"step": -1, "eval/avg@4": 0.3}, *({"step": i} for i in range(3))]
+    steps.append({"step": 3, "eval/avg@4": 0.5})
+    write(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in steps))
+    timing = [{"step": i, "time/rollout_s": 6.0, "time/update_s": 4.0} for i in range(4)]
+    write(run / "timing.jsonl", "".join(json.dumps(line) + "\n" for line in timing))
+    sources = {"mine": {"source": f"{data},cap=9", "rows": 12, "kept": 9}}
+    write(run / "prepare.json", {"source": str(data), "sources": sources})
+    write(run / "calibrate.json", {"n": 8, "problems": 9, "kept": 7})
+    write(run / "eval.json", EVALUATION)
+    write(run / "before_eval.json", EVALUATION | {"avg@k": 0.334, "checkpoint": "base"})
+    write(run / "export" / "config.json", {"model_type": "qwen3", "num_hidden_layers": 36})
+    return run
+
+
+def published(run, *words):
+    assert main(["publish", str(run), *words]) == 0
+    return (run / "export" / "README.md").read_text()
+
+
+def head_of(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_card_says_what_the_files_say(run):
+    card = published(run)
+    head = head_of(card)
+    assert head["license"] == "mit"
+    assert "grpo" in head["tags"] and head["library_name"] == "transformers"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines()]
+    rows = [row for row in rows if row]
+    score = ["avg@8", "58.4%", "54.1% to 62.7%", "256", "0.6", "72", "off"]
+    assert ["newest checkpoint", *score] in rows
+    assert ["base model (before)", "avg@8", "33.4%", *score[2:]] in rows
+    assert ["commit", "abc123"] in rows
+    assert ["hardware", "8 x NVIDIA H100; processes: 1"] in rows
+    assert ["time of all steps", "40 s"] in rows
+    assert ["response tokens sampled", "123,456"] in rows
+    assert ["0", "0 to 3", "1.4", "72"] in rows
+    assert any(row[1:] == ["9", "cc-by-4.0"] for row in rows)
+    assert "7 of 9 problems stayed" in card and "5 problems" in card
+    assert "optimizer.learning_rate=5e-07" in card
+    assert "batch.rescue" not in card  # the default
+    assert "avg@4 30.0% before training, 50.0% after 4 steps" in card
+    assert UNKNOWN not in card
+
+
+def test_what_is_not_known_is_said(run, capsys):
+    record = json.loads((run / "run.json").read_text())
+    record["config"] |= {"model.path": "org/base", "data.problems": ""}
+    record |= {"commit": None, "starts": [{}], "deterministic": False}
+    del record["devices"], record["counts"]
+    write(run / "run.json", record)
+    (run / "prepare.json").unlink()
+    (run / "eval.json").unlink()
+    write(run / "before_eval.json", "{")
+    card = published(run)
+    head = head_of(card)
+    assert head["license"] == "unknown" and head["base_model"] == ["org/base"]
+    unknown = card.partition("## What this card does not know\n")[2].partition("\n## ")[0]
+    for words in (
+        "before\\_eval.json cannot be read",
+        "its commit is unknown",
+        "does not name the hardware",
+        "More than config, data and seed",
+        "No evaluation of the newest checkpoint",
+        "licence of the base model (org/base)",
+        "licence of the problems (unknown)",
+    ):
+        assert words in unknown, words
+    assert card.count(UNKNOWN) >= 6
+    assert "No evaluation is in the workdir." in card
+    assert "not known: The licence of the base model (org/base)." in capsys.readouterr().out
+
+
+def test_folders_of_this_machine_are_nobodys_business(run):
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["evaluate.problems"] = "gs://bucket/own/held_out.jsonl"
+    write(run / "run.json", record)
+    card = published(run)
+    assert str(run.parent) not in card and "bucket" not in card
+    assert 'model.path=".../base"' in card
+    assert "# base after POLARIS" in card
+    assert ".../data,cap=9" in card and "Problems: .../held\\_out.jsonl" in card
+
+
+def test_a_license_is_the_publishers_word(run):
+    assert head_of(published(run, "--license=apache-2.0"))["license"] == "apache-2.0"
+
+
+def test_a_small_model_of_the_warm_start_owes_nothing_to_others(run):
+    record = json.loads((run / "run.json").read_text())
+    record["config"] |= {"model.path": "", "warmstart.steps": 8}
+    write(run / "run.json", record)
+    card = published(run)
+    assert head_of(card)["license"] == "unknown"
+    assert "a small model of the warm start" in card
+
+
+@pytest.mark.parametrize("before", ["# My model\n", "edited"], ids=["another's", "edited"])
+def test_it_overwrites_only_what_it_wrote(run, before, capsys):
+    card = published(run)
+    assert published(run) == card  # its own, as it left it
+    path = run / "export" / "README.md"
+    text = card.replace("mit", "my own", 1) if before == "edited" else before
+    path.write_text(text)
+    capsys.readouterr()
+    assert main(["publish", str(run)]) == 2
+    assert f"error: {path}: is there" in capsys.readouterr().err
+    assert path.read_text() == text
+    assert published(run, "--overwrite") == card
+
+
+def test_texts_of_others_cannot_leave_their_cell(run):
+    record = json.loads((run / "run.json").read_text())
+    record["devices"] = {"a | b\n# <script>": 1}
+    record["config"]["data.system_prompt"] = "```\n# own heading"
+    write(run / "run.json", record)
+    lines = published(run).splitlines()
+    assert "1 x a \\| b # \\<script\\>; processes: 1" in "\n".join(lines)
+    assert not [line for line in lines if line.startswith("# own")]
+    assert lines.count("```") == 3  # the settings' and that of the example
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "there is no such directory"),
+        ([".", "--license=a b"], "--license=a b"),
+        ([".", "--export=nowhere"], "no config.json"),
+    ],
+    ids=["no run", "no license", "no export"],
+)
+def test_mistakes(run, words, said, monkeypatch, capsys):
+    monkeypatch.chdir(run)
+    assert main(["publish", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("---\nlicense: 'mit'\n---\n", "mit"),
+        ("---\r\nlicense: mit\r\n---\r\n", "mit"),
+        ("---\nlicense: two words\n---\n", ""),
+        ("license: mit\n", ""),
+        ("---\ntags: []\n---\nlicense: mit\n", ""),
+        (b"\xff", ""),
+    ],
+    ids=["quoted", "windows", "no identifier", "no head", "below the head", "no text"],
+)
+def test_a_licence_is_read_in_the_head_alone(tmp_path, text, found):
+    data = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "README.md").write_bytes(data)
+    assert license_of(str(tmp_path)) == found
+    assert license_of(str(epath.Path(tmp_path) / "problems.jsonl")) == found
