@@ -138,7 +138,7 @@ def parse(
         raise ConfigError(f"{operand}: needed; {OPERANDS[operand][1].format(name)}")
     if several:
         if path:
-            build_config(values["config"].value)  # a mistake in it is named, as everywhere
+            build_config(values["config"].value or {})  # a mistake in it is named, as everywhere
         return Command(name, RunConfig(), as_place(words[0]), own, tuple(words))
     if not takes_config:
         return Command(name, RunConfig(), as_place(words[0] if words else "."), own)

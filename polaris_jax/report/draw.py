@@ -127,15 +127,16 @@ def _line(axes: Axes, one: Series, label: str | None, *, log: bool) -> None:
     if one.kind == "curve":
         curve(axes, x, y, one.smooth, color=one.color, label=label)
     elif one.kind == "steps":
-        look = {"linestyle": dash, "linewidth": 1.2 if one.dashed else 1.8}
-        axes.step(x, y, where="mid", color=one.color, label=label, **look)
+        width = 1.2 if one.dashed else 1.8
+        axes.step(x, y, dash, where="mid", color=one.color, label=label, linewidth=width)
     elif one.kind == "points":
         axes.plot(x, y, "D", color=one.color, ms=6, label=label)
     elif one.kind == "marks":
         axes.plot(x, y, "x", color=one.color, label=label, clip_on=False)
     else:
         error = None if one.error is None else np.nan_to_num(one.error)
-        look = {"color": one.color, "linestyle": "--" if one.dashed else "-", "marker": "o"}
+        dash = "--" if one.dashed else "-"
+        look: dict[str, Any] = {"color": one.color, "linestyle": dash, "marker": "o"}
         axes.errorbar(x, y, yerr=error, capsize=2, label=label, **look)
 
 

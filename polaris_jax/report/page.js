@@ -115,7 +115,7 @@
 
   const narrow = (panel) => panel.across === "category" && panel.series[0].x.length < 3;
 
-  function layout({ panel, chart, first, last }) {
+  function layout({ div, panel, chart, first, last }) {
     const [ink, quiet, grid] = [css("--ink"), css("--quiet"), css("--grid")];
     const over = panel.across === "step";
     const shapes = [];
@@ -123,12 +123,10 @@
     const text = (value, x, look) => annotations.push({ text: plain(value), x, y: 1,
       yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 11, color: quiet },
       ...look });
-    if (over) stageMarks(chart, first, shapes, text);
-    panel.bands.forEach(([from, to, name, color], index) => {
+    if (over) stageMarks(chart, first ? div.clientWidth - 58 : 0, shapes, text);
+    panel.bands.forEach(([from, to, , color]) => {
       shapes.push({ type: "rect", x0: from, x1: to, y0: 0, y1: 1, yref: "paper", layer: "below",
         line: { width: 0 }, fillcolor: color ? tone(color) : grid });
-      if (first) text(name, (from + to) / 2, { xanchor: "center", textangle: 0,
-        y: 1 - 0.09 * (index % 2) , yanchor: "top" });
     });
     if (panel.mark) {
       shapes.push({ type: "line", x0: panel.mark[0], x1: panel.mark[0], y0: 0, y1: 1,
@@ -154,10 +152,12 @@
     };
   }
 
-  function stageMarks(chart, first, shapes, text) {
-    const borders = (stages) => JSON.stringify(stages);
+  function stageMarks(chart, width, shapes, text) {
     const [stages] = chart.stages;
-    if (!stages || chart.stages.some((other) => borders(other) !== borders(stages))) return;
+    const alike = (names) => chart.stages.every((other) =>
+      JSON.stringify(other, names) === JSON.stringify(stages, names));
+    if (!stages || !alike(["first"])) return; // runs whose borders lie elsewhere
+    const detailed = alike(["first", "temperature", "tokens"]);
     stages.forEach((stage, index) => {
       const from = stage.first - 0.5;
       const to = index + 1 < stages.length ? stages[index + 1].first - 0.5 : wholeRange[1];
@@ -169,11 +169,14 @@
         shapes.push({ type: "line", x0: from, x1: from, y0: 0, y1: 1, yref: "paper",
           line: { color: css("--quiet"), width: 1, dash: "dash" } });
       }
-      if (first) {
-        const heat = Number(stage.temperature.toPrecision(3));
-        text(`stage ${stage.stage}, T ${heat}, ${stage.tokens.toLocaleString("en")} tokens`,
-          Math.max(from, wholeRange[0]), { xanchor: "left", xshift: 2 });
-      }
+      // As much as there is room for.
+      const room = width * (to - from) / (wholeRange[1] - wholeRange[0]);
+      const name = `stage ${stage.stage}`;
+      const heat = `${name}, T ${Number(stage.temperature.toPrecision(3))}`;
+      const tokens = `${heat}, ${stage.tokens.toLocaleString("en")} tokens`;
+      const said = !detailed && room > 60 ? name : room > 200 ? tokens : room > 100 ? heat
+        : room > 15 ? `${stage.stage}` : "";
+      if (said) text(said, Math.max(from, wholeRange[0]), { xanchor: "left", xshift: 2 });
     });
   }
 
@@ -232,6 +235,11 @@
   function keys(plot) {
     const labels = labelsOf(plot.panel).filter((label) => label);
     const box = make("span", "keys");
+    for (const [, , name, color] of plot.first ? plot.panel.bands : []) {
+      const square = make("i");
+      square.style.setProperty("--c", `light-dark(${color}, ${data.dark[color] ?? color})`);
+      box.append(make("span", "band", square, name));
+    }
     if (labels.length < 2) return box;
     labels.forEach((label, index) => {
       const one = plot.panel.series.find((series) => series.label === label);

@@ -124,7 +124,7 @@ def table(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _part(name: str) -> str:
-    return (importlib.resources.files(__package__) / name).read_text(encoding="utf-8")
+    return (importlib.resources.files("polaris_jax.report") / name).read_text(encoding="utf-8")
 
 
 def _bar(page: Page) -> str:
@@ -137,17 +137,26 @@ def _bar(page: Page) -> str:
 
 
 def _head(page: Page) -> list[str]:
-    parts = [f'<p class="over">{escaped(page.title)}</p>', f"<h1>{escaped(page.sentence)}</h1>"]
+    failed = [(name, end) for name, end in page.endings if end.kind == "bad"]
+    others = [(name, end) for name, end in page.endings if end.kind != "bad"]
+    parts = [f'<p class="over">{escaped(page.title)}</p>', *map(_ending, failed)]
+    parts.append(f"<h1>{escaped(page.sentence)}</h1>")
     if page.further:
         parts.append(f'<p class="further">{escaped(page.further)}</p>')
-    parts += [f'<p class="ran">{escaped(text)}</p>' for text in page.ran]
-    for name, end in page.endings:
-        prefix = f"{name}: " if name else ""
-        parts.append(f'<p class="end {end.kind}">{escaped(prefix + end.text)}</p>')
+    ran = "".join(f'<p class="ran">{escaped(text)}</p>' for text in page.ran)
+    fold = f"<details><summary>What ran, run by run</summary>{ran}</details>"
+    parts.append(ran if len(page.ran) == 1 else fold)
+    parts += map(_ending, others)
     if page.warnings:
         items = "".join(f"<li>{escaped(text)}</li>" for text in page.warnings)
         parts.append(f'<h3>Warnings</h3><ul class="warnings">{items}</ul>')
     return parts
+
+
+def _ending(named: tuple[str, Ending]) -> str:
+    name, end = named
+    text = f"{name}: {end.text}" if name else end.text
+    return f'<p><span class="end {end.kind}">{escaped(text)}</span></p>'
 
 
 def _figures(page: Page, every: int) -> list[str]:

@@ -60,10 +60,7 @@ def result_sentence(run: RunFiles) -> str:
     if after is not None:
         return score_sentence(after)
     if during := _during(run):
-        return (
-            f"Held-out accuracy went {during}, measured during training; metrics.jsonl holds no "
-            "interval, `polaris evaluate` gives one."
-        )
+        return f"Held-out accuracy went {during}, measured during training, so without an interval."
     first, last = quarters(run.metrics)
     steps = sum(line["step"] >= 0 for line in run.metrics)
     if first is not None and last is not None:
@@ -137,10 +134,10 @@ def difference(first: Record, second: Record) -> tuple[float, Interval | None, b
         found = paired_difference(*np.array(pairs, np.float64).T)
         return found.value, found.interval, True
     gain = second["avg@k"] - first["avg@k"]
-    errors = [score.get("stderr") for score in (first, second)]
-    if None in errors:
+    one, other = first.get("stderr"), second.get("stderr")
+    if one is None or other is None:
         return gain, None, False
-    half = Z * math.hypot(*errors)
+    half = Z * math.hypot(one, other)
     return gain, (gain - half, gain + half), False
 
 
@@ -179,8 +176,7 @@ def ending(run: RunFiles) -> Ending | None:
         return Ending("good", "The run's last stage is complete.")
     return Ending(
         "open",
-        "run.json records no end: the run still runs, or it was killed (`polaris status` says "
-        "which).",
+        "run.json records no end: the run still runs, or it was killed; polaris status says which.",
     )
 
 

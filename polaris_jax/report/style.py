@@ -38,10 +38,10 @@ DARK = MappingProxyType(
         GREY: "#9AA1A9",
         INK: "#E4E7EA",
         # the temperature zones
-        "#DCE9F2": "#22323F",
-        "#DDF0E8": "#19382C",
-        "#FBEFD3": "#3F3517",
-        "#F8DDD0": "#47291B",
+        "#DCE9F2": "#1F2C37",
+        "#DDF0E8": "#17322A",
+        "#FBEFD3": "#383016",
+        "#F8DDD0": "#3B251B",
     }
 )
 

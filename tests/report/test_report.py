@@ -29,7 +29,7 @@ from polaris_jax.report.summary import (
     summary_rows,
 )
 from tests.support.report.html_text import HtmlText
-from tests.support.report.synthetic import CALIBRATE, PROBE, evaluation, write_run
+from tests.support.report.synthetic import CALIBRATE, PROBE, RUN, evaluation, write_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FIGURES = {
@@ -166,6 +166,17 @@ def test_a_run_without_figures_gives_a_page_that_says_so(tmp_path):
     assert {what.removeprefix("figure ") for what, _ in summary.absent} >= set(FIGURES)
     assert summary.html.exists()
     assert str(summary) == f"report  {summary.html}"
+
+
+def test_a_run_that_died_before_its_first_step(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "run.json").write_text(json.dumps(RUN | {"starts": [{"ended": "failed: no"}]}))
+    summary = make_report(tmp_path)
+    assert ("figure reward", "metrics.jsonl: empty") in summary.absent
+    page = HtmlText(summary.html.read_text())
+    texts = " ".join(page.texts)
+    assert page.data["charts"] == page.data["responses"] == []
+    assert "No step of training is recorded" in texts and "The run failed: no" in texts
 
 
 def test_no_directory_is_an_error(tmp_path):

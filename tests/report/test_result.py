@@ -78,7 +78,7 @@ def test_a_score_that_cannot_be_compared_says_why(run_dir):
 def test_without_a_score_the_rewards_stand_and_no_interval(run_dir):
     for name in ("eval.json", "before_eval.json"):
         (run_dir / name).unlink()
-    assert "measured during training" in result_sentence(files(run_dir))
+    assert "so without an interval" in result_sentence(files(run_dir))
     lines = [json.loads(x) for x in (run_dir / "metrics.jsonl").read_text().splitlines()]
     kept = [{k: v for k, v in x.items() if not k.startswith("eval/")} for x in lines]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in kept))
