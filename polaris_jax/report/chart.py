@@ -16,7 +16,7 @@ import numpy as np
 # alone. bars: bars side by side. stack: bars upon one another. steps: a line with steps. marks:
 # crosses at 0.
 Kind = Literal["curve", "line", "points", "bars", "stack", "steps", "marks"]
-Unit = Literal["number", "share", "points", "tokens", "count"]
+Unit = Literal["number", "share", "tokens", "count"]
 # free: as the values need. zero: from 0. rate: 0 to 1. fit: from 0 to the highest share. count:
 # from 0, whole numbers. log: logarithmic.
 Axis = Literal["free", "zero", "rate", "fit", "count", "log"]

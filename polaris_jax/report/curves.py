@@ -104,13 +104,16 @@ class Curves:
             return None
         if not self.scores:
             lines = [line for line in lines if line["step"] >= 0]
-        names = list(dict.fromkeys(n for rows in self.panels for m in rows.metrics
-                                   for n in _names(m, lines)))  # fmt: skip
+        panels = tuple(_panel(rows, lines, stages) for rows in self.panels)
+        if not any(panel.series for panel in panels):  # values that are not finite
+            return None
+        metrics = [metric for rows in self.panels for metric in rows.metrics]
+        names = list(dict.fromkeys(name for m in metrics for name in _names(m, lines)))
         return Chart(
             name=self.name,
             title=self.title,
             caption=self.caption,
-            panels=tuple(_panel(rows, lines, stages) for rows in self.panels),
+            panels=panels,
             stages=(stages,),
             header=("step", "stage", *names),
             rows=tuple((x["step"], x.get("stage"), *map(x.get, names)) for x in lines),

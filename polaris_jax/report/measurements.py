@@ -85,7 +85,9 @@ def difficulty_chart(run: RunFiles, *, one_run: bool = True) -> Chart | None:
         panel = Panel("problems", tuple(series), "count", "count")
     else:
         share = np.array(counts, np.float64) / max(1, sum(counts))
-        panel = Panel("problems", (Series("", BLUE, names, share, "bars"),), "share", "zero")
+        panel = Panel(
+            "share of the problems", (Series("", BLUE, names, share, "bars"),), "share", "zero"
+        )
     panel = Panel(
         panel.label,
         panel.series,

@@ -58,7 +58,7 @@ class Page:
 
 def page_html(page: Page) -> str:
     """The text of report.html."""
-    script, style = _part("page.js"), _part("page.css")
+    script, style = _script(), _part("page.css")
     packed, library_hash = library()
     records = [chart_record(chart) for chart in page.charts]
     data = {
@@ -123,6 +123,17 @@ def table(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
     return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
+def folded(title: str, *parts: str) -> str:
+    """What a click on the title shows."""
+    return f"<details><summary>{escaped(title)}</summary>{''.join(parts)}</details>"
+
+
+def _script() -> str:
+    """The page's own script: its files in one function, so that no name of theirs is global."""
+    inside = "\n".join(_part(name) for name in ("page.js", "figures.js", "responses.js"))
+    return f'"use strict";\n(() => {{\n{inside}}})();\n'
+
+
 def _part(name: str) -> str:
     return (importlib.resources.files("polaris_jax.report") / name).read_text(encoding="utf-8")
 
@@ -144,8 +155,7 @@ def _head(page: Page) -> list[str]:
     if page.further:
         parts.append(f'<p class="further">{escaped(page.further)}</p>')
     ran = "".join(f'<p class="ran">{escaped(text)}</p>' for text in page.ran)
-    fold = f"<details><summary>What ran, run by run</summary>{ran}</details>"
-    parts.append(ran if len(page.ran) == 1 else fold)
+    parts.append(ran if len(page.ran) == 1 else folded("What ran, run by run", ran))
     parts += map(_ending, others)
     if page.warnings:
         items = "".join(f"<li>{escaped(text)}</li>" for text in page.warnings)

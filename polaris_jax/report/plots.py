@@ -49,7 +49,7 @@ def chart_record(chart: Chart) -> dict[str, Any]:
                 {
                     "stage": stage["stage"],
                     "first": stage["first_step"],
-                    "temperature": stage["temperature"],
+                    "temperature": _rounded(stage["temperature"]),
                     "tokens": stage["max_response_tokens"],
                 }
                 for stage in stages
@@ -64,11 +64,11 @@ def _panel_record(panel: Panel) -> dict[str, Any]:
         "label": panel.label,
         "unit": panel.unit,
         "axis": panel.axis,
-        "span": panel.span(),
+        "span": None if (span := panel.span()) is None else _numbers(span),
         "across": panel.across,
         "x_label": panel.x_label,
-        "bands": [list(band) for band in panel.bands],
-        "mark": panel.mark,
+        "bands": [[*_numbers(band[:2]), *band[2:]] for band in panel.bands],
+        "mark": None if panel.mark is None else [_rounded(panel.mark[0]), panel.mark[1]],
         "series": [_series_record(series) for series in panel.series],
     }
 

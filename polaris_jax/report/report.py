@@ -15,7 +15,7 @@ from polaris_jax.report.curves import CURVES, Curves
 from polaris_jax.report.draw import draw_chart
 from polaris_jax.report.figures import difficulty_figure, evaluation_figure, probe_figure
 from polaris_jax.report.measurements import difficulty_chart, evaluation_chart, probe_chart
-from polaris_jax.report.page import Page, page_html, section, table
+from polaris_jax.report.page import Page, folded, page_html, section, table
 from polaris_jax.report.plots import chart_csv
 from polaris_jax.report.responses import MOST_CHARS, sample_responses
 from polaris_jax.report.result import ending, further_sentence, result_sentence, what_ran
@@ -225,14 +225,15 @@ def _page(
         numbers += ["<h3>Fields in which the runs differ</h3>"]
         numbers += [table(("field", *names), fields) if fields else same]
     for run in runs:
-        numbers += evaluations_table(run.files, run.name if many else "")
-        numbers += stages_table(stage_rows(run.files), run.name if many else "")
+        tables = [*evaluations_table(run.files), *stages_table(stage_rows(run.files))]
+        numbers += [folded(f"{run.name}: scores and stages", *tables)] if many else tables
     return Page(
-        title=", ".join(run.name for run in runs) if many else f"POLARIS run: {runs[0].name}",
+        title=f"POLARIS run{'s' * many}: {', '.join(run.name for run in runs)}",
         sentence=runs_sentence(runs),
         further="" if many else further_sentence(runs[0].files),
         ran=[label(run, what=what_ran(run.files)) for run in runs],
-        endings=[(name, end) for name, end in endings if end is not None],
+        # Of several runs only those that did not finish are named.
+        endings=[(n, end) for n, end in endings if end and not (many and end.kind == "good")],
         warnings=[label(run, what=text) for run in runs for text in _warnings(run.place)],
         runs=[(run.name, run.color) for run in runs],
         charts=charts,

@@ -101,7 +101,7 @@ def _config(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _facts(record: Mapping[str, Any]) -> Mapping[str, Any]:
     versions = record.get("versions") or {}
-    return {name: record[name] for name in FACTS if name in record} | {
+    return {name: record[name] for name in FACTS if record.get(name) is not None} | {
         f"version of {name}": value for name, value in versions.items()
     }
 

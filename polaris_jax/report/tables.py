@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from polaris_jax.report.figures import group_count
-from polaris_jax.report.page import escaped, section, table
+from polaris_jax.report.page import escaped, folded, section, table
 from polaris_jax.report.run_files import RunFiles
 from polaris_jax.report.runs import NamedRun
 from polaris_jax.report.summary import StageRow, named_scores, share
 
 
-def evaluations_table(run: RunFiles, name: str) -> list[str]:
-    """The held-out scores of a run; `name` stands in the heading unless it is empty."""
+def evaluations_table(run: RunFiles) -> list[str]:
+    """The held-out scores of a run, under a heading; [] if it has none."""
     present = named_scores(run)
     if not present:
         return []
@@ -40,11 +40,11 @@ def evaluations_table(run: RunFiles, name: str) -> list[str]:
     average = f"avg@{samples.pop() if len(samples) == 1 else 'k'}"
     header = ["", average, *(f"pass@{k}" for k in tokens)]
     header += ["temperature", "budget", "accuracy by length in tokens"]
-    return [_heading("Held-out evaluation", name), table(header, rows)]
+    return ["<h3>Held-out evaluation</h3>", table(header, rows)]
 
 
-def stages_table(stages: Sequence[StageRow], name: str) -> list[str]:
-    """The stages of a run and their decisions; `name` stands in the heading unless it is empty."""
+def stages_table(stages: Sequence[StageRow]) -> list[str]:
+    """The stages of a run and their decisions, under a heading; [] if it has none."""
     if not stages:
         return []
     rows, entries = [], []
@@ -67,7 +67,7 @@ def stages_table(stages: Sequence[StageRow], name: str) -> list[str]:
         )
     header = ("stage", "steps", "temperature", "budget", "reward, first and last quarter")
     header += ("rescued", "substituted", "dropped before it")
-    return [_heading("Stages", name), table(header, rows), *entries]
+    return ["<h3>Stages</h3>", table(header, rows), *entries]
 
 
 def absent_table(absent: Sequence[tuple[str, str]]) -> list[str]:
@@ -86,12 +86,5 @@ def configuration(runs: Sequence[NamedRun]) -> list[str]:
                 f"{run.name}: {len(config)} fields" if len(runs) > 1 else f"{len(config)} fields"
             )
             text = "\n".join(escaped(line) for line in lines.split("\n"))
-            parts.append(
-                f"<details><summary>{escaped(title)}</summary>"
-                f'<pre class="config">{text}</pre></details>'
-            )
+            parts.append(folded(title, f'<pre class="config">{text}</pre>'))
     return [section("config", "Configuration", *parts)] if parts else []
-
-
-def _heading(title: str, name: str) -> str:
-    return f"<h3>{escaped(f'{title}: {name}' if name else title)}</h3>"

@@ -14,7 +14,7 @@ from polaris_jax.report import make_report
 from polaris_jax.report.page import escaped, safe_json
 from polaris_jax.report.plots import library, script_hash
 from tests.support.report.html_text import HtmlText
-from tests.support.report.synthetic import hostile_row, write_rollouts
+from tests.support.report.synthetic import STAGES, hostile_row, write_rollouts
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u202egnp.exe\u2066"
 
@@ -89,9 +89,16 @@ def test_json_in_the_page_is_ascii_without_markup(text):
     assert json.loads(found) == {text: [text]}
 
 
-def test_a_number_that_json_lacks_is_refused():
+def test_a_number_that_json_lacks_becomes_null(tmp_path):
     with pytest.raises(ValueError):
         safe_json(float("nan"))
+    losses = enumerate((float("nan"), 0.1, 0.2))
+    lines = [{"step": step, "stage": 0, "update/loss": loss} for step, loss in losses]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (tmp_path / "stages.json").write_text(json.dumps([STAGES[0] | {"temperature": float("inf")}]))
+    (chart,) = HtmlText(make_report(tmp_path).html.read_text()).data["charts"]
+    assert chart["stages"][0][0]["temperature"] is None
+    assert chart["panels"][0]["series"][0]["y"] == [None, 0.1, 0.2]
 
 
 def test_escaped():

@@ -108,6 +108,7 @@ def test_pointing_at_a_step_shows_its_values_in_all_figures(page):
         ".find((chart) => chart.name === 'reward').panels[0].series[0]"
     )
     assert f"{values['y'][values['x'].index(step)]:.1%}" in said
+    assert "held-out" not in said or "(step " in said.split("held-out")[1]
     page.until(
         "[...document.querySelectorAll('.plot .hoverlayer')].filter("
         f"(one) => one.textContent.includes('step {step}')).length > 1"
