@@ -20,8 +20,8 @@ function traces({ panel, off }) {
     const dash = many ? DASHES[labels.indexOf(one.label) % DASHES.length]
       : one.dashed ? "dot" : "solid";
     // plotly shows the nearest value. If a step may have none, the value names its own step.
-    const sparse = panel.across === "step" && (one.kind === "points" || one.y.includes(null)
-      || one.x.at(-1) + 0.5 < wholeRange[1]);
+    const sparse = panel.across === "step" && (one.kind === "points"
+      || one.y.some((y, i) => y === null && one.x[i] >= 0) || one.x.at(-1) + 0.5 < wholeRange[1]);
     const suffix = sparse ? " (step %{x})" : "";
     const known = one.error
       ? one.error.map((e) => `%{y:${format}}` + (e === null ? "" : ` ± ${number(e, panel.unit)}`))
