@@ -103,7 +103,8 @@ NEEDS: dict[str, str] = {
         "the Hugging Face Hub; tests/commands/test_prepare.py has such sources as files",
     ),
     "polaris show DIR --wrong": FORM,
-    "polaris report --workdir=DIR --config=...": FORM,
+    "polaris report runs/seed0 runs/seed1 runs/seed2 --out=compared": "runs of three seeds; "
+    "tests/report/test_runs.py overlays three",
     "polaris grade --explain ANSWER GOLD": FORM,
     "polaris grade --input=F --out=F --audit=sympy": FORM,
     "make drills SEED=n": FORM,

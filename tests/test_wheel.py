@@ -37,6 +37,8 @@ def test_an_installed_package_has_its_configs(tmp_path):
     assert {path.name for path in (ROOT / "configs").rglob("*.py")} <= shipped
     assert {"three_numbers.jsonl", "tiny_cpu.json"} <= shipped
     assert "polaris_jax/py.typed" in names
+    parts = ("page.css", "page.js", "figures.js", "responses.js")  # of report.html
+    assert {f"polaris_jax/report/{part}" for part in parts} <= set(names)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

@@ -14,7 +14,7 @@ COMMANDS = {
     "status": "where a run stands: step, time left, last score, hosts, warnings",
     "show": "a run's responses, readable: question, gold, rewards, reasons",
     "ablate": "arms x seeds of whole runs, and what their differences are worth",
-    "report": "every figure of a run and one report.html",
+    "report": "every figure of a run, or of several, and one report.html",
     "convert": "Hugging Face, GGUF and Orbax checkpoints into one another",
     "publish": "a model card beside an export, from the files of its run",
     "generate": "complete one prompt on the terminal, or a file of prompts",

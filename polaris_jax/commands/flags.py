@@ -29,6 +29,7 @@ _HELP = re.compile(r"-h|--?help(?:full)?(?:=(.+))?")
 OPERANDS = {
     "DIR": ("directory", "name a run's directory, as in polaris {} runs/4b"),
     "FILE": ("file", "name a file, as in polaris {} my.py"),
+    "DIRS": ("directory", "name a run's directory, or several, as in polaris {} runs/a runs/b"),
 }
 Define = Callable[[flags.FlagValues], None]
 
@@ -51,12 +52,14 @@ class Command:
         workdir: directory of the command's files; the present one if it takes no --workdir. Of a
             command with a FILE, that file.
         flags: the command's own flags, by name.
+        places: the directories of a command with DIRS, as given.
     """
 
     name: str
     config: RunConfig
     workdir: epath.Path
     flags: dict[str, Any]
+    places: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """Name, workdir and own flags: with the config, all that a process was asked to do."""
@@ -85,13 +88,14 @@ def parse(
         takes_workdir: False: --config alone belongs to it.
         operand: what the one argument of a command without --config is: DIR, the workdir, as in
             `polaris status DIR` (--workdir=DIR says the same), or FILE, as in `polaris init FILE`.
-            Empty: the command takes no such argument.
+            DIRS: one workdir or several, and --config may be left out. Empty: the command takes no
+            such argument.
 
     Raises:
         ConfigError: any mistake in the arguments or in the config.
         HelpRequested: for --help.
     """
-    values, directory = flags.FlagValues(), operand == "DIR"
+    values, directory, several = flags.FlagValues(), operand in ("DIR", "DIRS"), operand == "DIRS"
     words, path = _without_config(argv) if takes_config else (argv, "")
     asked = [found[1] for word in argv if (found := _HELP.fullmatch(word))]
     if takes_config:
@@ -112,7 +116,7 @@ def parse(
         define(values)
     if asked:
         raise HelpRequested(_help(doc, values, asked[0] if takes_config else None), values)
-    if takes_config and not path:
+    if takes_config and not path and not several:
         _require_known(name, words, values)
         raise ConfigError("--config: needed; name a file like configs/tiny_cpu.py")
     try:
@@ -125,13 +129,17 @@ def parse(
         raise ConfigError(_one_line(error)) from None
     own = {flag: values[flag].value for flag in values}
     words = [*rest[1:], *([own["workdir"]] if directory and own["workdir"] else [])]
-    if len(words) > bool(operand):
+    if len(words) > bool(operand) and not several:
         what = "unexpected argument; flags look like --name=value"
         raise ConfigError(
             f"{words[-1]!r}: {f'name one {OPERANDS[operand][0]}' if operand else what}"
         )
     if operand and not words:
         raise ConfigError(f"{operand}: needed; {OPERANDS[operand][1].format(name)}")
+    if several:
+        if path:
+            build_config(values["config"].value or {})  # a mistake in it is named, as everywhere
+        return Command(name, RunConfig(), as_place(words[0]), own, tuple(words))
     if not takes_config:
         return Command(name, RunConfig(), as_place(words[0] if words else "."), own)
     config = build_config(values["config"].value or {})

@@ -11,12 +11,9 @@ Example:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,18 +23,20 @@ from etils import epath
 from polaris_jax.commands.flags import parse
 from polaris_jax.config import ConfigError
 from polaris_jax.records import correct_rewards
+from polaris_jax.run.response_rows import (
+    ResponseRows,
+    groups_of,
+    number_of,
+    plain_text,
+    rollout_paths,
+    shortened,
+    word,
+)
 from polaris_jax.run.workdir import ROLLOUTS, rollouts_path
 from polaris_jax.system.files import matching
-from polaris_jax.system.foreign import (
-    ForeignFileError,
-    bounded_lines,
-    open_regular,
-    parse_json,
-    printable,
-)
+from polaris_jax.system.foreign import printable
 
 LISTED = 12  # steps that an error lists
-HEAD_SHARE = 3  # a third of a shortened text is its beginning
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -98,8 +97,7 @@ def find_responses(place: epath.Path, step: int) -> tuple[epath.Path, str]:
         return place, place.name
     if not place.is_dir():
         raise ConfigError(f"{place}: there is no such directory or file")
-    names = [path.name for path in matching(place / ROLLOUTS, "step_*.jsonl")]
-    steps = sorted(int(found[1]) for n in names if (found := re.fullmatch(r"step_(\d+).jsonl", n)))
+    steps = list(rollout_paths(place))
     if not steps:
         others = [path.name for path in matching(place, "*responses*.jsonl")]
         remedy = (
@@ -130,9 +128,9 @@ def responses_text(
     path: epath.Path, what: str, shown: Selection, *, correct_at: float
 ) -> Iterator[str]:
     """A summary of a file of responses, then the chosen groups, then how many were left out."""
-    rows, counts = _Rows(path), _Counts(correct_at)
+    rows, counts = ResponseRows(path), _Counts(correct_at)
     kept, left_out = [], 0
-    for group in _groups(rows):
+    for group in groups_of(rows):
         counts.add(group)
         responses = [row for row in group if not (shown.wrong and counts.correct(row))]
         if not responses or (shown.rescued and not any("rescue_text" in row for row in group)):
@@ -153,43 +151,6 @@ def responses_text(
         yield f"\n{left_out} more problems; --limit={shown.limit + left_out} shows all"
 
 
-class _Rows:
-    """The rows of a JSON-lines file; a torn last line is left out.
-
-    Attributes:
-        damaged: lines so far that are no JSON object.
-    """
-
-    def __init__(self, path: epath.Path) -> None:
-        self._path, self.damaged = path, 0
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        with open_regular(self._path) as file:
-            for _, line in bounded_lines(file):
-                row = None
-                if line is not None:
-                    if not line.endswith(b"\n"):
-                        return  # a kill has torn it, or it is being written
-                    with contextlib.suppress(ForeignFileError):
-                        row = parse_json(line, where="row", strict=False)
-                if row is None:
-                    self.damaged += 1
-                elif set(row) != {"identity"}:  # versions up to 0.2 began files with their settings
-                    yield row
-
-
-def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The rows of a problem together; a row without problem_id is a group of its own."""
-
-    def key(numbered: tuple[int, dict[str, Any]]) -> str:
-        number, row = numbered
-        named = [row.get(name) for name in ("problem_id", "attempt", "draw")]
-        return json.dumps(named if "problem_id" in row else number)
-
-    for _, group in itertools.groupby(enumerate(rows), key=key):
-        yield [row for _, row in group]
-
-
 class _Counts:
     """What the summary says, over all rows."""
 
@@ -200,7 +161,7 @@ class _Counts:
 
     def correct(self, row: dict[str, Any]) -> bool:
         """True if the row's response counts as correct."""
-        reward = _number(row.get("reward"))
+        reward = number_of(row.get("reward"))
         return reward is not None and bool(correct_rewards(np.array(reward), self._correct_at))
 
     def add(self, group: list[dict[str, Any]]) -> None:
@@ -210,7 +171,7 @@ class _Counts:
         self._right += sum(map(self.correct, group))
         self._cut += sum(row.get("finish_reason") == "length" for row in group)
         self._rescued += any("rescue_text" in row for row in group)
-        self._rewards += [x for row in group if (x := _number(row.get("reward"))) is not None]
+        self._rewards += [x for row in group if (x := number_of(row.get("reward"))) is not None]
 
     def text(self) -> str:
         """One line."""
@@ -231,8 +192,8 @@ def _group_lines(
 ) -> Iterator[str]:
     first = group[0]
     right = sum(map(counts.correct, group))
-    named = f"problem {_word(first['problem_id'])}" if "problem_id" in first else "response"
-    attempt = f", attempt {_word(first['attempt'])}" if first.get("attempt") else ""
+    named = f"problem {word(first['problem_id'])}" if "problem_id" in first else "response"
+    attempt = f", attempt {word(first['attempt'])}" if first.get("attempt") else ""
     alike = len({json.dumps(row.get("reward")) for row in group}) == 1 and len(group) > 1
     rescued = any("rescue_text" in row for row in group)
     how = ", rescued" if rescued else ", all rewards equal: it teaches nothing" if alike else ""
@@ -245,45 +206,29 @@ def _group_lines(
         yield _heading(row)
         yield from _text_lines(row.get("text", ""), shown.chars)
         if row.get("reason"):
-            yield f"  reason: {_word(row['reason'])}"
+            yield f"  reason: {word(row['reason'])}"
         if "rescue_text" in row:
             yield (
-                f"  trained in its place: a response of step {_word(row.get('rescue_step'))}, "
-                f"reward {_word(row.get('rescue_reward'))}"
+                f"  trained in its place: a response of step {word(row.get('rescue_step'))}, "
+                f"reward {word(row.get('rescue_reward'))}"
             )
             yield from _text_lines(row["rescue_text"], shown.chars)
 
 
 def _heading(row: dict[str, Any]) -> str:
-    facts = [f"reward {_word(row.get('reward', '-'))}"]
+    facts = [f"reward {word(row.get('reward', '-'))}"]
     if "answer" in row:
-        facts.append(f"answer {_word(row['answer'])}" if row["answer"] is not None else "no answer")
+        facts.append(f"answer {word(row['answer'])}" if row["answer"] is not None else "no answer")
     if "tokens" in row:
-        facts.append(f"{_word(row['tokens'])} tokens")
+        facts.append(f"{word(row['tokens'])} tokens")
     if row.get("finish_reason") == "length":
         facts.append("cut by the budget")
-    return f"--- response {_word(row.get('sample', row.get('row', '')))}: {', '.join(facts)}"
-
-
-def _word(value: Any) -> str:
-    """A value in one line, shortened."""
-    text = printable(value if isinstance(value, str) else json.dumps(value))
-    return text if len(text) <= 300 else f"{text[:300]} ..."
+    return f"--- response {word(row.get('sample', row.get('row', '')))}: {', '.join(facts)}"
 
 
 def _text_lines(value: Any, chars: int) -> Iterator[str]:
     """A text with a mark before each line, so that no text can pass for a line of ours."""
-    if isinstance(value, list):
-        value = " or ".join(map(str, value))
-    text = value if isinstance(value, str) else json.dumps(value)
-    if chars and len(text) > chars:
-        head = chars // HEAD_SHARE
-        tail = chars - head
-        text = f"{text[:head]}\n[... {len(text) - chars:,} characters ...]\n{text[-tail:]}"
+    text = plain_text(value)
+    text = shortened(text, chars) if chars else text
     for line in printable(text, lines=True).split("\n"):
         yield f"  | {line}"
-
-
-def _number(value: Any) -> float | None:
-    known = isinstance(value, int | float) and abs(value) < 1e300
-    return float(value) if known else None

@@ -1,20 +1,21 @@
 """The figures of training: curves over steps, stage borders marked.
 
-`CURVES` lists them. Each draws lines of metrics.jsonl or timing.jsonl and the records of
+`CURVES` lists them. Each shows metrics of metrics.jsonl or timing.jsonl and the records of
 stages.json.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import fnmatch
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
+from polaris_jax.report.chart import Axis, Chart, Kind, Panel, Series, Unit
+from polaris_jax.report.draw import draw_chart
 from polaris_jax.report.style import (
     BLUE,
     GREEN,
@@ -24,20 +25,50 @@ from polaris_jax.report.style import (
     PURPLE,
     RED,
     SKY,
-    TOKENS,
-    curve,
-    from_zero,
-    legend,
-    mark_stages,
     numbers,
-    panels,
-    rates,
+    smoothed,
 )
 
 Lines = Sequence[dict[str, Any]]
 GIB = 2**30
-OUTCOMES = (("", "all", INK), ("_correct", "correct", BLUE), ("_incorrect", "incorrect", ORANGE))
-PHASES = {"rollout": BLUE, "grade": ORANGE, "update": GREEN, "evaluate": PURPLE, "save": GREY}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One metric of a panel.
+
+    Attributes:
+        name: its name; `*` at the end stands for the rest, and each metric that fits is drawn.
+        label: name in the legend; {} stands for the metric's name after the slash.
+        color: color of the line.
+        kind: how it is drawn.
+        divisor: values are divided by this number before they are drawn.
+        minor: True leaves it out where several runs are overlaid.
+    """
+
+    name: str
+    label: str = ""
+    color: str = BLUE
+    kind: Kind = "curve"
+    divisor: float = 1.0
+    minor: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A panel over steps, before its values are known; see `Panel` for the other fields.
+
+    Attributes:
+        metrics: what it shows.
+        budget: True also draws the largest number of response tokens of each stage.
+    """
+
+    label: str
+    metrics: tuple[Metric, ...]
+    unit: Unit = "number"
+    axis: Axis = "free"
+    least: float = 0.05
+    budget: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +78,7 @@ class Curves:
     Attributes:
         name: file name of the figure, without `.png`.
         title: title of the figure.
-        rows: number of panels.
-        draw: draws the panels; gets their axes, the lines and the stages' records.
+        panels: its panels, the upper one first.
         needs: metrics of which the lines must have one.
         caption: one sentence under the figure.
         source: file that has the lines.
@@ -57,147 +87,121 @@ class Curves:
 
     name: str
     title: str
-    rows: int
-    draw: Callable[[Sequence[Axes], Lines, Lines], None]
+    panels: tuple[Rows, ...]
     needs: tuple[str, ...]
     caption: str
     source: str = "metrics.jsonl"
     scores: bool = False
 
-    def figure(self, lines: Lines, stages: Lines, path: epath.Path) -> bool:
-        """Draws the figure; returns False, drawing nothing, if the lines lack its metrics."""
+    def chart(self, lines: Lines, stages: Lines) -> Chart | None:
+        """The figure with its values; None if the lines lack its metrics.
+
+        Args:
+            lines: lines of the file `source`.
+            stages: records of stages.json.
+        """
         if not any(line.get(name) is not None for line in lines for name in self.needs):
-            return False
+            return None
         if not self.scores:
             lines = [line for line in lines if line["step"] >= 0]
-        with panels(path, self.title, rows=self.rows) as all_axes:
-            self.draw(all_axes, lines, stages)
-            all_axes[-1].set_xlabel("step")
-            mark_stages(all_axes, stages, lines[0]["step"], lines[-1]["step"])
-            for axes in all_axes:
-                legend(axes)
-        return True
+        panels = tuple(_panel(rows, lines, stages) for rows in self.panels)
+        if not any(panel.series for panel in panels):  # values that are not finite
+            return None
+        metrics = [metric for rows in self.panels for metric in rows.metrics]
+        names = list(dict.fromkeys(name for m in metrics for name in _names(m, lines)))
+        return Chart(
+            name=self.name,
+            title=self.title,
+            caption=self.caption,
+            panels=panels,
+            stages=(stages,),
+            header=("step", "stage", *names),
+            rows=tuple((x["step"], x.get("stage"), *map(x.get, names)) for x in lines),
+        )
+
+    def figure(self, lines: Lines, stages: Lines, path: epath.Path) -> bool:
+        """Draws the PNG; returns False, drawing nothing, if the lines lack the metrics."""
+        chart = self.chart(lines, stages)
+        if chart is not None:
+            draw_chart(chart, path)
+        return chart is not None
 
 
-def _reward(axes: Sequence[Axes], lines: Lines, _: Lines) -> None:
-    top, bottom = axes
-    curve(top, lines, "rollout/reward_mean", label="mean reward", color=BLUE)
-    for name in sorted({n for line in lines for n in line if n.startswith("eval/avg@")}):
-        values = numbers(lines, name)
-        known = np.isfinite(values)
-        label = f"held-out {name.removeprefix('eval/')}"
-        steps = numbers(lines, "step")[known]
-        top.plot(steps, values[known], "D", color=RED, ms=6, label=label)
-    rates(top, "reward")
-    curve(bottom, lines, "rollout/informative_share", label="informative", color=GREEN)
-    rates(bottom, "groups with unequal rewards")
+def _names(metric: Metric, lines: Lines) -> list[str]:
+    """The metrics that a `Metric` stands for."""
+    if not metric.name.endswith("*"):
+        return [metric.name] if any(metric.name in line for line in lines) else []
+    return sorted({n for line in lines for n in line if fnmatch.fnmatchcase(n, metric.name)})
 
 
-def _length(axes: Sequence[Axes], lines: Lines, stages: Lines) -> None:
-    top, bottom = axes
-    for suffix, label, color in OUTCOMES:
-        curve(top, lines, f"rollout/mean_length{suffix}", label=label, color=color)
-        curve(bottom, lines, f"rollout/clip_ratio{suffix}", label=label, color=color)
-    ends = [stage["first_step"] for stage in stages[1:]] + [lines[-1]["step"] + 1]
-    for index, (stage, end) in enumerate(zip(stages, ends, strict=False)):
-        budget, first = stage["max_response_tokens"], stage["first_step"]
-        label = "" if index else "budget"
-        top.hlines(budget, first - 0.5, end - 0.5, RED, ":", label=label, linewidth=1.2)
-    from_zero(top, "tokens (mean)")
-    top.yaxis.set_major_formatter(TOKENS)
-    rates(bottom, "cut by the budget")
-    highest = _highest(lines, *(f"rollout/clip_ratio{suffix}" for suffix, _, _ in OUTCOMES))
-    bottom.set_ylim(0, min(1.02, 1.15 * max(0.05, highest)))
+def _panel(rows: Rows, lines: Lines, stages: Lines) -> Panel:
+    series = [one for metric in rows.metrics for one in _series(metric, lines)]
+    if rows.budget and stages:
+        series.append(_budget(lines, stages))
+    return Panel(rows.label, tuple(series), rows.unit, rows.axis, rows.least)
 
 
-def _exploration(axes: Sequence[Axes], lines: Lines, _: Lines) -> None:
-    top, middle, bottom = axes
-    curve(top, lines, "update/entropy", color=PURPLE)
-    from_zero(top, "entropy, nats a token")
-    curve(middle, lines, "rollout/diversity", color=ORANGE)
-    middle.set_ylabel("distinct 4-grams / all")
+def _series(metric: Metric, lines: Lines) -> Iterator[Series]:
     steps = numbers(lines, "step")
-    bottom.step(steps, numbers(lines, "rollout/temperature"), where="mid", color=RED)
-    bottom.set_ylabel("temperature")
+    for name in _names(metric, lines):
+        values = numbers(lines, name) / metric.divisor
+        if metric.kind == "marks":
+            steps, values = steps[values > 0], 0 * values[values > 0]
+        elif metric.kind == "points":
+            steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
+        if not np.isfinite(values).any() or (metric.kind == "stack" and not np.nansum(values)):
+            continue
+        stage_N = np.nan_to_num(numbers(lines, "stage"))
+        yield Series(
+            label=metric.label.format(name.rpartition("/")[2]),
+            color=metric.color,
+            x=steps,
+            y=values,
+            kind=metric.kind,
+            smooth=None if len(steps) < len(lines) else smoothed(steps, values, stage_N),
+            minor=metric.minor,
+        )
 
 
-def _batch(axes: Sequence[Axes], lines: Lines, _: Lines) -> None:
-    top, middle, bottom = axes
+def _budget(lines: Lines, stages: Lines) -> Series:
+    """The largest number of response tokens at each step, by the stages' records."""
     steps = numbers(lines, "step")
-    rescued, swapped, reused = (
-        np.nan_to_num(numbers(lines, f"batch/{name}"))
-        for name in ("rescued_groups", "substituted_groups", "donors_reused")
+    first = np.array([stage["first_step"] for stage in stages])
+    at = np.maximum(np.searchsorted(first, steps, side="right") - 1, 0)
+    budgets = np.array([stage["max_response_tokens"] for stage in stages], np.float64)
+    return Series("budget", RED, steps, budgets[at], kind="steps", dashed=True, minor=True)
+
+
+def _by_outcome(name: str) -> tuple[Metric, ...]:
+    return (
+        Metric(f"rollout/{name}", "all", INK),
+        Metric(f"rollout/{name}_correct", "correct", BLUE, minor=True),
+        Metric(f"rollout/{name}_incorrect", "incorrect", ORANGE, minor=True),
     )
-    top.bar(steps, rescued, width=0.9, color=GREEN)
-    top.set_ylabel("groups rescued")
-    middle.bar(steps, swapped, width=0.9, color=SKY, label="substituted")
-    middle.bar(steps, reused, width=0.9, color=BLUE, label="by a donor\nused twice")
-    middle.set_ylabel("groups substituted")
-    bottom.step(steps, numbers(lines, "data/dropped"), where="mid", color=RED)
-    bottom.set_ylabel("problems dropped")
-    for panel in axes:
-        panel.set_ylim(bottom=0)
-        panel.set_ylim(top=max(1.0, 1.15 * panel.get_ylim()[1]))
-        panel.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
-def _update(axes: Sequence[Axes], lines: Lines, _: Lines) -> None:
-    top, middle, bottom = axes
-    curve(top, lines, "update/loss", color=BLUE)
-    top.set_ylabel("loss")
-    skipped = numbers(lines, "step")[numbers(lines, "update/skipped") > 0]
-    curve(middle, lines, "update/grad_norm", label="norm" if len(skipped) else None, color=INK)
-    if len(skipped):
-        middle.plot(skipped, 0 * skipped, "x", color=RED, label="skipped", clip_on=False)
-    from_zero(middle, "gradient norm")
-    low, high = "update/clip_fraction_low", "update/clip_fraction_high"
-    curve(bottom, lines, low, label="clipped low", color=ORANGE)
-    curve(bottom, lines, high, label="clipped high", color=SKY)
-    rates(bottom, "tokens clipped")
-    bottom.set_ylim(0, max(0.01, min(1.02, 1.2 * _highest(lines, low, high))))
-
-
-def _logprob_gap(axes: Sequence[Axes], lines: Lines, _: Lines) -> None:
-    for name, label, color in (("mean", "mean", BLUE), ("max", "largest", ORANGE)):
-        values = numbers(lines, f"rollout/logp_gap_{name}")
-        steps = numbers(lines, "step")
-        axes[0].plot(steps, np.where(values > 0, values, np.nan), color=color, label=label)
-    axes[0].set_yscale("log")
-    axes[0].set_ylabel("|difference| of log-probs, nats")
-
-
-def _time(axes: Sequence[Axes], lines: Lines, _: Lines) -> None:
-    top, middle, bottom = axes
-    steps, floor = numbers(lines, "step"), np.zeros(len(lines))
-    for name, color in PHASES.items():
-        seconds = np.nan_to_num(numbers(lines, f"time/{name}_s"))
-        if seconds.any():
-            top.bar(steps, seconds, bottom=floor, width=0.92, color=color, label=name)
-            floor += seconds
-    from_zero(top, "seconds a step")
-    for name in ("rollout", "update"):
-        metric = f"throughput/{name}_tokens_per_s"
-        curve(middle, lines, metric, label=name, color=PHASES[name])
-    from_zero(middle, "tokens / second")
-    middle.yaxis.set_major_formatter(TOKENS)
-    kinds = {"host": ORANGE, "device": PURPLE, "device_peak": SKY}
-    for name, color in kinds.items():
-        label = name.replace("_", " ")
-        curve(bottom, lines, f"memory/{name}_bytes", unit=GIB, label=label, color=color)
-    from_zero(bottom, "memory, GiB")
-
-
-def _highest(lines: Lines, *names: str) -> float:
-    """The highest value of some metrics, at least 0; null ones do not count."""
-    return max(float(np.nanmax(np.append(numbers(lines, name), 0.0))) for name in names)
-
-
+PHASES = {"rollout": BLUE, "grade": ORANGE, "update": GREEN, "evaluate": PURPLE, "save": GREY}
 CURVES = (
     Curves(
         "reward",
         "Reward of training rollouts",
-        2,
-        _reward,
+        (
+            Rows(
+                "reward",
+                (
+                    Metric("rollout/reward_mean", "mean reward"),
+                    Metric("eval/avg@*", "held-out {}", RED, "points"),
+                ),
+                "share",
+                "rate",
+            ),
+            Rows(
+                "groups with unequal rewards",
+                (Metric("rollout/informative_share", "informative", GREEN),),
+                "share",
+                "rate",
+            ),
+        ),
         ("rollout/reward_mean",),
         "Mean reward of the rollouts as sampled, before rescue and substitution, and the share of "
         "groups whose responses disagree: only these teach. Held-out scores in between are graded "
@@ -208,8 +212,10 @@ CURVES = (
     Curves(
         "length",
         "Response length",
-        2,
-        _length,
+        (
+            Rows("tokens (mean)", _by_outcome("mean_length"), "tokens", "zero", budget=True),
+            Rows("cut by the budget", _by_outcome("clip_ratio"), "share", "fit"),
+        ),
         ("rollout/mean_length",),
         "Mean response length of correct and incorrect responses, and the share that reached the "
         "budget of its stage.",
@@ -217,8 +223,11 @@ CURVES = (
     Curves(
         "exploration",
         "Exploration",
-        3,
-        _exploration,
+        (
+            Rows("entropy, nats a token", (Metric("update/entropy", color=PURPLE),), axis="zero"),
+            Rows("distinct 4-grams / all", (Metric("rollout/diversity", color=ORANGE),)),
+            Rows("temperature", (Metric("rollout/temperature", color=RED, kind="steps"),)),
+        ),
         ("update/entropy", "rollout/diversity"),
         "Entropy falls as a policy sharpens; a stage's start may raise the temperature so that "
         "diversity regains its former value.",
@@ -226,8 +235,31 @@ CURVES = (
     Curves(
         "batch",
         "Rescue, substitution and dropped problems",
-        3,
-        _batch,
+        (
+            Rows(
+                "groups rescued",
+                (Metric("batch/rescued_groups", color=GREEN, kind="bars"),),
+                "count",
+                "count",
+            ),
+            Rows(
+                "groups substituted",
+                (
+                    Metric("batch/substituted_groups", "substituted", SKY, "bars"),
+                    Metric(
+                        "batch/donors_reused", "by a donor\nused twice", BLUE, "bars", minor=True
+                    ),
+                ),
+                "count",
+                "count",
+            ),
+            Rows(
+                "problems dropped",
+                (Metric("data/dropped", color=RED, kind="steps"),),
+                "count",
+                "count",
+            ),
+        ),
         ("batch/rescued_groups", "batch/substituted_groups"),
         "Groups that a stored correct response rescued, groups replaced by an informative one, and "
         "easy problems dropped at stage ends.",
@@ -235,8 +267,27 @@ CURVES = (
     Curves(
         "update",
         "Policy updates",
-        3,
-        _update,
+        (
+            Rows("loss", (Metric("update/loss"),)),
+            Rows(
+                "gradient norm",
+                (
+                    Metric("update/grad_norm", "norm", INK),
+                    Metric("update/skipped", "skipped", RED, "marks"),
+                ),
+                axis="zero",
+            ),
+            Rows(
+                "tokens clipped",
+                (
+                    Metric("update/clip_fraction_low", "clipped low", ORANGE, minor=True),
+                    Metric("update/clip_fraction_high", "clipped high", SKY),
+                ),
+                "share",
+                "fit",
+                least=0.01,
+            ),
+        ),
         ("update/loss", "update/grad_norm"),
         "Loss, gradient norm before clipping, and the share of tokens at the clip bounds (0 with "
         "one update a batch and current log-probs: the ratio is 1).",
@@ -244,8 +295,16 @@ CURVES = (
     Curves(
         "logprob_gap",
         "Sampler against trainer",
-        1,
-        _logprob_gap,
+        (
+            Rows(
+                "|difference| of log-probs, nats",
+                (
+                    Metric("rollout/logp_gap_mean", "mean"),
+                    Metric("rollout/logp_gap_max", "largest", ORANGE, minor=True),
+                ),
+                axis="log",
+            ),
+        ),
         ("rollout/logp_gap_mean", "rollout/logp_gap_max"),
         "Absolute difference between the log-prob that the sampler reported and the one that the "
         "trainer computes, on tokens sampled in the same step.",
@@ -253,8 +312,33 @@ CURVES = (
     Curves(
         "time",
         "Time, speed and memory",
-        3,
-        _time,
+        (
+            Rows(
+                "seconds a step",
+                tuple(Metric(f"time/{n}_s", n, color, "stack") for n, color in PHASES.items()),
+                axis="zero",
+            ),
+            Rows(
+                "tokens / second",
+                (
+                    Metric("throughput/rollout_tokens_per_s", "rollout", PHASES["rollout"]),
+                    Metric(
+                        "throughput/update_tokens_per_s", "update", PHASES["update"], minor=True
+                    ),
+                ),
+                "tokens",
+                "zero",
+            ),
+            Rows(
+                "memory, GiB",
+                (
+                    Metric("memory/host_bytes", "host", ORANGE, divisor=GIB),
+                    Metric("memory/device_bytes", "device", PURPLE, divisor=GIB, minor=True),
+                    Metric("memory/device_peak_bytes", "device peak", SKY, divisor=GIB),
+                ),
+                axis="zero",
+            ),
+        ),
         tuple(f"time/{name}_s" for name in PHASES),
         "Seconds by phase, tokens a second, and memory of the first process.",
         source="timing.jsonl",

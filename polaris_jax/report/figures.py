@@ -58,7 +58,7 @@ def difficulty_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
     """
     counts, n = summary["histogram"], summary["n"]
     total = max(1, sum(counts))
-    kept = _kept_bars(summary)
+    kept = kept_bars(summary)
     with panels(path, f"Problem difficulty for this model: {summary['shape']}") as (axes,):
         for correct, count in enumerate(counts):
             dropped = {"color": GREY, "hatch": "///", "alpha": 0.65}
@@ -77,7 +77,7 @@ def difficulty_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
         axes.set_title(title, fontsize=10, fontweight="normal", color=QUIET)
 
 
-def _kept_bars(summary: Mapping[str, Any]) -> set[int]:
+def kept_bars(summary: Mapping[str, Any]) -> set[int]:
     """The numbers of correct responses whose problems were kept."""
     n, limits = summary["n"], summary.get("rates") or []
     lowest, highest = limits if len(limits) == 2 else (0.0, 1.0)

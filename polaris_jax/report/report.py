@@ -1,278 +1,261 @@
-"""Makes the report of a run directory: figures/*.png, and report.html with the figures embedded."""
+"""Makes the report of one run or several: figures as PNG and CSV, and report.html."""
 
 from __future__ import annotations
 
-import base64
+import dataclasses
 import functools
-import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
 
 from polaris_jax.config import ConfigError
-from polaris_jax.report.curves import CURVES
-from polaris_jax.report.figures import (
-    difficulty_figure,
-    evaluation_figure,
-    group_count,
-    probe_figure,
-)
+from polaris_jax.report.chart import Chart, overlaid
+from polaris_jax.report.curves import CURVES, Curves
+from polaris_jax.report.draw import draw_chart
+from polaris_jax.report.figures import difficulty_figure, evaluation_figure, probe_figure
+from polaris_jax.report.measurements import difficulty_chart, evaluation_chart, probe_chart
+from polaris_jax.report.page import Page, folded, page_html, section, table
+from polaris_jax.report.plots import chart_csv
+from polaris_jax.report.responses import MOST_CHARS, sample_responses
+from polaris_jax.report.result import ending, further_sentence, result_sentence, what_ran
 from polaris_jax.report.run_files import RunFiles, holds_anything, read_run
-from polaris_jax.report.summary import (
-    ReportSummary,
-    caption,
-    named_scores,
-    share,
-    stage_rows,
-    summary_rows,
+from polaris_jax.report.runs import (
+    RUN_COLORS,
+    NamedRun,
+    differing_fields,
+    run_names,
+    runs_sentence,
+)
+from polaris_jax.report.summary import ReportSummary, stage_rows, summary_rows
+from polaris_jax.report.tables import (
+    absent_table,
+    configuration,
+    evaluations_table,
+    stages_table,
 )
 from polaris_jax.run.owner import command_owns
+from polaris_jax.run.signs import read_warnings
 from polaris_jax.system.files import AnyPath, as_place, delete_partials, write_bytes
 
-STYLE = """
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; color: #222; background: #fff;
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 .25rem; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; padding-bottom: .3rem;
-  border-bottom: 1px solid #ddd; }
-.facts { color: #666; font-size: .9rem; margin: 0 0 1.5rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .35rem 1rem .35rem 0; vertical-align: top; }
-thead th { border-bottom: 2px solid #bbb; font-weight: 600; white-space: nowrap; }
-tbody tr + tr > * { border-top: 1px solid #eee; }
-tbody th { font-weight: 600; white-space: nowrap; }
-h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
-h3 + ul { margin: 0; padding-left: 1.1rem; max-width: 52rem; overflow-wrap: anywhere; }
-figure { margin: 1.5rem 0; }
-figure img { max-width: 100%; height: auto; display: block; }
-figcaption { color: #555; font-size: .9rem; margin-top: .35rem; max-width: 46rem; }
-details { margin-top: .75rem; } summary { cursor: pointer; color: #0072B2; }
-code, pre { font: .85rem/1.45 ui-monospace, Menlo, Consolas, monospace; }
-pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; }
-"""
+SHOWN_WARNINGS = 8
 
 
-def make_report(run_dir: AnyPath) -> ReportSummary:
-    """Writes figures/*.png and report.html into `run_dir`.
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A figure of the report.
 
-    A figure whose data is absent is left out, and its file from an earlier report is deleted.
+    Attributes:
+        name: name of its files.
+        source: file of the run from which it is made.
+        chart: its numbers, for the page and the CSV; None if the file has none for it. Gets the
+            files, and whether they are the only run.
+        draw: draws the PNG of a single run, from its files and the chart.
+    """
+
+    name: str
+    source: str
+    chart: Callable[[RunFiles, bool], Chart | None]
+    draw: Callable[[RunFiles, Chart, epath.Path], Any]
+
+
+def _of_curves(curves: Curves) -> Figure:
+    def chart(run: RunFiles, _: bool) -> Chart | None:
+        lines = run.timing if curves.source == "timing.jsonl" else run.metrics
+        return curves.chart(lines, run.stages)
+
+    return Figure(curves.name, curves.source, chart, lambda _, chart, path: draw_chart(chart, path))
+
+
+FIGURES = (
+    Figure(
+        "evaluation",
+        "eval.json",
+        lambda run, one: evaluation_chart(run, one_run=one),
+        lambda run, _, path: evaluation_figure(run.evaluation or {}, path, before=run.before),
+    ),
+    Figure(
+        "difficulty",
+        "calibrate.json",
+        lambda run, one: difficulty_chart(run, one_run=one),
+        lambda run, _, path: difficulty_figure(run.calibrate or {}, path),
+    ),
+    Figure(
+        "probe",
+        "probe.json",
+        lambda run, one: probe_chart(run, one_run=one),
+        lambda run, _, path: probe_figure(run.probe or {}, path),
+    ),
+    *map(_of_curves, CURVES),
+)
+
+
+def make_report(
+    *run_dirs: AnyPath,
+    names: Sequence[str] = (),
+    out: AnyPath | None = None,
+    groups: int = 96,
+) -> ReportSummary:
+    """Writes report.html, figures/*.png and figures/*.csv.
+
+    A figure whose data is absent is left out, and its files from an earlier report are deleted.
+
+    Args:
+        run_dirs: one directory of a run, or several, which are overlaid.
+        names: a name for each; (): what tells their paths apart.
+        out: directory of the report; None: that of the run, and the present one for several.
+        groups: largest number of groups whose responses the page shows; 0: none.
 
     Returns:
         The rows and stages of the report's tables, the paths of figures and page, and in `absent`
         each figure or file that was left out, with the reason.
 
     Raises:
-        FileNotFoundError: `run_dir` is not a directory.
-        ConfigError: `run_dir` holds no file of a run, or another report is being made of it.
+        FileNotFoundError: a run directory is none.
+        ConfigError: a directory holds no file of a run, the names do not fit, or another report is
+            being made in `out`.
     """
-    run_dir = as_place(run_dir)
-    run = read_run(run_dir)
-    if not holds_anything(run):
-        raise ConfigError(
-            f"--workdir={run_dir}: holds no file of a run (metrics.jsonl, eval.json, ...); name "
-            "the directory that the other commands were given"
-        )
-    with command_owns(run_dir, "report", writes=("report.html",)):
-        delete_partials(run_dir / "figures")
-        return _write(run_dir, run)
+    places = [as_place(run_dir) for run_dir in run_dirs]
+    runs = []
+    for place, name, color in zip(places, run_names(places, names), RUN_COLORS, strict=False):
+        files = read_run(place)
+        if not holds_anything(files):
+            raise ConfigError(
+                f"--workdir={place}: holds no file of a run (metrics.jsonl, eval.json, ...); name "
+                "the directory that the other commands were given"
+            )
+        runs.append(NamedRun(name, color, place, files))
+    if out is None:
+        out = places[0] if len(places) == 1 else "."
+    out = as_place(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with command_owns(out, "report", writes=("report.html",)):
+        delete_partials(out / "figures")
+        return _write(out, runs, groups)
 
 
-def _write(run_dir: epath.Path, run: RunFiles) -> ReportSummary:
-    figures: list[tuple[str, str, str, Callable[[epath.Path], bool | None]]] = [
-        (
-            "evaluation",
-            caption(run.before, run.evaluation),
-            "eval.json",
-            lambda path: evaluation_figure(run.evaluation or {}, path, before=run.before),
-        ),
-        (
-            "difficulty",
-            "How many of the calibration rollouts solved each problem; the grey ones are left out "
-            "of training.",
-            "calibrate.json",
-            lambda path: difficulty_figure(run.calibrate or {}, path),
-        ),
-        (
-            "probe",
-            "Accuracy and diversity over sampling temperatures. Training starts at the upper "
-            "border of the robust zone.",
-            "probe.json",
-            lambda path: probe_figure(run.probe or {}, path),
-        ),
-    ]
-    for curves in CURVES:
-        lines = run.timing if curves.source == "timing.jsonl" else run.metrics
-        draw = functools.partial(curves.figure, lines, run.stages)
-        figures.append((curves.name, curves.caption, curves.source, draw))
-    paths: list[epath.Path] = []
-    captions: list[str] = []
-    absent: list[tuple[str, str]] = []
-    for name, text, source, draw in figures:
-        path = run_dir / "figures" / f"{name}.png"
-        if source not in run.absent and draw(path) is not False:
-            paths.append(path)
-            captions.append(text)
-            continue
-        path.unlink(missing_ok=True)  # an earlier report may have written it
-        why = run.absent.get(source, "holds none of its metrics")
-        absent.append((f"figure {name}", f"{source}: {why}"))
-    named = {reason.split(":")[0] for _, reason in absent}
-    absent += [(name, why) for name, why in run.absent.items() if name not in named]
-    absent += run.gaps.items()
-
-    stages = stage_rows(run)
-    summary = ReportSummary(
-        rows=summary_rows(run, stages),
-        stages=stages,
-        figures=tuple(paths),
-        absent=tuple(absent),
-        html=run_dir / "report.html",
-    )
-    write_html(summary, run, captions, title=f"POLARIS run: {run_dir.name}")
+def _write(out: epath.Path, runs: Sequence[NamedRun], groups: int) -> ReportSummary:
+    charts, paths, absent = _figures(out / "figures", runs)
+    for run in runs:
+        absent += [(_of(run, runs, what), why) for what, why in _missing(run.files, absent)]
+    stages = stage_rows(runs[0].files) if len(runs) == 1 else ()
+    if len(runs) == 1:
+        rows = summary_rows(runs[0].files, stages)
+    else:
+        rows = tuple((run.name, result_sentence(run.files)) for run in runs)
+    summary = ReportSummary(rows, stages, tuple(paths), tuple(absent), out / "report.html")
+    write_bytes(summary.html, page_html(_page(runs, charts, summary, groups)).encode())
     return summary
 
 
-def write_html(
-    summary: ReportSummary, run: RunFiles, captions: Sequence[str], *, title: str
-) -> None:
-    """Writes `summary.html`.
+def _figures(
+    folder: epath.Path, runs: Sequence[NamedRun]
+) -> tuple[list[Chart], list[epath.Path], list[tuple[str, str]]]:
+    """Writes the figures: their charts, the PNGs, and (figure, why) of those that are absent."""
+    charts, paths, absent = [], [], []
+    folder.mkdir(exist_ok=True)
+    for figure in FIGURES:
+        png, numbers = folder / f"{figure.name}.png", folder / f"{figure.name}.csv"
+        one = len(runs) == 1
+        found = [
+            (run, None if figure.source in run.files.absent else figure.chart(run.files, one))
+            for run in runs
+        ]
+        present = [(run, chart) for run, chart in found if chart is not None]
+        for run, chart in found:
+            if chart is None:
+                why = run.files.absent.get(figure.source, "holds none of its metrics")
+                what = _of(run, runs, f"figure {figure.name}")
+                absent.append((what, f"{figure.source}: {why}"))
+        if not present:
+            for path in (png, numbers):
+                path.unlink(missing_ok=True)  # an earlier report may have written it
+            continue
+        if one:
+            ((run, chart),) = present
+            figure.draw(run.files, chart, png)
+        else:
+            chart = overlaid(
+                [chart for _, chart in present],
+                [run.name for run, _ in present],
+                [run.color for run, _ in present],
+                [runs.index(run) for run, _ in present],
+            )
+            draw_chart(chart, png, names=[run.name for run in runs])
+        write_bytes(numbers, chart_csv(chart))
+        charts.append(chart)
+        paths.append(png)
+    return charts, paths, absent
 
-    Args:
-        summary: the report's rows, stages and figures.
-        run: the files of the run, for the tables.
-        captions: caption of each figure, in the order of `summary.figures`.
-        title: title of the page.
-    """
-    parts = [
-        f"<h1>{_text(title)}</h1>",
-        f'<p class="facts">{_text(_facts(run))}</p>',
-        _table((), summary.rows),
-        *_evaluations(run),
-        *_stages(summary),
-        "<h2>Figures</h2>",
+
+def _missing(run: RunFiles, absent: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Files that are missing and that no absent figure has named, and steps that one lacks."""
+    named = {reason.split(":")[0] for _, reason in absent}
+    return [(n, why) for n, why in run.absent.items() if n not in named] + [*run.gaps.items()]
+
+
+def _of(run: NamedRun, runs: Sequence[NamedRun], what: str) -> str:
+    return f"{run.name}: {what}" if len(runs) > 1 else what
+
+
+def _page(
+    runs: Sequence[NamedRun], charts: Sequence[Chart], summary: ReportSummary, groups: int
+) -> Page:
+    many = len(runs) > 1
+    label = functools.partial(_of, runs=runs)
+    sampled = [
+        sample_responses(
+            run.place,
+            groups=groups // len(runs),
+            correct_at=_correct_at(run.files),
+            substituted={
+                line["step"]: int(line.get("batch/substituted_groups") or 0)
+                for line in run.files.metrics
+            },
+            chars=MOST_CHARS // len(runs),
+        )
+        for run in runs
     ]
-    for path, text in zip(summary.figures, captions, strict=True):
-        parts.append(_figure(path, text))
-    if summary.absent:
-        parts.append("<h2>Not in this report</h2>")
-        parts.append(_table((), summary.absent))
-    parts += _configuration(run)
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
-    write_bytes(summary.html, page.encode())
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _table(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
-    """An HTML table; the first cell of each row is a heading. No head if `header` is empty."""
-    names = "".join(f"<th>{_text(name)}</th>" for name in header)
-    head = f"<thead><tr>{names}</tr></thead>" if names else ""
-    body = "".join(
-        f"<tr><th>{_text(first)}</th>{''.join(f'<td>{_text(cell)}</td>' for cell in rest)}</tr>"
-        for first, *rest in rows
-    )
-    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
-
-
-def _facts(run: RunFiles) -> str:
-    if run.run is None:
-        return "run.json is absent: config, versions and commit are unknown"
-    versions = run.run.get("versions", {})
-    starts = run.run.get("starts") or [{}]
-    facts = [
-        f"commit {run.run.get('commit') or 'unknown'}",
-        *(f"{name} {versions[name]}" for name in ("polaris_jax", "jax") if name in versions),
-        str(run.run.get("devices") or ""),
-        f"begun {starts[0]['time']}" if "time" in starts[0] else "",
-        f"started {len(starts)} times" if len(starts) > 1 else "",
-        ""
-        if run.run.get("deterministic", True)
-        else "not deterministic: the machine decided a reward, or changed",
-    ]
-    return " · ".join(fact for fact in facts if fact)
-
-
-def _evaluations(run: RunFiles) -> list[str]:
-    present = named_scores(run)
-    if not present:
-        return []
-    samples = {score["k"] for _, score in present}
-    tokens = sorted({int(k) for _, score in present for k in score.get("pass@k", {})})
-    rows = []
-    for name, score in present:
-        error = score.get("stderr")
-        groups = score.get("length_groups") or []
-        lengths = ", ".join(
-            f"{g['name']}: {share(g['accuracy'])} (n={group_count(g)})" for g in groups
-        )
-        rows.append(
-            [
-                name,
-                share(score["avg@k"])
-                + (f" ± {error:.1%}" if error is not None else "")
-                + (f" (k={score['k']})" if len(samples) > 1 else ""),
-                *(share(score.get("pass@k", {}).get(str(k))) for k in tokens),
-                f"{score['temperature']:g}",
-                score["max_response_tokens"],
-                lengths,
-            ]
-        )
-    average = f"avg@{samples.pop() if len(samples) == 1 else 'k'}"
-    header = ["", average, *(f"pass@{k}" for k in tokens)]
-    header += ["temperature", "budget", "accuracy by length in tokens"]
-    return ["<h2>Held-out evaluation</h2>", _table(header, rows)]
-
-
-def _stages(summary: ReportSummary) -> list[str]:
-    if not summary.stages:
-        return []
-    rows, entries = [], []
-    for stage in summary.stages:
-        if stage.decisions:
-            decisions = "".join(f"<li>{_text(d)}</li>" for d in stage.decisions)
-            entries.append(f"<h3>Decisions of stage {_text(stage.stage)}</h3><ul>{decisions}</ul>")
-        rows.append(
-            [
-                stage.stage,
-                stage.steps,
-                f"{stage.temperature:.3g}",
-                stage.max_response_tokens,
-                f"{share(stage.reward_first)} → {share(stage.reward_last)}",
-                stage.rescued,
-                stage.substituted,
-                stage.dropped_so_far,
-            ]
-        )
-    header = ("stage", "steps", "temperature", "budget", "reward, first and last quarter")
-    header += ("rescued", "substituted", "dropped before it")
-    return ["<h2>Stages</h2>", _table(header, rows), *entries]
-
-
-def _figure(path: epath.Path, caption: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return (
-        f'<figure id="{_text(path.stem)}"><img alt="{_text(caption)}" '
-        f'src="data:image/png;base64,{data}"><figcaption>{_text(caption)}</figcaption></figure>'
+    endings = [(run.name if many else "", ending(run.files)) for run in runs]
+    numbers = [table((), summary.rows)]
+    if many:
+        fields = differing_fields(runs)
+        same = '<p class="note">The configs agree in every field.</p>'
+        names = [run.name for run in runs]
+        numbers += ["<h3>Fields in which the runs differ</h3>"]
+        numbers += [table(("field", *names), fields) if fields else same]
+    for run in runs:
+        tables = [*evaluations_table(run.files), *stages_table(stage_rows(run.files))]
+        numbers += [folded(f"{run.name}: scores and stages", *tables)] if many else tables
+    return Page(
+        title=f"POLARIS run{'s' * many}: {', '.join(run.name for run in runs)}",
+        sentence=runs_sentence(runs),
+        further="" if many else further_sentence(runs[0].files),
+        ran=[label(run, what=what_ran(run.files)) for run in runs],
+        # Of several runs only those that did not finish are named.
+        endings=[(n, end) for n, end in endings if end and not (many and end.kind == "good")],
+        warnings=[label(run, what=text) for run in runs for text in _warnings(run.place)],
+        runs=[(run.name, run.color) for run in runs],
+        charts=charts,
+        sections=[section("numbers", "Numbers", *numbers)],
+        responses=[
+            {"run": index, **group} for index, s in enumerate(sampled) for group in s.groups
+        ],
+        responses_text=[
+            label(run, what=one.text(wanted=groups)) for run, one in zip(runs, sampled, strict=True)
+        ],
+        details=[*absent_table(summary.absent), *configuration(runs)],
     )
 
 
-def _configuration(run: RunFiles) -> list[str]:
-    config = (run.run or {}).get("config")
-    if not config:
-        return []
-    lines = "\n".join(f"{name} = {value!r}" for name, value in sorted(config.items()))
-    return [
-        "<h2>Configuration</h2>",
-        f"<details><summary>{len(config)} fields</summary><pre>{_text(lines)}</pre></details>",
-    ]
+def _correct_at(run: RunFiles) -> float:
+    """The reward from which a response counts as correct, by run.json."""
+    found = ((run.run or {}).get("config") or {}).get("reward.correct_at", 1.0)
+    return float(found) if isinstance(found, int | float) else 1.0
+
+
+def _warnings(run_dir: epath.Path) -> list[str]:
+    """The newest warnings of a run, as text."""
+    newest = read_warnings(run_dir)[-SHOWN_WARNINGS:]
+    often = [f" ({one['count']} times)" if one["count"] > 1 else "" for one in newest]
+    return [f"{one['text']}{times}" for one, times in zip(newest, often, strict=True)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
@@ -25,6 +26,24 @@ BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 RED, PURPLE, SKY, GREY, INK = "#D55E00", "#CC79A7", "#56B4E9", "#7A7A7A", "#222222"
 QUIET = "#555555"
 MARKERS = ("o", "s", "^", "D", "v", "P")
+# What stands for each of them on a dark background.
+DARK = MappingProxyType(
+    {
+        BLUE: "#58AEE6",
+        ORANGE: "#F2B544",
+        GREEN: "#35C795",
+        RED: "#FF8A4F",
+        PURPLE: "#E3A6C6",
+        SKY: "#8AD0F7",
+        GREY: "#9AA1A9",
+        INK: "#E4E7EA",
+        # the temperature zones
+        "#DCE9F2": "#1F2C37",
+        "#DDF0E8": "#17322A",
+        "#FBEFD3": "#383016",
+        "#F8DDD0": "#3B251B",
+    }
+)
 
 WIDTH_INCHES = 8.0
 PANEL_INCHES = 2.5
@@ -126,47 +145,73 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
+def smoothed(
+    steps: np.ndarray, values: np.ndarray, stages: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The running mean of a metric as a line: x and y, with a nan between stages.
+
+    The mean is taken within each stage, because the recipe causes jumps at the borders. It is nan
+    where the metric is.
+
+    Args:
+        steps: numbers of the steps, [N].
+        values: the metric, float64 [N]; nan if a step has none.
+        stages: stage of each step, [N].
+
+    Returns:
+        None if the metric has few points.
+    """
+    known = np.isfinite(values)
+    if known.sum() < SMOOTH_FROM:
+        return None
+    width = max(3, len(values) // 20 | 1)
+    across, upwards = [], []
+    for stage in np.unique(stages):
+        inside = stages == stage
+        means = np.where(known[inside], running_mean(values[inside], width), np.nan)
+        across += [*steps[inside].tolist(), steps[inside][-1]]
+        upwards += [*means.tolist(), np.nan]
+    return np.array(across[:-1], np.float64), np.array(upwards[:-1], np.float64)
+
+
+def alone(values: np.ndarray) -> np.ndarray:
+    """True for a value between unknown ones: no line shows such a point, bool [N]."""
+    known = np.isfinite(values)
+    return known & ~np.append(known[1:], False) & ~np.append(False, known[:-1])
+
+
 def curve(
     axes: Axes,
-    lines: Sequence[dict[str, Any]],
-    name: str,
+    steps: np.ndarray,
+    values: np.ndarray,
+    smooth: tuple[np.ndarray, np.ndarray] | None,
     *,
     color: str,
     label: str | None = None,
-    unit: float = 1.0,
 ) -> None:
-    """Draws metric `name` over steps; with many points, a running mean over the faint raw line.
+    """Draws a metric over steps; with many points, its running mean over the faint raw line.
 
-    The mean is taken within each stage, because the recipe causes jumps at the borders. A step with
-    a null metric leaves a gap in the line.
+    A step without a value leaves a gap in the line.
 
     Args:
         axes: axes to draw on.
-        lines: lines of metrics.jsonl or timing.jsonl.
-        name: name of the metric; nothing is drawn if no line has the metric.
+        steps: numbers of the steps, [N].
+        values: the metric, float64 [N]; nan if a step has none.
+        smooth: what `smoothed` gives; None draws the values alone, with markers.
         color: color of the line.
         label: label in the legend; None: the metric is not in the legend.
-        unit: values are divided by this number before they are drawn.
     """
-    steps, values = numbers(lines, "step"), numbers(lines, name) / unit
-    known = np.isfinite(values)
-    if not known.any():
-        return
-    if known.sum() < SMOOTH_FROM:
+    if smooth is None:
         axes.plot(steps, values, color=color, label=label, marker="o", ms=3.5)
         return
-    alone = known & ~np.append(known[1:], False) & ~np.append(False, known[:-1])
+    dots: dict[str, Any] = {"color": color, "linestyle": "", "marker": "o"}
+    faint = alone(values)
     axes.plot(steps, values, color=color, alpha=0.28, linewidth=1.0)
-    axes.plot(steps[alone], values[alone], color=color, alpha=0.28, linestyle="", marker="o", ms=3)
-    stages = np.nan_to_num(numbers(lines, "stage"))
-    width = max(3, len(values) // 20 | 1)
-    for index, stage in enumerate(np.unique(stages)):
-        inside = stages == stage
-        smooth = running_mean(values[inside], width)
-        smooth[~known[inside]] = np.nan
-        axes.plot(steps[inside], smooth, color=color, label=label if index == 0 else None)
-        dots = alone[inside]
-        axes.plot(steps[inside][dots], smooth[dots], color=color, linestyle="", marker="o", ms=3.5)
+    axes.plot(steps[faint], values[faint], alpha=0.28, ms=3, **dots)
+    across, upwards = smooth
+    single = alone(upwards)
+    axes.plot(across, upwards, color=color, label=label)
+    axes.plot(across[single], upwards[single], ms=3.5, **dots)
 
 
 def mark_stages(

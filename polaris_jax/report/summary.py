@@ -70,14 +70,21 @@ def gain_text(before: Score, after: Score) -> str:
     reason = not_comparable(before, after)
     if reason:
         return f"not comparable: {reason}"
-    first, second = (score.get("problem_scores") or {} for score in (before, after))
-    known = all(isinstance(x, int | float) for x in (*first.values(), *second.values()))
-    if known and len(first) > 1 and first.keys() == second.keys():
-        pairs = [(first[i], second[i]) for i in first]
+    pairs = same_problem_scores(before, after)
+    if pairs is not None:
         found = paired_difference(*np.array(pairs, np.float64).T)
         return f"{100 * found.value:+.1f} ± {100 * (found.stderr or 0.0):.1f} points, paired"
     error = math.hypot(*(score.get("stderr") or 0.0 for score in (before, after)))
     return f"{100 * (after['avg@k'] - before['avg@k']):+.1f} ± {100 * error:.1f} points"
+
+
+def same_problem_scores(before: Score, after: Score) -> list[tuple[float, float]] | None:
+    """Both scores of each problem; None unless both files have the scores of the same problems."""
+    first, second = (score.get("problem_scores") or {} for score in (before, after))
+    known = all(isinstance(x, int | float) for x in (*first.values(), *second.values()))
+    if known and len(first) > 1 and first.keys() == second.keys():
+        return [(first[i], second[i]) for i in first]
+    return None
 
 
 def caption(before: Score | None, after: Score | None) -> str:
@@ -203,16 +210,15 @@ def stage_rows(run: RunFiles) -> tuple[StageRow, ...]:
         lines = [line for line in run.metrics if record["first_step"] <= line["step"] < end]
         last = record.get("last_step")
         last = lines[-1]["step"] if last is None and lines else last
-        rewards = [r for line in lines if (r := line.get("rollout/reward_mean")) is not None]
-        window = max(1, len(rewards) // 4)
+        reward_first, reward_last = quarters(lines)
         rows.append(
             StageRow(
                 stage=record["stage"],
                 steps=f"{record['first_step']} to {DASH if last is None else last}",
                 temperature=record["temperature"],
                 max_response_tokens=record["max_response_tokens"],
-                reward_first=_mean(rewards[:window]),
-                reward_last=_mean(rewards[-window:]),
+                reward_first=reward_first,
+                reward_last=reward_last,
                 rescued=total(lines, "rescued"),
                 substituted=total(lines, "substituted"),
                 dropped_so_far=record["dropped_ids_count"],
@@ -220,6 +226,13 @@ def stage_rows(run: RunFiles) -> tuple[StageRow, ...]:
             )
         )
     return tuple(rows)
+
+
+def quarters(lines: Sequence[dict[str, Any]]) -> tuple[float | None, float | None]:
+    """Mean reward of the first and of the last quarter of the steps; None without a reward."""
+    rewards = [r for line in lines if (r := line.get("rollout/reward_mean")) is not None]
+    window = max(1, len(rewards) // 4)
+    return _mean(rewards[:window]), _mean(rewards[-window:])
 
 
 def decision_text(decision: dict[str, Any]) -> str:

@@ -70,6 +70,11 @@ def in_repository(request, monkeypatch):
         (["generate", "--model=x", "--prompt", " "], "--prompt: needed; give"),
         (["evaluate", TINY, "--workdir=W", "--tag=a/b"], "--tag=a/b: it begins the names of files"),
         (["report", TINY, "--workdir=launch"], "holds no file of a run"),
+        (["report", "launch", "docs"], "launch: holds no file of a run"),
+        (["report", "launch", "docs", "--names=a"], "--names=a: 1 names for 2 runs"),
+        (["report", "launch", "--out=README.md"], "--out=README.md: a file is there"),
+        (["report"], "DIRS: needed; name a run's directory, or several"),
+        (["report", "launch", "--group=3"], "report takes no --group; did you mean --groups?"),
         (
             ["evaluate", TINY, "--workdir=W", "--config.evaluate.problems=none.jsonl"],
             "error: evaluate.problems='none.jsonl': there is no such file",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
+import csv
 import json
 import os
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from polaris_jax.config import ConfigError
 from polaris_jax.report import make_report
 from polaris_jax.report.figures import difficulty_figure, evaluation_figure, probe_figure
 from polaris_jax.report.run_files import read_run
-from polaris_jax.report.style import curve, running_mean, short_number
+from polaris_jax.report.style import curve, running_mean, short_number, smoothed
 from polaris_jax.report.summary import (
     caption,
     gain_text,
@@ -29,7 +28,8 @@ from polaris_jax.report.summary import (
     stage_rows,
     summary_rows,
 )
-from tests.support.report.synthetic import CALIBRATE, PROBE, evaluation, write_run
+from tests.support.report.html_text import HtmlText
+from tests.support.report.synthetic import CALIBRATE, PROBE, RUN, evaluation, write_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FIGURES = {
@@ -59,37 +59,38 @@ def run_dir(tmp_path, monkeypatch):
     return write_run(tmp_path / "run")
 
 
-class Page(HTMLParser):
-    """Open tags, and every address that the page would fetch."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.addresses, self.texts = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "img", "link", "br"):
-            self.open.append(tag)
-        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-
-def test_every_figure_is_there_and_inside_the_page(finished):
+def test_every_figure_is_there_as_png_and_csv_and_in_the_page(finished):
     run_dir, summary = finished
     assert {path.stem for path in summary.figures} == set(FIGURES)
-    page = Page(summary.html.read_text())
+    page = HtmlText(summary.html.read_text())
     assert page.open == []
-    inside = [base64.b64decode(a.split(",")[1]) for a in page.addresses]
-    assert all(a.startswith("data:image/png;base64,") for a in page.addresses)
-    assert inside == [path.read_bytes() for path in summary.figures]
-    assert all(image.startswith(PNG) for image in inside)
+    assert page.ids >= set(FIGURES)
+    assert set(page.links) == {f"figures/{n}.{kind}" for n in FIGURES for kind in ("png", "csv")}
+    assert {chart["name"] for chart in page.data["charts"]} == set(FIGURES)
+    for link in page.links:
+        assert (run_dir / link).stat().st_size > 100
+    assert all(path.read_bytes().startswith(PNG) for path in summary.figures)
     assert summary.html == run_dir / "report.html"
-    assert "http" not in summary.html.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "source"), [(n, s) for n, s in FIGURES.items() if s.endswith(".jsonl")]
+)
+def test_the_values_of_a_csv_are_those_of_the_metrics(finished, name, source):
+    run_dir, _ = finished
+    lines = [json.loads(line) for line in (run_dir / source).read_text().splitlines()]
+    with open(run_dir / "figures" / f"{name}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(lines)
+    metrics = set(rows[0]) - {"step", "stage"}
+    assert metrics
+    for row, line in zip(rows, lines, strict=True):
+        for metric in ("step", *metrics):
+            assert (
+                row[metric] == ""
+                if line.get(metric) is None
+                else float(row[metric]) == line[metric]
+            )
 
 
 def test_nothing_is_named_absent_in_a_whole_run(finished):
@@ -146,7 +147,7 @@ def test_a_file_that_gives_nothing_is_named_and_its_figures_left_out(run_dir, na
     named = [f"{what}: {why}" for what, why in summary.absent]
     assert len(named) == max(1, len(gone))
     assert all(name in line and word in line for line in named)
-    page = Page(summary.html.read_text())
+    page = HtmlText(summary.html.read_text())
     assert page.open == []
     assert any(name in text for text in page.texts)
 
@@ -167,6 +168,17 @@ def test_a_run_without_figures_gives_a_page_that_says_so(tmp_path):
     assert str(summary) == f"report  {summary.html}"
 
 
+def test_a_run_that_died_before_its_first_step(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "run.json").write_text(json.dumps(RUN | {"starts": [{"ended": "failed: no"}]}))
+    summary = make_report(tmp_path)
+    assert ("figure reward", "metrics.jsonl: empty") in summary.absent
+    page = HtmlText(summary.html.read_text())
+    texts = " ".join(page.texts)
+    assert page.data["charts"] == page.data["responses"] == []
+    assert "No step of training is recorded" in texts and "The run failed: no" in texts
+
+
 def test_no_directory_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such run directory"):
         make_report(tmp_path / "nothing")
@@ -176,7 +188,7 @@ def test_a_second_report_drops_the_figures_it_no_longer_has(run_dir):
     make_report(run_dir)
     (run_dir / "probe.json").unlink()
     make_report(run_dir)
-    assert not (run_dir / "figures" / "probe.png").exists()
+    assert not list((run_dir / "figures").glob("probe.*"))
 
 
 def test_a_run_cut_off_after_one_step(run_dir):
@@ -246,18 +258,27 @@ def test_a_stage_shorter_than_the_mean_is_wide():
     np.testing.assert_array_equal(running_mean(np.array([2.0, 4.0]), 7), [3.0, 3.0])
 
 
-@pytest.mark.parametrize("steps", [6, 60], ids=["few", "many"])
-def test_a_line_is_broken_where_there_was_nothing_to_measure(steps):
-    nulls = {2, steps - 3, steps - 2}
-    lines = [{"step": s, "stage": 0, "x": None if s in nulls else 1.0} for s in range(steps)]
+@pytest.mark.parametrize("count", [6, 60], ids=["few", "many"])
+def test_a_line_is_broken_where_there_was_nothing_to_measure(count):
+    nulls = {2, count - 3, count - 2}
+    steps = np.arange(count, dtype=float)
+    values = np.array([np.nan if s in nulls else 1.0 for s in range(count)])
     axes = Figure().subplots()
-    curve(axes, lines, "x", label="x", color="black")
+    smooth = smoothed(steps, values, np.zeros(count))
+    curve(axes, steps, values, smooth, label="x", color="black")
     drawn = [line for line in axes.lines if line.get_linestyle() != "None"]
     for line in drawn:
         gaps = set(line.get_xdata()[np.isnan(line.get_ydata())])
         assert gaps == nulls
     alone = [x for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata()]
-    assert steps - 1 in alone
+    assert count - 1 in alone
+
+
+def test_no_running_mean_crosses_the_border_of_a_stage():
+    steps, stages = np.arange(40.0), np.repeat([0, 1], 20)
+    across, upwards = smoothed(steps, np.where(stages == 0, 0.0, 1.0), stages)
+    assert set(upwards[np.isfinite(upwards)]) == {0.0, 1.0}
+    assert np.isnan(upwards[20]) and across[20] == 19
 
 
 @pytest.mark.parametrize(

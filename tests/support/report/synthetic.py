@@ -166,3 +166,37 @@ def write_run(run_dir: pathlib.Path) -> pathlib.Path:
         lines = [json.dumps(line(step, rng)) for step in range(STEPS)]
         (run_dir / name).write_text("\n".join(lines) + "\n")
     return run_dir
+
+
+def response_row(problem: str, sample: int, reward: float) -> dict[str, Any]:
+    """A row of rollouts/step_N.jsonl."""
+    return {
+        "problem_id": problem,
+        "sample": sample,
+        "attempt": 0,
+        "question": f"What is {problem}?",
+        "gold": "7",
+        "text": f"Think. \\boxed{{{7 if reward else 8}}}",
+        "tokens": 12,
+        "finish_reason": "stop",
+        "reward": reward,
+        "answer": "7" if reward else "8",
+        "reason": "" if reward else "another number",
+    }
+
+
+def hostile_row(text: str) -> dict[str, Any]:
+    """A row each of whose texts is `text`."""
+    row = response_row("p", 0, 0.0)
+    words = ("problem_id", "question", "gold", "text", "answer", "reason", "rescue_text")
+    return row | {"rescue_step": 0, "rescue_reward": 1.0} | dict.fromkeys(words, text)
+
+
+def write_rollouts(
+    run_dir: pathlib.Path, step: int, groups: list[list[dict[str, Any]]]
+) -> pathlib.Path:
+    """The file of a step's responses."""
+    path = run_dir / "rollouts" / f"step_{step:06d}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for group in groups for row in group))
+    return path
