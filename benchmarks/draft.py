@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def _line(part: str, history: str, off: Any, on: Any, rounds: Sequence[Asked]) -
     return "| " + " | ".join(cells) + " |"
 
 
-def _tail(args: argparse.Namespace, folder: Path) -> list[str]:
+def _tail(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     length = 24 if args.tiny else TAIL_TOKENS
     model = _model(args, "smollm2", folder)
     pick, vocab = random.Random(0), model.config.vocab_size
@@ -197,15 +197,15 @@ def _tail(args: argparse.Namespace, folder: Path) -> list[str]:
 
     former = _history(older, prompts, length)
     rounds = [asked(number, former) for number in range(args.rounds + 1)]
-    lines = [_line("tail", f"weights with noise {args.noise:g}", off, on, rounds)]
-    own = [_generate(off, asked(number, []))[1] for number in range(args.rounds + 1)]
+    yield _line("tail", f"weights with noise {args.noise:g}", off, on, rounds)
+    none: list[list[list[int]]] = [[]] * ROWS
+    own = [_generate(off, asked(number, none))[1] for number in range(args.rounds + 1)]
     for share in EXCHANGED:
         rounds = [
             asked(number, [[_exchanged(text, share, vocab)] for text in texts])
             for number, texts in enumerate(own)
         ]
-        lines.append(_line("tail", f"the response, {share:.0%} exchanged", off, on, rounds))
-    return lines
+        yield _line("tail", f"the response, {share:.0%} exchanged", off, on, rounds)
 
 
 def _history(sampler: Any, prompts: list[list[int]], length: int) -> list[list[list[int]]]:
@@ -221,7 +221,7 @@ def _exchanged(text: list[int], share: float, vocab: int) -> list[int]:
     return [pick.randrange(1, vocab) if pick.random() < share else token for token in text]
 
 
-def _epoch(args: argparse.Namespace, folder: Path) -> list[str]:
+def _epoch(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     workload, model, vocab = _workload(args, "S2", folder)
     from peers.sampling.workloads import requests
 
@@ -243,13 +243,12 @@ def _epoch(args: argparse.Namespace, folder: Path) -> list[str]:
         for number in range(args.rounds + 1)
     ]
     off, on = (_sampler(args, model, **sizes, draft=draft) for draft in ("off", "history"))
-    return [_line("epoch, S2", f"weights with noise {args.noise:g}", off, on, rounds)]
+    yield _line("epoch, S2", f"weights with noise {args.noise:g}", off, on, rounds)
 
 
-def _overhead(args: argparse.Namespace, folder: Path) -> list[str]:
+def _overhead(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     from peers.sampling.workloads import requests
 
-    lines = []
     for name in ("S1", "S2"):
         workload, model, vocab = _workload(args, name, folder)
         sizes = {"rows": workload.num_requests, "max_len": workload.max_len}
@@ -265,8 +264,7 @@ def _overhead(args: argparse.Namespace, folder: Path) -> list[str]:
                     [[]] * len(asked),
                 )
             )
-        lines.append(_line(f"overhead, {name}", "none", off, on, rounds))
-    return lines
+        yield _line(f"overhead, {name}", "none", off, on, rounds)
 
 
 def _workload(args: argparse.Namespace, name: str, folder: Path) -> tuple[Any, Any, int]:

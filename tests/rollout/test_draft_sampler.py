@@ -123,6 +123,7 @@ def test_settings_out_of_range_are_named(changes, words):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("data", "tensor"), [(2, 1), (1, 2), (2, 2)])
 def test_drafts_change_no_token_on_a_mesh(data, tensor):
     config = dataclasses.replace(DRAFTS, slots=8 * data, num_pages=128 * data, dispatch_ahead=True)
@@ -137,6 +138,7 @@ def test_drafts_change_no_token_on_a_mesh(data, tensor):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("layout", ["staged", "pages"])
 def test_drafts_change_no_token_with_8_bit_keys_and_values(layout):
     changes = {"kv_dtype": "int8", "layout": layout, "attention": "xla"}

@@ -189,6 +189,27 @@ def test_where_a_call_began_changes_no_bit(page_size, dtype):
         np.testing.assert_array_equal(other, results[0])
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_several_queries_of_a_row_are_single_steps_to_the_bit(dtype):
+    cached = np.array((0, 1, 16, 37, 50), np.int32)
+    pool, staged, table_BJ, *_ = attention_case(
+        group=11, width=16, page_size=8, cached=cached, dtype=dtype
+    )
+    q_BTNH = normal(BATCH, STEPS, KV * 11, 16)
+    k_BTKH = jnp.moveaxis(staged.k_LBKHT[1], 3, 1)
+    v_BTKH = jnp.swapaxes(staged.v_LBKTH[1], 1, 2)
+    empty = Staged(jnp.zeros_like(staged.k_LBKHT), jnp.zeros_like(staged.v_LBKTH))
+    got_BTNH, filled = jax.jit(native.attend_drafted)(
+        jnp.int32(1), q_BTNH, k_BTKH, v_BTKH, empty, pool, cached, table_BJ
+    )
+    for step in range(STEPS):
+        alone_BNH = attend(q_BTNH[:, step], staged, pool, step, cached, table_BJ)
+        np.testing.assert_array_equal(got_BTNH[:, step], alone_BNH)
+    for one, other in zip(filled, staged, strict=True):
+        np.testing.assert_array_equal(one[1].astype(jnp.float32), other[1].astype(jnp.float32))
+        assert not one[0].any()  # another layer's
+
+
 def test_far_apart_scores_leave_the_largest():
     cached = (9,) * BATCH
     pool, staged, table_BJ, q_BNH, k_BTKH, v_BTKH = attention_case(
