@@ -1,11 +1,12 @@
 """Makes configs/expected/NAME.json from recorded runs: what a run of another seed should give.
 
-usage: expected_curve.py NAME RUN RUN RUN ..     of the metrics of at least three finished workdirs
-       expected_curve.py tiny_cpu SEEDS.json     of the gains that `make demo-seeds` records
+usage: expected_curve.py NAME PAGE.md RUN RUN RUN ..   of the metrics of three finished workdirs or
+                                                       more, which a page of docs/results is about
+       expected_curve.py tiny_cpu SEEDS.json           of the gains that `make demo-seeds` records
 
 NAME is a config's, with its target if it has one, as in demo:plain. A number is the mean of a
-metric over a quarter of the steps. The bands are prediction intervals of Student's t for one run
-more, each so wide that all numbers of that run lie in theirs 19 times of 20.
+metric over half of the steps, or the last held-out score. The bands are prediction intervals of
+Student's t for one more run, so wide that all numbers of that run lie in theirs 19 times of 20.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from polaris_jax.run.reference import (
 ROOT = Path(__file__).resolve().parents[1]
 LEVEL = 0.95
 LEAST_SEEDS = 3
-BLOCKS = 4  # quarters of a run
+BLOCKS = 2  # halves of a run: few seeds cannot say much of many numbers
 METRICS = ("rollout/reward_mean",)
 SCORE = "eval/avg@"
 
@@ -76,8 +77,13 @@ def record_of(name: str) -> dict[str, Any]:
     return {"config": fields, "binding": sorted(binding_fields(config))}
 
 
-def of_runs(name: str, workdirs: Sequence[Path]) -> dict[str, Any]:
+def of_runs(name: str, page: str, workdirs: Sequence[Path]) -> dict[str, Any]:
     """The record of finished runs that differ by their seeds alone.
+
+    Args:
+        name: name of their config.
+        page: the page that is about them.
+        workdirs: their directories.
 
     Raises:
         ValueError: they are not runs of the config, or differ in their commits or steps.
@@ -101,9 +107,8 @@ def of_runs(name: str, workdirs: Sequence[Path]) -> dict[str, Any]:
         for k in range(BLOCKS)
     ]
     wanted_numbers += [
-        (metric, step, step)
-        for step in sorted(lines[0])
-        for metric in sorted(lines[0][step])
+        (metric, steps - 1, steps - 1)
+        for metric in sorted(lines[0][steps - 1])
         if metric.startswith(SCORE)
     ]
     numbers = []
@@ -112,7 +117,7 @@ def of_runs(name: str, workdirs: Sequence[Path]) -> dict[str, Any]:
         if None in values:
             raise ValueError(f"{metric}: a run lacks it in steps {first} to {last}")
         numbers.append((metric, first, last, values))
-    return expected(name, seeds, commit, bands_of(numbers), source="its runs' metrics.jsonl")
+    return expected(name, seeds, commit, bands_of(numbers), source=page)
 
 
 def of_demo_seeds(name: str, path: Path) -> dict[str, Any]:
@@ -152,7 +157,7 @@ def main() -> None:
     if places[0].endswith(".json"):
         found = of_demo_seeds(name, Path(places[0]))
     else:
-        found = of_runs(name, [Path(place) for place in places])
+        found = of_runs(name, places[0], [Path(place) for place in places[1:]])
     path = ROOT / "configs" / EXPECTED / f"{name.replace(':', '_')}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
