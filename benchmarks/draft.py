@@ -127,17 +127,15 @@ def _noisy(model: Any, share: float) -> Any:
 
 def _sampler(args: argparse.Namespace, model: Any, *, rows: int, max_len: int, draft: str) -> Any:
     from polaris_jax.rollout import Sampler, SamplerConfig
+    from polaris_jax.rollout.drafting import NO_COSTS
 
-    return Sampler(
-        model,
-        SamplerConfig(
-            slots=rows,
-            num_pages=0,
-            max_len=max_len,
-            draft=draft,
-            draft_tokens=args.draft_tokens,
-        ),
+    config = SamplerConfig(
+        slots=rows, num_pages=0, max_len=max_len, draft=draft, draft_tokens=args.draft_tokens
     )
+    sampler = Sampler(model, config)
+    if args.tiny:  # so small a model would never draft
+        sampler._engine.draft_costs = NO_COSTS
+    return sampler
 
 
 def _generate(sampler: Any, asked: Asked) -> tuple[float, list[list[int]]]:
