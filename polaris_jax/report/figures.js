@@ -52,6 +52,8 @@ function traces({ panel, off }) {
     if (!one.smooth) return [{ ...trace, mode: "lines+markers" }];
     const dots = new Set(one.alone);
     const faint = { ...trace, mode: "lines+markers", opacity: many ? 0.2 : 0.4,
+      // The sample beside the name is as faint as the line.
+      hovertemplate: `<span style="color: ${color}">●</span> ${known}`,
       line: { ...trace.line, width: 1 },
       marker: { color, size: one.y.map((_, i) => (dots.has(i) ? 5 : 0)) } };
     const smooth = { ...trace, ...one.smooth, mode: "lines", hoverinfo: "skip",

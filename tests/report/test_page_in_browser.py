@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_pointing_at_a_step_shows_its_values_in_all_figures(page):
     page.point_at(x + width / 2, y + height / 2)
     page.until(f"({label})('reward').includes('mean reward')")
     said = page.run(f"({label})('reward')")
-    step = int(said.split("step ")[1].split("mean")[0])
+    step = int(re.search(r"step (\d+)", said)[1])
     values = page.run(
         "JSON.parse(document.getElementById('data').textContent).charts"
         ".find((chart) => chart.name === 'reward').panels[0].series[0]"
