@@ -137,7 +137,8 @@ plain GRPO unlearned it in ten steps, so no part of the recipe had anything to d
 Design: nine bases, each with its own warm start and problem set, and one RL seed each, fixed
 beforehand. The figure is the mean of the held-out scores over a run (128 problems, 4 responses,
 temperature 0.6), so a run that learns early counts for more. Differences are paired by base. In the
-first two tables each arm has the best of three learning rates, found on a base that is not counted.
+first two tables each arm has the best of three learning rates, found on three bases that are not
+counted.
 No arm and no seed has been left out. At this size nothing follows for large models; it shows that
 the parts do here what they are for, or that they do not.
 

@@ -12,10 +12,12 @@ from etils import epath
 
 from polaris_jax.ablate.statistics import Pair
 from polaris_jax.ablate.table import Run, Table
+from polaris_jax.config import ConfigError
 from polaris_jax.run.standing import read_standing
 from polaris_jax.run.workdir import write_json
 
 FINISHED = "ablation.json"
+ASKED = "asked"  # key of the flags in that file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +85,27 @@ def chosen_value(table: Table, arm: str, outcomes: Sequence[Outcome]) -> Any:
     return max(figures, key=lambda v: sum(figures[v]) / len(figures[v]), default=None)
 
 
-def write_outcome(workdir: epath.Path, outcome: Outcome) -> None:
-    """Leaves the outcome in the run's workdir."""
-    write_json(workdir / FINISHED, {**vars(outcome), "scores": [list(s) for s in outcome.scores]})
+def write_outcome(workdir: epath.Path, outcome: Outcome, asked: Sequence[str] = ()) -> None:
+    """Leaves the outcome in the run's workdir, and the flags that the table gave to the run."""
+    fields = {**vars(outcome), "scores": [list(s) for s in outcome.scores], ASKED: list(asked)}
+    write_json(workdir / FINISHED, fields)
+
+
+def refuse_others(workdir: epath.Path, asked: Sequence[str]) -> None:
+    """Raises ConfigError if the finished run in `workdir` was given other flags than `asked`.
+
+    Does nothing if its flags are not known: `polaris train` itself or an earlier version ran it.
+    """
+    then = json.loads((workdir / FINISHED).read_text()).get(ASKED)
+    if not then or then == list(asked):
+        return
+    former = [word for word in then if word not in asked]
+    present = [word for word in asked if word not in then]
+    raise ConfigError(
+        f"{workdir}: this finished run had {' '.join(former) or 'fewer flags'}, and the table now "
+        f"gives it {' '.join(present) or 'fewer'}; name another --out, or delete that directory to "
+        "repeat the run"
+    )
 
 
 def outcome_of(
@@ -149,4 +169,5 @@ def read_outcome(out: epath.Path, run: Run) -> Outcome | None:
 def read_outcome_at(out: epath.Path, name: str) -> Outcome:
     """The outcome of the finished run of that name."""
     found = json.loads((out / name / FINISHED).read_text())
+    found.pop(ASKED, None)
     return Outcome(**found | {"scores": tuple((step, score) for step, score in found["scores"])})

@@ -15,17 +15,11 @@ Example:
 from __future__ import annotations
 
 import contextlib
-import importlib
-import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from typing import Any
 
 from absl import flags as absl_flags
 from etils import epath
@@ -33,27 +27,30 @@ from etils import epath
 from polaris_jax.ablate.outcome import (
     FINISHED,
     Outcome,
-    chosen_value,
-    outcome_of,
     read_outcome,
     read_outcome_at,
-    tokens_before,
+    refuse_others,
     write_outcome,
 )
 from polaris_jax.ablate.page import as_markdown, summarise
-from polaris_jax.ablate.table import Run, Table, flags, load_table
+from polaris_jax.ablate.table import Run, Table, load_table
+from polaris_jax.commands.ablate_worker import (
+    FAILED,
+    POLL_S,
+    WORKER,
+    all_runs,
+    asked_of,
+    config_of,
+    ended,
+    work,
+)
 from polaris_jax.commands.flags import parse
-from polaris_jax.commands.run import keep_programs
-from polaris_jax.config import ConfigError, RunConfig
-from polaris_jax.run.owner import InUse, alone, owned
+from polaris_jax.config import ConfigError
+from polaris_jax.run.owner import owned
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system.files import as_place, is_remote, write_bytes
 from polaris_jax.system.progress import Progress
 from polaris_jax.system.signals import StopRequest
-
-FAILED = "ablation_failed.txt"
-POLL_S = 0.2
-WORKER = "POLARIS_ABLATE_WORKER"  # "I/N" in the processes that the command starts
 
 
 def _define(values: absl_flags.FlagValues) -> None:
@@ -89,7 +86,7 @@ def main(argv: list[str]) -> int:
         return _list(table, out)
     ensure_workdir(out)
     if WORKER in os.environ:
-        return _work(table, out)
+        return work(table, out)
     return _lead(table, path, out, workers=command.flags["workers"] or _cores())
 
 
@@ -107,18 +104,13 @@ def check(run: Run, *, trained: bool) -> None:
     """
     name = f"arm {run.arm!r}" if run.arm else f"base {run.base!r}"
     try:
-        config = _config(run, epath.Path("."))
+        config = config_of(run, epath.Path("."))
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     if trained and not config.evaluate.every_steps:
         raise ConfigError(
             f"{name}: evaluate.every_steps=0: a run is judged by its held-out scores; set it"
         )
-
-
-def _config(run: Run, workdir: epath.Path, *more: str) -> RunConfig:
-    words = [*run.flags(), *more, f"--workdir={workdir}"]
-    return parse("train", words, doc="").config
 
 
 # ---- the command
@@ -129,6 +121,7 @@ def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
     busy = f"--out={out}: `polaris ablate` already runs in it"
     with owned(out, "ablate", busy=busy, remedy="name another --out"):
         progress, runs = Progress(enabled=True), all_runs(table)
+        _refuse_others(table, out)
         waiting = [run for run in runs if not _known(out, run)]
         progress.line(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished")
         status = 0
@@ -136,13 +129,14 @@ def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
             for run in waiting:  # what failed before is tried again
                 (out / run.name / FAILED).unlink(missing_ok=True)
             status = _run_workers(table, path, out, min(workers, len(waiting)))
+            _refuse_others(table, out)  # a tuning that has just ended may choose another value
         outcomes = [found for run in runs if (found := read_outcome(out, run)) is not None]
         failures = {
             run.name: (out / run.name / FAILED).read_text()
             for run in runs
             if (out / run.name / FAILED).exists()
         }
-        if len([o for o in outcomes if o.value is not None]) == len(table.tuning_runs()):
+        if any(o.value is None for o in outcomes):  # a counted run, so the tuning has ended
             _write_results(table, path, out, outcomes, failures)
         if status:
             return status
@@ -152,6 +146,13 @@ def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
                 "and the same command trains them"
             )
         return 1 if missing else 0
+
+
+def _refuse_others(table: Table, out: epath.Path) -> None:
+    """Raises ConfigError if a finished run had other settings than the table now gives it."""
+    for run in all_runs(table):
+        if all((out / name / FINISHED).exists() for name in (run.name, *run.needs)):
+            refuse_others(out / run.name, asked_of(table, run, out))
 
 
 def _known(out: epath.Path, run: Run) -> bool:
@@ -180,11 +181,6 @@ def _list(table: Table, out: epath.Path) -> int:
         for command in (*run.before, "train" if table.train else "evaluate"):
             print(shlex.join(["polaris", command, *run.flags(), f"--workdir={out / run.name}"]))
     return 0
-
-
-def all_runs(table: Table) -> list[Run]:
-    """The runs that choose values, and then the counted ones."""
-    return [*table.tuning_runs(), *table.runs()]
 
 
 def _write_results(
@@ -225,7 +221,7 @@ def _run_workers(table: Table, path: str, out: epath.Path, count: int) -> int:
                     stderr=subprocess.STDOUT,
                 )
             )
-        waiting = [run for run in all_runs(table) if not _ended(out, run.name)]
+        waiting = [run for run in all_runs(table) if not ended(out, run.name)]
         while any(process.poll() is None for process in processes):
             time.sleep(POLL_S)
             waiting = _say_ended(table, out, waiting)
@@ -244,7 +240,7 @@ def _say_ended(table: Table, out: epath.Path, waiting: list[Run]) -> list[Run]:
     progress = Progress(enabled=True)
     left = []
     for run in waiting:
-        if not _ended(out, run.name):
+        if not ended(out, run.name):
             left.append(run)
         elif (out / run.name / FINISHED).exists():
             value = read_outcome_at(out, run.name).figure(table.figure)
@@ -257,143 +253,3 @@ def _say_ended(table: Table, out: epath.Path, waiting: list[Run]) -> list[Run]:
 def _cores() -> int:
     usable = getattr(os, "sched_getaffinity", None)
     return len(usable(0)) if usable else os.cpu_count() or 1
-
-
-# ---- a worker
-
-
-def _work(table: Table, out: epath.Path) -> int:
-    """Makes bases and runs that no other worker has, until none is left."""
-    index, count = map(int, os.environ[WORKER].split("/"))
-    _take_cores(index, count)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    keep_programs()  # the runs of all workers compile the same
-    runs = all_runs(table)
-    while waiting := [run for run in runs if not _ended(out, run.name)]:
-        took = False
-        for run in waiting:
-            if not all(_ended(out, name) for name in run.needs):
-                continue
-            with _mine(out / run.name) as mine:
-                if mine and not _do(table, run, out):
-                    return 130  # stopped; the run has a checkpoint
-                took = took or mine
-        if not took:
-            time.sleep(POLL_S)  # others have what is ready, or what this worker waits for
-    return 0
-
-
-def _ended(out: epath.Path, name: str) -> bool:
-    return (out / name / FINISHED).exists() or (out / name / FAILED).exists()
-
-
-def _do(table: Table, run: Run, out: epath.Path) -> bool:
-    """Trains a run, or notes why that failed; False if it was stopped."""
-    progress = Progress(enabled=True)
-    try:
-        for name in run.needs:
-            if (out / name / FAILED).exists():
-                raise RuntimeError(f"it depends on {name}, which failed")
-        before = _score_base(table, run.base, out)
-        outcome = (_train if table.train else _evaluate)(table, run, out, before)
-    except ConfigError as error:  # such as another table's run in the folder
-        raise ConfigError(f"{run.name}: {error}") from None
-    except Exception as error:  # noqa: BLE001  # the other runs need not fail with it
-        write_bytes(out / run.name / FAILED, f"{type(error).__name__}: {error}".encode())
-        progress.line(f"{run.name}: failed: {error}")
-        return True
-    if outcome is None:
-        return False
-    progress.line(f"{run.name}: {table.figure} {outcome.figure(table.figure):.1%}")
-    return True
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1024):  # until the command that started this process has ended
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _take_cores(index: int, count: int) -> None:
-    """Keeps this process on its share of the cores, so that XLA starts no more threads."""
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, set(cores[index::count]) or {cores[index % len(cores)]})
-
-
-@contextlib.contextmanager
-def _mine(folder: epath.Path) -> Iterator[bool]:
-    """True if no other worker has this run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with owned(folder, "ablate", busy="", remedy=""):
-            yield not (folder / FINISHED).exists()
-    except InUse:
-        yield False
-
-
-def _score_base(table: Table, base: str, out: epath.Path) -> float:
-    """The base's held-out score; the base is made if its config says how."""
-    workdir = ensure_workdir(out / "bases" / base)
-    with alone(workdir, "score", Progress(enabled=True)):
-        if not (workdir / "eval.json").exists():
-            _command("evaluate", [*table.base_run(base).flags(), f"--workdir={workdir}"])
-    return float(json.loads((workdir / "eval.json").read_text())["avg@k"])
-
-
-def _train(table: Table, run: Run, out: epath.Path, before: float) -> Outcome | None:
-    """Trains a run to its end; None if it was stopped."""
-    from polaris_jax.loop import run as train
-
-    workdir, words = out / run.name, _base_words(out, run) + flags(_settled(table, run, out))
-    for command in run.before:
-        _command(command, [*run.flags(), *words, f"--workdir={workdir}"])
-    if run.tokens_of:
-        limit = read_outcome_at(out, run.budget_run).total_tokens - tokens_before(workdir, run)
-        words += flags({"rollout.total_tokens": max(1, limit)})
-    state = train(_config(run, workdir, *words), workdir)
-    if not state.done:
-        return None
-    after = None
-    if table.evaluate and run.counted:
-        checkpoint = ["--checkpoint=latest", f"--workdir={workdir}"]
-        _command("evaluate", [*run.flags(), *words, *checkpoint])
-        after = float(json.loads((workdir / "eval.json").read_text())["avg@k"])
-    outcome = outcome_of(workdir, run, before=before, after=after)
-    write_outcome(workdir, outcome)
-    return outcome
-
-
-def _evaluate(table: Table, run: Run, out: epath.Path, before: float) -> Outcome:
-    """Scores the base with an arm's fields."""
-    workdir = ensure_workdir(out / run.name)
-    _command("evaluate", [*run.flags(), *_base_words(out, run), f"--workdir={workdir}"])
-    score = float(json.loads((workdir / "eval.json").read_text())["avg@k"])
-    outcome = Outcome(run.arm, run.base, run.seed, before, ((0, score),), 0, updates=0, after=score)
-    write_outcome(workdir, outcome)
-    return outcome
-
-
-def _base_words(out: epath.Path, run: Run) -> list[str]:
-    """Flags that name the base's weights, if they were made on the spot."""
-    made = out / "bases" / run.base / "base_model"
-    return [f"--config.model.path={made}", "--config.warmstart.steps=0"] if made.exists() else []
-
-
-def _settled(table: Table, run: Run, out: epath.Path) -> dict[str, Any]:
-    """The value that the tuning has chosen for a counted run."""
-    if table.tuning is None or not run.counted:
-        return {}
-    outcomes = [read_outcome_at(out, name) for name in run.needs if name.startswith("tuning/")]
-    return {table.tuning.field: chosen_value(table, run.arm, outcomes)}
-
-
-def _command(name: str, words: list[str]) -> None:
-    """Runs a command in this process.
-
-    Raises:
-        RuntimeError: it ended with a status other than 0.
-    """
-    module: Any = importlib.import_module(f"polaris_jax.commands.{name}")
-    if status := module.main(words):
-        raise RuntimeError(f"`polaris {name}` ended with status {status}")

@@ -9,8 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from polaris_jax.__main__ import main
+from polaris_jax.ablate.outcome import Outcome, write_outcome
+from polaris_jax.ablate.table import load_table
+from polaris_jax.commands import ablate
+from polaris_jax.commands.ablate_worker import all_runs, asked_of
 from tests.support import micro_run
 
 TABLE = """
@@ -129,3 +134,39 @@ def test_a_list_of_runs_that_depend_on_others_is_refused_before_anything_is_prin
     said = capsys.readouterr()
     assert said.out == ""
     assert "depends on other runs" in said.err
+
+
+def finish_all(path: Path, out: Path) -> None:
+    """Leaves the outcome of every run of a table, as if each had been trained."""
+    table = load_table(str(path))
+    for run in all_runs(table):
+        outcome = Outcome(run.arm, run.base, run.seed, 0.1, ((0, 0.2), (1, 0.3)), 10, updates=2)
+        (out / run.name).mkdir(parents=True)
+        write_outcome(epath.Path(out / run.name), outcome, asked_of(table, run, epath.Path(out)))
+
+
+def test_finished_runs_of_another_table_are_refused_by_name(tmp_path, capsys):
+    """They would stand under the new settings' name."""
+    path, out = write_table(tmp_path), tmp_path / "out"
+    finish_all(path, out)
+    assert main(["ablate", str(path), f"--out={out}"]) == 0
+    assert "4 of 4 runs are finished" in capsys.readouterr().out
+    before = (out / "ablations.json").read_bytes()
+    text = path.read_text()
+    arm = '{"batch.rescue": True, "optimizer.learning_rate": 0.5}'
+    path.write_text(text.replace('{"batch.rescue": True}', arm))
+    assert main(["ablate", str(path), f"--out={out}"]) == 2
+    error = capsys.readouterr().err
+    assert "runs/rescue/base-0: this finished run had --config.optimizer.learning_rate=" in error
+    assert "now gives it --config.optimizer.learning_rate=0.5; name another --out" in error
+    assert (out / "ablations.json").read_bytes() == before
+
+
+def test_an_interrupt_before_any_run_has_finished_leaves_no_result(tmp_path, monkeypatch, capsys):
+    path, out = write_table(tmp_path), tmp_path / "out"
+    path.write_text(path.read_text().replace("TABLE = Table(", "TABLE = Table(notes=notes,"))
+    path.write_text("def notes(out):\n    raise AssertionError\n" + path.read_text())
+    monkeypatch.setattr(ablate, "_run_workers", lambda *_: 130)
+    assert main(["ablate", str(path), f"--out={out}"]) == 130
+    assert not list(out.glob("ablations*"))
+    assert capsys.readouterr().out == "4 runs, 0 of them finished\n"
