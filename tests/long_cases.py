@@ -49,6 +49,9 @@ LONG_CASES = {
     "sharding/test_sharding.py::"
     "test_tiled_attention_and_remat_on_a_mesh_give_the_parameters_of_one_device",
     "sharding/test_sharding.py::test_at_the_recipes_eps_only_near_zero_gradients_move_otherwise",
+    "sharding/test_sharding.py::test_layer_inputs_in_host_memory_leave_the_gradient[one]",
+    "sharding/test_sharding.py::test_shards_of_many_chunks_give_the_gradient_of_one_device",
+    "rollout/test_sampler_mesh.py::test_the_samples_of_one_prompt_use_every_shard",
     "train/test_shared_prompts.py::test_chunked_gives_that_gradient_too",
     "train/test_state.py::test_moments_in_host_memory_change_where_they_lie_and_nothing_else",
     "checkpoint/test_checkpointer.py::"
