@@ -133,7 +133,7 @@ class EngineRun:
         if request.done:
             return
         self.sampler.abort(request)
-        self.poll(request, answers)  # whoever goes on with it does not tell of what has ended
+        self.poll(request, answers)  # its next caller is not given the responses that have ended
         if what == "leave":
             anew = self.sampler.submit(
                 asked.prompts,
