@@ -32,6 +32,11 @@ need_python
 cd "$launch_root"
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 for table in "${tables[@]}"; do
-  "$launch_python" -m polaris_jax ablate "configs/ablations/$table.py" --out="$out/$table"
+  case $table in # the bases of two tables differ from the others'
+    yarn | length) bases=$out/$table/bases ;;
+    *) bases=$out/bases ;;
+  esac
+  "$launch_python" -m polaris_jax ablate "configs/ablations/$table.py" --out="$out/$table" \
+    --bases="$bases"
 done
 "$launch_python" launch/ablations.py "$out" docs/results

@@ -6,6 +6,7 @@ which each arm's learning rate is found. docs/notebook/ablations.md says what wa
 first run.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,16 +46,31 @@ def plain(**fields: Any) -> Arm:
     return Arm("plain", PLAIN, **fields)
 
 
-def table(*arms: Arm, overrides: Mapping[str, Any] = MappingProxyType({}), **fields: Any) -> Table:
+def table(
+    *arms: Arm,
+    config: str = "",
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+    of_base: Mapping[str, Any] = MappingProxyType({}),
+    **fields: Any,
+) -> Table:
     """A table of the fixed design.
 
     Args:
         arms: its arms.
-        overrides: further fields of every run.
+        config: config of the arms that name none; empty: `CONFIG`, which makes the bases.
+        overrides: further fields of every arm.
+        of_base: further fields of every arm and base. A table with any has bases of its own; all
+            others can share theirs.
         fields: other fields of the `Table`.
     """
+    complete = [
+        dataclasses.replace(
+            arm, config=arm.config or config, overrides={**overrides, **arm.overrides}
+        )
+        for arm in arms
+    ]
     usual = {"config": CONFIG, "bases": BASES, "seeds": SEEDS}
-    return Table(arms, overrides={**OVERRIDES, **overrides}, **{**usual, **fields})
+    return Table(complete, overrides={**OVERRIDES, **of_base}, **{**usual, **fields})
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -16,5 +16,5 @@ TABLE = task["table"](
     Arm("kept", {"stages[0].drop_above": 1.0}),
     Arm("dropped", {"stages[0].drop_above": 0.9}),
     config="configs/demo.py:two_stages",
-    overrides={**task["BOTH"]},
+    overrides=task["BOTH"],
 )

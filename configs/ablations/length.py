@@ -36,6 +36,7 @@ TABLE = task["table"](
     Arm("short", budgets(SHORT, SHORT)),
     Arm("short-then-long", budgets(SHORT, LONG)),
     config="configs/demo.py:two_stages",
-    overrides={**task["BOTH"], **TO_8_STEPS},
+    overrides=task["BOTH"],
+    of_base=TO_8_STEPS,
     evaluate=True,
 )

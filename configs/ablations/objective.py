@@ -24,5 +24,5 @@ TABLE = task["table"](
     Arm("entropy-0.001", {"objective.entropy_coef": 0.001}),
     Arm("old-recompute", {"objective.old_logprobs": "recompute"}),
     Arm("old-sampler", {"objective.old_logprobs": "sampler"}),
-    overrides={**task["BOTH"]},
+    overrides=task["BOTH"],
 )

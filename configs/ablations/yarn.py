@@ -33,7 +33,7 @@ def arm(steps: int, factor: float) -> Arm:
 
 TABLE = task["table"](
     *(arm(steps, factor) for steps in (3, 5, 6, 7, 8) for factor in FACTORS),
-    overrides={
+    of_base={
         "warmstart.slip_rate": 0.0,
         "warmstart.habits": 0.0,
         "warmstart.steps": 1200,

@@ -91,20 +91,25 @@ def write_outcome(workdir: epath.Path, outcome: Outcome, asked: Sequence[str] = 
     write_json(workdir / FINISHED, fields)
 
 
-def refuse_others(workdir: epath.Path, asked: Sequence[str]) -> None:
-    """Raises ConfigError if the finished run in `workdir` was given other flags than `asked`.
+def refuse_others(workdir: epath.Path, asked: Sequence[str], file: str = FINISHED) -> None:
+    """Raises ConfigError if the run in `workdir` was given other flags than `asked`.
 
     Does nothing if its flags are not known: `polaris train` itself or an earlier version ran it.
+
+    Args:
+        workdir: a finished run, or a scored base.
+        asked: the flags that the table gives it now.
+        file: the file in it that has those of then.
     """
-    then = json.loads((workdir / FINISHED).read_text()).get(ASKED)
+    then = json.loads((workdir / file).read_text()).get(ASKED)
     if not then or then == list(asked):
         return
     former = [word for word in then if word not in asked]
     present = [word for word in asked if word not in then]
     raise ConfigError(
-        f"{workdir}: this finished run had {' '.join(former) or 'fewer flags'}, and the table now "
-        f"gives it {' '.join(present) or 'fewer'}; name another --out, or delete that directory to "
-        "repeat the run"
+        f"{workdir}: it was made with {' '.join(former) or 'fewer flags'}, and the table now gives "
+        f"it {' '.join(present) or 'fewer'}; name another directory, or delete that one to repeat "
+        "the run"
     )
 
 

@@ -5,6 +5,9 @@ workdir below --out. Worker processes share the machine's cores and take the nex
 has; rerun the command to continue after any stop. Leaves ablations.json, ablations.md and
 ablations.png. docs/howto/ablation.md shows how to write a table.
 
+--bases names a folder for the bases that runs begin from, which several tables can share if their
+settings of a base are the same; without it, they lie below --out.
+
 --list prints the commands of each run instead, for a cluster's queue. A run that was trained by its
 own command counts as one of the table's.
 
@@ -57,6 +60,9 @@ def _define(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "out", "", "directory of the runs and of the result", flag_values=values
     )
+    absl_flags.DEFINE_string(
+        "bases", "", "directory of the bases; empty: bases in --out", flag_values=values
+    )
     absl_flags.DEFINE_integer(
         "workers", 0, "processes that train; 0: one a core", lower_bound=0, flag_values=values
     )
@@ -87,6 +93,8 @@ def main(argv: list[str]) -> int:
     ensure_workdir(out)
     if WORKER in os.environ:
         return work(table, out)
+    if command.flags["bases"]:
+        share_bases(out, command.flags["bases"])
     return _lead(table, path, out, workers=command.flags["workers"] or _cores())
 
 
@@ -111,6 +119,27 @@ def check(run: Run, *, trained: bool) -> None:
         raise ConfigError(
             f"{name}: evaluate.every_steps=0: a run is judged by its held-out scores; set it"
         )
+
+
+def share_bases(out: epath.Path, bases: str) -> None:
+    """Makes OUT/bases a link to `bases`, which is made.
+
+    Raises:
+        ConfigError: it is no directory of a disk, or `out` has bases of its own.
+    """
+    if is_remote(bases):
+        raise ConfigError(
+            f"--bases={bases}: name a directory on a disk; workers lock what they make"
+        )
+    shared, link = ensure_workdir(as_place(bases)), out / "bases"
+    if os.path.realpath(link) == os.path.realpath(shared):
+        return
+    if os.path.lexists(link):
+        raise ConfigError(
+            f"--bases={bases}: the runs in {out} began from {os.path.realpath(link)}; name that "
+            "directory, or another --out"
+        )
+    os.symlink(os.path.realpath(shared), link)
 
 
 # ---- the command

@@ -15,11 +15,13 @@ from typing import Any
 from etils import epath
 
 from polaris_jax.ablate.outcome import (
+    ASKED,
     FINISHED,
     Outcome,
     chosen_value,
     outcome_of,
     read_outcome_at,
+    refuse_others,
     tokens_before,
     write_outcome,
 )
@@ -28,10 +30,11 @@ from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import keep_programs
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.run.owner import InUse, alone, owned
-from polaris_jax.run.workdir import ensure_workdir
+from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system.files import write_bytes
 from polaris_jax.system.progress import Progress
 
+BASE = "ablation_base.json"
 FAILED = "ablation_failed.txt"
 POLL_S = 0.2
 WORKER = "POLARIS_ABLATE_WORKER"  # "I/N" in the processes that the command starts
@@ -79,7 +82,7 @@ def _do(table: Table, run: Run, out: epath.Path) -> bool:
         for name in run.needs:
             if (out / name / FAILED).exists():
                 raise RuntimeError(f"it depends on {name}, which failed")
-        before = _score_base(table, run.base, out)
+        before = score_base(table, run.base, out)
         outcome = (_train if table.train else _evaluate)(table, run, out, before)
     except ConfigError as error:  # such as another table's run in the folder
         raise ConfigError(f"{run.name}: {error}") from None
@@ -117,12 +120,20 @@ def _mine(folder: epath.Path) -> Iterator[bool]:
         yield False
 
 
-def _score_base(table: Table, base: str, out: epath.Path) -> float:
-    """The base's held-out score; the base is made if its config says how."""
-    workdir = ensure_workdir(out / "bases" / base)
+def score_base(table: Table, base: str, out: epath.Path) -> float:
+    """The base's held-out score; the base is made if its config says how.
+
+    Raises:
+        ConfigError: another table has made a base of that name with other settings.
+    """
+    workdir, words = ensure_workdir(out / "bases" / base), table.base_run(base).flags()
     with alone(workdir, "score", Progress(enabled=True)):
+        if (workdir / BASE).exists():
+            refuse_others(workdir, words, BASE)
+        elif not (workdir / "eval.json").exists():
+            write_json(workdir / BASE, {ASKED: words})
         if not (workdir / "eval.json").exists():
-            _command("evaluate", [*table.base_run(base).flags(), f"--workdir={workdir}"])
+            _command("evaluate", [*words, f"--workdir={workdir}"])
     return float(json.loads((workdir / "eval.json").read_text())["avg@k"])
 
 

@@ -1,5 +1,6 @@
 """`polaris ablate` from the command line: killed in its middle, it ends like one that was not."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,10 +13,12 @@ import pytest
 from etils import epath
 
 from polaris_jax.__main__ import main
-from polaris_jax.ablate.outcome import Outcome, write_outcome
+from polaris_jax.ablate.outcome import ASKED, Outcome, write_outcome
 from polaris_jax.ablate.table import load_table
 from polaris_jax.commands import ablate
-from polaris_jax.commands.ablate_worker import all_runs, asked_of
+from polaris_jax.commands.ablate_worker import BASE, all_runs, asked_of, score_base
+from polaris_jax.config import ConfigError
+from polaris_jax.run.workdir import ensure_workdir, write_json
 from tests.support import micro_run
 
 TABLE = """
@@ -157,9 +160,33 @@ def test_finished_runs_of_another_table_are_refused_by_name(tmp_path, capsys):
     path.write_text(text.replace('{"batch.rescue": True}', arm))
     assert main(["ablate", str(path), f"--out={out}"]) == 2
     error = capsys.readouterr().err
-    assert "runs/rescue/base-0: this finished run had --config.optimizer.learning_rate=" in error
-    assert "now gives it --config.optimizer.learning_rate=0.5; name another --out" in error
+    assert "runs/rescue/base-0: it was made with --config.optimizer.learning_rate=" in error
+    assert "now gives it --config.optimizer.learning_rate=0.5; name another directory" in error
     assert (out / "ablations.json").read_bytes() == before
+
+
+def test_tables_share_the_bases_of_a_folder(tmp_path):
+    """The second table finds the first one's base, if it asks for the same."""
+    path, shared = write_table(tmp_path), tmp_path / "shared"
+    for name in ("one", "two"):
+        finish_all(path, tmp_path / name)
+        assert main(["ablate", str(path), f"--out={tmp_path / name}", f"--bases={shared}"]) == 0
+        assert (tmp_path / name / "bases").resolve() == shared.resolve()
+    table, out = load_table(str(path)), epath.Path(tmp_path / "two")
+    workdir = ensure_workdir(epath.Path(shared) / "base")
+    write_json(workdir / "eval.json", {"avg@k": 0.25})
+    write_json(workdir / BASE, {ASKED: table.base_run("base").flags()})
+    assert score_base(table, "base", out) == 0.25
+    other = dataclasses.replace(table, overrides={**table.overrides, "evaluate.n": 3})
+    with pytest.raises(ConfigError, match=r"bases/base: it was made with --config.evaluate.n=2"):
+        score_base(other, "base", out)
+
+
+def test_runs_that_began_from_other_bases_are_not_moved(tmp_path, capsys):
+    path, out = write_table(tmp_path), tmp_path / "out"
+    (out / "bases").mkdir(parents=True)
+    assert main(["ablate", str(path), f"--out={out}", f"--bases={tmp_path / 'shared'}"]) == 2
+    assert f"the runs in {out} began from" in capsys.readouterr().err
 
 
 def test_an_interrupt_before_any_run_has_finished_leaves_no_result(tmp_path, monkeypatch, capsys):

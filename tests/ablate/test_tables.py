@@ -37,3 +37,12 @@ def test_the_small_tables_are_the_fixed_design(monkeypatch):
             assert len(table.tuning.values) == 3
             assert len(table.tuning.bases) == 3
             assert not set(table.tuning.bases) & set(table.bases)
+
+
+def test_all_small_tables_but_those_that_the_script_knows_share_their_bases(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    tables = {path.stem: load_table(str(path)) for path in FOLDER.glob("[!_]*.py")}
+    shared = tables["parts"].base_run("base0").flags()
+    others = {name for name, table in tables.items() if table.base_run("base0").flags() != shared}
+    script = (ROOT / "launch" / "ablations.sh").read_text()
+    assert f"    {' | '.join(sorted(others, reverse=True))}) bases=$out/$table/bases ;;" in script

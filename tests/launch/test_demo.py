@@ -84,7 +84,8 @@ def test_the_ablations_are_every_table(more, python):
     there = {path.stem for path in (ROOT / "configs/ablations").glob("[!_]*.py")}
     named = {pathlib.Path(table).stem for table in tables}
     assert named == there if more else named < there
-    assert f"--out=o/{pathlib.Path(tables[0]).stem}" in done.stdout
+    assert f"--out=o/{pathlib.Path(tables[0]).stem} --bases=o/bases" in done.stdout
+    assert "--out=o/yarn --bases=o/yarn/bases" in done.stdout
     assert done.stdout.splitlines()[-1] == "launch/ablations.py o docs/results"
 
 
