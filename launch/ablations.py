@@ -2,8 +2,9 @@
 
 usage: ablations.py RUNS OUTDIR       OUTDIR/ablations.json, ablations.md, ablations_TABLE.png
 
-RUNS has a folder for each table of configs/ablations that was run. Nothing here depends on the time
-or the machine, so the page is the same whenever the runs are.
+RUNS has a folder for each table of configs/ablations that was run. A table that it lacks keeps what
+OUTDIR/ablations.json has of it. Nothing here depends on the time or the machine, so the page is the
+same whenever the runs are.
 """
 
 from __future__ import annotations
@@ -150,18 +151,22 @@ def main() -> None:
         sys.exit(__doc__)
     runs, out = Path(sys.argv[1]), Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
-    tables, pages = {}, []
+    recorded = out / "ablations.json"
+    tables = json.loads(recorded.read_text()) if recorded.exists() else {}
+    pages = []
     for table in TABLES:
-        found = runs / table / "ablations.json"
-        if not found.exists():
-            continue
-        tables[table] = json.loads(found.read_text())
-        picture = f"ablations_{table}.png"
-        shutil.copyfile(runs / table / "ablations.png", out / picture)
-        body = (runs / table / "ablations.md").read_text().split("\n", 1)[1].strip()
-        pages.append(f"## {table}\n\n{docstring(table)}\n\n{body}\n\n![{table}]({picture})\n")
+        found, picture = runs / table / "ablations.json", f"ablations_{table}.png"
+        if found.exists():
+            body = (runs / table / "ablations.md").read_text().split("\n", 1)[1].strip()
+            tables[table] = {**json.loads(found.read_text()), "page": body}
+            shutil.copyfile(runs / table / "ablations.png", out / picture)
+        elif table in tables:
+            print(f"{table}: not in {runs}; what {recorded} has of it is kept", file=sys.stderr)
+        if table in tables:
+            body = tables[table]["page"]
+            pages.append(f"## {table}\n\n{docstring(table)}\n\n{body}\n\n![{table}]({picture})\n")
     page = HEAD + "\n".join(claim_lines(tables)) + "\n\n" + "\n".join(pages)
-    (out / "ablations.json").write_text(json.dumps(tables, indent=1, sort_keys=True) + "\n")
+    recorded.write_text(json.dumps(tables, indent=1, sort_keys=True) + "\n")
     (out / "ablations.md").write_text(page)
     print(page)
 

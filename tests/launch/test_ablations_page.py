@@ -1,0 +1,59 @@
+"""The page of the small ablations, from the tables that were run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from polaris_jax.ablate.outcome import Outcome
+from polaris_jax.ablate.page import as_markdown, summarise
+from polaris_jax.ablate.table import load_table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def leave_runs(runs: Path, name: str, gain: float) -> None:
+    """What `polaris ablate` leaves of a table in which the second arm gains that much."""
+    table = load_table(f"configs/ablations/{name}.py")
+    outcomes = [
+        Outcome(
+            run.arm,
+            run.base,
+            run.seed,
+            before=0.3,
+            scores=((0, 0.3 + number / 100 + gain * (run.arm == table.arms[1].name)),),
+            sampled_tokens=10,
+            updates=1,
+        )
+        for number, run in enumerate(table.runs())
+    ]
+    summary = summarise(table, outcomes)
+    folder = runs / name
+    folder.mkdir(parents=True)
+    (folder / "ablations.json").write_text(json.dumps(summary))
+    (folder / "ablations.md").write_text(as_markdown(summary, title=f"{name}.py", failures={}))
+    (folder / "ablations.png").write_bytes(name.encode())
+
+
+def make(runs: Path, out: Path) -> str:
+    subprocess.run([sys.executable, "launch/ablations.py", str(runs), str(out)], check=True)
+    return (out / "ablations.md").read_text()
+
+
+def test_a_table_that_was_not_run_again_keeps_what_was_recorded(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    out = tmp_path / "out"
+    leave_runs(tmp_path / "both", "controls", gain=-0.5)
+    leave_runs(tmp_path / "both", "temperature", gain=0.5)
+    page = make(tmp_path / "both", out)
+    for line in ("permuted rewards teach nothing", "a cold temperature explores too little"):
+        assert page.count(line) == 1, page
+    verdicts = [line.split(" | ")[-1] for line in page.splitlines() if line.startswith("| blog")]
+    assert "a gain; expected a loss |" in verdicts
+    assert "expected before the runs: both controls stay" in page.lower()
+
+    leave_runs(tmp_path / "one", "temperature", gain=0.5)
+    assert make(tmp_path / "one", out) == page
+    assert (out / "ablations_controls.png").read_bytes() == b"controls"
+    leave_runs(tmp_path / "other", "temperature", gain=-0.5)
+    assert make(tmp_path / "other", out) != page
