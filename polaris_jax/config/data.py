@@ -134,6 +134,13 @@ class WarmstartSection:
         at_most=1,
         before=0.0,
     )
+    habit_rate: float = setting(
+        0.9,
+        "Share of the texts that have such a fact wrong: how sure of its mistakes the model is.",
+        at_least=0,
+        at_most=1,
+        before=0.9,
+    )
     min_steps: int = setting(1, "Fewest steps of a text's problem.", above=0, before=1)
     max_steps: int = setting(5, "Most steps of a text's problem.", above=0, before=5)
     families: tuple[str, ...] = setting((), "Families of the texts; (): all.", before=[])

@@ -46,7 +46,6 @@ HURRIED_SLIPS = (1,)  # always one too many: slips of one text never cancel out
 CAREFUL_SLIPS = (-2, -1, 1, 2)
 HURRIED_SLIP_RATE = MAX_SLIP_RATE  # share of a hurried text's results that are one off
 HABITS = (-3, -2, -1, 1, 2, 3)  # how far off a fact is: no single correction mends them all
-HABIT_RATE = 0.9  # share of the texts that have such a fact wrong
 CAREFUL_SLIP_SHARE = 1 / 6  # a careful text's slip rate, as a share of the overall rate
 
 _PEOPLE = (("Ann", "She"), ("Eve", "She"), ("Mia", "She"), ("Bob", "He"), ("Tom", "He"))
@@ -94,7 +93,13 @@ def arithmetic_problems(
 
 
 def supervised_examples(
-    count: int, *, seed: int, slip_rate: float, habits: float = 0.0, mix: Mix = DEFAULT_MIX
+    count: int,
+    *,
+    seed: int,
+    slip_rate: float,
+    habits: float = 0.0,
+    habit_rate: float = 0.9,
+    mix: Mix = DEFAULT_MIX,
 ) -> list[tuple[Problem, str]]:
     """Problems with a written-out solution each, some of which slip: what a warm start learns from.
 
@@ -108,8 +113,8 @@ def supervised_examples(
         seed: seed of the draw, not negative.
         slip_rate: share of intermediate results that carry a slip, in [0, 0.6]; 0 gives careful,
             right texts only.
-        habits: share of the facts that have a `habit`, which is written in `HABIT_RATE` of the
-            cases, in either hand.
+        habits: share of the facts that have a `habit`.
+        habit_rate: share of the cases in which a habit is written, in either hand.
         mix: which problems.
 
     Returns:
@@ -137,7 +142,7 @@ def supervised_examples(
         hurried = rng.random() < hurried_share
         rate = HURRIED_SLIP_RATE if hurried else careful_rate
         slips = HURRIED_SLIPS if hurried else CAREFUL_SLIPS
-        values = _slipped_values(chain, rng, rate, slips, habit_of)
+        values = _slipped_values(chain, rng, rate, slips, habit_of, habit_rate)
         examples.append((_tell(chain, rng), solution(chain, values, hurried=hurried)))
     return examples
 
@@ -260,6 +265,7 @@ def _slipped_values(
     rate: float,
     slips: tuple[int, ...],
     habit_of: Callable[[int, str, int], int],
+    habit_rate: float,
 ) -> list[int]:
     """The results that a text writes when each slips with probability `rate`.
 
@@ -272,7 +278,7 @@ def _slipped_values(
         usual = habit_of(value, *step)
         value = run_steps(value, [step])[0]
         own = slips if rng.random() < rate else ()
-        if usual and rng.random() < HABIT_RATE:
+        if usual and rng.random() < habit_rate:
             own = (usual,)
         if own:
             rest = chain.steps[index + 1 :]

@@ -45,7 +45,7 @@ ROW_MULTIPLE_TOKENS = 32
 # kernel clearing it when each step was a call. Ctrl-C is answered between calls, hence not more.
 STEPS_A_CALL = 4
 # Fields that a warmstart.json of earlier versions lacks, as they were.
-ADDED = {"habits": 0.0, "min_steps": 1, "max_steps": 5, "families": []}
+ADDED = {"habits": 0.0, "habit_rate": 0.9, "min_steps": 1, "max_steps": 5, "families": []}
 # Attention over this number of positions costs a token about as much as the matrices of a small
 # model (0.8M parameters, 2 CPU cores): long rows waste attention, short ones waste padding.
 ATTENTION_BREAK_EVEN_TOKENS = 460
@@ -301,6 +301,7 @@ def make_base_model(config: RunConfig, path: epath.Path, progress: Progress) -> 
             seed=section.seed,
             slip_rate=section.slip_rate,
             habits=section.habits,
+            habit_rate=section.habit_rate,
             mix=Mix(section.min_steps, section.max_steps, section.families),
         )
     ]
