@@ -3,7 +3,7 @@
     polaris ablate configs/ablations/objective.py --out workdirs/ablations/objective
 
 Expected before the runs: with one optimizer step a batch the ratio is 1, so the clips can differ
-only with several minibatches; a KL term and an entropy bonus of usual size change little in 100
+only with several minibatches; a KL term and an entropy bonus of usual size change little in 60
 steps; the three kinds of old log-probs agree, since sampler and trainer do.
 """
 
