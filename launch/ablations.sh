@@ -10,7 +10,7 @@
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-tables=(headline parts controls rescue_by_difficulty temperature difficulty yarn)
+tables=(parts headline headline_mastered headline_sure controls rescue_by_difficulty temperature difficulty yarn)
 out=workdirs/ablations
 while [[ $# -gt 0 ]]; do
   case $1 in
@@ -32,8 +32,8 @@ need_python
 cd "$launch_root"
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 for table in "${tables[@]}"; do
-  case $table in # the bases of two tables differ from the others'
-    yarn | length) bases=$out/$table/bases ;;
+  case $table in # the bases of four tables differ from the others'
+    yarn | length | headline_sure | headline_mastered) bases=$out/$table/bases ;;
     *) bases=$out/bases ;;
   esac
   "$launch_python" -m polaris_jax ablate "configs/ablations/$table.py" --out="$out/$table" \

@@ -78,6 +78,23 @@ def table(
     return Table(complete, overrides={**OVERRIDES, **of_base}, **{**usual, **fields})
 
 
+def headline(of_base: Mapping[str, Any] = MappingProxyType({})) -> Table:
+    """Plain GRPO against the complete recipe, until both have sampled as many tokens in all.
+
+    Args:
+        of_base: the regime, as fields of every arm and base.
+    """
+    two_stages = {"stages[0].steps": STEPS, "stages[1].steps": STEPS}
+    return table(
+        Arm("plain", {**PLAIN, "stages[0].steps": 1000}, tokens_of="polaris"),
+        Arm("polaris", two_stages, config="configs/demo.py:recipe", before=("calibrate", "probe")),
+        tuning=TUNING,
+        evaluate=True,
+        notes=decomposition,
+        of_base=of_base,
+    )
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a responses.jsonl."""
     return [json.loads(line) for line in path.read_text().splitlines()]
