@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -155,7 +156,13 @@ def _probe(
         "n": section.n,
         "problems": len(problems),
         "problem_set": problems_digest(problems),
-        "note": few_samples_note(len(problems), section.n),
+        "note": doubts(
+            columns["accuracies"],
+            columns["stderrs"],
+            problems=len(problems),
+            n=section.n,
+            tolerance=tolerances(section, columns["accuracies"])["cez_tolerance"],
+        ),
         "max_response_tokens": max_response_tokens,
         "checkpoint": measured.weights.name,
         "sampled_tokens": sum(rows[t].get("tokens", 0) for t in temperatures),
@@ -318,15 +325,39 @@ def measured_row(temperature: float, graded: Graded) -> dict[str, Any]:
     }
 
 
-def few_samples_note(problems: int, n: int) -> str | None:
-    """A note that zone borders from few samples are noisy; None if there are enough samples."""
-    samples = problems * n
-    if samples >= MIN_SAMPLES:
-        return None
-    return (
-        f"{samples} samples a temperature ({problems} problems x {n}): zone borders from fewer "
-        f"than {MIN_SAMPLES} are uncertain; raise probe.n or probe.problems"
-    )
+def doubts(
+    accuracies: Sequence[float],
+    stderrs: Sequence[float],
+    *,
+    problems: int,
+    n: int,
+    tolerance: float,
+) -> str | None:
+    """A note that zone borders from few samples are noisy; None if there are enough samples.
+
+    Args:
+        accuracies: of each temperature.
+        stderrs: their standard errors.
+        problems: number of problems.
+        n: responses to each.
+        tolerance: width of the exploration zone, as a share of the best accuracy. With errors above
+            it, zones are as wide as the noise.
+    """
+    samples, notes = problems * n, []
+    if samples < MIN_SAMPLES:
+        notes.append(
+            f"{samples} samples a temperature ({problems} problems x {n}): zone borders from fewer "
+            f"than {MIN_SAMPLES} are uncertain; raise probe.n or probe.problems"
+        )
+    best, error = max(accuracies), statistics.median(stderrs)
+    if best > 0 and error > tolerance * best:
+        notes.append(
+            f"the standard error, {error:.1%}, is {error / best:.0%} of the best accuracy, "
+            f"{best:.1%}: temperatures can hardly be told apart, and the suggestion may be one at "
+            "which training fails; probe more problems, or easier ones, or set "
+            "stages[0].temperature yourself"
+        )
+    return "; ".join(notes) or None
 
 
 def row_identity(

@@ -58,6 +58,19 @@ def solve(problems: list[Problem], *, n: int, **_: Any) -> SimpleNamespace:
     )
 
 
+def test_errors_as_large_as_a_zone_are_doubted():
+    """Of such a sweep the suggestion was once 1.6, at which nothing was learned in 200 steps."""
+    fields: Any = {"problems": 32, "n": 64, "tolerance": 0.14}
+    assert probe_module.doubts([0.70, 0.69, 0.5], [0.02, 0.02, 0.02], **fields) is None
+    said = probe_module.doubts([0.102, 0.07, 0.086], [0.015, 0.023, 0.024], **fields)
+    assert said is not None
+    assert said.startswith("the standard error, 2.3%, is 23% of the best accuracy, 10.2%")
+    few = probe_module.doubts([0.102, 0.07], [0.02, 0.03], **fields | {"n": 4})
+    assert few is not None
+    assert few.startswith("128 samples a temperature (32 problems x 4): zone borders from fewer")
+    assert "; the standard error" in few
+
+
 @pytest.mark.parametrize(("n", "noted"), [(32, False), (16, True)], ids=["enough", "few"])
 def test_few_samples_are_noted_in_the_file_and_to_the_reader(tmp_path, monkeypatch, n, noted):
     for name, stand_in in {
