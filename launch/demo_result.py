@@ -41,8 +41,9 @@ def lines(workdir: Path) -> list[str]:
         gain = decompose(before, count_rows(rows(workdir / arm / "responses.jsonl")))
         found.append(f"{name:<11} {score:6.1%}, {tokens(workdir / arm):,} tokens sampled in all")
         found += [f"            {line}" for line in gain_lines(gain)]
-    if RECORDED.exists():
-        found += ["", *recorded(json.loads(RECORDED.read_text())["headline"])]
+    tables = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
+    if "headline" in tables:
+        found += ["", *recorded(tables["headline"])]
     return found
 
 
@@ -51,8 +52,8 @@ def recorded(summary: dict[str, Any]) -> list[str]:
     arms = {arm["name"]: arm for arm in summary["arms"]}
     difference = arms["polaris"]["difference"]
     found = [
-        f"recorded, {difference['n']} bases with one seed each, at equal tokens in all "
-        "(docs/results/ablations.md):"
+        f"recorded, {difference['n']} bases with one seed each, shorter stages, at equal tokens in "
+        "all (docs/results/ablations.md):"
     ]
     for arm, name in ARMS.items():
         last = arms[arm]["last"]

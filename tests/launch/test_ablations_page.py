@@ -1,6 +1,7 @@
 """The page of the small ablations, from the tables that were run."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,9 @@ def leave_runs(runs: Path, name: str, gain: float) -> None:
             scores=((0, 0.3 + number / 100 + gain * (run.arm == table.arms[1].name)),),
             sampled_tokens=10,
             updates=1,
+            value=run.value,
         )
-        for number, run in enumerate(table.runs())
+        for number, run in enumerate([*table.tuning_runs(), *table.runs()])
     ]
     summary = summarise(table, outcomes)
     folder = runs / name
@@ -57,3 +59,14 @@ def test_a_table_that_was_not_run_again_keeps_what_was_recorded(tmp_path, monkey
     assert (out / "ablations_controls.png").read_bytes() == b"controls"
     leave_runs(tmp_path / "other", "temperature", gain=-0.5)
     assert make(tmp_path / "other", out) != page
+
+
+def test_the_demo_prints_what_was_recorded(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    leave_runs(tmp_path / "runs", "headline", gain=0.02)
+    make(tmp_path / "runs", tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "ablations.json").read_text())["headline"]
+    lines = runpy.run_path("launch/demo_result.py")["recorded"](summary)
+    assert lines[0].startswith("recorded, 9 bases with one seed each")
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["plain GRPO", "POLARIS"]
+    assert lines[3].startswith("difference of the mean held-out score over the run: +")
