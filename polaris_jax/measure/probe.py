@@ -336,7 +336,7 @@ def doubts(
     """A note that zone borders from few samples are noisy; None if there are enough samples.
 
     Args:
-        accuracies: of each temperature.
+        accuracies: one for each temperature.
         stderrs: their standard errors.
         problems: number of problems.
         n: responses to each.
