@@ -89,19 +89,13 @@ def measured(args: argparse.Namespace) -> record.Record:
 
 def _sampler(args: argparse.Namespace, name: str, folder: Path) -> list[record.Row]:
     from peers.sampling import ours
-    from peers.sampling.driver import OURS, Process, Side
+    from peers.sampling.driver import OURS, Process, Side, job_of
     from peers.sampling.workloads import WORKLOADS, requests, shrunk
 
     workload = shrunk(WORKLOADS[name]) if args.tiny else WORKLOADS[name]
     weights = ours.write_weights(workload.model, folder)
     vocab = ours.vocab_size(weights)
-    job = {
-        "weights": str(weights),
-        "threads": args.threads,
-        "slots": workload.num_requests,
-        "max_len": workload.max_len,
-        "longest_prompt": workload.longest_prompt,
-    }
+    job = job_of(workload, weights, threads=args.threads)
     process = Process(Side(OURS, OURS), sys.executable, job, timeout_s=1800)
     try:
         answers, anchors = [], []

@@ -44,7 +44,7 @@ from typing import Any
 from peers import record
 from peers.report import Report
 from peers.sampling import environments, tables
-from peers.sampling.driver import OURS, Process, Side
+from peers.sampling.driver import OURS, Process, Side, job_of
 from peers.sampling.environments import PeerFailed
 from peers.sampling.sides import DTYPES, PEERS, VLLM, sides_of, vllm_grid, without_logprobs
 from peers.sampling.tables import Result
@@ -158,7 +158,7 @@ def _measure(
     pythons: dict[str, str | PeerFailed],
 ) -> tuple[list[Result], list[float]]:
     """Every side on every round but the first, which compiles; the matmul rate of each round."""
-    job = _job(args, workload, weights)
+    job = job_of(workload, weights, threads=args.threads)
     lines = [[dataclasses.asdict(request) for request in part] for part in rounds]
     results = [Result(side) for side in sides]
     running: dict[str, Process] = {}
@@ -183,16 +183,6 @@ def _measure(
         for process in running.values():
             process.end()
     return results, matmul
-
-
-def _job(args: argparse.Namespace, workload: Workload, weights: Path) -> dict[str, Any]:
-    return {
-        "weights": str(weights),
-        "threads": args.threads,
-        "slots": workload.num_requests,
-        "max_len": workload.max_len,
-        "longest_prompt": workload.longest_prompt,
-    }
 
 
 def _start(
@@ -229,7 +219,7 @@ def _tried(
         running: dict[str, Process] = {}
         try:
             with _noting_failure(result, running):
-                job = _job(args, workload, weights)
+                job = job_of(workload, weights, threads=args.threads)
                 _start(result, running, pythons, job, lines[0], timeout_s=args.timeout_s)
                 result.rounds.append(running[result.name].ask(lines[1]))
         finally:

@@ -58,8 +58,9 @@ def step(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
     """
     before = state.counts
     state, graded, rollout_metrics = collect_rollouts(parts, state, stop=stop)
-    state, graded = resample_if_scarce(parts, state, graded, stop=stop)
+    state, graded, place_P = resample_if_scarce(parts, state, graded, stop=stop)
     graded, substitution = substitute(parts, state, graded, before=before)
+    parts.outputs.write_rollouts(state.step, donors=substitution.donors(place_P))
     state.live_sampler().release_pool()  # frees the KV pages: the update needs their memory
     with parts.clock.timer("update"):
         batches = pack_minibatches(parts, state, graded, substitution)
@@ -85,7 +86,7 @@ def collect_rollouts(
     graded = grade(parts, state, batch, grading)
     state, metrics = record(parts, state, batch, graded, attempt=attempt)
     rescued_state, rescued = rescue(parts, state, graded, attempt=attempt)
-    parts.outputs.write_rollouts(
+    parts.outputs.keep_rollouts(
         state.step,
         graded,
         rescued=rescued,
@@ -113,21 +114,16 @@ def draw(parts: Parts, state: RunState, *, attempt: int) -> tuple[RunState, list
         last = last or state.stage.ending is not None
         if not (last or state.tokens_spent(section.total_tokens)):
             wanted = most_in_flight(wanted, section.partial_share)
+    uniform = config.data.weighting == "uniform"
+    weights = None if uniform else state.accuracy.learnable([p.id for p in parts.problems])
     loader = copy.copy(state.loader)
     new = begin(
-        loader.take(wanted - len(state.carried), weights=prompt_weights(parts, state)),
+        loader.take(wanted - len(state.carried), weights=weights),
         n=section.responses_per_prompt,
         version=state.policy_version,
         seed_parts=seed_parts,
     )
     return dataclasses.replace(state, loader=loader), [*state.carried, *new]
-
-
-def prompt_weights(parts: Parts, state: RunState) -> dict[str, float] | None:
-    """The weight of each problem in the draw; None if all have the same (`data.weighting`)."""
-    if parts.config.data.weighting == "uniform":
-        return None
-    return state.accuracy.learnable([problem.id for problem in parts.problems])
 
 
 def sample(
@@ -248,27 +244,31 @@ def rescue(
 
 def resample_if_scarce(
     parts: Parts, state: RunState, graded: Graded, *, stop: StopRequest
-) -> tuple[RunState, Graded]:
+) -> tuple[RunState, Graded, np.ndarray]:
     """The batch with informative groups of further batches in place of uninformative ones.
 
     Under `batch.on_scarce=resample` the step draws further prompts until informative groups are no
     longer scarce, `batch.max_resample` times at most. Its rollout metrics remain those of its first
-    batch, which nothing has selected.
+    batch, which nothing has selected. Of each group, `place_P` is the place among all groups that
+    the step has sampled.
 
     Source: with `batch.min_informative=1`, dynamic sampling: DAPO, Yu et al. 2025
         (arXiv:2503.14476), section 3.2.
     """
     section = parts.config.batch
     most = section.max_resample if section.on_scarce == "resample" else 0
+    place_P, sampled = np.arange(len(graded)), len(graded)
     for attempt in range(1, most + 1):
         if not is_scarce(graded, section.min_informative):
             break
         state, more, _ = collect_rollouts(parts, state, stop=stop, attempt=attempt)
         state = state.counted(resampled_batches=1)
         pooled = concat_graded([graded, more])
-        informative_first = np.argsort(~pooled.informative_P, kind="stable")
-        graded = select_groups(pooled, informative_first[: len(graded)])
-    return state, graded
+        informative_first = np.argsort(~pooled.informative_P, kind="stable")[: len(graded)]
+        graded = select_groups(pooled, informative_first)
+        place_P = np.append(place_P, sampled + np.arange(len(more)))[informative_first]
+        sampled += len(more)
+    return state, graded, place_P
 
 
 def substitute(

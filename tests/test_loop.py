@@ -86,7 +86,7 @@ def test_a_scarce_batch_is_treated_as_configured(monkeypatch, on_scarce, max_res
     section = BatchSection(on_scarce=on_scarce, max_resample=max_resample, min_informative=0.5)
     parts = make_parts(RunConfig(batch=section))
     scarce = graded([0, 0], [1, 0], [0, 0], [1, 1])
-    state, batch = resample_if_scarce(parts, make_state(), scarce, stop=StopRequest())
+    state, batch, _ = resample_if_scarce(parts, make_state(), scarce, stop=StopRequest())
     batch, swapped = substitute(parts, state, batch, before={})
     assert swapped.action == action
     assert drawn == ([1] if on_scarce == "resample" and max_resample else [])
@@ -255,6 +255,12 @@ def test_a_run_learns_counts_and_says_what_it_did(whole):
         "data/epoch",
     ):
         assert all(name in line for line in lines), name
+    for line in lines:  # rollouts/ names the donor of each group that was replaced
+        path = whole / "rollouts" / f"step_{line['step']:06d}.jsonl"
+        rows = [json.loads(row) for row in path.read_text().splitlines()]
+        donors = [r["substituted_by"] for r in rows if "substituted_by" in r and not r["sample"]]
+        assert len(donors) == line["batch/substituted_groups"]
+        assert set(donors) <= {row["problem_id"] for row in rows}
     # One update a batch with current log-probs: on-policy, so the ratio is 1 and nothing clips.
     assert all(line["update/ratio_mean"] == 1.0 for line in lines)
     assert all(line["update/clip_fraction_high"] == 0.0 for line in lines)

@@ -59,8 +59,12 @@ class Drawn:
 
     def make_informative(self, graded: Graded) -> tuple[Graded, Substitution]:
         before = {"resampled_batches": self.state.counts.get("resampled_batches", 0)}
-        self.state, graded = step.resample_if_scarce(self.parts, self.state, graded, stop=NEVER)
-        return step.substitute(self.parts, self.state, graded, before=before)
+        self.state, graded, place_P = step.resample_if_scarce(
+            self.parts, self.state, graded, stop=NEVER
+        )
+        graded, swapped = step.substitute(self.parts, self.state, graded, before=before)
+        self.donors = swapped.donors(place_P)
+        return graded, swapped
 
     @property
     def written(self) -> list[Graded]:
@@ -129,6 +133,7 @@ def test_a_substituted_problem_is_counted_and_its_donor_once(monkeypatch):
     batch, swapped = run.make_informative(batch)
     assert list(batch.problem_ids) == ["mixed"] * 3
     assert (swapped.replaced, swapped.reused) == (2, 1)
+    assert run.donors == {0: 2, 1: 2}
     assert run.right_and_seen("failed", "solved", "mixed") == [(0, 4), (4, 4), (2, 4)]
     assert metrics["rollout/reward_mean"] == 0.5
     assert metrics["rollout/informative_share"] == pytest.approx(1 / 3)
@@ -144,10 +149,20 @@ def test_what_is_drawn_again_is_counted_once_and_leaves_the_steps_metrics(monkey
     batch, metrics = run.visit()
     batch, _ = run.make_informative(batch)
     assert set(batch.problem_ids) == {"mixed", "hard"}  # the second one rescued
+    assert run.donors == {}
     assert run.state.counts["resampled_batches"] == run.state.counts["rescued_groups"] == 1
     problems = ("failed", "solved", "mixed", "hard")
     assert run.right_and_seen(*problems) == [(0, 4), (4, 4), (1, 4), (0, 4)]
     assert metrics["rollout/reward_mean"] == 0.5
+
+
+def test_a_donor_is_named_by_its_place_among_all_groups_of_the_step(monkeypatch):
+    first = graded_of(("failed", [0, 0, 0, 0]), ("solved", [1, 1, 1, 1]), ("poor", [0, 0, 0, 0]))
+    again = graded_of(("barren", [0, 0, 0, 0]), ("mixed", [1, 0, 0, 0]), ("hard", [0, 0, 0, 0]))
+    run = Drawn(monkeypatch, first, again, on_scarce="resample", max_resample=1)
+    batch, swapped = run.make_informative(run.visit()[0])
+    assert list(batch.problem_ids) == ["mixed"] * 3 and swapped.replaced == 2
+    assert run.donors == {0: 4, 1: 4}  # mixed stands in for failed and solved; poor was dropped
 
 
 def test_dynamic_sampling_draws_until_every_group_informs_and_copies_nothing(monkeypatch):

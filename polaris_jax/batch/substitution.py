@@ -35,6 +35,15 @@ class Substitution:
     reused: int
     action: Action
 
+    def donors(self, place_P: np.ndarray) -> dict[int, int]:
+        """{place of a replaced group: place of its donor}.
+
+        Args:
+            place_P: place of each group of the given batch, int64, in whatever the caller counts.
+        """
+        replaced = np.flatnonzero(self.source_P != np.arange(len(self.source_P)))
+        return {int(place_P[p]): int(place_P[self.source_P[p]]) for p in replaced}
+
 
 def no_substitution(graded: Graded, *, action: Action = "train") -> Substitution:
     """The `Substitution` of a batch in which no group is replaced."""

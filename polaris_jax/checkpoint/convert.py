@@ -17,13 +17,22 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from polaris_jax.checkpoint import Checkpointer, CheckpointError, step_folders
 from polaris_jax.checkpoint.arrays import StreamedArray
 from polaris_jax.checkpoint.checkpointer import ARRAYS, HOST, TOKENIZER
 from polaris_jax.checkpoint.step_folders import MANIFEST, UNFINISHED, fault, seal
 from polaris_jax.config import ConfigError
-from polaris_jax.models import Decoder, ModelConfig, RopeScaling, load_pretrained, param_shapes
+from polaris_jax.models import (
+    Decoder,
+    ModelConfig,
+    RopeScaling,
+    load_config,
+    load_pretrained,
+    model_shardings,
+    param_shapes,
+)
 from polaris_jax.models.tokenizer import (
     copy_tokenizer,
     has_tokenizer,
@@ -49,6 +58,7 @@ from polaris_jax.models.weights.tensors import (
     place_params,
     to_hf,
 )
+from polaris_jax.sharding import SAMPLER_RULES
 from polaris_jax.system.files import AnyPath, as_place, first_line, is_remote
 from polaris_jax.system.foreign import naming
 
@@ -195,19 +205,32 @@ def _is_step(place: epath.Path) -> bool:
     return any((place / part).exists() for part in (step_folders.MANIFEST, ARRAYS, HOST))
 
 
-def load_any(path: epath.Path, *, dtype: str = "float32") -> tuple[Decoder, Any]:
+def load_any(
+    path: epath.Path, *, dtype: str = "float32", mesh: Mesh | None = None
+) -> tuple[Decoder, Any]:
     """Model and tokenizer of a checkpoint, HF directory or GGUF file.
 
     The tokenizer of a checkpoint is in the folder `tokenizer/` beside the step; None if there is
     none.
 
+    Args:
+        path: path of the weights.
+        dtype: see `load_pretrained`.
+        mesh: the sampler's mesh, over which the weights are split as a sampler splits them; None:
+            all of them go to the default device.
+
     Raises:
         ConfigError: there is no complete checkpoint.
     """
+    shardings = None
     if not is_orbax(path):
-        return load_pretrained(str(path), dtype=dtype)
+        if mesh is not None:
+            shardings = model_shardings(load_config(path), mesh, SAMPLER_RULES)
+        return load_pretrained(str(path), dtype=dtype, shardings=shardings)
     weights, beside = _open_orbax(path)
-    params = place_params(weights.config, weights, dtype_named(dtype))
+    if mesh is not None:
+        shardings = model_shardings(weights.config, mesh, SAMPLER_RULES)
+    params = place_params(weights.config, weights, dtype_named(dtype), shardings)
     tokenizer = load_tokenizer(beside) if beside.is_dir() else None
     end_ids = read_end_ids(beside, vocab_size=weights.config.vocab_size)
     config = dataclasses.replace(weights.config, end_ids=end_ids)

@@ -116,7 +116,8 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     newest = newest_step(own["follow"])[1] if own["follow"] else -1
     listening = server.bind(place)
     name = own["name"] or own["model"]
-    model, tokenizer = load_served(own["model"], dtype=own["dtype"])
+    mesh = sharding.make_sampler_mesh(jax.local_devices(), tensor=own["tensor"])
+    model, tokenizer = load_served(own["model"], dtype=own["dtype"], mesh=mesh)
     config = model.config
     max_len = own["max_len"] or min(MOST_DEFAULT_LEN, config.max_position_embeddings)
     if max_len > config.max_position_embeddings:
@@ -124,8 +125,6 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
             f"--max_len={max_len}: the model has {config.max_position_embeddings} positions; lower "
             "it"
         )
-    devices = jax.local_devices()
-    mesh = sharding.make_sampler_mesh(devices, tensor=own["tensor"])
     sampler = Sampler(
         model,
         SamplerConfig(
@@ -163,6 +162,7 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
             follow=own["follow"],
             every_s=own["follow_s"],
             following=newest if own["model"] == own["follow"] else -1,
+            mesh=mesh,
         ),
         allow_update=own["allow_update"],
         door=Door(key, place.host),

@@ -197,6 +197,8 @@ def _group_lines(
     alike = len({json.dumps(row.get("reward")) for row in group}) == 1 and len(group) > 1
     rescued = any("rescue_text" in row for row in group)
     how = ", rescued" if rescued else ", all rewards equal: it teaches nothing" if alike else ""
+    if "substituted_by" in first:
+        how += f"; a copy of {word(first['substituted_by'])} was trained in its place"
     yield f"=== {named}{attempt}: {right} of {len(group)} correct{how}"
     for name in ("question", "gold"):
         if name in first:

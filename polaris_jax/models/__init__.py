@@ -28,6 +28,7 @@ from polaris_jax.models.weights.hf import (
     load_with_tokenizer,
     save_pretrained,
 )
+from polaris_jax.models.weights.tensors import model_shardings
 
 Qwen = Decoder
 
@@ -57,6 +58,7 @@ __all__ = [
     "load_config",
     "load_pretrained",
     "load_with_tokenizer",
+    "model_shardings",
     "model_tree_path",
     "next_token_logprobs",
     "param_axes",

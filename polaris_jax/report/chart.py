@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from polaris_jax.report.style import GREY
+
 # curve: a line over steps, with a running mean. line: a plain line with markers. points: markers
 # alone. bars: bars side by side. stack: bars upon one another. steps: a line with steps. marks:
 # crosses at 0.
@@ -21,6 +23,7 @@ Unit = Literal["number", "share", "tokens", "count"]
 # from 0, whole numbers. log: logarithmic.
 Axis = Literal["free", "zero", "rate", "fit", "count", "log"]
 Across = Literal["step", "number", "log2", "category"]
+EXPECTED_LABEL = "expected mean"  # of an `Expected`, in legends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,27 @@ class Series:
 
 
 @dataclasses.dataclass(frozen=True)
+class Expected:
+    """A shaded range behind a curve over steps: where a mean is expected.
+
+    Attributes:
+        first_step: first step of those whose mean is expected there.
+        last_step: last one.
+        low: lower end.
+        high: upper end.
+        color: color of the curve in the light theme.
+        runs: indices of the runs that it belongs to.
+    """
+
+    first_step: int
+    last_step: int
+    low: float
+    high: float
+    color: str
+    runs: tuple[int, ...] = (0,)
+
+
+@dataclasses.dataclass(frozen=True)
 class Panel:
     """One pair of axes.
 
@@ -66,6 +90,7 @@ class Panel:
         x_label: name of the x axis.
         bands: (from, to, name, color) of shaded ranges of x.
         mark: (x, text) of a vertical line; None: there is none.
+        expected: where the means of its curves are expected.
     """
 
     label: str
@@ -77,6 +102,7 @@ class Panel:
     x_label: str = "step"
     bands: tuple[tuple[float, float, str, str], ...] = ()
     mark: tuple[float, str] | None = None
+    expected: tuple[Expected, ...] = ()
 
     def span(self) -> tuple[float, float] | None:
         """Lower and upper end of the y axis; None if the values decide."""
@@ -92,7 +118,7 @@ class Panel:
         return 0.0, 1.1 * highest if highest > 0 else 1.0
 
     def _highest(self) -> float:
-        """The highest value, errors and stacked bars included; at least 0."""
+        """The highest value, errors, stacked bars and expected ranges included; at least 0."""
         tops = [0.0]
         stacked = [np.nan_to_num(s.y) for s in self.series if s.kind == "stack"]
         if stacked:
@@ -101,6 +127,7 @@ class Panel:
             if series.kind not in ("stack", "marks"):
                 error = 0.0 if series.error is None else np.nan_to_num(series.error)
                 tops += (series.y + error)[np.isfinite(series.y)].tolist()
+        tops += [one.high for one in self.expected]
         return max(tops)
 
 
@@ -147,17 +174,19 @@ def overlaid(
             )
             former = panels.get(panel.label)
             if former is None:
-                panels[panel.label] = dataclasses.replace(panel, series=own, bands=(), mark=None)
-            else:
-                both = (*former.series, *own)
-                panels[panel.label] = dataclasses.replace(former, series=both)
+                former = dataclasses.replace(panel, series=(), bands=(), mark=None, expected=())
+            panels[panel.label] = dataclasses.replace(
+                former,
+                series=(*former.series, *own),
+                expected=_joined_ranges(former.expected, panel.expected, run=run, color=color),
+            )
     return Chart(
         name=charts[0].name,
         title=charts[0].title,
-        caption=charts[0].caption,
+        caption=max((chart.caption for chart in charts), key=len),
         panels=tuple(panels.values()),
         stages=tuple(stages for chart in charts for stages in chart.stages),
-        header=("run", *max((chart.header for chart in charts), key=len)),
+        header=("run", *_joined_header(charts)),
         rows=_joined_rows(charts, names),
     )
 
@@ -176,9 +205,28 @@ def _summed(series: tuple[Series, ...]) -> tuple[Series, ...]:
     return (total, *(one for one in series if one.kind != "stack"))
 
 
+def _joined_ranges(
+    former: Sequence[Expected], own: Sequence[Expected], *, run: int, color: str
+) -> tuple[Expected, ...]:
+    """The ranges of several runs; one that several runs have stands there once, in grey."""
+    found = {(e.first_step, e.last_step, e.low, e.high): e for e in former}
+    for one in own:
+        place = (one.first_step, one.last_step, one.low, one.high)
+        runs = (run,) if (same := found.get(place)) is None else (*same.runs, run)
+        own_color = color if same is None else GREY
+        found[place] = dataclasses.replace(one, runs=runs, color=own_color)
+    return tuple(found.values())
+
+
+def _joined_header(charts: Sequence[Chart]) -> tuple[str, ...]:
+    """The columns of all charts, those of the widest one first."""
+    widest = max((chart.header for chart in charts), key=len)
+    return tuple(dict.fromkeys([*widest, *(name for chart in charts for name in chart.header)]))
+
+
 def _joined_rows(charts: Sequence[Chart], names: Sequence[str]) -> tuple[tuple[Any, ...], ...]:
     """The rows of all charts by the names of their columns; None if a run lacks a column."""
-    header = max((chart.header for chart in charts), key=len)
+    header = _joined_header(charts)
     rows = []
     for chart, name in zip(charts, names, strict=True):
         at = {column: index for index, column in enumerate(chart.header)}

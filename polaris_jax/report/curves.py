@@ -142,9 +142,8 @@ def _panel(rows: Rows, lines: Lines, stages: Lines) -> Panel:
 
 
 def _series(metric: Metric, lines: Lines) -> Iterator[Series]:
-    steps = numbers(lines, "step")
     for name in _names(metric, lines):
-        values = numbers(lines, name) / metric.divisor
+        steps, values = numbers(lines, "step"), numbers(lines, name) / metric.divisor
         if metric.kind == "marks":
             steps, values = steps[values > 0], 0 * values[values > 0]
         elif metric.kind == "points":

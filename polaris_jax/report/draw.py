@@ -10,7 +10,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from polaris_jax.report.chart import Chart, Panel, Series
+from polaris_jax.report.chart import EXPECTED_LABEL, Chart, Panel, Series
 from polaris_jax.report.figures import WIDE_INCHES, apart
 from polaris_jax.report.style import (
     INK,
@@ -70,6 +70,7 @@ def _borders(stages: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
 def _panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
     shown = [one for one in panel.series if not (names and one.minor)]
     floor: Any = 0.0
+    _expected(axes, panel)
     bars = [one for one in shown if one.kind == "bars"]
     if panel.across == "category" and shown:
         axes.set_xticks(range(len(shown[0].x)), [str(name) for name in shown[0].x])
@@ -96,6 +97,21 @@ def _panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
         axes.axvline(panel.mark[0], color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
         note(axes, panel.mark[1], (panel.mark[0], 0.04), offset=(5, 0), of_height=True, ha="left")
     _y_axis(axes, panel)
+
+
+def _expected(axes: Axes, panel: Panel) -> None:
+    """Shades where means are expected; the legend says it once."""
+    for index, one in enumerate(panel.expected):
+        axes.fill_between(
+            [one.first_step - 0.5, one.last_step + 0.5],
+            one.low,
+            one.high,
+            color=one.color,
+            alpha=0.14,
+            linewidth=0,
+            zorder=0.5,
+            label=None if index else EXPECTED_LABEL,
+        )
 
 
 def _bars(

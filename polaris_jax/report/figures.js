@@ -89,6 +89,10 @@ function layout({ div, panel, chart, first, last }) {
     shapes.push({ type: "rect", x0: from, x1: to, y0: 0, y1: 1, yref: "paper", layer: "below",
       line: { width: 0 }, fillcolor: color ? tone(color) : grid });
   });
+  panel.expected.filter((one) => one.runs.some((run) => !hiddenRuns.has(run))).forEach((one) => {
+    shapes.push({ type: "rect", x0: one.x[0], x1: one.x[1], y0: one.y[0], y1: one.y[1],
+      layer: "below", line: { width: 0 }, fillcolor: tone(one.color), opacity: 0.16 });
+  });
   if (panel.mark) {
     shapes.push({ type: "line", x0: panel.mark[0], x1: panel.mark[0], y0: 0, y1: 1,
       yref: "paper", line: { color: ink, width: 1.2, dash: "dash" } });
@@ -200,6 +204,13 @@ function keys(plot) {
   for (const [, , name, color] of plot.first ? plot.panel.bands : []) {
     const square = make("i");
     square.style.setProperty("--c", `light-dark(${color}, ${data.dark[color] ?? color})`);
+    box.append(make("span", "band", square, name));
+  }
+  if (plot.panel.expected.length) {
+    const { name, color } = plot.panel.expected[0];
+    const square = make("i", "faint");
+    square.style.setProperty("--c", many ? "var(--quiet)"
+      : `light-dark(${color}, ${data.dark[color] ?? color})`);
     box.append(make("span", "band", square, name));
   }
   if (labels.length < 2) return box;

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from polaris_jax.report.chart import Chart, Panel, Series
+from polaris_jax.report.chart import EXPECTED_LABEL, Chart, Panel, Series
 from polaris_jax.report.style import alone
 
 MOST_POINTS = 2_000  # of a line in the page; the CSV has all
@@ -67,6 +67,16 @@ def _panel_record(panel: Panel) -> dict[str, Any]:
         "span": None if (span := panel.span()) is None else _numbers(span),
         "across": panel.across,
         "x_label": panel.x_label,
+        "expected": [
+            {
+                "name": EXPECTED_LABEL,
+                "x": [one.first_step - 0.5, one.last_step + 0.5],
+                "y": _numbers((one.low, one.high)),
+                "color": one.color,
+                "runs": list(one.runs),
+            }
+            for one in panel.expected
+        ],
         "bands": [[*_numbers(band[:2]), *band[2:]] for band in panel.bands],
         "mark": None if panel.mark is None else [_rounded(panel.mark[0]), panel.mark[1]],
         "series": [_series_record(series) for series in panel.series],

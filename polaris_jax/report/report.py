@@ -13,6 +13,7 @@ from polaris_jax.config import ConfigError
 from polaris_jax.report.chart import Chart, overlaid
 from polaris_jax.report.curves import CURVES, Curves
 from polaris_jax.report.draw import draw_chart
+from polaris_jax.report.expected import with_expected
 from polaris_jax.report.figures import difficulty_figure, evaluation_figure, probe_figure
 from polaris_jax.report.measurements import difficulty_chart, evaluation_chart, probe_chart
 from polaris_jax.report.page import Page, folded, page_html, section, table
@@ -62,7 +63,8 @@ class Figure:
 def _of_curves(curves: Curves) -> Figure:
     def chart(run: RunFiles, _: bool) -> Chart | None:
         lines = run.timing if curves.source == "timing.jsonl" else run.metrics
-        return curves.chart(lines, run.stages)
+        found = curves.chart(lines, run.stages)
+        return None if found is None else with_expected(found, curves, run.compared)
 
     return Figure(curves.name, curves.source, chart, lambda _, chart, path: draw_chart(chart, path))
 
@@ -143,6 +145,11 @@ def _write(out: epath.Path, runs: Sequence[NamedRun], groups: int) -> ReportSumm
         rows = summary_rows(runs[0].files, stages)
     else:
         rows = tuple((run.name, result_sentence(run.files)) for run in runs)
+        rows += tuple(
+            (f"{run.name}: expected", compared.text)
+            for run in runs
+            if (compared := run.files.compared) is not None
+        )
     summary = ReportSummary(rows, stages, tuple(paths), tuple(absent), out / "report.html")
     write_bytes(summary.html, page_html(_page(runs, charts, summary, groups)).encode())
     return summary

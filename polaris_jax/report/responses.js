@@ -82,7 +82,8 @@ const browser = (() => {
       make("i", one.right ? "good" : "")));
     const marks = [
       group.responses.some((one) => one.rescue) && ["info", "rescued"],
-      group.substituted && ["info", "substituted by another group"],
+      group.substituted && ["info", group.donor === null ? "substituted by another group (inferred)"
+        : `substituted by ${group.donor}`],
       group.attempt > 0 && ["info", `batch ${group.attempt + 1} of its step`],
     ].filter(Boolean).map(([look, text]) => make("span", `chip ${look}`, text));
     const gold = make("div", "", make("span", "tag", "gold answer"),

@@ -95,9 +95,11 @@ def sample_responses(
         # The steps share the groups; the first ones take what is left over.
         wanted = groups // len(chosen) + (number < groups % len(chosen))
         here, unread = _read(paths[step])
-        replaced = _replaced(here, substituted.get(step, 0))
+        # Versions up to 0.2 did not say which groups were replaced.
+        known = any("substituted_by" in group[0] for group in here)
+        inferred = set() if known else _replaced(here, substituted.get(step, 0))
         for at in evenly(range(len(here)), wanted):
-            found.append(_group(here[at], step, correct_at, substituted=at in replaced))
+            found.append(_group(here[at], step, correct_at, inferred=at in inferred))
         seen += len(here)
         damaged += unread
     shown = sum(len(group["responses"]) for group in found)
@@ -133,7 +135,9 @@ def _read(path: epath.Path) -> tuple[list[list[dict[str, Any]]], int]:
 
 
 def _replaced(groups: Sequence[list[dict[str, Any]]], count: int) -> set[int]:
-    """Which groups of a step copies of others replaced: its last batch's first uninformative ones.
+    """Which groups of a step copies of others replaced, if its rows do not say so.
+
+    They are inferred: the last batch's first uninformative ones.
 
     Args:
         groups: the step's groups, in the order of the batch.
@@ -157,17 +161,26 @@ def _attempt(group: list[dict[str, Any]]) -> int:
 
 
 def _group(
-    rows: list[dict[str, Any]], step: int, correct_at: float, *, substituted: bool
+    rows: list[dict[str, Any]], step: int, correct_at: float, *, inferred: bool
 ) -> dict[str, Any]:
-    """A group for the page. Every text is printable: marks that could mislead are escaped."""
+    """A group for the page. Every text is printable: marks that could mislead are escaped.
+
+    Args:
+        rows: its rows.
+        step: number of its step.
+        correct_at: reward from which a response counts as correct.
+        inferred: True if a copy of another group has probably replaced it.
+    """
     first = rows[0]
+    donor = first.get("substituted_by")
     return {
         "step": step,
         "attempt": _attempt(rows),
         "id": word(first.get("problem_id")),
         "question": shortened(_text(first.get("question")), QUESTION_CHARS),
         "gold": word(plain_text(first.get("gold"))),
-        "substituted": substituted,
+        "substituted": inferred or donor is not None,
+        "donor": None if donor is None else word(donor),
         "left_out": max(0, len(rows) - MOST_RESPONSES),
         "responses": [_response(row, correct_at) for row in rows[:MOST_RESPONSES]],
     }

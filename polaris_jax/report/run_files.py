@@ -11,7 +11,8 @@ from etils import epath
 
 from polaris_jax.config import ConfigError
 from polaris_jax.metrics import read_metrics
-from polaris_jax.system.files import matching
+from polaris_jax.run.reference import Comparison, compare_with_reference
+from polaris_jax.system.files import as_place, matching
 from polaris_jax.system.foreign import RECORD_BYTES, read_json, require_regular
 
 T = TypeVar("T")
@@ -141,6 +142,7 @@ class RunFiles:
         absent: reason why a file is missing here, by file name: the file does not exist, is empty,
             or is damaged.
         gaps: which steps a file lacks that another one has, by file name.
+        compared: the run beside the recorded runs of its config; None if none are recorded.
     """
 
     metrics: list[dict[str, Any]]
@@ -155,6 +157,7 @@ class RunFiles:
     others: dict[str, dict[str, Any]]
     absent: dict[str, str]
     gaps: dict[str, str] = dataclasses.field(default_factory=dict)
+    compared: Comparison | None = None
 
 
 def read_run(run_dir: epath.Path) -> RunFiles:
@@ -207,12 +210,12 @@ def read_run(run_dir: epath.Path) -> RunFiles:
     }
     tagged.setdefault(BEFORE_TAG, document(f"{BEFORE_TAG}_eval.json"))
     before = tagged.pop(BEFORE_TAG)
-    metrics, timing = lines("metrics.jsonl"), lines("timing.jsonl")
+    metrics, timing, run = lines("metrics.jsonl"), lines("timing.jsonl"), document("run.json")
     return RunFiles(
         metrics=metrics,
         timing=timing,
         stages=document("stages.json") or [],
-        run=document("run.json"),
+        run=run,
         prepare=document("prepare.json"),
         calibrate=document("calibrate.json"),
         probe=document("probe.json"),
@@ -221,6 +224,7 @@ def read_run(run_dir: epath.Path) -> RunFiles:
         others={tag: value for tag, value in tagged.items() if value is not None},
         absent=absent,
         gaps=_gaps({"metrics.jsonl": metrics, "timing.jsonl": timing}),
+        compared=None if run is None else compare_with_reference(as_place(run_dir)),
     )
 
 

@@ -157,6 +157,8 @@ def summary_rows(run: RunFiles, stages: Sequence[StageRow]) -> tuple[tuple[str, 
     rows = [(f"avg@{score['k']} {name}", score_text(score)) for name, score in named_scores(run)]
     if run.before is not None and run.evaluation is not None:
         rows.append(("gain", gain_text(run.before, run.evaluation)))
+    if run.compared is not None:
+        rows.append(("expected", run.compared.text))
     if run.calibrate:
         c = run.calibrate
         rows.append(("difficulty", f"{c['shape']}; {c['kept']} of {c['problems']} problems kept"))

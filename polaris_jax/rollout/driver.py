@@ -17,10 +17,10 @@ from polaris_jax.rollout.drafting import DraftCounts, Proposal, drafting_of
 from polaris_jax.rollout.engine import ResultTokens
 from polaris_jax.rollout.pages import PrefixCache
 from polaris_jax.rollout.prefill import jobs_of
-from polaris_jax.rollout.programs import prompt_logprobs
 from polaris_jax.rollout.request import Request
 from polaris_jax.rollout.samples import Plan, Sample, Status
 from polaris_jax.rollout.scheduler import Scheduler
+from polaris_jax.rollout.scores import prompt_logprobs
 from polaris_jax.rollout.settings import MAX_STOP_TOKENS
 
 

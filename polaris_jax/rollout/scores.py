@@ -1,9 +1,9 @@
-"""Log-probs of complete sequences, with the likeliest other tokens at each position."""
+"""Log-probs of complete sequences: of their tokens, and of the likeliest others in their place."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from polaris_jax import sharding
+from polaris_jax.models import token_logprobs
+from polaris_jax.rollout.fused_weights import Model
 from polaris_jax.rollout.programs.spec import PREFILL_CALL_TOKENS
 
 SHORTEST_ROW = 32
@@ -59,6 +61,63 @@ def score(
     if not 0 <= top <= TOPS[-1]:
         raise ValueError(f"top={top}: must be in [0, {TOPS[-1]}]; ask for fewer tokens")
     found: list[Any] = [None] * len(sequences)
+    program = _program(mesh, next(one for one in TOPS if one >= top))
+    results = _row_results(program, model, sequences, temperatures, mesh=mesh, fill=False)
+    for index, (logp_T, top_TK, top_logp_TK) in results:
+        last = len(sequences[index]) - 1
+        found[index] = Scores(
+            tuple(logp_T[:last].tolist()),
+            tuple(map(tuple, top_TK[:last, :top].tolist())),
+            tuple(map(tuple, top_logp_TK[:last, :top].tolist())),
+        )
+    return found
+
+
+def prompt_logprobs(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    temperatures: Sequence[float],
+    mesh: Mesh | None = None,
+) -> list[tuple[float, ...]]:
+    """For each prompt, log p(token t | tokens before t) for t = 1 .. length - 1, in nats.
+
+    Rows are padded to powers of two, with one program for each, and computed as the trainer does.
+
+    Args:
+        model: the sampler's weights.
+        prompts: token ids of each prompt.
+        temperatures: one temperature a prompt; 0 counts as 1, as in sampling.
+        mesh: the sampler's mesh; its processes call together, with the same arguments.
+    """
+    found: list[tuple[float, ...]] = [()] * len(prompts)
+    results = _row_results(
+        _logprob_program(mesh), model, prompts, temperatures, mesh=mesh, fill=True
+    )
+    for index, (logp_T,) in results:
+        found[index] = tuple(logp_T[: len(prompts[index]) - 1].tolist())
+    return found
+
+
+def _row_results(
+    program: Any,
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    temperatures: Sequence[float],
+    *,
+    mesh: Mesh | None,
+    fill: bool,
+) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+    """(index, its row of each of the program's results) of every sequence.
+
+    Args:
+        program: jitted (model, token_BT, segment_BT, temperature_B) -> results [B, T, ...].
+        model: the sampler's weights.
+        sequences: token ids; each is a row of a power of two.
+        temperatures: one temperature a sequence; 0 counts as 1.
+        mesh: the sampler's mesh.
+        fill: True: every call of a width has as many rows as are allowed. False: the next power of
+            two. The bits of a result may depend on it.
+    """
     by_width: dict[int, list[int]] = {}
     for index, sequence in enumerate(sequences):
         width = max(SHORTEST_ROW, _power_of_two(len(sequence)))
@@ -67,26 +126,18 @@ def score(
         most = max(1, PREFILL_CALL_TOKENS // width)
         for first in range(0, len(indices), most):
             part = indices[first : first + most]
-            shape = min(most, _power_of_two(len(part))), width
-            token_BT, segment_BT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-            temperature_B = np.ones(shape[0], np.float32)
+            rows = most if fill else min(most, _power_of_two(len(part)))
+            token_BT = np.zeros((rows, width), np.int32)
+            segment_BT = np.zeros((rows, width), np.int32)
+            temperature_B = np.ones(rows, np.float32)
             for row, index in enumerate(part):
                 token_BT[row, : len(sequences[index])] = sequences[index]
                 segment_BT[row, : len(sequences[index])] = 1
                 temperature_B[row] = temperatures[index] or 1.0
             args = sharding.on_members((token_BT, segment_BT, temperature_B), mesh, axis=None)
-            program = _program(mesh, next(one for one in TOPS if one >= top))
-            logp_BT, top_BTK, top_logp_BTK = sharding.to_host(
-                sharding.from_host(program, model, *args)
-            )
+            results = sharding.to_host(sharding.from_host(program, model, *args))
             for row, index in enumerate(part):
-                last = len(sequences[index]) - 1
-                found[index] = Scores(
-                    tuple(logp_BT[row, :last].tolist()),
-                    tuple(map(tuple, top_BTK[row, :last, :top].tolist())),
-                    tuple(map(tuple, top_logp_BTK[row, :last, :top].tolist())),
-                )
-    return found
+                yield index, tuple(result[row] for result in results)
 
 
 def _power_of_two(number: int) -> int:
@@ -97,6 +148,17 @@ def _power_of_two(number: int) -> int:
 def _program(mesh: Mesh | None, top: int) -> Any:
     out = None if mesh is None else sharding.replicated(mesh)
     return jax.jit(functools.partial(_scores, top=top), out_shardings=out)
+
+
+@functools.cache
+def _logprob_program(mesh: Mesh | None) -> Any:
+    # Replicated, because a process of the mesh can only read its own shards.
+    return jax.jit(_logprobs, out_shardings=None if mesh is None else sharding.replicated(mesh))
+
+
+def _logprobs(model: Any, token_BT: Array, segment_BT: Array, temperature_B: Array) -> tuple[Array]:
+    position_BT = jnp.broadcast_to(jnp.arange(token_BT.shape[1]), token_BT.shape)
+    return token_logprobs(model, token_BT, position_BT, segment_BT, temperature_B[:, None])[:1]
 
 
 def _scores(

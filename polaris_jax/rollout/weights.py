@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from polaris_jax.models import Decoder, param_axes
+from polaris_jax.models import Decoder, model_shardings
 from polaris_jax.rollout.fused_weights import FusedWeights, Model, fuse
 from polaris_jax.rollout.programs.spec import ProgramSpec
 from polaris_jax.sharding import (
@@ -33,7 +33,6 @@ from polaris_jax.sharding import (
     global_array,
     in_host_memory,
     on_device,
-    param_shardings,
     process_meshes,
     replicated,
     to_host,
@@ -149,9 +148,7 @@ def check_live(params: Decoder) -> None:
 
 def weight_shardings(params: Decoder, mesh: Mesh) -> dict[str, NamedSharding]:
     """Sharding of each weight on the sampler's mesh, by path."""
-    axes = param_axes(params.config)
-    leaves = params.params()
-    return param_shardings(leaves, mesh, SAMPLER_RULES, axes=axes)
+    return model_shardings(params.config, mesh, SAMPLER_RULES)
 
 
 @functools.cache

@@ -77,6 +77,7 @@ class Outputs:
         self._tokenizer, self._end_ids = tokenizer, tuple(end_ids)
         self._numerics = dict(numerics or {})
         self._first = processes.is_first()
+        self._kept: list[list[dict[str, Any]]] = []  # rows of the present step, by group
         self._writer: MetricsWriter | None = None
         self.first_line: int | None = None
         self.scored_before = False
@@ -199,7 +200,7 @@ class Outputs:
         if failures and self._first:
             workdir_lib.mark_nondeterministic(self._workdir)
 
-    def write_rollouts(
+    def keep_rollouts(
         self,
         step: int,
         graded: Graded,
@@ -210,7 +211,7 @@ class Outputs:
         draws: Sequence[int],
         attempt: int,
     ) -> None:
-        """A step's responses in rollouts/; see `rollout_rows`.
+        """Keeps a batch's responses until `write_rollouts`; see `rollout_rows`.
 
         Args:
             step: number of the step.
@@ -221,10 +222,10 @@ class Outputs:
             draws: draw number of each prompt.
             attempt: number of the batch within its step, from 0.
         """
-        every = self._config.rollout.save_every
-        if not every or step % every or not self._first:
+        if not attempt:  # an abort may have left those of a step that is done again
+            self._kept = []
+        if not self._saves(step):
             return
-        self._claim.check()
         carries = self._config.rollout.partial_rollouts == "carry"
         wanted = set(graded.problem_ids)
         questions = {p.id: p.problem for p in problems if p.id in wanted}
@@ -238,9 +239,34 @@ class Outputs:
             attempt=attempt,
             draws=draws if carries else None,
         )
-        workdir_lib.write_rollouts(self._workdir, step, rows, append=attempt > 0)
-        if self._writer is not None and not attempt:
-            self._writer.show_samples(step, rows)
+        responses = graded.reward_PR.shape[1]
+        self._kept += [rows[i : i + responses] for i in range(0, len(rows), responses)]
+
+    def write_rollouts(self, step: int, *, donors: Mapping[int, int]) -> None:
+        """The responses of a step in rollouts/: every group that was kept since its first batch.
+
+        Rows of a group that a copy of another one replaced name that one, as `substituted_by`.
+
+        Args:
+            step: number of the step.
+            donors: {place of a replaced group: place of its donor} among the groups kept.
+        """
+        kept, self._kept = self._kept, []
+        if not self._saves(step):
+            return
+        self._claim.check()
+        for place, donor in donors.items():
+            for row in kept[place]:
+                row["substituted_by"] = kept[donor][0]["problem_id"]
+        rows = [row for group in kept for row in group]
+        workdir_lib.write_rollouts(self._workdir, step, rows)
+        if self._writer is not None:
+            self._writer.show_samples(step, [row for row in rows if not row["attempt"]])
+
+    def _saves(self, step: int) -> bool:
+        """True if this process writes the responses of the step."""
+        every = self._config.rollout.save_every
+        return self._first and every > 0 and step % every == 0
 
     def write_stages(self, records: Sequence[dict[str, Any]]) -> None:
         """stages.json, from the records that a checkpoint holds too."""

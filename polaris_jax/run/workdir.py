@@ -259,22 +259,18 @@ def rollouts_path(workdir: AnyPath, step: int) -> epath.Path:
     return as_place(workdir) / ROLLOUTS / f"step_{step:06d}.jsonl"
 
 
-def write_rollouts(
-    workdir: AnyPath, step: int, rows: Iterable[dict[str, Any]], *, append: bool = False
-) -> None:
+def write_rollouts(workdir: AnyPath, step: int, rows: Iterable[dict[str, Any]]) -> None:
     """Writes a step's responses to rollouts/, one JSON object a line, without timestamps.
 
     Args:
         workdir: directory of the run.
         step: number of the step, from 0.
         rows: one JSON-able dict for each response.
-        append: keep the rows that an earlier attempt of the same step has written.
     """
     path = rollouts_path(workdir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows]
-    old = path.read_bytes() if append and path.exists() else b""
-    write_bytes(path, old + "".join(lines).encode())
+    write_bytes(path, "".join(lines).encode())
 
 
 def delete_rollouts_from(workdir: AnyPath, step: int) -> None:

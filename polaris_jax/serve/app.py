@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from polaris_jax.serve.answers import to_json
 from polaris_jax.serve.http import ClientLeft, read_object, until_left
-from polaris_jax.serve.running import LEFT_STATUS, Running, Stream
+from polaris_jax.serve.running import LEFT_STATUS, Running, Stream, refusals
 from polaris_jax.serve.service import Service
 from polaris_jax.serve.wishes import ApiError, read_wish
 from polaris_jax.serve.worker import STOPPING
@@ -193,6 +193,8 @@ class _Handlers:
         service, began_s = self._service, time.monotonic()
         wish = read_wish(await read_object(request, service.limits), chat=chat)
         self._require_name(wish.model)
+        with refusals():
+            service.worker.require_room(wish.responses)
         job = await until_left(request.receive, service.job(wish))
         running = Running(service, wish, job, began_s)
         try:

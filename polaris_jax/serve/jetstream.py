@@ -130,6 +130,7 @@ class Orchestrator:
 
         Raises:
             ApiError: it cannot be served.
+            QueueFull, Stopped: it cannot be served now.
         """
         service, kind = self._service, request.WhichOneof("content")
         if kind is None:
@@ -137,7 +138,9 @@ class Orchestrator:
         content = request.text_content.text if kind == "text_content" else None
         prompt = list(request.token_content.token_ids) if content is None else content
         body = {"prompt": prompt, "temperature": 0, "max_tokens": request.max_tokens}
-        return await service.job(read_wish(body, chat=False))
+        wish = read_wish(body, chat=False)
+        service.worker.require_room(wish.responses)
+        return await service.job(wish)
 
     def _answer(self, text: str, token_ids: tuple[int, ...]) -> Any:
         content = self._messages.DecodeResponse.StreamContent

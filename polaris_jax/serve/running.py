@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from starlette.responses import Response
@@ -29,6 +29,21 @@ from polaris_jax.serve.worker import (
 )
 
 LEFT_STATUS = 499  # of a client that left: seen in the log and in /metrics alone
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Raises what the worker refuses as the error that the client reads."""
+    try:
+        yield
+    except QueueFull as error:
+        raise ApiError(
+            429, f"{error}; try again later", kind="rate_limit_error", code="queue_full"
+        ) from None
+    except ValueError as error:
+        raise ApiError(400, str(error), param="n") from None
+    except Stopped as error:
+        raise ApiError(503, str(error), kind="server_error") from None
 
 
 class Running:
@@ -69,16 +84,8 @@ class Running:
         Raises:
             ApiError: it cannot be served, or not now.
         """
-        try:
+        with refusals():
             self._service.worker.submit(self._job)
-        except QueueFull as error:
-            raise ApiError(
-                429, f"{error}; try again later", kind="rate_limit_error", code="queue_full"
-            ) from None
-        except ValueError as error:
-            raise ApiError(400, str(error), param="n") from None
-        except Stopped as error:
-            raise ApiError(503, str(error), kind="server_error") from None
         first = await self._next()
         assert isinstance(first, Accepted)
 

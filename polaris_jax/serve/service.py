@@ -142,6 +142,8 @@ class Service:
     async def job(self, wish: Wish) -> Job:
         """What the worker is asked for a wish: its prompts are encoded, its settings checked.
 
+        `Worker.require_room` comes first, so that nothing is encoded for a full queue.
+
         Raises:
             ApiError: a prompt cannot be encoded, or a setting does not fit the model.
         """

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from etils import epath
+from jax.sharding import Mesh
 
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.convert import is_orbax, load_any
@@ -18,6 +19,7 @@ from polaris_jax.models.weights.sources import resolve
 from polaris_jax.rollout import Sampler
 from polaris_jax.serve.gauges import Gauges
 from polaris_jax.serve.worker import Worker
+from polaris_jax.sharding import unless_default
 from polaris_jax.system.files import as_place
 from polaris_jax.system.text import one_line
 
@@ -36,15 +38,20 @@ def newest_step(directory: str) -> tuple[epath.Path, int]:
     return checkpointer.directory / str(step), step
 
 
-def load_served(path: str, *, dtype: str) -> tuple[Decoder, Any]:
+def load_served(path: str, *, dtype: str, mesh: Mesh | None = None) -> tuple[Decoder, Any]:
     """Model and tokenizer of an HF directory, Hub id, GGUF file, checkpoint or workdir.
+
+    Args:
+        path: where the model is.
+        dtype: compute type.
+        mesh: the sampler's mesh, over which the weights are split; None: the default device.
 
     Raises:
         ConfigError: there is no complete checkpoint, or none with a tokenizer.
         FileNotFoundError, ValueError: see `load_pretrained`.
     """
     place = as_place(path) if is_orbax(path) else resolve(path)
-    model, tokenizer = load_any(place, dtype=dtype)
+    model, tokenizer = load_any(place, dtype=dtype, mesh=unless_default(mesh))
     if tokenizer is None and is_orbax(path):
         raise ConfigError(
             f"--model={path}: its checkpoints have no tokenizer; name the model that the run began "
@@ -82,6 +89,7 @@ class Updates:
         follow: workdir or checkpoints/ whose newest complete step is served; "": none.
         every_s: seconds between two looks at it.
         following: step that is served already; -1: none of that run.
+        mesh: the sampler's mesh; None: it works on the default device.
 
     Attributes:
         source: what the present weights are called.
@@ -101,9 +109,10 @@ class Updates:
         follow: str = "",
         every_s: float = 10.0,
         following: int = -1,
+        mesh: Mesh | None = None,
     ) -> None:
         self._worker, self._config, self._dtype = worker, config, dtype
-        self._gauges, self._log = gauges, log
+        self._gauges, self._log, self._mesh = gauges, log, mesh
         self._follow, self._every_s, self._step = follow, every_s, following
         self._lock = asyncio.Lock()
         self.source, self.version, self.has_weights = source, 0, True
@@ -147,7 +156,7 @@ class Updates:
 
     def _load(self, path: str) -> Decoder:
         place = as_place(path) if is_orbax(path) else resolve(path)
-        model, _ = load_any(place, dtype=self._dtype)
+        model, _ = load_any(place, dtype=self._dtype, mesh=unless_default(self._mesh))
         if model.config != self._config:
             raise ConfigError(
                 f"{path}: another architecture or rope_scaling than the served model's; start a "

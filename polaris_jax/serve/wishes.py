@@ -151,6 +151,11 @@ class Wish:
     logprobs: bool
     top: int
 
+    @property
+    def responses(self) -> int:
+        """Number of responses that the request asks for; a prompt to be scored counts as one."""
+        return (1 if self.chat else len(self.prompts)) * (1 if self.max_tokens == 0 else self.n)
+
     def params(
         self,
         prompts: tuple[tuple[int, ...], ...],

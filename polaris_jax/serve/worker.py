@@ -185,18 +185,34 @@ class Worker:
             ValueError: the job alone has more responses than may wait.
             Stopped: `stop` was called.
         """
-        if job.responses > self._most:
-            raise ValueError(
-                f"{job.responses} responses: this server takes at most {self._most} at once; ask "
-                "for fewer, in several requests"
-            )
         with self._lock:
-            if self._stopping:
-                raise Stopped(STOPPING)
-            if sum(self._accepted.values()) + job.responses > self._most:
-                raise QueueFull(f"{self._most} responses are sampled or wait already")
+            self._check_room(job.responses)
             self._accepted[job] = job.responses
         self._calls.put(lambda: self._begin(job))
+
+    def require_room(self, responses: int) -> None:
+        """Checks that a job of this size would be taken now; keeps no place for it.
+
+        Args:
+            responses: number of responses that the job asks for.
+
+        Raises:
+            QueueFull, ValueError, Stopped: see `submit`.
+        """
+        with self._lock:
+            self._check_room(responses)
+
+    def _check_room(self, responses: int) -> None:
+        """Raises what `submit` raises. The caller holds the lock."""
+        if responses > self._most:
+            raise ValueError(
+                f"{responses} responses: this server takes at most {self._most} at once; ask "
+                "for fewer, in several requests"
+            )
+        if self._stopping:
+            raise Stopped(STOPPING)
+        if sum(self._accepted.values()) + responses > self._most:
+            raise QueueFull(f"{self._most} responses are sampled or wait already")
 
     def cancel(self, job: Job) -> None:
         """Aborts a job, if it has not ended. No event of it follows a later step."""

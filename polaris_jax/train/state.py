@@ -18,8 +18,8 @@ from polaris_jax.models import (
     RopeScaling,
     load_config,
     load_pretrained,
+    model_shardings,
     param_axes,
-    param_shapes,
 )
 from polaris_jax.sharding import (
     TRAINER_RULES,
@@ -170,10 +170,5 @@ def load_sharded(path: str, mesh: Mesh) -> Decoder:
 
     Each process reads only its own parts.
     """
-    config = load_config(path)
-    abstract = {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32)
-        for name, shape in param_shapes(config).items()
-    }
-    shardings = param_shardings(abstract, mesh, TRAINER_RULES, axes=param_axes(config))
+    shardings = model_shardings(load_config(path), mesh, TRAINER_RULES)
     return load_pretrained(path, dtype="float32", shardings=shardings)[0]

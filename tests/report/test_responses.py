@@ -59,6 +59,17 @@ def test_a_replaced_group_is_the_first_uninformative_one_after_the_rescue(tmp_pa
     assert [group["substituted"] for group in found.groups] == [False, False, True, False]
     assert found.groups[0]["responses"][0]["rescue"] == {"text": "stored", "step": 0}
     assert not any(group["substituted"] for group in sampled(tmp_path).groups)
+    assert not any(group["donor"] for group in found.groups)  # inferred
+
+
+def test_rows_that_name_the_donor_are_believed(tmp_path):
+    groups = rewards((0.0, 0.0), (0.0, 1.0), (0.0, 0.0), (1.0, 1.0))
+    for row in groups[3]:
+        row["substituted_by"] = "p1"
+    write_rollouts(tmp_path, 3, groups)
+    found = sampled(tmp_path, substituted={3: 1})
+    assert [group["substituted"] for group in found.groups] == [False, False, False, True]
+    assert [group["donor"] for group in found.groups] == [None, None, None, "p1"]
 
 
 def test_right_is_what_the_run_counts_as_correct(tmp_path):

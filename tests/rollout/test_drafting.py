@@ -4,7 +4,6 @@ import dataclasses
 import random
 
 import hypothesis
-import numpy as np
 import pytest
 from hypothesis import strategies as st
 
@@ -17,40 +16,14 @@ from polaris_jax.rollout.drafting import (
     verify_rows,
 )
 from polaris_jax.rollout.pages import pages_for
-from tests.support.rollout.fake_engine import (
-    STOPS,
-    VOCAB,
-    FakeSampler,
-    expected_tokens,
-    settings,
-)
-from tests.support.rollout.schedules import CUTS, LONGEST, Act, Submit, cases, pick, schedules
+from tests.support.rollout.fake_engine import VOCAB, FakeSampler, settings
+from tests.support.rollout.fake_schedules import act_on_fake, history_of
+from tests.support.rollout.schedules import LONGEST, cases, schedules
 
 ROOMY = SamplerConfig(
     slots=16, page_size=4, num_pages=400, max_len=64, decode_steps=4, draft="history"
 )
 PROMPTS = [(1, 2, 3), (4, 5), (6,)]
-
-
-def history_of(
-    prompts, rows, n: int, *, stops=(), wrong: float = 0.0, seed: int = 0
-) -> list[list[np.ndarray]]:
-    """The responses that will come, with a share of their tokens exchanged."""
-    noise = random.Random(seed)
-    return [
-        [
-            np.array(
-                [
-                    noise.randrange(VOCAB) if noise.random() < wrong else token
-                    for token in expected_tokens(
-                        tuple(prompt), row.seed, sample, max_tokens=row.max_tokens, stops=stops
-                    )
-                ]
-            )
-            for sample in range(n)
-        ]
-        for prompt, row in zip(prompts, rows, strict=True)
-    ]
 
 
 def sampled(config: SamplerConfig, *, wrong: float | None, shards: int = 1) -> FakeSampler:
@@ -199,34 +172,6 @@ def drafting_samplers(draw) -> FakeSampler:
     return FakeSampler(config, shards)
 
 
-def act_on(sampler: FakeSampler, act: Submit | Act, wrong: float) -> None:
-    if isinstance(act, Submit):
-        rows = [settings(act.max_tokens, seed) for seed in act.seeds]
-        stops = STOPS if act.stops else ()
-        history = history_of(act.prompts, rows, act.n, stops=stops, wrong=wrong, seed=act.n)
-        sampler.submit(
-            act.prompts, rows, act.n, stops=stops, expected=act.expected, history=history
-        )
-    elif act.what == "step":
-        for _ in range(1 + act.number):
-            sampler.step()
-    elif act.what in CUTS or act.what in ("abort", "leave"):
-        sampler.paused = False
-        if act.what in CUTS:
-            sampler.step()
-        which = pick([request for request, _ in sampler.requests], act.number)
-        if which is not None and act.what.endswith("leave"):
-            sampler.leave(which)
-        elif which is not None:
-            sampler.abort(sampler.requests[which][0])
-    elif act.what in ("pause", "resume"):
-        sampler.paused = act.what == "pause"
-    elif act.what == "update":
-        sampler.update_weights()
-    else:
-        sampler.release_pool()
-
-
 @pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
 def test_schedules(count):
     calls = []
@@ -237,7 +182,7 @@ def test_schedules(count):
     )
     def check(sampler, schedule, wrong):
         for act in schedule:
-            act_on(sampler, act, wrong)
+            act_on_fake(sampler, act, wrong=wrong)
         sampler.run()
         calls.append(sampler.driver.drafting.counts.stats()["draft_accepted"])
 

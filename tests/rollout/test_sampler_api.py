@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams, weights
-from polaris_jax.rollout.programs import prompt_logprobs
+from polaris_jax.rollout.scores import prompt_logprobs
 from tests.support.random_models import random_model
 from tests.support.rollout.rollout_cases import CONFIG, random_prompts, small_model
 

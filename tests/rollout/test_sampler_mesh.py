@@ -18,7 +18,7 @@ from polaris_jax.models import Decoder
 from polaris_jax.records import Response
 from polaris_jax.rollout import RolloutAborted, Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.balance import assign_shards
-from polaris_jax.rollout.programs import prompt_logprobs
+from polaris_jax.rollout.scores import prompt_logprobs
 from polaris_jax.sharding import make_sampler_mesh, on_slots
 from tests.support.random_models import random_model
 from tests.support.rollout.rollout_cases import (

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.pages import pages_for
-from tests.support.rollout.fake_engine import STOPS, VOCAB, FakeSampler, settings
-from tests.support.rollout.schedules import CUTS, LONGEST, Act, Submit, cases, pick, schedules
+from tests.support.rollout.fake_engine import VOCAB, FakeSampler
+from tests.support.rollout.fake_schedules import act_on_fake
+from tests.support.rollout.schedules import LONGEST, Act, Submit, cases, schedules
 
 
 @st.composite
@@ -38,38 +39,6 @@ def fake_samplers(draw) -> FakeSampler:
 # Aborts of unfinished requests with a call on its way, in 300 schedules. What hypothesis draws
 # moves with the constants in the code that is imported: 41 once, 38 now.
 LEAST_MET = 30
-
-
-def act_on_fake(sampler: FakeSampler, act: Submit | Act) -> None:
-    if isinstance(act, Submit):
-        sampler.submit(
-            act.prompts,
-            [settings(act.max_tokens, seed) for seed in act.seeds],
-            act.n,
-            stops=STOPS if act.stops else (),
-            expected=act.expected,
-        )
-    elif act.what == "step":
-        for _ in range(1 + act.number):
-            sampler.step()
-    elif act.what == "abort":
-        sampler.abort(sampler.requests[act.number % len(sampler.requests)][0])
-    elif act.what == "leave":
-        sampler.leave(act.number % len(sampler.requests))
-    elif act.what in CUTS:
-        sampler.paused = False
-        sampler.step()
-        which = pick([request for request, _ in sampler.requests], act.number)
-        if which is not None and act.what == "step, leave":
-            sampler.leave(which)
-        elif which is not None:
-            sampler.abort(sampler.requests[which][0])
-    elif act.what in ("pause", "resume"):
-        sampler.paused = act.what == "pause"
-    elif act.what == "update":
-        sampler.update_weights()
-    else:
-        sampler.release_pool()
 
 
 def check_fake(sampler: FakeSampler, schedule: list[Submit | Act]) -> None:

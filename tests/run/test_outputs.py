@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 
+import numpy as np
 import pytest
 from etils import epath
 
+from polaris_jax.batch import RescueBuffer
 from polaris_jax.checkpoint import step_folders
 from polaris_jax.config import build_config, default_config
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.records import Graded
 from polaris_jax.reward import Grader
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.outputs import Outputs, numerics_of
@@ -39,6 +42,46 @@ def test_a_run_says_that_the_machine_decided_a_reward(tmp_path, monkeypatch, fai
         outputs.note_grading(grader)
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["deterministic"] is repeatable
+
+
+def test_rows_of_a_replaced_group_name_its_donor(tmp_path):
+    config = build_config(default_config())
+    outputs = Outputs(
+        epath.Path(tmp_path), config, workdir_lib.claim(tmp_path, config), tokenizer=None
+    )
+
+    def keep(*ids: str, attempt: int) -> None:
+        graded = Graded(
+            problem_ids=ids,
+            prompts=[(1,)] * len(ids),
+            golds=["1"] * len(ids),
+            token_ids=[[(5,), (6,)] for _ in ids],
+            logprobs=[[(-1.0,), (-1.0,)] for _ in ids],
+            texts=[["x", "y"] for _ in ids],
+            finish_reasons=[["stop", "stop"] for _ in ids],
+            reward_PR=np.zeros((len(ids), 2), np.float32),
+        )
+        outputs.keep_rollouts(
+            3,
+            graded,
+            rescued=graded,
+            sink=RescueBuffer(),
+            problems=[],
+            draws=[0] * len(ids),
+            attempt=attempt,
+        )
+
+    keep("aborted", attempt=0)
+    keep("a", "b", attempt=0)
+    keep("c", "d", attempt=1)
+    outputs.write_rollouts(3, donors={0: 3, 2: 1})
+    outputs.write_rollouts(4, donors={})
+    text = workdir_lib.rollouts_path(tmp_path, 3).read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    found = [(r["problem_id"], r["attempt"], r.get("substituted_by")) for r in rows]
+    wanted = [("a", 0, "d"), ("b", 0, None), ("c", 1, "b"), ("d", 1, None)]
+    assert found == [group for group in wanted for _ in range(2)]
+    assert workdir_lib.rollouts_path(tmp_path, 4).read_text() == ""
 
 
 def test_a_resume_says_which_lines_of_metrics_are_lost(tmp_path, capsys):

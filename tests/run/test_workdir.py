@@ -279,9 +279,8 @@ def test_rollouts_are_deterministic_and_cut_back_to_a_step(tmp_path):
     rows = [{"text": "é\n", "reward": 1.0}, {"reward": 0.0, "text": "b"}]
     for step in (0, 1, 2, 10):
         workdir_lib.write_rollouts(tmp_path, step, rows)
-    workdir_lib.write_rollouts(tmp_path, 2, rows[:1], append=True)
     lines = workdir_lib.rollouts_path(tmp_path, 2).read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [*rows, rows[0]]
+    assert [json.loads(line) for line in lines] == rows
     before = workdir_lib.rollouts_path(tmp_path, 1).read_bytes()
     time.sleep(0.01)
     workdir_lib.write_rollouts(tmp_path, 1, [dict(reversed(row.items())) for row in rows])

@@ -294,13 +294,19 @@ def test_a_page_of_the_web_is_refused(server):
         assert server.ask("/v1/models", headers={"host": host})[0] == 200
 
 
-def test_a_full_queue_answers_429_and_the_others_are_served(server):
+def test_a_full_queue_answers_429_and_the_others_are_served(server, monkeypatch):
     """4 slots and 8 waiting responses: 12 in all."""
     body = {"prompt": "x", "max_tokens": 200, "n": 12, "ignore_eos": True, "seed": 0}
     with _opened(server, PLAIN, body | {"stream": True}) as response:
         response.readline()
-        status, error = error_of(server.ask(PLAIN, {"prompt": "x"}))
-        assert (status, error["code"]) == (429, "queue_full")
+        rendered = []
+        with monkeypatch.context() as patch:
+            patch.setattr(server.service.prompts, "render", lambda wish: rendered.append(wish))
+            for path, one in ((PLAIN, {"prompt": "x"}), (CHATS, CHAT)):
+                status, error = error_of(server.ask(path, one))
+                assert (status, error["code"]) == (429, "queue_full")
+            assert error_of(server.ask(PLAIN, {"prompt": "x", "n": 13}))[0] == 400
+        assert not rendered  # a full queue costs no encoding
         assert response.read().endswith(b"data: [DONE]\n\n")
     server.idle()
     assert server.ask(PLAIN, {"prompt": "x", "max_tokens": 1})[0] == 200

@@ -73,7 +73,10 @@ def test_jobs_get_the_tokens_of_generate_whatever_runs_beside_them(worker):
 def test_what_may_wait_is_limited_and_room_comes_back(worker):
     """4 slots and 2 waiting responses."""
     big = job_of([[1]], SamplingParams(n=6, max_tokens=200, stop_token_ids=()))
+    worker.require_room(big.responses)
     worker.submit(big)
+    with pytest.raises(QueueFull, match="6 responses"):
+        worker.require_room(1)
     with pytest.raises(QueueFull, match="6 responses"):
         worker.submit(job_of([[1]], LONG))
     with pytest.raises(ValueError, match="7 responses: this server takes at most 6"):

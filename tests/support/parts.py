@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -50,12 +50,16 @@ class Written:
 
     def __init__(self) -> None:
         self.rollouts: list[Graded] = []
+        self.donors: list[dict[int, int]] = []
         self.metrics: list[tuple[int, dict[str, Any]]] = []
         self.stages: list[list[dict[str, Any]]] = []
         self.timing: list[tuple[int, dict[str, Any]]] = []
 
-    def write_rollouts(self, step: int, graded: Graded, **_: Any) -> None:
+    def keep_rollouts(self, step: int, graded: Graded, **_: Any) -> None:
         self.rollouts.append(graded)
+
+    def write_rollouts(self, step: int, *, donors: Mapping[int, int]) -> None:
+        self.donors.append(dict(donors))
 
     def write_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         self.metrics.append((step, metrics))

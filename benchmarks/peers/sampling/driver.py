@@ -15,6 +15,7 @@ from typing import Any
 
 from . import environments
 from .environments import PeerFailed, last_line
+from .workloads import Workload
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -42,6 +43,23 @@ class Side:
     def script(self) -> Path:
         """Run by the system's interpreter."""
         return HERE / f"{self.system.removesuffix('_jax')}_side.py"
+
+
+def job_of(workload: Workload, weights: Path, *, threads: int) -> dict[str, Any]:
+    """What a side loads for a workload.
+
+    Args:
+        workload: the workload.
+        weights: directory of the model's weights.
+        threads: CPU threads of the side.
+    """
+    return {
+        "weights": str(weights),
+        "threads": threads,
+        "slots": workload.num_requests,
+        "max_len": workload.max_len,
+        "longest_prompt": workload.longest_prompt,
+    }
 
 
 class Process:

@@ -24,11 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from polaris_jax.models.config import ModelConfig
-from polaris_jax.models.family import PARAMS, dimensions, param_shapes
+from polaris_jax.models.family import PARAMS, dimensions, param_axes, param_shapes
 from polaris_jax.models.weights.safetensors import Index
+from polaris_jax.sharding import Rules, param_shardings
 from polaris_jax.system.foreign import printable
 
 EMBEDDING = PARAMS["embed_VD"].hf
@@ -244,6 +245,24 @@ def to_hf(path: str, value: np.ndarray) -> np.ndarray:
     moved = value.transpose([ours.index(letter) for letter in axes.replace("-", "")])
     sizes = dict(zip(ours, value.shape, strict=True))
     return moved.reshape([math.prod(sizes[x] for x in merged) for merged in axes.split("-")])
+
+
+def model_shardings(config: ModelConfig, mesh: Mesh, rules: Rules) -> dict[str, NamedSharding]:
+    """The sharding of each parameter on a mesh, by its path, as `place_params` takes them.
+
+    Args:
+        config: the architecture.
+        mesh: the mesh.
+        rules: `TRAINER_RULES` or `SAMPLER_RULES`.
+
+    Raises:
+        ValueError: see `sharding.leaf_spec`.
+    """
+    abstract = {
+        path: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for path, shape in param_shapes(config).items()
+    }
+    return param_shardings(abstract, mesh, rules, axes=param_axes(config))
 
 
 def place_params(

@@ -1,0 +1,102 @@
+"""The served weights: read to the devices that use them, at the start and at an update."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from polaris_jax.checkpoint.convert import convert
+from polaris_jax.models import save_pretrained
+from polaris_jax.rollout import Sampler, SamplingParams
+from polaris_jax.rollout.weights import weight_shardings
+from polaris_jax.serve.gauges import Gauges
+from polaris_jax.serve.weights import Updates, load_served
+from polaris_jax.serve.worker import Worker
+from polaris_jax.sharding import make_sampler_mesh
+from tests.support.random_models import random_model
+from tests.support.serving import SIZES, small_model
+
+PARAMS = SamplingParams(temperature=0.0, max_tokens=12, stop_token_ids=())
+
+
+@functools.cache
+def two_heads():
+    """The small model, with KV heads and a vocabulary that two devices can share."""
+    model, tokenizer = small_model()
+    config = dataclasses.replace(model.config, num_heads=2, num_kv_heads=2, vocab_size=1024)
+    return random_model(config, 0), tokenizer
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_sampler_mesh(jax.devices()[:2], tensor=2)
+
+
+@pytest.fixture(scope="module", params=["hf", "orbax"])
+def saved(request, tmp_path_factory):
+    """The small model on disk in each form."""
+    folder = tmp_path_factory.mktemp("saved")
+    model, tokenizer = two_heads()
+    save_pretrained(model, folder / "hf", tokenizer)
+    if request.param == "orbax":
+        convert(str(folder / "hf"), str(folder / "orbax"), form="orbax", dtype="float32")
+    return folder / request.param
+
+
+def test_each_device_reads_its_own_part(saved, mesh):
+    model, _ = load_served(str(saved), dtype="float32", mesh=mesh)
+    whole, _ = load_served(str(saved), dtype="float32")
+    wanted = weight_shardings(whole, mesh)
+    for path, leaf in model.params().items():
+        assert leaf.sharding == wanted[path], path
+        np.testing.assert_array_equal(leaf, whole.params()[path])
+    parts = [leaf.addressable_shards[0].data.size for leaf in model.params().values()]
+    sizes = [leaf.size for leaf in whole.params().values()]
+    assert sum(parts) < 0.6 * sum(sizes)  # norms alone are on both devices
+
+
+def test_one_device_needs_no_sharding(saved):
+    one = make_sampler_mesh(jax.devices()[:1])
+    model, _ = load_served(str(saved), dtype="float32", mesh=one)
+    here = jax.devices()[0]
+    assert all(leaf.devices() == {here} for leaf in model.params().values())
+
+
+def test_a_split_server_answers_and_takes_split_weights(saved, mesh, monkeypatch):
+    model, _ = load_served(str(saved), dtype="float32", mesh=mesh)
+    sampler = Sampler(model, SIZES, mesh=mesh)
+    prompts = [[5, 6, 7], [8, 9]]
+    expected = Sampler(two_heads()[0], SIZES).generate(prompts, PARAMS)
+    found = sampler.generate(prompts, PARAMS)
+    for one, other in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+        assert one.token_ids == other.token_ids
+    given = []
+    update = sampler.update_weights
+    monkeypatch.setattr(
+        sampler, "update_weights", lambda model: (given.append(model), update(model))
+    )
+    worker = Worker(sampler, lambda events: None, max_waiting=8)
+    updates = Updates(
+        worker,
+        model.config,
+        source="small",
+        dtype="float32",
+        gauges=Gauges(),
+        log=lambda line: None,
+        mesh=mesh,
+    )
+    worker.start()
+    try:
+        asyncio.run(updates.take(str(epath.Path(saved))))
+    finally:
+        worker.stop()
+    assert updates.version == 1
+    shardings = weight_shardings(given[0], mesh)
+    assert all(leaf.sharding == shardings[path] for path, leaf in given[0].params().items())
