@@ -132,8 +132,9 @@ def test_the_score_before_training_changes_no_other_byte(scored, base, tmp_path)
     workdir = tmp_path / "run"
     finish(start_train(workdir, line(base, scored=False)))
     first, *lines = metrics(scored[0])
-    assert first.keys() == {"step", "eval/avg@2"} and first["step"] == -1
-    without = [{k: v for k, v in row.items() if k != "eval/avg@2"} for row in lines]
+    scores = {"eval/avg@2", "eval/diversity"}
+    assert first.keys() == {"step", *scores} and first["step"] == -1
+    without = [{k: v for k, v in row.items() if k not in scores} for row in lines]
     assert without == metrics(workdir)
     for name in ["stages.json", *(f"rollouts/step_{i:06d}.jsonl" for i in range(5))]:
         assert (workdir / name).read_bytes() == (scored[0] / name).read_bytes(), name
