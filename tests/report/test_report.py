@@ -153,7 +153,7 @@ def test_a_file_that_gives_nothing_is_named_and_its_figures_left_out(run_dir, na
     assert any(name in text for text in page.texts)
 
 
-def test_a_run_of_before_the_held_out_diversity_has_its_other_figures(run_dir):
+def test_a_run_without_held_out_diversity_has_its_other_figures(run_dir):
     path = run_dir / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     kept = [{k: v for k, v in line.items() if k != "eval/diversity"} for line in lines]
