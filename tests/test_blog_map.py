@@ -6,6 +6,7 @@ commands on a base model of seconds, in the page's order, and looks for the pict
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from polaris_jax.__main__ import main
 from polaris_jax.ablate.table import load_table
 from polaris_jax.commands.flags import parse
 from tests.support import micro_run
@@ -150,6 +152,7 @@ def micro_fields(base: Path, problems: Path) -> list[str]:
 
 MICRO_TABLE = """
 import dataclasses
+from polaris_jax.__main__ import main
 from polaris_jax.ablate.table import load_table
 
 TABLE = load_table({path!r})
@@ -174,16 +177,12 @@ def micro_table(folder: Path, path: str, words: list[str]) -> Path:
     return made
 
 
-def run_line(line: str, folder: Path, fields: list[str]) -> None:
-    program, *words = shlex.split(line)
-    assert program == "polaris"
-    if words[0] == "ablate":
-        words[1] = str(micro_table(folder, words[1], fields))
-        words.append("--workers=1")
-    elif any(word.startswith("--config=") for word in words):
-        words += fields
+def run_table(line: str, folder: Path, fields: list[str]) -> None:
+    """Runs a line of `polaris ablate` with a small table in place of its own."""
+    _, name, path, *words = shlex.split(line)
+    table = micro_table(folder, path, fields)
     done = subprocess.run(
-        [sys.executable, "-m", "polaris_jax", *words],
+        [sys.executable, "-m", "polaris_jax", name, str(table), *words, "--workers=1"],
         cwd=folder,
         env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -200,9 +199,13 @@ def walked(tmp_path_factory):
     (folder / "configs").symlink_to(ROOT / "configs")
     base, problems = micro_run.make_base(folder)
     fields = micro_fields(base, problems)
-    for line in SMALL:
-        if not line.startswith("polaris ablate"):
-            run_line(line, folder, fields)
+    with contextlib.chdir(folder):
+        for line in SMALL:
+            _, *words = shlex.split(line)
+            if words[0] == "ablate":
+                continue
+            more = fields if any(word.startswith("--config=") for word in words) else []
+            assert main([*words, *more]) == 0, line
     return folder
 
 
@@ -224,8 +227,7 @@ def by_table(section: Section) -> bool:
 @pytest.mark.parametrize("line", [x for x in SMALL if x.startswith("polaris ablate")])
 def test_the_small_tables_leave_their_pictures(line, tmp_path):
     base, problems = micro_run.make_base(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    run_line(line, tmp_path, micro_fields(base, problems))
+    run_table(line, tmp_path, micro_fields(base, problems))
     out = next(word for word in shlex.split(line) if word.startswith("--out=")).partition("=")[2]
     for name in ("ablations.png", "ablations.md"):
         assert (tmp_path / out / name).exists()

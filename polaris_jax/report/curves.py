@@ -211,7 +211,7 @@ CURVES = (
     ),
     Curves(
         "held_out",
-        "Held-out accuracy and diversity",
+        "Held-out accuracy and diversity, at the evaluation's temperature",
         (
             Rows("accuracy", (Metric("eval/avg@*", "{}", RED, "points"),), "share", "fit"),
             Rows(
