@@ -112,9 +112,9 @@ def _zone_bars(axes: Axes, probes: Sequence[Mapping[str, Any]], names: Sequence[
             look = {"color": ZONES.get(label, (GREY, ""))[0], "edgecolor": "white", "linewidth": 1}
             axes.barh(row, end - start, left=start, height=0.62, **look)
             text = label if label == "cold" else label.upper()
-            note(axes, text, ((start + end) / 2, row), va="center", color=INK)
+            note(axes, text, ((start + end) / 2, row + 0.15), va="center", color=INK)
         if (chosen := found.get("initial_temperature")) is not None:
-            axes.plot([chosen] * 2, [row - 0.31, row + 0.31], color=color, linewidth=2.4)
+            axes.plot([chosen] * 2, [row - 0.31, row], color=color, linewidth=2.4)
     axes.set_yticks(range(len(probes)), names[: len(probes)])
     axes.set_ylim(len(probes) - 0.5, -0.5)
     axes.grid(visible=False)
