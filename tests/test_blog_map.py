@@ -134,7 +134,8 @@ def micro_fields(base: Path, problems: Path) -> list[str]:
     """Flags that make a line of the page a matter of seconds; the last value of a field counts."""
     _, *words = micro_run.flags(base, problems)
     more = {
-        "mesh.fsdp": -1,  # conftest makes eight devices
+        "mesh.fsdp": -1,  # conftest makes eight devices, over which rows are split
+        "batch.rows": 8,
         "stages[0].steps": 2,
         "stages[1].steps": 1,
         "stages[1].rope_factor": 1.0,
