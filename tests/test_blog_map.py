@@ -21,6 +21,7 @@ import pytest
 
 from polaris_jax.__main__ import main
 from polaris_jax.ablate.table import load_table
+from polaris_jax.commands.config_file import load_config
 from polaris_jax.commands.flags import parse
 from tests.support import micro_run
 
@@ -130,7 +131,7 @@ def test_the_command_takes_its_flags(line, monkeypatch):
         assert load_table(words[0]).arms
 
 
-def micro_fields(base: Path, problems: Path) -> list[str]:
+def micro_fields(base: Path, problems: Path, *, config: str) -> list[str]:
     """Flags that make a line of the page a matter of seconds; the last value of a field counts."""
     _, *words = micro_run.flags(base, problems)
     more = {
@@ -149,12 +150,14 @@ def micro_fields(base: Path, problems: Path) -> list[str]:
         "evaluate.n": 2,
         "evaluate.length_edges": "4,8",
     }
-    return [*words, *(f"--config.{name}={value}" for name, value in more.items())]
+    words += [f"--config.{name}={value}" for name, value in more.items()]
+    stages = len(load_config(str(ROOT / config)).stages)
+    return [word for word in words if stages > 1 or not word.startswith("--config.stages[1].")]
 
 
 MICRO_TABLE = """
 import dataclasses
-from polaris_jax.__main__ import main
+
 from polaris_jax.ablate.table import load_table
 
 TABLE = load_table({path!r})
@@ -179,10 +182,12 @@ def micro_table(folder: Path, path: str, words: list[str]) -> Path:
     return made
 
 
-def run_table(line: str, folder: Path, fields: list[str]) -> None:
+def run_table(line: str, folder: Path) -> None:
     """Runs a line of `polaris ablate` with a small table in place of its own."""
     _, name, path, *words = shlex.split(line)
-    table = micro_table(folder, path, fields)
+    (folder / "configs").symlink_to(ROOT / "configs")
+    base = micro_run.make_base(folder)
+    table = micro_table(folder, path, micro_fields(*base, config=load_table(path).config))
     done = subprocess.run(
         [sys.executable, "-m", "polaris_jax", name, str(table), *words, "--workers=1"],
         cwd=folder,
@@ -200,13 +205,13 @@ def walked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blog")
     (folder / "configs").symlink_to(ROOT / "configs")
     base, problems = micro_run.make_base(folder)
-    fields = micro_fields(base, problems)
     with contextlib.chdir(folder):
         for line in SMALL:
             _, *words = shlex.split(line)
             if words[0] == "ablate":
                 continue
-            more = fields if any(word.startswith("--config=") for word in words) else []
+            named = [w.removeprefix("--config=") for w in words if w.startswith("--config=")]
+            more = [flag for name in named for flag in micro_fields(base, problems, config=name)]
             assert main([*words, *more]) == 0, line
     return folder
 
@@ -227,9 +232,9 @@ def by_table(section: Section) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("line", [x for x in SMALL if x.startswith("polaris ablate")])
-def test_the_small_tables_leave_their_pictures(line, tmp_path):
-    base, problems = micro_run.make_base(tmp_path)
-    run_table(line, tmp_path, micro_fields(base, problems))
+def test_the_small_tables_leave_their_pictures(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    run_table(line, tmp_path)
     out = next(word for word in shlex.split(line) if word.startswith("--out=")).partition("=")[2]
     for name in ("ablations.png", "ablations.md"):
         assert (tmp_path / out / name).exists()
