@@ -148,7 +148,6 @@ def micro_fields(base: Path, problems: Path, *, config: str) -> list[str]:
         "evaluate.problems": problems,
         "evaluate.every_steps": 1,
         "evaluate.n": 2,
-        "evaluate.length_edges": "4,8",
     }
     words += [f"--config.{name}={value}" for name, value in more.items()]
     stages = len(load_config(str(ROOT / config)).stages)
