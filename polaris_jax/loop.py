@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from polaris_jax.assemble import Parts, assemble
 from polaris_jax.config import RunConfig, build_config
-from polaris_jax.measure.held_out import held_out_score, score_before
+from polaris_jax.measure.held_out import HeldOutScore, held_out_score, score_before
 from polaris_jax.measure.workload import (
     UNKNOWN,
     Forecast,
@@ -142,7 +142,7 @@ def train(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
     return state
 
 
-def write_step(parts: Parts, state: RunState, *, score: float | None) -> RunState:
+def write_step(parts: Parts, state: RunState, *, score: HeldOutScore | None) -> RunState:
     """Writes the newest step's metrics, and stages.json if the step ended its stage.
 
     Returns:
@@ -158,8 +158,8 @@ def write_step(parts: Parts, state: RunState, *, score: float | None) -> RunStat
         "data/dropped": len(state.stage.dropped_ids),
     }
     if score is not None:
-        metrics[f"eval/avg@{parts.config.evaluate.n}"] = score
-        state = with_score(parts, state, score)
+        metrics |= score.metrics()
+        state = with_score(parts, state, score.score)
     parts.outputs.write_metrics(number, metrics)
     parts.progress.line(step_text(number, metrics))
     line = reduce_metrics(metrics)

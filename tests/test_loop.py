@@ -14,6 +14,7 @@ from polaris_jax.assemble import Parts
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.config import BatchSection, RunConfig, build_config
 from polaris_jax.measure import held_out
+from polaris_jax.measure.held_out import HeldOutScore
 from polaris_jax.records import Graded, Problem
 from polaris_jax.rollout import RolloutAborted
 from polaris_jax.stage_change import change_stage
@@ -121,10 +122,10 @@ class Position:
 def test_a_run_that_owes_its_last_score_is_finished_once_it_has_it(monkeypatch, stopped):
     monkeypatch.setattr(loop, "write_timing", lambda *_: None)
 
-    def score(parts: Parts, state: RunState, *, stop: StopRequest) -> float:
+    def score(parts: Parts, state: RunState, *, stop: StopRequest) -> HeldOutScore:
         if stopped:
             raise RolloutAborted("asked to")
-        return 0.25
+        return HeldOutScore(0.25, n=4, diversity=0.5)
 
     monkeypatch.setattr(loop, "held_out_score", score)
     train: Any = Train()
@@ -202,7 +203,8 @@ def test_a_stage_is_scored_at_its_own_temperature(monkeypatch, stage, temperatur
     problems = (Problem("a", "?", "1"),)
     parts = make_parts(config, held_out=problems, samplers=samplers)
     state = make_state(step=2, stage=stage_at(stage), train=train)
-    assert held_out.held_out_score(parts, state, stop=StopRequest()) == 0.5
+    found = held_out.held_out_score(parts, state, stop=StopRequest())
+    assert found is not None and found.score == 0.5
     assert asked["temperature"] == temperature
     # The last stage's budget, whichever stage it is, and graded as an evaluation.
     assert asked["max_response_tokens"] == samplers.budget == 24
@@ -223,6 +225,18 @@ def test_a_held_out_score_counts_correct_responses_and_says_the_mean_reward(monk
         held_out.held_out_score(parts, state, stop=StopRequest())
         line = parts.progress.lines[-1].replace(" on 1 held-out problems at temperature 0.6", "")
         assert line.endswith(said)
+
+
+def test_a_held_out_score_has_the_diversity_of_its_responses(monkeypatch):
+    config = build_config({"evaluate": {"every_steps": 1, "n": 2}})
+    parts = make_parts(config, held_out=(Problem("a", "?", "1"),), samplers=Reused())
+    texts = [["a b c d e", "a b c d f"]]  # 4 4-grams, 3 of them distinct
+    record = dataclasses.replace(graded([0.0, 1.0]), texts=texts)
+    monkeypatch.setattr(held_out, "solve", lambda *_, **__: record)
+    state = make_state(step=1, train=Train())
+    found = held_out.held_out_score(parts, state, stop=StopRequest())
+    assert found is not None
+    assert found.metrics() == {"eval/avg@2": 0.5, "eval/diversity": 0.75}
 
 
 def test_a_run_learns_counts_and_says_what_it_did(whole):

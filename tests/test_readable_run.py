@@ -1,6 +1,7 @@
 """A run that a person looks at: alive, killed, ended; and its score before it trains."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -28,6 +29,7 @@ def line(base, *more, scored=True):
         "evaluate.problems": base[1],
         "evaluate.n": 2,
         "checkpoint.every_steps": 1,
+        "checkpoint.keep_last": 5,
     }
     return flags(*base, *(f"--config.{name}={value}" for name, value in fields.items()), *more)
 
@@ -132,10 +134,28 @@ def test_the_score_before_training_changes_no_other_byte(scored, base, tmp_path)
     workdir = tmp_path / "run"
     finish(start_train(workdir, line(base, scored=False)))
     first, *lines = metrics(scored[0])
-    assert first.keys() == {"step", "eval/avg@2"} and first["step"] == -1
-    without = [{k: v for k, v in row.items() if k != "eval/avg@2"} for row in lines]
+    scores = {"eval/avg@2", "eval/diversity"}
+    assert first.keys() == {"step", *scores} and first["step"] == -1
+    without = [{k: v for k, v in row.items() if k not in scores} for row in lines]
     assert without == metrics(workdir)
     for name in ["stages.json", *(f"rollouts/step_{i:06d}.jsonl" for i in range(5))]:
         assert (workdir / name).read_bytes() == (scored[0] / name).read_bytes(), name
     # The later scores have the same noise: without an update they would be equal.
     assert [row["step"] for row in lines if "eval/avg@2" in row] == [1, 3]
+
+
+def test_a_run_that_has_no_held_out_diversity_resumes(scored, base, tmp_path):
+    """The lines that are there stay as they are; later ones have the metric."""
+    workdir = tmp_path / "run"
+    shutil.copytree(scored[0], workdir)
+    expected = metrics(workdir)
+    old = [{k: v for k, v in row.items() if k != "eval/diversity"} for row in expected]
+    text = "".join(json.dumps(row) + "\n" for row in old)
+    (workdir / "metrics.jsonl").write_text(text)
+    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    for step in steps[1:]:
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    assert steps[0] <= 3  # so that step 3, which is scored, is done again
+    finish(start_train(workdir, line(base)))
+    done = 1 + steps[0]  # lines that are kept; the first is that of step -1
+    assert metrics(workdir) == [*old[:done], *expected[done:]]

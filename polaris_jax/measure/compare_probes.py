@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
 from polaris_jax.config import ConfigError
 from polaris_jax.report.comparisons import probe_comparison
+from polaris_jax.report.figures import ZONES
 from polaris_jax.report.run_files import read_probe
 
 PROBED = "probe.json"
@@ -48,7 +50,7 @@ def compare_probes(
         say(
             f"{name}: {len(found['temperatures'])} temperatures, best accuracy "
             f"{max(found['accuracies']):.1%}, suggested temperature "
-            f"{'none' if chosen is None else format(chosen, 'g')}"
+            f"{'none' if chosen is None else format(chosen, 'g')}{_zones_text(found)}"
         )
     for field in SHARED:
         values = [found.get(field) for found in probes]
@@ -62,3 +64,17 @@ def compare_probes(
     out.mkdir(parents=True, exist_ok=True)
     probe_comparison(probes, names, out / FIGURE)
     say(f"figure: {out / FIGURE}")
+
+
+def _zones_text(found: Mapping[str, Any]) -> str:
+    """`; rgz 0.6 to 1, cez 1.2, pcz 1.4`: the probed temperatures of each zone."""
+    labels = (found.get("zones") or {}).get("labels") or []
+    if len(labels) != len(found["temperatures"]):
+        return ""
+    texts = []
+    for zone in ZONES:
+        pairs = zip(labels, found["temperatures"], strict=True)
+        within = [format(temperature, "g") for label, temperature in pairs if label == zone]
+        if within:
+            texts.append(f"{zone} {' to '.join(dict.fromkeys((within[0], within[-1])))}")
+    return f"; {', '.join(texts)}" if texts else ""

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from polaris_jax.assemble import Parts
 from polaris_jax.evaluate.estimators import avg_at_k
+from polaris_jax.explore.diversity import distinct_ngrams
 from polaris_jax.measure.solve import solve
 from polaris_jax.state import RunState
 from polaris_jax.system.signals import StopRequest
 
 
-def held_out_score(parts: Parts, state: RunState, *, stop: StopRequest) -> float | None:
-    """avg@n of the state's weights in [0, 1]; None if no score is due after this step.
+@dataclasses.dataclass(frozen=True)
+class HeldOutScore:
+    """The held-out score of one state's weights.
+
+    Attributes:
+        score: avg@n in [0, 1].
+        n: number of responses to each problem.
+        diversity: distinct / all 4-grams of the responses to a problem, mean over problems, in
+            [0, 1]. Problems, n and noise are the same at every step, so values of a run compare as
+            long as their temperature and budget are the same.
+    """
+
+    score: float
+    n: int
+    diversity: float
+
+    def metrics(self) -> dict[str, float]:
+        """The score's metrics by name."""
+        return {f"eval/avg@{self.n}": self.score, "eval/diversity": self.diversity}
+
+
+def held_out_score(parts: Parts, state: RunState, *, stop: StopRequest) -> HeldOutScore | None:
+    """The score of the state's weights; None if no score is due after this step.
 
     Problems and sampling noise are the same at every step. Responses are graded as `polaris
     evaluate` grades them (`reward.function` in mode "eval"), and a response counts from
@@ -42,11 +66,11 @@ def score_before(parts: Parts, state: RunState, *, stop: StopRequest) -> None:
     sampler = state.live_sampler()
     sampler.release_pool()  # a probe of the stage's start may have filled it
     score = _score(parts, state, "before training", stop=stop)
-    parts.outputs.write_score_before({f"eval/avg@{parts.config.evaluate.n}": score})
+    parts.outputs.write_score_before(score.metrics())
     parts.clock.begin_stage(sampler, parts.solver.grader)  # its answers are not of step 0
 
 
-def _score(parts: Parts, state: RunState, when: str, *, stop: StopRequest) -> float:
+def _score(parts: Parts, state: RunState, when: str, *, stop: StopRequest) -> HeldOutScore:
     """The held-out score; prints it, and `when` it was taken."""
     section = parts.config.evaluate
     stage = parts.config.stages[state.stage.stage]
@@ -81,4 +105,4 @@ def _score(parts: Parts, state: RunState, when: str, *, stop: StopRequest) -> fl
         f"problems at temperature {temperature:g}"
         + (f", mean reward {reward:.3f}" if reward != score else "")
     )
-    return score
+    return HeldOutScore(score, section.n, distinct_ngrams(graded.texts))

@@ -222,6 +222,13 @@ STEP = (
         "held-out score, on steps where one is due; N is `evaluate.n`",
         "the number to judge a run by",
     ),
+    Metric(
+        ("eval/diversity",),
+        "distinct 4-grams among a held-out problem's responses, over all their 4-grams; with each "
+        "held-out score, so at `evaluate.temperature` whatever the stage samples at",
+        "a fall while the score rises: the policy writes the same texts again; compare only at one "
+        "temperature, budget and `evaluate.n`",
+    ),
 )
 
 TIMING = (

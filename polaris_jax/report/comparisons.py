@@ -10,7 +10,13 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 
-from polaris_jax.report.figures import WIDE_INCHES, accuracy_against_diversity, errors_of
+from polaris_jax.report.figures import (
+    WIDE_INCHES,
+    ZONES,
+    accuracy_against_diversity,
+    errors_of,
+    zone_spans,
+)
 from polaris_jax.report.style import (
     BLUE,
     GREEN,
@@ -53,27 +59,32 @@ def difficulty_comparison(summary: Mapping[str, Any], path: epath.Path) -> None:
 def probe_comparison(
     probes: Sequence[Mapping[str, Any]], names: Sequence[str], path: epath.Path
 ) -> None:
-    """Several probes over temperature and in the plane of diversity and accuracy.
+    """Several probes over temperature, their zones, and the plane of diversity and accuracy.
 
-    Bars are standard errors; a ring marks each suggested temperature.
+    Error bars are standard errors; a ring marks each suggested temperature. The zones are a bar for
+    each probe.
 
     Args:
         probes: contents of probe.json files.
         names: a name for each.
         path: path of the PNG.
     """
-    with panels(path, "Probes compared", rows=2, columns=2, share_x=False, width=WIDE_INCHES) as (
+    with panels(path, "Probes compared", rows=3, columns=2, share_x=False, width=WIDE_INCHES) as (
         top,
         against,
+        zones,
         diversity,
         entropy,
+        length,
     ):
+        _zone_bars(zones, probes, names)
         for found, name, color in zip(probes, names, COLORS, strict=False):
             accuracy_against_diversity(against, found, color=color, label=name)
             for axes, values, errors in (
                 (top, "accuracies", "stderrs"),
                 (diversity, "diversities", "diversity_stderrs"),
                 (entropy, "entropies", ""),
+                (length, "mean_lengths", ""),
             ):
                 _over_temperature(axes, found, values, errors, color=color)
         highest = max(axes_top(axes) for axes in (top, against))
@@ -82,10 +93,32 @@ def probe_comparison(
             axes.set_ylim(0, min(1.02, highest))
         from_zero(diversity, "distinct 4-grams / all")
         from_zero(entropy, "entropy, nats a token")
-        for axes in (top, diversity, entropy):
+        from_zero(length, "mean response, tokens")
+        probed = [float(t) for found in probes for t in found["temperatures"]]
+        ends = [end for found in probes for span in zone_spans(found) for end in span[:2]]
+        for axes in (top, zones, diversity, entropy, length):
             axes.set_xlabel("sampling temperature")
-        entropy.set_visible(bool(entropy.lines))
+            axes.set_xlim(min(probed + ends) - 0.02, max(probed + ends) + 0.02)
+        for axes in (entropy, length):
+            axes.set_visible(bool(axes.lines))
+        zones.set_visible(bool(zones.patches))
         against.legend(loc="best")
+
+
+def _zone_bars(axes: Axes, probes: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """A bar for each probe in the colors of its zones; a line marks the suggested temperature."""
+    for row, (found, color) in enumerate(zip(probes, COLORS, strict=False)):
+        for start, end, label in zone_spans(found):
+            look = {"color": ZONES.get(label, (GREY, ""))[0], "edgecolor": "white", "linewidth": 1}
+            axes.barh(row, end - start, left=start, height=0.62, **look)
+            text = label if label == "cold" else label.upper()
+            note(axes, text, ((start + end) / 2, row + 0.15), va="center", color=INK)
+        if (chosen := found.get("initial_temperature")) is not None:
+            axes.plot([chosen] * 2, [row - 0.31, row], color=color, linewidth=2.4)
+    axes.set_yticks(range(len(probes)), names[: len(probes)])
+    axes.set_ylim(len(probes) - 0.5, -0.5)
+    axes.grid(visible=False)
+    axes.set_title("zones; a line marks the suggested temperature", fontsize=10)
 
 
 def axes_top(axes: Axes) -> float:

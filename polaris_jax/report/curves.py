@@ -209,6 +209,23 @@ CURVES = (
         scores=True,
     ),
     Curves(
+        "held_out",
+        "Held-out accuracy and diversity, at the evaluation's temperature",
+        (
+            Rows("accuracy", (Metric("eval/avg@*", "{}", RED, "points"),), "share", "fit"),
+            Rows(
+                "distinct 4-grams / all",
+                (Metric("eval/diversity", color=ORANGE, kind="points"),),
+                axis="zero",
+            ),
+        ),
+        ("eval/diversity",),
+        "Score and diversity of the same held-out problems and noise at every step, at "
+        "evaluate.temperature (or a stage's evaluate_temperature) and not at the temperature of "
+        "training.",
+        scores=True,
+    ),
+    Curves(
         "length",
         "Response length",
         (

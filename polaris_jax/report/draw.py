@@ -146,7 +146,7 @@ def _line(axes: Axes, one: Series, label: str | None, *, log: bool) -> None:
         width = 1.2 if one.dashed else 1.8
         axes.step(x, y, dash, where="mid", color=one.color, label=label, linewidth=width)
     elif one.kind == "points":
-        axes.plot(x, y, "D", color=one.color, ms=6, label=label)
+        axes.plot(x, y, "D", color=one.color, ms=6, label=label, clip_on=False)
     elif one.kind == "marks":
         axes.plot(x, y, "x", color=one.color, label=label, clip_on=False)
     else:

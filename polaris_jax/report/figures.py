@@ -99,7 +99,8 @@ def probe_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
     """
     temperatures = np.asarray(summary["temperatures"], float)
     chosen = summary.get("initial_temperature")
-    labels = (summary.get("zones") or {}).get("labels") or []
+    spans = zone_spans(summary)
+    labels = {label for _, _, label in spans}
     more = [
         (name, label, color)
         for name, label, color in PROBED
@@ -121,7 +122,7 @@ def probe_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
             axes.set_visible(False)
         swept = [top, diversity, *others[: len(more)]]
         for axes in swept:
-            _shade_zones(axes, temperatures, labels, name=axes in (top, others[0]))
+            _shade_zones(axes, spans, name=axes in (top, others[0]))
             if chosen is not None:
                 axes.axvline(chosen, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
             axes.set_xlabel("sampling temperature")
@@ -199,26 +200,40 @@ def accuracy_against_diversity(
     axes.set_xlabel("diversity: distinct 4-grams / all")
 
 
-def _shade_zones(axes: Axes, temperatures: np.ndarray, labels: list[str], *, name: bool) -> None:
-    if len(labels) != len(temperatures):
+def zone_spans(summary: Mapping[str, Any]) -> list[tuple[float, float, str]]:
+    """(from, to, label) of each temperature zone, borders halfway between two probed temperatures.
+
+    Args:
+        summary: content of probe.json.
+
+    Returns:
+        The spans, the coldest first; empty if the probe has no zones.
+    """
+    labels = (summary.get("zones") or {}).get("labels") or []
+    t = np.asarray(summary["temperatures"], float)
+    if len(labels) != len(t) or len(t) < 2:
+        return []
+    margin = 0.5 * (t[1] - t[0])
+    edges = [t[0] - margin, *((t[1:] + t[:-1]) / 2).tolist(), t[-1] + margin]
+    spans: list[tuple[float, float, str]] = []
+    for at, label in enumerate(map(str, labels)):
+        start = spans.pop()[0] if spans and spans[-1][2] == label else edges[at]
+        spans.append((float(start), float(edges[at + 1]), label))
+    return spans
+
+
+def _shade_zones(axes: Axes, spans: Sequence[tuple[float, float, str]], *, name: bool) -> None:
+    if not spans:
         return
-    middles = (temperatures[1:] + temperatures[:-1]) / 2
-    margin = 0.5 * (temperatures[1] - temperatures[0])
-    edges = np.concatenate([[temperatures[0] - margin], middles, [temperatures[-1] + margin]])
-    start = 0
-    for i in range(1, len(labels) + 1):
-        if i < len(labels) and labels[i] == labels[start]:
-            continue
-        label = labels[start]
+    first, last = spans[0][0], spans[-1][1]
+    for start, end, label in spans:
         color, text = ZONES[label]
-        axes.axvspan(edges[start], edges[i], color=color, zorder=0, linewidth=0)
+        axes.axvspan(start, end, color=color, zorder=0, linewidth=0)
         if name:
-            width = (edges[i] - edges[start]) / (edges[-1] - edges[0])
-            text = text if width > 0.3 or label == "cold" else label.upper()
-            middle = (edges[start] + edges[i]) / 2
-            note(axes, text, (middle, 1.02), of_height=True, va="bottom")
-        start = i
-    axes.set_xlim(edges[0], edges[-1])
+            wide = end - start > 0.3 * (last - first)
+            text = text if wide or label == "cold" else label.upper()
+            note(axes, text, ((start + end) / 2, 1.02), of_height=True, va="bottom")
+    axes.set_xlim(first, last)
     axes.grid(visible=False, axis="x")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.report.chart import Chart, Panel, Series
-from polaris_jax.report.figures import ZONES, errors_of, kept_bars
+from polaris_jax.report.figures import ZONES, errors_of, kept_bars, zone_spans
 from polaris_jax.report.run_files import RunFiles
 from polaris_jax.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED
 from polaris_jax.report.summary import caption, pair_names
@@ -229,19 +229,6 @@ def _budgets(name: str, score: Record, color: str) -> list[Series]:
 
 
 def _bands(found: Record) -> tuple[tuple[float, float, str, str], ...]:
-    """The zones as ranges of temperature, borders halfway between two probed ones."""
-    labels = (found.get("zones") or {}).get("labels") or []
-    t = np.array(found["temperatures"], np.float64)
-    if len(labels) != len(t) or len(t) < 2:
-        return ()
-    middles = (t[1:] + t[:-1]) / 2
-    margin = 0.5 * (t[1] - t[0])
-    edges = np.concatenate([[t[0] - margin], middles, [t[-1] + margin]]).tolist()
-    bands: list[tuple[float, float, str, str]] = []
-    for at, label in enumerate(labels):
-        color, name = ZONES.get(label, ("", str(label)))
-        if bands and bands[-1][2] == name:
-            bands[-1] = (bands[-1][0], edges[at + 1], name, color)
-        else:
-            bands.append((edges[at], edges[at + 1], name, color))
-    return tuple(bands)
+    """The zones as ranges of temperature, with name and color."""
+    looks = [(start, end, ZONES.get(label, ("", label))) for start, end, label in zone_spans(found)]
+    return tuple((start, end, name, color) for start, end, (color, name) in looks)

@@ -93,7 +93,7 @@ def test_probe(workdir):
 
 def test_train_over_eight_devices(workdir):
     before, *lines = (json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines())
-    assert before.keys() == {"step", "eval/avg@4"}
+    assert before.keys() == {"step", "eval/avg@4", "eval/diversity"}
     assert before["step"] == -1
     assert len(lines) == 2
     assert all("eval/avg@4" in line for line in lines)

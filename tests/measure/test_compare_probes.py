@@ -5,6 +5,7 @@ import json
 import pytest
 
 from polaris_jax.__main__ import main
+from polaris_jax.report.figures import zone_spans
 
 OLD = {  # as versions before the sweep's further columns left it
     "temperatures": [0.4, 0.8, 1.2],
@@ -38,6 +39,35 @@ def test_a_workdir_and_a_file(places, tmp_path, capsys):
     assert "old: 3 temperatures, best accuracy 50.0%, suggested temperature 0.8" in said
     assert f"{tmp_path.name} stage1: " in said and "suggested temperature none" in said
     assert "warning" not in said
+
+
+def test_the_zones_of_each_are_said_and_drawn(places, tmp_path, capsys):
+    labels = ["rgz", "rgz", "pcz"]
+    (tmp_path / "after_probe.json").write_text(json.dumps(NEW | {"zones": {"labels": labels}}))
+    drawn = tmp_path / "probes_compared.png"
+    assert main(["probe", "--compare", *places, "--out", str(tmp_path)]) == 0
+    without = drawn.read_bytes()
+    line = ["probe", "--compare", places[0], str(tmp_path / "after_probe.json")]
+    assert main([*line, f"--out={tmp_path}", "--names=before,after"]) == 0
+    said = capsys.readouterr().out
+    assert "before: 3 temperatures, best accuracy 50.0%, suggested temperature 0.8\n" in said
+    assert "suggested temperature none; rgz 0.4 to 0.8, pcz 1.2\n" in said
+    assert drawn.read_bytes() != without
+
+
+@pytest.mark.parametrize(
+    ("labels", "spans"),
+    [
+        (["cold", "rgz", "rgz", "pcz"], [(0.2, 0.6, "cold"), (0.6, 1.2, "rgz"), (1.2, 1.6, "pcz")]),
+        (["rgz", "cez", "rgz", "rgz"], [(0.2, 0.6, "rgz"), (0.6, 0.9, "cez"), (0.9, 1.6, "rgz")]),
+        (["rgz"], []),
+        (None, []),
+    ],
+    ids=["zones", "one twice", "too few labels", "no zones"],
+)
+def test_zones_end_halfway_between_two_temperatures(labels, spans):
+    found = {"temperatures": [0.4, 0.8, 1.0, 1.4], "zones": labels and {"labels": labels}}
+    assert [(*map(pytest.approx, ends), zone) for *ends, zone in zone_spans(found)] == spans
 
 
 def test_other_samples_are_warned_of(places, tmp_path, capsys):

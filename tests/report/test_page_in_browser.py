@@ -77,7 +77,7 @@ def test_every_figure_is_drawn_and_nothing_is_wider_than_the_window(page, report
     )
     assert {name for name, _, _ in plots} == {
         *("evaluation", "difficulty", "probe", "reward", "length", "exploration", "batch"),
-        *("update", "logprob_gap", "time"),
+        *("held_out", "update", "logprob_gap", "time"),
     }
     assert all(traces > 0 and plotted > 150 for _, traces, plotted in plots)
     assert page.run("document.documentElement.scrollWidth") <= width

@@ -37,6 +37,7 @@ FIGURES = {
     "difficulty": "calibrate.json",
     "probe": "probe.json",
     "reward": "metrics.jsonl",
+    "held_out": "metrics.jsonl",
     "length": "metrics.jsonl",
     "exploration": "metrics.jsonl",
     "batch": "metrics.jsonl",
@@ -150,6 +151,15 @@ def test_a_file_that_gives_nothing_is_named_and_its_figures_left_out(run_dir, na
     page = HtmlText(summary.html.read_text())
     assert page.open == []
     assert any(name in text for text in page.texts)
+
+
+def test_a_run_without_held_out_diversity_has_its_other_figures(run_dir):
+    path = run_dir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if k != "eval/diversity"} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    summary = make_report(run_dir)
+    assert {found.stem for found in summary.figures} == set(FIGURES) - {"held_out"}
 
 
 def test_a_directory_of_no_run_is_refused_and_stays_as_it_is(tmp_path):

@@ -72,7 +72,11 @@ def metric_line(step: int, rng: np.random.Generator) -> dict[str, Any]:
         "update/skipped": int(step == 30),
         "data/dropped": 31 if stage else 0,
         "data/epoch": step // 24,
-    } | ({"eval/avg@8": float(reward - 0.03)} if step % 12 == 11 else {})
+    } | (
+        {"eval/avg@8": float(reward - 0.03), "eval/diversity": 0.4 - 0.003 * step}
+        if step % 12 == 11
+        else {}
+    )
 
 
 def timing_line(step: int, rng: np.random.Generator) -> dict[str, Any]:
