@@ -56,7 +56,7 @@ CLAIMS = (
     Claim("headline_mastered", "polaris", "the same, where most problems are mastered", "+"),
     Claim("headline_sure", "polaris", "the same, where the base is sure of its mistakes", "+"),
     Claim("parts", "rescue", "blog: rescue makes sparse rewards usable", "+"),
-    Claim("parts", "substitution", "blog: substitution stands in for dynamic sampling", "+"),
+    Claim("parts", "substitution", "blog: substitution stands in for dynamic sampling", "0"),
     Claim("parts", "both", "blog: both together", "+"),
     Claim("parts", "one-copy", "one copy of a donor at most", "+"),
     Claim("parts", "dynamic", "dynamic sampling (DAPO) at equal tokens", "+"),
