@@ -160,7 +160,7 @@ import dataclasses
 from polaris_jax.ablate.table import load_table
 
 TABLE = load_table({path!r})
-FIELDS = {fields!r}
+FIELDS, OF_BASE = {fields!r}, {of_base!r}
 ARMS = [
     dataclasses.replace(
         arm, overrides={{**arm.overrides, **FIELDS}}, tokens_of="", tuned_as="", against=""
@@ -168,16 +168,27 @@ ARMS = [
     for arm in TABLE.arms[:2]
 ]
 TABLE = dataclasses.replace(
-    TABLE, arms=ARMS, bases={{"base": {{}}}}, overrides=FIELDS, tuning=None, notes=None
+    TABLE, arms=ARMS, bases={{"base": {{}}}}, overrides=OF_BASE, tuning=None, notes=None
 )
 """
 
 
-def micro_table(folder: Path, path: str, words: list[str]) -> Path:
-    """A table of the first two arms of another, from one base, with the fields of `words`."""
-    fields = dict(word.removeprefix("--config.").split("=", 1) for word in words)
+def micro_table(folder: Path, path: str) -> Path:
+    """A table of the first two arms of another, from one base, at micro size."""
+    table = load_table(path)
+
+    def fields(config: str) -> dict[str, str]:
+        words = micro_fields(*base, config=config)
+        return dict(word.removeprefix("--config.").split("=", 1) for word in words)
+
+    base = micro_run.make_base(folder)
     made = folder / f"micro_{Path(path).name}"
-    made.write_text(MICRO_TABLE.format(path=str(ROOT / path), fields=fields))
+    text = MICRO_TABLE.format(
+        path=str(ROOT / path),
+        fields=fields(table.arms[0].config or table.config),
+        of_base=fields(table.config),
+    )
+    made.write_text(text)
     return made
 
 
@@ -185,8 +196,7 @@ def run_table(line: str, folder: Path) -> None:
     """Runs a line of `polaris ablate` with a small table in place of its own."""
     _, name, path, *words = shlex.split(line)
     (folder / "configs").symlink_to(ROOT / "configs")
-    base = micro_run.make_base(folder)
-    table = micro_table(folder, path, micro_fields(*base, config=load_table(path).config))
+    table = micro_table(folder, path)
     done = subprocess.run(
         [sys.executable, "-m", "polaris_jax", name, str(table), *words, "--workers=1"],
         cwd=folder,
