@@ -45,7 +45,7 @@ ablations-all: $(BASE)  ## the same, and resets, budgets, dropping, the objectiv
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/ablations.sh --all $(ARGS)
 
 test: $(DEV) lint  ## lint, types and the fast tests, without torch
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=40 --durations-min=2 $(ARGS)
 
 test-quick: style  ## ruff, the tests that need a host only, one step of training (2 minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m quick $(ARGS)
