@@ -20,17 +20,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = (
-    *("headline", "headline_mastered", "headline_sure", "parts", "controls"),
-    *(
-        "rescue_by_difficulty",
-        "temperature",
-        "difficulty",
-        "yarn",
-        "reset",
-        "length",
-        "easy_drop",
-        "objective",
-    ),
+    "headline",
+    "headline_mastered",
+    "headline_sure",
+    "parts",
+    "controls",
+    "rescue_by_difficulty",
+    "temperature",
+    "difficulty",
+    "yarn",
+    "reset",
+    "length",
+    "easy_drop",
+    "objective",
 )
 
 

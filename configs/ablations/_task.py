@@ -13,7 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from etils import epath
+
 from polaris_jax.ablate import Arm, Table, Tuning
+from polaris_jax.ablate.outcome import FINISHED, read_outcome_at
 from polaris_jax.ablate.statistics import spread
 from polaris_jax.demo.ways import count_rows, decompose
 
@@ -102,17 +105,17 @@ def at_equal_updates(out: Any) -> str:
     Args:
         out: the folder of the table's runs.
     """
-    pairs, shares = [], []
-    for path in sorted(Path(str(out)).glob("runs/polaris/*")):
-        polaris, plain = (
-            json.loads((run / "ablation.json").read_text())
-            for run in (path, path.parents[1] / "plain" / path.name)
-        )
-        steps = 1 + max(step for step, _ in polaris["scores"])
-        early = [score for step, score in plain["scores"] if step < steps]
-        scores = [score for _, score in polaris["scores"]]
-        pairs.append(sum(scores) / len(scores) - sum(early) / len(early))
-        shares.append(1 - polaris["sampled_tokens"] / polaris["total_tokens"])
+    out, pairs, shares = epath.Path(str(out)), [], []
+    for run in sorted(out.glob("runs/polaris/*")):
+        other = f"runs/plain/{run.name}"
+        if not ((run / FINISHED).exists() and (out / other / FINISHED).exists()):
+            continue  # the table was stopped before
+        polaris, plain = (read_outcome_at(out, n) for n in (f"runs/polaris/{run.name}", other))
+        last = max(step for step, _ in polaris.scores)
+        early = tuple((step, score) for step, score in plain.scores if step <= last)
+        same = dataclasses.replace(plain, scores=early)
+        pairs.append(polaris.figure("mean") - same.figure("mean"))
+        shares.append(1 - polaris.sampled_tokens / polaris.total_tokens)
     if not pairs:
         return ""
     found = spread(pairs)

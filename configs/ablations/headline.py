@@ -5,7 +5,8 @@
 The first of three regimes: a third of the problems is always solved, two fifths are never solved.
 
 Expected before the runs: the recipe wins. What is always solved teaches plain GRPO nothing, and the
-recipe trains on a rare success again.
+recipe trains on a rare success again. Six pairs of an earlier run with longer stages were known
+when this table was written, and showed no lead (docs/notebook/ablations.md).
 """
 
 import runpy

@@ -7,6 +7,9 @@ the problems. That is the recipe's own case, in which curation dropped a third t
 
 Expected before the runs: the recipe wins, by curation. At equal tokens plain GRPO spends most of
 its own on problems that teach nothing.
+
+The regime was chosen for that reason. Pilots on bases that are not counted, run before this table
+was written, showed no lead (docs/notebook/ablations.md).
 """
 
 import runpy

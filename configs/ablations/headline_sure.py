@@ -9,6 +9,9 @@ temperature costs little.
 Expected before the runs: the recipe wins, by temperature and rescue. The probe takes a temperature
 above plain GRPO's 1.0, which makes the rare fact two to three times as frequent, and what was found
 once is trained on again.
+
+The regime was chosen for that reason. Pilots on bases that are not counted, run before this table
+was written, showed no lead (docs/notebook/ablations.md).
 """
 
 import runpy

@@ -95,7 +95,7 @@ def sample_responses(
         # The steps share the groups; the first ones take what is left over.
         wanted = groups // len(chosen) + (number < groups % len(chosen))
         here, unread = _read(paths[step])
-        # Versions up to 0.2 did not say which groups were replaced.
+        # Earlier versions did not say which groups were replaced.
         known = any("substituted_by" in group[0] for group in here)
         inferred = set() if known else _replaced(here, substituted.get(step, 0))
         for at in evenly(range(len(here)), wanted):

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from polaris_jax.ablate.outcome import Outcome
+from etils import epath
+
+from polaris_jax.ablate.outcome import Outcome, write_outcome
 from polaris_jax.ablate.page import as_markdown, summarise
 from polaris_jax.ablate.table import load_table
 
@@ -70,3 +72,21 @@ def test_the_demo_prints_what_was_recorded(tmp_path, monkeypatch):
     assert lines[0].startswith("recorded, 9 bases with one seed each")
     assert [line.split("  ")[0] for line in lines[1:3]] == ["plain GRPO", "POLARIS"]
     assert lines[3].startswith("difference of the mean held-out score over the run: +")
+
+
+def test_a_headline_that_was_stopped_compares_the_pairs_that_are_finished(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    table = load_table("configs/ablations/headline.py")
+    runs = {(run.arm, run.base): run for run in table.runs()}
+    for (arm, base), run in runs.items():
+        folder = epath.Path(tmp_path / run.name)
+        folder.mkdir(parents=True)  # as a worker does before it trains
+        if base in ("base0", "base1") or (arm, base) == ("polaris", "base2"):
+            # Of plain's two scores the second lies beyond the other arm's steps.
+            scores = ((9, 0.4 + 0.1 * (arm == "polaris")), (19, 0.9))[: 1 + (arm == "plain")]
+            write_outcome(
+                folder, Outcome(arm, base, 0, 0.3, scores, 60, updates=1, total_tokens=80)
+            )
+    text = runpy.run_path("configs/ablations/_task.py")["at_equal_updates"](tmp_path)
+    assert "takes 25% of its tokens" in text
+    assert "its difference to `plain` is +10.0 ± 0.0 points" in text
