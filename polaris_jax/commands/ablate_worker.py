@@ -29,13 +29,14 @@ from polaris_jax.ablate.table import Run, Table, flags
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import keep_programs
 from polaris_jax.config import ConfigError, RunConfig
-from polaris_jax.run.owner import InUse, alone, owned
+from polaris_jax.run.owner import InUse, alone, is_free, owned
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system.files import write_bytes
 from polaris_jax.system.progress import Progress
 
 BASE = "ablation_base.json"
 FAILED = "ablation_failed.txt"
+SCORE = "score"  # the lock of the worker that makes or scores a base
 POLL_S = 0.2
 WORKER = "POLARIS_ABLATE_WORKER"  # "I/N" in the processes that the command starts
 
@@ -62,6 +63,8 @@ def work(table: Table, out: epath.Path) -> int:
         for run in waiting:
             if not all(ended(out, name) for name in run.needs):
                 continue
+            if not is_free(out / "bases" / run.base, SCORE):
+                continue  # another worker makes the base; a run on another one may be ready
             with _mine(out / run.name) as mine:
                 if mine and not _do(table, run, out):
                     return 130  # stopped; the run has a checkpoint
@@ -127,7 +130,7 @@ def score_base(table: Table, base: str, out: epath.Path) -> float:
         ConfigError: another table has made a base of that name with other settings.
     """
     workdir, words = ensure_workdir(out / "bases" / base), table.base_run(base).flags()
-    with alone(workdir, "score", Progress(enabled=True)):
+    with alone(workdir, SCORE, Progress(enabled=True)):
         if (workdir / BASE).exists():
             refuse_others(workdir, words, BASE)
         elif not (workdir / "eval.json").exists():

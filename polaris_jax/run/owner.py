@@ -236,6 +236,17 @@ def alone(directory: epath.Path, name: str, progress: Progress) -> Iterator[None
         yield
 
 
+def is_free(directory: epath.Path, name: str) -> bool:
+    """Whether no other process is inside `alone` of that name right now. True in a store."""
+    lock = directory / lock_name(name)
+    if is_remote(directory) or not lock.exists():
+        return True
+    with open(lock, encoding="utf-8") as file, contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
+    return False
+
+
 def _lock(file: TextIO) -> None:
     """Takes the lock, at the second try if `polaris status` holds it for an instant.
 

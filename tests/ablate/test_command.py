@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,12 +14,14 @@ import pytest
 from etils import epath
 
 from polaris_jax.__main__ import main
-from polaris_jax.ablate.outcome import ASKED, Outcome, write_outcome
+from polaris_jax.ablate.outcome import ASKED, FINISHED, Outcome, write_outcome
 from polaris_jax.ablate.table import load_table
-from polaris_jax.commands import ablate
-from polaris_jax.commands.ablate_worker import BASE, all_runs, asked_of, score_base
+from polaris_jax.commands import ablate, ablate_worker
+from polaris_jax.commands.ablate_worker import BASE, SCORE, all_runs, asked_of, score_base
 from polaris_jax.config import ConfigError
+from polaris_jax.run.owner import alone
 from polaris_jax.run.workdir import ensure_workdir, write_json
+from polaris_jax.system.progress import Progress
 from tests.support import micro_run
 
 TABLE = """
@@ -180,6 +183,41 @@ def test_tables_share_the_bases_of_a_folder(tmp_path):
     other = dataclasses.replace(table, overrides={**table.overrides, "evaluate.n": 3})
     with pytest.raises(ConfigError, match=r"bases/base: it was made with --config.evaluate.n=2"):
         score_base(other, "base", out)
+
+
+def test_a_worker_makes_another_base_while_one_is_made(tmp_path, monkeypatch):
+    """It takes a run on a base that is free, and the others when theirs is."""
+    table = load_table(str(write_table(tmp_path)))
+    table = dataclasses.replace(table, bases={"a": {}, "b": {"warmstart.seed": 1}}, seeds=(0,))
+    out, order = epath.Path(tmp_path / "out"), []
+    made = multiprocessing.get_context("spawn").Process(target=_hold_base, args=(str(out), "a"))
+
+    def run_of(table, run, out):
+        order.append(run.name)
+        if run.base == "b" and made.is_alive():
+            made.kill()
+            made.join()
+        (out / run.name / FINISHED).write_text("{}")
+        return True
+
+    for name in ("_take_cores", "_end_with_parent", "keep_programs"):
+        monkeypatch.setattr(ablate_worker, name, lambda *_: None)
+    monkeypatch.setattr(ablate_worker, "_do", run_of)
+    monkeypatch.setenv(ablate_worker.WORKER, "0/1")
+    made.start()
+    while not (out / "held").exists():
+        assert made.is_alive()
+        time.sleep(0.1)
+    assert ablate_worker.work(table, out) == 0
+    first = next(run.name for run in all_runs(table) if run.base == "b")
+    assert order[0] == first
+    assert sorted(order) == sorted(run.name for run in all_runs(table))
+
+
+def _hold_base(out: str, name: str) -> None:
+    with alone(ensure_workdir(epath.Path(out) / "bases" / name), SCORE, Progress(enabled=False)):
+        (epath.Path(out) / "held").write_text("")
+        time.sleep(600)
 
 
 def test_runs_that_began_from_other_bases_are_not_moved(tmp_path, capsys):

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from etils import epath
 
 from polaris_jax.config import ConfigError
-from polaris_jax.run.owner import TakenOver, alone, own, owned
+from polaris_jax.run.owner import TakenOver, alone, is_free, own, owned
 from polaris_jax.system.files import write_bytes
 from polaris_jax.system.progress import Progress
 
@@ -84,7 +85,8 @@ def test_two_writers_of_one_file_leave_one_of_the_two_contents(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def _make(folder: str, name: str) -> None:
+def _make(folder: str, name: str, ready: Any) -> None:
+    ready.wait()  # a process takes seconds to start on a busy machine
     with alone(epath.Path(folder), "model", Progress(enabled=True)):
         record = Path(folder) / "log"
         with record.open("a") as file:
@@ -96,7 +98,8 @@ def _make(folder: str, name: str) -> None:
 
 def test_what_several_commands_need_is_made_by_one_after_the_other(tmp_path, capfd):
     context = multiprocessing.get_context("spawn")
-    makers = [context.Process(target=_make, args=(str(tmp_path), x)) for x in "ab"]
+    ready = context.Barrier(2)
+    makers = [context.Process(target=_make, args=(str(tmp_path), x, ready)) for x in "ab"]
     for maker in makers:
         maker.start()
     for maker in makers:
@@ -108,7 +111,22 @@ def test_what_several_commands_need_is_made_by_one_after_the_other(tmp_path, cap
     assert "waiting for model, which pid" in out + err
 
 
+def test_free_while_nobody_makes_it(tmp_path):
+    place = epath.Path(tmp_path)
+    assert is_free(place, "model")
+    context = multiprocessing.get_context("spawn")
+    maker = context.Process(target=_make, args=(str(tmp_path), "a", context.Barrier(1)))
+    maker.start()
+    while not (tmp_path / "log").exists():
+        time.sleep(0.02)
+    assert not is_free(place, "model")
+    assert is_free(place, "score")
+    maker.join()
+    assert is_free(place, "model")
+
+
 def test_in_a_store_the_newest_command_wins(bucket):
+    assert is_free(epath.Path("gs://bucket/run"), "model")
     place = epath.Path("gs://bucket/run")
     with owned(place, "calibrate", **WORDS) as older:
         older.check()
