@@ -115,9 +115,11 @@ def test_free_while_nobody_makes_it(tmp_path):
     place = epath.Path(tmp_path)
     assert is_free(place, "model")
     context = multiprocessing.get_context("spawn")
-    maker = context.Process(target=_make, args=(str(tmp_path), "a", context.Barrier(1)))
+    ready = context.Barrier(1)
+    maker = context.Process(target=_make, args=(str(tmp_path), "a", ready))
     maker.start()
     while not (tmp_path / "log").exists():
+        assert maker.is_alive()
         time.sleep(0.02)
     assert not is_free(place, "model")
     assert is_free(place, "score")
