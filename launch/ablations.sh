@@ -3,14 +3,15 @@
 #
 #   launch/ablations.sh [--all] [--out DIR]     (default workdirs/ablations); resumes after any stop
 #
-# Without --all: parts, controls, rescue by difficulty, temperature, difficulty, YaRN, headline. With
-# --all also resets, budgets, dropping of easy problems, and the objective. Writes
-# docs/results/ablations.md, .json and a figure a table through launch/ablations.py. POLARIS_PYTHON
-# names another interpreter than this checkout's .venv/bin/python.
+# Without --all: parts, headline, rescue by difficulty, temperature, difficulty, YaRN. With --all also
+# the headline's two other regimes, controls, resets, budgets, dropping of easy problems, and the
+# objective. Writes docs/results/ablations.md, .json and a figure a table through launch/ablations.py,
+# which keeps what is recorded of other tables. POLARIS_PYTHON names another interpreter than this
+# checkout's .venv/bin/python.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-tables=(parts headline headline_mastered headline_sure controls rescue_by_difficulty temperature difficulty yarn)
+tables=(parts headline rescue_by_difficulty temperature difficulty yarn)
 out=workdirs/ablations
 while [[ $# -gt 0 ]]; do
   case $1 in
@@ -18,7 +19,7 @@ while [[ $# -gt 0 ]]; do
       usage "${BASH_SOURCE[0]}"
       exit 0
       ;;
-    --all) tables+=(reset length easy_drop objective) ;;
+    --all) tables+=(headline_mastered headline_sure controls reset length easy_drop objective) ;;
     --out)
       need_value --out "$@"
       out=$2
