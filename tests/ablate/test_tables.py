@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from polaris_jax.ablate.table import load_table
 from polaris_jax.commands import ablate
+from polaris_jax.commands.ablate_worker import config_of
+from polaris_jax.demo.arithmetic import Mix, arithmetic_problems
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs" / "ablations"
@@ -16,8 +19,16 @@ TABLES = sorted(path for path in FOLDER.rglob("*.py") if not path.name.startswit
 def test_every_run_of_every_table_has_a_config(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     table = load_table(str(path))
-    for run in ablate.distinct_runs(table):
+    runs = ablate.distinct_runs(table)
+    for run in runs:
         ablate.check(run, trained=table.train)
+    for run in {run.arm: run for run in runs}.values():
+        data = config_of(run, epath.Path("run")).data
+        if not data.problems:  # as many are asked for as there are
+            asked = (data.arithmetic.train, data.arithmetic.held_out)
+            assert (
+                tuple(map(len, arithmetic_problems(*asked, mix=Mix.of(data.arithmetic)))) == asked
+            )
     text = path.read_text()
     assert f"polaris ablate {path.relative_to(ROOT)} --out" in text
     if path.parent == FOLDER:
