@@ -49,8 +49,8 @@ class Arm:
         before: commands that run in the workdir before training: prepare, calibrate, probe.
         config: config file, or FILE:TARGET; empty: the table's.
         tokens_of: name of another arm. A run then ends once it has sampled as many tokens as that
-            arm's run of the same base and seed, commands before training and temperature resets
-            included; its steps must suffice.
+            arm's run of the same base and seed, commands before training and that arm's temperature
+            resets included; its own resets come on top, and its steps must suffice.
         tuned_as: name of another arm whose tuned value this one takes; empty: it is tuned itself.
         against: name of the arm that it is compared with; empty: the first; None: with none.
     """
