@@ -3,8 +3,8 @@
 #
 #   launch/ablations.sh [--all] [--out DIR]     (default workdirs/ablations); resumes after any stop
 #
-# Without --all: parts, controls, rescue by difficulty, temperature, difficulty, YaRN, headline. With
-# --all also resets, budgets, dropping of easy problems, and the objective. Writes
+# Without --all: parts, the headline in three regimes, controls, rescue by difficulty, temperature,
+# difficulty, YaRN. With --all also resets, budgets, dropping of easy problems, the objective. Writes
 # docs/results/ablations.md, .json and a figure a table through launch/ablations.py. POLARIS_PYTHON
 # names another interpreter than this checkout's .venv/bin/python.
 set -euo pipefail
