@@ -13,11 +13,13 @@ from etils import epath
 from polaris_jax.ablate.statistics import Pair
 from polaris_jax.ablate.table import Run, Table
 from polaris_jax.config import ConfigError
+from polaris_jax.run.owner import lock_name
 from polaris_jax.run.standing import read_standing
 from polaris_jax.run.workdir import write_json
 
 FINISHED = "ablation.json"
 ASKED = "asked"  # key of the flags in that file
+TAKEN = "ablate"  # the lock of the worker that has a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ def refuse_others(workdir: epath.Path, asked: Sequence[str], file: str = FINISHE
         file: the file in it that has those of then.
     """
     then = json.loads((workdir / file).read_text()).get(ASKED)
-    if not then or then == list(asked):
+    if not then or sorted(then) == sorted(asked):
         return
     former = [word for word in then if word not in asked]
     present = [word for word in asked if word not in then]
@@ -123,9 +125,17 @@ def outcome_of(
         run: the run.
         before: the base's score; None: the run's own before its first update.
         after: the score of the last weights.
+
+    Raises:
+        ValueError: the run has no held-out score after an update.
     """
     counts = json.loads((workdir / "run.json").read_text()).get("counts", {})
     scores = list(_scores(workdir))
+    if not any(step >= 0 for step, _ in scores):
+        raise ValueError(
+            f"{workdir}: the run ended without a held-out score; lower evaluate.every_steps, or "
+            "give it more steps or tokens"
+        )
     steps = 1 + max(step for step, _ in scores)
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         steps = max(steps, 1 + json.loads(line)["step"])
@@ -162,13 +172,24 @@ def _scores(workdir: epath.Path) -> Iterator[tuple[int, float]]:
 def read_outcome(out: epath.Path, run: Run) -> Outcome | None:
     """A finished run's outcome; None if it is not finished.
 
-    A run that was trained by `polaris train` itself has an outcome, too.
+    A run that was trained by `polaris train` itself has an outcome, too. One that a worker has
+    begun is finished when the worker says so: its last weights may still have to be scored.
     """
-    if (out / run.name / FINISHED).exists():
+    workdir = out / run.name
+    if (workdir / FINISHED).exists():
         return read_outcome_at(out, run.name)
-    if (out / run.name / "run.json").exists() and read_standing(out / run.name).finished:
-        return outcome_of(out / run.name, run)
+    taken = (workdir / lock_name(TAKEN)).exists()
+    if not taken and (workdir / "run.json").exists() and read_standing(workdir).finished:
+        return outcome_of(workdir, run, after=_score_after(workdir))
     return None
+
+
+def _score_after(workdir: epath.Path) -> float | None:
+    """The score of the last weights, if `polaris evaluate --checkpoint=latest` has taken it."""
+    if not (path := workdir / "eval.json").exists():
+        return None
+    found = json.loads(path.read_text())
+    return float(found["avg@k"]) if found["checkpoint"] == "latest" else None
 
 
 def read_outcome_at(out: epath.Path, name: str) -> Outcome:

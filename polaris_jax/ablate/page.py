@@ -69,9 +69,15 @@ def _tuned(table: Table, arm: str, outcomes: Sequence[Outcome]) -> dict[str, Any
     return {
         "field": table.tuning.field,
         "value": chosen,
-        "at_edge": len(values) > 1 and chosen in (values[0], values[-1]),
+        "at_edge": _at_edge(chosen, values),
         "figures": [[v, dataclasses.asdict(spread(found))] for v, found in figures.items()],
     }
+
+
+def _at_edge(chosen: Any, values: Sequence[Any]) -> bool:
+    """True if the value chosen is the least or the greatest of several numbers."""
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    return len(numbers) > 1 and chosen in (min(numbers), max(numbers))
 
 
 def as_markdown(summary: Mapping[str, Any], *, title: str, failures: Mapping[str, str]) -> str:
@@ -122,7 +128,7 @@ def as_markdown(summary: Mapping[str, Any], *, title: str, failures: Mapping[str
     lines += _tuning_lines(summary["arms"])
     if failures:
         lines += ["", "Failed:", ""]
-        lines += [f"- `{name}`: {reason}" for name, reason in failures.items()]
+        lines += [f"- `{name}`: {' '.join(reason.split())}" for name, reason in failures.items()]
     return "\n".join([*lines, ""])
 
 

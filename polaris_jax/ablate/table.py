@@ -49,8 +49,8 @@ class Arm:
         before: commands that run in the workdir before training: prepare, calibrate, probe.
         config: config file, or FILE:TARGET; empty: the table's.
         tokens_of: name of another arm. A run then ends once it has sampled as many tokens as that
-            arm's run of the same base and seed, commands before training and temperature resets
-            included; its steps must suffice.
+            arm's run of the same base and seed, commands before training and that arm's temperature
+            resets included; its own resets come on top, and its steps must suffice.
         tuned_as: name of another arm whose tuned value this one takes; empty: it is tuned itself.
         against: name of the arm that it is compared with; empty: the first; None: with none.
     """
@@ -192,6 +192,14 @@ class Table:
                 tuned is None or not tuned.tuned_as,
                 f"arm {arm.name!r}: tuned_as={arm.tuned_as!r}: that arm is not tuned itself",
             )
+            own = self.seeds_of(arm)
+            _check_seeds(f"arm {arm.name!r}: seeds", own)
+            alone = [] if other is None else [s for s in own if s not in self.seeds_of(other)]
+            _require(
+                not alone,
+                f"arm {arm.name!r}: tokens_of={arm.tokens_of!r}: that arm has no run with seeds "
+                f"{alone}, which would be waited for; give both arms the same seeds",
+            )
         for name in (*names, *self.bases, *tuning_bases):
             _require(
                 _NAME.fullmatch(name) is not None,
@@ -211,14 +219,19 @@ class Table:
             )
         places = [self.overrides, *self.bases.values(), *(a.overrides for a in self.arms)]
         if self.tuning is not None:
-            _require(len(self.tuning.values) > 0, "tuning.values=(): needs at least one value")
-            places += [{self.tuning.field: None}, *self.tuning.bases.values()]
+            _check_tuning(self.tuning)
+            places += [{self.tuning.field: self.tuning.values[0]}, *self.tuning.bases.values()]
         for fields in places:
-            for field in fields:
+            for field, value in fields.items():
                 _require(
                     _FIELD.fullmatch(field) is not None and field != "seed",
                     f"{field!r}: expected a config field other than seed, like batch.rescue",
                 )
+                _require(value is not None, f"{field}=None: a config has no None; name a value")
+
+    def seeds_of(self, arm: Arm) -> tuple[int, ...]:
+        """`seed` of the runs of an arm and base."""
+        return tuple(arm.seeds or self.seeds)
 
     @property
     def all_bases(self) -> dict[str, Mapping[str, Any]]:
@@ -236,7 +249,7 @@ class Table:
 
     def runs(self) -> list[Run]:
         """Every counted run: seed by seed, so that a table that is cut off has all arms."""
-        seeds = {arm.name: tuple(arm.seeds or self.seeds) for arm in self.arms}
+        seeds = {arm.name: self.seeds_of(arm) for arm in self.arms}
         tried = self.tuning_runs()
         return [
             self._run(arm, base, seeds[arm.name][number], tried=tried)
@@ -315,6 +328,32 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"({','.join(map(str, value))})"
     return str(value)
+
+
+def _check_seeds(name: str, seeds: Sequence[int]) -> None:
+    """Raises ConfigError unless `seeds` are one or more whole numbers, each of them once."""
+    _require(len(seeds) > 0, f"{name}=(): needs at least one seed")
+    _require(
+        len(set(seeds)) == len(seeds) and all(type(seed) is int for seed in seeds),
+        f"{name}={tuple(seeds)}: expected whole numbers, each of them once",
+    )
+
+
+def _check_tuning(tuning: Tuning) -> None:
+    """Raises ConfigError for a tuning without a value, base or seed, or with a value twice."""
+    _require(len(tuning.values) > 0, "tuning.values=(): needs at least one value")
+    _require(len(tuning.bases) > 0, "tuning.bases={}: needs at least one base")
+    _check_seeds("tuning.seeds", tuning.seeds)
+    for value in tuning.values:
+        _require(
+            isinstance(value, int | float)
+            or (isinstance(value, str) and _NAME.fullmatch(value) is not None),
+            f"tuning.values: {value!r} is a folder's name, too; take numbers or plain words",
+        )
+    _require(
+        len(set(tuning.values)) == len(tuning.values),
+        f"tuning.values={tuple(tuning.values)}: a value occurs twice; name each of them once",
+    )
 
 
 def _require(ok: bool, text: str) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ from polaris_jax.ablate.outcome import (
 from polaris_jax.ablate.page import as_markdown, summarise
 from polaris_jax.ablate.table import Run, Table, load_table
 from polaris_jax.commands.ablate_worker import (
+    BASE,
     FAILED,
     POLL_S,
     WORKER,
@@ -99,25 +101,34 @@ def main(argv: list[str]) -> int:
 
 
 def distinct_runs(table: Table) -> list[Run]:
-    """A run of each base, and of each arm: their configs cover those of all runs."""
-    arms = {(run.arm, run.counted): run for run in all_runs(table)}
-    return [*(table.base_run(base) for base in table.all_bases), *arms.values()]
+    """A run of each base, arm and tuned value: their configs cover those of all runs."""
+    runs = {run.arm: run for run in table.runs()}
+    tried = {run.value: run for run in table.tuning_runs()}
+    return [*map(table.base_run, table.all_bases), *runs.values(), *tried.values()]
 
 
 def check(run: Run, *, trained: bool) -> None:
     """Checks that a run has a config.
 
     Raises:
-        ConfigError: it has none, or it is trained without held-out scores.
+        ConfigError: it has none, or it is trained without a held-out score.
     """
     name = f"arm {run.arm!r}" if run.arm else f"base {run.base!r}"
     try:
         config = config_of(run, epath.Path("."))
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
-    if trained and not config.evaluate.every_steps:
+    if not trained:
+        return
+    every_steps, steps = config.evaluate.every_steps, sum(stage.steps for stage in config.stages)
+    if not every_steps:
         raise ConfigError(
             f"{name}: evaluate.every_steps=0: a run is judged by its held-out scores; set it"
+        )
+    if run.arm and every_steps > steps:
+        raise ConfigError(
+            f"{name}: evaluate.every_steps={every_steps}: its {steps} steps end before the first "
+            f"held-out score; set it to at most {steps}"
         )
 
 
@@ -159,11 +170,12 @@ def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
                 (out / run.name / FAILED).unlink(missing_ok=True)
             status = _run_workers(table, path, out, min(workers, len(waiting)))
             _refuse_others(table, out)  # a tuning that has just ended may choose another value
-        outcomes = [found for run in runs if (found := read_outcome(out, run)) is not None]
+        found = {run.name: read_outcome(out, run) for run in runs}
+        outcomes = [outcome for outcome in found.values() if outcome is not None]
         failures = {
-            run.name: (out / run.name / FAILED).read_text()
-            for run in runs
-            if (out / run.name / FAILED).exists()
+            name: (out / name / FAILED).read_text()
+            for name, outcome in found.items()
+            if outcome is None and (out / name / FAILED).exists()
         }
         if any(o.value is None for o in outcomes):  # a counted run, so the tuning has ended
             _write_results(table, path, out, outcomes, failures)
@@ -178,7 +190,10 @@ def _lead(table: Table, path: str, out: epath.Path, *, workers: int) -> int:
 
 
 def _refuse_others(table: Table, out: epath.Path) -> None:
-    """Raises ConfigError if a finished run had other settings than the table now gives it."""
+    """Raises ConfigError if a base or finished run had other settings than the table now gives."""
+    for base in table.all_bases:
+        if (out / "bases" / base / BASE).exists():
+            refuse_others(out / "bases" / base, table.base_run(base).flags(), BASE)
     for run in all_runs(table):
         if all((out / name / FINISHED).exists() for name in (run.name, *run.needs)):
             refuse_others(out / run.name, asked_of(table, run, out))
@@ -196,6 +211,8 @@ def _known(out: epath.Path, run: Run) -> bool:
 def _list(table: Table, out: epath.Path) -> int:
     """Prints the commands of the runs that are not finished, a line each.
 
+    If nothing is trained, those that score the bases come first.
+
     Raises:
         ConfigError: a run's config depends on the results of others.
     """
@@ -204,11 +221,20 @@ def _list(table: Table, out: epath.Path) -> int:
             f"--list: the config of {bound[0]} depends on other runs (tuning, tokens_of); run the "
             "table without --list"
         )
+
+    def say(command: str, run: Run, workdir: epath.Path, *more: str) -> None:
+        print(shlex.join(["polaris", command, *run.flags(), f"--workdir={workdir}", *more]))
+
+    for base in () if table.train else table.bases:
+        if not (out / "bases" / base / "eval.json").exists():
+            say("evaluate", table.base_run(base), out / "bases" / base)
     for run in all_runs(table):
         if read_outcome(out, run) is not None:
             continue
         for command in (*run.before, "train" if table.train else "evaluate"):
-            print(shlex.join(["polaris", command, *run.flags(), f"--workdir={out / run.name}"]))
+            say(command, run, out / run.name)
+        if table.train and table.evaluate:
+            say("evaluate", run, out / run.name, "--checkpoint=latest")
     return 0
 
 
@@ -259,8 +285,13 @@ def _run_workers(table: Table, path: str, out: epath.Path, count: int) -> int:
                 for process in processes:
                     process.terminate()  # each run that is under way leaves a checkpoint
         _say_ended(table, out, waiting)
-    for process in processes:
+    for index, process in enumerate(processes):
         process.communicate()
+        if process.returncode < 0 and not told:
+            reason = signal.strsignal(-process.returncode)
+            Progress(enabled=True).line(
+                f"worker {index} was killed ({reason}); if memory ran out, take fewer --workers"
+            )
     return 130 if stop.interrupted else 0
 
 

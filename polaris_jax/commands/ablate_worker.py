@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from etils import epath
 from polaris_jax.ablate.outcome import (
     ASKED,
     FINISHED,
+    TAKEN,
     Outcome,
     chosen_value,
     outcome_of,
@@ -87,11 +89,12 @@ def _do(table: Table, run: Run, out: epath.Path) -> bool:
                 raise RuntimeError(f"it depends on {name}, which failed")
         before = score_base(table, run.base, out)
         outcome = (_train if table.train else _evaluate)(table, run, out, before)
-    except ConfigError as error:  # such as another table's run in the folder
-        raise ConfigError(f"{run.name}: {error}") from None
     except Exception as error:  # noqa: BLE001  # the other runs need not fail with it
-        write_bytes(out / run.name / FAILED, f"{type(error).__name__}: {error}".encode())
-        progress.line(f"{run.name}: failed: {error}")
+        if os.environ.get("POLARIS_TRACEBACK"):
+            traceback.print_exc()
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        write_bytes(out / run.name / FAILED, f"{kind}{error}".encode())
+        progress.line(f"{run.name}: failed: {kind}{error}")
         return True
     if outcome is None:
         return False
@@ -114,11 +117,11 @@ def _take_cores(index: int, count: int) -> None:
 
 @contextlib.contextmanager
 def _mine(folder: epath.Path) -> Iterator[bool]:
-    """True if no other worker has this run."""
+    """True if no other worker has this run, or has ended it since."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with owned(folder, "ablate", busy="", remedy=""):
-            yield not (folder / FINISHED).exists()
+        with owned(folder, TAKEN, busy="", remedy=""):
+            yield not any((folder / name).exists() for name in (FINISHED, FAILED))
     except InUse:
         yield False
 

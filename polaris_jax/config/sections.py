@@ -61,7 +61,8 @@ class RewardSection:
     control: Literal["none", "permute", "foreign_golds"] = setting(
         "none",
         "Control experiments, from which nothing can be learned. permute: shuffles rewards within "
-        "each group. foreign_golds: each training problem gets another problem's gold.",
+        "each group. foreign_golds: each training problem gets another problem's gold and other "
+        "columns.",
     )
     function: str = setting(
         "",

@@ -82,8 +82,9 @@ def gold_kinds(gold: object) -> set[Kind]:
 def foreign_golds(problems: Sequence[Problem], *, seed: int) -> list[Problem]:
     """The problems, each with another problem's gold: nothing about the problems can be learned.
 
-    Every gold is used once. A problem keeps a gold equal to its own only if more than half of all
-    problems have that gold.
+    A gold takes the other columns of its problem along: a reward function may read those. If all
+    answers are equal, the columns alone are the golds. Every gold is used once. A problem keeps a
+    gold equal to its own only if more than half of all problems have that gold.
 
     Args:
         problems: the training problems.
@@ -91,10 +92,12 @@ def foreign_golds(problems: Sequence[Problem], *, seed: int) -> list[Problem]:
     """
     order = np.random.default_rng(seed).permutation(len(problems)).tolist()
     golds = [repr(problem.answer) for problem in problems]
+    if len(set(golds)) == 1:
+        golds = [repr(dict(problem.extra)) for problem in problems]
     order.sort(key=lambda i: golds[i])  # equal golds stand together, each run in random order
     most = max(Counter(golds).values(), default=0)  # a shift by this leaves every run of equals
     exchanged = list(problems)
     for place, i in enumerate(order):
         source = problems[order[(place + most) % len(order)]]
-        exchanged[i] = dataclasses.replace(problems[i], answer=source.answer)
+        exchanged[i] = dataclasses.replace(problems[i], answer=source.answer, extra=source.extra)
     return exchanged

@@ -14,12 +14,27 @@ import pytest
 from etils import epath
 
 from polaris_jax.__main__ import main
-from polaris_jax.ablate.outcome import ASKED, FINISHED, Outcome, write_outcome
+from polaris_jax.ablate.outcome import (
+    ASKED,
+    FINISHED,
+    TAKEN,
+    Outcome,
+    read_outcome,
+    refuse_others,
+    write_outcome,
+)
 from polaris_jax.ablate.table import load_table
 from polaris_jax.commands import ablate, ablate_worker
-from polaris_jax.commands.ablate_worker import BASE, SCORE, all_runs, asked_of, score_base
+from polaris_jax.commands.ablate_worker import (
+    BASE,
+    FAILED,
+    SCORE,
+    all_runs,
+    asked_of,
+    score_base,
+)
 from polaris_jax.config import ConfigError
-from polaris_jax.run.owner import alone
+from polaris_jax.run.owner import alone, lock_name
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system.progress import Progress
 from tests.support import micro_run
@@ -132,6 +147,22 @@ def test_a_run_without_held_out_scores_is_refused(tmp_path, monkeypatch, capsys)
     Path("t.py").write_text(TABLE.format(config=config, overrides={}))
     assert main(["ablate", "t.py", "--out=x"]) == 2
     assert "base 'base': evaluate.every_steps=0" in capsys.readouterr().err
+    late = {"evaluate.every_steps": 9, "stages[0].steps": 4, "stages[1].steps": 4}
+    Path("t.py").write_text(TABLE.format(config=config, overrides=late))
+    assert main(["ablate", "t.py", "--out=x"]) == 2
+    said = "arm 'plain': evaluate.every_steps=9: its 8 steps end before the first held-out score"
+    assert said in capsys.readouterr().err
+
+
+def test_every_tuned_value_is_checked_before_any_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tuning = "Tuning('optimizer.learning_rate', (-1.0, 1e-3), {'t': {}})"
+    path = write_table(tmp_path)
+    text = path.read_text().replace("TABLE = Table(", f"TABLE = Table(tuning={tuning},")
+    path.write_text("from polaris_jax.ablate import Tuning\n" + text)
+    assert main(["ablate", str(path), "--out=x"]) == 2
+    assert "optimizer.learning_rate=-1.0" in capsys.readouterr().err
+    assert not Path("x").exists()
 
 
 def test_a_list_of_runs_that_depend_on_others_is_refused_before_anything_is_printed(capsys):
@@ -168,7 +199,102 @@ def test_finished_runs_of_another_table_are_refused_by_name(tmp_path, capsys):
     assert (out / "ablations.json").read_bytes() == before
 
 
-def test_tables_share_the_bases_of_a_folder(tmp_path):
+def finished_run(workdir: Path, *scores: tuple[int, float]) -> None:
+    """Leaves what `polaris train` leaves, as far as an outcome needs it."""
+    workdir.mkdir(parents=True)
+    record = {"starts": [{"ended": "finished"}], "counts": {"sampled_tokens": 7}}
+    (workdir / "run.json").write_text(json.dumps(record))
+    lines = [json.dumps({"step": step, "eval/avg@2": score}) for step, score in scores]
+    (workdir / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_a_run_that_was_killed_before_its_last_weights_were_scored_is_not_finished(tmp_path):
+    run = all_runs(load_table(str(write_table(tmp_path))))[0]
+    out, workdir = epath.Path(tmp_path / "out"), tmp_path / "out" / run.name
+    finished_run(workdir, (-1, 0.25), (0, 0.5))
+    found = read_outcome(out, run)  # by its own command
+    assert found is not None
+    assert (found.before, found.scores, found.after) == (0.25, ((0, 0.5),), None)
+    (workdir / "eval.json").write_text('{"checkpoint": "latest", "avg@k": 0.75}')
+    assert read_outcome(out, run) == dataclasses.replace(found, after=0.75)
+    (workdir / lock_name(TAKEN)).write_text("")  # a worker has had it, which says when it ends
+    assert read_outcome(out, run) is None
+
+
+def test_a_run_without_a_score_of_its_own_is_named(tmp_path):
+    run = all_runs(load_table(str(write_table(tmp_path))))[0]
+    finished_run(tmp_path / "out" / run.name, (-1, 0.25))
+    with pytest.raises(ValueError, match=r"plain/base-0: the run ended without a held-out score"):
+        read_outcome(epath.Path(tmp_path / "out"), run)
+
+
+def test_flags_in_another_order_are_the_same_run(tmp_path):
+    (tmp_path / FINISHED).write_text(json.dumps({ASKED: ["--config=c", "--config.a.b=1"]}))
+    refuse_others(epath.Path(tmp_path), ["--config.a.b=1", "--config=c"])
+    with pytest.raises(ConfigError, match=r"made with --config.a.b=1, and the table now gives it"):
+        refuse_others(epath.Path(tmp_path), ["--config.a.b=2", "--config=c"])
+
+
+def test_a_run_that_fails_is_tried_once_by_all_workers_and_others_are_run(tmp_path, monkeypatch):
+    """Also if its settings are at fault."""
+    table = load_table(str(write_table(tmp_path)))
+    out, runs, tried = epath.Path(tmp_path / "out"), all_runs(table), []
+
+    def train(table, run, out, before):
+        tried.append(run.name)
+        later = out / runs[-1].name  # meanwhile another worker fails with the last run
+        later.mkdir(parents=True, exist_ok=True)
+        (later / FAILED).write_text("no memory")
+        raise ConfigError("data.problems=x: no problem remains")
+
+    for name in ("_take_cores", "_end_with_parent", "keep_programs"):
+        monkeypatch.setattr(ablate_worker, name, lambda *_: None)
+    monkeypatch.setattr(ablate_worker, "score_base", lambda *_: 0.5)
+    monkeypatch.setattr(ablate_worker, "_train", train)
+    monkeypatch.setenv(ablate_worker.WORKER, "0/1")
+    assert ablate_worker.work(table, out) == 0
+    assert tried == [run.name for run in runs[:-1]]
+    assert (out / runs[0].name / FAILED).read_text() == "data.problems=x: no problem remains"
+    assert (out / runs[-1].name / FAILED).read_text() == "no memory"
+
+
+def test_a_failure_is_forgotten_once_the_run_has_finished(tmp_path, capsys):
+    path, out = write_table(tmp_path), tmp_path / "out"
+    finish_all(path, out)
+    run = all_runs(load_table(str(path)))[0]
+    (out / run.name / FAILED).write_text("no memory")
+    assert main(["ablate", str(path), f"--out={out}"]) == 0
+    assert "Failed:" not in capsys.readouterr().out
+
+
+def test_a_killed_worker_is_named(tmp_path, monkeypatch, capsys):
+    path, out, begin = write_table(tmp_path), tmp_path / "out", subprocess.Popen
+
+    def killed(words, **more):
+        return begin(["sh", "-c", "kill -9 $$"], **more)
+
+    monkeypatch.setattr(ablate.subprocess, "Popen", killed)
+    assert main(["ablate", str(path), f"--out={out}", "--workers=1"]) == 1
+    said = capsys.readouterr().out
+    assert "worker 0 was killed (Killed); if memory ran out, take fewer --workers" in said
+    assert "4 of 4 runs are not finished" in said
+
+
+def test_the_list_has_every_command_that_a_result_needs(tmp_path, capsys):
+    path = write_table(tmp_path)
+    text = path.read_text()
+    for more, commands in (
+        ("evaluate=True", ["train", "evaluate"] * 4),
+        ("train=False", ["evaluate"] * 5),  # of the base, too
+    ):
+        path.write_text(text.replace("TABLE = Table(", f"TABLE = Table({more},"))
+        assert main(["ablate", str(path), f"--out={tmp_path / 'out'}", "--list"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[1] for line in lines] == commands
+    assert f"--workdir={tmp_path / 'out' / 'bases' / 'base'}" in lines[0]
+
+
+def test_tables_share_the_bases_of_a_folder(tmp_path, capsys):
     """The second table finds the first one's base, if it asks for the same."""
     path, shared = write_table(tmp_path), tmp_path / "shared"
     for name in ("one", "two"):
@@ -183,6 +309,9 @@ def test_tables_share_the_bases_of_a_folder(tmp_path):
     other = dataclasses.replace(table, overrides={**table.overrides, "evaluate.n": 3})
     with pytest.raises(ConfigError, match=r"bases/base: it was made with --config.evaluate.n=2"):
         score_base(other, "base", out)
+    path.write_text(path.read_text().replace("'evaluate.n': 2", "'evaluate.n': 3"))
+    assert main(["ablate", str(path), f"--out={out}"]) == 2  # in one line, before any run
+    assert "bases/base: it was made with --config.evaluate.n=2" in capsys.readouterr().err
 
 
 def test_a_worker_makes_another_base_while_one_is_made(tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_figures_and_differences():
 
 def test_the_page_has_a_row_an_arm_and_says_what_is_missing():
     page = as_markdown(
-        summarise(TABLE, OUTCOMES), title="rescue.py", failures={"runs/late/a-0": "no memory"}
+        summarise(TABLE, OUTCOMES), title="rescue.py", failures={"runs/late/a-0": "no\n memory"}
     )
     assert "4 of 6 runs are finished, from 2 bases." in page
     rows = [line for line in page.splitlines() if line.startswith("| `")]
@@ -87,6 +87,26 @@ def test_an_arm_takes_the_value_with_the_best_mean_and_the_page_shows_all():
     edge = summarise(TUNED, [tried(v, 0, v) for v in (1e-4, 3e-4, 1e-3)] + counted)
     assert edge["arms"][0]["tuned"]["at_edge"]
     assert "0.001 (edge of the grid) |" in as_markdown(edge, title="t.py", failures={})
+
+
+@pytest.mark.parametrize(
+    ("values", "chosen", "at_edge"),
+    [
+        ((1e-3, 1e-4, 3e-4), 1e-3, True),
+        ((1e-3, 1e-4, 3e-4), 1e-4, True),
+        ((1e-3, 1e-4, 3e-4), 3e-4, False),
+        (("adamw", "lion"), "lion", False),
+        ((False, True), True, False),
+        ((1e-3,), 1e-3, False),
+    ],
+    ids=["greatest", "least", "between", "words", "switch", "one"],
+)
+def test_the_edge_of_a_grid_is_its_least_and_its_greatest_number(values, chosen, at_edge):
+    tuning = Tuning("optimizer.learning_rate", values, {"t": {}})
+    table = Table((Arm("plain"),), config="c.py", bases={"a": {}}, tuning=tuning)
+    outcomes = [tried(value, 0, 0.5 if value == chosen else 0.1) for value in values]
+    (plain,) = summarise(table, [*outcomes, outcome("plain", "a", 0.2)])["arms"]
+    assert (plain["tuned"]["value"], plain["tuned"]["at_edge"]) == (chosen, at_edge)
 
 
 def test_a_value_without_a_run_is_no_choice():

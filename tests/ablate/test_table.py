@@ -64,6 +64,10 @@ def test_a_tuple_is_written_as_the_command_line_reads_it():
         ({"arms": (Arm("x", before=("train",)),)}, "before=['train']: expected prepare"),
         ({"overrides": {"seed": 1}}, "'seed': expected a config field other than seed"),
         ({"arms": (Arm("x", {"a b": 1}),)}, "'a b': expected a config field"),
+        ({"overrides": {"data.problems": None}}, "data.problems=None: a config has no None"),
+        ({"seeds": ()}, "arm 'x': seeds=(): needs at least one seed"),
+        ({"arms": (Arm("x", seeds=(1, 1)),)}, "seeds=(1, 1): expected whole numbers, each of"),
+        ({"seeds": ("1",)}, "seeds=('1',): expected whole numbers"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:20],
 )
@@ -122,6 +126,16 @@ def test_tuning_runs_come_from_other_bases_and_the_counted_runs_wait_for_them():
         ((Arm("x"),), Tuning("a.b", (1,), {"base": {}}), "'base' is counted; tune on other bases"),
         ((Arm("x"),), Tuning("a.b", (), {"t": {}}), "tuning.values=(): needs at least one"),
         ((Arm("x"),), Tuning("a b", (1,), {"t": {}}), "'a b': expected a config field"),
+        ((Arm("x"),), Tuning("a.b", (1,), {}), "tuning.bases={}: needs at least one base"),
+        ((Arm("x"),), Tuning("a.b", (1,), {"t": {}}, ()), "tuning.seeds=(): needs at least one"),
+        ((Arm("x"),), Tuning("a.b", (1, 1.0), {"t": {}}), "a value occurs twice"),
+        ((Arm("x"),), Tuning("a.b", (None,), {"t": {}}), "None is a folder's name, too"),
+        ((Arm("x"),), Tuning("a.b", ([1],), {"t": {}}), "[1] is a folder's name, too"),
+        (
+            (Arm("x", seeds=(0,)), Arm("y", seeds=(0, 1), tokens_of="x")),
+            None,
+            "tokens_of='x': that arm has no run with seeds [1], which would be waited for",
+        ),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )

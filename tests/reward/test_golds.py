@@ -71,6 +71,19 @@ def test_foreign_golds_are_never_a_problems_own(golds):
     assert found == foreign_golds(problems, seed=3)
 
 
+@pytest.mark.parametrize("golds", [["1", "2", "1"], ["", "", ""]], ids=["answers", "none"])
+def test_a_foreign_gold_brings_its_columns(golds):
+    """A reward function may read nothing else, such as the tests of a program."""
+    problems = [
+        Problem(f"p{i}", "Q?", gold, extra={"tests": f"{gold}{i}"}) for i, gold in enumerate(golds)
+    ]
+    found = foreign_golds(problems, seed=0)
+    assert sorted(p.extra["tests"] for p in found) == sorted(p.extra["tests"] for p in problems)
+    assert all(p.extra["tests"].startswith(p.answer) for p in found)
+    moved = [mine.extra != own.extra for mine, own in zip(found, problems, strict=True)]
+    assert sum(moved) >= 2
+
+
 def test_golds_of_a_majority_stay_where_they_must():
     found = foreign_golds(problems_with(["1", "1", "1", "2"]), seed=0)
     assert sum(p.answer == "1" for p in found) == 3
