@@ -138,7 +138,10 @@ def decomposition(out: Any) -> str:
         out: the folder of the table's runs.
     """
     out = Path(str(out))
-    before = {p.parent.name: count_rows(rows(p)) for p in out.glob("bases/*/responses.jsonl")}
+    counted = {p.parent.name.rpartition("-")[0] for p in out.glob("runs/*/*/responses.jsonl")}
+    if not counted:
+        return ""
+    before = {base: count_rows(rows(out / "bases" / base / "responses.jsonl")) for base in counted}
     lines = [
         "What the gain of the last weights consists of, in points, mean over the runs: more right "
         "answers within a way of writing, and other shares of the ways.",
@@ -164,16 +167,12 @@ def decomposition(out: Any) -> str:
             right = sum(gain.after[way].share * gain.after[way].right for gain in gains)
             cells += [f"{share:.0%}", f"{right / len(gains) / share:.1%}" if share else ""]
         lines.append(f"| {' | '.join(cells)} |")
-    every = list(before.values())
-    shares = [sum(ways[way].share for ways in every) / len(every) for way in ("careful", "hurried")]
-    right = [
-        sum(ways[way].share * ways[way].right for ways in every) / len(every) / share
-        for way, share in zip(("careful", "hurried"), shares, strict=True)
-        if share
-    ]
-    lines += [
-        "",
-        f"Before: {shares[0]:.0%} careful, {right[0]:.1%} of them right; {shares[1]:.0%} hurried, "
-        f"{right[-1]:.1%} of them right.",
-    ]
+    every, said = [before[base] for base in sorted(before)], []
+    for way in ("careful", "hurried"):
+        share = sum(ways[way].share for ways in every) / len(every)
+        right = sum(ways[way].share * ways[way].right for ways in every) / len(every)
+        said.append(
+            f"{share:.0%} {way}" + (f", {right / share:.1%} of them right" if share else "")
+        )
+    lines += ["", f"Before: {'; '.join(said)}."]
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """Every table of configs/ablations is one, and each of its runs has a config."""
 
+import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,21 @@ def test_all_small_tables_but_those_that_the_script_knows_share_their_bases(monk
     others = {name for name, table in tables.items() if table.base_run("base0").flags() != shared}
     script = (ROOT / "launch" / "ablations.sh").read_text()
     assert f"    {' | '.join(sorted(others, reverse=True))}) bases=$out/$table/bases ;;" in script
+
+
+def test_a_gain_is_split_beside_the_bases_that_are_counted(tmp_path):
+    """A folder of shared bases also has those that rates were found on."""
+    notes = runpy.run_path(str(FOLDER / "_task.py"))["decomposition"]
+    assert notes(tmp_path) == ""
+    right = {"text": "Add 5: 7 + 5 = 12", "reward": 1.0}
+    wrong = {"text": "Add 5: 7 + 5 = 13", "reward": 0.0}
+    for place, rows in {
+        "bases/base0": [wrong, wrong, wrong, right],
+        "bases/tuning": [right] * 4,
+        "runs/plain/base0-0": [right, right, right, wrong],
+    }.items():
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "responses.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = notes(tmp_path)
+    assert "| `plain` | +50.0 | +50.0 | +0.0 | 100% | 75.0% | 0% |  |" in text
+    assert "Before: 100% careful, 25.0% of them right; 0% hurried." in text
