@@ -94,7 +94,7 @@ def difficulty_chart(run: RunFiles, *, one_run: bool = True) -> Chart | None:
         panel.unit,
         panel.axis,
         across="category",
-        x_label=f"correct responses of {n} (hard to easy)",
+        x_label=f"correct responses{f' of {n}' * one_run} (hard to easy)",
     )
     text = "How many of the calibration rollouts solved each problem"
     text += "; the grey ones are left out of training." if one_run else ", as a share of all."

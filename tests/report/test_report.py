@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from polaris_jax.config import ConfigError
 from polaris_jax.report import make_report
+from polaris_jax.report.evaluations import evaluations_figure
 from polaris_jax.report.figures import difficulty_figure, evaluation_figure, probe_figure
 from polaris_jax.report.run_files import read_run
 from polaris_jax.report.style import curve, running_mean, short_number, smoothed
@@ -28,6 +29,7 @@ from polaris_jax.report.summary import (
     stage_rows,
     summary_rows,
 )
+from tests.support.report.bars import bars_of, figures_of
 from tests.support.report.html_text import HtmlText
 from tests.support.report.synthetic import CALIBRATE, PROBE, RUN, evaluation, write_run
 
@@ -328,6 +330,29 @@ def test_an_evaluation_stands_alone_too(tmp_path):
     score = evaluation(0.4) | {"checkpoint": "base", "stderr": None, "budget_curve": []}
     evaluation_figure(score, tmp_path / "eval.png")
     assert (tmp_path / "eval.png").read_bytes().startswith(PNG)
+
+
+def test_length_groups_with_other_edges_stand_over_their_own_names(tmp_path, monkeypatch):
+    figures = figures_of(monkeypatch)
+    groups = [{"name": "<=64", "responses": 9, "share": 1.0, "accuracy": 0.25}]
+    one, other = evaluation(0.6), evaluation(0.3) | {"length_groups": groups}
+    evaluation_figure(other, epath.Path(tmp_path / "pair.png"), before=one)
+    runs = [{"name": "a", **one}, {"name": "b", **other}]
+    evaluations_figure({"evaluations": runs, "differences": []}, epath.Path(tmp_path / "all.png"))
+    for figure in figures:
+        (axes,) = [a for a in figure.axes if a.get_title(loc="left") == "by length of the response"]
+        bars = bars_of(axes)
+        assert bars["<=64"] == [0.25]
+        assert bars["<32"] == [pytest.approx(0.75)]
+
+
+def test_a_low_score_is_legible(tmp_path, monkeypatch):
+    """White on a bar of 1% would be white on white."""
+    figures = figures_of(monkeypatch)
+    runs = [{"name": name, **evaluation(score)} for name, score in (("a", 0.01), ("b", 0.6))]
+    evaluations_figure({"evaluations": runs, "differences": []}, epath.Path(tmp_path / "all.png"))
+    colors = {text.get_text(): text.get_color() for text in figures[0].axes[0].texts}
+    assert colors["60.0%"] == "white" != colors["1.0%"]
 
 
 def test_equal_numbers_give_equal_pictures(tmp_path):
