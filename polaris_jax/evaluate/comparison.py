@@ -303,7 +303,7 @@ def _points(difference: Mapping[str, Any] | None) -> str:
 
 def _error(difference: Mapping[str, Any]) -> str:
     paired, unpaired = difference["stderr"], difference["unpaired_stderr"]
-    if paired is None or unpaired is None:
+    if not paired or not unpaired:  # one problem, or all agree: nothing is known of the error
         return "-"
     return f"± {100 * unpaired:.1f}, paired ± {100 * paired:.1f}"
 

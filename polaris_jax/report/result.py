@@ -114,12 +114,15 @@ def score_sentence(score: Record) -> str:
 
 
 def score_interval(score: Record) -> Interval | None:
-    """The 95% interval of a score: its own, or by its standard error; None if it has neither."""
+    """The 95% interval of a score: its own, or by its standard error; None if it has neither.
+
+    Problems that all have one score give none: an error of 0 says nothing of other problems.
+    """
+    if not score.get("stderr"):
+        return None
     found = score.get("interval")
     if isinstance(found, list | tuple) and len(found) == 2:
         return float(found[0]), float(found[1])
-    if score.get("stderr") is None:
-        return None
     half = Z * score["stderr"]
     return max(0.0, score["avg@k"] - half), min(1.0, score["avg@k"] + half)
 
@@ -135,9 +138,9 @@ def difference(first: Record, second: Record) -> tuple[float, Interval | None, b
         return found.value, found.interval, True
     gain = second["avg@k"] - first["avg@k"]
     one, other = first.get("stderr"), second.get("stderr")
-    if one is None or other is None:
+    half = 0.0 if one is None or other is None else Z * math.hypot(one, other)
+    if not half:
         return gain, None, False
-    half = Z * math.hypot(one, other)
     return gain, (gain - half, gain + half), False
 
 

@@ -73,9 +73,16 @@ def gain_text(before: Score, after: Score) -> str:
     pairs = same_problem_scores(before, after)
     if pairs is not None:
         found = paired_difference(*np.array(pairs, np.float64).T)
-        return f"{100 * found.value:+.1f} ± {100 * (found.stderr or 0.0):.1f} points, paired"
-    error = math.hypot(*(score.get("stderr") or 0.0 for score in (before, after)))
-    return f"{100 * (after['avg@k'] - before['avg@k']):+.1f} ± {100 * error:.1f} points"
+        return f"{_points(found.value, found.stderr)}, paired"
+    one, other = before.get("stderr"), after.get("stderr")
+    error = None if one is None or other is None else math.hypot(one, other)
+    return _points(after["avg@k"] - before["avg@k"], error)
+
+
+def _points(gain: float, error: float | None) -> str:
+    """A gain with its error; one of 0 says nothing: all problems agree."""
+    spread = f" ± {100 * error:.1f}" if error else ""
+    return f"{100 * gain:+.1f}{spread} points"
 
 
 def same_problem_scores(before: Score, after: Score) -> list[tuple[float, float]] | None:
@@ -197,7 +204,7 @@ def named_scores(run: RunFiles) -> list[tuple[str, dict[str, Any]]]:
 def score_text(score: dict[str, Any]) -> str:
     """`41.5% ± 1.9% of 256 problems at temperature 1, up to 96 tokens`."""
     error = score.get("stderr")
-    spread = f" ± {error:.1%}" if error is not None else ""
+    spread = f" ± {error:.1%}" if error else ""
     return (
         f"{score['avg@k']:.1%}{spread} of {score['problems']} problems at temperature "
         f"{score['temperature']:g}, up to {score['max_response_tokens']} tokens"

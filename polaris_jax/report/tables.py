@@ -29,7 +29,7 @@ def evaluations_table(run: RunFiles) -> list[str]:
             [
                 title,
                 share(score["avg@k"])
-                + (f" ± {error:.1%}" if error is not None else "")
+                + (f" ± {error:.1%}" if error else "")
                 + (f" (k={score['k']})" if len(samples) > 1 else ""),
                 *(share(score.get("pass@k", {}).get(str(k))) for k in tokens),
                 f"{score['temperature']:g}",

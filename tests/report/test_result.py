@@ -67,6 +67,17 @@ def test_a_score_alone_has_its_own_interval(run_dir):
     assert "(without an interval; avg@8)" in result_sentence(files(run_dir))
 
 
+@pytest.mark.parametrize("interval", [None, [1.0, 1.0]])
+def test_problems_that_all_agree_give_no_interval(run_dir, interval):
+    """Earlier versions gave 100% to 100%."""
+    sure = {"stderr": 0.0, "interval": interval}
+    put(run_dir, "eval.json", evaluation(1.0) | sure)
+    put(run_dir, "before_eval.json", BASE | {"avg@k": 0.0} | sure)
+    assert "+100.0 points, without an interval" in result_sentence(files(run_dir))
+    (run_dir / "before_eval.json").unlink()
+    assert "(without an interval; avg@8)" in result_sentence(files(run_dir))
+
+
 def test_a_score_that_cannot_be_compared_says_why(run_dir):
     put(run_dir, "eval.json", evaluation(0.68) | {"temperature": 1.3})
     assert "rose" not in result_sentence(files(run_dir))
