@@ -163,7 +163,7 @@ def _scores(facts: RunFacts) -> str:
     lines.append(
         f"\nProblems: {_cell(problems) or UNKNOWN}. Intervals are bootstraps over problems."
     )
-    if held_out := score_text(facts.standing.scores):
+    if held_out := score_text(facts.standing):
         lines.append(f"\nDuring training: {_cell(held_out)}.")
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from polaris_jax.report.summary import (
     same_problem_scores,
     score_name,
 )
-from polaris_jax.run.standing import BEFORE, SCORE, duration
+from polaris_jax.run.standing import BEFORE, SCORE, duration, score_temperatures
 
 Z = 1.96  # of a 95% interval, in standard errors
 NO_SHIFT = ", so neither a gain nor a loss is shown"
@@ -152,10 +152,12 @@ def _during(run: RunFiles) -> str:
         return ""
     (first, low), (last, high) = scores[0], scores[-1]
     began = "before training" if first == BEFORE else f"after {plural(first + 1, 'step')}"
-    return (
-        f"from {low:.1%} {began} to {high:.1%} after {plural(last + 1, 'step')} "
-        f"({name.removeprefix('eval/')})"
-    )
+    config = (run.run or {}).get("config") or {}
+    temperatures = score_temperatures(config, run.stages, (first, last))
+    how = name.removeprefix("eval/")
+    if len(temperatures) > 1:
+        how += f", at temperatures {' and '.join(f'{t:g}' for t in temperatures)}"
+    return f"from {low:.1%} {began} to {high:.1%} after {plural(last + 1, 'step')} ({how})"
 
 
 def ending(run: RunFiles) -> Ending | None:

@@ -56,6 +56,12 @@ def not_comparable(before: Score, after: Score) -> str:
     ):
         if before.get(key) != after.get(key):
             reasons.append(f"{name} {_text(before.get(key))} and {_text(after.get(key))}")
+    correct_at = [score.get("correct_at", 1.0) for score in (before, after)]
+    if correct_at[0] != correct_at[1]:
+        reasons.append(f"correct_at {_text(correct_at[0])} and {_text(correct_at[1])}")
+    ids = [(score.get("problem_scores") or {}).keys() for score in (before, after)]
+    if all(ids) and ids[0] != ids[1] and len(ids[0]) == len(ids[1]):
+        reasons.append("other problems")
     yarn = _yarn(before), _yarn(after)
     if yarn[0] != yarn[1]:
         reasons.append(f"YaRN {yarn[0]} and {yarn[1]}")
@@ -65,7 +71,7 @@ def not_comparable(before: Score, after: Score) -> str:
 def gain_text(before: Score, after: Score) -> str:
     """The gain between two scores, e.g. `+32.0 ± 2.7 points`, or why they cannot be compared.
 
-    The error is paired by problem if both have `problem_scores` of the same problems.
+    The error is paired by problem if both have `problem_scores`.
     """
     reason = not_comparable(before, after)
     if reason:
@@ -101,15 +107,19 @@ def caption(before: Score | None, after: Score | None) -> str:
     reason = not_comparable(before, after)
     if reason:
         return f"Held-out problems. The two scores are not comparable: {reason}."
-    return "Held-out problems: same problems, seeds, temperature and budget before and after."
+    alike = "problems, temperature and budget"
+    if before.get("seed") == after.get("seed"):
+        alike = "problems, seeds, temperature and budget"
+    return f"Held-out problems: same {alike} before and after."
 
 
 def _yarn(score: Score) -> str:
     """Under which scaling the score itself was sampled; `both` scores without it first."""
     if score.get("rope") != "on":
         return "off"
-    factor = score.get("yarn_factor")
-    return "on" if factor is None else f"x {_text(factor)}"
+    factor, attention = score.get("yarn_factor"), score.get("attention_factor", 1.0)
+    text = "on" if factor is None else f"x {_text(factor)}"
+    return text if attention == 1.0 else f"{text} with attention {_text(attention)}"
 
 
 def _text(value: Any) -> str:

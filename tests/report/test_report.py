@@ -399,7 +399,8 @@ def test_a_gain_on_the_same_problems_is_paired():
     after = AFTER | {"problem_scores": {"a": 0.5, "b": 1.0, "c": 1.0}}
     assert gain_text(before, after) == "+33.3 ± 16.7 points, paired"
     others = AFTER | {"problem_scores": {"a": 0.5, "b": 1.0, "d": 1.0}}
-    assert gain_text(before, others) == gain_text(BEFORE, AFTER)
+    assert gain_text(before, others) == "not comparable: other problems"
+    assert gain_text(BEFORE, others) == gain_text(BEFORE, AFTER)  # earlier files name none
 
 
 @pytest.mark.parametrize(
@@ -407,6 +408,7 @@ def test_a_gain_on_the_same_problems_is_paired():
     [
         ({"temperature": 1.3}, "temperature 1 and 1.3"),
         ({"k": 4}, "n 8 and 4"),
+        ({"correct_at": 0.5}, "correct_at 1 and 0.5"),
         ({"max_response_tokens": 48}, "budget 96 and 48"),
         ({"problems": 30}, "problems 256 and 30"),
         ({"top_p": 0.9}, "top_p None and 0.9"),
