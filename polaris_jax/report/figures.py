@@ -284,7 +284,7 @@ def _average_panel(axes: Axes, runs: Runs) -> None:
 
 def _pass_panel(axes: Axes, runs: Runs) -> None:
     for (name, run, color), marker in zip(runs, MARKERS, strict=False):
-        points = sorted((int(k), value) for k, value in run.get("pass@k", {}).items())
+        points = sorted((int(k), value) for k, value in (run.get("pass@k") or {}).items())
         if points:
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=name)
             axes.set_xscale("log", base=2)
@@ -333,7 +333,7 @@ def group_places(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def group_count(group: Mapping[str, Any]) -> int:
     """Responses of a length group."""
-    return int(group["responses"] if "responses" in group else group["count"])
+    return int(group.get("responses", group.get("count", 0)))
 
 
 def _budget_panel(axes: Axes, runs: Runs) -> None:

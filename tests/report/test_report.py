@@ -17,6 +17,8 @@ from polaris_jax.config import ConfigError
 from polaris_jax.report import make_report
 from polaris_jax.report.evaluations import evaluations_figure
 from polaris_jax.report.figures import difficulty_figure, evaluation_figure, probe_figure
+from polaris_jax.report.measurements import evaluation_chart
+from polaris_jax.report.plots import chart_record
 from polaris_jax.report.run_files import read_run
 from polaris_jax.report.style import curve, running_mean, short_number, smoothed
 from polaris_jax.report.summary import (
@@ -29,6 +31,7 @@ from polaris_jax.report.summary import (
     stage_rows,
     summary_rows,
 )
+from polaris_jax.report.tables import evaluations_table
 from tests.support.report.bars import bars_of, figures_of
 from tests.support.report.html_text import HtmlText
 from tests.support.report.synthetic import CALIBRATE, PROBE, RUN, evaluation, write_run
@@ -361,6 +364,11 @@ def test_equal_numbers_give_equal_pictures(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def scored(**changed):
+    """The text of an eval.json."""
+    return json.dumps(evaluation(0.5) | changed)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
@@ -370,6 +378,10 @@ def test_equal_numbers_give_equal_pictures(tmp_path):
         ("eval.json", "{}", "no field 'avg@k'"),
         ("eval.json", "null", "NoneType, expected an object"),
         ("my_eval.json", '{"a": 1}', "no field 'avg@k'"),
+        ("eval.json", scored(checkpoint=5), "checkpoint: int, expected str"),
+        ("eval.json", scored(**{"pass@k": {"x": 1}}), "pass@k: 'x': 1, expected numbers"),
+        ("eval.json", scored(**{"maj@k": {"1": None}}), "maj@k: '1': None, expected numbers"),
+        ("eval.json", scored(budget_curve=[{"budget": 0, "accuracy": 0}]), "budget_curve: budget"),
         ("calibrate.json", '{"shape": "J"}', "no field 'histogram'"),
         ("probe.json", "[1]", "list, expected an object"),
         ("run.json", '"x"', "str, expected an object"),
@@ -423,6 +435,19 @@ def test_other_settings_do_not(change, reason):
     assert not_comparable(BEFORE, after) == reason
     assert gain_text(BEFORE, after) == f"not comparable: {reason}"
     assert "same problems" not in caption(BEFORE, after)
+
+
+@pytest.mark.parametrize("name", ["pass@k", "length_groups", "budget_curve"])
+@pytest.mark.parametrize("value", [None, []], ids=["null", "empty"])
+def test_a_score_that_lacks_a_figure_stands_beside_one_that_has_it(run_dir, name, value):
+    """Files of earlier versions, or of others."""
+    value = {} if name == "pass@k" and value == [] else value
+    (run_dir / "eval.json").write_text(scored(**{name: value}))
+    run = read_run(epath.Path(run_dir))
+    record = chart_record(evaluation_chart(run))
+    assert all(series["x"] for panel in record["panels"] for series in panel["series"])
+    evaluation_figure(run.evaluation, run_dir / "eval.png", before=run.before)
+    assert "after RL" in "".join(evaluations_table(run))
 
 
 def test_a_budget_curve_with_yarn_beside_it_changes_no_score():
