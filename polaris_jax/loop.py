@@ -103,7 +103,7 @@ def closing_lines(workdir: epath.Path, state: RunState) -> list[str]:
     """What a finished run has reached, what it took, and what to run next."""
     run = read_standing(workdir)
     tokens = state.counts.get("sampled_tokens", 0)
-    score = f"{text}; " if (text := score_text(run.scores)) else ""
+    score = f"{text}; " if (text := score_text(run)) else ""
     here = f"--config=... --workdir={workdir}"
     return [
         f"{score}{tokens:,} tokens sampled in {duration(run.seconds)}",

@@ -150,7 +150,7 @@ def _rows(run: Standing, *, lives: bool, now_s: float) -> Iterator[tuple[str, st
             f"{_number(run.last.get('rollout/clip_ratio'))}",
         )
     if run.scores:
-        yield "held-out", score_text(run.scores)
+        yield "held-out", score_text(run)
     if run.checkpoint is None or run.checkpoint_at_s is None:
         yield "checkpoint", "none yet"
     else:

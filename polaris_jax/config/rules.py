@@ -330,6 +330,14 @@ def _check_evaluate(config: RunConfig) -> None:
             edges,
             "must ascend",
         )
+    budget = e.max_response_tokens or config.stages[-1].max_response_tokens
+    require(
+        not e.budgets or e.budgets[-1] <= budget,
+        "evaluate.budgets",
+        e.budgets,
+        f"a response ends at {budget} tokens (evaluate.max_response_tokens, or the last stage's), "
+        "so nothing is known beyond; leave that budget out, or raise the other",
+    )
     factors = e.attention_factors
     require(
         not factors or (e.yarn != "off" and config.rope.yarn.factor > 1),

@@ -74,13 +74,14 @@ def beside_blog(correct: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Returns:
         For each benchmark: `ours` and `interval` (95%, over problems), `k`, `sampling_error`, and
         `published`: for each model `published` and `difference` (ours minus theirs) in [0, 1],
-        `interval` (95%, sampling alone; None if one response a problem was sampled) and `disputed`.
+        `interval` (95%, sampling alone; None if the responses to no problem differ, which says
+        nothing of theirs, or if one a problem was sampled) and `disputed`.
     """
     found = {}
     for name, correct_PR, k, theirs in _compared(correct):
         ours, error = avg_at_k(correct_PR).value, sampling_error(correct_PR)
         half = None
-        if error is not None:
+        if error:
             half = Z * error * math.sqrt(1 + correct_PR.shape[1] / k)
         found[name] = {
             "ours": ours,
@@ -123,11 +124,14 @@ def beside_lines(beside: Mapping[str, Any]) -> list[str]:
     """Lines for a person: our score of each benchmark, then the published ones and differences."""
     lines = []
     for name, found in beside.items():
-        low, high = found["interval"] or (found["ours"],) * 2
+        around = ""
+        if found["interval"] is not None:
+            low, high = found["interval"]
+            around = f" ({LEVEL:.0%} over problems like these: {low:.1%} to {high:.1%})"
         lines.append(
-            f"{name}: ours {found['ours']:.1%} ({LEVEL:.0%} over problems like these: {low:.1%} to "
-            f"{high:.1%}), avg@{found['k']}; published avg@{found['published_k']}, and ours minus "
-            "theirs with the error of sampling these problems:"
+            f"{name}: ours {found['ours']:.1%}{around}, avg@{found['k']}; published "
+            f"avg@{found['published_k']}, and ours minus theirs with the error of sampling these "
+            "problems:"
         )
         for row in found["published"]:
             spread = ""

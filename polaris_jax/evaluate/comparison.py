@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,10 +14,20 @@ from polaris_jax.evaluate.estimators import pass_scores
 from polaris_jax.evaluate.intervals import DIFFICULTY_BINS, gain_by_difficulty, paired_difference
 from polaris_jax.evaluate.scoring import KS, Grades, Row, grades_of, sets_of
 from polaris_jax.evaluate.votes import majority_scores
+from polaris_jax.system.text import printable
 
 # Settings that two evaluations must share if their difference is to be the weights'.
 SHARED = ("temperature", "top_k", "top_p", "max_response_tokens", "k", "seed", "correct_at")
+# Others, which eval.json does not have, by their names in responses.identity.json. One that is
+# missing there has its default.
+ASKED = (
+    *("data.prompt_suffix", "data.system_prompt", "data.chat_template", "data.template_args"),
+    *("data.response_prefill", "data.shots", "data.turns", "reward.function"),
+    *("model.dtype", "rollout.kv_dtype"),
+)
+SCALED = ("rope.yarn.factor", "rope.yarn.attention_factor")  # count under YaRN alone
 SHARES = ("truncated_share", "no_box_share", "not_one_think_share")
+VALUE_CHARS = 40  # of a setting in a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +40,8 @@ class Evaluated:
         figures: its content of eval.json.
         rows: its rows of responses.jsonl; texts are not needed.
         correct_at: reward from which a response counts as correct.
+        questions: {problem id: its question and gold answer}; an id may be missing.
+        settings: what the responses depend on, by name; {} if it is not known.
     """
 
     name: str
@@ -35,6 +49,8 @@ class Evaluated:
     figures: Mapping[str, Any]
     rows: Sequence[Row]
     correct_at: float = 1.0
+    questions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def compared(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
@@ -77,6 +93,9 @@ def _warnings(evaluated: Sequence[Evaluated], grades: Sequence[Grades]) -> Itera
         if len({str(value) for value in values if value is not None}) > 1:
             listed = ", ".join(f"{e.name} {v}" for e, v in zip(evaluated, values, strict=True))
             yield f"{field} differs ({listed}): differences are not the weights' alone"
+    yield from _setting_warnings(evaluated)
+    for one, own in zip(evaluated, grades, strict=True):
+        yield from _own_warnings(one, own)
     ids = [set(one.ids) for one in grades]
     common = set.intersection(*ids)
     if any(own != common for own in ids):
@@ -84,6 +103,51 @@ def _warnings(evaluated: Sequence[Evaluated], grades: Sequence[Grades]) -> Itera
         yield (
             f"the problems differ ({sizes}; {len(common)} in common): each difference is of the "
             "problems that both have"
+        )
+    first, *others = evaluated
+    for one in others:
+        both = first.questions.keys() & one.questions.keys()
+        changed = sorted(i for i in both if first.questions[i] != one.questions[i])
+        if changed:
+            yield (
+                f"{len(changed)} of {len(both)} common ids, such as {printable(changed[0])!r}, "
+                f"have another question or gold answer in {one.name} than in {first.name}: they "
+                "are paired, though they may be other problems"
+            )
+
+
+def _setting_warnings(evaluated: Sequence[Evaluated]) -> Iterator[str]:
+    """Settings beside `SHARED` that differ among the evaluations that know them."""
+    for name in (*ASKED, *SCALED):
+        those = [one for one in evaluated if one.settings]
+        if name in SCALED:
+            those = [one for one in those if one.settings.get("yarn") and name in one.settings]
+        values = [one.settings.get(name) for one in those]
+        if len({json.dumps(value, sort_keys=True) for value in values}) > 1:
+            listed = "; ".join(
+                f"{one.name} {_setting(value)}" for one, value in zip(those, values, strict=True)
+            )
+            yield f"{name} differs ({listed}): differences are not the weights' alone"
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "its default"
+    text = printable(json.dumps(value))
+    return text if len(text) <= VALUE_CHARS else f"{text[:VALUE_CHARS]} ..."
+
+
+def _own_warnings(one: Evaluated, grades: Grades) -> Iterator[str]:
+    """A call that was killed leaves responses of its own beside the eval.json of an earlier one."""
+    found = float(grades.correct_PR.mean())
+    said, problems = one.figures["avg@k"], one.figures["problems"]
+    # Versions without `correct_at` gave the mean reward as avg@k.
+    differs = "correct_at" in one.figures and not math.isclose(said, found, abs_tol=1e-6)
+    if problems != len(grades.ids) or differs:
+        yield (
+            f"{one.name}: its eval.json says {said:.1%} of {problems} problems, and its responses "
+            f"{found:.1%} of {len(grades.ids)}: they are of two calls; run the evaluation to its "
+            "end"
         )
 
 
@@ -239,7 +303,7 @@ def _points(difference: Mapping[str, Any] | None) -> str:
 
 def _error(difference: Mapping[str, Any]) -> str:
     paired, unpaired = difference["stderr"], difference["unpaired_stderr"]
-    if paired is None or unpaired is None:
+    if not paired or not unpaired:  # one problem, or all agree: nothing is known of the error
         return "-"
     return f"± {100 * unpaired:.1f}, paired ± {100 * paired:.1f}"
 

@@ -30,7 +30,7 @@ class Difference:
     Attributes:
         value: mean difference, in [-1, 1].
         stderr: standard error over problems of the paired differences; None for one problem.
-        interval: 95% bootstrap interval (low, high); None for one problem.
+        interval: 95% bootstrap interval (low, high); None as `bootstrap_interval` gives it.
         problems: number of common problems.
         unpaired_stderr: what the error would be if the problems were not the same; None for one
             problem.
@@ -64,25 +64,25 @@ def bootstrap_interval(
             without any weight is left out. None: all 1.
 
     Returns:
-        (low, high); None for a single problem, or if no resample has any weight.
+        (low, high). None for a single problem, if no resample has any weight, or if all scores
+        agree: then all resamples do, whatever other problems would give.
 
     Source: Efron 1979, the percentile interval. On 30 problems it covers a little less than 95%.
     """
     score_P = np.asarray(score_P, np.float64)
     if len(score_P) < 2:
         return None
-    at_SP = _resamples(len(score_P))
     weight_P = np.ones(len(score_P)) if weight_P is None else np.asarray(weight_P, np.float64)
+    if len(np.unique(score_P[weight_P > 0])) < 2:
+        return None
+    at_SP = _resamples(len(score_P))
     means = []
     for first in range(0, DRAWS, CHUNK):
         chunk_SP = at_SP[first : first + CHUNK]
         total_S = weight_P[chunk_SP].sum(axis=1)
         sum_S = (score_P * weight_P)[chunk_SP].sum(axis=1)
         means.append(sum_S[total_S > 0] / total_S[total_S > 0])
-    mean_S = np.concatenate(means)
-    if not len(mean_S):
-        return None
-    low, high = np.quantile(mean_S, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

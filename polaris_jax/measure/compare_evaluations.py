@@ -14,9 +14,17 @@ from polaris_jax.evaluate.comparison import Evaluated, compared, comparison_line
 from polaris_jax.evaluate.scoring import Row
 from polaris_jax.report.evaluations import evaluations_figure
 from polaris_jax.report.run_files import read_evaluation
+from polaris_jax.run.progress_file import identity_path
 from polaris_jax.run.workdir import write_json
 from polaris_jax.system.files import matching, write_bytes
-from polaris_jax.system.foreign import ForeignFileError, bounded_lines, open_regular, parse_json
+from polaris_jax.system.foreign import (
+    RECORD_BYTES,
+    ForeignFileError,
+    bounded_lines,
+    open_regular,
+    parse_json,
+    read_json,
+)
 
 EVALUATED = "eval.json"
 RESULT = "eval_compared"
@@ -24,6 +32,7 @@ RESULT = "eval_compared"
 _RESPONSES = re.compile(r"((?:.+_)?)responses((?:_yarn(?:_[0-9.e+-]+)?)?)\.jsonl")
 _EVAL = re.compile(r"((?:.+_)?)eval\.json")
 NUMBERS = ("reward", "tokens", "sample")
+KEPT = ("problem_id", *NUMBERS, "answer", "pooled_set")  # columns; texts and ids are left out
 FORMS = (
     "name a workdir that `polaris evaluate` has filled, one of its eval.json files, or a "
     "responses.jsonl with its eval.json beside it"
@@ -122,7 +131,10 @@ def _evaluated(
 ) -> Evaluated:
     if not path.exists():
         raise ConfigError(f"--compare={path}: there is no such file; {FORMS}")
-    rows = list(_rows(path))
+    rows, questions = [], {}
+    for row in _rows(path):
+        rows.append({name: row.get(name) for name in KEPT})
+        questions[row["problem_id"]] = row.get("question"), row.get("gold")
     if not rows:
         raise ConfigError(f"--compare={path}: holds no responses; {FORMS}")
     counts = Counter(row["problem_id"] for row in rows)
@@ -133,11 +145,27 @@ def _evaluated(
             f"{most}; run the evaluation to its end"
         )
     figures = dict(part) | {"checkpoint": summary.get("checkpoint")}
-    return Evaluated(name, str(path), figures, rows, summary.get("correct_at", 1.0))
+    correct_at = summary.get("correct_at", 1.0)
+    return Evaluated(name, str(path), figures, rows, correct_at, questions, _settings(path))
+
+
+def _settings(path: epath.Path) -> dict[str, Any]:
+    """What the responses depend on, by the file beside them; {} if it is missing or damaged."""
+    beside = identity_path(path)
+    try:
+        found = read_json(beside, most_bytes=RECORD_BYTES, strict=False) if beside.exists() else {}
+    except (OSError, ForeignFileError):
+        return {}
+    settings = found.get("settings")
+    if not isinstance(settings, dict):
+        return {}
+    # An attention factor in the file's name is in that of the evaluation, too.
+    named = re.search(r"_yarn_[0-9.e+-]+$", path.stem) is not None
+    return {k: v for k, v in settings.items() if not (named and k == "rope.yarn.attention_factor")}
 
 
 def _rows(path: epath.Path) -> Iterator[Row]:
-    """The rows without their texts and token ids."""
+    """The rows."""
     with open_regular(path) as file:
         for number, line in bounded_lines(file):
             try:
@@ -152,4 +180,9 @@ def _rows(path: epath.Path) -> Iterator[Row]:
                 isinstance(row.get(name), int | float) for name in NUMBERS
             ):
                 raise ConfigError(f"--compare={path}: line {number}: no response; {FORMS}")
-            yield {name: row.get(name) for name in ("problem_id", *NUMBERS, "answer", "pooled_set")}
+            if not 0 <= row["reward"] <= 1:
+                raise ConfigError(
+                    f"--compare={path}: line {number}: reward={row['reward']}: must be in [0, 1]; "
+                    "run the evaluation anew"
+                )
+            yield row

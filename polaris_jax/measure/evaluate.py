@@ -8,11 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.assemble import (
-    evaluation_problems,
-    load_base,
-    load_base_tokenizer,
-)
+from polaris_jax.assemble import evaluation_problems, load_base, load_base_tokenizer
 from polaris_jax.checkpoint.convert import load_any
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.data.problem_sets import fitting
@@ -367,11 +363,14 @@ def _with_variants(results: Mapping[Variant, dict[str, Any]], config: RunConfig)
 
 
 def _score_line(name: str, summary: Mapping[str, Any]) -> str:
-    low, high = summary["interval"] or (summary["avg@k"],) * 2
+    spread = " without an interval"  # one problem, or all agree
+    if summary["interval"] is not None:
+        low, high = summary["interval"]
+        spread = f" +- {summary['stderr']:.1%} (95%: {low:.1%} to {high:.1%})"
     return (
-        f"{name}: avg@{summary['k']} {summary['avg@k']:.1%} +- {summary['stderr'] or 0:.1%} "
-        f"(95%: {low:.1%} to {high:.1%}) over {summary['problems']} problems, temperature "
-        f"{summary['temperature']:g}, up to {summary['max_response_tokens']} tokens"
+        f"{name}: avg@{summary['k']} {summary['avg@k']:.1%}{spread} over {summary['problems']} "
+        f"problems, temperature {summary['temperature']:g}, up to "
+        f"{summary['max_response_tokens']} tokens"
     )
 
 

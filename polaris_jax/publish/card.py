@@ -142,28 +142,24 @@ def _model_rows(facts: RunFacts, architecture: Mapping[str, Any]) -> list[tuple[
 
 
 def _scores(facts: RunFacts) -> str:
-    problems = place_name(str(facts.config.get("evaluate.problems") or ""))
-    if not problems and facts.config.get("data.arithmetic.held_out"):
-        problems = "held-out word problems of polaris_jax"
     rows = [
         (
-            _cell(name),
-            f"avg@{score['k']}",
-            f"{score['avg@k']:.1%}",
-            _interval(score.get("interval")),
-            f"{score['problems']:,}",
-            f"{score['temperature']:g}",
-            f"{score['max_response_tokens']:,}",
-            {"on": "on", "both": "off"}.get(score.get("rope", ""), "off"),
+            _cell(score.weights),
+            f"avg@{score.figures['k']}",
+            f"{score.figures['avg@k']:.1%}",
+            _interval(score.figures),
+            f"{score.figures['problems']:,}",
+            _cell(_problem_set(score.problems)),
+            f"{score.figures['temperature']:g}",
+            f"{score.figures['max_response_tokens']:,}",
+            _cell(score.yarn),
         )
-        for name, score in facts.evaluations.items()
+        for score in facts.evaluations
     ]
-    heads = ("weights", "", "score", "95% interval", "problems", "temperature", "tokens", "YaRN")
-    lines = [_table(heads, rows) if rows else "No evaluation is in the workdir."]
-    lines.append(
-        f"\nProblems: {_cell(problems) or UNKNOWN}. Intervals are bootstraps over problems."
-    )
-    if held_out := score_text(facts.standing.scores):
+    heads = ("weights", "", "score", "95% interval", "problems", "of", "temperature", "tokens")
+    lines = [_table((*heads, "YaRN"), rows) if rows else "No evaluation is in the workdir."]
+    lines.append("\nIntervals are bootstraps over problems; there is none if all of them agree.")
+    if held_out := score_text(facts.standing):
         lines.append(f"\nDuring training: {_cell(held_out)}.")
     return "\n".join(lines)
 
@@ -259,8 +255,17 @@ def _license_rows(facts: RunFacts, license: str) -> list[tuple[str, str]]:
     ]
 
 
-def _interval(interval: Sequence[float] | None) -> str:
-    return UNKNOWN if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
+def _problem_set(problems: str | None) -> str:
+    if problems is None:
+        return UNKNOWN
+    return place_name(problems) or "held-out word problems of polaris_jax"
+
+
+def _interval(figures: Mapping[str, Any]) -> str:
+    if "interval" not in figures:  # of a version that took none
+        return UNKNOWN
+    interval = figures["interval"]
+    return "none" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
 
 
 def _number(value: Any) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
+from polaris_jax.run.progress_file import identity_path
 from polaris_jax.run.standing import Standing, read_standing
 from polaris_jax.system.files import as_place, is_remote, matching
 from polaris_jax.system.foreign import (
@@ -48,6 +49,24 @@ class Origin:
 
 
 @dataclasses.dataclass(frozen=True)
+class Score:
+    """A score of an eval.json, which may have several.
+
+    Attributes:
+        weights: name of the weights, and the tag.
+        yarn: off, on, or on with another attention factor than the config's.
+        problems: `evaluate.problems` of the responses; empty: the held-out problems of
+            polaris_jax. None: unknown.
+        figures: its part of the eval.json.
+    """
+
+    weights: str
+    yarn: str
+    problems: str | None
+    figures: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class RunFacts:
     """What the files of a workdir say.
 
@@ -56,7 +75,7 @@ class RunFacts:
         base: the base model.
         data: the sources of the training problems, with the number of problems kept of each (None:
             unknown).
-        evaluations: {name of the weights and the tag: content of an eval.json}.
+        evaluations: the scores, in the order of their files.
         documents: {name: content} of prepare.json, calibrate.json and probe.json, if there.
         unknown: what could not be known, one sentence each.
     """
@@ -64,7 +83,7 @@ class RunFacts:
     standing: Standing
     base: Origin
     data: tuple[tuple[Origin, int | None], ...]
-    evaluations: Mapping[str, Mapping[str, Any]]
+    evaluations: tuple[Score, ...]
     documents: Mapping[str, Mapping[str, Any]]
     unknown: tuple[str, ...]
 
@@ -91,21 +110,11 @@ def read_facts(workdir: epath.Path) -> RunFacts:
     standing = read_standing(workdir)
     config = standing.record.get("config")
     config = config if isinstance(config, dict) else {}
-    evaluations = {}
-    for path in matching(workdir, "*eval.json"):
-        found = _document(path, unknown)
-        if found is None:
-            continue
-        if _is_score(found):
-            tag = path.name.removesuffix("eval.json").rstrip("_")
-            evaluations[_score_name(found, tag)] = found
-        else:
-            unknown.append(f"{path.name} is not what `polaris evaluate` leaves; it was left out.")
     facts = RunFacts(
         standing=standing,
         base=_base(config),
         data=_data(config, documents.get("prepare.json")),
-        evaluations=evaluations,
+        evaluations=_evaluations(workdir, unknown),
         documents=documents,
         unknown=(),
     )
@@ -132,12 +141,15 @@ def place_name(name: str) -> str:
     """A path or Hub id as strangers may see it: without the folders of this machine.
 
     Args:
-        name: a path, a Hub id or another text; the options of a source may stand behind a comma.
+        name: a path, a Hub id or another text. Several may be pooled with + or listed with commas,
+            and the options of a source may stand behind a comma.
     """
-    place, comma, options = name.partition(",")
-    if not (place.startswith(("/", "~")) or is_remote(place)):
-        return name
-    return f".../{place.rstrip('/').rpartition('/')[2]}{comma}{options}"
+
+    def part(text: str) -> str:
+        foreign = text.startswith(("/", "~")) or is_remote(text)
+        return f".../{text.rstrip('/').rpartition('/')[2]}" if foreign else text
+
+    return "".join(map(part, re.split(r"([,+])", name)))
 
 
 def is_hub_id(name: str) -> bool:
@@ -198,7 +210,46 @@ def _document(path: epath.Path, unknown: list[str]) -> dict[str, Any] | None:
         return None
 
 
-def _is_score(found: Mapping[str, Any]) -> bool:
+def _evaluations(workdir: epath.Path, unknown: list[str]) -> tuple[Score, ...]:
+    """The scores of every eval.json; a file that has none is named."""
+    scores = []
+    for path in matching(workdir, "*eval.json"):
+        found = _document(path, unknown)
+        if found is None:
+            continue
+        if not _is_score(found):
+            unknown.append(f"{path.name} is not what `polaris evaluate` leaves; it was left out.")
+            continue
+        prefix = path.name.removesuffix("eval.json")
+        name = _score_name(found, prefix.rstrip("_"))
+        for suffix, yarn, part in _parts(found):
+            if _is_score(part):
+                problems = _asked(workdir / f"{prefix}responses{suffix}.jsonl")
+                scores.append(Score(name, yarn, problems, part))
+    return tuple(scores)
+
+
+def _parts(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(end of the name of its responses, YaRN, figures) of each way to sample in an eval.json."""
+    on = found.get("rope") == "on"
+    yield ("_yarn", "on", found) if on else ("", "off", found)
+    yield "_yarn", "on", found.get("yarn")
+    factors = found.get("attention_factors")
+    for factor, part in factors.items() if isinstance(factors, dict) else ():
+        yield f"_yarn_{factor}", f"on, attention {factor}", part
+
+
+def _asked(responses: epath.Path) -> str | None:
+    """`evaluate.problems` by the file beside the responses; None if it does not say."""
+    found = _document(identity_path(responses), [])
+    settings = (found or {}).get("settings")
+    problems = settings.get("evaluate.problems") if isinstance(settings, dict) else None
+    return problems if isinstance(problems, str) else None
+
+
+def _is_score(found: Any) -> bool:
+    if not isinstance(found, dict):
+        return False
     numbers = [found.get(name) for name in ("avg@k", "temperature")]
     counts = [found.get(name) for name in ("k", "problems", "max_response_tokens")]
     interval = found.get("interval")
@@ -233,10 +284,10 @@ def _missing(facts: RunFacts) -> list[str]:
         found.append(f"The run has not ended: {facts.standing.steps} steps are done.")
     if record.get("deterministic") is False:
         found.append("More than config, data and seed decided a result (run.json: deterministic).")
-    if not any("newest checkpoint" in name for name in facts.evaluations):
+    if not any("newest checkpoint" in score.weights for score in facts.evaluations):
         found.append("No evaluation of the newest checkpoint is in the workdir.")
-    if facts.evaluations:
-        found.append("eval.json does not name its problems; the config's are named here.")
+    if unnamed := sorted({s.weights for s in facts.evaluations if s.problems is None}):
+        found.append(f"Which problems were asked for the scores of {', '.join(unnamed)}.")
     found.append("Which checkpoint the export was made of is not recorded in it.")
     if not facts.base.license:
         found.append(f"The licence of the base model ({facts.base.name or 'unknown'}).")

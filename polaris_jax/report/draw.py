@@ -70,10 +70,14 @@ def _borders(stages: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
 def _panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
     shown = [one for one in panel.series if not (names and one.minor)]
     floor: Any = 0.0
+    over_steps = panel.across == "step"
     _expected(axes, panel)
     bars = [one for one in shown if one.kind == "bars"]
+    # Runs may have other categories: of 4 attempts and of 8, or other length groups.
+    places = dict.fromkeys(str(name) for one in shown for name in one.x)
+    places = {name: at for at, name in enumerate(places)}
     if panel.across == "category" and shown:
-        axes.set_xticks(range(len(shown[0].x)), [str(name) for name in shown[0].x])
+        axes.set_xticks(range(len(places)), list(places))
         axes.grid(axis="x", visible=False)
     labelled: set[int] = set()
     for one in shown:
@@ -88,7 +92,8 @@ def _panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
             )
             floor = floor + height
         elif one.kind == "bars":
-            _bars(axes, one, bars, label, across=panel.across)
+            at_N = np.asarray(one.x) if over_steps else np.array([places[str(x)] for x in one.x])
+            _bars(axes, one, at_N, bars, label, over_steps=over_steps)
         else:
             _line(axes, one, label, log=panel.axis == "log")
     if panel.across == "log2":
@@ -115,16 +120,22 @@ def _expected(axes: Axes, panel: Panel) -> None:
 
 
 def _bars(
-    axes: Axes, one: Series, bars: Sequence[Series], label: str | None, *, across: str
+    axes: Axes,
+    one: Series,
+    at_N: np.ndarray,
+    bars: Sequence[Series],
+    label: str | None,
+    *,
+    over_steps: bool,
 ) -> None:
-    if across == "step":
-        axes.bar(np.asarray(one.x), one.y, width=0.9, color=one.color, label=label)
+    if over_steps:
+        axes.bar(at_N, one.y, width=0.9, color=one.color, label=label)
         return
     width = RUN_WIDTH / len(bars)
     middle = (len(bars) - 1) / 2
-    at = np.arange(len(one.y)) + (next(i for i, b in enumerate(bars) if b is one) - middle) * width
+    shift = (next(i for i, b in enumerate(bars) if b is one) - middle) * width
     axes.bar(
-        at,
+        at_N + shift,
         np.nan_to_num(one.y),
         width=0.94 * width,
         color=one.color,

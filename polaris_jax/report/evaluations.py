@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 
 from polaris_jax.evaluate.intervals import DIFFICULTY_BINS
 from polaris_jax.report.comparisons import COLORS
-from polaris_jax.report.figures import WIDE_INCHES, apart, group_count
+from polaris_jax.report.figures import WIDE_INCHES, apart, group_count, group_places
 from polaris_jax.report.style import GREY, INK, MARKERS, TOKENS, legend, note, panels, rates
 
 Z = 1.96  # bands of the budget curve, in standard errors
+ROOM = 0.2  # score from which its bar has room for the number
 
 
 def evaluations_figure(summary: Mapping[str, Any], path: epath.Path) -> None:
@@ -88,7 +89,10 @@ def _scores(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
         bars = {"ecolor": INK, "elinewidth": 1.2}
         spread = _spread(value, run.get("interval"))
         axes.barh(at, value, 0.6, color=color, xerr=spread, capsize=4, error_kw=bars)
-        note(axes, f"{value:.1%}", (0.0, at), offset=(4, 0), ha="left", va="center", color="white")
+        inside = value >= ROOM
+        where = 0.0 if inside else max(value, (run.get("interval") or (0.0, 0.0))[1])
+        offset, shade = ((4, 0), "white") if inside else ((8, 0), INK)
+        note(axes, f"{value:.1%}", (where, at), offset=offset, ha="left", va="center", color=shade)
     axes.set_yticks(range(len(runs)), [run["name"] for run in runs])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.02)
@@ -99,10 +103,10 @@ def _scores(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
 
 def _groups(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
     width = 0.8 / len(runs)
+    places = group_places(runs)
     for offset, (run, color) in enumerate(zip(runs, _colors(runs), strict=True)):
-        groups = run.get("length_groups") or []
-        for position, group in enumerate(groups):
-            at = position + (offset - (len(runs) - 1) / 2) * width
+        for group in run.get("length_groups") or []:
+            at = places[group["name"]] + (offset - (len(runs) - 1) / 2) * width
             value = group["accuracy"]
             if value is not None:
                 spread = _spread(value, group.get("interval"))
@@ -113,7 +117,7 @@ def _groups(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
             color_of_text = "white" if tall else INK
             text = f"{count}" if count else "none"
             note(axes, text, (at, 0), offset=(0, 2), fontsize=6, color=color_of_text)
-        axes.set_xticks(range(len(groups)), [group["name"] for group in groups])
+    axes.set_xticks(range(len(places)), list(places))
     rates(axes, "accuracy")
     axes.set_xlabel("response length, tokens (the numbers count responses)")
     axes.set_title("by length of the response", fontsize=10)

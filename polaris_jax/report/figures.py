@@ -284,7 +284,7 @@ def _average_panel(axes: Axes, runs: Runs) -> None:
 
 def _pass_panel(axes: Axes, runs: Runs) -> None:
     for (name, run, color), marker in zip(runs, MARKERS, strict=False):
-        points = sorted((int(k), value) for k, value in run.get("pass@k", {}).items())
+        points = sorted((int(k), value) for k, value in (run.get("pass@k") or {}).items())
         if points:
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=name)
             axes.set_xscale("log", base=2)
@@ -299,14 +299,15 @@ def _pass_panel(axes: Axes, runs: Runs) -> None:
 
 def _length_panel(axes: Axes, runs: Runs) -> None:
     width = 0.8 / len(runs)
+    places = group_places([run for _, run, _ in runs])
     for offset, (_, run, color) in enumerate(runs):
-        groups = run.get("length_groups") or []
-        for position, group in enumerate(groups):
-            at = position + (offset - (len(runs) - 1) / 2) * width, group["accuracy"] or 0.0
+        for group in run.get("length_groups") or []:
+            x = places[group["name"]] + (offset - (len(runs) - 1) / 2) * width
+            at = x, group["accuracy"] or 0.0
             count = group_count(group)
             axes.bar(*at, width=0.92 * width, color=color)
             note(axes, f"n={count}" if count else "none", at, offset=(0, 2), fontsize=7)
-        axes.set_xticks(range(len(groups)), [group["name"] for group in groups])
+    axes.set_xticks(range(len(places)), list(places))
     rates(axes, "accuracy")
     axes.set_ylim(0, 1.1)
     axes.set_xlabel("response length, tokens")
@@ -324,9 +325,15 @@ def apart(budgets: Sequence[int]) -> list[int]:
     return kept[::-1]
 
 
+def group_places(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """{name of a length group: its place}, for evaluations that may have other edges."""
+    names = dict.fromkeys(group["name"] for run in runs for group in run.get("length_groups") or [])
+    return {name: place for place, name in enumerate(names)}
+
+
 def group_count(group: Mapping[str, Any]) -> int:
     """Responses of a length group."""
-    return int(group["responses"] if "responses" in group else group["count"])
+    return int(group.get("responses", group.get("count", 0)))
 
 
 def _budget_panel(axes: Axes, runs: Runs) -> None:

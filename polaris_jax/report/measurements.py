@@ -5,6 +5,7 @@ The PNGs of one run are drawn by `figures`, which says more in print than a char
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,7 +44,7 @@ def evaluation_chart(run: RunFiles, *, one_run: bool = True) -> Chart | None:
         Panel(
             "pass@k",
             tuple(
-                _line(name, color, _known_points(score.get("pass@k", {})))
+                _line(name, color, _known_points(score.get("pass@k") or {}))
                 for name, score, color in runs
             ),
             "share",
@@ -61,7 +62,8 @@ def evaluation_chart(run: RunFiles, *, one_run: bool = True) -> Chart | None:
             x_label="token budget (responses cut there)",
         ),
     )
-    panels = tuple(p for p in panels if any(len(s.x) for s in p.series))
+    known = ((p, tuple(s for s in p.series if len(s.x))) for p in panels)  # of a score that has it
+    panels = tuple(dataclasses.replace(p, series=series) for p, series in known if series)
     text = caption(before, run.evaluation)
     return _chart("evaluation", "Held-out score", text, panels)
 
@@ -94,7 +96,7 @@ def difficulty_chart(run: RunFiles, *, one_run: bool = True) -> Chart | None:
         panel.unit,
         panel.axis,
         across="category",
-        x_label=f"correct responses of {n} (hard to easy)",
+        x_label=f"correct responses{f' of {n}' * one_run} (hard to easy)",
     )
     text = "How many of the calibration rollouts solved each problem"
     text += "; the grey ones are left out of training." if one_run else ", as a share of all."

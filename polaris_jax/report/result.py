@@ -19,7 +19,7 @@ from polaris_jax.report.summary import (
     same_problem_scores,
     score_name,
 )
-from polaris_jax.run.standing import BEFORE, SCORE, duration
+from polaris_jax.run.standing import BEFORE, SCORE, duration, score_temperatures
 
 Z = 1.96  # of a 95% interval, in standard errors
 NO_SHIFT = ", so neither a gain nor a loss is shown"
@@ -114,12 +114,15 @@ def score_sentence(score: Record) -> str:
 
 
 def score_interval(score: Record) -> Interval | None:
-    """The 95% interval of a score: its own, or by its standard error; None if it has neither."""
+    """The 95% interval of a score: its own, or by its standard error; None if it has neither.
+
+    Problems that all have one score give none: an error of 0 says nothing of other problems.
+    """
+    if not score.get("stderr"):
+        return None
     found = score.get("interval")
     if isinstance(found, list | tuple) and len(found) == 2:
         return float(found[0]), float(found[1])
-    if score.get("stderr") is None:
-        return None
     half = Z * score["stderr"]
     return max(0.0, score["avg@k"] - half), min(1.0, score["avg@k"] + half)
 
@@ -135,9 +138,9 @@ def difference(first: Record, second: Record) -> tuple[float, Interval | None, b
         return found.value, found.interval, True
     gain = second["avg@k"] - first["avg@k"]
     one, other = first.get("stderr"), second.get("stderr")
-    if one is None or other is None:
+    half = 0.0 if one is None or other is None else Z * math.hypot(one, other)
+    if not half:
         return gain, None, False
-    half = Z * math.hypot(one, other)
     return gain, (gain - half, gain + half), False
 
 
@@ -149,10 +152,12 @@ def _during(run: RunFiles) -> str:
         return ""
     (first, low), (last, high) = scores[0], scores[-1]
     began = "before training" if first == BEFORE else f"after {plural(first + 1, 'step')}"
-    return (
-        f"from {low:.1%} {began} to {high:.1%} after {plural(last + 1, 'step')} "
-        f"({name.removeprefix('eval/')})"
-    )
+    config = (run.run or {}).get("config") or {}
+    temperatures = score_temperatures(config, run.stages, (first, last))
+    how = name.removeprefix("eval/")
+    if len(temperatures) > 1:
+        how += f", at temperatures {' and '.join(f'{t:g}' for t in temperatures)}"
+    return f"from {low:.1%} {began} to {high:.1%} after {plural(last + 1, 'step')} ({how})"
 
 
 def ending(run: RunFiles) -> Ending | None:

@@ -28,6 +28,7 @@ _EVALUATION = {
     **dict.fromkeys(("k", "problems", "max_response_tokens"), int),
     "temperature": NUMBER,
     "stderr?": NUMBER,
+    "checkpoint?": str,
     "pass@k?": dict,
     **dict.fromkeys(("maj@k?", "sets?", "problem_scores?", "attention_factors?", "yarn?"), dict),
     **dict.fromkeys(("pass@k_interval?", "maj@k_interval?"), dict),
@@ -116,6 +117,18 @@ def _misfit(value: Any, shape: Any, where: str = "") -> str:
     return ""
 
 
+def _evaluation_misfit(value: Any) -> str:
+    """`_misfit` of an eval.json, whose figures by k have whole numbers as names."""
+    if wrong := _misfit(value, _EVALUATION):
+        return wrong
+    for name in ("pass@k", "maj@k"):
+        for k, score in (value.get(name) or {}).items():
+            if not k.isdecimal() or not int(k) or not isinstance(score, NUMBER):
+                return f"{name}: {k!r}: {score!r}, expected numbers by a whole k"
+    budgets = [point["budget"] for point in value.get("budget_curve") or []]
+    return f"budget_curve: budget {min(budgets)}" if budgets and min(budgets) < 1 else ""
+
+
 def _types(shape: Any) -> tuple[type, ...]:
     return shape if isinstance(shape, tuple) else (shape,) if isinstance(shape, type) else ()
 
@@ -195,13 +208,13 @@ def read_run(run_dir: epath.Path) -> RunFiles:
         return found or []
 
     def document(name: str) -> Any:
-        shape = _SHAPES.get(name, _EVALUATION)
+        shape = _SHAPES.get(name)
         return read(
             name,
             lambda path: read_json(
                 path, most_bytes=RECORD_BYTES, kind=object, strict=False, remedy="make it again"
             ),
-            lambda found: _misfit(found, shape),
+            lambda found: _evaluation_misfit(found) if shape is None else _misfit(found, shape),
         )
 
     tagged = {
@@ -269,7 +282,7 @@ def read_evaluation(path: epath.Path) -> dict[str, Any]:
     found = read_json(path, most_bytes=RECORD_BYTES, remedy=remedy)
     parts = [found, found.get("yarn"), *(found.get("attention_factors") or {}).values()]
     for part in parts:
-        if part is not None and (wrong := _misfit(part, _EVALUATION)):
+        if part is not None and (wrong := _evaluation_misfit(part)):
             raise ConfigError(f"{path}: not what `polaris evaluate` leaves: {wrong}; {remedy}")
     return found
 

@@ -56,6 +56,12 @@ def not_comparable(before: Score, after: Score) -> str:
     ):
         if before.get(key) != after.get(key):
             reasons.append(f"{name} {_text(before.get(key))} and {_text(after.get(key))}")
+    correct_at = [score.get("correct_at", 1.0) for score in (before, after)]
+    if correct_at[0] != correct_at[1]:
+        reasons.append(f"correct_at {_text(correct_at[0])} and {_text(correct_at[1])}")
+    ids = [(score.get("problem_scores") or {}).keys() for score in (before, after)]
+    if all(ids) and ids[0] != ids[1] and len(ids[0]) == len(ids[1]):
+        reasons.append("other problems")
     yarn = _yarn(before), _yarn(after)
     if yarn[0] != yarn[1]:
         reasons.append(f"YaRN {yarn[0]} and {yarn[1]}")
@@ -65,7 +71,7 @@ def not_comparable(before: Score, after: Score) -> str:
 def gain_text(before: Score, after: Score) -> str:
     """The gain between two scores, e.g. `+32.0 ± 2.7 points`, or why they cannot be compared.
 
-    The error is paired by problem if both have `problem_scores` of the same problems.
+    The error is paired by problem if both have `problem_scores`.
     """
     reason = not_comparable(before, after)
     if reason:
@@ -73,9 +79,16 @@ def gain_text(before: Score, after: Score) -> str:
     pairs = same_problem_scores(before, after)
     if pairs is not None:
         found = paired_difference(*np.array(pairs, np.float64).T)
-        return f"{100 * found.value:+.1f} ± {100 * (found.stderr or 0.0):.1f} points, paired"
-    error = math.hypot(*(score.get("stderr") or 0.0 for score in (before, after)))
-    return f"{100 * (after['avg@k'] - before['avg@k']):+.1f} ± {100 * error:.1f} points"
+        return f"{_points(found.value, found.stderr)}, paired"
+    one, other = before.get("stderr"), after.get("stderr")
+    error = None if one is None or other is None else math.hypot(one, other)
+    return _points(after["avg@k"] - before["avg@k"], error)
+
+
+def _points(gain: float, error: float | None) -> str:
+    """A gain with its error; one of 0 says nothing: all problems agree."""
+    spread = f" ± {100 * error:.1f}" if error else ""
+    return f"{100 * gain:+.1f}{spread} points"
 
 
 def same_problem_scores(before: Score, after: Score) -> list[tuple[float, float]] | None:
@@ -94,15 +107,19 @@ def caption(before: Score | None, after: Score | None) -> str:
     reason = not_comparable(before, after)
     if reason:
         return f"Held-out problems. The two scores are not comparable: {reason}."
-    return "Held-out problems: same problems, seeds, temperature and budget before and after."
+    alike = "problems, temperature and budget"
+    if before.get("seed") == after.get("seed"):
+        alike = "problems, seeds, temperature and budget"
+    return f"Held-out problems: same {alike} before and after."
 
 
 def _yarn(score: Score) -> str:
     """Under which scaling the score itself was sampled; `both` scores without it first."""
     if score.get("rope") != "on":
         return "off"
-    factor = score.get("yarn_factor")
-    return "on" if factor is None else f"x {_text(factor)}"
+    factor, attention = score.get("yarn_factor"), score.get("attention_factor", 1.0)
+    text = "on" if factor is None else f"x {_text(factor)}"
+    return text if attention == 1.0 else f"{text} with attention {_text(attention)}"
 
 
 def _text(value: Any) -> str:
@@ -197,7 +214,7 @@ def named_scores(run: RunFiles) -> list[tuple[str, dict[str, Any]]]:
 def score_text(score: dict[str, Any]) -> str:
     """`41.5% ± 1.9% of 256 problems at temperature 1, up to 96 tokens`."""
     error = score.get("stderr")
-    spread = f" ± {error:.1%}" if error is not None else ""
+    spread = f" ± {error:.1%}" if error else ""
     return (
         f"{score['avg@k']:.1%}{spread} of {score['problems']} problems at temperature "
         f"{score['temperature']:g}, up to {score['max_response_tokens']} tokens"

@@ -17,7 +17,7 @@ def evaluations_table(run: RunFiles) -> list[str]:
     if not present:
         return []
     samples = {score["k"] for _, score in present}
-    tokens = sorted({int(k) for _, score in present for k in score.get("pass@k", {})})
+    tokens = sorted({int(k) for _, score in present for k in (score.get("pass@k") or {})})
     rows = []
     for title, score in present:
         error = score.get("stderr")
@@ -29,9 +29,9 @@ def evaluations_table(run: RunFiles) -> list[str]:
             [
                 title,
                 share(score["avg@k"])
-                + (f" ± {error:.1%}" if error is not None else "")
+                + (f" ± {error:.1%}" if error else "")
                 + (f" (k={score['k']})" if len(samples) > 1 else ""),
-                *(share(score.get("pass@k", {}).get(str(k))) for k in tokens),
+                *(share((score.get("pass@k") or {}).get(str(k))) for k in tokens),
                 f"{score['temperature']:g}",
                 score["max_response_tokens"],
                 lengths,

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -130,8 +130,28 @@ def read_standing(workdir: epath.Path) -> Standing:
     )
 
 
-def score_text(scores: Sequence[tuple[int, str, float]]) -> str:
+def score_temperatures(
+    config: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], steps: Sequence[int]
+) -> tuple[float, ...]:
+    """The temperatures of the held-out scores of these steps, each once; unknown ones left out.
+
+    Args:
+        config: the settings of run.json.
+        stages: records of stages.json.
+        steps: steps, or `BEFORE`.
+    """
+    found: dict[float, None] = {}
+    for step in steps:
+        entered = [x["stage"] for x in stages if x["first_step"] <= max(step, 0)]
+        own = config.get(f"stages[{entered[-1]}].evaluate_temperature") if entered else None
+        if (value := _finite(own or config.get("evaluate.temperature"))) is not None:
+            found[value] = None
+    return tuple(found)
+
+
+def score_text(run: Standing) -> str:
     """The first and the last held-out score in one line; "" if there is none."""
+    scores, config = run.scores, run.record.get("config")
     if not scores:
         return ""
 
@@ -141,8 +161,12 @@ def score_text(scores: Sequence[tuple[int, str, float]]) -> str:
     (step, name, value), first = scores[-1], scores[0]
     if len(scores) == 1 or first[1] != name:
         return f"{name} {value:.1%} {when(step)}"
-    gain = f"{100 * (value - first[2]):+.1f} points"
-    return f"{name} {first[2]:.1%} {when(first[0])}, {value:.1%} {when(step)} ({gain})"
+    both = f"{name} {first[2]:.1%} {when(first[0])}, {value:.1%} {when(step)}"
+    config = config if isinstance(config, dict) else {}
+    temperatures = score_temperatures(config, run.stages, (first[0], step))
+    if len(temperatures) > 1:  # a difference of these is no gain
+        return f"{both} (at temperatures {' and '.join(f'{t:g}' for t in temperatures)})"
+    return f"{both} ({100 * (value - first[2]):+.1f} points)"
 
 
 def duration(seconds: float) -> str:

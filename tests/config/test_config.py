@@ -378,6 +378,11 @@ TWO_STAGES = [{"temperature_rule": "match_diversity"}, {}]
         ({"evaluate__budgets": (8, 8)}, "evaluate.budgets=(8, 8)", "ascend"),
         ({"evaluate__budgets": (0, 8)}, "evaluate.budgets=(0, 8)", "at least 1"),
         (
+            {"evaluate__budgets": (8, 64), "evaluate__max_response_tokens": 32},
+            "evaluate.budgets=(8, 64)",
+            "leave that budget out",
+        ),
+        (
             {"model__max_position_tokens": 40_960, "evaluate__max_response_tokens": 90_000},
             "evaluate.max_response_tokens=90000",
             "set evaluate.yarn=on",

@@ -39,7 +39,7 @@ def test_ours_beside_theirs_with_the_error_of_sampling():
     low, high = row["interval"]
     assert (low, high) == pytest.approx((-0.062 - half, -0.062 + half), abs=1e-9)
     text = "\n".join(beside_lines(found))
-    assert "aime24: ours 75.0% (95% over problems like these: 75.0% to 75.0%), avg@4" in text
+    assert "aime24: ours 75.0%, avg@4" in text  # all problems agree: no interval over others
     assert "POLARIS-4B-Preview: 81.2%, difference -6.2 (-" in text
 
 
@@ -52,6 +52,17 @@ def test_both_aime_sets_are_pooled_too():
     assert pooled["ours"] == pytest.approx((found["aime24"]["ours"] + found["aime25"]["ours"]) / 2)
     row = next(r for r in pooled["published"] if r["model"] == "POLARIS-4B-Preview")
     assert row["published"] == pytest.approx(0.803)
+    low, high = pooled["interval"]
+    around = f"(95% over problems like these: {low:.1%} to {high:.1%}), avg@4"
+    assert around in "\n".join(beside_lines({"pooled": pooled}))
+
+
+def test_problems_of_which_none_is_ever_solved_give_no_interval():
+    found = beside_blog({"aime24": np.zeros((30, 4), bool)})
+    assert {row["interval"] for row in found["aime24"]["published"]} == {None}
+    lines = beside_lines(found)
+    assert lines[0].startswith("aime24: ours 0.0%, avg@4; published avg@32")
+    assert "(" not in lines[1].partition("difference")[2]
 
 
 def test_one_response_a_problem_gives_no_interval_and_a_baseline_may_be_disputed():

@@ -1,5 +1,7 @@
 """Several evaluations in one table: paired by problem, with the settings that must agree."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -86,6 +88,50 @@ def test_settings_that_differ_are_named(grades):
     hotter = Evaluated("b", "b", {**two.figures, "temperature": 1.4}, two.rows)
     (warning,) = compared([one, hotter])["warnings"]
     assert warning.startswith("temperature differs (a 0.6, b 1.4): ")
+
+
+def test_settings_that_the_scores_do_not_name_are_named_too(grades):
+    """Prompt and reward are in responses.identity.json; YaRN's numbers count under YaRN alone."""
+    one, two = (evaluated(name, grades[0]) for name in "ab")
+    plain = {"yarn": False, "rope.yarn.factor": 1.5, "data.prompt_suffix": " Think."}
+    asked = {
+        "data.prompt_suffix": {"data.prompt_suffix": " Answer."},
+        "data.system_prompt": {"data.system_prompt": "You are " + 60 * "very " + "good."},
+        "reward.function": {"reward.function": "mine.py:score"},
+    }
+    for name, change in asked.items():
+        found = compared(
+            [replace(one, settings=plain), replace(two, settings={**plain, **change})]
+        )["warnings"]
+        assert [text.partition(" differs")[0] for text in found] == [name]
+        assert len(found[0]) < 200
+    other = plain | {"rope.yarn.factor": 2.0}
+    assert compared([replace(one, settings=plain), replace(two, settings=other)])["warnings"] == []
+    scaled = [replace(x, settings={**s, "yarn": True}) for x, s in ((one, plain), (two, other))]
+    (warning,) = compared(scaled)["warnings"]
+    assert warning.startswith("rope.yarn.factor differs (a 1.5; b 2.0): ")
+    assert compared([replace(one, settings=plain), two])["warnings"] == []  # not known of b
+
+
+def test_equal_ids_of_other_problems_are_said(grades):
+    ids = [f"p{p:02d}" for p in range(20)]
+    questions = {i: (f"question {i}", "1") for i in ids}
+    one, two = (replace(evaluated(n, grades[0]), questions=questions) for n in "ab")
+    assert compared([one, two])["warnings"] == []
+    two = replace(
+        two, questions=questions | {"p03": ("another", "1"), "p04": ("question p04", "2")}
+    )
+    (warning,) = compared([one, two])["warnings"]
+    assert warning.startswith("2 of 20 common ids, such as 'p03', have another question or gold")
+
+
+def test_responses_of_another_call_than_their_scores_are_said(grades):
+    one, two = (evaluated(n, g) for n, g in zip("ab", grades[:2], strict=True))
+    (warning,) = compared([one, replace(two, rows=two.rows[:40])])["warnings"][:1]
+    assert "b: its eval.json says" in warning and "of 10: they are of two calls" in warning
+    stale = replace(two, figures=two.figures | {"avg@k": 0.123})
+    (warning,) = compared([one, stale])["warnings"]
+    assert warning.startswith("b: its eval.json says 12.3% of 20 problems, and its responses")
 
 
 def test_pooled_sets_have_scores_and_differences_of_their_own(grades):

@@ -22,8 +22,10 @@ from tests.tolerances import CLOSED_FORM_ATOL
 
 # The share of resamples below a quantile is off by its own error; six of them never happen.
 QUANTILE_ATOL = 6 * math.sqrt(0.025 * 0.975 / DRAWS)
-SCORES = st.tuples(st.integers(2, 5), st.integers(0, 2**32 - 1)).map(
-    lambda a: np.random.default_rng(a[1]).integers(0, 9, a[0]) / 8
+SCORES = (
+    st.tuples(st.integers(2, 5), st.integers(0, 2**32 - 1))
+    .map(lambda a: np.random.default_rng(a[1]).integers(0, 9, a[0]) / 8)
+    .filter(lambda score_P: len(set(score_P)) > 1)
 )
 
 
@@ -58,6 +60,15 @@ def test_weights_count_as_copies():
     assert bootstrap_interval(score_P, np.ones(4)) == bootstrap_interval(score_P)
     assert bootstrap_interval(score_P, np.zeros(4)) is None
     assert bootstrap_interval(score_P[:1]) is None
+
+
+@pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
+def test_problems_that_all_agree_say_nothing_of_others(score):
+    """0 of 30 solved is no proof that none ever is: the interval would be 0% to 0%."""
+    assert bootstrap_interval(np.full(30, score)) is None
+    assert bootstrap_interval(np.array([score, score, 0.7]), np.array([1.0, 2.0, 0.0])) is None
+    found = paired_difference(np.full(30, score), np.full(30, score))
+    assert (found.value, found.interval) == (0.0, None)
 
 
 def test_a_paired_difference_in_closed_form():

@@ -66,6 +66,9 @@ def run(tmp_path):
     write(run / "calibrate.json", {"n": 8, "problems": 9, "kept": 7})
     write(run / "eval.json", EVALUATION)
     write(run / "before_eval.json", EVALUATION | {"avg@k": 0.334, "checkpoint": "base"})
+    for tag in ("", "before_"):
+        settings = {"settings": {"evaluate.problems": "aime24"}}
+        write(run / f"{tag}responses.identity.json", settings)
     write(run / "export" / "config.json", {"model_type": "qwen3", "num_hidden_layers": 36})
     return run
 
@@ -86,7 +89,7 @@ def test_the_card_says_what_the_files_say(run):
     assert "grpo" in head["tags"] and head["library_name"] == "transformers"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines()]
     rows = [row for row in rows if row]
-    score = ["avg@8", "58.4%", "54.1% to 62.7%", "256", "0.6", "72", "off"]
+    score = ["avg@8", "58.4%", "54.1% to 62.7%", "256", "aime24", "0.6", "72", "off"]
     assert ["newest checkpoint", *score] in rows
     assert ["base model (before)", "avg@8", "33.4%", *score[2:]] in rows
     assert ["commit", "abc123"] in rows
@@ -130,15 +133,44 @@ def test_what_is_not_known_is_said(run, capsys):
     assert "not known: The licence of the base model (org/base)." in capsys.readouterr().out
 
 
+def test_each_score_has_its_own_problems_and_its_own_row_with_yarn(run):
+    """`polaris evaluate` takes other problems than the run's config names."""
+    scaled = EVALUATION | {"avg@k": 0.6, "rope": "both", "yarn": EVALUATION | {"avg@k": 0.7}}
+    factors = {"1.0405": EVALUATION | {"avg@k": 0.65, "interval": None}}
+    write(run / "long_eval.json", scaled | {"attention_factors": factors})
+    minerva = {"settings": {"evaluate.problems": "minerva+/mine/own.jsonl"}}
+    for suffix in ("", "_yarn", "_yarn_1.0405"):
+        write(run / f"long_responses{suffix}.identity.json", minerva)
+    (run / "before_responses.identity.json").unlink()
+    card = published(run)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines()]
+    named = "newest checkpoint (long)"
+    found = [(row[2], row[3], row[5], row[8]) for row in rows if row and row[0] == named]
+    own = "minerva+.../own.jsonl"
+    assert found == [
+        ("60.0%", "54.1% to 62.7%", own, "off"),
+        ("70.0%", "54.1% to 62.7%", own, "on"),
+        ("65.0%", "none", own, "on, attention 1.0405"),
+    ]
+    assert [row[5] for row in rows if row and row[0] == "base model (before)"] == [UNKNOWN]
+    assert "Which problems were asked for the scores of base model (before)." in card
+
+
 def test_folders_of_this_machine_are_nobodys_business(run):
     record = json.loads((run / "run.json").read_text())
-    record["config"]["evaluate.problems"] = "gs://bucket/own/held_out.jsonl"
+    record["config"]["evaluate.problems"] = "aime24+gs://bucket/own/held_out.jsonl"
+    record["config"]["reward.function"] = "~/mine/a.py:f*0.8,/home/me/b.py:g*0.2"
     write(run / "run.json", record)
+    write(
+        run / "responses.identity.json",
+        {"settings": {"evaluate.problems": "aime24+gs://bucket/own/held_out.jsonl"}},
+    )
     card = published(run)
-    assert str(run.parent) not in card and "bucket" not in card
+    assert str(run.parent) not in card and "bucket" not in card and "mine" not in card
+    assert 'reward.function=".../a.py:f*0.8,.../b.py:g*0.2"' in card
     assert 'model.path=".../base"' in card
     assert "# base after POLARIS" in card
-    assert ".../data,cap=9" in card and "Problems: .../held\\_out.jsonl" in card
+    assert ".../data,cap=9" in card and "aime24+.../held\\_out.jsonl" in card
 
 
 def test_a_license_is_the_publishers_word(run):

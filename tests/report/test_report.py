@@ -15,7 +15,10 @@ from matplotlib.figure import Figure
 
 from polaris_jax.config import ConfigError
 from polaris_jax.report import make_report
+from polaris_jax.report.evaluations import evaluations_figure
 from polaris_jax.report.figures import difficulty_figure, evaluation_figure, probe_figure
+from polaris_jax.report.measurements import evaluation_chart
+from polaris_jax.report.plots import chart_record
 from polaris_jax.report.run_files import read_run
 from polaris_jax.report.style import curve, running_mean, short_number, smoothed
 from polaris_jax.report.summary import (
@@ -28,6 +31,8 @@ from polaris_jax.report.summary import (
     stage_rows,
     summary_rows,
 )
+from polaris_jax.report.tables import evaluations_table
+from tests.support.report.bars import bars_of, figures_of
 from tests.support.report.html_text import HtmlText
 from tests.support.report.synthetic import CALIBRATE, PROBE, RUN, evaluation, write_run
 
@@ -330,10 +335,38 @@ def test_an_evaluation_stands_alone_too(tmp_path):
     assert (tmp_path / "eval.png").read_bytes().startswith(PNG)
 
 
+def test_length_groups_with_other_edges_stand_over_their_own_names(tmp_path, monkeypatch):
+    figures = figures_of(monkeypatch)
+    groups = [{"name": "<=64", "responses": 9, "share": 1.0, "accuracy": 0.25}]
+    one, other = evaluation(0.6), evaluation(0.3) | {"length_groups": groups}
+    evaluation_figure(other, epath.Path(tmp_path / "pair.png"), before=one)
+    runs = [{"name": "a", **one}, {"name": "b", **other}]
+    evaluations_figure({"evaluations": runs, "differences": []}, epath.Path(tmp_path / "all.png"))
+    for figure in figures:
+        (axes,) = [a for a in figure.axes if a.get_title(loc="left") == "by length of the response"]
+        bars = bars_of(axes)
+        assert bars["<=64"] == [0.25]
+        assert bars["<32"] == [pytest.approx(0.75)]
+
+
+def test_a_low_score_is_legible(tmp_path, monkeypatch):
+    """White on a bar of 1% would be white on white."""
+    figures = figures_of(monkeypatch)
+    runs = [{"name": name, **evaluation(score)} for name, score in (("a", 0.01), ("b", 0.6))]
+    evaluations_figure({"evaluations": runs, "differences": []}, epath.Path(tmp_path / "all.png"))
+    colors = {text.get_text(): text.get_color() for text in figures[0].axes[0].texts}
+    assert colors["60.0%"] == "white" != colors["1.0%"]
+
+
 def test_equal_numbers_give_equal_pictures(tmp_path):
     for name in ("a.png", "b.png"):
         difficulty_figure(CALIBRATE, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def scored(**changed):
+    """The text of an eval.json."""
+    return json.dumps(evaluation(0.5) | changed)
 
 
 @pytest.mark.parametrize(
@@ -345,6 +378,10 @@ def test_equal_numbers_give_equal_pictures(tmp_path):
         ("eval.json", "{}", "no field 'avg@k'"),
         ("eval.json", "null", "NoneType, expected an object"),
         ("my_eval.json", '{"a": 1}', "no field 'avg@k'"),
+        ("eval.json", scored(checkpoint=5), "checkpoint: int, expected str"),
+        ("eval.json", scored(**{"pass@k": {"x": 1}}), "pass@k: 'x': 1, expected numbers"),
+        ("eval.json", scored(**{"maj@k": {"1": None}}), "maj@k: '1': None, expected numbers"),
+        ("eval.json", scored(budget_curve=[{"budget": 0, "accuracy": 0}]), "budget_curve: budget"),
         ("calibrate.json", '{"shape": "J"}', "no field 'histogram'"),
         ("probe.json", "[1]", "list, expected an object"),
         ("run.json", '"x"', "str, expected an object"),
@@ -374,7 +411,8 @@ def test_a_gain_on_the_same_problems_is_paired():
     after = AFTER | {"problem_scores": {"a": 0.5, "b": 1.0, "c": 1.0}}
     assert gain_text(before, after) == "+33.3 ± 16.7 points, paired"
     others = AFTER | {"problem_scores": {"a": 0.5, "b": 1.0, "d": 1.0}}
-    assert gain_text(before, others) == gain_text(BEFORE, AFTER)
+    assert gain_text(before, others) == "not comparable: other problems"
+    assert gain_text(BEFORE, others) == gain_text(BEFORE, AFTER)  # earlier files name none
 
 
 @pytest.mark.parametrize(
@@ -382,6 +420,7 @@ def test_a_gain_on_the_same_problems_is_paired():
     [
         ({"temperature": 1.3}, "temperature 1 and 1.3"),
         ({"k": 4}, "n 8 and 4"),
+        ({"correct_at": 0.5}, "correct_at 1 and 0.5"),
         ({"max_response_tokens": 48}, "budget 96 and 48"),
         ({"problems": 30}, "problems 256 and 30"),
         ({"top_p": 0.9}, "top_p None and 0.9"),
@@ -396,6 +435,19 @@ def test_other_settings_do_not(change, reason):
     assert not_comparable(BEFORE, after) == reason
     assert gain_text(BEFORE, after) == f"not comparable: {reason}"
     assert "same problems" not in caption(BEFORE, after)
+
+
+@pytest.mark.parametrize("name", ["pass@k", "length_groups", "budget_curve"])
+@pytest.mark.parametrize("value", [None, []], ids=["null", "empty"])
+def test_a_score_that_lacks_a_figure_stands_beside_one_that_has_it(run_dir, name, value):
+    """Files of earlier versions, or of others."""
+    value = {} if name == "pass@k" and value == [] else value
+    (run_dir / "eval.json").write_text(scored(**{name: value}))
+    run = read_run(epath.Path(run_dir))
+    record = chart_record(evaluation_chart(run))
+    assert all(series["x"] for panel in record["panels"] for series in panel["series"])
+    evaluation_figure(run.evaluation, run_dir / "eval.png", before=run.before)
+    assert "after RL" in "".join(evaluations_table(run))
 
 
 def test_a_budget_curve_with_yarn_beside_it_changes_no_score():

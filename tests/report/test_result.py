@@ -9,6 +9,7 @@ from etils import epath
 
 from polaris_jax.report.result import ending, further_sentence, result_sentence, what_ran
 from polaris_jax.report.run_files import read_run
+from polaris_jax.run.standing import read_standing, score_text
 from tests.support.report.synthetic import RUN, evaluation, write_run
 
 BASE = evaluation(0.36) | {"checkpoint": "base"}
@@ -67,6 +68,17 @@ def test_a_score_alone_has_its_own_interval(run_dir):
     assert "(without an interval; avg@8)" in result_sentence(files(run_dir))
 
 
+@pytest.mark.parametrize("interval", [None, [1.0, 1.0]])
+def test_problems_that_all_agree_give_no_interval(run_dir, interval):
+    """Earlier versions gave 100% to 100%."""
+    sure = {"stderr": 0.0, "interval": interval}
+    put(run_dir, "eval.json", evaluation(1.0) | sure)
+    put(run_dir, "before_eval.json", BASE | {"avg@k": 0.0} | sure)
+    assert "+100.0 points, without an interval" in result_sentence(files(run_dir))
+    (run_dir / "before_eval.json").unlink()
+    assert "(without an interval; avg@8)" in result_sentence(files(run_dir))
+
+
 def test_a_score_that_cannot_be_compared_says_why(run_dir):
     put(run_dir, "eval.json", evaluation(0.68) | {"temperature": 1.3})
     assert "rose" not in result_sentence(files(run_dir))
@@ -84,6 +96,21 @@ def test_without_a_score_the_rewards_stand_and_no_interval(run_dir):
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in kept))
     sentence = result_sentence(files(run_dir))
     assert "of 48 steps" in sentence and "so there is no interval" in sentence
+
+
+def test_held_out_scores_at_two_temperatures_say_so(run_dir):
+    """As the full-size configs take them: the later stages' temperature is higher."""
+    for name in ("eval.json", "before_eval.json"):
+        (run_dir / name).unlink()
+    config = {"evaluate.temperature": 0.6, "stages[0].evaluate_temperature": 0.0}
+    put(run_dir, "run.json", RUN | {"config": config})
+    assert "(avg@8), measured" in result_sentence(files(run_dir))
+    hotter = config | {"stages[1].evaluate_temperature": 1.2}
+    put(run_dir, "run.json", RUN | {"config": hotter})
+    assert "(avg@8, at temperatures 0.6 and 1.2), measured" in result_sentence(files(run_dir))
+    assert "(at temperatures 0.6 and 1.2)" in score_text(read_standing(epath.Path(run_dir)))
+    put(run_dir, "run.json", RUN | {"config": config})
+    assert " points)" in score_text(read_standing(epath.Path(run_dir)))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ from matplotlib.figure import Figure
 
 from polaris_jax.config import ConfigError
 from polaris_jax.report import make_report
+from polaris_jax.report.chart import overlaid
+from polaris_jax.report.draw import draw_chart
+from polaris_jax.report.measurements import difficulty_chart
 from polaris_jax.report.run_files import read_run
 from polaris_jax.report.runs import (
     MOST_RUNS,
@@ -19,8 +22,15 @@ from polaris_jax.report.runs import (
     run_names,
     runs_sentence,
 )
+from tests.support.report.bars import bars_of, figures_of
 from tests.support.report.html_text import HtmlText
-from tests.support.report.synthetic import RUN, evaluation, write_rollouts, write_run
+from tests.support.report.synthetic import (
+    CALIBRATE,
+    RUN,
+    evaluation,
+    write_rollouts,
+    write_run,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -137,3 +147,25 @@ def test_one_page_of_three_runs(tmp_path, monkeypatch):
     lines = [json.loads(x) for x in (places[1] / "metrics.jsonl").read_text().splitlines()]
     of_b = [float(row["rollout/reward_mean"]) for row in rows if row["run"] == "b"]
     assert of_b == [line["rollout/reward_mean"] for line in lines]
+
+
+def test_bars_of_runs_with_other_categories_stand_over_their_own(tmp_path, monkeypatch):
+    """One run calibrated with 8 attempts, the other with 4: 4/4 is no 4/8."""
+    figures = figures_of(monkeypatch)
+    counts = {8: [5, 0, 0, 0, 0, 0, 0, 0, 3], 4: [1, 0, 0, 0, 7]}
+    charts = []
+    for n, histogram in counts.items():
+        run_dir = made(tmp_path, f"n{n}")
+        calibrated = CALIBRATE | {"histogram": histogram, "n": n}
+        (run_dir / "calibrate.json").write_text(json.dumps(calibrated))
+        charts.append(difficulty_chart(read_run(epath.Path(run_dir)), one_run=False))
+    chart = overlaid(charts, ["a", "b"], ["#000000", "#111111"], [0, 1])
+    draw_chart(chart, epath.Path(tmp_path / "both.png"), names=["a", "b"])
+    (figure,) = figures
+    bars = bars_of(figure.axes[0])
+    assert {name: bars[name] for name in ("0/8", "8/8", "0/4", "4/4")} == {
+        "0/8": [pytest.approx(5 / 8)],
+        "8/8": [pytest.approx(3 / 8)],
+        "0/4": [pytest.approx(1 / 8)],
+        "4/4": [pytest.approx(7 / 8)],
+    }
