@@ -89,6 +89,52 @@ def test_every_figure_is_drawn_and_nothing_is_wider_than_the_window(page, report
     assert min(sizes) >= 11
 
 
+def failed_run(directory):
+    """A run that ended with an error after three steps, without a score."""
+    run_dir = write_run(directory)
+    for name in ("eval.json", "before_eval.json"):
+        (run_dir / name).unlink()
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        lines = (run_dir / name).read_text().splitlines()[:3]
+        (run_dir / name).write_text("\n".join(lines) + "\n")
+    stages = json.loads((run_dir / "stages.json").read_text())[:1]
+    stages[0]["last_step"] = None
+    (run_dir / "stages.json").write_text(json.dumps(stages))
+    record = json.loads((run_dir / "run.json").read_text())
+    record["starts"] = [{"ended": f"failed: no reward {HOSTILE}"}]
+    (run_dir / "run.json").write_text(json.dumps(record))
+    write_rollouts(run_dir, 0, [[response_row("a", r, 0.0) for r in range(2)]])
+    return run_dir
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("case", ["failed", "three seeds"])
+def test_a_failed_run_and_three_runs_together_are_whole_pages(page, tmp_path, case, width):
+    """The page fixture demands no console error and no request."""
+    if case == "failed":
+        summary = make_report(failed_run(tmp_path / "run"))
+    else:
+        places = [write_run(tmp_path / f"seed{i}") for i in range(3)]
+        for place in places:
+            write_rollouts(place, 0, [[response_row("a", r, float(r)) for r in range(2)]])
+        summary = make_report(*places, out=tmp_path / "together")
+    page.open(summary.html, width=width, dark=False)
+    traces = page.run(
+        "[...document.querySelectorAll('.plot')].map((plot) => "
+        "plot.querySelectorAll('.main-svg .trace').length)"
+    )
+    assert traces
+    assert min(traces) > 0
+    assert page.run("document.documentElement.scrollWidth") <= width
+    text = page.run("document.body.innerText")
+    if case == "failed":
+        assert "The run failed: no reward </script><script>hacked = 1</script>" in text
+        assert page.run("typeof hacked") == "undefined"
+    else:
+        assert all(f"seed{i}" in text for i in range(3))
+        assert len(rows(page)) > 0
+
+
 def test_pointing_at_a_step_shows_its_values_in_all_figures(page):
     x, y, width, height = page.run(
         """(() => {
