@@ -47,7 +47,7 @@ def test_a_chat_keeps_its_turns_and_joins_parts():
     messages = [
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-        {"role": "assistant", "content": "c"},
+        {"role": "assistant", "content": "c", "refusal": None, "tool_calls": [], "audio": None},
         {"role": "user", "content": "d"},
     ]
     one = wish({"messages": messages, "max_completion_tokens": 3, "max_tokens": 9}, chat=True)
@@ -132,6 +132,11 @@ def test_a_wrong_field_is_named(body, param, said):
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "role: must be one of"),
         ({"messages": [{"role": ["a"], "content": "x"}]}, "messages", "role: must be one of"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "the user's"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "a"}]}]},
+            "messages",
+            "messages[0].tool_calls: not supported",
+        ),
         (
             {"messages": [*CHAT["messages"], {"role": "system", "content": "x"}]},
             "messages",
