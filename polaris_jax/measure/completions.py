@@ -224,7 +224,7 @@ def _sample(
     window = max(1, AHEAD * sampler.config.slots // settings.n)
     working: list[tuple[_Row, Request]] = []
     written, tokens = total - len(rows), 0
-    with progress.phase("generate", total * settings.n) as phase:
+    with progress.phase("generate", total * settings.n, before=written * settings.n) as phase:
         while True:
             for row in itertools.islice(waiting, window - len(working)):
                 params = _params(row, settings, stop_ids)
