@@ -150,7 +150,7 @@ def _read(source: epath.Path, settings: Settings, tokenizer: Any) -> Iterator[_R
             if line is None:
                 raise ConfigError(f"{where}: too long; {REMEDY}")
             fields = parse_json(line, where=where, remedy=REMEDY)
-            seed = fields.get("seed", settings.seed)
+            seed = settings.seed if fields.get("seed") is None else fields["seed"]
             if isinstance(seed, bool) or not isinstance(seed, int):
                 raise ConfigError(f"{where}: seed must be a whole number")
             ids = _prompt(fields, settings, tokenizer, where)
