@@ -112,6 +112,9 @@ def test_other_prompts_under_the_same_name_are_refused(words, tmp_path, capsys):
     write(tmp_path / "in.jsonl", ROWS[:-1])
     assert main(words) == 2
     assert "another prompts than the rows of" in capsys.readouterr().err
+    assert main([*words, "--top_p=0"]) == 2  # and the lines that are there stay
+    assert "top_p=0.0: must be in (0, 1]" in capsys.readouterr().err
+    assert len(read(tmp_path / "out.jsonl")) == 2 * len(ROWS)
     assert main([*words, "--seed=6"]) == 0  # other settings: another file's worth
     assert len(list(tmp_path.glob("out.settings-*.jsonl"))) == 1
 
