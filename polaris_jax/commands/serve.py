@@ -80,9 +80,24 @@ def main(argv: list[str]) -> int:
             raise ConfigError(
                 f"serve: {package} is not installed; pip install 'polaris_jax[{extra}]'"
             )
-    key = own["api_key"] or os.environ.get(own["api_key_env"] or KEY, "")
+    key = _key(own["api_key"], own["api_key_env"])
     start_jax(command)
     return serve(own, key, progress=Progress())
+
+
+def _key(key: str, variable: str) -> str:
+    """The key that clients send; "": none.
+
+    Raises:
+        ConfigError: the variable that was named instead of the usual one holds no key.
+    """
+    found = key or os.environ.get(variable or KEY, "")
+    if not found and variable not in ("", KEY):
+        raise ConfigError(
+            f"--api_key_env={variable}: this variable is empty, and whoever reaches the server "
+            "could sample; set it, or leave the flag out"
+        )
+    return found
 
 
 def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:

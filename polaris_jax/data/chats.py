@@ -7,6 +7,8 @@ from typing import Any
 from polaris_jax.data.prompt_renderer import Turns
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+# Parts of a message that a prompt would lack. Clients send them empty in answers of ours.
+UNREAD = ("tool_calls", "function_call", "audio")
 
 
 def read_chat(messages: Any) -> Turns:
@@ -27,6 +29,9 @@ def read_chat(messages: Any) -> Turns:
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in ROLES:
             raise ValueError(f"messages[{index}].role: must be one of {', '.join(ROLES)}")
+        for name in UNREAD:
+            if message.get(name):
+                raise ValueError(f"messages[{index}].{name}: not supported here; leave it out")
         turn = ROLES[role], _text(message.get("content"), index)
         if turn[0] == "system" and any(before != "system" for before, _ in found):
             raise ValueError(f"messages[{index}]: move the {role} message before all others")

@@ -243,7 +243,7 @@ def _count(
         open_policy(
             config, progress, policy_weights, max_response_tokens=max_response_tokens
         ) as policy,
-        progress.phase("calibrate", len(problems) * section.n) as phase,
+        progress.phase("calibrate", len(problems) * section.n, before=found * section.n) as phase,
     ):
         workload.starts()
         for first in range(0, len(waiting), section.batch_prompts):

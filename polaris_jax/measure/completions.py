@@ -20,6 +20,7 @@ from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.pages import pages_for
 from polaris_jax.rollout.request import Request
+from polaris_jax.rollout.settings import per_prompt
 from polaris_jax.run.owner import owned
 from polaris_jax.run.progress_file import ProgressFile, identity_path
 from polaris_jax.system.failures import at_run_time
@@ -107,7 +108,9 @@ def complete_file(
 
     Raises:
         ConfigError: a row cannot be read or is too long, or the lines of `out` have other inputs.
+        ValueError: a setting is out of range. Nothing has changed then.
     """
+    per_prompt(_params(settings, settings.seed % SEEDS, stop_ids), 0)  # before `out` is touched
     with owned(
         out.parent,
         out.name,
@@ -150,7 +153,7 @@ def _read(source: epath.Path, settings: Settings, tokenizer: Any) -> Iterator[_R
             if line is None:
                 raise ConfigError(f"{where}: too long; {REMEDY}")
             fields = parse_json(line, where=where, remedy=REMEDY)
-            seed = fields.get("seed", settings.seed)
+            seed = settings.seed if fields.get("seed") is None else fields["seed"]
             if isinstance(seed, bool) or not isinstance(seed, int):
                 raise ConfigError(f"{where}: seed must be a whole number")
             ids = _prompt(fields, settings, tokenizer, where)
@@ -224,10 +227,10 @@ def _sample(
     window = max(1, AHEAD * sampler.config.slots // settings.n)
     working: list[tuple[_Row, Request]] = []
     written, tokens = total - len(rows), 0
-    with progress.phase("generate", total * settings.n) as phase:
+    with progress.phase("generate", total * settings.n, before=written * settings.n) as phase:
         while True:
             for row in itertools.islice(waiting, window - len(working)):
-                params = _params(row, settings, stop_ids)
+                params = _params(settings, row.seed, stop_ids)
                 working.append((row, sampler.submit([row.prompt], params)))
             if not working:
                 break
@@ -246,10 +249,10 @@ def _sample(
             phase.advance_to(written * settings.n + ahead, f"{tokens:,} tokens")
 
 
-def _params(row: _Row, settings: Settings, stop_ids: Sequence[int]) -> SamplingParams:
+def _params(settings: Settings, seed: int, stop_ids: Sequence[int]) -> SamplingParams:
     names = ("n", "temperature", "top_p", "top_k", "min_p", "max_tokens")
     chosen = {name: getattr(settings, name) for name in names}
-    return SamplingParams(**chosen, seed=row.seed, stop_token_ids=tuple(stop_ids))
+    return SamplingParams(**chosen, seed=seed, stop_token_ids=tuple(stop_ids))
 
 
 def _line(row: _Row, sample: int, response: Response, tokenizer: Any) -> dict[str, Any]:

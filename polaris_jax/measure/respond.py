@@ -153,7 +153,7 @@ def respond(
         return rows
     with (
         asked.policy(weights, variant) as policy,
-        progress.phase("evaluate", len(problems) * section.n) as phase,
+        progress.phase("evaluate", len(problems) * section.n, before=len(rows)) as phase,
     ):
         workload.starts()
         for first in range(0, len(waiting), BATCH_PROMPTS):

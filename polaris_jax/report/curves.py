@@ -83,6 +83,7 @@ class Curves:
         caption: one sentence under the figure.
         source: file that has the lines.
         scores: True also draws the line of step -1, which has a held-out score alone.
+        optional: True leaves the figure out, without a word, if what it needs is 0 throughout.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Curves:
     caption: str
     source: str = "metrics.jsonl"
     scores: bool = False
+    optional: bool = False
 
     def chart(self, lines: Lines, stages: Lines) -> Chart | None:
         """The figure with its values; None if the lines lack its metrics.
@@ -100,7 +102,8 @@ class Curves:
             lines: lines of the file `source`.
             stages: records of stages.json.
         """
-        if not any(line.get(name) is not None for line in lines for name in self.needs):
+        values = [line.get(name) for line in lines for name in self.needs]
+        if not any(value if self.optional else value is not None for value in values):
             return None
         if not self.scores:
             lines = [line for line in lines if line["step"] >= 0]
@@ -358,5 +361,28 @@ CURVES = (
         tuple(f"time/{name}_s" for name in PHASES),
         "Seconds by phase, tokens a second, and memory of the first process.",
         source="timing.jsonl",
+    ),
+    Curves(
+        "drafts",
+        "Drafts from history",
+        (
+            Rows(
+                "accepted / drafted",
+                (Metric("sampler/draft_rate", color=GREEN),),
+                "share",
+                "rate",
+            ),
+            Rows(
+                "decode steps saved",
+                (Metric("sampler/draft_steps_saved", color=SKY),),
+                "count",
+                "zero",
+            ),
+        ),
+        ("sampler/verify_calls",),
+        "Share of the drafted tokens that were accepted, and the decode steps that these would "
+        "have taken; sampler/draft_accepted_by_rows of timing.jsonl has them by live rows.",
+        source="timing.jsonl",
+        optional=True,
     ),
 )

@@ -52,12 +52,14 @@ class Figure:
         chart: its numbers, for the page and the CSV; None if the file has none for it. Gets the
             files, and whether they are the only run.
         draw: draws the PNG of a single run, from its files and the chart.
+        optional: True: nothing is said of a run that does not have it.
     """
 
     name: str
     source: str
     chart: Callable[[RunFiles, bool], Chart | None]
     draw: Callable[[RunFiles, Chart, epath.Path], Any]
+    optional: bool = False
 
 
 def _of_curves(curves: Curves) -> Figure:
@@ -66,7 +68,10 @@ def _of_curves(curves: Curves) -> Figure:
         found = curves.chart(lines, run.stages)
         return None if found is None else with_expected(found, curves, run.compared)
 
-    return Figure(curves.name, curves.source, chart, lambda _, chart, path: draw_chart(chart, path))
+    def draw(_: RunFiles, chart: Chart, path: epath.Path) -> None:
+        draw_chart(chart, path)
+
+    return Figure(curves.name, curves.source, chart, draw, curves.optional)
 
 
 FIGURES = (
@@ -170,7 +175,7 @@ def _figures(
         ]
         present = [(run, chart) for run, chart in found if chart is not None]
         for run, chart in found:
-            if chart is None:
+            if chart is None and not figure.optional:
                 why = run.files.absent.get(figure.source, "holds none of its metrics")
                 what = _of(run, runs, f"figure {figure.name}")
                 absent.append((what, f"{figure.source}: {why}"))

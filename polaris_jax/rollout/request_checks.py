@@ -314,16 +314,19 @@ def checked_history(
             f"history: {len(history)} entries for {num_prompts} prompts; give one list of "
             "responses a prompt, [] for none"
         )
-    found = []
+    found: list[list[np.ndarray]] = []
     for index, texts in enumerate(history):
-        token_XT = [np.asarray(text, np.int32) for text in texts]
-        for text, token_T in enumerate(token_XT):
-            if token_T.ndim != 1 or ((token_T < 0) | (token_T >= vocab_size)).any():
+        found.append([])
+        for number, text in enumerate(texts):
+            token_T = np.asarray(text)
+            whole = token_T.size == 0 or np.issubdtype(token_T.dtype, np.integer)
+            inside = whole and not ((token_T < 0) | (token_T >= vocab_size)).any()
+            if token_T.ndim != 1 or not inside:
                 raise ValueError(
-                    f"history[{index}][{text}]: must be a flat sequence of token ids in "
+                    f"history[{index}][{number}]: must be a flat sequence of token ids in "
                     f"[0, {vocab_size}); give responses of this model's tokenizer"
                 )
-        found.append(token_XT)
+            found[-1].append(token_T.astype(np.int32, copy=False))
     return found
 
 

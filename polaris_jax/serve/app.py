@@ -19,7 +19,7 @@ from polaris_jax.serve.http import ClientLeft, read_object, until_left
 from polaris_jax.serve.running import LEFT_STATUS, Running, Stream, refusals
 from polaris_jax.serve.service import Service
 from polaris_jax.serve.wishes import ApiError, read_wish
-from polaris_jax.serve.worker import STOPPING
+from polaris_jax.serve.worker import STOPPING, Stopped
 from polaris_jax.system.text import one_line, printable
 
 MOST_LOGGED_CHARS = 120
@@ -61,7 +61,8 @@ def make_app(service: Service) -> Starlette:
 async def _http_error(_: Request, error: Exception) -> Response:
     """404 and 405 of paths that do not exist."""
     assert isinstance(error, HTTPException)
-    return _json(ApiError(error.status_code, str(error.detail)).body(), error.status_code)
+    body = ApiError(error.status_code, str(error.detail)).body()
+    return _json(body, error.status_code, dict(error.headers or {}))  # of 405: Allow
 
 
 async def _failed(_: Request, __: Exception) -> Response:
@@ -118,7 +119,8 @@ class _Handlers:
         service = self._service
         service.gauges.requests[path, status] += 1
         if path not in ("/health", "/metrics"):
-            shown = printable(request.url.path)[:MOST_LOGGED_CHARS]
+            # Not of `request.url`, into which the client's Host header goes.
+            shown = printable(request.scope["path"])[:MOST_LOGGED_CHARS]
             service.log(f"{request.method} {shown} {status} {time.monotonic() - began_s:.3f} s")
 
     # --- paths ---
@@ -183,7 +185,9 @@ class _Handlers:
             raise ApiError(400, 'path: needed alone: {"path": "DIR"}', param="path")
         try:
             await service.updates.take(path)
-        except (ValueError, RuntimeError, OSError) as error:
+        except Stopped as error:
+            raise ApiError(503, str(error), kind="server_error") from None
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:
             raise ApiError(400, f"path: {one_line(error)}", param="path") from None
         return _json(self._card())
 
@@ -193,6 +197,9 @@ class _Handlers:
         service, began_s = self._service, time.monotonic()
         wish = read_wish(await read_object(request, service.limits), chat=chat)
         self._require_name(wish.model)
+        if not service.updates.has_weights:
+            text = "an update of the weights failed half way; try again after the next"
+            raise ApiError(503, text, kind="server_error")
         with refusals():
             service.worker.require_room(wish.responses)
         job = await until_left(request.receive, service.job(wish))

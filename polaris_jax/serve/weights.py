@@ -121,8 +121,8 @@ class Updates:
         """Serves the weights of a directory from now on.
 
         Raises:
-            ValueError, OSError, RuntimeError: the weights cannot be read, or are of another
-                architecture. The present weights are kept.
+            ValueError, OSError, RuntimeError, MemoryError: the weights cannot be read, or are of
+                another architecture. The present weights are kept.
         """
         async with self._lock:
             try:
@@ -150,7 +150,7 @@ class Updates:
                     with contextlib.suppress(ValueError):  # of another architecture, and stays so
                         await self.take(str(folder))
                     self._step = step
-            except (OSError, RuntimeError, ValueError) as error:  # it may be gone: look again later
+            except (OSError, RuntimeError, ValueError, MemoryError) as error:  # look again later
                 self._log(f"warning: --follow={self._follow}: {one_line(error)}")
             await asyncio.sleep(self._every_s)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -221,8 +220,12 @@ def read_wish(body: Mapping[str, Any], *, chat: bool) -> Wish:
     options = fields.get("stream_options", dict, {})
     if options and not stream:
         raise fields.error("stream_options", "it goes with stream=true; leave it out")
-    for name in options.keys() - {"include_usage", "include_obfuscation"}:
-        raise fields.error("stream_options", f"there is no {name}; include_usage is all it knows")
+    for name, value in options.items():
+        if name not in ("include_usage", "include_obfuscation"):
+            text = f"there is no {name[:60]}; include_usage is all it knows"
+            raise fields.error("stream_options", text)
+        if value is not None and not isinstance(value, bool):
+            raise fields.error("stream_options", f"{name} must be true or false")
     if chat:
         logprobs = fields.flag("logprobs")
         top = fields.whole("top_logprobs", 0, least=0, most=MOST_TOP)
@@ -266,7 +269,7 @@ def read_wish(body: Mapping[str, Any], *, chat: bool) -> Wish:
         },
         seed=None if seed is None else seed % SEEDS,
         stops=_stops(fields),
-        stop_ids=_token_ids(fields, "stop_token_ids", body.get("stop_token_ids") or []),
+        stop_ids=_token_ids(fields, "stop_token_ids", fields.get("stop_token_ids", list, [])),
         ignore_eos=fields.flag("ignore_eos"),
         stream=stream,
         usage=options.get("include_usage") is True,
@@ -313,8 +316,10 @@ class _Fields:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.error(name, "must be a whole number")
-        if (least is not None and value < least) or abs(value) > most:
-            rule = f"at least {least}" if most == 2**63 else f"in [{least}, {most}]"
+        least = -most if least is None else least
+        if not least <= value <= most:
+            plain = value < least and most == 2**63
+            rule = f"at least {least}" if plain else f"in [{least}, {most}]"
             raise self.error(name, f"must be {rule}")
         return value
 
@@ -324,7 +329,7 @@ class _Fields:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(name, "must be a number")
-        if not math.isfinite(value) or not least <= value <= most:
+        if not least <= value <= most:  # nor is NaN, which no comparison holds for
             raise self.error(name, f"must be in [{least:g}, {most:g}]")
         return float(value)
 

@@ -219,7 +219,11 @@ class Worker:
         self._calls.put(lambda: self._abort(job))
 
     def call(self, function: Callable[[Sampler], T]) -> Future[T]:
-        """Calls `function` with the sampler between two steps; returns its result's future."""
+        """Calls `function` with the sampler between two steps; returns its result's future.
+
+        Raises:
+            Stopped: the thread has ended, or `stop` was called.
+        """
         future: Future[T] = Future()
 
         def run() -> None:
@@ -230,7 +234,10 @@ class Worker:
             except BaseException as error:  # noqa: BLE001 - the caller's
                 future.set_exception(error)
 
-        self._calls.put(run)
+        with self._lock:  # the thread runs all that was put before it ends
+            if self._stopping:
+                raise Stopped(STOPPING)
+            self._calls.put(run)
         return future
 
     def stop(self, timeout_s: float = 60.0) -> None:

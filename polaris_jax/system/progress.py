@@ -48,8 +48,8 @@ class Watcher(Protocol):
 class Phase:
     """One counted piece of work. `advance_to` may be called at any rate."""
 
-    def __init__(self, console: Progress, name: str, total: int) -> None:
-        self._console, self._name, self._total = console, name, total
+    def __init__(self, console: Progress, name: str, total: int, before: int) -> None:
+        self._console, self._name, self._total, self._before = console, name, total, before
         self._began_s = self._shown_at_s = time.monotonic()
         self._console.doing(name)
 
@@ -63,9 +63,9 @@ class Phase:
         if self._console.enabled and now_s - self._shown_at_s >= PLAIN_INTERVAL_S:
             self._shown_at_s = now_s
             pace = ""
-            if done:
-                left_s = (now_s - self._began_s) / done * (self._total - done)
-                pace = f"({done / (now_s - self._began_s):.3g}/s, {left_s:.0f} s left)"
+            if (here := done - self._before) > 0:
+                left_s = (now_s - self._began_s) / here * (self._total - done)
+                pace = f"({here / (now_s - self._began_s):.3g}/s, {left_s:.0f} s left)"
             self._console.line(
                 " ".join(f"{self._name}: {done}/{self._total} {note} {pace}".split())
             )
@@ -122,17 +122,23 @@ class Progress:
             self._watcher.doing(text)
 
     @contextlib.contextmanager
-    def phase(self, name: str, total: int) -> Iterator[Phase]:
-        """A bar (or rare plain lines) for `total` pieces of work."""
+    def phase(self, name: str, total: int, *, before: int = 0) -> Iterator[Phase]:
+        """A bar (or rare plain lines) for `total` pieces of work.
+
+        Args:
+            name: what is done.
+            total: number of pieces.
+            before: pieces that an earlier call has done: the rate leaves them out.
+        """
         if self.enabled and self._stream.isatty() and self.rich is None:
             with _rich_bars(self._stream, self._compiling or (lambda: False)) as self.rich:
-                self.task = self.rich.add_task(name, total=total, note="")
+                self.task = self.rich.add_task(name, total=total, completed=before, note="")
                 try:
-                    yield Phase(self, name, total)
+                    yield Phase(self, name, total, before)
                 finally:
                     self.rich = self.task = None
         else:
-            yield Phase(self, name, total)
+            yield Phase(self, name, total, before)
 
 
 def _rich_bars(stream: TextIO, compiling: Callable[[], bool]) -> Any:

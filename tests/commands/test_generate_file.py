@@ -17,7 +17,10 @@ from tests.support.stranger import random_qwen3
 pytestmark = pytest.mark.xdist_group("generate_file")
 ROWS = [
     {"prompt": "What is 3 plus 4?", "id": "a"},
-    {"messages": [{"role": "system", "content": "Add."}, {"role": "user", "content": "5 and 6"}]},
+    {
+        "messages": [{"role": "system", "content": "Add."}, {"role": "user", "content": "5 and 6"}],
+        "seed": None,  # as a table writes a column that another row fills
+    },
     {"prompt": [{"role": "user", "content": "one"}], "seed": 9, "text": "my own"},
     *({"prompt": f"Start with {i}."} for i in range(9)),
 ]
@@ -76,7 +79,8 @@ def test_each_row_gets_what_the_sampler_gives_it_alone(words, model_dir, tmp_pat
     texts = [tokenizer.decode(r.token_ids, skip_special_tokens=True) for r in responses]
     assert [row["text"] for row in found[:2]] == texts
     assert found[0]["id"] == "a" and found[0]["tokens"] == len(responses[0].token_ids)
-    assert found[4]["input_text"] == "my own" and found[4]["seed"] == 9 and found[0]["seed"] == 5
+    assert found[4]["input_text"] == "my own" and found[4]["seed"] == 9
+    assert found[0]["seed"] == 5 == found[2]["seed"]
 
 
 def test_a_rerun_after_a_kill_ends_with_the_same_bytes(words, tmp_path, capsys, monkeypatch):
@@ -108,6 +112,9 @@ def test_other_prompts_under_the_same_name_are_refused(words, tmp_path, capsys):
     write(tmp_path / "in.jsonl", ROWS[:-1])
     assert main(words) == 2
     assert "another prompts than the rows of" in capsys.readouterr().err
+    assert main([*words, "--top_p=0"]) == 2  # and the lines that are there stay
+    assert "top_p=0.0: must be in (0, 1]" in capsys.readouterr().err
+    assert len(read(tmp_path / "out.jsonl")) == 2 * len(ROWS)
     assert main([*words, "--seed=6"]) == 0  # other settings: another file's worth
     assert len(list(tmp_path.glob("out.settings-*.jsonl"))) == 1
 

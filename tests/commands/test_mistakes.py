@@ -68,6 +68,7 @@ def in_repository(request, monkeypatch):
         (["generate", "--prompt=x"], "--model: needed; name a Hugging Face directory"),
         (["generate", "--model=x"], "--prompt: needed; give the user's text, like"),
         (["generate", "--model=x", "--prompt", " "], "--prompt: needed; give"),
+        (["serve", "--model=x", "--api_key_env=NO_KEY_HERE"], "--api_key_env=NO_KEY_HERE: this"),
         (["evaluate", TINY, "--workdir=W", "--tag=a/b"], "--tag=a/b: it begins the names of files"),
         (["report", TINY, "--workdir=launch"], "holds no file of a run"),
         (["report", "launch", "docs"], "launch: holds no file of a run"),

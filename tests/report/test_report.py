@@ -228,6 +228,21 @@ def test_metrics_that_are_null_throughout_leave_their_figure_out(run_dir):
     assert ("figure logprob_gap", "metrics.jsonl: holds none of its metrics") in summary.absent
 
 
+def test_a_run_that_drafts_has_a_figure_of_it_and_no_other_is_told(run_dir):
+    lines = [json.loads(line) for line in (run_dir / "timing.jsonl").read_text().splitlines()]
+    for calls, drawn in ((0, set()), (3, {"drafts"})):
+        for line in lines:
+            line |= {"sampler/verify_calls": calls, "sampler/draft_rate": 0.25 * calls}
+            line |= {"sampler/draft_steps_saved": 1.5 * calls}
+        (run_dir / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        summary = make_report(run_dir)
+        assert {path.stem for path in summary.figures} == set(FIGURES) | drawn
+        assert "drafts" not in str(summary.absent)
+    rows = (run_dir / "figures" / "drafts.csv").read_text().splitlines()
+    assert rows[0] == "step,stage,sampler/draft_rate,sampler/draft_steps_saved"
+    assert rows[1].endswith(",0.75,4.5")
+
+
 def test_without_a_score_before_training_no_gain_is_claimed(run_dir):
     (run_dir / "before_eval.json").unlink()
     summary = make_report(run_dir)

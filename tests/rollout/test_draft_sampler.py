@@ -105,6 +105,8 @@ def test_what_is_no_history_is_refused_before_anything_runs():
         ([[]], "history: 1 entries for 4 prompts"),
         ([[[1, 61]], [], [], []], r"history\[0\]\[0\]: must be .* token ids in \[0, 61\)"),
         ([[], [[[1]]], [], []], r"history\[1\]\[0\]: must be a flat sequence"),
+        ([[[1], [2**40]], [], [], []], r"history\[0\]\[1\]: must be a flat sequence"),
+        ([[[1.5]], [], [], []], r"history\[0\]\[0\]: must be a flat sequence"),
     ):
         with pytest.raises(ValueError, match=words):
             sampler.generate(PROMPTS, PARAMS, history=wrong)

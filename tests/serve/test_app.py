@@ -256,7 +256,8 @@ def test_refusals_have_the_apis_form(server):
     assert error_of(server.ask(PLAIN, b"[" * 5000))[0] == 400
     assert error_of(server.ask(PLAIN, b'{"prompt": "x", "prompt": "y"}'))[0] == 400
     assert error_of(server.ask(PLAIN, b"{}", headers={"content-type": "text/plain"}))[0] == 415
-    assert error_of(server.ask(PLAIN))[0] == 405
+    answer = server.ask(PLAIN)
+    assert error_of(answer)[0] == 405 and answer[2].headers["allow"] == "POST"
     assert error_of(server.ask("/v1/nothing"))[0] == 404
     assert error_of(server.ask(PLAIN, {"prompt": "x", "n": 100}))[0] == 400  # never has the room
 
@@ -292,6 +293,9 @@ def test_a_page_of_the_web_is_refused(server):
     assert error_of(server.ask(PLAIN, body, headers=JSON | {"host": "evil.example"}))[0] == 403
     for host in ("localhost", "127.0.0.1:80", "[::1]:80", "LOCALHOST"):
         assert server.ask("/v1/models", headers={"host": host})[0] == 200
+    for host in ("[", "evil/a?b"):  # no part of the path that is logged
+        assert error_of(server.ask("/v1/models", headers={"host": host}))[0] == 403
+        assert "GET /v1/models 403" in server.lines[-1]
 
 
 def test_a_full_queue_answers_429_and_the_others_are_served(server, monkeypatch):
@@ -400,6 +404,13 @@ def test_new_weights_reach_live_requests_and_none_is_lost(tmp_path):
         assert error_of(server.ask("/v1/weights", {"path": 3}))[0] == 400
         assert server.ask("/health")[0] == 200
         assert server.ask(PLAIN, greedy)[1]["choices"] == answer["choices"]
+
+
+def test_without_weights_a_new_request_is_asked_to_come_again(server, monkeypatch):
+    monkeypatch.setattr(server.service.updates, "has_weights", False)
+    answer = server.ask(PLAIN, {"prompt": "x"})
+    assert error_of(answer)[0] == 503 and answer[2].headers["retry-after"] == "1"
+    assert server.ask("/health")[0] == 503
 
 
 def test_weights_change_only_if_the_server_was_started_so(server):

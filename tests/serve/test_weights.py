@@ -16,6 +16,7 @@ from polaris_jax.checkpoint.convert import convert
 from polaris_jax.models import save_pretrained
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.weights import weight_shardings
+from polaris_jax.serve import weights as module
 from polaris_jax.serve.gauges import Gauges
 from polaris_jax.serve.weights import Updates, load_served
 from polaris_jax.serve.worker import Worker
@@ -100,3 +101,30 @@ def test_a_split_server_answers_and_takes_split_weights(saved, mesh, monkeypatch
     assert updates.version == 1
     shardings = weight_shardings(given[0], mesh)
     assert all(leaf.sharding == shardings[path] for path, leaf in given[0].params().items())
+
+
+def test_a_step_for_which_memory_is_missing_is_tried_again(monkeypatch):
+    lines, tried = [], []
+    updates = Updates(
+        None, None, source="x", dtype="float32", gauges=Gauges(), log=lines.append, follow="run"
+    )
+    updates._every_s = 0.01
+    monkeypatch.setattr(module, "newest_step", lambda _: (epath.Path("run/5"), 5))
+
+    async def followed():
+        taken = asyncio.Event()
+
+        async def take(path):
+            tried.append(path)
+            if len(tried) == 1:
+                raise MemoryError
+            taken.set()
+
+        monkeypatch.setattr(updates, "take", take)
+        follows = asyncio.ensure_future(updates.follow())
+        await asyncio.wait_for(taken.wait(), 30)
+        follows.cancel()
+
+    asyncio.run(followed())
+    assert tried == ["run/5"] * 2
+    assert "MemoryError" in lines[0]

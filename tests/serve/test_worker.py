@@ -161,6 +161,8 @@ def test_a_stop_fails_what_is_left():
     assert events_of(job)[-1] == Failed("the server is stopping")
     with pytest.raises(Stopped):
         worker.submit(job)
+    with pytest.raises(Stopped):  # nobody would ever make the call
+        worker.call(lambda sampler: None)
     assert worker.stats["pages_used"] == 0
 
 

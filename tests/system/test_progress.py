@@ -31,6 +31,16 @@ def test_plain_lines_are_rare(monkeypatch):
     ]
 
 
+def test_the_rate_leaves_out_what_was_done_before(monkeypatch):
+    clock = iter([0.0, 11.0, 30.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    out = io.StringIO()
+    with Progress(stream=out).phase("work", 100, before=90) as phase:
+        phase.advance_to(90)
+        phase.advance_to(93)
+    assert out.getvalue().splitlines() == ["work: 90/100", "work: 93/100 (0.1/s, 70 s left)"]
+
+
 def test_a_terminal_gets_a_bar_and_lines_above_it():
     out = Terminal()
     progress = Progress(stream=out)
