@@ -74,6 +74,7 @@ CLAIMS = (
     Claim("difficulty", "aggressive", "blog: without the easier half it gains less", "+"),
     Claim("difficulty", "too-easy", "blog: easy problems alone teach too little", "-"),
     Claim("yarn", "5-steps-1.5", "YaRN inside the trained length", "-"),
+    Claim("yarn", "6-steps-1.25", "YaRN just beyond the trained length", "+"),
     Claim("yarn", "7-steps-1.25", "blog: YaRN beyond the trained length", "+"),
     Claim("yarn", "8-steps-1.5", "blog: YaRN far beyond the trained length", "+"),
     Claim("reset", "match-diversity", "blog: a reset regains diversity and gains", "+"),

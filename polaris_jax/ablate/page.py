@@ -80,6 +80,15 @@ def _at_edge(chosen: Any, values: Sequence[Any]) -> bool:
     return len(numbers) > 1 and chosen in (min(numbers), max(numbers))
 
 
+def trained(summary: Mapping[str, Any]) -> bool:
+    """False if the runs score bases alone, without any training.
+
+    Args:
+        summary: the content of ablations.json.
+    """
+    return any(arm["updates"] or arm["total_tokens"] for arm in summary["arms"])
+
+
 def as_markdown(summary: Mapping[str, Any], *, title: str, failures: Mapping[str, str]) -> str:
     """The content of ablations.md.
 
@@ -101,14 +110,17 @@ def as_markdown(summary: Mapping[str, Any], *, title: str, failures: Mapping[str
         f"{summary['finished']} of {summary['runs']} runs are finished, from "
         f"{len(summary['bases'])} bases.",
         "",
-        "Tokens are all that a run sampled to learn, temperature resets and the commands before "
-        "training included. A run has collapsed if its last score is under a set share of its "
-        "base's.",
-        "",
-        "| arm | runs | figure | difference | 95% | above 0 | last score | collapsed | tokens | "
-        "updates |",
-        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    names = ["arm", "runs", "figure", "difference", "95%", "above 0"]
+    if trained(summary):
+        names += ["last score", "collapsed", "tokens", "updates"]
+        lines += [
+            "Tokens are all that a run sampled to learn, temperature resets and the commands "
+            "before training included. A run has collapsed if its last score is under a set share "
+            "of its base's.",
+            "",
+        ]
+    lines += [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for arm in summary["arms"]:
         difference = None
         if arm["difference"] is not None:
@@ -124,7 +136,7 @@ def as_markdown(summary: Mapping[str, Any], *, title: str, failures: Mapping[str
             f"{arm['total_tokens']:,.0f}",
             f"{arm['updates']:,.0f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells[: len(names)])} |")
     lines += _tuning_lines(summary["arms"])
     if failures:
         lines += ["", "Failed:", ""]

@@ -97,6 +97,7 @@ def panels(
     columns: int = 1,
     share_x: bool = True,
     width: float = WIDTH_INCHES,
+    panel_height: float = PANEL_INCHES,
 ) -> Iterator[list[Axes]]:
     """A context manager that gives the axes of a new figure and saves the figure at the end.
 
@@ -107,12 +108,13 @@ def panels(
         columns: number of panels in a row.
         share_x: True: the panels of a column have one x axis.
         width: width of the figure, in inches.
+        panel_height: height of each of several rows, in inches.
 
     Yields:
         The axes, row by row.
     """
     with mpl.rc_context(RC):
-        height = 1.1 + PANEL_INCHES * rows if rows > 1 else 3.9
+        height = 1.1 + panel_height * rows if rows > 1 else 3.9
         figure = Figure(figsize=(width, height), layout="constrained")
         grid = figure.subplots(rows, columns, sharex="col" if share_x else "none", squeeze=False)
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
