@@ -114,6 +114,21 @@ def test_a_value_without_a_run_is_no_choice():
         chosen_value(TUNED, "plain", [tried(1e-4, 0, 0.1)])
 
 
+def test_scores_of_bases_are_shown_without_what_training_takes(tmp_path):
+    scored = [
+        Outcome(arm, base, 0, 0.2, ((0, score),), 0, updates=0, after=score)
+        for arm, base, score in [("plain", "a", 0.1), ("plain", "b", 0.2), ("rescue", "a", 0.3)]
+    ]
+    summary = summarise(TABLE, scored)
+    page = as_markdown(summary, title="yarn.py", failures={})
+    assert "| arm | runs | figure | difference | 95% | above 0 |\n" in page
+    assert "| `rescue` | 1 | 30.0 | +20.0 |  | 1 of 1 |\n" in page
+    assert "Tokens" not in page
+    path = epath.Path(tmp_path / "a.png")
+    ablation_figure(summary, path, title="yarn.py")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_figure_is_drawn(tmp_path):
     path = epath.Path(tmp_path / "a.png")
     ablation_figure(summarise(TABLE, OUTCOMES), path, title="rescue.py")
