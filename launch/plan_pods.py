@@ -152,7 +152,8 @@ def markdown(tables: Sequence[tuple[str, Sequence[tuple[Case, dict[str, Any]]]]]
         "the HBM. Seconds and tokens/s are ESTIMATES from public figures of the chips: update at "
         "40% MFU, decode at 60% of the bandwidth, mean response 20,000 tokens (or half the "
         "budget), lengths lognormal, correlated within a prompt and cut at the budget; the rollout "
-        "is that of the product's own schedulers. The KV pool is freed during the update; "
+        "is that of the product's own schedulers: shards wait for the slowest, samples for pages, "
+        "and devices for the host (host s). The KV pool is freed during the update; "
         "master weights and moments stay on the devices. GPU compilers set no limit and leave out "
         "cuDNN's workspace, CUDA's context and NCCL's buffers.",
     ]
@@ -167,8 +168,9 @@ def markdown(tables: Sequence[tuple[str, Sequence[tuple[Case, dict[str, Any]]]]]
 MARKDOWN_HEADER = (
     "| config | pod | devices | mesh (fsdp x context x tensor), rows | sampler tensor | "
     "update GiB (of HBM) | sampling without pool GiB | pool GiB a device | full rows | "
-    "gradient collectives, GB on the wire | rollout s | update s | tokens/s a device |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "gradient collectives, GB on the wire | rollout s | of a balanced one | mean rows that fit, of "
+    "those decoded | host s | update s | tokens/s a device |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -186,7 +188,7 @@ def markdown_row(name: str, plan: Mapping[str, Any]) -> str:
         reason = plan["reasons"][0]
         near = plan.get("nearest")
         advice = f"; nearest that fits: {near}" if near else ""
-        return "| " + " | ".join([*cells, f"does not fit: {reason}{advice}", *[""] * 7]) + " |"
+        return "| " + " | ".join([*cells, f"does not fit: {reason}{advice}", *[""] * 10]) + " |"
     phases = {p["name"]: p for p in plan["fit"]["phases"]}
     update = max(phases[n]["total"] for n in phases if n.startswith("update"))
     pool = phases["sampling"]["parts"]["KV pool"]
@@ -203,6 +205,9 @@ def markdown_row(name: str, plan: Mapping[str, Any]) -> str:
         str(plan["fit"]["full_rows"]),
         wire or "none",
         f"{e['rollout_s']:,.0f}",
+        f"{e['imbalance']:.2f}",
+        f"{e['room_for']:,} of {e['sequences']:,}",
+        f"{e['host_s']:,.0f}",
         f"{e['update_s']:,.0f}",
         f"{e['tokens_per_s_device']:,.0f}",
     ]
