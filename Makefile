@@ -181,5 +181,5 @@ $(SITE): $(BASE) requirements-docs.txt
 	touch $@
 
 $(GOLDEN): $(DEV)
-	$(PIP) --editable '.[golden,tpu,cuda12,gcs]'
+	$(PIP) --editable '.[golden,tpu,cuda12,gcs,serve]'
 	touch $@

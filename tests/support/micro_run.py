@@ -129,12 +129,13 @@ def start_train(
     line: list[str],
     *,
     program: Sequence[str] = ("polaris_jax",),
+    command: str = "train",
     out: int | TextIO = subprocess.PIPE,
     **environment: str,
 ) -> subprocess.Popen[str]:
-    """`polaris train`, or another `program` of that interface, in a process of its own."""
+    """`polaris train`, or another `program` or command of that interface, in its own process."""
     return subprocess.Popen(
-        [sys.executable, "-m", *program, "train", *line, f"--workdir={workdir}"],
+        [sys.executable, "-m", *program, command, *line, f"--workdir={workdir}"],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **environment},
         stdout=out,
