@@ -18,6 +18,7 @@ from polaris_jax.evaluate.estimators import checked_rewards
 
 LEVEL = 0.95
 DRAWS = 10_000
+LEAST_DRAWS, DRAWN = 1_000, 20_000_000  # fewer draws of many problems: at most 40 MB up to 20,000
 DIFFICULTY_BINS = 8
 CHUNK = 1_000  # resamples at a time: at 675 problems 5 MB
 _SEED = 20_250_620  # any; fixed, so that equal responses have equal intervals
@@ -45,9 +46,10 @@ class Difference:
 
 @functools.lru_cache(maxsize=4)
 def _resamples(problems: int) -> np.ndarray:
-    """Indices int16 or int32 [DRAWS, P] of resampled problems, the same for every score."""
+    """Indices int16 or int32 [S, P] of resampled problems, the same for every score."""
     kind = np.int16 if problems < 1 << 15 else np.int32
-    return np.random.default_rng(_SEED).integers(0, problems, (DRAWS, problems), dtype=kind)
+    draws = max(LEAST_DRAWS, min(DRAWS, DRAWN // problems))
+    return np.random.default_rng(_SEED).integers(0, problems, (draws, problems), dtype=kind)
 
 
 def bootstrap_interval(
@@ -56,7 +58,8 @@ def bootstrap_interval(
     """The 95% percentile interval of a mean over problems.
 
     All calls with as many problems draw the same resamples, so the intervals of pass@k at several
-    k, and of several models, move together.
+    k, and of several models, move together. 10,000 resamples; of more than 2,000 problems fewer, at
+    least 1,000.
 
     Args:
         score_P: one score a problem, not empty.
@@ -77,7 +80,7 @@ def bootstrap_interval(
         return None
     at_SP = _resamples(len(score_P))
     means = []
-    for first in range(0, DRAWS, CHUNK):
+    for first in range(0, len(at_SP), CHUNK):
         chunk_SP = at_SP[first : first + CHUNK]
         total_S = weight_P[chunk_SP].sum(axis=1)
         sum_S = (score_P * weight_P)[chunk_SP].sum(axis=1)
