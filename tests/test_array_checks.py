@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jaxtyping import Float, jaxtyped
 
-from tests.support.array_checks import check_arrays, names_an_array
+from tests.support.array_checks import annotated_modules, check_arrays, names_an_array
 
 
 @jaxtyped(typechecker=check_arrays)
@@ -34,7 +34,11 @@ def test_strings_and_unions_are_recognised():
     assert not names_an_array(int)
 
 
-def test_the_package_is_under_the_hook():
-    import polaris_jax.models.heads.logprobs as logprobs
+def test_modules_that_annotate_arrays_are_under_the_hook_and_no_others():
+    from polaris_jax.models.attention import shards
+    from polaris_jax.models.heads import logprobs
 
-    assert hasattr(logprobs.token_logprobs, "__wrapped__")
+    assert "polaris_jax.models.attention.shards" in annotated_modules()
+    assert "polaris_jax.models.heads.logprobs" not in annotated_modules()
+    assert hasattr(shards.row_order, "__wrapped__")
+    assert not hasattr(logprobs.token_logprobs, "__wrapped__")

@@ -30,7 +30,7 @@ SOUP = (
     r"\ne \approx 3.14 million \$ pm \sum \left \right \boxed 1,000 e5 \operatorname \hat \circ"
 )
 
-# Runs in a process of its own: the suite's annotation hook costs some hundred times the parser.
+# Runs in a process of its own: a text that takes all memory takes no other test with it.
 MEASURE = """
 import json, sys, time
 from polaris_jax.reward import answers_match

@@ -5,18 +5,15 @@ Ours are in tests/fixtures. The original's are read if POLARIS_SHARED names thei
 
 import itertools
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from polaris_jax.reward import score_response
+from polaris_jax.reward import answers_match, score_response
 from tests.fixtures.answer_cases import PAIRS, PROSE, RESPONSES
 from tests.fixtures.gold_cases import GOLDS, texts_of
 from tests.support.original_data import DATA, MARKS, needs_original
@@ -28,25 +25,9 @@ PROBLEM_FILES = ("problems/aime_1983_2023", "problems/math_train")
 BENCHMARKS = ("aime24", "aime25", "amc23", "minerva", "olympiad")
 FILES = (*PROBLEM_FILES, *(f"benchmarks/{name}" for name in BENCHMARKS))
 
-# In a process without the suite's annotation hook, which costs some hundred times the parser.
-JUDGE = """
-import json, sys
-from polaris_jax.reward import answers_match
-json.dump([answers_match(answer, gold) for answer, gold in json.load(sys.stdin)], sys.stdout)
-"""
-
 
 def judge(pairs: list) -> list[bool]:
-    ran = subprocess.run(
-        [sys.executable, "-c", JUDGE],
-        input=json.dumps(pairs),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=120,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
+    return [answers_match(answer, gold) for answer, gold in pairs]
 
 
 def rows(name: str) -> list[dict]:

@@ -10,13 +10,23 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from beartype import beartype
 
+ROOT = Path(__file__).resolve().parents[2]
+_IMPORT = re.compile(r"^\s*(?:from|import) jaxtyping\b", re.MULTILINE)
 _ARRAY = re.compile(
     r"jaxtyping\.|\b(?:Float|Int|UInt|Integer|Bool|Shaped|Num|Real|Inexact|Key)\d*\["
 )
+
+
+def annotated_modules() -> list[str]:
+    """Names of the package's modules that import from jaxtyping, in their order."""
+    files = sorted((ROOT / "polaris_jax").rglob("*.py"))
+    named = (file for file in files if _IMPORT.search(file.read_text(encoding="utf-8")))
+    return [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in named]
 
 
 def names_an_array(annotation: Any) -> bool:
