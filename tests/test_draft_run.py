@@ -97,6 +97,9 @@ def test_measurements_with_drafts_are_those_without(line, tmp_path, command):
     run(drafts, line, "--config.rollout.draft=history", command=command)
     written = sorted(path.name for path in plain.glob(f"{command}*.json*"))
     assert f"{command}.json" in written
-    assert json.loads((drafts / f"{command}.json").read_text()) == (
-        json.loads((plain / f"{command}.json").read_text())
+    found, expected = (
+        json.loads((workdir / f"{command}.json").read_text()) for workdir in (drafts, plain)
     )
+    # Means of log-probs, whose last bits depend on how many tokens a call takes.
+    assert found.pop("entropies", []) == pytest.approx(expected.pop("entropies", []), abs=1e-5)
+    assert found == expected
