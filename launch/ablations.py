@@ -105,10 +105,9 @@ def claim_lines(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
     for claim in CLAIMS:
         arms = {arm["name"]: arm for arm in tables.get(claim.table, {}).get("arms", ())}
-        if claim.arm not in arms:
-            continue
-        arm = arms[claim.arm]
-        found = arm["difference"]
+        arm = arms.get(claim.arm)
+        if arm is None or (found := arm["difference"]) is None:
+            continue  # not run yet, or without a pair
         interval = (
             f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
             if found["low"] is not None
@@ -120,6 +119,22 @@ def claim_lines(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"{found['positive']} of {found['n']} | {verdict(found, claim.expected)} |"
         )
     return lines
+
+
+def as_text(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tables as JSON with a line for each arm, each run and each other value."""
+
+    def lines(value: Any) -> str:
+        if not isinstance(value, list):
+            return json.dumps(value, sort_keys=True)
+        return "[\n" + ",\n".join(json.dumps(one, sort_keys=True) for one in value) + "\n]"
+
+    def table(value: Mapping[str, Any]) -> str:
+        fields = (f"{json.dumps(name)}: {lines(value[name])}" for name in sorted(value))
+        return "{\n" + ",\n".join(fields) + "\n}"
+
+    named = (f"{json.dumps(name)}: {table(tables[name])}" for name in sorted(tables))
+    return "{\n" + ",\n".join(named) + "\n}\n"
 
 
 def docstring(table: str) -> str:
@@ -185,8 +200,10 @@ def main() -> None:
         if table in tables:
             body = tables[table]["page"]
             pages.append(f"## {table}\n\n{docstring(table)}\n\n{body}\n\n![{table}]({picture})\n")
-    page = HEAD + "\n".join(claim_lines(tables)) + "\n\n" + "\n".join(pages)
-    recorded.write_text(json.dumps(tables, indent=1, sort_keys=True) + "\n")
+    absent = [table for table in TABLES if table not in tables]
+    missing = f"Not run yet: {', '.join(absent)}.\n\n" if absent else ""
+    page = HEAD + "\n".join(claim_lines(tables)) + f"\n\n{missing}" + "\n".join(pages)
+    recorded.write_text(as_text(tables))
     (out / "ablations.md").write_text(page)
     print(page)
 

@@ -16,8 +16,8 @@ from typing import Any
 from etils import epath
 
 from polaris_jax.ablate import Arm
-from polaris_jax.ablate.outcome import read_outcome_at
-from polaris_jax.ablate.statistics import spread
+from polaris_jax.ablate.outcome import read_outcome
+from polaris_jax.ablate.statistics import Pair, paired, spread
 
 task = runpy.run_path(str(Path(__file__).with_name("_task.py")))
 TRAINED_TOKENS = 96  # longest prompt and text of the warm start, rounded up
@@ -47,22 +47,13 @@ def by_length(out: Any) -> str:
     Args:
         out: the folder of the table's runs.
     """
-    out = epath.Path(str(out))
-
-    def scores(steps: int, factor: float) -> dict[str, float]:
-        """{base: score}, of the runs that have ended."""
-        runs = (f"runs/{name(steps, factor)}/{base}-{task['SEEDS'][0]}" for base in task["BASES"])
-        ended = [run for run in runs if (out / run / task["FINISHED"]).exists()]
-        return {run: read_outcome_at(out, run).figure("last") for run in ended}
-
-    def difference(steps: int, factor: float) -> tuple[float, float]:
-        """Mean difference to no YaRN, and its standard error."""
-        own, off = scores(steps, factor).values(), scores(steps, 1.0).values()
-        found = spread([a - b for a, b in zip(own, off, strict=False)])
-        return found.mean, found.stderr or 0.0
-
-    complete = [n for n in STEPS if all(len(scores(n, f)) == len(task["BASES"]) for f in FACTORS)]
-    if not complete:
+    folder = epath.Path(str(out))
+    outcomes = [found for run in TABLE.runs() if (found := read_outcome(folder, run)) is not None]
+    score: dict[str, dict[Pair, float]] = {}  # of each arm
+    for one in outcomes:
+        score.setdefault(one.arm, {})[one.pair] = one.figure(TABLE.figure)
+    known = [n for n in STEPS if all(name(n, factor) in score for factor in FACTORS)]
+    if not known:
         return ""
     heads = [f"factor {f}" if f > 1 else "off" for f in FACTORS]
     lines = [
@@ -71,18 +62,20 @@ def by_length(out: Any) -> str:
         f"| steps | {' | '.join(heads)} |",
         "|---" * (len(FACTORS) + 1) + "|",
     ]
-    for steps in complete:
-        cells = [f"{100 * spread(list(scores(steps, f).values())).mean:.1f}" for f in FACTORS]
-        lines.append(f"| {steps} | {' | '.join(cells)} |")
+    for steps in known:
+        means = [spread(list(score[name(steps, f)].values())).mean for f in FACTORS]
+        lines.append(f"| {steps} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |")
     for factor in FACTORS[1:]:
-        found = {steps: difference(steps, factor) for steps in complete}
-        gains = [str(n) for n, (mean, error) in found.items() if mean > 2 * error]
-        losses = [str(n) for n, (mean, error) in found.items() if mean < -2 * error]
+        signs: dict[bool, list[str]] = {True: [], False: []}
+        for steps in known:
+            found = paired(score[name(steps, factor)], score[name(steps, 1.0)])
+            if found is not None and abs(found.mean) > 2 * (found.stderr or 0.0):
+                signs[found.mean > 0].append(str(steps))
         lines += [
             "",
             f"Factor {factor}: a loss of more than two standard errors at "
-            f"{', '.join(losses) or 'no number of'} steps, a gain at "
-            f"{', '.join(gains) or 'no number of'} steps.",
+            f"{', '.join(signs[False]) or 'no number of'} steps, a gain at "
+            f"{', '.join(signs[True]) or 'no number of'} steps.",
         ]
     return "\n".join(lines)
 

@@ -56,6 +56,12 @@ def test_a_table_that_was_not_run_again_keeps_what_was_recorded(tmp_path, monkey
     assert "a gain; expected a loss |" in verdicts
     assert "expected before the runs: both controls stay" in page.lower()
 
+    assert "Not run yet: headline, headline_mastered," in page
+    assert "temperature," not in page.split("Not run yet: ")[1].split("\n")[0]
+    recorded = json.loads((out / "ablations.json").read_text())
+    left = json.loads((tmp_path / "both" / "controls" / "ablations.json").read_text())
+    assert {name: recorded["controls"][name] for name in left} == left
+
     leave_runs(tmp_path / "one", "temperature", gain=0.5)
     assert make(tmp_path / "one", out) == page
     assert (out / "ablations_controls.png").read_bytes() == b"controls"
