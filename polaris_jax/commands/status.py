@@ -10,7 +10,6 @@ Example:
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import sys
 import time
@@ -22,13 +21,14 @@ from etils import epath
 
 from polaris_jax.commands.flags import parse
 from polaris_jax.config import ConfigError
+from polaris_jax.run.owner import holder
 from polaris_jax.run.record import RECORD
 from polaris_jax.run.reference import compare_with_reference
 from polaris_jax.run.signs import BEAT_S, Sign, read_signs, read_warnings
 from polaris_jax.run.standing import Standing, duration, read_standing, score_text
 from polaris_jax.run.workdir import LOCK
 from polaris_jax.system.files import is_remote
-from polaris_jax.system.foreign import ForeignFileError, printable, require_regular
+from polaris_jax.system.foreign import ForeignFileError, printable
 
 SILENT_S = 5 * BEAT_S  # without a sign for so long, a run that no lock tells of counts as dead
 SHOWN_WARNINGS = 5
@@ -103,22 +103,14 @@ def _life(workdir: epath.Path, run: Standing, *, silent_s: float) -> tuple[bool,
 
 
 def _lock(workdir: epath.Path) -> tuple[bool | None, str]:
-    """True if a process on this disk owns the workdir, and which; None if that cannot be known.
-
-    The lock is asked for without waiting, shared, and given back at once. Nothing is written.
-    """
+    """True if a process on this disk owns the workdir, and which; None if that cannot be known."""
     if is_remote(workdir):
         return None, ""
     try:
-        require_regular(workdir / LOCK)
-        with open(workdir / LOCK, encoding="utf-8", errors="replace") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True, file.read(200).strip()
-            return False, ""
+        owner = holder(workdir / LOCK)
     except (OSError, ForeignFileError):
         return None, ""
+    return owner is not None, owner or ""
 
 
 def _rows(run: Standing, *, lives: bool, now_s: float) -> Iterator[tuple[str, str]]:

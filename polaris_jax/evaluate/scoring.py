@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,37 @@ Row = Mapping[str, Any]
 Later = Mapping[tuple[str, int, int], float]
 KS = (1, 2, 4, 8, 16, 32, 64)  # k of pass@k and maj@k, up to n
 CLOSING = "</think>"
+
+
+class Part(NamedTuple):
+    """One of the ways to sample that an eval.json has scored.
+
+    Attributes:
+        suffix: what the name of its responses.jsonl has behind "responses".
+        scaled: with YaRN.
+        attention: an attention factor that is not the config's; empty: the config's.
+        figures: what eval.json says of it.
+    """
+
+    suffix: str
+    scaled: bool
+    attention: str
+    figures: Any
+
+
+def parts_of(summary: Mapping[str, Any]) -> Iterator[Part]:
+    """The ways to sample in an eval.json, its own first. Their figures are not checked.
+
+    Args:
+        summary: the content of the file.
+    """
+    on = summary.get("rope") == "on"
+    yield Part("_yarn" if on else "", on, "", summary)
+    if (scaled := summary.get("yarn")) is not None:
+        yield Part("_yarn", True, "", scaled)
+    factors = summary.get("attention_factors")
+    for factor, scaled in factors.items() if isinstance(factors, dict) else ():
+        yield Part(f"_yarn_{factor}", True, factor, scaled)
 
 
 def budgets_of(section: EvaluateSection, max_response_tokens: int) -> tuple[int, ...]:

@@ -11,20 +11,13 @@ from etils import epath
 
 from polaris_jax.config import ConfigError
 from polaris_jax.evaluate.comparison import Evaluated, compared, comparison_lines
-from polaris_jax.evaluate.scoring import Row
+from polaris_jax.evaluate.scoring import Part, Row, parts_of
 from polaris_jax.report.evaluations import evaluations_figure
 from polaris_jax.report.run_files import read_evaluation
-from polaris_jax.run.progress_file import identity_path
+from polaris_jax.run.progress_file import recorded_settings
 from polaris_jax.run.workdir import write_json
 from polaris_jax.system.files import matching, write_bytes
-from polaris_jax.system.foreign import (
-    RECORD_BYTES,
-    ForeignFileError,
-    bounded_lines,
-    open_regular,
-    parse_json,
-    read_json,
-)
+from polaris_jax.system.foreign import ForeignFileError, bounded_lines, open_regular, parse_json
 
 EVALUATED = "eval.json"
 RESULT = "eval_compared"
@@ -95,9 +88,9 @@ def _read(source: epath.Path, name: str) -> Iterator[Evaluated]:
         source = source / EVALUATED
     if found := _RESPONSES.fullmatch(source.name):
         summary = _summary(source.with_name(f"{found[1]}{EVALUATED}"))
-        for suffix, extra, part in _parts(summary):
-            if suffix == found[2]:
-                yield _evaluated(f"{name}{extra}", source, part, summary)
+        for part in parts_of(summary):
+            if part.suffix == found[2]:
+                yield _evaluated(f"{name}{_extra(part)}", source, part, summary)
                 return
         raise ConfigError(
             f"--compare={source}: {found[1]}{EVALUATED} beside it does not score it; {FORMS}"
@@ -105,9 +98,9 @@ def _read(source: epath.Path, name: str) -> Iterator[Evaluated]:
     if not (found := _EVAL.fullmatch(source.name)):
         raise ConfigError(f"--compare={source}: is neither; {FORMS}")
     summary = _summary(source)
-    for suffix, extra, part in _parts(summary):
-        path = source.with_name(f"{found[1]}responses{suffix}.jsonl")
-        yield _evaluated(f"{name}{extra}", path, part, summary)
+    for part in parts_of(summary):
+        path = source.with_name(f"{found[1]}responses{part.suffix}.jsonl")
+        yield _evaluated(f"{name}{_extra(part)}", path, part, summary)
 
 
 def _summary(path: epath.Path) -> dict[str, Any]:
@@ -116,19 +109,12 @@ def _summary(path: epath.Path) -> dict[str, Any]:
     return read_evaluation(path)
 
 
-def _parts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(suffix of the responses, of the name, figures) of each way to sample in an eval.json."""
-    first = "_yarn" if summary.get("rope") == "on" else ""
-    yield first, ", YaRN" if first else "", summary
-    if isinstance(scaled := summary.get("yarn"), dict):
-        yield "_yarn", ", YaRN", scaled
-    for factor, scaled in (summary.get("attention_factors") or {}).items():
-        yield f"_yarn_{factor}", f", YaRN, attention {factor}", scaled
+def _extra(part: Part) -> str:
+    """What a name gets for the way to sample."""
+    return f"{', YaRN' * part.scaled}{f', attention {part.attention}' if part.attention else ''}"
 
 
-def _evaluated(
-    name: str, path: epath.Path, part: Mapping[str, Any], summary: Mapping[str, Any]
-) -> Evaluated:
+def _evaluated(name: str, path: epath.Path, part: Part, summary: Mapping[str, Any]) -> Evaluated:
     if not path.exists():
         raise ConfigError(f"--compare={path}: there is no such file; {FORMS}")
     rows, questions = [], {}
@@ -144,24 +130,12 @@ def _evaluated(
             f"--compare={path}: some problems have {min(counts.values())} responses and others "
             f"{most}; run the evaluation to its end"
         )
-    figures = dict(part) | {"checkpoint": summary.get("checkpoint")}
+    figures = dict(part.figures) | {"checkpoint": summary.get("checkpoint")}
     correct_at = summary.get("correct_at", 1.0)
-    return Evaluated(name, str(path), figures, rows, correct_at, questions, _settings(path))
-
-
-def _settings(path: epath.Path) -> dict[str, Any]:
-    """What the responses depend on, by the file beside them; {} if it is missing or damaged."""
-    beside = identity_path(path)
-    try:
-        found = read_json(beside, most_bytes=RECORD_BYTES, strict=False) if beside.exists() else {}
-    except (OSError, ForeignFileError):
-        return {}
-    settings = found.get("settings")
-    if not isinstance(settings, dict):
-        return {}
-    # An attention factor in the file's name is in that of the evaluation, too.
-    named = re.search(r"_yarn_[0-9.e+-]+$", path.stem) is not None
-    return {k: v for k, v in settings.items() if not (named and k == "rope.yarn.attention_factor")}
+    settings = dict(recorded_settings(path))
+    if part.attention:  # the evaluation's own says it, and not the config's
+        settings.pop("rope.yarn.attention_factor", None)
+    return Evaluated(name, str(path), figures, rows, correct_at, questions, settings)
 
 
 def _rows(path: epath.Path) -> Iterator[Row]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
-from polaris_jax.run.progress_file import identity_path
+from polaris_jax.evaluate.scoring import parts_of
+from polaris_jax.run.progress_file import recorded_settings
 from polaris_jax.run.standing import Standing, read_standing
 from polaris_jax.system.files import as_place, is_remote, matching
 from polaris_jax.system.foreign import (
@@ -222,28 +223,18 @@ def _evaluations(workdir: epath.Path, unknown: list[str]) -> tuple[Score, ...]:
             continue
         prefix = path.name.removesuffix("eval.json")
         name = _score_name(found, prefix.rstrip("_"))
-        for suffix, yarn, part in _parts(found):
-            if _is_score(part):
-                problems = _asked(workdir / f"{prefix}responses{suffix}.jsonl")
-                scores.append(Score(name, yarn, problems, part))
+        for part in parts_of(found):
+            if _is_score(part.figures):
+                yarn = "on" if part.scaled else "off"
+                yarn += f", attention {part.attention}" if part.attention else ""
+                problems = _asked(workdir / f"{prefix}responses{part.suffix}.jsonl")
+                scores.append(Score(name, yarn, problems, part.figures))
     return tuple(scores)
-
-
-def _parts(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """(end of the name of its responses, YaRN, figures) of each way to sample in an eval.json."""
-    on = found.get("rope") == "on"
-    yield ("_yarn", "on", found) if on else ("", "off", found)
-    yield "_yarn", "on", found.get("yarn")
-    factors = found.get("attention_factors")
-    for factor, part in factors.items() if isinstance(factors, dict) else ():
-        yield f"_yarn_{factor}", f"on, attention {factor}", part
 
 
 def _asked(responses: epath.Path) -> str | None:
     """`evaluate.problems` by the file beside the responses; None if it does not say."""
-    found = _document(identity_path(responses), [])
-    settings = (found or {}).get("settings")
-    problems = settings.get("evaluate.problems") if isinstance(settings, dict) else None
+    problems = recorded_settings(responses).get("evaluate.problems")
     return problems if isinstance(problems, str) else None
 
 

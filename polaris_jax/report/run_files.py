@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from polaris_jax.config import ConfigError
+from polaris_jax.evaluate.scoring import parts_of
 from polaris_jax.metrics import read_metrics
 from polaris_jax.run.reference import Comparison, compare_with_reference
 from polaris_jax.system.files import as_place, matching
@@ -280,9 +281,8 @@ def read_evaluation(path: epath.Path) -> dict[str, Any]:
     """
     remedy = "make it again with `polaris evaluate`"
     found = read_json(path, most_bytes=RECORD_BYTES, remedy=remedy)
-    parts = [found, found.get("yarn"), *(found.get("attention_factors") or {}).values()]
-    for part in parts:
-        if part is not None and (wrong := _evaluation_misfit(part)):
+    for part in parts_of(found):
+        if wrong := _evaluation_misfit(part.figures):
             raise ConfigError(f"{path}: not what `polaris evaluate` leaves: {wrong}; {remedy}")
     return found
 

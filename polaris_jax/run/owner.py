@@ -237,14 +237,31 @@ def alone(directory: epath.Path, name: str, progress: Progress) -> Iterator[None
 
 
 def is_free(directory: epath.Path, name: str) -> bool:
-    """Whether no other process is inside `alone` of that name right now. True in a store."""
-    lock = directory / lock_name(name)
-    if is_remote(directory) or not lock.exists():
+    """Whether no other process is inside `alone` of that name right now. True without locks."""
+    if is_remote(directory):
         return True
-    with open(lock, encoding="utf-8") as file, contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    try:
+        return holder(directory / lock_name(name)) is None
+    except OSError:  # nobody has asked for the lock yet, or the disk knows none
         return True
-    return False
+
+
+def holder(lock: epath.Path) -> str | None:
+    """Which process of this disk holds a lock file right now; None: none does.
+
+    It is asked for without waiting, shared, and given back at once. Nothing is written.
+
+    Raises:
+        OSError: the file cannot be read, or the disk knows no locks.
+        ForeignFileError: it is no regular file.
+    """
+    require_regular(lock, remedy="delete it")
+    with open(lock, encoding="utf-8", errors="replace") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _read_owner(file)
+    return None
 
 
 def _lock(file: TextIO) -> None:
@@ -262,7 +279,7 @@ def _lock(file: TextIO) -> None:
 
 def _read_owner(file: TextIO) -> str:
     file.seek(0)
-    return file.read().strip() or "another process"
+    return file.read(200).strip() or "another process"
 
 
 def _write_owner(file: TextIO) -> None:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from polaris_jax.config import ConfigError
 from polaris_jax.run.identity import refuse_other_inputs
 from polaris_jax.system.files import AnyPath, append_bytes, as_place, write_bytes
-from polaris_jax.system.foreign import require_regular
+from polaris_jax.system.foreign import ForeignFileError, require_regular
 from polaris_jax.system.progress import say
 
 if TYPE_CHECKING:
@@ -258,6 +258,19 @@ def _read(path: epath.Path) -> _Stored:
             "with, is missing or damaged; restore that file, or move both away to begin anew"
         )
     return _Stored()
+
+
+def recorded_settings(path: epath.Path) -> dict[str, Any]:
+    """What the rows of `X.jsonl` depend on, by the file beside it; {} if that is not known.
+
+    Args:
+        path: the path of `X.jsonl`; only `X.identity.json` is read.
+    """
+    try:
+        identity = _read_identity(path)
+    except (OSError, ForeignFileError):
+        return {}
+    return {} if identity is None else dict(identity["settings"])
 
 
 def _read_identity(path: epath.Path) -> dict[str, Any] | None:

@@ -22,6 +22,11 @@ EVALUATION = {
 }
 
 
+def asked(problems: str) -> dict:
+    """What `polaris evaluate` leaves beside responses.jsonl."""
+    return {"settings": {"evaluate.problems": problems}, "inputs": {}, "rows": {}}
+
+
 def write(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(value if isinstance(value, str) else json.dumps(value))
@@ -67,8 +72,7 @@ def run(tmp_path):
     write(run / "eval.json", EVALUATION)
     write(run / "before_eval.json", EVALUATION | {"avg@k": 0.334, "checkpoint": "base"})
     for tag in ("", "before_"):
-        settings = {"settings": {"evaluate.problems": "aime24"}}
-        write(run / f"{tag}responses.identity.json", settings)
+        write(run / f"{tag}responses.identity.json", asked("aime24"))
     write(run / "export" / "config.json", {"model_type": "qwen3", "num_hidden_layers": 36})
     return run
 
@@ -138,7 +142,7 @@ def test_each_score_has_its_own_problems_and_its_own_row_with_yarn(run):
     scaled = EVALUATION | {"avg@k": 0.6, "rope": "both", "yarn": EVALUATION | {"avg@k": 0.7}}
     factors = {"1.0405": EVALUATION | {"avg@k": 0.65, "interval": None}}
     write(run / "long_eval.json", scaled | {"attention_factors": factors})
-    minerva = {"settings": {"evaluate.problems": "minerva+/mine/own.jsonl"}}
+    minerva = asked("minerva+/mine/own.jsonl")
     for suffix in ("", "_yarn", "_yarn_1.0405"):
         write(run / f"long_responses{suffix}.identity.json", minerva)
     (run / "before_responses.identity.json").unlink()
@@ -161,10 +165,7 @@ def test_folders_of_this_machine_are_nobodys_business(run):
     record["config"]["evaluate.problems"] = "aime24+gs://bucket/own/held_out.jsonl"
     record["config"]["reward.function"] = "~/mine/a.py:f*0.8,/home/me/b.py:g*0.2"
     write(run / "run.json", record)
-    write(
-        run / "responses.identity.json",
-        {"settings": {"evaluate.problems": "aime24+gs://bucket/own/held_out.jsonl"}},
-    )
+    write(run / "responses.identity.json", asked("aime24+gs://bucket/own/held_out.jsonl"))
     card = published(run)
     assert str(run.parent) not in card and "bucket" not in card and "mine" not in card
     assert 'reward.function=".../a.py:f*0.8,.../b.py:g*0.2"' in card

@@ -1,5 +1,7 @@
 """Two commands that write the same files do not run at once; others may."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -125,6 +127,17 @@ def test_free_while_nobody_makes_it(tmp_path):
     assert is_free(place, "score")
     maker.join()
     assert is_free(place, "model")
+
+
+def test_on_a_disk_without_locks_nothing_is_held(tmp_path, monkeypatch):
+    """`alone` does not lock there either, and `own` says so by name."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / ".model.lock").touch()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert is_free(epath.Path(tmp_path), "model")
 
 
 def test_in_a_store_the_newest_command_wins(bucket):
