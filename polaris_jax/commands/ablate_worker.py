@@ -31,6 +31,7 @@ from polaris_jax.ablate.table import Run, Table, flags
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import keep_programs
 from polaris_jax.config import ConfigError, RunConfig
+from polaris_jax.models.tokenizer import kept_tokenizers
 from polaris_jax.run.owner import InUse, alone, is_free, owned
 from polaris_jax.run.workdir import ensure_workdir, write_json
 from polaris_jax.system.files import write_bytes
@@ -59,6 +60,11 @@ def work(table: Table, out: epath.Path) -> int:
     _take_cores(index, count)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_programs()  # the runs of all workers compile the same
+    with kept_tokenizers():
+        return _take_runs(table, out)
+
+
+def _take_runs(table: Table, out: epath.Path) -> int:
     runs = all_runs(table)
     while waiting := [run for run in runs if not ended(out, run.name)]:
         took = False

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -46,6 +50,7 @@ _TEMPLATES = "additional_chat_templates"
 _MOST_DECODED_CHARS = 64  # of what a decoder puts in the place of a token
 # Any one of these holds a vocabulary.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+_keeping = ContextVar("keeping tokenizers", default=False)
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Any:
@@ -74,7 +79,36 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
         with tempfile.TemporaryDirectory() as local:
             copy_tokenizer(place, epath.Path(local))
             return as_foreign(_load(epath.Path(local), shown(path)), path)
-    return as_foreign(_load(place, shown(path)), path)
+    if not _keeping.get():
+        return as_foreign(_load(place, shown(path)), path)
+    files = [file for name in TOKENIZER_FILES if (file := Path(place, name)).exists()]
+    stamp = tuple((file.name, *_stamp(file.stat())) for file in files)
+    return _kept(os.fspath(place), shown(path), os.fspath(path), stamp)
+
+
+@contextlib.contextmanager
+def kept_tokenizers() -> Iterator[None]:
+    """While it is open, `load_tokenizer` reads unchanged files once, and returns the same object.
+
+    For a process that trains and scores one small model many times: the object keeps its rendered
+    prompts, and a process that renders takes seconds to start. Its callers must not change it.
+    """
+    before = _keeping.set(True)
+    try:
+        yield
+    finally:
+        _keeping.reset(before)
+        _kept.cache_clear()
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(place: str, where: str, path: str, stamp: object) -> Any:
+    del stamp  # another time or size of a file is another tokenizer
+    return as_foreign(_load(epath.Path(place), where), path)
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _load(place: epath.Path, where: str) -> Any:

@@ -8,6 +8,7 @@ mesh the same functions lower and compile ahead of time.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -79,6 +80,7 @@ class UpdatePrograms:
     logprobs: Callable[[Decoder, Arrays], Array]
 
 
+@functools.lru_cache(maxsize=8)  # the runs of an ablation follow each other in one process
 def update_programs(
     config: ModelConfig,
     objective: ObjectiveSection,
@@ -89,6 +91,8 @@ def update_programs(
     row_len: int,
 ) -> UpdatePrograms:
     """The functions of an update for one architecture, mesh and row length.
+
+    Equal arguments get the same functions, so that they are traced and compiled once a process.
 
     Raises:
         ConfigError: see `sharded_model`.

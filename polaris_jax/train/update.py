@@ -96,7 +96,6 @@ class Updater:
         self.objective, self.optimizer, self.model, self.mesh = objective, optimizer, model, mesh
         self.rows, self.row_len, self._parks = rows, row_len, parks
         self._share_prompts: Literal["auto", "on", "off"] = share_prompts
-        self._programs: dict[ModelConfig, UpdatePrograms] = {}
         self._reference: tuple[Decoder, Decoder] | None = None  # (argument, placed copy)
 
     def check_model(self, config: ModelConfig) -> None:
@@ -332,11 +331,9 @@ class Updater:
         return known[1]
 
     def _programs_for(self, config: ModelConfig) -> UpdatePrograms:
-        if config not in self._programs:
-            self._programs[config] = update_programs(
-                config, self.objective, self.optimizer, self.model, self.mesh, row_len=self.row_len
-            )
-        return self._programs[config]
+        return update_programs(
+            config, self.objective, self.optimizer, self.model, self.mesh, row_len=self.row_len
+        )
 
 
 def _field(batch: TrainBatch, name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from polaris_jax.config import ConfigError
 from polaris_jax.data import prompt_child
 from polaris_jax.data.prompts import render_prompt, render_prompts
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
-from polaris_jax.models.tokenizer import load_tokenizer
+from polaris_jax.models.tokenizer import kept_tokenizers, load_tokenizer
 
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
@@ -62,6 +62,22 @@ def test_a_loop_over_single_prompts_keeps_its_child_and_all_others_end_it(loaded
         assert started[-1]._process.poll() is not None
     finally:
         prompt_child.Child = original
+
+
+def test_a_kept_tokenizer_renders_for_every_load_until_its_files_change(tmp_path, monkeypatch):
+    place = str(tmp_path / "model")
+    build_tokenizer().save_pretrained(place)
+    with kept_tokenizers():
+        first = load_tokenizer(place)
+        prompts = render_prompts(first, ["a", "b"], suffix="")
+        with monkeypatch.context() as patch:
+            patch.setattr(prompt_child, "Child", None)
+            assert render_prompts(load_tokenizer(place), ["b", "a"], suffix="") == prompts[::-1]
+        changed = build_tokenizer()
+        changed.chat_template = "other {{ messages[0].content }}"
+        changed.save_pretrained(place)
+        assert render_prompt(load_tokenizer(place), "a", suffix="")[0] == "other a"
+    assert load_tokenizer(place) is not load_tokenizer(place)
 
 
 def test_a_copy_of_the_tokenizer_has_no_child(loaded, tmp_path):
