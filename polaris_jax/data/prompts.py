@@ -82,11 +82,12 @@ class PromptFormat:
     def last_turn(self, prompt_text: str) -> str:
         """A prompt's text after its worked examples: what the reward reads before a response."""
         at = 0
-        for _, response in self.shots:
-            found = prompt_text.find(response.strip(), at)
-            if found < 0:  # the chat template changes responses
-                return prompt_text
-            at = found + len(response.strip())
+        for example in self.shots:
+            for text in map(str.strip, example):  # a response may stand in its question, too
+                found = prompt_text.find(text, at)
+                if found < 0:  # the chat template changes texts
+                    return prompt_text
+                at = found + len(text)
         return prompt_text[at:]
 
 

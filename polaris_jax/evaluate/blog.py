@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -120,8 +120,13 @@ def _compared(
         yield POOL, pooled_PR, BENCHMARKS[first].k, theirs
 
 
-def beside_lines(beside: Mapping[str, Any]) -> list[str]:
-    """Lines for a person: our score of each benchmark, then the published ones and differences."""
+def beside_lines(beside: Mapping[str, Any], *, sets: Iterable[str] = ()) -> list[str]:
+    """Lines for a person: our score of each benchmark, then the published ones and differences.
+
+    Args:
+        beside: what `beside_blog` has found; {} if it was not asked.
+        sets: names of all pooled sets, those that the blog does not have among them.
+    """
     lines = []
     for name, found in beside.items():
         around = ""
@@ -143,6 +148,9 @@ def beside_lines(beside: Mapping[str, Any]) -> list[str]:
                 f"  {row['model']}: {row['published']:.1%}, difference "
                 f"{100 * row['difference']:+.1f}{spread} points{disputed}"
             )
+    others = [name for name in sets if name not in COLUMNS]
+    if beside and others:
+        lines.append(f"The blog has no score of {', '.join(others)}.")
     return lines
 
 

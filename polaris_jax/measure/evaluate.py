@@ -240,7 +240,7 @@ class _Evaluation:
             evaluation_figure(summary, self._workdir / f"{prefix}eval.png")
         for variant, result in results.items():
             progress.line(_score_line(f"{scored.name}{variant.label}", result))
-            for line in beside_lines(result.get("beside") or {}):
+            for line in beside_lines(result.get("beside") or {}, sets=result.get("sets", ())):
                 progress.line(line)
         return summary
 

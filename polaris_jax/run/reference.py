@@ -25,6 +25,11 @@ EXPECTED = "expected"  # folder among the configs
 GAIN = "gain"  # `Band.name` of the last evaluation's avg@k less that of the base model
 # Settings of a score that a resume may change.
 EVALUATION = ("problems", "n", "temperature", "top_k", "top_p", "max_response_tokens", "yarn")
+# Fields of two eval.json that must agree for a gain.
+ALIKE = (
+    *("k", "problems", "temperature", "top_k", "top_p", "max_response_tokens"),
+    *("seed", "rope", "correct_at"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,8 +233,7 @@ def _gain(workdir: epath.Path) -> float | None:
         )
     except (OSError, ForeignFileError):
         return None
-    alike = ("k", "problems", "temperature", "max_response_tokens")
-    if any(before.get(name) != after.get(name) for name in alike):
+    if any(before.get(name) != after.get(name) for name in ALIKE):
         return None
     if (before.get("checkpoint"), after.get("checkpoint")) != ("base", "latest"):
         return None

@@ -60,6 +60,9 @@ def test_a_question_that_repeats_an_example_is_told_from_it():
     thought = (("Q", f"<think>1{THINK_END}\n\\boxed{{5}}"),)
     text, _ = render_prompt(build_tokenizer(), "What is 2 + 3?", suffix="", shots=thought)
     assert THINK_END in text and THINK_END not in PromptFormat("", thought).last_turn(text)
+    named = (("Is 5 prime? Say yes or no.", "yes"),)
+    text, _ = render_prompt(build_tokenizer(), "Is 6?", suffix="", shots=named)
+    assert "prime" not in PromptFormat("", named).last_turn(text)
 
 
 def test_without_a_template_examples_are_paragraphs():

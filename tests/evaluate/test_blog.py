@@ -38,7 +38,8 @@ def test_ours_beside_theirs_with_the_error_of_sampling():
     half = 1.959964 * math.sqrt(error**2 + error**2 * 4 / 32)
     low, high = row["interval"]
     assert (low, high) == pytest.approx((-0.062 - half, -0.062 + half), abs=1e-9)
-    text = "\n".join(beside_lines(found))
+    text = "\n".join(beside_lines(found, sets=["aime24", "mine"]))
+    assert text.endswith("The blog has no score of mine.")
     assert "aime24: ours 75.0%, avg@4" in text  # all problems agree: no interval over others
     assert "POLARIS-4B-Preview: 81.2%, difference -6.2 (-" in text
 

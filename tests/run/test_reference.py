@@ -109,10 +109,11 @@ def test_a_run_of_another_config_has_no_record(tmp_path, fields):
     assert compare_with_reference(write_run(tmp_path, "tiny_cpu", **fields)) is None
 
 
-def test_the_gain_is_that_of_two_comparable_scores(tmp_path):
+@pytest.mark.parametrize("other", [{"temperature": 1.0}, {"top_k": 3}, {"rope": "on"}])
+def test_the_gain_is_that_of_two_comparable_scores(other, tmp_path):
     workdir = write_run(tmp_path, "tiny_cpu", values=[0.4])
     path = workdir / "before_eval.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 1.0}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | other))
     found = compare_with_reference(workdir)
     assert found is not None and found.values == (None,)
 
