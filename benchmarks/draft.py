@@ -1,6 +1,7 @@
 """What drafts from history save: our sampler with `draft=history` beside itself without.
 
     python benchmarks/draft.py [--parts tail,epoch,overhead] [--rounds 3] [--out FILE]
+    python benchmarks/draft.py --parts=run --run=WORKDIR --config=FILE [--steps_ago=20]
 
 tail: 4 live rows of SmolLM2-135M, 256 tokens each. The history is of two kinds, both SIMULATED:
 four responses to each prompt by the same weights with noise of --noise of each entry, which stand
@@ -9,15 +10,23 @@ shows how speed follows from what is accepted. epoch: workload S2 of `benchmarks
 prompts x 4, long-tailed lengths), whose prompts return with other seeds, with the responses of the
 noisy weights as history. overhead: S1 and S2 without any history.
 
-Temperature 1, stop ids ignored, float32, 2 threads. The two samplers take turns, --rounds rounds
-with seeds of their own; medians. Compilation is apart: a first call of each is not counted. Tokens
-of both are compared, and responses that differ are counted: one in 10,000 tokens may, by rounding.
+run: nothing is simulated. The prompts of a finished run's step, --steps_ago updates before its last
+checkpoint, are sampled anew by the weights of that checkpoint, with the responses of then as
+history, as in an epoch of that many steps: 4 rows (the tail of a rollout), and 4 rows for each of
+the step's prompts. Responses end as in the run, so a share of the accepted tokens can be planned
+with. Their ids are those of the stored texts.
+
+Temperature 1, stop ids ignored but in part run, float32, 2 threads. The two samplers take turns,
+--rounds rounds with seeds of their own; medians. Compilation is apart: a first call of each is not
+counted. Tokens of both are compared, and responses that differ are counted: one in 10,000 tokens
+may, by rounding.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import platform
 import random
@@ -31,7 +40,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("tail", "epoch", "overhead")
+SIMULATED = ("tail", "epoch", "overhead")
+PARTS = (*SIMULATED, "run")
 ROWS, TAIL_TOKENS, TAIL_PROMPT, HISTORY = 4, 256, 64, 4
 EXCHANGED = (0.0, 0.05, 0.1, 0.2, 0.4)
 
@@ -45,12 +55,14 @@ class Asked:
         tokens: response tokens.
         seeds: one a prompt.
         history: earlier responses to each prompt.
+        stop: token ids that end a response; (): it has all its tokens.
     """
 
     prompts: list[list[int]]
     tokens: list[int]
     seeds: list[int]
     history: list[list[list[int]]]
+    stop: tuple[int, ...] = ()
 
 
 def main() -> None:
@@ -80,7 +92,10 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="what drafts from history save")
-    parser.add_argument("--parts", default=",".join(PARTS), help="separated by commas")
+    parser.add_argument("--parts", default=",".join(SIMULATED), help="separated by commas")
+    parser.add_argument("--run", default="", help="workdir of a finished run, for part run")
+    parser.add_argument("--config", default="", help="config of that run")
+    parser.add_argument("--steps_ago", type=int, default=20, help="of the history, for part run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--noise", type=float, default=0.01, help="of each weight, relative")
@@ -91,6 +106,8 @@ def _arguments() -> argparse.Namespace:
     for name in args.parts.split(","):
         if name not in PARTS:
             parser.error(f"--parts: {name!r}; expected some of {', '.join(PARTS)}")
+    if "run" in args.parts.split(",") and not (args.run and args.config):
+        parser.error(f"--run={args.run!r} --config={args.config!r}: part run needs both")
     if args.rounds < 1:
         parser.error(f"--rounds={args.rounds}: at least 1")
     return args
@@ -143,7 +160,7 @@ def _generate(sampler: Any, asked: Asked) -> tuple[float, list[list[int]]]:
     from polaris_jax.rollout import SamplingParams
 
     params = SamplingParams(
-        temperature=1.0, max_tokens=asked.tokens, seed=asked.seeds, stop_token_ids=()
+        temperature=1.0, max_tokens=asked.tokens, seed=asked.seeds, stop_token_ids=asked.stop
     )
     sampler.drop_prefixes()
     began_s = time.perf_counter()
@@ -164,7 +181,7 @@ def _line(part: str, history: str, off: Any, on: Any, rounds: Sequence[Asked]) -
         if number:
             ratios.append(seconds["off"] / seconds["on"])
             for name, took_s in seconds.items():
-                rates[name].append(sum(asked.tokens) / took_s)
+                rates[name].append(sum(map(len, tokens[name])) / took_s)
             differing += sum(a != b for a, b in zip(tokens["off"], tokens["on"], strict=True))
     stats = on.stats()
     cells = [
@@ -172,7 +189,7 @@ def _line(part: str, history: str, off: Any, on: Any, rounds: Sequence[Asked]) -
         history,
         *(f"{statistics.median(rates[name]):,.1f}" for name in ("off", "on")),
         f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
-        f"{stats['draft_accepted']:,} of {stats['draft_tokens']:,}",
+        f"{stats['draft_accepted']:,} of {stats['draft_tokens']:,} ({stats['draft_rate']:.0%})",
         f"{stats['draft_steps_saved'] / len(ratios):.0f} a round",
         f"{differing} of {sum(len(asked.prompts) for asked in rounds[1:])}",
     ]
@@ -265,6 +282,56 @@ def _overhead(args: argparse.Namespace, folder: Path) -> Iterator[str]:
         yield _line(f"overhead, {name}", "none", off, on, rounds)
 
 
+def _run(args: argparse.Namespace, folder: Path) -> Iterator[str]:
+    from etils import epath
+
+    from polaris_jax.checkpoint.convert import load_any
+    from polaris_jax.commands.flags import parse
+    from polaris_jax.data.prompts import prompt_format
+    from polaris_jax.measure.weights import find_checkpoint
+    from polaris_jax.records import Problem
+    from polaris_jax.run.workdir import rollouts_path
+
+    workdir = epath.Path(args.run)
+    config = parse("train", [f"--config={args.config}", f"--workdir={folder}"], doc="").config
+    place, last = find_checkpoint(workdir, "latest")
+    step = (last or 0) - args.steps_ago
+    if step < 0:
+        sys.exit(f"--steps_ago={args.steps_ago}: the last checkpoint of {workdir} is of {last}")
+    model, tokenizer = load_any(place)
+    problems: dict[str, Problem] = {}
+    earlier: dict[str, list[list[int]]] = {}
+    for line in rollouts_path(workdir, step).read_text().splitlines():
+        row = json.loads(line)
+        name = row["problem_id"]
+        problems[name] = Problem(name, row["question"], row["gold"])
+        end = [tokenizer.eos_token_id] if row["finish_reason"] == "stop" else []
+        text = tokenizer.encode(row["text"], add_special_tokens=False)
+        earlier.setdefault(name, []).append([*text, *end])
+    rendered = prompt_format(config.data).render(tokenizer, list(problems.values()))
+    prompts = {name: list(ids) for name, (_, ids) in zip(problems, rendered, strict=True)}
+    most = config.stages[-1].max_response_tokens
+    stop = tuple({*model.config.end_ids, tokenizer.eos_token_id})
+    every = list(problems)
+    for part, rows in (("tail", every[:ROWS]), ("epoch", [n for n in every for _ in range(ROWS)])):
+        length = max(len(ids) for ids in prompts.values()) + most
+        off, on = (
+            _sampler(args, model, rows=len(rows), max_len=length, draft=draft)
+            for draft in ("off", "history")
+        )
+        rounds = [
+            Asked(
+                [prompts[name] for name in rows],
+                [most] * len(rows),
+                [1000 * number + i for i in range(len(rows))],
+                [earlier[name] for name in rows],
+                stop,
+            )
+            for number in range(args.rounds + 1)
+        ]
+        yield _line(f"run, {part}", f"step {step} of {last}", off, on, rounds)
+
+
 def _workload(args: argparse.Namespace, name: str, folder: Path) -> tuple[Any, Any, int]:
     from peers.sampling.workloads import WORKLOADS, shrunk
 
@@ -273,7 +340,7 @@ def _workload(args: argparse.Namespace, name: str, folder: Path) -> tuple[Any, A
     return workload, model, model.config.vocab_size
 
 
-_PARTS = {"tail": _tail, "epoch": _epoch, "overhead": _overhead}
+_PARTS = {"tail": _tail, "epoch": _epoch, "overhead": _overhead, "run": _run}
 
 if __name__ == "__main__":
     main()

@@ -129,6 +129,7 @@ class Sampler:
         params: SamplingParams | None = None,
         *,
         expected_tokens: Sequence[float] | None = None,
+        history: Sequence[Sequence[Tokens]] | None = None,
         on_progress: OnProgress | None = None,
         should_abort: Callable[[], bool] | None = None,
     ) -> Iterator[Ended]:
@@ -138,9 +139,8 @@ class Sampler:
         the unfinished responses. Between two responses the caller may pause the sampler, update
         its weights and resume it.
         """
-        request = self._request(
-            prompts, params, expected_tokens=expected_tokens, on_progress=on_progress
-        )
+        asked: dict[str, Any] = {"expected_tokens": expected_tokens, "history": history}
+        request = self._request(prompts, params, on_progress=on_progress, **asked)
         return self._submit_and_drive(request, should_abort)
 
     # --- for a loop of your own ---

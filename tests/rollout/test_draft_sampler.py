@@ -97,6 +97,10 @@ def test_drafts_change_no_token(changes):
         assert stats["pages_used"] == 0
     assert stats["draft_accepted"] < stats["draft_tokens"]
     assert stats["compiles"] == 0  # all shapes were compiled before the first call
+    sampler.reset_stats()
+    ended = {(p, n): r for p, n, r in sampler.stream(PROMPTS, PARAMS, history=history())}
+    assert_same([[ended[p, n] for n in range(PARAMS.n)] for p in range(len(PROMPTS))])
+    assert sampler.stats()["draft_accepted"] > 0
 
 
 def test_what_is_no_history_is_refused_before_anything_runs():
