@@ -118,6 +118,7 @@ def complete_file(
         remedy="name another --out",
         writes=(out.name, identity_path(out).name),
     ):
+        rows = list(_read(source, settings, tokenizer))  # a damaged file leaves `out` as it is
         inputs = model_inputs(path, tokenizer, model.config)
         done = ProgressFile(
             out,
@@ -130,7 +131,6 @@ def complete_file(
         )
         finished = {row["row"] for row in done.rows}
         done.rows.clear()  # an output may be long
-        rows = list(_read(source, settings, tokenizer))
         if finished:
             progress.line(f"resumed after {len(finished)} of {len(rows)} rows")
         left = [row for row in rows if row.number not in finished]

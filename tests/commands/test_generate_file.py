@@ -138,7 +138,18 @@ def test_a_bad_line_is_named_before_anything_is_sampled(words, tmp_path, capsys,
     assert main(words) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
-    assert (tmp_path / "out.jsonl").read_text() == "" if (tmp_path / "out.jsonl").exists() else True
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_damaged_input_leaves_the_rows_of_other_settings_where_they_are(words, tmp_path, capsys):
+    assert main(words) == 0
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.glob("out.*jsonl"))
+    with (tmp_path / "in.jsonl").open("a") as file:
+        file.write("{\n")
+    assert main([*words, "--seed=7"]) == 2
+    assert "line 13: not valid JSON" in capsys.readouterr().err
+    after = sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.glob("out.*jsonl"))
+    assert after == before
 
 
 def test_raw_prompts_are_encoded_as_they_are(model_dir):
