@@ -49,6 +49,7 @@ from polaris_jax.reward.configured import check_reward, open_grader, warn_of_rew
 from polaris_jax.reward.golds import foreign_golds
 from polaris_jax.rollout.samplers import Samplers, with_dtype
 from polaris_jax.run import workdir as workdir_lib
+from polaris_jax.run.identity import say_if_probed_for_another
 from polaris_jax.run.outputs import Outputs, numerics_of
 from polaris_jax.run.owner import alone
 from polaris_jax.run.record import began_with, read_record, with_recorded_defaults
@@ -198,6 +199,7 @@ def assemble(
                 places=dict.fromkeys(inputs, f"model.path={path}") | {"problems": found.origin},
             )
             found.say_if_for_another(inputs, progress.line)
+            say_if_probed_for_another(config.stages, workdir, inputs, progress.line)
         reference = load_sharded(path, updater.mesh) if config.objective.kl_coef else None
         if held_out:
             held_out = fitting(held_out, config.data, tokenizer=tokenizer, say=progress.line)

@@ -243,6 +243,12 @@ def check_override(config: ConfigDict, field: str, value: str | None) -> Any:
         if found is None or found[1] not in hints:
             raise ConfigError(_unknown(field))
         name, index = found.groups()
+        if name not in here:
+            left_out = ".".join([*parts[:depth], name])
+            raise ConfigError(
+                f"{given}: the config file leaves {left_out} out; begin it with config = "
+                "default_config() and stage(...) of polaris_jax.config, or set the field there"
+            )
         hint, here = hints[name], here[name]
         path = ".".join([*parts[:depth], name])
         entries = _is_section(typing.get_args(hint)[0]) if typing.get_args(hint) else False

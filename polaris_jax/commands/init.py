@@ -26,7 +26,14 @@ from polaris_jax.commands.config_file import load_config
 from polaris_jax.commands.doctor import core_count, total_memory
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
-from polaris_jax.config import PROMPT_SUFFIX, ConfigError, RunConfig, build_config
+from polaris_jax.config import (
+    PROMPT_SUFFIX,
+    ConfigError,
+    DataSection,
+    EvaluateSection,
+    RunConfig,
+    build_config,
+)
 from polaris_jax.system.files import is_remote
 from polaris_jax.system.foreign import printable
 from polaris_jax.system.signals import begin_work
@@ -89,7 +96,8 @@ def main(argv: list[str]) -> int:
     places = _places(file)
     start_jax(command)
     begin_work()
-    from polaris_jax.data.problems import read_problems, write_problems
+    from polaris_jax.data.problems import write_problems
+    from polaris_jax.evaluate.benchmarks import find_held_out_problems
     from polaris_jax.guide.choices import choose, held_out_count, misfits, split
     from polaris_jax.guide.config_text import Names, about_lines, config_text
     from polaris_jax.guide.model_facts import look_at_model
@@ -104,7 +112,12 @@ def main(argv: list[str]) -> int:
     if found := misfits(model, data, own_reward=bool(own["reward"])):
         return _does_not_fit(found)
     if own["evaluate"]:
-        read_problems(own["evaluate"], unique=False, field="--evaluate")
+        try:
+            find_held_out_problems(
+                EvaluateSection(problems=own["evaluate"]), DataSection(), lambda _: None, make=list
+            )
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("evaluate.problems=", "--evaluate=", 1)) from None
     held_out = 0 if own["evaluate"] else held_out_count(len(data.problems), own["hold_out"])
     train, kept = split(len(data.problems), held_out)
     choices = choose(

@@ -32,6 +32,7 @@ from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.data.prepare.options import RULES, PrepareOptions
+from polaris_jax.data.rows import EARLIER
 from polaris_jax.system.signals import begin_work
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ NAMED_ROWS = 20  # malformed rows and contradictions that are printed; rejected.
 # What the entries of prepare.json's `lost` say to a person.
 LOST = {
     "turns": "turns of their chat: what follows the last user turn, or is no text",
+    EARLIER: "all turns before their question: one of these is a tool's, or no text",
     "gold": "their gold: the math grader cannot read it, and only the same letters equal it; set "
     "reward.function, or leave them out",
 }

@@ -115,7 +115,15 @@ def find_responses(place: epath.Path, step: int) -> tuple[epath.Path, str]:
 
 
 def correct_at(path: epath.Path) -> float:
-    """The reward from which a response counts as correct, by the run.json nearest to `path`."""
+    """The reward from which a response counts as correct.
+
+    By the eval.json that belongs to the file of an evaluation, else by the nearest run.json.
+    """
+    if (tag := path.name.partition("responses")[0]) != path.name:
+        try:
+            return float(json.loads((path.parent / f"{tag}eval.json").read_text())["correct_at"])
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+            pass  # none, or of a version that did not record it
     for record in (path.parent / "run.json", path.parent.parent / "run.json"):
         try:
             return float(json.loads(record.read_text())["config"]["reward.correct_at"])

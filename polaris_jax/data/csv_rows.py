@@ -28,6 +28,11 @@ def csv_rows(path: epath.Path) -> Iterator[tuple[int, dict[str, Any], str | None
     with open_regular(path) as file:
         lines = _lines(file)
         header = next(lines, "")
+        if "\r" in header.rstrip("\r\n"):
+            raise DataError(
+                f"data.problems={str(path)!r}: its lines end in a carriage return alone, as an old "
+                "Macintosh writes them; save it as CSV UTF-8, with \\n line ends"
+            )
         delimiter = max(
             DELIMITERS, key=lambda char: len(next(csv.reader([header], delimiter=char)))
         )

@@ -25,7 +25,7 @@ _SUFFIX_WORDS = " ".join(PROMPT_SUFFIX.split()).casefold()
 
 
 def normalized_text(text: str) -> str:
-    """The normalised text. Two problems are duplicates if their normalised texts are equal.
+    """The normalised text. Texts that differ in what it leaves out are the same problem.
 
     Unicode-composed, the case of prose folded, each run of whitespace one space, the instruction
     suffix left out. Compatibility characters stay apart (`x²` is not `x2`), and so do formulas and
@@ -37,9 +37,19 @@ def normalized_text(text: str) -> str:
     return folded.replace(_SUFFIX_WORDS, "").strip()
 
 
+def normalized_prompt(problem: Problem) -> str:
+    """The normalised text of a problem and of the turns before it: equal ones are duplicates."""
+    before = [f"{role}\0{normalized_text(text)}\0" for role, text in problem.turns]
+    return "".join(before) + normalized_text(problem.problem)
+
+
 def content_id(problem_text: str) -> str:
     """A stable id for a problem without one: 16 hex digits of its normalised text's hash."""
-    return hashlib.sha256(normalized_text(problem_text).encode()).hexdigest()[:16]
+    return _digest(normalized_text(problem_text))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Duplicates:
 
 
 def deduplicate(problems: Iterable[Problem]) -> tuple[list[Problem], Duplicates]:
-    """The problems without repeats of a normalised text, ids made unique; order is kept."""
+    """The problems without repeats of a normalised prompt, ids made unique; order is kept."""
     kept: dict[str, Problem] = {}
     row_of: dict[str, int] = {}
     ids: set[str] = set()
@@ -70,7 +80,7 @@ def deduplicate(problems: Iterable[Problem]) -> tuple[list[Problem], Duplicates]
     other_rows: list[tuple[int, int]] = []
     renamed: list[tuple[str, str]] = []
     for row, problem in enumerate(problems):
-        text = normalized_text(problem.problem)
+        text = normalized_prompt(problem)
         if text in kept:
             first = kept[text]
             if _answer_text(first) == _answer_text(problem):
@@ -80,7 +90,7 @@ def deduplicate(problems: Iterable[Problem]) -> tuple[list[Problem], Duplicates]
                 other_rows.append((row_of[text], row))
             continue
         if problem.id in ids:
-            new_id = f"{problem.id}-{content_id(problem.problem)}"
+            new_id = f"{problem.id}-{_digest(text)}"
             renamed.append((problem.id, new_id))
             problem = dataclasses.replace(problem, id=new_id)
         ids.add(problem.id)

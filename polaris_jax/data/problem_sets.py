@@ -13,6 +13,7 @@ from polaris_jax.config.settings import ConfigError
 from polaris_jax.data.filters import drop_long_prompts
 from polaris_jax.data.problems import problems_digest, read_made_of, read_problems, row_count
 from polaris_jax.data.prompts import prompt_format
+from polaris_jax.data.source_text import parse_source
 from polaris_jax.records import Problem
 from polaris_jax.run.identity import differing_inputs
 
@@ -40,6 +41,13 @@ def read_named(
     if report.counts:
         counts = ", ".join(f"{count} {name}" for name, count in report.counts.items())
         say(f"{source}: {report.kept} of {report.rows} rows kept ({counts})")
+    for warning in report.warnings:
+        say(warning)
+    if (cap := parse_source(source).cap) is not None:
+        say(
+            f"warning: {field}={source}: cap={cap} holds for `polaris prepare` alone, and all of "
+            "the source is read; run `polaris prepare` first, or give a smaller file"
+        )
     return problems, report.counts
 
 

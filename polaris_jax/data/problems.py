@@ -28,7 +28,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from polaris_jax.data.filters import deduplicate
-from polaris_jax.data.rows import COLUMNS, PROBLEM_FIELDS, RowError, lost_parts, parse_row
+from polaris_jax.data.rows import (
+    COLUMNS,
+    EARLIER,
+    PROBLEM_FIELDS,
+    ROLES,
+    RowError,
+    lost_parts,
+    parse_row,
+)
 from polaris_jax.data.sorted_digest import sorted_digest
 from polaris_jax.data.sources import DataError, read_rows, resolve_source
 from polaris_jax.data.tables import EXTRA, JSON_ANSWERS, TURNS
@@ -56,8 +64,8 @@ class ReadReport:
         counts: number of rows or problems by reason: `malformed`, `duplicate`,
             `duplicate_with_other_answer` (left out), `renamed_id` (kept).
         lost: number of rows that were read without a part of theirs: `turns` of a chat after the
-            last user turn, or before it if one is no text, or `column NAME`, whose values are no
-            JSON.
+            last user turn, or before it if one is no text of a known role; `earlier turns`, which
+            counts the latter alone; or `column NAME`, whose values are no JSON.
         messages: one `place: reason` for each file that was not read, then for the first malformed
             rows and contradictions.
     """
@@ -72,6 +80,17 @@ class ReadReport:
     def as_dict(self) -> dict[str, Any]:
         """The report in JSON-able types."""
         return {**dataclasses.asdict(self), "messages": list(self.messages)}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person must know of the rows that were kept."""
+        if not (lost := self.lost.get(EARLIER)):
+            return []
+        return [
+            f"warning: {self.source}: {lost} of {self.rows} rows are asked without the turns "
+            f"before their question, since one of these is no text of {', '.join(ROLES)} or "
+            "developer; leave such rows out, or write their turns as texts of these roles"
+        ]
 
 
 def read_problems(

@@ -19,6 +19,7 @@ ANSWER_FIELDS = (
 )
 ID_FIELDS = ("id", "problem_id", "unique_id", "uid", "index")
 ROLES = ("system", "user", "assistant")
+EARLIER = "earlier turns"  # see `lost_parts`
 _WORKED = ("solution", "solutions", "completion")  # their last box is the answer
 _SHORT_SOLUTION_CHARS = 60
 # Columns that are no `Problem.extra`, and those that are none if the problem or its answer is read
@@ -35,7 +36,12 @@ _OURS_IF_USED = ("messages", "conversations", "solutions", "completion")
 COLUMNS = _OURS.union(_OURS_IF_USED)
 # ShareGPT's names of a turn's fields and of its roles.
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+_OTHER_ROLES = {"developer": "system"}
 _RATE = re.compile(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*")
+# GSM8K's mark of the answer, on the last line; MetaMathQA repeats the answer behind it.
+_MARKED = re.compile(r"#### ((?:(?!#### )[^\n])*)(?:\nThe answer is:[^\n]*)?\s*\Z")
+_CHAT_TEXT = re.compile(r"\s*\[\s*\{\s*\"(?:role|from|content|value)\"\s*:")
+_MOST_CHARS_OF_A_LISTED_ANSWER = 200
 
 
 class RowError(ValueError):
@@ -53,12 +59,13 @@ def parse_row(fields: Mapping[str, Any]) -> Problem:
         RowError: the row has no problem text, no usable answer or a bad value. The text names the
             field.
     """
+    fields = _with_chat(fields)
     text = _problem_text(fields)
     given = next((fields[f] for f in ID_FIELDS if _is_id(fields.get(f))), None)
     pass_rate = _as_rate(fields.get("pass_rate"))
     if pass_rate is not None and not (_is_number(pass_rate) and 0 <= pass_rate <= 1):
         raise RowError(f"pass_rate={pass_rate!r}: must lie in [0, 1]")
-    tokens = fields.get("response_tokens")
+    tokens = _as_number(fields.get("response_tokens"))
     if tokens is not None and not (_is_number(tokens) and tokens >= 0):
         raise RowError(f"response_tokens={tokens!r}: must be a number of at least 0")
     source = fields.get("source") or fields.get("data_source") or ""
@@ -81,15 +88,34 @@ def parse_row(fields: Mapping[str, Any]) -> Problem:
 
 def lost_parts(fields: Mapping[str, Any]) -> list[str]:
     """The parts of a row that its problem does not keep: see `ReadReport.lost`."""
+    fields = _with_chat(fields)
     chat = _chat(fields)
-    kept = 1 + len(_earlier_turns(fields))
-    turns = ["turns"] if chat is not None and len(chat) > kept else []
+    earlier = len(_earlier_turns(fields))
+    turns = ["turns"] if chat is not None and len(chat) > 1 + earlier else []
+    if turns and not earlier and any(_turn(turn)[0] == "user" for turn in (chat or ())[1:]):
+        turns.append(EARLIER)
     ours = _own_columns(fields)
     return turns + [
         f"column {name}"
         for name, value in fields.items()
         if name not in ours and value is not None and not _is_json(value)
     ]
+
+
+def _with_chat(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with its chat as a list, where it is the JSON text of one, as in a csv file.
+
+    Raises:
+        RowError: the text begins like a chat and is no JSON.
+    """
+    name = _problem_field(fields)
+    value = None if name is None else fields[name]
+    if name is None or not isinstance(value, str) or not _CHAT_TEXT.match(value):
+        return fields
+    try:
+        return {**fields, name: json.loads(value)}
+    except (ValueError, RecursionError):
+        raise RowError(f"{name}: begins like a list of turns and is not valid JSON") from None
 
 
 def _chat(fields: Mapping[str, Any]) -> list[Any] | None:
@@ -119,6 +145,8 @@ def _turn(turn: Any) -> tuple[Any, Any]:
     if role is None and "value" in turn:
         role, content = turn.get("from"), turn["value"]
         role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else None
+    if isinstance(role, str):
+        role = _OTHER_ROLES.get(role, role)
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
         texts = [text for text in parts if isinstance(text, str)]
@@ -236,9 +264,29 @@ def _answer(fields: Mapping[str, Any]) -> Gold:
         value = [_from_solution(v, name) if isinstance(v, str) else v for v in value]
     elif name in _WORKED and isinstance(value, str):
         value = _from_solution(value, name)
+    if name in ("ground_truth", "reward_model") and isinstance(value, str):
+        value = _listed(value)
     if isinstance(value, list):
         return [_one_answer(name, item) for item in value]
     return _one_answer(name, value)
+
+
+def _listed(text: str) -> str | list[str]:
+    """The answers of a JSON list of short texts, as some sets for verl have them; else the text."""
+    if text.lstrip().startswith('["'):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+        if isinstance(found, list) and all(
+            isinstance(item, str)
+            and item.strip()
+            and "\n" not in item
+            and len(item) <= _MOST_CHARS_OF_A_LISTED_ANSWER
+            for item in found
+        ):
+            return found
+    return text
 
 
 def _last_reply(chat: list[Any]) -> str:
@@ -249,7 +297,8 @@ def _last_reply(chat: list[Any]) -> str:
 
 def _one_answer(name: str, value: Any) -> str | int | float:
     if isinstance(value, str):
-        text = value.rpartition("#### ")[2].strip()
+        marked = _MARKED.search(value)
+        text = (value if marked is None else marked[1]).strip()
         if not text:
             raise RowError(f"{name}: is empty")
         return _text(name, text)
@@ -265,7 +314,7 @@ def _from_solution(text: str, name: str) -> str:
     boxed = boxed_list(text)
     if boxed is not None:
         return boxed
-    if "#### " in text or (len(text) <= _SHORT_SOLUTION_CHARS and "\n" not in text.strip()):
+    if _MARKED.search(text) or (len(text) <= _SHORT_SOLUTION_CHARS and "\n" not in text.strip()):
         return text
     raise RowError(
         f"{name}: a worked text without \\boxed{{}}; give the final answer in a field of its own"
@@ -273,8 +322,18 @@ def _from_solution(text: str, name: str) -> str:
 
 
 def _as_rate(value: Any) -> Any:
-    """The value, or for a text such as "5/8" (Polaris-53K's form) the share."""
+    """The value, or for a text such as "5/8" (Polaris-53K's form) or "0.5" the share."""
     found = _RATE.fullmatch(value) if isinstance(value, str) else None
     if found is None or not int(found[2]):
-        return value
+        return _as_number(value)
     return int(found[1]) / int(found[2])
+
+
+def _as_number(value: Any) -> Any:
+    """The value, or the number that a text of at most 40 characters spells, as in a csv file."""
+    if isinstance(value, str) and len(value) <= 40:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -77,6 +77,7 @@ class ProblemFacts:
             f"answers: {kinds}",
             f"prompts: {self.lengths[0]:,} to {self.lengths[-1]:,} tokens, 99% have at most "
             f"{self.length_at(0.99):,}; the first: {shown}",
+            *self.report.warnings,
         ]
 
 

@@ -94,7 +94,8 @@ def calibrate(
     writes = (PROGRESS, "calibrate_progress.identity.json", *RESULTS)
     primary = processes.is_first()
     with command_owns(workdir, "calibrate", writes=writes, primary=primary, tag=tag) as ownership:
-        measured = measured_on(config, workdir, progress, files=(PREPARED,), checkpoint=checkpoint)
+        files = () if config.data.use == "problems" else (PREPARED,)
+        measured = measured_on(config, workdir, progress, files=files, checkpoint=checkpoint)
         return _calibrate(
             config,
             workdir,

@@ -165,6 +165,7 @@ def _probe(
         ),
         "max_response_tokens": max_response_tokens,
         "checkpoint": measured.weights.name,
+        "model": measured.model,
         "sampled_tokens": sum(rows[t].get("tokens", 0) for t in temperatures),
         "zones": zones
         and {k: v for k, v in dataclasses.asdict(zones).items() if k != "initial_temperature"},

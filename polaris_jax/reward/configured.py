@@ -57,8 +57,8 @@ def warn_of_reward(
 ) -> None:
     """Warns, before anything is sampled, of what keeps the math grader from rewarding answers.
 
-    That is a model without the `</think>` that reward.mode=train waits for, and golds in words,
-    which few answers equal.
+    That is a model without the `</think>` that reward.mode=train waits for, golds that cannot be
+    read, and golds in words, which few answers equal.
 
     Args:
         section: `config.reward`.
@@ -79,7 +79,15 @@ def warn_of_reward(
             "thinking tags, or every reward may be 0"
         )
     some = problems[:: -(-len(problems) // LOOKED_AT) or 1]
-    words = [problem for problem in some if gold_kinds(problem.answer) == {"words"}]
+    kinds = [gold_kinds(problem.answer) for problem in some]
+    unread = [problem for problem, kind in zip(some, kinds, strict=True) if not kind]
+    if some and len(unread) >= MOST * len(some):
+        say(
+            f"warning: the math grader cannot read {len(unread) / len(some):.0%} of the golds, "
+            f"such as {printable(str(unread[0].answer)[:40])!r}, and no response would equal "
+            "them; give the final answer in the answer column, or set reward.function"
+        )
+    words = [problem for problem, kind in zip(some, kinds, strict=True) if kind == {"words"}]
     if some and len(words) >= MOST * len(some):
         say(
             f"warning: {len(words) / len(some):.0%} of the golds are words, such as "

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from polaris_jax.config import ConfigError
+from etils import epath
+
+from polaris_jax.config import ConfigError, StageSection
+from polaris_jax.system.foreign import RECORD_BYTES, ForeignFileError, read_json
 
 
 def refuse_other_inputs(
@@ -49,6 +52,35 @@ def refuse_other_inputs(
 def differing_inputs(former: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
     """Names of the inputs that both have and that differ."""
     return [name for name in inputs if name in former and _differ(former[name], inputs[name])]
+
+
+def say_if_probed_for_another(
+    stages: Sequence[StageSection],
+    workdir: epath.Path,
+    model: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Warns if a stage begins at a temperature that was probed with other weights than these.
+
+    Args:
+        stages: `config.stages`.
+        workdir: where `probe` left probe.json.
+        model: the `model_inputs` that training begins with.
+        say: gets the warning.
+    """
+    path = workdir / "probe.json"
+    rules = [stage.temperature_rule for stage in stages]
+    if "probe" not in rules or not path.exists():
+        return
+    try:
+        known = read_json(path, most_bytes=RECORD_BYTES).get("model")
+    except (OSError, ForeignFileError):
+        return  # the stage says what is wrong with it
+    if isinstance(known, dict) and (other := differing_inputs(known, model)):
+        say(
+            f"warning: {path} was probed for a model with another {' and '.join(other)}, and a "
+            "stage takes its temperature; `polaris probe` makes it anew"
+        )
 
 
 def _differ(former: Any, now: Any) -> bool:

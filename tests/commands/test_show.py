@@ -97,6 +97,11 @@ def test_correct_is_what_the_run_calls_correct(workdir, capsys):
         workdir / "rollouts" / "step_000011.jsonl", [row(reward=0.699999988079071), row(reward=0.6)]
     )
     assert "1 correct" in show(capsys, workdir)[1]
+    responses = workdir / "after_responses.jsonl"
+    write(responses, [row(reward=0.6), row(reward=0.2)])
+    assert "0 correct" in show(capsys, responses)[1]
+    (workdir / "after_eval.json").write_text(json.dumps({"correct_at": 0.5}))
+    assert "1 correct" in show(capsys, responses)[1]
 
 
 @pytest.mark.parametrize(

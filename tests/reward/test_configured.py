@@ -69,3 +69,8 @@ def test_golds_in_words_are_warned_of():
     assert "67% of the golds are words, such as 'Paris'" in line
     assert warnings(TAGGED, golds=("Paris", "2", "3")) == []
     assert warnings(TAGGED, golds=()) == []
+
+
+def test_golds_that_cannot_be_read_are_warned_of():
+    (line,) = warnings(TAGGED, golds=("A proof.\n" * 40, '{"tests": [1]}\nassert f(1)', "3"))
+    assert "cannot read 67% of the golds" in line

@@ -13,7 +13,7 @@ from array import array
 
 import numpy as np
 
-from polaris_jax.data.filters import _answer_text, normalized_text
+from polaris_jax.data.filters import _answer_text, normalized_prompt
 from polaris_jax.records import Problem
 
 
@@ -31,7 +31,7 @@ class Facts:
         extra = [problem.source, problem.pass_rate, problem.response_tokens, problem.turns]
         record = [problem.id, problem.problem, problem.answer, *extra, dict(problem.extra)]
         for text in (
-            normalized_text(problem.problem),
+            normalized_prompt(problem),
             json.dumps(record, sort_keys=True),
             problem.id,
             json.dumps(_answer_text(problem)),
@@ -50,7 +50,7 @@ class FactTable:
     """128-bit hashes of N rows, uint64 [N, 2] each.
 
     Attributes:
-        text: hash of the normalised text.
+        text: hash of the normalised prompt.
         record: hash of all content, which orders rows that compete.
         id: hash of the id.
         answer: hash of the answer.

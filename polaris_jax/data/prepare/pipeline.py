@@ -205,7 +205,7 @@ class Preparation:
                         self._leave_out(number, "in_benchmark")
                         self._hits[number] = hit
                 facts = [
-                    f"{answer_key(problem.answer)};{numbers_key(tokens)}"
+                    f"{answer_key(problem.answer)};{numbers_key(tokens)};{problem.turns}"
                     for problem, tokens in zip(problems, texts, strict=True)
                 ]
                 row_parts.append(np.array(numbers))
