@@ -25,6 +25,7 @@ from polaris_jax.records import NO_STAGE, StageState
 from polaris_jax.rollout import Sampler
 from polaris_jax.stages.controller import decision, initial_state, stage_ended
 from polaris_jax.state import RunState
+from polaris_jax.system import processes
 from polaris_jax.system.signals import StopRequest
 from polaris_jax.train.state import with_rope_scaling
 
@@ -57,8 +58,9 @@ def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunStat
     accuracy, loader = copy.copy(state.accuracy), copy.copy(state.loader)
     accuracy.forget(index)  # another run's checkpoint may hold visits of this stage
     loader.drop(dropped)
-    drafts = copy.copy(state.drafts)
+    drafts, sink = copy.copy(state.drafts), copy.copy(state.sink)
     drafts.drop(dropped)
+    sink.drop(dropped)
     stage = initial_state(
         parts.config.stages,
         stage=index,
@@ -67,7 +69,8 @@ def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunStat
         dropped_ids=dropped,
         decisions=decisions,
     )
-    state = dataclasses.replace(state, train=train, accuracy=accuracy, loader=loader, drafts=drafts)
+    tables = {"accuracy": accuracy, "loader": loader, "drafts": drafts, "sink": sink}
+    state = dataclasses.replace(state, train=train, **tables)
     sampler = stage_sampler(parts, state, index, previous)
     following = parts.config.stages[index + 1 : index + 2]
     if any(stage.temperature_rule == "match_diversity" for stage in following):
@@ -177,7 +180,8 @@ def choose_temperature(
 def probed_temperature(parts: Parts, index: int) -> tuple[float, Decision]:
     """The temperature that `polaris probe` suggests; the stage's own if it was not run."""
     section = parts.config.stages[index]
-    probed = read_initial_temperature(parts.workdir / "probe.json", stage=index)
+    path = parts.workdir / "probe.json"
+    probed = processes.from_first(lambda: read_initial_temperature(path, stage=index))
     if probed is None:
         parts.progress.line(
             f"warning: no probe.json in the workdir (`polaris probe` makes it); stage {index} "

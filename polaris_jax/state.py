@@ -24,10 +24,12 @@ from polaris_jax.records import Group, StageState
 from polaris_jax.rollout import Sampler
 from polaris_jax.rollout.draft_store import DraftStore
 from polaris_jax.rollout.groups import groups_from_host, groups_to_host
+from polaris_jax.run.standing import tail_lines
 from polaris_jax.stages.controller import observe_score, stage_ended
 from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.guards import History
 from polaris_jax.stages.lengths import LengthTable
+from polaris_jax.system import processes
 from polaris_jax.system.seeds import fold_seed
 from polaris_jax.train.state import (
     TrainState,
@@ -96,7 +98,7 @@ class RunState:
 
     @property
     def policy_version(self) -> int:
-        """Number of updates since the run began."""
+        """Number of steps with an update since the run began."""
         return self.step - self.counts.get("steps_without_update", 0)
 
     def live_sampler(self) -> Sampler:
@@ -152,9 +154,12 @@ def open_state(parts: Parts, start: StartAt | None = None) -> RunState:
         start: begin a new run at a later stage, from another run's checkpoint.
 
     Raises:
-        ConfigError: the checkpoint belongs to other problems, another model or unknown stages.
+        ConfigError: the checkpoint belongs to other problems, another model or unknown stages; or
+            there is none to read, and the workdir has steps that a new run would delete.
     """
     latest = parts.checkpoints.checkpointer.latest()
+    if latest is None and (lost := processes.from_first(lambda: _lost_steps(parts))):
+        raise ConfigError(lost)
     if latest is not None:
         state = restore(parts, latest)
     elif start is not None:
@@ -169,6 +174,27 @@ def open_state(parts: Parts, start: StartAt | None = None) -> RunState:
         parts.outputs.write_stages(state.stage_records)
         parts.checkpoints.checkpointer.tidy()
     return state
+
+
+def _lost_steps(parts: Parts) -> str:
+    """Why a new run must not begin here: its steps would replace those of a run; "" if none would.
+
+    A run that was killed before its first checkpoint begins anew. A disk that is not mounted, or
+    has lost its files, does not look like that.
+    """
+    checkpointer, every = parts.checkpoints.checkpointer, parts.config.checkpoint.every_steps
+    done = max((line["step"] for line in tail_lines(parts.workdir / "metrics.jsonl")), default=-1)
+    if damaged := checkpointer.damaged():
+        why = f"none of its checkpoints ({', '.join(map(str, damaged))}) can be read"
+    elif every and done >= 2 * every:  # one may be on its way while the next steps are done
+        why = f"it holds no checkpoint, and one is due every {every} steps"
+    else:
+        return ""
+    return (
+        f"{checkpointer.directory}: {why}, so that the run would begin anew and delete its metrics "
+        f"and rollouts of {done + 1} steps; mount or mend that directory and start again, or use "
+        "--overwrite to begin anew"
+    )
 
 
 def new_state(parts: Parts) -> RunState:
@@ -236,13 +262,17 @@ def start_from(parts: Parts, start: StartAt) -> RunState:
     if host.get("carried"):
         parts.progress.line(f"{len(host['carried'])} unfinished groups of {source} stay there")
     parts.progress.line(f"starting stage {start.stage} from {source}")
+    inherited, own = tables(parts, host), tables(parts)
+    inherited["sink"].begin_anew(host["step"])
+    inherited["accuracy"].add_calibration(own["accuracy"])
+    inherited["lengths"].add_unknown(own["lengths"])
     return RunState(
         step=0,
         stage=dataclasses.replace(left, finished=False),
         next_stage=start.stage,
         train=parts.updater.reset_optimizer(train),
         loader=new_loader(parts),
-        **tables(parts, host),
+        **inherited,
     )
 
 

@@ -187,3 +187,34 @@ def test_the_first_step_knows_the_lengths_that_calibration_measured(tmp_path, ba
         )
     assert expected == [float(row["response_tokens"]) for row in known]
     assert unknown is None
+
+
+def test_a_run_whose_checkpoints_are_gone_or_damaged_does_not_begin_anew(tmp_path, base, capsys):
+    run = tmp_path / "run"
+    fields = ("checkpoint.every_steps=1", "stages[0].steps=1", "stages[1].temperature_rule=fixed")
+    line = ["train", *flags(*base, *MESH, *(f"--config.{field}" for field in fields))]
+    line.append(f"--workdir={run}")
+    assert main([*line, "--config.stages[1].steps=2"]) == 0
+    lines = (run / "metrics.jsonl").read_bytes()
+    kept = sorted(
+        path for path in run.glob("checkpoints/*/MANIFEST.json") if path.parent.name != "tokenizer"
+    )
+    assert kept
+    texts = [path.read_bytes() for path in kept]
+    for path in kept:
+        path.write_bytes(b"{}")
+    capsys.readouterr()
+    assert main([*line, "--config.stages[1].steps=3"]) == 2
+    said = capsys.readouterr().err
+    assert "can be read, so that the run would begin anew and delete its metrics" in said
+    assert "of 3 steps" in said
+    assert (run / "metrics.jsonl").read_bytes() == lines and list(run.glob("rollouts/*"))
+    (run / "checkpoints").rename(tmp_path / "elsewhere")  # a disk that is not mounted
+    assert main([*line, "--config.stages[1].steps=3"]) == 2
+    assert "holds no checkpoint, and one is due every 1 steps" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == lines
+    (tmp_path / "elsewhere").rename(run / "checkpoints")
+    for path, text in zip(kept, texts, strict=True):
+        path.write_bytes(text)
+    assert main([*line, "--config.stages[1].steps=3"]) == 0
+    assert (run / "metrics.jsonl").read_bytes().startswith(lines)

@@ -2,12 +2,15 @@
 
 import collections
 import json
+import math
 import types
 from typing import Any
 
 import pytest
 
 from polaris_jax.config import CheckpointSection, build_config, default_config
+from polaris_jax.metrics import Mean
+from polaris_jax.metrics.writer import reduce_metrics
 from polaris_jax.run.step_clock import StepClock, beyond_grace
 from polaris_jax.stages.guards import check_health
 from tests.support.micro_run import flags, make_base, start_train
@@ -34,6 +37,11 @@ def test_a_step_without_fresh_tokens_has_no_gap_to_judge(metrics):
 
 def test_without_a_gate_no_gap_is_too_large():
     check_health(0, 0, {"rollout/logp_gap_mean": 5.0}, config(gate=0.0))
+    for gap in (math.nan, math.inf):
+        line = reduce_metrics({"rollout/logp_gap_mean": Mean(gap, 1.0)})
+        with pytest.raises(RuntimeError, match="step 4: rollout/logp_gap_mean is not finite"):
+            check_health(4, 0, line, config(gate=0.02))
+        check_health(4, 0, line, config(gate=0.0))
 
 
 def test_with_8_bit_keys_and_values_there_always_is_a_gate():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from polaris_jax.batch.groups import replace_rows
 from polaris_jax.records import Graded, require_fields
 
-_ARRAYS = ("token_ids", "logprobs")
+_ARRAYS = ("token_ids", "logprobs", "text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +42,24 @@ class StoredResponse:
 
 @dataclasses.dataclass(frozen=True)
 class _Slot:
-    """A `StoredResponse` in 8 bytes a token; tuples of Python numbers take ten times as much."""
+    """A `StoredResponse` in 8 bytes a token, and its text as UTF-8.
+
+    Tuples of Python numbers take ten times as much memory, and a text that is no array would be
+    JSON in each checkpoint.
+    """
 
     token_ids_T: np.ndarray
     logp_T: np.ndarray
+    utf8_N: np.ndarray
     rest: dict[str, Any]
 
+    @property
+    def text(self) -> str:
+        return self.utf8_N.tobytes().decode(errors="surrogatepass")
+
     def unpack(self) -> StoredResponse:
-        return StoredResponse(
-            tuple(self.token_ids_T.tolist()), tuple(self.logp_T.tolist()), **self.rest
-        )
+        tokens, logprobs = tuple(self.token_ids_T.tolist()), tuple(self.logp_T.tolist())
+        return StoredResponse(tokens, logprobs, self.text, **self.rest)
 
 
 class RescueBuffer:
@@ -88,6 +96,20 @@ class RescueBuffer:
         """The step at which a problem's stored response was sampled; KeyError if there is none."""
         return int(self._slots[_plain(problem_id)].rest["step"])
 
+    def drop(self, problem_ids: Iterable[str]) -> None:
+        """Forgets the responses to problems that will not return."""
+        for problem_id in problem_ids:
+            self._slots.pop(_plain(problem_id), None)
+
+    def begin_anew(self, steps: int) -> None:
+        """Counts the steps from the end of a run of `steps` steps: those of before are below 0."""
+        self._slots = {
+            problem_id: dataclasses.replace(
+                slot, rest={**slot.rest, "step": slot.rest["step"] - steps}
+            )
+            for problem_id, slot in self._slots.items()
+        }
+
     def update(self, graded: Graded, *, step: int, stage: int, temperature: float) -> int:
         """Stores the last correct row of each group.
 
@@ -109,8 +131,8 @@ class RescueBuffer:
             self._slots[_plain(graded.problem_ids[p])] = _Slot(
                 np.array(graded.token_ids[p][r], np.int32),
                 _compact(graded.logprobs[p][r]),
+                _utf8(str(graded.texts[p][r])),
                 {
-                    "text": str(graded.texts[p][r]),
                     "finish_reason": str(graded.finish_reasons[p][r]),
                     "step": int(step),
                     "stage": int(stage),
@@ -147,7 +169,7 @@ class RescueBuffer:
             rows[p, r] = {
                 "token_ids": _like(graded.token_ids[p][r], slot.token_ids_T),
                 "logprobs": _like(graded.logprobs[p][r], slot.logp_T),
-                "texts": slot.rest["text"],
+                "texts": slot.text,
                 "finish_reasons": slot.rest["finish_reason"],
                 "reward_PR": slot.rest.get("reward", 1.0),
                 "rescued_PR": True,
@@ -174,6 +196,7 @@ class RescueBuffer:
                     "problem_id": problem_id,
                     "token_ids": slot.token_ids_T,
                     "logprobs": slot.logp_T,
+                    "text": slot.utf8_N,
                     **slot.rest,
                 }
                 for problem_id, slot in self._slots.items()
@@ -183,6 +206,8 @@ class RescueBuffer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replaces the contents by those of a `state_dict` or `array_state`, bit for bit.
 
+        Earlier versions have texts that are no arrays.
+
         Raises:
             ValueError: `state` has no field "slots".
         """
@@ -191,6 +216,9 @@ class RescueBuffer:
             fields["problem_id"]: _Slot(
                 _decode(fields["token_ids"]),
                 _decode(fields["logprobs"]),
+                _utf8(fields["text"])
+                if isinstance(fields["text"], str)
+                else _decode(fields["text"]),
                 {
                     name: value
                     for name, value in fields.items()
@@ -203,6 +231,10 @@ class RescueBuffer:
 
 def _plain(problem_id: Any) -> Hashable:
     return problem_id.item() if isinstance(problem_id, np.generic) else problem_id
+
+
+def _utf8(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(errors="surrogatepass"), np.uint8)
 
 
 def _compact(logprobs: Sequence[float] | np.ndarray) -> np.ndarray:

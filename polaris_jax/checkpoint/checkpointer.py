@@ -131,6 +131,11 @@ class Checkpointer:
         """
         return processes.from_first(self._latest)
 
+    def damaged(self) -> list[int]:
+        """Steps whose folders are not whole, without those that a kill has left; ascending."""
+        whole = set(self.steps())
+        return [s for s in self._candidates() if s not in whole and not self._folders.begun(s)]
+
     def latest_or_error(self) -> int:
         """`latest`, for a user who has asked for a checkpoint.
 

@@ -143,7 +143,7 @@ class RolloutSection:
     )
     partial_max_lag: int = setting(
         2,
-        "With carry: most updates between a token's policy and the trained one.",
+        "With carry: most steps with an update between a token's policy and the trained one.",
         above=0,
         before=2,
     )

@@ -75,7 +75,8 @@ STEP = (
     ),
     Metric(
         ("rollout/stale_share", "rollout/lag_mean", "rollout/lag_max"),
-        "under `carry`: share of tokens of former policies, and their age in updates",
+        "under `carry`: share of tokens of former policies, and their age in steps "
+        "that had an update",
         "`lag_max` at most `rollout.partial_max_lag`",
     ),
     Metric(
@@ -95,7 +96,8 @@ STEP = (
     ),
     Metric(
         ("batch/informative_groups",),
-        "informative groups after the rescue",
+        "informative groups after the rescue; under `batch.on_scarce=resample` after groups of "
+        "further batches have taken the place of others",
     ),
     Metric(
         ("batch/distinct_problems",),
@@ -164,7 +166,7 @@ STEP = (
     ),
     Metric(
         ("update/loss",),
-        "the clipped surrogate",
+        "the clipped surrogate, with the KL term and the entropy bonus where they are on",
         "noise around 0: it is no measure of progress",
     ),
     Metric(

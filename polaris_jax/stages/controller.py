@@ -80,8 +80,8 @@ def observe(
 ) -> tuple[StageState, list[dict[str, Any]]]:
     """The state after one more step, and a decision if the stage has ended.
 
-    A step without an update, or with an update that was skipped as not finite, counts as a step and
-    leaves the entropies unchanged. The end of the last stage sets `finished`. A stage that a rule
+    A step without an update counts as a step and leaves the entropies unchanged; so does an update
+    without a finite entropy. The end of the last stage sets `finished`. A stage that a rule
     has ended may do one more step, in which the groups in flight are completed.
 
     Args:

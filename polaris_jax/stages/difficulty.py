@@ -86,6 +86,10 @@ class AccuracyTable:
             before_right, before_seen, _, _ = visits.get(problem_id, (0, 0, 0, 0))
             visits[problem_id] = (before_right + right, before_seen + seen, right, seen)
 
+    def add_calibration(self, other: AccuracyTable) -> None:
+        """Takes the other table's calibration in place of this one's, where both have a problem."""
+        self._calibration = {**self._calibration, **other._calibration}
+
     def forget(self, stage: int) -> None:
         """Deletes the visits of a stage, if a run starts in it with the table of another run."""
         self._visits.pop(stage, None)
@@ -134,7 +138,7 @@ class AccuracyTable:
         """
         newest = {
             problem_id: counts
-            for stage in sorted(self._visits)
+            for stage in self._visits  # in the order of their first visits
             for problem_id, counts in self._visits[stage].items()
         }
         weights = {}

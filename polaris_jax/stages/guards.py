@@ -188,6 +188,12 @@ def check_health(step: int, skips_in_a_row: int, metrics: Metrics, config: RunCo
     if config.rollout.kv_dtype != "auto":
         gate = gate or INT8_LOGP_GAP_MEAN
         remedy = f"; rollout.kv_dtype={config.rollout.kv_dtype} rounds it, auto does not"
+    if gate and "rollout/logp_gap_mean" in metrics.get("nonfinite", ()):
+        raise RuntimeError(
+            f"step {step}: rollout/logp_gap_mean is not finite "
+            f"(rollout.max_logp_gap_mean={gate:g}): the sampler or the trainer gave a sampled "
+            f"token no log-prob; look at the step's rollouts{remedy}"
+        )
     if gate and gap is not None and gap > gate:
         raise RuntimeError(
             f"step {step}: rollout/logp_gap_mean={gap:.4g} nats exceeds "

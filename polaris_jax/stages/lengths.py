@@ -23,6 +23,10 @@ class LengthTable:
         """A copy that later records do not change."""
         return LengthTable(self._means)
 
+    def add_unknown(self, other: LengthTable) -> None:
+        """Takes the other table's lengths of problems that this one does not have."""
+        self._means = {**other._means, **self._means}
+
     def record(
         self, problem_ids: Sequence[str], token_ids: Sequence[Sequence[Sequence[int]]]
     ) -> None:

@@ -20,7 +20,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from polaris_jax.config import ModelSection, ObjectiveSection, OptimizerSection
-from polaris_jax.metrics import Mean
+from polaris_jax.metrics import Mean, value_of
 from polaris_jax.models import Decoder, ModelConfig, shard_work
 from polaris_jax.records import TrainBatch
 from polaris_jax.sharding import (
@@ -379,13 +379,17 @@ def _metrics(
 def merge_metrics(parts: Sequence[Metrics]) -> Metrics:
     """The metrics of several minibatches as one: means are pooled, numbers are summed.
 
-    The log-prob gap (mean and max) is that of the first minibatch. The gap of a later one would
-    also contain the updates of earlier minibatches (unless old_logprobs is "recompute").
+    The log-prob gap (mean and max) is that of the first minibatch with a token that was sampled in
+    this step. The gap of a later one also contains the updates of earlier minibatches (unless
+    old_logprobs is "recompute").
 
     Args:
         parts: metrics of each minibatch, in order; at least one.
     """
     merged = dict(parts[0])
+    sampled = (part for part in parts if value_of(part.get("rollout/logp_gap_mean")) is not None)
+    first = next(sampled, parts[0])
+    merged |= {name: x for name, x in first.items() if name.startswith("rollout/logp_gap")}
     for part in parts[1:]:
         for name, value in part.items():
             if not name.startswith("rollout/logp_gap"):

@@ -215,6 +215,37 @@ def test_state_is_plain_json_and_comes_back_bit_for_bit():
         assert other.get(entry["problem_id"]) == sink.get(entry["problem_id"])
 
 
+def test_texts_are_bytes_in_a_checkpoint_and_those_of_earlier_versions_are_read():
+    texts = ["", "x² 日本 \ud800", "a\n"]
+    sink = RescueBuffer()
+    for number, text in enumerate(texts):
+        graded = dataclasses.replace(
+            to_graded([group([1], problem_id=f"q{number}")]), texts=[[text]]
+        )
+        sink.update(graded, **VISIT)
+    state = sink.array_state()
+    assert all(isinstance(entry["text"], np.ndarray) for entry in state["slots"])
+    former = sink.state_dict()
+    for entry, text in zip(former["slots"], texts, strict=True):
+        entry["text"] = text
+    for kept in (state, former):
+        other = RescueBuffer()
+        other.load_state_dict(kept)
+        assert [other.get(f"q{number}").text for number in range(3)] == texts
+        assert json.dumps(other.state_dict()) == json.dumps(sink.state_dict())
+
+
+def test_dropped_problems_are_forgotten_and_a_later_run_counts_from_its_own_start():
+    sink = sink_with(group([1]), group([1], problem_id="r"))
+    before, stored_at = copy.copy(sink), sink.stored_at("r")
+    sink.drop(["q", "never seen"])
+    assert "q" not in sink and "r" in sink and "q" in before
+    sink.begin_anew(480)
+    assert sink.stored_at("r") == stored_at - 480
+    assert before.stored_at("r") == stored_at
+    assert sink.get("r").text == before.get("r").text
+
+
 def test_a_copy_is_a_snapshot():
     sink = sink_with(group([1], mark=1))
     before = copy.copy(sink)

@@ -256,6 +256,17 @@ def test_the_most_learnable_problem_is_solved_half_of_the_time():
         assert value == pytest.approx(float((density * p * (1 - p)).sum() / density.sum()))
 
 
+def test_a_run_that_begins_from_another_keeps_its_own_calibration():
+    inherited = table_of(("seen", 8, 8, 0), calibration={"both": 1.0, "theirs": 1.0})
+    inherited.add_calibration(AccuracyTable({"both": 0.5, "mine": 0.0, "seen": 0.5}))
+    weights = inherited.learnable(["both", "mine", "theirs", "seen"])
+    own = AccuracyTable({"both": 0.5, "mine": 0.0, "theirs": 1.0})
+    assert {k: weights[k] for k in ("both", "mine", "theirs")} == own.learnable(
+        ["both", "mine", "theirs"]
+    )
+    assert weights["seen"] == table_of(("seen", 8, 8, 0)).learnable(["seen"])["seen"]
+
+
 def test_what_is_learnable_follows_the_newest_visits():
     unseen = AccuracyTable().learnable(["new"])["new"]
     assert unseen == pytest.approx(1 / 6)
@@ -264,6 +275,14 @@ def test_what_is_learnable_follows_the_newest_visits():
     # A stage's visit takes the place of calibration and of the stage before.
     later = table_of(("q", 4, 8, 0), ("q", 0, 8, 1), calibration={"q": 0.5})
     assert later.learnable(["q"]) == table_of(("q", 0, 8, 0)).learnable(["q"])
+    # A run that began in stage 1 from one that was in stage 2.
+    begun = table_of(("q", 0, 8, 1), ("q", 8, 8, 2))
+    begun.forget(1)
+    begun.record(["q"], [[1] * 4 + [0] * 4], stage=1)
+    again = AccuracyTable()
+    again.load_state_dict(begun.state_dict())
+    for table in (begun, again):
+        assert table.learnable(["q"]) == table_of(("q", 4, 8, 0)).learnable(["q"])
     # The newest visit weighs as much as all earlier ones together.
     many = table_of(*[("q", 0, 8, 0)] * 9, ("q", 8, 8, 0)).learnable(["q"])["q"]
     assert many == table_of(("q", 0, 8, 0), ("q", 8, 8, 0)).learnable(["q"])["q"]

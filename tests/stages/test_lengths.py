@@ -27,6 +27,12 @@ def test_what_calibration_measured_counts_until_the_first_visit():
     assert made.expected(["a", "b"], max_response_tokens=100) == [3.0, 10.0]
 
 
+def test_another_tables_lengths_count_where_there_is_none():
+    table = LengthTable({"a": 3.0})
+    table.add_unknown(LengthTable({"a": 9.0, "b": 5.0}))
+    assert table.expected(["a", "b"], max_response_tokens=64) == [3.0, 5.0]
+
+
 def test_nothing_is_expected_of_problems_that_nobody_has_seen():
     assert LengthTable().expected(["a"], max_response_tokens=9) is None
     assert table().expected(["new", "newer"], max_response_tokens=9) is None

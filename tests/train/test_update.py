@@ -10,6 +10,7 @@ import pytest
 
 from polaris_jax.batch import concat_graded, select_groups
 from polaris_jax.config import MeshSection, ModelSection, ObjectiveSection
+from polaris_jax.metrics import Mean
 from polaris_jax.models import RopeScaling
 from polaris_jax.sharding import make_mesh, private_copies
 from polaris_jax.train.programs import update_programs
@@ -205,6 +206,15 @@ def test_recompute_is_on_policy_at_first_and_keeps_the_gap_to_the_sampler():
     mean = (first["update/entropy"] + second["update/entropy"]) / 2
     assert merged["update/entropy"] == pytest.approx(mean)
     assert merged["update/skipped"] == 0.0
+
+
+def test_the_gap_is_that_of_the_first_minibatch_that_was_sampled_in_this_step():
+    copies = {"rollout/logp_gap_mean": Mean(0.0, 0.0), "rollout/logp_gap_max": None}
+    fresh = {"rollout/logp_gap_mean": Mean(5.0, 100.0), "rollout/logp_gap_max": 0.2}
+    later = {"rollout/logp_gap_mean": Mean(9.0, 10.0), "rollout/logp_gap_max": 0.9}
+    assert merge_metrics([copies, fresh, later]) == fresh
+    assert merge_metrics([fresh, copies, later]) == fresh
+    assert merge_metrics([copies, copies]) == copies
 
 
 def test_kl_pulls_to_the_reference_and_is_zero_at_it():
