@@ -63,6 +63,7 @@ from polaris_jax.train.update import Updater
 
 WARMSTART_DIR = "base_model"
 TRAINED_ON, HELD_OUT = "problem set", "held-out problem set"  # as errors call them
+PROMPTS = "prompts (data.shots, data.chat_template, tokenizer)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,15 +180,14 @@ def assemble(
             )
         )
         progress.line(f"problems: {len(found.problems)} from {found.origin} ({found.why})")
-        if config.optimizer.moment_dtype != "float32":
-            progress.line(
-                f"optimizer.moment_dtype={config.optimizer.moment_dtype}: the recipe's is float32"
-            )
+        if (moments := config.optimizer.moment_dtype) != "float32":
+            progress.line(f"optimizer.moment_dtype={moments}: the recipe's is float32")
         path = base_path(config, workdir, progress)  # the warm start, if one is configured
         model_config, tokenizer = load_config(path), load_tokenizer(path)
         problems, prompts = fitting_prompts(
             found.problems, config.data, tokenizer=tokenizer, say=progress.line
         )
+        processes.agree({PROMPTS: prompts})
         warn_of_reward(config.reward, config.data, tokenizer, problems, progress.line)
         if config.reward.control == "foreign_golds":
             problems = foreign_golds(problems, seed=fold_seed(config.seed, "foreign golds"))

@@ -9,7 +9,7 @@ from etils import epath
 
 from polaris_jax import step
 from polaris_jax.__main__ import main
-from polaris_jax.assemble import assemble
+from polaris_jax.assemble import PROMPTS, assemble
 from polaris_jax.batch.substitution import Substitution
 from polaris_jax.checkpoint.snapshots import Snapshot, SnapshotSaver
 from polaris_jax.commands.flags import parse
@@ -187,6 +187,21 @@ def test_the_first_step_knows_the_lengths_that_calibration_measured(tmp_path, ba
         )
     assert expected == [float(row["response_tokens"]) for row in known]
     assert unknown is None
+
+
+def test_processes_compare_the_ids_of_their_prompts(tmp_path, base, monkeypatch):
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr("polaris_jax.system.processes.agree", told.append)
+
+    def prompts(name: str, suffix: str) -> str:
+        told.clear()
+        line = [*flags(*base, *MESH), f"--config.data.prompt_suffix={suffix}"]
+        command = parse("train", [*line, f"--workdir={tmp_path / name}"], doc="")
+        with assemble(command.config, command.workdir, progress=Progress(enabled=False)):
+            (fact,) = [facts[PROMPTS] for facts in told if PROMPTS in facts]
+        return fact
+
+    assert prompts("a", " Answer.") == prompts("b", " Answer.") != prompts("c", " Say.")
 
 
 def test_a_run_whose_checkpoints_are_gone_or_damaged_does_not_begin_anew(tmp_path, base, capsys):

@@ -16,7 +16,6 @@ from polaris_jax.data.prompts import prompt_format
 from polaris_jax.data.source_text import parse_source
 from polaris_jax.records import Problem
 from polaris_jax.run.identity import differing_inputs
-from polaris_jax.system import processes
 
 PREPARED = "problems.parquet"  # written by `polaris prepare`
 CURATED = "curated.parquet"  # written by `polaris calibrate`
@@ -215,7 +214,7 @@ def fitting_prompts(
     """What `fitting` returns, and a digest of the token ids of these problems' prompts.
 
     Raises:
-        ConfigError: no prompt is short enough, or the processes of the run have other prompts.
+        ConfigError: no prompt is short enough.
     """
     kept, dropped, digest = drop_long_prompts(
         problems,
@@ -225,7 +224,6 @@ def fitting_prompts(
         say=say,
     )
     say_long_prompts(list(dropped.items()), data.max_prompt_tokens, kept=len(kept), say=say)
-    processes.agree({"prompts, by data.shots, data.chat_template and the tokenizer": digest})
     return kept, digest
 
 

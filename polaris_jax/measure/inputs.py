@@ -10,11 +10,11 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.assemble import training_problems
+from polaris_jax.assemble import PROMPTS, training_problems
 from polaris_jax.config import RewardSection, RunConfig
 from polaris_jax.config.sections import SETTINGS
 from polaris_jax.config.settings import ALWAYS, config_fields, declared_name
-from polaris_jax.data.problem_sets import ProblemSet, fitting
+from polaris_jax.data.problem_sets import ProblemSet, fitting_prompts
 from polaris_jax.data.prompts import read_shots, read_template
 from polaris_jax.measure.weights import BASE, Weights
 from polaris_jax.models.positions import check_positions
@@ -78,7 +78,10 @@ def measured_on(
     weights = Weights.of(workdir, checkpoint)
     found = training_problems(config, workdir, progress, files=files)
     model_config, tokenizer = weights.describe(config)
-    problems = fitting(found.problems, config.data, tokenizer=tokenizer, say=progress.line)
+    problems, prompts = fitting_prompts(
+        found.problems, config.data, tokenizer=tokenizer, say=progress.line
+    )
+    processes.agree({PROMPTS: prompts})
     warn_of_reward(config.reward, config.data, tokenizer, problems, progress.line)
     check_positions(config, model_config, progress.line)
     model, places = weights.inputs(
