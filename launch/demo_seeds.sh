@@ -26,9 +26,16 @@ polaris_with() {
   "$launch_python" -m polaris_jax "$command" --config=configs/tiny_cpu.py --workdir="$workdir" \
     --config.seed="$seed" --config.warmstart.seed="$seed" "$@"
 }
-# What a rerun finds in place stays as it is.
+# take FILE FOLDER: what a rerun finds in place stays as it is. The last name is given to complete
+# copies only, so that a kill in between leaves nothing that counts.
 take() {
-  [[ -e $2/$(basename "$1") ]] || cp -r "$1" "$2/"
+  local target
+  target=$2/$(basename "$1")
+  if [[ ! -e $target ]]; then
+    rm -rf "$target.part"
+    cp -r "$1" "$target.part"
+    mv "$target.part" "$target"
+  fi
 }
 for seed in 0 1 2; do
   polaris=$root/polaris-$seed

@@ -11,7 +11,9 @@
 #   --dry-run       print what would run
 #
 # The first process that fails is named, the others are stopped, and its status is the script's.
-# SIGTERM and Ctrl-C are passed on to all, a lost terminal as SIGTERM. NVIDIA GPUs, if any, are dealt evenly to the processes.
+# Ctrl-C is passed on to all, a second one kills them. SIGTERM is passed on whenever it comes, and so,
+# as SIGTERM, are a lost terminal, SIGUSR1, SIGUSR2, SIGQUIT and SIGXCPU. NVIDIA GPUs, if any, are
+# dealt evenly to the processes.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -94,44 +96,47 @@ state="$(mktemp -d)"
 trap 'rm -rf "$state"' EXIT
 touch "$state/ended"
 
+like_term=(TERM HUP USR1 USR2 QUIT XCPU) # each asks a run to leave a checkpoint
+
 # One rank: its output is marked (rank 0's is not), its end is noted as "RANK STATUS". Both this
 # shell and awk outlive the signals that go to the whole group: the one to note the status, the other
 # to pass on the last lines. The inner redirection keeps bash's own "Killed" line quiet.
 run_rank() {
   local rank=$1 status=0
-  trap : INT TERM
+  trap : INT "${like_term[@]}"
   rank_environment "$rank"
   if [[ $rank == 0 ]]; then
     { env "${environment[@]}" "${command[@]}" </dev/null 2>&3 || status=$?; } 3>&2 2>/dev/null
   else
     {
       env "${environment[@]}" "${command[@]}" </dev/null \
-        > >(trap '' INT TERM; exec awk -v mark="[$rank] " '{print mark $0; fflush()}') 2>&1 ||
+        > >(trap '' INT "${like_term[@]}"; exec awk -v mark="[$rank] " '{print mark $0; fflush()}') 2>&1 ||
         status=$?
     } 2>/dev/null
   fi
   echo "$rank $status" >>"$state/ended"
 }
 
-pids=() signalled=0
+pids=() signalled=0 interrupts=0
 signal_all() {
   local name=$1 pid
   for pid in "${pids[@]}"; do
     kill "-$name" -- "-$pid" 2>/dev/null || true
   done
 }
+# pass_on INT|TERM: to every rank. Only a second Ctrl-C kills: the ranks may be saving, and any other
+# later signal changes nothing for them.
 # shellcheck disable=SC2329  # the traps below call it
 pass_on() {
-  signalled=$((signalled + 1))
-  if ((signalled > 1)); then
+  signalled=1
+  if [[ $1 == INT ]] && ((interrupts++ > 0)); then
     signal_all KILL
   else
     signal_all "$1"
   fi
 }
 trap 'pass_on INT' INT
-trap 'pass_on TERM' TERM
-trap '((signalled)) || pass_on TERM' HUP # the ranks have groups of their own; it may come twice
+trap 'pass_on TERM' "${like_term[@]}" # the ranks have groups of their own, and get none by themselves
 
 set -m # each rank leads a process group of its own, with default signal handling
 for ((rank = 0; rank < processes; rank++)); do
@@ -140,43 +145,49 @@ for ((rank = 0; rank < processes; rank++)); do
 done
 set +m # what follows stays in this group, so that Ctrl-C reaches the traps
 
-# A rank whose shell was killed could not note its end.
-note_killed() {
-  local rank
+# Sets `ended`, the number of ranks that have ended, and `failure`, the first that failed: "RANK STATUS".
+# A rank whose shell was killed could not note its end. Builtins only: a signal to this script's group
+# would end anything that is forked here, and its answer would be missing.
+ended=0 failure=""
+look() {
+  local rank status gone=() noted=()
   for ((rank = 0; rank < processes; rank++)); do
-    if ! kill -0 "${pids[rank]}" 2>/dev/null && ! grep -q "^$rank " "$state/ended"; then
+    kill -0 "${pids[rank]}" 2>/dev/null || gone+=("$rank")
+  done
+  failure=""
+  while read -r rank status; do
+    noted[rank]=1
+    [[ $status == 0 || -n $failure ]] || failure="$rank $status"
+  done <"$state/ended"
+  for rank in ${gone[@]+"${gone[@]}"}; do
+    if [[ -z ${noted[rank]:-} ]]; then
+      noted[rank]=1
+      failure="${failure:-$rank 137}"
       echo "$rank 137" >>"$state/ended"
     fi
   done
+  ended=${#noted[@]}
 }
-ended_count() {
-  note_killed
-  wc -l <"$state/ended"
-}
-first_failure() { awk '$2 != 0 {print; exit}' "$state/ended"; }
 
-while (($(ended_count) < processes)) && [[ -z $(first_failure) ]]; do
+look
+while ((ended < processes)) && [[ -z $failure ]]; do
   sleep 0.2 || true
+  look
 done
-
-failure="$(first_failure)"
 if [[ -z $failure ]]; then
   exit 0
 fi
 read -r rank status <<<"$failure"
 if ((signalled == 0)); then
   echo "process $rank of $processes ended first, with status $status; stopping the others" >&2
+  signal_all TERM
 fi
 deadline=$((SECONDS + grace))
-told=0
-while (($(ended_count) < processes && SECONDS < deadline)); do
-  if ((told == 0 && signalled == 0)); then
-    signal_all TERM
-    told=1
-  fi
+while ((ended < processes && SECONDS < deadline)); do
   sleep 0.2 || true
+  look
 done
-if (($(ended_count) < processes)); then
+if ((ended < processes)); then
   signal_all KILL
 fi
 exit "$status"

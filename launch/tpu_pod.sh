@@ -17,6 +17,8 @@
 # hosts), or a shared disk (NFS, Filestore). jax finds the other hosts by itself. Rerun the same line
 # after a preemption: the run resumes; with POLARIS_COMPILE_CACHE=DIR (a shared one too) set here it
 # compiles nothing that it has compiled before. LIBTPU_INIT_ARGS, set here, goes to the hosts too.
+# gcloud repeats the command on a host if its connection breaks: --overwrite counts once for each call
+# of this script. A line that you rerun deletes the run if it has --overwrite.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -64,7 +66,8 @@ if ((setup == 1)); then
   on_all_hosts "mkdir -p $folder && tar -xzf polaris_jax.tar.gz -C $folder && make -C $folder venv-tpu"
 fi
 if [[ $# -gt 0 ]]; then
-  variables="POLARIS_DISTRIBUTED=auto "
+  # The same when gcloud repeats the command: a run that this call began is not overwritten.
+  variables="POLARIS_DISTRIBUTED=auto POLARIS_LAUNCH=tpu-$(date +%s)-$RANDOM "
   if [[ -n ${POLARIS_COMPILE_CACHE:-} ]]; then
     variables+="POLARIS_COMPILE_CACHE=$(shown "$POLARIS_COMPILE_CACHE") "
   fi

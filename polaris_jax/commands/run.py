@@ -33,8 +33,8 @@ _REMEDIES = {
 def run_command(command: Callable[[], int]) -> int:
     """Runs `command` and turns how it ends into an exit code.
 
-    2: a bad argument, config or input. 1: a failure at run time. 130: Ctrl-C. With
-    POLARIS_TRACEBACK=1 errors keep their traceback.
+    2: a bad argument, config or input. 1: a failure at run time, or a workdir that cannot be used
+    right now. 130: Ctrl-C. With POLARIS_TRACEBACK=1 errors keep their traceback.
     """
     keep_traceback = bool(os.environ.get("POLARIS_TRACEBACK"))
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
@@ -59,8 +59,9 @@ def run_command(command: Callable[[], int]) -> int:
         if started := sys.modules.get(PROCESSES):
             started.end_after_peer_loss(error)
         print_error(_describe(error))
-        bad_input = isinstance(error, ConfigError | FileNotFoundError | ValueError)
-        return _failed(2 if bad_input else 1)
+        if isinstance(error, ConfigError):
+            return _failed(error.exit_status)
+        return _failed(2 if isinstance(error, FileNotFoundError | ValueError) else 1)
 
 
 def _failed(status: int) -> int:

@@ -2,11 +2,11 @@ r"""All stages of the recipe, from the workdir's curated problems to a checkpoin
 
 Resumes by itself: the same command on the same workdir continues from the last complete
 checkpoint. A workdir of another config is refused, naming the fields that differ; --overwrite
-starts anew. `--stage N --from CKPT` begins at stage N (from 0, as in `config.stages[N]`) with the
-weights, accuracy table and rescue sink of another run's checkpoint. SIGTERM or a lost terminal
-leaves a checkpoint and exits 0 (or as POLARIS_STOPPED_STATUS says, for schedulers that restart only
-what has failed), Ctrl-C leaves one and exits 130. A run of which half the steps taught nothing ends
-with 1.
+starts anew, but not again when a scheduler repeats the line (POLARIS_LAUNCH). `--stage N --from
+CKPT` begins at stage N (from 0, as in `config.stages[N]`) with the weights, accuracy table and
+rescue sink of another run's checkpoint. SIGTERM or a lost terminal leaves a checkpoint and exits 0
+(or as POLARIS_STOPPED_STATUS says, for schedulers that restart only what has failed), Ctrl-C leaves
+one and exits 130. A run of which half the steps taught nothing ends with 1.
 
 Example:
   polaris train --config=configs/polaris_4b.py --workdir=runs/4b \
@@ -23,7 +23,7 @@ from etils import epath
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
 from polaris_jax.config import ConfigError, RunConfig
-from polaris_jax.run.record import has_finished
+from polaris_jax.run.record import LAUNCH, begun_by_this_launch, has_finished
 from polaris_jax.system.files import as_place, is_remote
 from polaris_jax.system.signals import StopRequest, stopped_status
 
@@ -58,8 +58,13 @@ def main(argv: list[str]) -> int:
     from polaris_jax.commands.forecast import machine_forecast
     from polaris_jax.loop import run
     from polaris_jax.state import StartAt
-    from polaris_jax.system.processes import any_process
+    from polaris_jax.system.console import open_console
+    from polaris_jax.system.processes import any_process, from_first
 
+    if overwrite and from_first(lambda: begun_by_this_launch(workdir)):
+        overwrite = False
+        launch = f"{LAUNCH}={os.environ[LAUNCH]}"
+        open_console().line(f"--overwrite is left out: {launch} began this run, which resumes")
     start = StartAt(stage, as_place(source)) if source else None
     stop = StopRequest()
     complete = not overwrite and has_finished(workdir)

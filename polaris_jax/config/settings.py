@@ -23,7 +23,13 @@ _KEY = "setting"
 
 
 class ConfigError(ValueError):
-    """A bad config value; its text is one line for the user."""
+    """A bad config value; its text is one line for the user.
+
+    Attributes:
+        exit_status: how a command ends by it; 2 means that the same line will fail again.
+    """
+
+    exit_status = 2
 
 
 def require(ok: bool, path: str, value: object, rule: str) -> None:

@@ -32,7 +32,12 @@ RETRY_S = 0.1
 
 
 class InUse(ConfigError):
-    """Another process owns the files. The text is one line for the user."""
+    """Another process owns the files. The text is one line for the user.
+
+    A scheduler may try again: some file servers hold the lock of a lost host for a while.
+    """
+
+    exit_status = 1
 
 
 class TakenOver(RuntimeError):

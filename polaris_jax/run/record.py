@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import socket
 import subprocess
@@ -33,6 +34,8 @@ from polaris_jax.system.files import AnyPath, as_place, write_json
 from polaris_jax.system.foreign import RECORD_BYTES, read_json
 
 RECORD = "run.json"
+# What names the launch of this process: the same when a scheduler repeats its line.
+LAUNCH = "POLARIS_LAUNCH"
 ABSENT = "absent"
 _VERSIONS_OF = (
     "jax",
@@ -79,6 +82,35 @@ def has_finished(workdir: AnyPath) -> bool:
     record = read_record(as_place(workdir))
     starts = [] if record is None else record["starts"]
     return any(isinstance(s, dict) and s.get("ended") == "finished" for s in starts)
+
+
+def begun_by_this_launch(workdir: AnyPath) -> bool:
+    """True if the workdir's run was begun by an earlier start of this launch (POLARIS_LAUNCH).
+
+    A scheduler that repeats a line with --overwrite repeats the flag. The first start has deleted
+    what was there before; what a later start finds is the run itself.
+
+    Raises:
+        ConfigError: the variable is empty, or run.json is damaged, so that nobody can tell.
+    """
+    launch = os.environ.get(LAUNCH)
+    if launch is None:
+        return False
+    if not launch:
+        raise ConfigError(
+            f"{LAUNCH}='': with --overwrite a restart would delete the run that this launch began; "
+            "set it to a name that restarts keep, or leave --overwrite out"
+        )
+    place = as_place(workdir)
+    try:
+        record = read_record(place)
+    except ConfigError:
+        raise ConfigError(
+            f"{place / RECORD}: damaged, and {LAUNCH}={launch} may have begun this run, so "
+            "--overwrite deletes nothing; restore the file, or delete it to begin anew"
+        ) from None
+    starts = [] if record is None else record["starts"]
+    return any(isinstance(start, dict) and start.get("launch") == launch for start in starts)
 
 
 def read_facts(workdir: AnyPath) -> dict[str, Any]:
@@ -246,6 +278,8 @@ def write_record(
     """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     start = {"time": now, "argv": sys.argv[1:], "commit": _commit(), "host": socket.gethostname()}
+    if launch := os.environ.get(LAUNCH):
+        start["launch"] = launch
     write_json(
         workdir / RECORD,
         {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import re
@@ -51,6 +52,11 @@ __all__ = [
 
 LOCK = ".lock"
 ROLLOUTS = "rollouts"
+# Errors of a wrong path or right, which do not pass by themselves.
+_LASTING = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+}
 _FILES = (RECORD, "metrics.jsonl", "timing.jsonl", "stages.json", "warnings.json")
 # What training writes: pattern of the name -> for a folder, the pattern of our files inside.
 # --overwrite deletes these and nothing else. Files of other commands and of people stay.
@@ -287,9 +293,12 @@ def delete_rollouts_from(workdir: AnyPath, step: int) -> None:
 
 
 def _unwritable(workdir: AnyPath, error: OSError) -> ConfigError:
-    return ConfigError(
+    refusal = ConfigError(
         f"workdir={workdir}: cannot be written ({error.strerror}); choose another --workdir"
     )
+    if error.errno not in _LASTING:  # a server that is away, a full disk: a scheduler may try again
+        refusal.exit_status = 1
+    return refusal
 
 
 def _fitting_record(workdir: epath.Path, config: RunConfig) -> dict[str, Any] | None:

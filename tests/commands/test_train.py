@@ -1,10 +1,17 @@
-"""A later stage from another run's checkpoint: what is refused before anything is lost."""
+"""What is refused, and what is kept, before anything is lost: --stage, --from and --overwrite."""
+
+import json
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
 
+from polaris_jax import loop
+from polaris_jax.__main__ import main
 from polaris_jax.commands.train import check_start
 from polaris_jax.config import ConfigError, build_config
+from polaris_jax.run import workdir as workdir_lib
+from polaris_jax.run.owner import own
 
 CONFIG = build_config({"stages": [{"steps": 1}, {"steps": 1}]})
 
@@ -43,3 +50,67 @@ def test_a_store_is_compared_by_name():
     with pytest.raises(ConfigError, match="--overwrite would delete it"):
         check("gs://bucket/run/checkpoints/6", "gs://bucket/run/")
     check("gs://bucket/run2/checkpoints", "gs://bucket/run")
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Starts `polaris train`, which claims the workdir and leaves a checkpoint of its number."""
+    starts = []
+
+    def run(config, workdir, *, overwrite, **_):
+        workdir_lib.claim(workdir, config, overwrite=overwrite).release()
+        starts.append(workdir / "checkpoints" / str(len(starts)))
+        starts[-1].mkdir(parents=True)
+        return SimpleNamespace(done=True, guards=SimpleNamespace(hopeless=False))
+
+    monkeypatch.setattr(loop, "run", run)
+
+    def call(launch: str | None, *flags: str) -> tuple[int, list[str]]:
+        """Exit status, and the checkpoints that are there afterwards."""
+        if launch is None:
+            monkeypatch.delenv("POLARIS_LAUNCH", raising=False)
+        else:
+            monkeypatch.setenv("POLARIS_LAUNCH", launch)
+        status = main(["train", "--config=configs/tiny_cpu.py", f"--workdir={tmp_path}", *flags])
+        return status, sorted(path.name for path in (tmp_path / "checkpoints").glob("*"))
+
+    return call
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--overwrite=true", "-overwrite"])
+def test_a_line_that_a_scheduler_repeats_overwrites_once(start, capsys, flag):
+    assert start(None) == (0, ["0"])
+    assert start("slurm-7", flag) == (0, ["1"])
+    assert "left out" not in capsys.readouterr().out
+    for kept in (["1", "2"], ["1", "2", "3"]):
+        assert start("slurm-7", flag) == (0, kept)
+        out = capsys.readouterr().out
+        assert out.count("--overwrite is left out: POLARIS_LAUNCH=slurm-7 began this run") == 1
+    assert start("slurm-8", flag) == (0, ["4"])  # another launch asks anew
+
+
+def test_without_a_launch_overwrite_is_what_it_was(start):
+    assert start(None, "--overwrite") == (0, ["0"])
+    assert start(None, "--overwrite") == (0, ["1"])
+
+
+def test_overwrite_deletes_nothing_if_nobody_can_tell_who_began_the_run(start, tmp_path, capsys):
+    assert start("slurm-7") == (0, ["0"])
+    assert start("", "--overwrite") == (2, ["0"])
+    assert "POLARIS_LAUNCH='': with --overwrite a restart would" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text("{")
+    assert start("slurm-7", "--overwrite") == (2, ["0"])
+    assert "restore the file, or delete it to begin anew" in capsys.readouterr().err
+    (tmp_path / "run.json").unlink()
+    assert start("slurm-7", "--overwrite") == (0, ["1"])
+    assert json.loads((tmp_path / "run.json").read_text())["starts"][0]["launch"] == "slurm-7"
+
+
+def test_a_workdir_in_use_is_not_bad_input(start, tmp_path, capsys):
+    """Exit status 2 tells a scheduler that no restart can mend it."""
+    assert start(None)[0] == 0
+    busy = "`polaris train` already runs in it"
+    held = own(epath.Path(tmp_path / ".lock"), busy=busy, remedy="wait", writes=())
+    assert start(None)[0] == 1
+    held.release()
+    assert "already runs in it" in capsys.readouterr().err

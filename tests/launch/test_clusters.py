@@ -36,6 +36,7 @@ def test_slurm_starts_one_process_a_node():
     variables, command = (shlex.split(line.replace("$'", "'")) for line in done.stdout.splitlines())
     assert "POLARIS_COORDINATOR=gpu7:61444" in variables
     assert "POLARIS_NUM_PROCESSES=4" in variables
+    assert "POLARIS_LAUNCH=slurm-4100" in variables
     assert command[:4] == ["srun", "--nodes=4", "--ntasks=4", "--ntasks-per-node=1"]
     assert command[-4:] == ["-m", "polaris_jax", "train", "--workdir=/runs/a b"]
 
@@ -52,13 +53,14 @@ def test_slurm_gives_a_process_every_gpu_of_its_node(tmp_path):
         (tmp_path / name).chmod(0o755)
     job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "gpu[1-2]"}
     done = call(
-        SLURM, "train", "--workdir=w", **job,
+        SLURM, "train", "--workdir=w", **job, SLURM_CLUSTER_NAME="west", SLURM_RESTART_COUNT="1",
         PATH=f"{tmp_path}:{os.environ['PATH']}", POLARIS_PYTHON=str(tmp_path / "python"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7",
         "POLARIS_COORDINATOR=gpu1:61441",
+        "POLARIS_LAUNCH=slurm-west-1",
         "POLARIS_NUM_PROCESSES=2",
         "POLARIS_PROCESS_ID=1",
         f"POLARIS_PYTHON={tmp_path / 'python'}",
@@ -102,8 +104,16 @@ def test_tpu_runs_the_command_on_every_host():
     (line,) = done.stdout.splitlines()
     assert "--project p" in line
     remote = remote_command(line)
-    assert remote.startswith("cd polaris_jax && POLARIS_DISTRIBUTED=auto .venv/bin/python")
+    assert remote.startswith("cd polaris_jax && POLARIS_DISTRIBUTED=auto POLARIS_LAUNCH=tpu-")
     assert shlex.split(remote)[-2:] == ["train", "--workdir=/mnt/a b"]
+
+
+def test_tpu_calls_differ_in_their_launch_and_gclouds_repetitions_do_not():
+    """gcloud repeats the same text when a connection breaks; a second call is a new launch."""
+    calls = [call(TPU, "--name", "p", "--zone", "z", "--dry-run", "--", "train") for _ in range(2)]
+    launches = [re.findall(r"POLARIS_LAUNCH=(tpu-\d+-\d+)\\? ", done.stdout) for done in calls]
+    assert [len(found) for found in launches] == [1, 1]
+    assert launches[0] != launches[1]
 
 
 def test_tpu_hosts_keep_compiled_programs_where_asked():
@@ -170,7 +180,9 @@ def test_tpu_refusals(arguments, words):
     assert words in done.stderr
 
 
-def test_jobset_fills_in_to_a_whole_manifest():
+@pytest.fixture
+def jobset():
+    """The manifest with the values of its head comment, and those values."""
     text = GKE.read_text()
     head = text.split("apiVersion")[0]
     exported = " ".join(line[1:] for line in head.splitlines() if " export " in line)
@@ -178,7 +190,11 @@ def test_jobset_fills_in_to_a_whole_manifest():
     for name in set(re.findall(r"\$\{(\w+)\}", text)):
         text = text.replace(f"${{{name}}}", values[name])
     assert "${" not in text
-    manifest = yaml.safe_load(text)
+    return yaml.safe_load(text), values
+
+
+def test_jobset_fills_in_to_a_whole_manifest(jobset):
+    manifest, values = jobset
     assert manifest["kind"] == "JobSet"
     job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert job["parallelism"] == job["completions"] == 32
@@ -202,3 +218,32 @@ def test_jobset_fills_in_to_a_whole_manifest():
     assert {"name": "POLARIS_STOPPED_STATUS", "value": "143"} in container["env"]
     assert container["resources"]["limits"]["google.com/tpu"] == 4
     assert pod["terminationGracePeriodSeconds"] > 25  # checkpoint.grace_s
+
+
+def test_jobset_restarts_what_a_restart_can_mend(jobset):
+    """Exit status 2, of bad input, fails the set; every other failure restarts it."""
+    spec = jobset[0]["spec"]
+    (rule,) = spec["failurePolicy"]["rules"]
+    assert rule["action"] == "FailJobSet"
+    assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # or Kubernetes refuses a podFailurePolicy
+    (failure,) = job["podFailurePolicy"]["rules"]
+    assert failure["action"] == "FailJob"
+    codes = failure["onExitCodes"]
+    assert codes == {"containerName": "polaris", "operator": "In", "values": [2]}
+    (container,) = pod["containers"]
+    assert container["name"] == codes["containerName"]
+    # The first process gets the signals and its status is the container's: no shell in between.
+    assert container["command"][0].endswith("python")
+
+
+def test_jobset_names_the_launch_by_what_restarts_keep(jobset):
+    pod = jobset[0]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (source,) = [
+        v["valueFrom"] for v in pod["containers"][0]["env"] if v["name"] == "POLARIS_LAUNCH"
+    ]
+    path = source["fieldRef"]["fieldPath"]
+    assert path == "metadata.labels['jobset.sigs.k8s.io/jobset-uid']"

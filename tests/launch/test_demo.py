@@ -3,6 +3,8 @@
 import os
 import pathlib
 import re
+import shutil
+import signal
 import subprocess
 
 import pytest
@@ -10,10 +12,10 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def call(name, *arguments, python):
+def call(name, *arguments, python, **more):
     return subprocess.run(
         ["bash", str(ROOT / "launch" / name), *arguments],
-        env=os.environ | {"POLARIS_PYTHON": str(python)},
+        env=os.environ | {"POLARIS_PYTHON": str(python)} | more,
         capture_output=True,
         text=True,
         timeout=60,
@@ -98,6 +100,39 @@ def test_the_tiny_recipe_runs_every_command_with_that_interpreter(python):
     ]
     assert all(line[:2] == ["-m", "polaris_jax"] for line in words)
     assert all("--workdir=w" in line and "--config.seed=1" in line for line in words)
+
+
+@pytest.mark.parametrize("name", ["base_model", "curated.parquet"])
+def test_what_a_kill_left_half_copied_is_copied_again(tmp_path, name):
+    """Runs demo_seeds.sh twice; the first is killed while it copies `name`."""
+    source, root = tmp_path / "seeds" / "polaris-0", tmp_path / "seeds"
+    files = [f"base_model/{part}.safetensors" for part in "ab"] + ["curated.parquet", "probe.json"]
+    (source / "base_model").mkdir(parents=True)
+    for file in files:
+        (source / file).write_text(file)
+    # `train` ends the script: what is copied for a seed comes before.
+    python, cp = tmp_path / "python", tmp_path / "bin" / "cp"
+    cp.parent.mkdir()
+    python.write_text(
+        "#!/usr/bin/env bash\n[[ ${3:-} != train || $4 != *tiny_cpu* || $5 != */plain* ]]\n"
+    )
+    cp.write_text(
+        "#!/usr/bin/env bash\n"
+        f'[[ $2 == */{name} ]] || exec {shutil.which("cp")} "$@"\n'
+        'target=$3; [[ $target != */ ]] || target+=$(basename "$2")\n'
+        'if [[ -d $2 ]]; then mkdir "$target"; target+=/a.safetensors; fi\n'
+        'echo half > "$target"; kill -9 $PPID\n'
+    )
+    for path in (python, cp):
+        path.chmod(0o755)
+    path = os.environ["PATH"]
+    killed = call("demo_seeds.sh", str(root), python=python, PATH=f"{cp.parent}:{path}")
+    assert killed.returncode == -signal.SIGKILL
+    assert call("demo_seeds.sh", str(root), python=python).returncode == 1
+    for arm, copied in (("plain-0", files[:2]), ("control-0", files)):
+        for file in copied:
+            assert (root / arm / file).read_text() == file
+        assert not list((root / arm).glob("*.part"))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -211,36 +212,115 @@ for i in $(seq 300); do sleep 0.1; done"""
     wait_until_gone(int((tmp_path / "stubborn").read_text()))
 
 
-@pytest.mark.parametrize(
-    ("sent", "status"),
-    [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 0)],
-    ids=["sigterm", "ctrl-c", "lost-terminal"],
-)
-def test_a_signal_reaches_every_rank_and_their_status_is_the_scripts(
-    stand_in, tmp_path, sent, status
-):
-    name = sent.name.removeprefix("SIG").replace("HUP", "TERM")
-    body = f"""
-exec 2>/dev/null  # bash names the sleep that the signal ends, too
-trap 'echo got {name}; exit {status}' {name}
-touch {tmp_path}/ready$rank
-for i in $(seq 300); do sleep 0.1; done"""
-    # nohup, or a shell in the background, has it ignored, and the script would inherit that.
-    former = signal.signal(sent, signal.SIG_DFL)
-    process = subprocess.Popen(
-        [str(LOCAL), "--processes", "2", "--port", "5000", "--", "train"],
-        env=environment(stand_in(body)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    signal.signal(sent, former)
+@pytest.fixture
+def start(stand_in, tmp_path):
+    """Starts two ranks that answer signals by `body`, and returns once both are ready for them."""
+    started = []
+
+    def begin(body: str, **more: str) -> subprocess.Popen[str]:
+        # bash names the sleep that the signal ends, too
+        body = f"exec 2>/dev/null\n{body}\ntouch {tmp_path}/ready$rank"
+        python = stand_in(f"{body}\nfor i in $(seq 300); do sleep 0.1; done")
+        # nohup, or a shell in the background, has some ignored, and the script would inherit that.
+        former = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
+        process = subprocess.Popen(
+            [str(LOCAL), "--processes", "2", "--port", "5000", "--", "train"],
+            env=environment(python, **more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        wait_for(tmp_path, "ready")
+        return process
+
+    yield begin
+    for process in started:  # after a failed test
+        for _ in range(2):
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.5)
+        process.communicate(timeout=TIMEOUT_S)
+
+
+STOPS = {
+    signal.SIGINT: "ctrl-c",
+    signal.SIGTERM: "sigterm",
+    signal.SIGHUP: "lost-terminal",
+    signal.SIGUSR1: "sigusr1",
+    signal.SIGUSR2: "sigusr2",
+    signal.SIGQUIT: "sigquit",
+    signal.SIGXCPU: "sigxcpu",
+}
+
+
+def wait_for(folder: pathlib.Path, mark: str) -> None:
+    """Fails unless both ranks leave `mark` in `folder` within 20 s."""
     deadline_s = time.monotonic() + 20
-    while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
+    while not all((folder / f"{mark}{rank}").exists() for rank in range(2)):
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("sent", STOPS, ids=STOPS.values())
+def test_a_signal_reaches_every_rank_and_their_status_is_the_scripts(start, sent):
+    name, status = ("INT", 130) if sent == signal.SIGINT else ("TERM", 0)
+    process = start(f"trap 'echo got {name}; exit {status}' {name}")
     process.send_signal(sent)
     out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == status
     assert sorted(out.splitlines()) == [f"[1] got {name}", f"got {name}"]
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGTERM),
+        (signal.SIGHUP, signal.SIGTERM),
+        (signal.SIGUSR1, signal.SIGHUP),
+    ],
+    ids=["sigterm-twice", "ctrl-c-then-sigterm", "lost-terminal-then-sigterm", "sigusr1-then-lost"],
+)
+def test_a_later_signal_does_not_end_the_ranks_while_they_save(start, tmp_path, first, later):
+    saving = f"touch {tmp_path}/saving$rank; for i in 1 2 3 4 5 6 7 8; do sleep 0.1; done"
+    process = start(f"trap '{saving}; echo saved; exit 5' INT TERM")
+    process.send_signal(first)
+    wait_for(tmp_path, "saving")
+    for _ in range(2):
+        process.send_signal(later)
+        time.sleep(0.1)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 5, err
+    assert sorted(set(out.splitlines())) == ["[1] saved", "saved"]
+
+
+def test_a_second_ctrl_c_ends_the_ranks_at_once(start, tmp_path):
+    process = start(f"trap 'touch {tmp_path}/got$rank' INT; echo $$ > {tmp_path}/pid$rank")
+    began_s = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    wait_for(tmp_path, "got")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert time.monotonic() - began_s < 20  # far below the 30 s that the ranks would go on
+    for rank in range(2):
+        wait_until_gone(int((tmp_path / f"pid{rank}").read_text()))
+
+
+def test_a_signal_to_the_launchers_whole_group_leaves_its_count_of_ranks(start, tmp_path):
+    """Ctrl-C goes to all of the group. A program that the launcher asks must not be missed then."""
+    (tmp_path / "wc").write_text(f'#!/bin/sh\nsleep 1\nexec {shutil.which("wc")} "$@"\n')
+    (tmp_path / "wc").chmod(0o755)
+    process = start(
+        "trap 'sleep 0.5; echo saved; exit 130' INT", PATH=f"{tmp_path}:{os.environ['PATH']}"
+    )
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130
+    assert sorted(out.splitlines()) == ["[1] saved", "saved"]
     assert err == ""

@@ -238,6 +238,23 @@ def test_a_workdir_that_refuses_a_write_is_a_config_error_for_root_too(
             make(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("number", "status"), [(errno.EACCES, 2), (errno.ESTALE, 1), (errno.ENOSPC, 1)]
+)
+def test_a_workdir_that_cannot_be_written_just_now_is_not_bad_input(
+    tmp_path, config, monkeypatch, number, status
+):
+    """Exit status 2 tells a scheduler that no restart can mend it."""
+
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(workdir_lib, "write_bytes", fails)
+    with pytest.raises(ConfigError, match="cannot be written") as refused:
+        workdir_lib.claim(tmp_path, config)
+    assert refused.value.exit_status == status
+
+
 HOLDER = """
 import sys, time
 from polaris_jax.run import workdir
@@ -255,8 +272,11 @@ def test_two_trainings_do_not_share_a_workdir_and_a_kill_leaves_no_lock(tmp_path
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "False\n"  # and claiming brings in no jax
-        with pytest.raises(ConfigError, match=rf"already runs in it \(pid {holder.pid} on "):
+        with pytest.raises(
+            ConfigError, match=rf"already runs in it \(pid {holder.pid} on "
+        ) as refused:
             workdir_lib.claim(tmp_path, config)
+        assert refused.value.exit_status == 1
         # The other processes of the same run do not claim it again.
         assert workdir_lib.claim(tmp_path, config, primary=False).status == "resume"
     finally:
