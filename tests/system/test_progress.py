@@ -135,7 +135,12 @@ progress.line("dropped")
 
 def test_a_full_disk_drops_lines_and_keeps_the_stream():
     done = subprocess.run(
-        [sys.executable, "-c", FULL], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", FULL],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},  # a buffer keeps what the disk refused
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "first\nlast\n"
