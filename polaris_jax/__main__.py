@@ -62,8 +62,8 @@ def entry() -> NoReturn:
     if code == signals.INTERRUPTED_STATUS:
         # XLA may be at work in a thread still: to take the interpreter down under it can crash.
         os._exit(code)
-    if os.environ.get("POLARIS_NUM_PROCESSES", "1") != "1" and code:
-        os._exit(code)  # peers may be waiting in a collective: do not wait for them at exit
+    if code and (started := sys.modules.get("polaris_jax.system.processes")):
+        started.leave(code)  # peers may be waiting in a collective: do not wait for them at exit
     sys.exit(code)
 
 

@@ -31,6 +31,36 @@ def test_a_pipe_that_nobody_reads(arguments):
     assert done.returncode == 1
 
 
+PIPES = """
+import os, sys
+from polaris_jax.commands.run import run_command
+
+def closes(stream_is_closed):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    if stream_is_closed:
+        os.dup2(write_end, 1)
+    os.write(write_end, b"x" * 100_000)
+
+sys.exit(run_command(lambda: closes(sys.argv[1] == "stdout")))
+"""
+
+
+@pytest.mark.parametrize("which", ["stdout", "another"])
+def test_only_a_closed_output_ends_a_command_without_a_word(which):
+    done = subprocess.run(
+        [sys.executable, "-c", PIPES, which],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=60,
+        check=False,
+    )
+    lines = done.stderr.splitlines()
+    assert (done.returncode, len(lines)) == (1, which == "another")
+    assert all(line.startswith("error: Broken pipe; ") for line in lines)
+
+
 def test_an_interrupted_command_does_not_take_the_interpreter_down():
     """XLA's threads may be at work: an orderly exit under them ended in a segmentation fault."""
     text = (

@@ -13,7 +13,7 @@ from polaris_jax.commands.config_file import check_overrides, load_config
 from polaris_jax.config import ConfigError, RunConfig, build_config
 from polaris_jax.config.listing import fields_text, sections_text
 from polaris_jax.system.files import as_place, is_remote
-from polaris_jax.system.foreign import printable
+from polaris_jax.system.progress import say
 
 if TYPE_CHECKING:
     from absl import flags
@@ -253,5 +253,5 @@ def _unknown_flag(name: str, flag: str, values: flags.FlagValues) -> str:
 
 
 def print_error(text: str) -> None:
-    """One line on stderr."""
-    print(f"error: {printable(' '.join(text.split()))}", file=sys.stderr, flush=True)
+    """One line on stderr, if somebody reads it: what follows must happen anyway."""
+    say(f"error: {' '.join(text.split())}", sys.stderr)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import logging
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from polaris_jax.commands.flags import Command, HelpRequested, check_tag, print_error
 from polaris_jax.config import ConfigError
 from polaris_jax.system import signals
+from polaris_jax.system.progress import say
 
 PROCESSES = "polaris_jax.system.processes"
 MIN_COMPILE_S = 0.3  # programs that compile faster are not kept
@@ -26,6 +29,7 @@ _REMEDIES = {
     errno.EROFS: "choose a place that can be written",
     errno.ENOSPC: "free some space and rerun",
     errno.EDQUOT: "free some space and rerun",
+    errno.EPIPE: "a program or connection that the command used has ended; rerun the same command",
     errno.EMFILE: "raise the limit, as with `ulimit -n`, and rerun",
 }
 
@@ -49,11 +53,11 @@ def run_command(command: Callable[[], int]) -> int:
         print(help_text)
         return 0
     except KeyboardInterrupt:
-        print(signals.INTERRUPTED, file=sys.stderr)
+        say(signals.INTERRUPTED, sys.stderr)
         return _failed(signals.INTERRUPTED_STATUS)
-    except BrokenPipeError:
-        return 1
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return _failed(1)
         if keep_traceback:
             raise
         if started := sys.modules.get(PROCESSES):
@@ -62,6 +66,15 @@ def run_command(command: Callable[[], int]) -> int:
         if isinstance(error, ConfigError):
             return _failed(error.exit_status)
         return _failed(2 if isinstance(error, FileNotFoundError | ValueError) else 1)
+
+
+def _output_is_closed() -> bool:
+    """True if nobody reads stdout or stderr any more, as with `| head`."""
+    asked = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a stream without a file, or a closed one
+            asked.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))
 
 
 def _failed(status: int) -> int:

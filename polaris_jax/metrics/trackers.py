@@ -13,21 +13,25 @@ import re
 import secrets
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 from etils import epath
 
+from polaris_jax.config.settings import ConfigError
 from polaris_jax.system.files import is_remote, write_bytes
 from polaris_jax.system.foreign import read_json
-from polaris_jax.system.text import printable
+from polaris_jax.system.progress import say
+from polaris_jax.system.text import one_line, printable
 
 WANDB = "wandb"
 TENSORBOARD = "tensorboard"
 RUN_ID = "run_id"  # file in wandb/
 CELL_CHARS = 2_000  # of a text in a table
+FINISH_S = 20.0  # for W&B's last upload, while the run still has its end to record
 HELD_OUT = "eval/*"  # the held-out scores; W&B keeps the best and the last of them
 
 
@@ -125,54 +129,108 @@ class WandbNames:
 
 
 class WandbRun:
-    """A run at Weights & Biases.
+    """A run at Weights & Biases, for as long as W&B works.
 
     The run's id is stored in the workdir: a resumed run continues its own W&B run, a new one does
     not. The first start of a run takes the id in WANDB_RUN_ID, which a sweep's agent sets.
 
+    If W&B fails (its process has died, its server cannot be reached), that is a warning, and the
+    run continues without it until its next start.
+
     Args:
         workdir: gets the folder wandb/.
         names: what the run is called.
+
+    Raises:
+        ConfigError: W&B refuses the settings or the key of a run that it does not know yet.
     """
 
     def __init__(self, workdir: epath.Path, names: WandbNames) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
         self._wandb: Any = wandb
+        self._run: Any = None
         folder = workdir / WANDB
         folder.mkdir(exist_ok=True)
-        if not (folder / RUN_ID).exists():
-            new = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
-            write_bytes(folder / RUN_ID, new.encode())
+        stored = folder / RUN_ID
+        known = stored.read_text() if stored.exists() else ""
+        mistakes = (wandb.errors.UsageError, wandb.errors.AuthenticationError, ValueError)
+        try:
+            self._run = self._begin(workdir, names, run_id=known)
+            if not known:
+                write_bytes(stored, self._run.id.encode())
+        except Exception as error:
+            if isinstance(error, mistakes) and not known:
+                raise ConfigError(
+                    f"metrics.wandb=True: Weights & Biases refuses the run ({one_line(error)}); "
+                    "mend metrics.wandb_* or the key, or set metrics.wandb=False"
+                ) from error
+            self._leave_out(one_line(error))
+        self.add_table(0, "glossary", glossary_table())
+
+    def _begin(self, workdir: epath.Path, names: WandbNames, *, run_id: str) -> Any:
         record = workdir / "run.json"
         # W&B's own log needs a disk.
         local = tempfile.mkdtemp() if is_remote(workdir) else str(workdir)
-        self._run: Any = wandb.init(
+        run = self._wandb.init(
             project=names.project,
             name=names.name or None,
             group=names.group or None,
             tags=list(names.tags) or None,
             dir=local,
-            id=(folder / RUN_ID).read_text(),
+            id=run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8),
             resume="allow",
             config=read_json(record).get("config") if record.exists() else None,
         )
-        self._run.define_metric("*", step_metric="step")
-        self._run.define_metric(HELD_OUT, step_metric="step", summary="max,last")
-        self.add_table(0, "glossary", glossary_table())
+        run.define_metric("*", step_metric="step")
+        run.define_metric(HELD_OUT, step_metric="step", summary="max,last")
+        return run
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """The numbers of a step, by the names of the metrics."""
-        self._run.log({**numbers, "step": int(step)})
+        self._log(lambda: {**numbers, "step": int(step)})
 
     def add_table(self, step: int, name: str, table: Table) -> None:
         """A table, as it is at a step."""
-        made = self._wandb.Table(columns=list(table.columns), data=[list(r) for r in table.rows])
-        self._run.log({f"tables/{name}": made, "step": int(step)})
+        columns, rows = list(table.columns), [list(row) for row in table.rows]
+        self._log(
+            lambda: {
+                f"tables/{name}": self._wandb.Table(columns=columns, data=rows),
+                "step": int(step),
+            }
+        )
 
     def close(self) -> None:
-        """Ends the W&B run."""
-        self._run.finish()
+        """Ends the W&B run. An upload that takes longer than `FINISH_S` is not waited for here."""
+        if self._run is None:
+            return
+        run, failures = self._run, []
+
+        def finish() -> None:
+            try:
+                run.finish()
+            except Exception as error:  # noqa: BLE001 - W&B promises nothing
+                failures.append(one_line(error))
+
+        thread = threading.Thread(target=finish, daemon=True)
+        thread.start()
+        thread.join(FINISH_S)
+        if thread.is_alive():
+            failures.append(f"its upload has not ended after {FINISH_S:.0f} s; see `wandb sync`")
+        for reason in failures[:1]:
+            self._leave_out(reason)
+        self._run = None
+
+    def _log(self, make: Callable[[], dict[str, Any]]) -> None:
+        if self._run is not None:
+            try:
+                self._run.log(make())
+            except Exception as error:  # noqa: BLE001 - W&B promises nothing
+                self._leave_out(one_line(error))
+
+    def _leave_out(self, reason: str) -> None:
+        self._run = None
+        say(f"warning: Weights & Biases: {reason}; the run continues without it", sys.stderr)
 
 
 class EventFiles:

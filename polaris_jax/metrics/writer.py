@@ -83,7 +83,7 @@ class MetricsWriter:
         enabled: False writes nothing (every process but the first).
 
     Raises:
-        ConfigError: `wandb` is asked for and not installed.
+        ConfigError: `wandb` is asked for and not installed, or W&B refuses a new run's settings.
     """
 
     def __init__(

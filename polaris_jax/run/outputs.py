@@ -151,11 +151,11 @@ class Outputs:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Closes; records an error in run.json as the end of this start."""
-        self.close()
+        """Records an error in run.json as the end of this start; closes, which may take a while."""
         if error is not None:
             with contextlib.suppress(OSError, RuntimeError):  # the workdir is another run's now
                 self.note_end(f"failed: {one_line(error)}")
+        self.close()
 
     def close(self) -> None:
         """Flushes and closes what is open."""
@@ -187,6 +187,7 @@ class Outputs:
     def write_timing(self, step: int, line: dict[str, Any]) -> None:
         """One line of timing.jsonl: wall clock, throughput, memory, time-outs."""
         assert self._writer is not None
+        self._claim.check()
         self._writer.write_timing(step, line)
 
     def note_grading(self, grader: Grader) -> None:
@@ -198,6 +199,7 @@ class Outputs:
         stats = grader.stats()
         failures = sum(processes.gather_objects(sum(stats[name] for name in NOT_REPEATABLE)))
         if failures and self._first:
+            self._claim.check()
             workdir_lib.mark_nondeterministic(self._workdir)
 
     def keep_rollouts(

@@ -17,6 +17,7 @@ into one line and status 1. jaxlib 0.10 has a callback for the loss but cannot p
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import json
@@ -93,7 +94,8 @@ class Guard:
         os._exit(1)
 
     def _write(self, text: str) -> None:
-        os.write(self._out, text.encode())
+        with contextlib.suppress(OSError):  # nobody reads, or the disk is full: the end must come
+            os.write(self._out, text.encode(errors="replace"))
 
     def _aborted(self, _: int) -> None:
         time.sleep(DRAIN_S)
@@ -292,8 +294,9 @@ def leave(status: int) -> None:
     this process in turn. When this process is gone, the others notice and end too.
     """
     if _guard is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(status)
 
 

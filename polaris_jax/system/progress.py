@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO
@@ -18,21 +19,64 @@ WARNING = "warning: "  # how a line that the watcher keeps begins
 _NOBODY_READS = (errno.EPIPE, errno.EIO)  # at the other end of a pipe, or of a terminal
 
 
-def say(text: str, stream: TextIO) -> None:
-    """Prints a line. If the reader of the stream is gone, all later output is dropped.
+_DROPPING = threading.RLock()  # two threads must not exchange a stream's file at once
 
-    Ctrl-C also ends `| tee`, and a lost connection closes its terminal, but the run must still
-    save.
+
+def say(text: str, stream: TextIO) -> None:
+    """Prints a line, or drops it if the stream refuses it: a log must not end a run.
+
+    If the reader of the stream is gone, all later output is dropped, too. Ctrl-C also ends `| tee`,
+    and a lost connection closes its terminal, but the run must still save. After another error,
+    such as a full disk, the stream is tried again with the next line.
     """
-    try:
+    with _dropping_what_is_refused(stream):
         print(printable(text, lines=True), file=stream, flush=True)
+
+
+@contextlib.contextmanager
+def _dropping_what_is_refused(stream: TextIO) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        if error.errno not in _NOBODY_READS:
-            raise
         with contextlib.suppress(OSError):  # a stream without a file
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            _drop(stream, for_good=error.errno in _NOBODY_READS)
+
+
+def _drop(stream: TextIO, *, for_good: bool) -> None:
+    """Empties the stream's buffer, which keeps what was refused: an exit would fail on it."""
+    with _DROPPING, contextlib.ExitStack() as files:
+
+        def opened(descriptor: int) -> int:
+            files.callback(os.close, descriptor)
+            return descriptor
+
+        number = stream.fileno()
+        nowhere, former = opened(os.open(os.devnull, os.O_WRONLY)), opened(os.dup(number))
+        os.dup2(nowhere, number)
+        try:
+            stream.flush()
+        finally:
+            if not for_good:
+                os.dup2(former, number)
+
+
+class _Steady:
+    """The stream that rich writes to; treats its errors as `say` does."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _dropping_what_is_refused(self._stream):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _dropping_what_is_refused(self._stream):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Watcher(Protocol):
@@ -155,6 +199,8 @@ def _rich_bars(stream: TextIO, compiling: Callable[[], bool]) -> Any:
     from rich.progress import Progress as RichProgress
     from rich.text import Text
 
+    file: Any = _Steady(stream)
+
     class Pace(ProgressColumn):
         def render(self, task: Any) -> Text:
             if compiling():
@@ -170,6 +216,6 @@ def _rich_bars(stream: TextIO, compiling: Callable[[], bool]) -> Any:
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
-        console=Console(file=stream),
+        console=Console(file=file),
         transient=True,
     )

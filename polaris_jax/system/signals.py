@@ -150,4 +150,8 @@ class StopRequest:
             return
         self.signal = signal.Signals(number)
         self._asked_at_s = time.monotonic()
-        say(f"{self.signal.name}: stopping at the next safe point with a checkpoint", sys.stderr)
+        said = f"{self.signal.name}: stopping at the next safe point with a checkpoint"
+        # What is raised here comes out of whatever the main thread does, such as a save. A stream
+        # that it is writing to refuses a second writer (RuntimeError: reentrant call).
+        with contextlib.suppress(Exception):
+            say(said, sys.stderr)

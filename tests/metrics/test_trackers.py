@@ -1,11 +1,13 @@
 """What Weights & Biases and TensorBoard get of a run, beside its numbers."""
 
 import json
+import sys
+import threading
 
 import pytest
 
 from polaris_jax.config import ConfigError
-from polaris_jax.metrics import MetricsWriter
+from polaris_jax.metrics import MetricsWriter, trackers
 from polaris_jax.metrics.glossary import known_names, meaning_of
 from polaris_jax.metrics.trackers import CELL_CHARS, WandbNames, sample_table, stage_table
 from tests.support import fake_wandb
@@ -56,6 +58,83 @@ def test_wandb_knows_the_run_by_its_names_and_settings(tmp_path, monkeypatch):
     assert begun["tags"] == ["grpo", "h100"] and begun["config"] == {"seed": 3}
     assert runs[0].metrics["*"] == {"step_metric": "step"}
     assert runs[0].metrics["eval/*"]["summary"] == "max,last"
+
+
+def raising(error):
+    def call(*args, **kwargs):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize("call", ["log", "define_metric", "finish"])
+def test_wandb_that_fails_is_left_out_with_one_warning(call, tmp_path, monkeypatch, capsys):
+    fake_wandb.install(monkeypatch)
+    dead = BrokenPipeError(32, "Broken pipe")  # of the process that W&B starts
+    monkeypatch.setattr(fake_wandb.FakeRun, call, raising(dead))
+    writer = MetricsWriter(tmp_path, wandb=True, samples=1)
+    for step in range(3):
+        writer.write(step, {"update/loss": 1.0})
+        writer.write_timing(step, {"time/save_s": 1.0})
+        writer.show_samples(step, ROWS)
+    writer.show_stages([STAGE])
+    writer.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: Weights & Biases: BrokenPipeError: ")
+    assert line.endswith("the run continues without it")
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 3
+
+
+def test_a_table_that_wandb_refuses_is_a_warning(tmp_path, monkeypatch, capsys):
+    fake_wandb.install(monkeypatch)
+    monkeypatch.setattr(sys.modules["wandb"], "Table", raising(TypeError("mixed types")))
+    MetricsWriter(tmp_path, wandb=True).close()
+    assert "TypeError: mixed types" in capsys.readouterr().err
+
+
+TIMED_OUT = fake_wandb.CommError("Run initialization has timed out")
+NO_KEY = fake_wandb.AuthenticationError("API key is not valid")
+BAD_NAME = fake_wandb.UsageError("Invalid project name 'a/b'")
+
+
+@pytest.mark.parametrize(
+    ("error", "resumed"),
+    [(TIMED_OUT, False), (TIMED_OUT, True), (NO_KEY, True), (BAD_NAME, True)],
+    ids=["outage", "outage at a resume", "key at a resume", "name at a resume"],
+)
+def test_wandb_keeps_no_run_from_its_start(error, resumed, tmp_path, monkeypatch, capsys):
+    runs = fake_wandb.install(monkeypatch)
+    if resumed:
+        MetricsWriter(tmp_path, wandb=True).close()
+    module = sys.modules["wandb"]
+    with monkeypatch.context() as outage:
+        outage.setattr(module, "init", raising(error))
+        writer = MetricsWriter(tmp_path, wandb=True)
+        writer.write(0, {"update/loss": 1.0})
+        writer.close()
+    assert str(error) in capsys.readouterr().err
+    MetricsWriter(tmp_path, wandb=True).close()  # the next start asks again
+    assert len({run.id for run in runs}) == 1
+    assert len(runs) == 1 + resumed
+
+
+@pytest.mark.parametrize("error", [NO_KEY, BAD_NAME, ValueError("a tag is too long")], ids=repr)
+def test_what_wandb_refuses_of_a_new_run_is_a_config_error(error, tmp_path, monkeypatch):
+    fake_wandb.install(monkeypatch)
+    monkeypatch.setattr(sys.modules["wandb"], "init", raising(error))
+    for _ in range(2):  # a refused start is no start
+        with pytest.raises(ConfigError, match=r"metrics\.wandb=True: .*refuses.*wandb=False"):
+            MetricsWriter(tmp_path, wandb=True)
+
+
+def test_an_upload_without_end_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    fake_wandb.install(monkeypatch)
+    monkeypatch.setattr(trackers, "FINISH_S", 0.05)
+    ends = threading.Event()
+    monkeypatch.setattr(fake_wandb.FakeRun, "finish", lambda self: ends.wait(60))
+    MetricsWriter(tmp_path, wandb=True).close()
+    ends.set()
+    assert "its upload has not ended" in capsys.readouterr().err
 
 
 def test_a_sweeps_agent_names_the_run(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from polaris_jax.batch import RescueBuffer
 from polaris_jax.checkpoint import step_folders
 from polaris_jax.config import build_config, default_config
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
+from polaris_jax.metrics import MetricsWriter
 from polaris_jax.records import Graded
 from polaris_jax.reward import Grader
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.outputs import Outputs, numerics_of
+from polaris_jax.run.owner import TakenOver
 from polaris_jax.run.step_clock import GRADER_STATS
 
 
@@ -174,3 +177,47 @@ def test_a_start_on_another_machine_is_said_and_recorded(tmp_path, capsys):
     assert said.count("\n") == 1 and "CPU features, decode kernels differ" in said
     record, said = start(elsewhere, 3)
     assert len(record["numerics_changes"]) == 1 and said == ""
+
+
+class Lost:
+    """A claim that another run has taken over."""
+
+    def check(self):
+        raise TakenOver("another run has taken it over")
+
+
+def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path, monkeypatch):
+    config = build_config(default_config())
+    workdir_lib.claim(tmp_path, config).release()
+    before = (tmp_path / "run.json").read_bytes()
+    lost: Any = Lost()
+    outputs = Outputs(epath.Path(tmp_path), config, lost, tokenizer=None)
+    outputs._writer = MetricsWriter(tmp_path)
+    with Grader(workers=1) as grader:
+        stats = grader.stats() | {"timeouts": 1}
+        monkeypatch.setattr(grader, "stats", lambda: stats)
+        with pytest.raises(TakenOver):
+            outputs.note_grading(grader)
+    with pytest.raises(TakenOver):
+        outputs.write_timing(0, {"time/save_s": 1.0})
+    assert (tmp_path / "run.json").read_bytes() == before
+    assert not (tmp_path / "timing.jsonl").exists()
+
+
+def test_a_failure_is_recorded_before_the_trackers_are_closed(tmp_path, monkeypatch):
+    """They may take long, and the scheduler may not wait."""
+    config = build_config(default_config())
+    recorded = []
+
+    class Slow:
+        def close(self):
+            starts = json.loads((tmp_path / "run.json").read_text())["starts"]
+            recorded.append(starts[-1]["ended"])
+
+    slow: Any = Slow()
+    with workdir_lib.claim(tmp_path, config) as claim:
+        outputs = Outputs(epath.Path(tmp_path), config, claim, tokenizer=None)
+        outputs._writer = slow
+        outputs.__exit__(ValueError, ValueError("broke"), None)
+    (end,) = recorded
+    assert "failed: ValueError: broke" in json.dumps(end)

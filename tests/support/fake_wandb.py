@@ -9,11 +9,27 @@ from typing import Any
 import pytest
 
 
+class Error(Exception):
+    """The base of W&B's errors."""
+
+
+class UsageError(Error):
+    """A mistake in the settings."""
+
+
+class AuthenticationError(Error):
+    """A wrong key."""
+
+
+class CommError(Error):
+    """A server that cannot be reached."""
+
+
 class FakeRun:
     """What `wandb.init` returns."""
 
     def __init__(self, **begun: Any) -> None:
-        self.begun = begun
+        self.begun, self.id = begun, begun["id"]
         self.metrics: dict[str, dict[str, Any]] = {}
         self.logged: list[dict[str, Any]] = []
         self.finished = False
@@ -67,6 +83,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
 
     fake: Any = types.ModuleType("wandb")
     fake.init, fake.Table = init, FakeTable
+    fake.errors = types.SimpleNamespace(
+        UsageError=UsageError, AuthenticationError=AuthenticationError, CommError=CommError
+    )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: fake)
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)

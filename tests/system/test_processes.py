@@ -58,10 +58,19 @@ FATAL = (
 
 
 def run(body: str) -> subprocess.CompletedProcess[str]:
-    """A process with a guard; `log` writes to file descriptor 2 as the C++ runtime does."""
+    """A process with a guard; `log` writes to file descriptor 2 as the C++ runtime does.
+
+    `nobody_reads` closes the other end of its stdout and stderr.
+    """
     script = f"""
 import os, sys, time
+from polaris_jax.system import processes
 from polaris_jax.system.processes import Guard
+read_end, write_end = os.pipe()
+def nobody_reads():
+    os.close(read_end)
+    for number in (1, sys.stderr.fileno()):
+        os.dup2(write_end, number)
 guard = Guard()
 def log(line):
     os.write(2, (line + chr(10)).encode())
@@ -111,6 +120,45 @@ def test_end_tells_the_first_reason_only():
     )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
+
+
+LOST = entry("client.h", f"Terminating: absl::Status: {FATAL}")
+ENTER = "import polaris_jax.__main__ as entered; processes._guard = guard\n"
+AT_EXIT = "import atexit; atexit.register(os._exit, 99)\n"  # in the place of jax's wait for peers
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "guard.end('a reason')",
+        "guard.end('half a character: \\ud800')",
+        f"log('to nobody'); log({LOST!r}); os.abort()",
+        "processes._guard = guard; sys.stdout = open(1, 'w', closefd=False)\n"
+        "print('kept in the buffer'); processes.leave(1)",
+        f"{ENTER}{AT_EXIT}entered.main = lambda: 1\nentered.entry()",
+        f"{ENTER}{AT_EXIT}entered.main = lambda: print('x', flush=True)\nentered.entry()",
+        f"{ENTER}{AT_EXIT}"
+        "from polaris_jax.commands.run import run_command\n"
+        "def fails(): raise RuntimeError('failed')\n"
+        "entered.main = lambda: run_command(fails)\nentered.entry()",
+    ],
+    ids=["end", "surrogate", "abort", "leave", "status", "broken pipe", "failure"],
+)
+def test_a_process_of_several_ends_although_nobody_reads(body, monkeypatch):
+    monkeypatch.delenv("POLARIS_NUM_PROCESSES", raising=False)  # as with POLARIS_DISTRIBUTED=auto
+    done = run(f"nobody_reads()\n{body}")
+    assert done.returncode == 1
+
+
+def test_an_interrupt_ends_a_process_of_several_although_nobody_reads():
+    done = run(
+        f"{ENTER}{AT_EXIT}"
+        "from polaris_jax.commands.run import run_command\n"
+        "def fails(): raise KeyboardInterrupt\n"
+        "nobody_reads()\n"
+        "run_command(fails)"
+    )
+    assert done.returncode == 130
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -67,6 +68,82 @@ def test_a_line_that_nobody_reads_ends_nothing():
     )
     os.close(write_end)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+BAR = """
+import os, sys, time
+from polaris_jax.system.progress import Progress
+
+progress, test = Progress(), int(sys.argv[1])
+try:
+    with progress.phase("work", 4) as phase:
+        phase.advance_to(1)
+        assert progress.rich is not None
+        os.write(test, b"x")  # the bar stands
+        sys.stdin.read()  # until the terminal is gone
+        time.sleep(0.3)  # the bar is drawn meanwhile
+        phase.advance_to(2)
+        progress.line("to nobody")
+        print("to nobody", file=sys.stderr)
+        raise KeyError("abandoned")
+except KeyError:
+    pass
+with progress.phase("more work", 4) as phase:
+    progress.line("to nobody")
+os.write(test, b"saved")
+"""
+
+
+def test_a_terminal_that_is_lost_under_a_bar_ends_nothing():
+    """The body's own exception comes out, and the next bar ends nothing either."""
+    master, slave = pty.openpty()
+    read_end, write_end = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", BAR, str(write_end)],
+        stdin=subprocess.PIPE,
+        stdout=slave,
+        stderr=subprocess.PIPE,
+        pass_fds=[write_end],
+        start_new_session=True,  # no SIGHUP: the terminal is not the process's own
+        env=os.environ | {"TERM": "xterm"},
+    )
+    os.close(slave)
+    os.close(write_end)
+    assert os.read(read_end, 1) == b"x"
+    os.close(master)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error, os.read(read_end, 9)) == (0, b"", b"saved")
+    os.close(read_end)
+
+
+FULL = """
+import os, sys
+from polaris_jax.system.progress import Progress
+
+full, good = os.open("/dev/full", os.O_WRONLY), os.dup(1)
+progress = Progress()
+progress.line("first")
+os.dup2(full, 1)
+for number in range(2000):
+    progress.line(f"dropped {number}")
+os.dup2(good, 1)
+progress.line("last")
+os.dup2(full, 1)
+progress.line("dropped")
+"""
+
+
+def test_a_full_disk_drops_lines_and_keeps_the_stream():
+    done = subprocess.run(
+        [sys.executable, "-c", FULL],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},  # a buffer keeps what the disk refused
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "first\nlast\n"
 
 
 def test_a_bar_says_the_rate_the_time_left_and_that_it_compiles(monkeypatch):

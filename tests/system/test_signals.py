@@ -73,6 +73,22 @@ def test_a_signal_that_ended_the_log_too_is_a_request(number, monkeypatch):
         assert stop.interrupted
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), RuntimeError("reentrant call inside <_io.BufferedWriter>")],
+    ids=["full disk", "within a write"],
+)
+def test_a_line_that_cannot_be_printed_stops_no_stop(error, monkeypatch):
+    class Refuses(io.StringIO):
+        def write(self, text):
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Refuses())
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+
+
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_counts(first, monkeypatch, capsys):
     clock = iter([100.0, 130.0])
