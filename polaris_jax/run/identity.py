@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from etils import epath
+from typing import TYPE_CHECKING, Any
 
 from polaris_jax.config import ConfigError, StageSection
 from polaris_jax.system.foreign import RECORD_BYTES, ForeignFileError, read_json
+
+if TYPE_CHECKING:
+    from etils import epath
 
 
 def refuse_other_inputs(
