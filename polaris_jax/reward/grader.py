@@ -25,6 +25,7 @@ from polaris_jax.reward.math.normalize import MAX_ANSWER_CHARS
 from polaris_jax.reward.math.policy import policy_named
 from polaris_jax.reward.pool import Failure, WorkerPool
 from polaris_jax.reward.protocol import MATH, RewardInput, parse_functions
+from polaris_jax.system.progress import say
 from polaris_jax.system.user_code import RefusedFunction
 
 MAX_CACHED_PAIRS = 50_000
@@ -264,11 +265,10 @@ class Grader:
             self._named.add((failure.function, failure.kind))
             path = self._functions[failure.function][0]
             problem = f" (problem {response.problem_id!r})" if response.problem_id else ""
-            print(
+            say(
                 f"warning: reward.function: {path}: {reason}{problem}: this response and others "
                 f"like it score 0; they are counted as {name}, and this is said once",
-                file=sys.stderr,
-                flush=True,
+                sys.stderr,
             )
         return reason
 
