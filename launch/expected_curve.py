@@ -17,7 +17,7 @@ import math
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from polaris_jax.config import binding_fields, build_config, config_fields
 from polaris_jax.metrics import read_metrics
 from polaris_jax.run.reference import (
     EXPECTED,
+    FILES,
     GAIN,
     deciding_fields,
     evaluation_fields,
@@ -88,12 +89,15 @@ def of_runs(name: str, page: str, workdirs: Sequence[Path]) -> dict[str, Any]:
     Raises:
         ValueError: they are not runs of the config, or differ in their commits or steps.
     """
-    wanted = deciding_fields(record_of(name)), evaluation_fields(record_of(name))
-    seeds, commits, lines = [], set(), []
+    wanted = _own(deciding_fields(record_of(name))), evaluation_fields(record_of(name))
+    seeds, commits, lines, first_fields = [], set(), [], None
     for workdir in workdirs:
         record = json.loads((workdir / "run.json").read_text())
-        if (deciding_fields(record), evaluation_fields(record)) != wanted:
+        fields = deciding_fields(record)
+        if (_own(fields), evaluation_fields(record)) != wanted:
             raise ValueError(f"{workdir}: is no run of {name}")
+        if fields != (first_fields := first_fields or fields):
+            raise ValueError(f"{workdir}: began from other weights or prompts than {workdirs[0]}")
         if record["starts"][-1].get("ended") != "finished":
             raise ValueError(f"{workdir}: has not finished")
         seeds.append(record["config"]["seed"])
@@ -117,7 +121,13 @@ def of_runs(name: str, page: str, workdirs: Sequence[Path]) -> dict[str, Any]:
         if None in values:
             raise ValueError(f"{metric}: a run lacks it in steps {first} to {last}")
         numbers.append((metric, first, last, values))
-    return expected(name, seeds, commit, bands_of(numbers), source=page)
+    made = expected(name, seeds, commit, bands_of(numbers), source=page)
+    return made | {"fields": first_fields}
+
+
+def _own(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config alone: not those of its files, nor of a base that a script makes."""
+    return {n: value for n, value in fields.items() if n not in (*FILES, "warmstart.steps")}
 
 
 def of_demo_seeds(name: str, path: Path) -> dict[str, Any]:

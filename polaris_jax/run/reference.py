@@ -25,6 +25,9 @@ EXPECTED = "expected"  # folder among the configs
 GAIN = "gain"  # `Band.name` of the last evaluation's avg@k less that of the base model
 # Settings of a score that a resume may change.
 EVALUATION = ("problems", "n", "temperature", "top_k", "top_p", "max_response_tokens", "yarn")
+# Settings that name files, which lie elsewhere on each machine: the input of a run that has their
+# content, by its digest in run.json.
+FILES = {"model.path": "weights", "data.shots": "prompt token ids"}
 # Fields of two eval.json that must agree for a gain.
 ALIKE = (
     *("k", "problems", "temperature", "top_k", "top_p", "max_response_tokens"),
@@ -184,7 +187,7 @@ def read_reference(path: Path) -> Reference:
 def deciding_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     """{setting: value} of each setting that a resume may not change and that is not the default.
 
-    Seeds are left out.
+    Seeds are left out. What names a file is its content's digest, if the run has recorded it.
 
     Args:
         record: content of run.json.
@@ -192,8 +195,10 @@ def deciding_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     config, binding = record.get("config"), record.get("binding")
     if not isinstance(config, dict) or not isinstance(binding, list):
         return {}
+    identity = record.get("identity")
+    identity = identity if isinstance(identity, dict) else {}
     return {
-        name: config[name]
+        name: identity.get(FILES.get(name, ""), config[name])
         for name in map(str, binding)
         if name in config and name.split(".")[-1] != "seed" and not _is_default(name, config[name])
     }

