@@ -166,7 +166,8 @@ def table_rows(path: epath.Path, place: str, columns: Collection[str] | None) ->
                 elif ours:
                     yield _own_row(where, fields | others)
                 else:
-                    yield Row(where, fields | others)
+                    absent = {n: None for n in others if n in fields and not fields[n]}
+                    yield Row(where, fields | others | absent)
     except DataError:
         raise
     except damages as error:
@@ -176,7 +177,8 @@ def table_rows(path: epath.Path, place: str, columns: Collection[str] | None) ->
         ) from error
 
 
-# A batch, the columns that are not read, and whether the file is one of ours.
+# A batch, the columns that are not read, and whether the file is one of ours. Of nested columns
+# that are not read the batch has whether there is a value (`_with_presence`).
 _Batch = tuple[Any, dict[str, Any], bool]
 
 
@@ -190,8 +192,10 @@ def _parquet(path: epath.Path, columns: Collection[str] | None) -> Iterator[_Bat
         ours = (table.schema_arrow.metadata or {}).items() >= JSON_ANSWERS.items()
         read = _read_columns(table.schema_arrow, columns)
         others = dict.fromkeys((n for n in table.schema_arrow.names if n not in read), UNREAD)
-        for batch in table.iter_batches(_BATCH_ROWS, columns=read, use_threads=False):
-            yield batch, others, ours
+        leaves = _small_leaves(table.schema, others)
+        named = [*read, *leaves.values()]
+        for batch in table.iter_batches(_BATCH_ROWS, columns=named, use_threads=False):
+            yield _with_presence(batch, leaves), others, ours
 
 
 def _arrow(path: epath.Path, columns: Collection[str] | None) -> Iterator[_Batch]:
@@ -204,7 +208,40 @@ def _arrow(path: epath.Path, columns: Collection[str] | None) -> Iterator[_Batch
         for batch in _arrow_batches(file, is_file):
             read = _read_columns(batch.schema, columns)
             others = dict.fromkeys((n for n in batch.schema.names if n not in read), UNREAD)
-            yield batch.select(read), others, False
+            nested = [n for n in others if _is_nested(batch.schema.field(n).type)]
+            yield _with_presence(batch.select([*read, *nested]), nested), others, False
+
+
+def _small_leaves(schema: Any, names: Collection[str]) -> dict[str, str]:
+    """Of nested columns, the path of a leaf that is small, such as the `path` of an image."""
+    found: dict[str, str] = {}
+    for number in range(len(schema)):
+        leaf = schema.column(number)
+        name, nested, _ = leaf.path.partition(".")
+        is_small = leaf.physical_type != "BYTE_ARRAY" or leaf.logical_type.type == "STRING"
+        if name in names and nested and is_small:
+            found.setdefault(name, leaf.path)
+    return found
+
+
+def _is_nested(kind: Any) -> bool:
+    import pyarrow.types as t
+
+    return t.is_struct(kind) or t.is_list(kind) or t.is_large_list(kind)
+
+
+def _with_presence(batch: Any, names: Collection[str]) -> Any:
+    """The batch with True in the place of each value of these columns that is not null or empty."""
+    import pyarrow.compute as pc
+
+    for name in names:
+        column = batch.column(name)
+        there = pc.is_valid(column)  # pyright: ignore[reportAttributeAccessIssue]
+        if not str(column.type).startswith("struct"):
+            length = pc.list_value_length(column)  # pyright: ignore[reportAttributeAccessIssue]
+            there = pc.greater(length, 0)  # pyright: ignore[reportAttributeAccessIssue]
+        batch = batch.set_column(batch.schema.get_field_index(name), name, there)
+    return batch
 
 
 def _arrow_batches(file: Any, is_file: bool) -> Iterator[Any]:

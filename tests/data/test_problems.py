@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +18,9 @@ from polaris_jax.data.problems import (
     read_problems,
     write_problems,
 )
-from polaris_jax.data.rows import RowError, parse_row
-from polaris_jax.data.sources import DataError
+from polaris_jax.data.rows import COLUMNS, RowError, parse_row
+from polaris_jax.data.sources import UNREAD, DataError
+from polaris_jax.data.tables import table_rows
 from polaris_jax.records import Problem
 
 
@@ -315,6 +317,31 @@ def test_damaged_rows_of_our_own_parquet_are_refused(tmp_path, at):
     file.write_bytes(data)
     with pytest.raises(DataError, match=r"problems\.parquet.*not a parquet file"):
         read_problems(str(file))
+
+
+def test_an_image_column_counts_where_it_has_an_image(tmp_path):
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    one = {"bytes": b"x", "path": None}
+    table = pa.table(
+        {
+            "problem": ["a", "b", "c"],
+            "answer": ["1", "2", "3"],
+            "image": pa.array([None, one, {"bytes": None, "path": None}], image),
+            "images": pa.array([None, [], [one]], pa.list_(image)),
+            "raw": pa.array([None, b"x", b"y"], pa.binary()),
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "t.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    for name in ("t.parquet", "t.arrow"):
+        rows = [row.fields for row in table_rows(epath.Path(tmp_path / name), name, COLUMNS)]
+        assert [row["image"] is UNREAD for row in rows] == [False, True, True]
+        assert [row["images"] is UNREAD for row in rows] == [False, False, True]
+        assert rows[0]["image"] is None is rows[1]["images"]
+        assert all(row["raw"] is UNREAD for row in rows)  # no list or object: not looked at
+        lost = read_problems(str(tmp_path / name))[1].lost
+        assert lost == {"column image": 2, "column images": 1, "column raw": 3}
 
 
 def turn(role, content):
