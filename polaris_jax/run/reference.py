@@ -25,9 +25,10 @@ EXPECTED = "expected"  # folder among the configs
 GAIN = "gain"  # `Band.name` of the last evaluation's avg@k less that of the base model
 # Settings of a score that a resume may change.
 EVALUATION = ("problems", "n", "temperature", "top_k", "top_p", "max_response_tokens", "yarn")
-# Settings that name files, which lie elsewhere on each machine: the input of a run that has their
-# content, by its digest in run.json.
-FILES = {"model.path": "weights", "data.shots": "prompt token ids"}
+# Settings that name files, which lie elsewhere on each machine: the inputs in run.json whose digest
+# stands for them, the first that is there. A warm start's weights differ by machine in their last
+# bits, its settings do not.
+FILES = {"model.path": ("warm start", "weights"), "data.shots": ("prompt token ids",)}
 # Fields of two eval.json that must agree for a gain.
 ALIKE = (
     *("k", "problems", "temperature", "top_k", "top_p", "max_response_tokens"),
@@ -198,7 +199,7 @@ def deciding_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     identity = record.get("identity")
     identity = identity if isinstance(identity, dict) else {}
     return {
-        name: identity.get(FILES.get(name, ""), config[name])
+        name: next((identity[i] for i in FILES.get(name, ()) if i in identity), config[name])
         for name in map(str, binding)
         if name in config and name.split(".")[-1] != "seed" and not _is_default(name, config[name])
     }

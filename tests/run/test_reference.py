@@ -34,7 +34,7 @@ def record_of(name):
         if "model.path" in recorded
         else {}
     )
-    record["identity"] = {FILES[file]: recorded[file] for file in FILES if file in recorded}
+    record["identity"] = {FILES[file][0]: recorded[file] for file in FILES if file in recorded}
     return record
 
 
@@ -95,6 +95,9 @@ def test_files_are_compared_by_their_content():
     elsewhere = {"model.path": "/there/base", "data.shots": "shots.jsonl"}
     assert deciding_fields({**record, "config": record["config"] | elsewhere}) == fields
     assert deciding_fields({**record, "identity": {"weights": "cc"}}) != fields
+    made = {**record["identity"], "warm start": "dd"}
+    fields = deciding_fields({**record, "identity": made})
+    assert deciding_fields({**record, "identity": {**made, "weights": "other bits"}}) == fields
 
 
 def test_the_gains_are_those_of_the_recorded_demo():

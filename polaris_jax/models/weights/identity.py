@@ -19,6 +19,7 @@ TOKENIZER = [
     *("vocab.json", "merges.txt"),
 ]
 TEMPLATE = ["*.jinja", "tokenizer_config.json"]
+MADE_WITH = "warmstart.json"  # of `polaris_jax.demo.warmstart`
 GGUF_METADATA_BYTES = 1 << 25
 
 
@@ -41,18 +42,23 @@ def model_identity(path: AnyPath) -> dict[str, str]:
         path: HF directory, Hub id or GGUF file.
 
     Returns:
-        16 hex digits each of "weights", "tokenizer" and "chat template".
+        16 hex digits each of "weights", "tokenizer" and "chat template", and of "warm start" if the
+        directory says with which settings a warm start has made them: their last bits depend on the
+        machine.
     """
     place = resolve(path)
     if not place.is_dir():
         with open_regular(place) as file:  # metadata come first: tokenizer and template among them
             metadata = hashlib.blake2b(file.read(GGUF_METADATA_BYTES), digest_size=8).hexdigest()
         return {"weights": files_digest([place]), "tokenizer": metadata, "chat template": metadata}
-    return {
+    found = {
         "weights": files_digest(named_files(place, WEIGHTS)),
         "tokenizer": files_digest(named_files(place, TOKENIZER), completely=True),
         "chat template": files_digest(named_files(place, TEMPLATE), completely=True),
     }
+    if made_with := named_files(place, [MADE_WITH]):
+        found["warm start"] = files_digest(made_with, completely=True)
+    return found
 
 
 def tokenizer_digests(tokenizer: Any) -> dict[str, str]:
