@@ -157,7 +157,7 @@ def assemble(
     )
     config = with_dtype(config, model_config, sampler_devices, progress.line)
     samplers = Samplers(config, sampler_devices, progress)
-    samplers.check()
+    samplers.check(model_config, max_response_tokens=longest_response_tokens(config))
     updater = Updater(
         config.objective,
         config.optimizer,

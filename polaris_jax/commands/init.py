@@ -216,6 +216,11 @@ def _sample(
             )
         budget = min(budget, MOST_CPU_SAMPLED, int(allowed))
     budget = min(budget, MOST_SAMPLED)
+    here = jax.local_device_count()  # the config's sampler is that of the run's hardware
+    rollout = dataclasses.replace(
+        config.rollout, tensor=1, data=0, num_pages=0, slots=-(-RESPONSES // here) * here
+    )
+    config = dataclasses.replace(config, rollout=rollout)
     return sample_some(config, problems, model.tokenizer, budget=budget, progress=open_console())
 
 

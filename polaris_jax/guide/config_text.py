@@ -109,6 +109,10 @@ def _machine(names: Names, choices: Choices) -> list[str]:
             f"    config.rollout.slots = {memory.slots}",
             "    config.rollout.prefill_chunk = 64",
         ]
+    if memory.context > 1:  # the TPU's attention takes blocks of 128 tokens, two a part
+        unit = 256 * memory.context
+        length = choices.max_prompt_tokens + max(choices.budgets)
+        lines.append(f"    config.batch.row_len = {-(-length // unit) * unit}")
     return [
         *lines,
         f"    config.mesh.context = {memory.context}  # devices that share a row of the trainer",

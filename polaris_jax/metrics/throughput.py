@@ -22,6 +22,7 @@ from polaris_jax.records import TrainBatch
 # Source: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e); NVIDIA H100 and H200 data sheets (SXM,
 # without sparsity).
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    (" mig ", 0.0),  # a part of a card; 0: not known
     ("v6 lite", 918e12),
     ("v6e", 918e12),
     ("v5 lite", 197e12),
@@ -75,7 +76,7 @@ def train_flops_per_token(
 def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 FLOP/s of a device by its `jax.Device.device_kind`; None when unknown."""
     kind = device_kind.lower()
-    return next((peak for part, peak in PEAK_FLOPS if part in kind), None)
+    return next((peak for part, peak in PEAK_FLOPS if part in kind), None) or None
 
 
 def mfu(flops: float, seconds: float, *, device_kind: str, devices: int) -> float | None:

@@ -89,7 +89,10 @@ def layout(
         width_bytes: bytes of a number in the trainer's arithmetic and in the sampler.
     """
     extra = TEMPORARIES[platform]
-    params, width = model.num_parameters / devices, model.hidden_size * width_bytes / 2
+    shards = 1  # an axis that does not divide the width is left out (`sharding.leaf_spec`)
+    for ways in (devices // context, context):
+        shards *= ways if model.hidden_size % (shards * ways) == 0 else 1
+    params, width = model.num_parameters / shards, model.hidden_size * width_bytes / 2
     tokens = -(-max_len // context)
     weights = model.num_parameters * width_bytes / tensor
     temporaries = tokens * width * (2 * model.num_layers + extra.token) + extra.parameter * params

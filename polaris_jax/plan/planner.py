@@ -19,7 +19,7 @@ from polaris_jax.plan.compile import (
 from polaris_jax.plan.decode_bytes import DecodeBytes, decode_bytes
 from polaris_jax.plan.fit import BUDGET, COLOCATED, Fit, Residency, Sizes, judge
 from polaris_jax.plan.hlo import Traffic
-from polaris_jax.plan.job import Job, Setting, sampler_device_count
+from polaris_jax.plan.job import Job, Setting, check_slots, sampler_device_count
 from polaris_jax.plan.lengths import cut_lognormal
 from polaris_jax.plan.rollout_clock import Shards
 from polaris_jax.plan.roofline import (
@@ -102,6 +102,8 @@ class Planner:
         """
         asked = self.job.config.rollout.num_pages if num_pages is None else num_pages
         try:
+            devices = sampler_device_count(self.devices, self.job.config)
+            check_slots(self.job.config, devices // setting.sampler_tensor)
             return self._assess(setting, asked)
         except ValueError as error:
             return Assessment(setting, (), {}, None, (str(error),), self.slots(setting), None)

@@ -19,7 +19,10 @@ from polaris_jax.rollout.kv.layouts import XLA, XLA_INT8
 
 # The chip of a jax device, by a part of its `device_kind` in lower case; the first match counts.
 # Cards of the same name with slower memory are left out, so that nothing is promised for them.
+# A part of a card (MIG) has less of everything.
 KINDS: tuple[tuple[str, str], ...] = (
+    (" mig ", ""),
+    ("gh200", ""),
     ("v6 lite", "v6e"),
     ("v6e", "v6e"),
     ("v5 lite", "v5e"),

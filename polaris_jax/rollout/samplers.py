@@ -122,9 +122,10 @@ class Samplers:
             self._reused = key, sampler
         return self._reused[1]
 
-    def check(self) -> None:
-        """Raises ConfigError if the page pool does not suffice for these devices."""
+    def check(self, model_config: ModelConfig, *, max_response_tokens: int) -> None:
+        """Raises ConfigError if a sampler for this budget does not suit model or devices."""
         check_pages(self._config, slot_shards(self._mesh()))
+        self.kernels(model_config, max_response_tokens=max_response_tokens)
 
     def _sizes(self, max_response_tokens: int) -> SamplerConfig:
         max_len = self._config.data.max_prompt_tokens + max_response_tokens

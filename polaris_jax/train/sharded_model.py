@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,8 @@ from polaris_jax.sharding import (
     leaf_spec,
     wide_axes,
 )
+from polaris_jax.system import processes
+from polaris_jax.system.progress import say
 from polaris_jax.train.split_embedding import embed_tokens
 
 Arrays = dict[str, Array]
@@ -149,6 +152,18 @@ def sharded_model(
         for path in sorted(shapes)
     )
     return ShardedModel(config, mesh, row_len, section.arithmetic, attention, section.remat, specs)
+
+
+def warn_of_copies(config: ModelConfig, mesh: Mesh) -> None:
+    """Says so, once a run, if every device of mesh.fsdp would hold the same weights."""
+    fsdp, width = mesh.shape["fsdp"], config.hidden_size
+    if width % fsdp and processes.is_first():
+        say(
+            f"warning: mesh.fsdp={fsdp} does not divide the model's hidden_size={width}, so that "
+            f"each device holds all weights and their optimizer state, not 1/{fsdp} of them; "
+            "choose a divisor, with mesh.data or mesh.context for the other devices",
+            sys.stderr,
+        )
 
 
 def _check_mesh(config: ModelConfig, mesh: Mesh, *, row_len: int) -> None:

@@ -42,7 +42,7 @@ from polaris_jax.train.programs import (
     resolve_share_prompts,
     update_programs,
 )
-from polaris_jax.train.sharded_model import CONTEXT_LAYOUT, sharded_model
+from polaris_jax.train.sharded_model import CONTEXT_LAYOUT, sharded_model, warn_of_copies
 from polaris_jax.train.state import TrainState, fresh_moments, is_placed, parked_shardings
 
 Metrics = dict[str, Mean | float | None]
@@ -105,6 +105,7 @@ class Updater:
             ConfigError: see `sharded_model` and `resolve_share_prompts`.
         """
         self.shares_prompts(config)
+        warn_of_copies(config, self.mesh)
 
     def shares_prompts(self, config: ModelConfig) -> bool:
         """Whether batches for this architecture are packed with shared prompts.

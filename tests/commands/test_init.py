@@ -2,11 +2,12 @@
 
 import json
 
+import jax
 import pytest
 
 from polaris_jax.__main__ import main
 from polaris_jax.commands.config_file import load_config
-from polaris_jax.config import build_config
+from polaris_jax.config import ConfigError, build_config
 from tests.support.stranger import as_gsm8k, random_qwen3
 
 
@@ -31,6 +32,30 @@ def init(file, *more, data="gsm8k.jsonl"):
 def rows(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def test_the_first_responses_are_sampled_by_a_sampler_of_this_machine(monkeypatch):
+    asked = []
+
+    def sampled(config, *_, **__):
+        asked.append(config.rollout)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("polaris_jax.measure.first_look.sample_some", sampled)
+    assert init("far.py", "--hardware=v5e:2x4") == 2
+    (rollout,) = asked
+    devices = jax.local_device_count()
+    assert (rollout.tensor, rollout.slots % devices) == (1, 0)
+    assert 64 <= rollout.slots < 64 + devices
+
+
+def test_the_held_out_set_is_read_as_a_run_reads_it(monkeypatch, capsys):
+    def found(evaluate, *_, **__):
+        raise ConfigError(f"evaluate.problems={evaluate.problems!r}: not here")
+
+    monkeypatch.setattr("polaris_jax.evaluate.benchmarks.find_held_out_problems", found)
+    assert init("bench.py", "--nosample", "--evaluate=aime24+aime25") == 2
+    assert capsys.readouterr().err == "error: --evaluate='aime24+aime25': not here\n"
 
 
 def test_it_writes_a_config_and_holds_problems_out(here, capsys):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from polaris_jax.commands.config_file import load_config
-from polaris_jax.config import build_config
+from polaris_jax.config import build_config, row_len_tokens
 from polaris_jax.guide.choices import Choices, Memory
 from polaris_jax.guide.config_text import Names, about_lines, config_text
 
@@ -39,6 +39,8 @@ def test_it_loads(cpu, target, tmp_path):
     assert len(config.stages) == 2
     assert config.stages[0].steps == (1 if target else 20)
     assert (config.mesh.context, config.rollout.tensor) == ((1, 1) if cpu else (2, 4))
+    if not cpu:  # 64 and 128 tokens, in blocks of the TPU's attention: 2 x 128 a part of a row
+        assert row_len_tokens(config) == 512
 
 
 def test_without_a_probe_the_temperature_is_fixed(tmp_path):

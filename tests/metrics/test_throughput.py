@@ -72,6 +72,7 @@ def test_six_n_dominates_at_short_context():
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA H200", 989),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("cpu", None),
         ("NVIDIA GeForce RTX 4090", None),
     ],

@@ -48,6 +48,18 @@ def test_the_estimate_is_near_a_compiled_plan(name, pod, shape, tensor, update, 
     assert found.sampling_bytes / GIB == pytest.approx(float(sampling), rel=0.15)
 
 
+def test_an_axis_that_does_not_divide_the_width_splits_nothing():
+    topology = parse_topology("h100:8")
+    sizes = {"context": 1, "tensor": 1, "max_len": 40_960}
+    model, chip = preset("qwen3-4b"), topology.chip(8)  # its width is 2560
+    one, three, four = (
+        layout(model, "gpu", chip, devices=n, **sizes).update_bytes for n in (1, 3, 4)
+    )
+    assert four < three == one
+    twelve = layout(model, "gpu", chip, devices=12, **sizes | {"context": 4}).update_bytes
+    assert twelve < four  # a quarter of the weights, and of the row
+
+
 def smallest(pod, model="qwen3-4b", max_len=40_960):
     topology = parse_topology(pod)
     chip, devices = topology.chip(topology.num_chips), topology.num_chips

@@ -27,6 +27,8 @@ MODEL = preset("qwen3-4b")
         ("TPU v6 lite", "v6e"),
         ("NVIDIA H100 PCIe", None),
         ("NVIDIA A100-SXM4-40GB", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("cpu", None),
     ],
 )

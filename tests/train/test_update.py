@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import math
+import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from polaris_jax.metrics import Mean
 from polaris_jax.models import RopeScaling
 from polaris_jax.sharding import make_mesh, private_copies
 from polaris_jax.train.programs import update_programs
+from polaris_jax.train.sharded_model import warn_of_copies
 from polaris_jax.train.state import init_train_state
 from polaris_jax.train.update import Updater, merge_metrics
 from tests.support.train.cases import (
@@ -215,6 +218,15 @@ def test_the_gap_is_that_of_the_first_minibatch_that_was_sampled_in_this_step():
     assert merge_metrics([copies, fresh, later]) == fresh
     assert merge_metrics([fresh, copies, later]) == fresh
     assert merge_metrics([copies, copies]) == copies
+
+
+@pytest.mark.parametrize(("fsdp", "warned"), [(3, True), (4, False)])
+def test_weights_that_no_axis_splits_are_named(fsdp, warned, capsys):
+    mesh: Any = types.SimpleNamespace(shape={"fsdp": fsdp})
+    warn_of_copies(dataclasses.replace(QWEN3, hidden_size=2560), mesh)
+    said = capsys.readouterr().err
+    assert ("mesh.fsdp=3 does not divide the model's hidden_size=2560" in said) is warned
+    assert bool(said) is warned
 
 
 def test_kl_pulls_to_the_reference_and_is_zero_at_it():
