@@ -235,6 +235,6 @@ def test_a_run_whose_checkpoints_are_gone_or_damaged_does_not_begin_anew(tmp_pat
     longer = (run / "metrics.jsonl").read_bytes()
     assert longer.startswith(lines) and len(longer) > len(lines)
     # What the sampler refuses is refused before the former run is deleted.
-    assert main([*line, "--overwrite", "--config.rollout.slots=13"]) == 2
-    assert "rollout.slots=13: must be a multiple" in capsys.readouterr().err
+    assert main([*line, "--overwrite", "--config.rollout.attention=ragged"]) == 2
+    assert "rollout.attention='ragged': runs on tpu" in capsys.readouterr().err
     assert (run / "metrics.jsonl").read_bytes() == longer
