@@ -33,6 +33,7 @@ SIGNS: dict[Mark, str] = {"ok": "ok    ", "note": "note  ", "broken": "BROKEN"}
 GIB = 1 << 30
 LEAST_MEMORY_GIB = 2.0  # of a run of the small configs
 LEAST_FILES = 1024
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 DEVICES_S, SELF_TEST_S = 120.0, 180.0  # deadlines of the child processes on a loaded machine
 OPTIONAL = {
     "gcsfs": "gs:// workdirs: pip install 'polaris_jax[gcs]'",
@@ -198,11 +199,9 @@ def total_memory() -> int | None:
     found = []
     with contextlib.suppress(ValueError, OSError, AttributeError):
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            found.append(int(Path(name).read_text()))
-        except (OSError, ValueError):
-            continue
+    for text in [*cgroup_texts("memory.max"), *cgroup_texts("memory.limit_in_bytes", "memory")]:
+        with contextlib.suppress(ValueError):  # "max": no limit
+            found.append(int(text))
     try:
         import resource
 
@@ -214,9 +213,41 @@ def total_memory() -> int | None:
 
 
 def core_count() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use: those of its affinity, or its container's share."""
     usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
+    found = [len(usable(0)) if usable else os.cpu_count() or 1]
+    for text in cgroup_texts("cpu.max"):
+        with contextlib.suppress(ValueError):  # "max 100000": no limit
+            quota, period = map(int, text.split())
+            found.append(max(1, -(-quota // period)))
+    return min(found)
+
+
+def cgroup_texts(
+    name: str, controller: str = "", *, root: Path = CGROUPS, own: Path = OWN_CGROUP
+) -> list[str]:
+    """What the files of a name say, in this process's control group and in those around it.
+
+    Args:
+        name: such as memory.max.
+        controller: of cgroup v1, such as memory; "" for v2.
+        root: where the groups lie.
+        own: the file that names this process's groups.
+    """
+    top = root / controller
+    places = {top}
+    with contextlib.suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, _, rest = line.partition(":")
+            names, _, path = rest.partition(":")
+            if controller in names.split(","):
+                below = (top / path.lstrip("/")).resolve()
+                places |= {p for p in (below, *below.parents) if p.is_relative_to(top.resolve())}
+    found = []
+    for place in sorted(places):
+        with contextlib.suppress(OSError):
+            found.append((place / name).read_text().strip())
+    return found
 
 
 def compiler() -> Iterator[Finding]:

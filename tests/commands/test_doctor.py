@@ -111,3 +111,32 @@ def test_with_little_memory_it_says_so_and_ends_by_itself():
     assert "the small configs need 2 GiB" in done.stdout
     assert done.stdout.splitlines()[-1] in ("ready", "something that every run needs is broken")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_least_limit_of_all_control_groups_around_a_process_counts(version, tmp_path):
+    controller, name = ("memory", "memory.limit_in_bytes") if version == 1 else ("", "memory.max")
+    top = tmp_path / "cgroup" / controller
+    job = top / "slurm" / "job_7"
+    job.mkdir(parents=True)
+    (job / name).write_text("8000000000\n")
+    (top / "slurm" / name).write_text("max\n")
+    (top / "others").mkdir()
+    (top / "others" / name).write_text("5\n")
+    own = tmp_path / "self"
+    line = "4:memory,hugetlb:/slurm/job_7" if version == 1 else "0::/slurm/job_7"
+    own.write_text(f"9:cpu:/others\n{line}\n")
+    found = doctor.cgroup_texts(name, controller, root=tmp_path / "cgroup", own=own)
+    assert sorted(found) == ["8000000000", "max"]
+    assert doctor.cgroup_texts(name, controller, root=tmp_path, own=tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1)]
+)
+def test_a_containers_share_of_the_processors_counts(text, cores, monkeypatch):
+    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(doctor, "cgroup_texts", lambda name: ["max 100000", text])
+    assert doctor.core_count() == cores
+    monkeypatch.setattr(doctor, "cgroup_texts", lambda name: ["max 100000"])
+    assert doctor.core_count() == 64
