@@ -211,7 +211,7 @@ def test_two_of_a_command_do_not_write_the_same_files(base_and_problems, tmp_pat
         assert first.poll() is None
     second, other = start(), start("--tag=other")
     err = second.communicate()[1]
-    assert second.returncode == 1  # not as bad input, which no restart can mend
+    assert second.returncode == 2
     assert f"`polaris evaluate` with --tag= already runs in it (pid {first.pid} on " in err
     for process in (first, other):
         assert process.communicate()[0] is not None

@@ -16,6 +16,7 @@ from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import run_command
 from polaris_jax.config import ConfigError, build_config
 from polaris_jax.measure.policy import Policy
+from polaris_jax.run.owner import InUse
 from polaris_jax.state import StartAt, open_state, start_from
 from polaris_jax.step import count_batch
 from polaris_jax.system.failures import at_run_time
@@ -238,3 +239,14 @@ def test_a_run_whose_checkpoints_are_gone_or_damaged_does_not_begin_anew(tmp_pat
     assert main([*line, "--overwrite", "--config.rollout.attention=ragged"]) == 2
     assert "rollout.attention='ragged': runs on tpu" in capsys.readouterr().err
     assert (run / "metrics.jsonl").read_bytes() == longer
+
+
+@pytest.mark.parametrize(("launch", "status"), [("", 2), ("slurm-7", 1)])
+def test_files_that_another_process_owns_may_be_free_for_a_restart(launch, status, monkeypatch):
+    """A launcher that repeats its line must not take them for bad input; a person gets 2."""
+    monkeypatch.setenv("POLARIS_LAUNCH", launch)
+
+    def command() -> int:
+        raise InUse("workdir=w: `polaris train` already runs in it (pid 1 on h); wait for it")
+
+    assert run_command(command) == status

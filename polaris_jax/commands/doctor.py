@@ -230,7 +230,7 @@ def cgroup_texts(
 
     Args:
         name: such as memory.max.
-        controller: of cgroup v1, such as memory; "" for v2.
+        controller: the controller of version 1, or empty for version 2 of control groups.
         root: where the groups lie.
         own: the file that names this process's groups.
     """

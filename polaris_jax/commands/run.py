@@ -18,6 +18,7 @@ from polaris_jax.system import signals
 from polaris_jax.system.progress import say
 
 PROCESSES = "polaris_jax.system.processes"
+LAUNCH = "POLARIS_LAUNCH"  # set by launchers that repeat their line; see `run.record`
 GPU_SHARE = 0.9  # the rest is for CUDA, NCCL and what fragments
 GPU_SHARE_NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 MIN_COMPILE_S = 0.3  # programs that compile faster are not kept
@@ -39,8 +40,9 @@ _REMEDIES = {
 def run_command(command: Callable[[], int]) -> int:
     """Runs `command` and turns how it ends into an exit code.
 
-    2: a bad argument, config or input. 1: a failure at run time, or a workdir that cannot be used
-    right now. 130: Ctrl-C. With POLARIS_TRACEBACK=1 errors keep their traceback.
+    2: a bad argument, config or input. 1: a failure at run time; under a launcher that repeats its
+    line (POLARIS_LAUNCH) also a workdir that cannot be used right now, since 2 tells a scheduler
+    that no restart can mend it. 130: Ctrl-C. With POLARIS_TRACEBACK=1 errors keep their traceback.
     """
     keep_traceback = bool(os.environ.get("POLARIS_TRACEBACK"))
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
@@ -66,7 +68,7 @@ def run_command(command: Callable[[], int]) -> int:
             started.end_after_peer_loss(error)
         print_error(_describe(error))
         if isinstance(error, ConfigError):
-            return _failed(error.exit_status)
+            return _failed(1 if error.may_pass and os.environ.get(LAUNCH) else 2)
         return _failed(2 if isinstance(error, FileNotFoundError | ValueError) else 1)
 
 

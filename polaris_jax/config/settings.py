@@ -26,10 +26,10 @@ class ConfigError(ValueError):
     """A bad config value; its text is one line for the user.
 
     Attributes:
-        exit_status: how a command ends by it; 2 means that the same line will fail again.
+        may_pass: True if the same line may succeed later, as when another process owns the files.
     """
 
-    exit_status = 2
+    may_pass = False
 
 
 def require(ok: bool, path: str, value: object, rule: str) -> None:

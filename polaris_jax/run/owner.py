@@ -37,7 +37,7 @@ class InUse(ConfigError):
     A scheduler may try again: some file servers hold the lock of a lost host for a while.
     """
 
-    exit_status = 1
+    may_pass = True
 
 
 class TakenOver(RuntimeError):

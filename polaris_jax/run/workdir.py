@@ -297,7 +297,7 @@ def _unwritable(workdir: AnyPath, error: OSError) -> ConfigError:
         f"workdir={workdir}: cannot be written ({error.strerror}); choose another --workdir"
     )
     if error.errno not in _LASTING:  # a server that is away, a full disk: a scheduler may try again
-        refusal.exit_status = 1
+        refusal.may_pass = True
     return refusal
 
 

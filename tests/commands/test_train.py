@@ -106,11 +106,11 @@ def test_overwrite_deletes_nothing_if_nobody_can_tell_who_began_the_run(start, t
     assert json.loads((tmp_path / "run.json").read_text())["starts"][0]["launch"] == "slurm-7"
 
 
-def test_a_workdir_in_use_is_not_bad_input(start, tmp_path, capsys):
+def test_a_workdir_in_use_may_be_free_for_a_restart(start, tmp_path, capsys):
     """Exit status 2 tells a scheduler that no restart can mend it."""
     assert start(None)[0] == 0
     busy = "`polaris train` already runs in it"
     held = own(epath.Path(tmp_path / ".lock"), busy=busy, remedy="wait", writes=())
-    assert start(None)[0] == 1
+    assert [start(launch)[0] for launch in (None, "slurm-7")] == [2, 1]
     held.release()
     assert "already runs in it" in capsys.readouterr().err
