@@ -13,7 +13,7 @@ from tests.support.micro_run import flags, make_base
 
 pytestmark = pytest.mark.xdist_group("resumed commands")  # one worker makes the base
 
-# Each samples three times; the first file keeps what is done.
+# Each samples three times or more; the first file keeps what is done.
 RESULTS = {
     "calibrate": (
         "calibrate_progress.jsonl",
@@ -75,7 +75,7 @@ def test_what_is_done_is_not_sampled_again(command, line, tmp_path, monkeypatch)
     assert run("whole")[0] == 0
     assert len(started) == 1  # it renders every prompt, and no batch renders them again
     of_whole = list(asked)
-    assert len(of_whole) == 3
+    assert len(of_whole) >= 3  # a probe refines the borders that it finds
     done, result, *_ = RESULTS[command]
     fails.append(True)
     assert run("cut") == (1, of_whole[:2])
