@@ -18,7 +18,6 @@ from polaris_jax.system import signals
 from polaris_jax.system.progress import say
 
 PROCESSES = "polaris_jax.system.processes"
-LAUNCH = "POLARIS_LAUNCH"  # set by launchers that repeat their line; see `run.record`
 GPU_SHARE = 0.9  # the rest is for CUDA, NCCL and what fragments
 GPU_SHARE_NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 MIN_COMPILE_S = 0.3  # programs that compile faster are not kept
@@ -68,7 +67,7 @@ def run_command(command: Callable[[], int]) -> int:
             started.end_after_peer_loss(error)
         print_error(_describe(error))
         if isinstance(error, ConfigError):
-            return _failed(1 if error.may_pass and os.environ.get(LAUNCH) else 2)
+            return _failed(1 if error.may_pass and os.environ.get(signals.LAUNCH) else 2)
         return _failed(2 if isinstance(error, FileNotFoundError | ValueError) else 1)
 
 

@@ -23,9 +23,9 @@ from etils import epath
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
 from polaris_jax.config import ConfigError, RunConfig
-from polaris_jax.run.record import LAUNCH, begun_by_this_launch, has_finished
+from polaris_jax.run.record import begun_by_this_launch, has_finished
 from polaris_jax.system.files import as_place, is_remote
-from polaris_jax.system.signals import StopRequest, stopped_status
+from polaris_jax.system.signals import LAUNCH, StopRequest, stopped_status
 
 
 def _define(values: flags.FlagValues) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from polaris_jax.config.data import PROMPT_SUFFIX, ArithmeticSection, DataSection, WarmstartSection
-from polaris_jax.config.rules import check_mesh, check_pages, row_unit_tokens, validate
+from polaris_jax.config.rules import check_mesh, check_pages, check_slots, row_unit_tokens, validate
 from polaris_jax.config.sections import (
     SETTINGS,
     BatchSection,
@@ -84,6 +84,7 @@ __all__ = [
     "build_config",
     "check_mesh",
     "check_pages",
+    "check_slots",
     "config_fields",
     "config_hash",
     "declared_name",

@@ -72,6 +72,17 @@ def row_unit_tokens(context: int, tensor: int) -> int:
     return math.lcm(2 * context if context > 1 else 1, context * tensor)
 
 
+def check_slots(slots: int, shards: int) -> None:
+    """Raises ConfigError if `rollout.slots` cannot be split evenly over a sampler's data shards."""
+    require(
+        slots % max(1, shards) == 0,
+        "rollout.slots",
+        slots,
+        f"must be a multiple of the sampler mesh's data={shards}; change rollout.slots or "
+        "rollout.data",
+    )
+
+
 def check_pages(config: RunConfig, shards: int) -> None:
     """Raises ConfigError if the KV pool cannot hold one longest sequence of every budget.
 

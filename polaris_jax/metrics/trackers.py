@@ -155,16 +155,19 @@ class WandbRun:
         stored = folder / RUN_ID
         known = stored.read_text() if stored.exists() else ""
         mistakes = (wandb.errors.UsageError, wandb.errors.AuthenticationError, ValueError)
-        try:
+
+        def begin() -> None:
             self._run = self._begin(workdir, names, run_id=known)
             if not known:
                 write_bytes(stored, self._run.id.encode())
-        except Exception as error:
-            if isinstance(error, mistakes) and not known:
-                raise ConfigError(
-                    f"metrics.wandb=True: Weights & Biases refuses the run ({one_line(error)}); "
-                    "mend metrics.wandb_* or the key, or set metrics.wandb=False"
-                ) from error
+
+        error = _error_of(begin)
+        if error is not None and isinstance(error, mistakes) and not known:
+            raise ConfigError(
+                f"metrics.wandb=True: Weights & Biases refuses the run ({one_line(error)}); "
+                "mend metrics.wandb_* or the key, or set metrics.wandb=False"
+            ) from error
+        if error is not None:
             self._leave_out(one_line(error))
         self.add_table(0, "glossary", glossary_table())
 
@@ -207,9 +210,7 @@ class WandbRun:
         run, failures = self._run, []
 
         def finish() -> None:
-            try:
-                run.finish()
-            except Exception as error:  # noqa: BLE001 - W&B promises nothing
+            if (error := _error_of(run.finish)) is not None:
                 failures.append(one_line(error))
 
         thread = threading.Thread(target=finish, daemon=True)
@@ -222,15 +223,23 @@ class WandbRun:
         self._run = None
 
     def _log(self, make: Callable[[], dict[str, Any]]) -> None:
-        if self._run is not None:
-            try:
-                self._run.log(make())
-            except Exception as error:  # noqa: BLE001 - W&B promises nothing
-                self._leave_out(one_line(error))
+        if self._run is None:
+            return
+        if (error := _error_of(lambda: self._run.log(make()))) is not None:
+            self._leave_out(one_line(error))
 
     def _leave_out(self, reason: str) -> None:
         self._run = None
         say(f"warning: Weights & Biases: {reason}; the run continues without it", sys.stderr)
+
+
+def _error_of(call: Callable[[], Any]) -> Exception | None:
+    """What a call of W&B raises; None if it succeeds."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - a tracker promises nothing, and ends no run
+        return error
+    return None
 
 
 class EventFiles:

@@ -296,15 +296,6 @@ def _powers(limit: int) -> list[int]:
     return [1 << i for i in range(limit.bit_length()) if 1 << i <= limit]
 
 
-def check_slots(config: RunConfig, data: int) -> None:
-    """Raises ConfigError for slots that a sampler with `data` shards refuses."""
-    if config.rollout.slots % max(1, data):
-        raise ConfigError(
-            f"rollout.slots={config.rollout.slots}: must be a multiple of the sampler mesh's "
-            f"data={data}; change rollout.slots or rollout.data"
-        )
-
-
 def sampler_device_count(devices: Sequence[Any], config: RunConfig) -> int:
     """The number of devices of a sampler: those of `rollout.processes` processes.
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from polaris_jax.config import check_slots
 from polaris_jax.metrics.throughput import forward_flops_per_token, train_flops_per_token
 from polaris_jax.plan.compile import (
     Compiled,
@@ -19,7 +20,7 @@ from polaris_jax.plan.compile import (
 from polaris_jax.plan.decode_bytes import DecodeBytes, decode_bytes
 from polaris_jax.plan.fit import BUDGET, COLOCATED, Fit, Residency, Sizes, judge
 from polaris_jax.plan.hlo import Traffic
-from polaris_jax.plan.job import Job, Setting, check_slots, sampler_device_count
+from polaris_jax.plan.job import Job, Setting, sampler_device_count
 from polaris_jax.plan.lengths import cut_lognormal
 from polaris_jax.plan.rollout_clock import Shards
 from polaris_jax.plan.roofline import (
@@ -36,8 +37,7 @@ from polaris_jax.rollout.programs.abstract import AbstractProgram
 from polaris_jax.rollout.programs.spec import program_spec
 
 # Tokens of a block in attention loops whose count the compiler does not know (skipped blocks).
-ATTENTION_BLOCK_TOKENS = 512
-DECODE_BLOCK_TOKENS = 128
+ATTENTION_BLOCK_TOKENS, DECODE_BLOCK_TOKENS = 512, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +100,10 @@ class Planner:
             setting: the layout.
             num_pages: replaces the config's `rollout.num_pages`; None: the config's.
         """
-        asked = self.job.config.rollout.num_pages if num_pages is None else num_pages
+        config, local = self.job.config, sampler_device_count(self.devices, self.job.config)
         try:
-            devices = sampler_device_count(self.devices, self.job.config)
-            check_slots(self.job.config, devices // setting.sampler_tensor)
+            check_slots(config.rollout.slots, local // setting.sampler_tensor)
+            asked = config.rollout.num_pages if num_pages is None else num_pages
             return self._assess(setting, asked)
         except ValueError as error:
             return Assessment(setting, (), {}, None, (str(error),), self.slots(setting), None)
@@ -231,8 +231,8 @@ class Planner:
         return max(1, self._per_shard(self.job.config.rollout.slots, setting))
 
     def _per_shard(self, of_a_sampler: int, setting: Setting) -> int:
-        devices = sampler_device_count(self.devices, self.job.config)
-        return -(-of_a_sampler // max(1, devices // setting.sampler_tensor))
+        local = sampler_device_count(self.devices, self.job.config)
+        return -(-of_a_sampler // max(1, local // setting.sampler_tensor))
 
     def _once(self, key: Any, make: Callable[[Setting], Any], setting: Setting) -> Any:
         if key not in self._done:

@@ -233,6 +233,7 @@ def alone(directory: epath.Path, name: str, progress: Progress) -> Iterator[None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            time.sleep(RETRY_S)  # who has just taken the lock has still to write its name
             progress.line(f"waiting for {name}, which {_read_owner(file)} makes")
             fcntl.flock(file, fcntl.LOCK_EX)  # ends when the other process ends, also by a kill
         except OSError:

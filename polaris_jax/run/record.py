@@ -32,10 +32,9 @@ from polaris_jax.config.settings import ALWAYS
 from polaris_jax.data.problem_sets import CURATED, PREPARED
 from polaris_jax.system.files import AnyPath, as_place, write_json
 from polaris_jax.system.foreign import RECORD_BYTES, read_json
+from polaris_jax.system.signals import LAUNCH
 
 RECORD = "run.json"
-# What names the launch of this process: the same when a scheduler repeats its line.
-LAUNCH = "POLARIS_LAUNCH"
 ABSENT = "absent"
 _VERSIONS_OF = (
     "jax",

@@ -74,6 +74,8 @@ def _end(_: int, __: FrameType | None) -> NoReturn:
     os._exit(INTERRUPTED_STATUS)
 
 
+# Names the launch of this process: the same when a scheduler repeats its line.
+LAUNCH = "POLARIS_LAUNCH"
 STOPPED_STATUS = "POLARIS_STOPPED_STATUS"
 # A lost terminal, what schedulers send ahead of a time limit (USR1, USR2), Ctrl-\\, and the soft
 # limit of CPU time. Each would end a process that does not handle it.

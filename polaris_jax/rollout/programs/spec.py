@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from polaris_jax import sharding
-from polaris_jax.config import ConfigError
+from polaris_jax.config import ConfigError, check_slots
 from polaris_jax.models import ModelConfig
 from polaris_jax.rollout import fused_weights
 from polaris_jax.rollout.kv.backends import Sizes, choose_backend
@@ -78,11 +78,7 @@ def program_spec(
                 f"rollout.tensor={tensor}: must divide the model's {name}={size}; choose a divisor "
                 "of both"
             )
-    if config.slots % data:
-        raise ConfigError(
-            f"rollout.slots={config.slots}: must be a multiple of the sampler mesh's data={data}; "
-            "change rollout.slots or rollout.data"
-        )
+    check_slots(config.slots, data)
     if config.num_pages and config.num_pages // data < 2:
         raise ConfigError(
             f"rollout.num_pages={config.num_pages}: each of {data} data shards needs at least 2"
