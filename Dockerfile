@@ -38,9 +38,9 @@ WORKDIR /work
 ENTRYPOINT ["polaris"]
 CMD ["--help"]
 
-# On a TPU VM: docker run --privileged --net=host.
+# On a TPU VM: docker run --privileged --net=host. launch/gke_jobset.yaml runs it on GKE.
 FROM base AS tpu
-RUN python -m pip install -c /wheels/constraints.txt "$(ls /wheels/*.whl)[tpu]"
+RUN python -m pip install -c /wheels/constraints.txt "$(ls /wheels/*.whl)[tpu,gcs]"
 USER polaris
 WORKDIR /work
 ENTRYPOINT ["polaris"]

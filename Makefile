@@ -135,8 +135,8 @@ docker-steps: $(DEV)  ## the Dockerfile's steps for a CPU in a fresh venv, witho
 
 venv: $(DEV)  ## only make .venv with everything that the tests need
 
-venv-tpu: $(BASE)  ## .venv with jax for TPU
-	$(PIP) --editable '.[tpu]'
+venv-tpu: $(BASE)  ## .venv with jax for TPU and gs:// paths
+	$(PIP) --editable '.[tpu,gcs]'
 
 venv-cuda12: $(BASE)  ## .venv with jax for NVIDIA GPUs (CUDA 12)
 	$(PIP) --editable '.[cuda12]'

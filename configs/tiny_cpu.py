@@ -1,9 +1,9 @@
 """The whole recipe in minutes on a laptop: a small Qwen3, arithmetic word problems, two stages.
 
-    make demo
+    launch/tiny.sh
 
 or by hand, each command in the same workdir, with $run for
-`--config=configs/tiny_cpu.py --workdir=workdirs/demo`:
+`--config=configs/tiny_cpu.py --workdir=workdirs/tiny`:
 
     polaris prepare $run
     polaris calibrate $run

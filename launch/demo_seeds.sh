@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Three seeds, fixed beforehand, each in three arms from the same warm start:
-#   polaris  the recipe as `make demo` runs it
+#   polaris  the recipe as `launch/tiny.sh` runs it
 #   plain    GRPO without rescue, substitution, probe, stages and curation, at equal tokens sampled in training
 #   control  the recipe with rewards permuted inside each group
 #

@@ -13,8 +13,8 @@
 #   --stop       SIGTERM to a running command on all hosts: it saves and ends
 #   --dry-run    print what would run
 #
-# The workdir must be a path that all hosts see: gs://BUCKET/PATH (after `pip install '.[gcs]'` on the
-# hosts), or a shared disk (NFS, Filestore). jax finds the other hosts by itself. Rerun the same line
+# The workdir must be a path that all hosts see: gs://BUCKET/PATH (what it needs is installed by
+# --setup), or a shared disk (NFS, Filestore). jax finds the other hosts by itself. Rerun the same line
 # after a preemption: the run resumes; with POLARIS_COMPILE_CACHE=DIR (a shared one too) set here it
 # compiles nothing that it has compiled before. LIBTPU_INIT_ARGS, set here, goes to the hosts too.
 # gcloud repeats the command on a host if its connection breaks: --overwrite counts once for each call

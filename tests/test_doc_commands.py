@@ -181,15 +181,16 @@ NEEDS: dict[str, str] = {
     "--list": "a shared disk at /mnt; tests/ablate reads every table of configs/",
     "polaris train --config=configs/polaris_4b.py:h100:8 --workdir=runs/4b "
     "--config.evaluate.problems=aime24.jsonl": "eight H100s",
-    "polaris train --config=configs/polaris_4b.py --workdir=runs/4b_stage2 --stage 2 "
-    "--from runs/4b/checkpoints": "a pod; tests/test_partial_run.py begins at a later stage",
+    "polaris train --config=configs/polaris_4b.py --workdir=runs/4b_stage2 "
+    "--config.evaluate.problems=aime24.jsonl --stage 2 --from runs/4b/checkpoints": "a pod; tests/test_partial_run.py begins at a later stage",
     "polaris plan --config=configs/polaris_4b.py:h100:8 --topology=h100:8": PLUGIN,
     "polaris plan --config=configs/polaris_4b.py --topology=v6e:8x8 --search": PLUGIN,
     "sbatch --nodes=4 launch/gpu_slurm.sbatch train --config=configs/polaris_4b.py:h100:32 "
-    "--workdir=runs/4b": SLURM,
+    "--workdir=runs/4b --config.evaluate.problems=aime24.jsonl": SLURM,
     "launch/tpu_pod.sh --name POD --zone ZONE --setup": TPU,
     "launch/tpu_pod.sh --name POD --zone ZONE -- train "
-    "--config=configs/polaris_4b.py:v5p:2x2x4 --workdir=gs://BUCKET/4b": TPU,
+    "--config=configs/polaris_4b.py:v5p:2x2x4 --workdir=gs://BUCKET/4b "
+    "--config.evaluate.problems=gs://BUCKET/aime24.jsonl": TPU,
     "envsubst < launch/gke_jobset.yaml | kubectl apply --dry-run=server -f -": (
         "a cluster with JobSet; tests/launch/test_clusters.py fills the file in"
     ),

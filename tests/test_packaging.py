@@ -139,10 +139,10 @@ def test_the_images_are_small_and_hold_no_secret():
 
 
 def test_the_accelerators_extras_are_ours():
-    used = re.findall(r"\[(\w+)\$?(?:CUDA)?\]", (ROOT / "Dockerfile").read_text())
-    assert used == ["cuda", "tpu"]
+    used = re.findall(r"\.whl\)\[([\w,]+)\$?(?:CUDA)?\]", (ROOT / "Dockerfile").read_text())
+    assert used == ["cuda", "tpu,gcs"]
     assert re.search(r"ARG CUDA=12\n", (ROOT / "Dockerfile").read_text())
-    assert {"cuda12", "cuda13", "tpu"} <= set(EXTRAS)
+    assert {"cuda12", "cuda13", "tpu", "gcs"} <= set(EXTRAS)
 
 
 # ---- the release

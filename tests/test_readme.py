@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -11,7 +12,11 @@ from typing import Any
 
 import pytest
 
+from polaris_jax import loop
 from polaris_jax.commands.flags import parse
+from polaris_jax.config import build_config
+from polaris_jax.data.problem_sets import read_named
+from polaris_jax.evaluate.benchmarks import find_held_out_problems
 from tests.support import micro_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -89,7 +94,8 @@ def test_the_training_example_runs(tmp_path):
     for shown, used in (
         ("from configs import polaris_4b\n", ""),
         ('polaris_4b.get_config("h100:8")', "micro_config"),
-        ("problems.jsonl", str(problems)),
+        ('"problems.jsonl"', repr(str(problems))),
+        ('"held_out.jsonl"', repr(str(problems))),
         ("runs/4b", str(tmp_path / "run")),
     ):
         assert shown in code
@@ -111,6 +117,24 @@ def test_the_training_example_runs(tmp_path):
     ]
     assert "finished: 9 steps" in ran[0]
     assert "already complete: 9 steps" in ran[1]
+
+
+def test_the_training_example_names_what_its_config_reads(tmp_path, monkeypatch):
+    """The config that the README shows finds its problems and its held-out problems."""
+    _, problems = micro_run.make_base(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    taken = []
+    monkeypatch.setattr(loop, "run", lambda config, workdir: taken.append(build_config(config)))
+    for name in re.findall(r'"(\w+\.jsonl)"', code := python_blocks()[0]):
+        pathlib.Path(name).write_text(problems.read_text())
+    exec(code, {})
+    (config,) = taken
+    assert config.stages[0].max_response_tokens == 39_936  # the 4B recipe's own
+    rows = [json.loads(line) for line in problems.read_text().splitlines()]
+    lines = []
+    held_out, _ = find_held_out_problems(config.evaluate, config.data, lines.append, make=list)
+    trained_on = read_named(config.data.problems, lines.append)[0]
+    assert len(held_out) == len(trained_on) == len(rows)
 
 
 def test_the_sampling_example_runs(tmp_path, capsys):

@@ -7,7 +7,7 @@ several in --out, with the runs laid over one another.
 Example:
   polaris report runs/4b
   polaris report runs/seed0 runs/seed1 runs/seed2 --names=0,1,2 --out=compared
-  polaris report --config=configs/tiny_cpu.py --workdir=workdirs/demo
+  polaris report --config=configs/tiny_cpu.py --workdir=workdirs/tiny
 """
 
 from __future__ import annotations

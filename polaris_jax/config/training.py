@@ -228,9 +228,10 @@ class ObjectiveSection:
     )
     minibatches: int = setting(
         1,
-        "Optimizer steps for each rollout batch; must divide prompts_per_step.",
+        "Optimizer steps for each rollout batch, each on its own part of the prompts; must divide "
+        "prompts_per_step.",
         above=0,
-        usual="ppo_mini_batch_size num_iterations",
+        usual="ppo_mini_batch_size",
     )
     aggregation: Literal[
         "token_mean", "sequence_mean", "sequence_sum_constant", "microbatch_token_mean"

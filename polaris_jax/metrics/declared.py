@@ -45,7 +45,7 @@ STEP = (
     Metric(
         ("rollout/mean_length_correct", "rollout/mean_length_incorrect"),
         "mean tokens of correct and of other responses",
-        "incorrect ones are longer as a rule (demo, step 30: 34.8 and 40.2)",
+        "incorrect ones are longer as a rule (tiny run, step 30: 34.8 and 40.2)",
     ),
     Metric(
         ("rollout/clip_ratio",),
@@ -60,7 +60,7 @@ STEP = (
     Metric(
         ("rollout/diversity",),
         "distinct over all 4-grams among a problem's responses, mean over problems, in [0, 1]",
-        "falls within a stage (demo: 0.33 to 0.18), rises with temperature",
+        "falls within a stage (tiny run: 0.33 to 0.18), rises with temperature",
     ),
     Metric(
         ("rollout/temperature", "rollout/max_response_tokens"),
@@ -114,7 +114,7 @@ STEP = (
     Metric(
         ("batch/rescued_groups",),
         "groups without a correct response that got a stored one",
-        "few (demo: 15 in 48 steps); many: problems are at the edge of what the model can do",
+        "few (tiny run: 15 in 48 steps); many: problems are at the edge of what the model can do",
     ),
     Metric(
         ("batch/rescued_age",),
@@ -124,7 +124,7 @@ STEP = (
     Metric(
         ("batch/substituted_groups",),
         "groups replaced by a copy of an informative one",
-        "grows as the reward does (demo: 2.7 to 12.5 of 32 a step)",
+        "grows as the reward does (tiny run: 2.7 to 12.5 of 32 a step)",
     ),
     Metric(
         ("batch/donors_reused",),
@@ -152,7 +152,7 @@ STEP = (
     Metric(
         ("batch/padding_share",),
         "share of positions without a token",
-        "demo: 0.08 to 0.2; high: lower `batch.row_len`, or more rows",
+        "tiny run: 0.08 to 0.2; high: lower `batch.row_len`, or more rows",
     ),
     Metric(
         ("batch/attention_imbalance",),
@@ -172,7 +172,7 @@ STEP = (
     Metric(
         ("update/grad_norm",),
         "norm before clipping",
-        "steady (demo: 0.2 to 0.4); spikes above `optimizer.max_grad_norm` are clipped",
+        "steady (tiny run: 0.2 to 0.4); spikes above `optimizer.max_grad_norm` are clipped",
     ),
     Metric(
         ("update/entropy",),
@@ -257,12 +257,12 @@ TIMING = (
     Metric(
         ("sampler/slot_occupancy",),
         "share of slot-steps that made a token",
-        "low: the tail of a few long responses (demo: 0.84)",
+        "low: the tail of a few long responses (tiny run: 0.84)",
     ),
     Metric(
         ("sampler/row_waste",),
         "share of computed rows that made no token",
-        "demo: 0.08",
+        "tiny run: 0.08",
     ),
     Metric(
         ("sampler/live_rows_min", "sampler/live_rows_max"),
@@ -292,7 +292,7 @@ TIMING = (
             "sampler/prefix_hit_rate",
         ),
         "samples that shared a prefilled prompt, tokens needed and found in pages, their share",
-        "about 1 - 1/R (demo: 0.875 with 8 responses)",
+        "about 1 - 1/R (tiny run: 0.875 with 8 responses)",
     ),
     Metric(
         (

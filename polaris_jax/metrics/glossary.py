@@ -17,7 +17,8 @@ Every number that a run writes, by file. [Reading a run](howto/reading_a_run.md)
 at first, and what healthy and unhealthy runs look like. This page is made by `make docs` from
 `polaris_jax/metrics/declared.py`.
 
-A mean over nothing is null, and so are the metrics of an update that a step did not make.
+A mean over nothing is null, and so are the metrics of an update that a step did not make. Numbers
+of the tiny run are those of `launch/tiny.sh`: 48 steps of 32 groups, 0.8M parameters.
 """
 
 

@@ -11,6 +11,8 @@ import subprocess
 import pytest
 import yaml
 
+from polaris_jax.config.shipped import shipped_configs
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SLURM = ROOT / "launch" / "gpu_slurm.sbatch"
 TPU = ROOT / "launch" / "tpu_pod.sh"
@@ -200,8 +202,8 @@ def test_jobset_fills_in_to_a_whole_manifest(jobset):
     assert job["parallelism"] == job["completions"] == 32
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["command"][:4] == [".venv/bin/python", "-m", "polaris_jax", "train"]
-    flags = [*container["command"][4:], *container["args"]]
+    assert container["command"][:2] == ["polaris", "train"]
+    flags = [*container["command"][2:], *container["args"]]
     assert flags == [
         f"--config={values['CONFIG']}",
         f"--workdir={values['WORKDIR']}",
@@ -209,7 +211,7 @@ def test_jobset_fills_in_to_a_whole_manifest(jobset):
     ]
     config, pod_name = values["CONFIG"].split(":", 1)
     pods = runpy.run_path(str(ROOT / "configs" / "_targets.py"))["PODS"]
-    assert (ROOT / config).exists() and pod_name in pods
+    assert config in shipped_configs() and pod_name in pods
     assert pod_name == f"v5e:{values['TOPOLOGY']}"
     chips = math.prod(map(int, values["TOPOLOGY"].split("x")))
     assert int(values["HOSTS"]) * int(values["CHIPS_A_HOST"]) == chips
@@ -237,7 +239,7 @@ def test_jobset_restarts_what_a_restart_can_mend(jobset):
     (container,) = pod["containers"]
     assert container["name"] == codes["containerName"]
     # The first process gets the signals and its status is the container's: no shell in between.
-    assert container["command"][0].endswith("python")
+    assert container["command"][0] == "polaris"
 
 
 def test_jobset_names_the_launch_by_what_restarts_keep(jobset):
