@@ -182,7 +182,9 @@ NEEDS: dict[str, str] = {
     "polaris train --config=configs/polaris_4b.py:h100:8 --workdir=runs/4b "
     "--config.evaluate.problems=aime24.jsonl": "eight H100s",
     "polaris train --config=configs/polaris_4b.py --workdir=runs/4b_stage2 "
-    "--config.evaluate.problems=aime24.jsonl --stage 2 --from runs/4b/checkpoints": "a pod; tests/test_partial_run.py begins at a later stage",
+    "--config.evaluate.problems=aime24.jsonl --stage 2 --from runs/4b/checkpoints": (
+        "a pod; tests/test_partial_run.py begins at a later stage"
+    ),
     "polaris plan --config=configs/polaris_4b.py:h100:8 --topology=h100:8": PLUGIN,
     "polaris plan --config=configs/polaris_4b.py --topology=v6e:8x8 --search": PLUGIN,
     "sbatch --nodes=4 launch/gpu_slurm.sbatch train --config=configs/polaris_4b.py:h100:32 "
