@@ -94,8 +94,7 @@ class Group:
     Attributes:
         problem_id: `Problem.id`.
         prompt: token ids of the prompt, with the chat template.
-        prompt_text: the prompt as text, without worked examples (`data.shots`); in mode "train" the
-            reward reads prompt + response.
+        prompt_text: the prompt as text, without worked examples (`data.shots`).
         gold: `Problem.answer`.
         draw: number of times that this run had drawn the problem before.
         epoch: epoch in which the batch of this draw began, from 0.
@@ -106,6 +105,8 @@ class Group:
         responses: n responses; () before sampling begins.
         texts: the n decoded responses, special tokens left out; () while a response is unfinished.
         extra: `Problem.extra`.
+        opening: the end of `prompt_text` that begins the response's turn; in mode "train" the
+            reward reads it before the response. None: a checkpoint of an older version.
     """
 
     problem_id: str
@@ -119,6 +120,7 @@ class Group:
     responses: tuple[Response, ...] = ()
     texts: tuple[str, ...] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    opening: str | None = None
 
     @property
     def complete(self) -> bool:

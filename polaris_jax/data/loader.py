@@ -144,9 +144,17 @@ class PromptLoader(Iterator[list[Group]]):
         for index in indices:
             problem, draw = self._problems[index], self._draws[index]
             text, ids = self._render(problem)
-            groups.append(
-                Group(problem.id, ids, text, problem.answer, draw, epoch, extra=problem.extra)
+            group = Group(
+                problem.id,
+                ids,
+                text,
+                problem.answer,
+                draw,
+                epoch,
+                extra=problem.extra,
+                opening=self._format.opening(text, problem.problem),
             )
+            groups.append(group)
             self._draws[index] += 1
             self._position += 1
         return groups

@@ -79,8 +79,19 @@ class PromptFormat:
             remember=remember,
         )
 
+    def opening(self, prompt_text: str, problem_text: str) -> str | None:
+        """A prompt's text behind its question: how it begins the response's turn.
+
+        Returns:
+            What the chat template and `prefill` write there. None if the template changes the
+            question, so that it is not found.
+        """
+        question = add_suffix(problem_text, self.suffix).strip()  # templates may strip it
+        at = prompt_text.rfind(question)
+        return prompt_text[at + len(question) :] if at >= 0 else None
+
     def last_turn(self, prompt_text: str) -> str:
-        """A prompt's text after its worked examples: what the reward reads before a response."""
+        """A prompt's text after its worked examples."""
         at = 0
         for example in self.shots:
             for text in map(str.strip, example):  # a response may stand in its question, too

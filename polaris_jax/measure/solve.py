@@ -54,7 +54,7 @@ def solve(
         temperature: sampling temperature; 0 is greedy.
         max_response_tokens: largest length of a response in tokens, stop token included.
         seed_parts: values that are hashed with the problem's id into each prompt's sampling seed.
-        mode: "train" grades prompt + response, "eval" the response alone.
+        mode: how answers are extracted; see `reward.extract.response_answer`.
         top_k: number of likeliest tokens that are sampled from; 0: all.
         top_p: share of probability that is sampled from, in (0, 1]; 1: all tokens.
         should_abort: called between device calls; sampling is aborted if it returns True.
@@ -111,6 +111,7 @@ def drawn_once(
             draw=0,
             epoch=0,
             extra=problem.extra,
+            opening=prompt_format.opening(text, problem.problem),
         )
         for problem, (text, ids) in zip(problems, rendered, strict=True)
     ]
@@ -130,7 +131,7 @@ def grade_groups(
         grader: the grading workers of this process.
         groups: complete groups by number, the same in every process. The number decides which
             process grades what no process has graded ahead.
-        mode: "train" grades prompt + response, "eval" the response alone.
+        mode: how answers are extracted; see `reward.extract.response_answer`.
         correct_at: reward from which a response counts as correct.
         ahead: background grading, which has been given some of the responses; their rewards are
             taken from it. None, in all processes alike: all responses are graded here.

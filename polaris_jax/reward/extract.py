@@ -39,7 +39,7 @@ def check_mode(mode: str) -> None:
     """Raises ValueError unless `mode` is "train", "eval" or "free"."""
     if mode not in get_args(Mode):
         raise ValueError(
-            f"mode={mode!r}: a response is graded as 'train' (prompt + response, answer after "
+            f"mode={mode!r}: a response is graded as 'train' (the answer after "
             "</think>), 'eval' (the response alone) or 'free' (another system's answer); pass one "
             "of them."
         )
@@ -119,11 +119,31 @@ def _box_commands_backwards(text: str) -> Iterator[tuple[int, int]]:
                 yield start, command.end()
 
 
+def graded_text(text: str, prompt_text: str, opening: str | None, mode: Mode) -> str:
+    """The text that is graded: the response, in train mode after the beginning of its own turn.
+
+    The tags of a system prompt, a question or an earlier turn say nothing of this response's
+    thinking. A chat template without thinking or `data.response_prefill` may have ended it.
+
+    Args:
+        text: the response.
+        prompt_text: its prompt.
+        opening: how the prompt begins the response's turn; None: not known. A `</think>` then
+            counts if the prompt ends with it.
+        mode: see `response_answer`.
+    """
+    if mode != "train":
+        return text
+    if opening is None:
+        opening = THINK_END if prompt_text.rstrip().endswith(THINK_END) else ""
+    return opening + text
+
+
 def response_answer(text: str, mode: Mode = "train") -> str | None:
     """The answer in a response; None if there is no answer to grade.
 
     Args:
-        text: prompt + response in train mode, the response alone in eval mode.
+        text: a response, in train mode with what the prompt has of its turn: see `graded_text`.
         mode: "train" needs `</think>` and reads the text between the first and the second
             `</think>` (or the end); a last box that never closes is no answer. "eval" reads the
             last complete box anywhere. "free" reads boxes as a list, else "the answer is", else the

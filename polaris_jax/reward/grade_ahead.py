@@ -29,6 +29,7 @@ def reward_input(group: Group, sample: int, text: str, mode: Mode) -> RewardInpu
         finish_reason=response.finish_reason,
         num_tokens=len(response.token_ids),
         mode=mode,
+        opening=group.opening,
     )
 
 

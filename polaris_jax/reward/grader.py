@@ -171,7 +171,8 @@ class Grader:
         """The rewards, float32, in [0, 1], in the order of the texts.
 
         Args:
-            texts: prompt + response in train mode, the response alone in other modes.
+            texts: the responses; in train mode with their prompts before them. See
+                `score_response`.
             golds: a gold answer for each text: a string, a number, None or alternatives.
             mode: "train", "eval" or "free"; see `score_response`.
 

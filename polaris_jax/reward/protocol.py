@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from polaris_jax.reward.extract import Mode, response_answer
+from polaris_jax.reward.extract import Mode, graded_text, response_answer
 from polaris_jax.reward.math.equivalence import answers_match
 from polaris_jax.system.user_code import one_line
 
@@ -38,6 +38,8 @@ class RewardInput:
         finish_reason: "stop", or "length" if the budget ended the response.
         num_tokens: tokens of the response, the stop token included; 0 if unknown.
         mode: `reward.mode` ("train" or "eval"); "eval" for a held-out score and `polaris evaluate`.
+        opening: the part of `prompt_text` behind the question, which begins the response's turn:
+            the template's generation prompt and `data.response_prefill`. None: not known.
     """
 
     text: str
@@ -48,11 +50,12 @@ class RewardInput:
     finish_reason: str = "stop"
     num_tokens: int = 0
     mode: Mode = "train"
+    opening: str | None = None
 
     @property
     def graded_text(self) -> str:
-        """The text that the math grader reads: in train mode prompt + response."""
-        return self.prompt_text + self.text if self.mode == "train" else self.text
+        """The text that the math grader reads: see `extract.graded_text`."""
+        return graded_text(self.text, self.prompt_text, self.opening, self.mode)
 
 
 RewardFunction = Callable[[RewardInput], "float | Mapping[str, float | None]"]
@@ -70,7 +73,8 @@ def score_response(text: str, gold: object, mode: Mode = "train") -> float:
     r"""1.0 if the response's answer equals any gold alternative, else 0.0.
 
     Args:
-        text: prompt + response in train mode, the response alone in eval mode.
+        text: the response; in train mode with the prompt before it, or with the part of it that
+            begins the response's turn if the rest mentions `</think>`.
         gold: a string, a number, None (never matched) or a sequence of alternatives.
         mode: "train" needs `</think>` and grades the last box between the first and the second
             one (or the end); "eval" grades the last box anywhere. An empty box is never an answer.

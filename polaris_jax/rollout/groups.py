@@ -304,6 +304,7 @@ def groups_to_host(groups: Sequence[Group]) -> list[dict[str, Any]]:
         {
             **{name: getattr(group, name) for name in _PLAIN},
             **({"extra": dict(group.extra)} if group.extra else {}),
+            **({} if group.opening is None else {"opening": group.opening}),
             "prompt": np.array(group.prompt, np.int32),
             "token_ids": np.array([i for r in group.responses for i in r.token_ids], np.int32),
             "logprobs": np.array([x for r in group.responses for x in r.logprobs], np.float64),
@@ -334,7 +335,7 @@ def groups_from_host(
             for response in _responses(zip(*columns, strict=True))
         )
         plain = {name: fields[name] for name in _PLAIN}
-        plain["extra"] = fields.get("extra", {})
+        plain |= {"extra": fields.get("extra", {}), "opening": fields.get("opening")}
         groups.append(Group(prompt=tuple(fields["prompt"].tolist()), responses=responses, **plain))
     return tuple(groups)
 

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from polaris_jax.records import Gold, Graded
-from polaris_jax.reward.extract import THINK_END, Mode, response_answer
+from polaris_jax.reward.extract import THINK_END, Mode, graded_text, response_answer
 from polaris_jax.reward.golds import answer_kind, gold_kinds
 from polaris_jax.system.foreign import printable
 
@@ -231,7 +231,7 @@ def _views(
     for index in chosen:
         p, r = divmod(index, graded.reward_PR.shape[1])
         text, prompt = graded.texts[p][r], prompt_texts[p]
-        read = prompt + text if mode == "train" else text
+        read = graded_text(text, prompt, None, mode)
         views.append(
             View(
                 problem_id=str(graded.problem_ids[p]),

@@ -96,6 +96,7 @@ def test_rows_belong_to_their_problem():
     for group in batch:
         number = int(group.problem_id[1:])
         assert group.prompt_text == f"What is {number} + {number}? Go."
+        assert group.opening == ""
         assert group.prompt == tuple(map(ord, group.prompt_text))
         assert group.gold == 2 * number
         assert group.responses == group.texts == ()

@@ -7,7 +7,9 @@ import pytest
 from polaris_jax.__main__ import main
 from polaris_jax.config import ConfigError
 from polaris_jax.data.prompts import PromptFormat, read_shots, render_prompt
+from polaris_jax.data.prompt_renderer import Template
 from polaris_jax.demo.tiny_tokenizer import THINK_END, TURN_END, TURN_START, build_tokenizer
+from polaris_jax.records import Problem
 from tests.support.micro_run import ROOT
 
 SHOTS = (("What is 2 + 3?", "2 + 3 = 5. \\boxed{5}"), ("What is 4 + 4?", "4 + 4 = 8. \\boxed{8}"))
@@ -63,6 +65,21 @@ def test_a_question_that_repeats_an_example_is_told_from_it():
     named = (("Is 5 prime? Say yes or no.", "yes"),)
     text, _ = render_prompt(build_tokenizer(), "Is 6?", suffix="", shots=named)
     assert "prime" not in PromptFormat("", named).last_turn(text)
+
+
+@pytest.mark.parametrize("suffix", ["", " Think in <think> </think>."], ids=["bare", "suffix"])
+@pytest.mark.parametrize("templated", [True, False], ids=["template", "none"])
+def test_the_responses_turn_begins_behind_the_last_question(suffix, templated):
+    tokenizer, prefill = build_tokenizer(), "<think>\n</think>\nSo "
+    question = f" Is {THINK_END} a tag? "
+    shots = ((question, f"<think>1{THINK_END}\nyes"),)
+    template = Template(f"Use {THINK_END}.", None if templated else "", prefill=prefill)
+    form = PromptFormat(suffix, shots, template)
+    ((text, _),) = form.render(tokenizer, [Problem("a", question, "yes")])
+    turn = f"{TURN_END}\n{TURN_START}assistant\n" if templated else ""
+    assert form.opening(text, question).lstrip() == turn + prefill
+    assert form.opening(form.last_turn(text), question).lstrip() == turn + prefill
+    assert form.opening("a template that changes texts", question) is None
 
 
 def test_without_a_template_examples_are_paragraphs():

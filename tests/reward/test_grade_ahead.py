@@ -15,8 +15,9 @@ from polaris_jax.rollout.groups import begin, sample_groups
 from tests.support.parts import NothingRight
 
 PROBLEMS, N = 4, 3
+TURN = "<think></think>So "
 DRAWN = [
-    Group(f"p{i}", (i + 1,), f"<think>What is {i}?</think>", str(i), draw=0, epoch=0)
+    Group(f"p{i}", (i + 1,), f"What is {i}?{TURN}", str(i), draw=0, epoch=0, opening=TURN)
     for i in range(PROBLEMS)
 ]
 

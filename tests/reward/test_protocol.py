@@ -26,8 +26,8 @@ def parts(r):
     return {"reward": "e" in r.text, "length": r.num_tokens, "none": None, "numpy": np.float32(0.5)}
 
 def sees(r):
-    seen = (r.text, r.prompt_text, r.answer, r.problem_id, r.extra, r.finish_reason, r.num_tokens, r.mode)
-    return float(seen == ("text", "prompt", ["1", 2], "p", {"tests": [1, {"a": "b"}]}, "length", 7, "eval"))
+    seen = (r.text, r.prompt_text, r.answer, r.problem_id, r.extra, r.finish_reason, r.num_tokens, r.mode, r.opening)
+    return float(seen == ("text", "prompt", ["1", 2], "p", {"tests": [1, {"a": "b"}]}, "length", 7, "eval", "o"))
 
 def depends(r):
     return r.extra.get("value", 0.0)
@@ -171,7 +171,7 @@ def test_a_module_of_the_present_directory_and_a_function_of_ours(tmp_path, monk
 
 def test_a_function_sees_the_response_and_its_problem(file: Path) -> None:
     response = RewardInput(
-        "text", "prompt", ["1", 2], "p", {"tests": [1, {"a": "b"}]}, "length", 7, "eval"
+        "text", "prompt", ["1", 2], "p", {"tests": [1, {"a": "b"}]}, "length", 7, "eval", "o"
     )
     assert grades(f"{file}:sees", response)[0][0].reward == 1.0
     for field in dataclasses.fields(RewardInput):
@@ -230,6 +230,34 @@ def test_the_math_grader_is_a_reward_function(mode) -> None:
     assert sum(alone) == {"train": 1.0, "eval": 2.0}[mode]
     for spec in ("", MATH, f"{MATH}*0.5,{MATH}*0.5"):
         assert [grade.reward for grade in grades(spec, *inputs)[0]] == alone
+
+
+ASKED = "Think between <think> and </think>."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opening", "thought", "expected"),
+    [
+        (f"{ASKED}\nWhat is 2 + 3?\nassistant: ", "\nassistant: ", True, 0.0),
+        (f"{ASKED}\nWhat is 2 + 3?\nassistant: ", None, True, 0.0),
+        (f"What is 2 + 3? {ASKED[:-1]}", "", True, 0.0),
+        ("Q\nassistant: <think>", "\nassistant: <think>", True, 0.0),
+        ("Q\nassistant: <think></think>\n", "\nassistant: <think></think>\n", False, 1.0),
+        ("Q\nassistant: <think></think>\n", None, False, 1.0),
+        ("Q\nassistant: <think></think>So ", "\nassistant: <think></think>So ", False, 1.0),
+        (f"{ASKED}\nassistant: ", "\nassistant: ", False, 0.0),
+    ],
+    ids=["system", "unknown", "question", "begun", "ended", "unknown end", "prefill", "no tag"],
+)
+def test_a_prompts_tag_counts_where_it_begins_the_response(
+    prompt, opening, thought, expected
+) -> None:
+    text = r"maybe \boxed{5}</think> The answer is \boxed{6}." if thought else r"It is \boxed{5}."
+    response = RewardInput(text, prompt, "5", opening=opening)
+    assert math_reward(response) == expected
+    assert grades("", response)[0][0].reward == expected
+    whole = dataclasses.replace(response, mode="eval")
+    assert math_reward(whole) == float(not thought)  # the last box, whatever the prompt says
 
 
 # ---- failures
