@@ -105,5 +105,7 @@ def test_extra_columns_of_a_carried_group_survive_a_checkpoint():
         plain, problem_id="b", extra={"tests": [1, {"x": "y"}]}, opening="<think></think>"
     )
     host = array_state([plain, extra])
-    assert not {"extra", "opening"} & host[0].keys()  # a run without extra columns saves what it always did
+    assert (
+        not {"extra", "opening"} & host[0].keys()
+    )  # a run without extra columns saves what it always did
     assert groups_from(host, ()) == (plain, extra)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from polaris_jax.reward.math.atoms import AtomReader
 from polaris_jax.reward.math.cursor import END, RELATIONS
+from polaris_jax.reward.math.named_lists import point_or_system, with_systems
 from polaris_jax.reward.math.normalize import Token, Unreadable
 from polaris_jax.reward.math.relations import is_inequality
 from polaris_jax.reward.math.syntax import Node, number, product, render, signed, tree_depth
@@ -60,44 +61,49 @@ class _Parser(AtomReader):
 
     # -- structure ------------------------------------------------------------------------------
     def answer(self) -> Node:
-        groups = [self.comma_list()]
+        parts = [self.alternatives()]
         while self.is_op(";"):
             self.next()
-            groups.append(self.comma_list())
-        if len(groups) == 1:
-            return self.list_of(groups[0])
-        if all(len(group) == 1 for group in groups):
-            return ("list", tuple(group[0] for group in groups))
-        return ("list", tuple(("tuple", "(", ")", tuple(group)) for group in groups))
+            parts.append(self.alternatives())
+        if len(parts) == 1:
+            return self.list_of(parts[0])
+        lists = [tuple(item for items in part for item in items) for part in parts]
+        if all(len(items) == 1 for items in lists):
+            return ("list", tuple(items[0] for items in lists))
+        return ("list", tuple(map(point_or_system, lists)))
 
-    def list_of(self, items: list[Node]) -> Node:
+    def list_of(self, alternatives: list[list[Node]]) -> Node:
         """One item as itself; several as a list, inequalities joined by "and" alone as "both".
 
         A list that says `or` keeps that: it is no point.
         """
+        items = [item for part in alternatives for item in part]
         if len(items) == 1:
             return items[0]
         others = {("op", ","), ("word", "or")}
         both = not others & set(self.tokens) and all(is_inequality(item) for item in items)
         if both:
             return ("both", tuple(items))
-        alternatives = ("word", "or") in self.tokens
-        return ("list", tuple(items), "or") if alternatives else ("list", tuple(items))
+        found = with_systems(alternatives)
+        return ("list", found, "or") if ("word", "or") in self.tokens else ("list", found)
 
-    def separator(self) -> bool:
-        """Passes one separator of a list, `,` or `and` or `, or`."""
-        start = self.position
+    def separator(self) -> str:
+        """Passes one separator of a list, `,` or `and` or `, or`; "" if there is none."""
+        found = ""
         if self.is_op(","):
-            self.next()
+            found = self.next()[1]
         if self.peek()[0] == "word" and self.peek()[1] in SEPARATORS:
-            self.next()
-        return self.position > start
+            found = self.next()[1]
+        return found
 
-    def comma_list(self) -> list[Node]:
-        items = [self.relation()]
-        while self.separator():
-            items.append(self.relation())
-        return items
+    def alternatives(self) -> list[list[Node]]:
+        """The items of a list, those between two `or` together."""
+        found = [[self.relation()]]
+        while joined := self.separator():
+            if joined == "or":
+                found.append([])
+            found[-1].append(self.relation())
+        return found
 
     def relation(self) -> Node:
         self.enter()

@@ -197,32 +197,6 @@ def _holds_true(left: Node, right: Node) -> bool:
     return bool(abs(ours[0] - theirs[0]) <= abs(theirs[0]) * 0.02)
 
 
-def values(items: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Items with the names of `x = 1` gone."""
-    found: list[Node] = []
-    for item in items:
-        named = named_value(item) if item[0] == "rel" else None
-        found.append(item if named is None else named[1])
-    return tuple(found)
-
-
-def names_of(items: tuple[Node, ...]) -> set[Node] | None:
-    """The names that all the items give values to, or None if one names nothing."""
-    named = [named_value(item) if item[0] == "rel" else None for item in items]
-    return None if None in named else {name for name, _ in filter(None, named)}
-
-
-def without_subscripts(items: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Named values with the subscripts of their names gone: `x_1 = 2` as `x = 2`."""
-    found: list[Node] = []
-    for item in items:
-        named = named_value(item) if item[0] == "rel" else None
-        if named is not None and named[0][0] == "sym":
-            item = ("rel", (("sym", named[0][1].partition("_")[0]), named[1]), ("=",))
-        found.append(item)
-    return tuple(found)
-
-
 def calls_as_products(node: Node, other: Node) -> Node:
     """The tree with `h(a + b)` as a product where the other tree has h as a number of its own.
 
@@ -274,32 +248,6 @@ def in_order_of(names: tuple[Node, ...], node: tuple[Node, Node]) -> tuple[Node,
     order = [own.index(name) for name in names]
     found = tuple(parts[place] for place in order)
     return (*node[0][:-1], names), (*node[1][:-1], found)
-
-
-def usual_order(names: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Names in the order of a point's coordinates: x, y, z or x_1, x_2; else as given."""
-    letters = [name[1] for name in names if name[0] == "sym"]
-    if len(letters) != len(names):
-        return names
-    heads, _, tails = zip(*(letter.partition("_") for letter in letters), strict=True)
-    if not any(tails):
-        codes = sorted(ord(head) for head in heads if len(head) == 1)
-        neighbours = codes == list(range(codes[0], codes[0] + len(names))) if codes else False
-        return tuple(sorted(names)) if neighbours else names
-    if len(set(heads)) == 1 and all(tail.isdecimal() for tail in tails):
-        return tuple(sorted(names, key=lambda name: int(name[1].partition("_")[2])))
-    return names
-
-
-def ordered_values(items: tuple[Node, ...]) -> tuple[Node, ...]:
-    """`values` in the order that a point has them: 2, 1 of `y = 1, x = 2`."""
-    named = [named_value(item) if item[0] == "rel" else None for item in items]
-    pairs = [pair for pair in named if pair is not None]
-    names = tuple(name for name, _ in pairs)
-    if len(pairs) != len(items) or len(set(names)) != len(names):
-        return values(items)
-    found = dict(pairs)
-    return tuple(found[name] for name in usual_order(names))
 
 
 def is_inequality(node: Node) -> bool:

@@ -6,11 +6,20 @@ precision, unit or percent sign an answer may drop (`policy` says which of these
 
 from __future__ import annotations
 
-from typing import Any
-
 from polaris_jax.reward.math.intervals import is_set_like, same_sets
 from polaris_jax.reward.math.matrices import worked_out
 from polaris_jax.reward.math.measures import as_lengths, measured_value
+from polaris_jax.reward.math.named_lists import (
+    Items,
+    by_name,
+    has_several_names,
+    in_usual_order,
+    is_partly_named,
+    names_of,
+    values,
+    without_subscripts,
+)
+from polaris_jax.reward.math.plus_minus import spread
 from polaris_jax.reward.math.policy import Policy, Verdict
 from polaris_jax.reward.math.relations import (
     FLIPPED,
@@ -19,18 +28,13 @@ from polaris_jax.reward.math.relations import (
     in_order_of,
     is_exclusion,
     is_inequality,
-    is_name,
     left_minus_right,
     named_value,
     names_differ,
-    names_of,
-    ordered_values,
     proportional_inequalities,
-    values,
-    without_subscripts,
 )
 from polaris_jax.reward.math.scalars import compare_scalars, proportional, same_scalar
-from polaris_jax.reward.math.syntax import Node, holds, symbols
+from polaris_jax.reward.math.syntax import Node, symbols
 
 MAX_ITEMS = 200
 MAX_PAIRS = 2500  # comparisons of two unordered collections
@@ -57,7 +61,7 @@ def compare(answer: Node, gold: Node, policy: Policy) -> Verdict:
 
 
 def _compare(answer: Node, gold: Node, policy: Policy) -> Verdict:
-    ours, theirs = _spread(_unwrapped(answer)), _spread(_unwrapped(gold))
+    ours, theirs = spread(_unwrapped(answer)), spread(_unwrapped(gold))
     if ours == theirs:
         return Verdict(True, "tree")
     if ours[0] not in _NO_SCALARS and theirs[0] not in _NO_SCALARS:
@@ -71,7 +75,7 @@ def same(answer: Node, gold: Node, policy: Policy) -> bool:
     """`compare` without the reason."""
     if answer == gold:
         return True
-    answer, gold = _spread(_unwrapped(answer)), _spread(_unwrapped(gold))
+    answer, gold = spread(_unwrapped(answer)), spread(_unwrapped(gold))
     if answer == gold:
         return True
     kinds = (answer[0], gold[0])
@@ -156,7 +160,7 @@ def _unwrapped(node: Node) -> Node:
         bounded = all(is_inequality(item) or is_exclusion(item) for item in items)
         if len(items) == len(node[1]) or bounded:  # the integers above 3 are no interval
             return node
-        return _list_of(items)
+        return items[0] if len(items) == 1 else ("list", items, *node[2:])
     if node[0] == "rel" and node[2] == ("in",):
         return ("rel", (node[1][0], _unwrapped(node[1][1])), node[2])
     if node[0] in ("cup", "cap", "setminus"):
@@ -178,46 +182,6 @@ def _is_range(node: Node) -> bool:
         and node[2] == ("in",)
         and node[1][1] in (("sym", "mathbb:Z"), ("sym", "mathbb:N"))
     )
-
-
-def _list_of(items: tuple[Node, ...]) -> Node:
-    return items[0] if len(items) == 1 else ("list", items)
-
-
-# -- plus-minus -----------------------------------------------------------------------------------
-
-
-def _choose(node: Any, upper: bool) -> Any:
-    """The tree with every plus-minus settled one way."""
-    if not isinstance(node, tuple):
-        return node
-    if node and node[0] == "pm":
-        inner = _choose(node[2], upper)
-        return inner if (node[1] == "pm") == upper else ("neg", inner)
-    return tuple(_choose(part, upper) for part in node)
-
-
-def _spread(node: Node) -> Node:
-    """A tree in which each item with a plus-minus has become two items."""
-    if not holds(node, "pm"):
-        return node
-    if node[0] in ("list", "set"):
-        items: list[Node] = []
-        for item in node[1]:
-            items.extend(_both(item))
-        return (node[0], tuple(items))
-    if node[0] == "rel" and set(node[2]) == {"="} and is_name(node[1][0]):
-        name, value = node[1][0], node[1][-1]
-        if value[0] in ("list", "set"):
-            return _spread(value)
-        return ("list", tuple(("rel", (name, part), ("=",)) for part in _both(value)))
-    return ("list", _both(node))
-
-
-def _both(item: Node) -> tuple[Node, ...]:
-    if not holds(item, "pm"):
-        return (item,)
-    return (_choose(item, True), _choose(item, False))
 
 
 # -- collections ----------------------------------------------------------------------------------
@@ -262,43 +226,66 @@ def _same_set(answers: tuple[Node, ...], golds: tuple[Node, ...], policy: Policy
 
 def _same_list(answer: Node, gold: Node, policy: Policy) -> bool:
     lists = ("list", "both", "set") if policy.brackets_may_be_dropped else ("list", "both")
-    ours = answer[1] if answer[0] in lists else None
-    theirs = gold[1] if gold[0] in lists else None
-    if ours is not None and theirs is not None:
-        if _same_multiset(ours, theirs, policy):
+    if answer[0] in lists and gold[0] in lists:
+        if _same_items(answer, gold, policy):
             return True
-        if policy.names_may_be_dropped:
-            if None in (names_of(ours), names_of(theirs)):
-                ours, theirs = values(ours), values(theirs)
-            elif not _name_the_same(ours, theirs):  # the roots x_1 and x_2 are both an x
-                ours, theirs = without_subscripts(ours), without_subscripts(theirs)
-            if _same_multiset(ours, theirs, policy):
-                return True
         return "set" not in (answer[0], gold[0]) and _same_solutions(answer, gold)
-    collection, other = (answer, gold) if theirs is None else (gold, answer)
+    is_gold = gold[0] in lists
+    collection, other = (gold, answer) if is_gold else (answer, gold)
+    items: Items = collection[1]
     if other[0] == "tuple" and other[1:3] == _ROUND and policy.brackets_may_be_dropped:
-        if collection[-1] == "or":  # `3 or 1` is no point
+        if collection[-1] == "or" or is_partly_named(items):  # `3 or 1` is no point
             return False
-        entries = ordered_values(collection[1])
-        pair = (entries, other[3]) if theirs is None else (values(other[3]), entries)
-        if _same_sequence(*pair, policy):
+        pair = (values(in_usual_order(other[3])), values(in_usual_order(items)))
+        if _same_sequence(*(pair if is_gold else pair[::-1]), policy):
             return True
     if _same_solutions(answer, gold):
         return True
     if other[0] == "rel" and policy.names_may_be_dropped:
-        if other[2] == ("in",) and other[1][1][0] == "set":
-            return _same_multiset(other[1][1][1], values(collection[1]), policy)
-        named = named_value(other)  # `(p, q) = (3, 2)` against `p = 3, q = 2`
-        if named is not None and named[0][0] == "tuple" and named[1][0] == "tuple":
+        named = named_value(other)
+        spelt: Node | None = None
+        if other[2] == ("in",):
+            spelt = other[1][1] if other[1][1][0] == "set" else None
+        elif named is not None and named[0][0] == "tuple" == named[1][0]:
+            # `(p, q) = (3, 2)` against `p = 3, q = 2`
             pairs = zip(named[0][3], named[1][3], strict=False)
-            spelt = tuple(("rel", (name, value), ("=",)) for name, value in pairs)
-            return _same_multiset(spelt, collection[1], policy)
-        if named is not None and named[1][0] in ("set", "list"):
-            return _same_multiset(named[1][1], values(collection[1]), policy)
+            spelt = ("list", tuple(("rel", pair, ("=",)) for pair in pairs))
+        elif named is not None and named[1][0] in ("set", "list"):
+            spelt = named[1]
+        if spelt is not None:
+            pair = (spelt, collection) if is_gold else (collection, spelt)
+            return _same_items(*pair, policy)
     return False
 
 
-def _name_the_same(answers: tuple[Node, ...], golds: tuple[Node, ...]) -> bool:
+def _same_items(answer: Node, gold: Node, policy: Policy) -> bool:
+    """Whether two lists or sets hold the same items, in any order if the items say what they are.
+
+    Bare values of several names are told apart by their order, which a set does not have.
+    """
+    ours, theirs = answer[1], gold[1]
+    several = has_several_names(ours) or has_several_names(theirs)
+    bare = [side for side in (answer, gold) if any(item[0] != "rel" for item in side[1])]
+    if several and (answer[-1] == "or") != (gold[-1] == "or"):  # `x = 1 or y = 2` is no system
+        return False
+    if several and bare:
+        if any(side[0] == "set" or is_partly_named(side[1]) for side in bare):
+            return False
+        return _same_sequence(in_usual_order(ours), in_usual_order(theirs), policy)
+    if in_order := by_name(ours, theirs):
+        return _same_sequence(ours, in_order, policy)
+    if _same_multiset(ours, theirs, policy):
+        return True
+    if not policy.names_may_be_dropped or _name_the_same(ours, theirs):
+        return False
+    if None in (names_of(ours), names_of(theirs)):
+        ours, theirs = values(ours), values(theirs)
+    else:  # the roots x_1 and x_2 are both an x
+        ours, theirs = without_subscripts(ours), without_subscripts(theirs)
+    return _same_multiset(ours, theirs, policy)
+
+
+def _name_the_same(answers: Items, golds: Items) -> bool:
     """Whether both lists give values to the same several names: then a value keeps its name."""
     named = [names_of(answers), names_of(golds)]
     return named[0] is not None and named[0] == named[1] and len(named[0]) > 1
