@@ -9,7 +9,15 @@ from polaris_jax.reward.math.cursor import END, RELATIONS
 from polaris_jax.reward.math.named_lists import point_or_system, with_systems
 from polaris_jax.reward.math.normalize import Token, Unreadable
 from polaris_jax.reward.math.relations import is_inequality
-from polaris_jax.reward.math.syntax import Node, number, product, render, signed, tree_depth
+from polaris_jax.reward.math.syntax import (
+    Node,
+    number,
+    product,
+    quotient,
+    render,
+    signed,
+    tree_depth,
+)
 from polaris_jax.reward.math.vocabulary import CURRENCIES, SEPARATORS, unit_name
 from polaris_jax.reward.math.words import spelt_number
 
@@ -160,7 +168,7 @@ class _Parser(AtomReader):
                 node = product(node, signed(self.sign(), self.factor()))
             elif self.is_op("/"):
                 self.next()
-                node = ("div", node, signed(self.sign(), self.factor()))
+                node = quotient(node, signed(self.sign(), self.factor()))
             elif self.is_cmd(*_INFIX):
                 return node
             elif self.is_cmd("pmod", "bmod", "mod", "wedge"):

@@ -56,6 +56,13 @@ def product(left: Node, right: Node) -> Node:
     return ("mul", (*head, right))
 
 
+def quotient(top: Node, bottom: Node) -> Node:
+    """top / bottom as written in a line: the percent sign of `1/3%` is the quotient's."""
+    if bottom[0] == "percent" and not holds(top, "percent"):
+        return ("percent", ("div", top, bottom[1]))
+    return ("div", top, bottom)
+
+
 def render(node: Node) -> str:
     """A short, stable spelling of a node: names of subscripted and decorated symbols."""
     if node[0] in ("sym", "const"):
@@ -142,8 +149,11 @@ def exact_value(node: Node) -> Fraction | None:
     kind = node[0]
     if kind == "num":
         return _bounded(node[1])
-    if kind in ("unit", "percent"):
+    if kind == "unit":
         return exact_value(node[1])
+    if kind == "percent":
+        value = exact_value(node[1])
+        return None if value is None else _bounded(value / 100)
     if kind == "neg":
         value = exact_value(node[1])
         return None if value is None else -value

@@ -105,8 +105,10 @@ class Evaluator:
             return total
         if kind == "neg":
             return -self(node[1])
-        if kind in ("unit", "percent"):
+        if kind == "unit":
             return self(node[1])
+        if kind == "percent":
+            return self(node[1]) / 100
         if kind == "div":
             bottom = self(node[2])
             if abs(bottom) < ctx.mpf(2) ** (self.magnitude_bits - ctx.prec + 20):
