@@ -30,6 +30,7 @@ from polaris_jax.system.user_code import RefusedFunction
 
 START_TIMEOUT_S = 60.0  # a loaded machine may take long to start Python
 MAX_ATTEMPTS = 2  # a response is graded a second time if its worker dies
+GENTLE_S = 0.5  # for an idle worker to end by itself
 MAX_FAILED_STARTS = 3  # in a row, before a worker is ready
 
 Request = list[Any] | dict[str, Any]  # a request as JSON; see `worker`
@@ -352,20 +353,23 @@ class WorkerProcess:
         return [json.loads(line) for line in lines]
 
     def stop(self, *, gently: bool = False) -> None:
-        """Ends the process, waits for its exit and closes both pipes.
+        """Ends the process and what it has started, waits for its exit and closes both pipes.
 
         Args:
             gently: True: gives the process half a second to end by itself before it is killed.
         """
         with contextlib.suppress(OSError):
             self.input.close()
-        if gently:
-            try:
-                self.process.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:
-                gently = False
-        if not gently:
-            with contextlib.suppress(OSError):  # processes that a reward function has started, too
-                os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # processes that a reward function has started, too
+            if gently:
+                self._await_exit(GENTLE_S)
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.output.close()
+
+    def _await_exit(self, seconds: float) -> None:
+        """Waits for the exit but leaves the process to be reaped: its group keeps its number."""
+        end_s = time.monotonic() + seconds
+        exited = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while os.waitid(os.P_PID, self.process.pid, exited) is None and time.monotonic() < end_s:
+            time.sleep(0.005)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 MATH = "polaris_jax.reward:math_reward"  # what `reward.function` = "" stands for
 REWARD = "reward"
+# The grader's counts in timing.jsonl. A tracker has one space of names for both files, so that no
+# entry of a reward function may have one of these names.
+GRADER_STATS = ("graded", "timeouts", "crashes", "memory", "errors", "invalid")
+RESERVED = frozenset({*GRADER_STATS, "graded_by_process"})
 DIGITS = 6  # of a reward: weighted sums that should be 1 would miss it by a rounding
 
 Functions = tuple[tuple[str, float], ...]  # (import path, weight)
@@ -168,6 +172,12 @@ def call(function: RewardFunction, response: RewardInput) -> tuple[float, dict[s
                 raise FailedFunction(
                     "invalid", f"returned {name!r}: {_shown(entry)}; an entry is a number or None"
                 )
+            if name in RESERVED:
+                raise FailedFunction(
+                    "invalid",
+                    f"returned an entry {name!r}, which is a count of the grader's own "
+                    f"(reward/{name}); give it another name",
+                )
             if name != REWARD:
                 parts[name] = number
     reward = _number(value)
@@ -181,12 +191,14 @@ def combined(rewards: Sequence[float], weights: Sequence[float]) -> float:
     return round(math.fsum(w * r for w, r in zip(weights, rewards, strict=True)), DIGITS)
 
 
-def _number(value: object) -> float | None:
+def _number(value: Any) -> float | None:
     """A finite number (numpy's scalars too) as a float; None for anything else."""
-    if not isinstance(value, int | float) and (item := getattr(value, "item", None)) is not None:
+    if not isinstance(value, int | float):
         try:
-            value = item()
-        except (TypeError, ValueError):  # an array of several numbers
+            value = value.item()
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - no such method, or an array of several numbers
             return None
     if not isinstance(value, int | float):
         return None

@@ -11,11 +11,11 @@ from typing import Any
 from polaris_jax.config import CheckpointSection
 from polaris_jax.metrics.throughput import memory_metrics, update_throughput
 from polaris_jax.reward import Grader
+from polaris_jax.reward.protocol import GRADER_STATS
 from polaris_jax.rollout import Sampler
 from polaris_jax.rollout.live import CompileCounter
 from polaris_jax.system import processes
 
-GRADER_STATS = ("graded", "timeouts", "crashes", "memory", "errors", "invalid")
 SAMPLER_STATS = (
     *("slot_occupancy", "row_waste", "live_rows_min", "live_rows_max", "pages_peak"),
     *("preemptions", "moves", "prefix_hits", "prefix_query_tokens", "prefix_hit_tokens"),

@@ -6,8 +6,8 @@ import pytest
 
 from polaris_jax.__main__ import main
 from polaris_jax.config import ConfigError
-from polaris_jax.data.prompts import PromptFormat, read_shots, render_prompt
 from polaris_jax.data.prompt_renderer import Template
+from polaris_jax.data.prompts import PromptFormat, read_shots, render_prompt
 from polaris_jax.demo.tiny_tokenizer import THINK_END, TURN_END, TURN_START, build_tokenizer
 from polaris_jax.records import Problem
 from tests.support.micro_run import ROOT

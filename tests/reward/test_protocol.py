@@ -43,6 +43,23 @@ def child(r):
     while True:
         time.sleep(1)
 
+def forks(r):
+    if os.fork() == 0:
+        return parts(r) | {"reward": 1.0}  # comes back to the worker's own code
+    time.sleep(0.2)
+    return r.extra["value"]
+
+def leaves(r):
+    started = subprocess.Popen(["sleep", "600"])
+    open(r.extra["path"], "w").write(str(started.pid))
+    return 0.5
+
+class Tensor:
+    def item(self):
+        raise RuntimeError("a Tensor with 2 elements cannot be converted to Scalar")
+    def __repr__(self):
+        return "tensor([1., 1.])"
+
 def other(r):
     return {"reward": 0.0, "length": -1.0}
 
@@ -60,7 +77,7 @@ def fails(r):
         bytearray(1 << 40)
     return {"nan": math.nan, "2.0": 2.0, "below": -0.1, "text": "1", "none": None, "no reward": {"x": 1},
             "bad part": {"reward": 1.0, "x": "y"}, "bad name": {"reward": 1.0, 3: 4}, "list": [1.0],
-            "array": np.ones(2), "huge": 10**400}.get(r.text, beside.GOOD)
+            "array": np.ones(2), "tensor": Tensor(), "taken": {"reward": 1.0, "errors": 0}, "huge": 10**400}.get(r.text, beside.GOOD)
 
 good = 1.0
 '''  # fmt: skip  # noqa: E501
@@ -81,6 +98,8 @@ ENDS = {
     "bad name": ("invalid", "invalid", "returned 3: 4; an entry is a number or None"),
     "list": ("invalid", "invalid", "returned [1.0]"),
     "array": ("invalid", "invalid", "returned array([1., 1.])"),
+    "tensor": ("invalid", "invalid", "returned tensor([1., 1.])"),
+    "taken": ("invalid", "invalid", "returned an entry 'errors', which is a count of the grader's"),
     "huge": ("invalid", "invalid", "returned 1000"),
 }
 
@@ -303,6 +322,25 @@ def test_what_a_hanging_function_has_started_ends_with_it(file: Path, tmp_path: 
     while time.monotonic() < deadline_s and _runs(pid):
         time.sleep(0.05)
     assert not _runs(pid)
+
+
+def test_what_a_function_has_started_ends_with_the_grader(file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    found, _ = grades(f"{file}:leaves", RewardInput("x", extra={"path": str(path)}))
+    assert found[0].reward == 0.5
+    pid, deadline_s = int(path.read_text()), time.monotonic() + 10
+    while time.monotonic() < deadline_s and _runs(pid):
+        time.sleep(0.05)
+    assert not _runs(pid)
+
+
+def test_a_fork_of_the_worker_answers_nothing(file: Path) -> None:
+    values = [0.125, 0.25, 0.5]
+    responses = [RewardInput("x", extra={"value": value}) for value in values]
+    for spec in (f"{file}:forks", f"{file}:forks*0.5,{file}:forks*0.5"):
+        found, stats = grades(spec, *responses)
+        assert [grade.reward for grade in found] == values
+        assert stats["crashes"] == stats["errors"] == 0
 
 
 def _runs(pid: int) -> bool:
