@@ -9,12 +9,14 @@ import ast
 import difflib
 import importlib.util
 import inspect
+import math
 import os
 import re
+import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -40,8 +42,8 @@ _MISSPELT = (
 )
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=(.*))?", re.DOTALL)
 _PART = re.compile(r"(\w+)(?:\[(.*)\])?")
-_NUMBERS = re.compile(r"[(\[]?\s*(\d+(\s*,\s*\d+)*\s*,?)?\s*[)\]]?")
-_DECIMALS = re.compile(r"[(\[]?\s*([\d.]+(\s*,\s*[\d.]+)*\s*,?)?\s*[)\]]?")
+_WHOLE = re.compile(r"[+-]?(?:0|[1-9]\d*)")  # `016` is octal elsewhere
+_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?")
 _TRUTHS = ("true", "t", "1", "false", "f", "0")
 
 
@@ -94,11 +96,13 @@ def find_config(name: str) -> str | None:
 
 
 def _module(path: str) -> ModuleType:
-    loader = SourceFileLoader("polaris_config", path)
-    spec = importlib.util.spec_from_loader("polaris_config", loader, origin=path)
+    name = f"polaris_config:{os.path.abspath(path)}"
+    loader = SourceFileLoader(name, path)
+    spec = importlib.util.spec_from_loader(name, loader, origin=path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     module.__file__ = path
+    sys.modules[name] = module  # dataclasses look it up, in get_config too
     loader.exec_module(module)
     return module
 
@@ -182,7 +186,7 @@ def overrides(argv: list[str]) -> Iterator[tuple[int, str, str | None]]:
 
 
 def check_overrides(config: ConfigDict, argv: list[str]) -> list[str]:
-    """The words of a command line, with every list of texts as a Python tuple.
+    """The words of a command line, with every list as a Python tuple.
 
     ml_collections reads a tuple as a Python literal, and `trade,ride` as one text.
 
@@ -196,8 +200,8 @@ def check_overrides(config: ConfigDict, argv: list[str]) -> list[str]:
     words = list(argv)
     for place, field, value in overrides(argv):
         hint = check_override(config, field, value)
-        if hint == tuple[str, ...] and value is not None:
-            literal = repr(_texts(value))
+        if value is not None and hint in _LISTS:
+            literal = repr(_LISTS[hint](value))
             if "=" in argv[place]:
                 words[place] = f"--config.{field}={literal}"
             else:
@@ -215,11 +219,34 @@ def _texts(value: str) -> tuple[str, ...]:
         return tuple(literal)
     if isinstance(literal, str):
         return (literal,)
+    return _entries(value)
+
+
+def _entries(value: str) -> tuple[str, ...]:
+    """What commas part in `a,b`, `(a, b)`, `[a,b,]`; nothing in an empty value."""
     value = value.strip()
     if value[:1] + value[-1:] in ("()", "[]"):
         value = value[1:-1]
     texts = [text.strip() for text in value.split(",")]
     return tuple(texts[:-1] if texts[-1] == "" else texts)
+
+
+def _whole_numbers(value: str) -> tuple[int, ...] | None:
+    """The numbers of `16,32` or `(16, 32)`; None if an entry is no whole number."""
+    texts = _entries(value)
+    return tuple(map(int, texts)) if all(map(_WHOLE.fullmatch, texts)) else None
+
+
+def _decimals(value: str) -> tuple[float, ...] | None:
+    """The numbers of `1e-1,0.5` or `(0.1, 0.5)`; None if an entry is no finite number."""
+    texts = _entries(value)
+    numbers = tuple(map(float, texts)) if all(map(_DECIMAL.fullmatch, texts)) else (math.nan,)
+    return numbers if all(map(math.isfinite, numbers)) else None
+
+
+_LISTS: Mapping[Any, Callable[[str], tuple[Any, ...] | None]] = types.MappingProxyType(
+    {tuple[str, ...]: _texts, tuple[int, ...]: _whole_numbers, tuple[float, ...]: _decimals}
+)
 
 
 def check_override(config: ConfigDict, field: str, value: str | None) -> Any:
@@ -297,10 +324,9 @@ def _check_value(given: str, hint: Any, value: str | None, like: str) -> None:
         raise ConfigError(f"{given}: expected a whole number{like}")
     if hint is float and not _converts(lambda: float(value)):
         raise ConfigError(f"{given}: expected a number{like}")
-    if hint == tuple[int, ...] and not _NUMBERS.fullmatch(value.strip()):
-        raise ConfigError(f"{given}: expected whole numbers{like}")
-    if hint == tuple[float, ...] and not _DECIMALS.fullmatch(value.strip()):
-        raise ConfigError(f"{given}: expected numbers{like}")
+    if hint in _LISTS and _LISTS[hint](value) is None:
+        rule = "whole numbers" if hint == tuple[int, ...] else "numbers"
+        raise ConfigError(f"{given}: expected {rule}, with commas between them{like}")
 
 
 def _converts(*attempts: Any) -> bool:

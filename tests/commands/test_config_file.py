@@ -92,6 +92,17 @@ def test_a_config_that_comes_with_the_package_goes_by_its_name(name, tmp_path, m
     assert load_config(name).to_dict() == load_config(path).to_dict()
 
 
+def test_a_file_may_define_dataclasses_under_postponed_annotations(tmp_path):
+    path = tmp_path / "mine.py"
+    small = "@dataclasses.dataclass\nclass Small:\n    seed: int = 5\n"
+    path.write_text(
+        f"from __future__ import annotations\nimport dataclasses\n{HEAD}{small}"
+        "def get_config():\n    config = default_config()\n    config.seed = Small().seed\n"
+        "    return config\n"
+    )
+    assert load_config(str(path)).seed == 5
+
+
 def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny_cpu").write_text("def get_config():\n    return {'seed': 7}\n")

@@ -30,11 +30,23 @@ def in_repository(request, monkeypatch):
             "expected a number, like --config.optimizer.learning_rate=",
         ),
         ("batch.rescue=maybe", "expected true or false, like --config.batch.rescue=True"),
-        ("evaluate.length_edges=x", "whole numbers, like --config.evaluate.length_edges=(24,40)"),
+        (
+            "evaluate.length_edges=x",
+            "expected whole numbers, with commas between them, like "
+            "--config.evaluate.length_edges=(24,40)",
+        ),
         (
             "probe.temperatures=x",
-            "expected numbers, like --config.probe.temperatures=(0.6,1.0,1.4)",
+            "expected numbers, with commas between them, like "
+            "--config.probe.temperatures=(0.6,1.0,1.4)",
         ),
+        ("evaluate.budgets=(16,32", "expected whole numbers, with commas between them, like"),
+        ("evaluate.budgets=016,032", "expected whole numbers, with commas"),
+        ("evaluate.budgets=16,,32", "expected whole numbers, with commas"),
+        ("evaluate.budgets=1.5", "expected whole numbers, with commas"),
+        ("probe.temperatures=1.2.3,4,5", "expected numbers, with commas between them, like"),
+        ("probe.temperatures=0.5,nan,1", "expected numbers, with commas between them, like"),
+        ("probe.temperatures=0.5,1e999,1", "expected numbers, with commas between them, like"),
         ("evaluate.length_edges[0]=3", "has no entries; set it whole, like"),
         ("stages=3", "stages is a list; set a field of one entry, like --config.stages[0].steps"),
         ("stages[0]=3", "stages[0] is a section; set a field of it, like --config.stages[0].steps"),
@@ -74,6 +86,24 @@ def test_what_is_right_passes():
     assert config.probe.temperatures == (0.5, 1.0, 1.25)
     assert config.optimizer.learning_rate == 1.0
     assert (config.batch.rescue, config.seed, config.model.path) == (False, 7, "a=b")
+
+
+@pytest.mark.parametrize(
+    ("value", "budgets"),
+    [
+        ("", ()),
+        ("()", ()),
+        ("8", (8,)),
+        ("8,", (8,)),
+        ("[8, 16]", (8, 16)),
+        (" ( 8,16 ) ", (8, 16)),
+    ],
+)
+def test_lists_of_numbers(value, budgets):
+    assert parsed(f"--config.evaluate.budgets={value}").evaluate.budgets == budgets
+    assert parsed("--config.evaluate.budgets", value).evaluate.budgets == budgets
+    config = parsed("--config.probe.temperatures=1e-1, .5,+0.9,2.")
+    assert config.probe.temperatures == (0.1, 0.5, 0.9, 2.0)
 
 
 @pytest.mark.parametrize(
