@@ -212,7 +212,7 @@ def _plain_number(text: str) -> Fraction | None:
 def _compare(answer: str, gold: str, policy: Policy) -> Explanation:
     if (quick := _quick(answer, gold)) is not None:
         return quick
-    ours, theirs = _tokenised(answer), _tokenised(gold)
+    ours, theirs = _tokenised(answer, is_gold=False), _tokenised(gold, is_gold=True)
     if not ours or not theirs:
         reason = f"{'gold' if ours else 'the answer'} holds nothing that can be read"
         return _shown(False, "unreadable", reason, answer, gold)
@@ -238,9 +238,9 @@ def _spelt(found: tuple[Token, ...]) -> str:
     return " ".join(parts)
 
 
-def _tokenised(text: str) -> list[tuple[Token, ...]]:
+def _tokenised(text: str, *, is_gold: bool) -> list[tuple[Token, ...]]:
     found = []
-    for reading in readings(plain_text(text)):
+    for reading in readings(plain_text(text), is_gold=is_gold):
         try:
             tokenised = tokens(reading)
         except Unreadable:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from polaris_jax.reward.math.measures import measured_value
 from polaris_jax.reward.math.relations import named_value
-from polaris_jax.reward.math.syntax import Node, symbols
+from polaris_jax.reward.math.syntax import Node, holds, symbols
 
 Items = tuple[Node, ...]
 
@@ -137,10 +137,10 @@ def _subject(item: Node) -> Node | frozenset[str] | None:
 
 def _label(item: Node) -> Node | None:
     r"""What an item gives a value to: x of `x = 1`, the side of `|AB| = 1`; None for a bare one."""
-    if item[0] != "rel":
-        return None
+    if item[0] != "rel" or not (symbols(item) or holds(item, "call")):
+        return None  # `2 + 3 = 5` has no name, and takes work to check
     if (named := named_value(item)) is not None:
-        return None if named[0] == ("words", "") else named[0]
+        return None if named[0] == ("words", "") else named[0]  # `5x \approx 7`
     value = measured_value(item)
     return next((side for side in item[1] if side != value), None) if value is not None else None
 

@@ -1,4 +1,5 @@
-r"""Text of an answer -> the same text in plain LaTeX, in each way that its commas can be read.
+r"""Text of an answer -> the same text in plain LaTeX, in each way that its commas and units can be
+read.
 
 Unicode signs become commands, invisible characters go, thousands and repeating decimals become
 plain numbers. Nothing here knows what an expression is.
@@ -10,6 +11,8 @@ import bisect
 import re
 import unicodedata
 from types import MappingProxyType
+
+from polaris_jax.reward.math.vocabulary import SINGLE_LETTER_UNITS, unit_name
 
 _UNICODE = MappingProxyType(
     {
@@ -66,12 +69,27 @@ _ORDINAL = re.compile(
 )
 
 
-def readings(text: str) -> list[str]:
-    """The ways to read the commas of an answer: the most usual first, at most four.
+# Units behind a number without \text: `80 km/h`, `9.8 m/s^2`, `12 sq cm`; `m^2` in answers alone.
+_POWER = r"(?:\^(?:\d|\{\d\}))?"
+_PLAIN_UNITS = re.compile(
+    r"(?:(?<=\d)|(?<=\d\}))(?P<gap>(?:[ ~]|\\[ ,;:]){0,4})"
+    rf"(?:(?P<top>[A-Za-z]{{1,14}}){_POWER}/(?P<bottom>[A-Za-z]{{1,14}}){_POWER}"
+    rf"|sq\.?[ ~](?P<squared>[A-Za-z]{{1,14}})|(?P<area>m\^(?:[23]|\{{[23]\}})))(?![A-Za-z])"
+)
+# Other quotients of two letters may be quotients of two unknowns.
+_RATES = frozenset({"m/s", "m/h", "g/L", "L/s", "L/h"})
+
+
+def readings(text: str, *, is_gold: bool = True) -> list[str]:
+    """The ways to read the commas and units of an answer: the most usual first, at most five.
 
     `1,234` may be one number or two; `0,25` and `1000,99` may be decimals of other countries. A
     comma within brackets parts the entries of a point, an interval or a set: `(1,200)` is no 1200.
-    `0.333...` may continue for ever.
+    `0.333...` may continue for ever. `5 m/s` may be a speed.
+
+    Args:
+        text: plain text of an answer.
+        is_gold: False: `12 m^2` may be an area. A gold may have an unknown m.
     """
     text = _ORDINAL.sub("", text)
     text = _REPEATING.sub(_repeating_fraction, text)
@@ -86,7 +104,29 @@ def readings(text: str) -> list[str]:
     recurring = _ON_AND_ON.sub(lambda match: _repeating_fraction(match, (1, 2, 4)), text)
     if recurring != text:
         found.append(recurring)
+    measured = _PLAIN_UNITS.sub(lambda match: _unit_in_text(match, is_gold=is_gold), text)
+    if measured != text:
+        found.append(measured)
     return found
+
+
+def _unit_in_text(match: re.Match[str], *, is_gold: bool) -> str:
+    """A plain unit behind a number as \\text; unchanged if it may be a product of letters."""
+    gap, top, bottom, squared, area = match.groups()
+    unit = match.group()[len(gap) :]
+    if area is not None:
+        is_unit = bool(gap) and not is_gold
+    elif squared is not None:
+        is_unit = _is_unit(squared)
+    elif len(top) == len(bottom) == 1:
+        is_unit = bool(gap) and f"{top}/{bottom}" in _RATES
+    else:
+        is_unit = _is_unit(top) and _is_unit(bottom) and (bool(gap) or len(top) > 1)
+    return rf"\text{{ {unit}}}" if is_unit else match.group()
+
+
+def _is_unit(word: str) -> bool:
+    return word in SINGLE_LETTER_UNITS if len(word) == 1 else unit_name(word) is not None
 
 
 def _outside_brackets(pattern: re.Pattern[str], mark: str, text: str) -> str:

@@ -45,3 +45,41 @@ PERCENT = [
 @pytest.mark.parametrize(("answer", "gold", "equal"), PERCENT)
 def test_a_percent_sign_is_a_hundredth(answer: str, gold: str, equal: bool) -> None:
     assert answers_match(answer, gold) is equal
+
+
+UNITS = [
+    ("80", "80 km/h", True),
+    ("80 km/h", "80", True),
+    ("80km/hr", r"80\text{ km/h}", True),
+    ("80 km/h", "80 m/s", False),
+    ("80 km/h", "80 mph", False),
+    ("9.8", "9.8 m/s^2", True),
+    (r"9.8\,m/s^{2}", "9.8", True),
+    ("9.8 m/s", "9.8 m/s^2", False),
+    (r"3\times10^8 m/s", "300000000", True),
+    (r"\frac43 g/cm^3", r"\frac43", True),
+    ("x = 5 m/s", "5", True),
+    (r"(2 m/s, 3 m/s)", "(2, 3)", True),
+    ("12 sq cm", "12", True),
+    ("12", "12 sq. cm", True),
+    ("12 sq cm", r"12\text{ cm}^2", True),
+    ("12 sq ft", "12 sq cm", False),
+    ("12 m^2", "12", True),
+    ("12 m^2", r"12\text{ cm}^2", False),
+    # Letters that may be unknowns stay such.
+    ("12", "12 m^2", False),
+    ("12m^2", "12", False),
+    ("12 m^2", "12 n^2", False),
+    ("12 m", "12", False),
+    ("5m/s", "5", False),
+    ("5 m/s", r"\frac{5m}{s}", True),
+    ("3 g/l", "3", False),
+    ("2 x/y", "2", False),
+    ("2 x/y", r"\frac{2x}{y}", True),
+    ("2 sqa", "2", False),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold", "equal"), UNITS)
+def test_plain_units_behind_a_number(answer: str, gold: str, equal: bool) -> None:
+    assert answers_match(answer, gold) is equal
