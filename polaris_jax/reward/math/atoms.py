@@ -155,6 +155,8 @@ class AtomReader(FunctionReader):
         self.bars = bars
         if opener == "S{":
             if builder:
+                if not items or any(item[0] != "rel" for item in items):
+                    raise Unreadable("a set of all that is no condition")
                 return items[0] if len(items) == 1 else ("list", tuple(items))
             return ("set", tuple(items))
         if not items:

@@ -42,7 +42,7 @@ from polaris_jax.reward.math.normalize import (
 )
 from polaris_jax.reward.math.policy import Policy, Verdict, policy_named, start_pair
 from polaris_jax.reward.math.spelling import plain_text, readings
-from polaris_jax.reward.math.words import labelled_choice, same_time, same_words
+from polaris_jax.reward.math.words import labelled_choice, same_clock, same_time, same_words
 
 MAX_GOLDS = 64
 MAX_FORM_CHARS = 200
@@ -266,7 +266,10 @@ def _compare_meaning(
             answer, gold = (choice.rest, gold) if ours else (answer, choice.rest)
     if same_words(answer, gold, policy):
         return Verdict(True, "words")
-    if (verdict := same_time(answer, gold)) is not None:
+    verdict = same_time(answer, gold)
+    if verdict is None:
+        verdict = same_clock(*texts)
+    if verdict is not None:
         return Verdict(verdict, "time", "" if verdict else "another time")
     # Imported here, so that an answer that the first layers decide loads no mathematics.
     from polaris_jax.reward.math.parser import parses

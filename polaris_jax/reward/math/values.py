@@ -113,6 +113,8 @@ class Evaluator:
             bottom = self(node[2])
             if abs(bottom) < ctx.mpf(2) ** (self.magnitude_bits - ctx.prec + 20):
                 raise Undecidable("a division by zero")
+            if ctx.isinf(bottom):
+                raise Undecidable("a division by infinity")
             return self(node[1]) / bottom
         if kind == "pow":
             return self.power(self(node[1]), self(node[2]))

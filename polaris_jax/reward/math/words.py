@@ -193,7 +193,7 @@ def same_time(answer: tuple[Token, ...], gold: tuple[Token, ...]) -> bool | None
     """Whether two times or two dates agree; None if either side is neither.
 
     A time without `am` or `pm` is on the 24-hour clock, and at least one side must have one of
-    them: `3:30` alone is a ratio.
+    them: see `same_clock`.
     """
     ours, theirs = _parts(answer), _parts(gold)
     if ours is None or theirs is None:
@@ -204,6 +204,21 @@ def same_time(answer: tuple[Token, ...], gold: tuple[Token, ...]) -> bool | None
             marked = read is _date or any(part in ("am", "pm") for part in (*ours, *theirs))
             return left == right if marked else None
     return None
+
+
+_CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)")
+_DRESS = re.compile(r"\\[A-Za-z]{1,20}|[\s\\!${}()]|[.,;]\s{0,8}$")
+
+
+def same_clock(answer: str, gold: str) -> bool | None:
+    """Whether two texts like `10:30` agree in both parts; None if either is another text.
+
+    They may be times of day or durations, and 5:15 is none of 10:30. `2:4` and `1:2` are ratios.
+    """
+    ours, theirs = (_CLOCK.fullmatch(_DRESS.sub("", text)) for text in (answer, gold))
+    if ours is None or theirs is None:
+        return None
+    return [int(part) for part in ours.groups()] == [int(part) for part in theirs.groups()]
 
 
 def _parts(tokens: tuple[Token, ...]) -> list[str] | None:

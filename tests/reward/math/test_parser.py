@@ -17,6 +17,8 @@ EQUAL = [
     (r"\text{negative }5", "-5"),
     ("2<x<3", "x<3, x>2"),
     ("x<2, x>3", r"x<2 \text{ or } x>3"),
+    (r"\{x \mid x = 1, x = 2\}", "1, 2"),
+    (r"\{x \mid 5\}", r"\left\{x\,|\,5\right\}"),  # as signs
 ]
 DIFFERENT = [
     ("720", "5!!"),
@@ -29,6 +31,8 @@ DIFFERENT = [
     ("A(1,2)", "(2,1)"),
     (r"\text{minus five}", "5"),
     ("2<x<3", r"x<3 \text{ or } x>2"),
+    (r"\{x \mid 5\}", "5"),
+    (r"\{x \mid 1, 2\}", "1, 2"),
 ]
 
 

@@ -30,6 +30,8 @@ DIFFERENT = [
     (r"10^{-80}x", "0"),
     (r"e^{-100}", r"\sqrt{3+2\sqrt2}-1-\sqrt2"),
     ("y=10^{-60}x", r"y=2\cdot10^{-60}x"),
+    (r"\frac{5}{\infty}", "0"),
+    (r"\frac{-5}{\infty}", r"\frac{1}{\infty}"),
 ]
 
 
