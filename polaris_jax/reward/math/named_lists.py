@@ -1,7 +1,7 @@
 """Lists whose items have names: `x = 1, y = 2` beside `1, 2`, and the order of such lists.
 
-Values of one name (`x = 1, x = 2`, the roots x_1 and x_2) have no order. Values of several names
-without the names are told by their order alone.
+Values of one name (`x = 1, x = 2`, the roots x_1 and x_2) have no order. Of several names without
+the names only the order is left.
 """
 
 from __future__ import annotations

@@ -236,8 +236,8 @@ def _same_list(answer: Node, gold: Node, policy: Policy) -> bool:
     if other[0] == "tuple" and other[1:3] == _ROUND and policy.brackets_may_be_dropped:
         if collection[-1] == "or" or is_partly_named(items):  # `3 or 1` is no point
             return False
-        pair = (values(in_usual_order(other[3])), values(in_usual_order(items)))
-        if _same_sequence(*(pair if is_gold else pair[::-1]), policy):
+        found, listed = values(in_usual_order(other[3])), values(in_usual_order(items))
+        if _same_sequence(*((found, listed) if is_gold else (listed, found)), policy=policy):
             return True
     if _same_solutions(answer, gold):
         return True
@@ -261,7 +261,7 @@ def _same_list(answer: Node, gold: Node, policy: Policy) -> bool:
 def _same_items(answer: Node, gold: Node, policy: Policy) -> bool:
     """Whether two lists or sets hold the same items, in any order if the items say what they are.
 
-    Bare values of several names are told apart by their order, which a set does not have.
+    Bare values of several names must have the names' order, and a set has none.
     """
     ours, theirs = answer[1], gold[1]
     several = has_several_names(ours) or has_several_names(theirs)
@@ -271,6 +271,8 @@ def _same_items(answer: Node, gold: Node, policy: Policy) -> bool:
     if several and bare:
         if any(side[0] == "set" or is_partly_named(side[1]) for side in bare):
             return False
+        if _same_sequence(ours, theirs, policy):
+            return True
         return _same_sequence(in_usual_order(ours), in_usual_order(theirs), policy)
     if in_order := by_name(ours, theirs):
         return _same_sequence(ours, in_order, policy)

@@ -10,7 +10,8 @@ from polaris_jax.reward import answers_match
 EQUAL = [
     ("45, 2", "k = 45, n = 2"),
     ("n = 2, k = 45", "k = 45, n = 2"),
-    ("2, 1", "y = 1, x = 2"),
+    ("2, 1", "y = 1, x = 2"),  # as a point has them
+    ("1, 2", "y = 1, x = 2"),
     ("1, 2", "f(1) = 1, f(2) = 2"),
     ("4, 5", "AB = 4, CD = 5"),
     ("1, 2", "|AB| = 1, |CD| = 2"),
