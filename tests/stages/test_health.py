@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.records import Graded
-from polaris_jax.reward import score_response
+from polaris_jax.reward import RewardInput, math_reward
 from polaris_jax.stages.health import judge, turn_tokens
 
 PROMPTS, RESPONSES = 32, 8
@@ -46,10 +46,7 @@ def judged(policy, *, is_math=True, chat_tokens=(TURN,)):
     ]
     texts = [[text for text, _ in group] for group in written]
     rewards = [
-        [
-            score_response(prompt + text if policy.mode == "train" else text, gold, policy.mode)
-            for text in group
-        ]
+        [math_reward(RewardInput(text, prompt, gold, mode=policy.mode)) for text in group]
         for prompt, gold, group in zip(prompts, golds, texts, strict=True)
     ]
     graded = Graded(
@@ -136,6 +133,13 @@ VARIANTS = {
         Policy(lambda g, _: (rf"<think>It is \boxed{{{g}}}.</think> Done.", False)),
     ),
     "every-response-is-cut": ("budget", Policy(cut)),
+    "a-prompt-that-mentions-the-tag": (
+        "no_think_end",
+        Policy(
+            lambda g, _: (solution(g, think="I add both. "), False),
+            prompt=lambda question: f"Use <think> </think>.\n{TURN}user\n{question}\n{TURN}\n",
+        ),
+    ),
     "half-are-cut-and-the-others-have-no-box": (
         "no_box",
         Policy(mostly(0.6, cut, lambda g, _: (solution(g, box="It is %s."), False))),

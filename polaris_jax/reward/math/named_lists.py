@@ -62,7 +62,7 @@ def in_usual_order(items: Items) -> Items:
     As they are if one names nothing, or two name the same.
     """
     named = {_label(item): item for item in items}
-    if None in named or len(named) != len(items):
+    if not items or None in named or len(named) != len(items):
         return items
     return tuple(named[name] for name in usual_order(tuple(name for name in named if name)))
 
