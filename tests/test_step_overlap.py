@@ -61,7 +61,7 @@ def test_a_step_grades_while_it_samples_and_nothing_twice():
     assert graded.reward_PR.shape == (4, 2)
     assert grader.texts.total() == 4 * 2
     assert grader.texts == Counter(
-        group.prompt_text + response for group in batch.values() for response in group.texts
+        (group.opening or "") + response for group in batch.values() for response in group.texts
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polaris_jax.demo.tiny_tokenizer import TURN_END, TURN_START
 from tests.support.wiring.lines import PROBED, PROBLEMS, PROMPTS, SCORED, TRAINED, YARN, Micro
 from tests.support.wiring.spies import (
     Calls,
@@ -17,6 +18,8 @@ from tests.support.wiring.spies import (
     read_lines,
     run,
 )
+
+OPENING = f"{TURN_END}\n{TURN_START}assistant\n"  # of a response's turn, in the prompt
 
 pytestmark = pytest.mark.xdist_group("wiring")  # one worker makes what its tests share
 
@@ -75,7 +78,7 @@ def test_a_training_run_is_scored_as_the_config_says(two_stages: Recorded):
 def test_the_held_out_score_is_graded_in_eval_mode(two_stages: Recorded):
     scored = [call for call in two_stages.calls.of(Scored) if call.mode == "eval"]
     assert [len(call.texts) for call in scored] == [3 * SCORED] * 5
-    assert not any("Start with" in text for call in scored for text in call.texts)
+    assert not any(OPENING in text for call in scored for text in call.texts)
     lines = read_lines(two_stages.workdir / "metrics.jsonl")
     means = [float(np.mean(call.rewards)) for call in scored]
     assert [line[f"eval/avg@{SCORED}"] for line in lines] == pytest.approx(means)
@@ -105,4 +108,4 @@ def test_training_is_graded_in_train_mode(two_stages: Recorded):
     graded = texts(two_stages.calls, "train")
     # Four steps, and four measurements of diversity.
     assert len(graded) == 4 * PROMPTS * TRAINED + 4 * PROBLEMS * PROBED
-    assert all("Start with" in text for text in graded)
+    assert all(text.startswith(OPENING) for text in graded)
