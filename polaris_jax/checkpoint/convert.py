@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from polaris_jax.checkpoint import Checkpointer, CheckpointError, step_folders
 from polaris_jax.checkpoint.arrays import StreamedArray
 from polaris_jax.checkpoint.checkpointer import ARRAYS, HOST, TOKENIZER
-from polaris_jax.checkpoint.step_folders import MANIFEST, UNFINISHED, fault, seal
+from polaris_jax.checkpoint.step_folders import MANIFEST, ROPE_SCALING, UNFINISHED, fault, seal
 from polaris_jax.config import ConfigError
 from polaris_jax.models import (
     Decoder,
@@ -79,7 +79,7 @@ class CheckpointWeights:
         """
         facts = checkpointer.facts(step)
         self._where = f"checkpoint {step} in {checkpointer.directory}"
-        self.config = _architecture(facts["architecture"], self._where)
+        self.config = _architecture(facts, self._where)
         self._tensors, self._shapes = hf_tensors(self.config), hf_shapes(self.config)
         self._dtypes: dict[str, np.dtype] = {}
         for path, shape in param_shapes(self.config).items():
@@ -169,13 +169,18 @@ def save_weights(
     checkpointer.save(0, arrays, {_TOKEN_IDS: token_ids})
 
 
-def _architecture(fields: dict[str, Any] | None, where: str) -> ModelConfig:
-    if fields is None:
+def _architecture(facts: dict[str, Any], where: str) -> ModelConfig:
+    """The architecture of a step's manifest, under the rotary scaling of the stage it was saved in.
+
+    The manifest's `architecture` has the base model's scaling, as do the checkpoints of earlier
+    versions, which record no other.
+    """
+    if facts["architecture"] is None:
         raise ConfigError(f"{where}: it does not say which architecture it is of")
-    fields = dict(fields)
     with naming(where, remedy="restore the checkpoint"):
-        if fields["rope_scaling"] is not None:
-            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        fields = dict(facts["architecture"])
+        scaling = facts.get(ROPE_SCALING, fields["rope_scaling"])
+        fields["rope_scaling"] = None if scaling is None else RopeScaling(**scaling)
         return ModelConfig(**fields)
 
 
@@ -238,7 +243,7 @@ def load_any(
 
 
 def describe_step(step: epath.Path) -> tuple[ModelConfig, epath.Path]:
-    """The architecture of a step's weights, and the folder where its tokenizer would be.
+    """The architecture of a step's weights, with their scaling, and their tokenizer's folder.
 
     No weights are read.
 
@@ -250,7 +255,7 @@ def describe_step(step: epath.Path) -> tuple[ModelConfig, epath.Path]:
     """
     checkpointer = Checkpointer.of(step)
     where = f"checkpoint {step.name} in {checkpointer.directory}"
-    config = _architecture(checkpointer.facts(int(step.name))["architecture"], where)
+    config = _architecture(checkpointer.facts(int(step.name)), where)
     beside = _tokenizer_folder(checkpointer)
     end_ids = read_end_ids(beside, vocab_size=config.vocab_size)
     return dataclasses.replace(config, end_ids=end_ids), beside
