@@ -37,6 +37,7 @@ from polaris_jax.models.tokenizer import (
     copy_tokenizer,
     has_tokenizer,
     load_tokenizer,
+    make_portable,
     read_end_ids,
     token_ids,
 )
@@ -359,4 +360,5 @@ def _bring(weights: Weights, source: epath.Path, out: epath.Path) -> dict[str, i
         copy_tokenizer(source, out)
     if weights.token_ids or not (source.is_dir() and has_tokenizer(source)):
         return weights.token_ids
+    make_portable(out)  # of a run of an earlier version, or of a base as transformers 5 saves it
     return dict(token_ids(load_tokenizer(source)))

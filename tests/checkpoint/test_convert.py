@@ -143,6 +143,17 @@ def test_of_a_training_checkpoint_only_the_parameters_are_read(source, tmp_path)
     np.testing.assert_array_equal(np.asarray(half.params()["embed_VD"]), want)
 
 
+def test_the_tokenizer_of_an_earlier_versions_run_is_exported_for_transformers_4_too(tmp_path):
+    saver = Checkpointer(tmp_path / "checkpoints", architecture=TINY.architecture())
+    saver.save(5, {"params": Decoder.init(TINY, jax.random.key(0))}, {})
+    build_tokenizer().save_pretrained(tmp_path / "checkpoints" / "tokenizer")
+    convert(str(tmp_path), str(tmp_path / "hf"), form="hf", dtype="auto")
+    fields = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert fields["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert fields["additional_special_tokens"] == ["<|im_start|>"]
+    assert "extra_special_tokens" not in fields
+
+
 OWN = RopeScaling("linear", 2.0)
 YARN = RopeScaling("yarn", 1.5, 96, attention_factor=1.0)
 
