@@ -33,7 +33,9 @@ from polaris_jax.models import (
     model_shardings,
     param_shapes,
 )
+from polaris_jax.models.config import shortened
 from polaris_jax.models.tokenizer import (
+    TokenId,
     copy_tokenizer,
     has_tokenizer,
     load_tokenizer,
@@ -103,7 +105,7 @@ class CheckpointWeights:
                     f"but its {step_folders.MANIFEST} says {shape}; restore the checkpoint"
                 )
         #: Special ids of the config.json that the weights came from; empty for a training run's.
-        self.token_ids: dict[str, int | None] = _token_ids(checkpointer, step)
+        self.token_ids: dict[str, TokenId] = _token_ids(checkpointer, step, facts)
 
     def names(self) -> set[str]:
         """Names of all tensors."""
@@ -142,7 +144,7 @@ def save_weights(
     weights: Weights,
     *,
     dtype: np.dtype | None,
-    token_ids: dict[str, int | None],
+    token_ids: dict[str, TokenId],
 ) -> None:
     """Saves weights as step 0 in a single process, with one layer's tensor in memory at a time.
 
@@ -154,11 +156,18 @@ def save_weights(
         token_ids: special ids for the config.json of a later export.
 
     Raises:
-        ConfigError: the run has several processes, or the weights are float64.
+        ConfigError: the run has several processes, the weights are float64, or a special id is
+            none.
         CheckpointError: the write failed. No checkpoint is left.
     """
     if jax.process_count() > 1:
         raise ConfigError("convert: runs in one process; start it without launch/local.sh")
+    for name, value in token_ids.items():
+        if not _is_token_id(value):
+            raise ConfigError(
+                f"config.json: {name}={shortened(value)}: must be a token id, a list of token ids "
+                "or null; mend it"
+            )
     arrays = {}
     for path, shape in param_shapes(config).items():
         kind = dtype or param_dtype(path, config, weights)
@@ -185,14 +194,23 @@ def _architecture(facts: dict[str, Any], where: str) -> ModelConfig:
         return ModelConfig(**fields)
 
 
-def _token_ids(checkpointer: Checkpointer, step: int) -> dict[str, int | None]:
+def _token_ids(checkpointer: Checkpointer, step: int, facts: dict[str, Any]) -> dict[str, TokenId]:
+    """The special ids that `save_weights` has saved; none in a training run's checkpoint."""
+    if not all(name.startswith(_PREFIX) for name in facts["arrays"]):
+        return {}  # a run's, whose host state may have gigabytes
     ids = checkpointer.host(step).get(_TOKEN_IDS, {})
-    if not isinstance(ids, dict) or not all(i is None or type(i) is int for i in ids.values()):
+    if not isinstance(ids, dict) or not all(map(_is_token_id, ids.values())):
         raise CheckpointError(
             f"checkpoint {step} in {checkpointer.directory}: {_TOKEN_IDS} of its host state is no "
             "table of ids; restore the checkpoint"
         )
     return ids
+
+
+def _is_token_id(value: Any) -> bool:
+    """True for what config.json may have as a special id."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    return all(type(i) is int for i in ids)
 
 
 def is_orbax(path: AnyPath) -> bool:
@@ -238,7 +256,7 @@ def load_any(
         shardings = model_shardings(weights.config, mesh, SAMPLER_RULES)
     params = place_params(weights.config, weights, dtype_named(dtype), shardings)
     tokenizer = load_tokenizer(beside) if beside.is_dir() else None
-    end_ids = read_end_ids(beside, vocab_size=weights.config.vocab_size)
+    end_ids = read_end_ids(beside, weights.token_ids, vocab_size=weights.config.vocab_size)
     config = dataclasses.replace(weights.config, end_ids=end_ids)
     return Decoder.from_params(config, params), tokenizer
 
@@ -256,9 +274,10 @@ def describe_step(step: epath.Path) -> tuple[ModelConfig, epath.Path]:
     """
     checkpointer = Checkpointer.of(step)
     where = f"checkpoint {step.name} in {checkpointer.directory}"
-    config = _architecture(checkpointer.facts(int(step.name)), where)
+    facts = checkpointer.facts(int(step.name))
+    config, ids = _architecture(facts, where), _token_ids(checkpointer, int(step.name), facts)
     beside = _tokenizer_folder(checkpointer)
-    end_ids = read_end_ids(beside, vocab_size=config.vocab_size)
+    end_ids = read_end_ids(beside, ids, vocab_size=config.vocab_size)
     return dataclasses.replace(config, end_ids=end_ids), beside
 
 
@@ -352,7 +371,7 @@ def _open(place: epath.Path, from_orbax: bool) -> tuple[ModelConfig, Weights, ep
     return *open_checkpoint(place), place
 
 
-def _bring(weights: Weights, source: epath.Path, out: epath.Path) -> dict[str, int | None]:
+def _bring(weights: Weights, source: epath.Path, out: epath.Path) -> dict[str, TokenId]:
     """Saves the source's tokenizer in `out`, and returns the special ids that belong to it."""
     if not isinstance(weights, CheckpointWeights):
         return bring_tokenizer(source, weights, out)

@@ -51,6 +51,7 @@ _TEMPLATES = "additional_chat_templates"
 _MOST_DECODED_CHARS = 64  # of what a decoder puts in the place of a token
 # Any one of these holds a vocabulary.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+TokenId = int | list[int] | None  # a special id of config.json
 _keeping = ContextVar("keeping tokenizers", default=False)
 
 
@@ -336,7 +337,7 @@ def _json_line(fields: Mapping[str, Any]) -> bytes:
     return (json.dumps(fields) + "\n").encode()
 
 
-def token_ids(tokenizer: PreTrainedTokenizerFast | None) -> Mapping[str, int | None]:
+def token_ids(tokenizer: PreTrainedTokenizerFast | None) -> Mapping[str, TokenId]:
     """The special ids that config.json carries; empty without a tokenizer."""
     if tokenizer is None:
         return {}

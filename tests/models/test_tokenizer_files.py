@@ -9,6 +9,7 @@ from polaris_jax.checkpoint import step_folders
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models.tokenizer import load_tokenizer, replace_tokenizer, save_tokenizer
 from polaris_jax.models.weights.identity import tokenizer_digests
+from tests.support.models.object_store import mount
 from tests.support.r1_tokenizer import write_r1_tokenizer
 
 TEXTS = (
@@ -105,6 +106,20 @@ def test_a_run_keeps_the_files_of_its_base(directory, tmp_path):
         assert (target / name).read_bytes() == (directory / name).read_bytes(), name
     assert step_folders.list_files(target) == sorted(names)
     assert meaning(load_tokenizer(target)) == before == meaning(tokenizer)
+
+
+def test_a_run_in_an_object_store_keeps_them_too(directory, tmp_path, monkeypatch):
+    mount(monkeypatch, tmp_path / "store")
+    tokenizer, target = load_tokenizer(directory), epath.Path("gs://bucket/run/tokenizer")
+    target.mkdir(parents=True)
+    (target / "added_tokens.json").write_text("{}")
+    replace_tokenizer(tokenizer, target, end_ids=())
+    names = {path.name for path in directory.iterdir()}
+    assert {path.name for path in target.iterdir()} == names
+    again = load_tokenizer(target)
+    replace_tokenizer(again, folder(tmp_path, "local"), end_ids=())
+    assert {path.name for path in (tmp_path / "local").iterdir()} == names
+    assert meaning(again) == meaning(tokenizer)
 
 
 def test_without_files_to_copy_a_tokenizer_is_written(tmp_path):
