@@ -53,6 +53,7 @@ from polaris_jax.models.weights.hf import (
 from polaris_jax.models.weights.safetensors import MAX_SHARD_BYTES, Index
 from polaris_jax.models.weights.sources import resolve
 from polaris_jax.models.weights.tensors import (
+    EMBEDDING,
     Weights,
     hf_shapes,
     hf_tensors,
@@ -254,7 +255,8 @@ def load_any(
     weights, beside = _open_orbax(path)
     if mesh is not None:
         shardings = model_shardings(weights.config, mesh, SAMPLER_RULES)
-    params = place_params(weights.config, weights, dtype_named(dtype), shardings)
+    kind = weights.dtype(EMBEDDING) if dtype == "auto" else dtype_named(dtype)
+    params = place_params(weights.config, weights, kind, shardings)
     tokenizer = load_tokenizer(beside) if beside.is_dir() else None
     end_ids = read_end_ids(beside, weights.token_ids, vocab_size=weights.config.vocab_size)
     config = dataclasses.replace(weights.config, end_ids=end_ids)

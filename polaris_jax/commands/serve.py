@@ -114,7 +114,7 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     import jax
 
     from polaris_jax import sharding
-    from polaris_jax.models.tokenizer import stop_token_ids
+    from polaris_jax.models.tokenizer import sampled_stop_ids
     from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
     from polaris_jax.serve import server
     from polaris_jax.serve.gauges import Gauges
@@ -158,7 +158,7 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     sampler.reset_stats()
     inboxes, gauges = Inboxes(), Gauges()
     worker = Worker(sampler, inboxes.post, max_waiting=own["max_waiting"])
-    end_ids = stop_token_ids(tokenizer, config.end_ids)
+    end_ids = sampled_stop_ids(tokenizer, config)
     service = Service(
         name=name,
         tokenizer=tokenizer,

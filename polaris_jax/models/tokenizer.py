@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from polaris_jax.models.config import shortened
+from polaris_jax.models.config import ModelConfig, shortened
 from polaris_jax.models.weights.sources import GGUF_SUFFIX, resolve
 from polaris_jax.system.files import is_remote, write_bytes
 from polaris_jax.system.foreign import (
@@ -358,3 +358,9 @@ def stop_token_ids(tokenizer: Any, end_ids: Iterable[int] = ()) -> tuple[int, ..
         if token in tokenizer.get_vocab():
             ids.add(tokenizer.convert_tokens_to_ids(token))
     return tuple(sorted(i for i in ids if i is not None))
+
+
+def sampled_stop_ids(tokenizer: Any, config: ModelConfig) -> tuple[int, ...]:
+    """`stop_token_ids` that the model can sample: a tokenizer may have more tokens than a model."""
+    ids = stop_token_ids(tokenizer, config.end_ids)
+    return tuple(i for i in ids if 0 <= i < config.vocab_size)

@@ -143,6 +143,17 @@ def test_of_a_training_checkpoint_only_the_parameters_are_read(source, tmp_path)
     np.testing.assert_array_equal(np.asarray(half.params()["embed_VD"]), want)
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_a_checkpoint_is_loaded_in_its_own_dtype_if_asked_to(kind, tmp_path):
+    model = jax.tree.map(lambda x: x.astype(kind), Decoder.init(TINY, jax.random.key(0)))
+    saver = Checkpointer(tmp_path / "checkpoints", architecture=TINY.architecture())
+    saver.save(5, {"params": model}, {})
+    loaded, _ = load_any(epath.Path(tmp_path), dtype="auto")
+    assert {str(value.dtype) for value in loaded.params().values()} == {kind}
+    with pytest.raises(ValueError, match=r"dtype='float8': expected one of .* or auto"):
+        load_any(epath.Path(tmp_path), dtype="float8")
+
+
 def test_the_tokenizer_of_an_earlier_versions_run_is_exported_for_transformers_4_too(tmp_path):
     saver = Checkpointer(tmp_path / "checkpoints", architecture=TINY.architecture())
     saver.save(5, {"params": Decoder.init(TINY, jax.random.key(0))}, {})

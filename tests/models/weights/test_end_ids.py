@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,11 +13,17 @@ from polaris_jax.checkpoint.convert import convert, describe_step, load_any
 from polaris_jax.config import ConfigError
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import Decoder, ModelConfig, load_config, load_pretrained, save_pretrained
-from polaris_jax.models.tokenizer import read_end_ids, save_end_ids, stop_token_ids
+from polaris_jax.models.tokenizer import (
+    read_end_ids,
+    sampled_stop_ids,
+    save_end_ids,
+    stop_token_ids,
+)
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
+from polaris_jax.rollout.request_checks import checked_stop_ids
 
 TOKENIZER = build_tokenizer()
-EOS = TOKENIZER.eos_token_id
+EOS: Any = TOKENIZER.eos_token_id
 CONFIG = ModelConfig(
     vocab_size=len(TOKENIZER),
     hidden_size=16,
@@ -131,6 +138,16 @@ def test_a_special_id_that_no_checkpoint_can_have_is_refused_by_name(tmp_path):
 
 def test_a_training_run_stops_at_them_and_at_the_tokenizers():
     assert stop_token_ids(TOKENIZER, (5, 6)) == tuple(sorted({5, 6, *stop_token_ids(TOKENIZER)}))
+
+
+def test_no_stop_id_lies_outside_of_the_models_vocabulary():
+    """A tokenizer with tokens that were added behind the model's vocabulary still samples."""
+    small = dataclasses.replace(CONFIG, vocab_size=EOS, end_ids=(5,))
+    assert EOS in stop_token_ids(TOKENIZER, small.end_ids)
+    ids = sampled_stop_ids(TOKENIZER, small)
+    assert ids == tuple(i for i in stop_token_ids(TOKENIZER, (5,)) if i < EOS) and 5 in ids
+    assert checked_stop_ids(ids, vocab_size=small.vocab_size) == ids
+    assert sampled_stop_ids(TOKENIZER, CONFIG) == stop_token_ids(TOKENIZER)
 
 
 def tokens_of(end_ids, **params) -> tuple[int, ...]:
