@@ -40,7 +40,7 @@ from polaris_jax.demo.warmstart import base_model_architecture, make_base_model
 from polaris_jax.evaluate.benchmarks import find_held_out_problems
 from polaris_jax.models import Decoder, ModelConfig, RopeScaling, load_config, load_with_tokenizer
 from polaris_jax.models.positions import check_positions, yarn_scaling
-from polaris_jax.models.tokenizer import load_tokenizer, stop_token_ids
+from polaris_jax.models.tokenizer import load_tokenizer, sampled_stop_ids
 from polaris_jax.models.weights.identity import model_inputs
 from polaris_jax.models.weights.sources import agree_on_weights
 from polaris_jax.records import Problem
@@ -203,9 +203,7 @@ def assemble(
         reference = load_sharded(path, updater.mesh) if config.objective.kl_coef else None
         if held_out:
             held_out = fitting(held_out, config.data, tokenizer=tokenizer, say=progress.line)
-        solver = opened.enter_context(
-            open_solver(config, tokenizer, samplers, end_ids=model_config.end_ids)
-        )
+        solver = opened.enter_context(open_solver(config, tokenizer, samplers, model=model_config))
         outputs = opened.enter_context(
             Outputs(
                 workdir,
@@ -250,7 +248,7 @@ def assemble(
 
 @contextlib.contextmanager
 def open_solver(
-    config: RunConfig, tokenizer: Any, samplers: Samplers, *, end_ids: Sequence[int]
+    config: RunConfig, tokenizer: Any, samplers: Samplers, *, model: ModelConfig | None
 ) -> Iterator[Solver]:
     """A `Solver`; its grading workers live until the context ends.
 
@@ -258,13 +256,13 @@ def open_solver(
         config: the run's config.
         tokenizer: the sampled model's tokenizer.
         samplers: makes the samplers.
-        end_ids: the model's `ModelConfig.end_ids`.
+        model: the sampled model's architecture; None: nothing is sampled.
     """
     with open_grader(config.reward) as grader:
         yield Solver(
             tokenizer=tokenizer,
             prompt_format=prompt_format(config.data),
-            stop_token_ids=stop_token_ids(tokenizer, end_ids),
+            stop_token_ids=() if model is None else sampled_stop_ids(tokenizer, model),
             grader=grader,
             samplers=samplers,
             correct_at=config.reward.correct_at,

@@ -17,6 +17,7 @@ from polaris_jax.assemble import Parts
 from polaris_jax.batch import RescueBuffer
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.snapshots import Snapshot
+from polaris_jax.checkpoint.step_folders import ROPE_SCALING
 from polaris_jax.config import ConfigError, longest_response_tokens
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.metrics.writer import reduce_metrics
@@ -118,6 +119,7 @@ class RunState:
     def snapshot(self) -> Snapshot:
         """The state as a checkpoint holds it. The train state's arrays are shared, not copied."""
         pending = self.pending_metrics
+        scaling = self.train.params.config.rope_scaling  # the stage's, not the base model's
         host = {
             "step": self.step,
             "stage": dataclasses.asdict(self.stage),
@@ -132,7 +134,8 @@ class RunState:
             "owed": None if pending is None else reduce_metrics(pending),
             "guards": dataclasses.asdict(self.guards),
         }
-        return Snapshot(self.step, self.stage.stage, pending is not None, self.train, host)
+        facts = {ROPE_SCALING: None if scaling is None else dataclasses.asdict(scaling)}
+        return Snapshot(self.step, self.stage.stage, pending is not None, self.train, host, facts)
 
 
 @dataclasses.dataclass(frozen=True)

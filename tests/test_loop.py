@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,9 +97,9 @@ def test_a_scarce_batch_is_treated_as_configured(monkeypatch, on_scarce, max_res
 
 
 class Train:
-    """A train state of which only the counter and the name of its weights are read."""
+    """A train state of which only the counter and the rotary scaling are read."""
 
-    params, skips_in_a_row = None, 0
+    params, skips_in_a_row = SimpleNamespace(config=SimpleNamespace(rope_scaling=None)), 0
 
 
 class Kept:

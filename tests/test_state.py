@@ -1,6 +1,7 @@
 """Where a run starts from, how it ends in an error, and what a step counts."""
 
 import json
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -119,7 +120,7 @@ class Saved:
     def __init__(self, events: list[Any]) -> None:
         self._events = events
 
-    def save(self, step: int, arrays: Any, host: dict[str, Any]) -> None:
+    def save(self, step: int, arrays: Any, host: dict[str, Any], *, facts: Any) -> None:
         self._events.append((step, host["owed"]))
 
 
@@ -149,7 +150,14 @@ class OtherRun:
         return 7
 
     def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        return None, make_state(stage=stage_at(2), loader=Position(), train=None).snapshot().host
+        state = make_state(stage=stage_at(2), loader=Position(), train=Train())
+        return None, state.snapshot().host
+
+
+class Train:
+    """A train state of which only the rotary scaling is read."""
+
+    params = SimpleNamespace(config=SimpleNamespace(rope_scaling=None))
 
 
 class Architecture:

@@ -275,6 +275,11 @@ MAX_SHOWN = 6
 NOT_COMPARED = ("end_ids",)  # fields of `ModelConfig` that do not describe the weights
 
 
+def has_streamed(leaves: Mapping[str, Any]) -> bool:
+    """True if one of the leaves is a `StreamedArray`."""
+    return any(isinstance(leaf, StreamedArray) for leaf in leaves.values())
+
+
 def shape_and_dtype(leaf: Any) -> list[Any]:
     """The JSON-able description of an array for the manifest."""
     return [str(leaf.dtype), list(leaf.shape)]

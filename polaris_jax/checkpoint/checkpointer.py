@@ -26,6 +26,7 @@ from polaris_jax.checkpoint.arrays import (
     as_committed_as,
     differing_arrays,
     differing_fields,
+    has_streamed,
     named_leaves,
     open_arrays,
     save_args,
@@ -43,6 +44,7 @@ from polaris_jax.system.foreign import HOST_BYTES, open_regular, read_bytes
 from polaris_jax.system.progress import say
 
 T = TypeVar("T")
+Host = tuple[bytes, list[np.ndarray]]  # as `canonical_json` makes it
 
 ARRAYS = "arrays"
 HOST = "host.json"
@@ -162,7 +164,9 @@ class Checkpointer:
             self._warn(f"checkpoint {step} in {self.directory} is not whole: {reason}{older}")
         return None
 
-    def save(self, step: int, arrays: Any, host: dict[str, Any]) -> None:
+    def save(
+        self, step: int, arrays: Any, host: dict[str, Any], *, facts: dict[str, Any] | None = None
+    ) -> None:
         """Writes a complete checkpoint of `step`, then deletes the oldest beyond `keep_last`.
 
         A checkpoint of the same step is replaced. The old one stays complete until the new one is.
@@ -173,6 +177,7 @@ class Checkpointer:
                 single process also of `StreamedArray`, which is in memory one part at a time.
             host: JSON-able state, equal in all processes. It may hold numpy arrays; numpy scalars
                 become plain numbers, and tuples are restored as lists.
+            facts: JSON-able facts about the weights for the manifest, which `facts` returns.
 
         Raises:
             ValueError: a leaf is not a jax.Array, or the host state is not JSON-able.
@@ -181,16 +186,16 @@ class Checkpointer:
             TakenOver: another run owns the directory.
         """
         leaves = named_leaves(arrays)
-        streamed = _streamed(leaves)
+        streamed = has_streamed(leaves)
         for path, leaf in leaves.items():
             if not isinstance(leaf, StreamedArray if streamed else jax.Array):
                 raise ValueError(
                     f"checkpoint {step}: {path} is a {type(leaf).__name__}; arrays hold jax.Array "
                     "alone, other state goes into host"
                 )
-        host_text, host_arrays = canonical_json(host, f"checkpoint {step}")
+        encoded = canonical_json(host, f"checkpoint {step}")
         try:
-            self._write(step, leaves, host_text, host_arrays)
+            self._write(step, leaves, encoded, facts or {})
         except TakenOver:
             raise  # the files there belong to the other run
         except (OSError, ValueError, RuntimeError) as error:
@@ -203,9 +208,7 @@ class Checkpointer:
         self._verified.add(step)
         self.newest_saved = step
 
-    def _write(
-        self, step: int, leaves: dict[str, Any], host: bytes, host_arrays: list[np.ndarray]
-    ) -> None:
+    def _write(self, step: int, leaves: dict[str, Any], host: Host, facts: dict[str, Any]) -> None:
         folders, path = self._folders, self._folders.path(step)
 
         def begin() -> str:
@@ -214,7 +217,8 @@ class Checkpointer:
             return folders.begin(step, keep=whole)
 
         def commit() -> None:
-            facts = {
+            body = {
+                **facts,
                 "step": step,
                 "config_hash": self._config_hash,
                 "architecture": self._architecture,
@@ -223,7 +227,7 @@ class Checkpointer:
             }
             step_folders.sync_folders(path)
             self._may_write()
-            step_folders.write_manifest(path, facts, files)
+            step_folders.write_manifest(path, body, files)
             sync_directory(self.directory)
             reason = folders.fault(step, checksums=False)
             if reason is not None:
@@ -234,13 +238,14 @@ class Checkpointer:
 
         folder = processes.from_first(begin)
         data = path / folder
-        streamed = _streamed(leaves)
+        streamed = has_streamed(leaves)
         with _orbax(saving=True, streamed=streamed) as orbax:
             args = ocp.args.PyTreeSave(leaves, save_args=save_args(leaves))
             with within_reach(data / ARRAYS, saving=True) as place:
                 orbax.save(place, args=args)
         if processes.is_first():
-            write_bytes(data / HOST, host)
+            text, host_arrays = host
+            write_bytes(data / HOST, text)
             if host_arrays:
                 with (data / HOST_ARRAYS).open("wb") as file:
                     for array in host_arrays:
@@ -302,7 +307,7 @@ class Checkpointer:
         return jax.tree.unflatten(jax.tree.structure(abstract), ordered), host
 
     def facts(self, step: int) -> dict[str, Any]:
-        """The manifest of `step`: config_hash, architecture, arrays by name.
+        """The manifest of `step`: config_hash, architecture, arrays by name, the saved facts.
 
         Raises:
             CheckpointError: the step is not complete.
@@ -390,7 +395,3 @@ class Checkpointer:
         return (
             f"checkpoint {step} could not be saved in {self.directory}: {text}; {remedy} ({kept})"
         )
-
-
-def _streamed(leaves: dict[str, Any]) -> bool:
-    return any(isinstance(leaf, StreamedArray) for leaf in leaves.values())

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from polaris_jax.checkpoint import Checkpointer, CheckpointError, step_folders
 from polaris_jax.checkpoint.arrays import StreamedArray
 from polaris_jax.checkpoint.checkpointer import ARRAYS, HOST, TOKENIZER
-from polaris_jax.checkpoint.step_folders import MANIFEST, UNFINISHED, fault, seal
+from polaris_jax.checkpoint.step_folders import MANIFEST, ROPE_SCALING, UNFINISHED, fault, seal
 from polaris_jax.config import ConfigError
 from polaris_jax.models import (
     Decoder,
@@ -33,10 +33,13 @@ from polaris_jax.models import (
     model_shardings,
     param_shapes,
 )
+from polaris_jax.models.config import shortened
 from polaris_jax.models.tokenizer import (
+    TokenId,
     copy_tokenizer,
     has_tokenizer,
     load_tokenizer,
+    make_portable,
     read_end_ids,
     token_ids,
 )
@@ -50,6 +53,7 @@ from polaris_jax.models.weights.hf import (
 from polaris_jax.models.weights.safetensors import MAX_SHARD_BYTES, Index
 from polaris_jax.models.weights.sources import resolve
 from polaris_jax.models.weights.tensors import (
+    EMBEDDING,
     Weights,
     hf_shapes,
     hf_tensors,
@@ -79,7 +83,7 @@ class CheckpointWeights:
         """
         facts = checkpointer.facts(step)
         self._where = f"checkpoint {step} in {checkpointer.directory}"
-        self.config = _architecture(facts["architecture"], self._where)
+        self.config = _architecture(facts, self._where)
         self._tensors, self._shapes = hf_tensors(self.config), hf_shapes(self.config)
         self._dtypes: dict[str, np.dtype] = {}
         for path, shape in param_shapes(self.config).items():
@@ -102,7 +106,7 @@ class CheckpointWeights:
                     f"but its {step_folders.MANIFEST} says {shape}; restore the checkpoint"
                 )
         #: Special ids of the config.json that the weights came from; empty for a training run's.
-        self.token_ids: dict[str, int | None] = _token_ids(checkpointer, step)
+        self.token_ids: dict[str, TokenId] = _token_ids(checkpointer, step, facts)
 
     def names(self) -> set[str]:
         """Names of all tensors."""
@@ -141,7 +145,7 @@ def save_weights(
     weights: Weights,
     *,
     dtype: np.dtype | None,
-    token_ids: dict[str, int | None],
+    token_ids: dict[str, TokenId],
 ) -> None:
     """Saves weights as step 0 in a single process, with one layer's tensor in memory at a time.
 
@@ -153,11 +157,18 @@ def save_weights(
         token_ids: special ids for the config.json of a later export.
 
     Raises:
-        ConfigError: the run has several processes, or the weights are float64.
+        ConfigError: the run has several processes, the weights are float64, or a special id is
+            none.
         CheckpointError: the write failed. No checkpoint is left.
     """
     if jax.process_count() > 1:
         raise ConfigError("convert: runs in one process; start it without launch/local.sh")
+    for name, value in token_ids.items():
+        if not _is_token_id(value):
+            raise ConfigError(
+                f"config.json: {name}={shortened(value)}: must be a token id, a list of token ids "
+                "or null; mend it"
+            )
     arrays = {}
     for path, shape in param_shapes(config).items():
         kind = dtype or param_dtype(path, config, weights)
@@ -169,24 +180,38 @@ def save_weights(
     checkpointer.save(0, arrays, {_TOKEN_IDS: token_ids})
 
 
-def _architecture(fields: dict[str, Any] | None, where: str) -> ModelConfig:
-    if fields is None:
+def _architecture(facts: dict[str, Any], where: str) -> ModelConfig:
+    """The architecture of a step's manifest, under the rotary scaling of the stage it was saved in.
+
+    The manifest's `architecture` has the base model's scaling, as do the checkpoints of earlier
+    versions, which record no other.
+    """
+    if facts["architecture"] is None:
         raise ConfigError(f"{where}: it does not say which architecture it is of")
-    fields = dict(fields)
     with naming(where, remedy="restore the checkpoint"):
-        if fields["rope_scaling"] is not None:
-            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        fields = dict(facts["architecture"])
+        scaling = facts.get(ROPE_SCALING, fields["rope_scaling"])
+        fields["rope_scaling"] = None if scaling is None else RopeScaling(**scaling)
         return ModelConfig(**fields)
 
 
-def _token_ids(checkpointer: Checkpointer, step: int) -> dict[str, int | None]:
+def _token_ids(checkpointer: Checkpointer, step: int, facts: dict[str, Any]) -> dict[str, TokenId]:
+    """The special ids that `save_weights` has saved; none in a training run's checkpoint."""
+    if not all(name.startswith(_PREFIX) for name in facts["arrays"]):
+        return {}  # a run's, whose host state may have gigabytes
     ids = checkpointer.host(step).get(_TOKEN_IDS, {})
-    if not isinstance(ids, dict) or not all(i is None or type(i) is int for i in ids.values()):
+    if not isinstance(ids, dict) or not all(map(_is_token_id, ids.values())):
         raise CheckpointError(
             f"checkpoint {step} in {checkpointer.directory}: {_TOKEN_IDS} of its host state is no "
             "table of ids; restore the checkpoint"
         )
     return ids
+
+
+def _is_token_id(value: Any) -> bool:
+    """True for what config.json may have as a special id."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    return all(type(i) is int for i in ids)
 
 
 def is_orbax(path: AnyPath) -> bool:
@@ -230,15 +255,16 @@ def load_any(
     weights, beside = _open_orbax(path)
     if mesh is not None:
         shardings = model_shardings(weights.config, mesh, SAMPLER_RULES)
-    params = place_params(weights.config, weights, dtype_named(dtype), shardings)
+    kind = weights.dtype(EMBEDDING) if dtype == "auto" else dtype_named(dtype)
+    params = place_params(weights.config, weights, kind, shardings)
     tokenizer = load_tokenizer(beside) if beside.is_dir() else None
-    end_ids = read_end_ids(beside, vocab_size=weights.config.vocab_size)
+    end_ids = read_end_ids(beside, weights.token_ids, vocab_size=weights.config.vocab_size)
     config = dataclasses.replace(weights.config, end_ids=end_ids)
     return Decoder.from_params(config, params), tokenizer
 
 
 def describe_step(step: epath.Path) -> tuple[ModelConfig, epath.Path]:
-    """The architecture of a step's weights, and the folder where its tokenizer would be.
+    """The architecture of a step's weights, with their scaling, and their tokenizer's folder.
 
     No weights are read.
 
@@ -250,9 +276,10 @@ def describe_step(step: epath.Path) -> tuple[ModelConfig, epath.Path]:
     """
     checkpointer = Checkpointer.of(step)
     where = f"checkpoint {step.name} in {checkpointer.directory}"
-    config = _architecture(checkpointer.facts(int(step.name))["architecture"], where)
+    facts = checkpointer.facts(int(step.name))
+    config, ids = _architecture(facts, where), _token_ids(checkpointer, int(step.name), facts)
     beside = _tokenizer_folder(checkpointer)
-    end_ids = read_end_ids(beside, vocab_size=config.vocab_size)
+    end_ids = read_end_ids(beside, ids, vocab_size=config.vocab_size)
     return dataclasses.replace(config, end_ids=end_ids), beside
 
 
@@ -346,7 +373,7 @@ def _open(place: epath.Path, from_orbax: bool) -> tuple[ModelConfig, Weights, ep
     return *open_checkpoint(place), place
 
 
-def _bring(weights: Weights, source: epath.Path, out: epath.Path) -> dict[str, int | None]:
+def _bring(weights: Weights, source: epath.Path, out: epath.Path) -> dict[str, TokenId]:
     """Saves the source's tokenizer in `out`, and returns the special ids that belong to it."""
     if not isinstance(weights, CheckpointWeights):
         return bring_tokenizer(source, weights, out)
@@ -354,4 +381,5 @@ def _bring(weights: Weights, source: epath.Path, out: epath.Path) -> dict[str, i
         copy_tokenizer(source, out)
     if weights.token_ids or not (source.is_dir() and has_tokenizer(source)):
         return weights.token_ids
+    make_portable(out)  # of a run of an earlier version, or of a base as transformers 5 saves it
     return dict(token_ids(load_tokenizer(source)))

@@ -33,6 +33,7 @@ class Snapshot:
         pending: True if the newest step's metrics are not written yet.
         arrays: device state, as a pytree.
         host: the rest, as JSON-able values and numpy arrays.
+        facts: what a reader of the weights must know without the config, for the manifest.
     """
 
     step: int
@@ -40,6 +41,7 @@ class Snapshot:
     pending: bool
     arrays: Any
     host: dict[str, Any]
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def key(self) -> tuple[int, int, bool]:
@@ -76,7 +78,7 @@ class SnapshotSaver:
         if snapshot.key == self._newest:
             return
         self._before_save()
-        self.checkpointer.save(snapshot.step, snapshot.arrays, snapshot.host)
+        self.checkpointer.save(snapshot.step, snapshot.arrays, snapshot.host, facts=snapshot.facts)
         self._newest = snapshot.key
 
 

@@ -52,6 +52,7 @@ from polaris_jax.system.foreign import (
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
 DATA = "data"  # manifest key: the data's folder inside the step's folder; "": that folder
+ROPE_SCALING = "rope_scaling"  # manifest key: the rotary scaling of the weights, or null
 TOKEN = "data-"
 _DATA = re.compile(rf"{TOKEN}[0-9a-f]+/")
 READ_BYTES = 1 << 23
@@ -181,6 +182,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "config_hash": lambda v: v is None or isinstance(v, str),
     "architecture": lambda v: v is None or isinstance(v, dict),
     "arrays": lambda v: v is None or (isinstance(v, dict) and all(map(_is_array, v.values()))),
+    ROPE_SCALING: lambda v: v is None or isinstance(v, dict),
     DATA: lambda v: v in (None, "") or (isinstance(v, str) and bool(_DATA.fullmatch(v))),
 }
 

@@ -165,7 +165,7 @@ def generate(
     """
     from polaris_jax.data.prompts import render_prompt
     from polaris_jax.models.text_stream import TextStream
-    from polaris_jax.models.tokenizer import stop_token_ids
+    from polaris_jax.models.tokenizer import sampled_stop_ids
     from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 
     model, tokenizer = _load(path, dtype, yarn_factor, yarn_original_tokens)
@@ -201,7 +201,7 @@ def generate(
         n=n,
         max_tokens=max_tokens,
         seed=seed,
-        stop_token_ids=stop_token_ids(tokenizer, model.config.end_ids),
+        stop_token_ids=sampled_stop_ids(tokenizer, model.config),
     )
     if n > 1:
         found = {}
@@ -235,7 +235,7 @@ def _complete_file(command: Command) -> int:
         raise ConfigError(f"--out={own['out']}: it is the input; name another file")
     start_jax(command)
     from polaris_jax.measure.completions import Settings, complete_file
-    from polaris_jax.models.tokenizer import stop_token_ids
+    from polaris_jax.models.tokenizer import sampled_stop_ids
     from polaris_jax.system.console import open_console
 
     begin_work()
@@ -249,7 +249,7 @@ def _complete_file(command: Command) -> int:
         path=own["model"],
         model=model,
         tokenizer=tokenizer,
-        stop_ids=stop_token_ids(tokenizer, model.config.end_ids),
+        stop_ids=sampled_stop_ids(tokenizer, model.config),
         progress=progress,
     )
     there = f", {before} of them before" if before else ""

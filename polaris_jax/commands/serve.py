@@ -114,7 +114,8 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     import jax
 
     from polaris_jax import sharding
-    from polaris_jax.models.tokenizer import stop_token_ids
+    from polaris_jax.models.positions import positions_of
+    from polaris_jax.models.tokenizer import sampled_stop_ids
     from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
     from polaris_jax.serve import server
     from polaris_jax.serve.gauges import Gauges
@@ -134,12 +135,10 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     mesh = sharding.make_sampler_mesh(jax.local_devices(), tensor=own["tensor"])
     model, tokenizer = load_served(own["model"], dtype=own["dtype"], mesh=mesh)
     config = model.config
-    max_len = own["max_len"] or min(MOST_DEFAULT_LEN, config.max_position_embeddings)
-    if max_len > config.max_position_embeddings:
-        raise ConfigError(
-            f"--max_len={max_len}: the model has {config.max_position_embeddings} positions; lower "
-            "it"
-        )
+    positions = positions_of(config)
+    max_len = own["max_len"] or min(MOST_DEFAULT_LEN, positions)
+    if max_len > positions:
+        raise ConfigError(f"--max_len={max_len}: the model has {positions} positions; lower it")
     sampler = Sampler(
         model,
         SamplerConfig(
@@ -158,7 +157,7 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     sampler.reset_stats()
     inboxes, gauges = Inboxes(), Gauges()
     worker = Worker(sampler, inboxes.post, max_waiting=own["max_waiting"])
-    end_ids = stop_token_ids(tokenizer, config.end_ids)
+    end_ids = sampled_stop_ids(tokenizer, config)
     service = Service(
         name=name,
         tokenizer=tokenizer,

@@ -271,7 +271,7 @@ class EvaluateSection:
     own_rope: Literal["keep", "drop"] = setting(
         "keep",
         "drop: without rope.yarn a checkpoint is evaluated without the rotary scaling of its own "
-        "config.json, too. keep: with it.",
+        "config.json or stage, too. keep: with it.",
     )
     force_answer_tokens: int = setting(
         0,

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from polaris_jax.models import ModelConfig, load_config
+from polaris_jax.models.positions import positions_of
 from polaris_jax.models.tokenizer import load_tokenizer
 from polaris_jax.reward.configured import has_tags
 
@@ -20,7 +21,7 @@ class ModelFacts:
         tokenizer: the model's tokenizer.
         template: True if the tokenizer has a chat template.
         tags: True if its vocabulary or its template has `</think>`.
-        context_tokens: positions that the checkpoint was made for.
+        context_tokens: positions that the checkpoint was made for, under its own rotary scaling.
     """
 
     path: str
@@ -56,5 +57,5 @@ def look_at_model(path: str) -> ModelFacts:
         tokenizer=tokenizer,
         template=bool(getattr(tokenizer, "chat_template", None)),
         tags=has_tags(tokenizer),
-        context_tokens=config.max_position_embeddings,
+        context_tokens=positions_of(config),
     )

@@ -96,11 +96,10 @@ def open_policy(
             here.
     """
     model, tokenizer = weights
-    end_ids = model.config.end_ids
     if rope_scaling is not None:
         model = model.with_rope_scaling(rope_scaling)
     samplers = open_samplers(config, progress) if samplers is None else samplers
-    with open_solver(config, tokenizer, samplers, end_ids=end_ids) as solver:
+    with open_solver(config, tokenizer, samplers, model=model.config) as solver:
         sampler = samplers.reused(model, max_response_tokens=max_response_tokens, say_kernels=True)
         with at_run_time(lambda: "sampling"):
             yield Policy(solver, sampler)

@@ -18,7 +18,7 @@ from polaris_jax.measure.respond import Variant
 from polaris_jax.measure.responses import ids_of
 from polaris_jax.measure.solve import drawn_once
 from polaris_jax.measure.weights import Weights
-from polaris_jax.models import Decoder, token_logprobs
+from polaris_jax.models import Decoder, RopeScaling, token_logprobs
 from polaris_jax.report.evaluations import positions_figure
 from polaris_jax.run.owner import command_owns, tag_prefix
 from polaris_jax.run.record import with_recorded_defaults
@@ -102,7 +102,8 @@ def positions(
                 scaling = variant.rope_scaling(config)
                 scaled = variant.of((model, tokenizer))[0]
                 scaled = scaled if scaling is None else scaled.with_rope_scaling(scaling)
-                curves.append({"name": _name(variant, config)} | _curve(scaled, sequences, width))
+                name = _name(variant, config, scaled.config.rope_scaling)
+                curves.append({"name": name} | _curve(scaled, sequences, width))
                 phase.advance_to(len(curves) * len(sequences))
         summary = {
             "source": source.name,
@@ -163,9 +164,10 @@ def _variants(config: RunConfig) -> list[Variant]:
     return [plain, Variant(yarn=True), *(Variant(True, factor) for factor in factors)]
 
 
-def _name(variant: Variant, config: RunConfig) -> str:
+def _name(variant: Variant, config: RunConfig, scaling: RopeScaling | None) -> str:
+    """What a curve is called; `scaling` is the rotary scaling that it was computed under."""
     if not variant.yarn:
-        return "without YaRN"
+        return "without YaRN" if scaling is None else f"its own {scaling.rope_type} scaling"
     yarn = variant.config(config).rope.yarn
     return f"YaRN x {yarn.factor:g}, attention {yarn.attention_factor:g}"
 

@@ -220,7 +220,7 @@ def grade_later(asked: Asked, tokenizer: Any, rows: Sequence[Mapping[str, Any]])
     items = [(by_id[row["problem_id"]], ids_of(row) or (), budget) for row, budget in cut]
     new = sorted({budget for _, budget in cut})
     asked.progress.line(f"budgets {new}: grading what they leave of {len(cut)} stored responses")
-    with open_solver(asked.config, tokenizer, asked.samplers, end_ids=()) as solver:
+    with open_solver(asked.config, tokenizer, asked.samplers, model=None) as solver:
         rewards = grade_beginnings(solver, items)
     return {
         (row["problem_id"], row["sample"], budget): reward

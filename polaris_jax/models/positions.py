@@ -22,30 +22,70 @@ def yarn_scaling(yarn: YarnSection, factor: float) -> RopeScaling | None:
     )
 
 
+def positions_of(model: ModelConfig) -> int:
+    """The positions of a model under its own rotary scaling, in tokens.
+
+    Whoever adds YaRN to a config.json, as Qwen's model cards say, leaves its
+    max_position_embeddings as it was. Others write factor x original length there.
+    """
+    limit, scaling = model.max_position_embeddings, model.rope_scaling
+    if scaling is None:
+        return limit
+    return max(limit, int(scaling.factor * (scaling.original_max_position_embeddings or limit)))
+
+
 def check_positions(config: RunConfig, model: ModelConfig, say: Callable[[str], None]) -> None:
     """Checks every stage's prompt + budget against the position limit, before weights are read.
 
+    `say` gets a warning if a stage passes the limit, or replaces the model's own rotary scaling.
+
     Raises:
         ConfigError: a stage exceeds the limit: `model.max_position_tokens`, or, when that is 0,
-            the checkpoint's own positions times the stage's rope_factor.
+            the positions under the model's own rotary scaling, or its claimed positions times the
+            stage's rope_factor.
     """
+    _say_if_replaced(config, model, say)
+    plain = model.rope_scaling is None
     for i, stage in enumerate(config.stages):
         needed = config.data.max_prompt_tokens + stage.max_response_tokens
-        own = int(model.max_position_embeddings * stage.rope_factor)
+        own = positions_of(model)
+        if stage.rope_factor > 1:
+            own = int(model.max_position_embeddings * stage.rope_factor)
         if needed <= own:
             continue
         if needed > (config.model.max_position_tokens or own):
+            raise_factor = f", raise stages[{i}].rope_factor" if plain else ""
             raise ConfigError(
                 f"stages[{i}].max_response_tokens={stage.max_response_tokens}: with "
                 f"data.max_prompt_tokens={config.data.max_prompt_tokens} a sequence may reach "
-                f"{needed} positions, over the checkpoint's {own}; lower the budget, raise "
-                f"stages[{i}].rope_factor, or set model.max_position_tokens={needed} to go beyond"
+                f"{needed} positions, over the checkpoint's {own}; lower the budget{raise_factor}, "
+                f"or set model.max_position_tokens={needed} to go beyond"
             )
         say(
-            f"warning: stages[{i}] may reach {needed} positions, past the checkpoint's {own} "
-            "without YaRN; model.max_position_tokens allows it"
+            f"warning: stages[{i}] may reach {needed} positions, past the checkpoint's {own}"
+            f"{' without YaRN' if plain else ''}; model.max_position_tokens allows it"
         )
         return
+
+
+def _say_if_replaced(config: RunConfig, model: ModelConfig, say: Callable[[str], None]) -> None:
+    """Says that stages replace the model's own scaling, of the one that goes furthest under it."""
+    scaling, original = model.rope_scaling, config.rope.yarn.original_max_position_embeddings
+    needed = {
+        i: config.data.max_prompt_tokens + stage.max_response_tokens
+        for i, stage in enumerate(config.stages)
+        if stage.rope_factor > 1
+    }
+    if scaling is None or not needed:
+        return
+    i = max(needed, key=lambda i: needed[i] / config.stages[i].rope_factor)
+    factor = config.stages[i].rope_factor
+    say(
+        f"warning: stages[{i}].rope_factor={factor:g} replaces the model's own rotary scaling "
+        f"({scaling.rope_type}, factor {scaling.factor:g}); rope.yarn is made for "
+        f"{factor:g} x {original:,} = {int(factor * original):,} positions, and a sequence may "
+        f"reach {needed[i]:,}"
+    )
 
 
 def check_evaluated_positions(
@@ -79,10 +119,7 @@ def check_evaluated_positions(
         limit = int(section.factor * original)
         whose = f"rope.yarn's {section.factor:g} x {original:,} = {limit:,}"
     else:
-        limit, scaling = model.max_position_embeddings, model.rope_scaling
-        if scaling is not None:
-            trained = scaling.original_max_position_embeddings or limit
-            limit = max(limit, int(scaling.factor * trained))
+        limit = positions_of(model)
         whose = f"the model's own {limit:,} without YaRN"
         if config.evaluate.yarn != "both" and needed > (config.model.max_position_tokens or limit):
             raise ConfigError(

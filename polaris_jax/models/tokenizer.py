@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from polaris_jax.models.config import shortened
+from polaris_jax.models.config import ModelConfig, shortened
 from polaris_jax.models.weights.sources import GGUF_SUFFIX, resolve
 from polaris_jax.system.files import is_remote, write_bytes
 from polaris_jax.system.foreign import (
@@ -33,9 +33,10 @@ from polaris_jax.system.foreign import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    _CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
@@ -50,6 +51,7 @@ _TEMPLATES = "additional_chat_templates"
 _MOST_DECODED_CHARS = 64  # of what a decoder puts in the place of a token
 # Any one of these holds a vocabulary.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+TokenId = int | list[int] | None  # a special id of config.json
 _keeping = ContextVar("keeping tokenizers", default=False)
 
 
@@ -228,10 +230,62 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
 
 
 def save_tokenizer(tokenizer: Any, target: epath.Path) -> None:
-    """Writes a tokenizer's files into a directory that exists."""
+    """Writes a tokenizer's files, which transformers 4 and 5 load, into a directory that exists."""
     with tempfile.TemporaryDirectory() as local:
         tokenizer.save_pretrained(local)
+        make_portable(epath.Path(local))
         copy_tokenizer(epath.Path(local), target)
+
+
+def make_portable(directory: epath.Path) -> None:
+    """Gives a directory's tokenizer_config.json the names that transformers 4 knows, too.
+
+    Version 5 writes a class that version 4 does not have, and a list where version 4 expects a
+    table. It still reads the earlier names of both.
+    """
+    file = directory / _CONFIG_FILE
+    if not file.exists():
+        return
+    fields = read_json(file, most_bytes=TOKENIZER_BYTES, strict=False)
+    portable = dict(fields)
+    if fields.get("tokenizer_class") == "TokenizersBackend":
+        portable["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(fields.get("extra_special_tokens"), list):
+        portable["additional_special_tokens"] = portable.pop("extra_special_tokens")
+    if portable != fields:
+        text = json.dumps(portable, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        write_bytes(file, text.encode())
+
+
+def replace_tokenizer(tokenizer: Any, target: epath.Path, *, end_ids: Sequence[int]) -> None:
+    """Makes a directory's tokenizer files those of a loaded tokenizer, and no others.
+
+    Args:
+        tokenizer: the files of the directory that it was loaded from are copied as they are;
+            without such a directory they are written anew.
+        target: a directory that exists.
+        end_ids: the ids that end a response, for generation_config.json; the other entries that
+            the tokenizer's directory has there stay.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        local, path = epath.Path(made), getattr(tokenizer, TOKENIZER_PATH, None)
+        source = None if path is None else resolve(path)
+        if source is not None and source.is_dir() and has_tokenizer(source):
+            copy_tokenizer(source, local)
+        else:
+            save_tokenizer(tokenizer, local)
+        if end_ids:
+            file = local / GENERATION_FILE
+            fields = read_json(file) if file.exists() else {}
+            write_bytes(file, _json_line({**fields, "eos_token_id": list(end_ids)}))
+        copy_tokenizer(local, target)
+        templates = target / _TEMPLATES
+        names = [
+            f"{_TEMPLATES}/{f.name}" for f in (templates.iterdir() if templates.is_dir() else ())
+        ]
+        for name in (*TOKENIZER_FILES, GENERATION_FILE, *names):
+            if not (local / name).exists():
+                (target / name).unlink(missing_ok=True)
 
 
 def read_end_ids(
@@ -267,20 +321,23 @@ def read_end_ids(
     return tuple(i for i in found if 0 <= i < vocab_size)
 
 
-def save_end_ids(end_ids: Sequence[int], target: epath.Path, *, replace: bool = False) -> None:
+def save_end_ids(end_ids: Sequence[int], target: epath.Path) -> None:
     """Writes the ids that end a response as a directory's generation_config.json.
 
     Args:
         end_ids: if there are none, nothing is written.
-        target: a directory that exists.
-        replace: write it over a file that is there.
+        target: a directory that exists; a file that is there stays.
     """
     file = target / GENERATION_FILE
-    if end_ids and (replace or not file.is_file()):
-        write_bytes(file, (json.dumps({"eos_token_id": list(end_ids)}) + "\n").encode())
+    if end_ids and not file.is_file():
+        write_bytes(file, _json_line({"eos_token_id": list(end_ids)}))
 
 
-def token_ids(tokenizer: PreTrainedTokenizerFast | None) -> Mapping[str, int | None]:
+def _json_line(fields: Mapping[str, Any]) -> bytes:
+    return (json.dumps(fields) + "\n").encode()
+
+
+def token_ids(tokenizer: PreTrainedTokenizerFast | None) -> Mapping[str, TokenId]:
     """The special ids that config.json carries; empty without a tokenizer."""
     if tokenizer is None:
         return {}
@@ -301,3 +358,9 @@ def stop_token_ids(tokenizer: Any, end_ids: Iterable[int] = ()) -> tuple[int, ..
         if token in tokenizer.get_vocab():
             ids.add(tokenizer.convert_tokens_to_ids(token))
     return tuple(sorted(i for i in ids if i is not None))
+
+
+def sampled_stop_ids(tokenizer: Any, config: ModelConfig) -> tuple[int, ...]:
+    """`stop_token_ids` that the model can sample: a tokenizer may have more tokens than a model."""
+    ids = stop_token_ids(tokenizer, config.end_ids)
+    return tuple(i for i in ids if 0 <= i < config.vocab_size)

@@ -121,6 +121,8 @@ def _front_matter(facts: RunFacts, license: str) -> str:
     lines = ["---", known, "library_name: transformers", "pipeline_tag: text-generation"]
     if facts.base.hub_id:
         lines += ["base_model:", f"- {json.dumps(facts.base.hub_id)}"]
+    elif facts.base.doubtful:
+        lines.append(f"# base_model: {UNKNOWN}")
     if named := [origin.hub_id for origin, _ in facts.data if origin.hub_id]:
         lines += ["datasets:", *(f"- {json.dumps(name)}" for name in named)]
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in TAGS), "---", ""])

@@ -15,6 +15,7 @@ from etils import epath
 
 from polaris_jax.evaluate.scoring import parts_of
 from polaris_jax.run.progress_file import recorded_settings
+from polaris_jax.run.record import LOCAL
 from polaris_jax.run.standing import Standing, read_standing
 from polaris_jax.system.files import as_place, is_remote, matching
 from polaris_jax.system.foreign import (
@@ -31,6 +32,7 @@ ARITHMETIC = "word problems that polaris_jax makes itself"
 OWN = "none of others: made by the run"
 _FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
 _LICENSE = re.compile(r"^license:[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?([\w.+-]+)[\"']?[ \t]*$", re.M)
+_FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gguf", ".py")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -42,11 +44,13 @@ class Origin:
         name: its Hub id, or its path as `place_name` gives it; empty: unknown.
         license: the identifier in its card, or OWN; empty: unknown.
         hub_id: the Hub id, if it was named by one; else empty.
+        doubtful: True if the name may be a Hub id or a path of another machine.
     """
 
     name: str
     license: str = ""
     hub_id: str = ""
+    doubtful: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +117,8 @@ def read_facts(workdir: epath.Path) -> RunFacts:
     config = config if isinstance(config, dict) else {}
     facts = RunFacts(
         standing=standing,
-        base=_base(config),
-        data=_data(config, documents.get("prepare.json")),
+        base=_base(standing.record, config),
+        data=_data(standing.record, config, documents.get("prepare.json")),
         evaluations=_evaluations(workdir, unknown),
         documents=documents,
         unknown=(),
@@ -122,15 +126,15 @@ def read_facts(workdir: epath.Path) -> RunFacts:
     return dataclasses.replace(facts, unknown=(*unknown, *_missing(facts)))
 
 
-def license_of(name: str, *, kind: str = "model") -> str:
+def license_of(name: str, *, hub_kind: str = "") -> str:
     """The `license` in the head of a README.md beside a model or data set; empty if unknown.
 
     Args:
         name: a directory or file, or a Hub id that has been downloaded.
-        kind: what the Hub calls it: model or dataset.
+        hub_kind: what the Hub calls it, model or dataset; empty for a directory or file.
     """
     try:
-        text = read_text(_card_of(name, kind), most_bytes=CONFIG_BYTES)
+        text = read_text(_card_of(name, hub_kind), most_bytes=CONFIG_BYTES)
     except (OSError, ValueError):  # no README.md, or none that can be read
         return ""
     head = _FRONT_MATTER.match(text.replace("\r\n", "\n"))
@@ -153,49 +157,75 @@ def place_name(name: str) -> str:
     return "".join(map(part, re.split(r"([,+])", name)))
 
 
-def is_hub_id(name: str) -> bool:
-    """True if a name can only be a Hub id: no path of this machine has it."""
-    return bool(_HUB_ID.fullmatch(name)) and not is_remote(name) and not as_place(name).exists()
-
-
-def _card_of(name: str, kind: str) -> epath.Path:
-    if not is_hub_id(name):
+def _card_of(name: str, hub_kind: str) -> epath.Path:
+    if not hub_kind:
         place = as_place(name)
         return (place if place.is_dir() else place.parent) / README
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, README, repo_type=kind)
+    found = try_to_load_from_cache(name, README, repo_type=hub_kind)
     if not isinstance(found, str):
         raise FileNotFoundError(2, "not downloaded", name)
     return epath.Path(found)
 
 
-def _base(config: Mapping[str, Any]) -> Origin:
+def _downloaded(name: str, hub_kind: str) -> bool:
+    """True if a repository of the Hub lies in this machine's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return epath.Path(HF_HUB_CACHE, f"{hub_kind}s--{name.replace('/', '--')}").is_dir()
+
+
+def _origin(name: str, hub_kind: str, *, local: bool | None) -> Origin:
+    """What is known of a name.
+
+    Args:
+        name: a path or a Hub id; options may stand behind a comma.
+        hub_kind: what the Hub would call it: model or dataset.
+        local: True if it was a path of the machine that read it; None: not recorded.
+    """
+    place = name.partition(",")[0]
+    may_be_hub = bool(_HUB_ID.fullmatch(place)) and not place.endswith(_FILES)
+    is_hub = may_be_hub and not local
+    if local is None:  # a run of an earlier version; a path of another folder looks alike
+        is_hub = may_be_hub and not as_place(place).exists() and _downloaded(place, hub_kind)
+    license = license_of(place, hub_kind=hub_kind if is_hub else "") if place else ""
+    doubtful = local is None and may_be_hub and not is_hub and not as_place(place).exists()
+    return Origin(place_name(name), license, place if is_hub else "", doubtful)
+
+
+def _is_local(record: Mapping[str, Any], name: str) -> bool | None:
+    """Whether a setting named a path of the machine that trained; None if it is not recorded."""
+    local = record.get(LOCAL)
+    return name in local if isinstance(local, list) else None
+
+
+def _base(record: Mapping[str, Any], config: Mapping[str, Any]) -> Origin:
     path = config.get("model.path")
     if not isinstance(path, str):
         return Origin("")
     if not path:
         return Origin(WARM_START, license=OWN) if config.get("warmstart.steps") else Origin("")
-    return Origin(place_name(path), license_of(path), path if is_hub_id(path) else "")
+    return _origin(path, "model", local=_is_local(record, "model.path"))
 
 
 def _data(
-    config: Mapping[str, Any], prepared: Mapping[str, Any] | None
+    record: Mapping[str, Any], config: Mapping[str, Any], prepared: Mapping[str, Any] | None
 ) -> tuple[tuple[Origin, int | None], ...]:
     sources = (prepared or {}).get("sources")
     if isinstance(sources, dict) and all(isinstance(s, dict) for s in sources.values()):
-        named = [(str(s.get("source", "")), s.get("kept")) for s in sources.values()]
+        named = [
+            (str(s.get("source", "")), s.get("kept"), s.get("local")) for s in sources.values()
+        ]
     else:
-        named = [(str(config.get("data.problems") or ""), None)]
+        local = _is_local(record, "data.problems")
+        named = [(str(config.get("data.problems") or ""), None, local)]
     found = []
-    for name, kept in named:
+    for name, kept, local in named:
         if not name and config.get("data.arithmetic.train"):
             origin = Origin(ARITHMETIC, license=OWN)
         else:
-            place = name.partition(",")[0]  # a source's options stand behind it
-            hub_id = place if is_hub_id(place) else ""
-            license = license_of(place, kind="dataset") if place else ""
-            origin = Origin(place_name(name), license, hub_id)
+            origin = _origin(name, "dataset", local=local if type(local) is bool else None)
         found.append((origin, kept if type(kept) is int else None))
     return tuple(found)
 
@@ -282,6 +312,9 @@ def _missing(facts: RunFacts) -> list[str]:
     found.append("Which checkpoint the export was made of is not recorded in it.")
     if not facts.base.license:
         found.append(f"The licence of the base model ({facts.base.name or 'unknown'}).")
+    for origin in (facts.base, *(origin for origin, _ in facts.data)):
+        if origin.doubtful:
+            found.append(f"Whether {origin.name} is a path, or a repository of the Hub.")
     for origin, kept in facts.data:
         if not origin.license:
             found.append(f"The licence of the problems ({origin.name or 'unknown'}).")

@@ -25,7 +25,7 @@ from polaris_jax.config import RunConfig
 from polaris_jax.metrics import MetricsWriter, value_of
 from polaris_jax.metrics.trackers import WandbNames
 from polaris_jax.metrics.writer import METRICS
-from polaris_jax.models.tokenizer import save_end_ids, save_tokenizer
+from polaris_jax.models.tokenizer import replace_tokenizer
 from polaris_jax.records import Graded, Problem
 from polaris_jax.reward import Grader
 from polaris_jax.run import workdir as workdir_lib
@@ -100,8 +100,8 @@ class Outputs:
             for folder in (tokenizer_dir, *(p for p in tokenizer_dir.iterdir() if p.is_dir())):
                 delete_partials(folder)
             (tokenizer_dir / MANIFEST).unlink(missing_ok=True)
-            save_tokenizer(self._tokenizer, tokenizer_dir)  # again: a kill may have torn it
-            save_end_ids(self._end_ids, tokenizer_dir, replace=True)
+            # Again: a kill may have torn it.
+            replace_tokenizer(self._tokenizer, tokenizer_dir, end_ids=self._end_ids)
             seal(tokenizer_dir)
         metrics = self._config.metrics
         self._writer = MetricsWriter(

@@ -30,11 +30,12 @@ from polaris_jax.config import (
 )
 from polaris_jax.config.settings import ALWAYS
 from polaris_jax.data.problem_sets import CURATED, PREPARED
-from polaris_jax.system.files import AnyPath, as_place, write_json
+from polaris_jax.system.files import AnyPath, as_place, is_remote, write_json
 from polaris_jax.system.foreign import RECORD_BYTES, read_json
 from polaris_jax.system.signals import LAUNCH
 
 RECORD = "run.json"
+LOCAL = "local"  # entry of run.json: settings that name a path of the machine, and no Hub id
 ABSENT = "absent"
 _VERSIONS_OF = (
     "jax",
@@ -294,6 +295,17 @@ def write_record(
             "starts": [*(record or {}).get("starts", []), start],
         },
     )
+
+
+def local_settings(config: RunConfig) -> list[str]:
+    """Names of the settings that may name a Hub id, and name a path here."""
+    given = {"model.path": config.model.path, "data.problems": config.data.problems}
+    places = {name: value.partition(",")[0] for name, value in given.items()}
+    return [
+        name
+        for name, place in places.items()
+        if place and (is_remote(place) or as_place(place).exists())
+    ]
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

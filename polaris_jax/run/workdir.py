@@ -22,7 +22,9 @@ from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.run.identity import refuse_other_inputs
 from polaris_jax.run.owner import Ownership, own
 from polaris_jax.run.record import (
+    LOCAL,
     RECORD,
+    local_settings,
     read_facts,
     read_record,
     refuse_other_config,
@@ -156,7 +158,9 @@ def claim(
         ownership.announce()
         if overwrite:
             _delete_made_by_training(workdir)
-        begun = {} if problem_set is None else {"problem_set": problem_set}
+        begun: dict[str, Any] = {} if problem_set is None else {"problem_set": problem_set}
+        if record is None:  # a later start may be on a machine that lacks them
+            begun[LOCAL] = local_settings(config)
         write_record(workdir, "train", config, record, begun=begun)
     except OSError as error:
         ownership.release()

@@ -18,9 +18,16 @@ from safetensors.numpy import load_file, save_file
 
 from polaris_jax.__main__ import main
 from polaris_jax.checkpoint import Checkpointer, step_folders
-from polaris_jax.checkpoint.convert import convert, load_any
+from polaris_jax.checkpoint.convert import convert, describe_step, load_any
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
-from polaris_jax.models import Decoder, ModelConfig, load_pretrained, save_pretrained
+from polaris_jax.models import (
+    Decoder,
+    ModelConfig,
+    RopeScaling,
+    load_config,
+    load_pretrained,
+    save_pretrained,
+)
 from polaris_jax.models.presets import preset
 from polaris_jax.models.weights.hf import export, export_into
 from polaris_jax.models.weights.tensors import hf_shapes
@@ -134,6 +141,60 @@ def test_of_a_training_checkpoint_only_the_parameters_are_read(source, tmp_path)
     half, _ = load_any(tmp_path / "checkpoints", dtype="bfloat16")
     want = np.asarray(model.params()["embed_VD"]).astype(BF16)
     np.testing.assert_array_equal(np.asarray(half.params()["embed_VD"]), want)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_a_checkpoint_is_loaded_in_its_own_dtype_if_asked_to(kind, tmp_path):
+    model = jax.tree.map(lambda x: x.astype(kind), Decoder.init(TINY, jax.random.key(0)))
+    saver = Checkpointer(tmp_path / "checkpoints", architecture=TINY.architecture())
+    saver.save(5, {"params": model}, {})
+    loaded, _ = load_any(epath.Path(tmp_path), dtype="auto")
+    assert {str(value.dtype) for value in loaded.params().values()} == {kind}
+    with pytest.raises(ValueError, match=r"dtype='float8': expected one of .* or auto"):
+        load_any(epath.Path(tmp_path), dtype="float8")
+
+
+def test_the_tokenizer_of_an_earlier_versions_run_is_exported_for_transformers_4_too(tmp_path):
+    saver = Checkpointer(tmp_path / "checkpoints", architecture=TINY.architecture())
+    saver.save(5, {"params": Decoder.init(TINY, jax.random.key(0))}, {})
+    build_tokenizer().save_pretrained(tmp_path / "checkpoints" / "tokenizer")
+    convert(str(tmp_path), str(tmp_path / "hf"), form="hf", dtype="auto")
+    fields = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert fields["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert fields["additional_special_tokens"] == ["<|im_start|>"]
+    assert "extra_special_tokens" not in fields
+
+
+OWN = RopeScaling("linear", 2.0)
+YARN = RopeScaling("yarn", 1.5, 96, attention_factor=1.0)
+
+
+@pytest.mark.parametrize(
+    ("base", "facts", "expected"),
+    [
+        (None, {"rope_scaling": dataclasses.asdict(YARN)}, YARN),
+        (OWN, {"rope_scaling": dataclasses.asdict(YARN)}, YARN),
+        (OWN, {"rope_scaling": None}, None),
+        (OWN, {}, OWN),  # of an earlier version
+        (None, {}, None),
+    ],
+    ids=["a stage's", "in place of the base's", "none", "the base's", "neither"],
+)
+def test_weights_come_with_the_rotary_scaling_they_were_trained_under(
+    base, facts, expected, tmp_path
+):
+    config = dataclasses.replace(TINY, rope_scaling=base)
+    saver = Checkpointer(tmp_path / "checkpoints", architecture=config.architecture())
+    saver.save(5, {"params": Decoder.init(config, jax.random.key(0))}, {}, facts=facts)
+    wanted = dataclasses.replace(TINY, rope_scaling=expected)
+    assert load_any(epath.Path(tmp_path))[0].config == wanted
+    assert describe_step(epath.Path(tmp_path / "checkpoints" / "5"))[0] == wanted
+    convert(str(tmp_path), str(tmp_path / "hf"), form="hf", dtype="auto")
+    assert load_config(tmp_path / "hf").rope_scaling == expected
+    convert(str(tmp_path), str(tmp_path / "orbax"), form="orbax", dtype="auto")
+    assert load_any(epath.Path(tmp_path / "orbax"))[0].config == wanted
+    # A stage's scaling is no part of the architecture: another run may begin from it.
+    assert saver.facts(5)["architecture"] == config.architecture()
 
 
 def test_a_checkpoint_of_converted_weights_restores_like_any_other(source, tmp_path):

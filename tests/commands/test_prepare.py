@@ -52,6 +52,7 @@ def test_several_sources_benchmarks_and_caps(files, tmp_path, capsys):
     assert summary["counts"]["in_benchmark"] == 1
     assert summary["kept"] == len(problems)
     assert summary["sources"]["a"]["kept"] == 2
+    assert all(source["local"] for source in summary["sources"].values())
     assert summary["options"]["drop"] == ["near", "proof", "choice", "image", "answer"]
     assert {problem.source for problem in problems} == {"a", "b"}
     assert [r["source"] for r in records(tmp_path)] == sorted(

@@ -1,6 +1,7 @@
 """What is chosen for a model and its data, and what is refused."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -18,9 +19,10 @@ from polaris_jax.guide.choices import (
     prompt_limit,
     split,
 )
-from polaris_jax.guide.model_facts import ModelFacts
+from polaris_jax.guide.model_facts import ModelFacts, look_at_model
 from polaris_jax.guide.problem_facts import UNREADABLE, ProblemFacts
 from polaris_jax.models.presets import preset
+from tests.support.stranger import random_qwen3
 
 MEMORY = Memory(1, 1, 32, "enough")
 MODEL = ModelFacts("m", preset("qwen3-1.7b"), SimpleNamespace(), True, True, 40_960)
@@ -51,6 +53,16 @@ def test_the_longest_budget_that_fits_is_taken():
     assert chosen(most=10_000).budgets[-1] == 8_192
     assert chosen(most=10) is None
     assert chosen(cpu=True).budgets == (512,)
+
+
+def test_the_context_is_that_of_a_models_own_scaling(tmp_path):
+    model = random_qwen3(tmp_path / "model")
+    fields = json.loads((model / "config.json").read_text())
+    before = look_at_model(str(model)).context_tokens
+    assert before == fields["max_position_embeddings"]
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": before}
+    (model / "config.json").write_text(json.dumps(fields | {"rope_scaling": yarn}))
+    assert look_at_model(str(model)).context_tokens == 4 * before
 
 
 def test_prompt_and_response_fit_the_context():

@@ -170,7 +170,7 @@ def opener(tokenizer):
     @contextlib.contextmanager
     def opened(config, progress, *_, **__):
         samplers: Any = None
-        with open_solver(config, tokenizer, samplers, end_ids=()) as solver:
+        with open_solver(config, tokenizer, samplers, model=None) as solver:
             sampler: Any = None
             yield Policy(solver, sampler)
 

@@ -6,10 +6,57 @@ import pytest
 
 from polaris_jax.config import ConfigError, build_config
 from polaris_jax.models import RopeScaling
-from polaris_jax.models.positions import check_evaluated_positions
+from polaris_jax.models.positions import check_evaluated_positions, check_positions, positions_of
 from polaris_jax.models.presets import PRESETS
 
 MODEL = PRESETS["qwen3-4b"]
+
+
+QWEN_CARD = RopeScaling("yarn", 4.0, 32_768)  # as Qwen's model cards add it
+
+
+@pytest.mark.parametrize(
+    ("claimed", "scaling", "positions"),
+    [
+        (40_960, None, 40_960),
+        (32_768, QWEN_CARD, 131_072),
+        (40_960, QWEN_CARD, 131_072),
+        (131_072, QWEN_CARD, 131_072),
+        (131_072, RopeScaling("llama3", 8.0, 8192), 131_072),
+        (4096, RopeScaling("linear", 4.0), 16_384),
+    ],
+)
+def test_a_models_own_scaling_counts_in_its_positions(claimed, scaling, positions):
+    model = dataclasses.replace(MODEL, max_position_embeddings=claimed, rope_scaling=scaling)
+    assert positions_of(model) == positions
+
+
+def trained(
+    *budgets: int, factor: float = 1.0, claimed: int = 40_960, scaling: RopeScaling | None = None
+) -> list[str]:
+    """The lines of a run with stages of these budgets; prompts take 1,024."""
+    lines: list[str] = []
+    stages = [{"max_response_tokens": budget, "rope_factor": factor} for budget in budgets]
+    config = build_config({"stages": stages})
+    model = dataclasses.replace(MODEL, max_position_embeddings=claimed, rope_scaling=scaling)
+    check_positions(config, model, lines.append)
+    return lines
+
+
+def test_a_run_may_use_the_positions_of_its_bases_own_scaling():
+    assert trained(65_536, scaling=QWEN_CARD) == []
+    with pytest.raises(ConfigError, match="over the checkpoint's 131072; lower the budget, or set"):
+        trained(131_072, scaling=QWEN_CARD)  # a rope_factor would replace the scaling
+    with pytest.raises(ConfigError, match=r"over the checkpoint's 40960; .* raise stages\[0\]"):
+        trained(65_536)
+
+
+def test_a_stage_that_replaces_the_bases_own_scaling_says_so_once():
+    lines = trained(8192, 52_224, 9000, factor=1.5, claimed=131_072, scaling=QWEN_CARD)
+    (line,) = lines
+    assert line.startswith("warning: stages[1].rope_factor=1.5 replaces the model's own rotary")
+    assert "(yarn, factor 4)" in line and "1.5 x 32,768 = 49,152" in line and "53,248" in line
+    assert trained(8192, factor=1.5) == []  # there is none to replace
 
 
 def told(

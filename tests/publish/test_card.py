@@ -112,7 +112,7 @@ def test_the_card_says_what_the_files_say(run):
 def test_what_is_not_known_is_said(run, capsys):
     record = json.loads((run / "run.json").read_text())
     record["config"] |= {"model.path": "org/base", "data.problems": ""}
-    record |= {"commit": None, "starts": [{}], "deterministic": False}
+    record |= {"commit": None, "starts": [{}], "deterministic": False, "local": []}
     del record["devices"], record["counts"]
     write(run / "run.json", record)
     (run / "prepare.json").unlink()
@@ -135,6 +135,53 @@ def test_what_is_not_known_is_said(run, capsys):
     assert card.count(UNKNOWN) >= 6
     assert "No evaluation is in the workdir." in card
     assert "not known: The licence of the base model (org/base)." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("path", "local", "hub", "doubtful"),
+    [
+        ("org/base", [], True, False),  # the run had no such path
+        ("org/base", ["model.path"], False, False),
+        ("org/base", None, False, True),  # a run of an earlier version
+        ("models/base.gguf", None, False, False),
+        ("mine", None, False, True),
+        ("here/base", None, False, False),  # a path of this machine
+        ("org/cached", None, True, False),
+    ],
+)
+def test_a_path_of_another_folder_is_no_repository_of_the_hub(
+    path, local, hub, doubtful, run, monkeypatch
+):
+    cache = run.parent / "cache"
+    (cache / "models--org--cached").mkdir(parents=True)
+    (run.parent / "here" / "base").mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.chdir(run.parent)
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["model.path"] = path
+    record |= {} if local is None else {"local": local}
+    write(run / "run.json", record)
+    card = published(run)
+    assert head_of(card).get("base_model") == ([path] if hub else None)
+    assert (f"# base_model: {UNKNOWN}" in card) == doubtful
+    assert (f"Whether {path} is a path, or a repository of the Hub." in card) == doubtful
+
+
+@pytest.mark.parametrize(
+    ("source", "local", "hub"),
+    [
+        ("data/rows.jsonl", None, False),
+        ("org/set,split=train", False, True),
+        ("data/mine,cap=9", True, False),
+        ("data/mine", None, False),
+    ],
+)
+def test_a_file_is_no_data_set_of_the_hub(source, local, hub, run):
+    document = {"source": source, "rows": 12, "kept": 9}
+    document |= {} if local is None else {"local": local}
+    write(run / "prepare.json", {"source": source, "sources": {"mine": document}})
+    wanted = [source.partition(",")[0]] if hub else None
+    assert head_of(published(run)).get("datasets") == wanted
 
 
 def test_each_score_has_its_own_problems_and_its_own_row_with_yarn(run):

@@ -60,6 +60,21 @@ def test_first_claim_is_new_then_resume_with_a_full_record(tmp_path, config):
     assert len(record["starts"]) == 3
 
 
+@pytest.mark.parametrize(("name", "local"), [("here", True), ("org/name", False)])
+def test_a_run_records_whether_it_began_with_a_path_or_a_hub_id(
+    name, local, tmp_path, config, monkeypatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = changed(changed(config, "model", path=name), "data", problems=f"{name},split=train")
+    workdir_lib.claim(tmp_path / "run", given).release()
+    expected = ["model.path", "data.problems"] if local else []
+    assert record_of(tmp_path / "run")["local"] == expected
+    monkeypatch.chdir("/")  # where a later start may find neither
+    workdir_lib.claim(tmp_path / "run", given).release()
+    assert record_of(tmp_path / "run")["local"] == expected
+
+
 def test_another_config_is_refused_with_the_fields_and_both_values(tmp_path, config):
     workdir_lib.claim(tmp_path, config).release()
     other = changed(config, "optimizer", learning_rate=0.5)

@@ -6,14 +6,19 @@ import asyncio
 import dataclasses
 import functools
 import itertools
+import json
+from dataclasses import asdict
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
 
+from polaris_jax.__main__ import main
+from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.convert import convert
-from polaris_jax.models import save_pretrained
+from polaris_jax.config import ConfigError
+from polaris_jax.models import RopeScaling, save_pretrained
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.weights import weight_shardings
 from polaris_jax.serve import weights as module
@@ -101,6 +106,32 @@ def test_a_split_server_answers_and_takes_split_weights(saved, mesh, monkeypatch
     assert updates.version == 1
     shardings = weight_shardings(given[0], mesh)
     assert all(leaf.sharding == shardings[path] for path, leaf in given[0].params().items())
+
+
+def test_sequences_may_be_as_long_as_the_models_own_scaling_allows(tmp_path, capsys, monkeypatch):
+    model, tokenizer = small_model()  # 256 positions
+    save_pretrained(model, tmp_path / "hf", tokenizer)
+    file = tmp_path / "hf" / "config.json"
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_scaling": yarn}))
+    monkeypatch.setattr("polaris_jax.serve.server.bind", lambda place: None)
+    flags = ["serve", f"--model={tmp_path / 'hf'}", "--max_len=1025"]
+    assert main(flags) == 2
+    assert "--max_len=1025: the model has 1024 positions" in capsys.readouterr().err
+
+
+def test_the_step_of_a_stage_with_another_rotary_scaling_is_refused(tmp_path):
+    model, _ = small_model()
+    saver = Checkpointer(tmp_path / "checkpoints", architecture=model.config.architecture())
+    scaling = RopeScaling("yarn", 1.5, 32)
+    for step, facts in ((0, {"rope_scaling": None}), (1, {"rope_scaling": asdict(scaling)})):
+        saver.save(step, {"params": model}, {}, facts=facts)
+    updates = Updates(
+        None, model.config, source="x", dtype="float32", gauges=Gauges(), log=lambda line: None
+    )
+    assert updates._load(str(tmp_path / "checkpoints" / "0")).config == model.config
+    with pytest.raises(ConfigError, match="another architecture or rope_scaling than the served"):
+        updates._load(str(tmp_path / "checkpoints" / "1"))
 
 
 def test_a_step_for_which_memory_is_missing_is_tried_again(monkeypatch):

@@ -670,7 +670,7 @@ CHECKPOINT = [
           "sizes below 0": {"files": {"host.json": {"size": -1, "crc32": 1}}},
           "format 99": {"format": 99}, "data: path out": {"data": "../x/"},
           "data: absolute": {"data": "/etc/"}, "arrays: list": {"arrays": []},
-          "architecture: list": {"architecture": [1]},
+          "architecture: list": {"architecture": [1]}, "rope: list": {"rope_scaling": [1]},
       }.items()),
     *(Hostile(f"architecture: {n}", "checkpoint", architecture(**f), e) for n, (f, e) in {
         "10^9 layers": ({"num_layers": HUGE}, "num_layers=1000000000"),
@@ -682,6 +682,8 @@ CHECKPOINT = [
         "rope unknown": ({"rope_scaling": {"a": 1}}, "checkpoint 0"),
         "theta": ({"rope_theta": "x"}, "rope_theta='x'"),
     }.items()),
+    Hostile("rope of a stage: unknown", "checkpoint", manifest(rope_scaling={"a": 1}),
+            "checkpoint 0"),
     *(Hostile(f"host state: {n}", "checkpoint", host(d), "host") for n, (d, _) in _JSON.items()
       if n != "too large"),
     Hostile("host state: ids of text", "checkpoint", host(b'{"token_ids": {"a": "x"}}'),

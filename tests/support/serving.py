@@ -14,7 +14,7 @@ from typing import Any
 
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import Decoder
-from polaris_jax.models.tokenizer import stop_token_ids
+from polaris_jax.models.tokenizer import sampled_stop_ids
 from polaris_jax.rollout import Sampler, SamplerConfig
 from polaris_jax.serve import server
 from polaris_jax.serve.gauges import Gauges
@@ -111,7 +111,7 @@ def running(
     service = Service(
         name="small",
         tokenizer=tokenizer,
-        end_ids=stop_token_ids(tokenizer, model.config.end_ids),
+        end_ids=sampled_stop_ids(tokenizer, model.config),
         max_len=sizes.max_len,
         slots=sizes.slots,
         worker=worker,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from etils import epath
 
+from polaris_jax.checkpoint.convert import convert, load_any
+from polaris_jax.models import load_config
 from tests.support.wiring.lines import PROBED, SCORED, TRAINED, YARN, Micro
 from tests.support.wiring.spies import (
     Calls,
@@ -95,6 +99,19 @@ def test_the_rotary_scaling_reaches_trainer_sampler_and_held_out_score(two_stage
     assert [call.rope for call in two_stages.calls.of(Updated)] == expected
     assert [call.rope for call in two_stages.calls.asked(TRAINED)] == expected
     assert [call.rope for call in two_stages.calls.asked(SCORED)] == [None, *expected]
+
+
+def test_a_checkpoint_is_evaluated_and_exported_under_the_scaling_of_its_stage(
+    two_stages: Recorded, micro: Micro, tmp_path: Path
+):
+    checkpoints, yarn = two_stages.workdir / "checkpoints", RopeScaling(**YARN)
+    convert(str(checkpoints), str(tmp_path / "export"), form="hf", dtype="auto")
+    assert load_config(tmp_path / "export").rope_scaling == yarn
+    assert load_any(epath.Path(checkpoints))[0].config.rope_scaling == yarn
+    for own, expected in (("keep", yarn), ("drop", None)):
+        fields = {"evaluate.own_rope": own}
+        calls = run("evaluate", micro.line(fields), tmp_path / own, f"--checkpoint={checkpoints}")
+        assert [call.rope for call in calls.asked(SCORED)] == [expected]
 
 
 def test_another_rotary_scaling_alone_takes_another_sampler(kept: Calls):

@@ -27,6 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from polaris_jax.models.config import ModelConfig, RopeScaling
 from polaris_jax.models.decoder import Decoder
 from polaris_jax.models.tokenizer import (
+    TokenId,
     copy_tokenizer,
     has_tokenizer,
     load_tokenizer,
@@ -253,7 +254,7 @@ def stream_convert(
     return config
 
 
-def bring_tokenizer(place: epath.Path, weights: Weights, out: epath.Path) -> dict[str, int | None]:
+def bring_tokenizer(place: epath.Path, weights: Weights, out: epath.Path) -> dict[str, TokenId]:
     """Copies a source's tokenizer into a directory and returns the source's special token ids.
 
     Args:
@@ -276,7 +277,7 @@ def export(
     weights: Weights,
     target: epath.Path,
     *,
-    ids: Mapping[str, int | None],
+    ids: Mapping[str, TokenId],
     dtype: np.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     write: bool = True,

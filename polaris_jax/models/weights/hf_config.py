@@ -349,7 +349,7 @@ def rope_json(scaling: RopeScaling | None) -> dict[str, Any] | None:
 
 
 def config_json(
-    config: ModelConfig, *, dtype: str, token_ids: Mapping[str, int | None] | None = None
+    config: ModelConfig, *, dtype: str, token_ids: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The content of a config.json that transformers 4 and 5 load as this architecture.
 

@@ -2,20 +2,28 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
 
-from polaris_jax.checkpoint.convert import convert, load_any
+from polaris_jax.checkpoint.convert import convert, describe_step, load_any
+from polaris_jax.config import ConfigError
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models import Decoder, ModelConfig, load_config, load_pretrained, save_pretrained
-from polaris_jax.models.tokenizer import read_end_ids, save_end_ids, stop_token_ids
+from polaris_jax.models.tokenizer import (
+    read_end_ids,
+    sampled_stop_ids,
+    save_end_ids,
+    stop_token_ids,
+)
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
+from polaris_jax.rollout.request_checks import checked_stop_ids
 
 TOKENIZER = build_tokenizer()
-EOS = TOKENIZER.eos_token_id
+EOS: Any = TOKENIZER.eos_token_id
 CONFIG = ModelConfig(
     vocab_size=len(TOKENIZER),
     hidden_size=16,
@@ -86,15 +94,12 @@ def test_they_are_no_part_of_the_architecture():
 def test_a_checkpoint_with_an_id_outside_the_vocabulary_samples(tmp_path):
     path = saved(tmp_path, generation=[5, 10**6])
     convert(str(path), str(tmp_path / "orbax"), form="orbax", dtype="auto")
-    assert load_any(epath.Path(tmp_path / "orbax"))[0].config.end_ids == (5,)
+    assert load_any(epath.Path(tmp_path / "orbax"))[0].config.end_ids == (5, EOS)
 
 
-def test_a_torn_file_is_written_again(tmp_path):
-    file = tmp_path / "generation_config.json"
-    file.write_text("")
+def test_somebodys_own_file_stays(tmp_path):
     save_end_ids((5,), epath.Path(tmp_path))
-    assert file.read_text() == ""  # somebody's own file stays
-    save_end_ids((5,), epath.Path(tmp_path), replace=True)
+    save_end_ids((6,), epath.Path(tmp_path))
     assert read_end_ids(epath.Path(tmp_path), vocab_size=9) == (5,)
 
 
@@ -103,13 +108,46 @@ def test_they_survive_an_export_and_a_checkpoint(tmp_path):
     save_pretrained(model, tmp_path / "again", tokenizer=TOKENIZER)
     assert load_config(tmp_path / "again").end_ids == (5, 6, EOS)
     convert(str(tmp_path / "model"), str(tmp_path / "orbax"), form="orbax", dtype="auto")
-    assert set(load_any(epath.Path(tmp_path / "orbax"))[0].config.end_ids) == {5, 6}
+    assert load_any(epath.Path(tmp_path / "orbax"))[0].config.end_ids == (5, 6, EOS)
     convert(str(tmp_path / "orbax"), str(tmp_path / "back"), form="hf", dtype="auto")
     assert set(load_config(tmp_path / "back").end_ids) == {5, 6, EOS}
 
 
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [(None, [5, 6], (5, 6)), (None, 7, (7,)), ([5], [6, 10**6], (5, 6))],
+)
+def test_what_config_json_alone_names_survives_a_conversion(tmp_path, generation, config, expected):
+    path = saved(tmp_path, generation=generation, config=config)
+    convert(str(path), str(tmp_path / "orbax"), form="orbax", dtype="auto")
+    assert load_any(epath.Path(tmp_path / "orbax"))[0].config.end_ids == expected
+    assert describe_step(epath.Path(tmp_path / "orbax" / "0"))[0].end_ids == expected
+    convert(str(tmp_path / "orbax"), str(tmp_path / "back"), form="hf", dtype="auto")
+    assert load_config(tmp_path / "back").end_ids == expected
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["eos_token_id"] == config
+
+
+def test_a_special_id_that_no_checkpoint_can_have_is_refused_by_name(tmp_path):
+    path = saved(tmp_path)
+    fields = json.loads((path / "config.json").read_text()) | {"pad_token_id": "<pad>"}
+    (path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ConfigError, match=r"config\.json: pad_token_id='<pad>': must be a token"):
+        convert(str(path), str(tmp_path / "orbax"), form="orbax", dtype="auto")
+    assert not (tmp_path / "orbax").exists()
+
+
 def test_a_training_run_stops_at_them_and_at_the_tokenizers():
     assert stop_token_ids(TOKENIZER, (5, 6)) == tuple(sorted({5, 6, *stop_token_ids(TOKENIZER)}))
+
+
+def test_no_stop_id_lies_outside_of_the_models_vocabulary():
+    """A tokenizer with tokens that were added behind the model's vocabulary still samples."""
+    small = dataclasses.replace(CONFIG, vocab_size=EOS, end_ids=(5,))
+    assert EOS in stop_token_ids(TOKENIZER, small.end_ids)
+    ids = sampled_stop_ids(TOKENIZER, small)
+    assert ids == tuple(i for i in stop_token_ids(TOKENIZER, (5,)) if i < EOS) and 5 in ids
+    assert checked_stop_ids(ids, vocab_size=small.vocab_size) == ids
+    assert sampled_stop_ids(TOKENIZER, CONFIG) == stop_token_ids(TOKENIZER)
 
 
 def tokens_of(end_ids, **params) -> tuple[int, ...]:
