@@ -74,6 +74,11 @@ class Sampler:
         """The decode kernels, and why: "native (g++ ...)", "xla (rollout.attention=...)"."""
         return self._engine.spec.kernels
 
+    @property
+    def has_weights(self) -> bool:
+        """False after `release`, and after an update that failed half way."""
+        return self._weights.model is not None
+
     # --- for callers that wait ---
 
     def generate(
@@ -274,8 +279,8 @@ class Sampler:
         each token.
 
         Args:
-            model: the new weights, sharded in any way. If they lie on several processes, all of
-                these processes must call.
+            model: the new weights, sharded in any way, or numpy arrays. If they lie on several
+                processes, all of these processes must call.
 
         Raises:
             RuntimeError: requests are live and the sampler is not paused, or a step is running.
@@ -308,11 +313,7 @@ class Sampler:
         self._live.free_pool()
 
     def release(self) -> None:
-        """Frees pool and weights; `update_weights` makes the sampler usable again.
-
-        Raises:
-            RuntimeError: requests are live and the sampler is not paused, or a step is running.
-        """
+        """Also frees the weights; `update_weights` makes the sampler usable. See `release_pool`."""
         self.release_pool()
         self._weights.free()
 
@@ -356,7 +357,7 @@ class Sampler:
     def _check_callable(self) -> None:
         if self._live.in_step:
             raise RuntimeError("this sampler is generating already; use another one")
-        if self._weights.model is None:
+        if not self.has_weights:
             raise RuntimeError("this sampler has no weights: call update_weights first")
 
     def _check_still(self, what: str) -> None:

@@ -270,9 +270,10 @@ class Worker:
     def _step(self) -> None:
         try:
             self._sampler.step()
-        except DEVICE_ERRORS as error:  # the sampler has dropped every request
+        except DEVICE_ERRORS as error:
             self.failures += 1
-            for job in list(self._jobs):
+            for job, live in list(self._jobs.items()):
+                self._sampler.abort(live.request)  # if the step had begun, it has dropped them all
                 self._end(job, Failed(f"the device failed: {one_line(error)}"))
         for job, live in list(self._jobs.items()):
             self._report(job, live)

@@ -5,7 +5,7 @@ import queue
 
 import pytest
 
-from polaris_jax.rollout import Sampler, SamplingParams
+from polaris_jax.rollout import Sampler, SamplingParams, weights
 from polaris_jax.serve.weights import swap
 from polaris_jax.serve.worker import (
     STOPPING,
@@ -149,6 +149,43 @@ def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(worker):
     job = job_of([[1]], SamplingParams(max_tokens=2))
     worker.submit(job)
     assert isinstance(events_of(job)[-1], Finished)
+
+
+def test_a_sampler_without_weights_waits_even_after_an_update_that_is_refused(worker, monkeypatch):
+    job = job_of([[1]], LONG)
+    worker.submit(job)
+    job.inbox.get(timeout=120)
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "sync_weights", fails)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            worker.call(lambda sampler: swap(sampler, small_model()[0])).result(60)
+    other = random_model(dataclasses.replace(small_model()[0].config, rope_theta=2.0))
+    with pytest.raises(ValueError, match="another architecture"):
+        worker.call(lambda sampler: swap(sampler, other)).result(60)
+    assert worker.call(lambda sampler: (sampler.has_weights, sampler.paused)).result(60) == (
+        False,
+        True,
+    )
+    assert worker.failures == 0
+    worker.call(lambda sampler: swap(sampler, small_model()[0])).result(60)
+    assert isinstance(events_of(job)[-1], Finished)
+
+
+def test_a_step_that_fails_leaves_no_request_of_an_ended_job(worker, monkeypatch):
+    def step(sampler):
+        raise RuntimeError("no weights")  # before the driver, which keeps its requests then
+
+    job = job_of([[1]], LONG)
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "step", step)
+        worker.submit(job)
+        assert isinstance(events_of(job)[-1], Failed)
+        worker.call(lambda sampler: None).result(60)
+    assert worker.call(lambda sampler: sampler.step()).result(60) is False
 
 
 def test_a_stop_fails_what_is_left():
