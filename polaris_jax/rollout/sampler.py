@@ -290,7 +290,7 @@ class Sampler:
                 freed during the copy, so the sampler has no weights then. Calls that sample raise
                 RuntimeError until an update succeeds, and paused requests wait.
         """
-        self._check_still("weights cannot change")
+        self._live.require_still("weights cannot change", paused=self.paused)
         if model.config != self._model_config:
             raise ValueError(
                 f"model.config={model.config}: this sampler was built for {self._model_config}; "
@@ -309,7 +309,7 @@ class Sampler:
         Raises:
             RuntimeError: requests are live and the sampler is not paused, or a step is running.
         """
-        self._check_still("the pool cannot go")
+        self._live.require_still("the pool cannot go", paused=self.paused)
         self._live.free_pool()
 
     def release(self) -> None:
@@ -322,9 +322,13 @@ class Sampler:
     ) -> list[Scores]:
         """Log-probs of every token, and the `top` likeliest in its place; see `scores.score`."""
         self._check_callable()
+        self.check_scorable(sequences)
+        return score(self._weights.model, sequences, temperatures, top=top, mesh=self._mesh)
+
+    def check_scorable(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Raises ValueError if a sequence holds anything but token ids of the vocabulary."""
         for index, sequence in enumerate(sequences):
             checked_ids(index, sequence, vocab_size=self._model_config.vocab_size)
-        return score(self._weights.model, sequences, temperatures, top=top, mesh=self._mesh)
 
     @property
     def share(self) -> tuple[int, int]:
@@ -359,14 +363,6 @@ class Sampler:
             raise RuntimeError("this sampler is generating already; use another one")
         if not self.has_weights:
             raise RuntimeError("this sampler has no weights: call update_weights first")
-
-    def _check_still(self, what: str) -> None:
-        if self._live.busy and not self.paused:
-            raise RuntimeError(
-                f"{what} while requests are live; pause the sampler, or wait for their end"
-            )
-        if self._live.in_step:
-            raise RuntimeError(f"{what} in a callback; do it after the step has ended")
 
     def _take(self, model: Decoder) -> None:
         check_live(model)
