@@ -62,6 +62,14 @@ class Prompts:
         self._tokenizer = tokenizer
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prompts")
 
+    def start(self) -> None:
+        """Starts the child process, so that no request waits for it.
+
+        Raises:
+            ApiError: the tokenizer fails.
+        """
+        self._rendered(["0"], Template(text=""), special_tokens=True)
+
     async def encode(self, wish: Wish) -> list[tuple[int, ...]]:
         """Token ids of each prompt of a wish.
 
