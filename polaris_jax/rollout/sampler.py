@@ -176,7 +176,7 @@ class Sampler:
                 as `begun` has them. None: all n.
 
         Raises:
-            ValueError: a prompt or setting cannot be served.
+            ValueError: a prompt, a setting, `begun` or `samples` cannot be served.
             RuntimeError: one of the sampler's callbacks made this call, or there are no weights.
         """
         request = self._request(
@@ -234,6 +234,7 @@ class Sampler:
             RolloutAborted: `should_abort` returned True, or the request was aborted.
             RolloutPaused: the sampler is paused. The request is live; drive it after `resume`.
             RuntimeError: one of the sampler's callbacks made this call.
+            ValueError: the request is another sampler's.
             Exception: whatever a callback or `decode` of the request raised.
         """
         return driven(self, request, should_abort, self._mesh)
