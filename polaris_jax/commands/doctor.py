@@ -252,9 +252,10 @@ def cgroup_texts(
 
 def compiler() -> Iterator[Finding]:
     """The C++ compiler of the native kernels, and the cache that keeps them."""
-    asked = os.environ.get("CXX")
-    name = asked or next((n for n in ("c++", "g++", "clang++") if shutil.which(n)), None)
-    if name is None or shutil.which(name) is None:
+    asked = os.environ.get("CXX", "").strip()  # may have arguments: ccache g++
+    names = asked.split()[:1] or ["c++", "g++", "clang++"]
+    name = next((n for n in names if shutil.which(n)), None)
+    if name is None:
         yield Finding(
             "note",
             f"no C++ compiler ({asked or 'c++, g++, clang++'}): a CPU samples several times slower",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -22,6 +22,9 @@ from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
 from polaris_jax.config import ConfigError
 from polaris_jax.system.progress import Progress
+
+if TYPE_CHECKING:
+    from polaris_jax.rollout import SamplerConfig
 
 MOST_DEFAULT_LEN = 4096
 KEY = "POLARIS_API_KEY"
@@ -100,6 +103,41 @@ def _key(key: str, variable: str) -> str:
     return found
 
 
+def sampler_sizes(own: dict[str, Any], *, positions: int, shards: int) -> SamplerConfig:
+    """The sizes of the sampler.
+
+    Args:
+        own: the command's flags.
+        positions: positions that the model has.
+        shards: data shards, each of which has an equal part of the pages.
+
+    Raises:
+        ConfigError: a sequence of --max_len tokens does not fit the model, or a shard's pages.
+    """
+    from polaris_jax.rollout import SamplerConfig
+
+    max_len = own["max_len"] or min(MOST_DEFAULT_LEN, positions)
+    if max_len > positions:
+        raise ConfigError(f"--max_len={max_len}: the model has {positions} positions; lower it")
+    sizes = SamplerConfig(
+        slots=own["slots"],
+        page_size=own["page_size"],
+        num_pages=own["num_pages"],
+        max_len=max_len,
+        decode_steps=own["decode_steps"],
+        prefill_chunk=min(128, max_len),
+    )
+    least = (sizes.pages_of_a_row + 1) * shards
+    if 0 < sizes.num_pages < least:
+        room = max(0, sizes.num_pages // shards - 1) * sizes.page_size
+        raise ConfigError(
+            f"--num_pages={sizes.num_pages}: a request may have --max_len={max_len} tokens, and "
+            f"each of {shards} data shards has room for {room} (pages of {sizes.page_size} tokens, "
+            f"the first not usable); set it to at least {least}, or to 0, or lower --max_len"
+        )
+    return sizes
+
+
 def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     """Loads the model and serves it.
 
@@ -116,12 +154,13 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     from polaris_jax import sharding
     from polaris_jax.models.positions import positions_of
     from polaris_jax.models.tokenizer import sampled_stop_ids
-    from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
+    from polaris_jax.rollout import Sampler, SamplingParams
     from polaris_jax.serve import server
     from polaris_jax.serve.gauges import Gauges
     from polaris_jax.serve.http import LOOPBACK, Door, Limits
     from polaris_jax.serve.service import Inboxes, Service
     from polaris_jax.serve.weights import Updates, load_served, newest_step
+    from polaris_jax.serve.wishes import ApiError
     from polaris_jax.serve.worker import Worker
     from polaris_jax.system.signals import INTERRUPTED_STATUS
 
@@ -135,22 +174,8 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     mesh = sharding.make_sampler_mesh(jax.local_devices(), tensor=own["tensor"])
     model, tokenizer = load_served(own["model"], dtype=own["dtype"], mesh=mesh)
     config = model.config
-    positions = positions_of(config)
-    max_len = own["max_len"] or min(MOST_DEFAULT_LEN, positions)
-    if max_len > positions:
-        raise ConfigError(f"--max_len={max_len}: the model has {positions} positions; lower it")
-    sampler = Sampler(
-        model,
-        SamplerConfig(
-            slots=own["slots"],
-            page_size=own["page_size"],
-            num_pages=own["num_pages"],
-            max_len=max_len,
-            decode_steps=own["decode_steps"],
-            prefill_chunk=min(128, max_len),
-        ),
-        mesh=mesh,
-    )
+    sizes = sampler_sizes(own, positions=positions_of(config), shards=sharding.slot_shards(mesh))
+    sampler = Sampler(model, sizes, mesh=mesh)
     del model  # the sampler has a copy
     progress.line("compiling")
     sampler.generate([[0]], SamplingParams(max_tokens=1, stop_token_ids=()))
@@ -162,8 +187,8 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
         name=name,
         tokenizer=tokenizer,
         end_ids=end_ids,
-        max_len=max_len,
-        slots=own["slots"],
+        max_len=sizes.max_len,
+        slots=sizes.slots,
         worker=worker,
         inboxes=inboxes,
         updates=Updates(
@@ -191,11 +216,15 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
         extra = Orchestrator(service, place.host, own["jetstream_port"], key).running
     if place.host not in LOOPBACK and not key:
         progress.line(f"warning: --host={place.host} without a key: whoever reaches it may sample")
+    try:
+        service.prompts.start()
+    except ApiError as error:
+        progress.line(f"warning: {error}")
     worker.start()
     host, port = listening.getsockname()[:2]
     progress.line(
         f"serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1 "
-        f"({sampler.kernels}; {own['slots']} slots of {max_len} tokens)"
+        f"({sampler.kernels}; {sizes.slots} slots of {sizes.max_len} tokens)"
     )
     try:
         interrupted = server.serve(service, place, listening, extra=extra)

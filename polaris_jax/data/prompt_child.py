@@ -107,7 +107,6 @@ class RenderedPrompts:
         try:
             self._ask(tokenizer, contents, options, new)
         except _Refused as refused:
-            self._close()
             raise template_error(tokenizer, names[len(new) :], str(refused)) from refused.__cause__
         return new
 
@@ -118,7 +117,13 @@ class RenderedPrompts:
         options: RenderOptions,
         prompts: list[Prompt],
     ) -> None:
-        """Appends the prompts of questions as the child sends them."""
+        """Appends the prompts of questions as the child sends them.
+
+        A child that refuses a question stays, unless it is broken or has more answers to send.
+
+        Raises:
+            _Refused: a question has no prompt.
+        """
         try:
             child = self._ready_child(tokenizer)
             for start in range(0, len(contents), _REQUESTS):
@@ -126,14 +131,17 @@ class RenderedPrompts:
                 template = dataclasses.astuple(options.template)
                 request = [options.special_tokens, options.shots, template, part]
                 child.send(json.dumps(request).encode() + b"\n")
-                for _ in part:
+                for number, _ in enumerate(part, 1):
                     line = child.line(silence_s=PROMPT_S, most_bytes=_MOST_LINE_BYTES)
                     answer = json.loads(line)
-                    if isinstance(answer, str):
-                        raise _Refused(answer)
+                    if isinstance(answer, dict):
+                        if answer["broken"] or number < len(part):
+                            self._close()
+                        raise _Refused(answer["reason"])
                     text, ids = answer
                     prompts.append((text, tuple(ids)))
         except ChildFailure as failure:
+            self._close()
             reason = {
                 "silent": f"it takes more than {PROMPT_S:g} s",
                 "ended": f"its process ended with status {failure.status}: it crashed or needs "
@@ -171,7 +179,7 @@ def send_prompts() -> NoReturn:
 
     The command line has the file's number. A line of stdin is [special_tokens, shots, template,
     questions]. An empty object says that the process is ready; then comes [text, ids] for each
-    question, or the reason why there is none.
+    question, or an object with the reason why there is none, and whether the process is broken.
     """
     os.environ[_NO_ADVICE] = "1"
     with os.fdopen(int(sys.argv[1]), "rb") as job:
@@ -195,7 +203,9 @@ def send_prompts() -> NoReturn:
                         question, before, shots, template, special_tokens=special_tokens
                     )
                 except BaseException as error:  # noqa: BLE001 - Rust's panics too
-                    answer = one_line(error)
+                    # A panic may leave a lock of the tokenizer's that nobody can take any more.
+                    fine = isinstance(error, Exception) and not isinstance(error, MemoryError)
+                    answer = {"reason": one_line(error), "broken": not fine}
                 signal.setitimer(signal.ITIMER_REAL, 0.0)
                 send(answer)
     os._exit(0)

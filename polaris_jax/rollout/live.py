@@ -55,6 +55,23 @@ class LiveState:
         """True while requests are live or a step runs."""
         return self.driver is not None and (self.driver.busy or self.driver.in_step)
 
+    def require_still(self, what: str, *, paused: bool) -> None:
+        """Checks that what a step works with may change now.
+
+        Args:
+            what: begin of the error's text: what cannot be done.
+            paused: True if the sampler is paused.
+
+        Raises:
+            RuntimeError: requests are live and the sampler is not paused, or a step is running.
+        """
+        if self.busy and not paused:
+            raise RuntimeError(
+                f"{what} while requests are live; pause the sampler, or wait for their end"
+            )
+        if self.in_step:
+            raise RuntimeError(f"{what} in a callback; do it after the step has ended")
+
     def ready(self) -> Driver:
         """The driver, with a pool."""
         engine = self._engine

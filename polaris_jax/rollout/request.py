@@ -292,7 +292,11 @@ def driven(
                 raise RolloutAborted(
                     f"rollout aborted with {request.num_done} of {request.num_total} responses done"
                 )
-            sampler.step()
+            if not sampler.step() and not request.done:
+                raise ValueError(
+                    f"request: {request.num_done} of {request.num_total} responses done, and this "
+                    "sampler does not have it; drive it with the sampler that it was submitted to"
+                )
             yield from request.take_ended()
         # Another caller's step may have ended the last responses.
         yield from request.take_ended()

@@ -1,4 +1,4 @@
-"""All checks of a request, made before anything runs."""
+"""All checks of a request, made before anything runs; those of `begun` are in `begun_checks`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,8 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.records import Response
-from polaris_jax.rollout.request import (
-    Decode,
-    OnProgress,
-    OnTokens,
-    Request,
-    Tokens,
-    completing_token,
-)
+from polaris_jax.rollout.begun_checks import checked_begun, checked_samples
+from polaris_jax.rollout.request import OnProgress, OnTokens, Request, Tokens
 from polaris_jax.rollout.settings import (
     PromptParams,
     SamplerConfig,
@@ -96,6 +90,7 @@ def checked_request(
         decode=params.decode,
         vocab_size=vocab_size,
     )
+    checked_samples(samples, len(rows), n=n)
     return Request(
         tokens,
         rows,
@@ -328,58 +323,3 @@ def checked_history(
                 )
             found[-1].append(token_T.astype(np.int32, copy=False))
     return found
-
-
-def checked_begun(
-    begun: Sequence[Sequence[Response]] | None,
-    rows: Sequence[PromptParams],
-    *,
-    n: int,
-    stop_ids: Sequence[int],
-    stop_strings: Sequence[str],
-    decode: Decode | None,
-    vocab_size: int,
-) -> None:
-    """Checks that each response has ended or can continue; None passes.
-
-    Raises:
-        ValueError: there are not n responses a prompt, or an unfinished response cannot continue.
-    """
-    if begun is None:
-        return
-    if len(begun) != len(rows) or any(len(group) != n for group in begun):
-        raise ValueError(
-            f"begun: {[len(group) for group in begun]} responses for {len(rows)} prompts of n={n} "
-            "samples; give n a prompt, `Response((), (), 'unfinished')` for what has no token yet"
-        )
-    for index, (row, group) in enumerate(zip(rows, begun, strict=True)):
-        for sample, response in enumerate(group):
-            if response.ended:
-                continue
-            where = f"begun[{index}][{sample}]"
-            token_T, logprobs = np.asarray(response.token_ids, np.int64), response.logprobs
-            told = sum(count for _, count in response.versions)
-            if not len(token_T) == len(logprobs) == told:
-                raise ValueError(
-                    f"{where}: {len(token_T)} tokens, {len(logprobs)} log-probs, versions of "
-                    f"{told} tokens: give one of each a token"
-                )
-            if len(token_T) >= row.max_tokens:
-                raise ValueError(
-                    f"{where}: unfinished, but {len(token_T)} tokens reach "
-                    f"max_tokens={row.max_tokens}"
-                )
-            outside = (token_T < 0) | (token_T >= vocab_size)
-            if (outside | np.isin(token_T, list(stop_ids))).any():
-                raise ValueError(
-                    f"{where}: unfinished, but it holds a stop token, or an id outside of "
-                    f"[0, {vocab_size})"
-                )
-            if decode is None or not stop_strings or not len(token_T):
-                continue
-            at = completing_token(token_T.tolist(), 0, stop_strings, decode)
-            if at is not None:
-                raise ValueError(
-                    f"{where}: unfinished, but with token {at} it holds one of "
-                    f"stop_strings={tuple(stop_strings)}; cut it there and give it as 'stop'"
-                )

@@ -74,6 +74,11 @@ class Sampler:
         """The decode kernels, and why: "native (g++ ...)", "xla (rollout.attention=...)"."""
         return self._engine.spec.kernels
 
+    @property
+    def has_weights(self) -> bool:
+        """False after `release`, and after an update that failed half way."""
+        return self._weights.model is not None
+
     # --- for callers that wait ---
 
     def generate(
@@ -171,7 +176,7 @@ class Sampler:
                 as `begun` has them. None: all n.
 
         Raises:
-            ValueError: a prompt or setting cannot be served.
+            ValueError: a prompt, a setting, `begun` or `samples` cannot be served.
             RuntimeError: one of the sampler's callbacks made this call, or there are no weights.
         """
         request = self._request(
@@ -229,6 +234,7 @@ class Sampler:
             RolloutAborted: `should_abort` returned True, or the request was aborted.
             RolloutPaused: the sampler is paused. The request is live; drive it after `resume`.
             RuntimeError: one of the sampler's callbacks made this call.
+            ValueError: the request is another sampler's.
             Exception: whatever a callback or `decode` of the request raised.
         """
         return driven(self, request, should_abort, self._mesh)
@@ -274,8 +280,8 @@ class Sampler:
         each token.
 
         Args:
-            model: the new weights, sharded in any way. If they lie on several processes, all of
-                these processes must call.
+            model: the new weights, sharded in any way, or numpy arrays. If they lie on several
+                processes, all of these processes must call.
 
         Raises:
             RuntimeError: requests are live and the sampler is not paused, or a step is running.
@@ -285,7 +291,7 @@ class Sampler:
                 freed during the copy, so the sampler has no weights then. Calls that sample raise
                 RuntimeError until an update succeeds, and paused requests wait.
         """
-        self._check_still("weights cannot change")
+        self._live.require_still("weights cannot change", paused=self.paused)
         if model.config != self._model_config:
             raise ValueError(
                 f"model.config={model.config}: this sampler was built for {self._model_config}; "
@@ -304,15 +310,11 @@ class Sampler:
         Raises:
             RuntimeError: requests are live and the sampler is not paused, or a step is running.
         """
-        self._check_still("the pool cannot go")
+        self._live.require_still("the pool cannot go", paused=self.paused)
         self._live.free_pool()
 
     def release(self) -> None:
-        """Frees pool and weights; `update_weights` makes the sampler usable again.
-
-        Raises:
-            RuntimeError: requests are live and the sampler is not paused, or a step is running.
-        """
+        """Also frees the weights; `update_weights` makes the sampler usable. See `release_pool`."""
         self.release_pool()
         self._weights.free()
 
@@ -321,9 +323,13 @@ class Sampler:
     ) -> list[Scores]:
         """Log-probs of every token, and the `top` likeliest in its place; see `scores.score`."""
         self._check_callable()
+        self.check_scorable(sequences)
+        return score(self._weights.model, sequences, temperatures, top=top, mesh=self._mesh)
+
+    def check_scorable(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Raises ValueError if a sequence holds anything but token ids of the vocabulary."""
         for index, sequence in enumerate(sequences):
             checked_ids(index, sequence, vocab_size=self._model_config.vocab_size)
-        return score(self._weights.model, sequences, temperatures, top=top, mesh=self._mesh)
 
     @property
     def share(self) -> tuple[int, int]:
@@ -356,16 +362,8 @@ class Sampler:
     def _check_callable(self) -> None:
         if self._live.in_step:
             raise RuntimeError("this sampler is generating already; use another one")
-        if self._weights.model is None:
+        if not self.has_weights:
             raise RuntimeError("this sampler has no weights: call update_weights first")
-
-    def _check_still(self, what: str) -> None:
-        if self._live.busy and not self.paused:
-            raise RuntimeError(
-                f"{what} while requests are live; pause the sampler, or wait for their end"
-            )
-        if self._live.in_step:
-            raise RuntimeError(f"{what} in a callback; do it after the step has ended")
 
     def _take(self, model: Decoder) -> None:
         check_live(model)

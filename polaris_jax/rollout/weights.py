@@ -169,8 +169,7 @@ def _cast_all(
 def _on_one_device(params: Decoder) -> bool:
     here = jax.local_devices()[0]
     return all(
-        not isinstance(x, jax.Array)
-        or (x.sharding.device_set == {here} and not _is_parked(x.sharding))
+        isinstance(x, jax.Array) and x.sharding.device_set == {here} and not _is_parked(x.sharding)
         for x in jax.tree.leaves(params)
     )
 
@@ -189,11 +188,14 @@ def _resharded(params: Decoder, dtype: np.dtype, mesh: Mesh | None, old: Decoder
     old_leaves = {} if old is None else old.params()
     global_ = any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in leaves.values())
     shared = process_meshes(mesh) if global_ else mesh
+    targets: dict[str, Any]
     if shared is None:
         here = SingleDeviceSharding(jax.local_devices()[0])
-        targets: dict[str, Any] = dict.fromkeys(leaves, here)
+        # Numpy arrays go there without being committed to it, like the weights that were loaded
+        # first: the programs would be compiled again for committed ones.
+        targets = {path: here if isinstance(x, jax.Array) else None for path, x in leaves.items()}
     else:
-        targets = dict(weight_shardings(params, shared))
+        targets = {**weight_shardings(params, shared)}
     new = {}
     for path, leaf in leaves.items():
         if path in old_leaves:
@@ -204,14 +206,21 @@ def _resharded(params: Decoder, dtype: np.dtype, mesh: Mesh | None, old: Decoder
     return Decoder.from_params(params.config, new)
 
 
-def _moved(leaf: Any, dtype: np.dtype, target: Sharding) -> jax.Array:
-    """The leaf with sharding `target`; the cast runs on the leaf's present devices if possible."""
+def _moved(leaf: Any, dtype: np.dtype, target: Sharding | None) -> jax.Array:
+    """The leaf with sharding `target`; the cast runs on the leaf's present devices if possible.
+
+    Args:
+        leaf: a leaf of the trainer's parameters.
+        dtype: dtype of the result.
+        target: sharding of the result; None, of a numpy array: the default device, uncommitted.
+    """
     ours_alone = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
-    if ours_alone and not target.is_fully_addressable:  # alike in all processes
-        assert isinstance(target, NamedSharding)
+    if ours_alone and target is not None and not target.is_fully_addressable:
+        assert isinstance(target, NamedSharding)  # the leaf is alike in all processes
         return global_array(np.array(to_host(leaf), dtype), target)
     if not isinstance(leaf, jax.Array):
         return jax.device_put(np.array(leaf, dtype), target)
+    assert target is not None
     source = leaf.sharding
     if _is_parked(source):  # copy only this leaf to the device; the host keeps the parked leaf
         source = on_device(source)

@@ -12,8 +12,8 @@ from typing import Any
 
 from polaris_jax.models.text_stream import BROKEN, TextStream
 from polaris_jax.rollout.scores import Scores
+from polaris_jax.serve.jobs import Scored, Tokens
 from polaris_jax.serve.wishes import Wish
-from polaris_jax.serve.worker import Scored, Tokens
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
 

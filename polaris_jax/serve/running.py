@@ -13,20 +13,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from polaris_jax.serve.answers import Answer, Choice, event
 from polaris_jax.serve.http import ClientLeft, until_left
+from polaris_jax.serve.jobs import Accepted, Event, Failed, Finished, Job, Scored, Tokens
 from polaris_jax.serve.service import Service
 from polaris_jax.serve.wishes import ApiError, Wish
-from polaris_jax.serve.worker import (
-    STOPPING,
-    Accepted,
-    Event,
-    Failed,
-    Finished,
-    Job,
-    QueueFull,
-    Scored,
-    Stopped,
-    Tokens,
-)
+from polaris_jax.serve.worker import STOPPING, QueueFull, Stopped
 
 LEFT_STATUS = 499  # of a client that left: seen in the log and in /metrics alone
 

@@ -16,9 +16,10 @@ from polaris_jax.data.prompts import render_prompts
 from polaris_jax.serve.answers import Vocabulary
 from polaris_jax.serve.gauges import Gauges
 from polaris_jax.serve.http import Door, Limits
+from polaris_jax.serve.jobs import Event, Job
 from polaris_jax.serve.weights import Updates
 from polaris_jax.serve.wishes import ApiError, Wish
-from polaris_jax.serve.worker import Event, Job, Worker
+from polaris_jax.serve.worker import Worker
 from polaris_jax.system.foreign import ForeignFileError
 
 
@@ -60,6 +61,14 @@ class Prompts:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+
+    def start(self) -> None:
+        """Starts the child process, so that no request waits for it.
+
+        Raises:
+            ApiError: the tokenizer fails.
+        """
+        self._rendered(["0"], Template(text=""), special_tokens=True)
 
     async def encode(self, wish: Wish) -> list[tuple[int, ...]]:
         """Token ids of each prompt of a wish.

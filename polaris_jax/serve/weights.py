@@ -7,15 +7,18 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from etils import epath
 from jax.sharding import Mesh
 
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.checkpoint.convert import is_orbax, load_any
+from polaris_jax.checkpoint.convert import CheckpointWeights, describe_step, is_orbax, load_any
 from polaris_jax.config import ConfigError
-from polaris_jax.models import Decoder, ModelConfig
+from polaris_jax.models import Decoder, ModelConfig, param_shapes
 from polaris_jax.models.tokenizer import load_tokenizer
+from polaris_jax.models.weights.hf import dtype_named, open_checkpoint
 from polaris_jax.models.weights.sources import resolve
+from polaris_jax.models.weights.tensors import Weights, param_reader
 from polaris_jax.rollout import Sampler
 from polaris_jax.serve.gauges import Gauges
 from polaris_jax.serve.worker import Worker
@@ -60,20 +63,42 @@ def load_served(path: str, *, dtype: str, mesh: Mesh | None = None) -> tuple[Dec
     return model, tokenizer or load_tokenizer(path)
 
 
+def load_on_host(path: str, *, dtype: str) -> Decoder:
+    """The model of `load_served` in numpy arrays: it takes no device memory.
+
+    Raises:
+        ConfigError: there is no complete checkpoint.
+        FileNotFoundError, ValueError: see `load_pretrained`.
+    """
+    if is_orbax(path):
+        checkpointer = Checkpointer.of(path)
+        step = checkpointer.latest_or_error()
+        weights: Weights = CheckpointWeights(checkpointer, step)
+        config, _ = describe_step(checkpointer.directory / str(step))
+    else:
+        config, weights = open_checkpoint(resolve(path))
+    kind = dtype_named(dtype)
+    arrays: dict[str, Any] = {
+        name: param_reader(name, config, weights, kind)(tuple(slice(0, size) for size in shape))
+        for name, shape in param_shapes(config).items()
+    }
+    return Decoder.from_params(config, arrays)
+
+
 def swap(sampler: Sampler, model: Decoder) -> None:
     """Gives the sampler new weights between two steps; live requests continue under them.
 
+    A sampler without weights stays paused: its requests wait for an update that succeeds.
+
     Raises:
-        Exception: see `Sampler.update_weights`. If the copy failed, the sampler has no weights and
-            stays paused: requests wait for an update that succeeds.
+        Exception: see `Sampler.update_weights`. If the copy failed, there are no weights.
     """
     sampler.pause()
     try:
         sampler.update_weights(model)
-    except ValueError:  # the present weights are kept
-        sampler.resume()
-        raise
-    sampler.resume()
+    finally:
+        if sampler.has_weights:
+            sampler.resume()
 
 
 class Updates:
@@ -113,6 +138,8 @@ class Updates:
     ) -> None:
         self._worker, self._config, self._dtype = worker, config, dtype
         self._gauges, self._log, self._mesh = gauges, log, mesh
+        devices = jax.local_devices() if mesh is None else mesh.devices.flat
+        self._on_cpu = devices[0].platform == "cpu"
         self._follow, self._every_s, self._step = follow, every_s, following
         self._lock = asyncio.Lock()
         self.source, self.version, self.has_weights = source, 0, True
@@ -133,8 +160,8 @@ class Updates:
             except Exception as error:
                 self._gauges.updates["failed"] += 1
                 self._log(f"warning: weights of {path} not taken: {one_line(error)}")
-                self.has_weights = not await asyncio.wrap_future(
-                    self._worker.call(lambda sampler: sampler.paused)
+                self.has_weights = await asyncio.wrap_future(
+                    self._worker.call(lambda sampler: sampler.has_weights)
                 )
                 raise
             self.source, self.version, self.has_weights = path, version, True
@@ -150,13 +177,20 @@ class Updates:
                     with contextlib.suppress(ValueError):  # of another architecture, and stays so
                         await self.take(str(folder))
                     self._step = step
-            except (OSError, RuntimeError, ValueError, MemoryError) as error:  # look again later
+            # A store's client raises errors of its own (gcsfs, google.auth, aiohttp). Whatever it
+            # is, the next look may succeed, and without one stale weights would stay for ever.
+            except Exception as error:  # noqa: BLE001
                 self._log(f"warning: --follow={self._follow}: {one_line(error)}")
             await asyncio.sleep(self._every_s)
 
     def _load(self, path: str) -> Decoder:
-        place = as_place(path) if is_orbax(path) else resolve(path)
-        model, _ = load_any(place, dtype=self._dtype, mesh=unless_default(self._mesh))
+        # The sampler's pool has taken the devices' memory. On a CPU that is the host's, and numpy
+        # arrays would be copied once more on their way into the weights.
+        if self._on_cpu:
+            place = as_place(path) if is_orbax(path) else resolve(path)
+            model, _ = load_any(place, dtype=self._dtype, mesh=unless_default(self._mesh))
+        else:
+            model = load_on_host(path, dtype=self._dtype)
         if model.config != self._config:
             raise ConfigError(
                 f"{path}: another architecture or rope_scaling than the served model's; start a "

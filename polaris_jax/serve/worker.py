@@ -2,23 +2,26 @@
 
 A sampler is not thread-safe, so no other thread touches it. Others put jobs and calls into a
 queue, and the thread takes them between two device calls. What a step brings is reported in one
-batch. The tokens of a job depend on its seeds and on the weights alone, not on other jobs.
+batch. Sequences are scored a few at a time between two steps, one job after the other. The tokens
+of a job depend on its seeds and on the weights alone, not on other jobs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from polaris_jax.records import Response
-from polaris_jax.rollout import Sampler, SamplingParams
+from polaris_jax.rollout import Sampler
 from polaris_jax.rollout.request import Request
-from polaris_jax.rollout.scores import Scores
+from polaris_jax.rollout.scores import SHORTEST_ROW
+from polaris_jax.serve.jobs import Accepted, Event, Failed, Finished, Job, Scored, Tokens
 from polaris_jax.system.text import one_line
 
 T = TypeVar("T")
@@ -26,62 +29,8 @@ T = TypeVar("T")
 STOPPING = "the server is stopping"
 # What a device raises, jax's errors among them. Other errors are ours: they end the thread.
 DEVICE_ERRORS = (RuntimeError, MemoryError)
+SCORED_TOKENS = 512  # after which the next step comes before more sequences are scored
 STATS_S = 0.5  # the statistics are at most this old while the sampler works
-
-
-@dataclasses.dataclass(frozen=True)
-class Accepted:
-    """The sampler has taken the job."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """The scores of a prompt of a job that samples nothing."""
-
-    prompt: int
-    scores: Scores
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """New tokens of one response.
-
-    Attributes:
-        prompt: index of the prompt in the job.
-        sample: index of the response among those of the prompt.
-        token_ids: the new tokens; a stop token is the last of them.
-        logprobs: their log-probs in nats.
-        finish_reason: "stop" or "length" with the last tokens, else None.
-        scores: scores of prompt and response, with the last tokens, if the job asks for them.
-    """
-
-    prompt: int
-    sample: int
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish_reason: str | None = None
-    scores: Scores | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """All responses of the job have ended."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Failed:
-    """The job ends without its responses.
-
-    Attributes:
-        text: what went wrong, in one line.
-        refused: True if the request itself cannot be served.
-    """
-
-    text: str
-    refused: bool = False
-
-
-Event = Accepted | Scored | Tokens | Finished | Failed
 
 
 class QueueFull(RuntimeError):
@@ -92,38 +41,22 @@ class Stopped(RuntimeError):
     """The worker takes no more jobs."""
 
 
-@dataclasses.dataclass(eq=False)
-class Job:
-    """Prompts to be sampled with one set of sampling settings.
-
-    Attributes:
-        prompts: token ids of each prompt.
-        params: sampling settings; None scores the prompts and samples nothing.
-        top: number of likeliest tokens that scores name.
-        scores: True if ended responses come with the scores of prompt and response.
-        temperature: temperature of the scores; 0 counts as 1, as in sampling.
-        inbox: where the receiver of the events keeps its own queue.
-    """
-
-    prompts: Sequence[Sequence[int]]
-    params: SamplingParams | None
-    top: int = 0
-    scores: bool = False
-    temperature: float = 1.0
-    inbox: Any = None
-
-    @property
-    def responses(self) -> int:
-        """Number of responses that the job asks for."""
-        return len(self.prompts) * (1 if self.params is None else self.params.n)
+_Unscored = tuple[Sequence[int], Callable[..., Event]]  # token ids; makes the event of `scores=`
 
 
 class _Live:
-    """A submitted job: its request, and the number of tokens of each response reported so far."""
+    """A job that the sampler has taken.
 
-    def __init__(self, request: Request) -> None:
+    Attributes:
+        request: the job's request; None if it samples nothing.
+        reported: number of tokens of each response that were reported.
+        unscored: sequences to be scored.
+    """
+
+    def __init__(self, request: Request | None) -> None:
         self.request = request
         self.reported: dict[tuple[int, int], int] = {}
+        self.unscored: deque[_Unscored] = deque()
 
 
 class Worker:
@@ -188,7 +121,7 @@ class Worker:
         with self._lock:
             self._check_room(job.responses)
             self._accepted[job] = job.responses
-        self._calls.put(lambda: self._begin(job))
+            self._calls.put(lambda: self._begin(job))  # the thread runs all before it ends
 
     def require_room(self, responses: int) -> None:
         """Checks that a job of this size would be taken now; keeps no place for it.
@@ -257,23 +190,25 @@ class Worker:
                 if not self._stopping:
                     self._step()
             for live in self._jobs.values():
-                self._sampler.abort(live.request)
+                self._drop(live)
         finally:  # after an error of ours too, which threading prints
             with self._lock:
                 self._stopping = True
             while not self._calls.empty():
                 self._calls.get()()
-            for job in list(self._jobs):
+            for job in list(self._accepted):
                 self._end(job, Failed(STOPPING))
             self._flush()
 
     def _step(self) -> None:
         try:
             self._sampler.step()
-        except DEVICE_ERRORS as error:  # the sampler has dropped every request
+        except DEVICE_ERRORS as error:
             self.failures += 1
-            for job in list(self._jobs):
+            for job, live in list(self._jobs.items()):
+                self._drop(live)  # if the step had begun, the sampler has dropped it already
                 self._end(job, Failed(f"the device failed: {one_line(error)}"))
+        self._score_some()
         for job, live in list(self._jobs.items()):
             self._report(job, live)
         self._flush()
@@ -298,68 +233,92 @@ class Worker:
             return
         try:
             if job.params is None:
-                scores = self._score(job, job.prompts)
-                self._tell(job, Accepted())
-                for index, one in enumerate(scores):
-                    self._tell(job, Scored(index, one))
-                self._end(job, Finished())
-                return
-            request = self._sampler.submit(job.prompts, job.params)
+                self._sampler.check_scorable(job.prompts)
+                live = _Live(None)
+                for index, prompt in enumerate(job.prompts):
+                    live.unscored.append((prompt, functools.partial(Scored, index)))
+            else:
+                live = _Live(self._sampler.submit(job.prompts, job.params))
         except ValueError as error:
             self._end(job, Failed(str(error), refused=True))
         except DEVICE_ERRORS as error:  # or there are no weights
             self._end(job, Failed(one_line(error)))
         else:
-            self._jobs[job] = _Live(request)
+            self._jobs[job] = live
             self._tell(job, Accepted())
 
     def _abort(self, job: Job) -> None:
         live = self._jobs.get(job)
         if live is not None:
-            self._sampler.abort(live.request)
+            self._drop(live)
         self._end(job, None)
 
-    def _report(self, job: Job, live: _Live) -> None:
-        if (failure := live.request.failure) is not None:  # its text cannot be decoded
-            self._end(job, Failed(one_line(failure)))
-            return
-        try:
-            ended = {(p, s): response for p, s, response in self._sampler.poll(live.request)}
-            for part in live.request.parts:
-                for sample in part.samples:
-                    place = part.prompt.index, sample.index
-                    known = live.reported.get(place, 0)
-                    if len(sample.tokens) == known:
-                        continue
-                    live.reported[place] = len(sample.tokens)
-                    response = ended.get(place)
-                    self._tell(
-                        job,
-                        Tokens(
-                            *place,
-                            tuple(sample.tokens[known:]),
-                            tuple(sample.logprobs[known:]),
-                            None if response is None else response.finish_reason,
-                            self._scores(job, place[0], response),
-                        ),
-                    )
-            with self._lock:
-                if job in self._accepted:
-                    self._accepted[job] -= len(ended)
-        except DEVICE_ERRORS as error:
+    def _drop(self, live: _Live) -> None:
+        if live.request is not None:
             self._sampler.abort(live.request)
+
+    def _score_some(self) -> None:
+        """Scores a few sequences, so that steps and aborts wait for no complete job."""
+        tokens = 0
+        for job, live in list(self._jobs.items()):
+            part: list[_Unscored] = []
+            while live.unscored and tokens < SCORED_TOKENS:
+                part.append(live.unscored.popleft())
+                tokens += max(SHORTEST_ROW, len(part[-1][0]))
+            if part:
+                self._jobs[job] = self._jobs.pop(job)  # other jobs come before its next turn
+                self._score(job, live, part)
+
+    def _score(self, job: Job, live: _Live, part: Sequence[_Unscored]) -> None:
+        sequences = [sequence for sequence, _ in part]
+        try:
+            found = self._sampler.score(sequences, [job.temperature] * len(part), top=job.top)
+        except DEVICE_ERRORS as error:
+            self._drop(live)
             self._end(job, Failed(one_line(error)))
             return
-        if live.request.done:
+        for (_, event), scores in zip(part, found, strict=True):
+            self._tell(job, event(scores=scores))
+        self._count_ended(job, len(part))
+
+    def _report(self, job: Job, live: _Live) -> None:
+        request = live.request
+        if request is not None:
+            if request.failure is not None:  # its text cannot be decoded
+                self._end(job, Failed(one_line(request.failure)))
+                return
+            self._report_tokens(job, live, request)
+        if not live.unscored and (request is None or request.done):
             self._end(job, Finished())
 
-    def _scores(self, job: Job, prompt: int, response: Response | None) -> Scores | None:
-        if response is None or not job.scores:
-            return None
-        return self._score(job, [[*job.prompts[prompt], *response.token_ids]])[0]
+    def _report_tokens(self, job: Job, live: _Live, request: Request) -> None:
+        ended = {(p, s): response for p, s, response in self._sampler.poll(request)}
+        for part in request.parts:
+            for sample in part.samples:
+                place = part.prompt.index, sample.index
+                known = live.reported.get(place, 0)
+                if len(sample.tokens) == known:
+                    continue
+                live.reported[place] = len(sample.tokens)
+                response = ended.get(place)
+                tokens = Tokens(
+                    *place,
+                    tuple(sample.tokens[known:]),
+                    tuple(sample.logprobs[known:]),
+                    None if response is None else response.finish_reason,
+                )
+                if response is None or not job.scores:
+                    self._tell(job, tokens)
+                else:  # told when it is scored
+                    sequence = [*job.prompts[place[0]], *response.token_ids]
+                    live.unscored.append((sequence, functools.partial(dataclasses.replace, tokens)))
+        # Those that wait for their scores still count, or the queue of them would have no limit.
+        self._count_ended(job, 0 if job.scores else len(ended))
 
-    def _score(self, job: Job, sequences: Sequence[Sequence[int]]) -> list[Scores]:
-        return self._sampler.score(sequences, [job.temperature] * len(sequences), top=job.top)
+    def _count_ended(self, job: Job, responses: int) -> None:
+        with self._lock:
+            if job in self._accepted:
+                self._accepted[job] -= responses
 
     def _tell(self, job: Job, event: Event) -> None:
         self._events.append((job, event))

@@ -86,6 +86,14 @@ def test_without_a_compiler_and_a_home(monkeypatch, tmp_path):
     assert "set XDG_CACHE_HOME" in found[1]
 
 
+def test_a_compiler_with_arguments_is_found(monkeypatch, tmp_path):
+    (tmp_path / "ccache").write_text("")
+    (tmp_path / "ccache").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "ccache g++")
+    assert lines_of(doctor.compiler)[0] == f"ok compiler: {tmp_path / 'ccache'}"
+
+
 def test_unused_accelerators_are_named(quick, monkeypatch):
     monkeypatch.setattr(doctor, "_has_nvidia", lambda: True)
     assert any("polaris_jax[cuda12]" in line for line in lines_of(doctor.devices))

@@ -40,28 +40,66 @@ def test_each_prompt_is_rendered_once(loaded, monkeypatch):
     assert render_prompts(loaded, [], suffix="") == []
 
 
-def test_a_loop_over_single_prompts_keeps_its_child_and_all_others_end_it(loaded):
-    started, original = [], prompt_child.Child
+@pytest.fixture
+def started(monkeypatch):
+    """The children that were started."""
+    children, original = [], prompt_child.Child
 
     def counted(*args, **options):
-        started.append(original(*args, **options))
-        return started[-1]
+        children.append(original(*args, **options))
+        return children[-1]
 
-    prompt_child.Child = counted
-    try:
-        for n in range(5):
-            render_prompt(loaded, f"q{n}", suffix="")
-        assert len(started) == 1
-        (process,) = [child._process for child in started]
-        assert process.poll() is None
-        loaded.chat_template = "other {{ messages[0].content }}"  # the child has the former one
-        assert render_prompt(loaded, "q1", suffix="")[0] == "other q1"
-        assert len(started) == 2
-        assert process.poll() is not None
-        render_prompts(loaded, ["a", "b"], suffix="")
-        assert started[-1]._process.poll() is not None
-    finally:
-        prompt_child.Child = original
+    monkeypatch.setattr(prompt_child, "Child", counted)
+    return children
+
+
+def test_a_loop_over_single_prompts_keeps_its_child_and_all_others_end_it(loaded, started):
+    for n in range(5):
+        render_prompt(loaded, f"q{n}", suffix="")
+    assert len(started) == 1
+    (process,) = [child._process for child in started]
+    assert process.poll() is None
+    loaded.chat_template = "other {{ messages[0].content }}"  # the child has the former one
+    assert render_prompt(loaded, "q1", suffix="")[0] == "other q1"
+    assert len(started) == 2
+    assert process.poll() is not None
+    render_prompts(loaded, ["a", "b"], suffix="")
+    assert started[-1]._process.poll() is not None
+
+
+PICKY = "{% if messages[0].content == 'no' %}{{ raise_exception('no') }}{% endif %}x"
+
+
+def asked(loaded, texts):
+    """As a server asks for the prompts of a request."""
+    return [text for text, _ in render_prompts(loaded, texts, suffix="", remember=False)]
+
+
+def test_a_child_that_refuses_a_prompt_stays_for_the_next(loaded, started):
+    loaded.chat_template = PICKY
+    assert asked(loaded, ["yes"]) == ["x"]
+    for texts in (["no"], ["yes", "no"]):
+        with pytest.raises(ConfigError, match="TemplateError"):
+            asked(loaded, texts)
+        assert asked(loaded, ["yes"]) == ["x"]
+    assert len(started) == 1
+    with pytest.raises(ConfigError, match="TemplateError"):  # its second answer is never read
+        asked(loaded, ["no", "yes"])
+    assert asked(loaded, ["yes"]) == ["x"]
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [("{{ 'a' * 10 ** 11 }}", "MemoryError"), (LOOP, "more than 2 s")],
+    ids=["memory", "time"],
+)
+def test_a_child_that_may_be_broken_is_replaced(loaded, started, template, words):
+    loaded.chat_template = f"{{% if messages[0].content == 'no' %}}{template}{{% endif %}}x"
+    with pytest.raises(ConfigError, match=words):
+        asked(loaded, ["no"])
+    assert asked(loaded, ["yes"]) == ["x"]
+    assert len(started) == 2
 
 
 def test_a_kept_tokenizer_renders_for_every_load_until_its_files_change(tmp_path, monkeypatch):

@@ -155,3 +155,36 @@ def test_what_cannot_go_on_is_refused(sampler, response, message):
 def test_there_must_be_a_response_for_every_sample(sampler, begun):
     with pytest.raises(ValueError, match="give n a prompt"):
         sampler.submit(PROMPTS, PARAMS, begun=begun)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([[0, 1]] * 3, r"samples: 3 entries for 4 prompts; .* None for all"),
+        ([[0], [1], [3], [0]], r"samples\[2\]=\[3\]: must be different indices in \[0, 3\)"),
+        ([[0], [-1], [2], [0]], r"samples\[1\]=\[-1\]: must be"),
+        ([[0], [1], [2], [0, 2, 0]], r"samples\[3\]=\[0, 2, 0\]: must be different"),
+        ([[0.5], [1], [2], [0]], r"samples\[0\]: index=0.5: must be a whole number"),
+        ([0, 1, 2, 0], r"samples\[0\]=0: must be different indices"),
+    ],
+    ids=["length", "beyond", "negative", "twice", "real", "flat"],
+)
+def test_samples_that_are_not_there_are_refused(sampler, samples, message):
+    with pytest.raises(ValueError, match=message):
+        sampler.submit(PROMPTS, PARAMS, samples=samples)
+    assert not sampler.step()
+
+
+def test_a_prompt_may_have_none_of_its_samples_here(sampler, expected):
+    request = sampler.submit(PROMPTS, PARAMS, samples=[[2], [], np.array([0, 1]), range(3)])
+    ended = {(p, s): response.token_ids for p, s, response in sampler.drive(request)}
+    places = [(0, 2), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
+    assert ended == {(p, s): expected[p][s].token_ids for p, s in places}
+
+
+def test_a_sampler_does_not_wait_for_another_ones_request(sampler):
+    other = Sampler(small_model(), SIZES)
+    request = sampler.submit(PROMPTS, PARAMS)
+    with pytest.raises(ValueError, match="0 of 12 responses done, and this sampler does not have"):
+        list(other.drive(request))
+    assert len(list(sampler.drive(request))) == 12

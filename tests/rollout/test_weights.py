@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh
 from polaris_jax.config import MeshSection
 from polaris_jax.models import Decoder, param_axes
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
+from polaris_jax.rollout import weights as module
 from polaris_jax.rollout.live import CompileCounter
 from polaris_jax.rollout.programs.abstract import abstract_weights, weight_sync_programs
 from polaris_jax.rollout.weights import sync_weights
@@ -150,6 +151,41 @@ def test_weights_come_from_host_memory_and_from_other_devices(tensor):
         assert leaf.sharding.memory_kind == "device"
     assert {x.sharding.memory_kind for x in jax.tree.leaves(parked)} == {"pinned_host"}
     assert same_values(parked)
+
+
+def numpy_model(seed: int = 0) -> Decoder:
+    params = small_model(seed).params()
+    return Decoder.from_params(CONFIG, {path: np.asarray(x) for path, x in params.items()})
+
+
+@pytest.mark.parametrize("tensor", [None, 2], ids=["one-device", "mesh"])
+def test_numpy_arrays_replace_the_old_weights_leaf_by_leaf(tensor, monkeypatch):
+    mesh = None if tensor is None else make_sampler_mesh(jax.devices()[:2], tensor=tensor)
+    old, _ = sync_weights(small_model(), jnp.bfloat16, mesh)
+    left, moved_by = [], module._moved
+
+    def counted(*args):
+        left.append(sum(not x.is_deleted() for x in jax.tree.leaves(old)))
+        return moved_by(*args)
+
+    monkeypatch.setattr(module, "_moved", counted)
+    new, _ = sync_weights(numpy_model(), jnp.bfloat16, mesh, old=old)
+    # Each has left before its own is uploaded.
+    assert left == list(range(len(jax.tree.leaves(old))))[::-1]
+    assert same_values(new, jnp.bfloat16)
+    wanted, _ = sync_weights(small_model(), jnp.bfloat16, mesh)
+    for leaf, other in zip(jax.tree.leaves(new), jax.tree.leaves(wanted), strict=True):
+        assert (leaf.sharding, leaf.committed) == (other.sharding, other.committed)
+
+
+def test_numpy_arrays_for_one_device_compile_nothing_anew():
+    sampler = Sampler(small_model(), SamplerConfig(slots=2, num_pages=9, max_len=32))
+    params = SamplingParams(max_tokens=5, temperature=0.0)
+    expected = sampler.generate([[1, 2, 3]], params)[0][0].token_ids
+    sampler.reset_stats()
+    sampler.update_weights(numpy_model())
+    assert sampler.generate([[1, 2, 3]], params)[0][0].token_ids == expected
+    assert sampler.stats()["compiles"] == 0
 
 
 def test_one_device_takes_parked_weights():

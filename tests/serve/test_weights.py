@@ -23,7 +23,7 @@ from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.weights import weight_shardings
 from polaris_jax.serve import weights as module
 from polaris_jax.serve.gauges import Gauges
-from polaris_jax.serve.weights import Updates, load_served
+from polaris_jax.serve.weights import Updates, load_on_host, load_served
 from polaris_jax.serve.worker import Worker
 from polaris_jax.sharding import make_sampler_mesh
 from tests.support.random_models import random_model
@@ -134,7 +134,57 @@ def test_the_step_of_a_stage_with_another_rotary_scaling_is_refused(tmp_path):
         updates._load(str(tmp_path / "checkpoints" / "1"))
 
 
-def test_a_step_for_which_memory_is_missing_is_tried_again(monkeypatch):
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_an_update_of_an_accelerator_is_read_to_the_hosts_memory(saved, tensor, monkeypatch):
+    """The pool has taken the devices' memory, so no leaf goes there before an old one has left."""
+    mesh = make_sampler_mesh(jax.devices()[:tensor], tensor=tensor)
+    model, _ = load_served(str(saved), dtype="float32", mesh=mesh)
+    sampler = Sampler(model, SIZES, mesh=mesh)
+    expected = sampler.generate([[5, 6, 7]], PARAMS)
+    sampler.reset_stats()
+    given, update = [], sampler.update_weights
+    monkeypatch.setattr(
+        sampler, "update_weights", lambda model: (given.append(model), update(model))
+    )
+    worker = Worker(sampler, lambda events: None, max_waiting=8)
+    updates = Updates(
+        worker,
+        model.config,
+        source="small",
+        dtype="float32",
+        gauges=Gauges(),
+        log=lambda line: None,
+        mesh=mesh,
+    )
+    updates._on_cpu = False
+    worker.start()
+    try:
+        asyncio.run(updates.take(str(saved)))
+        found = worker.call(lambda sampler: sampler.generate([[5, 6, 7]], PARAMS)).result(120)
+    finally:
+        worker.stop()
+    leaves = jax.tree.leaves(given[0])
+    assert {(type(leaf), leaf.dtype) for leaf in leaves} == {(np.ndarray, np.dtype("float32"))}
+    assert found[0][0].token_ids == expected[0][0].token_ids
+    assert sampler.stats()["compiles"] == 0
+
+
+def test_a_model_on_the_host_has_the_dtype_that_is_served(saved):
+    host = load_on_host(str(saved), dtype="bfloat16")
+    model, _ = load_served(str(saved), dtype="bfloat16")
+    assert host.config == model.config
+    for path, leaf in host.params().items():
+        assert isinstance(leaf, np.ndarray)
+        assert leaf.dtype == model.params()[path].dtype
+        np.testing.assert_array_equal(leaf, model.params()[path])
+
+
+class StoreError(Exception):
+    """Like gcsfs's HttpError: none of the usual types."""
+
+
+@pytest.mark.parametrize("error", [MemoryError, StoreError, KeyError])
+def test_a_step_that_cannot_be_read_now_is_tried_again(error, monkeypatch):
     lines, tried = [], []
     updates = Updates(
         None, None, source="x", dtype="float32", gauges=Gauges(), log=lines.append, follow="run"
@@ -148,7 +198,7 @@ def test_a_step_for_which_memory_is_missing_is_tried_again(monkeypatch):
         async def take(path):
             tried.append(path)
             if len(tried) == 1:
-                raise MemoryError
+                raise error
             taken.set()
 
         monkeypatch.setattr(updates, "take", take)
@@ -158,4 +208,4 @@ def test_a_step_for_which_memory_is_missing_is_tried_again(monkeypatch):
 
     asyncio.run(followed())
     assert tried == ["run/5"] * 2
-    assert "MemoryError" in lines[0]
+    assert error.__name__ in lines[0]

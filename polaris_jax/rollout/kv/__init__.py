@@ -104,6 +104,16 @@ def page_of_tokens(
     return jnp.where(live_BT, page_BT, 0), position_BT % page_size
 
 
+def with_finite_values(k_XH: Array, v_XH: Array) -> tuple[Array, Array]:
+    """Keys and values for a kernel that multiplies the values it masks by 0: 0 * NaN is NaN.
+
+    A value that is not finite is written as 0, and its key as NaN. A row that sees the token stays
+    NaN by its score. Other rows mask the score, whoever held the page before.
+    """
+    finite_X1 = jnp.all(jnp.isfinite(v_XH), axis=-1, keepdims=True)
+    return jnp.where(finite_X1, k_XH, jnp.nan), jnp.where(finite_X1, v_XH, 0)
+
+
 def attend_pages(
     layer: Array,
     q_BTNH: Array,

@@ -318,6 +318,7 @@ def _write_head_major(
     page_size = pool.k_KZYH.shape[2]
     page_BT, offset_BT = kv.page_of_tokens(table_BJ, position_BT, live_BT, page_size)
     page_BT = base + page_BT
+    k_BTKH, v_BTKH = kv.with_finite_values(k_BTKH, v_BTKH)
     k_KBTH, v_KBTH = jnp.moveaxis(k_BTKH, 2, 0), jnp.moveaxis(v_BTKH, 2, 0)
     if pool.k_scale_KZY is not None:
         (k_KBTH, k_scale_KBT), (v_KBTH, v_scale_KBT) = int8.quantise(k_KBTH), int8.quantise(v_KBTH)

@@ -2,8 +2,9 @@
 
 The library lies in the user's cache, named by a hash of all that decides what is in it (source,
 headers' version, compiler, C library, flags and the CPU's features: a home directory may serve
-several machines) and by its own checksum. No home, or a cache that cannot be written or that others
-may write to, is no error: the library is then compiled for this process alone.
+several machines) and by its own checksum. No home, a cache that cannot be written, is full, or that
+others may write to, or one that no code is loaded from (noexec) is no error: the library is then
+compiled for this process alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -37,6 +39,10 @@ COMPILE_TIMEOUT_S = 300
 
 class BuildFailed(RuntimeError):
     """There are no native kernels on this machine; the message says why."""
+
+
+class _TookTooLong(BuildFailed):
+    """The compiler did not end; another attempt would take as long."""
 
 
 def load() -> str:
@@ -72,54 +78,78 @@ def _load() -> tuple[str, bool] | BuildFailed:
     """(the compiler's version, True if products of bfloat16 are there), or why there is nothing."""
     try:
         compiler, version = _compiler()
-        return version, _register(_library(compiler, version))
+        try:
+            return version, _register(_cached(compiler, version))
+        except _TookTooLong:
+            raise
+        except (BuildFailed, OSError):  # a full disk is a failure of the compiler's
+            return version, _register(_private(compiler))
     except BuildFailed as error:
         return error
     except OSError as error:
         return BuildFailed(f"compiling or loading: {error}")
 
 
-def _compiler() -> tuple[str, str]:
-    """(path, first line of its version) of $CXX or else of the first compiler on the path."""
-    asked = os.environ.get("CXX")
-    for name in (asked,) if asked else COMPILERS:
+def _compiler() -> tuple[list[str], str]:
+    """$CXX, which may have arguments, or the first compiler on the path: command and version."""
+    asked = os.environ.get("CXX", "").strip()
+    try:
+        commands = [shlex.split(asked)] if asked else [[name] for name in COMPILERS]
+    except ValueError as error:
+        raise BuildFailed(f"CXX={asked}: {error}") from None
+    for name, *arguments in commands:
         path = shutil.which(name)
         if path is not None:
-            return path, _run([path, "--version"]).splitlines()[0]
+            command = [path, *arguments]
+            return command, _run([*command, "--version"]).splitlines()[0]
     if asked:
         raise BuildFailed(f"CXX={asked}: no such compiler")
     raise BuildFailed(f"no C++ compiler ({', '.join(COMPILERS)}) on the path")
 
 
-def _library(compiler: str, version: str) -> Path:
-    """The compiled library in the cache, or in a folder of its own."""
+def _flags() -> list[str]:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    flags = [*FLAGS, "-march=native" if x86 else "-mcpu=native"]
+    return [*FLAGS, "-march=native" if x86 else "-mcpu=native"]
+
+
+def _compile(compiler: list[str], library: Path) -> None:
+    command = [*compiler, *_flags(), "-isystem", jax.ffi.include_dir(), str(SOURCE)]
+    _run([*command, "-o", str(library)])
+
+
+def _cached(compiler: list[str], version: str) -> Path:
+    """The compiled library in the cache.
+
+    Raises:
+        BuildFailed, OSError: the compiler refused, or the cache cannot be used.
+    """
+    flags = [*_flags(), *compiler[1:]]
     texts = (jaxlib.__version__, version, *platform.libc_ver(), cpu_features(), *flags)
     sources = (source.read_text() for source in SOURCES)
     digest = hashlib.sha256("\0".join((*texts, *sources)).encode()).hexdigest()[:24]
-    command = [compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o"]
-    try:
-        base = cache_folder()
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        require_own(base)
-        for library in base.glob(f"kernels-{digest}-*.so"):
-            if library == _named(base, digest, library):  # complete: a torn file would crash us
-                return library
-            library.unlink()
-        with tempfile.TemporaryDirectory(dir=base) as folder:
-            made = Path(folder) / "kernels.so"
-            _run([*command, str(made)])
-            library = _named(base, digest, made)
-            # Renamed only when complete: another process may load the file at any time.
-            os.replace(made, library)
-        return library
-    except OSError:
-        folder = tempfile.mkdtemp()
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        library = Path(folder) / "kernels.so"
-        _run([*command, str(library)])
-        return library
+    base = cache_folder()
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_own(base)
+    for library in base.glob(f"kernels-{digest}-*.so"):
+        if library == _named(base, digest, library):  # complete: a torn file would crash us
+            return library
+        library.unlink()
+    with tempfile.TemporaryDirectory(dir=base) as folder:
+        made = Path(folder) / "kernels.so"
+        _compile(compiler, made)
+        library = _named(base, digest, made)
+        # Renamed only when complete: another process may load the file at any time.
+        os.replace(made, library)
+    return library
+
+
+def _private(compiler: list[str]) -> Path:
+    """The library, compiled for this process alone."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = Path(folder) / "kernels.so"
+    _compile(compiler, library)
+    return library
 
 
 def _named(base: Path, digest: str, library: Path) -> Path:
@@ -148,5 +178,5 @@ def _run(command: list[str]) -> str:
         lines = [line for line in error.stderr.splitlines() if "error" in line.lower()]
         raise BuildFailed(f"{command[0]}: {(lines or ['it failed without a word'])[0]}") from None
     except subprocess.TimeoutExpired:
-        raise BuildFailed(f"{command[0]}: took longer than {COMPILE_TIMEOUT_S} s") from None
+        raise _TookTooLong(f"{command[0]}: took longer than {COMPILE_TIMEOUT_S} s") from None
     return done.stdout

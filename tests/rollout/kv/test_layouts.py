@@ -13,8 +13,10 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention.kernel import (
 
 from polaris_jax.models.attention import attend as dense_attend
 from polaris_jax.rollout import kv
+from polaris_jax.rollout.kv.int8 import rotate_by_product, rotated
 from polaris_jax.rollout.kv.layouts import (
     PALLAS_GPU,
+    PALLAS_GPU_INT8,
     RAGGED,
     TOKEN_MAJOR,
     XLA,
@@ -153,6 +155,45 @@ def test_prefill_then_decode_equal_dense_attention(layout):
     for leaf in jax.tree.leaves(pool):  # layer 0
         untouched = np.moveaxis(np.asarray(leaf), layout.page_axis, 0)[: BATCH * pages + 1]
         assert np.all(untouched == 7.0)
+
+
+GPU_INT8_ON_CPU = dataclasses.replace(
+    PALLAS_GPU_INT8,
+    attend_one=rotated(functools.partial(attend_pallas_gpu, interpret=True), rotate_by_product),
+)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "layout", [*LAYOUTS, pytest.param(jitted(GPU_INT8_ON_CPU), id="pallas_gpu_int8")]
+)
+def test_a_broken_row_stays_broken_alone(layout, bad):
+    """Neither a page that it held nor the trash page brings its NaN to another row."""
+    q, k, v = (x[:1] for x in qkv())
+    broken_v = v.at[:, 2, 0, 0].set(bad)
+    abstract = layout.abstract_pool(CONFIG, num_pages=2, page_size=PAGE, dtype="float32")
+    clean = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+
+    def attend(pool, v, start, width, *, live=True):
+        call = layout.attend if width > 1 else layout.attend_one
+        return call(
+            jnp.int32(0),
+            *(x[:, start : start + width] for x in (q, k, v)),
+            pool,
+            position_BT=start + jnp.arange(width)[None],
+            live_BT=jnp.full((1, width), live),
+            table_BJ=jnp.ones((1, 1), jnp.int32),
+            num_layers=LAYERS,
+        )
+
+    _, pool = attend(clean, broken_v, 0, CHUNK)
+    out, pool = attend(pool, broken_v, CHUNK, 1)
+    assert not np.all(np.isfinite(out[0, 0, 0]))
+    _, pool = attend(pool, broken_v, 2, 1, live=False)  # to the trash page
+    for start in range(2):  # the page's next owner has not reached the broken token
+        expected, clean = attend(clean, v, start, 1)
+        found, pool = attend(pool, v, start, 1)
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

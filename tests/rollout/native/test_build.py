@@ -82,6 +82,49 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     assert not list((tmp_path / "tmp").iterdir())
 
 
+def compiler_that(tmp_path, before: str) -> str:
+    """A compiler that runs a line of sh first, whose `$out` is the file to be made."""
+    script = tmp_path / "wrapped"
+    script.write_text(f'#!/bin/sh\nfor out; do :; done\n{before}\nexec c++ "$@"\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+@needs_compiler
+def test_a_cache_without_room_is_done_without(tmp_path):
+    full = "case $out in */polaris_jax/*) echo 'fatal error: no space left' >&2; exit 1;; esac"
+    out = run(COMPUTE, XDG_CACHE_HOME=str(tmp_path), CXX=compiler_that(tmp_path, full))
+    assert out == "[[12.0, 15.0, 18.0, 21.0]]"
+    assert libraries(tmp_path) == []
+
+
+@needs_compiler
+def test_a_cache_that_no_code_is_loaded_from_is_done_without(tmp_path):
+    noexec = """
+import ctypes
+real = ctypes.CDLL
+def load(name, *args, **kwargs):
+    if "/polaris_jax/kernels-" in str(name):
+        raise OSError("failed to map segment from shared object")
+    return real(name, *args, **kwargs)
+ctypes.CDLL = load
+"""
+    assert run(noexec + COMPUTE, XDG_CACHE_HOME=str(tmp_path)) == "[[12.0, 15.0, 18.0, 21.0]]"
+    assert len(libraries(tmp_path)) == 1
+
+
+@needs_compiler
+def test_a_compiler_may_have_arguments(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "c++")
+    _, version = build._compiler()
+    ccache = compiler_that(tmp_path, 'test "$1" = c++ && shift')
+    monkeypatch.setenv("CXX", f"'{ccache}' c++ -DX")
+    assert build._compiler() == ([ccache, "c++", "-DX"], version)
+    monkeypatch.setenv("CXX", "c++ 'x")
+    with pytest.raises(native.BuildFailed, match="CXX=c\\+\\+ 'x: No closing quotation"):
+        build._compiler()
+
+
 @needs_compiler
 @pytest.mark.slow
 def test_a_cache_that_others_may_write_to_is_not_used(tmp_path):
