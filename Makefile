@@ -38,10 +38,10 @@ demo-real: $(SMOLLM2)  ## a real model, SmolLM2-135M, learns to add (10 minutes;
 demo-seeds: $(BASE)  ## configs/tiny_cpu.py over seeds 0, 1, 2, with plain GRPO and a control
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo_seeds.sh $(ARGS)
 
-ablations: $(BASE)  ## the recipe's parts on the demo's task, with error bars (1.7 hours)
+ablations: $(BASE)  ## the recipe's parts on the demo's task, with error bars (80 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/ablations.sh $(ARGS)
 
-ablations-all: $(BASE)  ## the same, and further regimes, controls and stages (4 hours)
+ablations-all: $(BASE)  ## the same, and further regimes, controls and stages (3.5 hours)
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/ablations.sh --all $(ARGS)
 
 test: $(DEV) lint  ## lint, types and the fast tests, without torch

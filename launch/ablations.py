@@ -155,7 +155,7 @@ HEAD = """# Ablations
 Does the recipe beat plain GRPO, and which of its parts do? At a size where every run takes seconds:
 0.2M parameters, 192 word problems of one to five steps, 60 steps a stage. Made by `make ablations`
 and `make ablations-all`; tables in configs/ablations. What was expected of each was written there
-before its runs.
+before its runs. [When, where, and whether it comes out again](2026-12-01_ablations_run.md).
 
 What the base is: a small Qwen3 trained by supervision on worked solutions in which some arithmetic
 facts are mostly wrong, each in a way of its own: three in ten, so that the base always solves a
