@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _CONFIG_FILE = "tokenizer_config.json"
+_TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILES = (
     "tokenizer.json",
     _CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    _TEMPLATE_FILE,
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
@@ -257,7 +258,9 @@ def make_portable(directory: epath.Path) -> None:
         write_bytes(file, text.encode())
 
 
-def replace_tokenizer(tokenizer: Any, target: epath.Path, *, end_ids: Sequence[int]) -> None:
+def replace_tokenizer(
+    tokenizer: Any, target: epath.Path, *, end_ids: Sequence[int], template: str | None = None
+) -> None:
     """Makes a directory's tokenizer files those of a loaded tokenizer, and no others.
 
     Args:
@@ -266,6 +269,8 @@ def replace_tokenizer(tokenizer: Any, target: epath.Path, *, end_ids: Sequence[i
         target: a directory that exists.
         end_ids: the ids that end a response, for generation_config.json; the other entries that
             the tokenizer's directory has there stay.
+        template: the chat template that the model is trained with; None or empty: the tokenizer's
+            own stays.
     """
     with tempfile.TemporaryDirectory() as made:
         local, path = epath.Path(made), getattr(tokenizer, TOKENIZER_PATH, None)
@@ -278,6 +283,8 @@ def replace_tokenizer(tokenizer: Any, target: epath.Path, *, end_ids: Sequence[i
             file = local / GENERATION_FILE
             fields = read_json(file) if file.exists() else {}
             write_bytes(file, _json_line({**fields, "eos_token_id": list(end_ids)}))
+        if template:
+            write_bytes(local / _TEMPLATE_FILE, template.encode())  # comes before any other
         copy_tokenizer(local, target)
         templates = target / _TEMPLATES
         names = [

@@ -22,6 +22,7 @@ from polaris_jax.batch import RescueBuffer, StoredResponse
 from polaris_jax.checkpoint.checkpointer import TOKENIZER
 from polaris_jax.checkpoint.step_folders import MANIFEST, seal
 from polaris_jax.config import RunConfig
+from polaris_jax.data.prompts import read_template
 from polaris_jax.metrics import MetricsWriter, value_of
 from polaris_jax.metrics.trackers import WandbNames
 from polaris_jax.metrics.writer import METRICS
@@ -101,7 +102,10 @@ class Outputs:
                 delete_partials(folder)
             (tokenizer_dir / MANIFEST).unlink(missing_ok=True)
             # Again: a kill may have torn it.
-            replace_tokenizer(self._tokenizer, tokenizer_dir, end_ids=self._end_ids)
+            template = read_template(self._config.data.chat_template)
+            replace_tokenizer(
+                self._tokenizer, tokenizer_dir, end_ids=self._end_ids, template=template
+            )
             seal(tokenizer_dir)
         metrics = self._config.metrics
         self._writer = MetricsWriter(

@@ -6,6 +6,7 @@ import pytest
 from etils import epath
 
 from polaris_jax.checkpoint import step_folders
+from polaris_jax.data.prompts import read_template
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models.tokenizer import load_tokenizer, replace_tokenizer, save_tokenizer
 from polaris_jax.models.weights.identity import tokenizer_digests
@@ -126,3 +127,13 @@ def test_without_files_to_copy_a_tokenizer_is_written(tmp_path):
     replace_tokenizer(build_tokenizer(), epath.Path(tmp_path), end_ids=(5,))
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"eos_token_id": [5]}
     assert meaning(load_tokenizer(tmp_path)) == meaning(build_tokenizer())
+
+
+def test_a_template_of_the_config_goes_with_the_weights(directory, tmp_path):
+    """Whoever samples from an export writes its prompts as they were trained."""
+    tokenizer, target = load_tokenizer(directory), folder(tmp_path, "kept")
+    trained = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    replace_tokenizer(tokenizer, target, end_ids=(), template=trained)
+    assert load_tokenizer(target).chat_template == trained
+    replace_tokenizer(tokenizer, target, end_ids=(), template=read_template("none"))
+    assert load_tokenizer(target).chat_template == tokenizer.chat_template
