@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 from dataclasses import asdict
+from typing import Any
 
 import jax
 import numpy as np
@@ -126,8 +127,9 @@ def test_the_step_of_a_stage_with_another_rotary_scaling_is_refused(tmp_path):
     scaling = RopeScaling("yarn", 1.5, 32)
     for step, facts in ((0, {"rope_scaling": None}), (1, {"rope_scaling": asdict(scaling)})):
         saver.save(step, {"params": model}, {}, facts=facts)
+    nobody: Any = None
     updates = Updates(
-        None, model.config, source="x", dtype="float32", gauges=Gauges(), log=lambda line: None
+        nobody, model.config, source="x", dtype="float32", gauges=Gauges(), log=lambda line: None
     )
     assert updates._load(str(tmp_path / "checkpoints" / "0")).config == model.config
     with pytest.raises(ConfigError, match="another architecture or rope_scaling than the served"):
