@@ -57,6 +57,7 @@ from polaris_jax.models.weights.tensors import (
     Weights,
     hf_shapes,
     hf_tensors,
+    host_params,
     param_dtype,
     param_reader,
     place_params,
@@ -231,9 +232,9 @@ def _is_step(place: epath.Path) -> bool:
 
 
 def load_any(
-    path: epath.Path, *, dtype: str = "float32", mesh: Mesh | None = None
+    path: AnyPath, *, dtype: str = "float32", mesh: Mesh | None = None
 ) -> tuple[Decoder, Any]:
-    """Model and tokenizer of a checkpoint, HF directory or GGUF file.
+    """Model and tokenizer of a checkpoint, HF directory, Hub id or GGUF file.
 
     The tokenizer of a checkpoint is in the folder `tokenizer/` beside the step; None if there is
     none.
@@ -251,16 +252,30 @@ def load_any(
     if not is_orbax(path):
         if mesh is not None:
             shardings = model_shardings(load_config(path), mesh, SAMPLER_RULES)
-        return load_pretrained(str(path), dtype=dtype, shardings=shardings)
+        return load_pretrained(path, dtype=dtype, shardings=shardings)
     weights, beside = _open_orbax(path)
     if mesh is not None:
         shardings = model_shardings(weights.config, mesh, SAMPLER_RULES)
     kind = weights.dtype(EMBEDDING) if dtype == "auto" else dtype_named(dtype)
     params = place_params(weights.config, weights, kind, shardings)
     tokenizer = load_tokenizer(beside) if beside.is_dir() else None
-    end_ids = read_end_ids(beside, weights.token_ids, vocab_size=weights.config.vocab_size)
-    config = dataclasses.replace(weights.config, end_ids=end_ids)
+    config = _ending(weights.config, beside, weights.token_ids)
     return Decoder.from_params(config, params), tokenizer
+
+
+def load_on_host(path: AnyPath, *, dtype: str) -> Decoder:
+    """The model of `load_any` in numpy arrays, which take no device memory; raises what it does."""
+    from_orbax = is_orbax(path)
+    config, weights, beside = _open(as_place(path) if from_orbax else resolve(path), from_orbax)
+    if isinstance(weights, CheckpointWeights):
+        config = _ending(config, beside, weights.token_ids)
+    return Decoder.from_params(config, host_params(config, weights, dtype_named(dtype)))
+
+
+def _ending(config: ModelConfig, beside: epath.Path, ids: dict[str, TokenId]) -> ModelConfig:
+    """A checkpoint's architecture with the ids that end a response."""
+    end_ids = read_end_ids(beside, ids, vocab_size=config.vocab_size)
+    return dataclasses.replace(config, end_ids=end_ids)
 
 
 def describe_step(step: epath.Path) -> tuple[ModelConfig, epath.Path]:
@@ -279,11 +294,10 @@ def describe_step(step: epath.Path) -> tuple[ModelConfig, epath.Path]:
     facts = checkpointer.facts(int(step.name))
     config, ids = _architecture(facts, where), _token_ids(checkpointer, int(step.name), facts)
     beside = _tokenizer_folder(checkpointer)
-    end_ids = read_end_ids(beside, ids, vocab_size=config.vocab_size)
-    return dataclasses.replace(config, end_ids=end_ids), beside
+    return _ending(config, beside, ids), beside
 
 
-def _open_orbax(path: os.PathLike[str]) -> tuple[CheckpointWeights, epath.Path]:
+def _open_orbax(path: AnyPath) -> tuple[CheckpointWeights, epath.Path]:
     """The newest complete step's weights, and the path where its tokenizer would be."""
     checkpointer = Checkpointer.of(os.fspath(path))
     weights = CheckpointWeights(checkpointer, checkpointer.latest_or_error())

@@ -17,7 +17,7 @@ from polaris_jax.evaluate.scoring import parts_of
 from polaris_jax.run.progress_file import recorded_settings
 from polaris_jax.run.record import LOCAL
 from polaris_jax.run.standing import Standing, read_standing
-from polaris_jax.system.files import as_place, is_remote, matching
+from polaris_jax.system.files import as_place, is_remote, matching, names_a_place
 from polaris_jax.system.foreign import (
     CONFIG_BYTES,
     RECORD_BYTES,
@@ -186,11 +186,11 @@ def _origin(name: str, hub_kind: str, *, local: bool | None) -> Origin:
     """
     place = name.partition(",")[0]
     may_be_hub = bool(_HUB_ID.fullmatch(place)) and not place.endswith(_FILES)
-    is_hub = may_be_hub and not local
-    if local is None:  # a run of an earlier version; a path of another folder looks alike
-        is_hub = may_be_hub and not as_place(place).exists() and _downloaded(place, hub_kind)
+    is_hub = may_be_hub and not (names_a_place(place) if local is None else local)
+    # A run of an earlier version recorded nothing; a path of another folder looks like a Hub id.
+    doubtful = is_hub and local is None and not _downloaded(place, hub_kind)
+    is_hub = is_hub and not doubtful
     license = license_of(place, hub_kind=hub_kind if is_hub else "") if place else ""
-    doubtful = local is None and may_be_hub and not is_hub and not as_place(place).exists()
     return Origin(place_name(name), license, place if is_hub else "", doubtful)
 
 

@@ -30,7 +30,7 @@ from polaris_jax.config import (
 )
 from polaris_jax.config.settings import ALWAYS
 from polaris_jax.data.problem_sets import CURATED, PREPARED
-from polaris_jax.system.files import AnyPath, as_place, is_remote, write_json
+from polaris_jax.system.files import AnyPath, as_place, names_a_place, write_json
 from polaris_jax.system.foreign import RECORD_BYTES, read_json
 from polaris_jax.system.signals import LAUNCH
 
@@ -301,11 +301,7 @@ def local_settings(config: RunConfig) -> list[str]:
     """Names of the settings that may name a Hub id, and name a path here."""
     given = {"model.path": config.model.path, "data.problems": config.data.problems}
     places = {name: value.partition(",")[0] for name, value in given.items()}
-    return [
-        name
-        for name, place in places.items()
-        if place and (is_remote(place) or as_place(place).exists())
-    ]
+    return [name for name, place in places.items() if place and names_a_place(place)]
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

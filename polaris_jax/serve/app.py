@@ -161,7 +161,8 @@ class _Handlers:
             )
 
     async def health(self, _: Request) -> Response:
-        ready = self._service.worker.alive and self._service.updates.has_weights
+        worker, updates = self._service.worker, self._service.updates
+        ready = worker.alive and updates.has_weights and updates.alive
         return _json({"status": "ok" if ready else "failed"}, 200 if ready else 503)
 
     async def metrics(self, _: Request) -> Response:

@@ -12,18 +12,15 @@ from etils import epath
 from jax.sharding import Mesh
 
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.checkpoint.convert import CheckpointWeights, describe_step, is_orbax, load_any
+from polaris_jax.checkpoint.convert import is_orbax, load_any, load_on_host
 from polaris_jax.config import ConfigError
-from polaris_jax.models import Decoder, ModelConfig, param_shapes
+from polaris_jax.models import Decoder, ModelConfig
 from polaris_jax.models.tokenizer import load_tokenizer
-from polaris_jax.models.weights.hf import dtype_named, open_checkpoint
-from polaris_jax.models.weights.sources import resolve
-from polaris_jax.models.weights.tensors import Weights, param_reader
 from polaris_jax.rollout import Sampler
 from polaris_jax.serve.gauges import Gauges
 from polaris_jax.serve.worker import Worker
 from polaris_jax.sharding import unless_default
-from polaris_jax.system.files import as_place
+from polaris_jax.system.files import as_place, is_remote, store_errors
 from polaris_jax.system.text import one_line
 
 
@@ -35,10 +32,20 @@ def newest_step(directory: str) -> tuple[epath.Path, int]:
 
     Raises:
         ConfigError: there is no such directory.
+        OSError: it cannot be read now.
     """
-    checkpointer = Checkpointer.of(directory, warn=lambda _: None)
-    step = max(checkpointer.steps(), default=-1)
+    with _reading(directory):
+        checkpointer = Checkpointer.of(directory, warn=lambda _: None)
+        step = max(checkpointer.steps(), default=-1)
     return checkpointer.directory / str(step), step
+
+
+def _reading(path: str) -> contextlib.AbstractContextManager[None]:
+    """Makes a store's errors OSErrors; those about a disk are such already."""
+    place = as_place(path)
+    if not is_remote(place):
+        return contextlib.nullcontext()
+    return store_errors(place, passing=(ValueError, RuntimeError, MemoryError))
 
 
 def load_served(path: str, *, dtype: str, mesh: Mesh | None = None) -> tuple[Decoder, Any]:
@@ -53,36 +60,13 @@ def load_served(path: str, *, dtype: str, mesh: Mesh | None = None) -> tuple[Dec
         ConfigError: there is no complete checkpoint, or none with a tokenizer.
         FileNotFoundError, ValueError: see `load_pretrained`.
     """
-    place = as_place(path) if is_orbax(path) else resolve(path)
-    model, tokenizer = load_any(place, dtype=dtype, mesh=unless_default(mesh))
+    model, tokenizer = load_any(path, dtype=dtype, mesh=unless_default(mesh))
     if tokenizer is None and is_orbax(path):
         raise ConfigError(
             f"--model={path}: its checkpoints have no tokenizer; name the model that the run began "
             f"with, and --follow={path}"
         )
     return model, tokenizer or load_tokenizer(path)
-
-
-def load_on_host(path: str, *, dtype: str) -> Decoder:
-    """The model of `load_served` in numpy arrays: it takes no device memory.
-
-    Raises:
-        ConfigError: there is no complete checkpoint.
-        FileNotFoundError, ValueError: see `load_pretrained`.
-    """
-    if is_orbax(path):
-        checkpointer = Checkpointer.of(path)
-        step = checkpointer.latest_or_error()
-        weights: Weights = CheckpointWeights(checkpointer, step)
-        config, _ = describe_step(checkpointer.directory / str(step))
-    else:
-        config, weights = open_checkpoint(resolve(path))
-    kind = dtype_named(dtype)
-    arrays: dict[str, Any] = {
-        name: param_reader(name, config, weights, kind)(tuple(slice(0, size) for size in shape))
-        for name, shape in param_shapes(config).items()
-    }
-    return Decoder.from_params(config, arrays)
 
 
 def swap(sampler: Sampler, model: Decoder) -> None:
@@ -120,6 +104,7 @@ class Updates:
         source: what the present weights are called.
         version: number of the present weights, from 0.
         has_weights: False after a copy that failed half way.
+        alive: False if `follow` has ended by an error, so that no newer step is served.
     """
 
     def __init__(
@@ -142,7 +127,7 @@ class Updates:
         self._on_cpu = devices[0].platform == "cpu"
         self._follow, self._every_s, self._step = follow, every_s, following
         self._lock = asyncio.Lock()
-        self.source, self.version, self.has_weights = source, 0, True
+        self.source, self.version, self.has_weights, self.alive = source, 0, True, True
 
     async def take(self, path: str) -> None:
         """Serves the weights of a directory from now on.
@@ -169,28 +154,37 @@ class Updates:
             self._log(f"weights {version}: {path}")
 
     async def follow(self) -> None:
-        """Serves each newer complete step of the run that is followed, until it is cancelled."""
-        while self._follow:
-            try:
-                folder, step = await asyncio.to_thread(newest_step, self._follow)
-                if step > self._step:
-                    with contextlib.suppress(ValueError):  # of another architecture, and stays so
-                        await self.take(str(folder))
-                    self._step = step
-            # A store's client raises errors of its own (gcsfs, google.auth, aiohttp). Whatever it
-            # is, the next look may succeed, and without one stale weights would stay for ever.
-            except Exception as error:  # noqa: BLE001
-                self._log(f"warning: --follow={self._follow}: {one_line(error)}")
-            await asyncio.sleep(self._every_s)
+        """Serves each newer complete step of the run that is followed, until it is cancelled.
+
+        An error of ours ends it, and `alive` is False then.
+        """
+        try:
+            while self._follow:
+                await self._look()
+                await asyncio.sleep(self._every_s)
+        except Exception as error:
+            self.alive = False
+            self._log(f"error: --follow={self._follow} has ended: {one_line(error)}")
+            raise
+
+    async def _look(self) -> None:
+        try:
+            folder, step = await asyncio.to_thread(newest_step, self._follow)
+            if step > self._step:
+                with contextlib.suppress(ValueError):  # of another architecture, and stays so
+                    await self.take(str(folder))
+                self._step = step
+        except (OSError, RuntimeError, ValueError, MemoryError) as error:  # look again later
+            self._log(f"warning: --follow={self._follow}: {one_line(error)}")
 
     def _load(self, path: str) -> Decoder:
         # The sampler's pool has taken the devices' memory. On a CPU that is the host's, and numpy
         # arrays would be copied once more on their way into the weights.
-        if self._on_cpu:
-            place = as_place(path) if is_orbax(path) else resolve(path)
-            model, _ = load_any(place, dtype=self._dtype, mesh=unless_default(self._mesh))
-        else:
-            model = load_on_host(path, dtype=self._dtype)
+        with _reading(path):
+            if self._on_cpu:
+                model, _ = load_any(path, dtype=self._dtype, mesh=unless_default(self._mesh))
+            else:
+                model = load_on_host(path, dtype=self._dtype)
         if model.config != self._config:
             raise ConfigError(
                 f"{path}: another architecture or rope_scaling than the served model's; start a "

@@ -43,6 +43,11 @@ def is_remote(path: AnyPath) -> bool:
     return "://" in os.fspath(path)
 
 
+def names_a_place(name: str) -> bool:
+    """True for a path that is there, or any in a store; a Hub id names none."""
+    return is_remote(name) or as_place(name).exists()
+
+
 def as_place(path: AnyPath) -> epath.Path:
     """The absolute form of a path that a user gave: ~ is expanded, gs:// and s3:// stay as given.
 
@@ -97,7 +102,7 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
     """
     place = epath.Path(path)
     if is_remote(place):
-        with _store_errors(place):
+        with store_errors(place):
             place.write_bytes(data)
         return
     # A name of its own: two processes that write one file at once leave one of the two contents.
@@ -242,14 +247,21 @@ def sync_directory(path: AnyPath) -> None:
 
 
 @contextlib.contextmanager
-def _store_errors(path: epath.Path) -> Iterator[None]:
-    """Turns every error of a store's client into an OSError that names the path."""
+def store_errors(path: epath.Path, *, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turns the errors of a store's client into an OSError that names the path.
+
+    Args:
+        path: what is read or written in the store.
+        passing: errors that stay what they are, since ours are among them.
+    """
     try:
         yield
     except OSError as error:
         if error.filename is not None:
             raise
         raise OSError(error.errno or errno.EIO, first_line(error), str(path)) from error
+    except passing:
+        raise
     except Exception as error:  # aiohttp's, botocore's, gcsfs's own
         raise OSError(errno.EIO, first_line(error), str(path)) from error
 

@@ -413,6 +413,12 @@ def test_without_weights_a_new_request_is_asked_to_come_again(server, monkeypatc
     assert server.ask("/health")[0] == 503
 
 
+def test_a_server_that_no_longer_follows_its_run_is_not_healthy(server, monkeypatch):
+    monkeypatch.setattr(server.service.updates, "alive", False)
+    assert server.ask("/health")[0] == 503
+    assert server.ask(PLAIN, {"prompt": "x", "max_tokens": 1})[0] == 200
+
+
 def test_weights_change_only_if_the_server_was_started_so(server):
     assert error_of(server.ask("/v1/weights", {"path": "x"}))[0] == 403
 

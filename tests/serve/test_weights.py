@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,16 +18,17 @@ from etils import epath
 
 from polaris_jax.__main__ import main
 from polaris_jax.checkpoint import Checkpointer
-from polaris_jax.checkpoint.convert import convert
+from polaris_jax.checkpoint.convert import convert, load_on_host
 from polaris_jax.config import ConfigError
 from polaris_jax.models import RopeScaling, save_pretrained
 from polaris_jax.rollout import Sampler, SamplingParams
 from polaris_jax.rollout.weights import weight_shardings
 from polaris_jax.serve import weights as module
 from polaris_jax.serve.gauges import Gauges
-from polaris_jax.serve.weights import Updates, load_on_host, load_served
+from polaris_jax.serve.weights import Updates, load_served, newest_step
 from polaris_jax.serve.worker import Worker
 from polaris_jax.sharding import make_sampler_mesh
+from tests.support.models.object_store import mount
 from tests.support.random_models import random_model
 from tests.support.serving import SIZES, small_model
 
@@ -57,6 +59,25 @@ def saved(request, tmp_path_factory):
     return folder / request.param
 
 
+def updates_of(sampler, config, mesh, monkeypatch):
+    """A worker, which is not started, its updates, and the models that the sampler is given."""
+    given, update = [], sampler.update_weights
+    monkeypatch.setattr(
+        sampler, "update_weights", lambda model: (given.append(model), update(model))
+    )
+    worker = Worker(sampler, lambda events: None, max_waiting=8)
+    updates = Updates(
+        worker,
+        config,
+        source="small",
+        dtype="float32",
+        gauges=Gauges(),
+        log=lambda line: None,
+        mesh=mesh,
+    )
+    return worker, updates, given
+
+
 def test_each_device_reads_its_own_part(saved, mesh):
     model, _ = load_served(str(saved), dtype="float32", mesh=mesh)
     whole, _ = load_served(str(saved), dtype="float32")
@@ -84,21 +105,7 @@ def test_a_split_server_answers_and_takes_split_weights(saved, mesh, monkeypatch
     found = sampler.generate(prompts, PARAMS)
     for one, other in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
         assert one.token_ids == other.token_ids
-    given = []
-    update = sampler.update_weights
-    monkeypatch.setattr(
-        sampler, "update_weights", lambda model: (given.append(model), update(model))
-    )
-    worker = Worker(sampler, lambda events: None, max_waiting=8)
-    updates = Updates(
-        worker,
-        model.config,
-        source="small",
-        dtype="float32",
-        gauges=Gauges(),
-        log=lambda line: None,
-        mesh=mesh,
-    )
+    worker, updates, given = updates_of(sampler, model.config, mesh, monkeypatch)
     worker.start()
     try:
         asyncio.run(updates.take(str(epath.Path(saved))))
@@ -144,20 +151,7 @@ def test_an_update_of_an_accelerator_is_read_to_the_hosts_memory(saved, tensor, 
     sampler = Sampler(model, SIZES, mesh=mesh)
     expected = sampler.generate([[5, 6, 7]], PARAMS)
     sampler.reset_stats()
-    given, update = [], sampler.update_weights
-    monkeypatch.setattr(
-        sampler, "update_weights", lambda model: (given.append(model), update(model))
-    )
-    worker = Worker(sampler, lambda events: None, max_waiting=8)
-    updates = Updates(
-        worker,
-        model.config,
-        source="small",
-        dtype="float32",
-        gauges=Gauges(),
-        log=lambda line: None,
-        mesh=mesh,
-    )
+    worker, updates, given = updates_of(sampler, model.config, mesh, monkeypatch)
     updates._on_cpu = False
     worker.start()
     try:
@@ -185,13 +179,19 @@ class StoreError(Exception):
     """Like gcsfs's HttpError: none of the usual types."""
 
 
-@pytest.mark.parametrize("error", [MemoryError, StoreError, KeyError])
-def test_a_step_that_cannot_be_read_now_is_tried_again(error, monkeypatch):
-    lines, tried = [], []
+def following(log, *, directory="run"):
+    nobody: Any = None
     updates = Updates(
-        None, None, source="x", dtype="float32", gauges=Gauges(), log=lines.append, follow="run"
+        nobody, nobody, source="x", dtype="float32", gauges=Gauges(), log=log, follow=directory
     )
     updates._every_s = 0.01
+    return updates
+
+
+@pytest.mark.parametrize("error", [MemoryError, OSError])
+def test_a_step_that_cannot_be_read_now_is_tried_again(error, monkeypatch):
+    lines, tried = [], []
+    updates = following(lines.append)
     monkeypatch.setattr(module, "newest_step", lambda _: (epath.Path("run/5"), 5))
 
     async def followed():
@@ -211,3 +211,37 @@ def test_a_step_that_cannot_be_read_now_is_tried_again(error, monkeypatch):
     asyncio.run(followed())
     assert tried == ["run/5"] * 2
     assert error.__name__ in lines[0]
+    assert updates.alive
+
+
+def test_a_stores_own_errors_are_those_of_a_place_that_cannot_be_read(tmp_path, monkeypatch):
+    """So that `--follow` looks again, and POST /v1/weights says what is wrong."""
+
+    def unreachable(*_, **__):
+        raise StoreError("503 from the store")
+
+    mount(monkeypatch, tmp_path / "store")
+    monkeypatch.setattr(module, "Checkpointer", SimpleNamespace(of=unreachable))
+    monkeypatch.setattr(module, "load_any", unreachable)
+    updates = following(lambda line: None)
+    for read in (newest_step, updates._load):
+        with pytest.raises(OSError, match="503 from the store") as caught:
+            read("gs://bucket/run")
+        assert caught.value.filename == "gs://bucket/run"
+        with pytest.raises(StoreError):
+            read("/disk/run")
+
+
+def test_an_error_of_ours_ends_the_looks_and_is_seen(monkeypatch):
+    lines = []
+    updates = following(lines.append)
+    assert updates.alive
+
+    def broken(_):
+        raise KeyError("step")
+
+    monkeypatch.setattr(module, "newest_step", broken)
+    with pytest.raises(KeyError):
+        asyncio.run(updates.follow())
+    assert not updates.alive
+    assert "--follow=run has ended" in lines[0]

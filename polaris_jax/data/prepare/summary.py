@@ -9,7 +9,7 @@ from polaris_jax.data.prepare.pipeline import Preparation
 from polaris_jax.data.prepare.terms import COUNTED, REASONS
 from polaris_jax.data.problems import short_line
 from polaris_jax.data.source_text import parse_source
-from polaris_jax.system.files import as_place
+from polaris_jax.system.files import names_a_place
 from polaris_jax.system.text import printable
 
 
@@ -74,7 +74,7 @@ def summary(found: Preparation, most: int) -> dict[str, Any]:
         "sources": {
             source.name: {
                 "source": source.text,
-                "local": as_place(parse_source(source.text).where).exists(),
+                "local": names_a_place(parse_source(source.text).where),
                 "rows": sum(counts[reason] for reason in ("kept", *REASONS[1:])),
                 "kept": counts["kept"],
                 "counts": _counts(counts),

@@ -292,6 +292,14 @@ def place_params(
     }
 
 
+def host_params(config: ModelConfig, weights: Weights, dtype: np.dtype) -> dict[str, Any]:
+    """Every parameter as a complete numpy array, keyed like `param_shapes`; see `place_params`."""
+    return {
+        path: param_reader(path, config, weights, dtype)(tuple(slice(0, size) for size in shape))
+        for path, shape in param_shapes(config).items()
+    }
+
+
 def place(
     shape: tuple[int, ...], dtype: np.dtype, read: ReadPart, sharding: Sharding | None
 ) -> Array:
