@@ -36,8 +36,18 @@ MATRICES = ("q_DNH", "k_DKH", "v_DKH", "o_NHD", "gate_DF", "up_DF", "down_FD")
 class Matrices(Protocol):
     """A matrix [D, X] of each layer."""
 
-    def product(self, layer: Array | int, x_MD: Array, *, dtype: DTypeLike | None = None) -> Array:
-        """[M, X]: `x_MD` times a layer's matrix, in `dtype`, by default that of the two."""
+    def product(
+        self,
+        layer: Array | int,
+        x_MD: Array,
+        *,
+        rows: Array | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> Array:
+        """[M, X]: `x_MD` times a layer's matrix, in `dtype`, by default that of the two.
+
+        Rows behind the first `rows` may be anything finite; None: all rows count.
+        """
         ...
 
     def columns(self, index: Array) -> Array:
@@ -56,8 +66,16 @@ class SeparateMatrices:
 
     arrays: tuple[Array, ...]
 
-    def product(self, layer: Array | int, x_MD: Array, *, dtype: DTypeLike | None = None) -> Array:
+    def product(
+        self,
+        layer: Array | int,
+        x_MD: Array,
+        *,
+        rows: Array | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> Array:
         """One branch a layer, with the product alone."""
+        del rows
         multiply = functools.partial(jnp.matmul, preferred_element_type=dtype)
         branches = [lambda x, w, i=i: multiply(x, w[i]) for i in range(len(self.arrays))]
         return jax.lax.switch(layer, branches, x_MD, self.arrays)
@@ -80,9 +98,18 @@ class PackedMatrices:
     num_rows: int = dataclasses.field(metadata={"static": True})
     num_columns: int = dataclasses.field(metadata={"static": True})
 
-    def product(self, layer: Array | int, x_MD: Array, *, dtype: DTypeLike | None = None) -> Array:
+    def product(
+        self,
+        layer: Array | int,
+        x_MD: Array,
+        *,
+        rows: Array | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> Array:
         """See `Matrices`; sums are float32."""
-        out_MX = native.packed_product(layer, x_MD, self.panel_LPDC, columns=self.num_columns)
+        out_MX = native.packed_product(
+            layer, x_MD, self.panel_LPDC, columns=self.num_columns, rows=rows
+        )
         return out_MX.astype(dtype or x_MD.dtype)
 
     def columns(self, index: Array) -> Array:
@@ -109,6 +136,8 @@ class FusedWeights:
         norm_D: the final norm.
         head: [D, V]; if head and embeddings are tied, the columns are the embeddings.
         embed_VD: the embeddings; None if they are tied.
+        rows: int32; rows of a call behind the first `rows` are dead, and products leave them out.
+            None: none is.
     """
 
     layers: Layers
@@ -120,6 +149,7 @@ class FusedWeights:
     head: Matrices
     embed_VD: Array | None
     config: ModelConfig = dataclasses.field(metadata={"static": True})
+    rows: Array | None = None
 
     def __call__(
         self,
@@ -171,7 +201,9 @@ class FusedWeights:
     def unembed(self, hidden_BTD: Array) -> Array:
         """`Decoder.unembed`: float32 logits [B, T, V]."""
         batch, length, width = hidden_BTD.shape
-        logit_XV = self.head.product(0, hidden_BTD.reshape(-1, width), dtype=jnp.float32)
+        logit_XV = self.head.product(
+            0, hidden_BTD.reshape(-1, width), rows=self.rows, dtype=jnp.float32
+        )
         return logit_XV.reshape(batch, length, -1)
 
 
@@ -186,32 +218,47 @@ class _FusedProducts(Around):
         config = self._weights.config
         width, heads = config.head_dim, config.num_heads
         ends = (heads * width, (heads + config.num_kv_heads) * width)
-        parts = jnp.split(_product(index, self._weights.qkv, x_BTD), ends, axis=-1)
+        parts = jnp.split(self._product(index, self._weights.qkv, x_BTD), ends, axis=-1)
         q, k, v = (x.reshape(*x.shape[:2], -1, width) for x in parts)
         return q, k, v
 
     def attention_output(self, index: Array, layer: Layers, out_BTNH: Array) -> Array:
         del layer
         out_BTX = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
-        return _product(index, self._weights.output, out_BTX)
+        return self._product(index, self._weights.output, out_BTX)
 
     def gate_up(self, index: Array, layer: Layers, x_BTD: Array) -> tuple[Array, Array]:
         del layer
-        gate_BTF, up_BTF = jnp.split(_product(index, self._weights.gate_up, x_BTD), 2, axis=-1)
+        gate_BTF, up_BTF = jnp.split(self._product(index, self._weights.gate_up, x_BTD), 2, axis=-1)
         return gate_BTF, up_BTF
 
     def down(self, index: Array, layer: Layers, x_BTF: Array) -> Array:
         del layer
-        return _product(index, self._weights.down, x_BTF)
+        return self._product(index, self._weights.down, x_BTF)
+
+    def _product(self, layer: Array, matrices: Matrices, x_BTD: Array) -> Array:
+        batch, length, width = x_BTD.shape
+        x_MD = x_BTD.reshape(-1, width)
+        out_MX = matrices.product(layer, x_MD, rows=self._weights.rows)
+        return out_MX.reshape(batch, length, -1)
 
 
 # The weights that the programs take: fused on a CPU without a mesh.
 Model = Decoder | FusedWeights
 
 
-def _product(layer: Array, matrices: Matrices, x_BTD: Array) -> Array:
-    batch, length, width = x_BTD.shape
-    return matrices.product(layer, x_BTD.reshape(-1, width)).reshape(batch, length, -1)
+def without_dead_tail(model: Model, alive_B: Array, *, length: int = 1) -> Model:
+    """The model for a call whose rows behind the last live one are not needed.
+
+    Args:
+        model: the weights.
+        alive_B: which rows are alive; in a call rows lie in this order, each with `length` tokens.
+        length: tokens of a row.
+    """
+    if not isinstance(model, FusedWeights):
+        return model
+    last = jnp.max(jnp.where(alive_B, jnp.arange(1, alive_B.shape[0] + 1), 0))
+    return dataclasses.replace(model, rows=last * length)
 
 
 def refusal(config: ModelConfig) -> str:

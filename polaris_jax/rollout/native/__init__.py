@@ -94,7 +94,14 @@ def columns_of(panel_PDC: Array, index: Array, *, rows: int) -> Array:
     return found.reshape(*index.shape, -1)[..., :rows]
 
 
-def packed_product(layer: Array | int, x_MD: Array, panel_LPDC: Array, *, columns: int) -> Array:
+def packed_product(
+    layer: Array | int,
+    x_MD: Array,
+    panel_LPDC: Array,
+    *,
+    columns: int,
+    rows: Array | int | None = None,
+) -> Array:
     """[M, X] in float32: `x_MD` times the matrix of layer `layer`.
 
     Args:
@@ -102,10 +109,12 @@ def packed_product(layer: Array | int, x_MD: Array, panel_LPDC: Array, *, column
         x_MD: inputs, of the dtype of the matrices.
         panel_LPDC: result of `pack`.
         columns: X.
+        rows: int32; rows behind the first `rows` are zeros and cost nothing. None: all count.
     """
+    rows = x_MD.shape[0] if rows is None else rows
     out = jax.ShapeDtypeStruct((x_MD.shape[0], columns), jnp.float32)
     x_MD = jnp.pad(x_MD, ((0, 0), (0, _odd(x_MD))))
-    return jax.ffi.ffi_call(PRODUCT, out)(jnp.int32(layer), x_MD, panel_LPDC)
+    return jax.ffi.ffi_call(PRODUCT, out)(jnp.int32(layer), jnp.int32(rows), x_MD, panel_LPDC)
 
 
 def _odd(x: Array) -> int:

@@ -101,20 +101,22 @@ ffi::Error Pack(ffi::ThreadPool pool, ffi::AnyBuffer weights, ffi::Result<ffi::A
   return ffi::Error::InvalidArgument("pack: neither float32 nor bfloat16");
 }
 
-// out[M, X] = x[M, D] * weights[layer], packed by `PackAs`.
+// out[M, X] = x[M, D] * weights[layer], packed by `PackAs`; zeros from row `counted` on.
 template <typename T>
-ffi::Error ProductOf(ffi::ThreadPool& pool, int64_t at, ffi::AnyBuffer x, ffi::AnyBuffer weights,
-                     ffi::ResultBuffer<ffi::F32> out) {
-  const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
+ffi::Error ProductOf(ffi::ThreadPool& pool, int64_t at, int64_t counted, ffi::AnyBuffer x,
+                     ffi::AnyBuffer weights, ffi::ResultBuffer<ffi::F32> out) {
+  const int64_t given = x.dimensions()[0], rows = std::clamp<int64_t>(counted, 0, given);
+  const int64_t width = x.dimensions()[1];
   const int64_t layers = weights.dimensions()[0], panels = weights.dimensions()[1];
   const int64_t columns = out->dimensions()[1];
   if (weights.element_count() != static_cast<size_t>(layers * panels * width * kPanel) || at < 0 ||
-      width % Terms<T>::kTerms || at >= layers || out->dimensions()[0] != rows ||
+      width % Terms<T>::kTerms || at >= layers || out->dimensions()[0] != given ||
       columns <= (panels - 1) * kPanel || columns > panels * kPanel)
     return ffi::Error::InvalidArgument("packed_product: shapes do not fit");
   const T* from = static_cast<const T*>(weights.untyped_data()) + at * panels * width * kPanel;
   const T* inputs = static_cast<const T*>(x.untyped_data());
   float* to = out->typed_data();
+  std::memset(to + rows * columns, 0, (given - rows) * columns * sizeof(float));
   const int64_t threads = 1 + 2 * rows * width * columns / kMinFlops;
   const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
   ForEach(pool, panels * blocks, threads, [&](int64_t item) {
@@ -125,14 +127,15 @@ ffi::Error ProductOf(ffi::ThreadPool& pool, int64_t at, ffi::AnyBuffer x, ffi::A
   return ffi::Error::Success();
 }
 
-ffi::Error PackedProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer, ffi::AnyBuffer x,
-                         ffi::AnyBuffer weights, ffi::ResultBuffer<ffi::F32> out) {
-  const int64_t at = layer.typed_data()[0];
+ffi::Error PackedProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
+                         ffi::Buffer<ffi::S32> rows, ffi::AnyBuffer x, ffi::AnyBuffer weights,
+                         ffi::ResultBuffer<ffi::F32> out) {
+  const int64_t at = layer.typed_data()[0], counted = rows.typed_data()[0];
   if (x.element_type() == ffi::F32 && weights.element_type() == ffi::F32)
-    return ProductOf<float>(pool, at, x, weights, out);
+    return ProductOf<float>(pool, at, counted, x, weights, out);
 #if defined(__AVX512BF16__)
   if (x.element_type() == ffi::BF16 && weights.element_type() == ffi::BF16)
-    return ProductOf<Bfloat16>(pool, at, x, weights, out);
+    return ProductOf<Bfloat16>(pool, at, counted, x, weights, out);
 #endif
   return ffi::Error::InvalidArgument("packed_product: not for these types");
 }
@@ -281,6 +284,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_pack, polaris::Pack,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_packed_product, polaris::PackedProduct,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()

@@ -21,7 +21,7 @@ from jax import Array
 
 from polaris_jax import sharding
 from polaris_jax.rollout import kv, native
-from polaris_jax.rollout.fused_weights import Model
+from polaris_jax.rollout.fused_weights import Model, without_dead_tail
 from polaris_jax.rollout.programs import attention
 from polaris_jax.rollout.programs.drafted import verify
 from polaris_jax.rollout.programs.draw import draw_tokens, row_keys, row_uniforms
@@ -178,7 +178,9 @@ def _decode(
     if spec.staged:
         cache = attention.stage(spec, pool, batch=batch, tokens=steps)
 
-    def forward(i: Array, token_B: Array, position_B: Array, alive_B: Array, cache: Any) -> Any:
+    def forward(
+        model: Model, i: Array, token_B: Array, position_B: Array, alive_B: Array, cache: Any
+    ) -> Any:
         if spec.staged:
             attend_fn = attention.attend_to_staged(spec, pool, i, rows, table_BJ)
         else:
@@ -200,10 +202,11 @@ def _decode(
 
     def step(state: Any) -> Any:
         i, token_B, position_B, alive_B, cache, token_BK, logp_BK = state
-        hidden_BTD, cache = forward(i, token_B, position_B, alive_B, cache)
+        live = without_dead_tail(model, alive_B)
+        hidden_BTD, cache = forward(live, i, token_B, position_B, alive_B, cache)
         # Else the rows' split of the draw spreads to all activations, with more collectives.
         hidden_BTD = sharding.whole(hidden_BTD, mesh)
-        logit_BV = sharding.rows_of_logits(model.unembed(hidden_BTD)[:, 0], mesh)
+        logit_BV = sharding.rows_of_logits(live.unembed(hidden_BTD)[:, 0], mesh)
         uniform_B = row_uniforms(key_B, position_B + 1 - rows.prompt_len_B)
         drawn = draw_tokens(logit_BV, uniform_B, rows.params, by_native=spec.native)
         new_B, logp_B = sharding.whole(drawn, mesh)

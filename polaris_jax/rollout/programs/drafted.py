@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from polaris_jax import sharding
-from polaris_jax.rollout.fused_weights import Model
+from polaris_jax.rollout.fused_weights import Model, without_dead_tail
 from polaris_jax.rollout.programs import attention
 from polaris_jax.rollout.programs.draw import draw_tokens, row_keys, row_uniforms
 from polaris_jax.rollout.programs.rows import Packed, Rows
@@ -62,6 +62,7 @@ def verify(
     token_BT = jnp.concatenate([rows.token_B[:, None], draft_BX], axis=1)
     position_BT = rows.position_B[:, None] + at_1T
     length = drafts + 1
+    model = without_dead_tail(model, rows.alive_B, length=length)
     cache: Any = pool
     if spec.native:
         cache = attention.stage(spec, pool, batch=batch, tokens=length)

@@ -45,9 +45,9 @@ def kernels():
 
 
 @functools.partial(jax.jit, static_argnames=("columns", "dtype"))
-def product(layer, x_MD, weight_LDX, *, columns, dtype=jnp.float32):
+def product(layer, x_MD, weight_LDX, *, columns, dtype=jnp.float32, rows=None):
     panel_LPDC = native.pack(weight_LDX.astype(dtype))
-    return native.packed_product(layer, x_MD.astype(dtype), panel_LPDC, columns=columns)
+    return native.packed_product(layer, x_MD.astype(dtype), panel_LPDC, columns=columns, rows=rows)
 
 
 # --- the product ---
@@ -73,6 +73,16 @@ def test_a_rows_product_is_the_same_bits_in_any_company(dtype):
     for rows in ([0], [299], range(7), range(3, 40), range(100, 300)):
         part = product(0, x_MD[list(rows)], weight_LDX, columns=70, dtype=dtype)
         np.testing.assert_array_equal(part, whole[list(rows)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_do_not_count_are_zeros_and_change_no_other(dtype):
+    x_MD, weight_LDX = normal(300, 600), normal(1, 600, 70)
+    whole = np.asarray(product(0, x_MD, weight_LDX, columns=70, dtype=dtype))
+    for rows, counted in ((0, 0), (1, 1), (5, 5), (13, 13), (250, 250), (300, 300), (999, 300)):
+        part = product(0, x_MD, weight_LDX, columns=70, dtype=dtype, rows=rows)
+        np.testing.assert_array_equal(part[:counted], whole[:counted])
+        np.testing.assert_array_equal(part[counted:], 0)
 
 
 @pytest.mark.parametrize(
