@@ -61,6 +61,8 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     from peers.sampling import ours
 
+    from polaris_jax.rollout.native import multiplies_bfloat16
+
     report = Report(args.out)
     report.add(_head(args))
     pythons = _interpreters(args)
@@ -74,8 +76,11 @@ def main() -> None:
             weights = ours.write_weights(workload.model, Path(folder))
             vocab = ours.vocab_size(weights)
             rounds = [requests(workload, number, vocab) for number in range(args.rounds + 1)]
+            bfloat16 = multiplies_bfloat16()
+            if not (bfloat16 or workload.only_ours):
+                report.add(["Our sampler in bfloat16 is left out: no AVX512-BF16 here.", ""])
             try:
-                sides = sides_of(workload, rounds[0], ours.config_fields())
+                sides = sides_of(workload, rounds[0], ours.config_fields(), bfloat16=bfloat16)
             except LookupError as error:
                 report.add([f"Left out: {error.args[0]}.", ""])
                 continue

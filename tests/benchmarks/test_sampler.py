@@ -79,6 +79,8 @@ def test_our_side_comes_first_and_every_side_names_its_dtype(name):
     assert sides[0] == Side(OURS, OURS)
     assert [s.settings["dtype"] for s in sides if "bfloat16" in s.name] == ["bfloat16"]
     assert len({side.name for side in sides}) == len(sides)
+    without = sides_of(WORKLOADS[name], [], {"prefix_cache"}, bfloat16=False)
+    assert without == [side for side in sides if side.settings.get("dtype") != "bfloat16"]
 
 
 def test_vllms_grid_is_every_combination_with_logprobs():
