@@ -16,7 +16,7 @@ polaris() {
   local command=$1 target=$2 name=$3
   shift 3
   "$launch_python" -m polaris_jax "$command" --config="configs/demo.py$target" \
-    --workdir="$workdir/$name" "${overrides[@]}" "$@"
+    --workdir="$workdir/$name" ${overrides[@]+"${overrides[@]}"} "$@"
 }
 base=(--config.model.path="$workdir/base/base_model" --config.warmstart.steps=0)
 polaris evaluate "" base

@@ -17,10 +17,10 @@ polaris() {
   "$launch_python" -m polaris_jax "$command" --config="$config" --workdir="$workdir" "$@"
 }
 began=$SECONDS
-polaris evaluate --tag=before "${overrides[@]}"
-polaris train "${overrides[@]}"
-polaris evaluate --checkpoint=latest "${overrides[@]}"
-polaris report "${overrides[@]}"
+polaris evaluate --tag=before ${overrides[@]+"${overrides[@]}"}
+polaris train ${overrides[@]+"${overrides[@]}"}
+polaris evaluate --checkpoint=latest ${overrides[@]+"${overrides[@]}"}
+polaris report ${overrides[@]+"${overrides[@]}"}
 for when in before_ ""; do
   echo "== ${when:-after_}responses"
   "$launch_python" -m polaris_jax show "$workdir/${when}responses.jsonl" --limit=5

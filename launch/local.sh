@@ -62,7 +62,12 @@ fi
 
 gpus=0
 if [[ ${JAX_PLATFORMS:-} != cpu ]] && command -v nvidia-smi >/dev/null; then
-  gpus="$(nvidia-smi --list-gpus 2>/dev/null | wc -l)"
+  if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then # jax numbers those alone, from 0
+    gpus="$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)" || gpus=0
+  else
+    # Without a driver nvidia-smi fails; under a GPU it lists the parts of it.
+    gpus="$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ')" || gpus=0
+  fi
   if ((gpus > 0 && gpus % processes)); then
     die "--processes=$processes: does not divide the $gpus GPUs of this machine"
   fi

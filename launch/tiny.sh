@@ -15,11 +15,11 @@ polaris() {
   "$launch_python" -m polaris_jax "$command" --config=configs/tiny_cpu.py --workdir="$workdir" "$@"
 }
 began=$SECONDS
-polaris prepare "${overrides[@]}"
-polaris calibrate "${overrides[@]}"
-polaris probe "${overrides[@]}"
-polaris evaluate --tag=before "${overrides[@]}"
-polaris train "${overrides[@]}"
-polaris evaluate --checkpoint=latest "${overrides[@]}"
-polaris report "${overrides[@]}"
+polaris prepare ${overrides[@]+"${overrides[@]}"}
+polaris calibrate ${overrides[@]+"${overrides[@]}"}
+polaris probe ${overrides[@]+"${overrides[@]}"}
+polaris evaluate --tag=before ${overrides[@]+"${overrides[@]}"}
+polaris train ${overrides[@]+"${overrides[@]}"}
+polaris evaluate --checkpoint=latest ${overrides[@]+"${overrides[@]}"}
+polaris report ${overrides[@]+"${overrides[@]}"}
 echo "tiny: $((SECONDS - began)) s"

@@ -23,8 +23,14 @@ def machine_forecast(config: RunConfig) -> Forecast:
         return Forecast("CPUs", jax.process_count())
     if chip is None:
         return Forecast(f"{len(devices)} {kind}", len(devices))
-    samplers = max(1, jax.process_count() // config.rollout.processes)
-    machine = speed.Machine(chip, len(devices), samplers)
+    rollout, processes = config.rollout, jax.process_count()
+    samplers = max(1, processes // rollout.processes)
+    only_sample = rollout.devices * processes
+    sampling = only_sample or len(devices)
+    if rollout.data:
+        sampling = min(sampling, rollout.data * rollout.tensor * samplers)
+    training = max(0, len(devices) - only_sample)
+    machine = speed.Machine(chip, len(devices), samplers, sampling, training)
 
     def seconds(work: Batches) -> float:
         model = base_model_config(config)

@@ -164,6 +164,7 @@ def generate(
         on_end: gets (sample, text) of each of several completions as it ends.
     """
     from polaris_jax.data.prompts import render_prompt
+    from polaris_jax.models.positions import warn_beyond
     from polaris_jax.models.text_stream import TextStream
     from polaris_jax.models.tokenizer import sampled_stop_ids
     from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
@@ -174,13 +175,13 @@ def generate(
     else:
         _, prompt_ids = render_prompt(tokenizer, prompt, suffix=suffix, special_tokens=True)
     max_len = len(prompt_ids) + max_tokens
-    page_size = 16
+    warn_beyond(model.config, max_len, lambda line: print(line, file=sys.stderr))
     sampler = Sampler(
         model,
         SamplerConfig(
             slots=min(n, 32),
-            page_size=page_size,
-            num_pages=min(n, 32) * -(-max_len // page_size) + 1,
+            page_size=16,
+            num_pages=0,  # what the device has room for
             max_len=max_len,
             decode_steps=4,  # small blocks: text appears as it is sampled
             prefill_chunk=min(128, max(16, len(prompt_ids))),

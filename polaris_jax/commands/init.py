@@ -34,7 +34,8 @@ from polaris_jax.config import (
     RunConfig,
     build_config,
 )
-from polaris_jax.system.files import is_remote
+from polaris_jax.data.source_text import parse_source
+from polaris_jax.system.files import is_remote, write_bytes
 from polaris_jax.system.foreign import printable
 from polaris_jax.system.signals import begin_work
 
@@ -59,6 +60,13 @@ def _define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string(
         "hardware", "cpu", "cpu, or a pod such as h100:8, v6e:8x8, v5p:2x2x4", flag_values=values
+    )
+    flags.DEFINE_float(
+        "hbm_gib",
+        0.0,
+        "memory of a device, GiB, for a GPU that --hardware does not know; 0: the named one's",
+        lower_bound=0.0,
+        flag_values=values,
     )
     flags.DEFINE_string(
         "evaluate", "", "problems for held-out scores; then none is held out", flag_values=values
@@ -104,7 +112,7 @@ def main(argv: list[str]) -> int:
     from polaris_jax.guide.problem_facts import look_at_problems
     from polaris_jax.plan.hardware import memory_for, misfit, named_hardware
 
-    hardware = named_hardware(own["hardware"], cpu_bytes=_room())
+    hardware = named_hardware(own["hardware"], cpu_bytes=_room(), hbm_gib=own["hbm_gib"])
     model = look_at_model(own["model"])
     _say("model", model.lines())
     data = look_at_problems(own["data"], model.tokenizer, suffix=PROMPT_SUFFIX)
@@ -134,10 +142,10 @@ def main(argv: list[str]) -> int:
         file=_short(file),
         workdir=f"runs/{file.stem}",
         model=_absolute(own["model"]),
-        problems=_absolute(named),
-        evaluate=_absolute(str(places["held_out"].resolve()) if kept else own["evaluate"]),
-        reward=own["reward"],
-        hardware=own["hardware"],
+        problems=_absolute_source(named),
+        evaluate=_absolute_source(str(places["held_out"].resolve()) if kept else own["evaluate"]),
+        reward=_absolute(own["reward"]),
+        hardware=hardware.name,
         about=(),
     )
     said = ["none (--nosample)"]
@@ -155,12 +163,16 @@ def main(argv: list[str]) -> int:
     text = config_text(dataclasses.replace(names, about=about), choices)
     for target in ("", "quick"):
         _config(text, target)
-    if kept:
-        for place, indices in ((places["train"], train), (places["held_out"], kept)):
-            write_problems([data.problems[i] for i in indices], place)
-            print(f"wrote {printable(str(place))}: {len(indices)} problems")
-    with file.open("x", encoding="utf-8") as out:
-        out.write(text)
+    parts = {"train": train, "held_out": kept} if kept else {}
+    try:
+        for name, indices in parts.items():
+            write_problems([data.problems[i] for i in indices], places[name])
+            print(f"wrote {printable(str(places[name]))}: {len(indices)} problems")
+        write_bytes(file, text.encode())
+    except BaseException:  # a full disk, Ctrl-C: files that stay would stop the next call
+        for place in (file, *(places[name] for name in parts)):
+            place.unlink(missing_ok=True)
+        raise
     print(f"wrote {printable(str(file))}; its first lines are the commands to run")
     return 0
 
@@ -200,6 +212,13 @@ def _sample(
     from polaris_jax.system.console import open_console
 
     count = model.config.num_parameters
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")  # None on a CPU
+    needed = 6 * count  # float32 as they are read, and the sampler's own
+    if limit is not None and needed > limit:
+        return (
+            f"none: the model's weights need about {needed / GIB:.1f} GiB here, and this device "
+            f"has {limit / GIB:.1f} GiB"
+        )
     if jax.default_backend() == "cpu":
         here, needed = total_memory(), 8 * count + HOST_BYTES
         if here is not None and needed > here:
@@ -262,6 +281,12 @@ def _absolute(name: str) -> str:
     if colon and path.endswith(".py") and os.path.isfile(path):
         return f"{os.path.abspath(path)}:{function}"
     return os.path.abspath(name) if name and os.path.exists(name) else name
+
+
+def _absolute_source(name: str) -> str:
+    """A source of problems whose file or directory has its absolute path; see `_absolute`."""
+    where = parse_source(name).where if name else ""
+    return _absolute(where) + name[len(where) :] if name.startswith(where) else name
 
 
 def _short(file: Path) -> str:

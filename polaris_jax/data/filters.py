@@ -48,6 +48,11 @@ def content_id(problem_text: str) -> str:
     return _digest(normalized_text(problem_text))
 
 
+def renamed_id(problem: Problem) -> str:
+    """The id of a problem whose own id is that of another problem, too."""
+    return f"{problem.id}-{_digest(normalized_prompt(problem))}"
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -90,7 +95,7 @@ def deduplicate(problems: Iterable[Problem]) -> tuple[list[Problem], Duplicates]
                 other_rows.append((row_of[text], row))
             continue
         if problem.id in ids:
-            new_id = f"{problem.id}-{_digest(text)}"
+            new_id = renamed_id(problem)
             renamed.append((problem.id, new_id))
             problem = dataclasses.replace(problem, id=new_id)
         ids.add(problem.id)

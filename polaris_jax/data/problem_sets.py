@@ -43,12 +43,20 @@ def read_named(
         say(f"{source}: {report.kept} of {report.rows} rows kept ({counts})")
     for warning in report.warnings:
         say(warning)
-    if (cap := parse_source(source).cap) is not None:
-        say(
-            f"warning: {field}={source}: cap={cap} holds for `polaris prepare` alone, and all of "
-            "the source is read; run `polaris prepare` first, or give a smaller file"
-        )
+    for warning in cap_warnings(source, field):
+        say(warning)
     return problems, report.counts
+
+
+def cap_warnings(source: str, field: str) -> list[str]:
+    """A line that a source's cap does nothing here; [] without one."""
+    cap = parse_source(source).cap
+    if cap is None:
+        return []
+    return [
+        f"warning: {field}={source}: cap={cap} holds for `polaris prepare` alone, and all of the "
+        "source is read; run `polaris prepare` first, or give a smaller file"
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

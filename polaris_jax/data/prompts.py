@@ -161,7 +161,7 @@ def read_shots(path: str) -> Shots:
     remedy = 'write one {"problem": "...", "response": "..."} a line'
     shots: list[tuple[str, str]] = []
     try:
-        lines = read_text(as_place(path), remedy=remedy).splitlines()
+        lines = read_text(as_place(path), remedy=remedy).split("\n")
     except (OSError, ForeignFileError) as error:
         raise ConfigError(f"data.shots={path}: {cause_of(error)[0]}; {remedy}") from None
     for number, line in enumerate(lines, 1):

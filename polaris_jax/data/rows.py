@@ -125,7 +125,12 @@ def _chat(fields: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _problem_field(fields: Mapping[str, Any]) -> str | None:
-    return next((name for name in PROBLEM_FIELDS if fields.get(name) is not None), None)
+    """The column that the problem is read from: the first one with something in it."""
+    for name in PROBLEM_FIELDS:
+        value = fields.get(name)
+        if value is not None and not (isinstance(value, str) and not value.strip()):
+            return name
+    return None
 
 
 def _own_columns(fields: Mapping[str, Any]) -> frozenset[str]:

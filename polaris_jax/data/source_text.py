@@ -19,7 +19,8 @@ from typing import NoReturn
 from polaris_jax.config.settings import ConfigError
 from polaris_jax.system.files import as_place, is_remote
 
-FIELDS = ("problem", "answer", "id", "source", "pass_rate", "response_tokens")
+NEEDED = ("problem", "answer")
+FIELDS = (*NEEDED, "id", "source", "pass_rate", "response_tokens")
 HUB_OPTIONS = ("config", "split", "revision")
 OPTIONS = ("name", "cap", *HUB_OPTIONS, *FIELDS)
 _OPTION = re.compile(r"\s*([A-Za-z_]+)\s*=(.*)", re.DOTALL)

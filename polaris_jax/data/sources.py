@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from polaris_jax.data.csv_rows import csv_rows
 from polaris_jax.data.hub import dataset_files, download_dataset
-from polaris_jax.data.source_text import HUB_OPTIONS, DataError, SourceText, parse_source
+from polaris_jax.data.source_text import (
+    HUB_OPTIONS,
+    NEEDED,
+    DataError,
+    SourceText,
+    parse_source,
+)
 from polaris_jax.system.files import as_place, files_below
 from polaris_jax.system.foreign import (
     LINE_BYTES,
@@ -201,7 +207,7 @@ def read_rows(files: Files, columns: Collection[str] | None = None) -> Iterator[
         DataError: a complete file is unreadable, or the function fails.
     """
     rows = _read_rows(files, columns)
-    return (_renamed(row, files.columns) for row in rows) if files.columns else rows
+    return _renamed_rows(rows, files) if files.columns else rows
 
 
 def _read_rows(files: Files, columns: Collection[str] | None) -> Iterator[Row]:
@@ -222,8 +228,26 @@ def _read_rows(files: Files, columns: Collection[str] | None) -> Iterator[Row]:
             yield from {".jsonl": _jsonl, ".json": _json, ".csv": _csv}[path.suffix](path, place)
 
 
+def _renamed_rows(rows: Iterator[Row], files: Files) -> Iterator[Row]:
+    """The rows under our names; a named column that no row has is mistyped."""
+    unseen = {ours: theirs for ours, theirs in files.columns if ours not in NEEDED}
+    known: tuple[str, ...] = ()
+    for row in rows:
+        if unseen and row.error is None:
+            unseen = {ours: theirs for ours, theirs in unseen.items() if theirs not in row.fields}
+            known = known or tuple(row.fields)
+        yield _renamed(row, files.columns)
+    if unseen and known:
+        ours, theirs = next(iter(unseen.items()))
+        raise DataError(
+            f"data.problems={shown(files.root)!r}: {ours}={theirs}: no row has something in "
+            f"column {theirs!r} (the first one has {', '.join(known)}); correct the name, or leave "
+            "the option out"
+        )
+
+
 def _renamed(row: Row, columns: tuple[tuple[str, str], ...]) -> Row:
-    """The row with the source's columns under our names.
+    """The row with the source's columns under our names; one that it may do without may be absent.
 
     A column that has such a name already, and is not the one that is meant, becomes `other_NAME`.
     """
@@ -231,10 +255,11 @@ def _renamed(row: Row, columns: tuple[tuple[str, str], ...]) -> Row:
         return row
     fields, renamed = dict(row.fields), {}
     for ours, theirs in columns:
-        if theirs not in row.fields:
+        if theirs in row.fields:
+            renamed[ours] = fields.pop(theirs, row.fields[theirs])
+        elif ours in NEEDED:
             known = ", ".join(row.fields)
-            return Row(row.place, {}, f"has no column {theirs!r} for {ours} ({known})")
-        renamed[ours] = fields.pop(theirs, row.fields[theirs])
+            return Row(row.place, {}, f"has nothing in column {theirs!r} for {ours} ({known})")
     others = {f"other_{name}" if name in renamed else name: v for name, v in fields.items()}
     return Row(row.place, others | renamed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 
 from polaris_jax.guide.choices import Choices
 from polaris_jax.system.text import printable
@@ -73,17 +74,22 @@ def _docstring(names: Names, choices: Choices) -> str:
         if command == "probe" and not choices.probes:
             continue
         lines.append(
-            f"    polaris {command:<9} --config={names.file} --workdir={names.workdir}{more}"
+            f"    polaris {command:<9} {_flag('config', names.file)} "
+            f"{_flag('workdir', names.workdir)}{more}"
         )
     lines += [
         "",
-        f"`--config={names.file}:quick` is a short trial of the same.",
+        f"`{_flag('config', f'{names.file}:quick')}` is a short trial of the same.",
         "",
         *names.about,
         '"""\n',
     ]
     # A quote or a backslash of another's text must not end the docstring.
     return "\n".join([lines[0], *(line.replace('"""', "'''") for line in lines[1:-1]), lines[-1]])
+
+
+def _flag(name: str, value: str) -> str:
+    return shlex.quote(f"--{name}={value}")
 
 
 def _data(names: Names, choices: Choices) -> list[str]:

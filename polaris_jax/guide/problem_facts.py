@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from polaris_jax.data.problem_sets import cap_warnings
 from polaris_jax.data.problems import ReadReport, read_problems
 from polaris_jax.data.prompts import PromptFormat, lacks_question
 from polaris_jax.data.sources import read_rows, resolve_source
@@ -78,6 +79,7 @@ class ProblemFacts:
             f"prompts: {self.lengths[0]:,} to {self.lengths[-1]:,} tokens, 99% have at most "
             f"{self.length_at(0.99):,}; the first: {shown}",
             *self.report.warnings,
+            *cap_warnings(self.source, "--data"),
         ]
 
 

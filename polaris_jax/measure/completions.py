@@ -14,11 +14,11 @@ from polaris_jax.config import ConfigError
 from polaris_jax.data.chats import read_chat
 from polaris_jax.data.prompt_renderer import Template
 from polaris_jax.data.prompts import add_suffix, render_prompts
+from polaris_jax.models.positions import warn_beyond
 from polaris_jax.models.weights.identity import model_inputs
 from polaris_jax.models.weights.sources import files_digest
 from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout.pages import pages_for
 from polaris_jax.rollout.request import Request
 from polaris_jax.rollout.settings import per_prompt
 from polaris_jax.run.owner import owned
@@ -136,6 +136,7 @@ def complete_file(
         left = [row for row in rows if row.number not in finished]
         with at_run_time(lambda: f"--input={source}"):
             sampler = _sampler(rows, settings, model)  # its sizes do not depend on what is left
+            warn_beyond(model.config, sampler.config.max_len, progress.line)
             _sample(left, len(rows), done, settings, sampler, tokenizer, stop_ids, progress)
         return len(rows), len(finished)
 
@@ -205,7 +206,7 @@ def _sampler(rows: Sequence[_Row], settings: Settings, model: Any) -> Sampler:
         SamplerConfig(
             slots=slots,
             page_size=PAGE_SIZE,
-            num_pages=slots * pages_for(max_len, PAGE_SIZE) + 1,
+            num_pages=0,  # what the device has room for
             max_len=max_len,
             prefill_chunk=min(128, max(16, longest)),
         ),

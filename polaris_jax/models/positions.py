@@ -34,6 +34,20 @@ def positions_of(model: ModelConfig) -> int:
     return max(limit, int(scaling.factor * (scaling.original_max_position_embeddings or limit)))
 
 
+def warn_beyond(model: ModelConfig, tokens: int, say: Callable[[str], None]) -> None:
+    """Gives `say` a warning if a response may pass the model's positions.
+
+    Args:
+        model: the architecture, stretched as it will be.
+        tokens: prompt and longest response.
+    """
+    if tokens > (limit := positions_of(model)):
+        say(
+            f"warning: prompt and --max_tokens are {tokens:,} tokens, and the model has {limit:,} "
+            "positions; what lies beyond was not trained: lower --max_tokens, or stretch by --yarn"
+        )
+
+
 def check_positions(config: RunConfig, model: ModelConfig, say: Callable[[str], None]) -> None:
     """Checks every stage's prompt + budget against the position limit, before weights are read.
 

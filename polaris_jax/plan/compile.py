@@ -158,7 +158,10 @@ def hold_libtpu(say: Callable[[str], None]) -> None:
     if _held:
         return
     path = Path(os.environ.get("POLARIS_PLAN_LOCK", Path(tempfile.gettempdir()) / LOCK_NAME))
-    file = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        file = os.open(path, os.O_RDONLY)  # another user's is not ours to write
+    except FileNotFoundError:
+        file = os.open(path, os.O_CREAT | os.O_RDONLY, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

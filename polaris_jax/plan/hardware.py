@@ -20,6 +20,7 @@ from polaris_jax.plan.topologies import (
 CPU = "cpu"
 SHORT_TOKENS = 2048  # the length by which larger hardware is suggested
 MOST_SHOWN_TOKENS = 1_000_000  # of a KV pool: a small model's could hold far more than it needs
+OTHER_GPU = "--hardware=h100:N with --hbm_gib=GIB, the memory of one"
 CORES_PER_CHIP = {"tpu7x": 2}  # of chips whose cores are devices of their own
 
 
@@ -43,20 +44,31 @@ class Hardware:
 
     @property
     def name(self) -> str:
-        return CPU if self.is_cpu else self.topology.name
+        """What people call it."""
+        if self.is_cpu:
+            return CPU
+        own = self.topology.chip(self.devices).hbm_bytes
+        changed = f" with {gib(self.chip.hbm_bytes)} GiB a device"
+        return self.topology.name + (changed if self.chip.hbm_bytes != own else "")
 
 
-def named_hardware(name: str, *, cpu_bytes: int) -> Hardware:
+def named_hardware(name: str, *, cpu_bytes: int, hbm_gib: float = 0.0) -> Hardware:
     """The hardware of a name: cpu, or a pod such as h100:8.
 
     Args:
         name: the name.
         cpu_bytes: memory that the arrays of a run on this machine's CPU may take.
+        hbm_gib: memory of a device, GiB, for a card that has no name here; 0: the named chip's.
 
     Raises:
         ConfigError: there is no such hardware.
     """
     if name == CPU:
+        if hbm_gib:
+            raise ConfigError(
+                f"--hbm_gib={hbm_gib:g}: is the memory of an accelerator; name one, like "
+                "--hardware=h100:1"
+            )
         found = _devices(parse_topology("cpu:1"))
         return dataclasses.replace(
             found, chip=dataclasses.replace(found.chip, hbm_bytes=max(0, cpu_bytes))
@@ -64,10 +76,14 @@ def named_hardware(name: str, *, cpu_bytes: int) -> Hardware:
     try:
         found = _devices(parse_topology(name))
     except ConfigError as error:
-        text = str(error).replace("--topology=", "--hardware=").replace(FORMS, f"cpu, {FORMS}")
+        forms = f"cpu, {FORMS.removesuffix(', or cpu:N')}; another GPU is {OTHER_GPU}"
+        text = str(error).replace("--topology=", "--hardware=").replace(FORMS, forms)
         raise ConfigError(text) from None
     if found.is_cpu:
         raise ConfigError(f"--hardware={name}: a run has one CPU device; name cpu")
+    if hbm_gib:
+        chip = dataclasses.replace(found.chip, hbm_bytes=int(hbm_gib * (1 << 30)))
+        found = dataclasses.replace(found, chip=chip)
     return found
 
 
@@ -117,7 +133,8 @@ def misfit(hardware: Hardware, model: ModelConfig) -> str:
         f"{gib(least.budget_bytes)} GiB to use"
     )
     for topology in larger_topologies(hardware.topology):
-        if _smallest(_devices(topology), model, SHORT_TOKENS):
+        larger = dataclasses.replace(_devices(topology), chip=hardware.chip)
+        if _smallest(larger, model, SHORT_TOKENS):
             return f"{text}; --hardware={topology.name} would do, or take a smaller model"
     more = "an accelerator, such as --hardware=h100:1" if hardware.is_cpu else "another chip"
     return f"{text}; name {more}, or take a smaller model"

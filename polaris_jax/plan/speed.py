@@ -55,11 +55,15 @@ class Machine:
         chip: one device.
         devices: their number, over all processes.
         samplers: number of samplers that the devices serve, each with `rollout.slots`.
+        sampling_devices: those that sample; 0: all.
+        training_devices: those that train; 0: all.
     """
 
     chip: Chip
     devices: int
     samplers: int = 1
+    sampling_devices: int = 0
+    training_devices: int = 0
 
 
 def expected_lengths(budget: int) -> Lengths:
@@ -84,7 +88,8 @@ def sampling_s(
         n: responses to each prompt.
         budget: largest length of a response in tokens.
     """
-    chip, devices, tensor = machine.chip, machine.devices, config.rollout.tensor
+    chip, tensor = machine.chip, config.rollout.tensor
+    devices = machine.sampling_devices or machine.devices
     element, lengths = WEIGHT_BYTES[config.model.arithmetic], expected_lengths(budget)
     prompt_tokens = min(MEAN_PROMPT_TOKENS, config.data.max_prompt_tokens)
     weights = model.num_parameters * element / tensor
@@ -125,7 +130,8 @@ def step_s(config: RunConfig, model: ModelConfig, machine: Machine, *, budget: i
         prompt_tokens=min(MEAN_PROMPT_TOKENS, config.data.max_prompt_tokens),
     )
     forwards = 4 / 3 if config.objective.old_logprobs == "recompute" else 1
-    update_s = flops * forwards / (machine.devices * machine.chip.peak_flops * ASSUMED.mfu)
+    devices = machine.training_devices or machine.devices
+    update_s = flops * forwards / (devices * machine.chip.peak_flops * ASSUMED.mfu)
     n = rollout.responses_per_prompt
     sampled_s = sampling_s(config, model, machine, responses=responses, n=n, budget=budget)
     return sampled_s + update_s

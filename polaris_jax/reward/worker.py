@@ -57,6 +57,7 @@ def main(
     from polaris_jax.reward.math.equivalence import explain
     from polaris_jax.reward.math.structures import compare  # noqa: F401
     from polaris_jax.reward.protocol import FailedFunction
+    from polaris_jax.system.child import limit_memory
     from polaris_jax.system.user_code import RefusedFunction
 
     try:
@@ -65,7 +66,7 @@ def main(
         reply({"refused": str(error)})
         return
     if memory_limit_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
+        limit_memory(memory_limit_bytes)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     reply("ready")
     for line in requests:

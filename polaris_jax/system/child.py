@@ -149,9 +149,15 @@ def answers(*, memory_bytes: int = 0, watched: bool = True) -> Iterator[BinaryIO
         if watched:
             threading.Thread(target=_end_with_parent, daemon=True).start()
         if memory_bytes:
-            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+            limit_memory(memory_bytes)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         yield out
+
+
+def limit_memory(most_bytes: int) -> None:
+    """Limits this process's address space, where the system has such a limit: macOS has none."""
+    if sys.platform != "darwin":
+        resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
 
 
 def _end_with_parent() -> None:

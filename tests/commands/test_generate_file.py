@@ -83,6 +83,14 @@ def test_each_row_gets_what_the_sampler_gives_it_alone(words, model_dir, tmp_pat
     assert found[0]["seed"] == 5 == found[2]["seed"]
 
 
+def test_what_lies_beyond_the_models_positions_is_told_of(words, capsys):
+    assert main(words) == 0
+    assert "warning" not in capsys.readouterr().out
+    command, model, *_ = words
+    assert main([command, model, "--prompt=hi", "--max_tokens=600", "--temperature=0"]) == 0
+    assert "tokens, and the model has 512 positions" in capsys.readouterr().err
+
+
 def test_a_rerun_after_a_kill_ends_with_the_same_bytes(words, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out.jsonl"
     assert main(words) == 0

@@ -1,5 +1,6 @@
 """`polaris init`: what it writes, and what it says instead."""
 
+import errno
 import json
 
 import jax
@@ -49,6 +50,16 @@ def test_the_first_responses_are_sampled_by_a_sampler_of_this_machine(monkeypatc
     assert 64 <= rollout.slots < 64 + devices
 
 
+def test_a_device_that_cannot_hold_the_model_samples_nothing(monkeypatch, capsys):
+    class Device:
+        def memory_stats(self):
+            return {"bytes_limit": 1000}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert init("small.py") == 0
+    assert "responses: none: the model's weights need about" in capsys.readouterr().out
+
+
 def test_the_held_out_set_is_read_as_a_run_reads_it(monkeypatch, capsys):
     def found(evaluate, *_, **__):
         raise ConfigError(f"evaluate.problems={evaluate.problems!r}: not here")
@@ -77,6 +88,34 @@ def test_it_writes_a_config_and_holds_problems_out(here, capsys):
     assert not {p.id for p in train} & {p.id for p in held_out}
     text = (here / "first.py").read_text()
     assert "polaris prepare   --config=first.py --workdir=runs/first" in text
+
+
+def test_paths_are_those_of_any_place_and_commands_can_be_copied(here, capsys):
+    (here / "a b").mkdir()
+    (here / "score.py").write_text("def score(response, problem):\n    return 1.0\n")
+    rows(here / "q.jsonl", *({"q": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(9)))
+    source = "q.jsonl,problem=q,cap=5"
+    more = ("--nosample", "--hold_out=0", "--reward=score.py:score")
+    assert init("a b/my.py", *more, data=source) == 0
+    assert "cap=5 holds for `polaris prepare` alone" in capsys.readouterr().out
+    config = build_config(load_config("a b/my.py"))
+    assert config.data.problems == f"{here / 'q.jsonl'},problem=q,cap=5"
+    assert config.reward.function == f"{here / 'score.py'}:score"
+    assert (
+        "polaris prepare   '--config=a b/my.py' --workdir=runs/my"
+        in (here / "a b" / "my.py").read_text()
+    )
+
+
+def test_a_full_disk_leaves_nothing_that_stops_the_next_call(here, monkeypatch):
+    def full(*_: object):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("polaris_jax.commands.init.write_bytes", full)
+        assert init("full.py", "--nosample") == 1
+    assert not list(here.glob("full*"))
+    assert init("full.py", "--nosample") == 0
 
 
 def test_it_overwrites_nothing(here, capsys):

@@ -51,6 +51,14 @@ def test_earlier_turns_stay():
     assert [role for role, _ in problem.turns] == ["system", "user", "assistant"]
 
 
+def test_turns_stay_beside_a_blank_column_of_the_problem():
+    system = {"role": "system", "content": "Be brief."}
+    problem = parse_row({"problem": " ", "messages": [system, USER, REPLY], "solution": ""})
+    assert problem.problem == USER["content"]
+    assert problem.turns == (("system", "Be brief."),)
+    assert problem.answer == "5"
+
+
 def test_chats_that_end_in_the_same_question_are_different_problems(tmp_path):
     question = {"role": "user", "content": "What is x squared?"}
     path = tmp_path / "chats.jsonl"

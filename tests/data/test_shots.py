@@ -93,6 +93,10 @@ def test_a_file_of_examples(tmp_path):
     path = write(tmp_path / "shots.jsonl", *rows_of(SHOTS))
     assert read_shots(path) == SHOTS
     assert read_shots("") == ()
+    separator = "a\u2028b\x85c"  # a line break in a text, and none of JSON's
+    line = json.dumps(rows_of([(separator, "r")])[0], ensure_ascii=False)
+    (tmp_path / "other.jsonl").write_text(f"{line}\r\n", encoding="utf-8")
+    assert read_shots(str(tmp_path / "other.jsonl")) == ((separator, "r"),)
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,21 @@ def test_columns_are_read_under_our_names(tmp_path):
     assert (problem.problem, problem.answer, problem.pass_rate) == ("Q1", 7, None)
     assert problem.extra == {"other_answer": "a worked text", "difficulty": "5/8"}
     assert report.counts == {"malformed": 1}
-    assert "has no column 'final' for answer (frage, answer)" in report.messages[0]
+    assert "has nothing in column 'final' for answer (frage, answer)" in report.messages[0]
     rated = read_problems(f"{source},pass_rate=difficulty")[0]
     assert [p.pass_rate for p in rated] == [0.625]
+
+
+def test_a_row_may_do_without_a_column_that_is_not_needed(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("q,answer,difficulty,key\nQ1,1,0.5,a\nQ2,2,,b\nQ3,3,0.25,\n,4,0.5,d\n")
+    problems, report = read_problems(f"{path},problem=q,pass_rate=difficulty,id=key")
+    assert [p.pass_rate for p in problems] == [0.5, None, 0.25]
+    assert [p.id for p in problems][:2] == ["a", "b"]
+    assert report.counts == {"malformed": 1}
+    assert "has nothing in column 'q' for problem" in report.messages[0]
+    with pytest.raises(DataError, match="id=keys: no row has something in column 'keys'"):
+        read_problems(f"{path},problem=q,id=keys")
 
 
 @pytest.mark.parametrize("option", ["split=train", "config=main", "revision=v1"])

@@ -109,7 +109,7 @@ def test_each_rank_learns_its_place(stand_in):
 
 def test_gpus_are_dealt_evenly(stand_in, tmp_path):
     smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\nfor i in 0 1 2 3; do echo GPU $i; done\n")
+    smi.write_text("#!/bin/sh\nfor i in 0 1 2 3; do echo GPU $i; echo '  MIG 1g.10gb'; done\n")
     smi.chmod(0o755)
     machine = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JAX_PLATFORMS": ""}
     arguments = ("--port", "5000", "--dry-run", "--", "train")
@@ -119,6 +119,17 @@ def test_gpus_are_dealt_evenly(stand_in, tmp_path):
     done = launch(stand_in("exit 9"), "--processes", "3", *arguments, **machine)
     assert done.returncode == 2
     assert "does not divide the 4 GPUs" in done.stderr
+    done = launch(
+        *(stand_in("exit 9"), "--processes", "2", *arguments),
+        **machine,
+        CUDA_VISIBLE_DEVICES="5,7",
+    )
+    shares = [variables["JAX_LOCAL_DEVICE_IDS"] for variables, _ in planned(done.stdout)]
+    assert shares == ["0", "1"]
+    smi.write_text("#!/bin/sh\necho no driver >&2\nexit 9\n")
+    done = launch(stand_in("exit 9"), "--processes", "2", *arguments, **machine)
+    assert done.returncode == 0
+    assert "JAX_LOCAL_DEVICE_IDS" not in done.stdout
 
 
 @pytest.mark.parametrize(

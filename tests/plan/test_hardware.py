@@ -32,13 +32,30 @@ def test_a_cpu_has_its_machines_memory():
     assert memory_for(named("cpu", gib=64), model, 1024)
 
 
+def test_a_card_without_a_name_has_the_memory_that_is_given():
+    model = preset("qwen3-0.6b")
+    small, chip = (named_hardware("h100:1", cpu_bytes=0, hbm_gib=gib) for gib in (12, 0))
+    assert memory_for(small, model, 16_384) is None
+    assert memory_for(chip, model, 16_384)
+    text = misfit(small, preset("qwen3-4b"))
+    assert "h100:1 with 12.00 GiB a device has" in text
+    assert "--hardware=h100:16 would do" in text  # each with 12 GiB
+    with pytest.raises(ConfigError, match="--hbm_gib=12: is the memory of an accelerator"):
+        named_hardware("cpu", cpu_bytes=GIB, hbm_gib=12)
+
+
 def test_both_cores_of_a_chip_are_devices():
     assert named("tpu7x:2x2x1").devices == 8
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("h200", "--hardware=h200: expected cpu, "), ("cpu:2", "name cpu"), ("v6e:2", "--hardware")],
+    [
+        ("h200", "--hardware=h200: expected cpu, "),
+        ("a100:1", "another GPU is --hardware=h100:N with --hbm_gib=GIB"),
+        ("cpu:2", "name cpu"),
+        ("v6e:2", "--hardware"),
+    ],
 )
 def test_other_names_are_refused(name, words):
     with pytest.raises(ConfigError) as error:

@@ -59,6 +59,17 @@ def test_the_recipe_takes_days_on_32_h100():
     assert 4 < batch * 53_291 * 8 / 512 / 86400 < 5
 
 
+def test_devices_that_only_sample_do_not_train():
+    def seconds(sampling: int, training: int) -> tuple[float, float]:
+        machine = Machine(CHIPS["h100"], 8, 1, sampling, training)
+        sampled = sampling_s(CONFIG, MODEL, machine, responses=512, n=8, budget=8_192)
+        return sampled, step_s(CONFIG, MODEL, machine, budget=8_192) - sampled
+
+    (all_sampled, all_trained), (sampled, trained) = seconds(0, 0), seconds(2, 6)
+    assert sampled > 1.5 * all_sampled  # each step reads the weights for more rows
+    assert trained > all_trained > 0
+
+
 def test_more_devices_and_fewer_responses_take_less():
     def seconds(devices: int, responses: int, slots: int = 1024) -> float:
         rollout = dataclasses.replace(CONFIG.rollout, slots=slots)

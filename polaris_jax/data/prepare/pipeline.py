@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from polaris_jax.data.filters import content_id
+from polaris_jax.data.filters import renamed_id
 from polaris_jax.data.prepare.choose import (
     Facts,
     first_of_each_text,
@@ -153,7 +153,7 @@ class Preparation:
             for number, entry in enumerate(self._spool.entries()):
                 if first[number] and (problem := entry.problem) is not None:
                     if number in taken:
-                        problem = dataclasses.replace(problem, id=_new_id(problem))
+                        problem = dataclasses.replace(problem, id=renamed_id(problem))
                     yield digest_line(problem, extras=True)
 
         return sorted_digest(lines())
@@ -335,7 +335,7 @@ class Preparation:
         problem = entry.problem
         assert problem is not None
         return (
-            dataclasses.replace(problem, id=_new_id(problem))
+            dataclasses.replace(problem, id=renamed_id(problem))
             if number in self._renamed
             else problem
         )
@@ -361,8 +361,3 @@ class Preparation:
                 numbers, problems = [], []
         if numbers:
             yield numbers, problems
-
-
-def _new_id(problem: Problem) -> str:
-    """The id of a problem whose own is another's, too."""
-    return f"{problem.id}-{content_id(problem.problem)}"

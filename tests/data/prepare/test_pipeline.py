@@ -177,6 +177,10 @@ def test_the_file_is_one_that_read_problems_reads_and_its_digest_that_of_the_sou
         row("Q2", ["2", "two"], id="x"),
         {"prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q3"}],
          "answer": 3.5},
+        {"prompt": [{"role": "system", "content": "T"}, {"role": "user", "content": "Q3"}],
+         "answer": 4.5},
+        {"prompt": [{"role": "system", "content": "U"}, {"role": "user", "content": "Q3"}],
+         "answer": 5.5},
         "torn\n",
     ]  # fmt: skip
     path = write(tmp_path / "a.jsonl", rows)
@@ -185,6 +189,7 @@ def test_the_file_is_one_that_read_problems_reads_and_its_digest_that_of_the_sou
     out = tmp_path / "problems.parquet"
     write_kept(found, out, made_of={"name": "a"})
     assert read_problems(out)[0] == list(found.kept())
+    assert len({problem.id for problem in found.kept()}) == 5
     assert read_made_of(epath.Path(out)) == {"name": "a"}
 
 
