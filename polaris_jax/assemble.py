@@ -38,6 +38,7 @@ from polaris_jax.demo.chains import Mix
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import base_model_architecture, make_base_model
 from polaris_jax.evaluate.benchmarks import find_held_out_problems
+from polaris_jax.metrics.writer import require_wandb
 from polaris_jax.models import Decoder, ModelConfig, RopeScaling, load_config, load_with_tokenizer
 from polaris_jax.models.positions import check_positions, yarn_scaling
 from polaris_jax.models.tokenizer import load_tokenizer, sampled_stop_ids
@@ -157,7 +158,8 @@ def assemble(
     )
     config = with_dtype(config, model_config, sampler_devices, progress.line)
     samplers = Samplers(config, sampler_devices, progress)
-    samplers.check(model_config, max_response_tokens=longest_response_tokens(config))
+    longest = longest_response_tokens(config)
+    samplers.check(model_config, max_response_tokens=longest)
     updater = Updater(
         config.objective,
         config.optimizer,
@@ -169,6 +171,14 @@ def assemble(
         parks=config.rollout.trainer_state == "host",
     )
     updater.check_model(model_config)
+    require_wandb(config.metrics.wandb)
+    progress.line(f"problems: {len(found.problems)} from {found.origin} ({found.why})")
+
+    def loaded(path: str) -> tuple[Any, list[Problem], str]:
+        own, say = load_tokenizer(path), progress.line
+        return own, *fitting_prompts(found.problems, config.data, tokenizer=own, say=say)
+
+    ready = loaded(config.model.path) if config.model.path else None
     with contextlib.ExitStack() as opened:
         claim = opened.enter_context(
             workdir_lib.claim(
@@ -179,14 +189,10 @@ def assemble(
                 problem_set=found.place,
             )
         )
-        progress.line(f"problems: {len(found.problems)} from {found.origin} ({found.why})")
         if (moments := config.optimizer.moment_dtype) != "float32":
             progress.line(f"optimizer.moment_dtype={moments}: the recipe's is float32")
         path = base_path(config, workdir, progress)  # the warm start, if one is configured
-        model_config, tokenizer = load_config(path), load_tokenizer(path)
-        problems, prompts = fitting_prompts(
-            found.problems, config.data, tokenizer=tokenizer, say=progress.line
-        )
+        model_config, (tokenizer, problems, prompts) = load_config(path), ready or loaded(path)
         processes.agree({PROMPTS: prompts})
         warn_of_reward(config.reward, config.data, tokenizer, problems, progress.line)
         if config.reward.control == "foreign_golds":
@@ -211,12 +217,7 @@ def assemble(
                 claim,
                 tokenizer=tokenizer,
                 end_ids=model_config.end_ids,
-                numerics=numerics_of(
-                    samplers.kernels(
-                        model_config,
-                        max_response_tokens=longest_response_tokens(config),
-                    )
-                )
+                numerics=numerics_of(samplers.kernels(model_config, max_response_tokens=longest))
                 | {"shared prompts": updater.shares_prompts(model_config)},
             )
         )

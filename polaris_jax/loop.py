@@ -28,7 +28,7 @@ from polaris_jax.run.signs import Signs
 from polaris_jax.run.standing import duration, read_standing, score_text
 from polaris_jax.stage_change import change_stage
 from polaris_jax.stages.guards import check_health, failed_grading, watch
-from polaris_jax.state import RunState, StartAt, open_state, with_score
+from polaris_jax.state import RunState, StartAt, check_start, open_state, with_score
 from polaris_jax.step import step
 from polaris_jax.system.console import open_console
 from polaris_jax.system.failures import at_run_time
@@ -66,6 +66,8 @@ def run(
     """
     config = build_config(config) if isinstance(config, ConfigDict) else config
     workdir = as_place(workdir)
+    if start is not None:
+        check_start(start, config, workdir, overwrite=overwrite)
     progress = open_console(Signs(workdir, process=process_index()))
     with (
         stop or StopRequest() as stop,

@@ -52,8 +52,8 @@ def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunStat
     tokens = sum(candidate["tokens"] for candidate in chosen["table"])
 
     train = with_rope_scaling(state.train, parts.rope_scaling(index))
-    if previous is not None and section.reset_optimizer:
-        train = parts.updater.reset_optimizer(train)
+    resets = previous is not None and section.reset_optimizer
+    if resets:
         decisions.append(decision("reset_optimizer", True, "stage change"))
     accuracy, loader = copy.copy(state.accuracy), copy.copy(state.loader)
     accuracy.forget(index)  # another run's checkpoint may hold visits of this stage
@@ -81,6 +81,9 @@ def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunStat
             target_diversity=measured.diversity,
             target_probe=probe_identity(parts, stage),
         )
+    if resets:  # after all sampling: old and new moments need the memory of the KV pages
+        sampler.release_pool()
+        state = dataclasses.replace(state, train=parts.updater.reset_optimizer(train))
     record = {
         "stage": index,
         "first_step": state.step,

@@ -8,6 +8,7 @@ weights and moments of `RunState.train`.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from polaris_jax.batch import RescueBuffer
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.snapshots import Snapshot
 from polaris_jax.checkpoint.step_folders import ROPE_SCALING
-from polaris_jax.config import ConfigError, longest_response_tokens
+from polaris_jax.config import ConfigError, RunConfig, longest_response_tokens
 from polaris_jax.data.loader import PromptLoader
 from polaris_jax.metrics.writer import reduce_metrics
 from polaris_jax.records import Group, StageState
@@ -31,6 +32,7 @@ from polaris_jax.stages.difficulty import AccuracyTable
 from polaris_jax.stages.guards import History
 from polaris_jax.stages.lengths import LengthTable
 from polaris_jax.system import processes
+from polaris_jax.system.files import is_remote
 from polaris_jax.system.seeds import fold_seed
 from polaris_jax.train.state import (
     TrainState,
@@ -146,6 +148,32 @@ class StartAt:
     checkpoint: epath.Path
 
 
+def check_start(start: StartAt, config: RunConfig, workdir: epath.Path, *, overwrite: bool) -> None:
+    """Checks where a run is to begin before anything is deleted or computed.
+
+    Raises:
+        ConfigError: there is no such stage, or `overwrite` would delete the checkpoint, or the run
+            that was here although the checkpoint is not whole.
+    """
+    stage, checkpoint = start.stage, start.checkpoint
+    if not 0 <= stage < len(config.stages):
+        raise ConfigError(f"--stage={stage}: the config has stages 0 to {len(config.stages) - 1}")
+    if not overwrite:
+        return
+    source, own = _real(checkpoint), _real(workdir)
+    if source == own or f"{source}/".startswith(f"{own}/checkpoints/"):
+        raise ConfigError(
+            f"--from={checkpoint}: --overwrite would delete it, as it lies in workdir={workdir}; "
+            "choose another --workdir"
+        )
+    if not (there := Checkpointer.of(checkpoint)).steps():
+        there.latest_or_error()
+
+
+def _real(path: epath.Path) -> str:
+    return str(path).rstrip("/") if is_remote(path) else os.path.realpath(path)  # epath keeps links
+
+
 def open_state(parts: Parts, start: StartAt | None = None) -> RunState:
     """The state that a run continues from: its newest checkpoint's, else that of a new run.
 
@@ -164,6 +192,11 @@ def open_state(parts: Parts, start: StartAt | None = None) -> RunState:
     if latest is None and (lost := processes.from_first(lambda: _lost_steps(parts))):
         raise ConfigError(lost)
     if latest is not None:
+        if start is not None:
+            parts.progress.line(
+                f"--from={start.checkpoint} --stage={start.stage} are left out: the run has begun, "
+                "and continues from its own checkpoint"
+            )
         state = restore(parts, latest)
     elif start is not None:
         state = start_from(parts, start)
@@ -189,7 +222,7 @@ def _lost_steps(parts: Parts) -> str:
     done = max((line["step"] for line in tail_lines(parts.workdir / "metrics.jsonl")), default=-1)
     if damaged := checkpointer.damaged():
         why = f"none of its checkpoints ({', '.join(map(str, damaged))}) can be read"
-    elif every and done >= 2 * every:  # one may be on its way while the next steps are done
+    elif every and done >= every:  # a step begins when the save before it has ended
         why = f"it holds no checkpoint, and one is due every {every} steps"
     else:
         return ""
@@ -254,7 +287,14 @@ def start_from(parts: Parts, start: StartAt) -> RunState:
     """
     source, count = start.checkpoint, len(parts.config.stages)
     other = Checkpointer.of(source, architecture=parts.model_config.architecture())
-    train, host = other.restore(other.latest_or_error(), abstract_state(parts))
+    step = other.latest_or_error()
+    if "step" not in (other.facts(step)["arrays"] or {"step": ()}):
+        raise ConfigError(
+            f"--from={source}: holds weights alone, so no run can continue from it; name it in "
+            "model.path, without --from"
+        )
+    needed = dataclasses.replace(abstract_state(parts), opt_state=())  # its moments are not used
+    train, host = other.restore(step, needed, partial=True)
     left = stage_from(host["stage"])
     if left.stage >= count:
         raise ConfigError(

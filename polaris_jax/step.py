@@ -224,7 +224,8 @@ def rescue(
 ) -> tuple[RunState, Graded]:
     """The batch with a stored correct response in groups without one, and the state's new sink.
 
-    The sink is updated after the rescue, so a group only gets a response of an earlier step.
+    The sink is updated after the rescue, so a group only gets a response of an earlier step, or of
+    an earlier batch of a step that samples again.
     """
     if not parts.config.batch.rescue:
         return state, graded

@@ -27,12 +27,16 @@ NEVER = StopRequest()
 
 
 class Sampler:
-    """Counts how often it was released."""
+    """Counts how often it was released, with its weights or its pool alone."""
 
     released = 0
+    pools_released = 0
 
     def release(self) -> None:
         self.released += 1
+
+    def release_pool(self) -> None:
+        self.pools_released += 1
 
     def reset_stats(self) -> None:
         pass
@@ -256,6 +260,27 @@ def test_an_entry_that_is_abandoned_leaves_the_state_before_it(monkeypatch):
     assert state.accuracy.state_dict() == accuracy
     assert isinstance(state.loader, Loader)
     assert state.loader.dropped == []
+
+
+def test_new_moments_are_made_after_all_sampling_in_the_memory_of_the_pages(monkeypatch):
+    done = []
+
+    def measured_then(*given, **more):
+        done.append("measured")
+        return measured(*given, **more)
+
+    def reset(_, train):
+        (sampler,) = made_by(parts)
+        done.append(("reset", sampler.pools_released))
+        return train
+
+    stages = [{"steps": 1}, {"steps": 1}, {"steps": 1, "temperature_rule": "match_diversity"}]
+    config = build_config({"stages": stages})
+    monkeypatch.setattr(stage_change, "measure_temperature", measured_then)
+    monkeypatch.setattr(Updater, "reset_optimizer", reset)
+    parts = new_parts("abcd", config)
+    change(parts, entering(1, ended(config)))
+    assert done == ["measured", ("reset", 1)]
 
 
 @pytest.mark.parametrize(

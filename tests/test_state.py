@@ -1,6 +1,7 @@
 """Where a run starts from, how it ends in an error, and what a step counts."""
 
 import json
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from polaris_jax.state import StartAt, open_state, start_from
 from polaris_jax.step import count_batch
 from polaris_jax.system.failures import at_run_time
 from polaris_jax.system.progress import Progress
+from polaris_jax.train.state import TrainState
 from tests.support.micro_run import flags, make_base
 from tests.support.parts import make_parts, make_state, stage_at
 
@@ -149,7 +151,15 @@ class OtherRun:
     def latest_or_error(self) -> int:
         return 7
 
-    def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+    arrays: Mapping[str, Any] = {"params/embed_VD": [], "step": []}
+
+    def facts(self, step: int) -> dict[str, Any]:
+        return {"arrays": self.arrays}
+
+    def restore(
+        self, step: int, abstract: Any, *, partial: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
+        assert partial and abstract.opt_state == ()  # its moments are not read
         state = make_state(stage=stage_at(2), loader=Position(), train=Train())
         return None, state.snapshot().host
 
@@ -172,10 +182,13 @@ class Position:
 
 def test_the_stage_that_the_other_run_was_in_must_be_known(monkeypatch):
     monkeypatch.setattr("polaris_jax.state.Checkpointer.of", lambda *_, **__: OtherRun())
-    monkeypatch.setattr("polaris_jax.state.abstract_state", lambda parts: None)
+    monkeypatch.setattr("polaris_jax.state.abstract_state", lambda parts: TrainState(*[None] * 4))
     config = build_config({"stages": [{"steps": 1}, {"steps": 1}]})
     start = StartAt(1, epath.Path("runs/other"))
     with pytest.raises(ConfigError, match="its run was in stage 2, and the config has stages 0 to"):
+        start_from(make_parts(config, model_config=Architecture()), start)
+    monkeypatch.setattr(OtherRun, "arrays", {"params/embed_VD": []})
+    with pytest.raises(ConfigError, match=r"holds weights alone.*name it in model\.path"):
         start_from(make_parts(config, model_config=Architecture()), start)
 
 
@@ -246,6 +259,9 @@ def test_a_run_whose_checkpoints_are_gone_or_damaged_does_not_begin_anew(tmp_pat
     # What the sampler refuses is refused before the former run is deleted.
     assert main([*line, "--overwrite", "--config.rollout.attention=ragged"]) == 2
     assert "rollout.attention='ragged': runs on tpu" in capsys.readouterr().err
+    # So is what no prompt fits.
+    assert main([*line, "--overwrite", "--config.data.max_prompt_tokens=1"]) == 2
+    assert "data.max_prompt_tokens" in capsys.readouterr().err
     assert (run / "metrics.jsonl").read_bytes() == longer
 
 

@@ -57,6 +57,7 @@ TOKEN = "data-"
 _DATA = re.compile(rf"{TOKEN}[0-9a-f]+/")
 READ_BYTES = 1 << 23
 NO_OTHERS = r"(?!)"  # matches no name
+NO_ANSWER = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EPERM)
 THREADS = 4  # zlib releases the GIL; more threads only compete for the disk
 
 FileEntry = dict[str, int]  # {"size": bytes, "crc32": checksum}
@@ -194,6 +195,10 @@ def fault(directory: AnyPath, *, checksums: bool = True, others: str = NO_OTHERS
         directory: the directory to check.
         checksums: True: read every byte and compare checksums; False: only names and sizes.
         others: pattern of names that are allowed although the manifest does not name them.
+
+    Raises:
+        OSError: with `checksums`: the disk or store does not answer, which says nothing of what
+            lies there. An older step in its place would lose the steps behind it.
     """
     directory = epath.Path(directory)
     try:
@@ -216,10 +221,12 @@ def fault(directory: AnyPath, *, checksums: bool = True, others: str = NO_OTHERS
             for (name, entry), crc32 in zip(files.items(), sums, strict=True):
                 if crc32 != entry["crc32"]:
                     return f"{name} does not match its checksum"
-    except OSError as error:
-        return f"it cannot be read ({error})"
-    except ValueError as error:
-        return str(error)
+    except (OSError, ValueError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if checksums and isinstance(cause, OSError) and cause.errno in NO_ANSWER:
+            remedy = "start again once it can be read, or move that folder away to do without it"
+            raise OSError(cause.errno, f"{cause.strerror}; {remedy}", cause.filename) from error
+        return str(error) if isinstance(error, ValueError) else f"it cannot be read ({error})"
     return None
 
 

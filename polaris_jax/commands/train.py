@@ -18,13 +18,12 @@ from __future__ import annotations
 import os
 
 from absl import flags
-from etils import epath
 
 from polaris_jax.commands.flags import parse
 from polaris_jax.commands.run import start_jax
-from polaris_jax.config import ConfigError, RunConfig
+from polaris_jax.config import ConfigError
 from polaris_jax.run.record import begun_by_this_launch, has_finished
-from polaris_jax.system.files import as_place, is_remote
+from polaris_jax.system.files import as_place
 from polaris_jax.system.signals import LAUNCH, StopRequest, stopped_status
 
 
@@ -49,10 +48,8 @@ def main(argv: list[str]) -> int:
             "neither"
         )
     config, workdir, overwrite = command.config, command.workdir, command.flags["overwrite"]
-    if source:
-        if not as_place(source).exists():
-            raise ConfigError(f"--from={source}: there is no such checkpoint")
-        check_start(stage, as_place(source), config, workdir, overwrite=overwrite)
+    if source and not as_place(source).exists():
+        raise ConfigError(f"--from={source}: there is no such checkpoint")
     when_stopped = stopped_status()
     start_jax(command)
     from polaris_jax.commands.forecast import machine_forecast
@@ -74,28 +71,6 @@ def main(argv: list[str]) -> int:
         return 1  # `run` has said why
     interrupted = any_process(stop.interrupted)  # one status in all processes
     return exit_status(state.done, interrupted=interrupted, when_stopped=when_stopped)
-
-
-def check_start(
-    stage: int, checkpoint: epath.Path, config: RunConfig, workdir: epath.Path, *, overwrite: bool
-) -> None:
-    """Checks `--stage` and `--from` before anything is deleted or loaded.
-
-    Raises:
-        ConfigError: there is no such stage, or `overwrite` would delete the checkpoint first.
-    """
-    if not 0 <= stage < len(config.stages):
-        raise ConfigError(f"--stage={stage}: the config has stages 0 to {len(config.stages) - 1}")
-    source, own = _real(checkpoint), _real(workdir)
-    if overwrite and (source == own or f"{source}/".startswith(f"{own}/checkpoints/")):
-        raise ConfigError(
-            f"--from={checkpoint}: --overwrite would delete it, as it lies in workdir={workdir}; "
-            "choose another --workdir"
-        )
-
-
-def _real(path: epath.Path) -> str:
-    return str(path).rstrip("/") if is_remote(path) else os.path.realpath(path)  # epath keeps links
 
 
 def exit_status(finished: bool, *, interrupted: bool, when_stopped: int) -> int:

@@ -66,6 +66,15 @@ def value_of(metric: Any) -> Any:
     return metric.value if isinstance(metric, Mean) else metric
 
 
+def require_wandb(asked: bool) -> None:
+    """Raises ConfigError if Weights & Biases is asked for and not installed."""
+    if asked and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            "metrics.wandb=True: the package wandb is not installed; "
+            "pip install 'polaris_jax[wandb]', or set metrics.wandb=False"
+        )
+
+
 class MetricsWriter:
     """Writes the metrics of a run's steps.
 
@@ -97,11 +106,7 @@ class MetricsWriter:
         first_step: int = 0,
         enabled: bool = True,
     ) -> None:
-        if wandb and importlib.util.find_spec("wandb") is None:
-            raise ConfigError(
-                "metrics.wandb=True: the package wandb is not installed; "
-                "pip install 'polaris_jax[wandb]', or set metrics.wandb=False"
-            )
+        require_wandb(wandb)
         self._workdir, self._enabled = as_place(workdir), enabled
         self._last_step: int | None = None
         self._warned = False

@@ -325,6 +325,23 @@ def test_damage_falls_back_to_the_last_whole_one_and_does_not_block_the_retry(
     assert names_in(fresh) == ["4"]
 
 
+@pytest.mark.parametrize("place", ["_crc32", "read_bytes"])
+def test_a_disk_that_does_not_answer_is_no_damage(saver, warnings, monkeypatch, place):
+    for step in (2, 4):
+        saver.save(step, tree(step), {"step": step})
+
+    def no_answer(path, **_):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step_folders, place, no_answer)
+        fresh = Checkpointer(saver.directory, warn=warnings.append)
+        with pytest.raises(OSError, match="start again once it can be read, or move that folder"):
+            fresh.latest()
+    assert not warnings
+    assert Checkpointer(saver.directory, warn=warnings.append).latest() == 4
+
+
 def test_an_empty_step_directory_is_passed_over(saver, warnings):
     saver.save(3, tree(), {})
     (saver.directory / "4").mkdir()

@@ -8,16 +8,24 @@ from etils import epath
 
 from polaris_jax import loop
 from polaris_jax.__main__ import main
-from polaris_jax.commands.train import check_start
 from polaris_jax.config import ConfigError, build_config
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.owner import own
+from polaris_jax.state import StartAt, check_start
 
 CONFIG = build_config({"stages": [{"steps": 1}, {"steps": 1}]})
 
 
 def check(source, workdir, *, stage=1, overwrite=True):
-    check_start(stage, epath.Path(source), CONFIG, epath.Path(workdir), overwrite=overwrite)
+    start = StartAt(stage, epath.Path(source))
+    check_start(start, CONFIG, epath.Path(workdir), overwrite=overwrite)
+
+
+@pytest.fixture
+def whole(monkeypatch):
+    """Every checkpoint is whole."""
+    found = SimpleNamespace(steps=lambda: [6])
+    monkeypatch.setattr("polaris_jax.state.Checkpointer.of", lambda path: found)
 
 
 @pytest.mark.parametrize("stage", [-1, 2])
@@ -27,7 +35,7 @@ def test_a_stage_that_is_not_there(tmp_path, stage):
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/6", "../run/checkpoints"])
-def test_overwriting_does_not_delete_what_the_run_is_to_begin_from(tmp_path, place):
+def test_overwriting_does_not_delete_what_the_run_is_to_begin_from(tmp_path, whole, place):
     workdir = tmp_path / "run"
     (workdir / "checkpoints" / "6").mkdir(parents=True)
     with pytest.raises(ConfigError, match="--overwrite would delete it"):
@@ -36,7 +44,14 @@ def test_overwriting_does_not_delete_what_the_run_is_to_begin_from(tmp_path, pla
     check(workdir / place, tmp_path / "other")
 
 
-def test_a_link_to_it_is_the_same_and_another_folder_is_not(tmp_path):
+def test_overwriting_for_a_checkpoint_that_is_not_whole_deletes_nothing(tmp_path):
+    (tmp_path / "other" / "checkpoints" / "6").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="no whole checkpoint"):
+        check(tmp_path / "other" / "checkpoints", tmp_path / "run")
+    check(tmp_path / "other" / "checkpoints", tmp_path / "run", overwrite=False)
+
+
+def test_a_link_to_it_is_the_same_and_another_folder_is_not(tmp_path, whole):
     workdir = tmp_path / "run"
     (workdir / "checkpoints").mkdir(parents=True)
     (workdir / "checkpoints_of_old").mkdir()
@@ -46,7 +61,7 @@ def test_a_link_to_it_is_the_same_and_another_folder_is_not(tmp_path):
     check(workdir / "checkpoints_of_old", workdir)
 
 
-def test_a_store_is_compared_by_name():
+def test_a_store_is_compared_by_name(whole):
     with pytest.raises(ConfigError, match="--overwrite would delete it"):
         check("gs://bucket/run/checkpoints/6", "gs://bucket/run/")
     check("gs://bucket/run2/checkpoints", "gs://bucket/run")
