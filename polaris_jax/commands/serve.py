@@ -92,9 +92,13 @@ def _key(key: str, variable: str) -> str:
     """The key that clients send; "": none.
 
     Raises:
-        ConfigError: the variable that was named instead of the usual one holds no key.
+        ConfigError: the variable that was named instead of the usual one holds no key, or the key
+            cannot be sent in a header.
     """
-    found = key or os.environ.get(variable or KEY, "")
+    found = (key or os.environ.get(variable or KEY, "")).strip()  # a file ends in a new line
+    if not (found.isascii() and found.isprintable()):
+        where = "--api_key" if key else f"--api_key_env={variable or KEY}"
+        raise ConfigError(f"{where}: a key has printable characters of ASCII alone; choose another")
     if not found and variable not in ("", KEY):
         raise ConfigError(
             f"--api_key_env={variable}: this variable is empty, and whoever reaches the server "

@@ -25,6 +25,7 @@ def read_chat(messages: Any) -> Turns:
     if not isinstance(messages, list) or not messages:
         raise ValueError('messages: needed, a list like [{"role": "user", "content": "Hello"}]')
     found: list[tuple[str, str]] = []
+    begun = False  # by a message that is not the system's
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in ROLES:
@@ -33,8 +34,9 @@ def read_chat(messages: Any) -> Turns:
             if message.get(name):
                 raise ValueError(f"messages[{index}].{name}: not supported here; leave it out")
         turn = ROLES[role], _text(message.get("content"), index)
-        if turn[0] == "system" and any(before != "system" for before, _ in found):
+        if turn[0] == "system" and begun:
             raise ValueError(f"messages[{index}]: move the {role} message before all others")
+        begun = begun or turn[0] != "system"
         found.append(turn)
     if found[-1][0] != "user":
         raise ValueError(f"messages[{len(found) - 1}]: the last message must be the user's")

@@ -19,6 +19,7 @@ from polaris_jax.system.foreign import TOKENIZER_PATH, ForeignFileError, shown
 # prompt is rendered, and one marks the question's borders. A question that holds any of them and
 # spells a token is refused.
 _TOKENS_FROM, _CHARS_FROM, _BORDER = 0x100000, 0x108000, "\U0010fffd"
+MOST_TEMPLATES = 256  # whose own tokens are known
 MOST_CHARS = 4 << 20  # of a rendered prompt
 _PRIVATE = re.compile("[\U00100000-\U0010ffff]")
 
@@ -140,6 +141,8 @@ class PromptRenderer:
             return True
         key = tuple(role for role, _ in turns), template
         if key not in self._own_tokens:
+            if len(self._own_tokens) >= MOST_TEMPLATES:  # a client of `serve` may name any
+                self._own_tokens.clear()
             plain = self._templated_text([(role, "x") for role, _ in turns], template)
             self._own_tokens[key] = len(self._spelt.findall(plain))
         # A border of template and question may spell one too.

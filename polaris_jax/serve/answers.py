@@ -168,7 +168,8 @@ class Choice:
     def _tops(self, first: int, logprobs: Sequence[float | None]) -> list[dict[int, float]] | None:
         """The likeliest tokens of each position, for tokens from number `first` of the sequence.
 
-        A sampled token's own log-prob is the sampler's, in the list and beside it.
+        A sampled token's own log-prob is the sampler's, in the list and beside it. Completions
+        always list it, chats only among the likeliest, as in OpenAI's API.
         """
         scores = self._scores
         if scores is None or not self._wish.top:
@@ -179,7 +180,7 @@ class Choice:
                 tops.append({})
                 continue
             top = dict(zip(scores.top_ids[at - 1], scores.top_logprobs[at - 1], strict=True))
-            if own is not None and sequence[at] in top:
+            if own is not None and (sequence[at] in top or not self._wish.chat):
                 top[sequence[at]] = own
             tops.append(top)
         return tops
@@ -191,6 +192,9 @@ class Choice:
             assert self._scores is not None
             known = self._scores.logprobs[: len(self._prompt) - 1]
             logprobs, ids, first = [None, *known, *logprobs], [*self._prompt, *ids], 0
+            beginning = self._vocabulary.token(ids[0])
+            if not self._prompt_text.startswith(beginning):  # the tokenizer's own, not the client's
+                offset = -len(beginning)
         return self._columns(ids, logprobs, self._tops(first, logprobs), offset)
 
     def _columns(
@@ -202,7 +206,7 @@ class Choice:
     ) -> dict[str, Any]:
         token, offsets = self._vocabulary.token, []
         for i in ids:
-            offsets.append(offset)
+            offsets.append(max(0, offset))
             offset += len(token(i))
         return {
             "tokens": [token(i) for i in ids],

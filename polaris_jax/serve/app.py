@@ -201,15 +201,17 @@ class _Handlers:
         if not service.updates.has_weights:
             text = "an update of the weights failed half way; try again after the next"
             raise ApiError(503, text, kind="server_error")
-        with refusals():
-            service.worker.require_room(wish.responses)
-        job = await until_left(request.receive, service.job(wish))
+        with contextlib.ExitStack() as kept:  # nothing is encoded for a full queue
+            with refusals():
+                kept.enter_context(service.worker.kept_room(wish.responses))
+            job = await until_left(request.receive, service.job(wish))
         running = Running(service, wish, job, began_s)
         try:
             await until_left(request.receive, running.accept())
             if wish.stream:
                 return Stream(running, request.receive)
-            return _json(await until_left(request.receive, running.answer()))
+            body = await until_left(request.receive, running.answer())
+            return Response(body, media_type="application/json")
         except BaseException:
             running.leave()
             raise

@@ -17,6 +17,7 @@ from polaris_jax.system.foreign import ForeignFileError, parse_json
 
 T = TypeVar("T")
 
+LARGE_BODY_BYTES = 1 << 16  # from here on a thread parses it, beside other requests
 MOST_BODY_VALUES = 2_000_000  # in one body: token ids of prompts
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -70,8 +71,12 @@ async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
         ) from None
     except ClientDisconnect:
         raise ClientLeft from None
-    try:
+
+    def parsed() -> dict[str, Any]:
         return parse_json(bytes(body), where="body", remedy="", most_values=MOST_BODY_VALUES)
+
+    try:
+        return parsed() if len(body) < LARGE_BODY_BYTES else await asyncio.to_thread(parsed)
     except ForeignFileError as error:
         raise ApiError(400, str(error)) from None
 

@@ -140,8 +140,8 @@ class Orchestrator:
         prompt = list(request.token_content.token_ids) if content is None else content
         body = {"prompt": prompt, "temperature": 0, "max_tokens": request.max_tokens}
         wish = read_wish(body, chat=False)
-        service.worker.require_room(wish.responses)
-        return await service.job(wish)
+        with service.worker.kept_room(wish.responses):
+            return await service.job(wish)
 
     def _answer(self, text: str, token_ids: tuple[int, ...]) -> Any:
         content = self._messages.DecodeResponse.StreamContent

@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from polaris_jax.serve.answers import Answer, Choice, event
+from polaris_jax.serve.answers import Answer, Choice, event, to_json
 from polaris_jax.serve.http import ClientLeft, until_left
 from polaris_jax.serve.jobs import Accepted, Event, Failed, Finished, Job, Scored, Tokens
 from polaris_jax.serve.service import Service
@@ -105,11 +104,16 @@ class Running:
                 yield choice, text, one
         gauges.request_s.add(time.monotonic() - self._began_s)
 
-    async def answer(self) -> dict[str, Any]:
-        """The complete answer."""
+    async def answer(self) -> bytes:
+        """The complete answer, as JSON."""
         async for _ in self.events():
             pass
-        return self.frame.body(self.choices)
+
+        def body() -> bytes:
+            return to_json(self.frame.body(self.choices))
+
+        # Log-probs may be millions of numbers, for which other requests would wait.
+        return await asyncio.to_thread(body) if self._wish.logprobs else body()
 
     def leave(self) -> None:
         """Aborts what has not ended."""
@@ -137,7 +141,7 @@ class Stream(Response):
         del scope, receive  # the request's own has read the body
         status = self.status_code
         try:
-            await until_left(self._receive, self._send(send))
+            status = await until_left(self._receive, self._send(send))
         except (ClientLeft, TimeoutError, OSError):
             status = LEFT_STATUS
             self._running.service.gauges.left += 1
@@ -149,7 +153,8 @@ class Stream(Response):
             self._running.leave()
             self.told(status)
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: Send) -> int:
+        """Sends all chunks; the status that the log and the counts get."""
         running = self._running
         start: Message = {
             "type": "http.response.start",
@@ -163,10 +168,11 @@ class Stream(Response):
                 body = None if tokens is None else choice.chunk(text, tokens)
                 if body is not None:
                     await self._write(send, [running.frame.chunk(body)])
-            chunks = running.frame.last_chunks(running.choices)
+            chunks, status = running.frame.last_chunks(running.choices), self.status_code
         except ApiError as error:
-            chunks = [event(error.body())]
+            chunks, status = [event(error.body())], error.status
         await self._end(send, chunks)
+        return status
 
     async def _end(self, send: Send, chunks: list[bytes]) -> None:
         await self._write(send, chunks)

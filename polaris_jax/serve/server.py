@@ -17,7 +17,7 @@ from polaris_jax.config import ConfigError
 from polaris_jax.serve.app import make_app
 from polaris_jax.serve.service import Service
 
-HEADER_S = 15.0  # for a connection's first request line and headers
+HEADER_S = 15.0  # for a request's first line and headers, and for a body that nobody reads
 MOST_CONNECTIONS = 4096
 MOST_HEADER_BYTES = 64 << 10
 Extra = Callable[[], contextlib.AbstractAsyncContextManager[None]]
@@ -39,15 +39,65 @@ class Place:
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, which also closes a connection that sends no request."""
+    """uvicorn's, which also ends a connection that begins no request, or reads no answer."""
+
+    write_s: float  # of `Limits`
+    _header: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
-        self.loop.call_later(HEADER_S, self._close_if_silent)
+        transport.set_write_buffer_limits(0)  # `pause_writing` for each byte that is not read
+        self._wait_for_request()
 
-    def _close_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait_for_request()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.write_s, self._end_unless_read, self._left())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        _cancel(self._unread)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        _cancel(self._header)
+        _cancel(self._unread)
+
+    def _wait_for_request(self) -> None:
+        """Gives a request time to begin, unless one is being answered.
+
+        More bytes of it give it no more time.
+        """
+        if self.cycle is not None and not self.cycle.response_complete:
+            _cancel(self._header)
+            self._header = None
+        elif self._header is None:
+            self._header = self.loop.call_later(HEADER_S, self._end_silent)
+
+    def _end_silent(self) -> None:
+        self._header = None
+        if self._left():  # it still reads the last answer, and `pause_writing` watches it
+            self._wait_for_request()
+        else:
             self.transport.close()
+
+    def _left(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def _end_unless_read(self, left: int) -> None:
+        if self._left() >= left:
+            self.transport.abort()
+        else:
+            self._unread = self.loop.call_later(self.write_s, self._end_unless_read, self._left())
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 class _Server(uvicorn.Server):
@@ -101,7 +151,7 @@ def make_server(service: Service, place: Place) -> uvicorn.Server:
     return _Server(
         uvicorn.Config(
             make_app(service),
-            http=_Protocol,
+            http=type("Protocol", (_Protocol,), {"write_s": service.limits.write_s}),
             ws="none",
             lifespan="on",
             log_config=None,

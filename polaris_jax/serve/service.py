@@ -151,12 +151,14 @@ class Service:
     async def job(self, wish: Wish) -> Job:
         """What the worker is asked for a wish: its prompts are encoded, its settings checked.
 
-        `Worker.require_room` comes first, so that nothing is encoded for a full queue.
+        `Worker.kept_room` comes first, so that nothing is encoded for a full queue.
 
         Raises:
-            ApiError: a prompt cannot be encoded, or a setting does not fit the model.
+            ApiError: a prompt cannot be encoded, or a setting does not fit the model, or the answer
+                would be too large.
         """
         prompts = await self.prompts.encode(wish)
+        wish.require_small_answer(prompts, max_len=self.max_len)
         params = wish.params(
             tuple(prompts),
             max_len=self.max_len,

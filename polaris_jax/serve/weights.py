@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import jax
 from etils import epath
@@ -18,10 +20,12 @@ from polaris_jax.models import Decoder, ModelConfig
 from polaris_jax.models.tokenizer import load_tokenizer
 from polaris_jax.rollout import Sampler
 from polaris_jax.serve.gauges import Gauges
-from polaris_jax.serve.worker import Worker
+from polaris_jax.serve.worker import Worker, settle
 from polaris_jax.sharding import unless_default
 from polaris_jax.system.files import as_place, is_remote, store_errors
 from polaris_jax.system.text import one_line
+
+T = TypeVar("T")
 
 
 def newest_step(directory: str) -> tuple[epath.Path, int]:
@@ -138,7 +142,7 @@ class Updates:
         """
         async with self._lock:
             try:
-                model = await asyncio.to_thread(self._load, path)
+                model = await _in_daemon(lambda: self._load(path))
                 version = await asyncio.wrap_future(
                     self._worker.call(lambda sampler: _swapped(sampler, model))
                 )
@@ -169,7 +173,7 @@ class Updates:
 
     async def _look(self) -> None:
         try:
-            folder, step = await asyncio.to_thread(newest_step, self._follow)
+            folder, step = await _in_daemon(lambda: newest_step(self._follow))
             if step > self._step:
                 with contextlib.suppress(ValueError):  # of another architecture, and stays so
                     await self.take(str(folder))
@@ -191,6 +195,13 @@ class Updates:
                 "server for it"
             )
         return model
+
+
+async def _in_daemon(work: Callable[[], T]) -> T:
+    """The result of a thread that the end of the process does not wait for: loads may be long."""
+    done: Future[T] = Future()
+    threading.Thread(target=settle, args=(done, work), name="weights", daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 def _swapped(sampler: Sampler, model: Decoder) -> int:

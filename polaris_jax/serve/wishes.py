@@ -6,12 +6,13 @@ import dataclasses
 import difflib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from polaris_jax.data.chats import read_chat
 from polaris_jax.data.prompt_renderer import Turns
 from polaris_jax.rollout import SamplingParams
+from polaris_jax.rollout.settings import LEAST, MAX_STOP_TOKENS
 from polaris_jax.system.text import printable
 
 Decode = Callable[[list[int]], str]
@@ -21,6 +22,8 @@ MOST_PROMPTS = 2048  # of a request
 MOST_TOP = 20
 MOST_STOPS = 16
 MOST_STOP_CHARS = 1024
+MOST_LOGPROBS = 8_000_000  # of an answer: about a gigabyte of memory
+MOST_NAME_CHARS = 60
 SEEDS = 2**32
 # Fields that change nothing here: names and marks for a service's own accounts and caches.
 IGNORED = {
@@ -155,6 +158,23 @@ class Wish:
         """Number of responses that the request asks for; a prompt to be scored counts as one."""
         return (1 if self.chat else len(self.prompts)) * (1 if self.max_tokens == 0 else self.n)
 
+    def require_small_answer(self, prompts: Sequence[Sequence[int]], *, max_len: int) -> None:
+        """Raises ApiError if the answer may hold more log-probs than `MOST_LOGPROBS`."""
+        if not self.logprobs:
+            return
+        tokens = 0
+        for prompt in prompts:
+            budget = max_len - len(prompt) if self.max_tokens is None else self.max_tokens
+            tokens += self.n * budget + (len(prompt) if self.echo else 0)
+        if tokens * (1 + self.top) > MOST_LOGPROBS:
+            raise ApiError(
+                400,
+                f"logprobs: {tokens:,} tokens with {1 + self.top} log-probs each may be asked for, "
+                f"and an answer has at most {MOST_LOGPROBS:,} log-probs; lower max_tokens, n or "
+                "the number of likeliest tokens, or send several requests",
+                param="logprobs",
+            )
+
     def params(
         self,
         prompts: tuple[tuple[int, ...], ...],
@@ -222,7 +242,7 @@ def read_wish(body: Mapping[str, Any], *, chat: bool) -> Wish:
         raise fields.error("stream_options", "it goes with stream=true; leave it out")
     for name, value in options.items():
         if name not in ("include_usage", "include_obfuscation"):
-            text = f"there is no {name[:60]}; include_usage is all it knows"
+            text = f"there is no {name[:MOST_NAME_CHARS]}; include_usage is all it knows"
             raise fields.error("stream_options", text)
         if value is not None and not isinstance(value, bool):
             raise fields.error("stream_options", f"{name} must be true or false")
@@ -253,6 +273,9 @@ def read_wish(body: Mapping[str, Any], *, chat: bool) -> Wish:
             "not go with stream=true",
         )
     seed = fields.whole("seed", None)
+    temperature = fields.real("temperature", 1.0, least=0.0, most=100.0)
+    if 0 < temperature < LEAST:
+        raise fields.error("temperature", f"must be 0, or at least {LEAST:g}")
     return Wish(
         chat=chat,
         model=fields.get("model", str, None),
@@ -262,14 +285,14 @@ def read_wish(body: Mapping[str, Any], *, chat: bool) -> Wish:
         n=n,
         max_tokens=max_tokens,
         settings={
-            "temperature": fields.real("temperature", 1.0, least=0.0, most=100.0),
+            "temperature": temperature,
             "top_p": fields.real("top_p", 1.0, least=1e-6, most=1.0),
             "top_k": max(0, fields.whole("top_k", 0, least=-1, most=2**31 - 1)),
             "min_p": fields.real("min_p", 0.0, least=0.0, most=1.0),
         },
         seed=None if seed is None else seed % SEEDS,
         stops=_stops(fields),
-        stop_ids=_token_ids(fields, "stop_token_ids", fields.get("stop_token_ids", list, [])),
+        stop_ids=_stop_ids(fields),
         ignore_eos=fields.flag("ignore_eos"),
         stream=stream,
         usage=options.get("include_usage") is True,
@@ -286,8 +309,12 @@ class _Fields:
         self._body = body
 
     def error(self, name: str, text: str) -> ApiError:
-        shown = json.dumps(self._body.get(name), ensure_ascii=False)
-        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+        shown = ""
+        for piece in json.JSONEncoder(ensure_ascii=False).iterencode(self._body.get(name)):
+            shown += piece[:61]  # a value may have megabytes
+            if len(shown) > 60:
+                shown = f"{shown[:60]}..."
+                break
         return ApiError(400, f"{name}={shown}: {text}", param=name)
 
     def value(self, name: str) -> Any:
@@ -342,9 +369,10 @@ def _require_known(body: Mapping[str, Any], known: set[str]) -> None:
             if value is None or value in NEUTRAL[name]:
                 continue
             raise ApiError(400, f"{name}: not supported here; leave it out", param=name)
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name[:MOST_NAME_CHARS], known, n=1)
         remedy = f"did you mean {near[0]}?" if near else "leave it out"
-        raise ApiError(400, f"{name[:60]!r}: there is no such field; {remedy}", param=name[:60])
+        shown = name[:MOST_NAME_CHARS]
+        raise ApiError(400, f"{shown!r}: there is no such field; {remedy}", param=shown)
 
 
 def _prompts(fields: _Fields) -> tuple[str | tuple[int, ...], ...]:
@@ -365,6 +393,14 @@ def _token_ids(fields: _Fields, name: str, value: Any) -> tuple[int, ...]:
     if not whole:
         raise fields.error(name, "token ids are whole numbers of at least 0, in one list")
     return tuple(value)
+
+
+def _stop_ids(fields: _Fields) -> tuple[int, ...]:
+    ids = fields.get("stop_token_ids", list, [])
+    found = tuple(dict.fromkeys(_token_ids(fields, "stop_token_ids", ids)))
+    if len(found) > MAX_STOP_TOKENS:
+        raise fields.error("stop_token_ids", f"{len(found)} ids, at most {MAX_STOP_TOKENS}")
+    return found
 
 
 def _stops(fields: _Fields) -> tuple[str, ...]:

@@ -8,13 +8,14 @@ of a job depend on its seeds and on the weights alone, not on other jobs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from polaris_jax.system.text import one_line
 T = TypeVar("T")
 
 STOPPING = "the server is stopping"
+CRASHED = "the sampler has ended by an error, which the server's log has; start the server again"
 # What a device raises, jax's errors among them. Other errors are ours: they end the thread.
 DEVICE_ERRORS = (RuntimeError, MemoryError)
 SCORED_TOKENS = 512  # after which the next step comes before more sequences are scored
@@ -42,6 +44,16 @@ class Stopped(RuntimeError):
 
 
 _Unscored = tuple[Sequence[int], Callable[..., Event]]  # token ids; makes the event of `scores=`
+
+
+def settle(future: Future[T], work: Callable[[], T]) -> None:
+    """Gives a future the result of `work`, or its error; nothing is done for a cancelled one."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - the caller's
+        future.set_exception(error)
 
 
 class _Live:
@@ -86,6 +98,8 @@ class Worker:
         self._events: list[tuple[Job, Event]] = []
         self._lock = threading.Lock()
         self._accepted: dict[Job, int] = {}  # jobs that have not ended, and their responses
+        self._why_ended = STOPPING
+        self._kept = 0  # places of jobs that are not submitted yet
         self._stopping = False
         self.failures = 0
         self._stats_at_s = 0.0
@@ -123,17 +137,24 @@ class Worker:
             self._accepted[job] = job.responses
             self._calls.put(lambda: self._begin(job))  # the thread runs all before it ends
 
-    def require_room(self, responses: int) -> None:
-        """Checks that a job of this size would be taken now; keeps no place for it.
+    @contextlib.contextmanager
+    def kept_room(self, responses: int) -> Iterator[None]:
+        """Keeps the places of a job that is not submitted yet, as long as the context is open.
 
         Args:
-            responses: number of responses that the job asks for.
+            responses: number of responses that the job will ask for.
 
         Raises:
             QueueFull, ValueError, Stopped: see `submit`.
         """
         with self._lock:
             self._check_room(responses)
+            self._kept += responses
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._kept -= responses
 
     def _check_room(self, responses: int) -> None:
         """Raises what `submit` raises. The caller holds the lock."""
@@ -143,8 +164,8 @@ class Worker:
                 "for fewer, in several requests"
             )
         if self._stopping:
-            raise Stopped(STOPPING)
-        if sum(self._accepted.values()) + responses > self._most:
+            raise Stopped(self._why_ended)
+        if self._kept + sum(self._accepted.values()) + responses > self._most:
             raise QueueFull(f"{self._most} responses are sampled or wait already")
 
     def cancel(self, job: Job) -> None:
@@ -158,19 +179,10 @@ class Worker:
             Stopped: the thread has ended, or `stop` was called.
         """
         future: Future[T] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(function(self._sampler))
-            except BaseException as error:  # noqa: BLE001 - the caller's
-                future.set_exception(error)
-
         with self._lock:  # the thread runs all that was put before it ends
             if self._stopping:
-                raise Stopped(STOPPING)
-            self._calls.put(run)
+                raise Stopped(self._why_ended)
+            self._calls.put(lambda: settle(future, lambda: function(self._sampler)))
         return future
 
     def stop(self, timeout_s: float = 60.0) -> None:
@@ -191,13 +203,16 @@ class Worker:
                     self._step()
             for live in self._jobs.values():
                 self._drop(live)
-        finally:  # after an error of ours too, which threading prints
+        except BaseException:  # an error of ours, which threading prints
+            self._why_ended = CRASHED
+            raise
+        finally:
             with self._lock:
                 self._stopping = True
             while not self._calls.empty():
                 self._calls.get()()
             for job in list(self._accepted):
-                self._end(job, Failed(STOPPING))
+                self._end(job, Failed(self._why_ended))
             self._flush()
 
     def _step(self) -> None:

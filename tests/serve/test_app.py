@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from polaris_jax.commands import serve as serve_command
+from polaris_jax.config import ConfigError
 from polaris_jax.data.prompts import render_prompt
 from polaris_jax.models import save_pretrained
 from polaris_jax.rollout import Sampler, SamplingParams
@@ -171,7 +173,7 @@ def test_logprobs_of_prompt_and_response(server, alone):
     assert others == pytest.approx(expected, abs=SERVED_LOGPROB)
     assert found["top_logprobs"][0] is None
     for own, top in zip(others, found["top_logprobs"][1:], strict=True):
-        assert 1 <= len(top) <= 3  # tokens of one text count once
+        assert 1 <= len(top) <= 4  # tokens of one text count once; the sequence's own is there
         assert max(top.values()) >= own
     assert "".join(found["tokens"]).startswith(prompt)
     # Greedy tokens are the likeliest, by the very numbers that are sent: clients compare them.
@@ -192,6 +194,24 @@ def test_logprobs_of_prompt_and_response(server, alone):
     assert scored["logprobs"]["token_logprobs"][1:] == pytest.approx(
         response.prompt_logprobs, abs=SERVED_LOGPROB
     )
+
+
+def test_the_sampled_token_is_among_a_completions_likeliest(server):
+    body = {"prompt": "one", "logprobs": 1, "max_tokens": 20, "temperature": 3.0, "seed": 1}
+    found = server.ask(PLAIN, body | {"echo": True})[1]["choices"][0]["logprobs"]
+    rows = zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True)
+    for token, own, top in list(rows)[1:]:
+        assert top[token] >= own  # of two tokens with one text the likelier
+
+
+def test_offsets_index_the_text(server, monkeypatch):
+    """A tokenizer's own first token, which the text lacks, has no width."""
+    plain, other = server.service.vocabulary.token, server.service.tokenizer.encode("x")[0]
+    first = server.service.tokenizer.encode("one")[0]
+    monkeypatch.setattr(server.service.prompts, "render", lambda wish: [(other, first)])
+    body = {"prompt": plain(first), "echo": True, "logprobs": 0, "max_tokens": 1}
+    (choice,) = server.ask(PLAIN, body)[1]["choices"]
+    assert choice["logprobs"]["text_offset"] == [0, 0, len(plain(first))]
 
 
 def test_a_mistake_of_ours_is_answered_and_shown(server, monkeypatch, caplog):
@@ -514,3 +534,51 @@ def test_a_client_that_reads_nothing_is_dropped():
         stats = server.idle()
         assert stats["pages_used"] == 0  # aborted, or at its end in the time that a write has
         assert server.service.gauges.requests[PLAIN, 499] == 1
+
+
+def test_a_connection_that_begins_no_second_request_is_closed(server, monkeypatch):
+    monkeypatch.setattr("polaris_jax.serve.server.HEADER_S", 0.3)
+    with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        client.sendall(b"G")
+        assert client.recv(4096) == b""
+
+
+def test_a_body_that_nobody_reads_ends(server, monkeypatch):
+    """uvicorn discards what comes behind an early answer, without an end."""
+    monkeypatch.setattr("polaris_jax.serve.server.HEADER_S", 0.3)
+    with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 999999\r\n\r\n"
+        )
+        assert client.recv(4096).startswith(b"HTTP/1.1 415")
+        assert _is_cut_off(client, b"x", times=200, pause_s=0.05)
+
+
+def test_a_client_that_reads_no_answer_is_cut_off():
+    asked = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n" * 100
+    with (
+        running(limits=Limits(write_s=0.3)) as server,
+        socket.create_connection(("127.0.0.1", server.port), 60) as client,
+    ):
+        # Megabytes of answers, more than the system's buffers hold.
+        assert _is_cut_off(client, asked, times=10_000)
+
+
+def _is_cut_off(client, data, *, times, pause_s=0.0):
+    try:
+        for _ in range(times):
+            client.sendall(data)
+            time.sleep(pause_s)
+    except OSError:
+        return True
+    return False
+
+
+def test_a_key_is_one_that_a_header_can_hold(monkeypatch):
+    monkeypatch.setenv("POLARIS_API_KEY", "abc\n")
+    assert serve_command._key("", "") == "abc"
+    for key in ("schl\u00fcssel", "a\tb"):
+        with pytest.raises(ConfigError, match="printable characters of ASCII"):
+            serve_command._key(key, "")

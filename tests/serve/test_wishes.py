@@ -84,6 +84,7 @@ def test_top_k_of_other_servers_for_off():
         ({"max_tokens": 0, "echo": True, "n": 2}, "n", "must be 1"),
         ({"max_tokens": "9"}, "max_tokens", "whole number"),
         ({"temperature": -0.1}, "temperature", "must be in [0, 100]"),
+        ({"temperature": 1e-40}, "temperature", "must be 0, or at least 1e-30"),
         ({"temperature": "hot"}, "temperature", "must be a number"),
         ({"temperature": 10**400}, "temperature", "must be in [0, 100]"),
         ({"temperature": float("nan")}, "temperature", "must be in [0, 100]"),
@@ -107,12 +108,15 @@ def test_top_k_of_other_servers_for_off():
         ({"stop_token_ids": "x"}, "stop_token_ids", "must be a list"),
         ({"stop_token_ids": ""}, "stop_token_ids", "must be a list"),
         ({"stop_token_ids": ["x"]}, "stop_token_ids", "token ids"),
+        ({"stop_token_ids": list(range(17))}, "stop_token_ids", "17 ids, at most 16"),
         ({"logprobs": 21}, "logprobs", "must be in [0, 20]"),
         ({"best_of": 2}, "best_of", "must be n=1"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
         ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ({"temprature": 1}, "temprature", "did you mean temperature?"),
         ({"model": 3}, "model", "must be a text"),
+        ({"n": ["x" * 9000] * 9}, "n", f'n=["{"x" * 58}...: must be a whole number'),
+        ({"x" * 9000: 1}, "x" * 60, "no such field"),
     ],
 )
 def test_a_wrong_field_is_named(body, param, said):
@@ -166,6 +170,19 @@ def test_a_prompt_over_the_context_is_refused():
     assert wish(CHAT, chat=True).params(((1, 2, 3),), **sizes).max_tokens == [7]
     with pytest.raises(ApiError, match="no token"):
         wish({}).params(((),), **sizes)
+
+
+def test_an_answer_of_too_many_logprobs_is_refused():
+    prompts = [(1,) * 100] * 2
+    body = {"n": 100, "max_tokens": 5_000, "logprobs": 7}  # 2 x 100 x 5,000 x 8
+    wish(body).require_small_answer(prompts, max_len=6_000)
+    with pytest.raises(ApiError, match="1,000,200 tokens with 8 log-probs each"):
+        wish(body | {"echo": True}).require_small_answer(prompts, max_len=6_000)
+    wish(body | {"logprobs": None}).require_small_answer(prompts * 99, max_len=6_000)
+    one = CHAT | {"n": 128, "logprobs": True}
+    wish(one, chat=True).require_small_answer(prompts[:1], max_len=32_768)
+    with pytest.raises(ApiError, match="lower max_tokens, n"):
+        wish(one | {"top_logprobs": 1}, chat=True).require_small_answer(prompts[:1], max_len=32_868)
 
 
 def test_end_ids_and_seeds():

@@ -9,7 +9,7 @@ from polaris_jax.rollout import Sampler, SamplingParams, weights
 from polaris_jax.rollout.scores import Scores
 from polaris_jax.serve.jobs import Accepted, Failed, Finished, Job, Scored, Tokens
 from polaris_jax.serve.weights import swap
-from polaris_jax.serve.worker import SCORED_TOKENS, STOPPING, QueueFull, Stopped, Worker
+from polaris_jax.serve.worker import CRASHED, SCORED_TOKENS, STOPPING, QueueFull, Stopped, Worker
 from tests.support.random_models import random_model
 from tests.support.serving import SIZES, small_model
 
@@ -64,10 +64,11 @@ def test_jobs_get_the_tokens_of_generate_whatever_runs_beside_them(worker):
 def test_what_may_wait_is_limited_and_room_comes_back(worker):
     """4 slots and 2 waiting responses."""
     big = job_of([[1]], SamplingParams(n=6, max_tokens=200, stop_token_ids=()))
-    worker.require_room(big.responses)
+    with worker.kept_room(big.responses), pytest.raises(QueueFull, match="6 responses"):
+        worker.submit(job_of([[1]], LONG))
     worker.submit(big)
-    with pytest.raises(QueueFull, match="6 responses"):
-        worker.require_room(1)
+    with pytest.raises(QueueFull, match="6 responses"), worker.kept_room(1):
+        pass
     with pytest.raises(QueueFull, match="6 responses"):
         worker.submit(job_of([[1]], LONG))
     with pytest.raises(ValueError, match="7 responses: this server takes at most 6"):
@@ -295,8 +296,8 @@ def test_an_error_of_ours_ends_the_thread_and_leaves_no_job_waiting(monkeypatch)
     worker.start()
     job = job_of([[1, 2]], LONG)
     worker.submit(job)
-    assert events_of(job) == [Accepted(), Failed(STOPPING)]
+    assert events_of(job) == [Accepted(), Failed(CRASHED)]
     worker._thread.join(60)
     assert not worker.alive and worker.unfinished == 0
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped, match="has ended by an error"):
         worker.submit(job_of([[1, 2]], LONG))
