@@ -41,12 +41,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from peers import record
+from peers import dtypes, record
 from peers.report import Report
 from peers.sampling import environments, tables
 from peers.sampling.driver import OURS, Process, Side, job_of
 from peers.sampling.environments import PeerFailed
-from peers.sampling.sides import DTYPES, PEERS, VLLM, sides_of, vllm_grid, without_logprobs
+from peers.sampling.sides import PEERS, VLLM, sides_of, vllm_grid, without_logprobs
 from peers.sampling.tables import Result
 from peers.sampling.workloads import WORKLOADS, Request, Workload, requests, shrunk
 from update import MATMUL
@@ -61,14 +61,13 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     from peers.sampling import ours
 
-    from polaris_jax.rollout.native import multiplies_bfloat16
-
     report = Report(args.out)
     report.add(_head(args))
     pythons = _interpreters(args)
     broken = False
     rows: list[record.Row] = []
     notes: list[str] = []
+    without_bfloat16 = dtypes.without_bfloat16()
     with tempfile.TemporaryDirectory() as folder:
         for name in args.workloads.split(","):
             workload = shrunk(WORKLOADS[name]) if args.tiny else WORKLOADS[name]
@@ -76,11 +75,12 @@ def main() -> None:
             weights = ours.write_weights(workload.model, Path(folder))
             vocab = ours.vocab_size(weights)
             rounds = [requests(workload, number, vocab) for number in range(args.rounds + 1)]
-            bfloat16 = multiplies_bfloat16()
-            if not (bfloat16 or workload.only_ours):
-                report.add(["Our sampler in bfloat16 is left out: no AVX512-BF16 here.", ""])
+            if without_bfloat16 and not workload.only_ours:
+                report.add([f"bfloat16 is left out, vLLM's too: {without_bfloat16}.", ""])
             try:
-                sides = sides_of(workload, rounds[0], ours.config_fields(), bfloat16=bfloat16)
+                sides = sides_of(
+                    workload, rounds[0], ours.config_fields(), bfloat16=not without_bfloat16
+                )
             except LookupError as error:
                 report.add([f"Left out: {error.args[0]}.", ""])
                 continue
@@ -219,7 +219,7 @@ def _tried(
 ) -> list[Result]:
     """Each setting of vLLM on one round, one process after the other."""
     lines = [[dataclasses.asdict(request) for request in part] for part in rounds[:2]]
-    results = [Result(side) for dtype in DTYPES for side in vllm_grid(dtype)]
+    results = [Result(side) for dtype in dtypes.usable() for side in vllm_grid(dtype)]
     for result in results:
         running: dict[str, Process] = {}
         try:
@@ -236,7 +236,7 @@ def _tried(
 def _best(tried: Sequence[Result]) -> list[Side]:
     """The fastest side of each dtype, and the same without log-probs."""
     sides = []
-    for dtype in DTYPES:
+    for dtype in dtypes.DTYPES:
         ran = [result for result in tried if result.dtype == dtype and result.rounds]
         if ran:
             best = max(ran, key=lambda result: result.rates[0]).side

@@ -36,13 +36,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peers import growth, record
+from peers import dtypes, growth, record
 from peers.report import Report
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / "peers"
 OURS = record.OURS
-DTYPES = ("float32", "bfloat16")
 TRL_BATCHES = (0, 16, 8)  # 0: all rows in one batch
 MAX_LOSS_ERROR = 0.02  # of our loss
 SCALES = (1, 2, 4, 8)
@@ -94,6 +93,9 @@ def main() -> None:
             notes += _other_losses(workload, runs)
             report.add([*_comparison(workload, runs, tried), *_other_losses(workload, runs), ""])
             _write_record(args, rows, notes)
+    if why := dtypes.without_bfloat16():
+        notes.append(f"bfloat16: left out, {why}")
+        report.add([notes[-1], ""])
     if not args.skip_growth:
         grown = _growth(args)
         notes += [line for line in grown if line.startswith(("kept", "BROKEN"))]
@@ -146,7 +148,9 @@ def _sides(
     args: argparse.Namespace, workload: str, weights: Path
 ) -> tuple[list[Side], dict[Side, list[dict[str, Any]]]]:
     """The sides that take turns, ours first, and one run of each point of TRL's grid."""
-    sides = [Side(OURS, OURS, "float32"), Side("ours, bfloat16", OURS, "bfloat16")]
+    sides = [Side(OURS, OURS, "float32")]
+    if "bfloat16" in dtypes.usable():
+        sides.append(Side("ours, bfloat16", OURS, "bfloat16"))
     tried: dict[Side, list[dict[str, Any]]] = {}
     responses = int(WORKLOADS[workload].split()[0])
     for name in ("trl", "tunix"):
@@ -155,7 +159,7 @@ def _sides(
         elif name == "tunix":
             sides.append(Side("tunix, one batch", "tunix", "float32"))
         else:
-            for side in [side for dtype in DTYPES for side in trl_grid(dtype, responses)]:
+            for side in [side for dtype in dtypes.usable() for side in trl_grid(dtype, responses)]:
                 tried[side] = [_run(args, side, workload, weights, 1)]
             sides += fastest(tried)
     return sides, tried

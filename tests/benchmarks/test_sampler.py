@@ -11,10 +11,11 @@ import sys
 
 import pytest
 import sampler
+from peers.dtypes import DTYPES
 from peers.sampling import environments, tables
 from peers.sampling.driver import OURS, Process, Side
 from peers.sampling.environments import PeerFailed, last_line
-from peers.sampling.sides import DTYPES, sides_of, vllm_grid, without_logprobs
+from peers.sampling.sides import sides_of, vllm_grid, without_logprobs
 from peers.sampling.tables import Result
 from peers.sampling.workloads import WORKLOADS, lengths, requests, shrunk
 

@@ -25,7 +25,7 @@ def test_a_workload_is_what_its_line_says(name):
 
 
 def test_trls_grid_is_batches_by_dtype():
-    for dtype in update.DTYPES:
+    for dtype in update.dtypes.DTYPES:
         assert [s.settings for s in update.trl_grid(dtype, 64)] == [
             {"batch": batch, "dtype": dtype} for batch in (64, 16, 8)
         ]
@@ -54,7 +54,7 @@ def test_the_fastest_side_of_each_dtype_takes_part():
 
 def test_rows_and_losses_are_set_beside_ours():
     ours = update.Side("polaris_jax", "polaris_jax", "float32")
-    trl, half = (update.trl_grid(dtype, 64)[0] for dtype in update.DTYPES)
+    trl, half = (update.trl_grid(dtype, 64)[0] for dtype in update.dtypes.DTYPES)
     runs = {
         ours: [timed(1.0, 2.0, 3.0), timed(4.0)],
         trl: [timed(4.0), timed(8.0)],

@@ -12,7 +12,6 @@ from .workloads import Request, Workload
 PAGE = 16  # SamplerConfig's default, tokens
 
 VLLM = "vllm"
-DTYPES = ("float32", "bfloat16")
 VLLM_BLOCKS = (32, 128)
 PRELOADS = ((), ("libtcmalloc", "libiomp5"))
 VLLM_KV_GIB = 1
