@@ -265,9 +265,11 @@ def resample_if_scarce(
         state, more, _ = collect_rollouts(parts, state, stop=stop, attempt=attempt)
         state = state.counted(resampled_batches=1)
         pooled = concat_graded([graded, more])
-        informative_first = np.argsort(~pooled.informative_P, kind="stable")[: len(graded)]
-        graded = select_groups(pooled, informative_first)
-        place_P = np.append(place_P, sampled + np.arange(len(more)))[informative_first]
+        informative_first = np.argsort(~pooled.informative_P, kind="stable")
+        # In the order in which they were drawn, which is random: minibatches are cut in it.
+        kept = np.sort(informative_first[: len(graded)])
+        graded = select_groups(pooled, kept)
+        place_P = np.append(place_P, sampled + np.arange(len(more)))[kept]
         sampled += len(more)
     return state, graded, place_P
 

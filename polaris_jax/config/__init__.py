@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from polaris_jax.config.data import PROMPT_SUFFIX, ArithmeticSection, DataSection, WarmstartSection
+from polaris_jax.config.remarks import remarks
 from polaris_jax.config.rules import check_mesh, check_pages, check_slots, row_unit_tokens, validate
 from polaris_jax.config.sections import (
     SETTINGS,
@@ -91,6 +92,7 @@ __all__ = [
     "default_config",
     "lock",
     "longest_response_tokens",
+    "remarks",
     "row_len_tokens",
     "row_unit_tokens",
     "stage",

@@ -291,7 +291,12 @@ class EvaluateSection:
 class MeshSection:
     """The trainer's mesh: the product of its axes is the number of training devices."""
 
-    data: int = setting(1, "Copies of the parameters.", at_least=1)
+    data: int = setting(
+        1,
+        "Shards of parameters and batch, as fsdp: an axis of its own for the outer links, which "
+        "each layer's gather crosses too.",
+        at_least=1,
+    )
     fsdp: int = setting(
         -1,
         "Shards of parameters and batch; -1: all devices that are left.",

@@ -220,7 +220,8 @@ class ObjectiveSection:
     )
     tis_cap: float = setting(
         2.0,
-        "Cap of the importance weight between sampler and trainer; 0: off.",
+        "Cap of the importance weight between sampler and trainer; 0: off. The upper clip acts "
+        "only below it.",
         at_least=1,
         also=0,
         rule="a cap below 1 would weaken tokens whose policy has not moved; set it to 0 (off), or "

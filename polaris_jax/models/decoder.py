@@ -35,6 +35,7 @@ from polaris_jax.models.layers import (
     rms_norm,
     rms_norm_heads,
     rope_tables,
+    shifted,
 )
 
 # attend(layer_index, q_BTNH, k_BTKH, v_BTKH, carry) -> (out_BTNH, carry)
@@ -275,9 +276,9 @@ def _layer(
         y_BTD = around.enter(_normed(x_BTD, p.attn_norm_D, config))
         q_BTNH, k_BTKH, v_BTKH = around.qkv(index, p, y_BTD)
         if p.q_bias_NH is not None and p.k_bias_KH is not None and p.v_bias_KH is not None:
-            q_BTNH = q_BTNH + p.q_bias_NH[...][None, None]
-            k_BTKH = k_BTKH + p.k_bias_KH[...][None, None]
-            v_BTKH = v_BTKH + p.v_bias_KH[...][None, None]
+            q_BTNH = shifted(q_BTNH, p.q_bias_NH[...])
+            k_BTKH = shifted(k_BTKH, p.k_bias_KH[...])
+            v_BTKH = shifted(v_BTKH, p.v_bias_KH[...])
         q_BTNH = _qk_normed(q_BTNH, p.q_norm_H, p.q_norm_NH, config.num_heads, config, around)
         k_BTKH = _qk_normed(k_BTKH, p.k_norm_H, p.k_norm_KH, config.num_kv_heads, config, around)
         q_BTNH = apply_rope(q_BTNH, cos_BTh, sin_BTh)

@@ -28,7 +28,25 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return normed.astype(x.dtype) * jnp.expand_dims(weight, range(x.ndim - 1))
+    return scaled(normed.astype(x.dtype), weight)
+
+
+def scaled(x: Array, weight: Array) -> Array:
+    """`x` times `weight` over its last axes, rounded once.
+
+    The gradient of the weight is a sum over all tokens. In bfloat16 it would lose what is below
+    1/256 of the sum so far; so the product is one of float32 numbers, which has the same bits.
+    """
+    return (x.astype(jnp.float32) * _wide(weight, x.ndim)).astype(x.dtype)
+
+
+def shifted(x: Array, bias: Array) -> Array:
+    """`x` plus `bias` over its last axes, rounded once; see `scaled`."""
+    return (x.astype(jnp.float32) + _wide(bias, x.ndim)).astype(x.dtype)
+
+
+def _wide(x: Array, ndim: int) -> Array:
+    return jnp.expand_dims(x.astype(jnp.float32), range(ndim - x.ndim))
 
 
 def rms_norm_heads(
@@ -51,7 +69,7 @@ def rms_norm_heads(
     x32 = x_BTNH.astype(jnp.float32)
     square_BT = over_heads(jnp.sum(x32 * x32, axis=(-2, -1))) / width
     normed = x32 * jax.lax.rsqrt(square_BT + eps)[..., None, None]
-    return normed.astype(x_BTNH.dtype) * weight_NH[None, None]
+    return scaled(normed.astype(x_BTNH.dtype), weight_NH)
 
 
 def project(x_BTD: Array, weight: Array) -> Array:

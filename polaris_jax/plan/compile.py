@@ -161,7 +161,8 @@ def hold_libtpu(say: Callable[[str], None]) -> None:
     try:
         file = os.open(path, os.O_RDONLY)  # another user's is not ours to write
     except FileNotFoundError:
-        file = os.open(path, os.O_CREAT | os.O_RDONLY, 0o644)
+        file = os.open(path, os.O_CREAT | os.O_RDONLY)
+        os.fchmod(file, 0o644)  # whatever the umask: others open it to read
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

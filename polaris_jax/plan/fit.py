@@ -109,6 +109,8 @@ def judge(
     asked_pages: int = 0,
     residency: Residency = COLOCATED,
     max_pages: int = 0,
+    least_pages: int = 0,
+    scores: bool = False,
 ) -> Fit:
     """Compares the phases of a step with the memory of a device.
 
@@ -121,6 +123,10 @@ def judge(
         residency: where the pool and the state stay between the phases.
         max_pages: pages with which every slot can hold a sequence of full length, so that more
             are useless; 0: no such bound.
+        least_pages: pages of the longest sequence of any stage, which a pool must hold; 0:
+            `pages_per_row`.
+        scores: True if the run takes held-out scores, whose sampler has weights of its own beside
+            the stage's. With `asked_pages` = 0 its pool is what they leave.
     """
     budget = int(BUDGET * hbm_bytes)
     kept = residency.state == "device"
@@ -135,7 +141,7 @@ def judge(
         left = min(left, max_pages)
     pages = asked_pages or left
     pool = int(pages * sizes.page)
-    phases = _phases(sizes, pool, residency)
+    phases = _phases(sizes, pool, residency, scores=scores and asked_pages > 0)
     breaches = [_over(phase, budget, hbm_bytes) for phase in phases if phase.total > budget]
     if asked_pages > left and asked_pages * sizes.page + beside > budget:
         breaches.append(
@@ -144,15 +150,16 @@ def judge(
         )
     # Page 0 of a pool is not usable.
     rows = data_shards * (max(0, pages - 1) // pages_per_row)
-    if not breaches and rows == 0:
+    longest = max(pages_per_row, least_pages)
+    if not breaches and pages - 1 < longest:
         breaches.append(
             f"sampling: a pool of {pages} pages a data shard holds no sequence of full length "
-            f"({pages_per_row} pages); {gib(room)} GiB a device are left for it"
+            f"({longest} pages); {gib(room)} GiB a device are left for it"
         )
     return Fit(budget, phases, pages, rows, tuple(breaches))
 
 
-def _phases(sizes: Sizes, pool: int, residency: Residency) -> tuple[Phase, ...]:
+def _phases(sizes: Sizes, pool: int, residency: Residency, *, scores: bool) -> tuple[Phase, ...]:
     weights, kv_pool = ("sampler weights", sizes.weights), ("KV pool", pool)
     state = ("master weights and moments", sizes.state)
     kept = [kv_pool] if residency.pool == "kept" else []
@@ -168,6 +175,8 @@ def _phases(sizes: Sizes, pool: int, residency: Residency) -> tuple[Phase, ...]:
         "weight sync": [state, weights, leaf, *reference, *kept],
         "sampling": [sampling, kv_pool, *beside, *reference],
     }
+    if scores:
+        phases["held-out score"] = [*phases["sampling"], ("the stage's sampler", sizes.weights)]
     return tuple(Phase(name, tuple(parts)) for name, parts in phases.items())
 
 

@@ -132,9 +132,11 @@ def misfit(hardware: Hardware, model: ModelConfig) -> str:
         f"{gib(least.update_bytes)} GiB a device for an update, and {hardware.name} has "
         f"{gib(least.budget_bytes)} GiB to use"
     )
+    changed = hardware.name != hardware.topology.name and not hardware.is_cpu
+    own = f" --hbm_gib={hardware.chip.hbm_bytes / (1 << 30):g}" if changed else ""
     for topology in larger_topologies(hardware.topology):
         larger = dataclasses.replace(_devices(topology), chip=hardware.chip)
         if _smallest(larger, model, SHORT_TOKENS):
-            return f"{text}; --hardware={topology.name} would do, or take a smaller model"
+            return f"{text}; --hardware={topology.name}{own} would do, or take a smaller model"
     more = "an accelerator, such as --hardware=h100:1" if hardware.is_cpu else "another chip"
     return f"{text}; name {more}, or take a smaller model"

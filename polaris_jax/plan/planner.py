@@ -8,6 +8,7 @@ from typing import Any
 
 from polaris_jax.config import check_slots
 from polaris_jax.metrics.throughput import forward_flops_per_token, train_flops_per_token
+from polaris_jax.models import packs_rows
 from polaris_jax.plan.compile import (
     Compiled,
     SamplerSet,
@@ -29,6 +30,7 @@ from polaris_jax.plan.roofline import (
     Estimate,
     UpdateWork,
     estimate_step,
+    further_forwards,
     live_context,
 )
 from polaris_jax.plan.topologies import Chip, Topology
@@ -139,6 +141,8 @@ class Planner:
             asked_pages=self._per_shard(num_pages, setting),
             residency=self.residency,
             max_pages=slots * pages_for(self.job.sampler_len, page_size) + 1,
+            least_pages=pages_for(self.job.sampler_len, page_size),
+            scores=self.job.config.evaluate.every_steps > 0,
         )
         estimate = None
         if not refusals and fit.pages > 1:
@@ -331,7 +335,10 @@ class Planner:
         row_tokens = job.row_len * (1 - self.efficiency.padding)
         sharing = job.prompt_sharing(row_tokens) if update.shares_prompts else 1.0
         batch_tokens = job.responses * (job.mean_prompt_tokens / sharing + lengths.mean)
-        microbatches = max(1.0, batch_tokens / (setting.rows * row_tokens))
+        rows = batch_tokens / row_tokens
+        if not packs_rows(config.model.attention):
+            rows = max(rows, job.responses)
+        microbatches = max(1.0, rows / setting.rows)
         hbm = microbatches * _hbm(accumulate) + _hbm(apply)
         links = microbatches * _link_s(accumulate, self.chip) + _link_s(apply, self.chip)
         of_a_sampler = sampler_device_count(self.devices, config)
@@ -343,7 +350,7 @@ class Planner:
             responses=job.responses,
             prompts=config.rollout.prompts_per_step,
             prompt_tokens=job.mean_prompt_tokens,
-            update=UpdateWork(hbm, links, config.objective.old_logprobs == "recompute", sharing),
+            update=UpdateWork(hbm, links, further_forwards(config.objective), sharing),
             weights_bytes=sizes.weights,
             kv_token_bytes=sampler.page_bytes / page_size * setting.sampler_tensor,
             samplers=count // of_a_sampler,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+from polaris_jax.config import ObjectiveSection
 from polaris_jax.metrics.throughput import forward_flops_per_token
 from polaris_jax.models import ModelConfig
 from polaris_jax.plan.lengths import Lengths, draw
@@ -49,13 +50,13 @@ class UpdateWork:
     Attributes:
         hbm_bytes: HBM bytes of all microbatches and the optimizer step.
         collective_s: seconds that their collectives take on the links.
-        recompute: True if old log-probs take another forward pass.
+        further_forwards: see `further_forwards`. Their FLOPs alone are counted.
         sharing: see `update_model_flops`.
     """
 
     hbm_bytes: float
     collective_s: float
-    recompute: bool
+    further_forwards: int
     sharing: float = 1.0
 
 
@@ -141,6 +142,11 @@ def update_model_flops(
     square = p * p / sharing + 2 * p * lengths.mean + lengths.square
     keys = (square / tokens + 1) / 2
     return 3 * responses * tokens * forward_flops_per_token(model, keys)
+
+
+def further_forwards(objective: ObjectiveSection) -> int:
+    """Forward passes of an update beside the one that is differentiated: old policy, reference."""
+    return (objective.old_logprobs == "recompute") + (objective.kl_coef > 0)
 
 
 def live_context(lengths: Lengths, prompt_tokens: float) -> float:
@@ -251,7 +257,7 @@ def estimate_step(
         prompt_tokens=prompt_tokens,
         sharing=update.sharing,
     )
-    compute_s = flops * (4 / 3 if update.recompute else 1) / speed
+    compute_s = flops * (1 + update.further_forwards / 3) / speed
     hbm_s = update.hbm_bytes / chip.hbm_bytes_per_s
     update_s = max(compute_s, hbm_s, update.collective_s)
 

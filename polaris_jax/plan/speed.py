@@ -13,7 +13,13 @@ from polaris_jax.config import RunConfig
 from polaris_jax.models import ModelConfig
 from polaris_jax.plan.job import MEAN_PROMPT_TOKENS, MEAN_RESPONSE_TOKENS
 from polaris_jax.plan.lengths import Lengths, cut_lognormal
-from polaris_jax.plan.roofline import ASSUMED, balanced_rollout, live_context, update_model_flops
+from polaris_jax.plan.roofline import (
+    ASSUMED,
+    balanced_rollout,
+    further_forwards,
+    live_context,
+    update_model_flops,
+)
 from polaris_jax.plan.topologies import CHIPS, Chip
 from polaris_jax.rollout.kv.layouts import XLA, XLA_INT8
 
@@ -129,7 +135,7 @@ def step_s(config: RunConfig, model: ModelConfig, machine: Machine, *, budget: i
         responses=responses,
         prompt_tokens=min(MEAN_PROMPT_TOKENS, config.data.max_prompt_tokens),
     )
-    forwards = 4 / 3 if config.objective.old_logprobs == "recompute" else 1
+    forwards = 1 + further_forwards(config.objective) / 3
     devices = machine.training_devices or machine.devices
     update_s = flops * forwards / (devices * machine.chip.peak_flops * ASSUMED.mfu)
     n = rollout.responses_per_prompt

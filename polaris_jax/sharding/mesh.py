@@ -15,6 +15,7 @@ Models name logical axes (`models.param_axes`); the tables map each logical axis
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.config import ConfigError, MeshSection, check_mesh
+from polaris_jax.system.text import one_line
 
 CONTEXT, TENSOR = "context", "tensor"
 MESH_AXES = ("data", "fsdp", CONTEXT, TENSOR)
@@ -64,7 +66,15 @@ def make_mesh(section: MeshSection, devices: Sequence[Any] | None = None) -> Mes
     shape = mesh_shape(section, len(devices))
     if math.prod(shape) > 1 and devices[0].platform == "tpu":
         # A mesh of 16 x 2 on a torus of 4 x 8 splits an axis of the torus; make_mesh refuses that.
-        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        try:
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        except (AssertionError, NotImplementedError, ValueError) as error:
+            raise ConfigError(
+                f"mesh={dict(zip(MESH_AXES, shape, strict=True))}: jax cannot lay it over the "
+                f"{len(devices)} TPU devices that train ({one_line(error)[:200]}); their chips "
+                "must be a block without holes: set rollout.devices so that they are, or to 0, or "
+                "choose other axes"
+            ) from None
     else:
         grid = np.array(devices, dtype=object).reshape(shape)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
@@ -142,8 +152,6 @@ def leaf_spec(
     owners: dict[str, str] = {}
     spec: list[tuple[str, ...] | str | None] = []
     for axis, size in zip(axes, shape, strict=True):
-        taken: list[str] = []
-        shards = 1
         for mesh_axis in rules.get(axis, ()):
             if mesh_axis not in mesh.shape:
                 raise ValueError(
@@ -156,12 +164,21 @@ def leaf_spec(
                     f"{mesh_axis!r}; an axis can split one dimension only: change the rules"
                 )
             owners[mesh_axis] = axis
-            ways = mesh.shape[mesh_axis]
-            if ways > 1 and size % (shards * ways) == 0:
-                taken.append(mesh_axis)
-                shards *= ways
+        taken = _most_shards(size, [(name, mesh.shape[name]) for name in rules.get(axis, ())])
         spec.append(None if not taken else taken[0] if len(taken) == 1 else tuple(taken))
     return PartitionSpec(*spec)
+
+
+def _most_shards(size: int, axes: Sequence[tuple[str, int]]) -> list[str]:
+    """The axes that together split a dimension into the most equal parts; of equals the first."""
+    wide = [(name, ways) for name, ways in axes if ways > 1]
+    subsets = [
+        subset
+        for count in range(len(wide) + 1)
+        for subset in itertools.combinations(wide, count)
+        if size % math.prod(ways for _, ways in subset) == 0
+    ]
+    return [name for name, _ in max(subsets, key=lambda s: math.prod(ways for _, ways in s))]
 
 
 def param_shardings(

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -122,9 +123,16 @@ class ShardedModel:
 
 
 def sharded_model(
-    config: ModelConfig, section: ModelSection, mesh: Mesh, *, row_len: int
+    config: ModelConfig,
+    section: ModelSection,
+    mesh: Mesh,
+    *,
+    row_len: int,
+    say: Callable[[str], None] = lambda line: None,
 ) -> ShardedModel:
     """How one architecture runs on a mesh with a row length, after checks.
+
+    `say` gets a line if `model.attention=auto` finds none of the platform's own back ends.
 
     Raises:
         ConfigError: a mesh axis does not divide what it splits, or the attention back end does not
@@ -143,6 +151,7 @@ def sharded_model(
             context_shards=mesh.shape[CONTEXT],
             dtype=section.arithmetic,
             one_segment_a_row=not packs_rows(section.attention),
+            say=say,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -155,13 +164,19 @@ def sharded_model(
 
 
 def warn_of_copies(config: ModelConfig, mesh: Mesh) -> None:
-    """Says so, once a run, if every device of mesh.fsdp would hold the same weights."""
-    fsdp, width = mesh.shape["fsdp"], config.hidden_size
-    if width % fsdp and processes.is_first():
+    """Says so, once a run, if devices would hold the same weights that could hold parts of them."""
+    width, axis = config.hidden_size, "embed"
+    asked = wide_axes(mesh, TRAINER_RULES[axis])
+    spec = leaf_spec(axis, (width,), (axis,), mesh=mesh, rules=TRAINER_RULES)
+    taken = (spec[0],) if isinstance(spec[0], str) else spec[0] or ()
+    parts, held = (math.prod(mesh.shape[name] for name in names) for names in (asked, taken))
+    if held < parts and processes.is_first():
+        named = " x ".join(f"mesh.{name}={mesh.shape[name]}" for name in asked)
+        share = "all" if held == 1 else f"1/{held} of all"
         say(
-            f"warning: mesh.fsdp={fsdp} does not divide the model's hidden_size={width}, so that "
-            f"each device holds all weights and their optimizer state, not 1/{fsdp} of them; "
-            "choose a divisor, with mesh.data or mesh.context for the other devices",
+            f"warning: {named} does not divide the model's hidden_size={width}, so that each "
+            f"device holds {share} weights and their optimizer state, not 1/{parts} of them; "
+            "choose sizes whose product is a divisor",
             sys.stderr,
         )
 

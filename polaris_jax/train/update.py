@@ -11,7 +11,7 @@ packing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -98,14 +98,27 @@ class Updater:
         self._share_prompts: Literal["auto", "on", "off"] = share_prompts
         self._reference: tuple[Decoder, Decoder] | None = None  # (argument, placed copy)
 
-    def check_model(self, config: ModelConfig) -> None:
+    def check_model(self, config: ModelConfig, say: Callable[[str], None]) -> None:
         """Checks that models of this architecture can be trained; compiles nothing.
+
+        Args:
+            config: the architecture.
+            say: gets a line about what is slower than it might be.
 
         Raises:
             ConfigError: see `sharded_model` and `resolve_share_prompts`.
         """
+        sharded_model(config, self.model, self.mesh, row_len=self.row_len, say=say)
         self.shares_prompts(config)
         warn_of_copies(config, self.mesh)
+
+    def numerics(self, config: ModelConfig) -> dict[str, Any]:
+        """What an update's numbers depend on beside batch and config, by name."""
+        sharded = sharded_model(config, self.model, self.mesh, row_len=self.row_len)
+        found = {"shared prompts": self.shares_prompts(config), "attention": sharded.attention}
+        if self.objective.aggregation == "microbatch_token_mean":
+            found["microbatch rows"] = self.rows  # by the mesh, if batch.rows=0
+        return found
 
     def shares_prompts(self, config: ModelConfig) -> bool:
         """Whether batches for this architecture are packed with shared prompts.

@@ -3,11 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from polaris_jax.models.config import ModelConfig
-from polaris_jax.models.layers import rope_frequencies
+from polaris_jax.models.layers import rope_frequencies, scaled, shifted
 from polaris_jax.models.weights.hf_config import parse_config
 from tests.fixtures.rope_cases import ROPE_CASES, SCALINGS, rope_fields
 from tests.tolerances import CLOSED_FORM_ATOL, ROPE_FREQUENCY_RTOL
@@ -74,3 +76,25 @@ def test_frequencies_and_attention_factor_equal_live_transformers(name):
     live = torch_rope(name)
     assert_same(rope_frequencies(config_of(name)), live)
     assert_same(stored(name), live)
+
+
+@pytest.mark.parametrize("apply", [scaled, shifted])
+def test_a_vectors_gradient_in_bfloat16_is_summed_in_float32(apply):
+    """Over as many tokens as a row of the recipe has; the forward pass has the operator's bits."""
+    key = jax.random.key(0)
+    x_TW = jax.random.normal(key, (40_960, 8), jnp.bfloat16)
+    weight_W = jnp.linspace(0.5, 1.5, 8, dtype=jnp.bfloat16)
+    plain = x_TW * weight_W[None] if apply is scaled else x_TW + weight_W[None]
+    np.testing.assert_array_equal(np.asarray(apply(x_TW, weight_W)), np.asarray(plain))
+    found_W = jax.grad(lambda w: apply(x_TW, w).astype(jnp.float32).sum() / 40_960)(weight_W)
+    each_TW = np.asarray(x_TW, np.float64) if apply is scaled else np.ones((40_960, 8))
+    scale = np.float64(jnp.bfloat16(1 / 40_960))  # as it reaches each token
+    bf16 = 2.0**-8
+    np.testing.assert_allclose(
+        np.asarray(found_W, np.float64), each_TW.sum(0) * scale, rtol=bf16, atol=0
+    )
+    jaxpr = str(
+        jax.make_jaxpr(jax.grad(lambda w: apply(x_TW, w).astype(jnp.float32).sum()))(weight_W)
+    )
+    sums = [line for line in jaxpr.splitlines() if "reduce_sum" in line]
+    assert sums and all("f32[" in line.split("=")[0] for line in sums)

@@ -121,3 +121,18 @@ def test_a_pool_over_the_memory_is_refused_with_the_largest_that_fits():
     assert not fit.fits
     assert any("at most 1184 pages fit" in breach for breach in fit.breaches)
     assert judged(asked_pages=74 * 16).fits
+
+
+def test_a_pool_must_hold_the_longest_sequence_of_any_stage():
+    assert judged(asked_pages=65).fits
+    refused = judged(asked_pages=65, least_pages=80)
+    assert refused.full_rows == 4  # of the stage that is planned
+    assert "holds no sequence of full length (80 pages)" in refused.breaches[0]
+
+
+def test_a_held_out_score_has_weights_of_its_own():
+    """With a pool of the room that is left; a pool that the run sizes takes what they leave."""
+    assert judged(scores=True).fits
+    full = judged(scores=True, asked_pages=74 * 16)
+    assert [breach.split(":")[0] for breach in full.breaches] == ["held-out score"]
+    assert judged(scores=True, asked_pages=66 * 16).fits

@@ -39,7 +39,7 @@ def test_a_card_without_a_name_has_the_memory_that_is_given():
     assert memory_for(chip, model, 16_384)
     text = misfit(small, preset("qwen3-4b"))
     assert "h100:1 with 12.00 GiB a device has" in text
-    assert "--hardware=h100:16 would do" in text  # each with 12 GiB
+    assert "--hardware=h100:16 --hbm_gib=12 would do" in text
     with pytest.raises(ConfigError, match="--hbm_gib=12: is the memory of an accelerator"):
         named_hardware("cpu", cpu_bytes=GIB, hbm_gib=12)
 

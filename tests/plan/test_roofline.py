@@ -58,7 +58,7 @@ def estimate(**kwargs):
         "responses": 64,
         "prompts": 8,
         "prompt_tokens": 0.0,
-        "update": UpdateWork(0.0, 0.0, False),
+        "update": UpdateWork(0.0, 0.0, 0),
         "weights_bytes": 1e9,
         "kv_token_bytes": 1e5,
         "samplers": 1,
@@ -120,9 +120,9 @@ def test_a_host_that_takes_longer_than_it_saves_is_not_waited_for():
 @pytest.mark.parametrize(
     ("update", "bound"),
     [
-        (UpdateWork(0.0, 0.0, False), "update_compute_s"),
-        (UpdateWork(1e15, 0.0, False), "update_hbm_s"),
-        (UpdateWork(0.0, 1e3, False), "update_collective_s"),
+        (UpdateWork(0.0, 0.0, 0), "update_compute_s"),
+        (UpdateWork(1e15, 0.0, 0), "update_hbm_s"),
+        (UpdateWork(0.0, 1e3, 0), "update_collective_s"),
     ],
 )
 def test_an_update_takes_as_long_as_its_slowest_bound(update, bound):
@@ -132,7 +132,7 @@ def test_an_update_takes_as_long_as_its_slowest_bound(update, bound):
 
 
 def test_recomputed_log_probs_cost_a_third_more():
-    more = estimate(update=UpdateWork(0.0, 0.0, True)).update_compute_s
+    more = estimate(update=UpdateWork(0.0, 0.0, 1)).update_compute_s
     assert math.isclose(more, 4 / 3 * estimate().update_compute_s)
 
 

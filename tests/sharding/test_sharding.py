@@ -122,6 +122,9 @@ def test_an_axis_that_does_not_divide_is_left_out():
     mesh = make_mesh(DATA2_FSDP4)
     spec = leaf_spec("w", (6, 10), ("embed", "mlp"), mesh=mesh, rules=TRAINER_RULES)
     assert spec == PartitionSpec("data", None)
+    # Of several the one that splits more, whatever the order.
+    spec = leaf_spec("w", (12, 10), ("embed", "mlp"), mesh=mesh, rules=TRAINER_RULES)
+    assert spec == PartitionSpec("fsdp", None)
 
 
 def run(mesh, config, *, optimizer=SMOOTH, model=FP32):

@@ -10,7 +10,7 @@ import pytest
 from polaris_jax.batch import concat_graded, select_groups
 from polaris_jax.config import ConfigError, MeshSection, ObjectiveSection
 from polaris_jax.sharding import make_mesh
-from polaris_jax.train.programs import resolve_share_prompts
+from polaris_jax.train.programs import resolve_share_prompts, update_programs
 from polaris_jax.train.state import init_train_state
 from polaris_jax.train.update import Updater
 from tests.support.train.cases import (
@@ -138,6 +138,7 @@ def test_nothing_compiles_after_the_first_update():
         if "backend_compile" in event:
             compiles.append(event)
 
+    update_programs.cache_clear()  # of other tests
     graded, mesh = make_graded(), one_device_mesh()
     updater = Updater(ObjectiveSection(), OPTIMIZER, FP32, mesh, rows=2, row_len=ROW_LEN)
     state = init_train_state(make_model(), OPTIMIZER, mesh)
@@ -183,7 +184,7 @@ def test_what_cannot_share_is_refused_at_the_start():
         objective, OPTIMIZER, FP32, one_device_mesh(), rows=2, row_len=48, share_prompts="on"
     )
     with pytest.raises(ConfigError, match=r"share_prompts=on: under .*microbatch_token_mean"):
-        updater.check_model(QWEN3)
+        updater.check_model(QWEN3, print)
 
 
 def test_the_updater_resolves_auto_by_its_attention():

@@ -149,6 +149,7 @@ def resolve_attention(
     context_shards: int,
     dtype: DTypeLike,
     one_segment_a_row: bool,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Attention:
     """The back end to run: `backend` itself once checked, or the best legal one for `auto`.
 
@@ -162,6 +163,7 @@ def resolve_attention(
         context_shards: mesh.context; rows are then laid out in zigzag.
         dtype: dtype of queries, keys and values.
         one_segment_a_row: True if rows are never packed.
+        say: gets a line if `auto` passes over this platform's own back ends, with the reasons.
 
     Raises:
         ValueError: the back end does not run on this platform or with these shapes; the message has
@@ -203,8 +205,12 @@ def resolve_attention(
     chosen: Attention = backend
     if backend == "auto":
         own: list[Attention] = [name for name, row in BACK_ENDS.items() if row.platform == platform]
-        taken: list[Attention] = [name for name in own if not any(refusals(BACK_ENDS[name]))]
+        passed = {name: next(refusals(BACK_ENDS[name]), "") for name in own}
+        taken: list[Attention] = [name for name in own if not passed[name]]
         chosen = taken[0] if taken else "chunked" if own else portable(length)
+        if own and not taken:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in passed.items())
+            say(f"model.attention=auto: chunked, slower than this {platform}'s own ({reasons})")
     for objection in objections(BACK_ENDS[chosen]):
         asked = chosen if chosen == backend else f"{backend}, resolved to {chosen}"
         raise ValueError(f"model.attention={asked}: {objection}")

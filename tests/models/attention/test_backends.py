@@ -1,6 +1,7 @@
 """Which back end a run takes, what is refused before anything compiles, and the one call."""
 
 import dataclasses
+import re
 from typing import get_args, get_type_hints
 
 import jax.numpy as jnp
@@ -63,6 +64,22 @@ def test_only_a_back_end_without_segment_ids_keeps_rows_unpacked():
 )
 def test_auto(platform, changes, expected):
     assert resolve("auto", platform, **changes) == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "said"),
+    [
+        ("cpu", {"context_shards": 4}, ""),
+        ("gpu", {}, ""),
+        ("gpu", {"context_shards": 2}, "auto: chunked, .* gpu's own .*triton: mesh.context=2"),
+        ("tpu", {"head_dim": 80}, "auto: chunked, .* tpu's own .*splash: .*80"),
+    ],
+)
+def test_auto_says_why_it_takes_none_of_the_platforms_own(platform, changes, said):
+    lines = []
+    resolve("auto", platform, say=lines.append, **changes)
+    assert len(lines) == bool(said)
+    assert re.search(said, "".join(lines))
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])

@@ -92,7 +92,7 @@ class Pod:
             responses=PROMPTS * RESPONSES,
             prompts=PROMPTS,
             prompt_tokens=PROMPT_TOKENS,
-            update=UpdateWork(0.0, 0.0, False),
+            update=UpdateWork(0.0, 0.0, 0),
             weights_bytes=WEIGHT_BYTES / self.tensor,
             kv_token_bytes=KV_TOKEN_BYTES,
             samplers=self.samplers,
