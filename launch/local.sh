@@ -62,14 +62,14 @@ fi
 
 gpus=0
 if [[ ${JAX_PLATFORMS:-} != cpu ]] && command -v nvidia-smi >/dev/null; then
-  if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then # jax numbers those alone, from 0
-    gpus="$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)" || gpus=0
-  else
-    # Without a driver nvidia-smi fails; under a GPU it lists the parts of it.
-    gpus="$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ')" || gpus=0
+  listed="$(nvidia-smi --list-gpus 2>/dev/null)" || listed="" # there is no driver
+  gpus="$(grep -c '^GPU ' <<<"$listed")" || gpus=0            # under a GPU its parts are listed
+  if ((gpus)) && [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    # jax numbers these from 0. CUDA takes those before the first that is none, like -1.
+    gpus="$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | sed -E '/^ *(-|NoDev)/,$d' | grep -c .)" || gpus=0
   fi
   if ((gpus > 0 && gpus % processes)); then
-    die "--processes=$processes: does not divide the $gpus GPUs of this machine"
+    die "--processes=$processes: does not divide the $gpus visible GPUs"
   fi
 fi
 

@@ -21,6 +21,7 @@ from polaris_jax.config import (
     RunConfig,
     config_hash,
     longest_response_tokens,
+    remarks,
     row_len_tokens,
 )
 from polaris_jax.data.problem_sets import (
@@ -170,15 +171,18 @@ def assemble(
         share_prompts=config.batch.share_prompts,
         parks=config.rollout.trainer_state == "host",
     )
-    updater.check_model(model_config)
+    updater.check_model(model_config, progress.line)
     require_wandb(config.metrics.wandb)
+    for line in remarks(config):
+        progress.line(line)
     progress.line(f"problems: {len(found.problems)} from {found.origin} ({found.why})")
-
-    def loaded(path: str) -> tuple[Any, list[Problem], str]:
-        own, say = load_tokenizer(path), progress.line
-        return own, *fitting_prompts(found.problems, config.data, tokenizer=own, say=say)
-
-    ready = loaded(config.model.path) if config.model.path else None
+    tokenizer = load_base_tokenizer(config)
+    problems, prompts = fitting_prompts(
+        found.problems, config.data, tokenizer=tokenizer, say=progress.line
+    )
+    processes.agree({PROMPTS: prompts})
+    if held_out:
+        held_out = fitting(held_out, config.data, tokenizer=tokenizer, say=progress.line)
     with contextlib.ExitStack() as opened:
         claim = opened.enter_context(
             workdir_lib.claim(
@@ -189,11 +193,9 @@ def assemble(
                 problem_set=found.place,
             )
         )
-        if (moments := config.optimizer.moment_dtype) != "float32":
-            progress.line(f"optimizer.moment_dtype={moments}: the recipe's is float32")
         path = base_path(config, workdir, progress)  # the warm start, if one is configured
-        model_config, (tokenizer, problems, prompts) = load_config(path), ready or loaded(path)
-        processes.agree({PROMPTS: prompts})
+        model_config = load_config(path)
+        tokenizer = tokenizer if config.model.path else load_tokenizer(path)
         warn_of_reward(config.reward, config.data, tokenizer, problems, progress.line)
         if config.reward.control == "foreign_golds":
             problems = foreign_golds(problems, seed=fold_seed(config.seed, "foreign golds"))
@@ -207,8 +209,6 @@ def assemble(
             found.say_if_for_another(inputs, progress.line)
             say_if_probed_for_another(config.stages, workdir, inputs, progress.line)
         reference = load_sharded(path, updater.mesh) if config.objective.kl_coef else None
-        if held_out:
-            held_out = fitting(held_out, config.data, tokenizer=tokenizer, say=progress.line)
         solver = opened.enter_context(open_solver(config, tokenizer, samplers, model=model_config))
         outputs = opened.enter_context(
             Outputs(
@@ -218,7 +218,7 @@ def assemble(
                 tokenizer=tokenizer,
                 end_ids=model_config.end_ids,
                 numerics=numerics_of(samplers.kernels(model_config, max_response_tokens=longest))
-                | {"shared prompts": updater.shares_prompts(model_config)},
+                | updater.numerics(model_config),
             )
         )
         checkpointer = Checkpointer(

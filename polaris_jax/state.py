@@ -152,22 +152,22 @@ def check_start(start: StartAt, config: RunConfig, workdir: epath.Path, *, overw
     """Checks where a run is to begin before anything is deleted or computed.
 
     Raises:
-        ConfigError: there is no such stage, or `overwrite` would delete the checkpoint, or the run
-            that was here although the checkpoint is not whole.
+        ConfigError: there is no such stage or checkpoint, or `overwrite` would delete the
+            checkpoint, or the run that was here although none can begin from the checkpoint.
     """
     stage, checkpoint = start.stage, start.checkpoint
     if not 0 <= stage < len(config.stages):
         raise ConfigError(f"--stage={stage}: the config has stages 0 to {len(config.stages) - 1}")
-    if not overwrite:
-        return
-    source, own = _real(checkpoint), _real(workdir)
-    if source == own or f"{source}/".startswith(f"{own}/checkpoints/"):
-        raise ConfigError(
-            f"--from={checkpoint}: --overwrite would delete it, as it lies in workdir={workdir}; "
-            "choose another --workdir"
-        )
-    if not (there := Checkpointer.of(checkpoint)).steps():
-        there.latest_or_error()
+    if overwrite:
+        source, own = _real(checkpoint), _real(workdir)
+        if source == own or f"{source}/".startswith(f"{own}/checkpoints/"):
+            raise ConfigError(
+                f"--from={checkpoint}: --overwrite would delete it, as it lies in "
+                f"workdir={workdir}; choose another --workdir"
+            )
+    other = Checkpointer.of(checkpoint)
+    if overwrite:
+        _step_to_begin_from(other, start, config)
 
 
 def _real(path: epath.Path) -> str:
@@ -282,26 +282,13 @@ def start_from(parts: Parts, start: StartAt) -> RunState:
     """A new run's state with the weights and tables of another run's checkpoint.
 
     Raises:
-        ConfigError: the config has no stage that the other run was in, so neither its drop rule
-            nor its rotary scaling is known.
+        ConfigError: see `_step_to_begin_from`; or the checkpoint has another architecture.
     """
-    source, count = start.checkpoint, len(parts.config.stages)
+    source = start.checkpoint
     other = Checkpointer.of(source, architecture=parts.model_config.architecture())
-    step = other.latest_or_error()
-    if "step" not in (other.facts(step)["arrays"] or {"step": ()}):
-        raise ConfigError(
-            f"--from={source}: holds weights alone, so no run can continue from it; name it in "
-            "model.path, without --from"
-        )
+    step = _step_to_begin_from(other, start, parts.config)
     needed = dataclasses.replace(abstract_state(parts), opt_state=())  # its moments are not used
     train, host = other.restore(step, needed, partial=True)
-    left = stage_from(host["stage"])
-    if left.stage >= count:
-        raise ConfigError(
-            f"--from={source}: its run was in stage {left.stage}, and the config has stages 0 to "
-            f"{count - 1}; drop_above and rope_factor of that stage come from the config: list "
-            "that run's stages before the new one, and name the new one in --stage"
-        )
     if host.get("carried"):
         parts.progress.line(f"{len(host['carried'])} unfinished groups of {source} stay there")
     parts.progress.line(f"starting stage {start.stage} from {source}")
@@ -311,12 +298,36 @@ def start_from(parts: Parts, start: StartAt) -> RunState:
     inherited["lengths"].add_unknown(own["lengths"])
     return RunState(
         step=0,
-        stage=dataclasses.replace(left, finished=False),
+        stage=dataclasses.replace(stage_from(host["stage"]), finished=False),
         next_stage=start.stage,
         train=parts.updater.reset_optimizer(train),
         loader=new_loader(parts),
         **inherited,
     )
+
+
+def _step_to_begin_from(other: Checkpointer, start: StartAt, config: RunConfig) -> int:
+    """The newest step of another run, with every byte verified.
+
+    Raises:
+        ConfigError: no step is whole, or it holds weights alone, or the config has no stage that
+            the other run was in, so neither its drop rule nor its rotary scaling is known.
+    """
+    source, count = start.checkpoint, len(config.stages)
+    step = other.latest_or_error()
+    if "step" not in other.facts(step)["arrays"]:
+        raise ConfigError(
+            f"--from={source}: holds weights alone, so no run can continue from it; make a model "
+            "directory of it with `polaris convert`, and name that in model.path, without --from"
+        )
+    left = stage_from(other.host(step)["stage"])
+    if left.stage >= count:
+        raise ConfigError(
+            f"--from={source}: its run was in stage {left.stage}, and the config has stages 0 to "
+            f"{count - 1}; drop_above and rope_factor of that stage come from the config: list "
+            "that run's stages before the new one, and name the new one in --stage"
+        )
+    return step
 
 
 def abstract_state(parts: Parts) -> TrainState:

@@ -19,11 +19,10 @@ from polaris_jax.commands.run import run_command
 from polaris_jax.config import ConfigError, build_config
 from polaris_jax.measure.policy import Policy
 from polaris_jax.run.owner import InUse
-from polaris_jax.state import StartAt, open_state, start_from
+from polaris_jax.state import StartAt, check_start, open_state, start_from
 from polaris_jax.step import count_batch
 from polaris_jax.system.failures import at_run_time
 from polaris_jax.system.progress import Progress
-from polaris_jax.train.state import TrainState
 from tests.support.micro_run import flags, make_base
 from tests.support.parts import make_parts, make_state, stage_at
 
@@ -159,9 +158,11 @@ class OtherRun:
     def restore(
         self, step: int, abstract: Any, *, partial: bool = False
     ) -> tuple[Any, dict[str, Any]]:
-        assert partial and abstract.opt_state == ()  # its moments are not read
+        raise AssertionError("it is refused before anything is read")
+
+    def host(self, step: int) -> dict[str, Any]:
         state = make_state(stage=stage_at(2), loader=Position(), train=Train())
-        return None, state.snapshot().host
+        return state.snapshot().host
 
 
 class Train:
@@ -182,14 +183,20 @@ class Position:
 
 def test_the_stage_that_the_other_run_was_in_must_be_known(monkeypatch):
     monkeypatch.setattr("polaris_jax.state.Checkpointer.of", lambda *_, **__: OtherRun())
-    monkeypatch.setattr("polaris_jax.state.abstract_state", lambda parts: TrainState(*[None] * 4))
     config = build_config({"stages": [{"steps": 1}, {"steps": 1}]})
     start = StartAt(1, epath.Path("runs/other"))
-    with pytest.raises(ConfigError, match="its run was in stage 2, and the config has stages 0 to"):
-        start_from(make_parts(config, model_config=Architecture()), start)
+    parts = make_parts(config, model_config=Architecture())
+    refused = [
+        lambda: start_from(parts, start),
+        lambda: check_start(start, config, epath.Path("runs/own"), overwrite=True),
+    ]
+    for refuse in refused:
+        with pytest.raises(ConfigError, match="in stage 2, and the config has stages 0 to 1"):
+            refuse()
     monkeypatch.setattr(OtherRun, "arrays", {"params/embed_VD": []})
-    with pytest.raises(ConfigError, match=r"holds weights alone.*name it in model\.path"):
-        start_from(make_parts(config, model_config=Architecture()), start)
+    for refuse in refused:
+        with pytest.raises(ConfigError, match=r"holds weights alone.*`polaris convert`"):
+            refuse()
 
 
 def test_the_first_step_knows_the_lengths_that_calibration_measured(tmp_path, base):

@@ -122,14 +122,25 @@ class Checkpointer:
         return cls(path, **options)
 
     def steps(self) -> list[int]:
-        """Steps that are complete by manifest, names and sizes, ascending, without checksums."""
-        found = [s for s in self._candidates() if s not in self._torn]
-        return [s for s in found if self._folders.fault(s, checksums=False) is None]
+        """Steps that are complete by manifest, names and sizes, ascending, without checksums.
+
+        Raises:
+            OSError: the disk or store does not say which steps there are.
+        """
+        return [s for s in self._candidates() if s not in self._torn and self._seems_whole(s)]
+
+    def _seems_whole(self, step: int) -> bool:
+        with contextlib.suppress(OSError):  # it does not answer
+            return self._folders.fault(step, checksums=False) is None
+        return False
 
     def latest(self) -> int | None:
         """The newest complete step, with every byte verified; None if there is none.
 
         Warns of each newer step that is not complete, with the reason.
+
+        Raises:
+            OSError: the disk or store of one that is newer does not answer.
         """
         return processes.from_first(self._latest)
 
@@ -271,6 +282,7 @@ class Checkpointer:
             ConfigError: the checkpoint has another architecture. The text names the fields that
                 differ; no array has been read.
             CheckpointError: the checkpoint is not complete, or cannot be read.
+            OSError: its disk or store does not answer.
         """
         reason = processes.from_first(lambda: None if step in self._verified else self._fault(step))
         if reason is not None:
@@ -382,15 +394,17 @@ class Checkpointer:
 
     def _prune(self, newest: int) -> None:
         # The new checkpoint is complete by now: if this fails, the next save tries again.
-        older = [s for s in self.steps() if s < newest]
         with contextlib.suppress(OSError):
+            older = [s for s in self.steps() if s < newest]
             for step in older[: max(0, len(older) + 1 - self._keep_last)]:
                 self._folders.delete(step)
 
     def _save_failure(self, step: int, error: BaseException) -> str:
         text, number = cause_of(error)
         remedy = _REMEDIES.get(number, "mend this and rerun")
-        older = self.steps()
+        older: list[int] = []
+        with contextlib.suppress(OSError):
+            older = self.steps()
         kept = f"checkpoint {older[-1]} is kept" if older else "there is no older one"
         return (
             f"checkpoint {step} could not be saved in {self.directory}: {text}; {remedy} ({kept})"

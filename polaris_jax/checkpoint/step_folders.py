@@ -37,7 +37,11 @@ from polaris_jax.system.files import (
     AnyPath,
     delete,
     files_below,
+    first_line,
+    is_folder,
+    is_gone,
     is_remote,
+    is_there,
     sync_directory,
     write_bytes,
 )
@@ -57,7 +61,6 @@ TOKEN = "data-"
 _DATA = re.compile(rf"{TOKEN}[0-9a-f]+/")
 READ_BYTES = 1 << 23
 NO_OTHERS = r"(?!)"  # matches no name
-NO_ANSWER = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EPERM)
 THREADS = 4  # zlib releases the GIL; more threads only compete for the disk
 
 FileEntry = dict[str, int]  # {"size": bytes, "crc32": checksum}
@@ -197,8 +200,8 @@ def fault(directory: AnyPath, *, checksums: bool = True, others: str = NO_OTHERS
         others: pattern of names that are allowed although the manifest does not name them.
 
     Raises:
-        OSError: with `checksums`: the disk or store does not answer, which says nothing of what
-            lies there. An older step in its place would lose the steps behind it.
+        OSError: the disk or store does not answer, which says nothing of what lies there. An older
+            step in its place would lose the steps behind it.
     """
     directory = epath.Path(directory)
     try:
@@ -223,11 +226,18 @@ def fault(directory: AnyPath, *, checksums: bool = True, others: str = NO_OTHERS
                     return f"{name} does not match its checksum"
     except (OSError, ValueError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        if checksums and isinstance(cause, OSError) and cause.errno in NO_ANSWER:
-            remedy = "start again once it can be read, or move that folder away to do without it"
-            raise OSError(cause.errno, f"{cause.strerror}; {remedy}", cause.filename) from error
+        if isinstance(cause, OSError) and not is_gone(cause):
+            raise _no_answer(cause, directory) from error
         return str(error) if isinstance(error, ValueError) else f"it cannot be read ({error})"
     return None
+
+
+def _no_answer(error: OSError, directory: epath.Path) -> OSError:
+    name = os.fspath(error.filename or "").removeprefix(f"{directory}/")
+    where = f"{name}: " if name else ""
+    remedy = "start again once it can be read, or move the folder away to do without it"
+    text = f"{where}{error.strerror or first_line(error)}; {remedy}"
+    return OSError(error.errno or errno.EIO, text, str(directory))
 
 
 def delete_others(directory: AnyPath) -> None:
@@ -285,10 +295,10 @@ class StepFolders:
 
     def steps(self) -> list[int]:
         """Every step that has a folder, ascending, complete or not."""
-        if not self.directory.is_dir():
+        if not is_folder(self.directory):
             return []
         named = ((step_number(path.name), path) for path in self.directory.iterdir())
-        return sorted(step for step, path in named if step is not None and path.is_dir())
+        return sorted(step for step, path in named if step is not None and is_folder(path))
 
     def path(self, step: int) -> epath.Path:
         """The path of a step's folder."""
@@ -300,17 +310,17 @@ class StepFolders:
 
     def begun(self, step: int) -> bool:
         """True if a killed save left the step unfinished."""
-        return self._mark(step).exists() and self.lacks_manifest(step)
+        return is_there(self._mark(step)) and self.lacks_manifest(step)
 
     def lacks_manifest(self, step: int) -> bool:
         """True if a step has no manifest: its save, or a copy of it, ended before the last file."""
-        return not (self.path(step) / MANIFEST).exists()
+        return not is_there(self.path(step) / MANIFEST)
 
     def fault(self, step: int, *, checksums: bool = True) -> str | None:
-        """A phrase that says why a step is not complete; None if it is complete."""
-        if not self.path(step).is_dir():
+        """A phrase that says why a step is not complete; None if it is complete. See `fault`."""
+        if not is_folder(self.path(step)):
             return "there is no such directory"
-        others = ".*" if self._mark(step).exists() else f"{TOKEN}.*"
+        others = ".*" if is_there(self._mark(step)) else f"{TOKEN}.*"
         reason = fault(self.path(step), checksums=checksums, others=others)
         if reason is None and (own := read_manifest(self.path(step)).get("step", step)) != step:
             return f"its {MANIFEST} is that of step {own}"

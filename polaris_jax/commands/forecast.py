@@ -11,10 +11,15 @@ from polaris_jax.plan import speed
 from polaris_jax.plan.job import MEAN_RESPONSE_TOKENS
 
 
-def machine_forecast(config: RunConfig) -> Forecast:
+def machine_forecast(config: RunConfig, *, trains: bool = False) -> Forecast:
     """What is known of the speed of this run's devices. jax has to be started.
 
     Nothing is known of CPUs, nor of accelerators whose figures the plan does not have.
+
+    Args:
+        config: the run's config.
+        trains: True for `train`, which may keep devices for sampling alone; what only samples
+            samples on all.
     """
     devices = jax.devices()
     kind = devices[0].device_kind
@@ -25,7 +30,7 @@ def machine_forecast(config: RunConfig) -> Forecast:
         return Forecast(f"{len(devices)} {kind}", len(devices))
     rollout, processes = config.rollout, jax.process_count()
     samplers = max(1, processes // rollout.processes)
-    only_sample = rollout.devices * processes
+    only_sample = rollout.devices * processes if trains else 0
     sampling = only_sample or len(devices)
     if rollout.data:
         sampling = min(sampling, rollout.data * rollout.tensor * samplers)

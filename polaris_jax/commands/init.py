@@ -35,7 +35,7 @@ from polaris_jax.config import (
     build_config,
 )
 from polaris_jax.data.source_text import parse_source
-from polaris_jax.system.files import is_remote, write_bytes
+from polaris_jax.system.files import is_remote
 from polaris_jax.system.foreign import printable
 from polaris_jax.system.signals import begin_work
 
@@ -137,13 +137,13 @@ def main(argv: list[str]) -> int:
     )
     if choices is None:
         return _does_not_fit([misfit(hardware, model.config)])
-    named = own["data"] if not kept else str(places["train"].resolve())
+    train_file, held_out_file = (str(places[name].resolve()) for name in ("train", "held_out"))
     names = Names(
         file=_short(file),
         workdir=f"runs/{file.stem}",
         model=_absolute(own["model"]),
-        problems=_absolute_source(named),
-        evaluate=_absolute_source(str(places["held_out"].resolve()) if kept else own["evaluate"]),
+        problems=train_file if kept else _absolute_source(own["data"]),
+        evaluate=held_out_file if kept else _absolute_source(own["evaluate"]),
         reward=_absolute(own["reward"]),
         hardware=hardware.name,
         about=(),
@@ -163,14 +163,18 @@ def main(argv: list[str]) -> int:
     text = config_text(dataclasses.replace(names, about=about), choices)
     for target in ("", "quick"):
         _config(text, target)
-    parts = {"train": train, "held_out": kept} if kept else {}
+    _places(file)  # sampling takes minutes, and others may have written there
+    made: list[Path] = []
     try:
-        for name, indices in parts.items():
+        for name, indices in {"train": train, "held_out": kept}.items() if kept else ():
+            made.append(places[name])
             write_problems([data.problems[i] for i in indices], places[name])
             print(f"wrote {printable(str(places[name]))}: {len(indices)} problems")
-        write_bytes(file, text.encode())
+        with file.open("x", encoding="utf-8") as out:
+            made.append(file)
+            out.write(text)
     except BaseException:  # a full disk, Ctrl-C: files that stay would stop the next call
-        for place in (file, *(places[name] for name in parts)):
+        for place in made:
             place.unlink(missing_ok=True)
         raise
     print(f"wrote {printable(str(file))}; its first lines are the commands to run")
@@ -286,7 +290,7 @@ def _absolute(name: str) -> str:
 def _absolute_source(name: str) -> str:
     """A source of problems whose file or directory has its absolute path; see `_absolute`."""
     where = parse_source(name).where if name else ""
-    return _absolute(where) + name[len(where) :] if name.startswith(where) else name
+    return _absolute(where) + name[len(where) :]
 
 
 def _short(file: Path) -> str:

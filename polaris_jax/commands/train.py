@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     start = StartAt(stage, as_place(source)) if source else None
     stop = StopRequest()
     complete = not overwrite and has_finished(workdir)
-    forecast = machine_forecast(config)
+    forecast = machine_forecast(config, trains=True)
     state = run(config, workdir, overwrite=overwrite, start=start, stop=stop, forecast=forecast)
     if state.done and state.guards.hopeless and not complete:
         return 1  # `run` has said why

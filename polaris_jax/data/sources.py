@@ -71,6 +71,7 @@ class Files:
             its tables.
         function: `file.py:function` or `package.module:function`; empty for files.
         columns: (our field, the source's column) pairs; see `SourceText`.
+        text: the source, as the user gave it.
     """
 
     root: epath.Path
@@ -78,6 +79,7 @@ class Files:
     beside: tuple[epath.Path, ...] = ()
     function: str = ""
     columns: tuple[tuple[str, str], ...] = ()
+    text: str = ""
 
     @property
     def has_split(self) -> bool:
@@ -121,7 +123,7 @@ def resolve_source(source: str | SourceText) -> Files:
             "present one) or a Hub name as owner/name"
         )
     parsed = parse_source(source) if isinstance(source, str) else source
-    return dataclasses.replace(_find(parsed), columns=parsed.columns)
+    return dataclasses.replace(_find(parsed), columns=parsed.columns, text=text)
 
 
 def _find(source: SourceText) -> Files:
@@ -234,13 +236,13 @@ def _renamed_rows(rows: Iterator[Row], files: Files) -> Iterator[Row]:
     known: tuple[str, ...] = ()
     for row in rows:
         if unseen and row.error is None:
-            unseen = {ours: theirs for ours, theirs in unseen.items() if theirs not in row.fields}
+            unseen = {o: theirs for o, theirs in unseen.items() if row.fields.get(theirs) is None}
             known = known or tuple(row.fields)
         yield _renamed(row, files.columns)
     if unseen and known:
         ours, theirs = next(iter(unseen.items()))
         raise DataError(
-            f"data.problems={shown(files.root)!r}: {ours}={theirs}: no row has something in "
+            f"data.problems={files.text!r}: {ours}={theirs}: no row has something in "
             f"column {theirs!r} (the first one has {', '.join(known)}); correct the name, or leave "
             "the option out"
         )
@@ -253,14 +255,14 @@ def _renamed(row: Row, columns: tuple[tuple[str, str], ...]) -> Row:
     """
     if row.error is not None:
         return row
-    fields, renamed = dict(row.fields), {}
+    fields, renamed, named = dict(row.fields), {}, {ours for ours, _ in columns}
     for ours, theirs in columns:
         if theirs in row.fields:
             renamed[ours] = fields.pop(theirs, row.fields[theirs])
         elif ours in NEEDED:
             known = ", ".join(row.fields)
             return Row(row.place, {}, f"has nothing in column {theirs!r} for {ours} ({known})")
-    others = {f"other_{name}" if name in renamed else name: v for name, v in fields.items()}
+    others = {f"other_{name}" if name in named else name: v for name, v in fields.items()}
     return Row(row.place, others | renamed)
 
 

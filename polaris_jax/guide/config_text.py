@@ -29,7 +29,7 @@ class Names:
         problems: data.problems.
         evaluate: evaluate.problems; "": no held-out problems.
         reward: reward.function; "": the math grader.
-        hardware: the name given, such as h100:8.
+        hardware: what people call it, such as h100:8.
         about: lines on model, data and responses, for the docstring.
     """
 

@@ -237,7 +237,7 @@ def pages_with_room(
         raise ConfigError(
             f"rollout.num_pages=0: {min(rooms)} bytes of device memory are left for the KV pool "
             f"(rollout.reserve={reserve:g}), {max(pages, 0)} pages of {page_bytes} bytes, and one "
-            f"sequence of full length needs {pages_of_a_row + 1}; shorten it, raise "
-            "rollout.tensor, or lower rollout.reserve"
+            f"sequence of full length needs {pages_of_a_row + 1}; shorten it (--max_tokens of "
+            "`polaris generate`), raise rollout.tensor, or lower rollout.reserve"
         )
     return pages

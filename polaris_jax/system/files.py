@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,37 @@ def is_remote(path: AnyPath) -> bool:
 def names_a_place(name: str) -> bool:
     """True for a path that is there, or any in a store; a Hub id names none."""
     return is_remote(name) or as_place(name).exists()
+
+
+def is_there(path: epath.Path) -> bool:
+    """`path.exists()`, which says False of what a disk without an answer holds.
+
+    Raises:
+        OSError: the disk does not answer, or a folder above may not be read.
+    """
+    return path.exists() if is_remote(path) else _mode(path) is not None
+
+
+def is_folder(path: epath.Path) -> bool:
+    """`path.is_dir()`, with the errors of `is_there`."""
+    return path.is_dir() if is_remote(path) else stat.S_ISDIR(_mode(path) or 0)
+
+
+def is_gone(error: OSError) -> bool:
+    """True if an error says that a file is not there; others say nothing of what lies on a disk."""
+    kinds = FileNotFoundError | NotADirectoryError | IsADirectoryError
+    return isinstance(error, kinds) or error.errno == errno.ELOOP
+
+
+def _mode(path: epath.Path) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except ValueError:  # a zero byte in the name
+        return None
+    except OSError as error:
+        if is_gone(error):
+            return None
+        raise
 
 
 def as_place(path: AnyPath) -> epath.Path:
@@ -213,10 +245,10 @@ def files_below(directory: epath.Path, *, links: bool = True) -> Iterator[epath.
         links: True follows a link to a folder, unless it leads back to a folder that holds it.
             False takes such a link for a file.
     """
-    if not directory.is_dir():
+    if not is_folder(directory):
         return
     for path in directory.iterdir():
-        if path.is_dir() and (links or not os.path.islink(path)):
+        if is_folder(path) and (links or not os.path.islink(path)):
             if not (os.path.islink(path) and _holds(os.path.realpath(path), directory)):
                 yield from files_below(path, links=links)
         else:

@@ -325,21 +325,38 @@ def test_damage_falls_back_to_the_last_whole_one_and_does_not_block_the_retry(
     assert names_in(fresh) == ["4"]
 
 
-@pytest.mark.parametrize("place", ["_crc32", "read_bytes"])
-def test_a_disk_that_does_not_answer_is_no_damage(saver, warnings, monkeypatch, place):
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOTCONN, None])
+@pytest.mark.parametrize("place", ["_crc32", "read_bytes", "is_folder", "is_there"])
+def test_a_disk_that_does_not_answer_is_no_damage(saver, warnings, monkeypatch, place, number):
     for step in (2, 4):
         saver.save(step, tree(step), {"step": step})
 
     def no_answer(path, **_):
-        raise OSError(errno.EIO, "Input/output error", str(path))
+        raise OSError(number, "no answer") if number else OSError("no answer")
 
     with monkeypatch.context() as patched:
         patched.setattr(step_folders, place, no_answer)
         fresh = Checkpointer(saver.directory, warn=warnings.append)
-        with pytest.raises(OSError, match="start again once it can be read, or move that folder"):
+        with pytest.raises(OSError, match="no answer") as error:
             fresh.latest()
+        if place in ("_crc32", "read_bytes"):
+            assert error.value.filename == str(saver.directory / "4")
+            assert "start again once it can be read" in str(error.value)
+            with pytest.raises(CheckpointError, match="could not be saved"):
+                fresh.save(4, tree(4), {"step": 4})  # what lies there may be whole
     assert not warnings
     assert Checkpointer(saver.directory, warn=warnings.append).latest() == 4
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_without_the_right_to_read_it_is_no_absent_one(saver):
+    saver.save(2, tree(2), {"step": 2})
+    saver.directory.chmod(0)
+    try:
+        with pytest.raises(PermissionError):
+            Checkpointer(saver.directory).latest()
+    finally:
+        saver.directory.chmod(0o755)
 
 
 def test_an_empty_step_directory_is_passed_over(saver, warnings):

@@ -9,6 +9,7 @@ import pytest
 from polaris_jax.__main__ import main
 from polaris_jax.commands.config_file import load_config
 from polaris_jax.config import ConfigError, build_config
+from polaris_jax.data.problems import write_problems
 from tests.support.stranger import as_gsm8k, random_qwen3
 
 
@@ -108,14 +109,34 @@ def test_paths_are_those_of_any_place_and_commands_can_be_copied(here, capsys):
 
 
 def test_a_full_disk_leaves_nothing_that_stops_the_next_call(here, monkeypatch):
-    def full(*_: object):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(problems, place):
+        write_problems(problems, place)
+        if "held_out" in place.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("polaris_jax.commands.init.write_bytes", full)
+        patched.setattr("polaris_jax.data.problems.write_problems", full)
         assert init("full.py", "--nosample") == 1
     assert not list(here.glob("full*"))
     assert init("full.py", "--nosample") == 0
+
+
+def test_what_others_write_while_it_samples_stays(here, monkeypatch, capsys):
+    def sampled(_, choices, *__):
+        (here / "both.py").write_text("# another's\n")
+        return choices, []
+
+    monkeypatch.setattr("polaris_jax.commands.init._sampled", sampled)
+    assert init("both.py") == 2
+    assert "both.py: exists, and is never overwritten" in capsys.readouterr().err
+    assert [path.name for path in here.glob("both*")] == ["both.py"]
+
+
+def test_a_directory_may_have_a_comma_in_its_name(here):
+    (here / "run,v2").mkdir(exist_ok=True)
+    assert init("run,v2/my.py", "--nosample") == 0
+    problems = build_config(load_config("run,v2/my.py")).data.problems
+    assert problems == str(here / "run,v2" / "my_train.parquet")
 
 
 def test_it_overwrites_nothing(here, capsys):

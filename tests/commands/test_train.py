@@ -1,5 +1,6 @@
 """What is refused, and what is kept, before anything is lost: --stage, --from and --overwrite."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from polaris_jax.config import ConfigError, build_config
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.owner import own
 from polaris_jax.state import StartAt, check_start
+from tests.support.parts import stage_at
 
 CONFIG = build_config({"stages": [{"steps": 1}, {"steps": 1}]})
 
@@ -23,8 +25,12 @@ def check(source, workdir, *, stage=1, overwrite=True):
 
 @pytest.fixture
 def whole(monkeypatch):
-    """Every checkpoint is whole."""
-    found = SimpleNamespace(steps=lambda: [6])
+    """Every checkpoint is whole, of a run in stage 0."""
+    found = SimpleNamespace(
+        latest_or_error=lambda: 6,
+        facts=lambda step: {"arrays": {"step": []}},
+        host=lambda step: {"stage": dataclasses.asdict(stage_at(0))},
+    )
     monkeypatch.setattr("polaris_jax.state.Checkpointer.of", lambda path: found)
 
 

@@ -79,8 +79,16 @@ def test_a_row_may_do_without_a_column_that_is_not_needed(tmp_path):
     assert [p.id for p in problems][:2] == ["a", "b"]
     assert report.counts == {"malformed": 1}
     assert "has nothing in column 'q' for problem" in report.messages[0]
-    with pytest.raises(DataError, match="id=keys: no row has something in column 'keys'"):
+    with pytest.raises(DataError, match=r"a\.csv.*id=keys: no row has something in column 'keys'"):
         read_problems(f"{path},problem=q,id=keys")
+
+
+def test_a_row_without_the_named_column_does_not_take_its_namesake(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("problem,answer,pass_rate,difficulty\nQ1,1,0.9,0.5\nQ2,2,0.9,\n")
+    problems = read_problems(f"{path},pass_rate=difficulty")[0]
+    assert [p.pass_rate for p in problems] == [0.5, None]
+    assert all(float(p.extra["other_pass_rate"]) == 0.9 for p in problems)
 
 
 @pytest.mark.parametrize("option", ["split=train", "config=main", "revision=v1"])

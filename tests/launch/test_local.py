@@ -118,14 +118,19 @@ def test_gpus_are_dealt_evenly(stand_in, tmp_path):
     assert shares == ["0,1", "2,3"]
     done = launch(stand_in("exit 9"), "--processes", "3", *arguments, **machine)
     assert done.returncode == 2
-    assert "does not divide the 4 GPUs" in done.stderr
-    done = launch(
-        *(stand_in("exit 9"), "--processes", "2", *arguments),
-        **machine,
-        CUDA_VISIBLE_DEVICES="5,7",
-    )
-    shares = [variables["JAX_LOCAL_DEVICE_IDS"] for variables, _ in planned(done.stdout)]
-    assert shares == ["0", "1"]
+    assert "does not divide the 4 visible GPUs" in done.stderr
+    for visible, dealt in (("5,7", ["0", "1"]), ("5,7,-1,0", ["0", "1"]), ("-1", None)):
+        done = launch(
+            *(stand_in("exit 9"), "--processes", "2", *arguments),
+            **machine,
+            CUDA_VISIBLE_DEVICES=visible,
+        )
+        if dealt is None:
+            assert done.returncode == 0
+            assert "JAX_LOCAL_DEVICE_IDS" not in done.stdout
+            continue
+        shares = [variables["JAX_LOCAL_DEVICE_IDS"] for variables, _ in planned(done.stdout)]
+        assert shares == dealt
     smi.write_text("#!/bin/sh\necho no driver >&2\nexit 9\n")
     done = launch(stand_in("exit 9"), "--processes", "2", *arguments, **machine)
     assert done.returncode == 0
