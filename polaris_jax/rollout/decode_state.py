@@ -120,8 +120,11 @@ class DecodeState:
 
     def set_pages(self, slot: int, pages: list[int]) -> None:
         """Makes `pages` the slot's pages, in position order."""
+        known = len(self.pages[slot])  # a long row that grows has thousands
+        if pages[:known] != self.pages[slot]:
+            known = 0
         self.pages[slot] = pages
-        self.table_BJ[slot, : len(pages)] = pages
+        self.table_BJ[slot, known : len(pages)] = pages[known:]
         self.table_BJ[slot, len(pages) :] = TRASH_PAGE
 
     def clear(self, slot: int) -> None:

@@ -89,6 +89,11 @@ class LiveState:
         assert broken is not None
         assert state is not None
         broken.abort_all()
+        # A traceback that someone keeps would hold the pool, and the next would not fit beside it.
+        for leaf in jax.tree.leaves(state.pool):
+            if not leaf.is_deleted():
+                leaf.delete()
+        state.pool = None
         driver = self._make()
         driver.take_counts(broken)
         assert self.state is not None

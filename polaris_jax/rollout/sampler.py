@@ -324,7 +324,8 @@ class Sampler:
         """Log-probs of every token, and the `top` likeliest in its place; see `scores.score`."""
         self._check_callable()
         self.check_scorable(sequences)
-        return score(self._weights.model, sequences, temperatures, top=top, mesh=self._mesh)
+        with self._compiles:
+            return score(self._weights.model, sequences, temperatures, top=top, mesh=self._mesh)
 
     def check_scorable(self, sequences: Sequence[Sequence[int]]) -> None:
         """Raises ValueError if a sequence holds anything but token ids of the vocabulary."""
@@ -370,6 +371,8 @@ class Sampler:
         if self._live.driver is not None:
             self._live.driver.preempt_all()
         self._weights.take(model)
+        if model.config.end_ids:  # they may be others
+            self._model_config = model.config
         self.version += 1
 
     def _request(self, prompts: Prompts, params: SamplingParams | None, **asked: Any) -> Request:

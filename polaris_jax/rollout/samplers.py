@@ -66,7 +66,16 @@ def _refusal(config: RunConfig, model_config: ModelConfig, devices: Sequence[Any
 
 def _mesh_of(config: RunConfig, devices: Sequence[Any]) -> Mesh | None:
     section = config.rollout
-    return unless_default(make_sampler_mesh(devices, data=section.data, tensor=section.tensor))
+    mesh = make_sampler_mesh(devices, data=section.data, tensor=section.tensor)
+    members = {device.process_index for device in devices}
+    if missing := members - {device.process_index for device in mesh.devices.flat}:
+        raise ConfigError(
+            f"rollout.data={section.data}: with rollout.tensor={section.tensor} the sampler of "
+            f"{len(members)} processes has {mesh.size} devices, none of them of process "
+            f"{min(missing)}; set rollout.data so that it has some of each, or "
+            "rollout.processes=1"
+        )
+    return unless_default(mesh)
 
 
 class Samplers:

@@ -68,6 +68,7 @@ class Sample:
         admitted: True if the sample has had a slot before.
         stopped: True if a stop token or string has ended the sample.
         prefilled: tokens that the pages hold; counts only while the sample prefills.
+        keys: keys of its full pages that `page_keys` knows, if they reach beyond the prompt.
     """
 
     prompt: Prompt
@@ -82,6 +83,7 @@ class Sample:
     prefilled: int = 0
     admitted: bool = False
     stopped: bool = False
+    keys: list[bytes] = dataclasses.field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -117,10 +119,13 @@ class Sample:
         """Keys of the full pages of the first `tokens` tokens."""
         prompt, pages = self.prompt, tokens // page_size
         extend_keys(prompt.keys, prompt.tokens[: pages * page_size], page_size)
-        keys = prompt.keys[:pages]
-        if len(keys) < pages:
-            extend_keys(keys, self.history(0, pages * page_size), page_size)
-        return keys
+        if len(prompt.keys) >= pages:
+            return prompt.keys[:pages]
+        # Kept, as a sample that waits for pages is looked up at each plan. Tokens are only added.
+        self.keys = self.keys or prompt.keys[:]
+        if len(self.keys) < pages:
+            extend_keys(self.keys, self.history(0, pages * page_size), page_size)
+        return self.keys[:pages]
 
     def add(self, tokens: list[int], logprobs: list[float], version: int) -> None:
         """Appends tokens that weights of version `version` sampled."""

@@ -48,7 +48,7 @@ def _in_bfloat16(adamw: optax.GradientTransformation) -> optax.GradientTransform
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         wide: Any = _floats(lambda x, _: x.astype(jnp.float32), state)
         updates, wide = adamw.update(updates, wide, params)
-        key = jax.random.fold_in(jax.random.key(0), wide[0].count)
+        key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), wide[0].count)
         return updates, _floats(
             lambda x, i: round_stochastically(x, jax.random.fold_in(key, i)), wide
         )

@@ -226,7 +226,7 @@ def test_a_device_error_drops_every_request_and_the_next_call_works(expected, mo
     sampler = sampler_of()
     lost = sampler.submit(PROMPTS, PARAMS)
     sampler.step()
-    tokens = sampler.stats()["response_tokens"]
+    tokens, state = sampler.stats()["response_tokens"], sampler._live.state
 
     def fail(*_, **__):
         raise RuntimeError("out of memory")
@@ -239,6 +239,7 @@ def test_a_device_error_drops_every_request_and_the_next_call_works(expected, mo
     assert sampler.stats()["response_tokens"] == tokens > 0  # what happened before stays counted
     assert not sampler.step()
     assert sampler.stats()["pages_used"] == 0
+    assert state.pool is None  # deleted, whoever keeps the traceback
     assert sampler.generate(PROMPTS, PARAMS) == expected
 
 
@@ -356,6 +357,15 @@ def test_no_weights_no_tokens():
     sampler.release()
     with pytest.raises(RuntimeError, match="no weights"):
         sampler.generate(PROMPTS, PARAMS)
+
+
+def test_new_weights_bring_their_own_end_ids():
+    sampler, greedy = sampler_of(), SamplingParams(temperature=0.0, max_tokens=5)
+    sampler.update_weights(random_model(CONFIG, 5))
+    first = sampler.generate(PROMPTS[:1], greedy)[0][0].token_ids[0]
+    sampler.update_weights(random_model(dataclasses.replace(CONFIG, end_ids=(first,)), 5))
+    (response,) = sampler.generate(PROMPTS[:1], greedy)[0]
+    assert (response.token_ids, response.finish_reason) == ((first,), "stop")
 
 
 def test_weights_that_are_deleted_cost_the_old_ones_nothing(expected):

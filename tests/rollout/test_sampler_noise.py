@@ -136,3 +136,16 @@ def test_a_samplers_neighbours_are_independent(first_tokens, axis):
     pairs = (kind[:-1] * 4 + kind[1:]).ravel()
     count = np.bincount(pairs, minlength=16)
     assert fit_p_value(count, np.outer(share_C, share_C).ravel()) > CHI_SQUARE_LEVEL
+
+
+def test_the_noise_of_a_row_is_its_own_under_any_default_generator():
+    """jax's rbg draws a batch's numbers from its first key."""
+    params = row_params(4)._replace(
+        seed_B=np.arange(4, dtype=np.uint32), sample_B=np.zeros(4, np.int32)
+    )
+    position_B = np.full(4, 3, np.int32)
+    expected = np.asarray(row_uniforms(row_keys(params), position_B))
+    with jax.default_prng_impl("rbg"):
+        alone = jax.tree.map(lambda x: x[2:3], params)
+        np.testing.assert_array_equal(row_uniforms(row_keys(params), position_B), expected)
+        np.testing.assert_array_equal(row_uniforms(row_keys(alone), position_B[:1]), expected[2:3])

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import pytest
 
-from polaris_jax.config import RunConfig, build_config, longest_response_tokens
+from polaris_jax.config import ConfigError, RunConfig, build_config, longest_response_tokens
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.samplers import Samplers
 from polaris_jax.stage_change import stage_sampler
@@ -76,3 +76,10 @@ def test_a_stage_of_another_rotary_scaling_has_a_sampler_of_its_own():
     assert other is not sampler
     with pytest.raises(RuntimeError, match="no weights"):
         sampled(sampler, SHORT)  # it has been released
+
+
+def test_a_sampler_that_leaves_out_a_process_is_refused():
+    devices: Any = [types.SimpleNamespace(process_index=i, platform="cpu") for i in (0, 0, 1, 1)]
+    config = run_config()
+    with pytest.raises(ConfigError, match="2 processes has 1 devices, none of them of process 1"):
+        Samplers(config, devices, Screen()).check(CONFIG, max_response_tokens=LONG)

@@ -166,17 +166,23 @@ def _head_dim_of_ragged(sizes: Sizes) -> str:
     return f"needs head_dim={RAGGED_HEAD_DIM}, the model has {width}"
 
 
-def _int8_heads_of_ragged(sizes: Sizes) -> str:
-    if sizes.kv_dtype == "auto":
-        return ""
+_TILES = (1, 2, 4, 8)  # words
+
+
+def _heads_of_ragged(sizes: Sizes) -> str:
+    """By jax's kernel (`get_min_heads_per_blk`), which has keys and values side by side."""
+    eight_bits = sizes.kv_dtype != "auto"
+    in_a_word = 4 if eight_bits else 1 if sizes.dtype == "float32" else 2
     heads = sizes.model.num_kv_heads // sizes.tensor
-    # Four 8-bit numbers share a word, and a register tile has 1, 2, 4 or a multiple of 8 words.
-    if heads % 2 or (heads // 2 not in (1, 2, 4) and heads % 16):
+    words, left = divmod(2 * heads, in_a_word)
+    if left or (words not in _TILES and words % 8):
+        legal = [h for h in range(1, 9) if not 2 * h % in_a_word and 2 * h // in_a_word in _TILES]
+        kind = f"rollout.kv_dtype={sizes.kv_dtype!r}" if eight_bits else sizes.dtype or "16 bits"
         return (
-            f"with rollout.kv_dtype={sizes.kv_dtype!r} needs 2, 4, 8 or a multiple of 16 KV heads "
-            f"on a device, and has {heads} with rollout.tensor={sizes.tensor}"
+            f"with {kind} needs {', '.join(map(str, legal))} or a multiple of {4 * in_a_word} KV "
+            f"heads on a device, and has {heads} with rollout.tensor={sizes.tensor}"
         )
-    return int8.refusal(sizes.model)
+    return int8.refusal(sizes.model) if eight_bits else ""
 
 
 def _powers_of_2(sizes: Sizes) -> str:
@@ -273,7 +279,7 @@ BACKENDS = (
         RAGGED,
         RAGGED_INT8,
         platforms=("tpu",),
-        limits=(_head_dim_of_ragged, _int8_heads_of_ragged),
+        limits=(_head_dim_of_ragged, _heads_of_ragged),
         check=_check_smem,
     ),
     # Its limits hold for `ragged` too, so `auto` never comes to it: nobody has run it on a chip.

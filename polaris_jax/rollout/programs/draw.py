@@ -37,17 +37,24 @@ class RowParams(NamedTuple):
 
 
 def row_keys(params: RowParams) -> Array:
-    """[B] keys: fold_in(key(prompt's seed), sample index)."""
-    return jax.vmap(lambda seed, sample: jax.random.fold_in(jax.random.key(seed), sample))(
-        params.seed_B, params.sample_B
-    )
+    """[B] keys: fold_in(key(prompt's seed), sample index).
+
+    Of threefry, whatever jax's default is: under rbg a row's numbers would depend on other rows.
+    """
+
+    def key(seed: Array, sample: Array) -> Array:
+        return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), sample)
+
+    return jax.vmap(key)(params.seed_B, params.sample_B)
 
 
 def row_uniforms(key_B: Array, response_position_B: Array) -> Array:
     """[B] uniform numbers in [0, 1): key folded by the position in the response, from 0."""
-    return jax.vmap(lambda key, at: jax.random.uniform(jax.random.fold_in(key, at)))(
-        key_B, response_position_B
-    )
+
+    def uniform(key: Array, at: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(key, at), dtype=jnp.float32)
+
+    return jax.vmap(uniform)(key_B, response_position_B)
 
 
 def draw_tokens(

@@ -96,6 +96,27 @@ def test_8_bit_keys_and_values_go_to_the_kernels_that_read_them():
         choose("native", platform="cpu", kv_dtype="int8")
 
 
+@pytest.mark.parametrize(
+    ("kv_heads", "tensor", "dtype", "serves"),
+    [
+        (40, 1, "bfloat16", "ragged"),
+        (40, 2, "bfloat16", "xla"),  # Llama-2-13B: 20 a device
+        (40, 4, "bfloat16", "xla"),
+        (40, 8, "bfloat16", "xla"),
+        (8, 2, "bfloat16", "ragged"),
+        (52, 1, "bfloat16", "xla"),
+        (52, 1, "float32", "ragged"),
+        (3, 1, "bfloat16", "xla"),
+    ],
+)
+def test_key_value_heads_that_the_kernel_of_a_tpu_cannot_tile(kv_heads, tensor, dtype, serves):
+    config = dataclasses.replace(QWEN3_4B, num_heads=kv_heads, num_kv_heads=kv_heads)
+    assert choose(config=config, tensor=tensor, dtype=dtype) == serves
+    if serves == "xla":
+        with pytest.raises(ConfigError, match=r"needs 1, 2, 4, 8 or a multiple of 8 KV heads"):
+            choose("ragged", config=config, tensor=tensor, dtype=dtype)
+
+
 def test_the_suggested_page_size_fits():
     assert smem_bytes(256, 3328) >= SMEM_BYTES > smem_bytes(256, 832)
     assert choose(rows=256, page_size=64, pages=832) == "ragged"
