@@ -216,7 +216,7 @@ def assemble(
                 config,
                 claim,
                 tokenizer=tokenizer,
-                end_ids=model_config.end_ids,
+                end_ids=tuple(dict.fromkeys([*model_config.end_ids, *solver.stop_token_ids])),
                 numerics=numerics_of(samplers.kernels(model_config, max_response_tokens=longest))
                 | updater.numerics(model_config),
             )

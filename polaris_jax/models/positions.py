@@ -90,6 +90,10 @@ def _say_if_replaced(config: RunConfig, model: ModelConfig, say: Callable[[str],
         for i, stage in enumerate(config.stages)
         if stage.rope_factor > 1
     }
+    for i in needed if scaling is None else ():
+        reach = int(config.stages[i].rope_factor * original)
+        named = f"stages[{i}].rope_factor={config.stages[i].rope_factor:g}"
+        _say_if_no_longer(named, reach, model, say)
     if scaling is None or not needed:
         return
     i = max(needed, key=lambda i: needed[i] / config.stages[i].rope_factor)
@@ -100,6 +104,19 @@ def _say_if_replaced(config: RunConfig, model: ModelConfig, say: Callable[[str],
         f"{factor:g} x {original:,} = {int(factor * original):,} positions, and a sequence may "
         f"reach {needed[i]:,}"
     )
+
+
+def _say_if_no_longer(
+    named: str, reach: int, model: ModelConfig, say: Callable[[str], None]
+) -> None:
+    """Says that a YaRN reaches no further than a model does without it."""
+    own = model.max_position_embeddings
+    if model.rope_scaling is None and reach <= own:
+        say(
+            f"warning: {named} is made for {reach:,} positions, and the model has {own:,} without "
+            "it; set rope.yarn.original_max_position_embeddings to the length that the model was "
+            "trained with, or the factor to 1"
+        )
 
 
 def check_evaluated_positions(
@@ -132,6 +149,7 @@ def check_evaluated_positions(
         original = section.original_max_position_embeddings
         limit = int(section.factor * original)
         whose = f"rope.yarn's {section.factor:g} x {original:,} = {limit:,}"
+        _say_if_no_longer(f"rope.yarn.factor={section.factor:g}", limit, model, say)
     else:
         limit = positions_of(model)
         whose = f"the model's own {limit:,} without YaRN"

@@ -59,6 +59,15 @@ def test_a_stage_that_replaces_the_bases_own_scaling_says_so_once():
     assert trained(8192, factor=1.5) == []  # there is none to replace
 
 
+def test_a_stage_that_shortens_the_models_reach_says_so():
+    """Qwen3-4B-Thinking-2507 has 262,144 positions of its own."""
+    (line,) = trained(8192, 8192, factor=1.5, claimed=262_144)[:1]
+    assert (
+        "stages[0].rope_factor=1.5 is made for 49,152 positions, and the model has 262,144" in line
+    )
+    assert "rope.yarn.original_max_position_embeddings" in line
+
+
 def told(
     budget: int, *, yarn: str, limit: int = 0, scaling: RopeScaling | None = None
 ) -> list[str]:

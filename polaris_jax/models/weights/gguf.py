@@ -67,6 +67,11 @@ class GgufFile:
                 f"{path}: not a whole GGUF file ({one_line(error)}); {DOWNLOAD}"
             ) from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        if (parts := self.get("split.count", 1)) and int(parts) > 1:
+            raise ValueError(
+                f"{path}: a part of {int(parts)}; join them with llama.cpp's `llama-gguf-split "
+                "--merge` and name the whole file"
+            )
         with naming(str(path)):
             self._arch = str(self.get("general.architecture"))
         self._family = family_named(self._arch, field=f"{path}: general.architecture")
@@ -168,6 +173,12 @@ class GgufFile:
         ):
             if (value := self.get(f"{prefix}.{theirs}")) is not None:
                 rope[ours] = int(value) if "original" in ours else _decimal(value)
+        for key in ("yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier"):
+            if kind == "yarn" and self.get(f"{prefix}.{key}") is not None:
+                raise ValueError(  # llama.cpp's converter writes two of Hugging Face's here
+                    f"{self.path}: {prefix}.{key} is set, which readers take for different things; "
+                    "take the safetensors checkpoint"
+                )
         # llama.cpp uses attn_factor * (0.1 ln(factor) + 1), and attn_factor is 1 if it is absent.
         # Hugging Face's attention_factor is the complete product.
         if (attn_factor := self.get(f"{prefix}.attn_factor")) is not None and kind == "yarn":

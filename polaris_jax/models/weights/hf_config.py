@@ -20,6 +20,7 @@ from polaris_jax.system.files import matching
 from polaris_jax.system.foreign import naming, read_json
 
 CONFIG_FILE = "config.json"
+ADAPTER_FILE = "adapter_config.json"
 # transformers' own default.
 _DEFAULT_ROPE_THETA = 10_000.0
 # Our names of the sizes that config.json calls otherwise.
@@ -57,9 +58,15 @@ def load_config_json(directory: epath.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON object, or the directory has an adapter of a model.
     """
     path = epath.Path(directory) / CONFIG_FILE
+    if (path.parent / ADAPTER_FILE).exists():
+        raise ValueError(
+            f"{path.parent}: has {ADAPTER_FILE}, so it is an adapter (LoRA) and not a whole model; "
+            "merge it into its base (peft's merge_and_unload, then save_pretrained) and name the "
+            "result, or delete that file to take the other weights here as they are"
+        )
     if not path.exists():
         half = matching(path.parent, "*.safetensors")
         why = "; its export was cut short: make it again" if half else ""

@@ -18,6 +18,8 @@ from polaris_jax.system.foreign import open_regular
 GGUF_SUFFIX = ".gguf"
 # Weights, configuration and tokenizer; not the PyTorch, ONNX and GGUF copies beside them.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
+# Nested checkpoints and other forms, which are not read.
+UNWANTED = ["*/*.safetensors", "*/*.json", "consolidated*"]
 SAMPLES = 16  # parts of a file that its digest reads
 SAMPLE_BYTES = 1 << 16
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
@@ -65,7 +67,9 @@ def _fetch(hub_id: str) -> epath.Path:
         "directory"
     )
     try:
-        return epath.Path(snapshot_download(hub_id, allow_patterns=WANTED))
+        return epath.Path(
+            snapshot_download(hub_id, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+        )
     except (GatedRepoError, RepositoryNotFoundError, HFValidationError) as error:
         raise ValueError(
             f"model {hub_id!r}: no such directory here, and the Hugging Face Hub does not give it "

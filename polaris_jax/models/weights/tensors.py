@@ -40,6 +40,7 @@ BLOCK_BYTES = 64 << 20
 STAGING_BYTES = 32 << 20
 # Left in checkpoints by old versions; the model computes them.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+_SCALES = ("_scale", "_scale_inv")  # of quantised weights, and of caches
 
 # A part of a parameter, from one slice for each of its axes.
 ReadPart = Callable[[tuple[slice, ...]], np.ndarray]
@@ -85,12 +86,21 @@ def check_weights(config: ModelConfig, weights: Weights, where: str) -> None:
     if extra:
         raise ValueError(
             f"{where}: tensor {_listed(extra)} is unexpected for model_type={config.model_type}; "
-            "its config.json does not describe these weights"
+            + (
+                "weights or KV caches in 8 bits are not supported: take the unquantised checkpoint"
+                if all(name.endswith(_SCALES) for name in extra)
+                else "its config.json does not describe these weights"
+            )
         )
     for name, shape in shapes.items():
         if weights.shape(name) != shape:
             raise ValueError(
-                f"{where}: {name} has shape {weights.shape(name)}, but config.json says {shape}"
+                f"{where}: {name} has shape {weights.shape(name)}, but config.json says {shape}; "
+                + (
+                    f"if the embedding was resized, vocab_size is {weights.shape(name)[0]}"
+                    if name in (EMBEDDING, HEAD) and weights.shape(name)[1:] == shape[1:]
+                    else "take the config.json that belongs to these weights"
+                )
             )
         weights.dtype(name)
     # Many tied checkpoints store the head once more.

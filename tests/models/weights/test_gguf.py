@@ -283,6 +283,10 @@ def test_defects_are_named(tmp_path):
     refused("rope.dimension_count=8", extra={"qwen2.rope.dimension_count": 8})
     refused("sliding_window is set", extra={"qwen2.attention.sliding_window": 8})
     refused("longrope", extra={"qwen2.rope.scaling.type": "longrope"})
+    yarn = {"qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": 1.5}
+    factor = {"qwen2.rope.scaling.yarn_attn_factor": 1.0}
+    refused("yarn_attn_factor is set, .* take the safetensors", extra=yarn | factor)
+    refused("a part of 2; join them .* --merge", extra={"split.count": 2})
     whole = file.read_bytes()
     for damaged in (b"GGML" + whole[4:], whole[:100], whole[: len(whole) // 2], b""):
         file.write_bytes(damaged)

@@ -312,6 +312,10 @@ def test_a_window_over_no_layer_is_full_attention(fields, slides, tmp_path):
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_config(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has adapter_config\.json, .* merge it into its base"):
+        load_config(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
         load_config(tmp_path)
