@@ -79,7 +79,13 @@ def test_a_stage_of_another_rotary_scaling_has_a_sampler_of_its_own():
 
 
 def test_a_sampler_that_leaves_out_a_process_is_refused():
-    devices: Any = [types.SimpleNamespace(process_index=i, platform="cpu") for i in (0, 0, 1, 1)]
+    class Device:
+        platform = "cpu"
+
+        def __init__(self, process_index: int) -> None:
+            self.process_index = process_index
+
+    devices = [Device(i) for i in (0, 0, 1, 1)]
     config = run_config()
     with pytest.raises(ConfigError, match="2 processes has 1 devices, none of them of process 1"):
         Samplers(config, devices, Screen()).check(CONFIG, max_response_tokens=LONG)
