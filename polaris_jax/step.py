@@ -47,7 +47,7 @@ from polaris_jax.stages.controller import StepStats, observe
 from polaris_jax.state import RunState, with_next_stage
 from polaris_jax.system.seeds import fold_seed
 from polaris_jax.system.signals import StopRequest
-from polaris_jax.train.update import merge_metrics
+from polaris_jax.train.metrics import merge_metrics
 
 
 def step(parts: Parts, state: RunState, *, stop: StopRequest) -> RunState:
@@ -250,9 +250,7 @@ def resample_if_scarce(
 
     Under `batch.on_scarce=resample` the step draws further prompts until informative groups are no
     longer scarce, `batch.max_resample` times at most. Its rollout metrics remain those of its first
-    batch, which nothing has selected. Of each group, `place_P` is the place among all groups that
-    the step has sampled.
-
+    batch, which nothing has selected. `place_P` is each group's place among all that were sampled.
     Source: with `batch.min_informative=1`, dynamic sampling: DAPO, Yu et al. 2025
         (arXiv:2503.14476), section 3.2.
     """
@@ -266,8 +264,7 @@ def resample_if_scarce(
         state = state.counted(resampled_batches=1)
         pooled = concat_graded([graded, more])
         informative_first = np.argsort(~pooled.informative_P, kind="stable")
-        # In the order in which they were drawn, which is random: minibatches are cut in it.
-        kept = np.sort(informative_first[: len(graded)])
+        kept = np.sort(informative_first[: len(graded)])  # as drawn: minibatches are cut in it
         graded = select_groups(pooled, kept)
         place_P = np.append(place_P, sampled + np.arange(len(more)))[kept]
         sampled += len(more)

@@ -122,25 +122,15 @@ class Checkpointer:
         return cls(path, **options)
 
     def steps(self) -> list[int]:
-        """Steps that are complete by manifest, names and sizes, ascending, without checksums.
-
-        Raises:
-            OSError: the disk or store does not say which steps there are.
-        """
-        return [s for s in self._candidates() if s not in self._torn and self._seems_whole(s)]
-
-    def _seems_whole(self, step: int) -> bool:
-        with contextlib.suppress(OSError):  # it does not answer
-            return self._folders.fault(step, checksums=False) is None
-        return False
+        """Steps that are complete by manifest, names and sizes, ascending, without checksums."""
+        found = [s for s in self._candidates() if s not in self._torn]
+        return [s for s in found if self._folders.seems_whole(s)]
 
     def latest(self) -> int | None:
         """The newest complete step, with every byte verified; None if there is none.
 
-        Warns of each newer step that is not complete, with the reason.
-
-        Raises:
-            OSError: the disk or store of one that is newer does not answer.
+        Warns of each newer step that is not complete, with the reason. Raises OSError if the disk
+        or store of one does not answer.
         """
         return processes.from_first(self._latest)
 
@@ -402,10 +392,9 @@ class Checkpointer:
     def _save_failure(self, step: int, error: BaseException) -> str:
         text, number = cause_of(error)
         remedy = _REMEDIES.get(number, "mend this and rerun")
-        older: list[int] = []
-        with contextlib.suppress(OSError):
-            older = self.steps()
-        kept = f"checkpoint {older[-1]} is kept" if older else "there is no older one"
+        kept = "there is no older one"
+        with contextlib.suppress(OSError, IndexError):
+            kept = f"checkpoint {self.steps()[-1]} is kept"
         return (
             f"checkpoint {step} could not be saved in {self.directory}: {text}; {remedy} ({kept})"
         )

@@ -326,6 +326,12 @@ class StepFolders:
             return f"its {MANIFEST} is that of step {own}"
         return reason
 
+    def seems_whole(self, step: int) -> bool:
+        """True if a step is complete by names and sizes; False if its disk does not answer."""
+        with contextlib.suppress(OSError):
+            return self.fault(step, checksums=False) is None
+        return False
+
     # ---- writing
 
     def begin(self, step: int, *, keep: bool) -> str:

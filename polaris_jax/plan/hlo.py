@@ -24,6 +24,7 @@ from polaris_jax.plan.hlo_text import (
     parse_module,
     uses,
 )
+from polaris_jax.plan.topologies import Chip
 
 COLLECTIVES = (
     "all-gather",
@@ -363,3 +364,18 @@ def _numbers(text: str) -> np.ndarray:
 
 def _span(group: np.ndarray) -> int:
     return int(group.max() - group.min()) + 1
+
+
+def link_s(traffic: Traffic, chip: Chip) -> float:
+    """Seconds that one device's links need for a program's collectives.
+
+    The numbers of a group's devices decide whether the group leaves a host, not the group's size:
+    two devices eight apart are on two hosts, and so are two neighbours if the first of them is the
+    last device of its host.
+    """
+    seconds = 0.0
+    for collective in traffic.collectives:
+        far = collective.hosts > 1
+        speed = chip.far_link_bytes_per_s if far else chip.link_bytes_per_s
+        seconds += collective.wire_bytes / speed
+    return seconds

@@ -20,7 +20,7 @@ from polaris_jax.plan.compile import (
 )
 from polaris_jax.plan.decode_bytes import DecodeBytes, decode_bytes
 from polaris_jax.plan.fit import BUDGET, COLOCATED, Fit, Residency, Sizes, judge
-from polaris_jax.plan.hlo import Traffic
+from polaris_jax.plan.hlo import Traffic, link_s
 from polaris_jax.plan.job import Job, Setting, sampler_device_count
 from polaris_jax.plan.lengths import cut_lognormal
 from polaris_jax.plan.rollout_clock import Shards
@@ -370,21 +370,6 @@ class Planner:
             ),
             efficiency=self.efficiency,
         )
-
-
-def link_s(traffic: Traffic, chip: Chip) -> float:
-    """Seconds that one device's links need for a program's collectives.
-
-    The numbers of a group's devices decide whether the group leaves a host, not the group's size:
-    two devices eight apart are on two hosts, and so are two neighbours if the first of them is the
-    last device of its host.
-    """
-    seconds = 0.0
-    for collective in traffic.collectives:
-        far = collective.hosts > 1
-        speed = chip.far_link_bytes_per_s if far else chip.link_bytes_per_s
-        seconds += collective.wire_bytes / speed
-    return seconds
 
 
 def _link_s(compiled: Compiled, chip: Chip) -> float:

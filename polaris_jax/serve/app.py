@@ -15,10 +15,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from polaris_jax.serve.answers import to_json
+from polaris_jax.serve.fields import ApiError
 from polaris_jax.serve.http import ClientLeft, read_object, until_left
 from polaris_jax.serve.running import LEFT_STATUS, Running, Stream, refusals
 from polaris_jax.serve.service import Service
-from polaris_jax.serve.wishes import ApiError, read_wish
+from polaris_jax.serve.wishes import read_wish
 from polaris_jax.serve.worker import STOPPING, Stopped
 from polaris_jax.system.text import one_line, printable
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from polaris_jax.serve.wishes import ApiError
+from polaris_jax.serve.fields import ApiError
 from polaris_jax.system.foreign import ForeignFileError, parse_json
 
 T = TypeVar("T")

@@ -17,9 +17,10 @@ from typing import Any
 from polaris_jax.config import ConfigError
 from polaris_jax.models.text_stream import TextStream
 from polaris_jax.rollout.jetstream import load_protocol
+from polaris_jax.serve.fields import ApiError
 from polaris_jax.serve.jobs import Failed, Finished, Job, Tokens
 from polaris_jax.serve.service import Service
-from polaris_jax.serve.wishes import ApiError, read_wish
+from polaris_jax.serve.wishes import read_wish
 from polaris_jax.serve.worker import QueueFull, Stopped
 from polaris_jax.system.text import one_line
 

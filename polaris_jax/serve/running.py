@@ -11,10 +11,11 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from polaris_jax.serve.answers import Answer, Choice, event, to_json
+from polaris_jax.serve.fields import ApiError
 from polaris_jax.serve.http import ClientLeft, until_left
 from polaris_jax.serve.jobs import Accepted, Event, Failed, Finished, Job, Scored, Tokens
 from polaris_jax.serve.service import Service
-from polaris_jax.serve.wishes import ApiError, Wish
+from polaris_jax.serve.wishes import Wish
 from polaris_jax.serve.worker import STOPPING, QueueFull, Stopped
 
 LEFT_STATUS = 499  # of a client that left: seen in the log and in /metrics alone

@@ -14,11 +14,12 @@ from typing import Any
 from polaris_jax.data.prompt_renderer import Template
 from polaris_jax.data.prompts import render_prompts
 from polaris_jax.serve.answers import Vocabulary
+from polaris_jax.serve.fields import ApiError
 from polaris_jax.serve.gauges import Gauges
 from polaris_jax.serve.http import Door, Limits
 from polaris_jax.serve.jobs import Event, Job
 from polaris_jax.serve.weights import Updates
-from polaris_jax.serve.wishes import ApiError, Wish
+from polaris_jax.serve.wishes import Wish
 from polaris_jax.serve.worker import Worker
 from polaris_jax.system.foreign import ForeignFileError
 

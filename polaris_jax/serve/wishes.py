@@ -13,7 +13,7 @@ from polaris_jax.data.chats import read_chat
 from polaris_jax.data.prompt_renderer import Turns
 from polaris_jax.rollout import SamplingParams
 from polaris_jax.rollout.settings import LEAST, MAX_STOP_TOKENS
-from polaris_jax.system.text import printable
+from polaris_jax.serve.fields import MOST_NAME_CHARS, ApiError, Fields
 
 Decode = Callable[[list[int]], str]
 
@@ -23,7 +23,6 @@ MOST_TOP = 20
 MOST_STOPS = 16
 MOST_STOP_CHARS = 1024
 MOST_LOGPROBS = 8_000_000  # of an answer: about a gigabyte of memory
-MOST_NAME_CHARS = 60
 SEEDS = 2**32
 # Fields that change nothing here: names and marks for a service's own accounts and caches.
 IGNORED = {
@@ -74,41 +73,6 @@ FIELDS = {
     "completion": COMMON | {"best_of", "echo", "prompt"},
     "chat": COMMON | {"chat_template_kwargs", "max_completion_tokens", "messages", "top_logprobs"},
 }
-
-
-class ApiError(Exception):
-    """An answer in the API's error form.
-
-    Attributes:
-        status: HTTP status.
-        text: what is wrong and what to do, for the client.
-        kind: `type` of the error object.
-        param: field of the body that is wrong; None: no single one.
-        code: `code` of the error object; None: none.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        text: str,
-        *,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-    ) -> None:
-        super().__init__(text)
-        self.status, self.text, self.kind, self.param, self.code = status, text, kind, param, code
-
-    def body(self) -> dict[str, Any]:
-        """The JSON object that clients read."""
-        return {
-            "error": {
-                "message": printable(self.text, lines=True),
-                "type": self.kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +198,7 @@ def read_wish(body: Mapping[str, Any], *, chat: bool) -> Wish:
         ApiError: a field is unknown, out of range, of another type, or not supported.
     """
     _require_known(body, FIELDS["chat" if chat else "completion"])
-    fields = _Fields(body)
+    fields = Fields(body)
     n = fields.whole("n", 1, least=1, most=MOST_RESPONSES)
     stream = fields.flag("stream")
     options = fields.get("stream_options", dict, {})
@@ -302,65 +266,6 @@ def read_wish(body: Mapping[str, Any], *, chat: bool) -> Wish:
     )
 
 
-class _Fields:
-    """The fields of a body, with errors that name them. A field that is null is absent."""
-
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        self._body = body
-
-    def error(self, name: str, text: str) -> ApiError:
-        shown = ""
-        for piece in json.JSONEncoder(ensure_ascii=False).iterencode(self._body.get(name)):
-            shown += piece[:61]  # a value may have megabytes
-            if len(shown) > 60:
-                shown = f"{shown[:60]}..."
-                break
-        return ApiError(400, f"{name}={shown}: {text}", param=name)
-
-    def value(self, name: str) -> Any:
-        return self._body.get(name)
-
-    def get(self, name: str, kind: type, default: Any) -> Any:
-        value = self._body.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, kind):
-            expected = {str: "a text", dict: "an object", list: "a list"}[kind]
-            raise self.error(name, f"must be {expected}")
-        return value
-
-    def flag(self, name: str) -> bool:
-        value = self._body.get(name)
-        if value is not None and not isinstance(value, bool):
-            raise self.error(name, "must be true or false")
-        return bool(value)
-
-    def whole(self, name: str, default: Any, *, least: int | None = None, most: int = 2**63) -> Any:
-        value = self._body.get(name)
-        if value is None:
-            return default
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(name, "must be a whole number")
-        least = -most if least is None else least
-        if not least <= value <= most:
-            plain = value < least and most == 2**63
-            rule = f"at least {least}" if plain else f"in [{least}, {most}]"
-            raise self.error(name, f"must be {rule}")
-        return value
-
-    def real(self, name: str, default: float, *, least: float, most: float) -> float:
-        value = self._body.get(name)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(name, "must be a number")
-        if not least <= value <= most:  # nor is NaN, which no comparison holds for
-            raise self.error(name, f"must be in [{least:g}, {most:g}]")
-        return float(value)
-
-
 def _require_known(body: Mapping[str, Any], known: set[str]) -> None:
     for name, value in body.items():
         if name in known or name in IGNORED:
@@ -375,7 +280,7 @@ def _require_known(body: Mapping[str, Any], known: set[str]) -> None:
         raise ApiError(400, f"{shown!r}: there is no such field; {remedy}", param=shown)
 
 
-def _prompts(fields: _Fields) -> tuple[str | tuple[int, ...], ...]:
+def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
     value = fields.value("prompt")
     if isinstance(value, str):
         return (value,)
@@ -388,14 +293,14 @@ def _prompts(fields: _Fields) -> tuple[str | tuple[int, ...], ...]:
     return tuple(p if isinstance(p, str) else _token_ids(fields, "prompt", p) for p in value)
 
 
-def _token_ids(fields: _Fields, name: str, value: Any) -> tuple[int, ...]:
+def _token_ids(fields: Fields, name: str, value: Any) -> tuple[int, ...]:
     whole = isinstance(value, list) and all(type(one) is int and 0 <= one < 2**31 for one in value)
     if not whole:
         raise fields.error(name, "token ids are whole numbers of at least 0, in one list")
     return tuple(value)
 
 
-def _stop_ids(fields: _Fields) -> tuple[int, ...]:
+def _stop_ids(fields: Fields) -> tuple[int, ...]:
     ids = fields.get("stop_token_ids", list, [])
     found = tuple(dict.fromkeys(_token_ids(fields, "stop_token_ids", ids)))
     if len(found) > MAX_STOP_TOKENS:
@@ -403,7 +308,7 @@ def _stop_ids(fields: _Fields) -> tuple[int, ...]:
     return found
 
 
-def _stops(fields: _Fields) -> tuple[str, ...]:
+def _stops(fields: Fields) -> tuple[str, ...]:
     value = fields.value("stop")
     stops = [value] if isinstance(value, str) else [] if value is None else value
     fine = isinstance(stops, list) and all(isinstance(one, str) and one for one in stops)
@@ -416,14 +321,14 @@ def _stops(fields: _Fields) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _messages(fields: _Fields) -> Turns:
+def _messages(fields: Fields) -> Turns:
     try:
         return read_chat(fields.value("messages"))
     except ValueError as error:
         raise ApiError(400, str(error), param="messages") from None
 
 
-def _template_args(fields: _Fields) -> tuple[tuple[str, str], ...]:
+def _template_args(fields: Fields) -> tuple[tuple[str, str], ...]:
     args = fields.get("chat_template_kwargs", dict, {})
     for name, value in args.items():
         plain = isinstance(value, str | int | float | bool) or value is None

@@ -1,5 +1,6 @@
 """The policy update on packed rows, and the trainer's state."""
 
+from polaris_jax.train.metrics import merge_metrics
 from polaris_jax.train.objective import TokenLoss, token_loss
 from polaris_jax.train.state import (
     TrainState,
@@ -7,7 +8,7 @@ from polaris_jax.train.state import (
     init_train_state,
     random_train_state,
 )
-from polaris_jax.train.update import Updater, merge_metrics
+from polaris_jax.train.update import Updater
 
 __all__ = [
     "TokenLoss",

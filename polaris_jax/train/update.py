@@ -20,7 +20,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from polaris_jax.config import ModelSection, ObjectiveSection, OptimizerSection
-from polaris_jax.metrics import Mean, value_of
+from polaris_jax.metrics import Mean
 from polaris_jax.models import Decoder, ModelConfig, shard_work
 from polaris_jax.records import TrainBatch
 from polaris_jax.sharding import (
@@ -33,6 +33,7 @@ from polaris_jax.sharding import (
     row_shards,
     stack_sharding,
 )
+from polaris_jax.train.metrics import Metrics, update_metrics
 from polaris_jax.train.programs import (
     BRANCH,
     FIELDS,
@@ -44,8 +45,6 @@ from polaris_jax.train.programs import (
 )
 from polaris_jax.train.sharded_model import CONTEXT_LAYOUT, sharded_model, warn_of_copies
 from polaris_jax.train.state import TrainState, fresh_moments, is_placed, parked_shardings
-
-Metrics = dict[str, Mean | float | None]
 
 # On a CPU one call takes a stack of microbatches. Each call allocates its temporaries anew, and the
 # operating system clears that memory. With a call for each microbatch the clearing took a fifth of
@@ -171,7 +170,7 @@ class Updater:
         programs = self._programs_for(state.params.config)
         total, sums = self.gradient(state.params, batch, reference=reference)
         state, step = programs.apply(state, total)
-        metrics = _metrics(jax.device_get(sums), jax.device_get(step), self.objective)
+        metrics = update_metrics(jax.device_get(sums), jax.device_get(step), self.objective)
         if batch.branch_BT is not None:
             metrics["batch/shared_prompt_tokens"] = float(batch.shared_prompt_tokens)
         return state, metrics | {
@@ -357,55 +356,3 @@ def _field(batch: TrainBatch, name: str) -> np.ndarray:
     if name == "sampler_logp_BT" and batch.sampler_logp_BT is None:
         return batch.old_logp_BT
     return getattr(batch, name)
-
-
-def _metrics(
-    sums: Sequence[dict[str, Any]], step: dict[str, Any], objective: ObjectiveSection
-) -> Metrics:
-    """The metrics of one update, by name, from the sums of all calls; added up in float64."""
-    each = {name: [float(x) for part in sums for x in np.ravel(part[name])] for name in sums[0]}
-    total = {name: sum(values) for name, values in each.items()}
-    tokens, fresh = total["tokens"], total["fresh"]
-
-    def share(name: str) -> Mean:
-        return Mean(total[name], tokens)
-
-    metrics: Metrics = {
-        "update/loss": Mean(total["loss"], 1.0),
-        "update/grad_norm": Mean(float(step["grad_norm"]), 1.0),
-        "update/entropy": share("entropy"),
-        "update/fresh_entropy": Mean(total["fresh_entropy"], fresh),
-        "update/clip_fraction_low": share("clipped_low"),
-        "update/clip_fraction_high": share("clipped_high"),
-        "update/clip_fraction_dual": share("clipped_dual"),
-        "update/ratio_mean": share("ratio"),
-        "update/skipped": float(step["skipped"]),
-        "rollout/logp_gap_mean": Mean(total["gap"], fresh),
-        "rollout/logp_gap_max": max(each["gap_max"]) if fresh else None,
-    }
-    if objective.old_logprobs == "sampler":
-        metrics["update/tis_fraction"] = share("truncated")
-    if objective.kl_coef > 0:
-        metrics["update/kl"] = share("kl")
-    return metrics
-
-
-def merge_metrics(parts: Sequence[Metrics]) -> Metrics:
-    """The metrics of several minibatches as one: means are pooled, numbers are summed.
-
-    The log-prob gap (mean and max) is that of the first minibatch with a token that was sampled in
-    this step. The gap of a later one also contains the updates of earlier minibatches (unless
-    old_logprobs is "recompute").
-
-    Args:
-        parts: metrics of each minibatch, in order; at least one.
-    """
-    merged = dict(parts[0])
-    sampled = (part for part in parts if value_of(part.get("rollout/logp_gap_mean")) is not None)
-    first = next(sampled, parts[0])
-    merged |= {name: x for name, x in first.items() if name.startswith("rollout/logp_gap")}
-    for part in parts[1:]:
-        for name, value in part.items():
-            if not name.startswith("rollout/logp_gap"):
-                merged[name] = merged[name] + value  # type: ignore[operator]
-    return merged

@@ -15,9 +15,9 @@ from polaris_jax.config import (
     StageSection,
 )
 from polaris_jax.plan.compile import update_set
-from polaris_jax.plan.hlo import program_traffic
+from polaris_jax.plan.hlo import link_s, program_traffic
 from polaris_jax.plan.job import Setting, make_job
-from polaris_jax.plan.planner import Planner, link_s
+from polaris_jax.plan.planner import Planner
 from polaris_jax.plan.topologies import CHIPS, parse_topology
 
 CONFIG = dataclasses.replace(

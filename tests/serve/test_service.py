@@ -7,8 +7,9 @@ import pytest
 from polaris_jax.data import prompt_child
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.models.tokenizer import load_tokenizer
+from polaris_jax.serve.fields import ApiError
 from polaris_jax.serve.service import Prompts
-from polaris_jax.serve.wishes import ApiError, read_wish
+from polaris_jax.serve.wishes import read_wish
 
 
 def chat(text):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from polaris_jax.serve.wishes import ApiError, read_wish
+from polaris_jax.serve.fields import ApiError
+from polaris_jax.serve.wishes import read_wish
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 

@@ -16,10 +16,11 @@ from polaris_jax.config import MeshSection, ModelSection, ObjectiveSection
 from polaris_jax.metrics import Mean
 from polaris_jax.models import RopeScaling
 from polaris_jax.sharding import make_mesh, private_copies
+from polaris_jax.train.metrics import merge_metrics
 from polaris_jax.train.programs import update_programs
 from polaris_jax.train.sharded_model import warn_of_copies
 from polaris_jax.train.state import init_train_state
-from polaris_jax.train.update import Updater, merge_metrics
+from polaris_jax.train.update import Updater
 from tests.support.train.cases import (
     FP32,
     OPTIMIZER,

@@ -20,7 +20,6 @@ from polaris_jax.system.files import matching
 from polaris_jax.system.foreign import naming, read_json
 
 CONFIG_FILE = "config.json"
-ADAPTER_FILE = "adapter_config.json"
 # transformers' own default.
 _DEFAULT_ROPE_THETA = 10_000.0
 # Our names of the sizes that config.json calls otherwise.
@@ -31,8 +30,7 @@ _OUR_NAMES = {
 }
 # config.json's other names of an activation.
 _ACTIVATIONS = {"swish": "silu"}
-# Entries of a rope dictionary that are read, or that say nothing about frequencies here:
-# attn_factor is vLLM's, and transformers ignores it.
+# Entries of a rope dictionary that are read, or ignored here and in transformers (attn_factor).
 _ROPE_FIELDS = {
     "rope_type",
     "type",
@@ -58,14 +56,13 @@ def load_config_json(directory: epath.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is no JSON object, or the directory has an adapter of a model.
+        ValueError: it is no JSON object, or an adapter lies there.
     """
     path = epath.Path(directory) / CONFIG_FILE
-    if (path.parent / ADAPTER_FILE).exists():
+    if (path.parent / "adapter_config.json").exists():
         raise ValueError(
-            f"{path.parent}: has {ADAPTER_FILE}, so it is an adapter (LoRA) and not a whole model; "
-            "merge it into its base (peft's merge_and_unload, then save_pretrained) and name the "
-            "result, or delete that file to take the other weights here as they are"
+            f"{path.parent}: has adapter_config.json, a LoRA adapter; merge it into its base (peft's "
+            "merge_and_unload), or delete that file to take the other weights here as they are"
         )
     if not path.exists():
         half = matching(path.parent, "*.safetensors")
