@@ -61,8 +61,8 @@ def load_config_json(directory: epath.PathLike) -> dict[str, Any]:
     path = epath.Path(directory) / CONFIG_FILE
     if (path.parent / "adapter_config.json").exists():
         raise ValueError(
-            f"{path.parent}: has adapter_config.json, a LoRA adapter; merge it into its base (peft's "
-            "merge_and_unload), or delete that file to take the other weights here as they are"
+            f"{path.parent}: has adapter_config.json, a LoRA adapter; merge it into its base "
+            "(peft's merge_and_unload), or delete that file to take the other weights as they are"
         )
     if not path.exists():
         half = matching(path.parent, "*.safetensors")
