@@ -120,7 +120,8 @@ def aim(
         known = (*PODS, *FINAL, *BASE, *RELEASED)
         raise ValueError(
             f"--config=...:{target}: no such target; take one of {', '.join(known)}, "
-            f"tiny, or {RESET}, alone or before one of these"
+            f"tiny, or {RESET}, alone or before one of these; h100:8 holds for any number of such "
+            "hosts, and `polaris plan --search` without a target finds the fields of other hardware"
         )
     pod = PODS[target]
     config.mesh.context = pod.context

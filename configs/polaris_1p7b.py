@@ -6,10 +6,10 @@ r"""POLARIS on Qwen3-1.7B in two stages of 39,936 and 48,128 response tokens.
         --config.calibrate.preset=full
     sbatch --nodes=4 launch/gpu_slurm.sbatch train \
         --config=configs/polaris_1p7b.py:h100:32 --workdir=/mnt/runs/1p7b \
-        --config.evaluate.problems=aime24.jsonl
+        --config.evaluate.problems=aime24
     launch/tpu_pod.sh --name POD --zone ZONE -- train \
         --config=configs/polaris_1p7b.py:v5p:2x2x4 --workdir=/mnt/runs/1p7b \
-        --config.evaluate.problems=aime24.jsonl
+        --config.evaluate.problems=aime24
     polaris train --config=configs/polaris_1p7b.py:tiny --workdir=runs/tiny
 
 The recipe trains this model on all 53K problems: preset=full keeps those that it always solves,

@@ -5,13 +5,13 @@ r"""POLARIS-4B: Qwen3-4B in three stages of 39,936, 48,128 and 52,224 response t
     polaris calibrate --config=configs/polaris_4b.py --workdir=/mnt/runs/4b
     sbatch --nodes=4 launch/gpu_slurm.sbatch train \
         --config=configs/polaris_4b.py:h100:32 --workdir=/mnt/runs/4b \
-        --config.evaluate.problems=aime24.jsonl
+        --config.evaluate.problems=aime24
     launch/tpu_pod.sh --name POD --zone ZONE -- train \
         --config=configs/polaris_4b.py:v5p:2x2x4 --workdir=/mnt/runs/4b \
-        --config.evaluate.problems=aime24.jsonl
+        --config.evaluate.problems=aime24
     polaris train --config=configs/polaris_4b.py:tiny --workdir=runs/tiny
     polaris evaluate --config=configs/polaris_4b.py:final:aime24 --workdir=/mnt/runs/4b \
-        --checkpoint=latest --tag=aime24 --config.evaluate.problems=aime24.jsonl
+        --checkpoint=latest --tag=aime24 --config.evaluate.problems=aime24
 
 and the last likewise with aime25, minerva, olympiad and amc23. Base and trained model, pooled and
 compared:

@@ -153,7 +153,7 @@ def assemble(
     found = training_problems(config, workdir, progress, overwrite=overwrite)
     held_out = evaluation_problems(config, progress)[0] if config.evaluate.every_steps else []
     model_config = base_model_config(config)
-    check_positions(config, model_config, progress.line)
+    check_positions(config, model_config, progress.line, trains=True)
     trainer_devices, sampler_devices = split_devices(
         config.rollout.devices, config.rollout.processes
     )
@@ -173,14 +173,14 @@ def assemble(
     )
     updater.check_model(model_config, progress.line)
     require_wandb(config.metrics.wandb)
-    for line in remarks(config):
-        progress.line(line)
     progress.line(f"problems: {len(found.problems)} from {found.origin} ({found.why})")
     tokenizer = load_base_tokenizer(config)
     problems, prompts = fitting_prompts(
         found.problems, config.data, tokenizer=tokenizer, say=progress.line
     )
     processes.agree({PROMPTS: prompts})
+    for line in remarks(config, problems=len(problems)):
+        progress.line(line)
     if held_out:
         held_out = fitting(held_out, config.data, tokenizer=tokenizer, say=progress.line)
     with contextlib.ExitStack() as opened:
@@ -218,7 +218,8 @@ def assemble(
                 tokenizer=tokenizer,
                 end_ids=tuple(dict.fromkeys([*model_config.end_ids, *solver.stop_token_ids])),
                 numerics=numerics_of(samplers.kernels(model_config, max_response_tokens=longest))
-                | updater.numerics(model_config),
+                | updater.numerics(model_config)
+                | solver.grader.numerics(),
             )
         )
         checkpointer = Checkpointer(

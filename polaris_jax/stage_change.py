@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 from polaris_jax.assemble import Parts
-from polaris_jax.config import ConfigError, longest_response_tokens
+from polaris_jax.config import ConfigError, few_problems, longest_response_tokens
 from polaris_jax.explore import Candidate, next_temperature
 from polaris_jax.explore.temperature import candidate_temperatures
 from polaris_jax.explore.zones import tolerances
@@ -97,8 +97,11 @@ def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunStat
     parts.outputs.write_stages(records)
     parts.progress.line(
         f"stage {index}: {section.steps} steps, temperature {temperature:g}, up to "
-        f"{section.max_response_tokens} response tokens, {len(dropped)} problems dropped so far"
+        f"{section.max_response_tokens} response tokens, {len(dropped)} problems dropped so far, "
+        f"{len(loader)} left"
     )
+    if text := few_problems(len(loader), parts.config.rollout.prompts_per_step):
+        parts.progress.line(text)
     parts.clock.begin_stage(sampler, parts.solver.grader)
     state = dataclasses.replace(
         state, stage=stage, next_stage=None, sampler=sampler, stage_records=records
@@ -180,6 +183,25 @@ def choose_temperature(
     return matching_temperature(parts, state, previous, stop=stop)
 
 
+def check_probes(parts: Parts, state: RunState) -> None:
+    """Reads probe.json for stages that are still to come, and warns if it is not there yet.
+
+    Raises:
+        ConfigError: such a stage could not take its temperature from the file.
+    """
+    first = state.stage.stage + 1 if state.next_stage is None else state.next_stage
+    rules = [stage.temperature_rule for stage in parts.config.stages]
+    if "probe" not in rules[first:]:
+        return
+    index, path = rules.index("probe", first), parts.workdir / "probe.json"
+    probed = processes.from_first(lambda: read_initial_temperature(path, stage=index))
+    if probed is None and index != state.next_stage:  # that stage says it itself
+        parts.progress.line(
+            f"warning: stages[{index}].temperature_rule=probe, and the workdir has no probe.json "
+            "yet; run `polaris probe` before the stage begins"
+        )
+
+
 def probed_temperature(parts: Parts, index: int) -> tuple[float, Decision]:
     """The temperature that `polaris probe` suggests; the stage's own if it was not run."""
     section = parts.config.stages[index]
@@ -228,7 +250,9 @@ def matching_temperature(
                 candidates,
                 current=previous.temperature,
                 target_diversity=previous.target_diversity,
-                **tolerances(section, [candidate.accuracy for candidate in candidates]),
+                **tolerances(
+                    section, [candidate.accuracy for candidate in candidates], measured_only=True
+                ),
             )
             if chosen.reached or chosen.collapsed(previous.temperature) == MAX_COLLAPSED:
                 break

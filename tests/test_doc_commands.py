@@ -97,8 +97,8 @@ NEEDS: dict[str, str] = {
         (
             "polaris prepare --config=configs/tiny_cpu.py --workdir=runs/own "
             "--source=my.csv,problem=frage,answer=loesung,cap=5000 "
-            "--source=openai/gsm8k,config=main,name=grade_school --against=aime24.jsonl "
-            "--against=aime25.jsonl",
+            "--source=openai/gsm8k,config=main,name=grade_school --against=aime24 "
+            "--against=aime25",
             "polaris prepare --config=configs/polaris_7b.py --workdir=runs/7b --pass_rates=0.1:0.9 "
             "--source=POLARIS-Project/Polaris-Dataset-53K,pass_rate=difficulty",
         ),
@@ -128,10 +128,10 @@ NEEDS: dict[str, str] = {
         (
             "polaris evaluate --config=configs/polaris_4b.py:final --workdir=runs/4b "
             "--checkpoint=base,latest --tag=before,after "
-            "--config.evaluate.problems=aime24.jsonl+aime25.jsonl",
+            "--config.evaluate.problems=aime24+aime25",
             "polaris positions --config=configs/polaris_4b.py:final --workdir=runs/4b "
             "--checkpoint=latest --tag=after "
-            "--config.evaluate.problems=aime24.jsonl+aime25.jsonl",
+            "--config.evaluate.problems=aime24+aime25",
         ),
         "an accelerator; tests/measure/test_evaluations.py runs such lines on a small model",
     ),
@@ -180,15 +180,15 @@ NEEDS: dict[str, str] = {
     "polaris ablate configs/ablations/full/temperature.py --out /mnt/ablations/temperature "
     "--list": "a shared disk at /mnt; tests/ablate reads every table of configs/",
     "polaris train --config=configs/polaris_4b.py:h100:8 --workdir=runs/4b "
-    "--config.evaluate.problems=aime24.jsonl": "eight H100s",
+    "--config.evaluate.problems=aime24": "eight H100s",
     "polaris train --config=configs/polaris_4b.py --workdir=runs/4b_stage2 "
-    "--config.evaluate.problems=aime24.jsonl --stage 2 --from runs/4b/checkpoints": (
+    "--config.evaluate.problems=aime24 --stage 2 --from runs/4b/checkpoints": (
         "a pod; tests/test_partial_run.py begins at a later stage"
     ),
     "polaris plan --config=configs/polaris_4b.py:h100:8 --topology=h100:8": PLUGIN,
     "polaris plan --config=configs/polaris_4b.py --topology=v6e:8x8 --search": PLUGIN,
     "sbatch --nodes=4 launch/gpu_slurm.sbatch train --config=configs/polaris_4b.py:h100:32 "
-    "--workdir=runs/4b --config.evaluate.problems=aime24.jsonl": SLURM,
+    "--workdir=runs/4b --config.evaluate.problems=aime24": SLURM,
     "launch/tpu_pod.sh --name POD --zone ZONE --setup": TPU,
     "launch/tpu_pod.sh --name POD --zone ZONE -- train "
     "--config=configs/polaris_4b.py:v5p:2x2x4 --workdir=gs://BUCKET/4b "

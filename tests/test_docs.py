@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from polaris_jax.config import SETTINGS, declared_name
+from polaris_jax.commands.flags import parse
+from polaris_jax.config import SETTINGS, ConfigError, declared_name
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -96,16 +97,28 @@ def test_the_architecture_names_what_exists():
     assert [n for n in sorted(names) if not re.search(rf"\b{re.escape(n)}\b", package)] == []
 
 
-def second_column(page):
-    """The backticked texts of the second column of a page's tables."""
-    rows = [line.split("|") for line in page.read_text().splitlines() if line.startswith("| `")]
-    return [name for row in rows for name in re.findall(r"`([^`]+)`", row[2])]
+def other_trainers():
+    """(their name, our field) pairs of the tables of coming_from.md."""
+    lines = (ROOT / "docs/howto/coming_from.md").read_text().splitlines()
+    rows = [line.split("|") for line in lines if line.startswith("| `")]
+    pairs = [(re.findall(r"`([^`]+)`", row[1]), re.findall(r"`([^`]+)`", row[2])) for row in rows]
+    fields = [(theirs, ours[0]) for theirs, ours in pairs if ours and not ours[0].startswith("--")]
+    return [(name, field) for theirs, field in fields for name in theirs]
 
 
 def test_the_settings_named_for_other_trainers_exist():
-    names = second_column(ROOT / "docs/howto/coming_from.md")
+    names = [name for _, name in other_trainers()]
     assert len(names) > 30
     assert [name for name in names if declared_name(name) not in SETTINGS] == []
+
+
+@pytest.mark.parametrize(("theirs", "ours"), other_trainers())
+def test_the_error_for_a_name_of_another_trainer_names_ours(theirs, ours, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    line = ["--config=configs/tiny_cpu.py", "--workdir=w", f"--config.{theirs}=1"]
+    with pytest.raises(ConfigError) as caught:
+        parse("train", line, doc="")
+    assert ours in str(caught.value).partition("there is no such field; did you mean ")[2]
 
 
 def test_the_errors_that_are_explained_exist():

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import signal
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -115,6 +115,8 @@ class Kept:
 
 
 class Position:
+    digests: ClassVar[dict[str, str]] = {}
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from polaris_jax.commands.run import run_command
 from polaris_jax.config import ConfigError, build_config
 from polaris_jax.measure.policy import Policy
 from polaris_jax.run.owner import InUse
-from polaris_jax.state import StartAt, check_start, open_state, start_from
+from polaris_jax.start import StartAt, check_start, open_state, start_from
 from polaris_jax.step import count_batch
 from polaris_jax.system.failures import at_run_time
 from polaris_jax.system.progress import Progress
@@ -177,12 +177,14 @@ class Architecture:
 
 
 class Position:
+    digests: ClassVar[dict[str, str]] = {}
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
 
 def test_the_stage_that_the_other_run_was_in_must_be_known(monkeypatch):
-    monkeypatch.setattr("polaris_jax.state.Checkpointer.of", lambda *_, **__: OtherRun())
+    monkeypatch.setattr("polaris_jax.start.Checkpointer.of", lambda *_, **__: OtherRun())
     config = build_config({"stages": [{"steps": 1}, {"steps": 1}]})
     start = StartAt(1, epath.Path("runs/other"))
     parts = make_parts(config, model_config=Architecture())

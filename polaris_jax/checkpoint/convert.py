@@ -344,7 +344,7 @@ def convert(
     place = as_place(source) if from_orbax else resolve(source)
     if form == "auto":
         form = "orbax" if place.is_dir() and not from_orbax else "hf"
-    if _lies_inside(out, place / "checkpoints" if from_orbax else place):
+    if _lies_inside(out, Checkpointer.of(place).directory if from_orbax else place):
         raise ConfigError(
             f"--to={target}: it lies inside --from={source}; name a directory outside of it"
         )

@@ -12,7 +12,7 @@ settings of a base are the same; without it, they lie below --out.
 own command counts as one of the table's.
 
 Example:
-  polaris ablate configs/ablations/rescue.py --out runs/rescue
+  polaris ablate configs/ablations/parts.py --out runs/parts
 """
 
 from __future__ import annotations

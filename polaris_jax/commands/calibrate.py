@@ -7,7 +7,8 @@ other (Orbax or Hugging Face); `--tag=after` then leaves after_difficulty.parque
 `--config.calibrate.keep_responses=true` keeps the responses in calibrate_responses/.
 `--compare A B` samples nothing: it draws two models' pass rates side by side, and which problems
 each of them solves. A and B are workdirs, difficulty.parquet files, or accuracy logs of the
-original's format (jsonl). Leaves difficulty_compared.json and .png in `--out`.
+original's format (jsonl). Leaves difficulty_compared.json and .png in `--out` (without it: here);
+`--names=A,B` names them.
 
 Example:
   polaris calibrate --config=configs/polaris_4b.py --workdir=runs/4b

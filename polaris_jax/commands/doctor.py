@@ -26,6 +26,7 @@ from typing import Literal
 from polaris_jax import __version__
 from polaris_jax.commands.flags import parse
 from polaris_jax.system.cache import cache_folder, require_own
+from polaris_jax.system.child import importable
 from polaris_jax.system.text import printable
 
 Mark = Literal["ok", "note", "broken"]
@@ -298,13 +299,13 @@ def _child(body: str, timeout_s: float) -> tuple[list | None, str]:
     """What a Python process prints as JSON; else None, and why."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", body],
+            [sys.executable, "-P", "-c", body],  # the present folder may hold a random.py
             capture_output=True,
             text=True,
             errors="replace",
             timeout=timeout_s,
             check=False,
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": importable()},
         )
     except subprocess.TimeoutExpired:
         return None, f"no answer in {timeout_s:g} s"

@@ -9,13 +9,14 @@ and seeds, and set side by side with paired differences: eval_compared.json, .md
 the base model. `--tag` then names each.
 `--beside=blog` puts the POLARIS blog's table beside the score of its benchmarks.
 `--compare A B ...` samples nothing: it sets evaluations side by side that are there already. They
-are workdirs, eval.json or responses.jsonl files. Leaves the same three files in `--out`.
+are workdirs, eval.json or responses.jsonl files. Leaves the same three files in `--out` (without
+it: here); `--names=A,B` names them.
 
 Example:
   polaris evaluate --config=configs/polaris_4b.py --workdir=runs/4b --checkpoint=latest \
-      --config.evaluate.problems=aime25.jsonl --config.evaluate.n=32
+      --config.evaluate.problems=aime25 --config.evaluate.n=32
   polaris evaluate --config=configs/polaris_4b.py --workdir=runs/4b --checkpoint=base,latest \
-      --tag=before,after --config.evaluate.problems=aime24.jsonl+aime25.jsonl
+      --tag=before,after --config.evaluate.problems=aime24+aime25
   polaris evaluate --compare runs/4b/before_eval.json runs/4b/after_eval.json --out figures
 """
 
@@ -35,7 +36,7 @@ MOST_COMPARED = 6
 def _define(values: flags.FlagValues) -> None:
     define_policy(values)
     flags.DEFINE_enum(
-        "beside", "", ["", "blog"], "what to put beside the score; blog", flag_values=values
+        "beside", "none", ["none", "blog"], "blog: the published scores", flag_values=values
     )
 
 
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
         compare_evaluations(compared.sources, compared.names, compared.out, say=print)
         return 0
     command = parse("evaluate", argv, doc=doc, define=_define)
-    if command.flags["beside"]:
+    if command.flags["beside"] == "blog":
         section = dataclasses.replace(command.config.evaluate, beside="blog")
         config = dataclasses.replace(command.config, evaluate=section)
         command = dataclasses.replace(command, config=config)

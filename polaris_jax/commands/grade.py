@@ -97,6 +97,8 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--{name}={own[name]}: it is a directory; name one file in it")
         if not path.is_file():
             raise ConfigError(f"--{name}={own[name]}: there is no such file")
+        if not path.stat().length:
+            raise ConfigError(f"--{name}={own[name]}: it is empty; give a line a row")
     out = file_to_write(own["out"], flag="--out")
     if out.exists() and out.resolve() == source.resolve():
         raise ConfigError(f"--out={own['out']}: it is the input; name another file")

@@ -7,7 +7,7 @@ positions.png, with `--tag=after` as after_positions.json and so on.
 
 Example:
   polaris positions --config=configs/polaris_4b.py:final --workdir=runs/4b --checkpoint=latest \
-      --tag=after --config.evaluate.problems=aime24.jsonl
+      --tag=after --config.evaluate.problems=aime24
 """
 
 from __future__ import annotations

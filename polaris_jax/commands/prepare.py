@@ -11,7 +11,7 @@ Behind a source stand its options: name, cap (most problems that stay), config, 
 
 Example:
   polaris prepare --config=configs/polaris_4b.py --workdir=runs/4b \
-      --config.data.problems=deepscaler.jsonl --against=aime24.jsonl --against=aime25.jsonl
+      --config.data.problems=deepscaler.jsonl --against=aime24 --against=aime25
   polaris prepare --config=configs/tiny_cpu.py --workdir=runs/mine \
       --source=my.csv,problem=text,answer=result,cap=5000 --source=openai/gsm8k,config=main
 """

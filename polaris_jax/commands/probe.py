@@ -6,7 +6,8 @@ narrow down where zones end. `--checkpoint=latest` takes the workdir's newest ch
 the base model, a path any other (Orbax or Hugging Face); `--tag=stage1` then leaves
 stage1_probe.json and so on.
 `--compare A B ...` samples nothing: it draws several probes in one figure. They are workdirs or
-probe.json files. Leaves probes_compared.png in `--out`.
+probe.json files. Leaves probes_compared.png in `--out` (without it: here); `--names=A,B` names
+them.
 
 Example:
   polaris probe --config=configs/polaris_4b.py --workdir=runs/4b --config.probe.n=16

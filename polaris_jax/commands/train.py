@@ -10,7 +10,7 @@ one and exits 130. A run of which half the steps taught nothing ends with 1.
 
 Example:
   polaris train --config=configs/polaris_4b.py --workdir=runs/4b \
-      --config.evaluate.problems=aime24.jsonl --config.stages[0].steps=300
+      --config.evaluate.problems=aime24 --config.stages[0].steps=300
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     start_jax(command)
     from polaris_jax.commands.forecast import machine_forecast
     from polaris_jax.loop import run
-    from polaris_jax.state import StartAt
+    from polaris_jax.start import StartAt
     from polaris_jax.system.console import open_console
     from polaris_jax.system.processes import any_process, from_first
 

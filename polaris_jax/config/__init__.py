@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from polaris_jax.config.data import PROMPT_SUFFIX, ArithmeticSection, DataSection, WarmstartSection
-from polaris_jax.config.remarks import remarks
+from polaris_jax.config.remarks import few_problems, remarks
 from polaris_jax.config.rules import check_mesh, check_pages, check_slots, row_unit_tokens, validate
 from polaris_jax.config.sections import (
     SETTINGS,
@@ -92,6 +92,7 @@ __all__ = [
     "default_config",
     "lock",
     "longest_response_tokens",
+    "few_problems",
     "remarks",
     "row_len_tokens",
     "row_unit_tokens",
@@ -182,14 +183,20 @@ def _build(cls: type, mapping: Any, path: str) -> Any:
     return cls(**{name: _convert(hints[name], mapping[name], f"{path}{name}") for name in mapping})
 
 
+NEAR = 0.6  # how like a name must be that an error suggests; difflib's ratio
+
+
 def usual_fields(name: str) -> list[str]:
     """Our fields that other trainers call `name`; only those in the section of `name`, if any."""
-    section, _, leaf = name.rpartition(".")
-    fields = [
-        field.replace("[i]", "[0]")
+    section = name.rpartition(".")[0]
+    found = [
+        (usual, field.replace("[i]", "[0]"))
         for field, facts in SETTINGS.items()
-        if leaf in facts.usual.split()
+        for usual in facts.usual.split()
+        if f".{name}".endswith(f".{usual}")
     ]
+    longest = max((usual.count(".") for usual, _ in found), default=0)
+    fields = [field for usual, field in found if usual.count(".") == longest]
     return [field for field in fields if section and field.startswith(f"{section}.")] or fields
 
 
@@ -198,7 +205,7 @@ def unknown_field(name: str, known: list[str]) -> str:
 
     The text suggests a very near name in the same section. If there is none, it suggests the field
     that other trainers call by this name, else an equal or very near name in another section, else
-    the nearest name.
+    a near one. A name that is near none is sent to the list of all fields.
     """
     leaf = name.rsplit(".", 1)[-1]
     leaves = {field: field.rsplit(".", 1)[-1] for field in config_fields(RunConfig())}
@@ -208,8 +215,12 @@ def unknown_field(name: str, known: list[str]) -> str:
     siblings = [field.removeprefix(parent) for field in known if field.startswith(parent)]
     very_near = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.8)
     near = [parent + field for field in very_near] or usual_fields(name) or elsewhere[:3]
-    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.0) or known[:1]
-    return f"{name}: there is no such field; did you mean {' or '.join(near)}?"
+    if near := near or difflib.get_close_matches(name, known, n=1, cutoff=NEAR):
+        return f"{name}: there is no such field; did you mean {' or '.join(near)}?"
+    return (
+        f"{name}: there is no such field, and none is called like it; `polaris train --help=all` "
+        "lists all, docs/howto/coming_from.md what verl and TRL call theirs"
+    )
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

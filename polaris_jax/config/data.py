@@ -57,7 +57,7 @@ class DataSection:
         "A jsonl, json, csv, parquet or arrow file, a directory of such, a Hugging Face data set, "
         "each with options behind commas (docs/data.md), or a function that yields rows, as "
         "file.py:name or package.module:name; empty: see data.arithmetic.",
-        usual="dataset dataset_name",
+        usual="dataset dataset_name train_files",
     )
     use: Literal["auto", "problems"] = setting(
         "auto",

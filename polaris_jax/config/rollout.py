@@ -17,7 +17,10 @@ class RolloutSection:
     """How responses are sampled during training, and the sampler's memory."""
 
     prompts_per_step: int = setting(
-        128, "Prompts in a step.", above=0, usual="batch_size train_batch_size"
+        128,
+        "Prompts in a step.",
+        above=0,
+        usual="batch_size train_batch_size per_device_train_batch_size gen_batch_size",
     )
     responses_per_prompt: int = setting(
         8,
@@ -25,7 +28,7 @@ class RolloutSection:
         at_least=2,
         rule="a group baseline needs at least 2 responses; set it to 2 or more, or use `polaris "
         "evaluate` for single samples",
-        usual="num_generations group_size",
+        usual="num_generations group_size rollout.n n_samples_per_prompt",
     )
     top_p: float = setting(
         1.0,
@@ -43,8 +46,14 @@ class RolloutSection:
         rule="training rollouts must sample from the complete distribution; set it to 0 "
         "(evaluate.top_k is free)",
     )
-    slots: int = setting(64, "Sequences that a sampler decodes at a time.", above=0, resume=YES)
-    page_size: int = setting(16, "Tokens in a page of the KV pool.", above=0)
+    slots: int = setting(
+        64,
+        "Sequences that a sampler decodes at a time.",
+        above=0,
+        resume=YES,
+        usual="max_num_seqs",
+    )
+    page_size: int = setting(16, "Tokens in a page of the KV pool.", above=0, usual="block_size")
     num_pages: int = setting(
         0,
         "Pages in the KV pool; 0: every slot at full length, or as far as device memory goes.",
@@ -58,6 +67,7 @@ class RolloutSection:
         below=1,
         rule="a share of device memory; must lie in [0, 1)",
         resume=YES,
+        usual="gpu_memory_utilization vllm_gpu_memory_utilization",
     )
     data: int = setting(
         0,
@@ -66,7 +76,11 @@ class RolloutSection:
         resume=YES,
     )
     tensor: int = setting(
-        1, "Devices that share one copy of the sampler's weights.", above=0, resume=YES
+        1,
+        "Devices that share one copy of the sampler's weights.",
+        above=0,
+        resume=YES,
+        usual="tensor_model_parallel_size tensor_parallel_size vllm_tensor_parallel_size",
     )
     processes: int = setting(
         1,
@@ -88,6 +102,7 @@ class RolloutSection:
         "Where master weights and moments lie during sampling; host: pinned memory, fetched for "
         "each update.",
         resume=YES,
+        usual="param_offload optimizer_offload",
     )
     attention: Literal["auto", "xla", "ragged", "ragged_v3", "pallas_gpu", "native"] = setting(
         "auto",
@@ -155,7 +170,7 @@ class RolloutSection:
         resume=YES,
     )
     total_tokens: int = setting(
-        0, "Ends the run after this number of sampled tokens; 0: off.", at_least=0
+        0, "Ends the run after this number of sampled tokens; 0: off.", at_least=0, resume=YES
     )
     save_every: int = setting(
         1,

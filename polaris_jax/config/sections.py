@@ -69,6 +69,7 @@ class RewardSection:
         "A reward function: file.py:name or package.module:name; several with weights as "
         "a.py:f*0.8,b.py:g*0.2; empty: the math grader. See docs/howto/reward.md.",
         before="",
+        usual="custom_reward_function.path custom_reward_function.name reward_funcs",
     )
     correct_at: float = setting(
         1.0,
@@ -222,7 +223,9 @@ class CheckpointSection:
     every_steps: int = setting(
         10, "Steps between two checkpoints.", above=0, usual="save_steps save_freq"
     )
-    keep_last: int = setting(2, "Checkpoints kept.", above=0)
+    keep_last: int = setting(
+        2, "Checkpoints kept.", above=0, usual="save_total_limit max_actor_ckpt_to_keep"
+    )
     grace_s: float = setting(25.0, "Seconds that a stop may take to save.", above=0)
 
 
@@ -238,6 +241,7 @@ class EvaluateSection:
         "",
         "A source like data.problems, or several, pooled, as in aime24+aime25; empty: the problems "
         "of data.arithmetic.held_out.",
+        usual="val_files eval_dataset",
     )
     every_steps: int = setting(
         0,
@@ -245,7 +249,7 @@ class EvaluateSection:
         at_least=0,
         usual="eval_steps test_freq",
     )
-    n: int = setting(8, "Responses to each problem.", above=0)
+    n: int = setting(8, "Responses to each problem.", above=0, usual="val_kwargs.n")
     temperature: float = setting(0.6, "Sampling temperature; 0: greedy.", at_least=0)
     top_k: int = setting(0, "Samples from the k likeliest tokens; 0: off.", at_least=0)
     top_p: float = setting(
@@ -304,7 +308,9 @@ class MeshSection:
         also=-1,
         rule="must be at least 1, or -1 for the rest",
     )
-    context: int = setting(1, "Parts of each sequence.", at_least=1)
+    context: int = setting(
+        1, "Parts of each sequence.", at_least=1, usual="ulysses_sequence_parallel_size"
+    )
     tensor: int = setting(1, "Parts of each layer's heads and MLP.", at_least=1)
 
 
@@ -340,7 +346,7 @@ class MetricsSection:
     """Where metrics go besides metrics.jsonl."""
 
     tensorboard: bool = setting(True, "Writes TensorBoard files.")
-    wandb: bool = setting(False, "Logs to Weights & Biases.")
+    wandb: bool = setting(False, "Logs to Weights & Biases.", usual="logger report_to")
     wandb_project: str = setting("polaris_jax", "Project there.", usual="project_name project")
     wandb_name: str = setting(
         "", "Name of the run there; empty: W&B makes one.", usual="experiment_name run_name"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from polaris_jax.config.settings import GROWS, setting
+from polaris_jax.config.settings import GROWS, YES, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class ModelSection:
     path: str = setting(
         "",
         "Hugging Face directory, Hub id or GGUF file; empty: made by the warm start.",
-        usual="model_name model_name_or_path",
+        usual="model_name model_name_or_path pretrained_model_name_or_path",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
@@ -23,6 +23,7 @@ class ModelSection:
         "are always float32. auto: bfloat16, but float32 on a CPU whose sampler would have no "
         "kernels for it. run.json records the choice, and a resume keeps it.",
         former=("bfloat16", "float32"),  # the second: what auto became on another machine
+        usual="torch_dtype bf16 fp16",
     )
     attention: Literal["auto", "reference", "chunked", "splash", "triton", "cudnn"] = setting(
         "auto", "Attention back end of the trainer; auto: the fastest that the platform allows."
@@ -31,11 +32,14 @@ class ModelSection:
         "layer",
         "Kept for the backward pass: everything (none), each layer's input, or these inputs in "
         "host memory.",
+        resume=YES,
+        usual="gradient_checkpointing enable_gradient_checkpointing",
     )
     max_position_tokens: int = setting(
         0,
         "Limit of prompt and response together; 0: the checkpoint's own (times the YaRN factor).",
         at_least=0,
+        usual="max_model_len",
     )
 
     @property
@@ -53,7 +57,11 @@ class StageSection:
     """One stage of training. A run has one or more, numbered from 0: `stages[0]`."""
 
     steps: int = setting(
-        100, "Updates in this stage, at most.", at_least=1, resume=GROWS, usual="max_steps"
+        100,
+        "Updates in this stage, at most.",
+        at_least=1,
+        resume=GROWS,
+        usual="max_steps total_training_steps total_epochs num_train_epochs",
     )
     max_response_tokens: int = setting(
         39_936,
@@ -141,11 +149,14 @@ class BatchSection:
         "Tokens in a packed row; 0: the longest prompt and response of the stages, rounded up to a "
         "multiple that the mesh divides.",
         at_least=0,
+        resume=YES,
     )
     rows: int = setting(
         0,
         "Packed rows in a microbatch, over all devices; 0: one for each data x fsdp shard.",
         at_least=0,
+        resume=YES,
+        usual="ppo_micro_batch_size ppo_micro_batch_size_per_gpu gradient_accumulation_steps",
     )
     share_prompts: Literal["auto", "on", "off"] = setting(
         "auto",
@@ -180,6 +191,7 @@ class BatchSection:
         "train",
         "What a step does with a scarce batch. resample: draws further prompts, and keeps the "
         "informative groups; with min_informative=1 this is dynamic sampling.",
+        usual="filter_groups",
     )
     max_resample: int = setting(
         2, "With resample: most times that a step samples anew.", at_least=0
@@ -220,8 +232,8 @@ class ObjectiveSection:
     )
     tis_cap: float = setting(
         2.0,
-        "Cap of the importance weight between sampler and trainer; 0: off. The upper clip acts "
-        "only below it.",
+        "With old_logprobs=sampler: cap of the importance weight between sampler and trainer; 0: "
+        "off. The upper clip acts only below it.",
         at_least=1,
         also=0,
         rule="a cap below 1 would weaken tokens whose policy has not moved; set it to 0 (off), or "
@@ -232,19 +244,30 @@ class ObjectiveSection:
         "Optimizer steps for each rollout batch, each on its own part of the prompts; must divide "
         "prompts_per_step.",
         above=0,
-        usual="ppo_mini_batch_size",
+        usual="ppo_mini_batch_size num_mini_batches",
     )
     aggregation: Literal[
         "token_mean", "sequence_mean", "sequence_sum_constant", "microbatch_token_mean"
-    ] = setting("token_mean", "How token losses become the loss.", usual="loss_agg_mode loss_type")
+    ] = setting(
+        "token_mean",
+        "How token losses become the loss. token_mean: the mean over all tokens. sequence_mean: "
+        "each response's mean, then over responses. sequence_sum_constant: each response's sum "
+        "over the budget, then over responses (Dr. GRPO). microbatch_token_mean: the mean over the "
+        "tokens of each microbatch.",
+        usual="loss_agg_mode loss_type",
+    )
     std: Literal["std", "off"] = setting(
-        "std", "std: advantages are divided by their group's standard deviation."
+        "std",
+        "std: advantages are divided by their group's standard deviation.",
+        usual="norm_adv_by_std_in_grpo scale_rewards",
     )
     baseline: Literal["mean", "leave_one_out"] = setting(
         "mean", "Baseline of a response: its group's mean, or the mean of the other responses."
     )
     mask_truncated: bool = setting(
-        False, "Leaves responses that reached the limit out of the loss."
+        False,
+        "Leaves responses that reached the limit out of the loss.",
+        usual="mask_truncated_completions overlong_filtering",
     )
     kl_coef: float = setting(
         0.0, "Weight of the KL term; 0: off.", at_least=0, usual="beta kl kl_loss_coef"
@@ -273,5 +296,7 @@ class OptimizerSection:
         "rounded stochastically, because it would never fall otherwise.",
     )
     moments_in_host_memory: bool = setting(
-        False, "Keeps moments in host memory between updates; each update fetches 8 B a parameter."
+        False,
+        "Keeps moments in host memory between updates; each update fetches 8 B a parameter.",
+        resume=YES,
     )

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -240,6 +241,19 @@ class PromptLoader(Iterator[list[Group]]):
         self._position = int(state["position"])
         self._first_epoch = int(state["first_epoch"])
         self._draws = [int(count) for count in state["draws"]]
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """A digest of each problem's text and gold, by id, for a run that continues from this one.
+
+        Ids such as 0, 1, 2 say nothing: another data set has them too.
+        """
+
+        def digest(problem: Problem) -> str:
+            texts = [problem.problem, problem.answer, problem.turns]
+            return f"{zlib.crc32(json.dumps(texts, default=list).encode()):08x}"
+
+        return {problem.id: digest(problem) for problem in self._problems}
 
     @functools.cached_property
     def _fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from polaris_jax.data.problem_sets import Make, Say, read_named
 from polaris_jax.data.problems import read_problems
 from polaris_jax.data.source_text import DataError, parse_source
 from polaris_jax.records import Problem
+from polaris_jax.system.files import is_remote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +149,13 @@ def read_benchmark(
     """
     text = str(path)
     source = benchmark_source(text)
+    where = Path(parse_source(source).where)
+    named = where.suffix and where.stem in BENCHMARKS and not is_remote(source)
+    if named and not where.exists():
+        raise DataError(
+            f"{field}={text!r}: there is no such file; {field}={where.stem} downloads that "
+            "benchmark"
+        )
     problems, report = read_problems(source, unique=False, field=field)
     if report.counts:
         raise DataError(

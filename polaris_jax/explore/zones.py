@@ -110,13 +110,24 @@ def find_zones(
     )
 
 
-def tolerances(section: ProbeSection, accuracies: Sequence[float] | np.ndarray) -> dict[str, float]:
+def tolerances(
+    section: ProbeSection,
+    accuracies: Sequence[float] | np.ndarray,
+    *,
+    measured_only: bool = False,
+) -> dict[str, float]:
     """A config's `rgz_tolerance` and `cez_tolerance` of `find_zones` for this curve.
 
     `probe.rgz_tolerance` and `probe.cez_tolerance` are points of accuracy, which runs of earlier
     versions recorded; where they are not 0 they count, and else `probe.rgz_share`, `cez_share`.
+
+    Args:
+        section: `config.probe`.
+        accuracies: accuracy of each temperature, ascending.
+        measured_only: see `zone_labels`.
     """
-    best = float(_smoothed(np.asarray(accuracies, np.float64)).max())
+    measured = np.asarray(accuracies, np.float64)
+    best = float((measured if measured_only else _smoothed(measured)).max())
 
     def share(points: float, usual: float) -> float:
         return points / best if points and best > 0 else usual
@@ -171,17 +182,16 @@ def zone_labels(
         stderrs: standard error of each accuracy.
         rgz_tolerance: tolerance of the Robust Generation Zone; see `find_zones`.
         cez_tolerance: tolerance of the Controlled Exploration Zone; see `find_zones`.
-        measured_only: True: only a point's measured accuracy counts, not the smoothed one. For a
-            sweep of few points, in which a good neighbour would hide a collapse.
+        measured_only: True: nothing is smoothed, neither a point nor the plateau. For a sweep of
+            few points, in which a good neighbour would hide a collapse, and a bad one would lower
+            what the others are held against.
     """
-    smoothed = _smoothed(accuracies)
+    smoothed = accuracies if measured_only else _smoothed(accuracies)
     best = smoothed.max()
     # At an end the mean of 2 halves a drop of accuracy. If the collapse begins at the sweep's last
     # temperature, the mean would hide the collapse, so only the measured accuracy counts there.
     either = np.maximum(accuracies, smoothed)
     either[[0, -1]] = accuracies[[0, -1]]
-    if measured_only:
-        either = accuracies
 
     def inside(tolerance: float) -> np.ndarray:
         widened = np.maximum(tolerance * best, stderrs)

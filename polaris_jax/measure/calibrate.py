@@ -95,7 +95,14 @@ def calibrate(
     primary = processes.is_first()
     with command_owns(workdir, "calibrate", writes=writes, primary=primary, tag=tag) as ownership:
         files = () if config.data.use == "problems" else (PREPARED,)
-        measured = measured_on(config, workdir, progress, files=files, checkpoint=checkpoint)
+        measured = measured_on(
+            config,
+            workdir,
+            progress,
+            files=files,
+            checkpoint=checkpoint,
+            budget=("calibrate.max_response_tokens", budget_tokens(config)),
+        )
         return _calibrate(
             config,
             workdir,
@@ -118,7 +125,7 @@ def _calibrate(
     forecast: Forecast,
 ) -> dict[str, Any]:
     section = config.calibrate
-    max_response_tokens = section.max_response_tokens or config.stages[0].max_response_tokens
+    max_response_tokens = budget_tokens(config)
     problems = drawn(measured.problems, section.problems, seed=config.seed)
     progress.line(
         f"calibrating {len(problems)} problems from {measured.origin}; model: "
@@ -129,7 +136,9 @@ def _calibrate(
             f"calibrate.problems={section.problems}: {left_out} problems are not sampled, and will "
             f"not be in {prefix}{CURATED}"
         )
-    identity = count_identity(config, measured.problems, max_response_tokens=max_response_tokens)
+    identity = measured.scaling_identity(config) | count_identity(
+        config, measured.problems, max_response_tokens=max_response_tokens
+    )
     done = open_progress(
         workdir / f"{prefix}{PROGRESS}",
         identity,
@@ -242,7 +251,11 @@ def _count(
     policy_weights = measured.weights.load(config, workdir, progress), measured.tokenizer
     with (
         open_policy(
-            config, progress, policy_weights, max_response_tokens=max_response_tokens
+            config,
+            progress,
+            policy_weights,
+            max_response_tokens=max_response_tokens,
+            rope_scaling=measured.weights.first_stage_scaling(config),
         ) as policy,
         progress.phase("calibrate", len(problems) * section.n, before=found * section.n) as phase,
     ):
@@ -286,6 +299,11 @@ def drawn(problems: Sequence[Problem], limit: int, *, seed: int) -> list[Problem
         return list(problems)
     order = np.random.default_rng(fold_seed(seed, "calibration set")).permutation(len(problems))
     return [problems[i] for i in sorted(order[:limit].tolist())]
+
+
+def budget_tokens(config: RunConfig) -> int:
+    """The longest response that `calibrate` samples, in tokens."""
+    return config.calibrate.max_response_tokens or config.stages[0].max_response_tokens
 
 
 def count_identity(

@@ -17,7 +17,7 @@ from polaris_jax.config.settings import ALWAYS, config_fields, declared_name
 from polaris_jax.data.problem_sets import ProblemSet, fitting_prompts
 from polaris_jax.data.prompts import read_shots, read_template
 from polaris_jax.measure.weights import BASE, Weights
-from polaris_jax.models.positions import check_positions
+from polaris_jax.models.positions import check_budget, check_positions
 from polaris_jax.records import Problem
 from polaris_jax.reward.configured import warn_of_reward
 from polaris_jax.run.progress_file import ProgressFile
@@ -54,6 +54,11 @@ class Measured:
         """Where the problems are from, and why these, for people."""
         return f"{self.found.origin} ({self.found.why})"
 
+    def scaling_identity(self, config: RunConfig) -> dict[str, Any]:
+        """For the identity of a progress file: YaRN's factor, if the weights get one here."""
+        scaling = self.weights.first_stage_scaling(config)
+        return {} if scaling is None else {"rope_factor": scaling.factor}
+
 
 def measured_on(
     config: RunConfig,
@@ -62,6 +67,7 @@ def measured_on(
     *,
     files: Sequence[str] | None = None,
     checkpoint: str = "",
+    budget: tuple[str, int],
 ) -> Measured:
     """The problems and the model of a measurement; no weights are loaded.
 
@@ -71,6 +77,7 @@ def measured_on(
         progress: gets lines for a person.
         files: see `training_problems`.
         checkpoint: "" is the base model, "latest" the workdir's newest checkpoint, else a path.
+        budget: field and value of the largest number of response tokens.
 
     Raises:
         ConfigError: problems or model do not suit the config, or the run in the workdir.
@@ -84,6 +91,9 @@ def measured_on(
     processes.agree({PROMPTS: prompts})
     warn_of_reward(config.reward, config.data, tokenizer, problems, progress.line)
     check_positions(config, model_config, progress.line)
+    if budget[1] != config.stages[0].max_response_tokens:
+        field, tokens = budget
+        check_budget(config, model_config, progress.line, field=field, tokens=tokens, stage=0)
     model, places = weights.inputs(
         config, workdir, progress, model_config=model_config, tokenizer=tokenizer
     )

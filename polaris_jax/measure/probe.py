@@ -89,7 +89,13 @@ def probe(
     writes = ("probe_progress.jsonl", "probe_progress.identity.json", "probe.json", "probe.png")
     primary = processes.is_first()
     with command_owns(workdir, "probe", writes=writes, primary=primary, tag=tag) as ownership:
-        measured = measured_on(config, workdir, progress, checkpoint=checkpoint)
+        measured = measured_on(
+            config,
+            workdir,
+            progress,
+            checkpoint=checkpoint,
+            budget=("probe.max_response_tokens", budget_tokens(config)),
+        )
         return _probe(
             config,
             workdir,
@@ -112,7 +118,7 @@ def _probe(
     forecast: Forecast,
 ) -> dict[str, Any]:
     section, problems = config.probe, measured.problems
-    max_response_tokens = section.max_response_tokens or config.stages[0].max_response_tokens
+    max_response_tokens = budget_tokens(config)
     order = np.random.default_rng(fold_seed(config.seed, "probe set")).permutation(len(problems))
     problems = [problems[i] for i in order[: section.problems]]
     grid = sweep_temperatures(section)
@@ -122,7 +128,8 @@ def _probe(
     )
     done = open_progress(
         workdir / f"{prefix}probe_progress.jsonl",
-        row_identity(config, problems, max_response_tokens=max_response_tokens),
+        measured.scaling_identity(config)
+        | row_identity(config, problems, max_response_tokens=max_response_tokens),
         key=("temperature",),
         valid=lambda row: all(isinstance(row[name], int | float) for name in ROW),
         inputs=measured.inputs,
@@ -267,6 +274,7 @@ class Sweep:
                 self._progress,
                 (model, self._measured.tokenizer),
                 max_response_tokens=self._budget,
+                rope_scaling=self._measured.weights.first_stage_scaling(config),
             ) as policy,
             self._progress.phase("probe", most * responses) as phase,
         ):
@@ -359,6 +367,11 @@ def doubts(
             "stages[0].temperature yourself"
         )
     return "; ".join(notes) or None
+
+
+def budget_tokens(config: RunConfig) -> int:
+    """The longest response that `probe` samples, in tokens."""
+    return config.probe.max_response_tokens or config.stages[0].max_response_tokens
 
 
 def row_identity(

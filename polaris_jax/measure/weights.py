@@ -11,7 +11,8 @@ from polaris_jax.assemble import base_model_config, base_path, load_base, load_b
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.convert import describe_step, is_orbax, load_any
 from polaris_jax.config import ConfigError, RunConfig
-from polaris_jax.models import Decoder, ModelConfig, load_config
+from polaris_jax.models import Decoder, ModelConfig, RopeScaling, load_config
+from polaris_jax.models.positions import yarn_scaling
 from polaris_jax.models.tokenizer import load_tokenizer, stop_token_ids
 from polaris_jax.models.weights.identity import model_inputs, tokenizer_digests
 from polaris_jax.models.weights.sources import agree_on_weights, weights_digest
@@ -166,7 +167,7 @@ class Weights:
         return inputs, dict.fromkeys(inputs, f"--checkpoint={self.checkpoint}")
 
     def load(self, config: RunConfig, workdir: epath.Path, progress: Progress) -> Decoder:
-        """The float32 model.
+        """The float32 model. A checkpoint of a run has its stage's rotary scaling.
 
         Raises:
             ConfigError: the checkpoint's files are damaged.
@@ -174,6 +175,15 @@ class Weights:
         if self.place is None:
             return load_base(config, workdir, progress)[0]
         return load_any(self.place)[0]
+
+    def first_stage_scaling(self, config: RunConfig) -> RopeScaling | None:
+        """The rotary scaling under which training begins; None: these weights' own.
+
+        For `calibrate` and `probe`, which measure the policy that training begins with.
+        """
+        if self.place is not None:
+            return None
+        return yarn_scaling(config.rope.yarn, config.stages[0].rope_factor)
 
 
 BASE = Weights()

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -150,13 +150,14 @@ class WandbRun:
 
         self._wandb: Any = wandb
         self._run: Any = None
-        folder = workdir / WANDB
-        folder.mkdir(exist_ok=True)
-        stored = folder / RUN_ID
-        known = stored.read_text() if stored.exists() else ""
+        stored = workdir / WANDB / RUN_ID
+        known = ""
         mistakes = (wandb.errors.UsageError, wandb.errors.AuthenticationError, ValueError)
 
         def begin() -> None:
+            nonlocal known
+            (workdir / WANDB).mkdir(exist_ok=True)
+            known = stored.read_text() if stored.exists() else ""
             self._run = self._begin(workdir, names, run_id=known)
             if not known:
                 write_bytes(stored, self._run.id.encode())
@@ -243,10 +244,13 @@ def _error_of(call: Callable[[], Any]) -> Exception | None:
 
 
 class EventFiles:
-    """Writes `tensorboard/` in a workdir, in the caller's thread.
+    """Writes `tensorboard/` in a workdir, for as long as its place takes what is written.
 
-    tensorboardX's own thread dies of a full disk with a traceback, and its queue, which nobody
-    empties any more, then holds up the run for good.
+    If the place refuses (a full disk, a store that does not answer), that is a warning, and the run
+    continues without TensorBoard until its next start, which begins another event file.
+
+    Events are written in the caller's thread: tensorboardX's own thread dies of a full disk with a
+    traceback, and its queue, which nobody empties any more, then holds up the run for good.
 
     Event files grow by appending, which a store cannot: there they are kept in a temporary folder
     of this machine and are uploaded in full after every step.
@@ -254,48 +258,76 @@ class EventFiles:
     Args:
         workdir: gets the folder.
         first_step: TensorBoard hides older points from it on.
-
-    Raises:
-        OSError: the disk refused; its place is named.
     """
 
     def __init__(self, workdir: epath.Path, *, first_step: int) -> None:
         self._x = _tensorboard_x()
         self._folder = workdir / TENSORBOARD
-        self._local = tempfile.TemporaryDirectory() if is_remote(workdir) else None
-        where = self._folder if self._local is None else epath.Path(self._local.name)
-        where.mkdir(parents=True, exist_ok=True)
+        self._local: tempfile.TemporaryDirectory[str] | None = None
+        self._writer: Any = None
         self._described: set[str] = set()
-        with self._named_errors():
+        self._works = True
+
+        def begin() -> None:
+            if is_remote(workdir):
+                self._local = tempfile.TemporaryDirectory()
+            where = self._folder if self._local is None else epath.Path(self._local.name)
+            where.mkdir(parents=True, exist_ok=True)
             self._writer = self._x.EventsWriter(f"{where}/events")
             started = self._x.SessionLog(status=self._x.SessionLog.START)
             self._write(first_step, file_version="brain.Event:2")
             self._write(first_step, session_log=started)
 
+        self._try(begin)
+
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """The points of a step; the first point of a metric has its meaning with it."""
-        with self._named_errors():
+
+        def write() -> None:
             for name, number in numbers.items():
                 self._write(step, summary=self._with_meaning(name, self._x.scalar(name, number)))
             self._writer.flush()
-        self._copy()
+            self._copy()
+
+        self._try(write)
 
     def add_table(self, step: int, name: str, table: Table) -> None:
         """A table as a text in Markdown."""
         lines = [table.columns, ["---"] * len(table.columns), *table.rows]
         text = "\n".join(f"| {' | '.join(map(_markdown, line))} |" for line in lines)
-        with self._named_errors():
+
+        def write() -> None:
             self._write(step, summary=self._x.text(name, text))
             self._writer.flush()
-        self._copy()
+            self._copy()
+
+        self._try(write)
 
     def close(self) -> None:
         """Closes; what the disk has refused before is not asked for again."""
         with contextlib.suppress(OSError):
-            self._writer.close()
-            self._copy()
+            if self._writer is not None:
+                self._writer.close()
+            if self._works:
+                self._copy()
         if self._local is not None:
             self._local.cleanup()
+        self._works = False
+
+    def _try(self, call: Callable[[], None]) -> None:
+        """Calls, unless an earlier call was refused; a refusal is told of once."""
+        if not self._works:
+            return
+        try:
+            call()
+        except OSError as error:
+            self._works = False
+            where = self._folder if self._local is None else self._local.name
+            say(
+                f"warning: TensorBoard: {error.filename or where}: {error.strerror or error}; the "
+                "run continues without it until its next start",
+                sys.stderr,
+            )
 
     def _with_meaning(self, name: str, summary: Any) -> Any:
         from polaris_jax.metrics.glossary import meaning_of  # late, as above
@@ -307,13 +339,6 @@ class EventFiles:
 
     def _write(self, step: int, **content: Any) -> None:
         self._writer.write_event(self._x.Event(wall_time=time.time(), step=step, **content))
-
-    @contextlib.contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._folder)) from error
 
     def _copy(self) -> None:
         if self._local is None:

@@ -48,10 +48,13 @@ def warn_beyond(model: ModelConfig, tokens: int, say: Callable[[str], None]) -> 
         )
 
 
-def check_positions(config: RunConfig, model: ModelConfig, say: Callable[[str], None]) -> None:
+def check_positions(
+    config: RunConfig, model: ModelConfig, say: Callable[[str], None], *, trains: bool = False
+) -> None:
     """Checks every stage's prompt + budget against the position limit, before weights are read.
 
-    `say` gets a warning if a stage passes the limit, or replaces the model's own rotary scaling.
+    `say` gets a warning if a stage passes the limit, or replaces the model's own rotary scaling; if
+    the config `trains`, also if held-out scores pass it (`check_held_out_positions`).
 
     Raises:
         ConfigError: a stage exceeds the limit: `model.max_position_tokens`, or, when that is 0,
@@ -59,27 +62,85 @@ def check_positions(config: RunConfig, model: ModelConfig, say: Callable[[str], 
             stage's rope_factor.
     """
     _say_if_replaced(config, model, say)
-    plain = model.rope_scaling is None
+    if trains:
+        check_held_out_positions(config, model, say)
     for i, stage in enumerate(config.stages):
-        needed = config.data.max_prompt_tokens + stage.max_response_tokens
-        own = positions_of(model)
-        if stage.rope_factor > 1:
-            own = int(model.max_position_embeddings * stage.rope_factor)
-        if needed <= own:
-            continue
-        if needed > (config.model.max_position_tokens or own):
-            raise_factor = f", raise stages[{i}].rope_factor" if plain else ""
-            raise ConfigError(
-                f"stages[{i}].max_response_tokens={stage.max_response_tokens}: with "
-                f"data.max_prompt_tokens={config.data.max_prompt_tokens} a sequence may reach "
-                f"{needed} positions, over the checkpoint's {own}; lower the budget{raise_factor}, "
-                f"or set model.max_position_tokens={needed} to go beyond"
-            )
-        say(
-            f"warning: stages[{i}] may reach {needed} positions, past the checkpoint's {own}"
-            f"{' without YaRN' if plain else ''}; model.max_position_tokens allows it"
+        passes = check_budget(
+            config,
+            model,
+            say,
+            field=f"stages[{i}].max_response_tokens",
+            tokens=stage.max_response_tokens,
+            stage=i,
         )
+        if passes:
+            return
+
+
+def check_held_out_positions(
+    config: RunConfig, model: ModelConfig, say: Callable[[str], None]
+) -> None:
+    """Warns if held-out scores during training go past the positions of a stage's scaling.
+
+    `evaluate.yarn` is for `polaris evaluate`: during training the stage's scaling counts.
+    """
+    tokens, field = config.evaluate.max_response_tokens, "evaluate.max_response_tokens"
+    if not config.evaluate.every_steps or not tokens:  # 0: the last stage's, which is checked
         return
+    for i in range(len(config.stages)):
+        if check_budget(config, model, say, field=field, tokens=tokens, stage=i, refuses=False):
+            return
+
+
+def check_budget(
+    config: RunConfig,
+    model: ModelConfig,
+    say: Callable[[str], None],
+    *,
+    field: str,
+    tokens: int,
+    stage: int,
+    refuses: bool = True,
+) -> bool:
+    """Checks prompt + budget against the position limit under a stage's rotary scaling.
+
+    Args:
+        config: the run's config.
+        model: the architecture.
+        say: gets a warning if the budget passes the limit.
+        field: name of the budget.
+        tokens: the budget.
+        stage: index of the stage.
+        refuses: False: what would be refused is a warning.
+
+    Returns:
+        True if the budget passes the limit.
+
+    Raises:
+        ConfigError: it passes the limit, and `model.max_position_tokens` does not allow it.
+    """
+    plain, factor = model.rope_scaling is None, config.stages[stage].rope_factor
+    needed = config.data.max_prompt_tokens + tokens
+    own = int(model.max_position_embeddings * factor) if factor > 1 else positions_of(model)
+    if needed <= own:
+        return False
+    reach = f"may reach {needed} positions"
+    if needed <= (config.model.max_position_tokens or own):
+        say(
+            f"warning: {field.removesuffix('.max_response_tokens')} {reach}, past the checkpoint's "
+            f"{own}{' without YaRN' if plain else ''}; model.max_position_tokens allows it"
+        )
+        return True
+    raise_factor = f", raise stages[{stage}].rope_factor" if plain else ""
+    text = (
+        f"{field}={tokens}: with data.max_prompt_tokens={config.data.max_prompt_tokens} a sequence "
+        f"{reach}, over the checkpoint's {own}; lower the budget{raise_factor}, or set "
+        f"model.max_position_tokens={needed} to go beyond"
+    )
+    if refuses:
+        raise ConfigError(text)
+    say(f"warning: {text}")
+    return True
 
 
 def _say_if_replaced(config: RunConfig, model: ModelConfig, say: Callable[[str], None]) -> None:

@@ -31,7 +31,10 @@ WARM_START = "a small model of the warm start"
 ARITHMETIC = "word problems that polaris_jax makes itself"
 OWN = "none of others: made by the run"
 _FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
-_LICENSE = re.compile(r"^license:[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?([\w.+-]+)[\"']?[ \t]*$", re.M)
+# One licence, alone or as a list of one; of several nothing is known.
+_LICENSE = re.compile(
+    r"^license:[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?([\w.+-]+)[\"']?[ \t]*$(?!\n[ \t]*-)", re.M
+)
 _FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gguf", ".py")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -74,15 +75,17 @@ _SHAPES: MappingProxyType[str, Any] = MappingProxyType(
 def _lines_misfit(lines: list[dict[str, Any]]) -> str:
     """What is wrong with the lines of metrics.jsonl or timing.jsonl, in one line; "" if nothing is.
 
-    A step is an integer. A metric (a name with a slash) is a number or null, or a list of these
-    with one entry a process.
+    A step is an integer. A metric (a name with a slash) is a finite number or null; what ends in
+    `by_process` is a list of these.
     """
     for number, line in enumerate(lines, 1):
         for key, value in line.items():
-            metric = [MAYBE] if isinstance(value, list) else MAYBE
+            metric = [MAYBE] if key.endswith("by_process") else MAYBE
             wanted = int if key == "step" else metric if "/" in key else object
             if found := _misfit(value, wanted, key):
                 return f"line {number}: {found}"
+            if isinstance(value, float) and not math.isfinite(value):
+                return f"line {number}: {key}: {value}, which no metric is written as"
     return ""
 
 

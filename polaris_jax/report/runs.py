@@ -156,11 +156,14 @@ def _seeds(known: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     values = {(name, 0): float(score["avg@k"]) for name, score in known}
     mean = paired(values, dict.fromkeys(values, 0.0))
     assert mean is not None
-    low, high = max(0.0, mean.low or 0.0), min(1.0, mean.high or 1.0)
+    interval = ""
+    if mean.stderr and mean.low is not None and mean.high is not None:
+        low, high = max(0.0, mean.low), min(1.0, mean.high)
+        interval = f", 95% interval {low:.1%} to {high:.1%} over runs"
     each = ", ".join(f"{name} {score['avg@k']:.1%}" for name, score in known)
     return (
         f"{len(known)} runs that differ in the seed alone solve {mean.mean:.1%} of the held-out "
-        f"problems on average, 95% interval {low:.1%} to {high:.1%} over runs ({each})."
+        f"problems on average{interval} ({each})."
     )
 
 

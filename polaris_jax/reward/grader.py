@@ -26,6 +26,7 @@ from polaris_jax.reward.math.policy import policy_named
 from polaris_jax.reward.pool import Failure, WorkerPool
 from polaris_jax.reward.protocol import MATH, RewardInput, parse_functions
 from polaris_jax.system.progress import say
+from polaris_jax.system.text import printable
 from polaris_jax.system.user_code import RefusedFunction
 
 MAX_CACHED_PAIRS = 50_000
@@ -233,6 +234,12 @@ class Grader:
         """
         return {**self._stats, **{f"layer/{name}": n for name, n in self._layers.items()}}
 
+    def numerics(self) -> dict[str, str]:
+        """What rewards depend on beside the config: the text of each file of functions."""
+        return {
+            f"reward.function {p}": digest for p, digest in self._pool.digests.items() if digest
+        }
+
     def close(self) -> None:
         """Ends the workers after a running call has returned. A second close does nothing."""
         with self._lock:
@@ -259,16 +266,20 @@ class Grader:
 
     def _note(self, failure: Failure, response: RewardInput) -> str:
         """Counts a function's failure and returns its reason; names the first of each kind."""
+        path = self._functions[failure.function][0]
+        problem = f" (problem {response.problem_id!r})" if response.problem_id else ""
+        return self._count(failure, f"reward.function: {path}", problem)
+
+    def _count(self, failure: Failure, who: str, where: str) -> str:
+        """Counts a failure and returns its reason; the first of each kind is told of."""
         name, reason = _FAILURES[failure.kind]
         reason = failure.reason or reason
         self._stats[name] += 1
         if (failure.function, failure.kind) not in self._named:
             self._named.add((failure.function, failure.kind))
-            path = self._functions[failure.function][0]
-            problem = f" (problem {response.problem_id!r})" if response.problem_id else ""
             say(
-                f"warning: reward.function: {path}: {reason}{problem}: this response and others "
-                f"like it score 0; they are counted as {name}, and this is said once",
+                f"warning: {who}: {reason}{where}: this response and others like it score 0; "
+                f"they are counted as {name}, and this is said once",
                 sys.stderr,
             )
         return reason
@@ -318,8 +329,8 @@ class Grader:
     def _verdict(self, pair: Pair, reply: list[Any] | Failure) -> Explanation:
         """A worker's verdict, counted, and cached unless a failure forced it."""
         if isinstance(reply, Failure):
-            name, reason = _FAILURES[reply.kind]
-            self._stats[name] += 1
+            where = f" (answer {printable(pair[0])[:60]!r}, gold {printable(pair[1][0])[:60]!r})"
+            reason = self._count(reply, "the math grader", where)
             self._stats["worked"] += reply.kind != "crash"
             return Explanation(False, reply.kind, reason, "", "")
         verdict = Explanation(*reply)

@@ -22,11 +22,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from polaris_jax.reward.protocol import Functions
-from polaris_jax.system.user_code import RefusedFunction
+from polaris_jax.system.child import importable
+from polaris_jax.system.user_code import RefusedFunction, file_digest
 
 START_TIMEOUT_S = 60.0  # a loaded machine may take long to start Python
 MAX_ATTEMPTS = 2  # a response is graded a second time if its worker dies
@@ -85,6 +85,10 @@ class WorkerPool:
         memory_limit_bytes: largest address space of one worker; 0: no limit.
         preset: name of the math grader's comparison policy.
         functions: reward functions; () for the math grader.
+
+    Attributes:
+        workers: the processes.
+        digests: `file_digest` of each function's file; every worker imports this text.
     """
 
     def __init__(
@@ -98,7 +102,8 @@ class WorkerPool:
         self._count, self._timeout_s = workers, timeout_s
         self._memory_limit_bytes, self._preset = memory_limit_bytes, preset
         self._functions = functions
-        self._failed_starts = 0
+        self.digests = {path: file_digest(path) for path, _ in functions}
+        self._failed_starts, self._was_ready = 0, False
         self.workers: list[WorkerProcess] = []
 
     def start(self) -> None:
@@ -159,9 +164,8 @@ class WorkerPool:
             selector.register(worker.output, selectors.EVENT_READ, worker)
 
     def _command(self) -> list[str]:
-        return worker_command(
-            self._timeout_s, self._memory_limit_bytes, self._preset, self._functions
-        )
+        functions = [(path, weight, self.digests[path]) for path, weight in self._functions]
+        return worker_command(self._timeout_s, self._memory_limit_bytes, self._preset, functions)
 
     def _hand_out(self, selector: selectors.BaseSelector, call: _Call) -> None:
         for worker in list(self.workers):
@@ -208,7 +212,7 @@ class WorkerPool:
             return
         for reply in replies:
             if reply == "ready":
-                worker.ready = True
+                worker.ready = self._was_ready = True
                 self._failed_starts = 0
             elif isinstance(reply, dict):
                 raise RefusedFunction(reply["refused"])
@@ -230,9 +234,9 @@ class WorkerPool:
             self._end(selector, worker)
             if index is not None:
                 call.settle(index, Failure("timeout", function=worker.function))
-            elif self._functions:
+            elif self._functions and not self._was_ready:
                 raise RefusedFunction(f"importing it takes more than {START_TIMEOUT_S:g} s")
-            else:
+            else:  # a loaded machine; functions have been imported before
                 self._count_failed_start(worker)
 
     def _end(self, selector: selectors.BaseSelector, worker: WorkerProcess) -> None:
@@ -245,6 +249,14 @@ class WorkerPool:
             return
         self._failed_starts += 1
         if self._failed_starts >= MAX_FAILED_STARTS:
+            raise RuntimeError(
+                f"a grading worker ended {self._failed_starts} times before it was ready: "
+                f"{self._why_it_fails()}"
+            )
+
+    def _why_it_fails(self) -> str:
+        """The last line that a worker prints before it is ready."""
+        try:
             check = subprocess.run(
                 self._command(),
                 input="",
@@ -253,17 +265,20 @@ class WorkerPool:
                 env=worker_environment(),
                 timeout=START_TIMEOUT_S,
             )
-            reason = (check.stderr.strip().splitlines() or [f"exit status {check.returncode}"])[-1]
-            raise RuntimeError(
-                f"a grading worker ended {self._failed_starts} times before it was ready: {reason}"
-            )
+        except subprocess.TimeoutExpired:
+            what = "importing the functions" if self._functions else "it"
+            return f"{what} takes more than {START_TIMEOUT_S:g} s"
+        return (check.stderr.strip().splitlines() or [f"exit status {check.returncode}"])[-1]
 
 
 # ---- one process
 
 
 def worker_command(
-    timeout_s: float, memory_limit_bytes: int, preset: str, functions: Functions
+    timeout_s: float,
+    memory_limit_bytes: int,
+    preset: str,
+    functions: Sequence[tuple[str, float, str]],
 ) -> list[str]:
     """The command line of a worker; with -P it does not import from the current directory."""
     arguments = [str(timeout_s), str(memory_limit_bytes), preset, json.dumps(functions)]
@@ -272,12 +287,7 @@ def worker_command(
 
 def worker_environment() -> dict[str, str]:
     """This process's environment, with PYTHONPATH set so that a worker imports this package."""
-    import polaris_jax
-
-    root = str(Path(polaris_jax.__file__).resolve().parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    path = root if not inherited else os.pathsep.join([root, inherited])
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PYTHONPATH": importable(), "PYTHONUNBUFFERED": "1"}
 
 
 class WorkerProcess:

@@ -76,6 +76,9 @@ _PERCENT_FOLLOWS = re.compile(
     r"interest|markup|points?|rate|value|share|chance|probability|does|do|did|will|would|should|"
     r"can|has|have|had)\b)"
 )
+# `n % 7`, `a % b`, `**Profit %** =`, `Profit % → 20`: a modulo, or a percent sign before markup,
+# where a line has begun before. Comments of TeX begin with a word or a command.
+_TERM_FOLLOWS = re.compile(r"%[ \t]{0,8}(?:\d|[A-Za-z](?![A-Za-z])|[-*$}`&≈→⇒]|\\[(\[])")
 _LOOK_BACK_CHARS = 80
 MAX_INLINE_CHARS = 400  # of `\\verb|...|` and of a comment of HTML
 
@@ -148,7 +151,8 @@ def _is_comment(text: str, place: int) -> bool:
     """Whether a % without a backslash begins a comment, as TeX reads it; in prose it may not.
 
     Behind a number, a formula or a bracket it is a percent sign, and so it is before words like
-    `of` and `increase`. A % with nothing but spaces up to a box hides that box.
+    `of` and `increase`. Within a line it is a modulo or a percent sign before a number, a single
+    letter or markup. A % with nothing but spaces up to a box hides that box.
     """
     before = text[max(0, place - _LOOK_BACK_CHARS) : place]
     seen = before.rstrip(" \t")
@@ -160,5 +164,7 @@ def _is_comment(text: str, place: int) -> bool:
         return False
     if begins_line:
         return True
+    if _TERM_FOLLOWS.match(text, place):
+        return False
     number = seen[-1].isdigit() or seen[-1] in ")]}$|" or (not spaced and seen[-1].isalpha())
     return not number

@@ -1,11 +1,11 @@
 """The grading process: JSON lines in, JSON lines out, one response at a time.
 
 Started by `WorkerPool` as `python -m polaris_jax.reward.worker TIMEOUT_S MEMORY_LIMIT_BYTES PRESET
-FUNCTIONS`. FUNCTIONS is JSON: import paths and weights of reward functions, or [] for the math
-grader. A request of the math grader is `[answer, [gold, ...]]`, its reply the fields of an
-`Explanation`. A request of functions is the fields of a `RewardInput`, the reply `[reward, parts]`;
-before it comes the index of each function as it is called. Either may be answered by
-`["memory", ""]`, `["error", reason]` or `["invalid", reason]`.
+FUNCTIONS`. FUNCTIONS is JSON: import path, weight and `file_digest` of each reward function, or []
+for the math grader. A request of the math grader is `[answer, [gold, ...]]`, its reply the fields
+of an `Explanation`. A request of functions is the fields of a `RewardInput`, the reply
+`[reward, parts]`; before it comes the index of each function as it is called. Either may be
+answered by `["memory", ""]`, `["error", reason]` or `["invalid", reason]`.
 
 The first line out is `"ready"`, or `{"refused": reason}` if a function cannot be used. The process
 ends when stdin closes. It kills itself if one response takes TIMEOUT_S and a second more: then the
@@ -38,7 +38,7 @@ def main(
     timeout_s: float,
     memory_limit_bytes: int,
     preset: str,
-    functions: Sequence[tuple[str, float]] = (),
+    functions: Sequence[tuple[str, float, str]] = (),
 ) -> None:
     """Answers requests from stdin on stdout until stdin closes."""
     for number in THE_PARENTS:
@@ -95,22 +95,30 @@ def _private_pipes() -> tuple[Any, Any]:
     return requests, replies
 
 
-def _scorer(functions: Sequence[tuple[str, float]], reply: Reply) -> Callable[[Any], list[Any]]:
+def _scorer(
+    functions: Sequence[tuple[str, float, str]], reply: Reply
+) -> Callable[[Any], list[Any]]:
     """What turns the fields of a `RewardInput` into its weighted reward and named entries.
 
     Raises:
-        RefusedFunction: a function cannot be used; the text begins with its path.
+        RefusedFunction: a function cannot be used, or its file is not the one that the other
+            workers have imported; the text begins with its path.
     """
     from polaris_jax.reward.protocol import RewardInput, call, combined
-    from polaris_jax.system.user_code import RefusedFunction, load_function
+    from polaris_jax.system.user_code import RefusedFunction, file_digest, load_function
 
     loaded = []
-    for path, _ in functions:
+    for path, _, digest in functions:
+        if file_digest(path) != digest:
+            raise RefusedFunction(
+                f"{path}: the file was edited or is gone since this command began, and one command "
+                "rewards by one text; put the former text back, or begin anew with the new one"
+            )
         try:
             loaded.append(load_function(path))
         except RefusedFunction as error:
             raise RefusedFunction(f"{path}: {error}") from error
-    weights = [weight for _, weight in functions]
+    weights = [weight for _, weight, _ in functions]
 
     def score(fields: dict[str, Any]) -> list[Any]:
         response, rewards, parts = RewardInput(**fields), [], {}

@@ -145,7 +145,7 @@ class Outputs:
         if changed := workdir_lib.note_numerics(self._workdir, self._numerics, step=first_step):
             say(
                 f"warning: {', '.join(changed)} differ from the run's last start: from step "
-                f"{first_step} on the last bits are not those of an uninterrupted run (run.json: "
+                f"{first_step} on the results are not those of an uninterrupted run (run.json: "
                 "deterministic, numerics_changes)",
                 sys.stderr,
             )

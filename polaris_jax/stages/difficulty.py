@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -93,6 +93,12 @@ class AccuracyTable:
     def forget(self, stage: int) -> None:
         """Deletes the visits of a stage, if a run starts in it with the table of another run."""
         self._visits.pop(stage, None)
+
+    def drop(self, problem_ids: Collection[str]) -> None:
+        """Deletes all that is known of these problems."""
+        for table in (self._calibration, *self._visits.values()):
+            for problem_id in map(_plain, problem_ids):
+                table.pop(problem_id, None)
 
     def easy_ids(
         self,

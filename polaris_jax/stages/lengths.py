@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -26,6 +26,11 @@ class LengthTable:
     def add_unknown(self, other: LengthTable) -> None:
         """Takes the other table's lengths of problems that this one does not have."""
         self._means = {**other._means, **self._means}
+
+    def drop(self, problem_ids: Iterable[str]) -> None:
+        """Deletes the lengths of these problems."""
+        for problem_id in problem_ids:
+            self._means.pop(problem_id, None)
 
     def record(
         self, problem_ids: Sequence[str], token_ids: Sequence[Sequence[Sequence[int]]]

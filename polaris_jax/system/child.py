@@ -124,12 +124,20 @@ class Child:
         return line
 
 
+def importable() -> str:
+    """PYTHONPATH for a process that imports this package from where this process has it."""
+    root = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+
+
 def _environment() -> dict[str, str]:
     """The environment of the process: this package importable, accelerators left alone."""
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     # With an arena for each thread the addresses that a process has say nothing of its memory.
-    return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "1"}
+    return os.environ | {
+        "PYTHONPATH": importable(),
+        "JAX_PLATFORMS": "cpu",
+        "MALLOC_ARENA_MAX": "1",
+    }
 
 
 # ---- inside the process

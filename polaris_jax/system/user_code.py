@@ -5,6 +5,7 @@ Call it in a process of its own: what is imported may do anything.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -55,6 +56,18 @@ def load_function(path: str) -> Callable[..., Any]:
             f"{name!r} of {place} has the type {kind} and is not callable; name a function"
         )
     return function
+
+
+def file_digest(path: str) -> str:
+    """A digest of the file of `file.py:name`; "" for a module, and where there is no such file."""
+    place = path.rpartition(":")[0]
+    if not place.endswith(".py"):
+        return ""
+    try:
+        with open(place, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def _module_of(file: str) -> ModuleType:

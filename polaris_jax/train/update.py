@@ -115,8 +115,8 @@ class Updater:
         """What an update's numbers depend on beside batch and config, by name."""
         sharded = sharded_model(config, self.model, self.mesh, row_len=self.row_len)
         found = {"shared prompts": self.shares_prompts(config), "attention": sharded.attention}
-        if self.objective.aggregation == "microbatch_token_mean":
-            found["microbatch rows"] = self.rows  # by the mesh, if batch.rows=0
+        found |= {"microbatch rows": self.rows, "row tokens": self.row_len}  # as resolved
+        found["remat"] = self.model.remat
         return found
 
     def shares_prompts(self, config: ModelConfig) -> bool:

@@ -418,6 +418,18 @@ def test_a_target_inside_its_source_is_refused(source, tmp_path, capsys):
     assert not inside.exists()
 
 
+def test_a_target_inside_a_step_is_refused_however_the_step_is_named(source, tmp_path, capsys):
+    orbax = tmp_path / "run" / "checkpoints"
+    assert main(["convert", "--from", str(source), "--to", str(orbax)]) == 0
+    for place in (orbax / "0", orbax, orbax.parent):
+        inside = orbax / "0" / "export"
+        assert main(["convert", "--from", str(place), "--to", str(inside)]) == 2
+        assert f"--to={inside}: it lies inside --from=" in capsys.readouterr().err
+        assert not inside.exists()
+    outside = tmp_path / "run" / "export"
+    assert main(["convert", "--from", str(orbax / "0"), "--to", str(outside)]) == 0
+
+
 def test_a_target_that_cannot_be_made_is_named(source, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     target = tmp_path / "file" / "x"

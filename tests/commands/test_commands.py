@@ -166,6 +166,27 @@ def test_start_at_a_later_stage(workdir, line, tmp_path, capsys):
     assert sum(row[2] for row in visits[1]) == 6 * 4
 
 
+def test_of_other_problems_with_the_same_ids_nothing_is_taken_over(
+    workdir, line, base, tmp_path, capsys
+):
+    rows = [json.loads(text) for text in base[1].read_text().splitlines()]
+    for row in rows[1:]:
+        row["problem"] += " Now."
+    others = tmp_path / "others.jsonl"
+    others.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    start = ["--stage=1", f"--from={workdir / 'checkpoints'}", f"--config.data.problems={others}"]
+    more = ["--config.data.use=problems", f"--workdir={tmp_path / 'later'}"]
+    assert main(["train", *line, *start, *more]) == 0
+    said = capsys.readouterr().out
+    assert f"{len(rows) - 1} ids of {workdir / 'checkpoints'} are other problems here" in said
+    host = final_state(tmp_path / "later")[1]
+    former = dict(final_state(workdir)[1]["accuracy"]["visits"])
+    visits = dict(host["accuracy"]["visits"])
+    kept = {row[0] for stage in former for row in former[stage]} & {rows[0]["id"]}
+    assert {row[0] for row in visits.get(0, [])} == kept
+    assert set(host["stage"]["dropped_ids"]) <= {rows[0]["id"]}
+
+
 def test_without_a_probe_the_stage_says_what_it_begins_at(line, tmp_path, capsys):
     rule = "--config.stages[0].temperature_rule=probe"
     assert main(["train", *line, f"--workdir={tmp_path / 'run'}", rule]) == 0

@@ -51,6 +51,13 @@ def test_the_children_do_what_they_say():
     assert took_s > 0 and gap < 1e-4 and graded is True
 
 
+def test_a_file_of_the_users_takes_no_modules_place(tmp_path, monkeypatch):
+    (tmp_path / "random.py").write_text("raise SystemExit('mine')")
+    monkeypatch.chdir(tmp_path)
+    body = "import json, random, polaris_jax; print(json.dumps([1]))"
+    assert doctor._child(body, 60) == ([1], "")
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

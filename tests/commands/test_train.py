@@ -12,7 +12,7 @@ from polaris_jax.__main__ import main
 from polaris_jax.config import ConfigError, build_config
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.owner import own
-from polaris_jax.state import StartAt, check_start
+from polaris_jax.start import StartAt, check_start
 from tests.support.parts import stage_at
 
 CONFIG = build_config({"stages": [{"steps": 1}, {"steps": 1}]})
@@ -31,7 +31,7 @@ def whole(monkeypatch):
         facts=lambda step: {"arrays": {"step": []}},
         host=lambda step: {"stage": dataclasses.asdict(stage_at(0))},
     )
-    monkeypatch.setattr("polaris_jax.state.Checkpointer.of", lambda path: found)
+    monkeypatch.setattr("polaris_jax.start.Checkpointer.of", lambda path: found)
 
 
 @pytest.mark.parametrize("stage", [-1, 2])

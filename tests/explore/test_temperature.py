@@ -89,6 +89,14 @@ def test_standard_error_keeps_a_noisy_candidate():
     assert next_temperature(noisy, current=1.0, target_diversity=0.5).temperature == 1.05
 
 
+def test_a_further_collapsed_candidate_makes_no_collapsed_one_usable():
+    falling = curve((1.0, 0.70, 0.30), (1.05, 0.58, 0.45), (1.1, 0.50, 0.60))
+    for known in (falling[:2], falling):
+        decision = next_temperature(known, current=1.0, target_diversity=0.4)
+        assert decision.temperature == 1.0
+        assert [row["zone"] for row in decision.table][:2] == ["rgz", "pcz"]
+
+
 def test_table_holds_every_candidate_with_its_zone():
     decision = next_temperature(BASE[::-1], current=1.0, target_diversity=0.33)
     assert [row["temperature"] for row in decision.table] == [1.0, 1.05, 1.1, 1.15, 1.2]

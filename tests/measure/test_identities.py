@@ -1,13 +1,17 @@
 """When `calibrate` and `probe` may go on with what an earlier call measured."""
 
 import dataclasses
+import importlib
 
 import pytest
 
+from polaris_jax.commands.flags import define_policy, parse
 from polaris_jax.config import RunConfig
 from polaris_jax.measure.calibrate import count_identity
 from polaris_jax.measure.probe import row_identity
 from polaris_jax.records import Problem
+from polaris_jax.system.progress import Progress
+from tests.support.micro_run import flags, make_base
 
 CONFIG = RunConfig()
 PROBLEMS = [Problem("a", "1 + 1?", "2"), Problem("b", "2 + 2?", "4")]
@@ -92,3 +96,26 @@ def test_worked_examples_count_by_their_text(identity, tmp_path):
         config = changed("data", shots=str(path))
         found.append(identity(config, PROBLEMS, max_response_tokens=8))
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("name", ["calibrate", "probe"])
+def test_the_base_is_measured_under_the_scaling_that_training_begins_with(
+    name, tmp_path, monkeypatch
+):
+
+    class Asked(Exception):
+        pass
+
+    def ask(*_, rope_scaling, **__):
+        raise Asked(rope_scaling)
+
+    module = importlib.import_module(f"polaris_jax.measure.{name}")
+    monkeypatch.setattr(module, "open_policy", ask)
+    line = [*flags(*make_base(tmp_path)), f"--workdir={tmp_path / 'run'}"]
+    for factor in ("1.0", "1.5"):
+        stretch = f"--config.stages[0].rope_factor={factor}"
+        asked = parse(name, [*line, stretch], doc="", define=define_policy)
+        with pytest.raises(Asked) as caught:
+            getattr(module, name)(asked.config, asked.workdir, progress=Progress(enabled=False))
+        scaling = caught.value.args[0]
+        assert (scaling and scaling.factor) == (None if factor == "1.0" else 1.5)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polaris_jax.metrics import Mean, MetricsWriter, read_metrics
+from polaris_jax.metrics import Mean, MetricsWriter, read_metrics, trackers
 from polaris_jax.metrics.writer import reduce_metrics
 
 
@@ -203,20 +203,49 @@ def test_tensorboard_gets_every_number_and_no_heavy_framework(tmp_path):
     assert b"none" not in data
 
 
-def test_a_full_disk_refuses_tensorboards_points_and_holds_up_nothing(tmp_path):
+def test_a_full_disk_ends_tensorboard_with_one_warning_and_the_run_continues(tmp_path):
     code = (
         "import pathlib, resource, sys; from polaris_jax.metrics import MetricsWriter\n"
         "w = MetricsWriter(pathlib.Path(sys.argv[1]), tensorboard=True)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
-        "try:\n"
-        "    for step in range(300):\n"
-        "        w.write_timing(step, {'a': 1.0, 'b': 2.0, 'c': 3.0})\n"
-        "except OSError as error:\n"
-        "    print(error.filename)\n"
+        "for step in range(300):\n"
+        "    w.write(step, {'a': 1.0, 'b': 2.0, 'c': 3.0})\n"
         "w.close()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
     )
-    assert done.stdout.strip() == str(tmp_path / "tensorboard")
-    assert (done.returncode, done.stderr) == (0, "")
+    warning, *others = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, others) == (0, "", [])
+    assert warning == (
+        f"warning: TensorBoard: {tmp_path}/tensorboard: File too large; the run continues without "
+        "it until its next start"
+    )
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 300
+
+
+def test_a_place_that_takes_no_tensorboard_is_told_of_once(tmp_path, capsys):
+    (tmp_path / "tensorboard").write_text("a file")
+    writer = MetricsWriter(tmp_path, tensorboard=True, samples=1)
+    writer.write(0, {"a": 1.0})
+    writer.show_samples(0, [{"sample": 0, "text": "x"}])
+    writer.close()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: TensorBoard: {tmp_path}/tensorboard: ")
+    assert (tmp_path / "tensorboard").read_text() == "a file"
+
+
+def test_a_store_that_refuses_events_ends_tensorboard_alone(bucket, capsys, monkeypatch):
+    def refuse(path, data):
+        raise TimeoutError(f"{path}: 503")
+
+    writer = MetricsWriter("gs://bucket/run", tensorboard=True)
+    writer.write(0, {"a": 1.0})
+    monkeypatch.setattr(trackers, "write_bytes", refuse)
+    for step in (1, 2, 3):
+        writer.write(step, {"a": 1.0})
+    writer.close()
+    assert len(read_metrics("gs://bucket/run/metrics.jsonl")) == 4
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "503; the run continues without it until its next start" in warning

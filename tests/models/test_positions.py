@@ -1,12 +1,19 @@
 """Past which position an evaluation is refused, and past which it is warned of."""
 
 import dataclasses
+import re
 
 import pytest
 
 from polaris_jax.config import ConfigError, build_config
 from polaris_jax.models import RopeScaling
-from polaris_jax.models.positions import check_evaluated_positions, check_positions, positions_of
+from polaris_jax.models.positions import (
+    check_budget,
+    check_evaluated_positions,
+    check_held_out_positions,
+    check_positions,
+    positions_of,
+)
 from polaris_jax.models.presets import PRESETS
 
 MODEL = PRESETS["qwen3-4b"]
@@ -103,3 +110,38 @@ def test_it_goes_on_with_one_warning_where_it_was_asked_to():
     assert line.startswith("warning: ") and "91,024 positions" in line and "49,152" in line
     plain, scaled = told(90_000, yarn="both")
     assert "40,960" in plain and "49,152" in scaled
+
+
+def test_a_measured_budget_is_held_against_the_first_stages_scaling():
+    def check(tokens: int, factor: float) -> list[str]:
+        lines: list[str] = []
+        config = build_config({"stages": [{"max_response_tokens": 8, "rope_factor": factor}]})
+        check_budget(
+            config, MODEL, lines.append, field="probe.max_response_tokens", tokens=tokens, stage=0
+        )
+        return lines
+
+    assert check(39_936, 1.0) == check(60_416, 1.5) == []
+    for tokens, factor, limit in ((39_937, 1.0, 40_960), (60_417, 1.5, 61_440)):
+        with pytest.raises(ConfigError, match=f"probe.max_response_tokens={tokens}: .*{limit}; "):
+            check(tokens, factor)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "said"),
+    [
+        ({"max_response_tokens": 90_000, "yarn": "on"}, ""),
+        ({"every_steps": 10}, ""),
+        ({"every_steps": 10, "max_response_tokens": 39_936}, ""),
+        (
+            {"every_steps": 10, "max_response_tokens": 90_000, "yarn": "on"},
+            "warning: evaluate.max_response_tokens=90000: .* over the checkpoint's 40960; ",
+        ),
+    ],
+)
+def test_held_out_scores_past_the_positions_are_a_warning(evaluate, said):
+    lines: list[str] = []
+    config = build_config({"evaluate": evaluate, "stages": [{}, {}]})
+    check_held_out_positions(config, MODEL, lines.append)
+    assert len(lines) == bool(said)
+    assert re.match(said, "".join(lines))

@@ -221,6 +221,21 @@ def test_folders_of_this_machine_are_nobodys_business(run):
     assert ".../data,cap=9" in card and "aime24+.../held\\_out.jsonl" in card
 
 
+@pytest.mark.parametrize(
+    ("head", "known"),
+    [
+        ("license: mit\nlanguage: en", "mit"),
+        ("license:\n- mit", "mit"),
+        ("license:\n  - mit\nlanguage:\n- en", "mit"),
+        ("license:\n- mit\n- cc-by-nc-4.0", ""),
+        ("license: [mit, cc-by-nc-4.0]", ""),
+    ],
+)
+def test_one_license_is_known_and_of_several_none(tmp_path, head, known):
+    write(tmp_path / "README.md", f"---\n{head}\n---\n# Base\n")
+    assert license_of(str(tmp_path)) == known
+
+
 def test_a_license_is_the_publishers_word(run):
     assert head_of(published(run, "--license=apache-2.0"))["license"] == "apache-2.0"
 

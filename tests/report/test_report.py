@@ -402,7 +402,9 @@ def scored(**changed):
         ("run.json", '"x"', "str, expected an object"),
         ("metrics.jsonl", '{"step": "a"}\n', "line 1: step: str, expected int"),
         ("timing.jsonl", '{"step": 0, "time/rollout_s": "x"}\n', "line 1: time/rollout_s: str"),
-        ("timing.jsonl", '{"step": 0, "a/b": [1, "x"]}\n', "line 1: a/b[1]: str, expected"),
+        ("timing.jsonl", '{"step": 0, "a/by_process": [1, "x"]}\n', "line 1: a/by_process[1]: "),
+        ("metrics.jsonl", '{"step": 1, "update/skipped": [1]}\n', "line 1: update/skipped: list"),
+        ("metrics.jsonl", '{"step": 1, "update/skipped": NaN}\n', "line 1: update/skipped: nan"),
     ],
 )
 def test_a_file_of_another_shape_counts_as_absent(run_dir, name, text, reason):

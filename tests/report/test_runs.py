@@ -101,6 +101,14 @@ def test_runs_that_differ_in_the_seed_have_one_mean_with_students_interval(tmp_p
     )
 
 
+@pytest.mark.parametrize(("score", "said"), [(0.0, "0.0%"), (0.5, "50.0%"), (1.0, "100.0%")])
+def test_seeds_of_equal_scores_have_no_interval(tmp_path, score, said):
+    runs = named(*(made(tmp_path, f"s{seed}", score=score, seed=seed) for seed in range(3)))
+    line = runs_sentence(runs)
+    assert f"solve {said} of the held-out problems on average (" in line
+    assert "interval" not in line
+
+
 def test_two_other_runs_have_a_difference_with_its_interval(tmp_path):
     runs = named(
         made(tmp_path, "plain", score=0.50, **{"batch.rescue": False}),

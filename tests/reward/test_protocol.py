@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from polaris_jax.config import ConfigError
 from polaris_jax.reward import Grader, RewardInput, math_reward, score_response
+from polaris_jax.reward import pool as pool_module
 from polaris_jax.reward.protocol import MATH, combined, parse_functions
 
 FUNCTIONS = '''
@@ -350,16 +352,42 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_a_function_that_goes_missing_ends_the_call(tmp_path: Path) -> None:
+SLOW = "import time\n\ndef f(r):\n    time.sleep(60 * (r.text == 'slow'))\n    return 1"
+
+
+@pytest.mark.parametrize("text", [SLOW.replace("return 1", "return 0.5"), "def f(r", "", None])
+def test_one_grader_rewards_by_one_text_of_a_file(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "mine.py"
-    path.write_text(
-        "import time\n\ndef f(r):\n    time.sleep(60 * (r.text == 'slow'))\n    return 1"
-    )
+    path.write_text(SLOW)
     with Grader(workers=1, timeout_s=0.5, function=f"{path}:f") as grader:
+        texts = grader.numerics()
+        assert list(texts) == [f"reward.function {path}:f"]
         assert grader.score(["x"], ["1"]).tolist() == [1.0]
-        path.write_text("")
-        with pytest.raises(RuntimeError, match="has no 'f'"):
+        path.unlink() if text is None else path.write_text(text)
+        with pytest.raises(RuntimeError, match=f"{path}:f: the file was edited or is gone since"):
             grader.score(["slow", "x"], ["1", "1"])
+        path.write_text(SLOW)
+        assert grader.score(["slow", "x"], ["1", "1"]).tolist() == [0.0, 1.0]
+    with Grader(workers=1, function=f"{path}:f*0.5,{MATH}*0.5") as again:
+        assert again.numerics() == texts
+
+
+def test_one_slow_start_ends_no_command_whose_functions_were_imported_before(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Grader(workers=1, timeout_s=0.5, function=f"{file}:depends") as grader:
+        real, starts = pool_module.worker_command, []
+
+        def command(*arguments: Any) -> list[str]:
+            starts.append(0)
+            slow = [sys.executable, "-c", "import time; time.sleep(60)"]
+            return slow if len(starts) == 1 else real(*arguments)
+
+        monkeypatch.setattr(pool_module, "worker_command", command)
+        monkeypatch.setattr(pool_module, "START_TIMEOUT_S", 5.0)
+        grader._pool.workers.pop().stop()
+        assert grader.score(["x"], ["1"]).shape == (1,)
+        assert len(starts) == 2
 
 
 def test_user_code_is_not_imported_here(file: Path) -> None:

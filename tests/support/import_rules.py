@@ -4,8 +4,8 @@
 import that a rule forbids; every rule is exercised on made-up sources in test_imports.py.
 
 The rules: __main__ -> commands -> loop -> {step, stage_change} -> {measure, plan} ->
-{state, assemble} -> subjects -> models -> sharding -> {config, records, system}. Host packages
-bring in no jax. Function-level imports count like the others.
+{start, state, assemble} -> subjects -> models -> sharding -> {config, records, system}. Host
+packages bring in no jax. Function-level imports count like the others.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ RANKS = {
     "stage_change": STEPS,
     "measure": TOOLS,
     "plan": TOOLS,
+    "start": COMPOSITION,
     "state": COMPOSITION,
     "assemble": COMPOSITION,
     "models": MODELS,

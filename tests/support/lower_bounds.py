@@ -21,7 +21,7 @@ from packaging.version import Version
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEAD = """\
 # Versions that `make test` passed with, on Linux and Python 3.11, for whoever wants the same:
-# pip install -c constraints.txt polaris_jax. `make constraints` rewrites this file from .venv.
+# pip install -c constraints.txt . in a checkout. `make constraints` rewrites this file from .venv.
 """
 # Not of the running system, nor of its tests: torch and accelerators' libraries, and tools.
 LEFT_OUT = re.compile(r"(torch|nvidia-|jax-cuda|libtpu|triton|cuda-|pip$|polaris|google-jetstream)")

@@ -18,7 +18,7 @@ TABLE = Table(
     config="configs/polaris_7b.py:h100:32",
     overrides={
         "data.problems": "agentica-org/DeepScaleR-Preview-Dataset",
-        "evaluate.problems": "aime24.jsonl",
+        "evaluate.problems": "aime24",
     },
     arms=(curated("drop_perfect"), curated("full"), curated("aggressive")),
 )

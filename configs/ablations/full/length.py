@@ -24,7 +24,7 @@ TABLE = Table(
     config="configs/polaris_4b.py:h100:32",
     overrides={
         "data.problems": "POLARIS-Project/Polaris-Dataset-53K",
-        "evaluate.problems": "aime24.jsonl",
+        "evaluate.problems": "aime24",
         "evaluate.max_response_tokens": LONG,
     },
     arms=(

@@ -12,7 +12,7 @@ TABLE = Table(
     config="configs/polaris_4b.py:h100:32",
     overrides={
         "data.problems": "POLARIS-Project/Polaris-Dataset-53K",
-        "evaluate.problems": "aime24.jsonl",
+        "evaluate.problems": "aime24",
     },
     arms=(
         Arm("fixed", {"stages[1].temperature": 1.4, "stages[2].temperature": 1.4}),

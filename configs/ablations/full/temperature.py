@@ -21,7 +21,7 @@ TABLE = Table(
     config="configs/polaris_4b.py:h100:32",
     overrides={
         "data.problems": "POLARIS-Project/Polaris-Dataset-53K",
-        "evaluate.problems": "aime24.jsonl",
+        "evaluate.problems": "aime24",
     },
     arms=(at(1.4), at(0.6), at(1.0), at(1.5)),
 )

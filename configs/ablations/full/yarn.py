@@ -12,7 +12,7 @@ TABLE = Table(
     config="configs/polaris_4b.py:final:aime25",
     overrides={
         "model.path": "POLARIS-Project/Polaris-4B-Preview",
-        "evaluate.problems": "aime25.jsonl",
+        "evaluate.problems": "aime25",
         "model.max_position_tokens": 0,  # without YaRN, 90,000 tokens pass the trained positions
     },
     arms=(

@@ -72,7 +72,10 @@ def gold_texts(gold: object) -> tuple[str, ...]:
             return ()
         return (str(int(gold)),) if gold.is_integer() and abs(gold) < 1e15 else (repr(gold),)
     if (tolist := getattr(gold, "tolist", None)) is not None:  # numpy, without importing it
-        return gold_texts(tolist())
+        narrow = gold.dtype.kind == "f" and gold.dtype.itemsize < 8  # pyright: ignore[reportAttributeAccessIssue]
+        if narrow and not gold.shape:  # pyright: ignore[reportAttributeAccessIssue]
+            return gold_texts(float(str(gold)))  # float32's 3.14 is 3.140000104904175 in float64
+        return gold_texts(list(gold) if narrow else tolist())  # pyright: ignore[reportArgumentType]
     if isinstance(gold, Iterable) and not isinstance(gold, Mapping | bytes | bytearray):
         alternatives: list[str] = []
         for part in gold:

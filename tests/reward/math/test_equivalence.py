@@ -259,6 +259,11 @@ def test_every_text_of_the_table_equals_itself() -> None:
         ((5, None, ["6"]), ("5", "6")),
         (np.float64(142.0), ("142",)),
         (np.int64(7), ("7",)),
+        (np.float32(3.14), ("3.14",)),
+        (np.float16(0.1), ("0.1",)),
+        (np.float32(142.0), ("142",)),
+        (np.array([3.14, 0.1], np.float32), ("3.14", "0.1")),
+        (np.float64(0.1), ("0.1",)),
         (np.array(["a", "b"], dtype=object), ("a", "b")),
     ],
 )
