@@ -315,7 +315,7 @@ class EventFiles:
         self._works = False
 
     def _try(self, call: Callable[[], None]) -> None:
-        """Calls, unless an earlier call was refused; a refusal is told of once."""
+        """Calls, unless an earlier call was refused; the first refusal is a warning."""
         if not self._works:
             return
         try:

@@ -271,7 +271,7 @@ class Grader:
         return self._count(failure, f"reward.function: {path}", problem)
 
     def _count(self, failure: Failure, who: str, where: str) -> str:
-        """Counts a failure and returns its reason; the first of each kind is told of."""
+        """Counts a failure and returns its reason; warns of the first of each kind."""
         name, reason = _FAILURES[failure.kind]
         reason = failure.reason or reason
         self._stats[name] += 1

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -61,7 +62,8 @@ def load_served(path: str, *, dtype: str, mesh: Mesh | None = None) -> tuple[Dec
         mesh: the sampler's mesh, over which the weights are split; None: the default device.
 
     Raises:
-        ConfigError: there is no complete checkpoint, or none with a tokenizer.
+        ConfigError: there is no complete checkpoint, or none with a tokenizer; or the weights are
+            not finite.
         FileNotFoundError, ValueError: see `load_pretrained`.
     """
     model, tokenizer = load_any(path, dtype=dtype, mesh=unless_default(mesh))
@@ -70,7 +72,30 @@ def load_served(path: str, *, dtype: str, mesh: Mesh | None = None) -> tuple[Dec
             f"--model={path}: its checkpoints have no tokenizer; name the model that the run began "
             f"with, and --follow={path}"
         )
+    require_finite(model, f"--model={path}")
     return model, tokenizer or load_tokenizer(path)
+
+
+def require_finite(model: Decoder, name: str) -> None:
+    """Refuses weights with a NaN or an infinity, as a run that has diverged leaves them.
+
+    Every answer would be noise, and what such weights write into pages may outlive them.
+
+    Args:
+        model: the weights.
+        name: what errors call them.
+
+    Raises:
+        ConfigError: names the first such tensor.
+    """
+    for path, leaf in model.params().items():
+        with np.errstate(invalid="ignore"):  # inf - inf; no copy is made of the tensor
+            total = np.sum(np.asarray(leaf), dtype=np.float32)
+        if not np.isfinite(total) and not np.isfinite(np.asarray(leaf)).all():
+            raise ConfigError(
+                f"{name}: {path} has numbers that are not finite, as after a run that diverged; "
+                "name an earlier checkpoint"
+            )
 
 
 def swap(sampler: Sampler, model: Decoder) -> None:
@@ -194,6 +219,7 @@ class Updates:
                 f"{path}: another architecture or rope_scaling than the served model's; start a "
                 "server for it"
             )
+        require_finite(model, path)
         return model
 
 

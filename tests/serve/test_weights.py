@@ -143,6 +143,26 @@ def test_the_step_of_a_stage_with_another_rotary_scaling_is_refused(tmp_path):
         updates._load(str(tmp_path / "checkpoints" / "1"))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, bad, dtype):
+    model, tokenizer = two_heads()
+    params = model.params()
+    save_pretrained(model, tmp_path / "good", tokenizer)
+    assert load_served(str(tmp_path / "good"), dtype=dtype)[0].config.vocab_size == 1024
+    params["embed_VD"] = params["embed_VD"].at[3, 1].set(bad)
+    save_pretrained(model.from_params(model.config, params), tmp_path / "bad", tokenizer)
+    with pytest.raises(ConfigError, match=r"--model=.*bad: .*embed_VD has numbers that are not"):
+        load_served(str(tmp_path / "bad"), dtype=dtype)
+    nobody: Any = None
+    updates = Updates(
+        nobody, model.config, source="x", dtype=dtype, gauges=Gauges(), log=lambda line: None
+    )
+    updates._on_cpu = False  # the way of an accelerator: numpy arrays
+    with pytest.raises(ConfigError, match=r"bad: .*embed_VD has numbers that are not finite"):
+        updates._load(str(tmp_path / "bad"))
+
+
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_an_update_of_an_accelerator_is_read_to_the_hosts_memory(saved, tensor, monkeypatch):
     """The pool has taken the devices' memory, so no leaf goes there before an old one has left."""

@@ -70,7 +70,7 @@ def gold_texts(gold: object) -> tuple[str, ...]:
     if isinstance(gold, float):
         if gold != gold:
             return ()
-        return (str(int(gold)),) if gold.is_integer() and abs(gold) < 1e15 else (repr(gold),)
+        return (str(int(gold)),) if gold.is_integer() and abs(gold) < 1e15 else (repr(float(gold)),)
     if (tolist := getattr(gold, "tolist", None)) is not None:  # numpy, without importing it
         narrow = gold.dtype.kind == "f" and gold.dtype.itemsize < 8  # pyright: ignore[reportAttributeAccessIssue]
         if narrow and not gold.shape:  # pyright: ignore[reportAttributeAccessIssue]
