@@ -25,6 +25,7 @@ from polaris_jax.rollout.programs.abstract import (
     AbstractProgram,
     decode_program,
     prefill_program,
+    verify_program,
     weight_sync_programs,
 )
 from polaris_jax.sharding import make_mesh, make_sampler_mesh
@@ -202,6 +203,7 @@ class SamplerSet:
 
     Attributes:
         decode, prefill: the programs.
+        verify: the largest call that verifies drafts; None without `rollout.draft=history`.
         weights_bytes: bytes of the sampler's weights on a device.
         page_bytes: bytes of one page on a device, all layers, without the padding of tiles.
         prefill_tokens: tokens of a prefill call in one data shard.
@@ -211,6 +213,7 @@ class SamplerSet:
 
     decode: AbstractProgram
     prefill: AbstractProgram
+    verify: AbstractProgram | None
     weights_bytes: int
     page_bytes: int
     prefill_tokens: int
@@ -278,6 +281,7 @@ def sampler_set(
     return SamplerSet(
         decode=decode,
         prefill=prefill,
+        verify=verify_program(job.model, sizes, mesh) if sizes.draft == "history" else None,
         weights_bytes=device_bytes(decode.args[0]),
         page_bytes=device_bytes(decode.args[1]) // pages,
         prefill_tokens=token_BT.shape[0] * token_BT.shape[1] // shards,

@@ -116,8 +116,8 @@ class Planner:
         sync = self._once(("sync", setting.mesh, setting.sampler_tensor), self._sync, setting)
         slots = self.slots(setting)
         sampling = self._once(("sampler", setting.sampler_tensor), self._sampler, setting)
-        sampler, decode, prefill, page, beside, decode_step = sampling
-        compiled = (accumulate, apply, *sync, prefill, decode)
+        sampler, calls, page, beside, decode_step = sampling
+        compiled = (accumulate, apply, *sync, *calls)
         refusals = tuple(
             f"{c.name}: the compiler refused it: {c.refusal}" for c in compiled if c.refusal
         )
@@ -268,7 +268,7 @@ class Planner:
         return [self._compile(step, 1.0)[0] for step in steps]
 
     def _sampler(self, setting: Setting) -> Any:
-        """(programs, decode, prefill, bytes a page, bytes beside the pool, bytes of a step).
+        """(programs, the compiled ones, bytes a page, bytes beside the pool, bytes of a step).
 
         The compiler pads pages to its tiles. So a page's bytes are computed from the difference
         between two compiled pools.
@@ -281,9 +281,11 @@ class Planner:
         decode, text = self._compile(made.decode, trips)
         prefill, _ = self._compile(made.prefill, 1.0)
         smaller, _ = self._compile(self._sampler_set(setting, pages=less).decode, trips)
+        verify = [] if made.verify is None else [self._compile(made.verify, 1.0)[0]]
+        calls = (prefill, *verify, decode)
         page = max(float(made.page_bytes), (decode.total - smaller.total) / (few - less))
-        beside = max(0, int(max(decode.total, prefill.total) - few * page))
-        return made, decode, prefill, page, beside, _decode_step(text, made, round(context))
+        beside = max(0, int(max(call.total for call in calls) - few * page))
+        return made, calls, page, beside, _decode_step(text, made, round(context))
 
     def _few_pages(self) -> int:
         """The pages of a small pool that holds one sequence of full length."""
@@ -311,10 +313,15 @@ class Planner:
         )
         prefill = forward_flops_per_token(model, rollout.prefill_chunk / 2) - head
         decode = slots * rollout.decode_steps * forward_flops_per_token(model, context)
+        drafted = 0
+        if sampler.verify is not None:
+            rows, drafts = sampler.verify.args[3].shape
+            drafted = rows // sampler.mesh.shape["data"] * (drafts + 1)
         return {
             "update: gradients": setting.rows * row_len * per_token / count,
             "update: optimizer": 16.0 * model.num_parameters / count,  # clip and AdamW, a weight
             "prefill": sampler.prefill_tokens * prefill / shared,
+            "verify": drafted * forward_flops_per_token(model, context) / shared,
             "decode": decode / shared,
         }
 
@@ -331,7 +338,8 @@ class Planner:
         job, count = self.job, len(self.devices)
         config, page_size = job.config, job.config.rollout.page_size
         lengths = self._lengths()
-        accumulate, apply, *sync, _, decode = compiled
+        accumulate, apply, decode = *compiled[:2], compiled[-1]
+        sync = [program for program in compiled if program.name.startswith("weight_sync/")]
         row_tokens = job.row_len * (1 - self.efficiency.padding)
         sharing = job.prompt_sharing(row_tokens) if update.shares_prompts else 1.0
         batch_tokens = job.responses * (job.mean_prompt_tokens / sharing + lengths.mean)

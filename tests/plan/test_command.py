@@ -295,3 +295,13 @@ def test_the_nearest_setting_that_fits(most_rows, expected):
     found = nearest(BASE, settings, planner=planner)
     assert (found.setting if found else None) == expected
     assert all(planner.update_fits(setting) for setting in planner.compiled)
+
+
+def test_a_run_that_drafts_needs_memory_for_its_verify_calls(tmp_path):
+    asked = ["--topology=cpu:8", "--config.rollout.draft=history", "--config.rollout.draft_tokens=3"]
+    code, found = plan(tmp_path, *asked)
+    (verify,) = [p for p in found["programs"] if p["name"] == "verify"]
+    assert code == 0
+    assert verify["total"] > 0 and verify["flops"] > 0
+    names = [p["name"].partition("/")[0] for p in found["programs"]]
+    assert list(dict.fromkeys(names)) == [*PROGRAMS[:-1], "verify", "decode"]
