@@ -49,6 +49,7 @@ from polaris_jax.records import Problem
 from polaris_jax.reward import Grader
 from polaris_jax.reward.configured import check_reward, open_grader, warn_of_reward
 from polaris_jax.reward.golds import foreign_golds
+from polaris_jax.reward.protocol import function_texts
 from polaris_jax.rollout.samplers import Samplers, with_dtype
 from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.identity import say_if_probed_for_another
@@ -219,7 +220,7 @@ def assemble(
                 end_ids=tuple(dict.fromkeys([*model_config.end_ids, *solver.stop_token_ids])),
                 numerics=numerics_of(samplers.kernels(model_config, max_response_tokens=longest))
                 | updater.numerics(model_config)
-                | solver.grader.numerics(),
+                | function_texts(config.reward.function),
             )
         )
         checkpointer = Checkpointer(
@@ -340,8 +341,8 @@ def procedural_problems(config: RunConfig) -> list[Problem]:
 
 def _arithmetic(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
     section = config.data.arithmetic
-    counts, seed = (section.train, section.held_out), section.seed
-    return arithmetic_problems(*counts, seed=seed, mix=Mix.of(section))
+    counts, mix = (section.train, section.held_out), Mix.of(section)
+    return arithmetic_problems(*counts, seed=section.seed, mix=mix)
 
 
 # ---- the base model

@@ -26,7 +26,8 @@ from polaris_jax.rollout import RolloutAborted
 from polaris_jax.run.outputs import step_text
 from polaris_jax.run.signs import Signs
 from polaris_jax.run.standing import duration, read_standing, score_text
-from polaris_jax.stage_change import change_stage, check_probes
+from polaris_jax.stage_change import change_stage, warn_of_probes
+from polaris_jax.stages.controller import stage_ended
 from polaris_jax.stages.guards import check_health, failed_grading, watch
 from polaris_jax.start import StartAt, check_start, open_state
 from polaris_jax.state import RunState, with_score
@@ -79,27 +80,28 @@ def run(
         by = "" if stop.signal is None else f" by {stop.signal.name}"
         parts.outputs.note_end("finished" if state.done else f"stopped{by}", state.counts)
     if state.done and parts.outputs.first_line == state.step:
-        progress.line(
-            f"already complete: {state.step} steps in {workdir}{ended_early(parts.config, state)}"
-        )
+        progress.line(f"already complete: {state.step} steps in {workdir}")
+        if text := ended_early(parts.config, state):
+            progress.line(text)
         return state
     counts = "  ".join(f"{name} {value}" for name, value in sorted(state.counts.items()))
     ending = "finished" if state.done else "stopped; rerun the same command to continue"
-    ending += ended_early(parts.config, state) if state.done else ""
     if stop.signal is not None:
         ending += f" ({stop.waited_s:.1f} s after {stop.signal.name})"
     if warning := state.guards.summary():
         progress.line(f"warning: {warning}")
     progress.line(f"{ending}: {state.step} steps  {counts}")
     if state.done:
+        if text := ended_early(parts.config, state):
+            progress.line(text)
         for text in closing_lines(workdir, state):
             progress.line(text)
     return state
 
 
 def announced(parts: Parts, state: RunState, forecast: Forecast) -> RunState:
-    """The state; prints what the run will sample if that takes more than an hour."""
-    check_probes(parts, state)
+    """The state; prints what lies ahead: a probe that is missing, more than an hour of sampling."""
+    warn_of_probes(parts, state)
     left = training_left(parts.config, state.stage, state.next_stage)
     if not state.stage.finished and (text := before_text("train", left, forecast)):
         parts.progress.line(text)
@@ -109,12 +111,12 @@ def announced(parts: Parts, state: RunState, forecast: Forecast) -> RunState:
 def ended_early(config: RunConfig, state: RunState) -> str:
     """What has ended a finished run before the last step of its last stage; else ""."""
     stage, most = state.stage, config.rollout.total_tokens
-    if stage.ending is not None:
+    if stage.stage == len(config.stages) - 1 and stage_ended(stage, config.stages):
+        if stage.ending is None:
+            return ""
         reason = stage.ending["reason"]
-        return f" (stage {stage.stage} was ended, {reason}; more steps do not continue it)"
-    if state.tokens_spent(most):
-        return f" (rollout.total_tokens={most} are spent; a larger number continues it)"
-    return ""
+        return f"stage {stage.stage} was ended early, {reason}: more steps do not continue it"
+    return f"rollout.total_tokens={most} are spent: a larger number continues the run"
 
 
 def closing_lines(workdir: epath.Path, state: RunState) -> list[str]:

@@ -100,7 +100,7 @@ def change_stage(parts: Parts, state: RunState, *, stop: StopRequest) -> RunStat
         f"{section.max_response_tokens} response tokens, {len(dropped)} problems dropped so far, "
         f"{len(loader)} left"
     )
-    if text := few_problems(len(loader), parts.config.rollout.prompts_per_step):
+    if dropped and (text := few_problems(len(loader), parts.config.rollout.prompts_per_step)):
         parts.progress.line(text)
     parts.clock.begin_stage(sampler, parts.solver.grader)
     state = dataclasses.replace(
@@ -183,23 +183,23 @@ def choose_temperature(
     return matching_temperature(parts, state, previous, stop=stop)
 
 
-def check_probes(parts: Parts, state: RunState) -> None:
-    """Reads probe.json for stages that are still to come, and warns if it is not there yet.
-
-    Raises:
-        ConfigError: such a stage could not take its temperature from the file.
-    """
+def warn_of_probes(parts: Parts, state: RunState) -> None:
+    """Warns if a stage that is still to come could not take its temperature from probe.json now."""
     first = state.stage.stage + 1 if state.next_stage is None else state.next_stage
     rules = [stage.temperature_rule for stage in parts.config.stages]
-    if "probe" not in rules[first:]:
-        return
+    if "probe" not in rules[first:] or rules.index("probe", first) == state.next_stage:
+        return  # a stage that begins now says it itself
     index, path = rules.index("probe", first), parts.workdir / "probe.json"
-    probed = processes.from_first(lambda: read_initial_temperature(path, stage=index))
-    if probed is None and index != state.next_stage:  # that stage says it itself
-        parts.progress.line(
-            f"warning: stages[{index}].temperature_rule=probe, and the workdir has no probe.json "
-            "yet; run `polaris probe` before the stage begins"
-        )
+
+    def look() -> str:
+        try:
+            known = read_initial_temperature(path, stage=index) is not None
+        except ConfigError as error:
+            return f"{error}; stage {index} ends the run otherwise"
+        return "" if known else f"no probe.json in the workdir yet; stage {index} looks for it"
+
+    if text := processes.from_first(look):
+        parts.progress.line(f"warning: {text}")
 
 
 def probed_temperature(parts: Parts, index: int) -> tuple[float, Decision]:

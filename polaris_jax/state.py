@@ -1,4 +1,4 @@
-"""`RunState`: everything that changes while a run runs, how it is saved and where it starts.
+"""`RunState`: everything that changes while a run runs, how it is saved and restored.
 
 Every step takes a state and returns the next one. Tables are copied before they change, so a step
 that is abandoned leaves the state before it as it was. Only the update donates: it consumes the

@@ -121,6 +121,28 @@ class Position:
         return {}
 
 
+@pytest.mark.parametrize(
+    ("stage", "done", "ending", "tokens", "said"),
+    [
+        (1, 5, None, 0, ""),
+        (1, 5, None, 100, ""),
+        (1, 3, "reward has stalled", 0, "stage 1 was ended early, reward has stalled: more steps"),
+        (1, 3, "reward has stalled", 100, "stage 1 was ended early"),
+        (1, 3, None, 100, "rollout.total_tokens=100 are spent: a larger number continues"),
+        (0, 3, "reward has stalled", 100, "rollout.total_tokens=100 are spent"),
+    ],
+)
+def test_a_finished_run_says_what_has_ended_it_early(stage, done, ending, tokens, said):
+    config = build_config({"stages": [{"steps": 5}] * 2, "rollout": {"total_tokens": tokens}})
+    reason = None if ending is None else {"reason": ending}
+    state = make_state(
+        stage=dataclasses.replace(stage_at(stage), steps_done=done, ending=reason, finished=True),
+        counts={"sampled_tokens": 100},
+    )
+    assert loop.ended_early(config, state).startswith(said)
+    assert bool(loop.ended_early(config, state)) == bool(said)
+
+
 @pytest.mark.parametrize("stopped", [True, False], ids=["stopped again", "scored"])
 def test_a_run_that_owes_its_last_score_is_finished_once_it_has_it(monkeypatch, stopped):
     monkeypatch.setattr(loop, "write_timing", lambda *_: None)

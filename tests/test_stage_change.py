@@ -11,7 +11,7 @@ from polaris_jax.assemble import Parts
 from polaris_jax.config import ConfigError, build_config
 from polaris_jax.explore import Candidate
 from polaris_jax.records import NO_STAGE, Problem, StageState
-from polaris_jax.stage_change import change_stage
+from polaris_jax.stage_change import change_stage, warn_of_probes
 from polaris_jax.stages.controller import initial_state
 from polaris_jax.state import RunState
 from polaris_jax.system.signals import StopRequest
@@ -58,6 +58,9 @@ class Loader:
 
     def __init__(self) -> None:
         self.dropped: list[str] = []
+
+    def __len__(self) -> int:
+        return 1000
 
     def __copy__(self) -> "Loader":
         other = Loader()
@@ -343,3 +346,32 @@ def test_a_reset_says_why_it_misses_its_target(monkeypatch):
         )
         assert len(calls) == tried
         assert stage.decisions[1]["reason"].startswith(reason)
+
+
+PROBED = build_config({"stages": [{"steps": 1}, {"steps": 1, "temperature_rule": "probe"}]})
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (None, "warning: no probe.json in the workdir yet; stage 1 looks for it"),
+        ('{"initial_temperature": 1.1}', ""),
+        ('{"initial_temperature": null}', "found no temperature"),
+        ("{", "not what `polaris probe` leaves"),
+    ],
+    ids=["missing", "probed", "nothing found", "damaged"],
+)
+def test_a_probe_that_a_later_stage_cannot_use_is_warned_of_at_the_start(tmp_path, known, said):
+    if known is not None:
+        (tmp_path / "probe.json").write_text(known)
+    screen = Screen()
+    parts = make_parts(PROBED, workdir=epath.Path(tmp_path), progress=screen)
+    for state in (entering(0), make_state(stage=stage_at(0))):
+        screen.lines.clear()
+        warn_of_probes(parts, state)
+        assert len(screen.lines) == bool(said)
+        assert said in "".join(screen.lines)
+    screen.lines.clear()
+    for state in (entering(1, ended()), make_state(stage=stage_at(1))):
+        warn_of_probes(parts, state)  # the stage says it itself, or has its temperature
+    assert screen.lines == []

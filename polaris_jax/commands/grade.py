@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
         if not path.is_file():
             raise ConfigError(f"--{name}={own[name]}: there is no such file")
         if not path.stat().length:
-            raise ConfigError(f"--{name}={own[name]}: it is empty; give a line a row")
+            raise ConfigError(f"--{name}={own[name]}: it is empty; write one JSON object a line")
     out = file_to_write(own["out"], flag="--out")
     if out.exists() and out.resolve() == source.resolve():
         raise ConfigError(f"--out={own['out']}: it is the input; name another file")

@@ -293,7 +293,7 @@ def _rows_of(batch: Any, damages: Any) -> Iterator[dict[str, Any] | str]:
             continue
         try:
             part.validate(full=True)  # reading a damaged batch as it is ends the process
-            rows: list[dict[str, Any] | str] = _as_written(part).to_pylist()
+            rows: list[dict[str, Any] | str] = part.to_pylist()
         except MemoryError:
             raise
         except damages:
@@ -302,26 +302,10 @@ def _rows_of(batch: Any, damages: Any) -> Iterator[dict[str, Any] | str]:
                 row = part.slice(number, 1)
                 try:
                     row.validate(full=True)
-                    rows += _as_written(row).to_pylist()
+                    rows += row.to_pylist()
                 except damages as error:
                     rows.append(f"not readable ({one_line(error)})")
         yield from rows
-
-
-def _as_written(batch: Any) -> Any:
-    """The batch with float32 numbers by their shortest decimals: 3.14, not 3.140000104904175."""
-    import pyarrow as pa
-
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if column.type == pa.float32():
-            texts, wide = pa.string(), pa.float64()
-        elif column.type == pa.list_(pa.float32()):
-            texts, wide = pa.list_(pa.string()), pa.list_(pa.float64())
-        else:
-            continue
-        place = batch.schema.get_field_index(name)
-        batch = batch.set_column(place, name, column.cast(texts).cast(wide))
-    return batch
 
 
 def _size(value: Any) -> int:

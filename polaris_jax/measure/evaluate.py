@@ -41,6 +41,7 @@ from polaris_jax.models.weights.identity import tokenizer_digests
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import evaluation_figure
 from polaris_jax.reward.configured import check_reward
+from polaris_jax.reward.protocol import function_texts
 from polaris_jax.run.owner import Ownership, command_owns, tag_prefix
 from polaris_jax.run.progress_file import ProgressFile
 from polaris_jax.run.record import with_recorded_defaults
@@ -252,7 +253,9 @@ class _Evaluation:
         inputs, places = _inputs(
             config, self._workdir, self._progress, weights[1], scored.checkpoint
         )
-        inputs["problems"] = problems_digest(self._given, extras=True)
+        texts = function_texts(config.reward.function)
+        inputs |= texts | {"problems": problems_digest(self._given, extras=True)}
+        places |= dict.fromkeys(texts, f"reward.function={config.reward.function}")
         places["problems"] = f"evaluate.problems={section.problems}"
         options = {
             "key": ("problem_id", "sample"),

@@ -20,6 +20,7 @@ from polaris_jax.measure.weights import BASE, Weights
 from polaris_jax.models.positions import check_budget, check_positions
 from polaris_jax.records import Problem
 from polaris_jax.reward.configured import warn_of_reward
+from polaris_jax.reward.protocol import function_texts
 from polaris_jax.run.progress_file import ProgressFile
 from polaris_jax.system import processes
 from polaris_jax.system.progress import Progress
@@ -35,7 +36,8 @@ class Measured:
         tokenizer: the model's. It keeps the prompts that it has rendered, so the sampler has to use
             this one.
         model: digests of the model's parts; {} in processes other than the first.
-        inputs: `model`, and the digest of the problems unless the workdir's own file has them,
+        inputs: `model`, the texts of reward functions, and the digest of the problems unless the
+            workdir's own file has them,
             which is made anew on purpose.
         places: config field and value of each input, for errors.
         weights: the base model's, or those of a checkpoint.
@@ -97,7 +99,9 @@ def measured_on(
     model, places = weights.inputs(
         config, workdir, progress, model_config=model_config, tokenizer=tokenizer
     )
-    inputs = dict(model)
+    texts = function_texts(config.reward.function)
+    inputs = model | texts
+    places |= dict.fromkeys(texts, f"reward.function={config.reward.function}")
     if not found.place:
         inputs["problems"], places["problems"] = found.digest, found.origin
     return Measured(found, problems, tokenizer, model, inputs, places, weights)
@@ -170,8 +174,8 @@ def reward_identity(section: RewardSection, problems: Sequence[Problem]) -> dict
 
     Returns:
         The reward function's import path, a digest of the extra columns, and `reward.correct_at`.
-        Defaults are left out, so the result is {} for the math grader with `correct_at` 1. A change
-        of the function's source text does not change the identity.
+        Defaults are left out, so the result is {} for the math grader with `correct_at` 1. The
+        function's text is an input (`function_texts`), which a rerun may not change.
     """
     fields: dict[str, Any] = {}
     if section.function:

@@ -76,16 +76,16 @@ def _lines_misfit(lines: list[dict[str, Any]]) -> str:
     """What is wrong with the lines of metrics.jsonl or timing.jsonl, in one line; "" if nothing is.
 
     A step is an integer. A metric (a name with a slash) is a finite number or null; what ends in
-    `by_process` is a list of these.
+    `by_process` or `by_rows` is a list of these.
     """
     for number, line in enumerate(lines, 1):
         for key, value in line.items():
-            metric = [MAYBE] if key.endswith("by_process") else MAYBE
+            metric = [MAYBE] if key.endswith(("by_process", "by_rows")) else MAYBE
             wanted = int if key == "step" else metric if "/" in key else object
             if found := _misfit(value, wanted, key):
                 return f"line {number}: {found}"
             if isinstance(value, float) and not math.isfinite(value):
-                return f"line {number}: {key}: {value}, which no metric is written as"
+                return f"line {number}: {key}: {value}, expected a finite number or null"
     return ""
 
 

@@ -234,12 +234,6 @@ class Grader:
         """
         return {**self._stats, **{f"layer/{name}": n for name, n in self._layers.items()}}
 
-    def numerics(self) -> dict[str, str]:
-        """What rewards depend on beside the config: the text of each file of functions."""
-        return {
-            f"reward.function {p}": digest for p, digest in self._pool.digests.items() if digest
-        }
-
     def close(self) -> None:
         """Ends the workers after a running call has returned. A second close does nothing."""
         with self._lock:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from polaris_jax.reward.extract import Mode, graded_text, response_answer
 from polaris_jax.reward.math.equivalence import answers_match
-from polaris_jax.system.user_code import one_line
+from polaris_jax.system.user_code import file_digest, one_line
 
 if TYPE_CHECKING:
     from polaris_jax.records import Gold
@@ -132,6 +132,12 @@ def parse_functions(spec: str) -> Functions:
     if abs(total - 1.0) > 1e-9:
         raise refused(f"the weights sum to {total:g} and must sum to 1")
     return tuple(functions)
+
+
+def function_texts(spec: str) -> dict[str, str]:
+    """A digest of the file of each function of `reward.function`, by name; none for a module."""
+    digests = {path: file_digest(path) for path, _ in parse_functions(spec)}
+    return {f"text of {path}": digest for path, digest in digests.items() if digest}
 
 
 # ---- inside a worker

@@ -78,7 +78,10 @@ _PERCENT_FOLLOWS = re.compile(
 )
 # `n % 7`, `a % b`, `**Profit %** =`, `Profit % → 20`: a modulo, or a percent sign before markup,
 # where a line has begun before. Comments of TeX begin with a word or a command.
-_TERM_FOLLOWS = re.compile(r"%[ \t]{0,8}(?:\d|[A-Za-z](?![A-Za-z])|[-*$}`&≈→⇒]|\\[(\[])")
+_TERM_FOLLOWS = re.compile(
+    r"%[ \t]{0,8}(?:\d+(?![A-Za-z\d])|[b-zB-HJ-Z](?![A-Za-z])"
+    r"|[aAI](?![A-Za-z])(?![ \t]+[A-Za-z]{2})|[*$}`&≈→⇒]|\\[(\[])"
+)
 _LOOK_BACK_CHARS = 80
 MAX_INLINE_CHARS = 400  # of `\\verb|...|` and of a comment of HTML
 

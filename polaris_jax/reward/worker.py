@@ -112,7 +112,7 @@ def _scorer(
         if file_digest(path) != digest:
             raise RefusedFunction(
                 f"{path}: the file was edited or is gone since this command began, and one command "
-                "rewards by one text; put the former text back, or begin anew with the new one"
+                "rewards by one text; put the former text back, or start the command again"
             )
         try:
             loaded.append(load_function(path))

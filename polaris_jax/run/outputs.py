@@ -57,7 +57,7 @@ class Outputs:
         claim: this run's claim on the workdir, checked before each write.
         tokenizer: saved beside the checkpoints, so that each can be converted on its own.
         end_ids: the model's end ids, saved with it.
-        numerics: what the last bits of the run depend on (`numerics_of`); recorded in run.json.
+        numerics: what results depend on beside config, data and seed (`numerics_of`), for run.json.
 
     Attributes:
         first_line: the first step whose line is written; None before `begin`.

@@ -230,14 +230,14 @@ _UNTRUE_KERNELS = "is for one device without a mesh, the sampler has a mesh of 1
 
 
 def note_numerics(workdir: AnyPath, numerics: Mapping[str, Any], *, step: int) -> list[str]:
-    """Records what the last bits of a run depend on, at a start; says what has changed since.
+    """Records what results depend on beside config and data; says what has changed since.
 
     A change makes the run not deterministic from `step` on: what follows is not what a run would
     have computed that was not interrupted.
 
     Args:
         workdir: directory of the run.
-        numerics: what the last bits depend on, by name.
+        numerics: what results depend on, by name.
         step: the step that is done next.
 
     Returns:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
@@ -89,13 +90,25 @@ def require_finite(model: Decoder, name: str) -> None:
         ConfigError: names the first such tensor.
     """
     for path, leaf in model.params().items():
-        with np.errstate(invalid="ignore"):  # inf - inf; no copy is made of the tensor
-            total = np.sum(np.asarray(leaf), dtype=np.float32)
-        if not np.isfinite(total) and not np.isfinite(np.asarray(leaf)).all():
+        if not _is_finite(leaf):
             raise ConfigError(
                 f"{name}: {path} has numbers that are not finite, as after a run that diverged; "
                 "name an earlier checkpoint"
             )
+
+
+def _is_finite(leaf: Any) -> bool:
+    """Whether all numbers are finite: on the array's own devices, or of a host's without a copy."""
+    if isinstance(leaf, jax.Array):
+        return bool(_all_finite(leaf))
+    with np.errstate(invalid="ignore"):  # inf - inf
+        total = np.sum(leaf, dtype=np.float32)
+    return bool(np.isfinite(total)) or bool(np.isfinite(leaf).all())
+
+
+@jax.jit
+def _all_finite(leaf: jax.Array) -> jax.Array:
+    return jnp.isfinite(leaf).all()
 
 
 def swap(sampler: Sampler, model: Decoder) -> None:

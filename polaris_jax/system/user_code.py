@@ -59,7 +59,7 @@ def load_function(path: str) -> Callable[..., Any]:
 
 
 def file_digest(path: str) -> str:
-    """A digest of the file of `file.py:name`; "" for a module, and where there is no such file."""
+    """A digest of the file of `file.py:name`; "" for a module, and if there is no such file."""
     place = path.rpartition(":")[0]
     if not place.endswith(".py"):
         return ""

@@ -57,17 +57,3 @@ def test_a_file_that_compresses_well_is_read(tmp_path):
     file = written(tmp_path / "p.parquet", table)
     assert file.stat().st_size < 1 << 20
     assert len(read_problems(file)[0]) == 20_000
-
-
-@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-def test_float32_answers_are_the_decimals_that_were_written(tmp_path, suffix):
-    numbers = pa.array([3.14, 0.1, 2.5], pa.float32())
-    texts = pa.array(["What is a?", "What is b?", "What is c?"])
-    columns = {"problem": texts, "answer": numbers, "level": numbers}
-    problems, _ = read_problems(written(tmp_path / f"p{suffix}", pa.table(columns)))
-    assert [p.answer for p in problems] == [3.14, 0.1, 2.5]
-    assert [p.extra["level"] for p in problems] == [3.14, 0.1, 2.5]
-    several = pa.array([[3.14, 0.1], [2.5], [7.0]], pa.list_(pa.float32()))
-    table = pa.table({"problem": texts, "answer": several})
-    problems, _ = read_problems(written(tmp_path / f"q{suffix}", table))
-    assert [p.answer for p in problems] == [[3.14, 0.1], [2.5], [7.0]]

@@ -298,7 +298,11 @@ def test_the_nearest_setting_that_fits(most_rows, expected):
 
 
 def test_a_run_that_drafts_needs_memory_for_its_verify_calls(tmp_path):
-    asked = ["--topology=cpu:8", "--config.rollout.draft=history", "--config.rollout.draft_tokens=3"]
+    asked = [
+        "--topology=cpu:8",
+        "--config.rollout.draft=history",
+        "--config.rollout.draft_tokens=3",
+    ]
     code, found = plan(tmp_path, *asked)
     (verify,) = [p for p in found["programs"] if p["name"] == "verify"]
     assert code == 0

@@ -403,6 +403,7 @@ def scored(**changed):
         ("metrics.jsonl", '{"step": "a"}\n', "line 1: step: str, expected int"),
         ("timing.jsonl", '{"step": 0, "time/rollout_s": "x"}\n', "line 1: time/rollout_s: str"),
         ("timing.jsonl", '{"step": 0, "a/by_process": [1, "x"]}\n', "line 1: a/by_process[1]: "),
+        ("timing.jsonl", '{"step": 0, "a/by_rows": [1, "x"]}\n', "line 1: a/by_rows[1]: str"),
         ("metrics.jsonl", '{"step": 1, "update/skipped": [1]}\n', "line 1: update/skipped: list"),
         ("metrics.jsonl", '{"step": 1, "update/skipped": NaN}\n', "line 1: update/skipped: nan"),
     ],

@@ -288,6 +288,13 @@ BOXES = {
         (r"$\text{Profit %} = \boxed{20}$", "20"),
         (r"an x % solution, so \boxed{20}", None),  # as TeX reads it
         (r"% 7 \boxed{5}", None),
+        (r"so \boxed{4} is final. % I first had \boxed{5}", "4"),
+        (r"so \boxed{4}. % a first try: \boxed{5}", "4"),
+        (r"so \boxed{4}. % 2nd try \boxed{5}", "4"),
+        (r"so \boxed{4}. % 27th try \boxed{5}", "4"),
+        (r"n % k gives \boxed{5}", "5"),
+        (r"n % a = \boxed{5}", "5"),
+        (r"so \boxed{4}. % - not \boxed{5}", "4"),
         (r"% a \boxed{5}", None),
         (r"\boxed{5\%}", r"5\%"),
         (r"<!-- \boxed{5} -->", None),

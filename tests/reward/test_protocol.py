@@ -14,7 +14,7 @@ import pytest
 from polaris_jax.config import ConfigError
 from polaris_jax.reward import Grader, RewardInput, math_reward, score_response
 from polaris_jax.reward import pool as pool_module
-from polaris_jax.reward.protocol import MATH, combined, parse_functions
+from polaris_jax.reward.protocol import MATH, combined, function_texts, parse_functions
 
 FUNCTIONS = '''
 import math, os, subprocess, sys, time
@@ -360,16 +360,15 @@ def test_one_grader_rewards_by_one_text_of_a_file(tmp_path: Path, text: str | No
     path = tmp_path / "mine.py"
     path.write_text(SLOW)
     with Grader(workers=1, timeout_s=0.5, function=f"{path}:f") as grader:
-        texts = grader.numerics()
-        assert list(texts) == [f"reward.function {path}:f"]
+        texts = function_texts(f"{path}:f*0.5,{MATH}*0.5")
+        assert list(texts) == [f"text of {path}:f"]
         assert grader.score(["x"], ["1"]).tolist() == [1.0]
         path.unlink() if text is None else path.write_text(text)
         with pytest.raises(RuntimeError, match=f"{path}:f: the file was edited or is gone since"):
             grader.score(["slow", "x"], ["1", "1"])
         path.write_text(SLOW)
         assert grader.score(["slow", "x"], ["1", "1"]).tolist() == [0.0, 1.0]
-    with Grader(workers=1, function=f"{path}:f*0.5,{MATH}*0.5") as again:
-        assert again.numerics() == texts
+    assert function_texts(f"{path}:f") == texts
 
 
 def test_one_slow_start_ends_no_command_whose_functions_were_imported_before(

@@ -215,6 +215,7 @@ def test_a_run_says_that_its_rows_share_prompts(minibatches: Recorded):
     record = json.loads((minibatches.workdir / "run.json").read_text())
     assert record["config"]["batch.share_prompts"] == "auto"
     assert record["numerics"]["shared prompts"] is True
+    assert record["numerics"].keys() >= {"microbatch rows", "row tokens", "remat", "attention"}
     lines = read_lines(minibatches.workdir / "metrics.jsonl")
     shared = [line["batch/shared_prompt_tokens"] for line in lines if line["step"] >= 0]
     saved = [

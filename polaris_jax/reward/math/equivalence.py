@@ -28,7 +28,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -70,12 +72,9 @@ def gold_texts(gold: object) -> tuple[str, ...]:
     if isinstance(gold, float):
         if gold != gold:
             return ()
-        return (str(int(gold)),) if gold.is_integer() and abs(gold) < 1e15 else (repr(float(gold)),)
+        return (str(int(gold)),) if gold.is_integer() and abs(gold) < 1e15 else (_decimal(gold),)
     if (tolist := getattr(gold, "tolist", None)) is not None:  # numpy, without importing it
-        narrow = gold.dtype.kind == "f" and gold.dtype.itemsize < 8  # pyright: ignore[reportAttributeAccessIssue]
-        if narrow and not gold.shape:  # pyright: ignore[reportAttributeAccessIssue]
-            return gold_texts(float(str(gold)))  # float32's 3.14 is 3.140000104904175 in float64
-        return gold_texts(list(gold) if narrow else tolist())  # pyright: ignore[reportArgumentType]
+        return gold_texts(tolist())
     if isinstance(gold, Iterable) and not isinstance(gold, Mapping | bytes | bytearray):
         alternatives: list[str] = []
         for part in gold:
@@ -85,6 +84,22 @@ def gold_texts(gold: object) -> tuple[str, ...]:
         f"gold={gold!r} of type {type(gold).__name__}: a gold answer is a string, a number, None "
         "or a sequence of these"
     )
+
+
+def _decimal(number: float) -> str:
+    """The number as it was written: of a widened float32 3.14, not 3.140000104904175."""
+    text = repr(float(number))
+    if not math.isfinite(number) or _as_float32(number) != number:
+        return text
+    digits = (f"{number:.{count}g}" for count in range(1, 10))  # 9 tell any two float32 apart
+    return next((d for d in digits if _as_float32(float(d)) == number), text)
+
+
+def _as_float32(number: float) -> float:
+    try:
+        return struct.unpack("f", struct.pack("f", number))[0]
+    except OverflowError:
+        return math.inf
 
 
 def _unboxed(text: str) -> str:
