@@ -97,7 +97,9 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--{name}={own[name]}: it is a directory; name one file in it")
         if not path.is_file():
             raise ConfigError(f"--{name}={own[name]}: there is no such file")
-        if not path.stat().length:
+        with path.open("rb") as file:
+            is_empty = not file.read(1)
+        if is_empty:
             raise ConfigError(f"--{name}={own[name]}: it is empty; write one JSON object a line")
     out = file_to_write(own["out"], flag="--out")
     if out.exists() and out.resolve() == source.resolve():

@@ -75,7 +75,7 @@ _SHAPES: MappingProxyType[str, Any] = MappingProxyType(
 def _lines_misfit(lines: list[dict[str, Any]]) -> str:
     """What is wrong with the lines of metrics.jsonl or timing.jsonl, in one line; "" if nothing is.
 
-    A step is an integer. A metric (a name with a slash) is a finite number or null; what ends in
+    A step is an integer. A metric (a name with a slash) is a number or null; what ends in
     `by_process` or `by_rows` is a list of these.
     """
     for number, line in enumerate(lines, 1):
@@ -84,9 +84,12 @@ def _lines_misfit(lines: list[dict[str, Any]]) -> str:
             wanted = int if key == "step" else metric if "/" in key else object
             if found := _misfit(value, wanted, key):
                 return f"line {number}: {found}"
-            if isinstance(value, float) and not math.isfinite(value):
-                return f"line {number}: {key}: {value}, expected a finite number or null"
     return ""
+
+
+def _finite(value: Any) -> Any:
+    """The value; None for a NaN or an infinity, as our own files have it."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _misfit(value: Any, shape: Any, where: str = "") -> str:
@@ -209,7 +212,7 @@ def read_run(run_dir: epath.Path) -> RunFiles:
         found = read(name, read_metrics, _lines_misfit)
         if found == []:
             absent[name] = "empty"
-        return found or []
+        return [{key: _finite(value) for key, value in line.items()} for line in found or []]
 
     def document(name: str) -> Any:
         shape = _SHAPES.get(name)

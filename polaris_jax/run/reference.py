@@ -17,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from polaris_jax.config import SETTINGS, declared_name
+from polaris_jax.config.settings import YES
 from polaris_jax.config.shipped import shipped_folder
 from polaris_jax.run.standing import read_standing, tail_lines
 from polaris_jax.system.foreign import RECORD_BYTES, ForeignFileError, read_json
@@ -182,7 +183,8 @@ def read_reference(path: Path) -> Reference:
     """The record in one file of configs/expected/."""
     found = json.loads(path.read_text())
     bands = tuple(Band(**band | {"values": tuple(band["values"])}) for band in found.pop("bands"))
-    return Reference(**found | {"seeds": tuple(found["seeds"]), "bands": bands})
+    fields = {name: value for name, value in found["fields"].items() if not _is_free(name)}
+    return Reference(**found | {"seeds": tuple(found["seeds"]), "bands": bands, "fields": fields})
 
 
 def deciding_fields(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,8 +203,16 @@ def deciding_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: next((identity[i] for i in FILES.get(name, ()) if i in identity), config[name])
         for name in map(str, binding)
-        if name in config and name.split(".")[-1] != "seed" and not _is_default(name, config[name])
+        if name in config
+        and name.split(".")[-1] != "seed"
+        and not (_is_free(name) or _is_default(name, config[name]))
     }
+
+
+def _is_free(name: str) -> bool:
+    """Whether a resume may change a setting, which may have been bound in earlier versions."""
+    setting = SETTINGS.get(declared_name(name))
+    return setting is not None and setting.resume == YES
 
 
 def evaluation_fields(record: Mapping[str, Any]) -> dict[str, Any]:

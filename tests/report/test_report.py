@@ -405,7 +405,6 @@ def scored(**changed):
         ("timing.jsonl", '{"step": 0, "a/by_process": [1, "x"]}\n', "line 1: a/by_process[1]: "),
         ("timing.jsonl", '{"step": 0, "a/by_rows": [1, "x"]}\n', "line 1: a/by_rows[1]: str"),
         ("metrics.jsonl", '{"step": 1, "update/skipped": [1]}\n', "line 1: update/skipped: list"),
-        ("metrics.jsonl", '{"step": 1, "update/skipped": NaN}\n', "line 1: update/skipped: nan"),
     ],
 )
 def test_a_file_of_another_shape_counts_as_absent(run_dir, name, text, reason):
@@ -503,3 +502,13 @@ def test_what_is_no_file_counts_as_absent(run_dir, make):
     make(run_dir / "timing.jsonl")
     reason = read_run(epath.Path(run_dir)).absent["timing.jsonl"]
     assert "expected a regular file" in reason
+
+
+def test_a_metric_that_is_no_number_is_unknown(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text()
+    line = json.dumps({"step": 10**6, "update/skipped": float("nan"), "update/loss": float("inf")})
+    (run_dir / "metrics.jsonl").write_text(lines + line + "\n")
+    found = read_run(epath.Path(run_dir))
+    assert "metrics.jsonl" not in found.absent
+    assert found.metrics[-1] == {"step": 10**6, "update/skipped": None, "update/loss": None}
+    make_report(run_dir)
