@@ -71,7 +71,7 @@ def call_costs(*, on_cpu: bool, weight_bytes: float) -> CallCosts:
 
 
 def verify_rows(
-    config: SamplerConfig, data: int, *, min_rows: int, on_cpu: bool
+    config: SamplerConfig, data: int, *, min_rows: int, on_cpu: bool, exact_rows: int = 1
 ) -> tuple[int, ...]:
     """Row counts of a data shard for which the verify program is compiled, ascending.
 
@@ -80,12 +80,13 @@ def verify_rows(
         data: number of data shards.
         min_rows: smallest number of rows with its own program.
         on_cpu: True: halves down to `min_rows`. False: quarters down to 8.
+        exact_rows: smallest number of rows of any program; see `programs.spec.exact_rows`.
     """
     if config.draft == "off":
         return ()
     tokens = CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS
     most = max(1, tokens // (config.draft_tokens + 1))
-    rows = [min(config.slots // data, 1 << most.bit_length() - 1)]
+    rows = [max(exact_rows, min(config.slots // data, 1 << most.bit_length() - 1))]
     parts, least = (2, max(1, min_rows)) if on_cpu else (4, 8)
     while rows[0] >= parts * least:
         rows.insert(0, -(-rows[0] // parts))

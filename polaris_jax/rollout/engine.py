@@ -34,7 +34,7 @@ from polaris_jax.rollout.drafting import call_costs, verify_rows
 from polaris_jax.rollout.fused_weights import Model
 from polaris_jax.rollout.prefill import PrefillJob, prefill_call, prefill_calls
 from polaris_jax.rollout.programs import Packed, Programs
-from polaris_jax.rollout.programs.spec import prefill_shape, program_spec
+from polaris_jax.rollout.programs.spec import exact_rows, prefill_shape, program_spec
 from polaris_jax.rollout.settings import SamplerConfig, pad_stop_ids
 
 
@@ -113,7 +113,13 @@ class Engine:
             weight_bytes=model_config.num_parameters * dtype.itemsize / sharding.head_shards(mesh),
         )
         least = self.spec.row_buckets[0]
-        self.verify_rows = verify_rows(config, self.data, min_rows=least, on_cpu=not on_accelerator)
+        self.verify_rows = verify_rows(
+            config,
+            self.data,
+            min_rows=least,
+            on_cpu=not on_accelerator,
+            exact_rows=exact_rows(config, native=self.spec.native),
+        )
         made = programs.compiled(self.spec)
         self.programs = Programs(*(partial(sharding.from_host, program) for program in made))
 

@@ -20,6 +20,9 @@ from polaris_jax.rollout.settings import SamplerConfig
 
 # Matmul rows of CPU XLA agree bit for bit between 2 and 32 rows, not with 1 or above.
 MIN_ROWS = 2
+# With native kernels XLA's part of a call gives a row other bits if the call has fewer rows than a
+# vector has lanes: on AVX2 cores log-probs of SmolLM2 by up to 4e-5 between 4 rows and 8 to 64.
+EXACT_ROWS = 8
 MIN_BUCKET_ROWS = 32
 ROW_MULTIPLE = 8
 # A decode step of fewer FLOPs costs the CPU its dispatch and little else: not worth a program.
@@ -111,7 +114,10 @@ def program_spec(
     if staged:
         least_flops = NATIVE_MIN_BUCKET_FLOPS if backend.native else MIN_BUCKET_FLOPS
         min_rows = config.min_rows or math.ceil(least_flops / (2 * model_config.num_parameters))
-        buckets = fine_row_buckets(config.slots // data, min_rows, single=backend.native)
+        exact = exact_rows(config, native=backend.native)
+        buckets = fine_row_buckets(
+            config.slots // data, max(min_rows, exact), single=backend.native, least=exact
+        )
     else:
         buckets = row_buckets(config.slots // data)
     # A scan over stacked weights copies each layer's slice on a CPU.
@@ -167,7 +173,17 @@ def row_buckets(slots: int) -> tuple[int, ...]:
     return tuple(buckets)
 
 
-def fine_row_buckets(slots: int, min_rows: int, *, single: bool = False) -> tuple[int, ...]:
+def exact_rows(config: SamplerConfig, *, native: bool) -> int:
+    """The rows from which on every call gives a row the same bits; 1 if that is not asked for.
+
+    Rows behind the last live one cost next to nothing with native kernels. `min_rows` overrules.
+    """
+    return EXACT_ROWS if native and not config.min_rows else 1
+
+
+def fine_row_buckets(
+    slots: int, min_rows: int, *, single: bool = False, least: int = 1
+) -> tuple[int, ...]:
     """`row_buckets` for a CPU: powers of 2 and, from 12 up, one and a half times these powers.
 
     On a CPU a step's time is proportional to its rows, and a program compiles in seconds.
@@ -176,11 +192,12 @@ def fine_row_buckets(slots: int, min_rows: int, *, single: bool = False) -> tupl
         slots: number of slots of a data shard.
         min_rows: smallest number of rows with its own program.
         single: also 1, 3 and 6 rows. With native kernels the cost of a product falls with the
-            rows even there, and a single row gives the same bits.
+            rows even there.
+        least: rows of the largest count at least.
     """
     # Beyond a tile the rows must divide into some.
     most = slots if slots <= TILE_ROWS else -(-slots // ROW_MULTIPLE) * ROW_MULTIPLE
-    most = max(most, 1 if single else MIN_ROWS)
+    most = max(most, least, 1 if single else MIN_ROWS)
     powers = [MIN_ROWS << i for i in range(most.bit_length())]
     sizes = sorted({*powers, *(3 * p // 2 for p in powers if single or p > 4)})
     if single:

@@ -6,7 +6,12 @@ import pytest
 
 from polaris_jax.rollout import SamplerConfig
 from polaris_jax.rollout.kv.staged import TILE_ROWS, tile_rows
-from polaris_jax.rollout.programs.spec import fine_row_buckets, program_spec, row_buckets
+from polaris_jax.rollout.programs.spec import (
+    exact_rows,
+    fine_row_buckets,
+    program_spec,
+    row_buckets,
+)
 from polaris_jax.rollout.settings import PromptParams
 from tests.support.rollout.native_kernels import needs_compiler
 from tests.support.rollout.rollout_cases import CONFIG
@@ -49,6 +54,16 @@ def test_fine_row_buckets(slots, buckets):
 )
 def test_native_kernels_take_few_rows_as_they_come(slots, min_rows, buckets):
     assert fine_row_buckets(slots, min_rows, single=True) == buckets
+
+
+@pytest.mark.parametrize(
+    ("slots", "buckets"), [(1, (8,)), (4, (8,)), (9, (8, 9)), (16, (8, 12, 16))]
+)
+def test_calls_have_rows_enough_to_give_each_the_same_bits(slots, buckets):
+    assert fine_row_buckets(slots, 8, single=True, least=8) == buckets
+    assert exact_rows(SamplerConfig(slots=slots, num_pages=9), native=True) == 8
+    assert exact_rows(SamplerConfig(slots=slots, num_pages=9, min_rows=2), native=True) == 1
+    assert exact_rows(SamplerConfig(slots=slots, num_pages=9), native=False) == 1
 
 
 @needs_compiler
