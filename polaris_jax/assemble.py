@@ -202,11 +202,8 @@ def assemble(
             problems = foreign_golds(problems, seed=fold_seed(config.seed, "foreign golds"))
         if processes.is_first():
             inputs = model_inputs(path, tokenizer, model_config) | {"prompt token ids": prompts}
-            workdir_lib.keep_identity(
-                workdir,
-                inputs | {"problems": found.digest},
-                places=dict.fromkeys(inputs, f"model.path={path}") | {"problems": found.origin},
-            )
+            places = dict.fromkeys(inputs, f"model.path={path}") | {"problems": found.origin}
+            workdir_lib.keep_identity(workdir, inputs | {"problems": found.digest}, places=places)
             found.say_if_for_another(inputs, progress.line)
             say_if_probed_for_another(config.stages, workdir, inputs, progress.line)
         reference = load_sharded(path, updater.mesh) if config.objective.kl_coef else None
@@ -341,8 +338,8 @@ def procedural_problems(config: RunConfig) -> list[Problem]:
 
 def _arithmetic(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
     section = config.data.arithmetic
-    counts, mix = (section.train, section.held_out), Mix.of(section)
-    return arithmetic_problems(*counts, seed=section.seed, mix=mix)
+    mix = Mix.of(section)
+    return arithmetic_problems(section.train, section.held_out, seed=section.seed, mix=mix)
 
 
 # ---- the base model

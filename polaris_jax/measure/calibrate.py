@@ -101,7 +101,7 @@ def calibrate(
             progress,
             files=files,
             checkpoint=checkpoint,
-            budget=("calibrate.max_response_tokens", budget_tokens(config)),
+            command="calibrate",
         )
         return _calibrate(
             config,
@@ -125,7 +125,7 @@ def _calibrate(
     forecast: Forecast,
 ) -> dict[str, Any]:
     section = config.calibrate
-    max_response_tokens = budget_tokens(config)
+    max_response_tokens = section.max_response_tokens or config.stages[0].max_response_tokens
     problems = drawn(measured.problems, section.problems, seed=config.seed)
     progress.line(
         f"calibrating {len(problems)} problems from {measured.origin}; model: "
@@ -299,11 +299,6 @@ def drawn(problems: Sequence[Problem], limit: int, *, seed: int) -> list[Problem
         return list(problems)
     order = np.random.default_rng(fold_seed(seed, "calibration set")).permutation(len(problems))
     return [problems[i] for i in sorted(order[:limit].tolist())]
-
-
-def budget_tokens(config: RunConfig) -> int:
-    """The longest response that `calibrate` samples, in tokens."""
-    return config.calibrate.max_response_tokens or config.stages[0].max_response_tokens
 
 
 def count_identity(

@@ -18,7 +18,7 @@ from polaris_jax.evaluate.blog import beside_blog, beside_lines
 from polaris_jax.evaluate.scoring import budgets_of, grades_of, score_rows, scores_of, sets_of
 from polaris_jax.measure.compare_evaluations import compare_evaluations
 from polaris_jax.measure.forced import force_answers, forced_identity, is_forced_row
-from polaris_jax.measure.inputs import open_progress
+from polaris_jax.measure.inputs import open_progress, reward_inputs
 from polaris_jax.measure.policy import open_samplers, with_decided_dtype
 from polaris_jax.measure.respond import (
     BATCH_PROMPTS,
@@ -41,7 +41,6 @@ from polaris_jax.models.weights.identity import tokenizer_digests
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import evaluation_figure
 from polaris_jax.reward.configured import check_reward
-from polaris_jax.reward.protocol import function_texts
 from polaris_jax.run.owner import Ownership, command_owns, tag_prefix
 from polaris_jax.run.progress_file import ProgressFile
 from polaris_jax.run.record import with_recorded_defaults
@@ -253,10 +252,9 @@ class _Evaluation:
         inputs, places = _inputs(
             config, self._workdir, self._progress, weights[1], scored.checkpoint
         )
-        texts = function_texts(config.reward.function)
+        texts, named = reward_inputs(config.reward)
         inputs |= texts | {"problems": problems_digest(self._given, extras=True)}
-        places |= dict.fromkeys(texts, f"reward.function={config.reward.function}")
-        places["problems"] = f"evaluate.problems={section.problems}"
+        places |= named | {"problems": f"evaluate.problems={section.problems}"}
         options = {
             "key": ("problem_id", "sample"),
             "unit": section.n,

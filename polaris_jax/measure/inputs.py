@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -69,7 +69,7 @@ def measured_on(
     *,
     files: Sequence[str] | None = None,
     checkpoint: str = "",
-    budget: tuple[str, int],
+    command: Literal["calibrate", "probe"],
 ) -> Measured:
     """The problems and the model of a measurement; no weights are loaded.
 
@@ -79,7 +79,7 @@ def measured_on(
         progress: gets lines for a person.
         files: see `training_problems`.
         checkpoint: "" is the base model, "latest" the workdir's newest checkpoint, else a path.
-        budget: field and value of the largest number of response tokens.
+        command: the command, whose section of the config has a budget of its own.
 
     Raises:
         ConfigError: problems or model do not suit the config, or the run in the workdir.
@@ -93,15 +93,14 @@ def measured_on(
     processes.agree({PROMPTS: prompts})
     warn_of_reward(config.reward, config.data, tokenizer, problems, progress.line)
     check_positions(config, model_config, progress.line)
-    if budget[1] != config.stages[0].max_response_tokens:
-        field, tokens = budget
+    if tokens := getattr(config, command).max_response_tokens:  # 0: stage 0's, checked above
+        field = f"{command}.max_response_tokens"
         check_budget(config, model_config, progress.line, field=field, tokens=tokens, stage=0)
     model, places = weights.inputs(
         config, workdir, progress, model_config=model_config, tokenizer=tokenizer
     )
-    texts = function_texts(config.reward.function)
-    inputs = model | texts
-    places |= dict.fromkeys(texts, f"reward.function={config.reward.function}")
+    texts, named = reward_inputs(config.reward)
+    inputs, places = model | texts, places | named
     if not found.place:
         inputs["problems"], places["problems"] = found.digest, found.origin
     return Measured(found, problems, tokenizer, model, inputs, places, weights)
@@ -160,6 +159,12 @@ def response_settings(
     if config.data.chat_template:
         fields["data.chat_template"] = read_template(config.data.chat_template)
     return fields
+
+
+def reward_inputs(section: RewardSection) -> tuple[dict[str, str], dict[str, str]]:
+    """The texts of reward functions, as inputs of a progress file, and the places of these."""
+    texts = function_texts(section.function)
+    return texts, dict.fromkeys(texts, f"reward.function={section.function}")
 
 
 def reward_identity(section: RewardSection, problems: Sequence[Problem]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def probe(
             workdir,
             progress,
             checkpoint=checkpoint,
-            budget=("probe.max_response_tokens", budget_tokens(config)),
+            command="probe",
         )
         return _probe(
             config,
@@ -118,7 +118,7 @@ def _probe(
     forecast: Forecast,
 ) -> dict[str, Any]:
     section, problems = config.probe, measured.problems
-    max_response_tokens = budget_tokens(config)
+    max_response_tokens = section.max_response_tokens or config.stages[0].max_response_tokens
     order = np.random.default_rng(fold_seed(config.seed, "probe set")).permutation(len(problems))
     problems = [problems[i] for i in order[: section.problems]]
     grid = sweep_temperatures(section)
@@ -367,11 +367,6 @@ def doubts(
             "stages[0].temperature yourself"
         )
     return "; ".join(notes) or None
-
-
-def budget_tokens(config: RunConfig) -> int:
-    """The longest response that `probe` samples, in tokens."""
-    return config.probe.max_response_tokens or config.stages[0].max_response_tokens
 
 
 def row_identity(

@@ -24,9 +24,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from polaris_jax.reward.protocol import Functions
+from polaris_jax.reward.protocol import Functions, file_digests
 from polaris_jax.system.child import importable
-from polaris_jax.system.user_code import RefusedFunction, file_digest
+from polaris_jax.system.user_code import RefusedFunction
 
 START_TIMEOUT_S = 60.0  # a loaded machine may take long to start Python
 MAX_ATTEMPTS = 2  # a response is graded a second time if its worker dies
@@ -102,7 +102,7 @@ class WorkerPool:
         self._count, self._timeout_s = workers, timeout_s
         self._memory_limit_bytes, self._preset = memory_limit_bytes, preset
         self._functions = functions
-        self.digests = {path: file_digest(path) for path, _ in functions}
+        self.digests = file_digests(functions)
         self._failed_starts, self._was_ready = 0, False
         self.workers: list[WorkerProcess] = []
 

@@ -134,9 +134,14 @@ def parse_functions(spec: str) -> Functions:
     return tuple(functions)
 
 
+def file_digests(functions: Functions) -> dict[str, str]:
+    """The `file_digest` of each function's file, by import path; "" for a module."""
+    return {path: file_digest(path) for path, _ in functions}
+
+
 def function_texts(spec: str) -> dict[str, str]:
-    """A digest of the file of each function of `reward.function`, by name; none for a module."""
-    digests = {path: file_digest(path) for path, _ in parse_functions(spec)}
+    """What run.json and progress files record of the texts of `reward.function`: its files."""
+    digests = file_digests(parse_functions(spec))
     return {f"text of {path}": digest for path, digest in digests.items() if digest}
 
 
