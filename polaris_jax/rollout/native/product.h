@@ -16,8 +16,9 @@
 namespace polaris {
 
 constexpr int kPanel = 32;          // Columns of a packed panel: PANEL_COLUMNS in ops.py.
-constexpr int64_t kDepth = 512;     // Rows of a panel that are used for all rows of x at once.
-constexpr int64_t kAhead = 64;      // Steps of a panel that are asked for ahead of use: 8 KiB.
+constexpr int64_t kDepth = 192;     // Rows of a panel, a block, that are used for all rows of x at once.
+constexpr int64_t kAskers = 4;      // Tiles of a block that ask for memory; more would be slowed by it.
+constexpr int64_t kStepBytes = kPanel * sizeof(float);  // Of a step, of either type.
 constexpr int64_t kRowBlock = 240;  // Rows of x of one item, a multiple of any tile.
 
 // How numbers of type T are multiplied: a step of depth takes kTerms of a column at once, and a panel
@@ -46,12 +47,17 @@ struct Terms<Bfloat16> {
 };
 #endif
 
+// Memory that is asked for during a tile: `bytes` behind `from` for each step of it.
+struct Ahead {
+  const char* from;
+  int64_t bytes;
+};
+
 // out[R, V vectors] (+)= x[R, depth] * panel[depth, V vectors of 32 columns], summed in the order of
-// depth. The tile that meets a panel first asks for what comes behind (kFirst): the hardware alone
-// does not look far enough ahead for memory and sums to overlap.
-template <int R, int V, bool kFirst, typename T>
+// depth.
+template <int R, int V, bool kAsks, typename T>
 void Tile(const T* x, int64_t x_stride, const T* panel, int64_t depth, float* out,
-          int64_t out_stride, bool add) {
+          int64_t out_stride, bool add, Ahead ahead) {
   constexpr int64_t kTerms = Terms<T>::kTerms, kRow = kPanel * kTerms;
   Vec sum[R][V];
   for (int r = 0; r < R; ++r)
@@ -61,9 +67,11 @@ void Tile(const T* x, int64_t x_stride, const T* panel, int64_t depth, float* ou
     typename Terms<T>::Column column[V];
     for (int v = 0; v < V; ++v)
       std::memcpy(&column[v], panel + k * kRow + v * kLanes * kTerms, sizeof(column[v]));
-    if constexpr (kFirst)
-      for (size_t i = 0; i < V * kLanes * kTerms; i += kLineBytes / sizeof(T))
-        __builtin_prefetch(panel + (k + kAhead) * kRow + i);
+    if constexpr (kAsks) {
+      __builtin_prefetch(ahead.from);
+      if (ahead.bytes > kLineBytes) __builtin_prefetch(ahead.from + kLineBytes);
+      ahead.from += ahead.bytes;
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -75,44 +83,55 @@ void Tile(const T* x, int64_t x_stride, const T* panel, int64_t depth, float* ou
     for (int v = 0; v < V; ++v) Store(out + r * out_stride + v * kLanes, sum[r][v]);
 }
 
-template <int R, bool kFirst, typename T>
+template <int R, bool kAsks, typename T>
 void TileRows(int64_t rows, const T* x, int64_t x_stride, const T* panel, int64_t depth, float* out,
-              int64_t out_stride, bool add) {
+              int64_t out_stride, bool add, Ahead ahead) {
   if constexpr (R > 0) {
     if (rows == R) {
       // Few rows alone make too few sums to hide the latency of one.
       constexpr int kVecs = R <= kTileRows / 3 ? std::min(kPanel / kLanes, 2 * kTileVecs) : kTileVecs;
-      for (int v = 0; v < kPanel / kLanes; v += kVecs)
-        Tile<R, kVecs, kFirst>(x, x_stride, panel + v * kLanes * Terms<T>::kTerms, depth,
-                               out + v * kLanes, out_stride, add);
+      constexpr int kPasses = kPanel / kLanes / kVecs;
+      ahead.bytes = (ahead.bytes + kPasses - 1) / kPasses;
+      for (int v = 0; v < kPanel / kLanes; v += kVecs) {
+        Tile<R, kVecs, kAsks>(x, x_stride, panel + v * kLanes * Terms<T>::kTerms, depth,
+                              out + v * kLanes, out_stride, add, ahead);
+        ahead.from += depth / Terms<T>::kTerms * ahead.bytes;
+      }
     } else {
-      TileRows<R - 1, kFirst>(rows, x, x_stride, panel, depth, out, out_stride, add);
+      TileRows<R - 1, kAsks>(rows, x, x_stride, panel, depth, out, out_stride, add, ahead);
     }
   }
 }
 
-// One panel's columns for some rows of x.
+// One panel's columns for some rows of x. While a block of the panel is used, the next one is asked
+// for, evenly over the block's tiles: the hardware does not look that far ahead, and memory and sums
+// would take turns.
 template <typename T>
 void Panel(const T* x, int64_t rows, int64_t width, const T* panel, float* out, int64_t out_stride,
            int64_t columns) {
   // The last panel may reach beyond the product; its tiles go through a buffer.
   float buffer[kTileRows * kPanel];
   const bool whole = columns == kPanel;
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows, askers = std::min(kAskers, tiles);
   for (int64_t from = 0; from < width; from += kDepth) {
     const int64_t depth = std::min(kDepth, width - from);
+    const char* next = reinterpret_cast<const char*>(panel + (from + depth) * kPanel);
+    const int64_t bytes = depth * kPanel * sizeof(T);
     for (int64_t r = 0; r < rows; r += kTileRows) {
-      const int64_t tile = std::min<int64_t>(kTileRows, rows - r);
-      const auto rows_of = r == 0 ? TileRows<kTileRows, true, T> : TileRows<kTileRows, false, T>;
+      const int64_t tile = std::min<int64_t>(kTileRows, rows - r), nth = r / kTileRows;
+      const bool asks = nth < askers;
+      const auto rows_of = asks ? TileRows<kTileRows, true, T> : TileRows<kTileRows, false, T>;
+      const Ahead ahead = {next + nth * bytes / askers, (kStepBytes + askers - 1) / askers};
       float* to = out + r * out_stride;
       if (whole) {
         rows_of(tile, x + r * width + from, width, panel + from * kPanel, depth, to, out_stride,
-                from > 0);
+                from > 0, ahead);
         continue;
       }
       for (int64_t i = 0; i < tile; ++i)
         std::memcpy(buffer + i * kPanel, to + i * out_stride, columns * sizeof(float));
       rows_of(tile, x + r * width + from, width, panel + from * kPanel, depth, buffer, kPanel,
-              from > 0);
+              from > 0, ahead);
       for (int64_t i = 0; i < tile; ++i)
         std::memcpy(to + i * out_stride, buffer + i * kPanel, columns * sizeof(float));
     }
