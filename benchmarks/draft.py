@@ -16,10 +16,11 @@ history, as in an epoch of that many steps: 4 rows (the tail of a rollout), and 
 the step's prompts. Responses end as in the run, so a share of the accepted tokens can be planned
 with. Their ids are those of the stored texts.
 
-Temperature 1, stop ids ignored but in part run, float32, 2 threads. The two samplers take turns,
---rounds rounds with seeds of their own; medians. Compilation is apart: a first call of each is not
-counted. Tokens of both are compared, and responses that differ are counted: one in 10,000 tokens
-may, by rounding.
+Of a tail the time behind each row's first token counts: its prompts were read long before. The
+others include their prompts. Temperature 1, stop ids ignored but in part run, float32, 2 threads.
+The two samplers take turns, --rounds rounds with seeds of their own; medians. Compilation is apart:
+a first call of each is not counted. Tokens of both are compared, and responses that differ are
+counted: one in 10,000 tokens may, by rounding.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def _noisy(model: Any, share: float) -> Any:
 
 def _sampler(args: argparse.Namespace, model: Any, *, rows: int, max_len: int, draft: str) -> Any:
     from polaris_jax.rollout import Sampler, SamplerConfig
-    from polaris_jax.rollout.drafting import NO_COSTS
+    from polaris_jax.rollout.draft_costs import NO_COSTS
 
     config = SamplerConfig(
         slots=rows, num_pages=0, max_len=max_len, draft=draft, draft_tokens=args.draft_tokens
@@ -169,15 +170,27 @@ def _generate(sampler: Any, asked: Asked) -> tuple[float, list[list[int]]]:
     return took_s, [list(group[0].token_ids) for group in groups]
 
 
+def _after_first(sampler: Any, asked: Asked) -> tuple[float, list[list[int]]]:
+    """`_generate` without the prompts and each response's first token: rows that began long ago."""
+    took_s, tokens = _generate(sampler, asked)
+    first = dataclasses.replace(asked, tokens=[1] * len(asked.prompts))
+    first_s, _ = _generate(sampler, first)
+    return took_s - first_s, [row[1:] for row in tokens]
+
+
 def _line(part: str, history: str, off: Any, on: Any, rounds: Sequence[Asked]) -> str:
-    """A row of the table: the rounds by both samplers in turn, the first one not counted."""
+    """A row of the table: the rounds by both samplers in turn, the first one not counted.
+
+    A tail's time begins behind the first tokens.
+    """
+    generate = _after_first if part.endswith("tail") else _generate
     ratios, rates, differing = [], {"off": [], "on": []}, 0
     for number, asked in enumerate(rounds):
         seconds, tokens = {}, {}
         if number == 1:
             on.reset_stats()
         for name in ("off", "on") if number % 2 else ("on", "off"):
-            seconds[name], tokens[name] = _generate(on if name == "on" else off, asked)
+            seconds[name], tokens[name] = generate(on if name == "on" else off, asked)
         if number:
             ratios.append(seconds["off"] / seconds["on"])
             for name, took_s in seconds.items():

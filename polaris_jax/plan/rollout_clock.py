@@ -23,7 +23,7 @@ import numpy as np
 
 from polaris_jax.records import Group, Response
 from polaris_jax.rollout.decode_state import DecodeState
-from polaris_jax.rollout.drafting import verify_rows
+from polaris_jax.rollout.draft_costs import verify_rows
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine import ResultTokens
 from polaris_jax.rollout.groups import places_of

@@ -8,7 +8,8 @@ knows the clock: a schedule is a function of the requests alone, and of the weig
 
 Source: the length of a match as a draft's merit, SuffixDecoding, Oliaro et al. 2024
 (arXiv:2411.04975), section 3; drafts for the tail alone, DAS (arXiv:2511.13841). Differs: shares
-are counted for each request, and no draft is longer or shorter by its merit: one shape is compiled.
+are counted for each request. One shape is compiled: where that costs what its longest draft does,
+no draft is shorter by its merit; native kernels pay for each token, and there drafts are.
 """
 
 from __future__ import annotations
@@ -21,76 +22,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polaris_jax.rollout.draft_costs import LEAST_GAIN, NO_COSTS, CallCosts, CallShape
 from polaris_jax.rollout.drafts import NOWHERE, PromptTexts
 from polaris_jax.rollout.request import Request
 from polaris_jax.rollout.samples import Sample, Status
 from polaris_jax.rollout.scheduler import Scheduler
 from polaris_jax.rollout.settings import SamplerConfig
 
-# Tokens of a verify call of one data shard: more take clearly longer than a plain decode step.
-CPU_TOKENS, ACCELERATOR_TOKENS = 80, 320
-LEAST_GAIN = 1.05  # estimated tokens per time, over those of plain decoding
 INDEXED_TOKENS = 8192  # of a prompt's texts, between two device calls
 MOST_INDEXED = 1 << 17  # of a prompt's texts: about 10 MB
-# Shares of accepted tokens before anything is known, by matches of 2, 4, 8, 16 and 32 tokens. They
-# count as much as `PRIOR_TOKENS` tries.
-PRIOR = (0.5, 0.6, 0.7, 0.8, 0.85)
+# Shares of accepted tokens before anything is known, by matches of 2, 4, 8, 16 and 32 tokens and of
+# whole responses. They count as much as `PRIOR_TOKENS` tries.
+PRIOR = (0.5, 0.6, 0.7, 0.8, 0.85, 0.75)
 PRIOR_TOKENS = 6.0
 KEPT = 0.9  # of what is known, when a draft of the same class was verified
 KEPT_UNUSED = 0.99  # the same when none was, so that a class is tried again at some time
 HOT_TOKENS = 2.0  # accepted not long ago: worth looking for the next draft soon
 ROWS = (1, 2, 4, 8)  # live rows by which the counts are given: up to each of these, and more
-
-
-class CallCosts(NamedTuple):
-    """What a device call takes, as shares of the time to read the weights once.
-
-    Attributes:
-        token: one more token in a call.
-        call: the host's part of a call: plan, dispatch, read-back.
-    """
-
-    token: float
-    call: float
-
-
-NO_COSTS = CallCosts(token=0.0, call=0.0)
-
-
-def call_costs(*, on_cpu: bool, weight_bytes: float) -> CallCosts:
-    """The costs for weights of `weight_bytes` bytes on each device.
-
-    Rough figures: 1 ms of the host is 20 MB of weights on a CPU (2 cores) and 2 GB on an
-    accelerator. 20 tokens, or 240, take the time of reading the weights: SmolLM2-135M on 2 CPU
-    cores takes 12.0 ms for 1 row, 14.3 for 8 and 31.4 for 32; peak FLOPs over bandwidth is 170 to
-    560 on accelerators.
-    """
-    if on_cpu:
-        return CallCosts(token=1 / 20, call=20e6 / weight_bytes)
-    return CallCosts(token=1 / 240, call=2e9 / weight_bytes)
-
-
-def verify_rows(
-    config: SamplerConfig, data: int, *, min_rows: int, on_cpu: bool, exact_rows: int = 1
-) -> tuple[int, ...]:
-    """Row counts of a data shard for which the verify program is compiled, ascending.
-
-    Args:
-        config: sizes of the sampler; () if it does not draft.
-        data: number of data shards.
-        min_rows: smallest number of rows with its own program.
-        on_cpu: True: halves down to `min_rows`. False: quarters down to 8.
-        exact_rows: smallest number of rows of any program; see `programs.spec.exact_rows`.
-    """
-    if config.draft == "off":
-        return ()
-    tokens = CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS
-    most = max(1, tokens // (config.draft_tokens + 1))
-    rows = [max(exact_rows, min(config.slots // data, 1 << most.bit_length() - 1))]
-    parts, least = (2, max(1, min_rows)) if on_cpu else (4, 8)
-    while rows[0] >= parts * least:
-        rows.insert(0, -(-rows[0] // parts))
-    return tuple(rows)
 
 
 def drafting_of(engine: Any) -> Drafting:
@@ -146,17 +94,15 @@ class Rates:
     def _class(match: int) -> int:
         return min(match.bit_length() - 2, len(PRIOR) - 1)
 
-    def expected(self, match: int, drafted: int) -> float:
-        """Tokens that are expected to be accepted of a draft."""
-        return self._expected(self._class(match), drafted)
+    def share(self, match: int) -> float:
+        """The share of tokens that is expected to be accepted after those that were; below 1."""
+        return self._share(self._class(match))
 
-    def best(self, drafted: int) -> float:
+    def best(self) -> float:
         """The same for the class that is accepted best; 0 if little was accepted not long ago."""
         if sum(self._accepted) < HOT_TOKENS:
             return 0.0
-        return max(
-            self._expected(k, drafted) for k, accepted in enumerate(self._accepted) if accepted
-        )
+        return max(self._share(k) for k, accepted in enumerate(self._accepted) if accepted)
 
     def record(self, match: int, *, accepted: int, rejected: bool) -> None:
         """Counts a draft: tokens accepted, and whether one was rejected after them."""
@@ -169,10 +115,9 @@ class Rates:
         self._tried = [KEPT_UNUSED * x for x in self._tried]
         self._accepted = [KEPT_UNUSED * x for x in self._accepted]
 
-    def _expected(self, k: int, drafted: int) -> float:
+    def _share(self, k: int) -> float:
         accepted = self._accepted[k] + PRIOR[k] * PRIOR_TOKENS
-        rate = accepted / (self._tried[k] + PRIOR_TOKENS)
-        return sum(rate**i for i in range(1, drafted + 1))
+        return accepted / (self._tried[k] + PRIOR_TOKENS)
 
 
 class RequestTexts:
@@ -317,14 +262,26 @@ class Drafting:
             for request, sample in live
             if (offer := texts[request].offer(sample, self._room(sample)))
         ]
-        gain = sum(offer.rates.expected(offer.match, len(offer.tokens)) for offer in offers)
-        needed = self._needed(most)
-        if offers and gain / len(live) >= needed:
+        shares = [offer.rates.share(offer.match) for offer in offers]
+        lengths, speedup = self._costs.draft_lengths(
+            [(share, len(o.tokens)) for share, o in zip(shares, offers, strict=True)],
+            self._call(len(live), most),
+        )
+        if speedup >= LEAST_GAIN:
             self.hot = True
-            return Proposal(offers, len(live), most)
+            drafts = [
+                offer._replace(tokens=offer.tokens[:length])
+                for offer, length in zip(offers, lengths, strict=True)
+                if length
+            ]
+            return Proposal(drafts, len(live), most)
         for known in texts.values():
             known.rates.rest()
-        self.hot = any(known.rates.best(self._tokens) >= needed for known in texts.values())
+        best = max(known.rates.best() for known in texts.values())
+        _, speedup = self._costs.draft_lengths(
+            [(best, self._tokens)] * most, self._call(most, most)
+        )
+        self.hot = speedup >= LEAST_GAIN
         return None
 
     def plain_steps(self) -> int:
@@ -364,9 +321,6 @@ class Drafting:
         """Most tokens to draft: the verify call draws one more, within the sample's limit."""
         return min(self._tokens, sample.limit - sample.length - 1)
 
-    def _needed(self, rows: int) -> float:
-        """Accepted tokens a row from which on a verify call pays."""
-        bucket = next(b for b in self._rows if b >= rows)
-        plain = 1 + rows * self._costs.token + self._costs.call / self._steps
-        verify = 1 + bucket * (self._tokens + 1) * self._costs.token + self._costs.call
-        return LEAST_GAIN * verify / plain - 1
+    def _call(self, rows: int, most: int) -> CallShape:
+        bucket = next(b for b in self._rows if b >= most)
+        return CallShape(rows, most, bucket * (self._tokens + 1), self._steps)

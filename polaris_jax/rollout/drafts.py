@@ -22,6 +22,7 @@ from typing import NamedTuple
 PAIR = 2
 MOST_PLACES = 32
 LONGEST_MATCH = 32
+WHOLE_MATCH = 2 * LONGEST_MATCH  # of a short response that agrees from its first token on
 BEFORE_TEXT = -1  # stands before a text's first token, so that its beginning is a pair too
 NOWHERE = -1
 _BITS = 32  # a place is its text's index, shifted, and a position; a pair is two tokens likewise
@@ -32,7 +33,8 @@ class Draft(NamedTuple):
 
     Attributes:
         tokens: the tokens; empty if nothing matches.
-        match: number of tokens before them that agree with the row.
+        match: number of tokens before them that agree with the row, up to `LONGEST_MATCH`. If all
+            of a shorter response agrees, so does the prompt before it: `WHOLE_MATCH`.
         place: where they stand.
     """
 
@@ -113,6 +115,8 @@ class PromptTexts:
         if best == NOWHERE:
             return Draft([], 0, NOWHERE)
         text, at = _split(best)
+        if match == at:  # it reaches what stands before the text
+            match = WHOLE_MATCH
         return Draft(self._texts[text][at : at + most], match, best)
 
     def _shared(self, end: list[int], place: int) -> int:

@@ -30,7 +30,7 @@ from polaris_jax.models import ModelConfig
 from polaris_jax.rollout import programs
 from polaris_jax.rollout.balance import recompute_reads
 from polaris_jax.rollout.decode_state import DecodeState, compact
-from polaris_jax.rollout.drafting import call_costs, verify_rows
+from polaris_jax.rollout.draft_costs import call_costs, verify_rows
 from polaris_jax.rollout.fused_weights import Model
 from polaris_jax.rollout.prefill import PrefillJob, prefill_call, prefill_calls
 from polaris_jax.rollout.programs import Packed, Programs
@@ -111,6 +111,7 @@ class Engine:
         self.draft_costs = call_costs(
             on_cpu=not on_accelerator,
             weight_bytes=model_config.num_parameters * dtype.itemsize / sharding.head_shards(mesh),
+            listed=self.spec.native,
         )
         least = self.spec.row_buckets[0]
         self.verify_rows = verify_rows(

@@ -46,7 +46,8 @@ class Matrices(Protocol):
     ) -> Array:
         """[M, X]: `x_MD` times a layer's matrix, in `dtype`, by default that of the two.
 
-        Rows behind the first `rows` may be anything finite; None: all rows count.
+        Rows that are not among `rows`, as in `FusedWeights.rows`, may be anything finite; None: all
+        count.
         """
         ...
 
@@ -136,8 +137,8 @@ class FusedWeights:
         norm_D: the final norm.
         head: [D, V]; if head and embeddings are tied, the columns are the embeddings.
         embed_VD: the embeddings; None if they are tied.
-        rows: int32; rows of a call behind the first `rows` are dead, and products leave them out.
-            None: none is.
+        rows: int32 indices of the rows of a call that are needed, ascending; an index behind the
+            last row ends the list. Products leave out the others. None: all are needed.
     """
 
     layers: Layers
@@ -247,18 +248,28 @@ class _FusedProducts(Around):
 Model = Decoder | FusedWeights
 
 
-def without_dead_tail(model: Model, alive_B: Array, *, length: int = 1) -> Model:
+def without_dead_tail(model: Model, alive_B: Array) -> Model:
     """The model for a call whose rows behind the last live one are not needed.
 
     Args:
         model: the weights.
-        alive_B: which rows are alive; in a call rows lie in this order, each with `length` tokens.
-        length: tokens of a row.
+        alive_B: which rows are alive.
     """
     if not isinstance(model, FusedWeights):
         return model
-    last = jnp.max(jnp.where(alive_B, jnp.arange(1, alive_B.shape[0] + 1), 0))
-    return dataclasses.replace(model, rows=last * length)
+    at_B = jnp.arange(alive_B.shape[0], dtype=jnp.int32)
+    last = jnp.max(jnp.where(alive_B, at_B, -1))
+    return dataclasses.replace(model, rows=jnp.where(at_B <= last, at_B, at_B.size))
+
+
+def with_rows(model: Model, rows_M: Array) -> Model:
+    """The model for a call in which the rows of a list are needed alone.
+
+    Args:
+        model: the weights.
+        rows_M: see `FusedWeights.rows`; it has all indices or ends with the number of rows.
+    """
+    return dataclasses.replace(model, rows=rows_M) if isinstance(model, FusedWeights) else model
 
 
 def refusal(config: ModelConfig) -> str:

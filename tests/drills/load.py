@@ -97,7 +97,7 @@ class Load:
 
     def __init__(self, sizes: tuple[int, int, int, int, bool, bool], draft_tokens: int) -> None:
         from polaris_jax.rollout import Sampler, SamplerConfig
-        from polaris_jax.rollout.drafting import NO_COSTS
+        from polaris_jax.rollout.draft_costs import NO_COSTS
         from tests.support.rollout.rollout_cases import CONFIG, small_model
 
         self.vocab, self.model = CONFIG.vocab_size, small_model

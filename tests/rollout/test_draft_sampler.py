@@ -8,7 +8,7 @@ import pytest
 
 from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout.drafting import NO_COSTS
+from polaris_jax.rollout.draft_costs import NO_COSTS
 from polaris_jax.sharding import make_sampler_mesh
 from tests.support.rollout.native_kernels import needs_compiler
 from tests.support.rollout.rollout_cases import (

@@ -8,13 +8,8 @@ import pytest
 from hypothesis import strategies as st
 
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.drafting import (
-    ROWS,
-    CallCosts,
-    Rates,
-    call_costs,
-    verify_rows,
-)
+from polaris_jax.rollout.draft_costs import CallCosts, CallShape, call_costs, verify_rows
+from polaris_jax.rollout.drafting import ROWS, Rates
 from polaris_jax.rollout.pages import pages_for
 from tests.support.rollout.fake_engine import VOCAB, FakeSampler, settings
 from tests.support.rollout.fake_schedules import act_on_fake, history_of
@@ -111,20 +106,48 @@ def test_siblings_and_earlier_samples_are_drafted_from():
 
 def test_rates_follow_what_was_accepted():
     rates = Rates()
-    before = rates.expected(8, 8)
-    assert rates.best(8) == 0.0
+    before = rates.share(8)
+    assert rates.best() == 0.0
     for _ in range(5):
         rates.record(8, accepted=8, rejected=False)
-    assert rates.expected(8, 8) > before
-    assert rates.best(8) == rates.expected(8, 8)
-    assert rates.expected(2, 8) == Rates().expected(2, 8)  # another class
+    assert before < rates.share(8) < 1
+    assert rates.best() == rates.share(8)
+    assert rates.share(2) == Rates().share(2)  # another class
     for _ in range(40):
         rates.record(8, accepted=0, rejected=True)
-    assert rates.expected(8, 8) < 1
-    assert rates.best(8) == 0.0
+    assert rates.share(8) < 0.3
+    assert rates.best() == 0.0
     for _ in range(400):
         rates.rest()
-    assert rates.expected(8, 8) == pytest.approx(before, rel=0.1)  # it is tried again
+    assert rates.share(8) == pytest.approx(before, rel=0.1)  # it is tried again
+
+
+def test_drafts_are_as_long_as_they_are_likely():
+    """Where a call costs what is in it; elsewhere all of a draft is verified, or nothing."""
+    listed = CallCosts(token=1 / 16, call=0.04, listed=True)
+    call = CallShape(rows=4, most_rows=4, tokens=72, decode_steps=8)
+    plain = 1 + 4 / 16 + 0.04 / 8
+    lengths, speedup = listed.draft_lengths([(0.9, 8), (0.5, 8), (0.1, 8)], call)
+    assert lengths == [8, 1, 0]
+    gain = sum(0.9**i for i in range(1, 9)) + 0.5
+    assert speedup == pytest.approx((1 + gain / 4) * plain / (1 + 13 / 16 + 0.04))
+    # The same lengths as by trying out all.
+    best = max(
+        (4 + sum(0.9**i for i in range(1, a + 1)) + sum(0.5**i for i in range(1, b + 1)))
+        / (1 + (4 + a + b) / 16 + 0.04)
+        for a in range(9)
+        for b in range(9)
+    )
+    assert speedup == pytest.approx(best * plain / 4)
+    # More rows make a call long already, so that tokens must be likelier.
+    many = CallShape(rows=24, most_rows=24, tokens=72, decode_steps=8)
+    assert listed.draft_lengths([(0.9, 8), (0.5, 8), (0.1, 8)], many)[0] == [4, 0, 0]
+    assert listed.draft_lengths([], call)[1] < 1
+    assert listed.draft_lengths([(0.0, 8)], call) == ([0], listed.draft_lengths([], call)[1])
+    whole = listed._replace(listed=False)
+    lengths, speedup = whole.draft_lengths([(0.9, 8), (0.5, 8), (0.1, 3)], call)
+    assert lengths == [8, 8, 3]
+    assert speedup < 1  # 72 tokens for what 4 + 3 x 8 tokens at most are worth
 
 
 @pytest.mark.parametrize(

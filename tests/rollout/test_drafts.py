@@ -5,7 +5,13 @@ import random
 import pytest
 
 from polaris_jax.rollout import drafts
-from polaris_jax.rollout.drafts import LONGEST_MATCH, MOST_PLACES, PAIR, PromptTexts
+from polaris_jax.rollout.drafts import (
+    LONGEST_MATCH,
+    MOST_PLACES,
+    PAIR,
+    WHOLE_MATCH,
+    PromptTexts,
+)
 
 
 def made_of(texts: list[list[int]]) -> PromptTexts:
@@ -29,6 +35,7 @@ def by_definition(texts: list[list[int]], tokens: list[int], most: int) -> tuple
             if shared >= PAIR and shared > best[1]:
                 best = (index, shared, at)
     index, shared, at = best
+    shared = WHOLE_MATCH if shared == at else shared
     return ([], 0) if index < 0 else ([*before, *texts[index]][at : at + most], shared)
 
 
@@ -61,6 +68,9 @@ def test_a_beginning_and_a_repetition_are_drafted():
     texts = made_of([[5, 6, 7, 8], [5, 6, 9]])
     assert texts.follow([], 2).tokens == [5, 6]
     assert texts.follow([5, 6], 8).tokens == [9]  # the newest of equal matches
+    # Both agree from the prompt on; what agrees in the middle alone may follow from anything.
+    assert texts.follow([], 2).match == texts.follow([5, 6], 8).match == WHOLE_MATCH
+    assert texts.follow([9, 5, 6], 8)[:2] == ([9], 2)
     own = made_of([[1, 2, 3, 1, 2]])
     assert own.follow([1, 2, 3, 1, 2], 8).tokens == [3, 1, 2]
     assert own.follow([3, 9], 8)[:2] == ([], 0)
@@ -68,6 +78,7 @@ def test_a_beginning_and_a_repetition_are_drafted():
 
 def test_a_long_match_is_cut():
     text = list(range(100, 100 + 3 * LONGEST_MATCH))
+    assert made_of([text]).follow(text[: LONGEST_MATCH - 1], 3).match == WHOLE_MATCH
     draft = made_of([text]).follow(text[: 2 * LONGEST_MATCH], 3)
     assert draft[:2] == (text[2 * LONGEST_MATCH : 2 * LONGEST_MATCH + 3], LONGEST_MATCH)
 

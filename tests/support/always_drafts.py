@@ -5,7 +5,7 @@ A model of a test is so small that the host's part of a call outweighs every dra
 
 from polaris_jax.__main__ import entry
 from polaris_jax.rollout import engine
-from polaris_jax.rollout.drafting import NO_COSTS, CallCosts
+from polaris_jax.rollout.draft_costs import NO_COSTS, CallCosts
 
 
 def no_costs(**_: object) -> CallCosts:

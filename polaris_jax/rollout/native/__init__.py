@@ -100,7 +100,7 @@ def packed_product(
     panel_LPDC: Array,
     *,
     columns: int,
-    rows: Array | int | None = None,
+    rows: Array | None = None,
 ) -> Array:
     """[M, X] in float32: `x_MD` times the matrix of layer `layer`.
 
@@ -109,12 +109,13 @@ def packed_product(
         x_MD: inputs, of the dtype of the matrices.
         panel_LPDC: result of `pack`.
         columns: X.
-        rows: int32; rows behind the first `rows` are zeros and cost nothing. None: all count.
+        rows: int32 indices of the rows that count, ascending; the first one of M or more ends the
+            list. Other rows are zeros and cost nothing. None: all count.
     """
-    rows = x_MD.shape[0] if rows is None else rows
+    rows = jnp.arange(x_MD.shape[0], dtype=jnp.int32) if rows is None else rows
     out = jax.ShapeDtypeStruct((x_MD.shape[0], columns), jnp.float32)
     x_MD = jnp.pad(x_MD, ((0, 0), (0, _odd(x_MD))))
-    return jax.ffi.ffi_call(PRODUCT, out)(jnp.int32(layer), jnp.int32(rows), x_MD, panel_LPDC)
+    return jax.ffi.ffi_call(PRODUCT, out)(jnp.int32(layer), rows, x_MD, panel_LPDC)
 
 
 def _odd(x: Array) -> int:
@@ -130,16 +131,21 @@ def attend_staged(
     step: Array,
     cached_B: Array,
     table_BJ: Array,
+    queries_B: Array | None = None,
 ) -> Array:
     """`kv.staged.attend_staged` once the step's token is staged: out_BNH, pages read in place.
 
     A row may have several queries, one behind the other in `q_BNH`. Each sees one staged token more
-    than the one before.
+    than the one before. Only a row's first `queries_B` count, by default all; others give zeros.
     """
+    if queries_B is None:
+        batch = cached_B.shape[0]
+        queries_B = jnp.full(batch, q_BNH.shape[0] // batch, jnp.int32)
     out = jax.ShapeDtypeStruct(q_BNH.shape, jnp.float32)
     out_BNH = jax.ffi.ffi_call(ATTENTION, out)(
         jnp.int32(layer),
         jnp.int32(step),
+        queries_B,
         q_BNH.astype(jnp.float32),
         *staged,
         *pool,
@@ -158,6 +164,7 @@ def attend_drafted(
     pool: Pool,
     cached_B: Array,
     table_BJ: Array,
+    queries_B: Array,
 ) -> tuple[Array, Staged]:
     """Stages T tokens a row; each attends to the row's pages and to staged tokens up to itself.
 
@@ -170,6 +177,7 @@ def attend_drafted(
         pool: the page pool, which is only read.
         cached_B: tokens of each row in its pages.
         table_BJ: pages of each row.
+        queries_B: tokens of each row that count; the others attend to nothing and give zeros.
 
     Returns:
         (out_BTNH, staged).
@@ -180,7 +188,7 @@ def attend_drafted(
         jax.lax.dynamic_update_index_in_dim(staged.v_LBKTH, v_BKTH, layer, 0),
     )
     q_XNH = q_BTNH.reshape(-1, *q_BTNH.shape[2:])
-    out_XNH = attend_staged(layer, q_XNH, staged, pool, jnp.int32(0), cached_B, table_BJ)
+    out_XNH = attend_staged(layer, q_XNH, staged, pool, jnp.int32(0), cached_B, table_BJ, queries_B)
     return out_XNH.reshape(q_BTNH.shape), staged
 
 

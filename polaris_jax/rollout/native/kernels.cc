@@ -101,53 +101,71 @@ ffi::Error Pack(ffi::ThreadPool pool, ffi::AnyBuffer weights, ffi::Result<ffi::A
   return ffi::Error::InvalidArgument("pack: neither float32 nor bfloat16");
 }
 
-// out[M, X] = x[M, D] * weights[layer], packed by `PackAs`; zeros from row `counted` on.
+// out[M, X] = x[M, D] * weights[layer], packed by `PackAs`, for the rows that are listed in ascending
+// order; the others are zeros. A row that is not there ends the list.
 template <typename T>
-ffi::Error ProductOf(ffi::ThreadPool& pool, int64_t at, int64_t counted, ffi::AnyBuffer x,
-                     ffi::AnyBuffer weights, ffi::ResultBuffer<ffi::F32> out) {
-  const int64_t given = x.dimensions()[0], rows = std::clamp<int64_t>(counted, 0, given);
-  const int64_t width = x.dimensions()[1];
+ffi::Error ProductOf(ffi::ThreadPool& pool, int64_t layer, ffi::Buffer<ffi::S32> listed,
+                     ffi::AnyBuffer x, ffi::AnyBuffer weights, ffi::ResultBuffer<ffi::F32> out) {
+  const int64_t given = x.dimensions()[0], width = x.dimensions()[1];
   const int64_t layers = weights.dimensions()[0], panels = weights.dimensions()[1];
   const int64_t columns = out->dimensions()[1];
-  if (weights.element_count() != static_cast<size_t>(layers * panels * width * kPanel) || at < 0 ||
-      width % Terms<T>::kTerms || at >= layers || out->dimensions()[0] != given ||
+  if (weights.element_count() != static_cast<size_t>(layers * panels * width * kPanel) ||
+      layer < 0 || width % Terms<T>::kTerms || layer >= layers || out->dimensions()[0] != given ||
       columns <= (panels - 1) * kPanel || columns > panels * kPanel)
     return ffi::Error::InvalidArgument("packed_product: shapes do not fit");
-  const T* from = static_cast<const T*>(weights.untyped_data()) + at * panels * width * kPanel;
+  const T* from = static_cast<const T*>(weights.untyped_data()) + layer * panels * width * kPanel;
   const T* inputs = static_cast<const T*>(x.untyped_data());
   float* to = out->typed_data();
-  std::memset(to + rows * columns, 0, (given - rows) * columns * sizeof(float));
+  const int32_t* at = listed.typed_data();
+  int64_t rows = 0, next = 0;
+  for (; rows < static_cast<int64_t>(listed.element_count()) && at[rows] < given; ++rows) {
+    if (at[rows] < next)
+      return ffi::Error::InvalidArgument("packed_product: rows are not in ascending order");
+    std::memset(to + next * columns, 0, (at[rows] - next) * columns * sizeof(float));
+    next = at[rows] + 1;
+  }
+  std::memset(to + next * columns, 0, (given - next) * columns * sizeof(float));
+  std::vector<T> gathered;
+  if (rows < next) {  // They do not lie side by side from the first on.
+    gathered.resize(rows * width);
+    for (int64_t r = 0; r < rows; ++r)
+      std::memcpy(&gathered[r * width], inputs + at[r] * width, width * sizeof(T));
+    inputs = gathered.data();
+  }
+  const bool apart = rows < next;
   const int64_t threads = 1 + 2 * rows * width * columns / kMinFlops;
   const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
   ForEach(pool, panels * blocks, threads, [&](int64_t item) {
     const int64_t p = item / blocks, r = item % blocks * kRowBlock;
     Panel(inputs + r * width, std::min(kRowBlock, rows - r), width, from + p * width * kPanel,
-          to + r * columns + p * kPanel, columns, std::min<int64_t>(kPanel, columns - p * kPanel));
+          to + (apart ? 0 : r) * columns + p * kPanel, columns,
+          std::min<int64_t>(kPanel, columns - p * kPanel), apart ? at + r : nullptr);
   });
   return ffi::Error::Success();
 }
 
 ffi::Error PackedProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
-                         ffi::Buffer<ffi::S32> rows, ffi::AnyBuffer x, ffi::AnyBuffer weights,
+                         ffi::Buffer<ffi::S32> listed, ffi::AnyBuffer x, ffi::AnyBuffer weights,
                          ffi::ResultBuffer<ffi::F32> out) {
-  const int64_t at = layer.typed_data()[0], counted = rows.typed_data()[0];
+  const int64_t at = layer.typed_data()[0];
   if (x.element_type() == ffi::F32 && weights.element_type() == ffi::F32)
-    return ProductOf<float>(pool, at, counted, x, weights, out);
+    return ProductOf<float>(pool, at, listed, x, weights, out);
 #if defined(__AVX512BF16__)
   if (x.element_type() == ffi::BF16 && weights.element_type() == ffi::BF16)
-    return ProductOf<Bfloat16>(pool, at, counted, x, weights, out);
+    return ProductOf<Bfloat16>(pool, at, listed, x, weights, out);
 #endif
   return ffi::Error::InvalidArgument("packed_product: not for these types");
 }
 
 // out[B T, N, H] of T queries a row over its pages and staged tokens: the first step + 1 for the
 // row's first query, and one more for each query behind it. A row without cached tokens attends to
-// the staged ones alone.
+// the staged ones alone. What lies behind the first `asked` queries of a row is zeros.
 template <typename T>
 ffi::Error AttendTo(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> step,
-                    ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k_staged, ffi::AnyBuffer v_staged,
-                    ffi::AnyBuffer k_pages, ffi::AnyBuffer v_pages, ffi::Buffer<ffi::S32> cached,
-                    ffi::Buffer<ffi::S32> table, ffi::ResultBuffer<ffi::F32> out) {
+                    ffi::Buffer<ffi::S32> asked, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k_staged,
+                    ffi::AnyBuffer v_staged, ffi::AnyBuffer k_pages, ffi::AnyBuffer v_pages,
+                    ffi::Buffer<ffi::S32> cached, ffi::Buffer<ffi::S32> table,
+                    ffi::ResultBuffer<ffi::F32> out) {
   constexpr int kGroup = 8;
   const auto staged = k_staged.dimensions();  // [L, B, K, H, T]
   const int64_t batch = staged[1], num_kv = staged[2], width = staged[3], most = staged[4];
@@ -156,7 +174,8 @@ ffi::Error AttendTo(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> layer, ffi::Buf
   const int64_t num_pages = k_pages.dimensions()[0] / layers, page = k_pages.dimensions()[3];
   const int64_t pages_of_row = table.dimensions()[1], queries = q.dimensions()[0] / batch;
   if (at < 0 || at >= layers || taken < 1 || queries < 1 || taken + queries - 1 > most ||
-      q.dimensions()[0] != batch * queries)
+      q.dimensions()[0] != batch * queries ||
+      asked.element_count() != static_cast<size_t>(batch))
     return ffi::Error::InvalidArgument("attend_staged: layer, step or rows do not fit");
   int64_t tokens = 0;
   for (int64_t b = 0; b < batch; ++b) {
@@ -168,7 +187,7 @@ ffi::Error AttendTo(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> layer, ffi::Buf
       if (z < 0 || z >= num_pages)
         return ffi::Error::InvalidArgument("attend_staged: a page outside the pool");
     }
-    tokens += (count + taken) * queries;
+    tokens += (count + taken) * std::clamp<int64_t>(asked.typed_data()[b], 0, queries);
   }
   const auto numbers = [](const ffi::AnyBuffer& buffer) {
     return static_cast<const T*>(buffer.untyped_data());
@@ -191,10 +210,15 @@ ffi::Error AttendTo(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> layer, ffi::Buf
   ForEach(pool, batch * num_kv, threads, [&](int64_t item) {
     thread_local std::vector<float> buffer;
     const int64_t b = item / num_kv, kv = item % num_kv;
+    const int64_t live = std::clamp<int64_t>(asked.typed_data()[b], 0, queries);
     Rows<T> seen = rows;
     for (int64_t t = 0; t < queries; ++t, ++seen.steps)  // The pages stay in the thread's cache.
       for (int64_t g = 0; g < group; g += kGroup) {
         const int64_t from = (((b * queries + t) * num_kv + kv) * group + g) * width;
+        if (t >= live) {
+          std::fill_n(out->typed_data() + from, std::min<int64_t>(kGroup, group - g) * width, 0.0f);
+          continue;
+        }
         AttendGroup<kGroup>(std::min<int64_t>(kGroup, group - g), seen, b, kv, rows.q + from,
                             out->typed_data() + from, buffer);
       }
@@ -203,10 +227,11 @@ ffi::Error AttendTo(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> layer, ffi::Buf
 }
 
 ffi::Error AttendStaged(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
-                        ffi::Buffer<ffi::S32> step, ffi::Buffer<ffi::F32> q,
-                        ffi::AnyBuffer k_staged, ffi::AnyBuffer v_staged, ffi::AnyBuffer k_pages,
-                        ffi::AnyBuffer v_pages, ffi::Buffer<ffi::S32> cached,
-                        ffi::Buffer<ffi::S32> table, ffi::ResultBuffer<ffi::F32> out) {
+                        ffi::Buffer<ffi::S32> step, ffi::Buffer<ffi::S32> asked,
+                        ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k_staged, ffi::AnyBuffer v_staged,
+                        ffi::AnyBuffer k_pages, ffi::AnyBuffer v_pages,
+                        ffi::Buffer<ffi::S32> cached, ffi::Buffer<ffi::S32> table,
+                        ffi::ResultBuffer<ffi::F32> out) {
   const auto type = k_pages.element_type();
   for (const ffi::AnyBuffer& other : {k_staged, v_staged, v_pages})
     if (other.element_type() != type)
@@ -214,7 +239,7 @@ ffi::Error AttendStaged(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
   const auto attend = type == ffi::BF16 ? AttendTo<Bfloat16> : AttendTo<float>;
   if (type != ffi::BF16 && type != ffi::F32)
     return ffi::Error::InvalidArgument("attend_staged: neither float32 nor bfloat16");
-  return attend(pool, layer, step, q, k_staged, v_staged, k_pages, v_pages, cached, table, out);
+  return attend(pool, layer, step, asked, q, k_staged, v_staged, k_pages, v_pages, cached, table, out);
 }
 
 // A token of each row of logits[B, V], its (logit - top) / temperature, and the row's sum of masses.
@@ -293,6 +318,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_packed_product, polaris::PackedProduct,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(polaris_attend_staged, polaris::AttendStaged,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()

@@ -103,15 +103,16 @@ void TileRows(int64_t rows, const T* x, int64_t x_stride, const T* panel, int64_
   }
 }
 
-// One panel's columns for some rows of x. While a block of the panel is used, the next one is asked
-// for, evenly over the block's tiles: the hardware does not look that far ahead, and memory and sums
-// would take turns.
+// One panel's columns for some rows of x; row r of the product is row at[r] of `out`, r if `at` is
+// null. While a block of the panel is used, the next one is asked for, evenly over the block's tiles:
+// the hardware does not look that far ahead, and memory and sums would take turns.
 template <typename T>
 void Panel(const T* x, int64_t rows, int64_t width, const T* panel, float* out, int64_t out_stride,
-           int64_t columns) {
-  // The last panel may reach beyond the product; its tiles go through a buffer.
+           int64_t columns, const int32_t* at) {
+  // Tiles whose rows lie apart go through a buffer. So do those of a last panel that reaches beyond
+  // the product.
   float buffer[kTileRows * kPanel];
-  const bool whole = columns == kPanel;
+  const bool direct = columns == kPanel && !at;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows, askers = std::min(kAskers, tiles);
   for (int64_t from = 0; from < width; from += kDepth) {
     const int64_t depth = std::min(kDepth, width - from);
@@ -122,18 +123,18 @@ void Panel(const T* x, int64_t rows, int64_t width, const T* panel, float* out, 
       const bool asks = nth < askers;
       const auto rows_of = asks ? TileRows<kTileRows, true, T> : TileRows<kTileRows, false, T>;
       const Ahead ahead = {next + nth * bytes / askers, (kStepBytes + askers - 1) / askers};
-      float* to = out + r * out_stride;
-      if (whole) {
-        rows_of(tile, x + r * width + from, width, panel + from * kPanel, depth, to, out_stride,
+      const auto to = [&](int64_t i) { return out + (at ? at[r + i] : r + i) * out_stride; };
+      if (direct) {
+        rows_of(tile, x + r * width + from, width, panel + from * kPanel, depth, to(0), out_stride,
                 from > 0, ahead);
         continue;
       }
       for (int64_t i = 0; i < tile; ++i)
-        std::memcpy(buffer + i * kPanel, to + i * out_stride, columns * sizeof(float));
+        std::memcpy(buffer + i * kPanel, to(i), columns * sizeof(float));
       rows_of(tile, x + r * width + from, width, panel + from * kPanel, depth, buffer, kPanel,
               from > 0, ahead);
       for (int64_t i = 0; i < tile; ++i)
-        std::memcpy(to + i * out_stride, buffer + i * kPanel, columns * sizeof(float));
+        std::memcpy(to(i), buffer + i * kPanel, columns * sizeof(float));
     }
   }
 }

@@ -19,7 +19,7 @@ from polaris_jax import sharding
 from polaris_jax.models import Decoder, ModelConfig
 from polaris_jax.models.family import param_shapes
 from polaris_jax.rollout import programs, weights
-from polaris_jax.rollout.drafting import verify_rows
+from polaris_jax.rollout.draft_costs import verify_rows
 from polaris_jax.rollout.programs import Rows
 from polaris_jax.rollout.programs.draw import RowParams
 from polaris_jax.rollout.programs.spec import ProgramSpec, prefill_shape, program_spec

@@ -81,12 +81,14 @@ def attend_to_staged(spec: ProgramSpec, pool: Any, step: Array, rows: Rows, tabl
     return one
 
 
-def attend_to_drafted(spec: ProgramSpec, pool: Any, rows: Rows, table_BJ: Array) -> Any:
+def attend_to_drafted(
+    spec: ProgramSpec, pool: Any, rows: Rows, queries_B: Array, table_BJ: Array
+) -> Any:
     """`native.attend_drafted` for `Decoder.forward`; the pool is only read."""
     assert spec.native
     cached_B = jnp.where(rows.alive_B, rows.position_B, 0)
     return lambda layer, q, k, v, staged: native.attend_drafted(
-        layer, q, k, v, staged, pool, cached_B, table_BJ
+        layer, q, k, v, staged, pool, cached_B, table_BJ, queries_B
     )
 
 

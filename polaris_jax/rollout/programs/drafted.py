@@ -18,12 +18,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from polaris_jax import sharding
-from polaris_jax.rollout.fused_weights import Model, without_dead_tail
+from polaris_jax.rollout.fused_weights import Model, with_rows
 from polaris_jax.rollout.programs import attention
 from polaris_jax.rollout.programs.draw import draw_tokens, row_keys, row_uniforms
 from polaris_jax.rollout.programs.rows import Packed, Rows
 from polaris_jax.rollout.programs.spec import ProgramSpec
 from polaris_jax.rollout.settings import NO_TOKEN
+
+DRAWN_TOKENS = 16  # at once, where only those are drawn that count: more are not bound by reading
 
 
 def verify(
@@ -56,45 +58,41 @@ def verify(
     Returns:
         (pool, results). `Packed.steps` is the number of positions of a row that were computed.
     """
-    (batch, drafts), mesh = draft_BX.shape, spec.mesh
+    batch, drafts = draft_BX.shape
     rows = rows._replace(alive_B=rows.alive_B & (rows.limit_B > 0))
     at_1T = jnp.arange(drafts + 1, dtype=jnp.int32)[None]
     token_BT = jnp.concatenate([rows.token_B[:, None], draft_BX], axis=1)
     position_BT = rows.position_B[:, None] + at_1T
     length = drafts + 1
-    model = without_dead_tail(model, rows.alive_B, length=length)
+    live_BT = rows.alive_B[:, None] & (at_1T <= drafted_B[:, None])
     cache: Any = pool
     if spec.native:
+        # Tokens that nobody asked for cost nothing: a row without a draft is one token.
+        live_M = jnp.nonzero(live_BT.reshape(-1), size=live_BT.size, fill_value=live_BT.size)[0]
+        live_M = live_M.astype(jnp.int32)
+        model = with_rows(model, live_M)
         cache = attention.stage(spec, pool, batch=batch, tokens=length)
-        attend = attention.attend_to_drafted(spec, pool, rows, table_BJ)
+        queries_B = jnp.sum(live_BT, axis=1, dtype=jnp.int32)
+        attend = attention.attend_to_drafted(spec, pool, rows, queries_B, table_BJ)
     else:
         attend = attention.attend(
             spec,
             one_query=False,
             position_BT=position_BT,
-            live_BT=rows.alive_B[:, None] & (at_1T <= drafted_B[:, None]),
+            live_BT=live_BT,
             table_BJ=table_BJ,
             **attention.constant_steps(spec, model),
         )
     hidden_BTD, cache = model.forward(token_BT, position_BT, attend, cache, unroll=spec.unroll)
-    hidden_BTD = sharding.whole(hidden_BTD.reshape(batch * length, 1, -1), mesh)
-    logit_BV = model.unembed(hidden_BTD)[:, 0]
+    hidden_MD = hidden_BTD.reshape(batch * length, -1)
     params = jax.tree.map(lambda x: jnp.repeat(x, length), rows.params)
     at_BT = position_BT + 1 - rows.prompt_len_B[:, None]
-    uniform_B = row_uniforms(row_keys(params), at_BT.reshape(-1))
-
-    def draw(piece: Any) -> Any:
-        logit_BV, uniform_B, params = piece
-        logit_BV = sharding.rows_of_logits(logit_BV, mesh)
-        drawn = draw_tokens(logit_BV, uniform_B, params, by_native=spec.native)
-        return sharding.whole(drawn, mesh)
-
-    # In pieces: a draw holds its logits several times over.
-    pieces = jax.tree.map(
-        lambda x: x.reshape(length, batch, *x.shape[1:]), (logit_BV, uniform_B, params)
-    )
-    drawn, logp = jax.lax.map(draw, pieces)
-    drawn_BT, logp_BT = drawn.reshape(batch, length), logp.reshape(batch, length)
+    noise = row_uniforms(row_keys(params), at_BT.reshape(-1)), params
+    if spec.native:
+        drawn = _draw_listed(model, hidden_MD, noise, live_M)
+    else:
+        drawn = _draw_all(model, hidden_MD, noise, batch=batch, spec=spec)
+    drawn_BT, logp_BT = (x.reshape(batch, length) for x in drawn)
     taken_BT, alive_B = accepted(rows, draft_BX, drafted_B, drawn_BT, stop_X)
     count_B = jnp.sum(taken_BT, axis=1, dtype=jnp.int32)
     last_B = jnp.take_along_axis(drawn_BT, jnp.maximum(count_B - 1, 0)[:, None], axis=1)[:, 0]
@@ -111,6 +109,51 @@ def verify(
         alive_B=alive_B,
         steps=jnp.where(jnp.any(rows.alive_B), length, 0)[None],
     )
+
+
+def _draw_all(
+    model: Model, hidden_MD: Array, noise: Any, *, batch: int, spec: ProgramSpec
+) -> tuple[Array, Array]:
+    """A token behind each of `hidden_MD`, and its log-prob, from (uniform number, params)."""
+    mesh = spec.mesh
+    logit_MV = model.unembed(sharding.whole(hidden_MD[:, None], mesh))[:, 0]
+
+    def draw(piece: Any) -> Any:
+        logit_BV, (uniform_B, params) = piece
+        logit_BV = sharding.rows_of_logits(logit_BV, mesh)
+        return sharding.whole(draw_tokens(logit_BV, uniform_B, params), mesh)
+
+    # In pieces: a draw holds its logits several times over.
+    pieces = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), (logit_MV, noise))
+    token_TB, logp_TB = jax.lax.map(draw, pieces)
+    return token_TB.reshape(-1), logp_TB.reshape(-1)
+
+
+def _draw_listed(
+    model: Model, hidden_MD: Array, noise: Any, listed_M: Array
+) -> tuple[Array, Array]:
+    """`_draw_all` for the rows of a list, see `FusedWeights.rows`; zeros for the others."""
+    most = len(listed_M)
+    size = min(DRAWN_TOKENS, most)
+    listed_M = jnp.pad(listed_M, (0, -most % size), constant_values=most)
+    at_P = jnp.arange(size, dtype=jnp.int32)
+
+    def draw(i: Array, drawn: tuple[Array, Array]) -> tuple[Array, Array]:
+        row_P = jax.lax.dynamic_slice_in_dim(listed_M, i * size, size)
+        live = with_rows(model, jnp.where(row_P < most, at_P, size))
+        hidden_PD, (uniform_P, params) = jax.tree.map(
+            lambda x: x[jnp.minimum(row_P, most - 1)], (hidden_MD, noise)
+        )
+        logit_PV = live.unembed(hidden_PD[:, None])[:, 0]
+        token_P, logp_P = draw_tokens(logit_PV, uniform_P, params, by_native=True)
+        token_M, logp_M = drawn
+        return (
+            token_M.at[row_P].set(token_P, mode="drop"),
+            logp_M.at[row_P].set(logp_P, mode="drop"),
+        )
+
+    nothing = jnp.zeros(most, jnp.int32), jnp.zeros(most, jnp.float32)
+    return jax.lax.fori_loop(0, -(-jnp.sum(listed_M < most) // size), draw, nothing)
 
 
 def accepted(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout.drafting import NO_COSTS
+from polaris_jax.rollout.draft_costs import NO_COSTS
 from tests.support.random_models import random_model
 from tests.support.rollout.native_kernels import needs_compiler
 from tests.support.rollout.rollout_cases import CONFIG

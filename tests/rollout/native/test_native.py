@@ -76,13 +76,27 @@ def test_a_rows_product_is_the_same_bits_in_any_company(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_that_do_not_count_are_zeros_and_change_no_other(dtype):
+@pytest.mark.parametrize(
+    "rows",
+    [[], [0], [299], range(5), range(300), range(0, 300, 2), [3, *range(20, 31), 299]],
+    ids=len,
+)
+def test_rows_that_are_not_listed_are_zeros_and_change_no_other(dtype, rows):
     x_MD, weight_LDX = normal(300, 600), normal(1, 600, 70)
     whole = np.asarray(product(0, x_MD, weight_LDX, columns=70, dtype=dtype))
-    for rows, counted in ((0, 0), (1, 1), (5, 5), (13, 13), (250, 250), (300, 300), (999, 300)):
-        part = product(0, x_MD, weight_LDX, columns=70, dtype=dtype, rows=rows)
-        np.testing.assert_array_equal(part[:counted], whole[:counted])
-        np.testing.assert_array_equal(part[counted:], 0)
+    # Numbers behind the end of the list do not count.
+    listed = np.array([*rows, *[300, 0][: 300 - len(rows)]], np.int32)
+    part = np.asarray(product(0, x_MD, weight_LDX, columns=70, dtype=dtype, rows=listed))
+    counts = np.isin(np.arange(300), rows)
+    np.testing.assert_array_equal(part[counts], whole[counts])
+    np.testing.assert_array_equal(part[~counts], 0)
+
+
+@pytest.mark.parametrize("rows", [[1, 0], [2, 2], [-1], [0, -1]])
+def test_a_list_of_rows_that_does_not_ascend_is_refused(rows):
+    x_MD, weight_LDX = normal(3, 8), normal(1, 8, 4)
+    with pytest.raises(KERNEL_ERRORS, match="rows are not in ascending order"):
+        jax.block_until_ready(product(0, x_MD, weight_LDX, columns=4, rows=np.int32(rows)))
 
 
 @pytest.mark.parametrize(
@@ -209,11 +223,13 @@ def test_several_queries_of_a_row_are_single_steps_to_the_bit(dtype):
     k_BTKH = jnp.moveaxis(staged.k_LBKHT[1], 3, 1)
     v_BTKH = jnp.swapaxes(staged.v_LBKTH[1], 1, 2)
     empty = Staged(jnp.zeros_like(staged.k_LBKHT), jnp.zeros_like(staged.v_LBKTH))
+    asked = np.array((STEPS, 0, 1, STEPS - 1, STEPS), np.int32)
     got_BTNH, filled = jax.jit(native.attend_drafted)(
-        jnp.int32(1), q_BTNH, k_BTKH, v_BTKH, empty, pool, cached, table_BJ
+        jnp.int32(1), q_BTNH, k_BTKH, v_BTKH, empty, pool, cached, table_BJ, asked
     )
     for step in range(STEPS):
         alone_BNH = attend(q_BTNH[:, step], staged, pool, step, cached, table_BJ)
+        alone_BNH = np.where((step < asked)[:, None, None], alone_BNH, 0)
         np.testing.assert_array_equal(got_BTNH[:, step], alone_BNH)
     for one, other in zip(filled, staged, strict=True):
         np.testing.assert_array_equal(one[1].astype(jnp.float32), other[1].astype(jnp.float32))

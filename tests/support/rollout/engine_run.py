@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from polaris_jax.records import Response
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
-from polaris_jax.rollout.drafting import NO_COSTS
+from polaris_jax.rollout.draft_costs import NO_COSTS
 from polaris_jax.rollout.request import Request
 from polaris_jax.sharding import make_sampler_mesh
 from tests.support.rollout.rollout_cases import (

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.rollout.decode_state import DecodeState
-from polaris_jax.rollout.drafting import NO_COSTS, verify_rows
+from polaris_jax.rollout.draft_costs import NO_COSTS, verify_rows
 from polaris_jax.rollout.driver import Driver
 from polaris_jax.rollout.engine import ResultTokens
 from polaris_jax.rollout.live import CompileCounter
