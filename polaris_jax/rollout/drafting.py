@@ -262,9 +262,8 @@ class Drafting:
             for request, sample in live
             if (offer := texts[request].offer(sample, self._room(sample)))
         ]
-        shares = [offer.rates.share(offer.match) for offer in offers]
         lengths, speedup = self._costs.draft_lengths(
-            [(share, len(o.tokens)) for share, o in zip(shares, offers, strict=True)],
+            [(offer.rates.share(offer.match), len(offer.tokens)) for offer in offers],
             self._call(len(live), most),
         )
         if speedup >= LEAST_GAIN:

@@ -125,14 +125,14 @@ ffi::Error ProductOf(ffi::ThreadPool& pool, int64_t layer, ffi::Buffer<ffi::S32>
     next = at[rows] + 1;
   }
   std::memset(to + next * columns, 0, (given - next) * columns * sizeof(float));
+  const bool apart = rows < next;  // They do not lie side by side from the first on.
   std::vector<T> gathered;
-  if (rows < next) {  // They do not lie side by side from the first on.
+  if (apart) {
     gathered.resize(rows * width);
     for (int64_t r = 0; r < rows; ++r)
       std::memcpy(&gathered[r * width], inputs + at[r] * width, width * sizeof(T));
     inputs = gathered.data();
   }
-  const bool apart = rows < next;
   const int64_t threads = 1 + 2 * rows * width * columns / kMinFlops;
   const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
   ForEach(pool, panels * blocks, threads, [&](int64_t item) {
