@@ -171,19 +171,19 @@ def _generate(sampler: Any, asked: Asked) -> tuple[float, list[list[int]]]:
 
 
 def _after_first(sampler: Any, asked: Asked) -> tuple[float, list[list[int]]]:
-    """`_generate` without the prompts and each response's first token: rows that began long ago."""
+    """`_generate`, less the time of the prompts and first tokens: rows that began long ago."""
     took_s, tokens = _generate(sampler, asked)
     first = dataclasses.replace(asked, tokens=[1] * len(asked.prompts))
     first_s, _ = _generate(sampler, first)
-    return took_s - first_s, [row[1:] for row in tokens]
+    return took_s - first_s, tokens
 
 
 def _line(part: str, history: str, off: Any, on: Any, rounds: Sequence[Asked]) -> str:
     """A row of the table: the rounds by both samplers in turn, the first one not counted.
 
-    A tail's time begins behind the first tokens.
+    A tail's time begins behind the first tokens, which are not counted then.
     """
-    generate = _after_first if part.endswith("tail") else _generate
+    generate, untimed = (_after_first, 1) if part.endswith("tail") else (_generate, 0)
     ratios, rates, differing = [], {"off": [], "on": []}, 0
     for number, asked in enumerate(rounds):
         seconds, tokens = {}, {}
@@ -194,7 +194,7 @@ def _line(part: str, history: str, off: Any, on: Any, rounds: Sequence[Asked]) -
         if number:
             ratios.append(seconds["off"] / seconds["on"])
             for name, took_s in seconds.items():
-                rates[name].append(sum(map(len, tokens[name])) / took_s)
+                rates[name].append(sum(len(row) - untimed for row in tokens[name]) / took_s)
             differing += sum(a != b for a, b in zip(tokens["off"], tokens["on"], strict=True))
     stats = on.stats()
     cells = [

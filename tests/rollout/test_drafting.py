@@ -69,8 +69,8 @@ def test_a_full_batch_does_not_draft():
     sampler.run()
 
 
-def test_drafts_that_are_rejected_are_given_up():
-    costs = CallCosts(token=1 / 20, call=0.05)
+def counts_of_poor_drafts(costs: CallCosts) -> dict:
+    """Of 240 tokens of one sample, whose history is right now and then only."""
     sampler = FakeSampler(dataclasses.replace(ROOMY, max_len=256))
     sampler.driver.drafting._costs = costs
     rows, noise, prompts = [settings(240)], random.Random(0), [(1,)]
@@ -80,9 +80,19 @@ def test_drafts_that_are_rejected_are_given_up():
         text[2::3] = [noise.randrange(VOCAB) for _ in text[2::3]]
     sampler.submit(prompts, rows, history=history)
     sampler.run()
-    counts = sampler.driver.drafting.counts.stats()
+    return sampler.driver.drafting.counts.stats()
+
+
+def test_drafts_that_are_rejected_are_given_up():
+    counts = counts_of_poor_drafts(CallCosts(token=1 / 20, call=0.05))
     assert 0 < counts["verify_calls"] < 12  # of 60 calls and more
     assert counts["draft_accepted"] < 0.3 * counts["draft_tokens"]
+
+
+def test_drafts_that_are_rejected_become_short_where_their_tokens_cost():
+    counts = counts_of_poor_drafts(CallCosts(token=1 / 20, call=0.05, listed=True))
+    assert 0 < counts["verify_calls"] < 40  # of 240 steps
+    assert counts["draft_tokens"] < 3 * counts["verify_calls"]
 
 
 def test_siblings_and_earlier_samples_are_drafted_from():

@@ -15,7 +15,7 @@
 
 namespace polaris {
 
-constexpr int kPanel = 32;          // Columns of a packed panel: PANEL_COLUMNS in ops.py.
+constexpr int kPanel = 32;          // Columns of a packed panel: PANEL_COLUMNS in __init__.py.
 constexpr int64_t kDepth = 192;     // Rows of a panel, a block, that are used for all rows of x at once.
 constexpr int64_t kAskers = 4;      // Tiles of a block that ask for memory; more would be slowed by it.
 constexpr int64_t kStepBytes = kPanel * sizeof(float);  // Of a step, of either type.
