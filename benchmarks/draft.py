@@ -1,7 +1,8 @@
 """What drafts from history save: our sampler with `draft=history` beside itself without.
 
     python benchmarks/draft.py [--parts tail,epoch,overhead] [--rounds 3] [--out FILE]
-    python benchmarks/draft.py --parts=run --run=WORKDIR --config=FILE [--steps_ago=20]
+    python benchmarks/draft.py --parts=run --run=WORKDIR --config=FILE [--steps_ago=20] \
+        [--older=CHECKPOINT]
 
 tail: 4 live rows of SmolLM2-135M, 256 tokens each. The history is of two kinds, both SIMULATED:
 four responses to each prompt by the same weights with noise of --noise of each entry, which stand
@@ -14,13 +15,16 @@ run: nothing is simulated. The prompts of a finished run's step, --steps_ago upd
 checkpoint, are sampled anew by the weights of that checkpoint, with the responses of then as
 history, as in an epoch of that many steps: 4 rows (the tail of a rollout), and 4 rows for each of
 the step's prompts. Responses end as in the run, so a share of the accepted tokens can be planned
-with. Their ids are those of the stored texts.
+with. Their ids are those of the stored texts. With --older, a checkpoint that is as many updates
+older, a third line has S2's long-tailed lengths: stop ids are ignored, and the history is what the
+older weights say to the same prompts at such lengths.
 
 Of a tail the time behind each row's first token counts: its prompts were read long before. The
 others include their prompts. Temperature 1, stop ids ignored but in part run, float32, 2 threads.
-The two samplers take turns, --rounds rounds with seeds of their own; medians. Compilation is apart:
-a first call of each is not counted. Tokens of both are compared, and responses that differ are
-counted: one in 10,000 tokens may, by rounding.
+Both sides are one sampler whose drafting is switched: two samplers of one process differ by up to a
+seventh by where their weights lie in memory. They take turns, --rounds rounds with seeds of their
+own; medians. Compilation is apart: a first call of each is not counted. Tokens of both are
+compared, and responses that differ are counted: one in 10,000 tokens may, by rounding.
 """
 
 from __future__ import annotations
@@ -97,6 +101,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--run", default="", help="workdir of a finished run, for part run")
     parser.add_argument("--config", default="", help="config of that run")
     parser.add_argument("--steps_ago", type=int, default=20, help="of the history, for part run")
+    parser.add_argument("--older", default="", help="a checkpoint --steps_ago updates older")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--noise", type=float, default=0.01, help="of each weight, relative")
@@ -143,12 +148,13 @@ def _noisy(model: Any, share: float) -> Any:
     )
 
 
-def _sampler(args: argparse.Namespace, model: Any, *, rows: int, max_len: int, draft: str) -> Any:
+def _sampler(args: argparse.Namespace, model: Any, *, rows: int, max_len: int) -> Any:
+    """A sampler that drafts, until `_switch` says otherwise."""
     from polaris_jax.rollout import Sampler, SamplerConfig
     from polaris_jax.rollout.draft_costs import NO_COSTS
 
     config = SamplerConfig(
-        slots=rows, num_pages=0, max_len=max_len, draft=draft, draft_tokens=args.draft_tokens
+        slots=rows, num_pages=0, max_len=max_len, draft="history", draft_tokens=args.draft_tokens
     )
     sampler = Sampler(model, config)
     if args.tiny:  # so small a model would never draft
@@ -156,47 +162,64 @@ def _sampler(args: argparse.Namespace, model: Any, *, rows: int, max_len: int, d
     return sampler
 
 
-def _generate(sampler: Any, asked: Asked) -> tuple[float, list[list[int]]]:
-    """(seconds, the responses' tokens)."""
+def _switch(sampler: Any, *, on: bool) -> None:
+    """Sets whether an idle sampler drafts; its counts continue."""
+    from polaris_jax.rollout.drafting import Drafting, drafting_of
+
+    driver = sampler._live.ready()
+    steps, costs = sampler.config.decode_steps, sampler._engine.draft_costs
+    never = Drafting(tokens=0, rows=(), costs=costs, decode_steps=steps)
+    counts = driver.drafting.counts
+    driver.drafting = drafting_of(sampler._engine) if on else never
+    driver.drafting.counts = counts
+
+
+def _generate(
+    sampler: Any, asked: Asked, *, after_first: bool = False
+) -> tuple[float, list[list[int]]]:
+    """(tokens/s, the responses' tokens).
+
+    after_first: counts from when each row has a token, as of rows that began long ago.
+    """
     from polaris_jax.rollout import SamplingParams
 
     params = SamplingParams(
         temperature=1.0, max_tokens=asked.tokens, seed=asked.seeds, stop_token_ids=asked.stop
     )
     sampler.drop_prefixes()
-    began_s = time.perf_counter()
-    groups = sampler.generate(asked.prompts, params, history=asked.history)
+    began_s, before = time.perf_counter(), 0
+    request = sampler.submit(asked.prompts, params, history=asked.history)
+    while not request.done:
+        sampler.step()
+        if after_first and not before:
+            sizes = [len(group[0].token_ids) for group in request.responses()]
+            if all(sizes):
+                began_s, before = time.perf_counter(), sum(sizes)
     took_s = time.perf_counter() - began_s
-    return took_s, [list(group[0].token_ids) for group in groups]
+    tokens = [list(group[0].token_ids) for group in request.responses()]
+    return (sum(map(len, tokens)) - before) / took_s, tokens
 
 
-def _after_first(sampler: Any, asked: Asked) -> tuple[float, list[list[int]]]:
-    """`_generate`, less the time of the prompts and first tokens: rows that began long ago."""
-    took_s, tokens = _generate(sampler, asked)
-    first = dataclasses.replace(asked, tokens=[1] * len(asked.prompts))
-    first_s, _ = _generate(sampler, first)
-    return took_s - first_s, tokens
+def _line(part: str, history: str, sampler: Any, rounds: Sequence[Asked]) -> str:
+    """A row of the table: the rounds without drafts and with them in turn, the first not counted.
 
-
-def _line(part: str, history: str, off: Any, on: Any, rounds: Sequence[Asked]) -> str:
-    """A row of the table: the rounds by both samplers in turn, the first one not counted.
-
-    A tail's time begins behind the first tokens, which are not counted then.
+    A tail is timed from when each row has a token.
     """
-    generate, untimed = (_after_first, 1) if part.endswith("tail") else (_generate, 0)
-    ratios, rates, differing = [], {"off": [], "on": []}, 0
+    rates: dict[str, list[float]] = {"off": [], "on": []}
+    tokens: dict[str, list[list[int]]] = {}
+    differing = 0
     for number, asked in enumerate(rounds):
-        seconds, tokens = {}, {}
         if number == 1:
-            on.reset_stats()
+            sampler.reset_stats()
         for name in ("off", "on") if number % 2 else ("on", "off"):
-            seconds[name], tokens[name] = generate(on if name == "on" else off, asked)
+            _switch(sampler, on=name == "on")
+            rate, tokens[name] = _generate(sampler, asked, after_first=part.endswith("tail"))
+            if number:
+                rates[name].append(rate)
         if number:
-            ratios.append(seconds["off"] / seconds["on"])
-            for name, took_s in seconds.items():
-                rates[name].append(sum(len(row) - untimed for row in tokens[name]) / took_s)
             differing += sum(a != b for a, b in zip(tokens["off"], tokens["on"], strict=True))
-    stats = on.stats()
+    ratios = [on / off for off, on in zip(rates["off"], rates["on"], strict=True)]
+    stats = sampler.stats()
     cells = [
         part,
         history,
@@ -215,33 +238,26 @@ def _tail(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     pick, vocab = random.Random(0), model.config.vocab_size
     prompts = [[pick.randrange(1, vocab) for _ in range(TAIL_PROMPT)] for _ in range(ROWS)]
     sizes = {"rows": ROWS * HISTORY, "max_len": TAIL_PROMPT + length}
-    older = _sampler(args, _noisy(model, args.noise), **sizes, draft="off")
-    sizes["rows"] = ROWS
-    off, on = (_sampler(args, model, **sizes, draft=draft) for draft in ("off", "history"))
+    older = _sampler(args, _noisy(model, args.noise), **sizes)
+    sampler = _sampler(args, model, **{**sizes, "rows": ROWS})
 
     def asked(number: int, history: list[list[list[int]]]) -> Asked:
         seeds = [100 * number + row for row in range(ROWS)]
         return Asked(prompts, [length] * ROWS, seeds, history)
 
-    former = _history(older, prompts, length)
+    every = [prompt for prompt in prompts for _ in range(HISTORY)]
+    seeds = [10_000 + number for number in range(len(every))]
+    former = _said(older, every, [length] * len(every), seeds)[::HISTORY]
     rounds = [asked(number, former) for number in range(args.rounds + 1)]
-    yield _line("tail", f"weights with noise {args.noise:g}", off, on, rounds)
+    yield _line("tail", f"weights with noise {args.noise:g}", sampler, rounds)
     none: list[list[list[int]]] = [[]] * ROWS
-    own = [_generate(off, asked(number, none))[1] for number in range(args.rounds + 1)]
+    own = [_generate(sampler, asked(number, none))[1] for number in range(args.rounds + 1)]
     for share in EXCHANGED:
         rounds = [
             asked(number, [[_exchanged(text, share, vocab)] for text in texts])
             for number, texts in enumerate(own)
         ]
-        yield _line("tail", f"the response, {share:.0%} exchanged", off, on, rounds)
-
-
-def _history(sampler: Any, prompts: list[list[int]], length: int) -> list[list[list[int]]]:
-    """`HISTORY` responses to each prompt."""
-    every = [prompt for prompt in prompts for _ in range(HISTORY)]
-    seeds = list(range(10_000, 10_000 + len(every)))
-    _, texts = _generate(sampler, Asked(every, [length] * len(every), seeds, [[]] * len(every)))
-    return [texts[i : i + HISTORY] for i in range(0, len(texts), HISTORY)]
+        yield _line("tail", f"the response, {share:.0%} exchanged", sampler, rounds)
 
 
 def _exchanged(text: list[int], share: float, vocab: int) -> list[int]:
@@ -256,11 +272,9 @@ def _epoch(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     first = requests(workload, 0, vocab)
     prompts = [request.prompt for request in first]
     sizes = {"rows": workload.num_requests, "max_len": workload.max_len}
-    older = _sampler(args, _noisy(model, args.noise), **sizes, draft="off")
+    older = _sampler(args, _noisy(model, args.noise), **sizes)
     lengths = [request.tokens for request in first]
-    none: list[list[list[int]]] = [[]] * len(prompts)
-    _, texts = _generate(older, Asked(prompts, lengths, [r.seed for r in first], none))
-    former = [[t for p, t in zip(prompts, texts, strict=True) if p == own] for own in prompts]
+    former = _said(older, prompts, lengths, [request.seed for request in first])
     rounds = [
         Asked(
             prompts,
@@ -270,8 +284,17 @@ def _epoch(args: argparse.Namespace, folder: Path) -> Iterator[str]:
         )
         for number in range(args.rounds + 1)
     ]
-    off, on = (_sampler(args, model, **sizes, draft=draft) for draft in ("off", "history"))
-    yield _line("epoch, S2", f"weights with noise {args.noise:g}", off, on, rounds)
+    sampler = _sampler(args, model, **sizes)
+    yield _line("epoch, S2", f"weights with noise {args.noise:g}", sampler, rounds)
+
+
+def _said(
+    sampler: Any, prompts: list[list[int]], lengths: list[int], seeds: list[int]
+) -> list[list[list[int]]]:
+    """The history of each prompt: what a sampler says to it, and to prompts that are equal."""
+    none: list[list[list[int]]] = [[]] * len(prompts)
+    _, texts = _generate(sampler, Asked(prompts, lengths, seeds, none))
+    return [[t for p, t in zip(prompts, texts, strict=True) if p == own] for own in prompts]
 
 
 def _overhead(args: argparse.Namespace, folder: Path) -> Iterator[str]:
@@ -279,20 +302,13 @@ def _overhead(args: argparse.Namespace, folder: Path) -> Iterator[str]:
 
     for name in ("S1", "S2"):
         workload, model, vocab = _workload(args, name, folder)
-        sizes = {"rows": workload.num_requests, "max_len": workload.max_len}
-        off, on = (_sampler(args, model, **sizes, draft=draft) for draft in ("off", "history"))
+        sampler = _sampler(args, model, rows=workload.num_requests, max_len=workload.max_len)
         rounds = []
         for number in range(args.rounds + 1):
             asked = requests(workload, number, vocab)
-            rounds.append(
-                Asked(
-                    [r.prompt for r in asked],
-                    [r.tokens for r in asked],
-                    [r.seed for r in asked],
-                    [[]] * len(asked),
-                )
-            )
-        yield _line(f"overhead, {name}", "none", off, on, rounds)
+            fields = zip(*((r.prompt, r.tokens, r.seed, []) for r in asked), strict=True)
+            rounds.append(Asked(*map(list, fields)))
+        yield _line(f"overhead, {name}", "none", sampler, rounds)
 
 
 def _run(args: argparse.Namespace, folder: Path) -> Iterator[str]:
@@ -328,10 +344,7 @@ def _run(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     every = list(problems)
     for part, rows in (("tail", every[:ROWS]), ("epoch", [n for n in every for _ in range(ROWS)])):
         length = max(len(ids) for ids in prompts.values()) + most
-        off, on = (
-            _sampler(args, model, rows=len(rows), max_len=length, draft=draft)
-            for draft in ("off", "history")
-        )
+        sampler = _sampler(args, model, rows=len(rows), max_len=length)
         rounds = [
             Asked(
                 [prompts[name] for name in rows],
@@ -342,7 +355,37 @@ def _run(args: argparse.Namespace, folder: Path) -> Iterator[str]:
             )
             for number in range(args.rounds + 1)
         ]
-        yield _line(f"run, {part}", f"step {step} of {last}", off, on, rounds)
+        yield _line(f"run, {part}", f"step {step} of {last}", sampler, rounds)
+    if args.older:
+        yield _long_tailed(args, model, [prompts[name] for name in every for _ in range(ROWS)])
+
+
+def _long_tailed(args: argparse.Namespace, model: Any, prompts: list[list[int]]) -> str:
+    """A run's prompts with S2's lengths, behind what the older weights said at such lengths."""
+    from peers.sampling.workloads import WORKLOADS, lengths
+
+    from polaris_jax.checkpoint.convert import load_any
+
+    workload = dataclasses.replace(
+        WORKLOADS["S2"], prompts=len(prompts) // ROWS, samples=ROWS, name="S2"
+    )
+    pick = random.Random("lengths")
+
+    def dealt() -> list[int]:
+        tokens = lengths(workload)
+        pick.shuffle(tokens)
+        return tokens
+
+    def seeds(number: int) -> list[int]:
+        return [1000 * number + i for i in range(len(prompts))]
+
+    longest = max(map(len, prompts)) + workload.response_tokens[1]
+    sizes = {"rows": len(prompts), "max_len": longest}
+    older = _sampler(args, load_any(args.older)[0], **sizes)
+    former = _said(older, prompts, dealt(), seeds(99))
+    rounds = [Asked(prompts, dealt(), seeds(number), former) for number in range(args.rounds + 1)]
+    sampler = _sampler(args, model, **sizes)
+    return _line("run, epoch, S2's lengths", f"weights of {args.older}", sampler, rounds)
 
 
 def _workload(args: argparse.Namespace, name: str, folder: Path) -> tuple[Any, Any, int]:
