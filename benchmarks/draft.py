@@ -306,8 +306,8 @@ def _overhead(args: argparse.Namespace, folder: Path) -> Iterator[str]:
         rounds = []
         for number in range(args.rounds + 1):
             asked = requests(workload, number, vocab)
-            fields = zip(*((r.prompt, r.tokens, r.seed, []) for r in asked), strict=True)
-            rounds.append(Asked(*map(list, fields)))
+            prompts, tokens = [r.prompt for r in asked], [r.tokens for r in asked]
+            rounds.append(Asked(prompts, tokens, [r.seed for r in asked], [[]] * len(asked)))
         yield _line(f"overhead, {name}", "none", sampler, rounds)
 
 
@@ -366,9 +366,7 @@ def _long_tailed(args: argparse.Namespace, model: Any, prompts: list[list[int]])
 
     from polaris_jax.checkpoint.convert import load_any
 
-    workload = dataclasses.replace(
-        WORKLOADS["S2"], prompts=len(prompts) // ROWS, samples=ROWS, name="S2"
-    )
+    workload = dataclasses.replace(WORKLOADS["S2"], prompts=len(prompts), samples=1)
     pick = random.Random("lengths")
 
     def dealt() -> list[int]:
@@ -376,14 +374,15 @@ def _long_tailed(args: argparse.Namespace, model: Any, prompts: list[list[int]])
         pick.shuffle(tokens)
         return tokens
 
-    def seeds(number: int) -> list[int]:
-        return [1000 * number + i for i in range(len(prompts))]
-
+    seeds = range(len(prompts))
     longest = max(map(len, prompts)) + workload.response_tokens[1]
     sizes = {"rows": len(prompts), "max_len": longest}
     older = _sampler(args, load_any(args.older)[0], **sizes)
-    former = _said(older, prompts, dealt(), seeds(99))
-    rounds = [Asked(prompts, dealt(), seeds(number), former) for number in range(args.rounds + 1)]
+    former = _said(older, prompts, dealt(), [99_000 + i for i in seeds])
+    rounds = [
+        Asked(prompts, dealt(), [1000 * number + i for i in seeds], former)
+        for number in range(args.rounds + 1)
+    ]
     sampler = _sampler(args, model, **sizes)
     return _line("run, epoch, S2's lengths", f"weights of {args.older}", sampler, rounds)
 
