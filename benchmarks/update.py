@@ -5,12 +5,12 @@
 
 U1: 64 responses with long-tailed lengths up to 256, a Qwen3 of 15M parameters and a vocabulary of
 8,192. U2: 32 of them, a vocabulary of 151,936. U3: 16 responses of up to 1,024 tokens. 2 threads:
-the product's update, TRL's GRPOTrainer loss with torch's AdamW, tunix's grpo loss with optax's. TRL
-runs at the best of a grid for each dtype: batches of all rows, 16 and 8, gradients accumulated;
-each point is tried once. tunix runs one batch in float32. Each side is a process of its own; the
-sides take turns, `--repeat` times; compile and load time is apart. A side without an interpreter is
-left out and said so. A float32 side whose first loss is not ours trains something else: it is
-noted.
+the product's update, TRL's GRPOTrainer loss with torch's AdamW, tunix's grpo loss with optax's. We
+and TRL run at the best of a grid for each dtype, each point tried once: ours of batch.rows (4, 2
+and 1), TRL's of batches of all rows, 16 and 8, gradients accumulated. tunix runs one batch in
+float32. Each side is a process of its own; the sides take turns, `--repeat` times; compile and load
+time is apart. A side without an interpreter is left out and said so. A float32 side whose first
+loss is not ours trains something else: it is noted.
 
 Then what must not grow: seconds over four batch sizes against a fitted line, a step's time over
 `--flat_steps` steps, compiles after the second step. At last a 100M-parameter shape against the
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -32,7 +33,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ HERE = Path(__file__).resolve().parent
 PEERS = HERE / "peers"
 OURS = record.OURS
 TRL_BATCHES = (0, 16, 8)  # 0: all rows in one batch
+OUR_ROWS = (4, 2, 1)
 MAX_LOSS_ERROR = 0.02  # of our loss
 SCALES = (1, 2, 4, 8)
 WORKLOADS = {
@@ -66,12 +68,19 @@ print(2 * 2048**3 / best[4])
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One line of a table: a system with its settings."""
+    """A line of a table: a system with its settings."""
 
     name: str
     system: str
     dtype: str
     settings: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    @property
+    def label(self) -> str:
+        """The name, with the rows at once of a side of ours."""
+        return (
+            f"{self.name}, rows {self.settings['rows']}" if "rows" in self.settings else self.name
+        )
 
 
 def main() -> None:
@@ -136,6 +145,12 @@ def trl_grid(dtype: str, responses: int) -> list[Side]:
     ]
 
 
+def our_grid(dtype: str) -> list[Side]:
+    """Our update with one dtype: packed rows at once, gradients accumulated."""
+    name = OURS if dtype == "float32" else f"ours, {dtype}"
+    return [Side(name, OURS, dtype, {"rows": rows, "dtype": dtype}) for rows in OUR_ROWS]
+
+
 def fastest(tried: dict[Side, list[dict[str, Any]]]) -> list[Side]:
     """The fastest side of each dtype."""
     best: dict[str, Side] = {}
@@ -147,22 +162,34 @@ def fastest(tried: dict[Side, list[dict[str, Any]]]) -> list[Side]:
 def _sides(
     args: argparse.Namespace, workload: str, weights: Path
 ) -> tuple[list[Side], dict[Side, list[dict[str, Any]]]]:
-    """The sides that take turns, ours first, and one run of each point of TRL's grid."""
-    sides = [Side(OURS, OURS, "float32")]
-    if "bfloat16" in dtypes.usable():
-        sides.append(Side("ours, bfloat16", OURS, "bfloat16"))
+    """The sides that take turns, ours first, and one run of each point of the grids."""
     tried: dict[Side, list[dict[str, Any]]] = {}
     responses = int(WORKLOADS[workload].split()[0])
+    sides = _fastest_of(our_grid, args, workload, weights, tried)
+    sides.sort(key=lambda side: side.dtype != "float32")  # ratios are to the first
     for name in ("trl", "tunix"):
         if not getattr(args, f"{name}_python"):
             print(f"{name}: left out, no --{name}_python given", file=sys.stderr)
         elif name == "tunix":
             sides.append(Side("tunix, one batch", "tunix", "float32"))
         else:
-            for side in [side for dtype in dtypes.usable() for side in trl_grid(dtype, responses)]:
-                tried[side] = [_run(args, side, workload, weights, 1)]
-            sides += fastest(tried)
+            grid = functools.partial(trl_grid, responses=responses)
+            sides += _fastest_of(grid, args, workload, weights, tried)
     return sides, tried
+
+
+def _fastest_of(
+    grid: Callable[[str], list[Side]],
+    args: argparse.Namespace,
+    workload: str,
+    weights: Path,
+    tried: dict[Side, list[dict[str, Any]]],
+) -> list[Side]:
+    """The fastest side of each dtype; what was tried is added to `tried`."""
+    points = [side for dtype in dtypes.usable() for side in grid(dtype)]
+    runs = {side: [_run(args, side, workload, weights, 1)] for side in points}
+    tried |= runs
+    return fastest(runs)
 
 
 def _run(
@@ -170,12 +197,12 @@ def _run(
 ) -> dict[str, Any]:
     if side.system == OURS:
         more = ("--weights", str(weights), "--steps", str(steps), "--dtype", side.dtype)
-        more += ("--share_prompts", args.share_prompts)
+        more += ("--share_prompts", args.share_prompts, "--rows", str(side.settings["rows"]))
         return run(ours(args.threads, workload, *more))
     script = PEERS / f"{side.system}_side.py"
     python = getattr(args, f"{side.system}_python")
-    size = (str(weights), str(steps), str(args.threads), workload)
-    return run([python, str(script), *size, json.dumps(side.settings)])
+    size = (str(weights), str(steps), str(args.threads), workload, json.dumps(side.settings))
+    return run([python, str(script), *size])
 
 
 def ours(threads: int, workload: str, *more: str) -> list[str]:
@@ -314,11 +341,11 @@ def _comparison(
         start = statistics.median(run["start_s"] for run in runs_of_side)
         ratio = "" if side == first else f"{_ratio(found, runs_of_side):.2f}"
         lines.append(
-            f"| {side.name} | {side.dtype} | {runs_of_side[0]['allocator']} | "
+            f"| {side.label} | {side.dtype} | {runs_of_side[0]['allocator']} | "
             f"{statistics.median(seconds):.2f} | {min(seconds):.2f} to {max(seconds):.2f} | "
             f"{ratio} | {peak:.2f} | {start:.1f} | {runs_of_side[0]['loss']:.4g} |"
         )
-    lines += ["", *(f"Tried once: {s.name}, {_median(r):.2f} s." for s, r in tried.items())]
+    lines += ["", *(f"Tried once: {s.label}, {_median(r):.2f} s." for s, r in tried.items())]
     return [*lines, ""]
 
 

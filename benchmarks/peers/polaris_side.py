@@ -2,6 +2,7 @@
 
     python benchmarks/peers/polaris_side.py --weights DIR [--workload U1] [--steps 3] [--threads 2]
         [--scale 1] [--dtype float32] [--shape peers|vocabulary|100m] [--share_prompts auto|on|off]
+        [--rows N]
 
 Prints one JSON line.
 """
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--workload", default="U1")
     parser.add_argument("--share_prompts", default="auto", choices=("auto", "on", "off"))
     parser.add_argument("--dtype", default="float32", help="of the forward and backward pass")
-    for name, default in (("steps", 3), ("threads", 2), ("scale", 1)):
+    for name, default in (("steps", 3), ("threads", 2), ("scale", 1), ("rows", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -56,6 +57,7 @@ def main() -> None:
     else:
         model = Decoder.init(SHAPES[args.shape], jax.random.key(0))
     workload = step_case.WORKLOADS[args.workload]
+    rows = args.rows or workload.rows
     the_case = step_case.make_case(workload, scale=args.scale)
     groups, size = len(the_case.responses) // step_case.RESPONSES, step_case.RESPONSES
 
@@ -80,7 +82,7 @@ def main() -> None:
         optimizer,
         ModelSection(dtype=args.dtype, remat="none"),
         mesh,
-        rows=workload.rows,
+        rows=rows,
         row_len=workload.row_len,
         share_prompts=args.share_prompts,
     )
@@ -97,7 +99,7 @@ def main() -> None:
                 advantage_PR=the_case.advantages.reshape(groups, size),
                 fresh_PR=np.ones((groups, size), bool),
                 row_len=workload.row_len,
-                rows=workload.rows,
+                rows=rows,
                 objective=objective,
                 max_response_tokens=workload.max_response_tokens,
                 temperature=step_case.TEMPERATURE,

@@ -32,6 +32,14 @@ def test_trls_grid_is_batches_by_dtype():
     assert [s.settings["batch"] for s in update.trl_grid("float32", 16)] == [16, 8]
 
 
+def test_our_grid_is_rows_at_once_by_dtype():
+    for dtype in update.dtypes.DTYPES:
+        grid = update.our_grid(dtype)
+        assert [side.settings["rows"] for side in grid] == [4, 2, 1]
+        assert len(set(grid)) == len({side.label for side in grid}) == 3
+    assert update.our_grid("float32")[0].name == update.OURS  # by which a record finds ours
+
+
 def timed(*seconds: float, loss: float = -0.04, **more) -> dict:
     common = {"real_tokens": 100, "peak_bytes": 1, "allocator": "libc", "parameters": 1}
     return {
