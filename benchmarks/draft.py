@@ -7,9 +7,9 @@
 tail: 4 live rows of SmolLM2-135M, 256 tokens each. The history is of two kinds, both SIMULATED:
 four responses to each prompt by the same weights with noise of --noise of each entry, which stand
 for a policy some updates older; and the response itself with a share of its tokens exchanged, which
-shows how speed follows from what is accepted. epoch: workload S2 of `benchmarks/sampler.py` (8
-prompts x 4, long-tailed lengths), whose prompts return with other seeds, with the responses of the
-noisy weights as history. overhead: S1 and S2 without any history.
+shows how speed follows from what is accepted. epoch: the same of workload S2 of
+`benchmarks/sampler.py` (8 prompts x 4, long-tailed lengths), whose prompts return with other seeds.
+overhead: S1 and S2 without any history.
 
 run: nothing is simulated. The prompts of a finished run's step, --steps_ago updates before its last
 checkpoint, are sampled anew by the weights of that checkpoint, with the responses of then as
@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -39,7 +40,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -241,23 +242,38 @@ def _tail(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     older = _sampler(args, _noisy(model, args.noise), **sizes)
     sampler = _sampler(args, model, **{**sizes, "rows": ROWS})
 
-    def asked(number: int, history: list[list[list[int]]]) -> Asked:
-        seeds = [100 * number + row for row in range(ROWS)]
-        return Asked(prompts, [length] * ROWS, seeds, history)
-
     every = [prompt for prompt in prompts for _ in range(HISTORY)]
     seeds = [10_000 + number for number in range(len(every))]
     former = _said(older, every, [length] * len(every), seeds)[::HISTORY]
-    rounds = [asked(number, former) for number in range(args.rounds + 1)]
+    rounds = _rounds(args, prompts, itertools.repeat([length] * ROWS), former)
     yield _line("tail", f"weights with noise {args.noise:g}", sampler, rounds)
-    none: list[list[list[int]]] = [[]] * ROWS
-    own = [_generate(sampler, asked(number, none))[1] for number in range(args.rounds + 1)]
+    yield from _by_share("tail", sampler, rounds, vocab)
+
+
+def _rounds(
+    args: argparse.Namespace,
+    prompts: list[list[int]],
+    lengths: Iterable[list[int]],
+    history: list[list[list[int]]],
+    stop: tuple[int, ...] = (),
+) -> list[Asked]:
+    """A round that is not counted and --rounds more, by number, with seeds of their own."""
+    return [
+        Asked(prompts, tokens, [1000 * n + i for i in range(len(prompts))], history, stop)
+        for n, tokens in zip(range(args.rounds + 1), lengths, strict=False)
+    ]
+
+
+def _by_share(part: str, sampler: Any, rounds: Sequence[Asked], vocab: int) -> Iterator[str]:
+    """The rounds again, with a share of each response's own tokens exchanged as its history."""
+    none: list[list[list[int]]] = [[]] * len(rounds[0].prompts)
+    own = [_generate(sampler, dataclasses.replace(asked, history=none))[1] for asked in rounds]
     for share in EXCHANGED:
-        rounds = [
-            asked(number, [[_exchanged(text, share, vocab)] for text in texts])
-            for number, texts in enumerate(own)
+        again = [
+            dataclasses.replace(asked, history=[[_exchanged(t, share, vocab)] for t in texts])
+            for asked, texts in zip(rounds, own, strict=True)
         ]
-        yield _line("tail", f"the response, {share:.0%} exchanged", sampler, rounds)
+        yield _line(part, f"the response, {share:.0%} exchanged", sampler, again)
 
 
 def _exchanged(text: list[int], share: float, vocab: int) -> list[int]:
@@ -275,17 +291,11 @@ def _epoch(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     older = _sampler(args, _noisy(model, args.noise), **sizes)
     lengths = [request.tokens for request in first]
     former = _said(older, prompts, lengths, [request.seed for request in first])
-    rounds = [
-        Asked(
-            prompts,
-            [r.tokens for r in requests(workload, number, vocab)],
-            [1000 * number + i for i in range(len(prompts))],
-            former,
-        )
-        for number in range(args.rounds + 1)
-    ]
+    dealt = ([r.tokens for r in requests(workload, n, vocab)] for n in itertools.count())
+    rounds = _rounds(args, prompts, dealt, former)
     sampler = _sampler(args, model, **sizes)
     yield _line("epoch, S2", f"weights with noise {args.noise:g}", sampler, rounds)
+    yield from _by_share("epoch, S2", sampler, rounds, vocab)
 
 
 def _said(
@@ -345,16 +355,9 @@ def _run(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     for part, rows in (("tail", every[:ROWS]), ("epoch", [n for n in every for _ in range(ROWS)])):
         length = max(len(ids) for ids in prompts.values()) + most
         sampler = _sampler(args, model, rows=len(rows), max_len=length)
-        rounds = [
-            Asked(
-                [prompts[name] for name in rows],
-                [most] * len(rows),
-                [1000 * number + i for i in range(len(rows))],
-                [earlier[name] for name in rows],
-                stop,
-            )
-            for number in range(args.rounds + 1)
-        ]
+        texts, history = [prompts[name] for name in rows], [earlier[name] for name in rows]
+        lengths = itertools.repeat([most] * len(rows))
+        rounds = _rounds(args, texts, lengths, history, stop)
         yield _line(f"run, {part}", f"step {step} of {last}", sampler, rounds)
     if args.older:
         yield _long_tailed(args, model, [prompts[name] for name in every for _ in range(ROWS)])
@@ -374,15 +377,11 @@ def _long_tailed(args: argparse.Namespace, model: Any, prompts: list[list[int]])
         pick.shuffle(tokens)
         return tokens
 
-    seeds = range(len(prompts))
     longest = max(map(len, prompts)) + workload.response_tokens[1]
     sizes = {"rows": len(prompts), "max_len": longest}
     older = _sampler(args, load_any(args.older)[0], **sizes)
-    former = _said(older, prompts, dealt(), [99_000 + i for i in seeds])
-    rounds = [
-        Asked(prompts, dealt(), [1000 * number + i for i in seeds], former)
-        for number in range(args.rounds + 1)
-    ]
+    former = _said(older, prompts, dealt(), [99_000 + i for i in range(len(prompts))])
+    rounds = _rounds(args, prompts, (dealt() for _ in itertools.count()), former)
     sampler = _sampler(args, model, **sizes)
     return _line("run, epoch, S2's lengths", f"weights of {args.older}", sampler, rounds)
 
