@@ -225,7 +225,7 @@ class Load:
 
     def differs(self, asked: Asked, weights: int, p: int, s: int, ours: Any, theirs: Any) -> str:
         """What differs beyond rounding; "" if nothing does."""
-        from tests.tolerances import NEAR_TIE, SCHEDULE_LOGPROB_ATOL
+        from tests.tolerances import LAST_BIT_DEVIATIONS, NEAR_TIE, SCHEDULE_LOGPROB_ATOL
 
         pairs = list(zip(ours.token_ids, theirs.token_ids, strict=False))
         same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
@@ -234,7 +234,7 @@ class Load:
         for at in np.flatnonzero(gap_T > SCHEDULE_LOGPROB_ATOL):
             tokens = [*asked.prompts[p], *ours.token_ids[: at + 1]]
             moved = self.moved_by_last_bits(weights, tokens, asked.temperature[p])
-            if gap_T[at] > 3 * moved:
+            if gap_T[at] > LAST_BIT_DEVIATIONS * moved:
                 return f"log-probs differ by {gap_T[at]:.2e} (last bits: {moved:.2e}): {where}"
             self.steep += 1
             if self.steep > 1 + self.tokens // 10_000:
