@@ -7,8 +7,8 @@
 tail: 4 live rows of SmolLM2-135M, 256 tokens each. The history is of two kinds, both SIMULATED:
 four responses to each prompt by the same weights with noise of --noise of each entry, which stand
 for a policy some updates older; and the response itself with a share of its tokens exchanged, which
-shows how speed follows from what is accepted. epoch: the same of workload S2 of
-`benchmarks/sampler.py` (8 prompts x 4, long-tailed lengths), whose prompts return with other seeds.
+shows how speed follows from what is accepted. epoch: workload S2 of `benchmarks/sampler.py` (8
+prompts x 4, long-tailed lengths) with other seeds, and with the same two kinds of history.
 overhead: S1 and S2 without any history.
 
 run: nothing is simulated. The prompts of a finished run's step, --steps_ago updates before its last
@@ -43,6 +43,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,22 +166,21 @@ def _sampler(args: argparse.Namespace, model: Any, *, rows: int, max_len: int) -
 
 def _switch(sampler: Any, *, on: bool) -> None:
     """Sets whether an idle sampler drafts; its counts continue."""
-    from polaris_jax.rollout.drafting import Drafting, drafting_of
+    from polaris_jax.rollout.drafting import drafting_of
 
-    driver = sampler._live.ready()
-    steps, costs = sampler.config.decode_steps, sampler._engine.draft_costs
-    never = Drafting(tokens=0, rows=(), costs=costs, decode_steps=steps)
+    driver, off = sampler._live.ready(), dataclasses.replace(sampler.config, draft="off")
     counts = driver.drafting.counts
-    driver.drafting = drafting_of(sampler._engine) if on else never
+    driver.drafting = drafting_of(sampler._engine if on else SimpleNamespace(config=off))
     driver.drafting.counts = counts
 
 
 def _generate(
     sampler: Any, asked: Asked, *, after_first: bool = False
 ) -> tuple[float, list[list[int]]]:
-    """(tokens/s, the responses' tokens).
+    """Samples a round; (tokens/s, the responses' tokens).
 
-    after_first: counts from when each row has a token, as of rows that began long ago.
+    after_first: True leaves out the time and the tokens until each row has a token. So the rows
+        are those of a rollout's tail, whose prompts were read long before.
     """
     from polaris_jax.rollout import SamplingParams
 
@@ -257,7 +257,7 @@ def _rounds(
     history: list[list[list[int]]],
     stop: tuple[int, ...] = (),
 ) -> list[Asked]:
-    """A round that is not counted and --rounds more, by number, with seeds of their own."""
+    """One round that is not counted, and `--rounds` more; each has seeds of its own."""
     return [
         Asked(prompts, tokens, [1000 * n + i for i in range(len(prompts))], history, stop)
         for n, tokens in zip(range(args.rounds + 1), lengths, strict=False)

@@ -11,7 +11,7 @@ for all of them and for a quarter. S5: a random Qwen3 of 102M parameters with a 
 2 threads, temperature 1, stop ids ignored; the chosen tokens' log-probs are returned unless a
 side's name says otherwise. A side's dtype, allocator and settings stand in its row. vLLM runs at
 the best of a grid for each dtype (block size, tcmalloc and libiomp5 preloaded, prefix cache): each
-point is tried once (those with the words of --vllm_grid alone, if it is given), the best one takes
+point is tried once (with --vllm_grid, only those whose names contain its words), the best one takes
 part in the rounds, with log-probs and without. Every sample has a length of its own and is a
 request of its own; equal prompts come 8 (4) times, and what a side makes of that is its business. A
 side that cannot end a request alone runs a batch to its longest one, and only the tokens asked for
@@ -122,7 +122,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--environments", type=Path, default=ROOT / "workdirs" / "bench_environments"
     )
-    parser.add_argument("--vllm_grid", default="", help="try the settings with these words alone")
+    parser.add_argument("--vllm_grid", default="", help="try only settings with these words")
     parser.add_argument("--timeout_s", type=float, default=1800, help="of one answer of a side")
     parser.add_argument("--tiny", action="store_true", help="a smoke test; figures mean nothing")
     parser.add_argument("--record", type=Path, help="also write the rows as JSON")
@@ -137,6 +137,9 @@ def _arguments() -> argparse.Namespace:
                 parser.error(f"--{flag}: {name!r}; expected some of {', '.join(known)}")
     if args.rounds < 1:
         parser.error(f"--rounds={args.rounds}: at least 1")
+    if not _grid(args.vllm_grid):
+        names = "; ".join(side.name for side in _grid(""))
+        parser.error(f"--vllm_grid={args.vllm_grid!r}: expected words of one of: {names}")
     return args
 
 
@@ -211,6 +214,12 @@ def _start(
     result.first_s = process.ask(asked)["seconds"]
 
 
+def _grid(words: str) -> list[Side]:
+    """vLLM's settings whose names contain the words."""
+    grid = [side for dtype in dtypes.usable() for side in vllm_grid(dtype)]
+    return [side for side in grid if words in side.name]
+
+
 def _tried(
     args: argparse.Namespace,
     workload: Workload,
@@ -220,10 +229,7 @@ def _tried(
 ) -> list[Result]:
     """Each setting of vLLM on one round, one process after the other."""
     lines = [[dataclasses.asdict(request) for request in part] for part in rounds[:2]]
-    grid = [side for dtype in dtypes.usable() for side in vllm_grid(dtype)]
-    results = [Result(side) for side in grid if args.vllm_grid in side.name]
-    if not results:
-        sys.exit(f"--vllm_grid={args.vllm_grid!r}: none of {[side.name for side in grid]}")
+    results = [Result(side) for side in _grid(args.vllm_grid)]
     for result in results:
         running: dict[str, Process] = {}
         try:

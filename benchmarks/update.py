@@ -77,10 +77,9 @@ class Side:
 
     @property
     def label(self) -> str:
-        """The name, with the rows at once of a side of ours."""
-        return (
-            f"{self.name}, rows {self.settings['rows']}" if "rows" in self.settings else self.name
-        )
+        """The name, and for a side of ours `batch.rows`."""
+        rows = self.settings.get("rows")
+        return f"{self.name}, rows {rows}" if rows else self.name
 
 
 def main() -> None:

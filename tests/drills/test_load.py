@@ -20,7 +20,7 @@ def load():
     """What compares responses, without samplers."""
     made = object.__new__(Load)
     made.vocab, made.model = CONFIG.vocab_size, small_model
-    made.parted = made.steep = made.tokens = 0
+    made.parted = made.ill_conditioned = made.tokens = 0
     return made
 
 
@@ -54,7 +54,7 @@ def test_rounding_is_no_fault_and_more_is(load, greedy):
     assert fault(changed(greedy, 3, finish_reason="stop")).startswith("another end")
     other = (greedy.token_ids[2] + 1) % CONFIG.vocab_size
     assert fault(changed(greedy, 2, token=other)).startswith("tokens differ from 2 on")
-    assert load.steep == load.parted == 0
+    assert load.ill_conditioned == load.parted == 0
 
 
 def test_the_last_bits_of_the_weights_move_a_log_prob_by_a_rounding(load, greedy):
@@ -63,13 +63,11 @@ def test_the_last_bits_of_the_weights_move_a_log_prob_by_a_rounding(load, greedy
     assert load.moved_by_last_bits(0, tokens, 0.5) > 0  # another temperature
 
 
-def test_one_log_prob_that_they_move_as_far_is_counted_and_two_are_too_many(
-    load, greedy, monkeypatch
-):
+def test_one_ill_conditioned_log_prob_is_counted_and_two_are_too_many(load, greedy, monkeypatch):
     monkeypatch.setattr(load, "moved_by_last_bits", lambda *_: SCHEDULE_LOGPROB_ATOL)
-    steep = changed(greedy, 1, by=2 * SCHEDULE_LOGPROB_ATOL)
-    assert load.differs(ASKED, 0, 0, 0, steep, greedy) == ""
-    assert load.steep == 1
-    assert load.differs(ASKED, 0, 0, 0, steep, greedy).startswith("too many log-probs")
+    moved = changed(greedy, 1, by=2 * SCHEDULE_LOGPROB_ATOL)
+    assert load.differs(ASKED, 0, 0, 0, moved, greedy) == ""
+    assert load.ill_conditioned == 1
+    assert load.differs(ASKED, 0, 0, 0, moved, greedy).startswith("too many ill-conditioned")
     beyond = changed(greedy, 1, by=4 * SCHEDULE_LOGPROB_ATOL)
     assert load.differs(ASKED, 0, 0, 0, beyond, greedy).startswith("log-probs differ")
