@@ -201,6 +201,8 @@ class Graded:
             characters; None where it found none, or a reward function graded. None if unknown.
         reasons: [P][R] one line that says why each response is wrong, or how grading failed; "" if
             there is no more to say. None if unknown.
+        failed: [P][R] True where grading failed: the reward is 0 and says nothing of the response.
+            None if unknown.
 
     Raises:
         ValueError: a reward is outside [0, 1] or not finite, because such a reward would spoil the
@@ -222,6 +224,7 @@ class Graded:
     correct_at: float = 1.0
     answers: Sequence[Sequence[str | None]] | None = None
     reasons: Sequence[Sequence[str]] | None = None
+    failed: Sequence[Sequence[bool]] | None = None
 
     def __post_init__(self) -> None:
         reward_PR = np.asarray(self.reward_PR, np.float32)
@@ -244,7 +247,7 @@ class Graded:
                 raise ValueError(f"{name} holds {count} of {prompts} prompts: give one each")
         for name in (
             *("token_ids", "logprobs", "texts", "finish_reasons"),
-            *("versions", "parts", "answers", "reasons"),
+            *("versions", "parts", "answers", "reasons", "failed"),
         ):
             groups = getattr(self, name)
             if groups is None:

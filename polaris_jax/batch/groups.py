@@ -23,6 +23,7 @@ SEQUENCE_FIELDS = (
     "parts",
     "answers",
     "reasons",
+    "failed",
 )
 ARRAY_FIELDS = ("reward_PR", "rescued_PR")
 

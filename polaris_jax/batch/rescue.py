@@ -177,6 +177,7 @@ class RescueBuffer:
                 "parts": {},
                 "answers": None,
                 "reasons": "",
+                "failed": False,
             }
         return replace_rows(graded, rows), len(rows)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from polaris_jax.evaluate.estimators import pass_scores
 from polaris_jax.evaluate.intervals import DIFFICULTY_BINS, gain_by_difficulty, paired_difference
-from polaris_jax.evaluate.scoring import KS, Grades, Row, grades_of, sets_of
+from polaris_jax.evaluate.scoring import FAILED, KS, Grades, Row, grades_of, sets_of
 from polaris_jax.evaluate.votes import majority_scores
 from polaris_jax.system.text import printable
 
@@ -138,7 +138,12 @@ def _setting(value: Any) -> str:
 
 
 def _own_warnings(one: Evaluated, grades: Grades) -> Iterator[str]:
-    """A call that was killed leaves responses of its own beside the eval.json of an earlier one."""
+    """What spoils one evaluation: failed grading, or an eval.json of another call than its rows.
+
+    A call that was killed leaves responses of its own beside the eval.json of an earlier one.
+    """
+    if isinstance(failed := one.figures.get(FAILED), int):
+        yield f"{one.name}: grading failed for {failed} responses, which score 0; evaluate it again"
     found = float(grades.correct_PR.mean())
     said, problems = one.figures["avg@k"], one.figures["problems"]
     # Versions without `correct_at` gave the mean reward as avg@k.

@@ -27,6 +27,7 @@ Row = Mapping[str, Any]
 Later = Mapping[tuple[str, int, int], float]
 KS = (1, 2, 4, 8, 16, 32, 64)  # k of pass@k and maj@k, up to n
 CLOSING = "</think>"
+FAILED = "grading_failed"  # in a row of a progress file; their number in a measurement's JSON file
 
 
 class Part(NamedTuple):
@@ -122,7 +123,9 @@ def score_rows(
     scores["problem_scores"] = {
         i: float(score) for i, score in zip(grades.ids, grades.correct_PR.mean(axis=1), strict=True)
     }
+    failed = sum(bool(row.get(FAILED)) for row in rows)
     return scores | {
+        **({FAILED: failed} if failed else {}),
         **({"mean_reward": mean_reward} if mean_reward != average.value else {}),
         "k": section.n,
         "temperature": section.temperature,
@@ -135,6 +138,19 @@ def score_rows(
         "length_groups": _length_groups(grades, section.length_edges),
         "budget_curve": [dataclasses.asdict(point) for point in curve],
     }
+
+
+def score_line(name: str, summary: Mapping[str, Any]) -> str:
+    """What an evaluation says when it ends: the score of `name` and its interval."""
+    spread = " without an interval"  # one problem, or all agree
+    if summary["interval"] is not None:
+        low, high = summary["interval"]
+        spread = f" +- {summary['stderr']:.1%} (95%: {low:.1%} to {high:.1%})"
+    return (
+        f"{name}: avg@{summary['k']} {summary['avg@k']:.1%}{spread} over {summary['problems']} "
+        f"problems, temperature {summary['temperature']:g}, up to "
+        f"{summary['max_response_tokens']} tokens"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

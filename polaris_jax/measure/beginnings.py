@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from polaris_jax.assemble import Solver
+from polaris_jax.evaluate.scoring import FAILED
 from polaris_jax.measure.responses import ids_text
 from polaris_jax.measure.solve import as_columns, drawn_once
 from polaris_jax.records import Group, Problem
@@ -87,8 +88,8 @@ def continued(
         sampling: temperature, top_k and top_p.
 
     Returns:
-        For each response its `reward` (rounded to float32), its `answer`, `tokens` of response,
-        text and continuation, and `text` and `token_ids` of the latter two.
+        For each response its `reward` (rounded to float32), its `answer`, whether grading failed,
+        `tokens` of response, text and continuation, and `text` and `token_ids` of the latter two.
     """
     tokenizer = solver.tokenizer
     drawn = drawn_by_id([problem for problem, _, _ in responses], solver)
@@ -137,8 +138,8 @@ def continued(
     grades = [as_columns(grade) for grade in solver.grader.grade_inputs(inputs)]
     shares = processes.gather_objects(grades)
     for process, share in enumerate(shares):
-        for i, (reward, _, answer, _) in zip(
+        for i, (reward, _, answer, _, failed) in zip(
             range(process, len(groups), len(shares)), share, strict=True
         ):
-            found[i] |= {"reward": float(np.float32(reward)), "answer": answer}
+            found[i] |= {"reward": float(np.float32(reward)), "answer": answer, FAILED: failed}
     return found

@@ -12,6 +12,7 @@ from etils import epath
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.data.problem_sets import CURATED, PREPARED
 from polaris_jax.data.problems import problems_digest, write_problems
+from polaris_jax.evaluate.scoring import FAILED
 from polaris_jax.measure.inputs import (
     Measured,
     measured_on,
@@ -20,7 +21,7 @@ from polaris_jax.measure.inputs import (
     reward_identity,
 )
 from polaris_jax.measure.policy import open_policy, with_decided_dtype
-from polaris_jax.measure.responses import KeptResponses
+from polaris_jax.measure.responses import KeptResponses, grading_failed, say_failed
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure
@@ -144,6 +145,7 @@ def _calibrate(
         identity,
         key=("id",),
         valid=lambda row: type(row["correct"]) is int and 0 <= row["correct"] <= section.n,
+        again=grading_failed,
         inputs=measured.inputs,
         places=measured.places,
         may_write=ownership.check,
@@ -178,6 +180,7 @@ def _calibrate(
     keep = set(curate(rates, section.preset, **limits))
     curated = [p for p in rated if p.id in keep]
     histogram = pass_rate_histogram(rates.values(), section.n)
+    failed = sum(rows[p.id].get(FAILED, 0) for p in problems)
     summary = {
         "n": section.n,
         "temperature": section.temperature,
@@ -196,6 +199,7 @@ def _calibrate(
         "sampled_tokens": sum(round((tokens[p.id] or 0) * section.n) for p in problems),
         "kept": len(curated),
         "dropped": len(problems) - len(curated),
+        **({FAILED: failed} if failed else {}),
     }
     if processes.is_first():
         ownership.check()
@@ -209,6 +213,7 @@ def _calibrate(
         f"({section.preset}): {len(curated)} kept, {summary['dropped']} dropped, "
         f"{summary['curated_shape']}"
     )
+    say_failed(failed, len(problems) * section.n, progress.line)
     if kept is not None and (without := sum("kept" not in rows[p.id] for p in problems)):
         progress.line(
             f"note: {without} of {len(problems)} problems were sampled before "
@@ -279,10 +284,12 @@ def _count(
             sums = graded.correct_PR.sum(axis=1).tolist()
             means = [sum(map(len, group)) / section.n for group in graded.token_ids]
             mark = {} if kept is None else {"kept": True}
-            new = [
+            new: list[dict[str, Any]] = [
                 {"id": p.id, "correct": right, "tokens": mean, **mark}
                 for p, right, mean in zip(batch, sums, means, strict=True)
             ]
+            for row, failed in zip(new, graded.failed or (), strict=False):
+                row |= {FAILED: sum(failed)} if any(failed) else {}
             done.append(new)
             rows |= {row["id"]: row for row in new}
             phase.advance_to((found + first + len(batch)) * section.n)

@@ -15,7 +15,15 @@ from polaris_jax.data.problem_sets import fitting
 from polaris_jax.data.problems import problems_digest
 from polaris_jax.evaluate.benchmarks import BENCHMARKS, known_benchmarks
 from polaris_jax.evaluate.blog import beside_blog, beside_lines
-from polaris_jax.evaluate.scoring import budgets_of, grades_of, score_rows, scores_of, sets_of
+from polaris_jax.evaluate.scoring import (
+    FAILED,
+    budgets_of,
+    grades_of,
+    score_line,
+    score_rows,
+    scores_of,
+    sets_of,
+)
 from polaris_jax.measure.compare_evaluations import compare_evaluations
 from polaris_jax.measure.forced import force_answers, forced_identity, is_forced_row
 from polaris_jax.measure.inputs import open_progress, reward_inputs
@@ -33,6 +41,7 @@ from polaris_jax.measure.respond import (
     response_identity,
     variants_of,
 )
+from polaris_jax.measure.responses import grading_failed, say_failed
 from polaris_jax.measure.scored import BASE, Scored, scored_by
 from polaris_jax.measure.weights import base_inputs, find_checkpoint
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload, before_text
@@ -239,7 +248,8 @@ class _Evaluation:
             write_json(self._workdir / f"{prefix}eval.json", summary)
             evaluation_figure(summary, self._workdir / f"{prefix}eval.png")
         for variant, result in results.items():
-            progress.line(_score_line(f"{scored.name}{variant.label}", result))
+            progress.line(score_line(f"{scored.name}{variant.label}", result))
+            say_failed(result.get(FAILED, 0), result["problems"] * section.n, progress.line)
             for line in beside_lines(result.get("beside") or {}, sets=result.get("sets", ())):
                 progress.line(line)
         return summary
@@ -258,6 +268,7 @@ class _Evaluation:
         options = {
             "key": ("problem_id", "sample"),
             "unit": section.n,
+            "again": grading_failed,
             "inputs": inputs,
             "places": places,
             "may_write": ownership.check,
@@ -361,18 +372,6 @@ def _with_variants(results: Mapping[Variant, dict[str, Any]], config: RunConfig)
         summary["attention_factors"] = factors
     yarn = config.rope.yarn
     return summary | {"yarn_factor": yarn.factor, "attention_factor": yarn.attention_factor}
-
-
-def _score_line(name: str, summary: Mapping[str, Any]) -> str:
-    spread = " without an interval"  # one problem, or all agree
-    if summary["interval"] is not None:
-        low, high = summary["interval"]
-        spread = f" +- {summary['stderr']:.1%} (95%: {low:.1%} to {high:.1%})"
-    return (
-        f"{name}: avg@{summary['k']} {summary['avg@k']:.1%}{spread} over {summary['problems']} "
-        f"problems, temperature {summary['temperature']:g}, up to "
-        f"{summary['max_response_tokens']} tokens"
-    )
 
 
 def _weights(

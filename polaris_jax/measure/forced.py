@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polaris_jax.config import ConfigError, EvaluateSection
+from polaris_jax.evaluate.scoring import FAILED
 from polaris_jax.measure.policy import Policy
 from polaris_jax.measure.respond import BATCH_PROMPTS, Asked, Variant, Weights, closing_text
-from polaris_jax.measure.responses import ids_of, ids_text
+from polaris_jax.measure.responses import grading_failed, ids_of, ids_text
 from polaris_jax.records import Problem
 from polaris_jax.run.progress_file import ProgressFile
 
@@ -110,6 +111,7 @@ def _forced_batch(
 
 def _forced_row(row: Mapping[str, Any], **forced: Any) -> dict[str, Any]:
     own = {"reward": row["reward"], "answer": row.get("answer"), "tokens": row["tokens"]}
+    own[FAILED] = grading_failed(row)
     start = {"problem_id": row["problem_id"], "sample": row["sample"], "forced": bool(forced)}
     return start | own | {"text": "", "token_ids": ids_text(())} | forced
 

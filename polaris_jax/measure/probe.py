@@ -13,6 +13,7 @@ from etils import epath
 
 from polaris_jax.config import ProbeSection, RunConfig
 from polaris_jax.data.problems import problems_digest
+from polaris_jax.evaluate.scoring import FAILED
 from polaris_jax.explore import Candidate, Zones, diversity_stderr, find_zones
 from polaris_jax.explore.sweep import refined_temperature, sweep_temperatures, why_initial
 from polaris_jax.explore.temperature import measure_candidate
@@ -26,6 +27,7 @@ from polaris_jax.measure.inputs import (
 )
 from polaris_jax.measure.policy import Policy, open_policy, with_decided_dtype
 from polaris_jax.measure.probe_set import NO_PLATEAU
+from polaris_jax.measure.responses import grading_failed, say_failed
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.records import Graded, Problem
 from polaris_jax.report.figures import probe_figure
@@ -132,6 +134,7 @@ def _probe(
         | row_identity(config, problems, max_response_tokens=max_response_tokens),
         key=("temperature",),
         valid=lambda row: all(isinstance(row[name], int | float) for name in ROW),
+        again=grading_failed,
         inputs=measured.inputs,
         places=measured.places,
         may_write=ownership.check,
@@ -154,6 +157,8 @@ def _probe(
         best = max(judged, key=lambda health: (health.informative, health.correct_share))
         for text in best.lines():
             progress.line(text)
+    failed = sum(row.get(FAILED, 0) for row in rows.values())
+    say_failed(failed, len(rows) * len(problems) * section.n, progress.line)
     zones = zones_of(section, rows)
     chosen = None if zones is None else zones.initial_temperature
     summary = {
@@ -174,6 +179,7 @@ def _probe(
         "checkpoint": measured.weights.name,
         "model": measured.model,
         "sampled_tokens": sum(rows[t].get("tokens", 0) for t in temperatures),
+        **({FAILED: failed} if failed else {}),
         "zones": zones
         and {k: v for k, v in dataclasses.asdict(zones).items() if k != "initial_temperature"},
         "initial_temperature": chosen,
@@ -326,11 +332,13 @@ def measured_row(temperature: float, graded: Graded) -> dict[str, Any]:
     candidate = measure_candidate(temperature, graded.texts, graded.correct_PR, tokens=tokens)
     spent = -sum(math.fsum(logprobs) for group in graded.logprobs for logprobs in group)
     reasons = [reason for group in graded.finish_reasons for reason in group]
+    failed = sum(map(sum, graded.failed or ()))
     return dataclasses.asdict(candidate) | {
         "diversity_stderr": diversity_stderr(graded.texts),
         "entropy": spent / tokens if tokens else None,
         "mean_length": tokens / len(reasons),
         "clip_ratio": reasons.count("length") / len(reasons),
+        **({FAILED: failed} if failed else {}),
     }
 
 

@@ -9,10 +9,25 @@ from typing import Any
 
 from etils import epath
 
+from polaris_jax.evaluate.scoring import FAILED
 from polaris_jax.records import Graded, Problem
 from polaris_jax.run.progress_file import row_line
 from polaris_jax.system import processes
 from polaris_jax.system.files import delete_partials, write_bytes
+
+
+def grading_failed(row: Mapping[str, Any]) -> bool:
+    """True for a row that has a response whose grading failed: a rerun makes it anew."""
+    return bool(row.get(FAILED))
+
+
+def say_failed(failed: int, responses: int, say: Callable[[str], None]) -> None:
+    """Warns if the grading of responses failed; says nothing if none did."""
+    if failed:
+        say(
+            f"warning: grading failed for {failed} of {responses} responses, which score 0; a "
+            "rerun samples and grades them again (look at reward.function and reward.timeout_s)"
+        )
 
 
 def ids_text(token_ids: Sequence[int]) -> str:
@@ -57,6 +72,7 @@ def response_row(
         **{f"reward_at_{budget}": reward for budget, reward in prefixes.items()},
         "answer": graded.answers[p][r] if graded.answers else None,
         "reason": graded.reasons[p][r] if graded.reasons else "",
+        FAILED: bool(graded.failed and graded.failed[p][r]),
         "tokens": len(graded.token_ids[p][r]),
         "finish_reason": graded.finish_reasons[p][r],
         "well_formed": "</think>" in text and "\\boxed{" in text,

@@ -160,9 +160,10 @@ def grade_groups(
     parts: list[list[dict[str, float | None]]] = [[{}] * width for _ in members]
     answers: list[list[str | None]] = [[None] * width for _ in members]
     reasons = [[""] * width for _ in members]
+    failed = [[False] * width for _ in members]
     for (number, r), columns in itertools.chain.from_iterable(shares):
         p = place[number]
-        reward_PR[p, r], parts[p][r], answers[p][r], reasons[p][r] = columns
+        reward_PR[p, r], parts[p][r], answers[p][r], reasons[p][r], failed[p][r] = columns
     return Graded(
         problem_ids=tuple(group.problem_id for group in members),
         prompts=tuple(group.prompt for group in members),
@@ -177,6 +178,7 @@ def grade_groups(
         correct_at=correct_at,
         answers=answers,
         reasons=reasons,
+        failed=failed,
     )
 
 
@@ -210,10 +212,10 @@ def judged(
     )
 
 
-def as_columns(grade: Grade) -> tuple[float, dict[str, float | None], str | None, str]:
-    """Reward, parts, answer and reason; an answer of a page is shortened."""
+def as_columns(grade: Grade) -> tuple[float, dict[str, float | None], str | None, str, bool]:
+    """Reward, parts, answer, reason, did grading fail; an answer of a page is shortened."""
     answer = grade.answer if grade.answer is None else grade.answer[:MAX_ANSWER_CHARS]
-    return grade.reward, dict(grade.parts), answer, grade.reason
+    return grade.reward, dict(grade.parts), answer, grade.reason, grade.failed
 
 
 def graded_here(number: int) -> bool:

@@ -73,6 +73,11 @@ class Grade(NamedTuple):
     gold_form: str
     parts: Mapping[str, float | None] = _NO_PARTS
 
+    @property
+    def failed(self) -> bool:
+        """True if grading failed, so that the reward says nothing of the response."""
+        return self.layer in _FAILURES
+
 
 class Grader:
     """Rewards of responses, graded by worker processes under a deadline and a memory limit.

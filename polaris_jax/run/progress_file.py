@@ -76,6 +76,8 @@ class ProgressFile:
         unit: number of rows with an equal first key field that are useful only together. A kill may
             tear the last unit, which is then cut off like a torn line.
         valid: False for a row that this command cannot have written, which is damage.
+        again: True for a row that is to be made anew: the file is left without it, and without the
+            other rows of its unit.
         may_write: called before each write; raises if the file belongs to another command.
 
     Attributes:
@@ -96,10 +98,12 @@ class ProgressFile:
         writes: bool = True,
         unit: int = 1,
         valid: Callable[[Mapping[str, Any]], bool] = lambda row: True,
+        again: Callable[[Mapping[str, Any]], bool] = lambda row: False,
         may_write: Callable[[], None] = lambda: None,
     ) -> None:
         self.path, self._key, self._unit = as_place(path), tuple(key), unit
-        self._writes, self._may_write, self._valid = writes, may_write, valid
+        self._writes, self._may_write = writes, may_write
+        self._valid, self._again = valid, again
         settings = json.loads(json.dumps(dict(settings)))
         now: dict[str, Any] = json.loads(json.dumps(dict(inputs or {})))
         found = present = _read(self.path)
@@ -174,6 +178,7 @@ class ProgressFile:
                 f"{self.path}: its first {count} rows are not those that were written; restore "
                 f"the file, or delete it and {identity_path(self.path).name} to begin anew"
             )
+        first = {name: row for name, row in first.items() if not self._again(row)}
         sizes = Counter(name[0] for name in first)
         return {name: row for name, row in first.items() if sizes[name[0]] == self._unit}
 

@@ -55,6 +55,7 @@ def solve(problems: list[Problem], *, n: int, **_: Any) -> SimpleNamespace:
         response_tokens=4 * right_PR.size,
         logprobs=[[(-0.5,) * 4] * n for _ in problems],
         finish_reasons=[["stop", "length"] * (n // 2) for _ in problems],
+        failed=None,
     )
 
 

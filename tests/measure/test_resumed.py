@@ -1,7 +1,9 @@
 """calibrate, probe and evaluate that end in their middle go on there, to the same results."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from polaris_jax.__main__ import main
@@ -88,3 +90,43 @@ def test_what_is_done_is_not_sampled_again(command, line, tmp_path, monkeypatch)
     for name in RESULTS[command]:
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert json.loads((tmp_path / "cut" / result).read_text())["problems"] in (4, 12)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["calibrate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("probe", "evaluate"))],
+)
+def test_what_could_not_be_graded_is_said_and_sampled_again(
+    command, line, tmp_path, monkeypatch, capsys
+):
+    solve, asked, fails = Policy.solve, [], [True]
+
+    def noted(self, problems, *, temperature, **options):
+        graded = solve(self, problems, temperature=temperature, **options)
+        asked.append([problem.id for problem in problems])
+        if not fails or len(asked) > 1:
+            return graded
+        failed = [[p == r == 0 for r in range(len(group))] for p, group in enumerate(graded.texts)]
+        reward_PR = np.where(failed, 0.0, graded.reward_PR)
+        return dataclasses.replace(graded, failed=failed, reward_PR=reward_PR)
+
+    monkeypatch.setattr(Policy, "solve", noted)
+    monkeypatch.setattr(respond, "BATCH_PROMPTS", 4)
+
+    def run(name: str) -> tuple[dict, str]:
+        asked.clear()
+        assert main([command, *line, f"--workdir={tmp_path / name}"]) == 0
+        result = json.loads((tmp_path / name / RESULTS[command][1]).read_text())
+        return result, capsys.readouterr().out
+
+    failed, said = run("failed")
+    first = asked[0]
+    assert failed["grading_failed"] == 1
+    assert "warning: grading failed for 1 of " in said
+    fails.clear()
+    mended, said = run("failed")
+    # A probe has a row for each temperature, the others one for each problem or response.
+    assert asked == ([first] if command == "probe" else [first[:1]])
+    assert "grading failed" not in said
+    assert run("whole")[0] == mended
+    assert "grading_failed" not in mended

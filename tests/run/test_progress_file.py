@@ -97,6 +97,21 @@ def test_a_torn_unit_goes_like_a_torn_line(path):
     assert units(writes=False).rows == rows
 
 
+def test_rows_that_are_made_anew_leave_with_their_unit(path):
+    rows = [{"id": id, "sample": r, "failed": id == "b" and r == 1} for id in "abc" for r in (0, 1)]
+
+    def units(**options):
+        again = lambda row: row["failed"]  # noqa: E731
+        return ProgressFile(path, {"n": 2}, key=("id", "sample"), unit=2, again=again, **options)
+
+    units().append(rows)
+    left = units()
+    assert left.rows == [*rows[:2], *rows[4:]] == lines(path)
+    anew = [row | {"failed": False} for row in rows[2:4]]
+    left.append(anew)
+    assert units(writes=False).rows == [*left.rows, *anew]
+
+
 def test_a_row_counts_once(path):
     file = opened(path)
     file.append([{"id": "a", "correct": 1}, {"id": "b", "correct": 2}])
