@@ -51,7 +51,7 @@ test-quick: style  ## ruff, the tests that need a host only, one step of trainin
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m quick $(ARGS)
 
 test-slow: $(GOLDEN)  ## the slow tests: live torch, libtpu, many kills, all notebooks
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow --timeout 3600 $(ARGS)
+	POLARIS_XLA=full $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow --timeout 3600 $(ARGS)
 
 # In a venv of its own. CI does not run it: a minute to install, and ten of the quick tests on two
 # cores, beside 16 of `make test`. Run it before a release, and when a bound changes.

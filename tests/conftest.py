@@ -3,12 +3,15 @@
 Set before jax is imported, for this process and for the processes that tests start.
 
 `POLARIS_TYPECHECK=0` turns the annotation checks off (to time something without them).
+`POLARIS_XLA=full` compiles as users do, with all of XLA's optimizations. `make test-slow` sets it.
 """
 
 import collections
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 
 VIRTUAL_DEVICES = 8
@@ -27,10 +30,25 @@ QUICK = {
     "test_visit.py",
 }  # fmt: skip
 
+# Compilation is three quarters of the suite. Without optimizations and without the newer emitter
+# of fusions it takes half as long, and the programs compute the same up to the last bits. Commands
+# that tests start in processes of their own are compiled as users' are.
+QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def _are_known(flags):
+    """Whether this version of XLA has the flags: it ends a process that gives it others."""
+    env = {**os.environ, "XLA_FLAGS": flags}
+    words = [sys.executable, "-c", "import jax; jax.devices()"]
+    return subprocess.run(words, env=env, capture_output=True, check=False).returncode == 0
+
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 _flag = "--xla_force_host_platform_device_count"
-if _flag not in os.environ.get("XLA_FLAGS", ""):
+if _flag not in os.environ.get("XLA_FLAGS", ""):  # else a worker, or the user has decided
     _flags = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={VIRTUAL_DEVICES}"
+    if os.environ.get("POLARIS_XLA") != "full" and _are_known(QUICK_COMPILES):
+        _flags += f" {QUICK_COMPILES}"
     os.environ["XLA_FLAGS"] = _flags.strip()
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network would be a mistake

@@ -27,6 +27,8 @@ LONG_CASES = {
     "sharding/test_sharding.py::test_eight_devices_give_the_parameters_of_one[data1-fsdp2-context2-tensor2-qwen2]",
     "sharding/test_sharding.py::test_eight_devices_give_the_parameters_of_one[data2-fsdp4-context1-tensor1-qwen2]",
     "sharding/test_sharding.py::test_layer_inputs_in_host_memory_leave_the_gradient[mesh]",
+    # To the last bit, which takes the optimizations that only slow tests compile with.
+    "train/test_update.py::test_stacked_microbatches_are_those_of_one_call_each[one]",
     "train/test_update.py::test_stacked_microbatches_are_those_of_one_call_each[mesh]",
     "train/test_update.py::test_permuting_and_repacking_leaves_the_gradient[48-8-layer]",
     "train/test_update.py::test_permuting_and_repacking_leaves_the_gradient[64-2-none]",
