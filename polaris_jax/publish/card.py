@@ -118,7 +118,11 @@ def _architecture(export: epath.Path) -> dict[str, Any]:
 def _front_matter(facts: RunFacts, license: str) -> str:
     """The YAML head. JSON texts are YAML texts."""
     known = f"license: {json.dumps(license)}" if license else f"license: unknown  # {UNKNOWN}"
-    lines = ["---", known, "library_name: transformers", "pipeline_tag: text-generation"]
+    lines = ["---", known]
+    if license == facts.base.license == "other":
+        named = {"license_name": facts.base.license_name, "license_link": facts.base.license_link}
+        lines += [f"{field}: {json.dumps(value)}" for field, value in named.items() if value]
+    lines += ["library_name: transformers", "pipeline_tag: text-generation"]
     if facts.base.hub_id:
         lines += ["base_model:", f"- {json.dumps(facts.base.hub_id)}"]
     elif facts.base.doubtful:
@@ -247,9 +251,14 @@ def _versions(versions: Any) -> str:
 
 def _license_rows(facts: RunFacts, license: str) -> list[tuple[str, str]]:
     def row(what: str, origin: Origin) -> tuple[str, str]:
-        return (f"{what}: {_cell(origin.name) or UNKNOWN}", _cell(origin.license) or UNKNOWN)
+        return (f"{what}: {_cell(origin.name) or UNKNOWN}", named(origin.license, origin))
 
-    weights = ("these weights", _cell(license) or UNKNOWN)
+    def named(license: str, origin: Origin) -> str:
+        more = [origin.license_name, origin.license_link] if license == "other" else []
+        known = ", ".join(filter(None, more))
+        return _cell(f"{license} ({known})" if known else license) or UNKNOWN
+
+    weights = ("these weights", named(license, facts.base))
     return [
         weights,
         row("base", facts.base),

@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from polaris_jax.evaluate.scoring import parts_of
+from polaris_jax.evaluate.scoring import FAILED, parts_of
 from polaris_jax.run.progress_file import recorded_settings
 from polaris_jax.run.record import LOCAL
 from polaris_jax.run.standing import Standing, read_standing
@@ -35,6 +35,9 @@ _FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
 _LICENSE = re.compile(
     r"^license:[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?([\w.+-]+)[\"']?[ \t]*$(?!\n[ \t]*-)", re.M
 )
+# What a card says beside `license: other`; a link to a file of its own repository is left out.
+_LICENSE_NAME = re.compile(r"^license_name:[ \t]*[\"']?([^\s\"'#]+)[\"']?[ \t]*$", re.M)
+_LICENSE_LINK = re.compile(r"^license_link:[ \t]*[\"']?(https?://[^\s\"'#]+)[\"']?[ \t]*$", re.M)
 _FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gguf", ".py")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -48,12 +51,16 @@ class Origin:
         license: the identifier in its card, or OWN; empty: unknown.
         hub_id: the Hub id, if it was named by one; else empty.
         doubtful: True if the name may be a Hub id or a path of another machine.
+        license_name: what its card calls the license `other`; empty: unknown.
+        license_link: where that card says it can be read; empty: unknown.
     """
 
     name: str
     license: str = ""
     hub_id: str = ""
     doubtful: bool = False
+    license_name: str = ""
+    license_link: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +143,21 @@ def license_of(name: str, *, hub_kind: str = "") -> str:
         name: a directory or file, or a Hub id that has been downloaded.
         hub_kind: what the Hub calls it, model or dataset; empty for a directory or file.
     """
+    return _in_head(_LICENSE, _head(name, hub_kind))
+
+
+def _head(name: str, hub_kind: str) -> str:
+    """The head of the README.md beside a model or data set; empty if there is none."""
     try:
         text = read_text(_card_of(name, hub_kind), most_bytes=CONFIG_BYTES)
     except (OSError, ValueError):  # no README.md, or none that can be read
         return ""
     head = _FRONT_MATTER.match(text.replace("\r\n", "\n"))
-    found = _LICENSE.search(head[1]) if head else None
+    return head[1] if head else ""
+
+
+def _in_head(field: re.Pattern[str], head: str) -> str:
+    found = field.search(head)
     return found[1] if found else ""
 
 
@@ -193,8 +209,15 @@ def _origin(name: str, hub_kind: str, *, local: bool | None) -> Origin:
     # A run of an earlier version recorded nothing; a path of another folder looks like a Hub id.
     doubtful = is_hub and local is None and not _downloaded(place, hub_kind)
     is_hub = is_hub and not doubtful
-    license = license_of(place, hub_kind=hub_kind if is_hub else "") if place else ""
-    return Origin(place_name(name), license, place if is_hub else "", doubtful)
+    head = _head(place, hub_kind if is_hub else "") if place else ""
+    origin = Origin(place_name(name), _in_head(_LICENSE, head), place if is_hub else "", doubtful)
+    if origin.license != "other":
+        return origin
+    return dataclasses.replace(
+        origin,
+        license_name=_in_head(_LICENSE_NAME, head),
+        license_link=_in_head(_LICENSE_LINK, head),
+    )
 
 
 def _is_local(record: Mapping[str, Any], name: str) -> bool | None:
@@ -312,6 +335,12 @@ def _missing(facts: RunFacts) -> list[str]:
         found.append("No evaluation of the newest checkpoint is in the workdir.")
     if unnamed := sorted({s.weights for s in facts.evaluations if s.problems is None}):
         found.append(f"Which problems were asked for the scores of {', '.join(unnamed)}.")
+    for score in facts.evaluations:
+        if failed := score.figures.get(FAILED):
+            found.append(
+                f"Whether {failed} responses of {score.weights} are right: grading failed, and "
+                "they count as wrong."
+            )
     found.append("Which checkpoint the export was made of is not recorded in it.")
     if not facts.base.license:
         found.append(f"The licence of the base model ({facts.base.name or 'unknown'}).")

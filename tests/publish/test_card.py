@@ -236,8 +236,28 @@ def test_one_license_is_known_and_of_several_none(tmp_path, head, known):
     assert license_of(str(tmp_path)) == known
 
 
+def test_responses_that_could_not_be_graded_are_named(run):
+    write(run / "eval.json", EVALUATION | {"grading_failed": 3})
+    assert "Whether 3 responses of newest checkpoint are right: grading failed" in published(run)
+
+
 def test_a_license_is_the_publishers_word(run):
     assert head_of(published(run, "--license=apache-2.0"))["license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("link", "known"), [("https://example.com/terms", True), ("LICENSE", False)]
+)
+def test_a_license_that_has_a_name_of_its_own_keeps_it(run, link, known):
+    base = run.parent / "base" / "README.md"
+    write(base, f"---\nlicense: other\nlicense_name: qwen-research\nlicense_link: {link}\n---\n")
+    card = published(run)
+    head = head_of(card)
+    assert (head["license"], head["license_name"]) == ("other", "qwen-research")
+    assert head.get("license_link") == (link if known else None)
+    assert card.count("other (qwen-research") == 2  # these weights and the base
+    own = published(run, "--license=mit", "--overwrite")
+    assert "license_name" not in head_of(own)
 
 
 def test_a_small_model_of_the_warm_start_owes_nothing_to_others(run):
