@@ -7,12 +7,16 @@ One to three x make lengths differ, and of three a 4-gram, for the temperature r
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -55,7 +59,18 @@ def small_qwen3(vocab_size: int, *, positions: int, hidden_size: int = 32) -> Mo
 def make_base(
     directory: Path, *, hidden_size: int = 32, trained: bool = True, tags: bool = True
 ) -> tuple[Path, Path]:
-    """(model directory, problems.jsonl). Not `trained`: random weights; no `tags`: boxes alone."""
+    """(model directory, problems.jsonl). Not `trained`: random weights; no `tags`: boxes alone.
+
+    A process trains each kind of base once, and copies it.
+    """
+    shutil.copytree(_made_base(hidden_size, trained, tags), directory, dirs_exist_ok=True)
+    return directory / "base", directory / "problems.jsonl"
+
+
+@functools.cache
+def _made_base(hidden_size: int, trained: bool, tags: bool) -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="polaris_jax_base_"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     tokenizer = build_tokenizer()
     config = small_qwen3(len(tokenizer), positions=64, hidden_size=hidden_size)
     texts = [f"Start with {i}." for i in range(PROBLEMS)]
@@ -73,14 +88,12 @@ def make_base(
     section = WarmstartSection(steps=80, batch_size=32, learning_rate=1e-2)
     model = Decoder.init(config, jax.random.key(0))
     model = warm_start(model, examples, section) if trained else model
-    base = directory / "base"
-    save_pretrained(model, base, tokenizer=tokenizer)
+    save_pretrained(model, directory / "base", tokenizer=tokenizer)
     rows = [
         {"id": f"p{i}", "problem": text, "answer": str(1 + i % 4)} for i, text in enumerate(texts)
     ]
-    problems = directory / "problems.jsonl"
-    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return base, problems
+    (directory / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory
 
 
 def thought(pick: random.Random) -> str:
