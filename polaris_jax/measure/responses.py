@@ -14,6 +14,7 @@ from polaris_jax.records import Graded, Problem
 from polaris_jax.run.progress_file import row_line
 from polaris_jax.system import processes
 from polaris_jax.system.files import delete_partials, write_bytes
+from polaris_jax.system.foreign import bounded_lines
 
 
 def grading_failed(row: Mapping[str, Any]) -> bool:
@@ -87,7 +88,7 @@ class KeptResponses:
 
     Partial files that a kill has left are deleted; only the folder's owner may make this object.
     A batch that a kill has interrupted is sampled again and replaces its file. Files of other
-    settings or other inputs have other names.
+    settings, other inputs or other problems have other names.
 
     Args:
         folder: the folder; made by the first write.
@@ -120,4 +121,18 @@ class KeptResponses:
         self._may_write()
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{before:08d}-{self._digest}.jsonl"
+        if path.exists() and not _begins_with(path, problems[0].id):  # problems asked again
+            ids = "\n".join(problem.id for problem in problems)
+            more = hashlib.blake2b(ids.encode(), digest_size=4).hexdigest()
+            path = path.with_name(f"{path.stem}-{more}.jsonl")
         write_bytes(path, b"".join(map(row_line, rows)))
+
+
+def _begins_with(path: epath.Path, problem_id: str) -> bool:
+    """True if the first row of a file of responses is of that problem."""
+    with path.open("rb") as file:
+        _, line = next(bounded_lines(file), (0, None))
+    try:
+        return line is not None and json.loads(line)["problem_id"] == problem_id
+    except (ValueError, LookupError, TypeError):  # not a row: the file is left alone
+        return False

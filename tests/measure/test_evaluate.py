@@ -25,7 +25,7 @@ from polaris_jax.demo.warmstart import warmstart_model_config
 from polaris_jax.measure import evaluate, respond, solve
 from polaris_jax.measure.policy import Policy
 from polaris_jax.measure.respond import response_identity
-from polaris_jax.measure.responses import ids_of, response_row
+from polaris_jax.measure.responses import KeptResponses, ids_of, response_row
 from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Graded, Problem, Response
 from polaris_jax.reward import score_response
@@ -175,6 +175,31 @@ def opener(tokenizer):
             yield Policy(solver, sampler)
 
     return opened
+
+
+def test_a_batch_replaces_its_own_file_and_no_other(tmp_path):
+    """Problems that are asked again come when as many are finished as before another batch."""
+    kept = KeptResponses(epath.Path(tmp_path), {}, may_write=lambda: None)
+    graded = {
+        id: Graded(
+            problem_ids=[id],
+            prompts=[(1,)],
+            golds=["2"],
+            token_ids=[[(1,)]],
+            logprobs=[[(-1.0,)]],
+            texts=[[text]],
+            finish_reasons=[["stop"]],
+            reward_PR=np.array([[1.0]], np.float32),
+        )
+        for id, text in (("a", "first"), ("b", "other"))
+    }
+    for id in ("a", "b", "a", "b"):
+        kept.write(graded[id], [p for p in PROBLEMS if p.id == id], before=7)
+    rows = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    assert sorted((row["problem_id"], row["text"]) for row in rows) == [
+        ("a", "first"),
+        ("b", "other"),
+    ]
 
 
 def test_a_row_has_plain_columns_and_those_of_the_problem():
