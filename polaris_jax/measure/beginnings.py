@@ -23,7 +23,7 @@ from polaris_jax.system import processes
 
 def grade_beginnings(
     solver: Solver, cut: Sequence[tuple[Problem, Sequence[int], int]]
-) -> list[float]:
+) -> list[float | None]:
     """Rewards of the beginnings of responses, graded in mode "eval".
 
     Each process grades a share; all return the same.
@@ -33,7 +33,8 @@ def grade_beginnings(
         cut: (problem, token ids of a response, budget in tokens), the same in every process.
 
     Returns:
-        The reward of the first `budget` tokens of each, rounded to float32 as in `Graded`.
+        The reward of the first `budget` tokens of each, rounded to float32 as in `Graded`; None
+        where grading failed.
     """
     mine = cut[jax.process_index() :: jax.process_count()]
     drawn = drawn_by_id([problem for problem, _, _ in mine], solver)
@@ -52,8 +53,10 @@ def grade_beginnings(
             for problem, token_ids, budget in mine
         ]
     )
-    shares = processes.gather_objects([float(np.float32(grade.reward)) for grade in grades])
-    rewards = [0.0] * len(cut)
+    shares = processes.gather_objects(
+        [None if grade.failed else float(np.float32(grade.reward)) for grade in grades]
+    )
+    rewards: list[float | None] = [None] * len(cut)
     for process, share in enumerate(shares):
         rewards[process :: len(shares)] = share
     return rewards

@@ -21,11 +21,15 @@ from polaris_jax.evaluate.scoring import (
     grades_of,
     score_line,
     score_rows,
-    scores_of,
     sets_of,
 )
 from polaris_jax.measure.compare_evaluations import compare_evaluations
-from polaris_jax.measure.forced import force_answers, forced_identity, is_forced_row
+from polaris_jax.measure.forced import (
+    force_answers,
+    forced_identity,
+    forced_scores,
+    is_forced_row,
+)
 from polaris_jax.measure.inputs import open_progress, reward_inputs
 from polaris_jax.measure.policy import open_samplers, with_decided_dtype
 from polaris_jax.measure.respond import (
@@ -249,7 +253,8 @@ class _Evaluation:
             evaluation_figure(summary, self._workdir / f"{prefix}eval.png")
         for variant, result in results.items():
             progress.line(score_line(f"{scored.name}{variant.label}", result))
-            say_failed(result.get(FAILED, 0), result["problems"] * section.n, progress.line)
+            for figures in (result, result.get("forced", {})):
+                say_failed(figures.get(FAILED, 0), result["problems"] * section.n, progress.line)
             for line in beside_lines(result.get("beside") or {}, sets=result.get("sets", ())):
                 progress.line(line)
         return summary
@@ -335,11 +340,7 @@ class _Evaluation:
         )
         if forced is not None:
             answers = force_answers(asked, weights, variant, rows, done=forced, path=done.path)
-            result["forced"] = {
-                "tokens": section.force_answer_tokens,
-                "share": sum(row["forced"] for row in answers) / len(answers),
-                **scores_of(grades_of(answers, correct_at), section.n),
-            }
+            result["forced"] = forced_scores(answers, section, correct_at)
         if section.beside == "blog":
             known = known_benchmarks(section.problems)
             by_set = sets_of(rows) or ({known[0]: list(rows)} if len(known) == 1 else {})

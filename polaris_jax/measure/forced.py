@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polaris_jax.config import ConfigError, EvaluateSection
-from polaris_jax.evaluate.scoring import FAILED
+from polaris_jax.evaluate.scoring import FAILED, grades_of, scores_of
 from polaris_jax.measure.policy import Policy
 from polaris_jax.measure.respond import BATCH_PROMPTS, Asked, Variant, Weights, closing_text
 from polaris_jax.measure.responses import grading_failed, ids_of, ids_text
@@ -111,9 +111,28 @@ def _forced_batch(
 
 def _forced_row(row: Mapping[str, Any], **forced: Any) -> dict[str, Any]:
     own = {"reward": row["reward"], "answer": row.get("answer"), "tokens": row["tokens"]}
-    own[FAILED] = grading_failed(row)
     start = {"problem_id": row["problem_id"], "sample": row["sample"], "forced": bool(forced)}
-    return start | own | {"text": "", "token_ids": ids_text(())} | forced
+    failed = {FAILED: grading_failed(row) or grading_failed(forced)}
+    return start | own | {"text": "", "token_ids": ids_text(())} | forced | failed
+
+
+def forced_scores(
+    rows: Sequence[Mapping[str, Any]], section: EvaluateSection, correct_at: float
+) -> dict[str, Any]:
+    """`forced` of eval.json.
+
+    Args:
+        rows: what `force_answers` returns.
+        section: `config.evaluate`.
+        correct_at: `reward.correct_at`.
+    """
+    failed = sum(map(grading_failed, rows))
+    return {
+        "tokens": section.force_answer_tokens,
+        "share": sum(row["forced"] for row in rows) / len(rows),
+        **({FAILED: failed} if failed else {}),
+        **scores_of(grades_of(rows, correct_at), section.n),
+    }
 
 
 def _is_cut(row: Mapping[str, Any]) -> bool:

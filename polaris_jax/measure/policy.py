@@ -49,7 +49,7 @@ class Policy:
 
         Returns:
             {(p, r): {budget: reward of the first `budget` tokens of response r to problem p}}. Only
-            budgets below the response's length have an entry.
+            budgets below the response's length have an entry, and those where grading did not fail.
         """
         cut = [
             (p, r, budget)
@@ -63,7 +63,8 @@ class Policy:
         )
         found: dict[tuple[int, int], dict[int, float]] = {}
         for (p, r, budget), reward in zip(cut, rewards, strict=True):
-            found.setdefault((p, r), {})[budget] = reward
+            if reward is not None:
+                found.setdefault((p, r), {})[budget] = reward
         return found
 
     def continued(

@@ -27,7 +27,7 @@ from polaris_jax.measure.inputs import (
 )
 from polaris_jax.measure.policy import Policy, open_policy, with_decided_dtype
 from polaris_jax.measure.probe_set import NO_PLATEAU
-from polaris_jax.measure.responses import grading_failed, say_failed
+from polaris_jax.measure.responses import say_failed
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.records import Graded, Problem
 from polaris_jax.report.figures import probe_figure
@@ -134,7 +134,6 @@ def _probe(
         | row_identity(config, problems, max_response_tokens=max_response_tokens),
         key=("temperature",),
         valid=lambda row: all(isinstance(row[name], int | float) for name in ROW),
-        again=grading_failed,
         inputs=measured.inputs,
         places=measured.places,
         may_write=ownership.check,

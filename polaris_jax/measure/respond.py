@@ -17,7 +17,7 @@ from polaris_jax.evaluate.scoring import CLOSING, Later, budgets_of, ungraded_pr
 from polaris_jax.measure.beginnings import grade_beginnings
 from polaris_jax.measure.inputs import response_settings, reward_identity
 from polaris_jax.measure.policy import open_policy
-from polaris_jax.measure.responses import ids_of, response_row
+from polaris_jax.measure.responses import ids_of, response_row, say_failed
 from polaris_jax.measure.workload import Workload
 from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.models.positions import yarn_scaling
@@ -210,7 +210,7 @@ def grade_later(asked: Asked, tokenizer: Any, rows: Sequence[Mapping[str, Any]])
 
     Returns:
         {(problem id, sample, budget): reward} of each response that a budget cuts, and whose row
-        has no reward there.
+        has no reward there; 0 where grading failed, which is said.
     """
     budgets = budgets_of(asked.config.evaluate, asked.max_response_tokens)
     cut = ungraded_prefixes(rows, budgets)
@@ -222,8 +222,9 @@ def grade_later(asked: Asked, tokenizer: Any, rows: Sequence[Mapping[str, Any]])
     asked.progress.line(f"budgets {new}: grading what they leave of {len(cut)} stored responses")
     with open_solver(asked.config, tokenizer, asked.samplers, model=None) as solver:
         rewards = grade_beginnings(solver, items)
+    say_failed(rewards.count(None), len(rewards), asked.progress.line)
     return {
-        (row["problem_id"], row["sample"], budget): reward
+        (row["problem_id"], row["sample"], budget): reward or 0.0
         for (row, budget), reward in zip(cut, rewards, strict=True)
     }
 

@@ -336,10 +336,10 @@ def _missing(facts: RunFacts) -> list[str]:
     if unnamed := sorted({s.weights for s in facts.evaluations if s.problems is None}):
         found.append(f"Which problems were asked for the scores of {', '.join(unnamed)}.")
     for score in facts.evaluations:
-        if failed := score.figures.get(FAILED):
+        if type(failed := score.figures.get(FAILED)) is int:
             found.append(
-                f"Whether {failed} responses of {score.weights} are right: grading failed, and "
-                "they count as wrong."
+                f"Whether {failed} responses of {score.weights} (YaRN {score.yarn}) are right: "
+                "grading failed, and they count as wrong."
             )
     found.append("Which checkpoint the export was made of is not recorded in it.")
     if not facts.base.license:

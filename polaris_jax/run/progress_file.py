@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 IDENTITY = ".identity.json"
 _REMEDY = "restore the file, or move both away to begin anew"
 PARTS = {"settings", "inputs", "rows"}
+ANEW = "made_anew"  # True in a row that was made anew
 WRITTEN = ("count", "crc32")  # of the rows that were written
 CONTENT = ("weights", "architecture", "problems", "extra")  # settings that inputs change
 
@@ -77,7 +78,7 @@ class ProgressFile:
             tear the last unit, which is then cut off like a torn line.
         valid: False for a row that this command cannot have written, which is damage.
         again: True for a row that is to be made anew: the file is left without it, and without the
-            other rows of its unit.
+            other rows of its unit. No row is made anew twice: the new one is marked.
         may_write: called before each write; raises if the file belongs to another command.
 
     Attributes:
@@ -104,6 +105,7 @@ class ProgressFile:
         self.path, self._key, self._unit = as_place(path), tuple(key), unit
         self._writes, self._may_write = writes, may_write
         self._valid, self._again = valid, again
+        self._anew: set[tuple[Any, ...]] = set()
         settings = json.loads(json.dumps(dict(settings)))
         now: dict[str, Any] = json.loads(json.dumps(dict(inputs or {})))
         found = present = _read(self.path)
@@ -125,18 +127,24 @@ class ProgressFile:
         self._seen = set(rows)
         content = b"".join(map(row_line, self.rows))
         self._settings, self._inputs = settings, now | former
-        self._written = len(self.rows), zlib.crc32(content)
+        self._written = 0, 0
         if writes:
             self._may_write()
             if present.settings != settings and present.lines:
                 self._set_aside(present)
                 write_bytes(self.path, b"")  # rows never lie beside the settings of others
+            if not self.path.exists() or self.path.read_bytes() != content:
+                self._write_identity()  # without a checksum: rows may leave from the middle
+                write_bytes(self.path, content)
+            self._written = len(self.rows), zlib.crc32(content)
             self._write_identity()
-            self._write_if_new(self.path, content)
+            if self._anew:
+                say(f"{len(self._anew)} rows of {self.path.name} are made anew", sys.stdout)
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Adds finished rows that are not there yet. They are on the disk when the call returns."""
         new = {self._name(row): row for row in rows if self._name(row) not in self._seen}
+        new |= {name: new[name] | {ANEW: True} for name in self._anew & new.keys()}
         self._seen |= set(new)
         if self._writes:
             self._may_write()
@@ -178,9 +186,15 @@ class ProgressFile:
                 f"{self.path}: its first {count} rows are not those that were written; restore "
                 f"the file, or delete it and {identity_path(self.path).name} to begin anew"
             )
-        first = {name: row for name, row in first.items() if not self._again(row)}
         sizes = Counter(name[0] for name in first)
-        return {name: row for name, row in first.items() if sizes[name[0]] == self._unit}
+        whole_units = {name: row for name, row in first.items() if sizes[name[0]] == self._unit}
+        again = {
+            name[0]
+            for name, row in whole_units.items()
+            if self._again(row) and row.get(ANEW) is not True
+        }
+        self._anew = {name for name in whole_units if name[0] in again}
+        return {name: row for name, row in whole_units.items() if name[0] not in again}
 
     def _set_aside(self, stored: _Stored) -> None:
         """Copies the rows of other settings beside the file, and reports the new name."""

@@ -166,6 +166,69 @@ def test_an_evaluation_grades_with_the_function_and_counts_from_correct_at(
     assert [row["reward"] for row in rows if "reward" in row] == [0.5, 0.25]
 
 
+FAILS = """
+import pathlib
+
+def right_or_raises(response):
+    if "2" in response.text:
+        return 1.0
+    if pathlib.Path({flag!r}).exists():
+        raise RuntimeError("no verdict")
+    return 0.25
+"""
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_problem_whose_grading_failed_is_asked_again_once(tmp_path, monkeypatch, mended):
+    tokenizer = build_tokenizer()
+    two, three = (written(f"well \\boxed{{{n}}}", tokenizer) for n in (2, 3))
+    flag, asked = tmp_path / "fails", []
+    flag.touch()
+    (tmp_path / "mine.py").write_text(FAILS.format(flag=str(flag)))
+
+    def sampled(sampler, groups, params, **options):
+        asked.append([group.problem_id for group in groups])
+        return [
+            with_texts(dataclasses.replace(group, responses=pair), tokenizer)
+            for group in groups
+            for pair in [(two, two if group.problem_id == "sure" else three)]
+        ]
+
+    rows = [{"id": id, "problem": "1 + 1?", "answer": "2"} for id in ("sure", "unsure")]
+    (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
+    monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
+    monkeypatch.setattr(respond, "open_policy", opener(tokenizer))
+    monkeypatch.setattr(solve, "sample_groups", sampled)
+    config = with_evaluate(
+        problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64, budgets=(6, 64)
+    )
+    data = dataclasses.replace(config.data, max_prompt_tokens=64)
+    reward = RewardSection(function=f"{tmp_path}/mine.py:right_or_raises")
+    config = dataclasses.replace(config, data=data, reward=reward)
+    where = epath.Path(tmp_path / "run")
+
+    def run():
+        asked.clear()
+        found = evaluate.evaluate(config, where, progress=Progress(enabled=False))
+        kept = [json.loads(line) for line in (where / "responses.jsonl").read_text().splitlines()]
+        return found, {(row["problem_id"], row["sample"]): row for row in kept}, list(asked)
+
+    found, kept, first = run()
+    assert first == [["sure", "unsure"]]
+    assert found["grading_failed"] == 1
+    assert {at for at, row in kept.items() if row["grading_failed"]} == {("unsure", 1)}
+    assert "reward_at_6" not in kept["unsure", 1]  # a 0 there would be kept for good
+    if mended:
+        flag.unlink()
+    found, kept, again = run()
+    assert again == [["unsure"]]
+    assert found.get("grading_failed") == (None if mended else 1)
+    assert kept["unsure", 1]["reward"] == (0.25 if mended else 0.0)
+    assert found["avg@k"] == 0.75 and found.get("mean_reward") == (0.8125 if mended else None)
+    assert run()[2] == []  # what fails each time is asked twice, not each time
+
+
 def opener(tokenizer):
     @contextlib.contextmanager
     def opened(config, progress, *_, **__):

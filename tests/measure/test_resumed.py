@@ -92,10 +92,7 @@ def test_what_is_done_is_not_sampled_again(command, line, tmp_path, monkeypatch)
     assert json.loads((tmp_path / "cut" / result).read_text())["problems"] in (4, 12)
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["calibrate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("probe", "evaluate"))],
-)
+@pytest.mark.parametrize("command", ["calibrate", pytest.param("evaluate", marks=pytest.mark.slow)])
 def test_what_could_not_be_graded_is_said_and_sampled_again(
     command, line, tmp_path, monkeypatch, capsys
 ):
@@ -125,8 +122,8 @@ def test_what_could_not_be_graded_is_said_and_sampled_again(
     assert "warning: grading failed for 1 of " in said
     fails.clear()
     mended, said = run("failed")
-    # A probe has a row for each temperature, the others one for each problem or response.
-    assert asked == ([first] if command == "probe" else [first[:1]])
+    assert asked == [first[:1]]
+    assert "are made anew" in said
     assert "grading failed" not in said
     assert run("whole")[0] == mended
     assert "grading_failed" not in mended

@@ -238,7 +238,9 @@ def test_one_license_is_known_and_of_several_none(tmp_path, head, known):
 
 def test_responses_that_could_not_be_graded_are_named(run):
     write(run / "eval.json", EVALUATION | {"grading_failed": 3})
-    assert "Whether 3 responses of newest checkpoint are right: grading failed" in published(run)
+    assert "Whether 3 responses of newest checkpoint (YaRN off) are right: grading" in published(
+        run
+    )
 
 
 def test_a_license_is_the_publishers_word(run):

@@ -7,6 +7,7 @@ import zlib
 import pytest
 
 from polaris_jax.config import ConfigError
+from polaris_jax.run import progress_file
 from polaris_jax.run.progress_file import ProgressFile
 
 MODEL = {"weights": "a", "tokenizer": "b"}
@@ -107,9 +108,31 @@ def test_rows_that_are_made_anew_leave_with_their_unit(path):
     units().append(rows)
     left = units()
     assert left.rows == [*rows[:2], *rows[4:]] == lines(path)
-    anew = [row | {"failed": False} for row in rows[2:4]]
-    left.append(anew)
-    assert units(writes=False).rows == [*left.rows, *anew]
+    left.append(rows[2:4])
+    anew = [row | {"made_anew": True} for row in rows[2:4]]
+    assert units().rows == units(writes=False).rows == [*left.rows, *anew]  # once, not each time
+
+
+def test_an_end_while_rows_leave_loses_none(path, monkeypatch):
+    """The file behind its checksum, or before it, would count as another's."""
+    rows = [{"id": id, "failed": id == "a"} for id in "abc"]
+    opened(path).append(rows)
+    write = progress_file.write_bytes
+    for whole in (0, 1):
+        done = []
+
+        def ends(place, content, done=done, whole=whole):
+            if len(done) == whole:
+                raise OSError(28, "No space left on device")
+            done.append(place)
+            write(place, content)
+
+        monkeypatch.setattr(progress_file, "write_bytes", ends)
+        with pytest.raises(OSError, match="No space"):
+            opened(path, again=lambda row: row["failed"])
+        monkeypatch.setattr(progress_file, "write_bytes", write)
+        assert opened(path, writes=False).rows == rows
+    assert opened(path, again=lambda row: row["failed"]).rows == rows[1:]
 
 
 def test_a_row_counts_once(path):
