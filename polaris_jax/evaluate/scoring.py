@@ -61,6 +61,12 @@ def parts_of(summary: Mapping[str, Any]) -> Iterator[Part]:
         yield Part(f"_yarn_{factor}", True, factor, scaled)
 
 
+def grading_failed(row: Mapping[str, Any]) -> bool:
+    """True for a row that has a response whose grading failed."""
+    failed = row.get(FAILED)  # text in a column of that name from a user's problems
+    return isinstance(failed, int) and failed > 0
+
+
 def budgets_of(section: EvaluateSection, max_response_tokens: int) -> tuple[int, ...]:
     """The budgets, in tokens, at which the budget curve cuts the responses."""
     return section.budgets or default_budgets(max_response_tokens)
@@ -123,7 +129,7 @@ def score_rows(
     scores["problem_scores"] = {
         i: float(score) for i, score in zip(grades.ids, grades.correct_PR.mean(axis=1), strict=True)
     }
-    failed = sum(bool(row.get(FAILED)) for row in rows)
+    failed = sum(map(grading_failed, rows))
     return scores | {
         **({FAILED: failed} if failed else {}),
         **({"mean_reward": mean_reward} if mean_reward != average.value else {}),

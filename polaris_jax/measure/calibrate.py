@@ -12,7 +12,7 @@ from etils import epath
 from polaris_jax.config import ConfigError, RunConfig
 from polaris_jax.data.problem_sets import CURATED, PREPARED
 from polaris_jax.data.problems import problems_digest, write_problems
-from polaris_jax.evaluate.scoring import FAILED
+from polaris_jax.evaluate.scoring import FAILED, grading_failed
 from polaris_jax.measure.inputs import (
     Measured,
     measured_on,
@@ -21,7 +21,7 @@ from polaris_jax.measure.inputs import (
     reward_identity,
 )
 from polaris_jax.measure.policy import open_policy, with_decided_dtype
-from polaris_jax.measure.responses import KeptResponses, grading_failed, say_failed
+from polaris_jax.measure.responses import KeptResponses, say_failed
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure
@@ -213,7 +213,7 @@ def _calibrate(
         f"({section.preset}): {len(curated)} kept, {summary['dropped']} dropped, "
         f"{summary['curated_shape']}"
     )
-    say_failed(failed, len(problems) * section.n, progress.line)
+    say_failed(summary, len(problems) * section.n, progress.line)
     if kept is not None and (without := sum("kept" not in rows[p.id] for p in problems)):
         progress.line(
             f"note: {without} of {len(problems)} problems were sampled before "

@@ -16,9 +16,9 @@ from polaris_jax.data.problems import problems_digest
 from polaris_jax.evaluate.benchmarks import BENCHMARKS, known_benchmarks
 from polaris_jax.evaluate.blog import beside_blog, beside_lines
 from polaris_jax.evaluate.scoring import (
-    FAILED,
     budgets_of,
     grades_of,
+    grading_failed,
     score_line,
     score_rows,
     sets_of,
@@ -45,7 +45,7 @@ from polaris_jax.measure.respond import (
     response_identity,
     variants_of,
 )
-from polaris_jax.measure.responses import grading_failed, say_failed
+from polaris_jax.measure.responses import say_failed
 from polaris_jax.measure.scored import BASE, Scored, scored_by
 from polaris_jax.measure.weights import base_inputs, find_checkpoint
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload, before_text
@@ -254,7 +254,7 @@ class _Evaluation:
         for variant, result in results.items():
             progress.line(score_line(f"{scored.name}{variant.label}", result))
             for figures in (result, result.get("forced", {})):
-                say_failed(figures.get(FAILED, 0), result["problems"] * section.n, progress.line)
+                say_failed(figures, result["problems"] * section.n, progress.line)
             for line in beside_lines(result.get("beside") or {}, sets=result.get("sets", ())):
                 progress.line(line)
         return summary

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polaris_jax.config import ConfigError, EvaluateSection
-from polaris_jax.evaluate.scoring import FAILED, grades_of, scores_of
+from polaris_jax.evaluate.scoring import FAILED, grades_of, grading_failed, scores_of
 from polaris_jax.measure.policy import Policy
 from polaris_jax.measure.respond import BATCH_PROMPTS, Asked, Variant, Weights, closing_text
-from polaris_jax.measure.responses import grading_failed, ids_of, ids_text
+from polaris_jax.measure.responses import ids_of, ids_text
 from polaris_jax.records import Problem
 from polaris_jax.run.progress_file import ProgressFile
 

@@ -157,7 +157,6 @@ def _probe(
         for text in best.lines():
             progress.line(text)
     failed = sum(row.get(FAILED, 0) for row in rows.values())
-    say_failed(failed, len(rows) * len(problems) * section.n, progress.line)
     zones = zones_of(section, rows)
     chosen = None if zones is None else zones.initial_temperature
     summary = {
@@ -193,6 +192,7 @@ def _probe(
             rgz_tolerance=tolerances(section, columns["accuracies"])["rgz_tolerance"],
         ),
     }
+    say_failed(summary, len(rows) * len(problems) * section.n, progress.line)
     if processes.is_first():
         ownership.check()
         write_json(workdir / f"{prefix}probe.json", summary)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from polaris_jax.assemble import open_solver
 from polaris_jax.config import ConfigError, EvaluateSection, RunConfig
 from polaris_jax.data.problems import problems_digest
-from polaris_jax.evaluate.scoring import CLOSING, Later, budgets_of, ungraded_prefixes
+from polaris_jax.evaluate.scoring import CLOSING, FAILED, Later, budgets_of, ungraded_prefixes
 from polaris_jax.measure.beginnings import grade_beginnings
 from polaris_jax.measure.inputs import response_settings, reward_identity
 from polaris_jax.measure.policy import open_policy
@@ -222,7 +222,7 @@ def grade_later(asked: Asked, tokenizer: Any, rows: Sequence[Mapping[str, Any]])
     asked.progress.line(f"budgets {new}: grading what they leave of {len(cut)} stored responses")
     with open_solver(asked.config, tokenizer, asked.samplers, model=None) as solver:
         rewards = grade_beginnings(solver, items)
-    say_failed(rewards.count(None), len(rewards), asked.progress.line)
+    say_failed({FAILED: rewards.count(None)}, len(rewards), asked.progress.line)
     return {
         (row["problem_id"], row["sample"], budget): reward or 0.0
         for (row, budget), reward in zip(cut, rewards, strict=True)

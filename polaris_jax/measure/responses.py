@@ -17,15 +17,9 @@ from polaris_jax.system.files import delete_partials, write_bytes
 from polaris_jax.system.foreign import bounded_lines
 
 
-def grading_failed(row: Mapping[str, Any]) -> bool:
-    """True for a row that has a response whose grading failed."""
-    failed = row.get(FAILED)  # text in a column of that name from a user's problems
-    return isinstance(failed, int) and failed > 0
-
-
-def say_failed(failed: int, responses: int, say: Callable[[str], None]) -> None:
-    """Warns if the grading of responses failed; says nothing if none did."""
-    if failed:
+def say_failed(figures: Mapping[str, Any], responses: int, say: Callable[[str], None]) -> None:
+    """Warns if `figures` count failed grading; says nothing if they do not."""
+    if failed := figures.get(FAILED):
         say(
             f"warning: grading failed for {failed} of {responses} responses, which score 0 (look "
             "at reward.function and reward.timeout_s)"

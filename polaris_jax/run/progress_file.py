@@ -133,7 +133,7 @@ class ProgressFile:
             if present.settings != settings and present.lines:
                 self._set_aside(present)
                 write_bytes(self.path, b"")  # rows never lie beside the settings of others
-            if not self.path.exists() or self.path.read_bytes() != content:
+            if not _holds(self.path, content):
                 self._write_identity()  # without a checksum: rows may leave from the middle
                 write_bytes(self.path, content)
             self._written = len(self.rows), zlib.crc32(content)
@@ -156,7 +156,8 @@ class ProgressFile:
 
     def _write_identity(self) -> None:
         content = _identity(self._settings, self._inputs, self._written)
-        self._write_if_new(identity_path(self.path), content)
+        if not _holds(identity_path(self.path), content):
+            write_bytes(identity_path(self.path), content)
 
     def _name(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row[name] for name in self._key)
@@ -204,10 +205,9 @@ class ProgressFile:
         write_bytes(aside, b"".join(line + b"\n" for line in stored.lines))
         say(f"{len(stored.lines)} rows of other settings set aside as {aside}", sys.stdout)
 
-    @staticmethod
-    def _write_if_new(path: epath.Path, content: bytes) -> None:
-        if not path.exists() or path.read_bytes() != content:
-            write_bytes(path, content)
+
+def _holds(path: epath.Path, content: bytes) -> bool:
+    return path.exists() and path.read_bytes() == content
 
 
 def _of_config(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -144,16 +144,8 @@ def test_an_evaluation_grades_with_the_function_and_counts_from_correct_at(
         return [with_texts(dataclasses.replace(group, responses=(two, three)), tokenizer)]
 
     (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2", "level": 3}')
-    monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
-    monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
-    monkeypatch.setattr(respond, "open_policy", opener(tokenizer))
-    monkeypatch.setattr(solve, "sample_groups", sampled)
-    config = with_evaluate(
-        problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64, budgets=(6, 64)
-    )
-    data = dataclasses.replace(config.data, max_prompt_tokens=64)
     reward = RewardSection(function=f"{tmp_path}/mine.py:half_for_two", correct_at=correct_at)
-    config = dataclasses.replace(config, data=data, reward=reward)
+    config = with_stand_ins(monkeypatch, tmp_path, tokenizer, sampled, reward)
     where = epath.Path(tmp_path / "run")
     found = evaluate.evaluate(config, where, progress=Progress(enabled=False))
     assert found["avg@k"] == average
@@ -196,16 +188,8 @@ def test_a_problem_whose_grading_failed_is_asked_again_once(tmp_path, monkeypatc
 
     rows = [{"id": id, "problem": "1 + 1?", "answer": "2"} for id in ("sure", "unsure")]
     (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
-    monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
-    monkeypatch.setattr(respond, "open_policy", opener(tokenizer))
-    monkeypatch.setattr(solve, "sample_groups", sampled)
-    config = with_evaluate(
-        problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64, budgets=(6, 64)
-    )
-    data = dataclasses.replace(config.data, max_prompt_tokens=64)
     reward = RewardSection(function=f"{tmp_path}/mine.py:right_or_raises")
-    config = dataclasses.replace(config, data=data, reward=reward)
+    config = with_stand_ins(monkeypatch, tmp_path, tokenizer, sampled, reward)
     where = epath.Path(tmp_path / "run")
 
     def run():
@@ -227,6 +211,19 @@ def test_a_problem_whose_grading_failed_is_asked_again_once(tmp_path, monkeypatc
     assert kept["unsure", 1]["reward"] == (0.25 if mended else 0.0)
     assert found["avg@k"] == 0.75 and found.get("mean_reward") == (0.8125 if mended else None)
     assert run()[2] == []  # what fails each time is asked twice, not each time
+
+
+def with_stand_ins(monkeypatch, folder, tokenizer, sampled, reward):
+    """The config of an evaluation whose responses `sampled` makes: n=2, problems in set.jsonl."""
+    monkeypatch.setattr(evaluate, "base_inputs", lambda *_, **__: ({}, {}))
+    monkeypatch.setattr(evaluate, "load_base", lambda *_: (MODEL, tokenizer))
+    monkeypatch.setattr(respond, "open_policy", opener(tokenizer))
+    monkeypatch.setattr(solve, "sample_groups", sampled)
+    config = with_evaluate(
+        problems=str(folder / "set.jsonl"), n=2, max_response_tokens=64, budgets=(6, 64)
+    )
+    data = dataclasses.replace(config.data, max_prompt_tokens=64)
+    return dataclasses.replace(config, data=data, reward=reward)
 
 
 def opener(tokenizer):
