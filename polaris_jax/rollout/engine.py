@@ -32,6 +32,7 @@ from polaris_jax.rollout.balance import recompute_reads
 from polaris_jax.rollout.decode_state import DecodeState, compact
 from polaris_jax.rollout.draft_costs import call_costs, verify_rows
 from polaris_jax.rollout.fused_weights import Model
+from polaris_jax.rollout.kv.bits import held_dtype
 from polaris_jax.rollout.prefill import PrefillJob, prefill_call, prefill_calls
 from polaris_jax.rollout.programs import Packed, Programs
 from polaris_jax.rollout.programs.spec import exact_rows, prefill_shape, program_spec
@@ -131,7 +132,14 @@ class Engine:
         return DecodeState(pool, self.config, num_pages=pages, data=self.data)
 
     def new_pool(self, num_pages: int, dtype: Any) -> Any:
-        """A pool of zeros with `num_pages` pages in total, rounded down to equal data shards."""
+        """A pool of zeros with `num_pages` pages in total, rounded down to equal data shards.
+
+        Args:
+            num_pages: pages of all shards.
+            dtype: that of the keys and values.
+        """
+        if self.spec.native:
+            dtype = held_dtype(dtype)
         abstract = self.spec.layout.abstract_pool(
             self.model_config,
             num_pages=num_pages // self.data * self.data,

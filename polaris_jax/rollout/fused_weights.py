@@ -29,6 +29,7 @@ from polaris_jax.models import Around, Attention, Decoder, ModelConfig, attend
 from polaris_jax.models.decoder import Attend, Layers, run_layers
 from polaris_jax.models.family import param_shapes
 from polaris_jax.rollout import native
+from polaris_jax.rollout.kv.bits import held, held_dtype, numbers
 
 MATRICES = ("q_DNH", "k_DKH", "v_DKH", "o_NHD", "gate_DF", "up_DF", "down_FD")
 
@@ -136,7 +137,7 @@ class FusedWeights:
         down: matrices of all layers, each [F, D].
         norm_D: the final norm.
         head: [D, V]; if head and embeddings are tied, the columns are the embeddings.
-        embed_VD: the embeddings; None if they are tied.
+        embed_VD: the embeddings, beside `PackedMatrices` as `kv.bits` holds them; None if tied.
         rows: int32 indices of the rows of a call that are needed, ascending; an index behind the
             last row ends the list. Products leave out the others. None: all are needed.
     """
@@ -187,7 +188,7 @@ class FusedWeights:
         if self.embed_VD is None:
             x_BTD = self.head.columns(token_BT)
         else:
-            x_BTD = self.embed_VD[token_BT]
+            x_BTD = numbers(self.embed_VD[token_BT])
         return run_layers(
             self.config,
             self.layers,
@@ -300,6 +301,9 @@ def fuse(model: Decoder, *, packed: bool = False) -> FusedWeights:
         return matrices([jnp.concatenate(part, axis=1) for part in parts])
 
     width, heads_width = config.hidden_size, config.num_heads * config.head_dim
+    embed_VD = None if config.tie_embeddings else p["embed_VD"]
+    if packed and embed_VD is not None:
+        embed_VD = held(embed_VD, held_dtype(embed_VD.dtype))
     kept = {path.removeprefix("layers/"): x for path, x in p.items() if path.startswith("layers/")}
     return FusedWeights(
         layers=Layers({name: x for name, x in kept.items() if name not in MATRICES}),
@@ -309,6 +313,6 @@ def fuse(model: Decoder, *, packed: bool = False) -> FusedWeights:
         down=each("down_FD", rows=config.intermediate_size),
         norm_D=p["norm_D"],
         head=matrices([model.head_weight().T]),
-        embed_VD=None if config.tie_embeddings else p["embed_VD"],
+        embed_VD=embed_VD,
         config=config,
     )

@@ -26,20 +26,21 @@ from jax.typing import DTypeLike
 
 from polaris_jax.models.attention import MASKED_SCORE
 from polaris_jax.models.config import ModelConfig
+from polaris_jax.rollout.kv.bits import held, numbers
 from polaris_jax.rollout.kv.int8 import quantise
 
 KEY_BLOCK_TOKENS = 128
 
 
 class Pool(NamedTuple):
-    """Pages of all layers."""
+    """Pages of all layers; bfloat16 may be held as bits (`kv.bits`)."""
 
     k_ZKHY: Any
     v_ZKYH: Any
 
     def read(self, page_X: Array) -> tuple[Array, Array]:
         """Keys [..., K, H, Y] and values [..., K, Y, H] of the given rows of the arrays."""
-        return self.k_ZKHY[page_X], self.v_ZKYH[page_X]
+        return numbers(self.k_ZKHY[page_X]), numbers(self.v_ZKYH[page_X])
 
 
 class ScaledPool(NamedTuple):
@@ -153,8 +154,8 @@ def attend_pages(
             v_scale_ZKY=pool.v_scale_ZKY.at[page_BT, :, offset_BT].set(v_scale_BTK),
         )
     pool = pool._replace(
-        k_ZKHY=pool.k_ZKHY.at[page_BT, :, :, offset_BT].set(k_BTKH),
-        v_ZKYH=pool.v_ZKYH.at[page_BT, :, offset_BT].set(v_BTKH),
+        k_ZKHY=pool.k_ZKHY.at[page_BT, :, :, offset_BT].set(held(k_BTKH, pool.k_ZKHY.dtype)),
+        v_ZKYH=pool.v_ZKYH.at[page_BT, :, offset_BT].set(held(v_BTKH, pool.v_ZKYH.dtype)),
     )
     out_BTNH = attend_blocks(
         q_BTNH,

@@ -30,6 +30,7 @@ from jax import Array
 
 from polaris_jax.models.attention import MASKED_SCORE
 from polaris_jax.rollout.kv import Pool, ScaledPool
+from polaris_jax.rollout.kv.bits import held
 from polaris_jax.rollout.kv.int8 import quantise
 
 TILE_ROWS = 32
@@ -121,6 +122,7 @@ def attend_staged(
             k_scale_LBKT=put(staged.k_scale_LBKT, k_scale_BK[None, ..., None], at),
             v_scale_LBKT=put(staged.v_scale_LBKT, v_scale_BK[None, ..., None], at),
         )
+    k_BKH, v_BKH = held(k_BKH, staged.k_LBKHT.dtype), held(v_BKH, staged.v_LBKTH.dtype)
     staged = staged._replace(
         k_LBKHT=jax.lax.dynamic_update_slice(
             staged.k_LBKHT, k_BKH[None, ..., None], (layer, 0, 0, 0, step)

@@ -5,8 +5,8 @@ kernels do neither. They are compiled on the machine that runs them, if it has a
 called by XLA's FFI; `load` must have been called before one is used.
 
 On one CPU device, forward only, with weights and pages in float32 or, on a CPU with AVX512-BF16, in
-bfloat16; sums are float32. A row's result is the same bits whatever rows are beside it and wherever
-its decode call began.
+bfloat16, which are held as bits (`kv.bits`); sums are float32. A row's result is the same bits
+whatever rows are beside it and wherever its decode call began.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from polaris_jax.rollout.kv import Pool
+from polaris_jax.rollout.kv.bits import held, held_dtype, numbers
 from polaris_jax.rollout.kv.staged import Staged
 from polaris_jax.rollout.native.build import (
     ATTENTION,
@@ -56,7 +57,8 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
 def pack(weight_LDX: Array) -> Array:
     """Panels of 32 columns, each contiguous; the last is filled up with zeros.
 
-    [L, P, D, 32] of float32. Of bfloat16, two rows lie side by side: [L, P, ceil(D / 2), 32, 2].
+    [L, P, D, 32] of float32. Of bfloat16, bits whose two rows lie side by side:
+    [L, P, ceil(D / 2), 32, 2].
     """
     weight_LDX = jnp.pad(weight_LDX, ((0, 0), (0, _odd(weight_LDX)), (0, 0)))
     layers, width, columns = weight_LDX.shape
@@ -64,7 +66,7 @@ def pack(weight_LDX: Array) -> Array:
     shape = (layers, panels, width, PANEL_COLUMNS)
     if dtype == jnp.bfloat16:
         shape = (layers, panels, width // 2, PANEL_COLUMNS, 2)
-    return jax.ffi.ffi_call(PACK, jax.ShapeDtypeStruct(shape, dtype))(weight_LDX)
+    return jax.ffi.ffi_call(PACK, jax.ShapeDtypeStruct(shape, held_dtype(dtype)))(weight_LDX)
 
 
 def unpacked(panel_PDC: Array, *, rows: int, columns: int) -> Array:
@@ -75,11 +77,11 @@ def unpacked(panel_PDC: Array, *, rows: int, columns: int) -> Array:
         rows: D.
         columns: X.
     """
-    if panel_PDC.dtype == jnp.bfloat16:
+    if panel_PDC.dtype == held_dtype(jnp.bfloat16):
         panels, _, size, _ = panel_PDC.shape
         panel_PDC = panel_PDC.swapaxes(2, 3).reshape(panels, -1, size)
     width = panel_PDC.shape[1]
-    return panel_PDC.swapaxes(0, 1).reshape(width, -1)[:rows, :columns]
+    return numbers(panel_PDC.swapaxes(0, 1).reshape(width, -1)[:rows, :columns])
 
 
 def columns_of(panel_PDC: Array, index: Array, *, rows: int) -> Array:
@@ -91,7 +93,7 @@ def columns_of(panel_PDC: Array, index: Array, *, rows: int) -> Array:
         rows: D.
     """
     found = panel_PDC[index // PANEL_COLUMNS, :, index % PANEL_COLUMNS]
-    return found.reshape(*index.shape, -1)[..., :rows]
+    return numbers(found.reshape(*index.shape, -1)[..., :rows])
 
 
 def packed_product(
@@ -182,7 +184,8 @@ def attend_drafted(
     Returns:
         (out_BTNH, staged).
     """
-    k_BKHT, v_BKTH = jnp.moveaxis(k_BTKH, 1, 3), jnp.swapaxes(v_BTKH, 1, 2)
+    k_BKHT = held(jnp.moveaxis(k_BTKH, 1, 3), staged.k_LBKHT.dtype)
+    v_BKTH = held(jnp.swapaxes(v_BTKH, 1, 2), staged.v_LBKTH.dtype)
     staged = Staged(
         jax.lax.dynamic_update_index_in_dim(staged.k_LBKHT, k_BKHT, layer, 0),
         jax.lax.dynamic_update_index_in_dim(staged.v_LBKTH, v_BKTH, layer, 0),

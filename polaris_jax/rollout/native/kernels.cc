@@ -94,11 +94,10 @@ ffi::Error PackAs(ffi::ThreadPool& pool, ffi::AnyBuffer weights, ffi::Result<ffi
 }
 
 ffi::Error Pack(ffi::ThreadPool pool, ffi::AnyBuffer weights, ffi::Result<ffi::AnyBuffer> out) {
-  if (weights.element_type() != out->element_type())
-    return ffi::Error::InvalidArgument("pack: types do not fit");
-  if (weights.element_type() == ffi::F32) return PackAs<float>(pool, weights, out);
-  if (weights.element_type() == ffi::BF16) return PackAs<Bfloat16>(pool, weights, out);
-  return ffi::Error::InvalidArgument("pack: neither float32 nor bfloat16");
+  const auto from = weights.element_type(), to = out->element_type();
+  if (from == ffi::F32 && to == ffi::F32) return PackAs<float>(pool, weights, out);
+  if (from == ffi::BF16 && to == ffi::U16) return PackAs<Bfloat16>(pool, weights, out);
+  return ffi::Error::InvalidArgument("pack: neither float32 nor bfloat16 to bits");
 }
 
 // out[M, X] = x[M, D] * weights[layer], packed by `PackAs`, for the rows that are listed in ascending
@@ -151,7 +150,7 @@ ffi::Error PackedProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
   if (x.element_type() == ffi::F32 && weights.element_type() == ffi::F32)
     return ProductOf<float>(pool, at, listed, x, weights, out);
 #if defined(__AVX512BF16__)
-  if (x.element_type() == ffi::BF16 && weights.element_type() == ffi::BF16)
+  if (x.element_type() == ffi::BF16 && weights.element_type() == ffi::U16)
     return ProductOf<Bfloat16>(pool, at, listed, x, weights, out);
 #endif
   return ffi::Error::InvalidArgument("packed_product: not for these types");
@@ -236,9 +235,9 @@ ffi::Error AttendStaged(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> layer,
   for (const ffi::AnyBuffer& other : {k_staged, v_staged, v_pages})
     if (other.element_type() != type)
       return ffi::Error::InvalidArgument("attend_staged: types do not fit");
-  const auto attend = type == ffi::BF16 ? AttendTo<Bfloat16> : AttendTo<float>;
-  if (type != ffi::BF16 && type != ffi::F32)
-    return ffi::Error::InvalidArgument("attend_staged: neither float32 nor bfloat16");
+  const auto attend = type == ffi::U16 ? AttendTo<Bfloat16> : AttendTo<float>;
+  if (type != ffi::U16 && type != ffi::F32)
+    return ffi::Error::InvalidArgument("attend_staged: neither float32 nor bits of bfloat16");
   return attend(pool, layer, step, asked, q, k_staged, v_staged, k_pages, v_pages, cached, table, out);
 }
 

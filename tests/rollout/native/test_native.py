@@ -10,6 +10,7 @@ import pytest
 from polaris_jax.rollout import native
 from polaris_jax.rollout.fused_weights import fuse
 from polaris_jax.rollout.kv import Pool
+from polaris_jax.rollout.kv.bits import held, held_dtype, numbers
 from polaris_jax.rollout.kv.staged import Staged
 from tests.support.rollout.native_kernels import needs_compiler, reason
 from tests.support.rollout.rollout_cases import CONFIG, small_model
@@ -37,6 +38,11 @@ def normal(*shape, seed=0):
 def rounded(x, dtype):
     """Float32 numbers that `dtype` holds exactly."""
     return np.asarray(jnp.asarray(x, dtype).astype(jnp.float32))
+
+
+def as_held(x, dtype):
+    """Numbers as the kernels take them."""
+    return held(jnp.asarray(x, dtype), held_dtype(dtype))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -154,8 +160,8 @@ def attention_case(*, group, width, page_size, cached, steps=STEPS, dtype=jnp.fl
             k_LBKHT[1, b, :, :, s] = k_BTKH[b, count + s]
             v_LBKTH[1, b, :, s] = v_BTKH[b, count + s]
     q_BNH = normal(BATCH, KV * group, width, seed=7)
-    pool = Pool(jnp.asarray(k_ZKHY, dtype), jnp.asarray(v_ZKYH, dtype))
-    staged = Staged(jnp.asarray(k_LBKHT, dtype), jnp.asarray(v_LBKTH, dtype))
+    pool = Pool(as_held(k_ZKHY, dtype), as_held(v_ZKYH, dtype))
+    staged = Staged(as_held(k_LBKHT, dtype), as_held(v_LBKTH, dtype))
     return pool, staged, table_BJ.astype(np.int32), q_BNH, k_BTKH, v_BTKH
 
 
@@ -220,8 +226,8 @@ def test_several_queries_of_a_row_are_single_steps_to_the_bit(dtype):
         group=11, width=16, page_size=8, cached=cached, dtype=dtype
     )
     q_BTNH = normal(BATCH, STEPS, KV * 11, 16)
-    k_BTKH = jnp.moveaxis(staged.k_LBKHT[1], 3, 1)
-    v_BTKH = jnp.swapaxes(staged.v_LBKTH[1], 1, 2)
+    k_BTKH = jnp.moveaxis(numbers(staged.k_LBKHT[1]), 3, 1)
+    v_BTKH = jnp.swapaxes(numbers(staged.v_LBKTH[1]), 1, 2)
     empty = Staged(jnp.zeros_like(staged.k_LBKHT), jnp.zeros_like(staged.v_LBKTH))
     asked = np.array((STEPS, 0, 1, STEPS - 1, STEPS), np.int32)
     got_BTNH, filled = jax.jit(native.attend_drafted)(
@@ -232,7 +238,7 @@ def test_several_queries_of_a_row_are_single_steps_to_the_bit(dtype):
         alone_BNH = np.where((step < asked)[:, None, None], alone_BNH, 0)
         np.testing.assert_array_equal(got_BTNH[:, step], alone_BNH)
     for one, other in zip(filled, staged, strict=True):
-        np.testing.assert_array_equal(one[1].astype(jnp.float32), other[1].astype(jnp.float32))
+        np.testing.assert_array_equal(one[1], other[1])
         assert not one[0].any()  # another layer's
 
 
