@@ -19,10 +19,11 @@ count. Weights are the same files. New prompts every round; sides take turns and
 one every round; a waiting side is stopped. Loading and the first call, which compiles, are apart.
 
 Waste is 1 - useful tokens / rows computed, summed over decode steps. The log-prob error is the
-largest difference to our trainer's log-probs over a few responses: it shows that a side ran the
-same model. Each system gets an environment of its own under --environments (gigabytes: PyPI's
-torch), unless --NAME_python names an interpreter; one that cannot be installed or fails is printed
-with its last line of error.
+largest and the mean difference to our trainer's log-probs in float32 over a few responses: it shows
+that a side ran the same model, and what its dtype costs. A ratio is ours over a side of its dtype.
+Each system gets an environment of its own under --environments (gigabytes: PyPI's torch), unless
+--NAME_python names an interpreter; one that cannot be installed or fails is printed with its last
+line of error.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def main() -> None:
             results, matmul = _measure(args, workload, weights, rounds, sides, pythons)
             for result in results:
                 examples = result.rounds[-1].get("examples") if result.rounds else None
-                if examples and result.dtype == "float32":
+                if examples:
                     result.logprob_error = ours.logprob_error(weights, examples, workload.max_len)
             report.add(_part(workload, results, matmul))
             what = f"{workload.name}: {ours.MODELS[workload.model]}"

@@ -254,6 +254,30 @@ def test_tables_of_sides_that_ran_and_failed():
     assert tables.ratios([slow, ours]) == []  # nothing of ours to compare
 
 
+def test_a_peer_is_compared_with_ours_of_its_dtype():
+    ours, half, xla, theirs, slow = (
+        Result(Side(name, system, {"dtype": dtype}), rounds=[answer(seconds)])
+        for name, system, dtype, seconds in (
+            (OURS, OURS, "float32", 4.0),
+            ("half", OURS, "bfloat16", 2.0),
+            ("xla", OURS, "float32", 8.0),
+            ("theirs", "vllm", "bfloat16", 3.0),
+            ("slow", "vllm", "float32", 8.0),
+        )
+    )
+    found = [line.split(" times")[0] for line in tables.ratios([ours, half, xla, theirs, slow])]
+    assert found[::2] == [
+        "polaris_jax / half: 0.50",
+        "polaris_jax / xla: 2.00",
+        "half / theirs: 1.50",
+        "polaris_jax / slow: 2.00",
+    ]
+    made = tables.rows("S1: x", [ours, half, xla, theirs, slow])
+    assert [row.ratio for row in made] == [None, 0.5, 2.0, 1.5, 2.0]
+    half.rounds = []  # it failed
+    assert [row.ratio for row in tables.rows("S1: x", [ours, half, theirs])] == [None, 0.75]
+
+
 def test_rows_name_dtype_allocator_and_settings():
     best = vllm_grid("bfloat16")[2]
     ours = Result(Side(OURS, OURS), rounds=[answer(s) for s in (1.0, 2.0, 4.0)])

@@ -1,24 +1,31 @@
 """Device programs: memory beside the pool, row buckets, JetStream's verbs without JetStream."""
 
+import math
+import re
+
 import numpy as np
 import pytest
 
-from polaris_jax.rollout import SamplerConfig, programs
+from polaris_jax.rollout import SamplerConfig, native, programs, weights
 from polaris_jax.rollout.decode_state import compact
 from polaris_jax.rollout.engine import Engine
 from polaris_jax.rollout.prefill import PrefillJob, prefill_calls
 from polaris_jax.rollout.settings import PromptParams, pad_stop_ids
 from polaris_jax.rollout.verbs import VerbEngine
+from tests.support.rollout.native_kernels import needs_compiler
 from tests.support.rollout.rollout_cases import CONFIG, small_model
 
 SIZES = {"slots": 4, "page_size": 4, "max_len": 32, "decode_steps": 4, "prefill_chunk": 32}
 GREEDY = PromptParams(0.0, 1.0, 0, 0.0, max_tokens=32, seed=0)
 
 
-def compiled_memory(program: str, num_pages: int, layout: str):
-    made = Engine(CONFIG, SamplerConfig(num_pages=num_pages, layout=layout, **SIZES))
-    state = made.init_decode_state()
+def compiled_program(program: str, num_pages: int, layout: str, dtype: str = "float32"):
+    sizes = SamplerConfig(num_pages=num_pages, layout=layout, dtype=dtype, **SIZES)
+    made = Engine(CONFIG, sizes)
+    state = made.init_decode_state(dtype)
     model = small_model()
+    if made.spec.native:
+        model, _ = weights.sync_weights(model, dtype=dtype, fused=True, packed=True)
     compiled = programs.compiled(made.spec)
     if program == "decode":
         rows, table_BJ = compact(state, np.full(4, -1))
@@ -29,19 +36,35 @@ def compiled_memory(program: str, num_pages: int, layout: str):
         token_BT, row_B = np.zeros((4, 32), np.int32), np.zeros(4, np.int32)
         table_BJ = np.zeros((4, 8), np.int32)
         lowered = compiled.prefill.lower(model, state.pool, token_BT, row_B, row_B, table_BJ)
-    return lowered.compile().memory_analysis()
+    return lowered.compile()
 
 
 @pytest.mark.parametrize(
     ("program", "layout"), [("decode", "staged"), ("decode", "pages"), ("prefill", "pages")]
 )
 def test_temporaries_do_not_grow_with_the_pool(program, layout):
-    small, large = (compiled_memory(program, pages, layout) for pages in (64, 4096))
+    small, large = (
+        compiled_program(program, pages, layout).memory_analysis() for pages in (64, 4096)
+    )
     assert large.argument_size_in_bytes > 8 * small.argument_size_in_bytes
     assert large.temp_size_in_bytes <= 1.05 * small.temp_size_in_bytes
     # Donated: the pool's bytes are not there twice.
     grown = large.argument_size_in_bytes - small.argument_size_in_bytes
     assert large.alias_size_in_bytes - small.alias_size_in_bytes >= grown
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("program", "least"),
+    [("decode", CONFIG.vocab_size * CONFIG.hidden_size), ("prefill", 4096 * CONFIG.head_dim)],
+)
+def test_nothing_that_is_held_in_bfloat16_is_made_float32(program, least, monkeypatch):
+    """Not the pool and not the embeddings: XLA would, to move one token."""
+    monkeypatch.setattr(native, "multiplies_bfloat16", lambda: True)  # to compile, not to run
+    text = compiled_program(program, 4096, "staged", "bfloat16").as_text()
+    shapes = re.findall(r"\bf32\[([\d,]+)\]", text)
+    assert shapes
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) < least
 
 
 def test_a_call_ends_once_its_rows_fit_a_smaller_bucket():

@@ -76,8 +76,10 @@ def config_fields() -> set[str]:
     return {field.name for field in dataclasses.fields(SamplerConfig)}
 
 
-def logprob_error(weights: Path, examples: Sequence[dict[str, Any]], max_len: int) -> float:
-    """Largest difference of responses' log-probs to those of our trainer, in nats.
+def logprob_error(
+    weights: Path, examples: Sequence[dict[str, Any]], max_len: int
+) -> tuple[float, float]:
+    """Largest and mean difference of responses' log-probs to our trainer's in float32, in nats.
 
     Args:
         weights: a Hugging Face directory.
@@ -96,8 +98,9 @@ def logprob_error(weights: Path, examples: Sequence[dict[str, Any]], max_len: in
     errors = []
     for row, example in enumerate(examples):
         start, found = len(example["prompt"]) - 1, np.asarray(example["logprobs"])
-        errors.append(np.abs(logp_BT[row, start : start + len(found)] - found).max())
-    return float(max(errors))
+        errors.append(np.abs(logp_BT[row, start : start + len(found)] - found))
+    error_N = np.concatenate(errors)
+    return float(error_N.max()), float(error_N.mean())
 
 
 def _smollm2() -> Decoder:

@@ -23,7 +23,8 @@ class Result:
         load_s: imports, weights and whatever is compiled before the first request.
         first_s: the first call, which compiles the rest; not among the rounds.
         rounds: the side's answers, one a round.
-        logprob_error: largest difference to the trainer's log-probs over a few responses, in nats.
+        logprob_error: largest and mean difference to the trainer's log-probs in float32 over a few
+            responses, in nats.
         failure: the last line of what went wrong, or "".
         libraries: its allocator and OpenMP runtimes, by `side.libraries`.
     """
@@ -33,7 +34,7 @@ class Result:
     load_s: float = 0.0
     first_s: float = 0.0
     rounds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    logprob_error: float | None = None
+    logprob_error: tuple[float, float] | None = None
     failure: str = ""
     libraries: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -83,7 +84,7 @@ def table(results: Sequence[Result]) -> list[str]:
     """One line a side that ran, then the sides that failed."""
     lines = [
         "| side | version | dtype | allocator | useful tokens/s | spread | tokens/CPU s | "
-        "peak GiB | waste | load s | first call s | log-prob error |",
+        "peak GiB | waste | load s | first call s | log-prob error (mean) |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -92,13 +93,15 @@ def table(results: Sequence[Result]) -> list[str]:
         rates, waste = result.rates, result.median("row_waste")
         cpu = statistics.median(r["useful_tokens"] / r["cpu_s"] for r in result.rounds)
         peak = max(r["peak_bytes"] for r in result.rounds) / 2**30
-        error = result.logprob_error
+        error = "unknown"
+        if result.logprob_error:
+            error = "{:.1e} ({:.1e})".format(*result.logprob_error)
         lines.append(
             f"| {result.name} | {result.version} | {result.dtype} | {result.allocator} | "
             f"{statistics.median(rates):,.0f} | "
             f"{min(rates):,.0f} to {max(rates):,.0f} | {cpu:,.0f} | {peak:.2f} | "
             f"{'unknown' if waste is None else f'{waste:.1%}'} | {result.load_s:.1f} | "
-            f"{result.first_s:.1f} | {'unknown' if error is None else f'{error:.1e}'} |"
+            f"{result.first_s:.1f} | {error} |"
         )
     lines.append("")
     for line in failures("", results):
@@ -126,14 +129,12 @@ def tried(results: Sequence[Result]) -> list[str]:
 
 
 def rows(workload: str, results: Sequence[Result], *, candidate: bool = False) -> list[Row]:
-    """The rows of a record; ratios are those of the first side, if it is ours."""
+    """The rows of a record, with our rate over each side's, as in `ratios`."""
     made = []
     for result in results:
         if not result.rounds:
             continue
-        first, pairs = results[0], []
-        if not candidate and result is not first and first.side.system == OURS:
-            pairs = _pairs(first, result)
+        pairs = [] if candidate else _pairs(_ours_beside(results, result), result)
         settings = {k: v for k, v in result.side.settings.items() if k != "dtype"}
         if result.side.preload:
             settings["preload"] = "+".join(result.side.preload)
@@ -156,21 +157,32 @@ def rows(workload: str, results: Sequence[Result], *, candidate: bool = False) -
     return made
 
 
-def _pairs(first: Result, other: Result) -> list[float]:
-    """Rate over rate by rounds: what slows the machine slows both."""
-    return [a / b for a, b in zip(first.rates, other.rates, strict=False)]
+def _ours_beside(results: Sequence[Result], other: Result) -> Result | None:
+    """The side of ours that another is compared with; None: it is that side, or there is none.
+
+    It is our first side. A peer of another dtype is compared with ours of its dtype, if there is
+    one.
+    """
+    first = results[0]
+    if first.side.system != OURS or other is first:
+        return None
+    alike = [r for r in results if r.side.system == OURS and r.dtype == other.dtype and r.rounds]
+    return alike[0] if alike and other.side.system != OURS else first
+
+
+def _pairs(ours: Result | None, other: Result) -> list[float]:
+    """Our rate over the other's by rounds: what slows the machine slows both."""
+    return [a / b for a, b in zip(ours.rates, other.rates, strict=False)] if ours else []
 
 
 def ratios(results: Sequence[Result]) -> list[str]:
-    """Our first side's rate over the others', by rounds: what slows the machine slows both."""
+    """Our rate over each other side's, by rounds."""
     lines = []
-    first, *others = results
-    if first.side.system != OURS:
-        return []
-    for other in others:
-        if pairs := _pairs(first, other):
+    for other in results:
+        ours = _ours_beside(results, other)
+        if ours and (pairs := _pairs(ours, other)):
             lines += [
-                f"{first.name} / {other.name}: {statistics.median(pairs):.2f} times the tokens/s "
+                f"{ours.name} / {other.name}: {statistics.median(pairs):.2f} times the tokens/s "
                 f"({', '.join(f'{p:.2f}' for p in pairs)}).",
                 "",
             ]
