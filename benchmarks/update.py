@@ -165,7 +165,7 @@ def _sides(
     tried: dict[Side, list[dict[str, Any]]] = {}
     responses = int(WORKLOADS[workload].split()[0])
     sides = _fastest_of(our_grid, args, workload, weights, tried)
-    sides.sort(key=lambda side: side.dtype != "float32")  # ratios are to the first
+    sides.sort(key=lambda side: side.dtype != "float32")
     for name in ("trl", "tunix"):
         if not getattr(args, f"{name}_python"):
             print(f"{name}: left out, no --{name}_python given", file=sys.stderr)
@@ -273,11 +273,13 @@ def _median(runs: Sequence[dict[str, Any]]) -> float:
     return statistics.median(second for run in runs for second in run["seconds"])
 
 
-def _ratio(first: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> float:
-    """Speed over speed, turn by turn: what slows the machine slows both sides of a turn."""
+def _ratio(runs: dict[Side, list[dict[str, Any]]], side: Side) -> float | None:
+    """Our speed over a side's, turn by turn: what slows the machine slows both."""
+    if (ours := record.ours_beside(list(runs), side)) is None:
+        return None
     return statistics.median(
         statistics.median(b["seconds"]) / statistics.median(a["seconds"])
-        for a, b in zip(first, other, strict=True)
+        for a, b in zip(runs[ours], runs[side], strict=True)
     )
 
 
@@ -285,7 +287,6 @@ def _rows(
     workload: str, runs: dict[Side, list[dict[str, Any]]], *, candidate: bool = False
 ) -> list[record.Row]:
     """The rows of a record; without `candidate` the first side is ours."""
-    ours = next(iter(runs.values()), [])
     return [
         record.Row(
             workload=f"{workload}: {WORKLOADS[workload]}",
@@ -297,7 +298,7 @@ def _rows(
             settings={k: v for k, v in side.settings.items() if k != "dtype"},
             seconds=_median(found),
             tokens_per_s=found[0]["real_tokens"] / _median(found),
-            ratio=None if candidate or found is ours else _ratio(ours, found),
+            ratio=None if candidate else _ratio(runs, side),
             peak_bytes=int(statistics.median(run["peak_bytes"] for run in found)),
             candidate=candidate,
         )
@@ -321,7 +322,7 @@ def _comparison(
     runs: dict[Side, list[dict[str, Any]]],
     tried: dict[Side, list[dict[str, Any]]],
 ) -> list[str]:
-    first, found = next(iter(runs.items()))
+    found = next(iter(runs.values()))
     lines = [
         f"## {workload}: {WORKLOADS[workload]}",
         "",
@@ -330,15 +331,15 @@ def _comparison(
         f"{found[0]['packed_rows']}, padding share {found[0]['padding_share']:.1%}; shared prompts "
         f"leave out {found[0]['shared_prompt_tokens']:,} tokens.",
         "",
-        "| side | dtype | allocator | seconds a step | spread | ours / this | peak GiB | load and "
-        "compile s | loss of step 1 |",
+        "| side | dtype | allocator | seconds a step | spread | times as fast | peak GiB | load "
+        "and compile s | loss of step 1 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for side, runs_of_side in runs.items():
         seconds = [s for run in runs_of_side for s in run["seconds"]]
         peak = statistics.median(run["peak_bytes"] for run in runs_of_side) / 2**30
         start = statistics.median(run["start_s"] for run in runs_of_side)
-        ratio = "" if side == first else f"{_ratio(found, runs_of_side):.2f}"
+        ratio = "" if (speed := _ratio(runs, side)) is None else f"{speed:.2f}"
         lines.append(
             f"| {side.label} | {side.dtype} | {runs_of_side[0]['allocator']} | "
             f"{statistics.median(seconds):.2f} | {min(seconds):.2f} to {max(seconds):.2f} | "

@@ -17,12 +17,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = "polaris_jax"
 ANCHOR = "bare products"
 LEAST_SHARE = 0.95  # of a recorded ratio
+S = TypeVar("S", bound="Compared")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Row:
         settings: everything else that was set.
         seconds: median of a round or a step.
         tokens_per_s: median of useful response tokens, or of an update's real tokens.
-        ratio: our tokens/s over this side's, the median over rounds measured in turns; 1: ours.
+        ratio: our tokens/s (of `ours_beside`) over this side's, the median over rounds measured in
+            turns; None: there is nothing to compare with.
         peak_bytes: peak resident memory.
         candidate: True if the side was only tried, once, to find the best of a grid.
     """
@@ -161,6 +163,27 @@ def worse(recorded: Record, found: Record, *, least: float = LEAST_SHARE) -> lis
                 f"{row.ratio:.3f}; at least {least:.0%} is wanted"
             )
     return lines
+
+
+class Compared(Protocol):
+    """A side of a benchmark."""
+
+    @property
+    def system(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+def ours_beside(sides: Sequence[S], side: S) -> S | None:
+    """The side of ours that another is compared with; None: it is that side, or there is none.
+
+    It is the first side. A peer is compared with ours of its dtype, if there is one.
+    """
+    first = sides[0]
+    if first.system != OURS or side is first:
+        return None
+    alike = [s for s in sides if (s.system, s.dtype) == (OURS, side.dtype)]
+    return alike[0] if alike and side.system != OURS else first
 
 
 def table(record: Record) -> list[str]:

@@ -25,7 +25,7 @@ def compiled_program(program: str, num_pages: int, layout: str, dtype: str = "fl
     state = made.init_decode_state(dtype)
     model = small_model()
     if made.spec.native:
-        model, _ = weights.sync_weights(model, dtype=dtype, fused=True, packed=True)
+        model, _ = weights.sync_weights(model, dtype, None, fused=True, packed=True)
     compiled = programs.compiled(made.spec)
     if program == "decode":
         rows, table_BJ = compact(state, np.full(4, -1))
@@ -56,7 +56,7 @@ def test_temporaries_do_not_grow_with_the_pool(program, layout):
 @needs_compiler
 @pytest.mark.parametrize(
     ("program", "least"),
-    [("decode", CONFIG.vocab_size * CONFIG.hidden_size), ("prefill", 4096 * CONFIG.head_dim)],
+    [("decode", CONFIG.vocab_size * CONFIG.hidden_size), ("prefill", 4096 * 4 * CONFIG.head_dim)],
 )
 def test_nothing_that_is_held_in_bfloat16_is_made_float32(program, least, monkeypatch):
     """Not the pool and not the embeddings: XLA would, to move one token."""

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from peers.record import Row
+from peers.record import Row, ours_beside
 
-from .driver import OURS, Side
+from .driver import Side
 from .workloads import Workload, lengths
 
 
@@ -42,6 +42,11 @@ class Result:
     def dtype(self) -> str:
         """Of weights and products."""
         return self.side.settings.get("dtype", "float32")
+
+    @property
+    def system(self) -> str:
+        """Of the side."""
+        return self.side.system
 
     @property
     def allocator(self) -> str:
@@ -134,7 +139,7 @@ def rows(workload: str, results: Sequence[Result], *, candidate: bool = False) -
     for result in results:
         if not result.rounds:
             continue
-        pairs = [] if candidate else _pairs(_ours_beside(results, result), result)
+        pairs = [] if candidate else _pairs(ours_beside(_compared(results), result), result)
         settings = {k: v for k, v in result.side.settings.items() if k != "dtype"}
         if result.side.preload:
             settings["preload"] = "+".join(result.side.preload)
@@ -157,17 +162,8 @@ def rows(workload: str, results: Sequence[Result], *, candidate: bool = False) -
     return made
 
 
-def _ours_beside(results: Sequence[Result], other: Result) -> Result | None:
-    """The side of ours that another is compared with; None: it is that side, or there is none.
-
-    It is our first side. A peer of another dtype is compared with ours of its dtype, if there is
-    one.
-    """
-    first = results[0]
-    if first.side.system != OURS or other is first:
-        return None
-    alike = [r for r in results if r.side.system == OURS and r.dtype == other.dtype and r.rounds]
-    return alike[0] if alike and other.side.system != OURS else first
+def _compared(results: Sequence[Result]) -> list[Result]:
+    return [results[0], *(result for result in results[1:] if result.rounds)]
 
 
 def _pairs(ours: Result | None, other: Result) -> list[float]:
@@ -179,7 +175,7 @@ def ratios(results: Sequence[Result]) -> list[str]:
     """Our rate over each other side's, by rounds."""
     lines = []
     for other in results:
-        ours = _ours_beside(results, other)
+        ours = ours_beside(_compared(results), other)
         if ours and (pairs := _pairs(ours, other)):
             lines += [
                 f"{ours.name} / {other.name}: {statistics.median(pairs):.2f} times the tokens/s "

@@ -12,7 +12,7 @@ from polaris_jax.rollout.fused_weights import fuse
 from polaris_jax.rollout.kv import Pool
 from polaris_jax.rollout.kv.bits import held, held_dtype, numbers
 from polaris_jax.rollout.kv.staged import Staged
-from tests.support.rollout.native_kernels import needs_compiler, reason
+from tests.support.rollout.native_kernels import DTYPES, needs_bfloat16, needs_compiler
 from tests.support.rollout.rollout_cases import CONFIG, small_model
 from tests.tolerances import ATTENTION_ATOL, BF16_LOGIT_RTOL, PRODUCT_RTOL
 
@@ -20,15 +20,6 @@ pytestmark = needs_compiler
 LAYERS, BATCH, KV, STEPS, MOST = 2, 5, 2, 6, 64
 # By the first call of a program, and by later ones.
 KERNEL_ERRORS = (jax.errors.JaxRuntimeError, ValueError)
-
-
-BFLOAT16 = pytest.param(
-    jnp.bfloat16,
-    marks=pytest.mark.skipif(
-        not reason() and not native.multiplies_bfloat16(), reason="no AVX512-BF16 here"
-    ),
-)
-DTYPES = [jnp.float32, BFLOAT16]
 
 
 def normal(*shape, seed=0):
@@ -310,7 +301,7 @@ def test_what_would_read_outside_is_refused(change, words):
 # --- a model in bfloat16 ---
 
 
-@pytest.mark.skipif(not reason() and not native.multiplies_bfloat16(), reason="no AVX512-BF16 here")
+@needs_bfloat16
 def test_a_packed_models_logits_in_bfloat16_are_its_float32_ones_up_to_rounding():
     model = small_model()
     token_BT = jnp.asarray(np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 8)))
