@@ -132,19 +132,12 @@ class Engine:
         return DecodeState(pool, self.config, num_pages=pages, data=self.data)
 
     def new_pool(self, num_pages: int, dtype: Any) -> Any:
-        """A pool of zeros with `num_pages` pages in total, rounded down to equal data shards.
-
-        Args:
-            num_pages: pages of all shards.
-            dtype: that of the keys and values.
-        """
-        if self.spec.native:
-            dtype = held_dtype(dtype)
+        """A pool of zeros with `num_pages` pages in total, rounded down to equal data shards."""
         abstract = self.spec.layout.abstract_pool(
             self.model_config,
             num_pages=num_pages // self.data * self.data,
             page_size=self.config.page_size,
-            dtype=dtype,
+            dtype=held_dtype(dtype) if self.spec.native else dtype,
         )
         where = None if self.spec.mesh is None else programs.pool_sharding(self.spec)
         zeros = partial(programs.zeros, where=where, by_native=self.spec.native)
