@@ -19,10 +19,12 @@ SIZES = {"slots": 4, "page_size": 4, "max_len": 32, "decode_steps": 4, "prefill_
 GREEDY = PromptParams(0.0, 1.0, 0, 0.0, max_tokens=32, seed=0)
 
 
-def compiled_program(program: str, num_pages: int, layout: str, dtype: str = "float32"):
+def compiled_program(program: str, num_pages: int, layout: str, dtype: str | None):
+    """With a dtype the native kernels serve a staged layout; without one XLA's do."""
     sizes = SamplerConfig(num_pages=num_pages, layout=layout, dtype=dtype, **SIZES)
     made = Engine(CONFIG, sizes)
-    state = made.init_decode_state(dtype)
+    assert made.spec.native == (dtype is not None)
+    state = made.init_decode_state(dtype or "float32")
     model = small_model()
     if made.spec.native:
         model, _ = weights.sync_weights(model, dtype, None, fused=True, packed=True)
@@ -40,11 +42,17 @@ def compiled_program(program: str, num_pages: int, layout: str, dtype: str = "fl
 
 
 @pytest.mark.parametrize(
-    ("program", "layout"), [("decode", "staged"), ("decode", "pages"), ("prefill", "pages")]
+    ("program", "layout", "dtype"),
+    [
+        ("decode", "staged", None),
+        ("decode", "pages", None),
+        ("prefill", "pages", None),
+        pytest.param("decode", "staged", "float32", marks=needs_compiler),
+    ],
 )
-def test_temporaries_do_not_grow_with_the_pool(program, layout):
+def test_temporaries_do_not_grow_with_the_pool(program, layout, dtype):
     small, large = (
-        compiled_program(program, pages, layout).memory_analysis() for pages in (64, 4096)
+        compiled_program(program, pages, layout, dtype).memory_analysis() for pages in (64, 4096)
     )
     assert large.argument_size_in_bytes > 8 * small.argument_size_in_bytes
     assert large.temp_size_in_bytes <= 1.05 * small.temp_size_in_bytes
@@ -55,16 +63,16 @@ def test_temporaries_do_not_grow_with_the_pool(program, layout):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("program", "least"),
+    ("program", "bound"),
     [("decode", CONFIG.vocab_size * CONFIG.hidden_size), ("prefill", 4096 * 4 * CONFIG.head_dim)],
 )
-def test_nothing_that_is_held_in_bfloat16_is_made_float32(program, least, monkeypatch):
+def test_nothing_that_is_held_in_bfloat16_is_made_float32(program, bound, monkeypatch):
     """Not the pool and not the embeddings: XLA would, to move one token."""
     monkeypatch.setattr(native, "multiplies_bfloat16", lambda: True)  # to compile, not to run
     text = compiled_program(program, 4096, "staged", "bfloat16").as_text()
     shapes = re.findall(r"\bf32\[([\d,]+)\]", text)
     assert shapes
-    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) < least
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) < bound
 
 
 def test_a_call_ends_once_its_rows_fit_a_smaller_bucket():

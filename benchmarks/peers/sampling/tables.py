@@ -139,7 +139,7 @@ def rows(workload: str, results: Sequence[Result], *, candidate: bool = False) -
     for result in results:
         if not result.rounds:
             continue
-        pairs = [] if candidate else _pairs(ours_beside(_compared(results), result), result)
+        pairs = [] if candidate else _pairs(_ours(results, result), result)
         settings = {k: v for k, v in result.side.settings.items() if k != "dtype"}
         if result.side.preload:
             settings["preload"] = "+".join(result.side.preload)
@@ -162,8 +162,9 @@ def rows(workload: str, results: Sequence[Result], *, candidate: bool = False) -
     return made
 
 
-def _compared(results: Sequence[Result]) -> list[Result]:
-    return [results[0], *(result for result in results[1:] if result.rounds)]
+def _ours(results: Sequence[Result], other: Result) -> Result | None:
+    """The side of ours, among those that ran, that another is compared with."""
+    return ours_beside([results[0], *(r for r in results[1:] if r.rounds)], other)
 
 
 def _pairs(ours: Result | None, other: Result) -> list[float]:
@@ -175,7 +176,7 @@ def ratios(results: Sequence[Result]) -> list[str]:
     """Our rate over each other side's, by rounds."""
     lines = []
     for other in results:
-        ours = ours_beside(_compared(results), other)
+        ours = _ours(results, other)
         if ours and (pairs := _pairs(ours, other)):
             lines += [
                 f"{ours.name} / {other.name}: {statistics.median(pairs):.2f} times the tokens/s "
