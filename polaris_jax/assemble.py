@@ -176,14 +176,13 @@ def assemble(
     require_wandb(config.metrics.wandb)
     progress.line(f"problems: {len(found.problems)} from {found.origin} ({found.why})")
     tokenizer = load_base_tokenizer(config)
-    problems, prompts = fitting_prompts(
-        found.problems, config.data, tokenizer=tokenizer, say=progress.line
-    )
+    encoded = {"tokenizer": tokenizer, "vocab_size": model_config.vocab_size}
+    problems, prompts = fitting_prompts(found.problems, config.data, **encoded, say=progress.line)
     processes.agree({PROMPTS: prompts})
     for line in remarks(config, problems=len(problems)):
         progress.line(line)
     if held_out:
-        held_out = fitting(held_out, config.data, tokenizer=tokenizer, say=progress.line)
+        held_out = fitting(held_out, config.data, **encoded, say=progress.line)
     with contextlib.ExitStack() as opened:
         claim = opened.enter_context(
             workdir_lib.claim(

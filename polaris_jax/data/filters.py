@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from polaris_jax.config.data import PROMPT_SUFFIX
+from polaris_jax.config.settings import ConfigError
 from polaris_jax.data.prompts import PromptFormat, lacks_question
 from polaris_jax.records import Problem
 from polaris_jax.system.text import printable
@@ -115,6 +116,7 @@ def drop_long_prompts(
     *,
     prompt_format: PromptFormat,
     max_prompt_tokens: int,
+    vocab_size: int,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Problem], dict[str, int], str]:
     """The problems whose rendered prompt fits, and the token count of each that does not.
@@ -126,12 +128,16 @@ def drop_long_prompts(
         tokenizer: counts the tokens, chat template and suffix included.
         prompt_format: how a problem becomes a prompt.
         max_prompt_tokens: the most tokens a prompt may have, inclusive.
+        vocab_size: V, the model's: the ids of a prompt that fits must be in [0, V).
         say: gets the first prompt, and one warning if prompts do not hold their question: chat
             templates may drop it.
 
     Returns:
         (kept, {id of a dropped problem: its tokens}, digest of the kept ones' token ids, which does
         not depend on their order).
+
+    Raises:
+        ConfigError: the tokenizer gives an id beyond the model's vocabulary.
     """
     checks = PromptChecks(tokenizer, prompt_format, say=say)
     problems = list(problems)
@@ -140,6 +146,12 @@ def drop_long_prompts(
     digests: list[bytes] = []
     for problem, ids in zip(problems, checks.token_ids(problems), strict=True):
         if len(ids) <= max_prompt_tokens:
+            if ids and max(ids) >= vocab_size:
+                raise ConfigError(
+                    f"problem {problem.id!r}: its prompt has token id {max(ids)}, and the model's "
+                    f"vocab_size={vocab_size} has none above {vocab_size - 1}; its tokenizer is "
+                    "another model's, or tokens were added to it without rows in the embedding"
+                )
             kept.append(problem)
             line = json.dumps([problem.id, *ids]).encode()
             digests.append(hashlib.blake2b(line, digest_size=8).digest())

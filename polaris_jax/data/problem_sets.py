@@ -206,29 +206,30 @@ def _check_made_of(
 
 
 def fitting(
-    problems: Sequence[Problem], data: DataSection, *, tokenizer: Any, say: Say
+    problems: Sequence[Problem], data: DataSection, *, tokenizer: Any, vocab_size: int, say: Say
 ) -> list[Problem]:
     """The problems whose prompt is within `data.max_prompt_tokens`; `say` gets the number left out.
 
     Raises:
-        ConfigError: no prompt is that short.
+        ConfigError: no prompt is that short, or one has a token id that the model does not know.
     """
-    return fitting_prompts(problems, data, tokenizer=tokenizer, say=say)[0]
+    return fitting_prompts(problems, data, tokenizer=tokenizer, vocab_size=vocab_size, say=say)[0]
 
 
 def fitting_prompts(
-    problems: Sequence[Problem], data: DataSection, *, tokenizer: Any, say: Say
+    problems: Sequence[Problem], data: DataSection, *, tokenizer: Any, vocab_size: int, say: Say
 ) -> tuple[list[Problem], str]:
     """What `fitting` returns, and a digest of the token ids of these problems' prompts.
 
     Raises:
-        ConfigError: no prompt is short enough.
+        ConfigError: see `fitting`.
     """
     kept, dropped, digest = drop_long_prompts(
         problems,
         tokenizer,
         prompt_format=prompt_format(data),
         max_prompt_tokens=data.max_prompt_tokens,
+        vocab_size=vocab_size,
         say=say,
     )
     say_long_prompts(list(dropped.items()), data.max_prompt_tokens, kept=len(kept), say=say)

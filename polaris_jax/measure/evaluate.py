@@ -192,13 +192,7 @@ class _Evaluation:
             if scored.checkpoint:
                 find_checkpoint(workdir, scored.checkpoint)
         run = cls(
-            config,
-            workdir,
-            progress,
-            given,
-            left_out,
-            checkpoints=len(asked),
-            forecast=forecast,
+            config, workdir, progress, given, left_out, checkpoints=len(asked), forecast=forecast
         )
         run._say_cost(asked)
         return run
@@ -235,7 +229,13 @@ class _Evaluation:
                 max_response_tokens=self._budget + forced_room(section, weights[1]),
                 yarn=variant.yarn,
             )
-        problems = fitting(self._given, config.data, tokenizer=weights[1], say=progress.line)
+        problems = fitting(
+            self._given,
+            config.data,
+            tokenizer=weights[1],
+            vocab_size=weights[0].config.vocab_size,
+            say=progress.line,
+        )
         left_out = {**self._left_out, "long_prompt": len(self._given) - len(problems)}
         asked = Asked(config, progress, problems, self._budget, self._samplers)
         files = self._open(asked, weights, scored, ownership)

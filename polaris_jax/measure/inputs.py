@@ -88,7 +88,11 @@ def measured_on(
     found = training_problems(config, workdir, progress, files=files)
     model_config, tokenizer = weights.describe(config)
     problems, prompts = fitting_prompts(
-        found.problems, config.data, tokenizer=tokenizer, say=progress.line
+        found.problems,
+        config.data,
+        tokenizer=tokenizer,
+        vocab_size=model_config.vocab_size,
+        say=progress.line,
     )
     processes.agree({PROMPTS: prompts})
     warn_of_reward(config.reward, config.data, tokenizer, problems, progress.line)

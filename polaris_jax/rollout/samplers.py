@@ -36,8 +36,13 @@ def with_dtype(
         config: the run's config.
         model_config: architecture of the model.
         devices: devices that may sample.
-        say: prints the choice.
+        say: prints the choice, or a warning that the config's own is slow here.
     """
+    if config.model.dtype == "bfloat16" and (refusal := _refusal(config, model_config, devices)):
+        say(
+            f"warning: model.dtype=bfloat16 is several times slower to sample than float32 on this "
+            f"CPU ({refusal}); set model.dtype=auto or float32"
+        )
     if config.model.dtype != "auto":
         return config
 

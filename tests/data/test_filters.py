@@ -2,6 +2,7 @@
 
 import pytest
 
+from polaris_jax.config import ConfigError
 from polaris_jax.config.data import PROMPT_SUFFIX
 from polaris_jax.data.filters import content_id, deduplicate, drop_long_prompts, normalized_text
 from polaris_jax.data.prompts import PromptFormat, render_prompt
@@ -67,7 +68,11 @@ def test_long_prompts_are_dropped_whole_at_the_limit():
     }
     limit = tokens["6"]
     kept, dropped, _ = drop_long_prompts(
-        problems, tokenizer, prompt_format=PromptFormat(PROMPT_SUFFIX), max_prompt_tokens=limit
+        problems,
+        tokenizer,
+        prompt_format=PromptFormat(PROMPT_SUFFIX),
+        max_prompt_tokens=limit,
+        vocab_size=9999,
     )
     assert kept == problems[:7]
     assert dropped == {id: n for id, n in tokens.items() if n > limit}
@@ -76,7 +81,12 @@ def test_long_prompts_are_dropped_whole_at_the_limit():
 def test_a_template_that_drops_the_question_is_one_warning():
     problems = [Problem(f"p{i}", f"What is {i}+1?", str(i + 1)) for i in range(3)]
     tokenizer, told = build_tokenizer(), []
-    options = {"prompt_format": PromptFormat(), "max_prompt_tokens": 999, "say": told.append}
+    options = {
+        "prompt_format": PromptFormat(),
+        "max_prompt_tokens": 999,
+        "vocab_size": 9999,
+        "say": told.append,
+    }
     drop_long_prompts(problems, tokenizer, **options)
     assert len(told) == 1
     assert told[0].startswith("prompt of problem 'p0', ")
@@ -96,10 +106,26 @@ def test_a_template_that_drops_the_question_is_one_warning():
     assert len(told) == 1
 
 
+def test_a_token_that_the_model_does_not_know_is_refused_at_once():
+    tokenizer = build_tokenizer()
+    problem = Problem("far", "What is 1+1?", "2")
+    largest = max(render_prompt(tokenizer, problem.problem, suffix=PROMPT_SUFFIX)[1])
+    options = {"prompt_format": PromptFormat(PROMPT_SUFFIX), "max_prompt_tokens": 999}
+    kept, _, _ = drop_long_prompts([problem], tokenizer, vocab_size=largest + 1, **options)
+    assert kept == [problem]
+    with pytest.raises(ConfigError, match=f"'far': its prompt has token id {largest}, .* another"):
+        drop_long_prompts([problem], tokenizer, vocab_size=largest, **options)
+
+
 def test_of_a_long_prompt_both_ends_are_shown_and_nothing_steers_the_terminal():
     told = []
     problem = Problem("p", "a" * 1000 + "\x1b[2J" + "z" * 1000, "1")
-    options = {"prompt_format": PromptFormat(), "max_prompt_tokens": 9999, "say": told.append}
+    options = {
+        "prompt_format": PromptFormat(),
+        "max_prompt_tokens": 9999,
+        "vocab_size": 9999,
+        "say": told.append,
+    }
     drop_long_prompts([problem], build_tokenizer(), **options)
     assert len(told[0]) < 800
     assert "aaa ... zzz" in told[0]

@@ -34,7 +34,7 @@ from polaris_jax.system.progress import Progress
 
 # float32: `model.dtype=auto` would look for weights, and these tests give their own.
 CONFIG = dataclasses.replace(RunConfig(), model=ModelSection(dtype="float32"))
-MODEL = Decoder.init(warmstart_model_config(CONFIG.warmstart, vocab_size=16), jax.random.key(0))
+MODEL = Decoder.init(warmstart_model_config(CONFIG.warmstart, vocab_size=512), jax.random.key(0))
 PROBLEMS = [Problem("a", "1 + 1?", "2"), Problem("b", "2 + 2?", "4")]
 
 

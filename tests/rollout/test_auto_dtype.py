@@ -74,7 +74,19 @@ def test_several_processes_take_float32_on_cpus(monkeypatch, kernels):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_type_of_the_users_own_is_kept(dtype):
+def test_a_type_of_the_users_own_is_kept(dtype, kernels):
+    kernels(True)
     config = build_config({"model": {"dtype": dtype}})
     assert with_dtype(config, CONFIG, jax.devices()[:1], pytest.fail) == config
     assert config.model.arithmetic == dtype
+
+
+def test_bfloat16_of_the_users_own_is_kept_with_a_warning_where_it_is_slow(kernels):
+    kernels(False)
+    config, said = build_config({"model": {"dtype": "bfloat16"}}), []
+    assert with_dtype(config, CONFIG, jax.devices()[:1], said.append) == config
+    (line,) = said
+    assert line.startswith("warning: model.dtype=bfloat16 is several times slower")
+    assert "AVX512-BF16" in line
+    assert line.endswith("set model.dtype=auto or float32")
+    assert with_dtype(config, CONFIG, [Device("tpu")], pytest.fail) == config
